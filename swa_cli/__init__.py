@@ -1,0 +1,24 @@
+"""swa: train image models with Stochastic Weight Averaging.
+
+The library face, for people with a training loop of their own. Names are imported when they are first used,
+so that `swa --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["WeightAverage", "__version__", "update_batchnorm"]
+
+_HOMES = {
+    "WeightAverage": "swa_cli.averaging.average",
+    "update_batchnorm": "swa_cli.averaging.batchnorm",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'swa_cli' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

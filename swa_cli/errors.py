@@ -1,0 +1,73 @@
+"""What can go wrong and how it is said: one sentence of what, the value, one action; and the exit codes.
+
+`UserError` is for what a person can fix; `RecipeError` carries every problem of a recipe at once, each with its
+place. What only we can break is an `assert`. `cli.main` alone turns these into an exit code and a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+EXIT_DONE = 0
+EXIT_FAILED = 1  # the run failed: NaN loss, disk full, a bug
+EXIT_USAGE = 2  # wrong usage, recipe, data or checkpoint; nothing was run
+EXIT_INTERRUPTED = 130  # Ctrl-C (128 + SIGINT)
+EXIT_TERMINATED = 143  # SIGTERM (128 + 15)
+
+
+class UserError(Exception):
+    """Something a person can fix.
+
+    Args:
+        message: What is wrong, with which value, where.
+        hint: The one action that mends it.
+        exit_code: `EXIT_USAGE` if nothing was run, `EXIT_FAILED` if a run failed.
+    """
+
+    def __init__(self, message: str, *, hint: str, exit_code: int = EXIT_USAGE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a problem stands: a line of a recipe file, or a word of the command line.
+
+    `line` and `column` count from 1 and are 0 where the place is a whole file or an override;
+    `length` is the number of characters to underline, `text` the source line.
+    """
+
+    source: str  # path of the recipe, or "command line: optimizer.lrr=0.2"
+    line: int = 0
+    column: int = 0
+    length: int = 0
+    text: str = ""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One mistake in a recipe: `key` is dotted (`optimizer.momentun`), `hint` the action.
+
+    Cross-checks (plan, optimizer, data) know the key only; `recipe.load.locate` adds the place.
+    """
+
+    key: str
+    message: str
+    hint: str
+    place: Place | None = None
+
+
+class RecipeError(Exception):
+    """Every problem of a recipe at once; nothing was run. `source` is the recipe's path, as it was given."""
+
+    def __init__(self, problems: Sequence[Problem], *, source: str = "the recipe") -> None:
+        super().__init__("; ".join(f"{problem.key}: {problem.message}" for problem in problems))
+        self.problems = tuple(problems)
+        self.source = source
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt it passes every `except Exception`."""
