@@ -1,0 +1,68 @@
+"""The types of a recipe's fields: each reads the text that stands in the recipe and refuses the ambiguous.
+
+A validator's `ValueError` reads `what is wrong: what to do`; `explain.py` makes message and hint of it.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+
+from swa_cli.recipe import scalars
+from swa_cli.recipe.duration import Duration
+
+NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
+RESERVED_AVERAGES = ("last", "previous", "swa")
+
+
+def _duration(value: object) -> Duration:
+    return value if isinstance(value, Duration) else Duration.parse(scalars.written(value))
+
+
+def _portion(value: object) -> str | int:
+    """`10%` of the samples, or a number of samples."""
+    text = scalars.written(value)
+    if re.fullmatch(r"0|[1-9]\d{0,17}", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"\d{1,2}(\.\d{1,9})?%", text, re.ASCII):
+        return text
+    raise ValueError(f"{scalars.shown(value)} is neither a share below 100% nor a count: write 10%, 5000 or 0")
+
+
+def _count_or(word: str) -> BeforeValidator:
+    """A positive whole number, or the one word that stands for a choice."""
+
+    def check(value: object) -> str | int:
+        text = scalars.written(value)
+        if text == word:
+            return word
+        if re.fullmatch(r"[1-9]\d{0,17}", text, re.ASCII):
+            return int(text)
+        raise ValueError(f"{scalars.shown(value)} is neither `{word}` nor a count: write {word} or a number from 1 on")
+
+    return BeforeValidator(check)
+
+
+def _name_of_average(name: str) -> str:
+    if name in RESERVED_AVERAGES or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ValueError(
+            f"{scalars.shown(name)} cannot name an average: use small letters, digits and _,"
+            f" but not {', '.join(RESERVED_AVERAGES)}"
+        )
+    return name
+
+
+DurationField = Annotated[Duration, BeforeValidator(_duration), PlainSerializer(str)]
+Text = Annotated[str, BeforeValidator(scalars.text)]
+Flag = Annotated[bool, BeforeValidator(scalars.flag)]
+Whole = Annotated[int, BeforeValidator(scalars.whole)]
+Count = Annotated[Whole, Field(ge=1)]
+Portion = Annotated[str | int, BeforeValidator(_portion)]
+CountOrAll = Annotated[str | int, _count_or("all")]
+CountOrAuto = Annotated[str | int, _count_or("auto")]
+Number = Annotated[float, BeforeValidator(scalars.number)]
+Rate = Annotated[Number, Field(ge=0)]
+Free = Annotated[Any, BeforeValidator(scalars.free)]
+AverageName = Annotated[str, AfterValidator(_name_of_average)]

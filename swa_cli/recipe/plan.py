@@ -1,0 +1,295 @@
+"""From a recipe and the size of its training set: which steps are averaged, kept, scored and saved.
+
+The one idea: the whole run is arithmetic, done before anything is trained, so every mistake in it is reported
+at once and the plan that a person reads is the plan that is run. Points count updates done: weights exist at
+points 1 to S, and the end of epoch `e` is the point `e * steps_per_epoch`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from itertools import pairwise
+
+from swa_cli.errors import Problem, RecipeError
+from swa_cli.recipe.duration import Duration
+from swa_cli.recipe.schedule import (
+    LEADING_TO_SWA_LR,
+    Course,
+    chart,
+    cycle_problems,
+    in_epochs,
+    learning_rate,
+    schedule_problems,
+)
+from swa_cli.recipe.schema import Average, Recipe
+from swa_cli.recipe.series import Clock, Series, points, series_problems
+
+FEW_WEIGHTS = 5  # a mean of fewer is hardly flatter than its members
+
+
+@dataclass(frozen=True)
+class AveragePlan:
+    """One average: `steps` are the points, in updates done, whose weights it takes."""
+
+    name: str
+    kind: str
+    decay: float | None
+    window: int | None
+    steps: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is known of a run before it begins. Epochs count from 1, steps of `learning_rate` from 0."""
+
+    num_train: int
+    epochs: int
+    steps_per_epoch: int
+    total_steps: int
+    averages: tuple[AveragePlan, ...]
+    snapshots: tuple[int, ...]  # updates done
+    score_epochs: frozenset[int]  # at their ends the averages are scored; the end of the run is not listed
+    save_epochs: frozenset[int]  # at their ends last.pt is saved
+    learning_rate: Callable[[int], float]
+    warnings: tuple[str, ...]
+
+
+def make_plan(recipe: Recipe, *, num_train: int) -> Plan:
+    """Work out a run on `num_train` training samples; the ragged rest of each epoch is dropped.
+
+    Raises:
+        RecipeError: With every problem found, none of which has a place yet.
+    """
+    batch_size, accumulate = recipe.train.batch_size, recipe.train.accumulate
+    steps_per_epoch = num_train // (batch_size * accumulate)
+    if steps_per_epoch == 0:
+        message = f"{batch_size} x {accumulate} is more than the {num_train:,} training samples"
+        largest = num_train // accumulate
+        hint = f"write at most {largest}" if largest else "lower train.accumulate"
+        raise RecipeError([Problem("train.batch_size", message, hint)])
+
+    total = recipe.train.epochs * steps_per_epoch
+    problems = schedule_problems(recipe, steps_per_epoch=steps_per_epoch)
+    course = None if problems else chart(recipe, steps_per_epoch=steps_per_epoch)
+    clock = Clock(steps_per_epoch, total, course.minima if course else ())
+    for series in _average_series(recipe) + _snapshot_series(recipe):
+        problems += series_problems(recipe, series, clock=clock, cycles_known=course is not None)
+    problems += _interval_problems(recipe)
+    if problems or course is None:
+        raise RecipeError(problems)
+
+    averages = tuple(
+        AveragePlan(name, average.kind, average.decay, average.window, points(series, clock=clock))
+        for series, (name, average) in zip(_average_series(recipe), recipe.all_averages.items(), strict=True)
+    )
+    snapshots = [points(series, clock=clock) for series in _snapshot_series(recipe)]
+    rate = learning_rate(recipe, steps_per_epoch=steps_per_epoch)
+    return Plan(
+        num_train=num_train,
+        epochs=recipe.train.epochs,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        averages=averages,
+        snapshots=snapshots[0] if snapshots else (),
+        score_epochs=_score_epochs(recipe, averages, clock),
+        save_epochs=_epochs_with(recipe.output.save_every, clock) | {recipe.train.epochs},
+        learning_rate=rate,
+        warnings=tuple(_warnings(recipe, averages, course)),
+    )
+
+
+# What a person reads before the run.
+
+
+def describe_schedule(recipe: Recipe, plan: Plan) -> str:
+    """`30 epochs x 351 steps: warmup 1 epoch to 0.1, cosine to 0.05 at epoch 22.5, then flat`."""
+    course = chart(recipe, steps_per_epoch=plan.steps_per_epoch)
+    epoch = partial(in_epochs, steps_per_epoch=plan.steps_per_epoch)
+    parts = []
+    if course.warmup:
+        begins_at = plan.learning_rate(course.warmup)
+        parts.append(f"warmup {_length(course.warmup, plan.steps_per_epoch)} to {begins_at:g}")
+    parts.append(_shape_text(recipe, course))
+    swa = recipe.swa
+    if swa is not None and swa.lr is not None:
+        if course.anneal:
+            anneal = f"{swa.anneal_shape} anneal of {_length(course.anneal, plan.steps_per_epoch)}"
+            parts += [f"{anneal} to {swa.lr:g} at epoch {epoch(course.start)}", "then flat"]
+        elif _arrives_at(swa.lr, recipe, course):
+            parts.append("then flat")
+        else:
+            parts.append(f"{swa.lr:g} from epoch {epoch(course.start)} on")
+    elif course.end < course.total:
+        parts.append("then flat")
+    return f"{_count(plan.epochs, 'epoch')} x {_count(plan.steps_per_epoch, 'step')}: {', '.join(parts)}"
+
+
+def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
+    """A line for each average and one for the snapshots: how many weights, which, and what becomes of them.
+
+    `swa: 8 weights, ends of epochs 23 to 30 (from 75 %); BatchNorm recomputed at the end`.
+    """
+    lines = []
+    for series, average in zip(_average_series(recipe), plan.averages, strict=True):
+        when = _when(series, average.steps, plan.steps_per_epoch)
+        weights = {
+            "ema": f"EMA {average.decay}",
+            "latest": f"latest {average.window} of {_count(len(average.steps), 'weight')}",
+        }.get(average.kind, _count(len(average.steps), "weight"))
+        lines.append(f"{average.name}: {weights}, {when}; BatchNorm recomputed at the end")
+    for series in _snapshot_series(recipe):
+        assert recipe.snapshots is not None
+        when = _when(series, plan.snapshots, plan.steps_per_epoch)
+        kept = "all" if recipe.snapshots.keep == "all" else f"the last {recipe.snapshots.keep}"
+        lines.append(f"snapshots: {len(plan.snapshots)}, {when}; {kept} kept")
+    return lines
+
+
+def _arrives_at(rate: float, recipe: Recipe, course: Course) -> bool:
+    """Whether the shape itself has come to `rate` at swa.start."""
+    leads_there = recipe.schedule.name in LEADING_TO_SWA_LR and course.end == course.start
+    return leads_there and course.final_lr == rate
+
+
+def _shape_text(recipe: Recipe, course: Course) -> str:
+    schedule, lr = recipe.schedule, recipe.optimizer.lr
+    epoch = partial(in_epochs, steps_per_epoch=course.steps_per_epoch)
+    length = partial(_length, steps_per_epoch=course.steps_per_epoch)
+    peak = lr if schedule.max_lr is None else schedule.max_lr
+    bounds = course.turns
+    match schedule.name:
+        case "cosine" | "linear":
+            return f"{schedule.name} to {course.final_lr:g} at epoch {epoch(course.end)}"
+        case "cosine_restarts":
+            growth = f", each {schedule.cycle_mult:g} x longer" if (schedule.cycle_mult or 1) > 1 else ""
+            first = length(bounds[1] - bounds[0])
+            return f"cosine cycles of {first} from {lr:g} to {course.final_lr:g}{growth}"
+        case "cyclic":
+            ways = ("down", "up") if schedule.begin == "max" else ("up", "down")
+            pieces = [length(right - left) for left, right in pairwise(bounds)]
+            paces = " and ".join(f"{piece} {way}" for piece, way in zip(pieces, ways, strict=False))
+            mode = "" if schedule.mode in (None, "triangular") else f", {schedule.mode}"
+            return f"cycles between {schedule.base_lr:g} and {peak:g}, {paces}{mode}"
+        case "multistep":
+            factor = 0.1 if schedule.factor is None else schedule.factor
+            drops = ", ".join(epoch(point) for point in course.drops)
+            return f"steps from {lr:g}, times {factor:g} at epoch {drops}"
+        case "one_cycle":
+            down = f"down to {course.final_lr:g} at epoch {epoch(course.end)}"
+            return f"one cycle from {lr:g} up to {peak:g} at epoch {epoch(course.peak)}, {down}"
+        case "swa_paper":
+            knee, foot = epoch(course.end / 2), epoch(course.end * Fraction(9, 10))
+            return f"{lr:g} to epoch {knee}, linear to {course.final_lr:g} at epoch {foot}"
+    return f"constant {lr:g}"
+
+
+def _when(series: Series, steps: tuple[int, ...], steps_per_epoch: int) -> str:
+    """Where the points of a series lie, in the words of its own unit."""
+    epoch = partial(in_epochs, steps_per_epoch=steps_per_epoch)
+    since = {"%": " (from {} %)", "step": " (from step {})", "cycle": " (from cycle {})"}
+    start = since.get(series.start.unit, "").format(str(series.start).removesuffix(series.start.unit))
+    gap = steps[1] - steps[0] if len(steps) > 1 else 0
+    if series.every.unit == "cycle":
+        return f"at the minima of the cycles{start}"
+    if all(step % steps_per_epoch == 0 for step in steps):
+        return f"{_ends_of([step // steps_per_epoch for step in steps])}{start}"
+    if gap == 1 and len(steps) == steps[-1] - steps[0] + 1:
+        return f"every step from epoch {math.ceil(steps[0] / steps_per_epoch)}{start}"
+    if len(steps) == 1:
+        return f"at epoch {epoch(steps[0])}{start}"
+    an_epoch = 1 / series.every.value if series.every.unit == "ep" else Fraction(0)
+    divides_it = an_epoch.denominator == 1 and an_epoch > 0
+    pace = f"{an_epoch} an epoch" if divides_it else f"every {_length(gap, steps_per_epoch)}"
+    return f"{pace}, epochs {epoch(steps[0])} to {epoch(steps[-1])}{start}"
+
+
+def _ends_of(epochs: list[int]) -> str:
+    if len(epochs) == 1:
+        return f"end of epoch {epochs[0]}"
+    if len(epochs) == 2:
+        return f"ends of epochs {epochs[0]} and {epochs[1]}"
+    if epochs[1] == epochs[0] + 1:
+        return f"ends of epochs {epochs[0]} to {epochs[-1]}"
+    return f"ends of epochs {epochs[0]}, {epochs[1]}, ..., {epochs[-1]}"
+
+
+def _length(steps: int, steps_per_epoch: int) -> str:
+    if steps < steps_per_epoch:
+        return _count(steps, "step")
+    epochs = in_epochs(steps, steps_per_epoch=steps_per_epoch)
+    return f"{epochs} epoch" if epochs == "1" else f"{epochs} epochs"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def _average_series(recipe: Recipe) -> list[Series]:
+    return [
+        Series("swa" if name == "swa" else f"averages.{name}", *_start_and_every(average))
+        for name, average in recipe.all_averages.items()
+    ]
+
+
+def _start_and_every(average: Average) -> tuple[Duration, Duration]:
+    assert average.start is not None, "the schema fills it in"
+    assert average.every is not None, "the schema fills it in"
+    return average.start, average.every
+
+
+def _snapshot_series(recipe: Recipe) -> list[Series]:
+    """None or one."""
+    kept = recipe.snapshots
+    return [Series("snapshots", kept.start, kept.every)] if kept else []
+
+
+def _interval_problems(recipe: Recipe) -> list[Problem]:
+    named = [("output.save_every", recipe.output.save_every)]
+    named += [("swa.eval_every", recipe.swa.eval_every)] if recipe.swa else []
+    empty = [Problem(key, f"{every} is no interval", "write 1ep") for key, every in named if every.value == 0]
+    return cycle_problems(named) + empty
+
+
+def _epochs_with(every: Duration, clock: Clock) -> frozenset[int]:
+    """Epochs `e` with a multiple of `every` in (e - 1, e]."""
+    intervals_an_epoch = clock.steps_per_epoch / clock.exact(every)
+    epochs = range(1, clock.total // clock.steps_per_epoch + 1)
+    return frozenset(e for e in epochs if e * intervals_an_epoch // 1 > (e - 1) * intervals_an_epoch // 1)
+
+
+def _score_epochs(recipe: Recipe, averages: Iterable[AveragePlan], clock: Clock) -> frozenset[int]:
+    """Epochs at whose end some average has a weight to score; the end of the run scores everything anyway."""
+    first = min((average.steps[0] for average in averages), default=clock.total)
+    due = _epochs_with(recipe.average_scoring.eval_every, clock)
+    return frozenset(e for e in due if first <= e * clock.steps_per_epoch < clock.total)
+
+
+def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Course) -> list[str]:
+    """What can be run, but is hardly meant."""
+    found, swa, lr = [], recipe.swa, recipe.optimizer.lr
+    for series, average in zip(_average_series(recipe), averages, strict=True):
+        count = len(average.steps)
+        if average.kind == "mean" and count < FEW_WEIGHTS:
+            remedy = f"an earlier {series.key}.start or a shorter {series.key}.every takes more"
+            found.append(f"{average.name} averages only {_count(count, 'weight')}: {remedy}")
+        if average.window is not None and average.window > count:
+            found.append(f"{average.name} holds the latest {average.window} weights, but takes only {count}")
+        horizon = 0 if average.decay is None else round(1 / (1 - average.decay))
+        if horizon > count:
+            remedy = f"lower {series.key}.decay"
+            found.append(f"{average.name} looks back over {horizon:,} updates, but has {count:,}: {remedy}")
+        if series.every.unit == "cycle" and average.steps[-1] < course.total:
+            rest = _length(course.total - average.steps[-1], course.steps_per_epoch)
+            found.append(f"{average.name} takes nothing in the last {rest}: the run ends off a minimum")
+    if swa is not None and swa.lr is not None and swa.lr > lr:
+        found.append(f"swa.lr {swa.lr:g} is above optimizer.lr {lr:g}: the rate rises where averaging begins")
+    flat_lr = swa.lr if swa and swa.lr is not None else course.final_lr if course.end < course.total else None
+    if swa is not None and flat_lr == 0:
+        found.append("the learning rate is 0 from swa.start on: all weights of the average would be equal")
+    if course.drops and course.drops[-1] >= course.total:
+        found.append("schedule.at has a point at or after the end of the run")
+    return found

@@ -1,0 +1,52 @@
+"""The text of a recipe file, or why it cannot be had.
+
+The one idea: a file that is no recipe (a folder, a checkpoint) is refused before anything parses it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from swa_cli.errors import UserError
+
+MAX_BYTES = 1 << 20
+
+
+def file_text(path: Path | str) -> str:
+    """The text of a recipe file.
+
+    Raises:
+        UserError: It is missing, cannot be read, is larger than `MAX_BYTES` or is not text.
+    """
+    hint = "name a recipe, a YAML file"
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file", hint=_similar_file(Path(path)) or hint) from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder", hint=f"{hint} in it") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{path}: cannot be read ({reason})", hint=hint) from error
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path}: is larger than any recipe ({MAX_BYTES >> 20} MiB)", hint=hint)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: is not text in UTF-8 (line {line})", hint=f"{hint} in UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{path}: is not a text file", hint=hint)
+    return text
+
+
+def _similar_file(path: Path) -> str | None:
+    """A hint at a recipe beside the one that is missing."""
+    try:
+        names = [item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml")]
+    except (OSError, ValueError):
+        return None
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f"did you mean {path.parent / close[0]}?" if close else None

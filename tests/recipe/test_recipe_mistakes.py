@@ -1,0 +1,211 @@
+"""Mistakes in a recipe: each has its exact place, one readable sentence and one action."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from swa_cli.errors import Problem, RecipeError
+from swa_cli.recipe.load import load
+
+SMALLEST = "model: {name: convnet}\ndataset: {name: digits}\noptimizer: {lr: 0.1}\ntrain: {epochs: 3}\n"
+
+
+def problems_of(folder: Path, text: str, *overrides: str) -> tuple[Problem, ...]:
+    (folder / "r.yaml").write_text(text, newline="")
+    with pytest.raises(RecipeError) as caught:
+        load(folder / "r.yaml", overrides)
+    assert caught.value.source == str(folder / "r.yaml")
+    return caught.value.problems
+
+
+class Wrong(NamedTuple):
+    """Text that follows the four lines of the smallest recipe, and the only problem that it makes."""
+
+    text: str
+    place: tuple[int, int, int]  # line, column, number of characters underlined
+    key: str
+    message: str
+    hint: str
+
+
+WRONG = [
+    # Keys that no section knows.
+    Wrong("zzz: 1", (5, 1, 3), "zzz", "unknown key", "the keys at the top are name, seed"),
+    Wrong("Seed: 1", (5, 1, 4), "Seed", "unknown key", "did you mean `seed`?"),
+    Wrong("swa_lr: 0.05", (5, 1, 6), "swa_lr", "unknown key", "did you mean `swa.lr`?"),
+    Wrong("swa_start: 75%", (5, 1, 9), "swa_start", "unknown key", "did you mean `swa.start`?"),
+    Wrong("learning_rate: 1", (5, 1, 13), "learning_rate", "unknown key", "did you mean `optimizer.lr`?"),
+    Wrong("weight_decay: 1", (5, 1, 12), "weight_decay", "unknown key", "`optimizer.weight_decay`?"),
+    Wrong("batch_size: 1", (5, 1, 10), "batch_size", "unknown key", "belongs to `train`: write train.batch_size"),
+    Wrong("lr: 1", (5, 1, 2), "lr", "unknown key", "write optimizer.lr or swa.lr"),
+    Wrong("optimizer.lr: 1", (5, 1, 12), "optimizer.lr", "unknown key", "did you mean `optimizer.lr`?"),
+    Wrong("epoch: 1", (5, 1, 5), "epoch", "unknown key", "`epochs` belongs to `train`: write train.epochs"),
+    Wrong("swa:\n  strat: 75%", (6, 3, 5), "swa.strat", "unknown key", "did you mean `swa.start`?"),
+    Wrong("swa:\n  swa_lr: 1", (6, 3, 6), "swa.swa_lr", "unknown key", "did you mean `swa.lr`?"),
+    Wrong("swa:\n  eval-every: 1ep", (6, 3, 10), "swa.eval-every", "unknown key", "mean `swa.eval_every`?"),
+    Wrong("swa:\n  warmup: 1ep", (6, 3, 6), "swa.warmup", "unknown key", "belongs to `schedule`: write schedule"),
+    Wrong("output: {seed: 1}", (5, 10, 4), "output.seed", "unknown key", "stands at the top"),
+    Wrong(
+        "averages: {e: {kind: ema, decai: 0.9}}",
+        (5, 27, 5),
+        "averages.e.decai",
+        "unknown key",
+        "did you mean `averages.e.decay`?",
+    ),
+    # Values that are not what the key takes.
+    Wrong("seed: 1.0", (5, 7, 3), "seed", "`1.0` is not a whole number", "write 1"),
+    Wrong("seed: 012", (5, 7, 3), "seed", "`012` may be 12 or, as octal, 10", "write 12"),
+    Wrong("seed: 09", (5, 7, 2), "seed", "`09` begins with a zero", "write 9"),
+    Wrong("seed: 0x10", (5, 7, 4), "seed", "`0x10` is not how", "write 16"),
+    Wrong("seed: 1_000", (5, 7, 5), "seed", "`1_000` is not how", "write 1000"),
+    Wrong("seed: -1", (5, 7, 2), "seed", "`-1` is below 0", "write 0 or more"),
+    Wrong("seed: '3'", (5, 7, 3), "seed", '`"3"` is text', "remove the quotes"),
+    Wrong("seed: " + "9" * 30, (5, 7, 30), "seed", "is too large", "18 digits"),
+    Wrong("seed: [1]", (5, 7, 3), "seed", "takes a single value, not a list", "write one value"),
+    Wrong("swa: {lr: fast}", (5, 11, 4), "swa.lr", "`fast` is not a number", "write digits"),
+    Wrong("swa: {lr: .inf}", (5, 11, 4), "swa.lr", "`.inf` is not finite", "finite number"),
+    Wrong("swa: {lr: 1e999}", (5, 11, 5), "swa.lr", "`1e999` is not finite", "smaller number"),
+    Wrong("swa: {start: 75}", (5, 14, 2), "swa.start", "`75` has no unit", "write it as 75%, 23ep"),
+    Wrong("swa: {every: 0.5cycle}", (5, 14, 8), "swa.every", "is not divided", "whole number of cycles"),
+    Wrong("snapshots: {every: 101%}", (5, 20, 4), "snapshots.every", "more than the whole run", "at most 100%"),
+    Wrong(
+        "snapshots: {every: 1ep, keep: 0}",
+        (5, 31, 1),
+        "snapshots.keep",
+        "neither `all` nor a count",
+        "write all",
+    ),
+    Wrong("name: no", (5, 7, 2), "name", "`no` is not text in YAML", 'write "no"'),
+    Wrong("name: TRUE", (5, 7, 4), "name", "`TRUE` is not text in YAML", 'write "TRUE"'),
+    Wrong("name: null", (5, 7, 4), "name", "`null` is no value", 'write "null" for text'),
+    Wrong("name: ~", (5, 7, 1), "name", "`~` is no value", "leave the key out"),
+    Wrong("name:", (5, 1, 4), "name", "has no value", "write one, or leave the key out"),
+    Wrong("name: my run", (5, 7, 6), "name", "`my run` is not possible here", "letters, digits"),
+    Wrong('name: "a\\0"', (5, 7, 5), "name", "has a character that no text can have", "remove"),
+    Wrong("task: swimming", (5, 7, 8), "task", "the only choice", "write classification"),
+    Wrong(
+        "schedule: {name: cosin}",
+        (5, 18, 5),
+        "schedule.name",
+        "`cosin` is not one of constant, cosine",
+        "`cosine`?",
+    ),
+    Wrong("schedule: {name: }", (5, 12, 4), "schedule.name", "has no value", "leave the key out"),
+    Wrong("schedule: {warmup: {}}", (5, 20, 2), "schedule.warmup", "not a section", "write one value"),
+    Wrong(
+        "swa:\n  batchnorm: {augment: yes}",
+        (6, 24, 3),
+        "swa.batchnorm.augment",
+        "`yes` is not a truth",
+        "write true",
+    ),
+    Wrong("swa:", (5, 1, 3), "swa", "has no value", "indent its keys below it, or leave the section out"),
+    Wrong("swa: true", (5, 6, 4), "swa", "is a value, but `swa` is a section", "{key: value}"),
+    Wrong("schedule: cosine", (5, 11, 6), "schedule", "`schedule` is a section", "`schedule: {name: cosine}`"),
+    Wrong("schedule: [cosine]", (5, 11, 8), "schedule", "a list is given", "indent its keys"),
+    Wrong(
+        "schedule: {name: multistep, at: 50%}",
+        (5, 33, 3),
+        "schedule.at",
+        "takes a list, not `50%`",
+        "write [50%]",
+    ),
+    Wrong("schedule: {name: multistep, at: [50%, 3]}", (5, 39, 1), "schedule.at", "`3` has no unit", "75%, 23ep"),
+    # Keys that do not go together.
+    Wrong(
+        "schedule: {cycle: 3ep}",
+        (5, 12, 5),
+        "schedule.cycle",
+        "cosine has no such key",
+        "final_lr, span, warmup",
+    ),
+    Wrong(
+        "schedule: {name: multistep}",
+        (5, 1, 8),
+        "schedule.at",
+        "is missing",
+        "add `at:` to the section `schedule`",
+    ),
+    Wrong("averages: {e: {}}", (5, 12, 1), "averages.e.kind", "is missing", "add `kind:`"),
+    Wrong("averages: {m: {kind: mean, decay: 0.9}}", (5, 28, 5), "averages.m.decay", "no such key", "kind: ema"),
+    Wrong(
+        "averages: {e: {kind: ema, decay: 1}}",
+        (5, 34, 1),
+        "averages.e.decay",
+        "`1` is not below 1",
+        "below 1",
+    ),
+    Wrong("averages: {swa: {kind: ema}}", (5, 12, 3), "averages.swa", "cannot name an average", "small letters"),
+    # What YAML allows and a recipe does not.
+    Wrong("seed: 1\nseed: 2", (6, 1, 4), "seed", "duplicate key, it is already in line 5", "keep one"),
+    Wrong("seed: &s 1", (5, 7, 4), "seed", "anchors (`&s`) are not read", "remove it"),
+    Wrong("seed: *s", (5, 7, 2), "seed", "aliases (`*s`) are not read", "write the value out"),
+    Wrong("seed: !!int 1", (5, 7, 7), "seed", "types (`tag:yaml.org,2002:int`) are not read", "remove it"),
+    Wrong("swa: {<<: {}}", (5, 7, 2), "swa", "merge keys (`<<`) are not read", "write the keys out"),
+    Wrong("1: x", (5, 1, 1), "", "the key `1` is not text", 'write "1" in quotes'),
+    Wrong("? [a]\n: b", (5, 3, 1), "", "a key is not text", "write `key: value`"),
+    Wrong("---\nseed: 1", (5, 1, 3), "", "a second document begins here", "one recipe"),
+    # What is no YAML.
+    Wrong("swa:\n\tlr: 1", (6, 1, 1), "", "a tab indents this line", "spaces"),
+    Wrong("seed: 1\n lr: 1", (6, 4, 1), "", "a second `:` in the line, or a line indented", "align"),
+    Wrong("swa:\n    lr: 1\n  start: 1ep", (7, 3, 1), "", "does not line up with the keys above", "align"),
+    Wrong("swa: {lr: 1", (5, 6, 1), "", "a `{` is not closed", "{key: value"),
+    Wrong('name: "a', (5, 7, 1), "", "a quote is not closed", "close the text"),
+    Wrong("name: @a", (5, 7, 1), "", "cannot begin with this character", "quotes"),
+    Wrong("name: [a] b", (5, 11, 1), "", "text stands after the end", "quotes"),
+    Wrong("seed\nname: a", (5, 1, 1), "", "a key without", "after the colon"),
+    Wrong('name: "\\q"', (5, 9, 1), "", "a backslash in double quotes", "single quotes"),
+    Wrong("name: a\x07", (5, 8, 1), "", "an invisible control character", "remove it"),
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.text[:30].replace("\n", "|"))
+def test_a_mistake_has_its_place_and_one_action(tmp_path: Path, wrong: Wrong) -> None:
+    """One mistake after a valid recipe is held against its exact place, its sentence and its hint."""
+    problems = problems_of(tmp_path, SMALLEST + wrong.text)
+    assert len(problems) == 1
+    problem = problems[0]
+    assert problem.place is not None
+    assert (problem.place.line, problem.place.column, problem.place.length) == wrong.place
+    assert problem.place.text == (SMALLEST + wrong.text).split("\n")[wrong.place[0] - 1]
+    assert problem.key == wrong.key
+    assert wrong.message in problem.message
+    assert wrong.hint in problem.hint
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.text[:30].replace("\n", "|"))
+def test_no_words_of_the_libraries_leak(tmp_path: Path, wrong: Wrong) -> None:
+    """Messages and hints are held against the wording of pydantic and PyYAML, which helps no person."""
+    for problem in problems_of(tmp_path, SMALLEST + wrong.text):
+        said = problem.message + problem.hint
+        assert not any(word in said for word in ("Input should", "Value error", "Plain", "<block", "while scanning"))
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+    """A recipe full of mistakes is held against the list of them: by line, then the command line."""
+    text = (
+        "model: {name: no}\n"
+        "dataset: {batch_size: 3}\n"
+        "optimizer: {epochs: 3, weight_decay: 5e-4, nesterov: no, lr: 0.1}\n"
+        "schedule: {name: cyclic, cycle: 3ep, mode: fast}\n"
+        "train: {theads: 1, epochs: 1.5}\n"
+    )
+    problems = problems_of(tmp_path, text, "output.rot=x", "swa")
+    assert [(problem.place and problem.place.line, problem.key) for problem in problems] == [
+        (1, "model.name"),
+        (2, "dataset.name"),
+        (2, "dataset.batch_size"),
+        (3, "optimizer.epochs"),
+        (3, "optimizer.nesterov"),
+        (4, "schedule.base_lr"),
+        (4, "schedule.up"),
+        (4, "schedule.cycle"),
+        (4, "schedule.mode"),
+        (5, "train.theads"),
+        (5, "train.epochs"),
+        (0, "swa"),
+        (0, "output.rot"),
+    ]
