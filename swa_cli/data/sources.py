@@ -1,0 +1,305 @@
+"""Named datasets as splits: images in memory, or a torch Dataset that is streamed.
+
+`load` is the one door. Each kind of source only says which splits it has; taking the validation split,
+holding images in memory and the normalisation constants are then the same for all.
+Shapes: N samples, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from swa_cli.data import factory, folder
+from swa_cli.data.published import DIGITS, PUBLISHED, Arrays, read_digits, read_published
+from swa_cli.data.randomness import generator
+from swa_cli.data.stream import spans_of, stream
+from swa_cli.errors import UserError
+
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+
+_MEMORY_SHARE = 1 / 4  # of the available memory that `cache: auto` may fill
+_STATISTICS_SAMPLES = 2_000  # for the constants of a streamed set
+_READ_AT_ONCE = 64  # samples per streamed batch here
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images in memory, or rows of a dataset: either `images` or `dataset` and `indices` are there."""
+
+    labels: Tensor | None = None  # (N,) int64; None when a user's dataset does not tell
+    images: Tensor | None = None  # (N, C, H, W) uint8, or floating point if a user's dataset gave that
+    dataset: Dataset[Any] | None = None  # gives (image, label)
+    indices: Tensor | None = None  # (N,) int64: the rows of `dataset` which form the split
+
+    def __len__(self) -> int:
+        held = self.images if self.images is not None else self.indices
+        assert held is not None, "a split has images or indices"
+        return len(held)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A dataset ready for use; mean and std are per channel, of pixels scaled to [0, 1]."""
+
+    name: str
+    train: Split
+    val: Split | None
+    test: Split | None
+    num_classes: int
+    class_names: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]  # (H, W)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    notes: tuple[str, ...] = ()  # what a person should know and did not ask for
+
+
+def names() -> tuple[str, ...]:
+    """What `load` takes."""
+    return ("digits", *PUBLISHED, "image_folder", "package.module:factory")
+
+
+def load(
+    name: str,
+    *,
+    root: str | Path = "data",
+    val: str | int = "10%",
+    seed: int = 0,
+    cache: str = "auto",
+    download: bool = True,
+    workers: int = 2,
+    args: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Source:
+    """Find a dataset, take its validation split and hold it in memory where asked and possible.
+
+    Args:
+        name: One of `names()`.
+        root: The folder of the files.
+        val: Validation samples, "10%" or a number, taken from the training set by the seed alone; not applied
+            to a source with a validation split of its own.
+        seed: Decides which samples validate.
+        cache: "auto" holds an image folder in memory if its pixels take at most a quarter of the available
+            memory, "ram" holds everything, "none" streams what comes from files one by one or from a user.
+        download: Whether missing files may be downloaded.
+        workers: Processes that read a streamed dataset.
+        args: For "image_folder" {"size": side}; for a factory its keyword arguments.
+        progress: Called while images are read.
+
+    Raises:
+        UserError: Unknown name, missing or damaged files, wrong layout, `val` leaves nothing to train.
+    """
+    assert cache in ("auto", "ram", "none")
+    found = _find(name, root=Path(root), cache=cache, download=download, args=dict(args or {}))
+    splits, notes = dict(found.splits), list(found.notes)
+    if "val" in splits:
+        notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
+    elif num_val := _num_val(val, num_train=len(splits["train"])):
+        order = torch.randperm(len(splits["train"]), generator=generator(seed, "val"))
+        splits["val"] = _take(splits["train"], order[:num_val].sort().values)
+        splits["train"] = _take(splits["train"], order[num_val:].sort().values)
+    if found.hold:
+        splits = {
+            split: _held(part, what=f"reading {split} images", seed=seed, workers=workers, progress=progress)
+            for split, part in splits.items()
+        }
+    first = next(_images(splits["train"], rows=torch.tensor([0]), seed=seed, workers=0))
+    mean, std = found.mean, found.std
+    if mean is None or std is None:
+        measured = _mean_std(splits["train"], seed=seed, workers=workers)
+        mean, std = mean or measured[0], std or measured[1]
+    if first.is_floating_point() and found.mean is None:
+        notes.append(f"{name} gives floating-point images: they are taken as normalised already")
+    _check_constants(name, mean=mean, std=std, channels=first.shape[1])
+    return Source(
+        name=name,
+        train=splits["train"],
+        val=splits.get("val"),
+        test=splits.get("test"),
+        num_classes=len(found.class_names),
+        class_names=found.class_names,
+        channels=first.shape[1],
+        size=(first.shape[2], first.shape[3]),
+        mean=mean,
+        std=std,
+        notes=tuple(notes),
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The splits of a source as they come; `hold` says that streamed ones shall be read into memory."""
+
+    splits: dict[str, Split]
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    hold: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def _find(name: str, *, root: Path, cache: str, download: bool, args: dict[str, Any]) -> _Found:
+    if ":" in name:
+        return _find_made(name, root=root, cache=cache, args=args)
+    if name == "image_folder":
+        return _find_folder(root, cache=cache, args=args)
+    if name != "digits" and name not in PUBLISHED:
+        close = difflib.get_close_matches(name, names(), n=1)
+        raise UserError(
+            f"unknown dataset {name!r}",
+            hint=(f"did you mean {close[0]!r}? " if close else "") + f"There are {', '.join(names())}",
+        )
+    if args:
+        raise UserError(f"{name} takes no arguments, but got {', '.join(args)}", hint="remove dataset.args")
+    notes = (f"{name} is held in memory whatever dataset.cache says",) if cache == "none" else ()
+    if name == "digits":
+        train, test = read_digits()
+        return _Found(_in_memory(train, test), DIGITS, notes=notes)
+    train, test, class_names = read_published(name, root=root, download=download)
+    known = PUBLISHED[name]
+    return _Found(_in_memory(train, test), class_names, known.mean, known.std, notes=notes)
+
+
+def _find_folder(root: Path, *, cache: str, args: dict[str, Any]) -> _Found:
+    size = args.get("size")
+    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and size > 0)):
+        raise UserError(f"image_folder does not take {args}", hint="dataset.args is {size: S}: images of S x S pixels")
+    datasets, class_names = folder.find(root, resize=size)
+    num_bytes = sum(3 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())
+    splits = {
+        split: Split(dataset.labels, None, dataset, torch.arange(len(dataset))) for split, dataset in datasets.items()
+    }
+    hold = cache == "ram" or (cache == "auto" and num_bytes <= _MEMORY_SHARE * _available_memory())
+    return _Found(splits, class_names, hold=hold)
+
+
+def _find_made(name: str, *, root: Path, cache: str, args: dict[str, Any]) -> _Found:
+    made = factory.make(name, root=str(root), args=args)
+    splits = {
+        split: Split(None, None, dataset, torch.arange(len(dataset)))  # type: ignore[arg-type]
+        for split, dataset in made.splits.items()
+    }
+    hold = cache == "ram"
+    notes = ("held in memory: random transforms of the dataset were applied once, for all epochs",) if hold else ()
+    return _Found(splits, made.class_names, made.mean, made.std, hold=hold, notes=notes)
+
+
+def _in_memory(train: Arrays, test: Arrays) -> dict[str, Split]:
+    return {split: Split(labels, images) for split, (images, labels) in (("train", train), ("test", test))}
+
+
+def _num_val(val: str | int, *, num_train: int) -> int:
+    """Samples in the validation split; a percentage above 0 gives at least one."""
+    percent = re.fullmatch(r"(\d+(?:\.\d+)?)%", val) if isinstance(val, str) else None
+    if (isinstance(val, str) and percent is None) or (isinstance(val, int) and val < 0):
+        raise UserError(f"dataset.val = {val!r} is no share", hint="write 10%, or a number of samples, or 0")
+    count = val if isinstance(val, int) else 0
+    if percent and float(percent[1]):
+        count = max(1, round(num_train * float(percent[1]) / 100))
+    if count >= num_train:
+        raise UserError(
+            f"dataset.val = {val} leaves nothing to train: the training set has {num_train:,} samples",
+            hint="make dataset.val smaller",
+        )
+    return count
+
+
+def _take(split: Split, rows: Tensor) -> Split:
+    """Some samples of a split."""
+
+    def taken(held: Tensor | None) -> Tensor | None:
+        return None if held is None else held[rows]
+
+    return Split(taken(split.labels), taken(split.images), split.dataset, taken(split.indices))
+
+
+def _held(split: Split, *, what: str, seed: int, workers: int, progress: Progress | None) -> Split:
+    """The split with its images in memory."""
+    assert split.dataset is not None
+    assert split.indices is not None
+    if isinstance(split.dataset, folder.FolderDataset):
+        images = folder.decode(split.dataset, rows=split.indices, what=what, progress=progress)
+        return Split(split.labels, images)
+    batches = []
+    spans = spans_of(len(split), size=_READ_AT_ONCE)
+    read = stream(split.dataset, rows=split.indices, spans=spans, seed=seed, words=("hold",), workers=workers)
+    for span, batch in zip(spans, read, strict=True):
+        batches.append(batch)
+        if progress:
+            progress(what, span.stop, len(split))
+    kinds = {(images.dtype, tuple(images.shape[1:])) for images, _ in batches}
+    if len(kinds) > 1:
+        raise UserError(
+            "images of the dataset differ: " + ", ".join(sorted(f"{dtype} {shape}" for dtype, shape in kinds)),
+            hint="let the dataset resize or crop all images to one size",
+        )
+    return Split(torch.cat([labels for _, labels in batches]), torch.cat([images for images, _ in batches]))
+
+
+def _images(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterator[Tensor]:
+    """Batches of the images at some rows of a split."""
+    if split.images is not None:
+        size = max(1, 2**22 // split.images[0].numel())  # float64 copies of 32 MB
+        return (split.images[rows[span]] for span in spans_of(len(rows), size=size))
+    assert split.dataset is not None
+    assert split.indices is not None
+    spans = spans_of(len(rows), size=_READ_AT_ONCE)
+    read = stream(
+        split.dataset,
+        rows=split.indices[rows],
+        spans=spans,
+        seed=seed,
+        words=("statistics",),
+        workers=workers,
+    )
+    return (images for images, _ in read)
+
+
+def _mean_std(split: Split, *, seed: int, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per channel, in float64, of the whole split, or of evenly spaced samples of a streamed one.
+
+    Sums of uint8 and of their squares are exact in float64. Floating-point images get 0 and 1.
+    """
+    count = len(split) if split.images is not None else min(len(split), _STATISTICS_SAMPLES)
+    rows = torch.arange(count) * len(split) // count
+    total = square = torch.zeros(())
+    num_pixels = 0
+    for images in _images(split, rows=rows, seed=seed, workers=workers):
+        channels = images.shape[1]
+        if images.is_floating_point():
+            return (0.0,) * channels, (1.0,) * channels
+        pixels = images.to(torch.float64)
+        total = total + pixels.sum((0, 2, 3))
+        square = square + pixels.square().sum((0, 2, 3))
+        num_pixels += pixels.numel() // channels
+    mean = total / num_pixels
+    std = (square / num_pixels - mean.square()).clamp(min=0).sqrt().clamp(min=1)  # a constant channel: one grey level
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def _check_constants(name: str, *, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    if not (len(mean) == len(std) == channels and min(std) > 0 and math.isfinite(sum(mean) + sum(std))):
+        raise UserError(
+            f"{name} has mean {mean} and std {std} for {channels} channels",
+            hint="give one number per channel, std above 0, or leave them out",
+        )
+
+
+def _available_memory() -> int:
+    """Bytes that can be taken without swapping; where the system does not tell, all of the memory."""
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+        return int(re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)[1]) * 1024  # type: ignore[index]
+    except (OSError, TypeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
