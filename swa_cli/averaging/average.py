@@ -1,0 +1,356 @@
+"""Running averages of a model's weights: the mean, an exponential moving average, or the last k.
+
+One idea: parameters are averaged by name in float32 (float64 where they are float64) with one foreach pass an
+update; buffers (BatchNorm statistics, counters) are copied from the model, so they never mix into an average.
+A weight set that is not finite, or that belongs to another model, changes nothing.
+
+n: weight sets averaged so far; k: the window of `latest`, whose stacks are (k, *shape of the parameter).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli.errors import UserError
+
+KINDS = ("mean", "ema", "latest")
+NUM_EXAMPLES = 3  # names shown of each kind of mismatch
+
+
+class NonFiniteWeights(ArithmeticError):  # noqa: N818  (it names a state of the weights)
+    """A weight set with NaN or infinity was offered to an average; nothing of the average was changed.
+
+    Attributes:
+        name: The first tensor that is not finite.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} holds values that are not finite")
+        self.name = name
+
+
+class WeightAverage:
+    """The average of the weight sets that a model had at each `update`.
+
+    mean:   avg += (w - avg) / (n + 1), the arithmetic mean of all of them (Izmailov et al. 2018, SWA)
+    ema:    avg += (w - avg) * (1 - decay), from the first weight set on: initial weights never enter
+    latest: the arithmetic mean of the last `window`, or of as many as there are
+
+    Shared parameters are accumulated once and come out under each of their names. Names are those of the
+    plain model, also if it comes wrapped by DistributedDataParallel or torch.compile. Memory is taken by the
+    first update.
+
+    Args:
+        model: What will be averaged; only its names, shapes and types are read here.
+        kind: `mean`, `ema` or `latest`.
+        decay: For `ema`, in [0, 1).
+        window: For `latest`, at least 1.
+
+    Attributes:
+        steps: Optimizer updates that had been done when each of the weight sets held was taken.
+
+    Raises:
+        UserError: An unknown kind; a `decay` or `window` that is missing, out of range or of another kind.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, kind: str = "mean", decay: float | None = None, window: int | None = None
+    ) -> None:
+        _check_kind(kind, decay=decay, window=window)
+        self.kind = kind
+        self.decay = decay
+        self.window = window
+        self.steps: list[int] = []
+        self._num_taken = 0  # `latest` writes slot `_num_taken % window` next
+        self._weights: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}
+        present = _read(model)
+        self._devices = {name: value.device for name, value in present.all().items()}
+        # What the model's tensors look like: shapes, strides and types without memory.
+        self._layout = _Tensors(_on_meta(present.weights), _on_meta(present.buffers), present.owners)
+
+    @property
+    def count(self) -> int:
+        """How many weight sets the average holds."""
+        return len(self.steps)
+
+    def update(self, model: nn.Module, *, step: int | None = None) -> None:
+        """Take the present parameters of `model` into the average and copy its buffers.
+
+        Args:
+            model: Its tensors are matched by name.
+            step: Optimizer updates done so far; by default one more than at the last update.
+
+        Raises:
+            NonFiniteWeights: A parameter holds NaN or infinity; the average stays as it was.
+            UserError: A tensor is missing, new or of another shape; the average stays as it was.
+        """
+        update_all([self], model, step=step)
+
+    @torch.no_grad()
+    def averaged_state(self) -> dict[str, Tensor]:
+        """A complete state_dict of the plain model, in its types and in fresh memory; it loads strictly.
+
+        Raises:
+            UserError: Nothing was averaged yet.
+        """
+        if not self.steps:
+            raise UserError("the average holds no weights yet", hint="update it before its weights are used")
+        fresh = {name: value.clone() for name, value in self._buffers.items()}
+        for name, like in self._layout.weights.items():
+            value = self._weights[name]
+            mean = value if self.window is None else _mean_of_stack(value[: self.count])
+            fresh[name] = torch.empty_like(like, device=value.device).copy_(mean)
+        return {name: fresh[owner] for name, owner in self._layout.owners.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All it takes to continue: primitives and copies of tensors; `latest` stacks run from old to new."""
+        weights = {name: value.clone() for name, value in self._weights.items()}
+        if self.window is not None:
+            oldest = self._num_taken % self.window if self.count == self.window else 0
+            weights = {name: value[: self.count].roll(-oldest, 0) for name, value in weights.items()}
+        buffers = {name: value.clone() for name, value in self._buffers.items()}
+        settings = {"kind": self.kind, "decay": self.decay, "window": self.window}
+        return {
+            **{key: value for key, value in settings.items() if value is not None},
+            "count": self.count,
+            "steps": list(self.steps),
+            "state": {**weights, **buffers},
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue the average that `state_dict` described; the tensors are copied.
+
+        Raises:
+            UserError: It is of another kind of average, or of another model; this one stays as it was.
+        """
+        _require_same_settings(self, state)
+        saved: Mapping[str, Tensor] = state["state"]
+        count = len(state["steps"])
+        stacked = () if self.window is None else (count,)
+        expected = {name: (*stacked, *like.shape) for name, like in self._layout.weights.items()}
+        expected |= {name: tuple(like.shape) for name, like in self._layout.buffers.items()}
+        _require_same_shapes(_shapes(saved), expected if count else {}, what="saved average")
+        self._weights, self._buffers = {}, {}
+        if count:
+            self._allocate(self._devices)
+            for name, value in self._weights.items():
+                kept = value if self.window is None else value[:count]
+                kept.copy_(saved[name])
+            for name, like in self._layout.buffers.items():
+                self._buffers[name] = torch.empty_like(like, device=self._devices[name]).copy_(saved[name])
+        self.steps = list(state["steps"])
+        self._num_taken = count
+
+    def _allocate(self, devices: Mapping[str, torch.device]) -> None:
+        """Accumulators that keep the order of the parameters in memory (channels_last, transposed)."""
+        for name, like in self._layout.weights.items():
+            if self.window is None:
+                value = torch.empty_like(like, dtype=_accumulator_dtype(like.dtype), device=devices[name])
+            else:
+                shape, stride = (self.window, *like.shape), (like.numel(), *like.stride())
+                value = torch.empty_strided(shape, stride, dtype=like.dtype, device=devices[name])
+            self._weights[name] = value
+
+    def _take(self, present: _Tensors, step: int | None) -> None:
+        """One update with tensors that were found to be finite and of the right names and shapes."""
+        if not self.steps:
+            self._allocate({name: value.device for name, value in present.weights.items()})
+        for names in _groups(self._weights):
+            kept = [self._weights[name] for name in names]
+            offered = [present.weights[name] for name in names]
+            if self.window is not None:
+                torch._foreach_copy_([stack[self._num_taken % self.window] for stack in kept], offered)
+            elif not self.steps:
+                torch._foreach_copy_(kept, offered)
+            else:
+                share = 1 / (self.count + 1) if self.decay is None else 1 - self.decay
+                torch._foreach_lerp_(kept, [new.to(old) for new, old in zip(offered, kept, strict=True)], share)
+        self._buffers = {name: value.clone() for name, value in present.buffers.items()}
+        self._num_taken += 1
+        if step is None:
+            step = self.steps[-1] + 1 if self.steps else 1
+        self.steps.append(step)
+        if self.window is not None:
+            del self.steps[: -self.window]
+
+
+@torch.no_grad()
+def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int | None = None) -> None:
+    """`update` several averages of one model; its weights are read and checked once, and all change or none.
+
+    Raises:
+        NonFiniteWeights: A parameter holds NaN or infinity.
+        UserError: A tensor is missing, new or of another shape.
+    """
+    if not averages:
+        return
+    present = _read(model)
+    for average in averages:
+        layout = average._layout
+        _require_same_shapes(_shapes(present.weights), _shapes(layout.weights), what="model")
+        _require_same_shapes(_shapes(present.buffers), _shapes(layout.buffers), what="model")
+    _require_finite(present.weights)
+    for average in averages:
+        average._take(present, step)
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:  # torch.compile; naming its class would import all of dynamo
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def clean_name(name: str) -> str:
+    """The name that a tensor of a saved state dict has in the plain model.
+
+    `module.` (DistributedDataParallel, AveragedModel) goes from the front, `_orig_mod.` (torch.compile) from
+    everywhere. Of a live model take `plain_model`: its own attribute may well be called `module`.
+    """
+    name = _without_compile(name)
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 arithmetic on tensors of `device` can be done: mps has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+@dataclass(frozen=True)
+class _Tensors:
+    """The state of a model: what is averaged, what is copied, and under which names it all comes out."""
+
+    weights: dict[str, Tensor]  # each shared parameter once, under its first name
+    buffers: dict[str, Tensor]
+    owners: dict[str, str]  # every name of the state_dict, in its order -> the name it is kept under
+
+    def all(self) -> dict[str, Tensor]:
+        return {**self.weights, **self.buffers}
+
+
+def _read(model: nn.Module) -> _Tensors:
+    """The model's state by clean names, not copied. Parameters of integers are copied like buffers."""
+    first_names: dict[int, str] = {}
+    tensors = _Tensors({}, {}, {})
+    for key, value in plain_model(model).state_dict(keep_vars=True).items():
+        name = _without_compile(key)
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"{name}: the model's state holds a {type(value).__name__}, which cannot be averaged",
+                hint="let the state_dict of the model hold tensors only",
+            )
+        averaged = isinstance(value, nn.Parameter) and (value.is_floating_point() or value.is_complex())
+        owner = first_names.setdefault(id(value), name)
+        (tensors.weights if averaged else tensors.buffers)[owner] = value.detach()
+        tensors.owners[name] = owner
+    return tensors
+
+
+def _without_compile(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    if dtype.is_complex:
+        return torch.promote_types(dtype, torch.complex64)
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _mean_of_stack(stack: Tensor) -> Tensor:
+    """Mean over dimension 0 in float64, as an offset from the first: equal ones come out bit-exact."""
+    wide = stack.to(float64_device(stack.device)).to(torch.promote_types(stack.dtype, torch.float64))
+    return wide[0] + (wide - wide[0]).mean(0)
+
+
+def _groups(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
+    """Names by device and dtype: what a foreach operation does in one kernel."""
+    groups: dict[tuple[torch.device, torch.dtype], list[str]] = defaultdict(list)
+    for name, value in tensors.items():
+        groups[value.device, value.dtype].append(name)
+    return groups.values()
+
+
+def _require_finite(weights: Mapping[str, Tensor]) -> None:
+    """One pass over the weights and one host sync.
+
+    A 2-norm is infinite or NaN if any value is. It may also overflow over finite values, so a suspicion is
+    looked into value by value. (On a CPU the infinity norm, which cannot overflow, takes ten times as long.)
+    """
+    groups = [torch.stack(torch._foreach_norm([weights[name] for name in names], 2)) for names in _groups(weights)]
+    finite = [norms.isfinite().all() for norms in groups]
+    if not finite or torch.stack([flag.to(finite[0].device) for flag in finite]).all():
+        return
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise NonFiniteWeights(name)
+
+
+def _on_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def _require_same_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, what: str
+) -> None:
+    """Names and shapes must agree; the error counts each kind of difference and shows three of it."""
+    if found == expected:
+        return
+    differences = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {list(found[name])} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    counts = [
+        f"{len(names)} {kind} ({', '.join(names[:NUM_EXAMPLES])}{', ...' * (len(names) > NUM_EXAMPLES)})"
+        for kind, names in differences.items()
+        if names
+    ]
+    raise UserError(
+        f"the tensors of the {what} do not match the average: {'; '.join(counts)}",
+        hint="use the model that the average was made for",
+    )
+
+
+def _require_same_settings(average: WeightAverage, state: Mapping[str, Any]) -> None:
+    missing = [key for key in ("kind", "count", "steps", "state") if key not in state]
+    if missing or state["count"] != len(state["steps"]):
+        problem = f"lacks {', '.join(missing)}" if missing else "holds another number of steps than it counts"
+        raise UserError(f"the saved average {problem}", hint="load what WeightAverage.state_dict() returned")
+    for key in ("kind", "decay", "window"):
+        saved, own = state.get(key), getattr(average, key)
+        if saved != own:
+            raise UserError(
+                f"the saved average has {key} {saved}, this one {own}",
+                hint="continue it with the settings it has",
+            )
+
+
+def _check_kind(kind: str, *, decay: float | None, window: int | None) -> None:
+    if kind not in KINDS:
+        raise UserError(f"kind: {kind!r} is no kind of average", hint=f"one of {', '.join(KINDS)}")
+    if (decay is not None) != (kind == "ema") or (decay is not None and not 0 <= decay < 1):
+        raise UserError(f"decay: {decay} does not fit kind {kind}", hint="ema takes a decay in [0, 1), others none")
+    if (window is not None) != (kind == "latest") or (window is not None and window < 1):
+        raise UserError(f"window: {window} does not fit kind {kind}", hint="latest takes a window >= 1, others none")

@@ -1,0 +1,346 @@
+"""BatchNorm statistics of a model over a dataset, for weights that were never trained as they are (averages).
+
+One idea: each layer's (n, mean, M2) of every batch are merged in float64 by Chan's formula, so every sample
+counts the same and the variance between batches is kept. Whatever happens, the model is left as it was, but
+for the new statistics of the layers that were measured.
+
+B samples; C channels; n values a channel; M2 sum of squared distances from the mean, both (C,) in float64.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from swa_cli.averaging.average import float64_device, plain_model
+from swa_cli.errors import UserError
+
+METHODS = ("pooled", "exact")
+
+
+@dataclass(frozen=True)
+class BatchNormUpdate:
+    """What an update was made of: layers with new statistics, samples of one pass, `pooled` or `exact`."""
+
+    num_layers: int
+    num_samples: int
+    method: str
+
+
+def update_batchnorm(
+    loader: Iterable[Any],
+    model: nn.Module,
+    *,
+    method: str = "pooled",
+    device: torch.device | str | None = None,
+) -> BatchNormUpdate:
+    """Replace the running statistics of the BatchNorm layers by those of the dataset, stored unbiased.
+
+    Layers in eval mode inside a model in training mode are frozen and left alone; in a model wholly in eval
+    mode every layer is measured. Dropout is off. A layer that is never executed keeps its statistics. Modes,
+    momentum, `num_batches_tracked` and the global random state stay as they are, on an error all statistics
+    too.
+
+    pooled: one pass in which every layer normalises by its batch, as in training. Layers downstream of
+        another BatchNorm therefore depend slightly on how the samples are grouped: shuffle them.
+    exact: layer by layer, the layers upstream normalising by their new statistics. Equal to one batch of the
+        whole dataset, whatever the batches; as many partial passes as there are layers.
+
+    Args:
+        loader: Batches (B, ...), or tuples or lists that begin with them. A last batch under half the size of
+            the one before is joined to it. `exact` reads it once a layer.
+        model: Wrappers (DistributedDataParallel, torch.compile) are looked through.
+        method: `pooled` or `exact`.
+        device: Where batches go; by default where the model's first parameter is.
+
+    Raises:
+        UserError: No samples, one value a channel, values that are not finite, or `exact` asked for with a
+            loader that can be read only once or a layer that a forward pass executes more than once.
+    """
+    if method not in METHODS:
+        raise UserError(f"method: {method!r} does not measure BatchNorm", hint=f"one of {', '.join(METHODS)}")
+    model = plain_model(model)
+    layers = bn_layers(model)
+    if not layers:
+        return BatchNormUpdate(num_layers=0, num_samples=0, method=method)
+    if device is None:
+        device = next(chain(model.parameters(), model.buffers())).device
+    batches = _Batches(loader, torch.device(device))
+    measure = _measure_pooled if method == "pooled" else _measure_exact
+    names = {module: name for name, module in model.named_modules()}
+    named_layers = {layer: names[layer] for layer in layers}
+    with torch.no_grad():
+        with _left_as_it_was(model, layers, device=batches.device):
+            found, num_samples = measure(model, named_layers, batches)
+            for layer, moments in found.items():
+                _require_usable(moments, name=names[layer])
+        for layer, moments in found.items():
+            _write(layer, moments, variance=moments.m2 / (moments.n - 1))
+    return BatchNormUpdate(num_layers=len(found), num_samples=num_samples, method=method)
+
+
+def has_batchnorm(model: nn.Module) -> bool:
+    """Whether any layer tracks BatchNorm statistics, frozen or not."""
+    return any(_tracks_statistics(module) for module in model.modules())
+
+
+def bn_layers(model: nn.Module) -> list[_BatchNorm]:
+    """The layers `update_batchnorm` measures: all of a model in eval mode, else those in train mode."""
+    layers = [module for module in model.modules() if _tracks_statistics(module)]
+    if any(module.training for module in model.modules()):
+        layers = [layer for layer in layers if layer.training]
+    return layers  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class _Moments:
+    n: int
+    mean: Tensor  # (C,) float64
+    m2: Tensor  # (C,) float64
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """The first tensors of a loader's batches on `device`, a tiny last one joined to the one before."""
+
+    loader: Iterable[Any]
+    device: torch.device
+
+    def __iter__(self) -> Iterator[Tensor]:
+        ready: list[Tensor] = []  # two are held back: only the end tells which batch is the last
+        for batch in self.loader:
+            samples = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
+            if not isinstance(samples, Tensor):
+                raise UserError(
+                    f"the loader's batches begin with a {type(samples).__name__}",
+                    hint="yield a tensor, or a tuple or list whose first element is one",
+                )
+            if len(samples):
+                ready.append(samples.to(self.device, non_blocking=True))
+            if len(ready) > 2:
+                yield ready.pop(0)
+        if len(ready) == 2 and 2 * len(ready[1]) < len(ready[0]) and ready[0].shape[1:] == ready[1].shape[1:]:
+            ready = [torch.cat(ready)]
+        yield from ready
+
+
+class _Reached(BaseException):
+    """Ends a forward pass at the layer to be measured; no `except Exception` of a model can swallow it."""
+
+
+def _measure_pooled(
+    model: nn.Module, names: dict[_BatchNorm, str], batches: _Batches
+) -> tuple[dict[_BatchNorm, _Moments], int]:
+    """One pass with the layers in training mode.
+
+    With momentum 1 their running statistics are those of the batch just seen: nothing is computed twice.
+    Below float32 they would be rounded, so the statistics are taken from the input.
+    """
+    found: dict[_BatchNorm, _Moments] = {}
+
+    def check(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        values = _input(args, kwargs)
+        if values.numel() == values.shape[1]:
+            raise UserError(
+                f"{names[layer]}: a batch has one value a channel, which has no variance",  # type: ignore[index]
+                hint="use larger batches, or method exact",
+            )
+
+    def collect(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        assert isinstance(layer, _BatchNorm)
+        values = _input(args, kwargs)
+        n = values.numel() // values.shape[1]
+        mean, variance = _statistics(layer)
+        if mean.dtype.itemsize < 4:
+            moments = _moments_of(values)
+        else:
+            mean, variance = (_to_float64(statistic) for statistic in (mean, variance))
+            moments = _Moments(n, mean, variance * (n - 1))
+        found[layer] = _merged(found.get(layer), moments)
+
+    for layer in names:
+        layer.training = True
+        layer.momentum = 1.0
+        for statistic in _statistics(layer):
+            statistic.zero_()  # the old ones enter with weight 0, and 0 * NaN would be NaN
+    num_samples = 0
+    hooks = [layer.register_forward_pre_hook(check, with_kwargs=True) for layer in names]
+    hooks += [layer.register_forward_hook(collect, with_kwargs=True) for layer in names]
+    try:
+        for samples in batches:
+            model(samples)
+            num_samples += len(samples)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if not num_samples:
+        raise _no_samples()
+    return found, num_samples
+
+
+def _measure_exact(
+    model: nn.Module, names: dict[_BatchNorm, str], batches: _Batches
+) -> tuple[dict[_BatchNorm, _Moments], int]:
+    """One pass a layer in the order of execution, up to that layer, all in eval mode."""
+    stream = iter(batches)
+    first = next(stream, None)
+    if first is None:
+        raise _no_samples()
+    order = _execution_order(model, names, first[:2])
+    if len(order) > 1 and isinstance(batches.loader, Iterator):
+        raise UserError(
+            "method exact reads the samples once a layer, and this iterator can be read only once",
+            hint="pass a DataLoader or a list, or use method pooled",
+        )
+    found: dict[_BatchNorm, _Moments] = {}
+    num_samples = 0
+    for layer in order:
+        source = chain([first], stream) if layer is order[0] else batches
+        moments, num_samples = _measure_input(model, layer, source)
+        # Biased while the layers after it are measured: a batch is normalised by its own biased variance.
+        _write(layer, moments, variance=moments.m2 / moments.n)
+        found[layer] = moments
+    return found, num_samples
+
+
+def _execution_order(model: nn.Module, names: dict[_BatchNorm, str], samples: Tensor) -> list[_BatchNorm]:
+    order: list[_BatchNorm] = []
+
+    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
+        assert isinstance(layer, _BatchNorm)
+        if layer in order:
+            raise UserError(
+                f"{names[layer]}: is executed more than once a forward pass; method exact cannot measure it",
+                hint="use method pooled",
+            )
+        order.append(layer)
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in names]
+    try:
+        model(samples)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return order
+
+
+def _measure_input(model: nn.Module, layer: _BatchNorm, batches: Iterable[Tensor]) -> tuple[_Moments, int]:
+    """Moments of all that reaches `layer`, and the number of samples."""
+    found: list[_Moments] = []
+    num_samples = 0
+
+    def take(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        moments = _moments_of(_input(args, kwargs))
+        found[:] = [_merged(found[0] if found else None, moments)]
+        raise _Reached
+
+    hook = layer.register_forward_pre_hook(take, with_kwargs=True)
+    try:
+        for samples in batches:
+            num_samples += len(samples)
+            with suppress(_Reached):
+                model(samples)
+    finally:
+        hook.remove()
+    if not found:
+        raise _no_samples()
+    return found[0], num_samples
+
+
+def _moments_of(values: Tensor) -> _Moments:
+    """Of values (B, C, ...), in two passes: the distances from a rounded mean give M2 and the mean's rest.
+
+    In float32 or better; several times faster than `torch.var_mean` on a CPU.
+    """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    n = values.numel() // values.shape[1]
+    not_channels = [dim for dim in range(values.dim()) if dim != 1]
+    rough_mean = values.mean(not_channels, keepdim=True)
+    distance = values - rough_mean
+    mean = _to_float64(rough_mean.flatten()) + _to_float64(distance.mean(not_channels))
+    return _Moments(n, mean, _to_float64(distance.square_().sum(not_channels)))
+
+
+def _merged(old: _Moments | None, new: _Moments) -> _Moments:
+    """Moments of both sets together (Chan, Golub, LeVeque 1979)."""
+    if old is None:
+        return new
+    n = old.n + new.n
+    shift = new.mean - old.mean
+    mean = old.mean + shift * (new.n / n)
+    return _Moments(n, mean, old.m2 + new.m2 + shift.square() * (old.n * new.n / n))
+
+
+def _require_usable(moments: _Moments, *, name: str) -> None:
+    if moments.n < 2:
+        raise UserError(f"{name}: one value a channel has no variance", hint="pass more samples")
+    if not (moments.mean + moments.m2).isfinite().all():
+        raise UserError(
+            f"{name}: receives values that are not finite, so it has no statistics",
+            hint="look for broken samples or diverged weights; under fp16, use bf16 or fp32",
+        )
+
+
+@contextmanager
+def _left_as_it_was(model: nn.Module, layers: list[_BatchNorm], *, device: torch.device) -> Iterator[None]:
+    """All modules in eval mode inside; modes, momentum, statistics and random state come back after it.
+
+    Flags are set one by one because models override `train()`. Compiled parts run eagerly: they would not
+    call hooks that were added after their compilation, and nothing would be measured.
+    """
+    modes = {module: module.training for module in model.modules()}
+    momenta = {layer: layer.momentum for layer in layers}
+    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+    saved = [buffer.clone() for buffer in buffers]
+    eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eager:
+        try:
+            for module in modes:
+                module.training = False
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for layer, momentum in momenta.items():
+                layer.momentum = momentum
+            for buffer, value in zip(buffers, saved, strict=True):
+                buffer.copy_(value)
+
+
+def _write(layer: _BatchNorm, moments: _Moments, *, variance: Tensor) -> None:
+    running_mean, running_var = _statistics(layer)
+    running_mean.copy_(moments.mean)
+    running_var.copy_(variance)
+
+
+def _statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    assert layer.running_mean is not None
+    assert layer.running_var is not None
+    return layer.running_mean, layer.running_var
+
+
+def _tracks_statistics(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and module.running_mean is not None
+
+
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    values = args[0] if args else kwargs["input"]
+    assert isinstance(values, Tensor)
+    return values
+
+
+def _to_float64(values: Tensor) -> Tensor:
+    """A copy, also of float64: the running statistics are overwritten by the next batch."""
+    return values.to(float64_device(values.device)).to(torch.float64, copy=True)
+
+
+def _no_samples() -> UserError:
+    return UserError("the loader has no samples to measure BatchNorm on", hint="pass at least one batch")
