@@ -1,0 +1,228 @@
+"""Everything a person sees while a command works: the plan, a row an epoch, one live bar, the final table.
+
+The conversation goes to stderr, the answer to stdout, and everything permanent also to the run's log, each
+laid out for its own width. On a pipe the same lines appear without control codes, and no bar.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TextIO
+
+from rich.console import Console
+from rich.text import Text
+
+from swa_cli.report.columns import cell_line, head_line
+from swa_cli.report.epochs import epoch_cells, epoch_columns
+from swa_cli.report.scores import score_table, verdict
+from swa_cli.report.spelling import hanging, open_console, open_log, safe
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+Lines = Callable[[Console], list[Text]]  # lays the same words out for any page
+
+LOG_WIDTH = 120
+_LABEL_WIDTH = 10
+
+
+class Terminal:
+    """The voice of a command.
+
+    Args:
+        quiet: Say nothing but warnings and the answer; the log still gets everything.
+        json: Keep stdout free for one JSON object; the table is then part of the conversation.
+    """
+
+    def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+        self._stderr = open_console(stderr=True)
+        self._stdout = open_console()
+        self._quiet = quiet
+        self._json = json
+        self._has_bars = not quiet and self._stderr.is_interactive
+        self._log: Console | None = None
+        self._unlogged: list[Lines] = []
+        self._averages: Sequence[str] = ()
+        self._header_width = 0
+
+    def attach_log(self, file: TextIO) -> None:
+        """Write everything said so far and all that follows to `file`, which stays the caller's to close."""
+        self._log = open_log(file, width=LOG_WIDTH)
+        for lines in self._unlogged:
+            _print(lines, console=self._log)
+        self._unlogged.clear()
+
+    def plan(self, title: str, rows: Sequence[tuple[str, str]], *, warnings: Sequence[str] = ()) -> None:
+        """What is about to happen: a title, then labelled values, then warnings."""
+
+        def lines(console: Console) -> list[Text]:
+            block = [Text(safe(title, console=console), style="bold")]
+            for label, value in rows:
+                head = Text.assemble(("  " + safe(label, console=console).ljust(_LABEL_WIDTH), "cyan"))
+                block += hanging(head, value, console=console, indent=head.cell_len)
+            return block
+
+        self._say(lines)
+        for warning in warnings:
+            self.warning(warning)
+
+    def note(self, text: str) -> None:
+        """A remark: one paragraph."""
+        self._say(lambda console: _remark(Text(), text, console=console))
+
+    def warning(self, text: str) -> None:
+        """Something to think about: one paragraph, shown even by a quiet terminal."""
+        head = Text.assemble(("warning: ", "bold yellow"))
+        self._say(lambda console: _remark(head, text, console=console), always=True)
+
+    def epoch_header(self, averages: Sequence[str]) -> None:
+        """The headings of the epoch rows to come, with these averages."""
+        self._averages = tuple(averages)
+        self._header_width = self._stderr.width
+
+        def lines(console: Console) -> list[Text]:
+            columns = epoch_columns(averages, width=console.width)
+            return [Text(), head_line(columns, console=console)]
+
+        self._say(lines)
+
+    def epoch_row(self, row: Mapping[str, Any]) -> None:
+        """One epoch: a row of `metrics.csv`, None where something was not measured."""
+        if self._stderr.width != self._header_width:  # the window was resized: other columns fit now
+            self.epoch_header(self._averages)
+        averages = self._averages
+        cells = epoch_cells(row, averages=averages)
+
+        def lines(console: Console) -> list[Text]:
+            return [cell_line(epoch_columns(averages, width=console.width), cells, console=console)]
+
+        self._say(lines)
+
+    @contextmanager
+    def progress(self, description: str, total: int, *, unit: int | None = None) -> Iterator[Bar]:
+        """A live bar under the rows while the block runs; it leaves no trace, and none is shown on a pipe.
+
+        Args:
+            description: What is going on.
+            total: How many steps it takes.
+            unit: Images in a step, if their rate is to be shown.
+        """
+        if not self._has_bars:
+            yield Bar(None)
+            return
+        with _live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
+            task = progress.add_task(safe(description, console=self._stderr), total=total, state="")
+            yield Bar(progress, task=task, unit=unit)
+
+    @contextmanager
+    def loading(self) -> Iterator[Callable[[str, int, int], None]]:
+        """A live bar for each thing that is read meanwhile: yields `report(what, done, total)`."""
+        if not self._has_bars:
+            yield lambda what, done, total: None
+            return
+        with _live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
+            tasks: dict[str, TaskID] = {}
+
+            def report(what: str, done: int, total: int) -> None:
+                if what not in tasks:
+                    tasks[what] = progress.add_task(safe(what, console=self._stderr), total=total, state="")
+                progress.update(tasks[what], completed=done)
+
+            yield report
+
+    def answer(self, text: str) -> None:
+        """A sentence that answers the command."""
+        self._say(lambda console: _remark(Text(), text, console=console), answer=not self._json)
+
+    def summary(
+        self,
+        scores: Mapping[str, Mapping[str, Any]],
+        *,
+        split: str,
+        samples: int,
+    ) -> None:
+        """The answer: the scores of every weight set, then whether averaging helped.
+
+        Args:
+            scores: Weight set to `accuracy`, `accuracy_se`, `top5`, `nll`, `nll_se`, `ece`, `brier`, `count`,
+                `batchnorm`, and against `last` `accuracy_diff`, `nll_diff` with their paired `_se`.
+            split: What was scored: test, val or train.
+            samples: How many samples that split has.
+        """
+
+        def lines(console: Console) -> list[Text]:
+            title = hanging(Text(), f"{split}: {samples:,} samples (± one standard error)", console=console)
+            block = [*title, *score_table(scores, console=console)]
+            for sentence in verdict(scores):
+                block += hanging(Text(), sentence, console=console)
+            return block
+
+        self._say(lambda console: [Text()])
+        self._say(lines, answer=not self._json)
+
+    def _say(self, lines: Lines, *, always: bool = False, answer: bool = False) -> None:
+        if answer:
+            _print(lines, console=self._stdout)
+        elif always or not self._quiet:
+            _print(lines, console=self._stderr)
+        if self._log is None:
+            self._unlogged.append(lines)
+        else:
+            _print(lines, console=self._log)
+
+
+class Bar:
+    """The live bar of one piece of work; without a terminal it does nothing."""
+
+    def __init__(self, progress: Progress | None, *, task: TaskID | None = None, unit: int | None = None) -> None:
+        self._progress = progress
+        self._task = task
+        self._unit = unit
+        self._done = 0
+        self._fields: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    def advance(self, n: int = 1, **fields: float) -> None:
+        """Move on by `n` steps; `fields` (a loss) are shown by their names until they are given anew."""
+        if self._progress is None or self._task is None:
+            return
+        self._done += n
+        self._fields |= fields
+        state = [f"{name} {value:.3f}" for name, value in self._fields.items()]
+        elapsed_s = time.monotonic() - self._started
+        if self._unit is not None and elapsed_s > 0:
+            state.append(f"{self._done * self._unit / elapsed_s:,.0f} images/s")
+        self._progress.update(self._task, advance=n, state="  ".join(state))
+
+
+def _live(console: Console, *, redirect_stdout: bool) -> Progress:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    def text(template: str) -> TextColumn:
+        return TextColumn(template, markup=False, table_column=Column(no_wrap=True, overflow="crop"))
+
+    return Progress(
+        text("{task.description}"),
+        BarColumn(bar_width=10 if console.width < 80 else 24),
+        text("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(compact=True),
+        text("left  {task.fields[state]}"),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=redirect_stdout,
+    )
+
+
+def _remark(head: Text, text: str, *, console: Console) -> list[Text]:
+    """A paragraph for people on a terminal, one whole line for the tools behind a pipe."""
+    if console.is_terminal:
+        return hanging(head, text, console=console)
+    return [Text.assemble(head, safe(text, console=console))]
+
+
+def _print(lines: Lines, *, console: Console) -> None:
+    console.print(Text("\n").join(lines(console)), soft_wrap=True)
