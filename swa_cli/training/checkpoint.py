@@ -1,0 +1,258 @@
+"""What a .pt holds: written atomically, read safely, ours and other people's.
+
+Three files of ours: the resume point (`last.pt`: raw weights, averages, optimizer, history), a weight set to
+ship (`swa.pt`, one an average) and a snapshot (raw weights). All hold primitives and tensors only, carry the
+recipe, and are read with `weights_only=True` after the archive's checksums were verified: torch writes CRC32s
+and never checks them. `batchnorm` says how fresh the statistics of a weight set are:
+`none` no such layers | `running` moving averages of training | `stale` averaged weights, not refreshed |
+`recomputed` by a pass over the training set.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli.averaging.average import WeightAverage, clean_name
+from swa_cli.averaging.batchnorm import has_batchnorm
+from swa_cli.errors import UserError
+
+FORMAT = 1
+BATCHNORM_KEYS = (
+    "batchnorm",
+    "batchnorm_method",
+    "samples",
+)  # beside the weights: how fresh their statistics are
+# What torch.load and zipfile raise for damaged, foreign or hostile files.
+LOAD_ERRORS = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that was read: `kind` is resume | weights | snapshot, or foreign for one that is not ours."""
+
+    path: Path
+    content: dict[str, Any]
+    kind: str
+
+    @property
+    def recipe(self) -> dict[str, Any] | None:
+        """The values of the recipe inside; None in a foreign file."""
+        return None if self.kind == "foreign" else self.content["recipe"]
+
+
+@dataclass(frozen=True)
+class WeightSet:
+    """Complete weights that load with `strict=True`; `count` is the number of weights in an average."""
+
+    state_dict: dict[str, Tensor]
+    batchnorm: str
+    count: int | None = None
+
+
+def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a temporary file in the same folder, then fsync, rename and fsync the folder.
+
+    Whenever the process or the machine stops, `path` holds the old content or the new, never a part.
+    """
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only the owner can read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint of ours atomically."""
+    write_atomic(path, lambda file: torch.save({"format": FORMAT, **content}, file))
+
+
+def read(path: Path) -> Checkpoint:
+    """Read a checkpoint without running any code of it.
+
+    Raises:
+        UserError: No such file, damaged, not a checkpoint, or of a later format.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such checkpoint", hint="name a .pt file, such as runs/latest/checkpoints/swa.pt")
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: holds a {type(content).__name__} and no weights", hint="save a state_dict, not a model"
+        )
+    if not {"format", "recipe"} <= content.keys():
+        return Checkpoint(path, content, "foreign")
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{path}: is of format {content['format']!r}; this version reads format {FORMAT}",
+            hint="read it with the version of swa that wrote it, or update swa",
+        )
+    kind = "resume" if "model" in content else "weights" if "average" in content else "snapshot"
+    return Checkpoint(path, content, kind)
+
+
+def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
+    """Every weight set of a checkpoint by name; raw weights are `last` (in a snapshot, `snapshot`).
+
+    Args:
+        checkpoint: What was read.
+        model: The network that the recipe describes; its parameters give the averages their names and shapes.
+
+    Raises:
+        UserError: An average that is empty, or of another architecture.
+    """
+    content = checkpoint.content
+    if checkpoint.kind == "foreign":
+        return _foreign_sets(checkpoint, model)
+    if checkpoint.kind == "weights":
+        average = content["average"]
+        return {average["name"]: WeightSet(content["state_dict"], content["batchnorm"], average["count"])}
+    if checkpoint.kind == "snapshot":
+        return {"snapshot": WeightSet(content["state_dict"], content["batchnorm"])}
+    sets = {"last": WeightSet(content["model"], raw_batchnorm(model))}
+    for name, entry in content["averages"].items():
+        if entry["count"]:
+            average = restore_average(entry, model)
+            sets[name] = WeightSet(average.averaged_state(), entry["batchnorm"], average.count)
+    return sets
+
+
+def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:
+    """The average that `state_dict()` of a `WeightAverage` of `model` described."""
+    average = WeightAverage(model, kind=entry["kind"], decay=entry.get("decay"), window=entry.get("window"))
+    average.load_state_dict(without_batchnorm(entry))
+    return average
+
+
+def without_batchnorm(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an average's entry that is the state of its `WeightAverage`."""
+    return {key: value for key, value in entry.items() if key not in BATCHNORM_KEYS}
+
+
+def raw_batchnorm(model: nn.Module) -> str:
+    """How fresh the statistics of raw weights are."""
+    return "running" if has_batchnorm(model) else "none"
+
+
+def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
+    """Load strictly.
+
+    Raises:
+        UserError: Names or shapes differ; the message counts them and shows three.
+    """
+    wanted = model.state_dict()
+    missing = [f"missing {key}" for key in wanted if key not in state_dict]
+    foreign = [f"unexpected {key}" for key in state_dict if key not in wanted]
+    reshaped = [
+        f"{key} is {tuple(state_dict[key].shape)}, not {tuple(value.shape)}"
+        for key, value in wanted.items()
+        if key in state_dict and state_dict[key].shape != value.shape
+    ]
+    if missing or foreign or reshaped:
+        examples = "; ".join([*reshaped[:1], *missing[:1], *foreign[:1], *reshaped[1:3]][:3])
+        raise UserError(
+            f"{source}: does not fit the recipe's model: {len(missing)} tensors missing, {len(foreign)} unexpected, "
+            f"{len(reshaped)} of another shape ({examples})",
+            hint="pass the recipe that the weights were trained with",
+        )
+    model.load_state_dict(dict(state_dict))
+
+
+def _read_archive(path: Path) -> Any:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is None:
+            return torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    except LOAD_ERRORS as error:
+        raise UserError(
+            f"{path}: cannot be read as a checkpoint ({_first_line(error)})",
+            hint="name a file that torch.save wrote and that holds tensors and plain values only",
+        ) from error
+    raise UserError(f"{path}: is damaged: the checksum of {damaged!r} is wrong", hint="take another copy of the file")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be read as safetensors ({_first_line(error)})",
+            hint="take another copy of the file",
+        ) from error
+
+
+def _foreign_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
+    """Plain state dicts, `{'state_dict': ...}`, timgaripov/swa, and the state of torch's AveragedModel.
+
+    Whoever averaged weights elsewhere may or may not have refreshed BatchNorm; the file does not say, so
+    averaged weights count as stale.
+    """
+    content = checkpoint.content
+    averaged = "stale" if has_batchnorm(model) else "none"
+    sets = {}
+    if isinstance(content.get("state_dict"), dict):
+        sets["last"] = WeightSet(_clean(content["state_dict"]), raw_batchnorm(model))
+    if isinstance(content.get("swa_state_dict"), dict):
+        count = content.get("swa_n")
+        sets["swa"] = WeightSet(_clean(content["swa_state_dict"]), averaged, None if count is None else int(count))
+    if "n_averaged" in content:
+        state = {key: value for key, value in content.items() if key != "n_averaged"}
+        sets["swa"] = WeightSet(_clean(state), averaged, int(content["n_averaged"]))
+    if not sets and content and all(isinstance(value, Tensor) for value in content.values()):
+        sets["last"] = WeightSet(_clean(content), raw_batchnorm(model))
+    if not sets:
+        keys = ", ".join(map(str, list(content)[:5]))
+        raise UserError(
+            f"{checkpoint.path}: no weights found among its keys ({keys})",
+            hint="save a state_dict, or {'state_dict': ...}",
+        )
+    return sets
+
+
+def _clean(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {clean_name(key): value for key, value in state_dict.items()}
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

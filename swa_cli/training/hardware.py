@@ -1,0 +1,149 @@
+"""Device, precision, threads and determinism: chosen once, before anything runs, and said with the reason.
+
+`auto` takes the first GPU, and bf16 only where the hardware computes in it natively: emulated bf16 is
+several times slower than fp32, and nothing would tell the user.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import random
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from swa_cli.data.randomness import generator
+from swa_cli.errors import UserError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run computes on; `reason` says why this precision."""
+
+    device: torch.device
+    precision: str
+    threads: int
+    deterministic: bool
+    reason: str
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Mixed precision around a forward pass; does nothing in fp32."""
+        return torch.autocast(
+            self.device.type,
+            dtype=DTYPES[self.precision],
+            enabled=self.precision != "fp32",
+            cache_enabled=True,
+        )
+
+    def describe(self) -> str:
+        """One line of the plan: `cpu, 2 threads, fp32 (the processor has no native bf16)`."""
+        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
+        deterministic = ", deterministic" if self.deterministic else ""
+        return f"{self.device}, {threads}, {self.precision} ({self.reason}){deterministic}"
+
+
+def choose(*, device: str, precision: str, threads: int | str, deterministic: bool) -> Hardware:
+    """Choose and set up the hardware: number of threads, deterministic algorithms.
+
+    Raises:
+        UserError: The device is absent, or cannot compute in the precision that was asked for.
+    """
+    chosen = _device(device)
+    chosen_precision, reason = _precision(precision, chosen)
+    count = len(os.sched_getaffinity(0)) if threads == "auto" else int(threads)
+    torch.set_num_threads(count)
+    if deterministic:
+        # Read by cuBLAS when its first handle is made; without it deterministic matrix products raise.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    return Hardware(chosen, chosen_precision, count, deterministic, reason)
+
+
+def seed_everything(seed: int, *words: str | int) -> None:
+    """Seed the global generators that layers draw from (dropout) by a purpose and a step.
+
+    Called before every step: random numbers become a function of (seed, step), so a resumed run needs no
+    saved generator and nothing that happens between two steps can change the second.
+    """
+    derived = generator(seed, *words).initial_seed()
+    torch.manual_seed(derived)
+    random.seed(derived)
+
+
+def environment(hardware: Hardware) -> dict[str, str | int]:
+    """What the bits of a run depend on beside its recipe."""
+    return {
+        "torch": str(torch.__version__),  # its own class would not load with weights_only
+        "threads": hardware.threads,
+        "device": str(hardware.device),
+        "precision": hardware.precision,
+        "processor": _processor(),
+    }
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", 0)
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"train.device: {name} is not here: torch sees {torch.cuda.device_count()} CUDA devices",
+            hint="set train.device=auto, or install a torch build that fits your GPU's driver",
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("train.device: mps is not here", hint="set train.device=auto")
+    return device
+
+
+def _precision(name: str, device: torch.device) -> tuple[str, str]:
+    native, reason = _native_bf16(device)
+    if name == "auto":
+        return ("bf16" if native else "fp32"), reason
+    if name == "fp16" and device.type != "cuda":
+        raise UserError(f"train.precision: fp16 needs a CUDA device, not {device}", hint="set train.precision=auto")
+    if name == "bf16" and not native:
+        return name, f"as the recipe says, though {reason}: expect it to be slow"
+    return name, "as the recipe says"
+
+
+def _native_bf16(device: torch.device) -> tuple[bool, str]:
+    """Whether the hardware multiplies in bf16 itself, and the words for it."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return native, f"the GPU has {'' if native else 'no '}native bf16"
+    if device.type == "mps":
+        return False, "fp32 on mps"
+    flags = _cpu_flags()
+    for flag, spoken in (("amx_bf16", "AMX-BF16"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "BF16")):
+        if flag in flags:
+            return True, f"the processor has {spoken}"
+    return False, "the processor has no native bf16"
+
+
+def _cpu_flags() -> frozenset[str]:
+    """Feature flags of the processor; empty where the system does not list them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    for line in lines:
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

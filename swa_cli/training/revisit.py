@@ -1,0 +1,226 @@
+"""Commands on a finished checkpoint: refresh BatchNorm statistics, score weight sets.
+
+A checkpoint of ours carries its recipe; a foreign one needs it passed. Averaged weights with stale statistics
+are never scored unless the caller insists.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from swa_cli.averaging.batchnorm import BatchNormUpdate, has_batchnorm
+from swa_cli.errors import UserError
+from swa_cli.recipe import load
+from swa_cli.report.terminal import Terminal
+from swa_cli.training import checkpoint, evaluate
+from swa_cli.training.checkpoint import Checkpoint, WeightSet
+from swa_cli.training.setup import Bench, describe_model, import_from, open_bench
+
+CHANGEABLE_KEYS = ("dataset.*", "train.device", "train.precision", "train.eval_batch_size", "train.threads")
+
+
+def evaluate_checkpoint(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    terminal: Terminal,
+    weights: str = "all",
+    split: str | None = None,
+    allow_stale_bn: bool = False,
+    recipe: Path | None = None,
+) -> dict[str, Any]:
+    """Score the weight sets of a checkpoint on a split (default: test, or val where there is no test).
+
+    Raises:
+        UserError: Unknown weights or split, stale BatchNorm statistics, or a checkpoint that does not fit.
+    """
+    found = checkpoint.read(path)
+    bench, model = _open(found, overrides, recipe=recipe, terminal=terminal)
+    sets = _chosen(checkpoint.weight_sets(found, model), weights, path)
+    stale = [name for name, item in sets.items() if item.batchnorm == "stale"]
+    if stale and not allow_stale_bn:
+        raise UserError(
+            f"{path}: {', '.join(stale)} has stale BatchNorm statistics: its scores would mean nothing",
+            hint=f"run `swa bn-update {path}` first, or insist with --allow-stale-bn",
+        )
+    name_of_split = split or bench.scoring_split()
+    loader = bench.plain_batches(name_of_split)
+    started = time.monotonic()
+    samples = {}
+    for name, item in sets.items():
+        checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
+        with terminal.progress(f"scoring {name}", len(loader)) as bar:
+            samples[name] = evaluate.score(model, loader, hardware=bench.hardware, advance=bar.advance)
+    table = evaluate.table(samples)
+    rows = {name: {**table[name], "count": item.count, "batchnorm": item.batchnorm} for name, item in sets.items()}
+    num_samples = len(next(iter(samples.values())).correct)
+    terminal.summary(rows, split=name_of_split, samples=num_samples)
+    return {
+        "command": "eval",
+        "checkpoint": str(path),
+        "run": _run_of(path),
+        "split": name_of_split,
+        "samples": num_samples,
+        "weights": rows,
+        "seconds": round(time.monotonic() - started, 3),
+        "device": str(bench.hardware.device),
+        "precision": bench.hardware.precision,
+    }
+
+
+def update_checkpoint(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    terminal: Terminal,
+    out: Path | None = None,
+    weights: str | None = None,
+    samples: str | None = None,
+    recipe: Path | None = None,
+) -> dict[str, Any]:
+    """Recompute the BatchNorm statistics in a checkpoint, in place and atomically, or into `out`.
+
+    Of a resume point the averages are refreshed and the raw weights left alone: training goes on from them.
+    A foreign file has no place to record the refresh, so its weights are written to `out` in our format.
+
+    Raises:
+        UserError: Unknown weights, or weights that cannot be written where they were asked for.
+    """
+    found = checkpoint.read(path)
+    changes = [*overrides, *([] if samples is None else [f"swa.batchnorm.samples={samples}"])]
+    bench, model = _open(found, changes, recipe=recipe, terminal=terminal, also=("swa.batchnorm.samples",))
+    sets = checkpoint.weight_sets(found, model)
+    if weights is None and found.kind == "resume":
+        sets = {name: item for name, item in sets.items() if name != "last"}
+    sets = _chosen(sets, weights or "all", path)
+    _require_writable(found, sets, out)
+    target = out or path
+    started = time.monotonic()
+    updates: dict[str, BatchNormUpdate] = {}
+    content = found.content
+    for name, item in sets.items():
+        checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
+        if not has_batchnorm(model):
+            terminal.note(f"{name}: {bench.recipe.model.name} has no BatchNorm layers: nothing to update")
+            continue
+        update = bench.refresh_batchnorm(model, name=name)
+        assert update is not None, "a network with BatchNorm layers was refreshed"
+        updates[name] = update
+        content = _with_statistics(found, content, name, model, update, bench)
+    if updates or out is not None:
+        checkpoint.save(target, content)
+    for name, update in updates.items():
+        terminal.answer(
+            f"{name}: {update.num_layers} BatchNorm layers recomputed from {update.num_samples:,} samples"
+            f" ({update.method}) -> {target}"
+        )
+    return {
+        "command": "bn-update",
+        "checkpoint": str(target),
+        "run": _run_of(path),
+        "weights": {
+            name: {
+                "batchnorm": "recomputed" if name in updates else "none",
+                "layers": updates[name].num_layers if name in updates else 0,
+                "samples": updates[name].num_samples if name in updates else 0,
+                "method": updates[name].method if name in updates else None,
+            }
+            for name in sets
+        },
+        "seconds": round(time.monotonic() - started, 3),
+        "device": str(bench.hardware.device),
+        "precision": bench.hardware.precision,
+    }
+
+
+def _open(
+    found: Checkpoint,
+    overrides: Sequence[str],
+    *,
+    recipe: Path | None,
+    terminal: Terminal,
+    also: Sequence[str] = (),
+) -> tuple[Bench, nn.Module]:
+    """The data, hardware and network of a checkpoint's recipe, or of the one that was passed."""
+    allowed = (*CHANGEABLE_KEYS, *also)
+    if recipe is not None:
+        loaded = load.load(recipe, overrides, allowed=allowed)
+    elif found.recipe is not None:
+        loaded = load.from_values(found.recipe, overrides, source=str(found.path), allowed=allowed)
+    else:
+        raise UserError(
+            f"{found.path}: was not written by swa and holds no recipe", hint="say which with --recipe RECIPE"
+        )
+    import_from(loaded.folder)
+    bench = open_bench(loaded.recipe, terminal)
+    model = bench.build_model()
+    terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}; {bench.hardware.describe()}")
+    return bench, model
+
+
+def _chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, WeightSet]:
+    if not sets:
+        raise UserError(f"{path}: holds no averaged weights yet", hint="let the run reach its averaging phase")
+    if weights == "all":
+        return sets
+    if weights not in sets:
+        raise UserError(f"{path}: holds no weights {weights!r}", hint=f"choose from {', '.join(sets)}, or all")
+    return {weights: sets[weights]}
+
+
+def _require_writable(found: Checkpoint, sets: dict[str, WeightSet], out: Path | None) -> None:
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder", hint="make it, or name another file with -o")
+    if found.kind == "resume" and "last" in sets:
+        raise UserError(
+            f"{found.path}: its raw weights are what training goes on from and are not changed",
+            hint="name an average with --weights, or update a snapshot",
+        )
+    if found.kind == "foreign" and (out is None or len(sets) > 1):
+        raise UserError(
+            f"{found.path}: was not written by swa and has no place to record that BatchNorm is fresh",
+            hint=f"write to another file with -o FILE, naming one of {', '.join(sets)} with --weights",
+        )
+
+
+def _with_statistics(
+    found: Checkpoint,
+    content: dict[str, Any],
+    name: str,
+    model: nn.Module,
+    update: BatchNormUpdate,
+    bench: Bench,
+) -> dict[str, Any]:
+    """The content of a checkpoint with fresh statistics for the weight set `name`."""
+    fresh = {"batchnorm": "recomputed", "batchnorm_method": update.method, "samples": update.num_samples}
+    if found.kind == "resume":
+        entry = content["averages"][name]
+        state = {
+            **entry["state"],
+            **{key: value for key, value in model.named_buffers() if key in entry["state"]},
+        }
+        averages = {**content["averages"], name: {**entry, "state": state, **fresh}}
+        return {**content, "averages": averages}
+    state_dict = {key: value.clone() for key, value in model.state_dict().items()}
+    if found.kind == "foreign":
+        recipe = bench.recipe.model_dump(mode="json", exclude_none=True)
+        count = found.content.get("n_averaged", found.content.get("swa_n"))
+        average: dict[str, Any] = {
+            "name": name,
+            "kind": "foreign",
+            "count": None if count is None else int(count),
+            "steps": [],
+        }
+        content = {"recipe": recipe, "input": bench.input, "average": average}
+    return {**content, "state_dict": state_dict, **fresh}
+
+
+def _run_of(path: Path) -> str | None:
+    """The run folder that a checkpoint lies in."""
+    folder = path.resolve().parent.parent
+    return str(folder) if (folder / "run.json").is_file() else None

@@ -1,0 +1,308 @@
+"""From a recipe to everything a run works with: hardware, data, plan, network, optimizer, averages.
+
+Configuration ends here: builders get plain arguments, and every problem that only shows when data and classes
+are known is collected and reported at once, before anything runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli import models
+from swa_cli.averaging.average import WeightAverage
+from swa_cli.averaging.batchnorm import BatchNormUpdate, bn_layers, has_batchnorm, update_batchnorm
+from swa_cli.data import batches, sources
+from swa_cli.data.augment import Augment
+from swa_cli.data.batches import Batches
+from swa_cli.errors import Problem, RecipeError, UserError
+from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
+from swa_cli.recipe.schema import Recipe
+from swa_cli.report.terminal import Terminal
+from swa_cli.training import hardware as hardware_choice
+from swa_cli.training import optimizers
+from swa_cli.training.hardware import Hardware, seed_everything
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Recipe, data and hardware: what every command works on; `terminal` hears of anything slow."""
+
+    recipe: Recipe
+    hardware: Hardware
+    source: sources.Source
+    terminal: Terminal
+
+    def split(self, name: str) -> sources.Split:
+        """A split by name.
+
+        Raises:
+            UserError: The dataset has no such split.
+        """
+        split: sources.Split | None = getattr(self.source, name)
+        if split is None:
+            present = [other for other in ("train", "val", "test") if getattr(self.source, other) is not None]
+            raise UserError(
+                f"{self.source.name} has no {name} split",
+                hint=f"use --split {' or '.join(reversed(present))}",
+            )
+        return split
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What the network takes: shape, normalisation of pixels scaled to [0, 1], classes."""
+        source = self.source
+        return {
+            "channels": source.channels,
+            "size": list(source.size),
+            "mean": list(source.mean),
+            "std": list(source.std),
+            "classes": list(source.class_names),
+        }
+
+    def scoring_split(self) -> str:
+        """Where final scores come from: test, else val.
+
+        Raises:
+            UserError: There is neither.
+        """
+        if self.source.test is not None:
+            return "test"
+        if self.source.val is not None:
+            return "val"
+        raise UserError(
+            f"{self.source.name} has no test split and dataset.val is 0: nothing to score on",
+            hint="set dataset.val=10%",
+        )
+
+    def plain_batches(self, split: str) -> Batches:
+        """All samples of a split in order, without augmentation."""
+        return batches.plain_batches(self.split(split), batch_size=self.recipe.train.eval_batch_size, **self._format())
+
+    def training_batches(self, epoch: int) -> Batches:
+        """The augmented batches of an epoch, a function of (seed, epoch, position)."""
+        recipe = self.recipe
+        return batches.epoch_batches(
+            self.source.train,
+            seed=recipe.seed,
+            epoch=epoch,
+            batch_size=recipe.train.batch_size,
+            augment=self._augment(),
+            **self._format(),
+        )
+
+    def statistics_batches(self) -> Batches:
+        """The batches of the BatchNorm pass: always the same ones."""
+        settings = self.recipe.average_scoring.batchnorm
+        return batches.statistics_batches(
+            self.source.train,
+            seed=self.recipe.seed,
+            batch_size=self.recipe.train.batch_size,
+            augment=self._augment() if settings.augment else Augment(),
+            samples=None if settings.samples == "all" else int(settings.samples),
+            **self._format(),
+        )
+
+    def build_model(self) -> nn.Module:
+        """The network with its initial weights, a function of the seed, on the device, channels last."""
+        seed_everything(self.recipe.seed, "initial weights")
+        model = models.build(
+            self.recipe.model.name,
+            num_classes=self.source.num_classes,
+            in_channels=self.source.channels,
+            args=self.recipe.model.args,
+        )
+        return model.to(self.hardware.device).to(memory_format=torch.channels_last)
+
+    def refresh_batchnorm(self, model: nn.Module, *, name: str) -> BatchNormUpdate | None:
+        """Recompute the statistics as the recipe says; None where the network has no such layers."""
+        if not has_batchnorm(model):
+            return None
+        method = self.recipe.average_scoring.batchnorm.method
+        loader = self.statistics_batches()
+        passes = 1 if method == "pooled" else len(bn_layers(model))
+        with (
+            self.terminal.progress(f"BatchNorm of {name}", len(loader) * passes) as bar,
+            self.hardware.autocast(),
+        ):
+            return update_batchnorm(_Counted(loader, bar), model, method=method, device=self.hardware.device)
+
+    def _augment(self) -> Augment:
+        return Augment(**self.recipe.dataset.augment.model_dump())
+
+    def _format(self) -> dict[str, Any]:
+        source = self.source
+        return {
+            "mean": source.mean,
+            "std": source.std,
+            "device": self.hardware.device,
+            "workers": self.recipe.dataset.workers,
+        }
+
+
+@dataclass
+class Run:
+    """A training run: its plan and all that changes while it goes on."""
+
+    bench: Bench
+    plan: Plan
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    averages: dict[str, WeightAverage]
+    due: dict[str, frozenset[int]]  # average -> updates done after which it takes the weights
+    history: list[dict[str, Any]] = field(default_factory=list)
+    refreshed: dict[str, Refreshed] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """An average after `count` updates with recomputed statistics, ready to be scored and shipped."""
+
+    count: int
+    state_dict: dict[str, Tensor]
+    batchnorm: str
+    method: str | None
+    num_samples: int
+
+
+def open_bench(recipe: Recipe, terminal: Terminal) -> Bench:
+    """Choose the hardware and load the data."""
+    settings = recipe.train
+    hardware = hardware_choice.choose(
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
+        deterministic=settings.deterministic,
+    )
+    dataset = recipe.dataset
+    with terminal.loading() as progress:
+        source = sources.load(
+            dataset.name,
+            root=dataset.root,
+            val=dataset.val,
+            seed=recipe.seed,
+            cache=dataset.cache,
+            download=dataset.download,
+            workers=dataset.workers,
+            args=dataset.args,
+            progress=progress,
+        )
+    return Bench(recipe, hardware, source, terminal)
+
+
+def prepare(loaded: Loaded, terminal: Terminal) -> Run:
+    """Build everything a run needs.
+
+    Raises:
+        RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
+        UserError: Data or device are missing.
+    """
+    recipe = loaded.recipe
+    import_from(loaded.folder)
+    problems: list[Problem] = optimizers.check(recipe.optimizer.name, recipe.optimizer.options)
+    bench = open_bench(recipe, terminal)
+    plan = None
+    try:
+        plan = make_plan(recipe, num_train=len(bench.source.train))
+    except RecipeError as error:
+        problems += error.problems
+    if problems or plan is None:
+        raise loaded.locate(problems)
+    model = bench.build_model()
+    _probe(model, bench)
+    try:
+        optimizer = optimizers.build(
+            model,
+            name=recipe.optimizer.name,
+            lr=recipe.optimizer.lr,
+            options=recipe.optimizer.options,
+            no_decay=recipe.optimizer.no_decay,
+        )
+    except RecipeError as error:
+        raise loaded.locate(error.problems) from error
+    averages = {
+        item.name: WeightAverage(model, kind=item.kind, decay=item.decay, window=item.window) for item in plan.averages
+    }
+    device = bench.hardware.device
+    scaler = torch.amp.GradScaler(device.type, enabled=bench.hardware.precision == "fp16")
+    due = {item.name: frozenset(item.steps) for item in plan.averages}
+    return Run(bench, plan, model, optimizer, scaler, averages, due)
+
+
+def _probe(model: nn.Module, bench: Bench) -> None:
+    """One forward pass of two blank images: a network that cannot take them is told before a folder is made."""
+    source = bench.source
+    images = torch.zeros(2, source.channels, *source.size, device=bench.hardware.device)
+    training = model.training
+    model.eval()
+    with torch.inference_mode(), bench.hardware.autocast():
+        logits = model(images)
+    model.train(training)
+    if not isinstance(logits, Tensor) or logits.shape != (2, source.num_classes):
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"model.name: {bench.recipe.model.name} gives {found} for 2 images, not (2, {source.num_classes})",
+            hint="let the network return one logit a class",
+        )
+
+
+def import_from(folder: Path) -> None:
+    """Let `package.module:attribute` be found beside the recipe and in the working directory."""
+    for path in (str(folder), str(Path.cwd())):
+        if path not in sys.path:
+            sys.path.append(path)
+
+
+def plan_rows(run: Run) -> list[tuple[str, str]]:
+    """The labelled lines that say what will happen."""
+    recipe = run.bench.recipe
+    rows = [
+        ("data", _describe_data(run.bench)),
+        ("model", describe_model(recipe.model.name, run.model)),
+        ("device", run.bench.hardware.describe()),
+        ("schedule", describe_schedule(recipe, run.plan)),
+    ]
+    texts = describe_averages(recipe, run.plan)
+    if not has_batchnorm(run.model):
+        texts = [text.partition("; BatchNorm")[0] for text in texts]
+    return rows + [("averaging" if index == 0 else "", text) for index, text in enumerate(texts)]
+
+
+def describe_model(name: str, model: nn.Module) -> str:
+    """`preresnet20: 0.27 M parameters, 19 BatchNorm layers`."""
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    layers = len(bn_layers(model))
+    norm = f"{layers} BatchNorm layer{'s' if layers != 1 else ''}" if layers else "no BatchNorm"
+    return f"{name}: {parameters:.2f} M parameters, {norm}"
+
+
+def _describe_data(bench: Bench) -> str:
+    source, augment = bench.source, bench.recipe.dataset.augment
+    counts = [
+        f"{len(split):,} {name}"
+        for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
+        if split is not None
+    ]
+    changes = [f"crop {augment.crop}"] * bool(augment.crop) + ["flip"] * augment.flip
+    changes += [f"cutout {augment.cutout}"] * bool(augment.cutout)
+    return "; ".join([f"{source.name}: {', '.join(counts)}", ", ".join(changes) or "no augmentation", *source.notes])
+
+
+class _Counted:
+    """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of terminals."""
+
+    def __init__(self, loader: Batches, bar: Any) -> None:
+        self._loader = loader
+        self._bar = bar
+
+    def __iter__(self) -> Any:
+        for batch in self._loader:
+            yield batch
+            self._bar.advance()

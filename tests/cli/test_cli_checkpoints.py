@@ -1,0 +1,149 @@
+"""`swa bn-update` and `swa eval`: the guard against stale statistics, and that both tell the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def run(swa, recipe: Path, tmp_path: Path) -> Path:
+    """The checkpoints of a finished run."""
+    ended = swa("train", recipe, "-q", "snapshots.every=2ep")
+    assert ended.code == 0, ended.err
+    return tmp_path / "runs/latest/checkpoints"
+
+
+def load(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def test_eval_of_swa_repeats_the_result_of_train(swa, run: Path) -> None:
+    """Scores of swa.pt against those that training printed, exactly."""
+    trained = __import__("json").loads((run.parent / "result.json").read_text())
+    ended = swa("eval", run / "swa.pt", "--json")
+    assert ended.code == 0, ended.err
+    found = ended.json["weights"]["swa"]
+    assert {key: trained["weights"]["swa"][key] for key in found} == found
+    assert Path(ended.json["run"]) == run.parent.resolve()
+
+
+def test_stale_guard_then_update_equals_swa_exactly(swa, run: Path) -> None:
+    """last.pt: refused with a hint; after bn-update its `swa` equals swa.pt; a second update changes no bit."""
+    refused = swa("eval", run / "last.pt")
+    assert refused.code == 2
+    assert "stale" in refused.err
+    assert "bn-update" in refused.err
+    before = load(run / "last.pt")
+    assert swa("bn-update", run / "last.pt").code == 0
+    first = (run / "last.pt").read_bytes()
+    assert swa("bn-update", run / "last.pt").code == 0
+    assert (run / "last.pt").read_bytes() == first
+    updated, shipped = swa("eval", run / "last.pt", "--json"), swa("eval", run / "swa.pt", "--json")
+    found = updated.json["weights"]["swa"]
+    assert {key: found[key] for key in shipped.json["weights"]["swa"]} == shipped.json["weights"]["swa"]
+    after = load(run / "last.pt")
+    assert all(torch.equal(before["model"][key], after["model"][key]) for key in before["model"])
+    assert after["averages"]["swa"]["batchnorm"] == "recomputed"
+
+
+def test_stale_weights_are_scored_on_insistence(swa, run: Path) -> None:
+    """--allow-stale-bn scores, and the answer says stale; --weights last needs no insistence."""
+    ended = swa("eval", run / "last.pt", "--allow-stale-bn", "--json")
+    assert ended.json["weights"]["swa"]["batchnorm"] == "stale"
+    assert swa("eval", run / "last.pt", "--weights", "last").code == 0
+
+
+def test_update_of_swa_changes_nothing(swa, run: Path) -> None:
+    """swa.pt after bn-update against before: the same statistics, bit for bit, and the same record."""
+    before = load(run / "swa.pt")
+    assert swa("bn-update", run / "swa.pt", "-q").code == 0
+    after = load(run / "swa.pt")
+    first, second = before.pop("state_dict"), after.pop("state_dict")
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert before == after
+
+
+def test_update_with_fewer_samples_is_recorded(swa, run: Path, tmp_path: Path) -> None:
+    """--samples 500 -o FILE: the record in the new file, the old file untouched."""
+    before = (run / "swa.pt").read_bytes()
+    out = tmp_path / "quick.pt"
+    ended = swa("bn-update", run / "swa.pt", "--samples", "500", "-o", out, "--json")
+    assert ended.code == 0, ended.err
+    assert load(out)["samples"] == 500
+    assert ended.json["weights"]["swa"]["samples"] == 500
+    assert (run / "swa.pt").read_bytes() == before
+
+
+def test_snapshots_are_scored_and_updated(swa, run: Path) -> None:
+    """A snapshot: scored as it is (running), then recomputed."""
+    snapshot = sorted((run.parent / "snapshots").iterdir())[-1]
+    assert swa("eval", snapshot, "--json").json["weights"]["snapshot"]["batchnorm"] == "running"
+    assert swa("bn-update", snapshot, "-q").code == 0
+    assert swa("eval", snapshot, "--json").json["weights"]["snapshot"]["batchnorm"] == "recomputed"
+
+
+def test_foreign_weights_need_a_recipe_and_score_the_same(swa, run: Path, recipe: Path, tmp_path: Path) -> None:
+    """The state dict of swa.pt saved plainly: exit 2 without --recipe, with it the accuracy of swa.pt."""
+    torch.save(load(run / "swa.pt")["state_dict"], tmp_path / "plain.pt")
+    assert "--recipe" in swa("eval", tmp_path / "plain.pt").err
+    found = swa("eval", tmp_path / "plain.pt", "--recipe", recipe, "--json").json["weights"]["last"]
+    expected = swa("eval", run / "swa.pt", "--json").json["weights"]["swa"]
+    assert found["nll"] == expected["nll"]
+
+
+def test_averaged_model_of_torch_is_stale_until_updated(swa, run: Path, recipe: Path, tmp_path: Path) -> None:
+    """A state of torch's AveragedModel: guarded; bn-update -o writes ours, which then needs nothing else."""
+    state = load(run / "last.pt")["model"]
+    foreign = {"n_averaged": torch.tensor(3), **{f"module.{key}": value for key, value in state.items()}}
+    torch.save(foreign, tmp_path / "theirs.pt")
+    assert swa("eval", tmp_path / "theirs.pt", "--recipe", recipe).code == 2
+    assert swa("bn-update", tmp_path / "theirs.pt", "--recipe", recipe).code == 2  # nowhere to record it
+    ended = swa("bn-update", tmp_path / "theirs.pt", "--recipe", recipe, "-o", tmp_path / "ours.pt")
+    assert ended.code == 0, ended.err
+    scored = swa("eval", tmp_path / "ours.pt", "--json").json["weights"]["swa"]
+    assert scored["batchnorm"] == "recomputed"
+    assert scored["count"] == 3
+
+
+def test_network_without_batchnorm_says_so(swa, recipe: Path, tmp_path: Path) -> None:
+    """A network without BatchNorm: its average is never stale, and bn-update is a no-op that says so."""
+    (tmp_path / "linear_net.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))\n"
+    )
+    recipe.write_text(recipe.read_text().replace("{name: convnet, args: {width: 4}}", "{name: 'linear_net:net'}"))
+    assert swa("train", recipe, "-q").code == 0
+    run = tmp_path / "runs/latest/checkpoints"
+    before = (run / "last.pt").read_bytes()
+    ended = swa("bn-update", run / "last.pt")
+    assert ended.code == 0
+    assert "no BatchNorm" in ended.err
+    assert (run / "last.pt").read_bytes() == before
+    assert swa("eval", run / "last.pt", "--json").json["weights"]["swa"]["batchnorm"] == "none"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "nowhere.pt"], "no such checkpoint"),
+        (["eval", "RUN/swa.pt", "--split", "dev"], "--split"),
+        (["eval", "RUN/swa.pt", "--weights", "ema"], "choose from swa"),
+        (["eval", "RUN/swa.pt", "optimizer.lr=2"], "optimizer.lr"),
+        (["eval", "RUN/swa.pt", "dataset.rot=x"], "dataset.root"),
+        (["bn-update", "RUN/last.pt", "--weights", "last"], "raw weights"),
+        (["bn-update", "RUN/swa.pt", "--samples", "many"], "many"),
+        (["bn-update", "RUN/swa.pt", "-o", "nowhere/x.pt"], "no such folder"),
+    ],
+)
+def test_mistakes_end_with_2_and_a_cure(swa, run: Path, words: list[str], message: str) -> None:
+    """Likely mistakes: exit 2, the cure in the message, no traceback."""
+    ended = swa(*[word.replace("RUN", str(run)) for word in words])
+    assert ended.code == 2
+    assert message in " ".join(ended.err.split())
+    assert "Traceback" not in ended.err

@@ -1,0 +1,124 @@
+"""The door itself: help, exit codes, streams, and one clear message for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.parametrize("words", [["-h"], ["train", "-h"], ["bn-update", "--help"], ["eval", "-h"]], ids=" ".join)
+def test_help_ends_with_examples_and_exit_codes(swa, words: list[str]) -> None:
+    """Each help on 80 columns: exit 0, examples, exit codes, no line that would wrap."""
+    ended = swa(*words)
+    assert ended.code == 0
+    assert "Examples:" in ended.out
+    assert "Exit codes:" in ended.out.partition("Examples:")[2]
+    assert max(map(len, ended.out.splitlines())) <= 80
+
+
+def test_design_example_of_an_error(swa, tmp_path: Path) -> None:
+    """A misspelt key: file, line, column, caret, suggestion, as DESIGN 7 shows; exit 2 and nothing written."""
+    path = tmp_path / "bad.yaml"
+    path.write_text(
+        "model: {name: convnet}\ndataset: {name: digits}\noptimizer:\n  lr: 0.1\n  momentun: 0.9\ntrain:\n  epoch: 2\n"
+    )
+    ended = swa("train", "bad.yaml")
+    assert ended.code == 2
+    assert ended.out == ""
+    assert "--> bad.yaml:7:3" in ended.err
+    assert "did you mean `train.epochs`?" in ended.err
+    assert "Nothing was run." in ended.err
+    assert sorted(tmp_path.iterdir()) == [path]
+    path.write_text(path.read_text().replace("epoch:", "epochs:"))
+    ended = swa("train", "bad.yaml")  # an option of the class: shown once torch is loaded, at its place
+    assert ended.code == 2
+    assert "--> bad.yaml:5:3" in ended.err
+    assert "did you mean `optimizer.momentum`?" in ended.err
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_cross_checks_show_the_place(swa, recipe: Path) -> None:
+    """A start after the end on the command line: its place, exit 2."""
+    ended = swa("train", recipe, "swa.start=9ep")
+    assert ended.code == 2
+    assert "--> command line: swa.start=9ep" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train"], "name a recipe"),
+        (["train", "nowhere.yaml"], "nowhere.yaml"),
+        (["train", "small.yaml", "--resume", "runs/x"], "leave the recipe out"),
+        (["train", "--resume", "runs/nowhere"], "holds no checkpoints/last.pt"),
+        (["train", "small.yaml", "optimizer.lrr=0.2"], "optimizer.lr"),
+        (["train", "small.yaml", "train.batch_size=5000"], "training samples"),
+        (["train", "small.yaml", "optimizer.name=SDG"], "SGD"),
+        (["train", "small.yaml", "model.name=convnett"], "convnet"),
+        (["train", "small.yaml", "model.name=vgg16", "model.args={}"], "32"),
+        (["train", "small.yaml", "model.name=nowhere.module:Net"], "nowhere"),
+        (["train", "small.yaml", "dataset.name=cifar10", "dataset.download=false"], "cifar"),
+        (["train", "small.yaml", "dataset.name=image_folder", "dataset.root=nowhere"], "nowhere"),
+        (["train", "small.yaml", "train.device=cuda:9"], "cuda"),
+        (["train", "small.yaml", "train.precision=fp16", "train.device=cpu"], "fp16"),
+        (["train", "small.yaml", "optimizer.no_decay=[nothing.*]"], "matches no parameter"),
+        (["frobnicate"], "frobnicate"),
+        (["train", "small.yaml", "--frobnicate"], "frobnicate"),
+    ],
+)
+def test_mistakes_end_with_2_and_nothing_written(
+    swa, recipe: Path, tmp_path: Path, words: list[str], message: str
+) -> None:
+    """Likely mistakes: exit 2, the value or the cure in the message, no traceback, no file."""
+    ended = swa(*words)
+    assert ended.code == 2, ended.err
+    assert message in ended.err
+    assert "Traceback" not in ended.err
+    assert ended.out == ""
+    assert sorted(tmp_path.iterdir()) == [recipe]
+
+
+def test_streams_piped(swa, recipe: Path) -> None:
+    """A run without a terminal: the answer on stdout, rows on stderr, no control codes, no line over 80."""
+    ended = swa("train", recipe)
+    assert ended.code == 0
+    assert "swa" in ended.out
+    assert "epoch" in ended.err
+    assert "\x1b" not in ended.out + ended.err
+    rows = [line for line in ended.err.splitlines() if line[:5].strip().isdigit()]
+    assert len(rows) == 4
+    assert max(map(len, ended.out.splitlines() + rows)) <= 80
+
+
+def test_quiet_says_only_the_answer(swa, recipe: Path) -> None:
+    """-q: no conversation; --json: one object on stdout."""
+    assert swa("train", recipe, "-q").err == ""
+    ended = swa("train", recipe, "-q", "--json")
+    assert json.loads(ended.out)["command"] == "train"
+    assert len(ended.out.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_with_their_codes_and_a_way_to_go_on(
+    recipe: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    """Ctrl-C and SIGTERM in a long run: 130 and 143, the command to continue, and a file to continue from."""
+    words = [sys.executable, "-m", "swa_cli", "train", str(recipe), "train.epochs=5000"]
+    with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+        last = tmp_path / "runs/small-001/checkpoints/last.pt"
+        deadline = time.monotonic() + 120
+        while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+            os.sched_yield()
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code, said
+    assert "swa train --resume" in said
+    assert "Traceback" not in said
+    assert last.exists()

@@ -1,0 +1,82 @@
+"""The rooms of the house: who imports whom, read from the sources and held against DESIGN's rules."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import swa_cli
+
+HOUSE = Path(swa_cli.__file__).parent
+FILES = sorted(HOUSE.rglob("*.py"))
+ROOMS = ("recipe", "data", "models", "averaging", "training", "report")
+MAY_IMPORT = {
+    "recipe": {"errors"},
+    "data": {"errors"},
+    "models": {"errors"},
+    "averaging": {"errors"},
+    "training": {"errors", "recipe", "data", "models", "averaging", "report"},
+    "report": {"errors"},
+}
+ONLY_IN = {"typer": ("cli.py",), "rich": ("report",), "matplotlib": ("report",), "yaml": ("recipe/load.py",)}
+
+
+def imports(path: Path, *, top_only: bool = False) -> Iterator[str]:
+    """Every module that a file imports, with what is taken `from` it."""
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_only else ast.walk(tree)
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(HOUSE).parts[0]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOUSE)))
+def test_each_room_keeps_to_its_imports(path: Path) -> None:
+    """Imports of every file against the table of DESIGN 2, `recipe` and `report` without torch."""
+    room = room_of(path)
+    for name in imports(path):
+        package, _, rest = name.partition(".")
+        if package == "swa_cli" and room in ROOMS:
+            target = rest.split(".")[0]
+            assert target == room or target in MAY_IMPORT[room], f"{path} imports {name}"
+        if package in ("torch", "torchvision"):
+            assert room not in ("recipe", "report", "errors.py", "cli.py"), f"{path} imports {name}"
+        for library, homes in ONLY_IN.items():
+            if package == library:
+                here = str(path.relative_to(HOUSE))
+                assert any(here == home or here.startswith(f"{home}/") for home in homes), f"{path} imports {name}"
+
+
+def test_cli_takes_only_light_rooms_at_its_top() -> None:
+    """Top-level imports of cli.py: errors, recipe and report alone."""
+    ours = {name.split(".")[1] for name in imports(HOUSE / "cli.py", top_only=True) if name.startswith("swa_cli.")}
+    assert ours <= {"errors", "recipe", "report", "__version__"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["train", "-h"], ["eval", "-h"], ["bn-update", "-h"], ["train", "nowhere.yaml"], ["train"]],
+    ids=" ".join,
+)
+def test_help_and_recipe_errors_come_without_torch(words: list[str]) -> None:
+    """Modules loaded by help and by a missing recipe: torch is not among them."""
+    program = (
+        "import sys; sys.argv = ['swa', *sys.argv[1:]]\n"
+        "from swa_cli import cli\n"
+        "try: cli.main()\n"
+        "finally: print('torch' in sys.modules, 'matplotlib' in sys.modules, file=sys.stderr)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
+    assert ended.stderr.splitlines()[-1] == "False False", ended.stderr

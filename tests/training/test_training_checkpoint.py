@@ -1,0 +1,127 @@
+"""Checkpoints: atomic writing, safe reading, and other people's formats."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from swa_cli.errors import UserError
+from swa_cli.training import checkpoint
+
+
+def small() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+
+class Evil:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (os.system, (f"touch {self.path}",))
+
+
+def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
+    """The file after a write that raises half-way against the old content; no temporary file is left."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(b"old")
+
+    def write(file: object) -> None:
+        file.write(b"ne")  # type: ignore[attr-defined]
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        checkpoint.write_atomic(path, write)
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_order_is_write_fsync_rename_fsync_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The calls of one atomic write against the order that survives a power cut."""
+    calls = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: (calls.append(f"fsync {os.path.isdir(f'/proc/self/fd/{fd}')}"), fsync(fd))
+    )
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
+    checkpoint.write_atomic(tmp_path / "a", lambda file: file.write(b"x"))
+    assert calls == ["fsync False", "rename", "fsync True"]
+
+
+def test_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    """A checkpoint whose pickle would create a file: refused, and the file does not exist."""
+    trap = tmp_path / "trap"
+    for name, write in (("zip.pt", torch.save), ("raw.pt", lambda o, p: p.write_bytes(pickle.dumps(o)))):
+        write({"format": 1, "recipe": Evil(trap)}, tmp_path / name)
+        with pytest.raises(UserError, match="cannot be read"):
+            checkpoint.read(tmp_path / name)
+    assert not trap.exists()
+
+
+def test_flipped_bit_is_found(tmp_path: Path) -> None:
+    """One changed byte of a tensor, which torch.load accepts, against the archive's checksum."""
+    path = tmp_path / "a.pt"
+    torch.save({"w": torch.full((1000,), 1.5)}, path)
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.full((8,), 1.5).numpy().tobytes()) + 2] ^= 1
+    path.write_bytes(content)
+    assert torch.load(path, weights_only=True)["w"].ne(1.5).any()  # torch does not notice
+    with pytest.raises(UserError, match=r"damaged|checksum"):
+        checkpoint.read(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello\n", b"PK\x03\x04", b"\x80\x02K\x01."])
+def test_other_files_get_one_message(tmp_path: Path, content: bytes) -> None:
+    """Files that are no checkpoint against a UserError, never a traceback of torch."""
+    path = tmp_path / "a.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError):
+        checkpoint.read(path)
+
+
+def test_later_format_is_refused(tmp_path: Path) -> None:
+    """A checkpoint of format 99 against the one format this version reads."""
+    torch.save({"format": 99, "recipe": {}}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match="99"):
+        checkpoint.read(tmp_path / "a.pt")
+
+
+def test_foreign_formats_hold_the_same_weights(tmp_path: Path) -> None:
+    """Plain, nested, DataParallel, compiled, AveragedModel, timgaripov/swa, safetensors: against the model's state."""
+    model = small()
+    state = model.state_dict()
+    averaged = torch.optim.swa_utils.AveragedModel(model)
+    averaged.update_parameters(model)
+    files = {
+        "plain.pt": (state, "last", "running"),
+        "nested.pt": ({"state_dict": state, "epoch": 3}, "last", "running"),
+        "parallel.pt": ({f"module.{k}": v for k, v in state.items()}, "last", "running"),
+        "compiled.pt": ({f"_orig_mod.{k}": v for k, v in state.items()}, "last", "running"),
+        "averaged.pt": (averaged.state_dict(), "swa", "stale"),
+        "paper.pt": ({"state_dict": state, "swa_state_dict": state, "swa_n": 3}, "swa", "stale"),
+    }
+    for file, (content, name, batchnorm) in files.items():
+        torch.save(content, tmp_path / file)
+        found = checkpoint.weight_sets(checkpoint.read(tmp_path / file), model)[name]
+        assert found.batchnorm == batchnorm, file
+        checkpoint.load_weights(model, found.state_dict, source=file)
+    save_file(state, tmp_path / "a.safetensors")
+    found = checkpoint.weight_sets(checkpoint.read(tmp_path / "a.safetensors"), model)["last"]
+    assert all(torch.equal(found.state_dict[key], value) for key, value in state.items())
+
+
+def test_mismatch_counts_and_shows_names() -> None:
+    """Weights of another network against a message with counts and examples."""
+    state = small().state_dict()
+    del state["1.bias"]
+    state["extra"] = torch.zeros(1)
+    state["0.weight"] = torch.zeros(5, 3)
+    with pytest.raises(UserError, match=r"1 tensors missing, 1 unexpected, 1 of another shape.*0\.weight"):
+        checkpoint.load_weights(small(), state, source="x.pt")

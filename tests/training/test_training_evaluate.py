@@ -1,0 +1,91 @@
+"""Scores and their errors, against torchmetrics, closed forms and the definition."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torchmetrics.functional.classification as reference
+from torch import Tensor, nn
+
+from swa_cli.training import evaluate, tasks
+from swa_cli.training.hardware import Hardware
+
+CPU = Hardware(torch.device("cpu"), "fp32", 1, False, "test")
+
+
+@pytest.fixture
+def predictions() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    labels = torch.randint(0, 10, (1003,), generator=generator)
+    logits = torch.randn(1003, 10, generator=generator) + 2 * nn.functional.one_hot(labels, 10)
+    return logits, labels
+
+
+def test_scores_equal_torchmetrics(predictions: tuple[Tensor, Tensor]) -> None:
+    """Accuracy, top-5 and ECE of 1,003 samples against torchmetrics; NLL and Brier against their definitions."""
+    logits, labels = predictions
+    row = evaluate.summarize(tasks.score_samples(logits, labels))
+    p = logits.double().softmax(1)
+    one_hot = nn.functional.one_hot(labels, 10)
+    assert row["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()), abs=1e-12)
+    top5 = reference.multiclass_accuracy(logits, labels, num_classes=10, top_k=5, average="micro")
+    assert row["top5"] == pytest.approx(float(top5), abs=1e-6)
+    ece = reference.multiclass_calibration_error(p, labels, num_classes=10, n_bins=15, norm="l1")
+    assert row["ece"] == pytest.approx(float(ece), abs=1e-6)
+    assert row["nll"] == pytest.approx(float(-p.log()[torch.arange(1003), labels].mean()), abs=1e-6)
+    assert row["brier"] == pytest.approx(float((p - one_hot).square().sum(1).mean()), abs=1e-6)
+
+
+def test_standard_error_of_accuracy_is_the_binomial_one() -> None:
+    """SE of 30 right of 40 against sqrt(p(1-p)/n)."""
+    correct = torch.arange(40) < 30
+    scores = tasks.SampleScores(correct, None, torch.ones(40), torch.ones(40), torch.full((40,), 0.5))
+    assert evaluate.summarize(scores)["accuracy_se"] == pytest.approx(math.sqrt(0.75 * 0.25 / 40), abs=1e-15)
+
+
+def test_paired_error_uses_the_same_samples(predictions: tuple[Tensor, Tensor]) -> None:
+    """The paired SE against the sample formula, and far below the unpaired one for weight sets that agree."""
+    logits, labels = predictions
+    first = tasks.score_samples(logits, labels)
+    second = tasks.score_samples(logits + 0.1 * torch.randn(logits.shape, generator=torch.Generator()), labels)
+    row = evaluate.compare(second, first)
+    difference = (second.nll - first.nll).double()
+    assert row["nll_diff"] == pytest.approx(float(difference.mean()), abs=1e-12)
+    assert row["nll_diff_se"] == pytest.approx(float(difference.std()) / math.sqrt(1003), abs=1e-12)
+    unpaired = math.hypot(evaluate.standard_error(first.nll), evaluate.standard_error(second.nll))
+    assert row["nll_diff_se"] < unpaired / 5
+
+
+def test_means_are_over_samples_and_not_over_batches(predictions: tuple[Tensor, Tensor]) -> None:
+    """Scores with a ragged last batch against those of one batch of everything: never the mean of batch means."""
+    logits, labels = predictions
+    model = nn.Identity()
+    ragged = evaluate.score(model, zip(logits.split(400), labels.split(400), strict=True), hardware=CPU)
+    whole = evaluate.score(model, [(logits, labels)], hardware=CPU)
+    assert evaluate.summarize(ragged) == evaluate.summarize(whole)
+
+
+def test_top5_is_left_out_for_five_classes() -> None:
+    """Top-5 of five classes would always be 1: None against a number for six."""
+    assert tasks.score_samples(torch.randn(3, 5), torch.zeros(3, dtype=torch.long)).top5 is None
+    assert tasks.score_samples(torch.randn(3, 6), torch.zeros(3, dtype=torch.long)).top5 is not None
+
+
+def test_scoring_keeps_the_mode_and_draws_nothing() -> None:
+    """Mode of each layer and the random state after scoring against before (FACTS: scoring changed training)."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.BatchNorm1d(4))
+    model[2].eval()
+    model.train(True)
+    model[2].eval()
+    state = torch.get_rng_state()
+    buffers = {key: value.clone() for key, value in model.state_dict().items()}
+    evaluate.score(
+        model,
+        [(torch.randn(8, 4, generator=torch.Generator()), torch.zeros(8, dtype=torch.long))],
+        hardware=CPU,
+    )
+    assert [layer.training for layer in model] == [True, True, False]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(buffers[key], value) for key, value in model.state_dict().items())

@@ -1,0 +1,80 @@
+"""Optimizers by name: options checked against the class, parameter groups, and rates that arrive."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from swa_cli.errors import RecipeError
+from swa_cli.training import optimizers
+
+
+def small() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+
+
+def test_misspelt_option_is_a_problem_with_a_suggestion() -> None:
+    """`momentun` of SGD against the signature of torch.optim.SGD."""
+    [problem] = optimizers.check("SGD", {"momentun": 0.9})
+    assert problem.key == "optimizer.momentun"
+    assert problem.hint == "did you mean `optimizer.momentum`?"
+
+
+def test_unknown_optimizer_is_a_problem_with_a_suggestion() -> None:
+    """`AdamV` against the names in torch.optim; the base class and closures are not offered."""
+    [problem] = optimizers.check("AdamV", {})
+    assert "Adam" in problem.hint
+    assert optimizers.check("Optimizer", {})
+    assert optimizers.check("LBFGS", {})
+
+
+def test_refused_value_names_the_class() -> None:
+    """A value that torch refuses (negative momentum) becomes a problem of the recipe."""
+    with pytest.raises(RecipeError, match="momentum"):
+        optimizers.build(small(), name="SGD", lr=0.1, options={"momentum": -1.0}, no_decay=[])
+
+
+@pytest.mark.parametrize(
+    ("no_decay", "free"),
+    [
+        ([], set()),
+        (["norm"], {"1.weight", "1.bias"}),
+        (["bias"], {"0.bias", "1.bias", "3.bias"}),
+        (["3.*"], {"3.weight", "3.bias"}),
+        (["norm", "0.bias"], {"0.bias", "1.weight", "1.bias"}),
+    ],
+)
+def test_no_decay_takes_parameters_out(no_decay: list[str], free: set[str]) -> None:
+    """Parameters without weight decay against a list by hand; every parameter is in one group."""
+    model = small()
+    built = optimizers.build(model, name="SGD", lr=0.1, options={"weight_decay": 0.5}, no_decay=no_decay)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decay = {names[id(p)]: group["weight_decay"] for group in built.param_groups for p in group["params"]}
+    assert set(decay) == set(names.values())
+    assert {name for name, value in decay.items() if value == 0} == free
+
+
+def test_pattern_that_matches_nothing_is_a_problem() -> None:
+    """`head.*` against a model without a head."""
+    with pytest.raises(RecipeError, match=r"head\.\*"):
+        optimizers.build(small(), name="SGD", lr=0.1, options={}, no_decay=["head.*"])
+
+
+def test_frozen_parameters_are_not_given_to_the_optimizer() -> None:
+    """Parameters of the optimizer against those that take gradients."""
+    model = small()
+    model[0].requires_grad_(False)
+    built = optimizers.build(model, name="AdamW", lr=0.1, options={}, no_decay=[])
+    assert sum(p.numel() for group in built.param_groups for p in group["params"]) == 4 + 27
+
+
+def test_learning_rate_reaches_the_step() -> None:
+    """One SGD step at a set rate against w - lr * g (torchcontrib's wrapper lost the rate)."""
+    model = nn.Linear(1, 1, bias=False)
+    built = optimizers.build(model, name="SGD", lr=9.0, options={}, no_decay=[])
+    before = model.weight.item()
+    optimizers.set_learning_rate(built, 0.25)
+    model.weight.grad = torch.full((1, 1), 2.0)
+    built.step()
+    assert model.weight.item() == pytest.approx(before - 0.5, abs=1e-7)
