@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import os
 import platform
-import random
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from swa_cli.data.randomness import generator
+from swa_cli.data.randomness import seed_globals
 from swa_cli.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,6 +39,19 @@ class Hardware:
             cache_enabled=True,
         )
 
+    def seed(self, seed: int, *words: str | int) -> None:
+        """Seed the global generators that layers draw from (dropout) by a purpose and a step.
+
+        Called before every step: random numbers become a function of (seed, step), so a resumed run needs no
+        saved generator and nothing that happens between two steps can change the second.
+        """
+        # Not torch.manual_seed: without a GPU it formats a stack trace a call, for a GPU that may come later.
+        seed_globals(seed, *words)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(torch.initial_seed())
+        elif self.device.type == "mps":
+            torch.mps.manual_seed(torch.initial_seed())
+
     def describe(self) -> str:
         """One line of the plan: `cpu, 2 threads, fp32 (the processor has no native bf16)`."""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
@@ -62,17 +74,6 @@ def choose(*, device: str, precision: str, threads: int | str, deterministic: bo
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     return Hardware(chosen, chosen_precision, count, deterministic, reason)
-
-
-def seed_everything(seed: int, *words: str | int) -> None:
-    """Seed the global generators that layers draw from (dropout) by a purpose and a step.
-
-    Called before every step: random numbers become a function of (seed, step), so a resumed run needs no
-    saved generator and nothing that happens between two steps can change the second.
-    """
-    derived = generator(seed, *words).initial_seed()
-    torch.manual_seed(derived)
-    random.seed(derived)
 
 
 def environment(hardware: Hardware) -> dict[str, str | int]:

@@ -27,7 +27,7 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import hardware as hardware_choice
 from swa_cli.training import optimizers
-from swa_cli.training.hardware import Hardware, seed_everything
+from swa_cli.training.hardware import Hardware
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Bench:
 
     def build_model(self) -> nn.Module:
         """The network with its initial weights, a function of the seed, on the device, channels last."""
-        seed_everything(self.recipe.seed, "initial weights")
+        self.hardware.seed(self.recipe.seed, "initial weights")
         model = models.build(
             self.recipe.model.name,
             num_classes=self.source.num_classes,
@@ -277,10 +277,11 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
 
 def describe_model(name: str, model: nn.Module) -> str:
     """`preresnet20: 0.27 M parameters, 19 BatchNorm layers`."""
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    number = sum(parameter.numel() for parameter in model.parameters())
+    parameters = f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
     layers = len(bn_layers(model))
     norm = f"{layers} BatchNorm layer{'s' if layers != 1 else ''}" if layers else "no BatchNorm"
-    return f"{name}: {parameters:.2f} M parameters, {norm}"
+    return f"{name}: {parameters} parameters, {norm}"
 
 
 def _describe_data(bench: Bench) -> str:

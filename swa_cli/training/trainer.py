@@ -26,7 +26,7 @@ from swa_cli.recipe.load import Loaded
 from swa_cli.report import plots
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, evaluate, saving, tasks
-from swa_cli.training.hardware import environment, seed_everything
+from swa_cli.training.hardware import environment
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.setup import Refreshed, Run, plan_rows, prepare
@@ -144,7 +144,7 @@ def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder, *, epoch: int)
         for index, (images, labels) in enumerate(batches):
             step, part = (epoch - 1) * plan.steps_per_epoch + index // accumulate, index % accumulate
             if part == 0:
-                seed_everything(recipe.seed, "step", step)
+                bench.hardware.seed(recipe.seed, "step", step)
                 rate = plan.learning_rate(step)
                 set_learning_rate(run.optimizer, rate)
                 run.optimizer.zero_grad(set_to_none=True)
@@ -285,7 +285,7 @@ def _dry_run(run: Run) -> dict[str, Any]:
     bench = run.bench
     started = time.monotonic()
     images, labels = next(iter(bench.training_batches(1)))
-    seed_everything(bench.recipe.seed, "step", 0)
+    bench.hardware.seed(bench.recipe.seed, "step", 0)
     set_learning_rate(run.optimizer, run.plan.learning_rate(0))
     run.model.train()
     with bench.hardware.autocast():
@@ -305,6 +305,9 @@ def _dry_run(run: Run) -> dict[str, Any]:
         "dry_run": True,
         "epochs": run.plan.epochs,
         "steps_per_epoch": run.plan.steps_per_epoch,
+        "learning_rates": [
+            run.plan.learning_rate(epoch * run.plan.steps_per_epoch) for epoch in range(run.plan.epochs)
+        ],
         "averages": {item.name: {"kind": item.kind, "steps": list(item.steps)} for item in run.plan.averages},
         "loss": float(loss),
         "seconds": round(seconds, 3),

@@ -107,10 +107,10 @@ def test_quiet_says_only_the_answer(swa, recipe: Path) -> None:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_with_their_codes_and_a_way_to_go_on(
-    recipe: Path, tmp_path: Path, number: signal.Signals, code: int
+    swa, recipe: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    """Ctrl-C and SIGTERM in a long run: 130 and 143, the command to continue, and a file to continue from."""
-    words = [sys.executable, "-m", "swa_cli", "train", str(recipe), "train.epochs=5000"]
+    """Ctrl-C and SIGTERM in a long run: 130 and 143, the command to continue, and an average that can be used."""
+    words = [sys.executable, "-m", "swa_cli", "train", str(recipe), "train.epochs=5000", "swa={start: 0%}"]
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         last = tmp_path / "runs/small-001/checkpoints/last.pt"
         deadline = time.monotonic() + 120
@@ -121,4 +121,5 @@ def test_signals_end_with_their_codes_and_a_way_to_go_on(
     assert process.returncode == code, said
     assert "swa train --resume" in said
     assert "Traceback" not in said
-    assert last.exists()
+    assert swa("bn-update", last, "-o", "usable.pt").code == 0
+    assert swa("eval", "usable.pt", "--json").json["weights"]["swa"]["count"] >= 1

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from swa_cli import models
+from swa_cli.data.randomness import seed_globals
 from swa_cli.training import trainer
 
 
@@ -287,9 +288,7 @@ def test_clipping_bounds_the_gradient(swa, recipe: Path, tmp_path: Path) -> None
     assert swa("train", recipe, "-q", *words).code == 0
     last = load(tmp_path / "runs/latest/checkpoints/last.pt")
     assert last["step"] == 1
-    from swa_cli.training.hardware import seed_everything
-
-    seed_everything(0, "initial weights")
+    seed_globals(0, "initial weights")
     initial = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
     moved = [last["model"][key] - value.detach() for key, value in initial.named_parameters()]
     norm = torch.linalg.vector_norm(torch.cat([value.flatten() for value in moved]))

@@ -1,0 +1,68 @@
+"""The recipes we ship: all of them load, and the paper's have its settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.utils import save_image
+
+from swa_cli.recipe import load
+from swa_cli.recipe.plan import make_plan
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load_and_begin_with_their_command(path: Path) -> None:
+    """Every recipe against the loader; its first line against the command that runs it."""
+    load.load(path)
+    command = path.read_text().splitlines()[0]
+    assert command == f"# swa train recipes/{path.relative_to(RECIPES)}"
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs", "count", "first", "lr", "swa_lr", "weight_decay"),
+    [
+        ("vgg16", 300, 140, 161, 0.05, 0.01, 5e-4),
+        ("preresnet164", 225, 100, 126, 0.1, 0.05, 3e-4),
+        ("wrn28x10", 300, 140, 161, 0.1, 0.05, 5e-4),
+    ],
+)
+def test_paper_recipes_have_the_settings_of_the_paper(
+    name: str, epochs: int, count: int, first: int, lr: float, swa_lr: float, weight_decay: float
+) -> None:
+    """Plan and options on 50,000 images against the settings in FACTS 4 and the counts in FACTS 1."""
+    recipe = load.load(RECIPES / "paper" / f"cifar100_{name}.yaml").recipe
+    plan = make_plan(recipe, num_train=50_000)
+    assert plan.epochs == epochs
+    [average] = plan.averages
+    ends = [step / plan.steps_per_epoch for step in average.steps]
+    assert ends == list(range(first, epochs + 1))
+    assert len(ends) == count
+    assert plan.learning_rate(0) == lr
+    assert plan.learning_rate(plan.total_steps - 1) == pytest.approx(swa_lr, abs=1e-12)
+    assert recipe.optimizer.options == {"momentum": 0.9, "nesterov": False, "weight_decay": weight_decay}
+    assert recipe.train.batch_size == 128
+
+
+def test_dry_run_of_the_paper_shows_its_plan(swa, tmp_path: Path) -> None:
+    """--dry-run of PreResNet-164 on a stand-in of 100 classes: 225 epochs, ends of 126..225, the golden rates."""
+    generator = torch.Generator().manual_seed(0)
+    for split, number in (("train", 2), ("test", 1)):
+        for label in range(100):
+            folder = tmp_path / "stand-in" / split / f"c{label:02d}"
+            folder.mkdir(parents=True)
+            for index in range(number):
+                save_image(torch.rand(3, 32, 32, generator=generator), folder / f"{index}.png")
+    words = ["dataset.name=image_folder", "dataset.root=stand-in", "train.batch_size=4", "train.eval_batch_size=4"]
+    ended = swa("train", RECIPES / "paper/cifar100_preresnet164.yaml", "--dry-run", "--json", *words)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "225 epochs x 50 steps" in said
+    assert "100 weights, ends of epochs 126 to 225" in said
+    golden = {0: 0.1, 63: 0.1, 64: 0.099008, 80: 0.083135, 100: 0.063294, 113: 0.050397, 114: 0.05, 224: 0.05}
+    rates = ended.json["learning_rates"]
+    assert {epoch: round(rates[epoch], 6) for epoch in golden} == golden
+    assert not (tmp_path / "runs").exists()
