@@ -163,9 +163,9 @@ class Run:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """An average after `count` updates with recomputed statistics, ready to be scored and shipped."""
+    """An average as it was after `step` updates, with recomputed statistics, ready to be scored and shipped."""
 
-    count: int
+    step: int
     state_dict: dict[str, Tensor]
     batchnorm: str
     method: str | None

@@ -12,7 +12,7 @@ import copy
 import itertools
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ from swa_cli.averaging.average import NonFiniteWeights, update_all
 from swa_cli.errors import EXIT_FAILED, Terminated, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
-from swa_cli.report import plots
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, saving, tasks
+from swa_cli.training import checkpoint, evaluate, saving, scoring, tasks
 from swa_cli.training.hardware import environment
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.run_folder import RunFolder
-from swa_cli.training.setup import Refreshed, Run, plan_rows, prepare
+from swa_cli.training.setup import Run, plan_rows, prepare
 
 RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "output.*")
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
@@ -106,7 +105,7 @@ def _go_on(run: Run, folder: RunFolder, *, first_epoch: int) -> dict[str, Any]:
     terminal.epoch_header(list(run.averages))
     try:
         _epochs(run, forward, folder, first_epoch=first_epoch)
-        return _finish(run, folder)
+        return scoring.finish(run, folder)
     except (KeyboardInterrupt, Terminated):
         saved = (
             f"continue with `swa train --resume {folder.path}`" if folder.last.is_file() else "nothing was saved yet"
@@ -121,7 +120,7 @@ def _epochs(run: Run, forward: nn.Module, folder: RunFolder, *, first_epoch: int
     for epoch in range(first_epoch, plan.epochs + 1):
         epoch_started = time.monotonic()
         row = _train_epoch(run, forward, folder, epoch=epoch)
-        row |= _validate(run, epoch=epoch)
+        row |= scoring.validate(run, epoch=epoch)
         row["seconds"] = round(time.monotonic() - epoch_started, 3)
         run.history.append(row)
         terminal.epoch_row(row)
@@ -189,95 +188,6 @@ def _update(run: Run, folder: RunFolder, *, epoch: int, done: int) -> None:
             raise _failed(f"epoch {epoch}, step {done}: {error}", folder) from error
     if done in run.plan.snapshots:
         saving.save_snapshot(run, folder, epoch=epoch, done=done)
-
-
-def _validate(run: Run, *, epoch: int) -> dict[str, Any]:
-    """The validation half of a row: the raw weights, and each average when it is due and at the end."""
-    bench, plan = run.bench, run.plan
-    row: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
-    has_val = bench.source.val is not None
-    if has_val:
-        scores = evaluate.quick(_score(run, run.model, "val"))
-        row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
-    for name, average in run.averages.items():
-        row |= {f"{name}_val_loss": None, f"{name}_val_accuracy": None, f"{name}_count": average.count}
-        if has_val and average.count and (epoch in plan.score_epochs or epoch == plan.epochs):
-            scores = evaluate.quick(_score(run, _averaged_model(run, name), "val"))
-            row |= {f"{name}_val_loss": scores["loss"], f"{name}_val_accuracy": scores["accuracy"]}
-    return row
-
-
-def _finish(run: Run, folder: RunFolder) -> dict[str, Any]:
-    """Ship every average, score every weight set on the same samples, tell."""
-    bench, terminal = run.bench, run.bench.terminal
-    split = bench.scoring_split()
-    samples = {"last": _score(run, run.model, split)}
-    details: dict[str, dict[str, Any]] = {"last": {"count": None, "batchnorm": checkpoint.raw_batchnorm(run.model)}}
-    for name, average in run.averages.items():
-        samples[name] = _score(run, _averaged_model(run, name), split)
-        refreshed = run.refreshed[name]
-        details[name] = {"count": average.count, "batchnorm": refreshed.batchnorm}
-        saving.save_average(run, folder, name)
-    weights = {name: {**row, **details[name]} for name, row in evaluate.table(samples).items()}
-    shipped = folder.checkpoints / ("swa.pt" if "swa" in run.averages else "last.pt")
-    result = {
-        "command": "train",
-        "checkpoint": str(shipped),
-        "run": str(folder.path),
-        "split": split,
-        "samples": len(samples["last"].correct),
-        "weights": weights,
-        "seconds": round(sum(row["seconds"] for row in run.history), 3),
-        "device": str(bench.hardware.device),
-        "precision": bench.hardware.precision,
-    }
-    _draw(run, folder, weights)
-    folder.write_json("result.json", result)
-    terminal.summary(weights, split=split, samples=result["samples"])
-    return result
-
-
-def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write curves.png."""
-    plan = run.plan
-    checkpoint.write_atomic(
-        folder.path / "curves.png",
-        lambda file: plots.curves(
-            run.history,
-            path=file,
-            title=run.bench.recipe.title,
-            averaging={item.name: item.steps for item in plan.averages},
-            steps_per_epoch=plan.steps_per_epoch,
-            lr=[plan.learning_rate(step) for step in range(plan.total_steps)],
-            final=weights,
-        ),
-    )
-
-
-def _averaged_model(run: Run, name: str) -> nn.Module:
-    """A copy of the network with an average in it, BatchNorm recomputed once for each count."""
-    average = run.averages[name]
-    model = copy.deepcopy(run.model)
-    known = run.refreshed.get(name)
-    if known is not None and known.count == average.count:
-        model.load_state_dict(known.state_dict)
-        return model
-    model.load_state_dict(average.averaged_state())
-    update = run.bench.refresh_batchnorm(model, name=name)
-    run.refreshed[name] = Refreshed(
-        average.count,
-        model.state_dict(),
-        "none" if update is None else "recomputed",
-        None if update is None else update.method,
-        0 if update is None else update.num_samples,
-    )
-    return model
-
-
-def _score(run: Run, model: nn.Module, split: str) -> tasks.SampleScores:
-    loader = run.bench.plain_batches(split)
-    with run.bench.terminal.progress(f"scoring {split}", len(loader)) as bar:
-        return evaluate.score(model, loader, hardware=run.bench.hardware, advance=bar.advance)
 
 
 def _dry_run(run: Run) -> dict[str, Any]:

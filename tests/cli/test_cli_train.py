@@ -114,6 +114,19 @@ def test_average_is_the_float64_mean_of_the_recorded_steps(swa, recipe: Path, tm
     assert not same(snapshots[0]["state_dict"], snapshots[-1]["state_dict"])
 
 
+def test_window_moves_between_two_scores(swa, recipe: Path, tmp_path: Path) -> None:
+    """A full `latest` window that was scored before its last update, against the float64 mean of its own steps."""
+    words = ["averages.late={kind: latest, window: 2, every: 1ep, start: 1ep}", "snapshots.every=1ep"]
+    assert swa("train", recipe, "-q", "swa.eval_every=1ep", *words).code == 0
+    run = tmp_path / "runs/latest"
+    shipped = load(run / "checkpoints/late.pt")
+    assert shipped["average"]["steps"] == [60, 80]
+    held = [load(run / f"snapshots/step-{step:08d}.pt")["state_dict"] for step in (60, 80)]
+    for key, value in shipped["state_dict"].items():
+        if "running" not in key and "num_batches" not in key:
+            assert (value.double() - (held[0][key].double() + held[1][key].double()) / 2).abs().max() < 1e-6, key
+
+
 def test_average_with_long_interval_is_refreshed_and_scored(swa, recipe: Path) -> None:
     """`every: 5ep`, over 2 weights: recomputed and close to `last` (timgaripov/swa never refreshed it)."""
     ended = swa("train", recipe, "--json", "swa.every=5ep", "swa.start=1ep", "train.epochs=8")
