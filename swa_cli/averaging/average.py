@@ -9,30 +9,25 @@ n: weight sets averaged so far; k: the window of `latest`, whose stacks are (k, 
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging.tensors import (
+    Tensors,
+    float64_device,
+    groups,
+    on_meta,
+    read,
+    require_finite,
+    require_same_shapes,
+    shapes,
+)
 from swa_cli.errors import UserError
 
 KINDS = ("mean", "ema", "latest")
-NUM_EXAMPLES = 3  # names shown of each kind of mismatch
-
-
-class NonFiniteWeights(ArithmeticError):  # noqa: N818  (it names a state of the weights)
-    """A weight set with NaN or infinity was offered to an average; nothing of the average was changed.
-
-    Attributes:
-        name: The first tensor that is not finite.
-    """
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"{name} holds values that are not finite")
-        self.name = name
 
 
 class WeightAverage:
@@ -70,10 +65,10 @@ class WeightAverage:
         self._num_taken = 0  # `latest` writes slot `_num_taken % window` next
         self._weights: dict[str, Tensor] = {}
         self._buffers: dict[str, Tensor] = {}
-        present = _read(model)
+        present = read(model)
         self._devices = {name: value.device for name, value in present.all().items()}
         # What the model's tensors look like: shapes, strides and types without memory.
-        self._layout = _Tensors(_on_meta(present.weights), _on_meta(present.buffers), present.owners)
+        self._layout = Tensors(on_meta(present.weights), on_meta(present.buffers), present.owners)
 
     @property
     def count(self) -> int:
@@ -137,7 +132,7 @@ class WeightAverage:
         stacked = () if self.window is None else (count,)
         expected = {name: (*stacked, *like.shape) for name, like in self._layout.weights.items()}
         expected |= {name: tuple(like.shape) for name, like in self._layout.buffers.items()}
-        _require_same_shapes(_shapes(saved), expected if count else {}, what="saved average")
+        require_same_shapes(shapes(saved), expected if count else {}, what="saved average")
         self._weights, self._buffers = {}, {}
         if count:
             self._allocate(self._devices)
@@ -159,11 +154,11 @@ class WeightAverage:
                 value = torch.empty_strided(shape, stride, dtype=like.dtype, device=devices[name])
             self._weights[name] = value
 
-    def _take(self, present: _Tensors, step: int | None) -> None:
+    def _take(self, present: Tensors, step: int | None) -> None:
         """One update with tensors that were found to be finite and of the right names and shapes."""
         if not self.steps:
             self._allocate({name: value.device for name, value in present.weights.items()})
-        for names in _groups(self._weights):
+        for names in groups(self._weights):
             kept = [self._weights[name] for name in names]
             offered = [present.weights[name] for name in names]
             if self.window is not None:
@@ -192,76 +187,14 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
     """
     if not averages:
         return
-    present = _read(model)
+    present = read(model)
     for average in averages:
         layout = average._layout
-        _require_same_shapes(_shapes(present.weights), _shapes(layout.weights), what="model")
-        _require_same_shapes(_shapes(present.buffers), _shapes(layout.buffers), what="model")
-    _require_finite(present.weights)
+        require_same_shapes(shapes(present.weights), shapes(layout.weights), what="model")
+        require_same_shapes(shapes(present.buffers), shapes(layout.buffers), what="model")
+    require_finite(present.weights)
     for average in averages:
         average._take(present, step)
-
-
-def plain_model(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of DistributedDataParallel, DataParallel and torch.compile."""
-    while True:
-        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            model = model.module
-        elif "_orig_mod" in model._modules:  # torch.compile; naming its class would import all of dynamo
-            model = model.get_submodule("_orig_mod")
-        else:
-            return model
-
-
-def clean_name(name: str) -> str:
-    """The name that a tensor of a saved state dict has in the plain model.
-
-    `module.` (DistributedDataParallel, AveragedModel) goes from the front, `_orig_mod.` (torch.compile) from
-    everywhere. Of a live model take `plain_model`: its own attribute may well be called `module`.
-    """
-    name = _without_compile(name)
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name
-
-
-def float64_device(device: torch.device) -> torch.device:
-    """Where float64 arithmetic on tensors of `device` can be done: mps has none."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-@dataclass(frozen=True)
-class _Tensors:
-    """The state of a model: what is averaged, what is copied, and under which names it all comes out."""
-
-    weights: dict[str, Tensor]  # each shared parameter once, under its first name
-    buffers: dict[str, Tensor]
-    owners: dict[str, str]  # every name of the state_dict, in its order -> the name it is kept under
-
-    def all(self) -> dict[str, Tensor]:
-        return {**self.weights, **self.buffers}
-
-
-def _read(model: nn.Module) -> _Tensors:
-    """The model's state by clean names, not copied. Parameters of integers are copied like buffers."""
-    first_names: dict[int, str] = {}
-    tensors = _Tensors({}, {}, {})
-    for key, value in plain_model(model).state_dict(keep_vars=True).items():
-        name = _without_compile(key)
-        if not isinstance(value, Tensor):
-            raise UserError(
-                f"{name}: the model's state holds a {type(value).__name__}, which cannot be averaged",
-                hint="let the state_dict of the model hold tensors only",
-            )
-        averaged = isinstance(value, nn.Parameter) and (value.is_floating_point() or value.is_complex())
-        owner = first_names.setdefault(id(value), name)
-        (tensors.weights if averaged else tensors.buffers)[owner] = value.detach()
-        tensors.owners[name] = owner
-    return tensors
-
-
-def _without_compile(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -274,63 +207,6 @@ def _mean_of_stack(stack: Tensor) -> Tensor:
     """Mean over dimension 0 in float64, as an offset from the first: equal ones come out bit-exact."""
     wide = stack.to(float64_device(stack.device)).to(torch.promote_types(stack.dtype, torch.float64))
     return wide[0] + (wide - wide[0]).mean(0)
-
-
-def _groups(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
-    """Names by device and dtype: what a foreach operation does in one kernel."""
-    groups: dict[tuple[torch.device, torch.dtype], list[str]] = defaultdict(list)
-    for name, value in tensors.items():
-        groups[value.device, value.dtype].append(name)
-    return groups.values()
-
-
-def _require_finite(weights: Mapping[str, Tensor]) -> None:
-    """One pass over the weights and one host sync.
-
-    A 2-norm is infinite or NaN if any value is. It may also overflow over finite values, so a suspicion is
-    looked into value by value. (On a CPU the infinity norm, which cannot overflow, takes ten times as long.)
-    """
-    groups = [torch.stack(torch._foreach_norm([weights[name] for name in names], 2)) for names in _groups(weights)]
-    finite = [norms.isfinite().all() for norms in groups]
-    if not finite or torch.stack([flag.to(finite[0].device) for flag in finite]).all():
-        return
-    for name, value in weights.items():
-        if not value.isfinite().all():
-            raise NonFiniteWeights(name)
-
-
-def _on_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
-
-
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in tensors.items()}
-
-
-def _require_same_shapes(
-    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, what: str
-) -> None:
-    """Names and shapes must agree; the error counts each kind of difference and shows three of it."""
-    if found == expected:
-        return
-    differences = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
-        "of another shape": [
-            f"{name} {list(found[name])} instead of {list(shape)}"
-            for name, shape in expected.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    counts = [
-        f"{len(names)} {kind} ({', '.join(names[:NUM_EXAMPLES])}{', ...' * (len(names) > NUM_EXAMPLES)})"
-        for kind, names in differences.items()
-        if names
-    ]
-    raise UserError(
-        f"the tensors of the {what} do not match the average: {'; '.join(counts)}",
-        hint="use the model that the average was made for",
-    )
 
 
 def _require_same_settings(average: WeightAverage, state: Mapping[str, Any]) -> None:

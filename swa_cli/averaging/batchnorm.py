@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from swa_cli.averaging.average import float64_device, plain_model
+from swa_cli.averaging.moments import Moments, merged, moments_of, to_float64
+from swa_cli.averaging.tensors import plain_model
 from swa_cli.errors import UserError
 
 METHODS = ("pooled", "exact")
@@ -101,13 +102,6 @@ def bn_layers(model: nn.Module) -> list[_BatchNorm]:
 
 
 @dataclass(frozen=True)
-class _Moments:
-    n: int
-    mean: Tensor  # (C,) float64
-    m2: Tensor  # (C,) float64
-
-
-@dataclass(frozen=True)
 class _Batches:
     """The first tensors of a loader's batches on `device`, a tiny last one joined to the one before."""
 
@@ -138,13 +132,13 @@ class _Reached(BaseException):
 
 def _measure_pooled(
     model: nn.Module, names: dict[_BatchNorm, str], batches: _Batches
-) -> tuple[dict[_BatchNorm, _Moments], int]:
+) -> tuple[dict[_BatchNorm, Moments], int]:
     """One pass with the layers in training mode.
 
     With momentum 1 their running statistics are those of the batch just seen: nothing is computed twice.
     Below float32 they would be rounded, so the statistics are taken from the input.
     """
-    found: dict[_BatchNorm, _Moments] = {}
+    found: dict[_BatchNorm, Moments] = {}
 
     def check(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         values = _input(args, kwargs)
@@ -160,11 +154,11 @@ def _measure_pooled(
         n = values.numel() // values.shape[1]
         mean, variance = _statistics(layer)
         if mean.dtype.itemsize < 4:
-            moments = _moments_of(values)
+            moments = moments_of(values)
         else:
-            mean, variance = (_to_float64(statistic) for statistic in (mean, variance))
-            moments = _Moments(n, mean, variance * (n - 1))
-        found[layer] = _merged(found.get(layer), moments)
+            mean, variance = (to_float64(statistic) for statistic in (mean, variance))
+            moments = Moments(n, mean, variance * (n - 1))
+        found[layer] = merged(found.get(layer), moments)
 
     for layer in names:
         layer.training = True
@@ -188,7 +182,7 @@ def _measure_pooled(
 
 def _measure_exact(
     model: nn.Module, names: dict[_BatchNorm, str], batches: _Batches
-) -> tuple[dict[_BatchNorm, _Moments], int]:
+) -> tuple[dict[_BatchNorm, Moments], int]:
     """One pass a layer in the order of execution, up to that layer, all in eval mode."""
     stream = iter(batches)
     first = next(stream, None)
@@ -200,7 +194,7 @@ def _measure_exact(
             "method exact reads the samples once a layer, and this iterator can be read only once",
             hint="pass a DataLoader or a list, or use method pooled",
         )
-    found: dict[_BatchNorm, _Moments] = {}
+    found: dict[_BatchNorm, Moments] = {}
     num_samples = 0
     for layer in order:
         source = chain([first], stream) if layer is order[0] else batches
@@ -232,14 +226,14 @@ def _execution_order(model: nn.Module, names: dict[_BatchNorm, str], samples: Te
     return order
 
 
-def _measure_input(model: nn.Module, layer: _BatchNorm, batches: Iterable[Tensor]) -> tuple[_Moments, int]:
+def _measure_input(model: nn.Module, layer: _BatchNorm, batches: Iterable[Tensor]) -> tuple[Moments, int]:
     """Moments of all that reaches `layer`, and the number of samples."""
-    found: list[_Moments] = []
+    found: list[Moments] = []
     num_samples = 0
 
     def take(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        moments = _moments_of(_input(args, kwargs))
-        found[:] = [_merged(found[0] if found else None, moments)]
+        moments = moments_of(_input(args, kwargs))
+        found[:] = [merged(found[0] if found else None, moments)]
         raise _Reached
 
     hook = layer.register_forward_pre_hook(take, with_kwargs=True)
@@ -255,31 +249,7 @@ def _measure_input(model: nn.Module, layer: _BatchNorm, batches: Iterable[Tensor
     return found[0], num_samples
 
 
-def _moments_of(values: Tensor) -> _Moments:
-    """Of values (B, C, ...), in two passes: the distances from a rounded mean give M2 and the mean's rest.
-
-    In float32 or better; several times faster than `torch.var_mean` on a CPU.
-    """
-    values = values.to(torch.promote_types(values.dtype, torch.float32))
-    n = values.numel() // values.shape[1]
-    not_channels = [dim for dim in range(values.dim()) if dim != 1]
-    rough_mean = values.mean(not_channels, keepdim=True)
-    distance = values - rough_mean
-    mean = _to_float64(rough_mean.flatten()) + _to_float64(distance.mean(not_channels))
-    return _Moments(n, mean, _to_float64(distance.square_().sum(not_channels)))
-
-
-def _merged(old: _Moments | None, new: _Moments) -> _Moments:
-    """Moments of both sets together (Chan, Golub, LeVeque 1979)."""
-    if old is None:
-        return new
-    n = old.n + new.n
-    shift = new.mean - old.mean
-    mean = old.mean + shift * (new.n / n)
-    return _Moments(n, mean, old.m2 + new.m2 + shift.square() * (old.n * new.n / n))
-
-
-def _require_usable(moments: _Moments, *, name: str) -> None:
+def _require_usable(moments: Moments, *, name: str) -> None:
     if moments.n < 2:
         raise UserError(f"{name}: one value a channel has no variance", hint="pass more samples")
     if not (moments.mean + moments.m2).isfinite().all():
@@ -315,7 +285,7 @@ def _left_as_it_was(model: nn.Module, layers: list[_BatchNorm], *, device: torch
                 buffer.copy_(value)
 
 
-def _write(layer: _BatchNorm, moments: _Moments, *, variance: Tensor) -> None:
+def _write(layer: _BatchNorm, moments: Moments, *, variance: Tensor) -> None:
     running_mean, running_var = _statistics(layer)
     running_mean.copy_(moments.mean)
     running_var.copy_(variance)
@@ -335,11 +305,6 @@ def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     values = args[0] if args else kwargs["input"]
     assert isinstance(values, Tensor)
     return values
-
-
-def _to_float64(values: Tensor) -> Tensor:
-    """A copy, also of float64: the running statistics are overwritten by the next batch."""
-    return values.to(float64_device(values.device)).to(torch.float64, copy=True)
 
 
 def _no_samples() -> UserError:

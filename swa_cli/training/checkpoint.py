@@ -22,8 +22,9 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli.averaging.average import WeightAverage, clean_name
+from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import has_batchnorm
+from swa_cli.averaging.tensors import clean_name
 from swa_cli.errors import UserError
 
 FORMAT = 1

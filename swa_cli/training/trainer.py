@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli.averaging.average import NonFiniteWeights, update_all
+from swa_cli.averaging.average import update_all
+from swa_cli.averaging.tensors import NonFiniteWeights
 from swa_cli.errors import EXIT_FAILED, Terminated, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded

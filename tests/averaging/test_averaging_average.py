@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from swa_cli.averaging.average import NonFiniteWeights, WeightAverage, clean_name, plain_model, update_all
+from swa_cli.averaging.average import WeightAverage, update_all
+from swa_cli.averaging.tensors import NonFiniteWeights, clean_name, plain_model
 from swa_cli.errors import UserError
 
 KINDS = [{"kind": "mean"}, {"kind": "ema", "decay": 0.7}, {"kind": "latest", "window": 3}]

@@ -1,0 +1,152 @@
+"""The tensors of a model under the names of the plain model: what is averaged, what is copied.
+
+Wrappers (DistributedDataParallel, torch.compile) are looked through; shared parameters are met once. Whatever
+does not fit is told with counts and three names, before anything changes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli.errors import UserError
+
+NUM_EXAMPLES = 3  # names shown of each kind of mismatch
+
+
+class NonFiniteWeights(ArithmeticError):  # noqa: N818  (it names a state of the weights)
+    """A weight set with NaN or infinity was offered to an average; nothing of the average was changed.
+
+    Attributes:
+        name: The first tensor that is not finite.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"{name} holds values that are not finite")
+        self.name = name
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """The state of a model: what is averaged, what is copied, and under which names it all comes out."""
+
+    weights: dict[str, Tensor]  # each shared parameter once, under its first name
+    buffers: dict[str, Tensor]
+    owners: dict[str, str]  # every name of the state_dict, in its order -> the name it is kept under
+
+    def all(self) -> dict[str, Tensor]:
+        """Weights and buffers together."""
+        return {**self.weights, **self.buffers}
+
+
+def read(model: nn.Module) -> Tensors:
+    """The model's state by clean names, not copied. Parameters of integers are copied like buffers."""
+    first_names: dict[int, str] = {}
+    tensors = Tensors({}, {}, {})
+    for key, value in plain_model(model).state_dict(keep_vars=True).items():
+        name = _without_compile(key)
+        if not isinstance(value, Tensor):
+            raise UserError(
+                f"{name}: the model's state holds a {type(value).__name__}, which cannot be averaged",
+                hint="let the state_dict of the model hold tensors only",
+            )
+        averaged = isinstance(value, nn.Parameter) and (value.is_floating_point() or value.is_complex())
+        owner = first_names.setdefault(id(value), name)
+        (tensors.weights if averaged else tensors.buffers)[owner] = value.detach()
+        tensors.owners[name] = owner
+    return tensors
+
+
+def plain_model(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of DistributedDataParallel, DataParallel and torch.compile."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif "_orig_mod" in model._modules:  # torch.compile; naming its class would import all of dynamo
+            model = model.get_submodule("_orig_mod")
+        else:
+            return model
+
+
+def clean_name(name: str) -> str:
+    """The name that a tensor of a saved state dict has in the plain model.
+
+    `module.` (DistributedDataParallel, AveragedModel) goes from the front, `_orig_mod.` (torch.compile) from
+    everywhere. Of a live model take `plain_model`: its own attribute may well be called `module`.
+    """
+    name = _without_compile(name)
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """Where float64 arithmetic on tensors of `device` can be done: mps has none."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
+def on_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Shapes, strides and types without memory."""
+    return {name: torch.empty_like(value, device="meta") for name, value in tensors.items()}
+
+
+def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, to compare and to print."""
+    return {name: tuple(value.shape) for name, value in tensors.items()}
+
+
+def require_same_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], *, what: str
+) -> None:
+    """Names and shapes must agree; the error counts each kind of difference and shows three of it."""
+    if found == expected:
+        return
+    differences = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in found if name not in expected],
+        "of another shape": [
+            f"{name} {list(found[name])} instead of {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != shape
+        ],
+    }
+    counts = [
+        f"{len(names)} {kind} ({', '.join(names[:NUM_EXAMPLES])}{', ...' * (len(names) > NUM_EXAMPLES)})"
+        for kind, names in differences.items()
+        if names
+    ]
+    raise UserError(
+        f"the tensors of the {what} do not match the average: {'; '.join(counts)}",
+        hint="use the model that the average was made for",
+    )
+
+
+def groups(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
+    """Names by device and dtype: what a foreach operation does in one kernel."""
+    groups: dict[tuple[torch.device, torch.dtype], list[str]] = defaultdict(list)
+    for name, value in tensors.items():
+        groups[value.device, value.dtype].append(name)
+    return groups.values()
+
+
+def require_finite(weights: Mapping[str, Tensor]) -> None:
+    """One pass over the weights and one host sync.
+
+    A 2-norm is infinite or NaN if any value is. It may also overflow over finite values, so a suspicion is
+    looked into value by value. (On a CPU the infinity norm, which cannot overflow, takes ten times as long.)
+    """
+    lengths = [torch.stack(torch._foreach_norm([weights[name] for name in names], 2)) for names in groups(weights)]
+    finite = [norms.isfinite().all() for norms in lengths]
+    if not finite or torch.stack([flag.to(finite[0].device) for flag in finite]).all():
+        return
+    for name, value in weights.items():
+        if not value.isfinite().all():
+            raise NonFiniteWeights(name)
+
+
+def _without_compile(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
