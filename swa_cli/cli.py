@@ -64,6 +64,9 @@ RecipeOption = Annotated[
         show_default=False,
     ),
 ]
+AllowCode = Annotated[
+    bool, typer.Option("--allow-code", help="Import the model or dataset code that the recipe inside names.")
+]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint (.pt, .safetensors).", show_default=False)]
 
 
@@ -110,6 +113,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Print the plan, do one real step, write nothing.")
     ] = False,
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -123,7 +127,7 @@ def train(
 
     overrides = list(changes or [])
     if out is not None:
-        overrides.append(f"output.root={json.dumps(str(out))}")
+        overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
     if resume is not None:
         if recipe is not None and "=" not in recipe:
             raise typer.BadParameter("leave the recipe out with --resume: the run folder holds it")
@@ -132,7 +136,8 @@ def train(
         overrides = [*([recipe] if recipe else []), *overrides]
         from swa_cli.training import trainer
 
-        _answer(trainer.resume(resume, overrides, terminal=Terminal(quiet=quiet, json=as_json)), as_json)
+        terminal = Terminal(quiet=quiet, json=as_json)
+        _answer(trainer.resume(resume, overrides, terminal=terminal, allow_code=allow_code), as_json)
         return
     if recipe is None:
         raise typer.BadParameter("name a recipe, or a run folder with --resume")
@@ -167,6 +172,7 @@ def bn_update(
         typer.Option("--samples", metavar="N|all", help="Training samples of the pass; default: the recipe's."),
     ] = None,
     recipe: RecipeOption = None,
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -185,6 +191,7 @@ def bn_update(
         weights=weights,
         samples=samples,
         recipe=recipe,
+        allow_code=allow_code,
     )
     _answer(result, as_json)
 
@@ -212,6 +219,7 @@ def evaluate(
         typer.Option("--allow-stale-bn", help="Score averaged weights whose BatchNorm was not refreshed."),
     ] = False,
     recipe: RecipeOption = None,
+    allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -232,6 +240,7 @@ def evaluate(
         split=split,
         allow_stale_bn=allow_stale_bn,
         recipe=recipe,
+        allow_code=allow_code,
     )
     _answer(result, as_json)
 
@@ -262,6 +271,9 @@ def run(words: list[str]) -> int:
         if isinstance(error, UserError):
             print_user_error(error.message, hint=error.hint)
             return error.exit_code
+        if isinstance(error, OSError) and error.strerror:
+            print_user_error(f"{error.filename or 'file'}: {error.strerror}", hint="free space, or use another folder")
+            return EXIT_FAILED
         hint = "this is a mistake of swa or of your own code: see `swa --traceback ...`"
         print_user_error(f"{type(error).__name__}: {error}", hint=hint)
         return EXIT_FAILED
@@ -269,7 +281,9 @@ def run(words: list[str]) -> int:
 
 def _answer(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(result))
+        from swa_cli.report.answer import json_text
+
+        typer.echo(json_text(result))
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

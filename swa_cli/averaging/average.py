@@ -1,8 +1,8 @@
 """Running averages of a model's weights: the mean, an exponential moving average, or the last k.
 
-One idea: parameters are averaged by name in float32 (float64 where they are float64) with one foreach pass an
-update; buffers (BatchNorm statistics, counters) are copied from the model, so they never mix into an average.
-A weight set that is not finite, or that belongs to another model, changes nothing.
+One idea: parameters are averaged by name, each kind in a type wide enough for it (`_accumulator_dtype`), in one
+foreach pass an update; buffers (BatchNorm statistics, counters) are copied from the model, so they never mix into
+an average. A weight set that is not finite, or that belongs to another model, changes nothing.
 
 n: weight sets averaged so far; k: the window of `latest`, whose stacks are (k, *shape of the parameter).
 """
@@ -148,7 +148,8 @@ class WeightAverage:
         """Accumulators that keep the order of the parameters in memory (channels_last, transposed)."""
         for name, like in self._layout.weights.items():
             if self.window is None:
-                value = torch.empty_like(like, dtype=_accumulator_dtype(like.dtype), device=devices[name])
+                dtype = _accumulator_dtype(like.dtype, kind=self.kind, device=devices[name])
+                value = torch.empty_like(like, dtype=dtype, device=devices[name])
             else:
                 shape, stride = (self.window, *like.shape), (like.numel(), *like.stride())
                 value = torch.empty_strided(shape, stride, dtype=like.dtype, device=devices[name])
@@ -166,8 +167,7 @@ class WeightAverage:
             elif not self.steps:
                 torch._foreach_copy_(kept, offered)
             else:
-                share = 1 / (self.count + 1) if self.decay is None else 1 - self.decay
-                torch._foreach_lerp_(kept, [new.to(old) for new, old in zip(offered, kept, strict=True)], share)
+                _move_towards(kept, offered, 1 / (self.count + 1) if self.decay is None else 1 - self.decay)
         self._buffers = {name: value.clone() for name, value in present.buffers.items()}
         self._num_taken += 1
         if step is None:
@@ -197,10 +197,20 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
         average._take(present, step)
 
 
-def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    if dtype.is_complex:
-        return torch.promote_types(dtype, torch.complex64)
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _move_towards(kept: list[Tensor], offered: list[Tensor], share: float) -> None:
+    """Do kept += (offered - kept) * share in place, in the type of `kept`."""
+    if kept[0].dtype in (torch.float64, torch.complex128) and offered[0].dtype != kept[0].dtype:
+        # No wide copy of the weights. In float32 the rounding of `1 - share` would add up over the updates of an EMA.
+        torch._foreach_mul_(kept, 1 - share)
+        torch._foreach_add_(kept, offered, alpha=share)
+    else:
+        torch._foreach_lerp_(kept, [new.to(old) for new, old in zip(offered, kept, strict=True)], share)
+
+
+def _accumulator_dtype(dtype: torch.dtype, *, kind: str, device: torch.device) -> torch.dtype:
+    """float64 for a mean: in float32 the rounding of 300 updates already passes 1e-6; float32 or better else."""
+    wide = torch.float64 if kind == "mean" and float64_device(device) == device else torch.float32
+    return torch.promote_types(dtype, wide)
 
 
 def _mean_of_stack(stack: Tensor) -> Tensor:

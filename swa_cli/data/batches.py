@@ -34,7 +34,6 @@ class Batches:
     std: tuple[float, ...]
     device: torch.device
     workers: int
-    channels_last: bool
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -48,8 +47,7 @@ class Batches:
             images = normalize(images, mean=self.mean, std=self.std)
             if draws is not None:
                 images = cut_out(images, draws=draws)
-            if self.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
+            images = images.contiguous(memory_format=torch.channels_last)
             yield images, _moved(labels, device=self.device)
 
     def _stored(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -85,9 +83,7 @@ def epoch_batches(
     std: tuple[float, ...],
     device: torch.device | str = "cpu",
     start: int = 0,
-    drop_last: bool = True,
     workers: int = 0,
-    channels_last: bool = True,
 ) -> Batches:
     """The training batches of an epoch, shuffled and augmented.
 
@@ -101,12 +97,10 @@ def epoch_batches(
         std: Of each channel.
         device: Where the batches go; they are augmented there.
         start: The first batches left out, at no cost.
-        drop_last: Leave out a last batch which is not full.
         workers: Processes that read a streamed split.
-        channels_last: Memory format of the images.
     """
     num_samples = len(split)
-    end = num_samples - num_samples % batch_size if drop_last else num_samples
+    end = num_samples - num_samples % batch_size
     return Batches(
         split=split,
         rows=torch.randperm(num_samples, generator=generator(seed, "order", epoch)),
@@ -118,7 +112,6 @@ def epoch_batches(
         std=std,
         device=torch.device(device),
         workers=workers,
-        channels_last=channels_last,
     )
 
 
@@ -130,8 +123,6 @@ def plain_batches(
     std: tuple[float, ...],
     device: torch.device | str = "cpu",
     workers: int = 0,
-    channels_last: bool = True,
-    limit: int | None = None,
 ) -> Batches:
     """The samples in their own order for scoring: nothing drawn, nothing left out, the last batch ragged.
 
@@ -142,10 +133,8 @@ def plain_batches(
         std: Of each channel.
         device: Where the batches go.
         workers: Processes that read a streamed split.
-        channels_last: Memory format of the images.
-        limit: Only this many samples, from the beginning.
     """
-    num_samples = len(split) if limit is None else min(limit, len(split))
+    num_samples = len(split)
     return Batches(
         split=split,
         rows=torch.arange(num_samples),
@@ -157,7 +146,6 @@ def plain_batches(
         std=std,
         device=torch.device(device),
         workers=workers,
-        channels_last=channels_last,
     )
 
 
@@ -172,7 +160,6 @@ def statistics_batches(
     device: torch.device | str = "cpu",
     samples: int | None = None,
     workers: int = 0,
-    channels_last: bool = True,
 ) -> Batches:
     """Batches for BatchNorm statistics: one fixed seeded shuffle, the same in every epoch, none left out.
 
@@ -186,7 +173,6 @@ def statistics_batches(
         device: Where the batches go.
         samples: Only the first ones of the shuffle; None takes all.
         workers: Processes that read a streamed split.
-        channels_last: Memory format of the images.
     """
     num_samples = len(split) if samples is None else min(samples, len(split))
     return Batches(
@@ -200,7 +186,6 @@ def statistics_batches(
         std=std,
         device=torch.device(device),
         workers=workers,
-        channels_last=channels_last,
     )
 
 

@@ -141,7 +141,7 @@ def decode(
         return broken
 
     broken: list[str] = []
-    pool = ThreadPoolExecutor(_num_cores())
+    pool = ThreadPoolExecutor(num_cores())
     try:
         for first, names in zip(
             range(0, len(rows), _CHUNK), pool.map(decode_chunk, range(0, len(rows), _CHUNK)), strict=True
@@ -223,6 +223,6 @@ def _no_images(folder: Path) -> UserError:
     )
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     """The cores this process may use, which in a container can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -51,10 +51,6 @@ class Duration:
             return self.value * total_steps / 100
         return self.value * (steps_per_epoch if self.unit == "ep" else 1)
 
-    def steps(self, *, steps_per_epoch: int, total_steps: int) -> int:
-        """Length in whole steps, halves rounded up."""
-        return round_half_up(self.exact_steps(steps_per_epoch=steps_per_epoch, total_steps=total_steps))
-
     def __str__(self) -> str:
         exact = Decimal(self.value.numerator) / Decimal(self.value.denominator)
         return f"{exact:f}{self.unit}"

@@ -120,7 +120,7 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> Course:
         peak=exact(schedule.peak) if schedule.peak else end * DEFAULT_PEAK,
         drops=drops,
         turns=turns,
-        minima=low_points,
+        minima=tuple(point for point in low_points if point <= start) if holds else low_points,
     )
 
 

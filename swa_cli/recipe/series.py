@@ -55,13 +55,12 @@ def points(series: Series, *, clock: Clock) -> tuple[int, ...]:
         stride = int(series.every.value)
         reached = [point for point in clock.minima if point >= start]
         return tuple(reached[stride - 1 if start == 0 else 0 :: stride])
-    every = clock.exact(series.every)
+    every = max(clock.exact(series.every), Fraction(1))  # what is shorter than a step is every step
     whole_epochs = series.every.unit == "ep" and series.every.value.denominator == 1
     grid = clock.exact(ONE_EPOCH) if whole_epochs else every
     first = math.ceil(start / grid) * grid if start > 0 else every
-    stride_exact = max(every, Fraction(1))  # what is shorter than a step is every step
-    unit = math.lcm(first.denominator, stride_exact.denominator)
-    exact_points = range(int(first * unit), clock.total * unit + 1, int(stride_exact * unit))
+    unit = math.lcm(first.denominator, every.denominator)
+    exact_points = range(int(first * unit), clock.total * unit + 1, int(every * unit))
     halves_up = {(2 * point + unit) // (2 * unit) for point in exact_points}
     return tuple(sorted(halves_up - {0}))
 

@@ -191,6 +191,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
 
 def _read_archive(path: Path) -> Any:
     try:
+        if not zipfile.is_zipfile(path):  # as torch wrote before 1.6; timgaripov/swa checkpoints are of that time
+            return torch.load(path, weights_only=True, map_location="cpu")
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:

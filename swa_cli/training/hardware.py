@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from swa_cli.data.folder import num_cores
 from swa_cli.data.randomness import seed_globals
 from swa_cli.errors import UserError
 
@@ -67,7 +68,7 @@ def choose(*, device: str, precision: str, threads: int | str, deterministic: bo
     """
     chosen = _device(device)
     chosen_precision, reason = _precision(precision, chosen)
-    count = len(os.sched_getaffinity(0)) if threads == "auto" else int(threads)
+    count = num_cores() if threads == "auto" else int(threads)
     torch.set_num_threads(count)
     if deterministic:
         # Read by cuBLAS when its first handle is made; without it deterministic matrix products raise.

@@ -68,7 +68,7 @@ def build(
     groups = [group for group in groups if group["params"]]
     try:
         optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(groups, lr=lr, **options)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         problem = Problem("optimizer", f"torch.optim.{name} refuses its options: {error}", "correct that option")
         raise RecipeError([problem]) from error
     return optimizer

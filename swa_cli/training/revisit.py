@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import nn
 
-from swa_cli.averaging.batchnorm import BatchNormUpdate, has_batchnorm
+from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, evaluate
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
-from swa_cli.training.setup import Bench, describe_model, import_from, open_bench
+from swa_cli.training.setup import Bench, describe_model, import_from, open_bench, require_trust
 
 CHANGEABLE_KEYS = ("dataset.*", "train.device", "train.precision", "train.eval_batch_size", "train.threads")
 
@@ -33,6 +33,7 @@ def evaluate_checkpoint(
     split: str | None = None,
     allow_stale_bn: bool = False,
     recipe: Path | None = None,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Score the weight sets of a checkpoint on a split (default: test, or val where there is no test).
 
@@ -40,7 +41,7 @@ def evaluate_checkpoint(
         UserError: Unknown weights or split, stale BatchNorm statistics, or a checkpoint that does not fit.
     """
     found = checkpoint.read(path)
-    bench, model = _open(found, overrides, recipe=recipe, terminal=terminal)
+    bench, model = _open(found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
     sets = _chosen(checkpoint.weight_sets(found, model), weights, path)
     stale = [name for name, item in sets.items() if item.batchnorm == "stale"]
     if stale and not allow_stale_bn:
@@ -82,6 +83,7 @@ def update_checkpoint(
     weights: str | None = None,
     samples: str | None = None,
     recipe: Path | None = None,
+    allow_code: bool = False,
 ) -> dict[str, Any]:
     """Recompute the BatchNorm statistics in a checkpoint, in place and atomically, or into `out`.
 
@@ -93,7 +95,9 @@ def update_checkpoint(
     """
     found = checkpoint.read(path)
     changes = [*overrides, *([] if samples is None else [f"swa.batchnorm.samples={samples}"])]
-    bench, model = _open(found, changes, recipe=recipe, terminal=terminal, also=("swa.batchnorm.samples",))
+    bench, model = _open(
+        found, changes, recipe=recipe, terminal=terminal, allow_code=allow_code, also=("swa.batchnorm.samples",)
+    )
     sets = checkpoint.weight_sets(found, model)
     if weights is None and found.kind == "resume":
         sets = {name: item for name, item in sets.items() if name != "last"}
@@ -105,13 +109,13 @@ def update_checkpoint(
     content = found.content
     for name, item in sets.items():
         checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
-        if not has_batchnorm(model):
-            terminal.note(f"{name}: {bench.recipe.model.name} has no BatchNorm layers: nothing to update")
-            continue
         update = bench.refresh_batchnorm(model, name=name)
-        assert update is not None, "a network with BatchNorm layers was refreshed"
-        updates[name] = update
-        content = _with_statistics(found, content, name, model, update, bench)
+        if update is None:
+            terminal.note(f"{name}: {bench.recipe.model.name} has no BatchNorm layers: nothing to update")
+        else:
+            updates[name] = update
+        if update is not None or found.kind == "foreign":
+            content = _with_statistics(found, content, name, item, model, update, bench)
     if updates or out is not None:
         checkpoint.save(target, content)
     for name, update in updates.items():
@@ -144,20 +148,23 @@ def _open(
     *,
     recipe: Path | None,
     terminal: Terminal,
+    allow_code: bool,
     also: Sequence[str] = (),
 ) -> tuple[Bench, nn.Module]:
     """The data, hardware and network of a checkpoint's recipe, or of the one that was passed."""
     allowed = (*CHANGEABLE_KEYS, *also)
     if recipe is not None:
         loaded = load.load(recipe, overrides, allowed=allowed)
+        import_from(loaded.folder)
     elif found.recipe is not None:
         loaded = load.from_values(found.recipe, overrides, source=str(found.path), allowed=allowed)
+        require_trust(loaded.recipe, source=str(found.path), allow_code=allow_code)
+        import_from(found.path.parent)
     else:
         raise UserError(
             f"{found.path}: was not written by swa and holds no recipe", hint="say which with --recipe RECIPE"
         )
-    import_from(loaded.folder)
-    bench = open_bench(loaded.recipe, terminal)
+    bench = open_bench(loaded.recipe, terminal, recorded=found.content.get("input"))
     model = bench.build_model()
     terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}; {bench.hardware.describe()}")
     return bench, model
@@ -176,6 +183,8 @@ def _chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, W
 def _require_writable(found: Checkpoint, sets: dict[str, WeightSet], out: Path | None) -> None:
     if out is not None and not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder", hint="make it, or name another file with -o")
+    if (out or found.path).is_dir() or (out or found.path).suffix == ".safetensors":
+        raise UserError(f"{out or found.path}: is no name for a checkpoint", hint="name a .pt file with -o FILE")
     if found.kind == "resume" and "last" in sets:
         raise UserError(
             f"{found.path}: its raw weights are what training goes on from and are not changed",
@@ -192,30 +201,24 @@ def _with_statistics(
     found: Checkpoint,
     content: dict[str, Any],
     name: str,
+    item: WeightSet,
     model: nn.Module,
-    update: BatchNormUpdate,
+    update: BatchNormUpdate | None,
     bench: Bench,
 ) -> dict[str, Any]:
-    """The content of a checkpoint with fresh statistics for the weight set `name`."""
-    fresh = {"batchnorm": "recomputed", "batchnorm_method": update.method, "samples": update.num_samples}
+    """The content of a checkpoint with the statistics that `model` has now for the weight set `name`."""
+    fresh: dict[str, Any] = {"batchnorm": "none", "batchnorm_method": None, "samples": 0}
+    if update is not None:
+        fresh = {"batchnorm": "recomputed", "batchnorm_method": update.method, "samples": update.num_samples}
     if found.kind == "resume":
         entry = content["averages"][name]
-        state = {
-            **entry["state"],
-            **{key: value for key, value in model.named_buffers() if key in entry["state"]},
-        }
-        averages = {**content["averages"], name: {**entry, "state": state, **fresh}}
+        buffers = {key: value.clone() for key, value in model.named_buffers() if key in entry["state"]}
+        averages = {**content["averages"], name: {**entry, "state": {**entry["state"], **buffers}, **fresh}}
         return {**content, "averages": averages}
     state_dict = {key: value.clone() for key, value in model.state_dict().items()}
     if found.kind == "foreign":
         recipe = bench.recipe.model_dump(mode="json", exclude_none=True)
-        count = found.content.get("n_averaged", found.content.get("swa_n"))
-        average: dict[str, Any] = {
-            "name": name,
-            "kind": "foreign",
-            "count": None if count is None else int(count),
-            "steps": [],
-        }
+        average: dict[str, Any] = {"name": name, "kind": "foreign", "count": item.count, "steps": []}
         content = {"recipe": recipe, "input": bench.input, "average": average}
     return {**content, "state_dict": state_dict, **fresh}
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.errors import UserError
+from swa_cli.report.answer import json_text
 from swa_cli.training.checkpoint import write_atomic
 
 
@@ -34,7 +34,15 @@ class RunFolder:
     @classmethod
     def create(cls, root: Path, name: str) -> RunFolder:
         """Make the next free `<name>-NNN` under `root` and let `latest` point to it."""
-        root.mkdir(parents=True, exist_ok=True)
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            if not os.access(root, os.W_OK):
+                raise PermissionError("not writable")
+        except OSError as error:
+            raise UserError(
+                f"output.root: {root} cannot hold run folders ({error.strerror or error})",
+                hint="name another with -o DIR",
+            ) from error
         taken = [
             int(match[1])
             for entry in root.iterdir()
@@ -74,7 +82,7 @@ class RunFolder:
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder atomically."""
-        self.write_text(name, json.dumps(values, indent=2) + "\n")
+        self.write_text(name, json_text(values, indent=2) + "\n")
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]], averages: Sequence[str]) -> None:
         """Write metrics.csv anew: a row an epoch, so a resumed run repeats none and misses none."""

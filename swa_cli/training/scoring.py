@@ -45,11 +45,11 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
         details[name] = {"count": average.count, "batchnorm": refreshed.batchnorm}
         saving.save_average(run, folder, name)
     weights = {name: {**row, **details[name]} for name, row in evaluate.table(samples).items()}
-    shipped = folder.checkpoints / ("swa.pt" if "swa" in run.averages else "last.pt")
+    shipped = folder.checkpoints / f"{next(iter(run.averages), 'last')}.pt"
     result = {
         "command": "train",
-        "checkpoint": str(shipped),
-        "run": str(folder.path),
+        "checkpoint": str(shipped.resolve()),
+        "run": str(folder.path.resolve()),
         "split": split,
         "samples": len(samples["last"].correct),
         "weights": weights,

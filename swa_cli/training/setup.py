@@ -6,8 +6,11 @@ are known is collected and reported at once, before anything runs.
 
 from __future__ import annotations
 
+import copy
+import json
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +175,17 @@ class Refreshed:
     num_samples: int
 
 
-def open_bench(recipe: Recipe, terminal: Terminal) -> Bench:
-    """Choose the hardware and load the data."""
+def open_bench(recipe: Recipe, terminal: Terminal, *, recorded: Mapping[str, Any] | None = None) -> Bench:
+    """Choose the hardware and load the data.
+
+    Args:
+        recipe: What to open.
+        terminal: Hears of slow reading.
+        recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
+
+    Raises:
+        UserError: Data or device are missing, or the data are not those of the checkpoint.
+    """
     settings = recipe.train
     hardware = hardware_choice.choose(
         device=settings.device,
@@ -194,20 +206,40 @@ def open_bench(recipe: Recipe, terminal: Terminal) -> Bench:
             args=dataset.args,
             progress=progress,
         )
-    return Bench(recipe, hardware, source, terminal)
+    return Bench(recipe, hardware, source if recorded is None else _as_recorded(source, recorded), terminal)
 
 
-def prepare(loaded: Loaded, terminal: Terminal) -> Run:
-    """Build everything a run needs.
+def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:
+    """The data with the normalisation of a checkpoint, if they are of its kind."""
+    for key, found in (("channels", source.channels), ("classes", list(source.class_names))):
+        if found != recorded[key]:
+            known = _short(recorded[key])
+            raise UserError(
+                f"dataset: {source.name} has {key} {_short(found)}, the weights were trained on {known}",
+                hint="name the dataset that the weights belong to",
+            )
+    return replace(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)" if isinstance(value, list) else str(value)
+
+
+def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] | None = None) -> Run:
+    """Build everything a run needs; `recorded` is the `input` of the resume point, if it goes on from one.
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
         UserError: Data or device are missing.
     """
     recipe = loaded.recipe
-    import_from(loaded.folder)
     problems: list[Problem] = optimizers.check(recipe.optimizer.name, recipe.optimizer.options)
-    bench = open_bench(recipe, terminal)
+    try:
+        bench = open_bench(recipe, terminal, recorded=recorded)
+    except UserError:
+        if problems:
+            raise loaded.locate(problems) from None
+        raise
     plan = None
     try:
         plan = make_plan(recipe, num_train=len(bench.source.train))
@@ -237,27 +269,67 @@ def prepare(loaded: Loaded, terminal: Terminal) -> Run:
 
 
 def _probe(model: nn.Module, bench: Bench) -> None:
-    """One forward pass of two blank images: a network that cannot take them is told before a folder is made."""
-    source = bench.source
-    images = torch.zeros(2, source.channels, *source.size, device=bench.hardware.device)
-    training = model.training
-    model.eval()
-    with torch.inference_mode(), bench.hardware.autocast():
-        logits = model(images)
-    model.train(training)
+    """Blank images through the network, and its BatchNorm pass: what cannot work is told before a folder is made."""
+    source, name = bench.source, bench.recipe.model.name
+    shape = (source.channels, *source.size)
+    images = torch.zeros(2, *shape, device=bench.hardware.device)
+    probe = copy.deepcopy(model).eval()
+    try:
+        with torch.inference_mode(), bench.hardware.autocast():
+            logits = probe(images)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        if _is_own_code(name):
+            raise  # its author needs the traceback
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"model.name: {name} cannot take images of {' x '.join(map(str, shape))}: {reason}",
+            hint="choose a network for this size, or for an image_folder another dataset.args.size",
+        ) from error
     if not isinstance(logits, Tensor) or logits.shape != (2, source.num_classes):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(
-            f"model.name: {bench.recipe.model.name} gives {found} for 2 images, not (2, {source.num_classes})",
+            f"model.name: {name} gives {found} for 2 images, not (2, {source.num_classes})",
             hint="let the network return one logit a class",
         )
+    if bench.recipe.all_averages and bench.recipe.average_scoring.batchnorm.method == "exact":
+        update_batchnorm([images], probe, method="exact")
 
 
 def import_from(folder: Path) -> None:
-    """Let `package.module:attribute` be found beside the recipe and in the working directory."""
-    for path in (str(folder), str(Path.cwd())):
+    """Let `package.module:attribute` be found beside the recipe and in the working directory.
+
+    A recipe or checkpoint inside a run folder was written there by a run: run.json says where its recipe lay.
+    """
+    folders = [folder, Path.cwd()]
+    for record in (folder / "run.json", folder.parent / "run.json"):
+        if record.is_file():
+            folders.append(Path(json.loads(record.read_text())["recipe_folder"]))
+    for path in map(str, folders):
         if path not in sys.path:
             sys.path.append(path)
+
+
+def require_trust(recipe: Recipe, *, source: str, allow_code: bool) -> None:
+    """Opening a file runs no code: a recipe inside a checkpoint may name some.
+
+    Raises:
+        UserError: It does, and nobody has allowed it.
+    """
+    names = [
+        f"{key} {name}"
+        for key, name in (("model.name", recipe.model.name), ("dataset.name", recipe.dataset.name))
+        if _is_own_code(name)
+    ]
+    if names and not allow_code:
+        raise UserError(
+            f"{source}: its recipe would import and run code: {', '.join(names)}",
+            hint="if you know that code, say --allow-code",
+        )
+
+
+def _is_own_code(name: str) -> bool:
+    """Whether a name of a recipe is `package.module:attribute`."""
+    return ":" in name and not name.startswith("torchvision:")
 
 
 def plan_rows(run: Run) -> list[tuple[str, str]]:

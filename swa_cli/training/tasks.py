@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swa_cli.errors import UserError
+
 
 @dataclass(frozen=True)
 class SampleScores:
@@ -25,7 +27,13 @@ class SampleScores:
 
 def loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
     """Mean cross-entropy of a batch: logits (B, K), labels (B,). Computed in float32 whatever the autocast."""
-    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    try:
+        return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+    except IndexError as error:
+        raise UserError(
+            f"the dataset gives the label {int(labels.max())} for {logits.shape[1]} classes",
+            hint=f"let labels be 0 to {logits.shape[1] - 1}, or correct num_classes",
+        ) from error
 
 
 def num_correct(logits: Tensor, labels: Tensor) -> Tensor:

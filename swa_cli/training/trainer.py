@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.average import update_all
-from swa_cli.averaging.tensors import NonFiniteWeights
+from swa_cli.averaging.tensors import NonFiniteWeights, read, require_finite
 from swa_cli.errors import EXIT_FAILED, Terminated, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
@@ -29,9 +29,9 @@ from swa_cli.training import checkpoint, evaluate, saving, scoring, tasks
 from swa_cli.training.hardware import environment
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.run_folder import RunFolder
-from swa_cli.training.setup import Run, plan_rows, prepare
+from swa_cli.training.setup import Run, import_from, plan_rows, prepare, require_trust
 
-RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "output.*")
+RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "output.save_every")
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
 
 
@@ -50,6 +50,7 @@ def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[
         RecipeError: Problems that show once data and classes are known; nothing was run.
         UserError: Missing data or device, or the run failed (exit code 1).
     """
+    import_from(loaded.folder)
     run = prepare(loaded, terminal)
     recipe = run.bench.recipe
     run.bench.scoring_split()
@@ -61,16 +62,17 @@ def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[
         terminal.attach_log(log)
         terminal.plan(f"{recipe.title} -> {folder.path}", plan_rows(run), warnings=run.plan.warnings)
         folder.write_text("recipe.yaml", load.dump(recipe))
-        folder.write_json("run.json", {**environment(run.bench.hardware), "python": platform.python_version()})
+        about = {"python": platform.python_version(), "recipe_folder": str(loaded.folder.resolve())}
+        folder.write_json("run.json", environment(run.bench.hardware) | about)
         return _go_on(run, folder, first_epoch=1)
 
 
-def resume(path: Path, overrides: Sequence[str], *, terminal: Terminal) -> dict[str, Any]:
+def resume(path: Path, overrides: Sequence[str], *, terminal: Terminal, allow_code: bool = False) -> dict[str, Any]:
     """Go on from the last epoch's end of a run folder, to the bit-identical result (CPU).
 
     Raises:
         RecipeError: An override that would change the result.
-        UserError: No resume point, or the run is finished.
+        UserError: No resume point, the run is finished, or its recipe names code that was not allowed.
     """
     folder = RunFolder.open(path)
     point = checkpoint.read(folder.last)
@@ -84,7 +86,9 @@ def resume(path: Path, overrides: Sequence[str], *, terminal: Terminal) -> dict[
     loaded = load.from_values(values, overrides, source=str(folder.last), allowed=RESUMABLE_KEYS)
     if folder.result.is_file():
         raise UserError(f"{folder.path}: is finished", hint=f"see {folder.result}, or start a new run")
-    run = prepare(loaded, terminal)
+    require_trust(loaded.recipe, source=str(folder.last), allow_code=allow_code)
+    import_from(folder.path)
+    run = prepare(loaded, terminal, recorded=content["input"])
     saving.restore(run, content, source=str(folder.last))
     now = environment(run.bench.hardware)
     changed = [
@@ -113,6 +117,9 @@ def _go_on(run: Run, folder: RunFolder, *, first_epoch: int) -> dict[str, Any]:
         )
         terminal.warning(f"stopped: {saved}")
         raise
+    except UserError as error:
+        error.exit_code = EXIT_FAILED  # whatever it was, something was run
+        raise
 
 
 def _epochs(run: Run, forward: nn.Module, folder: RunFolder, *, first_epoch: int) -> None:
@@ -121,6 +128,10 @@ def _epochs(run: Run, forward: nn.Module, folder: RunFolder, *, first_epoch: int
     for epoch in range(first_epoch, plan.epochs + 1):
         epoch_started = time.monotonic()
         row = _train_epoch(run, forward, folder, epoch=epoch)
+        try:
+            require_finite(read(run.model).weights)
+        except NonFiniteWeights as error:
+            raise _failed(f"epoch {epoch}: {error}", folder) from error
         row |= scoring.validate(run, epoch=epoch)
         row["seconds"] = round(time.monotonic() - epoch_started, 3)
         run.history.append(row)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 
 @pytest.fixture
 def run(swa, recipe: Path, tmp_path: Path) -> Path:
-    """The checkpoints of a finished run."""
-    ended = swa("train", recipe, "-q", "snapshots.every=2ep")
+    """The checkpoints of a finished run with three averages."""
+    words = ["snapshots.every=2ep", "averages.ema={kind: ema, decay: 0.9}", "averages.early={kind: mean, start: 1ep}"]
+    ended = swa("train", recipe, "-q", *words)
     assert ended.code == 0, ended.err
     return tmp_path / "runs/latest/checkpoints"
 
@@ -23,7 +27,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def test_eval_of_swa_repeats_the_result_of_train(swa, run: Path) -> None:
     """Scores of swa.pt against those that training printed, exactly."""
-    trained = __import__("json").loads((run.parent / "result.json").read_text())
+    trained = json.loads((run.parent / "result.json").read_text())
     ended = swa("eval", run / "swa.pt", "--json")
     assert ended.code == 0, ended.err
     found = ended.json["weights"]["swa"]
@@ -32,7 +36,7 @@ def test_eval_of_swa_repeats_the_result_of_train(swa, run: Path) -> None:
 
 
 def test_stale_guard_then_update_equals_swa_exactly(swa, run: Path) -> None:
-    """last.pt: refused with a hint; after bn-update its `swa` equals swa.pt; a second update changes no bit."""
+    """last.pt: refused with a hint; after bn-update each average equals its file; a second update changes no bit."""
     refused = swa("eval", run / "last.pt")
     assert refused.code == 2
     assert "stale" in refused.err
@@ -42,9 +46,11 @@ def test_stale_guard_then_update_equals_swa_exactly(swa, run: Path) -> None:
     first = (run / "last.pt").read_bytes()
     assert swa("bn-update", run / "last.pt").code == 0
     assert (run / "last.pt").read_bytes() == first
-    updated, shipped = swa("eval", run / "last.pt", "--json"), swa("eval", run / "swa.pt", "--json")
-    found = updated.json["weights"]["swa"]
-    assert {key: found[key] for key in shipped.json["weights"]["swa"]} == shipped.json["weights"]["swa"]
+    updated = swa("eval", run / "last.pt", "--json").json["weights"]
+    for name in ("swa", "ema", "early"):
+        shipped = swa("eval", run / f"{name}.pt", "--json").json["weights"][name]
+        assert {key: updated[name][key] for key in shipped} == shipped, name
+    assert len({updated[name]["nll"] for name in ("swa", "ema", "early")}) == 3
     after = load(run / "last.pt")
     assert all(torch.equal(before["model"][key], after["model"][key]) for key in before["model"])
     assert after["averages"]["swa"]["batchnorm"] == "recomputed"
@@ -121,11 +127,77 @@ def test_network_without_batchnorm_says_so(swa, recipe: Path, tmp_path: Path) ->
     assert swa("train", recipe, "-q").code == 0
     run = tmp_path / "runs/latest/checkpoints"
     before = (run / "last.pt").read_bytes()
-    ended = swa("bn-update", run / "last.pt")
+    ended = swa("bn-update", run / "last.pt", "--allow-code")
     assert ended.code == 0
     assert "no BatchNorm" in ended.err
     assert (run / "last.pt").read_bytes() == before
-    assert swa("eval", run / "last.pt", "--json").json["weights"]["swa"]["batchnorm"] == "none"
+    assert swa("eval", run / "last.pt", "--allow-code", "--json").json["weights"]["swa"]["batchnorm"] == "none"
+    torch.save(load(run / "last.pt")["model"], "theirs.pt")
+    assert swa("bn-update", "theirs.pt", "--recipe", recipe, "-o", "ours.pt").code == 0
+    assert swa("eval", "ours.pt", "--allow-code", "--json").json["weights"]["last"]["batchnorm"] == "none"
+
+
+def test_code_inside_a_checkpoint_is_not_run(swa, run: Path, tmp_path: Path) -> None:
+    """A recipe inside that names os:system, as model and as dataset: exit 2, named, and nothing was run."""
+    content = load(run / "swa.pt")
+    trap = tmp_path / "trap"
+    for section in ("model", "dataset"):
+        evil = {**content["recipe"], section: {"name": "os:system", "args": {"command": f"touch {trap}"}}}
+        torch.save({**content, "recipe": evil}, "evil.pt")
+        for command in ("eval", "bn-update"):
+            ended = swa(command, "evil.pt")
+            assert ended.code == 2
+            assert "os:system" in ended.err
+            assert "--allow-code" in ended.err
+    assert not trap.exists()
+
+
+def test_module_beside_the_recipe_is_found_after_training(swa, recipe: Path, tmp_path: Path) -> None:
+    """A run of a recipe in another folder with its own module: eval, its recipe.yaml and bn-update still find it."""
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "beside_net.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes, in_channels):\n"
+        "    return nn.Sequential(nn.BatchNorm2d(in_channels), nn.Flatten(), nn.Linear(64, num_classes))\n"
+    )
+    text = recipe.read_text().replace("{name: convnet, args: {width: 4}}", "{name: 'beside_net:net'}")
+    (project / "own.yaml").write_text(text)
+    assert swa("train", "project/own.yaml", "-q").code == 0
+    for words in (
+        ["eval", "runs/latest/checkpoints/swa.pt", "--allow-code"],
+        ["bn-update", "runs/latest/checkpoints/swa.pt", "--allow-code"],
+        ["train", "runs/latest/recipe.yaml", "-q"],
+    ):
+        path = list(sys.path)
+        sys.path[:] = [entry for entry in path if entry != str(project)]
+        sys.modules.pop("beside_net")
+        assert swa(*words).code == 0, words
+
+
+def test_weights_keep_the_normalisation_they_were_trained_with(swa, run: Path) -> None:
+    """Scores of swa.pt with another validation split against before: the constants are those of the checkpoint."""
+    first = swa("eval", run / "swa.pt", "--json").json["weights"]
+    assert swa("eval", run / "swa.pt", "dataset.val=1000", "--json").json["weights"] == first
+
+
+def test_data_of_another_kind_are_refused(swa, run: Path, tmp_path: Path) -> None:
+    """Weights of ten digits on a folder of two classes: exit 2, both are named."""
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / "train" / label).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "pets" / "train" / label / "0.png")
+    ended = swa("eval", run / "swa.pt", "dataset.name=image_folder", "dataset.root=pets", "dataset.val=1")
+    assert ended.code == 2
+    assert "trained on" in ended.err
+
+
+def test_old_torch_files_are_read(swa, run: Path, recipe: Path, tmp_path: Path) -> None:
+    """A state dict in the format of torch before 1.6 against the same in today's: equal scores."""
+    state = load(run / "swa.pt")["state_dict"]
+    torch.save(state, "old.pt", _use_new_zipfile_serialization=False)
+    torch.save(state, "new.pt")
+    old, new = (swa("eval", name, "--recipe", recipe, "--json").json["weights"] for name in ("old.pt", "new.pt"))
+    assert old == new
 
 
 @pytest.mark.parametrize(
@@ -134,6 +206,8 @@ def test_network_without_batchnorm_says_so(swa, recipe: Path, tmp_path: Path) ->
         (["eval", "nowhere.pt"], "no such checkpoint"),
         (["eval", "RUN/swa.pt", "--split", "dev"], "--split"),
         (["eval", "RUN/swa.pt", "--weights", "ema"], "choose from swa"),
+        (["bn-update", "RUN/swa.pt", "-o", "x.safetensors"], ".pt file"),
+        (["bn-update", "RUN/swa.pt", "-o", "RUN"], ".pt file"),
         (["eval", "RUN/swa.pt", "optimizer.lr=2"], "optimizer.lr"),
         (["eval", "RUN/swa.pt", "dataset.rot=x"], "dataset.root"),
         (["bn-update", "RUN/last.pt", "--weights", "last"], "raw weights"),

@@ -98,11 +98,7 @@ def test_average_is_the_float64_mean_of_the_recorded_steps(swa, recipe: Path, tm
     shipped = load(run / "checkpoints/swa.pt")
     snapshots = [load(path) for path in sorted((run / "snapshots").iterdir())]
     assert [item["step"] for item in snapshots] == shipped["average"]["steps"]
-    for name in ("0.weight", "features.0.weight"):
-        if name in shipped["state_dict"]:
-            break
-    else:
-        name = next(iter(shipped["state_dict"]))
+    name = next(iter(shipped["state_dict"]))
     for key, value in shipped["state_dict"].items():
         if "running" in key or "num_batches" in key:
             continue
@@ -133,7 +129,7 @@ def test_average_with_long_interval_is_refreshed_and_scored(swa, recipe: Path) -
     weights = ended.json["weights"]
     assert weights["swa"]["count"] == 2
     assert weights["swa"]["batchnorm"] == "recomputed"
-    assert "fewer than 5" in ended.err or "2 weights" in ended.err
+    assert "averages only 2 weights" in ended.err
     assert weights["swa"]["accuracy"] > 0.5
 
 
@@ -188,7 +184,7 @@ def test_resume_ends_bit_identical(
     monkeypatch.setattr(trainer.saving, "save_resume_point", save)
     run = tmp_path / "runs/small-002"
     # A refresh of the unfinished file's averages must not leak into the rest of the run.
-    assert swa("bn-update", run / "checkpoints/last.pt", "-q").code in (0, 2)
+    assert swa("bn-update", run / "checkpoints/last.pt", "-q").code == 0
     resumed = swa("train", "--resume", run, "--json")
     assert resumed.code == 0, resumed.err
     for name in ("last", "swa", "ema", "late"):
@@ -248,12 +244,27 @@ def test_dry_run_writes_nothing(swa, recipe: Path, tmp_path: Path) -> None:
     assert "loss" in ended.err
 
 
-def test_nan_loss_fails_and_names_the_last_good_state(swa, recipe: Path) -> None:
-    """A rate that explodes: exit 1, one message with the epoch, no traceback."""
-    ended = swa("train", recipe, "optimizer.lr=1e20", "schedule.name=constant", "schedule.warmup=0ep")
+def test_nan_loss_fails_and_names_the_last_good_state(swa, recipe: Path, tmp_path: Path) -> None:
+    """A rate that explodes in epoch 3: exit 1, the epoch and a file that still scores; no traceback."""
+    rates = "schedule={name: cyclic, base_lr: 0.01, max_lr: 1.0e+30, up: 1ep, down: 50step, warmup: 2ep}"
+    ended = swa("train", recipe, rates, "optimizer.lr=0.01", "train.epochs=4")
     assert ended.code == 1
-    assert "loss is" in ended.err or "not finite" in ended.err
+    assert "epoch 3" in ended.err
+    assert "checkpoints/last.pt" in ended.err
     assert "Traceback" not in ended.err
+    last = tmp_path / "runs/latest/checkpoints/last.pt"
+    assert load(last)["epoch"] == 2
+    assert swa("eval", last, "--weights", "last", "--json").json["weights"]["last"]["nll"] < 3
+
+
+def test_weights_that_diverge_in_the_last_step_fail(swa, recipe: Path, tmp_path: Path) -> None:
+    """A last step into infinity, whose loss nobody sees any more: exit 1, no checkpoint of it."""
+    words = ["train.epochs=1", "train.batch_size=1024", "optimizer.lr=1e38", "schedule={name: constant, warmup: 0ep}"]
+    recipe.write_text("".join(line for line in recipe.read_text().splitlines(True) if not line.startswith("swa")))
+    ended = swa("train", recipe, *words, "optimizer.weight_decay=1e4")
+    assert ended.code == 1
+    assert "not finite" in ended.err
+    assert not (tmp_path / "runs/latest/checkpoints/last.pt").exists()
 
 
 def test_shipped_weights_load_strictly_into_the_plain_model(swa, recipe: Path, tmp_path: Path) -> None:

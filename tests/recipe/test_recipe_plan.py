@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swa_cli.errors import RecipeError
+from swa_cli.recipe.duration import round_half_up
 from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
 from swa_cli.recipe.schema import Recipe
 
@@ -156,7 +157,7 @@ def test_points_lie_in_the_run(start: str, every: str, epochs: int, spe: int) ->
         return
     assert steps
     assert all(left < right for left, right in pairwise(steps))
-    assert max(1, drawn.swa.start.steps(steps_per_epoch=spe, total_steps=total)) <= steps[0]
+    assert max(1, round_half_up(drawn.swa.start.exact_steps(steps_per_epoch=spe, total_steps=total))) <= steps[0]
     assert steps[-1] <= total
 
 
@@ -516,3 +517,17 @@ def test_no_warnings_at_the_bounds() -> None:
         },
     }
     assert plan(**bounds).warnings == ()
+
+
+@pytest.mark.parametrize("every", ["0.02ep", "0.3%", "0.03%", "1step"])
+def test_intervals_below_a_step_take_every_step(every: str) -> None:
+    """Points of `every` shorter than a step against all steps of the run, the last one included."""
+    values = {
+        "model": {"name": "convnet"},
+        "dataset": {"name": "digits"},
+        "optimizer": {"lr": 0.1},
+        "swa": {"start": "0ep", "every": every},
+        "train": {"epochs": 3, "batch_size": 10},
+    }
+    plan = make_plan(Recipe.model_validate(values), num_train=200)
+    assert plan.averages[0].steps == tuple(range(1, 61))

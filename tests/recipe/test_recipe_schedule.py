@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -226,12 +227,21 @@ def test_one_cycle_up_to_swa_start() -> None:
 
 @pytest.mark.parametrize(("epochs", "cycles", "cycle"), [(30, 5, "6ep"), (30, 4, "75step"), (30, 8, "12.5%")])
 def test_cosine_restarts_are_snapshot_ensembles(epochs: int, cycles: int, cycle: str) -> None:
-    """cosine_restarts against Huang et al. 2017: lr/2 (1 + cos(pi (t mod ceil(T/M)) / ceil(T/M)))."""
+    """cosine_restarts against Huang et al. 2017: lr/2 (1 + cos(pi (t mod ceil(T/M)) / ceil(T/M))).
+
+    Where M does not divide T, that formula ends off the minimum. Ours puts the k-th minimum at ceil(k T/M), so the
+    last snapshot lies at one; inside each cycle it is the same cosine.
+    """
     restarts = recipe({"name": "cosine_restarts", "cycle": cycle}, epochs=epochs)
     total, length = epochs * SPE, math.ceil(epochs * SPE / cycles)
-    if total % cycles == 0:
-        expected = [0.05 * (1 + math.cos(math.pi * (t % length) / length)) for t in range(total)]
-        assert rates(restarts) == pytest.approx(expected, abs=1e-12)
+    ends = [math.ceil(Fraction(k * total, cycles)) for k in range(cycles + 1)]
+    assert total % cycles or ends == list(range(0, total + 1, length))  # where M divides T: the formula itself
+    expected = [
+        0.05 * (1 + math.cos(math.pi * (t - first) / (end - first)))
+        for first, end in pairwise(ends)
+        for t in range(first, end)
+    ]
+    assert rates(restarts) == pytest.approx(expected, abs=1e-12)
     lows = minima(restarts, steps_per_epoch=SPE)
     assert (lows[0], lows[-1], len(lows)) == (length, total, cycles)
 
