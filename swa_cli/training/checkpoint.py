@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -192,7 +193,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
 def _read_archive(path: Path) -> Any:
     try:
         if not zipfile.is_zipfile(path):  # as torch wrote before 1.6; timgaripov/swa checkpoints are of that time
-            return torch.load(path, weights_only=True, map_location="cpu")
+            with warnings.catch_warnings(action="ignore"):  # torch wonders aloud at what it then refuses
+                return torch.load(path, weights_only=True, map_location="cpu")
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is None:
