@@ -1,7 +1,8 @@
 """Scores of a weight set with their sampling errors: means over the samples of a whole split.
 
 The one idea: keep what each sample scored. The mean of it is the score, its spread the sampling error, and the
-difference of two weight sets on the same samples gets a *paired* error, which is smaller the more they agree. Never the mean of batch means. Legend: N samples.
+difference of two weight sets on the same samples gets a *paired* error, which is smaller the more they agree.
+Never the mean of batch means. Legend: N samples.
 """
 
 from __future__ import annotations
