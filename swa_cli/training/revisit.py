@@ -18,8 +18,8 @@ from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, evaluate
+from swa_cli.training.bench import Bench, describe_model, import_from, open_bench, require_trust
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
-from swa_cli.training.setup import Bench, describe_model, import_from, open_bench, require_trust
 
 CHANGEABLE_KEYS = ("dataset.*", "train.device", "train.precision", "train.eval_batch_size", "train.threads")
 

@@ -26,10 +26,11 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, evaluate, saving, scoring, tasks
+from swa_cli.training.bench import import_from, require_trust
 from swa_cli.training.hardware import environment
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.run_folder import RunFolder
-from swa_cli.training.setup import Run, import_from, plan_rows, prepare, require_trust
+from swa_cli.training.setup import Run, plan_rows, prepare
 
 RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "output.save_every")
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it

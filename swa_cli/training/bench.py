@@ -1,0 +1,252 @@
+"""Recipe, data and hardware: what every command works on.
+
+Configuration ends here: builders below get plain arguments. Nothing of a checkpoint runs code unless it is allowed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli import models
+from swa_cli.averaging.batchnorm import BatchNormUpdate, bn_layers, has_batchnorm, update_batchnorm
+from swa_cli.data import batches, sources
+from swa_cli.data.augment import Augment
+from swa_cli.data.batches import Batches
+from swa_cli.errors import UserError
+from swa_cli.recipe.schema import Recipe
+from swa_cli.report.terminal import Bar, Terminal
+from swa_cli.training import hardware as hardware_choice
+from swa_cli.training.hardware import Hardware
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Recipe, data and hardware: what every command works on; `terminal` hears of anything slow."""
+
+    recipe: Recipe
+    hardware: Hardware
+    source: sources.Source
+    terminal: Terminal
+
+    def split(self, name: str) -> sources.Split:
+        """A split by name.
+
+        Raises:
+            UserError: The dataset has no such split.
+        """
+        split: sources.Split | None = getattr(self.source, name)
+        if split is None:
+            present = [other for other in ("train", "val", "test") if getattr(self.source, other) is not None]
+            raise UserError(
+                f"{self.source.name} has no {name} split",
+                hint=f"use --split {' or '.join(reversed(present))}",
+            )
+        return split
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What the network takes: shape, normalisation of pixels scaled to [0, 1], classes."""
+        source = self.source
+        return {
+            "channels": source.channels,
+            "size": list(source.size),
+            "mean": list(source.mean),
+            "std": list(source.std),
+            "classes": list(source.class_names),
+        }
+
+    def scoring_split(self) -> str:
+        """Where final scores come from: test, else val.
+
+        Raises:
+            UserError: There is neither.
+        """
+        if self.source.test is not None:
+            return "test"
+        if self.source.val is not None:
+            return "val"
+        raise UserError(
+            f"{self.source.name} has no test split and dataset.val is 0: nothing to score on",
+            hint="set dataset.val=10%",
+        )
+
+    def plain_batches(self, split: str) -> Batches:
+        """All samples of a split in order, without augmentation."""
+        return batches.plain_batches(self.split(split), batch_size=self.recipe.train.eval_batch_size, **self._format())
+
+    def training_batches(self, epoch: int) -> Batches:
+        """The augmented batches of an epoch, a function of (seed, epoch, position)."""
+        recipe = self.recipe
+        return batches.epoch_batches(
+            self.source.train,
+            seed=recipe.seed,
+            epoch=epoch,
+            batch_size=recipe.train.batch_size,
+            augment=self._augment(),
+            **self._format(),
+        )
+
+    def statistics_batches(self) -> Batches:
+        """The batches of the BatchNorm pass: always the same ones."""
+        settings = self.recipe.average_scoring.batchnorm
+        return batches.statistics_batches(
+            self.source.train,
+            seed=self.recipe.seed,
+            batch_size=self.recipe.train.batch_size,
+            augment=self._augment() if settings.augment else Augment(),
+            samples=None if settings.samples == "all" else int(settings.samples),
+            **self._format(),
+        )
+
+    def build_model(self) -> nn.Module:
+        """The network with its initial weights, a function of the seed, on the device, channels last."""
+        self.hardware.seed(self.recipe.seed, "initial weights")
+        model = models.build(
+            self.recipe.model.name,
+            num_classes=self.source.num_classes,
+            in_channels=self.source.channels,
+            args=self.recipe.model.args,
+        )
+        return model.to(self.hardware.device).to(memory_format=torch.channels_last)
+
+    def refresh_batchnorm(self, model: nn.Module, *, name: str) -> BatchNormUpdate | None:
+        """Recompute the statistics as the recipe says; None where the network has no such layers."""
+        if not has_batchnorm(model):
+            return None
+        method = self.recipe.average_scoring.batchnorm.method
+        loader = self.statistics_batches()
+        passes = 1 if method == "pooled" else len(bn_layers(model))
+        with (
+            self.terminal.progress(f"BatchNorm of {name}", len(loader) * passes) as bar,
+            self.hardware.autocast(),
+        ):
+            return update_batchnorm(_Counted(loader, bar), model, method=method, device=self.hardware.device)
+
+    def _augment(self) -> Augment:
+        return Augment(**self.recipe.dataset.augment.model_dump())
+
+    def _format(self) -> dict[str, Any]:
+        source = self.source
+        return {
+            "mean": source.mean,
+            "std": source.std,
+            "device": self.hardware.device,
+            "workers": self.recipe.dataset.workers,
+        }
+
+
+def open_bench(recipe: Recipe, terminal: Terminal, *, recorded: Mapping[str, Any] | None = None) -> Bench:
+    """Choose the hardware and load the data.
+
+    Args:
+        recipe: What to open.
+        terminal: Hears of slow reading.
+        recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
+
+    Raises:
+        UserError: Data or device are missing, or the data are not those of the checkpoint.
+    """
+    settings = recipe.train
+    hardware = hardware_choice.choose(
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
+        deterministic=settings.deterministic,
+    )
+    dataset = recipe.dataset
+    with terminal.loading() as progress:
+        source = sources.load(
+            dataset.name,
+            root=dataset.root,
+            val=dataset.val,
+            seed=recipe.seed,
+            cache=dataset.cache,
+            download=dataset.download,
+            workers=dataset.workers,
+            args=dataset.args,
+            progress=progress,
+        )
+    return Bench(recipe, hardware, source if recorded is None else _as_recorded(source, recorded), terminal)
+
+
+def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:
+    """The data with the normalisation of a checkpoint, if they are of its kind."""
+    for key, found in (("channels", source.channels), ("classes", list(source.class_names))):
+        if found != recorded[key]:
+            known = _short(recorded[key])
+            raise UserError(
+                f"dataset: {source.name} has {key} {_short(found)}, the weights were trained on {known}",
+                hint="name the dataset that the weights belong to",
+            )
+    return replace(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)" if isinstance(value, list) else str(value)
+
+
+def import_from(folder: Path) -> None:
+    """Let `package.module:attribute` be found beside the recipe and in the working directory.
+
+    A recipe or checkpoint inside a run folder was written there by a run: run.json says where its recipe lay.
+    """
+    folders = [folder, Path.cwd()]
+    for record in (folder / "run.json", folder.parent / "run.json"):
+        if record.is_file():
+            folders.append(Path(json.loads(record.read_text())["recipe_folder"]))
+    for path in map(str, folders):
+        if path not in sys.path:
+            sys.path.append(path)
+
+
+def require_trust(recipe: Recipe, *, source: str, allow_code: bool) -> None:
+    """Opening a file runs no code: a recipe inside a checkpoint may name some.
+
+    Raises:
+        UserError: It does, and nobody has allowed it.
+    """
+    names = [
+        f"{key} {name}"
+        for key, name in (("model.name", recipe.model.name), ("dataset.name", recipe.dataset.name))
+        if is_own_code(name)
+    ]
+    if names and not allow_code:
+        raise UserError(
+            f"{source}: its recipe would import and run code: {', '.join(names)}",
+            hint="if you know that code, say --allow-code",
+        )
+
+
+def is_own_code(name: str) -> bool:
+    """Whether a name of a recipe is `package.module:attribute`."""
+    return ":" in name and not name.startswith("torchvision:")
+
+
+def describe_model(name: str, model: nn.Module) -> str:
+    """`preresnet20: 0.27 M parameters, 19 BatchNorm layers`."""
+    number = sum(parameter.numel() for parameter in model.parameters())
+    parameters = f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
+    layers = len(bn_layers(model))
+    norm = f"{layers} BatchNorm layer{'s' if layers != 1 else ''}" if layers else "no BatchNorm"
+    return f"{name}: {parameters} parameters, {norm}"
+
+
+class _Counted:
+    """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of terminals."""
+
+    def __init__(self, loader: Batches, bar: Bar) -> None:
+        self._loader = loader
+        self._bar = bar
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in self._loader:
+            yield batch
+            self._bar.advance()
