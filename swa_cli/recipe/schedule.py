@@ -52,8 +52,7 @@ def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Callable[[int], fl
     swa = recipe.swa
     if swa is None or swa.lr is None:
         return scheduled
-    # A start after the end is the plan's to refuse; here it is the end.
-    swa_lr, hold, anneal = swa.lr, min(round_half_up(course.start), course.total), course.anneal
+    swa_lr, hold, anneal = swa.lr, round_half_up(course.start), course.anneal
     bridge = partial(cosine if swa.anneal_shape == "cosine" else linear, last=swa_lr)
     level = scheduled(hold - anneal) if anneal else swa_lr
 
