@@ -8,6 +8,7 @@ Shapes: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -52,12 +53,27 @@ def stream(
         sampler=[(span.start, rows[span].tolist()) for span in spans],
         num_workers=workers,
         collate_fn=_as_it_is,
+        worker_init_fn=_leave_signals_to_parent,
         generator=generator(seed, "workers"),  # else the loader draws from the global one
     )
-    for batch in loader:
-        if isinstance(batch, _Failure):
-            raise UserError(batch.message, hint=batch.hint, exit_code=exit_code)
-        yield batch
+    try:
+        for batch in loader:
+            if isinstance(batch, _Failure):
+                raise UserError(batch.message, hint=batch.hint, exit_code=exit_code)
+            yield batch
+    except RuntimeError as error:
+        died = worker_death(error, exit_code=exit_code)
+        if died is None:
+            raise
+        raise died from error
+
+
+def worker_death(error: RuntimeError, *, exit_code: int) -> UserError | None:
+    """The words for it, if a loader process was killed: torch raises that wherever the main process happens to be."""
+    if not str(error).startswith("DataLoader worker"):
+        return None
+    message = f"a process that reads images died: {str(error).splitlines()[0]}"
+    return UserError(message, hint="if memory was short, set dataset.workers=0", exit_code=exit_code)
 
 
 def spans_of(num_samples: int, *, size: int) -> list[slice]:
@@ -140,6 +156,11 @@ def _check_same_kind(image: Tensor, row: int, images: list[Tensor], rows: Iterab
             f"{images[0].dtype} {tuple(images[0].shape)} and {image.dtype} {tuple(image.shape)}",
             hint="let the dataset resize or crop all images to one size",
         )
+
+
+def _leave_signals_to_parent(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the batches on their way are still wanted."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

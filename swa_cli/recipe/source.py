@@ -6,6 +6,8 @@ The one idea: a file that is no recipe (a folder, a checkpoint) is refused befor
 from __future__ import annotations
 
 import difflib
+import os
+import stat
 from pathlib import Path
 
 from swa_cli.errors import UserError
@@ -21,7 +23,10 @@ def file_text(path: Path | str) -> str:
     """
     hint = "name a recipe, a YAML file"
     try:
-        with open(path, "rb") as file:
+        # O_NONBLOCK: to open a pipe that nobody writes to would wait for ever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path}: is no regular file", hint=hint)
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
         raise UserError(f"{path}: there is no such file", hint=_similar_file(Path(path)) or hint) from error

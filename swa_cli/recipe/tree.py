@@ -15,6 +15,7 @@ from swa_cli.recipe import scalars
 
 KeyPath = tuple[str | int, ...]
 MAX_DEPTH = 20
+MAX_NODES = 5000  # of a recipe, which has about a hundred: so that no file takes minutes to be refused
 COMMAND_LINE = "command line: "  # how the source of an override begins
 
 
@@ -68,21 +69,31 @@ class Tree:
         self.spots[path] = Spot(place, place)
 
 
-def copied(value: Any, *, depth: int = 0) -> Any:
+def copied(values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of stored values that may be changed.
 
     Raises:
         ValueError: They are not the values of a recipe.
     """
-    if depth > MAX_DEPTH:
-        raise ValueError("the recipe in it is nested too deeply")
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("the recipe in it has keys that are not text")
-        return {key: copied(item, depth=depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [copied(item, depth=depth + 1) for item in value]
-    return value
+    num_nodes = 0
+
+    def copy(value: Any, depth: int) -> Any:
+        nonlocal num_nodes
+        num_nodes += 1
+        if depth > MAX_DEPTH or num_nodes > MAX_NODES:
+            raise ValueError(f"the recipe in it is {'nested too deeply' if depth > MAX_DEPTH else 'longer than any'}")
+        if isinstance(value, Mapping):
+            if not all(isinstance(key, str) for key in value):
+                raise ValueError("the recipe in it has keys that are not text")
+            return {key: copy(item, depth + 1) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [copy(item, depth + 1) for item in value]
+        if not isinstance(value, (str, bool, int, float, type(None))):
+            raise ValueError(f"the recipe in it holds a {type(value).__name__}")
+        return value
+
+    copied_values: dict[str, Any] = copy(values, 0)
+    return copied_values
 
 
 def in_order(problems: Sequence[Problem], *, source: str) -> RecipeError:
