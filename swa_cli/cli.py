@@ -113,6 +113,10 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Print the plan, do one real step, write nothing.")
     ] = False,
+    extend_to: Annotated[
+        int | None,
+        typer.Option("--extend-to", metavar="EPOCHS", min=1, help="With --resume: more epochs; says what that moves."),
+    ] = None,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -136,9 +140,17 @@ def train(
         overrides = [*([recipe] if recipe else []), *overrides]
         from swa_cli.training import trainer
 
-        terminal = Terminal(quiet=quiet, json=as_json)
-        _answer(trainer.resume(resume, overrides, terminal=terminal, allow_code=allow_code), as_json)
+        result = trainer.resume(
+            resume,
+            overrides,
+            terminal=Terminal(quiet=quiet, json=as_json),
+            allow_code=allow_code,
+            extend_to=extend_to,
+        )
+        _answer(result, as_json)
         return
+    if extend_to is not None:
+        raise typer.BadParameter("--extend-to goes with --resume; for a new run write train.epochs=N")
     if recipe is None:
         raise typer.BadParameter("name a recipe, or a run folder with --resume")
     loaded = load.load(recipe, overrides)

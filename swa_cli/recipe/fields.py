@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from swa_cli.recipe import scalars
-from swa_cli.recipe.duration import Duration
+from swa_cli.recipe.duration import SECONDS, Duration, TimeSpan
 
 NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 RESERVED_AVERAGES = ("last", "previous", "swa")
@@ -19,6 +19,18 @@ RESERVED_AVERAGES = ("last", "previous", "swa")
 
 def _duration(value: object) -> Duration:
     return value if isinstance(value, Duration) else Duration.parse(scalars.written(value))
+
+
+def _time_span(value: object) -> TimeSpan:
+    return value if isinstance(value, TimeSpan) else TimeSpan.parse(scalars.written(value))
+
+
+def _duration_or_time(value: object) -> Duration | TimeSpan:
+    """A time is told from a duration by its unit."""
+    if isinstance(value, TimeSpan):
+        return value
+    is_time = not isinstance(value, Duration) and re.search(rf"[\d.]\s*({'|'.join(SECONDS)})$", scalars.written(value))
+    return _time_span(value) if is_time else _duration(value)
 
 
 def _portion(value: object) -> str | int:
@@ -55,6 +67,8 @@ def _name_of_average(name: str) -> str:
 
 
 DurationField = Annotated[Duration, BeforeValidator(_duration), PlainSerializer(str)]
+TimeField = Annotated[TimeSpan, BeforeValidator(_time_span), PlainSerializer(str)]
+DurationOrTime = Annotated[Duration | TimeSpan, BeforeValidator(_duration_or_time), PlainSerializer(str)]
 Text = Annotated[str, BeforeValidator(scalars.text)]
 Flag = Annotated[bool, BeforeValidator(scalars.flag)]
 Whole = Annotated[int, BeforeValidator(scalars.whole)]

@@ -20,10 +20,9 @@ from swa_cli.errors import Place, Problem, RecipeError
 from swa_cli.recipe import explain, scalars, syntax
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.source import file_text
-from swa_cli.recipe.tree import COMMAND_LINE, MAX_DEPTH, KeyPath, Spot, Tree, copied, in_order
+from swa_cli.recipe.tree import COMMAND_LINE, MAX_DEPTH, MAX_NODES, KeyPath, Spot, Tree, copied, in_order
 
 LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
-MAX_NODES = 5000  # of a recipe, which has about a hundred: so that no file takes minutes to be refused
 
 
 @dataclass(frozen=True)
@@ -91,6 +90,30 @@ def from_values(
         problem = Problem("", str(error), "name another file", Place(source))
         raise RecipeError([problem], source=source) from error
     return _checked(tree, overrides, allowed=allowed)
+
+
+def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> list[tuple[str, object, object]]:
+    """Dotted key, value before and value now of whatever differs.
+
+    Args:
+        before: A recipe.
+        now: Another one.
+        ignored: Patterns of keys that may differ.
+    """
+    first, second = (dict(_leaves(recipe.model_dump(mode="json", exclude_none=True))) for recipe in (before, now))
+    return [
+        (key, first.get(key, "left out"), second.get(key, "left out"))
+        for key in [*first, *(key for key in second if key not in first)]
+        if first.get(key) != second.get(key) and not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored)
+    ]
+
+
+def _leaves(values: Mapping[str, Any], *, above: str = "") -> Iterator[tuple[str, object]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, above=f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def dump(recipe: Recipe) -> str:

@@ -15,7 +15,8 @@ from functools import partial
 from itertools import pairwise
 
 from swa_cli.errors import Problem, RecipeError
-from swa_cli.recipe.duration import Duration
+from swa_cli.recipe.duration import Duration, TimeSpan
+from swa_cli.recipe.scalars import shown
 from swa_cli.recipe.schedule import (
     LEADING_TO_SWA_LR,
     Course,
@@ -53,7 +54,7 @@ class Plan:
     averages: tuple[AveragePlan, ...]
     snapshots: tuple[int, ...]  # updates done
     score_epochs: frozenset[int]  # at their ends the averages are scored; the end of the run is not listed
-    save_epochs: frozenset[int]  # at their ends last.pt is saved
+    saves: frozenset[int]  # updates done after which last.pt is saved; the end is always one
     learning_rate: Callable[[int], float]
     warnings: tuple[str, ...]
 
@@ -78,7 +79,7 @@ def make_plan(recipe: Recipe, *, num_train: int) -> Plan:
     clock = Clock(steps_per_epoch, total, course.minima if course else ())
     for series in _average_series(recipe) + _snapshot_series(recipe):
         problems += series_problems(recipe, series, clock=clock, cycles_known=course is not None)
-    problems += _interval_problems(recipe)
+    problems += _interval_problems(recipe) + _stop_problems(recipe)
     if problems or course is None:
         raise RecipeError(problems)
 
@@ -96,7 +97,7 @@ def make_plan(recipe: Recipe, *, num_train: int) -> Plan:
         averages=averages,
         snapshots=snapshots[0] if snapshots else (),
         score_epochs=_score_epochs(recipe, averages, clock),
-        save_epochs=_epochs_with(recipe.output.save_every, clock) | {recipe.train.epochs},
+        saves=_saves(recipe, clock),
         learning_rate=rate,
         warnings=tuple(_warnings(recipe, averages, course)),
     )
@@ -248,10 +249,32 @@ def _snapshot_series(recipe: Recipe) -> list[Series]:
 
 
 def _interval_problems(recipe: Recipe) -> list[Problem]:
-    named = [("output.save_every", recipe.output.save_every)]
+    save_every = recipe.output.save_every
+    named = [("output.save_every", save_every)] if isinstance(save_every, Duration) else []
     named += [("swa.eval_every", recipe.swa.eval_every)] if recipe.swa else []
     empty = [Problem(key, f"{every} is no interval", "write 1ep") for key, every in named if every.value == 0]
     return cycle_problems(named) + empty
+
+
+def _stop_problems(recipe: Recipe) -> list[Problem]:
+    """A metric that is no column which a run measures."""
+    stop = recipe.train.stop
+    if stop is None:
+        return []
+    columns = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    columns += [f"{name}_{column}" for name in recipe.all_averages for column in ("val_loss", "val_accuracy")]
+    if stop.metric in columns:
+        return []
+    message = f"a run of this recipe measures no {shown(stop.metric)}"
+    return [Problem("train.stop.metric", message, f"choose from {', '.join(columns)}")]
+
+
+def _saves(recipe: Recipe, clock: Clock) -> frozenset[int]:
+    """The points of `output.save_every`; a time has none, it is the trainer that looks at the clock."""
+    every = recipe.output.save_every
+    if isinstance(every, TimeSpan):
+        return frozenset({clock.total})
+    return frozenset(points(Series("output", Duration(Fraction(0), "ep"), every), clock=clock)) | {clock.total}
 
 
 def _epochs_with(every: Duration, clock: Clock) -> frozenset[int]:

@@ -22,12 +22,14 @@ from swa_cli.recipe.fields import (
     CountOrAll,
     CountOrAuto,
     DurationField,
+    DurationOrTime,
     Flag,
     Free,
     Number,
     Portion,
     Rate,
     Text,
+    TimeField,
     Whole,
 )
 
@@ -277,6 +279,14 @@ class Snapshots(BaseModel):
     keep: CountOrAll = Field(default="all", description="all, or the last k")
 
 
+class Stop(BaseModel):
+    """An end before the last epoch, when nothing gets better any more."""
+
+    model_config = STRICT
+    patience: Count = Field(description="scorings without a new best value, then the run ends")
+    metric: Text = Field(default="val_loss", description="a column of metrics.csv: a loss or an accuracy")
+
+
 class Train(BaseModel):
     """How the run goes."""
 
@@ -296,6 +306,8 @@ class Train(BaseModel):
     compile: Flag = Field(default=False, description="torch.compile: slow to start, faster after")
     deterministic: Flag = Field(default=False, description="refuse operations that are not reproducible on a GPU")
     threads: CountOrAuto = Field(default="auto", description="processor threads")
+    max_time: TimeField | None = Field(default=None, description="the run ends after this time, such as 2h")
+    stop: Stop | None = None
 
 
 class Output(BaseModel):
@@ -303,7 +315,9 @@ class Output(BaseModel):
 
     model_config = STRICT
     root: Text = Field(default="runs", description="folder of the run folders")
-    save_every: DurationField = Field(default=Duration.parse("1ep"), description="between two saves of last.pt")
+    save_every: DurationOrTime = Field(
+        default=Duration.parse("1ep"), description="between two saves of last.pt: 1ep, 200step, or a time as 10min"
+    )
 
 
 class Recipe(BaseModel):

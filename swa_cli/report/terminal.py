@@ -6,9 +6,10 @@ laid out for its own width. On a pipe the same lines appear without control code
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console
@@ -77,6 +78,12 @@ class Terminal:
         head = Text.assemble(("warning: ", "bold yellow"))
         self._say(lambda console: _remark(head, text, console=console), always=True)
 
+    def will_stop_soon(self) -> None:
+        """Ctrl-C was heard. Called in a signal handler, where only the bare descriptor can be written to."""
+        if not self._quiet:
+            with suppress(OSError):
+                os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
+
     def epoch_header(self, averages: Sequence[str]) -> None:
         """The headings of the epoch rows to come, with these averages."""
         self._averages = tuple(averages)
@@ -101,19 +108,20 @@ class Terminal:
         self._say(lines)
 
     @contextmanager
-    def progress(self, description: str, total: int, *, unit: int | None = None) -> Iterator[Bar]:
+    def progress(self, description: str, total: int, *, unit: int | None = None, done: int = 0) -> Iterator[Bar]:
         """A live bar under the rows while the block runs; it leaves no trace, and none is shown on a pipe.
 
         Args:
             description: What is going on.
             total: How many steps it takes.
             unit: Images in a step, if their rate is to be shown.
+            done: Steps that were done before.
         """
         if not self._has_bars:
             yield Bar(None)
             return
         with _live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
-            task = progress.add_task(safe(description, console=self._stderr), total=total, state="")
+            task = progress.add_task(safe(description, console=self._stderr), total=total, completed=done, state="")
             yield Bar(progress, task=task, unit=unit)
 
     @contextmanager

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,8 +82,8 @@ class Bench:
         """All samples of a split in order, without augmentation."""
         return batches.plain_batches(self.split(split), batch_size=self.recipe.train.eval_batch_size, **self._format())
 
-    def training_batches(self, epoch: int) -> Batches:
-        """The augmented batches of an epoch, a function of (seed, epoch, position)."""
+    def training_batches(self, epoch: int, *, start: int = 0) -> Batches:
+        """The augmented batches of an epoch from batch `start` on, each a function of (seed, epoch, position)."""
         recipe = self.recipe
         return batches.epoch_batches(
             self.source.train,
@@ -91,6 +91,7 @@ class Bench:
             epoch=epoch,
             batch_size=recipe.train.batch_size,
             augment=self._augment(),
+            start=start,
             **self._format(),
         )
 
@@ -117,8 +118,16 @@ class Bench:
         )
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
-    def refresh_batchnorm(self, model: nn.Module, *, name: str) -> BatchNormUpdate | None:
-        """Recompute the statistics as the recipe says; None where the network has no such layers."""
+    def refresh_batchnorm(
+        self, model: nn.Module, *, name: str, check: Callable[[], None] = lambda: None
+    ) -> BatchNormUpdate | None:
+        """Recompute the statistics as the recipe says; None where the network has no such layers.
+
+        Args:
+            model: Its buffers are changed.
+            name: Of the weights in it.
+            check: Called after each batch.
+        """
         if not has_batchnorm(model):
             return None
         method = self.recipe.average_scoring.batchnorm.method
@@ -128,7 +137,7 @@ class Bench:
             self.terminal.progress(f"BatchNorm of {name}", len(loader) * passes) as bar,
             self.hardware.autocast(),
         ):
-            return update_batchnorm(_Counted(loader, bar), model, method=method, device=self.hardware.device)
+            return update_batchnorm(_Counted(loader, bar, check), model, method=method, device=self.hardware.device)
 
     def _augment(self) -> Augment:
         return Augment(**self.recipe.dataset.augment.model_dump())
@@ -242,11 +251,13 @@ def describe_model(name: str, model: nn.Module) -> str:
 class _Counted:
     """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of terminals."""
 
-    def __init__(self, loader: Batches, bar: Bar) -> None:
+    def __init__(self, loader: Batches, bar: Bar, check: Callable[[], None]) -> None:
         self._loader = loader
         self._bar = bar
+        self._check = check
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self._loader:
             yield batch
             self._bar.advance()
+            self._check()

@@ -2,8 +2,7 @@
 
 Three files of ours: the resume point (`last.pt`: raw weights, averages, optimizer, history), a weight set to
 ship (`swa.pt`, one an average) and a snapshot (raw weights). All hold primitives and tensors only, carry the
-recipe, and are read with `weights_only=True` after the archive's checksums were verified: torch writes CRC32s
-and never checks them. `batchnorm` says how fresh the statistics of a weight set are:
+recipe, and are read as untrusted input (`archive.py`). `batchnorm` says how fresh the statistics of a weight set are:
 `none` no such layers | `running` moving averages of training | `stale` averaged weights, not refreshed |
 `recomputed` by a pass over the training set.
 """
@@ -11,14 +10,10 @@ and never checks them. `batchnorm` says how fresh the statistics of a weight set
 from __future__ import annotations
 
 import os
-import pickle
-import tempfile
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,25 +22,11 @@ from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import has_batchnorm
 from swa_cli.averaging.tensors import clean_name
 from swa_cli.errors import UserError
+from swa_cli.training import archive, formats
+from swa_cli.training.files import write_atomic
 
-FORMAT = 1
-BATCHNORM_KEYS = (
-    "batchnorm",
-    "batchnorm_method",
-    "samples",
-)  # beside the weights: how fresh their statistics are
-# What torch.load and zipfile raise for damaged, foreign or hostile files.
-LOAD_ERRORS = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    LookupError,
-    EOFError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
+BATCHNORM_KEYS = ("batchnorm", "batchnorm_method", "samples")  # beside the weights: how fresh their statistics are
+PARTS_BESIDE_TENSORS = 1 << 16  # bytes of a checkpoint for names, places and checksums
 
 
 @dataclass(frozen=True)
@@ -71,56 +52,44 @@ class WeightSet:
     count: int | None = None
 
 
-def write_atomic(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a temporary file in the same folder, then fsync, rename and fsync the folder.
+def save(path: Path, content: Mapping[str, Any], *, keep: Path | None = None) -> None:
+    """Write a checkpoint of ours atomically; the one that was there goes to `keep` once the new one is durable.
 
-    Whenever the process or the machine stops, `path` holds the old content or the new, never a part.
+    Raises:
+        OSError: No room or no permission; nothing has changed. (Alone, torch.save raises a RuntimeError without
+            errno on a full disk, and leaves a part of the file.)
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only the owner can read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    whole = {"format": formats.FORMAT, **content}
 
+    def write(file: IO[bytes]) -> None:
+        sink = _Sink(file)
+        try:
+            torch.save(whole, cast(IO[bytes], sink))
+        except RuntimeError:
+            if sink.error is not None:
+                raise sink.error from None
+            raise
 
-def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint of ours atomically."""
-    write_atomic(path, lambda file: torch.save({"format": FORMAT, **content}, file))
+    write_atomic(path, write, reserve=archive.num_bytes(whole) + PARTS_BESIDE_TENSORS, keep=keep)
 
 
 def read(path: Path) -> Checkpoint:
     """Read a checkpoint without running any code of it.
 
     Raises:
-        UserError: No such file, damaged, not a checkpoint, or of a later format.
+        archive.DamagedError: It cannot be read.
+        UserError: No such file, not a checkpoint, not as swa writes one, or of a later format.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint", hint="name a .pt file, such as runs/latest/checkpoints/swa.pt")
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_archive(path)
+        reason = "is no regular file" if os.path.lexists(path) else "no such checkpoint"
+        raise UserError(f"{path}: {reason}", hint="name a .pt file, such as runs/latest/checkpoints/swa.pt")
+    is_safe_format = path.suffix == ".safetensors"
+    content = archive.read_safetensors(path) if is_safe_format else archive.read_archive(path)
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: holds a {type(content).__name__} and no weights", hint="save a state_dict, not a model"
         )
-    if not {"format", "recipe"} <= content.keys():
-        return Checkpoint(path, content, "foreign")
-    if content["format"] != FORMAT:
-        raise UserError(
-            f"{path}: is of format {content['format']!r}; this version reads format {FORMAT}",
-            hint="read it with the version of swa that wrote it, or update swa",
-        )
-    kind = "resume" if "model" in content else "weights" if "average" in content else "snapshot"
-    return Checkpoint(path, content, kind)
+    return Checkpoint(path, content, formats.kind_of(content, source=str(path)))
 
 
 def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
@@ -190,36 +159,6 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
     model.load_state_dict(dict(state_dict))
 
 
-def _read_archive(path: Path) -> Any:
-    try:
-        if not zipfile.is_zipfile(path):  # as torch wrote before 1.6; timgaripov/swa checkpoints are of that time
-            with warnings.catch_warnings(action="ignore"):  # torch wonders aloud at what it then refuses
-                return torch.load(path, weights_only=True, map_location="cpu")
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is None:
-            return torch.load(path, weights_only=True, mmap=True, map_location="cpu")
-    except LOAD_ERRORS as error:
-        raise UserError(
-            f"{path}: cannot be read as a checkpoint ({_first_line(error)})",
-            hint="name a file that torch.save wrote and that holds tensors and plain values only",
-        ) from error
-    raise UserError(f"{path}: is damaged: the checksum of {damaged!r} is wrong", hint="take another copy of the file")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"{path}: cannot be read as safetensors ({_first_line(error)})",
-            hint="take another copy of the file",
-        ) from error
-
-
 def _foreign_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
     """Plain state dicts, `{'state_dict': ...}`, timgaripov/swa, and the state of torch's AveragedModel.
 
@@ -252,12 +191,19 @@ def _clean(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {clean_name(key): value for key, value in state_dict.items()}
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+class _Sink:
+    """A file for torch.save that remembers why a write failed."""
 
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.error: OSError | None = None
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    def write(self, data: bytes) -> int:
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate
+from swa_cli.training import checkpoint, evaluate, faults
 from swa_cli.training.bench import Bench, describe_model, import_from, open_bench, require_trust
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
+from swa_cli.training.run_folder import RunFolder
 
 CHANGEABLE_KEYS = ("dataset.*", "train.device", "train.precision", "train.eval_batch_size", "train.threads")
 
@@ -55,7 +57,10 @@ def evaluate_checkpoint(
     samples = {}
     for name, item in sets.items():
         checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
-        with terminal.progress(f"scoring {name}", len(loader)) as bar:
+        with (
+            terminal.progress(f"scoring {name}", len(loader)) as bar,
+            faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
+        ):
             samples[name] = evaluate.score(model, loader, hardware=bench.hardware, advance=bar.advance)
     table = evaluate.table(samples)
     rows = {name: {**table[name], "count": item.count, "batchnorm": item.batchnorm} for name, item in sets.items()}
@@ -93,6 +98,38 @@ def update_checkpoint(
     Raises:
         UserError: Unknown weights, or weights that cannot be written where they were asked for.
     """
+    target = out or path
+    if target.is_symlink():
+        raise UserError(
+            f"{target}: is a symbolic link, which is not followed for writing", hint="name the file itself, or -o FILE"
+        )
+    folder = RunFolder.around(target)
+    with folder.claimed() if folder is not None else nullcontext():  # a run that goes on would lose an epoch
+        return _update(
+            path,
+            overrides,
+            terminal=terminal,
+            target=target,
+            out=out,
+            weights=weights,
+            samples=samples,
+            recipe=recipe,
+            allow_code=allow_code,
+        )
+
+
+def _update(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    terminal: Terminal,
+    target: Path,
+    out: Path | None,
+    weights: str | None,
+    samples: str | None,
+    recipe: Path | None,
+    allow_code: bool,
+) -> dict[str, Any]:
     found = checkpoint.read(path)
     changes = [*overrides, *([] if samples is None else [f"swa.batchnorm.samples={samples}"])]
     bench, model = _open(
@@ -103,13 +140,13 @@ def update_checkpoint(
         sets = {name: item for name, item in sets.items() if name != "last"}
     sets = _chosen(sets, weights or "all", path)
     _require_writable(found, sets, out)
-    target = out or path
     started = time.monotonic()
     updates: dict[str, BatchNormUpdate] = {}
     content = found.content
     for name, item in sets.items():
         checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
-        update = bench.refresh_batchnorm(model, name=name)
+        with faults.memory("train.batch_size", bench.recipe.train.batch_size):
+            update = bench.refresh_batchnorm(model, name=name)
         if update is None:
             terminal.note(f"{name}: {bench.recipe.model.name} has no BatchNorm layers: nothing to update")
         else:
@@ -225,5 +262,5 @@ def _with_statistics(
 
 def _run_of(path: Path) -> str | None:
     """The run folder that a checkpoint lies in."""
-    folder = path.resolve().parent.parent
-    return str(folder) if (folder / "run.json").is_file() else None
+    folder = RunFolder.around(path)
+    return None if folder is None else str(folder.path)

@@ -1,23 +1,25 @@
 """The folder of a run: `runs/<name>-001`, never an existing one, never overwritten.
 
 recipe.yaml re-runs the run verbatim; run.json says on what it ran; metrics.csv has a row an epoch (fractions,
-empty = not measured); result.json holds the final scores; checkpoints/ and snapshots/ the weights.
-`runs/latest` points to the newest.
+empty = not measured); result.json holds the final scores; checkpoints/ and snapshots/ the weights. `runs/latest`
+points to the newest. The log is also the lock: whoever works on the folder holds it, and it dies with its process.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from swa_cli.errors import UserError
 from swa_cli.report.answer import json_text
-from swa_cli.training.checkpoint import write_atomic
+from swa_cli.training.files import LEFTOVER, write_atomic
 
 
 class RunFolder:
@@ -28,6 +30,9 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
         self.last = self.checkpoints / "last.pt"
+        self.previous = self.checkpoints / "previous.pt"  # the one before, until the next is durable
+        self.recipe = path / "recipe.yaml"
+        self.about = path / "run.json"
         self.result = path / "result.json"
         self.log = path / "log.txt"
 
@@ -58,7 +63,6 @@ class RunFolder:
                 number += 1
         folder = cls(path)
         folder.checkpoints.mkdir()
-        _point_latest(root, path.name)
         return folder
 
     @classmethod
@@ -66,15 +70,67 @@ class RunFolder:
         """An existing run, to go on with.
 
         Raises:
-            UserError: There is no run with a resume point.
+            UserError: It is no run folder, or one that `swa train` would not have made.
         """
         folder = cls(path.resolve())
-        if not folder.last.is_file():
+        if not any(file.is_file() for file in (folder.last, folder.previous, folder.recipe)):
             raise UserError(
-                f"{path}: holds no checkpoints/last.pt to resume from",
+                f"{path}: holds neither checkpoints/last.pt nor recipe.yaml: there is no run to go on with",
                 hint="name a run folder, such as runs/latest",
             )
+        for part in (folder.checkpoints, folder.snapshots):
+            if part.is_symlink():
+                raise UserError(
+                    f"{part}: is a symbolic link, which is not followed for writing",
+                    hint="put the folder itself there",
+                )
         return folder
+
+    @classmethod
+    def around(cls, checkpoint: Path) -> RunFolder | None:
+        """The run folder that a checkpoint or snapshot lies in, if it does."""
+        folder = cls(checkpoint.resolve().parent.parent)
+        return folder if folder.about.is_file() else None
+
+    @contextmanager
+    def claimed(self) -> Iterator[TextIO]:
+        """Be the only process that writes here while the block runs; yields the log, open at its end.
+
+        What a crashed process left half-written is removed first.
+
+        Raises:
+            UserError: Another process has it.
+        """
+        # A POSIX lock belongs to the process, not to the loader processes that it forks, and works over NFS. It
+        # would be lost if this process opened and closed the log a second time: nobody else opens it.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            descriptor = os.open(self.log, flags, 0o666)
+        except OSError as error:
+            reason = "is a symbolic link" if self.log.is_symlink() else error.strerror
+            raise UserError(f"{self.log}: cannot be written ({reason})", hint="let it be a file of yours") from error
+        # Unbuffered: a log that cannot be written fails at once, and not a second time when it is closed.
+        with io.TextIOWrapper(io.FileIO(descriptor, "w"), encoding="utf-8", write_through=True) as log:
+            try:
+                fcntl.lockf(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(
+                    f"{self.path}: another process is working on this run", hint="wait for it, or stop it"
+                ) from error
+            self._sweep()
+            yield log
+
+    def _sweep(self) -> None:
+        for folder in (self.path, self.checkpoints, self.snapshots):
+            for entry in folder.glob(".*.tmp"):
+                if LEFTOVER.fullmatch(entry.name):
+                    entry.unlink(missing_ok=True)
+
+    def begin(self, recipe: str, about: Mapping[str, Any]) -> None:
+        """Write what it takes to go on with the run, then let `latest` point to it."""
+        self.write_text(self.recipe.name, recipe)
+        self.write_json(self.about.name, about)
+        _point_latest(self.path.parent, self.path.name)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder atomically."""
@@ -110,7 +166,12 @@ def _point_latest(root: Path, name: str) -> None:
     latest = root / "latest"
     if latest.exists() and not latest.is_symlink():
         return
-    temporary = root / f".latest.{os.getpid()}"
-    temporary.unlink(missing_ok=True)
-    temporary.symlink_to(name, target_is_directory=True)
-    os.replace(temporary, latest)
+    temporary = root / ".latest.tmp"  # one name for all processes, so that none is left behind
+    while True:
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(name, target_is_directory=True)
+            os.replace(temporary, latest)
+            return
+        except (FileExistsError, FileNotFoundError):  # another process is doing the same
+            continue

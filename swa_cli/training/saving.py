@@ -5,23 +5,34 @@ What a step draws is a function of (seed, step), so `rng` holds the seed and no 
 
 from __future__ import annotations
 
+import copy
+import os
+import time
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
+from swa_cli.errors import UserError
+from swa_cli.recipe.duration import TimeSpan
+from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint
+from swa_cli.training.archive import DamagedError
 from swa_cli.training.hardware import environment
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.setup import Run
 
 
-def save_resume_point(run: Run, folder: RunFolder, *, epoch: int) -> None:
-    """Write last.pt: everything that the rest of the run depends on."""
+def save_resume_point(run: Run, folder: RunFolder) -> None:
+    """Write last.pt: everything that the rest of the run depends on. The one before becomes previous.pt."""
     stale = "none" if checkpoint.raw_batchnorm(run.model) == "none" else "stale"
+    loss, accuracy = run.totals.tolist()
     content = {
         "recipe": recipe_values(run),
         "input": run.bench.input,
-        "epoch": epoch,
-        "step": epoch * run.plan.steps_per_epoch,
+        "num_train": run.plan.num_train,
+        "epoch": len(run.history),
+        "step": run.step,
         "model": run.model.state_dict(),
         "averages": {name: {**average.state_dict(), "batchnorm": stale} for name, average in run.averages.items()},
         "optimizer": run.optimizer.state_dict(),
@@ -29,18 +40,89 @@ def save_resume_point(run: Run, folder: RunFolder, *, epoch: int) -> None:
         "rng": {"seed": run.bench.recipe.seed, "scheme": "seeded anew at each step"},
         "environment": environment(run.bench.hardware),
         "history": run.history,
+        "epoch_so_far": {"loss": loss, "accuracy": accuracy, "seconds": time.monotonic() - run.clock},
+        "stopped": run.stopped,
     }
-    checkpoint.save(folder.last, content)
+    checkpoint.save(folder.last, content, keep=folder.previous)
+    run.saved_at = time.monotonic()
+
+
+def save_if_due(run: Run, folder: RunFolder) -> None:
+    """Write last.pt if `output.save_every` asks for it after this update, or after this time."""
+    every = run.bench.recipe.output.save_every
+    is_time = isinstance(every, TimeSpan) and time.monotonic() - run.saved_at >= every.seconds
+    if is_time or run.step in run.plan.saves:
+        save_resume_point(run, folder)
+
+
+def newest_resume_point(folder: RunFolder, terminal: Terminal) -> checkpoint.Checkpoint | None:
+    """last.pt, or previous.pt where it is damaged or was just being replaced; None where a run has saved neither.
+
+    Raises:
+        UserError: Neither can be read, or there is something else in its place.
+    """
+    damage = None
+    for path in (folder.last, folder.previous):
+        if not path.exists():
+            continue
+        try:
+            point = checkpoint.read(path)
+        except DamagedError as error:
+            damage = damage or error
+            continue
+        if point.kind != "resume":
+            raise UserError(f"{path}: is no resume point", hint="name a run folder that `swa train` made")
+        if damage is not None:
+            terminal.warning(f"{damage.message}: going on from {path.name}, the one before")
+        return point
+    if damage is not None:
+        raise damage
+    return None
+
+
+def settle(folder: RunFolder, point: checkpoint.Checkpoint | None, recipe: str, *, extended: bool) -> None:
+    """Put the folder in order before a run goes on: the good resume point first, the recipe as it is now."""
+    if point is not None and point.path == folder.previous:
+        os.replace(folder.previous, folder.last)  # else the next save would keep the damaged one
+    if not folder.recipe.is_file() or folder.recipe.read_text() != recipe:
+        folder.write_text(folder.recipe.name, recipe)
+    if extended and folder.result.is_file():
+        assert point is not None, "only what has epochs can be given more"
+        os.replace(folder.result, folder.path / f"result-{point.content['epoch']:03d}.json")
 
 
 def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
-    """Put the content of a resume point back into a run that was prepared from the same recipe."""
+    """Put the content of a resume point back into a run that was prepared from the same recipe.
+
+    Raises:
+        UserError: It does not fit the recipe or the data.
+    """
+    plan, per_epoch = run.plan, run.plan.steps_per_epoch
+    if content["num_train"] != plan.num_train:
+        raise UserError(
+            f"dataset: has {plan.num_train:,} training samples, the run was begun with {content['num_train']:,}",
+            hint="name the data of the run with dataset.root",
+        )
+    num_rows, step = content["epoch"], content["step"]
+    whole = 0 <= step - num_rows * per_epoch <= per_epoch or content["stopped"] is not None
+    if num_rows != len(content["history"]) or step > plan.total_steps or not whole:
+        raise UserError(f"{source}: its epochs, steps and history do not agree", hint="take another copy of the file")
+    if content["averages"].keys() != run.averages.keys():
+        raise UserError(f"{source}: its averages are not those of its recipe", hint="take another copy of the file")
     checkpoint.load_weights(run.model, content["model"], source=source)
-    run.optimizer.load_state_dict(content["optimizer"])
-    run.scaler.load_state_dict(content["scaler"])
+    try:
+        run.optimizer.load_state_dict(copy.deepcopy(content["optimizer"]))  # the file stays mapped otherwise
+        run.scaler.load_state_dict(content["scaler"])
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(
+            f"{source}: its optimizer state does not fit the recipe ({error})", hint="take another copy of the file"
+        ) from error
     for name, entry in content["averages"].items():
         run.averages[name].load_state_dict(checkpoint.without_batchnorm(entry))
-    run.history = content["history"]
+    run.history, run.step, run.stopped = content["history"], step, content["stopped"]
+    so_far = content["epoch_so_far"]
+    run.totals.copy_(torch.tensor([so_far["loss"], so_far["accuracy"]], dtype=run.totals.dtype))
+    run.clock = time.monotonic() - so_far["seconds"]
 
 
 def save_average(run: Run, folder: RunFolder, name: str) -> None:
@@ -58,22 +140,22 @@ def save_average(run: Run, folder: RunFolder, name: str) -> None:
     checkpoint.save(folder.checkpoints / f"{name}.pt", content)
 
 
-def save_snapshot(run: Run, folder: RunFolder, *, epoch: int, done: int) -> None:
-    """Write the raw weights after `done` updates; of more than `keep`, the oldest goes."""
+def save_snapshot(run: Run, folder: RunFolder) -> None:
+    """Write the raw weights as they are; of more than `keep`, the oldest goes."""
     content = {
         "recipe": recipe_values(run),
         "input": run.bench.input,
         "state_dict": run.model.state_dict(),
-        "epoch": epoch,
-        "step": done,
+        "epoch": run.step // run.plan.steps_per_epoch,
+        "step": run.step,
         "batchnorm": checkpoint.raw_batchnorm(run.model),
     }
     folder.snapshots.mkdir(exist_ok=True)
-    checkpoint.save(folder.snapshot_path(done), content)
+    checkpoint.save(folder.snapshot_path(run.step), content)
     settings = run.bench.recipe.snapshots
     assert settings is not None, "the plan has snapshot steps only where the recipe has the section"
     if settings.keep != "all":
-        kept = [step for step in run.plan.snapshots if step <= done]
+        kept = [step for step in run.plan.snapshots if step <= run.step]
         for step in kept[: -int(settings.keep)]:
             folder.snapshot_path(step).unlink(missing_ok=True)
 

@@ -12,22 +12,24 @@ from typing import Any
 from torch import nn
 
 from swa_cli.report import plots
-from swa_cli.training import checkpoint, evaluate, saving, tasks
+from swa_cli.training import checkpoint, evaluate, faults, saving, tasks
+from swa_cli.training.files import write_atomic
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.setup import Refreshed, Run
 
 
-def validate(run: Run, *, epoch: int) -> dict[str, Any]:
+def validate(run: Run) -> dict[str, Any]:
     """The validation half of a row: the raw weights, and each average when it is due and at the end."""
     bench, plan = run.bench, run.plan
     row: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
+    is_last = run.epoch == plan.epochs or run.stopped is not None
     has_val = bench.source.val is not None
     if has_val:
         scores = evaluate.quick(_score(run, run.model, "val"))
         row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
     for name, average in run.averages.items():
         row |= {f"{name}_val_loss": None, f"{name}_val_accuracy": None, f"{name}_count": average.count}
-        if has_val and average.count and (epoch in plan.score_epochs or epoch == plan.epochs):
+        if has_val and average.count and (run.epoch in plan.score_epochs or is_last):
             scores = evaluate.quick(_score(run, _averaged_model(run, name), "val"))
             row |= {f"{name}_val_loss": scores["loss"], f"{name}_val_accuracy": scores["accuracy"]}
     return row
@@ -39,13 +41,16 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     split = bench.scoring_split()
     samples = {"last": _score(run, run.model, split)}
     details: dict[str, dict[str, Any]] = {"last": {"count": None, "batchnorm": checkpoint.raw_batchnorm(run.model)}}
-    for name, average in run.averages.items():
+    held = {name: average for name, average in run.averages.items() if average.count}
+    for name in run.averages.keys() - held.keys():
+        terminal.warning(f"{name} holds nothing: the run ended before its first weights")
+    for name, average in held.items():
         samples[name] = _score(run, _averaged_model(run, name), split)
         refreshed = run.refreshed[name]
         details[name] = {"count": average.count, "batchnorm": refreshed.batchnorm}
         saving.save_average(run, folder, name)
     weights = {name: {**row, **details[name]} for name, row in evaluate.table(samples).items()}
-    shipped = folder.checkpoints / f"{next(iter(run.averages), 'last')}.pt"
+    shipped = folder.checkpoints / f"{next(iter(held), 'last')}.pt"
     result = {
         "command": "train",
         "checkpoint": str(shipped.resolve()),
@@ -56,6 +61,7 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
         "seconds": round(sum(row["seconds"] for row in run.history), 3),
         "device": str(bench.hardware.device),
         "precision": bench.hardware.precision,
+        "stopped": run.stopped,
     }
     _draw(run, folder, weights)
     folder.write_json("result.json", result)
@@ -66,15 +72,15 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
 def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]]) -> None:
     """Write curves.png."""
     plan = run.plan
-    checkpoint.write_atomic(
+    write_atomic(
         folder.path / "curves.png",
         lambda file: plots.curves(
             run.history,
             path=file,
             title=run.bench.recipe.title,
-            averaging={item.name: item.steps for item in plan.averages},
+            averaging={item.name: [step for step in item.steps if step <= run.step] for item in plan.averages},
             steps_per_epoch=plan.steps_per_epoch,
-            lr=[plan.learning_rate(step) for step in range(plan.total_steps)],
+            lr=[plan.learning_rate(step) for step in range(run.step)],
             final=weights,
         ),
     )
@@ -89,7 +95,8 @@ def _averaged_model(run: Run, name: str) -> nn.Module:
         model.load_state_dict(known.state_dict)
         return model
     model.load_state_dict(average.averaged_state())
-    update = run.bench.refresh_batchnorm(model, name=name)
+    with faults.memory("train.batch_size", run.bench.recipe.train.batch_size):
+        update = run.bench.refresh_batchnorm(model, name=name, check=run.interrupt.check)
     run.refreshed[name] = Refreshed(
         average.steps[-1],
         model.state_dict(),
@@ -101,6 +108,14 @@ def _averaged_model(run: Run, name: str) -> nn.Module:
 
 
 def _score(run: Run, model: nn.Module, split: str) -> tasks.SampleScores:
-    loader = run.bench.plain_batches(split)
-    with run.bench.terminal.progress(f"scoring {split}", len(loader)) as bar:
-        return evaluate.score(model, loader, hardware=run.bench.hardware, advance=bar.advance)
+    bench, loader = run.bench, run.bench.plain_batches(split)
+    with (
+        bench.terminal.progress(f"scoring {split}", len(loader)) as bar,
+        faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
+    ):
+
+        def advance() -> None:
+            bar.advance()
+            run.interrupt.check()
+
+        return evaluate.score(model, loader, hardware=bench.hardware, advance=advance)

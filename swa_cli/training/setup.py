@@ -7,6 +7,7 @@ is run or written.
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import optimizers
 from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
+from swa_cli.training.interrupt import Interrupt
 
 
 @dataclass
@@ -35,8 +37,29 @@ class Run:
     scaler: torch.amp.GradScaler
     averages: dict[str, WeightAverage]
     due: dict[str, frozenset[int]]  # average -> updates done after which it takes the weights
+    totals: Tensor  # (2,) loss and accuracy, summed over the batches of the epoch that has no row in `history` yet
+    interrupt: Interrupt
+    step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
+    stopped: str | None = None  # max_time | patience: what ended the run before its last epoch
     refreshed: dict[str, Refreshed] = field(default_factory=dict)
+    clock: float = field(default_factory=time.monotonic)  # when the present epoch began
+    saved_at: float = field(default_factory=time.monotonic)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is going on, from 1."""
+        return len(self.history) + 1
+
+    @property
+    def seconds(self) -> float:
+        """How long the run has taken, earlier sessions of it included."""
+        return float(sum(row["seconds"] for row in self.history)) + time.monotonic() - self.clock
+
+    def begin_epoch(self) -> None:
+        """Start the sums and the clock of the next epoch."""
+        self.totals.zero_()
+        self.clock = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -70,6 +93,10 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
         plan = make_plan(recipe, num_train=len(bench.source.train))
     except RecipeError as error:
         problems += error.problems
+    stop = recipe.train.stop
+    if stop is not None and "val" in stop.metric and bench.source.val is None:
+        message = f"there is no validation split to measure {stop.metric} on"
+        problems.append(Problem("train.stop.metric", message, "set dataset.val to 10%, or the metric to train_loss"))
     if problems or plan is None:
         raise loaded.locate(problems)
     model = bench.build_model()
@@ -90,7 +117,10 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     device = bench.hardware.device
     scaler = torch.amp.GradScaler(device.type, enabled=bench.hardware.precision == "fp16")
     due = {item.name: frozenset(item.steps) for item in plan.averages}
-    return Run(bench, plan, model, optimizer, scaler, averages, due)
+    totals = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    return Run(
+        bench, plan, model, optimizer, scaler, averages, due, totals, Interrupt(announce=terminal.will_stop_soon)
+    )
 
 
 def _probe(model: nn.Module, bench: Bench) -> None:

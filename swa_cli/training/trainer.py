@@ -8,31 +8,33 @@ scores and saves only read the raw weights, and draw no random numbers: they nev
 
 from __future__ import annotations
 
-import copy
 import itertools
+import json
 import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.tensors import NonFiniteWeights, read, require_finite
-from swa_cli.errors import EXIT_FAILED, Terminated, UserError
-from swa_cli.recipe import load
+from swa_cli.errors import EXIT_FAILED, Problem, Terminated, UserError
+from swa_cli.recipe import extend, load
 from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, saving, scoring, tasks
+from swa_cli.training import evaluate, faults, saving, scoring, tasks
 from swa_cli.training.bench import import_from, require_trust
+from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.hardware import environment
+from swa_cli.training.interrupt import Stopped
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.setup import Run, plan_rows, prepare
 
-RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "output.save_every")
+RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "output.*")
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
 
 
@@ -59,148 +61,240 @@ def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[
         terminal.plan(f"{recipe.title} (dry run)", plan_rows(run), warnings=run.plan.warnings)
         return _dry_run(run)
     folder = RunFolder.create(Path(recipe.output.root), recipe.title)
-    with open(folder.log, "a", buffering=1, encoding="utf-8") as log:
-        terminal.attach_log(log)
-        terminal.plan(f"{recipe.title} -> {folder.path}", plan_rows(run), warnings=run.plan.warnings)
-        folder.write_text("recipe.yaml", load.dump(recipe))
+    with folder.claimed() as log:
         about = {"python": platform.python_version(), "recipe_folder": str(loaded.folder.resolve())}
-        folder.write_json("run.json", environment(run.bench.hardware) | about)
-        return _go_on(run, folder, first_epoch=1)
+        with faults.told(folder):
+            folder.begin(load.dump(recipe), environment(run.bench.hardware) | about)
+        return _go_on(run, folder, log, title=f"{recipe.title} -> {folder.path}", warnings=run.plan.warnings)
 
 
-def resume(path: Path, overrides: Sequence[str], *, terminal: Terminal, allow_code: bool = False) -> dict[str, Any]:
-    """Go on from the last epoch's end of a run folder, to the bit-identical result (CPU).
+def resume(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    terminal: Terminal,
+    allow_code: bool = False,
+    extend_to: int | None = None,
+) -> dict[str, Any]:
+    """Go on from the last save of a run folder, to the bit-identical result (CPU).
+
+    Args:
+        path: The run folder; one that has saved nothing yet begins anew.
+        overrides: Changes of keys that the result does not depend on.
+        terminal: Told of everything.
+        allow_code: Import what the recipe in the folder names.
+        extend_to: A larger number of epochs.
 
     Raises:
-        RecipeError: An override that would change the result.
-        UserError: No resume point, the run is finished, or its recipe names code that was not allowed.
+        RecipeError: A change of the recipe that would change the result.
+        UserError: Nothing to go on with, the run is finished, or its recipe names code that was not allowed.
     """
     folder = RunFolder.open(path)
-    point = checkpoint.read(folder.last)
-    if point.kind != "resume":
-        raise UserError(f"{folder.last}: is no resume point", hint="name a run folder that `swa train` made")
-    content = point.content
-    recorded = content["environment"]
-    values = copy.deepcopy(content["recipe"])
-    if values["train"]["threads"] == "auto":
-        values["train"]["threads"] = recorded["threads"]  # bits depend on it
-    loaded = load.from_values(values, overrides, source=str(folder.last), allowed=RESUMABLE_KEYS)
-    if folder.result.is_file():
-        raise UserError(f"{folder.path}: is finished", hint=f"see {folder.result}, or start a new run")
-    require_trust(loaded.recipe, source=str(folder.last), allow_code=allow_code)
-    import_from(folder.path)
-    run = prepare(loaded, terminal, recorded=content["input"])
-    saving.restore(run, content, source=str(folder.last))
-    now = environment(run.bench.hardware)
-    changed = [
-        f"{key} was {value} and is {now[key]}: the result will not be bit-identical"
-        for key, value in recorded.items()
-        if now[key] != value
-    ]
-    with open(folder.log, "a", buffering=1, encoding="utf-8") as log:
-        terminal.attach_log(log)
-        title = f"{run.bench.recipe.title} -> {folder.path}, continued after epoch {content['epoch']}"
-        terminal.plan(title, plan_rows(run), warnings=changed)
-        return _go_on(run, folder, first_epoch=content["epoch"] + 1)
-
-
-def _go_on(run: Run, folder: RunFolder, *, first_epoch: int) -> dict[str, Any]:
-    """Epochs from `first_epoch`, then the end."""
-    bench, terminal = run.bench, run.bench.terminal
-    forward: nn.Module = torch.compile(run.model) if bench.recipe.train.compile else run.model  # type: ignore[assignment]
-    terminal.epoch_header(list(run.averages))
-    try:
-        _epochs(run, forward, folder, first_epoch=first_epoch)
-        return scoring.finish(run, folder)
-    except (KeyboardInterrupt, Terminated):
-        saved = (
-            f"continue with `swa train --resume {folder.path}`" if folder.last.is_file() else "nothing was saved yet"
+    with folder.claimed() as log:
+        point = saving.newest_resume_point(folder, terminal)
+        loaded = _recipe_of(folder, point, overrides)
+        if extend_to is not None:
+            loaded = _extended(folder, point, loaded, extend_to, terminal)
+        elif folder.result.is_file():
+            hint = f"see {folder.result}; --extend-to EPOCHS goes on with it, or start a new run"
+            raise UserError(f"{folder.path}: is finished", hint=hint)
+        source = str(folder.recipe if point is None else point.path)
+        require_trust(loaded.recipe, source=source, allow_code=allow_code)
+        import_from(folder.path)
+        run = prepare(loaded, terminal, recorded=None if point is None else point.content["input"])
+        now = environment(run.bench.hardware)
+        recorded = now if point is None else point.content["environment"]
+        changed = [
+            f"{key} was {value} and is {now[key]}: the result will not be bit-identical"
+            for key, value in recorded.items()
+            if key in now and now[key] != value
+        ]
+        if point is not None:
+            saving.restore(run, point.content, source=source)
+        with faults.told(folder):
+            saving.settle(folder, point, load.dump(run.bench.recipe), extended=extend_to is not None)
+        where = f"after step {run.step:,} of {run.plan.total_steps:,}" if run.step else "from the beginning"
+        return _go_on(
+            run, folder, log, title=f"{run.bench.recipe.title} -> {folder.path}, continued {where}", warnings=changed
         )
-        terminal.warning(f"stopped: {saved}")
-        raise
-    except UserError as error:
-        error.exit_code = EXIT_FAILED  # whatever it was, something was run
+
+
+def _recipe_of(folder: RunFolder, point: Checkpoint | None, overrides: Sequence[str]) -> Loaded:
+    """The recipe of a run that goes on: recipe.yaml, which must not differ where the result depends on it.
+
+    Raises:
+        RecipeError: It does; or an override that would change the result.
+    """
+
+    def loaded(words: Sequence[str]) -> Loaded:
+        if folder.recipe.is_file():
+            return load.load(folder.recipe, words, allowed=RESUMABLE_KEYS)
+        assert point is not None, "a run folder has at least one of the two"
+        return load.from_values(point.content["recipe"], words, source=str(point.path), allowed=RESUMABLE_KEYS)
+
+    found = loaded(overrides)
+    if found.recipe.train.threads == "auto":  # bits depend on it
+        threads = (json.loads(folder.about.read_text()) if point is None else point.content["environment"])["threads"]
+        found = loaded([f"train.threads={threads}", *overrides])
+    if point is not None:
+        begun = load.from_values(point.content["recipe"], source=str(point.path)).recipe
+        differences = load.differences(begun, found.recipe, ignored=RESUMABLE_KEYS)
+        problems = [
+            Problem(key, f"is {now}, and the run was begun with {before}", f"write {before}, or start a new run")
+            for key, before, now in differences
+        ]
+        if problems:
+            raise found.locate(problems)
+    return found
+
+
+def _extended(folder: RunFolder, point: Checkpoint | None, loaded: Loaded, epochs: int, terminal: Terminal) -> Loaded:
+    """The recipe with more epochs; says what that moves.
+
+    Raises:
+        UserError: Fewer epochs, or the averages so far would not be those of the longer run.
+    """
+    if point is None or point.content["stopped"] is not None:
+        reason = "has saved nothing yet" if point is None else f"was ended by train.{point.content['stopped']}"
+        raise UserError(f"{folder.path}: {reason}, so it has no epochs to add", hint="start a new run")
+    longer, moved = extend.to_epochs(
+        loaded.recipe, epochs, num_train=point.content["num_train"], step=point.content["step"]
+    )
+    for sentence in moved:
+        terminal.note(sentence)
+    return load.from_values(longer, source=str(folder.recipe))
+
+
+def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Sequence[str]) -> dict[str, Any]:
+    """From where the run stands to its end."""
+    bench, terminal = run.bench, run.bench.terminal
+    try:
+        with faults.told(folder), run.interrupt:
+            terminal.attach_log(log)
+            terminal.plan(title, plan_rows(run), warnings=warnings)
+            forward: nn.Module = torch.compile(run.model) if bench.recipe.train.compile else run.model  # type: ignore[assignment]
+            terminal.epoch_header(list(run.averages))
+            try:
+                _epochs(run, forward, folder)
+                return scoring.finish(run, folder)
+            except Stopped as stopped:
+                saving.save_resume_point(run, folder)
+                terminal.warning(f"stopped after step {run.step:,}, which is saved")
+                raise stopped.ending from None
+    except (KeyboardInterrupt, Terminated):
+        terminal.warning(f"stopped: {faults.way_on(folder)}")
         raise
 
 
-def _epochs(run: Run, forward: nn.Module, folder: RunFolder, *, first_epoch: int) -> None:
+def _epochs(run: Run, forward: nn.Module, folder: RunFolder) -> None:
     """Each epoch: its steps, validation, its row, the resume point."""
-    plan, terminal = run.plan, run.bench.terminal
-    for epoch in range(first_epoch, plan.epochs + 1):
-        epoch_started = time.monotonic()
-        row = _train_epoch(run, forward, folder, epoch=epoch)
+    terminal = run.bench.terminal
+    while run.epoch <= run.plan.epochs and run.stopped is None:
+        with faults.memory("train.batch_size", run.bench.recipe.train.batch_size):
+            _train_epoch(run, forward, folder)
         try:
             require_finite(read(run.model).weights)
         except NonFiniteWeights as error:
-            raise _failed(f"epoch {epoch}: {error}", folder) from error
-        row |= scoring.validate(run, epoch=epoch)
-        row["seconds"] = round(time.monotonic() - epoch_started, 3)
-        run.history.append(row)
-        terminal.epoch_row(row)
-        folder.write_metrics(run.history, list(run.averages))
-        if epoch in plan.save_epochs:
-            saving.save_resume_point(run, folder, epoch=epoch)
+            raise _failed(f"epoch {run.epoch}: {error}", folder) from error
+        if num_steps := run.step - (run.epoch - 1) * run.plan.steps_per_epoch:  # none where the time was over
+            row = _training_row(run, num_steps) | scoring.validate(run)
+            row["seconds"] = round(time.monotonic() - run.clock, 3)
+            run.history.append(row)
+            run.begin_epoch()
+            terminal.epoch_row(row)
+            folder.write_metrics(run.history, list(run.averages))
+        run.stopped = run.stopped or _out_of_patience(run)
+        if run.stopped is None:
+            saving.save_if_due(run, folder)
+    if run.stopped is not None:
+        saving.save_resume_point(run, folder)
 
 
-def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder, *, epoch: int) -> dict[str, Any]:
-    """All steps of an epoch; returns the training half of its row."""
-    bench, plan, recipe = run.bench, run.plan, run.bench.recipe
+def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder) -> None:
+    """What is left of an epoch's steps."""
+    bench, plan, recipe, epoch = run.bench, run.plan, run.bench.recipe, run.epoch
     accumulate, device = recipe.train.accumulate, bench.hardware.device
-    num_batches = plan.steps_per_epoch * accumulate
-    totals = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    rate = 0.0
+    num_batches, start = plan.steps_per_epoch * accumulate, _num_batches_done(run)
     run.model.train()
-    with bench.terminal.progress(f"epoch {epoch}", num_batches, unit=recipe.train.batch_size) as bar:
+    with bench.terminal.progress(f"epoch {epoch}", num_batches, unit=recipe.train.batch_size, done=start) as bar:
         next_reading = 0.0
-        batches = itertools.islice(bench.training_batches(epoch), num_batches)
-        for index, (images, labels) in enumerate(batches):
-            step, part = (epoch - 1) * plan.steps_per_epoch + index // accumulate, index % accumulate
+        batches = itertools.islice(bench.training_batches(epoch, start=start), num_batches - start)
+        for index, (images, labels) in enumerate(batches, start=start):
+            part = index % accumulate
             if part == 0:
-                bench.hardware.seed(recipe.seed, "step", step)
-                rate = plan.learning_rate(step)
-                set_learning_rate(run.optimizer, rate)
+                run.interrupt.check()
+                if _out_of_time(run):
+                    run.stopped = "max_time"
+                    return
+                bench.hardware.seed(recipe.seed, "step", run.step)
+                set_learning_rate(run.optimizer, plan.learning_rate(run.step))
                 run.optimizer.zero_grad(set_to_none=True)
             with bench.hardware.autocast():
                 logits = forward(images)
             loss = tasks.loss(logits, labels, label_smoothing=recipe.train.label_smoothing)
             run.scaler.scale(loss / accumulate).backward()
             loss = loss.detach()
-            totals += torch.stack([loss, tasks.num_correct(logits, labels) / len(labels)])
             if device.type == "cpu" or time.monotonic() > next_reading:
-                _require_finite(loss, epoch=epoch, step=step, folder=folder)
+                _require_finite(loss, run, folder)
                 next_reading = time.monotonic() + READ_LOSS_EVERY_S
                 bar.advance(loss=float(loss))
             else:
                 bar.advance()
+            run.totals += torch.stack([loss, tasks.num_correct(logits, labels) / len(labels)])
             if part == accumulate - 1:
-                _update(run, folder, epoch=epoch, done=step + 1)
-    _require_finite(totals[0], epoch=epoch, step=epoch * plan.steps_per_epoch - 1, folder=folder)
-    loss_mean, accuracy = (totals / num_batches).tolist()
-    return {
-        "epoch": epoch,
-        "step": epoch * plan.steps_per_epoch,
-        "lr": rate,
-        "train_loss": loss_mean,
-        "train_accuracy": accuracy,
-    }
+                _update(run, folder)
+                if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
+                    saving.save_if_due(run, folder)
+    _require_finite(run.totals[0], run, folder)
 
 
-def _update(run: Run, folder: RunFolder, *, epoch: int, done: int) -> None:
-    """One step of the optimizer; then the averages and snapshots that the plan has after `done` updates."""
+def _update(run: Run, folder: RunFolder) -> None:
+    """One step of the optimizer; then the averages and snapshots that the plan has after it."""
     clip_norm = run.bench.recipe.train.clip_norm
     if clip_norm > 0:
         run.scaler.unscale_(run.optimizer)
         nn.utils.clip_grad_norm_(run.model.parameters(), clip_norm)
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    done = run.step + 1
     due = [average for name, average in run.averages.items() if done in run.due[name]]
     if due:
         try:
             update_all(due, run.model, step=done)
         except NonFiniteWeights as error:
-            raise _failed(f"epoch {epoch}, step {done}: {error}", folder) from error
+            raise _failed(f"epoch {run.epoch}, step {done}: {error}", folder) from error
+    run.step = done
     if done in run.plan.snapshots:
-        saving.save_snapshot(run, folder, epoch=epoch, done=done)
+        saving.save_snapshot(run, folder)
+
+
+def _training_row(run: Run, num_steps: int) -> dict[str, Any]:
+    """The training half of an epoch's row, of which `num_steps` were done."""
+    loss, accuracy = (run.totals / (num_steps * run.bench.recipe.train.accumulate)).tolist()
+    rate = run.plan.learning_rate(run.step - 1)
+    return {"epoch": run.epoch, "step": run.step, "lr": rate, "train_loss": loss, "train_accuracy": accuracy}
+
+
+def _num_batches_done(run: Run) -> int:
+    """Of the epoch that is going on."""
+    return (run.step - (run.epoch - 1) * run.plan.steps_per_epoch) * run.bench.recipe.train.accumulate
+
+
+def _out_of_time(run: Run) -> bool:
+    limit = run.bench.recipe.train.max_time
+    return limit is not None and run.seconds >= limit.seconds
+
+
+def _out_of_patience(run: Run) -> str | None:
+    """`patience` if the metric of `train.stop` has not had a new best value for as many scorings."""
+    stop = run.bench.recipe.train.stop
+    if stop is None or run.epoch > run.plan.epochs:
+        return None
+    measured = [row[stop.metric] for row in run.history if row[stop.metric] is not None]
+    if not measured:
+        return None
+    best = max(measured) if stop.metric.endswith("accuracy") else min(measured)
+    return "patience" if len(measured) - 1 - measured.index(best) >= stop.patience else None
 
 
 def _dry_run(run: Run) -> dict[str, Any]:
@@ -239,11 +333,13 @@ def _dry_run(run: Run) -> dict[str, Any]:
     }
 
 
-def _require_finite(loss: Tensor, *, epoch: int, step: int, folder: RunFolder) -> None:
+def _require_finite(loss: Tensor, run: Run, folder: RunFolder) -> None:
     if not torch.isfinite(loss):
-        raise _failed(f"epoch {epoch}, step {step}: the loss is {float(loss)}", folder)
+        raise _failed(f"epoch {run.epoch}, step {run.step + 1}: the loss is {float(loss)}", folder)
 
 
 def _failed(what: str, folder: RunFolder) -> UserError:
-    kept = f"the last good state is {folder.last}; " if folder.last.is_file() else ""
-    return UserError(what, hint=f"{kept}lower optimizer.lr, or set train.clip_norm=1", exit_code=EXIT_FAILED)
+    good = next((path for path in (folder.last, folder.previous) if path.is_file()), None)
+    kept = "" if good is None else f"the last good state is {good}; "
+    hint = f"{kept}start again with a lower optimizer.lr, or with train.clip_norm=1"
+    return UserError(what, hint=hint, exit_code=EXIT_FAILED)

@@ -32,14 +32,16 @@ def test_a_run_leaves_every_file(swa, recipe: Path, tmp_path: Path) -> None:
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert files == {
         "recipe.yaml", "run.json", "metrics.csv", "log.txt", "result.json", "curves.png",
-        "checkpoints/last.pt", "checkpoints/swa.pt",
+        "checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/swa.pt",
     }  # fmt: skip
     assert (tmp_path / "runs" / "latest").resolve() == run
     result = ended.json
     assert result == json.loads((run / "result.json").read_text())
     assert result.keys() == {
         "command", "checkpoint", "run", "split", "samples", "weights", "seconds", "device", "precision",
+        "stopped",
     }  # fmt: skip
+    assert result["stopped"] is None
     assert result["split"] == "test"
     assert result["samples"] == 360
     assert set(result["weights"]) == {"last", "swa"}
@@ -173,9 +175,9 @@ def test_resume_ends_bit_identical(
     assert whole.code == 0, whole.err
     save = trainer.saving.save_resume_point
 
-    def save_then_stop(run: Any, folder: Any, *, epoch: int) -> None:
-        save(run, folder, epoch=epoch)
-        if epoch == stop_after:
+    def save_then_stop(run: Any, folder: Any) -> None:
+        save(run, folder)
+        if len(run.history) == stop_after:
             raise Killed
 
     monkeypatch.setattr(trainer.saving, "save_resume_point", save_then_stop)
@@ -289,8 +291,9 @@ def test_gradients_of_accumulated_batches_make_one_step(swa, recipe: Path, tmp_p
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64 * in_channels, num_classes))\n"
     )
     recipe.write_text(recipe.read_text().replace("{name: convnet, args: {width: 4}}", "{name: 'plain_net:net'}"))
-    assert swa("train", recipe, "-q").code == 0
-    assert swa("train", recipe, "-q", "train.batch_size=32", "train.accumulate=2").code == 0
+    assert swa("train", recipe, "-q", "train.precision=fp32").code == 0
+    words = ["train.batch_size=32", "train.accumulate=2", "train.precision=fp32"]
+    assert swa("train", recipe, "-q", *words).code == 0
     first, second = (load(tmp_path / f"runs/small-{n}/checkpoints/last.pt")["model"] for n in ("001", "002"))
     for key in first:
         assert torch.allclose(first[key], second[key], atol=1e-5), key

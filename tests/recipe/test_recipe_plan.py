@@ -204,11 +204,26 @@ def test_scoring_waits_for_the_first_weight_of_any_average() -> None:
 
 @pytest.mark.parametrize(
     ("every", "expected"),
-    [("10ep", {10, 20, 30}), ("8ep", {8, 16, 24, 30}), ("70ep", {30}), ("1step", set(range(1, 31)))],
+    [
+        ("10ep", {1000, 2000, 3000}),
+        ("8ep", {800, 1600, 2400, 3000}),
+        ("70ep", {3000}),
+        ("1step", set(range(1, 3001))),
+        ("900step", {900, 1800, 2700, 3000}),
+        ("7.5ep", {750, 1500, 2250, 3000}),
+        ("10min", {3000}),
+    ],
 )
-def test_epochs_at_which_the_run_is_saved(every: str, expected: set[int]) -> None:
-    """Saved epochs against multiples of save_every; the last always."""
-    assert plan(output={"save_every": every}).save_epochs == expected
+def test_points_at_which_the_run_is_saved(every: str, expected: set[int]) -> None:
+    """Saved points against multiples of save_every, inside epochs too; the end always; a time has no point."""
+    assert plan(output={"save_every": every}).saves == expected
+
+
+def test_stop_takes_a_column_that_the_run_measures() -> None:
+    """Metrics of `train.stop` against the columns of metrics.csv of just this run."""
+    assert plan(train={"epochs": 30, "stop": {"patience": 3, "metric": "swa_val_loss"}}, swa={}).total_steps == 210
+    found = problems(train={"epochs": 30, "stop": {"patience": 3, "metric": "swa_val_loss"}})
+    assert "choose from train_loss, train_accuracy, val_loss, val_accuracy" in found["train.stop.metric"]
 
 
 def test_snapshots() -> None:

@@ -1,0 +1,140 @@
+"""Files of weights as untrusted input: what comes out is plain values and dense tensors, or one clean message.
+
+torch.load with `weights_only=True` runs no code, but it accepts a flipped bit, a tensor of terabytes over one stored
+number, and storages deflated a thousandfold; and what it does not accept comes as a dozen kinds of exceptions.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli.errors import UserError
+
+MAX_VALUES = 20_000_000  # beside tensors: averages that were updated at each of a million steps fit
+MAX_DEPTH = 50
+MAX_OVERLAP = 8  # how often the bytes of a file may be seen through different tensors: shared weights
+PLAIN = (str, bytes, bool, int, float, type(None))
+
+
+class DamagedError(UserError):
+    """A file that is not, or no longer, what was written."""
+
+
+def read_archive(path: Path) -> Any:
+    """What `torch.save` wrote, on the CPU, its checksums verified; no code of it is run.
+
+    Raises:
+        DamagedError: It cannot be read, or is not what was written.
+        UserError: It holds what weights do not need.
+    """
+    try:
+        if not zipfile.is_zipfile(path):  # as torch wrote before 1.6; timgaripov/swa checkpoints are of that time
+            with warnings.catch_warnings(action="ignore"):  # torch wonders aloud at what it then refuses
+                content = torch.load(path, weights_only=True, map_location="cpu")
+        else:
+            _verify(path)
+            content = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for foreign and hostile files
+        raise DamagedError(
+            f"{path}: cannot be read as a checkpoint ({_first_line(error)})",
+            hint="name a file that torch.save wrote and that holds tensors and plain values only",
+        ) from error
+    _require_plain(content, path)
+    return content
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, whose format has nothing that could run.
+
+    Raises:
+        DamagedError: It cannot be read.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except Exception as error:  # of its parser, of the file system, of torch for a type that it lacks
+        raise DamagedError(
+            f"{path}: cannot be read as safetensors ({_first_line(error)})", hint="take another copy of the file"
+        ) from error
+
+
+def tensors(content: Any) -> Iterator[Tensor]:
+    """Every tensor in nested dicts, lists and tuples.
+
+    Raises:
+        ValueError: There is something else than tensors and plain values, or too much, or it is nested too deeply.
+    """
+    num_values, waiting = 0, [(content, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple)):
+            parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            num_values += len(parts)  # what is shared is counted each time: whoever reads it meets it each time
+            if num_values > MAX_VALUES or depth > MAX_DEPTH:
+                raise ValueError("more values, or deeper ones, than weights need")
+            waiting.extend((part, depth + 1) for part in parts if type(part) not in PLAIN)
+        elif not isinstance(value, (*PLAIN, torch.dtype, torch.device)):
+            raise ValueError(f"a {type(value).__name__}")
+
+
+def num_bytes(content: Any) -> int:
+    """What the tensors of `content` take in a file, each storage once."""
+    storages = {value.untyped_storage()._cdata: value.untyped_storage().nbytes() for value in tensors(content)}
+    return sum(storages.values())
+
+
+def _verify(path: Path) -> None:
+    """The checksum of every part; nothing is deflated, so nothing is larger in memory than in the file."""
+    with zipfile.ZipFile(path) as archive:
+        for part in archive.infolist():
+            if part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size:
+                raise DamagedError(
+                    f"{path}: holds a compressed part, which torch.save never writes",
+                    hint="unpack it, and save the weights with torch.save",
+                )
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise DamagedError(
+            f"{path}: is damaged: the checksum of {damaged!r} is wrong", hint="take another copy of the file"
+        )
+
+
+def _require_plain(content: Any, path: Path) -> None:
+    """Primitives and dense tensors over numbers that are really in the file, and not too many of them."""
+    claimed, reason = 0, None
+    try:
+        for value in tensors(content):
+            claimed += value.numel() * value.element_size()
+            reason = reason or _strange(value)
+    except ValueError as error:
+        reason = str(error)
+    if reason is None and claimed > MAX_OVERLAP * path.stat().st_size:
+        reason = "more numbers than the file has"
+    if reason is not None:
+        raise UserError(f"{path}: holds {reason}", hint="save a state_dict of dense tensors and plain values")
+
+
+def _strange(value: Tensor) -> str | None:
+    """What is unusual about a tensor: each number of it must be stored."""
+    if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided or value.device.type != "cpu":
+        return f"a {type(value).__name__} of layout {value.layout} on {value.device}"
+    if value.is_quantized or value.numel() * value.element_size() > value.untyped_storage().nbytes():
+        return f"a tensor {tuple(value.shape)} whose numbers are not all in the file"
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

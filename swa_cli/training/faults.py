@@ -1,0 +1,84 @@
+"""What can fail while a run goes on, in the words of the person who can mend it.
+
+The last good checkpoint is never touched by a fault, so each message ends with the way to go on from it.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from swa_cli.data.stream import worker_death
+from swa_cli.errors import EXIT_FAILED, UserError
+from swa_cli.training.run_folder import RunFolder
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+# What torch says when the memory of the machine is at its end; it has no class for it, as it has for a GPU.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
+
+
+@contextmanager
+def told(folder: RunFolder) -> Iterator[None]:
+    """Turn faults of disk, memory and loader processes into one message and exit code 1."""
+    try:
+        yield
+    except UserError as error:
+        error.exit_code = EXIT_FAILED  # whatever it was, something was run
+        raise
+    except OSError as error:
+        raise _of_files(error, folder) from error
+    except RuntimeError as error:
+        died = worker_death(error, exit_code=EXIT_FAILED)
+        if died is None:
+            raise
+        died.hint += f"; {way_on(folder)}"
+        raise died from error
+
+
+@contextmanager
+def memory(key: str, batch_size: int) -> Iterator[None]:
+    """Say which batch did not fit into memory, and what halves it; `key` is the recipe's for its size."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        half = max(batch_size // 2, 1)
+        remedy = f"start again with {key}={half}"
+        if key == "train.batch_size":
+            remedy += " and twice the train.accumulate, which makes the same step of the optimizer"
+        raise UserError(
+            f"out of memory with a batch of {batch_size} images", hint=remedy, exit_code=EXIT_FAILED
+        ) from error
+
+
+def way_on(folder: RunFolder) -> str:
+    """How a run goes on from its last good state."""
+    if not folder.last.is_file() and not folder.previous.is_file():
+        return "nothing was saved yet: start it again"
+    return f"its last good state is {folder.last}: continue with `swa train --resume {folder.path}`"
+
+
+def _of_files(error: OSError, folder: RunFolder) -> UserError:
+    reason = error.strerror or str(error)
+    if not folder.path.is_dir():
+        return UserError(
+            f"{folder.path}: was removed while the run went on", hint="start it again", exit_code=EXIT_FAILED
+        )
+    if error.errno in FULL:
+        message, remedy = f"{folder.path}: no room to write ({reason})", "free space"
+    elif error.errno in FORBIDDEN:
+        message, remedy = f"{folder.path}: cannot be written ({reason})", "let it be written"
+    else:
+        message, remedy = f"{error.filename or folder.path}: {reason}", "mend it"
+    return UserError(message, hint=f"{remedy}; {way_on(folder)}", exit_code=EXIT_FAILED)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in OUT_OF_MEMORY)

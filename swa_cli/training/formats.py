@@ -1,0 +1,138 @@
+"""What our checkpoints hold, as types: a file is checked against them before anything of it is used.
+
+A checkpoint has nothing but primitives and tensors. Keys that are not listed are left alone.
+Legend: C channels, `step` updates done, `epoch` epochs done.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from swa_cli.errors import UserError
+
+FORMAT = 1
+STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
+Freshness = Literal["none", "running", "stale", "recomputed"]
+State = dict[str, Tensor]
+
+
+class Input(BaseModel):
+    """What the network takes, see `Bench.input`."""
+
+    model_config = STRICT
+    channels: int = Field(gt=0)
+    size: list[int]  # height, width
+    mean: list[float]  # (C,)
+    std: list[float]  # (C,)
+    classes: list[str]
+
+
+class StoredAverage(BaseModel):
+    """An average that can go on, see `WeightAverage.state_dict`."""
+
+    model_config = STRICT
+    kind: Literal["mean", "ema", "latest"]
+    decay: float | None = None
+    window: int | None = None
+    count: int = Field(ge=0)
+    steps: list[int]
+    state: State
+    batchnorm: Freshness
+
+
+class EpochSoFar(BaseModel):
+    """The epoch that has no row in `history` yet: sums over its batches, and the time it took."""
+
+    model_config = STRICT
+    loss: float
+    accuracy: float
+    seconds: float = Field(ge=0)
+
+
+class ResumePoint(BaseModel):
+    """last.pt and previous.pt: everything that the rest of a run depends on."""
+
+    model_config = STRICT
+    format: int
+    recipe: dict[str, Any]
+    input: Input
+    num_train: int = Field(gt=0)
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    model: State
+    averages: dict[str, StoredAverage]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    rng: dict[str, int | str]
+    environment: dict[str, int | str]
+    history: list[dict[str, Any]]
+    epoch_so_far: EpochSoFar
+    stopped: Literal["max_time", "patience"] | None
+
+
+class ShippedAverage(BaseModel):
+    """What an average is: `steps` are those whose weights it holds."""
+
+    model_config = STRICT
+    name: str
+    kind: str
+    count: int | None
+    steps: list[int]
+
+
+class Weights(BaseModel):
+    """swa.pt and its like: weights to ship."""
+
+    model_config = STRICT
+    format: int
+    recipe: dict[str, Any]
+    input: Input
+    state_dict: State
+    average: ShippedAverage
+    batchnorm: Freshness
+    samples: int
+
+
+class Snapshot(BaseModel):
+    """Raw weights of one step."""
+
+    model_config = STRICT
+    format: int
+    recipe: dict[str, Any]
+    input: Input
+    state_dict: State
+    epoch: int
+    step: int
+    batchnorm: Freshness
+
+
+KINDS: dict[str, type[BaseModel]] = {"resume": ResumePoint, "weights": Weights, "snapshot": Snapshot}
+
+
+def kind_of(content: dict[str, Any], *, source: str) -> str:
+    """Whether a file is resume | weights | snapshot, or foreign: written by another program.
+
+    Raises:
+        UserError: Of a format that is not known here, or not as swa writes it.
+    """
+    if not {"format", "recipe"} <= content.keys():
+        return "foreign"
+    if content["format"] != FORMAT:
+        raise UserError(
+            f"{source}: is of format {content['format']!r}; this version reads format {FORMAT}",
+            hint="read it with the version of swa that wrote it, or update swa",
+        )
+    kind = "resume" if "model" in content else "weights" if "average" in content else "snapshot"
+    try:
+        KINDS[kind].model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{source}: is not as swa writes it: {place}: {first['msg']} (one of {error.error_count()} differences)",
+            hint="take another copy of the file",
+        ) from error
+    return kind
