@@ -114,7 +114,7 @@ def read_published(name: str, *, root: Path, download: bool) -> tuple[Arrays, Ar
     folder = _idx_folder(known, root=root)
     if folder is None:
         if not download:
-            raise _missing(name, root=root, reason="are missing")
+            raise _missing(name, root=root, reason="are missing", download=False)
         _torchvision_class(name, root=root, train=True, download=True)
         folder = _idx_folder(known, root=root)
         assert folder is not None, "torchvision downloads to root/<class>/raw"
@@ -142,7 +142,7 @@ def _torchvision_class(name: str, *, root: Path, train: bool, download: bool) ->
         raise UserError(f"{name} needs a package that is not installed: {error}", hint="pip install scipy") from error
     except (OSError, RuntimeError) as error:  # URLError is an OSError
         reason = f"could not be downloaded ({error})" if download else "are missing or damaged"
-        raise _missing(name, root=root, reason=reason) from error
+        raise _missing(name, root=root, reason=reason, download=download) from error
 
 
 def _arrays(dataset: Any) -> Arrays:
@@ -154,14 +154,11 @@ def _arrays(dataset: Any) -> Arrays:
     return images.contiguous(), torch.as_tensor(np.asarray(labels)).long()
 
 
-def _missing(name: str, *, root: Path, reason: str) -> UserError:
+def _missing(name: str, *, root: Path, reason: str, download: bool) -> UserError:
     known = PUBLISHED[name]
     folders = [str(folder) for folder in _folders(known, root=root)]
-    cures = [
-        "download it with dataset.download=true",
-        "copy the files there",
-        "set dataset.root to their folder",
-    ]
+    cures = [] if download else ["download it with dataset.download=true"]
+    cures += ["copy the files there", "set dataset.root to their folder"]
     if known.package:
         cures.append(f"apt install {known.package} and set dataset.root={known.package_root}")
     gz = " (each plain or .gz)" if known.is_idx else ""
