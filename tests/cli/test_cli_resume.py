@@ -1,0 +1,449 @@
+"""Going on with a run: from any step, after any signal, to the bit-identical end; limits; more epochs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from swa_cli.training import saving, scoring, trainer
+
+# 22 steps an epoch, 88 in all: warmup to 22, schedule, anneal from 33 to 44, averaging from 44 on.
+RECIPE = """\
+name: long
+model: {name: convnet, args: {width: 4, dropout: 0.3}}
+dataset: {name: digits, val: 0, augment: {crop: 1}}
+optimizer: {lr: 0.1}
+schedule: {name: cosine}
+swa: {start: 50%, every: 0.25ep, lr: 0.05, anneal: 0.5ep, eval_every: 1ep}
+averages:
+  ema: {kind: ema, decay: 0.9, start: 0ep, every: 1step}
+  tail: {kind: latest, window: 3, start: 25%, every: 5step}
+snapshots: {every: 1ep, keep: 2}
+train: {epochs: 4, batch_size: 64, threads: 1, precision: fp32}
+"""
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    path = tmp_path / "long.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let this process get a signal while the update that makes a step is being done."""
+    armed: list[int] = []
+
+    def arm(step: int, number: int = signal.SIGINT, times: int = 1) -> None:
+        is_first, armed[:] = not armed, [step, number, times]
+        if not is_first:
+            return
+        update = trainer._update
+
+        def do(run: Any, folder: Any) -> None:
+            update(run, folder)
+            at, number, times = armed
+            if run.step == at:
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(trainer, "_update", do)
+
+    return arm
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[float]]:
+    """Let time stand still but for so many seconds an update; the list holds the time."""
+    update, prepare = trainer._update, trainer.prepare
+
+    def arm(seconds: float) -> list[float]:
+        now = [0.0]
+
+        def tick(run: Any, folder: Any) -> None:
+            now[0] += seconds
+            update(run, folder)
+
+        def prepared(*args: Any, **options: Any) -> Any:
+            run = prepare(*args, **options)
+            run.clock = run.saved_at = now[0]
+            return run
+
+        monkeypatch.setattr(trainer, "_update", tick)
+        monkeypatch.setattr(trainer, "prepare", prepared)
+        monkeypatch.setattr(time, "monotonic", lambda: now[0])
+        return now
+
+    return arm
+
+
+def content(run: Path, name: str) -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"{name}.pt", weights_only=True)
+
+
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of a checkpoint, without times, paths of this run and the environment."""
+    if isinstance(value, (dict, list, tuple)):
+        parts = value.items() if isinstance(value, dict) else enumerate(value)
+        for part, inner in parts:
+            if part not in ("seconds", "environment", "recipe"):
+                yield from flat(inner, f"{key}/{part}")
+    else:
+        yield key, value
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    """Weights, averages, optimizer, history, table and scores of two finished runs, bit for bit."""
+    names = {path.name for path in (first / "checkpoints").iterdir()} - {"previous.pt"}
+    assert names == {path.name for path in (second / "checkpoints").iterdir()} - {"previous.pt"}
+    for name in sorted(names):
+        one, two = (dict(flat(content(run, name.removesuffix(".pt")))) for run in (first, second))
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            equal = torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key]
+            assert equal, f"{name}{key}"
+    tables = [list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in (first, second)]
+    for rows in tables:
+        for row in rows:
+            del row["seconds"]
+    assert tables[0] == tables[1]
+    assert [int(row["epoch"]) for row in tables[0]] == list(range(1, len(tables[0]) + 1))
+    scores = [json.loads((run / "result.json").read_text()) for run in (first, second)]
+    assert scores[0]["weights"] == scores[1]["weights"]
+    assert [path.name for path in sorted((first / "snapshots").glob("*"))] == [
+        path.name for path in sorted((second / "snapshots").glob("*"))
+    ]
+
+
+# Any step, any signal.
+
+
+@pytest.mark.parametrize(
+    "words",
+    [[], ["train.accumulate=3", "dataset.val=100", "output.save_every=3step"]],
+    ids=["plain", "accumulate"],
+)
+def test_stopped_at_steps_of_every_phase_and_resumed(
+    swa, long: Path, tmp_path: Path, signal_at: Callable[..., None], words: list[str]
+) -> None:
+    """A chain of stops in the warmup, schedule, anneal, averaging and at an epoch's end, against one run to the end."""
+    assert swa("train", long, "-q", *words).code == 0
+    steps = (
+        json.loads((tmp_path / "runs/long-001/result.json").read_text())
+        and content(tmp_path / "runs/long-001", "last")["step"]
+    )
+    points = sorted({round(steps * part) for part in (0.05, 0.3, 0.42, 0.5, 0.64, 0.97)} | {steps // 4 * 3})
+    run = tmp_path / "runs/long-002"
+    command: list[str | Path] = ["train", long, "-q", *words]
+    for index, step in enumerate(points):
+        signal_at(step, signal.SIGTERM if index % 2 else signal.SIGINT)
+        ended = swa(*command)
+        assert ended.code == (143 if index % 2 else 130), ended.err
+        assert "swa train --resume " in " ".join(ended.err.split())
+        assert content(run, "last")["step"] == step
+        command = ["train", "--resume", run, "-q"]
+    signal_at(-1)
+    assert swa(*command).code == 0
+    assert_equal_runs(tmp_path / "runs/long-001", run)
+
+
+def test_streamed_images_go_on_inside_an_epoch(swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]) -> None:
+    """Images decoded by loader processes, stopped inside epochs, against the run to the end."""
+    generator = torch.Generator().manual_seed(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for index in range(20):
+            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{index}.png")
+    words = [
+        "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, args: {size: 8}}",
+        "train.batch_size=8",
+        "train.epochs=3",
+    ]
+    assert swa("train", long, "-q", *words).code == 0
+    signal_at(2)
+    assert swa("train", long, "-q", *words).code == 130
+    signal_at(7)
+    assert swa("train", "--resume", "runs/latest", "-q", "dataset.workers=2").code == 130
+    signal_at(-1)
+    assert swa("train", "--resume", "runs/latest", "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
+
+
+@pytest.mark.parametrize("at", [1, 3, 8])
+def test_stopped_while_scoring(swa, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    """A signal in a validation, in a BatchNorm pass and in the final scores, against the run to the end."""
+    words = ["dataset.val=200", "train.eval_batch_size=100"]
+    assert swa("train", long, "-q", *words).code == 0
+    score, calls = scoring._score, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGINT)
+        return score(*args)
+
+    monkeypatch.setattr(scoring, "_score", interrupted)
+    assert swa("train", long, "-q", *words).code == 130
+    assert swa("train", "--resume", "runs/latest", "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
+
+
+def test_second_signal_stops_at_once_and_harms_nothing(
+    swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]
+) -> None:
+    """Two signals in one step: 130, the save from before is what is left, and goes on to the same end."""
+    assert swa("train", long, "-q").code == 0
+    signal_at(50, times=2)
+    ended = swa("train", long, "-q", "output.save_every=12step")
+    run = tmp_path / "runs/long-002"
+    assert ended.code == 130
+    assert content(run, "last")["step"] == 48
+    assert not list(run.rglob("*.tmp"))
+    signal_at(-1)
+    assert swa("train", "--resume", run, "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/long-001", run)
+
+
+def test_average_of_a_stopped_run_is_usable(swa, long: Path, signal_at: Callable[..., None]) -> None:
+    """last.pt of a run that was stopped inside an epoch: refreshed and scored like any other."""
+    signal_at(60)
+    assert swa("train", long, "-q").code == 130
+    assert swa("bn-update", "runs/latest/checkpoints/last.pt", "-q").code == 0
+    ended = swa("eval", "runs/latest/checkpoints/last.pt", "--json")
+    assert ended.json["weights"].keys() == {"last", "swa", "ema", "tail"}
+    assert ended.json["weights"]["swa"]["count"] == 3  # after 44, 50 (0.25 of 22 steps, rounded) and 55
+
+
+def test_saves_by_the_clock(
+    swa, long: Path, monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], list[float]]
+) -> None:
+    """A clock that goes on a second a step: `10s` saves after every ten steps, inside epochs too."""
+    saved, save = [], saving.save_resume_point
+
+    def note(run: Any, folder: Any) -> None:
+        saved.append(run.step)
+        save(run, folder)
+
+    monkeypatch.setattr(saving, "save_resume_point", note)
+    clock(1)
+    assert swa("train", long, "-q", "output.save_every=10s").code == 0
+    assert saved == [10, 20, 30, 40, 50, 60, 70, 80, 88]
+
+
+# The folder of a run.
+
+
+def test_damaged_resume_point_falls_back_to_the_previous_one(
+    swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]
+) -> None:
+    """A flipped byte, a cut, and nothing at all in place of last.pt: a warning, and the same end from previous.pt."""
+    assert swa("train", long, "-q").code == 0
+    run = tmp_path / "runs/long-002"
+    signal_at(60)
+    assert swa("train", long, "-q").code == 130
+    for harm in (lambda data: data[: len(data) // 2], lambda _: b"", lambda data: data[:2000] + b"!" + data[2001:]):
+        run_last = run / "checkpoints/last.pt"
+        run_last.write_bytes(harm(run_last.read_bytes()))
+        previous = content(run, "previous")["step"]
+        signal_at(previous + 3)
+        ended = swa("train", "--resume", run, "-q")
+        assert ended.code == 130, ended.err
+        assert "going on from previous.pt" in " ".join(ended.err.split())
+        assert content(run, "last")["step"] == previous + 3
+        assert content(run, "previous")["step"] == previous
+    signal_at(-1)
+    assert swa("train", "--resume", run, "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/long-001", run)
+
+
+def test_both_resume_points_damaged_is_an_error(
+    swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]
+) -> None:
+    """Two broken files: exit 2, both bytes left as they are."""
+    signal_at(60)
+    assert swa("train", long, "-q").code == 130
+    checkpoints = tmp_path / "runs/long-001/checkpoints"
+    for name in ("last.pt", "previous.pt"):
+        (checkpoints / name).write_bytes(b"broken")
+    ended = swa("train", "--resume", "runs/latest")
+    assert ended.code == 2
+    assert "last.pt" in ended.err
+    assert {path.read_bytes() for path in checkpoints.iterdir()} == {b"broken"}
+
+
+def test_stopped_before_the_first_save_begins_anew(
+    swa, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_at: Callable[..., None]
+) -> None:
+    """A run that was ended at once before it had saved: --resume does it from the beginning, to the same end."""
+    assert swa("train", long, "-q").code == 0
+    signal_at(5, times=2)
+    assert swa("train", long, "-q").code == 130
+    signal_at(-1)
+    assert swa("train", "--resume", "runs/long-002", "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
+
+
+def test_leftovers_of_a_crash_are_swept_and_nothing_else(
+    swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]
+) -> None:
+    """Temporary files as a crash leaves them are gone after the next start; a person's own files stay."""
+    signal_at(30)
+    assert swa("train", long, "-q").code == 130
+    run = tmp_path / "runs/long-001"
+    mine = [run / "notes.tmp", run / ".notes.tmp", run / "checkpoints/.mine.pt"]
+    leftovers = [run / ".metrics.csv.ab12_xyz.tmp", run / "checkpoints/.last.pt.abcdefgh.tmp"]
+    for path in mine + leftovers:
+        path.write_text("x")
+    signal_at(-1)
+    assert swa("train", "--resume", run, "-q").code == 0
+    assert all(path.exists() for path in mine)
+    assert not any(path.exists() for path in leftovers)
+
+
+def test_changed_recipe_is_refused_with_its_keys(
+    swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]
+) -> None:
+    """recipe.yaml of a stopped run with three changes: exit 2 names the two that matter, nothing is written."""
+    signal_at(30)
+    assert swa("train", long, "-q").code == 130
+    path = tmp_path / "runs/long-001/recipe.yaml"
+    before = path.read_text()
+    path.write_text(
+        before.replace("lr: 0.1", "lr: 0.2")
+        .replace("width: 4", "width: 8")
+        .replace("save_every: 1ep", "save_every: 2ep")
+    )
+    changed = path.read_text()
+    files = {entry: entry.read_bytes() for entry in (tmp_path / "runs").rglob("*") if entry.is_file()}
+    ended = swa("train", "--resume", "runs/latest")
+    assert ended.code == 2
+    assert "optimizer.lr" in ended.err
+    assert "model.args" in ended.err
+    assert "save_every" not in ended.err
+    assert {entry: entry.read_bytes() for entry in (tmp_path / "runs").rglob("*") if entry.is_file()} == files
+    path.write_text(changed.replace("lr: 0.2", "lr: 0.1").replace("width: 8", "width: 4"))
+    assert swa("train", "--resume", "runs/latest", "-q").code == 0
+
+
+def test_other_data_is_refused(swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]) -> None:
+    """A resume point whose data had another number of images: exit 2 with both numbers."""
+    signal_at(30)
+    assert swa("train", long, "-q").code == 130
+    last = tmp_path / "runs/long-001/checkpoints/last.pt"
+    values = torch.load(last, weights_only=True)
+    torch.save({**values, "num_train": 1000}, last)
+    ended = swa("train", "--resume", "runs/latest")
+    assert ended.code == 2
+    assert "1,437" in ended.err
+    assert "1,000" in ended.err
+
+
+# Limits.
+
+
+def test_time_limit_ends_like_any_finished_run(
+    swa, long: Path, tmp_path: Path, clock: Callable[[float], list[float]]
+) -> None:
+    """A clock of a second a step: `1min` ends the run after 60 steps, with the averages of those, scored and saved."""
+    clock(1)
+    ended = swa("train", long, "--json", "train.max_time=1min", "dataset.val=29")
+    assert ended.code == 0, ended.err
+    assert ended.json["stopped"] == "max_time"
+    assert ended.json["weights"]["swa"]["batchnorm"] == "recomputed"
+    assert ended.json["weights"]["swa"]["count"] == 3  # after 44, 50 and 55
+    run = tmp_path / "runs/long-001"
+    assert content(run, "last")["step"] == 60
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    assert [row["step"] for row in rows] == ["22", "44", "60"]
+    assert rows[-1]["swa_val_loss"]
+    again = swa("train", "--resume", run)
+    assert again.code == 2
+    assert "finished" in again.err
+
+
+def test_time_limit_counts_the_time_before_a_stop(
+    swa, long: Path, tmp_path: Path, clock: Callable[[float], list[float]], signal_at: Callable[..., None]
+) -> None:
+    """40 steps, a stop, and the rest: the limit of 60 seconds still ends the run after 60 steps."""
+    now = clock(1)
+    signal_at(40)
+    assert swa("train", long, "-q", "train.max_time=1min").code == 130
+    now[0] += 1000
+    assert swa("train", "--resume", "runs/latest", "-q").code == 0
+    assert content(tmp_path / "runs/long-001", "last")["step"] == 60
+
+
+def test_patience_ends_when_the_metric_stands_still(
+    swa, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation losses 3, 1, 2, 2, 0 with patience 2: the run ends after epoch 4, and stays ended when resumed."""
+    losses = iter([3.0, 1.0, 2.0, 2.0, 0.0, 0.0])
+    validate = scoring.validate
+    monkeypatch.setattr(scoring, "validate", lambda run: {**validate(run), "val_loss": next(losses)})
+    words = ["train.epochs=6", "train.stop={patience: 2, metric: val_loss}", "dataset.val=10%"]
+    ended = swa("train", long, "--json", *words)
+    assert ended.code == 0, ended.err
+    assert ended.json["stopped"] == "patience"
+    assert len(list(csv.DictReader((tmp_path / "runs/long-001/metrics.csv").read_text().splitlines()))) == 4
+    assert ended.json["weights"]["swa"]["batchnorm"] == "recomputed"
+
+
+# More epochs.
+
+
+def test_more_epochs_of_a_flat_schedule_equal_the_longer_run(swa, long: Path, tmp_path: Path) -> None:
+    """Constant rate, 4 epochs extended to 6, against 6 from the start with the beginnings written in epochs."""
+    flat_rate = ["schedule={name: constant}", "swa={start: 2ep, every: 0.25ep, eval_every: 1ep}"]
+    tail = "averages.tail={kind: latest, window: 3, start: 1ep, every: 5step}"
+    assert swa("train", long, "-q", *flat_rate, tail, "train.epochs=6").code == 0
+    assert swa("train", long, "-q", *flat_rate, tail).code == 0
+    ended = swa("train", "--resume", "runs/latest", "--extend-to", "6")
+    assert ended.code == 0, ended.err
+    assert "train.epochs 4 -> 6" in ended.err
+    assert (tmp_path / "runs/long-002/result-004.json").is_file()
+    assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
+
+
+def test_more_epochs_say_that_the_schedule_moves(swa, long: Path) -> None:
+    """A cosine to the end of the run: the sentence that the past had other rates; starts in % stay at their point."""
+    words = ["schedule={name: cosine}", "swa={start: 50%, every: 1ep}", "averages={}"]
+    assert swa("train", long, "-q", *words).code == 0
+    ended = swa("train", "--resume", "runs/latest", "--extend-to", "5")
+    said = " ".join(ended.err.split())
+    assert ended.code == 0, ended.err
+    assert "swa.start stays at 2ep" in said
+    assert "the schedule spans the run and moves" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "extend_to", "said"),
+    [
+        ([], "4", "has 4 epochs"),
+        ([], "3", "has 4 epochs"),
+        (["swa.every=5%"], "6", "interval is written in %"),
+        (["train.max_time=1s"], "6", "ended by train.max_time"),
+    ],
+)
+def test_more_epochs_that_make_no_sense(
+    swa, long: Path, clock: Callable[[float], list[float]], words: list[str], extend_to: str, said: str
+) -> None:
+    """Exit 2 with the reason; the result stays."""
+    clock(0.05)
+    assert swa("train", long, "-q", *words).code == 0
+    before = Path("runs/latest/result.json").read_bytes()
+    ended = swa("train", "--resume", "runs/latest", "--extend-to", extend_to)
+    assert ended.code == 2
+    assert said in " ".join(ended.err.split())
+    assert Path("runs/latest/result.json").read_bytes() == before
