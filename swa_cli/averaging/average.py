@@ -4,7 +4,7 @@ One idea: parameters are averaged by name, each kind in a type wide enough for i
 foreach pass an update; buffers (BatchNorm statistics, counters) are copied from the model, so they never mix into
 an average. A weight set that is not finite, or that belongs to another model, changes nothing.
 
-n: weight sets averaged so far; k: the window of `latest`, whose stacks are (k, *shape of the parameter).
+n: weight sets averaged so far; k: how many `latest` holds now, whose stacks are (k, *shape of the parameter).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class WeightAverage:
 
     Shared parameters are accumulated once and come out under each of their names. Names are those of the
     plain model, also if it comes wrapped by DistributedDataParallel or torch.compile. Memory is taken by the
-    first update.
+    first update, for `latest` by each of the first `window`.
 
     Args:
         model: What will be averaged; only its names, shapes and types are read here.
@@ -63,7 +63,8 @@ class WeightAverage:
         self.window = window
         self.steps: list[int] = []
         self._num_taken = 0  # `latest` writes slot `_num_taken % window` next
-        self._weights: dict[str, Tensor] = {}
+        self._weights: dict[str, Tensor] = {}  # empty for `latest`
+        self._slots: list[dict[str, Tensor]] = []  # the weight sets of `latest`
         self._buffers: dict[str, Tensor] = {}
         present = read(model)
         self._devices = {name: value.device for name, value in present.all().items()}
@@ -99,17 +100,17 @@ class WeightAverage:
             raise UserError("the average holds no weights yet", hint="update it before its weights are used")
         fresh = {name: value.clone() for name, value in self._buffers.items()}
         for name, like in self._layout.weights.items():
-            value = self._weights[name]
-            mean = value if self.window is None else _mean_of_stack(value[: self.count])
-            fresh[name] = torch.empty_like(like, device=value.device).copy_(mean)
+            mean = self._weights[name] if self.window is None else _mean([slot[name] for slot in self._slots])
+            fresh[name] = torch.empty_like(like, device=mean.device).copy_(mean)
         return {name: fresh[owner] for name, owner in self._layout.owners.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All it takes to continue: primitives and copies of tensors; `latest` stacks run from old to new."""
         weights = {name: value.clone() for name, value in self._weights.items()}
-        if self.window is not None:
-            oldest = self._num_taken % self.window if self.count == self.window else 0
-            weights = {name: value[: self.count].roll(-oldest, 0) for name, value in weights.items()}
+        if self._slots:
+            oldest = self._num_taken % len(self._slots)
+            slots = self._slots[oldest:] + self._slots[:oldest]
+            weights = {name: torch.stack([slot[name] for slot in slots]) for name in slots[0]}
         buffers = {name: value.clone() for name, value in self._buffers.items()}
         settings = {"kind": self.kind, "decay": self.decay, "window": self.window}
         return {
@@ -133,38 +134,42 @@ class WeightAverage:
         expected = {name: (*stacked, *like.shape) for name, like in self._layout.weights.items()}
         expected |= {name: tuple(like.shape) for name, like in self._layout.buffers.items()}
         require_same_shapes(shapes(saved), expected if count else {}, what="saved average")
-        self._weights, self._buffers = {}, {}
+        self._weights, self._slots, self._buffers = {}, [], {}
+        for index in range(count if self.window is not None else min(count, 1)):
+            for name, value in self._allocate(self._devices).items():
+                value.copy_(saved[name] if self.window is None else saved[name][index])
         if count:
-            self._allocate(self._devices)
-            for name, value in self._weights.items():
-                kept = value if self.window is None else value[:count]
-                kept.copy_(saved[name])
             for name, like in self._layout.buffers.items():
                 self._buffers[name] = torch.empty_like(like, device=self._devices[name]).copy_(saved[name])
         self.steps = list(state["steps"])
         self._num_taken = count
 
-    def _allocate(self, devices: Mapping[str, torch.device]) -> None:
-        """Accumulators that keep the order of the parameters in memory (channels_last, transposed)."""
+    def _allocate(self, devices: Mapping[str, torch.device]) -> dict[str, Tensor]:
+        """An accumulator, or one more slot, that keeps the order of the parameters in memory (channels_last)."""
+        fresh = {}
         for name, like in self._layout.weights.items():
+            dtype = like.dtype
             if self.window is None:
-                dtype = _accumulator_dtype(like.dtype, kind=self.kind, device=devices[name])
-                value = torch.empty_like(like, dtype=dtype, device=devices[name])
-            else:
-                shape, stride = (self.window, *like.shape), (like.numel(), *like.stride())
-                value = torch.empty_strided(shape, stride, dtype=like.dtype, device=devices[name])
-            self._weights[name] = value
+                dtype = _accumulator_dtype(dtype, kind=self.kind, device=devices[name])
+            fresh[name] = torch.empty_like(like, dtype=dtype, device=devices[name])
+        if self.window is None:
+            self._weights = fresh
+        else:
+            self._slots.append(fresh)
+        return fresh
 
     def _take(self, present: Tensors, step: int | None) -> None:
         """One update with tensors that were found to be finite and of the right names and shapes."""
-        if not self.steps:
-            self._allocate({name: value.device for name, value in present.weights.items()})
-        for names in groups(self._weights):
-            kept = [self._weights[name] for name in names]
+        if len(self.steps) < (self.window or 1):
+            target, is_fresh = self._allocate({name: value.device for name, value in present.weights.items()}), True
+        elif self.window is not None:
+            target, is_fresh = self._slots[self._num_taken % self.window], True
+        else:
+            target, is_fresh = self._weights, False
+        for names in groups(target):
+            kept = [target[name] for name in names]
             offered = [present.weights[name] for name in names]
-            if self.window is not None:
-                torch._foreach_copy_([stack[self._num_taken % self.window] for stack in kept], offered)
-            elif not self.steps:
+            if is_fresh:
                 torch._foreach_copy_(kept, offered)
             else:
                 _move_towards(kept, offered, 1 / (self.count + 1) if self.decay is None else 1 - self.decay)
@@ -213,8 +218,9 @@ def _accumulator_dtype(dtype: torch.dtype, *, kind: str, device: torch.device) -
     return torch.promote_types(dtype, wide)
 
 
-def _mean_of_stack(stack: Tensor) -> Tensor:
-    """Mean over dimension 0 in float64, as an offset from the first: equal ones come out bit-exact."""
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    """Mean in float64, as an offset from the first: equal ones come out bit-exact."""
+    stack = torch.stack(list(values))
     wide = stack.to(float64_device(stack.device)).to(torch.promote_types(stack.dtype, torch.float64))
     return wide[0] + (wide - wide[0]).mean(0)
 

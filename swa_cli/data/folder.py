@@ -201,6 +201,9 @@ def _listed(folder: Path, *, classes: tuple[str, ...]) -> tuple[list[str], list[
             for file in files
             if file.lower().endswith(SUFFIXES) and not file.startswith(".")
         )
+        for path in found:
+            if not os.path.isfile(path) and os.path.exists(path):  # opening a pipe would wait for ever
+                raise UserError(f"{path}: is no regular file", hint="remove it")
         paths += found
         labels += [label] * len(found)
     return paths, labels

@@ -28,6 +28,7 @@ from swa_cli.errors import UserError
 
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
+_MAX_SIZE = 65_536  # pixels
 _MEMORY_SHARE = 1 / 4  # of the available memory that `cache: auto` may fill
 _STATISTICS_SAMPLES = 10_000  # for constants that are not known: as many in memory as streamed
 _READ_AT_ONCE = 64  # samples per streamed batch here
@@ -173,7 +174,7 @@ def _find(name: str, *, root: Path, cache: str, download: bool, args: dict[str, 
 
 def _find_folder(root: Path, *, cache: str, args: dict[str, Any]) -> _Found:
     size = args.get("size")
-    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and size > 0)):
+    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and 0 < size <= _MAX_SIZE)):
         raise UserError(f"image_folder does not take {args}", hint="dataset.args is {size: S}: images of S x S pixels")
     datasets, class_names = folder.find(root, resize=size)
     num_bytes = sum(3 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())

@@ -14,6 +14,7 @@ from swa_cli.recipe import scalars
 from swa_cli.recipe.duration import SECONDS, Duration, TimeSpan
 
 NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
+MAX_THREADS = 1024
 RESERVED_AVERAGES = ("last", "previous", "swa")
 
 
@@ -57,6 +58,12 @@ def _count_or(word: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _few_threads(count: str | int) -> str | int:
+    if isinstance(count, int) and count > MAX_THREADS:
+        raise ValueError(f"`{count}` threads are more than any machine has: write at most {MAX_THREADS}, or auto")
+    return count
+
+
 def _name_of_average(name: str) -> str:
     if name in RESERVED_AVERAGES or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise ValueError(
@@ -75,7 +82,7 @@ Whole = Annotated[int, BeforeValidator(scalars.whole)]
 Count = Annotated[Whole, Field(ge=1)]
 Portion = Annotated[str | int, BeforeValidator(_portion)]
 CountOrAll = Annotated[str | int, _count_or("all")]
-CountOrAuto = Annotated[str | int, _count_or("auto")]
+Threads = Annotated[str | int, _count_or("auto"), AfterValidator(_few_threads)]
 Number = Annotated[float, BeforeValidator(scalars.number)]
 Rate = Annotated[Number, Field(ge=0)]
 Free = Annotated[Any, BeforeValidator(scalars.free)]

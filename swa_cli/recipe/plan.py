@@ -59,6 +59,9 @@ class Plan:
     warnings: tuple[str, ...]
 
 
+MAX_STEPS = 10**8  # each point of a run is kept in memory
+
+
 def make_plan(recipe: Recipe, *, num_train: int) -> Plan:
     """Work out a run on `num_train` training samples; the ragged rest of each epoch is dropped.
 
@@ -74,6 +77,9 @@ def make_plan(recipe: Recipe, *, num_train: int) -> Plan:
         raise RecipeError([Problem("train.batch_size", message, hint)])
 
     total = recipe.train.epochs * steps_per_epoch
+    if total > MAX_STEPS:
+        message = f"{recipe.train.epochs} epochs are {total} steps, more than any run has"
+        raise RecipeError([Problem("train.epochs", message, f"write at most {MAX_STEPS // steps_per_epoch}")])
     problems = schedule_problems(recipe, steps_per_epoch=steps_per_epoch)
     course = None if problems else chart(recipe, steps_per_epoch=steps_per_epoch)
     clock = Clock(steps_per_epoch, total, course.minima if course else ())

@@ -20,7 +20,6 @@ from swa_cli.recipe.fields import (
     AverageName,
     Count,
     CountOrAll,
-    CountOrAuto,
     DurationField,
     DurationOrTime,
     Flag,
@@ -29,6 +28,7 @@ from swa_cli.recipe.fields import (
     Portion,
     Rate,
     Text,
+    Threads,
     TimeField,
     Whole,
 )
@@ -305,7 +305,7 @@ class Train(BaseModel):
     )
     compile: Flag = Field(default=False, description="torch.compile: slow to start, faster after")
     deterministic: Flag = Field(default=False, description="refuse operations that are not reproducible on a GPU")
-    threads: CountOrAuto = Field(default="auto", description="processor threads")
+    threads: Threads = Field(default="auto", description="processor threads")
     max_time: TimeField | None = Field(default=None, description="the run ends after this time, such as 2h")
     stop: Stop | None = None
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from swa_cli.errors import UserError
 
 MAX_VALUES = 20_000_000  # beside tensors: averages that were updated at each of a million steps fit
+MAX_CONTAINERS = 1_000_000  # the state of an optimizer has one a parameter
 MAX_DEPTH = 50
 MAX_OVERLAP = 8  # how often the bytes of a file may be seen through different tensors: shared weights
 PLAIN = (str, bytes, bool, int, float, type(None))
@@ -35,12 +36,11 @@ def read_archive(path: Path) -> Any:
         UserError: It holds what weights do not need.
     """
     try:
-        if not zipfile.is_zipfile(path):  # as torch wrote before 1.6; timgaripov/swa checkpoints are of that time
-            with warnings.catch_warnings(action="ignore"):  # torch wonders aloud at what it then refuses
-                content = torch.load(path, weights_only=True, map_location="cpu")
-        else:
+        is_zip = zipfile.is_zipfile(path)  # torch wrote no zip before 1.6; timgaripov/swa checkpoints are of that time
+        if is_zip:
             _verify(path)
-            content = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
+        with warnings.catch_warnings(action="ignore"):  # torch wonders aloud at what is then refused
+            content = torch.load(path, weights_only=True, mmap=is_zip, map_location="cpu")
     except UserError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for foreign and hostile files
@@ -74,15 +74,16 @@ def tensors(content: Any) -> Iterator[Tensor]:
     Raises:
         ValueError: There is something else than tensors and plain values, or too much, or it is nested too deeply.
     """
-    num_values, waiting = 0, [(content, 0)]
+    num_values, num_containers, waiting = 0, 0, [(content, 0)]
     while waiting:
         value, depth = waiting.pop()
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (dict, list, tuple)):
             parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            num_containers += 1
             num_values += len(parts)  # what is shared is counted each time: whoever reads it meets it each time
-            if num_values > MAX_VALUES or depth > MAX_DEPTH:
+            if num_values > MAX_VALUES or num_containers > MAX_CONTAINERS or depth > MAX_DEPTH:
                 raise ValueError("more values, or deeper ones, than weights need")
             waiting.extend((part, depth + 1) for part in parts if type(part) not in PLAIN)
         elif not isinstance(value, (*PLAIN, torch.dtype, torch.device)):

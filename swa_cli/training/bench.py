@@ -26,6 +26,8 @@ from swa_cli.report.terminal import Bar, Terminal
 from swa_cli.training import hardware as hardware_choice
 from swa_cli.training.hardware import Hardware
 
+TOO_LARGE = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "Overflow")
+
 
 @dataclass(frozen=True)
 class Bench:
@@ -110,12 +112,19 @@ class Bench:
     def build_model(self) -> nn.Module:
         """The network with its initial weights, a function of the seed, on the device, channels last."""
         self.hardware.seed(self.recipe.seed, "initial weights")
-        model = models.build(
-            self.recipe.model.name,
-            num_classes=self.source.num_classes,
-            in_channels=self.source.channels,
-            args=self.recipe.model.args,
-        )
+        try:
+            model = models.build(
+                self.recipe.model.name,
+                num_classes=self.source.num_classes,
+                in_channels=self.source.channels,
+                args=self.recipe.model.args,
+            )
+        except (MemoryError, OverflowError) as error:
+            raise _too_large() from error
+        except RuntimeError as error:
+            if not any(words in str(error) for words in TOO_LARGE):
+                raise
+            raise _too_large() from error
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
     def refresh_batchnorm(
@@ -198,6 +207,10 @@ def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources
     return replace(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
 
 
+def _too_large() -> UserError:
+    return UserError("model: is too large for the memory of this machine", hint="make it smaller with model.args")
+
+
 def _short(value: Any) -> str:
     return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)" if isinstance(value, list) else str(value)
 
@@ -210,10 +223,29 @@ def import_from(folder: Path) -> None:
     folders = [folder, Path.cwd()]
     for record in (folder / "run.json", folder.parent / "run.json"):
         if record.is_file():
-            folders.append(Path(json.loads(record.read_text())["recipe_folder"]))
+            folders.append(Path(about(record)["recipe_folder"]))
     for path in map(str, folders):
         if path not in sys.path:
             sys.path.append(path)
+
+
+def about(record: Path) -> dict[str, Any]:
+    """run.json of a run folder.
+
+    Raises:
+        UserError: It is not as swa writes it.
+    """
+    try:
+        values = json.loads(record.read_text())
+        if not isinstance(values, dict) or not isinstance(values.get("recipe_folder"), str):
+            reason = "it does not say where the recipe lay"
+        elif not isinstance(values.get("threads"), int):
+            reason = "it does not say the number of threads"
+        else:
+            return values
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise UserError(f"{record}: is not as swa writes it ({reason})", hint="take another copy of the file")
 
 
 def require_trust(recipe: Recipe, *, source: str, allow_code: bool) -> None:

@@ -139,7 +139,8 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
     """Load strictly.
 
     Raises:
-        UserError: Names or shapes differ; the message counts them and shows three.
+        UserError: Names or shapes differ (the message counts them and shows three), a tensor is of another kind of
+            number, or not finite.
     """
     wanted = model.state_dict()
     missing = [f"missing {key}" for key in wanted if key not in state_dict]
@@ -156,6 +157,14 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
             f"{len(reshaped)} of another shape ({examples})",
             hint="pass the recipe that the weights were trained with",
         )
+    for key, value in wanted.items():
+        given = state_dict[key]
+        if (given.is_floating_point(), given.is_complex()) != (value.is_floating_point(), value.is_complex()):
+            raise UserError(
+                f"{source}: {key} is of {given.dtype}, not {value.dtype}", hint="take another copy of the file"
+            )
+        if not bool(torch.isfinite(given).all()):
+            raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
     model.load_state_dict(dict(state_dict))
 
 
@@ -168,15 +177,17 @@ def _foreign_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightS
     content = checkpoint.content
     averaged = "stale" if has_batchnorm(model) else "none"
     sets = {}
-    if isinstance(content.get("state_dict"), dict):
+    if _is_state(content.get("state_dict")):
         sets["last"] = WeightSet(_clean(content["state_dict"]), raw_batchnorm(model))
-    if isinstance(content.get("swa_state_dict"), dict):
-        count = content.get("swa_n")
-        sets["swa"] = WeightSet(_clean(content["swa_state_dict"]), averaged, None if count is None else int(count))
+    if _is_state(content.get("swa_state_dict")):
+        count = _count(content.get("swa_n"), checkpoint.path, key="swa_n")
+        sets["swa"] = WeightSet(_clean(content["swa_state_dict"]), averaged, count)
     if "n_averaged" in content:
         state = {key: value for key, value in content.items() if key != "n_averaged"}
-        sets["swa"] = WeightSet(_clean(state), averaged, int(content["n_averaged"]))
-    if not sets and content and all(isinstance(value, Tensor) for value in content.values()):
+        if _is_state(state):
+            count = _count(content["n_averaged"], checkpoint.path, key="n_averaged")
+            sets["swa"] = WeightSet(_clean(state), averaged, count)
+    if not sets and content and _is_state(content):
         sets["last"] = WeightSet(_clean(content), raw_batchnorm(model))
     if not sets:
         keys = ", ".join(map(str, list(content)[:5]))
@@ -185,6 +196,20 @@ def _foreign_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightS
             hint="save a state_dict, or {'state_dict': ...}",
         )
     return sets
+
+
+def _is_state(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()
+    )
+
+
+def _count(value: Any, path: Path, *, key: str) -> int | None:
+    """The number of weights in an average of another program, which may have kept it as a tensor."""
+    try:
+        return None if value is None else int(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{path}: {key} is no number", hint="take another copy of the file") from error
 
 
 def _clean(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

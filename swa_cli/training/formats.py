@@ -6,9 +6,10 @@ Legend: C channels, `step` updates done, `epoch` epochs done.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 
 from swa_cli.errors import UserError
@@ -28,6 +29,15 @@ class Input(BaseModel):
     mean: list[float]  # (C,)
     std: list[float]  # (C,)
     classes: list[str]
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_a_channel(cls, values: list[float], info: ValidationInfo) -> list[float]:
+        if len(values) != info.data.get("channels") or not all(map(math.isfinite, values)):
+            raise ValueError("has to be one finite number a channel")
+        if info.field_name == "std" and min(values) <= 0:
+            raise ValueError("has to be above 0")
+        return values
 
 
 class StoredAverage(BaseModel):
@@ -52,6 +62,27 @@ class EpochSoFar(BaseModel):
     seconds: float = Field(ge=0)
 
 
+class HistoryRow(BaseModel):
+    """An epoch in `history`, see `metric_columns`; beside these keys there are scores, None where not measured."""
+
+    model_config = ConfigDict(**STRICT, extra="allow")
+    __pydantic_extra__: dict[str, float | int | None]
+    epoch: int
+    step: int
+    lr: float
+    train_loss: float
+    train_accuracy: float
+    seconds: float
+
+
+class Environment(BaseModel):
+    """What the bits of a run depend on beside its recipe, see `hardware.environment`."""
+
+    model_config = ConfigDict(**STRICT, extra="allow")
+    __pydantic_extra__: dict[str, int | str]
+    threads: int = Field(gt=0)
+
+
 class ResumePoint(BaseModel):
     """last.pt and previous.pt: everything that the rest of a run depends on."""
 
@@ -67,8 +98,8 @@ class ResumePoint(BaseModel):
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
     rng: dict[str, int | str]
-    environment: dict[str, int | str]
-    history: list[dict[str, Any]]
+    environment: Environment
+    history: list[HistoryRow]
     epoch_so_far: EpochSoFar
     stopped: Literal["max_time", "patience"] | None
 
@@ -120,7 +151,7 @@ def kind_of(content: dict[str, Any], *, source: str) -> str:
     """
     if not {"format", "recipe"} <= content.keys():
         return "foreign"
-    if content["format"] != FORMAT:
+    if not isinstance(content["format"], int) or content["format"] != FORMAT:
         raise UserError(
             f"{source}: is of format {content['format']!r}; this version reads format {FORMAT}",
             hint="read it with the version of swa that wrote it, or update swa",

@@ -220,7 +220,8 @@ def _chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, W
 def _require_writable(found: Checkpoint, sets: dict[str, WeightSet], out: Path | None) -> None:
     if out is not None and not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder", hint="make it, or name another file with -o")
-    if (out or found.path).is_dir() or (out or found.path).suffix == ".safetensors":
+    other = out is not None and out.exists() and not out.is_file()  # a folder, a pipe
+    if other or (out or found.path).suffix == ".safetensors":
         raise UserError(f"{out or found.path}: is no name for a checkpoint", hint="name a .pt file with -o FILE")
     if found.kind == "resume" and "last" in sets:
         raise UserError(

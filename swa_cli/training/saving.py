@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from swa_cli.errors import UserError
 from swa_cli.recipe.duration import TimeSpan
@@ -63,7 +64,7 @@ def newest_resume_point(folder: RunFolder, terminal: Terminal) -> checkpoint.Che
     """
     damage = None
     for path in (folder.last, folder.previous):
-        if not path.exists():
+        if not os.path.lexists(path):
             continue
         try:
             point = checkpoint.read(path)
@@ -113,6 +114,7 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     try:
         run.optimizer.load_state_dict(copy.deepcopy(content["optimizer"]))  # the file stays mapped otherwise
         run.scaler.load_state_dict(content["scaler"])
+        _require_shapes(run.optimizer)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{source}: its optimizer state does not fit the recipe ({error})", hint="take another copy of the file"
@@ -123,6 +125,18 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     so_far = content["epoch_so_far"]
     run.totals.copy_(torch.tensor([so_far["loss"], so_far["accuracy"]], dtype=run.totals.dtype))
     run.clock = time.monotonic() - so_far["seconds"]
+
+
+def _require_shapes(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse moments that torch would take, to fail at the next update.
+
+    Raises:
+        ValueError: A moment is not of the shape of its parameter.
+    """
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
+                raise ValueError(f"{key} is {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
 
 
 def save_average(run: Run, folder: RunFolder, name: str) -> None:

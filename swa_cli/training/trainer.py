@@ -9,7 +9,6 @@ scores and saves only read the raw weights, and draw no random numbers: they nev
 from __future__ import annotations
 
 import itertools
-import json
 import platform
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from swa_cli.recipe import extend, load
 from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import evaluate, faults, saving, scoring, tasks
-from swa_cli.training.bench import import_from, require_trust
+from swa_cli.training.bench import about, import_from, require_trust
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.hardware import environment
 from swa_cli.training.interrupt import Stopped
@@ -62,9 +61,9 @@ def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[
         return _dry_run(run)
     folder = RunFolder.create(Path(recipe.output.root), recipe.title)
     with folder.claimed() as log:
-        about = {"python": platform.python_version(), "recipe_folder": str(loaded.folder.resolve())}
+        about_run = {"python": platform.python_version(), "recipe_folder": str(loaded.folder.resolve())}
         with faults.told(folder):
-            folder.begin(load.dump(recipe), environment(run.bench.hardware) | about)
+            folder.begin(load.dump(recipe), environment(run.bench.hardware) | about_run)
         return _go_on(run, folder, log, title=f"{recipe.title} -> {folder.path}", warnings=run.plan.warnings)
 
 
@@ -134,7 +133,7 @@ def _recipe_of(folder: RunFolder, point: Checkpoint | None, overrides: Sequence[
 
     found = loaded(overrides)
     if found.recipe.train.threads == "auto":  # bits depend on it
-        threads = (json.loads(folder.about.read_text()) if point is None else point.content["environment"])["threads"]
+        threads = (about(folder.about) if point is None else point.content["environment"])["threads"]
         found = loaded([f"train.threads={threads}", *overrides])
     if point is not None:
         begun = load.from_values(point.content["recipe"], source=str(point.path)).recipe

@@ -1,0 +1,861 @@
+"""Hostile and mistaken inputs, one row each: exit code 2, the reason on stderr, and not a byte written."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import resource
+import shutil
+import signal
+import stat
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save
+from torch import nn
+
+from swa_cli import cli
+
+GOOD = """\
+name: good
+model: {name: convnet, args: {width: 4}}
+dataset: {name: digits, val: 0}
+optimizer: {lr: 0.1}
+swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
+train: {epochs: 2, batch_size: 256, eval_batch_size: 512, device: cpu, threads: 1, precision: fp32}
+"""
+ESC = "\x1b[31m"
+SECONDS = 5  # far more than any row takes: what takes longer hangs
+MEMORY = 2 << 30  # bytes that a row may take beyond what the process has
+
+Make = Callable[[Path], object]
+Edit = Callable[[dict[str, Any]], Any]
+
+
+class Row(NamedTuple):
+    """An input: `make` puts it into the working folder, `words` are run on it, stderr must hold `piece`.
+
+    The working folder has good.yaml, swa.pt and a run after the first of its two epochs.
+    """
+
+    name: str
+    words: list[str]
+    piece: str
+    make: Make
+    code: int = 2
+
+
+def nothing(folder: Path) -> None:
+    """The folder is good as it is."""
+
+
+# What can be put into the folder.
+
+
+def file(name: str, data: str | bytes) -> Make:
+    def make(folder: Path) -> None:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+    return make
+
+
+def fifo(name: str) -> Make:
+    def make(folder: Path) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return make
+
+
+def directory(name: str) -> Make:
+    def make(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).mkdir(parents=True)
+
+    return make
+
+
+def link(name: str, target: str) -> Make:
+    """A link at `name`; what was there goes to `target`, if there was anything."""
+
+    def make(folder: Path) -> None:
+        if (folder / name).exists():
+            (folder / name).rename(folder / target)
+        (folder / name).symlink_to(folder / target)
+
+    return make
+
+
+def all_of(*makes: Make) -> Make:
+    def make(folder: Path) -> None:
+        for one in makes:
+            one(folder)
+
+    return make
+
+
+def edited(source: str, target: str, edit: Edit) -> Make:
+    """What `edit` makes of the content of a checkpoint: returned, or changed in place."""
+
+    def make(folder: Path) -> None:
+        content = torch.load(folder / source, weights_only=True)
+        result = edit(content)
+        torch.save(content if result is None else result, folder / target)
+
+    return make
+
+
+def put(path: str, value: Any) -> Edit:
+    """Set what stands at a path, such as `averages/swa/count`; a key that begins with `-` is removed."""
+
+    def edit(content: dict[str, Any]) -> None:
+        *sections, key = path.split("/")
+        for section in sections:
+            content = content[int(section) if section.isdigit() else section]
+        if key.startswith("-"):
+            del content[key[1:]]
+        else:
+            content[int(key) if key.isdigit() else key] = value
+
+    return edit
+
+
+def saved(content: Any, *, zipped: bool = True) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+class Evil:
+    """Unpickling it makes the file `trap`."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch trap",)
+
+
+# Recipes: `swa train bad.yaml`.
+
+
+def recipe(name: str, text: str | bytes, piece: str) -> Row:
+    return Row(f"recipe-{name}", ["train", "bad.yaml"], piece, file("bad.yaml", text))
+
+
+def good_but(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+RECIPES = [
+    recipe("empty", "", "the recipe is empty"),
+    recipe("blank", " \n\n# nothing\n", "the recipe is empty"),
+    recipe("null", "~", "the recipe is empty"),
+    recipe("list", "- a\n- b\n", "the recipe has no keys"),
+    recipe("number", "42", "the recipe has no keys"),
+    recipe("binary", bytes(range(128, 256)), "is not text in UTF-8 (line 1)"),
+    recipe("latin-1", b"name: caf\xe9\n" + GOOD.encode(), "is not text in UTF-8 (line 1)"),
+    recipe("utf-16", GOOD.encode("utf-16"), "is not text in UTF-8"),
+    recipe("nul", GOOD + "\0", "is not a text file"),
+    recipe("huge", "#" * ((1 << 20) + 1), "is larger than any recipe"),
+    recipe("many-keys", "".join(f"k{i}: 1\n" for i in range(6000)), "is longer than any recipe"),
+    recipe("deep-lists", "[" * 100_000, "is nested too deeply"),
+    recipe("deep-sections", "{a: " * 100_000, "is nested too deeply"),
+    recipe("alias-bomb", "a: &a [x]\n" + "".join(f"b{i}: &b{i} [*a, *a]\n" for i in range(99)), "are not read"),
+    recipe("merge-bomb", "a: &a {}\n" + "b: {<<: [*a, *a]}\n" * 99, "merge keys (`<<`) are not read"),
+    recipe("loop", "a: &a\n  b: *a\n", "aliases (`*a`) are not read"),
+    recipe(
+        "python-tag",
+        good_but("good", '!!python/object/apply:os.system ["touch trap"]'),
+        "python/object/apply:os.system`) are not read",
+    ),
+    recipe("python-name", good_but("0.1", "!!python/name:os.system ''"), "python/name:os.system`) are not read"),
+    recipe("tag", good_but("0.1", "!!float 0.1"), "are not read"),
+    recipe("duplicate", GOOD + "seed: 1\nseed: 2\n", "duplicate key, it is already in line 7"),
+    recipe("duplicate-section", GOOD + "train: {epochs: 3}\n", "duplicate key"),
+    recipe("documents", GOOD + "---\n" + GOOD, "a second document begins here"),
+    recipe("unclosed", good_but("{lr: 0.1}", "{lr: 0.1"), "1 problem in bad.yaml"),
+    recipe("tabs", "train:\n\tepochs: 1\n", "a tab indents this line"),
+    recipe("no-such-character", GOOD + 'task: "\\UFFFFFFFF"\n', "escape of no character"),
+    recipe("escapes-raw", good_but("good", ESC), "an invisible control character"),
+    recipe("escapes-quoted", good_but("good", '"\\e[31m\\e]0;x\\a"'), "]0;x�` is not possible here"),
+    recipe("escapes-in-key", GOOD + '"\\e[2J\\e[H": 1\n', "unknown key"),
+    recipe("other-folder", good_but("good", "../../x"), "`../../x` is not possible here"),
+    recipe("hidden-folder", good_but("good", ".."), "`..` is not possible here"),
+    recipe("absolute-folder", good_but("good", "/tmp/x"), "`/tmp/x` is not possible here"),
+    recipe("truth-for-text", good_but("digits", "yes"), "is not text in YAML"),
+    recipe("section-is-value", good_but("{lr: 0.1}", "0.1"), "is a value, but `optimizer` is a section"),
+    recipe("section-is-list", good_but("{lr: 0.1}", "[0.1]"), "a list is given, but `optimizer` is a section"),
+    recipe("value-is-section", good_but("0.1", "{a: 1}"), "takes a single value, not a section"),
+    recipe("value-is-missing", good_but("0.1", ""), "optimizer.lr: has no value"),
+    recipe("number-key", GOOD + "1: 2\n", "the key `1` is not text"),
+    recipe("list-key", GOOD + "? [a]\n: 2\n", "a key is not text"),
+    recipe("octal", good_but("epochs: 2", "epochs: 012"), "`012` may be 12 or, as octal, 10"),
+    recipe("average-as-path", GOOD + 'averages: {"../x": {kind: ema}}\n', "cannot name an average"),
+    recipe("average-as-checkpoint", GOOD + "averages: {last: {kind: ema}}\n", "cannot name an average"),
+    Row("recipe-missing", ["train", "bad.yaml"], "there is no such file", nothing),
+    Row("recipe-close-name", ["train", "god.yaml"], "did you mean good.yaml?", nothing),
+    Row("recipe-fifo", ["train", "bad.yaml"], "is no regular file", fifo("bad.yaml")),
+    Row("recipe-directory", ["train", "run"], "is a folder", nothing),
+    Row("recipe-device", ["train", "/dev/zero"], "is no regular file", nothing),
+    Row("recipe-is-checkpoint", ["train", "swa.pt"], "is not text", nothing),
+    Row("recipe-link-loop", ["train", "loop"], "cannot be read", lambda folder: (folder / "loop").symlink_to("loop")),
+    Row("recipe-nul-in-path", ["train", "a\0b"], "cannot be read", nothing),
+    Row("recipe-long-path", ["train", "a" * 5000], "cannot be read", nothing),
+    Row("recipe-escapes-in-path", ["train", f"{ESC}.yaml"], "there is no such file", nothing),
+]
+
+
+# Changes: `swa train good.yaml KEY=VALUE`.
+
+
+def change(name: str, word: str, piece: str) -> Row:
+    return Row(f"change-{name}", ["train", "good.yaml", word], piece, nothing)
+
+
+CHANGES = [
+    change("no-equals", "optimizer.lr", "optimizer.lr: has no value"),
+    change("second-recipe", "other.yaml", "has no value"),
+    change("empty-word", "", "has no value"),
+    change("empty-key", "=1", "is not a key"),
+    change("dots", "..=1", "is not a key"),
+    change("empty-value", "optimizer.lr=", "optimizer.lr: has no value"),
+    change("unknown-key", "optimizer.momentun=0.9", "did you mean `optimizer.momentum`?"),
+    change("unknown-section", "optimiser.lr=1", "did you mean `optimizer`?"),
+    change("below-a-value", "optimizer.lr.x=1", "`optimizer.lr` is a value, not a section"),
+    change("section-by-value", "optimizer=SGD", "is a value, but `optimizer` is a section"),
+    change("value-by-section", "optimizer.lr={a: 1}", "takes a single value, not a section"),
+    change("open-list", "optimizer.no_decay=[bias", "put the word in quotes for the shell"),
+    change("alias", "model.args={a: &a [*a]}", "are not read"),
+    change("tag", "model.args={a: !!python/name:os.system x}", "are not read"),
+    change("deep", "model.args=" + "[" * 1000, "is nested too deeply"),
+    change("many", f"model.args=[{'1,' * 9999}]", "is longer than any recipe"),
+    change("nan-rate", "optimizer.lr=.nan", "`.nan` is not finite"),
+    change("inf-rate", "optimizer.lr=.inf", "`.inf` is not finite"),
+    change("huge-rate", "optimizer.lr=1e999", "is not finite"),
+    change("negative-rate", "optimizer.lr=-1", "is below 0"),
+    change("text-rate", "optimizer.lr=fast", "`fast` is not a number"),
+    change("zero-epochs", "train.epochs=0", "is below 1"),
+    change("negative-epochs", "train.epochs=-3", "is below 1"),
+    change("half-epochs", "train.epochs=1.5", "is not a whole number"),
+    change("too-long-epochs", "train.epochs=" + "9" * 30, "is too large"),
+    change("endless-epochs", "train.epochs=" + "9" * 17, "train.epochs:"),
+    change("negative-batch", "train.batch_size=-1", "is below 1"),
+    change("batch-above-data", "train.batch_size=999999999", "is more than the"),
+    change("negative-seed", "seed=-1", "is below 0"),
+    change("huge-seed", "seed=" + "9" * 40, "is too large"),
+    change("no-unit", "swa.start=50", "has no unit"),
+    change("start-after-end", "swa.start=3ep", "after the end of the run"),
+    change("start-above-all", "swa.start=101%", "is more than the whole run"),
+    change("every-zero", "swa.every=0ep", "is no interval"),
+    change("nothing-to-train", "dataset.val=999999", "leaves nothing to train"),
+    change("all-validate", "dataset.val=100%", "is neither a share below 100% nor a count"),
+    change("no-such-device", "train.device=cuda:99", "cuda:99 is not here"),
+    change("device-of-no-kind", "train.device=tpu", "`tpu` is not possible here"),
+    change("no-such-network", "model.name=resnet", "unknown network 'resnet'"),
+    change("no-such-module", "model.name=no_such_module:Net", "cannot import no_such_module"),
+    change("module-as-path", "model.name=../x:Net", "is not a name of a network"),
+    change("no-network", "model.name=json:loads", "json:loads: missing a required argument"),
+    change("no-such-argument", "model.args.depth=9", "unknown argument of convnet"),
+    change("negative-width", "model.args.width=-4", "is not a whole number of at least 1"),
+    change("endless-width", "model.args.width=" + "9" * 15, "model"),
+    change("no-such-optimizer", "optimizer.name=SDG", "did you mean `SGD`?"),
+    change("optimizer-option", "optimizer.momentum=lots", "torch.optim.SGD refuses its options"),
+    change("endless-threads", "train.threads=" + "9" * 15, "train.threads"),
+    change("escapes", f"{ESC}=1", "unknown key"),
+    change("escapes-in-value", f"model.name={ESC}", "unknown network"),
+]
+
+
+# Files that are no archive of plain tensors: each command that reads a checkpoint refuses them.
+
+COMMANDS = {
+    "eval bad.pt": "bad.pt",
+    "bn-update bad.pt": "bad.pt",
+    "train --resume run": "run/checkpoints/last.pt",
+}
+
+
+def everywhere(name: str, piece: str, make: Callable[[str], Make]) -> Iterator[Row]:
+    """A row a command; `make` is told where the command looks."""
+    for command, target in COMMANDS.items():
+        yield Row(f"{command.split()[0]}-{name}", command.split(), piece, make(target))
+
+
+def unreadable(name: str, data: bytes, piece: str = "cannot be read as a checkpoint") -> Iterator[Row]:
+    return everywhere(name, piece, lambda target: file(target, data))
+
+
+def damaged(name: str, piece: str, damage: Callable[[bytes], bytes]) -> Iterator[Row]:
+    """What `damage` makes of a good checkpoint."""
+    return everywhere(
+        name, piece, lambda target: lambda folder: file(target, damage((folder / "swa.pt").read_bytes()))(folder)
+    )
+
+
+def flipped(data: bytes) -> bytes:
+    """One bit of one weight."""
+    weight = torch.load(io.BytesIO(data), weights_only=True)["state_dict"]["classifier.weight"]
+    place = data.index(weight.numpy().tobytes())
+    return data[: place + 2] + bytes([data[place + 2] ^ 1]) + data[place + 3 :]
+
+
+def archive(method: int, parts: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as file:
+        for name, data in parts.items():
+            file.writestr(name, data)
+    return buffer.getvalue()
+
+
+def deflated() -> bytes:
+    """16 MB of zeros that take 16 kB."""
+    with zipfile.ZipFile(io.BytesIO(saved({"w": torch.zeros(1 << 22)}))) as plain:
+        return archive(zipfile.ZIP_DEFLATED, {part: plain.read(part) for part in plain.namelist()})
+
+
+def numpy_archive() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, w=np.zeros(3))
+    return buffer.getvalue()
+
+
+def torchscript() -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), buffer)
+    return buffer.getvalue()
+
+
+def dangling(folder: Path) -> None:
+    """The last good state of the run is on a disk that is not there now."""
+    (folder / "run/checkpoints/last.pt").unlink()
+    (folder / "run/checkpoints/last.pt").symlink_to("/nowhere/last.pt")
+
+
+FILES = [
+    *unreadable("empty", b""),
+    *unreadable("text", b"hello\n"),
+    *unreadable("web-page", b"<!DOCTYPE html><html>404</html>"),
+    *unreadable("noise", bytes(range(256)) * 8),
+    *unreadable("recipe", GOOD.encode()),
+    *unreadable("zip-signature", b"PK\x03\x04"),
+    *unreadable("gzip", gzip.compress(b"hello", mtime=0)),
+    *unreadable("other-zip", archive(zipfile.ZIP_STORED, {"readme": b"hello"})),
+    *unreadable("escapes-in-zip", archive(zipfile.ZIP_STORED, {f"{ESC}/data.pkl": b"\x80\x02K\x01."})),
+    *unreadable("numpy", numpy_archive()),
+    *unreadable("torchscript", torchscript(), "holds a compressed part"),
+    *unreadable("whole-model", saved(nn.Linear(2, 2))),
+    *unreadable("code", saved({"format": 1, "recipe": Evil()})),
+    *unreadable("code-legacy", saved({"format": 1, "recipe": Evil()}, zipped=False)),
+    *unreadable("code-pickle", pickle.dumps({"format": 1, "recipe": Evil()})),
+    *unreadable("code-old-protocol", pickle.dumps(Evil(), protocol=0)),
+    *unreadable("truncated-legacy", saved({"w": torch.zeros(100)}, zipped=False)[:-100]),
+    *unreadable("deflated", deflated(), "holds a compressed part"),
+    *damaged("truncated", "cannot be read as a checkpoint", lambda data: data[:-100]),
+    *damaged("truncated-early", "cannot be read as a checkpoint", lambda data: data[:1000]),
+    *damaged("flipped-bit", "the checksum of", flipped),
+    *everywhere("fifo", "is no regular file", fifo),
+    *everywhere("directory", "is no regular file", directory),
+    Row("eval-dangling-link", ["eval", "bad.pt"], "is no regular file", link("bad.pt", "gone")),
+    Row("bn-update-dangling-link", ["bn-update", "bad.pt"], "is a symbolic link", link("bad.pt", "gone")),
+    Row("resume-dangling-link", ["train", "--resume", "run"], "is no regular file", dangling),
+    Row("eval-device", ["eval", "/dev/zero"], "is no regular file", nothing),
+    Row("eval-missing", ["eval", "bad.pt"], "no such checkpoint", nothing),
+    Row("eval-nul-in-path", ["eval", "a\0b.pt"], "embedded null byte", nothing),
+    Row("eval-escapes-in-path", ["eval", f"{ESC}.pt"], "no such checkpoint", nothing),
+    Row("bn-update-missing", ["bn-update", "bad.pt"], "no such checkpoint", nothing),
+]
+
+
+# Checkpoints with a content that swa would not write: edits of swa.pt, or something else altogether.
+
+
+def content(name: str, edit: Edit, piece: str, command: str = "eval bad.pt") -> Row:
+    return Row(f"{command.split()[0]}-{name}", command.split(), piece, edited("swa.pt", "bad.pt", edit))
+
+
+def weight(name: str, value: Callable[[torch.Tensor], object], piece: str, command: str = "eval bad.pt") -> Row:
+    """One tensor of it is another."""
+
+    def edit(content: dict[str, Any]) -> None:
+        state = content["state_dict"]
+        state["classifier.weight"] = value(state["classifier.weight"])
+
+    return content(f"weight-{name}", edit, piece, command)
+
+
+def nested(depth: int, width: int = 1) -> list[Any]:
+    """Lists in lists; each level is there once, and is met `width` times as often as the one above."""
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value] * width
+    return value
+
+
+def cyclic(content: dict[str, Any]) -> None:
+    content["self"] = content
+
+
+def shared(content: dict[str, Any]) -> dict[str, Any]:
+    """A hundred weights over the same 4 MB."""
+    numbers = torch.zeros(1 << 20)
+    return {f"w{index}": numbers[index:] for index in range(100)}
+
+
+def number_name(content: dict[str, Any]) -> None:
+    content["state_dict"][3] = torch.ones(1)
+
+
+def nan_inside(content: dict[str, Any]) -> None:
+    content["state_dict"]["features.0.weight"].fill_(float("nan"))
+
+
+def colour(content: dict[str, Any]) -> None:
+    content["input"].update(channels=3, mean=[0.5] * 3, std=[0.5] * 3)
+
+
+def sparse(like: torch.Tensor) -> torch.Tensor:
+    return like.to_sparse()
+
+
+def quantized(like: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings(action="ignore"):
+        return torch.quantize_per_tensor(like, 0.1, 0, torch.qint8)
+
+
+def recipe_inside(name: str, edit: Edit, piece: str, command: str = "eval bad.pt") -> Row:
+    return content(f"recipe-{name}", lambda content: edit(content["recipe"]), piece, command)
+
+
+OS_SYSTEM = {"name": "os:system", "args": {"command": "touch trap"}}
+CONTENTS = [
+    content("list", lambda _: [1, 2], "holds a list and no weights"),
+    content("number", lambda _: 42, "holds a int and no weights"),
+    content("tensor", lambda _: torch.zeros(3), "holds a Tensor and no weights"),
+    content("nothing", lambda _: {}, "say which with --recipe"),
+    content("no-weights", lambda _: {"epoch": 3}, "no weights found among its keys", "eval bad.pt --recipe good.yaml"),
+    content("cyclic", cyclic, "more values, or deeper ones"),
+    content("deep", lambda _: {"w": nested(200)}, "more values, or deeper ones"),
+    content("shared-lists", lambda _: {"w": nested(30, width=9)}, "more values, or deeper ones"),
+    content("many-values", lambda _: {"w": [[0] * 5000] * 5000}, "more values, or deeper ones"),
+    content("shared-weights", shared, "more numbers than the file has"),
+    content("set", lambda _: {"w": {1, 2}}, "holds a set"),
+    content("format-future", put("format", 99), "is of format 99; this version reads format 1"),
+    content("format-text", put("format", "1"), "is of format '1'"),
+    content("format-escapes", put("format", ESC), "this version reads format 1"),
+    content("format-flag", put("format", True), "format: Input should be a valid integer"),
+    content("format-nan", put("format", float("nan")), "is of format nan"),
+    content("format-tensor", put("format", torch.ones(2)), "this version reads format 1"),
+    content("no-weights-key", put("-state_dict", None), "state_dict: Field required"),
+    content("no-input", put("-input", None), "input: Field required"),
+    content("recipe-is-tensor", put("recipe", torch.ones(2)), "recipe: Input should be a valid dictionary"),
+    content("recipe-empty", put("recipe", {}), "problems in bad.pt"),
+    content("weights-list", put("state_dict", [1]), "state_dict: Input should be a valid dictionary"),
+    content("weights-of-text", put("state_dict/classifier.weight", "x"), "is not as swa writes it: state_dict"),
+    content("number-names", number_name, "state_dict.3"),
+    content("freshness", put("batchnorm", "fresh"), "batchnorm: Input should be"),
+    content("samples-text", put("samples", "many"), "samples: Input should be a valid integer"),
+    content("average-text", put("average", ESC), "average: Input should be"),
+    content("classes-others", put("input/classes", [ESC, "b"]), "the weights were trained on 2"),
+    content("channels-others", colour, "the weights were trained on 3"),
+    content("channels-none", put("input/channels", 0), "input.channels: Input should be greater than 0"),
+    content("mean-too-long", put("input/mean", [0.5, 0.5]), "input.mean"),
+    content("mean-missing", put("input/mean", []), "input.mean"),
+    content("std-nan", put("input/std", [float("nan")]), "input.std"),
+    content("std-zero", put("input/std", [0.0]), "input.std"),
+    content("weights-none", put("state_dict", {}), "tensors missing"),
+    content("escapes-in-names", put(f"state_dict/{ESC}", torch.ones(1)), "1 unexpected"),
+    content("escapes-in-average", put("average/name", ESC), "holds no weights 'x'", "eval bad.pt --weights x"),
+    content("nan-inside", nan_inside, "not finite", "bn-update bad.pt"),
+    content("stale", put("batchnorm", "stale"), "has stale BatchNorm statistics"),
+    weight("shape", lambda like: like[:, :2].clone(), "classifier.weight is (10, 2), not (10, 16)"),
+    weight("shape", lambda like: like[:, :2].clone(), "classifier.weight is (10, 2), not (10, 16)", "bn-update bad.pt"),
+    weight("meta", lambda like: like.to("meta"), "on meta"),
+    weight("sparse", sparse, "of layout torch.sparse_coo"),
+    weight("quantized", quantized, "whose numbers are not all in the file"),
+    weight("terabytes", lambda like: torch.zeros(1).expand(1 << 40), "whose numbers are not all in the file"),
+    weight("overlapping", lambda like: torch.zeros(99).as_strided((50, 50), (1, 1)), "whose numbers are not all in"),
+    weight("complex", lambda like: like + 1j, "complex64"),
+    weight("whole-numbers", lambda like: like.to(torch.int8), "int8"),
+    weight("nan", lambda like: like * float("nan"), "not finite"),
+    weight("nan", lambda like: like * float("nan"), "not finite", "bn-update bad.pt"),
+    weight("inf", lambda like: like + float("inf"), "not finite"),
+    recipe_inside("model-code", put("model", OS_SYSTEM), "would import and run code: model.name os:system"),
+    recipe_inside("dataset-code", put("dataset", OS_SYSTEM), "would import and run code: dataset.name os:system"),
+    recipe_inside("model-code", put("model", OS_SYSTEM), "model.name os:system", "bn-update bad.pt"),
+    recipe_inside("dataset-code", put("dataset", OS_SYSTEM), "dataset.name os:system", "bn-update bad.pt"),
+    recipe_inside("escapes", put("model/name", ESC), "unknown network"),
+    recipe_inside("escapes-in-code", put("model/name", f"{ESC}:x"), "would import and run code"),
+    recipe_inside("unknown-key", put("colour", "red"), "colour: unknown key"),
+    recipe_inside("deep", put("model/args", {"a": nested(40)}), "nested too deeply"),
+    recipe_inside("long", put("model/args", {"a": [0] * 6000}), "longer than any"),
+    recipe_inside("tensor", put("optimizer/lr", torch.ones(1)), "holds a Tensor"),
+    recipe_inside("nan-rate", put("optimizer/lr", float("nan")), "optimizer.lr: `nan` is not finite"),
+    recipe_inside("negative-seed", put("seed", -1), "seed: `-1` is below 0"),
+    recipe_inside("huge-seed", put("seed", 1 << 80), "seed: `1208925819614629174706176` is not below"),
+    recipe_inside("endless-width", put("model/args/width", 10**15), "model"),
+    recipe_inside("endless-threads", put("train/threads", 10**15), "train.threads"),
+    recipe_inside("no-such-folder", put("dataset", {"name": "image_folder", "root": "/nowhere"}), "no class folders"),
+    content(
+        "change-forbidden", put("samples", 1), "optimizer.lr: cannot be changed here", "eval bad.pt optimizer.lr=1"
+    ),
+]
+
+
+# Safetensors, and other people's files.
+
+
+def theirs(name: str, data: bytes, piece: str) -> Row:
+    words = ["eval", "bad.safetensors", "--recipe", "good.yaml"]
+    return Row(f"safetensors-{name}", words, piece, file("bad.safetensors", data))
+
+
+def in_safetensors(folder: Path) -> None:
+    weights = torch.load(folder / "swa.pt", weights_only=True)["state_dict"]
+    file("a.safetensors", save({name: value.contiguous() for name, value in weights.items()}))(folder)
+
+
+HEADER = b'{"w":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4]}}'
+plain_weights = edited("swa.pt", "plain.pt", lambda content: content["state_dict"])
+THEIRS = [
+    theirs("empty", b"", "cannot be read as safetensors"),
+    theirs("text", b"hello, I am no such file", "cannot be read as safetensors"),
+    theirs("endless-header", struct.pack("<Q", 1 << 60) + b"{}", "cannot be read as safetensors"),
+    theirs("terabytes", struct.pack("<Q", len(HEADER)) + HEADER + bytes(4), "cannot be read as safetensors"),
+    theirs("truncated", save({"w": torch.zeros(99)})[:-9], "cannot be read as safetensors"),
+    theirs("code", saved(Evil()), "cannot be read as safetensors"),
+    theirs("other-names", save({ESC: torch.zeros(9)}), "1 unexpected"),
+    Row(
+        "safetensors-no-recipe",
+        ["eval", "a.safetensors"],
+        "--recipe",
+        file("a.safetensors", save({"w": torch.ones(1)})),
+    ),
+    Row(
+        "safetensors-in-place",
+        ["bn-update", "a.safetensors", "--recipe", "good.yaml"],
+        "is no name for a checkpoint",
+        in_safetensors,
+    ),
+    Row("theirs-no-recipe", ["eval", "plain.pt"], "--recipe", plain_weights),
+    Row(
+        "theirs-in-place",
+        ["bn-update", "plain.pt", "--recipe", "good.yaml"],
+        "has no place to record that BatchNorm is fresh",
+        plain_weights,
+    ),
+    Row("theirs-missing-recipe", ["eval", "plain.pt", "--recipe", "bad.yaml"], "there is no such file", plain_weights),
+    Row(
+        "theirs-count",
+        ["eval", "bad.pt", "--recipe", "good.yaml"],
+        "n_averaged",
+        edited("swa.pt", "bad.pt", lambda content: {"n_averaged": torch.ones(3), **content["state_dict"]}),
+    ),
+    Row(
+        "theirs-count-text",
+        ["eval", "bad.pt", "--recipe", "good.yaml"],
+        "swa_n",
+        edited("swa.pt", "bad.pt", lambda content: {"swa_n": ESC, "swa_state_dict": content["state_dict"]}),
+    ),
+    Row(
+        "theirs-names-of-numbers",
+        ["eval", "bad.pt", "--recipe", "good.yaml"],
+        "no weights found among its keys",
+        edited("swa.pt", "bad.pt", lambda content: dict(enumerate(content["state_dict"].values()))),
+    ),
+    Row(
+        "theirs-values-of-text",
+        ["eval", "bad.pt", "--recipe", "good.yaml"],
+        "no weights found among its keys",
+        edited("swa.pt", "bad.pt", lambda content: {"state_dict": dict.fromkeys(content["state_dict"], "x")}),
+    ),
+]
+
+
+# Runs that go on: `swa train --resume run`, whose last.pt is edited.
+
+
+def resumed(name: str, edit: Edit, piece: str, *words: str) -> Row:
+    last = "run/checkpoints/last.pt"
+    return Row(f"resume-{name}", ["train", "--resume", "run", *words], piece, edited(last, last, edit))
+
+
+def evaluated(name: str, edit: Edit, piece: str) -> Row:
+    """A resume point that is scored."""
+    words = ["eval", "bad.pt", "--allow-stale-bn"]
+    return Row(f"eval-last-{name}", words, piece, edited("run/checkpoints/last.pt", "bad.pt", edit))
+
+
+def in_recipe_of_run(old: str, new: str) -> Make:
+    def make(folder: Path) -> None:
+        text = (folder / "run/recipe.yaml").read_text()
+        assert old in text
+        (folder / "run/recipe.yaml").write_text(text.replace(old, new))
+
+    return make
+
+
+RESUMED = [
+    resumed("other-rate", lambda _: None, "cannot be changed here", "optimizer.lr=3"),
+    resumed("epoch", put("epoch", 7), "do not agree"),
+    resumed("step-negative", put("step", -1), "step: Input should be greater than or equal to 0"),
+    resumed("step-after-end", put("step", 10**9), "do not agree"),
+    resumed("history-short", put("history", []), "do not agree"),
+    resumed("history-empty-row", put("history", [{}]), "history"),
+    resumed("history-escapes", put("history", [{"epoch": ESC}]), "history"),
+    resumed("num-train", put("num_train", 5), "the run was begun with 5"),
+    resumed("averages-none", put("averages", {}), "its averages are not those of its recipe"),
+    resumed("average-kind", put("averages/swa/kind", "ema"), "the saved average has kind ema"),
+    resumed("average-count", put("averages/swa/count", 5), "another number of steps than it counts"),
+    resumed("average-shapes", put("averages/swa/state/classifier.weight", torch.ones(3)), "classifier.weight"),
+    resumed("optimizer-empty", put("optimizer", {}), "its optimizer state does not fit"),
+    resumed("optimizer-groups", put("optimizer/param_groups", []), "its optimizer state does not fit"),
+    resumed(
+        "optimizer-other-group", put("optimizer/param_groups", [{"params": [0]}]), "its optimizer state does not fit"
+    ),
+    resumed(
+        "optimizer-shape", put("optimizer/state/0/momentum_buffer", torch.ones(5)), "its optimizer state does not fit"
+    ),
+    resumed("optimizer-text", put("optimizer/state/0", ESC), "its optimizer state does not fit"),
+    resumed("model-shape", put("model/classifier.weight", torch.ones(3)), "1 of another shape"),
+    resumed("model-nan", put("model/classifier.weight", torch.full((10, 16), float("nan"))), "not finite"),
+    resumed("stopped", put("stopped", ESC), "stopped: Input should be"),
+    resumed("recipe-other", put("recipe/optimizer/lr", 3.0), "optimizer.lr: is 0.1, and the run was begun with 3.0"),
+    resumed("code", put("recipe/model", OS_SYSTEM), "the run was begun with os:system"),
+    Row(
+        "resume-code-everywhere",
+        ["train", "--resume", "run"],
+        "model.name os:system",
+        lambda folder: (
+            edited("run/checkpoints/last.pt", "run/checkpoints/last.pt", put("recipe/model", OS_SYSTEM))(folder),
+            (folder / "run/recipe.yaml").unlink(),
+        ),
+    ),
+    Row(
+        "resume-threads-unknown",
+        ["train", "--resume", "run"],
+        "threads",
+        all_of(
+            in_recipe_of_run("threads: 1", "threads: auto"),
+            edited("run/checkpoints/last.pt", "run/checkpoints/last.pt", put("environment", {})),
+        ),
+    ),
+    Row(
+        "resume-shipped-average",
+        ["train", "--resume", "run"],
+        "is no resume point",
+        lambda folder: shutil.copy(folder / "swa.pt", folder / "run/checkpoints/last.pt"),
+    ),
+    Row(
+        "resume-recipe-edited",
+        ["train", "--resume", "run"],
+        "optimizer.lr: is 3.0",
+        in_recipe_of_run("lr: 0.1", "lr: 3.0"),
+    ),
+    Row("resume-recipe-broken", ["train", "--resume", "run"], "is not text in UTF-8", file("run/recipe.yaml", b"\xff")),
+    Row("resume-about-broken", ["train", "--resume", "run"], "run.json", file("run/run.json", b"{\xff")),
+    Row("resume-about-list", ["train", "--resume", "run"], "run.json", file("run/run.json", b"[1]")),
+    Row("resume-log-link", ["train", "--resume", "run"], "is a symbolic link", link("run/log.txt", "elsewhere")),
+    Row("resume-folder-link", ["train", "--resume", "run"], "is a symbolic link", link("run/checkpoints", "elsewhere")),
+    Row("resume-finished", ["train", "--resume", "run"], "is finished", file("run/result.json", b"{}")),
+    Row("resume-empty-folder", ["train", "--resume", "empty"], "there is no run to go on with", directory("empty")),
+    Row("resume-missing", ["train", "--resume", "nowhere"], "there is no run to go on with", nothing),
+    Row("resume-recipe-file", ["train", "--resume", "good.yaml"], "there is no run to go on with", nothing),
+    Row("resume-escapes", ["train", "--resume", ESC], "there is no run to go on with", nothing),
+    evaluated("count", put("averages/swa/count", 9), "another number of steps than it counts"),
+    evaluated(
+        "decay", lambda content: content["averages"]["swa"].update(kind="ema", decay=7.0), "decay: 7.0 does not fit"
+    ),
+    evaluated("shape", put("averages/swa/state/classifier.weight", torch.ones(3)), "classifier.weight"),
+    evaluated("nan", put("averages/swa/state/classifier.weight", torch.full((10, 16), float("nan"))), "not finite"),
+]
+
+
+# Folders of images: `swa train good.yaml dataset.name=image_folder`.
+
+
+def picture(name: str, size: tuple[int, int] = (8, 8)) -> Make:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (9, 9, 9)).save(buffer, "png")
+    return file(f"pets/{name}", buffer.getvalue())
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def images(name: str, make: Make, piece: str, *words: str) -> Row:
+    base = ["train", "good.yaml", "dataset.name=image_folder", "dataset.root=pets", "dataset.val=1"]
+    return Row(f"images-{name}", [*base, "train.batch_size=2", *words], piece, make)
+
+
+pets = all_of(*(picture(f"{label}/{index}.png") for label in ("cat", "dog") for index in range(3)))
+PNG = b"\x89PNG\r\n\x1a\n"
+GIGAPIXELS = PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
+IMAGES = [
+    images("missing", nothing, "no class folders with images in pets"),
+    images("is-file", file("pets", "x"), "no class folders with images in pets"),
+    images("no-classes", file("pets/readme.txt", "x"), "no class folders with images in pets"),
+    images("no-images", file("pets/cat/readme.txt", "x"), "no class folders with images in pets"),
+    images("empty-class", all_of(pets, directory("pets/eel")), "no images in pets/eel"),
+    images("escapes-in-class", all_of(pets, directory(f"pets/{ESC}")), "no images in pets/"),
+    images("broken-first", all_of(pets, file("pets/cat/0.png", b"\x89PNG\r\n")), "1 image file cannot be read"),
+    images("broken-later", all_of(pets, file("pets/dog/1.png", b"\x89PNG\r\n")), "1 image file cannot be read"),
+    images("text", all_of(pets, file("pets/dog/1.png", "hello")), "1 image file cannot be read"),
+    images("empty-file", all_of(pets, file("pets/dog/1.png", "")), "1 image file cannot be read"),
+    images("dangling", all_of(pets, link("pets/dog/9.png", "gone")), "1 image file cannot be read"),
+    images("fifo", all_of(pets, fifo("pets/cat/0.png")), "pets/cat/0.png"),
+    images("gigapixels", all_of(pets, file("pets/dog/1.png", GIGAPIXELS)), "1 image file cannot be read"),
+    images("sizes", all_of(pets, picture("dog/1.png", (9, 8))), "images differ in size"),
+    images("new-class", all_of(*(picture(f"{part}.png") for part in ("train/a/1", "test/b/1"))), "has classes that"),
+    images("size-negative", pets, "image_folder does not take", "dataset.args={size: -8}"),
+    images("size-text", pets, "image_folder does not take", "dataset.args={size: big}"),
+    images("size-endless", pets, "size", "dataset.args={size: 1000000000000}"),
+    images("unknown-argument", pets, "image_folder does not take", "dataset.args={colour: grey}"),
+    images("other-dataset", pets, "did you mean 'digits'", "dataset.name=digit"),
+    images("not-downloaded", nothing, "the files of mnist are missing", "dataset.name=mnist", "dataset.download=false"),
+    images("no-factory", pets, "no_such_module:make cannot be imported", "dataset.name=no_such_module:make"),
+]
+
+
+# Words of the command line.
+
+
+def usage(name: str, command: str, piece: str, make: Make = nothing) -> Row:
+    return Row(f"usage-{name}", command.split(), piece, make)
+
+
+USAGE = [
+    usage("no-such-command", "trian good.yaml", "No such command"),
+    usage("no-such-option", "train good.yaml --epochs 3", "No such option"),
+    usage("train-nothing", "train", "name a recipe, or a run folder with --resume"),
+    usage("train-json", "train good.yaml optimizer.lr=x --json", "optimizer.lr:"),
+    usage("resume-dry-run", "train --resume run --dry-run", "--resume goes on in its own folder"),
+    usage("resume-out", "train --resume run --out other", "--resume goes on in its own folder"),
+    usage("resume-recipe", "train good.yaml --resume run", "leave the recipe out with --resume"),
+    usage("extend-alone", "train good.yaml --extend-to 9", "--extend-to goes with --resume"),
+    usage("extend-zero", "train --resume run --extend-to 0", "--extend-to"),
+    usage("extend-text", "train --resume run --extend-to more", "--extend-to"),
+    usage("extend-fewer", "train --resume run --extend-to 1", "--extend-to 1: the run has 2 epochs"),
+    usage("extend-endless", "train --resume run --extend-to 99999999999999999", "more than any run has"),
+    usage("out-is-file", "train good.yaml --out good.yaml", "output.root: good.yaml cannot hold run folders"),
+    usage("out-below-file", "train good.yaml --out good.yaml/runs", "cannot hold run folders"),
+    usage("eval-nothing", "eval", "Missing argument"),
+    usage("eval-recipe", "eval good.yaml", "cannot be read as a checkpoint"),
+    usage("eval-two", "eval swa.pt swa.pt", "has no value"),
+    usage("eval-split", "eval swa.pt --split dev", "choose test, val or train"),
+    usage("eval-no-split", "eval swa.pt --split val", "digits has no val split"),
+    usage("eval-weights", "eval swa.pt --weights ema", "holds no weights 'ema'"),
+    usage("eval-stale", "eval run/checkpoints/last.pt", "has stale BatchNorm statistics"),
+    usage("eval-forbidden", "eval swa.pt optimizer.lr=1", "optimizer.lr: cannot be changed here"),
+    usage("eval-section", "eval swa.pt dataset=digits", "cannot be changed here"),
+    usage("eval-about-broken", "eval run/checkpoints/last.pt", "run.json", file("run/run.json", "{")),
+    usage("bn-nothing", "bn-update", "Missing argument"),
+    usage("bn-weights", "bn-update swa.pt --weights ema", "holds no weights 'ema'"),
+    usage("bn-raw", "bn-update run/checkpoints/last.pt --weights last", "its raw weights are what training goes on"),
+    usage("bn-samples-text", "bn-update swa.pt --samples many", "is neither `all` nor a count"),
+    usage("bn-samples-zero", "bn-update swa.pt --samples 0", "is neither `all` nor a count"),
+    usage("bn-samples-negative", "bn-update swa.pt --samples -5", "is neither `all` nor a count"),
+    usage("bn-out-no-folder", "bn-update swa.pt -o nowhere/x.pt", "nowhere: no such folder"),
+    usage("bn-out-folder", "bn-update swa.pt -o run", "is no name for a checkpoint"),
+    usage("bn-out-safetensors", "bn-update swa.pt -o x.safetensors", "is no name for a checkpoint"),
+    usage("bn-out-fifo", "bn-update swa.pt -o pipe", "pipe: is no", fifo("pipe")),
+    usage("bn-out-link", "bn-update swa.pt -o link.pt", "is a symbolic link", link("link.pt", "gone")),
+    usage("bn-link", "bn-update link.pt", "is a symbolic link", link("link.pt", "swa.pt")),
+    usage("bn-locked-log", "bn-update run/checkpoints/last.pt", "is a symbolic link", link("run/log.txt", "elsewhere")),
+]
+
+ROWS = [*RECIPES, *CHANGES, *FILES, *CONTENTS, *THEIRS, *RESUMED, *IMAGES, *USAGE]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder after training: the run is as it was after its first epoch."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "good.yaml").write_text(GOOD)
+    threads = torch.get_num_threads()
+    code = cli.run(["train", str(folder / "good.yaml"), "-q", "--out", str(folder)])
+    torch.set_num_threads(threads)
+    assert code == 0
+    (folder / "latest").unlink()
+    run = (folder / "good-001").rename(folder / "run")
+    (run / "checkpoints/swa.pt").rename(folder / "swa.pt")
+    (run / "checkpoints/previous.pt").rename(run / "checkpoints/last.pt")
+    for name in ("result.json", "curves.png"):
+        (run / name).unlink()
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _bounded() -> Iterator[None]:
+    """A row that hangs, or takes more memory than any sound answer needs, fails."""
+
+    def give_up(number: int, frame: object) -> None:
+        pytest.fail(f"no answer within {SECONDS} s")
+
+    before, (soft, hard) = signal.signal(signal.SIGALRM, give_up), resource.getrlimit(resource.RLIMIT_AS)
+    size = Path("/proc/self/statm")
+    if size.exists():
+        pages = int(size.read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
+    signal.alarm(SECONDS)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def tree(folder: Path) -> dict[str, tuple[object, ...]]:
+    """Everything in a folder: kind, time of the last change, and content."""
+    found: dict[str, tuple[object, ...]] = {}
+    for path in sorted(folder.rglob("*")):
+        about = path.lstat()
+        held: bytes | str = b""
+        if stat.S_ISREG(about.st_mode):
+            held = path.read_bytes()
+        elif stat.S_ISLNK(about.st_mode):
+            held = os.readlink(path)
+        found[str(path.relative_to(folder))] = (about.st_mode, about.st_mtime_ns, about.st_ino, held)
+    return found
+
+
+def named(rows: Iterable[Row]) -> list[Any]:
+    return [pytest.param(row, id=row.name) for row in rows]
+
+
+@pytest.mark.parametrize("row", named(ROWS))
+def test_refused_in_one_message_and_nothing_written(swa, trained: Path, tmp_path: Path, row: Row) -> None:
+    """Exit code, reason, silence on stdout, and the whole folder before the command against after it."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    row.make(tmp_path)
+    before = tree(tmp_path)
+    ended = swa(*row.words)
+    assert row.piece in " ".join(ended.err.split())
+    assert ended.code == row.code, ended.err
+    assert "Traceback" not in ended.err
+    assert "\x1b" not in ended.err
+    assert ended.out == ""
+    assert tree(tmp_path) == before
+
+
+def test_untouched_folder_is_accepted(swa, trained: Path, tmp_path: Path) -> None:
+    """What the rows above start from is good: each command that refuses them there takes it as it is."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    assert swa("eval", "swa.pt").code == 0
+    assert swa("bn-update", "swa.pt", "-o", "bad.pt").code == 0
+    assert swa("train", "good.yaml", "--dry-run").code == 0
+    assert swa("train", "--resume", "run").code == 0
