@@ -1,0 +1,84 @@
+"""The door: each command parses its words, calls one function, and prints one answer.
+
+Nothing here computes. Heavy rooms are imported inside the commands, so `--help` and recipe errors come without
+torch. `main` alone turns exceptions into a message and an exit code.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback as traceback_module
+from typing import NoReturn
+
+import typer
+
+from swa_cli.cli import bn_update, evaluate, train
+from swa_cli.cli.shared import EXIT_CODES, options
+from swa_cli.errors import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    RecipeError,
+    Terminated,
+    UserError,
+)
+
+app = typer.Typer(
+    name="swa",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train image models with Stochastic Weight Averaging, from one YAML recipe.",
+    epilog=f"""\b
+Examples:
+  swa train recipes/digits.yaml
+  swa train recipes/digits.yaml optimizer.lr=0.2 train.epochs=30
+  swa eval runs/latest/checkpoints/swa.pt
+
+{EXIT_CODES}""",
+)
+app.callback()(options)
+app.command("train", epilog=train.EPILOG)(train.train)
+app.command("bn-update", epilog=bn_update.EPILOG)(bn_update.bn_update)
+app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(words: list[str]) -> int:
+    """Run one command; every way to end becomes an exit code, and a traceback is shown only on request."""
+    from swa_cli.report.problems import print_problems, print_user_error
+
+    try:
+        app(words)
+        return EXIT_DONE
+    except SystemExit as end:  # typer's own ends: help, wrong usage (2), Ctrl-C (130)
+        return end.code if isinstance(end.code, int) else EXIT_DONE
+    except Terminated:
+        return EXIT_TERMINATED
+    except Exception as error:
+        if "--traceback" in words:
+            traceback_module.print_exception(error)
+        if isinstance(error, RecipeError):
+            print_problems(error.problems, source=error.source)
+            return EXIT_USAGE
+        if isinstance(error, UserError):
+            print_user_error(error.message, hint=error.hint)
+            return error.exit_code
+        if isinstance(error, OSError) and error.strerror:
+            print_user_error(f"{error.filename or 'file'}: {error.strerror}", hint="free space, or use another folder")
+            return EXIT_FAILED
+        hint = "this is a mistake of swa or of your own code: see `swa --traceback ...`"
+        print_user_error(f"{type(error).__name__}: {error}", hint=hint)
+        return EXIT_FAILED
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise Terminated

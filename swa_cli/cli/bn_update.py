@@ -1,0 +1,57 @@
+"""`swa bn-update`: BatchNorm statistics of a checkpoint, measured anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Checkpoint, Json, Quiet, RecipeOption, answer
+
+EPILOG = f"""\b
+Examples:
+  swa bn-update runs/latest/checkpoints/last.pt
+  swa bn-update runs/latest/checkpoints/swa.pt --samples 10000 -o quick.pt
+  swa bn-update theirs.pt --recipe recipe.yaml -o fresh.pt
+
+{EXIT_CODES}"""
+
+
+def bn_update(
+    ckpt: Checkpoint,
+    changes: Changes = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here and leave CKPT as it is.")
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option("--weights", metavar="NAME", help="Weight set; default: every average in the file."),
+    ] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option("--samples", metavar="N|all", help="Training samples of the pass; default: the recipe's."),
+    ] = None,
+    recipe: RecipeOption = None,
+    allow_code: AllowCode = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Recompute BatchNorm statistics of a checkpoint over the training set, in place and atomically.
+
+    Changes are limited to dataset.*, train.device, train.precision, train.eval_batch_size and train.threads.
+    """
+    from swa_cli.report.terminal import Terminal
+    from swa_cli.training import refresh
+
+    result = refresh.update_checkpoint(
+        ckpt,
+        changes or [],
+        terminal=Terminal(quiet=quiet, json=as_json),
+        out=out,
+        weights=weights,
+        samples=samples,
+        recipe=recipe,
+        allow_code=allow_code,
+    )
+    answer(result, as_json=as_json)

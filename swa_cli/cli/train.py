@@ -1,0 +1,83 @@
+"""`swa train`: run a recipe, or go on with a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer
+
+EPILOG = f"""\b
+Examples:
+  swa train recipes/digits.yaml
+  swa train recipes/cifar10_preresnet20.yaml dataset.root=/data seed=1
+  swa train recipe.yaml averages.ema.kind=ema swa.start=60%
+  swa train recipe.yaml --dry-run
+  swa train --resume runs/latest
+
+{EXIT_CODES}"""
+
+
+def train(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="Recipe (YAML); left out with --resume.", show_default=False),
+    ] = None,
+    changes: Changes = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder of the run folders (output.root)."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option("--resume", "-r", metavar="RUN", help="Go on with this run folder.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Print the plan, do one real step, write nothing.")
+    ] = False,
+    extend_to: Annotated[
+        int | None,
+        typer.Option("--extend-to", metavar="EPOCHS", min=1, help="With --resume: more epochs; says what that moves."),
+    ] = None,
+    allow_code: AllowCode = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train by a recipe, average the weights, refresh BatchNorm, compare and ship.
+
+    A change such as optimizer.lr=0.2 is checked like the recipe itself; of several for one key the last holds.
+    A run that was stopped goes on with --resume to the same end, bit for bit (CPU).
+    """
+    from swa_cli.recipe import load
+    from swa_cli.report.terminal import Terminal
+
+    overrides = list(changes or [])
+    if out is not None:
+        overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
+    if resume is not None:
+        if recipe is not None and "=" not in recipe:
+            raise typer.BadParameter("leave the recipe out with --resume: the run folder holds it")
+        if dry_run or out is not None:
+            raise typer.BadParameter("--resume goes on in its own folder: it takes neither --dry-run nor --out")
+        overrides = [*([recipe] if recipe else []), *overrides]
+        from swa_cli.training import trainer
+
+        result = trainer.resume(
+            resume,
+            overrides,
+            terminal=Terminal(quiet=quiet, json=as_json),
+            allow_code=allow_code,
+            extend_to=extend_to,
+        )
+        answer(result, as_json=as_json)
+        return
+    if extend_to is not None:
+        raise typer.BadParameter("--extend-to goes with --resume; for a new run write train.epochs=N")
+    if recipe is None:
+        raise typer.BadParameter("name a recipe, or a run folder with --resume")
+    loaded = load.load(recipe, overrides)
+    from swa_cli.training import trainer
+
+    answer(trainer.train(loaded, terminal=Terminal(quiet=quiet, json=as_json), dry_run=dry_run), as_json=as_json)

@@ -1,0 +1,163 @@
+"""`swa bn-update`: the BatchNorm statistics of the weight sets in a checkpoint, measured anew."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from swa_cli.averaging.batchnorm import BatchNormUpdate
+from swa_cli.errors import UserError
+from swa_cli.report.terminal import Terminal
+from swa_cli.training import checkpoint, faults, revisit
+from swa_cli.training.bench import Bench
+from swa_cli.training.checkpoint import Checkpoint, WeightSet
+from swa_cli.training.run_folder import RunFolder
+
+
+def update_checkpoint(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    terminal: Terminal,
+    out: Path | None = None,
+    weights: str | None = None,
+    samples: str | None = None,
+    recipe: Path | None = None,
+    allow_code: bool = False,
+) -> dict[str, Any]:
+    """Recompute the BatchNorm statistics in a checkpoint, in place and atomically, or into `out`.
+
+    Of a resume point the averages are refreshed and the raw weights left alone: training goes on from them.
+    A foreign file has no place to record the refresh, so its weights are written to `out` in our format.
+
+    Raises:
+        UserError: Unknown weights, or weights that cannot be written where they were asked for.
+    """
+    target = out or path
+    if target.is_symlink():
+        raise UserError(
+            f"{target}: is a symbolic link, which is not followed for writing", hint="name the file itself, or -o FILE"
+        )
+    folder = RunFolder.around(target)
+    with folder.claimed() if folder is not None else nullcontext():  # a run that goes on would lose an epoch
+        return _update(
+            path,
+            overrides,
+            terminal=terminal,
+            target=target,
+            out=out,
+            weights=weights,
+            samples=samples,
+            recipe=recipe,
+            allow_code=allow_code,
+        )
+
+
+def _update(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    terminal: Terminal,
+    target: Path,
+    out: Path | None,
+    weights: str | None,
+    samples: str | None,
+    recipe: Path | None,
+    allow_code: bool,
+) -> dict[str, Any]:
+    found = checkpoint.read(path)
+    changes = [*overrides, *([] if samples is None else [f"swa.batchnorm.samples={samples}"])]
+    bench, model = revisit.open_checkpoint(
+        found, changes, recipe=recipe, terminal=terminal, allow_code=allow_code, also=("swa.batchnorm.samples",)
+    )
+    sets = checkpoint.weight_sets(found, model)
+    if weights is None and found.kind == "resume":
+        sets = {name: item for name, item in sets.items() if name != "last"}
+    sets = revisit.chosen(sets, weights or "all", path)
+    _require_writable(found, sets, out)
+    started = time.monotonic()
+    updates: dict[str, BatchNormUpdate] = {}
+    content = found.content
+    for name, item in sets.items():
+        checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
+        with faults.memory("train.batch_size", bench.recipe.train.batch_size):
+            update = bench.refresh_batchnorm(model, name=name)
+        if update is None:
+            terminal.note(f"{name}: {bench.recipe.model.name} has no BatchNorm layers: nothing to update")
+        else:
+            updates[name] = update
+        if update is not None or found.kind == "foreign":
+            content = _with_statistics(found, content, name, item, model, update, bench)
+    if updates or out is not None:
+        checkpoint.save(target, content)
+    for name, update in updates.items():
+        terminal.answer(
+            f"{name}: {update.num_layers} BatchNorm layers recomputed from {update.num_samples:,} samples"
+            f" ({update.method}) -> {target}"
+        )
+    return {
+        "command": "bn-update",
+        "checkpoint": str(target),
+        "run": revisit.run_of(path),
+        "weights": {
+            name: {
+                "batchnorm": "recomputed" if name in updates else "none",
+                "layers": updates[name].num_layers if name in updates else 0,
+                "samples": updates[name].num_samples if name in updates else 0,
+                "method": updates[name].method if name in updates else None,
+            }
+            for name in sets
+        },
+        "seconds": round(time.monotonic() - started, 3),
+        "device": str(bench.hardware.device),
+        "precision": bench.hardware.precision,
+    }
+
+
+def _require_writable(found: Checkpoint, sets: dict[str, WeightSet], out: Path | None) -> None:
+    if out is not None and not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder", hint="make it, or name another file with -o")
+    other = out is not None and out.exists() and not out.is_file()  # a folder, a pipe
+    if other or (out or found.path).suffix == ".safetensors":
+        raise UserError(f"{out or found.path}: is no name for a checkpoint", hint="name a .pt file with -o FILE")
+    if found.kind == "resume" and "last" in sets:
+        raise UserError(
+            f"{found.path}: its raw weights are what training goes on from and are not changed",
+            hint="name an average with --weights, or update a snapshot",
+        )
+    if found.kind == "foreign" and (out is None or len(sets) > 1):
+        raise UserError(
+            f"{found.path}: was not written by swa and has no place to record that BatchNorm is fresh",
+            hint=f"write to another file with -o FILE, naming one of {', '.join(sets)} with --weights",
+        )
+
+
+def _with_statistics(
+    found: Checkpoint,
+    content: dict[str, Any],
+    name: str,
+    item: WeightSet,
+    model: nn.Module,
+    update: BatchNormUpdate | None,
+    bench: Bench,
+) -> dict[str, Any]:
+    """The content of a checkpoint with the statistics that `model` has now for the weight set `name`."""
+    fresh: dict[str, Any] = {"batchnorm": "none", "batchnorm_method": None, "samples": 0}
+    if update is not None:
+        fresh = {"batchnorm": "recomputed", "batchnorm_method": update.method, "samples": update.num_samples}
+    if found.kind == "resume":
+        entry = content["averages"][name]
+        buffers = {key: value.clone() for key, value in model.named_buffers() if key in entry["state"]}
+        averages = {**content["averages"], name: {**entry, "state": {**entry["state"], **buffers}, **fresh}}
+        return {**content, "averages": averages}
+    state_dict = {key: value.clone() for key, value in model.state_dict().items()}
+    if found.kind == "foreign":
+        recipe = bench.recipe.model_dump(mode="json", exclude_none=True)
+        average: dict[str, Any] = {"name": name, "kind": "foreign", "count": item.count, "steps": []}
+        content = {"recipe": recipe, "input": bench.input, "average": average}
+    return {**content, "state_dict": state_dict, **fresh}
