@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test lint clean
+.PHONY: help train test torture lint clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -14,6 +14,9 @@ train: $(VENV)/installed ## install into .venv and run recipes/digits.yaml
 
 test: $(VENV)/installed-dev ## install with the dev tools and run every test
 	$(BIN)/pytest
+
+torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk: some minutes
+	$(BIN)/pytest -m torture --durations=0
 
 lint: $(VENV)/installed-dev ## ruff (format and lint) and mypy
 	$(BIN)/ruff format --check .

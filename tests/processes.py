@@ -1,0 +1,82 @@
+"""`swa` in a process of its own, that may be killed and limited without harm to the tests.
+
+The processes are forked from one that has imported what `swa train` needs: a kill costs no seconds of imports.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.truncate", "fcntl.lockf")
+PRELOADED = ["swa_cli.training.trainer", "torchmetrics.functional.classification"]
+
+
+def start(
+    folder: Path,
+    words: Sequence[str],
+    *,
+    kill_at: int = 0,
+    counted: Path | None = None,
+    largest_file: int | None = None,
+) -> ForkServerProcess:
+    """Start `swa WORDS...` in `folder`.
+
+    Args:
+        folder: Where it works; what it says goes to a file there, see `said_in`.
+        words: The command line.
+        kill_at: It kills itself when it opens, renames, removes ... a file there for the so-many-th time; 0: never.
+        counted: Where the number of these events is written.
+        largest_file: Bytes that a file may have, as if the disk had no more room.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_work, args=(folder, list(words), kill_at, counted, largest_file))
+    process.start()
+    return process
+
+
+def said_in(folder: Path) -> str:
+    """What the last command there has said."""
+    path = _said(folder)
+    return path.read_text() if path.exists() else ""
+
+
+def _said(folder: Path) -> Path:
+    return folder.parent / f"{folder.name}-said.txt"  # beside it: it is no event in the folder
+
+
+def _work(folder: Path, words: list[str], kill_at: int, counted: Path | None, largest_file: int | None) -> None:
+    from swa_cli import cli
+
+    os.chdir(folder)
+    os.environ["COLUMNS"] = "200"
+    output = os.open(_said(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    num_events = 0
+
+    def notice(event: str, args: tuple[object, ...]) -> None:
+        nonlocal num_events
+        if event in FILE_EVENTS and os.path.join(folder, str(args[0])).startswith(str(folder)):
+            num_events += 1
+            if num_events == kill_at:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(notice)
+    if largest_file is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does by itself: then a write fails with EFBIG
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    code = cli.run(words)
+    if counted is not None:
+        counted.write_text(str(num_events))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
