@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test torture lint clean
+.PHONY: help train test torture bench lint clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -17,6 +17,9 @@ test: $(VENV)/installed-dev ## install with the dev tools and run every test
 
 torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk: some minutes
 	$(BIN)/pytest -m torture --durations=0
+
+bench: $(VENV)/installed-dev ## ratios to the alternatives, measured side by side
+	$(BIN)/python tests/benchmarks/save.py
 
 lint: $(VENV)/installed-dev ## ruff (format and lint) and mypy
 	$(BIN)/ruff format --check .

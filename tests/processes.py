@@ -55,6 +55,7 @@ def _said(folder: Path) -> Path:
 def _work(folder: Path, words: list[str], kill_at: int, counted: Path | None, largest_file: int | None) -> None:
     from swa_cli import cli
 
+    multiprocessing.set_start_method("fork", force=True)  # its loader processes are made as those of a plain `swa`
     os.chdir(folder)
     os.environ["COLUMNS"] = "200"
     output = os.open(_said(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

@@ -56,24 +56,37 @@ def stream(
         worker_init_fn=_leave_signals_to_parent,
         generator=generator(seed, "workers"),  # else the loader draws from the global one
     )
+    died = None
     try:
         for batch in loader:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message, hint=batch.hint, exit_code=exit_code)
             yield batch
+    except (OSError, EOFError) as error:
+        if not workers:
+            raise
+        died = _death(f"{type(error).__name__} while it sent a batch", exit_code=exit_code)
     except RuntimeError as error:
         died = worker_death(error, exit_code=exit_code)
         if died is None:
             raise
-        raise died from error
+    if died is not None:
+        raise died  # here the frames of the loader are gone, so it has forgotten its processes and warns of none later
 
 
 def worker_death(error: RuntimeError, *, exit_code: int) -> UserError | None:
     """The words for it, if a loader process was killed: torch raises that wherever the main process happens to be."""
     if not str(error).startswith("DataLoader worker"):
         return None
-    message = f"a process that reads images died: {str(error).splitlines()[0]}"
-    return UserError(message, hint="if memory was short, set dataset.workers=0", exit_code=exit_code)
+    return _death(str(error).splitlines()[0], exit_code=exit_code)
+
+
+def _death(reason: str, *, exit_code: int) -> UserError:
+    return UserError(
+        f"a process that reads images died: {reason}",
+        hint="if memory was short, set dataset.workers=0",
+        exit_code=exit_code,
+    )
 
 
 def spans_of(num_samples: int, *, size: int) -> list[slice]:

@@ -23,11 +23,13 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 @contextmanager
 def told(folder: RunFolder) -> Iterator[None]:
-    """Turn faults of disk, memory and loader processes into one message and exit code 1."""
+    """Turn faults of disk, memory and loader processes into one message and exit code 1; say how the run goes on."""
     try:
         yield
     except UserError as error:
         error.exit_code = EXIT_FAILED  # whatever it was, something was run
+        if has_saved(folder):
+            error.hint += f"; {way_on(folder)}"
         raise
     except OSError as error:
         raise _of_files(error, folder) from error
@@ -56,11 +58,17 @@ def memory(key: str, batch_size: int) -> Iterator[None]:
         ) from error
 
 
+def has_saved(folder: RunFolder) -> bool:
+    """Whether there is a state to go on from."""
+    return folder.last.is_file() or folder.previous.is_file()
+
+
 def way_on(folder: RunFolder) -> str:
     """How a run goes on from its last good state."""
-    if not folder.last.is_file() and not folder.previous.is_file():
+    if not has_saved(folder):
         return "nothing was saved yet: start it again"
-    return f"its last good state is {folder.last}: continue with `swa train --resume {folder.path}`"
+    good = folder.last if folder.last.is_file() else folder.previous
+    return f"its last good state is {good}: continue with `swa train --resume {folder.path}`"
 
 
 def _of_files(error: OSError, folder: RunFolder) -> UserError:

@@ -194,7 +194,7 @@ def _epochs(run: Run, forward: nn.Module, folder: RunFolder) -> None:
         try:
             require_finite(read(run.model).weights)
         except NonFiniteWeights as error:
-            raise _failed(f"epoch {run.epoch}: {error}", folder) from error
+            raise _failed(f"epoch {run.epoch}: {error}") from error
         if num_steps := run.step - (run.epoch - 1) * run.plan.steps_per_epoch:  # none where the time was over
             row = _training_row(run, num_steps) | scoring.validate(run)
             row["seconds"] = round(time.monotonic() - run.clock, 3)
@@ -234,7 +234,7 @@ def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder) -> None:
             run.scaler.scale(loss / accumulate).backward()
             loss = loss.detach()
             if device.type == "cpu" or time.monotonic() > next_reading:
-                _require_finite(loss, run, folder)
+                _require_finite(loss, run)
                 next_reading = time.monotonic() + READ_LOSS_EVERY_S
                 bar.advance(loss=float(loss))
             else:
@@ -244,7 +244,7 @@ def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder) -> None:
                 _update(run, folder)
                 if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
                     saving.save_if_due(run, folder)
-    _require_finite(run.totals[0], run, folder)
+    _require_finite(run.totals[0], run)
 
 
 def _update(run: Run, folder: RunFolder) -> None:
@@ -261,7 +261,7 @@ def _update(run: Run, folder: RunFolder) -> None:
         try:
             update_all(due, run.model, step=done)
         except NonFiniteWeights as error:
-            raise _failed(f"epoch {run.epoch}, step {done}: {error}", folder) from error
+            raise _failed(f"epoch {run.epoch}, step {done}: {error}") from error
     run.step = done
     if done in run.plan.snapshots:
         saving.save_snapshot(run, folder)
@@ -332,13 +332,11 @@ def _dry_run(run: Run) -> dict[str, Any]:
     }
 
 
-def _require_finite(loss: Tensor, run: Run, folder: RunFolder) -> None:
+def _require_finite(loss: Tensor, run: Run) -> None:
     if not torch.isfinite(loss):
-        raise _failed(f"epoch {run.epoch}, step {run.step + 1}: the loss is {float(loss)}", folder)
+        raise _failed(f"epoch {run.epoch}, step {run.step + 1}: the loss is {float(loss)}")
 
 
-def _failed(what: str, folder: RunFolder) -> UserError:
-    good = next((path for path in (folder.last, folder.previous) if path.is_file()), None)
-    kept = "" if good is None else f"the last good state is {good}; "
-    hint = f"{kept}start again with a lower optimizer.lr, or with train.clip_norm=1"
+def _failed(what: str) -> UserError:
+    hint = "start again with a lower optimizer.lr, or with train.clip_norm=1"
     return UserError(what, hint=hint, exit_code=EXIT_FAILED)

@@ -1,0 +1,279 @@
+"""Faults while a run goes on: one clear message, exit 1, the last good checkpoint intact, and the same end after it."""
+
+from __future__ import annotations
+
+import errno
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from equal_runs import assert_equal_runs, content
+from processes import said_in, start
+from swa_cli.training import trainer
+
+# 22 steps an epoch, saved at the end of each; averages from step 33 on.
+RECIPE = """\
+name: faulty
+model: {name: convnet, args: {width: 4}}
+dataset: {name: digits, val: 0}
+optimizer: {lr: 0.1}
+swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
+averages: {ema: {kind: ema, decay: 0.9}}
+snapshots: {every: 0.5ep}
+train: {epochs: 3, batch_size: 64, threads: 1, precision: fp32}
+"""
+STREAMED = [
+    "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, args: {size: 8}}",
+    "train.batch_size=8",  # 4 steps an epoch
+]
+At = Callable[[int, Callable[[], object]], None]
+
+
+@pytest.fixture
+def faulty(tmp_path: Path) -> Path:
+    path = tmp_path / "faulty.yaml"
+    path.write_text(RECIPE)
+    generator = torch.Generator().manual_seed(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for index in range(20):
+            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{index}.png")
+    return path
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> At:
+    """Let something happen once, after the update that makes a step."""
+
+    def arm(step: int, happen: Callable[[], object]) -> None:
+        update = trainer._update
+
+        def do(run: Any, folder: Any) -> None:
+            update(run, folder)
+            if run.step == step:
+                monkeypatch.setattr(trainer, "_update", update)
+                happen()
+
+        monkeypatch.setattr(trainer, "_update", do)
+
+    return arm
+
+
+def no_write_of(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> Callable[[], None]:
+    """From now on the file system refuses to make a file that is to become `name`."""
+
+    def begin() -> None:
+        mkstemp = tempfile.mkstemp
+
+        def refuse(**options: Any) -> Any:
+            if str(options["prefix"]).startswith(f".{name}"):
+                raise OSError(number, os.strerror(number))
+            return mkstemp(**options)
+
+        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "said"),
+    [
+        ("last.pt", errno.ENOSPC, "no room to write (No space left on device)"),
+        ("last.pt", errno.EDQUOT, "no room to write (Disk quota exceeded)"),
+        ("last.pt", errno.EROFS, "cannot be written (Read-only file system)"),
+        ("last.pt", errno.EACCES, "cannot be written (Permission denied)"),
+        ("last.pt", errno.EIO, "Input/output error"),
+        ("step-", errno.ENOSPC, "no room to write"),
+        ("metrics.csv", errno.ENOSPC, "no room to write"),
+        ("swa.pt", errno.ENOSPC, "no room to write"),
+        ("curves.png", errno.ENOSPC, "no room to write"),
+        ("result.json", errno.ENOSPC, "no room to write"),
+    ],
+)
+def test_a_file_that_cannot_be_written(
+    swa,
+    faulty: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: At,
+    name: str,
+    number: int,
+    said: str,
+) -> None:
+    """Each file of a run, refused by the disk from step 30 on, against the run to which nothing happened."""
+    assert swa("train", faulty, "-q").code == 0
+    with monkeypatch.context() as patched:
+        at(30, no_write_of(patched, name, number))
+        ended = swa("train", faulty, "-q")
+    run = tmp_path / "runs/faulty-002"
+    assert ended.code == 1
+    assert said in " ".join(ended.err.split())
+    assert "continue with `swa train --resume runs/faulty-002`" in " ".join(ended.err.split())
+    assert ended.err.count("error:") == 1
+    assert not list(run.rglob("*.tmp"))
+    assert content(run, "last")["step"] in (22, 66)
+    assert swa("train", "--resume", run, "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/faulty-001", run)
+
+
+def test_log_on_a_full_disk(swa, faulty: Path, tmp_path: Path, at: At) -> None:
+    """The log becomes /dev/full (ENOSPC) in epoch 2: exit 1; the run goes on to the undisturbed end."""
+    assert swa("train", faulty, "-q").code == 0
+    log = tmp_path / "runs/faulty-002/log.txt"
+
+    def fill() -> None:
+        (number,) = [int(entry.name) for entry in Path("/proc/self/fd").iterdir() if entry.resolve() == log]
+        full = os.open("/dev/full", os.O_WRONLY)
+        os.dup2(full, number)
+        os.close(full)
+
+    at(30, fill)
+    ended = swa("train", faulty)
+    assert ended.code == 1
+    assert "no room to write (No space left on device)" in " ".join(ended.err.split())
+    assert swa("train", "--resume", "runs/faulty-002", "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")
+
+
+@pytest.mark.parametrize("largest_file", [20_000, 60_000], ids=["first-save", "save-with-averages"])
+def test_a_real_limit_on_the_size_of_files(faulty: Path, tmp_path: Path, largest_file: int) -> None:
+    """RLIMIT_FSIZE below the first checkpoint and below one with averages: exit 1; without it the run goes on."""
+    process = start(tmp_path, ["train", "faulty.yaml"], largest_file=largest_file)
+    process.join()
+    said = said_in(tmp_path)
+    assert process.exitcode == 1, said
+    assert "no room to write (File too large)" in said
+    assert "Traceback" not in said
+    assert not list((tmp_path / "runs").rglob("*.tmp"))
+    process = start(tmp_path, ["train", "--resume", "runs/faulty-001"])
+    process.join()
+    assert process.exitcode == 0, said_in(tmp_path)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("kilobytes", [8, 100, 200, 300])
+def test_a_full_disk(swa, faulty: Path, tmp_path: Path, kilobytes: int) -> None:
+    """A tmpfs of this size (needs root), which fills up at different files; enlarged, the run goes on to the end."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    assert os.system(f"mount -t tmpfs -o size={kilobytes}k swa-test {disk}") == 0
+    try:
+        ended = swa("train", faulty, "-q", "--out", disk)
+        assert ended.code in (1, 2), ended.err
+        assert "No space left on device" in " ".join(ended.err.split())
+        assert not list(disk.rglob("*.tmp"))
+        assert os.system(f"mount -o remount,size=100m {disk}") == 0
+        again = ["train", "--resume", disk / "faulty-001"] if (disk / "faulty-001/recipe.yaml").exists() else None
+        assert swa(*(again or ["train", faulty, "--out", disk]), "-q").code == 0
+        assert swa("train", faulty, "-q").code == 0
+        assert_equal_runs(tmp_path / "runs/faulty-001", sorted(disk.glob("faulty-0*"))[-1])
+    finally:
+        assert os.system(f"umount {disk}") == 0
+
+
+def test_folder_removed(swa, faulty: Path, tmp_path: Path, at: At) -> None:
+    """The run folder is deleted in epoch 2: exit 1 says so, and nothing is made in its place."""
+    at(30, lambda: shutil.rmtree(tmp_path / "runs/faulty-001"))
+    ended = swa("train", faulty, "-q")
+    assert ended.code == 1
+    assert "was removed while the run went on" in " ".join(ended.err.split())
+    assert not (tmp_path / "runs/faulty-001").exists()
+
+
+def test_image_that_becomes_unreadable(swa, faulty: Path, tmp_path: Path, at: At) -> None:
+    """A streamed image damaged in epoch 2: exit 1 names it; mended, the run goes on to the undisturbed end."""
+    assert swa("train", faulty, "-q", *STREAMED).code == 0
+    pictures = sorted((tmp_path / "images").glob("*/*.png"))
+    kept = [picture.read_bytes() for picture in pictures]
+    at(5, lambda: [picture.write_bytes(b"x") for picture in pictures])
+    ended = swa("train", faulty, "-q", *STREAMED)
+    assert ended.code == 1
+    assert "cannot be read" in ended.err
+    assert "Traceback" not in ended.err
+    for picture, data in zip(pictures, kept, strict=True):
+        picture.write_bytes(data)
+    assert content(tmp_path / "runs/faulty-002", "last")["step"] == 4
+    assert swa("train", "--resume", "runs/faulty-002", "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")
+
+
+def test_loader_process_killed(swa, faulty: Path, tmp_path: Path, at: At) -> None:
+    """SIGKILL to the process that reads images: exit 1 says what died; the run goes on to the undisturbed end."""
+    assert swa("train", faulty, "-q", *STREAMED).code == 0
+
+    def kill() -> None:
+        for child in multiprocessing.active_children():
+            if "Loader" in child.name or child.name.startswith("Process"):
+                os.kill(child.pid or 0, signal.SIGKILL)
+
+    at(5, kill)
+    ended = swa("train", faulty, "-q", *STREAMED)
+    assert ended.code == 1
+    assert "a process that reads images died" in " ".join(ended.err.split())
+    assert "--resume" in ended.err
+    assert swa("train", "--resume", "runs/faulty-002", "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")
+
+
+def test_out_of_memory(swa, faulty: Path) -> None:
+    """A batch for which the machine has no memory (RLIMIT_AS): exit 1 names the batch, and what halving it would be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (200 << 20), hard))
+    try:
+        ended = swa("train", faulty, "-q", "model.args.width=256", "train.batch_size=1400")
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    assert ended.code == 1, ended.err
+    said = " ".join(ended.err.split())
+    assert "out of memory with a batch of 1400 images" in said
+    assert "train.batch_size=700" in said
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite(
+    swa, faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: At, value: float
+) -> None:
+    """One loss of step 41, in the averaging phase: exit 1 before its update; gone on with, the undisturbed end."""
+    assert swa("train", faulty, "-q").code == 0
+    with monkeypatch.context() as patched:
+
+        def poison() -> None:
+            loss = trainer.tasks.loss
+            patched.setattr(trainer.tasks, "loss", lambda *args, **options: loss(*args, **options) * value)
+
+        at(40, poison)
+        ended = swa("train", faulty, "-q", "output.save_every=1step")
+    assert ended.code == 1
+    assert "epoch 2" in ended.err
+    assert content(tmp_path / "runs/faulty-002", "last")["step"] == 40
+    assert swa("train", "--resume", "runs/faulty-002", "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")
+
+
+def test_second_process_on_one_folder_is_refused(swa, faulty: Path, tmp_path: Path, at: At) -> None:
+    """A resume and a bn-update while the run goes on: exit 2, and the run ends as if nothing had been tried."""
+    assert swa("train", faulty, "-q").code == 0
+    codes = []
+
+    def intrude() -> None:
+        for words in (["train", "--resume", "runs/faulty-002"], ["bn-update", "runs/faulty-002/checkpoints/last.pt"]):
+            process = start(tmp_path, words)
+            process.join()
+            codes.append((process.exitcode, "another process is working on this run" in said_in(tmp_path)))
+
+    at(50, intrude)
+    assert swa("train", faulty, "-q").code == 0
+    assert codes == [(2, True), (2, True)]
+    assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")
