@@ -62,11 +62,15 @@ def _work(folder: Path, words: list[str], kill_at: int, counted: Path | None, la
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-    num_events = 0
+    num_events, itself = 0, os.getpid()
 
     def notice(event: str, args: tuple[object, ...]) -> None:
         nonlocal num_events
-        if event in FILE_EVENTS and os.path.join(folder, str(args[0])).startswith(str(folder)):
+        if (
+            event in FILE_EVENTS
+            and os.getpid() == itself
+            and os.path.join(folder, str(args[0])).startswith(str(folder))
+        ):
             num_events += 1
             if num_events == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)

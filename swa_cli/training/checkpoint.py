@@ -65,9 +65,10 @@ def save(path: Path, content: Mapping[str, Any], *, keep: Path | None = None) ->
         sink = _Sink(file)
         try:
             torch.save(whole, cast(IO[bytes], sink))
-        except RuntimeError:
-            if sink.error is not None:
-                raise sink.error from None
+        except RuntimeError as error:
+            first = sink.error or error.__context__
+            if first is not None:
+                raise first from None
             raise
 
     write_atomic(path, write, reserve=archive.num_bytes(whole) + PARTS_BESIDE_TENSORS, keep=keep)
@@ -217,16 +218,19 @@ def _clean(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class _Sink:
-    """A file for torch.save that remembers why a write failed."""
+    """A file for torch.save that remembers why a write ended: the disk, or a signal (Ctrl-C, a lost process).
+
+    torch.save loses that, and tells of an unexpected position in the file instead.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self.error: OSError | None = None
+        self.error: BaseException | None = None
 
     def write(self, data: bytes) -> int:
         try:
             return self._file.write(data)
-        except OSError as error:
+        except BaseException as error:
             self.error = error
             raise
 

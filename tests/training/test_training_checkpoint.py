@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 from pathlib import Path
@@ -53,6 +54,22 @@ def test_order_is_write_fsync_rename_fsync_folder(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b)))
     checkpoint.write_atomic(tmp_path / "a", lambda file: file.write(b"x"))
     assert calls == ["fsync False", "rename", "fsync True"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "disk full"), KeyboardInterrupt(), RuntimeError("a process died")])
+def test_what_ended_a_save_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """An error of the disk, or one that a signal handler raises inside a write, against what `save` raises."""
+
+    class File(io.BytesIO):
+        def write(self, data: bytes) -> int:
+            if self.tell() > 500:
+                raise error
+            return super().write(data)
+
+    monkeypatch.setattr(checkpoint, "write_atomic", lambda path, write, **_: write(File()))
+    with pytest.raises(type(error)) as caught:
+        checkpoint.save(tmp_path / "a.pt", {"w": torch.zeros(100)})
+    assert caught.value is error
 
 
 def test_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
