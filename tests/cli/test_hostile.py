@@ -36,7 +36,7 @@ swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
 train: {epochs: 2, batch_size: 256, eval_batch_size: 512, device: cpu, threads: 1, precision: fp32}
 """
 ESC = "\x1b[31m"
-SECONDS = 5  # far more than any row takes: what takes longer hangs
+SECONDS = 60  # far more than any row takes, on a busy machine too: what takes longer hangs
 MEMORY = 2 << 30  # bytes that a row may take beyond what the process has
 
 Make = Callable[[Path], object]
