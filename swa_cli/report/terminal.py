@@ -17,6 +17,7 @@ from rich.text import Text
 
 from swa_cli.report.columns import cell_line, head_line
 from swa_cli.report.epochs import epoch_cells, epoch_columns
+from swa_cli.report.repeats import repeat_table, repeat_verdict, spelled
 from swa_cli.report.scores import score_table, verdict
 from swa_cli.report.spelling import hanging, open_console, open_log, safe
 
@@ -54,6 +55,14 @@ class Terminal:
         for lines in self._unlogged:
             _print(lines, console=self._log)
         self._unlogged.clear()
+
+    def part(self) -> Terminal:
+        """The voice of a part of the work: its answers are conversation here, and it has a log of its own."""
+        return Terminal(quiet=self._quiet, json=True)
+
+    def heading(self, text: str) -> None:
+        """The title of a part of the work, after an empty line."""
+        self._say(lambda console: [Text(), Text(safe(text, console=console), style="bold")])
 
     def plan(self, title: str, rows: Sequence[tuple[str, str]], *, warnings: Sequence[str] = ()) -> None:
         """What is about to happen: a title, then labelled values, then warnings."""
@@ -164,6 +173,28 @@ class Terminal:
             title = hanging(Text(), f"{split}: {samples:,} samples (± one standard error)", console=console)
             block = [*title, *score_table(scores, console=console)]
             for sentence in verdict(scores):
+                block += hanging(Text(), sentence, console=console)
+            return block
+
+        self._say(lambda console: [Text()])
+        self._say(lines, answer=not self._json)
+
+    def summary_over_seeds(
+        self, weights: Mapping[str, Mapping[str, Any]], *, split: str, samples: int, seeds: Sequence[int]
+    ) -> None:
+        """The answer of a repeat: means and spreads of every weight set, then whether averaging helped.
+
+        Args:
+            weights: Weight set to what `training.spread.over_seeds` gives.
+            split: What was scored: test, val or train.
+            samples: How many samples that split has.
+            seeds: All that were asked for.
+        """
+
+        def lines(console: Console) -> list[Text]:
+            title = f"{split}: {samples:,} samples, seeds {spelled(seeds)} (± standard deviation, [95 % interval])"
+            block = [*hanging(Text(), title, console=console), *repeat_table(weights, console=console)]
+            for sentence in repeat_verdict(weights):
                 block += hanging(Text(), sentence, console=console)
             return block
 

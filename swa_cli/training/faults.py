@@ -60,7 +60,8 @@ def way_on(folder: RunFolder) -> str:
     """How a run goes on from its last good state."""
     if not folder.last.is_file() and not folder.previous.is_file():
         return "nothing was saved yet: start it again"
-    return f"its last good state is {folder.last}: continue with `swa train --resume {folder.path}`"
+    command = "the same `swa repeat`" if folder.is_in_repeat else f"`swa train --resume {folder.path}`"
+    return f"its last good state is {folder.last}: continue with {command}"
 
 
 def _of_files(error: OSError, folder: RunFolder) -> UserError:
