@@ -46,6 +46,7 @@ class Terminal:
         self._has_bars = not quiet and self._stderr.is_interactive
         self._log: Console | None = None
         self._unlogged: list[Lines] = []
+        self._warned: set[str] = set()
         self._averages: Sequence[str] = ()
         self._header_width = 0
 
@@ -58,7 +59,9 @@ class Terminal:
 
     def part(self) -> Terminal:
         """The voice of a part of the work: its answers are conversation here, and it has a log of its own."""
-        return Terminal(quiet=self._quiet, json=True)
+        part = Terminal(quiet=self._quiet, json=True)
+        part._warned = self._warned
+        return part
 
     def heading(self, text: str) -> None:
         """The title of a part of the work, after an empty line."""
@@ -83,9 +86,10 @@ class Terminal:
         self._say(lambda console: _remark(Text(), text, console=console))
 
     def warning(self, text: str) -> None:
-        """Something to think about: one paragraph, shown even by a quiet terminal."""
+        """Something to think about: one paragraph, shown even by a quiet terminal, which says it once."""
         head = Text.assemble(("warning: ", "bold yellow"))
-        self._say(lambda console: _remark(head, text, console=console), always=True)
+        self._say(lambda console: _remark(head, text, console=console), always=text not in self._warned)
+        self._warned.add(text)
 
     def will_stop_soon(self) -> None:
         """Ctrl-C was heard. Called in a signal handler, where only the bare descriptor can be written to."""

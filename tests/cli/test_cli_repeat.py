@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import torch
 from scipy import stats
 
+from swa_cli import cli
 from swa_cli.training import trainer
 from swa_cli.training.run_folder import RunFolder
 
@@ -36,6 +38,33 @@ def few(tmp_path: Path) -> Path:
     path = tmp_path / "few.yaml"
     path.write_text(RECIPE)
     return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repeat of seeds 0 to 2 that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "few.yaml").write_text(RECIPE)
+    threads = torch.get_num_threads()
+    code = cli.run(["repeat", str(folder / "few.yaml"), "--seeds", "0-2", "-q", "-o", str(folder)])
+    torch.set_num_threads(threads)
+    assert code == 0
+    return folder / "few-repeat-001"
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """Put the repeat folder of the first so many seeds into `runs`, finished."""
+
+    def make(num_seeds: int) -> Path:
+        folder = tmp_path / "runs/few-repeat-001"
+        shutil.copytree(whole, folder)
+        for seed in range(num_seeds, 3):
+            shutil.rmtree(folder / f"seed-{seed}")
+        (folder / "result.json").unlink()
+        return folder
+
+    return make
 
 
 @pytest.fixture
@@ -92,7 +121,7 @@ def recipe_of(folder: Path) -> list[str]:
 
 
 def test_seeds_are_the_runs_of_train(swa, few: Path, tmp_path: Path) -> None:
-    """Each seed's folder against `swa train seed=k`: equal weights, a recipe that differs in the seed alone."""
+    """The files of a repeat; a seed against `swa train seed=2`: equal weights, a recipe with another seed alone."""
     ended = swa("repeat", few, "--seeds", "0,2", "--json")
     assert ended.code == 0, ended.err
     repeat = tmp_path / "runs/few-repeat-001"
@@ -106,17 +135,17 @@ def test_seeds_are_the_runs_of_train(swa, few: Path, tmp_path: Path) -> None:
         given, own = recipe_of(repeat), recipe_of(repeat / f"seed-{seed}")
         assert [line for line in given if line not in own] == ["seed: 7"]
         assert [line for line in own if line not in given] == [f"seed: {seed}"]
-        assert swa("train", few, "-q", f"seed={seed}").code == 0
-        assert_equal_runs(repeat / f"seed-{seed}", tmp_path / f"runs/few-00{1 + seed // 2}")
         assert ended.json["runs"][str(seed)] == json.loads((repeat / f"seed-{seed}/result.json").read_text())
+    assert swa("train", few, "-q", "seed=2").code == 0
+    assert_equal_runs(repeat / "seed-2", tmp_path / "runs/few-001")
 
 
-def test_numbers_against_the_seeds_results(swa, few: Path, tmp_path: Path) -> None:
+def test_numbers_against_the_seeds_results(swa, few: Path, finished: Callable[[int], Path]) -> None:
     """JSON and table against the seeds' result.json, `statistics` and scipy's interval of a mean."""
+    repeat = finished(3)
     ended = swa("repeat", few, "--seeds", "0-2", "--json", "-q")
     assert ended.err == ""
     answer = ended.json
-    repeat = tmp_path / "runs/few-repeat-001"
     assert answer == json.loads((repeat / "result.json").read_text())
     assert (answer["command"], answer["run"], answer["seeds"]) == ("repeat", str(repeat), [0, 1, 2])
     assert (answer["split"], answer["samples"]) == ("test", 360)
@@ -141,57 +170,62 @@ def test_numbers_against_the_seeds_results(swa, few: Path, tmp_path: Path) -> No
     assert max(map(len, table.splitlines())) <= 80
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_stopped_in_the_second_seed_goes_on_to_the_same_end(
-    swa,
-    few: Path,
-    tmp_path: Path,
-    signal_in: Callable[..., None],
-    begun: list[str],
-    number: signal.Signals,
-    code: int,
+    swa, few: Path, tmp_path: Path, whole: Path, signal_in: Callable[..., None], begun: list[str]
 ) -> None:
-    """A signal after step 8 of 12 of seed 1: its code, the same command again, against a repeat without a stop."""
-    words = ["--seeds", "0-2", "-q"]
-    assert swa("repeat", few, *words, "-o", "whole").code == 0
-    signal_in(1, 8, number)
-    ended = swa("repeat", few, *words)
-    assert ended.code == code
+    """Ctrl-C after step 8 of 12 of seed 1: 130, the same command again, against a repeat without a stop."""
+    signal_in(1, 8)
+    ended = swa("repeat", few, "--seeds", "0-2", "-q")
+    assert ended.code == 130
+    assert ended.err.count("swa averages only 3 weights") == 1
     assert "stopped in seed 1 (2 of 3): run the same command again" in ended.err
     assert "swa train --resume" not in ended.err
     repeat = tmp_path / "runs/few-repeat-001"
     assert not (repeat / "result.json").exists()
     assert torch.load(repeat / "seed-1/checkpoints/last.pt", weights_only=True)["step"] == 8
     begun.clear()
-    ended = swa("repeat", few, "--seeds", "0-2")
+    ended = swa("repeat", few, "--seeds", "0-2", "--json")
     assert ended.code == 0, ended.err
     assert begun == ["seed-1", "seed-2"]
     assert "finished: 0; to go on: 1; to run: 2" in ended.err
     for seed in range(3):
-        assert_equal_runs(repeat / f"seed-{seed}", tmp_path / f"whole/few-repeat-001/seed-{seed}")
+        assert_equal_runs(repeat / f"seed-{seed}", whole / f"seed-{seed}")
+    assert ended.json["weights"] == scores(whole)
     assert not (tmp_path / "runs/few-repeat-002").exists()
 
 
-def test_more_seeds_run_only_what_is_missing(swa, few: Path, tmp_path: Path, begun: list[str]) -> None:
-    """0-1, then 0-2, then 1-2: one more run, none more, and reports of just what was asked for."""
-    assert swa("repeat", few, "--seeds", "0-1", "-q").code == 0
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("seed-*/**/*")}
-    assert begun == ["seed-0", "seed-1"]
+def test_terminated_is_told_by_the_exit_code(
+    swa, few: Path, finished: Callable[[int], Path], signal_in: Callable[..., None]
+) -> None:
+    """SIGTERM in the last seed: 143, and what to do."""
+    finished(2)
+    signal_in(2, 3, signal.SIGTERM)
+    ended = swa("repeat", few, "--seeds", "0-2", "-q")
+    assert ended.code == 143
+    assert "stopped in seed 2 (3 of 3)" in ended.err
+
+
+def test_more_seeds_run_only_what_is_missing(swa, few: Path, finished: Callable[[int], Path], begun: list[str]) -> None:
+    """0-2 where 0-1 are finished, then 1-2: one more run, none more, and reports of just what was asked for."""
+    folder = finished(2)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("seed-*/**/*")}
     ended = swa("repeat", few, "--seeds", "0-2", "--json")
-    assert begun == ["seed-0", "seed-1", "seed-2"]
+    assert begun == ["seed-2"]
     assert ended.json["seeds"] == [0, 1, 2]
     assert ended.json["weights"]["swa"]["n"] == 3
     assert "is that of the same recipe" in ended.err
     ended = swa("repeat", few, "--seeds", "2,1", "--json")
-    assert begun == ["seed-0", "seed-1", "seed-2"]
+    assert begun == ["seed-2"]
     assert ended.json["seeds"] == [1, 2]
     assert ended.json["runs"].keys() == {"1", "2"}
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
-def test_changed_recipe_gets_a_new_folder(swa, few: Path, tmp_path: Path, begun: list[str]) -> None:
+def test_changed_recipe_gets_a_new_folder(
+    swa, few: Path, tmp_path: Path, finished: Callable[[int], Path], begun: list[str]
+) -> None:
     """Another rate: a new folder with the reason. The first recipe again, with keys that do not matter: the old one."""
-    assert swa("repeat", few, "--seeds", "0-1", "-q").code == 0
+    finished(2)
     ended = swa("repeat", few, "--seeds", "0-1", "optimizer.lr=0.2")
     said = " ".join(ended.err.split())
     assert "few-repeat-001 has another recipe (optimizer.lr is 0.1 there and 0.2 here)" in said
@@ -217,46 +251,35 @@ def test_keys_that_may_differ_reach_a_seed_that_goes_on(
 
 
 def test_seed_that_fails_is_named_and_the_finished_ones_are_kept(
-    swa, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swa, few: Path, finished: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loss that is not finite in seed 1: exit 1 with the seed, and seed 0 as it was."""
+    repeat = finished(1)
     loss = trainer.tasks.loss
-    seeds: list[int] = []
-    prepare = trainer.prepare
-
-    def prepared(loaded: Any, *words: Any, **options: Any) -> Any:
-        seeds.append(loaded.recipe.seed)
-        return prepare(loaded, *words, **options)
-
-    def diverging(*words: Any, **options: Any) -> Any:
-        return loss(*words, **options) * (float("nan") if seeds[-1] == 1 else 1.0)
-
-    monkeypatch.setattr(trainer, "prepare", prepared)
-    monkeypatch.setattr(trainer.tasks, "loss", diverging)
+    monkeypatch.setattr(trainer.tasks, "loss", lambda *words, **options: loss(*words, **options) * float("nan"))
     ended = swa("repeat", few, "--seeds", "0-2", "-q")
     assert ended.code == 1
     assert ended.out == ""
     assert "error: seed 1 (2 of 3): epoch 1, step 1: the loss is nan" in ended.err
     assert "seed 0: finished and kept" in ended.err
-    repeat = tmp_path / "runs/few-repeat-001"
     assert (repeat / "seed-0/result.json").is_file()
     assert not (repeat / "seed-1/result.json").exists()
     assert not (repeat / "seed-2").exists()
 
 
-def test_seed_that_was_killed_before_it_began_is_run(swa, few: Path, tmp_path: Path) -> None:
+def test_seed_that_was_killed_before_it_began_is_run(
+    swa, few: Path, whole: Path, finished: Callable[[int], Path]
+) -> None:
     """What a process leaves that was killed just after it made a seed's folder: the seed is run in it."""
-    assert swa("repeat", few, "--seeds", "0-1", "-q").code == 0
-    repeat = tmp_path / "runs/few-repeat-001"
+    repeat = finished(2)
     (repeat / "seed-2/checkpoints").mkdir(parents=True)
     (repeat / "seed-2/recipe.yaml").write_text("name: f")  # run.json comes after it
     assert swa("repeat", few, "--seeds", "0-2", "-q").code == 0
-    assert swa("train", few, "-q", "seed=2").code == 0
-    assert_equal_runs(repeat / "seed-2", tmp_path / "runs/few-001")
+    assert_equal_runs(repeat / "seed-2", whole / "seed-2")
 
 
 def test_seed_is_a_run_like_any_other(swa, few: Path, tmp_path: Path, signal_in: Callable[..., None]) -> None:
-    """A seed's checkpoint is scored, its recipe runs anew below output.root, and `train --resume` ends a stopped one."""
+    """A seed's checkpoint is scored, its recipe runs anew in output.root, and `train --resume` ends a stopped one."""
     signal_in(1, 8)
     assert swa("repeat", few, "--seeds", "0-1", "-q").code == 130
     repeat = tmp_path / "runs/few-repeat-001"
@@ -287,10 +310,9 @@ def test_dry_run_writes_nothing(swa, few: Path, tmp_path: Path, signal_in: Calla
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_weights_that_a_seed_lacks_are_said(swa, few: Path, tmp_path: Path) -> None:
+def test_weights_that_a_seed_lacks_are_said(swa, few: Path, finished: Callable[[int], Path]) -> None:
     """A seed that ended before its average began: the average over the other seeds, with a warning and its n."""
-    assert swa("repeat", few, "--seeds", "0-2", "-q").code == 0
-    path = tmp_path / "runs/few-repeat-001/seed-1/result.json"
+    path = finished(3) / "seed-1/result.json"
     values = json.loads(path.read_text())
     del values["weights"]["swa"]
     path.write_text(json.dumps(values))
@@ -302,14 +324,13 @@ def test_weights_that_a_seed_lacks_are_said(swa, few: Path, tmp_path: Path) -> N
     assert ended.json["weights"]["last"]["n"] == 3
 
 
-def test_two_processes_do_not_share_a_repeat(swa, few: Path, tmp_path: Path) -> None:
+def test_two_processes_do_not_share_a_repeat(swa, few: Path, finished: Callable[[int], Path]) -> None:
     """The lock of the folder in another process: exit 2, and nothing is written."""
-    assert swa("repeat", few, "--seeds", "0-1", "-q").code == 0
-    log = tmp_path / "runs/few-repeat-001/log.txt"
+    repeat = finished(2)
     program = (
         "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
     )
-    words = [sys.executable, "-c", program, str(log)]
+    words = [sys.executable, "-c", program, str(repeat / "log.txt")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
@@ -317,13 +338,12 @@ def test_two_processes_do_not_share_a_repeat(swa, few: Path, tmp_path: Path) -> 
         process.communicate("\n")
     assert ended.code == 2
     assert "another process is working" in ended.err
-    assert not (tmp_path / "runs/few-repeat-001/seed-2").exists()
+    assert not (repeat / "seed-2").exists()
 
 
-def test_unreadable_recipe_of_an_older_repeat_is_said(swa, few: Path, tmp_path: Path) -> None:
+def test_unreadable_recipe_of_an_older_repeat_is_said(swa, few: Path, finished: Callable[[int], Path]) -> None:
     """A repeat whose recipe.yaml is no recipe any more: a warning, and a new folder."""
-    assert swa("repeat", few, "--seeds", "0-1", "-q").code == 0
-    (tmp_path / "runs/few-repeat-001/recipe.yaml").write_text("model: 3\n")
+    (finished(2) / "recipe.yaml").write_text("model: 3\n")
     ended = swa("repeat", few, "--seeds", "0-1", "-q", "--json")
     assert ended.code == 0
     assert "few-repeat-001 is not gone on with" in ended.err
