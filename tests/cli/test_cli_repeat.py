@@ -311,14 +311,16 @@ def test_dry_run_writes_nothing(swa, few: Path, tmp_path: Path, signal_in: Calla
 
 
 def test_weights_that_a_seed_lacks_are_said(swa, few: Path, finished: Callable[[int], Path]) -> None:
-    """A seed that ended before its average began: the average over the other seeds, with a warning and its n."""
+    """A seed without an average, in bf16: the average over the other seeds with its n, and a warning of each."""
     path = finished(3) / "seed-1/result.json"
     values = json.loads(path.read_text())
     del values["weights"]["swa"]
+    values["precision"] = "bf16"
     path.write_text(json.dumps(values))
     ended = swa("repeat", few, "--seeds", "0-2", "--json", "-q")
     assert ended.code == 0
     assert "swa is missing in seed 1" in ended.err
+    assert "the seeds were run with precision fp32 and bf16" in ended.err
     assert ended.json["weights"]["swa"]["n"] == 2
     assert ended.json["weights"]["swa"]["seeds"] == [0, 2]
     assert ended.json["weights"]["last"]["n"] == 3
