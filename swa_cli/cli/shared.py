@@ -9,13 +9,19 @@ import typer
 
 from swa_cli import __version__
 
-EXIT_CODES = """\b
+
+def exit_codes(*, way_on: str) -> str:
+    """The end of each help; `way_on` continues what was stopped."""
+    return f"""\b
 Exit codes:
   0    done
   1    the run failed
   2    wrong usage, recipe, data or checkpoint: nothing was run
-  130  Ctrl-C; continue with `swa train --resume RUN`
+  130  Ctrl-C; continue with {way_on}
   143  SIGTERM; likewise"""
+
+
+EXIT_CODES = exit_codes(way_on="`swa train --resume RUN`")
 
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.", show_default=False)

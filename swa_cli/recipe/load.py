@@ -38,6 +38,10 @@ class Loaded:
         """Where the recipe lies: modules that it names are looked for there."""
         return Path(self.source).parent
 
+    def with_seed(self, seed: int) -> Loaded:
+        """The same recipe with another seed."""
+        return replace(self, recipe=self.recipe.model_copy(update={"seed": seed}))
+
     def locate(self, problems: Sequence[Problem]) -> RecipeError:
         """The problems of a later check, each at its key or at the nearest section that is written down."""
         located = []

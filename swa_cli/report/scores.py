@@ -7,7 +7,7 @@ standard error: within two of them nothing was shown.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from rich.cells import cell_len
@@ -30,14 +30,14 @@ from swa_cli.report.spelling import MINUS, safe
 Scores = Mapping[str, Any]
 
 CLEAR = 2.0  # standard errors that make a difference
-_TO_LAST = f"  {MINUS} last"
-_LONGEST_NAME = 20
-_STYLES = {"better": "green", "worse": "red"}
+TO_LAST = f"  {MINUS} last"
+LONGEST_NAME = 20
+STYLES = {"better": "green", "worse": "red"}
 
 
 def score_table(scores: Mapping[str, Scores], *, console: Console) -> list[Text]:
     """A line for each weight set, and under each average its paired difference to `last`."""
-    names = {name: safe(name, console=console)[:_LONGEST_NAME] for name in scores}
+    names = {name: safe(name, console=console)[:LONGEST_NAME] for name in scores}
     has_top5 = any(values.get("top5") is not None for values in scores.values())
     columns = fit(_columns(list(names.values()), has_top5=has_top5), width=console.width)
     lines = [head_line(columns, console=console)]
@@ -55,12 +55,12 @@ def score_table(scores: Mapping[str, Scores], *, console: Console) -> list[Text]
         lines.append(cell_line(columns, cells, console=console))
         if _is_compared(name, values):
             differences = {
-                "name": _TO_LAST,
+                "name": TO_LAST,
                 "accuracy": _accuracy_difference(values),
                 "nll": _nll_difference(values),
             }
-            styles = {"accuracy": _STYLES.get(_accuracy_standing(values), "")}
-            styles |= {"nll": _STYLES.get(_nll_standing(values), ""), "name": "dim"}
+            styles = {"accuracy": STYLES.get(_accuracy_standing(values), "")}
+            styles |= {"nll": STYLES.get(_nll_standing(values), ""), "name": "dim"}
             lines.append(cell_line(columns, differences, console=console, styles=styles))
     return lines
 
@@ -73,18 +73,21 @@ def verdict(scores: Mapping[str, Scores]) -> list[str]:
     return [f"{name}: {_judgement(values, last=last)}" for name, values in scores.items() if _is_compared(name, values)]
 
 
+def conclusion(standings: Collection[str]) -> str:
+    """What the standings of accuracy and NLL, `better`, `worse` or another word, come to."""
+    if "better" in standings:
+        return "mixed result" if "worse" in standings else "averaging helped"
+    return "averaging did not help" if "worse" in standings else "no clear difference to last"
+
+
 def _judgement(values: Scores, *, last: Scores) -> str:
     if not math.isfinite(values["accuracy_diff"] + values["nll_diff"]):
         return "no comparison with last: the scores are not finite"
     standings = _accuracy_standing(values), _nll_standing(values)
-    if "better" in standings:
-        conclusion = "mixed result" if "worse" in standings else "averaging helped"
-    else:
-        conclusion = "averaging did not help" if "worse" in standings else "no clear difference to last"
     accuracy = f"{percent(values['accuracy'])} % against {percent(last['accuracy'])} %"
     nll = f"{number(values['nll'])} against {number(last['nll'])}"
     return (
-        f"{conclusion}: accuracy {accuracy} ({_accuracy_difference(values)}): {standings[0]}; "
+        f"{conclusion(standings)}: accuracy {accuracy} ({_accuracy_difference(values)}): {standings[0]}; "
         f"NLL {nll} ({_nll_difference(values)}): {standings[1]}"
     )
 
@@ -120,7 +123,7 @@ def _error(values: Scores, key: str, write: Any) -> str | None:
 
 
 def _columns(names: list[str], *, has_top5: bool) -> list[Column]:
-    width = max(cell_len(name) for name in (*names, "weights", _TO_LAST))
+    width = max(cell_len(name) for name in (*names, "weights", TO_LAST))
     columns = [
         Column("name", "weights", width, rank=0, left=True),
         Column("accuracy", "accuracy %", 15, rank=1),

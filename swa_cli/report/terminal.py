@@ -17,6 +17,7 @@ from rich.text import Text
 
 from swa_cli.report.columns import cell_line, head_line
 from swa_cli.report.epochs import epoch_cells, epoch_columns
+from swa_cli.report.repeats import repeat_table, repeat_verdict, spelled
 from swa_cli.report.scores import score_table, verdict
 from swa_cli.report.spelling import hanging, open_console, open_log, safe
 
@@ -45,6 +46,7 @@ class Terminal:
         self._has_bars = not quiet and self._stderr.is_interactive
         self._log: Console | None = None
         self._unlogged: list[Lines] = []
+        self._warned: set[str] = set()
         self._averages: Sequence[str] = ()
         self._header_width = 0
 
@@ -54,6 +56,16 @@ class Terminal:
         for lines in self._unlogged:
             _print(lines, console=self._log)
         self._unlogged.clear()
+
+    def part(self) -> Terminal:
+        """The voice of a part of the work: its answers are conversation here, and it has a log of its own."""
+        part = Terminal(quiet=self._quiet, json=True)
+        part._warned = self._warned
+        return part
+
+    def heading(self, text: str) -> None:
+        """The title of a part of the work, after an empty line."""
+        self._say(lambda console: [Text(), Text(safe(text, console=console), style="bold")])
 
     def plan(self, title: str, rows: Sequence[tuple[str, str]], *, warnings: Sequence[str] = ()) -> None:
         """What is about to happen: a title, then labelled values, then warnings."""
@@ -74,9 +86,10 @@ class Terminal:
         self._say(lambda console: _remark(Text(), text, console=console))
 
     def warning(self, text: str) -> None:
-        """Something to think about: one paragraph, shown even by a quiet terminal."""
+        """Something to think about: one paragraph, shown even by a quiet terminal, which says it once."""
         head = Text.assemble(("warning: ", "bold yellow"))
-        self._say(lambda console: _remark(head, text, console=console), always=True)
+        self._say(lambda console: _remark(head, text, console=console), always=text not in self._warned)
+        self._warned.add(text)
 
     def will_stop_soon(self) -> None:
         """Ctrl-C was heard. Called in a signal handler, where only the bare descriptor can be written to."""
@@ -164,6 +177,28 @@ class Terminal:
             title = hanging(Text(), f"{split}: {samples:,} samples (± one standard error)", console=console)
             block = [*title, *score_table(scores, console=console)]
             for sentence in verdict(scores):
+                block += hanging(Text(), sentence, console=console)
+            return block
+
+        self._say(lambda console: [Text()])
+        self._say(lines, answer=not self._json)
+
+    def summary_over_seeds(
+        self, weights: Mapping[str, Mapping[str, Any]], *, split: str, samples: int, seeds: Sequence[int]
+    ) -> None:
+        """The answer of a repeat: means and spreads of every weight set, then whether averaging helped.
+
+        Args:
+            weights: Weight set to what `training.spread.over_seeds` gives.
+            split: What was scored: test, val or train.
+            samples: How many samples that split has.
+            seeds: All that were asked for.
+        """
+
+        def lines(console: Console) -> list[Text]:
+            title = f"{split}: {samples:,} samples, seeds {spelled(seeds)} (± standard deviation, [95 % interval])"
+            block = [*hanging(Text(), title, console=console), *repeat_table(weights, console=console)]
+            for sentence in repeat_verdict(weights):
                 block += hanging(Text(), sentence, console=console)
             return block
 

@@ -68,7 +68,8 @@ def way_on(folder: RunFolder) -> str:
     if not has_saved(folder):
         return "nothing was saved yet: start it again"
     good = folder.last if folder.last.is_file() else folder.previous
-    return f"its last good state is {good}: continue with `swa train --resume {folder.path}`"
+    command = "the same `swa repeat`" if folder.is_in_repeat else f"`swa train --resume {folder.path}`"
+    return f"its last good state is {good}: continue with {command}"
 
 
 def _of_files(error: OSError, folder: RunFolder) -> UserError:

@@ -3,6 +3,7 @@
 recipe.yaml re-runs the run verbatim; run.json says on what it ran; metrics.csv has a row an epoch (fractions,
 empty = not measured); result.json holds the final scores; checkpoints/ and snapshots/ the weights. `runs/latest`
 points to the newest. The log is also the lock: whoever works on the folder holds it, and it dies with its process.
+The folder of a repeat is one too, with repeat.json and a run folder a seed where a run has its checkpoints.
 """
 
 from __future__ import annotations
@@ -34,35 +35,26 @@ class RunFolder:
         self.recipe = path / "recipe.yaml"
         self.about = path / "run.json"
         self.result = path / "result.json"
+        self.repeat = path / "repeat.json"  # only in the folder of a repeat
         self.log = path / "log.txt"
 
     @classmethod
     def create(cls, root: Path, name: str) -> RunFolder:
-        """Make the next free `<name>-NNN` under `root` and let `latest` point to it."""
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            if not os.access(root, os.W_OK):
-                raise PermissionError("not writable")
-        except OSError as error:
-            raise UserError(
-                f"output.root: {root} cannot hold run folders ({error.strerror or error})",
-                hint="name another with -o DIR",
-            ) from error
-        taken = [
-            int(match[1])
-            for entry in root.iterdir()
-            if (match := re.fullmatch(re.escape(name) + r"-(\d+)", entry.name))
-        ]
-        number = max(taken, default=0) + 1
-        while True:
-            path = root / f"{name}-{number:03d}"
-            try:
-                path.mkdir()
-                break
-            except FileExistsError:  # another process was faster
-                number += 1
-        folder = cls(path)
+        """Make the next free `<name>-NNN` under `root`."""
+        folder = cls(make_next(root, name))
         folder.checkpoints.mkdir()
+        return folder
+
+    @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """Make a run folder of this very name, in which no run was begun.
+
+        Raises:
+            UserError: A symbolic link is in its way.
+        """
+        folder = cls(path)
+        folder._refuse_links()
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)  # a process that was killed here may have made them
         return folder
 
     @classmethod
@@ -78,12 +70,12 @@ class RunFolder:
                 f"{path}: holds neither checkpoints/last.pt nor recipe.yaml: there is no run to go on with",
                 hint="name a run folder, such as runs/latest",
             )
-        for part in (folder.checkpoints, folder.snapshots):
-            if part.is_symlink():
-                raise UserError(
-                    f"{part}: is a symbolic link, which is not followed for writing",
-                    hint="put the folder itself there",
-                )
+        if folder.repeat.is_file():
+            raise UserError(
+                f"{path}: is the folder of a repeat, not of a run",
+                hint="run the same `swa repeat` again, or name the folder of a seed in it",
+            )
+        folder._refuse_links()
         return folder
 
     @classmethod
@@ -91,6 +83,16 @@ class RunFolder:
         """The run folder that a checkpoint or snapshot lies in, if it does."""
         folder = cls(checkpoint.resolve().parent.parent)
         return folder if folder.about.is_file() else None
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a run to go on with: `begin` has been done."""
+        return any(file.is_file() for file in (self.last, self.previous, self.about))
+
+    @property
+    def is_in_repeat(self) -> bool:
+        """Whether this is a seed of a repeat."""
+        return RunFolder(self.path.parent).repeat.is_file()
 
     @contextmanager
     def claimed(self) -> Iterator[TextIO]:
@@ -120,17 +122,25 @@ class RunFolder:
             self._sweep()
             yield log
 
+    def _refuse_links(self) -> None:
+        for part in (self.checkpoints, self.snapshots):
+            if part.is_symlink():
+                raise UserError(
+                    f"{part}: is a symbolic link, which is not followed for writing",
+                    hint="put the folder itself there",
+                )
+
     def _sweep(self) -> None:
         for folder in (self.path, self.checkpoints, self.snapshots):
             for entry in folder.glob(".*.tmp"):
                 if LEFTOVER.fullmatch(entry.name):
                     entry.unlink(missing_ok=True)
 
-    def begin(self, recipe: str, about: Mapping[str, Any]) -> None:
-        """Write what it takes to go on with the run, then let `latest` point to it."""
+    def begin(self, recipe: str, about: Mapping[str, Any], *, root: Path) -> None:
+        """Write what it takes to go on with the run, then let `latest` under `root` point to it."""
         self.write_text(self.recipe.name, recipe)
         self.write_json(self.about.name, about)
-        _point_latest(self.path.parent, self.path.name)
+        _point_latest(root, os.path.relpath(self.path, root))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder atomically."""
@@ -153,6 +163,38 @@ class RunFolder:
         return self.snapshots / f"step-{step:08d}.pt"
 
 
+def make_next(root: Path, name: str) -> Path:
+    """Make the next free folder `<name>-NNN` under `root`.
+
+    Raises:
+        UserError: Nothing can be made there.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK):
+            raise PermissionError("not writable")
+    except OSError as error:
+        raise UserError(
+            f"output.root: {root} cannot hold run folders ({error.strerror or error})",
+            hint="name another with -o DIR",
+        ) from error
+    number = max((number for number, _ in numbered(root, name)), default=0) + 1
+    while True:
+        path = root / f"{name}-{number:03d}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:  # another process was faster
+            number += 1
+
+
+def numbered(root: Path, name: str) -> list[tuple[int, Path]]:
+    """Every `<name>-NNN` under `root` with its number, the newest last."""
+    pattern = re.compile(re.escape(name) + r"-(\d+)")
+    entries = root.iterdir() if root.is_dir() else ()
+    return sorted((int(match[1]), entry) for entry in entries if (match := pattern.fullmatch(entry.name)))
+
+
 def metric_columns(averages: Sequence[str]) -> list[str]:
     """Columns of metrics.csv for averages of these names."""
     columns = ["epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
@@ -161,7 +203,7 @@ def metric_columns(averages: Sequence[str]) -> list[str]:
     return [*columns, "seconds"]
 
 
-def _point_latest(root: Path, name: str) -> None:
+def _point_latest(root: Path, target: str) -> None:
     """Replace the link `latest` in one step; a real file or folder of that name is left alone."""
     latest = root / "latest"
     if latest.exists() and not latest.is_symlink():
@@ -170,7 +212,7 @@ def _point_latest(root: Path, name: str) -> None:
     while True:
         temporary.unlink(missing_ok=True)
         try:
-            temporary.symlink_to(name, target_is_directory=True)
+            temporary.symlink_to(target, target_is_directory=True)
             os.replace(temporary, latest)
             return
         except (FileExistsError, FileNotFoundError):  # another process is doing the same

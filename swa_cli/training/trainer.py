@@ -52,18 +52,34 @@ def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[
         RecipeError: Problems that show once data and classes are known; nothing was run.
         UserError: Missing data or device, or the run failed (exit code 1).
     """
-    import_from(loaded.folder)
-    run = prepare(loaded, terminal)
+    run = ready(loaded, terminal=terminal)
     recipe = run.bench.recipe
-    run.bench.scoring_split()
     if dry_run:
         terminal.plan(f"{recipe.title} (dry run)", plan_rows(run), warnings=run.plan.warnings)
         return _dry_run(run)
-    folder = RunFolder.create(Path(recipe.output.root), recipe.title)
+    return begin(run, RunFolder.create(Path(recipe.output.root), recipe.title), recipe_folder=loaded.folder)
+
+
+def ready(loaded: Loaded, *, terminal: Terminal) -> Run:
+    """A run that `begin` can begin; nothing is written.
+
+    Raises:
+        RecipeError: Problems that show once data and classes are known.
+        UserError: Missing data or device.
+    """
+    import_from(loaded.folder)
+    run = prepare(loaded, terminal)
+    run.bench.scoring_split()
+    return run
+
+
+def begin(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]:
+    """Run a run that is ready to its end, in a folder in which none was begun; see `train`."""
+    recipe = run.bench.recipe
     with folder.claimed() as log:
-        about_run = {"python": platform.python_version(), "recipe_folder": str(loaded.folder.resolve())}
+        about_run = {"python": platform.python_version(), "recipe_folder": str(recipe_folder.resolve())}
         with faults.told(folder):
-            folder.begin(load.dump(recipe), environment(run.bench.hardware) | about_run)
+            folder.begin(load.dump(recipe), environment(run.bench.hardware) | about_run, root=Path(recipe.output.root))
         return _go_on(run, folder, log, title=f"{recipe.title} -> {folder.path}", warnings=run.plan.warnings)
 
 

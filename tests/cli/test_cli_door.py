@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("words", [["-h"], ["train", "-h"], ["bn-update", "--help"], ["eval", "-h"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["-h"], ["train", "-h"], ["bn-update", "--help"], ["eval", "-h"], ["repeat", "-h"]], ids=" ".join
+)
 def test_help_ends_with_examples_and_exit_codes(swa, words: list[str]) -> None:
     """Each help on 80 columns: exit 0, examples, exit codes, no line that would wrap."""
     ended = swa(*words)

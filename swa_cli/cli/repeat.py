@@ -1,0 +1,95 @@
+"""`swa repeat`: a recipe with several seeds, reported together."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swa_cli.cli.shared import Changes, Json, Quiet, answer, exit_codes
+from swa_cli.errors import UserError
+
+EPILOG = f"""\b
+Examples:
+  swa repeat recipes/digits.yaml --seeds 0-4
+  swa repeat recipes/digits.yaml --seeds 0-2,7 swa.start=60% -o /data/runs
+  swa repeat recipe.yaml --seeds 0-9 --dry-run
+
+{exit_codes(way_on="the same command")}"""
+
+MAX_SEEDS = 1000
+LARGEST_SEED = 2**63 - 1
+
+
+def repeat(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).", show_default=False)],
+    seeds: Annotated[
+        str, typer.Option("--seeds", metavar="SEEDS", help="At least two: 0-4, or 0,3,7, or 0-2,5.", show_default=False)
+    ],
+    changes: Changes = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Folder of the repeat folders (output.root)."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Print the plan and what would be run, write nothing.")
+    ] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a recipe with several seeds: means, spreads, and whether averaging helped.
+
+    Each seed is an ordinary run in a folder of the repeat. The same command goes on where it was stopped, and with
+    more seeds it runs only those that are missing; a changed recipe gets a new folder.
+    """
+    wanted = parse_seeds(seeds)
+    overrides = list(changes or [])
+    for word in overrides:
+        if word.partition("=")[0].strip() == "seed":
+            raise UserError(f"{word}: the seeds of a repeat are those of --seeds", hint="leave it out")
+    if out is not None:
+        overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
+    from swa_cli.recipe import load
+    from swa_cli.report.terminal import Terminal
+
+    loaded = load.load(recipe, overrides)
+    from swa_cli.training import repeat as repeating
+
+    terminal = Terminal(quiet=quiet, json=as_json)
+    answer(repeating.repeat(loaded, wanted, terminal=terminal, dry_run=dry_run), as_json=as_json)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """`0-2,5` as [0, 1, 2, 5], in ascending order.
+
+    Raises:
+        UserError: It is no list of at least two different seeds.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,19})(?:-([0-9]{1,19}))?\s*", part)
+        if match is None:
+            raise _refused(text, f"`{part}` is neither a seed nor a range of seeds")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first > last:
+            raise _refused(text, f"{first} to {last} counts down", hint=f"write {last}-{first}")
+        if last > LARGEST_SEED:
+            raise _refused(text, f"{last} is too large for a seed")
+        if len(found) + last - first >= MAX_SEEDS:
+            raise _refused(text, f"more than {MAX_SEEDS:,} seeds")
+        found += range(first, last + 1)
+    twice = [seed for seed in sorted(set(found)) if found.count(seed) > 1]
+    if twice:
+        raise _refused(text, f"seed {twice[0]} is named twice")
+    if len(found) < 2:
+        raise _refused(text, "one seed has no spread", hint="name at least two, such as 0-2; `swa train` runs one")
+    return sorted(found)
+
+
+def _refused(
+    text: str, reason: str, *, hint: str = "write a range or a list, such as 0-4 or 0,3,7 or 0-2,5"
+) -> UserError:
+    return UserError(f"--seeds {text}: {reason}", hint=hint)

@@ -1,0 +1,352 @@
+"""A recipe with several seeds: the same runs as one by one, stopped and gone on with, extended, changed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+
+from swa_cli import cli
+from swa_cli.training import trainer
+from swa_cli.training.run_folder import RunFolder
+
+# 6 steps an epoch, 12 in all: averages after 6, 9 and 12.
+RECIPE = """\
+name: few
+seed: 7
+model: {name: convnet, args: {width: 4, dropout: 0.3}}
+dataset: {name: digits, val: 0, augment: {crop: 1}}
+optimizer: {lr: 0.1}
+swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
+train: {epochs: 2, batch_size: 256, eval_batch_size: 512, threads: 1, precision: fp32}
+"""
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    path = tmp_path / "few.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repeat of seeds 0 to 2 that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "few.yaml").write_text(RECIPE)
+    threads = torch.get_num_threads()
+    code = cli.run(["repeat", str(folder / "few.yaml"), "--seeds", "0-2", "-q", "-o", str(folder)])
+    torch.set_num_threads(threads)
+    assert code == 0
+    return folder / "few-repeat-001"
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path) -> Callable[[int], Path]:
+    """Put the repeat folder of the first so many seeds into `runs`, finished."""
+
+    def make(num_seeds: int) -> Path:
+        folder = tmp_path / "runs/few-repeat-001"
+        shutil.copytree(whole, folder)
+        for seed in range(num_seeds, 3):
+            shutil.rmtree(folder / f"seed-{seed}")
+        (folder / "result.json").unlink()
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def signal_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let this process get a signal while the update that makes a step of a seed is being done."""
+
+    def arm(seed: int, step: int, number: int = signal.SIGINT) -> None:
+        update = trainer._update
+
+        def do(run: Any, folder: Any) -> None:
+            update(run, folder)
+            if (run.bench.recipe.seed, run.step) == (seed, step):
+                monkeypatch.setattr(trainer, "_update", update)
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(trainer, "_update", do)
+
+    return arm
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the folders in which training went on or began."""
+    names: list[str] = []
+    go_on = trainer._go_on
+
+    def note(run: Any, folder: RunFolder, *words: Any, **options: Any) -> Any:
+        names.append(folder.path.name)
+        return go_on(run, folder, *words, **options)
+
+    monkeypatch.setattr(trainer, "_go_on", note)
+    return names
+
+
+def scores(run: Path) -> dict[str, Any]:
+    return json.loads((run / "result.json").read_text())["weights"]
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    """Raw weights, averages, momentum and scores of two finished runs, bit for bit."""
+    for name in ("last.pt", "swa.pt"):
+        one, two = (torch.load(run / "checkpoints" / name, weights_only=True) for run in (first, second))
+        for key in ("model", "state_dict"):
+            assert one.get(key, {}).keys() == two.get(key, {}).keys()
+            for tensor, value in one.get(key, {}).items():
+                assert torch.equal(value, two[key][tensor]), f"{name}: {tensor}"
+        for index, state in one.get("optimizer", {}).get("state", {}).items():
+            assert torch.equal(state["momentum_buffer"], two["optimizer"]["state"][index]["momentum_buffer"])
+    assert scores(first) == scores(second)
+
+
+def recipe_of(folder: Path) -> list[str]:
+    return (folder / "recipe.yaml").read_text().splitlines()
+
+
+def test_seeds_are_the_runs_of_train(swa, few: Path, tmp_path: Path) -> None:
+    """The files of a repeat; a seed against `swa train seed=2`: equal weights, a recipe with another seed alone."""
+    ended = swa("repeat", few, "--seeds", "0,2", "--json")
+    assert ended.code == 0, ended.err
+    repeat = tmp_path / "runs/few-repeat-001"
+    assert sorted(entry.name for entry in repeat.iterdir()) == [
+        *("log.txt", "recipe.yaml", "repeat.json", "result.json", "seed-0", "seed-2")
+    ]
+    assert json.loads((repeat / "repeat.json").read_text()) == {"seeds": [0, 2]}
+    assert (tmp_path / "runs/latest").resolve() == repeat / "seed-2"
+    assert "seed 2 (2 of 2)" in ended.err
+    for seed in (0, 2):
+        given, own = recipe_of(repeat), recipe_of(repeat / f"seed-{seed}")
+        assert [line for line in given if line not in own] == ["seed: 7"]
+        assert [line for line in own if line not in given] == [f"seed: {seed}"]
+        assert ended.json["runs"][str(seed)] == json.loads((repeat / f"seed-{seed}/result.json").read_text())
+    assert swa("train", few, "-q", "seed=2").code == 0
+    assert_equal_runs(repeat / "seed-2", tmp_path / "runs/few-001")
+
+
+def test_numbers_against_the_seeds_results(swa, few: Path, finished: Callable[[int], Path]) -> None:
+    """JSON and table against the seeds' result.json, `statistics` and scipy's interval of a mean."""
+    repeat = finished(3)
+    ended = swa("repeat", few, "--seeds", "0-2", "--json", "-q")
+    assert ended.err == ""
+    answer = ended.json
+    assert answer == json.loads((repeat / "result.json").read_text())
+    assert (answer["command"], answer["run"], answer["seeds"]) == ("repeat", str(repeat), [0, 1, 2])
+    assert (answer["split"], answer["samples"]) == ("test", 360)
+    each = [scores(repeat / f"seed-{seed}") for seed in range(3)]
+    for name, key in (("last", "accuracy"), ("swa", "nll"), ("swa", "ece"), ("last", "top5"), ("swa", "brier")):
+        values = [seed[name][key] for seed in each]
+        found = answer["weights"][name][key]
+        assert found["values"] == values
+        assert found["mean"] == pytest.approx(statistics.mean(values))
+        assert found["sd"] == pytest.approx(statistics.stdev(values))
+    for key in ("accuracy", "nll"):
+        values = [seed["swa"][f"{key}_diff"] for seed in each]
+        error = statistics.stdev(values) / 3**0.5
+        low, high = stats.t.interval(0.95, df=2, loc=statistics.mean(values), scale=error)
+        found = answer["weights"]["swa"][f"{key}_diff"]
+        assert found["values"] == pytest.approx(values)
+        assert (found["low"], found["high"]) == pytest.approx((low, high))
+    assert answer["weights"]["last"]["accuracy_diff"] is None
+    table = swa("repeat", few, "--seeds", "0-2", "-q").out
+    mean, low, high = (100 * answer["weights"]["swa"]["accuracy_diff"][key] for key in ("mean", "low", "high"))
+    assert f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]".replace("-", "−") in table
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_stopped_in_the_second_seed_goes_on_to_the_same_end(
+    swa, few: Path, tmp_path: Path, whole: Path, signal_in: Callable[..., None], begun: list[str]
+) -> None:
+    """Ctrl-C after step 8 of 12 of seed 1: 130, the same command again, against a repeat without a stop."""
+    signal_in(1, 8)
+    ended = swa("repeat", few, "--seeds", "0-2", "-q")
+    assert ended.code == 130
+    assert ended.err.count("swa averages only 3 weights") == 1
+    assert "stopped in seed 1 (2 of 3): run the same command again" in ended.err
+    assert "swa train --resume" not in ended.err
+    repeat = tmp_path / "runs/few-repeat-001"
+    assert not (repeat / "result.json").exists()
+    assert torch.load(repeat / "seed-1/checkpoints/last.pt", weights_only=True)["step"] == 8
+    begun.clear()
+    ended = swa("repeat", few, "--seeds", "0-2", "--json")
+    assert ended.code == 0, ended.err
+    assert begun == ["seed-1", "seed-2"]
+    assert "finished: 0; to go on: 1; to run: 2" in ended.err
+    for seed in range(3):
+        assert_equal_runs(repeat / f"seed-{seed}", whole / f"seed-{seed}")
+    assert ended.json["weights"] == scores(whole)
+    assert not (tmp_path / "runs/few-repeat-002").exists()
+
+
+def test_terminated_is_told_by_the_exit_code(
+    swa, few: Path, finished: Callable[[int], Path], signal_in: Callable[..., None]
+) -> None:
+    """SIGTERM in the last seed: 143, and what to do."""
+    finished(2)
+    signal_in(2, 3, signal.SIGTERM)
+    ended = swa("repeat", few, "--seeds", "0-2", "-q")
+    assert ended.code == 143
+    assert "stopped in seed 2 (3 of 3)" in ended.err
+
+
+def test_more_seeds_run_only_what_is_missing(swa, few: Path, finished: Callable[[int], Path], begun: list[str]) -> None:
+    """0-2 where 0-1 are finished, then 1-2: one more run, none more, and reports of just what was asked for."""
+    folder = finished(2)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("seed-*/**/*")}
+    ended = swa("repeat", few, "--seeds", "0-2", "--json")
+    assert begun == ["seed-2"]
+    assert ended.json["seeds"] == [0, 1, 2]
+    assert ended.json["weights"]["swa"]["n"] == 3
+    assert "is that of the same recipe" in ended.err
+    ended = swa("repeat", few, "--seeds", "2,1", "--json")
+    assert begun == ["seed-2"]
+    assert ended.json["seeds"] == [1, 2]
+    assert ended.json["runs"].keys() == {"1", "2"}
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_changed_recipe_gets_a_new_folder(
+    swa, few: Path, tmp_path: Path, finished: Callable[[int], Path], begun: list[str]
+) -> None:
+    """Another rate: a new folder with the reason. The first recipe again, with keys that do not matter: the old one."""
+    finished(2)
+    ended = swa("repeat", few, "--seeds", "0-1", "optimizer.lr=0.2")
+    said = " ".join(ended.err.split())
+    assert "few-repeat-001 has another recipe (optimizer.lr is 0.1 there and 0.2 here)" in said
+    assert (tmp_path / "runs/few-repeat-002/seed-1/result.json").is_file()
+    few.write_text(RECIPE.replace("seed: 7", "seed: 8"))
+    begun.clear()
+    ended = swa("repeat", few, "--seeds", "0-1", "output.save_every=2ep", "dataset.root=elsewhere", "--json")
+    assert ended.json["run"].endswith("few-repeat-001")
+    assert begun == []
+
+
+def test_keys_that_may_differ_reach_a_seed_that_goes_on(
+    swa, few: Path, tmp_path: Path, signal_in: Callable[..., None]
+) -> None:
+    """A stopped seed with another dataset.root and threads left open: the new root, the threads it was begun with."""
+    few.write_text(RECIPE.replace("threads: 1, ", ""))
+    signal_in(1, 3)
+    assert swa("repeat", few, "--seeds", "0-1", "-q", "train.threads=1").code == 130
+    assert swa("repeat", few, "--seeds", "0-1", "-q", "dataset.root=else where").code == 0
+    lines = recipe_of(tmp_path / "runs/few-repeat-001/seed-1")
+    assert "  root: else where" in lines
+    assert "  threads: 1" in lines
+
+
+def test_seed_that_fails_is_named_and_the_finished_ones_are_kept(
+    swa, few: Path, finished: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is not finite in seed 1: exit 1 with the seed, and seed 0 as it was."""
+    repeat = finished(1)
+    loss = trainer.tasks.loss
+    monkeypatch.setattr(trainer.tasks, "loss", lambda *words, **options: loss(*words, **options) * float("nan"))
+    ended = swa("repeat", few, "--seeds", "0-2", "-q")
+    assert ended.code == 1
+    assert ended.out == ""
+    assert "error: seed 1 (2 of 3): epoch 1, step 1: the loss is nan" in ended.err
+    assert "seed 0: finished and kept" in ended.err
+    assert (repeat / "seed-0/result.json").is_file()
+    assert not (repeat / "seed-1/result.json").exists()
+    assert not (repeat / "seed-2").exists()
+
+
+def test_seed_that_was_killed_before_it_began_is_run(
+    swa, few: Path, whole: Path, finished: Callable[[int], Path]
+) -> None:
+    """What a process leaves that was killed just after it made a seed's folder: the seed is run in it."""
+    repeat = finished(2)
+    (repeat / "seed-2/checkpoints").mkdir(parents=True)
+    (repeat / "seed-2/recipe.yaml").write_text("name: f")  # run.json comes after it
+    assert swa("repeat", few, "--seeds", "0-2", "-q").code == 0
+    assert_equal_runs(repeat / "seed-2", whole / "seed-2")
+
+
+def test_seed_is_a_run_like_any_other(swa, few: Path, tmp_path: Path, signal_in: Callable[..., None]) -> None:
+    """A seed's checkpoint is scored, its recipe runs anew in output.root, and `train --resume` ends a stopped one."""
+    signal_in(1, 8)
+    assert swa("repeat", few, "--seeds", "0-1", "-q").code == 130
+    repeat = tmp_path / "runs/few-repeat-001"
+    evaluated = swa("eval", repeat / "seed-0/checkpoints/swa.pt", "--json").json
+    assert evaluated["weights"]["swa"]["nll"] == scores(repeat / "seed-0")["swa"]["nll"]
+    assert swa("train", "--resume", "runs/latest", "-q").code == 0
+    assert swa("train", repeat / "seed-1/recipe.yaml", "-q").code == 0
+    assert_equal_runs(repeat / "seed-1", tmp_path / "runs/few-001")
+    ended = swa("repeat", few, "--seeds", "0-1")
+    assert "finished: 0, 1" in ended.err
+    assert ended.code == 0
+
+
+def test_dry_run_writes_nothing(swa, few: Path, tmp_path: Path, signal_in: Callable[..., None]) -> None:
+    """Before anything was run, and after a stop: the plan, which seeds are in which state, and no file changed."""
+    ended = swa("repeat", few, "--seeds", "0-2", "-n", "--json")
+    assert ended.code == 0
+    assert ended.json["run"] is None
+    assert ended.json["new"] == [0, 1, 2]
+    assert ended.json["plan"]["epochs"] == 2
+    assert list(tmp_path.iterdir()) == [few]
+    signal_in(1, 3)
+    assert swa("repeat", few, "--seeds", "0-1", "-q").code == 130
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    ended = swa("repeat", few, "--seeds", "0-2", "--dry-run", "--json")
+    assert [ended.json[state] for state in ("finished", "stopped", "new")] == [[0], [1], [2]]
+    assert "averaging" in ended.err
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_weights_that_a_seed_lacks_are_said(swa, few: Path, finished: Callable[[int], Path]) -> None:
+    """A seed without an average, in bf16: the average over the other seeds with its n, and a warning of each."""
+    path = finished(3) / "seed-1/result.json"
+    values = json.loads(path.read_text())
+    del values["weights"]["swa"]
+    values["precision"] = "bf16"
+    path.write_text(json.dumps(values))
+    ended = swa("repeat", few, "--seeds", "0-2", "--json", "-q")
+    assert ended.code == 0
+    assert "swa is missing in seed 1" in ended.err
+    assert "the seeds were run with precision fp32 and bf16" in ended.err
+    assert ended.json["weights"]["swa"]["n"] == 2
+    assert ended.json["weights"]["swa"]["seeds"] == [0, 2]
+    assert ended.json["weights"]["last"]["n"] == 3
+
+
+def test_two_processes_do_not_share_a_repeat(swa, few: Path, finished: Callable[[int], Path]) -> None:
+    """The lock of the folder in another process: exit 2, and nothing is written."""
+    repeat = finished(2)
+    program = (
+        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+    )
+    words = [sys.executable, "-c", program, str(repeat / "log.txt")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        ended = swa("repeat", few, "--seeds", "0-2")
+        process.communicate("\n")
+    assert ended.code == 2
+    assert "another process is working" in ended.err
+    assert not (repeat / "seed-2").exists()
+
+
+def test_unreadable_recipe_of_an_older_repeat_is_said(swa, few: Path, finished: Callable[[int], Path]) -> None:
+    """A repeat whose recipe.yaml is no recipe any more: a warning, and a new folder."""
+    (finished(2) / "recipe.yaml").write_text("model: 3\n")
+    ended = swa("repeat", few, "--seeds", "0-1", "-q", "--json")
+    assert ended.code == 0
+    assert "few-repeat-001 is not gone on with" in ended.err
+    assert ended.json["run"].endswith("few-repeat-002")
