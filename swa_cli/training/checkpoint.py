@@ -18,6 +18,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging import settings
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import has_batchnorm
 from swa_cli.averaging.tensors import clean_name
@@ -120,7 +121,7 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
 
 def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:
     """The average that `state_dict()` of a `WeightAverage` of `model` described."""
-    average = WeightAverage(model, kind=entry["kind"], decay=entry.get("decay"), window=entry.get("window"))
+    average = WeightAverage(model, kind=entry["kind"], **{key: entry.get(key) for key in settings.OWNERS})
     average.load_state_dict(without_batchnorm(entry))
     return average
 

@@ -111,9 +111,7 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
         )
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
-    averages = {
-        item.name: WeightAverage(model, kind=item.kind, decay=item.decay, window=item.window) for item in plan.averages
-    }
+    averages = {item.name: WeightAverage(model, **item.settings) for item in plan.averages}
     device = bench.hardware.device
     scaler = torch.amp.GradScaler(device.type, enabled=bench.hardware.precision == "fp16")
     due = {item.name: frozenset(item.steps) for item in plan.averages}
