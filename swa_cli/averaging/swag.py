@@ -49,8 +49,8 @@ class Spread:
                 torch._foreach_copy_([column[name] for name in names], distances)
 
     def variance(self, count: int) -> dict[str, Tensor]:
-        """M2 / n = E[w^2] - E[w]^2, in float32."""
-        return {name: (m2 / count).float() for name, m2 in self._m2.items()}
+        """What `variance_of` makes of the present M2."""
+        return variance_of(self._m2, count=count)
 
     def deviations(self) -> dict[str, Tensor]:
         """Stacks (K, *shape) from old to new; empty if none are kept."""
@@ -103,6 +103,11 @@ class Spread:
             fresh = {name: torch.empty_like(value, dtype=torch.float32) for name, value in mean.items()}
         self._columns.append(fresh)
         return fresh
+
+
+def variance_of(m2: Mapping[str, Tensor], *, count: int) -> dict[str, Tensor]:
+    """M2 / n = E[w^2] - E[w]^2, in float32."""
+    return {name: (value / count).float() for name, value in m2.items()}
 
 
 def is_spread(value: Tensor, *, squared: bool) -> bool:
@@ -159,11 +164,11 @@ class Posterior:
         z2 = torch.randn(self.num_deviations, generator=generator)
         drawn = {}
         for name, variance in self.variance.items():
-            mean = self.mean[name]
-            z1 = torch.randn(variance.shape, generator=generator).to(mean.device)
+            z1 = torch.randn(variance.shape, generator=generator).to(variance.device)
             offset = z1 * (variance if self.diagonal else variance / 2).sqrt()
             if not self.diagonal:
-                scaled = (z2 / math.sqrt(2 * (self.num_deviations - 1))).to(mean.device)
-                offset += torch.tensordot(scaled, self.deviations[name], dims=1)
-            drawn[name] = (mean + offset).to(mean.dtype)
+                scaled = (z2 / math.sqrt(2 * (self.num_deviations - 1))).to(variance.device)
+                offset += torch.tensordot(scaled, self.deviations[name].float(), dims=1)
+            mean = self.mean[name]
+            drawn[name] = (mean + offset.to(mean.device)).to(mean.dtype)
         return {name: drawn.get(owner, self.mean[name]) for name, owner in self.owners.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
@@ -51,7 +51,7 @@ class AveragePlan:
     @property
     def settings(self) -> dict[str, Any]:
         """The kind and what belongs to it, as `WeightAverage` takes them."""
-        return {key: value for key, value in asdict(self).items() if key not in ("name", "steps")}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("name", "steps")}
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,9 @@ def _what(average: AveragePlan, *, half_life: Duration | None) -> str:
     weights = _count(len(average.steps), "weight")
     match average.kind:
         case "ema":
-            pace = (
-                f"EMA {average.decay}" if half_life is None else f"EMA of half-life {half_life} ({average.decay:.6g})"
-            )
+            pace = f"EMA {average.decay}"
+            if half_life is not None:
+                pace = f"EMA of half-life {half_life} ({average.decay:.6g})"
             warmup = ", warmed up" if average.warmup else ""
             return pace + warmup + ("" if average.bias_correction else ", no bias correction")
         case "latest":

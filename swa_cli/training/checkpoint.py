@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from swa_cli.averaging import settings
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import has_batchnorm
-from swa_cli.averaging.swag import Posterior
+from swa_cli.averaging.swag import Posterior, variance_of
 from swa_cli.averaging.tensors import clean_name
 from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError
@@ -110,14 +110,13 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
     Raises:
         UserError: An average that is empty, or of another architecture.
     """
-    content = checkpoint.content
+    content, owners = checkpoint.content, read_tensors(model).owners
     if checkpoint.kind == "foreign":
         return _foreign_sets(checkpoint, model)
     if checkpoint.kind == "weights":
         weights, entry, kept = content["state_dict"], content["average"], content.get("posterior")
         posterior = None
         if kept is not None:
-            owners = read_tensors(model).owners
             posterior = Posterior(weights, kept["variance"], kept["deviations"], kept["diagonal"], owners)
         return {entry["name"]: WeightSet(weights, content["batchnorm"], entry["count"], entry["kind"], posterior)}
     if checkpoint.kind == "snapshot":
@@ -126,8 +125,10 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
     for name, entry in content["averages"].items():
         if entry["count"]:
             average = restore_average(entry, model)
-            posterior = average.posterior() if average.kind == "swag" else None
-            weights = average.averaged_state()
+            weights, posterior = average.averaged_state(), None
+            if average.kind == "swag":  # of the file's own tensors, which stay mapped: there may be a lot of them
+                variance = variance_of(entry["m2"], count=average.count)
+                posterior = Posterior(weights, variance, entry["deviations"], entry["diagonal"], owners)
             sets[name] = WeightSet(weights, entry["batchnorm"], average.count, average.kind, posterior)
     return sets
 
