@@ -1,4 +1,4 @@
-"""Running averages of a model's weights: the mean, an exponential moving average, or the last k.
+"""Running averages of a model's weights: the mean, an exponential moving average, the last k, or SWAG.
 
 One idea: parameters are averaged by name, each kind in a type wide enough for it (`_accumulator_dtype`), in one
 foreach pass an update; buffers (BatchNorm statistics, counters) are copied from the model, so they never mix into
@@ -15,6 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging import ema
+from swa_cli.averaging.settings import Settings
+from swa_cli.averaging.swag import Posterior, Spread
 from swa_cli.averaging.tensors import (
     Tensors,
     float64_device,
@@ -27,15 +30,14 @@ from swa_cli.averaging.tensors import (
 )
 from swa_cli.errors import UserError
 
-KINDS = ("mean", "ema", "latest")
-
 
 class WeightAverage:
     """The average of the weight sets that a model had at each `update`.
 
     mean:   avg += (w - avg) / (n + 1), the arithmetic mean of all of them (Izmailov et al. 2018, SWA)
-    ema:    avg += (w - avg) * (1 - decay), from the first weight set on: initial weights never enter
+    ema:    avg += (w - avg) * share, see `ema.share`; from the first weight set on: initial weights never enter
     latest: the arithmetic mean of the last `window`, or of as many as there are
+    swag:   as mean, and what it takes to draw weights around it (`posterior`)
 
     Shared parameters are accumulated once and come out under each of their names. Names are those of the
     plain model, also if it comes wrapped by DistributedDataParallel or torch.compile. Memory is taken by the
@@ -43,33 +45,57 @@ class WeightAverage:
 
     Args:
         model: What will be averaged; only its names, shapes and types are read here.
-        kind: `mean`, `ema` or `latest`.
+        kind: `mean`, `ema`, `latest` or `swag`.
         decay: For `ema`, in [0, 1).
+        warmup: For `ema`, a smaller decay at first; default no.
+        bias_correction: For `ema`, whether the first weight set counts as one like the others; default yes.
         window: For `latest`, at least 1.
+        rank: For `swag`, how many deviations from the mean to keep, at least 2.
+        diagonal: For `swag` instead of a rank: keep variances alone.
 
     Attributes:
         steps: Optimizer updates that had been done when each of the weight sets held was taken.
 
     Raises:
-        UserError: An unknown kind; a `decay` or `window` that is missing, out of range or of another kind.
+        UserError: An unknown kind; a setting that is missing, out of range or of another kind; complex weights
+            for swag.
     """
 
     def __init__(
-        self, model: nn.Module, *, kind: str = "mean", decay: float | None = None, window: int | None = None
+        self,
+        model: nn.Module,
+        *,
+        kind: str = "mean",
+        decay: float | None = None,
+        warmup: bool | None = None,
+        bias_correction: bool | None = None,
+        window: int | None = None,
+        rank: int | None = None,
+        diagonal: bool | None = None,
     ) -> None:
-        _check_kind(kind, decay=decay, window=window)
-        self.kind = kind
-        self.decay = decay
+        if kind == "ema":
+            warmup, bias_correction = bool(warmup), bias_correction is None or bias_correction
+        elif kind == "swag":
+            diagonal = bool(diagonal)
+        self.settings = Settings(kind, decay, warmup, bias_correction, window, rank, diagonal)
         self.window = window
         self.steps: list[int] = []
         self._num_taken = 0  # `latest` writes slot `_num_taken % window` next
         self._weights: dict[str, Tensor] = {}  # empty for `latest`
         self._slots: list[dict[str, Tensor]] = []  # the weight sets of `latest`
         self._buffers: dict[str, Tensor] = {}
+        self._spread = Spread(rank=rank or 0) if kind == "swag" else None
         present = read(model)
+        if kind == "swag":
+            _require_real(present.weights)
         self._devices = {name: value.device for name, value in present.all().items()}
         # What the model's tensors look like: shapes, strides and types without memory.
         self._layout = Tensors(on_meta(present.weights), on_meta(present.buffers), present.owners)
+
+    @property
+    def kind(self) -> str:
+        """`mean`, `ema`, `latest` or `swag`."""
+        return self.settings.kind
 
     @property
     def count(self) -> int:
@@ -104,6 +130,33 @@ class WeightAverage:
             fresh[name] = torch.empty_like(like, device=mean.device).copy_(mean)
         return {name: fresh[owner] for name, owner in self._layout.owners.items()}
 
+    def posterior(self) -> Posterior:
+        """The Gaussian over weights of a swag average, in fresh memory.
+
+        Raises:
+            UserError: Another kind of average, or nothing was averaged yet.
+        """
+        if self._spread is None:
+            raise UserError(f"an average of kind {self.kind} has no posterior", hint="make it of kind swag")
+        mean, variance = self.averaged_state(), self._spread.variance(self.count)
+        diagonal = bool(self.settings.diagonal)
+        return Posterior(mean, variance, self._spread.deviations(), diagonal, self._layout.owners)
+
+    def num_bytes(self, num_updates: int) -> int:
+        """The memory that the average takes after so many updates."""
+        if not num_updates:
+            return 0
+        held = sum(value.nbytes for value in self._layout.buffers.values())
+        for name, like in self._layout.weights.items():
+            if self.window is not None:
+                held += like.nbytes * min(num_updates, self.window)
+                continue
+            wide = _accumulator_dtype(like.dtype, kind=self.kind, device=self._devices[name])
+            held += like.numel() * wide.itemsize
+            if self._spread is not None:
+                held += like.numel() * self._spread.itemsize(num_updates, wide=wide)
+        return held
+
     def state_dict(self) -> dict[str, Any]:
         """All it takes to continue: primitives and copies of tensors; `latest` stacks run from old to new."""
         weights = {name: value.clone() for name, value in self._weights.items()}
@@ -112,12 +165,12 @@ class WeightAverage:
             slots = self._slots[oldest:] + self._slots[:oldest]
             weights = {name: torch.stack([slot[name] for slot in slots]) for name in slots[0]}
         buffers = {name: value.clone() for name, value in self._buffers.items()}
-        settings = {"kind": self.kind, "decay": self.decay, "window": self.window}
         return {
-            **{key: value for key, value in settings.items() if value is not None},
+            **self.settings.given(),
             "count": self.count,
             "steps": list(self.steps),
             "state": {**weights, **buffers},
+            **({} if self._spread is None else self._spread.state_dict()),
         }
 
     @torch.no_grad()
@@ -127,13 +180,16 @@ class WeightAverage:
         Raises:
             UserError: It is of another kind of average, or of another model; this one stays as it was.
         """
-        _require_same_settings(self, state)
+        _require_whole(state)
+        self.settings.require_same(state)
         saved: Mapping[str, Tensor] = state["state"]
         count = len(state["steps"])
         stacked = () if self.window is None else (count,)
         expected = {name: (*stacked, *like.shape) for name, like in self._layout.weights.items()}
         expected |= {name: tuple(like.shape) for name, like in self._layout.buffers.items()}
         require_same_shapes(shapes(saved), expected if count else {}, what="saved average")
+        if self._spread is not None:
+            self._spread.require_fit(state, expected=shapes(self._layout.weights), count=count)
         self._weights, self._slots, self._buffers = {}, [], {}
         for index in range(count if self.window is not None else min(count, 1)):
             for name, value in self._allocate(self._devices).items():
@@ -141,6 +197,8 @@ class WeightAverage:
         if count:
             for name, like in self._layout.buffers.items():
                 self._buffers[name] = torch.empty_like(like, device=self._devices[name]).copy_(saved[name])
+        if self._spread is not None:
+            self._spread.load_state_dict(state, mean=self._weights)
         self.steps = list(state["steps"])
         self._num_taken = count
 
@@ -172,7 +230,9 @@ class WeightAverage:
             if is_fresh:
                 torch._foreach_copy_(kept, offered)
             else:
-                _move_towards(kept, offered, 1 / (self.count + 1) if self.decay is None else 1 - self.decay)
+                _move_towards(kept, offered, self._share())
+        if self._spread is not None:
+            self._spread.take(present.weights, mean=target, count=self.count + 1)
         self._buffers = {name: value.clone() for name, value in present.buffers.items()}
         self._num_taken += 1
         if step is None:
@@ -180,6 +240,13 @@ class WeightAverage:
         self.steps.append(step)
         if self.window is not None:
             del self.steps[: -self.window]
+
+    def _share(self) -> float:
+        """The weight of the next weight set in the average that includes it."""
+        decay, warmup, corrected = self.settings.decay, self.settings.warmup, self.settings.bias_correction
+        if decay is None:
+            return 1 / (self.count + 1)
+        return ema.share(self.count, decay=decay, warmup=bool(warmup), bias_correction=bool(corrected))
 
 
 @torch.no_grad()
@@ -214,7 +281,7 @@ def _move_towards(kept: list[Tensor], offered: list[Tensor], share: float) -> No
 
 def _accumulator_dtype(dtype: torch.dtype, *, kind: str, device: torch.device) -> torch.dtype:
     """float64 for a mean: in float32 the rounding of 300 updates already passes 1e-6; float32 or better else."""
-    wide = torch.float64 if kind == "mean" and float64_device(device) == device else torch.float32
+    wide = torch.float64 if kind in ("mean", "swag") and float64_device(device) == device else torch.float32
     return torch.promote_types(dtype, wide)
 
 
@@ -225,24 +292,14 @@ def _mean(values: Sequence[Tensor]) -> Tensor:
     return wide[0] + (wide - wide[0]).mean(0)
 
 
-def _require_same_settings(average: WeightAverage, state: Mapping[str, Any]) -> None:
+def _require_whole(state: Mapping[str, Any]) -> None:
     missing = [key for key in ("kind", "count", "steps", "state") if key not in state]
     if missing or state["count"] != len(state["steps"]):
         problem = f"lacks {', '.join(missing)}" if missing else "holds another number of steps than it counts"
         raise UserError(f"the saved average {problem}", hint="load what WeightAverage.state_dict() returned")
-    for key in ("kind", "decay", "window"):
-        saved, own = state.get(key), getattr(average, key)
-        if saved != own:
-            raise UserError(
-                f"the saved average has {key} {saved}, this one {own}",
-                hint="continue it with the settings it has",
-            )
 
 
-def _check_kind(kind: str, *, decay: float | None, window: int | None) -> None:
-    if kind not in KINDS:
-        raise UserError(f"kind: {kind!r} is no kind of average", hint=f"one of {', '.join(KINDS)}")
-    if (decay is not None) != (kind == "ema") or (decay is not None and not 0 <= decay < 1):
-        raise UserError(f"decay: {decay} does not fit kind {kind}", hint="ema takes a decay in [0, 1), others none")
-    if (window is not None) != (kind == "latest") or (window is not None and window < 1):
-        raise UserError(f"window: {window} does not fit kind {kind}", hint="latest takes a window >= 1, others none")
+def _require_real(weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        if value.is_complex():
+            raise UserError(f"{name}: is complex, and swag knows the spread of real weights", hint="use kind mean")

@@ -12,6 +12,7 @@ EPILOG = f"""\b
 Examples:
   swa eval runs/latest/checkpoints/swa.pt
   swa eval runs/latest/checkpoints/last.pt --weights last --split val
+  swa eval runs/latest/checkpoints/swag.pt --draws 30
   swa eval theirs.safetensors --recipe recipe.yaml --json
 
 {EXIT_CODES}"""
@@ -29,6 +30,23 @@ def evaluate(
         bool,
         typer.Option("--allow-stale-bn", help="Score averaged weights whose BatchNorm was not refreshed."),
     ] = False,
+    draws: Annotated[
+        int | None,
+        typer.Option(
+            "--draws",
+            metavar="N",
+            min=1,
+            help="Score a swag average by N weights drawn from it, averaging predictions.",
+        ),
+    ] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            "--samples",
+            metavar="N|all",
+            help="With --draws: training samples for BatchNorm of each; default: the recipe's.",
+        ),
+    ] = None,
     recipe: RecipeOption = None,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
@@ -40,6 +58,8 @@ def evaluate(
     """
     if split not in (None, "train", "val", "test"):
         raise typer.BadParameter(f"--split {split}: choose test, val or train")
+    if samples is not None and draws is None:
+        raise typer.BadParameter("--samples goes with --draws: nothing else here measures BatchNorm")
     from swa_cli.report.terminal import Terminal
     from swa_cli.training import rescore
 
@@ -50,6 +70,8 @@ def evaluate(
         weights=weights,
         split=split,
         allow_stale_bn=allow_stale_bn,
+        num_draws=draws,
+        samples=samples,
         recipe=recipe,
         allow_code=allow_code,
     )

@@ -36,23 +36,24 @@ def to_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) -> tupl
         )
     values = recipe.model_dump(mode="json", exclude_none=True)
     values["train"]["epochs"] = epochs
-    kept = _fix_starts(values, epochs=before)
+    kept = _fix_percents(values, epochs=before)
     old = make_plan(recipe, num_train=num_train)
     new = make_plan(Recipe.model_validate(values), num_train=num_train)
     _require_same_past(old, new, step=step)
     return values, [f"train.epochs {before} -> {epochs}", *kept, *_moved(old, new, step=step)]
 
 
-def _fix_starts(values: dict[str, Any], *, epochs: int) -> list[str]:
-    """Write each start in % as the same point in epochs."""
+def _fix_percents(values: dict[str, Any], *, epochs: int) -> list[str]:
+    """Write each start and half-life in % as the same in epochs."""
     sections = {"swa": values.get("swa"), "snapshots": values.get("snapshots")}
     sections |= {f"averages.{name}": average for name, average in values["averages"].items()}
     said = []
-    for key, section in sections.items():
-        start = Duration.parse(section["start"]) if section else None
-        if section and start is not None and start.unit == "%":
-            section["start"] = str(Duration(Fraction(round(start.value * epochs * 10**10), 10**12), "ep"))
-            said.append(f"{key}.start stays at {section['start']} ({start} of {epochs} epochs)")
+    for name, section in sections.items():
+        for key in ("start", "half_life"):
+            length = Duration.parse(section[key]) if section and key in section else None
+            if section and length is not None and length.unit == "%":
+                section[key] = str(Duration(Fraction(round(length.value * epochs * 10**10), 10**12), "ep"))
+                said.append(f"{name}.{key} stays at {section[key]} ({length} of {epochs} epochs)")
     return said
 
 
@@ -64,6 +65,12 @@ def _require_same_past(old: Plan, new: Plan, *, step: int) -> None:
             raise UserError(
                 f"{what} took other steps than it would have in the longer run: an interval is written in % of the run",
                 hint="start a new run, with the interval in ep or step",
+            )
+    for a, b in zip(old.averages, new.averages, strict=True):
+        if a.decay != b.decay:
+            raise UserError(
+                f"the average {a.name} had a decay of {a.decay}, and would have {b.decay} in the longer run",
+                hint="start a new run, with half_life and every in ep or step",
             )
 
 

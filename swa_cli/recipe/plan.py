@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 from swa_cli.errors import Problem, RecipeError
+from swa_cli.recipe.decay import decay_of, half_life_problems
 from swa_cli.recipe.duration import Duration, TimeSpan
 from swa_cli.recipe.scalars import shown
 from swa_cli.recipe.schedule import (
@@ -41,6 +43,15 @@ class AveragePlan:
     decay: float | None
     window: int | None
     steps: tuple[int, ...]
+    warmup: bool | None = None
+    bias_correction: bool | None = None
+    rank: int | None = None
+    diagonal: bool | None = None
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The kind and what belongs to it, as `WeightAverage` takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("name", "steps")}
 
 
 @dataclass(frozen=True)
@@ -85,12 +96,22 @@ def make_plan(recipe: Recipe, *, num_train: int) -> Plan:
     clock = Clock(steps_per_epoch, total, course.minima if course else ())
     for series in _average_series(recipe) + _snapshot_series(recipe):
         problems += series_problems(recipe, series, clock=clock, cycles_known=course is not None)
-    problems += _interval_problems(recipe) + _stop_problems(recipe)
+    problems += half_life_problems(recipe, clock=clock) + _interval_problems(recipe) + _stop_problems(recipe)
     if problems or course is None:
         raise RecipeError(problems)
 
     averages = tuple(
-        AveragePlan(name, average.kind, average.decay, average.window, points(series, clock=clock))
+        AveragePlan(
+            name,
+            average.kind,
+            decay_of(average, clock=clock),
+            average.window,
+            points(series, clock=clock),
+            warmup=average.warmup,
+            bias_correction=average.bias_correction,
+            rank=average.rank,
+            diagonal=average.diagonal,
+        )
         for series, (name, average) in zip(_average_series(recipe), recipe.all_averages.items(), strict=True)
     )
     snapshots = [points(series, clock=clock) for series in _snapshot_series(recipe)]
@@ -143,17 +164,31 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
     lines = []
     for series, average in zip(_average_series(recipe), plan.averages, strict=True):
         when = _when(series, average.steps, plan.steps_per_epoch)
-        weights = {
-            "ema": f"EMA {average.decay}",
-            "latest": f"latest {average.window} of {_count(len(average.steps), 'weight')}",
-        }.get(average.kind, _count(len(average.steps), "weight"))
-        lines.append(f"{average.name}: {weights}, {when}; BatchNorm recomputed at the end")
+        what = _what(average, half_life=recipe.all_averages[average.name].half_life)
+        lines.append(f"{average.name}: {what}, {when}; BatchNorm recomputed at the end")
     for series in _snapshot_series(recipe):
         assert recipe.snapshots is not None
         when = _when(series, plan.snapshots, plan.steps_per_epoch)
         kept = "all" if recipe.snapshots.keep == "all" else f"the last {recipe.snapshots.keep}"
         lines.append(f"snapshots: {len(plan.snapshots)}, {when}; {kept} kept")
     return lines
+
+
+def _what(average: AveragePlan, *, half_life: Duration | None) -> str:
+    """Of what an average is made, in the words of its kind."""
+    weights = _count(len(average.steps), "weight")
+    match average.kind:
+        case "ema":
+            pace = f"EMA {average.decay}"
+            if half_life is not None:
+                pace = f"EMA of half-life {half_life} ({average.decay:.6g})"
+            warmup = ", warmed up" if average.warmup else ""
+            return pace + warmup + ("" if average.bias_correction else ", no bias correction")
+        case "latest":
+            return f"latest {average.window} of {weights}"
+        case "swag":
+            return f"SWAG of {weights}, {'diagonal' if average.diagonal else f'rank {average.rank}'}"
+    return weights
 
 
 def _arrives_at(rate: float, recipe: Recipe, course: Course) -> bool:
@@ -302,14 +337,17 @@ def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Course)
     found, swa, lr = [], recipe.swa, recipe.optimizer.lr
     for series, average in zip(_average_series(recipe), averages, strict=True):
         count = len(average.steps)
-        if average.kind == "mean" and count < FEW_WEIGHTS:
+        if average.kind in ("mean", "swag") and count < FEW_WEIGHTS:
             remedy = f"an earlier {series.key}.start or a shorter {series.key}.every takes more"
             found.append(f"{average.name} averages only {_count(count, 'weight')}: {remedy}")
         if average.window is not None and average.window > count:
             found.append(f"{average.name} holds the latest {average.window} weights, but takes only {count}")
-        horizon = 0 if average.decay is None else round(1 / (1 - average.decay))
+        if average.rank is not None and average.rank > count:
+            found.append(f"{average.name} keeps the last {average.rank} deviations, but takes only {count}")
+        horizon = 0 if average.decay is None or average.warmup else round(1 / (1 - average.decay))
         if horizon > count:
-            remedy = f"lower {series.key}.decay"
+            is_decay = recipe.all_averages[average.name].half_life is None
+            remedy = f"lower {series.key}.decay" if is_decay else f"shorten {series.key}.half_life"
             found.append(f"{average.name} looks back over {horizon:,} updates, but has {count:,}: {remedy}")
         if series.every.unit == "cycle" and average.steps[-1] < course.total:
             rest = _length(course.total - average.steps[-1], course.steps_per_epoch)

@@ -226,27 +226,60 @@ class Swa(BaseModel):
     )
 
 
+AVERAGE_KEYS: Mapping[str, str] = {  # key -> the kind of average that takes it
+    "decay": "ema",
+    "half_life": "ema",
+    "warmup": "ema",
+    "bias_correction": "ema",
+    "window": "latest",
+    "rank": "swag",
+    "diagonal": "swag",
+}
+
+
 class Average(BaseModel):
     """One more average of the same run."""
 
     model_config = STRICT
-    kind: Literal["mean", "ema", "latest"] = Field(description="mean, exponential moving average, or of the last k")
+    kind: Literal["mean", "ema", "latest", "swag"] = Field(
+        description="mean, exponential moving average, mean of the last k, or mean with a Gaussian around it"
+    )
     start: DurationField | None = Field(default=None, description="default 75%; ema: 0ep")
     every: DurationField | None = Field(default=None, description="default 1ep; ema: 1step")
     decay: Number | None = Field(default=None, gt=0, lt=1, description="ema: weight of the past; default 0.999")
+    half_life: DurationField | None = Field(
+        default=None, description="ema: in place of decay, after what time a weight set counts half"
+    )
+    warmup: Flag | None = Field(
+        default=None, description="ema: decay of update n at most (1 + n) / (10 + n); default false"
+    )
+    bias_correction: Flag | None = Field(
+        default=None, description="ema: the first weight set counts as one like the others; default true"
+    )
     window: Count | None = Field(default=None, description="latest: how many weights; default 5")
+    rank: Whole | None = Field(
+        default=None, ge=2, description="swag: how many deviations from the mean are kept; default 20"
+    )
+    diagonal: Flag | None = Field(default=None, description="swag: variances alone, no deviations; default false")
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_this_kind(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        ema = values.get("kind") == "ema"
+        kind = values.get("kind")
+        ema = kind == "ema"
         filled = {"start": "0ep" if ema else "75%", "every": "1step" if ema else "1ep", **values}
         if ema:
-            filled.setdefault("decay", 0.999)
-        if values.get("kind") == "latest":
+            filled = {"warmup": False, "bias_correction": True, **filled}
+            if values.get("half_life") is None:
+                filled.setdefault("decay", 0.999)
+        if kind == "latest":
             filled.setdefault("window", 5)
+        if kind == "swag":
+            filled.setdefault("diagonal", False)
+            if not _is_true(filled["diagonal"]):
+                filled.setdefault("rank", 20)
         return filled
 
     @model_validator(mode="after")
@@ -256,13 +289,25 @@ class Average(BaseModel):
 
 
 def average_misfits(values: Mapping[str, object]) -> list[Misfit]:
-    """Keys that an average of this kind does not take; values are looked at no further."""
+    """Keys that an average of this kind does not take, or not beside another; values are looked at no further."""
     kind = str(values.get("kind"))
-    return [
-        Misfit(key, f"an average of kind {kind} has no such key", f"`{key}` goes with `kind: {owner}`")
-        for key, owner in (("decay", "ema"), ("window", "latest"))
-        if values.get(key) is not None and kind in ("mean", "ema", "latest") and kind != owner
+    given = [key for key in AVERAGE_KEYS if values.get(key) is not None]
+    found = [
+        Misfit(key, f"an average of kind {kind} has no such key", f"`{key}` goes with `kind: {AVERAGE_KEYS[key]}`")
+        for key in given
+        if kind in ("mean", *AVERAGE_KEYS.values()) and kind != AVERAGE_KEYS[key]
     ]
+    if kind == "ema" and {"decay", "half_life"} <= set(given):
+        found.append(Misfit("half_life", "stands beside decay, and is another way to say it", "write one of the two"))
+    if kind == "swag" and "rank" in given and _is_true(values.get("diagonal")):
+        hint = "leave `rank` out, or write `diagonal: false`"
+        found.append(Misfit("rank", "a diagonal swag keeps no deviations", hint))
+    return found
+
+
+def _is_true(value: object) -> bool:
+    """Whether a flag is set, also before it was read."""
+    return str(value).lower() == "true"
 
 
 def _refuse(misfits: list[Misfit]) -> None:

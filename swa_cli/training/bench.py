@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,7 @@ class Bench:
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
     def refresh_batchnorm(
-        self, model: nn.Module, *, name: str, check: Callable[[], None] = lambda: None
+        self, model: nn.Module, *, name: str, check: Callable[[], None] = lambda: None, bar: Bar | None = None
     ) -> BatchNormUpdate | None:
         """Recompute the statistics as the recipe says; None where the network has no such layers.
 
@@ -136,17 +137,22 @@ class Bench:
             model: Its buffers are changed.
             name: Of the weights in it.
             check: Called after each batch.
+            bar: Of a larger piece of work, which this is a part of; by default it has its own.
         """
-        if not has_batchnorm(model):
+        length = self.refresh_length(model)
+        if not length:
             return None
-        method = self.recipe.average_scoring.batchnorm.method
-        loader = self.statistics_batches()
-        passes = 1 if method == "pooled" else len(bn_layers(model))
-        with (
-            self.terminal.progress(f"BatchNorm of {name}", len(loader) * passes) as bar,
-            self.hardware.autocast(),
-        ):
-            return update_batchnorm(_Counted(loader, bar, check), model, method=method, device=self.hardware.device)
+        method, loader = self.recipe.average_scoring.batchnorm.method, self.statistics_batches()
+        own = self.terminal.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
+        with own as shown, self.hardware.autocast():
+            return update_batchnorm(_Counted(loader, shown, check), model, method=method, device=self.hardware.device)
+
+    def refresh_length(self, model: nn.Module) -> int:
+        """Batches of all passes of `refresh_batchnorm`; 0 where the network has no such layers."""
+        if not has_batchnorm(model):
+            return 0
+        exact = self.recipe.average_scoring.batchnorm.method == "exact"
+        return len(self.statistics_batches()) * (len(bn_layers(model)) if exact else 1)
 
     def _augment(self) -> Augment:
         return Augment(**self.recipe.dataset.augment.model_dump())

@@ -18,9 +18,12 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging import settings
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import has_batchnorm
+from swa_cli.averaging.swag import Posterior, variance_of
 from swa_cli.averaging.tensors import clean_name
+from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError
 from swa_cli.training import archive, formats
 from swa_cli.training.files import write_atomic
@@ -45,11 +48,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class WeightSet:
-    """Complete weights that load with `strict=True`; `count` is the number of weights in an average."""
+    """Complete weights that load with `strict=True`; `count` is the number of weights in an average.
+
+    `kind` is raw, that of the average, or foreign for an average of another program.
+    """
 
     state_dict: dict[str, Tensor]
     batchnorm: str
     count: int | None = None
+    kind: str = "raw"
+    posterior: Posterior | None = None  # of kind swag: what draws are made from
 
 
 def save(path: Path, content: Mapping[str, Any], *, keep: Path | None = None) -> None:
@@ -103,25 +111,32 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
     Raises:
         UserError: An average that is empty, or of another architecture.
     """
-    content = checkpoint.content
+    content, owners = checkpoint.content, read_tensors(model).owners
     if checkpoint.kind == "foreign":
         return _foreign_sets(checkpoint, model)
     if checkpoint.kind == "weights":
-        average = content["average"]
-        return {average["name"]: WeightSet(content["state_dict"], content["batchnorm"], average["count"])}
+        weights, entry, kept = content["state_dict"], content["average"], content.get("posterior")
+        posterior = None
+        if kept is not None:
+            posterior = Posterior(weights, kept["variance"], kept["deviations"], kept["diagonal"], owners)
+        return {entry["name"]: WeightSet(weights, content["batchnorm"], entry["count"], entry["kind"], posterior)}
     if checkpoint.kind == "snapshot":
         return {"snapshot": WeightSet(content["state_dict"], content["batchnorm"])}
     sets = {"last": WeightSet(content["model"], raw_batchnorm(model))}
     for name, entry in content["averages"].items():
         if entry["count"]:
             average = restore_average(entry, model)
-            sets[name] = WeightSet(average.averaged_state(), entry["batchnorm"], average.count)
+            weights, posterior = average.averaged_state(), None
+            if average.kind == "swag":  # of the file's own tensors, which stay mapped: there may be a lot of them
+                variance = variance_of(entry["m2"], count=average.count)
+                posterior = Posterior(weights, variance, entry["deviations"], entry["diagonal"], owners)
+            sets[name] = WeightSet(weights, entry["batchnorm"], average.count, average.kind, posterior)
     return sets
 
 
 def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:
     """The average that `state_dict()` of a `WeightAverage` of `model` described."""
-    average = WeightAverage(model, kind=entry["kind"], decay=entry.get("decay"), window=entry.get("window"))
+    average = WeightAverage(model, kind=entry["kind"], **{key: entry.get(key) for key in settings.OWNERS})
     average.load_state_dict(without_batchnorm(entry))
     return average
 
@@ -182,12 +197,12 @@ def _foreign_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightS
         sets["last"] = WeightSet(_clean(content["state_dict"]), raw_batchnorm(model))
     if _is_state(content.get("swa_state_dict")):
         count = _count(content.get("swa_n"), checkpoint.path, key="swa_n")
-        sets["swa"] = WeightSet(_clean(content["swa_state_dict"]), averaged, count)
+        sets["swa"] = WeightSet(_clean(content["swa_state_dict"]), averaged, count, "foreign")
     if "n_averaged" in content:
         state = {key: value for key, value in content.items() if key != "n_averaged"}
         if _is_state(state):
             count = _count(content["n_averaged"], checkpoint.path, key="n_averaged")
-            sets["swa"] = WeightSet(_clean(state), averaged, count)
+            sets["swa"] = WeightSet(_clean(state), averaged, count, "foreign")
     if not sets and content and _is_state(content):
         sets["last"] = WeightSet(_clean(content), raw_batchnorm(model))
     if not sets:

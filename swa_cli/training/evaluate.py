@@ -35,20 +35,47 @@ def score(
         hardware: Device and precision of the forward pass; scores themselves are float32 or better.
         advance: Called after each batch.
     """
+    parts: list[SampleScores] = []
+    _forward(model, batches, lambda *batch: parts.append(tasks.score_samples(*batch)), hardware, advance)
+    return tasks.concatenate(parts)
+
+
+def predict(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    hardware: Hardware,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Tensor]:
+    """Probabilities (N, K) in float32 and labels (N,) on the CPU; arguments as of `score`."""
+    parts: list[tuple[Tensor, Tensor]] = []
+    _forward(
+        model, batches, lambda logits, labels: parts.append((logits.float().softmax(1), labels)), hardware, advance
+    )
+    probabilities, labels = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+    return probabilities, labels
+
+
+def _forward(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    take: Callable[[Tensor, Tensor], None],
+    hardware: Hardware,
+    advance: Callable[[], None],
+) -> None:
+    """Give `take` the logits and labels of every batch; see `score`."""
     training = {module: module.training for module in model.modules()}
     model.eval()
-    parts = []
     try:
         with torch.inference_mode():
             for images, labels in batches:
                 with hardware.autocast():
                     logits = model(images)
-                parts.append(tasks.score_samples(logits, labels))
+                take(logits, labels)
                 advance()
     finally:
         for module, mode in training.items():
             module.training = mode
-    return tasks.concatenate(parts)
 
 
 def summarize(scores: SampleScores) -> dict[str, float | None]:

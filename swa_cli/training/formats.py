@@ -12,7 +12,9 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
 
+from swa_cli.averaging.swag import is_spread
 from swa_cli.errors import UserError
+from swa_cli.report.spelling import printable
 
 FORMAT = 1
 STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
@@ -44,12 +46,18 @@ class StoredAverage(BaseModel):
     """An average that can go on, see `WeightAverage.state_dict`."""
 
     model_config = STRICT
-    kind: Literal["mean", "ema", "latest"]
+    kind: Literal["mean", "ema", "latest", "swag"]
     decay: float | None = None
+    warmup: bool | None = None
+    bias_correction: bool | None = None
     window: int | None = None
+    rank: int | None = None
+    diagonal: bool | None = None
     count: int = Field(ge=0)
     steps: list[int]
     state: State
+    m2: State | None = None  # swag
+    deviations: State | None = None  # swag
     batchnorm: Freshness
 
 
@@ -114,6 +122,39 @@ class ShippedAverage(BaseModel):
     steps: list[int]
 
 
+class StoredPosterior(BaseModel):
+    """What a swag average has beside its mean, see `Posterior`."""
+
+    model_config = STRICT
+    diagonal: bool
+    variance: State
+    deviations: State  # (K, *shape); none if diagonal
+
+    @field_validator("variance", "deviations")
+    @classmethod
+    def _possible(cls, tensors: State, info: ValidationInfo) -> State:
+        for name, value in tensors.items():
+            if not is_spread(value, squared=info.field_name == "variance"):
+                raise ValueError(f"{printable(name)} has values that no weights lead to")
+        return tensors
+
+    def require_around(self, weights: State) -> None:
+        """Every variance belongs to weights of its shape, and to as many deviations as the others.
+
+        Raises:
+            ValueError: It does not.
+        """
+        stacks = {} if self.diagonal else self.variance
+        num_deviations = {len(value) if value.dim() else 0 for value in self.deviations.values()}
+        if self.deviations.keys() != stacks.keys() or len(num_deviations) > 1:
+            raise ValueError("has deviations of other weights than its variance, or not as many of each")
+        for name, value in self.variance.items():
+            if name not in weights or weights[name].shape != value.shape:
+                raise ValueError(f"{printable(name)} does not have the shape of the weights of that name")
+            if name in self.deviations and self.deviations[name].shape[1:] != value.shape:
+                raise ValueError(f"{printable(name)} has deviations of another shape than the weights")
+
+
 class Weights(BaseModel):
     """swa.pt and its like: weights to ship."""
 
@@ -125,6 +166,19 @@ class Weights(BaseModel):
     average: ShippedAverage
     batchnorm: Freshness
     samples: int
+    posterior: StoredPosterior | None = Field(default=None, validate_default=True)  # of a swag average
+
+    @field_validator("posterior")
+    @classmethod
+    def _of_these_weights(cls, posterior: StoredPosterior | None, info: ValidationInfo) -> StoredPosterior | None:
+        average, weights = info.data.get("average"), info.data.get("state_dict")
+        if average is None or weights is None:
+            return posterior  # that is what is wrong, and it is told
+        if (average.kind == "swag") != (posterior is not None):
+            raise ValueError("belongs to an average of kind swag, and to no other")
+        if posterior is not None:
+            posterior.require_around(weights)
+        return posterior
 
 
 class Snapshot(BaseModel):

@@ -1,18 +1,23 @@
-"""`swa eval`: the scores of every weight set in a checkpoint.
+"""`swa eval`: the scores of every weight set in a checkpoint, or of draws around a swag average.
 
-Averaged weights with stale statistics are never scored unless the caller insists.
+Averaged weights with stale statistics are never scored unless the caller insists; each draw has its own measured.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from swa_cli.averaging.batchnorm import has_batchnorm
 from swa_cli.errors import UserError
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, faults, revisit
+from swa_cli.training import checkpoint, draws, evaluate, faults, revisit, tasks
+from swa_cli.training.bench import Bench
+from swa_cli.training.checkpoint import WeightSet
 
 
 def evaluate_checkpoint(
@@ -23,37 +28,51 @@ def evaluate_checkpoint(
     weights: str = "all",
     split: str | None = None,
     allow_stale_bn: bool = False,
+    num_draws: int | None = None,
+    samples: str | None = None,
     recipe: Path | None = None,
     allow_code: bool = False,
 ) -> dict[str, Any]:
     """Score the weight sets of a checkpoint on a split (default: test, or val where there is no test).
 
+    With `num_draws`, swag averages are scored by the mean prediction of so many draws; `samples` is then the
+    number of training samples, or `all`, of the BatchNorm pass that each of them takes.
+
     Raises:
-        UserError: Unknown weights or split, stale BatchNorm statistics, or a checkpoint that does not fit.
+        UserError: Unknown weights or split, stale BatchNorm statistics, draws from what is no swag average, or a
+            checkpoint that does not fit.
     """
     found = checkpoint.read(path)
-    bench, model = revisit.open_checkpoint(found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
-    sets = revisit.chosen(checkpoint.weight_sets(found, model), weights, path)
-    stale = [name for name, item in sets.items() if item.batchnorm == "stale"]
+    changes, also = [*overrides], []
+    if samples is not None:
+        also = ["swa.batchnorm.samples"]
+        changes.append(f"swa.batchnorm.samples={samples}")
+    bench, model = revisit.open_checkpoint(
+        found, changes, recipe=recipe, terminal=terminal, allow_code=allow_code, also=also
+    )
+    every = checkpoint.weight_sets(found, model)
+    sets = revisit.chosen(every, weights, path)
+    drawn = set() if num_draws is None else _drawable(sets, every, path)
+    stale = [name for name, item in sets.items() if item.batchnorm == "stale" and name not in drawn]
     if stale and not allow_stale_bn:
         raise UserError(
             f"{path}: {', '.join(stale)} has stale BatchNorm statistics: its scores would mean nothing",
             hint=f"run `swa bn-update {path}` first, or insist with --allow-stale-bn",
         )
     name_of_split = split or bench.scoring_split()
-    loader = bench.plain_batches(name_of_split)
     started = time.monotonic()
-    samples = {}
+    scored, details = {}, {}
     for name, item in sets.items():
         checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
-        with (
-            terminal.progress(f"scoring {name}", len(loader)) as bar,
-            faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
-        ):
-            samples[name] = evaluate.score(model, loader, hardware=bench.hardware, advance=bar.advance)
-    table = evaluate.table(samples)
-    rows = {name: {**table[name], "count": item.count, "batchnorm": item.batchnorm} for name, item in sets.items()}
-    num_samples = len(next(iter(samples.values())).correct)
+        details[name] = {"count": item.count, "batchnorm": item.batchnorm}
+        if name in drawn:
+            assert num_draws is not None, "else nothing is drawn"
+            scored[name] = _score_draws(item, model, name, bench, name_of_split, num_draws)
+            details[name] |= {"batchnorm": _freshness(model), "draws": num_draws}
+        else:
+            scored[name] = _score(model, name, bench, name_of_split)
+    rows = {name: {**row, **details[name]} for name, row in evaluate.table(scored).items()}
+    num_samples = len(next(iter(scored.values())).correct)
     terminal.summary(rows, split=name_of_split, samples=num_samples)
     return {
         "command": "eval",
@@ -66,3 +85,46 @@ def evaluate_checkpoint(
         "device": str(bench.hardware.device),
         "precision": bench.hardware.precision,
     }
+
+
+def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], path: Path) -> set[str]:
+    """Those of the chosen `sets` that can be drawn from.
+
+    Raises:
+        UserError: There is none.
+    """
+    drawn = {name for name, item in sets.items() if item.posterior is not None}
+    if not drawn:
+        kinds = ", ".join(f"{name} is {item.kind}" for name, item in sets.items())
+        others = [name for name, item in every.items() if item.posterior is not None]
+        hint = f"choose --weights {' or '.join(others)}" if others else "train with averages.swag.kind=swag"
+        raise UserError(f"{path}: --draws takes an average of kind swag: {kinds}", hint=hint)
+    return drawn
+
+
+def _score(model: nn.Module, name: str, bench: Bench, split: str) -> tasks.SampleScores:
+    loader = bench.plain_batches(split)
+    with (
+        bench.terminal.progress(f"scoring {name}", len(loader)) as bar,
+        faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
+    ):
+        return evaluate.score(model, loader, hardware=bench.hardware, advance=bar.advance)
+
+
+def _score_draws(
+    item: WeightSet, model: nn.Module, name: str, bench: Bench, split: str, num_draws: int
+) -> tasks.SampleScores:
+    assert item.posterior is not None, "only what has one is drawn from"
+    scores = draws.score(item.posterior, model, num_draws=num_draws, name=name, bench=bench, split=split)
+    statistics = "no BatchNorm"
+    if has_batchnorm(model):
+        samples = bench.recipe.average_scoring.batchnorm.samples
+        count = samples if samples == "all" else f"{samples:,}"
+        statistics = f"BatchNorm of each from {count} training samples"
+    bench.terminal.note(f"{name}: the mean prediction of {num_draws} draws, {statistics}")
+    return scores
+
+
+def _freshness(model: nn.Module) -> str:
+    """Of the BatchNorm statistics that were measured for a draw."""
+    return "recomputed" if has_batchnorm(model) else "none"

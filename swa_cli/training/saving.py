@@ -140,7 +140,7 @@ def _require_shapes(optimizer: torch.optim.Optimizer) -> None:
 
 
 def save_average(run: Run, folder: RunFolder, name: str) -> None:
-    """Write <name>.pt: the average as it ships, with recomputed statistics."""
+    """Write <name>.pt: the average as it ships, with recomputed statistics; of swag also what draws are made from."""
     average, refreshed = run.averages[name], run.refreshed[name]
     content = {
         "recipe": recipe_values(run),
@@ -151,6 +151,10 @@ def save_average(run: Run, folder: RunFolder, name: str) -> None:
         "batchnorm_method": refreshed.method,
         "samples": refreshed.num_samples,
     }
+    if average.kind == "swag":
+        posterior = average.posterior()
+        kept = {key: getattr(posterior, key) for key in ("diagonal", "variance", "deviations")}
+        content["posterior"] = kept
     checkpoint.save(folder.checkpoints / f"{name}.pt", content)
 
 

@@ -66,6 +66,10 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     _draw(run, folder, weights)
     folder.write_json("result.json", result)
     terminal.summary(weights, split=split, samples=result["samples"])
+    for name, average in held.items():
+        if average.kind == "swag" and average.count > 1:
+            shipped = folder.checkpoints / f"{name}.pt"
+            terminal.note(f"{name} is scored by its mean; `swa eval {shipped} --draws 30` scores weights around it")
     return result
 
 

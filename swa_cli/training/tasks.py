@@ -43,15 +43,28 @@ def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 def score_samples(logits: Tensor, labels: Tensor) -> SampleScores:
     """Scores of each sample of a batch: logits (B, K), labels (B,)."""
-    log_p = F.log_softmax(logits.float(), dim=1)  # (B, K)
-    p = log_p.exp()
+    log_p = F.log_softmax(logits.float(), dim=1)
+    return _scores(log_p.exp(), log_p, labels)
+
+
+def score_probabilities(probabilities: Tensor, labels: Tensor) -> SampleScores:
+    """Scores of each sample from probabilities (B, K), as of several weight sets together; labels (B,).
+
+    In float32 or better. The logarithm is that of the smallest number where a probability is 0: the NLL stays finite.
+    """
+    p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
+    return _scores(p, p.clamp_min(torch.finfo(p.dtype).tiny).log(), labels)
+
+
+def _scores(p: Tensor, log_p: Tensor, labels: Tensor) -> SampleScores:
+    """Of probabilities and their logarithms, both (B, K)."""
     nll = F.nll_loss(log_p, labels, reduction="none")
     confidence, predicted = p.max(dim=1)
     p_label = p.gather(1, labels[:, None])[:, 0]
     brier = p.square().sum(dim=1) - 2 * p_label + 1  # sum (p - y)^2 with y one-hot
     top5 = None
-    if logits.shape[1] > 5:
-        top5 = (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
+    if p.shape[1] > 5:
+        top5 = (log_p.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
     return SampleScores(predicted == labels, top5, nll, brier, confidence)
 
 

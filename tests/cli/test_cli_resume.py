@@ -28,7 +28,11 @@ schedule: {name: cosine}
 swa: {start: 50%, every: 0.25ep, lr: 0.05, anneal: 0.5ep, eval_every: 1ep}
 averages:
   ema: {kind: ema, decay: 0.9, start: 0ep, every: 1step}
+  warm: {kind: ema, half_life: 0.5ep, warmup: true, start: 10step, every: 2step}
+  plain: {kind: ema, half_life: 10%, bias_correction: false}
   tail: {kind: latest, window: 3, start: 25%, every: 5step}
+  swag: {kind: swag, rank: 4, start: 25%, every: 3step}
+  thin: {kind: swag, diagonal: true, start: 50%, every: 0.25ep}
 snapshots: {every: 1ep, keep: 2}
 train: {epochs: 4, batch_size: 64, threads: 1, precision: fp32}
 """
@@ -185,7 +189,7 @@ def test_average_of_a_stopped_run_is_usable(swa, long: Path, signal_at: Callable
     assert swa("train", long, "-q").code == 130
     assert swa("bn-update", "runs/latest/checkpoints/last.pt", "-q").code == 0
     ended = swa("eval", "runs/latest/checkpoints/last.pt", "--json")
-    assert ended.json["weights"].keys() == {"last", "swa", "ema", "tail"}
+    assert ended.json["weights"].keys() == {"last", "swa", "ema", "warm", "plain", "tail", "swag", "thin"}
     assert ended.json["weights"]["swa"]["count"] == 3  # after 44, 50 (0.25 of 22 steps, rounded) and 55
 
 
@@ -369,12 +373,14 @@ def test_patience_ends_when_the_metric_stands_still(
 def test_more_epochs_of_a_flat_schedule_equal_the_longer_run(swa, long: Path, tmp_path: Path) -> None:
     """Constant rate, 4 epochs extended to 6, against 6 from the start with the beginnings written in epochs."""
     flat_rate = ["schedule={name: constant}", "swa={start: 2ep, every: 0.25ep, eval_every: 1ep}"]
-    tail = "averages.tail={kind: latest, window: 3, start: 1ep, every: 5step}"
-    assert swa("train", long, "-q", *flat_rate, tail, "train.epochs=6").code == 0
-    assert swa("train", long, "-q", *flat_rate, tail).code == 0
+    in_epochs = {"tail.start": "1ep", "swag.start": "1ep", "thin.start": "2ep", "plain.half_life": "0.4ep"}
+    written = [f"averages.{key}={value}" for key, value in in_epochs.items()]
+    assert swa("train", long, "-q", *flat_rate, *written, "train.epochs=6").code == 0
+    assert swa("train", long, "-q", *flat_rate).code == 0
     ended = swa("train", "--resume", "runs/latest", "--extend-to", "6")
     assert ended.code == 0, ended.err
     assert "train.epochs 4 -> 6" in ended.err
+    assert "averages.plain.half_life stays at 0.4ep (10% of 4 epochs)" in " ".join(ended.err.split())
     assert (tmp_path / "runs/long-002/result-004.json").is_file()
     assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
 
@@ -410,3 +416,15 @@ def test_more_epochs_that_make_no_sense(
     assert ended.code == 2
     assert said in " ".join(ended.err.split())
     assert Path("runs/latest/result.json").read_bytes() == before
+
+
+def test_more_epochs_that_would_change_a_decay(swa, long: Path, signal_at: Callable[..., None]) -> None:
+    """An EMA that has taken nothing yet, with its interval in %: exit 2 names both decays, and the run can go on."""
+    signal_at(30)
+    average = "averages={e: {kind: ema, half_life: 1ep, every: 5%, start: 75%}}"
+    assert swa("train", long, "-q", average).code == 130
+    ended = swa("train", "--resume", "runs/latest", "--extend-to", "8")
+    assert ended.code == 2
+    assert "the average e had a decay of 0.87" in " ".join(ended.err.split())
+    signal_at(-1)
+    assert swa("train", "--resume", "runs/latest", "-q").code == 0

@@ -33,6 +33,7 @@ model: {name: convnet, args: {width: 4}}
 dataset: {name: digits, val: 0}
 optimizer: {lr: 0.1}
 swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
+averages: {swag: {kind: swag, rank: 3, start: 1step, every: 1step}}
 train: {epochs: 2, batch_size: 256, eval_batch_size: 512, device: cpu, threads: 1, precision: fp32}
 """
 ESC = "\x1b[31m"
@@ -46,7 +47,7 @@ Edit = Callable[[dict[str, Any]], Any]
 class Row(NamedTuple):
     """An input: `make` puts it into the working folder, `words` are run on it, stderr must hold `piece`.
 
-    The working folder has good.yaml, swa.pt and a run after the first of its two epochs.
+    The working folder has good.yaml, swa.pt, swag.pt and a run after the first of its two epochs.
     """
 
     name: str
@@ -184,7 +185,7 @@ RECIPES = [
     ),
     recipe("python-name", good_but("0.1", "!!python/name:os.system ''"), "python/name:os.system`) are not read"),
     recipe("tag", good_but("0.1", "!!float 0.1"), "are not read"),
-    recipe("duplicate", GOOD + "seed: 1\nseed: 2\n", "duplicate key, it is already in line 7"),
+    recipe("duplicate", GOOD + "seed: 1\nseed: 2\n", "duplicate key, it is already in line 8"),
     recipe("duplicate-section", GOOD + "train: {epochs: 3}\n", "duplicate key"),
     recipe("documents", GOOD + "---\n" + GOOD, "a second document begins here"),
     recipe("unclosed", good_but("{lr: 0.1}", "{lr: 0.1"), "1 problem in bad.yaml"),
@@ -204,8 +205,8 @@ RECIPES = [
     recipe("number-key", GOOD + "1: 2\n", "the key `1` is not text"),
     recipe("list-key", GOOD + "? [a]\n: 2\n", "a key is not text"),
     recipe("octal", good_but("epochs: 2", "epochs: 012"), "`012` may be 12 or, as octal, 10"),
-    recipe("average-as-path", GOOD + 'averages: {"../x": {kind: ema}}\n', "cannot name an average"),
-    recipe("average-as-checkpoint", GOOD + "averages: {last: {kind: ema}}\n", "cannot name an average"),
+    recipe("average-as-path", good_but("{swag:", '{"../x":'), "cannot name an average"),
+    recipe("average-as-checkpoint", good_but("{swag:", "{last:"), "cannot name an average"),
     Row("recipe-missing", ["train", "bad.yaml"], "there is no such file", nothing),
     Row("recipe-close-name", ["train", "god.yaml"], "did you mean good.yaml?", nothing),
     Row("recipe-fifo", ["train", "bad.yaml"], "is no regular file", fifo("bad.yaml")),
@@ -273,6 +274,14 @@ CHANGES = [
     change("negative-width", "model.args.width=-4", "is not a whole number of at least 1"),
     change("endless-width", "model.args.width=" + "9" * 15, "model"),
     change("no-such-optimizer", "optimizer.name=SDG", "did you mean `SGD`?"),
+    change("rank-of-one", "averages.swag.rank=1", "averages.swag.rank: `1` is below 2"),
+    change("rank-endless", "averages.swag.rank=" + "9" * 30, "is too large"),
+    change("diagonal-and-rank", "averages.swag.diagonal=true", "a diagonal swag keeps no deviations"),
+    change("diagonal-text", "averages.swag.diagonal=maybe", "`maybe` is not a truth value"),
+    change("decay-of-swag", "averages.swag.decay=0.9", "`decay` goes with `kind: ema`"),
+    change("half-life-and-decay", "averages.e={kind: ema, decay: 0.9, half_life: 1ep}", "stands beside decay"),
+    change("half-life-zero", "averages.e={kind: ema, half_life: 0step}", "0step is no time at all"),
+    change("half-life-above-all", "averages.e={kind: ema, half_life: 101%}", "is more than the whole run"),
     change("optimizer-option", "optimizer.momentum=lots", "torch.optim.SGD refuses its options"),
     change("endless-threads", "train.threads=" + "9" * 15, "train.threads"),
     change("escapes", f"{ESC}=1", "unknown key"),
@@ -516,6 +525,62 @@ CONTENTS = [
 ]
 
 
+# Posteriors that no weights lead to: edits of swag.pt.
+
+
+def posterior(name: str, edit: Edit, piece: str) -> Row:
+    words = ["eval", "bad.pt", "--draws", "2"]
+    return Row(f"posterior-{name}", words, piece, edited("swag.pt", "bad.pt", edit))
+
+
+def of_classifier(key: str, value: Callable[[torch.Tensor], object]) -> Edit:
+    """Another value of the variance or the deviations of one weight."""
+
+    def edit(content: dict[str, Any]) -> None:
+        part = content["posterior"][key]
+        part["classifier.weight"] = value(part["classifier.weight"])
+
+    return edit
+
+
+def without_classifier(content: dict[str, Any]) -> None:
+    """Nothing is wrong with it but for the network."""
+    for part in ("variance", "deviations"):
+        del content["posterior"][part]["classifier.weight"]
+
+
+def one_deviation(content: dict[str, Any]) -> None:
+    stacks = content["posterior"]["deviations"]
+    stacks.update({name: stack[:1].clone() for name, stack in stacks.items()})
+
+
+IMPOSSIBLE = "has values that no weights lead to"
+POSTERIORS = [
+    posterior("none", put("-posterior", None), "posterior: Value error, belongs to an average of kind swag"),
+    posterior("of-mean", put("average/kind", "mean"), "belongs to an average of kind swag, and to no other"),
+    posterior("text", put("posterior", ESC), "posterior: Input should be"),
+    posterior("empty", put("posterior", {}), "posterior.diagonal: Field required"),
+    posterior("no-variance", put("posterior/variance", {}), "deviations of other weights than its variance"),
+    posterior("variance-text", put("posterior/variance/classifier.weight", ESC), "posterior.variance"),
+    posterior("variance-negative", of_classifier("variance", lambda like: like - 9), IMPOSSIBLE),
+    posterior("variance-nan", of_classifier("variance", lambda like: like * float("nan")), IMPOSSIBLE),
+    posterior("variance-whole-numbers", of_classifier("variance", lambda like: like.to(torch.int8)), IMPOSSIBLE),
+    posterior("variance-complex", of_classifier("variance", lambda like: like + 0j), IMPOSSIBLE),
+    posterior("variance-shape", of_classifier("variance", lambda like: like[:, :2].clone()), "does not have the shape"),
+    posterior("variance-scalar", of_classifier("variance", lambda like: like.sum()), "does not have the shape"),
+    posterior("deviations-inf", of_classifier("deviations", lambda like: like + float("inf")), IMPOSSIBLE),
+    posterior("deviations-fewer", of_classifier("deviations", lambda like: like[:2].clone()), "not as many of each"),
+    posterior("deviations-scalar", of_classifier("deviations", lambda like: like.sum()), "not as many of each"),
+    posterior("deviations-shape", of_classifier("deviations", lambda like: like[..., :2].clone()), "of another shape"),
+    posterior("deviations-none", put("posterior/deviations", {}), "deviations of other weights"),
+    posterior("deviations-of-diagonal", put("posterior/diagonal", True), "deviations of other weights"),
+    posterior("escapes", put(f"posterior/variance/{ESC}", torch.ones(1)), "deviations of other weights"),
+    posterior("other-network", without_classifier, "1 missing (classifier.weight)"),
+    posterior("one-deviation", one_deviation, "the number of deviations is 1"),
+    posterior("mean-nan", nan_inside, "not finite"),
+]
+
+
 # Safetensors, and other people's files.
 
 
@@ -622,6 +687,13 @@ RESUMED = [
     resumed("average-kind", put("averages/swa/kind", "ema"), "the saved average has kind ema"),
     resumed("average-count", put("averages/swa/count", 5), "another number of steps than it counts"),
     resumed("average-shapes", put("averages/swa/state/classifier.weight", torch.ones(3)), "classifier.weight"),
+    resumed("average-nan", put("averages/swag/m2/classifier.weight", torch.full((10, 16), float("nan"))), "no weights"),
+    resumed("average-negative", put("averages/swag/m2/classifier.weight", -torch.ones(10, 16)), "no weights lead to"),
+    resumed("average-no-m2", put("averages/swag/-m2", None), "the saved average lacks m2"),
+    resumed("average-m2-text", put("averages/swag/m2", ESC), "averages.swag.m2"),
+    resumed("average-deviations", put("averages/swag/deviations", {}), "saved average (deviations) do not match"),
+    resumed("average-rank", put("averages/swag/rank", 4), "the saved average has rank 4, this one 3"),
+    resumed("average-diagonal", put("averages/swag/diagonal", True), "the saved average has diagonal True"),
     resumed("optimizer-empty", put("optimizer", {}), "its optimizer state does not fit"),
     resumed("optimizer-groups", put("optimizer/param_groups", []), "its optimizer state does not fit"),
     resumed(
@@ -680,6 +752,8 @@ RESUMED = [
     evaluated(
         "decay", lambda content: content["averages"]["swa"].update(kind="ema", decay=7.0), "decay: 7.0 does not fit"
     ),
+    evaluated("rank", put("averages/swag/rank", 1), "rank: 1 does not fit kind swag"),
+    evaluated("deviations", put("averages/swag/-deviations", None), "the saved average lacks deviations"),
     evaluated("shape", put("averages/swa/state/classifier.weight", torch.ones(3)), "classifier.weight"),
     evaluated("nan", put("averages/swa/state/classifier.weight", torch.full((10, 16), float("nan"))), "not finite"),
 ]
@@ -764,6 +838,13 @@ USAGE = [
     usage("eval-forbidden", "eval swa.pt optimizer.lr=1", "optimizer.lr: cannot be changed here"),
     usage("eval-section", "eval swa.pt dataset=digits", "cannot be changed here"),
     usage("eval-about-broken", "eval run/checkpoints/last.pt", "run.json", file("run/run.json", "{")),
+    usage("draws-zero", "eval swag.pt --draws 0", "--draws"),
+    usage("draws-text", "eval swag.pt --draws many", "--draws"),
+    usage("draws-of-mean", "eval swa.pt --draws 3", "--draws takes an average of kind swag: swa is mean"),
+    usage("draws-of-last", "eval run/checkpoints/last.pt --weights last --draws 3", "last is raw"),
+    usage("draws-samples-alone", "eval swag.pt --samples 100", "--samples goes with --draws"),
+    usage("draws-samples-text", "eval swag.pt --draws 2 --samples many", "is neither `all` nor a count"),
+    usage("draws-samples-zero", "eval swag.pt --draws 2 --samples 0", "is neither `all` nor a count"),
     usage("bn-nothing", "bn-update", "Missing argument"),
     usage("bn-weights", "bn-update swa.pt --weights ema", "holds no weights 'ema'"),
     usage("bn-raw", "bn-update run/checkpoints/last.pt --weights last", "its raw weights are what training goes on"),
@@ -872,7 +953,7 @@ REPEATS = [
     ),
 ]
 
-ROWS = [*RECIPES, *CHANGES, *FILES, *CONTENTS, *THEIRS, *RESUMED, *IMAGES, *USAGE, *REPEATS]
+ROWS = [*RECIPES, *CHANGES, *FILES, *CONTENTS, *POSTERIORS, *THEIRS, *RESUMED, *IMAGES, *USAGE, *REPEATS]
 
 
 @pytest.fixture(scope="module")
@@ -886,7 +967,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert code == 0
     (folder / "latest").unlink()
     run = (folder / "good-001").rename(folder / "run")
-    (run / "checkpoints/swa.pt").rename(folder / "swa.pt")
+    for name in ("swa.pt", "swag.pt"):
+        (run / "checkpoints" / name).rename(folder / name)
     (run / "checkpoints/previous.pt").rename(run / "checkpoints/last.pt")
     for name in ("result.json", "curves.png"):
         (run / name).unlink()
@@ -949,6 +1031,7 @@ def test_untouched_folder_is_accepted(swa, trained: Path, tmp_path: Path) -> Non
     """What the rows above start from is good: each command that refuses them there takes it as it is."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     assert swa("eval", "swa.pt").code == 0
+    assert swa("eval", "swag.pt", "--draws", "2").code == 0
     assert swa("bn-update", "swa.pt", "-o", "bad.pt").code == 0
     assert swa("train", "good.yaml", "--dry-run").code == 0
     assert swa("train", "--resume", "run").code == 0

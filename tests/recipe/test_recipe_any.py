@@ -100,6 +100,16 @@ SCHEDULE_VALUES: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+AVERAGES: list[dict[str, Any]] = [
+    {"kind": "ema"},
+    {"kind": "ema", "half_life": "10%", "warmup": True, "bias_correction": False},
+    {"kind": "latest", "window": 3},
+    {"kind": "mean", "start": "3ep"},
+    {"kind": "swag"},
+    {"kind": "swag", "diagonal": True, "every": "0.25ep"},
+]
+
+
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
     name = draw(st.sampled_from(sorted(SCHEDULE_KEYS)))
@@ -116,7 +126,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
             "no_decay": draw(st.lists(TEXTS, max_size=2)),
         },
         "schedule": {"name": name, **{key: draw(SCHEDULE_VALUES[key]) for key in keys}},
-        "averages": {"e": {"kind": "ema"}} if draw(st.booleans()) else {},
+        "averages": draw(st.dictionaries(st.sampled_from(["a", "b"]), st.sampled_from(AVERAGES), max_size=2)),
         "train": {"epochs": draw(st.integers(1, 10**6)), "threads": draw(st.sampled_from(["auto", 4]))},
     }
     if draw(st.booleans()):

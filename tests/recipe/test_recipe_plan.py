@@ -134,6 +134,41 @@ def test_several_averages() -> None:
     assert tail.steps == (1000, 2000, 3000)
 
 
+@pytest.mark.parametrize(
+    ("half_life", "every", "halvings"),
+    [
+        ("500step", "1step", 1 / 500),
+        ("2ep", "1step", 1 / 200),
+        ("10%", "1step", 1 / 300),
+        ("2ep", "1ep", 1 / 2),
+        ("0.5ep", "1ep", 2),
+        ("1ep", "0.001ep", 1 / 100),
+    ],
+)
+def test_half_life_is_a_decay(half_life: str, every: str, halvings: float) -> None:
+    """The decay of an update against 0.5 to the half-lives that pass until the next, of 30 epochs of 100 steps."""
+    (ema,) = plan(averages={"ema": {"kind": "ema", "half_life": half_life, "every": every}}).averages
+    assert ema.decay == pytest.approx(0.5**halvings, rel=1e-14)
+
+
+def test_settings_of_an_average() -> None:
+    """What `WeightAverage` is given of each kind against the recipe and its defaults; the rest is None."""
+    averages = {
+        "ema": {"kind": "ema", "warmup": True, "bias_correction": False},
+        "full": {"kind": "swag"},
+        "thin": {"kind": "swag", "diagonal": True},
+    }
+    found = [
+        {key: value for key, value in item.settings.items() if value is not None}
+        for item in plan(averages=averages).averages
+    ]
+    assert found == [
+        {"kind": "ema", "decay": 0.999, "warmup": True, "bias_correction": False},
+        {"kind": "swag", "rank": 20, "diagonal": False},
+        {"kind": "swag", "diagonal": True},
+    ]
+
+
 @settings(deadline=None, derandomize=True, max_examples=300)
 @given(
     start=st.integers(0, 2400).map(lambda n: f"{n / 100:g}ep") | st.integers(0, 100).map(lambda n: f"{n}%"),
@@ -371,6 +406,23 @@ def test_texts_of_several_averages_and_snapshots() -> None:
     assert describe_averages(recipe(), plan()) == []
 
 
+@pytest.mark.parametrize(
+    ("average", "text"),
+    [
+        ({"kind": "ema", "decay": 0.9, "warmup": True}, "EMA 0.9, warmed up, every step from epoch 1"),
+        ({"kind": "ema", "bias_correction": False}, "EMA 0.999, no bias correction, every step from epoch 1"),
+        ({"kind": "ema", "half_life": "2ep"}, "EMA of half-life 2ep (0.99654), every step from epoch 1"),
+        ({"kind": "swag"}, "SWAG of 8 weights, rank 20, ends of epochs 23 to 30 (from 75 %)"),
+        ({"kind": "swag", "diagonal": True}, "SWAG of 8 weights, diagonal, ends of epochs 23 to 30 (from 75 %)"),
+    ],
+)
+def test_texts_of_every_kind(average: Mapping[str, Any], text: str) -> None:
+    """The row of an average against its settings in words; what is as usual is not mentioned."""
+    described = recipe(averages={"a": average})
+    lines = describe_averages(described, make_plan(described, num_train=1000))
+    assert lines == [f"a: {text}; BatchNorm recomputed at the end"]
+
+
 # What is refused.
 
 CYCLES_NEEDED = "needs a schedule with cycles, and cosine has none"
@@ -402,6 +454,18 @@ CYCLES_NEEDED = "needs a schedule with cycles, and cosine has none"
         ({"output": {"save_every": "1cycle"}}, "output.save_every", "no fixed length"),
         ({"averages": {"a": {"kind": "mean", "start": "40ep"}}}, "averages.a.start", "40ep is after the end"),
         ({"averages": {"a": {"kind": "mean", "every": "1cycle"}}}, "averages.a.every", CYCLES_NEEDED),
+        ({"averages": {"a": {"kind": "ema", "half_life": "0ep"}}}, "averages.a.half_life", "0ep is no time at all"),
+        ({"averages": {"a": {"kind": "ema", "half_life": "1cycle"}}}, "averages.a.half_life", "no fixed length"),
+        (
+            {"averages": {"a": {"kind": "ema", "half_life": "1ep", "every": "1cycle"}}, "schedule": RESTARTS},
+            "averages.a.half_life",
+            "1ep cannot be told in updates, which come every 1cycle",
+        ),
+        (
+            {"averages": {"a": {"kind": "ema", "half_life": "999999999999999ep"}}},
+            "averages.a.half_life",
+            "so long that nothing would ever be forgotten",
+        ),
         ({"snapshots": {"every": "1cycle"}}, "snapshots.every", CYCLES_NEEDED),
         ({"snapshots": {"every": "1ep", "start": "40ep"}}, "snapshots.start", "nothing would be kept"),
         ({"snapshots": {"every": "40ep"}}, "snapshots.every", "nothing would be kept"),
@@ -510,6 +574,18 @@ def test_cycles_are_not_counted_while_the_schedule_is_wrong() -> None:
             "ema looks back over 10,000 updates, but has 3,000: lower averages.ema.decay",
         ),
         (
+            {"averages": {"ema": {"kind": "ema", "half_life": "21ep"}}},
+            "ema looks back over 3,030 updates, but has 3,000: shorten averages.ema.half_life",
+        ),
+        (
+            {"averages": {"s": {"kind": "swag", "rank": 9}}},
+            "s keeps the last 9 deviations, but takes only 8",
+        ),
+        (
+            {"averages": {"s": {"kind": "swag", "diagonal": True, "start": "27ep"}}},
+            "s averages only 4 weights: an earlier averages.s.start",
+        ),
+        (
             {"schedule": {"name": "multistep", "at": ["20ep", "30ep"]}},
             "schedule.at has a point at or after the end",
         ),
@@ -529,6 +605,8 @@ def test_no_warnings_at_the_bounds() -> None:
             "ema": {"kind": "ema", "decay": 0.999, "start": "2001step"},
             "tail": {"kind": "latest", "window": 8},
             "few": {"kind": "latest", "window": 2, "start": "29ep"},
+            "late": {"kind": "ema", "decay": 0.9999, "warmup": True},
+            "spread": {"kind": "swag", "rank": 8},
         },
     }
     assert plan(**bounds).warnings == ()

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from swa_cli.averaging.settings import KINDS, OWNERS
 from swa_cli.recipe import scalars
 from swa_cli.recipe.duration import Duration
 from swa_cli.recipe.explain import fields
 from swa_cli.recipe.scalars import Plain
-from swa_cli.recipe.schema import SCHEDULE_KEYS, Optimizer, Recipe, Schedule
+from swa_cli.recipe.schema import AVERAGE_KEYS, SCHEDULE_KEYS, Average, Optimizer, Recipe, Schedule
 
 SMALLEST: dict[str, Any] = {
     "model": {"name": "convnet"},
@@ -72,6 +73,12 @@ def test_every_schedule_lists_its_keys() -> None:
         {"schedule": {"name": "cyclic"}},
         {"averages": {"a": {"kind": "mean", "decay": 0.9}}},
         {"averages": {"a": {"kind": "ema", "window": 2}}},
+        {"averages": {"a": {"kind": "ema", "decay": 0.9, "half_life": "1ep"}}},
+        {"averages": {"a": {"kind": "latest", "warmup": True}}},
+        {"averages": {"a": {"kind": "mean", "bias_correction": False}}},
+        {"averages": {"a": {"kind": "mean", "diagonal": False}}},
+        {"averages": {"a": {"kind": "swag", "rank": 1}}},
+        {"averages": {"a": {"kind": "swag", "rank": 2, "diagonal": True}}},
         {"averages": {"last": {"kind": "mean"}}},
         {"averages": {"Bad name": {"kind": "mean"}}},
     ],
@@ -92,6 +99,19 @@ def test_defaults_of_an_average_follow_its_kind() -> None:
     )
     assert (str(averages["k"].start), str(averages["k"].every), averages["k"].window) == ("75%", "1ep", 5)
     assert (str(averages["m"].start), averages["m"].decay, averages["m"].window) == ("75%", None, None)
+    assert (averages["e"].warmup, averages["e"].bias_correction, averages["m"].warmup) == (False, True, None)
+    swag = recipe(averages={"s": {"kind": "swag"}, "d": {"kind": "swag", "diagonal": True}}).averages
+    assert (str(swag["s"].start), str(swag["s"].every), swag["s"].rank) == ("75%", "1ep", 20)
+    assert (swag["s"].diagonal, swag["d"].rank) == (False, None)
+    assert recipe(averages={"e": {"kind": "ema", "half_life": "10%"}}).averages["e"].decay is None
+
+
+def test_every_key_of_an_average_has_its_kind() -> None:
+    """The table of keys is held against the fields of the section and against what is built from them."""
+    assert set(AVERAGE_KEYS) == set(Average.model_fields) - {"kind", "start", "every"}
+    built = {key: kind for key, kind in AVERAGE_KEYS.items() if key != "half_life"}  # which becomes a decay
+    assert built == OWNERS
+    assert Average.model_fields["kind"].annotation.__args__ == KINDS  # type: ignore[union-attr]
 
 
 def test_derived_values() -> None:

@@ -38,6 +38,37 @@ def test_scores_equal_torchmetrics(predictions: tuple[Tensor, Tensor]) -> None:
     assert row["brier"] == pytest.approx(float((p - one_hot).square().sum(1).mean()), abs=1e-6)
 
 
+def test_scores_of_probabilities_equal_those_of_logits(predictions: tuple[Tensor, Tensor]) -> None:
+    """Softmax scored as probabilities, in float64 and float32, against its logits: every score of every sample."""
+    logits, labels = predictions
+    exact = tasks.score_samples(logits, labels)
+    for probabilities in (logits.double().softmax(1), logits.softmax(1)):
+        found = tasks.score_probabilities(probabilities, labels)
+        assert found.top5 is not None
+        assert torch.equal(found.correct, exact.correct)
+        assert torch.equal(found.top5, exact.top5)
+        for key in ("nll", "brier", "confidence"):
+            torch.testing.assert_close(
+                getattr(found, key), getattr(exact, key), rtol=1e-5, atol=1e-6, check_dtype=False
+            )
+
+
+def test_a_probability_of_0_has_a_finite_nll() -> None:
+    """A label that was thought impossible: -log of the smallest normal number, in float32 also for bf16."""
+    scores = tasks.score_probabilities(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16), torch.tensor([1]))
+    assert scores.nll.item() == pytest.approx(-math.log(torch.finfo(torch.float32).tiny), rel=1e-6)
+    assert scores.nll.dtype == torch.float32
+
+
+def test_predictions_are_the_softmax_of_every_sample(predictions: tuple[Tensor, Tensor]) -> None:
+    """Probabilities over ragged batches against the softmax of all at once, in order, with their labels."""
+    logits, labels = predictions
+    batches = zip(logits.split(400), labels.split(400), strict=True)
+    probabilities, same = evaluate.predict(nn.Identity(), batches, hardware=CPU)
+    torch.testing.assert_close(probabilities, logits.softmax(1), rtol=1e-6, atol=1e-7)
+    assert torch.equal(same, labels)
+
+
 def test_standard_error_of_accuracy_is_the_binomial_one() -> None:
     """SE of 30 right of 40 against sqrt(p(1-p)/n)."""
     correct = torch.arange(40) < 30

@@ -1,0 +1,174 @@
+"""SWAG: a Gaussian over weights, fitted to those along a trajectory (Maddox et al. 2019).
+
+One idea: everything comes from d = w - mean, taken once the mean includes w. Its square gives the variance, which
+can never be negative, and the last of them span a covariance of low rank.
+
+n weight sets so far; M2 sum of squared distances from the mean, as wide as the mean; K deviations held, each of the
+shape of its parameter and in float32. Parameters that are shared are here once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swa_cli.averaging.settings import MIN_RANK
+from swa_cli.averaging.tensors import groups, require_same_shapes, shapes
+from swa_cli.errors import UserError
+
+
+class Spread:
+    """How far weight sets lie from their running mean: what SWAG keeps beside the mean. Memory as it is needed.
+
+    Args:
+        rank: Deviations to keep, the last ones; 0 for none.
+    """
+
+    def __init__(self, *, rank: int) -> None:
+        self._rank = rank
+        self._m2: dict[str, Tensor] = {}
+        self._columns: list[dict[str, Tensor]] = []  # from old to new
+
+    @torch.no_grad()
+    def take(self, offered: Mapping[str, Tensor], *, mean: Mapping[str, Tensor], count: int) -> None:
+        """Take a weight set that `mean` includes already, as number `count`."""
+        if count == 1:
+            self._m2 = {name: torch.zeros_like(value) for name, value in mean.items()}
+        column = self._next_column(mean)
+        for names in groups(mean):
+            distances = torch._foreach_sub([offered[name] for name in names], [mean[name] for name in names])
+            if count > 1:  # Welford: the distance from the mean before is n / (n - 1) as long
+                m2 = [self._m2[name] for name in names]
+                torch._foreach_addcmul_(m2, distances, distances, value=count / (count - 1))
+            if column:
+                torch._foreach_copy_([column[name] for name in names], distances)
+
+    def variance(self, count: int) -> dict[str, Tensor]:
+        """What `variance_of` makes of the present M2."""
+        return variance_of(self._m2, count=count)
+
+    def deviations(self) -> dict[str, Tensor]:
+        """Stacks (K, *shape) from old to new; empty if none are kept."""
+        names = self._columns[0] if self._columns else {}
+        return {name: torch.stack([column[name] for column in self._columns]) for name in names}
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """All it takes to continue, in copies."""
+        return {"m2": {name: value.clone() for name, value in self._m2.items()}, "deviations": self.deviations()}
+
+    def require_fit(self, state: Mapping[str, Any], *, expected: Mapping[str, tuple[int, ...]], count: int) -> None:
+        """Refuse a state of other shapes than that of `count` weight sets, or one that no weights lead to.
+
+        Raises:
+            UserError: It is one.
+        """
+        held = min(count, self._rank)
+        stacked = {name: (held, *shape) for name, shape in expected.items()}
+        for key, wanted in (("m2", expected if count else {}), ("deviations", stacked if held else {})):
+            if not isinstance(state.get(key), Mapping):
+                raise UserError(f"the saved average lacks {key}", hint="load what WeightAverage.state_dict() returned")
+            require_same_shapes(shapes(state[key]), wanted, what=f"saved average ({key})")
+            for name, value in state[key].items():
+                if not is_spread(value, squared=key == "m2"):
+                    raise UserError(
+                        f"the saved average has values in {key} of {name} that no weights lead to",
+                        hint="take another copy of the file",
+                    )
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any], *, mean: Mapping[str, Tensor]) -> None:
+        """Continue from a state that fits; the tensors are copied, and lie in memory like those of `mean`."""
+        self._m2 = {name: torch.empty_like(mean[name]).copy_(value) for name, value in state["m2"].items()}
+        self._columns = []
+        for index in range(len(next(iter(state["deviations"].values()), ()))):
+            for name, value in self._next_column(mean).items():
+                value.copy_(state["deviations"][name][index])
+
+    def itemsize(self, count: int, *, wide: torch.dtype) -> int:
+        """Bytes for each weight after `count` weight sets, of which the mean is of type `wide`."""
+        return wide.itemsize + torch.float32.itemsize * min(count, self._rank)
+
+    def _next_column(self, mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Where the next deviations go: new memory, or that of the oldest ones; empty if none are kept."""
+        if not self._rank:
+            return {}
+        full = len(self._columns) == self._rank
+        fresh = self._columns.pop(0) if full else {}
+        if not full:
+            fresh = {name: torch.empty_like(value, dtype=torch.float32) for name, value in mean.items()}
+        self._columns.append(fresh)
+        return fresh
+
+
+def variance_of(m2: Mapping[str, Tensor], *, count: int) -> dict[str, Tensor]:
+    """M2 / n = E[w^2] - E[w]^2, in float32."""
+    return {name: (value / count).float() for name, value in m2.items()}
+
+
+def is_spread(value: Tensor, *, squared: bool) -> bool:
+    """Whether distances, or their squares, can be these: real, finite, squares not negative."""
+    if not value.is_floating_point() or not bool(value.isfinite().all()):
+        return False
+    return not squared or bool((value >= 0).all())
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The Gaussian over weights: N(mean, diag(variance) / 2 + D D^T / (2 (K - 1))), or N(mean, diag(variance)).
+
+    D has the deviations as its columns (equation 1 of the paper).
+    """
+
+    mean: dict[str, Tensor]  # a complete state_dict
+    variance: dict[str, Tensor]  # of the weights, shared ones once
+    deviations: dict[str, Tensor]  # (K, *shape); none if diagonal
+    diagonal: bool
+    owners: Mapping[str, str]  # every name of the state_dict -> the name in `variance`, if it is a weight
+
+    @property
+    def num_deviations(self) -> int:
+        """K."""
+        return len(next(iter(self.deviations.values()), ()))
+
+    def require_drawable(self) -> None:
+        """Say if there is too little to draw from.
+
+        Raises:
+            UserError: Fewer than two deviations, and not diagonal.
+        """
+        if not self.diagonal and self.num_deviations < MIN_RANK:
+            raise UserError(
+                f"the number of deviations is {self.num_deviations}, and a covariance of low rank needs {MIN_RANK}",
+                hint="let it take more weights: an earlier start, or a shorter every",
+            )
+
+    @torch.no_grad()
+    def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Weights w = mean + sqrt(variance / 2) z1 + D z2 / sqrt(2 (K - 1)); if diagonal, mean + sqrt(variance) z1.
+
+        z1 has a normal number for each weight, z2 one for each deviation, the same for all parameters. All other
+        tensors are those of the mean: BatchNorm statistics have to be measured anew.
+
+        Args:
+            generator: On the CPU, so that a seed draws the same on every device.
+
+        Raises:
+            UserError: Fewer than two deviations, and not diagonal.
+        """
+        self.require_drawable()
+        z2 = torch.randn(self.num_deviations, generator=generator)
+        drawn = {}
+        for name, variance in self.variance.items():
+            z1 = torch.randn(variance.shape, generator=generator).to(variance.device)
+            offset = z1 * (variance if self.diagonal else variance / 2).sqrt()
+            if not self.diagonal:
+                scaled = (z2 / math.sqrt(2 * (self.num_deviations - 1))).to(variance.device)
+                offset += torch.tensordot(scaled, self.deviations[name].float(), dims=1)
+            mean = self.mean[name]
+            drawn[name] = (mean + offset.to(mean.device)).to(mean.dtype)
+        return {name: drawn.get(owner, self.mean[name]) for name, owner in self.owners.items()}

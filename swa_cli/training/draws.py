@@ -1,0 +1,48 @@
+"""Weights drawn from a swag average, and what they predict together (Bayesian model averaging).
+
+One idea: draw i is a function of (seed, i), so thirty draws begin with the same ten as ten do. Each has BatchNorm
+statistics of its own: those of the mean belong to other weights. Legend: N samples, K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from swa_cli.averaging.swag import Posterior
+from swa_cli.averaging.tensors import read, require_same_shapes, shapes
+from swa_cli.data.randomness import generator
+from swa_cli.training import evaluate, faults, tasks
+from swa_cli.training.bench import Bench
+
+
+def score(
+    posterior: Posterior, model: nn.Module, *, num_draws: int, name: str, bench: Bench, split: str
+) -> tasks.SampleScores:
+    """Score the mean of the class probabilities over draws: for each, BatchNorm is measured and the split predicted.
+
+    Args:
+        posterior: What is drawn from.
+        model: The network; it is left with the weights of the last draw.
+        num_draws: At least 1.
+        name: Of the average.
+        bench: Data and hardware; its recipe has the seed, and the samples of each BatchNorm pass.
+        split: What is predicted.
+
+    Raises:
+        UserError: The posterior is not one of this network, or holds too little to draw from.
+    """
+    require_same_shapes(shapes(posterior.variance), shapes(read(model).weights), what="posterior")
+    posterior.require_drawable()
+    settings, loader = bench.recipe.train, bench.plain_batches(split)
+    total, labels = torch.zeros(()), torch.zeros(())  # (N, K) and (N,) from the first draw on
+    length = num_draws * (bench.refresh_length(model) + len(loader))
+    with bench.terminal.progress(f"{num_draws} draws of {name}", length) as bar:
+        for index in range(num_draws):
+            model.load_state_dict(posterior.draw(generator(bench.recipe.seed, "swag draw", index)))
+            with faults.memory("train.batch_size", settings.batch_size):
+                bench.refresh_batchnorm(model, name=name, bar=bar)
+            with faults.memory("train.eval_batch_size", settings.eval_batch_size):
+                p, labels = evaluate.predict(model, loader, hardware=bench.hardware, advance=bar.advance)
+            total = total + p
+    return tasks.score_probabilities(total / num_draws, labels)
