@@ -110,12 +110,17 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
         return {average["name"]: WeightSet(content["state_dict"], content["batchnorm"], average["count"])}
     if checkpoint.kind == "snapshot":
         return {"snapshot": WeightSet(content["state_dict"], content["batchnorm"])}
-    sets = {"last": WeightSet(content["model"], raw_batchnorm(model))}
+    sets = {"last": raw_weights(checkpoint, model)}
     for name, entry in content["averages"].items():
         if entry["count"]:
             average = restore_average(entry, model)
             sets[name] = WeightSet(average.averaged_state(), entry["batchnorm"], average.count)
     return sets
+
+
+def raw_weights(point: Checkpoint, model: nn.Module) -> WeightSet:
+    """The weights in a resume point that training goes on from."""
+    return WeightSet(point.content["model"], raw_batchnorm(model))
 
 
 def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:

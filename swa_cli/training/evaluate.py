@@ -26,6 +26,7 @@ def score(
     *,
     hardware: Hardware,
     advance: Callable[[], None] = lambda: None,
+    by: Callable[[Tensor, Tensor], SampleScores] = tasks.score_samples,
 ) -> SampleScores:
     """Score every sample; the model is left in the mode it came in, and no random number is drawn.
 
@@ -34,6 +35,7 @@ def score(
         batches: Images (B, C, H, W) and labels (B,) on the same device.
         hardware: Device and precision of the forward pass; scores themselves are float32 or better.
         advance: Called after each batch.
+        by: Gives the scores of a batch, from logits (B, K) and labels (B,).
     """
     training = {module: module.training for module in model.modules()}
     model.eval()
@@ -43,7 +45,7 @@ def score(
             for images, labels in batches:
                 with hardware.autocast():
                     logits = model(images)
-                parts.append(tasks.score_samples(logits, labels))
+                parts.append(by(logits, labels))
                 advance()
     finally:
         for module, mode in training.items():

@@ -44,14 +44,28 @@ def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
 def score_samples(logits: Tensor, labels: Tensor) -> SampleScores:
     """Scores of each sample of a batch: logits (B, K), labels (B,)."""
     log_p = F.log_softmax(logits.float(), dim=1)  # (B, K)
-    p = log_p.exp()
     nll = F.nll_loss(log_p, labels, reduction="none")
+    return _scores(log_p.exp(), labels, nll=nll, order=logits)
+
+
+def score_probabilities(probabilities: Tensor, labels: Tensor) -> SampleScores:
+    """Scores of each sample of a batch of which the probabilities are known: probabilities (B, K), labels (B,).
+
+    A probability that underflowed to 0 counts as the smallest normal number, 87 nats in float32.
+    """
+    p = probabilities if probabilities.dtype == torch.float64 else probabilities.float()
+    nll = -p.gather(1, labels[:, None])[:, 0].clamp_min(torch.finfo(p.dtype).tiny).log()
+    return _scores(p, labels, nll=nll, order=p)
+
+
+def _scores(p: Tensor, labels: Tensor, *, nll: Tensor, order: Tensor) -> SampleScores:
+    """All scores, from probabilities (B, K), NLL (B,), and what puts the classes in order: (B, K)."""
     confidence, predicted = p.max(dim=1)
     p_label = p.gather(1, labels[:, None])[:, 0]
     brier = p.square().sum(dim=1) - 2 * p_label + 1  # sum (p - y)^2 with y one-hot
     top5 = None
-    if logits.shape[1] > 5:
-        top5 = (logits.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
+    if p.shape[1] > 5:
+        top5 = (order.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
     return SampleScores(predicted == labels, top5, nll, brier, confidence)
 
 

@@ -30,10 +30,9 @@ from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.hardware import environment
 from swa_cli.training.interrupt import Stopped
 from swa_cli.training.optimizers import set_learning_rate
-from swa_cli.training.run_folder import RunFolder
+from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
 from swa_cli.training.setup import Run, plan_rows, prepare
 
-RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "output.*")
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
 
 
