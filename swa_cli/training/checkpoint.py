@@ -140,8 +140,14 @@ def raw_batchnorm(model: nn.Module) -> str:
     return "running" if has_batchnorm(model) else "none"
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
-    """Load strictly.
+def load_weights(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    source: str,
+    cure: str = "pass the recipe that the weights were trained with",
+) -> None:
+    """Load strictly; `cure` is what to do about weights of another network.
 
     Raises:
         UserError: Names or shapes differ (the message counts them and shows three), a tensor is of another kind of
@@ -160,7 +166,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
         raise UserError(
             f"{source}: does not fit the recipe's model: {len(missing)} tensors missing, {len(foreign)} unexpected, "
             f"{len(reshaped)} of another shape ({examples})",
-            hint="pass the recipe that the weights were trained with",
+            hint=cure,
         )
     for key, value in wanted.items():
         given = state_dict[key]

@@ -61,6 +61,7 @@ def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[
     folder = RunFolder.create(Path(recipe.output.root), recipe.title)
     with folder.claimed() as log:
         about_run = {"python": platform.python_version(), "recipe_folder": str(loaded.folder.resolve())}
+        about_run |= {"init_sha256": run.initial.sha256} if run.initial else {}
         with faults.told(folder):
             folder.begin(load.dump(recipe), environment(run.bench.hardware) | about_run)
         return _go_on(run, folder, log, title=f"{recipe.title} -> {folder.path}", warnings=run.plan.warnings)
@@ -109,6 +110,8 @@ def resume(
         ]
         if point is not None:
             saving.restore(run, point.content, source=source)
+        elif run.initial is not None:
+            run.initial.require(about(folder.about).get("init_sha256"))
         with faults.told(folder):
             saving.settle(folder, point, load.dump(run.bench.recipe), extended=extend_to is not None)
         where = f"after step {run.step:,} of {run.plan.total_steps:,}" if run.step else "from the beginning"
