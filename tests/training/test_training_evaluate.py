@@ -38,6 +38,27 @@ def test_scores_equal_torchmetrics(predictions: tuple[Tensor, Tensor]) -> None:
     assert row["brier"] == pytest.approx(float((p - one_hot).square().sum(1).mean()), abs=1e-6)
 
 
+def test_scores_of_probabilities_are_those_of_logits(predictions: tuple[Tensor, Tensor]) -> None:
+    """score_probabilities of a softmax against score_samples of its logits; float64 against the definition."""
+    logits, labels = predictions
+    expected = tasks.score_samples(logits, labels)
+    found = tasks.score_probabilities(logits.softmax(1), labels)
+    for name in ("correct", "top5"):
+        assert torch.equal(getattr(found, name), getattr(expected, name))
+    for name in ("nll", "brier", "confidence"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=0, atol=2e-6)
+    p = logits.double().softmax(1)
+    exact = tasks.score_probabilities(p, labels)
+    assert torch.equal(exact.nll, -p[torch.arange(1003), labels].log())
+    assert torch.equal(exact.confidence, p.max(1).values)
+
+
+def test_a_probability_of_0_scores_a_finite_nll() -> None:
+    """The label's probability underflowed: 87.3 nats, the logarithm of the smallest normal float32."""
+    found = tasks.score_probabilities(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    assert float(found.nll) == pytest.approx(126 * math.log(2), abs=1e-5)
+
+
 def test_standard_error_of_accuracy_is_the_binomial_one() -> None:
     """SE of 30 right of 40 against sqrt(p(1-p)/n)."""
     correct = torch.arange(40) < 30
