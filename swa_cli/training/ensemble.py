@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from swa_cli.data.batches import Batches
 from swa_cli.errors import UserError
+from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, evaluate, faults, revisit, tasks
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint
@@ -38,17 +39,22 @@ class Ensemble:
         return found.pop() if len(found) == 1 else "stale" if "stale" in found else "mixed"
 
 
-def of_run(folder: RunFolder, point: Checkpoint) -> Ensemble:
+def of_run(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> Ensemble:
     """The snapshots of a run, each checked to be its own.
 
     Args:
         folder: The run.
         point: Its resume point.
+        terminal: Sees how far the files have been verified.
 
     Raises:
         UserError: There are fewer than two, or a file that cannot be read, or is not of this run.
     """
-    members = [_member(folder, checkpoint.read(path), point) for path in folder.snapshots.glob("step-*.pt")]
+    paths, members = list(folder.snapshots.glob("step-*.pt")), []
+    with terminal.progress("reading snapshots", len(paths)) as bar:
+        for path in paths:
+            members.append(_member(folder, checkpoint.read(path), point))
+            bar.advance()
     if len(members) < FEWEST:
         has = f"{len(members)} snapshot{'' if len(members) == 1 else 's'}"
         raise UserError(

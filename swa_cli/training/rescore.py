@@ -41,7 +41,7 @@ def evaluate_checkpoint(
     """
     folder = RunFolder(path) if path.is_dir() else None
     found = checkpoint.read(path) if folder is None else revisit.resume_point(folder)
-    snapshots = _ensemble(folder, found) if with_ensemble else None
+    snapshots = _ensemble(folder, found, terminal) if with_ensemble else None
     bench, model = revisit.open_checkpoint(found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
     sets = checkpoint.weight_sets(found, model) if folder is None else revisit.weight_sets_of_run(folder, found, model)
     sets = revisit.chosen(sets, weights, path)
@@ -89,13 +89,13 @@ def _score(
         return evaluate.score(model, loader, hardware=bench.hardware, advance=bar.advance)
 
 
-def _ensemble(folder: RunFolder | None, found: checkpoint.Checkpoint) -> ensemble.Ensemble:
+def _ensemble(folder: RunFolder | None, found: checkpoint.Checkpoint, terminal: Terminal) -> ensemble.Ensemble:
     if folder is None:
         raise UserError(
             f"{found.path}: is a file, and an ensemble is made of the snapshots of a run",
             hint=f"name the folder of its run, such as {revisit.run_of(found.path) or 'runs/latest'}",
         )
-    return ensemble.of_run(folder, found)
+    return ensemble.of_run(folder, found, terminal)
 
 
 def _require_fresh(path: Path, details: Mapping[str, Mapping[str, Any]], *, allow_stale_bn: bool) -> None:
