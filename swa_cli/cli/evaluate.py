@@ -1,16 +1,18 @@
-"""`swa eval`: the scores of a checkpoint."""
+"""`swa eval`: the scores of a checkpoint or a run."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Checkpoint, Json, Quiet, RecipeOption, answer
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, RecipeOption, answer
 
 EPILOG = f"""\b
 Examples:
-  swa eval runs/latest/checkpoints/swa.pt
+  swa eval runs/latest
+  swa eval runs/latest --ensemble
   swa eval runs/latest/checkpoints/last.pt --weights last --split val
   swa eval runs/latest/checkpoints/swag.pt --draws 30
   swa eval theirs.safetensors --recipe recipe.yaml --json
@@ -19,7 +21,10 @@ Examples:
 
 
 def evaluate(
-    ckpt: Checkpoint,
+    ckpt: Annotated[
+        Path,
+        typer.Argument(metavar="CKPT|RUN", help="Checkpoint (.pt, .safetensors) or run folder.", show_default=False),
+    ],
     changes: Changes = None,
     weights: Annotated[str, typer.Option("--weights", metavar="NAME|all", help="Weight sets to score.")] = "all",
     split: Annotated[
@@ -47,13 +52,20 @@ def evaluate(
             help="With --draws: training samples for BatchNorm of each; default: the recipe's.",
         ),
     ] = None,
+    ensemble: Annotated[
+        bool,
+        typer.Option(
+            "--ensemble", help="Of a run: score the averaged softmax of its M snapshots too, M times the cost."
+        ),
+    ] = False,
     recipe: RecipeOption = None,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score the weight sets of a checkpoint, with sampling errors.
+    """Score the weight sets of a checkpoint, or those of a run folder, with sampling errors.
 
+    A run folder is only read, so the run may still go on.
     Changes are limited to dataset.*, train.device, train.precision, train.eval_batch_size and train.threads.
     """
     if split not in (None, "train", "val", "test"):
@@ -74,5 +86,6 @@ def evaluate(
         samples=samples,
         recipe=recipe,
         allow_code=allow_code,
+        with_ensemble=ensemble,
     )
     answer(result, as_json=as_json)

@@ -15,7 +15,7 @@ from swa_cli.recipe.duration import SECONDS, Duration, TimeSpan
 
 NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 MAX_THREADS = 1024
-RESERVED_AVERAGES = ("last", "previous", "swa")
+RESERVED_AVERAGES = ("last", "previous", "swa", "ensemble")
 
 
 def _duration(value: object) -> Duration:

@@ -96,7 +96,8 @@ def make_plan(recipe: Recipe, *, num_train: int) -> Plan:
     clock = Clock(steps_per_epoch, total, course.minima if course else ())
     for series in _average_series(recipe) + _snapshot_series(recipe):
         problems += series_problems(recipe, series, clock=clock, cycles_known=course is not None)
-    problems += half_life_problems(recipe, clock=clock) + _interval_problems(recipe) + _stop_problems(recipe)
+    problems += half_life_problems(recipe, clock=clock) + _interval_problems(recipe)
+    problems += _stop_problems(recipe) + _init_problems(recipe)
     if problems or course is None:
         raise RecipeError(problems)
 
@@ -308,6 +309,13 @@ def _stop_problems(recipe: Recipe) -> list[Problem]:
         return []
     message = f"a run of this recipe measures no {shown(stop.metric)}"
     return [Problem("train.stop.metric", message, f"choose from {', '.join(columns)}")]
+
+
+def _init_problems(recipe: Recipe) -> list[Problem]:
+    if recipe.train.init is not None or recipe.train.init_weights is None:
+        return []
+    message = "there is no checkpoint to take them from"
+    return [Problem("train.init_weights", message, "add train.init, or leave it out")]
 
 
 def _saves(recipe: Recipe, clock: Clock) -> frozenset[int]:

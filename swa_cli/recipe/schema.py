@@ -337,6 +337,12 @@ class Train(BaseModel):
 
     model_config = STRICT
     epochs: Count = Field(description="passes over the training set")
+    init: Text | None = Field(
+        default=None, description="checkpoint that the run starts from, instead of random weights of the seed"
+    )
+    init_weights: Text | None = Field(
+        default=None, description="which weights of it: last, swa, ...; default its raw weights, or its only ones"
+    )
     batch_size: Count = Field(default=128, description="samples of one forward pass")
     eval_batch_size: Count = Field(default=512, description="samples of one forward pass without gradients")
     accumulate: Count = Field(default=1, description="batches whose gradients make one optimizer step")

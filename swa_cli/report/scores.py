@@ -1,13 +1,13 @@
 """The final comparison: every weight set's scores with their sampling errors, and whether averaging helped.
 
-An average is judged by its difference to `last` on the same samples, in units of that difference's paired
-standard error: within two of them nothing was shown.
+An average (of weights, or that of probabilities which an ensemble is) is judged by its difference to `last` on the
+same samples, in units of that difference's paired standard error: within two of them nothing was shown.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from rich.cells import cell_len
@@ -49,7 +49,7 @@ def score_table(scores: Mapping[str, Scores], *, console: Console) -> list[Text]
             "nll": with_error(number(values["nll"]), _error(values, "nll_se", number)),
             "ece": number(values["ece"]),
             "brier": number(values["brier"]),
-            "count": count(values.get("count")),
+            "count": count(values.get("members", values.get("count"))),
             "batchnorm": values["batchnorm"],
         }
         lines.append(cell_line(columns, cells, console=console))
@@ -65,6 +65,20 @@ def score_table(scores: Mapping[str, Scores], *, console: Console) -> list[Text]
     return lines
 
 
+def ensemble_table(curve: Sequence[Scores], *, console: Console) -> list[Text]:
+    """A line for each number of members."""
+    columns = [
+        Column("members", "members", 7, rank=0),
+        Column("accuracy", "accuracy %", 15, rank=1),
+        Column("nll", "NLL", 16, rank=2),
+    ]
+    cells = [
+        {"members": str(row["members"]), "accuracy": percent(row["accuracy"]), "nll": number(row["nll"])}
+        for row in curve
+    ]
+    return [head_line(columns, console=console), *(cell_line(columns, row, console=console) for row in cells)]
+
+
 def verdict(scores: Mapping[str, Scores]) -> list[str]:
     """One sentence for each average that was compared with `last`: did averaging help?"""
     last = scores.get("last")
@@ -73,21 +87,22 @@ def verdict(scores: Mapping[str, Scores]) -> list[str]:
     return [f"{name}: {_judgement(values, last=last)}" for name, values in scores.items() if _is_compared(name, values)]
 
 
-def conclusion(standings: Collection[str]) -> str:
+def conclusion(standings: Collection[str], *, means: str = "averaging") -> str:
     """What the standings of accuracy and NLL, `better`, `worse` or another word, come to."""
     if "better" in standings:
-        return "mixed result" if "worse" in standings else "averaging helped"
-    return "averaging did not help" if "worse" in standings else "no clear difference to last"
+        return "mixed result" if "worse" in standings else f"{means} helped"
+    return f"{means} did not help" if "worse" in standings else "no clear difference to last"
 
 
 def _judgement(values: Scores, *, last: Scores) -> str:
     if not math.isfinite(values["accuracy_diff"] + values["nll_diff"]):
         return "no comparison with last: the scores are not finite"
     standings = _accuracy_standing(values), _nll_standing(values)
+    means = "ensembling" if values.get("members") else "averaging"
     accuracy = f"{percent(values['accuracy'])} % against {percent(last['accuracy'])} %"
     nll = f"{number(values['nll'])} against {number(last['nll'])}"
     return (
-        f"{conclusion(standings)}: accuracy {accuracy} ({_accuracy_difference(values)}): {standings[0]}; "
+        f"{conclusion(standings, means=means)}: accuracy {accuracy} ({_accuracy_difference(values)}): {standings[0]}; "
         f"NLL {nll} ({_nll_difference(values)}): {standings[1]}"
     )
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from swa_cli.report.columns import cell_line, head_line
 from swa_cli.report.epochs import epoch_cells, epoch_columns
 from swa_cli.report.repeats import repeat_table, repeat_verdict, spelled
-from swa_cli.report.scores import score_table, verdict
+from swa_cli.report.scores import ensemble_table, score_table, verdict
 from swa_cli.report.spelling import hanging, open_console, open_log, safe
 
 if TYPE_CHECKING:
@@ -201,6 +201,20 @@ class Terminal:
             for sentence in repeat_verdict(weights):
                 block += hanging(Text(), sentence, console=console)
             return block
+
+        self._say(lambda console: [Text()])
+        self._say(lines, answer=not self._json)
+
+    def ensemble(self, curve: Sequence[Mapping[str, Any]]) -> None:
+        """The rest of an answer with an ensemble: its cost, and `accuracy` and `nll` by the number of `members`."""
+        number = len(curve)
+        cost = (
+            f"ensemble: the mean probabilities of the last {number} snapshots, which take {number} forward passes"
+            " an image; every other row takes one. Of the last m snapshots:"
+        )
+
+        def lines(console: Console) -> list[Text]:
+            return [*hanging(Text(), cost, console=console), *ensemble_table(curve, console=console)]
 
         self._say(lambda console: [Text()])
         self._say(lines, answer=not self._json)

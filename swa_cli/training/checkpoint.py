@@ -122,7 +122,7 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
         return {entry["name"]: WeightSet(weights, content["batchnorm"], entry["count"], entry["kind"], posterior)}
     if checkpoint.kind == "snapshot":
         return {"snapshot": WeightSet(content["state_dict"], content["batchnorm"])}
-    sets = {"last": WeightSet(content["model"], raw_batchnorm(model))}
+    sets = {"last": raw_weights(checkpoint, model)}
     for name, entry in content["averages"].items():
         if entry["count"]:
             average = restore_average(entry, model)
@@ -132,6 +132,11 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
                 posterior = Posterior(weights, variance, entry["deviations"], entry["diagonal"], owners)
             sets[name] = WeightSet(weights, entry["batchnorm"], average.count, average.kind, posterior)
     return sets
+
+
+def raw_weights(point: Checkpoint, model: nn.Module) -> WeightSet:
+    """The weights in a resume point that training goes on from."""
+    return WeightSet(point.content["model"], raw_batchnorm(model))
 
 
 def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:
@@ -151,8 +156,14 @@ def raw_batchnorm(model: nn.Module) -> str:
     return "running" if has_batchnorm(model) else "none"
 
 
-def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str) -> None:
-    """Load strictly.
+def load_weights(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    source: str,
+    cure: str = "pass the recipe that the weights were trained with",
+) -> None:
+    """Load strictly; `cure` is what to do about weights of another network.
 
     Raises:
         UserError: Names or shapes differ (the message counts them and shows three), a tensor is of another kind of
@@ -171,7 +182,7 @@ def load_weights(model: nn.Module, state_dict: Mapping[str, Tensor], *, source: 
         raise UserError(
             f"{source}: does not fit the recipe's model: {len(missing)} tensors missing, {len(foreign)} unexpected, "
             f"{len(reshaped)} of another shape ({examples})",
-            hint="pass the recipe that the weights were trained with",
+            hint=cure,
         )
     for key, value in wanted.items():
         given = state_dict[key]

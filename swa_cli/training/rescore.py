@@ -1,4 +1,4 @@
-"""`swa eval`: the scores of every weight set in a checkpoint, or of draws around a swag average.
+"""`swa eval`: the scores of every weight set in a checkpoint or a run, of draws around an average, of an ensemble.
 
 Averaged weights with stale statistics are never scored unless the caller insists; each draw has its own measured.
 """
@@ -15,9 +15,11 @@ from torch import nn
 from swa_cli.averaging.batchnorm import has_batchnorm
 from swa_cli.errors import UserError
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, draws, evaluate, faults, revisit, tasks
+from swa_cli.training import checkpoint, draws, ensemble, evaluate, faults, revisit
 from swa_cli.training.bench import Bench
-from swa_cli.training.checkpoint import WeightSet
+from swa_cli.training.checkpoint import Checkpoint, WeightSet
+from swa_cli.training.run_folder import RunFolder
+from swa_cli.training.tasks import SampleScores
 
 
 def evaluate_checkpoint(
@@ -30,54 +32,58 @@ def evaluate_checkpoint(
     allow_stale_bn: bool = False,
     num_draws: int | None = None,
     samples: str | None = None,
+    with_ensemble: bool = False,
     recipe: Path | None = None,
     allow_code: bool = False,
 ) -> dict[str, Any]:
-    """Score the weight sets of a checkpoint on a split (default: test, or val where there is no test).
+    """Score the weight sets of a checkpoint or a run on a split (default: test, or val where there is no test).
 
     With `num_draws`, swag averages are scored by the mean prediction of so many draws; `samples` is then the
     number of training samples, or `all`, of the BatchNorm pass that each of them takes.
 
     Raises:
-        UserError: Unknown weights or split, stale BatchNorm statistics, draws from what is no swag average, or a
-            checkpoint that does not fit.
+        UserError: Unknown weights or split, stale BatchNorm statistics, draws from what is no swag average, a
+            checkpoint that does not fit, or an ensemble of something else than the snapshots of a run.
     """
-    found = checkpoint.read(path)
-    changes, also = [*overrides], []
-    if samples is not None:
-        also = ["swa.batchnorm.samples"]
-        changes.append(f"swa.batchnorm.samples={samples}")
+    folder = RunFolder(path) if path.is_dir() else None
+    found = checkpoint.read(path) if folder is None else revisit.resume_point(folder)
+    snapshots = _ensemble(folder, found, terminal) if with_ensemble else None
+    limit = [] if samples is None else [f"swa.batchnorm.samples={samples}"]
     bench, model = revisit.open_checkpoint(
-        found, changes, recipe=recipe, terminal=terminal, allow_code=allow_code, also=also
+        found,
+        [*overrides, *limit],
+        recipe=recipe,
+        terminal=terminal,
+        allow_code=allow_code,
+        also=("swa.batchnorm.samples",) if limit else (),
     )
-    every = checkpoint.weight_sets(found, model)
+    every = checkpoint.weight_sets(found, model) if folder is None else revisit.weight_sets_of_run(folder, found, model)
     sets = revisit.chosen(every, weights, path)
     drawn = set() if num_draws is None else _drawable(sets, every, path)
-    stale = [name for name, item in sets.items() if item.batchnorm == "stale" and name not in drawn]
-    if stale and not allow_stale_bn:
-        raise UserError(
-            f"{path}: {', '.join(stale)} has stale BatchNorm statistics: its scores would mean nothing",
-            hint=f"run `swa bn-update {path}` first, or insist with --allow-stale-bn",
-        )
+    details = _details(sets, drawn, snapshots, model, num_draws)
+    _require_fresh(path, details, allow_stale_bn=allow_stale_bn)
+
     name_of_split = split or bench.scoring_split()
     started = time.monotonic()
-    scored, details = {}, {}
+    scored = {}
     for name, item in sets.items():
         checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
-        details[name] = {"count": item.count, "batchnorm": item.batchnorm}
-        if name in drawn:
-            assert num_draws is not None, "else nothing is drawn"
+        if num_draws is not None and name in drawn:
             scored[name] = _score_draws(item, model, name, bench, name_of_split, num_draws)
-            details[name] |= {"batchnorm": _freshness(model), "draws": num_draws}
         else:
             scored[name] = _score(model, name, bench, name_of_split)
+    curve: list[dict[str, Any]] = []
+    if snapshots is not None:
+        scored["ensemble"], curve = ensemble.score(snapshots, model, bench.plain_batches(name_of_split), bench=bench)
     rows = {name: {**row, **details[name]} for name, row in evaluate.table(scored).items()}
     num_samples = len(next(iter(scored.values())).correct)
     terminal.summary(rows, split=name_of_split, samples=num_samples)
-    return {
+    if curve:
+        terminal.ensemble(curve)
+    result = {
         "command": "eval",
         "checkpoint": str(path),
-        "run": revisit.run_of(path),
+        "run": revisit.run_of(found.path),
         "split": name_of_split,
         "samples": num_samples,
         "weights": rows,
@@ -85,6 +91,26 @@ def evaluate_checkpoint(
         "device": str(bench.hardware.device),
         "precision": bench.hardware.precision,
     }
+    return {**result, "ensemble": curve} if curve else result
+
+
+def _details(
+    sets: Mapping[str, WeightSet],
+    drawn: set[str],
+    snapshots: ensemble.Ensemble | None,
+    model: nn.Module,
+    num_draws: int | None,
+) -> dict[str, dict[str, Any]]:
+    """What a row says beside its scores."""
+    details: dict[str, dict[str, Any]] = {}
+    for name, item in sets.items():
+        details[name] = {"count": item.count, "batchnorm": item.batchnorm}
+        if name in drawn:
+            details[name] |= {"batchnorm": "recomputed" if has_batchnorm(model) else "none", "draws": num_draws}
+    if snapshots is not None:
+        members = len(snapshots.members)
+        details["ensemble"] = {"count": None, "batchnorm": snapshots.batchnorm, "members": members}
+    return details
 
 
 def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], path: Path) -> set[str]:
@@ -102,7 +128,25 @@ def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], pat
     return drawn
 
 
-def _score(model: nn.Module, name: str, bench: Bench, split: str) -> tasks.SampleScores:
+def _ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Terminal) -> ensemble.Ensemble:
+    if folder is None:
+        raise UserError(
+            f"{found.path}: is a file, and an ensemble is made of the snapshots of a run",
+            hint=f"name the folder of its run, such as {revisit.run_of(found.path) or 'runs/latest'}",
+        )
+    return ensemble.of_run(folder, found, terminal)
+
+
+def _require_fresh(path: Path, details: Mapping[str, Mapping[str, Any]], *, allow_stale_bn: bool) -> None:
+    stale = [name for name, item in details.items() if item["batchnorm"] == "stale"]
+    if stale and not allow_stale_bn:
+        raise UserError(
+            f"{path}: {', '.join(stale)} has stale BatchNorm statistics: its scores would mean nothing",
+            hint=f"run `swa bn-update {path if path.is_file() else 'FILE'}` first, or insist with --allow-stale-bn",
+        )
+
+
+def _score(model: nn.Module, name: str, bench: Bench, split: str) -> SampleScores:
     loader = bench.plain_batches(split)
     with (
         bench.terminal.progress(f"scoring {name}", len(loader)) as bar,
@@ -113,7 +157,7 @@ def _score(model: nn.Module, name: str, bench: Bench, split: str) -> tasks.Sampl
 
 def _score_draws(
     item: WeightSet, model: nn.Module, name: str, bench: Bench, split: str, num_draws: int
-) -> tasks.SampleScores:
+) -> SampleScores:
     assert item.posterior is not None, "only what has one is drawn from"
     scores = draws.score(item.posterior, model, num_draws=num_draws, name=name, bench=bench, split=split)
     statistics = "no BatchNorm"
@@ -123,8 +167,3 @@ def _score_draws(
         statistics = f"BatchNorm of each from {count} training samples"
     bench.terminal.note(f"{name}: the mean prediction of {num_draws} draws, {statistics}")
     return scores
-
-
-def _freshness(model: nn.Module) -> str:
-    """Of the BatchNorm statistics that were measured for a draw."""
-    return "recomputed" if has_batchnorm(model) else "none"

@@ -1,10 +1,12 @@
-"""A checkpoint opened again: its recipe, data, hardware and network, and the weight sets that were asked for.
+"""A checkpoint or a run opened again: its recipe, data, hardware and network, and the weight sets that were asked for.
 
-A checkpoint of ours carries its recipe; a foreign one needs it passed.
+A checkpoint of ours carries its recipe; a foreign one needs it passed. A run folder is only read, so it may be one
+that another process is working on.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +15,14 @@ from torch import nn
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
+from swa_cli.training import checkpoint
 from swa_cli.training.bench import Bench, describe_model, import_from, open_bench, require_trust
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
-from swa_cli.training.run_folder import RunFolder
+from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
 
 CHANGEABLE_KEYS = ("dataset.*", "train.device", "train.precision", "train.eval_batch_size", "train.threads")
+# What may differ between the files of one run: `--resume` takes other values, and `--extend-to` writes these anew.
+DIFFERING_KEYS = (*RESUMABLE_KEYS, "train.epochs", "swa.start", "averages.*.start", "snapshots.start")
 
 
 def open_checkpoint(
@@ -61,6 +66,60 @@ def chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, We
     if weights not in sets:
         raise UserError(f"{path}: holds no weights {weights!r}", hint=f"choose from {', '.join(sets)}, or all")
     return {weights: sets[weights]}
+
+
+def resume_point(folder: RunFolder) -> Checkpoint:
+    """last.pt of a run, or previous.pt in the instant in which it is being replaced.
+
+    Raises:
+        UserError: There is none, or it cannot be read.
+    """
+    if not any(os.path.lexists(path) for path in (folder.last, folder.previous)):
+        raise UserError(
+            f"{folder.path}: has no checkpoints/last.pt: it is no run folder, or its run has saved nothing yet",
+            hint="name a checkpoint (.pt), or a run folder such as runs/latest",
+        )
+    found = checkpoint.read(folder.last if os.path.lexists(folder.last) else folder.previous)
+    if found.kind != "resume":
+        raise UserError(f"{found.path}: is no resume point", hint="name a run folder that `swa train` made")
+    return found
+
+
+def weight_sets_of_run(folder: RunFolder, point: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
+    """The raw weights of a run as `last`, and each average that it has shipped.
+
+    Raises:
+        UserError: A shipped average that cannot be read, or is of another run.
+    """
+    sets = {"last": checkpoint.raw_weights(point, model)}
+    for name in point.content["averages"]:
+        path = folder.checkpoints / f"{name}.pt"
+        if not os.path.lexists(path):  # the run goes on, or ended before the average had its first weights
+            continue
+        found = checkpoint.read(path)
+        if found.kind != "weights" or found.content["average"]["name"] != name:
+            raise UserError(f"{path}: does not hold the average {name}", hint="put the file of the run in its place")
+        require_same_run(found, point)
+        sets |= checkpoint.weight_sets(found, model)
+    return sets
+
+
+def require_same_run(found: Checkpoint, point: Checkpoint) -> None:
+    """Refuse a file that was copied into the folder of another run.
+
+    Raises:
+        UserError: Its recipe or its input is not that of the run's resume point.
+    """
+    recipes = [load.from_values(item.content["recipe"], source=str(item.path)).recipe for item in (found, point)]
+    differences = load.differences(*recipes, ignored=DIFFERING_KEYS)
+    if found.content["input"] != point.content["input"]:
+        differences.append(("input", found.content["input"], point.content["input"]))
+    if differences:
+        key, value, expected = differences[0]
+        raise UserError(
+            f"{found.path}: is of another run: its {key} is {value}, and that of {point.path.name} is {expected}",
+            hint="remove it from the folder of the run",
+        )
 
 
 def run_of(path: Path) -> str | None:

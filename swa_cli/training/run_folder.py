@@ -22,6 +22,9 @@ from swa_cli.errors import UserError
 from swa_cli.report.answer import json_text
 from swa_cli.training.files import LEFTOVER, write_atomic
 
+# Keys of the recipe that the result does not depend on: a run may go on with other values of them.
+RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "output.*")
+
 
 class RunFolder:
     """Paths and files of one run."""

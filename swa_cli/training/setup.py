@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,9 @@ from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import optimizers
+from swa_cli.training import initial, optimizers
 from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
+from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
 
 
@@ -39,6 +40,7 @@ class Run:
     due: dict[str, frozenset[int]]  # average -> updates done after which it takes the weights
     totals: Tensor  # (2,) loss and accuracy, summed over the batches of the epoch that has no row in `history` yet
     interrupt: Interrupt
+    initial: InitialWeights | None = None  # None where the seed gives them, or a resume point will
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None  # max_time | patience: what ended the run before its last epoch
@@ -82,6 +84,8 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     """
     recipe = loaded.recipe
     problems: list[Problem] = optimizers.check(recipe.optimizer.name, recipe.optimizer.options)
+    begun_from, unreadable = initial.read(recipe.train.init if recorded is None else None)
+    problems += unreadable
     try:
         bench = open_bench(recipe, terminal, recorded=recorded)
     except UserError:
@@ -102,6 +106,7 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     model = bench.build_model()
     _probe(model, bench)
     try:
+        weights = initial.put(begun_from, model, name=recipe.train.init_weights)
         optimizer = optimizers.build(
             model,
             name=recipe.optimizer.name,
@@ -116,9 +121,10 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     scaler = torch.amp.GradScaler(device.type, enabled=bench.hardware.precision == "fp16")
     due = {item.name: frozenset(item.steps) for item in plan.averages}
     totals = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    return Run(
-        bench, plan, model, optimizer, scaler, averages, due, totals, Interrupt(announce=terminal.will_stop_soon)
-    )
+    if weights is not None:
+        plan = replace(plan, warnings=(*plan.warnings, *weights.warnings))
+    interrupt = Interrupt(announce=terminal.will_stop_soon)
+    return Run(bench, plan, model, optimizer, scaler, averages, due, totals, interrupt, weights)
 
 
 def _probe(model: nn.Module, bench: Bench) -> None:
@@ -154,6 +160,7 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
     rows = [
         ("data", _describe_data(run.bench)),
         ("model", describe_model(recipe.model.name, run.model)),
+        *([("", str(run.initial))] if run.initial else []),
         ("device", run.bench.hardware.describe()),
         ("schedule", describe_schedule(recipe, run.plan)),
     ]

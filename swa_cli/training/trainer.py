@@ -30,10 +30,9 @@ from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.hardware import environment
 from swa_cli.training.interrupt import Stopped
 from swa_cli.training.optimizers import set_learning_rate
-from swa_cli.training.run_folder import RunFolder
+from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
 from swa_cli.training.setup import Run, plan_rows, prepare
 
-RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "output.*")
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
 
 
@@ -78,6 +77,7 @@ def begin(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]
     recipe = run.bench.recipe
     with folder.claimed() as log:
         about_run = {"python": platform.python_version(), "recipe_folder": str(recipe_folder.resolve())}
+        about_run |= {"init_sha256": run.initial.sha256} if run.initial else {}
         with faults.told(folder):
             folder.begin(load.dump(recipe), environment(run.bench.hardware) | about_run, root=Path(recipe.output.root))
         return _go_on(run, folder, log, title=f"{recipe.title} -> {folder.path}", warnings=run.plan.warnings)
@@ -126,6 +126,8 @@ def resume(
         ]
         if point is not None:
             saving.restore(run, point.content, source=source)
+        elif run.initial is not None:
+            run.initial.require(about(folder.about).get("init_sha256"))
         with faults.told(folder):
             saving.settle(folder, point, load.dump(run.bench.recipe), extended=extend_to is not None)
         where = f"after step {run.step:,} of {run.plan.total_steps:,}" if run.step else "from the beginning"

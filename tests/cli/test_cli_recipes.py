@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 from torchvision.utils import save_image
 
+from swa_cli import models
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import make_plan
 
@@ -47,16 +49,55 @@ def test_paper_recipes_have_the_settings_of_the_paper(
     assert recipe.train.batch_size == 128
 
 
+def stand_in(folder: Path, *, classes: int, train: int) -> list[str]:
+    """Noise in the shape of CIFAR as an image folder, and the words that take it."""
+    generator = torch.Generator().manual_seed(0)
+    for split, number in (("train", train), ("test", 1)):
+        for label in range(classes):
+            (folder / "stand-in" / split / f"c{label:02d}").mkdir(parents=True)
+            for index in range(number):
+                path = folder / "stand-in" / split / f"c{label:02d}" / f"{index}.png"
+                save_image(torch.rand(3, 32, 32, generator=generator), path)
+    return ["dataset.name=image_folder", "dataset.root=stand-in", "train.batch_size=4", "train.eval_batch_size=4"]
+
+
+def test_dry_run_of_snapshot_ensembles_shows_six_cycles(swa, tmp_path: Path) -> None:
+    """24 epochs against the plan: six snapshots, and an average of the same weights; rates by Huang's formula."""
+    words = [*stand_in(tmp_path, classes=10, train=3), "dataset.val=10"]
+    ended = swa("train", RECIPES / "cifar10_snapshot_ensemble.yaml", "--dry-run", "--json", *words)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "cosine cycles of 4 epochs from 0.1 to 0" in said
+    assert "swa: 6 weights, at the minima of the cycles" in said
+    assert "snapshots: 6, at the minima of the cycles; all kept" in said
+    assert "warning" not in said
+    assert ended.json["averages"]["swa"]["steps"] == [20, 40, 60, 80, 100, 120]
+    golden = [0.05 * (1 + math.cos(math.pi * (epoch % 4) / 4)) for epoch in range(24)]
+    assert ended.json["learning_rates"] == pytest.approx(golden, abs=1e-12)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_of_fge_starts_from_a_network(swa, tmp_path: Path) -> None:
+    """Refused without the network to start from; with it 22 epochs, six snapshots, the golden rates of FACTS 2."""
+    words = [*stand_in(tmp_path, classes=10, train=3), "dataset.val=10"]
+    command = ["train", RECIPES / "cifar10_fge.yaml", "--dry-run", "--json", *words]
+    assert "train.init: runs/cifar10-preresnet20-001/checkpoints/last.pt: no such checkpoint" in swa(*command).err
+    torch.save(models.build("preresnet20", num_classes=10, in_channels=3).state_dict(), "start.pt")
+    ended = swa(*command, "train.init=start.pt")
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "initial weights from start.pt (last)" in said
+    assert "cycles between 0.0001 and 0.05, 2 epochs down and 2 epochs up" in said
+    assert "snapshots: 6, at the minima of the cycles; all kept" in said
+    assert ended.json["averages"]["swa"]["steps"] == [10, 30, 50, 70, 90, 110]
+    golden = [0.05, 0.02505, 0.0001, 0.02505]
+    assert ended.json["learning_rates"] == pytest.approx((golden * 6)[:22], abs=1e-12)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_dry_run_of_the_paper_shows_its_plan(swa, tmp_path: Path) -> None:
     """--dry-run of PreResNet-164 on a stand-in of 100 classes: 225 epochs, ends of 126..225, the golden rates."""
-    generator = torch.Generator().manual_seed(0)
-    for split, number in (("train", 2), ("test", 1)):
-        for label in range(100):
-            folder = tmp_path / "stand-in" / split / f"c{label:02d}"
-            folder.mkdir(parents=True)
-            for index in range(number):
-                save_image(torch.rand(3, 32, 32, generator=generator), folder / f"{index}.png")
-    words = ["dataset.name=image_folder", "dataset.root=stand-in", "train.batch_size=4", "train.eval_batch_size=4"]
+    words = stand_in(tmp_path, classes=100, train=2)
     ended = swa("train", RECIPES / "paper/cifar100_preresnet164.yaml", "--dry-run", "--json", *words)
     assert ended.code == 0, ended.err
     said = " ".join(ended.err.split())

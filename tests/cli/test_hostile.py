@@ -284,6 +284,13 @@ CHANGES = [
     change("half-life-above-all", "averages.e={kind: ema, half_life: 101%}", "is more than the whole run"),
     change("optimizer-option", "optimizer.momentum=lots", "torch.optim.SGD refuses its options"),
     change("endless-threads", "train.threads=" + "9" * 15, "train.threads"),
+    change("no-such-start", "train.init=bad.pt", "train.init: bad.pt: no such checkpoint"),
+    change("start-is-folder", "train.init=run", "train.init: run: is no regular file"),
+    change("start-is-recipe", "train.init=good.yaml", "train.init: good.yaml: cannot be read as a checkpoint"),
+    change(
+        "start-of-nothing", "train.init_weights=swa", "train.init_weights: there is no checkpoint to take them from"
+    ),
+    change("escapes-in-start", f"train.init={ESC}", "no such checkpoint"),
     change("escapes", f"{ESC}=1", "unknown key"),
     change("escapes-in-value", f"model.name={ESC}", "unknown network"),
 ]
@@ -378,7 +385,9 @@ FILES = [
     *damaged("truncated-early", "cannot be read as a checkpoint", lambda data: data[:1000]),
     *damaged("flipped-bit", "the checksum of", flipped),
     *everywhere("fifo", "is no regular file", fifo),
-    *everywhere("directory", "is no regular file", directory),
+    Row("eval-directory", ["eval", "bad.pt"], "it is no run folder", directory("bad.pt")),
+    Row("bn-update-directory", ["bn-update", "bad.pt"], "is no regular file", directory("bad.pt")),
+    Row("resume-directory", ["train", "--resume", "run"], "is no regular file", directory("run/checkpoints/last.pt")),
     Row("eval-dangling-link", ["eval", "bad.pt"], "is no regular file", link("bad.pt", "gone")),
     Row("bn-update-dangling-link", ["bn-update", "bad.pt"], "is a symbolic link", link("bad.pt", "gone")),
     Row("resume-dangling-link", ["train", "--resume", "run"], "is no regular file", dangling),
@@ -806,6 +815,49 @@ IMAGES = [
 ]
 
 
+# Starts: `swa train good.yaml train.init=bad.pt`.
+
+
+def start(name: str, make: Make, piece: str, *words: str) -> Row:
+    return Row(f"start-{name}", ["train", "good.yaml", "train.init=bad.pt", *words], piece, make)
+
+
+def start_with(name: str, edit: Edit, piece: str, *words: str) -> Row:
+    return start(name, edited("swa.pt", "bad.pt", edit), piece, *words)
+
+
+whole = edited("swa.pt", "bad.pt", lambda _: None)
+STARTS = [
+    start("code", file("bad.pt", saved({"format": 1, "recipe": Evil()})), "cannot be read as a checkpoint"),
+    start("fifo", fifo("bad.pt"), "is no regular file"),
+    start("empty", file("bad.pt", b""), "cannot be read as a checkpoint"),
+    start("other-weights", whole, "train.init_weights: bad.pt holds no weights `ema`", "train.init_weights=ema"),
+    start("all-weights", whole, "holds no weights `all`", "train.init_weights=all"),
+    start("escapes-in-name", whole, "holds no weights", f"train.init_weights={ESC}"),
+    start("other-width", whole, "of another shape", "model.args.width=8"),
+    start("other-network", whole, "does not fit the recipe's model", "model={name: preresnet, args: {depth: 8}}"),
+    start_with("nan", nan_inside, "is not finite"),
+    start_with("number-names", number_name, "state_dict.3"),
+    start_with("future", put("format", 99), "is of format 99"),
+    start_with("no-weights", lambda _: {"epoch": 3}, "no weights found among its keys"),
+    start_with("theirs-shape", lambda _: {"classifier.weight": torch.ones(3)}, "1 of another shape"),
+    start_with("escapes-in-names", put(f"state_dict/{ESC}", torch.ones(1)), "1 unexpected"),
+    start(
+        "of-another-network",
+        edited("run/checkpoints/last.pt", "bad.pt", lambda _: None),
+        "does not fit the recipe's model",
+        "model.args.width=8",
+    ),
+    start(
+        "average-of-another-network",
+        edited("run/checkpoints/last.pt", "bad.pt", lambda _: None),
+        "train.init: the tensors of the",
+        "model.args.width=8",
+        "train.init_weights=swa",
+    ),
+]
+
+
 # Words of the command line.
 
 
@@ -834,6 +886,19 @@ USAGE = [
     usage("eval-split", "eval swa.pt --split dev", "choose test, val or train"),
     usage("eval-no-split", "eval swa.pt --split val", "digits has no val split"),
     usage("eval-weights", "eval swa.pt --weights ema", "holds no weights 'ema'"),
+    usage("eval-no-run", "eval empty", "has no checkpoints/last.pt: it is no run folder", directory("empty")),
+    usage("eval-run-weights", "eval run --weights ema", "holds no weights 'ema'"),
+    usage("eval-run-average", "eval run", "cannot be read as a checkpoint", file("run/checkpoints/swa.pt", b"PK")),
+    usage("eval-run-last", "eval run", "is no regular file", fifo("run/checkpoints/last.pt")),
+    usage("ensemble-none", "eval run --ensemble", "has 0 snapshots, and an ensemble takes at least 2"),
+    usage("ensemble-file", "eval swa.pt --ensemble", "is a file, and an ensemble is made of the snapshots of a run"),
+    usage("ensemble-fifo", "eval run --ensemble", "is no regular file", fifo("run/snapshots/step-00000003.pt")),
+    usage(
+        "ensemble-recipe",
+        "eval run --ensemble",
+        "cannot be read as a checkpoint",
+        file("run/snapshots/step-00000003.pt", GOOD),
+    ),
     usage("eval-stale", "eval run/checkpoints/last.pt", "has stale BatchNorm statistics"),
     usage("eval-forbidden", "eval swa.pt optimizer.lr=1", "optimizer.lr: cannot be changed here"),
     usage("eval-section", "eval swa.pt dataset=digits", "cannot be changed here"),
@@ -953,7 +1018,7 @@ REPEATS = [
     ),
 ]
 
-ROWS = [*RECIPES, *CHANGES, *FILES, *CONTENTS, *POSTERIORS, *THEIRS, *RESUMED, *IMAGES, *USAGE, *REPEATS]
+ROWS = [*RECIPES, *CHANGES, *FILES, *CONTENTS, *POSTERIORS, *THEIRS, *RESUMED, *IMAGES, *STARTS, *USAGE, *REPEATS]
 
 
 @pytest.fixture(scope="module")
@@ -1034,4 +1099,6 @@ def test_untouched_folder_is_accepted(swa, trained: Path, tmp_path: Path) -> Non
     assert swa("eval", "swag.pt", "--draws", "2").code == 0
     assert swa("bn-update", "swa.pt", "-o", "bad.pt").code == 0
     assert swa("train", "good.yaml", "--dry-run").code == 0
+    assert swa("eval", "run").code == 0
+    assert swa("train", "good.yaml", "train.init=swa.pt", "--dry-run").code == 0
     assert swa("train", "--resume", "run").code == 0

@@ -14,8 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
+from swa_cli.recipe.plan import make_plan
 from swa_cli.recipe.schedule import chart, learning_rate, minima, schedule_problems
-from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.schema import Recipe, Snapshots
 
 SPE = 10  # steps an epoch
 
@@ -246,6 +247,25 @@ def test_cosine_restarts_are_snapshot_ensembles(epochs: int, cycles: int, cycle:
     assert (lows[0], lows[-1], len(lows)) == (length, total, cycles)
 
 
+@pytest.mark.parametrize(("epochs", "cycles"), [(30, 7), (20, 6), (31, 4)])
+def test_cycles_of_the_rounded_length_are_the_published_formula(epochs: int, cycles: int) -> None:
+    """`cycle` of ceil(T/M) steps against lr/2 (1 + cos(pi (t mod ceil(T/M)) / ceil(T/M))), T not divisible by M."""
+    total, length = epochs * SPE, math.ceil(epochs * SPE / cycles)
+    assert total % cycles
+    restarts = recipe({"name": "cosine_restarts", "cycle": f"{length}step"}, epochs=epochs)
+    expected = [0.05 * (1 + math.cos(math.pi * (t % length) / length)) for t in range(total)]
+    assert rates(restarts) == pytest.approx(expected, abs=1e-12)
+    assert minima(restarts, steps_per_epoch=SPE) == tuple(range(length, total + 1, length))
+
+
+def test_snapshot_ensemble_rates_in_six_digits() -> None:
+    """T = 300, M = 7, lr .1 against the formula by hand: cycles of 43 steps, which restart at 43 and 86."""
+    golden = {0: 0.1, 1: 0.099867, 10: 0.087239, 21: 0.051826, 42: 0.000133, 43: 0.1, 64: 0.051826, 85: 0.000133}
+    golden |= {86: 0.1, 299: 0.000533}
+    ours = rates(recipe({"name": "cosine_restarts", "cycle": "43step"}))
+    assert {step: round(ours[step], 6) for step in golden} == golden
+
+
 def test_cosine_restarts_are_sgdr() -> None:
     """cosine_restarts with cycle_mult against torch's CosineAnnealingWarmRestarts, minima included."""
     restarts = recipe({"name": "cosine_restarts", "cycle": "2ep", "cycle_mult": 2, "final_lr": 0.004})
@@ -277,6 +297,31 @@ def test_cyclic_is_torch(mode: Any, gamma: float | None, up: int, down: int) -> 
     )
     assert rates(cycles) == pytest.approx(theirs, rel=1e-7)
     assert minima(cycles, steps_per_epoch=SPE) == tuple(range(up + down, 301, up + down))
+
+
+def test_fge_rates_in_six_digits() -> None:
+    """FGE of c = 4 epochs, a1 .05, a2 1e-4: the published table, and collection at t = .5 of each cycle."""
+    fge = recipe({"name": "cyclic", "base_lr": 1e-4, "max_lr": 0.05, "up": "2ep", "begin": "max"}, epochs=10)
+    golden = {0: 0.05, 0.5: 0.037525, 1: 0.02505, 1.5: 0.012575, 2: 0.0001, 3: 0.02505, 4: 0.05, 6: 0.0001}
+    ours = rates(fge)
+    assert {epoch: round(ours[int(epoch * SPE)], 6) for epoch in golden} == golden
+    kept = fge.model_copy(update={"snapshots": Snapshots.model_validate({"every": "1cycle"})})
+    assert make_plan(kept, num_train=SPE * 128).snapshots == (20, 60, 100)
+
+
+def test_cyclic_lr_in_six_digits() -> None:
+    """Smith's cycles of up 2000, down 2000 steps between .001 and .006, and its two other modes, by hand."""
+    points = (0, 500, 2000, 3000, 4000, 5000, 6000, 8000, 10000)
+    table = {
+        ("triangular", None): (0.001, 0.00225, 0.006, 0.0035, 0.001, 0.0035, 0.006, 0.001, 0.006),
+        ("triangular2", None): (0.001, 0.00225, 0.006, 0.0035, 0.001, 0.00225, 0.0035, 0.001, 0.00225),
+        ("exp_range", 0.9999): (0.001, 0.002189, 0.005094, 0.002852, 0.001, 0.002516, 0.003744, 0.001, 0.002839),
+    }
+    for (mode, gamma), expected in table.items():
+        schedule = {"name": "cyclic", "base_lr": 0.001, "max_lr": 0.006, "up": "2000step", "mode": mode, "gamma": gamma}
+        ours = rates(recipe(schedule, epochs=12), spe=1000)
+        assert [round(ours[step], 6) for step in points] == list(expected)
+        assert minima(recipe(schedule, epochs=12), steps_per_epoch=1000) == (4000, 8000, 12000)
 
 
 def test_cyclic_from_the_peak_is_fge() -> None:

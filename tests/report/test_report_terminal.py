@@ -126,6 +126,37 @@ def test_numbers_stand_under_their_headings(capsys: pytest.CaptureFixture[str]) 
         assert row[:end].endswith(cell)
 
 
+CURVE = [{"members": number, "accuracy": 0.9 + number / 1000, "nll": 0.3 - number / 100} for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("width", [40, 80, 120])
+def test_the_curve_of_an_ensemble_fits_its_page(
+    width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cost and a row for each number of members on stdout alone, against the width set and the numbers by hand."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    Terminal().ensemble(CURVE)
+    out, err = capsys.readouterr()
+    assert err.strip() == ""
+    lines = out.splitlines()
+    assert all(cell_len(line) <= width for line in lines)
+    rows = [line.split() for line in lines[-3:]]
+    assert rows == [["1", "90.10", "0.290"], ["2", "90.20", "0.280"], ["3", "90.30", "0.270"]]
+    assert "3 forward passes an image" in " ".join(out.split())
+    Terminal(json=True).ensemble(CURVE)
+    assert capsys.readouterr().out == ""
+
+
+def test_an_ensemble_is_judged_in_its_own_word(capsys: pytest.CaptureFixture[str]) -> None:
+    """The verdict and the column n of an ensemble against those of an average."""
+    scores = {"last": HELPED["last"], "ensemble": {**HELPED["swa"], "count": None, "members": 6}}
+    Terminal().summary(scores, split="test", samples=10_000)
+    out = capsys.readouterr().out
+    assert "ensemble: ensembling helped" in out
+    row = next(line for line in out.splitlines() if line.startswith("ensemble "))
+    assert row.split()[-2] == "6"
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_the_summary_fits_its_page(
     width: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,99 @@
+"""`train.init`: a run that starts from trained weights instead of random ones, as FGE does (Garipov et al. 2018).
+
+The one idea: a checkpoint is only a start. Nothing but weights is taken from it, BatchNorm statistics included, and
+only once: a resumed run has them in its resume point. The seed does not promise what is in the file, so its weights'
+checksum is recorded.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli.errors import Problem, RecipeError, UserError
+from swa_cli.recipe.scalars import shown
+from swa_cli.training import checkpoint
+from swa_cli.training.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Where the initial weights of a run come from; `sha256` is of the weights, not of the file."""
+
+    path: Path
+    name: str
+    batchnorm: str
+    sha256: str
+
+    def __str__(self) -> str:
+        return f"initial weights from {self.path} ({self.name})"
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What can be done, but should be known."""
+        if self.batchnorm != "stale":
+            return ()
+        return (
+            f"train.init: {self.name} of {self.path} has stale BatchNorm statistics: they are where the moving averages"
+            " of training begin",
+        )
+
+    def require(self, sha256: str | None) -> None:
+        """Refuse other weights than those that a run was begun with.
+
+        Raises:
+            UserError: The checksum is another one.
+        """
+        if sha256 != self.sha256:
+            raise UserError(
+                f"train.init: {self.path} holds other weights than when the run was begun",
+                hint="start a new run, or put the old file in its place",
+            )
+
+
+def read(path: str | None) -> tuple[Checkpoint | None, list[Problem]]:
+    """The checkpoint that `train.init` names, if it names one, or what is wrong with the file."""
+    if path is None:
+        return None, []
+    try:
+        return checkpoint.read(Path(path)), []
+    except UserError as error:
+        return None, [Problem("train.init", error.message, error.hint)]
+
+
+def put(found: Checkpoint | None, model: nn.Module, *, name: str | None) -> InitialWeights | None:
+    """Put weights of a checkpoint into a network; raw weights if it has several and none is named.
+
+    Raises:
+        RecipeError: There are no weights of that name, or they do not fit the network.
+    """
+    if found is None:
+        return None
+    try:
+        if found.kind == "resume" and name in (None, "last"):  # its averages may be large, and are not asked for
+            sets = {"last": checkpoint.raw_weights(found, model)}
+        else:
+            sets = checkpoint.weight_sets(found, model)
+        name = name or ("last" if "last" in sets else next(iter(sets)))
+        if name not in sets:
+            message = f"{found.path} holds no weights {shown(name)}"
+            raise RecipeError([Problem("train.init_weights", message, f"choose from {', '.join(sets)}")])
+        source, cure = f"{found.path} ({name})", "name weights of this network"
+        checkpoint.load_weights(model, sets[name].state_dict, source=source, cure=cure)
+    except UserError as error:
+        raise RecipeError([Problem("train.init", error.message, error.hint)]) from error
+    return InitialWeights(found.path, name, sets[name].batchnorm, checksum(model.state_dict()))
+
+
+def checksum(state_dict: Mapping[str, Tensor]) -> str:
+    """SHA-256 of every name and number, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for name, value in state_dict.items():
+        digest.update(name.encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
