@@ -1,6 +1,6 @@
 """Running averages of a model's weights: the mean, an exponential moving average, or the last k.
 
-One idea: parameters are averaged by name, each kind in a type wide enough for it (`_accumulator_dtype`), in one
+One idea: parameters are averaged by name, each kind in a type wide enough for it (`accumulator_dtype`), in one
 foreach pass an update; buffers (BatchNorm statistics, counters) are copied from the model, so they never mix into
 an average. A weight set that is not finite, or that belongs to another model, changes nothing.
 
@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging.arithmetic import accumulator_dtype, blend
 from swa_cli.averaging.tensors import (
     Tensors,
     float64_device,
-    groups,
     on_meta,
     read,
     require_finite,
@@ -150,7 +150,7 @@ class WeightAverage:
         for name, like in self._layout.weights.items():
             dtype = like.dtype
             if self.window is None:
-                dtype = _accumulator_dtype(dtype, kind=self.kind, device=devices[name])
+                dtype = accumulator_dtype(dtype, kind=self.kind, device=devices[name])
             fresh[name] = torch.empty_like(like, dtype=dtype, device=devices[name])
         if self.window is None:
             self._weights = fresh
@@ -166,13 +166,8 @@ class WeightAverage:
             target, is_fresh = self._slots[self._num_taken % self.window], True
         else:
             target, is_fresh = self._weights, False
-        for names in groups(target):
-            kept = [target[name] for name in names]
-            offered = [present.weights[name] for name in names]
-            if is_fresh:
-                torch._foreach_copy_(kept, offered)
-            else:
-                _move_towards(kept, offered, 1 / (self.count + 1) if self.decay is None else 1 - self.decay)
+        share = 1 / (self.count + 1) if self.decay is None else 1 - self.decay
+        blend(target, present.weights, share=1 if is_fresh else share)
         self._buffers = {name: value.clone() for name, value in present.buffers.items()}
         self._num_taken += 1
         if step is None:
@@ -200,22 +195,6 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
     require_finite(present.weights)
     for average in averages:
         average._take(present, step)
-
-
-def _move_towards(kept: list[Tensor], offered: list[Tensor], share: float) -> None:
-    """Do kept += (offered - kept) * share in place, in the type of `kept`."""
-    if kept[0].dtype in (torch.float64, torch.complex128) and offered[0].dtype != kept[0].dtype:
-        # No wide copy of the weights. In float32 the rounding of `1 - share` would add up over the updates of an EMA.
-        torch._foreach_mul_(kept, 1 - share)
-        torch._foreach_add_(kept, offered, alpha=share)
-    else:
-        torch._foreach_lerp_(kept, [new.to(old) for new, old in zip(offered, kept, strict=True)], share)
-
-
-def _accumulator_dtype(dtype: torch.dtype, *, kind: str, device: torch.device) -> torch.dtype:
-    """float64 for a mean: in float32 the rounding of 300 updates already passes 1e-6; float32 or better else."""
-    wide = torch.float64 if kind == "mean" and float64_device(device) == device else torch.float32
-    return torch.promote_types(dtype, wide)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
