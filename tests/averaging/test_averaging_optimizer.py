@@ -330,7 +330,8 @@ def test_only_the_averaged_group_is_swapped() -> None:
     assert [group["n_avg"] for group in swa.param_groups] == [0, 5]
 
 
-def test_a_group_added_during_the_run_waits_for_swa_start_of_its_own() -> None:
+@pytest.mark.parametrize("through", ["wrapper", "base"])
+def test_a_group_added_during_the_run_waits_for_swa_start_of_its_own(through: str) -> None:
     """A group added after ten steps: its average begins five steps later, as does its rate; the first goes on."""
     x, y, backward, _ = product_problem()
     swa = SWA(torch.optim.SGD([x], lr=1e-3, momentum=0.9), swa_start=5, swa_freq=2, swa_lr=1e-4)
@@ -338,7 +339,8 @@ def test_a_group_added_during_the_run_waits_for_swa_start_of_its_own() -> None:
     of_y: list[Tensor] = []
     for step in range(1, 22):
         if step == 12:
-            swa.add_param_group({"params": y, "lr": 1e-5})
+            (swa if through == "wrapper" else swa.optimizer).add_param_group({"params": y, "lr": 1e-5})
+            assert through == "base" or swa.param_groups[1]["n_avg"] == swa.param_groups[1]["step_counter"] == 0
         backward()
         swa.step()
         if step > 5 and step % 2 == 0:
