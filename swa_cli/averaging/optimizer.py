@@ -143,9 +143,9 @@ class SWA(Optimizer):
             for name, parameter in _named(group).items():
                 kept = self.state.get(parameter)
                 if not kept:
-                    warnings.warn(
-                        f"SWA wasn't applied to param {name} of param_groups[{index}]; skipping it", stacklevel=2
-                    )
+                    # torchcontrib's words, which print the whole parameter, and then where it is.
+                    place = f"({name} of param_groups[{index}])"
+                    warnings.warn(f"SWA wasn't applied to param {parameter}; skipping it {place}", stacklevel=3)
                 elif "sgd_buffer" not in kept:
                     kept["sgd_buffer"] = parameter.detach().clone()
                     parameter.copy_(kept["swa_buffer"])

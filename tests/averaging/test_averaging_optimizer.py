@@ -323,8 +323,12 @@ def test_only_the_averaged_group_is_swapped() -> None:
             swa.update_swa_group(swa.param_groups[1])
             history.append(y.detach().clone())
     before = x.detach().clone()
-    with pytest.warns(UserWarning, match=r"SWA wasn't applied to param params\[0\] of param_groups\[0\]; skipping it"):
+    with pytest.warns(UserWarning, match="SWA wasn't applied") as told:
         swa.swap_swa_sgd()
+    assert [str(warning.message) for warning in told] == [
+        f"SWA wasn't applied to param {x}; skipping it (params[0] of param_groups[0])"
+    ]
+    assert told[0].filename == __file__
     assert torch.equal(x, before)
     close_to_mean(y, history)
     assert [group["n_avg"] for group in swa.param_groups] == [0, 5]
