@@ -10,9 +10,10 @@ import importlib
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["WeightAverage", "__version__", "update_batchnorm"]
+__all__ = ["SWA", "WeightAverage", "__version__", "update_batchnorm"]
 
 _HOMES = {
+    "SWA": "swa_cli.averaging.optimizer",
     "WeightAverage": "swa_cli.averaging.average",
     "update_batchnorm": "swa_cli.averaging.batchnorm",
 }

@@ -1,6 +1,6 @@
 """Running averages of a model's weights: the mean, an exponential moving average, the last k, or SWAG.
 
-One idea: parameters are averaged by name, each kind in a type wide enough for it (`_accumulator_dtype`), in one
+One idea: parameters are averaged by name, each kind in a type wide enough for it (`accumulator_dtype`), in one
 foreach pass an update; buffers (BatchNorm statistics, counters) are copied from the model, so they never mix into
 an average. A weight set that is not finite, or that belongs to another model, changes nothing.
 
@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging import ema
+from swa_cli.averaging.arithmetic import accumulator_dtype, blend
 from swa_cli.averaging.settings import Settings
 from swa_cli.averaging.swag import Posterior, Spread
 from swa_cli.averaging.tensors import (
     Tensors,
     float64_device,
-    groups,
     on_meta,
     read,
     require_finite,
@@ -151,7 +151,7 @@ class WeightAverage:
             if self.window is not None:
                 held += like.nbytes * min(num_updates, self.window)
                 continue
-            wide = _accumulator_dtype(like.dtype, kind=self.kind, device=self._devices[name])
+            wide = accumulator_dtype(like.dtype, kind=self.kind, device=self._devices[name])
             held += like.numel() * wide.itemsize
             if self._spread is not None:
                 held += like.numel() * self._spread.itemsize(num_updates, wide=wide)
@@ -208,7 +208,7 @@ class WeightAverage:
         for name, like in self._layout.weights.items():
             dtype = like.dtype
             if self.window is None:
-                dtype = _accumulator_dtype(dtype, kind=self.kind, device=devices[name])
+                dtype = accumulator_dtype(dtype, kind=self.kind, device=devices[name])
             fresh[name] = torch.empty_like(like, dtype=dtype, device=devices[name])
         if self.window is None:
             self._weights = fresh
@@ -224,13 +224,7 @@ class WeightAverage:
             target, is_fresh = self._slots[self._num_taken % self.window], True
         else:
             target, is_fresh = self._weights, False
-        for names in groups(target):
-            kept = [target[name] for name in names]
-            offered = [present.weights[name] for name in names]
-            if is_fresh:
-                torch._foreach_copy_(kept, offered)
-            else:
-                _move_towards(kept, offered, self._share())
+        blend(target, present.weights, share=1 if is_fresh else self._share())
         if self._spread is not None:
             self._spread.take(present.weights, mean=target, count=self.count + 1)
         self._buffers = {name: value.clone() for name, value in present.buffers.items()}
@@ -267,22 +261,6 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
     require_finite(present.weights)
     for average in averages:
         average._take(present, step)
-
-
-def _move_towards(kept: list[Tensor], offered: list[Tensor], share: float) -> None:
-    """Do kept += (offered - kept) * share in place, in the type of `kept`."""
-    if kept[0].dtype in (torch.float64, torch.complex128) and offered[0].dtype != kept[0].dtype:
-        # No wide copy of the weights. In float32 the rounding of `1 - share` would add up over the updates of an EMA.
-        torch._foreach_mul_(kept, 1 - share)
-        torch._foreach_add_(kept, offered, alpha=share)
-    else:
-        torch._foreach_lerp_(kept, [new.to(old) for new, old in zip(offered, kept, strict=True)], share)
-
-
-def _accumulator_dtype(dtype: torch.dtype, *, kind: str, device: torch.device) -> torch.dtype:
-    """float64 for a mean: in float32 the rounding of 300 updates already passes 1e-6; float32 or better else."""
-    wide = torch.float64 if kind in ("mean", "swag") and float64_device(device) == device else torch.float32
-    return torch.promote_types(dtype, wide)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
