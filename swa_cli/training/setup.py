@@ -23,6 +23,7 @@ from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import initial, optimizers
 from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
+from swa_cli.training.hardware import undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
 
@@ -105,6 +106,7 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
         raise loaded.locate(problems)
     model = bench.build_model()
     _probe(model, bench)
+    bench = _with_defined_gradients(bench, model)
     try:
         weights = initial.put(begun_from, model, name=recipe.train.init_weights)
         optimizer = optimizers.build(
@@ -152,6 +154,24 @@ def _probe(model: nn.Module, bench: Bench) -> None:
         )
     if bench.recipe.all_averages and bench.recipe.average_scoring.batchnorm.method == "exact":
         update_batchnorm([images], probe, method="exact")
+
+
+def _with_defined_gradients(bench: Bench, model: nn.Module) -> Bench:
+    """The bench in a precision in which all gradients of the network are defined.
+
+    Raises:
+        UserError: The recipe insists on another one.
+    """
+    hardware, source = bench.hardware, bench.source
+    if hardware.device.type != "cpu" or hardware.precision != "bf16":
+        return bench
+    name = undefined_in_bf16(copy.deepcopy(model).eval(), torch.zeros(2, source.channels, *source.size))
+    if name is None:
+        return bench
+    reason = f"torch has no bf16 gradient of {name} for images so small"
+    if bench.recipe.train.precision == "bf16":
+        raise UserError(f"train.precision: {reason}", hint="write train.precision=fp32, or use larger images")
+    return replace(bench, hardware=replace(hardware, precision="fp32", reason=reason))
 
 
 def plan_rows(run: Run) -> list[tuple[str, str]]:
