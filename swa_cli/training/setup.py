@@ -36,6 +36,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averages: dict[str, WeightAverage]
+    cumulative: WeightAverage | None  # the mean of the weights after every step, kept for the snapshots alone
     due: dict[str, frozenset[int]]  # average -> updates done after which it takes the weights
     totals: Tensor  # (2,) loss and accuracy, summed over the batches of the epoch that has no row in `history` yet
     interrupt: Interrupt
@@ -114,13 +115,13 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     averages = {
         item.name: WeightAverage(model, kind=item.kind, decay=item.decay, window=item.window) for item in plan.averages
     }
+    cumulative = WeightAverage(model) if recipe.snapshots and recipe.snapshots.cumulative else None
     device = bench.hardware.device
     scaler = torch.amp.GradScaler(device.type, enabled=bench.hardware.precision == "fp16")
     due = {item.name: frozenset(item.steps) for item in plan.averages}
     totals = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    return Run(
-        bench, plan, model, optimizer, scaler, averages, due, totals, Interrupt(announce=terminal.will_stop_soon)
-    )
+    interrupt = Interrupt(announce=terminal.will_stop_soon)
+    return Run(bench, plan, model, optimizer, scaler, averages, cumulative, due, totals, interrupt)
 
 
 def _probe(model: nn.Module, bench: Bench) -> None:
