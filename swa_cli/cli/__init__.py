@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from swa_cli.cli import bn_update, evaluate, train
+from swa_cli.cli import average, bn_update, evaluate, train
 from swa_cli.cli.shared import EXIT_CODES, options
 from swa_cli.errors import (
     EXIT_DONE,
@@ -44,6 +44,7 @@ app.callback()(options)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("bn-update", epilog=bn_update.EPILOG)(bn_update.bn_update)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("average", epilog=average.EPILOG)(average.average)
 
 
 def main() -> NoReturn:

@@ -19,6 +19,7 @@ from swa_cli.report.columns import cell_line, head_line
 from swa_cli.report.epochs import epoch_cells, epoch_columns
 from swa_cli.report.scores import score_table, verdict
 from swa_cli.report.spelling import hanging, open_console, open_log, safe
+from swa_cli.report.windows import tried_table
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -168,6 +169,21 @@ class Terminal:
             return block
 
         self._say(lambda console: [Text()])
+        self._say(lines, answer=not self._json)
+
+    def tried(self, rows: Sequence[Mapping[str, Any]], *, samples: int, passes: int) -> None:
+        """Part of the answer: what was tried on validation images before one was chosen.
+
+        Args:
+            rows: What each scored, see `windows.tried_table`.
+            samples: Validation images.
+            passes: BatchNorm passes that it took.
+        """
+
+        def lines(console: Console) -> list[Text]:
+            title = f"val: {samples:,} samples (± one standard error); {passes} BatchNorm passes"
+            return [*hanging(Text(), title, console=console), *tried_table(rows, console=console), Text()]
+
         self._say(lines, answer=not self._json)
 
     def _say(self, lines: Lines, *, always: bool = False, answer: bool = False) -> None:
