@@ -181,7 +181,8 @@ class Terminal:
         """
 
         def lines(console: Console) -> list[Text]:
-            title = f"val: {samples:,} samples (± one standard error); {passes} BatchNorm passes"
+            took = f"{passes} BatchNorm pass{'es' if passes != 1 else ''}"
+            title = f"val: {samples:,} samples (± one standard error); {took}"
             return [*hanging(Text(), title, console=console), *tried_table(rows, console=console), Text()]
 
         self._say(lines, answer=not self._json)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from swa_cli.averaging import tensors
-from swa_cli.averaging.tensors import NonFiniteWeights, require_finite, require_same_shapes, shapes
+from swa_cli.averaging.tensors import require_same_shapes, shapes
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
@@ -112,12 +112,7 @@ def require_running_means(ingredients: Ingredients, sources: Sequence[Source]) -
         assert source.running is not None, "asked for where all snapshots have one"
         means = source.running["state"]
         require_same_shapes(shapes(means), expected, what=f"running mean in {source.file}")
-        try:
-            require_finite(means)
-        except NonFiniteWeights as error:
-            raise UserError(
-                f"{source.file}: its running mean is not finite ({error})", hint="take another copy of the file"
-            ) from error
+        checkpoint.require_numbers(means, like=state, source=f"{source.file} (running mean)")
 
 
 def require_held_out(ingredients: Ingredients) -> None:
@@ -150,7 +145,7 @@ def _snapshots(path: Path) -> Iterator[Path]:
     found = sorted(RunFolder(path).snapshots.glob("*.pt"))  # names sort by step
     if not found:
         raise UserError(
-            f"{path}: is a folder without snapshots/*.pt",
+            f"{path}: is no regular file, and no run folder with snapshots/*.pt",
             hint="train with snapshots={every: 1ep}, or name files",
         )
     yield from found

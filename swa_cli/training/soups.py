@@ -113,12 +113,12 @@ def _made(choice: Choice, trials: Trials, *, refresh: bool) -> Finished:
         trail = trail_of(gathered, option="--window")
         return trials.finish(choosing.window_of(trail, *trail.window(choice.window)), refresh=refresh)
     if choice.last is not None and choice.last > len(sources):
-        raise UserError(f"--last {choice.last}: there are {len(sources)} sources", hint="write a smaller number")
+        raise UserError(f"--last {choice.last}: number of sources: {len(sources)}", hint="write a smaller number")
     sources = sources[-choice.last :] if choice.last is not None else sources
     weights = choice.weights or (1.0,) * len(sources)
     if len(weights) != len(sources):
         raise UserError(
-            f"--weights: has {len(weights)} numbers for {len(sources)} sources",
+            f"--weights: {len(weights)} numbers, number of sources: {len(sources)}",
             hint="write one a source, in the order of the sources",
         )
     kind = "uniform" if choice.weights is None else "weighted"
