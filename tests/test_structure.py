@@ -68,7 +68,15 @@ def test_cli_takes_only_light_rooms_at_its_top() -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["train", "-h"], ["eval", "-h"], ["bn-update", "-h"], ["train", "nowhere.yaml"], ["train"]],
+    [
+        ["--help"],
+        ["train", "-h"],
+        ["eval", "-h"],
+        ["bn-update", "-h"],
+        ["average", "-h"],
+        ["train", "nowhere.yaml"],
+        ["train"],
+    ],
     ids=" ".join,
 )
 def test_help_and_recipe_errors_come_without_torch(words: list[str]) -> None:

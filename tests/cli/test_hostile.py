@@ -634,6 +634,13 @@ RESUMED = [
     resumed("optimizer-text", put("optimizer/state/0", ESC), "its optimizer state does not fit"),
     resumed("model-shape", put("model/classifier.weight", torch.ones(3)), "1 of another shape"),
     resumed("model-nan", put("model/classifier.weight", torch.full((10, 16), float("nan"))), "not finite"),
+    resumed("running-mean-text", put("cumulative", ESC), "cumulative"),
+    resumed("running-mean-missing", put("-cumulative", None), "cumulative: Field required"),
+    resumed(
+        "running-mean-of-no-recipe",
+        lambda content: content.update(cumulative=content["averages"]["swa"]),
+        "its running mean is not that of its steps",
+    ),
     resumed("stopped", put("stopped", ESC), "stopped: Input should be"),
     resumed("recipe-other", put("recipe/optimizer/lr", 3.0), "optimizer.lr: is 0.1, and the run was begun with 3.0"),
     resumed("code", put("recipe/model", OS_SYSTEM), "the run was begun with os:system"),
