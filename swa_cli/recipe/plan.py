@@ -171,7 +171,8 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
         assert recipe.snapshots is not None
         when = _when(series, plan.snapshots, plan.steps_per_epoch)
         kept = "all" if recipe.snapshots.keep == "all" else f"the last {recipe.snapshots.keep}"
-        lines.append(f"snapshots: {len(plan.snapshots)}, {when}; {kept} kept")
+        mean = ", with the running mean" if recipe.snapshots.cumulative else ""
+        lines.append(f"snapshots: {len(plan.snapshots)}, {when}; {kept} kept{mean}")
     return lines
 
 

@@ -322,6 +322,10 @@ class Snapshots(BaseModel):
     every: DurationField = Field(description="between two snapshots; 1cycle: at each minimum")
     start: DurationField = Field(default=Duration.parse("0ep"), description="nothing before this point is kept")
     keep: CountOrAll = Field(default="all", description="all, or the last k")
+    cumulative: Flag = Field(
+        default=False,
+        description="each with the mean of the weights after every step so far: `swa average --window` is then exact",
+    )
 
 
 class Stop(BaseModel):

@@ -20,6 +20,7 @@ from swa_cli.report.epochs import epoch_cells, epoch_columns
 from swa_cli.report.repeats import repeat_table, repeat_verdict, spelled
 from swa_cli.report.scores import ensemble_table, score_table, verdict
 from swa_cli.report.spelling import hanging, open_console, open_log, safe
+from swa_cli.report.windows import tried_table
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -217,6 +218,22 @@ class Terminal:
             return [*hanging(Text(), cost, console=console), *ensemble_table(curve, console=console)]
 
         self._say(lambda console: [Text()])
+        self._say(lines, answer=not self._json)
+
+    def tried(self, rows: Sequence[Mapping[str, Any]], *, samples: int, passes: int) -> None:
+        """Part of the answer: what was tried on validation images before one was chosen.
+
+        Args:
+            rows: What each scored, see `windows.tried_table`.
+            samples: Validation images.
+            passes: BatchNorm passes that it took.
+        """
+
+        def lines(console: Console) -> list[Text]:
+            took = f"{passes} BatchNorm pass{'es' if passes != 1 else ''}"
+            title = f"val: {samples:,} samples (± one standard error); {took}"
+            return [*hanging(Text(), title, console=console), *tried_table(rows, console=console), Text()]
+
         self._say(lines, answer=not self._json)
 
     def _say(self, lines: Lines, *, always: bool = False, answer: bool = False) -> None:

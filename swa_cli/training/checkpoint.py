@@ -184,15 +184,24 @@ def load_weights(
             f"{len(reshaped)} of another shape ({examples})",
             hint=cure,
         )
-    for key, value in wanted.items():
-        given = state_dict[key]
+    require_numbers(state_dict, like=wanted, source=source)
+    model.load_state_dict(dict(state_dict))
+
+
+def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tensor], source: str) -> None:
+    """Each tensor is finite, and real, complex or whole as its namesake in `like`.
+
+    Raises:
+        UserError: One is not.
+    """
+    for key, given in state_dict.items():
+        value = like[key]
         if (given.is_floating_point(), given.is_complex()) != (value.is_floating_point(), value.is_complex()):
             raise UserError(
                 f"{source}: {key} is of {given.dtype}, not {value.dtype}", hint="take another copy of the file"
             )
         if not bool(torch.isfinite(given).all()):
             raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
-    model.load_state_dict(dict(state_dict))
 
 
 def _foreign_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:

@@ -84,17 +84,24 @@ def summarize(scores: SampleScores) -> dict[str, float | None]:
         binary_calibration_error,
     )  # slow to import, used at the end
 
-    accuracy = _mean(scores.correct)
     # Top-label calibration is the binary one of "is the prediction right" against its confidence.
     ece = binary_calibration_error(scores.confidence.double(), scores.correct.long(), n_bins=ECE_BINS, norm="l1")
     return {
-        "accuracy": accuracy,
-        "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / len(scores.correct)),
+        **brief(scores),
         "top5": None if scores.top5 is None else _mean(scores.top5),
-        "nll": _mean(scores.nll),
-        "nll_se": standard_error(scores.nll),
         "ece": float(ece),
         "brier": _mean(scores.brier),
+    }
+
+
+def brief(scores: SampleScores) -> dict[str, float]:
+    """Accuracy and NLL with their sampling errors: what one chooses by."""
+    accuracy = _mean(scores.correct)
+    return {
+        "accuracy": accuracy,
+        "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / len(scores.correct)),
+        "nll": _mean(scores.nll),
+        "nll_se": standard_error(scores.nll),
     }
 
 

@@ -38,6 +38,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averages: dict[str, WeightAverage]
+    cumulative: WeightAverage | None  # the mean of the weights after every step, kept for the snapshots alone
     due: dict[str, frozenset[int]]  # average -> updates done after which it takes the weights
     totals: Tensor  # (2,) loss and accuracy, summed over the batches of the epoch that has no row in `history` yet
     interrupt: Interrupt
@@ -119,6 +120,7 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
     averages = {item.name: WeightAverage(model, **item.settings) for item in plan.averages}
+    cumulative = WeightAverage(model) if recipe.snapshots and recipe.snapshots.cumulative else None
     device = bench.hardware.device
     scaler = torch.amp.GradScaler(device.type, enabled=bench.hardware.precision == "fp16")
     due = {item.name: frozenset(item.steps) for item in plan.averages}
@@ -126,7 +128,7 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     if weights is not None:
         plan = replace(plan, warnings=(*plan.warnings, *weights.warnings))
     interrupt = Interrupt(announce=terminal.will_stop_soon)
-    return Run(bench, plan, model, optimizer, scaler, averages, due, totals, interrupt, weights)
+    return Run(bench, plan, model, optimizer, scaler, averages, cumulative, due, totals, interrupt, weights)
 
 
 def _probe(model: nn.Module, bench: Bench) -> None:
