@@ -93,7 +93,7 @@ def average(
     except ValueError as error:
         raise typer.BadParameter(f"--window: {error}") from error
     numbers = None if weights is None else _numbers(weights)
-    from swa_cli.training import soups
+    from swa_cli.after import soups
 
     result = soups.average_checkpoints(
         sources,

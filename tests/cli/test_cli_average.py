@@ -16,8 +16,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from swa_cli import cli, models
+from swa_cli.after import revisit
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, revisit, trainer
+from swa_cli.training import checkpoint, evaluate, trainer
 
 RECIPE = """\
 name: soup

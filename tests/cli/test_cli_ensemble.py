@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from swa_cli import cli, models
+from swa_cli.after import rescore
+from swa_cli.after.ensemble import Ensemble
 from swa_cli.data import sources
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import rescore, trainer
+from swa_cli.training import trainer
 from swa_cli.training.checkpoint import Checkpoint
-from swa_cli.training.ensemble import Ensemble
 
 # 22 steps an epoch, 66 in all; eight cycles of 8.25 steps, which do not divide them.
 RECIPE = """\

@@ -12,12 +12,12 @@ from typing import Any
 
 from torch import Tensor
 
+from swa_cli.after.ingredients import Ingredients, Source
+from swa_cli.after.trail import Trail
 from swa_cli.averaging import soup
 from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.training import evaluate, faults
-from swa_cli.training.ingredients import Ingredients, Source
 from swa_cli.training.tasks import SampleScores
-from swa_cli.training.trail import Trail
 
 NAME = "soup"  # of the weight set that comes out
 MAX_PASSES = 8  # of BatchNorm in a search

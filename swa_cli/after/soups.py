@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swa_cli.after import choosing, ingredients, revisit
+from swa_cli.after.choosing import Finished, Trials
+from swa_cli.after.trail import trail_of
 from swa_cli.averaging.batchnorm import has_batchnorm
 from swa_cli.errors import UserError
 from swa_cli.recipe.window import Window
 from swa_cli.report import windows
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, choosing, ingredients, revisit
-from swa_cli.training.choosing import Finished, Trials
+from swa_cli.training import checkpoint
 from swa_cli.training.files import write_atomic
 from swa_cli.training.run_folder import RunFolder
-from swa_cli.training.trail import trail_of
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from swa_cli.after import revisit
 from swa_cli.averaging import tensors
 from swa_cli.averaging.tensors import require_same_shapes, shapes
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, revisit
+from swa_cli.training import checkpoint
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.run_folder import RunFolder

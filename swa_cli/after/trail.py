@@ -15,11 +15,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from swa_cli.after.ingredients import Ingredients, Source, require_running_means
 from swa_cli.averaging import soup
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.window import Window
-from swa_cli.training.ingredients import Ingredients, Source, require_running_means
 
 
 @dataclass(frozen=True)
