@@ -26,8 +26,11 @@ schedule: {name: cosine}
 swa: {start: 50%, every: 0.25ep, lr: 0.05, anneal: 0.5ep, eval_every: 1ep}
 averages:
   ema: {kind: ema, decay: 0.9, start: 0ep, every: 1step}
+  warm: {kind: ema, half_life: 10step, warmup: true, start: 0ep, every: 3step}
   tail: {kind: latest, window: 3, start: 25%, every: 5step}
-snapshots: {every: 1ep, keep: 2}
+  swag: {kind: swag, rank: 4, start: 25%, every: 4step}
+  thin: {kind: swag, diagonal: true, start: 0ep, every: 7step}
+snapshots: {every: 1ep, keep: 2, cumulative: true}
 train: {epochs: 4, batch_size: 64, threads: 1, precision: fp32}
 """
 STREAMED = "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, args: {size: 8}}"
