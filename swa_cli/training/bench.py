@@ -274,7 +274,8 @@ def require_trust(recipe: Recipe, *, source: str, allow_code: bool) -> None:
 
 def is_own_code(name: str) -> bool:
     """Whether a name of a recipe is `package.module:attribute`."""
-    return ":" in name and not name.startswith("torchvision:")
+    source, colon, _ = name.partition(":")
+    return bool(colon) and source not in models.LIBRARIES
 
 
 def describe_model(name: str, model: nn.Module) -> str:

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from torch import nn
 
+from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint
+from swa_cli.training import checkpoint, foreign
 from swa_cli.training.bench import Bench, describe_model, import_from, open_bench, require_trust
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
@@ -50,7 +51,14 @@ def open_checkpoint(
     bench = open_bench(loaded.recipe, terminal, recorded=found.content.get("input"))
     model = bench.build_model()
     terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}; {bench.hardware.describe()}")
+    _tell_foreign(found, model, terminal)
     return bench, model
+
+
+def _tell_foreign(found: Checkpoint, model: nn.Module, terminal: Terminal) -> None:
+    """What a file of another program was taken for."""
+    if found.kind == "foreign":
+        terminal.note(f"{found.path}: {foreign.read(found.content, found.path, owners=read_tensors(model).owners)}")
 
 
 def chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, WeightSet]:
