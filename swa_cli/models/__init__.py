@@ -1,8 +1,8 @@
 """What is trained: `build` makes a network from the name and the arguments that a recipe gives.
 
 A name is one of our own zoo (`names()`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for a
-network of one's own. Every network maps images (B, C, H, W) to logits (B, K); `num_classes` K and `in_channels` C follow
-the dataset.
+network of one's own. Every network maps images (B, C, H, W) to logits (B, K); `num_classes` K and `in_channels` C
+follow the dataset.
 Initial weights are drawn from torch's global generator: seed it first.
 """
 
