@@ -74,6 +74,7 @@ def test_cli_takes_only_light_rooms_at_its_top() -> None:
         ["eval", "-h"],
         ["bn-update", "-h"],
         ["repeat", "-h"],
+        ["export", "-h"],
         ["train", "nowhere.yaml"],
         ["train"],
     ],

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from swa_cli import __version__
 from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Checkpoint, Json, Quiet, RecipeOption, answer
 
 EPILOG = f"""\b
@@ -61,6 +62,7 @@ def export(
         ckpt,
         out,
         format_,
+        version=__version__,
         weights=weights,
         with_normalization=with_normalization,
         allow_stale_bn=allow_stale_bn,

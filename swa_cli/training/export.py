@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli import __version__
 from swa_cli.data.batches import normalize
 from swa_cli.data.randomness import generator
 from swa_cli.errors import EXIT_FAILED, UserError
@@ -36,11 +35,16 @@ TOLERANCE = 1e-4  # of an output, relative to the largest one where that is abov
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for: `name` of a format, the weights (None: the only ones), and whether pixels are its input."""
+    """What is asked for.
+
+    `name` is that of a format, `version` that of swa, which goes into the metadata; no `weights` are the only ones
+    of the checkpoint.
+    """
 
     path: Path
     target: Path
     name: str
+    version: str
     weights: str | None = None
     with_normalization: bool = False
     allow_stale_bn: bool = False
@@ -226,7 +230,7 @@ def _metadata(
         "scores": _scores(request.path, name, item),
     }
     return {
-        "swa_version": __version__,
+        "swa_version": request.version,
         "weights": name,
         "batchnorm": item.batchnorm,
         "normalization": "inside" if request.with_normalization else "outside",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -149,6 +150,11 @@ def _traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Exporters warn of what they do themselves; whether that was right is checked on what they made."""
-    with warnings.catch_warnings(action="ignore"):
-        yield
+    """Exporters warn and log of what they do themselves; whether that was right is checked on what they made."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(level)

@@ -43,9 +43,9 @@ class Foreign:
         parts = []
         for name, item in self.sets.items():
             details = ["average"] * item.is_average
-            details += [f"{item.count} weights"] * (item.count is not None)
-            details += [f"{item.num_left_out} tensors beside it left out"] * bool(item.num_left_out)
-            parts.append(f"{name} ({', '.join(details)})" if details else name)
+            details += [f"of {item.count}"] * (item.count is not None)
+            details += [f"left out beside it: {item.num_left_out}"] * bool(item.num_left_out)
+            parts.append(f"{name} ({' '.join(details)})" if details else name)
         return f"{self.layout} with {', '.join(parts)}"
 
 
