@@ -117,7 +117,7 @@ def export_checkpoint(
     about, input_, model = revisit.open_network(
         found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code
     )
-    name, item = _chosen(checkpoint.weight_sets(found, model), request)
+    name, item = _chosen(found, checkpoint.weight_sets(found, model), request)
     checkpoint.load_weights(model, item.state_dict, source=f"{request.path} ({name})")
     metadata = _metadata(found, name, item, about, input_, request)
     with torch.no_grad(), terminal.progress(f"{name} as {request.name}", len(BATCHES) + 1) as bar:
@@ -140,7 +140,7 @@ def export_checkpoint(
     }
 
 
-def _chosen(sets: dict[str, WeightSet], request: Request) -> tuple[str, WeightSet]:
+def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request) -> tuple[str, WeightSet]:
     """The one weight set that is exported.
 
     Raises:
@@ -156,7 +156,7 @@ def _chosen(sets: dict[str, WeightSet], request: Request) -> tuple[str, WeightSe
     if item.batchnorm == "stale" and not request.allow_stale_bn:
         raise UserError(
             f"{request.path}: {name} has stale BatchNorm statistics: it would predict nothing sensible",
-            hint=f"run `swa bn-update {request.path}` first, or insist with --allow-stale-bn",
+            hint=f"run `{revisit.refresh_command(found)}` first, or insist with --allow-stale-bn",
         )
     return name, item
 

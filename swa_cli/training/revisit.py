@@ -168,6 +168,12 @@ def require_same_run(found: Checkpoint, point: Checkpoint) -> None:
         )
 
 
+def refresh_command(found: Checkpoint) -> str:
+    """What gives the averages of a checkpoint fresh BatchNorm statistics."""
+    beside = " --recipe RECIPE --weights NAME -o FILE.pt" if found.kind == "foreign" else ""
+    return f"swa bn-update {found.path}{beside}"
+
+
 def run_of(path: Path) -> str | None:
     """The run folder that a checkpoint lies in."""
     folder = RunFolder.around(path)

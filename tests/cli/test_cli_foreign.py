@@ -60,6 +60,7 @@ def test_sets_are_listed_guarded_and_scored(swa, theirs: dict[str, Any]) -> None
     assert refused.code == 2
     assert "checkpoint of Lightning with last, swa (average of 3)" in refused.err
     assert "swa has stale BatchNorm statistics" in " ".join(refused.err.split())
+    assert "swa bn-update a.ckpt --recipe RECIPE --weights NAME -o FILE.pt" in " ".join(refused.err.split())
     both = swa("eval", "a.ckpt", "--recipe", "r.yaml", "--allow-stale-bn", "--json").json["weights"]
     assert [(name, row["count"], row["batchnorm"]) for name, row in both.items()] == [
         ("last", None, "running"),
