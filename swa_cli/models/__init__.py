@@ -1,8 +1,8 @@
 """What is trained: `build` makes a network from the name and the arguments that a recipe gives.
 
-A name is one of our own zoo (`names()`), `torchvision:NAME`, or `package.module:Attribute` for a network of
-one's own. Every network maps images (B, C, H, W) to logits (B, K); `num_classes` K and `in_channels` C follow
-the dataset.
+A name is one of our own zoo (`names()`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for a
+network of one's own. Every network maps images (B, C, H, W) to logits (B, K); `num_classes` K and `in_channels` C
+follow the dataset.
 Initial weights are drawn from torch's global generator: seed it first.
 """
 
@@ -39,12 +39,16 @@ ZOO: Mapping[str, partial[Any]] = {
     "wide_resnet": partial(WideResNet),
     "wide_resnet28x10": partial(WideResNet, depth=28, width=10),
 }
-FORMS = "a name is one of the zoo, torchvision:NAME or package.module:Attribute"
+FORMS = "a name is one of the zoo, torchvision:NAME, timm:NAME or package.module:Attribute"
+LIBRARIES = ("torchvision", "timm")  # whose networks are no code of one's own
 
 # Left alone, these two also return auxiliary logits in training, and warn of an initialisation to come.
 TORCHVISION_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
+
+# Arguments of timm.create_model that load weights, most of them from the network.
+TIMM_PRETRAINED = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 
 
 def names() -> list[str]:
@@ -56,8 +60,8 @@ def build(name: str, *, num_classes: int, in_channels: int, args: Mapping[str, A
     """Make the network `name` with fresh weights, on the CPU.
 
     Args:
-        name: `preresnet20`, `torchvision:resnet18`, `my_networks:Tiny`. A module of one's own must be
-            importable; its class or function gets `num_classes` and `in_channels` if the signature has them.
+        name: `preresnet20`, `torchvision:resnet18`, `timm:resnet18`, `my_networks:Tiny`. A module of one's own must
+            be importable; its class or function gets `num_classes` and `in_channels` if the signature has them.
         num_classes: How many logits, K.
         in_channels: Channels of an image, C. Unless it is 3, a torchvision network gets new first weights.
         args: Further constructor arguments.
@@ -75,6 +79,8 @@ def build(name: str, *, num_classes: int, in_channels: int, args: Mapping[str, A
         return _from_zoo(name, args=args, filled=filled)
     if source == "torchvision":
         return _from_torchvision(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
+    if source == "timm":
+        return _from_timm(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
     return _from_import(source, attribute, args=args, filled=filled)
 
 
@@ -151,6 +157,34 @@ def _fit_first_conv(model: nn.Module, *, in_channels: int) -> None:
     weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
     conv.weight = nn.Parameter(nn.init.normal_(weight, std=conv.weight.std().item()))
     conv.in_channels = in_channels
+
+
+def _from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int) -> nn.Module:
+    try:
+        import timm  # seconds, which our own networks need not wait for
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"model.name: timm:{name} needs the package timm: {error}", hint="pip install 'swa-cli[timm]'"
+        ) from error
+    known = timm.list_models()
+    if name not in known:  # a name with a tag or a hub would be one of pretrained weights
+        raise UserError(
+            f"model.name: timm has no network {name!r}",
+            hint=_did_you_mean(name.partition(".")[0], known) + "`timm.list_models()` lists them",
+        )
+    for key in TIMM_PRETRAINED & args.keys():
+        raise UserError(
+            f"model.args.{key}: a run starts from fresh weights, not from pretrained ones",
+            hint=f"leave {key} out; weights in a file of yours come with train.init",
+        )
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **args)
+    except (TypeError, ValueError, KeyError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"model.args: timm:{name} refuses them: {reason}", hint=f"see the arguments of timm.create_model({name!r})"
+        ) from error
+    return model
 
 
 def _from_import(module_name: str, attribute: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:

@@ -313,10 +313,12 @@ def _stop_problems(recipe: Recipe) -> list[Problem]:
 
 
 def _init_problems(recipe: Recipe) -> list[Problem]:
-    if recipe.train.init is not None or recipe.train.init_weights is None:
+    """Keys about a checkpoint that is not there."""
+    if recipe.train.init is not None:
         return []
-    message = "there is no checkpoint to take them from"
-    return [Problem("train.init_weights", message, "add train.init, or leave it out")]
+    given = {"train.init_weights": recipe.train.init_weights, "train.init_skip": recipe.train.init_skip}
+    message, hint = "there is no checkpoint to take them from", "add train.init, or leave it out"
+    return [Problem(key, message, hint) for key, value in given.items() if value]
 
 
 def _saves(recipe: Recipe, clock: Clock) -> frozenset[int]:

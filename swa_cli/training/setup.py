@@ -109,7 +109,8 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     _probe(model, bench)
     bench = _with_defined_gradients(bench, model)
     try:
-        weights = initial.put(begun_from, model, name=recipe.train.init_weights)
+        settings = recipe.train
+        weights = initial.put(begun_from, model, name=settings.init_weights, skip=settings.init_skip)
         optimizer = optimizers.build(
             model,
             name=recipe.optimizer.name,

@@ -14,6 +14,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -267,6 +268,10 @@ CHANGES = [
     change("no-such-device", "train.device=cuda:99", "cuda:99 is not here"),
     change("device-of-no-kind", "train.device=tpu", "`tpu` is not possible here"),
     change("no-such-network", "model.name=resnet", "unknown network 'resnet'"),
+    change("no-such-timm", "model={name: 'timm:resnet19'}", "timm has no network 'resnet19'"),
+    change("timm-hub", "model={name: 'timm:hf-hub:x/y'}", "timm has no network 'hf-hub:x/y'"),
+    change("timm-path", "model={name: 'timm:../x'}", "timm has no network '../x'"),
+    change("timm-pretrained", "model={name: 'timm:resnet18', args: {pretrained: true}}", "from fresh weights"),
     change("no-such-module", "model.name=no_such_module:Net", "cannot import no_such_module"),
     change("module-as-path", "model.name=../x:Net", "is not a name of a network"),
     change("no-network", "model.name=json:loads", "json:loads: missing a required argument"),
@@ -290,6 +295,7 @@ CHANGES = [
     change(
         "start-of-nothing", "train.init_weights=swa", "train.init_weights: there is no checkpoint to take them from"
     ),
+    change("skip-of-nothing", "train.init_skip=[x]", "train.init_skip: there is no checkpoint to take them from"),
     change("escapes-in-start", f"train.init={ESC}", "no such checkpoint"),
     change("escapes", f"{ESC}=1", "unknown key"),
     change("escapes-in-value", f"model.name={ESC}", "unknown network"),
@@ -423,6 +429,12 @@ def nested(depth: int, width: int = 1) -> list[Any]:
     for _ in range(depth):
         value = [value] * width
     return value
+
+
+def cyclic_options() -> Namespace:
+    options = Namespace()
+    options.itself = {"options": vars(options)}
+    return options
 
 
 def cyclic(content: dict[str, Any]) -> None:
@@ -661,6 +673,126 @@ THEIRS = [
 ]
 
 
+# Layouts of other programs, around the weights of swa.pt.
+
+
+def layout(name: str, make: Callable[[dict[str, Any]], Any], piece: str, *words: str) -> Row:
+    command = ["eval", "bad.ckpt", "--recipe", "good.yaml", *words]
+    edit = edited("swa.pt", "bad.ckpt", lambda content: make(content["state_dict"]))
+    return Row(f"layout-{name}", command, piece, edit)
+
+
+def behind(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def lightning(state: dict[str, torch.Tensor], **more: Any) -> dict[str, Any]:
+    return {"pytorch-lightning_version": "2.6.0", "state_dict": behind("model.", state), **more}
+
+
+def averaging(state: dict[str, torch.Tensor], count: Any) -> dict[str, Any]:
+    return lightning(state, current_model_state=behind("model.", state), averaging_state={"n_averaged": count})
+
+
+def in_callback(state: dict[str, torch.Tensor], count: Any) -> dict[str, Any]:
+    return lightning(state, callbacks={"S": {"average_model_state": behind("model.", state), "n_averaged": count}})
+
+
+def other_names(count: int) -> Callable[[dict[str, torch.Tensor]], Any]:
+    """As many names, each behind a prefix of its own."""
+    return lambda state: {"state_dict": {f"{'a.' * index}weight": torch.ones(1) for index in range(count)}}
+
+
+CODE_BESIDE = "without running code: beside tensors it holds"
+LAYOUTS = [
+    layout("code-beside", lambda state: lightning(state, hyper_parameters=Evil()), CODE_BESIDE),
+    layout("code-named", lambda state: lightning(state, hyper_parameters=Evil()), "posix.system"),
+    layout("path-beside", lambda state: lightning(state, root=Path("/data")), "pathlib."),
+    layout("options-deep", lambda state: {"state_dict": state, "a": {"args": Namespace()}}, "holds a Namespace"),
+    layout("options-code", lambda state: {"state_dict": state, "args": Namespace(a=Evil())}, CODE_BESIDE),
+    layout("options-cyclic", lambda state: {"state_dict": state, "args": cyclic_options()}, "more values, or deeper"),
+    layout("stale", lambda state: averaging(state, torch.tensor(3)), "swa has stale BatchNorm statistics"),
+    layout("stale-ema", lambda state: {"arch": "x", "state_dict": state, "state_dict_ema": state}, "ema has stale"),
+    layout("count-text", lambda state: averaging(state, ESC), "n_averaged is no number"),
+    layout("count-vector", lambda state: averaging(state, torch.ones(2)), "n_averaged is no number"),
+    layout("count-inf", lambda state: averaging(state, float("inf")), "n_averaged is no number"),
+    layout("callback-count-text", lambda state: in_callback(state, ESC), "n_averaged is no number"),
+    layout("callback-stale", lambda state: in_callback(state, 2), "swa has stale BatchNorm statistics"),
+    layout(
+        "two-networks",
+        lambda state: {**behind("a.", state), **behind("b.", state)},
+        "from last.a, last.b",
+        "--weights=x",
+    ),
+    layout("other-sets", lambda state: averaging(state, 3), "choose from last, swa", "--weights", "ema"),
+    layout(
+        "prefix-shape", lambda state: lightning({**state, "classifier.weight": torch.ones(3)}), "1 of another shape"
+    ),
+    layout(
+        "prefix-nan",
+        lambda state: lightning({**state, "classifier.bias": state["classifier.bias"] * float("nan")}),
+        "classifier.bias is not finite",
+    ),
+    layout("prefix-escapes", lambda state: {"model": behind(f"{ESC}.", {**state, "x": torch.ones(1)})}, "1 unexpected"),
+    layout("long-names", other_names(1000), "tensors missing"),
+    layout("empty-state", lambda _: {"state_dict": {}}, "tensors missing"),
+    layout("empty-model", lambda _: {"model": {}, "model_ema": {}}, "ema has stale"),
+    layout("text-in-state", lambda state: lightning({**state, "x": ESC}), "no weights found among its keys"),
+]
+
+
+# Exports: `swa export swa.pt`, with what cannot be written, or not from this.
+
+
+def exported(name: str, words: str, piece: str, make: Make = nothing) -> Row:
+    return Row(f"export-{name}", ["export", *words.split()], piece, make)
+
+
+def export_with(name: str, edit: Edit, piece: str) -> Row:
+    return exported(name, "bad.pt --format torch-export -o a.pt2", piece, edited("swa.pt", "bad.pt", edit))
+
+
+AS_WEIGHTS, AS_GRAPH = "--format safetensors -o a.safetensors", "--format torch-export -o a.pt2"
+EXPORTS = [
+    exported("nothing", "", "Missing argument"),
+    exported("no-format", "swa.pt -o a.onnx", "Missing option '--format'"),
+    exported("no-file", "swa.pt --format onnx", "Missing option"),
+    exported("format", "swa.pt --format tflite -o a.onnx", "choose safetensors, torch-export, onnx, state-dict"),
+    exported("missing", f"bad.pt {AS_WEIGHTS}", "no such checkpoint"),
+    exported("recipe", f"good.yaml {AS_WEIGHTS}", "cannot be read as a checkpoint"),
+    exported("folder", f"run {AS_WEIGHTS}", "is no regular file"),
+    exported("code", f"bad.pt {AS_WEIGHTS}", CODE_BESIDE, file("bad.pt", saved({"format": 1, "recipe": Evil()}))),
+    exported("suffix", "swa.pt --format onnx -o a.pt", "name a .onnx file"),
+    exported("no-suffix", "swa.pt --format state-dict -o a", "name a .pt file"),
+    exported("no-folder", "swa.pt --format state-dict -o nowhere/a.pt", "nowhere: no such folder"),
+    exported("to-folder", "swa.pt --format state-dict -o a.pt", "is no regular file", directory("a.pt")),
+    exported("to-fifo", "swa.pt --format state-dict -o a.pt", "is no regular file", fifo("a.pt")),
+    exported("to-link", "swa.pt --format state-dict -o a.pt", "is no regular file", link("a.pt", "gone")),
+    exported("to-itself", "swa.pt --format state-dict -o ./swa.pt", "is the checkpoint itself"),
+    exported("to-last", "swa.pt --format state-dict -o run/checkpoints/last.pt", "is a checkpoint of a run"),
+    exported("weights", f"swa.pt --weights ema {AS_WEIGHTS}", "holds no weights 'ema'"),
+    exported("several", f"run/checkpoints/last.pt {AS_WEIGHTS}", "one of them is exported"),
+    exported("stale", f"run/checkpoints/last.pt --weights swag {AS_WEIGHTS}", "has stale BatchNorm statistics"),
+    exported("normalization", f"swa.pt --with-normalization {AS_WEIGHTS}", "holds weights and no graph"),
+    exported("forbidden", f"swa.pt optimizer.lr=1 {AS_WEIGHTS}", "optimizer.lr: cannot be changed here"),
+    exported("no-recipe", f"plain.pt {AS_WEIGHTS}", "--recipe", plain_weights),
+    exported(
+        "result-broken",
+        f"run/checkpoints/last.pt --weights last {AS_WEIGHTS}",
+        "result.json",
+        file("run/result.json", "["),
+    ),
+    export_with("nan", nan_inside, "not finite"),
+    export_with("no-size", put("input/size", []), "cannot be exported"),
+    export_with("size-negative", put("input/size", [-8, 8]), "cannot be exported"),
+    export_with("size-endless", put("input/size", [10**9, 10**9]), "cannot be exported"),
+    export_with("size-one", put("input/size", [8]), "cannot be exported"),
+    export_with("classes-other", put("input/classes", ["a"]), "2 of another shape"),
+    export_with("channels-other", colour, "1 of another shape"),
+    export_with("model-code", lambda content: put("model", OS_SYSTEM)(content["recipe"]), "would import and run code"),
+]
+
+
 # Runs that go on: `swa train --resume run`, whose last.pt is edited.
 
 
@@ -849,6 +981,9 @@ STARTS = [
     start_with("future", put("format", 99), "is of format 99"),
     start_with("no-weights", lambda _: {"epoch": 3}, "no weights found among its keys"),
     start_with("theirs-shape", lambda _: {"classifier.weight": torch.ones(3)}, "1 of another shape"),
+    start("skip-nothing", whole, "matches no tensor", "train.init_skip=[head.*]"),
+    start("skip-escapes", whole, "matches no tensor", 'train.init_skip=["\\e[31m"]'),
+    start_with("skip-too-little", put("state_dict/classifier.weight", torch.ones(5, 16)), "init_skip=[classifier.*]"),
     start_with("escapes-in-names", put(f"state_dict/{ESC}", torch.ones(1)), "1 unexpected"),
     start(
         "of-another-network",
@@ -1194,6 +1329,8 @@ ROWS = [
     *CONTENTS,
     *POSTERIORS,
     *THEIRS,
+    *LAYOUTS,
+    *EXPORTS,
     *RESUMED,
     *IMAGES,
     *STARTS,
@@ -1280,6 +1417,7 @@ def test_untouched_folder_is_accepted(swa, trained: Path, tmp_path: Path) -> Non
     assert swa("eval", "swa.pt").code == 0
     assert swa("eval", "swag.pt", "--draws", "2").code == 0
     assert swa("bn-update", "swa.pt", "-o", "bad.pt").code == 0
+    assert swa("export", "swa.pt", *AS_GRAPH.split()).code == 0
     assert swa("train", "good.yaml", "--dry-run").code == 0
     assert swa("eval", "run").code == 0
     assert swa("train", "good.yaml", "train.init=swa.pt", "--dry-run").code == 0
