@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,7 +33,7 @@ def test_parameters_are_those_of_the_formula(
         model = unet(num_classes=classes, in_channels=channels, depth=depth, width=width, batchnorm=batchnorm)
     w = [width * 2**level for level in range(depth + 1)]
     convolutions = 9 * channels * w[0] + 9 * w[0] ** 2 + classes * (w[0] + 1)
-    convolutions += sum(9 * above * here + 9 * here * here for above, here in zip(w, w[1:], strict=False))
+    convolutions += sum(9 * above * here + 9 * here * here for above, here in pairwise(w))
     convolutions += sum(4 * 2 * here * here + here + 9 * 2 * here * here + 9 * here * here for here in w[:-1])
     num_3x3 = 2 * sum(w) + 2 * sum(w[:-1])  # channels that come out of them, each with a scale and a shift
     by_hand = convolutions + num_3x3 * (2 if batchnorm else 1)
@@ -47,7 +48,7 @@ def test_default_and_papers_size_are_the_documented_ones() -> None:
     with torch.device("meta"):
         sizes = [sum(p.numel() for p in m.parameters()) for m in (unet(), unet(depth=4, width=64))]
     assert sizes == [482_466, 31_036_546]
-    assert type(unet()).__doc__ and all(f"{size:,}" in type(unet()).__doc__ for size in sizes)
+    assert all(f"{size:,}" in str(type(unet()).__doc__) for size in sizes)
 
 
 @settings(deadline=None, derandomize=True, max_examples=25, database=None)
