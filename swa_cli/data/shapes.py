@@ -28,7 +28,7 @@ CLASSES: dict[int, tuple[str, ...]] = {
     15: ("background", *SHAPES, *(f"digit {number}" for number in range(10))),
 }
 _DIGIT = len(SHAPES)  # the kind after the last shape
-_AT_ONCE = 64  # scenes that are drawn together: few enough for the processor's cache
+_AT_ONCE, _PIXELS_AT_ONCE = 64, 2**18  # drawn together: few enough for the processor's cache
 _NUM_OBJECTS = (3, 6)
 _STROKES_BEHIND, _STROKES_BEFORE = 5, 2
 
@@ -61,10 +61,11 @@ def draw_scenes(
     masks = torch.empty((count, size, size), dtype=torch.uint8)
     train, test = read_digits()
     digits = train if split == "train" else test
-    for first in range(0, count, _AT_ONCE):
-        artist = _Artist(generator(seed, "shapes", split, first // _AT_ONCE), size=size, channels=channels)
-        drawn, kinds = artist.scenes(*digits)
-        last = min(first + _AT_ONCE, count)
+    together = max(1, min(_AT_ONCE, _PIXELS_AT_ONCE // size**2))  # not by the count: a scene must not depend on it
+    for first in range(0, count, together):
+        random = generator(seed, "shapes", split, first // together)
+        drawn, kinds = _Artist(random, num_scenes=together, size=size, channels=channels).scenes(*digits)
+        last = min(first + together, count)
         images[first:last] = drawn[: last - first]
         masks[first:last] = _classes_of(kinds[: last - first], classes=classes)
         if progress:
@@ -120,22 +121,23 @@ _DISTANCES = (_disc, _rectangle, _triangle, _ring)
 
 
 class _Artist:
-    """Draws `_AT_ONCE` scenes; what it holds are its random numbers and the paper."""
+    """Draws B scenes; what it holds are its random numbers and the paper."""
 
-    def __init__(self, random: torch.Generator, *, size: int, channels: int) -> None:
+    def __init__(self, random: torch.Generator, *, num_scenes: int, size: int, channels: int) -> None:
         self._random = random
+        self._num_scenes = num_scenes
         self._size = size
         middle = (torch.arange(size) + 0.5) * (2 / size) - 1  # of each pixel
         self._x, self._y = middle[None, None, :], middle[None, :, None]
-        self._paper = torch.zeros(_AT_ONCE, channels, size, size)
-        self._kinds = torch.zeros(_AT_ONCE, size, size, dtype=torch.uint8)
+        self._paper = torch.zeros(num_scenes, channels, size, size)
+        self._kinds = torch.zeros(num_scenes, size, size, dtype=torch.uint8)
 
     def scenes(self, digits: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, S, S) and kinds (B, S, S), both uint8, with digits (N, 1, 8, 8) of such numbers (N,)."""
         tone = self._ground()
         for _ in range(_STROKES_BEHIND):
             self._add_strokes(tone)
-        num_objects = torch.randint(_NUM_OBJECTS[0], _NUM_OBJECTS[1] + 1, (_AT_ONCE,), generator=self._random)
+        num_objects = torch.randint(_NUM_OBJECTS[0], _NUM_OBJECTS[1] + 1, (self._num_scenes,), generator=self._random)
         for layer in range(_NUM_OBJECTS[1]):
             self._add_objects(tone, there=layer < num_objects, digits=digits, numbers=numbers)
         for _ in range(_STROKES_BEFORE):
@@ -145,7 +147,7 @@ class _Artist:
 
     def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
         """(B, *shape)."""
-        return torch.rand((_AT_ONCE, *shape), generator=self._random) * (high - low) + low
+        return torch.rand((self._num_scenes, *shape), generator=self._random) * (high - low) + low
 
     def _waves(self, *, strength: float) -> Tensor:
         """(B, S, S): a stripe pattern of random direction and width."""
@@ -160,7 +162,7 @@ class _Artist:
         tone = self._uniform(0.3, 0.7, 1) + self._uniform(-0.12, 0.12, channels)
         self._paper += tone[:, :, None, None]
         for cells, strength in ((4, 0.10), (12, 0.07)):
-            clouds = torch.randn((_AT_ONCE, channels, cells, cells), generator=self._random)
+            clouds = torch.randn((self._num_scenes, channels, cells, cells), generator=self._random)
             clouds *= self._uniform(0, strength, 1, 1, 1)
             self._paper += functional.interpolate(clouds, self._size, mode="bilinear", align_corners=False)
         self._paper += self._waves(strength=0.10)[:, None]
@@ -183,14 +185,14 @@ class _Artist:
     def _add_strokes(self, tone: Tensor) -> None:
         at = self._placed(radius=(0.2, 1.0), turn=math.pi)
         colours = self._colours(tone, contrast=(0.1, 0.5))
-        self._paint(torch.arange(_AT_ONCE), self._covered(_stroke(at)), colours[:, :, None, None], kinds=0)
+        self._paint(torch.arange(self._num_scenes), self._covered(_stroke(at)), colours[:, :, None, None], kinds=0)
 
     def _add_objects(self, tone: Tensor, *, there: Tensor, digits: Tensor, numbers: Tensor) -> None:
         """One object on each scene where it is `there` (B,)."""
-        kinds = torch.randint(0, _DIGIT + 1, (_AT_ONCE,), generator=self._random)
-        which = torch.randint(0, len(digits), (_AT_ONCE,), generator=self._random)
+        kinds = torch.randint(0, _DIGIT + 1, (self._num_scenes,), generator=self._random)
+        which = torch.randint(0, len(digits), (self._num_scenes,), generator=self._random)
         at, upright = self._placed(radius=(0.16, 0.42), turn=math.pi), self._placed(radius=(0.24, 0.52), turn=0.4)
-        colours = self._colours(tone, contrast=(0.10, 0.45))[:, :, None, None] + self._waves(strength=0.08)[:, None]
+        colours = self._colours(tone, contrast=(0.12, 0.45))[:, :, None, None] + self._waves(strength=0.08)[:, None]
         for kind, distance in enumerate(_DISTANCES):
             rows = (there & (kinds == kind)).nonzero()[:, 0]
             self._paint(rows, self._covered(distance(at[rows])), colours[rows], kinds=kind + 1)
@@ -218,4 +220,4 @@ class _Artist:
         angle, strength = self._uniform(0, 2 * math.pi, 1, 1), self._uniform(0, 0.35, 1, 1)
         light = 1 + (strength * angle.cos()) * self._x + (strength * angle.sin()) * self._y
         noise = torch.randn(self._paper.shape, generator=self._random)
-        self._paper.mul_(light[:, None]).add_(noise.mul_(self._uniform(0.02, 0.10, 1, 1, 1)))
+        self._paper.mul_(light[:, None]).add_(noise.mul_(self._uniform(0.02, 0.08, 1, 1, 1)))
