@@ -22,7 +22,7 @@ from swa_cli.errors import UserError
 
 IGNORED = 255
 _CHECKED = 20  # masks that are looked at before anything is read
-_ONE_NUMBER = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")  # PIL's modes with one whole number a pixel
+_ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # PIL's modes with one whole number a pixel
 
 
 @dataclass(frozen=True, eq=False)
