@@ -15,7 +15,7 @@ from typing import Any
 from swa_cli.data.shapes import CLASSES
 from swa_cli.errors import UserError
 
-_MAX_SIDE = 65_536  # pixels
+MAX_SIDE = 65_536  # pixels
 _MAX_CLASSES = 255  # numbers of classes are below the one that is ignored
 
 
@@ -97,7 +97,7 @@ def _as_list(value: Any) -> list[Any]:
 
 
 def _is_side(value: Any) -> bool:
-    return _is_whole(value) and 0 < value <= _MAX_SIDE
+    return _is_whole(value) and 0 < value <= MAX_SIDE
 
 
 def _is_whole(value: Any) -> bool:

@@ -27,7 +27,6 @@ from swa_cli.data.shapes import CLASSES, draw_scenes
 from swa_cli.data.splits import Progress, Split, Target, held, images_of, mean_std, take
 from swa_cli.errors import UserError
 
-_MAX_SIZE = 65_536  # pixels
 _SIZE_OF_PHOTOGRAPHS = 128  # published images with masks are of many sizes
 _MEMORY_SHARE = 1 / 4  # of the available memory that `cache: auto` may fill
 
@@ -179,7 +178,7 @@ def _find(
 
 def _find_folder(root: Path, *, cache: str, args: dict[str, Any]) -> _Found:
     size = args.get("size")
-    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and 0 < size <= _MAX_SIZE)):
+    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and 0 < size <= settings.MAX_SIDE)):
         raise UserError(f"image_folder does not take {args}", hint="dataset.args is {size: S}: images of S x S pixels")
     datasets, class_names = folder.find(root, resize=size)
     splits = {
@@ -203,7 +202,8 @@ def _find_published_masks(name: str, *, root: Path, cache: str, download: bool, 
     found = _with_masks(
         read_published_masks(name, root=root, download=download, resize=resize), known.class_names, cache=cache
     )
-    return replace(found, mean=known.mean, std=known.std)
+    notes = ("voc keeps its test masks to itself: its validation set is the test split here",) if name == "voc" else ()
+    return replace(found, mean=known.mean, std=known.std, notes=notes)
 
 
 def _with_masks(datasets: Mapping[str, MaskDataset], class_names: tuple[str, ...], *, cache: str) -> _Found:

@@ -107,10 +107,10 @@ def test_grey_and_palette_masks_hold_class_numbers(tmp_path: Path, mode: str) ->
             mask = Image.fromarray(numbers.astype(np.uint16))
         assert mask.mode == mode
         mask.save(tmp_path / "masks" / f"{number:03}.png")
-    source = folder(tmp_path)
-    assert source.train.labels is not None
-    expected = [values(number) % 2 if mode == "1" else values(number) for number in range(3)]
-    assert np.array_equal(source.train.labels.numpy(), np.stack(expected))
+    expected = np.stack([values(number) % 2 if mode == "1" else values(number) for number in range(3)])
+    for source, times in ((folder(tmp_path), 1), (folder(tmp_path, size=[12, 18]), 3)):
+        assert source.train.labels is not None
+        assert np.array_equal(source.train.labels.numpy(), expected.repeat(times, axis=1).repeat(times, axis=2))
 
 
 @pytest.mark.parametrize(("size", "shape"), [(8, (8, 8)), ([8, 4], (8, 4)), ([4, 6], (4, 6))])
@@ -358,6 +358,7 @@ def test_voc_is_read_through_torchvision(tmp_path: Path) -> None:
     source = load("voc", root=tmp_path, val=0, args={"size": [4, 6]})
     assert (len(source.train), source.test and len(source.test)) == (3, 2)
     assert (source.target, source.num_classes, source.class_names[20]) == ("mask", 21, "tvmonitor")
+    assert any("validation set is the test split" in note for note in source.notes)
     assert source.train.labels is not None
     expected = [np.where(values(number) == 2, 20, values(number)) for number in range(3)]
     assert np.array_equal(source.train.labels.numpy(), np.stack(expected))
