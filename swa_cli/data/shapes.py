@@ -180,7 +180,7 @@ class _Artist:
     def _colours(self, tone: Tensor, *, contrast: tuple[float, float]) -> Tensor:
         """(B, C): lighter or darker than the ground, in each channel by another amount."""
         step = self._uniform(*contrast, 1) * self._uniform(-1, 1, 1).sign()
-        return tone + step * self._uniform(0.3, 1.2, tone.shape[1])
+        return tone + step * self._uniform(0.6, 1.2, tone.shape[1])
 
     def _add_strokes(self, tone: Tensor) -> None:
         at = self._placed(radius=(0.2, 1.0), turn=math.pi)
