@@ -1,4 +1,4 @@
-"""Augmentation of whole batches: crop, flip, cutout.
+"""Augmentation of whole batches: crop, flip, cutout; a mask of classes moves with its image.
 
 The random numbers of all samples of an epoch are drawn first (`draw`), then a slice of them is applied to
 each batch: nothing is drawn per batch, so a batch can be made without the batches before it. The order is
@@ -86,20 +86,20 @@ def crop_and_flip(images: Tensor, *, draws: Draws) -> Tensor:
         images: (B, C, H, W) of any type, stored pixels: the padding is black.
         draws: Those of the B images.
     """
-    augment = draws.augment
-    if not (augment.crop or augment.flip):
-        return images
-    num_images, channels, height, width = images.shape
-    columns = torch.arange(width, device=images.device)
-    if augment.flip:
-        columns = torch.where(draws.mirrored[:, None], columns.flip(0), columns)  # (B, W)
-    columns = columns + draws.left[:, None]
-    rows = torch.arange(height, device=images.device) + draws.top[:, None]  # (B, H)
-    padded = functional.pad(images, (augment.crop,) * 4)
-    # One gather of flat pixel numbers crops and mirrors at once.
-    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W)
-    index = pixels.view(num_images, 1, -1).expand(-1, channels, -1)
-    return padded.flatten(2).gather(2, index).view(num_images, channels, height, width)
+    return _windows(images, draws=draws, fill=0)
+
+
+def crop_and_flip_masks(masks: Tensor, *, draws: Draws, fill: int = 255) -> Tensor:
+    """Cut each mask's window as `crop_and_flip` does its image's, by the same draws.
+
+    Cutout has no such twin: what a square hides is still to be told.
+
+    Args:
+        masks: (B, H, W) of integers.
+        draws: Those of the B images.
+        fill: The class of the padding; 255 is ignored by losses and scores.
+    """
+    return _windows(masks[:, None], draws=draws, fill=fill)[:, 0]
 
 
 def cut_out(images: Tensor, *, draws: Draws) -> Tensor:
@@ -119,6 +119,24 @@ def cut_out(images: Tensor, *, draws: Draws) -> Tensor:
     rows = _covered(draws.cut_y, length=height, side=side)  # (B, H)
     columns = _covered(draws.cut_x, length=width, side=side)  # (B, W)
     return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+
+
+def _windows(images: Tensor, *, draws: Draws, fill: int) -> Tensor:
+    """(B, C, H, W): each image's window out of itself padded with `fill`, mirrored where drawn."""
+    augment = draws.augment
+    if not (augment.crop or augment.flip):
+        return images
+    num_images, channels, height, width = images.shape
+    columns = torch.arange(width, device=images.device)
+    if augment.flip:
+        columns = torch.where(draws.mirrored[:, None], columns.flip(0), columns)  # (B, W)
+    columns = columns + draws.left[:, None]
+    rows = torch.arange(height, device=images.device) + draws.top[:, None]  # (B, H)
+    padded = functional.pad(images, (augment.crop,) * 4, value=fill)
+    # One gather of flat pixel numbers crops and mirrors at once.
+    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W)
+    index = pixels.view(num_images, 1, -1).expand(-1, channels, -1)
+    return padded.flatten(2).gather(2, index).view(num_images, channels, height, width)
 
 
 def _covered(centre: Tensor, *, length: int, side: int) -> Tensor:

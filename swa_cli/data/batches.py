@@ -2,7 +2,7 @@
 
 The order and all random numbers of an epoch are drawn at its beginning, so a batch does not depend on the
 batches before it, on the number of workers, or on whether images lie in memory or are streamed.
-Shapes: S positions, B batch, C channels, H W pixels.
+Shapes: S positions, B batch, C channels, H W pixels, V numbers.
 """
 
 from __future__ import annotations
@@ -13,16 +13,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from swa_cli.data.augment import Augment, Draws, crop_and_flip, cut_out, draw
+from swa_cli.data.augment import Augment, Draws, crop_and_flip, crop_and_flip_masks, cut_out, draw
 from swa_cli.data.randomness import generator
-from swa_cli.data.sources import Split
+from swa_cli.data.splits import Split
 from swa_cli.data.stream import spans_of, stream
 from swa_cli.errors import EXIT_FAILED
 
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Re-iterable pairs (images (B, C, H, W) float32, labels (B,) int64), the same each time."""
+    """Re-iterable pairs (images (B, C, H, W) float32, labels), the same each time.
+
+    Labels are as the split's `target` says: classes (B,) int64, masks (B, H, W) int64 in which 255 is ignored, or
+    values (B, V) float32. Masks are cropped and mirrored with their images; what the crop adds is 255.
+    """
 
     split: Split
     rows: Tensor  # (S,) which sample of the split stands at each position
@@ -40,15 +44,17 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for span, (images, labels) in zip(self.spans, self._stored(), strict=True):
-            images = _moved(images, device=self.device)
+            images, labels = (_moved(values, device=self.device) for values in (images, labels))
             draws = self.draws[span].to(self.device) if self.draws is not None else None
             if draws is not None:
                 images = crop_and_flip(images, draws=draws)
+                if self.split.target == "mask":
+                    labels = crop_and_flip_masks(labels, draws=draws)
             images = normalize(images, mean=self.mean, std=self.std)
             if draws is not None:
                 images = cut_out(images, draws=draws)
             images = images.contiguous(memory_format=torch.channels_last)
-            yield images, _moved(labels, device=self.device)
+            yield images, labels.long() if self.split.target == "mask" else labels
 
     def _stored(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches as they are stored: not augmented, not normalised, on the CPU."""
@@ -59,6 +65,7 @@ class Batches:
                 split.dataset,
                 rows=split.indices[self.rows],
                 spans=self.spans,
+                target=split.target,
                 seed=self.seed,
                 words=self.words,
                 workers=self.workers,

@@ -1,7 +1,8 @@
 """A user's own datasets: `package.module:factory` imported, called and checked.
 
 The factory returns a dict with "train" and "num_classes" (and if there are: "val", "test", "mean", "std",
-"class_names"), or a pair (train, test) of datasets which know their `classes`.
+"class_names", "target"), or a pair (train, test) of datasets which know their `classes`. "target" says what a
+label is: "class", "mask" (a class for each pixel) or "value" (`num_classes` numbers).
 """
 
 from __future__ import annotations
@@ -17,11 +18,12 @@ from torch.utils.data import Dataset
 from swa_cli.errors import UserError
 
 _EXPECTED = (
-    'return {"train": Dataset, "num_classes": int}, with "test", "val", "mean", "std", "class_names" if '
+    'return {"train": Dataset, "num_classes": int}, with "test", "val", "mean", "std", "class_names", "target" if '
     "there are, or a pair (train, test) of datasets with an attribute `classes`; a Dataset has __len__ and "
     "__getitem__, which gives (image, label)"
 )
-_KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names"}
+_KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names", "target"}
+_TARGETS = ("class", "mask", "value")
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Made:
     class_names: tuple[str, ...]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
+    target: str  # what labels are: class, mask or value
 
 
 def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
@@ -62,6 +65,7 @@ def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
         class_names=_class_names(returned, name=name),
         mean=_floats(returned, "mean"),
         std=_floats(returned, "std"),
+        target=_target(returned, name=name),
     )
 
 
@@ -107,6 +111,13 @@ def _class_names(returned: Mapping[str, Any], *, name: str) -> tuple[str, ...]:
             f"{name} gives {len(names)} class names for num_classes = {num_classes}", hint="make them agree"
         )
     return tuple(map(str, names or range(num_classes)))
+
+
+def _target(returned: Mapping[str, Any], *, name: str) -> str:
+    target = returned.get("target", "class")
+    if target not in _TARGETS:
+        raise UserError(f"{name} returned {target!r} as 'target'", hint=f"it is one of {', '.join(_TARGETS)}")
+    return str(target)
 
 
 def _floats(returned: Mapping[str, Any], key: str) -> tuple[float, ...] | None:

@@ -11,42 +11,24 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from swa_cli.data import factory, folder
+from swa_cli.data import factory, folder, settings
+from swa_cli.data.masks import MaskDataset, find_masks
 from swa_cli.data.published import DIGITS, PUBLISHED, Arrays, read_digits, read_published
+from swa_cli.data.published_masks import PUBLISHED_MASKS, read_published_masks
 from swa_cli.data.randomness import generator
-from swa_cli.data.stream import spans_of, stream
+from swa_cli.data.shapes import CLASSES, draw_scenes
+from swa_cli.data.splits import Progress, Split, Target, held, images_of, mean_std, take
 from swa_cli.errors import UserError
 
-Progress = Callable[[str, int, int], None]  # (what, done, total)
-
-_MAX_SIZE = 65_536  # pixels
+_SIZE_OF_PHOTOGRAPHS = 128  # published images with masks are of many sizes
 _MEMORY_SHARE = 1 / 4  # of the available memory that `cache: auto` may fill
-_STATISTICS_SAMPLES = 10_000  # for constants that are not known: as many in memory as streamed
-_READ_AT_ONCE = 64  # samples per streamed batch here
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """Images in memory, or rows of a dataset: either `images` or `dataset` and `indices` are there."""
-
-    labels: Tensor | None = None  # (N,) int64; None when a user's dataset does not tell
-    images: Tensor | None = None  # (N, C, H, W) uint8, or floating point if a user's dataset gave that
-    dataset: Dataset[Any] | None = None  # gives (image, label)
-    indices: Tensor | None = None  # (N,) int64: the rows of `dataset` which form the split
-
-    def __len__(self) -> int:
-        held = self.images if self.images is not None else self.indices
-        assert held is not None, "a split has images or indices"
-        return len(held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +47,23 @@ class Source:
     std: tuple[float, ...]
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
 
+    @property
+    def target(self) -> Target:
+        """What a label is: a class, a mask with a class for each pixel (255 ignored), or `num_classes` numbers."""
+        return self.train.target
+
 
 def names() -> tuple[str, ...]:
     """What `load` takes."""
-    return ("digits", *PUBLISHED, "image_folder", "package.module:factory")
+    return (
+        "digits",
+        *PUBLISHED,
+        "image_folder",
+        "shapes",
+        *PUBLISHED_MASKS,
+        "mask_folder",
+        "package.module:factory",
+    )
 
 
 def load(
@@ -91,34 +86,35 @@ def load(
         val: Validation samples, "10%" or a number, taken from the training set by the seed alone; not applied
             to a source with a validation split of its own.
         seed: Decides which samples validate.
-        cache: "auto" holds an image folder in memory if its pixels take at most a quarter of the available
-            memory, "ram" holds everything, "none" streams what comes from files one by one or from a user.
+        cache: "auto" holds images that are files in memory if their pixels take at most a quarter of the
+            available memory, "ram" holds everything, "none" streams what comes from files or from a user.
         download: Whether missing files may be downloaded.
         workers: Processes that read a streamed dataset.
-        args: For "image_folder" {"size": side}; for a factory its keyword arguments.
+        args: For "image_folder" {"size": side}; for sets with masks and "shapes" see `settings`; for a factory its
+            keyword arguments.
         progress: Called while images are read.
 
     Raises:
         UserError: Unknown name, missing or damaged files, wrong layout, `val` leaves nothing to train.
     """
     assert cache in ("auto", "ram", "none")
-    found = _find(name, root=Path(root), cache=cache, download=download, args=dict(args or {}))
+    found = _find(name, root=Path(root), cache=cache, download=download, args=dict(args or {}), progress=progress)
     splits, notes = dict(found.splits), list(found.notes)
     if "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
     elif num_val := _num_val(val, num_train=len(splits["train"])):
         order = torch.randperm(len(splits["train"]), generator=generator(seed, "val"))
-        splits["val"] = _take(splits["train"], order[:num_val].sort().values)
-        splits["train"] = _take(splits["train"], order[num_val:].sort().values)
+        splits["val"] = take(splits["train"], order[:num_val].sort().values)
+        splits["train"] = take(splits["train"], order[num_val:].sort().values)
     if found.hold:
         splits = {
-            split: _held(part, what=f"reading {split} images", seed=seed, workers=workers, progress=progress)
+            split: held(part, what=f"reading {split} images", seed=seed, workers=workers, progress=progress)
             for split, part in splits.items()
         }
-    first = next(_images(splits["train"], rows=torch.tensor([0]), seed=seed, workers=0))
+    first = next(images_of(splits["train"], rows=torch.tensor([0]), seed=seed, workers=0))
     mean, std = found.mean, found.std
     if mean is None or std is None:
-        measured = _mean_std(splits["train"], seed=seed, workers=workers)
+        measured = mean_std(splits["train"], seed=seed, workers=workers)
         mean, std = mean or measured[0], std or measured[1]
     if first.is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalised already")
@@ -150,20 +146,28 @@ class _Found:
     notes: tuple[str, ...] = ()
 
 
-def _find(name: str, *, root: Path, cache: str, download: bool, args: dict[str, Any]) -> _Found:
+def _find(
+    name: str, *, root: Path, cache: str, download: bool, args: dict[str, Any], progress: Progress | None
+) -> _Found:
     if ":" in name:
         return _find_made(name, root=root, cache=cache, args=args)
     if name == "image_folder":
         return _find_folder(root, cache=cache, args=args)
-    if name != "digits" and name not in PUBLISHED:
+    if name == "mask_folder":
+        return _find_masks(root, cache=cache, args=args)
+    if name in PUBLISHED_MASKS:
+        return _find_published_masks(name, root=root, cache=cache, download=download, args=args)
+    if name not in names():
         close = difflib.get_close_matches(name, names(), n=1)
         raise UserError(
             f"unknown dataset {name!r}",
             hint=(f"did you mean {close[0]!r}? " if close else "") + f"There are {', '.join(names())}",
         )
+    notes = (f"{name} is held in memory whatever dataset.cache says",) if cache == "none" else ()
+    if name == "shapes":
+        return _Found(*_drawn(args, progress=progress), notes=notes)
     if args:
         raise UserError(f"{name} takes no arguments, but got {', '.join(args)}", hint="remove dataset.args")
-    notes = (f"{name} is held in memory whatever dataset.cache says",) if cache == "none" else ()
     if name == "digits":
         train, test = read_digits()
         return _Found(_in_memory(train, test), DIGITS, notes=notes)
@@ -174,21 +178,75 @@ def _find(name: str, *, root: Path, cache: str, download: bool, args: dict[str, 
 
 def _find_folder(root: Path, *, cache: str, args: dict[str, Any]) -> _Found:
     size = args.get("size")
-    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and 0 < size <= _MAX_SIZE)):
+    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and 0 < size <= settings.MAX_SIDE)):
         raise UserError(f"image_folder does not take {args}", hint="dataset.args is {size: S}: images of S x S pixels")
     datasets, class_names = folder.find(root, resize=size)
-    num_bytes = sum(3 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())
     splits = {
         split: Split(dataset.labels, None, dataset, torch.arange(len(dataset))) for split, dataset in datasets.items()
     }
-    hold = cache == "ram" or (cache == "auto" and num_bytes <= _MEMORY_SHARE * _available_memory())
-    return _Found(splits, class_names, hold=hold)
+    num_bytes = sum(3 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())
+    return _Found(splits, class_names, hold=_fits(num_bytes, cache=cache))
+
+
+def _find_masks(root: Path, *, cache: str, args: dict[str, Any]) -> _Found:
+    settings.require_keys("mask_folder", args, takes=("size", "classes"))
+    class_names = settings.class_names("mask_folder", args.get("classes"))
+    resize = settings.height_and_width("mask_folder", args["size"]) if "size" in args else None
+    return _with_masks(find_masks(root, num_classes=len(class_names), resize=resize), class_names, cache=cache)
+
+
+def _find_published_masks(name: str, *, root: Path, cache: str, download: bool, args: dict[str, Any]) -> _Found:
+    settings.require_keys(name, args, takes=("size",))
+    resize = settings.height_and_width(name, args.get("size", _SIZE_OF_PHOTOGRAPHS))
+    known = PUBLISHED_MASKS[name]
+    found = _with_masks(
+        read_published_masks(name, root=root, download=download, resize=resize), known.class_names, cache=cache
+    )
+    notes = ("voc keeps its test masks to itself: its validation set is the test split here",) if name == "voc" else ()
+    return replace(found, mean=known.mean, std=known.std, notes=notes)
+
+
+def _with_masks(datasets: Mapping[str, MaskDataset], class_names: tuple[str, ...], *, cache: str) -> _Found:
+    splits = {
+        split: Split(None, None, dataset, torch.arange(len(dataset)), "mask") for split, dataset in datasets.items()
+    }
+    num_bytes = sum(4 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())
+    return _Found(splits, class_names, hold=_fits(num_bytes, cache=cache))
+
+
+def _drawn(args: dict[str, Any], *, progress: Progress | None) -> tuple[dict[str, Split], tuple[str, ...]]:
+    chosen = settings.shapes(args)
+    num_bytes = sum(chosen.counts.values()) * chosen.size**2 * (chosen.channels + 1)
+    if num_bytes > _available_memory():
+        raise UserError(
+            f"dataset.args: {sum(chosen.counts.values()):,} scenes of {chosen.size}x{chosen.size} pixels take "
+            f"{num_bytes / 2**30:.1f} GiB, there are {_available_memory() / 2**30:.1f}",
+            hint="make train, test or size smaller",
+        )
+    splits = {}
+    for split, count in chosen.counts.items():
+        images, masks = draw_scenes(
+            split,
+            count=count,
+            size=chosen.size,
+            classes=chosen.classes,
+            channels=chosen.channels,
+            seed=chosen.seed,
+            progress=progress,
+        )
+        splits[split] = Split(masks, images, target="mask")
+    return splits, CLASSES[chosen.classes]
+
+
+def _fits(num_bytes: int, *, cache: str) -> bool:
+    """Whether pixels of files shall be held in memory."""
+    return cache == "ram" or (cache == "auto" and num_bytes <= _MEMORY_SHARE * _available_memory())
 
 
 def _find_made(name: str, *, root: Path, cache: str, args: dict[str, Any]) -> _Found:
     made = factory.make(name, root=str(root), args=args)
     splits = {
-        split: Split(None, None, dataset, torch.arange(len(dataset)))  # type: ignore[arg-type]
+        split: Split(None, None, dataset, torch.arange(len(dataset)), made.target)  # type: ignore[arg-type]
         for split, dataset in made.splits.items()
     }
     hold = cache == "ram"
@@ -214,79 +272,6 @@ def _num_val(val: str | int, *, num_train: int) -> int:
             hint="make dataset.val smaller",
         )
     return count
-
-
-def _take(split: Split, rows: Tensor) -> Split:
-    """Some samples of a split."""
-
-    def taken(held: Tensor | None) -> Tensor | None:
-        return None if held is None else held[rows]
-
-    return Split(taken(split.labels), taken(split.images), split.dataset, taken(split.indices))
-
-
-def _held(split: Split, *, what: str, seed: int, workers: int, progress: Progress | None) -> Split:
-    """The split with its images in memory."""
-    assert split.dataset is not None
-    assert split.indices is not None
-    if isinstance(split.dataset, folder.FolderDataset):
-        images = folder.decode(split.dataset, rows=split.indices, what=what, progress=progress)
-        return Split(split.labels, images)
-    batches = []
-    spans = spans_of(len(split), size=_READ_AT_ONCE)
-    read = stream(split.dataset, rows=split.indices, spans=spans, seed=seed, words=("hold",), workers=workers)
-    for span, batch in zip(spans, read, strict=True):
-        batches.append(batch)
-        if progress:
-            progress(what, span.stop, len(split))
-    kinds = {(images.dtype, tuple(images.shape[1:])) for images, _ in batches}
-    if len(kinds) > 1:
-        raise UserError(
-            "images of the dataset differ: " + ", ".join(sorted(f"{dtype} {shape}" for dtype, shape in kinds)),
-            hint="let the dataset resize or crop all images to one size",
-        )
-    return Split(torch.cat([labels for _, labels in batches]), torch.cat([images for images, _ in batches]))
-
-
-def _images(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterator[Tensor]:
-    """Batches of the images at some rows of a split."""
-    if split.images is not None:
-        size = max(1, 2**22 // split.images[0].numel())  # float64 copies of 32 MB
-        return (split.images[rows[span]] for span in spans_of(len(rows), size=size))
-    assert split.dataset is not None
-    assert split.indices is not None
-    spans = spans_of(len(rows), size=_READ_AT_ONCE)
-    read = stream(
-        split.dataset,
-        rows=split.indices[rows],
-        spans=spans,
-        seed=seed,
-        words=("statistics",),
-        workers=workers,
-    )
-    return (images for images, _ in read)
-
-
-def _mean_std(split: Split, *, seed: int, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel, in float64, of evenly spaced samples of a split: the same ones in memory and streamed.
-
-    Sums of uint8 and of their squares are exact in float64. Floating-point images get 0 and 1.
-    """
-    count = min(len(split), _STATISTICS_SAMPLES)
-    rows = torch.arange(count) * len(split) // count
-    total = square = torch.zeros(())
-    num_pixels = 0
-    for images in _images(split, rows=rows, seed=seed, workers=workers):
-        channels = images.shape[1]
-        if images.is_floating_point():
-            return (0.0,) * channels, (1.0,) * channels
-        pixels = images.to(torch.float64)
-        total = total + pixels.sum((0, 2, 3))
-        square = square + pixels.square().sum((0, 2, 3))
-        num_pixels += pixels.numel() // channels
-    mean = total / num_pixels
-    std = (square / num_pixels - mean.square()).clamp(min=0).sqrt().clamp(min=1)  # a constant channel: one grey level
-    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
 def _check_constants(name: str, *, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:

@@ -3,7 +3,7 @@
 A sample is a function of (seed, words, position): before each one the global generators are seeded with just
 that, so a user's random transforms give the same in any number of workers and in a resumed run. Whole batches
 are read in one call, so the generators of the main process are saved and restored once a batch.
-Shapes: B batch, C channels, H W pixels.
+Shapes: B batch, C channels, H W pixels, V numbers.
 """
 
 from __future__ import annotations
@@ -28,27 +28,30 @@ def stream(
     *,
     rows: Tensor,
     spans: Sequence[slice],
+    target: str = "class",
     seed: int,
     words: tuple[str | int, ...],
     workers: int = 0,
     exit_code: int = EXIT_USAGE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images (B, C, H, W), labels (B,) int64) for each span of positions.
+    """Yield (images (B, C, H, W), labels) for each span of positions.
 
     Args:
         dataset: Gives (image, label); an image is a uint8 or float tensor (C, H, W) or a PIL image.
         rows: Which sample of the dataset stands at each position.
         spans: The positions of each batch.
+        target: What labels are and become: `class`, a number, (B,) int64; `mask`, integers (H, W) or a grey or
+            palette PIL image, (B, H, W) uint8; `value`, one or V numbers, (B, V) float32.
         seed: Together with `words` and the position it decides what a random transform does.
         words: The purpose of the reading, and the epoch if there is one.
         workers: Number of processes that read; 0 reads in this one.
         exit_code: The exit code of an error: whether something was already run is known by the caller.
 
     Raises:
-        UserError: A sample cannot be read, or is no image of the common size.
+        UserError: A sample cannot be read, is no image of the common size, or has another kind of label.
     """
     loader = DataLoader(
-        _Reader(dataset, seed, words),
+        _Reader(dataset, target, seed, words),
         batch_size=None,  # the sampler already gives whole batches
         sampler=[(span.start, rows[span].tolist()) for span in spans],
         num_workers=workers,
@@ -106,11 +109,61 @@ def image_tensor(image: object) -> Tensor:
         return torch.from_numpy(pixels[None] if grey else pixels.transpose(2, 0, 1).copy())
     if isinstance(image, Tensor) and image.dim() == 3 and (image.dtype == torch.uint8 or image.is_floating_point()):
         return image
-    kind = f"{image.dtype} tensor {tuple(image.shape)}" if isinstance(image, Tensor) else type(image).__name__
     raise UserError(
-        f"the dataset gave an image of the wrong kind: {kind}",
+        f"the dataset gave an image of the wrong kind: {_kind(image)}",
         hint="give a PIL image, or a tensor of shape (C, H, W), uint8 or floating point",
     )
+
+
+def label_tensor(label: Any, *, target: str, shape: tuple[int, int]) -> Tensor:
+    """() int64 of a class, (H, W) uint8 of a mask, (V,) float32 of numbers.
+
+    Args:
+        label: What the dataset gave.
+        target: `class`, `mask` or `value`.
+        shape: (H, W) of the image, which a mask must have too.
+
+    Raises:
+        UserError: It is no such label.
+    """
+    if target == "mask":
+        return _mask(label, shape=shape)
+    try:
+        if target == "value":
+            return torch.as_tensor(label, dtype=torch.float32).reshape(-1)
+        return torch.tensor(int(label))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the dataset gave a label that is no {target}: {_kind(label)}",
+            hint='give a number; a factory whose labels are masks returns "target": "mask" beside "train", one whose '
+            'labels are numbers to be predicted "target": "value"',
+        ) from error
+
+
+def _mask(label: Any, *, shape: tuple[int, int]) -> Tensor:
+    """(H, W) uint8."""
+    mask = torch.from_numpy(np.array(label)) if isinstance(label, Image.Image) else label
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point():
+        raise UserError(
+            f"the dataset gave a mask of the wrong kind: {_kind(mask)}",
+            hint="give the class of each pixel: a grey or palette PIL image, or integers of shape (H, W)",
+        )
+    if mask.shape != shape:
+        raise UserError(
+            f"the dataset gave an image of {shape[1]}x{shape[0]} pixels with a mask of {mask.shape[1]}x{mask.shape[0]}",
+            hint="bring both to one size, the mask with nearest neighbours",
+        )
+    first, last = int(mask.min()), int(mask.max())
+    if not 0 <= first <= last <= 255:
+        raise UserError(
+            f"the dataset gave a mask with classes from {first} to {last}",
+            hint="number the classes from 0; pixels to be ignored are 255",
+        )
+    return mask.to(torch.uint8)
+
+
+def _kind(value: object) -> str:
+    return f"{value.dtype} tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 @dataclass(frozen=True)
@@ -126,19 +179,21 @@ class _Reader(Dataset[Any]):
     """A dataset of batches: the key is (first position, rows)."""
 
     dataset: Dataset[Any]
+    target: str
     seed: int
     words: tuple[str | int, ...]
 
     def __getitem__(self, key: tuple[int, list[int]]) -> tuple[Tensor, Tensor] | _Failure:
         first, rows = key
         images: list[Tensor] = []
-        labels: list[int] = []
+        labels: list[Tensor] = []
         with global_state_kept():
             for position, row in enumerate(rows, start=first):
                 seed_globals(self.seed, *self.words, position)
                 try:
-                    image, label = _sample(self.dataset, row)
-                    _check_same_kind(image, row, images, rows)
+                    image, label = _sample(self.dataset, row, target=self.target)
+                    _check_same_kind(image, row, images, rows, what="images")
+                    _check_same_kind(label, row, labels, rows, what="labels")
                 except UserError as error:
                     return _Failure(error.message, error.hint)
                 except (OSError, SyntaxError) as error:  # SyntaxError: what PIL raises on broken PNG files
@@ -148,26 +203,27 @@ class _Reader(Dataset[Any]):
                     )
                 images.append(image)
                 labels.append(label)
-        return torch.stack(images), torch.tensor(labels)
+        return torch.stack(images), torch.stack(labels)
 
 
-def _sample(dataset: Dataset[Any], row: int) -> tuple[Tensor, int]:
+def _sample(dataset: Dataset[Any], row: int, *, target: str) -> tuple[Tensor, Tensor]:
     sample = dataset[row]
     if not (isinstance(sample, Sequence) and len(sample) == 2):
         raise UserError(
             f"sample {row} of the dataset is not a pair but {type(sample).__name__}",
             hint="let the dataset's __getitem__ return (image, label)",
         )
-    return image_tensor(sample[0]), int(sample[1])
+    image = image_tensor(sample[0])
+    return image, label_tensor(sample[1], target=target, shape=(image.shape[1], image.shape[2]))
 
 
-def _check_same_kind(image: Tensor, row: int, images: list[Tensor], rows: Iterable[int]) -> None:
-    """Images of a batch are stacked, so they must agree in shape and type."""
-    if images and (image.shape != images[0].shape or image.dtype != images[0].dtype):
+def _check_same_kind(value: Tensor, row: int, values: list[Tensor], rows: Iterable[int], *, what: str) -> None:
+    """Images of a batch are stacked, so they must agree in shape and type; labels likewise."""
+    if values and (value.shape != values[0].shape or value.dtype != values[0].dtype):
         raise UserError(
             f"samples {next(iter(rows))} and {row} of the dataset differ: "
-            f"{images[0].dtype} {tuple(images[0].shape)} and {image.dtype} {tuple(image.shape)}",
-            hint="let the dataset resize or crop all images to one size",
+            f"{values[0].dtype} {tuple(values[0].shape)} and {value.dtype} {tuple(value.shape)}",
+            hint=f"let the dataset bring all {what} to one size",
         )
 
 

@@ -1,8 +1,8 @@
 """What is trained: `build` makes a network from the name and the arguments that a recipe gives.
 
 A name is one of our own zoo (`names()`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for a
-network of one's own. Every network maps images (B, C, H, W) to logits (B, K); `num_classes` K and `in_channels` C
-follow the dataset.
+network of one's own. Every network maps images (B, C, H, W) to logits (B, K), `unet` to those of each pixel
+(B, K, H, W); `num_classes` K and `in_channels` C follow the dataset.
 Initial weights are drawn from torch's global generator: seed it first.
 """
 
@@ -21,6 +21,7 @@ from torch import nn
 from swa_cli.errors import UserError
 from swa_cli.models.convnet import ConvNet
 from swa_cli.models.preresnet import PreResNet
+from swa_cli.models.unet import UNet
 from swa_cli.models.vgg import VGG
 from swa_cli.models.wide_resnet import WideResNet
 
@@ -32,6 +33,7 @@ ZOO: Mapping[str, partial[Any]] = {
     "preresnet56": partial(PreResNet, depth=56),
     "preresnet110": partial(PreResNet, depth=110),
     "preresnet164": partial(PreResNet, depth=164),
+    "unet": partial(UNet),
     "vgg16": partial(VGG, depth=16, batch_norm=False),
     "vgg16_bn": partial(VGG, depth=16, batch_norm=True),
     "vgg19": partial(VGG, depth=19, batch_norm=False),
@@ -110,7 +112,9 @@ def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) 
 
 def _check_value(key: str, value: object, *, kind: type) -> None:
     """Refuse a wrong value; in the zoo every `int` is a count and every `float` a probability of dropout."""
-    if kind is int:
+    if kind is bool:
+        good, wanted = isinstance(value, bool), "true or false"
+    elif kind is int:
         good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         wanted = "a whole number of at least 1"
     else:

@@ -119,6 +119,12 @@ def test_dropout_is_a_probability(value: object) -> None:
         assert build("convnet", num_classes=2, in_channels=1, args={"dropout": good}).dropout.p == good
 
 
+@pytest.mark.parametrize("value", ["true", 1, 0, None])
+def test_flags_are_true_or_false(value: object) -> None:
+    """Values that are no flag are held against a refusal that shows them."""
+    assert f"model.args.batchnorm: {value!r} is not true or false" in refusal("unet", batchnorm=value).message
+
+
 @pytest.mark.parametrize("depth", [1, 2, 19, 44, 110 - 1])
 def test_depths_that_no_preresnet_has(depth: int) -> None:
     """Depths off 6n+2 and 9n+2 are held against a refusal with the formulas."""

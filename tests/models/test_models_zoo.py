@@ -245,5 +245,5 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 
 def test_names_lists_the_zoo() -> None:
     """The list of names is held against the networks that are promised."""
-    general = {"convnet", "preresnet", "preresnet20", "preresnet56", "wide_resnet"}
+    general = {"convnet", "preresnet", "preresnet20", "preresnet56", "unet", "wide_resnet"}
     assert set(names()) == general | set(PUBLISHED)

@@ -1,0 +1,128 @@
+"""Part of a dataset: in memory, or rows of a torch Dataset that is streamed; what is done to both alike.
+
+A sample has an image and a label: a class, a mask that gives each pixel a class, or numbers.
+Shapes: N samples, C channels, H W pixels, V numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from swa_cli.data import folder
+from swa_cli.data.masks import MaskDataset, decode_masks
+from swa_cli.data.stream import spans_of, stream
+from swa_cli.errors import UserError
+
+Target = Literal["class", "mask", "value"]
+Progress = Callable[[str, int, int], None]  # (what, done, total)
+
+_STATISTICS_SAMPLES = 10_000  # for constants that are not known: as many in memory as streamed
+_READ_AT_ONCE = 64  # samples per streamed batch here
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images in memory, or rows of a dataset: either `images` or `dataset` and `indices` are there."""
+
+    labels: Tensor | None = None  # as `target` says; None where only reading the samples tells
+    images: Tensor | None = None  # (N, C, H, W) uint8, or floating point if a user's dataset gave that
+    dataset: Dataset[Any] | None = None  # gives (image, label)
+    indices: Tensor | None = None  # (N,) int64: the rows of `dataset` which form the split
+    target: Target = "class"  # labels are (N,) int64 | mask: (N, H, W) uint8, 255 ignored | value: (N, V) float32
+
+    def __len__(self) -> int:
+        held = self.images if self.images is not None else self.indices
+        assert held is not None, "a split has images or indices"
+        return len(held)
+
+
+def take(split: Split, rows: Tensor) -> Split:
+    """Some samples of a split."""
+
+    def taken(held: Tensor | None) -> Tensor | None:
+        return None if held is None else held[rows]
+
+    return replace(split, labels=taken(split.labels), images=taken(split.images), indices=taken(split.indices))
+
+
+def held(split: Split, *, what: str, seed: int, workers: int, progress: Progress | None) -> Split:
+    """The split with its images and labels in memory."""
+    assert split.dataset is not None
+    assert split.indices is not None
+    if isinstance(split.dataset, folder.FolderDataset):
+        images = folder.decode(split.dataset, rows=split.indices, what=what, progress=progress)
+        return Split(split.labels, images)
+    if isinstance(split.dataset, MaskDataset):
+        images, labels = decode_masks(split.dataset, rows=split.indices, what=what, progress=progress)
+        return Split(labels, images, target="mask")
+    batches = []
+    spans = spans_of(len(split), size=_READ_AT_ONCE)
+    read = stream(
+        split.dataset,
+        rows=split.indices,
+        spans=spans,
+        target=split.target,
+        seed=seed,
+        words=("hold",),
+        workers=workers,
+    )
+    for span, batch in zip(spans, read, strict=True):
+        batches.append(batch)
+        if progress:
+            progress(what, span.stop, len(split))
+    kinds = {(images.dtype, tuple(images.shape[1:])) for images, _ in batches}
+    if len(kinds) > 1:
+        raise UserError(
+            "images of the dataset differ: " + ", ".join(sorted(f"{dtype} {shape}" for dtype, shape in kinds)),
+            hint="let the dataset resize or crop all images to one size",
+        )
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return Split(labels, images, target=split.target)
+
+
+def images_of(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterator[Tensor]:
+    """Batches of the images at some rows of a split."""
+    if split.images is not None:
+        size = max(1, 2**22 // split.images[0].numel())  # float64 copies of 32 MB
+        return (split.images[rows[span]] for span in spans_of(len(rows), size=size))
+    assert split.dataset is not None
+    assert split.indices is not None
+    spans = spans_of(len(rows), size=_READ_AT_ONCE)
+    read = stream(
+        split.dataset,
+        rows=split.indices[rows],
+        spans=spans,
+        target=split.target,
+        seed=seed,
+        words=("statistics",),
+        workers=workers,
+    )
+    return (images for images, _ in read)
+
+
+def mean_std(split: Split, *, seed: int, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per channel, in float64, of evenly spaced samples of a split: the same ones in memory and streamed.
+
+    Sums of uint8 and of their squares are exact in float64. Floating-point images get 0 and 1.
+    """
+    count = min(len(split), _STATISTICS_SAMPLES)
+    rows = torch.arange(count) * len(split) // count
+    total = square = torch.zeros(())
+    num_pixels = 0
+    for images in images_of(split, rows=rows, seed=seed, workers=workers):
+        channels = images.shape[1]
+        if images.is_floating_point():
+            return (0.0,) * channels, (1.0,) * channels
+        pixels = images.to(torch.float64)
+        total = total + pixels.sum((0, 2, 3))
+        square = square + pixels.square().sum((0, 2, 3))
+        num_pixels += pixels.numel() // channels
+    mean = total / num_pixels
+    std = (square / num_pixels - mean.square()).clamp(min=0).sqrt().clamp(min=1)  # a constant channel: one grey level
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
