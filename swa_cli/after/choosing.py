@@ -16,6 +16,7 @@ from swa_cli.after.ingredients import Ingredients, Source
 from swa_cli.after.trail import Trail
 from swa_cli.averaging import soup
 from swa_cli.averaging.batchnorm import BatchNormUpdate
+from swa_cli.report.measures import Measures
 from swa_cli.training import evaluate, faults
 from swa_cli.training.tasks import SampleScores
 
@@ -52,6 +53,11 @@ class Trials:
     samples: list[SampleScores] = field(default_factory=list)
     num_passes: int = 0
 
+    @property
+    def measures(self) -> Measures:
+        """What the task scores."""
+        return self.ingredients.bench.task.measures
+
     def finish(self, mix: Mix, *, refresh: bool = True) -> Finished:
         """Put a mix into the model, with statistics of its own."""
         bench, model = self.ingredients.bench, self.ingredients.model
@@ -66,7 +72,7 @@ class Trials:
     def note(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score what is in the model, and keep the row with its scores."""
         samples = score(self.ingredients, name=NAME)
-        row |= evaluate.brief(samples)
+        row |= evaluate.summarize(samples, [measure.key for measure in self.measures.compared])
         self.rows.append(row)
         self.samples.append(samples)
         return row
@@ -80,7 +86,7 @@ def score(ingredients: Ingredients, *, name: str) -> SampleScores:
         bench.terminal.progress(f"scoring {name}", len(loader)) as bar,
         faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
     ):
-        return evaluate.score(ingredients.model, loader, hardware=bench.hardware, advance=bar.advance)
+        return evaluate.score(ingredients.model, loader, task=bench.task, hardware=bench.hardware, advance=bar.advance)
 
 
 def mean_of(kind: str, sources: Sequence[Source], weights: Sequence[float], ingredients: Ingredients) -> Mix:
@@ -100,9 +106,9 @@ def mean_of(kind: str, sources: Sequence[Source], weights: Sequence[float], ingr
 
 
 def greedy(trials: Trials) -> Finished:
-    """Sources by their accuracy alone; each is kept if the accuracy of the refreshed soup does not fall with it."""
-    ingredients, sources = trials.ingredients, trials.ingredients.sources
-    alone = [_accuracy_alone(source, trials) for source in sources]
+    """Sources by their score alone; each is kept if the score of the refreshed soup does not fall with it."""
+    ingredients, sources, own = trials.ingredients, trials.ingredients.sources, trials.measures.own
+    alone = [_score_alone(source, trials) for source in sources]
     made: dict[tuple[int, ...], Finished] = {}
 
     def try_out(members: list[int]) -> float:
@@ -110,10 +116,10 @@ def greedy(trials: Trials) -> Finished:
             del made[other]
         chosen, added = [sources[index] for index in members], sources[members[-1]]
         made[tuple(members)] = trials.finish(mean_of("greedy", chosen, [1.0] * len(chosen), ingredients))
-        row = {"file": added.file, "step": added.step, "own_accuracy": alone[members[-1]], "count": len(members)}
-        return float(trials.note(row)["accuracy"])
+        row = {"file": added.file, "step": added.step, f"own_{own.key}": alone[members[-1]], "count": len(members)}
+        return own.gain(trials.note(row)[own.key])
 
-    kept = soup.greedy(sorted(range(len(sources)), key=lambda index: -alone[index]), try_out)
+    kept = soup.greedy(sorted(range(len(sources)), key=lambda index: -own.gain(alone[index])), try_out)
     held = {sources[index].file for index in kept}
     for row in trials.rows:
         row["chosen"] = row["file"] in held
@@ -121,19 +127,20 @@ def greedy(trials: Trials) -> Finished:
 
 
 def search(trials: Trials, trail: Trail) -> Finished:
-    """The window whose refreshed mean has the lowest NLL, of those that `MAX_PASSES` passes can try."""
+    """The window whose refreshed mean has the lowest loss, of those that `MAX_PASSES` passes can try."""
     made: dict[tuple[int, int], Finished] = {}
+    key = trials.measures.loss_key
 
     def try_out(first: int, last: int) -> float:
         finished = trials.finish(window_of(trail, first, last))
         start, end = trail.bounds(first, last)
         row = trials.note({"start": start, "end": end, "count": finished.mix.count})
-        nll = float(row["nll"])
-        if not made or nll < best["nll"]:
+        loss = float(row[key])
+        if not made or loss < best[key]:
             made.clear()
             made[first, last] = finished
             best.update(row)
-        return nll
+        return loss
 
     best: dict[str, Any] = {}
     chosen = soup.search(trail.n, try_out, budget=MAX_PASSES)
@@ -150,8 +157,10 @@ def window_of(trail: Trail, first: int, last: int) -> Mix:
     return Mix("window", trail.shares(first, last), steps, len(steps), trail.mean(first, last))
 
 
-def _accuracy_alone(source: Source, trials: Trials) -> float:
+def _score_alone(source: Source, trials: Trials) -> float:
     """Of a source as it is; of averaged weights that were never refreshed, with statistics of their own."""
     ingredients = trials.ingredients
     trials.finish(mean_of("uniform", [source], [1.0], ingredients), refresh=source.batchnorm == "stale")
-    return evaluate.quick(score(ingredients, name=source.file))["accuracy"]
+    value = score(ingredients, name=source.file).measure(trials.measures.own.key).value
+    assert value is not None, "only an optional score may say nothing"
+    return value

@@ -1,7 +1,7 @@
 """Weights drawn from a swag average, and what they predict together (Bayesian model averaging).
 
 One idea: draw i is a function of (seed, i), so thirty draws begin with the same ten as ten do. Each has BatchNorm
-statistics of its own: those of the mean belong to other weights. Legend: N samples, K classes.
+statistics of its own: those of the mean belong to other weights. Legend: N samples.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from torch import nn
 from swa_cli.averaging.swag import Posterior
 from swa_cli.averaging.tensors import read, require_same_shapes, shapes
 from swa_cli.data.randomness import generator
-from swa_cli.training import evaluate, faults, tasks
+from swa_cli.training import evaluate, faults
 from swa_cli.training.bench import Bench
+from swa_cli.training.tasks import SampleScores
 
 
 def score(
     posterior: Posterior, model: nn.Module, *, num_draws: int, name: str, bench: Bench, split: str
-) -> tasks.SampleScores:
-    """Score the mean of the class probabilities over draws: for each, BatchNorm is measured and the split predicted.
+) -> SampleScores:
+    """Score the mean prediction (of class probabilities) over draws: for each, BatchNorm is measured and it predicts.
 
     Args:
         posterior: What is drawn from.
@@ -35,7 +36,7 @@ def score(
     require_same_shapes(shapes(posterior.variance), shapes(read(model).weights), what="posterior")
     posterior.require_drawable()
     settings, loader = bench.recipe.train, bench.plain_batches(split)
-    total, labels = torch.zeros(()), torch.zeros(())  # (N, K) and (N,) from the first draw on
+    total, targets = torch.zeros(()), None  # (N, ...) from the first draw on
     length = num_draws * (bench.refresh_length(model) + len(loader))
     with bench.terminal.progress(f"{num_draws} draws of {name}", length) as bar:
         for index in range(num_draws):
@@ -43,6 +44,8 @@ def score(
             with faults.memory("train.batch_size", settings.batch_size):
                 bench.refresh_batchnorm(model, name=name, bar=bar)
             with faults.memory("train.eval_batch_size", settings.eval_batch_size):
-                p, labels = evaluate.predict(model, loader, hardware=bench.hardware, advance=bar.advance)
+                p, targets = evaluate.predict(
+                    model, loader, task=bench.task, hardware=bench.hardware, advance=bar.advance
+                )
             total = total + p
-    return tasks.score_probabilities(total / num_draws, labels)
+    return bench.task.metrics(total / num_draws, targets)

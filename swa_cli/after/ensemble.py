@@ -1,8 +1,8 @@
-"""Snapshot ensembles: the averaged softmax of a run's snapshots (Huang et al. 2017).
+"""Snapshot ensembles: the averaged predictions, softmax or numbers, of a run's snapshots (Huang et al. 2017).
 
-The one idea: the probabilities of the members are summed, newest first, and their mean is scored after each member,
+The one idea: the predictions of the members are summed, newest first, and their mean is scored after each member,
 so one pass over M networks gives the scores of the ensembles of the last 1 to M snapshots, and one network is in
-memory at a time. Legend: N samples, K classes, M members.
+memory at a time. Legend: N samples, M members.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from swa_cli.after import revisit
 from swa_cli.data.batches import Batches
 from swa_cli.errors import UserError
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, faults, tasks
+from swa_cli.training import checkpoint, evaluate, faults
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.run_folder import RunFolder
@@ -67,18 +67,18 @@ def of_run(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> Ensemble
 def score(
     ensemble: Ensemble, model: nn.Module, loader: Batches, *, bench: Bench
 ) -> tuple[SampleScores, list[dict[str, Any]]]:
-    """Scores of the whole ensemble, and the accuracy and NLL of the last 1 to M members.
+    """Scores of the whole ensemble, and those that averages are judged by of the last 1 to M members.
 
     Args:
         ensemble: What to score.
         model: The network that each member's weights are put into.
-        loader: The images (B, C, H, W) and labels (B,) of a split, the same in each pass.
+        loader: The batches of a split, the same in each pass.
         bench: Hardware and terminal.
 
     Raises:
         UserError: A member does not fit the network.
     """
-    num_members, total = len(ensemble.members), torch.zeros(())  # (N, K) from the first member on
+    num_members, total = len(ensemble.members), torch.zeros(())  # (N, ...) from the first member on
     curve: list[dict[str, Any]] = []
     for number, member in enumerate(ensemble.members, start=1):
         checkpoint.load_weights(model, member.content["state_dict"], source=str(member.path))
@@ -86,11 +86,11 @@ def score(
             bench.terminal.progress(f"scoring member {number} of {num_members}", len(loader)) as bar,
             faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
         ):
-            p, labels = evaluate.predict(model, loader, hardware=bench.hardware, advance=bar.advance)
+            p, targets = evaluate.predict(model, loader, task=bench.task, hardware=bench.hardware, advance=bar.advance)
         total = total + p
-        scores = tasks.score_probabilities(total / number, labels)
-        quick = evaluate.quick(scores)
-        curve.append({"members": number, "accuracy": quick["accuracy"], "nll": quick["loss"]})
+        scores = bench.task.metrics(total / number, targets)
+        compared = {each.key: scores.measure(each.key).value for each in bench.task.measures.compared}
+        curve.append({"members": number, **compared})
     return scores, curve
 
 

@@ -24,8 +24,9 @@ from swa_cli.data.randomness import generator
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.answer import json_text
+from swa_cli.report.measures import Measures
 from swa_cli.report.terminal import Bar, Terminal
-from swa_cli.training import checkpoint
+from swa_cli.training import checkpoint, tasks
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.files import write_atomic
 from swa_cli.training.run_folder import RunFolder
@@ -228,7 +229,7 @@ def _metadata(
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
         "input": input_,
         "average": _average(found, name, item),
-        "scores": _scores(request.path, name, item),
+        "scores": _scores(request.path, name, item, measures=tasks.find(recipe.task).measures),
     }
     return {
         "swa_version": request.version,
@@ -249,13 +250,13 @@ def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | 
     return {"name": name, "kind": item.kind, "count": item.count, "steps": steps}
 
 
-def _scores(path: Path, name: str, item: WeightSet) -> dict[str, Any] | None:
+def _scores(path: Path, name: str, item: WeightSet, *, measures: Measures) -> dict[str, Any] | None:
     """The final scores of these weights, if the run that they lie in has measured them."""
     folder = RunFolder.around(path)
     if folder is None or not folder.result.is_file():
         return None
     try:
-        values, result = read_result(folder.result)
+        values, result = read_result(folder.result, measures=measures)
     except UserError as error:
         raise UserError(error.message, hint="move result.json elsewhere: there are no scores then") from error
     row = values["weights"].get(name, {})

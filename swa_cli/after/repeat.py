@@ -18,9 +18,10 @@ from swa_cli.errors import EXIT_FAILED, RecipeError, Terminated, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
+from swa_cli.report.measures import Measures
 from swa_cli.report.repeats import spelled
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import trainer
+from swa_cli.training import tasks, trainer
 from swa_cli.training.bench import import_from
 from swa_cli.training.run_folder import RunFolder, make_next, numbered
 from swa_cli.training.setup import Run
@@ -57,6 +58,7 @@ def repeat(loaded: Loaded, seeds: Sequence[int], *, terminal: Terminal, dry_run:
         UserError: Missing data or device, a folder that does not fit, or a seed that failed (exit code 1).
     """
     import_from(loaded.folder)
+    measures = tasks.find(loaded.recipe.task).measures
     folder, reason = _choose(loaded.recipe, terminal)
     if dry_run:
         return _dry_run(loaded, seeds, folder, reason, terminal=terminal)
@@ -66,14 +68,15 @@ def repeat(loaded: Loaded, seeds: Sequence[int], *, terminal: Terminal, dry_run:
         folder = RunFolder(make_next(Path(loaded.recipe.output.root), _name(loaded.recipe)))
     with folder.claimed() as log:
         members = _members(folder, loaded.recipe, seeds)
-        results = {member.seed: read_result(member.folder.result) for member in members if member.state == "finished"}
+        finished = [member for member in members if member.state == "finished"]
+        results = {member.seed: read_result(member.folder.result, measures=measures) for member in finished}
         _require_same_samples(results, folder)
         terminal.attach_log(log)
         _write_request(folder, loaded.recipe, seeds)
         title = f"{loaded.recipe.title}, {len(seeds)} seeds -> {folder.path}"
         _tell_plan(title, {member.seed: member.state for member in members}, reason, terminal=terminal)
-        _run_members(members, loaded, ready, results, terminal=terminal)
-        return _report(folder, {seed: results[seed] for seed in seeds}, terminal=terminal)
+        _run_members(members, loaded, ready, results, measures=measures, terminal=terminal)
+        return _report(folder, {seed: results[seed] for seed in seeds}, measures=measures, terminal=terminal)
 
 
 def _choose(recipe: Recipe, terminal: Terminal) -> tuple[RunFolder | None, str]:
@@ -139,6 +142,7 @@ def _run_members(
     ready: dict[int, Run],
     results: Results,
     *,
+    measures: Measures,
     terminal: Terminal,
 ) -> None:
     """Run what is not finished, seed by seed, and put what comes out into `results`."""
@@ -149,7 +153,7 @@ def _run_members(
         if member.state != "finished":
             with _named(title, finished=list(results), has_run=has_run, terminal=terminal):
                 _run(member, loaded, ready, terminal=terminal)
-                results[member.seed] = read_result(member.folder.result)
+                results[member.seed] = read_result(member.folder.result, measures=measures)
             has_run = True
 
 
@@ -184,11 +188,11 @@ def _named(title: str, *, finished: Sequence[int], has_run: bool, terminal: Term
         raise
 
 
-def _report(folder: RunFolder, results: Results, *, terminal: Terminal) -> dict[str, Any]:
+def _report(folder: RunFolder, results: Results, *, measures: Measures, terminal: Terminal) -> dict[str, Any]:
     """Compare the seeds, write result.json, tell."""
     _require_same_samples(results, folder)
     compared = {seed: result for seed, (_, result) in results.items()}
-    weights = over_seeds(compared)
+    weights = over_seeds(compared, measures=measures)
     first = next(iter(compared.values()))
     for name, row in weights.items():
         if missing := [seed for seed in compared if seed not in row["seeds"]]:
@@ -208,7 +212,9 @@ def _report(folder: RunFolder, results: Results, *, terminal: Terminal) -> dict[
         "seconds": round(sum(result.seconds for result in compared.values()), 3),
     }
     folder.write_json(folder.result.name, answer)
-    terminal.summary_over_seeds(weights, split=first.split, samples=first.samples, seeds=list(results))
+    terminal.summary_over_seeds(
+        weights, split=first.split, samples=first.samples, seeds=list(results), measures=measures
+    )
     return answer
 
 

@@ -66,7 +66,7 @@ def evaluate_checkpoint(
 
     name_of_split = split or bench.scoring_split()
     started = time.monotonic()
-    scored = {}
+    scored: dict[str, SampleScores] = {}
     for name, item in sets.items():
         checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
         if num_draws is not None and name in drawn:
@@ -77,10 +77,10 @@ def evaluate_checkpoint(
     if snapshots is not None:
         scored["ensemble"], curve = ensemble.score(snapshots, model, bench.plain_batches(name_of_split), bench=bench)
     rows = {name: {**row, **details[name]} for name, row in evaluate.table(scored).items()}
-    num_samples = len(next(iter(scored.values())).correct)
-    terminal.summary(rows, split=name_of_split, samples=num_samples)
+    num_samples = len(next(iter(scored.values())))
+    terminal.summary(rows, split=name_of_split, samples=num_samples, measures=bench.task.measures)
     if curve:
-        terminal.ensemble(curve)
+        terminal.ensemble(curve, measures=bench.task.measures)
     result = {
         "command": "eval",
         "checkpoint": str(path),
@@ -155,7 +155,7 @@ def _score(model: nn.Module, name: str, bench: Bench, split: str) -> SampleScore
         bench.terminal.progress(f"scoring {name}", len(loader)) as bar,
         faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
     ):
-        return evaluate.score(model, loader, hardware=bench.hardware, advance=bar.advance)
+        return evaluate.score(model, loader, task=bench.task, hardware=bench.hardware, advance=bar.advance)
 
 
 def _score_draws(

@@ -21,7 +21,7 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, foreign
+from swa_cli.training import checkpoint, foreign, tasks
 from swa_cli.training.bench import Bench, build_network, describe_model, import_from, open_bench, require_trust
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
@@ -64,7 +64,12 @@ def open_network(
     loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code)
     input_ = found.content["input"]
     with global_state_kept():
-        model = build_network(loaded.recipe, num_classes=len(input_["classes"]), in_channels=input_["channels"])
+        model = build_network(
+            loaded.recipe,
+            num_classes=input_["outputs"],
+            in_channels=input_["channels"],
+            families=tasks.find(loaded.recipe.task).families,
+        )
     terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}")
     return loaded.recipe, input_, model
 

@@ -179,6 +179,7 @@ def _draw(picture: Path, trials: Trials) -> None:
         picture,
         lambda file: windows.picture(
             trials.rows,
+            measures=trials.measures,
             path=file,
             title=f"{trials.ingredients.bench.recipe.title}: windows of the run, on validation images",
             steps_per_epoch=newest["num_train"] // (train.batch_size * train.accumulate),
@@ -190,7 +191,12 @@ def _tell(terminal: Terminal, out: Path, content: dict[str, Any], trials: Trials
     """The answer: the table of what was tried, and what came out."""
     average, steps = content["average"], content["average"]["steps"]
     if trials.rows:
-        terminal.tried(trials.rows, samples=len(trials.samples[0].correct), passes=trials.num_passes)
+        terminal.tried(
+            trials.rows,
+            measures=trials.measures,
+            samples=len(trials.samples[0]),
+            passes=trials.num_passes,
+        )
     held = f"{average['kind']} mean of {average['count']:,} weight set{'s' * (average['count'] != 1)}"
     held += f", steps {min(steps):,} to {max(steps):,}" if steps else ""
     batchnorm, ways = content["batchnorm"], f"score it with `swa eval {out}`"

@@ -16,20 +16,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from swa_cli.errors import UserError
+from swa_cli.report.measures import CLASSIFICATION, Measures
 
 CONFIDENCE = 0.95
 STRICT = ConfigDict(strict=True, frozen=True)
-
-
-class Scores(BaseModel):
-    """A weight set in result.json; what is not finite was written as null, a top-5 of few classes likewise."""
-
-    model_config = STRICT
-    accuracy: float | None
-    nll: float | None
-    ece: float | None
-    top5: float | None
-    brier: float | None
 
 
 class Result(BaseModel):
@@ -38,20 +28,20 @@ class Result(BaseModel):
     model_config = STRICT
     split: str
     samples: int
-    weights: dict[str, Scores]
+    weights: dict[str, dict[str, Any]]  # scores; what is not finite was written as null, a top-5 of few classes too
     seconds: float
     device: str
     precision: str
 
     @field_validator("weights")
     @classmethod
-    def _has_last(cls, weights: dict[str, Scores]) -> dict[str, Scores]:
+    def _has_last(cls, weights: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
         if "last" not in weights:
             raise ValueError("has no last")
         return weights
 
 
-def read_result(path: Path) -> tuple[dict[str, Any], Result]:
+def read_result(path: Path, *, measures: Measures) -> tuple[dict[str, Any], Result]:
     """result.json of a finished run: all of it, and what is compared.
 
     Raises:
@@ -59,7 +49,9 @@ def read_result(path: Path) -> tuple[dict[str, Any], Result]:
     """
     try:
         values = json.loads(path.read_text())
-        return values, Result.model_validate(values)
+        result = Result.model_validate(values)
+        _require_scores(result.weights, measures)
+        return values, result
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
@@ -71,10 +63,10 @@ def read_result(path: Path) -> tuple[dict[str, Any], Result]:
     )
 
 
-def over_seeds(results: Mapping[int, Result]) -> dict[str, dict[str, Any]]:
+def over_seeds(results: Mapping[int, Result], *, measures: Measures = CLASSIFICATION) -> dict[str, dict[str, Any]]:
     """Every weight set by name: its scores over the seeds that have it, and what it differs by from `last`."""
     names = dict.fromkeys(name for result in results.values() for name in result.weights)
-    return {name: _of_weights(name, results) for name in names}
+    return {name: _of_weights(name, results, measures) for name in names}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -96,20 +88,34 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": list(values)}
 
 
-def _of_weights(name: str, results: Mapping[int, Result]) -> dict[str, Any]:
+def _of_weights(name: str, results: Mapping[int, Result], measures: Measures) -> dict[str, Any]:
     held = {seed: result.weights for seed, result in results.items() if name in result.weights}
 
     def values(key: str, name: str = name) -> list[float]:
-        return [_number(getattr(weights[name], key)) for weights in held.values()]
+        return [_number(weights[name][key]) for weights in held.values()]
 
     row: dict[str, Any] = {"n": len(held), "seeds": list(held)}
-    row |= {key: spread(values(key)) for key in ("accuracy", "nll", "ece", "brier")}
-    has_top5 = all(weights[name].top5 is not None for weights in held.values())
-    row["top5"] = spread(values("top5")) if has_top5 else None
-    for key in ("accuracy", "nll"):
+    row |= {each.key: spread(values(each.key)) for each in measures.over_seeds}
+    for key in (each.key for each in measures.scores if each.is_optional):
+        is_said = all(weights[name][key] is not None for weights in held.values())
+        row[key] = spread(values(key)) if is_said else None
+    for key in (each.key for each in measures.compared):
         differences = [own - last for own, last in zip(values(key), values(key, "last"), strict=True)]
         row[f"{key}_diff"] = None if name == "last" else interval(differences)
     return row
+
+
+def _require_scores(weights: Mapping[str, Mapping[str, Any]], measures: Measures) -> None:
+    """Each weight set has every score of the task.
+
+    Raises:
+        ValueError: One is missing, or no number.
+    """
+    for name, scores in weights.items():
+        for key in (each.key for each in measures.scores):
+            value = scores.get(key, "")
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise ValueError(f"weights.{name}.{key}: {'is no number' if key in scores else 'Field required'}")
 
 
 def _deviation(values: Sequence[float], *, mean: float) -> float | None:

@@ -10,7 +10,7 @@ B samples; C channels; n values a channel; M2 sum of squared distances from the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from swa_cli.averaging import inputs
+from swa_cli.averaging.inputs import Arguments
 from swa_cli.averaging.moments import Moments, merged, moments_of, to_float64
 from swa_cli.averaging.tensors import plain_model
 from swa_cli.errors import UserError
@@ -42,6 +44,7 @@ def update_batchnorm(
     *,
     method: str = "pooled",
     device: torch.device | str | None = None,
+    batch_to_args: Callable[[Any], Arguments] = inputs.batch_to_args,
 ) -> BatchNormUpdate:
     """Replace the running statistics of the BatchNorm layers by those of the dataset, stored unbiased.
 
@@ -56,11 +59,13 @@ def update_batchnorm(
         whole dataset, whatever the batches; as many partial passes as there are layers.
 
     Args:
-        loader: Batches (B, ...), or tuples or lists that begin with them. A last batch under half the size of
-            the one before is joined to it. `exact` reads it once a layer.
+        loader: Batches (B, ...), or tuples or lists that begin with them, or with a tuple or dict of tensors. A last
+            batch under half the size of the one before is joined to it. `exact` reads it once a layer.
         model: Wrappers (DistributedDataParallel, torch.compile) are looked through.
         method: `pooled` or `exact`.
         device: Where batches go; by default where the model's first parameter is.
+        batch_to_args: Positional and keyword arguments of the model for a batch; by default a tensor is
+            `model(x)`, a tuple `model(*x)` and a dict `model(**x)`.
 
     Raises:
         UserError: No samples, one value a channel, values that are not finite, or `exact` asked for with a
@@ -74,7 +79,7 @@ def update_batchnorm(
         return BatchNormUpdate(num_layers=0, num_samples=0, method=method)
     if device is None:
         device = next(chain(model.parameters(), model.buffers())).device
-    batches = _Batches(loader, torch.device(device))
+    batches = _Batches(loader, torch.device(device), batch_to_args)
     measure = _measure_pooled if method == "pooled" else _measure_exact
     names = {module: name for name, module in model.named_modules()}
     named_layers = {layer: names[layer] for layer in layers}
@@ -107,23 +112,31 @@ class _Batches:
 
     loader: Iterable[Any]
     device: torch.device
+    batch_to_args: Callable[[Any], Arguments]
 
-    def __iter__(self) -> Iterator[Tensor]:
-        ready: list[Tensor] = []  # two are held back: only the end tells which batch is the last
+    def __iter__(self) -> Iterator[Any]:
+        ready: list[Any] = []  # two are held back: only the end tells which batch is the last
         for batch in self.loader:
-            samples = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-            if not isinstance(samples, Tensor):
+            is_pair = isinstance(batch, (tuple, list)) and len(batch) > 0
+            samples = batch[0] if is_pair else batch
+            if not inputs.tensors_of(samples) or not (is_pair or isinstance(samples, Tensor)):
                 raise UserError(
                     f"the loader's batches begin with a {type(samples).__name__}",
-                    hint="yield a tensor, or a tuple or list whose first element is one",
+                    hint="yield a tensor, or a tuple or list whose first element is one, or a tuple or dict of them",
                 )
-            if len(samples):
-                ready.append(samples.to(self.device, non_blocking=True))
+            if inputs.num_samples(samples):
+                ready.append(inputs.mapped(samples, lambda values: values.to(self.device, non_blocking=True)))
             if len(ready) > 2:
                 yield ready.pop(0)
-        if len(ready) == 2 and 2 * len(ready[1]) < len(ready[0]) and ready[0].shape[1:] == ready[1].shape[1:]:
-            ready = [torch.cat(ready)]
+        if len(ready) == 2 and 2 * inputs.num_samples(ready[1]) < inputs.num_samples(ready[0]):
+            ready = inputs.joined(*ready)
         yield from ready
+
+    def through(self, model: nn.Module, samples: Any) -> int:
+        """Give a batch to the model; how many samples it has."""
+        args, kwargs = self.batch_to_args(samples)
+        model(*args, **kwargs)
+        return inputs.num_samples(samples)
 
 
 class _Reached(BaseException):
@@ -170,8 +183,7 @@ def _measure_pooled(
     hooks += [layer.register_forward_hook(collect, with_kwargs=True) for layer in names]
     try:
         for samples in batches:
-            model(samples)
-            num_samples += len(samples)
+            num_samples += batches.through(model, samples)
     finally:
         for hook in hooks:
             hook.remove()
@@ -188,7 +200,7 @@ def _measure_exact(
     first = next(stream, None)
     if first is None:
         raise _no_samples()
-    order = _execution_order(model, names, first[:2])
+    order = _execution_order(model, names, batches, inputs.mapped(first, lambda values: values[:2]))
     if len(order) > 1 and isinstance(batches.loader, Iterator):
         raise UserError(
             "method exact reads the samples once a layer, and this iterator can be read only once",
@@ -198,14 +210,16 @@ def _measure_exact(
     num_samples = 0
     for layer in order:
         source = chain([first], stream) if layer is order[0] else batches
-        moments, num_samples = _measure_input(model, layer, source)
+        moments, num_samples = _measure_input(model, layer, batches, source)
         # Biased while the layers after it are measured: a batch is normalised by its own biased variance.
         _write(layer, moments, variance=moments.m2 / moments.n)
         found[layer] = moments
     return found, num_samples
 
 
-def _execution_order(model: nn.Module, names: dict[_BatchNorm, str], samples: Tensor) -> list[_BatchNorm]:
+def _execution_order(
+    model: nn.Module, names: dict[_BatchNorm, str], batches: _Batches, samples: Any
+) -> list[_BatchNorm]:
     order: list[_BatchNorm] = []
 
     def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
@@ -219,14 +233,16 @@ def _execution_order(model: nn.Module, names: dict[_BatchNorm, str], samples: Te
 
     hooks = [layer.register_forward_pre_hook(note) for layer in names]
     try:
-        model(samples)
+        batches.through(model, samples)
     finally:
         for hook in hooks:
             hook.remove()
     return order
 
 
-def _measure_input(model: nn.Module, layer: _BatchNorm, batches: Iterable[Tensor]) -> tuple[Moments, int]:
+def _measure_input(
+    model: nn.Module, layer: _BatchNorm, batches: _Batches, source: Iterable[Any]
+) -> tuple[Moments, int]:
     """Moments of all that reaches `layer`, and the number of samples."""
     found: list[Moments] = []
     num_samples = 0
@@ -238,10 +254,10 @@ def _measure_input(model: nn.Module, layer: _BatchNorm, batches: Iterable[Tensor
 
     hook = layer.register_forward_pre_hook(take, with_kwargs=True)
     try:
-        for samples in batches:
-            num_samples += len(samples)
+        for samples in source:
+            num_samples += inputs.num_samples(samples)
             with suppress(_Reached):
-                model(samples)
+                batches.through(model, samples)
     finally:
         hook.remove()
     if not found:

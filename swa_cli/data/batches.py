@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from swa_cli.data import nested
 from swa_cli.data.augment import Augment, Draws, crop_and_flip, crop_and_flip_masks, cut_out, draw
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split
@@ -22,7 +24,7 @@ from swa_cli.errors import EXIT_FAILED
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """Re-iterable pairs (images (B, C, H, W) float32, labels), the same each time.
+    """Re-iterable pairs (images (B, C, H, W) float32, labels), or other inputs and targets, the same each time.
 
     Labels are as the split's `target` says: classes (B,) int64, masks (B, H, W) int64 in which 255 is ignored, or
     values (B, V) float32. Masks are cropped and mirrored with their images; what the crop adds is 255.
@@ -34,7 +36,7 @@ class Batches:
     draws: Draws | None  # of the S positions
     seed: int
     words: tuple[str | int, ...]  # what random transforms of a user's dataset depend on, beside seed and position
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # none where the inputs are no images: these are given as they are
     std: tuple[float, ...]
     device: torch.device
     workers: int
@@ -42,9 +44,12 @@ class Batches:
     def __len__(self) -> int:
         return len(self.spans)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for span, (images, labels) in zip(self.spans, self._stored(), strict=True):
-            images, labels = (_moved(values, device=self.device) for values in (images, labels))
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for span, stored in zip(self.spans, self._stored(), strict=True):
+            images, labels = (nested.mapped(values, self._moved) for values in stored)
+            if not self.mean:
+                yield images, labels
+                continue
             draws = self.draws[span].to(self.device) if self.draws is not None else None
             if draws is not None:
                 images = crop_and_flip(images, draws=draws)
@@ -56,7 +61,13 @@ class Batches:
             images = images.contiguous(memory_format=torch.channels_last)
             yield images, labels.long() if self.split.target == "mask" else labels
 
-    def _stored(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def _moved(self, values: Tensor) -> Tensor:
+        """To the device; through pinned memory to a GPU, so that the copy overlaps with its work."""
+        if self.device.type == "cuda":
+            return values.pin_memory().to(self.device, non_blocking=True)
+        return values.to(self.device)
+
+    def _stored(self) -> Iterator[tuple[Any, Any]]:
         """The batches as they are stored: not augmented, not normalised, on the CPU."""
         split = self.split
         if split.dataset is not None:
@@ -75,8 +86,7 @@ class Batches:
         assert split.images is not None
         assert split.labels is not None
         for span in self.spans:
-            rows = self.rows[span]
-            yield split.images.index_select(0, rows), split.labels.index_select(0, rows)
+            yield nested.rows_of(split.images, self.rows[span]), nested.rows_of(split.labels, self.rows[span])
 
 
 def epoch_batches(
@@ -207,8 +217,3 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
         for values in (mean, std)
     )
     return images.to(torch.float32, copy=True).sub_(shift).div_(width)
-
-
-def _moved(values: Tensor, *, device: torch.device) -> Tensor:
-    """To the device; through pinned memory to a GPU, so that the copy overlaps with its work."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)

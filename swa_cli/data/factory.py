@@ -2,7 +2,8 @@
 
 The factory returns a dict with "train" and "num_classes" (and if there are: "val", "test", "mean", "std",
 "class_names", "target"), or a pair (train, test) of datasets which know their `classes`. "target" says what a
-label is: "class", "mask" (a class for each pixel) or "value" (`num_classes` numbers).
+label is: "class", "mask" (a class for each pixel), "value" ("num_outputs" numbers), or "own" (whatever one's own
+task takes).
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _EXPECTED = (
     "there are, or a pair (train, test) of datasets with an attribute `classes`; a Dataset has __len__ and "
     "__getitem__, which gives (image, label)"
 )
-_KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names", "target"}
-_TARGETS = ("class", "mask", "value")
+_KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names", "target", "num_outputs"}
+_TARGETS = ("class", "mask", "value", "own")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Made:
     class_names: tuple[str, ...]
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
-    target: str  # what labels are: class, mask or value
+    target: str  # what labels are: class, mask, value or own
 
 
 def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
@@ -62,7 +63,7 @@ def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
             raise UserError(f"{name} returned an empty dataset as {split!r}", hint="return one with samples")
     return Made(
         splits=splits,
-        class_names=_class_names(returned, name=name),
+        class_names=_class_names(returned, name=name, target=_target(returned, name=name)),
         mean=_floats(returned, "mean"),
         std=_floats(returned, "std"),
         target=_target(returned, name=name),
@@ -101,9 +102,12 @@ def _call(factory: Callable[..., Any], *, name: str, root: str, args: Mapping[st
     return factory(**keywords)
 
 
-def _class_names(returned: Mapping[str, Any], *, name: str) -> tuple[str, ...]:
+def _class_names(returned: Mapping[str, Any], *, name: str, target: str) -> tuple[str, ...]:
+    """Of classes, or numbers in their place; none where one's own task alone knows what there is."""
     names = returned.get("class_names") or getattr(returned["train"], "classes", None)
-    num_classes = returned.get("num_classes", len(names) if names else None)
+    num_classes = returned.get("num_classes", returned.get("num_outputs", len(names) if names else None))
+    if num_classes is None and target == "own":
+        return ()
     if not isinstance(num_classes, int) or num_classes < 1:
         raise UserError(f"{name} does not tell the number of classes", hint=_EXPECTED)
     if names and len(names) != num_classes:

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from swa_cli.data import factory, folder, settings
+from swa_cli.data import factory, folder, nested, settings
 from swa_cli.data.masks import MaskDataset, find_masks
 from swa_cli.data.published import DIGITS, PUBLISHED, Arrays, read_digits, read_published
 from swa_cli.data.published_masks import PUBLISHED_MASKS, read_published_masks
 from swa_cli.data.randomness import generator
 from swa_cli.data.shapes import CLASSES, draw_scenes
-from swa_cli.data.splits import Progress, Split, Target, held, images_of, mean_std, take
+from swa_cli.data.splits import Progress, Split, Target, held, mean_std, samples_of, take
 from swa_cli.errors import UserError
 
 _SIZE_OF_PHOTOGRAPHS = 128  # published images with masks are of many sizes
@@ -39,18 +39,25 @@ class Source:
     train: Split
     val: Split | None
     test: Split | None
-    num_classes: int
+    num_classes: int  # or the V numbers of a value; 0 where only one's own network knows what it gives
     class_names: tuple[str, ...]
-    channels: int
-    size: tuple[int, int]  # (H, W)
+    channels: int | None  # None where the inputs are no images: they have no size, mean and std then
+    size: tuple[int, ...]  # (H, W)
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    example: tuple[Any, Any]  # the first training sample, a batch of one as it is stored
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
 
     @property
     def target(self) -> Target:
         """What a label is: a class, a mask with a class for each pixel (255 ignored), or `num_classes` numbers."""
         return self.train.target
+
+    def describe_inputs(self) -> str:
+        """What goes into the network, in words."""
+        if self.channels is not None:
+            return f"images of {' x '.join(map(str, (self.channels, *self.size)))}"
+        return f"inputs {nested.kind_of(nested.mapped(self.example[0], lambda values: values[0]))}"
 
 
 def names() -> tuple[str, ...]:
@@ -111,14 +118,20 @@ def load(
             split: held(part, what=f"reading {split} images", seed=seed, workers=workers, progress=progress)
             for split, part in splits.items()
         }
-    first = next(images_of(splits["train"], rows=torch.tensor([0]), seed=seed, workers=0))
-    mean, std = found.mean, found.std
-    if mean is None or std is None:
+    example = next(samples_of(splits["train"], rows=torch.tensor([0]), seed=seed, workers=0))
+    first, mean, std = example[0], found.mean, found.std
+    is_image = nested.is_image(nested.mapped(first, lambda values: values[0]))
+    if not is_image:
+        if mean or std:
+            raise UserError(f"{name} has a mean and std, and its inputs are no images", hint="leave them out")
+        mean, std = (), ()
+    elif mean is None or std is None:
         measured = mean_std(splits["train"], seed=seed, workers=workers)
         mean, std = mean or measured[0], std or measured[1]
-    if first.is_floating_point() and found.mean is None:
+    if is_image and first.is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalised already")
-    _check_constants(name, mean=mean, std=std, channels=first.shape[1])
+    if is_image:
+        _check_constants(name, mean=mean, std=std, channels=first.shape[1])
     return Source(
         name=name,
         train=splits["train"],
@@ -126,10 +139,11 @@ def load(
         test=splits.get("test"),
         num_classes=len(found.class_names),
         class_names=found.class_names,
-        channels=first.shape[1],
-        size=(first.shape[2], first.shape[3]),
+        channels=first.shape[1] if is_image else None,
+        size=tuple(first.shape[2:]) if is_image else (),
         mean=mean,
         std=std,
+        example=example,
         notes=tuple(notes),
     )
 

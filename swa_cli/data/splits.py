@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swa_cli.data import folder
+from swa_cli.data import folder, nested
 from swa_cli.data.masks import MaskDataset, decode_masks
 from swa_cli.data.stream import spans_of, stream
 from swa_cli.errors import UserError
 
-Target = Literal["class", "mask", "value"]
+Target = Literal["class", "mask", "value", "own"]
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 _STATISTICS_SAMPLES = 10_000  # for constants that are not known: as many in memory as streamed
@@ -30,23 +30,23 @@ _READ_AT_ONCE = 64  # samples per streamed batch here
 class Split:
     """Images in memory, or rows of a dataset: either `images` or `dataset` and `indices` are there."""
 
-    labels: Tensor | None = None  # as `target` says; None where only reading the samples tells
-    images: Tensor | None = None  # (N, C, H, W) uint8, or floating point if a user's dataset gave that
+    labels: Any = None  # as `target` says; None where only reading the samples tells
+    images: Any = None  # (N, C, H, W) uint8, or floating point or no image if a user's dataset gave that
     dataset: Dataset[Any] | None = None  # gives (image, label)
     indices: Tensor | None = None  # (N,) int64: the rows of `dataset` which form the split
-    target: Target = "class"  # labels are (N,) int64 | mask: (N, H, W) uint8, 255 ignored | value: (N, V) float32
+    target: Target = "class"  # labels are (N,) int64 | mask: (N, H, W) uint8, 255 ignored | value: (N, V) float32 | own
 
     def __len__(self) -> int:
         held = self.images if self.images is not None else self.indices
         assert held is not None, "a split has images or indices"
-        return len(held)
+        return nested.num_samples(held)
 
 
 def take(split: Split, rows: Tensor) -> Split:
     """Some samples of a split."""
 
-    def taken(held: Tensor | None) -> Tensor | None:
-        return None if held is None else held[rows]
+    def taken(held: Any) -> Any:
+        return None if held is None else nested.rows_of(held, rows)
 
     return replace(split, labels=taken(split.labels), images=taken(split.images), indices=taken(split.indices))
 
@@ -76,25 +76,27 @@ def held(split: Split, *, what: str, seed: int, workers: int, progress: Progress
         batches.append(batch)
         if progress:
             progress(what, span.stop, len(split))
-    kinds = {(images.dtype, tuple(images.shape[1:])) for images, _ in batches}
+    kinds = {nested.kind_of(nested.mapped(images, lambda values: values[0])) for images, _ in batches}
     if len(kinds) > 1:
         raise UserError(
-            "images of the dataset differ: " + ", ".join(sorted(f"{dtype} {shape}" for dtype, shape in kinds)),
+            "images of the dataset differ: " + ", ".join(sorted(kinds)),
             hint="let the dataset resize or crop all images to one size",
         )
-    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    images, labels = (nested.joined(parts) for parts in zip(*batches, strict=True))
     return Split(labels, images, target=split.target)
 
 
-def images_of(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterator[Tensor]:
-    """Batches of the images at some rows of a split."""
+def samples_of(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterator[tuple[Any, Any]]:
+    """Batches of the images, or other inputs, and labels at some rows of a split."""
     if split.images is not None:
-        size = max(1, 2**22 // split.images[0].numel())  # float64 copies of 32 MB
-        return (split.images[rows[span]] for span in spans_of(len(rows), size=size))
+        num_values = sum(values[0].numel() for values in nested.tensors(split.images).values())
+        size = max(1, 2**22 // num_values)  # float64 copies of 32 MB
+        parts = (take(split, rows[span]) for span in spans_of(len(rows), size=size))
+        return ((part.images, part.labels) for part in parts)
     assert split.dataset is not None
     assert split.indices is not None
     spans = spans_of(len(rows), size=_READ_AT_ONCE)
-    read = stream(
+    return stream(
         split.dataset,
         rows=split.indices[rows],
         spans=spans,
@@ -103,7 +105,6 @@ def images_of(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterato
         words=("statistics",),
         workers=workers,
     )
-    return (images for images, _ in read)
 
 
 def mean_std(split: Split, *, seed: int, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -115,7 +116,7 @@ def mean_std(split: Split, *, seed: int, workers: int) -> tuple[tuple[float, ...
     rows = torch.arange(count) * len(split) // count
     total = square = torch.zeros(())
     num_pixels = 0
-    for images in images_of(split, rows=rows, seed=seed, workers=workers):
+    for images, _ in samples_of(split, rows=rows, seed=seed, workers=workers):
         channels = images.shape[1]
         if images.is_floating_point():
             return (0.0,) * channels, (1.0,) * channels

@@ -3,13 +3,14 @@
 A sample is a function of (seed, words, position): before each one the global generators are seeded with just
 that, so a user's random transforms give the same in any number of workers and in a resumed run. Whole batches
 are read in one call, so the generators of the main process are saved and restored once a batch.
+An input is an image, or for a network of one's own another tensor, or a tuple or dict of tensors.
 Shapes: B batch, C channels, H W pixels, V numbers.
 """
 
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from swa_cli.data import nested
 from swa_cli.data.randomness import generator, global_state_kept, seed_globals
 from swa_cli.errors import EXIT_USAGE, UserError
 
@@ -33,15 +35,17 @@ def stream(
     words: tuple[str | int, ...],
     workers: int = 0,
     exit_code: int = EXIT_USAGE,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images (B, C, H, W), labels) for each span of positions.
+) -> Iterator[tuple[Any, Any]]:
+    """Yield (images (B, C, H, W), labels), or other inputs and targets, for each span of positions.
 
     Args:
-        dataset: Gives (image, label); an image is a uint8 or float tensor (C, H, W) or a PIL image.
+        dataset: Gives (image, label); an image is a uint8 or float tensor (C, H, W) or a PIL image. In its place
+            there may be any other tensor, or a tuple or dict of tensors.
         rows: Which sample of the dataset stands at each position.
         spans: The positions of each batch.
         target: What labels are and become: `class`, a number, (B,) int64; `mask`, integers (H, W) or a grey or
-            palette PIL image, (B, H, W) uint8; `value`, one or V numbers, (B, V) float32.
+            palette PIL image, (B, H, W) uint8; `value`, one or V numbers, (B, V) float32; `own`, a tensor or number,
+            or a tuple or dict of them.
         seed: Together with `words` and the position it decides what a random transform does.
         words: The purpose of the reading, and the epoch if there is one.
         workers: Number of processes that read; 0 reads in this one.
@@ -98,7 +102,7 @@ def spans_of(num_samples: int, *, size: int) -> list[slice]:
 
 
 def image_tensor(image: object) -> Tensor:
-    """(C, H, W): PIL images become uint8 with 1 or 3 channels, tensors are taken as they are.
+    """(C, H, W): PIL images become uint8 with 1 or 3 channels; tensors are taken as they are, images or not.
 
     Raises:
         UserError: It is something else.
@@ -107,27 +111,50 @@ def image_tensor(image: object) -> Tensor:
         grey = image.mode in ("1", "L")
         pixels = np.array(image.convert("L" if grey else "RGB"))
         return torch.from_numpy(pixels[None] if grey else pixels.transpose(2, 0, 1).copy())
-    if isinstance(image, Tensor) and image.dim() == 3 and (image.dtype == torch.uint8 or image.is_floating_point()):
+    if isinstance(image, Tensor):
         return image
     raise UserError(
         f"the dataset gave an image of the wrong kind: {_kind(image)}",
-        hint="give a PIL image, or a tensor of shape (C, H, W), uint8 or floating point",
+        hint="give a PIL image, a tensor such as (C, H, W), uint8 or floating point, or a tuple or dict of tensors",
     )
 
 
-def label_tensor(label: Any, *, target: str, shape: tuple[int, int]) -> Tensor:
-    """() int64 of a class, (H, W) uint8 of a mask, (V,) float32 of numbers.
+def input_of(value: Any) -> Any:
+    """What goes into the network: an image or other tensor, or a tuple or dict of tensors.
+
+    Raises:
+        UserError: It is something else.
+    """
+    return nested.mapped(value, _part) if isinstance(value, (tuple, Mapping)) and value else image_tensor(value)
+
+
+def _part(value: Any) -> Tensor:
+    """One tensor of several: arrays and numbers too, in float32 where Python and numpy count in float64."""
+    try:
+        tensor = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the dataset gave {_kind(value)} as a part of a sample",
+            hint="let each part be a tensor, an array or a number",
+        ) from error
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
+    """() int64 of a class, (H, W) uint8 of a mask, (V,) float32 of numbers, or what one's own task takes.
 
     Args:
         label: What the dataset gave.
-        target: `class`, `mask` or `value`.
-        shape: (H, W) of the image, which a mask must have too.
+        target: `class`, `mask`, `value` or `own`.
+        shape: (H, W) of the image, which a mask must have too; () where there is no image.
 
     Raises:
         UserError: It is no such label.
     """
     if target == "mask":
         return _mask(label, shape=shape)
+    if target == "own":
+        return nested.mapped(label, _part)
     try:
         if target == "value":
             return torch.as_tensor(label, dtype=torch.float32).reshape(-1)
@@ -140,7 +167,7 @@ def label_tensor(label: Any, *, target: str, shape: tuple[int, int]) -> Tensor:
         ) from error
 
 
-def _mask(label: Any, *, shape: tuple[int, int]) -> Tensor:
+def _mask(label: Any, *, shape: tuple[int, ...]) -> Tensor:
     """(H, W) uint8."""
     mask = torch.from_numpy(np.array(label)) if isinstance(label, Image.Image) else label
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point():
@@ -148,7 +175,7 @@ def _mask(label: Any, *, shape: tuple[int, int]) -> Tensor:
             f"the dataset gave a mask of the wrong kind: {_kind(mask)}",
             hint="give the class of each pixel: a grey or palette PIL image, or integers of shape (H, W)",
         )
-    if mask.shape != shape:
+    if shape and mask.shape != shape:
         raise UserError(
             f"the dataset gave an image of {shape[1]}x{shape[0]} pixels with a mask of {mask.shape[1]}x{mask.shape[0]}",
             hint="bring both to one size, the mask with nearest neighbours",
@@ -183,10 +210,10 @@ class _Reader(Dataset[Any]):
     seed: int
     words: tuple[str | int, ...]
 
-    def __getitem__(self, key: tuple[int, list[int]]) -> tuple[Tensor, Tensor] | _Failure:
+    def __getitem__(self, key: tuple[int, list[int]]) -> tuple[Any, Any] | _Failure:
         first, rows = key
-        images: list[Tensor] = []
-        labels: list[Tensor] = []
+        images: list[Any] = []
+        labels: list[Any] = []
         with global_state_kept():
             for position, row in enumerate(rows, start=first):
                 seed_globals(self.seed, *self.words, position)
@@ -203,26 +230,26 @@ class _Reader(Dataset[Any]):
                     )
                 images.append(image)
                 labels.append(label)
-        return torch.stack(images), torch.stack(labels)
+        return nested.stacked(images), nested.stacked(labels)
 
 
-def _sample(dataset: Dataset[Any], row: int, *, target: str) -> tuple[Tensor, Tensor]:
+def _sample(dataset: Dataset[Any], row: int, *, target: str) -> tuple[Any, Any]:
     sample = dataset[row]
     if not (isinstance(sample, Sequence) and len(sample) == 2):
         raise UserError(
             f"sample {row} of the dataset is not a pair but {type(sample).__name__}",
             hint="let the dataset's __getitem__ return (image, label)",
         )
-    image = image_tensor(sample[0])
-    return image, label_tensor(sample[1], target=target, shape=(image.shape[1], image.shape[2]))
+    value = input_of(sample[0])
+    shape = tuple(value.shape[1:]) if nested.is_image(value) else ()
+    return value, label_tensor(sample[1], target=target, shape=shape)
 
 
-def _check_same_kind(value: Tensor, row: int, values: list[Tensor], rows: Iterable[int], *, what: str) -> None:
+def _check_same_kind(value: Any, row: int, values: list[Any], rows: Iterable[int], *, what: str) -> None:
     """Images of a batch are stacked, so they must agree in shape and type; labels likewise."""
-    if values and (value.shape != values[0].shape or value.dtype != values[0].dtype):
+    if values and (kind := nested.kind_of(value)) != (first := nested.kind_of(values[0])):
         raise UserError(
-            f"samples {next(iter(rows))} and {row} of the dataset differ: "
-            f"{values[0].dtype} {tuple(values[0].shape)} and {value.dtype} {tuple(value.shape)}",
+            f"samples {next(iter(rows))} and {row} of the dataset differ: {first} and {kind}",
             hint=f"let the dataset bring all {what} to one size",
         )
 

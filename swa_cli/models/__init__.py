@@ -1,7 +1,7 @@
 """What is trained: `build` makes a network from the name and the arguments that a recipe gives.
 
-A name is one of our own zoo (`names()`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for a
-network of one's own. Every network maps images (B, C, H, W) to logits (B, K), `unet` to those of each pixel
+A name is one of our own zoo (`names()`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for a network
+of one's own. Networks of the zoo map images (B, C, H, W) to logits (B, K), or to K numbers, or to those of each pixel
 (B, K, H, W); `num_classes` K and `in_channels` C follow the dataset.
 Initial weights are drawn from torch's global generator: seed it first.
 """
@@ -9,9 +9,9 @@ Initial weights are drawn from torch's global generator: seed it first.
 from __future__ import annotations
 
 import difflib
-import importlib
+import importlib.util
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -58,32 +58,49 @@ def names() -> list[str]:
     return list(ZOO)
 
 
-def build(name: str, *, num_classes: int, in_channels: int, args: Mapping[str, Any] | None = None) -> nn.Module:
+def build(
+    name: str,
+    *,
+    num_classes: int | None,
+    in_channels: int | None,
+    args: Mapping[str, Any] | None = None,
+    families: Sequence[str] = ("classification",),
+) -> nn.Module:
     """Make the network `name` with fresh weights, on the CPU.
 
     Args:
         name: `preresnet20`, `torchvision:resnet18`, `timm:resnet18`, `my_networks:Tiny`. A module of one's own must
-            be importable; its class or function gets `num_classes` and `in_channels` if the signature has them.
-        num_classes: How many logits, K.
+            be importable; its class or function gets `num_classes` (also as `num_outputs`) and `in_channels` if the
+            signature has them.
+        num_classes: How many logits or other outputs, K; None where the dataset does not tell.
         in_channels: Channels of an image, C. Unless it is 3, a torchvision network gets new first weights.
+            None where the inputs are no images.
         args: Further constructor arguments.
+        families: Which networks of torchvision fit: classification, segmentation, or both.
 
     Raises:
         UserError: The name or an argument is wrong. Errors inside a constructor of one's own pass through.
     """
     args = dict(args or {})
-    filled = {"num_classes": num_classes, "in_channels": in_channels}
+    known = {"num_classes": num_classes, "in_channels": in_channels}
+    filled = {key: value for key, value in known.items() if value is not None}
     for key in filled:
         if key in args:
             raise UserError(f"model.args.{key}: this follows the dataset", hint=f"leave {key} out")
     source, colon, attribute = name.partition(":")
+    if colon and source not in ("torchvision", "timm"):
+        return _from_import(name, args=args, filled=filled)
+    if num_classes is None or in_channels is None:
+        missing = "channels of images" if in_channels is None else "number of outputs"
+        raise UserError(
+            f"model.name: {name} needs the {missing}, which the dataset does not have",
+            hint="name a network of your own, package.module:Attribute",
+        )
     if not colon:
         return _from_zoo(name, args=args, filled=filled)
-    if source == "torchvision":
-        return _from_torchvision(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
     if source == "timm":
         return _from_timm(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
-    return _from_import(source, attribute, args=args, filled=filled)
+    return _from_torchvision(attribute, args=args, num_classes=num_classes, in_channels=in_channels, families=families)
 
 
 def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:
@@ -125,22 +142,29 @@ def _check_value(key: str, value: object, *, kind: type) -> None:
         raise UserError(f"model.args.{key}: {value!r} is not {wanted}", hint=f"give {wanted}")
 
 
-def _from_torchvision(name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int) -> nn.Module:
+def _from_torchvision(
+    name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int, families: Sequence[str]
+) -> nn.Module:
     from torchvision import models  # half a second, which our own networks need not wait for
 
-    # Classifiers only: others return no logits, and some load pretrained weights unasked.
-    known = models.list_models(module=models)
+    # Others return something else than logits, and some load pretrained weights unasked.
+    modules = {"classification": models, "segmentation": models.segmentation}
+    known = {network: family for family in families for network in models.list_models(module=modules[family])}
     if name not in known:
-        raise UserError(
-            f"model.name: torchvision has no classification network {name!r}",
-            hint=_did_you_mean(name, known) + "`torchvision.models.list_models(module=torchvision.models)` lists them",
+        places = " and ".join(
+            f"torchvision.models{'' if kind == 'classification' else f'.{kind}'}" for kind in families
         )
-    if "weights" in args:
         raise UserError(
-            "model.args.weights: a run starts from fresh weights, not from pretrained ones",
-            hint="leave weights out",
+            f"model.name: torchvision has no {' or '.join(families)} network {name!r}",
+            hint=_did_you_mean(name, known) + f"`torchvision.models.list_models(module={places})` lists them",
         )
-    args = {**TORCHVISION_DEFAULTS.get(name, {}), **args}
+    for key in {"weights", "weights_backbone"} & args.keys():
+        raise UserError(
+            f"model.args.{key}: a run starts from fresh weights, not from pretrained ones",
+            hint=f"leave {key} out",
+        )
+    fresh = {"weights_backbone": None} if known[name] == "segmentation" else {}
+    args = {**TORCHVISION_DEFAULTS.get(name, {}), **fresh, **args}
     try:
         model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
     except (TypeError, ValueError) as error:
@@ -191,9 +215,8 @@ def _from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_chann
     return model
 
 
-def _from_import(module_name: str, attribute: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:
-    name = f"{module_name}:{attribute}"
-    constructor = _imported(module_name, attribute)
+def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:
+    constructor = imported(name, key="model.name", what="a network", forms=FORMS)
     if not callable(constructor):
         raise UserError(f"model.name: {name} is not a class or function", hint="name one that makes a network")
     signature = inspect.signature(constructor)
@@ -202,6 +225,8 @@ def _from_import(module_name: str, attribute: str, *, args: Mapping[str, Any], f
     for key, value in filled.items():
         if takes_all or key in signature.parameters:
             arguments[key] = value
+    if "num_outputs" in signature.parameters and "num_classes" in filled:
+        arguments["num_outputs"] = filled["num_classes"]
     try:
         signature.bind(**arguments)
     except TypeError as error:
@@ -215,23 +240,36 @@ def _from_import(module_name: str, attribute: str, *, args: Mapping[str, Any], f
     return model
 
 
-def _imported(module_name: str, attribute: str) -> Any:
-    """Return what `package.module:Attribute` names, or say which half of it does not exist."""
-    name = f"{module_name}:{attribute}"
+def imported(name: str, *, key: str, what: str, forms: str) -> Any:
+    """What `package.module:attribute` names, found as Python finds modules.
+
+    Args:
+        name: The attribute may be a module of the package.
+        key: Of the recipe, for the message.
+        what: Kind of thing, for the message.
+        forms: What names there are, for the hint.
+
+    Raises:
+        UserError: One half of it does not exist. Errors inside the module pass through.
+    """
+    module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
-        raise UserError(f"model.name: {name!r} is not a name of a network", hint=FORMS)
+        raise UserError(f"{key}: {name!r} is not a name of {what}", hint=forms)
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            hint = f"put {module_name.replace('.', '/')}.py beside the recipe or install it; {FORMS}"
+            hint = f"put {module_name.replace('.', '/')}.py beside the recipe or install it; {forms}"
         else:
             hint = f"mend the imports of {module_name}, or install what it needs"
-        raise UserError(f"model.name: cannot import {module_name}: {error}", hint=hint) from error
+        raise UserError(f"{key}: cannot import {module_name}: {error}", hint=hint) from error
+    is_package = hasattr(module, "__path__")  # its modules are not loaded with it
+    if not hasattr(module, attribute) and is_package and importlib.util.find_spec(f"{module_name}.{attribute}"):
+        importlib.import_module(f"{module_name}.{attribute}")
     if not hasattr(module, attribute):
         public = [key for key in vars(module) if not key.startswith("_")]
         raise UserError(
-            f"model.name: {module_name} has no attribute {attribute!r}",
+            f"{key}: {module_name} has no attribute {attribute!r}",
             hint=_did_you_mean(attribute, public) + f"define it in {module_name}",
         )
     return getattr(module, attribute)

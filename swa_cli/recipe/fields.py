@@ -5,6 +5,7 @@ A validator's `ValueError` reads `what is wrong: what to do`; `explain.py` makes
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from swa_cli.recipe.duration import SECONDS, Duration, TimeSpan
 
 NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 MAX_THREADS = 1024
+TASKS = ("classification", "segmentation", "regression")
 RESERVED_AVERAGES = ("last", "previous", "swa", "ensemble")
 
 
@@ -73,10 +75,19 @@ def _name_of_average(name: str) -> str:
     return name
 
 
+def _name_of_task(name: str) -> str:
+    if name in TASKS or re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        return name
+    close = difflib.get_close_matches(name, TASKS, n=1)
+    meant = f"did you mean `{close[0]}`?" if close else f"write {', '.join(TASKS)} or package.module:attribute"
+    raise ValueError(f"{scalars.shown(name)} is no task: {meant}")
+
+
 DurationField = Annotated[Duration, BeforeValidator(_duration), PlainSerializer(str)]
 TimeField = Annotated[TimeSpan, BeforeValidator(_time_span), PlainSerializer(str)]
 DurationOrTime = Annotated[Duration | TimeSpan, BeforeValidator(_duration_or_time), PlainSerializer(str)]
 Text = Annotated[str, BeforeValidator(scalars.text)]
+TaskName = Annotated[Text, AfterValidator(_name_of_task)]
 Flag = Annotated[bool, BeforeValidator(scalars.flag)]
 Whole = Annotated[int, BeforeValidator(scalars.whole)]
 Count = Annotated[Whole, Field(ge=1)]

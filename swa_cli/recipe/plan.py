@@ -8,7 +8,7 @@ points 1 to S, and the end of epoch `e` is the point `e * steps_per_epoch`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import partial
@@ -73,8 +73,14 @@ class Plan:
 MAX_STEPS = 10**8  # each point of a run is kept in memory
 
 
-def make_plan(recipe: Recipe, *, num_train: int) -> Plan:
-    """Work out a run on `num_train` training samples; the ragged rest of each epoch is dropped.
+def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None = None) -> Plan:
+    """Work out a run; the ragged rest of each epoch is dropped.
+
+    Args:
+        recipe: What to plan.
+        num_train: Training samples.
+        columns: Those of metrics.csv that hold scores, which train.stop may watch; without them those of
+            classification, and for another task nothing is said about that.
 
     Raises:
         RecipeError: With every problem found, none of which has a place yet.
@@ -97,7 +103,7 @@ def make_plan(recipe: Recipe, *, num_train: int) -> Plan:
     for series in _average_series(recipe) + _snapshot_series(recipe):
         problems += series_problems(recipe, series, clock=clock, cycles_known=course is not None)
     problems += half_life_problems(recipe, clock=clock) + _interval_problems(recipe)
-    problems += _stop_problems(recipe) + _init_problems(recipe)
+    problems += _stop_problems(recipe, columns) + _init_problems(recipe) + _task_problems(recipe)
     if problems or course is None:
         raise RecipeError(problems)
 
@@ -299,17 +305,25 @@ def _interval_problems(recipe: Recipe) -> list[Problem]:
     return cycle_problems(named) + empty
 
 
-def _stop_problems(recipe: Recipe) -> list[Problem]:
+def _stop_problems(recipe: Recipe, columns: Sequence[str] | None) -> list[Problem]:
     """A metric that is no column which a run measures."""
     stop = recipe.train.stop
-    if stop is None:
+    if stop is None or (columns is None and recipe.task != "classification"):
         return []
-    columns = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-    columns += [f"{name}_{column}" for name in recipe.all_averages for column in ("val_loss", "val_accuracy")]
+    if columns is None:
+        columns = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+        columns += [f"{name}_{column}" for name in recipe.all_averages for column in ("val_loss", "val_accuracy")]
     if stop.metric in columns:
         return []
     message = f"a run of this recipe measures no {shown(stop.metric)}"
     return [Problem("train.stop.metric", message, f"choose from {', '.join(columns)}")]
+
+
+def _task_problems(recipe: Recipe) -> list[Problem]:
+    if recipe.task != "regression" or not recipe.train.label_smoothing:
+        return []
+    message = "regression has no classes that a target could be spread over"
+    return [Problem("train.label_smoothing", message, "leave it out")]
 
 
 def _init_problems(recipe: Recipe) -> list[Problem]:

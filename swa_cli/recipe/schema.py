@@ -27,6 +27,7 @@ from swa_cli.recipe.fields import (
     Number,
     Portion,
     Rate,
+    TaskName,
     Text,
     Threads,
     TimeField,
@@ -388,7 +389,10 @@ class Recipe(BaseModel):
         description="names the run folder: letters, digits and . _ + -",
     )
     seed: Whole = Field(default=0, ge=0, lt=2**63, description="data order, augmentation and initial weights")
-    task: Literal["classification"] = Field(default="classification", description="what is learned")
+    task: TaskName = Field(
+        default="classification",
+        description="classification, segmentation, regression, or package.module:attribute",
+    )
     model: Model
     dataset: Dataset
     optimizer: Optimizer

@@ -1,4 +1,4 @@
-"""The picture of a run: losses, accuracies and learning rate over the epochs, every averaged step marked.
+"""The picture of a run: losses, scores and learning rate over the epochs, every averaged step marked.
 
 Drawn without any global state of matplotlib or settings of the user, so the same run gives the same picture.
 Lines differ in dash and marker as well as in colour.
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Any
 
-from swa_cli.report.columns import number, percent
+from swa_cli.report.measures import CLASSIFICATION, Measure, Measures
 from swa_cli.report.spelling import printable
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def curves(
     steps_per_epoch: int,
     lr: Sequence[float] | None = None,
     final: Mapping[str, Row] | None = None,
+    measures: Measures = CLASSIFICATION,
 ) -> None:
     """Write `curves.png`: three panels over the epochs, the phase of averaging shaded.
 
@@ -69,7 +70,8 @@ def curves(
         averaging: Average to the steps it holds, in optimizer updates done; the first one's phase is shaded.
         steps_per_epoch: Optimizer updates in an epoch.
         lr: The learning rate of each step; without it that of each row is drawn.
-        final: Weight set (`last` and the averages) to its final `accuracy` and `nll`.
+        final: Weight set (`last` and the averages) to its final scores.
+        measures: What the task scores.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
@@ -79,41 +81,48 @@ def curves(
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
         figure.suptitle(_plain(title, longest=80), fontsize=13)
-        loss, accuracy, rates = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
+        loss, score, rates = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
         end = max([1.0, len(lr or ()) / steps_per_epoch, *(row["epoch"] for row in rows)])
-        _draw_loss(loss, rows, names=list(averaging), final=final or {}, end=end)
-        _draw_accuracy(accuracy, rows, names=list(averaging), final=final or {}, end=end)
+        _draw_scores(loss, rows, names=list(averaging), final=final or {}, end=end, measures=measures, is_loss=True)
+        _draw_scores(score, rows, names=list(averaging), final=final or {}, end=end, measures=measures, is_loss=False)
         _draw_rates(rates, rows, lr=lr, steps_per_epoch=steps_per_epoch)
         _draw_rug(rates, averaging, steps_per_epoch=steps_per_epoch)
-        _shade((loss, accuracy, rates), averaging, steps_per_epoch=steps_per_epoch, end=end)
+        _shade((loss, score, rates), averaging, steps_per_epoch=steps_per_epoch, end=end)
         rates.set_ylabel("learning rate of a step")
         rates.set_xlabel("epoch")
-        for panel in (loss, accuracy, rates):
+        for panel in (loss, score, rates):
             _finish(panel, end=end, room_for_final=bool(final))
         figure.savefig(path, format="png", dpi=DPI)
 
 
-def _draw_loss(axes: Axes, rows: Sequence[Row], *, names: Sequence[str], final: Mapping[str, Row], end: float) -> None:
-    points = _draw_lines(axes, rows, names=names, what="loss", scale=1.0)
-    points += _draw_final(axes, final, names=names, key="nll", scale=1.0, end=end)
-    settled = [value for epoch, value in points if epoch > end * _STEEP]
-    if settled and len(rows) >= _LONG_RUN:
-        axes.set_ylim(top=max(settled) + 0.05 * (max(settled) - min(settled)))
-    axes.set_ylabel("loss (nats a sample)")
-
-
-def _draw_accuracy(
-    axes: Axes, rows: Sequence[Row], *, names: Sequence[str], final: Mapping[str, Row], end: float
+def _draw_scores(
+    axes: Axes,
+    rows: Sequence[Row],
+    *,
+    names: Sequence[str],
+    final: Mapping[str, Row],
+    end: float,
+    measures: Measures,
+    is_loss: bool,
 ) -> None:
-    points = _draw_lines(axes, rows, names=names, what="accuracy", scale=100.0)
-    points += _draw_final(axes, final, names=names, key="accuracy", scale=100.0, end=end)
+    """The panel of the loss, or of the task's own score."""
+    measure = measures.loss if is_loss else measures.own
+    points = _draw_lines(axes, rows, names=names, what="loss" if is_loss else measure.key, measure=measure)
+    points += _draw_final(axes, final, names=names, measure=measure, end=end)
     settled = [value for epoch, value in points if epoch > end * _STEEP]
     if settled and len(rows) >= _LONG_RUN:
-        axes.set_ylim(bottom=min(settled) - 0.05 * (max(settled) - min(settled)))
-    axes.set_ylabel("accuracy (%)")
+        margin = 0.05 * (max(settled) - min(settled))
+        if measure.is_lower_better:
+            axes.set_ylim(top=max(settled) + margin)
+        else:
+            axes.set_ylim(bottom=min(settled) - margin)
+    own_axis = f"{measure.name} (%)" if measure.is_percent else measure.name
+    axes.set_ylabel(measures.loss_axis if is_loss else own_axis)
 
 
-def _draw_lines(axes: Axes, rows: Sequence[Row], *, names: Sequence[str], what: str, scale: float) -> list[Point]:
+def _draw_lines(axes: Axes, rows: Sequence[Row], *, names: Sequence[str], what: str, measure: Measure) -> list[Point]:
+    """The lines of one score; where training has no such column, it has no line."""
+    scale = _scale(measure)
     looks = {f"train_{what}": ("train", _TRAIN), f"val_{what}": ("val", _VAL)}
     for name in names:
         looks[f"{name}_val_{what}"] = (f"{_name(name)}, val", _look(name, names))
@@ -161,16 +170,15 @@ def _draw_rug(axes: Axes, averaging: Mapping[str, Sequence[int]], *, steps_per_e
 
 
 def _draw_final(
-    axes: Axes, final: Mapping[str, Row], *, names: Sequence[str], key: str, scale: float, end: float
+    axes: Axes, final: Mapping[str, Row], *, names: Sequence[str], measure: Measure, end: float
 ) -> list[Point]:
     """Mark the final score of each weight set to the right of the run, its value in the legend."""
-    drawn: list[Point] = []
+    key, drawn = measure.key, list[Point]()
     for name, scores in final.items():
         if not _is_number(scores.get(key)):
             continue
         look = _look(name, names)
-        text = f"{percent(scores[key])} %" if key == "accuracy" else number(scores[key])
-        point = (1.03 * end, scale * scores[key])
+        point = (1.03 * end, _scale(measure) * scores[key])
         axes.plot(
             *point,
             linestyle="none",
@@ -179,10 +187,14 @@ def _draw_final(
             markerfacecolor="none",
             markeredgewidth=1.8,
             color=look["color"],
-            label=f"{_name(name)}, final: {text}",
+            label=f"{_name(name)}, final: {measure.said(scores[key])}",
         )
         drawn.append(point)
     return drawn
+
+
+def _scale(measure: Measure) -> float:
+    return 100.0 if measure.is_percent else 1.0
 
 
 def _shade(panels: Sequence[Axes], averaging: Mapping[str, Sequence[int]], *, steps_per_epoch: int, end: float) -> None:

@@ -20,11 +20,9 @@ from swa_cli.report.columns import (
     count,
     fit,
     head_line,
-    number,
-    percent,
-    signed,
     with_error,
 )
+from swa_cli.report.measures import CLASSIFICATION, Measure, Measures
 from swa_cli.report.spelling import MINUS, safe
 
 Scores = Mapping[str, Any]
@@ -35,118 +33,100 @@ LONGEST_NAME = 20
 STYLES = {"better": "green", "worse": "red"}
 
 
-def score_table(scores: Mapping[str, Scores], *, console: Console) -> list[Text]:
+def score_table(scores: Mapping[str, Scores], *, console: Console, measures: Measures = CLASSIFICATION) -> list[Text]:
     """A line for each weight set, and under each average its paired difference to `last`."""
     names = {name: safe(name, console=console)[:LONGEST_NAME] for name in scores}
-    has_top5 = any(values.get("top5") is not None for values in scores.values())
-    columns = fit(_columns(list(names.values()), has_top5=has_top5), width=console.width)
+    said = [
+        measure
+        for measure in measures.scores
+        if not measure.is_optional or any(values.get(measure.key) is not None for values in scores.values())
+    ]
+    columns = fit(_columns(list(names.values()), said), width=console.width)
     lines = [head_line(columns, console=console)]
     for name, values in scores.items():
         cells = {
             "name": names[name],
-            "accuracy": with_error(percent(values["accuracy"]), _error(values, "accuracy_se", percent)),
-            "top5": percent(values.get("top5")),
-            "nll": with_error(number(values["nll"]), _error(values, "nll_se", number)),
-            "ece": number(values["ece"]),
-            "brier": number(values["brier"]),
+            **{measure.key: _with_error(values, measure) for measure in said},
             "count": count(values.get("members", values.get("count"))),
             "batchnorm": values["batchnorm"],
         }
         lines.append(cell_line(columns, cells, console=console))
-        if _is_compared(name, values):
-            differences = {
-                "name": TO_LAST,
-                "accuracy": _accuracy_difference(values),
-                "nll": _nll_difference(values),
-            }
-            styles = {"accuracy": STYLES.get(_accuracy_standing(values), "")}
-            styles |= {"nll": STYLES.get(_nll_standing(values), ""), "name": "dim"}
-            lines.append(cell_line(columns, differences, console=console, styles=styles))
+        if _is_compared(name, values, measures):
+            differences = {measure.key: _difference(values, measure) for measure in measures.compared}
+            styles = {measure.key: STYLES.get(_standing(values, measure), "") for measure in measures.compared}
+            cells, styles = {"name": TO_LAST, **differences}, {"name": "dim", **styles}
+            lines.append(cell_line(columns, cells, console=console, styles=styles))
     return lines
 
 
-def ensemble_table(curve: Sequence[Scores], *, console: Console) -> list[Text]:
+def ensemble_table(curve: Sequence[Scores], *, console: Console, measures: Measures = CLASSIFICATION) -> list[Text]:
     """A line for each number of members."""
-    columns = [
-        Column("members", "members", 7, rank=0),
-        Column("accuracy", "accuracy %", 15, rank=1),
-        Column("nll", "NLL", 16, rank=2),
-    ]
+    columns = [Column("members", "members", 7, rank=0), *(measure.column for measure in measures.compared)]
     cells = [
-        {"members": str(row["members"]), "accuracy": percent(row["accuracy"]), "nll": number(row["nll"])}
+        {"members": str(row["members"]), **{each.key: each.cell(row[each.key]) for each in measures.compared}}
         for row in curve
     ]
     return [head_line(columns, console=console), *(cell_line(columns, row, console=console) for row in cells)]
 
 
-def verdict(scores: Mapping[str, Scores]) -> list[str]:
+def verdict(scores: Mapping[str, Scores], *, measures: Measures = CLASSIFICATION) -> list[str]:
     """One sentence for each average that was compared with `last`: did averaging help?"""
     last = scores.get("last")
     if last is None:
         return []
-    return [f"{name}: {_judgement(values, last=last)}" for name, values in scores.items() if _is_compared(name, values)]
+    return [
+        f"{name}: {_judgement(values, last=last, measures=measures)}"
+        for name, values in scores.items()
+        if _is_compared(name, values, measures)
+    ]
 
 
 def conclusion(standings: Collection[str], *, means: str = "averaging") -> str:
-    """What the standings of accuracy and NLL, `better`, `worse` or another word, come to."""
+    """What the standings of the scores, `better`, `worse` or another word, come to."""
     if "better" in standings:
         return "mixed result" if "worse" in standings else f"{means} helped"
     return f"{means} did not help" if "worse" in standings else "no clear difference to last"
 
 
-def _judgement(values: Scores, *, last: Scores) -> str:
-    if not math.isfinite(values["accuracy_diff"] + values["nll_diff"]):
+def _judgement(values: Scores, *, last: Scores, measures: Measures) -> str:
+    if not math.isfinite(sum(values[f"{measure.key}_diff"] for measure in measures.compared)):
         return "no comparison with last: the scores are not finite"
-    standings = _accuracy_standing(values), _nll_standing(values)
+    standings = [_standing(values, measure) for measure in measures.compared]
     means = "ensembling" if values.get("members") else "averaging"
-    accuracy = f"{percent(values['accuracy'])} % against {percent(last['accuracy'])} %"
-    nll = f"{number(values['nll'])} against {number(last['nll'])}"
-    return (
-        f"{conclusion(standings, means=means)}: accuracy {accuracy} ({_accuracy_difference(values)}): {standings[0]}; "
-        f"NLL {nll} ({_nll_difference(values)}): {standings[1]}"
-    )
+    sentences = [
+        f"{measure.name} {measure.said(values[measure.key])} against {measure.said(last[measure.key])}"
+        f" ({_difference(values, measure)}): {standing}"
+        for measure, standing in zip(measures.compared, standings, strict=True)
+    ]
+    return f"{conclusion(standings, means=means)}: {'; '.join(sentences)}"
 
 
-def _is_compared(name: str, values: Scores) -> bool:
-    return name != "last" and values.get("accuracy_diff") is not None and values.get("nll_diff") is not None
+def _is_compared(name: str, values: Scores, measures: Measures) -> bool:
+    return name != "last" and all(values.get(f"{measure.key}_diff") is not None for measure in measures.compared)
 
 
-def _accuracy_standing(values: Scores) -> str:
-    return _standing(values["accuracy_diff"], error=values["accuracy_diff_se"])
-
-
-def _nll_standing(values: Scores) -> str:
-    return _standing(-values["nll_diff"], error=values["nll_diff_se"])
-
-
-def _standing(gain: float, *, error: float) -> str:
+def _standing(values: Scores, measure: Measure) -> str:
+    gain, error = measure.gain(values[f"{measure.key}_diff"]), values[f"{measure.key}_diff_se"]
     if gain > CLEAR * error:
         return "better"
     return "worse" if -gain > CLEAR * error else "no clear difference"
 
 
-def _accuracy_difference(values: Scores) -> str:
-    return with_error(signed(100 * values["accuracy_diff"], digits=2), percent(values["accuracy_diff_se"]))
+def _difference(values: Scores, measure: Measure) -> str:
+    error = measure.cell(values[f"{measure.key}_diff_se"])
+    return with_error(measure.difference(values[f"{measure.key}_diff"]), error)
 
 
-def _nll_difference(values: Scores) -> str:
-    return with_error(signed(values["nll_diff"], digits=3), number(values["nll_diff_se"]))
+def _with_error(values: Scores, measure: Measure) -> str:
+    error = values.get(f"{measure.key}_se")
+    return with_error(measure.cell(values.get(measure.key)), None if error is None else measure.cell(error))
 
 
-def _error(values: Scores, key: str, write: Any) -> str | None:
-    return None if values.get(key) is None else write(values[key])
-
-
-def _columns(names: list[str], *, has_top5: bool) -> list[Column]:
+def _columns(names: list[str], said: Sequence[Measure]) -> list[Column]:
     width = max(cell_len(name) for name in (*names, "weights", TO_LAST))
-    columns = [
+    return [
         Column("name", "weights", width, rank=0, left=True),
-        Column("accuracy", "accuracy %", 15, rank=1),
-        Column("top5", "top-5 %", 9, rank=6),
-        Column("nll", "NLL", 16, rank=2),
-        Column("ece", "ECE", 7, rank=3),
-        Column("brier", "Brier", 7, rank=7),
+        *(measure.column for measure in said),
         Column("count", "n", 5, rank=4),
         Column("batchnorm", "BatchNorm", 12, rank=5),
     ]
-    return [column for column in columns if has_top5 or column.key != "top5"]

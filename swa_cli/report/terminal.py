@@ -17,6 +17,7 @@ from rich.text import Text
 
 from swa_cli.report.columns import cell_line, head_line
 from swa_cli.report.epochs import epoch_cells, epoch_columns
+from swa_cli.report.measures import CLASSIFICATION, Measures
 from swa_cli.report.repeats import repeat_table, repeat_verdict, spelled
 from swa_cli.report.scores import ensemble_table, score_table, verdict
 from swa_cli.report.spelling import hanging, open_console, open_log, safe
@@ -49,6 +50,7 @@ class Terminal:
         self._unlogged: list[Lines] = []
         self._warned: set[str] = set()
         self._averages: Sequence[str] = ()
+        self._measures = CLASSIFICATION
         self._header_width = 0
 
     def attach_log(self, file: TextIO) -> None:
@@ -98,13 +100,13 @@ class Terminal:
             with suppress(OSError):
                 os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
 
-    def epoch_header(self, averages: Sequence[str]) -> None:
-        """The headings of the epoch rows to come, with these averages."""
-        self._averages = tuple(averages)
+    def epoch_header(self, averages: Sequence[str], *, measures: Measures = CLASSIFICATION) -> None:
+        """The headings of the epoch rows to come, with these averages and the scores of this task."""
+        self._averages, self._measures = tuple(averages), measures
         self._header_width = self._stderr.width
 
         def lines(console: Console) -> list[Text]:
-            columns = epoch_columns(averages, width=console.width)
+            columns = epoch_columns(averages, width=console.width, measures=measures)
             return [Text(), head_line(columns, console=console)]
 
         self._say(lines)
@@ -112,12 +114,13 @@ class Terminal:
     def epoch_row(self, row: Mapping[str, Any]) -> None:
         """One epoch: a row of `metrics.csv`, None where something was not measured."""
         if self._stderr.width != self._header_width:  # the window was resized: other columns fit now
-            self.epoch_header(self._averages)
-        averages = self._averages
-        cells = epoch_cells(row, averages=averages)
+            self.epoch_header(self._averages, measures=self._measures)
+        averages, measures = self._averages, self._measures
+        cells = epoch_cells(row, averages=averages, measures=measures)
 
         def lines(console: Console) -> list[Text]:
-            return [cell_line(epoch_columns(averages, width=console.width), cells, console=console)]
+            columns = epoch_columns(averages, width=console.width, measures=measures)
+            return [cell_line(columns, cells, console=console)]
 
         self._say(lines)
 
@@ -164,20 +167,22 @@ class Terminal:
         *,
         split: str,
         samples: int,
+        measures: Measures = CLASSIFICATION,
     ) -> None:
         """The answer: the scores of every weight set, then whether averaging helped.
 
         Args:
-            scores: Weight set to `accuracy`, `accuracy_se`, `top5`, `nll`, `nll_se`, `ece`, `brier`, `count`,
+            scores: Weight set to the scores of the task (`accuracy`, `nll`) with their errors (`accuracy_se`), `count`,
                 `batchnorm`, and against `last` `accuracy_diff`, `nll_diff` with their paired `_se`.
             split: What was scored: test, val or train.
             samples: How many samples that split has.
+            measures: What the task scores.
         """
 
         def lines(console: Console) -> list[Text]:
             title = hanging(Text(), f"{split}: {samples:,} samples (± one standard error)", console=console)
-            block = [*title, *score_table(scores, console=console)]
-            for sentence in verdict(scores):
+            block = [*title, *score_table(scores, console=console, measures=measures)]
+            for sentence in verdict(scores, measures=measures):
                 block += hanging(Text(), sentence, console=console)
             return block
 
@@ -185,7 +190,13 @@ class Terminal:
         self._say(lines, answer=not self._json)
 
     def summary_over_seeds(
-        self, weights: Mapping[str, Mapping[str, Any]], *, split: str, samples: int, seeds: Sequence[int]
+        self,
+        weights: Mapping[str, Mapping[str, Any]],
+        *,
+        split: str,
+        samples: int,
+        seeds: Sequence[int],
+        measures: Measures = CLASSIFICATION,
     ) -> None:
         """The answer of a repeat: means and spreads of every weight set, then whether averaging helped.
 
@@ -194,37 +205,42 @@ class Terminal:
             split: What was scored: test, val or train.
             samples: How many samples that split has.
             seeds: All that were asked for.
+            measures: What the task scores.
         """
 
         def lines(console: Console) -> list[Text]:
             title = f"{split}: {samples:,} samples, seeds {spelled(seeds)} (± standard deviation, [95 % interval])"
-            block = [*hanging(Text(), title, console=console), *repeat_table(weights, console=console)]
-            for sentence in repeat_verdict(weights):
+            block = hanging(Text(), title, console=console)
+            block += repeat_table(weights, console=console, measures=measures)
+            for sentence in repeat_verdict(weights, measures=measures):
                 block += hanging(Text(), sentence, console=console)
             return block
 
         self._say(lambda console: [Text()])
         self._say(lines, answer=not self._json)
 
-    def ensemble(self, curve: Sequence[Mapping[str, Any]]) -> None:
-        """The rest of an answer with an ensemble: its cost, and `accuracy` and `nll` by the number of `members`."""
+    def ensemble(self, curve: Sequence[Mapping[str, Any]], *, measures: Measures = CLASSIFICATION) -> None:
+        """The rest of an answer with an ensemble: its cost, and both scores by the number of `members`."""
         number = len(curve)
         cost = (
-            f"ensemble: the mean probabilities of the last {number} snapshots, which take {number} forward passes"
-            " an image; every other row takes one. Of the last m snapshots:"
+            f"ensemble: the mean {measures.predictions} of the last {number} snapshots,"
+            f" which take {number} forward passes an image; every other row takes one. Of the last m snapshots:"
         )
 
         def lines(console: Console) -> list[Text]:
-            return [*hanging(Text(), cost, console=console), *ensemble_table(curve, console=console)]
+            return [*hanging(Text(), cost, console=console), *ensemble_table(curve, console=console, measures=measures)]
 
         self._say(lambda console: [Text()])
         self._say(lines, answer=not self._json)
 
-    def tried(self, rows: Sequence[Mapping[str, Any]], *, samples: int, passes: int) -> None:
+    def tried(
+        self, rows: Sequence[Mapping[str, Any]], *, samples: int, passes: int, measures: Measures = CLASSIFICATION
+    ) -> None:
         """Part of the answer: what was tried on validation images before one was chosen.
 
         Args:
             rows: What each scored, see `windows.tried_table`.
+            measures: What the task scores.
             samples: Validation images.
             passes: BatchNorm passes that it took.
         """
@@ -232,7 +248,11 @@ class Terminal:
         def lines(console: Console) -> list[Text]:
             took = f"{passes} BatchNorm pass{'es' if passes != 1 else ''}"
             title = f"val: {samples:,} samples (± one standard error); {took}"
-            return [*hanging(Text(), title, console=console), *tried_table(rows, console=console), Text()]
+            return [
+                *hanging(Text(), title, console=console),
+                *tried_table(rows, measures=measures, console=console),
+                Text(),
+            ]
 
         self._say(lines, answer=not self._json)
 

@@ -14,18 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from swa_cli import models
 from swa_cli.averaging.batchnorm import BatchNormUpdate, bn_layers, has_batchnorm, update_batchnorm
-from swa_cli.data import batches, sources
+from swa_cli.data import batches, nested, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.errors import UserError
+from swa_cli.recipe import schema
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Bar, Terminal
 from swa_cli.training import hardware as hardware_choice
+from swa_cli.training import tasks
 from swa_cli.training.hardware import Hardware
+from swa_cli.training.tasks import Task
 
 TOO_LARGE = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "Overflow")
 
@@ -35,6 +38,7 @@ class Bench:
     """Recipe, data and hardware: what every command works on; `terminal` hears of anything slow."""
 
     recipe: Recipe
+    task: Task
     hardware: Hardware
     source: sources.Source
     terminal: Terminal
@@ -56,7 +60,7 @@ class Bench:
 
     @property
     def input(self) -> dict[str, Any]:
-        """What the network takes: shape, normalisation of pixels scaled to [0, 1], classes."""
+        """What the network takes and gives: shape, normalisation of pixels scaled to [0, 1], classes, outputs."""
         source = self.source
         return {
             "channels": source.channels,
@@ -64,6 +68,7 @@ class Bench:
             "mean": list(source.mean),
             "std": list(source.std),
             "classes": list(source.class_names),
+            "outputs": source.num_classes or None,
         }
 
     def scoring_split(self) -> str:
@@ -110,10 +115,25 @@ class Bench:
             **self._format(),
         )
 
+    def probe(self) -> tuple[Any, Any]:
+        """Two samples to try things with, on the device: the first one twice; of images, blank ones in its place."""
+        inputs, targets = (
+            nested.mapped(values, lambda part: torch.cat([part, part]).to(self.hardware.device))
+            for values in self.source.example
+        )
+        if self.source.channels is not None:
+            inputs = torch.zeros(inputs.shape, device=self.hardware.device)
+        return inputs, targets
+
     def build_model(self) -> nn.Module:
         """The network with its initial weights, a function of the seed, on the device, channels last."""
         self.hardware.seed(self.recipe.seed, "initial weights")
-        model = build_network(self.recipe, num_classes=self.source.num_classes, in_channels=self.source.channels)
+        model = build_network(
+            self.recipe,
+            num_classes=self.source.num_classes or None,
+            in_channels=self.source.channels,
+            families=self.task.families,
+        )
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
     def refresh_batchnorm(
@@ -133,7 +153,13 @@ class Bench:
         method, loader = self.recipe.average_scoring.batchnorm.method, self.statistics_batches()
         own = self.terminal.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
         with own as shown, self.hardware.autocast():
-            return update_batchnorm(_Counted(loader, shown, check), model, method=method, device=self.hardware.device)
+            return update_batchnorm(
+                _Counted(loader, shown, check),
+                model,
+                method=method,
+                device=self.hardware.device,
+                batch_to_args=self.task.batch_to_args,
+            )
 
     def refresh_length(self, model: nn.Module) -> int:
         """Batches of all passes of `refresh_batchnorm`; 0 where the network has no such layers."""
@@ -166,7 +192,7 @@ def open_bench(recipe: Recipe, terminal: Terminal, *, recorded: Mapping[str, Any
     Raises:
         UserError: Data or device are missing, or the data are not those of the checkpoint.
     """
-    settings = recipe.train
+    settings, task = recipe.train, tasks.find(recipe.task)
     hardware = hardware_choice.choose(
         device=settings.device,
         precision=settings.precision,
@@ -186,10 +212,36 @@ def open_bench(recipe: Recipe, terminal: Terminal, *, recorded: Mapping[str, Any
             args=dataset.args,
             progress=progress,
         )
-    return Bench(recipe, hardware, source if recorded is None else _as_recorded(source, recorded), terminal)
+    _require_labels(task, source, recipe)
+    if recorded is not None:
+        source = _as_recorded(source, recorded)
+    return Bench(recipe, task, hardware, source, terminal)
 
 
-def build_network(recipe: Recipe, *, num_classes: int, in_channels: int) -> nn.Module:
+def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
+    """The labels are what the task learns, and augmentation knows how to move the inputs.
+
+    Raises:
+        UserError: They are something else.
+    """
+    if task.target not in (None, source.target):
+        fitting = next(
+            (name for name, other in tasks.TASKS.items() if other.target == source.target), "one of your own"
+        )
+        raise UserError(
+            f"task: {recipe.task} learns a {task.target}, and each label of {source.name} is a {source.target}",
+            hint=f"set task: {fitting}, or name another dataset",
+        )
+    if source.channels is None and recipe.dataset.augment != schema.Augment():
+        raise UserError(
+            f"dataset.augment: changes images, and {source.name} gives {source.describe_inputs()}",
+            hint="leave it out; the dataset may change its own samples at random",
+        )
+
+
+def build_network(
+    recipe: Recipe, *, num_classes: int | None, in_channels: int | None, families: tuple[str, ...]
+) -> nn.Module:
     """The network of a recipe on the CPU; its weights are drawn from torch's global generator.
 
     Raises:
@@ -197,7 +249,9 @@ def build_network(recipe: Recipe, *, num_classes: int, in_channels: int) -> nn.M
     """
     model = recipe.model
     try:
-        return models.build(model.name, num_classes=num_classes, in_channels=in_channels, args=model.args)
+        return models.build(
+            model.name, num_classes=num_classes, in_channels=in_channels, args=model.args, families=families
+        )
     except (MemoryError, OverflowError) as error:
         raise _too_large() from error
     except RuntimeError as error:
@@ -267,7 +321,11 @@ def require_trust(recipe: Recipe, *, source: str, allow_code: bool) -> None:
     """
     names = [
         f"{key} {name}"
-        for key, name in (("model.name", recipe.model.name), ("dataset.name", recipe.dataset.name))
+        for key, name in (
+            ("model.name", recipe.model.name),
+            ("dataset.name", recipe.dataset.name),
+            ("task", recipe.task),
+        )
         if is_own_code(name)
     ]
     if names and not allow_code:
@@ -300,7 +358,7 @@ class _Counted:
         self._bar = bar
         self._check = check
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
         for batch in self._loader:
             yield batch
             self._bar.advance()

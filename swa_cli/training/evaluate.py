@@ -1,29 +1,30 @@
-"""Scores of a weight set with their sampling errors: means over the samples of a whole split.
+"""Scores of a weight set with their sampling errors: over the samples of a whole split.
 
 The one idea: keep what each sample scored. The mean of it is the score, its spread the sampling error, and the
 difference of two weight sets on the same samples gets a *paired* error, which is smaller the more they agree.
-Never the mean of batch means. Legend: N samples.
+Never the mean of batch means. What a sample scores is the task's (`tasks/protocol.py`). Legend: N samples.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swa_cli.training import tasks
+from swa_cli.data import nested
 from swa_cli.training.hardware import Hardware
-from swa_cli.training.tasks import SampleScores
+from swa_cli.training.tasks.protocol import SampleScores, Task, concatenate, standard_error
 
-ECE_BINS = 15  # Guo et al. 2017, On Calibration of Modern Neural Networks
+Batch = tuple[Any, Any]  # inputs and targets of B samples, on the device
 
 
 def score(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     *,
+    task: Task,
     hardware: Hardware,
     advance: Callable[[], None] = lambda: None,
 ) -> SampleScores:
@@ -31,95 +32,78 @@ def score(
 
     Args:
         model: The network, on the device of `hardware`.
-        batches: Images (B, C, H, W) and labels (B,) on the same device.
+        batches: Inputs, such as images (B, C, H, W), and targets, such as labels (B,), on the same device.
+        task: What outputs and targets mean.
         hardware: Device and precision of the forward pass; scores themselves are float32 or better.
         advance: Called after each batch.
     """
     parts: list[SampleScores] = []
-    _forward(model, batches, lambda *batch: parts.append(tasks.score_samples(*batch)), hardware, advance)
-    return tasks.concatenate(parts)
+    _forward(model, batches, lambda *batch: parts.append(task.score(*batch)), task, hardware, advance)
+    return concatenate(parts)
 
 
 def predict(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     *,
+    task: Task,
     hardware: Hardware,
     advance: Callable[[], None] = lambda: None,
-) -> tuple[Tensor, Tensor]:
-    """Probabilities (N, K) in float32 and labels (N,) on the CPU; arguments as of `score`."""
-    parts: list[tuple[Tensor, Tensor]] = []
+) -> tuple[Tensor, Any]:
+    """Predictions (N, ...) in float32 and targets on the CPU, those of all samples; arguments as of `score`."""
+    parts: list[tuple[Tensor, Any]] = []
     _forward(
-        model, batches, lambda logits, labels: parts.append((logits.float().softmax(1), labels)), hardware, advance
+        model, batches, lambda outputs, targets: parts.append((task.predict(outputs), targets)), task, hardware, advance
     )
-    probabilities, labels = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
-    return probabilities, labels
+    predictions, targets = zip(*parts, strict=True)
+    return torch.cat(predictions).cpu(), nested.mapped(nested.joined(targets), Tensor.cpu)
 
 
 def _forward(
     model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    take: Callable[[Tensor, Tensor], None],
+    batches: Iterable[Batch],
+    take: Callable[[Any, Any], None],
+    task: Task,
     hardware: Hardware,
     advance: Callable[[], None],
 ) -> None:
-    """Give `take` the logits and labels of every batch; see `score`."""
+    """Give `take` the outputs and targets of every batch; see `score`."""
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
         with torch.inference_mode():
-            for images, labels in batches:
+            for inputs, targets in batches:
+                args, kwargs = task.batch_to_args(inputs)
                 with hardware.autocast():
-                    logits = model(images)
-                take(logits, labels)
+                    outputs = model(*args, **kwargs)
+                take(outputs, targets)
                 advance()
     finally:
         for module, mode in training.items():
             module.training = mode
 
 
-def summarize(scores: SampleScores) -> dict[str, float | None]:
-    """Means over all samples in float64, with `accuracy_se = sqrt(p(1-p)/n)` and `nll_se`; ECE over 15 bins."""
-    from torchmetrics.functional.classification import (
-        binary_calibration_error,
-    )  # slow to import, used at the end
-
-    # Top-label calibration is the binary one of "is the prediction right" against its confidence.
-    ece = binary_calibration_error(scores.confidence.double(), scores.correct.long(), n_bins=ECE_BINS, norm="l1")
-    return {
-        **brief(scores),
-        "top5": None if scores.top5 is None else _mean(scores.top5),
-        "ece": float(ece),
-        "brier": _mean(scores.brier),
-    }
-
-
-def brief(scores: SampleScores) -> dict[str, float]:
-    """Accuracy and NLL with their sampling errors: what one chooses by."""
-    accuracy = _mean(scores.correct)
-    return {
-        "accuracy": accuracy,
-        "accuracy_se": math.sqrt(accuracy * (1 - accuracy) / len(scores.correct)),
-        "nll": _mean(scores.nll),
-        "nll_se": standard_error(scores.nll),
-    }
-
-
-def quick(scores: SampleScores) -> dict[str, float]:
-    """Loss and accuracy: what an epoch's row shows."""
-    return {"loss": _mean(scores.nll), "accuracy": _mean(scores.correct)}
+def summarize(scores: SampleScores, keys: Sequence[str] | None = None) -> dict[str, float | None]:
+    """Every score over all samples, or those of these `keys`, each followed by its `_se` where it has one."""
+    row: dict[str, float | None] = {}
+    for key in scores.keys if keys is None else keys:
+        found = scores.measure(key)
+        row[key] = found.value
+        if found.error is not None:
+            row[f"{key}_se"] = found.error
+    return row
 
 
 def compare(scores: SampleScores, reference: SampleScores) -> dict[str, float]:
     """Differences to another weight set on the same samples, each with its paired standard error."""
-    accuracy = scores.correct.double() - reference.correct.double()
-    nll = scores.nll.double() - reference.nll.double()
-    return {
-        "accuracy_diff": _mean(accuracy),
-        "accuracy_diff_se": standard_error(accuracy),
-        "nll_diff": _mean(nll),
-        "nll_diff_se": standard_error(nll),
-    }
+    row: dict[str, float] = {}
+    for key in scores.keys:
+        each, other = scores.measure(key).each, reference.measure(key).each
+        if each is not None and other is not None:
+            difference = each - other
+            row[f"{key}_diff"] = float(difference.mean())
+            row[f"{key}_diff_se"] = standard_error(difference)
+    return row
 
 
 def table(sets: Mapping[str, SampleScores]) -> dict[str, dict[str, float | None]]:
@@ -130,12 +114,3 @@ def table(sets: Mapping[str, SampleScores]) -> dict[str, dict[str, float | None]
         if name != "last" and "last" in sets:
             rows[name] |= compare(scores, sets["last"])
     return rows
-
-
-def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of (N,) values; 0 for a single one, which tells nothing of its spread."""
-    return float(values.double().std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.double().mean())

@@ -26,18 +26,19 @@ class Input(BaseModel):
     """What the network takes, see `Bench.input`."""
 
     model_config = STRICT
-    channels: int = Field(gt=0)
+    channels: int | None = Field(gt=0)  # None where the inputs are no images, which have no size and scale then
     size: list[int]  # height, width
     mean: list[float]  # (C,)
     std: list[float]  # (C,)
     classes: list[str]
+    outputs: int | None = Field(gt=0)  # of the network; None where the dataset does not tell
 
     @field_validator("mean", "std")
     @classmethod
     def _one_a_channel(cls, values: list[float], info: ValidationInfo) -> list[float]:
-        if len(values) != info.data.get("channels") or not all(map(math.isfinite, values)):
+        if len(values) != (info.data.get("channels") or 0) or not all(map(math.isfinite, values)):
             raise ValueError("has to be one finite number a channel")
-        if info.field_name == "std" and min(values) <= 0:
+        if info.field_name == "std" and min(values, default=1) <= 0:
             raise ValueError("has to be above 0")
         return values
 
@@ -72,9 +73,9 @@ class RunningMean(BaseModel):
 class EpochSoFar(BaseModel):
     """The epoch that has no row in `history` yet: sums over its batches, and the time it took."""
 
-    model_config = STRICT
+    model_config = ConfigDict(**STRICT, extra="allow")
+    __pydantic_extra__: dict[str, float]  # the score of the task
     loss: float
-    accuracy: float
     seconds: float = Field(ge=0)
 
 
@@ -87,7 +88,6 @@ class HistoryRow(BaseModel):
     step: int
     lr: float
     train_loss: float
-    train_accuracy: float
     seconds: float
 
 

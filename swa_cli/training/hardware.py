@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +91,7 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
     }
 
 
-def undefined_in_bf16(model: nn.Module, images: Tensor) -> str | None:
+def undefined_in_bf16(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
     """The first convolution whose weight gradient torch leaves undefined in bf16 on a CPU; None where there is none.
 
     Where images are narrower than the stride, and the kernel is wider than a pixel, it reads memory that nobody has
@@ -97,7 +99,8 @@ def undefined_in_bf16(model: nn.Module, images: Tensor) -> str | None:
 
     Args:
         model: Run once, as it is.
-        images: (B, C, H, W), on the device of the model.
+        args: What it takes, on its device.
+        kwargs: Likewise, by name.
     """
     found: list[str] = []
 
@@ -113,7 +116,7 @@ def undefined_in_bf16(model: nn.Module, images: Tensor) -> str | None:
     ]
     try:
         with torch.inference_mode():
-            model(images)
+            model(*args, **kwargs)
     finally:
         for hook in hooks:
             hook.remove()

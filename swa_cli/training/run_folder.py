@@ -20,6 +20,7 @@ from typing import Any, TextIO
 
 from swa_cli.errors import UserError
 from swa_cli.report.answer import json_text
+from swa_cli.report.measures import Measures
 from swa_cli.training.files import LEFTOVER, write_atomic
 
 # Keys of the recipe that the result does not depend on: a run may go on with other values of them.
@@ -153,10 +154,10 @@ class RunFolder:
         """Write a JSON file of the folder atomically."""
         self.write_text(name, json_text(values, indent=2) + "\n")
 
-    def write_metrics(self, rows: Sequence[Mapping[str, Any]], averages: Sequence[str]) -> None:
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]], averages: Sequence[str], measures: Measures) -> None:
         """Write metrics.csv anew: a row an epoch, so a resumed run repeats none and misses none."""
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, metric_columns(averages), restval="", lineterminator="\n")
+        writer = csv.DictWriter(buffer, metric_columns(averages, measures), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
         self.write_text("metrics.csv", buffer.getvalue())
@@ -198,11 +199,11 @@ def numbered(root: Path, name: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), entry) for entry in entries if (match := pattern.fullmatch(entry.name)))
 
 
-def metric_columns(averages: Sequence[str]) -> list[str]:
-    """Columns of metrics.csv for averages of these names."""
-    columns = ["epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+def metric_columns(averages: Sequence[str], measures: Measures) -> list[str]:
+    """Columns of metrics.csv for averages of these names and the scores of a task."""
+    columns = ["epoch", "step", "lr", *measures.columns([])]
     for name in averages:
-        columns += [f"{name}_val_loss", f"{name}_val_accuracy", f"{name}_count"]
+        columns += [f"{name}_val_loss", f"{name}_val_{measures.own.key}", f"{name}_count"]
     return [*columns, "seconds"]
 
 

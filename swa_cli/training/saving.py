@@ -29,7 +29,7 @@ from swa_cli.training.setup import Run
 def save_resume_point(run: Run, folder: RunFolder) -> None:
     """Write last.pt: everything that the rest of the run depends on. The one before becomes previous.pt."""
     stale = "none" if checkpoint.raw_batchnorm(run.model) == "none" else "stale"
-    loss, accuracy = run.totals.tolist()
+    loss, score = run.totals.tolist()
     content = {
         "recipe": recipe_values(run),
         "input": run.bench.input,
@@ -43,7 +43,7 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "rng": {"seed": run.bench.recipe.seed, "scheme": "seeded anew at each step"},
         "environment": environment(run.bench.hardware),
         "history": run.history,
-        "epoch_so_far": {"loss": loss, "accuracy": accuracy, "seconds": time.monotonic() - run.clock},
+        "epoch_so_far": {"loss": loss, _key_so_far(run): score, "seconds": time.monotonic() - run.clock},
         "stopped": run.stopped,
         "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(), "batchnorm": stale},
     }
@@ -116,6 +116,11 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     running = content["cumulative"]
     if (running is None) != (run.cumulative is None) or (running is not None and running["count"] != step):
         raise UserError(f"{source}: its running mean is not that of its steps", hint="take another copy of the file")
+    measures = run.bench.task.measures
+    if any(key not in row for row in content["history"] for key in measures.columns(list(run.averages))):
+        raise UserError(f"{source}: its history is not that of its recipe", hint="take another copy of the file")
+    if _key_so_far(run) not in content["epoch_so_far"]:
+        raise UserError(f"{source}: has no epoch_so_far.{_key_so_far(run)}", hint="take another copy of the file")
     checkpoint.load_weights(run.model, content["model"], source=source)
     try:
         run.optimizer.load_state_dict(copy.deepcopy(content["optimizer"]))  # the file stays mapped otherwise
@@ -131,7 +136,7 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         run.cumulative.load_state_dict(checkpoint.without_batchnorm(running))
     run.history, run.step, run.stopped = content["history"], step, content["stopped"]
     so_far = content["epoch_so_far"]
-    run.totals.copy_(torch.tensor([so_far["loss"], so_far["accuracy"]], dtype=run.totals.dtype))
+    run.totals.copy_(torch.tensor([so_far["loss"], so_far[_key_so_far(run)]], dtype=run.totals.dtype))
     run.clock = time.monotonic() - so_far["seconds"]
 
 
@@ -193,6 +198,11 @@ def _running_mean(cumulative: WeightAverage, model: nn.Module) -> dict[str, Any]
     state, tensors = cumulative.state_dict()["state"], read(model)
     named = {name: state[owner] for name, owner in tensors.owners.items() if owner in tensors.weights}
     return {"count": cumulative.count, "state": named}
+
+
+def _key_so_far(run: Run) -> str:
+    """What the epoch that is going on is scored by, beside its loss."""
+    return run.bench.task.measures.training.key
 
 
 def recipe_values(run: Run) -> dict[str, Any]:

@@ -12,27 +12,32 @@ from typing import Any
 from torch import nn
 
 from swa_cli.report import plots
-from swa_cli.training import checkpoint, evaluate, faults, saving, tasks
+from swa_cli.report.measures import Measures
+from swa_cli.training import checkpoint, evaluate, faults, saving
 from swa_cli.training.files import write_atomic
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.setup import Refreshed, Run
+from swa_cli.training.tasks import SampleScores
 
 
 def validate(run: Run) -> dict[str, Any]:
     """The validation half of a row: the raw weights, and each average when it is due and at the end."""
     bench, plan = run.bench, run.plan
-    row: dict[str, Any] = {"val_loss": None, "val_accuracy": None}
+    measures, row = bench.task.measures, dict[str, Any]()
     is_last = run.epoch == plan.epochs or run.stopped is not None
     has_val = bench.source.val is not None
-    if has_val:
-        scores = evaluate.quick(_score(run, run.model, "val"))
-        row |= {"val_loss": scores["loss"], "val_accuracy": scores["accuracy"]}
+    row |= _columns("val", measures, _score(run, run.model, "val") if has_val else None)
     for name, average in run.averages.items():
-        row |= {f"{name}_val_loss": None, f"{name}_val_accuracy": None, f"{name}_count": average.count}
-        if has_val and average.count and (run.epoch in plan.score_epochs or is_last):
-            scores = evaluate.quick(_score(run, _averaged_model(run, name), "val"))
-            row |= {f"{name}_val_loss": scores["loss"], f"{name}_val_accuracy": scores["accuracy"]}
+        is_due = has_val and average.count and (run.epoch in plan.score_epochs or is_last)
+        scores = _score(run, _averaged_model(run, name), "val") if is_due else None
+        row |= {**_columns(f"{name}_val", measures, scores), f"{name}_count": average.count}
     return row
+
+
+def _columns(prefix: str, measures: Measures, scores: SampleScores | None) -> dict[str, float | None]:
+    """Loss and own score of the task, None where not measured."""
+    names = {f"{prefix}_loss": measures.loss.key, f"{prefix}_{measures.own.key}": measures.own.key}
+    return {name: None if scores is None else scores.measure(key).value for name, key in names.items()}
 
 
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
@@ -56,7 +61,7 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
         "checkpoint": str(shipped.resolve()),
         "run": str(folder.path.resolve()),
         "split": split,
-        "samples": len(samples["last"].correct),
+        "samples": len(samples["last"]),
         "weights": weights,
         "seconds": round(sum(row["seconds"] for row in run.history), 3),
         "device": str(bench.hardware.device),
@@ -65,7 +70,7 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     }
     _draw(run, folder, weights)
     folder.write_json("result.json", result)
-    terminal.summary(weights, split=split, samples=result["samples"])
+    terminal.summary(weights, split=split, samples=result["samples"], measures=bench.task.measures)
     for name, average in held.items():
         if average.kind == "swag" and average.count > 1:
             shipped = folder.checkpoints / f"{name}.pt"
@@ -86,6 +91,7 @@ def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]])
             steps_per_epoch=plan.steps_per_epoch,
             lr=[plan.learning_rate(step) for step in range(run.step)],
             final=weights,
+            measures=run.bench.task.measures,
         ),
     )
 
@@ -111,7 +117,7 @@ def _averaged_model(run: Run, name: str) -> nn.Module:
     return model
 
 
-def _score(run: Run, model: nn.Module, split: str) -> tasks.SampleScores:
+def _score(run: Run, model: nn.Module, split: str) -> SampleScores:
     bench, loader = run.bench, run.bench.plain_batches(split)
     with (
         bench.terminal.progress(f"scoring {split}", len(loader)) as bar,
@@ -122,4 +128,4 @@ def _score(run: Run, model: nn.Module, split: str) -> tasks.SampleScores:
             bar.advance()
             run.interrupt.check()
 
-        return evaluate.score(model, loader, hardware=bench.hardware, advance=advance)
+        return evaluate.score(model, loader, task=bench.task, hardware=bench.hardware, advance=advance)

@@ -26,6 +26,7 @@ from swa_cli.training.bench import Bench, describe_model, is_own_code, open_benc
 from swa_cli.training.hardware import undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
+from swa_cli.training.tasks import Subject
 
 
 @dataclass
@@ -40,7 +41,7 @@ class Run:
     averages: dict[str, WeightAverage]
     cumulative: WeightAverage | None  # the mean of the weights after every step, kept for the snapshots alone
     due: dict[str, frozenset[int]]  # average -> updates done after which it takes the weights
-    totals: Tensor  # (2,) loss and accuracy, summed over the batches of the epoch that has no row in `history` yet
+    totals: Tensor  # (2,) loss and score, summed over the batches of the epoch that has no row in `history` yet
     interrupt: Interrupt
     initial: InitialWeights | None = None  # None where the seed gives them, or a resume point will
     step: int = 0  # updates done
@@ -96,7 +97,8 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
         raise
     plan = None
     try:
-        plan = make_plan(recipe, num_train=len(bench.source.train))
+        columns = bench.task.measures.columns(list(recipe.all_averages))
+        plan = make_plan(recipe, num_train=len(bench.source.train), columns=columns)
     except RecipeError as error:
         problems += error.problems
     stop = recipe.train.stop
@@ -133,30 +135,26 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
 
 
 def _probe(model: nn.Module, bench: Bench) -> None:
-    """Blank images through the network, and its BatchNorm pass: what cannot work is told before a folder is made."""
-    source, name = bench.source, bench.recipe.model.name
-    shape = (source.channels, *source.size)
-    images = torch.zeros(2, *shape, device=bench.hardware.device)
+    """Two samples through the network, and its BatchNorm pass: what cannot work is told before a folder is made."""
+    inputs, targets = bench.probe()
+    args, kwargs = bench.task.batch_to_args(inputs)
     probe = copy.deepcopy(model).eval()
+    source, name = bench.source, bench.recipe.model.name
     try:
         with torch.inference_mode(), bench.hardware.autocast():
-            logits = probe(images)
+            outputs = probe(*args, **kwargs)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         if is_own_code(name):
             raise  # its author needs the traceback
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"model.name: {name} cannot take images of {' x '.join(map(str, shape))}: {reason}",
+            f"model.name: {name} cannot take {source.describe_inputs()}: {reason}",
             hint="choose a network for this size, or for an image_folder another dataset.args.size",
         ) from error
-    if not isinstance(logits, Tensor) or logits.shape != (2, source.num_classes):
-        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise UserError(
-            f"model.name: {name} gives {found} for 2 images, not (2, {source.num_classes})",
-            hint="let the network return one logit a class",
-        )
+    with torch.inference_mode():
+        bench.task.check(outputs, targets, subject=Subject(name, source.num_classes or None, source.size))
     if bench.recipe.all_averages and bench.recipe.average_scoring.batchnorm.method == "exact":
-        update_batchnorm([images], probe, method="exact")
+        update_batchnorm([(inputs, targets)], probe, method="exact", batch_to_args=bench.task.batch_to_args)
 
 
 def _with_defined_gradients(bench: Bench, model: nn.Module) -> Bench:
@@ -165,10 +163,11 @@ def _with_defined_gradients(bench: Bench, model: nn.Module) -> Bench:
     Raises:
         UserError: The recipe insists on another one.
     """
-    hardware, source = bench.hardware, bench.source
+    hardware = bench.hardware
     if hardware.device.type != "cpu" or hardware.precision != "bf16":
         return bench
-    name = undefined_in_bf16(copy.deepcopy(model).eval(), torch.zeros(2, source.channels, *source.size))
+    args, kwargs = bench.task.batch_to_args(bench.probe()[0])
+    name = undefined_in_bf16(copy.deepcopy(model).eval(), args, kwargs)
     if name is None:
         return bench
     reason = f"torch has no bf16 gradient of {name} for images so small"

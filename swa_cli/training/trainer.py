@@ -24,7 +24,7 @@ from swa_cli.errors import EXIT_FAILED, Problem, Terminated, UserError
 from swa_cli.recipe import extend, load
 from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import evaluate, faults, saving, scoring, tasks
+from swa_cli.training import evaluate, faults, saving, scoring
 from swa_cli.training.bench import about, import_from, require_trust
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.hardware import environment
@@ -190,7 +190,7 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
             terminal.attach_log(log)
             terminal.plan(title, plan_rows(run), warnings=warnings)
             forward: nn.Module = torch.compile(run.model) if bench.recipe.train.compile else run.model  # type: ignore[assignment]
-            terminal.epoch_header(list(run.averages))
+            terminal.epoch_header(list(run.averages), measures=bench.task.measures)
             try:
                 _epochs(run, forward, folder)
                 return scoring.finish(run, folder)
@@ -219,7 +219,7 @@ def _epochs(run: Run, forward: nn.Module, folder: RunFolder) -> None:
             run.history.append(row)
             run.begin_epoch()
             terminal.epoch_row(row)
-            folder.write_metrics(run.history, list(run.averages))
+            folder.write_metrics(run.history, list(run.averages), run.bench.task.measures)
         run.stopped = run.stopped or _out_of_patience(run)
         if run.stopped is None:
             saving.save_if_due(run, folder)
@@ -230,13 +230,14 @@ def _epochs(run: Run, forward: nn.Module, folder: RunFolder) -> None:
 def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder) -> None:
     """What is left of an epoch's steps."""
     bench, plan, recipe, epoch = run.bench, run.plan, run.bench.recipe, run.epoch
+    task = bench.task
     accumulate, device = recipe.train.accumulate, bench.hardware.device
     num_batches, start = plan.steps_per_epoch * accumulate, _num_batches_done(run)
     run.model.train()
     with bench.terminal.progress(f"epoch {epoch}", num_batches, unit=recipe.train.batch_size, done=start) as bar:
         next_reading = 0.0
         batches = itertools.islice(bench.training_batches(epoch, start=start), num_batches - start)
-        for index, (images, labels) in enumerate(batches, start=start):
+        for index, (inputs, targets) in enumerate(batches, start=start):
             part = index % accumulate
             if part == 0:
                 run.interrupt.check()
@@ -246,9 +247,10 @@ def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder) -> None:
                 bench.hardware.seed(recipe.seed, "step", run.step)
                 set_learning_rate(run.optimizer, plan.learning_rate(run.step))
                 run.optimizer.zero_grad(set_to_none=True)
+            args, kwargs = task.batch_to_args(inputs)
             with bench.hardware.autocast():
-                logits = forward(images)
-            loss = tasks.loss(logits, labels, label_smoothing=recipe.train.label_smoothing)
+                outputs = forward(*args, **kwargs)
+            loss = task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing)
             run.scaler.scale(loss / accumulate).backward()
             loss = loss.detach()
             if device.type == "cpu" or time.monotonic() > next_reading:
@@ -257,7 +259,7 @@ def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder) -> None:
                 bar.advance(loss=float(loss))
             else:
                 bar.advance()
-            run.totals += torch.stack([loss, tasks.num_correct(logits, labels) / len(labels)])
+            run.totals += torch.stack([loss, task.train_score(outputs, targets)])
             if part == accumulate - 1:
                 _update(run, folder)
                 if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
@@ -288,9 +290,9 @@ def _update(run: Run, folder: RunFolder) -> None:
 
 def _training_row(run: Run, num_steps: int) -> dict[str, Any]:
     """The training half of an epoch's row, of which `num_steps` were done."""
-    loss, accuracy = (run.totals / (num_steps * run.bench.recipe.train.accumulate)).tolist()
-    rate = run.plan.learning_rate(run.step - 1)
-    return {"epoch": run.epoch, "step": run.step, "lr": rate, "train_loss": loss, "train_accuracy": accuracy}
+    loss, score = (run.totals / (num_steps * run.bench.recipe.train.accumulate)).tolist()
+    rate, key = run.plan.learning_rate(run.step - 1), f"train_{run.bench.task.measures.training.key}"
+    return {"epoch": run.epoch, "step": run.step, "lr": rate, "train_loss": loss, key: score}
 
 
 def _num_batches_done(run: Run) -> int:
@@ -311,29 +313,31 @@ def _out_of_patience(run: Run) -> str | None:
     measured = [row[stop.metric] for row in run.history if row[stop.metric] is not None]
     if not measured:
         return None
-    best = max(measured) if stop.metric.endswith("accuracy") else min(measured)
+    best = min(measured) if run.bench.task.measures.is_lower_better(stop.metric) else max(measured)
     return "patience" if len(measured) - 1 - measured.index(best) >= stop.patience else None
 
 
 def _dry_run(run: Run) -> dict[str, Any]:
     """One real step of training, of the averages, and one scored batch; nothing is written."""
-    bench = run.bench
+    bench, task, recipe = run.bench, run.bench.task, run.bench.recipe
     started = time.monotonic()
-    images, labels = next(iter(bench.training_batches(1)))
+    inputs, targets = next(iter(bench.training_batches(1)))
     bench.hardware.seed(bench.recipe.seed, "step", 0)
     set_learning_rate(run.optimizer, run.plan.learning_rate(0))
     run.model.train()
+    args, kwargs = task.batch_to_args(inputs)
     with bench.hardware.autocast():
-        logits = run.model(images)
-    loss = tasks.loss(logits, labels, label_smoothing=bench.recipe.train.label_smoothing)
+        outputs = run.model(*args, **kwargs)
+    loss = task.loss(outputs, targets, label_smoothing=bench.recipe.train.label_smoothing)
     loss.backward()
     loss = loss.detach()
     run.optimizer.step()
     update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
-    evaluate.score(run.model, itertools.islice(bench.plain_batches(bench.scoring_split()), 1), hardware=bench.hardware)
+    scored = itertools.islice(bench.plain_batches(bench.scoring_split()), 1)
+    evaluate.score(run.model, scored, task=task, hardware=bench.hardware)
     seconds = time.monotonic() - started
     bench.terminal.note(
-        f"one step of {len(labels)} samples: loss {float(loss):.3f}, {seconds:.1f} s; nothing was written"
+        f"one step of {recipe.train.batch_size} samples: loss {float(loss):.3f}, {seconds:.1f} s; nothing was written"
     )
     return {
         "command": "train",

@@ -215,7 +215,7 @@ def samples_of(path: str) -> Any:
     found = checkpoint.read(Path(path))
     bench, model = revisit.open_checkpoint(found, [], recipe=None, terminal=Terminal(quiet=True), allow_code=False)
     model.load_state_dict(found.content["state_dict"])
-    return evaluate.score(model, bench.plain_batches("val"), hardware=bench.hardware)
+    return evaluate.score(model, bench.plain_batches("val"), task=bench.task, hardware=bench.hardware)
 
 
 def test_search_says_what_it_tried(swa, run: Path) -> None:

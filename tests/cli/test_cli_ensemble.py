@@ -219,7 +219,7 @@ SNAPSHOT = "snapshots/step-00000033.pt"
         (other_run(SNAPSHOT, "optimizer.lr=0.2"), "is of another run: its optimizer.lr is 0.2, and that of last.pt is"),
         (other_run(SNAPSHOT, "seed=1"), "is of another run: its seed is 1"),
         (other_run("checkpoints/swa.pt", "model.args.width=5"), "is of another run: its model.args.width is 5"),
-        (edited(SNAPSHOT, "input", {"channels": 1, "size": [8, 8], "mean": [0.5], "std": [0.5], "classes": ["a"]}),
+        (edited(SNAPSHOT, "input", {"channels": 1, "size": [8, 8], "mean": [0.5], "std": [0.5], "classes": ["a"], "outputs": 1}),
          "is of another run: its input"),
         (lambda run: shutil.copy(run / SNAPSHOT, run / "snapshots/step-00000034.pt"), "holds the weights of step 33"),
         (lambda run: shutil.copy(run / "checkpoints/swa.pt", run / SNAPSHOT), "is no snapshot"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from equal_runs import assert_equal_runs, content
@@ -250,8 +251,8 @@ def test_loss_that_is_not_finite(
     with monkeypatch.context() as patched:
 
         def poison() -> None:
-            loss = trainer.tasks.loss
-            patched.setattr(trainer.tasks, "loss", lambda *args, **options: loss(*args, **options) * value)
+            loss = F.cross_entropy
+            patched.setattr(F, "cross_entropy", lambda *args, **options: loss(*args, **options) * value)
 
         at(40, poison)
         ended = swa("train", faulty, "-q", "output.save_every=1step")

@@ -9,10 +9,14 @@ import torch
 import torchmetrics.functional.classification as reference
 from torch import Tensor, nn
 
-from swa_cli.training import evaluate, tasks
+from swa_cli.training import evaluate
 from swa_cli.training.hardware import Hardware
+from swa_cli.training.tasks import TASKS
+from swa_cli.training.tasks import classification as tasks
+from swa_cli.training.tasks.protocol import standard_error
 
 CPU = Hardware(torch.device("cpu"), "fp32", 1, False, "test")
+TASK = TASKS["classification"]
 
 
 @pytest.fixture
@@ -64,7 +68,7 @@ def test_predictions_are_the_softmax_of_every_sample(predictions: tuple[Tensor, 
     """Probabilities over ragged batches against the softmax of all at once, in order, with their labels."""
     logits, labels = predictions
     batches = zip(logits.split(400), labels.split(400), strict=True)
-    probabilities, same = evaluate.predict(nn.Identity(), batches, hardware=CPU)
+    probabilities, same = evaluate.predict(nn.Identity(), batches, task=TASK, hardware=CPU)
     torch.testing.assert_close(probabilities, logits.softmax(1), rtol=1e-6, atol=1e-7)
     assert torch.equal(same, labels)
 
@@ -85,7 +89,7 @@ def test_paired_error_uses_the_same_samples(predictions: tuple[Tensor, Tensor]) 
     difference = (second.nll - first.nll).double()
     assert row["nll_diff"] == pytest.approx(float(difference.mean()), abs=1e-12)
     assert row["nll_diff_se"] == pytest.approx(float(difference.std()) / math.sqrt(1003), abs=1e-12)
-    unpaired = math.hypot(evaluate.standard_error(first.nll), evaluate.standard_error(second.nll))
+    unpaired = math.hypot(standard_error(first.nll), standard_error(second.nll))
     assert row["nll_diff_se"] < unpaired / 5
 
 
@@ -93,8 +97,8 @@ def test_means_are_over_samples_and_not_over_batches(predictions: tuple[Tensor, 
     """Scores with a ragged last batch against those of one batch of everything: never the mean of batch means."""
     logits, labels = predictions
     model = nn.Identity()
-    ragged = evaluate.score(model, zip(logits.split(400), labels.split(400), strict=True), hardware=CPU)
-    whole = evaluate.score(model, [(logits, labels)], hardware=CPU)
+    ragged = evaluate.score(model, zip(logits.split(400), labels.split(400), strict=True), task=TASK, hardware=CPU)
+    whole = evaluate.score(model, [(logits, labels)], task=TASK, hardware=CPU)
     assert evaluate.summarize(ragged) == evaluate.summarize(whole)
 
 
@@ -115,6 +119,7 @@ def test_scoring_keeps_the_mode_and_draws_nothing() -> None:
     evaluate.score(
         model,
         [(torch.randn(8, 4, generator=torch.Generator()), torch.zeros(8, dtype=torch.long))],
+        task=TASK,
         hardware=CPU,
     )
     assert [layer.training for layer in model] == [True, True, False]

@@ -1,17 +1,22 @@
-"""What is learned: the loss that is trained and what each sample scores. Here: classification.
+"""Classification: a class for each image.
 
 Legend: B batch, K classes, N samples.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from swa_cli.errors import UserError
+from swa_cli.training.tasks.protocol import Measured, Subject, mean_of
+
+ECE_BINS = 15  # Guo et al. 2017, On Calibration of Modern Neural Networks
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,34 @@ class SampleScores:
     nll: Tensor  # (N,) float32, nats
     brier: Tensor  # (N,) float32, sum over classes of (p - y)^2
     confidence: Tensor  # (N,) float32, probability of the predicted class
+
+    keys = ("accuracy", "top5", "nll", "ece", "brier")
+
+    def __len__(self) -> int:
+        return len(self.correct)
+
+    def measure(self, key: str) -> Measured:
+        """A score, with `accuracy_se = sqrt(p(1-p)/n)`; ECE over 15 bins. ECE, top-5 and Brier come without error."""
+        match key:
+            case "accuracy":
+                correct = self.correct.double()
+                accuracy = float(correct.mean())
+                return Measured(accuracy, correct, math.sqrt(accuracy * (1 - accuracy) / len(correct)))
+            case "nll":
+                return mean_of(self.nll)
+            case "ece":
+                return Measured(self._calibration_error())
+            case "top5":
+                return Measured(None if self.top5 is None else float(self.top5.double().mean()))
+            case _:
+                return Measured(float(self.brier.double().mean()))
+
+    def _calibration_error(self) -> float:
+        from torchmetrics.functional.classification import binary_calibration_error  # slow to import, used at the end
+
+        # Top-label calibration is the binary one of "is the prediction right" against its confidence.
+        ece = binary_calibration_error(self.confidence.double(), self.correct.long(), n_bins=ECE_BINS, norm="l1")
+        return float(ece)
 
 
 def loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
@@ -36,9 +69,14 @@ def loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
         ) from error
 
 
-def num_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many of a batch are right, as a tensor on the device: no host sync."""
-    return (logits.argmax(dim=1) == labels).sum()
+def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Which fraction of a batch is right, as a tensor on the device: no host sync."""
+    return (logits.argmax(dim=1) == labels).sum() / len(labels)
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """(B, K) in float32, of logits."""
+    return logits.float().softmax(1)
 
 
 def score_samples(logits: Tensor, labels: Tensor) -> SampleScores:
@@ -68,12 +106,6 @@ def _scores(p: Tensor, log_p: Tensor, labels: Tensor) -> SampleScores:
     return SampleScores(predicted == labels, top5, nll, brier, confidence)
 
 
-def concatenate(parts: list[SampleScores]) -> SampleScores:
-    """The scores of all batches, in order, on the CPU: one transfer at the end and none a batch."""
-    assert parts, "a split without samples is refused where it is loaded"
-
-    def join(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values).cpu()
-
-    return SampleScores(**{field.name: join(field.name) for field in fields(SampleScores)})  # type: ignore[arg-type]
+def check(logits: Any, labels: Any, *, subject: Subject) -> None:
+    """Refuse what is no classification: logits (B, K), labels (B,)."""
+    subject.require_shape(logits, (subject.num_outputs,), cure="let the network return one logit a class")

@@ -1,0 +1,57 @@
+"""What is learned: the loss that is trained, predictions, and what each sample scores, behind one `Task`.
+
+One file a task; `find` gives it by the name in a recipe. All that knows what a task is about is in here and in
+`report/measures.py`: whatever trains, scores, compares or draws takes a `Task`.
+"""
+
+from __future__ import annotations
+
+from swa_cli.report import measures
+from swa_cli.training.tasks import classification, own, regression, segmentation
+from swa_cli.training.tasks.protocol import OwnTask, SampleScores, Subject, Task
+
+__all__ = ["TASKS", "OwnTask", "SampleScores", "Subject", "Task", "find"]
+
+TASKS = {
+    "classification": Task(
+        measures=measures.CLASSIFICATION,
+        loss=classification.loss,
+        predict=classification.probabilities,
+        metrics=classification.score_probabilities,
+        score=classification.score_samples,
+        train_score=classification.accuracy,
+        check=classification.check,
+    ),
+    "segmentation": Task(
+        measures=measures.SEGMENTATION,
+        loss=segmentation.loss,
+        predict=segmentation.predict,
+        metrics=segmentation.metrics,
+        score=segmentation.score,
+        train_score=segmentation.pixel_accuracy,
+        check=segmentation.check,
+        families=("segmentation",),
+        target="mask",
+    ),
+    "regression": Task(
+        measures=measures.REGRESSION,
+        loss=regression.loss,
+        predict=regression.predict,
+        metrics=regression.metrics,
+        score=regression.metrics,
+        train_score=regression.mean_absolute_error,
+        check=regression.check,
+        target="value",
+    ),
+}
+
+
+def find(name: str) -> Task:
+    """The task of a recipe: one of `TASKS`, or `package.module:attribute`.
+
+    Raises:
+        UserError: There is none of this name.
+    """
+    if ":" in name:
+        return own.find(name)
+    return TASKS[name]
