@@ -21,6 +21,7 @@ import torch
 from swa_cli.data import factory, folder, nested
 from swa_cli.data.published import DIGITS, PUBLISHED, Arrays, read_digits, read_published
 from swa_cli.data.randomness import generator
+from swa_cli.data.rotated import read_rotated_digits
 from swa_cli.data.splits import Progress, Split, Target, held, mean_std, samples_of, take
 from swa_cli.errors import UserError
 
@@ -59,7 +60,7 @@ class Source:
 
 def names() -> tuple[str, ...]:
     """What `load` takes."""
-    return ("digits", *PUBLISHED, "image_folder", "package.module:factory")
+    return ("digits", "rotated_digits", *PUBLISHED, "image_folder", "package.module:factory")
 
 
 def load(
@@ -153,7 +154,7 @@ def _find(name: str, *, root: Path, cache: str, download: bool, args: dict[str, 
         return _find_made(name, root=root, cache=cache, args=args)
     if name == "image_folder":
         return _find_folder(root, cache=cache, args=args)
-    if name != "digits" and name not in PUBLISHED:
+    if name not in names():
         close = difflib.get_close_matches(name, names(), n=1)
         raise UserError(
             f"unknown dataset {name!r}",
@@ -165,6 +166,9 @@ def _find(name: str, *, root: Path, cache: str, download: bool, args: dict[str, 
     if name == "digits":
         train, test = read_digits()
         return _Found(_in_memory(train, test), DIGITS, notes=notes)
+    if name == "rotated_digits":
+        train, test = read_rotated_digits()
+        return _Found(_in_memory(train, test, target="value"), ("tens of degrees",), notes=notes)
     train, test, class_names = read_published(name, root=root, download=download)
     known = PUBLISHED[name]
     return _Found(_in_memory(train, test), class_names, known.mean, known.std, notes=notes)
@@ -194,8 +198,9 @@ def _find_made(name: str, *, root: Path, cache: str, args: dict[str, Any]) -> _F
     return _Found(splits, made.class_names, made.mean, made.std, hold=hold, notes=notes)
 
 
-def _in_memory(train: Arrays, test: Arrays) -> dict[str, Split]:
-    return {split: Split(labels, images) for split, (images, labels) in (("train", train), ("test", test))}
+def _in_memory(train: Arrays, test: Arrays, *, target: Target = "class") -> dict[str, Split]:
+    arrays = {"train": train, "test": test}
+    return {split: Split(labels, images, target=target) for split, (images, labels) in arrays.items()}
 
 
 def _num_val(val: str | int, *, num_train: int) -> int:
