@@ -23,6 +23,7 @@ from swa_cli.data.masks import MaskDataset, find_masks
 from swa_cli.data.published import DIGITS, PUBLISHED, Arrays, read_digits, read_published
 from swa_cli.data.published_masks import PUBLISHED_MASKS, read_published_masks
 from swa_cli.data.randomness import generator
+from swa_cli.data.rotated import read_rotated_digits
 from swa_cli.data.shapes import CLASSES, draw_scenes
 from swa_cli.data.splits import Progress, Split, Target, held, mean_std, samples_of, take
 from swa_cli.errors import UserError
@@ -64,6 +65,7 @@ def names() -> tuple[str, ...]:
     """What `load` takes."""
     return (
         "digits",
+        "rotated_digits",
         *PUBLISHED,
         "image_folder",
         "shapes",
@@ -185,6 +187,9 @@ def _find(
     if name == "digits":
         train, test = read_digits()
         return _Found(_in_memory(train, test), DIGITS, notes=notes)
+    if name == "rotated_digits":
+        train, test = read_rotated_digits()
+        return _Found(_in_memory(train, test, target="value"), ("tens of degrees",), notes=notes)
     train, test, class_names = read_published(name, root=root, download=download)
     known = PUBLISHED[name]
     return _Found(_in_memory(train, test), class_names, known.mean, known.std, notes=notes)
@@ -268,8 +273,9 @@ def _find_made(name: str, *, root: Path, cache: str, args: dict[str, Any]) -> _F
     return _Found(splits, made.class_names, made.mean, made.std, hold=hold, notes=notes)
 
 
-def _in_memory(train: Arrays, test: Arrays) -> dict[str, Split]:
-    return {split: Split(labels, images) for split, (images, labels) in (("train", train), ("test", test))}
+def _in_memory(train: Arrays, test: Arrays, *, target: Target = "class") -> dict[str, Split]:
+    arrays = {"train": train, "test": test}
+    return {split: Split(labels, images, target=target) for split, (images, labels) in arrays.items()}
 
 
 def _num_val(val: str | int, *, num_train: int) -> int:
