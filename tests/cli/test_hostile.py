@@ -787,7 +787,7 @@ EXPORTS = [
     export_with("size-negative", put("input/size", [-8, 8]), "cannot be exported"),
     export_with("size-endless", put("input/size", [10**9, 10**9]), "cannot be exported"),
     export_with("size-one", put("input/size", [8]), "cannot be exported"),
-    export_with("classes-other", put("input/classes", ["a"]), "2 of another shape"),
+    export_with("outputs-other", put("input/outputs", 1), "2 of another shape"),
     export_with("channels-other", colour, "1 of another shape"),
     export_with("model-code", lambda content: put("model", OS_SYSTEM)(content["recipe"]), "would import and run code"),
 ]
