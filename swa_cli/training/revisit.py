@@ -15,7 +15,7 @@ from torch import nn
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint
+from swa_cli.training import checkpoint, faults
 from swa_cli.training.bench import Bench, describe_model, import_from, open_bench, require_trust
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
@@ -47,8 +47,9 @@ def open_checkpoint(
         raise UserError(
             f"{found.path}: was not written by swa and holds no recipe", hint="say which with --recipe RECIPE"
         )
-    bench = open_bench(loaded.recipe, terminal, recorded=found.content.get("input"))
-    model = bench.build_model()
+    with faults.before_a_run():
+        bench = open_bench(loaded.recipe, terminal, recorded=found.content.get("input"))
+        model = bench.build_model()
     terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}; {bench.hardware.describe()}")
     return bench, model
 
