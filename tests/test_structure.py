@@ -14,13 +14,14 @@ import swa_cli
 
 HOUSE = Path(swa_cli.__file__).parent
 FILES = sorted(HOUSE.rglob("*.py"))
-ROOMS = ("recipe", "data", "models", "averaging", "training", "report")
+ROOMS = ("recipe", "data", "models", "averaging", "training", "after", "report")
 MAY_IMPORT = {
     "recipe": {"errors"},
     "data": {"errors"},
     "models": {"errors"},
     "averaging": {"errors"},
     "training": {"errors", "recipe", "data", "models", "averaging", "report"},
+    "after": {"errors", "recipe", "data", "models", "averaging", "training", "report"},
     "report": {"errors"},
 }
 ONLY_IN = {"typer": ("cli",), "rich": ("report",), "matplotlib": ("report",), "yaml": ("recipe/load.py",)}
@@ -74,6 +75,8 @@ def test_cli_takes_only_light_rooms_at_its_top() -> None:
         ["eval", "-h"],
         ["bn-update", "-h"],
         ["repeat", "-h"],
+        ["average", "-h"],
+        ["export", "-h"],
         ["train", "nowhere.yaml"],
         ["train"],
     ],

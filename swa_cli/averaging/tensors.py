@@ -48,7 +48,7 @@ def read(model: nn.Module) -> Tensors:
     first_names: dict[int, str] = {}
     tensors = Tensors({}, {}, {})
     for key, value in plain_model(model).state_dict(keep_vars=True).items():
-        name = _without_compile(key)
+        name = without_compile(key)
         if not isinstance(value, Tensor):
             raise UserError(
                 f"{name}: the model's state holds a {type(value).__name__}, which cannot be averaged",
@@ -72,16 +72,9 @@ def plain_model(model: nn.Module) -> nn.Module:
             return model
 
 
-def clean_name(name: str) -> str:
-    """The name that a tensor of a saved state dict has in the plain model.
-
-    `module.` (DistributedDataParallel, AveragedModel) goes from the front, `_orig_mod.` (torch.compile) from
-    everywhere. Of a live model take `plain_model`: its own attribute may well be called `module`.
-    """
-    name = _without_compile(name)
-    while name.startswith("module."):
-        name = name.removeprefix("module.")
-    return name
+def without_compile(name: str) -> str:
+    """The name that a tensor has without torch.compile, which puts `_orig_mod.` anywhere."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def float64_device(device: torch.device) -> torch.device:
@@ -146,7 +139,3 @@ def require_finite(weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         if not value.isfinite().all():
             raise NonFiniteWeights(name)
-
-
-def _without_compile(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")

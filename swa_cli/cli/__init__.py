@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from swa_cli.cli import bn_update, evaluate, repeat, train
+from swa_cli.cli import average, bn_update, evaluate, export, repeat, train
 from swa_cli.cli.shared import EXIT_CODES, options
 from swa_cli.errors import (
     EXIT_DONE,
@@ -46,6 +46,8 @@ app.command("train", epilog=train.EPILOG)(train.train)
 app.command("repeat", epilog=repeat.EPILOG)(repeat.repeat)
 app.command("bn-update", epilog=bn_update.EPILOG)(bn_update.bn_update)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("average", epilog=average.EPILOG)(average.average)
+app.command("export", epilog=export.EPILOG)(export.export)
 
 
 def main() -> NoReturn:

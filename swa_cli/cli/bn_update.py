@@ -41,8 +41,8 @@ def bn_update(
 
     Changes are limited to dataset.*, train.device, train.precision, train.eval_batch_size and train.threads.
     """
+    from swa_cli.after import refresh
     from swa_cli.report.terminal import Terminal
-    from swa_cli.training import refresh
 
     result = refresh.update_checkpoint(
         ckpt,

@@ -72,8 +72,8 @@ def evaluate(
         raise typer.BadParameter(f"--split {split}: choose test, val or train")
     if samples is not None and draws is None:
         raise typer.BadParameter("--samples goes with --draws: nothing else here measures BatchNorm")
+    from swa_cli.after import rescore
     from swa_cli.report.terminal import Terminal
-    from swa_cli.training import rescore
 
     result = rescore.evaluate_checkpoint(
         ckpt,

@@ -56,7 +56,7 @@ def repeat(
     from swa_cli.report.terminal import Terminal
 
     loaded = load.load(recipe, overrides)
-    from swa_cli.training import repeat as repeating
+    from swa_cli.after import repeat as repeating
 
     terminal = Terminal(quiet=quiet, json=as_json)
     answer(repeating.repeat(loaded, wanted, terminal=terminal, dry_run=dry_run), as_json=as_json)

@@ -8,11 +8,7 @@ Shapes: N images, H W pixels.
 from __future__ import annotations
 
 import os
-import struct
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +18,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from swa_cli.data.decode import NAMED, SUFFIXES, broken_named, decode_rows, files_in, first_size, split_folders
+from swa_cli.data.decode import num_cores as num_cores
 from swa_cli.errors import UserError
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-
-# What PIL raises on files that are no images, cut short or damaged.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
-_CHUNK = 256  # images per task: few enough for a lively progress bar, many enough to keep threads busy
-_NAMED = 5  # broken files that an error lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +47,7 @@ class FolderDataset(Dataset[tuple[Tensor, int]]):
             UserError: The size differs from the other images'.
         """
         path = self.paths[row]
-        with _broken_named(path), Image.open(path) as image:
+        with broken_named(path), Image.open(path) as image:
             rgb = image.convert("RGB")
         if self.resize:
             rgb = _resized(rgb, side=self.resize)
@@ -85,11 +76,9 @@ def find(root: Path, *, resize: int | None) -> tuple[dict[str, FolderDataset], t
     Raises:
         UserError: The layout is another one, a class has no images, or a split has classes of its own.
     """
-    folders = {split: root / split for split in ("train", "val", "test") if (root / split).is_dir()}
-    if "train" not in folders:
-        if folders or not root.is_dir():
-            raise _no_images(root / "train")
-        folders = {"train": root}
+    folders = split_folders(root)
+    if not folders:
+        raise _no_images(root / "train")
     classes = _class_folders(folders["train"])
     if not classes:
         raise _no_images(folders["train"])
@@ -103,7 +92,7 @@ def find(root: Path, *, resize: int | None) -> tuple[dict[str, FolderDataset], t
             f"no images in {folders['train'] / min(empty)}",
             hint=f"a class needs images ({', '.join(SUFFIXES)}): add some, or remove its folder",
         )
-    shape = (resize, resize) if resize else _first_size(listed["train"][0][0])
+    shape = (resize, resize) if resize else first_size(listed["train"][0][0])
     return {
         split: FolderDataset(tuple(paths), torch.tensor(labels, dtype=torch.int64), resize, shape)
         for split, (paths, labels) in listed.items()
@@ -129,45 +118,12 @@ def decode(
         UserError: Files are broken (all are counted, five are named), or images differ in size.
     """
     images = torch.empty((len(rows), 3, *dataset.shape), dtype=torch.uint8)
-    target = images.numpy()
 
-    def decode_chunk(first: int) -> list[str]:
-        broken = []
-        for place, row in enumerate(rows[first : first + _CHUNK].tolist(), start=first):
-            try:
-                target[place] = dataset.pixels(row).transpose(2, 0, 1)
-            except OSError as error:
-                broken.append(str(error))
-        return broken
+    def read(row: int) -> tuple[np.ndarray, ...]:
+        return (dataset.pixels(row).transpose(2, 0, 1),)
 
-    broken: list[str] = []
-    pool = ThreadPoolExecutor(num_cores())
-    try:
-        for first, names in zip(
-            range(0, len(rows), _CHUNK), pool.map(decode_chunk, range(0, len(rows), _CHUNK)), strict=True
-        ):
-            broken += names
-            if progress:
-                progress(what, min(first + _CHUNK, len(rows)), len(rows))
-    finally:
-        pool.shutdown(cancel_futures=True)  # Ctrl-C and images of another size end the work at once
-    if broken:
-        raise UserError(
-            f"{len(broken)} image file{'s' * (len(broken) > 1)} cannot be read:\n  "
-            + "\n  ".join(broken[:_NAMED] + ["..."] * (len(broken) > _NAMED)),
-            hint="repair or remove them",
-        )
+    decode_rows(read, rows=rows, into=(images.numpy(),), what=what, progress=progress)
     return images
-
-
-@contextmanager
-def _broken_named(path: str) -> Iterator[None]:
-    """Turn whatever PIL raises on a broken file into an OSError that names it."""
-    try:
-        yield
-    except _BROKEN as error:
-        reason = str(error).replace(f" '{path}'", "").replace(f" {path!r}", "") or type(error).__name__
-        raise OSError(f"{path}: {reason}") from error
 
 
 def _resized(image: Image.Image, *, side: int) -> Image.Image:
@@ -189,33 +145,16 @@ def _listed(folder: Path, *, classes: tuple[str, ...]) -> tuple[list[str], list[
     unknown = sorted(set(_class_folders(folder)) - set(classes))
     if unknown:
         raise UserError(
-            f"{folder} has classes that the training folder lacks: {', '.join(unknown[:_NAMED])}",
-            hint=f"the training folder has {', '.join(classes[:_NAMED])}...: name the class folders alike",
+            f"{folder} has classes that the training folder lacks: {', '.join(unknown[:NAMED])}",
+            hint=f"the training folder has {', '.join(classes[:NAMED])}...: name the class folders alike",
         )
     paths: list[str] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(
-            os.path.join(where, file)
-            for where, _, files in os.walk(folder / name)
-            for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        )
-        for path in found:
-            if not os.path.isfile(path) and os.path.exists(path):  # opening a pipe would wait for ever
-                raise UserError(f"{path}: is no regular file", hint="remove it")
+        found = [path for path in files_in(folder / name) if path.lower().endswith(SUFFIXES)]
         paths += found
         labels += [label] * len(found)
     return paths, labels
-
-
-def _first_size(path: str) -> tuple[int, int]:
-    """(H, W) of an image."""
-    try:
-        with _broken_named(path), Image.open(path) as image:
-            return image.height, image.width
-    except OSError as error:
-        raise UserError(f"1 image file cannot be read:\n  {error}", hint="repair or remove it") from error
 
 
 def _no_images(folder: Path) -> UserError:
@@ -224,8 +163,3 @@ def _no_images(folder: Path) -> UserError:
         hint="image_folder reads dataset.root/train/<class>/*.jpg (and test/, val/ beside train/), "
         "or dataset.root/<class>/*.jpg",
     )
-
-
-def num_cores() -> int:
-    """The cores this process may use, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -114,8 +114,8 @@ def read_published(name: str, *, root: Path, download: bool) -> tuple[Arrays, Ar
     folder = _idx_folder(known, root=root)
     if folder is None:
         if not download:
-            raise _missing(name, root=root, reason="are missing", download=False)
-        _torchvision_class(name, root=root, train=True, download=True)
+            raise _missing(name, known, root=root, reason="are missing", download=False)
+        torchvision_dataset(name, known, root=root, download=True, train=True)
         folder = _idx_folder(known, root=root)
         assert folder is not None, "torchvision downloads to root/<class>/raw"
     paths = [_idx_path(folder, file) for file in _IDX_FILES]
@@ -123,26 +123,40 @@ def read_published(name: str, *, root: Path, download: bool) -> tuple[Arrays, Ar
 
 
 def _through_torchvision(name: str, *, root: Path, download: bool) -> tuple[Arrays, Arrays, tuple[str, ...]]:
-    train = _torchvision_class(name, root=root, train=True, download=download)
-    test = _torchvision_class(name, root=root, train=False, download=download)
-    class_names = PUBLISHED[name].class_names or tuple(train.classes)
-    return _arrays(train), _arrays(test), class_names
+    known = PUBLISHED[name]
+    by_name = name in ("svhn", "stl10")
+    train, test = (
+        torchvision_dataset(
+            name, known, root=root, download=download, **({"split": split} if by_name else {"train": split == "train"})
+        )
+        for split in ("train", "test")
+    )
+    return _arrays(train), _arrays(test), known.class_names or tuple(train.classes)
 
 
-def _torchvision_class(name: str, *, root: Path, train: bool, download: bool) -> Any:
-    """The torchvision dataset; what it prints goes to stderr, as stdout is for the answer."""
+def torchvision_dataset(name: str, known: Published, *, root: Path, download: bool, **options: Any) -> Any:
+    """The torchvision dataset; what it prints goes to stderr, as stdout is for the answer.
+
+    Args:
+        name: As a recipe says it.
+        known: What is known about it.
+        root: Where the files are looked for, and downloaded to.
+        download: Whether they may be downloaded.
+        options: Which part of it, in the words of its class.
+
+    Raises:
+        UserError: The files are missing or damaged, or a package that reads them is.
+    """
     from torchvision import datasets  # takes a second, and most sets do without it
 
-    known = PUBLISHED[name]
-    split: dict[str, Any] = {"split": "train" if train else "test"} if name in ("svhn", "stl10") else {"train": train}
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            return getattr(datasets, known.torchvision)(str(root), download=download, **split)
+            return getattr(datasets, known.torchvision)(str(root), download=download, **options)
     except ImportError as error:  # SVHN's files are MATLAB's, read by scipy
         raise UserError(f"{name} needs a package that is not installed: {error}", hint="pip install scipy") from error
-    except (OSError, RuntimeError) as error:  # URLError is an OSError
+    except (OSError, RuntimeError, ValueError) as error:  # URLError is an OSError; a list cut short a ValueError
         reason = f"could not be downloaded ({error})" if download else "are missing or damaged"
-        raise _missing(name, root=root, reason=reason, download=download) from error
+        raise _missing(name, known, root=root, reason=reason, download=download) from error
 
 
 def _arrays(dataset: Any) -> Arrays:
@@ -154,8 +168,7 @@ def _arrays(dataset: Any) -> Arrays:
     return images.contiguous(), torch.as_tensor(np.asarray(labels)).long()
 
 
-def _missing(name: str, *, root: Path, reason: str, download: bool) -> UserError:
-    known = PUBLISHED[name]
+def _missing(name: str, known: Published, *, root: Path, reason: str, download: bool) -> UserError:
     folders = [str(folder) for folder in _folders(known, root=root)]
     cures = [] if download else ["download it with dataset.download=true"]
     cures += ["copy the files there", "set dataset.root to their folder"]

@@ -12,20 +12,23 @@ import math
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from swa_cli.data import factory, folder, nested
+from swa_cli.data import factory, folder, nested, settings
+from swa_cli.data.masks import MaskDataset, find_masks
 from swa_cli.data.published import DIGITS, PUBLISHED, Arrays, read_digits, read_published
+from swa_cli.data.published_masks import PUBLISHED_MASKS, read_published_masks
 from swa_cli.data.randomness import generator
 from swa_cli.data.rotated import read_rotated_digits
+from swa_cli.data.shapes import CLASSES, draw_scenes
 from swa_cli.data.splits import Progress, Split, Target, held, mean_std, samples_of, take
 from swa_cli.errors import UserError
 
-_MAX_SIZE = 65_536  # pixels
+_SIZE_OF_PHOTOGRAPHS = 128  # published images with masks are of many sizes
 _MEMORY_SHARE = 1 / 4  # of the available memory that `cache: auto` may fill
 
 
@@ -60,7 +63,16 @@ class Source:
 
 def names() -> tuple[str, ...]:
     """What `load` takes."""
-    return ("digits", "rotated_digits", *PUBLISHED, "image_folder", "package.module:factory")
+    return (
+        "digits",
+        "rotated_digits",
+        *PUBLISHED,
+        "image_folder",
+        "shapes",
+        *PUBLISHED_MASKS,
+        "mask_folder",
+        "package.module:factory",
+    )
 
 
 def load(
@@ -83,18 +95,19 @@ def load(
         val: Validation samples, "10%" or a number, taken from the training set by the seed alone; not applied
             to a source with a validation split of its own.
         seed: Decides which samples validate.
-        cache: "auto" holds an image folder in memory if its pixels take at most a quarter of the available
-            memory, "ram" holds everything, "none" streams what comes from files one by one or from a user.
+        cache: "auto" holds images that are files in memory if their pixels take at most a quarter of the
+            available memory, "ram" holds everything, "none" streams what comes from files or from a user.
         download: Whether missing files may be downloaded.
         workers: Processes that read a streamed dataset.
-        args: For "image_folder" {"size": side}; for a factory its keyword arguments.
+        args: For "image_folder" {"size": side}; for sets with masks and "shapes" see `settings`; for a factory its
+            keyword arguments.
         progress: Called while images are read.
 
     Raises:
         UserError: Unknown name, missing or damaged files, wrong layout, `val` leaves nothing to train.
     """
     assert cache in ("auto", "ram", "none")
-    found = _find(name, root=Path(root), cache=cache, download=download, args=dict(args or {}))
+    found = _find(name, root=Path(root), cache=cache, download=download, args=dict(args or {}), progress=progress)
     splits, notes = dict(found.splits), list(found.notes)
     if "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
@@ -149,20 +162,28 @@ class _Found:
     notes: tuple[str, ...] = ()
 
 
-def _find(name: str, *, root: Path, cache: str, download: bool, args: dict[str, Any]) -> _Found:
+def _find(
+    name: str, *, root: Path, cache: str, download: bool, args: dict[str, Any], progress: Progress | None
+) -> _Found:
     if ":" in name:
         return _find_made(name, root=root, cache=cache, args=args)
     if name == "image_folder":
         return _find_folder(root, cache=cache, args=args)
+    if name == "mask_folder":
+        return _find_masks(root, cache=cache, args=args)
+    if name in PUBLISHED_MASKS:
+        return _find_published_masks(name, root=root, cache=cache, download=download, args=args)
     if name not in names():
         close = difflib.get_close_matches(name, names(), n=1)
         raise UserError(
             f"unknown dataset {name!r}",
             hint=(f"did you mean {close[0]!r}? " if close else "") + f"There are {', '.join(names())}",
         )
+    notes = (f"{name} is held in memory whatever dataset.cache says",) if cache == "none" else ()
+    if name == "shapes":
+        return _Found(*_drawn(args, progress=progress), notes=notes)
     if args:
         raise UserError(f"{name} takes no arguments, but got {', '.join(args)}", hint="remove dataset.args")
-    notes = (f"{name} is held in memory whatever dataset.cache says",) if cache == "none" else ()
     if name == "digits":
         train, test = read_digits()
         return _Found(_in_memory(train, test), DIGITS, notes=notes)
@@ -176,15 +197,69 @@ def _find(name: str, *, root: Path, cache: str, download: bool, args: dict[str, 
 
 def _find_folder(root: Path, *, cache: str, args: dict[str, Any]) -> _Found:
     size = args.get("size")
-    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and 0 < size <= _MAX_SIZE)):
+    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and 0 < size <= settings.MAX_SIDE)):
         raise UserError(f"image_folder does not take {args}", hint="dataset.args is {size: S}: images of S x S pixels")
     datasets, class_names = folder.find(root, resize=size)
-    num_bytes = sum(3 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())
     splits = {
         split: Split(dataset.labels, None, dataset, torch.arange(len(dataset))) for split, dataset in datasets.items()
     }
-    hold = cache == "ram" or (cache == "auto" and num_bytes <= _MEMORY_SHARE * _available_memory())
-    return _Found(splits, class_names, hold=hold)
+    num_bytes = sum(3 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())
+    return _Found(splits, class_names, hold=_fits(num_bytes, cache=cache))
+
+
+def _find_masks(root: Path, *, cache: str, args: dict[str, Any]) -> _Found:
+    settings.require_keys("mask_folder", args, takes=("size", "classes"))
+    class_names = settings.class_names("mask_folder", args.get("classes"))
+    resize = settings.height_and_width("mask_folder", args["size"]) if "size" in args else None
+    return _with_masks(find_masks(root, num_classes=len(class_names), resize=resize), class_names, cache=cache)
+
+
+def _find_published_masks(name: str, *, root: Path, cache: str, download: bool, args: dict[str, Any]) -> _Found:
+    settings.require_keys(name, args, takes=("size",))
+    resize = settings.height_and_width(name, args.get("size", _SIZE_OF_PHOTOGRAPHS))
+    known = PUBLISHED_MASKS[name]
+    found = _with_masks(
+        read_published_masks(name, root=root, download=download, resize=resize), known.class_names, cache=cache
+    )
+    notes = ("voc keeps its test masks to itself: its validation set is the test split here",) if name == "voc" else ()
+    return replace(found, mean=known.mean, std=known.std, notes=notes)
+
+
+def _with_masks(datasets: Mapping[str, MaskDataset], class_names: tuple[str, ...], *, cache: str) -> _Found:
+    splits = {
+        split: Split(None, None, dataset, torch.arange(len(dataset)), "mask") for split, dataset in datasets.items()
+    }
+    num_bytes = sum(4 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())
+    return _Found(splits, class_names, hold=_fits(num_bytes, cache=cache))
+
+
+def _drawn(args: dict[str, Any], *, progress: Progress | None) -> tuple[dict[str, Split], tuple[str, ...]]:
+    chosen = settings.shapes(args)
+    num_bytes = sum(chosen.counts.values()) * chosen.size**2 * (chosen.channels + 1)
+    if num_bytes > _available_memory():
+        raise UserError(
+            f"dataset.args: {sum(chosen.counts.values()):,} scenes of {chosen.size}x{chosen.size} pixels take "
+            f"{num_bytes / 2**30:.1f} GiB, there are {_available_memory() / 2**30:.1f}",
+            hint="make train, test or size smaller",
+        )
+    splits = {}
+    for split, count in chosen.counts.items():
+        images, masks = draw_scenes(
+            split,
+            count=count,
+            size=chosen.size,
+            classes=chosen.classes,
+            channels=chosen.channels,
+            seed=chosen.seed,
+            progress=progress,
+        )
+        splits[split] = Split(masks, images, target="mask")
+    return splits, CLASSES[chosen.classes]
+
+
+def _fits(num_bytes: int, *, cache: str) -> bool:
+    """Whether pixels of files shall be held in memory."""
+    return cache == "ram" or (cache == "auto" and num_bytes <= _MEMORY_SHARE * _available_memory())
 
 
 def _find_made(name: str, *, root: Path, cache: str, args: dict[str, Any]) -> _Found:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from swa_cli.data import folder, nested
+from swa_cli.data.masks import MaskDataset, decode_masks
 from swa_cli.data.stream import spans_of, stream
 from swa_cli.errors import UserError
 
@@ -57,6 +58,9 @@ def held(split: Split, *, what: str, seed: int, workers: int, progress: Progress
     if isinstance(split.dataset, folder.FolderDataset):
         images = folder.decode(split.dataset, rows=split.indices, what=what, progress=progress)
         return Split(split.labels, images)
+    if isinstance(split.dataset, MaskDataset):
+        images, labels = decode_masks(split.dataset, rows=split.indices, what=what, progress=progress)
+        return Split(labels, images, target="mask")
     batches = []
     spans = spans_of(len(split), size=_READ_AT_ONCE)
     read = stream(

@@ -1,8 +1,7 @@
 """What is trained: `build` makes a network from the name and the arguments that a recipe gives.
 
-A name is one of our own zoo (`names()`), `torchvision:NAME`, or `package.module:Attribute` for a network of
-A name is one of our own zoo (`names()`), `torchvision:NAME`, or `package.module:Attribute` for a network of
-one's own. Networks of the zoo map images (B, C, H, W) to logits (B, K), or to K numbers, or to those of each pixel
+A name is one of our own zoo (`names()`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for a network
+of one's own. Networks of the zoo map images (B, C, H, W) to logits (B, K), or to K numbers, or to those of each pixel
 (B, K, H, W); `num_classes` K and `in_channels` C follow the dataset.
 Initial weights are drawn from torch's global generator: seed it first.
 """
@@ -42,12 +41,16 @@ ZOO: Mapping[str, partial[Any]] = {
     "wide_resnet": partial(WideResNet),
     "wide_resnet28x10": partial(WideResNet, depth=28, width=10),
 }
-FORMS = "a name is one of the zoo, torchvision:NAME or package.module:Attribute"
+FORMS = "a name is one of the zoo, torchvision:NAME, timm:NAME or package.module:Attribute"
+LIBRARIES = ("torchvision", "timm")  # whose networks are no code of one's own
 
 # Left alone, these two also return auxiliary logits in training, and warn of an initialisation to come.
 TORCHVISION_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
+
+# Arguments of timm.create_model that load weights, most of them from the network.
+TIMM_PRETRAINED = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 
 
 def names() -> list[str]:
@@ -66,8 +69,8 @@ def build(
     """Make the network `name` with fresh weights, on the CPU.
 
     Args:
-        name: `preresnet20`, `torchvision:resnet18`, `my_networks:Tiny`. A module of one's own must be
-            importable; its class or function gets `num_classes` (also as `num_outputs`) and `in_channels` if the
+        name: `preresnet20`, `torchvision:resnet18`, `timm:resnet18`, `my_networks:Tiny`. A module of one's own must
+            be importable; its class or function gets `num_classes` (also as `num_outputs`) and `in_channels` if the
             signature has them.
         num_classes: How many logits or other outputs, K; None where the dataset does not tell.
         in_channels: Channels of an image, C. Unless it is 3, a torchvision network gets new first weights.
@@ -85,7 +88,7 @@ def build(
         if key in args:
             raise UserError(f"model.args.{key}: this follows the dataset", hint=f"leave {key} out")
     source, colon, attribute = name.partition(":")
-    if colon and source != "torchvision":
+    if colon and source not in ("torchvision", "timm"):
         return _from_import(name, args=args, filled=filled)
     if num_classes is None or in_channels is None:
         missing = "channels of images" if in_channels is None else "number of outputs"
@@ -95,6 +98,8 @@ def build(
         )
     if not colon:
         return _from_zoo(name, args=args, filled=filled)
+    if source == "timm":
+        return _from_timm(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
     return _from_torchvision(attribute, args=args, num_classes=num_classes, in_channels=in_channels, families=families)
 
 
@@ -180,6 +185,34 @@ def _fit_first_conv(model: nn.Module, *, in_channels: int) -> None:
     weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
     conv.weight = nn.Parameter(nn.init.normal_(weight, std=conv.weight.std().item()))
     conv.in_channels = in_channels
+
+
+def _from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int) -> nn.Module:
+    try:
+        import timm  # seconds, which our own networks need not wait for
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"model.name: timm:{name} needs the package timm: {error}", hint="pip install 'swa-cli[timm]'"
+        ) from error
+    known = timm.list_models()
+    if name not in known:  # a name with a tag or a hub would be one of pretrained weights
+        raise UserError(
+            f"model.name: timm has no network {name!r}",
+            hint=_did_you_mean(name.partition(".")[0], known) + "`timm.list_models()` lists them",
+        )
+    for key in TIMM_PRETRAINED & args.keys():
+        raise UserError(
+            f"model.args.{key}: a run starts from fresh weights, not from pretrained ones",
+            hint=f"leave {key} out; weights in a file of yours come with train.init",
+        )
+    try:
+        model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **args)
+    except (TypeError, ValueError, KeyError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"model.args: timm:{name} refuses them: {reason}", hint=f"see the arguments of timm.create_model({name!r})"
+        ) from error
+    return model
 
 
 def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:

@@ -177,7 +177,8 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
         assert recipe.snapshots is not None
         when = _when(series, plan.snapshots, plan.steps_per_epoch)
         kept = "all" if recipe.snapshots.keep == "all" else f"the last {recipe.snapshots.keep}"
-        lines.append(f"snapshots: {len(plan.snapshots)}, {when}; {kept} kept")
+        mean = ", with the running mean" if recipe.snapshots.cumulative else ""
+        lines.append(f"snapshots: {len(plan.snapshots)}, {when}; {kept} kept{mean}")
     return lines
 
 
@@ -326,10 +327,12 @@ def _task_problems(recipe: Recipe) -> list[Problem]:
 
 
 def _init_problems(recipe: Recipe) -> list[Problem]:
-    if recipe.train.init is not None or recipe.train.init_weights is None:
+    """Keys about a checkpoint that is not there."""
+    if recipe.train.init is not None:
         return []
-    message = "there is no checkpoint to take them from"
-    return [Problem("train.init_weights", message, "add train.init, or leave it out")]
+    given = {"train.init_weights": recipe.train.init_weights, "train.init_skip": recipe.train.init_skip}
+    message, hint = "there is no checkpoint to take them from", "add train.init, or leave it out"
+    return [Problem(key, message, hint) for key, value in given.items() if value]
 
 
 def _saves(recipe: Recipe, clock: Clock) -> frozenset[int]:

@@ -49,7 +49,7 @@ class Model(BaseModel):
     """The network that is trained."""
 
     model_config = STRICT
-    name: Text = Field(description="zoo name, torchvision:NAME, or package.module:Attribute")
+    name: Text = Field(description="zoo name, torchvision:NAME, timm:NAME, or package.module:Attribute")
     args: dict[str, Free] = Field(
         default={}, description="constructor arguments; num_classes and in_channels are filled in"
     )
@@ -323,6 +323,10 @@ class Snapshots(BaseModel):
     every: DurationField = Field(description="between two snapshots; 1cycle: at each minimum")
     start: DurationField = Field(default=Duration.parse("0ep"), description="nothing before this point is kept")
     keep: CountOrAll = Field(default="all", description="all, or the last k")
+    cumulative: Flag = Field(
+        default=False,
+        description="each with the mean of the weights after every step so far: `swa average --window` is then exact",
+    )
 
 
 class Stop(BaseModel):
@@ -343,6 +347,9 @@ class Train(BaseModel):
     )
     init_weights: Text | None = Field(
         default=None, description="which weights of it: last, swa, ...; default its raw weights, or its only ones"
+    )
+    init_skip: list[Text] = Field(
+        default=[], description="tensors that keep their fresh values instead, by name patterns such as head.*"
     )
     batch_size: Count = Field(default=128, description="samples of one forward pass")
     eval_batch_size: Count = Field(default=512, description="samples of one forward pass without gradients")

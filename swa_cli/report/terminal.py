@@ -21,6 +21,7 @@ from swa_cli.report.measures import CLASSIFICATION, Measures
 from swa_cli.report.repeats import repeat_table, repeat_verdict, spelled
 from swa_cli.report.scores import ensemble_table, score_table, verdict
 from swa_cli.report.spelling import hanging, open_console, open_log, safe
+from swa_cli.report.windows import tried_table
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -230,6 +231,29 @@ class Terminal:
             return [*hanging(Text(), cost, console=console), *ensemble_table(curve, console=console, measures=measures)]
 
         self._say(lambda console: [Text()])
+        self._say(lines, answer=not self._json)
+
+    def tried(
+        self, rows: Sequence[Mapping[str, Any]], *, samples: int, passes: int, measures: Measures = CLASSIFICATION
+    ) -> None:
+        """Part of the answer: what was tried on validation images before one was chosen.
+
+        Args:
+            rows: What each scored, see `windows.tried_table`.
+            measures: What the task scores.
+            samples: Validation images.
+            passes: BatchNorm passes that it took.
+        """
+
+        def lines(console: Console) -> list[Text]:
+            took = f"{passes} BatchNorm pass{'es' if passes != 1 else ''}"
+            title = f"val: {samples:,} samples (± one standard error); {took}"
+            return [
+                *hanging(Text(), title, console=console),
+                *tried_table(rows, measures=measures, console=console),
+                Text(),
+            ]
+
         self._say(lines, answer=not self._json)
 
     def _say(self, lines: Lines, *, always: bool = False, answer: bool = False) -> None:

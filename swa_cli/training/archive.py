@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ class DamagedError(UserError):
 def read_archive(path: Path) -> Any:
     """What `torch.save` wrote, on the CPU, its checksums verified; no code of it is run.
 
+    An `argparse.Namespace` in the outermost dict, where timm and torchvision's references keep their options, comes
+    out as a dict.
+
     Raises:
         DamagedError: It cannot be read, or is not what was written.
         UserError: It holds what weights do not need.
@@ -39,15 +43,20 @@ def read_archive(path: Path) -> Any:
         is_zip = zipfile.is_zipfile(path)  # torch wrote no zip before 1.6; timgaripov/swa checkpoints are of that time
         if is_zip:
             _verify(path)
-        with warnings.catch_warnings(action="ignore"):  # torch wonders aloud at what is then refused
+        # torch wonders aloud at what is then refused.
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([Namespace]):
             content = torch.load(path, weights_only=True, mmap=is_zip, map_location="cpu")
     except UserError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for foreign and hostile files
+        if objects := _objects(path):
+            raise _holds_objects(path, objects) from error
         raise DamagedError(
             f"{path}: cannot be read as a checkpoint ({_first_line(error)})",
             hint="name a file that torch.save wrote and that holds tensors and plain values only",
         ) from error
+    if isinstance(content, dict) and any(type(value) is Namespace for value in content.values()):
+        content = {key: vars(value) if type(value) is Namespace else value for key, value in content.items()}
     _require_plain(content, path)
     return content
 
@@ -110,6 +119,27 @@ def _verify(path: Path) -> None:
         raise DamagedError(
             f"{path}: is damaged: the checksum of {damaged!r} is wrong", hint="take another copy of the file"
         )
+
+
+def _objects(path: Path) -> list[str]:
+    """The classes and functions that reading a file would need beside tensors and plain values."""
+    try:
+        with torch.serialization.safe_globals([Namespace]):
+            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # it is no archive, or a broken one: the error that is told is the one of reading it
+        return []
+
+
+def _holds_objects(path: Path, objects: list[str]) -> DamagedError:
+    """A Lightning checkpoint with a path among its hyperparameters, a whole model, a trap: only code can read it."""
+    names = ", ".join(objects[:3]) + ", ..." * (len(objects) > 3)
+    is_model = any(name.startswith("torch.nn.modules.") for name in objects)
+    weights = ".state_dict()" if is_model else "['state_dict']"
+    resave = f"torch.save(torch.load({str(path)!r}, weights_only=False){weights}, 'weights.pt')"
+    return DamagedError(
+        f"{path}: cannot be read as a checkpoint without running code: beside tensors it holds {names}",
+        hint=f"take its weights out where you trust who wrote it, since this runs its code: {resave}",
+    )
 
 
 def _require_plain(content: Any, path: Path) -> None:

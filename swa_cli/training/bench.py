@@ -60,7 +60,7 @@ class Bench:
 
     @property
     def input(self) -> dict[str, Any]:
-        """What the network takes: shape, normalisation of pixels scaled to [0, 1], classes."""
+        """What the network takes and gives: shape, normalisation of pixels scaled to [0, 1], classes, outputs."""
         source = self.source
         return {
             "channels": source.channels,
@@ -68,6 +68,7 @@ class Bench:
             "mean": list(source.mean),
             "std": list(source.std),
             "classes": list(source.class_names),
+            "outputs": source.num_classes or None,
         }
 
     def scoring_split(self) -> str:
@@ -127,20 +128,12 @@ class Bench:
     def build_model(self) -> nn.Module:
         """The network with its initial weights, a function of the seed, on the device, channels last."""
         self.hardware.seed(self.recipe.seed, "initial weights")
-        try:
-            model = models.build(
-                self.recipe.model.name,
-                num_classes=self.source.num_classes or None,
-                in_channels=self.source.channels,
-                args=self.recipe.model.args,
-                families=self.task.families,
-            )
-        except (MemoryError, OverflowError) as error:
-            raise _too_large() from error
-        except RuntimeError as error:
-            if not any(words in str(error) for words in TOO_LARGE):
-                raise
-            raise _too_large() from error
+        model = build_network(
+            self.recipe,
+            num_classes=self.source.num_classes or None,
+            in_channels=self.source.channels,
+            families=self.task.families,
+        )
         return model.to(self.hardware.device).to(memory_format=torch.channels_last)
 
     def refresh_batchnorm(
@@ -244,6 +237,27 @@ def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
         )
 
 
+def build_network(
+    recipe: Recipe, *, num_classes: int | None, in_channels: int | None, families: tuple[str, ...]
+) -> nn.Module:
+    """The network of a recipe on the CPU; its weights are drawn from torch's global generator.
+
+    Raises:
+        UserError: The recipe does not describe one, or it does not fit into memory.
+    """
+    model = recipe.model
+    try:
+        return models.build(
+            model.name, num_classes=num_classes, in_channels=in_channels, args=model.args, families=families
+        )
+    except (MemoryError, OverflowError) as error:
+        raise _too_large() from error
+    except RuntimeError as error:
+        if not any(words in str(error) for words in TOO_LARGE):
+            raise
+        raise _too_large() from error
+
+
 def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:
     """The data with the normalisation of a checkpoint, if they are of its kind."""
     for key, found in (("channels", source.channels), ("classes", list(source.class_names))):
@@ -321,7 +335,8 @@ def require_trust(recipe: Recipe, *, source: str, allow_code: bool) -> None:
 
 def is_own_code(name: str) -> bool:
     """Whether a name of a recipe is `package.module:attribute`."""
-    return ":" in name and not name.startswith("torchvision:")
+    source, colon, _ = name.partition(":")
+    return bool(colon) and source not in models.LIBRARIES
 
 
 def describe_model(name: str, model: nn.Module) -> str:

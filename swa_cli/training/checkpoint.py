@@ -1,4 +1,4 @@
-"""What a .pt holds: written atomically, read safely, ours and other people's.
+"""What a .pt of ours holds: written atomically, read safely. Other people's files are read by `foreign.py`.
 
 Three files of ours: the resume point (`last.pt`: raw weights, averages, optimizer, history), a weight set to
 ship (`swa.pt`, one an average) and a snapshot (raw weights). All hold primitives and tensors only, carry the
@@ -22,11 +22,11 @@ from swa_cli.averaging import settings
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import has_batchnorm
 from swa_cli.averaging.swag import Posterior, variance_of
-from swa_cli.averaging.tensors import clean_name
 from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError
-from swa_cli.training import archive, formats
+from swa_cli.training import archive, foreign, formats
 from swa_cli.training.files import write_atomic
+from swa_cli.training.foreign import ForeignWeights
 
 BATCHNORM_KEYS = ("batchnorm", "batchnorm_method", "samples")  # beside the weights: how fresh their statistics are
 PARTS_BESIDE_TENSORS = 1 << 16  # bytes of a checkpoint for names, places and checksums
@@ -109,11 +109,12 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
         model: The network that the recipe describes; its parameters give the averages their names and shapes.
 
     Raises:
-        UserError: An average that is empty, or of another architecture.
+        UserError: An average of another architecture, or a foreign file without weights.
     """
     content, owners = checkpoint.content, read_tensors(model).owners
     if checkpoint.kind == "foreign":
-        return _foreign_sets(checkpoint, model)
+        sets = foreign.read(content, checkpoint.path, owners=owners).sets
+        return {name: _of_foreign(item, model) for name, item in sets.items()}
     if checkpoint.kind == "weights":
         weights, entry, kept = content["state_dict"], content["average"], content.get("posterior")
         posterior = None
@@ -122,7 +123,7 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
         return {entry["name"]: WeightSet(weights, content["batchnorm"], entry["count"], entry["kind"], posterior)}
     if checkpoint.kind == "snapshot":
         return {"snapshot": WeightSet(content["state_dict"], content["batchnorm"])}
-    sets = {"last": raw_weights(checkpoint, model)}
+    found = {"last": raw_weights(checkpoint, model)}
     for name, entry in content["averages"].items():
         if entry["count"]:
             average = restore_average(entry, model)
@@ -130,8 +131,8 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
             if average.kind == "swag":  # of the file's own tensors, which stay mapped: there may be a lot of them
                 variance = variance_of(entry["m2"], count=average.count)
                 posterior = Posterior(weights, variance, entry["deviations"], entry["diagonal"], owners)
-            sets[name] = WeightSet(weights, entry["batchnorm"], average.count, average.kind, posterior)
-    return sets
+            found[name] = WeightSet(weights, entry["batchnorm"], average.count, average.kind, posterior)
+    return found
 
 
 def raw_weights(point: Checkpoint, model: nn.Module) -> WeightSet:
@@ -171,76 +172,45 @@ def load_weights(
     """
     wanted = model.state_dict()
     missing = [f"missing {key}" for key in wanted if key not in state_dict]
-    foreign = [f"unexpected {key}" for key in state_dict if key not in wanted]
+    unexpected = [f"unexpected {key}" for key in state_dict if key not in wanted]
     reshaped = [
         f"{key} is {tuple(state_dict[key].shape)}, not {tuple(value.shape)}"
         for key, value in wanted.items()
         if key in state_dict and state_dict[key].shape != value.shape
     ]
-    if missing or foreign or reshaped:
-        examples = "; ".join([*reshaped[:1], *missing[:1], *foreign[:1], *reshaped[1:3]][:3])
+    if missing or unexpected or reshaped:
+        kinds = (reshaped, missing, unexpected)
+        examples = [example for part in (slice(0, 1), slice(1, 3)) for kind in kinds for example in kind[part]][:3]
         raise UserError(
-            f"{source}: does not fit the recipe's model: {len(missing)} tensors missing, {len(foreign)} unexpected, "
-            f"{len(reshaped)} of another shape ({examples})",
+            f"{source}: does not fit the recipe's model: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
+            f"{len(reshaped)} of another shape ({'; '.join(examples)})",
             hint=cure,
         )
-    for key, value in wanted.items():
-        given = state_dict[key]
+    require_numbers(state_dict, like=wanted, source=source)
+    model.load_state_dict(dict(state_dict))
+
+
+def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tensor], source: str) -> None:
+    """Each tensor is finite, and real, complex or whole as its namesake in `like`.
+
+    Raises:
+        UserError: One is not.
+    """
+    for key, given in state_dict.items():
+        value = like[key]
         if (given.is_floating_point(), given.is_complex()) != (value.is_floating_point(), value.is_complex()):
             raise UserError(
                 f"{source}: {key} is of {given.dtype}, not {value.dtype}", hint="take another copy of the file"
             )
         if not bool(torch.isfinite(given).all()):
             raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
-    model.load_state_dict(dict(state_dict))
 
 
-def _foreign_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
-    """Plain state dicts, `{'state_dict': ...}`, timgaripov/swa, and the state of torch's AveragedModel.
-
-    Whoever averaged weights elsewhere may or may not have refreshed BatchNorm; the file does not say, so
-    averaged weights count as stale.
-    """
-    content = checkpoint.content
-    averaged = "stale" if has_batchnorm(model) else "none"
-    sets = {}
-    if _is_state(content.get("state_dict")):
-        sets["last"] = WeightSet(_clean(content["state_dict"]), raw_batchnorm(model))
-    if _is_state(content.get("swa_state_dict")):
-        count = _count(content.get("swa_n"), checkpoint.path, key="swa_n")
-        sets["swa"] = WeightSet(_clean(content["swa_state_dict"]), averaged, count, "foreign")
-    if "n_averaged" in content:
-        state = {key: value for key, value in content.items() if key != "n_averaged"}
-        if _is_state(state):
-            count = _count(content["n_averaged"], checkpoint.path, key="n_averaged")
-            sets["swa"] = WeightSet(_clean(state), averaged, count, "foreign")
-    if not sets and content and _is_state(content):
-        sets["last"] = WeightSet(_clean(content), raw_batchnorm(model))
-    if not sets:
-        keys = ", ".join(map(str, list(content)[:5]))
-        raise UserError(
-            f"{checkpoint.path}: no weights found among its keys ({keys})",
-            hint="save a state_dict, or {'state_dict': ...}",
-        )
-    return sets
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(tensor, Tensor) for key, tensor in value.items()
-    )
-
-
-def _count(value: Any, path: Path, *, key: str) -> int | None:
-    """The number of weights in an average of another program, which may have kept it as a tensor."""
-    try:
-        return None if value is None else int(value)
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{path}: {key} is no number", hint="take another copy of the file") from error
-
-
-def _clean(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {clean_name(key): value for key, value in state_dict.items()}
+def _of_foreign(item: ForeignWeights, model: nn.Module) -> WeightSet:
+    """Whoever averaged weights elsewhere may not have refreshed BatchNorm; the file does not say, so they are stale."""
+    if not item.is_average:
+        return WeightSet(item.state_dict, raw_batchnorm(model), item.count)
+    return WeightSet(item.state_dict, "stale" if has_batchnorm(model) else "none", item.count, "foreign")
 
 
 class _Sink:

@@ -31,6 +31,7 @@ class Input(BaseModel):
     mean: list[float]  # (C,)
     std: list[float]  # (C,)
     classes: list[str]
+    outputs: int | None = Field(gt=0)  # of the network; None where the dataset does not tell
 
     @field_validator("mean", "std")
     @classmethod
@@ -59,6 +60,14 @@ class StoredAverage(BaseModel):
     m2: State | None = None  # swag
     deviations: State | None = None  # swag
     batchnorm: Freshness
+
+
+class RunningMean(BaseModel):
+    """The mean of the weights after every step so far; what is no parameter is not in `state`."""
+
+    model_config = STRICT
+    count: int = Field(gt=0, le=10**7)  # the steps of a window are listed, and a list of more could not be read again
+    state: State
 
 
 class EpochSoFar(BaseModel):
@@ -109,6 +118,7 @@ class ResumePoint(BaseModel):
     history: list[HistoryRow]
     epoch_so_far: EpochSoFar
     stopped: Literal["max_time", "patience"] | None
+    cumulative: StoredAverage | None
 
 
 class ShippedAverage(BaseModel):
@@ -188,9 +198,18 @@ class Snapshot(BaseModel):
     recipe: dict[str, Any]
     input: Input
     state_dict: State
-    epoch: int
-    step: int
+    num_train: int = Field(gt=0)
+    epoch: int = Field(ge=0)
+    step: int = Field(gt=0)
     batchnorm: Freshness
+    cumulative: RunningMean | None
+
+    @field_validator("cumulative")
+    @classmethod
+    def _of_every_step(cls, running: RunningMean | None, info: ValidationInfo) -> RunningMean | None:
+        if running is not None and running.count != info.data.get("step"):
+            raise ValueError("has to count the steps of the snapshot")
+        return running
 
 
 KINDS: dict[str, type[BaseModel]] = {"resume": ResumePoint, "weights": Weights, "snapshot": Snapshot}

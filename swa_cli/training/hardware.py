@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from swa_cli.data.folder import num_cores
 from swa_cli.data.randomness import seed_globals
@@ -86,6 +89,38 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
         "precision": hardware.precision,
         "processor": _processor(),
     }
+
+
+def undefined_in_bf16(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """The first convolution whose weight gradient torch leaves undefined in bf16 on a CPU; None where there is none.
+
+    Where images are narrower than the stride, and the kernel is wider than a pixel, it reads memory that nobody has
+    written: the same step gives another gradient each time, or NaN (seen in torch 2.14).
+
+    Args:
+        model: Run once, as it is.
+        args: What it takes, on its device.
+        kwargs: Likewise, by name.
+    """
+    found: list[str] = []
+
+    def look(name: str, layer: nn.Conv2d, inputs: Tensor) -> None:
+        width, stride, kernel = inputs.shape[-1], layer.stride[-1], layer.kernel_size[-1]
+        if width < stride and kernel > 1:
+            found.append(name)
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, args, name=name: look(name, layer, args[0]))
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
+    try:
+        with torch.inference_mode():
+            model(*args, **kwargs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
 
 
 def _device(name: str) -> torch.device:

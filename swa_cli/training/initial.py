@@ -7,8 +7,9 @@ checksum is recorded.
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,15 +24,20 @@ from swa_cli.training.checkpoint import Checkpoint
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where the initial weights of a run come from; `sha256` is of the weights, not of the file."""
+    """Where the initial weights of a run come from; `sha256` is of the weights, not of the file.
+
+    `fresh` are the tensors that kept the values of the seed.
+    """
 
     path: Path
     name: str
     batchnorm: str
     sha256: str
+    fresh: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"initial weights from {self.path} ({self.name})"
+        fresh = f"; fresh: {', '.join(self.fresh[:3])}{', ...' * (len(self.fresh) > 3)}" if self.fresh else ""
+        return f"initial weights from {self.path} ({self.name}){fresh}"
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -66,8 +72,16 @@ def read(path: str | None) -> tuple[Checkpoint | None, list[Problem]]:
         return None, [Problem("train.init", error.message, error.hint)]
 
 
-def put(found: Checkpoint | None, model: nn.Module, *, name: str | None) -> InitialWeights | None:
+def put(
+    found: Checkpoint | None, model: nn.Module, *, name: str | None, skip: Sequence[str] = ()
+) -> InitialWeights | None:
     """Put weights of a checkpoint into a network; raw weights if it has several and none is named.
+
+    Args:
+        found: The checkpoint; None leaves the network as it is.
+        model: The network with the weights of the seed.
+        name: Of the weights in the checkpoint.
+        skip: Patterns of names that keep their values, whatever the checkpoint has; every other tensor has to fit.
 
     Raises:
         RecipeError: There are no weights of that name, or they do not fit the network.
@@ -83,11 +97,37 @@ def put(found: Checkpoint | None, model: nn.Module, *, name: str | None) -> Init
         if name not in sets:
             message = f"{found.path} holds no weights {shown(name)}"
             raise RecipeError([Problem("train.init_weights", message, f"choose from {', '.join(sets)}")])
-        source, cure = f"{found.path} ({name})", "name weights of this network"
-        checkpoint.load_weights(model, sets[name].state_dict, source=source, cure=cure)
+        own, given = model.state_dict(), sets[name].state_dict
+        skipped = _matching(skip, {**own, **given})
+        fresh = {key: value for key, value in own.items() if key in skipped}
+        weights = {**{key: value for key, value in given.items() if key not in skipped}, **fresh}
+        checkpoint.load_weights(model, weights, source=f"{found.path} ({name})", cure=_cure(own, weights))
     except UserError as error:
         raise RecipeError([Problem("train.init", error.message, error.hint)]) from error
-    return InitialWeights(found.path, name, sets[name].batchnorm, checksum(model.state_dict()))
+    return InitialWeights(found.path, name, sets[name].batchnorm, checksum(model.state_dict()), tuple(fresh))
+
+
+def _matching(patterns: Sequence[str], names: Mapping[str, Tensor]) -> set[str]:
+    """The names that a pattern matches; each has to match one."""
+    matched: set[str] = set()
+    for pattern in patterns:
+        found = fnmatch.filter(names, pattern)
+        if not found:
+            hint = f"names look like {', '.join(list(names)[-3:])}"
+            raise RecipeError([Problem("train.init_skip", f"{shown(pattern)} matches no tensor", hint)])
+        matched.update(found)
+    return matched
+
+
+def _cure(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+    """What to do about weights that do not fit; a layer or two, such as a head of other classes, can start fresh."""
+    names = dict.fromkeys([*own, *given])
+    differing = [key for key in names if key not in own or key not in given or own[key].shape != given[key].shape]
+    layers = dict.fromkeys(key.rpartition(".")[0] for key in differing)
+    if not 0 < len(layers) <= 2 or not all(layers) or 2 * len(differing) > len(own):
+        return "name weights of this network"
+    patterns = ", ".join(f"{layer}.*" for layer in layers)
+    return f"let {' and '.join(layers)} start fresh, if that is a head of other classes: 'train.init_skip=[{patterns}]'"
 
 
 def checksum(state_dict: Mapping[str, Tensor]) -> str:

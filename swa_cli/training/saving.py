@@ -12,8 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from swa_cli.averaging.average import WeightAverage
+from swa_cli.averaging.tensors import read
 from swa_cli.errors import UserError
 from swa_cli.recipe.duration import TimeSpan
 from swa_cli.report.terminal import Terminal
@@ -43,6 +45,7 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "history": run.history,
         "epoch_so_far": {"loss": loss, _key_so_far(run): score, "seconds": time.monotonic() - run.clock},
         "stopped": run.stopped,
+        "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(), "batchnorm": stale},
     }
     checkpoint.save(folder.last, content, keep=folder.previous)
     run.saved_at = time.monotonic()
@@ -110,6 +113,9 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         raise UserError(f"{source}: its epochs, steps and history do not agree", hint="take another copy of the file")
     if content["averages"].keys() != run.averages.keys():
         raise UserError(f"{source}: its averages are not those of its recipe", hint="take another copy of the file")
+    running = content["cumulative"]
+    if (running is None) != (run.cumulative is None) or (running is not None and running["count"] != step):
+        raise UserError(f"{source}: its running mean is not that of its steps", hint="take another copy of the file")
     measures = run.bench.task.measures
     if any(key not in row for row in content["history"] for key in measures.columns(list(run.averages))):
         raise UserError(f"{source}: its history is not that of its recipe", hint="take another copy of the file")
@@ -126,6 +132,8 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         ) from error
     for name, entry in content["averages"].items():
         run.averages[name].load_state_dict(checkpoint.without_batchnorm(entry))
+    if run.cumulative is not None:
+        run.cumulative.load_state_dict(checkpoint.without_batchnorm(running))
     run.history, run.step, run.stopped = content["history"], step, content["stopped"]
     so_far = content["epoch_so_far"]
     run.totals.copy_(torch.tensor([so_far["loss"], so_far[_key_so_far(run)]], dtype=run.totals.dtype))
@@ -169,9 +177,11 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
         "recipe": recipe_values(run),
         "input": run.bench.input,
         "state_dict": run.model.state_dict(),
+        "num_train": run.plan.num_train,
         "epoch": run.step // run.plan.steps_per_epoch,
         "step": run.step,
         "batchnorm": checkpoint.raw_batchnorm(run.model),
+        "cumulative": None if run.cumulative is None else _running_mean(run.cumulative, run.model),
     }
     folder.snapshots.mkdir(exist_ok=True)
     checkpoint.save(folder.snapshot_path(run.step), content)
@@ -181,6 +191,13 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
         kept = [step for step in run.plan.snapshots if step <= run.step]
         for step in kept[: -int(settings.keep)]:
             folder.snapshot_path(step).unlink(missing_ok=True)
+
+
+def _running_mean(cumulative: WeightAverage, model: nn.Module) -> dict[str, Any]:
+    """The mean of the weights after every step so far, in float64 and under each name of the state_dict."""
+    state, tensors = cumulative.state_dict()["state"], read(model)
+    named = {name: state[owner] for name, owner in tensors.owners.items() if owner in tensors.weights}
+    return {"count": cumulative.count, "state": named}
 
 
 def _key_so_far(run: Run) -> str:

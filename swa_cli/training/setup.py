@@ -23,6 +23,7 @@ from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import initial, optimizers
 from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
+from swa_cli.training.hardware import undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
 from swa_cli.training.tasks import Subject
@@ -38,6 +39,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averages: dict[str, WeightAverage]
+    cumulative: WeightAverage | None  # the mean of the weights after every step, kept for the snapshots alone
     due: dict[str, frozenset[int]]  # average -> updates done after which it takes the weights
     totals: Tensor  # (2,) loss and score, summed over the batches of the epoch that has no row in `history` yet
     interrupt: Interrupt
@@ -107,8 +109,10 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
         raise loaded.locate(problems)
     model = bench.build_model()
     _probe(model, bench)
+    bench = _with_defined_gradients(bench, model)
     try:
-        weights = initial.put(begun_from, model, name=recipe.train.init_weights)
+        settings = recipe.train
+        weights = initial.put(begun_from, model, name=settings.init_weights, skip=settings.init_skip)
         optimizer = optimizers.build(
             model,
             name=recipe.optimizer.name,
@@ -119,6 +123,7 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
     averages = {item.name: WeightAverage(model, **item.settings) for item in plan.averages}
+    cumulative = WeightAverage(model) if recipe.snapshots and recipe.snapshots.cumulative else None
     device = bench.hardware.device
     scaler = torch.amp.GradScaler(device.type, enabled=bench.hardware.precision == "fp16")
     due = {item.name: frozenset(item.steps) for item in plan.averages}
@@ -126,7 +131,7 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     if weights is not None:
         plan = replace(plan, warnings=(*plan.warnings, *weights.warnings))
     interrupt = Interrupt(announce=terminal.will_stop_soon)
-    return Run(bench, plan, model, optimizer, scaler, averages, due, totals, interrupt, weights)
+    return Run(bench, plan, model, optimizer, scaler, averages, cumulative, due, totals, interrupt, weights)
 
 
 def _probe(model: nn.Module, bench: Bench) -> None:
@@ -150,6 +155,25 @@ def _probe(model: nn.Module, bench: Bench) -> None:
         bench.task.check(outputs, targets, subject=Subject(name, source.num_classes or None, source.size))
     if bench.recipe.all_averages and bench.recipe.average_scoring.batchnorm.method == "exact":
         update_batchnorm([(inputs, targets)], probe, method="exact", batch_to_args=bench.task.batch_to_args)
+
+
+def _with_defined_gradients(bench: Bench, model: nn.Module) -> Bench:
+    """The bench in a precision in which all gradients of the network are defined.
+
+    Raises:
+        UserError: The recipe insists on another one.
+    """
+    hardware = bench.hardware
+    if hardware.device.type != "cpu" or hardware.precision != "bf16":
+        return bench
+    args, kwargs = bench.task.batch_to_args(bench.probe()[0])
+    name = undefined_in_bf16(copy.deepcopy(model).eval(), args, kwargs)
+    if name is None:
+        return bench
+    reason = f"torch has no bf16 gradient of {name} for images so small"
+    if bench.recipe.train.precision == "bf16":
+        raise UserError(f"train.precision: {reason}", hint="write train.precision=fp32, or use larger images")
+    return replace(bench, hardware=replace(hardware, precision="fp32", reason=reason))
 
 
 def plan_rows(run: Run) -> list[tuple[str, str]]:

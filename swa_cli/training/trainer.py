@@ -279,6 +279,7 @@ def _update(run: Run, folder: RunFolder) -> None:
     run.scaler.update()
     done = run.step + 1
     due = [average for name, average in run.averages.items() if done in run.due[name]]
+    due += [run.cumulative] if run.cumulative is not None else []
     if due:
         try:
             update_all(due, run.model, step=done)
@@ -333,7 +334,7 @@ def _dry_run(run: Run) -> dict[str, Any]:
     loss.backward()
     loss = loss.detach()
     run.optimizer.step()
-    update_all(list(run.averages.values()), run.model, step=1)
+    update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
     scored = itertools.islice(bench.plain_batches(bench.scoring_split()), 1)
     evaluate.score(run.model, scored, task=task, hardware=bench.hardware)
     seconds = time.monotonic() - started

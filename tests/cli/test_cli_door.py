@@ -14,7 +14,9 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "words", [["-h"], ["train", "-h"], ["bn-update", "--help"], ["eval", "-h"], ["repeat", "-h"]], ids=" ".join
+    "words",
+    [["-h"], ["train", "-h"], ["bn-update", "--help"], ["eval", "-h"], ["repeat", "-h"], ["export", "-h"]],
+    ids=" ".join,
 )
 def test_help_ends_with_examples_and_exit_codes(swa, words: list[str]) -> None:
     """Each help on 80 columns: exit 0, examples, exit codes, no line that would wrap."""

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from swa_cli.after import rescore
 from swa_cli.data import sources
 from swa_cli.data.randomness import generator
-from swa_cli.training import rescore
 
 SWAG = "averages.around={kind: swag, rank: 3, start: 25%, every: 0.5ep}"
 

@@ -13,11 +13,12 @@ import torch
 import torch.nn.functional as F
 
 from swa_cli import cli, models
+from swa_cli.after import rescore
+from swa_cli.after.ensemble import Ensemble
 from swa_cli.data import sources
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import rescore, trainer
+from swa_cli.training import trainer
 from swa_cli.training.checkpoint import Checkpoint
-from swa_cli.training.ensemble import Ensemble
 
 # 22 steps an epoch, 66 in all; eight cycles of 8.25 steps, which do not divide them.
 RECIPE = """\
@@ -32,6 +33,8 @@ snapshots: {every: 1cycle}
 train: {epochs: 3, batch_size: 64, threads: 1, precision: fp32}
 """
 MINIMA = [9, 17, 25, 33, 42, 50, 58, 66]  # ceil(k 66/8)
+
+OTHER_INPUT = {"channels": 1, "size": [8, 8], "mean": [0.5], "std": [0.5], "classes": ["a"], "outputs": 1}
 
 
 @pytest.fixture(scope="module")
@@ -218,7 +221,7 @@ SNAPSHOT = "snapshots/step-00000033.pt"
         (other_run(SNAPSHOT, "optimizer.lr=0.2"), "is of another run: its optimizer.lr is 0.2, and that of last.pt is"),
         (other_run(SNAPSHOT, "seed=1"), "is of another run: its seed is 1"),
         (other_run("checkpoints/swa.pt", "model.args.width=5"), "is of another run: its model.args.width is 5"),
-        (edited(SNAPSHOT, "input", {"channels": 1, "size": [8, 8], "mean": [0.5], "std": [0.5], "classes": ["a"]}),
+        (edited(SNAPSHOT, "input", OTHER_INPUT),
          "is of another run: its input"),
         (lambda run: shutil.copy(run / SNAPSHOT, run / "snapshots/step-00000034.pt"), "holds the weights of step 33"),
         (lambda run: shutil.copy(run / "checkpoints/swa.pt", run / SNAPSHOT), "is no snapshot"),

@@ -13,7 +13,7 @@ import torch
 
 from swa_cli import models
 from swa_cli.data.randomness import seed_globals
-from swa_cli.training import trainer
+from swa_cli.training import hardware, trainer
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -280,6 +280,19 @@ def test_shipped_weights_load_strictly_into_the_plain_model(swa, recipe: Path, t
     model = torchvision.models.resnet18(num_classes=10)
     model.conv1 = torch.nn.Conv2d(1, 64, 7, 2, 3, bias=False)
     model.load_state_dict(load(tmp_path / "runs/latest/checkpoints/swa.pt")["state_dict"], strict=True)
+
+
+def test_no_gradients_that_torch_leaves_undefined(swa, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """resnet18 on 8 x 8 pixels, whose last stages see 1 x 1: auto is fp32 where bf16 is native, and bf16 is refused."""
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    recipe.write_text(recipe.read_text().replace("{name: convnet, args: {width: 4}}", "{name: 'torchvision:resnet18'}"))
+    ended = swa("train", recipe, "--dry-run")
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "fp32 (torch has no bf16 gradient of layer3.0.conv1 for images so small)" in said
+    ended = swa("train", recipe, "--dry-run", "train.precision=bf16")
+    assert ended.code == 2
+    assert "layer3.0.conv1" in ended.err
 
 
 def test_gradients_of_accumulated_batches_make_one_step(swa, recipe: Path, tmp_path: Path) -> None:

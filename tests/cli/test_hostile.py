@@ -14,6 +14,7 @@ import struct
 import warnings
 import zipfile
 import zlib
+from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -267,6 +268,10 @@ CHANGES = [
     change("no-such-device", "train.device=cuda:99", "cuda:99 is not here"),
     change("device-of-no-kind", "train.device=tpu", "`tpu` is not possible here"),
     change("no-such-network", "model.name=resnet", "unknown network 'resnet'"),
+    change("no-such-timm", "model={name: 'timm:resnet19'}", "timm has no network 'resnet19'"),
+    change("timm-hub", "model={name: 'timm:hf-hub:x/y'}", "timm has no network 'hf-hub:x/y'"),
+    change("timm-path", "model={name: 'timm:../x'}", "timm has no network '../x'"),
+    change("timm-pretrained", "model={name: 'timm:resnet18', args: {pretrained: true}}", "from fresh weights"),
     change("no-such-module", "model.name=no_such_module:Net", "cannot import no_such_module"),
     change("module-as-path", "model.name=../x:Net", "is not a name of a network"),
     change("no-network", "model.name=json:loads", "json:loads: missing a required argument"),
@@ -290,6 +295,7 @@ CHANGES = [
     change(
         "start-of-nothing", "train.init_weights=swa", "train.init_weights: there is no checkpoint to take them from"
     ),
+    change("skip-of-nothing", "train.init_skip=[x]", "train.init_skip: there is no checkpoint to take them from"),
     change("escapes-in-start", f"train.init={ESC}", "no such checkpoint"),
     change("escapes", f"{ESC}=1", "unknown key"),
     change("escapes-in-value", f"model.name={ESC}", "unknown network"),
@@ -301,6 +307,7 @@ CHANGES = [
 COMMANDS = {
     "eval bad.pt": "bad.pt",
     "bn-update bad.pt": "bad.pt",
+    "average bad.pt -o out.pt": "bad.pt",
     "train --resume run": "run/checkpoints/last.pt",
 }
 
@@ -422,6 +429,12 @@ def nested(depth: int, width: int = 1) -> list[Any]:
     for _ in range(depth):
         value = [value] * width
     return value
+
+
+def cyclic_options() -> Namespace:
+    options = Namespace()
+    options.itself = {"options": vars(options)}
+    return options
 
 
 def cyclic(content: dict[str, Any]) -> None:
@@ -660,6 +673,126 @@ THEIRS = [
 ]
 
 
+# Layouts of other programs, around the weights of swa.pt.
+
+
+def layout(name: str, make: Callable[[dict[str, Any]], Any], piece: str, *words: str) -> Row:
+    command = ["eval", "bad.ckpt", "--recipe", "good.yaml", *words]
+    edit = edited("swa.pt", "bad.ckpt", lambda content: make(content["state_dict"]))
+    return Row(f"layout-{name}", command, piece, edit)
+
+
+def behind(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def lightning(state: dict[str, torch.Tensor], **more: Any) -> dict[str, Any]:
+    return {"pytorch-lightning_version": "2.6.0", "state_dict": behind("model.", state), **more}
+
+
+def averaging(state: dict[str, torch.Tensor], count: Any) -> dict[str, Any]:
+    return lightning(state, current_model_state=behind("model.", state), averaging_state={"n_averaged": count})
+
+
+def in_callback(state: dict[str, torch.Tensor], count: Any) -> dict[str, Any]:
+    return lightning(state, callbacks={"S": {"average_model_state": behind("model.", state), "n_averaged": count}})
+
+
+def other_names(count: int) -> Callable[[dict[str, torch.Tensor]], Any]:
+    """As many names, each behind a prefix of its own."""
+    return lambda state: {"state_dict": {f"{'a.' * index}weight": torch.ones(1) for index in range(count)}}
+
+
+CODE_BESIDE = "without running code: beside tensors it holds"
+LAYOUTS = [
+    layout("code-beside", lambda state: lightning(state, hyper_parameters=Evil()), CODE_BESIDE),
+    layout("code-named", lambda state: lightning(state, hyper_parameters=Evil()), "posix.system"),
+    layout("path-beside", lambda state: lightning(state, root=Path("/data")), "pathlib."),
+    layout("options-deep", lambda state: {"state_dict": state, "a": {"args": Namespace()}}, "holds a Namespace"),
+    layout("options-code", lambda state: {"state_dict": state, "args": Namespace(a=Evil())}, CODE_BESIDE),
+    layout("options-cyclic", lambda state: {"state_dict": state, "args": cyclic_options()}, "more values, or deeper"),
+    layout("stale", lambda state: averaging(state, torch.tensor(3)), "swa has stale BatchNorm statistics"),
+    layout("stale-ema", lambda state: {"arch": "x", "state_dict": state, "state_dict_ema": state}, "ema has stale"),
+    layout("count-text", lambda state: averaging(state, ESC), "n_averaged is no number"),
+    layout("count-vector", lambda state: averaging(state, torch.ones(2)), "n_averaged is no number"),
+    layout("count-inf", lambda state: averaging(state, float("inf")), "n_averaged is no number"),
+    layout("callback-count-text", lambda state: in_callback(state, ESC), "n_averaged is no number"),
+    layout("callback-stale", lambda state: in_callback(state, 2), "swa has stale BatchNorm statistics"),
+    layout(
+        "two-networks",
+        lambda state: {**behind("a.", state), **behind("b.", state)},
+        "from last.a, last.b",
+        "--weights=x",
+    ),
+    layout("other-sets", lambda state: averaging(state, 3), "choose from last, swa", "--weights", "ema"),
+    layout(
+        "prefix-shape", lambda state: lightning({**state, "classifier.weight": torch.ones(3)}), "1 of another shape"
+    ),
+    layout(
+        "prefix-nan",
+        lambda state: lightning({**state, "classifier.bias": state["classifier.bias"] * float("nan")}),
+        "classifier.bias is not finite",
+    ),
+    layout("prefix-escapes", lambda state: {"model": behind(f"{ESC}.", {**state, "x": torch.ones(1)})}, "1 unexpected"),
+    layout("long-names", other_names(1000), "tensors missing"),
+    layout("empty-state", lambda _: {"state_dict": {}}, "tensors missing"),
+    layout("empty-model", lambda _: {"model": {}, "model_ema": {}}, "ema has stale"),
+    layout("text-in-state", lambda state: lightning({**state, "x": ESC}), "no weights found among its keys"),
+]
+
+
+# Exports: `swa export swa.pt`, with what cannot be written, or not from this.
+
+
+def exported(name: str, words: str, piece: str, make: Make = nothing) -> Row:
+    return Row(f"export-{name}", ["export", *words.split()], piece, make)
+
+
+def export_with(name: str, edit: Edit, piece: str) -> Row:
+    return exported(name, "bad.pt --format torch-export -o a.pt2", piece, edited("swa.pt", "bad.pt", edit))
+
+
+AS_WEIGHTS, AS_GRAPH = "--format safetensors -o a.safetensors", "--format torch-export -o a.pt2"
+EXPORTS = [
+    exported("nothing", "", "Missing argument"),
+    exported("no-format", "swa.pt -o a.onnx", "Missing option '--format'"),
+    exported("no-file", "swa.pt --format onnx", "Missing option"),
+    exported("format", "swa.pt --format tflite -o a.onnx", "choose safetensors, torch-export, onnx, state-dict"),
+    exported("missing", f"bad.pt {AS_WEIGHTS}", "no such checkpoint"),
+    exported("recipe", f"good.yaml {AS_WEIGHTS}", "cannot be read as a checkpoint"),
+    exported("folder", f"run {AS_WEIGHTS}", "is no regular file"),
+    exported("code", f"bad.pt {AS_WEIGHTS}", CODE_BESIDE, file("bad.pt", saved({"format": 1, "recipe": Evil()}))),
+    exported("suffix", "swa.pt --format onnx -o a.pt", "name a .onnx file"),
+    exported("no-suffix", "swa.pt --format state-dict -o a", "name a .pt file"),
+    exported("no-folder", "swa.pt --format state-dict -o nowhere/a.pt", "nowhere: no such folder"),
+    exported("to-folder", "swa.pt --format state-dict -o a.pt", "is no regular file", directory("a.pt")),
+    exported("to-fifo", "swa.pt --format state-dict -o a.pt", "is no regular file", fifo("a.pt")),
+    exported("to-link", "swa.pt --format state-dict -o a.pt", "is no regular file", link("a.pt", "gone")),
+    exported("to-itself", "swa.pt --format state-dict -o ./swa.pt", "is the checkpoint itself"),
+    exported("to-last", "swa.pt --format state-dict -o run/checkpoints/last.pt", "is a checkpoint of a run"),
+    exported("weights", f"swa.pt --weights ema {AS_WEIGHTS}", "holds no weights 'ema'"),
+    exported("several", f"run/checkpoints/last.pt {AS_WEIGHTS}", "one of them is exported"),
+    exported("stale", f"run/checkpoints/last.pt --weights swag {AS_WEIGHTS}", "has stale BatchNorm statistics"),
+    exported("normalization", f"swa.pt --with-normalization {AS_WEIGHTS}", "holds weights and no graph"),
+    exported("forbidden", f"swa.pt optimizer.lr=1 {AS_WEIGHTS}", "optimizer.lr: cannot be changed here"),
+    exported("no-recipe", f"plain.pt {AS_WEIGHTS}", "--recipe", plain_weights),
+    exported(
+        "result-broken",
+        f"run/checkpoints/last.pt --weights last {AS_WEIGHTS}",
+        "result.json",
+        file("run/result.json", "["),
+    ),
+    export_with("nan", nan_inside, "not finite"),
+    export_with("no-size", put("input/size", []), "cannot be exported"),
+    export_with("size-negative", put("input/size", [-8, 8]), "cannot be exported"),
+    export_with("size-endless", put("input/size", [10**9, 10**9]), "cannot be exported"),
+    export_with("size-one", put("input/size", [8]), "cannot be exported"),
+    export_with("outputs-other", put("input/outputs", 1), "2 of another shape"),
+    export_with("channels-other", colour, "1 of another shape"),
+    export_with("model-code", lambda content: put("model", OS_SYSTEM)(content["recipe"]), "would import and run code"),
+]
+
+
 # Runs that go on: `swa train --resume run`, whose last.pt is edited.
 
 
@@ -714,6 +847,13 @@ RESUMED = [
     resumed("optimizer-text", put("optimizer/state/0", ESC), "its optimizer state does not fit"),
     resumed("model-shape", put("model/classifier.weight", torch.ones(3)), "1 of another shape"),
     resumed("model-nan", put("model/classifier.weight", torch.full((10, 16), float("nan"))), "not finite"),
+    resumed("running-mean-text", put("cumulative", ESC), "cumulative"),
+    resumed("running-mean-missing", put("-cumulative", None), "cumulative: Field required"),
+    resumed(
+        "running-mean-of-no-recipe",
+        lambda content: content.update(cumulative=content["averages"]["swa"]),
+        "its running mean is not that of its steps",
+    ),
     resumed("stopped", put("stopped", ESC), "stopped: Input should be"),
     resumed("recipe-other", put("recipe/optimizer/lr", 3.0), "optimizer.lr: is 0.1, and the run was begun with 3.0"),
     resumed("code", put("recipe/model", OS_SYSTEM), "the run was begun with os:system"),
@@ -841,6 +981,9 @@ STARTS = [
     start_with("future", put("format", 99), "is of format 99"),
     start_with("no-weights", lambda _: {"epoch": 3}, "no weights found among its keys"),
     start_with("theirs-shape", lambda _: {"classifier.weight": torch.ones(3)}, "1 of another shape"),
+    start("skip-nothing", whole, "matches no tensor", "train.init_skip=[head.*]"),
+    start("skip-escapes", whole, "matches no tensor", 'train.init_skip=["\\e[31m"]'),
+    start_with("skip-too-little", put("state_dict/classifier.weight", torch.ones(5, 16)), "init_skip=[classifier.*]"),
     start_with("escapes-in-names", put(f"state_dict/{ESC}", torch.ones(1)), "1 unexpected"),
     start(
         "of-another-network",
@@ -1018,7 +1161,183 @@ REPEATS = [
     ),
 ]
 
-ROWS = [*RECIPES, *CHANGES, *FILES, *CONTENTS, *POSTERIORS, *THEIRS, *RESUMED, *IMAGES, *STARTS, *USAGE, *REPEATS]
+
+# Averages: `swa average`, of a run whose snapshots are made of swa.pt, at steps 5 and 10.
+
+
+def snapshots(*edits: Edit, folder: str = "run/snapshots", cumulative: bool = False) -> Make:
+    """A snapshot for each edit, with its running mean if asked for."""
+
+    def make(place: Path) -> None:
+        (place / folder).mkdir(parents=True, exist_ok=True)
+        for number, edit in enumerate(edits, start=1):
+            content = torch.load(place / "swa.pt", weights_only=True)
+            state, names = content["state_dict"], ("weight", "bias")
+            means = {name: value.double() for name, value in state.items() if name.endswith(names)}
+            kept = {key: content[key] for key in ("format", "recipe", "input", "state_dict")}
+            kept |= {"num_train": 1437, "epoch": number, "step": 5 * number, "batchnorm": "running"}
+            kept["cumulative"] = {"count": 5 * number, "state": means} if cumulative else None
+            result = edit(kept)
+            torch.save(kept if result is None else result, place / folder / f"step-{5 * number:08d}.pt")
+
+    return make
+
+
+def averaged(name: str, command: str, piece: str, make: Make = nothing) -> Row:
+    return Row(f"average-{name}", ["average", *command.split()], piece, make)
+
+
+def each(*edits: Edit) -> Edit:
+    """One edit after the other; without any, the content as it is."""
+
+    def edit(content: dict[str, Any]) -> None:
+        for one in edits:
+            one(content)
+
+    return edit
+
+
+as_is = each()
+
+
+def in_run(name: str, edit: Edit, piece: str, *, cumulative: bool = True) -> Row:
+    """The second snapshot of a run is edited; a window is asked for."""
+    make = snapshots(as_is, edit, cumulative=cumulative)
+    return averaged(name, "run --window 5step:10step -o out.pt", piece, make)
+
+
+NAN = torch.full((10, 16), float("nan"))
+other_width = edited("swa.pt", "bad.pt", lambda content: {**content, "recipe": {**content["recipe"], "model": WIDE}})
+WIDE = {"name": "convnet", "args": {"width": 8}}
+two = snapshots(as_is, as_is)
+AVERAGES = [
+    averaged("nothing", "", "Missing argument"),
+    averaged("no-out", "swa.pt", "Missing option"),
+    averaged("no-source", "train.threads=1 -o out.pt", "name a run folder"),
+    averaged("missing", "gone.pt -o out.pt", "no such checkpoint"),
+    averaged("recipe", "good.yaml -o out.pt", "cannot be read as a checkpoint"),
+    averaged("folder", "run/checkpoints -o out.pt", "no run folder with snapshots"),
+    averaged("run-without-snapshots", "run -o out.pt", "snapshots={every: 1ep}"),
+    averaged("twice", "swa.pt ./swa.pt -o out.pt", "is named twice"),
+    averaged(
+        "twice-by-link", "swa.pt link.pt -o out.pt", "is named twice", lambda f: (f / "link.pt").symlink_to("swa.pt")
+    ),
+    averaged("out-is-source", "swa.pt -o swa.pt", "swa.pt: is one of the sources"),
+    averaged("out-is-snapshot", "run -o run/snapshots/step-00000005.pt", "is one of the sources", two),
+    averaged("out-is-last", "swa.pt -o run/checkpoints/last.pt", "is what its run goes on from"),
+    averaged("out-no-folder", "swa.pt -o nowhere/out.pt", "nowhere: no such folder"),
+    averaged("out-folder", "swa.pt -o run", "is no name for the result"),
+    averaged("out-recipe", "swa.pt -o good.yaml", "is no name for the result"),
+    averaged("out-fifo", "swa.pt -o out.pt", "is no name for the result", fifo("out.pt")),
+    averaged("out-link", "swa.pt -o out.pt", "is a symbolic link", link("out.pt", "gone")),
+    averaged("plot-alone", "swa.pt -o out.pt --plot x.png", "--plot draws what --search tried"),
+    averaged("plot-text", "run -o out.pt --search --plot x.svg", "x.svg: is no name for the result", two),
+    averaged("plot-folder", "run -o out.pt --search --plot nowhere/x.png", "nowhere: no such folder", two),
+    averaged("two-ways", "swa.pt -o out.pt --last 1 --greedy", "--last and --greedy are two ways to choose"),
+    averaged("greedy-stale", "swa.pt -o out.pt --greedy --no-bn", "no --no-bn"),
+    averaged("greedy-no-val", "swa.pt -o out.pt --greedy", "digits has no validation split"),
+    averaged("greedy-other-val", "swa.pt -o out.pt --greedy dataset.val=10%", "was trained on validation images"),
+    averaged("search-no-val", "run -o out.pt --search", "digits has no validation split", two),
+    averaged("search-average", "swa.pt -o out.pt --search", "swa.pt: is no snapshot"),
+    averaged("last-zero", "swa.pt -o out.pt --last 0", "--last"),
+    averaged("last-more", "swa.pt -o out.pt --last 2", "--last 2: number of sources: 1"),
+    averaged("weights-count", "swa.pt -o out.pt --weights 1,2", "--weights: 2 numbers, number of sources: 1"),
+    averaged("weights-negative", "swa.pt -o out.pt --weights -1", "write finite numbers from 0 on"),
+    averaged("weights-zero", "swa.pt -o out.pt --weights 0,0", "not all of them 0"),
+    averaged("weights-nan", "swa.pt -o out.pt --weights nan", "write finite numbers"),
+    averaged("weights-huge", "swa.pt swa.pt -o out.pt --weights 1e308,1e308", "write finite numbers"),
+    averaged("weights-text", "swa.pt -o out.pt --weights all", "write numbers"),
+    averaged("window-one-end", "run -o out.pt --window 3ep", "write two points", two),
+    averaged("window-no-unit", "run -o out.pt --window 1:2", "has no unit", two),
+    averaged("window-backwards", "run -o out.pt --window 2ep:1ep", "ends before it starts", two),
+    averaged("window-after-end", "run -o out.pt --window 1ep:3ep", "after the end of the run, epoch 2", two),
+    averaged("window-empty", "run -o out.pt --window 6step:8step", "nearest are step 5 and step 10", two),
+    averaged("window-cycles", "run -o out.pt --window 1cycle:2cycle", "has 0 minima", two),
+    averaged("window-average", "swa.pt -o out.pt --window 1ep:2ep", "is no snapshot"),
+    averaged(
+        "window-two-runs",
+        "run other -o out.pt --window 1ep:2ep",
+        "lie in two folders",
+        all_of(two, snapshots(as_is, folder="other/snapshots")),
+    ),
+    averaged("forbidden", "swa.pt -o out.pt optimizer.lr=1", "optimizer.lr: cannot be changed here"),
+    averaged("unknown-key", "swa.pt -o out.pt dataset.rot=x", "dataset.root"),
+    averaged("no-recipe", "swa.pt plain.pt -o out.pt", "plain.pt: was not written by swa", plain_weights),
+    averaged("other-recipe", "swa.pt bad.pt -o out.pt", "bad.pt: model.args.width is 8, elsewhere 4", other_width),
+    averaged(
+        "other-shapes",
+        "swa.pt bad.pt -o out.pt",
+        "bad.pt (swa): does not fit the recipe's model: 1 tensors missing, 0 unexpected, 1 of another shape",
+        edited(
+            "swa.pt",
+            "bad.pt",
+            each(put("state_dict/-classifier.bias", None), put("state_dict/classifier.weight", torch.ones(3))),
+        ),
+    ),
+    averaged(
+        "not-finite",
+        "swa.pt bad.pt -o out.pt",
+        "classifier.weight is not finite",
+        edited("swa.pt", "bad.pt", put("state_dict/classifier.weight", NAN)),
+    ),
+    averaged(
+        "other-input",
+        "swa.pt bad.pt -o out.pt",
+        "was trained on images of another mean",
+        edited("swa.pt", "bad.pt", put("input/mean", [0.5])),
+    ),
+    averaged(
+        "other-classes",
+        "swa.pt bad.pt -o out.pt",
+        "was trained on images of another classes",
+        edited("swa.pt", "bad.pt", put("input/classes", [ESC] * 10)),
+    ),
+    averaged("code", "bad.pt -o out.pt", "os:system", edited("swa.pt", "bad.pt", put("recipe/model", OS_SYSTEM))),
+    averaged(
+        "code-later", "swa.pt bad.pt -o out.pt", "os:system", edited("swa.pt", "bad.pt", put("recipe/model", OS_SYSTEM))
+    ),
+    averaged("recipe-text", "swa.pt bad.pt -o out.pt", "seed", edited("swa.pt", "bad.pt", put("recipe/seed", ESC))),
+    averaged("locked", "swa.pt -o run/checkpoints/x.pt", "is a symbolic link", link("run/log.txt", "elsewhere")),
+    in_run("step-zero", put("step", 0), "step: Input should be greater than 0"),
+    in_run("step-of-other-mean", put("step", 7), "has to count the steps"),
+    in_run("same-step", each(put("step", 5), put("cumulative/count", 5)), "of one step"),
+    in_run("num-train-huge", put("num_train", 10**18), "more than any run has"),
+    in_run("num-train-zero", put("num_train", 0), "num_train: Input should be greater than 0"),
+    in_run("endless", each(put("step", 10**17), put("cumulative/count", 10**17)), "cumulative.count"),
+    in_run("mean-text", put("cumulative", ESC), "cumulative"),
+    in_run("mean-none", put("cumulative", None), "keeps no running mean, and others do"),
+    in_run("mean-empty", put("cumulative/state", {}), "tensors of the running mean"),
+    in_run("mean-shape", put("cumulative/state/classifier.weight", torch.ones(3)), "classifier.weight [3] instead of"),
+    in_run(
+        "mean-nan",
+        put("cumulative/state/classifier.weight", NAN.double()),
+        "(running mean): classifier.weight is not finite",
+    ),
+    in_run(
+        "mean-whole",
+        put("cumulative/state/classifier.weight", torch.ones(10, 16, dtype=torch.int64)),
+        "is of torch.int64",
+    ),
+    in_run("mean-of-text", put("cumulative/state/classifier.weight", ESC), "cumulative.state.classifier.weight"),
+    in_run("broken", lambda content: {}, "was not written by swa"),
+]
+
+ROWS = [
+    *RECIPES,
+    *CHANGES,
+    *FILES,
+    *CONTENTS,
+    *POSTERIORS,
+    *THEIRS,
+    *LAYOUTS,
+    *EXPORTS,
+    *RESUMED,
+    *IMAGES,
+    *STARTS,
+    *USAGE,
+    *REPEATS,
+    *AVERAGES,
+]
 
 
 @pytest.fixture(scope="module")
@@ -1098,7 +1417,16 @@ def test_untouched_folder_is_accepted(swa, trained: Path, tmp_path: Path) -> Non
     assert swa("eval", "swa.pt").code == 0
     assert swa("eval", "swag.pt", "--draws", "2").code == 0
     assert swa("bn-update", "swa.pt", "-o", "bad.pt").code == 0
+    assert swa("export", "swa.pt", *AS_GRAPH.split()).code == 0
     assert swa("train", "good.yaml", "--dry-run").code == 0
     assert swa("eval", "run").code == 0
     assert swa("train", "good.yaml", "train.init=swa.pt", "--dry-run").code == 0
     assert swa("train", "--resume", "run").code == 0
+
+
+def test_untouched_snapshots_are_accepted(swa, trained: Path, tmp_path: Path) -> None:
+    """What the rows of `swa average` start from is good: an exact window of the run, and a mean with another file."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
+    snapshots(as_is, as_is, cumulative=True)(tmp_path)
+    assert swa("average", "run", "--window", "5step:10step", "-o", "out.pt").code == 0
+    assert swa("average", "swa.pt", "out.pt", "-o", "out-2.pt").code == 0

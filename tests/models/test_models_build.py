@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from swa_cli.averaging.batchnorm import update_batchnorm
 from swa_cli.errors import UserError
 from swa_cli.models import build, names
 
@@ -71,10 +73,10 @@ def test_unknown_name_suggests_and_lists_the_zoo() -> None:
     assert error.exit_code == 2
 
 
-@pytest.mark.parametrize("name", ["", "timm:resnet18", "a:b:c", "my networks:Tiny", ":Tiny", "torch.nn:", "..x:Y"])
+@pytest.mark.parametrize("name", ["", "a:b:c", "my networks:Tiny", ":Tiny", "torch.nn:", "..x:Y"])
 def test_names_of_no_known_form_are_refused(name: str) -> None:
-    """Names that are nowhere are held against the hint that tells the three forms of a name."""
-    assert "torchvision:NAME or package.module:Attribute" in refusal(name).hint
+    """Names that are nowhere are held against the hint that tells the forms of a name."""
+    assert "torchvision:NAME, timm:NAME or package.module:Attribute" in refusal(name).hint
 
 
 def test_unknown_argument_names_the_accepted_ones() -> None:
@@ -214,6 +216,58 @@ def test_mistakes_with_torchvision() -> None:
     assert "no classification network 'fcn_resnet50'" in refusal("torchvision:fcn_resnet50").message
     assert "widht" in refusal("torchvision:resnet18", widht=2).message
     assert "fresh weights" in refusal("torchvision:resnet18", weights="DEFAULT").message
+
+
+# --- timm
+
+
+@pytest.mark.parametrize("in_channels", [1, 3])
+def test_timm_network_is_timms_own(in_channels: int) -> None:
+    """Initial weights are held against timm's own constructor under the same seed, bit for bit."""
+    import timm
+
+    torch.manual_seed(3)
+    model = build("timm:test_byobnet", num_classes=10, in_channels=in_channels, args={"drop_rate": 0.5})
+    torch.manual_seed(3)
+    theirs = timm.create_model("test_byobnet", num_classes=10, in_chans=in_channels).state_dict()
+    ours = model.state_dict()
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert model.eval()(torch.zeros(2, in_channels, 32, 32)).shape == (2, 10)
+    assert model.head.drop.p == 0.5
+
+
+def test_statistics_of_timms_own_batchnorm() -> None:
+    """BatchNorm fused with an activation: statistics of one batch are held against torch's with momentum 1."""
+    torch.manual_seed(0)
+    model = build("timm:test_efficientnet", num_classes=10, in_channels=1, args={"drop_path_rate": 0.0})
+    images = torch.randn(64, 1, 32, 32)
+    expected = copy.deepcopy(model).train()
+    for module in expected.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    expected(images)
+    update = update_batchnorm([images], model)
+    assert update.num_layers == sum(isinstance(module, nn.BatchNorm2d) for module in model.modules()) > 5
+    for (name, found), wanted in zip(model.named_buffers(), expected.buffers(), strict=True):
+        if not name.endswith("num_batches_tracked"):
+            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_mistakes_with_timm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unknown names, arguments, pretrained weights, and no timm at all are held against a refusal with a way out."""
+    error = refusal("timm:resnet19")
+    assert "timm has no network 'resnet19'" in error.message
+    assert "did you mean resnet1" in error.hint
+    assert "did you mean resnet18?" in refusal("timm:resnet18.a1_in1k").hint
+    assert "no network 'hf-hub:timm/resnet18'" in refusal("timm:hf-hub:timm/resnet18").message
+    assert "widht" in refusal("timm:resnet18", widht=2).message
+    assert "train.init" in refusal("timm:resnet18", pretrained=True).hint
+    assert "in_chans" in refusal("timm:resnet18", in_chans=3).message
+    monkeypatch.setitem(sys.modules, "timm", None)
+    error = refusal("timm:resnet18")
+    assert "timm:resnet18 needs the package timm" in error.message
+    assert error.hint == "pip install 'swa-cli[timm]'"
 
 
 # --- one's own

@@ -1,4 +1,4 @@
-"""Checkpoints: atomic writing, safe reading, and other people's formats."""
+"""Checkpoints: atomic writing, safe reading."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from swa_cli.errors import UserError
@@ -108,30 +107,6 @@ def test_later_format_is_refused(tmp_path: Path) -> None:
     torch.save({"format": 99, "recipe": {}}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="99"):
         checkpoint.read(tmp_path / "a.pt")
-
-
-def test_foreign_formats_hold_the_same_weights(tmp_path: Path) -> None:
-    """Plain, nested, DataParallel, compiled, AveragedModel, timgaripov/swa, safetensors: against the model's state."""
-    model = small()
-    state = model.state_dict()
-    averaged = torch.optim.swa_utils.AveragedModel(model)
-    averaged.update_parameters(model)
-    files = {
-        "plain.pt": (state, "last", "running"),
-        "nested.pt": ({"state_dict": state, "epoch": 3}, "last", "running"),
-        "parallel.pt": ({f"module.{k}": v for k, v in state.items()}, "last", "running"),
-        "compiled.pt": ({f"_orig_mod.{k}": v for k, v in state.items()}, "last", "running"),
-        "averaged.pt": (averaged.state_dict(), "swa", "stale"),
-        "paper.pt": ({"state_dict": state, "swa_state_dict": state, "swa_n": 3}, "swa", "stale"),
-    }
-    for file, (content, name, batchnorm) in files.items():
-        torch.save(content, tmp_path / file)
-        found = checkpoint.weight_sets(checkpoint.read(tmp_path / file), model)[name]
-        assert found.batchnorm == batchnorm, file
-        checkpoint.load_weights(model, found.state_dict, source=file)
-    save_file(state, tmp_path / "a.safetensors")
-    found = checkpoint.weight_sets(checkpoint.read(tmp_path / "a.safetensors"), model)["last"]
-    assert all(torch.equal(found.state_dict[key], value) for key, value in state.items())
 
 
 def test_mismatch_counts_and_shows_names() -> None:

@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import nn
 
+from swa_cli.after import revisit
 from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.errors import UserError
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, faults, revisit
+from swa_cli.training import checkpoint, faults
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.run_folder import RunFolder

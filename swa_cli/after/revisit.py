@@ -9,14 +9,20 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from torch import nn
 
+from swa_cli.averaging.tensors import read as read_tensors
+from swa_cli.data.randomness import global_state_kept
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
+from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, faults
-from swa_cli.training.bench import Bench, describe_model, import_from, open_bench, require_trust
+from swa_cli.training import checkpoint, faults, foreign, tasks
+from swa_cli.training.bench import Bench, build_network, describe_model, import_from, open_bench, require_trust
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
 
@@ -35,23 +41,68 @@ def open_checkpoint(
     also: Sequence[str] = (),
 ) -> tuple[Bench, nn.Module]:
     """The data, hardware and network of a checkpoint's recipe, or of the one that was passed."""
-    allowed = (*CHANGEABLE_KEYS, *also)
-    if recipe is not None:
-        loaded = load.load(recipe, overrides, allowed=allowed)
-        import_from(loaded.folder)
-    elif found.recipe is not None:
-        loaded = load.from_values(found.recipe, overrides, source=str(found.path), allowed=allowed)
-        require_trust(loaded.recipe, source=str(found.path), allow_code=allow_code)
-        import_from(found.path.parent)
-    else:
-        raise UserError(
-            f"{found.path}: was not written by swa and holds no recipe", hint="say which with --recipe RECIPE"
-        )
+    loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code, also=also)
     with faults.before_a_run():
         bench = open_bench(loaded.recipe, terminal, recorded=found.content.get("input"))
         model = bench.build_model()
     terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}; {bench.hardware.describe()}")
+    _tell_foreign(found, model, terminal)
     return bench, model
+
+
+def open_network(
+    found: Checkpoint,
+    overrides: Sequence[str],
+    *,
+    recipe: Path | None,
+    terminal: Terminal,
+    allow_code: bool,
+) -> tuple[Recipe, dict[str, Any], nn.Module]:
+    """The recipe, the `input` and the network of a checkpoint, on the CPU; only for a foreign one data are read."""
+    if found.kind == "foreign":
+        bench, model = open_checkpoint(found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
+        return bench.recipe, bench.input, model.to(device="cpu").to(memory_format=torch.contiguous_format)
+    loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code)
+    input_ = found.content["input"]
+    with global_state_kept():
+        model = build_network(
+            loaded.recipe,
+            num_classes=input_["outputs"],
+            in_channels=input_["channels"],
+            families=tasks.find(loaded.recipe.task).families,
+        )
+    terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}")
+    return loaded.recipe, input_, model
+
+
+def _recipe_of(
+    found: Checkpoint,
+    overrides: Sequence[str],
+    *,
+    recipe: Path | None,
+    allow_code: bool,
+    also: Sequence[str] = (),
+) -> Loaded:
+    """The recipe that was passed, or else that of the checkpoint."""
+    allowed = (*CHANGEABLE_KEYS, *also)
+    if recipe is not None:
+        loaded = load.load(recipe, overrides, allowed=allowed)
+        import_from(loaded.folder)
+        return loaded
+    if found.recipe is None:
+        raise UserError(
+            f"{found.path}: was not written by swa and holds no recipe", hint="say which with --recipe RECIPE"
+        )
+    loaded = load.from_values(found.recipe, overrides, source=str(found.path), allowed=allowed)
+    require_trust(loaded.recipe, source=str(found.path), allow_code=allow_code)
+    import_from(found.path.parent)
+    return loaded
+
+
+def _tell_foreign(found: Checkpoint, model: nn.Module, terminal: Terminal) -> None:
+    """What a file of another program was taken for."""
+    if found.kind == "foreign":
+        terminal.note(f"{found.path}: {foreign.read(found.content, found.path, owners=read_tensors(model).owners)}")
 
 
 def chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, WeightSet]:
@@ -121,6 +172,12 @@ def require_same_run(found: Checkpoint, point: Checkpoint) -> None:
             f"{found.path}: is of another run: its {key} is {value}, and that of {point.path.name} is {expected}",
             hint="remove it from the folder of the run",
         )
+
+
+def refresh_command(found: Checkpoint) -> str:
+    """What gives the averages of a checkpoint fresh BatchNorm statistics."""
+    beside = " --recipe RECIPE --weights NAME -o FILE.pt" if found.kind == "foreign" else ""
+    return f"swa bn-update {found.path}{beside}"
 
 
 def run_of(path: Path) -> str | None:

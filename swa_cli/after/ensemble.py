@@ -13,10 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from swa_cli.after import revisit
 from swa_cli.data.batches import Batches
 from swa_cli.errors import UserError
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, faults, revisit
+from swa_cli.training import checkpoint, evaluate, faults
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.run_folder import RunFolder

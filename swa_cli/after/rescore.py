@@ -12,10 +12,11 @@ from typing import Any
 
 from torch import nn
 
+from swa_cli.after import draws, ensemble, revisit
 from swa_cli.averaging.batchnorm import has_batchnorm
 from swa_cli.errors import UserError
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, draws, ensemble, evaluate, faults, revisit
+from swa_cli.training import checkpoint, evaluate, faults
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.run_folder import RunFolder
@@ -61,7 +62,7 @@ def evaluate_checkpoint(
     sets = revisit.chosen(every, weights, path)
     drawn = set() if num_draws is None else _drawable(sets, every, path)
     details = _details(sets, drawn, snapshots, model, num_draws)
-    _require_fresh(path, details, allow_stale_bn=allow_stale_bn)
+    _require_fresh(path, found, details, allow_stale_bn=allow_stale_bn)
 
     name_of_split = split or bench.scoring_split()
     started = time.monotonic()
@@ -137,12 +138,14 @@ def _ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Terminal) -
     return ensemble.of_run(folder, found, terminal)
 
 
-def _require_fresh(path: Path, details: Mapping[str, Mapping[str, Any]], *, allow_stale_bn: bool) -> None:
+def _require_fresh(
+    path: Path, found: Checkpoint, details: Mapping[str, Mapping[str, Any]], *, allow_stale_bn: bool
+) -> None:
     stale = [name for name, item in details.items() if item["batchnorm"] == "stale"]
     if stale and not allow_stale_bn:
         raise UserError(
             f"{path}: {', '.join(stale)} has stale BatchNorm statistics: its scores would mean nothing",
-            hint=f"run `swa bn-update {path if path.is_file() else 'FILE'}` first, or insist with --allow-stale-bn",
+            hint=f"run `{revisit.refresh_command(found)}` first, or insist with --allow-stale-bn",
         )
 
 

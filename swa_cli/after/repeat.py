@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swa_cli.after.spread import Result, over_seeds, read_result
 from swa_cli.errors import EXIT_FAILED, RecipeError, Terminated, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
@@ -24,7 +25,6 @@ from swa_cli.training import faults, tasks, trainer
 from swa_cli.training.bench import import_from
 from swa_cli.training.run_folder import RunFolder, make_next, numbered
 from swa_cli.training.setup import Run
-from swa_cli.training.spread import Result, over_seeds, read_result
 
 STATES = {"finished": "finished", "stopped": "to go on", "new": "to run"}
 Results = dict[int, tuple[dict[str, Any], Result]]  # seed -> result.json, and what is compared of it

@@ -1,0 +1,1 @@
+"""What is done with what runs leave: scored again, refreshed, averaged, repeated."""

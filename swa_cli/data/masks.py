@@ -1,0 +1,201 @@
+"""Images with masks that give each pixel its class: pairs of files found, checked and decoded.
+
+A mask is a PNG whose grey value or palette index is the number of the class; 255 is ignored. Image and mask are
+brought to one size together: nothing is cut off, so every pixel of the mask is scored.
+Shapes: N pairs, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from swa_cli.data.decode import NAMED, SUFFIXES, broken_named, decode_rows, files_in, first_size, split_folders
+from swa_cli.errors import UserError
+
+IGNORED = 255
+_CHECKED = 20  # masks that are looked at before anything is read
+_ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # PIL's modes with one whole number a pixel
+
+
+@dataclass(frozen=True, eq=False)
+class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
+    """(image (3, H, W) uint8, mask (H, W) uint8) of each pair of paths."""
+
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    num_classes: int
+    resize: tuple[int, int] | None  # (H, W); None takes them as they are, all of one size
+    shape: tuple[int, int]  # (H, W) of what comes out
+    meaning: tuple[int, ...] = ()  # the class of each value in the files, where that is not the value
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
+        image, mask = self.pixels(row)
+        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(mask)
+
+    def pixels(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """(3, H, W) and (H, W), both uint8.
+
+        Raises:
+            OSError: A file is broken; the message names it.
+            UserError: The sizes differ, or the mask is no mask of the classes.
+        """
+        path = self.images[row]
+        with broken_named(path), Image.open(path) as opened:
+            image = opened.convert("RGB")
+        mask = self.mask(row, size=image.size)
+        if self.resize:
+            image = image.resize(self.resize[::-1], Image.Resampling.BILINEAR)
+        if image.size != self.shape[::-1]:
+            raise UserError(
+                f"images differ in size: {self.images[0]} is {self.shape[1]}x{self.shape[0]}, "
+                f"{path} is {image.width}x{image.height}",
+                hint="bring all to one size with dataset.args.size: 128, or another size",
+            )
+        return np.asarray(image).transpose(2, 0, 1), mask
+
+    def mask(self, row: int, *, size: tuple[int, int] | None = None) -> np.ndarray:
+        """(H, W) uint8; `size` is (W, H) of the image, which the file must have too."""
+        path = self.masks[row]
+        with broken_named(path), Image.open(path) as mask:
+            if mask.mode not in _ONE_NUMBER:
+                raise UserError(
+                    f"{path}: is a colour image ({mask.mode}), not a mask",
+                    hint="save each pixel's class number as a grey or palette PNG; colours are not told apart",
+                )
+            if size not in (None, mask.size):
+                raise UserError(
+                    f"{path}: is {mask.width}x{mask.height}, its image {self.images[row]} {size[0]}x{size[1]}",
+                    hint="save both in one size",
+                )
+            values = np.array(mask.resize(self.resize[::-1], Image.Resampling.NEAREST) if self.resize else mask)
+        last = (len(self.meaning) or self.num_classes) - 1
+        wrong = ((values < 0) | (values > last)) & (values != IGNORED)
+        if wrong.any():
+            raise UserError(
+                f"{path}: holds the value {values[wrong][0]}, known are 0 to {last}",
+                hint=f"number the classes from 0 ({IGNORED} is ignored), or raise dataset.args.classes",
+            )
+        values = values.astype(np.uint8)
+        if self.meaning:
+            classes = np.full(IGNORED + 1, IGNORED, dtype=np.uint8)
+            classes[: last + 1] = self.meaning
+            values = classes[values]
+        return values
+
+
+def find_masks(root: Path, *, num_classes: int, resize: tuple[int, int] | None) -> dict[str, MaskDataset]:
+    """Find the splits under a folder: root/train, with or without root/val and root/test, or root alone.
+
+    Each holds `images/` and `masks/`, whose files have equal names but for the suffix.
+
+    Args:
+        root: The folder.
+        num_classes: The values in the masks are below it, or 255.
+        resize: (H, W) that images (bilinear) and masks (nearest) are brought to.
+
+    Returns:
+        The datasets by name ("train", "val", "test").
+
+    Raises:
+        UserError: The layout is another one, an image has no mask or a mask no image, or the masks at the
+            beginning are no masks of the classes.
+    """
+    folders = split_folders(root)
+    if not folders:
+        raise _no_pairs(root / "train")
+    pairs = {split: _pairs(folder) for split, folder in folders.items()}
+    shape = resize or first_size(pairs["train"][0][0])
+    datasets = {
+        split: MaskDataset(tuple(images), tuple(masks), num_classes, resize, shape)
+        for split, (images, masks) in pairs.items()
+    }
+    _require_classes(datasets["train"])
+    return datasets
+
+
+def decode_masks(
+    dataset: MaskDataset, *, rows: Tensor, what: str, progress: Callable[[str, int, int], None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Decode rows of a folder into images (N, 3, H, W) and masks (N, H, W), both uint8, on all cores.
+
+    Raises:
+        UserError: As `MaskDataset.pixels`; broken files are counted.
+    """
+    images = torch.empty((len(rows), 3, *dataset.shape), dtype=torch.uint8)
+    masks = torch.empty((len(rows), *dataset.shape), dtype=torch.uint8)
+    decode_rows(dataset.pixels, rows=rows, into=(images.numpy(), masks.numpy()), what=what, progress=progress)
+    return images, masks
+
+
+def _pairs(folder: Path) -> tuple[list[str], list[str]]:
+    """Paths of the images and of their masks, in the order of the names."""
+    if not ((folder / "images").is_dir() and (folder / "masks").is_dir()):
+        raise _no_pairs(folder)
+    images, masks = _by_name(folder / "images"), _by_name(folder / "masks")
+    if not images:
+        raise UserError(f"no images in {folder / 'images'}", hint=f"add some ({', '.join(SUFFIXES)})")
+    for path in masks.values():
+        if not path.lower().endswith(".png"):
+            raise UserError(f"{path}: is no PNG", hint="save masks as PNG: other formats may change the class numbers")
+    lonely = [
+        (images[name], f"its mask {folder / 'masks' / name}.png is missing") for name in images if name not in masks
+    ]
+    lonely = lonely or [
+        (masks[name], f"its image {folder / 'images' / name}.* is missing") for name in masks if name not in images
+    ]
+    if lonely:
+        more = f", and {len(lonely) - 1:,} more like it" if len(lonely) > 1 else ""
+        raise UserError(f"{lonely[0][0]}: {lonely[0][1]}{more}", hint="add the missing files, or remove these")
+    return list(images.values()), [masks[name] for name in images]
+
+
+def _by_name(folder: Path) -> dict[str, str]:
+    """The path of each image by its path inside the folder without the suffix."""
+    found: dict[str, str] = {}
+    for path in files_in(folder):
+        if path.lower().endswith(SUFFIXES):
+            name = str(Path(path).relative_to(folder).with_suffix(""))
+            if name in found:
+                raise UserError(f"{found[name]} and {path} have one name", hint="rename or remove one of them")
+            found[name] = path
+    return found
+
+
+def _require_classes(dataset: MaskDataset) -> None:
+    """Look at masks until two classes were seen: 0 and 255 alone mean that 255 was meant to be a class."""
+    seen: set[int] = set()
+    for row in range(len(dataset)):
+        try:
+            seen |= set(np.unique(dataset.mask(row)).tolist())
+        except OSError:
+            continue  # named with all other broken files when it is read
+        if len(seen - {IGNORED}) > 1 or (IGNORED not in seen and row >= _CHECKED):
+            return
+    if IGNORED in seen:
+        raise UserError(
+            f"the masks beside {dataset.masks[0]} hold {_listed(sorted(seen))} alone, and {IGNORED} is ignored",
+            hint=f"write the class number 1 where {IGNORED} stands for a class",
+        )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return " and ".join(map(str, numbers[:NAMED]))
+
+
+def _no_pairs(folder: Path) -> UserError:
+    return UserError(
+        f"no images/ and masks/ in {folder}",
+        hint="mask_folder reads dataset.root/train/images/*.jpg with train/masks/*.png of the same names (and test/, "
+        "val/ beside train/), or dataset.root/images and dataset.root/masks",
+    )

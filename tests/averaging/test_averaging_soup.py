@@ -1,0 +1,137 @@
+"""Averages of saved weight sets: means against numpy in float64, choices against loops written out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swa_cli.averaging import soup
+from swa_cli.errors import UserError
+
+
+def sets(number: int) -> list[dict[str, torch.Tensor]]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        {
+            "weight": torch.randn(3, 4, generator=generator),
+            "half": torch.randn(5, generator=generator).half(),
+            "running": torch.randn(3, generator=generator),
+            "counter": torch.tensor(index),
+        }
+        for index in range(number)
+    ]
+
+
+def in_float64(found: list[dict[str, torch.Tensor]], name: str) -> np.ndarray:
+    return np.stack([one[name].double().numpy() for one in found])
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 0.0, 5.0, 0.5], [0.0, 0.0, 0.0, 0.0, 1e-9]])
+def test_mean_is_that_of_numpy(weights: list[float] | None) -> None:
+    """A (weighted) mean of five sets against numpy.average in float64; what is not averaged is the last set's."""
+    found = sets(5)
+    result = soup.mean(found, averaged=["weight", "half"], weights=weights)
+    for name in ("weight", "half"):
+        assert result[name].dtype == torch.float64
+        expected = np.average(in_float64(found, name), axis=0, weights=weights)
+        np.testing.assert_allclose(result[name].numpy(), expected, rtol=0, atol=1e-12)
+    for name in ("running", "counter"):
+        assert torch.equal(result[name], found[-1][name])
+    assert list(result) == list(found[0])
+
+
+def test_equal_sets_come_out_bit_exact() -> None:
+    """The mean of a hundred equal sets against one of them: no bit differs, and the set itself is left alone."""
+    one = {"w": torch.tensor([0.1, 1 / 3], dtype=torch.float64)}
+    before = one["w"].clone()
+    assert torch.equal(soup.mean([one] * 100, averaged=["w"])["w"], before)
+    assert torch.equal(one["w"], before)
+
+
+def test_other_architecture_is_told_with_examples() -> None:
+    """A set that lacks a tensor and has another of another shape: counted, with examples."""
+    wrong = {"weight": torch.ones(4, 4), "half": torch.ones(5), "running": torch.ones(3)}
+    with pytest.raises(UserError, match=r"weight set 2 .* 1 missing \(counter\); 1 of another shape"):
+        soup.mean([sets(1)[0], wrong], averaged=["weight"])
+
+
+@pytest.mark.parametrize(("found", "weights"), [([], None), (sets(2), [0.0, 0.0])])
+def test_nothing_to_average_is_told(found: list[dict[str, torch.Tensor]], weights: list[float] | None) -> None:
+    """No set, or none that counts: an error."""
+    with pytest.raises(UserError, match="no weights"):
+        soup.mean(found, averaged=["weight"], weights=weights)
+
+
+@given(st.integers(0, 60), st.integers(1, 60))
+def test_window_from_two_running_means(start: int, length: int) -> None:
+    """The mean of steps (a, b] from the running means at a and b against the mean of exactly those."""
+    values = np.random.default_rng(start).normal(size=(start + length, 3))
+
+    def running(number: int) -> dict[str, torch.Tensor]:
+        return {"w": torch.from_numpy(values[:number].mean(0))} if number else {}
+
+    found = soup.between(running(start), running(start + length), num_earlier=start, num_later=start + length)
+    np.testing.assert_allclose(found["w"].numpy(), values[start:].mean(0), rtol=0, atol=1e-12)
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.randoms(use_true_random=False))
+def test_greedy_keeps_what_does_not_lower_the_score(order: list[int], random) -> None:
+    """The greedy soup against Recipe 1 written out, with scores that are drawn for each soup."""
+    members = list(range(len(order)))
+    scores: dict[tuple[int, ...], float] = {}
+
+    def score(tried: list[int]) -> float:
+        return scores.setdefault(tuple(tried), random.randint(0, 3))
+
+    found = soup.greedy(members, score)
+    ingredients: list[int] = []
+    for member in members:
+        if not ingredients or score([*ingredients, member]) >= score(ingredients):
+            ingredients = [*ingredients, member]
+    assert found == ingredients
+
+
+@given(st.integers(1, 60), st.integers(0, 59), st.integers(1, 12))
+def test_search_keeps_to_its_budget(n: int, lowest: int, budget: int) -> None:
+    """Every window is inside the run, none is tried twice, there are no more than the budget, the best is returned."""
+    tried: dict[tuple[int, int], float] = {}
+
+    def score(first: int, last: int) -> float:
+        assert 0 <= first <= last < n
+        assert (first, last) not in tried
+        tried[first, last] = abs(first - lowest) + 0.1 * (n - last)
+        return tried[first, last]
+
+    found = soup.search(n, score, budget=budget)
+    assert 1 <= len(tried) <= budget
+    assert tried[found] == min(tried.values())
+
+
+@given(st.integers(1, 60), st.integers(0, 59), st.floats(0.1, 10))
+def test_search_finds_the_one_minimum(n: int, lowest: int, steepness: float) -> None:
+    """With trials enough, the start of a score with one minimum is found exactly, whatever its two slopes."""
+    lowest = min(lowest, n - 1)
+
+    def score(first: int, last: int) -> float:
+        side = first - lowest
+        return (side * steepness if side > 0 else -side) + 100 * (n - 1 - last)
+
+    assert soup.search(n, score, budget=60) == (lowest, n - 1)
+
+
+def test_search_closes_in_on_the_end() -> None:
+    """Trials that are left go to the end of the window: the last weights are bad, and are left out."""
+    bad_end = {(first, last): (5.0 if last == 7 else 0.0) + abs(first - 2) for first in range(8) for last in range(8)}
+    first, last = soup.search(8, lambda *window: bad_end[window], budget=20)
+    assert first == 2
+    assert last < 7
+
+
+def test_nan_is_the_worst_score() -> None:
+    """A window whose score is nan is never chosen while another has a score."""
+    assert soup.search(4, lambda first, last: math.nan if first != 1 else 9.0, budget=8)[0] == 1
