@@ -15,6 +15,8 @@ EXIT_USAGE = 2  # wrong usage, recipe, data or checkpoint; nothing was run
 EXIT_INTERRUPTED = 130  # Ctrl-C (128 + SIGINT)
 EXIT_TERMINATED = 143  # SIGTERM (128 + 15)
 
+NOTHING_WAS_RUN = "Nothing was run."  # the note on an error that came before anything was
+
 
 class UserError(Exception):
     """Something a person can fix.

@@ -21,7 +21,7 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.report.measures import Measures
 from swa_cli.report.repeats import spelled
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import tasks, trainer
+from swa_cli.training import faults, tasks, trainer
 from swa_cli.training.bench import import_from
 from swa_cli.training.run_folder import RunFolder, make_next, numbered
 from swa_cli.training.setup import Run
@@ -58,7 +58,8 @@ def repeat(loaded: Loaded, seeds: Sequence[int], *, terminal: Terminal, dry_run:
         UserError: Missing data or device, a folder that does not fit, or a seed that failed (exit code 1).
     """
     import_from(loaded.folder)
-    measures = tasks.find(loaded.recipe.task).measures
+    with faults.before_a_run():
+        measures = tasks.find(loaded.recipe.task).measures
     folder, reason = _choose(loaded.recipe, terminal)
     if dry_run:
         return _dry_run(loaded, seeds, folder, reason, terminal=terminal)

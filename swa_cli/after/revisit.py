@@ -21,7 +21,7 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, foreign, tasks
+from swa_cli.training import checkpoint, faults, foreign, tasks
 from swa_cli.training.bench import Bench, build_network, describe_model, import_from, open_bench, require_trust
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
@@ -42,8 +42,9 @@ def open_checkpoint(
 ) -> tuple[Bench, nn.Module]:
     """The data, hardware and network of a checkpoint's recipe, or of the one that was passed."""
     loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code, also=also)
-    bench = open_bench(loaded.recipe, terminal, recorded=found.content.get("input"))
-    model = bench.build_model()
+    with faults.before_a_run():
+        bench = open_bench(loaded.recipe, terminal, recorded=found.content.get("input"))
+        model = bench.build_model()
     terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}; {bench.hardware.describe()}")
     _tell_foreign(found, model, terminal)
     return bench, model

@@ -20,6 +20,7 @@ from swa_cli.errors import (
     EXIT_FAILED,
     EXIT_TERMINATED,
     EXIT_USAGE,
+    NOTHING_WAS_RUN,
     RecipeError,
     Terminated,
     UserError,
@@ -57,6 +58,7 @@ def main() -> NoReturn:
 
 def run(words: list[str]) -> int:
     """Run one command; every way to end becomes an exit code, and a traceback is shown only on request."""
+    from swa_cli.report.own_code import notes_of, own_frames, print_own_error
     from swa_cli.report.problems import print_problems, print_user_error
 
     try:
@@ -75,10 +77,14 @@ def run(words: list[str]) -> int:
         if isinstance(error, UserError):
             print_user_error(error.message, hint=error.hint)
             return error.exit_code
+        frames = own_frames(error)
+        if frames:
+            print_own_error(error, frames)
+            return EXIT_USAGE if NOTHING_WAS_RUN in notes_of(error) else EXIT_FAILED
         if isinstance(error, OSError) and error.strerror:
             print_user_error(f"{error.filename or 'file'}: {error.strerror}", hint="free space, or use another folder")
             return EXIT_FAILED
-        hint = "this is a mistake of swa or of your own code: see `swa --traceback ...`"
+        hint = "this is a mistake of swa: see `swa --traceback ...`"
         print_user_error(f"{type(error).__name__}: {error}", hint=hint)
         return EXIT_FAILED
 

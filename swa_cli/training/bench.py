@@ -225,12 +225,10 @@ def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
         UserError: They are something else.
     """
     if task.target not in (None, source.target):
-        fitting = next(
-            (name for name, other in tasks.TASKS.items() if other.target == source.target), "one of your own"
-        )
+        fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
         raise UserError(
-            f"task: {recipe.task} learns a {task.target}, and each label of {source.name} is a {source.target}",
-            hint=f"set task: {fitting}, or name another dataset",
+            f"task: {recipe.task} learns labels that are {task.target}, and those of {source.name} are {source.target}",
+            hint=f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset",
         )
     if source.channels is None and recipe.dataset.augment != schema.Augment():
         raise UserError(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 
 from swa_cli.data.stream import worker_death
-from swa_cli.errors import EXIT_FAILED, UserError
+from swa_cli.errors import EXIT_FAILED, NOTHING_WAS_RUN, UserError
 from swa_cli.training.run_folder import RunFolder
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -36,9 +36,23 @@ def told(folder: RunFolder) -> Iterator[None]:
     except RuntimeError as error:
         died = worker_death(error, exit_code=EXIT_FAILED)
         if died is None:
+            error.add_note(way_on(folder))
             raise
         died.hint += f"; {way_on(folder)}"
         raise died from error
+    except BaseException as error:  # in a person's own code, most likely
+        error.add_note(way_on(folder))
+        raise
+
+
+@contextmanager
+def before_a_run() -> Iterator[None]:
+    """Note on whatever is raised, a person's own error too, that nothing was run."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(NOTHING_WAS_RUN)
+        raise
 
 
 @contextmanager

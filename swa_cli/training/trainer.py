@@ -67,7 +67,8 @@ def ready(loaded: Loaded, *, terminal: Terminal) -> Run:
         UserError: Missing data or device.
     """
     import_from(loaded.folder)
-    run = prepare(loaded, terminal)
+    with faults.before_a_run():
+        run = prepare(loaded, terminal)
     run.bench.scoring_split()
     return run
 
@@ -116,7 +117,8 @@ def resume(
         source = str(folder.recipe if point is None else point.path)
         require_trust(loaded.recipe, source=source, allow_code=allow_code)
         import_from(folder.path)
-        run = prepare(loaded, terminal, recorded=None if point is None else point.content["input"])
+        with faults.before_a_run():
+            run = prepare(loaded, terminal, recorded=None if point is None else point.content["input"])
         now = environment(run.bench.hardware)
         recorded = now if point is None else point.content["environment"]
         changed = [
