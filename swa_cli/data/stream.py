@@ -10,6 +10,7 @@ Shapes: B batch, C channels, H W pixels, V numbers.
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -63,32 +64,28 @@ def stream(
         worker_init_fn=_leave_signals_to_parent,
         generator=generator(seed, "workers"),  # else the loader draws from the global one
     )
-    died = None
+    batches = iter(loader)
+    if workers and threading.current_thread() is threading.main_thread():
+        # torch raises in its handler of SIGCHLD, wherever the main process happens to be (in a save, in a destructor).
+        # Its own check while it waits for a batch notices as well, and at this place.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
-        for batch in loader:
+        for batch in batches:
             if isinstance(batch, _Failure):
                 raise UserError(batch.message, hint=batch.hint, exit_code=exit_code)
             yield batch
     except (OSError, EOFError) as error:
         if not workers:
             raise
-        died = _death(f"{type(error).__name__} while it sent a batch", exit_code=exit_code)
+        raise _death(f"{type(error).__name__} while it sent a batch", exit_code=exit_code) from error
     except RuntimeError as error:
-        died = worker_death(error, exit_code=exit_code)
-        if died is None:
+        if not str(error).startswith("DataLoader worker"):
             raise
-    if died is not None:
-        raise died  # here the frames of the loader are gone, so it has forgotten its processes and warns of none later
-
-
-def worker_death(error: RuntimeError, *, exit_code: int) -> UserError | None:
-    """The words for it, if a loader process was killed: torch raises that wherever the main process happens to be."""
-    if not str(error).startswith("DataLoader worker"):
-        return None
-    return _death(str(error).splitlines()[0], exit_code=exit_code)
+        raise _death(str(error).splitlines()[0], exit_code=exit_code) from error
 
 
 def _death(reason: str, *, exit_code: int) -> UserError:
+    """The words for it, if a loader process was killed."""
     return UserError(
         f"a process that reads images died: {reason}",
         hint="if memory was short, set dataset.workers=0",

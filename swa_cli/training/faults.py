@@ -11,7 +11,6 @@ from contextlib import contextmanager
 
 import torch
 
-from swa_cli.data.stream import worker_death
 from swa_cli.errors import EXIT_FAILED, NOTHING_WAS_RUN, UserError
 from swa_cli.training.run_folder import RunFolder
 
@@ -23,7 +22,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 @contextmanager
 def told(folder: RunFolder) -> Iterator[None]:
-    """Turn faults of disk, memory and loader processes into one message and exit code 1; say how the run goes on."""
+    """Turn faults of disk and memory into one message and exit code 1; say how the run goes on."""
     try:
         yield
     except UserError as error:
@@ -33,13 +32,6 @@ def told(folder: RunFolder) -> Iterator[None]:
         raise
     except OSError as error:
         raise _of_files(error, folder) from error
-    except RuntimeError as error:
-        died = worker_death(error, exit_code=EXIT_FAILED)
-        if died is None:
-            error.add_note(way_on(folder))
-            raise
-        died.hint += f"; {way_on(folder)}"
-        raise died from error
     except BaseException as error:  # in a person's own code, most likely
         error.add_note(way_on(folder))
         raise
