@@ -38,50 +38,132 @@ def test_the_tree_has_every_file() -> None:
     assert told == there
 
 
-def needs_no_other_trainer(example: str) -> bool:
-    """Whether it imports torch and this project alone; Lightning and accelerate are no part of the tests."""
-    nodes = ast.walk(ast.parse(example))
-    names = [getattr(node, "module", None) or node.names[0].name for node in nodes if hasattr(node, "names")]
-    return all(name.split(".")[0] in ("torch", "swa_cli") for name in names)
-
-
 def test_loops_of_ones_own_are_short() -> None:
     """Every example of the section: at most 15 lines."""
     assert OWN_LOOPS
     assert all(len(example.splitlines()) <= 15 for example in OWN_LOOPS)
 
 
-@pytest.mark.parametrize("example", [example for example in OWN_LOOPS if needs_no_other_trainer(example)])
-def test_each_loop_of_ones_own_runs(example: str) -> None:
-    """README's loops on 100 batches against the float64 mean of the weights, and the data's mean and variance."""
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    inputs = torch.randn(400, 3)
-    loader = DataLoader(TensorDataset(inputs, torch.randint(2, (400,))), batch_size=4, shuffle=True)
-    trained: list[Tensor] = []
+def example_of(word: str) -> str:
+    """The one example that has this word in its imports."""
+    (found,) = [example for example in OWN_LOOPS if re.search(rf"^(from|import) .*\b{word}\b", example, re.MULTILINE)]
+    return found
 
-    def train_one_epoch(model: nn.Module) -> None:
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        for samples, labels in loader:
+
+class Setting:
+    """A small network and loader, as the examples suppose them."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+        self.inputs = torch.randn(400, 3)
+        labels = torch.randint(2, (400,))
+        self.loader = DataLoader(TensorDataset(self.inputs, labels), batch_size=4, shuffle=True)
+        self.trained: list[Tensor] = []
+
+    @property
+    def names(self) -> dict[str, Any]:
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        loss = nn.functional.cross_entropy
+        return {
+            "model": self.model,
+            "optimizer": optimizer,
+            "train_loader": self.loader,
+            "loss_function": loss,
+            "epochs": 3,
+            "start": 2,
+        }
+
+    def epoch(self, model: nn.Module, optimizer: Any, backward: Any) -> None:
+        for samples, labels in self.loader:
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(samples), labels).backward()
+            backward(nn.functional.cross_entropy(model(samples), labels))
             optimizer.step()
-        trained.append(model[0].weight.detach().double())  # type: ignore[index]
+        self.trained.append(self.model[0].weight.detach().double().clone())  # type: ignore[union-attr]
 
-    example_names: dict[str, Any] = {
-        "model": model,
-        "train_loader": loader,
-        "loss_function": nn.functional.cross_entropy,
-        "train_one_epoch": train_one_epoch,
-        "epochs": 3,
-        "start": 2,
-    }
-    exec(example, example_names)
-    if trained:
-        torch.testing.assert_close(model[0].weight.double(), (trained[1] + trained[2]) / 2, rtol=1e-6, atol=1e-7)
-    else:
-        assert example_names["optimizer"].param_groups[0]["n_avg"] == 5
-        assert "sgd_buffer" in example_names["optimizer"].state[model[0].weight]
-    expected = model[0](inputs).detach().double()
-    torch.testing.assert_close(model[1].running_mean.double(), expected.mean(0), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(model[1].running_var.double(), expected.var(0), rtol=1e-5, atol=1e-6)
+    def check(self, *, averaged: bool) -> None:
+        """The float64 mean of the weights of the last two epochs, and the data's mean and variance."""
+        model = self.model
+        if averaged:
+            mean = (self.trained[-1] + self.trained[-2]) / 2
+            torch.testing.assert_close(model[0].weight.double(), mean, rtol=1e-6, atol=1e-7)  # type: ignore[union-attr]
+        expected = model[0](self.inputs).detach().double()
+        torch.testing.assert_close(model[1].running_mean.double(), expected.mean(0), rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+        torch.testing.assert_close(model[1].running_var.double(), expected.var(0), rtol=1e-5, atol=1e-6)  # type: ignore[union-attr]
+
+
+def test_the_loop_with_swa_runs() -> None:
+    """README's optimizer on 100 batches: five averages, the weights kept aside, the data's mean and variance."""
+    setting = Setting()
+    names = setting.names
+    exec(example_of("SWA"), names)
+    assert names["optimizer"].param_groups[0]["n_avg"] == 5
+    assert "sgd_buffer" in names["optimizer"].state[setting.model[0].weight]
+    setting.check(averaged=False)
+
+
+def test_the_loop_with_weight_average_runs() -> None:
+    """README's own loop against the float64 mean of the weights, and the data's mean and variance."""
+    setting = Setting()
+    names = setting.names
+    names["train_one_epoch"] = lambda model: setting.epoch(model, names["optimizer"], lambda loss: loss.backward())
+    (example,) = [
+        text for text in OWN_LOOPS if "lightning" not in text and "accelerate" not in text and "SWA(" not in text
+    ]
+    exec(example, names)
+    setting.check(averaged=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other library
+def test_the_callback_for_lightning_runs(tmp_path: Path) -> None:
+    """README's callback in a real Trainer against the float64 mean of the last two epochs' weights."""
+    import lightning
+
+    setting = Setting()
+    names: dict[str, Any] = {}
+    exec(example_of("lightning"), names)
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = setting.model
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.net(inputs)
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def on_train_epoch_end(self) -> None:
+            setting.trained.append(self.net[0].weight.detach().double().clone())
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    trainer = lightning.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        callbacks=[names["WeightAveraging"](start=2)],
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Module(), setting.loader)
+    setting.check(averaged=True)
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other library
+def test_the_loop_with_accelerate_runs() -> None:
+    """README's loop with a real Accelerator against the float64 mean of the last two epochs' weights."""
+    setting = Setting()
+    names = setting.names
+
+    def train_one_epoch(accelerator: Any, model: nn.Module, optimizer: Any, loader: Any) -> None:
+        setting.loader = loader
+        setting.epoch(model, optimizer, accelerator.backward)
+
+    names["train_one_epoch"] = train_one_epoch
+    exec(example_of("accelerate"), names)
+    setting.check(averaged=True)
