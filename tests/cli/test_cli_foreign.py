@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from swa_cli import cli
+from swa_cli import cli, models
+from swa_cli.training import checkpoint
 
 RECIPE = """\
 name: theirs
@@ -175,3 +176,52 @@ def test_a_torchvision_network_from_torchvisions_weights(swa, tmp_path: Path) ->
     ended = swa(*words, "train.init_skip=[fc.*]")
     assert ended.code == 0, ended.err
     assert "initial weights from imagenet.pt (last); fresh: fc.weight, fc.bias" in " ".join(ended.err.split())
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other library
+@pytest.mark.parametrize("callback", ["WeightAveraging", "StochasticWeightAveraging", None])
+def test_files_that_lightning_itself_wrote(swa, tmp_path: Path, callback: str | None) -> None:
+    """A checkpoint of a real Trainer after 3 epochs: its sets against the weights that Trainer and callback hold."""
+    import lightning
+    from torch.utils.data import DataLoader, TensorDataset
+
+    generator = torch.Generator().manual_seed(0)
+    images, labels = torch.rand(32, 1, 8, 8, generator=generator), torch.randint(10, (32,), generator=generator)
+
+    class Module(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    options = {"WeightAveraging": {}, "StochasticWeightAveraging": {"swa_lrs": 0.05, "swa_epoch_start": 1}}
+    used = [getattr(lightning.pytorch.callbacks, callback)(**options[callback])] if callback else []
+    trainer = lightning.Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        callbacks=used,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    module = Module()
+    trainer.fit(module, DataLoader(TensorDataset(images, labels), batch_size=8))
+    trainer.save_checkpoint(tmp_path / "theirs.ckpt")
+    found = checkpoint.weight_sets(checkpoint.read(tmp_path / "theirs.ckpt"), module.net)
+    raw = {name: value.detach() for name, value in module.net.state_dict().items()}
+    assert set(found) == ({"last"} if callback is None else {"last", "swa"})
+    if callback == "WeightAveraging":
+        average = used[0]._average_model.module.net.state_dict()
+        assert all(torch.equal(value, average[name]) for name, value in found["swa"].state_dict.items())
+    else:
+        assert all(torch.equal(value, raw[name]) for name, value in found["last"].state_dict.items())
+    (tmp_path / "r.yaml").write_text(RECIPE)
+    ended = swa("eval", "theirs.ckpt", "--recipe", "r.yaml", "--weights", "last", "--json")
+    assert ended.code == 0, ended.err
