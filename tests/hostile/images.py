@@ -1,0 +1,57 @@
+"""Folders of images that cannot be read."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+from PIL import Image
+
+from hostile.making import ESC, Make, Row, all_of, directory, fifo, file, link, nothing
+
+# Folders of images: `swa train good.yaml dataset.name=image_folder`.
+
+
+def picture(name: str, size: tuple[int, int] = (8, 8)) -> Make:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (9, 9, 9)).save(buffer, "png")
+    return file(f"pets/{name}", buffer.getvalue())
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def images(name: str, make: Make, piece: str, *words: str) -> Row:
+    base = ["train", "good.yaml", "dataset.name=image_folder", "dataset.root=pets", "dataset.val=1"]
+    return Row(f"images-{name}", [*base, "train.batch_size=2", *words], piece, make)
+
+
+pets = all_of(*(picture(f"{label}/{index}.png") for label in ("cat", "dog") for index in range(3)))
+PNG = b"\x89PNG\r\n\x1a\n"
+GIGAPIXELS = PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
+IMAGES = [
+    images("missing", nothing, "no class folders with images in pets"),
+    images("is-file", file("pets", "x"), "no class folders with images in pets"),
+    images("no-classes", file("pets/readme.txt", "x"), "no class folders with images in pets"),
+    images("no-images", file("pets/cat/readme.txt", "x"), "no class folders with images in pets"),
+    images("empty-class", all_of(pets, directory("pets/eel")), "no images in pets/eel"),
+    images("escapes-in-class", all_of(pets, directory(f"pets/{ESC}")), "no images in pets/"),
+    images("broken-first", all_of(pets, file("pets/cat/0.png", b"\x89PNG\r\n")), "1 image file cannot be read"),
+    images("broken-later", all_of(pets, file("pets/dog/1.png", b"\x89PNG\r\n")), "1 image file cannot be read"),
+    images("text", all_of(pets, file("pets/dog/1.png", "hello")), "1 image file cannot be read"),
+    images("empty-file", all_of(pets, file("pets/dog/1.png", "")), "1 image file cannot be read"),
+    images("dangling", all_of(pets, link("pets/dog/9.png", "gone")), "1 image file cannot be read"),
+    images("fifo", all_of(pets, fifo("pets/cat/0.png")), "pets/cat/0.png"),
+    images("gigapixels", all_of(pets, file("pets/dog/1.png", GIGAPIXELS)), "1 image file cannot be read"),
+    images("sizes", all_of(pets, picture("dog/1.png", (9, 8))), "images differ in size"),
+    images("new-class", all_of(*(picture(f"{part}.png") for part in ("train/a/1", "test/b/1"))), "has classes that"),
+    images("size-negative", pets, "image_folder does not take", "dataset.args={size: -8}"),
+    images("size-text", pets, "image_folder does not take", "dataset.args={size: big}"),
+    images("size-endless", pets, "size", "dataset.args={size: 1000000000000}"),
+    images("unknown-argument", pets, "image_folder does not take", "dataset.args={colour: grey}"),
+    images("other-dataset", pets, "did you mean 'digits'", "dataset.name=digit"),
+    images("not-downloaded", nothing, "the files of mnist are missing", "dataset.name=mnist", "dataset.download=false"),
+    images("no-factory", pets, "no_such_module:make cannot be imported", "dataset.name=no_such_module:make"),
+]

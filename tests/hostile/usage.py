@@ -1,0 +1,72 @@
+"""Wrong words on the command line."""
+
+from __future__ import annotations
+
+from hostile.making import GOOD, Make, Row, directory, fifo, file, link, nothing
+
+# Words of the command line.
+
+
+def usage(name: str, command: str, piece: str, make: Make = nothing) -> Row:
+    return Row(f"usage-{name}", command.split(), piece, make)
+
+
+USAGE = [
+    usage("no-such-command", "trian good.yaml", "No such command"),
+    usage("no-such-option", "train good.yaml --epochs 3", "No such option"),
+    usage("train-nothing", "train", "name a recipe, or a run folder with --resume"),
+    usage("train-json", "train good.yaml optimizer.lr=x --json", "optimizer.lr:"),
+    usage("resume-dry-run", "train --resume run --dry-run", "--resume goes on in its own folder"),
+    usage("resume-out", "train --resume run --out other", "--resume goes on in its own folder"),
+    usage("resume-recipe", "train good.yaml --resume run", "leave the recipe out with --resume"),
+    usage("extend-alone", "train good.yaml --extend-to 9", "--extend-to goes with --resume"),
+    usage("extend-zero", "train --resume run --extend-to 0", "--extend-to"),
+    usage("extend-text", "train --resume run --extend-to more", "--extend-to"),
+    usage("extend-fewer", "train --resume run --extend-to 1", "--extend-to 1: the run has 2 epochs"),
+    usage("extend-endless", "train --resume run --extend-to 99999999999999999", "more than any run has"),
+    usage("out-is-file", "train good.yaml --out good.yaml", "output.root: good.yaml cannot hold run folders"),
+    usage("out-below-file", "train good.yaml --out good.yaml/runs", "cannot hold run folders"),
+    usage("eval-nothing", "eval", "Missing argument"),
+    usage("eval-recipe", "eval good.yaml", "cannot be read as a checkpoint"),
+    usage("eval-two", "eval swa.pt swa.pt", "has no value"),
+    usage("eval-split", "eval swa.pt --split dev", "choose test, val or train"),
+    usage("eval-no-split", "eval swa.pt --split val", "digits has no val split"),
+    usage("eval-weights", "eval swa.pt --weights ema", "holds no weights 'ema'"),
+    usage("eval-no-run", "eval empty", "has no checkpoints/last.pt: it is no run folder", directory("empty")),
+    usage("eval-run-weights", "eval run --weights ema", "holds no weights 'ema'"),
+    usage("eval-run-average", "eval run", "cannot be read as a checkpoint", file("run/checkpoints/swa.pt", b"PK")),
+    usage("eval-run-last", "eval run", "is no regular file", fifo("run/checkpoints/last.pt")),
+    usage("ensemble-none", "eval run --ensemble", "has 0 snapshots, and an ensemble takes at least 2"),
+    usage("ensemble-file", "eval swa.pt --ensemble", "is a file, and an ensemble is made of the snapshots of a run"),
+    usage("ensemble-fifo", "eval run --ensemble", "is no regular file", fifo("run/snapshots/step-00000003.pt")),
+    usage(
+        "ensemble-recipe",
+        "eval run --ensemble",
+        "cannot be read as a checkpoint",
+        file("run/snapshots/step-00000003.pt", GOOD),
+    ),
+    usage("eval-stale", "eval run/checkpoints/last.pt", "has stale BatchNorm statistics"),
+    usage("eval-forbidden", "eval swa.pt optimizer.lr=1", "optimizer.lr: cannot be changed here"),
+    usage("eval-section", "eval swa.pt dataset=digits", "cannot be changed here"),
+    usage("eval-about-broken", "eval run/checkpoints/last.pt", "run.json", file("run/run.json", "{")),
+    usage("draws-zero", "eval swag.pt --draws 0", "--draws"),
+    usage("draws-text", "eval swag.pt --draws many", "--draws"),
+    usage("draws-of-mean", "eval swa.pt --draws 3", "--draws takes an average of kind swag: swa is mean"),
+    usage("draws-of-last", "eval run/checkpoints/last.pt --weights last --draws 3", "last is raw"),
+    usage("draws-samples-alone", "eval swag.pt --samples 100", "--samples goes with --draws"),
+    usage("draws-samples-text", "eval swag.pt --draws 2 --samples many", "is neither `all` nor a count"),
+    usage("draws-samples-zero", "eval swag.pt --draws 2 --samples 0", "is neither `all` nor a count"),
+    usage("bn-nothing", "bn-update", "Missing argument"),
+    usage("bn-weights", "bn-update swa.pt --weights ema", "holds no weights 'ema'"),
+    usage("bn-raw", "bn-update run/checkpoints/last.pt --weights last", "its raw weights are what training goes on"),
+    usage("bn-samples-text", "bn-update swa.pt --samples many", "is neither `all` nor a count"),
+    usage("bn-samples-zero", "bn-update swa.pt --samples 0", "is neither `all` nor a count"),
+    usage("bn-samples-negative", "bn-update swa.pt --samples -5", "is neither `all` nor a count"),
+    usage("bn-out-no-folder", "bn-update swa.pt -o nowhere/x.pt", "nowhere: no such folder"),
+    usage("bn-out-folder", "bn-update swa.pt -o run", "is no name for a checkpoint"),
+    usage("bn-out-safetensors", "bn-update swa.pt -o x.safetensors", "is no name for a checkpoint"),
+    usage("bn-out-fifo", "bn-update swa.pt -o pipe", "pipe: is no", fifo("pipe")),
+    usage("bn-out-link", "bn-update swa.pt -o link.pt", "is a symbolic link", link("link.pt", "gone")),
+    usage("bn-link", "bn-update link.pt", "is a symbolic link", link("link.pt", "swa.pt")),
+    usage("bn-locked-log", "bn-update run/checkpoints/last.pt", "is a symbolic link", link("run/log.txt", "elsewhere")),
+]
