@@ -13,7 +13,7 @@ train: $(VENV)/installed ## install into .venv and run recipes/digits.yaml
 	$(BIN)/swa train recipes/digits.yaml
 
 test: $(VENV)/installed-dev ## install with the dev tools and run every test
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist worksteal
 
 torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk: some minutes
 	$(BIN)/pytest -m torture --durations=0
