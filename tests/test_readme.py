@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from swa_cli.recipe import load
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 OWN_LOOPS = re.findall(r"```python\n(.*?)```", README.partition("## In your own loop")[2], re.DOTALL)
@@ -42,6 +44,18 @@ def test_loops_of_ones_own_are_short() -> None:
     """Every example of the section: at most 15 lines."""
     assert OWN_LOOPS
     assert all(len(example.splitlines()) <= 15 for example in OWN_LOOPS)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/recipe.md"])
+def test_each_recipe_shown_is_one(page: str, tmp_path: Path) -> None:
+    """The recipe of README and that of docs/recipe.md against the loader, which refuses any key that is not."""
+    shown = [
+        text for text in re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL) if "train:" in text
+    ]
+    assert len(shown) == 1
+    path = tmp_path / "shown.yaml"
+    path.write_text(shown[0])
+    assert load.load(path, []).recipe.train.epochs == 30
 
 
 def example_of(word: str) -> str:

@@ -13,7 +13,6 @@ from fractions import Fraction
 
 from swa_cli.recipe.scalars import shown
 
-UNITS = ("%", "ep", "step", "cycle")
 # Few enough digits that every length is written out exactly.
 _PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>%|ep|step|cycle)", re.ASCII)
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}

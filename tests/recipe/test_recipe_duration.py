@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swa_cli.recipe.duration import UNITS, Duration, round_half_up
+from swa_cli.recipe.duration import Duration, round_half_up
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,11 @@ def test_lengths_in_steps() -> None:
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
-@given(st.integers(0, 10**6), st.sampled_from(UNITS), st.sampled_from(["", ".5", ".25", ".125", ".1", ".007"]))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["%", "ep", "step", "cycle"]),
+    st.sampled_from(["", ".5", ".25", ".125", ".1", ".007"]),
+)
 def test_text_of_a_duration_reads_back(whole: int, unit: str, decimals: str) -> None:
     """`str` is held against `parse`: a duration that is written down is the same when read again."""
     number = whole % 100 if unit == "%" else whole
