@@ -86,7 +86,9 @@ def score(ingredients: Ingredients, *, name: str) -> SampleScores:
         bench.terminal.progress(f"scoring {name}", len(loader)) as bar,
         faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
     ):
-        return evaluate.score(ingredients.model, loader, task=bench.task, hardware=bench.hardware, advance=bar.advance)
+        return evaluate.score(
+            ingredients.model, loader, task=bench.final_task, hardware=bench.hardware, advance=bar.advance
+        )
 
 
 def mean_of(kind: str, sources: Sequence[Source], weights: Sequence[float], ingredients: Ingredients) -> Mix:

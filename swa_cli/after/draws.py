@@ -45,7 +45,7 @@ def score(
                 bench.refresh_batchnorm(model, name=name, bar=bar)
             with faults.memory("train.eval_batch_size", settings.eval_batch_size):
                 p, targets = evaluate.predict(
-                    model, loader, task=bench.task, hardware=bench.hardware, advance=bar.advance
+                    model, loader, task=bench.final_task, hardware=bench.hardware, advance=bar.advance
                 )
             total = total + p
     return bench.task.metrics(total / num_draws, targets)

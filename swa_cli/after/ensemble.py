@@ -86,7 +86,9 @@ def score(
             bench.terminal.progress(f"scoring member {number} of {num_members}", len(loader)) as bar,
             faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
         ):
-            p, targets = evaluate.predict(model, loader, task=bench.task, hardware=bench.hardware, advance=bar.advance)
+            p, targets = evaluate.predict(
+                model, loader, task=bench.final_task, hardware=bench.hardware, advance=bar.advance
+            )
         total = total + p
         scores = bench.task.metrics(total / number, targets)
         compared = {each.key: scores.measure(each.key).value for each in bench.task.measures.compared}

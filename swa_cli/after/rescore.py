@@ -78,7 +78,9 @@ def evaluate_checkpoint(
         scored["ensemble"], curve = ensemble.score(snapshots, model, bench.plain_batches(name_of_split), bench=bench)
     rows = {name: {**row, **details[name]} for name, row in evaluate.table(scored).items()}
     num_samples = len(next(iter(scored.values())))
-    terminal.summary(rows, split=name_of_split, samples=num_samples, measures=bench.task.measures)
+    terminal.summary(
+        rows, split=name_of_split, samples=num_samples, tta=bench.recipe.train.tta, measures=bench.task.measures
+    )
     if curve:
         terminal.ensemble(curve, measures=bench.task.measures)
     result = {
@@ -91,6 +93,7 @@ def evaluate_checkpoint(
         "seconds": round(time.monotonic() - started, 3),
         "device": str(bench.hardware.device),
         "precision": bench.hardware.precision,
+        "tta": bench.recipe.train.tta,
     }
     return {**result, "ensemble": curve} if curve else result
 
@@ -155,7 +158,7 @@ def _score(model: nn.Module, name: str, bench: Bench, split: str) -> SampleScore
         bench.terminal.progress(f"scoring {name}", len(loader)) as bar,
         faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
     ):
-        return evaluate.score(model, loader, task=bench.task, hardware=bench.hardware, advance=bar.advance)
+        return evaluate.score(model, loader, task=bench.final_task, hardware=bench.hardware, advance=bar.advance)
 
 
 def _score_draws(

@@ -26,7 +26,14 @@ from swa_cli.training.bench import Bench, build_network, describe_model, import_
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
 
-CHANGEABLE_KEYS = ("dataset.*", "train.device", "train.precision", "train.eval_batch_size", "train.threads")
+CHANGEABLE_KEYS = (
+    "dataset.*",
+    "train.device",
+    "train.precision",
+    "train.eval_batch_size",
+    "train.threads",
+    "train.tta",
+)
 # What may differ between the files of one run: `--resume` takes other values, and `--extend-to` writes these anew.
 DIFFERING_KEYS = (*RESUMABLE_KEYS, "train.epochs", "swa.start", "averages.*.start", "snapshots.start")
 

@@ -66,7 +66,7 @@ def evaluate(
     """Score the weight sets of a checkpoint, or those of a run folder, with sampling errors.
 
     A run folder is only read, so the run may still go on.
-    Changes are limited to dataset.*, train.device, train.precision, train.eval_batch_size and train.threads.
+    Changes are limited to dataset.* and to device, precision, threads, eval_batch_size and tta of train.
     """
     if split not in (None, "train", "val", "test"):
         raise typer.BadParameter(f"--split {split}: choose test, val or train")

@@ -21,6 +21,7 @@ from torch import nn
 from swa_cli.errors import UserError
 from swa_cli.models.convnet import ConvNet
 from swa_cli.models.preresnet import PreResNet
+from swa_cli.models.speednet import SpeedNet
 from swa_cli.models.unet import UNet
 from swa_cli.models.vgg import VGG
 from swa_cli.models.wide_resnet import WideResNet
@@ -33,6 +34,7 @@ ZOO: Mapping[str, partial[Any]] = {
     "preresnet56": partial(PreResNet, depth=56),
     "preresnet110": partial(PreResNet, depth=110),
     "preresnet164": partial(PreResNet, depth=164),
+    "speednet": partial(SpeedNet),
     "unet": partial(UNet),
     "vgg16": partial(VGG, depth=16, batch_norm=False),
     "vgg16_bn": partial(VGG, depth=16, batch_norm=True),

@@ -172,8 +172,8 @@ def _general(path: KeyPath) -> tuple[str, ...]:
 
 
 def _owners(key: str) -> list[tuple[str, ...]]:
-    """Paths of the schema that end in this key; a bare `name` tells nothing."""
-    return [path for path in fields() if path[-1] == key != "name"]
+    """Paths of the schema that end in this key; a bare `name` tells nothing, nor does what stands in a list."""
+    return [path for path in fields() if path[-1] == key != "name" and path[:-1] != ("optimizer", "groups")]
 
 
 def _belongs(key: str, owners: Sequence[tuple[str, ...]]) -> str:

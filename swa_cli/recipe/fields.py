@@ -83,11 +83,27 @@ def _name_of_task(name: str) -> str:
     raise ValueError(f"{scalars.shown(name)} is no task: {meant}")
 
 
+def _multiple(value: object) -> float:
+    """`64x`; values that were read already are numbers."""
+    if isinstance(value, float):
+        return value
+    text = scalars.written(value)
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?x", text, re.ASCII):
+        return float(text[:-1])
+    raise ValueError(f"{scalars.shown(value)} is no multiple of the rate: write 64x or 0.1x")
+
+
+def _texts(value: object) -> list[str]:
+    """One text, or several."""
+    return [scalars.text(item) for item in (value if isinstance(value, list | tuple) and value else [value])]
+
+
 DurationField = Annotated[Duration, BeforeValidator(_duration), PlainSerializer(str)]
 TimeField = Annotated[TimeSpan, BeforeValidator(_time_span), PlainSerializer(str)]
 DurationOrTime = Annotated[Duration | TimeSpan, BeforeValidator(_duration_or_time), PlainSerializer(str)]
 Text = Annotated[str, BeforeValidator(scalars.text)]
 TaskName = Annotated[Text, AfterValidator(_name_of_task)]
+TextOrTexts = Annotated[list[str], BeforeValidator(_texts)]
 Flag = Annotated[bool, BeforeValidator(scalars.flag)]
 Whole = Annotated[int, BeforeValidator(scalars.whole)]
 Count = Annotated[Whole, Field(ge=1)]
@@ -95,6 +111,9 @@ Portion = Annotated[str | int, BeforeValidator(_portion)]
 CountOrAll = Annotated[str | int, _count_or("all")]
 Threads = Annotated[str | int, _count_or("auto"), AfterValidator(_few_threads)]
 Number = Annotated[float, BeforeValidator(scalars.number)]
+Multiple = Annotated[
+    float, BeforeValidator(_multiple), PlainSerializer(lambda times: f"{times:.9f}".rstrip("0").rstrip(".") + "x")
+]
 Rate = Annotated[Number, Field(ge=0)]
 Free = Annotated[Any, BeforeValidator(scalars.free)]
 AverageName = Annotated[str, AfterValidator(_name_of_average)]

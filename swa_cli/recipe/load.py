@@ -47,7 +47,8 @@ class Loaded:
         located = []
         for problem in problems:
             place = problem.place or self._tree.place(
-                tuple(problem.key.split(".")), at_key=not explain.is_leaf(problem.key)
+                tuple(int(part) if part.isdigit() else part for part in problem.key.split(".")),
+                at_key=not explain.is_leaf(problem.key),
             )
             located.append(replace(problem, place=place))
         return in_order(located, source=self.source)

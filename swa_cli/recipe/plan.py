@@ -320,10 +320,15 @@ def _stop_problems(recipe: Recipe, columns: Sequence[str] | None) -> list[Proble
 
 
 def _task_problems(recipe: Recipe) -> list[Problem]:
-    if recipe.task != "regression" or not recipe.train.label_smoothing:
-        return []
-    message = "regression has no classes that a target could be spread over"
-    return [Problem("train.label_smoothing", message, "leave it out")]
+    """Keys that mean nothing for the task."""
+    found = []
+    if recipe.task == "regression" and recipe.train.label_smoothing:
+        message = "regression has no classes that a target could be spread over"
+        found.append(Problem("train.label_smoothing", message, "leave it out"))
+    if recipe.task != "classification" and recipe.train.tta != "none":
+        message = f"the views of an image share a class, but not what {recipe.task} predicts"
+        found.append(Problem("train.tta", message, "leave it out"))
+    return found
 
 
 def _init_problems(recipe: Recipe) -> list[Problem]:

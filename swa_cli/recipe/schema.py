@@ -24,11 +24,13 @@ from swa_cli.recipe.fields import (
     DurationOrTime,
     Flag,
     Free,
+    Multiple,
     Number,
     Portion,
     Rate,
     TaskName,
     Text,
+    TextOrTexts,
     Threads,
     TimeField,
     Whole,
@@ -82,6 +84,20 @@ class Dataset(BaseModel):
     args: dict[str, Free] = Field(default={}, description="arguments of the dataset, such as size: 32")
 
 
+class Group(BaseModel):
+    """Parameters with settings of their own; keys that are not listed go to the class of torch.optim for them."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Free] = Field(init=False)
+    match: TextOrTexts = Field(description="norm, bias, or patterns of parameter names such as *norm*.bias")
+    lr: Multiple = Field(default=1.0, description="rate in multiples of the schedule's: 64x")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What differs from the options of the other parameters."""
+        return dict(self.__pydantic_extra__ or {})
+
+
 SGD_DEFAULTS: Mapping[str, object] = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
 
@@ -94,6 +110,9 @@ class Optimizer(BaseModel):
     lr: Rate = Field(description="learning rate that the schedule scales")
     no_decay: list[Text] = Field(
         default=[], description="parameters without weight decay: norm, bias, or name patterns such as head.*"
+    )
+    groups: list[Group] = Field(
+        default=[], description="parameters with a rate or options of their own; each goes with the first that matches"
     )
 
     @model_validator(mode="before")
@@ -355,9 +374,12 @@ class Train(BaseModel):
     eval_batch_size: Count = Field(default=512, description="samples of one forward pass without gradients")
     accumulate: Count = Field(default=1, description="batches whose gradients make one optimizer step")
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    tta: Literal["none", "flip", "flip_translate"] = Field(
+        default="none", description="final scores by the mean logits of views of an image: mirrored, also moved a pixel"
+    )
     clip_norm: Number = Field(default=0.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        default="auto", description="auto: bf16 where the hardware has it natively, else fp32"
+        default="auto", description="auto: bf16 where the hardware computes in it natively and faster, else fp32"
     )
     device: Text = Field(
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"

@@ -167,6 +167,7 @@ class Terminal:
         *,
         split: str,
         samples: int,
+        tta: str = "none",
         measures: Measures = CLASSIFICATION,
     ) -> None:
         """The answer: the scores of every weight set, then whether averaging helped.
@@ -176,11 +177,13 @@ class Terminal:
                 `batchnorm`, and against `last` `accuracy_diff`, `nll_diff` with their paired `_se`.
             split: What was scored: test, val or train.
             samples: How many samples that split has.
+            tta: Of what views of each sample the scores are, as `train.tta` names them.
             measures: What the task scores.
         """
 
         def lines(console: Console) -> list[Text]:
-            title = hanging(Text(), f"{split}: {samples:,} samples (± one standard error)", console=console)
+            views = "" if tta == "none" else f", tta {tta}"
+            title = hanging(Text(), f"{split}: {samples:,} samples{views} (± one standard error)", console=console)
             block = [*title, *score_table(scores, console=console, measures=measures)]
             for sentence in verdict(scores, measures=measures):
                 block += hanging(Text(), sentence, console=console)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swa_cli import models
 from swa_cli.averaging.batchnorm import BatchNormUpdate, bn_layers, has_batchnorm, update_batchnorm
@@ -30,6 +30,7 @@ from swa_cli.training import tasks
 from swa_cli.training.hardware import Hardware
 from swa_cli.training.tasks import Task
 
+INITIAL_IMAGES = 5000  # as in airbench (Jordan 2024)
 TOO_LARGE = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "Overflow")
 
 
@@ -42,6 +43,11 @@ class Bench:
     hardware: Hardware
     source: sources.Source
     terminal: Terminal
+
+    @property
+    def final_task(self) -> Task:
+        """The task as weights are scored at the end and after it: with `train.tta`, which an epoch's row is without."""
+        return replace(self.task, tta=self.recipe.train.tta)
 
     def split(self, name: str) -> sources.Split:
         """A split by name.
@@ -114,6 +120,18 @@ class Bench:
             samples=None if settings.samples == "all" else int(settings.samples),
             **self._format(),
         )
+
+    def initial_images(self) -> Tensor:
+        """Some thousand training images (N, C, H, W), not augmented, for a network whose first weights they set."""
+        few = batches.statistics_batches(
+            self.source.train,
+            seed=self.recipe.seed,
+            batch_size=self.recipe.train.eval_batch_size,
+            augment=Augment(),
+            samples=INITIAL_IMAGES,
+            **self._format(),
+        )
+        return torch.cat([images for images, _ in few])
 
     def probe(self) -> tuple[Any, Any]:
         """Two samples to try things with, on the device: the first one twice; of images, blank ones in its place."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from swa_cli.data import nested
 from swa_cli.training.hardware import Hardware
 from swa_cli.training.tasks.protocol import SampleScores, Task, concatenate, standard_error
+from swa_cli.training.views import weighted_mean
 
 Batch = tuple[Any, Any]  # inputs and targets of B samples, on the device
 
@@ -75,7 +76,10 @@ def _forward(
             for inputs, targets in batches:
                 args, kwargs = task.batch_to_args(inputs)
                 with hardware.autocast():
-                    outputs = model(*args, **kwargs)
+                    if task.tta == "none":
+                        outputs = model(*args, **kwargs)
+                    else:
+                        outputs = weighted_mean(model, *args, kind=task.tta)
                 take(outputs, targets)
                 advance()
     finally:

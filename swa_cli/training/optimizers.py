@@ -1,4 +1,4 @@
-"""torch.optim by name: the class, its options, and the parameters that take no weight decay.
+"""torch.optim by name: the class, its options, and the parameters that have a rate or options of their own.
 
 The one idea: options are checked against the signature of the class before anything runs, so a misspelt
 `momentun` is a problem with a suggestion and not a silent default.
@@ -10,6 +10,7 @@ import difflib
 import fnmatch
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,8 +28,31 @@ NORM_LAYERS = (
 UNSUPPORTED = {"Optimizer", "LBFGS", "SparseAdam"}
 
 
-def check(name: str, options: Mapping[str, Any]) -> list[Problem]:
-    """Problems of `optimizer.name` and of the options that go to its class; none if it can be built."""
+# One kernel for all parameters where torch has it for the class, the device and the types; it falls to us to ask.
+FUSED = {"SGD", "Adam", "AdamW"}
+LR_MULTIPLE = "lr_multiple"  # of a group, kept in the optimizer's state
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that `match`: `norm` (all of normalisation layers), `bias`, or patterns of parameter names.
+
+    Their rate is `lr` times that of the schedule, `options` take the place of the others' options.
+    """
+
+    match: tuple[str, ...]
+    lr: float = 1.0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, Any]] = ()) -> list[Problem]:
+    """Problems of `optimizer.name` and of the options that go to its class; none if it can be built.
+
+    Args:
+        name: Class in torch.optim.
+        options: Of all parameters.
+        groups: Options of each group.
+    """
     classes = [key for key, value in vars(torch.optim).items() if inspect.isclass(value) and key not in UNSUPPORTED]
     if name not in classes:
         close = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
@@ -36,38 +60,57 @@ def check(name: str, options: Mapping[str, Any]) -> list[Problem]:
         return [Problem("optimizer.name", f"torch.optim has no optimizer {name!r} for this loop", hint)]
     known = [key for key in inspect.signature(getattr(torch.optim, name)).parameters if key not in ("params", "lr")]
     problems = []
-    for key in options:
-        if key in known:
-            continue
-        close = difflib.get_close_matches(key, [*known, "lr", "no_decay"], n=1)
-        hint = f"did you mean `optimizer.{close[0]}`?" if close else f"{name} takes {', '.join(sorted(known))}"
-        problems.append(Problem(f"optimizer.{key}", f"torch.optim.{name} has no option {key!r}", hint))
+    places = [("optimizer", options, ["lr", "no_decay", "groups"])]
+    places += [(f"optimizer.groups.{index}", group, ["lr", "match"]) for index, group in enumerate(groups)]
+    for place, given, ours in places:
+        for key in given:
+            if key in known:
+                continue
+            close = difflib.get_close_matches(key, [*known, *ours], n=1)
+            hint = f"did you mean `{place}.{close[0]}`?" if close else f"{name} takes {', '.join(sorted(known))}"
+            problems.append(Problem(f"{place}.{key}", f"torch.optim.{name} has no option {key!r}", hint))
     return problems
 
 
 def build(
-    model: nn.Module, *, name: str, lr: float, options: Mapping[str, Any], no_decay: Sequence[str]
+    model: nn.Module,
+    *,
+    name: str,
+    lr: float,
+    options: Mapping[str, Any],
+    no_decay: Sequence[str] = (),
+    groups: Sequence[Group] = (),
 ) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that take gradients, in at most two groups: with and without decay.
+    """The optimizer over the parameters that take gradients.
 
     Args:
         model: The network.
         name: Class in torch.optim.
         lr: Base learning rate; the schedule sets it before each step.
         options: Constructor arguments.
-        no_decay: `norm` (all parameters of normalisation layers), `bias`, or patterns of parameter names.
+        no_decay: `norm`, `bias`, or patterns of parameter names, whose weight decay is 0 whatever the group.
+        groups: Each parameter goes with the first that matches, or with the others.
 
     Raises:
         RecipeError: The class refuses a value, or a pattern matches no parameter.
     """
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
-    free = _without_decay(model, trained, no_decay)
-    groups: list[dict[str, Any]] = [{"params": [value for key, value in trained.items() if key not in free]}]
-    if free:
-        groups.append({"params": [trained[key] for key in trained if key in free], "weight_decay": 0.0})
-    groups = [group for group in groups if group["params"]]
+    free = _matched(model, trained, no_decay, place="optimizer.no_decay")
+    matched = [
+        _matched(model, trained, group.match, place=f"optimizer.groups.{index}.match")
+        for index, group in enumerate(groups)
+    ]
+    built: dict[tuple[int, bool], dict[str, Any]] = {}
+    for key, parameter in trained.items():
+        index = next((index for index, names in enumerate(matched) if key in names), len(groups))
+        group = groups[index] if index < len(groups) else Group(())
+        decay = {"weight_decay": 0.0} if key in free else {}
+        settings = {"params": [], LR_MULTIPLE: group.lr, **group.options, **decay}
+        built.setdefault((index, key in free), settings)["params"].append(parameter)
+    parts = [built[key] for key in sorted(built, reverse=True)] if built else [{"params": []}]
+    fused = {"fused": True} if name in FUSED and _is_fusible(trained, options) else {}
     try:
-        optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(groups, lr=lr, **options)
+        optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(parts, lr=lr, **fused, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         problem = Problem("optimizer", f"torch.optim.{name} refuses its options: {error}", "correct that option")
         raise RecipeError([problem]) from error
@@ -75,24 +118,29 @@ def build(
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the rate of every parameter group."""
+    """Set the rate of every parameter group: its multiple of `lr`."""
     for group in optimizer.param_groups:
+        rate = lr * group[LR_MULTIPLE]
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(lr)
+            group["lr"].fill_(rate)
         else:
-            group["lr"] = lr
+            group["lr"] = rate
 
 
-def _without_decay(model: nn.Module, trained: Mapping[str, nn.Parameter], no_decay: Sequence[str]) -> set[str]:
-    """Names of the parameters that `no_decay` takes out of weight decay."""
+def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Sequence[str], *, place: str) -> set[str]:
+    """Names of the parameters that `norm`, `bias` or patterns mean.
+
+    Raises:
+        RecipeError: A pattern means none; `place` is the key it stands at.
+    """
     in_norm_layers = {
         f"{prefix}.{key}" if prefix else key
         for prefix, layer in model.named_modules()
         if isinstance(layer, NORM_LAYERS)
         for key, _ in layer.named_parameters(recurse=False)
     }
-    free: set[str] = set()
-    for word in no_decay:
+    names: set[str] = set()
+    for word in words:
         if word == "norm":
             found = in_norm_layers & trained.keys()
         elif word == "bias":
@@ -101,7 +149,12 @@ def _without_decay(model: nn.Module, trained: Mapping[str, nn.Parameter], no_dec
             found = set(fnmatch.filter(trained, word))
             if not found:
                 some = ", ".join(list(trained)[:3])
-                problem = Problem("optimizer.no_decay", f"{word!r} matches no parameter", f"names look like {some}")
-                raise RecipeError([problem])
-        free |= found
-    return free
+                raise RecipeError([Problem(place, f"{word!r} matches no parameter", f"names look like {some}")])
+        names |= found
+    return names
+
+
+def _is_fusible(trained: Mapping[str, nn.Parameter], options: Mapping[str, Any]) -> bool:
+    """Whether torch's fused kernel takes these parameters, and nothing was said that excludes it."""
+    said = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
+    return not said and all(value.is_floating_point() and value.device.type != "mps" for value in trained.values())

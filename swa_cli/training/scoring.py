@@ -17,7 +17,7 @@ from swa_cli.training import checkpoint, evaluate, faults, saving
 from swa_cli.training.files import write_atomic
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.setup import Refreshed, Run
-from swa_cli.training.tasks import SampleScores
+from swa_cli.training.tasks import SampleScores, Task
 
 
 def validate(run: Run) -> dict[str, Any]:
@@ -26,10 +26,10 @@ def validate(run: Run) -> dict[str, Any]:
     measures, row = bench.task.measures, dict[str, Any]()
     is_last = run.epoch == plan.epochs or run.stopped is not None
     has_val = bench.source.val is not None
-    row |= _columns("val", measures, _score(run, run.model, "val") if has_val else None)
+    row |= _columns("val", measures, _score(run, run.model, "val", task=bench.task) if has_val else None)
     for name, average in run.averages.items():
         is_due = has_val and average.count and (run.epoch in plan.score_epochs or is_last)
-        scores = _score(run, _averaged_model(run, name), "val") if is_due else None
+        scores = _score(run, _averaged_model(run, name), "val", task=bench.task) if is_due else None
         row |= {**_columns(f"{name}_val", measures, scores), f"{name}_count": average.count}
     return row
 
@@ -44,13 +44,13 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Ship every average, score every weight set on the same samples, tell."""
     bench, terminal = run.bench, run.bench.terminal
     split = bench.scoring_split()
-    samples = {"last": _score(run, run.model, split)}
+    samples = {"last": _score(run, run.model, split, task=bench.final_task)}
     details: dict[str, dict[str, Any]] = {"last": {"count": None, "batchnorm": checkpoint.raw_batchnorm(run.model)}}
     held = {name: average for name, average in run.averages.items() if average.count}
     for name in run.averages.keys() - held.keys():
         terminal.warning(f"{name} holds nothing: the run ended before its first weights")
     for name, average in held.items():
-        samples[name] = _score(run, _averaged_model(run, name), split)
+        samples[name] = _score(run, _averaged_model(run, name), split, task=bench.final_task)
         refreshed = run.refreshed[name]
         details[name] = {"count": average.count, "batchnorm": refreshed.batchnorm}
         saving.save_average(run, folder, name)
@@ -66,11 +66,14 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
         "seconds": round(sum(row["seconds"] for row in run.history), 3),
         "device": str(bench.hardware.device),
         "precision": bench.hardware.precision,
+        "tta": bench.recipe.train.tta,
         "stopped": run.stopped,
     }
     _draw(run, folder, weights)
     folder.write_json("result.json", result)
-    terminal.summary(weights, split=split, samples=result["samples"], measures=bench.task.measures)
+    terminal.summary(
+        weights, split=split, samples=result["samples"], tta=bench.recipe.train.tta, measures=bench.task.measures
+    )
     for name, average in held.items():
         if average.kind == "swag" and average.count > 1:
             shipped = folder.checkpoints / f"{name}.pt"
@@ -117,7 +120,7 @@ def _averaged_model(run: Run, name: str) -> nn.Module:
     return model
 
 
-def _score(run: Run, model: nn.Module, split: str) -> SampleScores:
+def _score(run: Run, model: nn.Module, split: str, *, task: Task) -> SampleScores:
     bench, loader = run.bench, run.bench.plain_batches(split)
     with (
         bench.terminal.progress(f"scoring {split}", len(loader)) as bar,
@@ -128,4 +131,4 @@ def _score(run: Run, model: nn.Module, split: str) -> SampleScores:
             bar.advance()
             run.interrupt.check()
 
-        return evaluate.score(model, loader, task=bench.task, hardware=bench.hardware, advance=advance)
+        return evaluate.score(model, loader, task=task, hardware=bench.hardware, advance=advance)

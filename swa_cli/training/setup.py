@@ -86,7 +86,9 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
         UserError: Data or device are missing.
     """
     recipe = loaded.recipe
-    problems: list[Problem] = optimizers.check(recipe.optimizer.name, recipe.optimizer.options)
+    problems: list[Problem] = optimizers.check(
+        recipe.optimizer.name, recipe.optimizer.options, [group.options for group in recipe.optimizer.groups]
+    )
     begun_from, unreadable = initial.read(recipe.train.init if recorded is None else None)
     problems += unreadable
     try:
@@ -109,6 +111,8 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
         raise loaded.locate(problems)
     model = bench.build_model()
     _probe(model, bench)
+    if recorded is None:  # a resumed run has the weights that came of it
+        _initialize_from_data(model, bench)
     bench = _with_defined_gradients(bench, model)
     try:
         settings = recipe.train
@@ -119,6 +123,10 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
             lr=recipe.optimizer.lr,
             options=recipe.optimizer.options,
             no_decay=recipe.optimizer.no_decay,
+            groups=[
+                optimizers.Group(tuple(group.match), lr=group.lr, options=group.options)
+                for group in recipe.optimizer.groups
+            ],
         )
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
@@ -155,6 +163,13 @@ def _probe(model: nn.Module, bench: Bench) -> None:
         bench.task.check(outputs, targets, subject=Subject(name, source.num_classes or None, source.size))
     if bench.recipe.all_averages and bench.recipe.average_scoring.batchnorm.method == "exact":
         update_batchnorm([(inputs, targets)], probe, method="exact", batch_to_args=bench.task.batch_to_args)
+
+
+def _initialize_from_data(model: nn.Module, bench: Bench) -> None:
+    """Let a network that wants to set its first weights by training images do so."""
+    initialize_from = getattr(model, "initialize_from", None)
+    if initialize_from is not None:
+        initialize_from(bench.initial_images())
 
 
 def _with_defined_gradients(bench: Bench, model: nn.Module) -> Bench:
