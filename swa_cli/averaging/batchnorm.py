@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swa_cli.averaging import inputs
 from swa_cli.averaging.inputs import Arguments
-from swa_cli.averaging.moments import Moments, merged, moments_of, to_float64
+from swa_cli.averaging.moments import LayerMoments, Moments, merged, moments_of
 from swa_cli.averaging.tensors import plain_model
 from swa_cli.errors import UserError
 
@@ -151,27 +151,26 @@ def _measure_pooled(
     With momentum 1 their running statistics are those of the batch just seen: nothing is computed twice.
     Below float32 they would be rounded, so the statistics are taken from the input.
     """
-    found: dict[_BatchNorm, Moments] = {}
+    layer_moments = LayerMoments(_statistics)
+    narrow: dict[_BatchNorm, Moments] = {}
 
     def check(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        assert isinstance(layer, _BatchNorm)
         values = _input(args, kwargs)
         if values.numel() == values.shape[1]:
             raise UserError(
-                f"{names[layer]}: a batch has one value a channel, which has no variance",  # type: ignore[index]
+                f"{names[layer]}: a batch has one value a channel, which has no variance",
                 hint="use larger batches, or method exact",
             )
+        layer_moments.before(layer)
 
     def collect(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         assert isinstance(layer, _BatchNorm)
         values = _input(args, kwargs)
-        n = values.numel() // values.shape[1]
-        mean, variance = _statistics(layer)
-        if mean.dtype.itemsize < 4:
-            moments = moments_of(values)
+        if _statistics(layer)[0].dtype.itemsize < 4:
+            narrow[layer] = merged(narrow.get(layer), moments_of(values))
         else:
-            mean, variance = (to_float64(statistic) for statistic in (mean, variance))
-            moments = Moments(n, mean, variance * (n - 1))
-        found[layer] = merged(found.get(layer), moments)
+            layer_moments.after(layer, values.numel() // values.shape[1])
 
     for layer in names:
         layer.training = True
@@ -184,12 +183,13 @@ def _measure_pooled(
     try:
         for samples in batches:
             num_samples += batches.through(model, samples)
+            layer_moments.merge()
     finally:
         for hook in hooks:
             hook.remove()
     if not num_samples:
         raise _no_samples()
-    return found, num_samples
+    return layer_moments.of_each() | narrow, num_samples
 
 
 def _measure_exact(

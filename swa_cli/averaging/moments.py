@@ -5,19 +5,22 @@ n values a channel; C channels; M2 sum of squared distances from the mean, both 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from swa_cli.averaging.tensors import float64_device
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of n values a channel."""
+    """Of n values a channel; of several layers in one row, n is (C,) in float64."""
 
-    n: int
+    n: int | Tensor
     mean: Tensor  # (C,) float64
     m2: Tensor  # (C,) float64
 
@@ -44,6 +47,59 @@ def merged(old: Moments | None, new: Moments) -> Moments:
     shift = new.mean - old.mean
     mean = old.mean + shift * (new.n / n)
     return Moments(n, mean, old.m2 + new.m2 + shift.square() * (old.n * new.n / n))
+
+
+class LayerMoments:
+    """Moments of the layers of a network, merged for all layers of a forward pass in one go.
+
+    Args:
+        statistics: Mean and unbiased variance (C,) of the batch that a layer has just seen.
+    """
+
+    def __init__(self, statistics: Callable[[_BatchNorm], tuple[Tensor, Tensor]]) -> None:
+        self._statistics = statistics
+        self._executed: dict[_BatchNorm, int] = {}  # since the last merge -> n of each
+        self._rows: dict[tuple[_BatchNorm, ...], Moments] = {}  # the layers of a pass -> their channels in a row
+        self._counts: dict[tuple[Any, ...], Tensor] = {}  # those layers and n of each -> n of each channel
+
+    def before(self, layer: _BatchNorm) -> None:
+        """Tell that a layer is going to be executed, which overwrites its statistics."""
+        if layer in self._executed:
+            self.merge()
+
+    def after(self, layer: _BatchNorm, n: int) -> None:
+        """Tell that a layer was executed on n values a channel."""
+        self._executed[layer] = n
+
+    def merge(self) -> None:
+        """Take in the statistics of the layers that were executed."""
+        by_device: dict[torch.device, dict[_BatchNorm, int]] = {}  # of a network that is spread over several
+        for layer, n in self._executed.items():
+            by_device.setdefault(self._statistics(layer)[0].device, {})[layer] = n
+        self._executed.clear()
+        for executed in by_device.values():
+            self._merge(tuple(executed), tuple(executed.values()))
+
+    def _merge(self, layers: tuple[_BatchNorm, ...], counts: tuple[int, ...]) -> None:
+        means, variances = zip(*map(self._statistics, layers), strict=True)
+        mean, variance = to_float64(torch.cat(means)), to_float64(torch.cat(variances))
+        if (layers, counts) not in self._counts:
+            sizes = torch.tensor([len(values) for values in means])
+            n = torch.tensor(counts, dtype=torch.float64).repeat_interleave(sizes)
+            self._counts[layers, counts] = n.to(mean.device)
+        n = self._counts[layers, counts]
+        self._rows[layers] = merged(self._rows.get(layers), Moments(n, mean, variance * (n - 1)))
+
+    def of_each(self) -> dict[_BatchNorm, Moments]:
+        """What has been merged, layer by layer."""
+        found: dict[_BatchNorm, Moments] = {}
+        for layers, row in self._rows.items():
+            assert isinstance(row.n, Tensor)
+            sizes = [layer.num_features for layer in layers]
+            parts = zip(layers, row.n.split(sizes), row.mean.split(sizes), row.m2.split(sizes), strict=True)
+            for layer, n, mean, m2 in parts:
+                found[layer] = merged(found.get(layer), Moments(int(n[0]), mean, m2))
+        return found
 
 
 def to_float64(values: Tensor) -> Tensor:

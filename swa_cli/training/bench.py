@@ -199,13 +199,20 @@ class Bench:
         }
 
 
-def open_bench(recipe: Recipe, terminal: Terminal, *, recorded: Mapping[str, Any] | None = None) -> Bench:
+def open_bench(
+    recipe: Recipe,
+    terminal: Terminal,
+    *,
+    recorded: Mapping[str, Any] | None = None,
+    begun: Mapping[str, Any] | None = None,
+) -> Bench:
     """Choose the hardware and load the data.
 
     Args:
         recipe: What to open.
         terminal: Hears of slow reading.
         recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
+        begun: `environment` of the run that goes on, see `hardware.choose`.
 
     Raises:
         UserError: Data or device are missing, or the data are not those of the checkpoint.
@@ -216,6 +223,7 @@ def open_bench(recipe: Recipe, terminal: Terminal, *, recorded: Mapping[str, Any
         precision=settings.precision,
         threads=settings.threads,
         deterministic=settings.deterministic,
+        begun=begun,
     )
     dataset = recipe.dataset
     with terminal.loading() as progress:

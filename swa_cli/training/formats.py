@@ -97,6 +97,8 @@ class Environment(BaseModel):
     model_config = ConfigDict(**STRICT, extra="allow")
     __pydantic_extra__: dict[str, int | str]
     threads: int = Field(gt=0)
+    device: str = Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    precision: Literal["fp32", "bf16", "fp16"]
 
 
 class ResumePoint(BaseModel):

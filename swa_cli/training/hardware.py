@@ -67,14 +67,31 @@ class Hardware:
         return f"{self.device}, {threads}, {self.precision} ({self.reason}){deterministic}"
 
 
-def choose(*, device: str, precision: str, threads: int | str, deterministic: bool) -> Hardware:
+def choose(
+    *,
+    device: str,
+    precision: str,
+    threads: int | str,
+    deterministic: bool,
+    begun: Mapping[str, Any] | None = None,
+) -> Hardware:
     """Choose and set up the hardware: number of threads, deterministic algorithms.
+
+    Args:
+        device: Of the recipe, as the next three.
+        precision: `auto` is what the run was begun with, on the same kind of device.
+        threads: Of the processor.
+        deterministic: Whether operations that are not reproducible are refused.
+        begun: The `environment` of the run that goes on.
 
     Raises:
         UserError: The device is absent, or cannot compute in the precision that was asked for.
     """
     chosen = _device(device)
-    chosen_precision, reason = _precision(precision, chosen)
+    if precision == "auto" and begun is not None and torch.device(begun["device"]).type == chosen.type:
+        chosen_precision, reason = str(begun["precision"]), "as the run was begun"
+    else:
+        chosen_precision, reason = _precision(precision, chosen)
     count = num_cores() if threads == "auto" else int(threads)
     torch.set_num_threads(count)
     if deterministic:

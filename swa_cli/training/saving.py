@@ -24,10 +24,14 @@ from swa_cli.training.archive import DamagedError
 from swa_cli.training.hardware import environment
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.setup import Run
+from swa_cli.training.writer import copied
 
 
 def save_resume_point(run: Run, folder: RunFolder) -> None:
-    """Write last.pt: everything that the rest of the run depends on. The one before becomes previous.pt."""
+    """Write last.pt: everything that the rest of the run depends on. The one before becomes previous.pt.
+
+    It is written while the run goes on: `run.writer.wait` tells when it is there.
+    """
     stale = "none" if checkpoint.raw_batchnorm(run.model) == "none" else "stale"
     loss, score = run.totals.tolist()
     content = {
@@ -47,7 +51,8 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "stopped": run.stopped,
         "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(), "batchnorm": stale},
     }
-    checkpoint.save(folder.last, content, keep=folder.previous)
+    copy_of_now = copied(content)
+    run.writer.begin(lambda: checkpoint.save(folder.last, copy_of_now, keep=folder.previous))
     run.saved_at = time.monotonic()
 
 
@@ -183,14 +188,19 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
         "batchnorm": checkpoint.raw_batchnorm(run.model),
         "cumulative": None if run.cumulative is None else _running_mean(run.cumulative, run.model),
     }
-    folder.snapshots.mkdir(exist_ok=True)
-    checkpoint.save(folder.snapshot_path(run.step), content)
     settings = run.bench.recipe.snapshots
     assert settings is not None, "the plan has snapshot steps only where the recipe has the section"
-    if settings.keep != "all":
-        kept = [step for step in run.plan.snapshots if step <= run.step]
-        for step in kept[: -int(settings.keep)]:
+    kept = [step for step in run.plan.snapshots if step <= run.step]
+    old = [] if settings.keep == "all" else kept[: -int(settings.keep)]
+    copy_of_now, path = copied(content), folder.snapshot_path(run.step)
+
+    def write() -> None:
+        folder.snapshots.mkdir(exist_ok=True)
+        checkpoint.save(path, copy_of_now)
+        for step in old:
             folder.snapshot_path(step).unlink(missing_ok=True)
+
+    run.writer.begin(write)
 
 
 def _running_mean(cumulative: WeightAverage, model: nn.Module) -> dict[str, Any]:

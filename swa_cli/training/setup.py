@@ -27,6 +27,7 @@ from swa_cli.training.hardware import undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
 from swa_cli.training.tasks import Subject
+from swa_cli.training.writer import Writer
 
 
 @dataclass
@@ -44,6 +45,7 @@ class Run:
     totals: Tensor  # (2,) loss and score, summed over the batches of the epoch that has no row in `history` yet
     interrupt: Interrupt
     initial: InitialWeights | None = None  # None where the seed gives them, or a resume point will
+    writer: Writer = field(default_factory=Writer)
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None  # max_time | patience: what ended the run before its last epoch
@@ -78,8 +80,20 @@ class Refreshed:
     num_samples: int
 
 
-def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] | None = None) -> Run:
-    """Build everything a run needs; `recorded` is the `input` of the resume point, if it goes on from one.
+def prepare(
+    loaded: Loaded,
+    terminal: Terminal,
+    *,
+    recorded: Mapping[str, Any] | None = None,
+    begun: Mapping[str, Any] | None = None,
+) -> Run:
+    """Build everything a run needs.
+
+    Args:
+        loaded: The recipe and where its keys stand.
+        terminal: Told of anything slow.
+        recorded: `input` of the resume point, if the run goes on from one.
+        begun: `environment` of a run that goes on.
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
@@ -92,7 +106,7 @@ def prepare(loaded: Loaded, terminal: Terminal, *, recorded: Mapping[str, Any] |
     begun_from, unreadable = initial.read(recipe.train.init if recorded is None else None)
     problems += unreadable
     try:
-        bench = open_bench(recipe, terminal, recorded=recorded)
+        bench = open_bench(recipe, terminal, recorded=recorded, begun=begun)
     except UserError:
         if problems:
             raise loaded.locate(problems) from None

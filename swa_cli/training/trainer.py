@@ -117,8 +117,9 @@ def resume(
         source = str(folder.recipe if point is None else point.path)
         require_trust(loaded.recipe, source=source, allow_code=allow_code)
         import_from(folder.path)
+        known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
         with faults.before_a_run():
-            run = prepare(loaded, terminal, recorded=None if point is None else point.content["input"])
+            run = prepare(loaded, terminal, **known)
         now = environment(run.bench.hardware)
         recorded = now if point is None else point.content["environment"]
         changed = [
@@ -188,7 +189,7 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
     """From where the run stands to its end."""
     bench, terminal = run.bench, run.bench.terminal
     try:
-        with faults.told(folder), run.interrupt:
+        with faults.told(folder), run.interrupt, run.writer:
             terminal.attach_log(log)
             terminal.plan(title, plan_rows(run), warnings=warnings)
             forward: nn.Module = torch.compile(run.model) if bench.recipe.train.compile else run.model  # type: ignore[assignment]
@@ -198,6 +199,7 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
                 return scoring.finish(run, folder)
             except Stopped as stopped:
                 saving.save_resume_point(run, folder)
+                run.writer.wait()
                 terminal.warning(f"stopped after step {run.step:,}, which is saved")
                 raise stopped.ending from None
     except (KeyboardInterrupt, Terminated):
@@ -227,6 +229,7 @@ def _epochs(run: Run, forward: nn.Module, folder: RunFolder) -> None:
             saving.save_if_due(run, folder)
     if run.stopped is not None:
         saving.save_resume_point(run, folder)
+    run.writer.wait()
 
 
 def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder) -> None:
@@ -236,6 +239,8 @@ def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder) -> None:
     accumulate, device = recipe.train.accumulate, bench.hardware.device
     num_batches, start = plan.steps_per_epoch * accumulate, _num_batches_done(run)
     run.model.train()
+    if bench.source.train.dataset is not None:
+        run.writer.wait()  # its loader processes are forked, which is not safe beside another thread
     with bench.terminal.progress(f"epoch {epoch}", num_batches, unit=recipe.train.batch_size, done=start) as bar:
         next_reading = 0.0
         batches = itertools.islice(bench.training_batches(epoch, start=start), num_batches - start)

@@ -155,11 +155,11 @@ def test_stopped_while_scoring(swa, long: Path, tmp_path: Path, monkeypatch: pyt
     assert swa("train", long, "-q", *words).code == 0
     score, calls = scoring._score, []
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **options: Any) -> Any:
         calls.append(args)
         if len(calls) == at:
             os.kill(os.getpid(), signal.SIGINT)
-        return score(*args)
+        return score(*args, **options)
 
     monkeypatch.setattr(scoring, "_score", interrupted)
     assert swa("train", long, "-q", *words).code == 130

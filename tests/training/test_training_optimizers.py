@@ -78,3 +78,60 @@ def test_learning_rate_reaches_the_step() -> None:
     model.weight.grad = torch.full((1, 1), 2.0)
     built.step()
     assert model.weight.item() == pytest.approx(before - 0.5, abs=1e-7)
+
+
+def test_groups_have_rates_and_options_of_their_own() -> None:
+    """Rate, decay and momentum of every parameter against a list by hand; the first group that matches wins."""
+    model = small()
+    groups = [
+        optimizers.Group(("1.bias",), lr=64.0, options={"weight_decay": 0.01}),
+        optimizers.Group(("norm", "3.*"), lr=0.5, options={"momentum": 0.0}),
+    ]
+    options = {"weight_decay": 0.1, "momentum": 0.9}
+    built = optimizers.build(model, name="SGD", lr=1.0, options=options, no_decay=["bias"], groups=groups)
+    optimizers.set_learning_rate(built, 0.2)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(p)]: (group["lr"], group["weight_decay"], group["momentum"])
+        for group in built.param_groups
+        for p in group["params"]
+    }
+    assert found == {
+        "0.weight": (0.2, 0.1, 0.9),
+        "0.bias": (0.2, 0.0, 0.9),
+        "1.weight": (0.1, 0.1, 0.0),
+        "1.bias": (pytest.approx(12.8), 0.0, 0.9),
+        "3.weight": (0.1, 0.1, 0.0),
+        "3.bias": (0.1, 0.0, 0.0),
+    }
+
+
+def test_a_group_that_matches_nothing_and_its_misspelt_option_are_problems() -> None:
+    """Both against their place in the recipe."""
+    with pytest.raises(RecipeError) as caught:
+        optimizers.build(small(), name="SGD", lr=0.1, options={}, groups=[optimizers.Group(("head.*",))])
+    assert caught.value.problems[0].key == "optimizer.groups.0.match"
+    [problem] = optimizers.check("SGD", {}, [{}, {"weightdecay": 0}])
+    assert problem.key == "optimizer.groups.1.weightdecay"
+    assert problem.hint == "did you mean `optimizer.groups.1.weight_decay`?"
+
+
+@pytest.mark.parametrize(("name", "options"), [("SGD", {"momentum": 0.9, "nesterov": True}), ("AdamW", {})])
+def test_one_kernel_for_all_parameters_takes_the_steps_of_a_loop(name: str, options: dict) -> None:
+    """Twenty steps of the optimizer that is built against torch's plain loop over parameters."""
+    torch.manual_seed(0)
+    ours, plain = small(), small()
+    plain.load_state_dict(ours.state_dict())
+    built = optimizers.build(ours, name=name, lr=0.05, options={"weight_decay": 0.1, **options})
+    assert built.defaults["fused"] is True
+    reference = getattr(torch.optim, name)(plain.parameters(), lr=0.05, weight_decay=0.1, foreach=False, **options)
+    for _ in range(20):
+        for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        built.step()
+        reference.step()
+    for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    said = optimizers.build(small(), name=name, lr=0.05, options={**options, "foreach": True})
+    assert not said.defaults["fused"]

@@ -1,0 +1,68 @@
+"""Which precision is chosen: by what the hardware says and by what it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from swa_cli.errors import UserError
+from swa_cli.training import hardware
+
+
+def chosen(**options: Any) -> hardware.Hardware:
+    settings: dict[str, Any] = {"device": "cpu", "precision": "auto", "threads": 1, "deterministic": False}
+    return hardware.choose(**settings | options)
+
+
+@pytest.mark.parametrize(
+    ("flags", "speed", "precision", "reason"),
+    [
+        ({"amx_bf16", "avx512_bf16"}, 5.2, "bf16", "the processor's AMX-BF16 is 5.2 times as fast as fp32"),
+        ({"avx512_bf16"}, 1.8, "bf16", "the processor's AVX512-BF16 is 1.8 times as fast as fp32"),
+        ({"avx512_bf16"}, 0.52, "fp32", "the processor's AVX512-BF16 is at 0.5 of the speed of fp32"),
+        ({"avx512f"}, 9.0, "fp32", "the processor has no native bf16"),
+    ],
+)
+def test_auto_takes_bf16_where_it_is_native_and_faster(
+    monkeypatch: pytest.MonkeyPatch, flags: set[str], speed: float, precision: str, reason: str
+) -> None:
+    """The choice on four processors, two of which have the flag for bf16 but not the speed, or not the flag."""
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset(flags))
+    monkeypatch.setattr(hardware, "_speed_of_bf16", lambda: speed)
+    found = chosen()
+    assert (found.precision, found.reason) == (precision, reason)
+    assert chosen(precision="bf16").precision == "bf16"
+    assert ("expect it to be slow" in chosen(precision="bf16").reason) == (precision == "fp32")
+
+
+def test_speed_of_bf16_is_that_of_a_matrix_product() -> None:
+    """The measured ratio on this processor is a positive number, and the same when it is asked again."""
+    speed = hardware._speed_of_bf16()
+    assert speed > 0
+    assert hardware._speed_of_bf16() == speed
+
+
+def test_a_run_goes_on_in_the_precision_it_was_begun_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto` of a resumed run against the recorded precision, which is taken on the same kind of device alone."""
+    monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(hardware, "_speed_of_bf16", lambda: 0.5)
+    assert chosen(begun={"device": "cpu", "precision": "bf16"}).precision == "bf16"
+    assert chosen(begun={"device": "cuda:0", "precision": "bf16"}).precision == "fp32"
+    assert chosen(begun={"device": "cpu", "precision": "bf16"}, precision="fp32").precision == "fp32"
+
+
+def test_half_precision_needs_a_gpu() -> None:
+    """fp16 on a processor is refused with the way out."""
+    with pytest.raises(UserError, match="fp16 needs a CUDA device"):
+        chosen(precision="fp16")
+
+
+def test_choosing_does_not_import_the_compiler() -> None:
+    """torch.use_deterministic_algorithms imports torch's compiler, a second: only where it changes anything."""
+    assert not torch.are_deterministic_algorithms_enabled()
+    chosen(deterministic=True)
+    assert torch.are_deterministic_algorithms_enabled()
+    chosen()
+    assert not torch.are_deterministic_algorithms_enabled()
