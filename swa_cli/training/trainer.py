@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,7 +32,9 @@ from swa_cli.training.interrupt import Stopped
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
 from swa_cli.training.setup import Run, plan_rows, prepare
+from swa_cli.training.writer import copied
 
+Forward = Callable[..., Any]  # of the network: arguments as the task makes them of a batch -> outputs
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
 
 
@@ -192,7 +194,7 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
         with faults.told(folder), run.interrupt, run.writer:
             terminal.attach_log(log)
             terminal.plan(title, plan_rows(run), warnings=warnings)
-            forward: nn.Module = torch.compile(run.model) if bench.recipe.train.compile else run.model  # type: ignore[assignment]
+            forward = _compiled(run) if bench.recipe.train.compile else run.model
             terminal.epoch_header(list(run.averages), measures=bench.task.measures)
             try:
                 _epochs(run, forward, folder)
@@ -207,7 +209,25 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
         raise
 
 
-def _epochs(run: Run, forward: nn.Module, folder: RunFolder) -> None:
+def _compiled(run: Run) -> Forward:
+    """The network, compiled for batches of this run; says what that took, which the first row's time contains."""
+    bench, recipe, started = run.bench, run.bench.recipe, time.monotonic()
+    forward: Forward = torch.compile(run.model)
+    kept = copied(run.model.state_dict())
+    run.model.train()
+    with bench.terminal.progress("compiling", total=1), faults.memory("train.batch_size", recipe.train.batch_size):
+        inputs, targets = next(iter(bench.training_batches(run.epoch)))
+        args, kwargs = bench.task.batch_to_args(inputs)
+        with bench.hardware.autocast():
+            outputs = forward(*args, **kwargs)
+        bench.task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing).backward()
+    run.model.load_state_dict(kept)  # the statistics of BatchNorm moved, the weights did not
+    run.model.zero_grad(set_to_none=True)
+    bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s")
+    return forward
+
+
+def _epochs(run: Run, forward: Forward, folder: RunFolder) -> None:
     """Each epoch: its steps, validation, its row, the resume point."""
     terminal = run.bench.terminal
     while run.epoch <= run.plan.epochs and run.stopped is None:
@@ -232,7 +252,7 @@ def _epochs(run: Run, forward: nn.Module, folder: RunFolder) -> None:
     run.writer.wait()
 
 
-def _train_epoch(run: Run, forward: nn.Module, folder: RunFolder) -> None:
+def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     """What is left of an epoch's steps."""
     bench, plan, recipe, epoch = run.bench, run.plan, run.bench.recipe, run.epoch
     task = bench.task
