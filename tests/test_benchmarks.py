@@ -92,6 +92,8 @@ def test_verdicts_follow_the_figures() -> None:
     assert [figure.is_missed for figure in MADE_UP] == [False, True, True, False, False]
     assert MADE_UP[0].margin == pytest.approx(2 / 1.9)
     assert MADE_UP[2].margin == pytest.approx(2 / 3)
+    assert Figure("a", "b", 1, 1, "s", 7.0, "%", 5.0, "at most").verdict == "MISSED by 40%"
+    assert Figure("a", "b", 1, 1, "x", 1.0, "times", 0.0, "at most").verdict == "MISSED by far"
     assert Figure("a", "b", 1, 1, "s", float("nan"), "x", 1.0).is_missed, "what could not be told is not met"
 
 
@@ -104,7 +106,7 @@ def test_table_and_picture_hold_every_figure(tmp_path: Path) -> None:
     for figure in MADE_UP:
         assert any(line.startswith(figure.name) for line in lines)
     rows = table.markdown(MADE_UP, title="made up").splitlines()
-    assert rows[4] == "| whole job | 50.0 s | 100 s | 2.00 x | >= 1.90 x | met |"
+    assert rows[4] == "| whole job | 50.0 s | 100 s | 2.00 x | >= 1.9 x | met |"
     assert len(rows) == 4 + len(MADE_UP)
     picture.draw(MADE_UP, title="made up", path=tmp_path / "bench.png")
     assert (tmp_path / "bench.png").stat().st_size > 5_000

@@ -1,6 +1,6 @@
 """The door of the benchmark: choose topics, measure them in order, tell, and end with a verdict.
 
-    PYTHONPATH=tests python -m benchmarks [--quick | --long] [--only TOPIC] [--out DIR] [--markdown]
+    PYTHONPATH=tests python -m benchmarks [--quick | --long] [--only TOPIC]... [--out DIR] [--markdown]
 
 Exit code 0: every bar is met; 1: one is missed; 2: a contestant is missing or failed, and nothing is written.
 """
@@ -41,10 +41,13 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--quick", action="store_true", help="two minutes: does it work, roughly how fast")
     length.add_argument("--long", action="store_true", help="jobs of ten minutes really run: most of an hour")
-    length.add_argument("--only", choices=list(TOPICS), action="append", help="this topic; may be repeated")
+    parser.add_argument("--only", choices=list(TOPICS), action="append", help="this topic; may be repeated")
     parser.add_argument("--out", type=Path, default=Path("bench"), metavar="DIR", help="for bench.json and bench.png")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    return parser.parse_args(words)
+    options = parser.parse_args(words)
+    if options.long and options.only:
+        parser.error("--long is a topic of its own: leave --only out")
+    return options
 
 
 def _measure(options: argparse.Namespace) -> int:

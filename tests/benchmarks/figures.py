@@ -20,7 +20,7 @@ class Figure:
     name: str
     ours: float
     theirs: float | None
-    unit: str  # of both: s, ms, images/s, MB
+    unit: str  # of both: s, ms, img/s, MB
     value: float  # what comes of the two
     value_unit: str  # x (times), %, s, MB
     bar: float | None = None  # None where nothing was promised
@@ -48,14 +48,17 @@ class Figure:
         """The judgement in words."""
         if self.bar is None:
             return "no bar"
-        return f"MISSED by {abs(self.value / self.bar - 1):.0%}" if self.is_missed else "met"
+        if not self.is_missed:
+            return "met"
+        off = abs(self.value / self.bar - 1) if self.bar else float("inf")
+        return f"MISSED by {off:.0%}" if off < 1 else "MISSED by far"
 
     @property
     def spoken_bar(self) -> str:
         """`>= 1.9 x`, or nothing."""
         if self.bar is None:
             return ""
-        return f"{'>=' if self.sense == 'at least' else '<='} {number(self.bar)} {self.value_unit}"
+        return f"{'>=' if self.sense == 'at least' else '<='} {self.bar:g} {self.value_unit}"
 
     def as_json(self) -> dict[str, Any]:
         """All of it as plain values."""
@@ -69,17 +72,19 @@ def faster(topic: str, name: str, *, ours: float, theirs: float, bar: float | No
 
 def rate(topic: str, name: str, *, ours: float, theirs: float, bar: float | None = None, note: str = "") -> Figure:
     """Two rates in images a second: ours over theirs."""
-    return Figure(topic, name, ours, theirs, "images/s", ours / theirs, "x", bar, note=note)
+    return Figure(topic, name, ours, theirs, "img/s", ours / theirs, "x", bar, note=note)
 
 
 def number(value: float) -> str:
     """Three significant digits, and no exponent."""
     size = abs(value)
+    if not size:
+        return "0"
     if size >= 100:
         return f"{value:,.0f}"
     if size >= 10:
         return f"{value:.1f}"
-    return f"{value:.2f}" if size >= 0.1 or not size else f"{value:.2g}" if size >= 1e-4 else f"{value:.1e}"
+    return f"{value:.2f}" if size >= 0.1 else f"{value:.2g}"
 
 
 def quantity(value: float | None, unit: str) -> str:

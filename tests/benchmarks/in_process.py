@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,9 +16,9 @@ from swa_cli.training.run_folder import RunFolder
 
 
 def epochs_s(words: Sequence[str]) -> list[float]:
-    """Seconds of each epoch but the first, of the recipe with these changes."""
-    with tempfile.TemporaryDirectory() as folder:
+    """Seconds of each epoch but the first, of the recipe with these changes; what the run says is not shown."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
         loaded = load.load(RECIPE, [*words, f"output.root={folder}"])
-        run = trainer.ready(loaded, terminal=Terminal(quiet=True))
+        run = trainer.ready(loaded, terminal=Terminal(quiet=True, json=True))
         trainer.begin(run, RunFolder.create(Path(folder), "bench"), recipe_folder=loaded.folder)
     return [row["seconds"] for row in run.history[1:]]

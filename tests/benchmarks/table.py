@@ -25,20 +25,24 @@ def cells(figure: Figure) -> tuple[str, ...]:
 
 
 def print_table(figures: Sequence[Figure], *, title: str, console: Console) -> None:
-    """Rows of a topic together, notes under their names."""
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    """Rows of a topic together; notes follow below."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for heading in HEADINGS:
-        table.add_column(heading, justify="right" if heading in HEADINGS[1:4] else "left")
+        is_number = heading in HEADINGS[1:4]
+        table.add_column(heading, justify="right" if is_number else "left", no_wrap=heading != HEADINGS[0])
     before = None
     for figure in figures:
         if before is not None and figure.topic != before:
-            table.add_section()
             table.add_row()
         before = figure.topic
-        name, *rest = cells(figure)
-        style = "bold red" if figure.is_missed else None
-        table.add_row(name + (f" [dim]({figure.note})[/dim]" if figure.note else ""), *rest, style=style)
+        table.add_row(*cells(figure), style="bold red" if figure.is_missed else None)
+    console.print(title, highlight=False)
+    console.print()
     console.print(table)
+    console.print()
+    for figure in figures:
+        if figure.note:
+            console.print(f"{figure.name}: {figure.note}", highlight=False, style="dim")
 
 
 def markdown(figures: Sequence[Figure], *, title: str) -> str:

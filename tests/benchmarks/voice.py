@@ -19,12 +19,14 @@ class Voice:
     def __init__(self, expected_s: Mapping[str, float]) -> None:
         self._expected_s = dict(expected_s)
         self._topic = ""
-        self._begun = self._said = -_EVERY_S
+        self._began = self._topic_began = time.monotonic()
+        self._said = -_EVERY_S
+        self._done_s = 0.0  # expected of the topics that are done
 
     def topic(self, name: str) -> None:
         """A topic begins; those before it are done."""
-        self._expected_s.pop(self._topic, None)
-        self._topic, self._begun, self._said = name, time.monotonic(), -_EVERY_S
+        self._done_s += self._expected_s.pop(self._topic, 0.0)
+        self._topic, self._topic_began, self._said = name, time.monotonic(), -_EVERY_S
 
     def turn(self, contestant: str, *, number: int, rounds: int) -> None:
         """A contestant begins a round."""
@@ -41,6 +43,8 @@ class Voice:
         )
 
     def _left_s(self, now: float) -> float:
-        here = self._expected_s.get(self._topic, 0.0)
-        later = sum(self._expected_s.values()) - here
-        return max(here - (now - self._begun), 0.0) + later
+        """What is expected, at the pace of the topics that are done."""
+        pace = (self._topic_began - self._began) / self._done_s if self._done_s else 1.0
+        here = pace * self._expected_s.get(self._topic, 0.0)
+        later = pace * sum(seconds for name, seconds in self._expected_s.items() if name != self._topic)
+        return max(here - (now - self._topic_began), 0.0) + later
