@@ -35,6 +35,6 @@ def draw(figures: Sequence[Figure], *, title: str, path: Path) -> None:
         axes.set_xlim(1 / LARGEST, LARGEST)
         axes.set_xticks([0.1, 0.5, 1, 2, 5, 10], ["1/10", "1/2", "the bar", "2 x", "5 x", "10 x"])
         axes.set_yticks(range(len(judged)), [figure.name for figure in judged], fontsize=8)
-        axes.set_title(title, loc="left", fontsize=10)
+        canvas.suptitle(title, x=0.01, ha="left", fontsize=9)
         axes.set_xlabel("as good as the bar asks, and so many times better")
         canvas.savefig(path, dpi=150)

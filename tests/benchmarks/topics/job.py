@@ -82,7 +82,7 @@ def _long(runs: dict[str, list[Job]]) -> list[Figure]:
             "10 minutes, compiled against not",
             ours=lengths["swa, compiled"],
             theirs=lengths["swa"],
-            note="parts",
+            note="from parts",
         )
     )
     cost = compiled.epochs_s[0] - compiled.steady_s
