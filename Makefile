@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test torture bench lint clean
+.PHONY: help train test torture bench bench-quick bench-long lint clean
 
 help: ## list the tasks
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 train: $(VENV)/installed ## install into .venv and run recipes/digits.yaml
 	$(BIN)/swa train recipes/digits.yaml
@@ -18,8 +18,16 @@ test: $(VENV)/installed-dev ## install with the dev tools and run every test
 torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk: some minutes
 	$(BIN)/pytest -m torture --durations=0
 
-bench: $(VENV)/installed-dev ## ratios to the alternatives, measured side by side
-	$(BIN)/python tests/benchmarks/save.py
+BENCH := PYTHONPATH=tests $(BIN)/python -m benchmarks
+
+bench: $(VENV)/installed-dev ## ratios to the alternatives, measured side by side: about 10 minutes
+	$(BENCH)
+
+bench-quick: $(VENV)/installed-dev ## the same on few images: about 2 minutes, and rough
+	$(BENCH) --quick
+
+bench-long: $(VENV)/installed-dev ## jobs of 10 minutes, really run: about 40 minutes
+	$(BENCH) --long
 
 lint: $(VENV)/installed-dev ## ruff (format and lint) and mypy
 	$(BIN)/ruff format --check .

@@ -1,0 +1,90 @@
+"""Passes without gradients: the BatchNorm pass and the scores, against bare forward passes on ready tensors.
+
+Ours read, augment and normalise their images as in a run; the bare ones find them ready.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from benchmarks import data
+from benchmarks.contestants.bare import Batch, forward_passes, ready_batches
+from benchmarks.figures import Figure, rate
+from benchmarks.jobs import RECIPE, changes
+from benchmarks.size import Size
+from benchmarks.turns import by_turns, seconds
+from benchmarks.voice import Voice
+from swa_cli.recipe import load
+from swa_cli.report.terminal import Terminal
+from swa_cli.training import evaluate
+from swa_cli.training.bench import Bench, open_bench
+
+PRECISIONS = ("fp32", "bf16")
+BAR = 0.95
+
+
+def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
+    """Each pass and its bare twin in each precision, by turns."""
+    figures, details = [], {}
+    for precision in PRECISIONS:
+        words = [*changes(images=size.pass_images, epochs=3), f"train.precision={precision}"]
+        words.append(f"dataset.args.test={size.pass_images}")
+        bench = open_bench(load.load(RECIPE, words).recipe, Terminal(quiet=True))
+        times = by_turns(_contestants(bench, precision), rounds=size.pass_rounds + 1, voice=voice)
+        rates = {name: size.pass_images / statistics.median(each[1:]) for name, each in times.items()}
+        figures += _figures(rates, precision)
+        details[precision] = times
+    return figures, details
+
+
+def _contestants(bench: Bench, precision: str) -> dict[str, Any]:
+    """What is timed; the first round warms it up."""
+    split, recipe = bench.source.train, bench.recipe
+    train = ready_batches(split.images, split.labels)
+    test = ready_batches(*data.arrays(0, len(split))["test"], batch_size=recipe.train.eval_batch_size)
+    models = {name: bench.build_model() for name in ("ours", "train", "torch", "eval")}
+    models["train"].train()
+    models["eval"].eval()
+
+    def score() -> None:
+        evaluate.score(models["ours"], bench.plain_batches("test"), task=bench.task, hardware=bench.hardware)
+
+    return {
+        "BatchNorm pass": lambda: seconds(lambda: bench.refresh_batchnorm(models["ours"], name="swa")),
+        "bare forward pass": lambda: seconds(partial(forward_passes, models["train"], train, precision=precision)),
+        "torch's update_bn": lambda: seconds(partial(_torch_update, models["torch"], train, precision)),
+        "scores": lambda: seconds(score),
+        "bare inference": lambda: seconds(partial(forward_passes, models["eval"], test, precision=precision)),
+    }
+
+
+def _torch_update(model: nn.Module, batches: list[Batch], precision: str) -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        update_bn(batches, copy.deepcopy(model))
+
+
+def _figures(rates: dict[str, float], precision: str) -> list[Figure]:
+    ours = rates["BatchNorm pass"]
+    return [
+        rate(
+            "passes",
+            f"BatchNorm pass, {precision}, against a bare forward pass",
+            ours=ours,
+            theirs=rates["bare forward pass"],
+            bar=BAR,
+        ),
+        rate("passes", f"BatchNorm pass, {precision}, against update_bn", ours=ours, theirs=rates["torch's update_bn"]),
+        rate(
+            "passes",
+            f"scores, {precision}, against bare inference",
+            ours=rates["scores"],
+            theirs=rates["bare inference"],
+        ),
+    ]
