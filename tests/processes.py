@@ -15,7 +15,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.truncate", "fcntl.lockf")
-PRELOADED = ["swa_cli.training.trainer", "torchmetrics.functional.classification"]
+PRELOADED = ["swa_cli.training.trainer", "matplotlib.figure"]
 
 
 def start(

@@ -18,7 +18,7 @@ from swa_cli.report.spelling import open_console, safe
 
 _FRAME = re.compile(r'  File "(?P<path>.*)", line \d+')
 _BEGINNING = "Traceback (most recent call last):\n"
-_MACHINERY = ("swa_cli", "torch", "torchvision", "torchmetrics", "typer", "click")  # installed, and no place to look
+_MACHINERY = ("swa_cli", "torch", "torchvision", "typer", "click")  # installed, and no place to look
 
 
 def own_frames(error: BaseException) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from swa_cli.errors import UserError
 from swa_cli.training.tasks.protocol import Measured, Subject, mean_of
 
-ECE_BINS = 15  # Guo et al. 2017, On Calibration of Modern Neural Networks
+ECE_BINS = 15  # as in Guo et al. 2017, On Calibration of Modern Neural Networks
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,15 @@ class SampleScores:
                 return Measured(float(self.brier.double().mean()))
 
     def _calibration_error(self) -> float:
-        from torchmetrics.functional.classification import binary_calibration_error  # slow to import, used at the end
+        """Sum over bins of equal width of |correct - confidence|, over N (Guo et al. 2017, equation 5).
 
-        # Top-label calibration is the binary one of "is the prediction right" against its confidence.
-        ece = binary_calibration_error(self.confidence.double(), self.correct.long(), n_bins=ECE_BINS, norm="l1")
-        return float(ece)
+        By hand: importing torchmetrics takes 3 s and 250 MB, more than many a run.
+        """
+        confidence = self.confidence.double()
+        edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
+        bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, ECE_BINS - 1)
+        gaps = torch.zeros(ECE_BINS, dtype=torch.float64).index_add_(0, bins, self.correct.double() - confidence)
+        return float(gaps.abs().sum()) / len(confidence)
 
 
 def loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
