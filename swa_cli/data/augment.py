@@ -1,19 +1,23 @@
-"""Augmentation of whole batches: crop, flip, cutout; a mask of classes moves with its image.
+"""What is done to training images, and the random numbers of an epoch for it.
 
-The random numbers of all samples of an epoch are drawn first (`draw`), then a slice of them is applied to
-each batch: nothing is drawn per batch, so a batch can be made without the batches before it. The order is
-crop and flip on the stored pixels, normalisation, cutout: its square is 0 after that, which is the mean.
+All random numbers of an epoch are drawn first (`draw`), then a slice of them is applied to each batch: nothing is
+drawn per batch, so a batch can be made without the batches before it. What came later has generators of its own:
+switching it on leaves the other draws as they were. The order is crop or translate and flip (`geometry`), jitter
+(`colour`), normalisation, cutout (its square is 0 after that, which is the mean), mixing of images (`mixing`).
 Shapes: N samples of an epoch, B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from swa_cli.data.colour import Colours, Jitter, draw_colours
+from swa_cli.data.randomness import generator
+from swa_cli.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,125 +26,105 @@ class Augment:
 
     Args:
         crop: Pixels of zero padding on each side before a random window of the image's own size is cut out.
-        flip: Mirror left and right with probability 1/2.
+        translate: The same with reflected pixels for padding; one of the two at most.
+        flip: Mirror left and right with probability 1/2; alternating: in every other epoch, from a random one on, so
+            that each image is seen once each way in two epochs (Jordan 2024, arXiv:2404.00498).
         cutout: Side in pixels of a square set to the mean (DeVries and Taylor 2017, arXiv:1708.04552).
+        jitter: Random changes of colour.
+        mixup: alpha of the Beta distribution of an image's share in its mixture (Zhang et al. 2017, arXiv:1710.09412).
+        cutmix: The same of its share of the pixels (Yun et al. 2019, arXiv:1905.04899).
     """
 
     crop: int = 0
-    flip: bool = False
+    translate: int = 0
+    flip: bool | Literal["alternating"] = False
     cutout: int = 0
+    jitter: Jitter = field(default_factory=Jitter)
+    mixup: float = 0.0
+    cutmix: float = 0.0
+
+    @property
+    def padding(self) -> int:
+        """Pixels on each side by which the window can leave the image."""
+        return self.crop or self.translate
+
+    def require_fitting(self, image: Tensor, *, name: str) -> None:
+        """Refuse images that cannot be changed so.
+
+        Args:
+            image: (C, H, W) as it is stored.
+            name: Of the dataset.
+
+        Raises:
+            UserError: They are too small, or have no colours that are known.
+        """
+        channels, *size = image.shape
+        if self.translate >= min(size):
+            raise UserError(
+                f"dataset.augment.translate: {self.translate} pixels are more than the {size[1]}x{size[0]} images of "
+                f"{name} can reflect",
+                hint=f"write at most {min(size) - 1}",
+            )
+        if self.jitter.is_on and (image.dtype != torch.uint8 or channels not in (1, 3)):
+            raise UserError(
+                f"dataset.augment.jitter: changes grey and RGB pixels from 0 to 255, and {name} gives {channels} "
+                f"channel{'s' * (channels > 1)} of {str(image.dtype).removeprefix('torch.')}",
+                hint="leave it out; the dataset may change its own samples at random",
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """The random numbers of N samples, one each; `draws[a:b]` are those of a batch."""
+    """The random numbers of N samples, one each, on the CPU; `draws[a:b]` are those of a batch."""
 
     augment: Augment
-    top: Tensor  # (N,) int64 in 0..2*crop: first row of the window in the padded image
-    left: Tensor  # (N,) int64 in 0..2*crop
+    top: Tensor  # (N,) int64 in 0..2*padding: first row of the window in the padded image
+    left: Tensor  # (N,) int64 in 0..2*padding
     mirrored: Tensor  # (N,) bool
     cut_y: Tensor  # (N,) float32 in [0, 1): the square's centre in units of the height
     cut_x: Tensor  # (N,) float32 in [0, 1)
+    colours: Colours | None = None
 
     def __getitem__(self, span: slice) -> Draws:
-        return self._each(lambda numbers: numbers[span])
-
-    def to(self, device: torch.device) -> Draws:
-        """Move the numbers to a device."""
-        return self._each(lambda numbers: numbers.to(device))
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Draws:
-        return Draws(
-            augment=self.augment,
-            top=change(self.top),
-            left=change(self.left),
-            mirrored=change(self.mirrored),
-            cut_y=change(self.cut_y),
-            cut_x=change(self.cut_x),
+        return replace(
+            self,
+            top=self.top[span],
+            left=self.left[span],
+            mirrored=self.mirrored[span],
+            cut_y=self.cut_y[span],
+            cut_x=self.cut_x[span],
+            colours=None if self.colours is None else self.colours[span],
         )
 
 
-def draw(num_samples: int, *, augment: Augment, generator: torch.Generator) -> Draws:
+def draw(rows: Tensor, *, augment: Augment, seed: int, words: tuple[str | int, ...], epoch: int = 0) -> Draws:
     """Draw what each of the samples gets.
 
-    All numbers are drawn whatever is switched on, so switching cutout on leaves the crops as they were.
+    The numbers of crop, flip and cutout are drawn whatever is switched on.
+
+    Args:
+        rows: (N,) which sample of the split each one is: a permutation of all.
+        augment: What is done.
+        seed: Of the recipe.
+        words: The purpose, and the epoch if there is one.
+        epoch: Whether alternating flips are in their first or second turn.
     """
-    offsets = torch.randint(0, 2 * augment.crop + 1, (2, num_samples), generator=generator)
-    uniform = torch.rand((3, num_samples), generator=generator)
+    num_samples, random = len(rows), generator(seed, *words)
+    offsets = torch.randint(0, 2 * augment.crop + 1, (2, num_samples), generator=random)
+    uniform = torch.rand((3, num_samples), generator=random)
+    if augment.translate:
+        random = generator(seed, *words, "translate")
+        offsets = torch.randint(0, 2 * augment.translate + 1, (2, num_samples), generator=random)
+    mirrored = uniform[0] < 0.5
+    if augment.flip == "alternating":
+        first = torch.randint(0, 2, (num_samples,), generator=generator(seed, "alternating flip"))
+        mirrored = (first[rows] + epoch) % 2 == 1
     return Draws(
         augment=augment,
         top=offsets[0],
         left=offsets[1],
-        mirrored=uniform[0] < 0.5,
+        mirrored=mirrored,
         cut_y=uniform[1],
         cut_x=uniform[2],
+        colours=draw_colours(num_samples, jitter=augment.jitter, generator=generator(seed, *words, "jitter")),
     )
-
-
-def crop_and_flip(images: Tensor, *, draws: Draws) -> Tensor:
-    """Cut each image's window out of its zero-padded self, mirrored where drawn.
-
-    Equal in distribution to torchvision's `RandomCrop(size, padding=crop)` and `RandomHorizontalFlip()`.
-
-    Args:
-        images: (B, C, H, W) of any type, stored pixels: the padding is black.
-        draws: Those of the B images.
-    """
-    return _windows(images, draws=draws, fill=0)
-
-
-def crop_and_flip_masks(masks: Tensor, *, draws: Draws, fill: int = 255) -> Tensor:
-    """Cut each mask's window as `crop_and_flip` does its image's, by the same draws.
-
-    Cutout has no such twin: what a square hides is still to be told.
-
-    Args:
-        masks: (B, H, W) of integers.
-        draws: Those of the B images.
-        fill: The class of the padding; 255 is ignored by losses and scores.
-    """
-    return _windows(masks[:, None], draws=draws, fill=fill)[:, 0]
-
-
-def cut_out(images: Tensor, *, draws: Draws) -> Tensor:
-    """Set a square of each image to 0, the mean of normalised images.
-
-    The centre is a uniform pixel; the square covers `centre - side//2` up to (not including)
-    `centre - side//2 + side` and is clipped at the edges.
-
-    Args:
-        images: (B, C, H, W) float, normalised.
-        draws: Those of the B images.
-    """
-    side = draws.augment.cutout
-    if not side:
-        return images
-    height, width = images.shape[2:]
-    rows = _covered(draws.cut_y, length=height, side=side)  # (B, H)
-    columns = _covered(draws.cut_x, length=width, side=side)  # (B, W)
-    return images.masked_fill((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
-
-
-def _windows(images: Tensor, *, draws: Draws, fill: int) -> Tensor:
-    """(B, C, H, W): each image's window out of itself padded with `fill`, mirrored where drawn."""
-    augment = draws.augment
-    if not (augment.crop or augment.flip):
-        return images
-    num_images, channels, height, width = images.shape
-    columns = torch.arange(width, device=images.device)
-    if augment.flip:
-        columns = torch.where(draws.mirrored[:, None], columns.flip(0), columns)  # (B, W)
-    columns = columns + draws.left[:, None]
-    rows = torch.arange(height, device=images.device) + draws.top[:, None]  # (B, H)
-    padded = functional.pad(images, (augment.crop,) * 4, value=fill)
-    # One gather of flat pixel numbers crops and mirrors at once.
-    pixels = rows[:, :, None] * padded.shape[3] + columns[:, None, :]  # (B, H, W)
-    index = pixels.view(num_images, 1, -1).expand(-1, channels, -1)
-    return padded.flatten(2).gather(2, index).view(num_images, channels, height, width)
-
-
-def _covered(centre: Tensor, *, length: int, side: int) -> Tensor:
-    """(B, length) bool: which of `length` pixels the square covers in one dimension."""
-    first = (centre * length).long()[:, None] - side // 2
-    pixel = torch.arange(length, device=centre.device)
-    return (pixel >= first) & (pixel < first + side)

@@ -2,7 +2,7 @@
 
 The order and all random numbers of an epoch are drawn at its beginning, so a batch does not depend on the
 batches before it, on the number of workers, or on whether images lie in memory or are streamed.
-Shapes: S positions, B batch, C channels, H W pixels, V numbers.
+Shapes: S positions, B batch, C channels, H W pixels, K classes, V numbers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import torch
 from torch import Tensor
 
 from swa_cli.data import nested
-from swa_cli.data.augment import Augment, Draws, crop_and_flip, crop_and_flip_masks, cut_out, draw
+from swa_cli.data.augment import Augment, Draws, draw
+from swa_cli.data.colour import change_colours
+from swa_cli.data.geometry import crop_and_flip, crop_and_flip_masks, cut_out
+from swa_cli.data.layout import lies_channels_last, moved
+from swa_cli.data.mixing import Mix, draw_mixes, mixed, one_hot
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split
 from swa_cli.data.stream import spans_of, stream
@@ -27,12 +31,14 @@ class Batches:
     """Re-iterable pairs (images (B, C, H, W) float32, labels), or other inputs and targets, the same each time.
 
     Labels are as the split's `target` says: classes (B,) int64, masks (B, H, W) int64 in which 255 is ignored, or
-    values (B, V) float32. Masks are cropped and mirrored with their images; what the crop adds is 255.
+    values (B, V) float32. Masks are cropped and mirrored with their images; what the crop adds is 255. Classes of mixed
+    images are probabilities (B, K) float32.
     """
 
     split: Split
     rows: Tensor  # (S,) which sample of the split stands at each position
     spans: tuple[slice, ...]  # the positions of each batch
+    mixes: tuple[Mix | None, ...]  # of each batch
     draws: Draws | None  # of the S positions
     seed: int
     words: tuple[str | int, ...]  # what random transforms of a user's dataset depend on, beside seed and position
@@ -40,32 +46,37 @@ class Batches:
     std: tuple[float, ...]
     device: torch.device
     workers: int
+    num_classes: int = 0  # K, where images are mixed
 
     def __len__(self) -> int:
         return len(self.spans)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for span, stored in zip(self.spans, self._stored(), strict=True):
-            images, labels = (nested.mapped(values, self._moved) for values in stored)
+        for span, mix, (images, labels) in zip(self.spans, self.mixes, self._stored(), strict=True):
+            if mix is not None:
+                labels = one_hot(labels, num_classes=self.num_classes)
+            images, labels = (
+                nested.mapped(values, lambda part: moved(part, self.device)) for values in (images, labels)
+            )
             if not self.mean:
                 yield images, labels
                 continue
-            draws = self.draws[span].to(self.device) if self.draws is not None else None
-            if draws is not None:
-                images = crop_and_flip(images, draws=draws)
-                if self.split.target == "mask":
-                    labels = crop_and_flip_masks(labels, draws=draws)
-            images = normalize(images, mean=self.mean, std=self.std)
-            if draws is not None:
-                images = cut_out(images, draws=draws)
-            images = images.contiguous(memory_format=torch.channels_last)
-            yield images, labels.long() if self.split.target == "mask" else labels
+            draws = self.draws[span] if self.draws is not None else None
+            images, labels = self._augmented(images, labels, draws=draws)
+            yield (images, labels) if mix is None else mixed(images, labels, mix=mix)
 
-    def _moved(self, values: Tensor) -> Tensor:
-        """To the device; through pinned memory to a GPU, so that the copy overlaps with its work."""
-        if self.device.type == "cuda":
-            return values.pin_memory().to(self.device, non_blocking=True)
-        return values.to(self.device)
+    def _augmented(self, images: Tensor, labels: Any, *, draws: Draws | None) -> tuple[Tensor, Any]:
+        """Images changed and normalised, channels last; masks moved with them."""
+        if draws is not None:
+            images = crop_and_flip(images, draws=draws)
+            if self.split.target == "mask":
+                labels = crop_and_flip_masks(labels, draws=draws)
+            if draws.colours is not None:
+                images = change_colours(images, colours=draws.colours)
+        images = normalize(images, mean=self.mean, std=self.std).contiguous(memory_format=torch.channels_last)
+        if draws is not None:
+            images = cut_out(images, draws=draws)
+        return images, labels.long() if self.split.target == "mask" else labels
 
     def _stored(self) -> Iterator[tuple[Any, Any]]:
         """The batches as they are stored: not augmented, not normalised, on the CPU."""
@@ -101,6 +112,7 @@ def epoch_batches(
     device: torch.device | str = "cpu",
     start: int = 0,
     workers: int = 0,
+    num_classes: int = 0,
 ) -> Batches:
     """The training batches of an epoch, shuffled and augmented.
 
@@ -115,20 +127,25 @@ def epoch_batches(
         device: Where the batches go; they are augmented there.
         start: The first batches left out, at no cost.
         workers: Processes that read a streamed split.
+        num_classes: What mixed classes are probabilities of.
     """
     num_samples = len(split)
-    end = num_samples - num_samples % batch_size
+    rows = torch.randperm(num_samples, generator=generator(seed, "order", epoch))
+    spans = tuple(spans_of(num_samples - num_samples % batch_size, size=batch_size))
+    words = ("augment", epoch)
     return Batches(
         split=split,
-        rows=torch.randperm(num_samples, generator=generator(seed, "order", epoch)),
-        spans=tuple(spans_of(end, size=batch_size)[start:]),
-        draws=draw(num_samples, augment=augment, generator=generator(seed, "augment", epoch)),
+        rows=rows,
+        spans=spans[start:],
+        mixes=_mixes(len(spans), augment=augment, seed=seed, words=words)[start:],
+        draws=draw(rows, augment=augment, seed=seed, words=words, epoch=epoch),
         seed=seed,
         words=("sample", epoch),
         mean=mean,
         std=std,
         device=torch.device(device),
         workers=workers,
+        num_classes=num_classes,
     )
 
 
@@ -152,10 +169,12 @@ def plain_batches(
         workers: Processes that read a streamed split.
     """
     num_samples = len(split)
+    spans = tuple(spans_of(num_samples, size=batch_size))
     return Batches(
         split=split,
         rows=torch.arange(num_samples),
-        spans=tuple(spans_of(num_samples, size=batch_size)),
+        spans=spans,
+        mixes=(None,) * len(spans),
         draws=None,
         seed=0,  # for random transforms of a user's dataset: the same in every scoring
         words=("plain",),
@@ -177,6 +196,7 @@ def statistics_batches(
     device: torch.device | str = "cpu",
     samples: int | None = None,
     workers: int = 0,
+    num_classes: int = 0,
 ) -> Batches:
     """Batches for BatchNorm statistics: one fixed seeded shuffle, the same in every epoch, none left out.
 
@@ -190,19 +210,24 @@ def statistics_batches(
         device: Where the batches go.
         samples: Only the first ones of the shuffle; None takes all.
         workers: Processes that read a streamed split.
+        num_classes: What mixed classes are probabilities of.
     """
-    num_samples = len(split) if samples is None else min(samples, len(split))
+    rows = torch.randperm(len(split), generator=generator(seed, "statistics order"))
+    spans = tuple(spans_of(len(split) if samples is None else min(samples, len(split)), size=batch_size))
+    words = ("statistics augment",)
     return Batches(
         split=split,
-        rows=torch.randperm(len(split), generator=generator(seed, "statistics order"))[:num_samples],
-        spans=tuple(spans_of(num_samples, size=batch_size)),
-        draws=draw(len(split), augment=augment, generator=generator(seed, "statistics augment")),
+        rows=rows,
+        spans=spans,
+        mixes=_mixes(len(spans), augment=augment, seed=seed, words=words),
+        draws=draw(rows, augment=augment, seed=seed, words=words),
         seed=seed,
         words=("statistics sample",),
         mean=mean,
         std=std,
         device=torch.device(device),
         workers=workers,
+        num_classes=num_classes,
     )
 
 
@@ -212,8 +237,22 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
     Floating-point images that a user's dataset has normalised already come with mean 0 and std 1.
     """
     scale = 1 if images.is_floating_point() else 255
+    is_last = lies_channels_last(images)
+    # Whole rows (W C,) at once: loops over the three channels of a pixel would be three times as slow.
     shift, width = (
-        torch.tensor(values, dtype=torch.float64, device="cpu").mul(scale).float().to(images.device)[:, None, None]
+        torch.tensor([*values] * (images.shape[3] if is_last else 1), dtype=torch.float64, device="cpu")
+        .mul(scale)
+        .float()
+        .to(images.device)
         for values in (mean, std)
     )
-    return images.to(torch.float32, copy=True).sub_(shift).div_(width)
+    images = images.to(torch.float32, copy=True)
+    if is_last:
+        images.permute(0, 2, 3, 1).flatten(2).sub_(shift).div_(width)
+        return images
+    return images.sub_(shift[:, None, None]).div_(width[:, None, None])
+
+
+def _mixes(num_batches: int, *, augment: Augment, seed: int, words: tuple[str | int, ...]) -> tuple[Mix | None, ...]:
+    """How each batch of an epoch is mixed."""
+    return draw_mixes(num_batches, mixup=augment.mixup, cutmix=augment.cutmix, seed=seed, words=words)

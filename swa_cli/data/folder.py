@@ -117,7 +117,7 @@ def decode(
     Raises:
         UserError: Files are broken (all are counted, five are named), or images differ in size.
     """
-    images = torch.empty((len(rows), 3, *dataset.shape), dtype=torch.uint8)
+    images = torch.empty((len(rows), 3, *dataset.shape), dtype=torch.uint8, memory_format=torch.channels_last)
 
     def read(row: int) -> tuple[np.ndarray, ...]:
         return (dataset.pixels(row).transpose(2, 0, 1),)

@@ -132,7 +132,7 @@ def decode_masks(
     Raises:
         UserError: As `MaskDataset.pixels`; broken files are counted.
     """
-    images = torch.empty((len(rows), 3, *dataset.shape), dtype=torch.uint8)
+    images = torch.empty((len(rows), 3, *dataset.shape), dtype=torch.uint8, memory_format=torch.channels_last)
     masks = torch.empty((len(rows), *dataset.shape), dtype=torch.uint8)
     decode_rows(dataset.pixels, rows=rows, into=(images.numpy(), masks.numpy()), what=what, progress=progress)
     return images, masks

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from swa_cli.data.layout import lies_channels_last
+
 
 def mapped(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """The same kind of value with each tensor changed."""
@@ -27,8 +29,14 @@ def tensors(value: Any) -> dict[Any, Tensor]:
 
 
 def rows_of(batch: Any, rows: Tensor) -> Any:
-    """The samples at some rows."""
-    return mapped(batch, lambda values: values.index_select(0, rows))
+    """The samples at some rows; images that lie channels last are copied whole, and lie so again."""
+
+    def taken(values: Tensor) -> Tensor:
+        if lies_channels_last(values):
+            return values.permute(0, 2, 3, 1).index_select(0, rows).permute(0, 3, 1, 2)
+        return values.index_select(0, rows)
+
+    return mapped(batch, taken)
 
 
 def stacked(samples: Sequence[Any]) -> Any:

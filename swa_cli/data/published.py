@@ -165,7 +165,7 @@ def _arrays(dataset: Any) -> Arrays:
     if images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2)
     labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    return images.contiguous(), torch.as_tensor(np.asarray(labels)).long()
+    return images.contiguous(memory_format=torch.channels_last), torch.as_tensor(np.asarray(labels)).long()
 
 
 def _missing(name: str, known: Published, *, root: Path, reason: str, download: bool) -> UserError:

@@ -20,6 +20,11 @@ def generator(seed: int, *words: str | int) -> torch.Generator:
     return torch.Generator().manual_seed(_number(seed, *words))
 
 
+def numpy_generator(seed: int, *words: str | int) -> np.random.Generator:
+    """The same for what torch draws from its global generators alone, such as a Beta distribution."""
+    return np.random.Generator(np.random.PCG64(_number(seed, *words)))
+
+
 @contextmanager
 def global_state_kept() -> Iterator[None]:
     """Put the global generators of torch (CPU), random and numpy back as they were."""

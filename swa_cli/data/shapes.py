@@ -57,7 +57,7 @@ def draw_scenes(
     Returns:
         Images (N, C, S, S) uint8 and masks (N, S, S) uint8.
     """
-    images = torch.empty((count, channels, size, size), dtype=torch.uint8)
+    images = torch.empty((count, channels, size, size), dtype=torch.uint8, memory_format=torch.channels_last)
     masks = torch.empty((count, size, size), dtype=torch.uint8)
     train, test = read_digits()
     digits = train if split == "train" else test

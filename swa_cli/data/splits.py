@@ -31,7 +31,9 @@ class Split:
     """Images in memory, or rows of a dataset: either `images` or `dataset` and `indices` are there."""
 
     labels: Any = None  # as `target` says; None where only reading the samples tells
-    images: Any = None  # (N, C, H, W) uint8, or floating point or no image if a user's dataset gave that
+    images: Any = (
+        None  # (N, C, H, W) uint8, best channels last; floating point or no image if a user's dataset gave that
+    )
     dataset: Dataset[Any] | None = None  # gives (image, label)
     indices: Tensor | None = None  # (N,) int64: the rows of `dataset` which form the split
     target: Target = "class"  # labels are (N,) int64 | mask: (N, H, W) uint8, 255 ignored | value: (N, V) float32 | own

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
@@ -60,6 +60,18 @@ def _count_or(word: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
+def _flip(value: object) -> bool | str:
+    """A flag, or the word for a third way."""
+    if value == "alternating":
+        return "alternating"
+    try:
+        return scalars.flag(value)
+    except ValueError as error:
+        if not str(error).endswith("true or false"):
+            raise
+        raise ValueError(f"{scalars.shown(value)} is no way to flip: write true, false or alternating") from None
+
+
 def _few_threads(count: str | int) -> str | int:
     if isinstance(count, int) and count > MAX_THREADS:
         raise ValueError(f"`{count}` threads are more than any machine has: write at most {MAX_THREADS}, or auto")
@@ -105,6 +117,7 @@ Text = Annotated[str, BeforeValidator(scalars.text)]
 TaskName = Annotated[Text, AfterValidator(_name_of_task)]
 TextOrTexts = Annotated[list[str], BeforeValidator(_texts)]
 Flag = Annotated[bool, BeforeValidator(scalars.flag)]
+Flip = Annotated[bool | Literal["alternating"], BeforeValidator(_flip)]
 Whole = Annotated[int, BeforeValidator(scalars.whole)]
 Count = Annotated[Whole, Field(ge=1)]
 Portion = Annotated[str | int, BeforeValidator(_portion)]

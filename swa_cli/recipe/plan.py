@@ -104,6 +104,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         problems += series_problems(recipe, series, clock=clock, cycles_known=course is not None)
     problems += half_life_problems(recipe, clock=clock) + _interval_problems(recipe)
     problems += _stop_problems(recipe, columns) + _init_problems(recipe) + _task_problems(recipe)
+    problems += _augment_problems(recipe)
     if problems or course is None:
         raise RecipeError(problems)
 
@@ -328,6 +329,19 @@ def _task_problems(recipe: Recipe) -> list[Problem]:
     if recipe.task != "classification" and recipe.train.tta != "none":
         message = f"the views of an image share a class, but not what {recipe.task} predicts"
         found.append(Problem("train.tta", message, "leave it out"))
+    return found
+
+
+def _augment_problems(recipe: Recipe) -> list[Problem]:
+    """Changes of the images that exclude each other, or the task."""
+    augment, found = recipe.dataset.augment, []
+    if augment.crop and augment.translate:
+        message = "stands beside crop, and both move the image"
+        found.append(Problem("dataset.augment.translate", message, "write one of the two"))
+    for key, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)):
+        if value and recipe.task != "classification":
+            message = f"mixes the classes of two images, and the task is {recipe.task}"
+            found.append(Problem(f"dataset.augment.{key}", message, "leave it out, or set task: classification"))
     return found
 
 

@@ -23,6 +23,7 @@ from swa_cli.recipe.fields import (
     DurationField,
     DurationOrTime,
     Flag,
+    Flip,
     Free,
     Multiple,
     Number,
@@ -57,13 +58,38 @@ class Model(BaseModel):
     )
 
 
+class Jitter(BaseModel):
+    """Random changes of colour, in a random order; each is how far it goes at most, and 0 is off."""
+
+    model_config = STRICT
+    brightness: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
+    contrast: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
+    saturation: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
+    hue: Rate = Field(
+        default=0.0, le=0.5, description="turn of the colour circle from -x to x, of which 1 is a whole one"
+    )
+
+
 class Augment(BaseModel):
     """Random changes of the training images, the same for a seed whatever else is switched on."""
 
     model_config = STRICT
     crop: Whole = Field(default=0, ge=0, description="zero padding in pixels, then a random window of the old size")
-    flip: Flag = Field(default=False, description="mirror left-right, every second image on average")
+    translate: Whole = Field(default=0, ge=0, description="the same with reflected pixels around the image")
+    flip: Flip = Field(
+        default=False,
+        description="mirror left-right: true, every second image on average; alternating, each in every other epoch",
+    )
     cutout: Whole = Field(default=0, ge=0, description="side in pixels of a square that is blanked out")
+    jitter: Jitter = Jitter()
+    mixup: Rate = Field(
+        default=0.0,
+        le=1000,
+        description="classification: alpha of the share of an image blended with another; 0 for none",
+    )
+    cutmix: Rate = Field(
+        default=0.0, le=1000, description="classification: alpha of the share of an image beside a box of another"
+    )
 
 
 class Dataset(BaseModel):

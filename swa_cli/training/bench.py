@@ -21,6 +21,7 @@ from swa_cli.averaging.batchnorm import BatchNormUpdate, bn_layers, has_batchnor
 from swa_cli.data import batches, nested, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
+from swa_cli.data.colour import Jitter
 from swa_cli.errors import UserError
 from swa_cli.recipe import schema
 from swa_cli.recipe.schema import Recipe
@@ -104,8 +105,9 @@ class Bench:
             seed=recipe.seed,
             epoch=epoch,
             batch_size=recipe.train.batch_size,
-            augment=self._augment(),
+            augment=_augment(recipe),
             start=start,
+            num_classes=self.source.num_classes,
             **self._format(),
         )
 
@@ -116,8 +118,9 @@ class Bench:
             self.source.train,
             seed=self.recipe.seed,
             batch_size=self.recipe.train.batch_size,
-            augment=self._augment() if settings.augment else Augment(),
+            augment=_augment(self.recipe) if settings.augment else Augment(),
             samples=None if settings.samples == "all" else int(settings.samples),
+            num_classes=self.source.num_classes,
             **self._format(),
         )
 
@@ -185,9 +188,6 @@ class Bench:
             return 0
         exact = self.recipe.average_scoring.batchnorm.method == "exact"
         return len(self.statistics_batches()) * (len(bn_layers(model)) if exact else 1)
-
-    def _augment(self) -> Augment:
-        return Augment(**self.recipe.dataset.augment.model_dump())
 
     def _format(self) -> dict[str, Any]:
         source = self.source
@@ -261,6 +261,13 @@ def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
             f"dataset.augment: changes images, and {source.name} gives {source.describe_inputs()}",
             hint="leave it out; the dataset may change its own samples at random",
         )
+    if source.channels is not None:
+        _augment(recipe).require_fitting(source.example[0][0], name=source.name)
+
+
+def _augment(recipe: Recipe) -> Augment:
+    values = recipe.dataset.augment.model_dump()
+    return Augment(**values | {"jitter": Jitter(**values["jitter"])})
 
 
 def build_network(

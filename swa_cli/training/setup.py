@@ -20,6 +20,7 @@ from swa_cli.averaging.batchnorm import has_batchnorm, update_batchnorm
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
+from swa_cli.recipe.schema import Augment
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import initial, optimizers
 from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
@@ -251,12 +252,30 @@ def _size(num_bytes: int) -> str:
 
 
 def _describe_data(bench: Bench) -> str:
-    source, augment = bench.source, bench.recipe.dataset.augment
+    source = bench.source
     counts = [
         f"{len(split):,} {name}"
         for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
         if split is not None
     ]
-    changes = [f"crop {augment.crop}"] * bool(augment.crop) + ["flip"] * augment.flip
-    changes += [f"cutout {augment.cutout}"] * bool(augment.cutout)
-    return "; ".join([f"{source.name}: {', '.join(counts)}", ", ".join(changes) or "no augmentation", *source.notes])
+    changes = _describe_augment(bench.recipe.dataset.augment, is_grey=source.channels == 1)
+    return "; ".join([f"{source.name}: {', '.join(counts)}", changes or "no augmentation", *source.notes])
+
+
+def _describe_augment(augment: Augment, *, is_grey: bool) -> str:
+    """`crop 4, flip, jitter (brightness 0.2, hue 0.05), mixup 0.2 or cutmix 1`."""
+    flip = {"alternating": "alternating flip", True: "flip", False: ""}[augment.flip]
+    colours = {key: value for key, value in augment.jitter if value}
+    jitter = [f"{key} {value:g}" for key, value in colours.items() if not (is_grey and key in ("saturation", "hue"))]
+    if len(jitter) < len(colours):
+        jitter.append("the images are grey: no saturation, no hue")
+    mixes = [f"{key} {alpha:g}" for key, alpha in (("mixup", augment.mixup), ("cutmix", augment.cutmix)) if alpha]
+    changes = (
+        f"crop {augment.crop}" * bool(augment.crop),
+        f"translate {augment.translate}" * bool(augment.translate),
+        flip,
+        f"cutout {augment.cutout}" * bool(augment.cutout),
+        f"jitter ({', '.join(jitter)})" * bool(jitter),
+        " or ".join(mixes),
+    )
+    return ", ".join(filter(None, changes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,11 +19,15 @@ from torch.utils.data import Dataset
 
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches, epoch_batches, plain_batches, statistics_batches
+from swa_cli.data.colour import Jitter
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import Split
 from swa_cli.errors import EXIT_FAILED, UserError
 
 AUGMENT = Augment(crop=2, flip=True, cutout=3)
+EVERYTHING = Augment(
+    translate=2, flip="alternating", cutout=3, jitter=Jitter(0.2, 0.2, 0.2, 0.05), mixup=0.2, cutmix=1.0
+)
 CONSTANTS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
 
 
@@ -73,7 +78,9 @@ def streamed(dataset: Dataset[Any], num_samples: int) -> Split:
 
 
 def epoch_of(split: Split, *, seed: int = 0, epoch: int = 1, augment: Augment = AUGMENT, **more: Any) -> Batches:
-    return epoch_batches(split, seed=seed, epoch=epoch, augment=augment, **{"batch_size": 4, **CONSTANTS, **more})
+    return epoch_batches(
+        split, seed=seed, epoch=epoch, augment=augment, **{"batch_size": 4, "num_classes": 40, **CONSTANTS, **more}
+    )
 
 
 def assert_equal(ours: Iterable[tuple[Tensor, Tensor]], theirs: Iterable[tuple[Tensor, Tensor]]) -> None:
@@ -89,19 +96,19 @@ def global_state() -> tuple[Any, ...]:
     return torch.get_rng_state().tolist(), random.getstate(), str(numpy_state)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_memory_and_stream_give_the_same_bits(workers: int) -> None:
+@pytest.mark.parametrize(("workers", "augment"), [(0, AUGMENT), (0, EVERYTHING), (2, EVERYTHING)])
+def test_memory_and_stream_give_the_same_bits(workers: int, augment: Augment) -> None:
     """Streamed batches of all three makers are held against those of the same images in memory."""
     held = in_memory()
     assert held.images is not None
     assert held.labels is not None
     file_by_file = streamed(Stored(held.images, held.labels), 23)
-    assert_equal(epoch_of(held), epoch_of(file_by_file, workers=workers))
+    assert_equal(epoch_of(held, augment=augment), epoch_of(file_by_file, augment=augment, workers=workers))
     assert_equal(
         plain_batches(held, batch_size=10, **CONSTANTS),
         plain_batches(file_by_file, batch_size=10, workers=workers, **CONSTANTS),
     )
-    common: dict[str, Any] = {"seed": 0, "batch_size": 10, "augment": AUGMENT, **CONSTANTS}
+    common: dict[str, Any] = {"seed": 0, "batch_size": 10, "augment": augment, "num_classes": 23, **CONSTANTS}
     assert_equal(statistics_batches(held, **common), statistics_batches(file_by_file, workers=workers, **common))
 
 
@@ -123,15 +130,19 @@ def test_same_epoch_same_batches_other_epoch_or_seed_others() -> None:
     num_samples=st.integers(1, 40),
     batch_size=st.integers(1, 12),
     start=st.integers(0, 5),
+    augment=st.sampled_from((AUGMENT, EVERYTHING)),
 )
-def test_start_skips_and_each_sample_comes_once(num_samples: int, batch_size: int, start: int) -> None:
+def test_start_skips_and_each_sample_comes_once(
+    num_samples: int, batch_size: int, start: int, augment: Augment
+) -> None:
     """An epoch from `start` is held against the epoch less its first batches, that against all samples."""
     split = in_memory(num_samples)
-    whole = epoch_of(split, batch_size=batch_size)
-    late = epoch_of(split, batch_size=batch_size, start=start)
+    whole = epoch_of(split, batch_size=batch_size, augment=augment)
+    late = epoch_of(split, batch_size=batch_size, augment=augment, start=start)
     assert_equal(late, islice(whole, start, None))
     assert len(late) == max(0, len(whole) - start)
-    labels = [label for _, batch in whole for label in batch.tolist()]
+    unmixed = epoch_of(split, batch_size=batch_size, augment=replace(augment, mixup=0, cutmix=0))
+    labels = [label for _, batch in unmixed for label in batch.tolist()]
     assert len(labels) == len(set(labels)) == num_samples - num_samples % batch_size
 
 
@@ -198,6 +209,28 @@ def test_statistics_batches_are_one_shuffle_cut_anywhere() -> None:
     some = list(statistics_batches(split, batch_size=4, samples=10, **common))
     assert [len(labels) for _, labels in some] == [4, 4, 2]
     assert torch.equal(torch.cat([images for images, _ in some]), whole[0][0][:10])
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 10])
+def test_changes_of_a_sample_do_not_depend_on_the_batches(batch_size: int) -> None:
+    """An epoch in batches of other sizes is held against the same one in one batch; mixing alone is a batch's own."""
+    split, augment = in_memory(30), replace(EVERYTHING, mixup=0, cutmix=0)
+    whole = next(iter(epoch_of(split, batch_size=30, augment=augment)))
+    parts = list(epoch_of(split, batch_size=batch_size, augment=augment))
+    torch.testing.assert_close(torch.cat([images for images, _ in parts]), whole[0])
+    assert torch.equal(torch.cat([labels for _, labels in parts]), whole[1])
+
+
+def test_statistics_see_images_changed_as_in_training() -> None:
+    """Classes of statistics are held against mixed ones, and the share of mirrored images against a half."""
+    images = torch.tensor([[0, 255]], dtype=torch.uint8).expand(400, 1, 1, 2)
+    split = Split(torch.arange(400) % 2, images)
+    common: dict[str, Any] = {"seed": 0, "batch_size": 20, "mean": (0.0,), "std": (1.0,), "num_classes": 2}
+    ways = [x[:, 0, 0, 0] for x, _ in statistics_batches(split, augment=Augment(flip="alternating"), **common)]
+    assert 160 < torch.cat(ways).sum() < 240  # four standard deviations
+    targets = torch.cat([y for _, y in statistics_batches(split, augment=Augment(mixup=1.0), **common)])
+    torch.testing.assert_close(targets.sum(1), torch.ones(400))
+    assert len(targets.unique()) > 10
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import functional as vision
 
-from swa_cli.data.augment import Augment, crop_and_flip, crop_and_flip_masks, draw
+from swa_cli.data.augment import Augment, draw
 from swa_cli.data.batches import epoch_batches, plain_batches, statistics_batches
+from swa_cli.data.geometry import crop_and_flip, crop_and_flip_masks
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import Split, load
 from swa_cli.data.stream import label_tensor
@@ -65,7 +66,7 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 def test_a_mask_moves_as_one_image_at_a_time(height: int, width: int, crop: int, flip: bool) -> None:
     """The gather of a batch of masks is held against pad with 255, slice and torchvision's hflip of each."""
     masks = torch.randint(0, 256, (7, height, width), generator=generator(0, "masks"), dtype=torch.uint8)
-    draws = draw(7, augment=Augment(crop=crop, flip=flip), generator=generator(1, "draws"))
+    draws = draw(torch.arange(7), augment=Augment(crop=crop, flip=flip), seed=1, words=("draws",))
     moved = crop_and_flip_masks(masks, draws=draws)
     for mask, out, top, left, mirrored in zip(masks, moved, draws.top, draws.left, draws.mirrored, strict=True):
         window = vision.pad(mask[None], [crop], fill=255)[0, top : top + height, left : left + width]
@@ -75,7 +76,7 @@ def test_a_mask_moves_as_one_image_at_a_time(height: int, width: int, crop: int,
 def test_masks_are_moved_in_the_distribution_of_images() -> None:
     """The windows of a mask are counted and held against those of the same picture as an image."""
     picture = torch.arange(1, 31, dtype=torch.uint8).view(6, 5)
-    draws = draw(2000, augment=Augment(crop=1, flip=True), generator=generator(0, "test"))
+    draws = draw(torch.arange(2000), augment=Augment(crop=1, flip=True), seed=0, words=("test",))
     masks = crop_and_flip_masks(picture.expand(2000, 6, 5), draws=draws, fill=0)
     images = crop_and_flip(picture.expand(2000, 1, 6, 5), draws=draws)[:, 0]
     counts = [Counter(out.numpy().tobytes() for out in outs) for outs in (masks, images)]
@@ -83,7 +84,16 @@ def test_masks_are_moved_in_the_distribution_of_images() -> None:
     assert counts[0] == counts[1]
 
 
-@pytest.mark.parametrize("augment", [Augment(), Augment(crop=2), Augment(flip=True), Augment(crop=3, flip=True)])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Augment(),
+        Augment(crop=2),
+        Augment(flip=True),
+        Augment(crop=3, flip=True),
+        Augment(translate=2, flip="alternating"),
+    ],
+)
 def test_image_and_mask_stay_aligned_in_every_kind_of_batch(augment: Augment) -> None:
     """The mask of each sample is held against the channel it was painted into; the crop's border is 255."""
     split = painted()

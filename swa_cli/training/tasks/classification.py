@@ -63,7 +63,7 @@ class SampleScores:
 
 
 def loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-    """Mean cross-entropy of a batch: logits (B, K), labels (B,). Computed in float32 whatever the autocast."""
+    """Mean cross-entropy of a batch in float32 whatever the autocast: logits (B, K), labels (B,) or their mixtures."""
     try:
         return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
     except IndexError as error:
@@ -74,8 +74,14 @@ def loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Which fraction of a batch is right, as a tensor on the device: no host sync."""
-    return (logits.argmax(dim=1) == labels).sum() / len(labels)
+    """Which fraction of a batch is right, as a tensor on the device: no host sync.
+
+    Of mixed classes (B, K) that is the share of the one predicted.
+    """
+    predicted = logits.argmax(dim=1)
+    if labels.is_floating_point():
+        return labels.gather(1, predicted[:, None]).mean()
+    return (predicted == labels).sum() / len(labels)
 
 
 def probabilities(logits: Tensor) -> Tensor:
