@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from swa_cli.cli import average, bn_update, evaluate, export, repeat, train
+from swa_cli.cli import average, bn_update, evaluate, export, new, recipes, repeat, schema, train
 from swa_cli.cli.shared import EXIT_CODES, options
 from swa_cli.errors import (
     EXIT_DONE,
@@ -29,7 +29,6 @@ from swa_cli.errors import (
 app = typer.Typer(
     name="swa",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train image models with Stochastic Weight Averaging, from one YAML recipe.",
@@ -48,6 +47,9 @@ app.command("bn-update", epilog=bn_update.EPILOG)(bn_update.bn_update)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("average", epilog=average.EPILOG)(average.average)
 app.command("export", epilog=export.EPILOG)(export.export)
+app.command("new", epilog=new.EPILOG)(new.new)
+app.command("recipes", epilog=recipes.EPILOG)(recipes.recipes)
+app.command("schema", epilog=schema.EPILOG)(schema.schema)
 
 
 def main() -> NoReturn:
@@ -62,7 +64,7 @@ def run(words: list[str]) -> int:
     from swa_cli.report.problems import print_problems, print_user_error
 
     try:
-        app(words)
+        app(words, prog_name="swa")
         return EXIT_DONE
     except SystemExit as end:  # typer's own ends: help, wrong usage (2), Ctrl-C (130)
         return end.code if isinstance(end.code, int) else EXIT_DONE

@@ -177,7 +177,10 @@ WARMED_UP = ("constant", "cosine", "linear", "multistep")  # the others prescrib
 
 
 class Schedule(BaseModel):
-    """The learning rate; each name takes its own keys (`SCHEDULE_KEYS`)."""
+    """The learning rate; each name takes its own keys.
+
+    They are in `SCHEDULE_KEYS`.
+    """
 
     model_config = STRICT
     name: Literal[
