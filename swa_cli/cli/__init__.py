@@ -13,7 +13,21 @@ from typing import NoReturn
 
 import typer
 
-from swa_cli.cli import average, bn_update, evaluate, export, new, recipes, repeat, schema, train
+from swa_cli.cli import (
+    average,
+    bn_update,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    new,
+    plan,
+    recipes,
+    repeat,
+    schema,
+    show,
+    train,
+)
 from swa_cli.cli.shared import EXIT_CODES, options
 from swa_cli.errors import (
     EXIT_DONE,
@@ -41,14 +55,18 @@ Examples:
 {EXIT_CODES}""",
 )
 app.callback()(options)
+app.command("new", epilog=new.EPILOG)(new.new)
+app.command("recipes", epilog=recipes.EPILOG)(recipes.recipes)
+app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("repeat", epilog=repeat.EPILOG)(repeat.repeat)
 app.command("bn-update", epilog=bn_update.EPILOG)(bn_update.bn_update)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("average", epilog=average.EPILOG)(average.average)
 app.command("export", epilog=export.EPILOG)(export.export)
-app.command("new", epilog=new.EPILOG)(new.new)
-app.command("recipes", epilog=recipes.EPILOG)(recipes.recipes)
+app.command("show", epilog=show.EPILOG)(show.show)
+app.command("compare", epilog=compare.EPILOG)(compare.compare)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("schema", epilog=schema.EPILOG)(schema.schema)
 
 

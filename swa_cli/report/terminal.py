@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -72,7 +73,6 @@ class Terminal:
 
     def plan(self, title: str, rows: Sequence[tuple[str, str]], *, warnings: Sequence[str] = ()) -> None:
         """What is about to happen: a title, then labelled values, then warnings."""
-
         self._say(lambda console: _labelled(title, rows, console=console))
         for warning in warnings:
             self.warning(warning)
@@ -325,8 +325,10 @@ def _live(console: Console, *, redirect_stdout: bool) -> Progress:
 
 def _labelled(title: str, rows: Sequence[tuple[str, str]], *, console: Console) -> list[Text]:
     block = [Text(safe(title, console=console), style="bold")]
-    for label, value in rows:
-        head = Text.assemble(("  " + safe(label, console=console).ljust(_LABEL_WIDTH), "cyan"))
+    labels = [safe(label, console=console) for label, _ in rows]
+    width = max([_LABEL_WIDTH, *(cell_len(label) + 1 for label in labels)])
+    for label, (_, value) in zip(labels, rows, strict=True):
+        head = Text.assemble(("  " + label + " " * (width - cell_len(label)), "cyan"))
         block += hanging(head, value, console=console, indent=head.cell_len)
     return block
 

@@ -20,8 +20,13 @@ ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
 SHORT = {
     "classification": ["train.epochs=1", "swa.start=1step", "swa.every=10step"],
-    "segmentation": ["train.epochs=1", "swa.start=1step", "swa.every=1step", "train.batch_size=32"]
-    + ["dataset.args={size: 32, train: 80, test: 20, classes: 2}"],
+    "segmentation": [
+        "train.epochs=1",
+        "swa.start=1step",
+        "swa.every=1step",
+        "train.batch_size=32",
+        "dataset.args={size: 32, train: 80, test: 20, classes: 2}",
+    ],
     "regression": ["train.epochs=1", "swa.start=1step", "swa.every=10step"],
 }
 
