@@ -428,6 +428,9 @@ class Output(BaseModel):
     save_every: DurationOrTime = Field(
         default=Duration.parse("1ep"), description="between two saves of last.pt: 1ep, 200step, or a time as 10min"
     )
+    tensorboard: Flag = Field(
+        default=False, description="the rows of metrics.csv for TensorBoard too: pip install 'swa-cli[tensorboard]'"
+    )
 
 
 class Recipe(BaseModel):

@@ -22,7 +22,7 @@ from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
 from swa_cli.recipe.schema import Augment
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import initial, optimizers
+from swa_cli.training import board, initial, optimizers
 from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
 from swa_cli.training.hardware import undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
@@ -104,6 +104,7 @@ def prepare(
     problems: list[Problem] = optimizers.check(
         recipe.optimizer.name, recipe.optimizer.options, [group.options for group in recipe.optimizer.groups]
     )
+    problems += board.problems(recipe)
     begun_from, unreadable = initial.read(recipe.train.init if recorded is None else None)
     problems += unreadable
     try:

@@ -12,6 +12,7 @@ import itertools
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +25,7 @@ from swa_cli.errors import EXIT_FAILED, Problem, Terminated, UserError
 from swa_cli.recipe import extend, load
 from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import faults, rehearsal, saving, scoring
+from swa_cli.training import board, faults, rehearsal, saving, scoring
 from swa_cli.training.bench import about, import_from, require_trust
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.hardware import environment
@@ -191,13 +192,19 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
     """From where the run stands to its end."""
     bench, terminal = run.bench, run.bench.terminal
     try:
-        with faults.told(folder), run.interrupt, run.writer:
+        wanted = bench.recipe.output.tensorboard
+        with (
+            faults.told(folder),
+            board.opened(folder.board, run.history) if wanted else nullcontext() as rows,
+            run.interrupt,
+            run.writer,
+        ):
             terminal.attach_log(log)
             terminal.plan(title, plan_rows(run), warnings=warnings)
             forward = _compiled(run) if bench.recipe.train.compile else run.model
             terminal.epoch_header(list(run.averages), measures=bench.task.measures)
             try:
-                _epochs(run, forward, folder)
+                _epochs(run, forward, folder, rows)
                 return scoring.finish(run, folder)
             except Stopped as stopped:
                 saving.save_resume_point(run, folder)
@@ -227,7 +234,7 @@ def _compiled(run: Run) -> Forward:
     return forward
 
 
-def _epochs(run: Run, forward: Forward, folder: RunFolder) -> None:
+def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | None) -> None:
     """Each epoch: its steps, validation, its row, the resume point."""
     terminal = run.bench.terminal
     while run.epoch <= run.plan.epochs and run.stopped is None:
@@ -244,6 +251,8 @@ def _epochs(run: Run, forward: Forward, folder: RunFolder) -> None:
             run.begin_epoch()
             terminal.epoch_row(row)
             folder.write_metrics(run.history, list(run.averages), run.bench.task.measures)
+            if rows is not None:
+                rows.add(row)
         run.stopped = run.stopped or _out_of_patience(run)
         if run.stopped is None:
             saving.save_if_due(run, folder)
