@@ -21,7 +21,7 @@ from swa_cli.report.epochs import epoch_cells, epoch_columns
 from swa_cli.report.measures import CLASSIFICATION, Measures
 from swa_cli.report.repeats import repeat_table, repeat_verdict, spelled
 from swa_cli.report.scores import ensemble_table, score_table, verdict
-from swa_cli.report.spelling import hanging, open_console, open_log, safe
+from swa_cli.report.spelling import hanging, in_notebook, open_console, open_log, safe
 from swa_cli.report.windows import tried_table
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Terminal:
         self._stdout = open_console()
         self._quiet = quiet
         self._json = json
-        self._has_bars = not quiet and self._stderr.is_interactive
+        self._has_bars = not quiet and self._stderr.is_interactive and not in_notebook()
         self._log: Console | None = None
         self._unlogged: list[Lines] = []
         self._warned: set[str] = set()
