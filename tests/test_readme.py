@@ -16,7 +16,11 @@ from swa_cli.recipe import load
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-OWN_LOOPS = re.findall(r"```python\n(.*?)```", README.partition("## In your own loop")[2], re.DOTALL)
+OWN_LOOPS = re.findall(
+    r"```python\n(.*?)```",
+    README.partition("## In your own loop")[2] + (ROOT / "docs/own_loop.md").read_text(),
+    re.DOTALL,
+)
 
 
 def test_each_promise_names_tests_that_exist() -> None:

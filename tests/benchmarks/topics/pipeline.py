@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+import torch
+
 from benchmarks import data
 from benchmarks.contestants.documentation import loaders
 from benchmarks.contestants.job import BATCH_SIZE, CROP
@@ -23,7 +25,7 @@ BAR = 6.0
 def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
     """An epoch of each, nothing done with the batches."""
     images, labels = data.arrays(size.pipeline_images, 0)["train"]
-    split = Split(labels, images)
+    split = Split(labels, images.contiguous(memory_format=torch.channels_last))  # as sources keep them
     loader, _ = loaders(size.pipeline_images)
 
     def batches() -> Iterable[Any]:
