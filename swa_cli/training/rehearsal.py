@@ -131,9 +131,9 @@ def _measure(run: Run) -> Pace:
             if sum(taken[1:]) > MAX_SECONDS:
                 break
     timed = taken[1:] or taken  # the first one sets things up
-    loader = bench.plain_batches(bench.scoring_split())
-    first = next(iter(loader))
-    size = len(first[1])
+    split = bench.scoring_split()
+    first = next(iter(bench.plain_batches(split)))
+    size = min(bench.recipe.train.eval_batch_size, len(bench.split(split)))
     refresh_s = _refresh_s(run, batch) if has_batchnorm(run.model) else 0.0
     sample_s = _least(lambda: evaluate.score(run.model, [first], task=bench.task, hardware=bench.hardware)) / size
     return Pace(len(timed), statistics.median(timed) * accumulate, sample_s, refresh_s)
