@@ -10,12 +10,14 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.truncate", "fcntl.lockf")
-PRELOADED = ["swa_cli.training.trainer", "matplotlib.figure"]
+OF_A_TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM", "CI")
+NOTHING: Mapping[str, str] = {}
+PRELOADED = ["swa_cli.training.trainer", "matplotlib.figure", "torch._dynamo"]  # optimizers import the last
 
 
 def start(
@@ -25,6 +27,8 @@ def start(
     kill_at: int = 0,
     counted: Path | None = None,
     largest_file: int | None = None,
+    terminal: str | None = None,
+    environment: Mapping[str, str] = NOTHING,
 ) -> ForkServerProcess:
     """Start `swa WORDS...` in `folder`.
 
@@ -34,10 +38,14 @@ def start(
         kill_at: It kills itself when it opens, renames, removes ... a file there for the so-many-th time; 0: never.
         counted: Where the number of these events is written.
         largest_file: Bytes that a file may have, as if the disk had no more room.
+        terminal: The device that it is run on, in place of a file.
+        environment: What is set there beside what this process has; of a terminal nothing is inherited.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_work, args=(folder, list(words), kill_at, counted, largest_file))
+    process = context.Process(
+        target=_work, args=(folder, list(words), kill_at, counted, largest_file, terminal, dict(environment))
+    )
     process.start()
     return process
 
@@ -52,16 +60,32 @@ def _said(folder: Path) -> Path:
     return folder.parent / f"{folder.name}-said.txt"  # beside it: it is no event in the folder
 
 
-def _work(folder: Path, words: list[str], kill_at: int, counted: Path | None, largest_file: int | None) -> None:
+def _work(
+    folder: Path,
+    words: list[str],
+    kill_at: int,
+    counted: Path | None,
+    largest_file: int | None,
+    terminal: str | None,
+    environment: dict[str, str],
+) -> None:
     from swa_cli import cli
 
     multiprocessing.set_start_method("fork", force=True)  # its loader processes are made as those of a plain `swa`
     os.chdir(folder)
-    os.environ["COLUMNS"] = "200"
-    output = os.open(_said(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    if terminal is None:
+        os.environ["COLUMNS"] = "200"
+        output = os.open(_said(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    else:
+        for name in OF_A_TERMINAL:
+            os.environ.pop(name, None)
+        os.setsid()  # the device becomes that of the new session
+        output = os.open(terminal, os.O_RDWR)
+        os.dup2(output, 0)
+    os.environ |= environment
     os.dup2(output, 1)
     os.dup2(output, 2)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, encoding="utf-8") for number in (1, 2))
     num_events, itself = 0, os.getpid()
 
     def notice(event: str, args: tuple[object, ...]) -> None:

@@ -41,7 +41,12 @@ class Result(BaseModel):
         return weights
 
 
-def read_result(path: Path, *, measures: Measures) -> tuple[dict[str, Any], Result]:
+def read_result(
+    path: Path,
+    *,
+    measures: Measures,
+    hint: str = "move the folder of this seed elsewhere: the same command runs the seed anew",
+) -> tuple[dict[str, Any], Result]:
     """result.json of a finished run: all of it, and what is compared.
 
     Raises:
@@ -59,7 +64,7 @@ def read_result(path: Path, *, measures: Measures) -> tuple[dict[str, Any], Resu
         reason = str(error)
     raise UserError(
         f"{path}: is not as swa writes it ({reason})",
-        hint="move the folder of this seed elsewhere: the same command runs the seed anew",
+        hint=hint,
     )
 
 

@@ -13,7 +13,21 @@ from typing import NoReturn
 
 import typer
 
-from swa_cli.cli import average, bn_update, evaluate, export, repeat, train
+from swa_cli.cli import (
+    average,
+    bn_update,
+    compare,
+    doctor,
+    evaluate,
+    export,
+    new,
+    plan,
+    recipes,
+    repeat,
+    schema,
+    show,
+    train,
+)
 from swa_cli.cli.shared import EXIT_CODES, options
 from swa_cli.errors import (
     EXIT_DONE,
@@ -29,7 +43,6 @@ from swa_cli.errors import (
 app = typer.Typer(
     name="swa",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train image models with Stochastic Weight Averaging, from one YAML recipe.",
@@ -42,12 +55,19 @@ Examples:
 {EXIT_CODES}""",
 )
 app.callback()(options)
+app.command("new", epilog=new.EPILOG)(new.new)
+app.command("recipes", epilog=recipes.EPILOG)(recipes.recipes)
+app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("repeat", epilog=repeat.EPILOG)(repeat.repeat)
 app.command("bn-update", epilog=bn_update.EPILOG)(bn_update.bn_update)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("average", epilog=average.EPILOG)(average.average)
 app.command("export", epilog=export.EPILOG)(export.export)
+app.command("show", epilog=show.EPILOG)(show.show)
+app.command("compare", epilog=compare.EPILOG)(compare.compare)
+app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
+app.command("schema", epilog=schema.EPILOG)(schema.schema)
 
 
 def main() -> NoReturn:
@@ -62,7 +82,7 @@ def run(words: list[str]) -> int:
     from swa_cli.report.problems import print_problems, print_user_error
 
     try:
-        app(words)
+        app(words, prog_name="swa")
         return EXIT_DONE
     except SystemExit as end:  # typer's own ends: help, wrong usage (2), Ctrl-C (130)
         return end.code if isinstance(end.code, int) else EXIT_DONE

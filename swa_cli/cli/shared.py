@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from swa_cli import __version__
+from swa_cli.errors import UserError
 
 
 def exit_codes(*, way_on: str) -> str:
@@ -19,6 +20,16 @@ Exit codes:
   2    wrong usage, recipe, data or checkpoint: nothing was run
   130  Ctrl-C; continue with {way_on}
   143  SIGTERM; likewise"""
+
+
+# Of a command that trains nothing, and has nothing to go on with.
+LOOKING_CODES = """\b
+Exit codes:
+  0    done
+  1    it failed
+  2    wrong usage, recipe, data or checkpoint: nothing was written
+  130  Ctrl-C
+  143  SIGTERM"""
 
 
 EXIT_CODES = exit_codes(way_on="`swa train --resume RUN`")
@@ -43,6 +54,12 @@ AllowCode = Annotated[
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint (.pt, .safetensors).", show_default=False)]
 
 
+NewFile = Annotated[
+    Path | None,
+    typer.Option("--out", "-o", metavar="FILE", help="Write here, to a file that is not there yet; default stdout."),
+]
+
+
 def _version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"swa {__version__}")
@@ -64,3 +81,24 @@ def answer(result: dict[str, Any], *, as_json: bool) -> None:
         from swa_cli.report.answer import json_text
 
         typer.echo(json_text(result))
+
+
+def deliver(text: str, out: Path | None) -> None:
+    """Print a text, or write it to a new file.
+
+    Raises:
+        UserError: The file is there already, or cannot be written.
+    """
+    if out is None:
+        typer.echo(text, nl=False)
+        return
+    hint = "name another file with -o"
+    try:
+        with open(out, "x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise UserError(f"{out}: is there already, and is not overwritten", hint=hint) from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise UserError(f"{out}: cannot be written ({reason})", hint=hint) from error
+    typer.echo(f"{out} is written", err=True)

@@ -236,10 +236,10 @@ def _with_masks(datasets: Mapping[str, MaskDataset], class_names: tuple[str, ...
 def _drawn(args: dict[str, Any], *, progress: Progress | None) -> tuple[dict[str, Split], tuple[str, ...]]:
     chosen = settings.shapes(args)
     num_bytes = sum(chosen.counts.values()) * chosen.size**2 * (chosen.channels + 1)
-    if num_bytes > _available_memory():
+    if num_bytes > available_memory():
         raise UserError(
             f"dataset.args: {sum(chosen.counts.values()):,} scenes of {chosen.size}x{chosen.size} pixels take "
-            f"{num_bytes / 2**30:.1f} GiB, there are {_available_memory() / 2**30:.1f}",
+            f"{num_bytes / 2**30:.1f} GiB, there are {available_memory() / 2**30:.1f}",
             hint="make train, test or size smaller",
         )
     splits = {}
@@ -259,7 +259,7 @@ def _drawn(args: dict[str, Any], *, progress: Progress | None) -> tuple[dict[str
 
 def _fits(num_bytes: int, *, cache: str) -> bool:
     """Whether pixels of files shall be held in memory."""
-    return cache == "ram" or (cache == "auto" and num_bytes <= _MEMORY_SHARE * _available_memory())
+    return cache == "ram" or (cache == "auto" and num_bytes <= _MEMORY_SHARE * available_memory())
 
 
 def _find_made(name: str, *, root: Path, cache: str, args: dict[str, Any]) -> _Found:
@@ -302,7 +302,7 @@ def _check_constants(name: str, *, mean: tuple[float, ...], std: tuple[float, ..
         )
 
 
-def _available_memory() -> int:
+def available_memory() -> int:
     """Bytes that can be taken without swapping; where the system does not tell, all of the memory."""
     try:
         meminfo = Path("/proc/meminfo").read_text()

@@ -14,9 +14,9 @@ from fractions import Fraction
 from swa_cli.recipe.scalars import shown
 
 # Few enough digits that every length is written out exactly.
-_PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>%|ep|step|cycle)", re.ASCII)
+PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>%|ep|step|cycle)", re.ASCII)
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-_TIME_PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>s|min|h|d)", re.ASCII)
+TIME_PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>s|min|h|d)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Duration:
         Raises:
             ValueError: No such form; the message names the value and the forms that are understood.
         """
-        match = _PATTERN.fullmatch(text.strip())
+        match = PATTERN.fullmatch(text.strip())
         if match is None:
             bare = re.fullmatch(r"[\d.]+", text.strip(), re.ASCII)
             reason = "has no unit" if bare else "is not a duration"
@@ -70,7 +70,7 @@ class TimeSpan:
         Raises:
             ValueError: No such form; the message names the value and the forms that are understood.
         """
-        match = _TIME_PATTERN.fullmatch(text.strip())
+        match = TIME_PATTERN.fullmatch(text.strip())
         if match is None:
             raise ValueError(f"{shown(text)} is not a length of time: write it as 90s, 10min, 2h or 1d")
         value = Fraction(Decimal(match["value"]))

@@ -1,5 +1,6 @@
 """The types of a recipe's fields: each reads the text that stands in the recipe and refuses the ambiguous.
 
+`_form` tells editors (`json_schema.py`) what is read where the type alone does not.
 A validator's `ValueError` reads `what is wrong: what to do`; `explain.py` makes message and hint of it.
 """
 
@@ -9,15 +10,16 @@ import difflib
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from swa_cli.recipe import scalars
-from swa_cli.recipe.duration import SECONDS, Duration, TimeSpan
+from swa_cli.recipe.duration import PATTERN, SECONDS, TIME_PATTERN, Duration, TimeSpan
 
 NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 MAX_THREADS = 1024
 TASKS = ("classification", "segmentation", "regression")
 RESERVED_AVERAGES = ("last", "previous", "swa", "ensemble")
+AVERAGE_PATTERN = rf"^(?!(?:{'|'.join(RESERVED_AVERAGES)})$)[a-z][a-z0-9_]*$"
 
 
 def _duration(value: object) -> Duration:
@@ -79,7 +81,7 @@ def _few_threads(count: str | int) -> str | int:
 
 
 def _name_of_average(name: str) -> str:
-    if name in RESERVED_AVERAGES or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+    if not re.fullmatch(AVERAGE_PATTERN, name):
         raise ValueError(
             f"{scalars.shown(name)} cannot name an average: use small letters, digits and _,"
             f" but not {', '.join(RESERVED_AVERAGES)}"
@@ -110,22 +112,42 @@ def _texts(value: object) -> list[str]:
     return [scalars.text(item) for item in (value if isinstance(value, list | tuple) and value else [value])]
 
 
-DurationField = Annotated[Duration, BeforeValidator(_duration), PlainSerializer(str)]
-TimeField = Annotated[TimeSpan, BeforeValidator(_time_span), PlainSerializer(str)]
-DurationOrTime = Annotated[Duration | TimeSpan, BeforeValidator(_duration_or_time), PlainSerializer(str)]
+def _form(*patterns: str, whole: bool = False) -> WithJsonSchema:
+    """Text of one of these forms, or a whole number, which YAML readers take for no text."""
+    plain = "|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern in patterns)
+    text = {"type": "string", "pattern": f"^(?:{plain})$"}
+    return WithJsonSchema({"anyOf": [text, {"type": "integer", "minimum": 0}]} if whole else text)
+
+
+_ONE_TEXT = {"type": "string", "minLength": 1}
+DurationField = Annotated[Duration, BeforeValidator(_duration), PlainSerializer(str), _form(PATTERN.pattern)]
+TimeField = Annotated[TimeSpan, BeforeValidator(_time_span), PlainSerializer(str), _form(TIME_PATTERN.pattern)]
+DurationOrTime = Annotated[
+    Duration | TimeSpan,
+    BeforeValidator(_duration_or_time),
+    PlainSerializer(str),
+    _form(PATTERN.pattern, TIME_PATTERN.pattern),
+]
 Text = Annotated[str, BeforeValidator(scalars.text)]
-TaskName = Annotated[Text, AfterValidator(_name_of_task)]
-TextOrTexts = Annotated[list[str], BeforeValidator(_texts)]
+TaskName = Annotated[Text, AfterValidator(_name_of_task), _form(*TASKS, r"\w+(\.\w+)*:\w+")]
+TextOrTexts = Annotated[
+    list[str],
+    BeforeValidator(_texts),
+    WithJsonSchema({"anyOf": [_ONE_TEXT, {"type": "array", "items": _ONE_TEXT, "minItems": 1}]}),
+]
 Flag = Annotated[bool, BeforeValidator(scalars.flag)]
 Flip = Annotated[bool | Literal["alternating"], BeforeValidator(_flip)]
 Whole = Annotated[int, BeforeValidator(scalars.whole)]
 Count = Annotated[Whole, Field(ge=1)]
-Portion = Annotated[str | int, BeforeValidator(_portion)]
-CountOrAll = Annotated[str | int, _count_or("all")]
-Threads = Annotated[str | int, _count_or("auto"), AfterValidator(_few_threads)]
+Portion = Annotated[str | int, BeforeValidator(_portion), _form(r"\d{1,2}(\.\d{1,9})?%", whole=True)]
+CountOrAll = Annotated[str | int, _count_or("all"), _form("all", whole=True)]
+Threads = Annotated[str | int, _count_or("auto"), AfterValidator(_few_threads), _form("auto", whole=True)]
 Number = Annotated[float, BeforeValidator(scalars.number)]
 Multiple = Annotated[
-    float, BeforeValidator(_multiple), PlainSerializer(lambda times: f"{times:.9f}".rstrip("0").rstrip(".") + "x")
+    float,
+    BeforeValidator(_multiple),
+    PlainSerializer(lambda times: f"{times:.9f}".rstrip("0").rstrip(".") + "x"),
+    _form(r"\d{1,9}(\.\d{1,9})?x"),
 ]
 Rate = Annotated[Number, Field(ge=0)]
 Free = Annotated[Any, BeforeValidator(scalars.free)]

@@ -177,7 +177,10 @@ WARMED_UP = ("constant", "cosine", "linear", "multistep")  # the others prescrib
 
 
 class Schedule(BaseModel):
-    """The learning rate; each name takes its own keys (`SCHEDULE_KEYS`)."""
+    """The learning rate; each name takes its own keys.
+
+    They are in `SCHEDULE_KEYS`.
+    """
 
     model_config = STRICT
     name: Literal[
@@ -424,6 +427,9 @@ class Output(BaseModel):
     root: Text = Field(default="runs", description="folder of the run folders")
     save_every: DurationOrTime = Field(
         default=Duration.parse("1ep"), description="between two saves of last.pt: 1ep, 200step, or a time as 10min"
+    )
+    tensorboard: Flag = Field(
+        default=False, description="the rows of metrics.csv for TensorBoard too: pip install 'swa-cli[tensorboard]'"
     )
 
 

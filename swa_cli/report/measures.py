@@ -6,8 +6,9 @@ follow from it. The first measure of a task is its own, `loss` the one that is t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from swa_cli.report.columns import Column, number, percent, signed
 
@@ -138,6 +139,19 @@ REGRESSION = Measures(
     training=_MAE,
     loss_axis="loss (squared error)",
 )
+BY_TASK = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "regression": REGRESSION}
+
+
+def measures_of(task: str, weights: Mapping[str, Mapping[str, Any]]) -> Measures:
+    """What a task scores, as a result tells it: a task of one's own is known by the scores of its weight sets alone.
+
+    Which way these are better is not known then, and taken as upwards: for tables without a verdict.
+    """
+    if task in BY_TASK:
+        return BY_TASK[task]
+    first = next(iter(weights.values()), {})
+    keys = [key for key, value in first.items() if isinstance(value, float) and not key.endswith(("_se", "_diff"))]
+    return own_measures(dict.fromkeys(keys, "higher"))
 
 
 def own_measures(directions: dict[str, str]) -> Measures:

@@ -6,6 +6,7 @@ and a character which the page's encoding lacks is spelled with those that it ha
 
 from __future__ import annotations
 
+import os
 from typing import TextIO
 
 from rich.cells import cell_len
@@ -19,8 +20,19 @@ _ASCII = {NOT_MEASURED: ".", PLUS_MINUS: "+-", MINUS: "-", "…": "..."}
 
 
 def open_console(file: TextIO | None = None, *, stderr: bool = False) -> Console:
-    """A console on `file`, or on whatever stdout or stderr is when something is printed."""
-    return Console(file=file, stderr=stderr, markup=False, highlight=False, emoji=False)
+    """A console on `file`, or on whatever stdout or stderr is when something is printed.
+
+    In a notebook too: there rich would print each line as a page of HTML of its own, and lose what is on stderr.
+    """
+    return Console(file=file, stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False)
+
+
+def in_notebook() -> bool:
+    """Whether this is a notebook's kernel or a command in a cell (`!swa ...`).
+
+    Such a command has a terminal of its own, but the cell that shows it cannot move the cursor up.
+    """
+    return "JPY_PARENT_PID" in os.environ
 
 
 def open_log(file: TextIO, *, width: int) -> Console:
@@ -29,6 +41,7 @@ def open_log(file: TextIO, *, width: int) -> Console:
         file=file,
         width=width,
         force_terminal=False,
+        force_jupyter=False,
         color_system=None,
         markup=False,
         highlight=False,

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from swa_cli.report.columns import cell_line, head_line
+from swa_cli.report.columns import Column, cell_line, fit, head_line
 from swa_cli.report.epochs import epoch_cells, epoch_columns
 from swa_cli.report.measures import CLASSIFICATION, Measures
 from swa_cli.report.repeats import repeat_table, repeat_verdict, spelled
 from swa_cli.report.scores import ensemble_table, score_table, verdict
-from swa_cli.report.spelling import hanging, open_console, open_log, safe
+from swa_cli.report.spelling import hanging, in_notebook, open_console, open_log, safe
 from swa_cli.report.windows import tried_table
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class Terminal:
         self._stdout = open_console()
         self._quiet = quiet
         self._json = json
-        self._has_bars = not quiet and self._stderr.is_interactive
+        self._has_bars = not quiet and self._stderr.is_interactive and not in_notebook()
         self._log: Console | None = None
         self._unlogged: list[Lines] = []
         self._warned: set[str] = set()
@@ -72,17 +73,25 @@ class Terminal:
 
     def plan(self, title: str, rows: Sequence[tuple[str, str]], *, warnings: Sequence[str] = ()) -> None:
         """What is about to happen: a title, then labelled values, then warnings."""
-
-        def lines(console: Console) -> list[Text]:
-            block = [Text(safe(title, console=console), style="bold")]
-            for label, value in rows:
-                head = Text.assemble(("  " + safe(label, console=console).ljust(_LABEL_WIDTH), "cyan"))
-                block += hanging(head, value, console=console, indent=head.cell_len)
-            return block
-
-        self._say(lines)
+        self._say(lambda console: _labelled(title, rows, console=console))
         for warning in warnings:
             self.warning(warning)
+
+    def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Part of the answer: a title, then labelled values."""
+        self._say(lambda console: _labelled(title, rows, console=console), answer=not self._json)
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Mapping[str, str]]) -> None:
+        """Part of the answer: rows of cells under their headings; columns that do not fit are left out by rank."""
+
+        def lines(console: Console) -> list[Text]:
+            fitting = fit(columns, width=console.width)
+            return [
+                head_line(fitting, console=console),
+                *(cell_line(fitting, row, console=console) for row in rows),
+            ]
+
+        self._say(lines, answer=not self._json)
 
     def note(self, text: str) -> None:
         """A remark: one paragraph."""
@@ -312,6 +321,16 @@ def _live(console: Console, *, redirect_stdout: bool) -> Progress:
         refresh_per_second=4,
         redirect_stdout=redirect_stdout,
     )
+
+
+def _labelled(title: str, rows: Sequence[tuple[str, str]], *, console: Console) -> list[Text]:
+    block = [Text(safe(title, console=console), style="bold")]
+    labels = [safe(label, console=console) for label, _ in rows]
+    width = max([_LABEL_WIDTH, *(cell_len(label) + 1 for label in labels)])
+    for label, (_, value) in zip(labels, rows, strict=True):
+        head = Text.assemble(("  " + label + " " * (width - cell_len(label)), "cyan"))
+        block += hanging(head, value, console=console, indent=head.cell_len)
+    return block
 
 
 def _remark(head: Text, text: str, *, console: Console) -> list[Text]:

@@ -25,6 +25,7 @@ from swa_cli.data.randomness import seed_globals
 from swa_cli.errors import UserError
 
 WORTH_IT = 1.2  # bf16 keeps 8 bits of 24: not for a gain within the noise of a measurement
+BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "BF16"}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -109,7 +110,7 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
         "threads": hardware.threads,
         "device": str(hardware.device),
         "precision": hardware.precision,
-        "processor": _processor(),
+        "processor": processor(),
     }
 
 
@@ -181,17 +182,22 @@ def _gains_by_bf16(device: torch.device) -> tuple[bool, str]:
         return native, f"the GPU has {'' if native else 'no '}native bf16"
     if device.type == "mps":
         return False, "fp32 on mps"
+    features = bf16_features()
+    if not features:
+        return False, "the processor has no native bf16"
+    gain = speed_of_bf16()
+    compared = f"{gain:.1f} times as fast as fp32" if gain >= 1 else f"at {gain:.1f} of the speed of fp32"
+    return gain >= WORTH_IT, f"the processor's {features[0]} is {compared}"
+
+
+def bf16_features() -> list[str]:
+    """What the processor says it can do in bf16, the fastest first; what it is worth, `speed_of_bf16` measures."""
     flags = _cpu_flags()
-    for flag, spoken in (("amx_bf16", "AMX-BF16"), ("avx512_bf16", "AVX512-BF16"), ("bf16", "BF16")):
-        if flag in flags:
-            gain = _speed_of_bf16()
-            compared = f"{gain:.1f} times as fast as fp32" if gain >= 1 else f"at {gain:.1f} of the speed of fp32"
-            return gain >= WORTH_IT, f"the processor's {spoken} is {compared}"
-    return False, "the processor has no native bf16"
+    return [spoken for flag, spoken in BF16_FLAGS.items() if flag in flags]
 
 
 @functools.cache
-def _speed_of_bf16() -> float:
+def speed_of_bf16() -> float:
     """How many times as fast as in fp32 the processor multiplies matrices in bf16; 20 ms, once a process.
 
     Processors lie far apart: about 0.5 where the instructions are there for the name only, 1.8 and more where they are
@@ -222,7 +228,8 @@ def _cpu_flags() -> frozenset[str]:
     return frozenset()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

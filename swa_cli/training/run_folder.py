@@ -41,6 +41,7 @@ class RunFolder:
         self.result = path / "result.json"
         self.repeat = path / "repeat.json"  # only in the folder of a repeat
         self.log = path / "log.txt"
+        self.board = path / "tensorboard"  # if asked for
 
     @classmethod
     def create(cls, root: Path, name: str) -> RunFolder:
@@ -127,7 +128,7 @@ class RunFolder:
             yield log
 
     def _refuse_links(self) -> None:
-        for part in (self.checkpoints, self.snapshots):
+        for part in (self.checkpoints, self.snapshots, self.board):
             if part.is_symlink():
                 raise UserError(
                     f"{part}: is a symbolic link, which is not followed for writing",

@@ -22,7 +22,7 @@ from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
 from swa_cli.recipe.schema import Augment
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import initial, optimizers
+from swa_cli.training import board, initial, optimizers
 from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
 from swa_cli.training.hardware import undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
@@ -104,6 +104,7 @@ def prepare(
     problems: list[Problem] = optimizers.check(
         recipe.optimizer.name, recipe.optimizer.options, [group.options for group in recipe.optimizer.groups]
     )
+    problems += board.problems(recipe)
     begun_from, unreadable = initial.read(recipe.train.init if recorded is None else None)
     problems += unreadable
     try:
@@ -233,18 +234,19 @@ def _describe_memory(run: Run) -> str:
     for item in run.plan.averages:
         held = run.averages[item.name].num_bytes(len(item.steps))
         total += held
-        size = f"{round(held / unit, 1):g} x {_size(unit)}"
+        size = f"{round(held / unit, 1):g} x {size_text(unit)}"
         match item.kind:
             case "latest":
                 parts.append(f"{item.name} latest {item.window}: {size}")
             case "swag":
                 parts.append(f"{item.name} {'diagonal' if item.diagonal else f'rank {item.rank}'}: {size}")
             case _:
-                parts.append(f"{item.name} {_size(held)}")
-    return "; ".join([*parts, *([f"{_size(total)} in all"] if len(parts) > 1 else [])])
+                parts.append(f"{item.name} {size_text(held)}")
+    return "; ".join([*parts, *([f"{size_text(total)} in all"] if len(parts) > 1 else [])])
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
+    """A number of bytes with its unit: `9.2 MB`."""
     for unit, name in ((1e9, "GB"), (1e6, "MB")):
         if num_bytes >= unit:
             return f"{num_bytes / unit:.1f} {name}"

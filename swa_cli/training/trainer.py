@@ -12,6 +12,7 @@ import itertools
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -24,7 +25,7 @@ from swa_cli.errors import EXIT_FAILED, Problem, Terminated, UserError
 from swa_cli.recipe import extend, load
 from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import evaluate, faults, saving, scoring
+from swa_cli.training import board, faults, rehearsal, saving, scoring
 from swa_cli.training.bench import about, import_from, require_trust
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.hardware import environment
@@ -57,7 +58,7 @@ def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[
     recipe = run.bench.recipe
     if dry_run:
         terminal.plan(f"{recipe.title} (dry run)", plan_rows(run), warnings=run.plan.warnings)
-        return _dry_run(run)
+        return rehearsal.dry_run(run)
     return begin(run, RunFolder.create(Path(recipe.output.root), recipe.title), recipe_folder=loaded.folder)
 
 
@@ -191,13 +192,19 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
     """From where the run stands to its end."""
     bench, terminal = run.bench, run.bench.terminal
     try:
-        with faults.told(folder), run.interrupt, run.writer:
+        wanted = bench.recipe.output.tensorboard
+        with (
+            faults.told(folder),
+            board.opened(folder.board, run.history) if wanted else nullcontext() as rows,
+            run.interrupt,
+            run.writer,
+        ):
             terminal.attach_log(log)
             terminal.plan(title, plan_rows(run), warnings=warnings)
             forward = _compiled(run) if bench.recipe.train.compile else run.model
             terminal.epoch_header(list(run.averages), measures=bench.task.measures)
             try:
-                _epochs(run, forward, folder)
+                _epochs(run, forward, folder, rows)
                 return scoring.finish(run, folder)
             except Stopped as stopped:
                 saving.save_resume_point(run, folder)
@@ -227,7 +234,7 @@ def _compiled(run: Run) -> Forward:
     return forward
 
 
-def _epochs(run: Run, forward: Forward, folder: RunFolder) -> None:
+def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | None) -> None:
     """Each epoch: its steps, validation, its row, the resume point."""
     terminal = run.bench.terminal
     while run.epoch <= run.plan.epochs and run.stopped is None:
@@ -244,6 +251,8 @@ def _epochs(run: Run, forward: Forward, folder: RunFolder) -> None:
             run.begin_epoch()
             terminal.epoch_row(row)
             folder.write_metrics(run.history, list(run.averages), run.bench.task.measures)
+            if rows is not None:
+                rows.add(row)
         run.stopped = run.stopped or _out_of_patience(run)
         if run.stopped is None:
             saving.save_if_due(run, folder)
@@ -342,44 +351,6 @@ def _out_of_patience(run: Run) -> str | None:
         return None
     best = min(measured) if run.bench.task.measures.is_lower_better(stop.metric) else max(measured)
     return "patience" if len(measured) - 1 - measured.index(best) >= stop.patience else None
-
-
-def _dry_run(run: Run) -> dict[str, Any]:
-    """One real step of training, of the averages, and one scored batch; nothing is written."""
-    bench, task, recipe = run.bench, run.bench.task, run.bench.recipe
-    started = time.monotonic()
-    inputs, targets = next(iter(bench.training_batches(1)))
-    bench.hardware.seed(bench.recipe.seed, "step", 0)
-    set_learning_rate(run.optimizer, run.plan.learning_rate(0))
-    run.model.train()
-    args, kwargs = task.batch_to_args(inputs)
-    with bench.hardware.autocast():
-        outputs = run.model(*args, **kwargs)
-    loss = task.loss(outputs, targets, label_smoothing=bench.recipe.train.label_smoothing)
-    loss.backward()
-    loss = loss.detach()
-    run.optimizer.step()
-    update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
-    scored = itertools.islice(bench.plain_batches(bench.scoring_split()), 1)
-    evaluate.score(run.model, scored, task=task, hardware=bench.hardware)
-    seconds = time.monotonic() - started
-    bench.terminal.note(
-        f"one step of {recipe.train.batch_size} samples: loss {float(loss):.3f}, {seconds:.1f} s; nothing was written"
-    )
-    return {
-        "command": "train",
-        "dry_run": True,
-        "epochs": run.plan.epochs,
-        "steps_per_epoch": run.plan.steps_per_epoch,
-        "learning_rates": [
-            run.plan.learning_rate(epoch * run.plan.steps_per_epoch) for epoch in range(run.plan.epochs)
-        ],
-        "averages": {item.name: {"kind": item.kind, "steps": list(item.steps)} for item in run.plan.averages},
-        "loss": float(loss),
-        "seconds": round(seconds, 3),
-        "device": str(bench.hardware.device),
-        "precision": bench.hardware.precision,
-    }
 
 
 def _require_finite(loss: Tensor, run: Run) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 @pytest.mark.parametrize(
     "words",
-    [["-h"], ["train", "-h"], ["bn-update", "--help"], ["eval", "-h"], ["repeat", "-h"], ["export", "-h"]],
+    [["-h"], ["train", "-h"], ["bn-update", "--help"], ["eval", "-h"], ["repeat", "-h"], ["export", "-h"]]
+    + [[name, "-h"] for name in ("new", "recipes", "schema", "show", "compare", "doctor", "plan")],
     ids=" ".join,
 )
 def test_help_ends_with_examples_and_exit_codes(swa, words: list[str]) -> None:
@@ -130,3 +131,25 @@ def test_signals_end_with_their_codes_and_a_way_to_go_on(
     assert "Traceback" not in said
     assert swa("bn-update", last, "-o", "usable.pt").code == 0
     assert swa("eval", "usable.pt", "--json").json["weights"]["swa"]["count"] >= 1
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_shown_for_each_shell(swa, shell: str) -> None:
+    """--show-completion against the words that each shell needs: the command's name and its variable."""
+    ended = swa("--show-completion", shell)
+    assert ended.code == 0
+    assert "_SWA_COMPLETE" in ended.out
+    assert "swa" in ended.out
+
+
+def test_completion_knows_commands_and_options(tmp_path: Path) -> None:
+    """What bash is offered after `swa re` and after `swa new --`."""
+
+    def offered(line: str, number: int) -> list[str]:
+        asked = {"_SWA_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(number)}
+        words = [sys.executable, "-m", "swa_cli"]
+        ended = subprocess.run(words, env=os.environ | asked, capture_output=True, text=True, check=False)
+        return ended.stdout.split()
+
+    assert sorted(offered("swa re", 1)) == ["recipes", "repeat"]
+    assert {"--task", "--out"} <= set(offered("swa new --", 2))

@@ -285,7 +285,7 @@ def test_shipped_weights_load_strictly_into_the_plain_model(swa, recipe: Path, t
 def test_no_gradients_that_torch_leaves_undefined(swa, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """resnet18 on 8 x 8 pixels, whose last stages see 1 x 1: auto is fp32 where bf16 is native, and bf16 is refused."""
     monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"avx512_bf16"}))
-    monkeypatch.setattr(hardware, "_speed_of_bf16", lambda: 2.0)
+    monkeypatch.setattr(hardware, "speed_of_bf16", lambda: 2.0)
     recipe.write_text(recipe.read_text().replace("{name: convnet, args: {width: 4}}", "{name: 'torchvision:resnet18'}"))
     ended = swa("train", recipe, "--dry-run")
     assert ended.code == 0, ended.err

@@ -196,7 +196,7 @@ def test_auto_cache_holds_what_takes_a_quarter_of_memory(tmp_path: Path, monkeyp
     """The choice is held against 6 pictures of 60 bytes and memory just large enough, and one byte short."""
     write(tmp_path)
     for available, held in ((4 * 360, True), (4 * 360 - 1, False)):
-        monkeypatch.setattr(sources, "_available_memory", lambda available=available: available)
+        monkeypatch.setattr(sources, "available_memory", lambda available=available: available)
         source = load("image_folder", root=tmp_path, val=0, workers=0)
         assert (source.train.images is not None) == held
 

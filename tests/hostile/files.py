@@ -20,6 +20,7 @@ from hostile.making import ESC, GOOD, Evil, Make, Row, directory, fifo, file, li
 
 COMMANDS = {
     "eval bad.pt": "bad.pt",
+    "show bad.pt": "bad.pt",
     "bn-update bad.pt": "bad.pt",
     "average bad.pt -o out.pt": "bad.pt",
     "train --resume run": "run/checkpoints/last.pt",

@@ -19,6 +19,7 @@ from hostile.contents import CONTENTS, POSTERIORS
 from hostile.exports import AS_GRAPH, EXPORTS
 from hostile.files import FILES
 from hostile.images import IMAGES
+from hostile.looking import LOOKING
 from hostile.making import GOOD, MEMORY, SECONDS, Row
 from hostile.recipes import CHANGES, RECIPES
 from hostile.repeats import REPEATS
@@ -43,6 +44,7 @@ ROWS = [
     *USAGE,
     *REPEATS,
     *AVERAGES,
+    *LOOKING,
 ]
 
 
@@ -125,6 +127,9 @@ def test_untouched_folder_is_accepted(swa, trained: Path, tmp_path: Path) -> Non
     assert swa("bn-update", "swa.pt", "-o", "bad.pt").code == 0
     assert swa("export", "swa.pt", *AS_GRAPH.split()).code == 0
     assert swa("train", "good.yaml", "--dry-run").code == 0
+    assert swa("plan", "good.yaml").code == 0
+    assert swa("show", "run").code == 0
+    assert swa("compare", "run", "run").code == 0
     assert swa("eval", "run").code == 0
     assert swa("train", "good.yaml", "train.init=swa.pt", "--dry-run").code == 0
     assert swa("train", "--resume", "run").code == 0

@@ -30,24 +30,24 @@ def test_auto_takes_bf16_where_it_is_native_and_faster(
 ) -> None:
     """The choice on four processors, two of which have the flag for bf16 but not the speed, or not the flag."""
     monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset(flags))
-    monkeypatch.setattr(hardware, "_speed_of_bf16", lambda: speed)
+    monkeypatch.setattr(hardware, "speed_of_bf16", lambda: speed)
     found = chosen()
     assert (found.precision, found.reason) == (precision, reason)
     assert chosen(precision="bf16").precision == "bf16"
     assert ("expect it to be slow" in chosen(precision="bf16").reason) == (precision == "fp32")
 
 
-def test_speed_of_bf16_is_that_of_a_matrix_product() -> None:
+def testspeed_of_bf16_is_that_of_a_matrix_product() -> None:
     """The measured ratio on this processor is a positive number, and the same when it is asked again."""
-    speed = hardware._speed_of_bf16()
+    speed = hardware.speed_of_bf16()
     assert speed > 0
-    assert hardware._speed_of_bf16() == speed
+    assert hardware.speed_of_bf16() == speed
 
 
 def test_a_run_goes_on_in_the_precision_it_was_begun_in(monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto` of a resumed run against the recorded precision, which is taken on the same kind of device alone."""
     monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"avx512_bf16"}))
-    monkeypatch.setattr(hardware, "_speed_of_bf16", lambda: 0.5)
+    monkeypatch.setattr(hardware, "speed_of_bf16", lambda: 0.5)
     assert chosen(begun={"device": "cpu", "precision": "bf16"}).precision == "bf16"
     assert chosen(begun={"device": "cuda:0", "precision": "bf16"}).precision == "fp32"
     assert chosen(begun={"device": "cpu", "precision": "bf16"}, precision="fp32").precision == "fp32"

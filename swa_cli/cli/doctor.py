@@ -1,0 +1,39 @@
+"""`swa doctor`: what swa runs on."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from swa_cli import __version__
+from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer
+
+EPILOG = f"""\b
+Examples:
+  swa doctor
+  swa doctor recipe.yaml
+  swa doctor recipe.yaml dataset.root=/data --json
+
+{LOOKING_CODES}"""
+
+
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="RECIPE", help="Look for the data of this one too.", show_default=False)
+    ] = None,
+    changes: Changes = None,
+    as_json: Json = False,
+) -> None:
+    """Tell versions, processor, devices, memory, disk and where data are looked for: paste it into a bug report.
+
+    What is missing is told, and is no error. Nothing is written or downloaded.
+    """
+    from swa_cli.recipe import load
+    from swa_cli.report.terminal import Terminal
+
+    loaded = None if recipe is None else load.load(recipe, changes or [])
+    from swa_cli.training.doctor import examine
+
+    result = examine(loaded, version=__version__, terminal=Terminal(json=as_json, quiet=as_json))
+    answer(result, as_json=as_json)

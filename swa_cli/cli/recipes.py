@@ -1,0 +1,62 @@
+"""`swa recipes`: the recipes that come with swa."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from swa_cli.cli.shared import LOOKING_CODES, Json, NewFile, answer, deliver
+
+EPILOG = f"""\b
+Examples:
+  swa recipes
+  swa recipes digits
+  swa recipes paper/cifar100_vgg16 -o vgg.yaml
+  swa train vgg.yaml
+
+{LOOKING_CODES}"""
+
+
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="Print this one; left out: list all.", show_default=False)
+    ] = None,
+    out: NewFile = None,
+    as_json: Json = False,
+) -> None:
+    """List the recipes that come with swa, each with what was measured with it, or print one of them."""
+    from swa_cli.recipe import library
+
+    if name is not None:
+        if as_json:
+            raise typer.BadParameter("--json goes with the list: a recipe is printed as it is")
+        deliver(library.shipped(name).text, out)
+        return
+    if out is not None:
+        raise typer.BadParameter("-o writes one recipe: name it")
+    from swa_cli.report.terminal import Terminal
+
+    terminal, found = Terminal(json=as_json, quiet=as_json), library.all_shipped()
+    for item in found:
+        about = [("about", item.about)] if item.about else []
+        rows = [
+            ("task", item.recipe.task),
+            ("data", item.recipe.dataset.name),
+            ("model", item.recipe.model.name),
+            *about,
+            ("result", item.result or "not measured"),
+        ]
+        terminal.facts(item.name, rows)
+    listed = [
+        {
+            "name": item.name,
+            "task": item.recipe.task,
+            "dataset": item.recipe.dataset.name,
+            "model": item.recipe.model.name,
+            "about": item.about,
+            "result": item.result,
+        }
+        for item in found
+    ]
+    answer({"command": "recipes", "recipes": listed}, as_json=as_json)

@@ -1,0 +1,35 @@
+"""`swa show`: what a checkpoint or a run folder holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swa_cli.cli.shared import LOOKING_CODES, Json, answer
+
+EPILOG = f"""\b
+Examples:
+  swa show runs/latest
+  swa show runs/latest/checkpoints/swa.pt
+  swa show theirs.safetensors --json
+
+{LOOKING_CODES}"""
+
+
+def show(
+    path: Annotated[
+        Path,
+        typer.Argument(metavar="PATH", help="Checkpoint (.pt, .safetensors) or run folder.", show_default=False),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Tell what is in a file or a run: its recipe, its weight sets and averages, how fresh their BatchNorm is.
+
+    The file is read as untrusted input and runs no code; neither network nor data are made.
+    """
+    from swa_cli.after import show as showing
+    from swa_cli.report.terminal import Terminal
+
+    answer(showing.show(path, terminal=Terminal(json=as_json, quiet=as_json)), as_json=as_json)

@@ -1,0 +1,215 @@
+"""A few real steps before a run, of which nothing stays: `swa train --dry-run`, and the times in `swa plan`.
+
+One idea: a plan is arithmetic, but what a step takes on this machine is measured, and said to be.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import statistics
+import time
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from swa_cli.averaging.average import update_all
+from swa_cli.averaging.batchnorm import has_batchnorm, update_batchnorm
+from swa_cli.recipe.plan import Plan
+from swa_cli.report.columns import Column, duration, rate
+from swa_cli.report.spelling import NOT_MEASURED
+from swa_cli.training import evaluate, faults
+from swa_cli.training.optimizers import set_learning_rate
+from swa_cli.training.setup import Run, plan_rows
+
+MAX_STEPS = 10  # timed, after one that is not
+MAX_SECONDS = 3.0  # unless one step takes longer
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What things take here: seconds of a step, of scoring a sample, of a batch of the BatchNorm pass."""
+
+    num_steps: int  # that were timed
+    step_s: float
+    sample_s: float
+    refresh_s: float  # 0 where the network has no BatchNorm
+
+
+def dry_run(run: Run) -> dict[str, Any]:
+    """One real step of training, of the averages, and one scored batch; nothing is written."""
+    bench, recipe = run.bench, run.bench.recipe
+    started = time.monotonic()
+    loss = _step(run, next(iter(bench.training_batches(1))))
+    update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
+    scored = itertools.islice(bench.plain_batches(bench.scoring_split()), 1)
+    evaluate.score(run.model, scored, task=bench.task, hardware=bench.hardware)
+    seconds = time.monotonic() - started
+    bench.terminal.note(
+        f"one step of {recipe.train.batch_size} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written"
+    )
+    return {
+        "command": "train",
+        "dry_run": True,
+        **_arithmetic(run.plan),
+        "loss": loss,
+        "seconds": round(seconds, 3),
+        "device": str(bench.hardware.device),
+        "precision": bench.hardware.precision,
+    }
+
+
+def plan(run: Run) -> dict[str, Any]:
+    """Tell what a run will do, epoch by epoch, and how long it will take; nothing is written."""
+    bench, planned = run.bench, run.plan
+    with faults.memory("train.batch_size", bench.recipe.train.batch_size):
+        pace = _measure(run)
+    seconds = _estimate(run, pace)
+    total = sum(seconds.values())
+    for warning in planned.warnings:
+        bench.terminal.warning(warning)
+    bench.terminal.facts(bench.recipe.title, [*plan_rows(run), ("time", _time_text(seconds, pace, planned))])
+    bench.terminal.answer("")
+    bench.terminal.table(_columns(planned), [_cells(planned, epoch) for epoch in range(1, planned.epochs + 1)])
+    return {
+        "command": "plan",
+        "name": bench.recipe.title,
+        **_arithmetic(planned),
+        "total_steps": planned.total_steps,
+        "snapshots": list(planned.snapshots),
+        "scored_epochs": sorted(planned.score_epochs),
+        "memory": {item.name: run.averages[item.name].num_bytes(len(item.steps)) for item in planned.averages},
+        "seconds": round(total, 3),
+        "seconds_of": {name: round(value, 3) for name, value in seconds.items()},
+        "step_seconds": pace.step_s,
+        "timed_steps": pace.num_steps,
+        "device": str(bench.hardware.device),
+        "precision": bench.hardware.precision,
+        "warnings": list(planned.warnings),
+    }
+
+
+def _arithmetic(planned: Plan) -> dict[str, Any]:
+    return {
+        "epochs": planned.epochs,
+        "steps_per_epoch": planned.steps_per_epoch,
+        "learning_rates": [planned.learning_rate(epoch * planned.steps_per_epoch) for epoch in range(planned.epochs)],
+        "averages": {item.name: {"kind": item.kind, "steps": list(item.steps)} for item in planned.averages},
+    }
+
+
+def _step(run: Run, batch: tuple[Any, Any]) -> float:
+    """One step at the first rate of the run, without accumulation; its loss."""
+    bench, task = run.bench, run.bench.task
+    inputs, targets = batch
+    bench.hardware.seed(bench.recipe.seed, "step", 0)
+    set_learning_rate(run.optimizer, run.plan.learning_rate(0))
+    run.optimizer.zero_grad(set_to_none=True)
+    run.model.train()
+    args, kwargs = task.batch_to_args(inputs)
+    with bench.hardware.autocast():
+        outputs = run.model(*args, **kwargs)
+    loss: Tensor = task.loss(outputs, targets, label_smoothing=bench.recipe.train.label_smoothing)
+    loss.backward()
+    run.optimizer.step()
+    return float(loss.detach())  # waits for a GPU
+
+
+def _measure(run: Run) -> Pace:
+    """Time some steps with the reading of their batches, a scored batch, and a batch of the BatchNorm pass."""
+    bench, accumulate = run.bench, run.bench.recipe.train.accumulate
+    taken: list[float] = []
+    started = time.perf_counter()
+    with bench.terminal.progress("timing steps", total=MAX_STEPS + 1) as bar:
+        for batch in itertools.islice(bench.training_batches(1), MAX_STEPS + 1):
+            _step(run, batch)
+            taken.append(time.perf_counter() - started - sum(taken))
+            bar.advance()
+            if sum(taken[1:]) > MAX_SECONDS:
+                break
+    timed = taken[1:] or taken  # the first one sets things up
+    split = bench.scoring_split()
+    first = next(iter(bench.plain_batches(split)))
+    size = min(bench.recipe.train.eval_batch_size, len(bench.split(split)))
+    refresh_s = _refresh_s(run, batch) if has_batchnorm(run.model) else 0.0
+    sample_s = _least(lambda: evaluate.score(run.model, [first], task=bench.task, hardware=bench.hardware)) / size
+    return Pace(len(timed), statistics.median(timed) * accumulate, sample_s, refresh_s)
+
+
+def _refresh_s(run: Run, batch: tuple[Any, Any]) -> float:
+    """Seconds that one more batch of the pass takes; beginning a pass is not part of it."""
+    model, task = copy.deepcopy(run.model), run.bench.task
+
+    def go(number: int) -> None:
+        with run.bench.hardware.autocast():
+            update_batchnorm([batch] * number, model, batch_to_args=task.batch_to_args)
+
+    return max(0.0, _least(lambda: go(6)) - _least(lambda: go(1))) / 5
+
+
+def _least(work: Callable[[], object]) -> float:
+    """Seconds of the faster of two goes."""
+    taken = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        taken.append(time.perf_counter() - started)
+    return min(taken)
+
+
+def _estimate(run: Run, pace: Pace) -> dict[str, float]:
+    """Seconds of the parts of the run."""
+    bench, planned = run.bench, run.plan
+    per_epoch, num_averages = planned.steps_per_epoch, len(planned.averages)
+    in_between = sum(
+        average.steps[0] <= epoch * per_epoch for epoch in planned.score_epochs for average in planned.averages
+    )
+    num_val = 0 if bench.source.val is None else len(bench.source.val)
+    samples = num_val * (planned.epochs + in_between + num_averages)
+    samples += len(bench.split(bench.scoring_split())) * (1 + num_averages)
+    return {
+        "training": planned.total_steps * pace.step_s,
+        "scoring": samples * pace.sample_s,
+        "BatchNorm": (in_between + num_averages) * bench.refresh_length(run.model) * pace.refresh_s,
+    }
+
+
+def _time_text(seconds: Mapping[str, float], pace: Pace, planned: Plan) -> str:
+    parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if value)
+    number = f"{pace.num_steps} step{'s' if pace.num_steps != 1 else ''}"
+    return (
+        f"about {duration(sum(seconds.values()))} ({parts}): {planned.total_steps:,} steps of {_short(pace.step_s)},"
+        f" the median of {number} timed now; saves and pictures come on top"
+    )
+
+
+def _short(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def _columns(planned: Plan) -> list[Column]:
+    """An epoch, the rate of its first step, how many weights each average takes in it, what is kept and scored."""
+    columns = [Column("epoch", "epoch", 5, rank=0), Column("lr", "lr", 9, rank=1)]
+    columns += [Column(f"of {item.name}", item.name, max(len(item.name) + 2, 6), rank=2) for item in planned.averages]
+    columns += [Column("snapshots", "snapshots", 11, rank=3)] if planned.snapshots else []
+    return columns + ([Column("scored", "scored", 8, rank=4)] if planned.averages else [])
+
+
+def _cells(planned: Plan, epoch: int) -> dict[str, str]:
+    first, last = (epoch - 1) * planned.steps_per_epoch, epoch * planned.steps_per_epoch
+
+    def taken(steps: tuple[int, ...]) -> str:
+        number = bisect_right(steps, last) - bisect_right(steps, first)
+        return str(number) if number else NOT_MEASURED
+
+    is_scored = epoch in planned.score_epochs or epoch == planned.epochs
+    return {
+        "epoch": str(epoch),
+        "lr": rate(planned.learning_rate(first)),
+        **{f"of {item.name}": taken(item.steps) for item in planned.averages},
+        "snapshots": taken(planned.snapshots),
+        "scored": "yes" if is_scored else NOT_MEASURED,
+    }

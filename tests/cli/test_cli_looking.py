@@ -1,0 +1,186 @@
+"""Commands that only look: `swa show`, `swa compare`, `swa doctor`, `swa plan`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from swa_cli import cli
+from swa_cli.recipe import load
+from swa_cli.recipe.plan import make_plan
+from swa_cli.training import doctor, rehearsal
+
+RECIPE = """\
+name: looked-at
+model: {name: convnet, args: {width: 4}}
+dataset: {name: digits, val: 0}
+optimizer: {lr: 0.1}
+swa: {start: 1ep, every: 2step}
+averages: {g: {kind: swag, rank: 2, start: 1step, every: 1step}}
+snapshots: {every: 1ep}
+train: {epochs: 2, batch_size: 256, threads: 1, precision: fp32}
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs, of which the second has another rate and one average more."""
+    folder, threads = tmp_path_factory.mktemp("looked"), torch.get_num_threads()
+    (folder / "recipe.yaml").write_text(RECIPE)
+    words = ["train", str(folder / "recipe.yaml"), "-q", "--out", str(folder / "runs")]
+    assert cli.run(words) == 0
+    assert cli.run([*words, "optimizer.lr=0.05", "averages.e.kind=ema"]) == 0
+    torch.set_num_threads(threads)
+    return folder / "runs"
+
+
+def test_show_tells_what_is_in_a_resume_point(swa, trained: Path) -> None:
+    """Steps, counts and sizes of last.pt against the plan of the recipe and the file itself."""
+    path = trained / "looked-at-001/checkpoints/last.pt"
+    told, content = swa("show", path, "--json").json, torch.load(path, weights_only=True)
+    planned = make_plan(load.load(trained.parent / "recipe.yaml").recipe, num_train=content["num_train"])
+    assert (told["kind"], told["epoch"], told["step"]) == ("resume", 2, planned.total_steps)
+    for average in planned.averages:
+        entry = told["weights"][average.name]
+        assert entry["steps"] == list(average.steps)
+        assert (entry["count"], entry["batchnorm"]) == (len(average.steps), "stale")
+    last = told["weights"]["last"]
+    assert last["tensors"] == len(content["model"])
+    assert last["bytes"] == sum(value.nbytes for value in content["model"].values())
+    assert told["recipe"]["optimizer"]["lr"] == 0.1
+    said = " ".join(swa("show", path).out.split())
+    assert "looked-at: classification, convnet on digits, SGD at 0.1, 2 epochs of batches of 256, seed 0" in said
+    assert "images of 1 x 8 x 8; 10 classes" in said
+
+
+def test_show_tells_shipped_averages_and_snapshots(swa, trained: Path) -> None:
+    """swa.pt, the swag average with its posterior, a snapshot: kind and freshness."""
+    run = trained / "looked-at-001"
+    shipped = swa("show", run / "checkpoints/swa.pt", "--json").json
+    assert (shipped["kind"], shipped["weights"]["swa"]["batchnorm"]) == ("weights", "recomputed")
+    assert "posterior" in swa("show", run / "checkpoints/g.pt").out
+    (path, *_) = sorted(run.glob("snapshots/*.pt"))
+    assert swa("show", path, "--json").json["weights"]["snapshot"]["kind"] == "raw"
+
+
+def test_show_of_a_run_makes_no_network_and_no_data(swa, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run folder is told with its scores while neither can be made; the folder is only read."""
+    from swa_cli import models
+    from swa_cli.data import sources
+
+    def refuse(*args: object, **more: object) -> None:
+        pytest.fail("made something")
+
+    monkeypatch.setattr(models, "build", refuse)
+    monkeypatch.setattr(sources, "load", refuse)
+    run = trained / "looked-at-001"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    told = swa("show", run, "--json").json
+    assert told["finished"]
+    assert told["weights"] == json.loads((run / "result.json").read_text())["weights"]
+    assert told["resume_point"]["weights"]["swa"]["batchnorm"] == "recomputed"
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    ended = swa("show", run)
+    assert "run, finished" in ended.out
+    assert max(map(len, ended.out.splitlines())) <= 80
+
+
+def test_show_tells_a_file_of_another_program(swa, tmp_path: Path) -> None:
+    """A torch AveragedModel: its layout, that it is an average, and of how many."""
+    state = {"n_averaged": torch.tensor(7), "module.weight": torch.zeros(2, 3)}
+    torch.save(state, tmp_path / "theirs.pt")
+    told = swa("show", "theirs.pt", "--json").json
+    assert told["kind"] == "foreign"
+    assert told["layout"] == "state dict"
+    assert told["weights"]["swa"] == {
+        "kind": "average",
+        "count": 7,
+        "tensors": 1,
+        "numbers": 6,
+        "bytes": 24,
+        "dtypes": ["float32"],
+    }
+
+
+def test_compare_shows_what_differs(swa, trained: Path) -> None:
+    """Two runs: the keys that were changed and no others; every score of both result.json."""
+    runs = [trained / "looked-at-001", trained / "looked-at-002"]
+    told = swa("compare", *runs, "--json").json
+    assert told["differences"]["optimizer.lr"] == [0.1, 0.05]
+    assert told["differences"]["averages.e.kind"] == ["left out", "ema"]
+    assert all(key == "optimizer.lr" or key.startswith("averages.e.") for key in told["differences"])
+    for run, entry in zip(runs, told["runs"], strict=True):
+        assert entry["weights"] == json.loads((run / "result.json").read_text())["weights"]
+    ended = swa("compare", *runs)
+    assert ended.code == 0
+    for name in ("1 last", "1 swa", "2 last", "2 e"):
+        assert any(line.startswith(name) for line in ended.out.splitlines())
+    assert "recipes: the same" in swa("compare", runs[0], runs[0]).out
+
+
+def test_compare_of_a_run_that_is_not_finished(swa, trained: Path, tmp_path: Path) -> None:
+    """A folder with a recipe alone: told as not finished, the recipes compared."""
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/recipe.yaml").write_text(RECIPE.replace("0.1", "0.3"))
+    told = swa("compare", trained / "looked-at-001", "begun", "--json").json
+    assert [run["finished"] for run in told["runs"]] == [True, False]
+    assert told["differences"]["optimizer.lr"] == [0.1, 0.3]
+    assert "not finished, no scores" in swa("compare", trained / "looked-at-001", "begun").out
+
+
+def test_doctor_never_fails_because_something_is_missing(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing packages, a missing folder of runs, data that are not there or whose code breaks: told, exit 0."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "broken_data.py").write_text("1 / 0\n")
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "no-such-package"))
+    told = swa("doctor", "--json").json
+    assert told["packages"] == {"torch": told["packages"]["torch"], "no-such-package": None}
+    assert told["data"] is None
+    assert told["bf16"]["speed"] > 0
+    assert swa("doctor", "recipe.yaml", "output.root=a/b/c", "--json").json["data"]["there"]
+    missing = swa("doctor", "recipe.yaml", "dataset.name=cifar10", "dataset.root=nowhere")
+    assert missing.code == 0
+    assert f"cifar10, looked for in {tmp_path / 'nowhere'}: not there" in " ".join(missing.out.split())
+    broken = swa("doctor", "recipe.yaml", "dataset.name=broken_data:make")
+    assert broken.code == 0
+    assert "not there" in broken.out
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["broken_data.py", "recipe.yaml"]
+
+
+def test_plan_is_that_of_the_run(swa, tmp_path: Path) -> None:
+    """Rates, steps of each average and snapshots against `make_plan`; the table has a row an epoch; nothing written."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    words = ["plan", "recipe.yaml", "train.epochs=5"]
+    told = swa(*words, "--json").json
+    planned = make_plan(load.load("recipe.yaml", ["train.epochs=5"]).recipe, num_train=1437)
+    per_epoch = planned.steps_per_epoch
+    assert told["learning_rates"] == [planned.learning_rate(epoch * per_epoch) for epoch in range(5)]
+    assert told["averages"]["swa"]["steps"] == list(planned.averages[0].steps)
+    assert told["snapshots"] == list(planned.snapshots)
+    ended = swa(*words)
+    rows = [line.split() for line in ended.out.splitlines() if line[:5].strip().isdigit()]
+    assert [int(row[0]) for row in rows] == [1, 2, 3, 4, 5]
+    taken = [0 if row[2] == "·" else int(row[2]) for row in rows]
+    expected = [
+        sum(epoch * per_epoch < step <= (epoch + 1) * per_epoch for step in planned.averages[0].steps)
+        for epoch in range(5)
+    ]
+    assert taken == expected
+    assert "steps timed now" in " ".join(ended.out.split())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
+
+
+def test_estimated_time_counts_steps_samples_and_batches(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of each part with a pace of whole seconds, against the counts by hand."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    monkeypatch.setattr(rehearsal, "_measure", lambda run: rehearsal.Pace(3, 1.0, 1.0, 1.0))
+    told = swa("plan", "recipe.yaml", "dataset.val=37", "swa.eval_every=1ep", "--json").json
+    # 1,400 training samples: 2 epochs of 5 steps. At the end of epoch 1 only g has weights: swa takes steps 6, 8, 10.
+    assert told["seconds_of"] == {
+        "training": 10,
+        "scoring": 37 * (2 + 1 + 2) + 360 * 3,
+        "BatchNorm": (1 + 2) * 6,  # 1,400 samples in batches of 256
+    }

@@ -1,0 +1,125 @@
+"""`swa new`, `swa recipes`, `swa schema`: from nothing to a recipe that runs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from swa_cli.recipe import load
+from swa_cli.recipe.explain import fields
+from swa_cli.recipe.template import STARTS, template
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes"
+SHORT = {
+    "classification": ["train.epochs=1", "swa.start=1step", "swa.every=10step"],
+    "segmentation": [
+        "train.epochs=1",
+        "swa.start=1step",
+        "swa.every=1step",
+        "train.batch_size=32",
+        "dataset.args={size: 32, train: 80, test: 20, classes: 2}",
+    ],
+    "regression": ["train.epochs=1", "swa.start=1step", "swa.every=10step"],
+}
+
+
+@pytest.mark.parametrize("task", STARTS)
+def test_what_new_writes_can_be_trained(swa, tmp_path: Path, task: str) -> None:
+    """`swa new -o recipe.yaml`, then `swa train` of it: exit 0 and an average."""
+    assert swa("new", "--task", task, "-o", "recipe.yaml").code == 0
+    assert (tmp_path / "recipe.yaml").read_text() == swa("new", "--task", task).out
+    ended = swa("train", "recipe.yaml", "train.threads=1", "train.precision=fp32", "--json", *SHORT[task])
+    assert ended.code == 0, ended.err
+    assert ended.json["weights"]["swa"]["count"] > 1
+
+
+def test_new_names_every_key() -> None:
+    """The keys of the text, commented out or not, against those of the schema."""
+    told = set(re.findall(r"^#? *(?:- )?(\w+):", template("classification"), re.MULTILINE))
+    assert {path[-1] for path in fields()} <= told
+
+
+@pytest.mark.parametrize("task", STARTS)
+def test_a_default_that_is_uncommented_changes_nothing(tmp_path: Path, task: str) -> None:
+    """Each commented default of a section that is there, written out alone: the same recipe."""
+    path, lines = tmp_path / "recipe.yaml", template(task).splitlines()
+    path.write_text("\n".join(lines))
+    expected, num_tried, section = load.load(path).recipe, 0, ""
+    for number, line in enumerate(lines):
+        if re.match(r"\w+:", line):
+            section = line
+        elif re.match(r"#\w+:$", line):
+            section = ""
+        if re.match(r"#(  )?\w+: \S", line) and (section or line[1] != " "):
+            path.write_text("\n".join([*lines[:number], line[1:], *lines[number + 1 :]]))
+            assert load.load(path).recipe == expected, line
+            num_tried += 1
+    assert num_tried > 20
+
+
+def test_an_existing_file_is_never_overwritten(swa, tmp_path: Path) -> None:
+    """-o with a file that is there, of each command that takes it: exit 2, the file as it was."""
+    (tmp_path / "mine.yaml").write_text("mine")
+    for words in (["new"], ["recipes", "digits"], ["schema"]):
+        ended = swa(*words, "-o", "mine.yaml")
+        assert ended.code == 2
+        assert "mine.yaml: is there already, and is not overwritten" in ended.err
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+def test_recipes_are_listed_with_their_results(swa) -> None:
+    """Every file of recipes/ in the list, those with numbers in their comment with these."""
+    listed = {item["name"]: item for item in swa("recipes", "--json").json["recipes"]}
+    assert list(listed) == sorted(
+        path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml")
+    )
+    assert "last 97.50 ± 1.11 %" in listed["digits"]["result"]
+    assert listed["cifar10_fge"]["result"] is None
+    assert listed["shapes_unet_cyclic"]["task"] == "segmentation"
+    assert "Not measured by us" in listed["paper/cifar100_vgg16"]["result"]
+    ended = swa("recipes")
+    assert all(name in ended.out for name in listed)
+    assert max(map(len, ended.out.splitlines())) <= 80
+
+
+def test_a_recipe_is_printed_or_copied(swa, tmp_path: Path) -> None:
+    """The bytes on stdout and in the file against those in recipes/."""
+    expected = (RECIPES / "paper/cifar100_vgg16.yaml").read_text()
+    assert swa("recipes", "paper/cifar100_vgg16").out == expected
+    assert swa("recipes", "recipes/paper/cifar100_vgg16.yaml", "-o", "own.yaml").code == 0
+    assert (tmp_path / "own.yaml").read_text() == expected
+
+
+def test_schema_is_json(swa) -> None:
+    """stdout: one JSON Schema with the sections of a recipe."""
+    values = json.loads(swa("schema").out)
+    assert set(values["required"]) == {"model", "dataset", "optimizer", "train"}
+    assert values["additionalProperties"] is False
+
+
+def test_an_installed_package_has_the_recipes(tmp_path: Path) -> None:
+    """A wheel made of the sources, unpacked far from them: `swa recipes` there against the files of recipes/."""
+    source, wheels, unpacked = tmp_path / "source", tmp_path / "wheels", tmp_path / "unpacked"
+    ignored = shutil.ignore_patterns("__pycache__")
+    for name in ("swa_cli", "recipes"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    subprocess.run([*pip, "-q", "-w", str(wheels), str(source)], check=True, capture_output=True)
+    (wheel,) = wheels.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(unpacked)
+    shutil.rmtree(source)
+    words = [sys.executable, "-m", "swa_cli", "recipes", "--json"]
+    ended = subprocess.run(words, cwd=unpacked, env={"PYTHONPATH": str(unpacked)}, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert len(json.loads(ended.stdout)["recipes"]) == len(list(RECIPES.rglob("*.yaml")))

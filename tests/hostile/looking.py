@@ -1,0 +1,68 @@
+"""Commands that only look, or write one new file: what they cannot read, and where they must not write."""
+
+from __future__ import annotations
+
+import json
+
+from hostile.making import GOOD, Make, Row, directory, edited, fifo, file, link, nothing, put
+
+
+def looking(name: str, words: str, piece: str, make: Make = nothing) -> Row:
+    return Row(f"looking-{name}", words.split(), piece, make)
+
+
+NO_SCORES = json.dumps(
+    {"split": "test", "samples": 1, "weights": {"last": {}}, "seconds": 1.0, "device": "cpu", "precision": "fp32"}
+)
+LOOKING = [
+    looking("show-nothing", "show", "Missing argument"),
+    looking("show-missing", "show bad.pt", "no such checkpoint"),
+    looking("show-recipe", "show good.yaml", "cannot be read as a checkpoint"),
+    looking("show-no-run", "show empty", "there is no run to go on with", directory("empty")),
+    looking("show-fifo", "show pipe", "is no regular file", fifo("pipe")),
+    looking("show-dangling", "show link.pt", "is no regular file", link("link.pt", "gone")),
+    looking("show-steps", "show bad.pt", "average.steps", edited("swa.pt", "bad.pt", put("average/steps", "x"))),
+    looking(
+        "show-recipe-inside",
+        "show bad.pt",
+        "the recipe in it",
+        edited("swa.pt", "bad.pt", put("recipe", {"a": {1: 2}})),
+    ),
+    looking("show-run-last", "show run", "cannot be read as a checkpoint", file("run/checkpoints/last.pt", b"PK")),
+    looking("show-run-recipe", "show run", "is not a number", file("run/recipe.yaml", GOOD.replace("0.1", "fast"))),
+    looking("show-run-about", "show run", "is not as swa writes it", file("run/run.json", "[]")),
+    looking("show-run-result", "show run", "is not as swa writes it", file("run/result.json", "[]")),
+    looking("show-repeat", "show run", "is the folder of a repeat", file("run/repeat.json", "{}")),
+    looking("compare-nothing", "compare", "Missing argument"),
+    looking("compare-one", "compare run", "name at least two"),
+    looking("compare-file", "compare run swa.pt", "there is no run to go on with"),
+    looking("compare-missing", "compare run nowhere", "there is no run to go on with"),
+    looking("compare-recipe", "compare run run", "unknown key", file("run/recipe.yaml", GOOD + "trian: {}\n")),
+    looking("compare-result", "compare run run", "is not as swa writes it", file("run/result.json", "{")),
+    looking(
+        "compare-scores",
+        "compare run run",
+        "weights.last.accuracy",
+        file("run/result.json", NO_SCORES),
+    ),
+    looking("doctor-recipe", "doctor good.yaml train.lrr=1", "train.lrr"),
+    looking("doctor-missing", "doctor nowhere.yaml", "there is no such file"),
+    looking("doctor-checkpoint", "doctor swa.pt", "is not text"),
+    looking("plan-nothing", "plan", "Missing argument"),
+    looking("plan-missing", "plan nowhere.yaml", "there is no such file"),
+    looking("plan-mistake", "plan good.yaml swa.start=9ep", "swa.start"),
+    looking("plan-data", "plan good.yaml dataset.name=cifar10 dataset.download=false", "cifar"),
+    looking("plan-folder", "plan run", "is a folder"),
+    looking("new-task", "new --task detection", "choose classification, segmentation, regression"),
+    looking("new-there", "new -o good.yaml", "is there already, and is not overwritten"),
+    looking("new-link", "new -o link.yaml", "is there already", link("link.yaml", "gone")),
+    looking("new-folder", "new -o run", "is there already"),
+    looking("new-no-folder", "new -o nowhere/a.yaml", "cannot be written"),
+    looking("recipes-none", "recipes digts", "did you mean digits?"),
+    looking("recipes-outside", "recipes ../../pyproject", "swa comes with no such recipe"),
+    looking("recipes-all-to-file", "recipes -o a.yaml", "-o writes one recipe: name it"),
+    looking("recipes-one-json", "recipes digits --json", "--json goes with the list"),
+    looking("recipes-there", "recipes digits -o good.yaml", "is there already"),
+    looking("schema-there", "schema -o good.yaml", "is there already"),
+    looking("schema-word", "schema good.yaml", "unexpected extra argument"),
+]

@@ -1,0 +1,134 @@
+"""The JSON Schema that editors read, held against the recipes there are and against the loader."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from swa_cli.recipe import load
+from swa_cli.recipe.json_schema import json_schema
+from swa_cli.recipe.template import STARTS, template
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
+SMALLEST = "model: {name: m}\ndataset: {name: d}\noptimizer: {lr: 0.1}\ntrain: {epochs: 3}\n"
+
+
+class Yaml12(yaml.SafeLoader):
+    """Numbers as YAML 1.2 has them, which editors read: `1e-4` is one."""
+
+
+Yaml12.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?$"),
+    list("-+.0123456789"),
+)
+
+
+@pytest.fixture(scope="module")
+def validator() -> Any:
+    jsonschema.Draft202012Validator.check_schema(json_schema())
+    return jsonschema.Draft202012Validator(json_schema())
+
+
+def mistakes(validator: Any, text: str) -> list[str]:
+    values = yaml.load(text, Yaml12)
+    return [error.json_path for error in validator.iter_errors(values)]
+
+
+def is_loaded(tmp_path: Path, text: str) -> bool:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    try:
+        load.load(path)
+    except load.RecipeError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_shipped_recipes_are_valid(validator: Any, path: Path) -> None:
+    """Each recipe as it is written, and as a run folder has it with every default, against the schema."""
+    assert mistakes(validator, path.read_text()) == []
+    assert mistakes(validator, load.dump(load.load(path).recipe)) == []
+
+
+@pytest.mark.parametrize("task", STARTS)
+def test_what_new_prints_is_valid(validator: Any, task: str) -> None:
+    """The text of `swa new` against the schema."""
+    assert mistakes(validator, template(task)) == []
+
+
+def test_the_page_of_all_keys_is_valid(validator: Any) -> None:
+    """The recipe shown in docs/recipe.md against the schema."""
+    (shown,) = [
+        text
+        for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/recipe.md").read_text(), re.DOTALL)
+        if "train:" in text
+    ]
+    assert mistakes(validator, shown) == []
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "swa: {start: 75}",
+        "swa: {start: 75 percent}",
+        "swa: {strat: 75%}",
+        "swa: {lr: -0.1}",
+        "seed: -1",
+        "seed: 1.5",
+        "name: a b",
+        "task: detection",
+        "schedule: {name: cosin}",
+        "schedule: {name: cosine, up: 1ep}",
+        "schedule: {up: 1ep}",
+        "schedule: {name: cyclic, up: 1ep}",
+        "averages: {last: {kind: ema}}",
+        "averages: {A: {kind: ema}}",
+        "averages: {a: {kind: mean, decay: 0.9}}",
+        "averages: {a: {kind: ema, decay: 1}}",
+        "averages: {a: {decay: 0.9}}",
+        "snapshots: {every: 1h}",
+        "output: {save_every: 10}",
+        "output: {save_every: 10 parsecs}",
+        "output: {roots: x}",
+        "trian: {epochs: 3}",
+    ],
+)
+def test_mistakes_are_marked_where_the_loader_refuses(validator: Any, tmp_path: Path, lines: str) -> None:
+    """A recipe with one mistake: the schema against the loader, which both refuse it, and take it without."""
+    assert mistakes(validator, SMALLEST) == []
+    assert is_loaded(tmp_path, SMALLEST)
+    assert mistakes(validator, SMALLEST + lines)
+    assert not is_loaded(tmp_path, SMALLEST + lines)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "schedule: {name: multistep, at: [50%, 3ep], factor: 0.2}",
+        "schedule: {name: cyclic, up: 1ep, base_lr: 1e-4, mode: exp_range, gamma: .9}",
+        "averages: {a: {kind: ema, half_life: 2 ep}, b: {kind: swag, rank: 3}, c: {kind: mean}}",
+        "snapshots: {every: 200step, keep: 3, start: .5ep}",
+        "output: {save_every: 10min}",
+        "task: my.own:task",
+    ],
+)
+def test_ways_to_write_are_known(validator: Any, tmp_path: Path, lines: str) -> None:
+    """What the loader takes, the schema takes."""
+    assert is_loaded(tmp_path, SMALLEST + lines)
+    assert mistakes(validator, SMALLEST + lines) == []
+
+
+def test_every_key_says_what_it_means() -> None:
+    """A description at each key of each section, which is what an editor shows."""
+    whole = json_schema()
+    for section in (whole, *whole["$defs"].values()):
+        for name, node in section["properties"].items():
+            assert node.get("description"), name
