@@ -399,6 +399,7 @@ class Output(BaseModel):
     save_every: DurationOrTime = Field(
         default=Duration.parse("1ep"), description="between two saves of last.pt: 1ep, 200step, or a time as 10min"
     )
+    plots: Flag = Field(default=False, description="draw all pictures of `swa plot` when the run has ended")
 
 
 class Recipe(BaseModel):
