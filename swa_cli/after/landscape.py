@@ -235,11 +235,24 @@ def _read(path: Path, *, num_points: int) -> list[dict[str, float | None]]:
     Raises:
         UserError: It is not as swa writes it.
     """
-    rows = read_json(path).get("rows")
-    is_sound = isinstance(rows, list) and len(rows) <= num_points and all(map(_is_row, rows))
-    if not is_sound:
-        raise UserError(f"{path}: is not as swa writes it", hint="remove it: the points are measured anew")
-    assert isinstance(rows, list)
+    try:
+        rows = rows_of(read_json(path))
+        if len(rows) > num_points:
+            raise ValueError("has too many rows")
+        return rows
+    except ValueError as error:
+        raise UserError(f"{path}: {error}", hint="remove it: the points are measured anew") from error
+
+
+def rows_of(content: Mapping[str, Any]) -> list[dict[str, float | None]]:
+    """The scores in a file.
+
+    Raises:
+        ValueError: It is not as swa writes it.
+    """
+    rows = content.get("rows")
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+        raise ValueError("is not as swa writes it")
     return rows
 
 

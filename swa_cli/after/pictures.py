@@ -227,7 +227,7 @@ def _window(run: OpenRun, request: Request) -> Picture:
     rows = starts.rows(run, size=request.size or STARTS)
     values: dict[str, Any] = {
         "rows": rows,
-        "title": f"{run.title}: averages of its snapshots by their start, on validation images",
+        "title": f"{run.title}: start of averaging, scored on validation images",
         "steps_per_epoch": run.plan.steps_per_epoch,
         "chosen": "best",
         "measures": run.measures,

@@ -19,7 +19,7 @@ from swa_cli.after.landscape import Anchor, Coefficients
 from swa_cli.after.open_run import OpenRun
 from swa_cli.errors import UserError
 
-MARGIN = 0.3  # of the larger side, beyond the weight sets
+MARGIN = 0.3  # of the larger side, beyond the weight sets; the grid is a square
 BEYOND = 0.4  # of the line, at both of its ends
 _FLAT = 1e-4  # of |w3 - w1|: what is less beside the line spans no plane
 
@@ -89,9 +89,11 @@ def surface(
         raise UserError("--points: names a weight set twice", hint="name three different ones")
     plane = plane_of(run.opened[1], anchors)
     columns, rows = zip(*plane.corners, strict=True)
-    margin = MARGIN * max(max(columns) - min(columns), max(rows) - min(rows))
-    xs = landscape.spaced(min(columns) - margin, max(columns) + margin, number=size)
-    ys = landscape.spaced(min(rows) - margin, max(rows) + margin, number=size)
+    half = (0.5 + MARGIN) * max(max(columns) - min(columns), max(rows) - min(rows))
+    xs, ys = (
+        landscape.spaced((min(places) + max(places)) / 2 - half, (min(places) + max(places)) / 2 + half, number=size)
+        for places in (columns, rows)
+    )
     ground = landscape.ground_of(run, samples=samples)
     corners = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)]
     points = corners + [plane.coefficients(x, y) for x, y in landscape.grid(xs, ys)]
@@ -116,6 +118,21 @@ def surface_of(content: Mapping[str, Any]) -> dict[str, Any]:
         for point, row in zip(content["points"], corners, strict=True)
     ]
     return {**content, "points": points, "loss": values("train_loss"), "score": values("score")}
+
+
+def finished(content: Mapping[str, Any], *, source: Path) -> dict[str, Any] | None:
+    """What a file keeps of a plane, as it is drawn; None where it was not measured to its end.
+
+    Raises:
+        UserError: It is not as swa writes it.
+    """
+    try:
+        rows, width, height = landscape.rows_of(content), len(content["x"]), len(content["y"])
+        if len(rows) < 3 + width * height:
+            return None
+        return surface_of({**content, "rows": rows})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: is not as swa writes it", hint="remove it, and measure the plane anew") from error
 
 
 def line(run: OpenRun, words: Sequence[str] | None, *, size: int, samples: int | None) -> tuple[dict[str, Any], Path]:
@@ -157,7 +174,7 @@ def default_points(run: OpenRun) -> dict[str, str]:
     before_the_end = [step for step in steps if step < run.step]
     if not before_the_end:
         raise UserError(
-            f"{run.folder.path}: has no snapshot from before its end, and the plane takes one at the start of averaging",
+            f"{run.folder.path}: has no snapshot from before its end, and the plane takes one where averaging starts",
             hint="train with snapshots.every=1ep, or name three weight sets with --points A.pt last swa",
         )
     step = next((step for step in before_the_end if step >= start), before_the_end[-1])

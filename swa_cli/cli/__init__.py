@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from swa_cli.cli import average, bn_update, evaluate, export, plot, repeat, train
+from swa_cli.cli import average, bn_update, evaluate, export, plot, repeat, report, train
 from swa_cli.cli.shared import EXIT_CODES, options
 from swa_cli.errors import (
     EXIT_DONE,
@@ -49,6 +49,7 @@ app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("average", epilog=average.EPILOG)(average.average)
 app.command("export", epilog=export.EPILOG)(export.export)
 app.command("plot", epilog=plot.EPILOG)(plot.plot)
+app.command("report", epilog=report.EPILOG)(report.report)
 
 
 def main() -> NoReturn:

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _COLUMNS = 3
-_BAR = {"color": "#56B4E9", "edgecolor": "black", "linewidth": 0.6}
-_GAP = {"facecolor": "none", "edgecolor": "#D55E00", "hatch": "////", "linewidth": 0.8}
+_BAR: dict[str, Any] = {"color": "#56B4E9", "edgecolor": "black", "linewidth": 0.6}
+_GAP: dict[str, Any] = {"facecolor": "none", "edgecolor": "#D55E00", "hatch": "////", "linewidth": 0.8}
 
 Bins = Sequence[Mapping[str, Any]]  # `count`, `confidence` and `accuracy`: means, None where the bin is empty
 

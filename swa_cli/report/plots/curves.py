@@ -73,7 +73,7 @@ def _draw_scores(
 ) -> None:
     """The panel of the loss, or of the task's own score."""
     measure = measures.loss if is_loss else measures.own
-    points = _draw_lines(axes, rows, names=names, what="loss" if is_loss else measure.key, measure=measure)
+    points = _draw_lines(axes, rows, names=names, measures=measures, is_loss=is_loss)
     points += _draw_final(axes, final, names=names, measure=measure, end=end)
     settled = [value for epoch, value in points if epoch > end * _STEEP]
     if settled and len(rows) >= _LONG_RUN:
@@ -85,20 +85,32 @@ def _draw_scores(
     axes.set_ylabel(measures.loss_axis if is_loss else style.axis_title(measure))
 
 
-def _draw_lines(axes: Axes, rows: Sequence[Row], *, names: Sequence[str], what: str, measure: Measure) -> list[Point]:
-    """The lines of one score; where training has no such column, it has no line."""
-    scale = style.scale(measure)
+def lines(
+    rows: Sequence[Row], *, names: Sequence[str], measures: Measures, is_loss: bool
+) -> list[tuple[str, dict[str, Any], list[Point]]]:
+    """The lines of one score: what each is called, its look, its points; where nothing was measured, there is none."""
+    measure = measures.loss if is_loss else measures.own
+    what = "loss" if is_loss else measure.key
     looks = {f"train_{what}": ("train", style.TRAIN), f"val_{what}": ("val", style.VAL)}
     for name in names:
-        looks[f"{name}_val_{what}"] = (f"{style.short(name)}, val", style.look(name, names))
-    drawn: list[Point] = []
+        looks[f"{name}_val_{what}"] = (f"{name}, val", style.look(name, names))
+    scale, found = style.scale(measure), []
     for key, (label, look) in looks.items():
         points = [(float(row["epoch"]), scale * row[key]) for row in rows if style.is_number(row.get(key))]
         if points:
-            epochs, values = zip(*points, strict=True)
-            every = math.ceil(len(points) / _MAX_MARKERS)
-            axes.plot(epochs, values, label=label, markevery=every, **look)
-            drawn += points
+            found.append((label, look, points))
+    return found
+
+
+def _draw_lines(
+    axes: Axes, rows: Sequence[Row], *, names: Sequence[str], measures: Measures, is_loss: bool
+) -> list[Point]:
+    drawn: list[Point] = []
+    for label, look, points in lines(rows, names=names, measures=measures, is_loss=is_loss):
+        epochs, values = zip(*points, strict=True)
+        every = math.ceil(len(points) / _MAX_MARKERS)
+        axes.plot(epochs, values, label=style.plain(label, longest=25), markevery=every, **look)
+        drawn += points
     return drawn
 
 

@@ -38,7 +38,7 @@ def draw(
             _lines(axes, line, key=key, measures=measures)
         upper.set_ylabel(measures.loss_axis)
         lower.set_ylabel(plane.says(measures, "score", split="").strip())
-        lower.set_xlabel("distance of weights (L2) from the first end")
+        lower.set_xlabel(f"distance of weights (L2) from {style.plain(line['points'][0]['name'], longest=30)}")
         for point in line["points"]:
             upper.text(
                 point["x"],

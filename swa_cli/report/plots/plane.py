@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PANELS = ("loss", "score")
-_LEVELS = 9
+_LEVELS = 8
 _FAR = 0.9  # of the grid lies below the highest level: the last tenth is anything
+_CLOSER = {"loss": 2.0, "score": 1.3}  # power of the spacing of levels: a score has steps of a sample
 _LOOKS: tuple[dict[str, Any], ...] = tuple(
     {"marker": marker, "markersize": size, "markerfacecolor": color}
     for marker, size, color in (("o", 9, "white"), ("s", 9, "#56B4E9"), ("*", 16, "#D55E00"))
@@ -78,7 +79,7 @@ def _panel(figure: Figure, axes: Axes, surface: Mapping[str, Any], *, key: str, 
 
     values = np.ma.masked_invalid([[shown(measures, key, value) for value in row] for row in surface[key]])
     is_lower_better = key == "loss" or _is_error(measures.own) or measures.own.is_lower_better
-    levels = _levels(values.compressed().tolist(), is_lower_better=is_lower_better)
+    levels = _levels(values.compressed().tolist(), is_lower_better=is_lower_better, power=_CLOSER[key])
     axes.set_title(says(measures, key, split=surface["split"]), fontsize=11)
     if len(levels) > 2:
         from matplotlib.colors import BoundaryNorm
@@ -95,9 +96,8 @@ def _panel(figure: Figure, axes: Axes, surface: Mapping[str, Any], *, key: str, 
         )
         lines = axes.contour(surface["x"], surface["y"], values, levels=levels[1:-1], colors="black", linewidths=0.7)
         _label(axes, lines)
-        figure.colorbar(bands, ax=axes, shrink=0.8, format="%.3g", ticks=levels)
+        figure.colorbar(bands, ax=axes, shrink=0.75, format="%.3g", ticks=levels)
     for point, look in zip(surface["points"], _LOOKS, strict=True):
-        said = measures.loss.said(point["loss"]) if key == "loss" else measures.own.said(point["score"])
         axes.plot(
             point["x"],
             point["y"],
@@ -108,12 +108,12 @@ def _panel(figure: Figure, axes: Axes, surface: Mapping[str, Any], *, key: str, 
             zorder=5,
             **look,
         )
-        del said
     axes.set_xlim(surface["x"][0], surface["x"][-1])
     axes.set_ylim(surface["y"][0], surface["y"][-1])
     axes.set_aspect("equal")
-    axes.set_xlabel("distance of weights (L2) along w2 − w1")
-    axes.set_ylabel("distance of weights (L2) across it")
+    first, second = (style.short(point["name"]) for point in surface["points"][:2])
+    axes.set_xlabel(f"distance of weights (L2), from {first} to {second}")
+    axes.set_ylabel("distance of weights (L2) from that line")
     style.tidy(axes, grid=False)
 
 
@@ -121,11 +121,11 @@ def _label(axes: Axes, lines: Any) -> None:
     """Numbers on the lines, black on white: they are read on any band."""
     from matplotlib.patheffects import withStroke
 
-    for text in axes.clabel(lines, fontsize=8, fmt="%.3g", inline=False):
+    for text in axes.clabel(lines, lines.levels[::2], fontsize=8, fmt="%.3g", inline=False):
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
 
-def _levels(values: Sequence[float], *, is_lower_better: bool) -> list[float]:
+def _levels(values: Sequence[float], *, is_lower_better: bool, power: float) -> list[float]:
     """From the best value to one that nine tenths of the grid are better than, closer to each other at the best.
 
     They are rounded to three digits, as they are written; a flat surface has none.
@@ -134,6 +134,6 @@ def _levels(values: Sequence[float], *, is_lower_better: bool) -> list[float]:
         return []
     ordered = sorted(values, reverse=not is_lower_better)
     best, far = ordered[0], ordered[round(_FAR * (len(ordered) - 1))]
-    levels = {float(f"{best + (far - best) * (index / _LEVELS) ** 2:.3g}") for index in range(1, _LEVELS + 1)}
+    levels = {float(f"{best + (far - best) * (index / _LEVELS) ** power:.3g}") for index in range(1, _LEVELS + 1)}
     edge = math.nextafter(best, -math.inf if is_lower_better else math.inf)
     return sorted({edge, *levels}) if best != far else []
