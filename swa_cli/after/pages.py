@@ -120,7 +120,7 @@ def _said(run: OpenRun) -> list[tuple[str, str]]:
         ("model", recipe.model.name),
         ("data", f"{recipe.dataset.name}: {point['num_train']:,} training samples, {size}{classes}"),
         ("schedule", describe_schedule(recipe, run.plan)),
-        *(("averaging", text) for text in describe_averages(recipe, run.plan)),
+        *(("" if index else "averaging", text) for index, text in enumerate(describe_averages(recipe, run.plan))),
         ("seed", str(recipe.seed)),
     ]
     seconds = sum(row["seconds"] for row in point["history"])

@@ -151,8 +151,8 @@ def _range(lines: Sequence[Line], *, end: float, is_lower_better: bool, from_zer
 
 def _ticks(low: float, high: float) -> list[float]:
     """About five round numbers from `low` to `high`."""
-    rough = (high - low) / 5
+    rough = (high - low) / 6
     power = 10 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
+    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]

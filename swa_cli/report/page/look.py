@@ -43,8 +43,8 @@ figure { margin: 0; min-width: 0; } figure img { width: 100%; height: auto; back
 .chart text { fill: var(--soft); font: 11px system-ui, sans-serif; }
 .chart .axis { stroke: var(--soft); } .chart .grid { stroke: var(--rule); stroke-width: .6; }
 .chart .phase { fill: var(--phase); } .chart .at { stroke: var(--text); stroke-width: .8; visibility: hidden; }
-.key { display: flex; flex-wrap: wrap; gap: 0 1rem; font-size: .85rem; } .key svg { width: 28px; height: 12px;
-  vertical-align: middle; }
+.key { display: flex; flex-wrap: wrap; gap: 0 1rem; font-size: .85rem; }
+.chart .key svg { width: 28px; height: 12px; display: inline-block; vertical-align: middle; }
 .reading { min-height: 3em; margin: 0; font-size: .875rem; font-variant-numeric: tabular-nums; }
 details { margin: .75rem 0; } summary { cursor: pointer; font-weight: 600; }
 """
