@@ -54,7 +54,9 @@ def draw(
             grid[2 * row][column].set_axis_off()
             grid[2 * row + 1][column].set_axis_off()
         handles, labels = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=1 if columns == 1 else 3, frameon=False, fontsize=9)
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=1 if columns == 1 else 3, frameon=False, fontsize=9
+        )
 
 
 def _reliability(axes: Axes, bins: Bins) -> None:
