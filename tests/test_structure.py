@@ -77,6 +77,8 @@ def test_cli_takes_only_light_rooms_at_its_top() -> None:
         ["repeat", "-h"],
         ["average", "-h"],
         ["export", "-h"],
+        ["plot", "-h"],
+        ["report", "-h"],
         ["train", "nowhere.yaml"],
         ["train"],
     ],

@@ -257,7 +257,7 @@ def rows_of(content: Mapping[str, Any]) -> list[dict[str, float | None]]:
 
 
 def _is_row(row: Any) -> bool:
-    return isinstance(row, dict) and all(isinstance(row.get(key), float | int | None) for key in KEYS)
+    return isinstance(row, dict) and all(key in row and isinstance(row[key], float | int | None) for key in KEYS)
 
 
 @contextmanager

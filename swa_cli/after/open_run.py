@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from swa_cli.after import revisit
+from swa_cli.after.spread import read_result
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import Plan, make_plan
@@ -54,6 +55,9 @@ class OpenRun:
             raise UserError(f"{path}: is the folder of a repeat", hint="name the folder of a seed in it")
         self.point = revisit.resume_point(self.folder)
         self.recipe = load.from_values(self.point.content["recipe"], source=str(self.point.path)).recipe
+        load.from_values(  # a change that is not allowed is told, whatever is drawn
+            self.point.content["recipe"], overrides, source=str(self.point.path), allowed=revisit.CHANGEABLE_KEYS
+        )
         self.terminal = terminal
         self._overrides = list(overrides)
         self._samples = samples
@@ -92,7 +96,12 @@ class OpenRun:
         Raises:
             UserError: It is not as swa writes it.
         """
-        return read_json(self.folder.result) if self.folder.result.is_file() else None
+        if not self.folder.result.is_file():
+            return None
+        try:
+            return read_result(self.folder.result, measures=self.measures)[0]
+        except UserError as error:
+            raise UserError(error.message, hint="take another copy of the file") from error
 
     @cached_property
     def opened(self) -> tuple[Bench, nn.Module]:

@@ -7,7 +7,6 @@ before, or measured on request. What cannot be shown is said on the page and lef
 from __future__ import annotations
 
 import io
-import json
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -131,7 +130,7 @@ def _said(run: OpenRun) -> list[tuple[str, str]]:
 
 def _versions(run: OpenRun, version: str) -> list[tuple[str, str]]:
     known = dict(run.point.content["environment"])
-    known |= {"python": json.loads(run.folder.about.read_text()).get("python")} if run.folder.about.is_file() else {}
+    known |= {"python": read_json(run.folder.about).get("python")} if run.folder.about.is_file() else {}
     names = ("torch", "python", "device", "precision", "threads", "processor")
     return [("swa", version), *((name, str(known[name])) for name in names if known.get(name) is not None)]
 

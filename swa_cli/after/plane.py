@@ -19,6 +19,7 @@ from swa_cli.after.landscape import Anchor, Coefficients
 from swa_cli.after.open_run import OpenRun
 from swa_cli.errors import UserError
 
+SPLITS = ("test", "val")
 MARGIN = 0.3  # of the larger side, beyond the weight sets; the grid is a square
 BEYOND = 0.4  # of the line, at both of its ends
 _FLAT = 1e-4  # of |w3 - w1|: what is less beside the line spans no plane
@@ -130,6 +131,11 @@ def finished(content: Mapping[str, Any], *, source: Path) -> dict[str, Any] | No
         rows, width, height = landscape.rows_of(content), len(content["x"]), len(content["y"])
         if len(rows) < 3 + width * height:
             return None
+        places = [*content["x"], *content["y"], *(point[key] for point in content["points"] for key in ("x", "y"))]
+        if not all(isinstance(place, float) and math.isfinite(place) for place in places):
+            raise ValueError("has places that are no numbers")
+        if not all(isinstance(point["name"], str) for point in content["points"]) or content["split"] not in SPLITS:
+            raise ValueError("has names that are none")
         return surface_of({**content, "rows": rows})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{source}: is not as swa writes it", hint="remove it, and measure the plane anew") from error

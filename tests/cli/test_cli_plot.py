@@ -16,7 +16,7 @@ from swa_cli import cli
 from swa_cli.report.measures import CLASSIFICATION
 from swa_cli.report.page.document import RunOnPage, document
 
-RECIPE = SMALL.replace("epochs: 4", "epochs: 3") + "snapshots: {every: 0.5ep}\n"
+RECIPE = SMALL.replace("epochs: 4", "epochs: 3, precision: fp32") + "snapshots: {every: 0.5ep}\n"
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,9 @@ def test_the_corners_of_a_plane_score_as_the_run_does(run: Path, swa: Swa) -> No
 def test_distances_in_the_plane_are_those_of_the_weights(run: Path, swa: Swa) -> None:
     """Sides of the triangle in the picture against float64 norms of differences of the parameters."""
     ended = swa("plot", run, "plane", "--grid", "3", "--samples", "64", "--json", "-q")
-    places = {point["name"]: torch.tensor([point["x"], point["y"]]).double() for point in ended.json["points"]}
+    places = {
+        point["name"]: torch.tensor([point["x"], point["y"]], dtype=torch.float64) for point in ended.json["points"]
+    }
     states = {
         "epoch 1.5": torch.load(run / "snapshots/step-00000030.pt", weights_only=True)["state_dict"],
         "last": torch.load(run / "checkpoints/last.pt", weights_only=True)["model"],
