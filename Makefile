@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test torture bench bench-quick bench-long lint clean
+.PHONY: help train test browser torture bench bench-quick bench-long lint clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -14,6 +14,10 @@ train: $(VENV)/installed ## install into .venv and run recipes/digits.yaml
 
 test: $(VENV)/installed-dev ## install with the dev tools and run every test
 	$(BIN)/pytest -n auto --dist worksteal
+
+browser: $(VENV)/installed-dev ## the page of `swa report` in Chromium (apt-get install chromium chromium-driver)
+	@command -v chromedriver > /dev/null || { echo "chromedriver is missing: apt-get install chromium chromium-driver" >&2; exit 1; }
+	$(BIN)/pytest -m browser
 
 torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk: some minutes
 	$(BIN)/pytest -m torture --durations=0

@@ -83,6 +83,8 @@ def test_cli_takes_only_light_rooms_at_its_top() -> None:
         ["compare", "nowhere", "nowhere"],
         ["plan", "nowhere.yaml"],
         ["doctor", "nowhere.yaml"],
+        ["plot", "-h"],
+        ["report", "-h"],
         ["train", "nowhere.yaml"],
         ["train"],
     ],

@@ -90,7 +90,25 @@ def gather(
     # A file without a recipe is asked about wherever it stands; one with a recipe knows the normalisation.
     first = next((item for item in found if (item.recipe is None) == (recipe is None)), found[0])
     bench, model = revisit.open_checkpoint(first, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
-    with terminal.progress("checking", len(found)) as bar:
+    return _held(found, bench, model)
+
+
+def of_run(files: Sequence[Path], bench: Bench, model: nn.Module) -> Ingredients:
+    """The weight sets in files of a run that is open already.
+
+    Raises:
+        UserError: A file that cannot be read, or does not fit.
+    """
+    with bench.terminal.progress("reading", len(files)) as bar:
+        found = []
+        for file in files:
+            found.append(checkpoint.read(file))
+            bar.advance()
+    return _held(found, bench, model)
+
+
+def _held(found: Sequence[Checkpoint], bench: Bench, model: nn.Module) -> Ingredients:
+    with bench.terminal.progress("checking", len(found)) as bar:
         sources = []
         for item in found:
             sources.append(_source(item, model))

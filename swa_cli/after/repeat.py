@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swa_cli.after import pictures
 from swa_cli.after.spread import Result, over_seeds, read_result
 from swa_cli.errors import EXIT_FAILED, RecipeError, Terminated, UserError
 from swa_cli.recipe import load
@@ -154,6 +155,7 @@ def _run_members(
         if member.state != "finished":
             with _named(title, finished=list(results), has_run=has_run, terminal=terminal):
                 _run(member, loaded, ready, terminal=terminal)
+                pictures.draw_if_asked(member.folder.path, terminal=terminal)
                 results[member.seed] = read_result(member.folder.result, measures=measures)
             has_run = True
 

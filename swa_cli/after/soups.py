@@ -19,7 +19,7 @@ from swa_cli.after.trail import trail_of
 from swa_cli.averaging.batchnorm import has_batchnorm
 from swa_cli.errors import UserError
 from swa_cli.recipe.window import Window
-from swa_cli.report import windows
+from swa_cli.report.plots import window
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint
 from swa_cli.training.files import write_atomic
@@ -177,10 +177,10 @@ def _draw(picture: Path, trials: Trials) -> None:
     train = trials.ingredients.bench.recipe.train
     write_atomic(
         picture,
-        lambda file: windows.picture(
-            trials.rows,
+        lambda file: window.draw(
+            file,
+            rows=trials.rows,
             measures=trials.measures,
-            path=file,
             title=f"{trials.ingredients.bench.recipe.title}: windows of the run, on validation images",
             steps_per_epoch=newest["num_train"] // (train.batch_size * train.accumulate),
         ),

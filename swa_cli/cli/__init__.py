@@ -22,8 +22,10 @@ from swa_cli.cli import (
     export,
     new,
     plan,
+    plot,
     recipes,
     repeat,
+    report,
     schema,
     show,
     train,
@@ -68,6 +70,8 @@ app.command("show", epilog=show.EPILOG)(show.show)
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
 app.command("schema", epilog=schema.EPILOG)(schema.schema)
+app.command("plot", epilog=plot.EPILOG)(plot.plot)
+app.command("report", epilog=report.EPILOG)(report.report)
 
 
 def main() -> NoReturn:

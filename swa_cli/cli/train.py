@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer
+
+if TYPE_CHECKING:
+    from swa_cli.report.terminal import Terminal
 
 EPILOG = f"""\b
 Examples:
@@ -53,6 +56,7 @@ def train(
     from swa_cli.recipe import load
     from swa_cli.report.terminal import Terminal
 
+    terminal = Terminal(quiet=quiet, json=as_json)
     overrides = list(changes or [])
     if out is not None:
         overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
@@ -67,11 +71,11 @@ def train(
         result = trainer.resume(
             resume,
             overrides,
-            terminal=Terminal(quiet=quiet, json=as_json),
+            terminal=terminal,
             allow_code=allow_code,
             extend_to=extend_to,
         )
-        answer(result, as_json=as_json)
+        _end(result, terminal=terminal, as_json=as_json)
         return
     if extend_to is not None:
         raise typer.BadParameter("--extend-to goes with --resume; for a new run write train.epochs=N")
@@ -80,4 +84,13 @@ def train(
     loaded = load.load(recipe, overrides)
     from swa_cli.training import trainer
 
-    answer(trainer.train(loaded, terminal=Terminal(quiet=quiet, json=as_json), dry_run=dry_run), as_json=as_json)
+    _end(trainer.train(loaded, terminal=terminal, dry_run=dry_run), terminal=terminal, as_json=as_json)
+
+
+def _end(result: dict[str, Any], *, terminal: Terminal, as_json: bool) -> None:
+    """The pictures that the recipe asks for, and the answer."""
+    if "run" in result:  # a dry run has no folder
+        from swa_cli.after import pictures
+
+        pictures.draw_if_asked(Path(result["run"]), terminal=terminal)
+    answer(result, as_json=as_json)

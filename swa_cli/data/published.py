@@ -83,6 +83,17 @@ PUBLISHED = {
     "stl10": Published("STL10", ("stl10_binary/",), (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713)),
 }
 
+NUM_TRAIN = {  # training samples as published, validation ones among them: a run can be planned without the files
+    "digits": _NUM_IMAGES - _NUM_TEST_IMAGES,
+    "mnist": 60_000,
+    "fashion_mnist": 60_000,
+    "kmnist": 60_000,
+    "cifar10": 50_000,
+    "cifar100": 50_000,
+    "svhn": 73_257,
+    "stl10": 5_000,
+}
+
 
 def read_digits() -> tuple[Arrays, Arrays]:
     """The training and the test set of the digits in this package, grey values 0..16 spread over 0..255."""

@@ -20,7 +20,7 @@ import torch
 
 from swa_cli.data import factory, folder, nested, settings
 from swa_cli.data.masks import MaskDataset, find_masks
-from swa_cli.data.published import DIGITS, PUBLISHED, Arrays, read_digits, read_published
+from swa_cli.data.published import DIGITS, NUM_TRAIN, PUBLISHED, Arrays, read_digits, read_published
 from swa_cli.data.published_masks import PUBLISHED_MASKS, read_published_masks
 from swa_cli.data.randomness import generator
 from swa_cli.data.rotated import read_rotated_digits
@@ -73,6 +73,12 @@ def names() -> tuple[str, ...]:
         "mask_folder",
         "package.module:factory",
     )
+
+
+def known_num_train(name: str, val: str | int) -> int | None:
+    """Training samples that are left beside the validation split, where that is known without reading the data."""
+    number = NUM_TRAIN.get(name)
+    return None if number is None else number - _num_val(val, num_train=number)
 
 
 def load(

@@ -431,6 +431,7 @@ class Output(BaseModel):
     tensorboard: Flag = Field(
         default=False, description="the rows of metrics.csv for TensorBoard too: pip install 'swa-cli[tensorboard]'"
     )
+    plots: Flag = Field(default=False, description="draw all pictures of `swa plot` when the run has ended")
 
 
 class Recipe(BaseModel):

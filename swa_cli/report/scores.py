@@ -46,14 +46,14 @@ def score_table(scores: Mapping[str, Scores], *, console: Console, measures: Mea
     for name, values in scores.items():
         cells = {
             "name": names[name],
-            **{measure.key: _with_error(values, measure) for measure in said},
+            **{measure.key: score_with_error(values, measure) for measure in said},
             "count": count(values.get("members", values.get("count"))),
             "batchnorm": values["batchnorm"],
         }
         lines.append(cell_line(columns, cells, console=console))
-        if _is_compared(name, values, measures):
-            differences = {measure.key: _difference(values, measure) for measure in measures.compared}
-            styles = {measure.key: STYLES.get(_standing(values, measure), "") for measure in measures.compared}
+        if is_compared(name, values, measures):
+            differences = {measure.key: difference(values, measure) for measure in measures.compared}
+            styles = {measure.key: STYLES.get(standing(values, measure), "") for measure in measures.compared}
             cells, styles = {"name": TO_LAST, **differences}, {"name": "dim", **styles}
             lines.append(cell_line(columns, cells, console=console, styles=styles))
     return lines
@@ -77,7 +77,7 @@ def verdict(scores: Mapping[str, Scores], *, measures: Measures = CLASSIFICATION
     return [
         f"{name}: {_judgement(values, last=last, measures=measures)}"
         for name, values in scores.items()
-        if _is_compared(name, values, measures)
+        if is_compared(name, values, measures)
     ]
 
 
@@ -91,33 +91,37 @@ def conclusion(standings: Collection[str], *, means: str = "averaging") -> str:
 def _judgement(values: Scores, *, last: Scores, measures: Measures) -> str:
     if not math.isfinite(sum(values[f"{measure.key}_diff"] for measure in measures.compared)):
         return "no comparison with last: the scores are not finite"
-    standings = [_standing(values, measure) for measure in measures.compared]
+    standings = [standing(values, measure) for measure in measures.compared]
     means = "ensembling" if values.get("members") else "averaging"
     sentences = [
         f"{measure.name} {measure.said(values[measure.key])} against {measure.said(last[measure.key])}"
-        f" ({_difference(values, measure)}): {standing}"
+        f" ({difference(values, measure)}): {standing}"
         for measure, standing in zip(measures.compared, standings, strict=True)
     ]
     return f"{conclusion(standings, means=means)}: {'; '.join(sentences)}"
 
 
-def _is_compared(name: str, values: Scores, measures: Measures) -> bool:
+def is_compared(name: str, values: Scores, measures: Measures) -> bool:
+    """Whether a weight set has differences to `last`."""
     return name != "last" and all(values.get(f"{measure.key}_diff") is not None for measure in measures.compared)
 
 
-def _standing(values: Scores, measure: Measure) -> str:
+def standing(values: Scores, measure: Measure) -> str:
+    """How a score stands to that of `last`: better, worse, or no clear difference."""
     gain, error = measure.gain(values[f"{measure.key}_diff"]), values[f"{measure.key}_diff_se"]
     if gain > CLEAR * error:
         return "better"
     return "worse" if -gain > CLEAR * error else "no clear difference"
 
 
-def _difference(values: Scores, measure: Measure) -> str:
+def difference(values: Scores, measure: Measure) -> str:
+    """The difference to `last` with its paired standard error."""
     error = measure.cell(values[f"{measure.key}_diff_se"])
     return with_error(measure.difference(values[f"{measure.key}_diff"]), error)
 
 
-def _with_error(values: Scores, measure: Measure) -> str:
+def score_with_error(values: Scores, measure: Measure) -> str:
+    """A score with its sampling error, where it has one."""
     error = values.get(f"{measure.key}_se")
     return with_error(measure.cell(values.get(measure.key)), None if error is None else measure.cell(error))
 

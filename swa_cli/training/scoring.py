@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from swa_cli.report import plots
 from swa_cli.report.measures import Measures
+from swa_cli.report.plots import curves
 from swa_cli.training import checkpoint, evaluate, faults, saving
 from swa_cli.training.files import write_atomic
 from swa_cli.training.run_folder import RunFolder
@@ -86,9 +86,9 @@ def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]])
     plan = run.plan
     write_atomic(
         folder.path / "curves.png",
-        lambda file: plots.curves(
-            run.history,
-            path=file,
+        lambda file: curves.draw(
+            file,
+            rows=run.history,
             title=run.bench.recipe.title,
             averaging={item.name: [step for step in item.steps if step <= run.step] for item in plan.averages},
             steps_per_epoch=plan.steps_per_epoch,

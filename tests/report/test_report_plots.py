@@ -11,7 +11,9 @@ import matplotlib as mpl
 import matplotlib.image
 import pytest
 
-from swa_cli.report.plots import DPI, MAX_MARKS, SIZE_INCHES, _thinned, curves
+from swa_cli.report.plots.curves import SIZE_INCHES, draw
+from swa_cli.report.plots.schedule import thinned
+from swa_cli.report.plots.style import DPI, MAX_MARKS
 
 FINAL = {"last": {"accuracy": 0.9, "nll": 0.3}, "swa": {"accuracy": 0.92, "nll": float("nan")}}
 
@@ -37,9 +39,9 @@ def test_the_picture_has_its_size_and_is_not_blank(num_epochs: int, tmp_path: Pa
     """Runs of no, one and many epochs with values missing, against 150 dpi times the size in inches."""
     path = tmp_path / "curves.png.tmp"
     steps = [10 * epoch for epoch in range(1, num_epochs + 1)]
-    curves(
-        rows_of(num_epochs, swa_val_loss=None, swa_val_accuracy=float("nan")),
-        path=path,
+    draw(
+        path,
+        rows=rows_of(num_epochs, swa_val_loss=None, swa_val_accuracy=float("nan")),
         title="digits",
         averaging={"swa": steps, "ema": []},
         steps_per_epoch=10,
@@ -56,9 +58,9 @@ def test_hostile_names_and_user_settings_change_nothing(tmp_path: Path) -> None:
     name = "_$\\frac{$\x1b[31m\n" + "x" * 300
     with mpl.rc_context({"figure.facecolor": "red", "axes.facecolor": "red", "savefig.dpi": 10}):
         before = dict(mpl.rcParams)
-        curves(
-            rows_of(3, **{f"{name}_val_loss": 1.0}),
-            path=tmp_path / "curves.png",
+        draw(
+            tmp_path / "curves.png",
+            rows=rows_of(3, **{f"{name}_val_loss": 1.0}),
             title=name,
             averaging={name: [1, 2]},
             steps_per_epoch=1,
@@ -74,18 +76,18 @@ def test_an_open_file_gets_the_same_picture(tmp_path: Path) -> None:
     """The bytes written to an open file, against those written to a path."""
     arguments: dict[str, Any] = {"title": "x", "averaging": {"swa": [4]}, "steps_per_epoch": 2}
     file = io.BytesIO()
-    curves(rows_of(2), path=file, **arguments)
-    curves(rows_of(2), path=tmp_path / "curves.png", **arguments)
+    draw(file, rows=rows_of(2), **arguments)
+    draw(tmp_path / "curves.png", rows=rows_of(2), **arguments)
     assert file.getvalue() == (tmp_path / "curves.png").read_bytes()
 
 
 def test_marks_are_thinned_evenly() -> None:
     """More averaged steps than can be told apart, against the promised number, ends and order."""
     steps = list(range(100, 12_000, 7))
-    shown = _thinned(steps)
+    shown = thinned(steps)
     assert len(shown) == len(set(shown)) == MAX_MARKS
     assert (shown[0], shown[-1]) == (steps[0], steps[-1])
     assert set(shown) <= set(steps)
     gaps = {after - before for before, after in itertools.pairwise(shown)}
     assert max(gaps) - min(gaps) <= 7
-    assert _thinned(steps[:MAX_MARKS]) == steps[:MAX_MARKS]
+    assert thinned(steps[:MAX_MARKS]) == steps[:MAX_MARKS]

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from swa_cli.report.plots import window
 from swa_cli.report.spelling import open_console
-from swa_cli.report.windows import picture, tried_table
+from swa_cli.report.windows import tried_table
 
 
 def row(start: int, end: int, nll: float, *, chosen: bool = False) -> dict[str, Any]:
@@ -62,5 +63,5 @@ def test_narrow_pages_lose_columns_and_wrap_nothing(width: int) -> None:
 def test_picture_is_a_png(rows: list[dict[str, Any]]) -> None:
     """A picture of several windows, of one, and of a score that is not finite."""
     file = io.BytesIO()
-    picture(rows, path=file, title="$run$: windows", steps_per_epoch=10)
+    window.draw(file, rows=rows, title="$run$: windows", steps_per_epoch=10)
     assert file.getvalue().startswith(b"\x89PNG")

@@ -1,0 +1,138 @@
+"""`swa plot`: one picture of a run, or of a recipe before training."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer
+
+EPILOG = f"""\b
+Pictures:
+  curves       losses, scores and learning rate over the epochs
+  schedule     the learning rate, every averaged step and snapshot marked;
+               also of a recipe, before training
+  plane        loss and score over the plane through three weight sets
+  path         the same along the line between two
+  calibration  how sure each weight set is, and how often right (ECE)
+  confusion    which class was taken for which
+  window       score of an average by where it starts, from snapshots
+
+Examples:
+  swa plot runs/latest
+  swa plot recipes/digits.yaml schedule swa.start=50%
+  swa plot runs/latest plane
+  swa plot runs/latest plane --grid 25 --samples all -o plane.svg
+  swa plot runs/latest plane --points other.pt last swa
+  swa plot runs/latest path --between last swa
+  swa plot runs/latest confusion --weights swa
+
+{EXIT_CODES}"""
+
+KINDS = ("curves", "schedule", "plane", "path", "calibration", "confusion", "window")
+GRID_KINDS = ("plane", "path", "window")
+LARGEST_GRID = 201
+
+
+def plot(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN|RECIPE", help="Run folder; for schedule also a recipe.", show_default=False)
+    ],
+    kind: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = "curves",
+    changes: Changes = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="A .png or .svg; default: KIND.png in the run folder."),
+    ] = None,
+    grid: Annotated[
+        int | None,
+        typer.Option(
+            "--grid",
+            metavar="N",
+            min=3,
+            max=LARGEST_GRID,
+            help="Points: N x N of a plane (15), N of a path (21), N starts of a window (12).",
+        ),
+    ] = None,
+    samples: Annotated[
+        str | None,
+        typer.Option(
+            "--samples",
+            metavar="N|all",
+            help="Training samples of BatchNorm and loss at each point, and at most as many scored; default 1000.",
+        ),
+    ] = None,
+    points: Annotated[
+        tuple[str, str, str] | None,
+        typer.Option(
+            "--points",
+            metavar="A B C",
+            help="Of a plane: files, or names such as last; default: start of averaging, last, average.",
+            show_default=False,
+        ),
+    ] = None,
+    between: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--between", metavar="A B", help="Of a path: likewise; default: last, average.", show_default=False
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option("--weights", metavar="NAME", help="Of confusion; default: the first average.")
+    ] = None,
+    allow_code: AllowCode = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Draw a picture of a run: a PNG, or an SVG if FILE ends so.
+
+    What is measured for a plane or a path is kept in the run folder (plane-*.json): stopped, the same command goes on.
+    Of a run, changes are limited to dataset.* and to device, precision, threads, eval_batch_size and tta of train.
+    """
+    if "=" in kind:
+        kind, changes = "curves", [kind, *(changes or [])]
+    if kind not in KINDS:
+        raise typer.BadParameter(f"there is no picture {kind}: choose {', '.join(KINDS)}")
+    _require_fitting(kind, points=points, between=between, weights=weights, grid=grid, samples=samples)
+    from swa_cli.after import pictures
+    from swa_cli.report.terminal import Terminal
+
+    request = pictures.Request(
+        size=grid, samples=parse_samples(samples), points=points, between=between, weights=weights
+    )
+    result = pictures.plot(
+        run,
+        kind,
+        changes or [],
+        out=out,
+        request=request,
+        terminal=Terminal(quiet=quiet, json=as_json),
+        allow_code=allow_code,
+    )
+    answer(result, as_json=as_json)
+
+
+def parse_samples(text: str | None) -> int | None:
+    """A number of samples, 1000 if none is given; None for all."""
+    if text == "all":
+        return None
+    if text is not None and (re.fullmatch(r"[0-9]{1,9}", text) is None or int(text) < 1):
+        raise typer.BadParameter(f"--samples {text}: write a number from 1 on, or all")
+    return 1000 if text is None else int(text)
+
+
+def _require_fitting(kind: str, **given: object) -> None:
+    """Each option goes with its pictures."""
+    owners = {
+        "points": ("plane",),
+        "between": ("path",),
+        "weights": ("confusion",),
+        "grid": GRID_KINDS,
+        "samples": GRID_KINDS,
+    }
+    for name, value in given.items():
+        if value is not None and kind not in owners[name]:
+            raise typer.BadParameter(f"--{name} goes with {' or '.join(owners[name])}, not with {kind}")

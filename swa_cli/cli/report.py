@@ -1,0 +1,56 @@
+"""`swa report`: runs as one page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swa_cli import __version__
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, answer
+
+EPILOG = f"""\b
+Examples:
+  swa report runs/latest -o report.html
+  swa report runs/latest --plane -o report.html
+  swa report runs/digits-convnet-001 runs/digits-convnet-002 -o both.html
+  swa report runs/latest --no-data -o quick.html
+
+{EXIT_CODES}"""
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .html file to write.")] = Path(
+        "report.html"
+    ),
+    plane: Annotated[
+        bool, typer.Option("--plane", help="Measure the plane of `swa plot RUN plane` where that was not done.")
+    ] = False,
+    no_data: Annotated[
+        bool, typer.Option("--no-data", help="Open no data: leave out calibration and confusion.")
+    ] = False,
+    allow_code: AllowCode = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page of runs: scores, curves, pictures, recipe, versions.
+
+    It needs no network and no other file. Several runs stand side by side.
+    """
+    if plane and no_data:
+        raise typer.BadParameter("--plane measures on the data: no --no-data")
+    from swa_cli.after import pages
+    from swa_cli.report.terminal import Terminal
+
+    result = pages.write_page(
+        runs,
+        out=out,
+        version=__version__,
+        terminal=Terminal(quiet=quiet, json=as_json),
+        with_plane=plane,
+        with_data=not no_data,
+        allow_code=allow_code,
+    )
+    answer(result, as_json=as_json)

@@ -1,0 +1,90 @@
+"""The reliability diagram of every weight set: how often it is right when it says how sure it is.
+
+Bars are the accuracy of a bin, hatched boxes what it lacks of the confidence there (or has above it), and the panel
+under it counts the samples. Guo et al. 2017, On Calibration of Modern Neural Networks, figure 4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from swa_cli.report.plots import style
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLUMNS = 3
+_BAR: dict[str, Any] = {"color": "#56B4E9", "edgecolor": "black", "linewidth": 0.6}
+_GAP: dict[str, Any] = {"facecolor": "none", "edgecolor": "#D55E00", "hatch": "////", "linewidth": 0.8}
+
+Bins = Sequence[Mapping[str, Any]]  # `count`, `confidence` and `accuracy`: means, None where the bin is empty
+
+
+def draw(
+    target: style.Target,
+    *,
+    sets: Mapping[str, Mapping[str, Any]],
+    title: str,
+    columns: int = _COLUMNS,
+    form: str = "png",
+) -> None:
+    """Write the picture.
+
+    Args:
+        target: Where it goes.
+        sets: Weight set to its `ece` and `bins` of equal width from 0 to 1.
+        title: What stands over it.
+        columns: Weight sets beside each other.
+        form: png or svg.
+    """
+    columns = min(columns, len(sets))
+    rows = math.ceil(len(sets) / columns)
+    with style.sheet(target, size=(max(4.2 * columns, 5.0), 5.4 * rows + 0.4), title=title, form=form) as figure:
+        grid = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, height_ratios=[3, 1] * rows)
+        for index, (name, found) in enumerate(sets.items()):
+            row, column = divmod(index, columns)
+            upper, lower = grid[2 * row][column], grid[2 * row + 1][column]
+            _reliability(upper, found["bins"])
+            upper.set_title(f"{style.short(name)}: ECE {found['ece']:.3f}", fontsize=11)
+            _counts(lower, found["bins"])
+        for index in range(len(sets), rows * columns):
+            row, column = divmod(index, columns)
+            grid[2 * row][column].set_axis_off()
+            grid[2 * row + 1][column].set_axis_off()
+        handles, labels = grid[0][0].get_legend_handles_labels()
+        figure.legend(
+            handles, labels, loc="outside lower center", ncols=1 if columns == 1 else 3, frameon=False, fontsize=9
+        )
+
+
+def _reliability(axes: Axes, bins: Bins) -> None:
+    width, held = 1 / len(bins), [(index, found) for index, found in enumerate(bins) if found["count"]]
+    lefts = [index * width for index, _ in held]
+    accuracies = [found["accuracy"] for _, found in held]
+    gaps = [found["confidence"] - found["accuracy"] for _, found in held]
+    errors = [math.sqrt(found["accuracy"] * (1 - found["accuracy"]) / found["count"]) for _, found in held]
+    axes.bar(lefts, accuracies, width=width, align="edge", label="accuracy (± one standard error)", **_BAR)
+    axes.bar(lefts, gaps, bottom=accuracies, width=width, align="edge", label="gap to the confidence", **_GAP)
+    middles = [left + width / 2 for left in lefts]
+    axes.errorbar(middles, accuracies, yerr=errors, linestyle="none", color="black", capsize=2, elinewidth=0.8)
+    axes.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="perfect calibration")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("fraction right")
+    style.tidy(axes)
+
+
+def _counts(axes: Axes, bins: Bins) -> None:
+    width, counts = 1 / len(bins), [found["count"] for found in bins]
+    lefts = [index * width for index in range(len(bins))]
+    axes.bar(lefts, counts, width=width, align="edge", color="#999999", edgecolor="black", linewidth=0.6)
+    axes.set_yscale("symlog", linthresh=1)
+    axes.set_ylim(0, 4 * max(1, *counts))
+    for left, count in zip(lefts, counts, strict=True):
+        if count:
+            axes.text(left + width / 2, count * 1.15, f"{count}", ha="center", va="bottom", fontsize=6.5)
+    axes.set_ylabel("samples")
+    axes.set_xlabel("confidence")
+    style.tidy(axes)

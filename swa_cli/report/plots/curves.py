@@ -1,0 +1,155 @@
+"""The picture of a run: losses, scores and learning rate over the epochs, every averaged step marked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from swa_cli.report.measures import CLASSIFICATION, Measure, Measures
+from swa_cli.report.plots import schedule, style
+from swa_cli.report.plots.style import Row
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Point = tuple[float, float]  # epoch, value
+
+SIZE_INCHES = (9.0, 10.0)
+_MAX_MARKERS = 15  # markers along one line
+# The steep start of a long run may leave the panel: it would flatten all that matters.
+_LONG_RUN = 10  # epochs
+_STEEP = 0.2  # of the run
+
+
+def draw(
+    target: style.Target,
+    *,
+    rows: Sequence[Row],
+    title: str,
+    averaging: Mapping[str, Sequence[int]],
+    steps_per_epoch: int,
+    lr: Sequence[float] | None = None,
+    final: Mapping[str, Row] | None = None,
+    measures: Measures = CLASSIFICATION,
+    form: str = "png",
+) -> None:
+    """Write `curves.png`: three panels over the epochs, the phase of averaging shaded.
+
+    Args:
+        target: Where it goes; a file open for bytes will do.
+        rows: The rows of `metrics.csv`; None where something was not measured.
+        title: What the run is called.
+        averaging: Average to the steps it holds, in optimizer updates done; the first one's phase is shaded.
+        steps_per_epoch: Optimizer updates in an epoch.
+        lr: The learning rate of each step; without it that of each row is drawn.
+        final: Weight set (`last` and the averages) to its final scores.
+        measures: What the task scores.
+        form: png or svg.
+    """
+    with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
+        loss, score, rates = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
+        end = max([1.0, len(lr or ()) / steps_per_epoch, *(row["epoch"] for row in rows)])
+        _draw_scores(loss, rows, names=list(averaging), final=final or {}, end=end, measures=measures, is_loss=True)
+        _draw_scores(score, rows, names=list(averaging), final=final or {}, end=end, measures=measures, is_loss=False)
+        _draw_rates(rates, rows, lr=lr, steps_per_epoch=steps_per_epoch)
+        schedule.rug(rates, averaging, steps_per_epoch=steps_per_epoch)
+        schedule.shade((loss, score, rates), averaging, steps_per_epoch=steps_per_epoch, end=end)
+        rates.set_ylabel("learning rate of a step")
+        rates.set_xlabel("epoch")
+        for panel in (loss, score, rates):
+            _finish(panel, end=end, room_for_final=bool(final))
+
+
+def _draw_scores(
+    axes: Axes,
+    rows: Sequence[Row],
+    *,
+    names: Sequence[str],
+    final: Mapping[str, Row],
+    end: float,
+    measures: Measures,
+    is_loss: bool,
+) -> None:
+    """The panel of the loss, or of the task's own score."""
+    measure = measures.loss if is_loss else measures.own
+    points = _draw_lines(axes, rows, names=names, measures=measures, is_loss=is_loss)
+    points += _draw_final(axes, final, names=names, measure=measure, end=end)
+    settled = [value for epoch, value in points if epoch > end * _STEEP]
+    if settled and len(rows) >= _LONG_RUN:
+        margin = 0.05 * (max(settled) - min(settled))
+        if measure.is_lower_better:
+            axes.set_ylim(top=max(settled) + margin)
+        else:
+            axes.set_ylim(bottom=min(settled) - margin)
+    axes.set_ylabel(measures.loss_axis if is_loss else style.axis_title(measure))
+
+
+def lines(
+    rows: Sequence[Row], *, names: Sequence[str], measures: Measures, is_loss: bool
+) -> list[tuple[str, dict[str, Any], list[Point]]]:
+    """The lines of one score: what each is called, its look, its points; where nothing was measured, there is none."""
+    measure = measures.loss if is_loss else measures.own
+    what = "loss" if is_loss else measure.key
+    looks = {f"train_{what}": ("train", style.TRAIN), f"val_{what}": ("val", style.VAL)}
+    for name in names:
+        looks[f"{name}_val_{what}"] = (f"{name}, val", style.look(name, names))
+    scale, found = style.scale(measure), []
+    for key, (label, look) in looks.items():
+        points = [(float(row["epoch"]), scale * row[key]) for row in rows if style.is_number(row.get(key))]
+        if points:
+            found.append((label, look, points))
+    return found
+
+
+def _draw_lines(
+    axes: Axes, rows: Sequence[Row], *, names: Sequence[str], measures: Measures, is_loss: bool
+) -> list[Point]:
+    drawn: list[Point] = []
+    for label, look, points in lines(rows, names=names, measures=measures, is_loss=is_loss):
+        epochs, values = zip(*points, strict=True)
+        every = math.ceil(len(points) / _MAX_MARKERS)
+        axes.plot(epochs, values, label=style.plain(label, longest=25), markevery=every, **look)
+        drawn += points
+    return drawn
+
+
+def _draw_rates(axes: Axes, rows: Sequence[Row], *, lr: Sequence[float] | None, steps_per_epoch: int) -> None:
+    if lr:
+        schedule.rates(axes, lr, steps_per_epoch=steps_per_epoch)
+    else:
+        axes.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color="black", linewidth=1.2)
+        axes.set_ylim(bottom=0)
+
+
+def _draw_final(
+    axes: Axes, final: Mapping[str, Row], *, names: Sequence[str], measure: Measure, end: float
+) -> list[Point]:
+    """Mark the final score of each weight set to the right of the run, its value in the legend."""
+    key, drawn = measure.key, list[Point]()
+    for name, scores in final.items():
+        if not style.is_number(scores.get(key)):
+            continue
+        look: dict[str, Any] = style.look(name, names)
+        point = (1.03 * end, style.scale(measure) * scores[key])
+        axes.plot(
+            *point,
+            linestyle="none",
+            marker=look["marker"],
+            markersize=9,
+            markerfacecolor="none",
+            markeredgewidth=1.8,
+            color=look["color"],
+            label=f"{style.short(name)}, final: {measure.said(scores[key])}",
+        )
+        drawn.append(point)
+    return drawn
+
+
+def _finish(axes: Axes, *, end: float, room_for_final: bool) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_xlim(0, end * (1.06 if room_for_final else 1.02))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+    style.tidy(axes)
+    style.legend(axes)

@@ -1,0 +1,102 @@
+"""The learning rate over a run, with every averaged step and every snapshot marked; known before the run begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from swa_cli.report.plots import style
+from swa_cli.report.plots.style import MAX_MARKS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SIZE_INCHES = (9.0, 4.5)
+_ROW = 0.1  # of the panel's height, for each row of marks
+_MOST_ROWS = 5
+
+
+def draw(
+    target: style.Target,
+    *,
+    title: str,
+    lr: Sequence[float],
+    averaging: Mapping[str, Sequence[int]],
+    snapshots: Sequence[int],
+    steps_per_epoch: int,
+    form: str = "png",
+) -> None:
+    """Write the picture.
+
+    Args:
+        target: Where it goes.
+        title: What the run is called.
+        lr: The learning rate of each step.
+        averaging: Average to the steps it holds, in optimizer updates done; the first one's phase is shaded.
+        snapshots: Steps whose raw weights are kept.
+        steps_per_epoch: Optimizer updates in an epoch.
+        form: png or svg.
+    """
+    with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
+        axes, end = figure.subplots(), len(lr) / steps_per_epoch
+        rates(axes, lr, steps_per_epoch=steps_per_epoch)
+        rug(axes, averaging, snapshots=snapshots, steps_per_epoch=steps_per_epoch)
+        shade([axes], averaging, steps_per_epoch=steps_per_epoch, end=end)
+        axes.set_xlim(0, end * 1.02)
+        axes.set_ylabel("learning rate of a step")
+        axes.set_xlabel("epochs done")
+        style.tidy(axes)
+        style.legend(axes)
+
+
+def rates(axes: Axes, lr: Sequence[float], *, steps_per_epoch: int) -> None:
+    """The rate of each step, from its beginning to its end."""
+    epochs = [step / steps_per_epoch for step in range(len(lr) + 1)]
+    axes.plot(epochs, [*lr, *lr[-1:]], drawstyle="steps-post", color="black", linewidth=1.2)
+    axes.set_ylim(bottom=0)
+
+
+def rug(
+    axes: Axes, averaging: Mapping[str, Sequence[int]], *, steps_per_epoch: int, snapshots: Sequence[int] = ()
+) -> None:
+    """Mark each averaged step above the learning rate, a row of ticks for each average, and one for snapshots."""
+    rows = [(name, steps, style.look(name, list(averaging))["color"], "|") for name, steps in averaging.items()]
+    rows += [("", snapshots, "black", "2")] if snapshots else []
+    axes.set_ylim(top=axes.get_ylim()[1] / (1 - _ROW * min(len(rows), _MOST_ROWS)))
+    for index, (name, steps, color, marker) in enumerate(rows):
+        if not steps:
+            continue
+        shown = thinned(steps)
+        label = f"{len(steps):,} snapshot{'s' * (len(steps) != 1)}"
+        if name:
+            label = style.short(name) + (": 1 step averaged" if len(steps) == 1 else f": {len(steps):,} steps averaged")
+        if len(shown) < len(steps):
+            label += f"\n({len(shown)} drawn)"
+        axes.plot(
+            [step / steps_per_epoch for step in shown],
+            [0.96 - _ROW * index] * len(shown),
+            transform=axes.get_xaxis_transform(),
+            linestyle="none",
+            marker=marker,
+            markersize=9,
+            color=color,
+            label=label,
+        )
+
+
+def shade(panels: Sequence[Axes], averaging: Mapping[str, Sequence[int]], *, steps_per_epoch: int, end: float) -> None:
+    """The phase of the first average."""
+    name, steps = next(iter(averaging.items()), ("", ()))
+    if not steps:
+        return
+    for panel in panels:
+        start, label = steps[0] / steps_per_epoch, f"phase of {style.short(name)}"
+        panel.axvspan(start, end, color=style.PHASE, zorder=0, label=label)
+
+
+def thinned(steps: Sequence[int]) -> list[int]:
+    """At most `MAX_MARKS` of the steps, evenly taken, the first and the last among them."""
+    if len(steps) <= MAX_MARKS:
+        return list(steps)
+    last = len(steps) - 1
+    return [steps[round(index * last / (MAX_MARKS - 1))] for index in range(MAX_MARKS)]

@@ -1,0 +1,263 @@
+"""`swa plot` and `swa report` as a person uses them: what is drawn, from what, and how wrong requests end."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import SMALL, Swa
+from swa_cli import cli
+from swa_cli.report.measures import CLASSIFICATION
+from swa_cli.report.page.document import RunOnPage, document
+
+RECIPE = SMALL.replace("epochs: 4", "epochs: 3, precision: fp32") + "snapshots: {every: 0.5ep}\n"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with snapshots; only read, or copied."""
+    folder = tmp_path_factory.mktemp("plotted")
+    (folder / "small.yaml").write_text(RECIPE)
+    threads = torch.get_num_threads()
+    assert cli.run(["train", str(folder / "small.yaml"), "-q", "--out", str(folder)]) == 0
+    torch.set_num_threads(threads)
+    return folder / "small-001"
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("kind", ["curves", "schedule", "calibration", "confusion", "window"])
+def test_each_picture_lands_in_the_run_folder(kind: str, run: Path, swa: Swa) -> None:
+    """A PNG named after its kind, and its path as JSON; an SVG where the name says so."""
+    ended = swa("plot", run, kind, "--json", "-q", *(["--grid", "3"] if kind == "window" else []))
+    assert ended.code == 0, ended.err
+    assert ended.json["path"] == str(run / f"{kind}.png")
+    assert (run / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    if kind == "curves":
+        assert swa("plot", run, "-o", "own.svg", "-q").code == 0
+        assert Path("own.svg").read_text().startswith("<?xml")
+
+
+def test_the_corners_of_a_plane_score_as_the_run_does(run: Path, swa: Swa) -> None:
+    """With all samples: loss and accuracy at `swa` and `last`, against result.json and a fresh BatchNorm pass."""
+    ended = swa("plot", run, "plane", "--grid", "3", "--samples", "all", "--json", "-q")
+    assert ended.code == 0, ended.err
+    points = {point["name"]: point for point in ended.json["points"]}
+    result = json.loads((run / "result.json").read_text())
+    assert list(points) == ["epoch 1.5", "last", "swa"]
+    assert points["swa"]["score"] == pytest.approx(result["weights"]["swa"]["accuracy"], abs=1e-9)
+    refreshed = swa("average", run / "snapshots" / "step-00000060.pt", "-o", "last.pt", "--json", "-q")
+    assert refreshed.code == 0, refreshed.err
+    alone = swa("eval", "last.pt", "--json", "-q").json["weights"]["soup"]
+    assert points["last"]["score"] == pytest.approx(alone["accuracy"], abs=1e-9)
+
+
+def test_distances_in_the_plane_are_those_of_the_weights(run: Path, swa: Swa) -> None:
+    """Sides of the triangle in the picture against float64 norms of differences of the parameters."""
+    ended = swa("plot", run, "plane", "--grid", "3", "--samples", "64", "--json", "-q")
+    places = {
+        point["name"]: torch.tensor([point["x"], point["y"]], dtype=torch.float64) for point in ended.json["points"]
+    }
+    states = {
+        "epoch 1.5": torch.load(run / "snapshots/step-00000030.pt", weights_only=True)["state_dict"],
+        "last": torch.load(run / "checkpoints/last.pt", weights_only=True)["model"],
+        "swa": torch.load(run / "checkpoints/swa.pt", weights_only=True)["state_dict"],
+    }
+    names = [name for name in states["swa"] if "running" not in name and "num_batches" not in name]
+    for one, other in (("epoch 1.5", "last"), ("epoch 1.5", "swa"), ("last", "swa")):
+        squares = [(states[one][name].double() - states[other][name].double()).square().sum() for name in names]
+        expected = torch.stack(squares).sum().sqrt()
+        torch.testing.assert_close((places[one] - places[other]).norm(), expected, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["plane", "path"])
+def test_an_interrupted_computation_goes_on(kind: str, run: Path, swa: Swa) -> None:
+    """A kept file that lacks its last points: the same scores in the end, and the points it has are not measured."""
+    words = ("plot", run, kind, "--grid", "3", "--samples", "64", "--json")
+    first = swa(*words)
+    cache = Path(first.json["cache"])
+    whole = json.loads(cache.read_text())
+    marked = [{**row, "loss": 7.0} for row in whole["rows"][:4]]
+    cache.write_text(json.dumps({**whole, "rows": marked}))
+    second = swa(*words)
+    assert "4 of " in second.err
+    rows = json.loads(cache.read_text())["rows"]
+    assert rows == marked + whole["rows"][4:]
+
+
+def test_the_line_begins_and_ends_at_its_weight_sets(run: Path, swa: Swa) -> None:
+    """`--between` a file and a name: the ends, the units, and a point beyond each of them."""
+    file = run / "snapshots" / "step-00000010.pt"
+    ended = swa("plot", run, "path", "--between", file, "swa", "--grid", "5", "--samples", "64", "--json", "-q")
+    assert ended.code == 0, ended.err
+    ends = ended.json["points"]
+    assert [end["name"] for end in ends] == ["step-00000010.pt, epoch 0", "swa"]
+    assert ended.json["x"][0] < 0 < ends[1]["x"] < ended.json["x"][-1]
+
+
+def test_a_reliability_diagram_holds_the_ece_of_the_run(run: Path, swa: Swa) -> None:
+    """sum n |accuracy - confidence| / N over the bins, against the ECE in result.json."""
+    weights = swa("plot", run, "calibration", "--json", "-q").json["weights"]
+    result = json.loads((run / "result.json").read_text())
+    assert list(weights) == list(result["weights"])
+    for name, found in weights.items():
+        held = [bin_ for bin_ in found["bins"] if bin_["count"]]
+        assert len(found["bins"]) == 15
+        assert sum(bin_["count"] for bin_ in held) == result["samples"]
+        gaps = sum(bin_["count"] * abs(bin_["accuracy"] - bin_["confidence"]) for bin_ in held)
+        assert gaps / result["samples"] == pytest.approx(result["weights"][name]["ece"], abs=1e-6)
+
+
+def test_a_confusion_matrix_holds_the_accuracy_of_the_run(run: Path, swa: Swa) -> None:
+    """The diagonal over the sum, against the accuracy in result.json."""
+    found = swa("plot", run, "confusion", "--weights", "last", "--json", "-q").json
+    right = sum(row[index] for index, row in enumerate(found["matrix"]))
+    accuracy = json.loads((run / "result.json").read_text())["weights"]["last"]["accuracy"]
+    assert right / sum(map(sum, found["matrix"])) == pytest.approx(accuracy, abs=1e-9)
+
+
+def test_a_recipe_has_its_schedule_before_training(tmp_path: Path, swa: Swa) -> None:
+    """Steps and averaged steps of a set of known size, against those of a dry run, which opens the data."""
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    drawn = swa("plot", "small.yaml", "schedule", "swa.start=1ep", "--json", "-q").json
+    dry = swa("train", "small.yaml", "swa.start=1ep", "--dry-run", "--json", "-q").json
+    assert drawn["steps_per_epoch"] == dry["steps_per_epoch"]
+    assert drawn["averages"] == {name: item["steps"] for name, item in dry["averages"].items()}
+    assert Path("schedule.png").is_file()
+
+
+def test_a_run_draws_its_pictures_where_the_recipe_says_so(tmp_path: Path, swa: Swa) -> None:
+    """`output.plots: true` without snapshots: what can be drawn is there, the rest is named with its reason."""
+    (tmp_path / "small.yaml").write_text(SMALL.replace("epochs: 4", "epochs: 2"))
+    ended = swa("train", "small.yaml", "output.plots=true")
+    assert ended.code == 0, ended.err
+    there = {path.stem for path in Path("runs/small-001").glob("*.png")}
+    assert there == {"curves", "schedule", "path", "calibration", "confusion"}
+    assert re.search(r"left out: plane \(has no snapshot.*window \(has 0 snapshots", ended.err)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["RUN", "surface"], "no picture surface: choose curves"),
+        (["RUN", "curves", "--grid", "5"], "--grid goes with plane"),
+        (["RUN", "plane", "--between", "last", "swa"], "--between goes with path"),
+        (["RUN", "plane", "--samples", "few"], "--samples few"),
+        (["RUN", "plane", "--points", "last", "last", "swa"], "twice"),
+        (["RUN", "plane", "--points", "last", "swa", "nowhere.pt"], "neither a file nor a weight set"),
+        (["RUN", "path", "--between", "swa", "swa"], "the same weights"),
+        (["RUN", "confusion", "--weights", "ema"], "choose from last, swa"),
+        (["RUN", "-o", "curves.pdf"], "PNG or SVG"),
+        (["RUN", "-o", "nowhere/curves.png"], "no such folder"),
+        (["RUN", "curves", "optimizer.lr=0.2"], ""),
+        (["small.yaml", "curves"], "is a file"),
+        (["nowhere"], "no such run folder"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_request_ends_in_one_message(
+    words: list[str], reason: str, run: Path, tmp_path: Path, swa: Swa
+) -> None:
+    """Exit code 2 and the reason; changes that a picture of a run does not look at are refused as everywhere."""
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    ended = swa("plot", *(run if word == "RUN" else word for word in words))
+    assert ended.code == 2, ended.err
+    assert reason in " ".join(ended.err.replace("│", " ").split())
+
+
+def test_a_plane_takes_snapshots(run: Path, swa: Swa) -> None:
+    """A run without any: the message names the key that keeps them and the option that does without."""
+    shutil.rmtree(run / "snapshots")
+    ended = swa("plot", run, "plane")
+    assert ended.code == 2
+    assert "snapshots.every=1ep" in ended.err
+    assert "--points" in ended.err
+
+
+def test_a_damaged_cache_is_told(run: Path, swa: Swa) -> None:
+    """Scores that are text: one message that says to remove the file."""
+    words = ("plot", run, "path", "--grid", "3", "--samples", "64", "--json", "-q")
+    cache = Path(swa(*words).json["cache"])
+    cache.write_text('{"rows": [{"loss": "low"}]}')
+    ended = swa(*words)
+    assert ended.code == 2
+    assert "remove it" in ended.err
+
+
+class Links(HTMLParser):
+    """What a page would fetch, and what it holds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "action", "data")]
+
+
+def test_a_page_needs_nothing_else(run: Path, swa: Swa) -> None:
+    """Every address in the page is a data URI; scores, recipe and the way to run it again are there."""
+    swa("plot", run, "plane", "--grid", "3", "--samples", "64", "-q")
+    ended = swa("report", run, "-o", "page.html", "--json", "-q")
+    assert ended.code == 0, ended.err
+    assert ended.json["left_out"] == {str(run): []}
+    text = Path("page.html").read_text()
+    page = Links()
+    page.feed(text)
+    assert page.links
+    assert all(link.startswith("data:") for link in page.links)
+    assert page.tags.count("img") == 2 + 2 + 1  # plane, calibration of two weight sets, confusion
+    accuracy = json.loads((run / "result.json").read_text())["weights"]["swa"]["accuracy"]
+    for words in (f"{100 * accuracy:.2f} ±", "swa train recipe.yaml", "batch_size: 64", "torch"):
+        assert words in text
+
+
+def test_two_runs_stand_side_by_side(run: Path, trained: Path, swa: Swa) -> None:
+    """A run and its copy, without data: one table with both, and what was left out is said."""
+    ended = swa("report", run, trained, "--no-data", "-o", "page.html", "--json")
+    assert ended.code == 0, ended.err
+    text = Path("page.html").read_text()
+    assert text.count("<article>") == 2
+    assert "Left out: plane" in text
+    assert "plane is left out" in ended.err
+
+
+def test_text_of_a_user_is_escaped() -> None:
+    """Names and values that are HTML: none of their tags is in the page."""
+    hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"
+    rows = [{"epoch": 1, "lr": 0.1, "train_loss": 1.0, f"{hostile}_val_loss": 0.5}]
+    scores = {"accuracy": 0.5, "nll": 1.0, "batchnorm": hostile, "count": 1}
+    page = RunOnPage(
+        title=hostile,
+        said=[(hostile, hostile)],
+        measures=CLASSIFICATION,
+        rows=rows,
+        averaging={hostile: [1]},
+        steps_per_epoch=1,
+        lr=[0.1],
+        split=hostile,
+        samples=1,
+        weights={"last": scores, hostile: scores},
+        verdict=[hostile],
+        drawings=[],
+        notes=[hostile],
+        recipe=hostile,
+        versions=[(hostile, hostile)],
+        commands=[hostile],
+    )
+    text = document([page, page], differences=[(hostile, [hostile, hostile])])
+    found = Links()
+    found.feed(text)
+    assert found.tags.count("script") == 1
+    assert "img" not in found.tags
