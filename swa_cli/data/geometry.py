@@ -67,15 +67,17 @@ def _windows(images: Tensor, *, draws: Draws, fill: int) -> Tensor:
         return images
     pixels = pixels_of(images)
     num_images, height, width, channels = pixels.shape
-    padded = pixels.new_full((num_images, height + 2 * padding, width + 2 * padding, channels), fill)
+    padded = pixels.new_empty((num_images, height + 2 * padding, width + 2 * padding, channels))
+    if augment.crop:
+        padded.fill_(fill)
     inside = padded[:, padding : padding + height, padding : padding + width]
     place, left = torch.arange(num_images), draws.left
     if augment.flip:
         # Those to be mirrored come last: `place` says where each image went.
-        straight, mirrored = (~draws.mirrored).nonzero()[:, 0], draws.mirrored.nonzero()[:, 0]
-        inside[: len(straight)] = pixels.index_select(0, moved(straight, images.device))
-        inside[len(straight) :] = pixels.index_select(0, moved(mirrored, images.device)).flip(2)
-        place = torch.cat((straight, mirrored)).argsort()
+        order, num_straight = draws.mirrored.argsort(), num_images - int(draws.mirrored.sum())
+        pixels, place = pixels.index_select(0, moved(order, images.device)), order.argsort()
+        inside[:num_straight] = pixels[:num_straight]
+        inside[num_straight:] = pixels[num_straight:].flip(2)
         left = torch.where(draws.mirrored, 2 * padding - left, left)
     else:
         inside.copy_(pixels)
