@@ -32,6 +32,7 @@ LOOKING = [
     looking("show-run-recipe", "show run", "is not a number", file("run/recipe.yaml", GOOD.replace("0.1", "fast"))),
     looking("show-run-about", "show run", "is not as swa writes it", file("run/run.json", "[]")),
     looking("show-run-result", "show run", "is not as swa writes it", file("run/result.json", "[]")),
+    looking("board-link", "train --resume run", "is a symbolic link", link("run/tensorboard", "elsewhere")),
     looking("show-repeat", "show run", "is the folder of a repeat", file("run/repeat.json", "{}")),
     looking("compare-nothing", "compare", "Missing argument"),
     looking("compare-one", "compare run", "name at least two"),
