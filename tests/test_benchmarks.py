@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_all_train_the_same_network_with_the_same_settings(ours: Bench) -> None:
     assert float(options["weight_decay"]) == job.WEIGHT_DECAY
     assert recipe.swa is not None
     assert recipe.swa.lr == job.AVERAGING_RATE
-    assert recipe.dataset.augment.model_dump() == {**Augment(crop=job.CROP, flip=True).__dict__}
+    assert recipe.dataset.augment.model_dump() == asdict(Augment(crop=job.CROP, flip=True))
 
 
 def test_all_see_the_same_images(ours: Bench) -> None:
