@@ -157,6 +157,7 @@ def test_a_run_that_goes_on_is_only_read(swa, run: Path, tmp_path: Path, monkeyp
     def with_a_look(a_run: Any, folder: Any) -> None:
         update(a_run, folder)
         if a_run.step == 30:
+            a_run.writer.wait()  # for the snapshot of this step
             before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
             folder.last.rename(folder.previous)  # as in the instant of a save
             voice = Terminal(quiet=True, json=True)
