@@ -334,3 +334,23 @@ def test_clipping_bounds_the_gradient(swa, recipe: Path, tmp_path: Path) -> None
     moved = [last["model"][key] - value.detach() for key, value in initial.named_parameters()]
     norm = torch.linalg.vector_norm(torch.cat([value.flatten() for value in moved]))
     assert float(norm) == pytest.approx(0.1 * 0.01, rel=1e-3)
+
+
+def test_compiling_changes_no_run(swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pass that compiles, with dropout and BatchNorm, against a run without it: equal weights, bit for bit."""
+    compiled: list[torch.nn.Module] = []
+
+    def compile_nothing(model: torch.nn.Module) -> torch.nn.Module:
+        compiled.append(model)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile_nothing)
+    words = ["model.args={width: 4, dropout: 0.3}", "-q"]
+    assert swa("train", recipe, *words).code == 0
+    assert not compiled
+    ended = swa("train", recipe, "train.compile=true", *words[:1])
+    assert ended.code == 0
+    assert len(compiled) == 1
+    assert "torch.compile took" in ended.err
+    first, second = (load(tmp_path / f"runs/small-00{number}/checkpoints/last.pt") for number in (1, 2))
+    assert same(first["model"], second["model"])
