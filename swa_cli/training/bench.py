@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from swa_cli import models
 from swa_cli.averaging.batchnorm import BatchNormUpdate, bn_layers, has_batchnorm, update_batchnorm
@@ -31,7 +31,7 @@ from swa_cli.training import tasks
 from swa_cli.training.hardware import Hardware
 from swa_cli.training.tasks import Task
 
-INITIAL_IMAGES = 5000  # as in airbench (Jordan 2024)
+INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 TOO_LARGE = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "Overflow")
 
 
@@ -124,17 +124,20 @@ class Bench:
             **self._format(),
         )
 
-    def initial_images(self) -> Tensor:
-        """Some thousand training images (N, C, H, W), not augmented, for a network whose first weights they set."""
+    def initial_inputs(self) -> Any:
+        """Some thousand training images (N, C, H, W), or other inputs, for a network whose first weights they set.
+
+        They are not augmented.
+        """
         few = batches.statistics_batches(
             self.source.train,
             seed=self.recipe.seed,
             batch_size=self.recipe.train.eval_batch_size,
             augment=Augment(),
-            samples=INITIAL_IMAGES,
+            samples=INITIAL_INPUTS,
             **self._format(),
         )
-        return torch.cat([images for images, _ in few])
+        return nested.joined([inputs for inputs, _ in few])
 
     def probe(self) -> tuple[Any, Any]:
         """Two samples to try things with, on the device: the first one twice; of images, blank ones in its place."""

@@ -182,10 +182,10 @@ def _probe(model: nn.Module, bench: Bench) -> None:
 
 
 def _initialize_from_data(model: nn.Module, bench: Bench) -> None:
-    """Let a network that wants to set its first weights by training images do so."""
+    """Let a network that wants to set its first weights by training samples do so."""
     initialize_from = getattr(model, "initialize_from", None)
     if initialize_from is not None:
-        initialize_from(bench.initial_images())
+        initialize_from(bench.initial_inputs())
 
 
 def _with_defined_gradients(bench: Bench, model: nn.Module) -> Bench:

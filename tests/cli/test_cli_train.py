@@ -8,8 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from swa_cli import models
 from swa_cli.data.randomness import seed_globals
@@ -354,3 +356,26 @@ def test_compiling_changes_no_run(swa, recipe: Path, tmp_path: Path, monkeypatch
     assert "torch.compile took" in ended.err
     first, second = (load(tmp_path / f"runs/small-00{number}/checkpoints/last.pt") for number in (1, 2))
     assert same(first["model"], second["model"])
+
+
+def test_a_network_sets_its_first_weights_by_the_training_images(swa, tmp_path: Path) -> None:
+    """The frozen first layer of a speednet after a run: mean squares of patches of the data, 1."""
+    generator = torch.Generator().manual_seed(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for index in range(40):
+            pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{index}.png")
+    (tmp_path / "white.yaml").write_text(
+        "{name: white, model: {name: speednet, args: {width: 4}}, train: {epochs: 1, batch_size: 16, threads: 1},"
+        " dataset: {name: image_folder, root: images, val: 16, args: {size: 12}}, optimizer: {lr: 0.01}}"
+    )
+    assert swa("train", "white.yaml", "-q").code == 0
+    content = load(tmp_path / "runs/white-001/checkpoints/last.pt")
+    weight, mean, std = content["model"]["whiten.weight"], content["input"]["mean"], content["input"]["std"]
+    files = sorted((tmp_path / "images").rglob("*.png"))
+    images = torch.stack([torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in files]) / 255
+    images = (images - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    # 64 of the 80 are the training images.
+    answers = torch.nn.functional.conv2d(images, weight).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(answers.square().mean(1), torch.ones(24), rtol=0, atol=0.15)
