@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import resource
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -37,7 +41,7 @@ def test_auto_takes_bf16_where_it_is_native_and_faster(
     assert ("expect it to be slow" in chosen(precision="bf16").reason) == (precision == "fp32")
 
 
-def testspeed_of_bf16_is_that_of_a_matrix_product() -> None:
+def test_speed_of_bf16_is_that_of_a_matrix_product() -> None:
     """The measured ratio on this processor is a positive number, and the same when it is asked again."""
     speed = hardware.speed_of_bf16()
     assert speed > 0
@@ -66,3 +70,30 @@ def test_choosing_does_not_import_the_compiler() -> None:
     assert torch.are_deterministic_algorithms_enabled()
     chosen()
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+FAULTS = """
+import resource, torch
+from swa_cli.training import hardware
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(5):
+        torch.ones(20 << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+given_back = faults()
+hardware.choose(device="cpu", precision="fp32", threads=1, deterministic=False)
+faults()
+print(given_back, faults())
+"""
+
+
+def test_memory_that_is_freed_serves_the_next_step() -> None:
+    """Page faults, as the kernel counts them, of taking 80 MB five times: before hardware is chosen, and after."""
+    said = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
+    given_back, kept = map(int, said.split())
+    if hasattr(ctypes.CDLL(None), "mallopt"):
+        assert given_back >= 5 * (80 << 20) // resource.getpagesize() // 512  # pages may be huge, 512 in one
+        assert kept < given_back / 4
