@@ -43,7 +43,7 @@ FULL = Size(
     average_images=640,
     average_rounds=3,
     growth_images=1_280,
-    growth_rounds=2,
+    growth_rounds=3,
     start_rounds=5,
 )
 QUICK = Size(

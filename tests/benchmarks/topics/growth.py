@@ -33,7 +33,7 @@ def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
         factor: [
             f"dataset.args.train={factor * size.growth_images}",
             f"dataset.args.test={num_test(size.growth_images)}",
-            "train.epochs=2",
+            f"train.epochs={8 // factor}",  # as long as the others: the machine's mood changes with time
         ]
         for factor in FACTORS
     }
