@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from functools import reduce
 from itertools import chain
 from typing import Any
 
@@ -27,6 +28,11 @@ from swa_cli.averaging.tensors import plain_model
 from swa_cli.errors import UserError
 
 METHODS = ("pooled", "exact")
+
+
+def alone(value: Any) -> list[Any]:
+    """What all processes gave, where there is one."""
+    return [value]
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,7 @@ def update_batchnorm(
     method: str = "pooled",
     device: torch.device | str | None = None,
     batch_to_args: Callable[[Any], Arguments] = inputs.batch_to_args,
+    gathered: Callable[[Any], list[Any]] = alone,
 ) -> BatchNormUpdate:
     """Replace the running statistics of the BatchNorm layers by those of the dataset, stored unbiased.
 
@@ -66,6 +73,8 @@ def update_batchnorm(
         device: Where batches go; by default where the model's first parameter is.
         batch_to_args: Positional and keyword arguments of the model for a batch; by default a tensor is
             `model(x)`, a tuple `model(*x)` and a dict `model(**x)`.
+        gathered: Where several processes share the batches, each with one at least: gives what all of them passed to
+            it, in the order of the batches. Moments are merged in that order, `exact` bit for bit as in one process.
 
     Raises:
         UserError: No samples, one value a channel, values that are not finite, or `exact` asked for with a
@@ -85,12 +94,12 @@ def update_batchnorm(
     named_layers = {layer: names[layer] for layer in layers}
     with torch.no_grad():
         with _left_as_it_was(model, layers, device=batches.device):
-            found, num_samples = measure(model, named_layers, batches)
+            found, num_samples = measure(model, named_layers, batches, gathered)
             for layer, moments in found.items():
                 _require_usable(moments, name=names[layer])
         for layer, moments in found.items():
             _write(layer, moments, variance=moments.m2 / (moments.n - 1))
-    return BatchNormUpdate(num_layers=len(found), num_samples=num_samples, method=method)
+    return BatchNormUpdate(num_layers=len(found), num_samples=sum(gathered(num_samples)), method=method)
 
 
 def has_batchnorm(model: nn.Module) -> bool:
@@ -144,14 +153,14 @@ class _Reached(BaseException):
 
 
 def _measure_pooled(
-    model: nn.Module, names: dict[_BatchNorm, str], batches: _Batches
+    model: nn.Module, names: dict[_BatchNorm, str], batches: _Batches, gathered: Callable[[Any], list[Any]]
 ) -> tuple[dict[_BatchNorm, Moments], int]:
     """One pass with the layers in training mode.
 
     With momentum 1 their running statistics are those of the batch just seen: nothing is computed twice.
     Below float32 they would be rounded, so the statistics are taken from the input.
     """
-    layer_moments = LayerMoments(_statistics)
+    layer_moments = LayerMoments(statistics_of)
     narrow: dict[_BatchNorm, Moments] = {}
 
     def check(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -167,7 +176,7 @@ def _measure_pooled(
     def collect(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         assert isinstance(layer, _BatchNorm)
         values = _input(args, kwargs)
-        if _statistics(layer)[0].dtype.itemsize < 4:
+        if statistics_of(layer)[0].dtype.itemsize < 4:
             narrow[layer] = merged(narrow.get(layer), moments_of(values))
         else:
             layer_moments.after(layer, values.numel() // values.shape[1])
@@ -175,7 +184,7 @@ def _measure_pooled(
     for layer in names:
         layer.training = True
         layer.momentum = 1.0
-        for statistic in _statistics(layer):
+        for statistic in statistics_of(layer):
             statistic.zero_()  # the old ones enter with weight 0, and 0 * NaN would be NaN
     num_samples = 0
     hooks = [layer.register_forward_pre_hook(check, with_kwargs=True) for layer in names]
@@ -189,11 +198,14 @@ def _measure_pooled(
             hook.remove()
     if not num_samples:
         raise _no_samples()
-    return layer_moments.of_each() | narrow, num_samples
+    own = layer_moments.of_each() | narrow
+    everyone = gathered({names[layer]: moments.on_cpu() for layer, moments in own.items()})
+    found = {layer: [part[name] for part in everyone if name in part] for layer, name in names.items()}
+    return {layer: reduce(merged, parts) for layer, parts in found.items() if parts}, num_samples
 
 
 def _measure_exact(
-    model: nn.Module, names: dict[_BatchNorm, str], batches: _Batches
+    model: nn.Module, names: dict[_BatchNorm, str], batches: _Batches, gathered: Callable[[Any], list[Any]]
 ) -> tuple[dict[_BatchNorm, Moments], int]:
     """One pass a layer in the order of execution, up to that layer, all in eval mode."""
     stream = iter(batches)
@@ -210,7 +222,7 @@ def _measure_exact(
     num_samples = 0
     for layer in order:
         source = chain([first], stream) if layer is order[0] else batches
-        moments, num_samples = _measure_input(model, layer, batches, source)
+        moments, num_samples = _measure_input(model, layer, batches, source, gathered)
         # Biased while the layers after it are measured: a batch is normalised by its own biased variance.
         _write(layer, moments, variance=moments.m2 / moments.n)
         found[layer] = moments
@@ -241,15 +253,23 @@ def _execution_order(
 
 
 def _measure_input(
-    model: nn.Module, layer: _BatchNorm, batches: _Batches, source: Iterable[Any]
+    model: nn.Module,
+    layer: _BatchNorm,
+    batches: _Batches,
+    source: Iterable[Any],
+    gathered: Callable[[Any], list[Any]],
 ) -> tuple[Moments, int]:
-    """Moments of all that reaches `layer`, and the number of samples."""
+    """Moments of all that reaches `layer` in any process, and the number of samples in this one.
+
+    Merging rounds: processes that share the batches keep the moments of each, to merge them one by one as one would.
+    """
     found: list[Moments] = []
     num_samples = 0
 
     def take(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        moments = moments_of(_input(args, kwargs))
-        found[:] = [merged(found[0] if found else None, moments)]
+        found.append(moments_of(_input(args, kwargs)))
+        if gathered is alone:
+            found[:] = [reduce(merged, found)]
         raise _Reached
 
     hook = layer.register_forward_pre_hook(take, with_kwargs=True)
@@ -262,7 +282,8 @@ def _measure_input(
         hook.remove()
     if not found:
         raise _no_samples()
-    return found[0], num_samples
+    parts = gathered([moments.on_cpu() for moments in found])
+    return reduce(merged, chain.from_iterable(parts)), num_samples
 
 
 def _require_usable(moments: Moments, *, name: str) -> None:
@@ -302,12 +323,13 @@ def _left_as_it_was(model: nn.Module, layers: list[_BatchNorm], *, device: torch
 
 
 def _write(layer: _BatchNorm, moments: Moments, *, variance: Tensor) -> None:
-    running_mean, running_var = _statistics(layer)
+    running_mean, running_var = statistics_of(layer)
     running_mean.copy_(moments.mean)
     running_var.copy_(variance)
 
 
-def _statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Running mean and variance of a layer that tracks them."""
     assert layer.running_mean is not None
     assert layer.running_var is not None
     return layer.running_mean, layer.running_var

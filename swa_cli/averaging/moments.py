@@ -24,6 +24,10 @@ class Moments:
     mean: Tensor  # (C,) float64
     m2: Tensor  # (C,) float64
 
+    def on_cpu(self) -> Moments:
+        """The same where every process can read it."""
+        return Moments(self.n, self.mean.cpu(), self.m2.cpu())
+
 
 def moments_of(values: Tensor) -> Moments:
     """Of values (B, C, ...), in two passes: the distances from a rounded mean give M2 and the mean's rest.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from swa_cli.cli.processes import one_a_machine, start
 from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ Examples:
   swa train recipe.yaml averages.ema.kind=ema swa.start=60%
   swa train recipe.yaml --dry-run
   swa train --resume runs/latest
+  swa train recipe.yaml --processes 4
+  torchrun --nnodes 2 --nproc-per-node 8 ... -m swa_cli train recipe.yaml
 
 {EXIT_CODES}"""
 
@@ -44,6 +47,14 @@ def train(
         int | None,
         typer.Option("--extend-to", metavar="EPOCHS", min=1, help="With --resume: more epochs; says what that moves."),
     ] = None,
+    processes: Annotated[
+        str | None,
+        typer.Option("--processes", metavar="N|auto", help="Processes on this machine; auto: one a GPU."),
+    ] = None,
+    max_restarts: Annotated[
+        int,
+        typer.Option("--max-restarts", metavar="K", min=0, help="With --processes: go on K times after a kill."),
+    ] = 0,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -57,6 +68,9 @@ def train(
     from swa_cli.report.terminal import Terminal
 
     terminal = Terminal(quiet=quiet, json=as_json)
+    flags = [flag for flag, on in (("--allow-code", allow_code), ("--quiet", quiet), ("--json", as_json)) if on]
+    if max_restarts and processes is None:
+        raise typer.BadParameter("--max-restarts goes with --processes; torchrun has its own")
     overrides = list(changes or [])
     if out is not None:
         overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
@@ -66,6 +80,10 @@ def train(
         if dry_run or out is not None:
             raise typer.BadParameter("--resume goes on in its own folder: it takes neither --dry-run nor --out")
         overrides = [*([recipe] if recipe else []), *overrides]
+        if processes is not None:
+            more = [f"--extend-to={extend_to}"] if extend_to is not None else []
+            words = ["--resume", str(resume), *overrides, *more, *flags]
+            start(words, processes=processes, max_restarts=max_restarts, terminal=terminal)
         from swa_cli.training import trainer
 
         result = trainer.resume(
@@ -81,14 +99,20 @@ def train(
         raise typer.BadParameter("--extend-to goes with --resume; for a new run write train.epochs=N")
     if recipe is None:
         raise typer.BadParameter("name a recipe, or a run folder with --resume")
-    loaded = load.load(recipe, overrides)
+    with one_a_machine():
+        loaded = load.load(recipe, overrides)
+    if processes is not None:
+        words = [recipe, *overrides, *(["--dry-run"] if dry_run else []), *flags]
+        start(words, processes=processes, max_restarts=max_restarts, terminal=terminal, recipe=loaded.recipe)
     from swa_cli.training import trainer
 
     _end(trainer.train(loaded, terminal=terminal, dry_run=dry_run), terminal=terminal, as_json=as_json)
 
 
 def _end(result: dict[str, Any], *, terminal: Terminal, as_json: bool) -> None:
-    """The pictures that the recipe asks for, and the answer."""
+    """The pictures that the recipe asks for, and the answer; both are the first process's."""
+    if terminal.is_mute:
+        return
     if "run" in result:  # a dry run has no folder
         from swa_cli.after import pictures
 

@@ -85,7 +85,7 @@ class Draws:
     cut_x: Tensor  # (N,) float32 in [0, 1)
     colours: Colours | None = None
 
-    def __getitem__(self, span: slice) -> Draws:
+    def __getitem__(self, span: slice | Tensor) -> Draws:
         return replace(
             self,
             top=self.top[span],

@@ -8,7 +8,7 @@ Shapes: S positions, B batch, C channels, H W pixels, K classes, V numbers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from swa_cli.data.layout import lies_channels_last, moved
 from swa_cli.data.mixing import Mix, draw_mixes, mixed, one_hot
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split
-from swa_cli.data.stream import spans_of, stream
+from swa_cli.data.stream import Positions, spans_of, stream
 from swa_cli.errors import EXIT_FAILED
 
 
@@ -37,7 +37,7 @@ class Batches:
 
     split: Split
     rows: Tensor  # (S,) which sample of the split stands at each position
-    spans: tuple[slice, ...]  # the positions of each batch
+    spans: tuple[Positions, ...]  # those of each batch
     mixes: tuple[Mix | None, ...]  # of each batch
     draws: Draws | None  # of the S positions
     seed: int
@@ -47,6 +47,7 @@ class Batches:
     device: torch.device
     workers: int
     num_classes: int = 0  # K, where images are mixed
+    is_part: bool = False  # of larger batches: where they are mixed, each is preceded by the image it begins with
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -63,7 +64,39 @@ class Batches:
                 continue
             draws = self.draws[span] if self.draws is not None else None
             images, labels = self._augmented(images, labels, draws=draws)
-            yield (images, labels) if mix is None else mixed(images, labels, mix=mix)
+            if mix is not None:
+                images, labels = mixed(images, labels, mix=mix)
+                images, labels = (images[1:], labels[1:]) if self.is_part else (images, labels)
+            yield images, labels
+
+    def part(self, rank: int, *, size: int) -> Batches:
+        """What one of `size` processes takes of each batch: a run of its samples, the same as in the whole batch.
+
+        The parts of a batch differ by one sample at most. Each image is mixed with the one before it in the whole
+        batch, so a part is read together with the image before its first.
+        """
+        if size == 1:
+            return self
+        spans: list[Positions] = []
+        for span, mix in zip(self.spans, self.mixes, strict=True):
+            assert isinstance(span, slice), "a part has no parts"
+            first, last = (span.start + (span.stop - span.start) * bound // size for bound in (rank, rank + 1))
+            before = first - 1 if rank else span.stop - 1
+            spans.append(slice(first, last) if mix is None else torch.tensor([before, *range(first, last)]))
+        return replace(self, spans=tuple(spans), is_part=True)
+
+    def shares(self, size: int) -> list[Batches]:
+        """Whole batches for each of `size` processes, in order; all for everyone where there are too few of them.
+
+        A tiny last batch, which a BatchNorm pass joins to the one before it, goes with that one.
+        """
+        sizes = [_length(span) for span in self.spans[-2:]]
+        num_units = len(self) - (len(sizes) == 2 and 2 * sizes[1] < sizes[0])
+        if size == 1 or num_units < size:
+            return [self] * size
+        bounds = [num_units * rank // size for rank in range(size)]
+        cuts = [slice(first, last) for first, last in zip(bounds, [*bounds[1:], len(self)], strict=True)]
+        return [replace(self, spans=self.spans[cut], mixes=self.mixes[cut]) for cut in cuts]
 
     def _augmented(self, images: Tensor, labels: Any, *, draws: Draws | None) -> tuple[Tensor, Any]:
         """Images changed and normalised, channels last; masks moved with them."""
@@ -251,6 +284,10 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
         images.permute(0, 2, 3, 1).flatten(2).sub_(shift).div_(width)
         return images
     return images.sub_(shift[:, None, None]).div_(width[:, None, None])
+
+
+def _length(span: Positions) -> int:
+    return span.stop - span.start if isinstance(span, slice) else len(span)
 
 
 def _mixes(num_batches: int, *, augment: Augment, seed: int, words: tuple[str | int, ...]) -> tuple[Mix | None, ...]:

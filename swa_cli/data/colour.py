@@ -40,7 +40,7 @@ class Colours:
     factors: Tensor  # (N, 4) float32: of each change
     order: Tensor  # (N, 4) int64: which change stands at each place
 
-    def __getitem__(self, span: slice) -> Colours:
+    def __getitem__(self, span: slice | Tensor) -> Colours:
         return replace(self, factors=self.factors[span], order=self.order[span])
 
 

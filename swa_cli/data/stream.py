@@ -25,12 +25,14 @@ from swa_cli.data import nested
 from swa_cli.data.randomness import generator, global_state_kept, seed_globals
 from swa_cli.errors import EXIT_USAGE, UserError
 
+Positions = slice | Tensor  # of a batch: a run of them, or each one (B,)
+
 
 def stream(
     dataset: Dataset[Any],
     *,
     rows: Tensor,
-    spans: Sequence[slice],
+    spans: Sequence[Positions],
     target: str = "class",
     seed: int,
     words: tuple[str | int, ...],
@@ -55,10 +57,11 @@ def stream(
     Raises:
         UserError: A sample cannot be read, is no image of the common size, or has another kind of label.
     """
+    every = torch.arange(len(rows))
     loader = DataLoader(
         _Reader(dataset, target, seed, words),
         batch_size=None,  # the sampler already gives whole batches
-        sampler=[(span.start, rows[span].tolist()) for span in spans],
+        sampler=[(every[span].tolist(), rows[span].tolist()) for span in spans],
         num_workers=workers,
         collate_fn=_as_it_is,
         worker_init_fn=_leave_signals_to_parent,
@@ -200,19 +203,19 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Reader(Dataset[Any]):
-    """A dataset of batches: the key is (first position, rows)."""
+    """A dataset of batches: the key is (positions, rows)."""
 
     dataset: Dataset[Any]
     target: str
     seed: int
     words: tuple[str | int, ...]
 
-    def __getitem__(self, key: tuple[int, list[int]]) -> tuple[Any, Any] | _Failure:
-        first, rows = key
+    def __getitem__(self, key: tuple[list[int], list[int]]) -> tuple[Any, Any] | _Failure:
+        positions, rows = key
         images: list[Any] = []
         labels: list[Any] = []
         with global_state_kept():
-            for position, row in enumerate(rows, start=first):
+            for position, row in zip(positions, rows, strict=True):
                 seed_globals(self.seed, *self.words, position)
                 try:
                     image, label = _sample(self.dataset, row, target=self.target)

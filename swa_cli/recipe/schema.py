@@ -402,6 +402,9 @@ class Train(BaseModel):
     batch_size: Count = Field(default=128, description="samples of one forward pass")
     eval_batch_size: Count = Field(default=512, description="samples of one forward pass without gradients")
     accumulate: Count = Field(default=1, description="batches whose gradients make one optimizer step")
+    sync_batchnorm: Flag = Field(
+        default=False, description="several processes: BatchNorm normalises the whole batch, on GPUs only"
+    )
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     tta: Literal["none", "flip", "flip_translate"] = Field(
         default="none", description="final scores by the mean logits of views of an image: mirrored, also moved a pixel"

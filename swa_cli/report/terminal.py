@@ -47,6 +47,7 @@ class Terminal:
         self._quiet = quiet
         self._json = json
         self._has_bars = not quiet and self._stderr.is_interactive and not in_notebook()
+        self._is_mute = False
         self._log: Console | None = None
         self._unlogged: list[Lines] = []
         self._warned: set[str] = set()
@@ -60,6 +61,15 @@ class Terminal:
         for lines in self._unlogged:
             _print(lines, console=self._log)
         self._unlogged.clear()
+
+    @property
+    def is_mute(self) -> bool:
+        """Whether another process speaks."""
+        return self._is_mute
+
+    def mute(self) -> None:
+        """Say nothing at all from now on: another process speaks."""
+        self._is_mute, self._quiet, self._has_bars = True, True, False
 
     def part(self) -> Terminal:
         """The voice of a part of the work: its answers are conversation here, and it has a log of its own."""
@@ -269,6 +279,8 @@ class Terminal:
         self._say(lines, answer=not self._json)
 
     def _say(self, lines: Lines, *, always: bool = False, answer: bool = False) -> None:
+        if self._is_mute:
+            return
         if answer:
             _print(lines, console=self._stdout)
         elif always or not self._quiet:

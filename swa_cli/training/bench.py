@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from swa_cli import models
-from swa_cli.averaging.batchnorm import BatchNormUpdate, bn_layers, has_batchnorm, update_batchnorm
+from swa_cli.averaging.batchnorm import BatchNormUpdate, alone, bn_layers, has_batchnorm, update_batchnorm
 from swa_cli.data import batches, nested, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
@@ -28,11 +28,26 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Bar, Terminal
 from swa_cli.training import hardware as hardware_choice
 from swa_cli.training import tasks
+from swa_cli.training.distributed import ALONE, World
 from swa_cli.training.hardware import Hardware
 from swa_cli.training.tasks import Task
 
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 TOO_LARGE = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "Overflow")
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a process does of a pass over batches, and how the results of all come together, in order."""
+
+    batches: Batches
+    rounds: int  # the most batches that any process has
+    gathered: Callable[[Any], list[Any]]
+
+    def finish(self, check: Callable[[], None]) -> None:
+        """Pass as many safe points as the others."""
+        for _ in range(self.rounds - len(self.batches)):
+            check()
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,7 @@ class Bench:
     hardware: Hardware
     source: sources.Source
     terminal: Terminal
+    world: World = ALONE
 
     @property
     def final_task(self) -> Task:
@@ -98,9 +114,12 @@ class Bench:
         return batches.plain_batches(self.split(split), batch_size=self.recipe.train.eval_batch_size, **self._format())
 
     def training_batches(self, epoch: int, *, start: int = 0) -> Batches:
-        """The augmented batches of an epoch from batch `start` on, each a function of (seed, epoch, position)."""
+        """The augmented batches of an epoch from batch `start` on, each a function of (seed, epoch, position).
+
+        Of several processes each has its part of every batch.
+        """
         recipe = self.recipe
-        return batches.epoch_batches(
+        whole = batches.epoch_batches(
             self.source.train,
             seed=recipe.seed,
             epoch=epoch,
@@ -110,6 +129,7 @@ class Bench:
             num_classes=self.source.num_classes,
             **self._format(),
         )
+        return whole.part(self.world.rank, size=self.world.size)
 
     def statistics_batches(self) -> Batches:
         """The batches of the BatchNorm pass: always the same ones."""
@@ -123,6 +143,12 @@ class Bench:
             num_classes=self.source.num_classes,
             **self._format(),
         )
+
+    def share(self, whole: Batches) -> Share:
+        """The batches of a pass that this process does."""
+        shares = whole.shares(self.world.size)
+        is_shared = any(share is not whole for share in shares)
+        return Share(shares[self.world.rank], max(map(len, shares)), self.world.gathered if is_shared else alone)
 
     def initial_inputs(self) -> Any:
         """Some thousand training images (N, C, H, W), or other inputs, for a network whose first weights they set.
@@ -174,15 +200,16 @@ class Bench:
         length = self.refresh_length(model)
         if not length:
             return None
-        method, loader = self.recipe.average_scoring.batchnorm.method, self.statistics_batches()
+        method, share = self.recipe.average_scoring.batchnorm.method, self.share(self.statistics_batches())
         own = self.terminal.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
         with own as shown, self.hardware.autocast():
             return update_batchnorm(
-                _Counted(loader, shown, check),
+                _Counted(share, shown, check),
                 model,
                 method=method,
                 device=self.hardware.device,
                 batch_to_args=self.task.batch_to_args,
+                gathered=share.gathered,
             )
 
     def refresh_length(self, model: nn.Module) -> int:
@@ -190,7 +217,7 @@ class Bench:
         if not has_batchnorm(model):
             return 0
         exact = self.recipe.average_scoring.batchnorm.method == "exact"
-        return len(self.statistics_batches()) * (len(bn_layers(model)) if exact else 1)
+        return self.share(self.statistics_batches()).rounds * (len(bn_layers(model)) if exact else 1)
 
     def _format(self) -> dict[str, Any]:
         source = self.source
@@ -208,6 +235,7 @@ def open_bench(
     *,
     recorded: Mapping[str, Any] | None = None,
     begun: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Bench:
     """Choose the hardware and load the data.
 
@@ -216,6 +244,7 @@ def open_bench(
         terminal: Hears of slow reading.
         recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
         begun: `environment` of the run that goes on, see `hardware.choose`.
+        world: The processes that work on it.
 
     Raises:
         UserError: Data or device are missing, or the data are not those of the checkpoint.
@@ -227,9 +256,10 @@ def open_bench(
         threads=settings.threads,
         deterministic=settings.deterministic,
         begun=begun,
+        world=world,
     )
     dataset = recipe.dataset
-    with terminal.loading() as progress:
+    with terminal.loading() as progress, world.one_a_machine_first():
         source = sources.load(
             dataset.name,
             root=dataset.root,
@@ -244,7 +274,7 @@ def open_bench(
     _require_labels(task, source, recipe)
     if recorded is not None:
         source = _as_recorded(source, recorded)
-    return Bench(recipe, task, hardware, source, terminal)
+    return Bench(recipe, task, hardware, source, terminal, world)
 
 
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
@@ -387,13 +417,14 @@ def describe_model(name: str, model: nn.Module) -> str:
 class _Counted:
     """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of terminals."""
 
-    def __init__(self, loader: Batches, bar: Bar, check: Callable[[], None]) -> None:
-        self._loader = loader
+    def __init__(self, share: Share, bar: Bar, check: Callable[[], None]) -> None:
+        self._share = share
         self._bar = bar
         self._check = check
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for batch in self._loader:
+        for batch in self._share.batches:
             yield batch
             self._bar.advance()
             self._check()
+        self._share.finish(self._check)

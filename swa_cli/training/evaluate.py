@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging.batchnorm import alone
 from swa_cli.data import nested
 from swa_cli.training.hardware import Hardware
 from swa_cli.training.tasks.protocol import SampleScores, Task, concatenate, standard_error
@@ -28,6 +29,7 @@ def score(
     task: Task,
     hardware: Hardware,
     advance: Callable[[], None] = lambda: None,
+    gathered: Callable[[Any], list[Any]] = alone,
 ) -> SampleScores:
     """Score every sample; the model is left in the mode it came in, and no random number is drawn.
 
@@ -37,10 +39,11 @@ def score(
         task: What outputs and targets mean.
         hardware: Device and precision of the forward pass; scores themselves are float32 or better.
         advance: Called after each batch.
+        gathered: Where several processes share the batches: gives what all of them passed to it, in order.
     """
     parts: list[SampleScores] = []
     _forward(model, batches, lambda *batch: parts.append(task.score(*batch)), task, hardware, advance)
-    return concatenate(parts)
+    return concatenate(gathered(concatenate(parts)))
 
 
 def predict(

@@ -77,6 +77,7 @@ class EpochSoFar(BaseModel):
     __pydantic_extra__: dict[str, float]  # the score of the task
     loss: float
     seconds: float = Field(ge=0)
+    parts: list[tuple[float, float]] | None = None  # loss and score of each process, where there were several
 
 
 class HistoryRow(BaseModel):

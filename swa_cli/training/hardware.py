@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from swa_cli.data.folder import num_cores
 from swa_cli.data.randomness import seed_globals
 from swa_cli.errors import UserError
+from swa_cli.training.distributed import ALONE, World
 
 WORTH_IT = 1.2  # bf16 keeps 8 bits of 24: not for a gain within the noise of a measurement
 BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "BF16"}
@@ -40,6 +41,7 @@ class Hardware:
     threads: int
     deterministic: bool
     reason: str
+    processes: int = 1  # of the run
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision around a forward pass; does nothing in fp32."""
@@ -77,6 +79,7 @@ def choose(
     threads: int | str,
     deterministic: bool,
     begun: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Hardware:
     """Choose and set up the hardware: number of threads, deterministic algorithms.
 
@@ -86,16 +89,17 @@ def choose(
         threads: Of the processor.
         deterministic: Whether operations that are not reproducible are refused.
         begun: The `environment` of the run that goes on.
+        world: The processes of the run, which share the GPUs and cores of a machine evenly.
 
     Raises:
         UserError: The device is absent, or cannot compute in the precision that was asked for.
     """
-    chosen = _device(device)
+    chosen = _device(device) if world.size == 1 else _device_of(world, device)
     if precision == "auto" and begun is not None and torch.device(begun["device"]).type == chosen.type:
         chosen_precision, reason = str(begun["precision"]), "as the run was begun"
     else:
-        chosen_precision, reason = _precision(precision, chosen)
-    count = num_cores() if threads == "auto" else int(threads)
+        chosen_precision, reason = world.of_first(lambda: _precision(precision, chosen))  # a measurement, if auto
+    count = max(num_cores() // world.local_size, 1) if threads == "auto" else int(threads)
     torch.set_num_threads(count)
     if chosen.type == "cpu":
         keep_memory()
@@ -104,7 +108,7 @@ def choose(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler: a second
         torch.use_deterministic_algorithms(deterministic)
-    return Hardware(chosen, chosen_precision, count, deterministic, reason)
+    return Hardware(chosen, chosen_precision, count, deterministic, reason, world.size)
 
 
 def environment(hardware: Hardware) -> dict[str, str | int]:
@@ -112,6 +116,7 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
     return {
         "torch": str(torch.__version__),  # its own class would not load with weights_only
         "threads": hardware.threads,
+        "processes": hardware.processes,
         "device": str(hardware.device),
         "precision": hardware.precision,
         "processor": processor(),
@@ -164,6 +169,21 @@ def _device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("train.device: mps is not here", hint="set train.device=auto")
     return device
+
+
+def _device_of(world: World, name: str) -> torch.device:
+    """The device of one of several processes: a GPU each, the CPU where there is none."""
+    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name not in ("auto", "cuda"):
+        raise UserError(f"train.device: {name} is one device for {world.size} processes", hint="set train.device=auto")
+    if world.local_size > torch.cuda.device_count():
+        raise UserError(
+            f"train.device: {world.local_size} processes on a machine where torch sees {torch.cuda.device_count()} "
+            "CUDA devices",
+            hint="start one process a GPU, or set train.device=cpu",
+        )
+    return torch.device("cuda", world.local_rank)
 
 
 def _precision(name: str, device: torch.device) -> tuple[str, str]:

@@ -28,10 +28,13 @@ class Interrupt:
 
     Args:
         announce: Called in the signal handler when the first one is noted.
+        agree: Gives the largest number that any process of the run passes to it, so that all stop at the same point;
+            each passes every safe point.
     """
 
-    def __init__(self, announce: Callable[[], None]) -> None:
+    def __init__(self, announce: Callable[[], None], *, agree: Callable[[int], int] = lambda number: number) -> None:
         self._announce = announce
+        self._agree = agree
         self._number: int | None = None
         self._before: dict[int, Any] = {}
 
@@ -47,10 +50,10 @@ class Interrupt:
         """Say that this is a safe point.
 
         Raises:
-            Stopped: A signal has arrived.
+            Stopped: A signal has arrived, here or in another process.
         """
-        if self._number is not None:
-            raise Stopped(self._number)
+        if number := self._agree(self._number or 0):
+            raise Stopped(number)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self._number is not None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import fcntl
 import io
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,10 +29,16 @@ RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.thre
 
 
 class RunFolder:
-    """Paths and files of one run."""
+    """Paths and files of one run.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: The folder.
+        writes: Of several processes of a run one writes; to the others its methods that do are nothing.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
+        self.writes = writes
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
         self.last = self.checkpoints / "last.pt"
@@ -63,13 +70,13 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def open(cls, path: Path, *, writes: bool = True) -> RunFolder:
         """An existing run, to go on with.
 
         Raises:
             UserError: It is no run folder, or one that `swa train` would not have made.
         """
-        folder = cls(path.resolve())
+        folder = cls(path.resolve(), writes=writes)
         if not any(file.is_file() for file in (folder.last, folder.previous, folder.recipe)):
             raise UserError(
                 f"{path}: holds neither checkpoints/last.pt nor recipe.yaml: there is no run to go on with",
@@ -108,6 +115,10 @@ class RunFolder:
         Raises:
             UserError: Another process has it.
         """
+        if not self.writes:
+            with open(os.devnull, "w") as nowhere:
+                yield nowhere
+            return
         # A POSIX lock belongs to the process, not to the loader processes that it forks, and works over NFS. It
         # would be lost if this process opened and closed the log a second time: nobody else opens it.
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -143,13 +154,16 @@ class RunFolder:
 
     def begin(self, recipe: str, about: Mapping[str, Any], *, root: Path) -> None:
         """Write what it takes to go on with the run, then let `latest` under `root` point to it."""
+        if not self.writes:
+            return
         self.write_text(self.recipe.name, recipe)
         self.write_json(self.about.name, about)
         _point_latest(root, os.path.relpath(self.path, root))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder atomically."""
-        write_atomic(self.path / name, lambda file: file.write(text.encode()))
+        if self.writes:
+            write_atomic(self.path / name, lambda file: file.write(text.encode()))
 
     def write_json(self, name: str, values: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder atomically."""
@@ -191,6 +205,15 @@ def make_next(root: Path, name: str) -> Path:
             return path
         except FileExistsError:  # another process was faster
             number += 1
+
+
+def begun_by(launch: str | None, root: Path, name: str) -> Path | None:
+    """The run folder `<name>-NNN` that an earlier attempt of this launch has begun."""
+    for _, path in reversed(numbered(root, name)):
+        about = RunFolder(path).about
+        if about.is_file() and json.loads(about.read_text()).get("launch") == launch:
+            return path
+    return None
 
 
 def numbered(root: Path, name: str) -> list[tuple[int, Path]]:

@@ -32,8 +32,13 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
 
     It is written while the run goes on: `run.writer.wait` tells when it is there.
     """
+    parts = run.bench.world.gathered(run.totals.tolist())
+    _require_equal(run)
+    run.saved_at = time.monotonic()
+    if not folder.writes:
+        return
     stale = "none" if checkpoint.raw_batchnorm(run.model) == "none" else "stale"
-    loss, score = run.totals.tolist()
+    loss, score = map(sum, zip(*parts, strict=True))
     content = {
         "recipe": recipe_values(run),
         "input": run.bench.input,
@@ -47,19 +52,21 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "rng": {"seed": run.bench.recipe.seed, "scheme": "seeded anew at each step"},
         "environment": environment(run.bench.hardware),
         "history": run.history,
-        "epoch_so_far": {"loss": loss, _key_so_far(run): score, "seconds": time.monotonic() - run.clock},
+        "epoch_so_far": {"loss": loss, _key_so_far(run): score, "seconds": time.monotonic() - run.clock}
+        | ({"parts": parts} if len(parts) > 1 else {}),
         "stopped": run.stopped,
         "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(), "batchnorm": stale},
     }
     copy_of_now = copied(content)
     run.writer.begin(lambda: checkpoint.save(folder.last, copy_of_now, keep=folder.previous))
-    run.saved_at = time.monotonic()
 
 
 def save_if_due(run: Run, folder: RunFolder) -> None:
     """Write last.pt if `output.save_every` asks for it after this update, or after this time."""
     every = run.bench.recipe.output.save_every
-    is_time = isinstance(every, TimeSpan) and time.monotonic() - run.saved_at >= every.seconds
+    is_time = isinstance(every, TimeSpan) and run.bench.world.of_first(
+        lambda: time.monotonic() - run.saved_at >= every.seconds
+    )
     if is_time or run.step in run.plan.saves:
         save_resume_point(run, folder)
 
@@ -91,6 +98,8 @@ def newest_resume_point(folder: RunFolder, terminal: Terminal) -> checkpoint.Che
 
 def settle(folder: RunFolder, point: checkpoint.Checkpoint | None, recipe: str, *, extended: bool) -> None:
     """Put the folder in order before a run goes on: the good resume point first, the recipe as it is now."""
+    if not folder.writes:
+        return
     if point is not None and point.path == folder.previous:
         os.replace(folder.previous, folder.last)  # else the next save would keep the damaged one
     if not folder.recipe.is_file() or folder.recipe.read_text() != recipe:
@@ -141,7 +150,10 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         run.cumulative.load_state_dict(checkpoint.without_batchnorm(running))
     run.history, run.step, run.stopped = content["history"], step, content["stopped"]
     so_far = content["epoch_so_far"]
-    run.totals.copy_(torch.tensor([so_far["loss"], so_far[_key_so_far(run)]], dtype=run.totals.dtype))
+    world, parts = run.bench.world, so_far.get("parts")
+    if parts is None or len(parts) != world.size:  # begun by another number of processes: the first one takes it all
+        parts = [(so_far["loss"], so_far[_key_so_far(run)])] + [(0.0, 0.0)] * (world.size - 1)
+    run.totals.copy_(torch.tensor(parts[world.rank], dtype=run.totals.dtype))
     run.clock = time.monotonic() - so_far["seconds"]
 
 
@@ -160,6 +172,9 @@ def _require_shapes(optimizer: torch.optim.Optimizer) -> None:
 def save_average(run: Run, folder: RunFolder, name: str) -> None:
     """Write <name>.pt: the average as it ships, with recomputed statistics; of swag also what draws are made from."""
     average, refreshed = run.averages[name], run.refreshed[name]
+    run.bench.world.require_equal(refreshed.state_dict, what=f"the weights of {name}")
+    if not folder.writes:
+        return
     content = {
         "recipe": recipe_values(run),
         "input": run.bench.input,
@@ -178,6 +193,9 @@ def save_average(run: Run, folder: RunFolder, name: str) -> None:
 
 def save_snapshot(run: Run, folder: RunFolder) -> None:
     """Write the raw weights as they are; of more than `keep`, the oldest goes."""
+    _require_equal(run)
+    if not folder.writes:
+        return
     content = {
         "recipe": recipe_values(run),
         "input": run.bench.input,
@@ -201,6 +219,17 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
             folder.snapshot_path(step).unlink(missing_ok=True)
 
     run.writer.begin(write)
+
+
+def _require_equal(run: Run) -> None:
+    """All processes go on from the same weights, averages and optimizer.
+
+    Raises:
+        UserError: They do not.
+    """
+    averages = [average.state_dict() for average in run.averages.values()]
+    state = [run.model.state_dict(), averages, run.optimizer.state_dict()["state"]]
+    run.bench.world.require_equal(state, what=f"the weights after step {run.step:,}")
 
 
 def _running_mean(cumulative: WeightAverage, model: nn.Module) -> dict[str, Any]:

@@ -83,6 +83,8 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
 
 def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]]) -> None:
     """Write curves.png."""
+    if not folder.writes:
+        return
     plan = run.plan
     write_atomic(
         folder.path / "curves.png",
@@ -121,9 +123,9 @@ def _averaged_model(run: Run, name: str) -> nn.Module:
 
 
 def _score(run: Run, model: nn.Module, split: str, *, task: Task) -> SampleScores:
-    bench, loader = run.bench, run.bench.plain_batches(split)
+    bench, share = run.bench, run.bench.share(run.bench.plain_batches(split))
     with (
-        bench.terminal.progress(f"scoring {split}", len(loader)) as bar,
+        bench.terminal.progress(f"scoring {split}", share.rounds) as bar,
         faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
     ):
 
@@ -131,4 +133,10 @@ def _score(run: Run, model: nn.Module, split: str, *, task: Task) -> SampleScore
             bar.advance()
             run.interrupt.check()
 
-        return evaluate.score(model, loader, task=task, hardware=bench.hardware, advance=advance)
+        def gathered(own: Any) -> list[Any]:
+            share.finish(run.interrupt.check)
+            return share.gathered(own)
+
+        return evaluate.score(
+            model, share.batches, task=task, hardware=bench.hardware, advance=advance, gathered=gathered
+        )

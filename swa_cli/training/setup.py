@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.average import WeightAverage
-from swa_cli.averaging.batchnorm import has_batchnorm, update_batchnorm
+from swa_cli.averaging.batchnorm import bn_layers, has_batchnorm, statistics_of, update_batchnorm
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
@@ -24,6 +24,7 @@ from swa_cli.recipe.schema import Augment
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import board, initial, optimizers
 from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
+from swa_cli.training.distributed import ALONE, World
 from swa_cli.training.hardware import undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
@@ -47,6 +48,7 @@ class Run:
     interrupt: Interrupt
     initial: InitialWeights | None = None  # None where the seed gives them, or a resume point will
     writer: Writer = field(default_factory=Writer)
+    running: tuple[Tensor, ...] = ()  # statistics of BatchNorm in training, of which several processes keep the mean
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None  # max_time | patience: what ended the run before its last epoch
@@ -87,6 +89,7 @@ def prepare(
     *,
     recorded: Mapping[str, Any] | None = None,
     begun: Mapping[str, Any] | None = None,
+    world: World = ALONE,
 ) -> Run:
     """Build everything a run needs.
 
@@ -95,6 +98,7 @@ def prepare(
         terminal: Told of anything slow.
         recorded: `input` of the resume point, if the run goes on from one.
         begun: `environment` of a run that goes on.
+        world: The processes that do the run.
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
@@ -108,7 +112,7 @@ def prepare(
     begun_from, unreadable = initial.read(recipe.train.init if recorded is None else None)
     problems += unreadable
     try:
-        bench = open_bench(recipe, terminal, recorded=recorded, begun=begun)
+        bench = open_bench(recipe, terminal, recorded=recorded, begun=begun, world=world)
     except UserError:
         if problems:
             raise loaded.locate(problems) from None
@@ -119,6 +123,7 @@ def prepare(
         plan = make_plan(recipe, num_train=len(bench.source.train), columns=columns)
     except RecipeError as error:
         problems += error.problems
+    problems += _problems_of_processes(bench)
     stop = recipe.train.stop
     if stop is not None and "val" in stop.metric and bench.source.val is None:
         message = f"there is no validation split to measure {stop.metric} on"
@@ -154,8 +159,24 @@ def prepare(
     totals = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     if weights is not None:
         plan = replace(plan, warnings=(*plan.warnings, *weights.warnings))
-    interrupt = Interrupt(announce=terminal.will_stop_soon)
-    return Run(bench, plan, model, optimizer, scaler, averages, cumulative, due, totals, interrupt, weights)
+    interrupt = Interrupt(announce=terminal.will_stop_soon, agree=world.largest)
+    run = Run(bench, plan, model, optimizer, scaler, averages, cumulative, due, totals, interrupt, weights)
+    layers = bn_layers(model)
+    run.running = tuple(statistics for layer in layers for statistics in statistics_of(layer))
+    return run
+
+
+def _problems_of_processes(bench: Bench) -> list[Problem]:
+    """What does not go with this number of processes, or on this device."""
+    settings, device, size = bench.recipe.train, bench.hardware.device, bench.world.size
+    problems = []
+    if settings.batch_size < size:
+        message = f"{settings.batch_size} samples leave some of {size} processes without one"
+        problems.append(Problem("train.batch_size", message, f"write at least {size}, or start fewer processes"))
+    if settings.sync_batchnorm and device.type != "cuda":
+        message = f"torch has it for GPUs alone, and this run is on {device}"
+        problems.append(Problem("train.sync_batchnorm", message, "write false, or train.device=cuda"))
+    return problems
 
 
 def _probe(model: nn.Module, bench: Bench) -> None:
@@ -215,6 +236,7 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         ("model", describe_model(recipe.model.name, run.model)),
         *([("", str(run.initial))] if run.initial else []),
         ("device", run.bench.hardware.describe()),
+        *([("processes", _describe_processes(run))] if run.bench.world.size > 1 else []),
         ("schedule", describe_schedule(recipe, run.plan)),
     ]
     texts = describe_averages(recipe, run.plan)
@@ -222,6 +244,19 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         texts = [text.partition("; BatchNorm")[0] for text in texts]
     rows += [("averaging" if index == 0 else "", text) for index, text in enumerate(texts)]
     return rows + ([("memory", _describe_memory(run))] if run.averages else [])
+
+
+def _describe_processes(run: Run) -> str:
+    """`2 over gloo: 64 samples of each batch; BatchNorm normalises each part of a batch by itself`."""
+    settings, device, size = run.bench.recipe.train, run.bench.hardware.device, run.bench.world.size
+    least, rest = divmod(settings.batch_size, size)
+    number = f"{least} or {least + 1}" if rest else str(least)
+    text = f"{size} over {'nccl' if device.type == 'cuda' else 'gloo'}: {number} samples of each batch"
+    if not run.running:
+        return text
+    if settings.sync_batchnorm:
+        return f"{text}; BatchNorm normalises whole batches"
+    return f"{text}; BatchNorm normalises each part of a batch by itself"
 
 
 def _describe_memory(run: Run) -> str:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.average import update_all
+from swa_cli.averaging.inputs import num_samples
 from swa_cli.averaging.tensors import NonFiniteWeights, read, require_finite
 from swa_cli.errors import EXIT_FAILED, Problem, Terminated, UserError
 from swa_cli.recipe import extend, load
@@ -28,10 +29,11 @@ from swa_cli.report.terminal import Terminal
 from swa_cli.training import board, faults, rehearsal, saving, scoring
 from swa_cli.training.bench import about, import_from, require_trust
 from swa_cli.training.checkpoint import Checkpoint
+from swa_cli.training.distributed import ALONE, World, is_restarted, joined, name_of_launch
 from swa_cli.training.hardware import environment
 from swa_cli.training.interrupt import Stopped
 from swa_cli.training.optimizers import set_learning_rate
-from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
+from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder, begun_by
 from swa_cli.training.setup import Run, plan_rows, prepare
 from swa_cli.training.writer import copied
 
@@ -40,7 +42,7 @@ READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a 
 
 
 def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[str, Any]:
-    """Run a recipe from its beginning.
+    """Run a recipe from its beginning; as one of several processes, where torchrun has started them.
 
     Args:
         loaded: The recipe and where its keys stand.
@@ -54,15 +56,21 @@ def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[
         RecipeError: Problems that show once data and classes are known; nothing was run.
         UserError: Missing data or device, or the run failed (exit code 1).
     """
-    run = ready(loaded, terminal=terminal)
-    recipe = run.bench.recipe
-    if dry_run:
-        terminal.plan(f"{recipe.title} (dry run)", plan_rows(run), warnings=run.plan.warnings)
-        return rehearsal.dry_run(run)
-    return begin(run, RunFolder.create(Path(recipe.output.root), recipe.title), recipe_folder=loaded.folder)
+    recipe = loaded.recipe
+    root = Path(recipe.output.root)
+    with joined(terminal) as world:
+        begun = world.of_first(lambda: begun_by(name_of_launch(), root, recipe.title)) if is_restarted() else None
+        if begun is not None and not dry_run:
+            return _resume(begun, [], terminal=terminal, world=world, allow_code=True)
+        run = ready(loaded, terminal=terminal, world=world)
+        if dry_run:
+            terminal.plan(f"{recipe.title} (dry run)", plan_rows(run), warnings=run.plan.warnings)
+            return rehearsal.dry_run(run)
+        path = world.of_first(lambda: RunFolder.create(root, recipe.title).path)
+        return begin(run, RunFolder(path, writes=world.is_first), recipe_folder=loaded.folder)
 
 
-def ready(loaded: Loaded, *, terminal: Terminal) -> Run:
+def ready(loaded: Loaded, *, terminal: Terminal, world: World = ALONE) -> Run:
     """A run that `begin` can begin; nothing is written.
 
     Raises:
@@ -71,7 +79,7 @@ def ready(loaded: Loaded, *, terminal: Terminal) -> Run:
     """
     import_from(loaded.folder)
     with faults.before_a_run():
-        run = prepare(loaded, terminal)
+        run = prepare(loaded, terminal, world=world)
     run.bench.scoring_split()
     return run
 
@@ -82,6 +90,7 @@ def begin(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]
     with folder.claimed() as log:
         about_run = {"python": platform.python_version(), "recipe_folder": str(recipe_folder.resolve())}
         about_run |= {"init_sha256": run.initial.sha256} if run.initial else {}
+        about_run |= {"launch": launch} if (launch := name_of_launch()) else {}
         with faults.told(folder):
             folder.begin(load.dump(recipe), environment(run.bench.hardware) | about_run, root=Path(recipe.output.root))
         return _go_on(run, folder, log, title=f"{recipe.title} -> {folder.path}", warnings=run.plan.warnings)
@@ -108,10 +117,25 @@ def resume(
         RecipeError: A change of the recipe that would change the result.
         UserError: Nothing to go on with, the run is finished, or its recipe names code that was not allowed.
     """
-    folder = RunFolder.open(path)
+    with joined(terminal) as world:
+        return _resume(path, overrides, terminal=terminal, world=world, allow_code=allow_code, extend_to=extend_to)
+
+
+def _resume(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    terminal: Terminal,
+    world: World,
+    allow_code: bool,
+    extend_to: int | None = None,
+) -> dict[str, Any]:
+    """`resume` as one of the processes of `world`."""
+    folder = RunFolder.open(path, writes=world.is_first)
     with folder.claimed() as log:
         point = saving.newest_resume_point(folder, terminal)
-        loaded = _recipe_of(folder, point, overrides)
+        _require_same_point(point, folder, world)
+        loaded = _recipe_of(folder, point, overrides, world)
         if extend_to is not None:
             loaded = _extended(folder, point, loaded, extend_to, terminal)
         elif folder.result.is_file():
@@ -122,7 +146,7 @@ def resume(
         import_from(folder.path)
         known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
         with faults.before_a_run():
-            run = prepare(loaded, terminal, **known)
+            run = prepare(loaded, terminal, world=world, **known)
         now = environment(run.bench.hardware)
         recorded = now if point is None else point.content["environment"]
         changed = [
@@ -142,7 +166,21 @@ def resume(
         )
 
 
-def _recipe_of(folder: RunFolder, point: Checkpoint | None, overrides: Sequence[str]) -> Loaded:
+def _require_same_point(point: Checkpoint | None, folder: RunFolder, world: World) -> None:
+    """All processes go on from the same step.
+
+    Raises:
+        UserError: They do not see the same files.
+    """
+    steps = world.gathered(None if point is None else point.content["step"])
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"{folder.path}: the processes find different resume points there, of steps {', '.join(map(str, steps))}",
+            hint="let all machines have the run folder on one file system",
+        )
+
+
+def _recipe_of(folder: RunFolder, point: Checkpoint | None, overrides: Sequence[str], world: World) -> Loaded:
     """The recipe of a run that goes on: recipe.yaml, which must not differ where the result depends on it.
 
     Raises:
@@ -157,11 +195,12 @@ def _recipe_of(folder: RunFolder, point: Checkpoint | None, overrides: Sequence[
 
     found = loaded(overrides)
     if found.recipe.train.threads == "auto":  # bits depend on it
-        threads = (about(folder.about) if point is None else point.content["environment"])["threads"]
-        found = loaded([f"train.threads={threads}", *overrides])
+        begun = about(folder.about) if point is None else point.content["environment"]
+        if begun.get("processes", 1) == world.size:
+            found = loaded([f"train.threads={begun['threads']}", *overrides])
     if point is not None:
-        begun = load.from_values(point.content["recipe"], source=str(point.path)).recipe
-        differences = load.differences(begun, found.recipe, ignored=RESUMABLE_KEYS)
+        first = load.from_values(point.content["recipe"], source=str(point.path)).recipe
+        differences = load.differences(first, found.recipe, ignored=RESUMABLE_KEYS)
         problems = [
             Problem(key, f"is {now}, and the run was begun with {before}", f"write {before}, or start a new run")
             for key, before, now in differences
@@ -201,7 +240,7 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
         ):
             terminal.attach_log(log)
             terminal.plan(title, plan_rows(run), warnings=warnings)
-            forward = _compiled(run) if bench.recipe.train.compile else run.model
+            forward = _forward_of(run)
             terminal.epoch_header(list(run.averages), measures=bench.task.measures)
             try:
                 _epochs(run, forward, folder, rows)
@@ -216,13 +255,32 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
         raise
 
 
-def _compiled(run: Run) -> Forward:
-    """The network, compiled for batches of this run; says what that took, which the first row's time contains."""
-    bench, recipe, started = run.bench, run.bench.recipe, time.monotonic()
-    forward: Forward = torch.compile(run.model)
+def _forward_of(run: Run) -> Forward:
+    """The network as batches go through it: as it is, connected to the other processes, compiled."""
+    settings, world = run.bench.recipe.train, run.bench.world
+    started = time.monotonic()
+    forward: Forward = world.synchronised(
+        run.model, sync_batchnorm=settings.sync_batchnorm, accumulate=settings.accumulate
+    )
+    if settings.compile:
+        forward = torch.compile(forward)
+    if forward is not run.model:
+        _warm_up(run, forward)
+    if settings.compile:  # which the first row's time contains
+        run.bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s")
+    return forward
+
+
+def _warm_up(run: Run, forward: Forward) -> None:
+    """Pass a batch both ways: it is compiled for such ones, and the layout of the gradients' exchange is settled.
+
+    That layout comes of the first backward pass and decides the order in which gradients of three processes or more
+    are summed: without this, the first step of a run that goes on would be rounded in another way.
+    """
+    bench, recipe = run.bench, run.bench.recipe
     kept = copied(run.model.state_dict())
     run.model.train()
-    with bench.terminal.progress("compiling", total=1), faults.memory("train.batch_size", recipe.train.batch_size):
+    with bench.terminal.progress("preparing", total=1), faults.memory("train.batch_size", recipe.train.batch_size):
         inputs, targets = next(iter(bench.training_batches(run.epoch)))
         args, kwargs = bench.task.batch_to_args(inputs)
         with bench.hardware.autocast():
@@ -230,8 +288,6 @@ def _compiled(run: Run) -> Forward:
         bench.task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing).backward()
     run.model.load_state_dict(kept)  # the statistics of BatchNorm moved, the weights did not
     run.model.zero_grad(set_to_none=True)
-    bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s")
-    return forward
 
 
 def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | None) -> None:
@@ -284,10 +340,13 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
                 set_learning_rate(run.optimizer, plan.learning_rate(run.step))
                 run.optimizer.zero_grad(set_to_none=True)
             args, kwargs = task.batch_to_args(inputs)
-            with bench.hardware.autocast():
-                outputs = forward(*args, **kwargs)
-            loss = task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing)
-            run.scaler.scale(loss / accumulate).backward()
+            share = _share_of_batch(run, inputs, targets)
+            with bench.world.backward_of(forward, is_last=part == accumulate - 1):
+                with bench.hardware.autocast():
+                    outputs = forward(*args, **kwargs)
+                loss = task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing)
+                # Gradients become the mean over processes, and have to be those of the whole batch's mean.
+                run.scaler.scale(loss * (share * bench.world.size) / accumulate).backward()
             loss = loss.detach()
             if device.type == "cpu" or time.monotonic() > next_reading:
                 _require_finite(loss, run)
@@ -295,12 +354,23 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
                 bar.advance(loss=float(loss))
             else:
                 bar.advance()
-            run.totals += torch.stack([loss, task.train_score(outputs, targets)])
+            run.totals += torch.stack([loss, task.train_score(outputs, targets)]) * share
             if part == accumulate - 1:
                 _update(run, folder)
                 if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
                     saving.save_if_due(run, folder)
     _require_finite(run.totals[0], run)
+
+
+def _share_of_batch(run: Run, inputs: Any, targets: Any) -> float:
+    """Which part this process has of all that the loss of a batch is the mean of."""
+    bench = run.bench
+    if bench.world.size == 1:
+        return 1.0
+    if bench.task.weight is None:
+        return num_samples(inputs) / bench.recipe.train.batch_size
+    weight = bench.task.weight(targets)
+    return weight / max(sum(bench.world.gathered(weight)), 1)
 
 
 def _update(run: Run, folder: RunFolder) -> None:
@@ -311,6 +381,7 @@ def _update(run: Run, folder: RunFolder) -> None:
         nn.utils.clip_grad_norm_(run.model.parameters(), clip_norm)
     run.scaler.step(run.optimizer)
     run.scaler.update()
+    run.bench.world.average(run.running)
     done = run.step + 1
     due = [average for name, average in run.averages.items() if done in run.due[name]]
     due += [run.cumulative] if run.cumulative is not None else []
@@ -326,7 +397,8 @@ def _update(run: Run, folder: RunFolder) -> None:
 
 def _training_row(run: Run, num_steps: int) -> dict[str, Any]:
     """The training half of an epoch's row, of which `num_steps` were done."""
-    loss, score = (run.totals / (num_steps * run.bench.recipe.train.accumulate)).tolist()
+    parts = run.bench.world.gathered(run.totals.tolist())
+    loss, score = (sum(part) / (num_steps * run.bench.recipe.train.accumulate) for part in zip(*parts, strict=True))
     rate, key = run.plan.learning_rate(run.step - 1), f"train_{run.bench.task.measures.training.key}"
     return {"epoch": run.epoch, "step": run.step, "lr": rate, "train_loss": loss, key: score}
 
@@ -338,7 +410,7 @@ def _num_batches_done(run: Run) -> int:
 
 def _out_of_time(run: Run) -> bool:
     limit = run.bench.recipe.train.max_time
-    return limit is not None and run.seconds >= limit.seconds
+    return limit is not None and bool(run.bench.world.of_first(lambda: run.seconds >= limit.seconds))
 
 
 def _out_of_patience(run: Run) -> str | None:

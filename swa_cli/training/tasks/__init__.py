@@ -29,6 +29,7 @@ TASKS = {
         metrics=segmentation.metrics,
         score=segmentation.score,
         train_score=segmentation.pixel_accuracy,
+        weight=segmentation.weight,
         check=segmentation.check,
         families=("segmentation",),
         target="mask",

@@ -108,6 +108,7 @@ class Task:
     families: tuple[str, ...] = ("classification",)  # of torchvision's networks
     target: str | None = "class"  # what the labels of the dataset have to be: class, mask or value; None: anything
     batch_to_args: Callable[[Any], Arguments] = batch_to_args
+    weight: Callable[[Any], int] | None = None  # of targets: how much a batch's loss is the mean of; None: its samples
     tta: str = "none"  # of `views.py`: how images are looked at to be scored
 
 

@@ -87,6 +87,11 @@ def pixel_accuracy(outputs: Any, masks: Tensor) -> Tensor:
     return right.sum() / (masks != IGNORED).sum().clamp(min=1)
 
 
+def weight(masks: Tensor) -> int:
+    """How many pixels the loss is the mean of."""
+    return int((masks != IGNORED).sum())
+
+
 def logits(outputs: Any) -> Tensor:
     """(B, K, H, W); torchvision's networks give a dict of them, whose auxiliary ones are not trained."""
     values: Tensor = outputs["out"] if isinstance(outputs, Mapping) and "out" in outputs else outputs

@@ -1,0 +1,229 @@
+"""The processes of a run, as torchrun starts them: who they are, and the few things that they do together.
+
+The one idea: all of them do the same run, each with its part of every batch, and agree wherever one alone would decide.
+A run of one process is that run too: each operation below is then the identity, and no process group is made.
+N processes, `rank` 0 to N - 1; the first one writes and speaks.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, RecipeError, UserError
+from swa_cli.report.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class World:
+    """All processes of a run, seen from the one with this `rank`; `local_` counts those of its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    store: Any = field(default=None, compare=False)  # a dictionary that all of them see
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes the run folder."""
+        return self.rank == 0
+
+    def gathered(self, value: Any) -> list[Any]:
+        """The value of every process in the order of ranks; tensors in it lie on the CPU."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def of_first(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, in all of them."""
+        return self.gathered(make() if self.is_first else None)[0]
+
+    def largest(self, number: int) -> int:
+        """The largest number that any process names."""
+        if self.size == 1:
+            return number
+        value = torch.tensor(number)
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return int(value)
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Put the mean over the processes into each of these tensors of one type and device."""
+        tensors = list(tensors)
+        if self.size == 1 or not tensors:
+            return
+        flat = torch.cat([values.flatten() for values in tensors])
+        dist.all_reduce(flat)
+        parts = (flat / self.size).split([values.numel() for values in tensors])
+        torch._foreach_copy_(tensors, [part.view_as(values) for part, values in zip(parts, tensors, strict=True)])
+
+    def require_equal(self, values: Any, *, what: str) -> None:
+        """Compare a checksum of tensors in nested dicts and lists: each process goes on from its own copy of them.
+
+        Raises:
+            UserError: They differ.
+        """
+        if self.size == 1:
+            return
+        sums = self.gathered(checksum(values))
+        if len(set(sums)) > 1:
+            odd = next(rank for rank, value in enumerate(sums) if value != sums[0])
+            raise UserError(
+                f"{what} of processes 0 and {odd} differ: they no longer train one network",
+                hint="look for what is different in the machines, or for code of yours that depends on the process",
+                exit_code=EXIT_FAILED,
+            )
+
+    @contextmanager
+    def one_a_machine_first(self) -> Iterator[None]:
+        """Let the first process of each machine pass alone: what it downloads, the others find."""
+        if self.local_rank:
+            self.gathered(None)
+        yield
+        if not self.local_rank:
+            self.gathered(None)
+
+    def synchronised(self, model: nn.Module, *, sync_batchnorm: bool, accumulate: int) -> nn.Module:
+        """The network with gradients that are the mean over the processes after each backward pass.
+
+        With `sync_batchnorm` the layers of a twin, which has the very same tensors, normalise by the whole batch; those
+        of `model` itself stay what they are, for whoever scores and refreshes it in this process alone.
+        """
+        if self.size == 1:
+            return model
+        if sync_batchnorm:
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(twin(model)).train()
+        return DistributedDataParallel(
+            model, gradient_as_bucket_view=True, static_graph=accumulate == 1, **{_BUFFERS: False}
+        )
+
+    def backward_of(self, forward: Any, *, is_last: bool) -> AbstractContextManager[object]:
+        """Around a forward and a backward pass: gradients are exchanged with the last one of a step."""
+        return nullcontext() if self.size == 1 or is_last else forward.no_sync()
+
+
+ALONE = World()
+# Buffers are not overwritten by those of the first process at each step; torch 2.14 has given that another name.
+_NAMES = inspect.signature(DistributedDataParallel).parameters
+_BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the layers around the same parameters and buffers."""
+    shared = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(values): values for values in shared})
+
+
+def checksum(values: Any) -> int:
+    """Of tensors in nested dicts and lists, whatever device they are on; equal for equal bits."""
+    return zlib.crc32(b"".join(struct.pack("<q", number) for number in _bit_sums(values)))
+
+
+def _bit_sums(values: Any) -> Iterator[int]:
+    if isinstance(values, Mapping):
+        for key in values:
+            yield from _bit_sums(values[key])
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _bit_sums(value)
+    elif isinstance(values, Tensor):
+        whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32}.get(values.element_size(), torch.int64)
+        bits = torch.view_as_real(values) if values.is_complex() else values
+        yield int(bits.detach().contiguous().view(whole).sum(dtype=torch.int64))
+
+
+def launched() -> World:
+    """The world that torchrun describes in the environment of this process, still without its store."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if any(name not in os.environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
+        return World()
+    return World(*(int(os.environ[name]) for name in names))
+
+
+def name_of_launch() -> str | None:
+    """What the attempts of one torchrun have in common; None where there is none.
+
+    Its own name for them may be `none`, so that of the agent, which outlives them all, is added.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    return f"none-{os.getppid()}" if name == "none" else name
+
+
+def is_restarted() -> bool:
+    """Whether torchrun has started these processes in the place of others that died."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
+@contextmanager
+def joined(terminal: Terminal) -> Iterator[World]:
+    """Be one of the processes while the block runs; of a failure of several, one tells.
+
+    Gradients on GPUs are exchanged over nccl, all else over gloo.
+
+    Args:
+        terminal: Silent from now on in all processes but the first.
+    """
+    world = launched()
+    if world.size == 1:
+        yield world
+        return
+    if not world.is_first:
+        terminal.mute()
+    has_gpus = torch.cuda.is_available()
+    if has_gpus and world.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(world.local_rank)
+    store, _, _ = next(rendezvous("env://"))
+    world = World(world.rank, world.size, world.local_rank, world.local_size, store)
+    with _one_voice(store):
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if has_gpus else "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=world.rank,
+            world_size=world.size,
+        )
+        yield world
+        dist.destroy_process_group()
+
+
+@contextmanager
+def _one_voice(store: Any) -> Iterator[None]:
+    """Let one process tell why the run failed; the others, and those that only lost another one, end in silence."""
+    try:
+        yield
+    except Exception as error:
+        if _is_lost_process(error) or not _is_first_to_fail(store):
+            raise SystemExit(_exit_code(error)) from error
+        raise
+
+
+def _is_lost_process(error: Exception) -> bool:
+    """Whether this is what is seen of the end of another process; gloo has no class for it."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
+def _is_first_to_fail(store: Any) -> bool:
+    try:
+        return store.add("failures", 1) == 1
+    except RuntimeError:  # the first process holds the store, and has ended
+        return False
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, UserError):
+        return error.exit_code
+    return EXIT_USAGE if isinstance(error, RecipeError) else EXIT_FAILED
