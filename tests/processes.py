@@ -9,12 +9,14 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.truncate", "fcntl.lockf")
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `cli.main` has it, before torch is imported
 OF_A_TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM", "CI")
 NOTHING: Mapping[str, str] = {}
 PRELOADED = ["swa_cli.training.trainer", "matplotlib.figure", "torch._dynamo"]  # optimizers import the last
@@ -60,6 +62,19 @@ def _said(folder: Path) -> Path:
     return folder.parent / f"{folder.name}-said.txt"  # beside it: it is no event in the folder
 
 
+def start_ranks(folder: Path, words: Sequence[str], size: int) -> list[ForkServerProcess]:
+    """Start `swa WORDS...` in `folder` in several processes, as torchrun does; they say what they say in one file."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    _said(folder).unlink(missing_ok=True)
+    return [
+        start(folder, words, environment={key: str(value) for key, value in (common | ranks).items()})
+        for ranks in ({"RANK": rank, "LOCAL_RANK": rank} for rank in range(size))
+    ]
+
+
 def _work(
     folder: Path,
     words: list[str],
@@ -75,7 +90,8 @@ def _work(
     os.chdir(folder)
     if terminal is None:
         os.environ["COLUMNS"] = "200"
-        output = os.open(_said(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        ranked = "RANK" in environment
+        output = os.open(_said(folder), os.O_WRONLY | os.O_CREAT | (os.O_APPEND if ranked else os.O_TRUNC), 0o666)
     else:
         for name in OF_A_TERMINAL:
             os.environ.pop(name, None)

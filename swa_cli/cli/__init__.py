@@ -6,6 +6,7 @@ torch. `main` alone turns exceptions into a message and an exit code.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import traceback as traceback_module
@@ -30,6 +31,7 @@ from swa_cli.cli import (
     show,
     train,
 )
+from swa_cli.cli.processes import calm_torch
 from swa_cli.cli.shared import EXIT_CODES, options
 from swa_cli.errors import (
     EXIT_DONE,
@@ -77,7 +79,11 @@ app.command("report", epilog=report.EPILOG)(report.report)
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(run(sys.argv[1:]))
+    if "WORLD_SIZE" in os.environ:  # started by torchrun
+        calm_torch()
+    code = run(sys.argv[1:])
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is said: it would only be told in the middle of Python's end
+    sys.exit(code)
 
 
 def run(words: list[str]) -> int:

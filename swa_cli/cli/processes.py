@@ -27,6 +27,7 @@ def start(
         terminal: Hears of processes that were killed.
         recipe: Of a run to begin: what is started again goes on with its folder.
     """
+    calm_torch()
     from swa_cli.training import launch
     from swa_cli.training.run_folder import begun_by
 
@@ -41,6 +42,14 @@ def start(
 
     code = launch.launch(again, processes=number, max_restarts=max_restarts, terminal=terminal)
     raise typer.Exit(code)
+
+
+def calm_torch() -> None:
+    """Keep torch from telling, with a stack trace each, which connections ended with a process that has told why.
+
+    It looks at this when it is imported.
+    """
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 @contextmanager

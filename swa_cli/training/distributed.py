@@ -108,9 +108,8 @@ class World:
             return model
         if sync_batchnorm:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(twin(model)).train()
-        return DistributedDataParallel(
-            model, gradient_as_bucket_view=True, static_graph=accumulate == 1, **{_BUFFERS: False}
-        )
+        options: dict[str, Any] = {_BUFFERS: False}
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=accumulate == 1, **options)
 
     def backward_of(self, forward: Any, *, is_last: bool) -> AbstractContextManager[object]:
         """Around a forward and a backward pass: gradients are exchanged with the last one of a step."""
@@ -206,9 +205,10 @@ def _one_voice(store: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if _is_lost_process(error) or not _is_first_to_fail(store):
-            raise SystemExit(_exit_code(error)) from error
-        raise
+        code = _exit_code(error)
+        if not _is_lost_process(error) and _is_first_to_fail(store, code):
+            raise
+        raise SystemExit(_code_that_was_told(store) or code) from error
 
 
 def _is_lost_process(error: Exception) -> bool:
@@ -216,11 +216,19 @@ def _is_lost_process(error: Exception) -> bool:
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def _is_first_to_fail(store: Any) -> bool:
+def _is_first_to_fail(store: Any, code: int) -> bool:
     try:
-        return store.add("failures", 1) == 1
+        return store.compare_set("exit code", "", str(code)) == str(code).encode() and store.add("failures", 1) == 1
     except RuntimeError:  # the first process holds the store, and has ended
         return False
+
+
+def _code_that_was_told(store: Any) -> int | None:
+    """The exit code of the process that tells, so that all end with it; None where none does."""
+    try:
+        return int(store.get("exit code")) if store.check(["exit code"]) else None
+    except RuntimeError:
+        return None
 
 
 def _exit_code(error: Exception) -> int:

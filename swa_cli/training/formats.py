@@ -7,7 +7,7 @@ Legend: C channels, `step` updates done, `epoch` epochs done.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from torch import Tensor
@@ -77,7 +77,8 @@ class EpochSoFar(BaseModel):
     __pydantic_extra__: dict[str, float]  # the score of the task
     loss: float
     seconds: float = Field(ge=0)
-    parts: list[tuple[float, float]] | None = None  # loss and score of each process, where there were several
+    # Loss and score of each process, where there were several.
+    parts: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
 
 
 class HistoryRow(BaseModel):

@@ -86,14 +86,12 @@ def _attempt(words: Sequence[str], *, name: str, processes: int) -> tuple[int | 
 @contextmanager
 def _silent_engine() -> Iterator[None]:
     """Without the engine's own report of a failure; with the handlers of signals as they were."""
-    log, nowhere = logging.getLogger("torch.distributed"), logging.NullHandler()
     handlers = {number: signal.getsignal(number) for number in HEEDED}
-    log.addHandler(nowhere)
-    log.propagate = False
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        log.removeHandler(nowhere)
-        log.propagate = True
+        logging.disable(level)
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,0 +1,174 @@
+"""Several processes on this machine against one on the same recipe: weights, statistics, scores, ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import Swa
+from equal_runs import assert_equal_runs, content
+from processes import said_in, start_ranks
+
+NETWORK = """\
+import os
+import torch
+from torch import nn
+
+class Plain(nn.Module):
+    def __init__(self, *, num_classes, in_channels, odd=False):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, 8, 3, padding=1), nn.GELU(), nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(256, num_classes))
+        if odd:
+            self.register_buffer("ranks", torch.zeros(()))
+
+    def forward(self, images):
+        if hasattr(self, "ranks"):
+            self.ranks += int(os.environ["RANK"])
+        return self.layers(images)
+"""
+PLAIN = """\
+name: run
+model: {name: "network:Plain"}
+dataset: {name: digits, augment: {crop: 1, flip: true}}
+optimizer: {lr: 0.05}
+swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
+averages: {ema: {kind: ema, decay: 0.9, every: 1step}}
+train: {epochs: 2, batch_size: 50, eval_batch_size: 100, threads: 1, precision: fp32}
+"""
+NORMED = PLAIN.replace('"network:Plain"', "convnet, args: {width: 4, dropout: 0.2}").replace("50,", "64,")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "network.py").write_text(NETWORK)
+    (tmp_path / "plain.yaml").write_text(PLAIN)
+    (tmp_path / "normed.yaml").write_text(NORMED)
+    return tmp_path
+
+
+def train(folder: Path, words: list[str], size: int, code: int = 0) -> str:
+    """Run `swa WORDS...` in so many processes to this end; what all of them said."""
+    processes = start_ranks(folder, words, size)
+    for process in processes:
+        process.join(60)
+    said = said_in(folder)
+    assert code in [process.exitcode for process in processes], said
+    assert all(process.exitcode is not None for process in processes), "a process does not end"
+    return said
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in content(run, "last")["model"].items() if value.is_floating_point()}
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (2, []),
+        (3, ["train.clip_norm=1"]),
+        (2, ["train.accumulate=3", "dataset.augment.mixup=0.4"]),
+        (3, ["dataset.augment.cutmix=1", "optimizer.name=AdamW", "optimizer.lr=0.002"]),
+    ],
+    ids=str,
+)
+def test_weights_are_those_of_one_process(folder: Path, size: int, words: list[str]) -> None:
+    """Weights, averages and losses after 2 epochs of 25 samples and less a process against one process."""
+    for root, number in (("one", 1), ("many", size)):
+        train(folder, ["train", "plain.yaml", *words, "-o", root], number)
+    one, many = folder / "one/run-001", folder / "many/run-001"
+    for name, value in weights(one).items():
+        torch.testing.assert_close(weights(many)[name], value, rtol=1e-4, atol=2e-5)
+    assert content(many, "last")["averages"]["swa"]["steps"] == content(one, "last")["averages"]["swa"]["steps"]
+    for row, other in zip(content(many, "last")["history"], content(one, "last")["history"], strict=True):
+        for key in ("train_loss", "val_loss", "swa_val_loss"):
+            assert row[key] == pytest.approx(other[key], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_passes_are_those_of_one_process(folder: Path, swa: Swa, method: str) -> None:
+    """Statistics and scores of 3 processes, last batches ragged, against `bn-update` and `eval` of the same weights."""
+    said = train(folder, ["train", "normed.yaml", f"swa.batchnorm.method={method}"], 3)
+    assert "3 over gloo: 21 or 22 samples of each batch; BatchNorm normalises each part of a batch by itself" in said
+    run = folder / "runs/run-001"
+    scores = json.loads((run / "result.json").read_text())["weights"]
+    assert swa("eval", run / "checkpoints/swa.pt", "--json").json["weights"]["swa"]["nll"] == scores["swa"]["nll"]
+    shipped = content(run, "swa")["state_dict"]
+    assert swa("bn-update", run / "checkpoints/swa.pt", "-o", "alone.pt").code == 0
+    alone = torch.load(folder / "alone.pt", weights_only=True)["state_dict"]
+    for name, value in alone.items():
+        if method == "exact":
+            assert torch.equal(shipped[name], value), name
+        else:
+            torch.testing.assert_close(shipped[name], value, rtol=1e-6, atol=1e-6)
+
+
+def test_one_speaks(folder: Path) -> None:
+    """What three processes say: one plan, one row an epoch, one summary; and one run folder is there."""
+    said = train(folder, ["train", "plain.yaml", "--json"], 3)
+    assert said.count("  schedule") == said.count("accuracy_se") // 3 == said.count('"command": "train"') == 1
+    assert [path.name for path in sorted((folder / "runs").iterdir())] == ["latest", "run-001"]
+
+
+def test_a_signal_to_one_process_stops_all_at_one_step(folder: Path) -> None:
+    """SIGTERM to the last of three processes: all end, and go on to the undisturbed end, bit for bit."""
+    train(folder, ["train", "normed.yaml", "-o", "whole"], 3)
+    processes = start_ranks(folder, ["train", "normed.yaml", "train.epochs=2", "output.save_every=3step"], 3)
+    last = folder / "runs/run-001/checkpoints/last.pt"
+    while not last.is_file():
+        time.sleep(0.01)
+        assert processes[0].is_alive(), said_in(folder)
+    assert processes[2].pid is not None
+    os.kill(processes[2].pid, signal.SIGTERM)
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [143] * 3, said_in(folder)
+    assert said_in(folder).count("which is saved") == 1
+    train(folder, ["train", "--resume", "runs/run-001"], 3)
+    assert_equal_runs(folder / "whole/run-001", folder / "runs/run-001")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_another_number_of_processes_goes_on(folder: Path, size: int) -> None:
+    """A run of three processes, stopped by its time in an epoch, goes on in others to the weights of one process."""
+    train(folder, ["train", "plain.yaml", "-o", "whole"], 1)
+    processes = start_ranks(folder, ["train", "plain.yaml", "output.save_every=7step"], 3)
+    last = folder / "runs/run-001/checkpoints/last.pt"
+    while not last.is_file():
+        time.sleep(0.01)
+        assert processes[0].is_alive(), said_in(folder)
+    for process in processes:
+        process.kill()
+        process.join()
+    said = train(folder, ["train", "--resume", "runs/run-001", "--allow-code"], size)
+    assert f"processes was 3 and is {size}: the result will not be bit-identical" in said
+    for name, value in weights(folder / "whole/run-001").items():
+        torch.testing.assert_close(weights(folder / "runs/run-001")[name], value, rtol=1e-4, atol=2e-5)
+    rows = [content(folder / root / "run-001", "last")["history"] for root in ("whole", "runs")]
+    assert rows[0][0]["train_loss"] == pytest.approx(rows[1][0]["train_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["optimizer.lr=1e20"], 1, "the loss is"),
+        (["optimizer.lrr=1"], 2, "optimizer.lrr"),
+        (["dataset={name: image_folder, root: nowhere}"], 2, "nowhere"),
+        (["train.batch_size=1"], 2, "1 samples leave some of 2 processes without one"),
+        (["train.sync_batchnorm=true"], 2, "torch has it for GPUs alone, and this run is on cpu"),
+        (["model.args.odd=true"], 1, "of processes 0 and 1 differ"),
+    ],
+)
+def test_one_tells_of_a_failure(folder: Path, words: list[str], code: int, message: str) -> None:
+    """What two processes say of a failure of one or of both: one message, with the exit code of one process."""
+    said = train(folder, ["train", "plain.yaml", *words], 2, code)
+    assert message in said
+    assert said.count("error:") == 1, said
+    assert "Traceback" not in said
