@@ -42,6 +42,11 @@ class World:
         """Whether this process writes the run folder."""
         return self.rank == 0
 
+    @property
+    def words(self) -> tuple[str | int, ...]:
+        """What tells the random numbers of layers here from those in the first process, such as dropout's."""
+        return () if self.is_first else ("rank", self.rank)
+
     def gathered(self, value: Any) -> list[Any]:
         """The value of every process in the order of ranks; tensors in it lie on the CPU."""
         if self.size == 1:

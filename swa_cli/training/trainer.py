@@ -274,8 +274,8 @@ def _forward_of(run: Run) -> Forward:
 def _warm_up(run: Run, forward: Forward) -> None:
     """Pass a batch both ways: it is compiled for such ones, and the layout of the gradients' exchange is settled.
 
-    That layout comes of the first backward pass and decides the order in which gradients of three processes or more
-    are summed: without this, the first step of a run that goes on would be rounded in another way.
+    That layout comes of the first two backward passes and decides the order in which gradients of three processes or
+    more are summed: without this, the first steps of a run that goes on would be rounded in another way.
     """
     bench, recipe = run.bench, run.bench.recipe
     kept = copied(run.model.state_dict())
@@ -283,11 +283,12 @@ def _warm_up(run: Run, forward: Forward) -> None:
     with bench.terminal.progress("preparing", total=1), faults.memory("train.batch_size", recipe.train.batch_size):
         inputs, targets = next(iter(bench.training_batches(run.epoch)))
         args, kwargs = bench.task.batch_to_args(inputs)
-        with bench.hardware.autocast():
-            outputs = forward(*args, **kwargs)
-        bench.task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing).backward()
+        for _ in range(1 if bench.world.size == 1 else 2):
+            with bench.hardware.autocast():
+                outputs = forward(*args, **kwargs)
+            bench.task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing).backward()
+            run.model.zero_grad(set_to_none=True)
     run.model.load_state_dict(kept)  # the statistics of BatchNorm moved, the weights did not
-    run.model.zero_grad(set_to_none=True)
 
 
 def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | None) -> None:
@@ -336,7 +337,7 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
                 if _out_of_time(run):
                     run.stopped = "max_time"
                     return
-                bench.hardware.seed(recipe.seed, "step", run.step)
+                bench.hardware.seed(recipe.seed, "step", run.step, *bench.world.words)
                 set_learning_rate(run.optimizer, plan.learning_rate(run.step))
                 run.optimizer.zero_grad(set_to_none=True)
             args, kwargs = task.batch_to_args(inputs)

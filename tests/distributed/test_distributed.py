@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -119,8 +122,8 @@ def test_one_speaks(folder: Path) -> None:
 
 def test_a_signal_to_one_process_stops_all_at_one_step(folder: Path) -> None:
     """SIGTERM to the last of three processes: all end, and go on to the undisturbed end, bit for bit."""
-    train(folder, ["train", "normed.yaml", "-o", "whole"], 3)
-    processes = start_ranks(folder, ["train", "normed.yaml", "train.epochs=2", "output.save_every=3step"], 3)
+    train(folder, ["train", "normed.yaml", "train.epochs=6", "-o", "whole"], 3)
+    processes = start_ranks(folder, ["train", "normed.yaml", "train.epochs=6", "output.save_every=3step"], 3)
     last = folder / "runs/run-001/checkpoints/last.pt"
     while not last.is_file():
         time.sleep(0.01)
@@ -172,3 +175,41 @@ def test_one_tells_of_a_failure(folder: Path, words: list[str], code: int, messa
     assert message in said
     assert said.count("error:") == 1, said
     assert "Traceback" not in said
+
+
+def test_a_kill_is_gone_on_from(folder: Path) -> None:
+    """SIGKILL to one of `--processes 2 --max-restarts 1` after the first save, against the undisturbed run, by bits."""
+    train(folder, ["train", "normed.yaml", "train.epochs=4", "-o", "whole"], 2)
+    words = ["train", "normed.yaml", "train.epochs=4", "output.save_every=5step", "--max-restarts=1", "--processes=2"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "swa_cli", *words], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as launcher:
+        while not (folder / "runs/run-001/checkpoints/last.pt").is_file():
+            time.sleep(0.01)
+            assert launcher.poll() is None
+        os.kill(second_process_of(launcher.pid), signal.SIGKILL)
+        _, said = launcher.communicate(timeout=100)
+    assert launcher.returncode == 0, said
+    assert "a process was killed (SIGKILL): all start again, attempt 2 of 2" in said
+    assert said.count("continued after step") == 1
+    assert_equal_runs(folder / "whole/run-001", folder / "runs/run-001")
+
+
+def second_process_of(launcher: int) -> int:
+    """The process with rank 1 among the children of this one."""
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError):
+            is_child = entry.name.isdigit() and f"\nPPid:\t{launcher}\n" in (entry / "status").read_text()
+            if is_child and b"\0RANK=1\0" in (entry / "environ").read_bytes():
+                return int(entry.name)
+    raise AssertionError("there is none")
+
+
+def test_the_launcher_ends_as_one_process(folder: Path) -> None:
+    """A failure in the processes, and a recipe that is wrong before any: one message each, codes 1 and 2."""
+    for word, code in (("optimizer.lr=1e20", 1), ("optimizer.lrr=1", 2)):
+        words = [sys.executable, "-m", "swa_cli", "train", "plain.yaml", word, "--processes=2", "--max-restarts=2"]
+        ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
+        assert ended.returncode == code, ended.stderr
+        assert ended.stderr.count("error:") == 1, ended.stderr
+        assert "Traceback" not in ended.stderr
