@@ -231,7 +231,7 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
     """From where the run stands to its end."""
     bench, terminal = run.bench, run.bench.terminal
     try:
-        wanted = bench.recipe.output.tensorboard
+        wanted = bench.recipe.output.tensorboard and folder.writes
         with (
             faults.told(folder),
             board.opened(folder.board, run.history) if wanted else nullcontext() as rows,
