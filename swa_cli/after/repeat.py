@@ -24,7 +24,7 @@ from swa_cli.report.repeats import spelled
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import faults, tasks, trainer
 from swa_cli.training.bench import import_from
-from swa_cli.training.run_folder import RunFolder, make_next, numbered
+from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder, make_next, numbered
 from swa_cli.training.setup import Run
 
 STATES = {"finished": "finished", "stopped": "to go on", "new": "to run"}
@@ -93,7 +93,7 @@ def _choose(recipe: Recipe, terminal: Terminal) -> tuple[RunFolder | None, str]:
         except (RecipeError, UserError) as error:
             terminal.warning(f"{path} is not gone on with, its recipe cannot be read: {error}")
             continue
-        differences = load.differences(found, recipe, ignored=(*trainer.RESUMABLE_KEYS, "seed"))
+        differences = load.differences(found, recipe, ignored=(*RESUMABLE_KEYS, "seed"))
         if not differences:
             return folder, "is that of the same recipe, and is gone on with"
         if reason == "is new":
@@ -128,7 +128,7 @@ def _recipe_of(run: RunFolder, wanted: Recipe) -> Recipe:
         UserError: It is not the wanted one.
     """
     found = load.load(run.recipe).recipe
-    differences = load.differences(found, wanted, ignored=trainer.RESUMABLE_KEYS)
+    differences = load.differences(found, wanted, ignored=RESUMABLE_KEYS)
     if differences:
         key, before, now = differences[0]
         raise UserError(

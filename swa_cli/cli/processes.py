@@ -1,23 +1,19 @@
-"""`--processes N`: the same command in several processes, and what each of them leaves to the others to say."""
+"""`--processes N`: the same command in several processes; which commands are for one, and who of several speaks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from swa_cli.errors import EXIT_USAGE, RecipeError, UserError
-from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
 
 
-def start(
-    words: Sequence[str], *, processes: str, max_restarts: int, terminal: Terminal, recipe: Recipe | None = None
-) -> NoReturn:
+def start(words: Sequence[str], *, processes: str, max_restarts: int, terminal: Terminal) -> NoReturn:
     """Run `swa train WORDS` in several processes and end as they do.
 
     Args:
@@ -25,22 +21,15 @@ def start(
         processes: Of the command line.
         max_restarts: Likewise.
         terminal: Hears of processes that were killed.
-        recipe: Of a run to begin: what is started again goes on with its folder.
     """
+    refuse_torchrun("--processes")
     calm_torch()
     from swa_cli.training import launch
-    from swa_cli.training.run_folder import begun_by
 
     number = launch.one_a_gpu() if processes == "auto" else int(processes) if processes.isdecimal() else 0
     if number < 1:
         raise typer.BadParameter(f"--processes: {processes!r} is neither auto nor a number from 1")
-    flags = [word for word in words if word.startswith("--")]
-
-    def again(name: str) -> Sequence[str]:
-        begun = begun_by(name, Path(recipe.output.root), recipe.title) if recipe is not None else None
-        return ["train", *words] if begun is None else ["train", "--resume", str(begun), "--allow-code", *flags]
-
-    code = launch.launch(again, processes=number, max_restarts=max_restarts, terminal=terminal)
+    code = launch.launch(["train", *words], processes=number, max_restarts=max_restarts, terminal=terminal)
     raise typer.Exit(code)
 
 
@@ -50,6 +39,23 @@ def calm_torch() -> None:
     It looks at this when it is imported.
     """
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def refuse_torchrun(what: str) -> None:
+    """Let what is for one process not be done by each of several at once; the first of them tells.
+
+    Args:
+        what: The command or option.
+
+    Raises:
+        UserError: Torchrun has started several.
+    """
+    number, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK")
+    if number == "1" or rank is None:
+        return
+    if rank != "0":
+        raise typer.Exit(EXIT_USAGE)
+    raise UserError(f"{what} is for one process, and torchrun has started {number}", hint="run it without torchrun")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from swa_cli import __version__
+from swa_cli.cli.processes import refuse_torchrun
 from swa_cli.errors import UserError
 
 
@@ -67,12 +68,15 @@ def _version(wanted: bool) -> None:
 
 
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Options of every command; `main` looks at --traceback itself when something goes wrong."""
+    if context.invoked_subcommand not in (None, "train"):
+        refuse_torchrun(f"swa {context.invoked_subcommand}")
 
 
 def answer(result: dict[str, Any], *, as_json: bool) -> None:

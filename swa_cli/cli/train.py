@@ -103,7 +103,7 @@ def train(
         loaded = load.load(recipe, overrides)
     if processes is not None:
         words = [recipe, *overrides, *(["--dry-run"] if dry_run else []), *flags]
-        start(words, processes=processes, max_restarts=max_restarts, terminal=terminal, recipe=loaded.recipe)
+        start(words, processes=processes, max_restarts=max_restarts, terminal=terminal)
     from swa_cli.training import trainer
 
     _end(trainer.train(loaded, terminal=terminal, dry_run=dry_run), terminal=terminal, as_json=as_json)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import re
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -61,10 +62,17 @@ class World:
 
     def largest(self, number: int) -> int:
         """The largest number that any process names."""
+        return self._reduced(number, dist.ReduceOp.MAX)
+
+    def total(self, number: int) -> int:
+        """The sum of the numbers that the processes name."""
+        return self._reduced(number, dist.ReduceOp.SUM)
+
+    def _reduced(self, number: int, operation: Any) -> int:
         if self.size == 1:
             return number
         value = torch.tensor(number)
-        dist.all_reduce(value, dist.ReduceOp.MAX)
+        dist.all_reduce(value, operation)
         return int(value)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
@@ -103,7 +111,7 @@ class World:
         if not self.local_rank:
             self.gathered(None)
 
-    def synchronised(self, model: nn.Module, *, sync_batchnorm: bool, accumulate: int) -> nn.Module:
+    def synchronised(self, model: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
         """The network with gradients that are the mean over the processes after each backward pass.
 
         With `sync_batchnorm` the layers of a twin, which has the very same tensors, normalise by the whole batch; those
@@ -113,8 +121,10 @@ class World:
             return model
         if sync_batchnorm:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(twin(model)).train()
+        # Layers that a pass leaves out are looked for: networks have some that are not trained, or drop some at random.
+        # Gradients then lie in one layout from the first step on, so a run that goes on sums them in the same order.
         options: dict[str, Any] = {_BUFFERS: False}
-        return DistributedDataParallel(model, gradient_as_bucket_view=True, static_graph=accumulate == 1, **options)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=True, **options)
 
     def backward_of(self, forward: Any, *, is_last: bool) -> AbstractContextManager[object]:
         """Around a forward and a backward pass: gradients are exchanged with the last one of a step."""
@@ -159,18 +169,30 @@ def launched() -> World:
     return World(*(int(os.environ[name]) for name in names))
 
 
-def name_of_launch() -> str | None:
-    """What the attempts of one torchrun have in common; None where there is none.
+def run_id(launch: str, *, attempt: int) -> str:
+    """What torchrun knows an attempt of `swa train --processes` by, counted from 0."""
+    return f"{launch}-attempt-{attempt}"
 
-    Its own name for them may be `none`, so that of the agent, which outlives them all, is added.
+
+def name_of_launch() -> str | None:
+    """What the attempts of one launch have in common; None where there is none.
+
+    torchrun's own name for them may be `none`, so that of the agent, which outlives them all, is added.
     """
-    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    name, _ = _launch_and_attempt()
     return f"none-{os.getppid()}" if name == "none" else name
 
 
 def is_restarted() -> bool:
-    """Whether torchrun has started these processes in the place of others that died."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    """Whether these processes were started in the place of others that died."""
+    return _launch_and_attempt()[1] > 0
+
+
+def _launch_and_attempt() -> tuple[str | None, int]:
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if name is not None and (own := re.fullmatch(r"([0-9a-f]{32})-attempt-(\d+)", name)):
+        return own[1], int(own[2])
+    return name, int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -21,6 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from swa_cli.errors import EXIT_DONE, EXIT_FAILED, Terminated, UserError
 from swa_cli.report.terminal import Terminal
+from swa_cli.training.distributed import run_id
 from swa_cli.training.interrupt import HEEDED
 
 SAVE_WITHIN_S = 300  # what processes have for their last step and save, once a signal has reached them
@@ -31,11 +32,11 @@ def one_a_gpu() -> int:
     return max(torch.cuda.device_count(), 1)
 
 
-def launch(words: Callable[[str], Sequence[str]], *, processes: int, max_restarts: int, terminal: Terminal) -> int:
+def launch(words: Sequence[str], *, processes: int, max_restarts: int, terminal: Terminal) -> int:
     """Run a command in several processes until it ends, and say with which exit code.
 
     Args:
-        words: The command line of each attempt, given the name of the launch, which run.json holds.
+        words: The command line; an attempt after the first one goes on with the run folder that one has begun.
         processes: How many.
         max_restarts: How many times they are started again after one was killed.
         terminal: Hears of such ends.
@@ -47,7 +48,7 @@ def launch(words: Callable[[str], Sequence[str]], *, processes: int, max_restart
     """
     name = uuid.uuid4().hex
     for attempt in range(max_restarts + 1):
-        number, code = _attempt(words(name), name=name, processes=processes)
+        number, code = _attempt(words, name=run_id(name, attempt=attempt), processes=processes)
         if number is None:
             return code
         killed = f"a process was killed ({signal.Signals(number).name})"

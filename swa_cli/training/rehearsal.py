@@ -14,14 +14,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.batchnorm import has_batchnorm, update_batchnorm
 from swa_cli.recipe.plan import Plan
 from swa_cli.report.columns import Column, duration, rate
 from swa_cli.report.spelling import NOT_MEASURED
 from swa_cli.training import evaluate, faults
+from swa_cli.training.forward import Forward, Passed, both_ways, connected
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.setup import Run, plan_rows
 
@@ -43,7 +42,8 @@ def dry_run(run: Run) -> dict[str, Any]:
     """One real step of training, of the averages, and one scored batch; nothing is written."""
     bench, recipe = run.bench, run.bench.recipe
     started = time.monotonic()
-    loss = _step(run, next(iter(bench.training_batches(1))))
+    passed = _step(run, connected(run), next(iter(bench.training_batches(1))))
+    loss = sum(bench.world.gathered(float(passed.loss) * passed.share))
     update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
     scored = itertools.islice(bench.plain_batches(bench.scoring_split()), 1)
     evaluate.score(run.model, scored, task=bench.task, hardware=bench.hardware)
@@ -101,21 +101,16 @@ def _arithmetic(planned: Plan) -> dict[str, Any]:
     }
 
 
-def _step(run: Run, batch: tuple[Any, Any]) -> float:
-    """One step at the first rate of the run, without accumulation; its loss."""
-    bench, task = run.bench, run.bench.task
-    inputs, targets = batch
-    bench.hardware.seed(bench.recipe.seed, "step", 0)
+def _step(run: Run, forward: Forward, batch: tuple[Any, Any]) -> Passed:
+    """One step at the first rate of the run, without accumulation."""
+    run.bench.hardware.seed(run.bench.recipe.seed, "step", 0, *run.bench.world.words)
     set_learning_rate(run.optimizer, run.plan.learning_rate(0))
     run.optimizer.zero_grad(set_to_none=True)
     run.model.train()
-    args, kwargs = task.batch_to_args(inputs)
-    with bench.hardware.autocast():
-        outputs = run.model(*args, **kwargs)
-    loss: Tensor = task.loss(outputs, targets, label_smoothing=bench.recipe.train.label_smoothing)
-    loss.backward()
-    run.optimizer.step()
-    return float(loss.detach())  # waits for a GPU
+    passed = both_ways(run, forward, batch)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    return passed
 
 
 def _measure(run: Run) -> Pace:
@@ -125,7 +120,7 @@ def _measure(run: Run) -> Pace:
     started = time.perf_counter()
     with bench.terminal.progress("timing steps", total=MAX_STEPS + 1) as bar:
         for batch in itertools.islice(bench.training_batches(1), MAX_STEPS + 1):
-            _step(run, batch)
+            float(_step(run, run.model, batch).loss)  # waits for a GPU
             taken.append(time.perf_counter() - started - sum(taken))
             bar.advance()
             if sum(taken[1:]) > MAX_SECONDS:

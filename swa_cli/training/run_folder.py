@@ -15,7 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -207,12 +207,13 @@ def make_next(root: Path, name: str) -> Path:
             number += 1
 
 
-def begun_by(launch: str | None, root: Path, name: str) -> Path | None:
+def begun_by(launch: str, root: Path, name: str) -> Path | None:
     """The run folder `<name>-NNN` that an earlier attempt of this launch has begun."""
     for _, path in reversed(numbered(root, name)):
-        about = RunFolder(path).about
-        if about.is_file() and json.loads(about.read_text()).get("launch") == launch:
-            return path
+        with suppress(OSError, ValueError):  # a folder that nothing was begun in, or of somebody else
+            about = json.loads(RunFolder(path).about.read_text())
+            if isinstance(about, dict) and about.get("launch") == launch:
+                return path
     return None
 
 

@@ -102,11 +102,12 @@ def settle(folder: RunFolder, point: checkpoint.Checkpoint | None, recipe: str, 
         return
     if point is not None and point.path == folder.previous:
         os.replace(folder.previous, folder.last)  # else the next save would keep the damaged one
-    if not folder.recipe.is_file() or folder.recipe.read_text() != recipe:
-        folder.write_text(folder.recipe.name, recipe)
+    # First the result: one that is there beside the longer recipe is that of the longer run.
     if extended and folder.result.is_file():
         assert point is not None, "only what has epochs can be given more"
         os.replace(folder.result, folder.path / f"result-{point.content['epoch']:03d}.json")
+    if not folder.recipe.is_file() or folder.recipe.read_text() != recipe:
+        folder.write_text(folder.recipe.name, recipe)
 
 
 def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:

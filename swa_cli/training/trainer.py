@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,24 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.average import update_all
-from swa_cli.averaging.inputs import num_samples
 from swa_cli.averaging.tensors import NonFiniteWeights, read, require_finite
-from swa_cli.errors import EXIT_FAILED, Problem, Terminated, UserError
-from swa_cli.recipe import extend, load
+from swa_cli.errors import EXIT_FAILED, Terminated, UserError
+from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import board, faults, rehearsal, saving, scoring
+from swa_cli.training import board, faults, rehearsal, resuming, saving, scoring
 from swa_cli.training.bench import about, import_from, require_trust
-from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.distributed import ALONE, World, is_restarted, joined, name_of_launch
+from swa_cli.training.forward import Forward, both_ways, forward_of
 from swa_cli.training.hardware import environment
 from swa_cli.training.interrupt import Stopped
 from swa_cli.training.optimizers import set_learning_rate
-from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder, begun_by
+from swa_cli.training.run_folder import RunFolder, begun_by
 from swa_cli.training.setup import Run, plan_rows, prepare
-from swa_cli.training.writer import copied
 
-Forward = Callable[..., Any]  # of the network: arguments as the task makes them of a batch -> outputs
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
 
 
@@ -59,9 +56,11 @@ def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[
     recipe = loaded.recipe
     root = Path(recipe.output.root)
     with joined(terminal) as world:
-        begun = world.of_first(lambda: begun_by(name_of_launch(), root, recipe.title)) if is_restarted() else None
-        if begun is not None and not dry_run:
-            return _resume(begun, [], terminal=terminal, world=world, allow_code=True)
+        launch = name_of_launch()
+        if launch is not None and is_restarted() and not dry_run:
+            begun = world.of_first(lambda: begun_by(launch, root, recipe.title))
+            if begun is not None:
+                return _resume(begun, [], terminal=terminal, world=world, allow_code=True)
         run = ready(loaded, terminal=terminal, world=world)
         if dry_run:
             terminal.plan(f"{recipe.title} (dry run)", plan_rows(run), warnings=run.plan.warnings)
@@ -133,12 +132,12 @@ def _resume(
     """`resume` as one of the processes of `world`."""
     folder = RunFolder.open(path, writes=world.is_first)
     with folder.claimed() as log:
-        point = saving.newest_resume_point(folder, terminal)
-        _require_same_point(point, folder, world)
-        loaded = _recipe_of(folder, point, overrides, world)
-        if extend_to is not None:
-            loaded = _extended(folder, point, loaded, extend_to, terminal)
-        elif folder.result.is_file():
+        told = resuming.result_of(folder, extend_to=extend_to) if is_restarted() else None
+        if told is not None:  # the end has come between the last words of one process and the end of another
+            return told
+        point = resuming.point_of(folder, world, terminal)
+        loaded = resuming.recipe_of(folder, point, overrides, world=world, terminal=terminal, extend_to=extend_to)
+        if extend_to is None and folder.result.is_file():
             hint = f"see {folder.result}; --extend-to EPOCHS goes on with it, or start a new run"
             raise UserError(f"{folder.path}: is finished", hint=hint)
         source = str(folder.recipe if point is None else point.path)
@@ -166,67 +165,6 @@ def _resume(
         )
 
 
-def _require_same_point(point: Checkpoint | None, folder: RunFolder, world: World) -> None:
-    """All processes go on from the same step.
-
-    Raises:
-        UserError: They do not see the same files.
-    """
-    steps = world.gathered(None if point is None else point.content["step"])
-    if len(set(steps)) > 1:
-        raise UserError(
-            f"{folder.path}: the processes find different resume points there, of steps {', '.join(map(str, steps))}",
-            hint="let all machines have the run folder on one file system",
-        )
-
-
-def _recipe_of(folder: RunFolder, point: Checkpoint | None, overrides: Sequence[str], world: World) -> Loaded:
-    """The recipe of a run that goes on: recipe.yaml, which must not differ where the result depends on it.
-
-    Raises:
-        RecipeError: It does; or an override that would change the result.
-    """
-
-    def loaded(words: Sequence[str]) -> Loaded:
-        if folder.recipe.is_file():
-            return load.load(folder.recipe, words, allowed=RESUMABLE_KEYS)
-        assert point is not None, "a run folder has at least one of the two"
-        return load.from_values(point.content["recipe"], words, source=str(point.path), allowed=RESUMABLE_KEYS)
-
-    found = loaded(overrides)
-    if found.recipe.train.threads == "auto":  # bits depend on it
-        begun = about(folder.about) if point is None else point.content["environment"]
-        if begun.get("processes", 1) == world.size:
-            found = loaded([f"train.threads={begun['threads']}", *overrides])
-    if point is not None:
-        first = load.from_values(point.content["recipe"], source=str(point.path)).recipe
-        differences = load.differences(first, found.recipe, ignored=RESUMABLE_KEYS)
-        problems = [
-            Problem(key, f"is {now}, and the run was begun with {before}", f"write {before}, or start a new run")
-            for key, before, now in differences
-        ]
-        if problems:
-            raise found.locate(problems)
-    return found
-
-
-def _extended(folder: RunFolder, point: Checkpoint | None, loaded: Loaded, epochs: int, terminal: Terminal) -> Loaded:
-    """The recipe with more epochs; says what that moves.
-
-    Raises:
-        UserError: Fewer epochs, or the averages so far would not be those of the longer run.
-    """
-    if point is None or point.content["stopped"] is not None:
-        reason = "has saved nothing yet" if point is None else f"was ended by train.{point.content['stopped']}"
-        raise UserError(f"{folder.path}: {reason}, so it has no epochs to add", hint="start a new run")
-    longer, moved = extend.to_epochs(
-        loaded.recipe, epochs, num_train=point.content["num_train"], step=point.content["step"]
-    )
-    for sentence in moved:
-        terminal.note(sentence)
-    return load.from_values(longer, source=str(folder.recipe))
-
-
 def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Sequence[str]) -> dict[str, Any]:
     """From where the run stands to its end."""
     bench, terminal = run.bench, run.bench.terminal
@@ -240,7 +178,7 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
         ):
             terminal.attach_log(log)
             terminal.plan(title, plan_rows(run), warnings=warnings)
-            forward = _forward_of(run)
+            forward = forward_of(run)
             terminal.epoch_header(list(run.averages), measures=bench.task.measures)
             try:
                 _epochs(run, forward, folder, rows)
@@ -253,42 +191,6 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
     except (KeyboardInterrupt, Terminated):
         terminal.warning(f"stopped: {faults.way_on(folder)}")
         raise
-
-
-def _forward_of(run: Run) -> Forward:
-    """The network as batches go through it: as it is, connected to the other processes, compiled."""
-    settings, world = run.bench.recipe.train, run.bench.world
-    started = time.monotonic()
-    forward: Forward = world.synchronised(
-        run.model, sync_batchnorm=settings.sync_batchnorm, accumulate=settings.accumulate
-    )
-    if settings.compile:
-        forward = torch.compile(forward)
-    if forward is not run.model:
-        _warm_up(run, forward)
-    if settings.compile:  # which the first row's time contains
-        run.bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s")
-    return forward
-
-
-def _warm_up(run: Run, forward: Forward) -> None:
-    """Pass a batch both ways: it is compiled for such ones, and the layout of the gradients' exchange is settled.
-
-    That layout comes of the first two backward passes and decides the order in which gradients of three processes or
-    more are summed: without this, the first steps of a run that goes on would be rounded in another way.
-    """
-    bench, recipe = run.bench, run.bench.recipe
-    kept = copied(run.model.state_dict())
-    run.model.train()
-    with bench.terminal.progress("preparing", total=1), faults.memory("train.batch_size", recipe.train.batch_size):
-        inputs, targets = next(iter(bench.training_batches(run.epoch)))
-        args, kwargs = bench.task.batch_to_args(inputs)
-        for _ in range(1 if bench.world.size == 1 else 2):
-            with bench.hardware.autocast():
-                outputs = forward(*args, **kwargs)
-            bench.task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing).backward()
-            run.model.zero_grad(set_to_none=True)
-    run.model.load_state_dict(kept)  # the statistics of BatchNorm moved, the weights did not
 
 
 def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | None) -> None:
@@ -321,7 +223,6 @@ def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | N
 def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     """What is left of an epoch's steps."""
     bench, plan, recipe, epoch = run.bench, run.plan, run.bench.recipe, run.epoch
-    task = bench.task
     accumulate, device = recipe.train.accumulate, bench.hardware.device
     num_batches, start = plan.steps_per_epoch * accumulate, _num_batches_done(run)
     run.model.train()
@@ -330,7 +231,7 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     with bench.terminal.progress(f"epoch {epoch}", num_batches, unit=recipe.train.batch_size, done=start) as bar:
         next_reading = 0.0
         batches = itertools.islice(bench.training_batches(epoch, start=start), num_batches - start)
-        for index, (inputs, targets) in enumerate(batches, start=start):
+        for index, batch in enumerate(batches, start=start):
             part = index % accumulate
             if part == 0:
                 run.interrupt.check()
@@ -340,38 +241,19 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
                 bench.hardware.seed(recipe.seed, "step", run.step, *bench.world.words)
                 set_learning_rate(run.optimizer, plan.learning_rate(run.step))
                 run.optimizer.zero_grad(set_to_none=True)
-            args, kwargs = task.batch_to_args(inputs)
-            share = _share_of_batch(run, inputs, targets)
-            with bench.world.backward_of(forward, is_last=part == accumulate - 1):
-                with bench.hardware.autocast():
-                    outputs = forward(*args, **kwargs)
-                loss = task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing)
-                # Gradients become the mean over processes, and have to be those of the whole batch's mean.
-                run.scaler.scale(loss * (share * bench.world.size) / accumulate).backward()
-            loss = loss.detach()
+            passed = both_ways(run, forward, batch, is_last=part == accumulate - 1)
             if device.type == "cpu" or time.monotonic() > next_reading:
-                _require_finite(loss, run)
+                _require_finite(passed.loss, run)
                 next_reading = time.monotonic() + READ_LOSS_EVERY_S
-                bar.advance(loss=float(loss))
+                bar.advance(loss=float(passed.loss))
             else:
                 bar.advance()
-            run.totals += torch.stack([loss, task.train_score(outputs, targets)]) * share
+            run.totals += passed.part
             if part == accumulate - 1:
                 _update(run, folder)
                 if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
                     saving.save_if_due(run, folder)
     _require_finite(run.totals[0], run)
-
-
-def _share_of_batch(run: Run, inputs: Any, targets: Any) -> float:
-    """Which part this process has of all that the loss of a batch is the mean of."""
-    bench = run.bench
-    if bench.world.size == 1:
-        return 1.0
-    if bench.task.weight is None:
-        return num_samples(inputs) / bench.recipe.train.batch_size
-    weight = bench.task.weight(targets)
-    return weight / max(sum(bench.world.gathered(weight)), 1)
 
 
 def _update(run: Run, folder: RunFolder) -> None:

@@ -1,0 +1,94 @@
+"""The network as batches go through it, forward and back: in one process or connected to others, compiled or not.
+
+The one idea: a process passes its part of a batch, and weighs its loss so that the mean of the gradients over the
+processes is the gradient of the whole batch's mean. Of one process the part is the batch, and weighs 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swa_cli.averaging.inputs import num_samples
+from swa_cli.training import faults
+from swa_cli.training.bench import Bench
+from swa_cli.training.setup import Run
+from swa_cli.training.writer import copied
+
+Forward = Callable[..., Any]  # of the network: arguments as the task makes them of a batch -> outputs
+
+
+@dataclass(frozen=True)
+class Passed:
+    """What a batch gave in this process, without its graph."""
+
+    loss: Tensor
+    score: Tensor
+    share: float  # which part this process had of all that the loss of the whole batch is the mean of
+
+    @property
+    def part(self) -> Tensor:
+        """(2,) what loss and score of the whole batch are the sums of, over the processes."""
+        return torch.stack([self.loss, self.score]) * self.share
+
+
+def connected(run: Run) -> Forward:
+    """The network, whose gradients become the mean over the processes."""
+    return run.bench.world.synchronised(run.model, sync_batchnorm=run.bench.recipe.train.sync_batchnorm)
+
+
+def forward_of(run: Run) -> Forward:
+    """The network as a run trains it; says what compiling took, which the first row's time contains."""
+    forward, started = connected(run), time.monotonic()
+    if not run.bench.recipe.train.compile:
+        return forward
+    forward = torch.compile(forward)
+    _warm_up(run, forward)
+    run.bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s")
+    return forward
+
+
+def both_ways(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_last: bool = True) -> Passed:
+    """Pass a batch through the network and add its gradients to those that are there.
+
+    Args:
+        run: Whose network it is.
+        forward: The network.
+        batch: Inputs and targets, this process's part of them.
+        is_last: Of the batches that make a step: with it gradients are exchanged.
+    """
+    bench, settings = run.bench, run.bench.recipe.train
+    task, (inputs, targets) = bench.task, batch
+    args, kwargs = task.batch_to_args(inputs)
+    share = _share(bench, inputs, targets)
+    with bench.world.backward_of(forward, is_last=is_last):
+        with bench.hardware.autocast():
+            outputs = forward(*args, **kwargs)
+        loss = task.loss(outputs, targets, label_smoothing=settings.label_smoothing)
+        run.scaler.scale(loss * (share * bench.world.size) / settings.accumulate).backward()
+    return Passed(loss.detach(), task.train_score(outputs, targets), share)
+
+
+def _share(bench: Bench, inputs: Any, targets: Any) -> float:
+    if bench.world.size == 1:
+        return 1.0
+    if bench.task.weight is None:
+        return num_samples(inputs) / bench.recipe.train.batch_size
+    weight = bench.task.weight(targets)
+    return weight / max(bench.world.total(weight), 1)
+
+
+def _warm_up(run: Run, forward: Forward) -> None:
+    """Compile the network for batches of this run, both ways."""
+    bench, recipe = run.bench, run.bench.recipe
+    kept = copied(run.model.state_dict())
+    run.model.train()
+    with bench.terminal.progress("compiling", total=1), faults.memory("train.batch_size", recipe.train.batch_size):
+        both_ways(run, forward, next(iter(bench.training_batches(run.epoch))))
+    run.model.load_state_dict(kept)  # the statistics of BatchNorm moved, the weights did not
+    run.model.zero_grad(set_to_none=True)
