@@ -62,7 +62,9 @@ def _said(folder: Path) -> Path:
     return folder.parent / f"{folder.name}-said.txt"  # beside it: it is no event in the folder
 
 
-def start_ranks(folder: Path, words: Sequence[str], size: int) -> list[ForkServerProcess]:
+def start_ranks(
+    folder: Path, words: Sequence[str], size: int, *, environment: Mapping[str, str] = NOTHING
+) -> list[ForkServerProcess]:
     """Start `swa WORDS...` in `folder` in several processes, as torchrun does; they say what they say in one file."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -70,7 +72,9 @@ def start_ranks(folder: Path, words: Sequence[str], size: int) -> list[ForkServe
     common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     _said(folder).unlink(missing_ok=True)
     return [
-        start(folder, words, environment={key: str(value) for key, value in (common | ranks).items()})
+        start(
+            folder, words, environment={**environment, **{key: str(value) for key, value in (common | ranks).items()}}
+        )
         for ranks in ({"RANK": rank, "LOCAL_RANK": rank} for rank in range(size))
     ]
 

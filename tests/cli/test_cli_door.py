@@ -28,6 +28,30 @@ def test_help_ends_with_examples_and_exit_codes(swa, words: list[str]) -> None:
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["eval", "x.pt"], "swa eval"),
+        (["repeat", "x.yaml"], "swa repeat"),
+        (["train", "small.yaml", "--processes", "2"], "--processes"),
+    ],
+)
+def test_what_is_for_one_process_refuses_several(
+    swa, recipe: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], what: str
+) -> None:
+    """Started by torchrun: exit 2 in all processes, and one message, of the first."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = []
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        ended = swa(*words)
+        assert (ended.code, ended.out) == (2, "")
+        said.append(ended.err)
+    assert f"{what} is for one process, and torchrun has started 2" in " ".join(said[0].split())
+    assert "run it without torchrun" in said[0]
+    assert said[1] == ""
+
+
 def test_design_example_of_an_error(swa, tmp_path: Path) -> None:
     """A misspelt key: file, line, column, caret, suggestion, as DESIGN 7 shows; exit 2 and nothing written."""
     path = tmp_path / "bad.yaml"

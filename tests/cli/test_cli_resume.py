@@ -385,6 +385,26 @@ def test_more_epochs_of_a_flat_schedule_equal_the_longer_run(swa, long: Path, tm
     assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
 
 
+def test_more_epochs_may_be_asked_for_again(swa, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ended before the first step of the extension, then inside it: the same command goes on to the undisturbed end."""
+    words = ["schedule={name: constant}", "swa={start: 2ep, every: 1ep}", "averages={}"]
+    extend = ["train", "--resume", "runs/latest", "--extend-to", "6"]
+    for command in (["train", long, *words], extend, ["train", long, *words]):
+        assert swa(*command, "-q").code == 0
+
+    def ended(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("_epochs", "_training_row"):
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, name, ended)
+            assert swa(*extend, "-q").code == 130
+    assert swa(*extend, "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
+    assert (tmp_path / "runs/long-002/result-004.json").is_file()
+    assert "the run has 6 epochs" in " ".join(swa(*extend).err.split())
+
+
 def test_more_epochs_say_that_the_schedule_moves(swa, long: Path) -> None:
     """A cosine to the end of the run: the sentence that the past had other rates; starts in % stay at their point."""
     words = ["schedule={name: cosine}", "swa={start: 50%, every: 1ep}", "averages={}"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from conftest import Swa
-from equal_runs import assert_equal_runs, content
+from equal_runs import assert_equal_runs, content, flat
 from processes import said_in, start_ranks
 
 NETWORK = """\
@@ -47,6 +47,65 @@ averages: {ema: {kind: ema, decay: 0.9, every: 1step}}
 train: {epochs: 2, batch_size: 50, eval_batch_size: 100, threads: 1, precision: fp32}
 """
 NORMED = PLAIN.replace('"network:Plain"', "convnet, args: {width: 4, dropout: 0.2}").replace("50,", "64,")
+PARTS = """\
+import torch
+from torch import nn
+
+class Spare(nn.Module):
+    def __init__(self, *, num_classes, in_channels):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(64 * in_channels, 16), nn.GELU(), nn.Linear(16, num_classes))
+        self.spare = nn.Linear(4, 4)
+
+    def forward(self, images):
+        return self.layers(images)
+
+class Net(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(in_channels, 4, 3, padding=1), nn.GELU(), nn.Conv2d(4, num_classes, 3, padding=1))
+        self.aux = nn.Conv2d(in_channels, 1, 1)
+
+    def forward(self, images):
+        return {"out": self.layers(images), "aux": self.aux(images)}
+
+def scenes(count, seed):
+    images = torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    masks = (images[:, 0] > 127).long()
+    masks[::3] = 255  # nothing of these is learnt
+    masks[1::3, :6] = 255
+    return torch.utils.data.TensorDataset(images, masks)
+
+def data():
+    return {"train": scenes(60, 0), "test": scenes(20, 1), "num_classes": 2, "target": "mask"}
+"""
+EVERYTHING = """\
+name: run
+model: {name: "parts:Spare"}
+dataset: {name: digits, augment: {crop: 1, flip: true, mixup: 0.4, cutmix: 1}}
+optimizer: {lr: 0.05}
+swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
+averages:
+  ema: {kind: ema, decay: 0.9, every: 1step}
+  late: {kind: latest, window: 3, every: 3step}
+  swag: {kind: swag, rank: 3, every: 5step, start: 20%}
+snapshots: {every: 1ep, cumulative: true}
+train:
+  {epochs: 2, batch_size: 25, accumulate: 2, eval_batch_size: 100, threads: 1, precision: fp32, tta: flip,
+   stop: {patience: 9, metric: val_accuracy}}
+output: {tensorboard: true}
+"""
+SCENES = """\
+name: run
+task: segmentation
+model: {name: "parts:Net"}
+dataset: {name: "parts:data", cache: ram, val: 10, augment: {crop: 1, flip: true}}
+optimizer: {lr: 0.1}
+swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
+train: {epochs: 2, batch_size: 5, eval_batch_size: 4, clip_norm: 1, threads: 1, precision: fp32}
+"""
 
 
 @pytest.fixture
@@ -57,9 +116,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def train(folder: Path, words: list[str], size: int, code: int = 0) -> str:
+def train(folder: Path, words: list[str], size: int, code: int = 0, **environment: str) -> str:
     """Run `swa WORDS...` in so many processes to this end; what all of them said."""
-    processes = start_ranks(folder, words, size)
+    processes = start_ranks(folder, words, size, environment=environment)
     for process in processes:
         process.join(60)
     said = said_in(folder)
@@ -193,6 +252,46 @@ def test_a_kill_is_gone_on_from(folder: Path) -> None:
     assert "a process was killed (SIGKILL): all start again, attempt 2 of 2" in said
     assert said.count("continued after step") == 1
     assert_equal_runs(folder / "whole/run-001", folder / "runs/run-001")
+
+
+def test_a_start_after_the_end_gives_the_result(folder: Path) -> None:
+    """Processes that torchrun starts again, of a run and of its extension that are finished: the same JSON, no more."""
+    run, launch = folder / "runs/run-001", {"TORCHELASTIC_RUN_ID": "job"}
+    for words, rows in ((["plain.yaml"], 2), (["--resume", "runs/run-001", "--extend-to=3", "--allow-code"], 3)):
+        words = ["train", *words, "swa={start: 1ep, every: 1ep}"] if rows == 2 else ["train", *words]
+        told = train(folder, [*words, "-q", "--json"], 2, **launch)
+        table = (run / "metrics.csv").read_text()
+        again = train(folder, [*words, "-q", "--json"], 2, **launch, TORCHELASTIC_RESTART_COUNT="1")
+        assert json.loads(again) == json.loads(told[told.index("{") :])
+        assert (run / "metrics.csv").read_text() == table
+        assert len(table.splitlines()) == 1 + rows
+    assert [path.name for path in sorted((folder / "runs").iterdir())] == ["latest", "run-001"]
+
+
+@pytest.mark.parametrize("name", ["everything", "scenes"])
+def test_all_that_a_run_keeps_is_that_of_one_process(folder: Path, name: str) -> None:
+    """Averages of every kind, rows and scores of 3 processes against one: mixed images; masks mostly ignored, to 255.
+
+    Some layers of both networks are never trained.
+    """
+    (folder / "parts.py").write_text(PARTS)
+    (folder / f"{name}.yaml").write_text({"everything": EVERYTHING, "scenes": SCENES}[name])
+    for root, size in (("one", 1), ("many", 3)):
+        train(folder, ["train", f"{name}.yaml", "-o", root], size)
+    one, many = folder / "one/run-001", folder / "many/run-001"
+    states = [dict(flat(content(run, "last"))) for run in (one, many)]
+    kept = {key for key in states[0] if key.startswith(("/model", "/averages", "/history", "/cumulative", "/step"))}
+    assert kept <= states[1].keys()
+    for key in kept:
+        mine, theirs = (state[key] for state in states)
+        if isinstance(mine, float | torch.Tensor):
+            torch.testing.assert_close(theirs, mine, rtol=1e-4, atol=2e-5)
+        else:
+            assert theirs == mine, key
+    scores = [json.loads((run / "result.json").read_text())["weights"] for run in (one, many)]
+    assert [row["nll"] for row in scores[1].values()] == pytest.approx([row["nll"] for row in scores[0].values()], 1e-4)
+    made = [sorted(str(path.relative_to(run)).partition("events")[0] for path in run.rglob("*")) for run in (one, many)]
+    assert made[0] == made[1]
 
 
 def second_process_of(launcher: int) -> int:
