@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ EPILOG = f"""\b
 Examples:
   swa plan recipes/digits.yaml
   swa plan recipe.yaml train.epochs=100 swa.start=60%
+  swa plan recipe.yaml --processes 8 --machines 2 --gigabits 25
   swa plan recipe.yaml --json
 
 {LOOKING_CODES}"""
@@ -20,6 +22,13 @@ Examples:
 def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).", show_default=False)],
     changes: Changes = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", metavar="N", min=1, help="Processes to tell the time of.")
+    ] = None,
+    machines: Annotated[int, typer.Option(metavar="M", min=1, help="Machines that these are on.")] = 1,
+    gigabits: Annotated[
+        float, typer.Option(metavar="G", min=0.001, help="Gbit/s of the slowest link between two of them.")
+    ] = 10.0,
     as_json: Json = False,
 ) -> None:
     """Show steps, learning rates, averaged epochs, memory and an estimate of the time, from a few timed steps.
@@ -29,8 +38,16 @@ def plan(
     from swa_cli.recipe import load
     from swa_cli.report.terminal import Terminal
 
+    if processes is None and (machines, gigabits) != (1, 10.0):
+        raise typer.BadParameter("--machines and --gigabits go with --processes")
+    if not math.isfinite(gigabits):
+        raise typer.BadParameter(f"--gigabits: {gigabits} is no rate")
+    if machines > (processes or 1):
+        raise typer.BadParameter(f"--machines: {machines} have no process each; name more --processes")
     loaded = load.load(recipe, changes or [])
     from swa_cli.training import rehearsal, trainer
+    from swa_cli.training.scaling import Cluster
 
     terminal = Terminal(json=as_json, quiet=as_json)
-    answer(rehearsal.plan(trainer.ready(loaded, terminal=terminal)), as_json=as_json)
+    cluster = None if processes is None else Cluster(processes, machines, gigabits)
+    answer(rehearsal.plan(trainer.ready(loaded, terminal=terminal), cluster=cluster), as_json=as_json)

@@ -14,15 +14,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.batchnorm import has_batchnorm, update_batchnorm
+from swa_cli.data.batches import Batches
+from swa_cli.errors import UserError
 from swa_cli.recipe.plan import Plan
 from swa_cli.report.columns import Column, duration, rate
 from swa_cli.report.spelling import NOT_MEASURED
 from swa_cli.training import evaluate, faults
 from swa_cli.training.forward import Forward, Passed, both_ways, connected
 from swa_cli.training.optimizers import set_learning_rate
-from swa_cli.training.setup import Run, plan_rows
+from swa_cli.training.scaling import Cluster, Scaled
+from swa_cli.training.setup import Run, plan_rows, size_text
 
 MAX_STEPS = 10  # timed, after one that is not
 MAX_SECONDS = 3.0  # unless one step takes longer
@@ -36,6 +41,12 @@ class Pace:
     step_s: float
     sample_s: float
     refresh_s: float  # 0 where the network has no BatchNorm
+
+    def scaled(self, scaled: Scaled, *, device: torch.device) -> Pace:
+        """The pace of several processes, each of which does some of the batches of a pass without gradients."""
+        cluster = scaled.cluster
+        faster = cluster.machines if device.type == "cpu" else cluster.processes  # cores of a machine are shared
+        return Pace(self.num_steps, scaled.step_s, self.sample_s / faster, self.refresh_s / faster)
 
 
 def dry_run(run: Run) -> dict[str, Any]:
@@ -62,16 +73,26 @@ def dry_run(run: Run) -> dict[str, Any]:
     }
 
 
-def plan(run: Run) -> dict[str, Any]:
-    """Tell what a run will do, epoch by epoch, and how long it will take; nothing is written."""
+def plan(run: Run, *, cluster: Cluster | None = None) -> dict[str, Any]:
+    """Tell what a run will do, epoch by epoch, and how long it will take; nothing is written.
+
+    Args:
+        run: In this process alone.
+        cluster: The processes whose time is to be told, if not that of this one.
+    """
     bench, planned = run.bench, run.plan
     with faults.memory("train.batch_size", bench.recipe.train.batch_size):
         pace = _measure(run)
+        scaled = None if cluster is None else _scaled(run, cluster, alone_s=pace.step_s)
+    if scaled is not None:
+        pace = pace.scaled(scaled, device=bench.hardware.device)
     seconds = _estimate(run, pace)
     total = sum(seconds.values())
     for warning in planned.warnings:
         bench.terminal.warning(warning)
-    bench.terminal.facts(bench.recipe.title, [*plan_rows(run), ("time", _time_text(seconds, pace, planned))])
+    rows = [("processes", _scaled_text(scaled))] if scaled is not None else []
+    rows.append(("time", _time_text(seconds, pace, planned)))
+    bench.terminal.facts(bench.recipe.title, [*plan_rows(run), *rows])
     bench.terminal.answer("")
     bench.terminal.table(_columns(planned), [_cells(planned, epoch) for epoch in range(1, planned.epochs + 1)])
     return {
@@ -86,6 +107,7 @@ def plan(run: Run) -> dict[str, Any]:
         "seconds_of": {name: round(value, 3) for name, value in seconds.items()},
         "step_seconds": pace.step_s,
         "timed_steps": pace.num_steps,
+        **({} if scaled is None else {"processes": _scaled_values(scaled)}),
         "device": str(bench.hardware.device),
         "precision": bench.hardware.precision,
         "warnings": list(planned.warnings),
@@ -115,23 +137,80 @@ def _step(run: Run, forward: Forward, batch: tuple[Any, Any]) -> Passed:
 
 def _measure(run: Run) -> Pace:
     """Time some steps with the reading of their batches, a scored batch, and a batch of the BatchNorm pass."""
-    bench, accumulate = run.bench, run.bench.recipe.train.accumulate
+    bench = run.bench
+    batches = bench.training_batches(1)
+    timed, split = _timed_steps(run, batches), bench.scoring_split()
+    first = next(iter(bench.plain_batches(split)))
+    size = min(bench.recipe.train.eval_batch_size, len(bench.split(split)))
+    refresh_s = _refresh_s(run, next(iter(batches))) if has_batchnorm(run.model) else 0.0
+    sample_s = _least(lambda: evaluate.score(run.model, [first], task=bench.task, hardware=bench.hardware)) / size
+    return Pace(len(timed), statistics.median(timed) * bench.recipe.train.accumulate, sample_s, refresh_s)
+
+
+def _timed_steps(run: Run, batches: Batches) -> list[float]:
+    """Seconds of some steps, each with the reading of its batch."""
     taken: list[float] = []
     started = time.perf_counter()
-    with bench.terminal.progress("timing steps", total=MAX_STEPS + 1) as bar:
-        for batch in itertools.islice(bench.training_batches(1), MAX_STEPS + 1):
+    with run.bench.terminal.progress("timing steps", total=MAX_STEPS + 1) as bar:
+        for batch in itertools.islice(batches, MAX_STEPS + 1):
             float(_step(run, run.model, batch).loss)  # waits for a GPU
             taken.append(time.perf_counter() - started - sum(taken))
             bar.advance()
             if sum(taken[1:]) > MAX_SECONDS:
                 break
-    timed = taken[1:] or taken  # the first one sets things up
-    split = bench.scoring_split()
-    first = next(iter(bench.plain_batches(split)))
-    size = min(bench.recipe.train.eval_batch_size, len(bench.split(split)))
-    refresh_s = _refresh_s(run, batch) if has_batchnorm(run.model) else 0.0
-    sample_s = _least(lambda: evaluate.score(run.model, [first], task=bench.task, hardware=bench.hardware)) / size
-    return Pace(len(timed), statistics.median(timed) * accumulate, sample_s, refresh_s)
+    return taken[1:] or taken  # the first one sets things up
+
+
+def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
+    """Time the part of a batch that a process of the cluster computes, on the threads that it will have.
+
+    Raises:
+        UserError: There are more processes than samples in a batch.
+    """
+    settings, hardware = run.bench.recipe.train, run.bench.hardware
+    if cluster.processes > settings.batch_size:
+        raise UserError(
+            f"--processes: {cluster.processes} are more than the {settings.batch_size} samples of a batch",
+            hint="name fewer, or a larger train.batch_size",
+        )
+    if hardware.device.type == "cpu":
+        torch.set_num_threads(max(hardware.threads // cluster.on_a_machine, 1))
+    try:
+        last = cluster.processes - 1  # no part is larger
+        steps = _timed_steps(run, run.bench.training_batches(1).part(last, size=cluster.processes))
+    finally:
+        torch.set_num_threads(hardware.threads)
+    parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    return Scaled(
+        cluster,
+        samples=cluster.part(settings.batch_size),
+        alone_s=alone_s,
+        compute_s=statistics.median(steps) * settings.accumulate,
+        gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+    )
+
+
+def _scaled_text(scaled: Scaled) -> str:
+    cluster = scaled.cluster
+    machines = f" on {cluster.machines} machines" if cluster.machines > 1 else ""
+    return (
+        f"{cluster.processes}{machines}, {scaled.samples} samples each: a step of {_short(scaled.compute_s)} and"
+        f" {_short(scaled.exchange_s)} for {size_text(scaled.gradient_bytes)} of gradients at {cluster.gigabits:g}"
+        f" Gbit/s, {scaled.speedup:.2f} times as fast as the {_short(scaled.alone_s)} of one process"
+    )
+
+
+def _scaled_values(scaled: Scaled) -> dict[str, Any]:
+    return {
+        "number": scaled.cluster.processes,
+        "machines": scaled.cluster.machines,
+        "gigabits": scaled.cluster.gigabits,
+        "samples": scaled.samples,
+        "compute_seconds": scaled.compute_s,
+        "exchange_seconds": scaled.exchange_s,
+        "one_process_seconds": scaled.alone_s,
+        "speedup": scaled.speedup,
+    }
 
 
 def _refresh_s(run: Run, batch: tuple[Any, Any]) -> float:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swa_cli import cli
+from swa_cli import cli, models
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import make_plan
 from swa_cli.training import doctor, rehearsal
@@ -184,3 +184,48 @@ def test_estimated_time_counts_steps_samples_and_batches(swa, tmp_path: Path, mo
         "scoring": 37 * (2 + 1 + 2) + 360 * 3,
         "BatchNorm": (1 + 2) * 6,  # 1,400 samples in batches of 256
     }
+
+
+def test_time_of_several_processes(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step by the two terms of the model, by hand, with a pace of whole seconds; which samples were timed."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    sizes = set()
+
+    def timed(run, batches) -> list[float]:
+        sizes.update(len(labels) for _, labels in batches)
+        return [3.0, 1.0, 2.0]
+
+    monkeypatch.setattr(rehearsal, "_measure", lambda run: rehearsal.Pace(3, 7.0, 1.0, 1.0))
+    monkeypatch.setattr(rehearsal, "_timed_steps", timed)
+    words = ["--processes", "3", "--machines", "2", "--gigabits", "0.001", "train.batch_size=256", "dataset.val=37"]
+    told = swa("plan", "recipe.yaml", *words, "--json").json
+    network = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
+    parameters = sum(values.numel() for values in network.parameters())
+    exchange_s = 2 * 2 / 3 * 4 * parameters * 8 / 1e6
+    assert sizes == {86} == {told["processes"]["samples"]}  # 256 are parts of 85, 85 and 86
+    assert told["processes"]["exchange_seconds"] == pytest.approx(exchange_s)
+    assert told["step_seconds"] == pytest.approx(2.0 + exchange_s)
+    assert told["processes"]["speedup"] == pytest.approx(7.0 / (2.0 + exchange_s))
+    assert told["seconds_of"]["training"] == pytest.approx(10 * (2.0 + exchange_s), abs=1e-3)
+    assert told["seconds_of"]["scoring"] == (37 * (2 + 2) + 360 * 3) / 2  # both machines score half of the samples
+    shown = " ".join(swa("plan", "recipe.yaml", *words).out.split())
+    assert "processes 3 on 2 machines, 86 samples each: a step of 2 s and" in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--machines", "2"], "go with --processes"),
+        (["--gigabits", "25"], "go with --processes"),
+        (["--processes", "2", "--machines", "3"], "3 have no process each"),
+        (["--processes", "2", "--gigabits", "inf"], "inf is no rate"),
+        (["--processes", "0"], "greater than or equal to 1"),
+        (["--processes", "300"], "300 are more than the 256 samples of a batch"),
+    ],
+)
+def test_wrong_clusters_are_refused(swa, tmp_path: Path, words: list[str], message: str) -> None:
+    """Processes without a machine, or without samples: one message and exit code 2."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    ended = swa("plan", "recipe.yaml", *words)
+    assert ended.code == 2
+    assert message in " ".join(ended.err.replace("│", " ").split())
