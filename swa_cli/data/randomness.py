@@ -17,12 +17,12 @@ import torch
 
 def generator(seed: int, *words: str | int) -> torch.Generator:
     """A CPU generator whose numbers depend on the seed and the words alone."""
-    return torch.Generator().manual_seed(_number(seed, *words))
+    return torch.Generator().manual_seed(number_of(seed, *words))
 
 
 def numpy_generator(seed: int, *words: str | int) -> np.random.Generator:
     """The same for what torch draws from its global generators alone, such as a Beta distribution."""
-    return np.random.Generator(np.random.PCG64(_number(seed, *words)))
+    return np.random.Generator(np.random.PCG64(number_of(seed, *words)))
 
 
 @contextmanager
@@ -39,14 +39,14 @@ def global_state_kept() -> Iterator[None]:
 
 def seed_globals(seed: int, *words: str | int) -> None:
     """Seed the global generators of torch (CPU), random and numpy; use it inside `global_state_kept`."""
-    number = _number(seed, *words)
+    number = number_of(seed, *words)
     # Not torch.manual_seed, which would also reseed every GPU.
     torch.default_generator.manual_seed(number)
     random.seed(number)
     np.random.seed(number % 2**32)
 
 
-def _number(seed: int, *words: str | int) -> int:
+def number_of(seed: int, *words: str | int) -> int:
     """63 bits that depend on the seed and the words; `repr` keeps ("1", 2) and (1, "2") apart."""
     digest = hashlib.blake2b(repr((seed, *words)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

@@ -30,6 +30,9 @@ def to_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) -> tupl
         RecipeError: The longer run cannot be planned.
     """
     before = recipe.train.epochs
+    if recipe.swap is not None:
+        reason = "the workers of a SWAP run begin where its common phase has ended, which would be later"
+        raise UserError(f"--extend-to {epochs}: {reason}", hint="start a new run")
     if epochs <= before:
         raise UserError(
             f"--extend-to {epochs}: the run has {before} epochs", hint=f"name more, such as --extend-to {before + 1}"

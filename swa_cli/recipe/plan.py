@@ -18,6 +18,7 @@ from typing import Any
 from swa_cli.errors import Problem, RecipeError
 from swa_cli.recipe.decay import decay_of, half_life_problems
 from swa_cli.recipe.duration import Duration, TimeSpan
+from swa_cli.recipe.phase import Phase, phase_of, swap_problems, worker_of
 from swa_cli.recipe.scalars import shown
 from swa_cli.recipe.schedule import (
     LEADING_TO_SWA_LR,
@@ -68,6 +69,8 @@ class Plan:
     saves: frozenset[int]  # updates done after which last.pt is saved; the end is always one
     learning_rate: Callable[[int], float]
     warnings: tuple[str, ...]
+    phase: Phase  # which epochs of the recipe these are
+    worker: Plan | None = None  # what each worker of a SWAP run does after them
 
 
 MAX_STEPS = 10**8  # each point of a run is kept in memory
@@ -85,7 +88,10 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
     Raises:
         RecipeError: With every problem found, none of which has a place yet.
     """
-    batch_size, accumulate = recipe.train.batch_size, recipe.train.accumulate
+    if found := swap_problems(recipe, num_train=num_train):
+        raise RecipeError([*found, *_problems_without_swap(recipe, num_train=num_train, columns=columns)])
+    phase = phase_of(recipe)
+    batch_size, accumulate = phase.batch_size, phase.accumulate
     steps_per_epoch = num_train // (batch_size * accumulate)
     if steps_per_epoch == 0:
         message = f"{batch_size} x {accumulate} is more than the {num_train:,} training samples"
@@ -93,9 +99,9 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         hint = f"write at most {largest}" if largest else "lower train.accumulate"
         raise RecipeError([Problem("train.batch_size", message, hint)])
 
-    total = recipe.train.epochs * steps_per_epoch
+    total = phase.epochs * steps_per_epoch
     if total > MAX_STEPS:
-        message = f"{recipe.train.epochs} epochs are {total} steps, more than any run has"
+        message = f"{phase.epochs} epochs are {total} steps, more than any run has"
         raise RecipeError([Problem("train.epochs", message, f"write at most {MAX_STEPS // steps_per_epoch}")])
     problems = schedule_problems(recipe, steps_per_epoch=steps_per_epoch)
     course = None if problems else chart(recipe, steps_per_epoch=steps_per_epoch)
@@ -123,19 +129,36 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         for series, (name, average) in zip(_average_series(recipe), recipe.all_averages.items(), strict=True)
     )
     snapshots = [points(series, clock=clock) for series in _snapshot_series(recipe)]
-    rate = learning_rate(recipe, steps_per_epoch=steps_per_epoch)
     return Plan(
         num_train=num_train,
-        epochs=recipe.train.epochs,
+        epochs=phase.epochs,
         steps_per_epoch=steps_per_epoch,
         total_steps=total,
         averages=averages,
         snapshots=snapshots[0] if snapshots else (),
         score_epochs=_score_epochs(recipe, averages, clock),
         saves=_saves(recipe, clock),
-        learning_rate=rate,
+        learning_rate=_rate(recipe, phase, steps_per_epoch=steps_per_epoch),
         warnings=tuple(_warnings(recipe, averages, course)),
+        phase=phase,
+        worker=make_plan(worker_of(recipe, 1), num_train=num_train) if phase.has_workers else None,
     )
+
+
+def _rate(recipe: Recipe, phase: Phase, *, steps_per_epoch: int) -> Callable[[int], float]:
+    """The rate of the recipe at the same point of its epochs, times the factor of the phase."""
+    whole = learning_rate(recipe, steps_per_epoch=steps_per_epoch)
+    if phase.is_worker:
+        return lambda step: phase.factor * whole(phase.before * steps_per_epoch + step)
+    return whole
+
+
+def _problems_without_swap(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None) -> Sequence[Problem]:
+    try:
+        make_plan(recipe.model_copy(update={"swap": None}), num_train=num_train, columns=columns)
+    except RecipeError as error:
+        return error.problems
+    return ()
 
 
 # What a person reads before the run.
@@ -147,7 +170,7 @@ def describe_schedule(recipe: Recipe, plan: Plan) -> str:
     epoch = partial(in_epochs, steps_per_epoch=plan.steps_per_epoch)
     parts = []
     if course.warmup:
-        begins_at = plan.learning_rate(course.warmup)
+        begins_at = learning_rate(recipe, steps_per_epoch=plan.steps_per_epoch)(course.warmup)
         parts.append(f"warmup {_length(course.warmup, plan.steps_per_epoch)} to {begins_at:g}")
     parts.append(_shape_text(recipe, course))
     swa = recipe.swa
@@ -161,7 +184,9 @@ def describe_schedule(recipe: Recipe, plan: Plan) -> str:
             parts.append(f"{swa.lr:g} from epoch {epoch(course.start)} on")
     elif course.end < course.total:
         parts.append("then flat")
-    return f"{_count(plan.epochs, 'epoch')} x {_count(plan.steps_per_epoch, 'step')}: {', '.join(parts)}"
+    length = f"{_count(plan.epochs, 'epoch')} x {_count(plan.steps_per_epoch, 'step')}"
+    part = f", {plan.phase.span} of the schedule" if plan.phase.is_worker else ""
+    return f"{length}{part}: {', '.join(parts)}"
 
 
 def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
@@ -181,6 +206,22 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
         mean = ", with the running mean" if recipe.snapshots.cumulative else ""
         lines.append(f"snapshots: {len(plan.snapshots)}, {when}; {kept} kept{mean}")
     return lines
+
+
+def describe_swap(recipe: Recipe, plan: Plan) -> str | None:
+    """The phases of a SWAP run, or what a worker does; None for any other run.
+
+    `common phase epochs 1 to 7, batch 512; 2 workers x epochs 8 to 10, batch 256, rate x 0.5; BatchNorm of their mean
+    recomputed at the end`.
+    """
+    swap, phase = recipe.swap, plan.phase
+    if swap is None:
+        return None
+    if plan.worker is None:
+        return f"worker {swap.worker} of {swap.workers}: {phase.span}, {phase.batch}, rate x {phase.factor:g}"
+    own = plan.worker.phase
+    each = f"{swap.workers} workers x {own.span}, {own.batch}, rate x {own.factor:g}"
+    return f"common phase {phase.span}, {phase.batch}; {each}; BatchNorm of their mean recomputed at the end"
 
 
 def _what(average: AveragePlan, *, half_life: Duration | None) -> str:

@@ -364,6 +364,26 @@ def _refuse(misfits: list[Misfit]) -> None:
         raise PydanticCustomError("misfit", "{key}: {message}", misfits[0]._asdict())
 
 
+class Swap(BaseModel):
+    """SWAP (Gupta et al. 2020): a common phase, then workers that each train alone; swa is their mean."""
+
+    model_config = STRICT
+    workers: Whole = Field(ge=2, description="how many go on from the common weights; on fewer processes in turn")
+    start: DurationField = Field(
+        default=Duration.parse("70%"), description="end of the common phase, rounded to whole epochs"
+    )
+    batch_size: Count | None = Field(
+        default=None, description="samples of a worker's step; default those of a common step over the workers"
+    )
+    lr: Multiple | None = Field(
+        default=None, description="a worker's rate in multiples of the schedule's: 0.5x; default as its batch shrinks"
+    )
+    batchnorm: BatchNorm = BatchNorm()
+    worker: Count | None = Field(
+        default=None, description="this run is that worker alone: train.init names the common weights"
+    )
+
+
 class Snapshots(BaseModel):
     """Raw weights kept on disk while the run goes on."""
 
@@ -457,6 +477,7 @@ class Recipe(BaseModel):
     schedule: Schedule = Schedule()
     swa: Swa | None = None
     averages: dict[AverageName, Average] = {}
+    swap: Swap | None = None
     snapshots: Snapshots | None = None
     train: Train
     output: Output = Output()
@@ -482,4 +503,4 @@ class Recipe(BaseModel):
     @property
     def average_scoring(self) -> Swa:
         """How averages are refreshed and scored, also in a run that has averages but no `swa`."""
-        return self.swa or Swa()
+        return Swa(batchnorm=self.swap.batchnorm) if self.swap else self.swa or Swa()

@@ -70,14 +70,14 @@ def ensemble_table(curve: Sequence[Scores], *, console: Console, measures: Measu
 
 
 def verdict(scores: Mapping[str, Scores], *, measures: Measures = CLASSIFICATION) -> list[str]:
-    """One sentence for each average that was compared with `last`: did averaging help?"""
+    """One sentence for each average that was compared with `last`: did averaging help? Workers of SWAP are none."""
     last = scores.get("last")
     if last is None:
         return []
     return [
         f"{name}: {_judgement(values, last=last, measures=measures)}"
         for name, values in scores.items()
-        if is_compared(name, values, measures)
+        if is_compared(name, values, measures) and "worker" not in values
     ]
 
 

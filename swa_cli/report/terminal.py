@@ -68,13 +68,15 @@ class Terminal:
         return self._is_mute
 
     def mute(self) -> None:
-        """Say nothing at all from now on: another process speaks."""
+        """Say nothing from now on, except to the log: another process speaks."""
         self._is_mute, self._quiet, self._has_bars = True, True, False
 
     def part(self) -> Terminal:
         """The voice of a part of the work: its answers are conversation here, and it has a log of its own."""
         part = Terminal(quiet=self._quiet, json=True)
         part._warned = self._warned
+        if self._is_mute:
+            part.mute()
         return part
 
     def heading(self, text: str) -> None:
@@ -280,8 +282,8 @@ class Terminal:
 
     def _say(self, lines: Lines, *, always: bool = False, answer: bool = False) -> None:
         if self._is_mute:
-            return
-        if answer:
+            pass
+        elif answer:
             _print(lines, console=self._stdout)
         elif always or not self._quiet:
             _print(lines, console=self._stderr)

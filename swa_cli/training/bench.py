@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,14 @@ from swa_cli.data import batches, nested, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.data.colour import Jitter
+from swa_cli.data.randomness import number_of
 from swa_cli.errors import UserError
 from swa_cli.recipe import schema
+from swa_cli.recipe.phase import Phase, phase_of
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Bar, Terminal
+from swa_cli.training import faults, tasks
 from swa_cli.training import hardware as hardware_choice
-from swa_cli.training import tasks
 from swa_cli.training.distributed import ALONE, World
 from swa_cli.training.hardware import Hardware
 from swa_cli.training.tasks import Task
@@ -62,9 +64,27 @@ class Bench:
     world: World = ALONE
 
     @property
+    def phase(self) -> Phase:
+        """Which epochs of the recipe are trained here, and with what batches."""
+        return phase_of(self.recipe)
+
+    @property
+    def seed(self) -> int:
+        """What order, augmentation and the draws of layers come of: each worker of a SWAP run has its own.
+
+        Initial weights, the validation split and the BatchNorm pass are of the recipe's seed in all of them.
+        """
+        swap, seed = self.recipe.swap, self.recipe.seed
+        return seed if swap is None or swap.worker is None else number_of(seed, "worker", swap.worker)
+
+    @property
     def final_task(self) -> Task:
         """The task as weights are scored at the end and after it: with `train.tta`, which an epoch's row is without."""
         return replace(self.task, tta=self.recipe.train.tta)
+
+    def memory(self) -> AbstractContextManager[None]:
+        """Around training: say which batch did not fit into memory."""
+        return faults.memory(f"{'swap' if self.phase.is_worker else 'train'}.batch_size", self.phase.batch_size)
 
     def split(self, name: str) -> sources.Split:
         """A split by name.
@@ -121,9 +141,9 @@ class Bench:
         recipe = self.recipe
         whole = batches.epoch_batches(
             self.source.train,
-            seed=recipe.seed,
+            seed=self.seed,
             epoch=epoch,
-            batch_size=recipe.train.batch_size,
+            batch_size=self.phase.batch_size,
             augment=_augment(recipe),
             start=start,
             num_classes=self.source.num_classes,

@@ -111,6 +111,23 @@ class World:
         if not self.local_rank:
             self.gathered(None)
 
+    def arrive(self, where: str) -> None:
+        """Let the others know that this process has come to a point of the run."""
+        if self.size > 1:
+            self.store.add(where, 1)
+
+    def num_arrived(self, where: str) -> int:
+        """How many processes have come there; unlike a collective operation it may take any time.
+
+        Raises:
+            DistError: Another process has failed.
+        """
+        if self.size == 1:
+            return 1
+        if self.store.check(["exit code"]):
+            raise dist.DistError("another process has failed")
+        return int(self.store.add(where, 0))
+
     def synchronised(self, model: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
         """The network with gradients that are the mean over the processes after each backward pass.
 

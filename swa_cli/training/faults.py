@@ -27,7 +27,7 @@ def told(folder: RunFolder) -> Iterator[None]:
         yield
     except UserError as error:
         error.exit_code = EXIT_FAILED  # whatever it was, something was run
-        if has_saved(folder):
+        if has_saved(folder.whole):
             error.hint += f"; {way_on(folder)}"
         raise
     except OSError as error:
@@ -71,6 +71,7 @@ def has_saved(folder: RunFolder) -> bool:
 
 def way_on(folder: RunFolder) -> str:
     """How a run goes on from its last good state."""
+    folder = folder.whole
     if not has_saved(folder):
         return "nothing was saved yet: start it again"
     good = folder.last if folder.last.is_file() else folder.previous

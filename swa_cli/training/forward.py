@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from swa_cli.averaging.inputs import num_samples
-from swa_cli.training import faults
 from swa_cli.training.bench import Bench
 from swa_cli.training.setup import Run
 from swa_cli.training.writer import copied
@@ -62,15 +61,15 @@ def both_ways(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_last: bo
         batch: Inputs and targets, this process's part of them.
         is_last: Of the batches that make a step: with it gradients are exchanged.
     """
-    bench, settings = run.bench, run.bench.recipe.train
+    bench = run.bench
     task, (inputs, targets) = bench.task, batch
     args, kwargs = task.batch_to_args(inputs)
     share = _share(bench, inputs, targets)
     with bench.world.backward_of(forward, is_last=is_last):
         with bench.hardware.autocast():
             outputs = forward(*args, **kwargs)
-        loss = task.loss(outputs, targets, label_smoothing=settings.label_smoothing)
-        run.scaler.scale(loss * (share * bench.world.size) / settings.accumulate).backward()
+        loss = task.loss(outputs, targets, label_smoothing=bench.recipe.train.label_smoothing)
+        run.scaler.scale(loss * (share * bench.world.size) / bench.phase.accumulate).backward()
     return Passed(loss.detach(), task.train_score(outputs, targets), share)
 
 
@@ -78,17 +77,17 @@ def _share(bench: Bench, inputs: Any, targets: Any) -> float:
     if bench.world.size == 1:
         return 1.0
     if bench.task.weight is None:
-        return num_samples(inputs) / bench.recipe.train.batch_size
+        return num_samples(inputs) / bench.phase.batch_size
     weight = bench.task.weight(targets)
     return weight / max(bench.world.total(weight), 1)
 
 
 def _warm_up(run: Run, forward: Forward) -> None:
     """Compile the network for batches of this run, both ways."""
-    bench, recipe = run.bench, run.bench.recipe
+    bench = run.bench
     kept = copied(run.model.state_dict())
     run.model.train()
-    with bench.terminal.progress("compiling", total=1), faults.memory("train.batch_size", recipe.train.batch_size):
+    with bench.terminal.progress("compiling", total=1), bench.memory():
         both_ways(run, forward, next(iter(bench.training_batches(run.epoch))))
     run.model.load_state_dict(kept)  # the statistics of BatchNorm moved, the weights did not
     run.model.zero_grad(set_to_none=True)

@@ -125,7 +125,7 @@ def _arithmetic(planned: Plan) -> dict[str, Any]:
 
 def _step(run: Run, forward: Forward, batch: tuple[Any, Any]) -> Passed:
     """One step at the first rate of the run, without accumulation."""
-    run.bench.hardware.seed(run.bench.recipe.seed, "step", 0, *run.bench.world.words)
+    run.bench.hardware.seed(run.bench.seed, "step", 0, *run.bench.world.words)
     set_learning_rate(run.optimizer, run.plan.learning_rate(0))
     run.optimizer.zero_grad(set_to_none=True)
     run.model.train()

@@ -18,6 +18,7 @@ from swa_cli.training import saving
 from swa_cli.training.bench import about
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.distributed import World
+from swa_cli.training.hardware import Hardware, environment
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
 
 
@@ -77,7 +78,7 @@ def recipe_of(
         if begun.get("processes", 1) == world.size:
             found = loaded([f"train.threads={begun['threads']}", *overrides], from_point=is_half_extended)
     if point is not None:
-        _require_same(point, found)
+        require_same(point, found)
     return found if extend_to is None else _extended(folder, point, found, extend_to, terminal)
 
 
@@ -91,15 +92,31 @@ def result_of(folder: RunFolder, *, extend_to: int | None) -> dict[str, Any] | N
     return result
 
 
+def changes_since(point: Checkpoint | None, hardware: Hardware) -> list[str]:
+    """What the bits of a run depend on that is not as it was, a sentence each."""
+    now = environment(hardware)
+    recorded = now if point is None else point.content["environment"]
+    return [
+        f"{key} was {value} and is {now[key]}: the result will not be bit-identical"
+        for key, value in recorded.items()
+        if key in now and now[key] != value
+    ]
+
+
 def _epochs(point: Checkpoint) -> int:
     return load.from_values(point.content["recipe"], source=str(point.path)).recipe.train.epochs
 
 
-def _require_same(point: Checkpoint, found: Loaded) -> None:
+def require_same(point: Checkpoint, found: Loaded, *, ignored: Sequence[str] = RESUMABLE_KEYS) -> None:
+    """The recipe is that of the resume point, but for these keys.
+
+    Raises:
+        RecipeError: It is another one.
+    """
     begun = load.from_values(point.content["recipe"], source=str(point.path)).recipe
     problems = [
         Problem(key, f"is {now}, and the run was begun with {before}", f"write {before}, or start a new run")
-        for key, before, now in load.differences(begun, found.recipe, ignored=RESUMABLE_KEYS)
+        for key, before, now in load.differences(begun, found.recipe, ignored=ignored)
     ]
     if problems:
         raise found.locate(problems)

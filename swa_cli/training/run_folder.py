@@ -49,6 +49,7 @@ class RunFolder:
         self.repeat = path / "repeat.json"  # only in the folder of a repeat
         self.log = path / "log.txt"
         self.board = path / "tensorboard"  # if asked for
+        self.workers = path / "workers"  # of a SWAP run: a run folder each
 
     @classmethod
     def create(cls, root: Path, name: str) -> RunFolder:
@@ -65,7 +66,7 @@ class RunFolder:
             UserError: A symbolic link is in its way.
         """
         folder = cls(path)
-        folder._refuse_links()
+        folder._refuse_links(path)
         folder.checkpoints.mkdir(parents=True, exist_ok=True)  # a process that was killed here may have made them
         return folder
 
@@ -100,6 +101,16 @@ class RunFolder:
     def is_begun(self) -> bool:
         """Whether there is a run to go on with: `begin` has been done."""
         return any(file.is_file() for file in (self.last, self.previous, self.about))
+
+    @property
+    def whole(self) -> RunFolder:
+        """What goes on as one: of a worker's folder that of its SWAP run, else itself."""
+        above = RunFolder(self.path.parent.parent)
+        return above if self.path.parent.name == above.workers.name and above.is_begun else self
+
+    def worker(self, number: int) -> RunFolder:
+        """The folder of a worker of this SWAP run."""
+        return RunFolder(self.workers / str(number))
 
     @property
     def is_in_repeat(self) -> bool:
@@ -138,8 +149,8 @@ class RunFolder:
             self._sweep()
             yield log
 
-    def _refuse_links(self) -> None:
-        for part in (self.checkpoints, self.snapshots, self.board):
+    def _refuse_links(self, *more: Path) -> None:
+        for part in (*more, self.checkpoints, self.snapshots, self.board, self.workers):
             if part.is_symlink():
                 raise UserError(
                     f"{part}: is a symbolic link, which is not followed for writing",
@@ -152,13 +163,10 @@ class RunFolder:
                 if LEFTOVER.fullmatch(entry.name):
                     entry.unlink(missing_ok=True)
 
-    def begin(self, recipe: str, about: Mapping[str, Any], *, root: Path) -> None:
-        """Write what it takes to go on with the run, then let `latest` under `root` point to it."""
-        if not self.writes:
-            return
-        self.write_text(self.recipe.name, recipe)
-        self.write_json(self.about.name, about)
-        _point_latest(root, os.path.relpath(self.path, root))
+    def point_latest(self, root: Path) -> None:
+        """Let `latest` under `root` point to it."""
+        if self.writes:
+            _point_latest(root, os.path.relpath(self.path, root))
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder atomically."""

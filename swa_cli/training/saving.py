@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import copy
 import os
+import platform
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,14 +19,25 @@ from torch import Tensor, nn
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.tensors import read
 from swa_cli.errors import UserError
+from swa_cli.recipe import load
 from swa_cli.recipe.duration import TimeSpan
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint
 from swa_cli.training.archive import DamagedError
+from swa_cli.training.distributed import name_of_launch
 from swa_cli.training.hardware import environment
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.setup import Run
 from swa_cli.training.writer import copied
+
+
+def begin(run: Run, folder: RunFolder, *, recipe_folder: Path) -> None:
+    """Write what it takes to go on with a run that has saved nothing yet: its recipe, and what it runs on."""
+    about = {"python": platform.python_version(), "recipe_folder": str(recipe_folder.resolve())}
+    about |= {"init_sha256": run.initial.sha256} if run.initial else {}
+    about |= {"launch": launch} if (launch := name_of_launch()) else {}
+    folder.write_text(folder.recipe.name, load.dump(run.bench.recipe))
+    folder.write_json(folder.about.name, environment(run.bench.hardware) | about)
 
 
 def save_resume_point(run: Run, folder: RunFolder) -> None:
@@ -176,7 +189,7 @@ def save_average(run: Run, folder: RunFolder, name: str) -> None:
     run.bench.world.require_equal(refreshed.state_dict, what=f"the weights of {name}")
     if not folder.writes:
         return
-    content = {
+    content: dict[str, Any] = {
         "recipe": recipe_values(run),
         "input": run.bench.input,
         "state_dict": refreshed.state_dict,
@@ -185,6 +198,11 @@ def save_average(run: Run, folder: RunFolder, name: str) -> None:
         "batchnorm_method": refreshed.method,
         "samples": refreshed.num_samples,
     }
+    if run.workers:
+        share = 1 / len(run.workers)
+        content["sources"] = [
+            {"file": worker.file, "name": "last", "weight": share, "step": worker.step} for worker in run.workers
+        ]
     if average.kind == "swag":
         posterior = average.posterior()
         kept = {key: getattr(posterior, key) for key in ("diagonal", "variance", "deviations")}

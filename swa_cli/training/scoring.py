@@ -6,10 +6,11 @@ Scores only read: averages are put into a copy of the network, and no random num
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from swa_cli.report.measures import Measures
 from swa_cli.report.plots import curves
@@ -49,11 +50,15 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     held = {name: average for name, average in run.averages.items() if average.count}
     for name in run.averages.keys() - held.keys():
         terminal.warning(f"{name} holds nothing: the run ended before its first weights")
+    for worker in run.workers:
+        samples[worker.name] = _score(run, _loaded(run, worker.state_dict), split, task=bench.final_task)
+        details[worker.name] = {**details["last"], "worker": worker.number}
     for name, average in held.items():
         samples[name] = _score(run, _averaged_model(run, name), split, task=bench.final_task)
         refreshed = run.refreshed[name]
         details[name] = {"count": average.count, "batchnorm": refreshed.batchnorm}
         saving.save_average(run, folder, name)
+    rows = itertools.chain(run.history, *(worker.history for worker in run.workers))
     weights = {name: {**row, **details[name]} for name, row in evaluate.table(samples).items()}
     shipped = folder.checkpoints / f"{next(iter(held), 'last')}.pt"
     result = {
@@ -63,7 +68,7 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
         "split": split,
         "samples": len(samples["last"]),
         "weights": weights,
-        "seconds": round(sum(row["seconds"] for row in run.history), 3),
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
         "device": str(bench.hardware.device),
         "precision": bench.hardware.precision,
         "tta": bench.recipe.train.tta,
@@ -104,12 +109,10 @@ def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]])
 def _averaged_model(run: Run, name: str) -> nn.Module:
     """A copy of the network with an average in it; BatchNorm is recomputed once for each state of the average."""
     average = run.averages[name]
-    model = copy.deepcopy(run.model)
     known = run.refreshed.get(name)
     if known is not None and known.step == average.steps[-1]:
-        model.load_state_dict(known.state_dict)
-        return model
-    model.load_state_dict(average.averaged_state())
+        return _loaded(run, known.state_dict)
+    model = _loaded(run, average.averaged_state())
     with faults.memory("train.batch_size", run.bench.recipe.train.batch_size):
         update = run.bench.refresh_batchnorm(model, name=name, check=run.interrupt.check)
     run.refreshed[name] = Refreshed(
@@ -119,6 +122,13 @@ def _averaged_model(run: Run, name: str) -> nn.Module:
         None if update is None else update.method,
         0 if update is None else update.num_samples,
     )
+    return model
+
+
+def _loaded(run: Run, state_dict: Mapping[str, Tensor]) -> nn.Module:
+    """A copy of the network with these weights."""
+    model = copy.deepcopy(run.model)
+    model.load_state_dict(state_dict)
     return model
 
 

@@ -19,7 +19,7 @@ from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import bn_layers, has_batchnorm, statistics_of, update_batchnorm
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe.load import Loaded
-from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
+from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, describe_swap, make_plan
 from swa_cli.recipe.schema import Augment
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import board, initial, optimizers
@@ -53,6 +53,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None  # max_time | patience: what ended the run before its last epoch
     refreshed: dict[str, Refreshed] = field(default_factory=dict)
+    workers: tuple[Worker, ...] = ()  # of a SWAP run at its end
     clock: float = field(default_factory=time.monotonic)  # when the present epoch began
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -73,6 +74,22 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Worker:
+    """Where a worker of a SWAP run has ended; `file` is seen from the run folder."""
+
+    number: int
+    file: str
+    state_dict: Mapping[str, Tensor]
+    step: int
+    history: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """Of its weights, among those of the run."""
+        return f"worker-{self.number}"
+
+
+@dataclass(frozen=True)
 class Refreshed:
     """An average as it was after `step` updates, with recomputed statistics, ready to be scored and shipped."""
 
@@ -90,6 +107,7 @@ def prepare(
     recorded: Mapping[str, Any] | None = None,
     begun: Mapping[str, Any] | None = None,
     world: World = ALONE,
+    bench: Bench | None = None,
 ) -> Run:
     """Build everything a run needs.
 
@@ -99,6 +117,7 @@ def prepare(
         recorded: `input` of the resume point, if the run goes on from one.
         begun: `environment` of a run that goes on.
         world: The processes that do the run.
+        bench: Of this recipe, with data that were loaded before, if there is one.
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
@@ -112,7 +131,7 @@ def prepare(
     begun_from, unreadable = initial.read(recipe.train.init if recorded is None else None)
     problems += unreadable
     try:
-        bench = open_bench(recipe, terminal, recorded=recorded, begun=begun, world=world)
+        bench = bench or open_bench(recipe, terminal, recorded=recorded, begun=begun, world=world)
     except UserError:
         if problems:
             raise loaded.locate(problems) from None
@@ -198,7 +217,9 @@ def _probe(model: nn.Module, bench: Bench) -> None:
         ) from error
     with torch.inference_mode():
         bench.task.check(outputs, targets, subject=Subject(name, source.num_classes or None, source.size))
-    if bench.recipe.all_averages and bench.recipe.average_scoring.batchnorm.method == "exact":
+    if (
+        bench.recipe.all_averages or bench.phase.has_workers
+    ) and bench.recipe.average_scoring.batchnorm.method == "exact":
         update_batchnorm([(inputs, targets)], probe, method="exact", batch_to_args=bench.task.batch_to_args)
 
 
@@ -239,10 +260,12 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         *([("processes", _describe_processes(run))] if run.bench.world.size > 1 else []),
         ("schedule", describe_schedule(recipe, run.plan)),
     ]
-    texts = describe_averages(recipe, run.plan)
+    parts = describe_swap(recipe, run.plan)
+    named = [("swap", parts)] if parts is not None else []
+    named += [("" if index else "averaging", text) for index, text in enumerate(describe_averages(recipe, run.plan))]
     if not has_batchnorm(run.model):
-        texts = [text.partition("; BatchNorm")[0] for text in texts]
-    rows += [("averaging" if index == 0 else "", text) for index, text in enumerate(texts)]
+        named = [(name, text.partition("; BatchNorm")[0]) for name, text in named]
+    rows += named
     return rows + ([("memory", _describe_memory(run))] if run.averages else [])
 
 

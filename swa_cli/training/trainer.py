@@ -9,10 +9,9 @@ scores and saves only read the raw weights, and draw no random numbers: they nev
 from __future__ import annotations
 
 import itertools
-import platform
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,11 +24,10 @@ from swa_cli.errors import EXIT_FAILED, Terminated, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import board, faults, rehearsal, resuming, saving, scoring
+from swa_cli.training import board, faults, rehearsal, resuming, saving, scoring, swap
 from swa_cli.training.bench import about, import_from, require_trust
 from swa_cli.training.distributed import ALONE, World, is_restarted, joined, name_of_launch
 from swa_cli.training.forward import Forward, both_ways, forward_of
-from swa_cli.training.hardware import environment
 from swa_cli.training.interrupt import Stopped
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.run_folder import RunFolder, begun_by
@@ -87,11 +85,9 @@ def begin(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]
     """Run a run that is ready to its end, in a folder in which none was begun; see `train`."""
     recipe = run.bench.recipe
     with folder.claimed() as log:
-        about_run = {"python": platform.python_version(), "recipe_folder": str(recipe_folder.resolve())}
-        about_run |= {"init_sha256": run.initial.sha256} if run.initial else {}
-        about_run |= {"launch": launch} if (launch := name_of_launch()) else {}
         with faults.told(folder):
-            folder.begin(load.dump(recipe), environment(run.bench.hardware) | about_run, root=Path(recipe.output.root))
+            saving.begin(run, folder, recipe_folder=recipe_folder)
+            folder.point_latest(Path(recipe.output.root))
         return _go_on(run, folder, log, title=f"{recipe.title} -> {folder.path}", warnings=run.plan.warnings)
 
 
@@ -146,13 +142,7 @@ def _resume(
         known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
         with faults.before_a_run():
             run = prepare(loaded, terminal, world=world, **known)
-        now = environment(run.bench.hardware)
-        recorded = now if point is None else point.content["environment"]
-        changed = [
-            f"{key} was {value} and is {now[key]}: the result will not be bit-identical"
-            for key, value in recorded.items()
-            if key in now and now[key] != value
-        ]
+        changed = resuming.changes_since(point, run.bench.hardware)
         if point is not None:
             saving.restore(run, point.content, source=source)
         elif run.initial is not None:
@@ -167,37 +157,60 @@ def _resume(
 
 def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Sequence[str]) -> dict[str, Any]:
     """From where the run stands to its end."""
-    bench, terminal = run.bench, run.bench.terminal
     try:
-        wanted = bench.recipe.output.tensorboard and folder.writes
-        with (
-            faults.told(folder),
-            board.opened(folder.board, run.history) if wanted else nullcontext() as rows,
-            run.interrupt,
-            run.writer,
-        ):
-            terminal.attach_log(log)
-            terminal.plan(title, plan_rows(run), warnings=warnings)
-            forward = forward_of(run)
-            terminal.epoch_header(list(run.averages), measures=bench.task.measures)
-            try:
-                _epochs(run, forward, folder, rows)
+        run.bench.terminal.attach_log(log)
+        run.bench.terminal.plan(title, plan_rows(run), warnings=warnings)
+        with _heeded(run, folder):
+            _train(run, folder)
+            if not run.plan.phase.has_workers:
                 return scoring.finish(run, folder)
-            except Stopped as stopped:
-                saving.save_resume_point(run, folder)
-                run.writer.wait()
-                terminal.warning(f"stopped after step {run.step:,}, which is saved")
-                raise stopped.ending from None
+        _train_workers(run, folder)
+        with _heeded(run, folder):
+            return scoring.finish(swap.merged(run, folder), folder)
     except (KeyboardInterrupt, Terminated):
-        terminal.warning(f"stopped: {faults.way_on(folder)}")
+        run.bench.terminal.warning(f"stopped: {faults.way_on(folder)}")
         raise
+
+
+@contextmanager
+def _heeded(run: Run, folder: RunFolder) -> Iterator[None]:
+    """While the block runs, a signal stops the run at its next safe point, with all that it takes to go on saved."""
+    with faults.told(folder), run.interrupt, run.writer:
+        try:
+            yield
+        except Stopped as stopped:
+            saving.save_resume_point(run, folder)
+            run.writer.wait()
+            run.bench.terminal.warning(f"stopped after step {run.step:,}, which is saved")
+            raise stopped.ending from None
+
+
+def _train_workers(run: Run, folder: RunFolder) -> None:
+    """Those of the workers of a SWAP run that this process has, each a run of its own; then wait for the others."""
+    for number in swap.assigned(run, folder):
+        with swap.begun(run, folder, number) as worker:
+            if worker is not None:
+                with _heeded(worker.run, worker.folder):
+                    _train(worker.run, worker.folder)
+    swap.wait(run)
+
+
+def _train(run: Run, folder: RunFolder) -> None:
+    """All epochs that are left."""
+    bench = run.bench
+    wanted = bench.recipe.output.tensorboard and folder.writes
+    with board.opened(folder.board, run.history) if wanted else nullcontext() as rows:
+        forward = forward_of(run)
+        bench.terminal.epoch_header(list(run.averages), measures=bench.task.measures)
+        _epochs(run, forward, folder, rows)
+    run.interrupt.check()
 
 
 def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | None) -> None:
     """Each epoch: its steps, validation, its row, the resume point."""
     terminal = run.bench.terminal
     while run.epoch <= run.plan.epochs and run.stopped is None:
-        with faults.memory("train.batch_size", run.bench.recipe.train.batch_size):
+        with run.bench.memory():
             _train_epoch(run, forward, folder)
         try:
             require_finite(read(run.model).weights)
@@ -222,13 +235,13 @@ def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | N
 
 def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     """What is left of an epoch's steps."""
-    bench, plan, recipe, epoch = run.bench, run.plan, run.bench.recipe, run.epoch
-    accumulate, device = recipe.train.accumulate, bench.hardware.device
+    bench, plan, phase, epoch = run.bench, run.plan, run.plan.phase, run.epoch
+    accumulate, device = phase.accumulate, bench.hardware.device
     num_batches, start = plan.steps_per_epoch * accumulate, _num_batches_done(run)
     run.model.train()
     if bench.source.train.dataset is not None:
         run.writer.wait()  # its loader processes are forked, which is not safe beside another thread
-    with bench.terminal.progress(f"epoch {epoch}", num_batches, unit=recipe.train.batch_size, done=start) as bar:
+    with bench.terminal.progress(f"epoch {epoch}", num_batches, unit=phase.batch_size, done=start) as bar:
         next_reading = 0.0
         batches = itertools.islice(bench.training_batches(epoch, start=start), num_batches - start)
         for index, batch in enumerate(batches, start=start):
@@ -238,7 +251,7 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
                 if _out_of_time(run):
                     run.stopped = "max_time"
                     return
-                bench.hardware.seed(recipe.seed, "step", run.step, *bench.world.words)
+                bench.hardware.seed(bench.seed, "step", run.step, *bench.world.words)
                 set_learning_rate(run.optimizer, plan.learning_rate(run.step))
                 run.optimizer.zero_grad(set_to_none=True)
             passed = both_ways(run, forward, batch, is_last=part == accumulate - 1)
@@ -281,14 +294,14 @@ def _update(run: Run, folder: RunFolder) -> None:
 def _training_row(run: Run, num_steps: int) -> dict[str, Any]:
     """The training half of an epoch's row, of which `num_steps` were done."""
     parts = run.bench.world.gathered(run.totals.tolist())
-    loss, score = (sum(part) / (num_steps * run.bench.recipe.train.accumulate) for part in zip(*parts, strict=True))
+    loss, score = (sum(part) / (num_steps * run.plan.phase.accumulate) for part in zip(*parts, strict=True))
     rate, key = run.plan.learning_rate(run.step - 1), f"train_{run.bench.task.measures.training.key}"
     return {"epoch": run.epoch, "step": run.step, "lr": rate, "train_loss": loss, key: score}
 
 
 def _num_batches_done(run: Run) -> int:
     """Of the epoch that is going on."""
-    return (run.step - (run.epoch - 1) * run.plan.steps_per_epoch) * run.bench.recipe.train.accumulate
+    return (run.step - (run.epoch - 1) * run.plan.steps_per_epoch) * run.plan.phase.accumulate
 
 
 def _out_of_time(run: Run) -> bool:

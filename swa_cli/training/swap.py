@@ -1,0 +1,180 @@
+"""SWAP after its common phase (Gupta, Serrano, DeCoste, ICLR 2020): workers, each alone, and the mean of their ends.
+
+The one idea: a worker is an ordinary run, in a folder of its own in the run folder, that begins from the common
+weights. So it stops, is killed and goes on like any run, and could be run by itself elsewhere. Of N processes, rank r
+has the workers r + 1, r + 1 + N, ... in turn, and until they are done it hears nothing of the others.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from swa_cli.averaging.average import WeightAverage
+from swa_cli.errors import UserError
+from swa_cli.recipe import load
+from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.phase import worker_of
+from swa_cli.training import checkpoint, faults, resuming, saving
+from swa_cli.training.bench import about
+from swa_cli.training.checkpoint import Checkpoint
+from swa_cli.training.distributed import ALONE
+from swa_cli.training.interrupt import Interrupt, Stopped
+from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
+from swa_cli.training.setup import Run, Worker, plan_rows, prepare
+
+NAME = "swa"  # of the mean, as that of weights along one trajectory
+LOOK_EVERY_S = 0.1  # for processes that are still at their workers
+DONE = "swap workers"  # where processes arrive
+
+
+@dataclass(frozen=True)
+class Part:
+    """A worker that has epochs left."""
+
+    run: Run
+    folder: RunFolder
+
+
+def assigned(run: Run, folder: RunFolder) -> list[int]:
+    """The workers of this process; says who has the others, once the common weights are there for all."""
+    world, terminal = run.bench.world, run.bench.terminal
+    run.writer.wait()
+    world.gathered(None)
+    numbers = range(1, _num_workers(run) + 1)
+    others = [number for number in numbers if (number - 1) % world.size != world.rank]
+    if others:
+        logs = ", ".join(f"{number}: {folder.worker(number).log}" for number in others)
+        terminal.note(f"workers of other processes, and what they say: {logs}")
+    return [number for number in numbers if number not in others]
+
+
+@contextmanager
+def begun(run: Run, folder: RunFolder, number: int) -> Iterator[Part | None]:
+    """A worker as it stands, begun if it was not; None where it has come to its end. Its folder is held meanwhile.
+
+    Args:
+        run: Its common phase, whose data it shares.
+        folder: Of the whole run.
+        number: Of the worker, from 1.
+
+    Raises:
+        UserError: Something in its folder is not of this run, or another process is working there.
+    """
+    with faults.told(folder):
+        own = RunFolder.at(folder.worker(number).path)
+    title = f"worker {number} of {_num_workers(run)}"
+    with own.claimed() as log:
+        with faults.told(own):
+            point, loaded = _begun_from(run, folder, number)
+        if _is_complete(point, run):
+            run.bench.terminal.heading(f"{title} has come to its end")
+            yield None
+            return
+        with faults.told(own):
+            bench = replace(
+                run.bench,
+                recipe=loaded.recipe,
+                hardware=replace(run.bench.hardware, processes=1),
+                terminal=run.bench.terminal.part(),
+                world=ALONE,
+            )
+            recorded = None if point is None else point.content["input"]
+            worker = prepare(loaded, bench.terminal, recorded=recorded, bench=bench)
+            _put_in_place(worker, own, point, recipe_folder=Path(about(folder.about)["recipe_folder"]))
+        where = f", continued after step {worker.step:,} of {worker.plan.total_steps:,}" if worker.step else ""
+        run.bench.terminal.heading(f"{title}{where}")
+        bench.terminal.attach_log(log)
+        rows = [row for row in plan_rows(worker) if row[0] in ("schedule", "swap")]
+        warnings = resuming.changes_since(point, bench.hardware)
+        bench.terminal.plan(f"{own.path}{where}", rows, warnings=warnings)
+        yield Part(worker, own)
+
+
+def wait(run: Run) -> None:
+    """Return when all processes have done their workers.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, or Terminated for SIGTERM.
+    """
+    world, terminal = run.bench.world, run.bench.terminal
+    world.arrive(DONE)
+    done = 0
+    with (
+        Interrupt(terminal.will_stop_soon) as interrupt,
+        terminal.progress("waiting for the workers of other processes", world.size) as bar,
+    ):
+        try:
+            while done < world.size:
+                before, done = done, world.num_arrived(DONE)
+                bar.advance(done - before)
+                interrupt.check()
+                time.sleep(LOOK_EVERY_S if done < world.size else 0)
+        except Stopped as stopped:
+            raise stopped.ending from None
+
+
+def merged(run: Run, folder: RunFolder) -> Run:
+    """The run with its workers and the mean of their weights as the average `swa`, in float64 and in their order.
+
+    Raises:
+        UserError: A worker's resume point is not that of its end.
+    """
+    workers = tuple(_ended(run, folder, number) for number in range(1, _num_workers(run) + 1))
+    mean, model = WeightAverage(run.model), copy.deepcopy(run.model)
+    for worker in workers:
+        model.load_state_dict(worker.state_dict)
+        mean.update(model, step=worker.step)
+    return replace(run, averages={NAME: mean}, workers=workers)
+
+
+def _num_workers(run: Run) -> int:
+    settings = run.bench.recipe.swap
+    assert settings is not None, "the plan has workers only where the recipe has the section"
+    return settings.workers
+
+
+def _begun_from(run: Run, folder: RunFolder, number: int) -> tuple[Checkpoint | None, Loaded]:
+    """The resume point of a worker, if it has saved one, and its recipe.
+
+    Raises:
+        RecipeError: The point is of another recipe.
+        UserError: It cannot be read.
+    """
+    own = folder.worker(number)
+    recipe = worker_of(run.bench.recipe, number, init=str(folder.last.resolve()))
+    loaded = load.from_values(recipe.model_dump(mode="json", exclude_none=True), source=str(own.recipe))
+    point = saving.newest_resume_point(own, run.bench.terminal)
+    if point is not None:
+        resuming.require_same(point, loaded, ignored=(*RESUMABLE_KEYS, "train.init"))  # the folder may have moved
+    return point, loaded
+
+
+def _is_complete(point: Checkpoint | None, run: Run) -> bool:
+    assert run.plan.worker is not None, "the plan of a common phase has that of its workers"
+    return point is not None and point.content["step"] == run.plan.worker.total_steps
+
+
+def _put_in_place(worker: Run, own: RunFolder, point: Checkpoint | None, *, recipe_folder: Path) -> None:
+    """The worker where it was saved, or its folder made ready for it to begin."""
+    if point is None:
+        saving.begin(worker, own, recipe_folder=recipe_folder)
+        return
+    saving.restore(worker, point.content, source=str(point.path))
+    saving.settle(own, point, load.dump(worker.bench.recipe), extended=False)
+
+
+def _ended(run: Run, folder: RunFolder, number: int) -> Worker:
+    point, _ = _begun_from(run, folder, number)
+    if point is None or not _is_complete(point, run):
+        raise UserError(
+            f"{folder.worker(number).path}: worker {number} has not come to its end, as this process sees it",
+            hint="let all machines have the run folder on one file system",
+        )
+    content, file = point.content, point.path.relative_to(folder.path)
+    checkpoint.load_weights(copy.deepcopy(run.model), content["model"], source=str(point.path))
+    return Worker(number, str(file), content["model"], content["step"], content["history"])
