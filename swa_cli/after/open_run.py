@@ -106,7 +106,7 @@ class OpenRun:
     @cached_property
     def opened(self) -> tuple[Bench, nn.Module]:
         """Data, hardware and network."""
-        limit = [] if self._samples is None else [f"swa.batchnorm.samples={self._samples}"]
+        limit = revisit.pass_of(self.point, self._samples)
         precision = self.point.content["environment"]["precision"]
         # That of the run: `auto` may choose otherwise from one day to the next, and what is kept would not fit.
         as_before = [f"train.precision={precision}"] if precision != "fp16" else []
@@ -116,7 +116,7 @@ class OpenRun:
             recipe=None,
             terminal=self.terminal,
             allow_code=self._allow_code,
-            also=("swa.batchnorm.samples",) if limit else (),
+            also=revisit.PASS_KEYS if limit else (),
         )
 
     @cached_property

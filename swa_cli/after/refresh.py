@@ -72,9 +72,9 @@ def _update(
     allow_code: bool,
 ) -> dict[str, Any]:
     found = checkpoint.read(path)
-    changes = [*overrides, *([] if samples is None else [f"swa.batchnorm.samples={samples}"])]
+    changes = [*overrides, *revisit.pass_of(found, samples, recipe=recipe)]
     bench, model = revisit.open_checkpoint(
-        found, changes, recipe=recipe, terminal=terminal, allow_code=allow_code, also=("swa.batchnorm.samples",)
+        found, changes, recipe=recipe, terminal=terminal, allow_code=allow_code, also=revisit.PASS_KEYS
     )
     sets = checkpoint.weight_sets(found, model)
     if weights is None and found.kind == "resume":

@@ -15,6 +15,7 @@ from torch import nn
 from swa_cli.after import draws, ensemble, revisit
 from swa_cli.averaging.batchnorm import has_batchnorm
 from swa_cli.errors import UserError
+from swa_cli.recipe.phase import number_of_worker
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, evaluate, faults
 from swa_cli.training.bench import Bench
@@ -49,14 +50,14 @@ def evaluate_checkpoint(
     folder = RunFolder(path) if path.is_dir() else None
     found = checkpoint.read(path) if folder is None else revisit.resume_point(folder)
     snapshots = _ensemble(folder, found, terminal) if with_ensemble else None
-    limit = [] if samples is None else [f"swa.batchnorm.samples={samples}"]
+    limit = revisit.pass_of(found, samples, recipe=recipe)
     bench, model = revisit.open_checkpoint(
         found,
         [*overrides, *limit],
         recipe=recipe,
         terminal=terminal,
         allow_code=allow_code,
-        also=("swa.batchnorm.samples",) if limit else (),
+        also=revisit.PASS_KEYS if limit else (),
     )
     every = checkpoint.weight_sets(found, model) if folder is None else revisit.weight_sets_of_run(folder, found, model)
     sets = revisit.chosen(every, weights, path)
@@ -109,6 +110,8 @@ def _details(
     details: dict[str, dict[str, Any]] = {}
     for name, item in sets.items():
         details[name] = {"count": item.count, "batchnorm": item.batchnorm}
+        if (number := number_of_worker(name)) is not None:
+            details[name]["worker"] = number
         if name in drawn:
             details[name] |= {"batchnorm": "recomputed" if has_batchnorm(model) else "none", "draws": num_draws}
     if snapshots is not None:

@@ -19,9 +19,10 @@ from swa_cli.data.randomness import global_state_kept
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.phase import name_of_worker, phase_of
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, faults, foreign, tasks
+from swa_cli.training import checkpoint, faults, foreign, swap, tasks
 from swa_cli.training.bench import Bench, build_network, describe_model, import_from, open_bench, require_trust
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
@@ -34,6 +35,7 @@ CHANGEABLE_KEYS = (
     "train.threads",
     "train.tta",
 )
+PASS_KEYS = ("swa.batchnorm.samples", "swap.batchnorm.samples")
 # What may differ between the files of one run: `--resume` takes other values, and `--extend-to` writes these anew.
 DIFFERING_KEYS = (*RESUMABLE_KEYS, "train.epochs", "swa.start", "averages.*.start", "snapshots.start")
 
@@ -55,6 +57,20 @@ def open_checkpoint(
     terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}; {bench.hardware.describe()}")
     _tell_foreign(found, model, terminal)
     return bench, model
+
+
+def pass_of(found: Checkpoint, samples: str | None, *, recipe: Path | None = None) -> list[str]:
+    """The change that lets a BatchNorm pass take so many training samples; `PASS_KEYS` allows it.
+
+    Args:
+        found: Whose recipe is changed.
+        samples: A number or `all`; None for the recipe's own.
+        recipe: The one that was passed, if one was.
+    """
+    if samples is None:
+        return []
+    is_swap = load.load(recipe).recipe.swap is not None if recipe else "swap" in (found.recipe or {})
+    return [f"{'swap' if is_swap else 'swa'}.batchnorm.samples={samples}"]
 
 
 def open_network(
@@ -145,13 +161,14 @@ def resume_point(folder: RunFolder) -> Checkpoint:
 
 
 def weight_sets_of_run(folder: RunFolder, point: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
-    """The raw weights of a run as `last`, and each average that it has shipped.
+    """The raw weights of a run as `last`, those of its workers, and each average that it has shipped.
 
     Raises:
         UserError: A shipped average that cannot be read, or is of another run.
     """
     sets = {"last": checkpoint.raw_weights(point, model)}
-    for name in point.content["averages"]:
+    sets |= _workers_of_run(folder, point, model)
+    for name in shipped_by(point):
         path = folder.checkpoints / f"{name}.pt"
         if not os.path.lexists(path):  # the run goes on, or ended before the average had its first weights
             continue
@@ -163,14 +180,34 @@ def weight_sets_of_run(folder: RunFolder, point: Checkpoint, model: nn.Module) -
     return sets
 
 
-def require_same_run(found: Checkpoint, point: Checkpoint) -> None:
+def shipped_by(point: Checkpoint) -> list[str]:
+    """The averages of the run of a resume point, whether they are shipped by now or not."""
+    recipe = load.from_values(point.content["recipe"], source=str(point.path)).recipe
+    return [*point.content["averages"], *([swap.NAME] if phase_of(recipe).has_workers else [])]
+
+
+def _workers_of_run(folder: RunFolder, point: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
+    """The last weights of each worker of a SWAP run that has saved some."""
+    recipe = load.from_values(point.content["recipe"], source=str(point.path)).recipe
+    numbers = range(1, recipe.swap.workers + 1) if recipe.swap and phase_of(recipe).has_workers else ()
+    sets = {}
+    for number in numbers:
+        own = folder.worker(number)
+        if os.path.lexists(own.last):
+            found = resume_point(own)
+            require_same_run(found, point, ignored=("swap.worker", "train.init*"))
+            sets[name_of_worker(number)] = checkpoint.raw_weights(found, model)
+    return sets
+
+
+def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[str] = ()) -> None:
     """Refuse a file that was copied into the folder of another run.
 
     Raises:
         UserError: Its recipe or its input is not that of the run's resume point.
     """
     recipes = [load.from_values(item.content["recipe"], source=str(item.path)).recipe for item in (found, point)]
-    differences = load.differences(*recipes, ignored=DIFFERING_KEYS)
+    differences = load.differences(*recipes, ignored=(*DIFFERING_KEYS, *ignored))
     if found.content["input"] != point.content["input"]:
         differences.append(("input", found.content["input"], point.content["input"]))
     if differences:

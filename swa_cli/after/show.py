@@ -14,6 +14,7 @@ from torch import Tensor
 
 from swa_cli.after.compare import Compared
 from swa_cli.after.compare import read as read_run
+from swa_cli.after.revisit import shipped_by
 from swa_cli.recipe import load
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
@@ -133,7 +134,7 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
     facts: dict[str, Any] = {"finished": run.result is not None, "resume_point": None, "files": {}}
     if point is not None:
         facts["resume_point"] = _facts(checkpoint.read(point))
-        for name in list(facts["resume_point"]["weights"]):
+        for name in dict.fromkeys([*facts["resume_point"]["weights"], *shipped_by(checkpoint.read(point))]):
             shipped = folder.checkpoints / f"{name}.pt"
             if name != "last" and os.path.lexists(shipped):  # refreshed, unlike in the resume point
                 facts["resume_point"]["weights"] |= _weights(checkpoint.read(shipped))
@@ -150,7 +151,11 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
 
 
 def _files_of(folder: RunFolder) -> list[Path]:
-    files = [*folder.checkpoints.glob("*.pt"), *folder.snapshots.glob("*.pt")]
+    files = [
+        *folder.checkpoints.glob("*.pt"),
+        *folder.snapshots.glob("*.pt"),
+        *folder.workers.glob("*/checkpoints/*.pt"),
+    ]
     return sorted(file for file in files if file.is_file())
 
 

@@ -70,6 +70,17 @@ def worker_of(recipe: Recipe, number: int, *, init: str = COMMON_WEIGHTS) -> Rec
     return recipe.model_copy(update={"swap": swap, "train": train})
 
 
+def name_of_worker(number: int) -> str:
+    """What its weights are called among those of the whole run; no average has such a name."""
+    return f"worker-{number}"
+
+
+def number_of_worker(name: str) -> int | None:
+    """The worker whose weights have this name; None where it is another weight set."""
+    prefix, _, number = name.partition("-")
+    return int(number) if prefix == "worker" and number.isdecimal() else None
+
+
 def swap_problems(recipe: Recipe, *, num_train: int) -> list[Problem]:
     """Every mistake in the section `swap`, and every key that means nothing beside it."""
     swap = recipe.swap

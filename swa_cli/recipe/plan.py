@@ -72,6 +72,16 @@ class Plan:
     phase: Phase  # which epochs of the recipe these are
     worker: Plan | None = None  # what each worker of a SWAP run does after them
 
+    @property
+    def worker_rates(self) -> list[tuple[float, float]]:
+        """Epochs of the recipe that are done, and the rate of the step that a worker then does."""
+        own = self.worker
+        if own is None:
+            return []
+        return [
+            (own.phase.before + step / own.steps_per_epoch, own.learning_rate(step)) for step in range(own.total_steps)
+        ]
+
 
 MAX_STEPS = 10**8  # each point of a run is kept in memory
 

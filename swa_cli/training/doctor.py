@@ -19,10 +19,10 @@ from swa_cli.data import sources
 from swa_cli.data.folder import num_cores
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Output
+from swa_cli.report.columns import size_text
 from swa_cli.report.terminal import Terminal
 from swa_cli.training.bench import import_from
 from swa_cli.training.hardware import bf16_features, processor, speed_of_bf16
-from swa_cli.training.setup import size_text
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "pydantic", "pyyaml", "rich", "typer", "safetensors", "matplotlib"),

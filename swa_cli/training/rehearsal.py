@@ -11,7 +11,7 @@ import statistics
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,14 +20,15 @@ from swa_cli.averaging.average import update_all
 from swa_cli.averaging.batchnorm import has_batchnorm, update_batchnorm
 from swa_cli.data.batches import Batches
 from swa_cli.errors import UserError
+from swa_cli.recipe.phase import worker_of
 from swa_cli.recipe.plan import Plan
-from swa_cli.report.columns import Column, duration, rate
+from swa_cli.report.columns import Column, duration, rate, short_time
 from swa_cli.report.spelling import NOT_MEASURED
-from swa_cli.training import evaluate, faults
+from swa_cli.training import evaluate
 from swa_cli.training.forward import Forward, Passed, both_ways, connected
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.scaling import Cluster, Scaled
-from swa_cli.training.setup import Run, plan_rows, size_text
+from swa_cli.training.setup import Run, plan_rows
 
 MAX_STEPS = 10  # timed, after one that is not
 MAX_SECONDS = 3.0  # unless one step takes longer
@@ -41,12 +42,14 @@ class Pace:
     step_s: float
     sample_s: float
     refresh_s: float  # 0 where the network has no BatchNorm
+    worker_s: float = 0.0  # of a step of a SWAP worker
 
     def scaled(self, scaled: Scaled, *, device: torch.device) -> Pace:
-        """The pace of several processes, each of which does some of the batches of a pass without gradients."""
+        """The pace of several processes, each of which does some of the batches of a pass, or some of the workers."""
         cluster = scaled.cluster
         faster = cluster.machines if device.type == "cpu" else cluster.processes  # cores of a machine are shared
-        return Pace(self.num_steps, scaled.step_s, self.sample_s / faster, self.refresh_s / faster)
+        passes = (self.sample_s / faster, self.refresh_s / faster)
+        return Pace(self.num_steps, scaled.step_s, *passes, worker_s=self.worker_s / faster)
 
 
 def dry_run(run: Run) -> dict[str, Any]:
@@ -81,7 +84,7 @@ def plan(run: Run, *, cluster: Cluster | None = None) -> dict[str, Any]:
         cluster: The processes whose time is to be told, if not that of this one.
     """
     bench, planned = run.bench, run.plan
-    with faults.memory("train.batch_size", bench.recipe.train.batch_size):
+    with bench.memory():
         pace = _measure(run)
         scaled = None if cluster is None else _scaled(run, cluster, alone_s=pace.step_s)
     if scaled is not None:
@@ -90,11 +93,13 @@ def plan(run: Run, *, cluster: Cluster | None = None) -> dict[str, Any]:
     total = sum(seconds.values())
     for warning in planned.warnings:
         bench.terminal.warning(warning)
-    rows = [("processes", _scaled_text(scaled))] if scaled is not None else []
+    rows = [("processes", str(scaled))] if scaled is not None else []
     rows.append(("time", _time_text(seconds, pace, planned)))
     bench.terminal.facts(bench.recipe.title, [*plan_rows(run), *rows])
     bench.terminal.answer("")
-    bench.terminal.table(_columns(planned), [_cells(planned, epoch) for epoch in range(1, planned.epochs + 1)])
+    phases = [planned, *([planned.worker] if planned.worker else [])]
+    cells = [_cells(phase, epoch) for phase in phases for epoch in range(1, phase.epochs + 1)]
+    bench.terminal.table(_columns(planned), cells)
     return {
         "command": "plan",
         "name": bench.recipe.title,
@@ -107,7 +112,7 @@ def plan(run: Run, *, cluster: Cluster | None = None) -> dict[str, Any]:
         "seconds_of": {name: round(value, 3) for name, value in seconds.items()},
         "step_seconds": pace.step_s,
         "timed_steps": pace.num_steps,
-        **({} if scaled is None else {"processes": _scaled_values(scaled)}),
+        **({} if scaled is None else {"processes": scaled.values}),
         "device": str(bench.hardware.device),
         "precision": bench.hardware.precision,
         "warnings": list(planned.warnings),
@@ -120,7 +125,11 @@ def _arithmetic(planned: Plan) -> dict[str, Any]:
         "steps_per_epoch": planned.steps_per_epoch,
         "learning_rates": [planned.learning_rate(epoch * planned.steps_per_epoch) for epoch in range(planned.epochs)],
         "averages": {item.name: {"kind": item.kind, "steps": list(item.steps)} for item in planned.averages},
-    }
+    } | ({"worker": _arithmetic_of_worker(planned.worker)} if planned.worker else {})
+
+
+def _arithmetic_of_worker(planned: Plan) -> dict[str, Any]:
+    return {"batch_size": planned.phase.batch_size, "total_steps": planned.total_steps, **_arithmetic(planned)}
 
 
 def _step(run: Run, forward: Forward, batch: tuple[Any, Any]) -> Passed:
@@ -138,17 +147,21 @@ def _step(run: Run, forward: Forward, batch: tuple[Any, Any]) -> Passed:
 def _measure(run: Run) -> Pace:
     """Time some steps with the reading of their batches, a scored batch, and a batch of the BatchNorm pass."""
     bench = run.bench
-    batches = bench.training_batches(1)
-    timed, split = _timed_steps(run, batches), bench.scoring_split()
+    batches, split = bench.training_batches(1), bench.scoring_split()
+    num_steps, step_s = _step_s(run, batches)
     first = next(iter(bench.plain_batches(split)))
     size = min(bench.recipe.train.eval_batch_size, len(bench.split(split)))
     refresh_s = _refresh_s(run, next(iter(batches))) if has_batchnorm(run.model) else 0.0
     sample_s = _least(lambda: evaluate.score(run.model, [first], task=bench.task, hardware=bench.hardware)) / size
-    return Pace(len(timed), statistics.median(timed) * bench.recipe.train.accumulate, sample_s, refresh_s)
+    worker_s = 0.0
+    if run.plan.worker is not None:
+        own = replace(bench, recipe=worker_of(bench.recipe, 1))
+        _, worker_s = _step_s(replace(run, bench=own, plan=run.plan.worker), own.training_batches(1))
+    return Pace(num_steps, step_s, sample_s, refresh_s, worker_s)
 
 
-def _timed_steps(run: Run, batches: Batches) -> list[float]:
-    """Seconds of some steps, each with the reading of its batch."""
+def _step_s(run: Run, batches: Batches) -> tuple[int, float]:
+    """How many batches were timed, each with its reading, and the seconds of a step."""
     taken: list[float] = []
     started = time.perf_counter()
     with run.bench.terminal.progress("timing steps", total=MAX_STEPS + 1) as bar:
@@ -158,7 +171,8 @@ def _timed_steps(run: Run, batches: Batches) -> list[float]:
             bar.advance()
             if sum(taken[1:]) > MAX_SECONDS:
                 break
-    return taken[1:] or taken  # the first one sets things up
+    timed = taken[1:] or taken  # the first one sets things up
+    return len(timed), statistics.median(timed) * run.plan.phase.accumulate
 
 
 def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
@@ -173,11 +187,11 @@ def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
             f"--processes: {cluster.processes} are more than the {settings.batch_size} samples of a batch",
             hint="name fewer, or a larger train.batch_size",
         )
+    last = cluster.processes - 1  # no part is larger
     if hardware.device.type == "cpu":
         torch.set_num_threads(max(hardware.threads // cluster.on_a_machine, 1))
     try:
-        last = cluster.processes - 1  # no part is larger
-        steps = _timed_steps(run, run.bench.training_batches(1).part(last, size=cluster.processes))
+        _, compute_s = _step_s(run, run.bench.training_batches(1).part(last, size=cluster.processes))
     finally:
         torch.set_num_threads(hardware.threads)
     parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
@@ -185,32 +199,9 @@ def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
         cluster,
         samples=cluster.part(settings.batch_size),
         alone_s=alone_s,
-        compute_s=statistics.median(steps) * settings.accumulate,
+        compute_s=compute_s,
         gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
     )
-
-
-def _scaled_text(scaled: Scaled) -> str:
-    cluster = scaled.cluster
-    machines = f" on {cluster.machines} machines" if cluster.machines > 1 else ""
-    return (
-        f"{cluster.processes}{machines}, {scaled.samples} samples each: a step of {_short(scaled.compute_s)} and"
-        f" {_short(scaled.exchange_s)} for {size_text(scaled.gradient_bytes)} of gradients at {cluster.gigabits:g}"
-        f" Gbit/s, {scaled.speedup:.2f} times as fast as the {_short(scaled.alone_s)} of one process"
-    )
-
-
-def _scaled_values(scaled: Scaled) -> dict[str, Any]:
-    return {
-        "number": scaled.cluster.processes,
-        "machines": scaled.cluster.machines,
-        "gigabits": scaled.cluster.gigabits,
-        "samples": scaled.samples,
-        "compute_seconds": scaled.compute_s,
-        "exchange_seconds": scaled.exchange_s,
-        "one_process_seconds": scaled.alone_s,
-        "speedup": scaled.speedup,
-    }
 
 
 def _refresh_s(run: Run, batch: tuple[Any, Any]) -> float:
@@ -237,15 +228,20 @@ def _least(work: Callable[[], object]) -> float:
 def _estimate(run: Run, pace: Pace) -> dict[str, float]:
     """Seconds of the parts of the run."""
     bench, planned = run.bench, run.plan
-    per_epoch, num_averages = planned.steps_per_epoch, len(planned.averages)
+    per_epoch, num_averages = planned.steps_per_epoch, len(planned.averages) + (planned.worker is not None)
     in_between = sum(
         average.steps[0] <= epoch * per_epoch for epoch in planned.score_epochs for average in planned.averages
     )
     num_val = 0 if bench.source.val is None else len(bench.source.val)
     samples = num_val * (planned.epochs + in_between + num_averages)
-    samples += len(bench.split(bench.scoring_split())) * (1 + num_averages)
+    num_workers, worker_steps = 0, 0
+    if planned.worker is not None and bench.recipe.swap is not None:
+        num_workers, worker_steps = bench.recipe.swap.workers, planned.worker.total_steps
+        samples += num_val * num_workers * planned.worker.epochs
+    samples += len(bench.split(bench.scoring_split())) * (1 + num_workers + num_averages)
     return {
         "training": planned.total_steps * pace.step_s,
+        "workers in turn": num_workers * worker_steps * pace.worker_s,
         "scoring": samples * pace.sample_s,
         "BatchNorm": (in_between + num_averages) * bench.refresh_length(run.model) * pace.refresh_s,
     }
@@ -255,24 +251,22 @@ def _time_text(seconds: Mapping[str, float], pace: Pace, planned: Plan) -> str:
     parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if value)
     number = f"{pace.num_steps} step{'s' if pace.num_steps != 1 else ''}"
     return (
-        f"about {duration(sum(seconds.values()))} ({parts}): {planned.total_steps:,} steps of {_short(pace.step_s)},"
-        f" the median of {number} timed now; saves and pictures come on top"
+        f"about {duration(sum(seconds.values()))} ({parts}): {planned.total_steps:,} steps of"
+        f" {short_time(pace.step_s)}, the median of {number} timed now; saves and pictures come on top"
     )
-
-
-def _short(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _columns(planned: Plan) -> list[Column]:
     """An epoch, the rate of its first step, how many weights each average takes in it, what is kept and scored."""
     columns = [Column("epoch", "epoch", 5, rank=0), Column("lr", "lr", 9, rank=1)]
     columns += [Column(f"of {item.name}", item.name, max(len(item.name) + 2, 6), rank=2) for item in planned.averages]
+    columns += [Column("batch", "batch", 10, rank=2)] if planned.worker else []
     columns += [Column("snapshots", "snapshots", 11, rank=3)] if planned.snapshots else []
     return columns + ([Column("scored", "scored", 8, rank=4)] if planned.averages else [])
 
 
 def _cells(planned: Plan, epoch: int) -> dict[str, str]:
+    """Of an epoch of a phase; it is called by its number in the recipe."""
     first, last = (epoch - 1) * planned.steps_per_epoch, epoch * planned.steps_per_epoch
 
     def taken(steps: tuple[int, ...]) -> str:
@@ -281,7 +275,8 @@ def _cells(planned: Plan, epoch: int) -> dict[str, str]:
 
     is_scored = epoch in planned.score_epochs or epoch == planned.epochs
     return {
-        "epoch": str(epoch),
+        "epoch": str(planned.phase.before + epoch),
+        "batch": planned.phase.batch.removeprefix("batch "),
         "lr": rate(planned.learning_rate(first)),
         **{f"of {item.name}": taken(item.steps) for item in planned.averages},
         "snapshots": taken(planned.snapshots),

@@ -10,6 +10,9 @@ network longer.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from swa_cli.report.columns import short_time, size_text
 
 GIGABIT = 1e9  # bits
 
@@ -57,3 +60,26 @@ class Scaled:
     def speedup(self) -> float:
         """How many times as fast as one process."""
         return self.alone_s / self.step_s
+
+    def __str__(self) -> str:
+        number, machines = self.cluster.processes, self.cluster.machines
+        return (
+            f"{number}{f' on {machines} machines' if machines > 1 else ''}, {self.samples} samples each: a step of"
+            f" {short_time(self.compute_s)} and {short_time(self.exchange_s)} for {size_text(self.gradient_bytes)} of"
+            f" gradients at {self.cluster.gigabits:g} Gbit/s, {self.speedup:.2f} times as fast as the"
+            f" {short_time(self.alone_s)} of one process"
+        )
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """What `--json` tells."""
+        return {
+            "number": self.cluster.processes,
+            "machines": self.cluster.machines,
+            "gigabits": self.cluster.gigabits,
+            "samples": self.samples,
+            "compute_seconds": self.compute_s,
+            "exchange_seconds": self.exchange_s,
+            "one_process_seconds": self.alone_s,
+            "speedup": self.speedup,
+        }

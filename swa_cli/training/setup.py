@@ -19,8 +19,10 @@ from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import bn_layers, has_batchnorm, statistics_of, update_batchnorm
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.phase import name_of_worker
 from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, describe_swap, make_plan
 from swa_cli.recipe.schema import Augment
+from swa_cli.report.columns import size_text
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import board, initial, optimizers
 from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
@@ -86,7 +88,7 @@ class Worker:
     @property
     def name(self) -> str:
         """Of its weights, among those of the run."""
-        return f"worker-{self.number}"
+        return name_of_worker(self.number)
 
 
 @dataclass(frozen=True)
@@ -301,14 +303,6 @@ def _describe_memory(run: Run) -> str:
             case _:
                 parts.append(f"{item.name} {size_text(held)}")
     return "; ".join([*parts, *([f"{size_text(total)} in all"] if len(parts) > 1 else [])])
-
-
-def size_text(num_bytes: int) -> str:
-    """A number of bytes with its unit: `9.2 MB`."""
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if num_bytes >= unit:
-            return f"{num_bytes / unit:.1f} {name}"
-    return f"{num_bytes / 1e3:.1f} kB"
 
 
 def _describe_data(bench: Bench) -> str:
