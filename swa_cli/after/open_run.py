@@ -18,10 +18,12 @@ from swa_cli.after import revisit
 from swa_cli.after.spread import read_result
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
+from swa_cli.recipe.phase import name_of_worker, number_of_worker
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.report.measures import Measures
+from swa_cli.report.plots.curves import with_workers
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, faults, tasks
+from swa_cli.training import checkpoint, evaluate, faults, swap, tasks
 from swa_cli.training.bench import Bench, require_trust
 from swa_cli.training.checkpoint import WeightSet
 from swa_cli.training.run_folder import RunFolder
@@ -80,8 +82,20 @@ class OpenRun:
 
     @property
     def averaging(self) -> dict[str, list[int]]:
-        """Average to the steps whose weights it has taken."""
-        return {item.name: [step for step in item.steps if step <= self.step] for item in self.plan.averages}
+        """Average to the steps whose weights it has taken; of a SWAP run the mean of workers, which took no step's."""
+        taken = {item.name: [step for step in item.steps if step <= self.step] for item in self.plan.averages}
+        return taken | ({name: [] for name in (swap.NAME, *self._workers)} if self.plan.worker else {})
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """Those of metrics.csv, and behind them what the workers of a SWAP run have scored."""
+        return with_workers(self.point.content["history"], self._workers)
+
+    @cached_property
+    def _workers(self) -> dict[str, list[Mapping[str, Any]]]:
+        """Worker to its rows."""
+        points = revisit.points_of_workers(self.folder, self.point)
+        return {name_of_worker(number): point.content["history"] for number, point in points.items()}
 
     @cached_property
     def measures(self) -> Measures:
@@ -135,6 +149,11 @@ class OpenRun:
                 hint=f"run `swa bn-update {path}` first",
             )
         return sets
+
+    @property
+    def best(self) -> str:
+        """What the run has come to: its first average, or else its raw weights."""
+        return next((name for name in self.sets if name != "last" and number_of_worker(name) is None), "last")
 
     @cached_property
     def predictions(self) -> dict[str, tuple[Tensor, Any]]:

@@ -17,6 +17,7 @@ from swa_cli.after.open_run import OpenRun, read_json
 from swa_cli.after.pictures import GRID
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
+from swa_cli.recipe.phase import describe_swap
 from swa_cli.recipe.plan import describe_averages, describe_schedule
 from swa_cli.report.page.document import Drawing, RunOnPage, document
 from swa_cli.report.plots import calibration as calibration_picture
@@ -94,7 +95,7 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
         title=run.title,
         said=_said(run),
         measures=run.measures,
-        rows=run.point.content["history"],
+        rows=run.rows,
         averaging=run.averaging,
         steps_per_epoch=run.plan.steps_per_epoch,
         lr=[run.plan.learning_rate(step) for step in range(run.step)],
@@ -119,6 +120,7 @@ def _said(run: OpenRun) -> list[tuple[str, str]]:
         ("model", recipe.model.name),
         ("data", f"{recipe.dataset.name}: {point['num_train']:,} training samples, {size}{classes}"),
         ("schedule", describe_schedule(recipe, run.plan)),
+        *([("swap", phases)] if (phases := describe_swap(recipe)) is not None else []),
         *(("" if index else "averaging", text) for index, text in enumerate(describe_averages(recipe, run.plan))),
         ("seed", str(recipe.seed)),
     ]
@@ -190,7 +192,7 @@ def _calibration(run: OpenRun) -> list[Drawing]:
 
 
 def _confusion(run: OpenRun) -> list[Drawing]:
-    name = next((name for name in run.sets if name != "last"), "last")
+    name = run.best
     matrix, classes = calibration.confusion(run, name), run.opened[0].source.class_names
     drawn = _svg(lambda file: confusion_picture.draw(file, matrix=matrix, classes=classes, title="", form="svg"))
     return [Drawing(f"Classes as {name} takes them, on {run.opened[0].scoring_split()}", drawn)]

@@ -131,7 +131,7 @@ def draw_if_asked(folder: Path, *, terminal: Terminal) -> None:
 
 
 def _curves(run: OpenRun, _: Request) -> Picture:
-    rows = run.point.content["history"]
+    rows = run.rows
     if not rows:
         raise UserError(f"{run.folder.path}: has no epoch yet", hint="let the run end its first one")
     values: dict[str, Any] = {
@@ -140,6 +140,7 @@ def _curves(run: OpenRun, _: Request) -> Picture:
         "averaging": run.averaging,
         "steps_per_epoch": run.plan.steps_per_epoch,
         "lr": [run.plan.learning_rate(step) for step in range(run.step)],
+        "worker_lr": run.plan.worker_rates if len(rows) > run.plan.epochs else [],
         "final": None if run.result is None else run.result["weights"],
         "measures": run.measures,
     }
@@ -174,6 +175,7 @@ def _planned(title: str, plan: Plan) -> Picture:
         "lr": [plan.learning_rate(step) for step in range(plan.total_steps)],
         "averaging": {item.name: item.steps for item in plan.averages},
         "snapshots": plan.snapshots,
+        "worker_lr": plan.worker_rates,
         "steps_per_epoch": plan.steps_per_epoch,
     }
     said = {"steps": plan.total_steps, "steps_per_epoch": plan.steps_per_epoch, "snapshots": list(plan.snapshots)}
@@ -213,7 +215,7 @@ def _calibration(run: OpenRun, _: Request) -> Picture:
 
 def _confusion(run: OpenRun, request: Request) -> Picture:
     calibration.require_classes(run, "confusion")
-    name = request.weights or next((name for name in run.sets if name != "last"), "last")
+    name = request.weights or run.best
     matrix, classes = calibration.confusion(run, name), list(run.opened[0].source.class_names)
     title = f"{run.title}: classes of {name} on {run.opened[0].scoring_split()}"
 

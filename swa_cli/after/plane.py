@@ -18,6 +18,7 @@ from swa_cli.after import landscape
 from swa_cli.after.landscape import Anchor, Coefficients
 from swa_cli.after.open_run import OpenRun
 from swa_cli.errors import UserError
+from swa_cli.recipe.phase import name_of_worker
 
 SPLITS = ("test", "val")
 MARGIN = 0.3  # of the larger side, beyond the weight sets; the grid is a square
@@ -171,10 +172,14 @@ def default_points(run: OpenRun) -> dict[str, str]:
     The start of averaging is the first snapshot that the first average has taken, or the first one after its start;
     of a run whose snapshots all lie before that, the last of them.
 
+    A SWAP run has no such start: there they are the end of its common phase and its first two workers.
+
     Raises:
         UserError: The run has no average, or no snapshot before its end.
     """
     average = _first_average(run)
+    if run.plan.worker is not None:
+        return {name: name for name in ("last", name_of_worker(1), name_of_worker(2))}
     start = run.averaging[average][0]
     steps = sorted(int(path.stem.removeprefix("step-")) for path in run.folder.snapshots.glob("step-????????.pt"))
     before_the_end = [step for step in steps if step < run.step]
@@ -190,13 +195,12 @@ def default_points(run: OpenRun) -> dict[str, str]:
 
 
 def _first_average(run: OpenRun) -> str:
-    shipped = [name for name in run.sets if name != "last"]
-    if not shipped:
+    if run.best == "last":
         raise UserError(
             f"{run.folder.path}: has no average yet",
             hint="let the run end, or train with a section `swa` in the recipe",
         )
-    return shipped[0]
+    return run.best
 
 
 def _named(anchor: Anchor, name: str) -> Anchor:

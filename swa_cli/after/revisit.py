@@ -167,7 +167,8 @@ def weight_sets_of_run(folder: RunFolder, point: Checkpoint, model: nn.Module) -
         UserError: A shipped average that cannot be read, or is of another run.
     """
     sets = {"last": checkpoint.raw_weights(point, model)}
-    sets |= _workers_of_run(folder, point, model)
+    for number, found in points_of_workers(folder, point).items():
+        sets[name_of_worker(number)] = checkpoint.raw_weights(found, model)
     for name in shipped_by(point):
         path = folder.checkpoints / f"{name}.pt"
         if not os.path.lexists(path):  # the run goes on, or ended before the average had its first weights
@@ -186,18 +187,22 @@ def shipped_by(point: Checkpoint) -> list[str]:
     return [*point.content["averages"], *([swap.NAME] if phase_of(recipe).has_workers else [])]
 
 
-def _workers_of_run(folder: RunFolder, point: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
-    """The last weights of each worker of a SWAP run that has saved some."""
+def points_of_workers(folder: RunFolder, point: Checkpoint) -> dict[int, Checkpoint]:
+    """The resume point of each worker of a SWAP run that has saved one.
+
+    Raises:
+        UserError: One cannot be read, or is of another run.
+    """
     recipe = load.from_values(point.content["recipe"], source=str(point.path)).recipe
     numbers = range(1, recipe.swap.workers + 1) if recipe.swap and phase_of(recipe).has_workers else ()
-    sets = {}
+    points = {}
     for number in numbers:
         own = folder.worker(number)
         if os.path.lexists(own.last):
             found = resume_point(own)
             require_same_run(found, point, ignored=("swap.worker", "train.init*"))
-            sets[name_of_worker(number)] = checkpoint.raw_weights(found, model)
-    return sets
+            points[number] = found
+    return points
 
 
 def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[str] = ()) -> None:

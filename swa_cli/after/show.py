@@ -16,6 +16,7 @@ from swa_cli.after.compare import Compared
 from swa_cli.after.compare import read as read_run
 from swa_cli.after.revisit import shipped_by
 from swa_cli.recipe import load
+from swa_cli.recipe.phase import describe_swap
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, foreign
@@ -59,7 +60,7 @@ def _facts(found: Checkpoint) -> dict[str, Any]:
         }
         return {"layout": known.layout, "weights": found_sets}
     recipe = load.from_values(content["recipe"], source=str(found.path)).recipe
-    keys = ("epoch", "step", "stopped", "num_train", "environment")
+    keys = ("epoch", "step", "stopped", "num_train", "environment", "sources")
     kept: dict[str, Any] = {key: content[key] for key in keys if key in content}
     return {
         "format": content["format"],
@@ -121,6 +122,8 @@ def _rows(found: Checkpoint, facts: Mapping[str, Any]) -> Rows:
             stopped = f", ended by train.{facts['stopped']}" if facts.get("stopped") else ""
             rows.append(("reached", f"step {facts['step']:,}, epoch {facts['epoch']}{stopped}"))
     rows += [(name, _weights_text(values)) for name, values in facts["weights"].items()]
+    if facts.get("sources"):
+        rows.append(("made of", _short([source["file"] for source in facts["sources"]])))
     if "environment" in facts:
         rows.append(("made with", _environment_text(facts["environment"])))
     return rows
@@ -151,6 +154,7 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
 
 
 def _files_of(folder: RunFolder) -> list[Path]:
+    """Of a SWAP run also those of its workers."""
     files = [
         *folder.checkpoints.glob("*.pt"),
         *folder.snapshots.glob("*.pt"),
@@ -160,8 +164,12 @@ def _files_of(folder: RunFolder) -> list[Path]:
 
 
 def _run_rows(run: Compared, facts: Mapping[str, Any], environment: Mapping[str, Any]) -> Rows:
-    rows = [("kind", f"run, {'finished' if run.result is not None else 'not finished'}")]
+    folder = RunFolder(run.path.resolve())
+    state = "finished" if run.result is not None else "not finished"
+    rows = [("kind", f"run, {state}" if folder.whole is folder else f"part of the run {folder.whole.path}")]
     rows.append(("recipe", _recipe_text(run.recipe)))
+    if (phases := describe_swap(run.recipe)) is not None:
+        rows.append(("swap", phases.partition("; BatchNorm")[0]))
     point = facts["resume_point"]
     if point is None:
         rows.append(("reached", "nothing saved yet"))

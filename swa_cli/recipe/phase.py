@@ -70,6 +70,22 @@ def worker_of(recipe: Recipe, number: int, *, init: str = COMMON_WEIGHTS) -> Rec
     return recipe.model_copy(update={"swap": swap, "train": train})
 
 
+def describe_swap(recipe: Recipe) -> str | None:
+    """The phases of a SWAP run, or what a worker does; None for any other run.
+
+    `common phase epochs 1 to 7, batch 512; 2 workers x epochs 8 to 10, batch 256, rate x 0.5; BatchNorm of their mean
+    recomputed at the end`.
+    """
+    swap, phase = recipe.swap, phase_of(recipe)
+    if swap is None:
+        return None
+    if phase.is_worker:
+        return f"worker {swap.worker} of {swap.workers}: {phase.span}, {phase.batch}, rate x {phase.factor:g}"
+    own = phase_of(worker_of(recipe, 1))
+    each = f"{swap.workers} workers x {own.span}, {own.batch}, rate x {own.factor:g}"
+    return f"common phase {phase.span}, {phase.batch}; {each}; BatchNorm of their mean recomputed at the end"
+
+
 def name_of_worker(number: int) -> str:
     """What its weights are called among those of the whole run; no average has such a name."""
     return f"worker-{number}"

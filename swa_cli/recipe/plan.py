@@ -78,9 +78,8 @@ class Plan:
         own = self.worker
         if own is None:
             return []
-        return [
-            (own.phase.before + step / own.steps_per_epoch, own.learning_rate(step)) for step in range(own.total_steps)
-        ]
+        begin, per_epoch = own.phase.before, own.steps_per_epoch
+        return [(begin + step / per_epoch, own.learning_rate(step)) for step in range(own.total_steps)]
 
 
 MAX_STEPS = 10**8  # each point of a run is kept in memory
@@ -216,22 +215,6 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
         mean = ", with the running mean" if recipe.snapshots.cumulative else ""
         lines.append(f"snapshots: {len(plan.snapshots)}, {when}; {kept} kept{mean}")
     return lines
-
-
-def describe_swap(recipe: Recipe, plan: Plan) -> str | None:
-    """The phases of a SWAP run, or what a worker does; None for any other run.
-
-    `common phase epochs 1 to 7, batch 512; 2 workers x epochs 8 to 10, batch 256, rate x 0.5; BatchNorm of their mean
-    recomputed at the end`.
-    """
-    swap, phase = recipe.swap, plan.phase
-    if swap is None:
-        return None
-    if plan.worker is None:
-        return f"worker {swap.worker} of {swap.workers}: {phase.span}, {phase.batch}, rate x {phase.factor:g}"
-    own = plan.worker.phase
-    each = f"{swap.workers} workers x {own.span}, {own.batch}, rate x {own.factor:g}"
-    return f"common phase {phase.span}, {phase.batch}; {each}; BatchNorm of their mean recomputed at the end"
 
 
 def _what(average: AveragePlan, *, half_life: Duration | None) -> str:

@@ -135,6 +135,16 @@ class ShippedAverage(BaseModel):
     steps: list[int]
 
 
+class StoredSource(BaseModel):
+    """A weight set that an average was made of after it was saved; `step` as that file says, if it does."""
+
+    model_config = STRICT
+    file: str
+    name: str
+    weight: float
+    step: int | None
+
+
 class StoredPosterior(BaseModel):
     """What a swag average has beside its mean, see `Posterior`."""
 
@@ -179,6 +189,7 @@ class Weights(BaseModel):
     average: ShippedAverage
     batchnorm: Freshness
     samples: int
+    sources: list[StoredSource] = []  # of `swa average`, and of SWAP, whose files are seen from the run folder
     posterior: StoredPosterior | None = Field(default=None, validate_default=True)  # of a swag average
 
     @field_validator("posterior")

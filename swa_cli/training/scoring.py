@@ -91,15 +91,19 @@ def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]])
     if not folder.writes:
         return
     plan = run.plan
+    workers = {worker.name: worker.history for worker in run.workers}
+    averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
+    averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
     write_atomic(
         folder.path / "curves.png",
         lambda file: curves.draw(
             file,
-            rows=run.history,
+            rows=curves.with_workers(run.history, workers),
             title=run.bench.recipe.title,
-            averaging={item.name: [step for step in item.steps if step <= run.step] for item in plan.averages},
+            averaging=averaging,
             steps_per_epoch=plan.steps_per_epoch,
             lr=[plan.learning_rate(step) for step in range(run.step)],
+            worker_lr=plan.worker_rates,
             final=weights,
             measures=run.bench.task.measures,
         ),

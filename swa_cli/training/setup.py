@@ -19,8 +19,8 @@ from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import bn_layers, has_batchnorm, statistics_of, update_batchnorm
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe.load import Loaded
-from swa_cli.recipe.phase import name_of_worker
-from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, describe_swap, make_plan
+from swa_cli.recipe.phase import describe_swap, name_of_worker
+from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
 from swa_cli.recipe.schema import Augment
 from swa_cli.report.columns import size_text
 from swa_cli.report.terminal import Terminal
@@ -262,8 +262,8 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         *([("processes", _describe_processes(run))] if run.bench.world.size > 1 else []),
         ("schedule", describe_schedule(recipe, run.plan)),
     ]
-    parts = describe_swap(recipe, run.plan)
-    named = [("swap", parts)] if parts is not None else []
+    phases = describe_swap(recipe)
+    named = [("swap", phases)] if phases is not None else []
     named += [("" if index else "averaging", text) for index, text in enumerate(describe_averages(recipe, run.plan))]
     if not has_batchnorm(run.model):
         named = [(name, text.partition("; BatchNorm")[0]) for name, text in named]

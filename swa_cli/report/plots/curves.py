@@ -30,6 +30,7 @@ def draw(
     averaging: Mapping[str, Sequence[int]],
     steps_per_epoch: int,
     lr: Sequence[float] | None = None,
+    worker_lr: Sequence[Point] = (),
     final: Mapping[str, Row] | None = None,
     measures: Measures = CLASSIFICATION,
     form: str = "png",
@@ -43,6 +44,7 @@ def draw(
         averaging: Average to the steps it holds, in optimizer updates done; the first one's phase is shaded.
         steps_per_epoch: Optimizer updates in an epoch.
         lr: The learning rate of each step; without it that of each row is drawn.
+        worker_lr: Epochs done and the rate that a worker of a SWAP run then has.
         final: Weight set (`last` and the averages) to its final scores.
         measures: What the task scores.
         form: png or svg.
@@ -53,6 +55,7 @@ def draw(
         _draw_scores(loss, rows, names=list(averaging), final=final or {}, end=end, measures=measures, is_loss=True)
         _draw_scores(score, rows, names=list(averaging), final=final or {}, end=end, measures=measures, is_loss=False)
         _draw_rates(rates, rows, lr=lr, steps_per_epoch=steps_per_epoch)
+        schedule.rates_of_workers(rates, worker_lr)
         schedule.rug(rates, averaging, steps_per_epoch=steps_per_epoch)
         schedule.shade((loss, score, rates), averaging, steps_per_epoch=steps_per_epoch, end=end)
         rates.set_ylabel("learning rate of a step")
@@ -83,6 +86,22 @@ def _draw_scores(
         else:
             axes.set_ylim(bottom=min(settled) - margin)
     axes.set_ylabel(measures.loss_axis if is_loss else style.axis_title(measure))
+
+
+def with_workers(rows: Sequence[Row], workers: Mapping[str, Sequence[Row]]) -> list[Row]:
+    """The rows of a SWAP run and those of its workers as the epochs that follow: what each scored on validation images.
+
+    Args:
+        rows: Of the common phase.
+        workers: Worker to its own rows, whose epochs count from 1.
+    """
+    later: dict[int, dict[str, Any]] = {}
+    for name, own in workers.items():
+        for row in own:
+            epoch = len(rows) + row["epoch"]
+            scores = {f"{name}_{key}": value for key, value in row.items() if key.startswith("val_")}
+            later.setdefault(epoch, {"epoch": epoch, "lr": row["lr"]}).update(scores)
+    return [*rows, *(later[epoch] for epoch in sorted(later))]
 
 
 def lines(

@@ -24,6 +24,7 @@ def draw(
     averaging: Mapping[str, Sequence[int]],
     snapshots: Sequence[int],
     steps_per_epoch: int,
+    worker_lr: Sequence[tuple[float, float]] = (),
     form: str = "png",
 ) -> None:
     """Write the picture.
@@ -35,11 +36,13 @@ def draw(
         averaging: Average to the steps it holds, in optimizer updates done; the first one's phase is shaded.
         snapshots: Steps whose raw weights are kept.
         steps_per_epoch: Optimizer updates in an epoch.
+        worker_lr: Epochs done and the rate that a worker of a SWAP run then has.
         form: png or svg.
     """
     with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
-        axes, end = figure.subplots(), len(lr) / steps_per_epoch
+        axes, end = figure.subplots(), max([len(lr) / steps_per_epoch, *(epoch for epoch, _ in worker_lr)])
         rates(axes, lr, steps_per_epoch=steps_per_epoch)
+        rates_of_workers(axes, worker_lr)
         rug(axes, averaging, snapshots=snapshots, steps_per_epoch=steps_per_epoch)
         shade([axes], averaging, steps_per_epoch=steps_per_epoch, end=end)
         axes.set_xlim(0, end * 1.02)
@@ -54,6 +57,13 @@ def rates(axes: Axes, lr: Sequence[float], *, steps_per_epoch: int) -> None:
     epochs = [step / steps_per_epoch for step in range(len(lr) + 1)]
     axes.plot(epochs, [*lr, *lr[-1:]], drawstyle="steps-post", color="black", linewidth=1.2)
     axes.set_ylim(bottom=0)
+
+
+def rates_of_workers(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
+    """The rate that each worker of a SWAP run has, after the common phase."""
+    if points:
+        epochs, values = zip(*points, strict=True)
+        axes.plot(epochs, values, drawstyle="steps-post", color="#D55E00", linewidth=1.2, label="each worker")
 
 
 def rug(
