@@ -27,6 +27,7 @@ def start(
     words: Sequence[str],
     *,
     kill_at: int = 0,
+    within: str = "",
     counted: Path | None = None,
     largest_file: int | None = None,
     terminal: str | None = None,
@@ -38,6 +39,7 @@ def start(
         folder: Where it works; what it says goes to a file there, see `said_in`.
         words: The command line.
         kill_at: It kills itself when it opens, renames, removes ... a file there for the so-many-th time; 0: never.
+        within: Only of files whose path has this part.
         counted: Where the number of these events is written.
         largest_file: Bytes that a file may have, as if the disk had no more room.
         terminal: The device that it is run on, in place of a file.
@@ -46,7 +48,7 @@ def start(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(
-        target=_work, args=(folder, list(words), kill_at, counted, largest_file, terminal, dict(environment))
+        target=_work, args=(folder, list(words), kill_at, within, counted, largest_file, terminal, dict(environment))
     )
     process.start()
     return process
@@ -83,6 +85,7 @@ def _work(
     folder: Path,
     words: list[str],
     kill_at: int,
+    within: str,
     counted: Path | None,
     largest_file: int | None,
     terminal: str | None,
@@ -113,7 +116,8 @@ def _work(
         if (
             event in FILE_EVENTS
             and os.getpid() == itself
-            and os.path.join(folder, str(args[0])).startswith(str(folder))
+            and (path := os.path.join(folder, str(args[0]))).startswith(str(folder))
+            and within in path
         ):
             num_events += 1
             if num_events == kill_at:

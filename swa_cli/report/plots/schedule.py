@@ -70,12 +70,12 @@ def rug(
     axes: Axes, averaging: Mapping[str, Sequence[int]], *, steps_per_epoch: int, snapshots: Sequence[int] = ()
 ) -> None:
     """Mark each averaged step above the learning rate, a row of ticks for each average, and one for snapshots."""
-    rows = [(name, steps, style.look(name, list(averaging))["color"], "|") for name, steps in averaging.items()]
+    rows = [
+        (name, steps, style.look(name, list(averaging))["color"], "|") for name, steps in averaging.items() if steps
+    ]
     rows += [("", snapshots, "black", "2")] if snapshots else []
     axes.set_ylim(top=axes.get_ylim()[1] / (1 - _ROW * min(len(rows), _MOST_ROWS)))
     for index, (name, steps, color, marker) in enumerate(rows):
-        if not steps:
-            continue
         shown = thinned(steps)
         label = f"{len(steps):,} snapshot{'s' * (len(steps) != 1)}"
         if name:

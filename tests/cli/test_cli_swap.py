@@ -1,0 +1,273 @@
+"""SWAP through the command line: its workers against runs of their own, its mean against float64, kills, mistakes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from conftest import Swa
+from equal_runs import assert_equal_runs, content, flat
+from processes import said_in, start
+
+RECIPE = """\
+name: tiny
+model: {name: convnet, args: {width: 4, dropout: 0.2}}
+dataset: {name: digits, augment: {crop: 1}}
+optimizer: {lr: 0.2}
+swap: {workers: 2, start: 50%}
+train: {epochs: 4, batch_size: 128, threads: 1}
+"""
+RUN = Path("runs/tiny-001")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    (tmp_path / "tiny.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing has disturbed."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    process = start(folder, ["train", "tiny.yaml"])
+    process.join(60)
+    assert process.exitcode == 0, said_in(folder)
+    return folder / RUN
+
+
+def assert_equal_points(first: Path, second: Path) -> None:
+    """The resume points of two runs, bit for bit."""
+    one, two = (dict(flat(content(run, "last"))) for run in (first, second))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert torch.equal(value, two[key]) if isinstance(value, torch.Tensor) else value == two[key], key
+
+
+def test_workers_are_runs_of_their_own(tiny: Path, swa: Swa) -> None:
+    """Workers in turn against `swa train swap.worker=W train.init=...`, by bits; their parts differ, the split not."""
+    result = swa("train", "tiny.yaml", "--json").json
+    for number in (1, 2):
+        words = [f"swap.worker={number}", f"train.init={RUN}/checkpoints/last.pt"]
+        assert swa("train", "tiny.yaml", *words).code == 0
+        assert_equal_points(RUN / "workers" / str(number), Path(f"runs/tiny-{number + 1:03d}"))
+        own = json.loads(Path(f"runs/tiny-{number + 1:03d}/result.json").read_text())["weights"]["last"]
+        assert own["nll"] == result["weights"][f"worker-{number}"]["nll"]
+    assert swa("train", RUN / "workers/2/recipe.yaml", "-o", "again").code == 0
+    assert_equal_points(RUN / "workers/2", Path("again/tiny-001"))
+    first, second = (content(RUN / "workers" / str(number), "last") for number in (1, 2))
+    weights = [name for name, value in first["model"].items() if value.is_floating_point()]
+    assert not any(torch.equal(first["model"][name], second["model"][name]) for name in weights)
+    assert [row["epoch"] for row in first["history"]] == [1, 2]
+    assert content(RUN, "last")["epoch"] == 2
+
+
+def test_mean_of_the_workers(tiny: Path, swa: Swa) -> None:
+    """swa.pt against the float64 mean of its sources with BatchNorm by `bn-update`, and against `swa average`."""
+    result = swa("train", "tiny.yaml", "swap.workers=3", "swap.batchnorm.method=exact", "--json").json
+    assert list(result["weights"]) == ["last", "worker-1", "worker-2", "worker-3", "swa"]
+    shipped = content(RUN, "swa")
+    sources = [f"workers/{number}/checkpoints/last.pt" for number in (1, 2, 3)]
+    assert [source["file"] for source in shipped["sources"]] == sources
+    assert shipped["average"] == {"name": "swa", "kind": "mean", "count": 3, "steps": [60, 60, 60]}
+    states = [torch.load(RUN / source, weights_only=True)["model"] for source in sources]
+    for name, value in shipped["state_dict"].items():
+        if "running" not in name and "num_batches" not in name:
+            mean = torch.stack([state[name].double() for state in states]).mean(0)
+            torch.testing.assert_close(value.double(), mean, rtol=0, atol=1e-7)
+    assert swa("bn-update", RUN / "checkpoints/swa.pt", "-o", "again.pt").code == 0
+    again = torch.load("again.pt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, again[name]) for name, value in shipped["state_dict"].items())
+    averaged = swa("average", *(RUN / source for source in sources), "-o", "soup.pt", "--json").json
+    assert averaged["batchnorm_method"] == "exact"
+    for name, value in torch.load("soup.pt", weights_only=True)["state_dict"].items():
+        torch.testing.assert_close(value, shipped["state_dict"][name], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("within", "event"),
+    [
+        ("tiny-001/checkpoints/.last", 4),  # in the common phase
+        ("workers/1", 2),  # before the first worker
+        ("workers/1", 9),
+        ("workers/1", 26),  # inside an epoch of it
+        ("workers/2", 1),  # between the two
+        ("workers/2", 13),
+        ("workers/2", 34),
+        ("checkpoints/.swa.pt", 1),
+        ("result.json", 1),
+    ],
+)
+def test_killed_and_gone_on(tiny: Path, whole: Path, swa: Swa, within: str, event: int) -> None:
+    """SIGKILL at an event in the files of each phase, then --resume, against the undisturbed run, bit for bit."""
+    process = start(tiny, ["train", "tiny.yaml", "output.save_every=7step"], kill_at=event, within=within)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL, said_in(tiny)
+    ended = swa("train", "--resume", RUN)
+    assert ended.code == 0, ended.err
+    assert_equal_runs(whole, RUN)
+    for number in ("1", "2"):
+        assert_equal_points(whole / "workers" / number, RUN / "workers" / number)
+
+
+def test_stopped_in_a_worker_and_moved(tiny: Path, swa: Swa) -> None:
+    """SIGINT in the first worker: exit code 130 with its step saved; moved elsewhere, the run goes on to its end."""
+    process = start(tiny, ["train", "tiny.yaml", "train.epochs=12", "swap.start=1ep"])
+    while not (tiny / RUN / "workers/1/checkpoints/last.pt").is_file():
+        time.sleep(0.001)
+        assert process.is_alive(), said_in(tiny)
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(30)
+    said = said_in(tiny)
+    assert process.exitcode == 130, said
+    assert "which is saved" in said
+    assert f"continue with `swa train --resume {RUN}`" in said
+    assert 0 < content(RUN / "workers/1", "last")["step"] < 11 * 20
+    assert not (RUN / "workers/2").exists()
+    shutil.move(RUN, "elsewhere")
+    ended = swa("train", "--resume", "elsewhere")
+    assert ended.code == 0, ended.err
+    assert "worker 1 of 2, continued after step" in ended.err
+    assert swa("train", "--resume", "elsewhere").code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "message"),
+    [
+        (["swa.start=50%"], "swa", "is of the weights along one trajectory"),
+        (["averages.ema.kind=ema"], "averages", "is of the weights along one trajectory"),
+        (["snapshots.every=1ep"], "snapshots", "is of the weights along one trajectory"),
+        (["train.stop.patience=3"], "train.stop", "would end one phase before the other"),
+        (["train.max_time=1h"], "train.max_time", "would end one phase before the other"),
+        (["swap.start=0%"], "swap.start", "0% of 4 epochs leaves nothing before"),
+        (["swap.start=4ep"], "swap.start", "4ep of 4 epochs leaves nothing to the workers"),
+        (["swap.start=1cycle"], "swap.start", "is no number of epochs"),
+        (["swap.start=9step"], "swap.start", "is no number of epochs"),
+        (["train.epochs=1"], "train.epochs", "1 cannot be divided"),
+        (["swap.workers=1"], "swap.workers", "2"),
+        (["swap.batch_size=1294"], "swap.batch_size", "is more than the 1,293 training samples"),
+        (["swap.lr=0.5"], "swap.lr", "is no multiple of the rate"),
+        (["swap.worker=3", "train.init=a.pt"], "swap.worker", "3 of 2 workers"),
+        (["swap.worker=1"], "swap.worker", "train.init names none"),
+        (["swap.worker=1", "train.init=a.pt", "train.init_skip=[x]"], "train.init_skip", "all of the common weights"),
+        (["schedule.warmup=5step"], "schedule.warmup", "5step is another time in the common phase than in a worker"),
+        (["schedule={name: multistep, at: [2ep, 5step]}"], "schedule.at", "5step is another time"),
+    ],
+    ids=str,
+)
+def test_mistakes(tiny: Path, swa: Swa, words: list[str], key: str, message: str) -> None:
+    """A recipe that is no SWAP run: the key with its place, exit code 2, nothing written."""
+    ended = swa("train", "tiny.yaml", *words)
+    assert ended.code == 2
+    assert f"error: {key}" in ended.err
+    assert message in " ".join(ended.err.split())
+    assert "hint:" in ended.err
+    assert not Path("runs").exists()
+
+
+def test_all_mistakes_at_once(tiny: Path, swa: Swa) -> None:
+    """Mistakes beside the section are told together with those in it."""
+    ended = swa("train", "tiny.yaml", "swap.start=0%", "swa.start=50%", "schedule.warmup=9ep")
+    assert [f"error: {key}:" in ended.err for key in ("swap.start", "swa", "schedule.warmup")] == [True] * 3
+    assert "3 problems in tiny.yaml" in ended.err
+
+
+def test_no_more_epochs(tiny: Path, swa: Swa) -> None:
+    """--extend-to of a finished SWAP run: refused, with the reason."""
+    assert swa("train", "tiny.yaml").code == 0
+    ended = swa("train", "--resume", RUN, "--extend-to", "9")
+    assert (ended.code, "begin where its common phase has ended" in ended.err) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["workers", "workers/1"])
+def test_links_are_not_followed(tiny: Path, swa: Swa, name: str) -> None:
+    """A symbolic link where a worker's folder belongs is refused."""
+    assert swa("train", "tiny.yaml").code == 0
+    (RUN / "result.json").unlink()
+    shutil.move(RUN / name, "outside")
+    (RUN / name).symlink_to(Path("outside").resolve())
+    ended = swa("train", "--resume", RUN)
+    assert ended.code != 0
+    assert "is a symbolic link" in ended.err
+
+
+def test_a_worker_of_another_run_is_refused(tiny: Path, swa: Swa) -> None:
+    """The folder of a worker of another seed in place of the own: told, and neither trained nor averaged."""
+    for seed in ("0", "1"):
+        assert swa("train", "tiny.yaml", f"seed={seed}").code == 0
+    (RUN / "result.json").unlink()
+    shutil.rmtree(RUN / "workers/2")
+    shutil.copytree("runs/tiny-002/workers/2", RUN / "workers/2")
+    ended = swa("train", "--resume", RUN)
+    assert ended.code == 2
+    assert "error: seed" in ended.err
+    assert swa("eval", RUN).code == 2
+
+
+def rate(epochs: float) -> float:
+    """A cosine of 10 epochs from 0.1 to 0 after a linear warmup of 1."""
+    return 0.05 * (1 + math.cos(math.pi * (epochs - 1) / 9))
+
+
+@pytest.mark.parametrize(
+    ("words", "common", "batch_size", "factor"),
+    [
+        ([], 7, 100, 0.5),
+        (["swap.workers=3"], 7, 66, 0.33),
+        (["swap.start=66%", "swap.batch_size=64"], 7, 64, 0.32),
+        (["swap.start=2ep", "swap.lr=0.25x"], 2, 100, 0.25),
+        (["swap.start=1%", "train.batch_size=50", "train.accumulate=4"], 1, 100, 0.5),
+        (["swap.start=99%"], 9, 100, 0.5),
+    ],
+    ids=str,
+)
+def test_plan(tiny: Path, swa: Swa, words: list[str], common: int, batch_size: int, factor: float) -> None:
+    """Epochs, batches and rates of both phases of `swa plan` against closed forms."""
+    base = ["train.epochs=10", "train.batch_size=200", "optimizer.lr=0.1", "swap.start=70%"]
+    plan = swa("plan", "tiny.yaml", *base, *words, "--json").json
+    assert (plan["epochs"], plan["steps_per_epoch"]) == (common, 1293 // 200)
+    assert plan["learning_rates"][1:] == pytest.approx([rate(epoch) for epoch in range(1, common)])
+    worker = plan["worker"]
+    assert (worker["epochs"], worker["batch_size"]) == (10 - common, batch_size)
+    assert worker["total_steps"] == (10 - common) * (1293 // batch_size)
+    assert worker["learning_rates"] == pytest.approx([factor * rate(epoch) for epoch in range(common, 10)])
+
+
+def test_what_looks_at_runs(tiny: Path, swa: Swa) -> None:
+    """eval, show, compare, report, pictures and a dry run of a SWAP run: its workers are there, with their scores."""
+    result: dict[str, Any] = swa("train", "tiny.yaml", "--json").json
+    scored = swa("eval", RUN, "--json").json["weights"]
+    assert {name: row["nll"] for name, row in scored.items()} == {
+        name: row["nll"] for name, row in result["weights"].items()
+    }
+    assert "worker-1: averaging" not in swa("eval", RUN).out
+    shown = swa("show", RUN, "--json").json
+    assert {f"workers/{number}/checkpoints/last.pt" for number in (1, 2)} < shown["files"].keys()
+    assert [row["file"] for row in swa("show", RUN / "checkpoints/swa.pt", "--json").json["sources"]] == [
+        f"workers/{number}/checkpoints/last.pt" for number in (1, 2)
+    ]
+    assert "part of the run" in swa("show", RUN / "workers/1").out
+    compared = swa("compare", RUN, RUN / "workers/1", "--json").json
+    assert compared["differences"].keys() == {"swap.worker", "train.init"}
+    assert swa("report", RUN, "-o", "page.html").code == 0
+    page = Path("page.html").read_text()
+    assert "common phase epochs 1 to 2, batch 128; 2 workers x epochs 3 to 4, batch 64, rate x 0.5" in page
+    assert "worker-2, val" in page
+    assert swa("plot", RUN, "plane", "--grid", "3", "--samples", "100").code == 0
+    points = [point["name"] for point in json.loads(next(RUN.glob("plane-*.json")).read_text())["points"]]
+    assert points == ["last", "worker-1", "worker-2"]
+    dry = swa("train", "tiny.yaml", "--dry-run")
+    assert "2 workers x epochs 3 to 4, batch 64, rate x 0.5; BatchNorm of their mean recomputed" in " ".join(
+        dry.err.split()
+    )
