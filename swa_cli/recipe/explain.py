@@ -172,8 +172,12 @@ def _general(path: KeyPath) -> tuple[str, ...]:
 
 
 def _owners(key: str) -> list[tuple[str, ...]]:
-    """Paths of the schema that end in this key; a bare `name` tells nothing, nor does what stands in a list."""
-    return [path for path in fields() if path[-1] == key != "name" and path[:-1] != ("optimizer", "groups")]
+    """Paths of the schema that end in this key; a bare `name` tells nothing, nor does what stands in a list.
+
+    `swap` has keys of other sections again, for its workers: they are meant only where no other has them.
+    """
+    found = [path for path in fields() if path[-1] == key != "name" and path[:-1] != ("optimizer", "groups")]
+    return [path for path in found if path[0] != "swap"] or found
 
 
 def _belongs(key: str, owners: Sequence[tuple[str, ...]]) -> str:
