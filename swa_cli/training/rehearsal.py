@@ -234,14 +234,15 @@ def _estimate(run: Run, pace: Pace) -> dict[str, float]:
     )
     num_val = 0 if bench.source.val is None else len(bench.source.val)
     samples = num_val * (planned.epochs + in_between + num_averages)
-    num_workers, worker_steps = 0, 0
+    num_workers, workers = 0, dict[str, float]()
     if planned.worker is not None and bench.recipe.swap is not None:
-        num_workers, worker_steps = bench.recipe.swap.workers, planned.worker.total_steps
+        num_workers = bench.recipe.swap.workers
         samples += num_val * num_workers * planned.worker.epochs
+        workers = {"workers": num_workers * planned.worker.total_steps * pace.worker_s}
     samples += len(bench.split(bench.scoring_split())) * (1 + num_workers + num_averages)
     return {
         "training": planned.total_steps * pace.step_s,
-        "workers in turn": num_workers * worker_steps * pace.worker_s,
+        **workers,
         "scoring": samples * pace.sample_s,
         "BatchNorm": (in_between + num_averages) * bench.refresh_length(run.model) * pace.refresh_s,
     }
