@@ -44,7 +44,10 @@ class Tensors:
 
 
 def read(model: nn.Module) -> Tensors:
-    """The model's state by clean names, not copied. Parameters of integers are copied like buffers."""
+    """The model's state by clean names, not copied; of what lies in parts over processes, the part here.
+
+    Parameters of integers are copied like buffers.
+    """
     first_names: dict[int, str] = {}
     tensors = Tensors({}, {}, {})
     for key, value in plain_model(model).state_dict(keep_vars=True).items():
@@ -56,9 +59,15 @@ def read(model: nn.Module) -> Tensors:
             )
         averaged = isinstance(value, nn.Parameter) and (value.is_floating_point() or value.is_complex())
         owner = first_names.setdefault(id(value), name)
-        (tensors.weights if averaged else tensors.buffers)[owner] = value.detach()
+        (tensors.weights if averaged else tensors.buffers)[owner] = _local(value).detach()
         tensors.owners[name] = owner
     return tensors
+
+
+@torch.no_grad()
+def _local(value: Tensor) -> Tensor:
+    """The part of a DTensor that lies in this process; every other tensor itself."""
+    return value.to_local() if hasattr(value, "to_local") else value  # naming its class would import much more
 
 
 def plain_model(model: nn.Module) -> nn.Module:

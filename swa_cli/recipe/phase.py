@@ -154,6 +154,7 @@ def _strangers(recipe: Recipe) -> list[Problem]:
         "snapshots": (recipe.snapshots is not None, one),
         "train.stop": (recipe.train.stop is not None, ends),
         "train.max_time": (recipe.train.max_time is not None, ends),
+        "train.shard": (recipe.train.shard, "deals a network out over processes, and each worker has one to itself"),
     }
     found = [
         Problem(key, why, "leave it out, or the section swap") for key, (is_there, why) in given.items() if is_there

@@ -425,6 +425,9 @@ class Train(BaseModel):
     sync_batchnorm: Flag = Field(
         default=False, description="several processes: BatchNorm normalises the whole batch, on GPUs only"
     )
+    shard: Flag = Field(
+        default=False, description="several processes: parameters, gradients, optimizer and averages in parts over them"
+    )
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     tta: Literal["none", "flip", "flip_translate"] = Field(
         default="none", description="final scores by the mean logits of views of an image: mirrored, also moved a pixel"

@@ -277,6 +277,7 @@ def open_bench(
         deterministic=settings.deterministic,
         begun=begun,
         world=world,
+        shard=settings.shard,
     )
     dataset = recipe.dataset
     with terminal.loading() as progress, world.one_a_machine_first():

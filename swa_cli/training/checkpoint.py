@@ -29,6 +29,7 @@ from swa_cli.training.files import write_atomic
 from swa_cli.training.foreign import ForeignWeights
 
 BATCHNORM_KEYS = ("batchnorm", "batchnorm_method", "samples")  # beside the weights: how fresh their statistics are
+RECIPE_OF_WEIGHTS = "pass the recipe that the weights were trained with"
 PARTS_BESIDE_TENSORS = 1 << 16  # bytes of a checkpoint for names, places and checksums
 
 
@@ -162,9 +163,21 @@ def load_weights(
     state_dict: Mapping[str, Tensor],
     *,
     source: str,
-    cure: str = "pass the recipe that the weights were trained with",
+    cure: str = RECIPE_OF_WEIGHTS,
 ) -> None:
-    """Load strictly; `cure` is what to do about weights of another network.
+    """Load strictly, see `require_fit`."""
+    require_fit(model, state_dict, source=source, cure=cure)
+    model.load_state_dict(dict(state_dict))
+
+
+def require_fit(
+    model: nn.Module,
+    state_dict: Mapping[str, Tensor],
+    *,
+    source: str,
+    cure: str = RECIPE_OF_WEIGHTS,
+) -> None:
+    """Refuse a state_dict of another network; `cure` is what to do about it.
 
     Raises:
         UserError: Names or shapes differ (the message counts them and shows three), a tensor is of another kind of
@@ -187,7 +200,6 @@ def load_weights(
             hint=cure,
         )
     require_numbers(state_dict, like=wanted, source=source)
-    model.load_state_dict(dict(state_dict))
 
 
 def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tensor], source: str) -> None:

@@ -38,6 +38,8 @@ class Passed:
 
 def connected(run: Run) -> Forward:
     """The network, whose gradients become the mean over the processes."""
+    if not run.parts.are_whole:
+        return run.model  # FSDP2 has its hooks in the layers
     return run.bench.world.synchronised(run.model, sync_batchnorm=run.bench.recipe.train.sync_batchnorm)
 
 
@@ -65,7 +67,8 @@ def both_ways(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_last: bo
     task, (inputs, targets) = bench.task, batch
     args, kwargs = task.batch_to_args(inputs)
     share = _share(bench, inputs, targets)
-    with bench.world.backward_of(forward, is_last=is_last):
+    # What lies in parts is exchanged with each of them: whole gradients would need the memory of a whole network.
+    with bench.world.backward_of(forward, is_last=is_last or not run.parts.are_whole):
         with bench.hardware.autocast():
             outputs = forward(*args, **kwargs)
         loss = task.loss(outputs, targets, label_smoothing=bench.recipe.train.label_smoothing)

@@ -42,6 +42,7 @@ class Hardware:
     deterministic: bool
     reason: str
     processes: int = 1  # of the run
+    shards: int = 1  # how many parts its parameters are in
 
     def autocast(self) -> AbstractContextManager[object]:
         """Mixed precision around a forward pass; does nothing in fp32."""
@@ -80,6 +81,7 @@ def choose(
     deterministic: bool,
     begun: Mapping[str, Any] | None = None,
     world: World = ALONE,
+    shard: bool = False,
 ) -> Hardware:
     """Choose and set up the hardware: number of threads, deterministic algorithms.
 
@@ -90,6 +92,7 @@ def choose(
         deterministic: Whether operations that are not reproducible are refused.
         begun: The `environment` of the run that goes on.
         world: The processes of the run, which share the GPUs and cores of a machine evenly.
+        shard: Whether its parameters are in parts.
 
     Raises:
         UserError: The device is absent, or cannot compute in the precision that was asked for.
@@ -108,7 +111,7 @@ def choose(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if deterministic != torch.are_deterministic_algorithms_enabled():  # setting it imports the compiler: a second
         torch.use_deterministic_algorithms(deterministic)
-    return Hardware(chosen, chosen_precision, count, deterministic, reason, world.size)
+    return Hardware(chosen, chosen_precision, count, deterministic, reason, world.size, world.size if shard else 1)
 
 
 def environment(hardware: Hardware) -> dict[str, str | int]:
@@ -117,6 +120,7 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
         "torch": str(torch.__version__),  # its own class would not load with weights_only
         "threads": hardware.threads,
         "processes": hardware.processes,
+        "shards": hardware.shards,
         "device": str(hardware.device),
         "precision": hardware.precision,
         "processor": processor(),

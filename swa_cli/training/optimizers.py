@@ -30,6 +30,7 @@ UNSUPPORTED = {"Optimizer", "LBFGS", "SparseAdam"}
 
 # One kernel for all parameters where torch has it for the class, the device and the types; it falls to us to ask.
 FUSED = {"SGD", "Adam", "AdamW"}
+FUSED_IN_PARTS = {"Adam", "AdamW"}  # of parameters that are DTensors
 LR_MULTIPLE = "lr_multiple"  # of a group, kept in the optimizer's state
 
 
@@ -108,7 +109,9 @@ def build(
         settings = {"params": [], LR_MULTIPLE: group.lr, **group.options, **decay}
         built.setdefault((index, key in free), settings)["params"].append(parameter)
     parts = [built[key] for key in sorted(built, reverse=True)] if built else [{"params": []}]
-    fused = {"fused": True} if name in FUSED and _is_fusible(trained, options) else {}
+    in_parts = any(hasattr(value, "to_local") for value in trained.values())
+    is_fused = name in (FUSED_IN_PARTS if in_parts else FUSED) and _is_fusible(trained, options)
+    fused = {"fused": True} if is_fused else {}
     try:
         optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(parts, lr=lr, **fused, **options)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -60,7 +60,7 @@ def dry_run(run: Run) -> dict[str, Any]:
     loss = sum(bench.world.gathered(float(passed.loss) * passed.share))
     update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
     scored = itertools.islice(bench.plain_batches(bench.scoring_split()), 1)
-    evaluate.score(run.model, scored, task=bench.task, hardware=bench.hardware)
+    evaluate.score(run.parts.network(run.model), scored, task=bench.task, hardware=bench.hardware)
     seconds = time.monotonic() - started
     bench.terminal.note(
         f"one step of {recipe.train.batch_size} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written"

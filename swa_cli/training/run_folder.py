@@ -25,7 +25,7 @@ from swa_cli.report.measures import Measures
 from swa_cli.training.files import LEFTOVER, write_atomic
 
 # Keys of the recipe that the result does not depend on: a run may go on with other values of them.
-RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "output.*")
+RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.shard", "output.*")
 
 
 class RunFolder:

@@ -5,7 +5,6 @@ What a step draws is a function of (seed, step), so `rng` holds the seed and no 
 
 from __future__ import annotations
 
-import copy
 import os
 import platform
 import time
@@ -28,7 +27,6 @@ from swa_cli.training.distributed import name_of_launch
 from swa_cli.training.hardware import environment
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.setup import Run
-from swa_cli.training.writer import copied
 
 
 def begin(run: Run, folder: RunFolder, *, recipe_folder: Path) -> None:
@@ -48,7 +46,7 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
     parts = run.bench.world.gathered(run.totals.tolist())
     _require_equal(run)
     run.saved_at = time.monotonic()
-    if not folder.writes:
+    if not folder.writes and run.parts.are_whole:
         return
     stale = "none" if checkpoint.raw_batchnorm(run.model) == "none" else "stale"
     loss, score = map(sum, zip(*parts, strict=True))
@@ -70,8 +68,9 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "stopped": run.stopped,
         "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(), "batchnorm": stale},
     }
-    copy_of_now = copied(content)
-    run.writer.begin(lambda: checkpoint.save(folder.last, copy_of_now, keep=folder.previous))
+    copy_of_now = run.parts.whole(content, keep=folder.writes)
+    if folder.writes:
+        run.writer.begin(lambda: checkpoint.save(folder.last, copy_of_now, keep=folder.previous))
 
 
 def save_if_due(run: Run, folder: RunFolder) -> None:
@@ -149,9 +148,11 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         raise UserError(f"{source}: its history is not that of its recipe", hint="take another copy of the file")
     if _key_so_far(run) not in content["epoch_so_far"]:
         raise UserError(f"{source}: has no epoch_so_far.{_key_so_far(run)}", hint="take another copy of the file")
-    checkpoint.load_weights(run.model, content["model"], source=source)
+    checkpoint.require_fit(run.model, content["model"], source=source)
+    run.parts.load(run.model, content["model"])
     try:
-        run.optimizer.load_state_dict(copy.deepcopy(content["optimizer"]))  # the file stays mapped otherwise
+        # A copy: the file stays mapped otherwise.
+        run.optimizer.load_state_dict(run.parts.of_optimizer(run.optimizer, content["optimizer"]))
         run.scaler.load_state_dict(content["scaler"])
         _require_shapes(run.optimizer)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -159,9 +160,9 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
             f"{source}: its optimizer state does not fit the recipe ({error})", hint="take another copy of the file"
         ) from error
     for name, entry in content["averages"].items():
-        run.averages[name].load_state_dict(checkpoint.without_batchnorm(entry))
+        run.averages[name].load_state_dict(run.parts.own(checkpoint.without_batchnorm(entry)))
     if run.cumulative is not None:
-        run.cumulative.load_state_dict(checkpoint.without_batchnorm(running))
+        run.cumulative.load_state_dict(run.parts.own(checkpoint.without_batchnorm(running)))
     run.history, run.step, run.stopped = content["history"], step, content["stopped"]
     so_far = content["epoch_so_far"]
     world, parts = run.bench.world, so_far.get("parts")
@@ -183,16 +184,16 @@ def _require_shapes(optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError(f"{key} is {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
 
 
-def save_average(run: Run, folder: RunFolder, name: str) -> None:
+def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, Tensor]) -> None:
     """Write <name>.pt: the average as it ships, with recomputed statistics; of swag also what draws are made from."""
     average, refreshed = run.averages[name], run.refreshed[name]
-    run.bench.world.require_equal(refreshed.state_dict, what=f"the weights of {name}")
-    if not folder.writes:
+    run.bench.world.require_equal(state_dict, what=f"the weights of {name}")
+    if not folder.writes and run.parts.are_whole:
         return
     content: dict[str, Any] = {
         "recipe": recipe_values(run),
         "input": run.bench.input,
-        "state_dict": refreshed.state_dict,
+        "state_dict": state_dict,
         "average": {"name": name, "kind": average.kind, "count": average.count, "steps": average.steps},
         "batchnorm": refreshed.batchnorm,
         "batchnorm_method": refreshed.method,
@@ -206,14 +207,15 @@ def save_average(run: Run, folder: RunFolder, name: str) -> None:
     if average.kind == "swag":
         posterior = average.posterior()
         kept = {key: getattr(posterior, key) for key in ("diagonal", "variance", "deviations")}
-        content["posterior"] = kept
-    checkpoint.save(folder.checkpoints / f"{name}.pt", content)
+        content["posterior"] = run.parts.whole(kept, keep=folder.writes)
+    if folder.writes:
+        checkpoint.save(folder.checkpoints / f"{name}.pt", content)
 
 
 def save_snapshot(run: Run, folder: RunFolder) -> None:
     """Write the raw weights as they are; of more than `keep`, the oldest goes."""
     _require_equal(run)
-    if not folder.writes:
+    if not folder.writes and run.parts.are_whole:
         return
     content = {
         "recipe": recipe_values(run),
@@ -229,7 +231,7 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
     assert settings is not None, "the plan has snapshot steps only where the recipe has the section"
     kept = [step for step in run.plan.snapshots if step <= run.step]
     old = [] if settings.keep == "all" else kept[: -int(settings.keep)]
-    copy_of_now, path = copied(content), folder.snapshot_path(run.step)
+    copy_of_now, path = run.parts.whole(content, keep=folder.writes), folder.snapshot_path(run.step)
 
     def write() -> None:
         folder.snapshots.mkdir(exist_ok=True)
@@ -237,7 +239,8 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
         for step in old:
             folder.snapshot_path(step).unlink(missing_ok=True)
 
-    run.writer.begin(write)
+    if folder.writes:
+        run.writer.begin(write)
 
 
 def _require_equal(run: Run) -> None:
@@ -248,7 +251,7 @@ def _require_equal(run: Run) -> None:
     """
     averages = [average.state_dict() for average in run.averages.values()]
     state = [run.model.state_dict(), averages, run.optimizer.state_dict()["state"]]
-    run.bench.world.require_equal(state, what=f"the weights after step {run.step:,}")
+    run.bench.world.require_equal(run.parts.in_common(state), what=f"the weights after step {run.step:,}")
 
 
 def _running_mean(cumulative: WeightAverage, model: nn.Module) -> dict[str, Any]:

@@ -5,12 +5,11 @@ Scores only read: averages are put into a copy of the network, and no random num
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from swa_cli.report.measures import Measures
 from swa_cli.report.plots import curves
@@ -27,7 +26,7 @@ def validate(run: Run) -> dict[str, Any]:
     measures, row = bench.task.measures, dict[str, Any]()
     is_last = run.epoch == plan.epochs or run.stopped is not None
     has_val = bench.source.val is not None
-    row |= _columns("val", measures, _score(run, run.model, "val", task=bench.task) if has_val else None)
+    row |= _columns("val", measures, _score(run, _raw_model(run), "val", task=bench.task) if has_val else None)
     for name, average in run.averages.items():
         is_due = has_val and average.count and (run.epoch in plan.score_epochs or is_last)
         scores = _score(run, _averaged_model(run, name), "val", task=bench.task) if is_due else None
@@ -45,19 +44,22 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Ship every average, score every weight set on the same samples, tell."""
     bench, terminal = run.bench, run.bench.terminal
     split = bench.scoring_split()
-    samples = {"last": _score(run, run.model, split, task=bench.final_task)}
+    samples = {"last": _score(run, _raw_model(run), split, task=bench.final_task)}
     details: dict[str, dict[str, Any]] = {"last": {"count": None, "batchnorm": checkpoint.raw_batchnorm(run.model)}}
     held = {name: average for name, average in run.averages.items() if average.count}
     for name in run.averages.keys() - held.keys():
         terminal.warning(f"{name} holds nothing: the run ended before its first weights")
     for worker in run.workers:
-        samples[worker.name] = _score(run, _loaded(run, worker.state_dict), split, task=bench.final_task)
+        samples[worker.name] = _score(
+            run, run.parts.network(run.model, worker.state_dict), split, task=bench.final_task
+        )
         details[worker.name] = {**details["last"], "worker": worker.number}
     for name, average in held.items():
-        samples[name] = _score(run, _averaged_model(run, name), split, task=bench.final_task)
+        model = _averaged_model(run, name)
+        samples[name] = _score(run, model, split, task=bench.final_task)
         refreshed = run.refreshed[name]
         details[name] = {"count": average.count, "batchnorm": refreshed.batchnorm}
-        saving.save_average(run, folder, name)
+        saving.save_average(run, folder, name, model.state_dict())
     rows = itertools.chain(run.history, *(worker.history for worker in run.workers))
     weights = {name: {**row, **details[name]} for name, row in evaluate.table(samples).items()}
     shipped = folder.checkpoints / f"{next(iter(held), 'last')}.pt"
@@ -110,29 +112,28 @@ def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]])
     )
 
 
+def _raw_model(run: Run) -> nn.Module:
+    """The network as it is trained, with whole weights."""
+    return run.parts.network(run.model)
+
+
 def _averaged_model(run: Run, name: str) -> nn.Module:
     """A copy of the network with an average in it; BatchNorm is recomputed once for each state of the average."""
     average = run.averages[name]
+    model = run.parts.network(run.model, average.averaged_state())
     known = run.refreshed.get(name)
     if known is not None and known.step == average.steps[-1]:
-        return _loaded(run, known.state_dict)
-    model = _loaded(run, average.averaged_state())
+        model.load_state_dict(known.statistics, strict=False)
+        return model
     with faults.memory("train.batch_size", run.bench.recipe.train.batch_size):
         update = run.bench.refresh_batchnorm(model, name=name, check=run.interrupt.check)
     run.refreshed[name] = Refreshed(
         average.steps[-1],
-        model.state_dict(),
+        {key: value.clone() for key, value in model.named_buffers()},
         "none" if update is None else "recomputed",
         None if update is None else update.method,
         0 if update is None else update.num_samples,
     )
-    return model
-
-
-def _loaded(run: Run, state_dict: Mapping[str, Tensor]) -> nn.Module:
-    """A copy of the network with these weights."""
-    model = copy.deepcopy(run.model)
-    model.load_state_dict(state_dict)
     return model
 
 

@@ -24,12 +24,13 @@ from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make
 from swa_cli.recipe.schema import Augment
 from swa_cli.report.columns import size_text
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import board, initial, optimizers
+from swa_cli.training import board, initial, optimizers, sharding
 from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
 from swa_cli.training.distributed import ALONE, World
 from swa_cli.training.hardware import undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
+from swa_cli.training.sharding import WHOLE, Parts, shard
 from swa_cli.training.tasks import Subject
 from swa_cli.training.writer import Writer
 
@@ -50,6 +51,7 @@ class Run:
     interrupt: Interrupt
     initial: InitialWeights | None = None  # None where the seed gives them, or a resume point will
     writer: Writer = field(default_factory=Writer)
+    parts: Parts = WHOLE
     running: tuple[Tensor, ...] = ()  # statistics of BatchNorm in training, of which several processes keep the mean
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -93,10 +95,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """An average as it was after `step` updates, with recomputed statistics, ready to be scored and shipped."""
+    """What was recomputed for an average as it was after `step` updates, so that it can be scored and shipped."""
 
     step: int
-    state_dict: dict[str, Tensor]
+    statistics: dict[str, Tensor]  # the buffers; the weights are those of the average
     batchnorm: str
     method: str | None
     num_samples: int
@@ -144,7 +146,7 @@ def prepare(
         plan = make_plan(recipe, num_train=len(bench.source.train), columns=columns)
     except RecipeError as error:
         problems += error.problems
-    problems += _problems_of_processes(bench)
+    problems += _problems_of_processes(bench) + sharding.problems(recipe, world=world)
     stop = recipe.train.stop
     if stop is not None and "val" in stop.metric and bench.source.val is None:
         message = f"there is no validation split to measure {stop.metric} on"
@@ -159,6 +161,11 @@ def prepare(
     try:
         settings = recipe.train
         weights = initial.put(begun_from, model, name=settings.init_weights, skip=settings.init_skip)
+        parts = WHOLE
+        if settings.shard:
+            model, parts = shard(
+                model, world=world, device=bench.hardware.device, sync_batchnorm=settings.sync_batchnorm
+            )
         optimizer = optimizers.build(
             model,
             name=recipe.optimizer.name,
@@ -181,7 +188,7 @@ def prepare(
     if weights is not None:
         plan = replace(plan, warnings=(*plan.warnings, *weights.warnings))
     interrupt = Interrupt(announce=terminal.will_stop_soon, agree=world.largest)
-    run = Run(bench, plan, model, optimizer, scaler, averages, cumulative, due, totals, interrupt, weights)
+    run = Run(bench, plan, model, optimizer, scaler, averages, cumulative, due, totals, interrupt, weights, parts=parts)
     layers = bn_layers(model)
     run.running = tuple(statistics for layer in layers for statistics in statistics_of(layer))
     return run
@@ -277,6 +284,8 @@ def _describe_processes(run: Run) -> str:
     least, rest = divmod(settings.batch_size, size)
     number = f"{least} or {least + 1}" if rest else str(least)
     text = f"{size} over {'nccl' if device.type == 'cuda' else 'gloo'}: {number} samples of each batch"
+    if not run.parts.are_whole:
+        text += "; parameters, gradients, optimizer and averages in parts"
     if not run.running:
         return text
     if settings.sync_batchnorm:
@@ -302,7 +311,8 @@ def _describe_memory(run: Run) -> str:
                 parts.append(f"{item.name} {'diagonal' if item.diagonal else f'rank {item.rank}'}: {size}")
             case _:
                 parts.append(f"{item.name} {size_text(held)}")
-    return "; ".join([*parts, *([f"{size_text(total)} in all"] if len(parts) > 1 else [])])
+    text = "; ".join([*parts, *([f"{size_text(total)} in all"] if len(parts) > 1 else [])])
+    return text if run.parts.are_whole else f"{text}, in each process"
 
 
 def _describe_data(bench: Bench) -> str:

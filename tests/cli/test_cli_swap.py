@@ -150,6 +150,7 @@ def test_stopped_in_a_worker_and_moved(tiny: Path, swa: Swa) -> None:
         (["snapshots.every=1ep"], "snapshots", "is of the weights along one trajectory"),
         (["train.stop.patience=3"], "train.stop", "would end one phase before the other"),
         (["train.max_time=1h"], "train.max_time", "would end one phase before the other"),
+        (["train.shard=true"], "train.shard", "deals a network out over processes"),
         (["swap.start=0%"], "swap.start", "0% of 4 epochs leaves nothing before"),
         (["swap.start=4ep"], "swap.start", "4ep of 4 epochs leaves nothing to the workers"),
         (["swap.start=1cycle"], "swap.start", "is no number of epochs"),
