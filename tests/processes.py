@@ -19,7 +19,12 @@ FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.t
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `cli.main` has it, before torch is imported
 OF_A_TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM", "CI")
 NOTHING: Mapping[str, str] = {}
-PRELOADED = ["swa_cli.training.trainer", "matplotlib.figure", "torch._dynamo"]  # optimizers import the last
+PRELOADED = [
+    "swa_cli.training.trainer",
+    "matplotlib.figure",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+]  # the last two are imported late
 
 
 def start(
@@ -68,10 +73,7 @@ def start_ranks(
     folder: Path, words: Sequence[str], size: int, *, environment: Mapping[str, str] = NOTHING
 ) -> list[ForkServerProcess]:
     """Start `swa WORDS...` in `folder` in several processes, as torchrun does; they say what they say in one file."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
     _said(folder).unlink(missing_ok=True)
     return [
         start(
@@ -79,6 +81,25 @@ def start_ranks(
         )
         for ranks in ({"RANK": rank, "LOCAL_RANK": rank} for rank in range(size))
     ]
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def train(folder: Path, words: list[str], size: int, code: int = 0, **environment: str) -> str:
+    """Run `swa WORDS...` in so many processes to this end; what all of them said."""
+    processes = start_ranks(folder, words, size, environment=environment)
+    for process in processes:
+        process.join(60)
+    said = said_in(folder)
+    assert code in [process.exitcode for process in processes], said
+    assert all(process.exitcode is not None for process in processes), "a process does not end"
+    return said
 
 
 def _work(

@@ -16,7 +16,7 @@ import torch
 
 from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
-from processes import said_in, start_ranks
+from processes import said_in, start_ranks, train
 
 NETWORK = """\
 import os
@@ -114,17 +114,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "plain.yaml").write_text(PLAIN)
     (tmp_path / "normed.yaml").write_text(NORMED)
     return tmp_path
-
-
-def train(folder: Path, words: list[str], size: int, code: int = 0, **environment: str) -> str:
-    """Run `swa WORDS...` in so many processes to this end; what all of them said."""
-    processes = start_ranks(folder, words, size, environment=environment)
-    for process in processes:
-        process.join(60)
-    said = said_in(folder)
-    assert code in [process.exitcode for process in processes], said
-    assert all(process.exitcode is not None for process in processes), "a process does not end"
-    return said
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
