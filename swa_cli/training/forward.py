@@ -88,9 +88,9 @@ def _share(bench: Bench, inputs: Any, targets: Any) -> float:
 def _warm_up(run: Run, forward: Forward) -> None:
     """Compile the network for batches of this run, both ways."""
     bench = run.bench
-    kept = copied(run.model.state_dict())
+    kept = copied(dict(run.model.named_buffers()))
     run.model.train()
     with bench.terminal.progress("compiling", total=1), bench.memory():
         both_ways(run, forward, next(iter(bench.training_batches(run.epoch))))
-    run.model.load_state_dict(kept)  # the statistics of BatchNorm moved, the weights did not
+    run.model.load_state_dict(kept, strict=False)  # the statistics of BatchNorm moved, the weights did not
     run.model.zero_grad(set_to_none=True)

@@ -86,14 +86,18 @@ faults()
 given_back = faults()
 hardware.choose(device="cpu", precision="fp32", threads=1, deterministic=False)
 faults()
-print(given_back, faults())
+kept = faults()
+hardware.choose(device="cpu", precision="fp32", threads=1, deterministic=False, shard=True)
+faults()
+print(given_back, kept, faults())
 """
 
 
 def test_memory_that_is_freed_serves_the_next_step() -> None:
-    """Page faults, as the kernel counts them, of taking 80 MB five times: before hardware is chosen, and after."""
+    """Page faults, as the kernel counts them, of taking 80 MB five times: before hardware is chosen, after, and for parts."""
     said = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
-    given_back, kept = map(int, said.split())
+    given_back, kept, in_parts = map(int, said.split())
     if hasattr(ctypes.CDLL(None), "mallopt"):
         assert given_back >= 5 * (80 << 20) // resource.getpagesize() // 512  # pages may be huge, 512 in one
         assert kept < given_back / 4
+        assert in_parts > 0.9 * given_back
