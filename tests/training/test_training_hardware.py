@@ -94,7 +94,7 @@ print(given_back, kept, faults())
 
 
 def test_memory_that_is_freed_serves_the_next_step() -> None:
-    """Page faults, as the kernel counts them, of taking 80 MB five times: without a choice of hardware, with it, for parts."""
+    """Page faults of taking 80 MB five times: before hardware is chosen, after, and for networks in parts."""
     said = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True).stdout
     given_back, kept, in_parts = map(int, said.split())
     if hasattr(ctypes.CDLL(None), "mallopt"):
