@@ -262,6 +262,13 @@ def manage_memory(*, keep: bool) -> None:
             mallopt(name, value)
 
 
+def release_memory() -> None:
+    """Give all that is free back to the system, whatever `manage_memory` has said: the steps are done."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _cpu_flags() -> frozenset[str]:
     """Feature flags of the processor; empty where the system does not list them."""
     try:

@@ -15,6 +15,7 @@ from swa_cli.report.measures import Measures
 from swa_cli.report.plots import curves
 from swa_cli.training import checkpoint, evaluate, faults, saving
 from swa_cli.training.files import write_atomic
+from swa_cli.training.hardware import release_memory
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.setup import Refreshed, Run
 from swa_cli.training.tasks import SampleScores, Task
@@ -92,6 +93,7 @@ def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]])
     """Write curves.png."""
     if not folder.writes:
         return
+    release_memory()  # the library that draws takes 100 MB
     plan = run.plan
     workers = {worker.name: worker.history for worker in run.workers}
     averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
