@@ -24,8 +24,9 @@ from swa_cli.report.measures import Measures
 from swa_cli.report.plots.curves import with_workers
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, evaluate, faults, swap, tasks
-from swa_cli.training.bench import Bench, require_trust
+from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import WeightSet
+from swa_cli.training.own_code import require_trust
 from swa_cli.training.run_folder import RunFolder
 
 

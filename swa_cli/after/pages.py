@@ -17,8 +17,8 @@ from swa_cli.after.open_run import OpenRun, read_json
 from swa_cli.after.pictures import GRID
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
+from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.phase import describe_swap
-from swa_cli.recipe.plan import describe_averages, describe_schedule
 from swa_cli.report.page.document import Drawing, RunOnPage, document
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import confusion as confusion_picture

@@ -23,7 +23,7 @@ from swa_cli.report.measures import Measures
 from swa_cli.report.repeats import spelled
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import faults, tasks, trainer
-from swa_cli.training.bench import import_from
+from swa_cli.training.own_code import import_from
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder, make_next, numbered
 from swa_cli.training.setup import Run
 

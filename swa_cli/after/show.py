@@ -20,9 +20,8 @@ from swa_cli.recipe.phase import describe_swap
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, foreign
-from swa_cli.training.bench import about
 from swa_cli.training.checkpoint import Checkpoint
-from swa_cli.training.run_folder import RunFolder
+from swa_cli.training.run_folder import RunFolder, about
 from swa_cli.training.setup import size_text
 
 Rows = list[tuple[str, str]]

@@ -7,30 +7,20 @@ points 1 to S, and the end of epoch `e` is the point `e * steps_per_epoch`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from functools import partial
-from itertools import pairwise
 from typing import Any
 
 from swa_cli.errors import Problem, RecipeError
+from swa_cli.recipe.checks import problems_between
 from swa_cli.recipe.decay import decay_of, half_life_problems
 from swa_cli.recipe.duration import Duration, TimeSpan
 from swa_cli.recipe.phase import Phase, phase_of, swap_problems, worker_of
-from swa_cli.recipe.scalars import shown
-from swa_cli.recipe.schedule import (
-    LEADING_TO_SWA_LR,
-    Course,
-    chart,
-    cycle_problems,
-    in_epochs,
-    learning_rate,
-    schedule_problems,
-)
-from swa_cli.recipe.schema import Average, Recipe
-from swa_cli.recipe.series import Clock, Series, points, series_problems
+from swa_cli.recipe.schedule import Course, chart, learning_rate, schedule_problems
+from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.series import Clock, Series, average_series, points, series_problems, snapshot_series
+from swa_cli.recipe.wording import count_text, length_text
 
 FEW_WEIGHTS = 5  # a mean of fewer is hardly flatter than its members
 
@@ -91,8 +81,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
     Args:
         recipe: What to plan.
         num_train: Training samples.
-        columns: Those of metrics.csv that hold scores, which train.stop may watch; without them those of
-            classification, and for another task nothing is said about that.
+        columns: See `problems_between`.
 
     Raises:
         RecipeError: With every problem found, none of which has a place yet.
@@ -115,11 +104,9 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
     problems = schedule_problems(recipe, steps_per_epoch=steps_per_epoch)
     course = None if problems else chart(recipe, steps_per_epoch=steps_per_epoch)
     clock = Clock(steps_per_epoch, total, course.minima if course else ())
-    for series in _average_series(recipe) + _snapshot_series(recipe):
+    for series in average_series(recipe) + snapshot_series(recipe):
         problems += series_problems(recipe, series, clock=clock, cycles_known=course is not None)
-    problems += half_life_problems(recipe, clock=clock) + _interval_problems(recipe)
-    problems += _stop_problems(recipe, columns) + _init_problems(recipe) + _task_problems(recipe)
-    problems += _augment_problems(recipe)
+    problems += half_life_problems(recipe, clock=clock) + problems_between(recipe, columns=columns)
     if problems or course is None:
         raise RecipeError(problems)
 
@@ -135,9 +122,9 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
             rank=average.rank,
             diagonal=average.diagonal,
         )
-        for series, (name, average) in zip(_average_series(recipe), recipe.all_averages.items(), strict=True)
+        for series, (name, average) in zip(average_series(recipe), recipe.all_averages.items(), strict=True)
     )
-    snapshots = [points(series, clock=clock) for series in _snapshot_series(recipe)]
+    snapshots = [points(series, clock=clock) for series in snapshot_series(recipe)]
     return Plan(
         num_train=num_train,
         epochs=phase.epochs,
@@ -170,224 +157,6 @@ def _problems_without_swap(recipe: Recipe, *, num_train: int, columns: Sequence[
     return ()
 
 
-# What a person reads before the run.
-
-
-def describe_schedule(recipe: Recipe, plan: Plan) -> str:
-    """`30 epochs x 351 steps: warmup 1 epoch to 0.1, cosine to 0.05 at epoch 22.5, then flat`."""
-    course = chart(recipe, steps_per_epoch=plan.steps_per_epoch)
-    epoch = partial(in_epochs, steps_per_epoch=plan.steps_per_epoch)
-    parts = []
-    if course.warmup:
-        begins_at = learning_rate(recipe, steps_per_epoch=plan.steps_per_epoch)(course.warmup)
-        parts.append(f"warmup {_length(course.warmup, plan.steps_per_epoch)} to {begins_at:g}")
-    parts.append(_shape_text(recipe, course))
-    swa = recipe.swa
-    if swa is not None and swa.lr is not None:
-        if course.anneal:
-            anneal = f"{swa.anneal_shape} anneal of {_length(course.anneal, plan.steps_per_epoch)}"
-            parts += [f"{anneal} to {swa.lr:g} at epoch {epoch(course.start)}", "then flat"]
-        elif _arrives_at(swa.lr, recipe, course):
-            parts.append("then flat")
-        else:
-            parts.append(f"{swa.lr:g} from epoch {epoch(course.start)} on")
-    elif course.end < course.total:
-        parts.append("then flat")
-    length = f"{_count(plan.epochs, 'epoch')} x {_count(plan.steps_per_epoch, 'step')}"
-    part = f", {plan.phase.span} of the schedule" if plan.phase.is_worker else ""
-    return f"{length}{part}: {', '.join(parts)}"
-
-
-def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
-    """A line for each average and one for the snapshots: how many weights, which, and what becomes of them.
-
-    `swa: 8 weights, ends of epochs 23 to 30 (from 75 %); BatchNorm recomputed at the end`.
-    """
-    lines = []
-    for series, average in zip(_average_series(recipe), plan.averages, strict=True):
-        when = _when(series, average.steps, plan.steps_per_epoch)
-        what = _what(average, half_life=recipe.all_averages[average.name].half_life)
-        lines.append(f"{average.name}: {what}, {when}; BatchNorm recomputed at the end")
-    for series in _snapshot_series(recipe):
-        assert recipe.snapshots is not None
-        when = _when(series, plan.snapshots, plan.steps_per_epoch)
-        kept = "all" if recipe.snapshots.keep == "all" else f"the last {recipe.snapshots.keep}"
-        mean = ", with the running mean" if recipe.snapshots.cumulative else ""
-        lines.append(f"snapshots: {len(plan.snapshots)}, {when}; {kept} kept{mean}")
-    return lines
-
-
-def _what(average: AveragePlan, *, half_life: Duration | None) -> str:
-    """Of what an average is made, in the words of its kind."""
-    weights = _count(len(average.steps), "weight")
-    match average.kind:
-        case "ema":
-            pace = f"EMA {average.decay}"
-            if half_life is not None:
-                pace = f"EMA of half-life {half_life} ({average.decay:.6g})"
-            warmup = ", warmed up" if average.warmup else ""
-            return pace + warmup + ("" if average.bias_correction else ", no bias correction")
-        case "latest":
-            return f"latest {average.window} of {weights}"
-        case "swag":
-            return f"SWAG of {weights}, {'diagonal' if average.diagonal else f'rank {average.rank}'}"
-    return weights
-
-
-def _arrives_at(rate: float, recipe: Recipe, course: Course) -> bool:
-    """Whether the shape itself has come to `rate` at swa.start."""
-    leads_there = recipe.schedule.name in LEADING_TO_SWA_LR and course.end == course.start
-    return leads_there and course.final_lr == rate
-
-
-def _shape_text(recipe: Recipe, course: Course) -> str:
-    schedule, lr = recipe.schedule, recipe.optimizer.lr
-    epoch = partial(in_epochs, steps_per_epoch=course.steps_per_epoch)
-    length = partial(_length, steps_per_epoch=course.steps_per_epoch)
-    peak = lr if schedule.max_lr is None else schedule.max_lr
-    bounds = course.turns
-    match schedule.name:
-        case "cosine" | "linear":
-            return f"{schedule.name} to {course.final_lr:g} at epoch {epoch(course.end)}"
-        case "cosine_restarts":
-            growth = f", each {schedule.cycle_mult:g} x longer" if (schedule.cycle_mult or 1) > 1 else ""
-            first = length(bounds[1] - bounds[0])
-            return f"cosine cycles of {first} from {lr:g} to {course.final_lr:g}{growth}"
-        case "cyclic":
-            ways = ("down", "up") if schedule.begin == "max" else ("up", "down")
-            pieces = [length(right - left) for left, right in pairwise(bounds)]
-            paces = " and ".join(f"{piece} {way}" for piece, way in zip(pieces, ways, strict=False))
-            mode = "" if schedule.mode in (None, "triangular") else f", {schedule.mode}"
-            return f"cycles between {schedule.base_lr:g} and {peak:g}, {paces}{mode}"
-        case "multistep":
-            factor = 0.1 if schedule.factor is None else schedule.factor
-            drops = ", ".join(epoch(point) for point in course.drops)
-            return f"steps from {lr:g}, times {factor:g} at epoch {drops}"
-        case "one_cycle":
-            down = f"down to {course.final_lr:g} at epoch {epoch(course.end)}"
-            return f"one cycle from {lr:g} up to {peak:g} at epoch {epoch(course.peak)}, {down}"
-        case "swa_paper":
-            knee, foot = epoch(course.end / 2), epoch(course.end * Fraction(9, 10))
-            return f"{lr:g} to epoch {knee}, linear to {course.final_lr:g} at epoch {foot}"
-    return f"constant {lr:g}"
-
-
-def _when(series: Series, steps: tuple[int, ...], steps_per_epoch: int) -> str:
-    """Where the points of a series lie, in the words of its own unit."""
-    epoch = partial(in_epochs, steps_per_epoch=steps_per_epoch)
-    since = {"%": " (from {} %)", "step": " (from step {})", "cycle": " (from cycle {})"}
-    start = since.get(series.start.unit, "").format(str(series.start).removesuffix(series.start.unit))
-    gap = steps[1] - steps[0] if len(steps) > 1 else 0
-    if series.every.unit == "cycle":
-        return f"at the minima of the cycles{start}"
-    if all(step % steps_per_epoch == 0 for step in steps):
-        return f"{_ends_of([step // steps_per_epoch for step in steps])}{start}"
-    if gap == 1 and len(steps) == steps[-1] - steps[0] + 1:
-        return f"every step from epoch {math.ceil(steps[0] / steps_per_epoch)}{start}"
-    if len(steps) == 1:
-        return f"at epoch {epoch(steps[0])}{start}"
-    an_epoch = 1 / series.every.value if series.every.unit == "ep" else Fraction(0)
-    divides_it = an_epoch.denominator == 1 and an_epoch > 0
-    pace = f"{an_epoch} an epoch" if divides_it else f"every {_length(gap, steps_per_epoch)}"
-    return f"{pace}, epochs {epoch(steps[0])} to {epoch(steps[-1])}{start}"
-
-
-def _ends_of(epochs: list[int]) -> str:
-    if len(epochs) == 1:
-        return f"end of epoch {epochs[0]}"
-    if len(epochs) == 2:
-        return f"ends of epochs {epochs[0]} and {epochs[1]}"
-    if epochs[1] == epochs[0] + 1:
-        return f"ends of epochs {epochs[0]} to {epochs[-1]}"
-    return f"ends of epochs {epochs[0]}, {epochs[1]}, ..., {epochs[-1]}"
-
-
-def _length(steps: int, steps_per_epoch: int) -> str:
-    if steps < steps_per_epoch:
-        return _count(steps, "step")
-    epochs = in_epochs(steps, steps_per_epoch=steps_per_epoch)
-    return f"{epochs} epoch" if epochs == "1" else f"{epochs} epochs"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
-def _average_series(recipe: Recipe) -> list[Series]:
-    return [
-        Series("swa" if name == "swa" else f"averages.{name}", *_start_and_every(average))
-        for name, average in recipe.all_averages.items()
-    ]
-
-
-def _start_and_every(average: Average) -> tuple[Duration, Duration]:
-    assert average.start is not None, "the schema fills it in"
-    assert average.every is not None, "the schema fills it in"
-    return average.start, average.every
-
-
-def _snapshot_series(recipe: Recipe) -> list[Series]:
-    """None or one."""
-    kept = recipe.snapshots
-    return [Series("snapshots", kept.start, kept.every)] if kept else []
-
-
-def _interval_problems(recipe: Recipe) -> list[Problem]:
-    save_every = recipe.output.save_every
-    named = [("output.save_every", save_every)] if isinstance(save_every, Duration) else []
-    named += [("swa.eval_every", recipe.swa.eval_every)] if recipe.swa else []
-    empty = [Problem(key, f"{every} is no interval", "write 1ep") for key, every in named if every.value == 0]
-    return cycle_problems(named) + empty
-
-
-def _stop_problems(recipe: Recipe, columns: Sequence[str] | None) -> list[Problem]:
-    """A metric that is no column which a run measures."""
-    stop = recipe.train.stop
-    if stop is None or (columns is None and recipe.task != "classification"):
-        return []
-    if columns is None:
-        columns = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
-        columns += [f"{name}_{column}" for name in recipe.all_averages for column in ("val_loss", "val_accuracy")]
-    if stop.metric in columns:
-        return []
-    message = f"a run of this recipe measures no {shown(stop.metric)}"
-    return [Problem("train.stop.metric", message, f"choose from {', '.join(columns)}")]
-
-
-def _task_problems(recipe: Recipe) -> list[Problem]:
-    """Keys that mean nothing for the task."""
-    found = []
-    if recipe.task == "regression" and recipe.train.label_smoothing:
-        message = "regression has no classes that a target could be spread over"
-        found.append(Problem("train.label_smoothing", message, "leave it out"))
-    if recipe.task != "classification" and recipe.train.tta != "none":
-        message = f"the views of an image share a class, but not what {recipe.task} predicts"
-        found.append(Problem("train.tta", message, "leave it out"))
-    return found
-
-
-def _augment_problems(recipe: Recipe) -> list[Problem]:
-    """Changes of the images that exclude each other, or the task."""
-    augment, found = recipe.dataset.augment, []
-    if augment.crop and augment.translate:
-        message = "stands beside crop, and both move the image"
-        found.append(Problem("dataset.augment.translate", message, "write one of the two"))
-    for key, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)):
-        if value and recipe.task != "classification":
-            message = f"mixes the classes of two images, and the task is {recipe.task}"
-            found.append(Problem(f"dataset.augment.{key}", message, "leave it out, or set task: classification"))
-    return found
-
-
-def _init_problems(recipe: Recipe) -> list[Problem]:
-    """Keys about a checkpoint that is not there."""
-    if recipe.train.init is not None:
-        return []
-    given = {"train.init_weights": recipe.train.init_weights, "train.init_skip": recipe.train.init_skip}
-    message, hint = "there is no checkpoint to take them from", "add train.init, or leave it out"
-    return [Problem(key, message, hint) for key, value in given.items() if value]
-
-
 def _saves(recipe: Recipe, clock: Clock) -> frozenset[int]:
     """The points of `output.save_every`; a time has none, it is the trainer that looks at the clock."""
     every = recipe.output.save_every
@@ -413,11 +182,11 @@ def _score_epochs(recipe: Recipe, averages: Iterable[AveragePlan], clock: Clock)
 def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Course) -> list[str]:
     """What can be run, but is hardly meant."""
     found, swa, lr = [], recipe.swa, recipe.optimizer.lr
-    for series, average in zip(_average_series(recipe), averages, strict=True):
+    for series, average in zip(average_series(recipe), averages, strict=True):
         count = len(average.steps)
         if average.kind in ("mean", "swag") and count < FEW_WEIGHTS:
             remedy = f"an earlier {series.key}.start or a shorter {series.key}.every takes more"
-            found.append(f"{average.name} averages only {_count(count, 'weight')}: {remedy}")
+            found.append(f"{average.name} averages only {count_text(count, 'weight')}: {remedy}")
         if average.window is not None and average.window > count:
             found.append(f"{average.name} holds the latest {average.window} weights, but takes only {count}")
         if average.rank is not None and average.rank > count:
@@ -428,7 +197,7 @@ def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Course)
             remedy = f"lower {series.key}.decay" if is_decay else f"shorten {series.key}.half_life"
             found.append(f"{average.name} looks back over {horizon:,} updates, but has {count:,}: {remedy}")
         if series.every.unit == "cycle" and average.steps[-1] < course.total:
-            rest = _length(course.total - average.steps[-1], course.steps_per_epoch)
+            rest = length_text(course.total - average.steps[-1], course.steps_per_epoch)
             found.append(f"{average.name} takes nothing in the last {rest}: the run ends off a minimum")
     if swa is not None and swa.lr is not None and swa.lr > lr:
         found.append(f"swa.lr {swa.lr:g} is above optimizer.lr {lr:g}: the rate rises where averaging begins")

@@ -28,6 +28,7 @@ from swa_cli.recipe.shapes import (
     one_cycle,
     swa_paper,
 )
+from swa_cli.recipe.wording import in_epochs
 
 CYCLIC = ("cosine_restarts", "cyclic")
 DEFAULT_PEAK = Fraction(3, 10)  # of the cycle of one_cycle
@@ -206,11 +207,6 @@ def _fit_problems(recipe: Recipe, course: Course) -> list[Problem]:
         hint = f"write an earlier point, such as {round_half_up(course.end * DEFAULT_PEAK)}step"
         problems.append(Problem("schedule.peak", message, hint))
     return problems
-
-
-def in_epochs(steps: Fraction | int, *, steps_per_epoch: int) -> str:
-    """A point or length in epochs, to two digits, for people: 7898 steps of 351 are `22.5`."""
-    return f"{round(float(steps) / steps_per_epoch, 2):.12g}"
 
 
 def _shape(recipe: Recipe, course: Course) -> Callable[[int], float]:

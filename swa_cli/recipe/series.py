@@ -13,7 +13,7 @@ from fractions import Fraction
 from swa_cli.errors import Problem
 from swa_cli.recipe.duration import Duration
 from swa_cli.recipe.schedule import CYCLIC, minima, point_of
-from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.schema import Average, Recipe
 
 ONE_EPOCH = Duration(Fraction(1), "ep")
 
@@ -42,6 +42,26 @@ class Clock:
     def start(self, series: Series) -> Fraction:
         """Where a series may begin, before rounding."""
         return point_of(series.start, exact=self.exact, low_points=self.minima, total=self.total)
+
+
+def average_series(recipe: Recipe) -> list[Series]:
+    """One for each average of `recipe.all_averages`, in their order."""
+    return [
+        Series("swa" if name == "swa" else f"averages.{name}", *_start_and_every(average))
+        for name, average in recipe.all_averages.items()
+    ]
+
+
+def _start_and_every(average: Average) -> tuple[Duration, Duration]:
+    assert average.start is not None, "the schema fills it in"
+    assert average.every is not None, "the schema fills it in"
+    return average.start, average.every
+
+
+def snapshot_series(recipe: Recipe) -> list[Series]:
+    """That of the snapshots: none or one."""
+    kept = recipe.snapshots
+    return [Series("snapshots", kept.start, kept.every)] if kept else []
 
 
 def points(series: Series, *, clock: Clock) -> tuple[int, ...]:

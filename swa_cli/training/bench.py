@@ -1,16 +1,13 @@
 """Recipe, data and hardware: what every command works on.
 
-Configuration ends here: builders below get plain arguments. Nothing of a checkpoint runs code unless it is allowed.
+Configuration ends here: builders below get plain arguments.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -363,67 +360,6 @@ def _too_large() -> UserError:
 
 def _short(value: Any) -> str:
     return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)" if isinstance(value, list) else str(value)
-
-
-def import_from(folder: Path) -> None:
-    """Let `package.module:attribute` be found beside the recipe and in the working directory.
-
-    A recipe or checkpoint inside a run folder was written there by a run: run.json says where its recipe lay.
-    """
-    folders = [folder, Path.cwd()]
-    for record in (folder / "run.json", folder.parent / "run.json"):
-        if record.is_file():
-            folders.append(Path(about(record)["recipe_folder"]))
-    for path in map(str, folders):
-        if path not in sys.path:
-            sys.path.append(path)
-
-
-def about(record: Path) -> dict[str, Any]:
-    """run.json of a run folder.
-
-    Raises:
-        UserError: It is not as swa writes it.
-    """
-    try:
-        values = json.loads(record.read_text())
-        if not isinstance(values, dict) or not isinstance(values.get("recipe_folder"), str):
-            reason = "it does not say where the recipe lay"
-        elif not isinstance(values.get("threads"), int):
-            reason = "it does not say the number of threads"
-        else:
-            return values
-    except (OSError, ValueError) as error:
-        reason = str(error)
-    raise UserError(f"{record}: is not as swa writes it ({reason})", hint="take another copy of the file")
-
-
-def require_trust(recipe: Recipe, *, source: str, allow_code: bool) -> None:
-    """Opening a file runs no code: a recipe inside a checkpoint may name some.
-
-    Raises:
-        UserError: It does, and nobody has allowed it.
-    """
-    names = [
-        f"{key} {name}"
-        for key, name in (
-            ("model.name", recipe.model.name),
-            ("dataset.name", recipe.dataset.name),
-            ("task", recipe.task),
-        )
-        if is_own_code(name)
-    ]
-    if names and not allow_code:
-        raise UserError(
-            f"{source}: its recipe would import and run code: {', '.join(names)}",
-            hint="if you know that code, say --allow-code",
-        )
-
-
-def is_own_code(name: str) -> bool:
-    """Whether a name of a recipe is `package.module:attribute`."""
-    source, colon, _ = name.partition(":")
-    return bool(colon) and source not in models.LIBRARIES
 
 
 def describe_model(name: str, model: nn.Module) -> str:

@@ -21,8 +21,8 @@ from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Output
 from swa_cli.report.columns import size_text
 from swa_cli.report.terminal import Terminal
-from swa_cli.training.bench import import_from
 from swa_cli.training.hardware import bf16_features, processor, speed_of_bf16
+from swa_cli.training.own_code import import_from
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "pydantic", "pyyaml", "rich", "typer", "safetensors", "matplotlib"),

@@ -15,11 +15,10 @@ from swa_cli.recipe import extend, load
 from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import saving
-from swa_cli.training.bench import about
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.distributed import World
 from swa_cli.training.hardware import Hardware, environment
-from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
+from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder, about
 
 
 def point_of(folder: RunFolder, world: World, terminal: Terminal) -> Checkpoint | None:

@@ -215,12 +215,31 @@ def make_next(root: Path, name: str) -> Path:
             number += 1
 
 
+def about(record: Path) -> dict[str, Any]:
+    """run.json of a run folder.
+
+    Raises:
+        UserError: It is not as swa writes it.
+    """
+    try:
+        values = json.loads(record.read_text())
+        if not isinstance(values, dict) or not isinstance(values.get("recipe_folder"), str):
+            reason = "it does not say where the recipe lay"
+        elif not isinstance(values.get("threads"), int):
+            reason = "it does not say the number of threads"
+        else:
+            return values
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise UserError(f"{record}: is not as swa writes it ({reason})", hint="take another copy of the file")
+
+
 def begun_by(launch: str, root: Path, name: str) -> Path | None:
     """The run folder `<name>-NNN` that an earlier attempt of this launch has begun."""
     for _, path in reversed(numbered(root, name)):
         with suppress(OSError, ValueError):  # a folder that nothing was begun in, or of somebody else
-            about = json.loads(RunFolder(path).about.read_text())
-            if isinstance(about, dict) and about.get("launch") == launch:
+            values = json.loads(RunFolder(path).about.read_text())
+            if isinstance(values, dict) and values.get("launch") == launch:
                 return path
     return None
 

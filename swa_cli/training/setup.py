@@ -18,18 +18,20 @@ from torch import Tensor, nn
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import bn_layers, has_batchnorm, statistics_of, update_batchnorm
 from swa_cli.errors import Problem, RecipeError, UserError
+from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.phase import describe_swap, name_of_worker
-from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
+from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Augment
 from swa_cli.report.columns import size_text
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import board, initial, optimizers, sharding
-from swa_cli.training.bench import Bench, describe_model, is_own_code, open_bench
+from swa_cli.training.bench import Bench, describe_model, open_bench
 from swa_cli.training.distributed import ALONE, World
 from swa_cli.training.hardware import undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
+from swa_cli.training.own_code import is_own_code
 from swa_cli.training.sharding import WHOLE, Parts, shard
 from swa_cli.training.tasks import Subject
 from swa_cli.training.writer import Writer

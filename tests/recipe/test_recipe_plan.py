@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swa_cli.errors import RecipeError
+from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.duration import round_half_up
-from swa_cli.recipe.plan import Plan, describe_averages, describe_schedule, make_plan
+from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe
 
 RESTARTS = {"name": "cosine_restarts", "cycle": "6ep"}

@@ -1,0 +1,97 @@
+"""Sections `train`, `snapshots` and `output`: how the run goes, and what it leaves."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from swa_cli.recipe.duration import Duration
+from swa_cli.recipe.fields import (
+    Count,
+    CountOrAll,
+    DurationField,
+    DurationOrTime,
+    Flag,
+    Number,
+    Text,
+    Threads,
+    TimeField,
+)
+from swa_cli.recipe.schema.misfits import STRICT
+
+
+class Stop(BaseModel):
+    """An end before the last epoch, when nothing gets better any more."""
+
+    model_config = STRICT
+    patience: Count = Field(description="scorings without a new best value, then the run ends")
+    metric: Text = Field(default="val_loss", description="a column of metrics.csv: a loss or an accuracy")
+
+
+class Train(BaseModel):
+    """How the run goes."""
+
+    model_config = STRICT
+    epochs: Count = Field(description="passes over the training set")
+    init: Text | None = Field(
+        default=None, description="checkpoint that the run starts from, instead of random weights of the seed"
+    )
+    init_weights: Text | None = Field(
+        default=None, description="which weights of it: last, swa, ...; default its raw weights, or its only ones"
+    )
+    init_skip: list[Text] = Field(
+        default=[], description="tensors that keep their fresh values instead, by name patterns such as head.*"
+    )
+    batch_size: Count = Field(default=128, description="samples of one forward pass")
+    eval_batch_size: Count = Field(default=512, description="samples of one forward pass without gradients")
+    accumulate: Count = Field(default=1, description="batches whose gradients make one optimizer step")
+    sync_batchnorm: Flag = Field(
+        default=False, description="several processes: BatchNorm normalises the whole batch, on GPUs only"
+    )
+    shard: Flag = Field(
+        default=False, description="several processes: parameters, gradients, optimizer and averages in parts over them"
+    )
+    label_smoothing: Number = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    tta: Literal["none", "flip", "flip_translate"] = Field(
+        default="none", description="final scores by the mean logits of views of an image: mirrored, also moved a pixel"
+    )
+    clip_norm: Number = Field(default=0.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="auto: bf16 where the hardware computes in it natively and faster, else fp32"
+    )
+    device: Text = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"
+    )
+    compile: Flag = Field(default=False, description="torch.compile: slow to start, faster after")
+    deterministic: Flag = Field(default=False, description="refuse operations that are not reproducible on a GPU")
+    threads: Threads = Field(default="auto", description="processor threads")
+    max_time: TimeField | None = Field(default=None, description="the run ends after this time, such as 2h")
+    stop: Stop | None = None
+
+
+class Snapshots(BaseModel):
+    """Raw weights kept on disk while the run goes on."""
+
+    model_config = STRICT
+    every: DurationField = Field(description="between two snapshots; 1cycle: at each minimum")
+    start: DurationField = Field(default=Duration.parse("0ep"), description="nothing before this point is kept")
+    keep: CountOrAll = Field(default="all", description="all, or the last k")
+    cumulative: Flag = Field(
+        default=False,
+        description="each with the mean of the weights after every step so far: `swa average --window` is then exact",
+    )
+
+
+class Output(BaseModel):
+    """Where results go."""
+
+    model_config = STRICT
+    root: Text = Field(default="runs", description="folder of the run folders")
+    save_every: DurationOrTime = Field(
+        default=Duration.parse("1ep"), description="between two saves of last.pt: 1ep, 200step, or a time as 10min"
+    )
+    tensorboard: Flag = Field(
+        default=False, description="the rows of metrics.csv for TensorBoard too: pip install 'swa-cli[tensorboard]'"
+    )
+    plots: Flag = Field(default=False, description="draw all pictures of `swa plot` when the run has ended")
