@@ -39,11 +39,14 @@ def told(folder: RunFolder) -> Iterator[None]:
 
 @contextmanager
 def before_a_run() -> Iterator[None]:
-    """Note on whatever is raised, a person's own error too, that nothing was run."""
+    """Note on whatever is raised, a person's own error too, that nothing was run; say it if memory is what lacks."""
     try:
         yield
     except BaseException as error:
         error.add_note(NOTHING_WAS_RUN)
+        if is_out_of_memory(error):
+            hint = "free memory, or choose a smaller network, fewer averages, fewer or smaller images"
+            raise UserError(f"out of memory before the first batch. {NOTHING_WAS_RUN}", hint=hint) from error
         raise
 
 
@@ -53,7 +56,7 @@ def memory(key: str, batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         half = max(batch_size // 2, 1)
         remedy = f"start again with {key}={half}"
@@ -94,7 +97,8 @@ def _of_files(error: OSError, folder: RunFolder) -> UserError:
     return UserError(message, hint=f"{remedy}; {way_on(folder)}", exit_code=EXIT_FAILED)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was at its end, that of the machine or of a GPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(words in str(error) for words in OUT_OF_MEMORY)

@@ -28,6 +28,7 @@ from swa_cli.report.terminal import Terminal
 from swa_cli.training import board, initial, optimizers, sharding
 from swa_cli.training.bench import Bench, describe_model, open_bench
 from swa_cli.training.distributed import ALONE, World
+from swa_cli.training.faults import is_out_of_memory
 from swa_cli.training.hardware import undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
@@ -219,8 +220,8 @@ def _probe(model: nn.Module, bench: Bench) -> None:
         with torch.inference_mode(), bench.hardware.autocast():
             outputs = probe(*args, **kwargs)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        if is_own_code(name):
-            raise  # its author needs the traceback
+        if is_own_code(name) or is_out_of_memory(error):
+            raise  # its author needs the traceback; memory says nothing of what the network can take
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
             f"model.name: {name} cannot take {source.describe_inputs()}: {reason}",
