@@ -22,6 +22,7 @@ from swa_cli.averaging.swag import Posterior, Spread
 from swa_cli.averaging.tensors import (
     Tensors,
     float64_device,
+    in_memory,
     on_meta,
     read,
     require_finite,
@@ -127,7 +128,7 @@ class WeightAverage:
         fresh = {name: value.clone() for name, value in self._buffers.items()}
         for name, like in self._layout.weights.items():
             mean = self._weights[name] if self.window is None else _mean([slot[name] for slot in self._slots])
-            fresh[name] = torch.empty_like(like, device=mean.device).copy_(mean)
+            fresh[name] = in_memory(like, device=mean.device).copy_(mean)
         return {name: fresh[owner] for name, owner in self._layout.owners.items()}
 
     def posterior(self) -> Posterior:
@@ -196,7 +197,7 @@ class WeightAverage:
                 value.copy_(saved[name] if self.window is None else saved[name][index])
         if count:
             for name, like in self._layout.buffers.items():
-                self._buffers[name] = torch.empty_like(like, device=self._devices[name]).copy_(saved[name])
+                self._buffers[name] = in_memory(like, device=self._devices[name]).copy_(saved[name])
         if self._spread is not None:
             self._spread.load_state_dict(state, mean=self._weights)
         self.steps = list(state["steps"])
@@ -209,7 +210,7 @@ class WeightAverage:
             dtype = like.dtype
             if self.window is None:
                 dtype = accumulator_dtype(dtype, kind=self.kind, device=devices[name])
-            fresh[name] = torch.empty_like(like, dtype=dtype, device=devices[name])
+            fresh[name] = in_memory(like, device=devices[name], dtype=dtype)
         if self.window is None:
             self._weights = fresh
         else:

@@ -11,6 +11,7 @@ import fnmatch
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -112,11 +113,14 @@ def build(
     in_parts = any(hasattr(value, "to_local") for value in trained.values())
     is_fused = name in (FUSED_IN_PARTS if in_parts else FUSED) and _is_fusible(trained, options)
     fused = {"fused": True} if is_fused else {}
+    kind = getattr(torch.optim, name)
+    _spare_the_compiler()
     try:
-        optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(parts, lr=lr, **fused, **options)
+        optimizer: torch.optim.Optimizer = kind(parts, lr=lr, **fused, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         problem = Problem("optimizer", f"torch.optim.{name} refuses its options: {error}", "correct that option")
         raise RecipeError([problem]) from error
+    optimizer.step = torch.no_grad()(partial(inspect.unwrap(kind.step), optimizer))  # type: ignore[method-assign]
     return optimizer
 
 
@@ -128,6 +132,18 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def _spare_the_compiler() -> None:
+    """Let optimizers work without torch's compiler.
+
+    They import it, which takes more than a second, only to tell it to leave their own code alone: `step` and the
+    methods below in torch 2.14. Of a run at most the network is compiled.
+    """
+    for method in vars(torch.optim.Optimizer).values():
+        plain = getattr(method, "__wrapped__", None)
+        if plain is not None:
+            plain.__dynamo_disable = plain
 
 
 def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Sequence[str], *, place: str) -> set[str]:

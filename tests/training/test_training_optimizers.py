@@ -135,3 +135,50 @@ def test_one_kernel_for_all_parameters_takes_the_steps_of_a_loop(name: str, opti
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     said = optimizers.build(small(), name=name, lr=0.05, options={**options, "foreach": True})
     assert not said.defaults["fused"]
+
+
+NAMES = [
+    "ASGD",
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SGD",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_is_that_of_torch_without_its_compiler(name: str) -> None:
+    """Six steps, the state saved and loaded in their middle, against the class of torch: the same bits, no graph."""
+    torch.manual_seed(0)
+    ours, plain = small(), small()
+    plain.load_state_dict(ours.state_dict())
+    options = {"foreach": False} | ({} if name == "Rprop" else {"weight_decay": 0.1})
+
+    def build() -> torch.optim.Optimizer:
+        return optimizers.build(ours, name=name, lr=0.05, options=options)
+
+    built = build()
+    parameters = list(plain.parameters())
+    reference = getattr(torch.optim, name)(parameters, lr=0.05, **options)
+    for step in range(6):
+        if step == 3:
+            state = built.state_dict()
+            built = build()
+            built.load_state_dict(state)
+        for a, b in zip(ours.parameters(), parameters, strict=True):
+            a.grad = torch.randn_like(a)
+            b.grad = a.grad.clone()
+        built.step()
+        reference.step()
+        built.zero_grad()
+    for a, b in zip(ours.parameters(), parameters, strict=True):
+        assert torch.equal(a, b)
+        assert a.is_leaf
+        assert a.grad is None
