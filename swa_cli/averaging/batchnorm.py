@@ -160,7 +160,8 @@ def _measure_pooled(
     With momentum 1 their running statistics are those of the batch just seen: nothing is computed twice.
     Below float32 they would be rounded, so the statistics are taken from the input.
     """
-    layer_moments = LayerMoments(statistics_of)
+    statistics = {layer: statistics_of(layer) for layer in names}
+    layer_moments = LayerMoments(statistics)
     narrow: dict[_BatchNorm, Moments] = {}
 
     def check(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -176,7 +177,7 @@ def _measure_pooled(
     def collect(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         assert isinstance(layer, _BatchNorm)
         values = _input(args, kwargs)
-        if statistics_of(layer)[0].dtype.itemsize < 4:
+        if statistics[layer][0].dtype.itemsize < 4:
             narrow[layer] = merged(narrow.get(layer), moments_of(values))
         else:
             layer_moments.after(layer, values.numel() // values.shape[1])
@@ -184,7 +185,7 @@ def _measure_pooled(
     for layer in names:
         layer.training = True
         layer.momentum = 1.0
-        for statistic in statistics_of(layer):
+        for statistic in statistics[layer]:
             statistic.zero_()  # the old ones enter with weight 0, and 0 * NaN would be NaN
     num_samples = 0
     hooks = [layer.register_forward_pre_hook(check, with_kwargs=True) for layer in names]

@@ -5,7 +5,7 @@ n values a channel; C channels; M2 sum of squared distances from the mean, both 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +57,10 @@ class LayerMoments:
     """Moments of the layers of a network, merged for all layers of a forward pass in one go.
 
     Args:
-        statistics: Mean and unbiased variance (C,) of the batch that a layer has just seen.
+        statistics: Of each layer the tensors (C,) where it leaves mean and unbiased variance of the batch just seen.
     """
 
-    def __init__(self, statistics: Callable[[_BatchNorm], tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, statistics: Mapping[_BatchNorm, tuple[Tensor, Tensor]]) -> None:
         self._statistics = statistics
         self._executed: dict[_BatchNorm, int] = {}  # since the last merge -> n of each
         self._rows: dict[tuple[_BatchNorm, ...], Moments] = {}  # the layers of a pass -> their channels in a row
@@ -79,14 +79,14 @@ class LayerMoments:
         """Take in the statistics of the layers that were executed."""
         by_device: dict[torch.device, dict[_BatchNorm, int]] = {}  # of a network that is spread over several
         for layer, n in self._executed.items():
-            by_device.setdefault(self._statistics(layer)[0].device, {})[layer] = n
+            by_device.setdefault(self._statistics[layer][0].device, {})[layer] = n
         self._executed.clear()
         for executed in by_device.values():
             self._merge(tuple(executed), tuple(executed.values()))
 
     def _merge(self, layers: tuple[_BatchNorm, ...], counts: tuple[int, ...]) -> None:
-        means, variances = zip(*map(self._statistics, layers), strict=True)
-        mean, variance = to_float64(torch.cat(means)), to_float64(torch.cat(variances))
+        means, variances = zip(*(self._statistics[layer] for layer in layers), strict=True)
+        mean, variance = to_float64(torch.cat(means + variances)).chunk(2)
         if (layers, counts) not in self._counts:
             sizes = torch.tensor([len(values) for values in means])
             n = torch.tensor(counts, dtype=torch.float64).repeat_interleave(sizes)
