@@ -18,11 +18,11 @@ from swa_cli.after.revisit import shipped_by
 from swa_cli.recipe import load
 from swa_cli.recipe.phase import describe_swap
 from swa_cli.recipe.schema import Recipe
+from swa_cli.report.columns import size_text
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, foreign
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.run_folder import RunFolder, about
-from swa_cli.training.setup import size_text
 
 Rows = list[tuple[str, str]]
 STATES = ("state", "m2", "deviations")  # of an average that can go on

@@ -25,10 +25,11 @@ from swa_cli.recipe.plan import Plan
 from swa_cli.report.columns import Column, duration, rate, short_time
 from swa_cli.report.spelling import NOT_MEASURED
 from swa_cli.training import evaluate
+from swa_cli.training.announce import plan_rows
 from swa_cli.training.forward import Forward, Passed, both_ways, connected
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.scaling import Cluster, Scaled
-from swa_cli.training.setup import Run, plan_rows
+from swa_cli.training.setup import Run
 
 MAX_STEPS = 10  # timed, after one that is not
 MAX_SECONDS = 3.0  # unless one step takes longer

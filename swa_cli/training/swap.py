@@ -20,11 +20,12 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.phase import worker_of
 from swa_cli.training import checkpoint, faults, resuming, saving
+from swa_cli.training.announce import plan_rows
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.distributed import ALONE
 from swa_cli.training.interrupt import Interrupt, Stopped
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder, about
-from swa_cli.training.setup import Run, Worker, plan_rows, prepare
+from swa_cli.training.setup import Run, Worker, prepare
 
 NAME = "swa"  # of the mean, as that of weights along one trajectory
 LOOK_EVERY_S = 0.1  # for processes that are still at their workers

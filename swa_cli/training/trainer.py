@@ -25,13 +25,14 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import board, faults, rehearsal, resuming, saving, scoring, swap
+from swa_cli.training.announce import plan_rows
 from swa_cli.training.distributed import ALONE, World, is_restarted, joined, name_of_launch
 from swa_cli.training.forward import Forward, both_ways, forward_of
 from swa_cli.training.interrupt import Stopped
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.own_code import import_from, require_trust
 from swa_cli.training.run_folder import RunFolder, about, begun_by
-from swa_cli.training.setup import Run, plan_rows, prepare
+from swa_cli.training.setup import Run, prepare
 
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
 

@@ -22,20 +22,14 @@ COMPILED_BARS = {"documentation": 2.2, "lightning_swa": 2.6}
 
 
 def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
-    """Jobs by turns; then one with torch.compile, whose cost is paid by a long job alone."""
+    """Jobs by turns, with torch.compile too, whose cost is paid by a long job alone."""
     job = {"images": size.job_images, "epochs": JOB_EPOCHS}
-    runs = by_turns(
-        {"swa": partial(ours, **job), **{name: partial(theirs, name, **job) for name in CONTESTANTS}},
-        rounds=size.job_rounds,
-        voice=voice,
-    )
+    contestants = {"swa": partial(ours, **job), **{name: partial(theirs, name, **job) for name in CONTESTANTS}}
+    if size.compiles:
+        contestants["swa, compiled"] = partial(ours, **job, compiled=True)
+    runs = by_turns(contestants, rounds=size.job_rounds, voice=voice)
     figures = [_whole(runs["swa"], runs[name], name) for name in CONTESTANTS]
     if size.compiles:
-        runs |= by_turns(
-            {"swa, compiled": partial(ours, images=size.loop_images, epochs=JOB_EPOCHS, compiled=True)},
-            rounds=1,
-            voice=voice,
-        )
         figures += _long(runs)
     return figures, {name: [vars(run) for run in jobs] for name, jobs in runs.items()}
 
@@ -59,7 +53,6 @@ def _whole(mine: Sequence[Job], other: Sequence[Job], name: str) -> Figure:
 
 def _long(runs: dict[str, list[Job]]) -> list[Figure]:
     """What compiling costs, and a job of the length at which the documentation script takes ten minutes."""
-    compiled = runs["swa, compiled"][0]
     epochs = epochs_of_long_job(runs["documentation"])
     lengths = {
         name: statistics.median(run.seconds(images=JOB_IMAGES, epochs=epochs) for run in jobs)
@@ -85,7 +78,7 @@ def _long(runs: dict[str, list[Job]]) -> list[Figure]:
             note="from parts",
         )
     )
-    cost = compiled.epochs_s[0] - compiled.steady_s
+    cost = statistics.median(run.epochs_s[0] - run.steady_s for run in runs["swa, compiled"])
     return [*figures, Figure("job", "compiling, once", cost, None, "s", cost, "s")]
 
 

@@ -1,0 +1,98 @@
+"""What a run says of itself before it begins: data, network, device, schedule, averages, memory."""
+
+from __future__ import annotations
+
+from swa_cli.averaging.batchnorm import has_batchnorm
+from swa_cli.recipe.describe import describe_averages, describe_schedule
+from swa_cli.recipe.phase import describe_swap
+from swa_cli.recipe.schema import Augment
+from swa_cli.report.columns import size_text
+from swa_cli.training.bench import Bench, describe_model
+from swa_cli.training.setup import Run
+
+
+def plan_rows(run: Run) -> list[tuple[str, str]]:
+    """The labelled lines that say what will happen."""
+    recipe = run.bench.recipe
+    rows = [
+        ("data", _describe_data(run.bench)),
+        ("model", describe_model(recipe.model.name, run.model)),
+        *([("", str(run.initial))] if run.initial else []),
+        ("device", run.bench.hardware.describe()),
+        *([("processes", _describe_processes(run))] if run.bench.world.size > 1 else []),
+        ("schedule", describe_schedule(recipe, run.plan)),
+    ]
+    phases = describe_swap(recipe)
+    named = [("swap", phases)] if phases is not None else []
+    named += [("" if index else "averaging", text) for index, text in enumerate(describe_averages(recipe, run.plan))]
+    if not has_batchnorm(run.model):
+        named = [(name, text.partition("; BatchNorm")[0]) for name, text in named]
+    rows += named
+    return rows + ([("memory", _describe_memory(run))] if run.averages else [])
+
+
+def _describe_processes(run: Run) -> str:
+    """`2 over gloo: 64 samples of each batch; BatchNorm normalises each part of a batch by itself`."""
+    settings, device, size = run.bench.recipe.train, run.bench.hardware.device, run.bench.world.size
+    least, rest = divmod(settings.batch_size, size)
+    number = f"{least} or {least + 1}" if rest else str(least)
+    text = f"{size} over {'nccl' if device.type == 'cuda' else 'gloo'}: {number} samples of each batch"
+    if not run.parts.are_whole:
+        text += "; parameters, gradients, optimizer and averages in parts"
+    if not run.running:
+        return text
+    if settings.sync_batchnorm:
+        return f"{text}; BatchNorm normalises whole batches"
+    return f"{text}; BatchNorm normalises each part of a batch by itself"
+
+
+def _describe_memory(run: Run) -> str:
+    """What each average takes at the end of the run: `swa 9.2 MB; swag rank 20: 24 x 4.6 MB; 119.6 MB in all`.
+
+    The unit of what holds several weight sets are the parameters in float32.
+    """
+    unit = 4 * sum(parameter.numel() for parameter in run.model.parameters())
+    parts, total = [], 0
+    for item in run.plan.averages:
+        held = run.averages[item.name].num_bytes(len(item.steps))
+        total += held
+        size = f"{round(held / unit, 1):g} x {size_text(unit)}"
+        match item.kind:
+            case "latest":
+                parts.append(f"{item.name} latest {item.window}: {size}")
+            case "swag":
+                parts.append(f"{item.name} {'diagonal' if item.diagonal else f'rank {item.rank}'}: {size}")
+            case _:
+                parts.append(f"{item.name} {size_text(held)}")
+    text = "; ".join([*parts, *([f"{size_text(total)} in all"] if len(parts) > 1 else [])])
+    return text if run.parts.are_whole else f"{text}, in each process"
+
+
+def _describe_data(bench: Bench) -> str:
+    source = bench.source
+    counts = [
+        f"{len(split):,} {name}"
+        for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
+        if split is not None
+    ]
+    changes = _describe_augment(bench.recipe.dataset.augment, is_grey=source.channels == 1)
+    return "; ".join([f"{source.name}: {', '.join(counts)}", changes or "no augmentation", *source.notes])
+
+
+def _describe_augment(augment: Augment, *, is_grey: bool) -> str:
+    """`crop 4, flip, jitter (brightness 0.2, hue 0.05), mixup 0.2 or cutmix 1`."""
+    flip = {"alternating": "alternating flip", True: "flip", False: ""}[augment.flip]
+    colours = {key: value for key, value in augment.jitter if value}
+    jitter = [f"{key} {value:g}" for key, value in colours.items() if not (is_grey and key in ("saturation", "hue"))]
+    if len(jitter) < len(colours):
+        jitter.append("the images are grey: no saturation, no hue")
+    mixes = [f"{key} {alpha:g}" for key, alpha in (("mixup", augment.mixup), ("cutmix", augment.cutmix)) if alpha]
+    changes = (
+        f"crop {augment.crop}" * bool(augment.crop),
+        f"translate {augment.translate}" * bool(augment.translate),
+        flip,
+        f"cutout {augment.cutout}" * bool(augment.cutout),
+        f"jitter ({', '.join(jitter)})" * bool(jitter),
+        " or ".join(mixes),
+    )
+    return ", ".join(filter(None, changes))
