@@ -120,7 +120,8 @@ def build(
     except (ValueError, TypeError, RuntimeError) as error:
         problem = Problem("optimizer", f"torch.optim.{name} refuses its options: {error}", "correct that option")
         raise RecipeError([problem]) from error
-    optimizer.step = torch.no_grad()(partial(inspect.unwrap(kind.step), optimizer))  # type: ignore[method-assign]
+    step = kind.profile_hook_step(torch.no_grad()(inspect.unwrap(kind.step)))  # still tells a profiler, and hooks
+    optimizer.step = partial(step, optimizer)  # type: ignore[method-assign]
     return optimizer
 
 
