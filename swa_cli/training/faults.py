@@ -43,10 +43,10 @@ def before_a_run() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        error.add_note(NOTHING_WAS_RUN)
         if is_out_of_memory(error):
             hint = "free memory, or choose a smaller network, fewer averages, fewer or smaller images"
             raise UserError(f"out of memory before the first batch. {NOTHING_WAS_RUN}", hint=hint) from error
+        error.add_note(NOTHING_WAS_RUN)
         raise
 
 

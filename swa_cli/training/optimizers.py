@@ -138,8 +138,8 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def _spare_the_compiler() -> None:
     """Let optimizers work without torch's compiler.
 
-    They import it, which takes more than a second, only to tell it to leave their own code alone: `step` and the
-    methods below in torch 2.14. Of a run at most the network is compiled.
+    They import it, which takes more than a second, only to tell it to leave their own code alone: in torch 2.14
+    `step`, which `build` replaces, and the wrapped methods here. Of a run at most the network is compiled.
     """
     for method in vars(torch.optim.Optimizer).values():
         plain = getattr(method, "__wrapped__", None)

@@ -341,7 +341,7 @@ def test_clipping_bounds_the_gradient(swa, recipe: Path, tmp_path: Path) -> None
 
 
 def test_a_run_imports_no_more_than_it_needs(recipe: Path, tmp_path: Path) -> None:
-    """Modules that a whole run has loaded, averages and scores included, against three that take seconds."""
+    """Modules that a whole run has loaded, averages and scores included, against four that take long to import."""
     code = (
         "import sys; from swa_cli.cli import run; assert run(['train', sys.argv[1], '-q']) == 0;"
         "print({'torch._dynamo', 'sympy', 'torchvision', 'torchmetrics'} & set(sys.modules))"
