@@ -7,7 +7,8 @@ from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.phase import describe_swap
 from swa_cli.recipe.schema import Augment
 from swa_cli.report.columns import size_text
-from swa_cli.training.bench import Bench, describe_model
+from swa_cli.training.bench import Bench
+from swa_cli.training.network import describe_model
 from swa_cli.training.setup import Run
 
 

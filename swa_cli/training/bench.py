@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from swa_cli import models
 from swa_cli.averaging.batchnorm import BatchNormUpdate, alone, bn_layers, has_batchnorm, update_batchnorm
 from swa_cli.data import batches, nested, sources
 from swa_cli.data.augment import Augment
@@ -29,10 +28,10 @@ from swa_cli.training import faults, tasks
 from swa_cli.training import hardware as hardware_choice
 from swa_cli.training.distributed import ALONE, World
 from swa_cli.training.hardware import Hardware
+from swa_cli.training.network import build_network
 from swa_cli.training.tasks import Task
 
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
-TOO_LARGE = ("can't allocate memory", "not enough memory", "Storage size calculation overflowed", "Overflow")
 
 
 @dataclass(frozen=True)
@@ -321,27 +320,6 @@ def _augment(recipe: Recipe) -> Augment:
     return Augment(**values | {"jitter": Jitter(**values["jitter"])})
 
 
-def build_network(
-    recipe: Recipe, *, num_classes: int | None, in_channels: int | None, families: tuple[str, ...]
-) -> nn.Module:
-    """The network of a recipe on the CPU; its weights are drawn from torch's global generator.
-
-    Raises:
-        UserError: The recipe does not describe one, or it does not fit into memory.
-    """
-    model = recipe.model
-    try:
-        return models.build(
-            model.name, num_classes=num_classes, in_channels=in_channels, args=model.args, families=families
-        )
-    except (MemoryError, OverflowError) as error:
-        raise _too_large() from error
-    except RuntimeError as error:
-        if not any(words in str(error) for words in TOO_LARGE):
-            raise
-        raise _too_large() from error
-
-
 def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:
     """The data with the normalisation of a checkpoint, if they are of its kind."""
     for key, found in (("channels", source.channels), ("classes", list(source.class_names))):
@@ -354,21 +332,8 @@ def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources
     return replace(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
 
 
-def _too_large() -> UserError:
-    return UserError("model: is too large for the memory of this machine", hint="make it smaller with model.args")
-
-
 def _short(value: Any) -> str:
     return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)" if isinstance(value, list) else str(value)
-
-
-def describe_model(name: str, model: nn.Module) -> str:
-    """`preresnet20: 0.27 M parameters, 19 BatchNorm layers`."""
-    number = sum(parameter.numel() for parameter in model.parameters())
-    parameters = f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
-    layers = len(bn_layers(model))
-    norm = f"{layers} BatchNorm layer{'s' if layers != 1 else ''}" if layers else "no BatchNorm"
-    return f"{name}: {parameters} parameters, {norm}"
 
 
 class _Counted:
