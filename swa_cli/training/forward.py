@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from swa_cli.averaging.inputs import num_samples
+from swa_cli.kernels.graph import fuse_batchnorm
 from swa_cli.training.bench import Bench
-from swa_cli.training.setup import Run
+from swa_cli.training.setup import Run, fuses_batchnorm
 from swa_cli.training.writer import copied
 
 Forward = Callable[..., Any]  # of the network: arguments as the task makes them of a batch -> outputs
@@ -48,9 +49,11 @@ def forward_of(run: Run) -> Forward:
     forward, started = connected(run), time.monotonic()
     if not run.bench.recipe.train.compile:
         return forward
-    forward = torch.compile(forward)
+    is_fused = fuses_batchnorm(run.model, run.bench.hardware)
+    forward = torch.compile(forward, backend=fuse_batchnorm if is_fused else "inductor")
     _warm_up(run, forward)
-    run.bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s")
+    what = ", which made BatchNorm and ReLU one" if is_fused else ""
+    run.bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s{what}")
     return forward
 
 

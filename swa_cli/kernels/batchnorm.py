@@ -1,0 +1,124 @@
+"""BatchNorm in training mode and the ReLU after it as one function on the CPU, with its gradient (batchnorm.c).
+
+torch goes through the images nine times for the two and their gradients, and its compiler computes a square root and
+two divisions for every vector; this goes through them four times. Sums are exact to float32: blocks that fit the cache
+are merged in float64. Images are (B, C, H, W), channels last; statistics and parameters (C,) float32.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from swa_cli.kernels.library import SCALARS, library
+
+
+def batch_norm(
+    images: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    momentum: float,
+    eps: float,
+    relu: bool,
+) -> Tensor:
+    """What `F.batch_norm` does in training mode, running statistics included, and `F.relu` if `relu`.
+
+    What is not an image of a dtype of SCALARS on the CPU, or has parameters that are not float32, goes to torch.
+    """
+    if not _is_ours(images, running_mean, running_var, weight, bias):
+        normal = F.batch_norm(images, running_mean, running_var, weight, bias, True, momentum, eps)
+        return F.relu(normal) if relu else normal
+    if images.numel() == images.shape[1]:
+        raise ValueError(f"Expected more than 1 value per channel when training, got input size {images.size()}")
+    normal = _BatchNorm.apply(images, running_mean, running_var, weight, bias, momentum, eps, relu)
+    assert isinstance(normal, Tensor)
+    return normal
+
+
+def _is_ours(images: Tensor, *vectors: Tensor | None) -> bool:
+    return (
+        images.dim() == 4
+        and images.device.type == "cpu"
+        and images.dtype in SCALARS
+        and images.numel() > 0
+        and all(vector is None or (vector.dtype == torch.float32 and vector.is_contiguous()) for vector in vectors)
+    )
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        momentum: float,
+        eps: float,
+        relu: bool,
+    ) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        channels = images.shape[1]
+        normal = torch.empty_like(images)
+        kept = torch.empty(4, channels)  # what batchnorm.c needs on the way back
+        _checked(
+            library(images.dtype).forward(
+                images.data_ptr(),
+                normal.data_ptr(),
+                images.numel() // channels,
+                channels,
+                _pointer(weight),
+                _pointer(bias),
+                _pointer(running_mean),
+                _pointer(running_var),
+                momentum,
+                eps,
+                relu,
+                torch.get_num_threads(),
+                kept.data_ptr(),
+            )
+        )
+        ctx.save_for_backward(images, kept)
+        ctx.relu, ctx.has_weight, ctx.has_bias = relu, weight is not None, bias is not None
+        return normal
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        images, kept = ctx.saved_tensors
+        grad = grad.contiguous(memory_format=torch.channels_last)
+        channels = images.shape[1]
+        grad_images = torch.empty_like(images)
+        grads = torch.empty(4, channels)  # weight, bias, and two that are used inside
+        _checked(
+            library(images.dtype).backward(
+                grad.data_ptr(),
+                images.data_ptr(),
+                grad_images.data_ptr(),
+                images.numel() // channels,
+                channels,
+                kept.data_ptr(),
+                ctx.relu,
+                torch.get_num_threads(),
+                grads.data_ptr(),
+            )
+        )
+        of_weight, of_bias = grads[0] if ctx.has_weight else None, grads[1] if ctx.has_bias else None
+        return grad_images, None, None, of_weight, of_bias, None, None, None
+
+
+def _pointer(vector: Tensor | None) -> int | None:
+    return None if vector is None else vector.data_ptr()
+
+
+def _checked(status: int) -> None:
+    if status:
+        raise MemoryError("no memory for the sums of BatchNorm")

@@ -1,0 +1,64 @@
+"""A backend of torch.compile for networks with BatchNorm on the CPU: it and the ReLU after it become one function.
+
+On a processor torch's own backend leaves the convolutions, where most of a step goes, as they are, and takes half a
+minute to gain little on the rest (docs/speed.md); this takes seconds. All else of the graph runs as it was written.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule, Node
+from torch.nn import functional as F
+
+from swa_cli.kernels.batchnorm import batch_norm
+from swa_cli.kernels.library import SCALARS
+
+BATCHNORM = inspect.signature(F.batch_norm)
+RELUS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
+
+
+def is_backend_for(model: nn.Module, *, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether a network has what `fuse_batchnorm` makes faster, on this device and in this precision."""
+    has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    return device.type == "cpu" and dtype in SCALARS and has_batchnorm
+
+
+def fuse_batchnorm(graph: GraphModule, _examples: list[Tensor]) -> Callable[..., Any]:
+    """Give the graph back with every BatchNorm in training mode replaced; see "Custom backends" of torch.compile.
+
+    Args:
+        graph: What torch.compile has read from a network: its functions, before autograd.
+    """
+    for node in list(graph.graph.nodes):
+        if node.target is F.batch_norm:
+            _fuse(graph, node)
+    graph.recompile()
+    return graph.forward
+
+
+def _fuse(graph: GraphModule, node: Node) -> None:
+    call = BATCHNORM.bind(*node.args, **node.kwargs)
+    call.apply_defaults()
+    words = call.arguments
+    if words["training"] is not True:  # frozen statistics are two constants, and no work
+        return
+    relu = _only_relu(node)
+    vectors = (words[name] for name in ("input", "running_mean", "running_var", "weight", "bias"))
+    options = {"momentum": words["momentum"], "eps": words["eps"], "relu": relu is not None}
+    with graph.graph.inserting_before(node):
+        fused = graph.graph.call_function(batch_norm, tuple(vectors), options)
+    for old in (relu, node):
+        if old is not None:
+            old.replace_all_uses_with(fused)
+            graph.graph.erase_node(old)
+
+
+def _only_relu(node: Node) -> Node | None:
+    """The ReLU that alone reads what a node gives."""
+    user = next(iter(node.users)) if len(node.users) == 1 else None
+    return user if user is not None and user.target in RELUS else None

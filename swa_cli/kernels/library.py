@@ -1,0 +1,74 @@
+"""The C code of this folder as a library of this process: compiled for its processor when it is first needed.
+
+Nothing is kept on disk, so nothing can be out of date: it takes half a second.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+
+from swa_cli.errors import UserError
+
+SOURCE = Path(__file__).with_name("batchnorm.c")
+COMPILERS = ("cc", "gcc", "clang")
+OPTIONS = (
+    "-std=gnu11",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-shared",
+    "-fPIC",
+)
+SCALARS = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
+P, LONG, INT, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
+
+
+@functools.cache
+def library(dtype: torch.dtype) -> ctypes.CDLL:
+    """`forward` and `backward` of batchnorm.c for images of a dtype of SCALARS.
+
+    Raises:
+        UserError: There is no C compiler, or it does not compile this.
+    """
+    command = [*_compiler(), *OPTIONS, *SCALARS[dtype]]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "batchnorm.so")
+        ended = subprocess.run([*command, "-o", path, SOURCE, "-lm"], capture_output=True, text=True, check=False)
+        if ended.returncode:
+            said = next(iter(ended.stderr.strip().splitlines()), f"it ended with exit code {ended.returncode}")
+            raise UserError(
+                f"train.compile: the C compiler {command[0]} failed: {said}",
+                hint="name one that has OpenMP in the environment variable CC (gcc, clang), or train.compile=false",
+            )
+        loaded = ctypes.CDLL(str(path))
+    loaded.forward.argtypes = [P, P, LONG, LONG, P, P, P, P, DOUBLE, DOUBLE, INT, INT, P]
+    loaded.backward.argtypes = [P, P, P, LONG, LONG, P, INT, INT, P]
+    return loaded
+
+
+def _compiler() -> list[str]:
+    if named := shlex.split(os.environ.get("CC", "")):
+        found = shutil.which(named[0])
+        if found is None:
+            raise UserError(
+                f"train.compile: CC={os.environ['CC']} names no program", hint="name a C compiler, or unset CC"
+            )
+        return [found, *named[1:]]
+    for name in COMPILERS:
+        if found := shutil.which(name):
+            return [found]
+    raise UserError(
+        f"train.compile: no C compiler ({', '.join(COMPILERS)}) on the PATH",
+        hint="install one (Debian: apt-get install gcc), or train.compile=false",
+    )

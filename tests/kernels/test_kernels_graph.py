@@ -1,0 +1,117 @@
+"""The backend of torch.compile: which calls of a network it replaces, and that the network stays what it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from swa_cli.kernels import graph
+from swa_cli.kernels.graph import fuse_batchnorm, is_backend_for
+
+
+class Twice(nn.Module):
+    """BatchNorm whose output a ReLU and something else read, and one with a ReLU of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+
+    def forward(self, images: Tensor) -> Tensor:
+        normal = self.first(images)
+        total: Tensor = normal + torch.relu(normal) + self.second(images).relu()
+        return total
+
+
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Told of every call of ours: whether it has the ReLU in it."""
+    told: list[bool] = []
+
+    def batch_norm(*vectors: Any, **options: Any) -> Tensor:
+        told.append(options["relu"])
+        return real(*vectors, **options)
+
+    real: Callable[..., Tensor] = graph.batch_norm
+    monkeypatch.setattr(graph, "batch_norm", batch_norm)
+    return told
+
+
+def step(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor) -> list[Tensor]:
+    """Outputs, gradients and buffers."""
+    outputs = forward(images.requires_grad_())
+    outputs.square().mean().backward()
+    grads = [tensor.grad for tensor in (images, *model.parameters()) if tensor.grad is not None]
+    return [outputs.detach(), *grads, *model.buffers()]
+
+
+@pytest.mark.parametrize(
+    ("build", "relus"),
+    [
+        (lambda: torchvision.models.resnet18(num_classes=5), [True] * 9 + [False] * 11),
+        (Twice, [False, True]),
+        (lambda: nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.ReLU6()), [False]),
+        (lambda: nn.Sequential(nn.BatchNorm2d(6, affine=False, track_running_stats=False), nn.ReLU(True)), [True]),
+    ],
+    ids=["resnet18", "twice", "relu6", "bare"],
+)
+def test_a_compiled_network_takes_the_same_step(
+    build: Callable[[], nn.Module], relus: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs, gradients and running statistics of a step against the network as it is; how often ours was called."""
+    torch.manual_seed(0)
+    eager = build().train()
+    compiled = copy.deepcopy(eager)
+    images = torch.randn(8, 3 if isinstance(eager, torchvision.models.ResNet) else 6, 33, 33)
+    told = calls(monkeypatch)
+    torch._dynamo.reset()
+    ours = step(compiled, torch.compile(compiled, backend=fuse_batchnorm), images.clone())
+    assert sorted(told) == sorted(relus)
+    theirs = step(eager, eager, images.clone())
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_frozen_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer in eval mode inside a network in training mode: its statistics are used and kept, by torch."""
+    model = nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6)).train()
+    model[0].eval()
+    told = calls(monkeypatch)
+    torch._dynamo.reset()
+    images = torch.randn(4, 6, 5, 5)
+    outputs = torch.compile(model, backend=fuse_batchnorm)(images)
+    assert told == [False]
+    assert torch.equal(model[0].running_mean, torch.zeros(6))
+    torch.testing.assert_close(outputs, F.batch_norm(images.div((1 + 1e-5) ** 0.5).relu(), None, None, training=True))
+
+
+def test_batches_of_another_size_and_named_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A function that names its arguments, with three sizes of batch, of which the later ones come as symbols."""
+
+    def forward(images: Tensor) -> Tensor:
+        return torch.relu_(F.batch_norm(images, None, None, training=True, eps=0.1))
+
+    told = calls(monkeypatch)
+    torch._dynamo.reset()
+    compiled = torch.compile(forward, backend=fuse_batchnorm)
+    for size in (8, 5, 3):
+        images = torch.randn(size, 6, 5, 5)
+        torch.testing.assert_close(compiled(images), forward(images))
+    assert told == [True] * 3
+
+
+def test_for_which_networks_it_is_the_backend() -> None:
+    """Images on the CPU in fp32 or bf16 that meet BatchNorm; anything else is for torch's own backend."""
+    with_it, without = nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm1d(3))
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert is_backend_for(with_it, device=cpu, dtype=torch.float32)
+    assert is_backend_for(with_it, device=cpu, dtype=torch.bfloat16)
+    assert not is_backend_for(with_it, device=cpu, dtype=torch.float16)
+    assert not is_backend_for(with_it, device=gpu, dtype=torch.bfloat16)
+    assert not is_backend_for(without, device=cpu, dtype=torch.float32)
