@@ -4,7 +4,7 @@
  * An image batch is `rows` rows (B*H*W) of `channels` values. It is gone through twice forward (mean and variance; the
  * normalised values) and twice back (two sums; the gradient), all threads at a time, which is what memory allows.
  *
- * Loops run over strips: as many rows as make about 256 lanes, so a vector is full whatever the number of channels.
+ * Loops run over strips: as many rows as make about 1,024 lanes, so vectors are full and loops long for any channels.
  * Within a block of strips sums are float; blocks and threads are merged in double, by Chan's formula and in a fixed
  * order: the same number of threads gives the same bits.
  *
@@ -26,11 +26,10 @@ static inline float load(scalar value) {
     return wide;
 }
 
-static inline scalar store(float wide) { /* to the nearest, ties to even; NaN stays NaN */
+static inline scalar store(float wide) { /* to the nearest, ties to even; the low bits of a computed NaN are 0: it stays */
     uint32_t bits;
     memcpy(&bits, &wide, sizeof bits);
-    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return wide == wide ? rounded : 0x7fc0;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
 }
 #else
 typedef float scalar;
@@ -40,25 +39,26 @@ static inline float load(scalar value) { return value; }
 static inline scalar store(float wide) { return wide; }
 #endif
 
-enum { LANES = 256, STRIPS = 16 };
+enum { LANES = 1024, STRIPS = 32 };
 
 typedef struct {
     long rows, channels;
     long lanes; /* of a strip: a multiple of the channels */
-    long block; /* values of a block: STRIPS strips */
+    long block; /* values of a block: STRIPS strips, or less where not every thread would have one */
     long values, blocks;
     int team; /* threads that there are: as many as were asked for, or fewer */
 } Shape;
 
-static Shape shape_of(long rows, long channels) {
+static inline long smaller(long one, long other) { return one < other ? one : other; }
+
+static Shape shape_of(long rows, long channels, int threads) {
     Shape shape = {.rows = rows, .channels = channels, .values = rows * channels};
     shape.lanes = channels < LANES ? LANES / channels * channels : channels;
-    shape.block = STRIPS * shape.lanes;
+    const long strips = shape.values / shape.lanes / threads;
+    shape.block = (strips < 1 ? 1 : smaller(strips, STRIPS)) * shape.lanes;
     shape.blocks = (shape.values + shape.block - 1) / shape.block;
     return shape;
 }
-
-static inline long smaller(long one, long other) { return one < other ? one : other; }
 
 /* Where the blocks of a thread begin; those of the next one end them. */
 static inline long first_block(const Shape *shape, int thread) { return shape->blocks * thread / shape->team; }
@@ -84,7 +84,7 @@ static inline void merge(double *mean, double *m2, double before, double other_m
 
 /* Mean and sum of squared distances from it, a channel; `lane` has 3 strips.
  *
- * A block is summed around the mean of those before it, the first one around its own: a mean far from 0 costs no digits. */
+ * A block is summed around the mean of those before it, the first one around its own: a mean far from 0 costs nothing. */
 static double moments(const Shape *shape, const scalar *restrict x, int thread, float *restrict lane,
                       double *restrict mean, double *restrict m2) {
     const long channels = shape->channels, lanes = shape->lanes, first = first_block(shape, thread);
@@ -145,7 +145,7 @@ static inline __attribute__((always_inline)) void normalise(const Shape *shape, 
 /* kept: (4, channels): mean, 1/sqrt(variance + eps), scale, bias. Running statistics, weight and bias may be NULL. */
 int forward(const scalar *x, scalar *y, long rows, long channels, const float *weight, const float *bias,
             float *running_mean, float *running_var, double momentum, double eps, int relu, int threads, float *kept) {
-    Shape shape = shape_of(rows, channels);
+    Shape shape = shape_of(rows, channels, threads);
     float *lanes = malloc(sizeof *lanes * 3 * shape.lanes * threads);
     double *parts = malloc(sizeof *parts * (2 * channels + 1) * threads);
     if (!lanes || !parts) {
@@ -256,7 +256,7 @@ static inline __attribute__((always_inline)) void descend(const Shape *shape, co
 /* kept: as forward left it. grads: (4, channels): of the weight, of the bias, and two that are used inside. */
 int backward(const scalar *grad, const scalar *x, scalar *grad_x, long rows, long channels, const float *kept, int relu,
              int threads, float *grads) {
-    Shape shape = shape_of(rows, channels);
+    Shape shape = shape_of(rows, channels, threads);
     float *lanes = malloc(sizeof *lanes * 5 * shape.lanes * threads);
     double *parts = malloc(sizeof *parts * 2 * channels * threads);
     if (!lanes || !parts) {

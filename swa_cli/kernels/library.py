@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ OPTIONS = (
     "-shared",
     "-fPIC",
 )
+WIDE = {"x86_64": ("-mprefer-vector-width=512",)}  # vectors that a processor has, and compilers shun
 SCALARS = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 P, LONG, INT, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_double
 
@@ -41,7 +43,7 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     Raises:
         UserError: There is no C compiler, or it does not compile this.
     """
-    command = [*_compiler(), *OPTIONS, *SCALARS[dtype]]
+    command = [*_compiler(), *OPTIONS, *WIDE.get(platform.machine(), ()), *SCALARS[dtype]]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "batchnorm.so")
         ended = subprocess.run([*command, "-o", path, SOURCE, "-lm"], capture_output=True, text=True, check=False)

@@ -15,7 +15,6 @@ class Size:
     name: str
     job_images: int
     job_rounds: int
-    compiles: bool  # torch.compile takes about a minute to begin with
     loop_images: int
     loop_rounds: int
     pass_images: int
@@ -33,7 +32,6 @@ FULL = Size(
     name="full",
     job_images=JOB_IMAGES,
     job_rounds=2,
-    compiles=True,
     loop_images=2_560,
     loop_rounds=2,
     pass_images=5_120,
@@ -50,7 +48,6 @@ QUICK = Size(
     name="quick",
     job_images=512,
     job_rounds=1,
-    compiles=False,
     loop_images=512,
     loop_rounds=1,
     pass_images=512,

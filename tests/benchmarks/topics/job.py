@@ -24,13 +24,13 @@ COMPILED_BARS = {"documentation": 2.2, "lightning_swa": 2.6}
 def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
     """Jobs by turns, with torch.compile too, whose cost is paid by a long job alone."""
     job = {"images": size.job_images, "epochs": JOB_EPOCHS}
-    contestants = {"swa": partial(ours, **job), **{name: partial(theirs, name, **job) for name in CONTESTANTS}}
-    if size.compiles:
-        contestants["swa, compiled"] = partial(ours, **job, compiled=True)
+    contestants = {
+        "swa": partial(ours, **job),
+        **{name: partial(theirs, name, **job) for name in CONTESTANTS},
+        "swa, compiled": partial(ours, **job, compiled=True),
+    }
     runs = by_turns(contestants, rounds=size.job_rounds, voice=voice)
-    figures = [_whole(runs["swa"], runs[name], name) for name in CONTESTANTS]
-    if size.compiles:
-        figures += _long(runs)
+    figures = [*(_whole(runs["swa"], runs[name], name) for name in CONTESTANTS), *_long(runs)]
     return figures, {name: [vars(run) for run in jobs] for name, jobs in runs.items()}
 
 
