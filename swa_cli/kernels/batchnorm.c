@@ -26,7 +26,7 @@ static inline float load(scalar value) {
     return wide;
 }
 
-static inline scalar store(float wide) { /* to the nearest, ties to even; the low bits of a computed NaN are 0: it stays */
+static inline scalar store(float wide) { /* to the nearest, ties to even; a computed NaN, whose low bits are 0, stays */
     uint32_t bits;
     memcpy(&bits, &wide, sizeof bits);
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
@@ -69,10 +69,12 @@ static void spread(const Shape *shape, const float *restrict channel, float *res
         memcpy(lane + l, channel, shape->channels * sizeof *lane);
 }
 
-/* The lanes of each channel added up, in the first ones. */
+/* The lanes of each channel added up, in the first ones: by halves, which keeps more digits than one after another. */
 static void gather(const Shape *shape, float *lane) {
-    for (long l = shape->channels; l < shape->lanes; l += shape->channels)
-        for (long c = 0; c < shape->channels; c++) lane[c] += lane[l + c];
+    for (long groups = shape->lanes / shape->channels, half; groups > 1; groups = half) {
+        half = (groups + 1) / 2;
+        for (long l = 0; l < (groups - half) * shape->channels; l++) lane[l] += lane[half * shape->channels + l];
+    }
 }
 
 /* `count` rows of moments merged into those of `before` rows. */
@@ -84,7 +86,7 @@ static inline void merge(double *mean, double *m2, double before, double other_m
 
 /* Mean and sum of squared distances from it, a channel; `lane` has 3 strips.
  *
- * A block is summed around the mean of those before it, the first one around its own: a mean far from 0 costs nothing. */
+ * A block is summed around the mean of those before it, the first around its own: a mean far from 0 costs nothing. */
 static double moments(const Shape *shape, const scalar *restrict x, int thread, float *restrict lane,
                       double *restrict mean, double *restrict m2) {
     const long channels = shape->channels, lanes = shape->lanes, first = first_block(shape, thread);
@@ -107,7 +109,8 @@ static double moments(const Shape *shape, const scalar *restrict x, int thread, 
         } else
             for (long c = 0; c < channels; c++) sum[c] = (float)mean[c];
         spread(shape, sum, centre);
-        memset(sum, 0, 2 * lanes * sizeof *sum);
+        memset(sum, 0, lanes * sizeof *sum);
+        memset(square, 0, lanes * sizeof *square);
         for (long k = 0; k < size; k += lanes) {
             const long width = smaller(lanes, size - k);
             for (long l = 0; l < width; l++) {
@@ -119,8 +122,8 @@ static double moments(const Shape *shape, const scalar *restrict x, int thread, 
         gather(shape, sum);
         gather(shape, square);
         for (long c = 0; c < channels; c++) {
-            const double off = sum[c] / count;
-            merge(mean + c, m2 + c, seen, centre[c] + off, square[c] - off * sum[c], count);
+            const double off = sum[c] / count, rest = square[c] - off * sum[c];
+            merge(mean + c, m2 + c, seen, centre[c] + off, rest < 0 ? 0 : rest, count); /* rounded, of equal values */
         }
         seen += count;
     }
@@ -174,15 +177,14 @@ int forward(const scalar *x, scalar *y, long rows, long channels, const float *w
                 seen += count;
             }
             for (long c = 0; c < channels; c++) {
-                const double m2 = parts[channels + c];
+                /* Squares that float cannot hold are told as NaN; as infinity they would end in a constant. */
+                const double m2 = isinf(parts[channels + c]) ? NAN : parts[channels + c];
                 mean[c] = (float)parts[c];
                 rstd[c] = (float)(1 / sqrt(m2 / rows + eps));
                 scale[c] = (weight ? weight[c] : 1) * rstd[c];
                 shift[c] = bias ? bias[c] : 0;
-                if (running_mean) {
-                    running_mean[c] = (float)((1 - momentum) * running_mean[c] + momentum * parts[c]);
-                    running_var[c] = (float)((1 - momentum) * running_var[c] + momentum * m2 / (rows - 1));
-                }
+                if (running_mean) running_mean[c] = (float)((1 - momentum) * running_mean[c] + momentum * parts[c]);
+                if (running_var) running_var[c] = (float)((1 - momentum) * running_var[c] + momentum * m2 / (rows - 1));
             }
         }
         spread(&shape, mean, lane);
@@ -215,7 +217,8 @@ static inline __attribute__((always_inline)) void sums(const Shape *shape, const
     memset(product, 0, channels * sizeof *product);
     for (long b = first_block(shape, thread); b < first_block(shape, thread + 1); b++) {
         const long begin = b * shape->block, end = smaller(begin + shape->block, shape->values);
-        memset(block_sum, 0, 2 * lanes * sizeof *block_sum);
+        memset(block_sum, 0, lanes * sizeof *block_sum);
+        memset(block_product, 0, lanes * sizeof *block_product);
         for (long k = begin; k < end; k += lanes) {
             const long width = smaller(lanes, end - k);
             for (long l = 0; l < width; l++) {

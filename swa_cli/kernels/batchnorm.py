@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
@@ -30,7 +30,7 @@ def batch_norm(
 ) -> Tensor:
     """What `F.batch_norm` does in training mode, running statistics included, and `F.relu` if `relu`.
 
-    What is not an image of a dtype of SCALARS on the CPU, or has parameters that are not float32, goes to torch.
+    Anything but images of a dtype of SCALARS, channels last, with float32 vectors, all on the CPU, goes to torch.
     """
     if not _is_ours(images, running_mean, running_var, weight, bias):
         normal = F.batch_norm(images, running_mean, running_var, weight, bias, True, momentum, eps)
@@ -47,8 +47,20 @@ def _is_ours(images: Tensor, *vectors: Tensor | None) -> bool:
         images.dim() == 4
         and images.device.type == "cpu"
         and images.dtype in SCALARS
+        and images.is_contiguous(memory_format=torch.channels_last)
         and images.numel() > 0
-        and all(vector is None or (vector.dtype == torch.float32 and vector.is_contiguous()) for vector in vectors)
+        and all(vector is None or _is_vector(vector, length=images.shape[1]) for vector in vectors)
+    )
+
+
+def _is_vector(vector: Tensor, *, length: int) -> bool:
+    """Whether its memory is `length` floats, and it no tensor of another kind (in parts, wrapped)."""
+    return (
+        type(vector) in (Tensor, nn.Parameter)
+        and vector.device.type == "cpu"
+        and vector.dtype == torch.float32
+        and vector.shape == (length,)
+        and vector.is_contiguous()
     )
 
 
@@ -65,10 +77,9 @@ class _BatchNorm(torch.autograd.Function):
         eps: float,
         relu: bool,
     ) -> Tensor:
-        images = images.contiguous(memory_format=torch.channels_last)
         channels = images.shape[1]
         normal = torch.empty_like(images)
-        kept = torch.empty(4, channels)  # what batchnorm.c needs on the way back
+        kept = _scratch(channels)  # what batchnorm.c needs on the way back
         _checked(
             library(images.dtype).forward(
                 images.data_ptr(),
@@ -94,10 +105,11 @@ class _BatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         images, kept = ctx.saved_tensors
-        grad = grad.contiguous(memory_format=torch.channels_last)
+        # Of a gradient nothing is known; and hooks for saved tensors give images back as they like.
+        grad, images = (values.contiguous(memory_format=torch.channels_last) for values in (grad, images))
         channels = images.shape[1]
         grad_images = torch.empty_like(images)
-        grads = torch.empty(4, channels)  # weight, bias, and two that are used inside
+        grads = _scratch(channels)  # weight, bias, and two that are used inside
         _checked(
             library(images.dtype).backward(
                 grad.data_ptr(),
@@ -113,6 +125,10 @@ class _BatchNorm(torch.autograd.Function):
         )
         of_weight, of_bias = grads[0] if ctx.has_weight else None, grads[1] if ctx.has_bias else None
         return grad_images, None, None, of_weight, of_bias, None, None, None
+
+
+def _scratch(channels: int) -> Tensor:
+    return torch.empty(4, channels, dtype=torch.float32, device="cpu")
 
 
 def _pointer(vector: Tensor | None) -> int | None:

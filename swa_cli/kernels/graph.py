@@ -23,30 +23,37 @@ RELUS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
 
 
 def is_backend_for(model: nn.Module, *, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a network has what `fuse_batchnorm` makes faster, on this device and in this precision."""
+    """Whether a network has what `FusedBatchNorm` makes faster, on this device and in this precision."""
     has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     return device.type == "cpu" and dtype in SCALARS and has_batchnorm
 
 
-def fuse_batchnorm(graph: GraphModule, _examples: list[Tensor]) -> Callable[..., Any]:
-    """Give the graph back with every BatchNorm in training mode replaced; see "Custom backends" of torch.compile.
+class FusedBatchNorm:
+    """A backend for `torch.compile(..., backend=FusedBatchNorm())`; see "Custom backends" of torch.compile."""
 
-    Args:
-        graph: What torch.compile has read from a network: its functions, before autograd.
-    """
-    for node in list(graph.graph.nodes):
-        if node.target is F.batch_norm:
-            _fuse(graph, node)
-    graph.recompile()
-    return graph.forward
+    def __init__(self) -> None:
+        self.num_fused = 0  # layers, of all graphs so far
+
+    def __call__(self, graph: GraphModule, _examples: list[Tensor]) -> Callable[..., Any]:
+        """Replace every BatchNorm in training mode.
+
+        Args:
+            graph: What torch.compile has read from a network: its functions, before autograd.
+        """
+        for node in list(graph.graph.nodes):
+            if node.target is F.batch_norm:
+                self.num_fused += _fuse(graph, node)
+        graph.recompile()
+        return graph.forward
 
 
-def _fuse(graph: GraphModule, node: Node) -> None:
+def _fuse(graph: GraphModule, node: Node) -> bool:
+    """Replace a call, unless its statistics are frozen: those are two constants, and no work."""
     call = BATCHNORM.bind(*node.args, **node.kwargs)
     call.apply_defaults()
     words = call.arguments
-    if words["training"] is not True:  # frozen statistics are two constants, and no work
-        return
+    if words["training"] is not True:
+        return False
     relu = _only_relu(node)
     vectors = (words[name] for name in ("input", "running_mean", "running_var", "weight", "bias"))
     options = {"momentum": words["momentum"], "eps": words["eps"], "relu": relu is not None}
@@ -56,6 +63,7 @@ def _fuse(graph: GraphModule, node: Node) -> None:
         if old is not None:
             old.replace_all_uses_with(fused)
             graph.graph.erase_node(old)
+    return True
 
 
 def _only_relu(node: Node) -> Node | None:

@@ -44,19 +44,30 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         UserError: There is no C compiler, or it does not compile this.
     """
     command = [*_compiler(), *OPTIONS, *WIDE.get(platform.machine(), ()), *SCALARS[dtype]]
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "batchnorm.so")
-        ended = subprocess.run([*command, "-o", path, SOURCE, "-lm"], capture_output=True, text=True, check=False)
-        if ended.returncode:
-            said = next(iter(ended.stderr.strip().splitlines()), f"it ended with exit code {ended.returncode}")
-            raise UserError(
-                f"train.compile: the C compiler {command[0]} failed: {said}",
-                hint="name one that has OpenMP in the environment variable CC (gcc, clang), or train.compile=false",
-            )
-        loaded = ctypes.CDLL(str(path))
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "batchnorm.so")
+            ended = subprocess.run([*command, "-o", path, SOURCE, "-lm"], capture_output=True, text=True, check=False)
+            if ended.returncode:
+                raise UserError(
+                    f"train.compile: the C compiler {command[0]} failed: {_reason(ended)}",
+                    hint="name one that has OpenMP in the environment variable CC (gcc, clang), or train.compile=false",
+                )
+            loaded = ctypes.CDLL(str(path))
+    except OSError as error:  # no folder for it, no permission to run what is in there, no program in this form
+        raise UserError(
+            f"train.compile: what {command[0]} compiles cannot be loaded: {error}",
+            hint="name a folder for programs in the environment variable TMPDIR, or train.compile=false",
+        ) from error
     loaded.forward.argtypes = [P, P, LONG, LONG, P, P, P, P, DOUBLE, DOUBLE, INT, INT, P]
     loaded.backward.argtypes = [P, P, P, LONG, LONG, P, INT, INT, P]
     return loaded
+
+
+def _reason(ended: subprocess.CompletedProcess[str]) -> str:
+    lines = ended.stderr.strip().splitlines()
+    first = next((line for line in lines if "error" in line), lines[0] if lines else "")
+    return first or f"it ended with exit code {ended.returncode}"
 
 
 def _compiler() -> list[str]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from swa_cli.averaging.inputs import num_samples
-from swa_cli.kernels.graph import fuse_batchnorm
+from swa_cli.kernels.graph import FusedBatchNorm
 from swa_cli.training.bench import Bench
 from swa_cli.training.setup import Run, fuses_batchnorm
 from swa_cli.training.writer import copied
@@ -49,10 +49,10 @@ def forward_of(run: Run) -> Forward:
     forward, started = connected(run), time.monotonic()
     if not run.bench.recipe.train.compile:
         return forward
-    is_fused = fuses_batchnorm(run.model, run.bench.hardware)
-    forward = torch.compile(forward, backend=fuse_batchnorm if is_fused else "inductor")
+    fused = FusedBatchNorm() if fuses_batchnorm(run.model, run.bench.hardware) else None
+    forward = torch.compile(forward, backend=fused or "inductor")
     _warm_up(run, forward)
-    what = ", which made BatchNorm and ReLU one" if is_fused else ""
+    what = f", {fused.num_fused} BatchNorm layers fused" if fused else ""
     run.bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s{what}")
     return forward
 

@@ -161,6 +161,17 @@ def test_passes_are_those_of_one_process(folder: Path, swa: Swa, method: str) ->
             torch.testing.assert_close(shipped[name], value, rtol=1e-6, atol=1e-6)
 
 
+def test_compiled_processes_train_the_same_network(folder: Path) -> None:
+    """Two processes with fused BatchNorm, each on its part of a batch, against two without, after an epoch."""
+    words = ["train", "normed.yaml", "train.epochs=1", "swa.start=0ep"]
+    train(folder, [*words, "-o", "eager"], 2)
+    said = train(folder, [*words, "train.compile=true", "-o", "compiled"], 2)
+    assert said.count("BatchNorm layers fused") == 1
+    compiled = weights(folder / "compiled/run-001")
+    for name, value in weights(folder / "eager/run-001").items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)
+
+
 def test_one_speaks(folder: Path) -> None:
     """What three processes say: one plan, one row an epoch, one summary; and one run folder is there."""
     said = train(folder, ["train", "plain.yaml", "--json"], 3)

@@ -152,25 +152,81 @@ def test_the_same_threads_give_the_same_bits(threads: int) -> None:
         torch.set_num_threads(before)
 
 
-def test_images_of_another_layout_are_taken() -> None:
-    """Contiguous images, and a gradient that is one value seen everywhere, against channels last."""
+def test_gradients_and_saved_images_of_any_layout() -> None:
+    """A gradient that is one value seen everywhere, one that lies channels first, hooks that give images back so."""
     images = images_of((4, 6, 5, 5))
     results = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        entered = images.clone(memory_format=layout).requires_grad_()
-        batch_norm(entered, None, None, None, None, momentum=0.1, eps=EPS, relu=True).square().mean().backward()
+    for layout in (torch.channels_last, torch.contiguous_format):
+        entered = images.clone(memory_format=torch.channels_last).requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved.contiguous()):
+            normal = batch_norm(entered, None, None, None, None, momentum=0.1, eps=EPS, relu=True)
+        normal.backward(images.contiguous(memory_format=layout))
         results.append(entered.grad)
     assert torch.equal(*results)
+    entered = images.clone(memory_format=torch.channels_last).requires_grad_()
+    batch_norm(entered, None, None, None, None, momentum=0.1, eps=EPS, relu=True).sum().backward()
+    oracle = images.double().requires_grad_()
+    F.relu(F.batch_norm(oracle, None, None, training=True, eps=EPS)).sum().backward()
+    assert far(entered.grad, oracle.grad) < 1e-5
+
+
+def test_one_channel_of_equal_values() -> None:
+    """What one channel, and a constant, could cost: digits of long sums, a variance below 0."""
+    images = torch.full((64, 1, 40, 40), 12345.678).requires_grad_()
+    bias, var = torch.zeros(1, requires_grad=True), torch.ones(1)
+    batch_norm(images, None, var, None, bias, momentum=1, eps=EPS, relu=False).backward(torch.full_like(images, 0.1))
+    assert 0 <= float(var) < 1e-3
+    assert bias.grad is not None
+    assert float(bias.grad) == pytest.approx(float(torch.tensor(0.1).double() * images.numel()), rel=5e-7)
+
+
+def test_squares_beyond_float_are_told() -> None:
+    """Values whose squares are infinite in float32: NaN, and not a constant that looks like an answer."""
+    normal = batch_norm(images_of((4, 3, 5, 5)) * 1e30, None, None, None, None, momentum=0.1, eps=EPS, relu=True)
+    assert normal.isnan().all()
+
+
+def test_one_running_statistic_alone() -> None:
+    """A mean without a variance and the other way round: each is kept."""
+    images = images_of((4, 3, 5, 5))
+    mean, var = torch.zeros(3), torch.ones(3)
+    batch_norm(images, mean, None, None, None, momentum=1, eps=EPS, relu=False)
+    batch_norm(images, None, var, None, None, momentum=1, eps=EPS, relu=False)
+    assert far(mean, images.double().mean((0, 2, 3))) < 1e-6
+    assert far(var, images.double().var((0, 2, 3))) < 1e-6
+
+
+def test_default_types_of_the_process_do_not_matter() -> None:
+    """Gradients of the parameters where new tensors are float64 by default."""
+    images = images_of((4, 6, 5, 5)).requires_grad_()
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        given = vectors(6)
+        given["weight"].requires_grad_()
+        torch.set_default_dtype(dtype)
+        try:
+            batch_norm(images, *given.values(), momentum=0.1, eps=EPS, relu=True).sum().backward()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        grads.append(given["weight"].grad)
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize(
     ("images", "given"),
     [
         (torch.randn(4, 6), vectors(6)),
-        (torch.randn(4, 6, 3, 3).double(), {k: v.double() for k, v in vectors(6).items()}),
-        (torch.randn(4, 6, 3, 3).bfloat16(), {k: v.bfloat16() for k, v in vectors(6).items()}),
+        (torch.randn(4, 6, 3, 3), vectors(6)),
+        (
+            torch.randn(4, 6, 3, 3).double().to(memory_format=torch.channels_last),
+            {k: v.double() for k, v in vectors(6).items()},
+        ),
+        (
+            torch.randn(4, 6, 3, 3).bfloat16().to(memory_format=torch.channels_last),
+            {k: v.bfloat16() for k, v in vectors(6).items()},
+        ),
     ],
-    ids=["vectors", "float64", "bf16 parameters"],
+    ids=["vectors", "channels first", "float64", "bf16 parameters"],
 )
 def test_what_is_not_ours_goes_to_torch(
     images: Tensor, given: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch

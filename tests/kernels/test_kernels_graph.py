@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swa_cli.kernels import graph
-from swa_cli.kernels.graph import fuse_batchnorm, is_backend_for
+from swa_cli.kernels.graph import FusedBatchNorm, is_backend_for
 
 
 class Twice(nn.Module):
@@ -70,7 +70,9 @@ def test_a_compiled_network_takes_the_same_step(
     images = torch.randn(8, 3 if isinstance(eager, torchvision.models.ResNet) else 6, 33, 33)
     told = calls(monkeypatch)
     torch._dynamo.reset()
-    ours = step(compiled, torch.compile(compiled, backend=fuse_batchnorm), images.clone())
+    backend = FusedBatchNorm()
+    ours = step(compiled, torch.compile(compiled, backend=backend), images.clone())
+    assert backend.num_fused == len(relus)
     assert sorted(told) == sorted(relus)
     theirs = step(eager, eager, images.clone())
     assert len(ours) == len(theirs)
@@ -85,7 +87,7 @@ def test_frozen_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None
     told = calls(monkeypatch)
     torch._dynamo.reset()
     images = torch.randn(4, 6, 5, 5)
-    outputs = torch.compile(model, backend=fuse_batchnorm)(images)
+    outputs = torch.compile(model, backend=FusedBatchNorm())(images)
     assert told == [False]
     assert torch.equal(model[0].running_mean, torch.zeros(6))
     torch.testing.assert_close(outputs, F.batch_norm(images.div((1 + 1e-5) ** 0.5).relu(), None, None, training=True))
@@ -99,9 +101,9 @@ def test_batches_of_another_size_and_named_arguments(monkeypatch: pytest.MonkeyP
 
     told = calls(monkeypatch)
     torch._dynamo.reset()
-    compiled = torch.compile(forward, backend=fuse_batchnorm)
+    compiled = torch.compile(forward, backend=FusedBatchNorm())
     for size in (8, 5, 3):
-        images = torch.randn(size, 6, 5, 5)
+        images = torch.randn(size, 6, 5, 5).to(memory_format=torch.channels_last)
         torch.testing.assert_close(compiled(images), forward(images))
     assert told == [True] * 3
 

@@ -43,10 +43,15 @@ def test_a_compiler_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("echo 'fatal error: no omp.h' >&2; echo more >&2; exit 1", "fatal error: no omp.h"), ("exit 3", "exit code 3")],
+    [
+        ("echo warning >&2; echo 'fatal error: no omp.h' >&2; exit 1", "failed: fatal error: no omp.h"),
+        ("echo no such option >&2; exit 1", "failed: no such option"),
+        ("exit 3", "exit code 3"),
+        ("exit 0", "cannot be loaded: .*batchnorm.so"),
+    ],
 )
 def test_a_compiler_that_fails(text: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own first words, or else its exit code."""
+    """Its first error, or its first words, or its exit code; or that it made nothing."""
     monkeypatch.setenv("CC", str(script(tmp_path / "cc", text)))
     with pytest.raises(UserError, match=said):
         library(torch.float32)
