@@ -1,7 +1,7 @@
 """Where pixels go: crop, translation and flip of whole batches, and the squares of cutout.
 
 The one idea: images lie channels last, so a row of a window is one run of bytes of the padded images. All rows of a
-batch are copied from where they begin, in one call; mirrored images are mirrored before they are padded.
+batch are copied from where they begin, in one call; then windows are mirrored.
 A mask of classes moves with its image. Shapes: B batch, C channels, H W pixels, P pixels of padding.
 """
 
@@ -70,25 +70,21 @@ def _windows(images: Tensor, *, draws: Draws, fill: int) -> Tensor:
     padded = pixels.new_empty((num_images, height + 2 * padding, width + 2 * padding, channels))
     if augment.crop:
         padded.fill_(fill)
-    inside = padded[:, padding : padding + height, padding : padding + width]
-    place, left = torch.arange(num_images), draws.left
-    if augment.flip:
-        # Those to be mirrored come last: `place` says where each image went.
-        order, num_straight = draws.mirrored.argsort(), num_images - int(draws.mirrored.sum())
-        pixels, place = pixels.index_select(0, moved(order, images.device)), order.argsort()
-        inside[:num_straight] = pixels[:num_straight]
-        inside[num_straight:] = pixels[num_straight:].flip(2)
-        left = torch.where(draws.mirrored, 2 * padding - left, left)
-    else:
-        inside.copy_(pixels)
+    padded[:, padding : padding + height, padding : padding + width] = pixels
     if augment.translate:
         _reflect(padded, padding)
     row = (width + 2 * padding) * channels  # values
-    begins = (place * (height + 2 * padding) + draws.top) * row + left * channels  # (B,) of the windows
+    begins = (
+        torch.arange(num_images) * (height + 2 * padding) + draws.top
+    ) * row + draws.left * channels  # (B,) of the windows
     begins = (begins[:, None] + torch.arange(0, height * row, row)).flatten()  # (B H,) of their rows
     size = width * channels
     runs = padded.as_strided((padded.numel() - size + 1, size), (1, 1))  # the run from each value on: they overlap
-    return images_of(runs.index_select(0, moved(begins, images.device)).view(num_images, height, width, channels))
+    windows = runs.index_select(0, moved(begins, images.device)).view(num_images, height, width, channels)
+    if augment.flip:
+        mirrored = moved(draws.mirrored.nonzero().flatten(), images.device)
+        windows.index_copy_(0, mirrored, windows.index_select(0, mirrored).flip(2))
+    return images_of(windows)
 
 
 def _reflect(padded: Tensor, padding: int) -> None:
