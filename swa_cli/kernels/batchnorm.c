@@ -2,7 +2,7 @@
  * 2015, arXiv:1502.03167, algorithm 1).
  *
  * An image batch is `rows` rows (B*H*W) of `channels` values. It is gone through twice forward (mean and variance; the
- * normalised values) and twice back (two sums; the gradient), all threads at a time, which is what memory allows.
+ * normalised values) and twice back (two sums; the gradient), on all threads.
  *
  * Loops run over strips: as many rows as make about 1,024 lanes, so vectors are full and loops long for any channels.
  * Within a block of strips sums are float; blocks and threads are merged in double, by Chan's formula and in a fixed

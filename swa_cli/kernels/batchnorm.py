@@ -1,8 +1,8 @@
 """BatchNorm in training mode and the ReLU after it as one function on the CPU, with its gradient (batchnorm.c).
 
-torch goes through the images nine times for the two and their gradients, and its compiler computes a square root and
-two divisions for every vector; this goes through them four times. Sums are exact to float32: blocks that fit the cache
-are merged in float64. Images are (B, C, H, W), channels last; statistics and parameters (C,) float32.
+Two passes over the images forward, two back, where torch makes some for each of the two, and its compiler a square root
+and two divisions for every vector. Sums keep the digits of float32: short ones are merged in float64. Images are
+(B, C, H, W), channels last; statistics and parameters (C,) float32.
 """
 
 from __future__ import annotations
