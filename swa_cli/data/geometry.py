@@ -74,9 +74,8 @@ def _windows(images: Tensor, *, draws: Draws, fill: int) -> Tensor:
     if augment.translate:
         _reflect(padded, padding)
     row = (width + 2 * padding) * channels  # values
-    begins = (
-        torch.arange(num_images) * (height + 2 * padding) + draws.top
-    ) * row + draws.left * channels  # (B,) of the windows
+    top = torch.arange(num_images) * (height + 2 * padding) + draws.top  # (B,) among the rows of all images
+    begins = top * row + draws.left * channels  # (B,) of the windows
     begins = (begins[:, None] + torch.arange(0, height * row, row)).flatten()  # (B H,) of their rows
     size = width * channels
     runs = padded.as_strided((padded.numel() - size + 1, size), (1, 1))  # the run from each value on: they overlap

@@ -42,7 +42,7 @@ static inline scalar store(float wide) { return wide; }
 enum { LANES = 1024, STRIPS = 32 };
 
 typedef struct {
-    long rows, channels;
+    long channels;
     long lanes; /* of a strip: a multiple of the channels */
     long block; /* values of a block: STRIPS strips, or less where not every thread would have one */
     long values, blocks;
@@ -52,7 +52,7 @@ typedef struct {
 static inline long smaller(long one, long other) { return one < other ? one : other; }
 
 static Shape shape_of(long rows, long channels, int threads) {
-    Shape shape = {.rows = rows, .channels = channels, .values = rows * channels};
+    Shape shape = {.channels = channels, .values = rows * channels};
     shape.lanes = channels < LANES ? LANES / channels * channels : channels;
     const long strips = shape.values / shape.lanes / threads;
     shape.block = (strips < 1 ? 1 : smaller(strips, STRIPS)) * shape.lanes;
@@ -122,8 +122,8 @@ static double moments(const Shape *shape, const scalar *restrict x, int thread, 
         gather(shape, sum);
         gather(shape, square);
         for (long c = 0; c < channels; c++) {
-            const double off = sum[c] / count, rest = square[c] - off * sum[c];
-            merge(mean + c, m2 + c, seen, centre[c] + off, rest < 0 ? 0 : rest, count); /* rounded, of equal values */
+            const double off = sum[c] / count;
+            merge(mean + c, m2 + c, seen, centre[c] + off, square[c] - off * sum[c], count);
         }
         seen += count;
     }

@@ -37,7 +37,7 @@ def batch_norm(
         return F.relu(normal) if relu else normal
     if images.numel() == images.shape[1]:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {images.size()}")
-    normal = _BatchNorm.apply(images, running_mean, running_var, weight, bias, momentum, eps, relu)
+    normal = _BatchNorm.apply(images, weight, bias, (running_mean, running_var), (momentum, eps), relu)
     assert isinstance(normal, Tensor)
     return normal
 
@@ -69,12 +69,10 @@ class _BatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any,
         images: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
         weight: Tensor | None,
         bias: Tensor | None,
-        momentum: float,
-        eps: float,
+        running: tuple[Tensor | None, Tensor | None],
+        options: tuple[float, float],
         relu: bool,
     ) -> Tensor:
         channels = images.shape[1]
@@ -88,10 +86,8 @@ class _BatchNorm(torch.autograd.Function):
                 channels,
                 _pointer(weight),
                 _pointer(bias),
-                _pointer(running_mean),
-                _pointer(running_var),
-                momentum,
-                eps,
+                *map(_pointer, running),
+                *options,
                 relu,
                 torch.get_num_threads(),
                 kept.data_ptr(),
@@ -124,7 +120,7 @@ class _BatchNorm(torch.autograd.Function):
             )
         )
         of_weight, of_bias = grads[0] if ctx.has_weight else None, grads[1] if ctx.has_bias else None
-        return grad_images, None, None, of_weight, of_bias, None, None, None
+        return grad_images, of_weight, of_bias, None, None, None
 
 
 def _scratch(channels: int) -> Tensor:

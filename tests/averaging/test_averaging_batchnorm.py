@@ -67,8 +67,10 @@ def same_bits(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     )
 
 
-def num_hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+def num_traces(model: nn.Module) -> int:
+    """Hooks, and `forward`s of objects beside that of their class."""
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    return hooks + sum("forward" in vars(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -189,8 +191,23 @@ def test_everything_but_the_statistics_stays(method: str) -> None:
     assert [module.training for module in model.modules()] == modes
     assert [layer.momentum for layer in bn_layers(model)] == [0.1, 0.1, None]
     assert same_bits({name: model.state_dict()[name] for name in before}, before)
-    assert num_hooks(model) == 0
+    assert num_traces(model) == 0
     assert torch.is_grad_enabled()
+
+
+def test_a_forward_of_the_object_is_used_and_kept() -> None:
+    """A layer whose `forward` somebody has replaced, as accelerate does: called in the pass, and there after it."""
+    model, calls = nn.Sequential(nn.BatchNorm2d(3)), []
+    of_class = model[0].forward
+
+    def own(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        return of_class(images)
+
+    model[0].forward = own
+    update_batchnorm([torch.randn(8, 3, 4, 4)], model)
+    assert calls == [8]
+    assert model[0].forward is own
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -225,7 +242,7 @@ def test_an_error_changes_nothing(method: str, culprit: str) -> None:
     assert same_bits(statistics(model), before)
     assert [module.training for module in model.modules()] == modes
     assert model[0][0].momentum == 0.1
-    assert num_hooks(model) == 0
+    assert num_traces(model) == 0
     assert torch.equal(torch.get_rng_state(), random_state)
     with pytest.raises(RuntimeError, match="broken"):
         update_bn(Loader(), theirs)

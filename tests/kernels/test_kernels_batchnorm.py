@@ -177,7 +177,38 @@ def test_one_channel_of_equal_values() -> None:
     batch_norm(images, None, var, None, bias, momentum=1, eps=EPS, relu=False).backward(torch.full_like(images, 0.1))
     assert 0 <= float(var) < 1e-3
     assert bias.grad is not None
+    # 32 additions in float, each off by 6e-8 at most of what is there.
     assert float(bias.grad) == pytest.approx(float(torch.tensor(0.1).double() * images.numel()), rel=5e-7)
+
+
+def test_two_values_a_channel_lose_what_the_mean_is_rounded_by() -> None:
+    """Differences far smaller than the mean: off by the rounding of a float32 mean, in deviations, and no more."""
+    images = images_of((1, 1000, 2, 1))
+    oracle = F.batch_norm(images.double(), None, None, training=True, eps=EPS)
+    ours = batch_norm(images, None, None, None, None, momentum=0.1, eps=EPS, relu=False)
+    mean, var = images.double().mean((0, 2, 3)), images.double().var((0, 2, 3), correction=0)
+    bound = 2**-24 * mean.abs() / (var + EPS).sqrt() + 1e-6
+    assert far(ours, oracle, size=bound[:, None, None]) < 1
+
+
+def test_a_weight_of_zero_learns_nothing_at_the_kink() -> None:
+    """Values that are exactly 0, as of a residual branch that begins with weight 0: the ReLU passes no gradient."""
+    images = images_of((4, 3, 5, 5)).requires_grad_()
+    weight, bias = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    batch_norm(images, None, None, weight, bias, momentum=0.1, eps=EPS, relu=True).sum().backward()
+    for tensor in (images, weight, bias):
+        assert tensor.grad is not None
+        assert not tensor.grad.any()
+
+
+def test_variances_of_constants_are_never_negative() -> None:
+    """256 channels, each of one value up to 100,000: what rounding leaves of their variances."""
+    values = torch.rand(1, 256, 1, 1, generator=torch.Generator().manual_seed(0)) * 1e5
+    images = values.expand(9, 256, 21, 21).contiguous(memory_format=torch.channels_last)
+    var = torch.ones(256)
+    batch_norm(images, None, var, None, None, momentum=1, eps=EPS, relu=False)
+    assert var.min() >= 0
+    assert var.max() < 1e-3
 
 
 def test_squares_beyond_float_are_told() -> None:

@@ -17,15 +17,15 @@ from swa_cli.kernels.graph import FusedBatchNorm, is_backend_for
 
 
 class Twice(nn.Module):
-    """BatchNorm whose output a ReLU and something else read, and one with a ReLU of its own."""
+    """BatchNorm whose output a ReLU and something else read, and two with a ReLU of their own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.second = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.first, self.second, self.third = (nn.BatchNorm2d(6) for _ in range(3))
 
     def forward(self, images: Tensor) -> Tensor:
         normal = self.first(images)
-        total: Tensor = normal + torch.relu(normal) + self.second(images).relu()
+        total: Tensor = normal + torch.relu(normal) + self.second(images).relu() + self.third(images).relu_()
         return total
 
 
@@ -54,7 +54,7 @@ def step(model: nn.Module, forward: Callable[[Tensor], Tensor], images: Tensor) 
     ("build", "relus"),
     [
         (lambda: torchvision.models.resnet18(num_classes=5), [True] * 9 + [False] * 11),
-        (Twice, [False, True]),
+        (Twice, [False, True, True]),
         (lambda: nn.Sequential(nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4), nn.ReLU6()), [False]),
         (lambda: nn.Sequential(nn.BatchNorm2d(6, affine=False, track_running_stats=False), nn.ReLU(True)), [True]),
     ],
