@@ -35,6 +35,7 @@ def start(
     within: str = "",
     counted: Path | None = None,
     largest_file: int | None = None,
+    memory: int | None = None,
     terminal: str | None = None,
     environment: Mapping[str, str] = NOTHING,
 ) -> ForkServerProcess:
@@ -47,13 +48,15 @@ def start(
         within: Only of files whose path has this part.
         counted: Where the number of these events is written.
         largest_file: Bytes that a file may have, as if the disk had no more room.
+        memory: Bytes of addresses that it may take beside those it begins with, as if the machine had no more.
         terminal: The device that it is run on, in place of a file.
         environment: What is set there beside what this process has; of a terminal nothing is inherited.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(
-        target=_work, args=(folder, list(words), kill_at, within, counted, largest_file, terminal, dict(environment))
+        target=_work,
+        args=(folder, list(words), kill_at, within, counted, largest_file, memory, terminal, dict(environment)),
     )
     process.start()
     return process
@@ -109,6 +112,7 @@ def _work(
     within: str,
     counted: Path | None,
     largest_file: int | None,
+    memory: int | None,
     terminal: str | None,
     environment: dict[str, str],
 ) -> None:
@@ -148,6 +152,10 @@ def _work(
     if largest_file is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as Python does by itself: then a write fails with EFBIG
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+    if memory is not None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + memory
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
     code = cli.run(words)
     if counted is not None:
         counted.write_text(str(num_events))

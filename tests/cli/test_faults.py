@@ -5,12 +5,10 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -228,36 +226,27 @@ def test_loader_process_killed(swa, faulty: Path, tmp_path: Path, at: At) -> Non
     assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")
 
 
-@contextmanager
-def memory_left(size: int) -> Iterator[None]:
-    """Let this process take no more than so many bytes of new addresses (RLIMIT_AS)."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def test_out_of_memory(swa, faulty: Path) -> None:
+def test_out_of_memory(faulty: Path, tmp_path: Path) -> None:
     """A batch for which the machine has no memory: exit 1 names the batch, and what halving it would be."""
     images = "dataset={name: image_folder, root: images, val: 8, args: {size: 256}}"
-    with memory_left(768 << 20):  # the first convolution alone makes 512 MiB of this batch, and its BatchNorm again
-        ended = swa("train", faulty, "-q", images, "model.args.width=64", "train.batch_size=32")
-    assert ended.code == 1, ended.err
-    said = " ".join(ended.err.split())
+    words = ["train", "faulty.yaml", "-q", images, "model.args.width=64", "train.batch_size=32"]
+    process = start(tmp_path, words, memory=512 << 20)  # the first convolution makes 512 MiB, and its BatchNorm again
+    process.join()
+    said = " ".join(said_in(tmp_path).split())
+    assert process.exitcode == 1, said
     assert "out of memory with a batch of 32 images" in said
     assert "train.batch_size=16" in said
 
 
-def test_out_of_memory_before_a_run(swa, faulty: Path, tmp_path: Path) -> None:
+def test_out_of_memory_before_a_run(faulty: Path, tmp_path: Path) -> None:
     """Not even two images go through the network: exit 2 says so, not that they are of a wrong size; no folder."""
     images = "dataset={name: image_folder, root: images, val: 8, args: {size: 1024}}"  # 40 images of 3 MiB
-    with memory_left(512 << 20):  # the first convolution makes 512 MiB of two
-        ended = swa("train", faulty, "-q", images, "model.args.width=64", "train.batch_size=2")
-    assert ended.code == 2, ended.err
-    assert "out of memory before the first batch. Nothing was run." in " ".join(ended.err.split())
+    words = ["train", "faulty.yaml", "-q", images, "model.args.width=64", "train.batch_size=2"]
+    process = start(tmp_path, words, memory=512 << 20)  # the first convolution makes 512 MiB of two
+    process.join()
+    said = " ".join(said_in(tmp_path).split())
+    assert process.exitcode == 2, said
+    assert "out of memory before the first batch. Nothing was run." in said
     assert not (tmp_path / "runs").exists()
 
 
