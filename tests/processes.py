@@ -25,6 +25,8 @@ PRELOADED = [
     "torch._dynamo",
     "torch.distributed.fsdp",
 ]  # the last two are imported late
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(PRELOADED)  # before any test can make the server, which is one for all of them
 
 
 def start(
@@ -52,9 +54,7 @@ def start(
         terminal: The device that it is run on, in place of a file.
         environment: What is set there beside what this process has; of a terminal nothing is inherited.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    process = context.Process(
+    process = CONTEXT.Process(
         target=_work,
         args=(folder, list(words), kill_at, within, counted, largest_file, memory, terminal, dict(environment)),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import shutil
 import time
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 import rows
 from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
-from processes import free_port, said_in, start_ranks, train
+from processes import CONTEXT, free_port, said_in, start_ranks, train
 
 NETWORKS = """\
 import torch
@@ -197,9 +196,8 @@ def test_averages_of_rows_are_rows_of_averages(tmp_path: Path) -> None:
 
     It needs no FSDP2, whatever becomes of that on gloo.
     """
-    context = multiprocessing.get_context("forkserver")
     port, path = free_port(), tmp_path / "averages.pt"
-    processes = [context.Process(target=rows.average, args=(rank, port, path)) for rank in range(2)]
+    processes = [CONTEXT.Process(target=rows.average, args=(rank, port, path)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:
