@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from swa_cli.after import draws, ensemble, revisit
-from swa_cli.averaging.batchnorm import has_batchnorm
+from swa_cli.averaging.layers import has_batchnorm
 from swa_cli.errors import UserError
 from swa_cli.recipe.phase import number_of_worker
 from swa_cli.report.terminal import Terminal

@@ -16,7 +16,7 @@ from typing import Any
 from swa_cli.after import choosing, ingredients, revisit
 from swa_cli.after.choosing import Finished, Trials
 from swa_cli.after.trail import trail_of
-from swa_cli.averaging.batchnorm import has_batchnorm
+from swa_cli.averaging.layers import has_batchnorm
 from swa_cli.errors import UserError
 from swa_cli.recipe.window import Window
 from swa_cli.report.plots import window

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from swa_cli.errors import UserError
 
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]
 
@@ -45,3 +48,41 @@ def joined(first: Any, second: Any) -> list[Any]:
     if any(one.shape[1:] != other.shape[1:] for one, other in pairs):
         return [first, second]
     return [mapped(first, lambda values: torch.cat([values, next(others)]))]
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The first tensors of a loader's batches on `device`, a tiny last one joined to the one before."""
+
+    loader: Iterable[Any]
+    device: torch.device
+    batch_to_args: Callable[[Any], Arguments]
+
+    def __iter__(self) -> Iterator[Any]:
+        ready: list[Any] = []  # two are held back: only the end tells which batch is the last
+        for batch in self.loader:
+            is_pair = isinstance(batch, (tuple, list)) and len(batch) > 0
+            samples = batch[0] if is_pair else batch
+            if not tensors_of(samples) or not (is_pair or isinstance(samples, Tensor)):
+                raise UserError(
+                    f"the loader's batches begin with a {type(samples).__name__}",
+                    hint="yield a tensor, or a tuple or list whose first element is one, or a tuple or dict of them",
+                )
+            if num_samples(samples):
+                ready.append(mapped(samples, lambda values: values.to(self.device, non_blocking=True)))
+            if len(ready) > 2:
+                yield ready.pop(0)
+        if len(ready) == 2 and 2 * num_samples(ready[1]) < num_samples(ready[0]):
+            ready = joined(*ready)
+        yield from ready
+
+    def through(self, model: nn.Module, samples: Any) -> int:
+        """Give a batch to the model; how many samples it has."""
+        args, kwargs = self.batch_to_args(samples)
+        model(*args, **kwargs)
+        return num_samples(samples)
+
+
+def no_samples() -> UserError:
+    """The error of a loader without any."""
+    return UserError("the loader has no samples to measure BatchNorm on", hint="pass at least one batch")

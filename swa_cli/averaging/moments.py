@@ -29,6 +29,11 @@ class Moments:
         return Moments(self.n, self.mean.cpu(), self.m2.cpu())
 
 
+def alone(value: Any) -> list[Any]:
+    """What all processes gave, where there is one."""
+    return [value]
+
+
 def moments_of(values: Tensor) -> Moments:
     """Of values (B, C, ...), in two passes: the distances from a rounded mean give M2 and the mean's rest.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swa_cli.averaging.batchnorm import has_batchnorm
+from swa_cli.averaging.layers import has_batchnorm
 from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.phase import describe_swap
 from swa_cli.recipe.schema import Augment

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from swa_cli.averaging.batchnorm import BatchNormUpdate, alone, bn_layers, has_batchnorm, update_batchnorm
+from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
+from swa_cli.averaging.layers import bn_layers, has_batchnorm
+from swa_cli.averaging.moments import alone
 from swa_cli.data import batches, nested, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging import settings
 from swa_cli.averaging.average import WeightAverage
-from swa_cli.averaging.batchnorm import has_batchnorm
+from swa_cli.averaging.layers import has_batchnorm
 from swa_cli.averaging.swag import Posterior, variance_of
 from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError

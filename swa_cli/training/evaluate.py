@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli.averaging.batchnorm import alone
+from swa_cli.averaging.moments import alone
 from swa_cli.data import nested
 from swa_cli.training.hardware import Hardware
 from swa_cli.training.tasks.protocol import SampleScores, Task, concatenate, standard_error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from swa_cli import models
-from swa_cli.averaging.batchnorm import bn_layers
+from swa_cli.averaging.layers import bn_layers
 from swa_cli.errors import UserError
 from swa_cli.recipe.schema import Recipe
 from swa_cli.training.faults import is_out_of_memory

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from swa_cli.averaging.average import update_all
-from swa_cli.averaging.batchnorm import has_batchnorm, update_batchnorm
+from swa_cli.averaging.batchnorm import update_batchnorm
+from swa_cli.averaging.layers import has_batchnorm
 from swa_cli.data.batches import Batches
 from swa_cli.errors import UserError
 from swa_cli.recipe.phase import worker_of

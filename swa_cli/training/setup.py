@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.average import WeightAverage
-from swa_cli.averaging.batchnorm import bn_layers, statistics_of, update_batchnorm
+from swa_cli.averaging.batchnorm import update_batchnorm
+from swa_cli.averaging.layers import bn_layers, statistics_of
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.kernels.graph import is_backend_for
 from swa_cli.kernels.library import library

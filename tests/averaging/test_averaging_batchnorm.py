@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
-from swa_cli.averaging.batchnorm import BatchNormUpdate, bn_layers, has_batchnorm, update_batchnorm
+from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
+from swa_cli.averaging.layers import bn_layers, has_batchnorm
 from swa_cli.errors import UserError
 
 METHODS = ["pooled", "exact"]

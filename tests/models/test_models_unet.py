@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from swa_cli.averaging.batchnorm import bn_layers, update_batchnorm
+from swa_cli.averaging.batchnorm import update_batchnorm
+from swa_cli.averaging.layers import bn_layers
 from swa_cli.models import build
 
 
