@@ -23,7 +23,8 @@ from swa_cli.data.augment import Augment
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import make_plan
 from swa_cli.report.terminal import Terminal
-from swa_cli.training.bench import Bench, open_bench
+from swa_cli.training.bench import Bench
+from swa_cli.training.opening import open_bench
 
 SILENT = Voice({})
 MADE_UP = [

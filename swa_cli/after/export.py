@@ -24,8 +24,9 @@ from swa_cli.data.randomness import generator
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.answer import json_text
+from swa_cli.report.bars import Bar
 from swa_cli.report.measures import Measures
-from swa_cli.report.terminal import Bar, Terminal
+from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, tasks
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.files import write_atomic

@@ -26,7 +26,7 @@ from swa_cli.data import batches
 from swa_cli.data.augment import Augment
 from swa_cli.errors import UserError
 from swa_cli.report.answer import json_text
-from swa_cli.report.terminal import Bar
+from swa_cli.report.bars import Bar
 from swa_cli.training import checkpoint, evaluate, faults
 from swa_cli.training.bench import Bench
 from swa_cli.training.files import write_atomic

@@ -27,8 +27,8 @@ from swa_cli.report.plots import schedule as schedule_picture
 from swa_cli.report.plots import window as window_picture
 from swa_cli.report.plots.style import FORMATS
 from swa_cli.report.terminal import Terminal
-from swa_cli.training.bench import open_bench
 from swa_cli.training.files import write_atomic
+from swa_cli.training.opening import open_bench
 from swa_cli.training.own_code import import_from
 from swa_cli.training.run_folder import RunFolder
 

@@ -23,9 +23,10 @@ from swa_cli.recipe.phase import name_of_worker, phase_of
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, faults, foreign, swap, tasks
-from swa_cli.training.bench import Bench, open_bench
+from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.network import build_network, describe_model
+from swa_cli.training.opening import open_bench
 from swa_cli.training.own_code import import_from, require_trust
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
 

@@ -7,7 +7,6 @@ laid out for its own width. On a pipe the same lines appear without control code
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,6 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from swa_cli.report.bars import Bar, live
 from swa_cli.report.columns import Column, cell_line, fit, head_line
 from swa_cli.report.epochs import epoch_cells, epoch_columns
 from swa_cli.report.measures import CLASSIFICATION, Measures
@@ -25,7 +25,7 @@ from swa_cli.report.spelling import hanging, in_notebook, open_console, open_log
 from swa_cli.report.windows import tried_table
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
+    from rich.progress import TaskID
 
 Lines = Callable[[Console], list[Text]]  # lays the same words out for any page
 
@@ -158,7 +158,7 @@ class Terminal:
         if not self._has_bars:
             yield Bar(None)
             return
-        with _live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
+        with live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
             task = progress.add_task(safe(description, console=self._stderr), total=total, completed=done, state="")
             yield Bar(progress, task=task, unit=unit)
 
@@ -168,7 +168,7 @@ class Terminal:
         if not self._has_bars:
             yield lambda what, done, total: None
             return
-        with _live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
+        with live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
             tasks: dict[str, TaskID] = {}
 
             def report(what: str, done: int, total: int) -> None:
@@ -291,50 +291,6 @@ class Terminal:
             self._unlogged.append(lines)
         else:
             _print(lines, console=self._log)
-
-
-class Bar:
-    """The live bar of one piece of work; without a terminal it does nothing."""
-
-    def __init__(self, progress: Progress | None, *, task: TaskID | None = None, unit: int | None = None) -> None:
-        self._progress = progress
-        self._task = task
-        self._unit = unit
-        self._done = 0
-        self._fields: dict[str, float] = {}
-        self._started = time.monotonic()
-
-    def advance(self, n: int = 1, **fields: float) -> None:
-        """Move on by `n` steps; `fields` (a loss) are shown by their names until they are given anew."""
-        if self._progress is None or self._task is None:
-            return
-        self._done += n
-        self._fields |= fields
-        state = [f"{name} {value:.3f}" for name, value in self._fields.items()]
-        elapsed_s = time.monotonic() - self._started
-        if self._unit is not None and elapsed_s > 0:
-            state.append(f"{self._done * self._unit / elapsed_s:,.0f} images/s")
-        self._progress.update(self._task, advance=n, state="  ".join(state))
-
-
-def _live(console: Console, *, redirect_stdout: bool) -> Progress:
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Column
-
-    def text(template: str) -> TextColumn:
-        return TextColumn(template, markup=False, table_column=Column(no_wrap=True, overflow="crop"))
-
-    return Progress(
-        text("{task.description}"),
-        BarColumn(bar_width=10 if console.width < 80 else 24),
-        text("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(compact=True),
-        text("left  {task.fields[state]}"),
-        console=console,
-        transient=True,
-        refresh_per_second=4,
-        redirect_stdout=redirect_stdout,
-    )
 
 
 def _labelled(title: str, rows: Sequence[tuple[str, str]], *, console: Console) -> list[Text]:

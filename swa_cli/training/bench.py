@@ -5,7 +5,7 @@ Configuration ends here: builders below get plain arguments.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,12 +22,11 @@ from swa_cli.data.batches import Batches
 from swa_cli.data.colour import Jitter
 from swa_cli.data.randomness import number_of
 from swa_cli.errors import UserError
-from swa_cli.recipe import schema
 from swa_cli.recipe.phase import Phase, phase_of
 from swa_cli.recipe.schema import Recipe
-from swa_cli.report.terminal import Bar, Terminal
-from swa_cli.training import faults, tasks
-from swa_cli.training import hardware as hardware_choice
+from swa_cli.report.bars import Bar
+from swa_cli.report.terminal import Terminal
+from swa_cli.training import faults
 from swa_cli.training.distributed import ALONE, World
 from swa_cli.training.hardware import Hardware
 from swa_cli.training.network import build_network
@@ -142,7 +141,7 @@ class Bench:
             seed=self.seed,
             epoch=epoch,
             batch_size=self.phase.batch_size,
-            augment=_augment(recipe),
+            augment=augment_of(recipe),
             start=start,
             num_classes=self.source.num_classes,
             **self._format(),
@@ -156,7 +155,7 @@ class Bench:
             self.source.train,
             seed=self.recipe.seed,
             batch_size=self.recipe.train.batch_size,
-            augment=_augment(self.recipe) if settings.augment else Augment(),
+            augment=augment_of(self.recipe) if settings.augment else Augment(),
             samples=None if settings.samples == "all" else int(settings.samples),
             num_classes=self.source.num_classes,
             **self._format(),
@@ -247,95 +246,10 @@ class Bench:
         }
 
 
-def open_bench(
-    recipe: Recipe,
-    terminal: Terminal,
-    *,
-    recorded: Mapping[str, Any] | None = None,
-    begun: Mapping[str, Any] | None = None,
-    world: World = ALONE,
-) -> Bench:
-    """Choose the hardware and load the data.
-
-    Args:
-        recipe: What to open.
-        terminal: Hears of slow reading.
-        recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
-        begun: `environment` of the run that goes on, see `hardware.choose`.
-        world: The processes that work on it.
-
-    Raises:
-        UserError: Data or device are missing, or the data are not those of the checkpoint.
-    """
-    settings, task = recipe.train, tasks.find(recipe.task)
-    hardware = hardware_choice.choose(
-        device=settings.device,
-        precision=settings.precision,
-        threads=settings.threads,
-        deterministic=settings.deterministic,
-        begun=begun,
-        world=world,
-        shard=settings.shard,
-    )
-    dataset = recipe.dataset
-    with terminal.loading() as progress, world.one_a_machine_first():
-        source = sources.load(
-            dataset.name,
-            root=dataset.root,
-            val=dataset.val,
-            seed=recipe.seed,
-            cache=dataset.cache,
-            download=dataset.download,
-            workers=dataset.workers,
-            args=dataset.args,
-            progress=progress,
-        )
-    _require_labels(task, source, recipe)
-    if recorded is not None:
-        source = _as_recorded(source, recorded)
-    return Bench(recipe, task, hardware, source, terminal, world)
-
-
-def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
-    """The labels are what the task learns, and augmentation knows how to move the inputs.
-
-    Raises:
-        UserError: They are something else.
-    """
-    if task.target not in (None, source.target):
-        fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
-        raise UserError(
-            f"task: {recipe.task} learns labels that are {task.target}, and those of {source.name} are {source.target}",
-            hint=f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset",
-        )
-    if source.channels is None and recipe.dataset.augment != schema.Augment():
-        raise UserError(
-            f"dataset.augment: changes images, and {source.name} gives {source.describe_inputs()}",
-            hint="leave it out; the dataset may change its own samples at random",
-        )
-    if source.channels is not None:
-        _augment(recipe).require_fitting(source.example[0][0], name=source.name)
-
-
-def _augment(recipe: Recipe) -> Augment:
+def augment_of(recipe: Recipe) -> Augment:
+    """What the recipe does to whole batches."""
     values = recipe.dataset.augment.model_dump()
     return Augment(**values | {"jitter": Jitter(**values["jitter"])})
-
-
-def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:
-    """The data with the normalisation of a checkpoint, if they are of its kind."""
-    for key, found in (("channels", source.channels), ("classes", list(source.class_names))):
-        if found != recorded[key]:
-            known = _short(recorded[key])
-            raise UserError(
-                f"dataset: {source.name} has {key} {_short(found)}, the weights were trained on {known}",
-                hint="name the dataset that the weights belong to",
-            )
-    return replace(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
-
-
-def _short(value: Any) -> str:
-    return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)" if isinstance(value, list) else str(value)
 
 
 class _Counted:

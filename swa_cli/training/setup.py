@@ -26,12 +26,13 @@ from swa_cli.recipe.phase import name_of_worker
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import board, initial, optimizers, sharding
-from swa_cli.training.bench import Bench, open_bench
+from swa_cli.training.bench import Bench
 from swa_cli.training.distributed import ALONE, World
 from swa_cli.training.faults import is_out_of_memory
 from swa_cli.training.hardware import DTYPES, Hardware, undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
+from swa_cli.training.opening import open_bench
 from swa_cli.training.own_code import is_own_code
 from swa_cli.training.sharding import WHOLE, Parts, shard
 from swa_cli.training.tasks import Subject

@@ -24,7 +24,8 @@ from benchmarks.voice import Voice
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import evaluate
-from swa_cli.training.bench import Bench, open_bench
+from swa_cli.training.bench import Bench
+from swa_cli.training.opening import open_bench
 
 PRECISIONS = ("fp32", "bf16")
 BAR = 0.95
