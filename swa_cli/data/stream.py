@@ -9,10 +9,14 @@ Shapes: B batch, C channels, H W pixels, V numbers.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -25,6 +29,7 @@ from swa_cli.data import nested
 from swa_cli.data.randomness import generator, global_state_kept, seed_globals
 from swa_cli.errors import EXIT_USAGE, UserError
 
+PARENT_ENDS_S = 1.0  # a process that is killed closes its connections a moment before it is gone
 Positions = slice | Tensor  # of a batch: a run of them, or each one (B,)
 
 
@@ -64,7 +69,7 @@ def stream(
         sampler=[(every[span].tolist(), rows[span].tolist()) for span in spans],
         num_workers=workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_leave_signals_to_parent,
+        worker_init_fn=_begin_worker,
         generator=generator(seed, "workers"),  # else the loader draws from the global one
     )
     batches = iter(loader)
@@ -254,9 +259,22 @@ def _check_same_kind(value: Any, row: int, values: list[Any], rows: Iterable[int
         )
 
 
-def _leave_signals_to_parent(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the batches on their way are still wanted."""
+def _begin_worker(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal, but the batches on their way are still wanted.
+
+    Of a main process that was killed there is nothing to say: multiprocessing would tell that it no longer answers.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = os.getppid()
+
+    def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+        until = time.monotonic() + PARENT_ENDS_S
+        while os.getppid() == parent and time.monotonic() < until:
+            time.sleep(0.01)
+        if os.getppid() == parent:
+            sys.__excepthook__(kind, error, traceback)
+
+    sys.excepthook = tell
 
 
 def _as_it_is(batch: Any) -> Any:

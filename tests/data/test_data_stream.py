@@ -1,0 +1,43 @@
+"""Processes that read samples, and what they say when the one that they read for is gone."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+# multiprocessing hands batches over in a thread of the reading process; a connection that ends before a request is what
+# it meets of a main process that was killed.
+READING = """
+import os, signal, sys, time
+from multiprocessing import connection, current_process, resource_sharer
+import torch
+from swa_cli.data.stream import stream
+
+class Images(torch.utils.data.Dataset):
+    def __getitem__(self, row):
+        address, _ = resource_sharer.DupFd(0)._id
+        request = connection.Client(address, authkey=current_process().authkey)
+        if sys.argv[1] == "killed":
+            os.kill(os.getppid(), signal.SIGKILL)
+        request.close()
+        time.sleep(1.5)
+        if sys.argv[1] == "killed":
+            os._exit(0)
+        return torch.zeros(1, 2, 2), 7
+
+batches = stream(Images(), rows=torch.arange(1), spans=[slice(0, 1)], seed=0, words=(), workers=1)
+print([labels.tolist() for _, labels in batches])
+"""
+
+
+@pytest.mark.parametrize(
+    ("parent", "code", "said"), [("alive", 0, "[[7]]\n"), ("killed", -9, "")], ids=["alive", "killed"]
+)
+def test_only_a_process_that_is_alive_is_complained_of(parent: str, code: int, said: str) -> None:
+    """A connection that ends in a reading process: a traceback, and none once the main process was killed."""
+    ended = subprocess.run([sys.executable, "-c", READING, parent], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (code, said)
+    assert ("EOFError" in ended.stderr) == (parent == "alive"), ended.stderr
+    assert bool(ended.stderr) == (parent == "alive"), ended.stderr
