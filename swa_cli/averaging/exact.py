@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swa_cli.averaging import inputs
 from swa_cli.averaging.inputs import Batches, no_samples
-from swa_cli.averaging.layers import input_of, write_statistics
+from swa_cli.averaging.layers import input_of, with_forward_of, write_statistics
 from swa_cli.averaging.moments import Moments, alone, merged, moments_of
 from swa_cli.errors import UserError
 
@@ -52,21 +52,20 @@ def _execution_order(
 ) -> list[_BatchNorm]:
     order: list[_BatchNorm] = []
 
-    def note(layer: nn.Module, args: tuple[Any, ...]) -> None:
-        assert isinstance(layer, _BatchNorm)
-        if layer in order:
-            raise UserError(
-                f"{names[layer]}: is executed more than once a forward pass; method exact cannot measure it",
-                hint="use method pooled",
-            )
-        order.append(layer)
+    def noting(layer: _BatchNorm, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            if layer in order:
+                raise UserError(
+                    f"{names[layer]}: is executed more than once a forward pass; method exact cannot measure it",
+                    hint="use method pooled",
+                )
+            order.append(layer)
+            return forward(*args, **kwargs)
 
-    hooks = [layer.register_forward_pre_hook(note) for layer in names]
-    try:
+        return noted
+
+    with with_forward_of(names, noting):
         batches.through(model, samples)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return order
 
 
@@ -84,20 +83,17 @@ def _measure_input(
     found: list[Moments] = []
     num_samples = 0
 
-    def take(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def take(*args: Any, **kwargs: Any) -> None:
         found.append(moments_of(input_of(args, kwargs)))
         if gathered is alone:
             found[:] = [reduce(merged, found)]
         raise _Reached
 
-    hook = layer.register_forward_pre_hook(take, with_kwargs=True)
-    try:
+    with with_forward_of([layer], lambda _layer, _forward: take):
         for samples in source:
             num_samples += inputs.num_samples(samples)
             with suppress(_Reached):
                 batches.through(model, samples)
-    finally:
-        hook.remove()
     if not found:
         raise no_samples()
     parts = gathered([moments.on_cpu() for moments in found])

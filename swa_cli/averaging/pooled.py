@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swa_cli.averaging.inputs import Batches, no_samples
-from swa_cli.averaging.layers import input_of, statistics_of
+from swa_cli.averaging.layers import input_of, statistics_of, with_forward_of
 from swa_cli.averaging.moments import LayerMoments, Moments, merged, moments_of
 from swa_cli.errors import UserError
 
@@ -55,7 +54,7 @@ def measure(
         for statistic in statistics[layer]:
             statistic.zero_()  # the old ones enter with weight 0, and 0 * NaN would be NaN
     num_samples = 0
-    with _with_forward_of(names, measuring):
+    with with_forward_of(names, measuring):
         for samples in batches:
             num_samples += batches.through(model, samples)
             layer_moments.merge()
@@ -65,21 +64,3 @@ def measure(
     everyone = gathered({names[layer]: moments.on_cpu() for layer, moments in own.items()})
     found = {layer: [part[name] for part in everyone if name in part] for layer, name in names.items()}
     return {layer: reduce(merged, parts) for layer, parts in found.items() if parts}, num_samples
-
-
-@contextmanager
-def _with_forward_of(
-    layers: Iterable[_BatchNorm], changed: Callable[[_BatchNorm, Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    """The `forward` of each layer changed inside: hooks would cost 1 % of a pass."""
-    own = {layer: vars(layer).get("forward") for layer in layers}  # of the object; that of its class is below it
-    try:
-        for layer in own:
-            vars(layer)["forward"] = changed(layer, layer.forward)
-        yield
-    finally:
-        for layer, forward in own.items():
-            if forward is None:
-                vars(layer).pop("forward", None)
-            else:
-                vars(layer)["forward"] = forward
