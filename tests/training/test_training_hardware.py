@@ -78,14 +78,12 @@ from swa_cli.training import hardware
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(int(sys.argv[1]) << 18)
+    torch.ones(int(sys.argv[1]) << 18)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 if sys.argv[2] != "nothing":
     hardware.choose(device="cpu", precision="fp32", threads=1, deterministic=False, shard=sys.argv[2] == "parts")
-faults()
-print(faults())
+print(min(faults() for _ in range(10)))  # the system moves pages too, and a small block may take the large one's place
 """
 
 
@@ -94,13 +92,16 @@ print(faults())
     [(80, "nothing", False), (80, "whole", True), (20, "nothing", True), (20, "parts", False)],
 )
 def test_what_becomes_of_memory_that_is_freed(size_mb: int, chosen_for: str, is_kept: bool) -> None:
-    """Page faults of taking a block five times, with hardware chosen or not: glibc itself keeps up to 32 MB."""
+    """Fewest page faults of taking a block, with hardware chosen or not: glibc itself keeps up to 32 MB."""
     if not hasattr(ctypes.CDLL(None), "mallopt"):
         return  # of another C library nothing is asked
     words = [sys.executable, "-c", FAULTS, str(size_mb), chosen_for]
     found = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
-    all_pages = 5 * (size_mb << 20) // resource.getpagesize()
-    assert found < all_pages / 1024 if is_kept else found >= all_pages / 512  # pages may be huge, 512 in one
+    all_pages = (size_mb << 20) // resource.getpagesize()
+    if is_kept:
+        assert found < all_pages / 1024
+    else:
+        assert found >= all_pages / 512  # pages may be huge, 512 in one
 
 
 RELEASED = """
