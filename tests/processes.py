@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import random
 import resource
 import signal
 import socket
@@ -87,11 +88,12 @@ def start_ranks(
 
 
 def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port that nobody listens at, and none that the system gives away by itself until a run listens there."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 30_000)  # by itself Linux gives from 32768 on
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", port)):
+                return port
 
 
 def train(folder: Path, words: list[str], size: int, code: int = 0, **environment: str) -> str:
