@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,19 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+from processes import OF_A_TERMINAL
+
+# The same inputs in every run, however slow the machine is at the moment.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("suite")
+OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,13 @@ optimizer: {lr: 0.1}
 swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
 train: {epochs: 4, batch_size: 64, threads: 1}
 """
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_terminal_and_no_launcher() -> None:
+    """What they set here would speak to the commands under test too."""
+    for name in (*OF_A_TERMINAL, *OF_A_LAUNCHER):
+        os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)

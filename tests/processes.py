@@ -12,14 +12,18 @@ import resource
 import signal
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from multiprocessing.context import ForkServerProcess
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.truncate", "fcntl.lockf")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `cli.main` has it, before torch is imported
 OF_A_TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM", "CI")
 NOTHING: Mapping[str, str] = {}
+SECOND_SAVE, THIRD_SAVE = 3, 5  # `kill_at` within "checkpoints/.last": a save opens that file and renames it
+ENDS_WITHIN_S = 600  # far more than any takes, on a busy machine too
 PRELOADED = [
     "swa_cli.training.trainer",
     "matplotlib.figure",
@@ -36,6 +40,7 @@ def start(
     *,
     kill_at: int = 0,
     within: str = "",
+    by: signal.Signals = signal.SIGKILL,
     counted: Path | None = None,
     largest_file: int | None = None,
     memory: int | None = None,
@@ -49,6 +54,7 @@ def start(
         words: The command line.
         kill_at: It kills itself when it opens, renames, removes ... a file there for the so-many-th time; 0: never.
         within: Only of files whose path has this part.
+        by: The signal that it gives itself then.
         counted: Where the number of these events is written.
         largest_file: Bytes that a file may have, as if the disk had no more room.
         memory: Bytes of addresses that it may take beside those it begins with, as if the machine had no more.
@@ -57,10 +63,21 @@ def start(
     """
     process = CONTEXT.Process(
         target=_work,
-        args=(folder, list(words), kill_at, within, counted, largest_file, memory, terminal, dict(environment)),
+        args=(folder, list(words), kill_at, within, by, counted, largest_file, memory, terminal, dict(environment)),
     )
     process.start()
     return process
+
+
+def exit_codes(*processes: BaseProcess) -> list[int | None]:
+    """The exit codes of processes once they have ended; None for one that does not end, which is killed."""
+    until = time.monotonic() + ENDS_WITHIN_S
+    for process in processes:
+        process.join(max(0, until - time.monotonic()))
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return codes
 
 
 def said_in(folder: Path) -> str:
@@ -74,14 +91,27 @@ def _said(folder: Path) -> Path:
 
 
 def start_ranks(
-    folder: Path, words: Sequence[str], size: int, *, environment: Mapping[str, str] = NOTHING
+    folder: Path,
+    words: Sequence[str],
+    size: int,
+    *,
+    kill_at: int = 0,
+    within: str = "",
+    environment: Mapping[str, str] = NOTHING,
 ) -> list[ForkServerProcess]:
-    """Start `swa WORDS...` in `folder` in several processes, as torchrun does; they say what they say in one file."""
+    """Start `swa WORDS...` in `folder` in several processes, as torchrun does; they say what they say in one file.
+
+    Each counts its own dealings with files, and kills itself if it comes to `kill_at`.
+    """
     common = {"WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_ADDR": "localhost", "MASTER_PORT": free_port()}
     _said(folder).unlink(missing_ok=True)
     return [
         start(
-            folder, words, environment={**environment, **{key: str(value) for key, value in (common | ranks).items()}}
+            folder,
+            words,
+            kill_at=kill_at,
+            within=within,
+            environment={**environment, **{key: str(value) for key, value in (common | ranks).items()}},
         )
         for ranks in ({"RANK": rank, "LOCAL_RANK": rank} for rank in range(size))
     ]
@@ -99,11 +129,10 @@ def free_port() -> int:
 def train(folder: Path, words: list[str], size: int, code: int = 0, **environment: str) -> str:
     """Run `swa WORDS...` in so many processes to this end; what all of them said."""
     processes = start_ranks(folder, words, size, environment=environment)
-    for process in processes:
-        process.join(60)
+    codes = exit_codes(*processes)
     said = said_in(folder)
-    assert code in [process.exitcode for process in processes], said
-    assert all(process.exitcode is not None for process in processes), "a process does not end"
+    assert code in codes, said
+    assert None not in codes, "a process does not end"
     return said
 
 
@@ -112,6 +141,7 @@ def _work(
     words: list[str],
     kill_at: int,
     within: str,
+    by: signal.Signals,
     counted: Path | None,
     largest_file: int | None,
     memory: int | None,
@@ -148,7 +178,7 @@ def _work(
         ):
             num_events += 1
             if num_events == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.kill(os.getpid(), by)
 
     sys.addaudithook(notice)
     if largest_file is not None:

@@ -120,7 +120,7 @@ def test_pooled_depends_on_the_partition_only_downstream() -> None:
 
 
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6), method=st.sampled_from(METHODS))
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(max_examples=40)
 def test_every_partition(sizes: list[int], method: str) -> None:
     """The first layer against one float64 batch, for any sizes of batches, single samples included."""
     images = sorted_images(sum(sizes))

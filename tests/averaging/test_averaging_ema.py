@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
@@ -50,7 +50,6 @@ def test_average_is_the_weighted_sum(variant: dict[str, bool], decay: float) -> 
     warmup=st.booleans(),
     bias_correction=st.booleans(),
 )
-@settings(deadline=None, derandomize=True)
 def test_shares_give_the_weights(decay: float, num: int, warmup: bool, bias_correction: bool) -> None:
     """Weights that the shares lead to, share_i (1 - share_i+1) ..., against the definition; they sum to 1."""
     variant = {"decay": decay, "warmup": warmup, "bias_correction": bias_correction}

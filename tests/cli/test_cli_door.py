@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from processes import ENDS_WITHIN_S
+
 
 @pytest.mark.parametrize(
     "words",
@@ -145,11 +147,11 @@ def test_signals_end_with_their_codes_and_a_way_to_go_on(
     words = [sys.executable, "-m", "swa_cli", "train", str(recipe), "train.epochs=5000", "swa={start: 0%}"]
     with subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         last = tmp_path / "runs/small-001/checkpoints/last.pt"
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + ENDS_WITHIN_S
         while not last.exists() and process.poll() is None and time.monotonic() < deadline:
             os.sched_yield()
         process.send_signal(number)
-        _, said = process.communicate(timeout=60)
+        _, said = process.communicate(timeout=ENDS_WITHIN_S)
     assert process.returncode == code, said
     assert "swa train --resume" in said
     assert "Traceback" not in said

@@ -56,7 +56,7 @@ def test_crop_and_flip_equal_torchvisions_in_distribution() -> None:
     assert chi_square(ours, outcomes) < CHI_SQUARE[49]
 
 
-@settings(deadline=None, derandomize=True, max_examples=25)
+@settings(max_examples=25)
 @given(
     height=st.integers(1, 9),
     width=st.integers(1, 9),
@@ -103,7 +103,7 @@ def test_draws_of_crop_flip_and_cutout_stay_as_they_were_whatever_is_on() -> Non
         assert torch.equal(torch.stack((draws.cut_y, draws.cut_x)), uniform[1:])
 
 
-@settings(deadline=None, derandomize=True, max_examples=25)
+@settings(max_examples=25)
 @given(
     height=st.integers(4, 9),
     width=st.integers(4, 9),

@@ -125,7 +125,7 @@ def test_same_epoch_same_batches_other_epoch_or_seed_others() -> None:
     assert len(seen) > 4
 
 
-@settings(deadline=None, derandomize=True, max_examples=30)
+@settings(max_examples=30)
 @given(
     num_samples=st.integers(1, 40),
     batch_size=st.integers(1, 12),

@@ -18,7 +18,7 @@ from swa_cli.training.tasks import TASKS
 WORDS = ("augment", 1)
 
 
-@settings(deadline=None, derandomize=True, max_examples=30)
+@settings(max_examples=30)
 @given(
     share=st.floats(0, 1),
     y=st.integers(0, 5),

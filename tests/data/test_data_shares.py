@@ -22,7 +22,7 @@ def split(count: int) -> Split:
     return Split(images=images, labels=torch.arange(count))
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(max_examples=40)
 @given(
     count=st.integers(4, 30),
     batch_size=st.integers(4, 9),
@@ -53,7 +53,7 @@ def test_parts_are_the_whole_batch(count: int, batch_size: int, size: int, start
         assert torch.equal(torch.cat([part[index][1] for part in parts]), labels)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(max_examples=60)
 @given(count=st.integers(1, 40), batch_size=st.integers(1, 9), size=st.integers(1, 5), is_pass=st.booleans())
 def test_shares_are_the_whole_pass(count: int, batch_size: int, size: int, is_pass: bool) -> None:
     """Each sample is in the share of one process, or every sample in all of them where batches are too few."""

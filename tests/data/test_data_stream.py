@@ -10,24 +10,29 @@ import pytest
 # multiprocessing hands batches over in a thread of the reading process; a connection that ends before a request is what
 # it meets of a main process that was killed.
 READING = """
-import os, signal, sys, time
+import os, signal, sys, threading, time
 from multiprocessing import connection, current_process, resource_sharer
 import torch
-from swa_cli.data.stream import stream
+from swa_cli.data import stream as reading
+
+is_killed = sys.argv[1] == "killed"
+reading.PARENT_ENDS_S = 60 if is_killed else 0.1
 
 class Images(torch.utils.data.Dataset):
     def __getitem__(self, row):
+        tell, has_told = sys.excepthook, threading.Event()
+        sys.excepthook = lambda *error: (tell(*error), has_told.set())
         address, _ = resource_sharer.DupFd(0)._id
-        request = connection.Client(address, authkey=current_process().authkey)
-        if sys.argv[1] == "killed":
+        connection.Client(address, authkey=current_process().authkey).close()
+        if is_killed:
             os.kill(os.getppid(), signal.SIGKILL)
-        request.close()
-        time.sleep(1.5)
-        if sys.argv[1] == "killed":
+        if not has_told.wait(30):
+            os._exit(1)
+        if is_killed:
             os._exit(0)
         return torch.zeros(1, 2, 2), 7
 
-batches = stream(Images(), rows=torch.arange(1), spans=[slice(0, 1)], seed=0, words=(), workers=1)
+batches = reading.stream(Images(), rows=torch.arange(1), spans=[slice(0, 1)], seed=0, words=(), workers=1)
 print([labels.tolist() for _, labels in batches])
 """
 

@@ -16,7 +16,7 @@ import torch
 
 from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
-from processes import said_in, start_ranks, train
+from processes import ENDS_WITHIN_S, SECOND_SAVE, exit_codes, said_in, start_ranks, train
 
 NETWORK = """\
 import os
@@ -189,9 +189,7 @@ def test_a_signal_to_one_process_stops_all_at_one_step(folder: Path) -> None:
         assert processes[0].is_alive(), said_in(folder)
     assert processes[2].pid is not None
     os.kill(processes[2].pid, signal.SIGTERM)
-    for process in processes:
-        process.join(30)
-    assert [process.exitcode for process in processes] == [143] * 3, said_in(folder)
+    assert exit_codes(*processes) == [143] * 3, said_in(folder)
     assert said_in(folder).count("which is saved") == 1
     train(folder, ["train", "--resume", "runs/run-001"], 3)
     assert_equal_runs(folder / "whole/run-001", folder / "runs/run-001")
@@ -201,14 +199,9 @@ def test_a_signal_to_one_process_stops_all_at_one_step(folder: Path) -> None:
 def test_another_number_of_processes_goes_on(folder: Path, size: int) -> None:
     """A run of three processes, stopped by its time in an epoch, goes on in others to the weights of one process."""
     train(folder, ["train", "plain.yaml", "-o", "whole"], 1)
-    processes = start_ranks(folder, ["train", "plain.yaml", "output.save_every=7step"], 3)
-    last = folder / "runs/run-001/checkpoints/last.pt"
-    while not last.is_file():
-        time.sleep(0.01)
-        assert processes[0].is_alive(), said_in(folder)
-    for process in processes:
-        process.kill()
-        process.join()
+    words = ["train", "plain.yaml", "output.save_every=7step"]
+    processes = start_ranks(folder, words, 3, kill_at=SECOND_SAVE, within="checkpoints/.last")
+    assert -signal.SIGKILL in exit_codes(*processes), said_in(folder)
     said = train(folder, ["train", "--resume", "runs/run-001", "--allow-code"], size)
     assert f"processes was 3 and is {size}: the result will not be bit-identical" in said
     for name, value in weights(folder / "whole/run-001").items():
@@ -247,7 +240,7 @@ def test_a_kill_is_gone_on_from(folder: Path) -> None:
             time.sleep(0.01)
             assert launcher.poll() is None
         os.kill(second_process_of(launcher.pid), signal.SIGKILL)
-        _, said = launcher.communicate(timeout=100)
+        _, said = launcher.communicate(timeout=ENDS_WITHIN_S)
     assert launcher.returncode == 0, said
     assert "a process was killed (SIGKILL): all start again, attempt 2 of 2" in said
     assert said.count("continued after step") == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ import torch
 from conftest import Swa
 from distributed.test_distributed import train
 from equal_runs import assert_equal_runs, content, flat
-from processes import said_in, start_ranks
+from processes import exit_codes, said_in, start_ranks
 
 RECIPE = """\
 name: run
@@ -66,13 +66,10 @@ def test_kills_in_workers_are_gone_on_from(folder: Path) -> None:
     """SIGKILL to both processes, each in its worker, then --resume, against the undisturbed run, bit for bit."""
     words = ["train", "swap.yaml", "swap.start=1ep", "train.epochs=6"]
     train(folder, [*words, "-o", "whole"], 2)
-    processes = start_ranks(folder, [*words, "output.save_every=5step"], 2)
-    last = folder / "runs/run-001/workers/2/checkpoints/last.pt"
-    while not last.is_file():
-        time.sleep(0.01)
-        assert processes[1].is_alive(), said_in(folder)
-    for process in processes:
-        process.kill()
-        process.join()
+    words += ["output.save_every=5step"]
+    processes = start_ranks(folder, words, 2, kill_at=20, within="/workers/")  # after some saves there
+    assert exit_codes(*processes) == [-signal.SIGKILL] * 2, said_in(folder)
+    points = (folder / "runs/run-001/workers").glob("*/checkpoints/*.pt")  # last.pt, or previous.pt
+    assert {path.parts[-3] for path in points} == {"1", "2"}
     train(folder, ["train", "--resume", "runs/run-001"], 2)
     assert_equal_runs(folder / "whole/run-001", folder / "runs/run-001")

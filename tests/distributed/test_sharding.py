@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 import rows
 from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
-from processes import CONTEXT, free_port, said_in, start_ranks, train
+from processes import CONTEXT, THIRD_SAVE, exit_codes, free_port, said_in, start_ranks, train
 
 NETWORKS = """\
 import torch
@@ -123,15 +123,12 @@ def test_its_files_are_those_of_any_run(runs: Path, swa: Swa, monkeypatch: pytes
 
 
 def killed(folder: Path, words: list[str], size: int) -> Path:
-    """A run in parts, of so many processes, that was killed after its second save."""
-    processes = start_ranks(folder, ["train", *words, "train.shard=true", "output.save_every=3step"], size)
+    """A run in parts, of so many processes, that was killed as it began its third save."""
+    words = ["train", *words, "train.shard=true", "output.save_every=3step"]
+    processes = start_ranks(folder, words, size, kill_at=THIRD_SAVE, within="checkpoints/.last")
+    assert -signal.SIGKILL in exit_codes(*processes), said_in(folder)
     run = folder / "runs/run-001"
-    while not (run / "checkpoints/previous.pt").is_file():
-        time.sleep(0.01)
-        assert processes[0].is_alive(), said_in(folder)
-    for process in processes:
-        process.kill()
-        process.join()
+    assert (run / "checkpoints/previous.pt").is_file()
     assert not (run / "result.json").exists()
     return run
 
@@ -200,9 +197,7 @@ def test_averages_of_rows_are_rows_of_averages(tmp_path: Path) -> None:
     processes = [CONTEXT.Process(target=rows.average, args=(rank, port, path)) for rank in range(2)]
     for process in processes:
         process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert exit_codes(*processes) == [0, 0]
     found = torch.load(path)
     for name in rows.weights_of(1):
         sets = torch.stack([rows.weights_of(step)[name].double() for step in range(1, 6)])

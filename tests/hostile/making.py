@@ -20,7 +20,7 @@ averages: {swag: {kind: swag, rank: 3, start: 1step, every: 1step}}
 train: {epochs: 2, batch_size: 256, eval_batch_size: 512, device: cpu, threads: 1, precision: fp32}
 """
 ESC = "\x1b[31m"
-SECONDS = 60  # far more than any row takes, on a busy machine too: what takes longer hangs
+SECONDS = 300  # far more than any row takes, on a busy machine too: what takes longer hangs
 MEMORY = 2 << 30  # bytes that a row may take beyond what the process has
 
 Make = Callable[[Path], object]

@@ -52,7 +52,7 @@ def test_default_and_papers_size_are_the_documented_ones() -> None:
     assert all(f"{size:,}" in str(type(unet()).__doc__) for size in sizes)
 
 
-@settings(deadline=None, derandomize=True, max_examples=25, database=None)
+@settings(max_examples=25)
 @given(height=st.integers(1, 40), width=st.integers(1, 40), depth=st.integers(1, 4), batchnorm=st.booleans())
 def test_every_size_comes_out_as_it_went_in(height: int, width: int, depth: int, batchnorm: bool) -> None:
     """Logits are held against the shape (B, K, H, W) for every image size, down to one pixel."""

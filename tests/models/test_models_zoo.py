@@ -202,7 +202,7 @@ def test_channels_last_is_kept_and_changes_no_score(name: str) -> None:
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
 
-@settings(deadline=None, derandomize=True, max_examples=12, database=None)
+@settings(max_examples=12)
 @given(
     height=st.integers(8, 28),
     width=st.integers(8, 28),

@@ -7,19 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.recipe.load import Loaded, dump, from_values, load
 from swa_cli.recipe.schema import SCHEDULE_KEYS, Recipe
 
-FEW = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=60,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+FEW = settings(max_examples=60)
 SMALLEST = "model: {name: convnet}\ndataset: {name: digits}\noptimizer: {lr: 0.1}\ntrain: {epochs: 3}\n"
 
 

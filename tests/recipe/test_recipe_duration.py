@@ -61,7 +61,7 @@ def test_lengths_in_steps() -> None:
     assert Duration.parse("200step").exact_steps(**run) == 200
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(
     st.integers(0, 10**6),
     st.sampled_from(["%", "ep", "step", "cycle"]),
@@ -75,7 +75,7 @@ def test_text_of_a_duration_reads_back(whole: int, unit: str, decimals: str) -> 
     assert Duration.parse(str(duration)) == duration
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(max_examples=100)
 @given(st.fractions(min_value=0, max_value=10**9))
 def test_rounding_is_to_the_nearest(value: Fraction) -> None:
     """Rounding is held against its definition: at most a half away, a half goes up."""

@@ -170,7 +170,7 @@ def test_settings_of_an_average() -> None:
     ]
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(max_examples=300)
 @given(
     start=st.integers(0, 2400).map(lambda n: f"{n / 100:g}ep") | st.integers(0, 100).map(lambda n: f"{n}%"),
     every=st.integers(1, 900).map(lambda n: f"{n / 100:g}ep") | st.integers(1, 90).map(lambda n: f"{n}step"),

@@ -530,7 +530,7 @@ _swa = st.none() | st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(max_examples=300)
 @given(schedule=_schedules, swa=_swa, epochs=st.integers(1, 8), spe=st.integers(1, 13), lr=_rate)
 def test_rates_are_finite_and_within_the_rates_of_the_recipe(
     schedule: dict[str, Any], swa: dict[str, Any] | None, epochs: int, spe: int, lr: float

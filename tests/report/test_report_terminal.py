@@ -297,12 +297,11 @@ def on_a_terminal(**environment: str) -> str:
         """
     )
     ours, theirs = pty.openpty()
-    base = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=theirs,
         stderr=theirs,
-        env={**base, "COLUMNS": "80"} | environment,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "80"} | environment,
     )
     os.close(theirs)
     received = b""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,12 +17,7 @@ from swa_cli import cli
 from swa_cli.errors import UserError
 from swa_cli.training import checkpoint
 
-SETTINGS = settings(
-    deadline=None,
-    derandomize=True,
-    max_examples=200,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+SETTINGS = settings(max_examples=200)
 RECIPE = """\
 name: small
 model: {name: convnet, args: {width: 2}}
