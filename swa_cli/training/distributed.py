@@ -11,6 +11,7 @@ import copy
 import inspect
 import os
 import re
+import signal
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -249,6 +250,7 @@ def _one_voice(store: Any) -> Iterator[None]:
     try:
         yield
     except Exception as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher ends all once it sees one end, this one as it speaks
         code = _exit_code(error)
         if not _is_lost_process(error) and _is_first_to_fail(store, code):
             raise

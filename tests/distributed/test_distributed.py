@@ -16,7 +16,7 @@ import torch
 
 from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
-from processes import ENDS_WITHIN_S, SECOND_SAVE, exit_codes, said_in, start_ranks, train
+from processes import ENDS_WITHIN_S, SECOND_SAVE, exit_codes, free_port, said_in, start_ranks, train
 
 NETWORK = """\
 import os
@@ -295,6 +295,42 @@ def second_process_of(launcher: int) -> int:
             if is_child and b"\0RANK=1\0" in (entry / "environ").read_bytes():
                 return int(entry.name)
     raise AssertionError("there is none")
+
+
+TERMINATED = """
+import os, signal
+from swa_cli import cli
+from swa_cli.report import problems
+
+tell = problems.print_user_error
+
+def tell_late(*args, **words):
+    os.kill(os.getpid(), signal.SIGTERM)
+    tell(*args, **words)
+
+problems.print_user_error = tell_late
+cli.main()
+"""
+
+
+def test_the_one_that_tells_is_not_ended_before(folder: Path) -> None:
+    """SIGTERM to a process that is about to tell why the run failed, as of a launcher that saw another one end."""
+    words = [sys.executable, "-c", TERMINATED, "train", "plain.yaml", "optimizer.lr=1e20"]
+    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
+    ranks = [
+        subprocess.Popen(
+            words,
+            cwd=folder,
+            env={**os.environ, **common, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    said = "".join(process.communicate(timeout=ENDS_WITHIN_S)[1] for process in ranks)
+    assert [process.returncode for process in ranks] == [1, 1], said
+    assert said.count("error:") == 1, said
+    assert "Traceback" not in said
 
 
 def test_the_launcher_ends_as_one_process(folder: Path) -> None:
