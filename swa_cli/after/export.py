@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from swa_cli.after import revisit
 from swa_cli.after.export_formats import FORMATS, Format, Outputs
 from swa_cli.after.spread import read_result
-from swa_cli.data.batches import normalize
+from swa_cli.data.colour import normalize
 from swa_cli.data.randomness import generator
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.recipe.schema import Recipe

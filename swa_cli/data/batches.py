@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -16,14 +17,16 @@ from torch import Tensor
 
 from swa_cli.data import nested
 from swa_cli.data.augment import Augment, Draws, draw
-from swa_cli.data.colour import change_colours
+from swa_cli.data.colour import change_colours, normalize
 from swa_cli.data.geometry import crop_and_flip, crop_and_flip_masks, cut_out
-from swa_cli.data.layout import lies_channels_last, moved
+from swa_cli.data.layout import moved
 from swa_cli.data.mixing import Mix, draw_mixes, mixed, one_hot
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split
 from swa_cli.data.stream import Positions, spans_of, stream
 from swa_cli.errors import EXIT_FAILED
+
+GROUP_BYTES = 4 << 20  # of stored images: several small batches cost hardly more calls than one, and stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,21 +56,27 @@ class Batches:
         return len(self.spans)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for span, mix, (images, labels) in zip(self.spans, self.mixes, self._stored(), strict=True):
-            if mix is not None:
-                labels = one_hot(labels, num_classes=self.num_classes)
-            images, labels = (
-                nested.mapped(values, lambda part: moved(part, self.device)) for values in (images, labels)
-            )
-            if not self.mean:
-                yield images, labels
-                continue
-            draws = self.draws[span] if self.draws is not None else None
-            images, labels = self._augmented(images, labels, draws=draws)
-            if mix is not None:
-                images, labels = mixed(images, labels, mix=mix)
-                images, labels = (images[1:], labels[1:]) if self.is_part else (images, labels)
-            yield images, labels
+        groups = self._groups()
+        for group, (images, labels) in zip(groups, self._stored(groups), strict=True):
+            spans = self.spans[group]
+            draws = self.draws[_positions(spans)] if self.draws is not None and self.mean else None
+            images = self._moved(images)
+            if draws is not None:
+                images = crop_and_flip(images, draws=draws)
+                if self.split.target == "mask":
+                    labels = crop_and_flip_masks(self._moved(labels), draws=draws)
+            for place, mix in zip(_places(spans), self.mixes[group], strict=True):
+                batch, targets = nested.span_of(images, place), nested.span_of(labels, place)
+                if mix is not None:
+                    targets = one_hot(targets, num_classes=self.num_classes)
+                targets = self._moved(targets)
+                if self.mean:
+                    batch = self._normalized(batch, draws=None if draws is None else draws[place])
+                    targets = targets.long() if self.split.target == "mask" else targets
+                if mix is not None:
+                    batch, targets = mixed(batch, targets, mix=mix)
+                    batch, targets = (batch[1:], targets[1:]) if self.is_part else (batch, targets)
+                yield batch, targets
 
     def part(self, rank: int, *, size: int) -> Batches:
         """What one of `size` processes takes of each batch: a run of its samples, the same as in the whole batch.
@@ -98,21 +107,25 @@ class Batches:
         cuts = [slice(first, last) for first, last in zip(bounds, [*bounds[1:], len(self)], strict=True)]
         return [replace(self, spans=self.spans[cut], mixes=self.mixes[cut]) for cut in cuts]
 
-    def _augmented(self, images: Tensor, labels: Any, *, draws: Draws | None) -> tuple[Tensor, Any]:
-        """Images changed and normalised, channels last; masks moved with them."""
-        if draws is not None:
-            images = crop_and_flip(images, draws=draws)
-            if self.split.target == "mask":
-                labels = crop_and_flip_masks(labels, draws=draws)
-            if draws.colours is not None:
-                images = change_colours(images, colours=draws.colours)
+    def _normalized(self, images: Tensor, *, draws: Draws | None) -> Tensor:
+        """Windows of images as the network takes them: with their colours, normalised, cut out, channels last."""
+        if draws is not None and draws.colours is not None:
+            images = change_colours(images, colours=draws.colours)
         images = normalize(images, mean=self.mean, std=self.std).contiguous(memory_format=torch.channels_last)
-        if draws is not None:
-            images = cut_out(images, draws=draws)
-        return images, labels.long() if self.split.target == "mask" else labels
+        return images if draws is None else cut_out(images, draws=draws)
 
-    def _stored(self) -> Iterator[tuple[Any, Any]]:
-        """The batches as they are stored: not augmented, not normalised, on the CPU."""
+    def _moved(self, values: Any) -> Any:
+        return nested.mapped(values, lambda part: moved(part, self.device))
+
+    def _groups(self) -> list[slice]:
+        """Which batches are read and cropped in one go; streamed ones come one by one."""
+        if self.split.images is None or not self.spans:
+            return spans_of(len(self), size=1)
+        num_bytes = sum(part[:1].nbytes for part in nested.tensors(self.split.images).values())
+        return spans_of(len(self), size=max(1, GROUP_BYTES // (num_bytes * _length(self.spans[0]))))
+
+    def _stored(self, groups: Sequence[slice]) -> Iterator[tuple[Any, Any]]:
+        """The batches of each group as they are stored: not augmented, not normalised, on the CPU."""
         split = self.split
         if split.dataset is not None:
             assert split.indices is not None
@@ -129,8 +142,9 @@ class Batches:
             return
         assert split.images is not None
         assert split.labels is not None
-        for span in self.spans:
-            yield nested.rows_of(split.images, self.rows[span]), nested.rows_of(split.labels, self.rows[span])
+        for group in groups:
+            rows = self.rows[_positions(self.spans[group])]
+            yield nested.rows_of(split.images, rows), nested.rows_of(split.labels, rows)
 
 
 def epoch_batches(
@@ -264,30 +278,19 @@ def statistics_batches(
     )
 
 
-def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x - mean) / std per channel in float32, where uint8 images are first scaled by 1/255.
-
-    Floating-point images that a user's dataset has normalised already come with mean 0 and std 1.
-    """
-    scale = 1 if images.is_floating_point() else 255
-    is_last = lies_channels_last(images)
-    # Whole rows (W C,) at once: loops over the three channels of a pixel would be three times as slow.
-    shift, width = (
-        torch.tensor([*values] * (images.shape[3] if is_last else 1), dtype=torch.float64, device="cpu")
-        .mul(scale)
-        .float()
-        .to(images.device)
-        for values in (mean, std)
-    )
-    images = images.to(torch.float32, copy=True)
-    if is_last:
-        images.permute(0, 2, 3, 1).flatten(2).sub_(shift).div_(width)
-        return images
-    return images.sub_(shift[:, None, None]).div_(width[:, None, None])
-
-
 def _length(span: Positions) -> int:
     return span.stop - span.start if isinstance(span, slice) else len(span)
+
+
+def _positions(spans: Sequence[Positions]) -> Tensor:
+    """Those of all spans, one after the other."""
+    return torch.cat([torch.arange(span.start, span.stop) if isinstance(span, slice) else span for span in spans])
+
+
+def _places(spans: Sequence[Positions]) -> list[slice]:
+    """Where the samples of each span lie among those of all of them."""
+    ends = list(accumulate(map(_length, spans)))
+    return [slice(first, last) for first, last in zip([0, *ends[:-1]], ends, strict=True)]
 
 
 def _mixes(num_batches: int, *, augment: Augment, seed: int, words: tuple[str | int, ...]) -> tuple[Mix | None, ...]:

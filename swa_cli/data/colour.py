@@ -1,20 +1,21 @@
-"""Random changes of brightness, contrast, saturation and hue: torchvision's ColorJitter on whole batches.
+"""What pixels are worth: normalised, and before it changed at random as by torchvision's ColorJitter, in whole batches.
 
-Computed in float32 on pixels scaled to [0, 1], as torchvision does with float images: nothing is rounded in between.
-Each image has its own factors and its own order of the four, so at each of the four places the images that have the
-same change there are changed together. Grey images have no saturation and no hue, and keep them, as in torchvision.
+Brightness, contrast, saturation and hue are changed in float32 on pixels scaled to [0, 1], as torchvision does with
+float images: nothing is rounded in between. Each image has its own factors and its own order of the four, so at each of
+the four places the images that have the same change there are changed together. Grey images have no saturation and no
+hue, and keep them, as in torchvision.
 Shapes: N samples, B batch, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import torch
 from torch import Tensor
 
-from swa_cli.data.layout import moved
+from swa_cli.data.layout import lies_channels_last, moved
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,28 @@ def draw_colours(num_samples: int, *, jitter: Jitter, generator: torch.Generator
     factors = low + torch.rand((num_samples, 4), generator=generator) * (high - low)
     order = torch.rand((num_samples, 4), generator=generator, dtype=torch.float64).argsort(dim=1)
     return Colours(jitter, factors, order)
+
+
+def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(x - mean) / std per channel in float32, where uint8 images are first scaled by 1/255.
+
+    Floating-point images that a user's dataset has normalised already come with mean 0 and std 1.
+    """
+    scale = 1 if images.is_floating_point() else 255
+    is_last = lies_channels_last(images)
+    # Whole rows (W C,) at once: loops over the three channels of a pixel would be three times as slow.
+    shift, width = (
+        torch.tensor([*values] * (images.shape[3] if is_last else 1), dtype=torch.float64, device="cpu")
+        .mul(scale)
+        .float()
+        .to(images.device)
+        for values in (mean, std)
+    )
+    images = images.to(torch.float32, copy=True)
+    if is_last:
+        images.permute(0, 2, 3, 1).flatten(2).sub_(shift).div_(width)
+        return images
+    return images.sub_(shift[:, None, None]).div_(width[:, None, None])
 
 
 def change_colours(images: Tensor, *, colours: Colours) -> Tensor:

@@ -39,6 +39,11 @@ def rows_of(batch: Any, rows: Tensor) -> Any:
     return mapped(batch, taken)
 
 
+def span_of(batch: Any, span: slice) -> Any:
+    """The samples in a span, not copied."""
+    return mapped(batch, lambda values: values[span])
+
+
 def stacked(samples: Sequence[Any]) -> Any:
     """Values of B samples as one batch."""
     return _together(samples, torch.stack)

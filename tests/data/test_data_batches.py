@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from swa_cli.data import batches
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches, epoch_batches, plain_batches, statistics_batches
 from swa_cli.data.colour import Jitter
+from swa_cli.data.geometry import crop_and_flip
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import Split
 from swa_cli.errors import EXIT_FAILED, UserError
@@ -110,6 +113,28 @@ def test_memory_and_stream_give_the_same_bits(workers: int, augment: Augment) ->
     )
     common: dict[str, Any] = {"seed": 0, "batch_size": 10, "augment": augment, "num_classes": 23, **CONSTANTS}
     assert_equal(statistics_batches(held, **common), statistics_batches(file_by_file, workers=workers, **common))
+
+
+@pytest.mark.parametrize("augment", [AUGMENT, EVERYTHING], ids=["some", "all"])
+@pytest.mark.parametrize(("at_once", "times"), [(1, 5), (2, 3), (4, 2)])
+def test_batches_do_not_depend_on_how_many_are_cropped_at_once(
+    monkeypatch: pytest.MonkeyPatch, augment: Augment, at_once: int, times: int
+) -> None:
+    """Classes, masks and the part of one of three processes, in groups of batches, against all five in one go."""
+    images = in_memory()
+    masks = torch.randint(0, 9, (23, 6, 5), generator=generator(0, "masks"), dtype=torch.uint8)
+    assert images.images is not None
+    made = [epoch_of(images, augment=augment), epoch_of(images, augment=augment).part(1, size=3)]
+    unmixed = replace(augment, mixup=0, cutmix=0)
+    made.append(epoch_of(Split(masks, images.images, target="mask"), augment=unmixed))
+    whole = [list(each) for each in made]
+    crop = Mock(side_effect=crop_and_flip)
+    monkeypatch.setattr(batches, "GROUP_BYTES", at_once * 4 * images.images[0].nbytes)
+    monkeypatch.setattr(batches, "crop_and_flip", crop)
+    assert_equal(made[0], whole[0])
+    assert crop.call_count == times
+    assert_equal(made[1], whole[1])
+    assert_equal(made[2], whole[2])
 
 
 def test_same_epoch_same_batches_other_epoch_or_seed_others() -> None:
