@@ -119,7 +119,7 @@ class Batches:
 
     def _groups(self) -> list[slice]:
         """Which batches are read and cropped in one go; streamed ones come one by one."""
-        if self.split.images is None or not self.spans:
+        if self.split.dataset is not None or not self.spans:
             return spans_of(len(self), size=1)
         num_bytes = sum(part[:1].nbytes for part in nested.tensors(self.split.images).values())
         return spans_of(len(self), size=max(1, GROUP_BYTES // (num_bytes * _length(self.spans[0]))))

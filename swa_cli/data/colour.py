@@ -1,4 +1,4 @@
-"""What pixels are worth: normalised, and before it changed at random as by torchvision's ColorJitter, in whole batches.
+"""What pixels are worth, in whole batches: changed at random as by torchvision's ColorJitter, then normalised.
 
 Brightness, contrast, saturation and hue are changed in float32 on pixels scaled to [0, 1], as torchvision does with
 float images: nothing is rounded in between. Each image has its own factors and its own order of the four, so at each of
