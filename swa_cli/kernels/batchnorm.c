@@ -146,8 +146,9 @@ static inline __attribute__((always_inline)) void normalise(const Shape *shape, 
 }
 
 /* kept: (4, channels): mean, 1/sqrt(variance + eps), scale, bias. Running statistics, weight and bias may be NULL. */
-int forward(const scalar *x, scalar *y, long rows, long channels, const float *weight, const float *bias,
-            float *running_mean, float *running_var, double momentum, double eps, int relu, int threads, float *kept) {
+int batch_norm_forward(const scalar *x, scalar *y, long rows, long channels, const float *weight, const float *bias,
+                       float *running_mean, float *running_var, double momentum, double eps, int relu, int threads,
+                       float *kept) {
     Shape shape = shape_of(rows, channels, threads);
     float *lanes = malloc(sizeof *lanes * 3 * shape.lanes * threads);
     double *parts = malloc(sizeof *parts * (2 * channels + 1) * threads);
@@ -256,9 +257,9 @@ static inline __attribute__((always_inline)) void descend(const Shape *shape, co
     }
 }
 
-/* kept: as forward left it. grads: (4, channels): of the weight, of the bias, and two that are used inside. */
-int backward(const scalar *grad, const scalar *x, scalar *grad_x, long rows, long channels, const float *kept, int relu,
-             int threads, float *grads) {
+/* kept: as batch_norm_forward left it. grads: (4, channels): of the weight, of the bias, and two used inside. */
+int batch_norm_backward(const scalar *grad, const scalar *x, scalar *grad_x, long rows, long channels,
+                        const float *kept, int relu, int threads, float *grads) {
     Shape shape = shape_of(rows, channels, threads);
     float *lanes = malloc(sizeof *lanes * 5 * shape.lanes * threads);
     double *parts = malloc(sizeof *parts * 2 * channels * threads);

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from swa_cli.kernels.library import SCALARS, library
+from swa_cli.kernels.library import SCALARS, checked, library, pointer
 
 
 def batch_norm(
@@ -78,20 +78,21 @@ class _BatchNorm(torch.autograd.Function):
         channels = images.shape[1]
         normal = torch.empty_like(images)
         kept = _scratch(channels)  # what batchnorm.c needs on the way back
-        _checked(
-            library(images.dtype).forward(
+        checked(
+            library(images.dtype).batch_norm_forward(
                 images.data_ptr(),
                 normal.data_ptr(),
                 images.numel() // channels,
                 channels,
-                _pointer(weight),
-                _pointer(bias),
-                *map(_pointer, running),
+                pointer(weight),
+                pointer(bias),
+                *map(pointer, running),
                 *options,
                 relu,
                 torch.get_num_threads(),
                 kept.data_ptr(),
-            )
+            ),
+            what="BatchNorm",
         )
         ctx.save_for_backward(images, kept)
         ctx.relu, ctx.has_weight, ctx.has_bias = relu, weight is not None, bias is not None
@@ -106,8 +107,8 @@ class _BatchNorm(torch.autograd.Function):
         channels = images.shape[1]
         grad_images = torch.empty_like(images)
         grads = _scratch(channels)  # weight, bias, and two that are used inside
-        _checked(
-            library(images.dtype).backward(
+        checked(
+            library(images.dtype).batch_norm_backward(
                 grad.data_ptr(),
                 images.data_ptr(),
                 grad_images.data_ptr(),
@@ -117,7 +118,8 @@ class _BatchNorm(torch.autograd.Function):
                 ctx.relu,
                 torch.get_num_threads(),
                 grads.data_ptr(),
-            )
+            ),
+            what="BatchNorm",
         )
         of_weight, of_bias = grads[0] if ctx.has_weight else None, grads[1] if ctx.has_bias else None
         return grad_images, of_weight, of_bias, None, None, None
@@ -125,12 +127,3 @@ class _BatchNorm(torch.autograd.Function):
 
 def _scratch(channels: int) -> Tensor:
     return torch.empty(4, channels, dtype=torch.float32, device="cpu")
-
-
-def _pointer(vector: Tensor | None) -> int | None:
-    return None if vector is None else vector.data_ptr()
-
-
-def _checked(status: int) -> None:
-    if status:
-        raise MemoryError("no memory for the sums of BatchNorm")

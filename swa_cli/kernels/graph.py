@@ -1,7 +1,8 @@
-"""A backend of torch.compile for networks with BatchNorm on the CPU: it and the ReLU after it become one function.
+"""A backend of torch.compile for networks with BatchNorm on the CPU: calls in their graph are replaced by our kernels.
 
-On a processor torch's own backend leaves the convolutions, where most of a step goes, as they are, and takes half a
-minute to gain little on the rest (docs/speed.md); this takes seconds. All else of the graph runs as it was written.
+BatchNorm and the ReLU after it become one function, and convolutions get a gradient of their weight that is faster. On
+a processor torch's own backend leaves convolutions, where most of a step goes, as they are, and takes half a minute to
+gain little on the rest (docs/speed.md); this takes seconds. All else of the graph runs as it was written.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch.fx import GraphModule, Node
 from torch.nn import functional as F
 
 from swa_cli.kernels.batchnorm import batch_norm
+from swa_cli.kernels.convolution import conv2d
 from swa_cli.kernels.library import SCALARS
 
 BATCHNORM = inspect.signature(F.batch_norm)
@@ -23,19 +25,19 @@ RELUS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
 
 
 def is_backend_for(model: nn.Module, *, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a network has what `FusedBatchNorm` makes faster, on this device and in this precision."""
+    """Whether `KernelBackend` gains more than torch's own on a network, on this device and in this precision."""
     has_batchnorm = any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     return device.type == "cpu" and dtype in SCALARS and has_batchnorm
 
 
-class FusedBatchNorm:
-    """A backend for `torch.compile(..., backend=FusedBatchNorm())`; see "Custom backends" of torch.compile."""
+class KernelBackend:
+    """A backend for `torch.compile(..., backend=KernelBackend())`; see "Custom backends" of torch.compile."""
 
     def __init__(self) -> None:
-        self.num_fused = 0  # layers, of all graphs so far
+        self.num_fused = 0  # BatchNorm layers, of all graphs so far
 
     def __call__(self, graph: GraphModule, _examples: list[Tensor]) -> Callable[..., Any]:
-        """Replace every BatchNorm in training mode.
+        """Replace every BatchNorm in training mode, and every convolution.
 
         Args:
             graph: What torch.compile has read from a network: its functions, before autograd.
@@ -43,6 +45,8 @@ class FusedBatchNorm:
         for node in list(graph.graph.nodes):
             if node.target is F.batch_norm:
                 self.num_fused += _fuse(graph, node)
+            elif node.target is torch.conv2d and node.args:  # which of them are ours is seen when they are called
+                node.target = conv2d
         graph.recompile()
         return graph.forward
 

@@ -16,10 +16,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from swa_cli.errors import UserError
 
-SOURCE = Path(__file__).with_name("batchnorm.c")
+SOURCES = tuple(Path(__file__).with_name(f"{name}.c") for name in ("batchnorm", "convolution", "convolution_backward"))
 COMPILERS = ("cc", "gcc", "clang")
 OPTIONS = (
     "-std=gnu11",
@@ -38,7 +39,7 @@ P, LONG, INT, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_do
 
 @functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """`forward` and `backward` of batchnorm.c for images of a dtype of SCALARS.
+    """The functions of batchnorm.c for images of a dtype of SCALARS; those of convolutions where there are any.
 
     Raises:
         UserError: There is no C compiler, or it does not compile this.
@@ -46,8 +47,8 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
     command = [*_compiler(), *OPTIONS, *WIDE.get(platform.machine(), ()), *SCALARS[dtype]]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, "batchnorm.so")
-            ended = subprocess.run([*command, "-o", path, SOURCE, "-lm"], capture_output=True, text=True, check=False)
+            path = Path(folder, "kernels.so")
+            ended = subprocess.run([*command, "-o", path, *SOURCES, "-lm"], capture_output=True, text=True, check=False)
             if ended.returncode:
                 raise UserError(
                     f"train.compile: the C compiler {command[0]} failed: {_reason(ended)}",
@@ -59,9 +60,27 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
             f"train.compile: what {command[0]} compiles cannot be loaded: {error}",
             hint="name a folder for programs in the environment variable TMPDIR, or train.compile=false",
         ) from error
-    loaded.forward.argtypes = [P, P, LONG, LONG, P, P, P, P, DOUBLE, DOUBLE, INT, INT, P]
-    loaded.backward.argtypes = [P, P, P, LONG, LONG, P, INT, INT, P]
+    loaded.batch_norm_forward.argtypes = [P, P, LONG, LONG, P, P, P, P, DOUBLE, DOUBLE, INT, INT, P]
+    loaded.batch_norm_backward.argtypes = [P, P, P, LONG, LONG, P, INT, INT, P]
+    if hasattr(loaded, "conv2d_backward"):
+        loaded.conv2d_forward.argtypes = [P, P, P, P, LONG, LONG, LONG, LONG, LONG, INT]
+        loaded.conv2d_backward.argtypes = [P, P, P, P, LONG, LONG, LONG, LONG, LONG, INT]
     return loaded
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    """What its functions take for a tensor, and for none."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+def checked(status: int, *, what: str) -> None:
+    """What a function of the library gave.
+
+    Raises:
+        MemoryError: It had no memory for the sums of `what`.
+    """
+    if status:
+        raise MemoryError(f"no memory for the sums of {what}")
 
 
 def _reason(ended: subprocess.CompletedProcess[str]) -> str:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from swa_cli.averaging.inputs import num_samples
-from swa_cli.kernels.graph import FusedBatchNorm
+from swa_cli.kernels.graph import KernelBackend
 from swa_cli.training.bench import Bench
-from swa_cli.training.setup import Run, fuses_batchnorm
+from swa_cli.training.setup import Run, has_kernels
 from swa_cli.training.writer import copied
 
 Forward = Callable[..., Any]  # of the network: arguments as the task makes them of a batch -> outputs
@@ -49,7 +49,7 @@ def forward_of(run: Run) -> Forward:
     forward, started = connected(run), time.monotonic()
     if not run.bench.recipe.train.compile:
         return forward
-    fused = FusedBatchNorm() if fuses_batchnorm(run.model, run.bench.hardware) else None
+    fused = KernelBackend() if has_kernels(run.model, run.bench.hardware) else None
     forward = torch.compile(forward, backend=fused or "inductor")
     _warm_up(run, forward)
     what = f", {fused.num_fused} BatchNorm layers fused" if fused else ""

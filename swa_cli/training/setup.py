@@ -162,7 +162,7 @@ def prepare(
     if recorded is None:  # a resumed run has the weights that came of it
         _initialize_from_data(model, bench)
     bench = _with_defined_gradients(bench, model)
-    if recipe.train.compile and fuses_batchnorm(model, bench.hardware):
+    if recipe.train.compile and has_kernels(model, bench.hardware):
         library(DTYPES[bench.hardware.precision])  # a compiler that is missing is told before anything is made
     try:
         settings = recipe.train
@@ -200,7 +200,7 @@ def prepare(
     return run
 
 
-def fuses_batchnorm(model: nn.Module, hardware: Hardware) -> bool:
+def has_kernels(model: nn.Module, hardware: Hardware) -> bool:
     """Whether compiling this network means our own backend, which on a processor gains more in a tenth of the time."""
     return is_backend_for(model, device=hardware.device, dtype=DTYPES[hardware.precision])
 

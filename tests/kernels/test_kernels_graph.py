@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from swa_cli.kernels import graph
-from swa_cli.kernels.graph import FusedBatchNorm, is_backend_for
+from swa_cli.kernels.graph import KernelBackend, is_backend_for
 
 
 class Twice(nn.Module):
@@ -70,7 +70,7 @@ def test_a_compiled_network_takes_the_same_step(
     images = torch.randn(8, 3 if isinstance(eager, torchvision.models.ResNet) else 6, 33, 33)
     told = calls(monkeypatch)
     torch._dynamo.reset()
-    backend = FusedBatchNorm()
+    backend = KernelBackend()
     ours = step(compiled, torch.compile(compiled, backend=backend), images.clone())
     assert backend.num_fused == len(relus)
     assert sorted(told) == sorted(relus)
@@ -80,6 +80,53 @@ def test_a_compiled_network_takes_the_same_step(
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
 
 
+def test_convolutions_of_a_network_in_bf16_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under autocast: which of the convolutions of a network are called, and gradients no further off than torch's.
+
+    The oracle is the same network in float64; what rounding to bf16 on the way costs is the measure.
+    """
+    torch.manual_seed(0)
+    networks = [nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), Two()).train() for _ in range(3)]
+    for network in networks[1:]:
+        network.load_state_dict(networks[0].state_dict())
+    eager, compiled, oracle = networks
+    told: list[tuple[int, ...]] = []
+
+    def conv2d(images: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        told.append(tuple(weight.shape))
+        return real(images, weight, *rest)
+
+    real: Callable[..., Tensor] = graph.conv2d
+    monkeypatch.setattr(graph, "conv2d", conv2d)
+    torch._dynamo.reset()
+    images = torch.randn(8, 3, 18, 18).to(memory_format=torch.channels_last)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = torch.compile(compiled, backend=KernelBackend())(images).float()
+        theirs = eager(images).float()
+    for outputs in (ours, theirs, oracle.double()(images.double())):
+        outputs.square().mean().backward()
+    assert told == [(16, 3, 3, 3), (16, 16, 3, 3), (32, 16, 3, 3)]
+    for one, other, true in zip(*(network.parameters() for network in (compiled, eager, oracle)), strict=True):
+        assert one.grad is not None
+        assert one.grad.dtype == torch.float32
+        far_ours, far_theirs = ((tensor.grad - true.grad).norm() / true.grad.norm() for tensor in (one, other))
+        assert far_ours < max(1.2 * far_theirs, 1e-2)
+
+
+class Two(nn.Module):
+    """A convolution whose arguments are given by position, and one by name, around a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(16, 16, 3, padding=1, bias=False)
+        self.weight = nn.Parameter(torch.randn(32, 16, 3, 3) / 12)
+
+    def forward(self, images: Tensor) -> Tensor:
+        total = self.first(images) + images
+        named = F.conv2d(input=total, weight=self.weight, padding=1)  # stays as it is
+        return F.conv2d(total, self.weight, None, 1, 1) + named
+
+
 def test_frozen_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer in eval mode inside a network in training mode: its statistics are used and kept, by torch."""
     model = nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6)).train()
@@ -87,7 +134,7 @@ def test_frozen_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None
     told = calls(monkeypatch)
     torch._dynamo.reset()
     images = torch.randn(4, 6, 5, 5)
-    outputs = torch.compile(model, backend=FusedBatchNorm())(images)
+    outputs = torch.compile(model, backend=KernelBackend())(images)
     assert told == [False]
     assert torch.equal(model[0].running_mean, torch.zeros(6))
     torch.testing.assert_close(outputs, F.batch_norm(images.div((1 + 1e-5) ** 0.5).relu(), None, None, training=True))
@@ -101,7 +148,7 @@ def test_batches_of_another_size_and_named_arguments(monkeypatch: pytest.MonkeyP
 
     told = calls(monkeypatch)
     torch._dynamo.reset()
-    compiled = torch.compile(forward, backend=FusedBatchNorm())
+    compiled = torch.compile(forward, backend=KernelBackend())
     for size in (8, 5, 3):
         images = torch.randn(size, 6, 5, 5).to(memory_format=torch.channels_last)
         torch.testing.assert_close(compiled(images), forward(images))

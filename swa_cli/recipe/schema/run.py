@@ -64,7 +64,7 @@ class Train(BaseModel):
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"
     )
     compile: Flag = Field(
-        default=False, description="torch.compile; on a CPU it makes BatchNorm and ReLU one kernel, in C"
+        default=False, description="torch.compile; on a CPU with kernels in C, for BatchNorm and convolutions"
     )
     deterministic: Flag = Field(default=False, description="refuse operations that are not reproducible on a GPU")
     threads: Threads = Field(default="auto", description="processor threads")
