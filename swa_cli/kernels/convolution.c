@@ -8,7 +8,7 @@
  *
  * Sums are float, and rounded once. They are made alike whatever the number of threads.
  */
-#if defined BF16 && defined __AVX512BF16__ && !defined __AMX_BF16__ /* with a matrix unit torch's own is faster */
+#if defined BF16 && defined __AVX512BF16__ && !defined __AMX_BF16__ /* a matrix unit is left to torch's own */
 #include <immintrin.h>
 #include <omp.h>
 #include <stdint.h>

@@ -11,7 +11,7 @@
  * Products are exact and sums float: those of a block, of a thread's blocks, and of the threads, in a fixed order: the
  * same number of threads gives the same bits.
  */
-#if defined BF16 && defined __AVX512BF16__ && !defined __AMX_BF16__ /* with a matrix unit torch's own is faster */
+#if defined BF16 && defined __AVX512BF16__ && !defined __AMX_BF16__ /* a matrix unit is left to torch's own */
 #include <immintrin.h>
 #include <omp.h>
 #include <stdint.h>
