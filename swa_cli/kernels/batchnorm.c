@@ -8,36 +8,14 @@
  * Within a block of strips sums are float; blocks and threads are merged in double, by Chan's formula and in a fixed
  * order: the same number of threads gives the same bits.
  *
- * Compiled for one SCALAR: float, or bf16 with -DBF16. Functions give 0, or 1 if there is no memory.
+ * Functions give 0, or 1 if there is no memory.
  */
 #include <math.h>
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-#ifdef BF16
-typedef uint16_t scalar;
-
-static inline float load(scalar value) {
-    uint32_t bits = (uint32_t)value << 16;
-    float wide;
-    memcpy(&wide, &bits, sizeof wide);
-    return wide;
-}
-
-static inline scalar store(float wide) { /* to the nearest, ties to even; a computed NaN, whose low bits are 0, stays */
-    uint32_t bits;
-    memcpy(&bits, &wide, sizeof bits);
-    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-}
-#else
-typedef float scalar;
-
-static inline float load(scalar value) { return value; }
-
-static inline scalar store(float wide) { return wide; }
-#endif
+#include "scalar.h"
 
 enum { LANES = 1024, STRIPS = 32 };
 

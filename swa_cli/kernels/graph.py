@@ -1,8 +1,8 @@
 """A backend of torch.compile for networks with BatchNorm on the CPU: calls in their graph are replaced by our kernels.
 
-BatchNorm and the ReLU after it become one function, and convolutions get a gradient of their weight that is faster. On
-a processor torch's own backend leaves convolutions, where most of a step goes, as they are, and takes half a minute to
-gain little on the rest (docs/speed.md); this takes seconds. All else of the graph runs as it was written.
+BatchNorm and the ReLU after it become one function; convolutions and maxima of pixels are faster, most of all their
+gradients. On a processor torch's own backend leaves convolutions, where most of a step goes, as they are, and takes
+half a minute to gain little on the rest (docs/speed.md); this takes seconds. All else runs as it was written.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from torch.nn import functional as F
 from swa_cli.kernels.batchnorm import batch_norm
 from swa_cli.kernels.convolution import conv2d
 from swa_cli.kernels.library import SCALARS
+from swa_cli.kernels.maxpool import max_pool2d
 
 BATCHNORM = inspect.signature(F.batch_norm)
+POOLINGS = {F.max_pool2d, torch.max_pool2d}
 RELUS = {F.relu, torch.relu, torch.relu_, "relu", "relu_"}
 
 
@@ -37,7 +39,7 @@ class KernelBackend:
         self.num_fused = 0  # BatchNorm layers, of all graphs so far
 
     def __call__(self, graph: GraphModule, _examples: list[Tensor]) -> Callable[..., Any]:
-        """Replace every BatchNorm in training mode, and every convolution.
+        """Replace every BatchNorm in training mode, every convolution, and every maximum.
 
         Args:
             graph: What torch.compile has read from a network: its functions, before autograd.
@@ -47,6 +49,8 @@ class KernelBackend:
                 self.num_fused += _fuse(graph, node)
             elif node.target is torch.conv2d and node.args:  # which of them are ours is seen when they are called
                 node.target = conv2d
+            elif node.target in POOLINGS and node.args:
+                node.target = max_pool2d
         graph.recompile()
         return graph.forward
 

@@ -1,6 +1,6 @@
 """The C code of this folder as a library of this process: compiled for its processor when it is first needed.
 
-Nothing is kept on disk, so nothing can be out of date: it takes half a second.
+Nothing is kept on disk, so nothing can be out of date: it takes a second.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from torch import Tensor
 
 from swa_cli.errors import UserError
 
-SOURCES = tuple(Path(__file__).with_name(f"{name}.c") for name in ("batchnorm", "convolution", "convolution_backward"))
+SOURCES = tuple(
+    Path(__file__).with_name(f"{name}.c") for name in ("batchnorm", "maxpool", "convolution", "convolution_backward")
+)
 COMPILERS = ("cc", "gcc", "clang")
 OPTIONS = (
     "-std=gnu11",
@@ -39,7 +41,7 @@ P, LONG, INT, DOUBLE = ctypes.c_void_p, ctypes.c_long, ctypes.c_int, ctypes.c_do
 
 @functools.cache
 def library(dtype: torch.dtype) -> ctypes.CDLL:
-    """The functions of batchnorm.c for images of a dtype of SCALARS; those of convolutions where there are any.
+    """The functions for images of a dtype of SCALARS; those of convolutions where the processor has what they need.
 
     Raises:
         UserError: There is no C compiler, or it does not compile this.
@@ -62,6 +64,9 @@ def library(dtype: torch.dtype) -> ctypes.CDLL:
         ) from error
     loaded.batch_norm_forward.argtypes = [P, P, LONG, LONG, P, P, P, P, DOUBLE, DOUBLE, INT, INT, P]
     loaded.batch_norm_backward.argtypes = [P, P, P, LONG, LONG, P, INT, INT, P]
+    loaded.max_pool_forward.argtypes = [P, P, P, LONG, LONG, LONG, LONG, INT]
+    loaded.max_pool_backward.argtypes = [P, P, P, LONG, LONG, LONG, LONG, INT]
+    loaded.max_pool_forward.restype = loaded.max_pool_backward.restype = None
     if hasattr(loaded, "conv2d_backward"):
         loaded.conv2d_forward.argtypes = [P, P, P, P, LONG, LONG, LONG, LONG, LONG, INT]
         loaded.conv2d_backward.argtypes = [P, P, P, P, LONG, LONG, LONG, LONG, LONG, INT]

@@ -127,6 +127,28 @@ class Two(nn.Module):
         return F.conv2d(total, self.weight, None, 1, 1) + named
 
 
+def test_maxima_of_pixels_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a layer, of a function, and of torch's own name for it; one that names its images stays as it is."""
+
+    def forward(images: Tensor) -> Tensor:
+        sums = layer(images) + F.max_pool2d(images, 2) + torch.max_pool2d(images, 2)
+        return sums + F.max_pool2d(input=images, kernel_size=2)
+
+    layer = nn.MaxPool2d(2)
+    told: list[int] = []
+
+    def max_pool2d(*args: Any, **kwargs: Any) -> Tensor:
+        told.append(len(args))
+        return real(*args, **kwargs)
+
+    real: Callable[..., Tensor] = graph.max_pool2d
+    monkeypatch.setattr(graph, "max_pool2d", max_pool2d)
+    torch._dynamo.reset()
+    images = torch.randn(2, 5, 8, 8).to(memory_format=torch.channels_last)
+    assert torch.equal(torch.compile(forward, backend=KernelBackend())(images), forward(images))
+    assert len(told) == 3
+
+
 def test_frozen_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer in eval mode inside a network in training mode: its statistics are used and kept, by torch."""
     model = nn.Sequential(nn.BatchNorm2d(6), nn.ReLU(), nn.BatchNorm2d(6)).train()
