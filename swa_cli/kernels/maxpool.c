@@ -40,22 +40,19 @@ void max_pool_backward(const scalar *grad, const uint8_t *which, scalar *grad_im
                        long width, long channels, int threads) {
     const long rows = height / WINDOW, columns = width / WINDOW, row = width * channels;
 #pragma omp parallel for num_threads(threads)
-    for (long n = 0; n < batch; n++) {
-        scalar *image = grad_images + n * height * row;
-        for (long h = 0; h < rows; h++) {
-            scalar *upper = image + h * WINDOW * row;
-            for (long w = 0; w < columns; w++) {
-                const scalar *restrict from = grad + ((n * rows + h) * columns + w) * channels;
-                const uint8_t *restrict at = which + ((n * rows + h) * columns + w) * channels;
-                scalar *restrict to = upper + w * WINDOW * channels;
-                for (int k = 0; k < WINDOW * WINDOW; k++) {
-                    scalar *restrict pixel = to + k / WINDOW * row + k % WINDOW * channels;
-                    for (long c = 0; c < channels; c++) pixel[c] = at[c] == k ? from[c] : 0;
-                }
+    for (long r = 0; r < batch * rows; r++) {
+        scalar *upper = grad_images + (r / rows * height + r % rows * WINDOW) * row;
+        for (long w = 0; w < columns; w++) {
+            const scalar *restrict from = grad + (r * columns + w) * channels;
+            const uint8_t *restrict at = which + (r * columns + w) * channels;
+            scalar *restrict to = upper + w * WINDOW * channels;
+            for (int k = 0; k < WINDOW * WINDOW; k++) {
+                scalar *restrict pixel = to + k / WINDOW * row + k % WINDOW * channels;
+                for (long c = 0; c < channels; c++) pixel[c] = at[c] == k ? from[c] : 0;
             }
-            for (int k = 0; k < WINDOW; k++)
-                memset(upper + k * row + columns * WINDOW * channels, 0, width % WINDOW * channels * sizeof *image);
         }
-        memset(image + rows * WINDOW * row, 0, height % WINDOW * row * sizeof *image);
+        for (int k = 0; k < WINDOW; k++)
+            memset(upper + k * row + columns * WINDOW * channels, 0, width % WINDOW * channels * sizeof *upper);
+        if (r % rows == rows - 1) memset(upper + WINDOW * row, 0, height % WINDOW * row * sizeof *upper);
     }
 }
