@@ -27,8 +27,6 @@ typedef struct {
     int team; /* threads that there are: as many as were asked for, or fewer */
 } Shape;
 
-static inline long smaller(long one, long other) { return one < other ? one : other; }
-
 static Shape shape_of(long rows, long channels, int threads) {
     Shape shape = {.channels = channels, .values = rows * channels};
     shape.lanes = channels < LANES ? LANES / channels * channels : channels;

@@ -10,11 +10,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from swa_cli.kernels.library import SCALARS, checked, library, pointer
+from swa_cli.kernels.arguments import are_images, is_plain
+from swa_cli.kernels.library import checked, library, pointer
 
 
 def batch_norm(
@@ -43,25 +44,12 @@ def batch_norm(
 
 
 def _is_ours(images: Tensor, *vectors: Tensor | None) -> bool:
-    return (
-        images.dim() == 4
-        and images.device.type == "cpu"
-        and images.dtype in SCALARS
-        and images.is_contiguous(memory_format=torch.channels_last)
-        and images.numel() > 0
-        and all(vector is None or _is_vector(vector, length=images.shape[1]) for vector in vectors)
-    )
+    return are_images(images) and all(vector is None or _is_vector(vector, images.shape[1]) for vector in vectors)
 
 
-def _is_vector(vector: Tensor, *, length: int) -> bool:
-    """Whether its memory is `length` floats, and it no tensor of another kind (in parts, wrapped)."""
-    return (
-        type(vector) in (Tensor, nn.Parameter)
-        and vector.device.type == "cpu"
-        and vector.dtype == torch.float32
-        and vector.shape == (length,)
-        and vector.is_contiguous()
-    )
+def _is_vector(vector: Tensor, length: int) -> bool:
+    """Whether its memory is `length` floats."""
+    return is_plain(vector) and vector.dtype == torch.float32 and vector.shape == (length,) and vector.is_contiguous()
 
 
 class _BatchNorm(torch.autograd.Function):

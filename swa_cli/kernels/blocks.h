@@ -1,4 +1,5 @@
 /* How a batch of images is gone through: by blocks, of some images or of some rows of one. */
+#include "scalar.h"
 
 enum { BLOCK_BYTES = 1 << 19 }; /* half of a cache of the second level */
 
@@ -11,8 +12,6 @@ typedef struct {
     long first, images; /* of the batch */
     long top, rows;     /* of each of them */
 } Block;
-
-static inline long smaller(long one, long other) { return one < other ? one : other; }
 
 static inline long larger(long one, long other) { return one > other ? one : other; }
 

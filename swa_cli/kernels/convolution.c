@@ -11,13 +11,10 @@
 #if defined BF16 && defined __AVX512BF16__ && !defined __AMX_BF16__ /* a matrix unit is left to torch's own */
 #include <immintrin.h>
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "blocks.h"
-
-typedef uint16_t scalar;
 
 enum { KERNEL = 3, PIXELS = 8, OUTPUTS = 16, PAIR = 2 };
 enum { STEP = KERNEL * OUTPUTS * PAIR }; /* weights for a pair of inputs in a column of a kernel */
@@ -34,7 +31,7 @@ static void pack(const scalar *weight, long inputs, long outputs, scalar *packed
                     }
 }
 
-static inline void store(scalar *outputs, long step, const __m512 *sums) {
+static inline void store_pixels(scalar *outputs, long step, const __m512 *sums) {
     for (int p = 0; p < PIXELS; p++)
         _mm256_storeu_si256((void *)(outputs + p * step), (__m256i)_mm512_cvtneps_pbh(sums[p]));
 }
@@ -65,7 +62,7 @@ static void convolve(const Block *block, long height, long width, long inputs, l
                 }
             }
         if (h > block->top) {
-            store(outputs, num_outputs, last);
+            store_pixels(outputs, num_outputs, last);
             outputs += width * num_outputs;
         }
         for (int p = 0; p < PIXELS; p++) {
@@ -74,7 +71,7 @@ static void convolve(const Block *block, long height, long width, long inputs, l
             next[p] = start;
         }
     }
-    if (block->top + block->rows == height) store(outputs, num_outputs, last);
+    if (block->top + block->rows == height) store_pixels(outputs, num_outputs, last);
 }
 
 /* The rows of an image that a block needs, with a pixel of padding on either side, which is 0 already. */

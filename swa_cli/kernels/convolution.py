@@ -11,9 +11,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from swa_cli.kernels.arguments import are_images, is_plain, pair
 from swa_cli.kernels.library import checked, library, pointer
 
 KERNEL, STRIDE, PADDING, DILATION, GROUPS = (3, 3), (1, 1), (1, 1), (1, 1), 1
@@ -33,20 +34,13 @@ def conv2d(images: Tensor, weight: Tensor, bias: Tensor | None = None, *args: An
 
 
 def _is_ours(stride: Any = 1, padding: Any = 0, dilation: Any = 1, groups: int = 1) -> bool:
-    return (_both(stride), _both(padding), _both(dilation), groups) == (STRIDE, PADDING, DILATION, GROUPS)
-
-
-def _both(size: Any) -> Any:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return (pair(stride), pair(padding), pair(dilation), groups) == (STRIDE, PADDING, DILATION, GROUPS)
 
 
 def _are_ours(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     return (
-        images.dim() == 4
-        and images.device.type == "cpu"
+        are_images(images)
         and images.dtype == torch.bfloat16
-        and images.is_contiguous(memory_format=torch.channels_last)
-        and images.numel() > 0
         and weight.shape[1:] == (images.shape[1], *KERNEL)
         and all(channels % MULTIPLE == 0 for channels in weight.shape[:2])
         and weight.numel() <= LARGEST
@@ -56,10 +50,9 @@ def _are_ours(images: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def _is_parameter(tensor: Tensor) -> bool:
-    """Whether it is in bf16 here, or cast to it by autocast, and no tensor of another kind (in parts, wrapped)."""
+    """Whether it is in bf16, or cast to it by autocast."""
     is_cast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    dtypes = (torch.bfloat16, torch.float32) if is_cast else (torch.bfloat16,)
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.dtype in dtypes
+    return is_plain(tensor) and tensor.dtype in ((torch.bfloat16, torch.float32) if is_cast else (torch.bfloat16,))
 
 
 class _Convolution(torch.autograd.Function):

@@ -14,13 +14,10 @@
 #if defined BF16 && defined __AVX512BF16__ && !defined __AMX_BF16__ /* a matrix unit is left to torch's own */
 #include <immintrin.h>
 #include <omp.h>
-#include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "blocks.h"
-
-typedef uint16_t scalar;
 
 enum { KERNEL = 3, OUTPUTS = 8, INPUTS = 16, PAIR = 2 };
 enum { VECTOR = 16 }; /* channels whose pairs fill a register */

@@ -13,14 +13,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from swa_cli.kernels.library import SCALARS, library
+from swa_cli.kernels.arguments import are_images, pair
+from swa_cli.kernels.library import library
 
-WINDOW = 2
+WINDOW = (2, 2)
 
 
 def max_pool2d(images: Tensor, *args: Any, **kwargs: Any) -> Any:
     """What `F.max_pool2d` does; anything but windows and images as above goes to it."""
-    if not (_is_ours(*args, **kwargs) and _are_ours(images)):
+    if not (_is_ours(*args, **kwargs) and are_images(images) and min(images.shape[2:]) >= WINDOW[0]):
         return F.max_pool2d(images, *args, **kwargs)
     return _MaxPool.apply(images)
 
@@ -33,31 +34,15 @@ def _is_ours(
     ceil_mode: bool = False,
     return_indices: bool = False,
 ) -> bool:
-    sides = kernel_size, kernel_size if stride is None else stride, padding, dilation
-    return [_side(size) for size in sides] == [WINDOW, WINDOW, 0, 1] and not (ceil_mode or return_indices)
-
-
-def _side(size: Any) -> Any:
-    """Of a square."""
-    return size[0] if isinstance(size, (tuple, list)) and len(set(size)) == 1 else size
-
-
-def _are_ours(images: Tensor) -> bool:
-    return (
-        images.dim() == 4
-        and images.device.type == "cpu"
-        and images.dtype in SCALARS
-        and images.is_contiguous(memory_format=torch.channels_last)
-        and images.numel() > 0
-        and min(images.shape[2:]) >= WINDOW
-    )
+    sizes = kernel_size, kernel_size if stride is None else stride, padding, dilation
+    return tuple(map(pair, sizes)) == (WINDOW, WINDOW, (0, 0), (1, 1)) and not (ceil_mode or return_indices)
 
 
 class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor) -> Tensor:
         batch, channels, height, width = images.shape
-        size = batch, channels, height // WINDOW, width // WINDOW
+        size = batch, channels, height // WINDOW[0], width // WINDOW[1]
         largest = torch.empty(size, dtype=images.dtype, device="cpu", memory_format=torch.channels_last)
         which = torch.empty(size, dtype=torch.uint8, device="cpu", memory_format=torch.channels_last)
         library(images.dtype).max_pool_forward(

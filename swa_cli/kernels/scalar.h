@@ -1,4 +1,5 @@
-/* What images are made of: float, or bf16 with -DBF16. */
+/* What images are made of: float, or bf16 with -DBF16; and what all count with. */
+#pragma once
 #include <stdint.h>
 #include <string.h>
 
@@ -24,3 +25,5 @@ static inline float load(scalar value) { return value; }
 
 static inline scalar store(float wide) { return wide; }
 #endif
+
+static inline long smaller(long one, long other) { return one < other ? one : other; }

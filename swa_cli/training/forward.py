@@ -49,10 +49,10 @@ def forward_of(run: Run) -> Forward:
     forward, started = connected(run), time.monotonic()
     if not run.bench.recipe.train.compile:
         return forward
-    fused = KernelBackend() if has_kernels(run.model, run.bench.hardware) else None
-    forward = torch.compile(forward, backend=fused or "inductor")
+    kernels = KernelBackend() if has_kernels(run.model, run.bench.hardware) else None
+    forward = torch.compile(forward, backend=kernels or "inductor")
     _warm_up(run, forward)
-    what = f", {fused.num_fused} BatchNorm layers fused" if fused else ""
+    what = f", {kernels.num_fused} BatchNorm layers fused" if kernels else ""
     run.bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s{what}")
     return forward
 
