@@ -9,13 +9,12 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.source import SHIPPED, shipped_names
 
-FOLDER = Path(__file__).parent / "shipped"
 COMMAND = re.compile(r"(\w+: )?swa \w+ ")  # how a line of the comment begins that is to be typed
 
 SENTENCE_END = re.compile(r"(?<=\.)(?<!et al\.)\s+(?=[A-Z0-9])")
@@ -34,7 +33,7 @@ class Shipped:
 
 def all_shipped() -> list[Shipped]:
     """Every recipe by name."""
-    return [_read(name) for name in _names()]
+    return [_read(name) for name in shipped_names()]
 
 
 def shipped(name: str) -> Shipped:
@@ -43,7 +42,7 @@ def shipped(name: str) -> Shipped:
     Raises:
         UserError: There is none.
     """
-    wanted, names = name.removeprefix("recipes/").removesuffix(".yaml"), _names()
+    wanted, names = name.removeprefix("recipes/").removesuffix(".yaml"), shipped_names()
     if wanted in names:
         return _read(wanted)
     close = difflib.get_close_matches(wanted, names, n=1)
@@ -51,12 +50,8 @@ def shipped(name: str) -> Shipped:
     raise UserError(f"{name}: swa comes with no such recipe", hint=hint)
 
 
-def _names() -> list[str]:
-    return sorted(path.relative_to(FOLDER).with_suffix("").as_posix() for path in FOLDER.rglob("*.yaml"))
-
-
 def _read(name: str) -> Shipped:
-    path = FOLDER / f"{name}.yaml"
+    path = SHIPPED / f"{name}.yaml"
     text = path.read_text(encoding="utf-8")
     told = [line[1:].strip() for line in text.splitlines()[: _length_of_comment(text)]]
     words = " ".join(line for line in told if not COMMAND.match(line))

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from swa_cli.errors import Place, Problem, RecipeError
 from swa_cli.recipe import explain, scalars, syntax
 from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.source import file_text
+from swa_cli.recipe.source import file_text, recipe_path
 from swa_cli.recipe.tree import COMMAND_LINE, MAX_DEPTH, MAX_NODES, KeyPath, Spot, Tree, copied, in_order
 
 LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
@@ -42,6 +42,10 @@ class Loaded:
         """The same recipe with another seed."""
         return replace(self, recipe=self.recipe.model_copy(update={"seed": seed}))
 
+    def with_recipe(self, recipe: Recipe) -> Loaded:
+        """A recipe that is made of this one: what is wrong with it is shown where the keys of this one stand."""
+        return replace(self, recipe=recipe)
+
     def locate(self, problems: Sequence[Problem]) -> RecipeError:
         """The problems of a later check, each at its key or at the nearest section that is written down."""
         located = []
@@ -58,14 +62,15 @@ def load(path: Path | str, overrides: Sequence[str] = (), *, allowed: Sequence[s
     """Read a recipe.
 
     Args:
-        path: The YAML file.
-        overrides: Words such as `optimizer.lr=0.2`; later ones win.
+        path: The YAML file, or the name of a recipe that comes with swa, such as `digits`.
+        overrides: Words such as `optimizer.lr=0.2`, or `swa=null` to remove a section; later ones win.
         allowed: Patterns of the keys that may be changed, such as `dataset.*`; all of them if left out.
 
     Raises:
         RecipeError: All its problems.
         UserError: The file is missing, cannot be read or is not text.
     """
+    path = recipe_path(path)
     source = str(path)
     return _checked(_read_yaml(file_text(path), source=source), overrides, allowed=allowed)
 
@@ -95,6 +100,12 @@ def from_values(
         problem = Problem("", str(error), "name another file", Place(source))
         raise RecipeError([problem], source=source) from error
     return _checked(tree, overrides, allowed=allowed)
+
+
+def is_among(word: str, patterns: Sequence[str]) -> bool:
+    """Whether the key of KEY=VALUE is one of these, such as `dataset.*`."""
+    key = word.partition("=")[0].strip()
+    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> list[tuple[str, object, object]]:
@@ -157,8 +168,11 @@ def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterat
         yield Problem(key, "has no value", f"write {key or 'KEY'}=VALUE, without spaces", place)
     elif not all(key.split(".")):
         yield Problem(key, "is not a key", "write section and key with a dot, such as optimizer.lr=0.1", place)
-    elif allowed is not None and not any(fnmatch.fnmatchcase(key, pattern) for pattern in allowed):
+    elif allowed is not None and not is_among(word, allowed):
         yield Problem(key, "cannot be changed here", f"only {', '.join(allowed)} may be changed here", place)
+    elif text and scalars.is_null(scalars.Plain(text)):
+        if not tree.remove(key):
+            yield Problem(key, "is not in the recipe: there is nothing to remove", "leave the change out", place)
     elif text[:1] not in ("[", "{", '"', "'"):
         yield from tree.put(key, scalars.Plain(text), place)
     else:

@@ -13,6 +13,18 @@ from pathlib import Path
 from swa_cli.errors import UserError
 
 MAX_BYTES = 1 << 20
+SHIPPED = Path(__file__).parent / "shipped"  # the folder `recipes` of the repository; installed, its files
+
+
+def shipped_names() -> list[str]:
+    """The names of the recipes that come with swa."""
+    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml"))
+
+
+def recipe_path(word: Path | str) -> Path | str:
+    """The file of a recipe that comes with swa, where a word is its name and there is no such file; else the word."""
+    name = str(word)
+    return SHIPPED / f"{name}.yaml" if name in shipped_names() and not os.path.isfile(name) else word
 
 
 def file_text(path: Path | str) -> str:
@@ -29,7 +41,7 @@ def file_text(path: Path | str) -> str:
                 raise UserError(f"{path}: is no regular file", hint=hint)
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file", hint=_similar_file(Path(path)) or hint) from error
+        raise UserError(f"{path}: there is no such file", hint=_similar_recipe(Path(path)) or hint) from error
     except IsADirectoryError as error:
         raise UserError(f"{path}: is a folder", hint=f"{hint} in it") from error
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
@@ -47,11 +59,13 @@ def file_text(path: Path | str) -> str:
     return text
 
 
-def _similar_file(path: Path) -> str | None:
-    """A hint at a recipe beside the one that is missing."""
+def _similar_recipe(path: Path) -> str | None:
+    """A hint at a recipe beside the one that is missing, or at one that comes with swa."""
     try:
         names = [item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml")]
     except (OSError, ValueError):
-        return None
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f"did you mean {path.parent / close[0]}?" if close else None
+        names = []
+    if close := difflib.get_close_matches(path.name, names, n=1):
+        return f"did you mean {path.parent / close[0]}?"
+    close = difflib.get_close_matches(path.stem, shipped_names(), n=1)
+    return f"did you mean {close[0]}, which comes with swa?" if close else None

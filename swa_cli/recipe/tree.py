@@ -68,6 +68,19 @@ class Tree:
             del self.spots[below]
         self.spots[path] = Spot(place, place)
 
+    def remove(self, key: str) -> bool:
+        """Take a dotted key out, with all below it; whether there was one."""
+        path = tuple(key.split("."))
+        section: Any = self.values
+        for part in path[:-1]:
+            section = section.get(part) if isinstance(section, dict) else None
+        if not isinstance(section, dict) or path[-1] not in section:
+            return False
+        del section[path[-1]]
+        for below in [spot for spot in self.spots if spot[: len(path)] == path]:
+            del self.spots[below]
+        return True
+
 
 def copied(values: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of stored values that may be changed.
