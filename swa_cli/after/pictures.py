@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -160,7 +160,7 @@ def of_recipe(loaded: Loaded, terminal: Terminal) -> Picture:
         UserError: The data are missing.
     """
     recipe = loaded.recipe
-    number = sources.known_num_train(recipe.dataset.name, recipe.dataset.val)
+    number = sources.known_num_train(recipe.dataset.name, recipe.dataset.val, args=recipe.dataset.args)
     if number is None:
         import_from(loaded.folder)
         number = len(open_bench(recipe, terminal).source.train)
@@ -233,9 +233,19 @@ def _window(run: OpenRun, request: Request) -> Picture:
         "title": f"{run.title}: start of averaging, scored on validation images",
         "steps_per_epoch": run.plan.steps_per_epoch,
         "chosen": "best",
+        "reference": _reference(run),
         "measures": run.measures,
     }
     return Picture(lambda file, form: window_picture.draw(file, form=form, **values), {"windows": rows})
+
+
+def _reference(run: OpenRun) -> tuple[str, Mapping[str, Any]] | None:
+    """The raw weights that averages are judged against, and their validation scores; None where there are none."""
+    if run.result is None:
+        return None
+    name = run.result["reference"]
+    val = run.result["weights"][name].get("val")
+    return None if val is None else (name, val)
 
 
 KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {

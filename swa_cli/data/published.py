@@ -44,7 +44,7 @@ class Published:
 
 
 DIGITS = tuple("0123456789")
-_NUM_IMAGES, _NUM_TEST_IMAGES = 1797, 360  # of the digits inside the package; why these: digits.md
+NUM_DIGITS, NUM_TEST_DIGITS = 1797, 360  # of the digits inside the package; why these: digits.md
 _IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -84,7 +84,7 @@ PUBLISHED = {
 }
 
 NUM_TRAIN = {  # training samples as published, validation ones among them: a run can be planned without the files
-    "digits": _NUM_IMAGES - _NUM_TEST_IMAGES,
+    "digits": NUM_DIGITS - NUM_TEST_DIGITS,
     "mnist": 60_000,
     "fashion_mnist": 60_000,
     "kmnist": 60_000,
@@ -95,13 +95,17 @@ NUM_TRAIN = {  # training samples as published, validation ones among them: a ru
 }
 
 
-def read_digits() -> tuple[Arrays, Arrays]:
-    """The training and the test set of the digits in this package, grey values 0..16 spread over 0..255."""
+def read_digits(*, num_test: int = NUM_TEST_DIGITS) -> tuple[Arrays, Arrays]:
+    """The training and the test set of the digits in this package, grey values 0..16 spread over 0..255.
+
+    Args:
+        num_test: Images of the test set, the last ones of the file.
+    """
     content = gzip.decompress(resources.files("swa_cli.data").joinpath("digits.gz").read_bytes())
     values = torch.frombuffer(bytearray(content), dtype=torch.uint8).long()
-    images = (values[: _NUM_IMAGES * 64] * 255 // 16).to(torch.uint8).view(_NUM_IMAGES, 1, 8, 8)
-    labels = values[_NUM_IMAGES * 64 :]
-    cut = _NUM_IMAGES - _NUM_TEST_IMAGES
+    images = (values[: NUM_DIGITS * 64] * 255 // 16).to(torch.uint8).view(NUM_DIGITS, 1, 8, 8)
+    labels = values[NUM_DIGITS * 64 :]
+    cut = NUM_DIGITS - num_test
     return (images[:cut], labels[:cut]), (images[cut:], labels[cut:])
 
 

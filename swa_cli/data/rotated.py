@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from swa_cli.data.published import Arrays, read_digits
+from swa_cli.data.published import NUM_TEST_DIGITS, Arrays, read_digits
 from swa_cli.data.randomness import generator
 
 LARGEST_ANGLE = 60  # degrees, either way
@@ -21,11 +21,10 @@ UNIT = 10  # degrees counter-clockwise that a target of 1 stands for
 _MARGIN = 2  # black pixels on each side, so that no corner of a turned digit is lost
 
 
-def read_rotated_digits() -> tuple[Arrays, Arrays]:
+def read_rotated_digits(*, num_test: int = NUM_TEST_DIGITS) -> tuple[Arrays, Arrays]:
     """Training and test set: images (N, 1, 12, 12) uint8 and angles (N, 1) float32 in tens of degrees."""
-    train, test = (
-        _turned(images, name=name) for name, (images, _) in zip(("train", "test"), read_digits(), strict=True)
-    )
+    sets = zip(("train", "test"), read_digits(num_test=num_test), strict=True)
+    train, test = (_turned(images, name=name) for name, (images, _) in sets)
     return train, test
 
 

@@ -1,5 +1,6 @@
-"""`dataset.args` of the sets with masks: plain values checked, with their defaults.
+"""`dataset.args` of datasets: plain values checked, with their defaults.
 
+digits           test (360): how many of the 1,797, the last ones, are the test set; so has rotated_digits
 shapes           size (64), train (2,000), test (500), classes (2, 6 or 15), channels (1 or 3), seed (0)
 mask_folder      classes (a number, or names), size (S or [H, W]; left out: the size of the files)
 oxford_iiit_pet  size (128)
@@ -57,6 +58,20 @@ def shapes(args: Mapping[str, Any]) -> Shapes:
         if not good:
             raise UserError(f"dataset.args.{key}: {value!r} is not {wanted}", hint=f"give {wanted}")
     return Shapes(**args)
+
+
+def num_test_digits(name: str, args: Mapping[str, Any], *, num_images: int, default: int) -> int:
+    """The argument `test` of `digits` and `rotated_digits`: images of the test set.
+
+    Raises:
+        UserError: It is no number of images that leaves some to train on, or there is another argument.
+    """
+    require_keys(name, args, takes=("test",))
+    number, most = args.get("test", default), num_images - 1
+    if not (_is_whole(number) and 0 < number <= most):
+        wanted = f"a whole number from 1 to {most:,}"
+        raise UserError(f"dataset.args.test: {number!r} is not {wanted}", hint=f"give {wanted}")
+    return int(number)
 
 
 def require_keys(name: str, args: Mapping[str, Any], *, takes: Iterable[str]) -> None:

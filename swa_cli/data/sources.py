@@ -20,7 +20,16 @@ import torch
 
 from swa_cli.data import factory, folder, nested, settings
 from swa_cli.data.masks import MaskDataset, find_masks
-from swa_cli.data.published import DIGITS, NUM_TRAIN, PUBLISHED, Arrays, read_digits, read_published
+from swa_cli.data.published import (
+    DIGITS,
+    NUM_DIGITS,
+    NUM_TEST_DIGITS,
+    NUM_TRAIN,
+    PUBLISHED,
+    Arrays,
+    read_digits,
+    read_published,
+)
 from swa_cli.data.published_masks import PUBLISHED_MASKS, read_published_masks
 from swa_cli.data.randomness import generator
 from swa_cli.data.rotated import read_rotated_digits
@@ -75,9 +84,9 @@ def names() -> tuple[str, ...]:
     )
 
 
-def known_num_train(name: str, val: str | int) -> int | None:
+def known_num_train(name: str, val: str | int, *, args: Mapping[str, Any]) -> int | None:
     """Training samples that are left beside the validation split, where that is known without reading the data."""
-    number = NUM_TRAIN.get(name)
+    number = None if args else NUM_TRAIN.get(name)
     return None if number is None else number - _num_val(val, num_train=number)
 
 
@@ -105,8 +114,7 @@ def load(
             available memory, "ram" holds everything, "none" streams what comes from files or from a user.
         download: Whether missing files may be downloaded.
         workers: Processes that read a streamed dataset.
-        args: For "image_folder" {"size": side}; for sets with masks and "shapes" see `settings`; for a factory its
-            keyword arguments.
+        args: For "image_folder" {"size": side}; for a factory its keyword arguments; for others see `settings`.
         progress: Called while images are read.
 
     Raises:
@@ -188,14 +196,14 @@ def _find(
     notes = (f"{name} is held in memory whatever dataset.cache says",) if cache == "none" else ()
     if name == "shapes":
         return _Found(*_drawn(args, progress=progress), notes=notes)
+    if name in ("digits", "rotated_digits"):
+        num_test = settings.num_test_digits(name, args, num_images=NUM_DIGITS, default=NUM_TEST_DIGITS)
+        if name == "digits":
+            return _Found(_in_memory(*read_digits(num_test=num_test)), DIGITS, notes=notes)
+        splits = _in_memory(*read_rotated_digits(num_test=num_test), target="value")
+        return _Found(splits, ("tens of degrees",), notes=notes)
     if args:
         raise UserError(f"{name} takes no arguments, but got {', '.join(args)}", hint="remove dataset.args")
-    if name == "digits":
-        train, test = read_digits()
-        return _Found(_in_memory(train, test), DIGITS, notes=notes)
-    if name == "rotated_digits":
-        train, test = read_rotated_digits()
-        return _Found(_in_memory(train, test, target="value"), ("tens of degrees",), notes=notes)
     train, test, class_names = read_published(name, root=root, download=download)
     known = PUBLISHED[name]
     return _Found(_in_memory(train, test), class_names, known.mean, known.std, notes=notes)
