@@ -84,10 +84,10 @@ def score(ingredients: Ingredients, *, name: str) -> SampleScores:
     loader = bench.plain_batches("val")
     with (
         bench.terminal.progress(f"scoring {name}", len(loader)) as bar,
-        faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
+        faults.memory("eval.batch_size", bench.recipe.eval.batch_size),
     ):
         return evaluate.score(
-            ingredients.model, loader, task=bench.final_task, hardware=bench.hardware, advance=bar.advance
+            ingredients.model, loader, task=bench.final_task, hardware=bench.eval_hardware, advance=bar.advance
         )
 
 

@@ -43,9 +43,9 @@ def score(
             model.load_state_dict(posterior.draw(generator(bench.recipe.seed, "swag draw", index)))
             with faults.memory("train.batch_size", settings.batch_size):
                 bench.refresh_batchnorm(model, name=name, bar=bar)
-            with faults.memory("train.eval_batch_size", settings.eval_batch_size):
+            with faults.memory("eval.batch_size", bench.recipe.eval.batch_size):
                 p, targets = evaluate.predict(
-                    model, loader, task=bench.final_task, hardware=bench.hardware, advance=bar.advance
+                    model, loader, task=bench.final_task, hardware=bench.eval_hardware, advance=bar.advance
                 )
             total = total + p
     return bench.task.metrics(total / num_draws, targets)

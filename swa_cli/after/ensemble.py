@@ -84,10 +84,10 @@ def score(
         checkpoint.load_weights(model, member.content["state_dict"], source=str(member.path))
         with (
             bench.terminal.progress(f"scoring member {number} of {num_members}", len(loader)) as bar,
-            faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
+            faults.memory("eval.batch_size", bench.recipe.eval.batch_size),
         ):
             p, targets = evaluate.predict(
-                model, loader, task=bench.final_task, hardware=bench.hardware, advance=bar.advance
+                model, loader, task=bench.final_task, hardware=bench.eval_hardware, advance=bar.advance
             )
         total = total + p
         scores = bench.task.metrics(total / number, targets)

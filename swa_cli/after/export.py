@@ -243,10 +243,10 @@ def _metadata(
 
 def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | None:
     """What an average is, as in its checkpoint; None for raw weights."""
-    if found.kind == "weights":
-        return dict(found.content["average"])
     if item.kind == "raw":
         return None
+    if found.kind == "weights":
+        return dict(found.content["average"])
     steps = found.content["averages"][name]["steps"] if found.kind == "resume" else []
     return {"name": name, "kind": item.kind, "count": item.count, "steps": steps}
 

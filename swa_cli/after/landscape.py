@@ -29,6 +29,7 @@ from swa_cli.report.answer import json_text
 from swa_cli.report.bars import Bar
 from swa_cli.training import checkpoint, evaluate, faults
 from swa_cli.training.bench import Bench
+from swa_cli.training.comparison import recomputed
 from swa_cli.training.files import write_atomic
 
 Coefficients = tuple[float, ...]  # (A,)
@@ -64,11 +65,15 @@ class Ground:
 def anchor_of(run: OpenRun, word: str) -> Anchor:
     """A weight set by its name in the run, or else the one in a file.
 
+    Every point has statistics of its own, so raw weights are called as they are in tables with such: `last_bn`.
+
     Raises:
         UserError: There is none, or it does not fit the network of the run.
     """
     if word in run.sets:
-        return Anchor(word, run.sets[word].state_dict)
+        item, twin = run.sets[word], recomputed(word)
+        is_raw = item.kind == "raw" and item.batchnorm == "running"
+        return Anchor(twin if is_raw else word, item.state_dict)
     path = Path(word)
     if not path.exists():
         raise UserError(
@@ -97,7 +102,7 @@ def ground_of(run: OpenRun, *, samples: int | None) -> Ground:
         found = batches.statistics_batches(
             bench.split(name),
             seed=bench.recipe.seed,
-            batch_size=bench.recipe.train.eval_batch_size,
+            batch_size=bench.recipe.eval.batch_size,
             augment=Augment(),
             samples=samples,
             mean=bench.source.mean,
@@ -160,7 +165,7 @@ def scores(
     with (
         _kept(path, rows, about=about) as keep,
         run.terminal.progress(kind, each * len(points), done=each * done) as bar,
-        faults.memory("train.eval_batch_size", ground.bench.recipe.train.eval_batch_size),
+        faults.memory("eval.batch_size", ground.bench.recipe.eval.batch_size),
     ):
         for index in range(done, len(points)):
             state = combined(anchors, points[index], averaged=averaged)
@@ -198,7 +203,7 @@ def _measured(state: Mapping[str, Tensor], ground: Ground, *, bar: Bar, is_ancho
         bar.advance(ground.batches_a_point)
         return dict.fromkeys(KEYS)
     train, scored = (
-        evaluate.score(model, part, task=bench.task, hardware=bench.hardware, advance=bar.advance)
+        evaluate.score(model, part, task=bench.task, hardware=bench.eval_hardware, advance=bar.advance)
         for part in (ground.train, ground.scored)
     )
     own, loss = measures.own.key, measures.loss.key
@@ -219,7 +224,8 @@ def _fingerprint(ground: Ground, anchors: Sequence[Anchor], points: Sequence[Coe
     settings = {key: recipe[key] for key in ("seed", "task", "model", "dataset")}
     settings |= {"batchnorm": bench.recipe.average_scoring.batchnorm.model_dump(mode="json")}
     settings |= {"batch_size": bench.recipe.train.batch_size, "samples": ground.num_samples}
-    settings |= {"precision": bench.hardware.precision, "split": ground.split, "points": [list(p) for p in points]}
+    settings |= {"precision": [bench.hardware.precision, bench.recipe.eval.precision]}
+    settings |= {"split": ground.split, "points": [list(point) for point in points]}
     sha.update(json.dumps(settings, sort_keys=True).encode())
     for anchor in anchors:
         for name in sorted(tensors.read(ground.model).owners):

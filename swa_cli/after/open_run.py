@@ -18,7 +18,7 @@ from swa_cli.after import revisit
 from swa_cli.after.spread import read_result
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
-from swa_cli.recipe.phase import name_of_worker, number_of_worker
+from swa_cli.recipe.phase import name_of_worker
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.report.measures import Measures
 from swa_cli.report.plots.curves import with_workers
@@ -26,6 +26,7 @@ from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, evaluate, faults, swap, tasks
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import WeightSet
+from swa_cli.training.comparison import RAW
 from swa_cli.training.own_code import require_trust
 from swa_cli.training.run_folder import RunFolder
 
@@ -154,7 +155,7 @@ class OpenRun:
     @property
     def best(self) -> str:
         """What the run has come to: its first average, or else its raw weights."""
-        return next((name for name in self.sets if name != "last" and number_of_worker(name) is None), "last")
+        return next((name for name, item in self.sets.items() if item.kind != "raw"), RAW)
 
     @cached_property
     def predictions(self) -> dict[str, tuple[Tensor, Any]]:
@@ -165,10 +166,10 @@ class OpenRun:
             checkpoint.load_weights(model, item.state_dict, source=f"{self.folder.path} ({name})")
             with (
                 self.terminal.progress(f"scoring {name}", len(loader)) as bar,
-                faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
+                faults.memory("eval.batch_size", bench.recipe.eval.batch_size),
             ):
                 found[name] = evaluate.predict(
-                    model, loader, task=bench.final_task, hardware=bench.hardware, advance=bar.advance
+                    model, loader, task=bench.final_task, hardware=bench.eval_hardware, advance=bar.advance
                 )
         return found
 

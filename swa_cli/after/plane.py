@@ -19,6 +19,7 @@ from swa_cli.after.landscape import Anchor, Coefficients
 from swa_cli.after.open_run import OpenRun
 from swa_cli.errors import UserError
 from swa_cli.recipe.phase import name_of_worker
+from swa_cli.training.comparison import RAW
 
 SPLITS = ("test", "val")
 MARGIN = 0.3  # of the larger side, beyond the weight sets; the grid is a square
@@ -86,7 +87,7 @@ def surface(
         UserError: Weight sets are missing or span no plane.
     """
     named = {word: word for word in words} if words else default_points(run)
-    anchors = [_named(landscape.anchor_of(run, word), name) for name, word in named.items()]
+    anchors = [_named(landscape.anchor_of(run, word), name, word) for name, word in named.items()]
     if len(anchors) != 3:
         raise UserError("--points: names a weight set twice", hint="name three different ones")
     plane = plane_of(run.opened[1], anchors)
@@ -149,13 +150,14 @@ def line(run: OpenRun, words: Sequence[str] | None, *, size: int, samples: int |
         UserError: Weight sets are missing or the same.
     """
     if not words:
-        words = ("last", _first_average(run))
+        words = (RAW, _first_average(run))
     ends = [landscape.anchor_of(run, word) for word in words]
-    ends = [_named(end, word) for end, word in zip(ends, words, strict=True)]
     step = landscape.between(run.opened[1], *ends)
     length = math.sqrt(landscape.inner(run.opened[1], step, step))
     if not length:
-        raise UserError(f"{words[0]} and {words[1]} are the same weights", hint="name others with --between A B")
+        raise UserError(
+            f"{ends[0].name} and {ends[1].name} are the same weights", hint="name others with --between A B"
+        )
     places = landscape.spaced(-BEYOND, 1 + BEYOND, number=size)
     ground = landscape.ground_of(run, samples=samples)
     points = [(1.0, 0.0), (0.0, 1.0), *((1 - place, place) for place in places)]
@@ -179,7 +181,7 @@ def default_points(run: OpenRun) -> dict[str, str]:
     """
     average = _first_average(run)
     if run.plan.worker is not None:
-        return {name: name for name in ("last", name_of_worker(1), name_of_worker(2))}
+        return {name: name for name in (RAW, name_of_worker(1), name_of_worker(2))}
     start = run.averaging[average][0]
     steps = sorted(int(path.stem.removeprefix("step-")) for path in run.folder.snapshots.glob("step-????????.pt"))
     before_the_end = [step for step in steps if step < run.step]
@@ -191,11 +193,11 @@ def default_points(run: OpenRun) -> dict[str, str]:
     step = next((step for step in before_the_end if step >= start), before_the_end[-1])
     epoch = f"{step / run.plan.steps_per_epoch:.4g}"
     name = f"epoch {epoch}" if step >= start else f"epoch {epoch}, before averaging"
-    return {name: str(run.folder.snapshot_path(step)), "last": "last", average: average}
+    return {name: str(run.folder.snapshot_path(step)), RAW: RAW, average: average}
 
 
 def _first_average(run: OpenRun) -> str:
-    if run.best == "last":
+    if run.best == RAW:
         raise UserError(
             f"{run.folder.path}: has no average yet",
             hint="let the run end, or train with a section `swa` in the recipe",
@@ -203,7 +205,6 @@ def _first_average(run: OpenRun) -> str:
     return run.best
 
 
-def _named(anchor: Anchor, name: str) -> Anchor:
-    """A file is called as it calls itself, anything else as it was asked for."""
-    is_file = anchor.name != name and name.endswith((".pt", ".safetensors"))
-    return anchor if is_file else Anchor(name, anchor.state)
+def _named(anchor: Anchor, name: str, word: str) -> Anchor:
+    """A weight set under a name that says more than the word it was found by, if there is one."""
+    return anchor if name == word else Anchor(name, anchor.state)

@@ -17,6 +17,7 @@ from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, faults
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
+from swa_cli.training.comparison import RAW, recomputed
 from swa_cli.training.run_folder import RunFolder
 
 
@@ -33,7 +34,8 @@ def update_checkpoint(
 ) -> dict[str, Any]:
     """Recompute the BatchNorm statistics in a checkpoint, in place and atomically, or into `out`.
 
-    Of a resume point the averages are refreshed and the raw weights left alone: training goes on from them.
+    Of a resume point the averages are refreshed and the raw weights left alone: training goes on from them and their
+    running statistics. With `out` the raw weights are written there, as `last_bn`, the reference of every comparison.
     A foreign file has no place to record the refresh, so its weights are written to `out` in our format.
 
     Raises:
@@ -78,9 +80,9 @@ def _update(
     )
     sets = checkpoint.weight_sets(found, model)
     if weights is None and found.kind == "resume":
-        sets = {name: item for name, item in sets.items() if name != "last"}
+        sets = {name: item for name, item in sets.items() if name != RAW}
     sets = revisit.chosen(sets, weights or "all", path)
-    _require_writable(found, sets, out)
+    _require_writable(found, sets, target=target, out=out)
     started = time.monotonic()
     updates: dict[str, BatchNormUpdate] = {}
     content = found.content
@@ -92,7 +94,7 @@ def _update(
             terminal.note(f"{name}: {bench.recipe.model.name} has no BatchNorm layers: nothing to update")
         else:
             updates[name] = update
-        if update is not None or found.kind == "foreign":
+        if update is not None or found.kind == "foreign" or _is_raw_part(found, name):
             content = _with_statistics(found, content, name, item, model, update, bench)
     if updates or out is not None:
         checkpoint.save(target, content)
@@ -120,16 +122,21 @@ def _update(
     }
 
 
-def _require_writable(found: Checkpoint, sets: dict[str, WeightSet], out: Path | None) -> None:
+def _is_raw_part(found: Checkpoint, name: str) -> bool:
+    """Whether these are the raw weights of a resume point, which get a file of their own."""
+    return found.kind == "resume" and name == RAW
+
+
+def _require_writable(found: Checkpoint, sets: dict[str, WeightSet], *, target: Path, out: Path | None) -> None:
     if out is not None and not out.parent.is_dir():
         raise UserError(f"{out.parent}: no such folder", hint="make it, or name another file with -o")
     other = out is not None and out.exists() and not out.is_file()  # a folder, a pipe
     if other or (out or found.path).suffix == ".safetensors":
         raise UserError(f"{out or found.path}: is no name for a checkpoint", hint="name a .pt file with -o FILE")
-    if found.kind == "resume" and "last" in sets:
+    if any(_is_raw_part(found, name) for name in sets) and (len(sets) > 1 or target.resolve() == found.path.resolve()):
         raise UserError(
-            f"{found.path}: its raw weights are what training goes on from and are not changed",
-            hint="name an average with --weights, or update a snapshot",
+            f"{found.path}: training goes on from its raw weights and their running statistics, which stay as they are",
+            hint=f"write them to a file of their own: --weights {RAW} -o FILE.pt",
         )
     if found.kind == "foreign" and (out is None or len(sets) > 1):
         raise UserError(
@@ -151,6 +158,10 @@ def _with_statistics(
     fresh: dict[str, Any] = {"batchnorm": "none", "batchnorm_method": None, "samples": 0}
     if update is not None:
         fresh = {"batchnorm": "recomputed", "batchnorm_method": update.method, "samples": update.num_samples}
+    if _is_raw_part(found, name):
+        state_dict = {key: value.clone() for key, value in model.state_dict().items()}
+        own = checkpoint.raw_content(recomputed(RAW) if update else RAW, state_dict, step=content["step"])
+        return {"recipe": content["recipe"], "input": content["input"], **own, **fresh}
     if found.kind == "resume":
         entry = content["averages"][name]
         buffers = {key: value.clone() for key, value in model.named_buffers() if key in entry["state"]}

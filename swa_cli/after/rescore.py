@@ -1,12 +1,14 @@
 """`swa eval`: the scores of every weight set in a checkpoint or a run, of draws around an average, of an ensemble.
 
-Averaged weights with stale statistics are never scored unless the caller insists; each draw has its own measured.
+Averages are judged as at the end of a run, see `training/comparison.py`. Averaged weights with stale statistics are
+never scored unless the caller insists; each draw has its own measured.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ from torch import nn
 
 from swa_cli.after import draws, ensemble, revisit
 from swa_cli.averaging.layers import has_batchnorm
+from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError
 from swa_cli.recipe.phase import number_of_worker
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, faults
+from swa_cli.training import checkpoint, comparison, evaluate, faults
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
+from swa_cli.training.comparison import RAW
 from swa_cli.training.run_folder import RunFolder
 from swa_cli.training.tasks import SampleScores
 
@@ -60,6 +64,7 @@ def evaluate_checkpoint(
         also=revisit.PASS_KEYS if limit else (),
     )
     every = checkpoint.weight_sets(found, model) if folder is None else revisit.weight_sets_of_run(folder, found, model)
+    unmeasured = _with_reference(every, model, wanted=weights, num_others=int(with_ensemble))
     sets = revisit.chosen(every, weights, path)
     drawn = set() if num_draws is None else _drawable(sets, every, path)
     details = _details(sets, drawn, snapshots, model, num_draws)
@@ -68,19 +73,30 @@ def evaluate_checkpoint(
     name_of_split = split or bench.scoring_split()
     started = time.monotonic()
     scored: dict[str, SampleScores] = {}
+    losses: dict[str, float | None] = {}
+    candidates = _candidates(sets)
     for name, item in sets.items():
         checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
         if num_draws is not None and name in drawn:
             scored[name] = _score_draws(item, model, name, bench, name_of_split, num_draws)
-        else:
-            scored[name] = _score(model, name, bench, name_of_split)
+            continue
+        if name in unmeasured:
+            with faults.memory("train.batch_size", bench.recipe.train.batch_size):
+                bench.refresh_batchnorm(model, name=name)
+        scored[name] = _score(model, name, bench, name_of_split)
+        if name in candidates and len(candidates) > 1 and bench.source.val is not None:
+            own = scored[name] if name_of_split == "val" else _score(model, name, bench, "val")
+            losses[name] = own.measure(bench.task.measures.loss_key).value
+    reference = comparison.reference(candidates, losses) if candidates else None
     curve: list[dict[str, Any]] = []
     if snapshots is not None:
         scored["ensemble"], curve = ensemble.score(snapshots, model, bench.plain_batches(name_of_split), bench=bench)
-    rows = {name: {**row, **details[name]} for name, row in evaluate.table(scored).items()}
+    judged = _judged(sets, reference, model) | ({"ensemble": None} if snapshots is not None else {})
+    table = comparison.table(scored, reference=reference, judged=judged)
+    rows = {name: {**row, **details[name]} for name, row in table.items()}
     num_samples = len(next(iter(scored.values())))
     terminal.summary(
-        rows, split=name_of_split, samples=num_samples, tta=bench.recipe.train.tta, measures=bench.task.measures
+        rows, split=name_of_split, samples=num_samples, tta=bench.recipe.eval.tta, measures=bench.task.measures
     )
     if curve:
         terminal.ensemble(curve, measures=bench.task.measures)
@@ -91,12 +107,58 @@ def evaluate_checkpoint(
         "split": name_of_split,
         "samples": num_samples,
         "weights": rows,
+        "reference": reference,
         "seconds": round(time.monotonic() - started, 3),
         "device": str(bench.hardware.device),
-        "precision": bench.hardware.precision,
-        "tta": bench.recipe.train.tta,
+        "precision": bench.recipe.eval.precision,
+        "tta": bench.recipe.eval.tta,
     }
     return {**result, "ensemble": curve} if curve else result
+
+
+def _with_reference(every: dict[str, WeightSet], model: nn.Module, *, wanted: str, num_others: int) -> set[str]:
+    """Add the raw weights with statistics of their own, if averages are to be judged against them.
+
+    Args:
+        every: The weight sets there are; those that are added stand behind the raw ones they are made of.
+        model: The network.
+        wanted: The weights that were asked for: a name, or `all`.
+        num_others: What else there is to judge, such as an ensemble.
+
+    Returns:
+        The names that were added: their statistics are still to be measured.
+    """
+    if not has_batchnorm(model):
+        return set()
+    num_others += any(item.kind != "raw" for item in every.values())
+    added = set()
+    for name in [name for name in every if name == RAW or number_of_worker(name) is not None]:
+        twin = comparison.recomputed(name)
+        if twin not in every and (wanted == twin or (wanted == "all" and num_others)):
+            added.add(twin)
+            every[twin] = replace(every[name], batchnorm="recomputed")
+    order = [other for name in every for other in (name, comparison.recomputed(name)) if other in every]
+    for name in dict.fromkeys(order):
+        every[name] = every.pop(name)
+    return added
+
+
+def _candidates(sets: Mapping[str, WeightSet]) -> list[str]:
+    """What averages may be judged against, of the weight sets that are scored; of a SWAP run its workers."""
+    workers = [name for name in sets if number_of_worker(name.removesuffix("_bn")) is not None]
+    return workers or [name for name in (RAW, comparison.recomputed(RAW)) if name in sets]
+
+
+def _judged(sets: Mapping[str, WeightSet], reference: str | None, model: nn.Module) -> dict[str, str | None]:
+    """Each average, and why it gets no verdict, if it gets none."""
+    if reference is None:
+        return {}
+    raw, names = sets[reference].state_dict, list(read_tensors(model).weights)
+    return {
+        name: comparison.unjudged(name, count=item.count, weights=item.state_dict, raw=raw, names=names)
+        for name, item in sets.items()
+        if item.kind != "raw"
+    }
 
 
 def _details(
@@ -110,7 +172,7 @@ def _details(
     details: dict[str, dict[str, Any]] = {}
     for name, item in sets.items():
         details[name] = {"count": item.count, "batchnorm": item.batchnorm}
-        if (number := number_of_worker(name)) is not None:
+        if (number := number_of_worker(name.removesuffix("_bn"))) is not None:
             details[name]["worker"] = number
         if name in drawn:
             details[name] |= {"batchnorm": "recomputed" if has_batchnorm(model) else "none", "draws": num_draws}
@@ -158,10 +220,10 @@ def _require_fresh(
 def _score(model: nn.Module, name: str, bench: Bench, split: str) -> SampleScores:
     loader = bench.plain_batches(split)
     with (
-        bench.terminal.progress(f"scoring {name}", len(loader)) as bar,
-        faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
+        bench.terminal.progress(f"scoring {name} on {split}", len(loader)) as bar,
+        faults.memory("eval.batch_size", bench.recipe.eval.batch_size),
     ):
-        return evaluate.score(model, loader, task=bench.final_task, hardware=bench.hardware, advance=bar.advance)
+        return evaluate.score(model, loader, task=bench.final_task, hardware=bench.eval_hardware, advance=bar.advance)
 
 
 def _score_draws(

@@ -25,6 +25,7 @@ from swa_cli.report.terminal import Terminal
 from swa_cli.training import checkpoint, faults, foreign, swap, tasks
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
+from swa_cli.training.comparison import RAW, recomputed
 from swa_cli.training.network import build_network, describe_model
 from swa_cli.training.opening import open_bench
 from swa_cli.training.own_code import import_from, require_trust
@@ -32,11 +33,10 @@ from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
 
 CHANGEABLE_KEYS = (
     "dataset.*",
+    "eval.*",
     "train.device",
     "train.precision",
-    "train.eval_batch_size",
     "train.threads",
-    "train.tta",
 )
 PASS_KEYS = ("swa.batchnorm.samples", "swap.batchnorm.samples")
 # What may differ between the files of one run: `--resume` takes other values, and `--extend-to` writes these anew.
@@ -164,24 +164,40 @@ def resume_point(folder: RunFolder) -> Checkpoint:
 
 
 def weight_sets_of_run(folder: RunFolder, point: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
-    """The raw weights of a run as `last`, those of its workers, and each average that it has shipped.
+    """The raw weights of a run as `last`, those of its workers, and each weight set that it has shipped.
 
     Raises:
-        UserError: A shipped average that cannot be read, or is of another run.
+        UserError: A shipped file that cannot be read, or is of another run.
     """
-    sets = {"last": checkpoint.raw_weights(point, model)}
-    for number, found in points_of_workers(folder, point).items():
-        sets[name_of_worker(number)] = checkpoint.raw_weights(found, model)
+    points = {RAW: point}
+    points |= {name_of_worker(number): found for number, found in points_of_workers(folder, point).items()}
+    sets: dict[str, WeightSet] = {}
+    for name, found in points.items():
+        sets[name] = checkpoint.raw_weights(found, model)
+        shipped = _shipped(folder, recomputed(name), point)
+        if shipped is not None and shipped.content["average"]["steps"] == [found.content["step"]]:
+            sets |= checkpoint.weight_sets(shipped, model)
     for name in shipped_by(point):
-        path = folder.checkpoints / f"{name}.pt"
-        if not os.path.lexists(path):  # the run goes on, or ended before the average had its first weights
-            continue
-        found = checkpoint.read(path)
-        if found.kind != "weights" or found.content["average"]["name"] != name:
-            raise UserError(f"{path}: does not hold the average {name}", hint="put the file of the run in its place")
-        require_same_run(found, point)
-        sets |= checkpoint.weight_sets(found, model)
+        shipped = _shipped(folder, name, point)
+        if shipped is not None:
+            sets |= checkpoint.weight_sets(shipped, model)
     return sets
+
+
+def _shipped(folder: RunFolder, name: str, point: Checkpoint) -> Checkpoint | None:
+    """The file of a weight set; None where the run goes on, or has ended before the set had its first weights.
+
+    Raises:
+        UserError: It holds something else, or is of another run.
+    """
+    path = folder.checkpoints / f"{name}.pt"
+    if not os.path.lexists(path):
+        return None
+    found = checkpoint.read(path)
+    if found.kind != "weights" or found.content["average"]["name"] != name:
+        raise UserError(f"{path}: does not hold the weights {name}", hint="put the file of the run in its place")
+    require_same_run(found, point)
+    return found
 
 
 def shipped_by(point: Checkpoint) -> list[str]:

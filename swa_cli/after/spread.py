@@ -1,8 +1,8 @@
 """What finished runs of one recipe say together: mean and standard deviation over the seeds, and paired differences.
 
-An average and the raw weights of a seed come from one run and are scored on the same samples, so their difference
-is taken seed by seed: what a seed does to both is gone from it. The mean of n such differences has the interval
-mean ± t(0.975; n-1) sd / sqrt(n), Student (1908).
+An average and its reference come from one run and are scored on the same samples, so their difference is taken seed by
+seed: what a seed does to both is gone from it. So is the difference to another recipe, such as the baseline, run with
+the same seeds. The mean of n such differences has the interval mean ± t(0.975; n-1) sd / sqrt(n), Student (1908).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from swa_cli.errors import UserError
 from swa_cli.report.measures import CLASSIFICATION, Measures
@@ -29,6 +29,7 @@ class Result(BaseModel):
     split: str
     samples: int
     weights: dict[str, dict[str, Any]]  # scores; what is not finite was written as null, a top-5 of few classes too
+    reference: str  # of the weight sets the one that averages are judged against
     seconds: float
     device: str
     precision: str
@@ -39,6 +40,23 @@ class Result(BaseModel):
         if "last" not in weights:
             raise ValueError("has no last")
         return weights
+
+    @field_validator("reference")
+    @classmethod
+    def _is_there(cls, reference: str, info: ValidationInfo) -> str:
+        if reference not in info.data.get("weights", {reference}):
+            raise ValueError("is none of the weights")
+        return reference
+
+    @property
+    def averages(self) -> list[str]:
+        """The weight sets that are no raw weights."""
+        return [name for name, row in self.weights.items() if "reference" in row or "no_verdict" in row]
+
+    @property
+    def outcome(self) -> str:
+        """The weight set that the run is judged by: its first average, or else its reference."""
+        return next(iter(self.averages), self.reference)
 
 
 def read_result(
@@ -69,9 +87,41 @@ def read_result(
 
 
 def over_seeds(results: Mapping[int, Result], *, measures: Measures = CLASSIFICATION) -> dict[str, dict[str, Any]]:
-    """Every weight set by name: its scores over the seeds that have it, and what it differs by from `last`."""
+    """Every weight set by name: its scores over the seeds that have it, and what it differs by from its reference."""
     names = dict.fromkeys(name for result in results.values() for name in result.weights)
     return {name: _of_weights(name, results, measures) for name in names}
+
+
+def over_pairs(
+    results: Mapping[int, Result], others: Mapping[int, Result], *, measures: Measures = CLASSIFICATION
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Two recipes with the same seeds, compared seed by seed.
+
+    Args:
+        results: Of the one recipe.
+        others: Of the other one; each of its runs counts with its `outcome`.
+        measures: What the task scores.
+
+    Returns:
+        The scores of the other recipe over the seeds, and for each average of the one (without any, for its raw
+        weights) the paired differences to them, `{"accuracy": ..., "nll": ...}` as of `interval`.
+    """
+    chosen = {seed: other.weights[other.outcome] for seed, other in others.items() if seed in results}
+    row: dict[str, Any] = {"n": len(chosen), "names": {str(seed): others[seed].outcome for seed in chosen}}
+    for each in measures.over_seeds:
+        row[each.key] = spread([_number(scores[each.key]) for scores in chosen.values()])
+    averages = dict.fromkeys(name for seed in chosen for name in results[seed].averages)
+    raw = dict.fromkeys(name for seed in chosen for name in results[seed].weights)
+    pairs = {}
+    for name in averages or raw:
+        held = [seed for seed in chosen if name in results[seed].weights]
+        pairs[name] = {
+            each.key: interval(
+                [_number(results[seed].weights[name][each.key]) - _number(chosen[seed][each.key]) for seed in held]
+            )
+            for each in measures.compared
+        }
+    return row, pairs
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -104,10 +154,19 @@ def _of_weights(name: str, results: Mapping[int, Result], measures: Measures) ->
     for key in (each.key for each in measures.scores if each.is_optional):
         is_said = all(weights[name][key] is not None for weights in held.values())
         row[key] = spread(values(key)) if is_said else None
+    references = {seed: rows[name]["reference"] for seed, rows in held.items() if "reference" in rows[name]}
+    is_judged = len(references) == len(held)
     for key in (each.key for each in measures.compared):
-        differences = [own - last for own, last in zip(values(key), values(key, "last"), strict=True)]
-        row[f"{key}_diff"] = None if name == "last" else interval(differences)
-    return row
+        row[f"{key}_diff"] = None
+        if is_judged:
+            row[f"{key}_diff"] = interval(
+                [_number(rows[name][key]) - _number(rows[references[seed]][key]) for seed, rows in held.items()]
+            )
+    row["reference"] = None
+    if is_judged:  # which raw weights it is, each seed's validation images have said
+        row["reference"] = references[row["seeds"][0]] if len(set(references.values())) == 1 else "reference"
+    reasons = [rows[name]["no_verdict"] for rows in held.values() if "no_verdict" in rows[name]]
+    return row | ({"no_verdict": reasons[0]} if reasons else {})
 
 
 def _require_scores(weights: Mapping[str, Mapping[str, Any]], measures: Measures) -> None:

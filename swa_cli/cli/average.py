@@ -72,7 +72,7 @@ def average(
     """Average weights that are on disk, refresh BatchNorm, and write a file like swa.pt.
 
     A file with several weight sets counts with its raw weights. --greedy and --search choose on the validation split.
-    Changes are limited to dataset.* and to device, precision, threads, eval_batch_size and tta of train.
+    Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     given = {"--last": last, "--window": window, "--weights": weights, "--greedy": greedy, "--search": search}
     chosen = [option for option, value in given.items() if value not in (None, False)]

@@ -39,7 +39,7 @@ def bn_update(
 ) -> None:
     """Recompute BatchNorm statistics of a checkpoint over the training set, in place and atomically.
 
-    Changes are limited to dataset.* and to device, precision, threads, eval_batch_size and tta of train.
+    Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     from swa_cli.after import refresh
     from swa_cli.report.terminal import Terminal

@@ -66,12 +66,12 @@ def evaluate(
     """Score the weight sets of a checkpoint, or those of a run folder, with sampling errors.
 
     A run folder is only read, so the run may still go on.
-    Changes are limited to dataset.* and to device, precision, threads, eval_batch_size and tta of train.
+    Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     if split not in (None, "train", "val", "test"):
         raise typer.BadParameter(f"--split {split}: choose test, val or train")
     if samples is not None and draws is None:
-        raise typer.BadParameter("--samples goes with --draws: nothing else here measures BatchNorm")
+        raise typer.BadParameter("--samples goes with --draws; any other BatchNorm pass here is that of the recipe")
     from swa_cli.after import rescore
     from swa_cli.report.terminal import Terminal
 

@@ -90,7 +90,7 @@ def plot(
     """Draw a picture of a run: a PNG, or an SVG if FILE ends so.
 
     What is measured for a plane or a path is kept in the run folder (plane-*.json): stopped, the same command goes on.
-    Of a run, changes are limited to dataset.* and to device, precision, threads, eval_batch_size and tta of train.
+    Of a run, changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     if "=" in kind:
         kind, changes = "curves", [kind, *(changes or [])]

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from swa_cli.cli.shared import Changes, Json, Quiet, answer, exit_codes
 from swa_cli.errors import UserError
 
+if TYPE_CHECKING:
+    from swa_cli.recipe.load import Loaded
+
 EPILOG = f"""\b
 Examples:
-  swa repeat recipes/digits.yaml --seeds 0-4
-  swa repeat recipes/digits.yaml --seeds 0-2,7 swa.start=60% -o /data/runs
+  swa repeat digits --seeds 0-4
+  swa repeat digits --seeds 0-4 --against baseline
+  swa repeat recipe.yaml --seeds 0-2,7 --against other.yaml swa.start=60% -o /data/runs
   swa repeat recipe.yaml --seeds 0-9 --dry-run
 
 {exit_codes(way_on="the same command")}"""
@@ -34,6 +38,15 @@ def repeat(
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Folder of the repeat folders (output.root)."),
     ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            metavar="baseline|RECIPE",
+            help="Run this with the same seeds too, and compare pairwise; baseline: the recipe without averaging.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Print the plan and what would be run, write nothing.")
     ] = False,
@@ -43,7 +56,9 @@ def repeat(
     """Train a recipe with several seeds: means, spreads, and whether averaging helped.
 
     Each seed is an ordinary run in a folder of the repeat. The same command goes on where it was stopped, and with
-    more seeds it runs only those that are missing; a changed recipe gets a new folder.
+    more seeds it runs only those that are missing; a changed recipe gets a new folder. The baseline has the same
+    model, data, seeds and epochs, no averaging, and a rate that decays over the whole run. Another recipe takes only
+    those changes that its result does not depend on, such as dataset.root.
     """
     wanted = parse_seeds(seeds)
     overrides = list(changes or [])
@@ -53,13 +68,19 @@ def repeat(
     if out is not None:
         overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
     from swa_cli.recipe import load
+    from swa_cli.recipe.baseline import BASELINE
     from swa_cli.report.terminal import Terminal
+    from swa_cli.training.run_folder import RESUMABLE_KEYS
 
     loaded = load.load(recipe, overrides)
+    other: Loaded | str | None = against
+    if against is not None and against != BASELINE:
+        other = load.load(against, [word for word in overrides if load.is_among(word, RESUMABLE_KEYS)])
     from swa_cli.after import repeat as repeating
 
     terminal = Terminal(quiet=quiet, json=as_json)
-    answer(repeating.repeat(loaded, wanted, terminal=terminal, dry_run=dry_run), as_json=as_json)
+    result = repeating.repeat(loaded, wanted, terminal=terminal, against=other, dry_run=dry_run)
+    answer(result, as_json=as_json)
 
 
 def parse_seeds(text: str) -> list[int]:

@@ -51,9 +51,9 @@ def _task_problems(recipe: Recipe) -> list[Problem]:
     if recipe.task == "regression" and recipe.train.label_smoothing:
         message = "regression has no classes that a target could be spread over"
         found.append(Problem("train.label_smoothing", message, "leave it out"))
-    if recipe.task != "classification" and recipe.train.tta != "none":
+    if recipe.task != "classification" and recipe.eval.tta != "none":
         message = f"the views of an image share a class, but not what {recipe.task} predicts"
-        found.append(Problem("train.tta", message, "leave it out"))
+        found.append(Problem("eval.tta", message, "leave it out"))
     return found
 
 

@@ -18,7 +18,7 @@ from swa_cli.recipe.duration import PATTERN, SECONDS, TIME_PATTERN, Duration, Ti
 NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
 MAX_THREADS = 1024
 TASKS = ("classification", "segmentation", "regression")
-RESERVED_AVERAGES = ("last", "previous", "swa", "ensemble")
+RESERVED_AVERAGES = ("last", "last_bn", "previous", "swa", "ensemble")
 AVERAGE_PATTERN = rf"^(?!(?:{'|'.join(RESERVED_AVERAGES)})$)[a-z][a-z0-9_]*$"
 
 

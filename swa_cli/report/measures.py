@@ -49,6 +49,11 @@ class Measure:
         """A difference of two values."""
         return signed(100 * value, digits=2) if self.is_percent else signed(value, digits=3)
 
+    def resolution(self, value: float) -> float:
+        """The smallest difference from `value` that counts: half of the last digit shown; less for a small value."""
+        shown = 0.5e-4 if self.is_percent else 0.5e-3
+        return shown if abs(value) >= 20 * shown else 0.5e-2 * abs(value)
+
     def gain(self, difference: float) -> float:
         """A difference as an improvement."""
         return -difference if self.is_lower_better else difference

@@ -19,7 +19,7 @@ from swa_cli.report.bars import Bar, live
 from swa_cli.report.columns import Column, cell_line, fit, head_line
 from swa_cli.report.epochs import epoch_cells, epoch_columns
 from swa_cli.report.measures import CLASSIFICATION, Measures
-from swa_cli.report.repeats import repeat_table, repeat_verdict, spelled
+from swa_cli.report.repeats import Against, repeat_table, repeat_verdict, spelled
 from swa_cli.report.scores import ensemble_table, score_table, verdict
 from swa_cli.report.spelling import hanging, in_notebook, open_console, open_log, safe
 from swa_cli.report.windows import tried_table
@@ -195,10 +195,11 @@ class Terminal:
 
         Args:
             scores: Weight set to the scores of the task (`accuracy`, `nll`) with their errors (`accuracy_se`), `count`,
-                `batchnorm`, and against `last` `accuracy_diff`, `nll_diff` with their paired `_se`.
+                `batchnorm`, and of an average `reference`, and against it `accuracy_diff`, `nll_diff` with their paired
+                `_se`, or else `no_verdict`.
             split: What was scored: test, val or train.
             samples: How many samples that split has.
-            tta: Of what views of each sample the scores are, as `train.tta` names them.
+            tta: Of what views of each sample the scores are, as `eval.tta` names them.
             measures: What the task scores.
         """
 
@@ -221,6 +222,7 @@ class Terminal:
         samples: int,
         seeds: Sequence[int],
         measures: Measures = CLASSIFICATION,
+        against: Against | None = None,
     ) -> None:
         """The answer of a repeat: means and spreads of every weight set, then whether averaging helped.
 
@@ -230,13 +232,14 @@ class Terminal:
             samples: How many samples that split has.
             seeds: All that were asked for.
             measures: What the task scores.
+            against: Another recipe that was run with the same seeds.
         """
 
         def lines(console: Console) -> list[Text]:
             title = f"{split}: {samples:,} samples, seeds {spelled(seeds)} (± standard deviation, [95 % interval])"
             block = hanging(Text(), title, console=console)
-            block += repeat_table(weights, console=console, measures=measures)
-            for sentence in repeat_verdict(weights, measures=measures):
+            block += repeat_table(weights, console=console, measures=measures, against=against)
+            for sentence in repeat_verdict(weights, measures=measures, against=against):
                 block += hanging(Text(), sentence, console=console)
             return block
 

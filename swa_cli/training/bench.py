@@ -75,9 +75,14 @@ class Bench:
         return seed if swap is None or swap.worker is None else number_of(seed, "worker", swap.worker)
 
     @property
+    def eval_hardware(self) -> Hardware:
+        """What weight sets are scored on: `hardware` in the precision `eval.precision`."""
+        return replace(self.hardware, precision=self.recipe.eval.precision)
+
+    @property
     def final_task(self) -> Task:
-        """The task as weights are scored at the end and after it: with `train.tta`, which an epoch's row is without."""
-        return replace(self.task, tta=self.recipe.train.tta)
+        """The task as weights are scored at the end and after it: with `eval.tta`, which an epoch's row is without."""
+        return replace(self.task, tta=self.recipe.eval.tta)
 
     def memory(self) -> AbstractContextManager[None]:
         """Around training: say which batch did not fit into memory."""
@@ -128,7 +133,7 @@ class Bench:
 
     def plain_batches(self, split: str) -> Batches:
         """All samples of a split in order, without augmentation."""
-        return batches.plain_batches(self.split(split), batch_size=self.recipe.train.eval_batch_size, **self._format())
+        return batches.plain_batches(self.split(split), batch_size=self.recipe.eval.batch_size, **self._format())
 
     def training_batches(self, epoch: int, *, start: int = 0) -> Batches:
         """The augmented batches of an epoch from batch `start` on, each a function of (seed, epoch, position).
@@ -175,7 +180,7 @@ class Bench:
         few = batches.statistics_batches(
             self.source.train,
             seed=self.recipe.seed,
-            batch_size=self.recipe.train.eval_batch_size,
+            batch_size=self.recipe.eval.batch_size,
             augment=Augment(),
             samples=INITIAL_INPUTS,
             **self._format(),

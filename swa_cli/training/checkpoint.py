@@ -153,6 +153,18 @@ def without_batchnorm(entry: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in entry.items() if key not in BATCHNORM_KEYS}
 
 
+def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -> dict[str, Any]:
+    """What a file with raw weights whose statistics were recomputed holds beside recipe, input and `BATCHNORM_KEYS`.
+
+    Args:
+        name: Of the weight set, such as `last_bn`.
+        state_dict: Its weights.
+        step: Updates done; None where that is not known.
+    """
+    average = {"name": name, "kind": "raw", "count": None, "steps": [] if step is None else [step]}
+    return {"state_dict": state_dict, "average": average}
+
+
 def raw_batchnorm(model: nn.Module) -> str:
     """How fresh the statistics of raw weights are."""
     return "running" if has_batchnorm(model) else "none"

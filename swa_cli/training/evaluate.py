@@ -7,7 +7,7 @@ Never the mean of batch means. What a sample scores is the task's (`tasks/protoc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -111,13 +111,3 @@ def compare(scores: SampleScores, reference: SampleScores) -> dict[str, float]:
             row[f"{key}_diff"] = float(difference.mean())
             row[f"{key}_diff_se"] = standard_error(difference)
     return row
-
-
-def table(sets: Mapping[str, SampleScores]) -> dict[str, dict[str, float | None]]:
-    """Scores of every weight set by name; where `last` is among them, the others' differences to it."""
-    rows: dict[str, dict[str, float | None]] = {}
-    for name, scores in sets.items():
-        rows[name] = summarize(scores)
-        if name != "last" and "last" in sets:
-            rows[name] |= compare(scores, sets["last"])
-    return rows

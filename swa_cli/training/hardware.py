@@ -116,6 +116,22 @@ def choose(
     return Hardware(chosen, chosen_precision, count, deterministic, reason, world.size, world.size if shard else 1)
 
 
+def require_precision(key: str, precision: str, device: torch.device, *, instead: str) -> None:
+    """Refuse a precision that the device does not compute in.
+
+    Args:
+        key: Where the recipe names it.
+        precision: fp32, bf16 or fp16.
+        device: Of the run.
+        instead: What to set in its place.
+
+    Raises:
+        UserError: It is fp16, and the device is no GPU.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        raise UserError(f"{key}: fp16 needs a CUDA device, not {device}", hint=f"set {key}={instead}")
+
+
 def environment(hardware: Hardware) -> dict[str, str | int]:
     """What the bits of a run depend on beside its recipe."""
     return {
@@ -196,8 +212,7 @@ def _precision(name: str, device: torch.device) -> tuple[str, str]:
     if name == "fp32":
         return name, "as the recipe says"
     if name == "fp16":
-        if device.type != "cuda":
-            raise UserError(f"train.precision: fp16 needs a CUDA device, not {device}", hint="set train.precision=auto")
+        require_precision("train.precision", name, device, instead="auto")
         return name, "as the recipe says"
     gains, reason = _gains_by_bf16(device)
     if name == "auto":

@@ -48,6 +48,7 @@ def open_bench(
         world=world,
         shard=settings.shard,
     )
+    hardware_choice.require_precision("eval.precision", recipe.eval.precision, hardware.device, instead="fp32")
     dataset = recipe.dataset
     with terminal.loading() as progress, world.one_a_machine_first():
         source = sources.load(

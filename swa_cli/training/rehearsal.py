@@ -62,7 +62,7 @@ def dry_run(run: Run) -> dict[str, Any]:
     loss = sum(bench.world.gathered(float(passed.loss) * passed.share))
     update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
     scored = itertools.islice(bench.plain_batches(bench.scoring_split()), 1)
-    evaluate.score(run.parts.network(run.model), scored, task=bench.task, hardware=bench.hardware)
+    evaluate.score(run.parts.network(run.model), scored, task=bench.task, hardware=bench.eval_hardware)
     seconds = time.monotonic() - started
     bench.terminal.note(
         f"one step of {recipe.train.batch_size} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written"
@@ -152,9 +152,9 @@ def _measure(run: Run) -> Pace:
     batches, split = bench.training_batches(1), bench.scoring_split()
     num_steps, step_s = _step_s(run, batches)
     first = next(iter(bench.plain_batches(split)))
-    size = min(bench.recipe.train.eval_batch_size, len(bench.split(split)))
+    size = min(bench.recipe.eval.batch_size, len(bench.split(split)))
     refresh_s = _refresh_s(run, next(iter(batches))) if has_batchnorm(run.model) else 0.0
-    sample_s = _least(lambda: evaluate.score(run.model, [first], task=bench.task, hardware=bench.hardware)) / size
+    sample_s = _least(lambda: evaluate.score(run.model, [first], task=bench.task, hardware=bench.eval_hardware)) / size
     worker_s = 0.0
     if run.plan.worker is not None:
         own = replace(bench, recipe=worker_of(bench.recipe, 1))

@@ -98,6 +98,13 @@ class RunFolder:
         return folder if folder.about.is_file() else None
 
     @property
+    def shown(self) -> Path:
+        """Its path as commands take it: seen from the working directory where it lies in that."""
+        here = Path.cwd()
+        path = self.path.absolute()
+        return path.relative_to(here) if path.is_relative_to(here) and path != here else self.path
+
+    @property
     def is_begun(self) -> bool:
         """Whether there is a run to go on with: `begin` has been done."""
         return any(file.is_file() for file in (self.last, self.previous, self.about))

@@ -26,7 +26,7 @@ from swa_cli.training.archive import DamagedError
 from swa_cli.training.distributed import name_of_launch
 from swa_cli.training.hardware import environment
 from swa_cli.training.run_folder import RunFolder
-from swa_cli.training.setup import Run
+from swa_cli.training.setup import Refreshed, Run
 
 
 def begin(run: Run, folder: RunFolder, *, recipe_folder: Path) -> None:
@@ -195,9 +195,7 @@ def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, T
         "input": run.bench.input,
         "state_dict": state_dict,
         "average": {"name": name, "kind": average.kind, "count": average.count, "steps": average.steps},
-        "batchnorm": refreshed.batchnorm,
-        "batchnorm_method": refreshed.method,
-        "samples": refreshed.num_samples,
+        **refreshed.about,
     }
     if run.workers:
         share = 1 / len(run.workers)
@@ -209,6 +207,17 @@ def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, T
         kept = {key: getattr(posterior, key) for key in ("diagonal", "variance", "deviations")}
         content["posterior"] = run.parts.whole(kept, keep=folder.writes)
     if folder.writes:
+        checkpoint.save(folder.checkpoints / f"{name}.pt", content)
+
+
+def save_recomputed(
+    run: Run, folder: RunFolder, name: str, state_dict: dict[str, Tensor], refreshed: Refreshed
+) -> None:
+    """Write <name>.pt, such as last_bn.pt: raw weights with recomputed statistics."""
+    run.bench.world.require_equal(state_dict, what=f"the weights of {name}")
+    if folder.writes:
+        content = {"recipe": recipe_values(run), "input": run.bench.input}
+        content |= checkpoint.raw_content(name, state_dict, step=refreshed.step) | refreshed.about
         checkpoint.save(folder.checkpoints / f"{name}.pt", content)
 
 

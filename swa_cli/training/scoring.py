@@ -1,23 +1,31 @@
 """What a run scores: the raw weights and its averages on validation images, and all of them at the end.
 
+At the end the raw weights are scored with recomputed BatchNorm statistics too: `comparison.py` says why.
+
 Scores only read: averages are put into a copy of the network, and no random number is drawn.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import shlex
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from swa_cli.averaging.layers import has_batchnorm
+from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.report.measures import Measures
 from swa_cli.report.plots import curves
-from swa_cli.training import checkpoint, evaluate, faults, saving
+from swa_cli.training import checkpoint, comparison, evaluate, faults, saving
+from swa_cli.training.comparison import RAW
 from swa_cli.training.files import write_atomic
 from swa_cli.training.hardware import release_memory
 from swa_cli.training.run_folder import RunFolder
-from swa_cli.training.setup import Refreshed, Run
+from swa_cli.training.setup import Refreshed, Run, Worker
 from swa_cli.training.tasks import SampleScores, Task
 
 
@@ -27,11 +35,15 @@ def validate(run: Run) -> dict[str, Any]:
     measures, row = bench.task.measures, dict[str, Any]()
     is_last = run.epoch == plan.epochs or run.stopped is not None
     has_val = bench.source.val is not None
-    row |= _columns("val", measures, _score(run, _raw_model(run), "val", task=bench.task) if has_val else None)
+    run.validated.clear()
+    if has_val:
+        run.validated[RAW] = _score(run, _raw_model(run), RAW, "val", task=bench.task)
     for name, average in run.averages.items():
-        is_due = has_val and average.count and (run.epoch in plan.score_epochs or is_last)
-        scores = _score(run, _averaged_model(run, name), "val", task=bench.task) if is_due else None
-        row |= {**_columns(f"{name}_val", measures, scores), f"{name}_count": average.count}
+        if has_val and average.count and (run.epoch in plan.score_epochs or is_last):
+            run.validated[name] = _score(run, _averaged_model(run, name), name, "val", task=bench.task)
+    row |= _columns("val", measures, run.validated.get(RAW))
+    for name, average in run.averages.items():
+        row |= {**_columns(f"{name}_val", measures, run.validated.get(name)), f"{name}_count": average.count}
     return row
 
 
@@ -41,52 +53,140 @@ def _columns(prefix: str, measures: Measures, scores: SampleScores | None) -> di
     return {name: None if scores is None else scores.measure(key).value for name, key in names.items()}
 
 
+@dataclass
+class _Board:
+    """The weight sets that were scored at the end, in the order of the table."""
+
+    samples: dict[str, SampleScores] = field(default_factory=dict)  # of the split of the final scores
+    val: dict[str, SampleScores] = field(default_factory=dict)  # of the validation split, if there is one
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    judged: dict[str, str | None] = field(default_factory=dict)  # average to why it gets no verdict, if it gets none
+
+
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
-    """Ship every average, score every weight set on the same samples, tell."""
-    bench, terminal = run.bench, run.bench.terminal
+    """Ship every average, score every weight set on the same samples, judge the averages, tell."""
+    bench, board = run.bench, _Board()
     split = bench.scoring_split()
-    samples = {"last": _score(run, _raw_model(run), split, task=bench.final_task)}
-    details: dict[str, dict[str, Any]] = {"last": {"count": None, "batchnorm": checkpoint.raw_batchnorm(run.model)}}
-    held = {name: average for name, average in run.averages.items() if average.count}
-    for name in run.averages.keys() - held.keys():
-        terminal.warning(f"{name} holds nothing: the run ended before its first weights")
-    for worker in run.workers:
-        samples[worker.name] = _score(
-            run, run.parts.network(run.model, worker.state_dict), split, task=bench.final_task
-        )
-        details[worker.name] = {**details["last"], "worker": worker.number}
-    for name, average in held.items():
+    raw = _score_raw(run, folder, board, split)
+    losses = {name: board.val[name].measure(bench.task.measures.loss_key).value for name in board.val}
+    against = comparison.reference(list(raw), losses)
+    for name, average in run.averages.items():
+        if not average.count:
+            bench.terminal.warning(f"{name} holds nothing: the run ended before its first weights")
+            continue
         model = _averaged_model(run, name)
-        samples[name] = _score(run, model, split, task=bench.final_task)
-        refreshed = run.refreshed[name]
-        details[name] = {"count": average.count, "batchnorm": refreshed.batchnorm}
-        saving.save_average(run, folder, name, model.state_dict())
+        _add(run, board, name, model, split, count=average.count, batchnorm=run.refreshed[name].batchnorm)
+        weights = model.state_dict()
+        names = list(read_tensors(model).weights)
+        reason = comparison.unjudged(name, count=average.count, weights=weights, raw=raw[against], names=names)
+        board.judged[name] = reason
+        saving.save_average(run, folder, name, weights)
+    rows = comparison.table(board.samples, reference=against, judged=board.judged)
+    val = {name: evaluate.summarize(scores) for name, scores in board.val.items()}
+    result = _result(run, folder, {name: {**row, **board.details[name]} for name, row in rows.items()}, split)
+    for name, row in result["weights"].items():
+        row["val"] = val.get(name)
+    result |= {"reference": against}
+    _draw(run, folder, result["weights"])
+    folder.write_json("result.json", result)
+    _tell(run, folder, result)
+    return result
+
+
+def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[str, Mapping[str, Tensor]]:
+    """Score the raw weights, as they are and with BatchNorm recomputed as for an average.
+
+    Returns:
+        What averages may be judged against, and the weights of each. Those of a SWAP run are its workers, which are
+        what its average is the mean of; `last` is the end of its common phase.
+    """
+    raw: dict[str, Mapping[str, Tensor]] = {}
+    sets: list[tuple[str, Worker | None]] = [(RAW, None), *((worker.name, worker) for worker in run.workers)]
+    for name, worker in sets:
+        model = _raw_model(run) if worker is None else run.parts.network(run.model, worker.state_dict)
+        known = {"count": None} | ({} if worker is None else {"worker": worker.number})
+        is_judge = worker is not None or not run.workers
+        _add(run, board, name, model, split, batchnorm=checkpoint.raw_batchnorm(model), **known)
+        if is_judge:
+            raw[name] = model.state_dict()
+        if not has_batchnorm(model):
+            continue
+        twin = comparison.recomputed(name)
+        refreshed = _refresh(run, model, name=twin, step=run.step if worker is None else worker.step)
+        _add(run, board, twin, model, split, batchnorm=refreshed.batchnorm, **known)
+        if is_judge:
+            raw[twin] = raw[name]
+        saving.save_recomputed(run, folder, twin, model.state_dict(), refreshed)
+    return raw
+
+
+def _add(run: Run, board: _Board, name: str, model: nn.Module, split: str, **details: Any) -> None:
+    """Score a weight set on the split of the final scores, and on validation images."""
+    bench, task = run.bench, run.bench.final_task
+    board.samples[name] = scores = _score(run, model, name, split, task=task)
+    if bench.source.val is not None:
+        known = run.validated.get(name) if task.tta == "none" else None
+        if known is None:
+            known = scores if split == "val" else _score(run, model, name, "val", task=task)
+        board.val[name] = known
+    board.details[name] = details
+
+
+def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], split: str) -> dict[str, Any]:
+    """What `--json` prints and result.json holds."""
+    bench = run.bench
     rows = itertools.chain(run.history, *(worker.history for worker in run.workers))
-    weights = {name: {**row, **details[name]} for name, row in evaluate.table(samples).items()}
-    shipped = folder.checkpoints / f"{next(iter(held), 'last')}.pt"
-    result = {
+    held = [name for name, average in run.averages.items() if average.count]
+    return {
         "command": "train",
-        "checkpoint": str(shipped.resolve()),
+        "checkpoint": str((folder.checkpoints / f"{next(iter(held), RAW)}.pt").resolve()),
         "run": str(folder.path.resolve()),
         "split": split,
-        "samples": len(samples["last"]),
+        "samples": len(bench.split(split)),
         "weights": weights,
         "seconds": round(sum(row["seconds"] for row in rows), 3),
         "device": str(bench.hardware.device),
         "precision": bench.hardware.precision,
-        "tta": bench.recipe.train.tta,
+        "eval_precision": bench.recipe.eval.precision,
+        "tta": bench.recipe.eval.tta,
         "stopped": run.stopped,
     }
-    _draw(run, folder, weights)
-    folder.write_json("result.json", result)
-    terminal.summary(
-        weights, split=split, samples=result["samples"], tta=bench.recipe.train.tta, measures=bench.task.measures
-    )
-    for name, average in held.items():
+
+
+def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
+    """The table and the verdict, what to ship, and what to do next."""
+    terminal, measures, tta = run.bench.terminal, run.bench.task.measures, run.bench.recipe.eval.tta
+    weights = result["weights"]
+    terminal.summary(weights, split=result["split"], samples=result["samples"], tta=tta, measures=measures)
+    for name, average in run.averages.items():
         if average.kind == "swag" and average.count > 1:
             shipped = folder.checkpoints / f"{name}.pt"
             terminal.note(f"{name} is scored by its mean; `swa eval {shipped} --draws 30` scores weights around it")
-    return result
+    name, why = _best(run, weights)
+    path = folder.shown
+    terminal.facts(
+        "",
+        [
+            ("run", str(path)),
+            ("ship", f"{path / 'checkpoints' / f'{name}.pt'} ({why})"),
+            ("next", f"swa report {shlex.quote(str(path))} -o report.html"),
+        ],
+    )
+
+
+def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """Which file to ship, and why: that of the lowest validation loss, or else the first average."""
+    measures = run.bench.task.measures
+    held = [name for name, average in run.averages.items() if average.count]
+    losses = {
+        name: weights[name]["val"][measures.loss_key]
+        for name in (RAW, comparison.recomputed(RAW), *held)
+        if name in weights and weights[name]["val"] is not None
+    }
+    known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    if known:
+        return min(known, key=lambda name: known[name]), "best on validation"
+    return next(iter(held), RAW), "no validation split to choose on"
 
 
 def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]]) -> None:
@@ -127,23 +227,28 @@ def _averaged_model(run: Run, name: str) -> nn.Module:
     if known is not None and known.step == average.steps[-1]:
         model.load_state_dict(known.statistics, strict=False)
         return model
+    run.refreshed[name] = _refresh(run, model, name=name, step=average.steps[-1])
+    return model
+
+
+def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
+    """Recompute the BatchNorm statistics in a network, and say how."""
     with faults.memory("train.batch_size", run.bench.recipe.train.batch_size):
         update = run.bench.refresh_batchnorm(model, name=name, check=run.interrupt.check)
-    run.refreshed[name] = Refreshed(
-        average.steps[-1],
+    return Refreshed(
+        step,
         {key: value.clone() for key, value in model.named_buffers()},
         "none" if update is None else "recomputed",
         None if update is None else update.method,
         0 if update is None else update.num_samples,
     )
-    return model
 
 
-def _score(run: Run, model: nn.Module, split: str, *, task: Task) -> SampleScores:
+def _score(run: Run, model: nn.Module, name: str, split: str, *, task: Task) -> SampleScores:
     bench, share = run.bench, run.bench.share(run.bench.plain_batches(split))
     with (
-        bench.terminal.progress(f"scoring {split}", share.rounds) as bar,
-        faults.memory("train.eval_batch_size", bench.recipe.train.eval_batch_size),
+        bench.terminal.progress(f"scoring {name} on {split}", share.rounds) as bar,
+        faults.memory("eval.batch_size", bench.recipe.eval.batch_size),
     ):
 
         def advance() -> None:
@@ -155,5 +260,5 @@ def _score(run: Run, model: nn.Module, split: str, *, task: Task) -> SampleScore
             return share.gathered(own)
 
         return evaluate.score(
-            model, share.batches, task=task, hardware=bench.hardware, advance=advance, gathered=gathered
+            model, share.batches, task=task, hardware=bench.eval_hardware, advance=advance, gathered=gathered
         )

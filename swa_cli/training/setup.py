@@ -35,7 +35,7 @@ from swa_cli.training.interrupt import Interrupt
 from swa_cli.training.opening import open_bench
 from swa_cli.training.own_code import is_own_code
 from swa_cli.training.sharding import WHOLE, Parts, shard
-from swa_cli.training.tasks import Subject
+from swa_cli.training.tasks import SampleScores, Subject
 from swa_cli.training.writer import Writer
 
 
@@ -61,6 +61,7 @@ class Run:
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None  # max_time | patience: what ended the run before its last epoch
     refreshed: dict[str, Refreshed] = field(default_factory=dict)
+    validated: dict[str, SampleScores] = field(default_factory=dict)  # weight sets as the last epoch left them
     workers: tuple[Worker, ...] = ()  # of a SWAP run at its end
     clock: float = field(default_factory=time.monotonic)  # when the present epoch began
     saved_at: float = field(default_factory=time.monotonic)
@@ -99,13 +100,18 @@ class Worker:
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What was recomputed for an average as it was after `step` updates, so that it can be scored and shipped."""
+    """What was recomputed for a weight set as it was after `step` updates, so that it can be scored and shipped."""
 
     step: int
-    statistics: dict[str, Tensor]  # the buffers; the weights are those of the average
+    statistics: dict[str, Tensor]  # the buffers; the weights are those of the set
     batchnorm: str
     method: str | None
     num_samples: int
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What its file says of the statistics."""
+        return {"batchnorm": self.batchnorm, "batchnorm_method": self.method, "samples": self.num_samples}
 
 
 def prepare(

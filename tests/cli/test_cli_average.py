@@ -220,7 +220,7 @@ def samples_of(path: str) -> Any:
 
 def test_search_says_what_it_tried(swa, run: Path) -> None:
     """stdout: a line a window, with accuracy and NLL, and the number of passes; the picture where it was asked for."""
-    ended = swa("average", run, "--search", "-o", "best.pt", "--plot", "windows.png", "train.eval_batch_size=100")
+    ended = swa("average", run, "--search", "-o", "best.pt", "--plot", "windows.png", "eval.batch_size=100")
     assert ended.code == 0, ended.err
     lines = ended.out.splitlines()
     assert "BatchNorm passes" in lines[0]

@@ -58,7 +58,7 @@ def stand_in(folder: Path, *, classes: int, train: int) -> list[str]:
             for index in range(number):
                 path = folder / "stand-in" / split / f"c{label:02d}" / f"{index}.png"
                 save_image(torch.rand(3, 32, 32, generator=generator), path)
-    return ["dataset.name=image_folder", "dataset.root=stand-in", "train.batch_size=4", "train.eval_batch_size=4"]
+    return ["dataset.name=image_folder", "dataset.root=stand-in", "train.batch_size=4", "eval.batch_size=4"]
 
 
 def test_dry_run_of_snapshot_ensembles_shows_six_cycles(swa, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ model: {name: convnet, args: {width: 4, dropout: 0.3}}
 dataset: {name: digits, val: 0, augment: {crop: 1}}
 optimizer: {lr: 0.1}
 swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
-train: {epochs: 2, batch_size: 256, eval_batch_size: 512, threads: 1, precision: fp32}
+train: {epochs: 2, batch_size: 256, threads: 1, precision: fp32}
 """
 
 

@@ -151,7 +151,7 @@ def test_streamed_images_go_on_inside_an_epoch(swa, long: Path, tmp_path: Path, 
 @pytest.mark.parametrize("at", [1, 3, 8])
 def test_stopped_while_scoring(swa, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
     """A signal in a validation, in a BatchNorm pass and in the final scores, against the run to the end."""
-    words = ["dataset.val=200", "train.eval_batch_size=100"]
+    words = ["dataset.val=200", "eval.batch_size=100"]
     assert swa("train", long, "-q", *words).code == 0
     score, calls = scoring._score, []
 

@@ -44,7 +44,8 @@ dataset: {name: digits, augment: {crop: 1, flip: true}}
 optimizer: {lr: 0.05}
 swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
 averages: {ema: {kind: ema, decay: 0.9, every: 1step}}
-train: {epochs: 2, batch_size: 50, eval_batch_size: 100, threads: 1, precision: fp32}
+train: {epochs: 2, batch_size: 50, threads: 1, precision: fp32}
+eval: {batch_size: 100}
 """
 NORMED = PLAIN.replace('"network:Plain"', "convnet, args: {width: 4, dropout: 0.2}").replace("50,", "64,")
 PARTS = """\
@@ -93,8 +94,9 @@ averages:
   swag: {kind: swag, rank: 3, every: 5step, start: 20%}
 snapshots: {every: 1ep, cumulative: true}
 train:
-  {epochs: 2, batch_size: 25, accumulate: 2, eval_batch_size: 100, threads: 1, precision: fp32, tta: flip,
+  {epochs: 2, batch_size: 25, accumulate: 2, threads: 1, precision: fp32,
    stop: {patience: 9, metric: val_accuracy}}
+eval: {batch_size: 100, tta: flip}
 output: {tensorboard: true}
 """
 SCENES = """\
@@ -104,7 +106,8 @@ model: {name: "parts:Net"}
 dataset: {name: "parts:data", cache: ram, val: 10, augment: {crop: 1, flip: true}}
 optimizer: {lr: 0.1}
 swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
-train: {epochs: 2, batch_size: 5, eval_batch_size: 4, clip_norm: 1, threads: 1, precision: fp32}
+train: {epochs: 2, batch_size: 5, clip_norm: 1, threads: 1, precision: fp32}
+eval: {batch_size: 4}
 """
 
 

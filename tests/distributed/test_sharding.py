@@ -68,7 +68,8 @@ averages:
   late: {kind: latest, window: 3, every: 2step}
   swag: {kind: swag, rank: 3, every: 3step}
 snapshots: {every: 1ep, cumulative: true}
-train: {epochs: 2, batch_size: 51, eval_batch_size: 77, threads: 1, precision: fp32}
+train: {epochs: 2, batch_size: 51, threads: 1, precision: fp32}
+eval: {batch_size: 77}
 """
 CONV = """\
 name: run

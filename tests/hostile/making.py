@@ -17,7 +17,7 @@ dataset: {name: digits, val: 0}
 optimizer: {lr: 0.1}
 swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
 averages: {swag: {kind: swag, rank: 3, start: 1step, every: 1step}}
-train: {epochs: 2, batch_size: 256, eval_batch_size: 512, device: cpu, threads: 1, precision: fp32}
+train: {epochs: 2, batch_size: 256, device: cpu, threads: 1, precision: fp32}
 """
 ESC = "\x1b[31m"
 SECONDS = 300  # far more than any row takes, on a busy machine too: what takes longer hangs

@@ -123,6 +123,11 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "schedule": {"name": name, **{key: draw(SCHEDULE_VALUES[key]) for key in keys}},
         "averages": draw(st.dictionaries(st.sampled_from(["a", "b"]), st.sampled_from(AVERAGES), max_size=2)),
         "train": {"epochs": draw(st.integers(1, 10**6)), "threads": draw(st.sampled_from(["auto", 4]))},
+        "eval": {
+            "batch_size": draw(st.integers(1, 10**6)),
+            "precision": draw(st.sampled_from(["fp32", "bf16", "fp16"])),
+            "tta": draw(st.sampled_from(["none", "flip", "flip_translate"])),
+        },
     }
     if draw(st.booleans()):
         values["swa"] = {"start": draw(DURATIONS), "lr": draw(st.none() | RATES)}

@@ -90,6 +90,7 @@ def test_the_page_of_all_keys_is_valid(validator: Any) -> None:
         "schedule: {up: 1ep}",
         "schedule: {name: cyclic, up: 1ep}",
         "averages: {last: {kind: ema}}",
+        "averages: {last_bn: {kind: ema}}",
         "averages: {A: {kind: ema}}",
         "averages: {a: {kind: mean, decay: 0.9}}",
         "averages: {a: {kind: ema, decay: 1}}",
@@ -99,6 +100,12 @@ def test_the_page_of_all_keys_is_valid(validator: Any) -> None:
         "output: {save_every: 10 parsecs}",
         "output: {roots: x}",
         "trian: {epochs: 3}",
+        "eval: {precision: auto}",
+        "eval: {precision: fp8}",
+        "eval: {batch_size: 0}",
+        "eval: {tta: flop}",
+        "eval: {eval_batch_size: 512}",
+        "eval: bf16",
     ],
 )
 def test_mistakes_are_marked_where_the_loader_refuses(validator: Any, tmp_path: Path, lines: str) -> None:
@@ -118,6 +125,10 @@ def test_mistakes_are_marked_where_the_loader_refuses(validator: Any, tmp_path: 
         "snapshots: {every: 200step, keep: 3, start: .5ep}",
         "output: {save_every: 10min}",
         "task: my.own:task",
+        "eval: {batch_size: 64, precision: bf16, tta: flip_translate}",
+        "eval: {precision: fp16}",
+        "eval: {precision: fp32, tta: none}",
+        "eval: {}",
     ],
 )
 def test_ways_to_write_are_known(validator: Any, tmp_path: Path, lines: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from swa_cli.errors import Place, Problem, RecipeError, UserError
 from swa_cli.recipe.load import Loaded, dump, from_values, load
 
+RECIPES = Path(__file__).parents[2] / "recipes"
 SMALLEST = "model: {name: convnet}\ndataset: {name: digits}\noptimizer: {lr: 0.1}\ntrain: {epochs: 3}\n"
 VALUES: dict[str, Any] = {
     "model": {"name": "convnet"},
@@ -57,7 +58,6 @@ snapshots: {}
 train:
   epochs: 30
   batch_size: 128
-  eval_batch_size: 512
   accumulate: 1
   label_smoothing: 0.0
   clip_norm: 0.0
@@ -66,6 +66,10 @@ train:
   compile: false
   deterministic: false
   threads: auto
+eval:
+  batch_size: 512
+  precision: fp32
+  tta: none
 output:
   root: runs
   save_every: 1ep
@@ -76,6 +80,12 @@ def load_text(folder: Path, text: str | bytes, *overrides: str) -> Loaded:
     path = folder / "r.yaml"
     path.write_bytes(text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text)
     return load(path, overrides)
+
+
+def refused(path: Path | str, *overrides: str) -> RecipeError:
+    with pytest.raises(RecipeError) as caught:
+        load(path, overrides)
+    return caught.value
 
 
 def problems_of(folder: Path, text: str | bytes, *overrides: str) -> tuple[Problem, ...]:
@@ -154,6 +164,7 @@ def test_the_recipe_of_the_contract_loads(tmp_path: Path) -> None:
     assert recipe.swa.lr == 0.05
     assert recipe.snapshots is None
     assert (recipe.train.clip_norm, recipe.train.threads) == (0.0, "auto")
+    assert (recipe.eval.batch_size, recipe.eval.precision, recipe.eval.tta) == (512, "fp32", "none")
 
 
 def test_the_pitfalls_of_pyyaml(tmp_path: Path) -> None:
@@ -193,6 +204,11 @@ def test_files_of_other_editors(tmp_path: Path, text: str) -> None:
         ("model.args.depth=20", "model.args", {"depth": 20}),
         ("optimizer.no_decay=['*.bias', norm]", "optimizer.no_decay", ["*.bias", "norm"]),
         ("swa={}", "swa", None),
+        ("eval.precision=fp32", "eval.precision", "fp32"),
+        ("eval.precision=bf16", "eval.precision", "bf16"),
+        ("eval.precision=fp16", "eval.precision", "fp16"),
+        ("eval.batch_size=64", "eval.batch_size", 64),
+        ("eval.tta=flip", "eval.tta", "flip"),
     ],
 )
 def test_overrides(tmp_path: Path, override: str, key: str, value: object) -> None:
@@ -226,6 +242,16 @@ def test_later_overrides_win_and_mend(tmp_path: Path) -> None:
         ("model.args={a: 1, a: 2}", "model.args", "duplicate", "keep one"),
         ("swa.lr=no", "swa.lr", "`no` is not a number", "write digits"),
         ("swa.lr={a: 1}", "swa.lr", "takes a single value", "write one value"),
+        ("eval.precision=auto", "eval.precision", "not one of fp32, bf16, fp16", "choose one of them"),
+        ("train.tta=flip", "train.tta", "unknown key", "eval.tta"),
+        ("train.eval_batch_size=64", "train.eval_batch_size", "unknown key", "batch_size"),
+        ("swa=null", "swa", "not in the recipe", "leave the change out"),
+        ("swa.lr=null", "swa.lr", "not in the recipe", "leave the change out"),
+        ("train.epoch=null", "train.epoch", "not in the recipe", "leave the change out"),
+        ("seed.x=null", "seed.x", "not in the recipe", "leave the change out"),
+        ("train.epochs.x=~", "train.epochs.x", "not in the recipe", "leave the change out"),
+        ("=null", "", "is not a key", "optimizer.lr=0.1"),
+        ('swa="null"', "swa", "`swa` is a section", "{key: value}"),
     ],
 )
 def test_wrong_overrides(tmp_path: Path, override: str, key: str, message: str, hint: str) -> None:
@@ -235,6 +261,137 @@ def test_wrong_overrides(tmp_path: Path, override: str, key: str, message: str, 
     assert problem.key == key
     assert message in problem.message
     assert hint in problem.hint
+
+
+AVERAGED = """\
+model: {name: convnet, args: {width: 4, depth: 2}}
+dataset: {name: digits}
+optimizer: {lr: 0.1}
+swa: {start: 60%, lr: 0.05, batchnorm: {augment: false}}
+averages: {a: {kind: ema}, b: {kind: mean}}
+train: {epochs: 3}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["swa=null"], AVERAGED.replace("swa: {start: 60%, lr: 0.05, batchnorm: {augment: false}}\n", "")),
+        (["swa=~"], AVERAGED.replace("swa: {start: 60%, lr: 0.05, batchnorm: {augment: false}}\n", "")),
+        ([" swa = NULL "], AVERAGED.replace("swa: {start: 60%, lr: 0.05, batchnorm: {augment: false}}\n", "")),
+        (["swa.lr=null"], AVERAGED.replace(" lr: 0.05,", "")),
+        (["swa.batchnorm.augment=null"], AVERAGED.replace("augment: false", "")),
+        (["swa.batchnorm=null"], AVERAGED.replace(", batchnorm: {augment: false}", "")),
+        (["averages.a=null"], AVERAGED.replace("a: {kind: ema}, ", "")),
+        (["averages=null"], AVERAGED.replace("averages: {a: {kind: ema}, b: {kind: mean}}\n", "")),
+        (["model.args.depth=null"], AVERAGED.replace(", depth: 2", "")),
+        (["swa=null", "swa.start=50%"], AVERAGED.replace("60%, lr: 0.05, batchnorm: {augment: false}", "50%")),
+        (["swa.lr=0.5", "swa.lr=null"], AVERAGED.replace(" lr: 0.05,", "")),
+        (["train.batch_size=9", "train.batch_size=null"], AVERAGED),
+        (["swa=null", "averages=null"], SMALLEST.replace("convnet", "convnet, args: {width: 4, depth: 2}")),
+    ],
+)
+def test_null_removes_a_key_or_a_section(tmp_path: Path, words: list[str], text: str) -> None:
+    """KEY=null on the command line is held against the file in which the key never stood."""
+    assert text != AVERAGED or "batch_size" in words[0]
+    assert load_text(tmp_path, AVERAGED, *words).recipe == load_text(tmp_path, text).recipe
+
+
+def test_null_of_what_has_to_be_there_and_of_what_is_gone(tmp_path: Path) -> None:
+    """A required key removed, and a section removed twice, are held against one problem each and its place."""
+    (problem,) = problems_of(tmp_path, AVERAGED, "optimizer.lr=null")
+    assert problem.key == "optimizer.lr"
+    assert "missing" in problem.message
+    assert problem.place == Place(str(tmp_path / "r.yaml"), 3, 1, 9, "optimizer: {lr: 0.1}")
+    (problem,) = problems_of(tmp_path, AVERAGED, "swa=null", "swa=~")
+    assert (problem.key, problem.place) == ("swa", Place("command line: swa=~"))
+    (problem,) = problems_of(tmp_path, AVERAGED, "swa=null", "swa.lr=null")
+    assert (problem.key, problem.place) == ("swa.lr", Place("command line: swa.lr=null"))
+
+
+def test_null_takes_the_place_along(tmp_path: Path) -> None:
+    """A later problem of a removed key is held against its section's place, and that of its section against the file's.
+
+    And so is a key that is put back: it stands on the command line.
+    """
+    source, line = str(tmp_path / "r.yaml"), AVERAGED.splitlines()[3]
+    loaded = load_text(tmp_path, AVERAGED, "swa.lr=null")
+    (problem,) = loaded.locate([Problem("swa.lr", "m", "h")]).problems
+    assert problem.place == Place(source, 4, 1, 3, line)
+    loaded = load_text(tmp_path, AVERAGED, "swa=null")
+    problems = loaded.locate([Problem("swa.lr", "m", "h"), Problem("swa", "m", "h")]).problems
+    assert {problem.place for problem in problems} == {Place(source)}
+    loaded = load_text(tmp_path, AVERAGED, "swa=null", "swa.lr=0.5")
+    (problem,) = loaded.locate([Problem("swa.start", "m", "h")]).problems
+    assert problem.place == Place("command line: swa.lr=0.5")
+
+
+def test_null_is_only_for_keys_that_may_be_changed() -> None:
+    """A removal from a checkpoint's recipe is held against the patterns of what may be changed there."""
+    values = {**VALUES, "swa": {"lr": 0.5}, "dataset": {"name": "digits", "root": "/old"}}
+    loaded = from_values(values, ["dataset.root=null"], source="a.pt", allowed=["dataset.*"])
+    assert loaded.recipe.dataset.root == "data"
+    with pytest.raises(RecipeError) as caught:
+        from_values(values, ["swa=null"], source="a.pt", allowed=["dataset.*"])
+    (problem,) = caught.value.problems
+    assert (problem.key, problem.message) == ("swa", "cannot be changed here")
+
+
+SHIPPED = sorted(path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_recipe_goes_by_its_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name in a folder without recipes is held against the file in the repository, changes of it included."""
+    monkeypatch.chdir(tmp_path)
+    assert load(name).recipe == load(RECIPES / f"{name}.yaml").recipe
+    assert load(Path(name), ["seed=7"]).recipe.seed == 7
+    (problem,) = refused(name, "train.epoch=1").problems
+    assert problem.key == "train.epoch"
+
+
+def test_a_local_file_wins_over_a_shipped_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file with the very name of a shipped recipe is held against its own content."""
+    monkeypatch.chdir(tmp_path)
+    shipped = load("digits").recipe
+    (tmp_path / "digits").write_text(SMALLEST + "name: of-my-own\n")
+    loaded = load("digits")
+    assert (loaded.recipe.name, loaded.source) == ("of-my-own", "digits")
+    assert load(RECIPES / "digits.yaml").recipe == shipped
+    (tmp_path / "digits").unlink()
+    assert load("digits").recipe == shipped
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("digts", "digits"),
+        ("digitss", "digits"),
+        ("digits.yml", "digits"),
+        ("fashion-mnist", "fashion_mnist"),
+        ("cifar10_preresnet2", "cifar10_preresnet20"),
+        ("paper/cifar100_vgg61", "paper/cifar100_vgg16"),
+    ],
+)
+def test_a_misspelled_name_gets_a_hint(word: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is nearly that of a shipped recipe is held against that name; one that is not, against none."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        load(word)
+    assert caught.value.message == f"{word}: there is no such file"
+    assert meant in caught.value.hint.replace(",", " ").split()
+    with pytest.raises(UserError) as caught:
+        load("zzzzzzzz")
+    assert not any(name in caught.value.hint for name in SHIPPED)
+
+
+def test_a_recipe_at_hand_is_the_nearer_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A misspelled name between a local recipe and a shipped one is held against the local one."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits2.yaml").write_text(SMALLEST)
+    with pytest.raises(UserError) as caught:
+        load("digits3.yaml")
+    assert "digits2.yaml" in caught.value.hint
 
 
 def test_a_file_that_cannot_be_had(tmp_path: Path) -> None:
@@ -295,7 +452,7 @@ def test_a_written_recipe_is_as_a_person_would_write_it(tmp_path: Path) -> None:
     """The text is held against the schema's order, and against keys without a value or out of place."""
     text = dump(load_text(tmp_path, SMALLEST, "optimizer.weight_decay=5e-4", "averages.k.kind=latest").recipe)
     sections = [line.split(":")[0] for line in text.splitlines() if not line.startswith(" ")]
-    expected = ["seed", "task", "model", "dataset", "optimizer", "schedule", "averages", "train", "output"]
+    expected = ["seed", "task", "model", "dataset", "optimizer", "schedule", "averages", "train", "eval", "output"]
     assert sections == expected
     assert "weight_decay: 0.0005" in text
     assert "  save_every: 1ep" in text

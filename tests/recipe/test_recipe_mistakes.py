@@ -39,7 +39,9 @@ WRONG = [
     Wrong("swa_start: 75%", (5, 1, 9), "swa_start", "unknown key", "did you mean `swa.start`?"),
     Wrong("learning_rate: 1", (5, 1, 13), "learning_rate", "unknown key", "did you mean `optimizer.lr`?"),
     Wrong("weight_decay: 1", (5, 1, 12), "weight_decay", "unknown key", "`optimizer.weight_decay`?"),
-    Wrong("batch_size: 1", (5, 1, 10), "batch_size", "unknown key", "belongs to `train`: write train.batch_size"),
+    Wrong("batch_size: 1", (5, 1, 10), "batch_size", "unknown key", "write train.batch_size or eval.batch_size"),
+    Wrong("accumulate: 1", (5, 1, 10), "accumulate", "unknown key", "belongs to `train`: write train.accumulate"),
+    Wrong("tta: flip", (5, 1, 3), "tta", "unknown key", "belongs to `eval`: write eval.tta"),
     Wrong("lr: 1", (5, 1, 2), "lr", "unknown key", "write optimizer.lr or swa.lr"),
     Wrong("optimizer.lr: 1", (5, 1, 12), "optimizer.lr", "unknown key", "did you mean `optimizer.lr`?"),
     Wrong("epoch: 1", (5, 1, 5), "epoch", "unknown key", "`epochs` belongs to `train`: write train.epochs"),
@@ -164,6 +166,12 @@ WRONG = [
         "write [50%]",
     ),
     Wrong("schedule: {name: multistep, at: [50%, 3]}", (5, 39, 1), "schedule.at", "`3` has no unit", "75%, 23ep"),
+    Wrong("eval: {precision: auto}", (5, 19, 4), "eval.precision", "`auto` is not one of fp32, bf16", "choose"),
+    Wrong("eval: {precision: bf61}", (5, 19, 4), "eval.precision", "not one of fp32, bf16, fp16", "`bf16`?"),
+    Wrong("eval: {precision: 16}", (5, 19, 2), "eval.precision", "`16` is not one of fp32, bf16, fp16", "choose"),
+    Wrong("eval: {batch_size: 0}", (5, 20, 1), "eval.batch_size", "`0` is below 1", "write 1 or more"),
+    Wrong("eval: {tta: flop}", (5, 13, 4), "eval.tta", "`flop` is not one of none, flip", "`flip`?"),
+    Wrong("eval: fp32", (5, 7, 4), "eval", "`eval` is a section", "{key: value}"),
     # Keys that do not go together.
     Wrong(
         "schedule: {cycle: 3ep}",
@@ -189,6 +197,13 @@ WRONG = [
         "below 1",
     ),
     Wrong("averages: {swa: {kind: ema}}", (5, 12, 3), "averages.swa", "cannot name an average", "small letters"),
+    Wrong(
+        "averages: {last_bn: {kind: ema}}",
+        (5, 12, 7),
+        "averages.last_bn",
+        "cannot name an average",
+        "small letters",
+    ),
     # What YAML allows and a recipe does not.
     Wrong("seed: 1\nseed: 2", (6, 1, 4), "seed", "duplicate key, it is already in line 5", "keep one"),
     Wrong("seed: &s 1", (5, 7, 4), "seed", "anchors (`&s`) are not read", "remove it"),

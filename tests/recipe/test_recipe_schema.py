@@ -44,6 +44,7 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert smallest.swa.batchnorm.method == "pooled"
     assert smallest.snapshots is None
     assert (smallest.train.batch_size, smallest.train.precision) == (128, "auto")
+    assert (smallest.eval.batch_size, smallest.eval.precision, smallest.eval.tta) == (512, "fp32", "none")
 
 
 def test_plain_momentum_of_zero_takes_nesterov_away() -> None:

@@ -48,7 +48,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scores_of(**differences: float) -> dict[str, dict[str, Any]]:
-    """`last` at 91.6 % and 0.233, `swa` at the given differences from it."""
+    """`last` at 91.6 % and 0.233, `swa` at the given differences from it, which is its reference."""
     last: dict[str, Any] = {
         "accuracy": 0.916,
         "accuracy_se": 0.0028,
@@ -58,7 +58,7 @@ def scores_of(**differences: float) -> dict[str, dict[str, Any]]:
     }
     last |= {"ece": 0.021, "brier": 0.13, "count": None, "batchnorm": "recomputed"}
     swa = last | {"accuracy": 0.916 + differences["accuracy_diff"], "nll": 0.233 + differences["nll_diff"]}
-    return {"last": last, "swa": swa | {"count": 40} | differences}
+    return {"last": last, "swa": swa | {"count": 40, "reference": "last"} | differences}
 
 
 HELPED = scores_of(accuracy_diff=0.017, accuracy_diff_se=0.002, nll_diff=-0.043, nll_diff_se=0.003)
@@ -152,7 +152,7 @@ def test_an_ensemble_is_judged_in_its_own_word(capsys: pytest.CaptureFixture[str
     scores = {"last": HELPED["last"], "ensemble": {**HELPED["swa"], "count": None, "members": 6}}
     Terminal().summary(scores, split="test", samples=10_000)
     out = capsys.readouterr().out
-    assert "ensemble: ensembling helped" in out
+    assert "ensemble vs last: ensembling helped" in out
     row = next(line for line in out.splitlines() if line.startswith("ensemble "))
     assert row.split()[-2] == "6"
 
@@ -250,31 +250,31 @@ def test_json_keeps_stdout_free(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("accuracy", "nll", "words"),
     [
-        ((0.017, 0.002), (-0.043, 0.003), "averaging helped"),
-        ((0.001, 0.002), (-0.043, 0.003), "averaging helped"),
-        ((0.001, 0.002), (-0.001, 0.003), "no clear difference to last"),
-        ((0.004, 0.002), (-0.006, 0.003), "no clear difference to last"),  # exactly two standard errors
-        ((-0.017, 0.002), (0.001, 0.003), "averaging did not help"),
-        ((-0.001, 0.002), (0.043, 0.003), "averaging did not help"),
-        ((0.017, 0.002), (0.043, 0.003), "mixed result"),
-        ((0.0, 0.0), (0.0, 0.0), "no clear difference to last"),
-        ((0.017, 0.002), (float("nan"), float("nan")), "no comparison with last: the scores are not finite"),
+        ((0.017, 0.002), (-0.043, 0.003), "averaging helped ("),
+        ((0.001, 0.002), (-0.043, 0.003), "averaging helped ("),
+        ((0.001, 0.002), (-0.001, 0.003), "no clear difference ("),
+        ((0.004, 0.002), (-0.006, 0.003), "no clear difference ("),  # exactly two standard errors
+        ((-0.017, 0.002), (0.001, 0.003), "averaging did not help ("),
+        ((-0.001, 0.002), (0.043, 0.003), "averaging did not help ("),
+        ((0.017, 0.002), (0.043, 0.003), "mixed result ("),
+        ((0.0, 0.0), (0.0, 0.0), "no clear difference ("),
+        ((0.017, 0.002), (float("nan"), float("nan")), "no comparison: the scores are not finite"),
     ],
 )
 def test_the_verdict_is_plain(accuracy: tuple[float, float], nll: tuple[float, float], words: str) -> None:
     """The verdict against two paired standard errors on either side, in accuracy and in NLL."""
     scores = scores_of(accuracy_diff=accuracy[0], accuracy_diff_se=accuracy[1], nll_diff=nll[0], nll_diff_se=nll[1])
     (sentence,) = verdict(scores)
-    assert sentence.startswith(f"swa: {words}")
+    assert sentence.startswith(f"swa vs last: {words}")
 
 
 def test_the_verdict_gives_its_figures() -> None:
     """One whole sentence, against one written by hand."""
     assert verdict(HELPED) == [
-        "swa: averaging helped: accuracy 93.30 % against 91.60 % (+1.70 ± 0.20): better; "
-        "NLL 0.190 against 0.233 (−0.043 ± 0.003): better"
+        "swa vs last: averaging helped (accuracy +1.70 ± 0.20, better; NLL −0.043 ± 0.003, better)"
     ]
-    assert verdict({"swa": HELPED["swa"]}) == []
+    without_reference = {key: value for key, value in HELPED["swa"].items() if key != "reference"}
+    assert verdict({"last": HELPED["last"], "swa": without_reference}) == []
 
 
 def on_a_terminal(**environment: str) -> str:

@@ -40,7 +40,7 @@ def test_mean_of_views_is_airbenchs(kind: str, reference) -> None:
 def test_final_scores_have_the_views_and_rows_do_not(swa, recipe: Path, tmp_path: Path) -> None:
     """A run with and without tta: equal rows, other final scores, those of `swa eval` with the key changed."""
     plain = swa("train", recipe, "--json")
-    viewed = swa("train", recipe, "train.tta=flip", "--json")
+    viewed = swa("train", recipe, "eval.tta=flip", "--json")
     assert plain.code == viewed.code == 0, plain.err + viewed.err
     rows = [
         [line.rsplit(",", 1)[0] for line in (tmp_path / f"runs/small-00{n}/metrics.csv").read_text().splitlines()]
@@ -50,12 +50,12 @@ def test_final_scores_have_the_views_and_rows_do_not(swa, recipe: Path, tmp_path
     assert (plain.json["tta"], viewed.json["tta"]) == ("none", "flip")
     assert viewed.json["weights"]["swa"]["nll"] != plain.json["weights"]["swa"]["nll"]
     assert "360 samples, tta flip" in viewed.err
-    again = swa("eval", tmp_path / "runs/small-001/checkpoints/swa.pt", "train.tta=flip", "--json")
+    again = swa("eval", tmp_path / "runs/small-001/checkpoints/swa.pt", "eval.tta=flip", "--json")
     assert again.json["weights"]["swa"]["nll"] == viewed.json["weights"]["swa"]["nll"]
 
 
 def test_views_are_for_classes(swa, recipe: Path) -> None:
     """Regression has no views: refused at the key, before anything is run."""
-    ended = swa("train", recipe, "task=regression", "dataset.name=rotated_digits", "train.tta=flip")
+    ended = swa("train", recipe, "task=regression", "dataset.name=rotated_digits", "eval.tta=flip")
     assert ended.code == 2
-    assert "train.tta" in ended.err
+    assert "eval.tta" in ended.err

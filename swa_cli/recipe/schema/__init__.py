@@ -19,7 +19,7 @@ from swa_cli.recipe.schema.averages import AVERAGE_KEYS, Average, Swa, Swap, ave
 from swa_cli.recipe.schema.inputs import Augment, Dataset, Model
 from swa_cli.recipe.schema.misfits import STRICT
 from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Optimizer
-from swa_cli.recipe.schema.run import Output, Snapshots, Train
+from swa_cli.recipe.schema.run import Eval, Output, Snapshots, Train
 from swa_cli.recipe.schema.schedule import SCHEDULE_KEYS, WARMED_UP, Schedule, schedule_misfits
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "WARMED_UP",
     "Augment",
     "Average",
+    "Eval",
     "Optimizer",
     "Output",
     "Recipe",
@@ -63,6 +64,7 @@ class Recipe(BaseModel):
     swap: Swap | None = None
     snapshots: Snapshots | None = None
     train: Train
+    eval: Eval = Eval()
     output: Output = Output()
 
     @field_validator("snapshots", mode="before")

@@ -1,4 +1,4 @@
-"""Sections `train`, `snapshots` and `output`: how the run goes, and what it leaves."""
+"""Sections `train`, `eval`, `snapshots` and `output`: how the run goes, how it is scored, and what it leaves."""
 
 from __future__ import annotations
 
@@ -44,7 +44,6 @@ class Train(BaseModel):
         default=[], description="tensors that keep their fresh values instead, by name patterns such as head.*"
     )
     batch_size: Count = Field(default=128, description="samples of one forward pass")
-    eval_batch_size: Count = Field(default=512, description="samples of one forward pass without gradients")
     accumulate: Count = Field(default=1, description="batches whose gradients make one optimizer step")
     sync_batchnorm: Flag = Field(
         default=False, description="several processes: BatchNorm normalises the whole batch, on GPUs only"
@@ -53,9 +52,6 @@ class Train(BaseModel):
         default=False, description="several processes: parameters, gradients, optimizer and averages in parts over them"
     )
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
-    tta: Literal["none", "flip", "flip_translate"] = Field(
-        default="none", description="final scores by the mean logits of views of an image: mirrored, also moved a pixel"
-    )
     clip_norm: Number = Field(default=0.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         default="auto", description="auto: bf16 where the hardware computes in it natively and faster, else fp32"
@@ -70,6 +66,19 @@ class Train(BaseModel):
     threads: Threads = Field(default="auto", description="processor threads")
     max_time: TimeField | None = Field(default=None, description="the run ends after this time, such as 2h")
     stop: Stop | None = None
+
+
+class Eval(BaseModel):
+    """How weight sets are scored, during the run and after it."""
+
+    model_config = STRICT
+    batch_size: Count = Field(default=512, description="samples of one forward pass without gradients")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of the forward pass; fp32: the scores that the shipped weights have in plain torch"
+    )
+    tta: Literal["none", "flip", "flip_translate"] = Field(
+        default="none", description="final scores by the mean logits of views of an image: mirrored, also moved a pixel"
+    )
 
 
 class Snapshots(BaseModel):

@@ -150,8 +150,8 @@ def _scores(runs: Sequence[RunOnPage]) -> str:
     for run in runs:
         for name, values in run.weights.items():
             rows.append(_row([*([run.title] if several else []), name], values, shown))
-            if is_compared(name, values, measures):
-                label = [*([""] if several else []), f"{MINUS} last"]
+            if is_compared(values, measures):
+                label = [*([""] if several else []), f"{MINUS} {values['reference']}"]
                 rows.append(_difference_row(label, values, shown, compared=measures.compared))
     caption = f"{runs[0].split}: {runs[0].samples:,} samples, ± one standard error; differences are paired"
     return _table(heads, rows, caption=caption)

@@ -71,8 +71,13 @@ def sheet(target: Target, *, size: tuple[float, float], title: str, form: str = 
 
 
 def look(name: str, averages: Sequence[str]) -> dict[str, Any]:
-    """How a weight set is drawn: each average in its own way, the raw weights as their validation line."""
-    return AVERAGES[averages.index(name) % len(AVERAGES)] if name in averages else VAL
+    """How a weight set is drawn: each average in its own way, the raw weights as their validation line.
+
+    With recomputed statistics, as `last_bn`, they have a marker of their own.
+    """
+    if name in averages:
+        return AVERAGES[averages.index(name) % len(AVERAGES)]
+    return {**VAL, "marker": "D"} if name.endswith("_bn") else VAL
 
 
 def tidy(axes: Axes, *, grid: bool = True) -> None:

@@ -28,6 +28,7 @@ def draw(
     title: str,
     steps_per_epoch: int,
     chosen: str = "chosen",
+    reference: tuple[str, Row] | None = None,
     measures: Measures = CLASSIFICATION,
     form: str = "png",
 ) -> None:
@@ -39,6 +40,7 @@ def draw(
         title: What it says on top.
         steps_per_epoch: Updates in an epoch.
         chosen: What the chosen one is called.
+        reference: The raw weights that averages are judged against: their name, and their scores on the same images.
         measures: Which scores these are.
         form: png or svg.
     """
@@ -46,6 +48,9 @@ def draw(
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, measure in ((upper, measures.loss), (lower, measures.own)):
             _draw(axes, rows, measure=measure, steps_per_epoch=steps_per_epoch, chosen=chosen)
+            if reference is not None and style.is_number(reference[1].get(measure.key)):
+                level = style.scale(measure) * reference[1][measure.key]
+                axes.axhline(level, color=style.VAL["color"], linestyle=":", label=f"{reference[0]}, the reference")
             axes.set_ylabel(style.axis_title(measure))
         lower.set_xlabel("start of the window (epochs done)")
         style.legend(upper)

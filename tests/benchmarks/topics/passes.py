@@ -49,7 +49,7 @@ def _contestants(bench: Bench, precision: str) -> dict[str, Any]:
     """What is timed; the first round warms it up."""
     split, recipe = bench.source.train, bench.recipe
     train = ready_batches(split.images, split.labels)
-    test = ready_batches(*data.arrays(0, len(split))["test"], batch_size=recipe.train.eval_batch_size)
+    test = ready_batches(*data.arrays(0, len(split))["test"], batch_size=recipe.eval.batch_size)
     models = {name: bench.build_model() for name in ("ours", "train", "torch", "eval")}
     models["train"].train()
     models["eval"].eval()

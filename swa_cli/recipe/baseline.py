@@ -1,0 +1,65 @@
+"""The baseline of a recipe: the run that one would do without averaging.
+
+The same model, data, optimizer, seed and epochs, no averaging sections, and a rate that decays over the whole run: an
+average has to beat this one, for the same cost. A schedule that was made for averaging, constant or in cycles, gives
+way to the cosine from its highest rate to its lowest one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from swa_cli.recipe.schedule import chart
+from swa_cli.recipe.schema import Recipe, Schedule
+
+BASELINE = "baseline"
+TO_COSINE = ("constant", "cosine_restarts", "cyclic")  # they do not end at the bottom of one decay
+OWN_DECAY = ("cosine", "linear", "multistep", "one_cycle", "swa_paper")
+
+
+def baseline_of(recipe: Recipe) -> Recipe:
+    """The recipe of the baseline; one that has no averages, and decays over the whole run, is its own.
+
+    Its raw weights are refreshed by the default BatchNorm pass: without averages a recipe has no other.
+    """
+    schedule, lr = _schedule(recipe)
+    train = recipe.train
+    if train.stop is not None:
+        metric = train.stop.metric
+        for name in recipe.all_averages:  # what is watched on an average is watched on the raw weights
+            if metric.startswith(f"{name}_val_"):
+                metric = metric.removeprefix(f"{name}_")
+                break
+        train = train.model_copy(update={"stop": train.stop.model_copy(update={"metric": metric})})
+    changes: dict[str, Any] = {
+        "name": f"{recipe.title}-baseline",
+        "optimizer": recipe.optimizer.model_copy(update={"lr": lr}),
+        "schedule": schedule,
+        "swa": None,
+        "averages": {},
+        "swap": None,
+        "snapshots": None,
+        "train": train,
+    }
+    return recipe.model_copy(update=changes)
+
+
+def describe_baseline(recipe: Recipe) -> str:
+    """A recipe that `baseline_of` made, in words: `no averaging, cosine from 0.1 to 0 over all 20 epochs`."""
+    schedule, lr = recipe.schedule, recipe.optimizer.lr
+    highest = lr if schedule.max_lr is None else schedule.max_lr
+    final = chart(recipe, steps_per_epoch=1).final_lr  # where a decay leads does not depend on its steps
+    if schedule.name == "multistep":
+        final = lr * (0.1 if schedule.factor is None else schedule.factor) ** len(schedule.at or ())
+    return f"no averaging, {schedule.name} from {highest:g} to {final:.3g} over all {recipe.train.epochs} epochs"
+
+
+def _schedule(recipe: Recipe) -> tuple[Schedule, float]:
+    """The schedule of the baseline, and the rate that it begins at."""
+    schedule, lr = recipe.schedule, recipe.optimizer.lr
+    if schedule.name in TO_COSINE:
+        peak = schedule.max_lr if schedule.name == "cyclic" and schedule.max_lr is not None else lr
+        final_lr = schedule.base_lr if schedule.name == "cyclic" else schedule.final_lr
+        return Schedule(name="cosine", warmup=schedule.warmup, final_lr=final_lr), peak
+    assert schedule.name in OWN_DECAY, "every schedule is in one of the two tables"
+    return schedule.model_copy(update={"span": None}), lr
