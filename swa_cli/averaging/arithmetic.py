@@ -11,12 +11,21 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from swa_cli.averaging.settings import KINDS
 from swa_cli.averaging.tensors import float64_device, groups
+
+WIDTHS = {  # where a device has the type
+    "mean": torch.float64,  # in float32 the rounding of 300 updates already passes 1e-6
+    "swag": torch.float64,
+    "ema": torch.float32,
+    "latest": torch.float32,
+}
+assert WIDTHS.keys() == KINDS.keys(), f"no type: {WIDTHS.keys() ^ KINDS.keys()}"
 
 
 def accumulator_dtype(dtype: torch.dtype, *, kind: str, device: torch.device) -> torch.dtype:
-    """float64 for a mean: in float32 the rounding of 300 updates already passes 1e-6; float32 or better else."""
-    wide = torch.float64 if kind in ("mean", "swag") and float64_device(device) == device else torch.float32
+    """The type in which weights of a type are averaged on a device: that of `WIDTHS`, or a better one of their own."""
+    wide = WIDTHS[kind] if float64_device(device) == device else torch.float32
     return torch.promote_types(dtype, wide)
 
 

@@ -9,7 +9,7 @@ n: weight sets averaged so far; k: how many `latest` holds now, whose stacks are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging import ema
 from swa_cli.averaging.arithmetic import accumulator_dtype, blend
-from swa_cli.averaging.settings import Settings
+from swa_cli.averaging.settings import KINDS, Settings
 from swa_cli.averaging.swag import Posterior, Spread
 from swa_cli.averaging.tensors import (
     Tensors,
@@ -225,7 +225,7 @@ class WeightAverage:
             target, is_fresh = self._slots[self._num_taken % self.window], True
         else:
             target, is_fresh = self._weights, False
-        blend(target, present.weights, share=1 if is_fresh else self._share())
+        blend(target, present.weights, share=1 if is_fresh else _SHARES[self.kind](self.settings, self.count))
         if self._spread is not None:
             self._spread.take(present.weights, mean=target, count=self.count + 1)
         self._buffers = {name: value.clone() for name, value in present.buffers.items()}
@@ -235,13 +235,6 @@ class WeightAverage:
         self.steps.append(step)
         if self.window is not None:
             del self.steps[: -self.window]
-
-    def _share(self) -> float:
-        """The weight of the next weight set in the average that includes it."""
-        decay, warmup, corrected = self.settings.decay, self.settings.warmup, self.settings.bias_correction
-        if decay is None:
-            return 1 / (self.count + 1)
-        return ema.share(self.count, decay=decay, warmup=bool(warmup), bias_correction=bool(corrected))
 
 
 @torch.no_grad()
@@ -262,6 +255,26 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
     require_finite(present.weights)
     for average in averages:
         average._take(present, step)
+
+
+def _equal_share(settings: Settings, count: int) -> float:
+    return 1 / (count + 1)
+
+
+def _ema_share(settings: Settings, count: int) -> float:
+    decay, warmup, corrected = settings.decay, settings.warmup, settings.bias_correction
+    assert decay is not None, "its settings were checked"
+    return ema.share(count, decay=decay, warmup=bool(warmup), bias_correction=bool(corrected))
+
+
+# The weight of the next weight set in the average that includes it, after `count` others.
+_SHARES: Mapping[str, Callable[[Settings, int], float]] = {
+    "mean": _equal_share,
+    "swag": _equal_share,
+    "ema": _ema_share,
+    "latest": lambda settings, count: 1.0,  # a weight set has its slot to itself
+}
+assert _SHARES.keys() == KINDS.keys(), f"no arithmetic: {_SHARES.keys() ^ KINDS.keys()}"
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

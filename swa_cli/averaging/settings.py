@@ -5,21 +5,19 @@ One idea: a setting has one owner. With another kind it is a mistake, never some
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from swa_cli.errors import UserError
 
-KINDS = ("mean", "ema", "latest", "swag")
-OWNERS = {
-    "decay": "ema",
-    "warmup": "ema",
-    "bias_correction": "ema",
-    "window": "latest",
-    "rank": "swag",
-    "diagonal": "swag",
+KINDS: Mapping[str, tuple[str, ...]] = {  # kind -> its own settings
+    "mean": (),
+    "ema": ("decay", "warmup", "bias_correction"),
+    "latest": ("window",),
+    "swag": ("rank", "diagonal"),
 }
+OWNERS = {key: kind for kind, keys in KINDS.items() for key in keys}
 MIN_RANK = 2  # deviations: their covariance is divided by one less
 
 
@@ -45,14 +43,9 @@ class Settings:
         for key, owner in OWNERS.items():
             if self.kind != owner and getattr(self, key) is not None:
                 raise self._misfit(key, hint=f"it goes with kind {owner}")
-        if self.kind == "ema" and not (self.decay is not None and 0 <= self.decay < 1):
-            raise self._misfit("decay", hint="ema takes a decay in [0, 1)")
-        if self.kind == "latest" and not (self.window is not None and self.window >= 1):
-            raise self._misfit("window", hint="latest takes a window >= 1")
-        if self.kind == "swag" and self.diagonal and self.rank is not None:
-            raise self._misfit("rank", hint="a diagonal swag keeps no deviations: leave rank out")
-        if self.kind == "swag" and not self.diagonal and not (self.rank is not None and self.rank >= MIN_RANK):
-            raise self._misfit("rank", hint=f"swag takes a rank >= {MIN_RANK}, or diagonal")
+        for key, is_fit, hint in _FITS[self.kind](self):
+            if not is_fit:
+                raise self._misfit(key, hint=hint)
 
     def given(self) -> dict[str, Any]:
         """The kind and its own settings."""
@@ -73,3 +66,31 @@ class Settings:
 
     def _misfit(self, key: str, *, hint: str) -> UserError:
         return UserError(f"{key}: {getattr(self, key)} does not fit kind {self.kind}", hint=hint)
+
+
+Fits = tuple[tuple[str, bool, str], ...]  # a setting, whether it can be that, and what to do if not
+
+
+def _ema_fits(ema: Settings) -> Fits:
+    return (("decay", ema.decay is not None and 0 <= ema.decay < 1, "ema takes a decay in [0, 1)"),)
+
+
+def _latest_fits(latest: Settings) -> Fits:
+    return (("window", latest.window is not None and latest.window >= 1, "latest takes a window >= 1"),)
+
+
+def _swag_fits(swag: Settings) -> Fits:
+    if swag.diagonal:
+        return (("rank", swag.rank is None, "a diagonal swag keeps no deviations: leave rank out"),)
+    is_fit = swag.rank is not None and swag.rank >= MIN_RANK
+    return (("rank", is_fit, f"swag takes a rank >= {MIN_RANK}, or diagonal"),)
+
+
+_FITS: Mapping[str, Callable[[Settings], Fits]] = {
+    "mean": lambda mean: (),
+    "ema": _ema_fits,
+    "latest": _latest_fits,
+    "swag": _swag_fits,
+}
+assert _FITS.keys() == KINDS.keys(), f"not checked: {_FITS.keys() ^ KINDS.keys()}"
+assert set(Settings.__dataclass_fields__) == {"kind", *OWNERS}, "a setting without an owner, or one without a field"

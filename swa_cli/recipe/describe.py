@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 
 from swa_cli.recipe.duration import Duration
 from swa_cli.recipe.plan import AveragePlan, Plan
-from swa_cli.recipe.schedule import LEADING_TO_SWA_LR, Course, chart, learning_rate
-from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.schedule import SCHEDULES, Course, chart, learning_rate, peak_lr
+from swa_cli.recipe.schema import AVERAGE_KINDS, SCHEDULE_KEYS, Recipe
 from swa_cli.recipe.series import Series, average_series, snapshot_series
 from swa_cli.recipe.wording import count_text, in_epochs, length_text
 
@@ -23,7 +24,7 @@ def describe_schedule(recipe: Recipe, plan: Plan) -> str:
     if course.warmup:
         begins_at = learning_rate(recipe, steps_per_epoch=plan.steps_per_epoch)(course.warmup)
         parts.append(f"warmup {length_text(course.warmup, plan.steps_per_epoch)} to {begins_at:g}")
-    parts.append(_shape_text(recipe, course))
+    parts.append(SCHEDULE_TEXTS[recipe.schedule.name](recipe, course))
     swa = recipe.swa
     if swa is not None and swa.lr is not None:
         if course.anneal:
@@ -48,7 +49,7 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
     lines = []
     for series, average in zip(average_series(recipe), plan.averages, strict=True):
         when = _when(series, average.steps, plan.steps_per_epoch)
-        what = _what(average, half_life=recipe.all_averages[average.name].half_life)
+        what = AVERAGE_TEXTS[average.kind](average, recipe.all_averages[average.name].half_life)
         lines.append(f"{average.name}: {what}, {when}; BatchNorm recomputed at the end")
     for series in snapshot_series(recipe):
         assert recipe.snapshots is not None
@@ -59,59 +60,10 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
     return lines
 
 
-def _what(average: AveragePlan, *, half_life: Duration | None) -> str:
-    """Of what an average is made, in the words of its kind."""
-    weights = count_text(len(average.steps), "weight")
-    match average.kind:
-        case "ema":
-            pace = f"EMA {average.decay}"
-            if half_life is not None:
-                pace = f"EMA of half-life {half_life} ({average.decay:.6g})"
-            warmup = ", warmed up" if average.warmup else ""
-            return pace + warmup + ("" if average.bias_correction else ", no bias correction")
-        case "latest":
-            return f"latest {average.window} of {weights}"
-        case "swag":
-            return f"SWAG of {weights}, {'diagonal' if average.diagonal else f'rank {average.rank}'}"
-    return weights
-
-
 def _arrives_at(rate: float, recipe: Recipe, course: Course) -> bool:
     """Whether the shape itself has come to `rate` at swa.start."""
-    leads_there = recipe.schedule.name in LEADING_TO_SWA_LR and course.end == course.start
+    leads_there = SCHEDULES[recipe.schedule.name].leads_to_swa_lr and course.end == course.start
     return leads_there and course.final_lr == rate
-
-
-def _shape_text(recipe: Recipe, course: Course) -> str:
-    schedule, lr = recipe.schedule, recipe.optimizer.lr
-    epoch = partial(in_epochs, steps_per_epoch=course.steps_per_epoch)
-    length = partial(length_text, steps_per_epoch=course.steps_per_epoch)
-    peak = lr if schedule.max_lr is None else schedule.max_lr
-    bounds = course.turns
-    match schedule.name:
-        case "cosine" | "linear":
-            return f"{schedule.name} to {course.final_lr:g} at epoch {epoch(course.end)}"
-        case "cosine_restarts":
-            growth = f", each {schedule.cycle_mult:g} x longer" if (schedule.cycle_mult or 1) > 1 else ""
-            first = length(bounds[1] - bounds[0])
-            return f"cosine cycles of {first} from {lr:g} to {course.final_lr:g}{growth}"
-        case "cyclic":
-            ways = ("down", "up") if schedule.begin == "max" else ("up", "down")
-            pieces = [length(right - left) for left, right in pairwise(bounds)]
-            paces = " and ".join(f"{piece} {way}" for piece, way in zip(pieces, ways, strict=False))
-            mode = "" if schedule.mode in (None, "triangular") else f", {schedule.mode}"
-            return f"cycles between {schedule.base_lr:g} and {peak:g}, {paces}{mode}"
-        case "multistep":
-            factor = 0.1 if schedule.factor is None else schedule.factor
-            drops = ", ".join(epoch(point) for point in course.drops)
-            return f"steps from {lr:g}, times {factor:g} at epoch {drops}"
-        case "one_cycle":
-            down = f"down to {course.final_lr:g} at epoch {epoch(course.end)}"
-            return f"one cycle from {lr:g} up to {peak:g} at epoch {epoch(course.peak)}, {down}"
-        case "swa_paper":
-            knee, foot = epoch(course.end / 2), epoch(course.end * Fraction(9, 10))
-            return f"{lr:g} to epoch {knee}, linear to {course.final_lr:g} at epoch {foot}"
-    return f"constant {lr:g}"
 
 
 def _when(series: Series, steps: tuple[int, ...], steps_per_epoch: int) -> str:
@@ -142,3 +94,96 @@ def _ends_of(epochs: list[int]) -> str:
     if epochs[1] == epochs[0] + 1:
         return f"ends of epochs {epochs[0]} to {epochs[-1]}"
     return f"ends of epochs {epochs[0]}, {epochs[1]}, ..., {epochs[-1]}"
+
+
+# Each schedule and each kind of average in words.
+
+
+def _constant_text(recipe: Recipe, course: Course) -> str:
+    return f"constant {recipe.optimizer.lr:g}"
+
+
+def _decay_text(recipe: Recipe, course: Course) -> str:
+    return f"{recipe.schedule.name} to {course.final_lr:g} at epoch {_epoch(course.end, course)}"
+
+
+def _restarts_text(recipe: Recipe, course: Course) -> str:
+    mult = recipe.schedule.cycle_mult or 1
+    growth = f", each {mult:g} x longer" if mult > 1 else ""
+    first = length_text(course.turns[1] - course.turns[0], course.steps_per_epoch)
+    return f"cosine cycles of {first} from {recipe.optimizer.lr:g} to {course.final_lr:g}{growth}"
+
+
+def _cyclic_text(recipe: Recipe, course: Course) -> str:
+    schedule, peak = recipe.schedule, peak_lr(recipe)
+    ways = ("down", "up") if schedule.begin == "max" else ("up", "down")
+    pieces = [length_text(right - left, course.steps_per_epoch) for left, right in pairwise(course.turns)]
+    paces = " and ".join(f"{piece} {way}" for piece, way in zip(pieces, ways, strict=False))
+    mode = "" if schedule.mode in (None, "triangular") else f", {schedule.mode}"
+    return f"cycles between {schedule.base_lr:g} and {peak:g}, {paces}{mode}"
+
+
+def _multistep_text(recipe: Recipe, course: Course) -> str:
+    factor = 0.1 if recipe.schedule.factor is None else recipe.schedule.factor
+    drops = ", ".join(_epoch(point, course) for point in course.drops)
+    return f"steps from {recipe.optimizer.lr:g}, times {factor:g} at epoch {drops}"
+
+
+def _one_cycle_text(recipe: Recipe, course: Course) -> str:
+    up = f"up to {peak_lr(recipe):g} at epoch {_epoch(course.peak, course)}"
+    return (
+        f"one cycle from {recipe.optimizer.lr:g} {up},"
+        f" down to {course.final_lr:g} at epoch {_epoch(course.end, course)}"
+    )
+
+
+def _paper_text(recipe: Recipe, course: Course) -> str:
+    knee, foot = _epoch(course.end / 2, course), _epoch(course.end * Fraction(9, 10), course)
+    return f"{recipe.optimizer.lr:g} to epoch {knee}, linear to {course.final_lr:g} at epoch {foot}"
+
+
+def _epoch(point: Fraction | int, course: Course) -> str:
+    return in_epochs(point, steps_per_epoch=course.steps_per_epoch)
+
+
+SCHEDULE_TEXTS: Mapping[str, Callable[[Recipe, Course], str]] = {
+    "constant": _constant_text,
+    "cosine": _decay_text,
+    "linear": _decay_text,
+    "cosine_restarts": _restarts_text,
+    "cyclic": _cyclic_text,
+    "multistep": _multistep_text,
+    "one_cycle": _one_cycle_text,
+    "swa_paper": _paper_text,
+}
+assert SCHEDULE_TEXTS.keys() == SCHEDULE_KEYS.keys(), f"no text: {SCHEDULE_TEXTS.keys() ^ SCHEDULE_KEYS.keys()}"
+
+
+def _mean_text(average: AveragePlan, half_life: Duration | None) -> str:
+    return count_text(len(average.steps), "weight")
+
+
+def _ema_text(average: AveragePlan, half_life: Duration | None) -> str:
+    pace = f"EMA {average.decay}"
+    if half_life is not None:
+        pace = f"EMA of half-life {half_life} ({average.decay:.6g})"
+    warmup = ", warmed up" if average.warmup else ""
+    return pace + warmup + ("" if average.bias_correction else ", no bias correction")
+
+
+def _latest_text(average: AveragePlan, half_life: Duration | None) -> str:
+    return f"latest {average.window} of {count_text(len(average.steps), 'weight')}"
+
+
+def _swag_text(average: AveragePlan, half_life: Duration | None) -> str:
+    kept = "diagonal" if average.diagonal else f"rank {average.rank}"
+    return f"SWAG of {count_text(len(average.steps), 'weight')}, {kept}"
+
+
+AVERAGE_TEXTS: Mapping[str, Callable[[AveragePlan, Duration | None], str]] = {
+    "mean": _mean_text,
+    "ema": _ema_text,
+    "latest": _latest_text,
+    "swag": _swag_text,
+}
+assert AVERAGE_TEXTS.keys() == AVERAGE_KINDS.keys(), f"no text: {AVERAGE_TEXTS.keys() ^ AVERAGE_KINDS.keys()}"

@@ -7,12 +7,11 @@ has one phase: all of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from swa_cli.errors import Problem
-from swa_cli.recipe.duration import Duration, round_half_up
+from swa_cli.recipe.duration import round_half_up
 from swa_cli.recipe.schema import Recipe, Swap
 
 COMMON_WEIGHTS = "checkpoints/last.pt"  # of the run folder: what its workers begin from
@@ -161,13 +160,6 @@ def _strangers(recipe: Recipe) -> list[Problem]:
     ]
     return found + [
         Problem(f"schedule.{key}", f"{length} is another time in the common phase than in a worker", "write % or ep")
-        for key, length in _lengths(recipe)
+        for key, length in recipe.schedule.lengths
         if length.unit == "step"
     ]
-
-
-def _lengths(recipe: Recipe) -> Sequence[tuple[str, Duration]]:
-    schedule = recipe.schedule
-    named = [(key, getattr(schedule, key)) for key in ("warmup", "cycle", "up", "down", "peak")]
-    named += [("at", point) for point in schedule.at or ()]
-    return [(key, length) for key, length in named if length is not None]

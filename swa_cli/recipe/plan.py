@@ -18,11 +18,13 @@ from swa_cli.recipe.decay import decay_of, half_life_problems
 from swa_cli.recipe.duration import Duration, TimeSpan
 from swa_cli.recipe.phase import Phase, phase_of, swap_problems, worker_of
 from swa_cli.recipe.schedule import Course, chart, learning_rate, schedule_problems
-from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.schema import AVERAGE_KINDS, Average, Recipe
 from swa_cli.recipe.series import Clock, Series, average_series, points, series_problems, snapshot_series
 from swa_cli.recipe.wording import count_text, length_text
 
-FEW_WEIGHTS = 5  # a mean of fewer is hardly flatter than its members
+# A mean of fewer weights is hardly flatter than its members; what an EMA or the latest ones lack is warned of apart.
+FEW_WEIGHTS = {"mean": 5, "swag": 5, "ema": 0, "latest": 0}
+assert FEW_WEIGHTS.keys() == AVERAGE_KINDS.keys(), f"no least number: {FEW_WEIGHTS.keys() ^ AVERAGE_KINDS.keys()}"
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,22 @@ class AveragePlan:
     """One average: `steps` are the points, in updates done, whose weights it takes."""
 
     name: str
+    steps: tuple[int, ...]
     kind: str
     decay: float | None
+    warmup: bool | None
+    bias_correction: bool | None
     window: int | None
-    steps: tuple[int, ...]
-    warmup: bool | None = None
-    bias_correction: bool | None = None
-    rank: int | None = None
-    diagonal: bool | None = None
+    rank: int | None
+    diagonal: bool | None
 
     @property
     def settings(self) -> dict[str, Any]:
         """The kind and what belongs to it, as `WeightAverage` takes them."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name not in ("name", "steps")}
+        return {key: getattr(self, key) for key in SETTINGS}
+
+
+SETTINGS = tuple(field.name for field in fields(AveragePlan) if field.name not in ("name", "steps"))
 
 
 @dataclass(frozen=True)
@@ -111,17 +116,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         raise RecipeError(problems)
 
     averages = tuple(
-        AveragePlan(
-            name,
-            average.kind,
-            decay_of(average, clock=clock),
-            average.window,
-            points(series, clock=clock),
-            warmup=average.warmup,
-            bias_correction=average.bias_correction,
-            rank=average.rank,
-            diagonal=average.diagonal,
-        )
+        AveragePlan(name=name, steps=points(series, clock=clock), **_settings(average, clock=clock))
         for series, (name, average) in zip(average_series(recipe), recipe.all_averages.items(), strict=True)
     )
     snapshots = [points(series, clock=clock) for series in snapshot_series(recipe)]
@@ -157,6 +152,11 @@ def _problems_without_swap(recipe: Recipe, *, num_train: int, columns: Sequence[
     return ()
 
 
+def _settings(average: Average, *, clock: Clock) -> dict[str, Any]:
+    """What `AveragePlan.settings` are: those of the recipe, whose half-life has become a decay."""
+    return {key: getattr(average, key) for key in SETTINGS} | {"decay": decay_of(average, clock=clock)}
+
+
 def _saves(recipe: Recipe, clock: Clock) -> frozenset[int]:
     """The points of `output.save_every`; a time has none, it is the trainer that looks at the clock."""
     every = recipe.output.save_every
@@ -184,7 +184,7 @@ def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Course)
     found, swa, lr = [], recipe.swa, recipe.optimizer.lr
     for series, average in zip(average_series(recipe), averages, strict=True):
         count = len(average.steps)
-        if average.kind in ("mean", "swag") and count < FEW_WEIGHTS:
+        if count < FEW_WEIGHTS[average.kind]:
             remedy = f"an earlier {series.key}.start or a shorter {series.key}.every takes more"
             found.append(f"{average.name} averages only {count_text(count, 'weight')}: {remedy}")
         if average.window is not None and average.window > count:

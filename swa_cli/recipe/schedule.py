@@ -2,6 +2,7 @@
 
 The one idea: `chart` turns a recipe into numbers, and `learning_rate` lays warmup, shape, anneal and the
 constant rate of swa.lr end to end. A length stays an exact fraction until it becomes a boundary in steps.
+What a schedule is beside its keys stands in `SCHEDULES`, at the end of the file.
 `step` counts optimizer updates from 0; a *point* (end of warmup, minimum of a cycle) counts updates done, so
 step `p` is the first one after point `p`.
 """
@@ -17,7 +18,7 @@ from itertools import accumulate, cycle, repeat
 
 from swa_cli.errors import Problem
 from swa_cli.recipe.duration import Duration, round_half_up
-from swa_cli.recipe.schema import WARMED_UP, Recipe
+from swa_cli.recipe.schema import SCHEDULE_KEYS, Recipe, Schedule
 from swa_cli.recipe.shapes import (
     ONE_CYCLE_END,
     cosine,
@@ -30,12 +31,13 @@ from swa_cli.recipe.shapes import (
 )
 from swa_cli.recipe.wording import in_epochs
 
-CYCLIC = ("cosine_restarts", "cyclic")
 DEFAULT_PEAK = Fraction(3, 10)  # of the cycle of one_cycle
-LEADING_TO_SWA_LR = ("cosine", "linear", "swa_paper")  # they end at swa.lr where that begins
+
+Rate = Callable[[int], float]  # of a step
+Exact = Callable[[Duration], Fraction]  # a length in steps, before rounding
 
 
-def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Callable[[int], float]:
+def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Rate:
     """The rate of every step of a run.
 
     In the first `w` steps of warmup the rate is `shape(w) * (s + 1) / w`. If swa.lr is given, the rate is
@@ -43,7 +45,7 @@ def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Callable[[int], fl
     their beginning; the last of them already has swa.lr, so no weight of a bridge enters the average.
     """
     course = chart(recipe, steps_per_epoch=steps_per_epoch)
-    shape = _shape(recipe, course)
+    shape = SCHEDULES[recipe.schedule.name].curve(recipe, course)
 
     def scheduled(step: int) -> float:
         if step < course.warmup:
@@ -89,6 +91,26 @@ class Course:
     minima: tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Cycles:
+    """How a schedule comes to its minimum again and again."""
+
+    keys: tuple[str, ...]  # the lengths that the cycles are made of; none may be shorter than a step
+    lengths: Callable[[Schedule, Exact], Iterable[Fraction]]  # of their straight or cosine pieces, without end
+    minima: Callable[[Schedule], slice]  # which of the bounds of the pieces are minima
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a schedule is beside its keys; nothing has a default, so that a new one has to say all of it."""
+
+    curve: Callable[[Recipe, Course], Rate]  # without warmup and without swa.lr
+    is_warmed_up: bool  # over an epoch by default; the others prescribe how they begin
+    leads_to_swa_lr: bool  # ends at swa.lr where that begins
+    final_lr: float  # where a decay leads by default, in parts of optimizer.lr
+    cycles: Cycles | None
+
+
 def chart(recipe: Recipe, *, steps_per_epoch: int) -> Course:
     """Fill in the durations and defaults of a recipe in which `schedule_problems` finds nothing.
 
@@ -97,9 +119,10 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> Course:
     schedule, swa, total = recipe.schedule, recipe.swa, recipe.train.epochs * steps_per_epoch
     exact = partial(Duration.exact_steps, steps_per_epoch=steps_per_epoch, total_steps=total)
     explicit_warmup = round_half_up(exact(schedule.warmup)) if schedule.warmup else 0
-    turns = _turns(recipe, explicit_warmup, total, exact)
-    lows = {"cosine_restarts": turns[1:], "cyclic": turns[1::2] if schedule.begin == "max" else turns[2::2]}
-    low_points = tuple(point for point in lows.get(schedule.name, ()) if point <= total)
+    kind = SCHEDULES[schedule.name]
+    turns = _turns(kind.cycles.lengths(schedule, exact), explicit_warmup, total) if kind.cycles else ()
+    lows = turns[kind.cycles.minima(schedule)] if kind.cycles else ()
+    low_points = tuple(point for point in lows if point <= total)
 
     start = point_of(swa.start, exact=exact, low_points=low_points, total=total) if swa else Fraction(total)
     holds = swa is not None and swa.lr is not None
@@ -108,7 +131,7 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> Course:
     drops = tuple(sorted(round_half_up(exact(point)) for point in schedule.at or ()))
     limit = _warmup_limit(end=end, drops=drops, shape_end=round_half_up(start) - anneal if holds else total)
     warmup = explicit_warmup
-    if schedule.warmup is None and schedule.name in WARMED_UP:
+    if schedule.warmup is None and kind.is_warmed_up:
         warmup = steps_per_epoch if steps_per_epoch < limit else max(0, limit // 10)
     return Course(
         steps_per_epoch=steps_per_epoch,
@@ -125,9 +148,7 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> Course:
     )
 
 
-def point_of(
-    start: Duration, *, exact: Callable[[Duration], Fraction], low_points: Sequence[int], total: int
-) -> Fraction:
+def point_of(start: Duration, *, exact: Exact, low_points: Sequence[int], total: int) -> Fraction:
     """A point of the run; `2cycle` is the second minimum, or the end of the run if it has fewer."""
     if start.unit != "cycle":
         return exact(start)
@@ -140,15 +161,13 @@ def schedule_problems(recipe: Recipe, *, steps_per_epoch: int) -> list[Problem]:
     """Every mistake in the sections `schedule` and `swa` that concerns the rate."""
     schedule, total = recipe.schedule, recipe.train.epochs * steps_per_epoch
     exact = partial(Duration.exact_steps, steps_per_epoch=steps_per_epoch, total_steps=total)
-    named = [(f"schedule.{key}", getattr(schedule, key)) for key in ("warmup", "cycle", "up", "down", "peak")]
-    named += [("schedule.at", point) for point in schedule.at or ()]
-    named += [("swa.anneal", recipe.swa.anneal)] if recipe.swa else []
-    lengths = [(key, length) for key, length in named if length is not None]
-    problems = cycle_problems(lengths)
+    cycles = SCHEDULES[schedule.name].cycles
+    lengths = [(f"schedule.{key}", length) for key, length in schedule.lengths]
+    problems = cycle_problems([*lengths, *([("swa.anneal", recipe.swa.anneal)] if recipe.swa else [])])
     problems += [
-        Problem(key, f"{length} is shorter than one step", "write a longer one, such as 2ep")
-        for key, length in lengths
-        if key in ("schedule.cycle", "schedule.up", "schedule.down")
+        Problem(f"schedule.{key}", f"{length} is shorter than one step", "write a longer one, such as 2ep")
+        for key, length in schedule.lengths
+        if cycles is not None and key in cycles.keys
         if length.unit != "cycle" and exact(length) < 1
     ]
     problems += _value_problems(recipe)
@@ -167,7 +186,7 @@ def cycle_problems(lengths: Iterable[tuple[str, Duration]]) -> list[Problem]:
 def _value_problems(recipe: Recipe) -> list[Problem]:
     """Mistakes that need no arithmetic of steps."""
     schedule, swa, lr = recipe.schedule, recipe.swa, recipe.optimizer.lr
-    base_lr, peak = schedule.base_lr or 0.0, lr if schedule.max_lr is None else schedule.max_lr
+    base_lr, peak = schedule.base_lr or 0.0, peak_lr(recipe)
     found = []
     if schedule.name == "cyclic" and base_lr > peak:
         message = f"{base_lr:g} is above the peak of the cycles, {peak:g}"
@@ -209,51 +228,8 @@ def _fit_problems(recipe: Recipe, course: Course) -> list[Problem]:
     return problems
 
 
-def _shape(recipe: Recipe, course: Course) -> Callable[[int], float]:
-    """The schedule's own rate as a function of the step, without warmup and without swa.lr."""
-    schedule, lr, final_lr = recipe.schedule, recipe.optimizer.lr, course.final_lr
-    peak = lr if schedule.max_lr is None else schedule.max_lr
-    end, warmup = round_half_up(course.end), course.warmup
-    if schedule.name in ("cosine", "linear"):
-        blend = cosine if schedule.name == "cosine" else linear
-        return lambda step: blend((step - warmup) / (end - warmup) if step < end else 1.0, first=lr, last=final_lr)
-    if schedule.name == "cosine_restarts":
-        return partial(cosine_restarts, boundaries=course.turns, lr=lr, final_lr=final_lr)
-    if schedule.name == "cyclic":
-        return partial(
-            cyclic,
-            turns=course.turns,
-            base_lr=schedule.base_lr or 0.0,
-            max_lr=peak,
-            begin=schedule.begin or "base",
-            mode=schedule.mode or "triangular",
-            gamma=1.0 if schedule.gamma is None else schedule.gamma,
-        )
-    if schedule.name == "multistep":
-        factor = 0.1 if schedule.factor is None else schedule.factor
-        return partial(multistep, drops=course.drops, lr=lr, factor=factor)
-    if schedule.name == "one_cycle":
-        return partial(one_cycle, steps=end, peak=float(course.peak), lr=lr, max_lr=peak)
-    if schedule.name == "swa_paper":
-        start = float(course.end / course.steps_per_epoch)
-        return lambda step: swa_paper(step // course.steps_per_epoch, start=start, lr=lr, final_lr=final_lr)
-    return lambda step: lr
-
-
-def _turns(recipe: Recipe, first: int, total: int, exact: Callable[[Duration], Fraction]) -> tuple[int, ...]:
+def _turns(lengths: Iterable[Fraction], first: int, total: int) -> tuple[int, ...]:
     """Where the pieces of the cycles meet: exact sums, each rounded up (Huang et al.: ceil(T/M))."""
-    schedule = recipe.schedule
-    lengths: Iterable[Fraction]
-    if schedule.name == "cosine_restarts":
-        assert schedule.cycle is not None, "the schema demands it"
-        growth = Fraction(str(schedule.cycle_mult or 1))  # 1.1 as 11/10
-        lengths = accumulate(repeat(growth), Fraction.__mul__, initial=exact(schedule.cycle))
-    elif schedule.name == "cyclic":
-        assert schedule.up is not None, "the schema demands it"
-        up, down = exact(schedule.up), exact(schedule.down or schedule.up)
-        lengths = cycle((down, up) if schedule.begin == "max" else (up, down))
-    else:
-        return ()
     turns = []
     for point in accumulate(lengths, initial=Fraction(first)):
         turns.append(math.ceil(point))
@@ -272,13 +248,102 @@ def _final_lr(recipe: Recipe) -> float:
     """Where a decay leads: final_lr, or swa.lr if it ends where that begins, or its shape's default."""
     if recipe.schedule.final_lr is not None:
         return recipe.schedule.final_lr
-    name, lr = recipe.schedule.name, recipe.optimizer.lr
+    kind = SCHEDULES[recipe.schedule.name]
     swa_lr = recipe.swa.lr if recipe.swa and _ends_at_start(recipe) else None
-    if name in LEADING_TO_SWA_LR and swa_lr is not None:
+    if kind.leads_to_swa_lr and swa_lr is not None:
         return swa_lr
-    return {"swa_paper": 0.01 * lr, "one_cycle": ONE_CYCLE_END * lr}.get(name, 0.0)
+    return kind.final_lr * recipe.optimizer.lr
 
 
 def _warmup_limit(*, end: Fraction, drops: Sequence[int], shape_end: int) -> int:
     """The step before which a warmup has to end: that of the first drop, the decay's end or the anneal."""
     return min(round_half_up(end), shape_end, *drops)
+
+
+# What each schedule is.
+
+
+def _constant(recipe: Recipe, course: Course) -> Rate:
+    return lambda step: recipe.optimizer.lr
+
+
+def _decay(recipe: Recipe, course: Course, *, blend: Callable[..., float]) -> Rate:
+    first, last, end, warmup = recipe.optimizer.lr, course.final_lr, round_half_up(course.end), course.warmup
+    return lambda step: blend((step - warmup) / (end - warmup) if step < end else 1.0, first=first, last=last)
+
+
+def _cosine_restarts(recipe: Recipe, course: Course) -> Rate:
+    return partial(cosine_restarts, boundaries=course.turns, lr=recipe.optimizer.lr, final_lr=course.final_lr)
+
+
+def _cosine_lengths(schedule: Schedule, exact: Exact) -> Iterable[Fraction]:
+    assert schedule.cycle is not None, "the schema demands it"
+    growth = Fraction(str(schedule.cycle_mult or 1))  # 1.1 as 11/10
+    return accumulate(repeat(growth), Fraction.__mul__, initial=exact(schedule.cycle))
+
+
+def _cyclic(recipe: Recipe, course: Course) -> Rate:
+    schedule = recipe.schedule
+    return partial(
+        cyclic,
+        turns=course.turns,
+        base_lr=schedule.base_lr or 0.0,
+        max_lr=peak_lr(recipe),
+        begin=schedule.begin or "base",
+        mode=schedule.mode or "triangular",
+        gamma=1.0 if schedule.gamma is None else schedule.gamma,
+    )
+
+
+def _cyclic_lengths(schedule: Schedule, exact: Exact) -> Iterable[Fraction]:
+    assert schedule.up is not None, "the schema demands it"
+    up, down = exact(schedule.up), exact(schedule.down or schedule.up)
+    return cycle((down, up) if schedule.begin == "max" else (up, down))
+
+
+def _multistep(recipe: Recipe, course: Course) -> Rate:
+    factor = 0.1 if recipe.schedule.factor is None else recipe.schedule.factor
+    return partial(multistep, drops=course.drops, lr=recipe.optimizer.lr, factor=factor)
+
+
+def _one_cycle(recipe: Recipe, course: Course) -> Rate:
+    steps, peak = round_half_up(course.end), float(course.peak)
+    return partial(one_cycle, steps=steps, peak=peak, lr=recipe.optimizer.lr, max_lr=peak_lr(recipe))
+
+
+def _swa_paper(recipe: Recipe, course: Course) -> Rate:
+    start, lr, final_lr = float(course.end / course.steps_per_epoch), recipe.optimizer.lr, course.final_lr
+    return lambda step: swa_paper(step // course.steps_per_epoch, start=start, lr=lr, final_lr=final_lr)
+
+
+def peak_lr(recipe: Recipe) -> float:
+    """The highest rate of cyclic and one_cycle."""
+    return recipe.optimizer.lr if recipe.schedule.max_lr is None else recipe.schedule.max_lr
+
+
+SCHEDULES = {
+    "constant": Kind(_constant, is_warmed_up=True, leads_to_swa_lr=False, final_lr=0.0, cycles=None),
+    "cosine": Kind(partial(_decay, blend=cosine), is_warmed_up=True, leads_to_swa_lr=True, final_lr=0.0, cycles=None),
+    "linear": Kind(partial(_decay, blend=linear), is_warmed_up=True, leads_to_swa_lr=True, final_lr=0.0, cycles=None),
+    "cosine_restarts": Kind(
+        _cosine_restarts,
+        is_warmed_up=False,
+        leads_to_swa_lr=False,
+        final_lr=0.0,
+        cycles=Cycles(("cycle",), _cosine_lengths, lambda schedule: slice(1, None)),
+    ),
+    "cyclic": Kind(
+        _cyclic,
+        is_warmed_up=False,
+        leads_to_swa_lr=False,
+        final_lr=0.0,
+        cycles=Cycles(
+            ("up", "down"), _cyclic_lengths, lambda schedule: slice(1 if schedule.begin == "max" else 2, None, 2)
+        ),
+    ),
+    "multistep": Kind(_multistep, is_warmed_up=True, leads_to_swa_lr=False, final_lr=0.0, cycles=None),
+    "one_cycle": Kind(_one_cycle, is_warmed_up=False, leads_to_swa_lr=False, final_lr=ONE_CYCLE_END, cycles=None),
+    "swa_paper": Kind(_swa_paper, is_warmed_up=False, leads_to_swa_lr=True, final_lr=0.01, cycles=None),
+}
+assert SCHEDULES.keys() == SCHEDULE_KEYS.keys(), f"no curve: {SCHEDULES.keys() ^ SCHEDULE_KEYS.keys()}"
+CYCLIC = tuple(name for name, kind in SCHEDULES.items() if kind.cycles is not None)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from swa_cli.averaging.layers import has_batchnorm
+from swa_cli.averaging.settings import KINDS
 from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.phase import describe_swap
+from swa_cli.recipe.plan import AveragePlan
 from swa_cli.recipe.schema import Augment
 from swa_cli.report.columns import size_text
 from swa_cli.training.bench import Bench
@@ -58,15 +62,20 @@ def _describe_memory(run: Run) -> str:
         held = run.averages[item.name].num_bytes(len(item.steps))
         total += held
         size = f"{round(held / unit, 1):g} x {size_text(unit)}"
-        match item.kind:
-            case "latest":
-                parts.append(f"{item.name} latest {item.window}: {size}")
-            case "swag":
-                parts.append(f"{item.name} {'diagonal' if item.diagonal else f'rank {item.rank}'}: {size}")
-            case _:
-                parts.append(f"{item.name} {size_text(held)}")
+        what = _HOLDS_SEVERAL[item.kind](item)
+        parts.append(f"{item.name} {what}: {size}" if what else f"{item.name} {size_text(held)}")
     text = "; ".join([*parts, *([f"{size_text(total)} in all"] if len(parts) > 1 else [])])
     return text if run.parts.are_whole else f"{text}, in each process"
+
+
+# What the memory of an average depends on beside the weights; nothing where it is of the size of one weight set.
+_HOLDS_SEVERAL: Mapping[str, Callable[[AveragePlan], str]] = {
+    "mean": lambda mean: "",
+    "ema": lambda ema: "",
+    "latest": lambda latest: f"latest {latest.window}",
+    "swag": lambda swag: "diagonal" if swag.diagonal else f"rank {swag.rank}",
+}
+assert _HOLDS_SEVERAL.keys() == KINDS.keys(), f"not described: {_HOLDS_SEVERAL.keys() ^ KINDS.keys()}"
 
 
 def _describe_data(bench: Bench) -> str:

@@ -7,11 +7,12 @@ Legend: C channels, `step` updates done, `epoch` epochs done.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
 from torch import Tensor
 
+from swa_cli.averaging import settings
 from swa_cli.averaging.swag import is_spread
 from swa_cli.errors import UserError
 from swa_cli.report.spelling import printable
@@ -43,23 +44,25 @@ class Input(BaseModel):
         return values
 
 
-class StoredAverage(BaseModel):
+class _AverageState(BaseModel):
     """An average that can go on, see `WeightAverage.state_dict`."""
 
     model_config = STRICT
-    kind: Literal["mean", "ema", "latest", "swag"]
-    decay: float | None = None
-    warmup: bool | None = None
-    bias_correction: bool | None = None
-    window: int | None = None
-    rank: int | None = None
-    diagonal: bool | None = None
     count: int = Field(ge=0)
     steps: list[int]
     state: State
     m2: State | None = None  # swag
     deviations: State | None = None  # swag
     batchnorm: Freshness
+
+
+if TYPE_CHECKING:
+    StoredAverage = _AverageState
+else:  # with the kind and the settings of averages as they are declared
+    _SETTINGS: dict[str, Any] = {key: (value, None) for key, value in get_type_hints(settings.Settings).items()}
+    StoredAverage = create_model(
+        "StoredAverage", __base__=_AverageState, **_SETTINGS | {"kind": (Literal[tuple(settings.KINDS)], ...)}
+    )
 
 
 class RunningMean(BaseModel):

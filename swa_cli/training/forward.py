@@ -1,4 +1,4 @@
-"""The network as batches go through it, forward and back: in one process or connected to others, compiled or not.
+"""The network as batches go through it, forward and back, and a step of it: alone or connected, compiled or not.
 
 The one idea: a process passes its part of a batch, and weighs its loss so that the mean of the gradients over the
 processes is the gradient of the whole batch's mean. Of one process the part is the batch, and weighs 1.
@@ -7,16 +7,17 @@ processes is the gradient of the whole batch's mean. Of one process the part is 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swa_cli.averaging.inputs import num_samples
 from swa_cli.kernels.graph import KernelBackend
 from swa_cli.training.bench import Bench
+from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.setup import Run, has_kernels
 from swa_cli.training.writer import copied
 
@@ -55,6 +56,33 @@ def forward_of(run: Run) -> Forward:
     what = f", {kernels.num_fused} BatchNorm layers fused" if kernels else ""
     run.bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s{what}")
     return forward
+
+
+def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -> Iterator[Passed]:
+    """Do the optimizer update that follows `run.step`, and yield what each of its batches gave as soon as it is known.
+
+    The weights change when the last of them was yielded and the iterator goes on to its end.
+
+    Args:
+        run: Whose network it is; it is in training mode.
+        forward: The network.
+        batches: This process's part of batches, of which the step takes `accumulate`.
+    """
+    bench, last = run.bench, run.plan.phase.accumulate - 1
+    for index in range(last + 1):
+        batch = next(batches)
+        if index == 0:  # only now: samples of a dataset may draw random numbers, which are none of the step's
+            bench.hardware.seed(bench.seed, "step", run.step, *bench.world.words)
+            set_learning_rate(run.optimizer, run.plan.learning_rate(run.step))
+            run.optimizer.zero_grad(set_to_none=True)
+        yield both_ways(run, forward, batch, is_last=index == last)
+    clip_norm = bench.recipe.train.clip_norm
+    if clip_norm > 0:
+        run.scaler.unscale_(run.optimizer)
+        nn.utils.clip_grad_norm_(run.model.parameters(), clip_norm)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    bench.world.average(run.running)
 
 
 def both_ways(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_last: bool = True) -> Passed:

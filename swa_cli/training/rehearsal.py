@@ -10,7 +10,7 @@ import itertools
 import statistics
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,8 +27,7 @@ from swa_cli.report.columns import Column, duration, rate, short_time
 from swa_cli.report.spelling import NOT_MEASURED
 from swa_cli.training import evaluate
 from swa_cli.training.announce import plan_rows
-from swa_cli.training.forward import Forward, Passed, both_ways, connected
-from swa_cli.training.optimizers import set_learning_rate
+from swa_cli.training.forward import Forward, Passed, connected, train_step
 from swa_cli.training.scaling import Cluster, Scaled
 from swa_cli.training.setup import Run
 
@@ -56,17 +55,16 @@ class Pace:
 
 def dry_run(run: Run) -> dict[str, Any]:
     """One real step of training, of the averages, and one scored batch; nothing is written."""
-    bench, recipe = run.bench, run.bench.recipe
+    bench, phase = run.bench, run.plan.phase
     started = time.monotonic()
-    passed = _step(run, connected(run), next(iter(bench.training_batches(1))))
-    loss = sum(bench.world.gathered(float(passed.loss) * passed.share))
+    passed = _step(run, connected(run), iter(bench.training_batches(1)))
+    loss = sum(bench.world.gathered(sum(float(each.part[0]) for each in passed))) / len(passed)
     update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
     scored = itertools.islice(bench.plain_batches(bench.scoring_split()), 1)
     evaluate.score(run.parts.network(run.model), scored, task=bench.task, hardware=bench.eval_hardware)
     seconds = time.monotonic() - started
-    bench.terminal.note(
-        f"one step of {recipe.train.batch_size} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written"
-    )
+    samples = phase.batch_size * phase.accumulate
+    bench.terminal.note(f"one step of {samples} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written")
     return {
         "command": "train",
         "dry_run": True,
@@ -134,16 +132,10 @@ def _arithmetic_of_worker(planned: Plan) -> dict[str, Any]:
     return {"batch_size": planned.phase.batch_size, "total_steps": planned.total_steps, **_arithmetic(planned)}
 
 
-def _step(run: Run, forward: Forward, batch: tuple[Any, Any]) -> Passed:
-    """One step at the first rate of the run, without accumulation."""
-    run.bench.hardware.seed(run.bench.seed, "step", 0, *run.bench.world.words)
-    set_learning_rate(run.optimizer, run.plan.learning_rate(0))
-    run.optimizer.zero_grad(set_to_none=True)
+def _step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -> list[Passed]:
+    """What each batch of the run's first step gave; a run does not count it, so that all are the first."""
     run.model.train()
-    passed = both_ways(run, forward, batch)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    return passed
+    return list(train_step(run, forward, batches))
 
 
 def _measure(run: Run) -> Pace:
@@ -163,18 +155,19 @@ def _measure(run: Run) -> Pace:
 
 
 def _step_s(run: Run, batches: Batches) -> tuple[int, float]:
-    """How many batches were timed, each with its reading, and the seconds of a step."""
+    """How many steps were timed, each with the reading of its batches, and the seconds of one."""
     taken: list[float] = []
     started = time.perf_counter()
     with run.bench.terminal.progress("timing steps", total=MAX_STEPS + 1) as bar:
-        for batch in itertools.islice(batches, MAX_STEPS + 1):
-            float(_step(run, run.model, batch).loss)  # waits for a GPU
+        reading = iter(batches)
+        for _ in range(min(MAX_STEPS + 1, run.plan.steps_per_epoch)):
+            float(_step(run, run.model, reading)[-1].loss)  # waits for a GPU
             taken.append(time.perf_counter() - started - sum(taken))
             bar.advance()
             if sum(taken[1:]) > MAX_SECONDS:
                 break
     timed = taken[1:] or taken  # the first one sets things up
-    return len(timed), statistics.median(timed) * run.plan.phase.accumulate
+    return len(timed), statistics.median(timed)
 
 
 def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:

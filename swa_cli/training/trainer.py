@@ -8,7 +8,6 @@ scores and saves only read the raw weights, and draw no random numbers: they nev
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.tensors import NonFiniteWeights, read, require_finite
@@ -27,9 +26,8 @@ from swa_cli.report.terminal import Terminal
 from swa_cli.training import board, faults, rehearsal, resuming, saving, scoring, swap
 from swa_cli.training.announce import plan_rows
 from swa_cli.training.distributed import ALONE, World, is_restarted, joined, name_of_launch
-from swa_cli.training.forward import Forward, both_ways, forward_of
+from swa_cli.training.forward import Forward, forward_of, train_step
 from swa_cli.training.interrupt import Stopped
-from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.own_code import import_from, require_trust
 from swa_cli.training.run_folder import RunFolder, about, begun_by
 from swa_cli.training.setup import Run, prepare
@@ -237,48 +235,34 @@ def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | N
 def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     """What is left of an epoch's steps."""
     bench, plan, phase, epoch = run.bench, run.plan, run.plan.phase, run.epoch
-    accumulate, device = phase.accumulate, bench.hardware.device
-    num_batches, start = plan.steps_per_epoch * accumulate, _num_batches_done(run)
+    device, start = bench.hardware.device, _num_batches_done(run)
+    num_batches = plan.steps_per_epoch * phase.accumulate
     run.model.train()
     if bench.source.train.dataset is not None:
         run.writer.wait()  # its loader processes are forked, which is not safe beside another thread
     with bench.terminal.progress(f"epoch {epoch}", num_batches, unit=phase.batch_size, done=start) as bar:
-        next_reading = 0.0
-        batches = itertools.islice(bench.training_batches(epoch, start=start), num_batches - start)
-        for index, batch in enumerate(batches, start=start):
-            part = index % accumulate
-            if part == 0:
-                run.interrupt.check()
-                if _out_of_time(run):
-                    run.stopped = "max_time"
-                    return
-                bench.hardware.seed(bench.seed, "step", run.step, *bench.world.words)
-                set_learning_rate(run.optimizer, plan.learning_rate(run.step))
-                run.optimizer.zero_grad(set_to_none=True)
-            passed = both_ways(run, forward, batch, is_last=part == accumulate - 1)
-            if device.type == "cpu" or time.monotonic() > next_reading:
-                _require_finite(passed.loss, run)
-                next_reading = time.monotonic() + READ_LOSS_EVERY_S
-                bar.advance(loss=float(passed.loss))
-            else:
-                bar.advance()
-            run.totals += passed.part
-            if part == accumulate - 1:
-                _update(run, folder)
-                if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
-                    saving.save_if_due(run, folder)
+        next_reading, batches = 0.0, iter(bench.training_batches(epoch, start=start))
+        while run.step < epoch * plan.steps_per_epoch:
+            run.interrupt.check()
+            if _out_of_time(run):
+                run.stopped = "max_time"
+                return
+            for passed in train_step(run, forward, batches):
+                if device.type == "cpu" or time.monotonic() > next_reading:
+                    _require_finite(passed.loss, run)
+                    next_reading = time.monotonic() + READ_LOSS_EVERY_S
+                    bar.advance(loss=float(passed.loss))
+                else:
+                    bar.advance()
+                run.totals += passed.part
+            _update(run, folder)
+            if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
+                saving.save_if_due(run, folder)
     _require_finite(run.totals[0], run)
 
 
 def _update(run: Run, folder: RunFolder) -> None:
-    """One step of the optimizer; then the averages and snapshots that the plan has after it."""
-    clip_norm = run.bench.recipe.train.clip_norm
-    if clip_norm > 0:
-        run.scaler.unscale_(run.optimizer)
-        nn.utils.clip_grad_norm_(run.model.parameters(), clip_norm)
-    run.scaler.step(run.optimizer)
-    run.scaler.update()
-    run.bench.world.average(run.running)
+    """Count a step of the optimizer; then the averages and snapshots that the plan has after it."""
     done = run.step + 1
     due = [average for name, average in run.averages.items() if done in run.due[name]]
     due += [run.cumulative] if run.cumulative is not None else []

@@ -118,6 +118,20 @@ def test_average_is_the_float64_mean_of_the_recorded_steps(swa, recipe: Path, tm
     assert not same(snapshots[0]["state_dict"], snapshots[-1]["state_dict"])
 
 
+@pytest.mark.parametrize(
+    ("keep", "kept"), [("1", [80]), ("2", [70, 80]), ("3", [60, 70, 80]), ("9", None), ("all", None)]
+)
+def test_as_many_snapshots_are_kept_as_the_recipe_says(
+    keep: str, kept: list[int] | None, swa, recipe: Path, tmp_path: Path
+) -> None:
+    """Names of the files after 4 epochs of 20 steps, two snapshots each, against the last `keep` of all eight."""
+    words = ["train.epochs=4", "snapshots={start: 0ep, every: 0.5ep}", f"snapshots.keep={keep}"]
+    assert swa("train", recipe, "-q", *words).code == 0
+    names = sorted(path.name for path in (tmp_path / "runs/latest/snapshots").iterdir())
+    assert names == [f"step-{step:08d}.pt" for step in kept or range(10, 81, 10)]
+    assert load(tmp_path / "runs/latest/checkpoints/last.pt")["step"] == 80
+
+
 def test_window_moves_between_two_scores(swa, recipe: Path, tmp_path: Path) -> None:
     """A full `latest` window that was scored before its last update, against the float64 mean of its own steps."""
     words = ["averages.late={kind: latest, window: 2, every: 1ep, start: 1ep}", "snapshots.every=1ep"]

@@ -1,7 +1,17 @@
-"""Convolutions in bf16 against torch's in float64: values, gradients, the same bits, and what goes to torch."""
+"""Convolutions in bf16 against torch's in float64: values, gradients, the same bits, and what goes to torch.
+
+On a processor with the instruction the kernels have to be compiled, and are what is tested; on another one torch would
+be held against torch, so that these tests are not there, and the source is compiled without being run.
+"""
 
 from __future__ import annotations
 
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +20,40 @@ from torch import Tensor
 
 from swa_cli.kernels import convolution
 from swa_cli.kernels.convolution import conv2d
-from swa_cli.kernels.library import library
+from swa_cli.kernels.library import COMPILERS, OPTIONS, SOURCES, library
 
 BF16 = torch.bfloat16
 HALF_ULP = 2**-8  # of bf16: what rounding takes of a value at most
-# Where the processor has no kernels, torch's gradients are held to the same oracle, as it rounds them.
-IS_OURS = hasattr(library(BF16), "conv2d_backward")
-OF_SUMS = 5e-6 if IS_OURS else HALF_ULP
+OF_SUMS = 5e-6  # of float32
+CPUINFO = Path("/proc/cpuinfo")  # of Linux; elsewhere no processor has the instruction
+FLAGS = set(CPUINFO.read_text().split()) if CPUINFO.is_file() else set()
+COMPILER = os.environ.get("CC") or next(filter(shutil.which, COMPILERS), "cc")
+Test = Callable[..., None]
+
+
+def ours(test: Test) -> Test | None:
+    """A test of what the kernels compute: only where the processor can run them."""
+    return test if "avx512_bf16" in FLAGS else None
+
+
+def elsewhere(test: Test) -> Test | None:
+    """A test of what is left to say where it cannot."""
+    return None if "avx512_bf16" in FLAGS else test
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compiled() -> Iterator[None]:
+    """The library with its convolutions, also where a matrix unit takes their place."""
+    library.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        if "amx_bf16" in FLAGS:
+            patch.setenv("CC", f"{COMPILER} -mno-amx-bf16")
+        if "avx512_bf16" in FLAGS:
+            assert hasattr(library(BF16), "conv2d_backward"), "the convolutions were not compiled"
+        yield
+    library.cache_clear()
+
+
 SHAPES = [  # batch, inputs, outputs, height, width
     (5, 16, 16, 8, 8),  # few channels, and a batch that two threads do not halve
     (3, 32, 48, 5, 16),
@@ -56,6 +93,7 @@ def far(ours: Tensor | None, theirs: Tensor | None) -> float:
     return float((ours.detach().double() - theirs.detach()).abs().max() / theirs.detach().abs().max())
 
 
+@ours
 @pytest.mark.parametrize("with_bias", [True, False], ids=["bias", "none"])
 @pytest.mark.parametrize("shape", SHAPES, ids=NAMES)
 def test_values_and_gradients_are_torch_s(shape: tuple[int, ...], with_bias: bool) -> None:
@@ -83,12 +121,32 @@ def test_values_and_gradients_are_torch_s(shape: tuple[int, ...], with_bias: boo
         assert bias.grad is None
 
 
-def test_what_is_ours_is_ours() -> None:
-    """The kernels are called where the processor has them: a test of them would else hold torch against torch."""
-    outputs = conv2d(*tensors(SHAPES[0]), 1, 1)
-    assert type(outputs.grad_fn).__name__ == ("_ConvolutionBackward" if IS_OURS else "ConvolutionBackward0")
+@ours
+@pytest.mark.parametrize("shape", SHAPES, ids=NAMES)
+def test_what_is_ours_is_ours(shape: tuple[int, ...]) -> None:
+    """The kernels are called: a test of them would else hold torch against torch."""
+    outputs = conv2d(*tensors(shape), 1, 1)
+    assert type(outputs.grad_fn).__name__ == "_ConvolutionBackward"
 
 
+@elsewhere
+def test_a_processor_without_the_instruction_has_no_convolution(tmp_path: Path) -> None:
+    """The library has none, so that all goes to torch; the source compiles for a processor that has it."""
+    assert not hasattr(library(BF16), "conv2d_backward")
+    assert type(conv2d(*tensors(SHAPES[0]), 1, 1).grad_fn).__name__ == "ConvolutionBackward0"
+    if platform.machine() == "x86_64":  # other compilers know no such processor
+        options = [option for option in OPTIONS if option not in ("-march=native", "-shared")]
+        words = [*COMPILER.split(), *options, "-march=cooperlake", "-Werror", "-DBF16", "-c"]
+        for source in SOURCES:
+            target = tmp_path / f"{source.stem}.o"
+            subprocess.run([*words, "-o", target, source], check=True)
+        for name in ("convolution.o", "convolution_backward.o"):
+            assert (
+                f"conv2d_{'backward' if 'backward' in name else 'forward'}".encode() in (tmp_path / name).read_bytes()
+            )
+
+
+@ours
 @pytest.mark.parametrize(
     "kwargs",
     [
@@ -142,6 +200,7 @@ def test_a_weight_of_another_precision_is_refused_as_torch_does() -> None:
         conv2d(random(2, 16, 8, 8), random(16, 16, 3, 3).float(), padding=1)
 
 
+@ours
 def test_gradients_come_in_the_precision_of_their_tensors() -> None:
     """A weight and a bias in bf16."""
     images, weight, bias = tensors(SHAPES[0])
@@ -153,6 +212,7 @@ def test_gradients_come_in_the_precision_of_their_tensors() -> None:
         assert tensor.grad.dtype == BF16
 
 
+@ours
 @pytest.mark.parametrize("needed", [(True, False, False), (False, True, False), (False, False, True)])
 def test_only_what_is_needed_gets_a_gradient(needed: tuple[bool, ...]) -> None:
     """Images alone, as below frozen layers, or one of the parameters: the same as with all."""
@@ -167,6 +227,7 @@ def test_only_what_is_needed_gets_a_gradient(needed: tuple[bool, ...]) -> None:
         assert not need or torch.equal(other.grad, one.grad)
 
 
+@ours
 def test_gradients_and_saved_images_of_any_layout() -> None:
     """A gradient that is one value seen everywhere, one that lies channels first, hooks that give images back so."""
     found = []
@@ -183,12 +244,14 @@ def test_gradients_and_saved_images_of_any_layout() -> None:
     assert bias.grad.eq(5 * 8 * 8).all()
 
 
+@ours
 def test_weights_of_any_layout() -> None:
     """A weight that lies channels first, as a network's does whose images alone were moved."""
     images, weight, bias = tensors(SHAPES[0])
     assert torch.equal(conv2d(images, weight.contiguous(), bias, 1, 1), conv2d(images, weight, bias, 1, 1))
 
 
+@ours
 @pytest.mark.parametrize("shape", [(7, 16, 32, 9, 8), (1, 16, 16, 40, 16)], ids=["batch", "one image"])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_same_threads_give_the_same_bits(threads: int, shape: tuple[int, ...]) -> None:
@@ -213,13 +276,14 @@ def test_the_same_threads_give_the_same_bits(threads: int, shape: tuple[int, ...
         first = once()
         assert all(torch.equal(one, other) for _ in range(10) for one, other in zip(first, once(), strict=True))
         for one, other in zip(first[:2], alone[:2], strict=True):
-            assert far(one, other.double()) < (1e-9 if IS_OURS else HALF_ULP)  # no sum of these is shared out
+            assert far(one, other.double()) < 1e-9  # no sum of these is shared out
         for one, other in zip(first[2:], alone[2:], strict=True):
             assert far(one, other.double()) < OF_SUMS
     finally:
         torch.set_num_threads(before)
 
 
+@ours
 def test_numbers_that_are_none_go_on() -> None:
     """NaN and infinity in an image: where the kernel meets them, outputs are none; the gradient of every weight too."""
     for bad in (float("nan"), float("inf")):
@@ -237,6 +301,7 @@ def test_numbers_that_are_none_go_on() -> None:
         assert weight.grad[:, :3].isfinite().all()
 
 
+@ours
 def test_products_are_added_without_rounding_them() -> None:
     """A large product in every sum that the others cancel: bf16 on the way would leave nothing of the small ones."""
     images, weight = torch.ones(1, 16, 8, 8), torch.zeros(16, 16, 3, 3)

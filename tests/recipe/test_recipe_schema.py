@@ -112,7 +112,7 @@ def test_every_key_of_an_average_has_its_kind() -> None:
     assert set(AVERAGE_KEYS) == set(Average.model_fields) - {"kind", "start", "every"}
     built = {key: kind for key, kind in AVERAGE_KEYS.items() if key != "half_life"}  # which becomes a decay
     assert built == OWNERS
-    assert Average.model_fields["kind"].annotation.__args__ == KINDS  # type: ignore[union-attr]
+    assert Average.model_fields["kind"].annotation.__args__ == tuple(KINDS)  # type: ignore[union-attr]
 
 
 def test_derived_values() -> None:

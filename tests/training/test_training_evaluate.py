@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torchmetrics.functional.classification as reference
 from torch import Tensor, nn
 
+from swa_cli.after import calibration
 from swa_cli.training import evaluate
 from swa_cli.training.hardware import Hardware
 from swa_cli.training.tasks import TASKS
@@ -27,6 +31,20 @@ def predictions() -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
+def in_every_bin() -> tuple[Tensor, Tensor]:
+    """Probabilities (N, 20), in float64, of four samples in each of 15 bins, and of one that is certain.
+
+    Samples of even bins are right, those of odd ones wrong: gaps of neighbours have opposite signs.
+    """
+    confidence = torch.tensor([(number + part) / 15 for number in range(15) for part in (0.8, 0.85, 0.9, 0.95)] + [1.0])
+    confidence = confidence.double()
+    p = ((1 - confidence) / 19)[:, None].repeat(1, 20)
+    predicted = torch.arange(len(p)) % 20
+    p[torch.arange(len(p)), predicted] = confidence
+    is_wrong = (confidence * 15).long().clamp(max=14) % 2
+    return p, (predicted + is_wrong) % 20
+
+
 def test_scores_equal_torchmetrics(predictions: tuple[Tensor, Tensor]) -> None:
     """Accuracy, top-5 and ECE of 1,003 samples against torchmetrics; NLL and Brier against their definitions."""
     logits, labels = predictions
@@ -40,6 +58,55 @@ def test_scores_equal_torchmetrics(predictions: tuple[Tensor, Tensor]) -> None:
     assert row["ece"] == pytest.approx(float(ece), abs=1e-6)
     assert row["nll"] == pytest.approx(float(-p.log()[torch.arange(1003), labels].mean()), abs=1e-6)
     assert row["brier"] == pytest.approx(float((p - one_hot).square().sum(1).mean()), abs=1e-6)
+
+
+def test_each_bin_of_the_calibration_error_is_its_own() -> None:
+    """ECE of samples in all 15 bins, of which neighbours are wrong in opposite ways, against a loop and torchmetrics.
+
+    Bins that were moved, merged or of another number would let gaps of both signs cancel each other.
+    """
+    p, labels = in_every_bin()
+    confidence, right = p.max(1).values.tolist(), (p.argmax(1) == labels).tolist()
+    gaps = [0.0] * 15
+    for sure, is_right in zip(confidence, right, strict=True):
+        gaps[min(int(sure * 15), 14)] += is_right - sure
+    assert all(before * after < 0 for before, after in itertools.pairwise(gaps))
+    by_hand = sum(map(abs, gaps)) / len(confidence)
+    theirs = reference.multiclass_calibration_error(p, labels, num_classes=20, n_bins=15, norm="l1")
+    for scores in (tasks.score_probabilities(p, labels), tasks.score_samples(p.log(), labels)):
+        found = evaluate.summarize(scores)["ece"]
+        assert found == pytest.approx(by_hand, abs=1e-6)
+        assert found == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_bins_of_a_reliability_diagram_are_those_of_a_loop() -> None:
+    """Samples, mean confidence and accuracy of each of 15 bins, a bin without samples among them."""
+    p, labels = in_every_bin()
+    kept = [index for index, sure in enumerate(p.max(1).values.tolist()) if int(sure * 15) != 6]
+    p, labels = p[kept], labels[kept]
+    members: list[list[int]] = [[] for _ in range(15)]
+    for index, sure in enumerate(p.max(1).values.tolist()):
+        members[min(int(sure * 15), 14)].append(index)
+    found = calibration.bins_of(p, labels)
+    assert [row["count"] for row in found] == [len(inside) for inside in members]
+    assert found[6] == {"count": 0, "confidence": None, "accuracy": None}
+    for row, inside in zip(found, members, strict=True):
+        if inside:
+            right = sum(int(p[index].argmax()) == int(labels[index]) for index in inside)
+            assert row["accuracy"] == pytest.approx(right / len(inside), abs=1e-12)
+            sure = math.fsum(float(p[index].max()) for index in inside)
+            assert row["confidence"] == pytest.approx(sure / len(inside), abs=1e-12)
+
+
+def test_a_confusion_matrix_has_a_row_for_each_true_class() -> None:
+    """Counts of a matrix that is not symmetric, against a loop over the samples."""
+    p = torch.tensor([[0.7, 0.2, 0.1], [0.2, 0.7, 0.1], [0.1, 0.2, 0.7], [0.1, 0.8, 0.1], [0.6, 0.3, 0.1]])
+    labels = torch.tensor([0, 0, 1, 0, 2])
+    run: Any = SimpleNamespace(recipe=SimpleNamespace(task="classification"), predictions={"last": (p, labels)})
+    expected = [[0] * 3 for _ in range(3)]
+    for row, label in zip(p, labels, strict=True):
+        expected[int(label)][int(row.argmax())] += 1
+    assert calibration.confusion(run, "last") == expected == [[1, 2, 0], [0, 0, 1], [1, 0, 0]]
 
 
 def test_scores_of_probabilities_equal_those_of_logits(predictions: tuple[Tensor, Tensor]) -> None:

@@ -156,13 +156,17 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 
 def test_every_task_is_known_to_recipes_and_scores_what_it_says() -> None:
-    """Names in recipes against the tasks, and the keys of each task's scores against its table of measures."""
+    """Names in recipes against the tasks, and the keys of each task's scores against its table of measures.
+
+    No score stands in for another: each has a value of its own, and a name that is not there has none.
+    """
     assert set(NAMES) == set(TASKS)
     logits, masks = images_with_masks()
+    generator = torch.Generator().manual_seed(6)
     batches = {
-        "classification": (torch.randn(8, 10), torch.arange(8)),
+        "classification": (torch.randn(80, 10, generator=generator), torch.arange(80) % 10),
         "segmentation": (logits, masks),
-        "regression": (torch.randn(8, 2), torch.randn(8, 2)),
+        "regression": (torch.randn(8, 2, generator=generator), torch.randn(8, 2, generator=generator)),
     }
     for name, task in TASKS.items():
         scores = task.score(*batches[name])
@@ -170,3 +174,7 @@ def test_every_task_is_known_to_recipes_and_scores_what_it_says() -> None:
         assert task.train_score(*batches[name]).shape == ()
         for measure in task.measures.scores:
             assert (scores.measure(measure.key).error is not None) == measure.has_error
+        values = [scores.measure(key).value for key in scores.keys]
+        assert len(set(values)) == len(values)
+        with pytest.raises(KeyError, match="f1"):
+            scores.measure("f1")

@@ -15,18 +15,18 @@ from typing import Any
 from pydantic import BaseModel, Field, field_validator
 
 from swa_cli.recipe.fields import NAME_PATTERN, AverageName, TaskName, Text, Whole
-from swa_cli.recipe.schema.averages import AVERAGE_KEYS, Average, Swa, Swap, average_misfits
+from swa_cli.recipe.schema.averages import AVERAGE_KEYS, AVERAGE_KINDS, Average, Swa, Swap, average_misfits
 from swa_cli.recipe.schema.inputs import Augment, Dataset, Model
 from swa_cli.recipe.schema.misfits import STRICT
 from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Optimizer
 from swa_cli.recipe.schema.run import Eval, Output, Snapshots, Train
-from swa_cli.recipe.schema.schedule import SCHEDULE_KEYS, WARMED_UP, Schedule, schedule_misfits
+from swa_cli.recipe.schema.schedule import SCHEDULE_KEYS, Schedule, schedule_misfits
 
 __all__ = [
     "AVERAGE_KEYS",
+    "AVERAGE_KINDS",
     "SCHEDULE_KEYS",
     "SGD_DEFAULTS",
-    "WARMED_UP",
     "Augment",
     "Average",
     "Eval",

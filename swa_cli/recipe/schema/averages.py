@@ -45,14 +45,21 @@ class Swa(BaseModel):
     )
 
 
-AVERAGE_KEYS: Mapping[str, str] = {  # key -> the kind of average that takes it
-    "decay": "ema",
-    "half_life": "ema",
-    "warmup": "ema",
-    "bias_correction": "ema",
-    "window": "latest",
-    "rank": "swag",
-    "diagonal": "swag",
+AVERAGE_KINDS: Mapping[str, Mapping[str, Any]] = {  # kind -> the keys it takes, with their defaults
+    "mean": {"start": "75%", "every": "1ep"},
+    "ema": {
+        "start": "0ep",
+        "every": "1step",
+        "decay": 0.999,
+        "half_life": None,  # in place of decay
+        "warmup": False,
+        "bias_correction": True,
+    },
+    "latest": {"start": "75%", "every": "1ep", "window": 5},
+    "swag": {"start": "75%", "every": "1ep", "rank": 20, "diagonal": False},
+}
+AVERAGE_KEYS: Mapping[str, str] = {  # key -> the only kind of average that takes it
+    key: kind for kind, keys in AVERAGE_KINDS.items() for key in keys if key not in AVERAGE_KINDS["mean"]
 }
 
 
@@ -86,20 +93,12 @@ class Average(BaseModel):
     def _defaults_of_this_kind(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        kind = values.get("kind")
-        ema = kind == "ema"
-        filled = {"start": "0ep" if ema else "75%", "every": "1step" if ema else "1ep", **values}
-        if ema:
-            filled = {"warmup": False, "bias_correction": True, **filled}
-            if values.get("half_life") is None:
-                filled.setdefault("decay", 0.999)
-        if kind == "latest":
-            filled.setdefault("window", 5)
-        if kind == "swag":
-            filled.setdefault("diagonal", False)
-            if not _is_true(filled["diagonal"]):
-                filled.setdefault("rank", 20)
-        return filled
+        defaults = {**AVERAGE_KINDS.get(str(values.get("kind")), AVERAGE_KINDS["mean"])}
+        if values.get("half_life") is not None:
+            defaults.pop("decay", None)
+        if _is_true(values.get("diagonal")):
+            defaults.pop("rank", None)
+        return {key: value for key, value in defaults.items() if value is not None} | {**values}
 
     @model_validator(mode="after")
     def _keys_of_this_kind(self) -> Average:
@@ -114,7 +113,7 @@ def average_misfits(values: Mapping[str, object]) -> list[Misfit]:
     found = [
         Misfit(key, f"an average of kind {kind} has no such key", f"`{key}` goes with `kind: {AVERAGE_KEYS[key]}`")
         for key in given
-        if kind in ("mean", *AVERAGE_KEYS.values()) and kind != AVERAGE_KEYS[key]
+        if kind in AVERAGE_KINDS and kind != AVERAGE_KEYS[key]
     ]
     if kind == "ema" and {"decay", "half_life"} <= set(given):
         found.append(Misfit("half_life", "stands beside decay, and is another way to say it", "write one of the two"))

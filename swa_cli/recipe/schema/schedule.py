@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
+from swa_cli.recipe.duration import Duration
 from swa_cli.recipe.fields import DurationField, Number, Rate
 from swa_cli.recipe.schema.misfits import STRICT, Misfit, refuse
 
@@ -24,7 +25,6 @@ SCHEDULE_KEYS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "one_cycle": (frozenset({"max_lr"}), frozenset({"peak", "span"})),
     "swa_paper": (frozenset(), frozenset()),
 }
-WARMED_UP = ("constant", "cosine", "linear", "multistep")  # the others prescribe how they begin
 
 
 class Schedule(BaseModel):
@@ -63,6 +63,13 @@ class Schedule(BaseModel):
     at: list[DurationField] | None = Field(default=None, description="multistep: points at which the rate drops")
     factor: Number | None = Field(default=None, gt=0, description="multistep: factor of each drop; default 0.1")
     peak: DurationField | None = Field(default=None, description="one_cycle: point of the highest rate; default 30%")
+
+    @property
+    def lengths(self) -> list[tuple[str, Duration]]:
+        """Every duration that is given, with its key; of a list each one."""
+        values = [(key, getattr(self, key)) for key in type(self).model_fields]
+        items = [(key, item) for key, value in values for item in (value if isinstance(value, list) else [value])]
+        return [(key, item) for key, item in items if isinstance(item, Duration)]
 
     @model_validator(mode="after")
     def _keys_of_this_shape(self) -> Schedule:

@@ -6,6 +6,7 @@ Legend: B batch, K classes, N samples.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,37 +30,48 @@ class SampleScores:
     brier: Tensor  # (N,) float32, sum over classes of (p - y)^2
     confidence: Tensor  # (N,) float32, probability of the predicted class
 
-    keys = ("accuracy", "top5", "nll", "ece", "brier")
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the scores."""
+        return tuple(_MEASURES)
 
     def __len__(self) -> int:
         return len(self.correct)
 
     def measure(self, key: str) -> Measured:
         """A score, with `accuracy_se = sqrt(p(1-p)/n)`; ECE over 15 bins. ECE, top-5 and Brier come without error."""
-        match key:
-            case "accuracy":
-                correct = self.correct.double()
-                accuracy = float(correct.mean())
-                return Measured(accuracy, correct, math.sqrt(accuracy * (1 - accuracy) / len(correct)))
-            case "nll":
-                return mean_of(self.nll)
-            case "ece":
-                return Measured(self._calibration_error())
-            case "top5":
-                return Measured(None if self.top5 is None else float(self.top5.double().mean()))
-            case _:
-                return Measured(float(self.brier.double().mean()))
+        return _MEASURES[key](self)
 
-    def _calibration_error(self) -> float:
-        """Sum over bins of equal width of |correct - confidence|, over N (Guo et al. 2017, equation 5).
 
-        By hand: importing torchmetrics takes 3 s and 250 MB, more than many a run.
-        """
-        confidence = self.confidence.double()
-        edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
-        bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, ECE_BINS - 1)
-        gaps = torch.zeros(ECE_BINS, dtype=torch.float64).index_add_(0, bins, self.correct.double() - confidence)
-        return float(gaps.abs().sum()) / len(confidence)
+def _accuracy(scores: SampleScores) -> Measured:
+    correct = scores.correct.double()
+    value = float(correct.mean())
+    return Measured(value, correct, math.sqrt(value * (1 - value) / len(correct)))
+
+
+def _top5(scores: SampleScores) -> Measured:
+    return Measured(None if scores.top5 is None else float(scores.top5.double().mean()))
+
+
+def _calibration_error(scores: SampleScores) -> Measured:
+    """Sum over bins of equal width of |correct - confidence|, over N (Guo et al. 2017, equation 5).
+
+    By hand: importing torchmetrics takes 3 s and 250 MB, more than many a run.
+    """
+    confidence = scores.confidence.double()
+    edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
+    bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, ECE_BINS - 1)
+    gaps = torch.zeros(ECE_BINS, dtype=torch.float64).index_add_(0, bins, scores.correct.double() - confidence)
+    return Measured(float(gaps.abs().sum()) / len(confidence))
+
+
+_MEASURES: dict[str, Callable[[SampleScores], Measured]] = {  # in the order of JSON
+    "accuracy": _accuracy,
+    "top5": _top5,
+    "nll": lambda scores: mean_of(scores.nll),
+    "ece": _calibration_error,
+    "brier": lambda scores: Measured(float(scores.brier.double().mean())),
+}
 
 
 def loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:

@@ -7,6 +7,7 @@ Legend: B batch, D outputs, N samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,21 +26,24 @@ class SampleScores:
     error: Tensor  # (N, D) float32, prediction - target
     target: Tensor  # (N, D) float32
 
-    keys = ("r2", "mse", "mae")
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the scores."""
+        return tuple(_MEASURES)
 
     def __len__(self) -> int:
         return len(self.error)
 
     def measure(self, key: str) -> Measured:
         """A score over all samples with its error; R2 of a constant target is not defined, and NaN."""
-        error, target = self.error.double(), self.target.double()
-        match key:
-            case "r2":
-                return _r2(error.square(), target - target.mean(0))
-            case "mse":
-                return mean_of(error.square().mean(1))
-            case _:
-                return mean_of(error.abs().mean(1))
+        return _MEASURES[key](self.error.double(), self.target.double())
+
+
+_MEASURES: dict[str, Callable[[Tensor, Tensor], Measured]] = {  # of errors and targets, in the order of JSON
+    "r2": lambda error, target: _r2(error.square(), target - target.mean(0)),
+    "mse": lambda error, target: mean_of(error.square().mean(1)),
+    "mae": lambda error, target: mean_of(error.abs().mean(1)),
+}
 
 
 def loss(outputs: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:

@@ -8,7 +8,7 @@ Legend: B batch, K classes, H W pixels, N images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +31,10 @@ class SampleScores:
     predicted: Tensor  # (N, K) int64, pixels predicted as a class
     nll: Tensor  # (N,) float32, summed over the pixels, nats
 
-    keys = ("mean_iou", "dice", "pixel_accuracy", "nll")
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The names of the scores."""
+        return tuple(_MEASURES)
 
     def __len__(self) -> int:
         return len(self.nll)
@@ -41,18 +44,16 @@ class SampleScores:
 
         Mean IoU and Dice are means over the classes that are in a mask or a prediction of the split.
         """
-        right, present, predicted, nll = (
-            values.double() for values in (self.right, self.present, self.predicted, self.nll)
-        )
-        match key:
-            case "mean_iou":
-                return _over_images(right, present + predicted - right)
-            case "dice":
-                return _over_images(2 * right, present + predicted)
-            case "pixel_accuracy":
-                return _over_images(right.sum(1, keepdim=True), present.sum(1, keepdim=True))
-            case _:
-                return _over_images(nll[:, None], present.sum(1, keepdim=True))
+        return _over_images(*_MEASURES[key](self))
+
+
+# Of each score, in the order of JSON, the numbers (N, K) or (N, 1) whose sums it is the ratio of.
+_MEASURES: dict[str, Callable[[SampleScores], tuple[Tensor, Tensor]]] = {
+    "mean_iou": lambda scores: (scores.right, scores.present + scores.predicted - scores.right),
+    "dice": lambda scores: (2 * scores.right, scores.present + scores.predicted),
+    "pixel_accuracy": lambda scores: (scores.right.sum(1, keepdim=True), scores.present.sum(1, keepdim=True)),
+    "nll": lambda scores: (scores.nll[:, None], scores.present.sum(1, keepdim=True)),
+}
 
 
 def loss(outputs: Any, masks: Tensor, *, label_smoothing: float) -> Tensor:
@@ -125,7 +126,8 @@ def _scores(log_p: Tensor, masks: Tensor) -> SampleScores:
 
 
 def _over_images(part: Tensor, whole: Tensor) -> Measured:
-    """Mean over classes of sum(part) / sum(whole), both (N, K) float64; classes without a whole are left out."""
+    """Mean over classes of sum(part) / sum(whole), both (N, K), in float64; classes without a whole are left out."""
+    part, whole = part.double(), whole.double()
     sums = part.sum(0), whole.sum(0)
     return jackknife(float(_mean_ratio(*sums)), _mean_ratio(sums[0] - part, sums[1] - whole))
 
