@@ -234,12 +234,15 @@ def _estimate(run: Run, pace: Pace) -> dict[str, float]:
         num_workers = bench.recipe.swap.workers
         samples += num_val * num_workers * planned.worker.epochs
         workers = {"workers": num_workers * planned.worker.total_steps * pace.worker_s}
-    samples += len(bench.split(bench.scoring_split())) * (1 + num_workers + num_averages)
+    num_twins = 1 + num_workers if has_batchnorm(run.model) else 0  # raw weights with recomputed statistics
+    samples += num_val * (num_workers + num_twins)
+    samples += len(bench.split(bench.scoring_split())) * (1 + num_workers + num_twins + num_averages)
+    num_passes = in_between + num_averages + num_twins
     return {
         "training": planned.total_steps * pace.step_s,
         **workers,
         "scoring": samples * pace.sample_s,
-        "BatchNorm": (in_between + num_averages) * bench.refresh_length(run.model) * pace.refresh_s,
+        "BatchNorm": num_passes * bench.refresh_length(run.model) * pace.refresh_s,
     }
 
 
