@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
-train: $(VENV)/installed ## install into .venv and run recipes/digits.yaml
-	$(BIN)/swa train recipes/digits.yaml
+train: $(VENV)/installed ## install into .venv and run the recipe digits
+	$(BIN)/swa train digits
 
 test: $(VENV)/installed-dev ## install with the dev tools and run every test
 	$(BIN)/pytest -n auto --dist worksteal

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import os
 import re
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from swa_cli.recipe import load
-from swa_cli.training import trainer
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -201,30 +198,18 @@ train: {epochs: 4, batch_size: 128, threads: 1, precision: fp32}
 """
 
 
-def test_every_command_shown_runs(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each line of README that begins with `swa`, in their order, on a recipe of the same name that takes seconds."""
-    lines = [
-        line.partition("#")[0].split() for line in README.splitlines() if re.match(r"(\.venv/bin/)?swa [a-z]", line)
-    ]
+def test_every_command_shown_runs(swa, tmp_path: Path) -> None:
+    """Each line of README that begins with `swa`, in their order, with a small recipe in the place of `digits`."""
+    lines = [line.partition("#")[0].split() for line in README.splitlines() if re.match(r"swa [a-z].* # ", line)]
     commands = [words[1:] for words in lines if words[1:]]
     assert {words[0] for words in commands} >= {
         *("new", "recipes", "plan", "train", "eval", "average", "repeat", "bn-update"),
         *("plot", "report", "show", "compare", "doctor", "schema"),
     }
-    (tmp_path / "recipes").mkdir()
-    (tmp_path / "recipes/digits.yaml").write_text(TINY)
-    update = trainer._update
-
-    def stop_at_step_15(run: Any, folder: Any) -> None:
-        update(run, folder)
-        if run.step == 15:
-            os.kill(os.getpid(), signal.SIGINT)
-
+    (tmp_path / "digits").write_text(TINY)
     for words in commands:
-        if "--resume" in words:  # goes on with a stopped run
-            monkeypatch.setattr(trainer, "_update", stop_at_step_15)
-            assert swa("train", "recipes/digits.yaml").code == 130
-            monkeypatch.setattr(trainer, "_update", update)
         small = ["--grid", "3", "--samples", "50"] if words[0] == "plot" and "plane" in words else []
         ended = swa(*words, *small)
         assert ended.code == 0, f"swa {' '.join(words)}: {ended.err}"
+        if words[0] == "report":
+            assert "left out" not in ended.err

@@ -53,8 +53,8 @@ app = typer.Typer(
     help="Train image models with Stochastic Weight Averaging, from one YAML recipe.",
     epilog=f"""\b
 Examples:
-  swa train recipes/digits.yaml
-  swa train recipes/digits.yaml optimizer.lr=0.2 train.epochs=30
+  swa train digits
+  swa train digits optimizer.lr=0.2 train.epochs=30
   swa eval runs/latest/checkpoints/swa.pt
 
 {EXIT_CODES}""",

@@ -11,7 +11,7 @@ from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer
 
 EPILOG = f"""\b
 Examples:
-  swa plan recipes/digits.yaml
+  swa plan digits
   swa plan recipe.yaml train.epochs=100 swa.start=60%
   swa plan recipe.yaml --processes 8 --machines 2 --gigabits 25
   swa plan recipe.yaml --json

@@ -23,7 +23,7 @@ Pictures:
 
 Examples:
   swa plot runs/latest
-  swa plot recipes/digits.yaml schedule swa.start=50%
+  swa plot digits schedule swa.start=50%
   swa plot runs/latest plane
   swa plot runs/latest plane --grid 25 --samples all -o plane.svg
   swa plot runs/latest plane --points other.pt last swa

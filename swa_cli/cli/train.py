@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 EPILOG = f"""\b
 Examples:
-  swa train recipes/digits.yaml
-  swa train recipes/cifar10_preresnet20.yaml dataset.root=/data seed=1
+  swa train digits
+  swa train cifar10_preresnet20 dataset.root=/data seed=1
   swa train recipe.yaml averages.ema.kind=ema swa.start=60%
   swa train recipe.yaml --dry-run
   swa train --resume runs/latest
