@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -116,12 +117,16 @@ def test_draws_of_a_run_and_of_its_file_are_the_same(swa, run: Path) -> None:
     assert fewer.json["weights"]["around"]["nll"] != second.json["weights"]["around"]["nll"]
 
 
-def test_draws_are_compared_with_last(swa, run: Path) -> None:
-    """All weight sets at once: only the swag average is drawn from, and its difference to last is paired."""
+def test_draws_are_compared_with_the_reference(swa, run: Path) -> None:
+    """All weight sets at once: only the swag average is drawn from; its difference is to the reference of the run."""
     assert swa("bn-update", run / "last.pt", "-q").code == 0
-    weights = swa("eval", run / "last.pt", "--draws", "2", "--json").json["weights"]
-    assert {name: row.get("draws") for name, row in weights.items()} == {"last": None, "swa": None, "around": 2}
-    difference = weights["around"]["nll"] - weights["last"]["nll"]
+    told = swa("eval", run / "last.pt", "--draws", "2", "--json").json
+    weights, reference = told["weights"], told["reference"]
+    drawn = {name: row.get("draws") for name, row in weights.items()}
+    assert drawn == {"last": None, "last_bn": None, "swa": None, "around": 2}
+    assert reference == json.loads((run.parent / "result.json").read_text())["reference"]
+    assert weights["around"]["reference"] == reference
+    difference = weights["around"]["nll"] - weights[reference]["nll"]
     assert weights["around"]["nll_diff"] == pytest.approx(difference, abs=1e-6)
     refused = swa("eval", run / "last.pt", "--weights", "swa", "--draws", "2")
     assert refused.code == 2

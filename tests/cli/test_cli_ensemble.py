@@ -116,21 +116,23 @@ def test_ensemble_is_the_mean_of_the_softmax(swa, run: Path) -> None:
     assert found["top5"] == pytest.approx(
         float((mean.topk(5).indices == labels[:, None]).any(1).double().mean()), abs=1e-12
     )
-    last = -probabilities(snapshots(run)[0])[0][torch.arange(360), labels].log()
-    difference = -mean[torch.arange(360), labels].log() - last
+    assert (ended.json["reference"], found["reference"]) == ("last_bn", "last_bn")  # there is no validation split
+    raw = -probabilities(load(run / "checkpoints/last_bn.pt"))[0][torch.arange(360), labels].log()
+    difference = -mean[torch.arange(360), labels].log() - raw
     assert found["nll_diff"] == pytest.approx(float(difference.mean()), abs=2e-6)
     assert found["nll_diff_se"] == pytest.approx(float(difference.std()) / 360**0.5, abs=2e-6)
 
 
 def test_eval_of_a_run_is_the_table_of_its_training(swa, run: Path) -> None:
-    """Rows of `last`, `swa` and `ema` against result.json, exactly; the ensemble has their keys and `members`."""
+    """Each row against result.json, exactly; the ensemble has the keys of an average and `members`."""
     trained = json.loads((run / "result.json").read_text())["weights"]
+    assert [row.pop("val") for row in trained.values()] == [None] * 4  # there is no validation split
     plain = swa("eval", run, "--json").json
     assert plain["weights"] == trained
     assert "ensemble" not in plain
     assert plain["run"] == str(run.resolve())
     both = swa("eval", run, "--ensemble", "--json").json["weights"]
-    assert list(both) == ["last", "swa", "ema", "ensemble"]
+    assert list(both) == ["last", "last_bn", "swa", "ema", "ensemble"]
     assert both["ensemble"].keys() == {*both["swa"], "members"}
     assert {key: both["ensemble"][key] for key in ("members", "count", "batchnorm")} == {
         "members": 8, "count": None, "batchnorm": "running",
@@ -144,7 +146,8 @@ def test_the_answer_says_what_an_ensemble_costs(swa, run: Path) -> None:
     ended = swa("eval", run, "--ensemble", "-q")
     said = " ".join(ended.out.split())
     assert "take 8 forward passes an image; every other row takes one" in said
-    assert "ensemble: ensembling" in said or "ensemble: no clear difference" in said or "ensemble: mixed" in said
+    judged = "ensemble vs last_bn: "
+    assert any(f"{judged}{what}" in said for what in ("ensembling", "no clear difference", "mixed"))
     lines = ended.out.splitlines()
     head = next(index for index, line in enumerate(lines) if line.startswith("members"))
     assert [line.split()[0] for line in lines[head + 1 :]] == list("12345678")
@@ -167,7 +170,8 @@ def test_a_run_that_goes_on_is_only_read(swa, run: Path, tmp_path: Path, monkeyp
 
     monkeypatch.setattr(trainer, "_update", with_a_look)
     assert swa("train", "cycles.yaml", "-q").code == 0
-    assert list(seen[0]["weights"]) == ["last", "ensemble"]
+    assert list(seen[0]["weights"]) == ["last", "last_bn", "ensemble"]
+    assert seen[0]["weights"]["ensemble"]["reference"] == "last_bn"
     assert seen[0]["weights"]["ensemble"]["members"] == 3
     result = json.loads((tmp_path / "runs/latest/result.json").read_text())
     assert result["weights"] == json.loads((run / "result.json").read_text())["weights"]
@@ -229,7 +233,7 @@ SNAPSHOT = "snapshots/step-00000033.pt"
         (lambda run: (run / SNAPSHOT).write_bytes(b"PK"), "cannot be read as a checkpoint"),
         (lambda run: (run / "checkpoints/swa.pt").write_bytes(b""), "cannot be read as a checkpoint"),
         (lambda run: (run / "checkpoints/last.pt").write_bytes(b""), "cannot be read as a checkpoint"),
-        (lambda run: shutil.copy(run / "checkpoints/ema.pt", run / "checkpoints/swa.pt"), "not hold the average swa"),
+        (lambda run: shutil.copy(run / "checkpoints/ema.pt", run / "checkpoints/swa.pt"), "not hold the weights swa"),
         (lambda run: shutil.copy(run / "checkpoints/ema.pt", run / "checkpoints/last.pt"), "is no resume point"),
         (without("checkpoints/*"), "has no checkpoints/last.pt"),
         (edited(SNAPSHOT, "batchnorm", "stale"), "ensemble has stale BatchNorm statistics"),

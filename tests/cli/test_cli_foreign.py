@@ -65,10 +65,14 @@ def test_sets_are_listed_guarded_and_scored(swa, theirs: dict[str, Any]) -> None
     both = swa("eval", "a.ckpt", "--recipe", "r.yaml", "--allow-stale-bn", "--json").json["weights"]
     assert [(name, row["count"], row["batchnorm"]) for name, row in both.items()] == [
         ("last", None, "running"),
+        ("last_bn", None, "recomputed"),
         ("swa", 3, "stale"),
     ]
     ours = swa("eval", "run/checkpoints/last.pt", "--weights", "last", "--json").json["weights"]["last"]
     assert both["last"]["nll"] == ours["nll"]
+    ours = swa("eval", "run", "--json").json
+    assert both["last_bn"]["nll"] == ours["weights"]["last_bn"]["nll"]
+    assert both["swa"]["reference"] == ours["reference"] == "last_bn"  # without a validation split
     unknown = swa("eval", "a.ckpt", "--recipe", "r.yaml", "--weights", "ema")
     assert "choose from last, swa" in unknown.err
 

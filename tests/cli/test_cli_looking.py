@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,44 @@ def test_show_of_a_run_makes_no_network_and_no_data(swa, trained: Path, monkeypa
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
+def accuracies(lines: list[str]) -> list[tuple[str, float]]:
+    """Label and accuracy, or difference of accuracies, of each row of a table of scores."""
+    rows = [re.match(r" *(\S.*?)  +([−+]?[\d.]+) ±", line) for line in lines]
+    return [(row[1], float(row[2].replace("−", "-"))) for row in rows if row]
+
+
+def in_percent(run: Path) -> list[tuple[str, float]]:
+    """The same by hand from the scores in result.json: each average is followed by its difference to last_bn."""
+    rows, found = json.loads((run / "result.json").read_text())["weights"], []
+    for name, row in rows.items():
+        found.append((name, 100 * row["accuracy"]))
+        if name not in ("last", "last_bn"):
+            found.append(("− last_bn", 100 * (row["accuracy"] - rows["last_bn"]["accuracy"])))
+    return found
+
+
+def assert_same_table(found: list[tuple[str, float]], expected: list[tuple[str, float]]) -> None:
+    """Labels in their order, and values to the digits shown."""
+    assert [label for label, _ in found] == [label for label, _ in expected]
+    assert [value for _, value in found] == pytest.approx([value for _, value in expected], abs=0.00501)
+
+
+def test_scores_of_runs_stand_against_their_reference(swa, trained: Path) -> None:
+    """Rows and differences in `show` and `compare` of runs without validation images, against last_bn by hand."""
+    runs = [trained / "looked-at-001", trained / "looked-at-002"]
+    assert [name for name, _ in in_percent(runs[0])][:2] == ["last", "last_bn"]
+    assert_same_table(accuracies(swa("show", runs[0]).out.splitlines()), in_percent(runs[0]))
+    expected = [
+        (label if label == "− last_bn" else f"{number} {label}", value)
+        for number, run in enumerate(runs, start=1)
+        for label, value in in_percent(run)
+    ]
+    ended = swa("compare", *runs)
+    assert_same_table(accuracies(ended.out.splitlines()), expected)
+    said = " ".join(ended.out.split())
+    assert all(f"{name} vs last_bn: " in said for name in ("1 swa", "1 g", "2 swa", "2 g", "2 e"))
+
+
 def test_show_tells_a_file_of_another_program(swa, tmp_path: Path) -> None:
     """A torch AveragedModel: its layout, that it is an average, and of how many."""
     state = {"n_averaged": torch.tensor(7), "module.weight": torch.zeros(2, 3)}
@@ -116,7 +155,7 @@ def test_compare_shows_what_differs(swa, trained: Path) -> None:
         assert entry["weights"] == json.loads((run / "result.json").read_text())["weights"]
     ended = swa("compare", *runs)
     assert ended.code == 0
-    for name in ("1 last", "1 swa", "2 last", "2 e"):
+    for name in ("1 last ", "1 last_bn", "1 swa", "2 last ", "2 last_bn", "2 e"):
         assert any(line.startswith(name) for line in ended.out.splitlines())
     assert "recipes: the same" in swa("compare", runs[0], runs[0]).out
 
@@ -181,8 +220,8 @@ def test_estimated_time_counts_steps_samples_and_batches(swa, tmp_path: Path, mo
     # 1,400 training samples: 2 epochs of 5 steps. At the end of epoch 1 only g has weights: swa takes steps 6, 8, 10.
     assert told["seconds_of"] == {
         "training": 10,
-        "scoring": 37 * (2 + 1 + 2) + 360 * 3,
-        "BatchNorm": (1 + 2) * 6,  # 1,400 samples in batches of 256
+        "scoring": 37 * (2 + 1 + 2 + 1) + 360 * 4,  # last_bn once, at the end
+        "BatchNorm": (1 + 2 + 1) * 6,  # 1,400 samples in batches of 256
     }
 
 
@@ -207,7 +246,7 @@ def test_time_of_several_processes(swa, tmp_path: Path, monkeypatch: pytest.Monk
     assert told["step_seconds"] == pytest.approx(2.0 + exchange_s)
     assert told["processes"]["speedup"] == pytest.approx(7.0 / (2.0 + exchange_s))
     assert told["seconds_of"]["training"] == pytest.approx(10 * (2.0 + exchange_s), abs=1e-3)
-    assert told["seconds_of"]["scoring"] == (37 * (2 + 2) + 360 * 3) / 2  # both machines score half of the samples
+    assert told["seconds_of"]["scoring"] == (37 * (2 + 2 + 1) + 360 * 4) / 2  # both machines score half of the samples
     shown = " ".join(swa("plan", "recipe.yaml", *words).out.split())
     assert "processes 3 on 2 machines, 86 samples each: a step of 2 s and" in shown
 

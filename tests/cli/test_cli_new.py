@@ -76,13 +76,19 @@ def test_an_existing_file_is_never_overwritten(swa, tmp_path: Path) -> None:
 
 
 def test_recipes_are_listed_with_their_results(swa) -> None:
-    """Every file of recipes/ in the list, those with numbers in their comment with these."""
+    """Every file of recipes/ in the list, with all figures of the comment that it begins with, and none without any."""
     listed = {item["name"]: item for item in swa("recipes", "--json").json["recipes"]}
     assert list(listed) == sorted(
         path.relative_to(RECIPES).with_suffix("").as_posix() for path in RECIPES.rglob("*.yaml")
     )
-    assert "last 97.50 ± 1.11 %" in listed["digits"]["result"]
-    assert listed["cifar10_fge"]["result"] is None
+    figures = {}
+    for name, item in listed.items():
+        comment = " ".join(re.match(r"(#.*\n)*", (RECIPES / f"{name}.yaml").read_text())[0].replace("#", " ").split())
+        figures[name] = re.findall(r"[\d.]+ ± [\d.]+", comment)
+        assert re.findall(r"[\d.]+ ± [\d.]+", item["result"] or "") == figures[name], name
+        assert (item["result"] is None) == (not figures[name] and "measured" not in comment), name
+        assert "±" not in item["about"]
+    assert any(figures.values())
     assert listed["shapes_unet_cyclic"]["task"] == "segmentation"
     assert "Not measured by us" in listed["paper/cifar100_vgg16"]["result"]
     ended = swa("recipes")

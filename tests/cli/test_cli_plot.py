@@ -47,18 +47,30 @@ def test_each_picture_lands_in_the_run_folder(kind: str, run: Path, swa: Swa) ->
         assert Path("own.svg").read_text().startswith("<?xml")
 
 
+def test_final_markers_of_the_curves_are_the_scores_of_the_run(run: Path, swa: Swa) -> None:
+    """The legends of both panels in the SVG, which names each text in a comment, against result.json: a mark a row."""
+    assert swa("plot", run, "curves", "-o", "own.svg", "-q").code == 0
+    marks = re.findall(r"<!-- (\S+), final: ([\d.]+)", Path("own.svg").read_text())
+    rows = json.loads((run / "result.json").read_text())["weights"]
+    assert [name for name, _ in marks] == ["last", "last_bn", "swa"] * 2
+    for (name, value), key in zip(marks, ["nll"] * 3 + ["accuracy"] * 3, strict=True):
+        expected = rows[name][key] * (100 if key == "accuracy" else 1)
+        assert float(value) == pytest.approx(expected, abs=0.00501 if key == "accuracy" else 0.000501)
+
+
 def test_the_corners_of_a_plane_score_as_the_run_does(run: Path, swa: Swa) -> None:
-    """With all samples: loss and accuracy at `swa` and `last`, against result.json and a fresh BatchNorm pass."""
+    """With all samples: accuracy at `swa` and `last_bn`, against result.json and a BatchNorm pass of `swa average`."""
     ended = swa("plot", run, "plane", "--grid", "3", "--samples", "all", "--json", "-q")
     assert ended.code == 0, ended.err
     points = {point["name"]: point for point in ended.json["points"]}
     result = json.loads((run / "result.json").read_text())
-    assert list(points) == ["epoch 1.5", "last", "swa"]
-    assert points["swa"]["score"] == pytest.approx(result["weights"]["swa"]["accuracy"], abs=1e-9)
+    assert list(points) == ["epoch 1.5", "last_bn", "swa"]
+    for name in ("last_bn", "swa"):
+        assert points[name]["score"] == pytest.approx(result["weights"][name]["accuracy"], abs=1e-9)
     refreshed = swa("average", run / "snapshots" / "step-00000060.pt", "-o", "last.pt", "--json", "-q")
     assert refreshed.code == 0, refreshed.err
     alone = swa("eval", "last.pt", "--json", "-q").json["weights"]["soup"]
-    assert points["last"]["score"] == pytest.approx(alone["accuracy"], abs=1e-9)
+    assert points["last_bn"]["score"] == pytest.approx(alone["accuracy"], abs=1e-9)
 
 
 def test_distances_in_the_plane_are_those_of_the_weights(run: Path, swa: Swa) -> None:
@@ -69,11 +81,11 @@ def test_distances_in_the_plane_are_those_of_the_weights(run: Path, swa: Swa) ->
     }
     states = {
         "epoch 1.5": torch.load(run / "snapshots/step-00000030.pt", weights_only=True)["state_dict"],
-        "last": torch.load(run / "checkpoints/last.pt", weights_only=True)["model"],
+        "last_bn": torch.load(run / "checkpoints/last.pt", weights_only=True)["model"],
         "swa": torch.load(run / "checkpoints/swa.pt", weights_only=True)["state_dict"],
     }
     names = [name for name in states["swa"] if "running" not in name and "num_batches" not in name]
-    for one, other in (("epoch 1.5", "last"), ("epoch 1.5", "swa"), ("last", "swa")):
+    for one, other in (("epoch 1.5", "last_bn"), ("epoch 1.5", "swa"), ("last_bn", "swa")):
         squares = [(states[one][name].double() - states[other][name].double()).square().sum() for name in names]
         expected = torch.stack(squares).sum().sqrt()
         torch.testing.assert_close((places[one] - places[other]).norm(), expected, rtol=1e-9, atol=0)
@@ -155,7 +167,7 @@ def test_a_run_draws_its_pictures_where_the_recipe_says_so(tmp_path: Path, swa: 
         (["RUN", "plane", "--points", "last", "last", "swa"], "twice"),
         (["RUN", "plane", "--points", "last", "swa", "nowhere.pt"], "neither a file nor a weight set"),
         (["RUN", "path", "--between", "swa", "swa"], "the same weights"),
-        (["RUN", "confusion", "--weights", "ema"], "choose from last, swa"),
+        (["RUN", "confusion", "--weights", "ema"], "choose from last, last_bn, swa"),
         (["RUN", "-o", "curves.pdf"], "PNG or SVG"),
         (["RUN", "-o", "nowhere/curves.png"], "no such folder"),
         (["RUN", "curves", "optimizer.lr=0.2"], ""),
@@ -200,10 +212,19 @@ class Links(HTMLParser):
         super().__init__()
         self.links: list[str] = []
         self.tags: list[str] = []
+        self.rows: list[list[str]] = []  # of tables, their cells
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        elif tag == "td":
+            self.rows[-1].append("")
         self.links += [value or "" for name, value in attrs if name in ("src", "href", "action", "data")]
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1] == "td":
+            self.rows[-1][-1] += data
 
 
 def test_a_page_needs_nothing_else(run: Path, swa: Swa) -> None:
@@ -217,10 +238,17 @@ def test_a_page_needs_nothing_else(run: Path, swa: Swa) -> None:
     page.feed(text)
     assert page.links
     assert all(link.startswith("data:") for link in page.links)
-    assert page.tags.count("img") == 2 + 2 + 1  # plane, calibration of two weight sets, confusion
-    accuracy = json.loads((run / "result.json").read_text())["weights"]["swa"]["accuracy"]
-    for words in (f"{100 * accuracy:.2f} ±", "swa train recipe.yaml", "batch_size: 64", "torch"):
+    assert page.tags.count("img") == 2 + 3 + 1  # plane, calibration of three weight sets, confusion
+    result = json.loads((run / "result.json").read_text())
+    assert f"{100 * result['weights']['swa']['accuracy']:.2f} ±" in text
+    for words in ("swa train recipe.yaml", "batch_size: 64", "torch"):
         assert words in text
+    rows = [row for row in page.rows if row and (row[0] in result["weights"] or row[0].startswith("−"))]
+    assert [row[0] for row in rows] == ["last", "last_bn", "swa", f"− {result['reference']}"]
+    for name, accuracy, *_ in rows[:3]:
+        assert accuracy.startswith(f"{100 * result['weights'][name]['accuracy']:.2f} ±")
+    gain = result["weights"]["swa"]["accuracy"] - result["weights"][result["reference"]]["accuracy"]
+    assert float(rows[3][1].split()[0].replace("−", "-")) == pytest.approx(100 * gain, abs=0.00501)
 
 
 def test_two_runs_stand_side_by_side(run: Path, trained: Path, swa: Swa) -> None:

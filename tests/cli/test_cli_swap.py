@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
 from processes import exit_codes, said_in, start
+from swa_cli import models
+from swa_cli.data import sources
 
 RECIPE = """\
 name: tiny
@@ -72,7 +75,8 @@ def test_workers_are_runs_of_their_own(tiny: Path, swa: Swa) -> None:
 def test_mean_of_the_workers(tiny: Path, swa: Swa) -> None:
     """swa.pt against the float64 mean of its sources with BatchNorm by `bn-update`, and against `swa average`."""
     result = swa("train", "tiny.yaml", "swap.workers=3", "swap.batchnorm.method=exact", "--json").json
-    assert list(result["weights"]) == ["last", "worker-1", "worker-2", "worker-3", "swa"]
+    workers = [name for number in (1, 2, 3) for name in (f"worker-{number}", f"worker-{number}_bn")]
+    assert list(result["weights"]) == ["last", "last_bn", *workers, "swa"]
     shipped = content(RUN, "swa")
     sources = [f"workers/{number}/checkpoints/last.pt" for number in (1, 2, 3)]
     assert [source["file"] for source in shipped["sources"]] == sources
@@ -89,6 +93,61 @@ def test_mean_of_the_workers(tiny: Path, swa: Swa) -> None:
     assert averaged["batchnorm_method"] == "exact"
     for name, value in torch.load("soup.pt", weights_only=True)["state_dict"].items():
         torch.testing.assert_close(value, shipped["state_dict"][name], rtol=1e-6, atol=1e-6)
+
+
+def raw_states(run: Path) -> dict[str, dict[str, torch.Tensor]]:
+    """What the files of a run hold of its two workers, each before its twin with recomputed statistics."""
+    states = {}
+    for name in ("worker-1", "worker-2"):
+        states[name] = content(run / "workers" / name[-1], "last")["model"]
+        states[f"{name}_bn"] = content(run, f"{name}_bn")["state_dict"]
+    return states
+
+
+@torch.no_grad()
+def losses(state: dict[str, torch.Tensor], arrays: Any, about: dict[str, Any]) -> torch.Tensor:
+    """The NLL of each digit (N,): torch, the network, and what a file says of its input."""
+    model = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4, "dropout": 0.2})
+    model.load_state_dict(state)
+    mean, std = (torch.tensor(about[key], dtype=torch.float64).view(-1, 1, 1) for key in ("mean", "std"))
+    logits = model.double().eval()((arrays.images.double() / 255 - mean) / std)
+    return F.cross_entropy(logits, arrays.labels, reduction="none")
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_reference_is_the_best_worker(tiny: Path, swa: Swa, seed: int) -> None:
+    """The worker, raw or with fresh statistics, of lowest validation NLL in float64; swa's differences are to it."""
+    result: dict[str, Any] = swa("train", "tiny.yaml", f"seed={seed}", "--json").json
+    states, about, data = raw_states(RUN), content(RUN, "swa")["input"], sources.load("digits", seed=seed)
+    for name in ("worker-1", "worker-2"):
+        one, two = states[name], states[f"{name}_bn"]
+        assert [key for key in one if not torch.equal(one[key], two[key]) and "running" not in key] == []
+        assert not any(torch.equal(one[key], two[key]) for key in one if "running" in key)
+    on_val = {name: float(losses(state, data.val, about).mean()) for name, state in states.items()}
+    for name, loss in on_val.items():
+        assert result["weights"][name]["val"]["nll"] == pytest.approx(loss, abs=1e-5)
+    assert result["reference"] == min(on_val, key=on_val.__getitem__)
+    row = result["weights"]["swa"]
+    assert row["reference"] == result["reference"]
+    assert [name for name, other in result["weights"].items() if "reference" in other] == ["swa"]
+    own, other = (
+        losses(state, data.test, about) for state in (content(RUN, "swa")["state_dict"], states[result["reference"]])
+    )
+    assert row["nll_diff"] == pytest.approx(float((own - other).mean()), abs=1e-5)
+    assert row["nll_diff_se"] == pytest.approx(float((own - other).std()) / 360**0.5, abs=1e-5)
+    again = swa("eval", RUN, "--json").json
+    assert again["reference"] == result["reference"]
+    for values in result["weights"].values():
+        del values["val"]
+    assert again["weights"] == result["weights"]
+
+
+def test_without_validation_images_the_reference_is_the_first_worker(tiny: Path, swa: Swa) -> None:
+    """dataset.val=0: worker-1 with statistics recomputed as those of the mean are, in train and eval."""
+    result = swa("train", "tiny.yaml", "dataset.val=0", "--json").json
+    again = swa("eval", RUN, "--json").json
+    for told in (result, again):
+        assert (told["reference"], told["weights"]["swa"]["reference"]) == ("worker-1_bn", "worker-1_bn")
 
 
 @pytest.mark.parametrize(
@@ -243,8 +302,9 @@ def test_what_looks_at_runs(tiny: Path, swa: Swa) -> None:
     assert {name: row["nll"] for name, row in scored.items()} == {
         name: row["nll"] for name, row in result["weights"].items()
     }
-    assert "worker-1: averaging" not in swa("eval", RUN).out
+    assert [line.split(" vs ")[0] for line in swa("eval", RUN).out.splitlines() if " vs " in line] == ["swa"]
     shown = swa("show", RUN, "--json").json
+    assert {f"checkpoints/{name}.pt" for name in ("last_bn", "worker-1_bn", "worker-2_bn")} < shown["files"].keys()
     assert {f"workers/{number}/checkpoints/last.pt" for number in (1, 2)} < shown["files"].keys()
     assert [row["file"] for row in swa("show", RUN / "checkpoints/swa.pt", "--json").json["sources"]] == [
         f"workers/{number}/checkpoints/last.pt" for number in (1, 2)
@@ -258,7 +318,7 @@ def test_what_looks_at_runs(tiny: Path, swa: Swa) -> None:
     assert "worker-2, val" in page
     assert swa("plot", RUN, "plane", "--grid", "3", "--samples", "100").code == 0
     points = [point["name"] for point in json.loads(next(RUN.glob("plane-*.json")).read_text())["points"]]
-    assert points == ["last", "worker-1", "worker-2"]
+    assert points == ["last_bn", "worker-1_bn", "worker-2_bn"]
     dry = swa("train", "tiny.yaml", "--dry-run")
     assert "2 workers x epochs 3 to 4, batch 64, rate x 0.5; BatchNorm of their mean recomputed" in " ".join(
         dry.err.split()

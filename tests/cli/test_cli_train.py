@@ -38,21 +38,25 @@ def test_a_run_leaves_every_file(swa, recipe: Path, tmp_path: Path) -> None:
     files = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     assert files == {
         "recipe.yaml", "run.json", "metrics.csv", "log.txt", "result.json", "curves.png",
-        "checkpoints/last.pt", "checkpoints/previous.pt", "checkpoints/swa.pt",
+        "checkpoints/last.pt", "checkpoints/last_bn.pt", "checkpoints/previous.pt", "checkpoints/swa.pt",
     }  # fmt: skip
     assert (tmp_path / "runs" / "latest").resolve() == run
     result = ended.json
     assert result == json.loads((run / "result.json").read_text())
     assert result.keys() == {
-        "command", "checkpoint", "run", "split", "samples", "weights", "seconds", "device", "precision",
-        "tta", "stopped",
+        "command", "checkpoint", "run", "split", "samples", "weights", "reference", "seconds", "device", "precision",
+        "eval_precision", "tta", "stopped",
     }  # fmt: skip
     assert result["stopped"] is None
     assert result["split"] == "test"
     assert result["samples"] == 360
-    assert set(result["weights"]) == {"last", "swa"}
-    scores = {"accuracy", "accuracy_se", "top5", "nll", "ece", "brier", "count", "batchnorm"}
-    assert scores <= result["weights"]["swa"].keys()
+    assert set(result["weights"]) == {"last", "last_bn", "swa"}
+    scores = {"accuracy", "accuracy_se", "top5", "nll", "ece", "brier"}
+    for row in result["weights"].values():
+        assert scores | {"count", "batchnorm"} <= row.keys()
+        assert scores <= row["val"].keys()
+    compared = {"reference", "accuracy_diff", "accuracy_diff_se", "nll_diff", "nll_diff_se"}
+    assert compared <= result["weights"]["swa"].keys()
     assert result["weights"]["swa"]["count"] == 5
     assert result["weights"]["swa"]["batchnorm"] == "recomputed"
     assert result["weights"]["last"]["accuracy"] > 0.5  # it learns: chance is .1
