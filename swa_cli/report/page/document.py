@@ -137,7 +137,7 @@ def _comparable(runs: Sequence[RunOnPage]) -> list[list[RunOnPage]]:
 
 
 def _scores(runs: Sequence[RunOnPage]) -> str:
-    """A row for each weight set, and under each average its paired difference to `last` of the same run."""
+    """A row for each weight set, and under each average its paired difference to the reference of its run."""
     measures, several = runs[0].measures, len(runs) > 1
     shown = [
         measure
