@@ -68,6 +68,30 @@ def test_digits_are_the_published_ones() -> None:
     np.testing.assert_allclose(source.std, [pixels.std()], rtol=1e-12)
 
 
+def test_digits_with_a_larger_test_split_are_the_same_digits() -> None:
+    """897 and 900 of 1,797: the file in its order, cut elsewhere; the constants against float64 of the 897."""
+    usual, source = load("digits", val=0), load("digits", val=0, args={"test": 900})
+    assert (len(source.train), len(source.test)) == (897, 900)
+    for part in ("images", "labels"):
+        one, two = (torch.cat([getattr(each.train, part), getattr(each.test, part)]) for each in (usual, source))
+        assert torch.equal(one, two)
+    pixels = source.train.images.numpy().astype(np.float64) / 255
+    np.testing.assert_allclose(source.mean, [pixels.mean()], rtol=1e-12)
+    np.testing.assert_allclose(source.std, [pixels.std()], rtol=1e-12)
+    assert len(load("digits", args={"test": 900}).val) == 90  # a tenth of 897
+    turned = load("rotated_digits", val=7, args={"test": 900})
+    assert [len(split) for split in (turned.train, turned.val, turned.test)] == [890, 7, 900]
+
+
+@pytest.mark.parametrize("name", ["digits", "rotated_digits"])
+@pytest.mark.parametrize("value", [0, -1, 1797, 0.5, True, "x", None, [900]])
+def test_a_test_split_of_no_size_is_refused(name: str, value: Any) -> None:
+    """The message has the key, and the hint the largest size, which leaves one digit to train on."""
+    with pytest.raises(UserError, match=r"dataset\.args\.test") as caught:
+        load(name, val=0, args={"test": value})
+    assert "1,796" in caught.value.hint
+
+
 @pytest.mark.parametrize("compress", [False, True])
 @pytest.mark.parametrize("inside", ["", "MNIST/raw"])
 def test_idx_files_are_read_where_they_lie(tmp_path: Path, compress: bool, inside: str) -> None:

@@ -12,7 +12,15 @@ def looking(name: str, words: str, piece: str, make: Make = nothing) -> Row:
 
 
 NO_SCORES = json.dumps(
-    {"split": "test", "samples": 1, "weights": {"last": {}}, "seconds": 1.0, "device": "cpu", "precision": "fp32"}
+    {
+        "split": "test",
+        "samples": 1,
+        "weights": {"last": {}},
+        "reference": "last",
+        "seconds": 1.0,
+        "device": "cpu",
+        "precision": "fp32",
+    }
 )
 LOOKING = [
     looking("show-nothing", "show", "Missing argument"),
@@ -45,6 +53,12 @@ LOOKING = [
         "compare run run",
         "weights.last.accuracy",
         file("run/result.json", NO_SCORES),
+    ),
+    looking(
+        "show-reference",
+        "show run",
+        "reference: Value error, is none of the weights",
+        file("run/result.json", NO_SCORES.replace('e": "last"', 'e": "last_bn"')),
     ),
     looking("doctor-recipe", "doctor good.yaml train.lrr=1", "train.lrr"),
     looking("doctor-missing", "doctor nowhere.yaml", "there is no such file"),

@@ -30,7 +30,7 @@ Edit = Callable[[dict[str, Any]], Any]
 class Row(NamedTuple):
     """An input: `make` puts it into the working folder, `words` are run on it, stderr must hold `piece`.
 
-    The working folder has good.yaml, swa.pt, swag.pt and a run after the first of its two epochs.
+    The working folder has good.yaml, swa.pt, swag.pt, last_bn.pt and a run after the first of its two epochs.
     """
 
     name: str

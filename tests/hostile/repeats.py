@@ -47,7 +47,7 @@ def scored_on_other_samples(folder: Path) -> None:
 
 REPEAT = "runs/good-repeat-001"
 SCORED = (
-    '{"split": "test", "samples": 1, "seconds": 1.0, "device": "cpu", "precision": "fp32", '
+    '{"split": "test", "samples": 1, "seconds": 1.0, "device": "cpu", "precision": "fp32", "reference": "last", '
     '"weights": {"last": {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "top5": null, "brier": 0.1}}}'
 )
 REPEATS = [
@@ -89,7 +89,9 @@ REPEATS = [
     seed_result("result-list", "[1]", "result.json: is not as swa writes it"),
     seed_result("result-deep", "[" * 100_000, "result.json: is not as swa writes it"),
     seed_result("result-no-scores", "{}", "split: Field required"),
-    seed_result("result-no-last", SCORED.replace("last", "swa"), "has no last"),
+    seed_result("result-no-last", SCORED.replace('{"last"', '{"swa"'), "has no last"),
+    seed_result("result-no-reference", SCORED.replace('"reference": "last", ', ""), "reference: Field required"),
+    seed_result("result-other-reference", SCORED.replace('e": "last"', 'e": "last_bn"'), "is none of the weights"),
     seed_result("result-text", SCORED.replace("0.5", '"\\u001b[31m"'), "weights.last.accuracy"),
     Row(
         "resume-repeat",

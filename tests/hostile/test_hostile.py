@@ -59,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert code == 0
     (folder / "latest").unlink()
     run = (folder / "good-001").rename(folder / "run")
-    for name in ("swa.pt", "swag.pt"):
+    for name in ("swa.pt", "swag.pt", "last_bn.pt"):
         (run / "checkpoints" / name).rename(folder / name)
     (run / "checkpoints/previous.pt").rename(run / "checkpoints/last.pt")
     for name in ("result.json", "curves.png"):
@@ -124,6 +124,7 @@ def test_untouched_folder_is_accepted(swa, trained: Path, tmp_path: Path) -> Non
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     assert swa("eval", "swa.pt").code == 0
     assert swa("eval", "swag.pt", "--draws", "2").code == 0
+    assert swa("eval", "last_bn.pt").code == 0
     assert swa("bn-update", "swa.pt", "-o", "bad.pt").code == 0
     assert swa("export", "swa.pt", *AS_GRAPH.split()).code == 0
     assert swa("train", "good.yaml", "--dry-run").code == 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from hostile.making import GOOD, Make, Row, directory, fifo, file, link, nothing
+import shutil
+
+from hostile.making import GOOD, Make, Row, directory, edited, fifo, file, link, nothing, put
 
 # Words of the command line.
 
@@ -35,6 +37,20 @@ USAGE = [
     usage("eval-no-run", "eval empty", "has no checkpoints/last.pt: it is no run folder", directory("empty")),
     usage("eval-run-weights", "eval run --weights ema", "holds no weights 'ema'"),
     usage("eval-run-average", "eval run", "cannot be read as a checkpoint", file("run/checkpoints/swa.pt", b"PK")),
+    usage("eval-run-raw", "eval run", "cannot be read as a checkpoint", file("run/checkpoints/last_bn.pt", b"PK")),
+    usage("eval-run-raw-fifo", "eval run", "is no regular file", fifo("run/checkpoints/last_bn.pt")),
+    usage(
+        "eval-run-raw-is-average",
+        "eval run",
+        "does not hold the weights last_bn",
+        lambda folder: shutil.copy(folder / "swa.pt", folder / "run/checkpoints/last_bn.pt"),
+    ),
+    usage(
+        "eval-run-raw-of-other",
+        "eval run",
+        "is of another run: its optimizer.lr is 3.0",
+        edited("last_bn.pt", "run/checkpoints/last_bn.pt", put("recipe/optimizer/lr", 3.0)),
+    ),
     usage("eval-run-last", "eval run", "is no regular file", fifo("run/checkpoints/last.pt")),
     usage("ensemble-none", "eval run --ensemble", "has 0 snapshots, and an ensemble takes at least 2"),
     usage("ensemble-file", "eval swa.pt --ensemble", "is a file, and an ensemble is made of the snapshots of a run"),
@@ -58,7 +74,12 @@ USAGE = [
     usage("draws-samples-zero", "eval swag.pt --draws 2 --samples 0", "is neither `all` nor a count"),
     usage("bn-nothing", "bn-update", "Missing argument"),
     usage("bn-weights", "bn-update swa.pt --weights ema", "holds no weights 'ema'"),
-    usage("bn-raw", "bn-update run/checkpoints/last.pt --weights last", "its raw weights are what training goes on"),
+    usage("bn-raw", "bn-update run/checkpoints/last.pt --weights last", "training goes on from its raw weights"),
+    usage(
+        "bn-raw-in-place",
+        "bn-update run/checkpoints/last.pt --weights last -o run/checkpoints/last.pt",
+        "training goes on from its raw weights",
+    ),
     usage("bn-samples-text", "bn-update swa.pt --samples many", "is neither `all` nor a count"),
     usage("bn-samples-zero", "bn-update swa.pt --samples 0", "is neither `all` nor a count"),
     usage("bn-samples-negative", "bn-update swa.pt --samples -5", "is neither `all` nor a count"),
