@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from swa_cli.recipe.schedule import chart
+from swa_cli.recipe.schedule import SCHEDULES, chart, peak_lr
 from swa_cli.recipe.schema import Recipe, Schedule
 
 BASELINE = "baseline"
-TO_COSINE = ("constant", "cosine_restarts", "cyclic")  # they do not end at the bottom of one decay
-OWN_DECAY = ("cosine", "linear", "multistep", "one_cycle", "swa_paper")
 
 
 def baseline_of(recipe: Recipe) -> Recipe:
@@ -46,8 +44,7 @@ def baseline_of(recipe: Recipe) -> Recipe:
 
 def describe_baseline(recipe: Recipe) -> str:
     """A recipe that `baseline_of` made, in words: `no averaging, cosine from 0.1 to 0 over all 20 epochs`."""
-    schedule, lr = recipe.schedule, recipe.optimizer.lr
-    highest = lr if schedule.max_lr is None else schedule.max_lr
+    schedule, lr, highest = recipe.schedule, recipe.optimizer.lr, peak_lr(recipe)
     final = chart(recipe, steps_per_epoch=1).final_lr  # where a decay leads does not depend on its steps
     if schedule.name == "multistep":
         final = lr * (0.1 if schedule.factor is None else schedule.factor) ** len(schedule.at or ())
@@ -56,10 +53,8 @@ def describe_baseline(recipe: Recipe) -> str:
 
 def _schedule(recipe: Recipe) -> tuple[Schedule, float]:
     """The schedule of the baseline, and the rate that it begins at."""
-    schedule, lr = recipe.schedule, recipe.optimizer.lr
-    if schedule.name in TO_COSINE:
-        peak = schedule.max_lr if schedule.name == "cyclic" and schedule.max_lr is not None else lr
-        final_lr = schedule.base_lr if schedule.name == "cyclic" else schedule.final_lr
-        return Schedule(name="cosine", warmup=schedule.warmup, final_lr=final_lr), peak
-    assert schedule.name in OWN_DECAY, "every schedule is in one of the two tables"
-    return schedule.model_copy(update={"span": None}), lr
+    schedule = recipe.schedule
+    if SCHEDULES[schedule.name].is_decay:
+        return schedule.model_copy(update={"span": None}), recipe.optimizer.lr
+    final_lr = schedule.base_lr if schedule.name == "cyclic" else schedule.final_lr
+    return Schedule(name="cosine", warmup=schedule.warmup, final_lr=final_lr), peak_lr(recipe)

@@ -109,6 +109,7 @@ class Kind:
     leads_to_swa_lr: bool  # ends at swa.lr where that begins
     final_lr: float  # where a decay leads by default, in parts of optimizer.lr
     cycles: Cycles | None
+    is_decay: bool  # ends once, at its lowest rate; the baseline of any other one is a cosine
 
 
 def chart(recipe: Recipe, *, steps_per_epoch: int) -> Course:
@@ -322,15 +323,20 @@ def peak_lr(recipe: Recipe) -> float:
 
 
 SCHEDULES = {
-    "constant": Kind(_constant, is_warmed_up=True, leads_to_swa_lr=False, final_lr=0.0, cycles=None),
-    "cosine": Kind(partial(_decay, blend=cosine), is_warmed_up=True, leads_to_swa_lr=True, final_lr=0.0, cycles=None),
-    "linear": Kind(partial(_decay, blend=linear), is_warmed_up=True, leads_to_swa_lr=True, final_lr=0.0, cycles=None),
+    "constant": Kind(_constant, is_warmed_up=True, leads_to_swa_lr=False, final_lr=0.0, cycles=None, is_decay=False),
+    "cosine": Kind(
+        partial(_decay, blend=cosine), is_warmed_up=True, leads_to_swa_lr=True, final_lr=0.0, cycles=None, is_decay=True
+    ),
+    "linear": Kind(
+        partial(_decay, blend=linear), is_warmed_up=True, leads_to_swa_lr=True, final_lr=0.0, cycles=None, is_decay=True
+    ),
     "cosine_restarts": Kind(
         _cosine_restarts,
         is_warmed_up=False,
         leads_to_swa_lr=False,
         final_lr=0.0,
         cycles=Cycles(("cycle",), _cosine_lengths, lambda schedule: slice(1, None)),
+        is_decay=False,
     ),
     "cyclic": Kind(
         _cyclic,
@@ -340,10 +346,13 @@ SCHEDULES = {
         cycles=Cycles(
             ("up", "down"), _cyclic_lengths, lambda schedule: slice(1 if schedule.begin == "max" else 2, None, 2)
         ),
+        is_decay=False,
     ),
-    "multistep": Kind(_multistep, is_warmed_up=True, leads_to_swa_lr=False, final_lr=0.0, cycles=None),
-    "one_cycle": Kind(_one_cycle, is_warmed_up=False, leads_to_swa_lr=False, final_lr=ONE_CYCLE_END, cycles=None),
-    "swa_paper": Kind(_swa_paper, is_warmed_up=False, leads_to_swa_lr=True, final_lr=0.01, cycles=None),
+    "multistep": Kind(_multistep, is_warmed_up=True, leads_to_swa_lr=False, final_lr=0.0, cycles=None, is_decay=True),
+    "one_cycle": Kind(
+        _one_cycle, is_warmed_up=False, leads_to_swa_lr=False, final_lr=ONE_CYCLE_END, cycles=None, is_decay=True
+    ),
+    "swa_paper": Kind(_swa_paper, is_warmed_up=False, leads_to_swa_lr=True, final_lr=0.01, cycles=None, is_decay=True),
 }
 assert SCHEDULES.keys() == SCHEDULE_KEYS.keys(), f"no curve: {SCHEDULES.keys() ^ SCHEDULE_KEYS.keys()}"
 CYCLIC = tuple(name for name, kind in SCHEDULES.items() if kind.cycles is not None)
