@@ -79,7 +79,8 @@ def surface(
 
     Args:
         run: The run.
-        words: Names or files of w1, w2, w3; by default the start of averaging, `last` and the first average.
+        words: Names or files of w1, w2, w3; by default the start of averaging, the last weights and the first
+            average.
         size: Points of each side of the grid.
         samples: Training samples of BatchNorm and loss, and at most as many scored ones; None for all.
 
@@ -88,7 +89,7 @@ def surface(
     """
     named = {word: word for word in words} if words else default_points(run)
     anchors = [_named(landscape.anchor_of(run, word), name, word) for name, word in named.items()]
-    if len(anchors) != 3:
+    if len({anchor.name for anchor in anchors}) != 3:
         raise UserError("--points: names a weight set twice", hint="name three different ones")
     plane = plane_of(run.opened[1], anchors)
     columns, rows = zip(*plane.corners, strict=True)
@@ -155,9 +156,7 @@ def line(run: OpenRun, words: Sequence[str] | None, *, size: int, samples: int |
     step = landscape.between(run.opened[1], *ends)
     length = math.sqrt(landscape.inner(run.opened[1], step, step))
     if not length:
-        raise UserError(
-            f"{ends[0].name} and {ends[1].name} are the same weights", hint="name others with --between A B"
-        )
+        raise UserError(f"{words[0]} and {words[1]} are the same weights", hint="name others with --between A B")
     places = landscape.spaced(-BEYOND, 1 + BEYOND, number=size)
     ground = landscape.ground_of(run, samples=samples)
     points = [(1.0, 0.0), (0.0, 1.0), *((1 - place, place) for place in places)]

@@ -70,6 +70,7 @@ def evaluate_checkpoint(
     details = _details(sets, drawn, snapshots, model, num_draws)
     _require_fresh(path, found, details, allow_stale_bn=allow_stale_bn)
 
+    terminal.note(f"scored in {bench.recipe.eval.precision}")
     name_of_split = split or bench.scoring_split()
     started = time.monotonic()
     scored: dict[str, SampleScores] = {}

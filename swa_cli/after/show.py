@@ -28,7 +28,7 @@ Rows = list[tuple[str, str]]
 STATES = ("state", "m2", "deviations")  # of an average that can go on
 KINDS = {
     "resume": "resume point: a run goes on from here",
-    "weights": "average to ship",
+    "weights": "weights to ship",
     "snapshot": "snapshot: raw weights of a run",
     "foreign": "written by another program",
 }

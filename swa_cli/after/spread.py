@@ -178,8 +178,37 @@ def _require_scores(weights: Mapping[str, Mapping[str, Any]], measures: Measures
     for name, scores in weights.items():
         for key in (each.key for each in measures.scores):
             value = scores.get(key, "")
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            if value is not None and not _is_number(value):
                 raise ValueError(f"weights.{name}.{key}: {'is no number' if key in scores else 'Field required'}")
+        _require_comparison(f"weights.{name}", scores, weights, measures)
+
+
+def _require_comparison(
+    place: str, row: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]], measures: Measures
+) -> None:
+    """What a row says beside its scores is as a run writes it: count, validation scores, and how it is judged.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    count, val = row.get("count"), row.get("val")
+    if not (count is None or (isinstance(count, int) and not isinstance(count, bool))):
+        raise ValueError(f"{place}.count: is no whole number")
+    if not (val is None or (isinstance(val, dict) and all(each is None or _is_number(each) for each in val.values()))):
+        raise ValueError(f"{place}.val: does not hold scores")
+    if not isinstance(row.get("no_verdict", ""), str):
+        raise ValueError(f"{place}.no_verdict: is no text")
+    if "reference" not in row or not measures.scores:  # which scores a task of one's own has is not known here
+        return
+    if not isinstance(row["reference"], str) or row["reference"] not in weights:
+        raise ValueError(f"{place}.reference: is none of the weights")
+    for key in (f"{each.key}{end}" for each in measures.compared for end in ("_diff", "_diff_se")):
+        if key not in row or not (row[key] is None or _is_number(row[key])):
+            raise ValueError(f"{place}.{key}: is no number")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _deviation(values: Sequence[float], *, mean: float) -> float | None:

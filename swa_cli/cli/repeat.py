@@ -19,7 +19,7 @@ EPILOG = f"""\b
 Examples:
   swa repeat digits --seeds 0-4
   swa repeat digits --seeds 0-4 --against baseline
-  swa repeat recipe.yaml --seeds 0-2,7 --against other.yaml swa.start=60% -o /data/runs
+  swa repeat recipe.yaml --seeds 0-2,7 --against other.yaml swa.start=60%
   swa repeat recipe.yaml --seeds 0-9 --dry-run
 
 {exit_codes(way_on="the same command")}"""

@@ -104,7 +104,7 @@ def _judgement(values: Scores, measures: Measures) -> str:
 def is_compared(values: Scores, measures: Measures) -> bool:
     """Whether a weight set has differences to a reference."""
     return bool(values.get("reference")) and all(
-        values.get(f"{measure.key}_diff") is not None for measure in measures.compared
+        values.get(f"{measure.key}{end}") is not None for measure in measures.compared for end in ("_diff", "_diff_se")
     )
 
 

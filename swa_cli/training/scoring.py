@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging.layers import has_batchnorm
 from swa_cli.averaging.tensors import read as read_tensors
+from swa_cli.recipe.phase import number_of_worker
 from swa_cli.report.measures import Measures
 from swa_cli.report.plots import curves
 from swa_cli.training import checkpoint, comparison, evaluate, faults, saving
@@ -163,12 +164,13 @@ def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
             shipped = folder.checkpoints / f"{name}.pt"
             terminal.note(f"{name} is scored by its mean; `swa eval {shipped} --draws 30` scores weights around it")
     name, why = _best(run, weights)
-    path = folder.shown
+    path, number = folder.shown, number_of_worker(name)
+    file = path / f"checkpoints/{name}.pt" if number is None else RunFolder(path).worker(number).last
     terminal.facts(
         "",
         [
             ("run", str(path)),
-            ("ship", f"{path / 'checkpoints' / f'{name}.pt'} ({why})"),
+            ("ship", f"{file} ({why})"),
             ("next", f"swa report {shlex.quote(str(path))} -o report.html"),
         ],
     )
@@ -178,11 +180,7 @@ def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]
     """Which file to ship, and why: that of the lowest validation loss, or else the first average."""
     measures = run.bench.task.measures
     held = [name for name, average in run.averages.items() if average.count]
-    losses = {
-        name: weights[name]["val"][measures.loss_key]
-        for name in (RAW, comparison.recomputed(RAW), *held)
-        if name in weights and weights[name]["val"] is not None
-    }
+    losses = {name: row["val"][measures.loss_key] for name, row in weights.items() if row["val"] is not None}
     known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
     if known:
         return min(known, key=lambda name: known[name]), "best on validation"

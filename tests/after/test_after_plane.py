@@ -112,7 +112,7 @@ def test_a_score_of_the_line_is_that_of_its_place(run: Path, swa: Swa, measured:
     told = swa("plot", run, "path", "--grid", "5", "--samples", "64", "--json", "-q").json
     first, second, *_ = scored = weights(measured)
     along = (second - first) / (second - first).norm()
-    assert [point["name"] for point in told["points"]] == ["last", "swa"]
+    assert [point["name"] for point in told["points"]] == ["last_bn", "swa"]
     for x, *numbers in zip(told["x"], told["loss"], told["train_score"], strict=True):
         for number in numbers:
             torch.testing.assert_close(scored[int(number)], first + x * along, rtol=1e-6, atol=1e-6)

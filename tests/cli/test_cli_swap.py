@@ -143,6 +143,18 @@ def test_the_reference_is_the_best_worker(tiny: Path, swa: Swa, seed: int) -> No
     assert again["weights"] == result["weights"]
 
 
+def test_what_is_shipped_is_the_best_on_validation(tiny: Path, swa: Swa) -> None:
+    """The file that the last lines name, that of a worker too, against the lowest validation NLL of all rows."""
+    out = swa("train", "tiny.yaml", "-q").out
+    (line,) = [line for line in out.splitlines() if line.split()[:1] == ["ship"]]
+    rows = json.loads((RUN / "result.json").read_text())["weights"]
+    best = min(rows, key=lambda name: rows[name]["val"]["nll"])
+    is_worker = best.startswith("worker-") and not best.endswith("_bn")
+    file = f"workers/{best[7:]}/checkpoints/last.pt" if is_worker else f"checkpoints/{best}.pt"
+    assert line.split()[1] == str(RUN / file)
+    assert (RUN / file).is_file()
+
+
 def test_without_validation_images_the_reference_is_the_first_worker(tiny: Path, swa: Swa) -> None:
     """dataset.val=0: worker-1 with statistics recomputed as those of the mean are, in train and eval."""
     result = swa("train", "tiny.yaml", "dataset.val=0", "--json").json

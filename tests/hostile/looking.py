@@ -22,6 +22,19 @@ NO_SCORES = json.dumps(
         "precision": "fp32",
     }
 )
+SCORES = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "top5": None, "brier": 0.1}
+JUDGED = {"reference": "last", "accuracy_diff": 0.1, "accuracy_diff_se": 0.1, "nll_diff": 0.1, "nll_diff_se": 0.1}
+
+
+def row_of_an_average(key: str, value: object) -> Make:
+    """result.json with another value of a key in the row of swa; without the key where it is None."""
+    row = {
+        key_: other for key_, other in {**SCORES, **JUDGED, key: value}.items() if other is not None or key_ == "top5"
+    }
+    weights = {"last": SCORES, "swa": row}
+    return file("run/result.json", json.dumps({**json.loads(NO_SCORES), "weights": weights}))
+
+
 LOOKING = [
     looking("show-nothing", "show", "Missing argument"),
     looking("show-missing", "show bad.pt", "no such checkpoint"),
@@ -59,6 +72,21 @@ LOOKING = [
         "show run",
         "reference: Value error, is none of the weights",
         file("run/result.json", NO_SCORES.replace('e": "last"', 'e": "last_bn"')),
+    ),
+    *(
+        looking(f"show-row-{key}-{number}", "show run", f"weights.swa.{key}", row_of_an_average(key, value))
+        for number, (key, value) in enumerate(
+            [
+                ("reference", "gone"),
+                ("reference", [1]),
+                ("nll_diff_se", None),
+                ("accuracy_diff", "x"),
+                ("no_verdict", 5),
+                ("val", "x"),
+                ("val", {"nll": [1]}),
+                ("count", "x"),
+            ]
+        )
     ),
     looking("doctor-recipe", "doctor good.yaml train.lrr=1", "train.lrr"),
     looking("doctor-missing", "doctor nowhere.yaml", "there is no such file"),
