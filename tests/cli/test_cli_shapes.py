@@ -46,7 +46,7 @@ def test_the_recipe_averages_at_the_minima(swa, masks: Path, tmp_path: Path, dat
     run = tmp_path / "runs/shapes-unet-cyclic-001"
     assert content(run, "swa")["average"]["steps"] == [8, 12, 16, 20, 24]  # 8 steps an epoch, cycles of 4 steps
     rates = [float(row["lr"]) for row in csv.DictReader((run / "metrics.csv").read_text().splitlines())]
-    assert max(rates) < 0.2 / 1.9  # of the step before a minimum: half-way down, in so short a cycle
+    assert max(rates) < 0.4 / 1.9  # of the step before a minimum: half-way down, in so short a cycle
 
 
 def test_files_give_what_the_drawing_gives(swa, masks: Path, tmp_path: Path) -> None:
