@@ -10,24 +10,25 @@ B samples; C channels; n values a channel; M2 sum of squared distances from the 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swa_cli.averaging import exact, inputs, pooled
-from swa_cli.averaging.inputs import Arguments, Batches
-from swa_cli.averaging.layers import bn_layers, write_statistics
+from swa_cli.averaging.inputs import Arguments, Batches, no_samples
+from swa_cli.averaging.layers import is_frozen, may_have_statistics, norm_layers, write_statistics
 from swa_cli.averaging.moments import Moments, alone
+from swa_cli.averaging.others import Measuring, find
 from swa_cli.averaging.tensors import plain_model
 from swa_cli.errors import UserError
 
-METHODS = {"pooled": pooled.measure, "exact": exact.measure}
+METHODS = ("pooled", "exact")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,17 @@ class BatchNormUpdate:
     num_layers: int
     num_samples: int
     method: str
+    unmeasured: tuple[str, ...] = ()  # buffers that training moves and evaluation reads, and that stayed as they were
+    is_frozen: bool = False  # there are such layers, and all of them are in eval mode inside a model in training mode
+
+    @property
+    def freshness(self) -> str:
+        """What a checkpoint says of the statistics: `recomputed`, `partial`, `frozen`, or `none` without any."""
+        if self.unmeasured:
+            return "partial"
+        if self.num_layers:
+            return "recomputed"
+        return "frozen" if self.is_frozen else "none"
 
 
 def update_batchnorm(
@@ -48,7 +60,10 @@ def update_batchnorm(
     batch_to_args: Callable[[Any], Arguments] = inputs.batch_to_args,
     gathered: Callable[[Any], list[Any]] = alone,
 ) -> BatchNormUpdate:
-    """Replace the running statistics of the BatchNorm layers by those of the dataset, stored unbiased.
+    """Replace the running statistics of normalisation layers by those of the dataset, stored unbiased.
+
+    These are BatchNorm of any kind, InstanceNorm with running statistics, norms inside TorchScript, and layers of one's
+    own that keep a moving average of a statistic of each batch (see `others.py`).
 
     Layers in eval mode inside a model in training mode are frozen and left alone; in a model wholly in eval
     mode every layer is measured. Dropout is off. A layer that is never executed keeps its statistics. Modes,
@@ -73,33 +88,103 @@ def update_batchnorm(
 
     Raises:
         UserError: No samples, one value a channel, values that are not finite, or `exact` asked for with a
-            loader that can be read only once or a layer that a forward pass executes more than once.
+            loader that can be read only once, a layer that a forward pass executes more than once, or statistics that
+            are not those of BatchNorm.
     """
     if method not in METHODS:
         raise UserError(f"method: {method!r} does not measure BatchNorm", hint=f"one of {', '.join(METHODS)}")
     model = plain_model(model)
-    layers = bn_layers(model)
-    if not layers:
-        return BatchNormUpdate(num_layers=0, num_samples=0, method=method)
+    if not may_have_statistics(model):
+        return BatchNormUpdate(num_layers=0, num_samples=0, method=method, is_frozen=is_frozen(model))
     if device is None:
         device = next(chain(model.parameters(), model.buffers())).device
     batches = Batches(loader, torch.device(device), batch_to_args)
-    names = {module: name for name, module in model.named_modules()}
-    named_layers = {layer: names[layer] for layer in layers}
     with torch.no_grad():
-        with _left_as_it_was(model, layers, device=batches.device):
-            found, num_samples = METHODS[method](model, named_layers, batches, gathered)
-            for layer, moments in found.items():
-                _require_usable(moments, name=names[layer])
-        for layer, moments in found.items():
+        with _left_as_it_was(model, device=batches.device) as modes:
+            found = _measured(model, modes, batches, method, gathered)
+        for layer, moments in found.layers.items():
             write_statistics(layer, moments, variance=moments.m2 / (moments.n - 1))
-    return BatchNormUpdate(num_layers=len(found), num_samples=sum(gathered(num_samples)), method=method)
+        buffers = dict(model.named_buffers())
+        for name, value in found.others.items():
+            buffers[name].copy_(value)
+    return BatchNormUpdate(
+        num_layers=found.num_layers,
+        num_samples=sum(gathered(found.num_samples)) if found.num_layers else 0,
+        method=method,
+        unmeasured=found.unmeasured,
+        is_frozen=not found.num_layers and is_frozen(model),
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a pass has measured."""
+
+    layers: dict[_BatchNorm, Moments]
+    others: dict[str, Tensor]  # name of a buffer -> its new values
+    unmeasured: tuple[str, ...]
+    num_samples: int
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.layers) + len({name.rpartition(".")[0] for name in self.others})
+
+
+def _measured(
+    model: nn.Module,
+    modes: Mapping[nn.Module, bool],
+    batches: Batches,
+    method: str,
+    gathered: Callable[[Any], list[Any]],
+) -> _Found:
+    """Run the passes; all modules are in eval mode before and after, and buffers hold anything."""
+    names = {module: name for name, module in model.named_modules()}
+    is_training = any(modes.values())
+    layers = {layer: names[layer] for layer in norm_layers(model) if modes[layer] or not is_training}
+    stream = iter(batches)
+    first = next(stream, None)
+    if first is None:
+        raise no_samples()
+    others = find(model, batches, first, modes=modes)
+    if method == "exact" and layers:
+        if others.running:
+            name = next(iter(others.running))
+            raise UserError(f"{name}: method exact measures BatchNorm alone", hint="use method pooled")
+        moments, num_samples = exact.measure(model, layers, batches, gathered, first=first, stream=stream)
+        return _checked(_Found(moments, {}, others.unmeasured, num_samples), names)
+    if not layers and not others.running:
+        return _Found({}, {}, others.unmeasured, 0)
+    unlike: list[str] = []
+    while True:  # the batch that shows a layer to be none is the first one
+        measuring = Measuring(others)
+        try:
+            moments, num_samples = pooled.measure(
+                model, layers, batches, gathered, stream=chain([first], stream), others=measuring
+            )
+        except pooled.Unlike as error:
+            name = layers.pop(error.layer)
+            unlike += [f"{name}.running_mean", f"{name}.running_var"]
+            continue
+        found = _Found(moments, measuring.found(gathered), (*unlike, *others.unmeasured), num_samples)
+        return _checked(found, names)
+
+
+def _checked(found: _Found, names: Mapping[nn.Module, str]) -> _Found:
+    for layer, moments in found.layers.items():
+        _require_usable(moments, name=names[layer])
+    for name, values in found.others.items():
+        _require_finite(values, name=name)
+    return found
 
 
 def _require_usable(moments: Moments, *, name: str) -> None:
     if moments.n < 2:
         raise UserError(f"{name}: one value a channel has no variance", hint="pass more samples")
-    if not (moments.mean + moments.m2).isfinite().all():
+    _require_finite(moments.mean + moments.m2, name=name)
+
+
+def _require_finite(values: Tensor, *, name: str) -> None:
+    if not values.isfinite().all():
         raise UserError(
             f"{name}: receives values that are not finite, so it has no statistics",
             hint="look for broken samples or diverged weights; under fp16, use bf16 or fp32",
@@ -107,26 +192,31 @@ def _require_usable(moments: Moments, *, name: str) -> None:
 
 
 @contextmanager
-def _left_as_it_was(model: nn.Module, layers: list[_BatchNorm], *, device: torch.device) -> Iterator[None]:
-    """All modules in eval mode inside; modes, momentum, statistics and random state come back after it.
+def _left_as_it_was(model: nn.Module, *, device: torch.device) -> Iterator[dict[nn.Module, bool]]:
+    """All modules in eval mode inside, given the modes before; modes, momentum, buffers and random state come back.
 
     Flags are set one by one because models override `train()`. Compiled parts run eagerly: they would not
     call what takes the place of a layer's `forward` after their compilation, and nothing would be measured.
     """
     modes = {module: module.training for module in model.modules()}
-    momenta = {layer: layer.momentum for layer in layers}
-    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
-    saved = [buffer.clone() for buffer in buffers]
+    momenta = {layer: layer.momentum for layer in norm_layers(model)}
+    saved = {
+        (module, key): (buffer, buffer.clone())
+        for module in modes
+        for key, buffer in module.named_buffers(recurse=False)
+    }
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eager:
         try:
             for module in modes:
                 module.training = False
-            yield
+            yield modes
         finally:
             for module, mode in modes.items():
                 module.training = mode
             for layer, momentum in momenta.items():
                 layer.momentum = momentum
-            for buffer, value in zip(buffers, saved, strict=True):
+            for (module, key), (buffer, value) in saved.items():
                 buffer.copy_(value)
+                if getattr(module, key) is not buffer and not isinstance(module, torch.jit.ScriptModule):
+                    setattr(module, key, buffer)  # the model has put another tensor in its place

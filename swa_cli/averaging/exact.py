@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swa_cli.averaging import inputs
 from swa_cli.averaging.inputs import Batches, no_samples
-from swa_cli.averaging.layers import input_of, with_forward_of, write_statistics
+from swa_cli.averaging.layers import input_of, statistics_of, with_forward_of, write_statistics
 from swa_cli.averaging.moments import Moments, alone, merged, moments_of
 from swa_cli.errors import UserError
 
@@ -23,13 +23,28 @@ class _Reached(BaseException):
 
 
 def measure(
-    model: nn.Module, names: dict[_BatchNorm, str], batches: Batches, gathered: Callable[[Any], list[Any]]
+    model: nn.Module,
+    names: dict[_BatchNorm, str],
+    batches: Batches,
+    gathered: Callable[[Any], list[Any]],
+    *,
+    first: Any,
+    stream: Iterator[Any],
 ) -> tuple[dict[_BatchNorm, Moments], int]:
-    """One pass a layer in the order of execution, up to that layer, all in eval mode."""
-    stream = iter(batches)
-    first = next(stream, None)
-    if first is None:
-        raise no_samples()
+    """One pass a layer in the order of execution, up to that layer, all in eval mode.
+
+    Args:
+        model: Wholly in eval mode.
+        names: The layers to measure.
+        batches: Read anew for each layer but the first one.
+        gathered: See `update_batchnorm`.
+        first: The first batch.
+        stream: The rest of them, for the first layer.
+    """
+    for layer, name in names.items():
+        if len(statistics_of(layer)[0]) != layer.num_features:
+            message = f"{name}: keeps statistics of parts of a batch, which method exact does not have"
+            raise UserError(message, hint="use method pooled")
     order = _execution_order(model, names, batches, inputs.mapped(first, lambda values: values[:2]))
     if len(order) > 1 and isinstance(batches.loader, Iterator):
         raise UserError(

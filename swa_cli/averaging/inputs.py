@@ -78,9 +78,13 @@ class Batches:
 
     def through(self, model: nn.Module, samples: Any) -> int:
         """Give a batch to the model; how many samples it has."""
-        args, kwargs = self.batch_to_args(samples)
-        model(*args, **kwargs)
+        self.outputs(model, samples)
         return num_samples(samples)
+
+    def outputs(self, model: nn.Module, samples: Any) -> Any:
+        """What the model gives for a batch."""
+        args, kwargs = self.batch_to_args(samples)
+        return model(*args, **kwargs)
 
 
 def no_samples() -> UserError:

@@ -7,22 +7,43 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from swa_cli.averaging.moments import Moments
 
 
 def has_batchnorm(model: nn.Module) -> bool:
-    """Whether any layer tracks BatchNorm statistics, frozen or not."""
-    return any(_tracks_statistics(module) for module in model.modules())
+    """Whether a BatchNorm or InstanceNorm layer, scripted or not, keeps running statistics, frozen or not."""
+    return any(_is_norm(module) for module in model.modules())
+
+
+def is_frozen(model: nn.Module) -> bool:
+    """Whether all of these layers are in eval mode inside a model in training mode."""
+    modes = [module.training for module in model.modules() if _is_norm(module)]
+    return bool(modes) and not any(modes) and any(module.training for module in model.modules())
+
+
+def norm_layers(model: nn.Module) -> list[_BatchNorm]:
+    """The eager BatchNorm layers with running statistics."""
+    return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]
 
 
 def bn_layers(model: nn.Module) -> list[_BatchNorm]:
-    """The layers `update_batchnorm` measures: all of a model in eval mode, else those in train mode."""
-    layers = [module for module in model.modules() if _tracks_statistics(module)]
+    """Those of `norm_layers` that are measured: all of a model in eval mode, else those in train mode."""
+    layers = norm_layers(model)
     if any(module.training for module in model.modules()):
         layers = [layer for layer in layers if layer.training]
-    return layers  # type: ignore[return-value]
+    return layers
+
+
+def may_have_statistics(model: nn.Module) -> bool:
+    """Whether a forward pass in training mode might move statistics; the pass itself tells."""
+    return bool(bn_layers(model)) or any(
+        value.is_floating_point()
+        for module in model.modules()
+        if not isinstance(module, _BatchNorm)
+        for _, value in module.named_buffers(recurse=False)
+    )
 
 
 def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -64,5 +85,8 @@ def with_forward_of(
                 vars(layer)["forward"] = forward
 
 
-def _tracks_statistics(module: nn.Module) -> bool:
-    return isinstance(module, _BatchNorm) and module.running_mean is not None
+def _is_norm(module: nn.Module) -> bool:
+    if isinstance(module, _NormBase):
+        return module.running_mean is not None
+    name = getattr(module, "original_name", "")  # of a scripted module
+    return name.startswith(("BatchNorm", "InstanceNorm", "SyncBatchNorm")) and hasattr(module, "running_mean")

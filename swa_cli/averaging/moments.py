@@ -104,7 +104,7 @@ class LayerMoments:
         found: dict[_BatchNorm, Moments] = {}
         for layers, row in self._rows.items():
             assert isinstance(row.n, Tensor)
-            sizes = [layer.num_features for layer in layers]
+            sizes = [len(self._statistics[layer][0]) for layer in layers]
             parts = zip(layers, row.n.split(sizes), row.mean.split(sizes), row.m2.split(sizes), strict=True)
             for layer, n, mean, m2 in parts:
                 found[layer] = merged(found.get(layer), Moments(int(n[0]), mean, m2))
