@@ -16,8 +16,9 @@ from swa_cli.after.ingredients import Ingredients, Source
 from swa_cli.after.trail import Trail
 from swa_cli.averaging import soup
 from swa_cli.averaging.batchnorm import BatchNormUpdate
+from swa_cli.averaging.state import cloned
 from swa_cli.report.measures import Measures
-from swa_cli.training import evaluate, faults
+from swa_cli.training import evaluate, faults, loading
 from swa_cli.training.tasks import SampleScores
 
 NAME = "soup"  # of the weight set that comes out
@@ -61,13 +62,13 @@ class Trials:
     def finish(self, mix: Mix, *, refresh: bool = True) -> Finished:
         """Put a mix into the model, with statistics of its own."""
         bench, model = self.ingredients.bench, self.ingredients.model
-        model.load_state_dict(mix.state)
+        loading.put_own(model, mix.state)
         update = None
         if refresh:
             with faults.memory("train.batch_size", bench.recipe.train.batch_size):
                 update = bench.refresh_batchnorm(model, name=NAME)
             self.num_passes += update is not None
-        return Finished(mix, {name: value.detach().clone() for name, value in model.state_dict().items()}, update)
+        return Finished(mix, cloned(model.state_dict()), update)
 
     def note(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score what is in the model, and keep the row with its scores."""

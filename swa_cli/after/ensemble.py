@@ -17,7 +17,7 @@ from swa_cli.after import revisit
 from swa_cli.data.batches import Batches
 from swa_cli.errors import UserError
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, faults
+from swa_cli.training import checkpoint, evaluate, faults, loading
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.run_folder import RunFolder
@@ -81,7 +81,7 @@ def score(
     num_members, total = len(ensemble.members), torch.zeros(())  # (N, ...) from the first member on
     curve: list[dict[str, Any]] = []
     for number, member in enumerate(ensemble.members, start=1):
-        checkpoint.load_weights(model, member.content["state_dict"], source=str(member.path))
+        loading.load_weights(model, member.content["state_dict"], source=str(member.path))
         with (
             bench.terminal.progress(f"scoring member {number} of {num_members}", len(loader)) as bar,
             faults.memory("eval.batch_size", bench.recipe.eval.batch_size),

@@ -27,7 +27,7 @@ from swa_cli.report.answer import json_text
 from swa_cli.report.bars import Bar
 from swa_cli.report.measures import Measures
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, tasks
+from swa_cli.training import checkpoint, loading, tasks
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.files import write_atomic
 from swa_cli.training.run_folder import RunFolder
@@ -121,7 +121,7 @@ def export_checkpoint(
         found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code
     )
     name, item = _chosen(found, checkpoint.weight_sets(found, model), request)
-    checkpoint.load_weights(model, item.state_dict, source=f"{request.path} ({name})")
+    loading.load_weights(model, item.state_dict, source=f"{request.path} ({name})")
     metadata = _metadata(found, name, item, about, input_, request)
     with torch.no_grad(), terminal.progress(f"{name} as {request.name}", len(BATCHES) + 1) as bar:
         data, difference = _made(request, model, input_, metadata, source=about.model.name, bar=bar)

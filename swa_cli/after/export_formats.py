@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +20,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging.state import cloned, like, metadata_of
 from swa_cli.errors import UserError
+from swa_cli.training.archive import VERSIONS_KEY
 
 ONNX_BYTES = 2**31  # of one message of protobuf, in which an ONNX file without further files has to fit
 
@@ -55,7 +58,7 @@ class Format:
 
 def _write_state_dict(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
     file = io.BytesIO()
-    torch.save({name: value.clone() for name, value in model.state_dict().items()}, file)
+    torch.save(cloned(model.state_dict()), file)
     return file.getvalue()
 
 
@@ -67,13 +70,14 @@ def _write_safetensors(model: nn.Module, example: Tensor, metadata: Metadata) ->
     from safetensors.torch import save
 
     tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}  # shared ones apart
-    return save(tensors, {"format": "pt", **metadata})
+    versions = {VERSIONS_KEY: json.dumps(metadata_of(model.state_dict()))}
+    return save(tensors, {"format": "pt", **versions, **metadata})
 
 
 def _run_safetensors(data: bytes, model: nn.Module) -> Outputs:
     from safetensors.torch import load
 
-    return _with_weights(model, load(data))
+    return _with_weights(model, like(model.state_dict(), load(data)))
 
 
 def _write_torch_export(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:

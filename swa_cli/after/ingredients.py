@@ -19,7 +19,7 @@ from swa_cli.averaging.tensors import require_same_shapes, shapes
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint
+from swa_cli.training import checkpoint, loading
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.run_folder import RunFolder
@@ -131,7 +131,7 @@ def require_running_means(ingredients: Ingredients, sources: Sequence[Source]) -
         assert source.running is not None, "asked for where all snapshots have one"
         means = source.running["state"]
         require_same_shapes(shapes(means), expected, what=f"running mean in {source.file}")
-        checkpoint.require_numbers(means, like=state, source=f"{source.file} (running mean)")
+        loading.require_numbers(means, like=state, source=f"{source.file} (running mean)")
 
 
 def require_held_out(ingredients: Ingredients) -> None:
@@ -175,11 +175,11 @@ def _source(found: Checkpoint, model: nn.Module) -> Source:
     sets = revisit.chosen(checkpoint.weight_sets(found, model), "all", found.path)
     name = "last" if "last" in sets else next(iter(sets))
     item = sets[name]
-    checkpoint.load_weights(model, item.state_dict, source=f"{found.path} ({name})")
+    state = loading.load_weights(model, item.state_dict, source=f"{found.path} ({name})")
     step = found.content["step"] if found.kind in ("snapshot", "resume") else None
     if found.kind == "weights":
         step = max(found.content["average"]["steps"], default=None)
-    return Source(found, name, item.state_dict, item.batchnorm, step)
+    return Source(found, name, state, item.batchnorm, step)
 
 
 def _require_same_meaning(found: Checkpoint, bench: Bench) -> None:

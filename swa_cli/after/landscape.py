@@ -27,7 +27,7 @@ from swa_cli.data.augment import Augment
 from swa_cli.errors import UserError
 from swa_cli.report.answer import json_text
 from swa_cli.report.bars import Bar
-from swa_cli.training import checkpoint, evaluate, faults
+from swa_cli.training import checkpoint, evaluate, faults, loading
 from swa_cli.training.bench import Bench
 from swa_cli.training.comparison import recomputed
 from swa_cli.training.files import write_atomic
@@ -85,7 +85,7 @@ def anchor_of(run: OpenRun, word: str) -> Anchor:
     if "last" not in sets and len(sets) != 1:
         raise UserError(f"{path}: holds {len(sets)} weight sets", hint="name a file with one of them")
     state = (sets.get("last") or next(iter(sets.values()))).state_dict
-    checkpoint.load_weights(model, state, source=str(path))
+    state = loading.load_weights(model, state, source=str(path))
     return Anchor(f"{path.name}, epoch {found.content['epoch']}" if found.kind == "snapshot" else path.name, state)
 
 
@@ -194,7 +194,7 @@ def _averaged(model: nn.Module) -> list[str]:
 def _measured(state: Mapping[str, Tensor], ground: Ground, *, bar: Bar, is_anchor: bool) -> dict[str, float | None]:
     """The scores of a point; far from the anchors a network may overflow, which leaves it without."""
     bench, model, measures = ground.bench, ground.model, ground.bench.task.measures
-    model.load_state_dict(dict(state))
+    loading.put_own(model, state)
     try:
         bench.refresh_batchnorm(model, name="a point", bar=bar)
     except UserError:

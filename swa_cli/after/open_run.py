@@ -23,7 +23,7 @@ from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.report.measures import Measures
 from swa_cli.report.plots.curves import with_workers
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, faults, swap, tasks
+from swa_cli.training import evaluate, faults, loading, swap, tasks
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import WeightSet
 from swa_cli.training.comparison import RAW
@@ -163,7 +163,7 @@ class OpenRun:
         (bench, model), found = self.opened, {}
         loader = bench.plain_batches(bench.scoring_split())
         for name, item in self.sets.items():
-            checkpoint.load_weights(model, item.state_dict, source=f"{self.folder.path} ({name})")
+            loading.load_weights(model, item.state_dict, source=f"{self.folder.path} ({name})")
             with (
                 self.terminal.progress(f"scoring {name}", len(loader)) as bar,
                 faults.memory("eval.batch_size", bench.recipe.eval.batch_size),

@@ -12,9 +12,10 @@ from torch import nn
 
 from swa_cli.after import revisit
 from swa_cli.averaging.batchnorm import BatchNormUpdate
+from swa_cli.averaging.state import cloned, like
 from swa_cli.errors import UserError
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, faults
+from swa_cli.training import checkpoint, faults, loading
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.comparison import RAW, recomputed
@@ -87,7 +88,7 @@ def _update(
     updates: dict[str, BatchNormUpdate] = {}
     content = found.content
     for name, item in sets.items():
-        checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
+        loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
         with faults.memory("train.batch_size", bench.recipe.train.batch_size):
             update = bench.refresh_batchnorm(model, name=name)
         if update is None:
@@ -159,15 +160,16 @@ def _with_statistics(
     if update is not None:
         fresh = {"batchnorm": "recomputed", "batchnorm_method": update.method, "samples": update.num_samples}
     if _is_raw_part(found, name):
-        state_dict = {key: value.clone() for key, value in model.state_dict().items()}
+        state_dict = cloned(model.state_dict())
         own = checkpoint.raw_content(recomputed(RAW) if update else RAW, state_dict, step=content["step"])
         return {"recipe": content["recipe"], "input": content["input"], **own, **fresh}
     if found.kind == "resume":
         entry = content["averages"][name]
         buffers = {key: value.clone() for key, value in model.named_buffers() if key in entry["state"]}
-        averages = {**content["averages"], name: {**entry, "state": {**entry["state"], **buffers}, **fresh}}
+        state = like(entry["state"], {**entry["state"], **buffers})
+        averages = {**content["averages"], name: {**entry, "state": state, **fresh}}
         return {**content, "averages": averages}
-    state_dict = {key: value.clone() for key, value in model.state_dict().items()}
+    state_dict = cloned(model.state_dict())
     if found.kind == "foreign":
         recipe = bench.recipe.model_dump(mode="json", exclude_none=True)
         average: dict[str, Any] = {"name": name, "kind": "foreign", "count": item.count, "steps": []}

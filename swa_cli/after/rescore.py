@@ -20,7 +20,7 @@ from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError
 from swa_cli.recipe.phase import number_of_worker
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, comparison, evaluate, faults
+from swa_cli.training import checkpoint, comparison, evaluate, faults, loading
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.comparison import RAW
@@ -77,7 +77,8 @@ def evaluate_checkpoint(
     losses: dict[str, float | None] = {}
     candidates = _candidates(sets)
     for name, item in sets.items():
-        checkpoint.load_weights(model, item.state_dict, source=f"{path} ({name})")
+        loaded = loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
+        sets[name] = replace(item, state_dict=loaded)
         if num_draws is not None and name in drawn:
             scored[name] = _score_draws(item, model, name, bench, name_of_split, num_draws)
             continue

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from swa_cli.averaging import ema
 from swa_cli.averaging.arithmetic import accumulator_dtype, blend
 from swa_cli.averaging.settings import KINDS, Settings
+from swa_cli.averaging.state import with_metadata
 from swa_cli.averaging.swag import Posterior, Spread
 from swa_cli.averaging.tensors import (
     Tensors,
@@ -91,7 +92,7 @@ class WeightAverage:
             _require_real(present.weights)
         self._devices = {name: value.device for name, value in present.all().items()}
         # What the model's tensors look like: shapes, strides and types without memory.
-        self._layout = Tensors(on_meta(present.weights), on_meta(present.buffers), present.owners)
+        self._layout = Tensors(on_meta(present.weights), on_meta(present.buffers), present.owners, present.metadata)
 
     @property
     def kind(self) -> str:
@@ -129,7 +130,8 @@ class WeightAverage:
         for name, like in self._layout.weights.items():
             mean = self._weights[name] if self.window is None else _mean([slot[name] for slot in self._slots])
             fresh[name] = in_memory(like, device=mean.device).copy_(mean)
-        return {name: fresh[owner] for name, owner in self._layout.owners.items()}
+        state = {name: fresh[owner] for name, owner in self._layout.owners.items()}
+        return with_metadata(state, self._layout.metadata)
 
     def posterior(self) -> Posterior:
         """The Gaussian over weights of a swag average, in fresh memory.
@@ -170,7 +172,7 @@ class WeightAverage:
             **self.settings.given(),
             "count": self.count,
             "steps": list(self.steps),
-            "state": {**weights, **buffers},
+            "state": with_metadata({**weights, **buffers}, self._layout.metadata),
             **({} if self._spread is None else self._spread.state_dict()),
         }
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from swa_cli.averaging.settings import MIN_RANK
+from swa_cli.averaging.state import like
 from swa_cli.averaging.tensors import groups, require_same_shapes, shapes
 from swa_cli.errors import UserError
 
@@ -171,4 +172,4 @@ class Posterior:
                 offset += torch.tensordot(scaled, self.deviations[name].float(), dims=1)
             mean = self.mean[name]
             drawn[name] = (mean + offset.to(mean.device)).to(mean.dtype)
-        return {name: drawn.get(owner, self.mean[name]) for name, owner in self.owners.items()}
+        return like(self.mean, {name: drawn.get(owner, self.mean[name]) for name, owner in self.owners.items()})

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging.state import metadata_of, state_of
 from swa_cli.errors import UserError
 
 NUM_EXAMPLES = 3  # names shown of each kind of mismatch
@@ -37,6 +39,7 @@ class Tensors:
     weights: dict[str, Tensor]  # each shared parameter once, under its first name
     buffers: dict[str, Tensor]
     owners: dict[str, str]  # every name of the state_dict, in its order -> the name it is kept under
+    metadata: dict[str, Any] | None = None  # of the state_dict: see `state`
 
     def all(self) -> dict[str, Tensor]:
         """Weights and buffers together."""
@@ -47,21 +50,46 @@ def read(model: nn.Module) -> Tensors:
     """The model's state by clean names, not copied; of what lies in parts over processes, the part here.
 
     Parameters of integers are copied like buffers.
+
+    Raises:
+        UserError: The state holds something else than tensors, or lacks a parameter that is trained.
     """
     first_names: dict[int, str] = {}
-    tensors = Tensors({}, {}, {})
-    for key, value in plain_model(model).state_dict(keep_vars=True).items():
+    plain = plain_model(model)
+    state = state_of(plain)
+    tensors = Tensors({}, {}, {}, _clean(metadata_of(state)))
+    is_derived = False
+    for key, value in state.items():
         name = without_compile(key)
         if not isinstance(value, Tensor):
             raise UserError(
                 f"{name}: the model's state holds a {type(value).__name__}, which cannot be averaged",
                 hint="let the state_dict of the model hold tensors only",
             )
-        averaged = isinstance(value, nn.Parameter) and (value.is_floating_point() or value.is_complex())
+        is_weight = isinstance(value, nn.Parameter) or value.requires_grad
+        is_derived |= is_weight and not isinstance(value, nn.Parameter)
+        averaged = is_weight and (value.is_floating_point() or value.is_complex())
         owner = first_names.setdefault(id(value), name)
         (tensors.weights if averaged else tensors.buffers)[owner] = _local(value).detach()
         tensors.owners[name] = owner
+    if not is_derived:  # what a layer computes of its parameters may stand for any of them
+        _require_trained(plain, first_names)
     return tensors
+
+
+def _clean(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The metadata of a state dict under the names of the plain model; of a compiled block that of what is in it."""
+    return None if metadata is None else {without_compile(name): value for name, value in metadata.items()}
+
+
+def _require_trained(model: nn.Module, present: Mapping[int, str]) -> None:
+    """Each parameter that is trained is in the state dict: what is not could be neither averaged nor saved."""
+    for name, value in model.named_parameters():
+        if value.requires_grad and id(value) not in present:
+            raise UserError(
+                f"{name}: is trained, and the state_dict of the model does not hold it",
+                hint="let state_dict() of the model return every parameter that requires a gradient",
+            )
 
 
 @torch.no_grad()

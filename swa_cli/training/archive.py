@@ -6,9 +6,10 @@ number, and storages deflated a thousandfold; and what it does not accept comes 
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 import zipfile
-from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging.state import with_metadata
 from swa_cli.errors import UserError
+from swa_cli.training import outline
+from swa_cli.training.inert import STAND_INS, Array, Name, NumberType
 
 MAX_VALUES = 20_000_000  # beside tensors: averages that were updated at each of a million steps fit
 MAX_CONTAINERS = 1_000_000  # the state of an optimizer has one a parameter
 MAX_DEPTH = 50
 MAX_OVERLAP = 8  # how often the bytes of a file may be seen through different tensors: shared weights
+VERSIONS_KEY = "state_dict_metadata"  # of the metadata of a safetensors file: that of the state dict, as JSON
 PLAIN = (str, bytes, bool, int, float, type(None))
+BESIDE = (complex, torch.dtype, torch.device, Array, Name, NumberType)  # what else may stand beside weights
+
+UNSUPPORTED = re.compile(r"nsupported (?:class|GLOBAL|global: GLOBAL) ([\w.]+)")  # as torch says it
 
 
 class DamagedError(UserError):
@@ -32,8 +40,8 @@ class DamagedError(UserError):
 def read_archive(path: Path) -> Any:
     """What `torch.save` wrote, on the CPU, its checksums verified; no code of it is run.
 
-    An `argparse.Namespace` in the outermost dict, where timm and torchvision's references keep their options, comes
-    out as a dict.
+    What other programs keep beside weights, such as their options and numbers of numpy, comes out as plain values: see
+    `inert`.
 
     Raises:
         DamagedError: It cannot be read, or is not what was written.
@@ -44,33 +52,34 @@ def read_archive(path: Path) -> Any:
         if is_zip:
             _verify(path)
         # torch wonders aloud at what is then refused.
-        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([Namespace]):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(list(STAND_INS)):
             content = torch.load(path, weights_only=True, mmap=is_zip, map_location="cpu")
     except UserError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen kinds for foreign and hostile files
-        if objects := _objects(path):
+        if objects := _objects(path, error):
             raise _holds_objects(path, objects) from error
         raise DamagedError(
             f"{path}: cannot be read as a checkpoint ({_first_line(error)})",
             hint="name a file that torch.save wrote and that holds tensors and plain values only",
         ) from error
-    if isinstance(content, dict) and any(type(value) is Namespace for value in content.values()):
-        content = {key: vars(value) if type(value) is Namespace else value for key, value in content.items()}
     _require_plain(content, path)
     return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, whose format has nothing that could run.
+    """The tensors of a safetensors file, whose format has nothing that could run; one of ours has the layers' versions.
 
     Raises:
         DamagedError: It cannot be read.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
     try:
-        return load_file(path)
+        with safe_open(path, framework="pt") as file:
+            versions = (file.metadata() or {}).get(VERSIONS_KEY, "null")
+            names = list(file.keys())
+            return with_metadata({name: file.get_tensor(name) for name in names}, json.loads(versions))
     except Exception as error:  # of its parser, of the file system, of torch for a type that it lacks
         raise DamagedError(
             f"{path}: cannot be read as safetensors ({_first_line(error)})", hint="take another copy of the file"
@@ -89,14 +98,26 @@ def tensors(content: Any) -> Iterator[Tensor]:
         if isinstance(value, Tensor):
             yield value
         elif isinstance(value, (dict, list, tuple)):
-            parts = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+            parts = [*_attributes(value), *value.keys(), *value.values()] if isinstance(value, dict) else value
             num_containers += 1
             num_values += len(parts)  # what is shared is counted each time: whoever reads it meets it each time
             if num_values > MAX_VALUES or num_containers > MAX_CONTAINERS or depth > MAX_DEPTH:
                 raise ValueError("more values, or deeper ones, than weights need")
             waiting.extend((part, depth + 1) for part in parts if type(part) not in PLAIN)
-        elif not isinstance(value, (*PLAIN, torch.dtype, torch.device)):
+        elif not isinstance(value, (*PLAIN, *BESIDE)):
             raise ValueError(f"a {type(value).__name__}")
+
+
+def _attributes(value: dict[Any, Any]) -> list[Any]:
+    """What torch keeps beside the tensors of a state dict: the version of each layer.
+
+    Raises:
+        ValueError: Anything else; an attribute could stand in for a method of the dict.
+    """
+    attributes: dict[str, Any] = getattr(value, "__dict__", {})
+    if not attributes.keys() <= {"_metadata"}:
+        raise ValueError("a dict with attributes that torch does not give it")
+    return list(attributes.values())
 
 
 def num_bytes(content: Any) -> int:
@@ -121,24 +142,26 @@ def _verify(path: Path) -> None:
         )
 
 
-def _objects(path: Path) -> list[str]:
+def _objects(path: Path, error: Exception) -> list[str]:
     """The classes and functions that reading a file would need beside tensors and plain values."""
     try:
-        with torch.serialization.safe_globals([Namespace]):
+        with torch.serialization.safe_globals(list(STAND_INS)):
             return torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # it is no archive, or a broken one: the error that is told is the one of reading it
-        return []
+    except Exception:  # it is of torch < 1.6, no archive, or a broken one: the error of reading it may name one
+        return UNSUPPORTED.findall(str(error))
 
 
 def _holds_objects(path: Path, objects: list[str]) -> DamagedError:
-    """A Lightning checkpoint with a path among its hyperparameters, a whole model, a trap: only code can read it."""
+    """A Lightning checkpoint with objects among its hyperparameters, a whole model, a trap: only code can read it."""
     names = ", ".join(objects[:3]) + ", ..." * (len(objects) > 3)
-    is_model = any(name.startswith("torch.nn.modules.") for name in objects)
-    weights = ".state_dict()" if is_model else "['state_dict']"
-    resave = f"torch.save(torch.load({str(path)!r}, weights_only=False){weights}, 'weights.pt')"
+    found = outline.places_in(path)
+    hint = "ask whoever wrote it for a state_dict of dense tensors"
+    if found:
+        others = f" (it also holds weights at {outline.told(found[1:])})" if len(found) > 1 else ""
+        line = outline.line(path, found[0], weights_only=False)
+        hint = f"take its weights out where you trust who wrote it, since this runs its code: {line}{others}"
     return DamagedError(
-        f"{path}: cannot be read as a checkpoint without running code: beside tensors it holds {names}",
-        hint=f"take its weights out where you trust who wrote it, since this runs its code: {resave}",
+        f"{path}: cannot be read as a checkpoint without running code: beside tensors it holds {names}", hint=hint
     )
 
 

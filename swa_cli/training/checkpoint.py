@@ -29,7 +29,6 @@ from swa_cli.training.files import write_atomic
 from swa_cli.training.foreign import ForeignWeights
 
 BATCHNORM_KEYS = ("batchnorm", "batchnorm_method", "samples")  # beside the weights: how fresh their statistics are
-RECIPE_OF_WEIGHTS = "pass the recipe that the weights were trained with"
 PARTS_BESIDE_TENSORS = 1 << 16  # bytes of a checkpoint for names, places and checksums
 
 
@@ -168,66 +167,6 @@ def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -
 def raw_batchnorm(model: nn.Module) -> str:
     """How fresh the statistics of raw weights are."""
     return "running" if has_batchnorm(model) else "none"
-
-
-def load_weights(
-    model: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    *,
-    source: str,
-    cure: str = RECIPE_OF_WEIGHTS,
-) -> None:
-    """Load strictly, see `require_fit`."""
-    require_fit(model, state_dict, source=source, cure=cure)
-    model.load_state_dict(dict(state_dict))
-
-
-def require_fit(
-    model: nn.Module,
-    state_dict: Mapping[str, Tensor],
-    *,
-    source: str,
-    cure: str = RECIPE_OF_WEIGHTS,
-) -> None:
-    """Refuse a state_dict of another network; `cure` is what to do about it.
-
-    Raises:
-        UserError: Names or shapes differ (the message counts them and shows three), a tensor is of another kind of
-            number, or not finite.
-    """
-    wanted = model.state_dict()
-    missing = [f"missing {key}" for key in wanted if key not in state_dict]
-    unexpected = [f"unexpected {key}" for key in state_dict if key not in wanted]
-    reshaped = [
-        f"{key} is {tuple(state_dict[key].shape)}, not {tuple(value.shape)}"
-        for key, value in wanted.items()
-        if key in state_dict and state_dict[key].shape != value.shape
-    ]
-    if missing or unexpected or reshaped:
-        kinds = (reshaped, missing, unexpected)
-        examples = [example for part in (slice(0, 1), slice(1, 3)) for kind in kinds for example in kind[part]][:3]
-        raise UserError(
-            f"{source}: does not fit the recipe's model: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
-            f"{len(reshaped)} of another shape ({'; '.join(examples)})",
-            hint=cure,
-        )
-    require_numbers(state_dict, like=wanted, source=source)
-
-
-def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tensor], source: str) -> None:
-    """Each tensor is finite, and real, complex or whole as its namesake in `like`.
-
-    Raises:
-        UserError: One is not.
-    """
-    for key, given in state_dict.items():
-        value = like[key]
-        if (given.is_floating_point(), given.is_complex()) != (value.is_floating_point(), value.is_complex()):
-            raise UserError(
-                f"{source}: {key} is of {given.dtype}, not {value.dtype}", hint="take another copy of the file"
-            )
-        if not bool(torch.isfinite(given).all()):
-            raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
 
 
 def _of_foreign(item: ForeignWeights, model: nn.Module) -> WeightSet:

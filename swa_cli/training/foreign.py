@@ -1,25 +1,43 @@
 """Other people's checkpoints: the weight sets inside, under the names that the recipe's network has.
 
-One reader a layout; the first that knows a file says what is in it. Names may stand behind prefixes: of wrappers
-(`module.`, `_orig_mod.`), or of the attribute that the network was (`model.`, as in Lightning). The prefix behind
-which exactly the network's own names stand is removed.
+One reader per layout; the first that knows a file says what is in it. A key says whether it holds raw weights or an
+average (`RAW_KEYS`, `AVERAGE_KEYS`); names behind prefixes are the business of `prefixes.py`.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from torch import Tensor
 
-from swa_cli.averaging.tensors import without_compile
+from swa_cli.averaging.state import like
 from swa_cli.errors import UserError
+from swa_cli.training import outline, prefixes
+from swa_cli.training.outline import Place
+from swa_cli.training.prefixes import Part
 
 State = dict[str, Tensor]
-MAX_PREFIX = 5  # parts of a name that may stand before the network's own
+# Where programs keep raw weights, and where an average of them; what a key calls an average is its name here.
+RAW_KEYS = (
+    *("state_dict", "model_state_dict", "model", "net", "network", "weights", "model_state", "model_weights"),
+    *("module", "params", "student"),
+)
+AVERAGE_KEYS: Mapping[str, str] = {
+    **dict.fromkeys(("state_dict_ema", "ema_state_dict", "ema_model_state_dict", "model_ema_state_dict"), "ema"),
+    **dict.fromkeys(("model_ema", "ema_model", "ema", "ema_state", "ema_weights", "params_ema"), "ema"),
+    **dict.fromkeys(("swa_state_dict", "swa_model_state_dict", "swa_model", "swa", "averaged_model"), "swa"),
+    "teacher": "teacher",
+}
+LAYOUTS: Mapping[frozenset[str], str] = {  # the keys that a program is known by
+    frozenset({"arch", "state_dict"}): "checkpoint of timm",
+    frozenset({"state_dict", "state_dict_ema"}): "checkpoint of timm",
+    frozenset({"model", "model_ema"}): "checkpoint as of torchvision's references",
+    frozenset({"state_dict", "swa_state_dict"}): "checkpoint of timgaripov/swa",
+    frozenset({"student", "teacher"}): "checkpoint of DINO",
+}
 
 
 @dataclass(frozen=True)
@@ -34,10 +52,11 @@ class ForeignWeights:
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a file of another program holds; raw weights are `last`, averages `swa` or `ema`."""
+    """What a file of another program holds; raw weights are `last`, averages `swa`, `ema` or `teacher`."""
 
     layout: str
     sets: dict[str, ForeignWeights]
+    unread: tuple[Place, ...] = ()  # state dicts under keys that are not known
 
     def __str__(self) -> str:
         parts = []
@@ -46,7 +65,8 @@ class Foreign:
             details += [f"of {item.count}"] * (item.count is not None)
             details += [f"left out beside it: {item.num_left_out}"] * bool(item.num_left_out)
             parts.append(f"{name} ({' '.join(details)})" if details else name)
-        return f"{self.layout} with {', '.join(parts)}"
+        unread = f"; not read: {outline.told(self.unread)}" if self.unread else ""
+        return f"{self.layout} with {', '.join(parts)}{unread}"
 
 
 def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -> Foreign:
@@ -63,8 +83,14 @@ def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -
     for layout, reader in READERS.items():
         found = reader(content, path)
         if found:
-            named = [part for name, item in found.items() for part in _named(name, item, owners, path).items()]
-            return Foreign(layout, dict(named))
+            return Foreign(_layout(content, layout), _named(found, owners, path), _unread(content, found))
+    places = outline.places(content, tensor=Tensor)
+    if places:
+        lines = " or ".join(outline.line(path, place, weights_only=True) for place in places[:2])
+        raise UserError(
+            f"{path}: its weights stand under keys that swa does not know: {outline.told(places)}",
+            hint=f"write the ones you mean to a file of their own: {lines}",
+        )
     keys = ", ".join(map(str, list(content)[:5]))
     raise UserError(
         f"{path}: no weights found among its keys ({keys})", hint="save a state_dict, or {'state_dict': ...}"
@@ -96,44 +122,49 @@ def _lightning(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeigh
     return sets
 
 
-def _timm(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
-    """`CheckpointSaver` of timm: `arch`, `state_dict`, and with --model-ema `state_dict_ema`.
+def _mmengine(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
+    """`Runner.save_checkpoint` of MMEngine, whose EMAHook exchanges the weights of two networks.
 
-    (timm/utils/checkpoint_saver.py)
+    The average stands in `state_dict`, and the raw weights in `ema_state_dict`, under the names of an AveragedModel.
+    (mmengine/hooks/ema_hook.py, `_swap_ema_state_dict`)
     """
-    weights, ema = content.get("state_dict"), content.get("state_dict_ema")
-    if not _is_state(weights) or not ("arch" in content or _is_state(ema)):
+    weights, raw, meta = content.get("state_dict"), content.get("ema_state_dict"), content.get("meta")
+    is_known = "message_hub" in content or (isinstance(meta, dict) and "mmengine_version" in meta)
+    if not is_known or not _is_state(weights):
         return {}
-    sets = {"last": ForeignWeights(weights)}
-    return {**sets, "ema": ForeignWeights(ema, is_average=True)} if _is_state(ema) else sets
-
-
-def _torchvision(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
-    """`references/classification/train.py` of torchvision: `model` and `model_ema`, which is an AveragedModel.
-
-    DeiT, ConvNeXt and others write the same keys with a plain state dict as `model_ema`.
-    """
-    weights, ema = content.get("model"), content.get("model_ema")
-    if not _is_state(weights) or not _is_state(ema):
-        return {}
-    return {"last": ForeignWeights(weights), "ema": replace(_of_state(ema, path), is_average=True)}
+    if not _is_state(raw):
+        return {"last": ForeignWeights(weights)}
+    state = {key.removeprefix("module."): value for key, value in raw.items() if key != "steps"}
+    return {"last": ForeignWeights(state), "ema": ForeignWeights(weights, is_average=True)}
 
 
 def _timgaripov(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
     """`train.py` of timgaripov/swa: `state_dict`, `swa_state_dict` (None without --swa) and their number `swa_n`."""
-    weights, averaged = content.get("state_dict"), content.get("swa_state_dict")
-    if not _is_state(averaged):
+    if not _is_state(content.get("swa_state_dict")) or "swa_n" not in content:
         return {}
-    sets = {"last": ForeignWeights(weights)} if _is_state(weights) else {}
-    return {**sets, "swa": ForeignWeights(averaged, is_average=True, count=_count(content, path, key="swa_n"))}
+    sets, count = _by_keys(content, path), _count(content, path, key="swa_n")
+    return {**sets, "swa": replace(sets["swa"], count=count)}
 
 
-def _training_loop(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
-    """What loops of one's own save beside an epoch and an optimizer (PyTorch's tutorials, pytorch-cifar)."""
-    for key in ("state_dict", "model_state_dict", "model", "net"):
-        if _is_state(content.get(key)):
-            return _last_or_swa(_of_state(content[key], path))
-    return {}
+def _composer(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
+    """`State.state_dict` of Composer, which a checkpoint has under `state`."""
+    state = content.get("state")
+    return _by_keys(state, path) if isinstance(state, dict) and _is_state(state.get("model")) else {}
+
+
+def _by_keys(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
+    """Weights under the keys that most programs use, beside an epoch, an optimizer, options."""
+    raw = [key for key in RAW_KEYS if _is_state(content.get(key))]
+    averages = [key for key in AVERAGE_KEYS if _is_state(content.get(key))]
+    sets: dict[str, ForeignWeights] = {}
+    for key in raw:
+        item = _of_state(content[key], path)
+        is_known = item.is_average and not averages
+        sets["swa" if is_known else "last" if len(raw) == 1 else key] = item
+    names = [AVERAGE_KEYS[key] for key in averages]
+    for key, name in zip(averages, names, strict=True):
+        sets[name if names.count(name) == 1 else key] = replace(_of_state(content[key], path), is_average=True)
+    return sets
 
 
 def _plain(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
@@ -147,74 +178,64 @@ def _plain(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
 
 READERS: Mapping[str, Callable[[Mapping[str, Any], Path], dict[str, ForeignWeights]]] = {
     "checkpoint of Lightning": _lightning,
-    "checkpoint of timm": _timm,
-    "checkpoint as of torchvision's references": _torchvision,
+    "checkpoint of MMEngine": _mmengine,
     "checkpoint of timgaripov/swa": _timgaripov,
-    "checkpoint of a training loop": _training_loop,
+    "checkpoint of Composer": _composer,
+    "checkpoint of a training loop": _by_keys,
     "state dict": _plain,
 }
 
 
+def _layout(content: Mapping[str, Any], layout: str) -> str:
+    """The program that wrote a file, where its keys tell."""
+    if layout != "checkpoint of a training loop":
+        return layout
+    held = {key for key in content if content[key] is not None}
+    return next((known for keys, known in LAYOUTS.items() if keys <= held), layout)
+
+
+def _unread(content: Mapping[str, Any], found: Mapping[str, ForeignWeights]) -> tuple[Place, ...]:
+    """State dicts that no set was made of, and that may be one: with half as many tensors at least."""
+    known = {*RAW_KEYS, *AVERAGE_KEYS, "state", "callbacks", "current_model_state", "averaging_state"}
+    fewest = max(len(item.state_dict) for item in found.values()) / 2
+    places = outline.places(content, tensor=Tensor)
+    return tuple(place for place in places if place.keys and place.keys[0] not in known and place.num_tensors > fewest)
+
+
+def _named(found: Mapping[str, ForeignWeights], owners: Mapping[str, str], path: Path) -> dict[str, ForeignWeights]:
+    """Weight sets under the network's own names; several for one in which the network is more than once."""
+    sets: dict[str, ForeignWeights] = {}
+    for name, item in found.items():
+        parts = prefixes.split(item.state_dict, owners)
+        for part in parts:
+            own = _name(part, parts, name, is_average=item.is_average)
+            if own in sets:
+                own = f"{name}.{part.attribute}"
+            count = _count(part.counter, path, key="n_averaged") if part.counter else item.count
+            is_average = part.is_average or bool(part.counter) or (item.is_average and not part.is_raw)
+            sets[own] = ForeignWeights(part.state, is_average, count, item.num_left_out + part.num_left_out)
+    return sets
+
+
+def _name(part: Part, parts: Sequence[Part], name: str, *, is_average: bool) -> str:
+    """What a part of the weight set `name` is called: by its prefix where that says average or raw."""
+    if part.average is not None:
+        return name if is_average else part.average
+    if part.is_raw and is_average:
+        return "last"
+    is_only = sum(not other.is_average for other in parts) == 1
+    return name if is_only or not part.attribute else f"{name}.{part.attribute}"
+
+
 def _of_state(state: Mapping[str, Any], path: Path) -> ForeignWeights:
     """A state dict that may be one of torch's AveragedModel."""
-    weights = {key: value for key, value in state.items() if key != "n_averaged"}
+    weights = like(state, {key: value for key, value in state.items() if key != "n_averaged"})
     is_average = "n_averaged" in state
     return ForeignWeights(weights, is_average=is_average, count=_count(state, path, key="n_averaged"))
 
 
 def _last_or_swa(item: ForeignWeights) -> dict[str, ForeignWeights]:
     return {"swa" if item.is_average else "last": item}
-
-
-def _named(name: str, item: ForeignWeights, owners: Mapping[str, str], path: Path) -> dict[str, ForeignWeights]:
-    """A weight set under the network's own names; one for each prefix, if the network is in it more than once."""
-    state = {without_compile(key): value for key, value in item.state_dict.items()}
-    parts: dict[str, State] = defaultdict(dict)  # prefix -> what stands behind it under a name of the network
-    sizes: Counter[str] = Counter()  # prefix -> how many names begin with it
-    for key, value in state.items():
-        for prefix in _prefixes(key):
-            sizes[prefix] += 1
-            if key[len(prefix) :] in owners:
-                parts[prefix][key[len(prefix) :]] = value
-    whole = [prefix for prefix, part in parts.items() if len(part) == sizes[prefix] and _is_whole(part, owners)]
-    if not whole:  # it does not fit: let the differences be counted behind the prefix where most of it does
-        best = max(["", *parts], key=lambda prefix: (len(parts.get(prefix, ())), -len(prefix)))
-        rest = {key.removeprefix(best): value for key, value in state.items() if key.startswith(best)}
-        return {name: replace(item, state_dict=rest)}
-    if len(whole) == 1:
-        names, num_left_out = {name: whole[0]}, len(state) - sizes[whole[0]]
-    else:
-        names, num_left_out = {f"{name}.{prefix.removesuffix('.')}": prefix for prefix in whole}, 0
-    found = {}
-    for own, prefix in names.items():
-        part = replace(item, state_dict=_with_shared(parts[prefix], owners), num_left_out=num_left_out)
-        counter = prefix.removesuffix("module.") + "n_averaged"  # of an AveragedModel that is part of a larger module
-        if counter in state:
-            part = replace(part, is_average=True, count=_count(state, path, key=counter))
-        found[own] = part
-    return found
-
-
-def _prefixes(key: str) -> Iterator[str]:
-    """The parts that a name may have before the network's own: none, `a.`, `a.b.`, ..."""
-    yield ""
-    end = key.find(".")
-    for _ in range(MAX_PREFIX):
-        if end < 0:
-            return
-        yield key[: end + 1]
-        end = key.find(".", end + 1)
-
-
-def _is_whole(part: Mapping[str, Tensor], owners: Mapping[str, str]) -> bool:
-    """Whether every tensor of the network is there, under one of its names at least."""
-    return {owners[name] for name in part} == set(owners.values())
-
-
-def _with_shared(part: Mapping[str, Tensor], owners: Mapping[str, str]) -> State:
-    """Every name of the network; safetensors keeps one name alone of a tensor that has several."""
-    by_owner = {owners[name]: value for name, value in part.items()}
-    return {name: part.get(name, by_owner[owner]) for name, owner in owners.items()}
 
 
 def _is_state(value: Any) -> TypeGuard[State]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging.inputs import num_samples
 from swa_cli.kernels.graph import KernelBackend
+from swa_cli.training import loading
 from swa_cli.training.bench import Bench
 from swa_cli.training.optimizers import set_learning_rate
 from swa_cli.training.setup import Run, has_kernels
@@ -123,5 +124,5 @@ def _warm_up(run: Run, forward: Forward) -> None:
     run.model.train()
     with bench.terminal.progress("compiling", total=1), bench.memory():
         both_ways(run, forward, next(iter(bench.training_batches(run.epoch))))
-    run.model.load_state_dict(kept, strict=False)  # the statistics of BatchNorm moved, the weights did not
+    loading.put_buffers(run.model, kept)  # the statistics of BatchNorm moved, the weights did not
     run.model.zero_grad(set_to_none=True)

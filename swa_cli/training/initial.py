@@ -16,10 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging.state import cloned, like
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe.scalars import shown
-from swa_cli.training import checkpoint
+from swa_cli.training import checkpoint, loading
 from swa_cli.training.checkpoint import Checkpoint
+from swa_cli.training.loading import MisfitError
+
+NAME_OTHERS = "name weights of this network"
 
 
 @dataclass(frozen=True)
@@ -97,11 +101,13 @@ def put(
         if name not in sets:
             message = f"{found.path} holds no weights {shown(name)}"
             raise RecipeError([Problem("train.init_weights", message, f"choose from {', '.join(sets)}")])
-        own, given = model.state_dict(), sets[name].state_dict
+        own, given = cloned(model.state_dict()), sets[name].state_dict
         skipped = _matching(skip, {**own, **given})
         fresh = {key: value for key, value in own.items() if key in skipped}
         weights = {**{key: value for key, value in given.items() if key not in skipped}, **fresh}
-        checkpoint.load_weights(model, weights, source=f"{found.path} ({name})", cure=_cure(own, weights))
+        loading.load_weights(model, like(given, weights), source=f"{found.path} ({name})", cure=NAME_OTHERS)
+    except MisfitError as error:
+        raise RecipeError([Problem("train.init", error.message, _cure(own, error))]) from error
     except UserError as error:
         raise RecipeError([Problem("train.init", error.message, error.hint)]) from error
     return InitialWeights(found.path, name, sets[name].batchnorm, checksum(model.state_dict()), tuple(fresh))
@@ -119,13 +125,11 @@ def _matching(patterns: Sequence[str], names: Mapping[str, Tensor]) -> set[str]:
     return matched
 
 
-def _cure(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
+def _cure(own: Mapping[str, Tensor], error: MisfitError) -> str:
     """What to do about weights that do not fit; a layer or two, such as a head of other classes, can start fresh."""
-    names = dict.fromkeys([*own, *given])
-    differing = [key for key in names if key not in own or key not in given or own[key].shape != given[key].shape]
-    layers = dict.fromkeys(key.rpartition(".")[0] for key in differing)
-    if not 0 < len(layers) <= 2 or not all(layers) or 2 * len(differing) > len(own):
-        return "name weights of this network"
+    layers = dict.fromkeys(key.rpartition(".")[0] for key in error.names)
+    if not 0 < len(layers) <= 2 or not all(layers) or 2 * len(error.names) > len(own):
+        return error.hint
     patterns = ", ".join(f"{layer}.*" for layer in layers)
     return f"let {' and '.join(layers)} start fresh, if that is a head of other classes: 'train.init_skip=[{patterns}]'"
 

@@ -9,6 +9,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.duration import TimeSpan
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint
+from swa_cli.training import checkpoint, loading
 from swa_cli.training.archive import DamagedError
 from swa_cli.training.distributed import name_of_launch
 from swa_cli.training.hardware import environment
@@ -148,8 +149,9 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         raise UserError(f"{source}: its history is not that of its recipe", hint="take another copy of the file")
     if _key_so_far(run) not in content["epoch_so_far"]:
         raise UserError(f"{source}: has no epoch_so_far.{_key_so_far(run)}", hint="take another copy of the file")
-    checkpoint.require_fit(run.model, content["model"], source=source)
-    run.parts.load(run.model, content["model"])
+    load = None if run.parts.are_whole else partial(run.parts.load, run.model)
+    loading.put(run.model, content["model"], source=source, load=load)
+    loading.require_numbers(content["model"], like=run.model.state_dict(), source=source)
     try:
         # A copy: the file stays mapped otherwise.
         run.optimizer.load_state_dict(run.parts.of_optimizer(run.optimizer, content["optimizer"]))

@@ -21,7 +21,7 @@ from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.recipe.phase import number_of_worker
 from swa_cli.report.measures import Measures
 from swa_cli.report.plots import curves
-from swa_cli.training import checkpoint, comparison, evaluate, faults, saving
+from swa_cli.training import checkpoint, comparison, evaluate, faults, loading, saving
 from swa_cli.training.comparison import RAW
 from swa_cli.training.files import write_atomic
 from swa_cli.training.hardware import release_memory
@@ -223,7 +223,7 @@ def _averaged_model(run: Run, name: str) -> nn.Module:
     model = run.parts.network(run.model, average.averaged_state())
     known = run.refreshed.get(name)
     if known is not None and known.step == average.steps[-1]:
-        model.load_state_dict(known.statistics, strict=False)
+        loading.put_buffers(model, known.statistics)
         return model
     run.refreshed[name] = _refresh(run, model, name=name, step=average.steps[-1])
     return model

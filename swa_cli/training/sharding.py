@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from swa_cli.averaging.state import like
 from swa_cli.errors import Problem, RecipeError
 from swa_cli.recipe.schema import Recipe
 from swa_cli.training.distributed import ALONE, World
@@ -73,11 +74,11 @@ class Parts:
 
     @torch.no_grad()
     def load(self, model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
-        """Put a whole state_dict, of which it is known that it fits, into the network."""
+        """Put a whole state_dict into the network, of which this process takes its rows."""
         for name, parameter in self.parameters.items():
             parameter.to_local().copy_(self._rows(name, state_dict[name]))
         others = {name: value for name, value in state_dict.items() if name not in self.parameters}
-        model.load_state_dict({**self.parameters, **others})
+        model.load_state_dict(like(state_dict, {**self.parameters, **others}))
 
     def of_optimizer(self, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of the whole state of an optimizer, as this process loads it."""
@@ -114,7 +115,7 @@ class Parts:
         device = next(iter(self.parameters.values())).device
         state = self.whole(model.state_dict() if weights is None else weights)
         network = copy.deepcopy(self.plain)
-        network.load_state_dict({name: value.to(device) for name, value in state.items()}, assign=True)
+        network.load_state_dict(like(state, {name: value.to(device) for name, value in state.items()}), assign=True)
         for layer, trained in zip(network.modules(), model.modules(), strict=True):
             layer.training = trained.training
         return network.to(memory_format=torch.channels_last)
@@ -260,7 +261,7 @@ def _mapped(values: Any, work: Callable[[str, Tensor], Any], name: str = "") -> 
     if isinstance(values, Tensor):
         return work(name, values)
     if isinstance(values, Mapping):
-        return {key: _mapped(value, work, key) for key, value in values.items()}
+        return like(values, {key: _mapped(value, work, key) for key, value in values.items()})
     if isinstance(values, list | tuple):
         return type(values)(_mapped(value, work, name) for value in values)
     return values

@@ -19,7 +19,7 @@ from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.phase import worker_of
-from swa_cli.training import checkpoint, faults, resuming, saving
+from swa_cli.training import faults, loading, resuming, saving
 from swa_cli.training.announce import plan_rows
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.distributed import ALONE
@@ -176,5 +176,5 @@ def _ended(run: Run, folder: RunFolder, number: int) -> Worker:
             hint="let all machines have the run folder on one file system",
         )
     content, file = point.content, point.path.relative_to(folder.path)
-    checkpoint.load_weights(copy.deepcopy(run.model), content["model"], source=str(point.path))
+    loading.load_weights(copy.deepcopy(run.model), content["model"], source=str(point.path))
     return Worker(number, str(file), content["model"], content["step"], content["history"])

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from swa_cli.averaging.state import like
+
 
 class Writer:
     """At most one write is under way; its fault is raised by the next `begin` or `wait`. Leaving the block waits."""
@@ -67,7 +69,7 @@ def copied(content: Any) -> Any:
     if isinstance(content, Tensor):
         return content.detach().to("cpu", copy=True)
     if isinstance(content, Mapping):
-        return {key: copied(value) for key, value in content.items()}
+        return like(content, {key: copied(value) for key, value in content.items()})
     if isinstance(content, list | tuple):
         return type(content)(map(copied, content))
     return content

@@ -116,4 +116,4 @@ def test_mismatch_counts_and_shows_names() -> None:
     state["extra"] = torch.zeros(1)
     state["0.weight"] = torch.zeros(5, 3)
     with pytest.raises(UserError, match=r"1 tensors missing, 1 unexpected, 1 of another shape.*0\.weight"):
-        checkpoint.load_weights(small(), state, source="x.pt")
+        loading.load_weights(small(), state, source="x.pt")

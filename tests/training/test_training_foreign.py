@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError
-from swa_cli.training import checkpoint, foreign
+from swa_cli.training import checkpoint, foreign, loading
 from swa_cli.training.checkpoint import WeightSet
 
 State = dict[str, Tensor]
@@ -204,7 +204,7 @@ def test_a_mismatch_is_counted_behind_the_prefix(tmp_path: Path) -> None:
     torch.save({**LIGHTNING, "state_dict": prefixed("model.", state)}, tmp_path / "a.ckpt")
     found = read(tmp_path / "a.ckpt")["last"].state_dict
     with pytest.raises(UserError, match=r"3 tensors missing, 1 unexpected, 0 of another shape") as caught:
-        checkpoint.load_weights(network(), found, source="a.ckpt")
+        loading.load_weights(network(), found, source="a.ckpt")
     assert "(missing 1.weight; unexpected extra; missing 1.bias)" in caught.value.message
 
 
