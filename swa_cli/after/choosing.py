@@ -67,7 +67,7 @@ class Trials:
         if refresh:
             with faults.memory("train.batch_size", bench.recipe.train.batch_size):
                 update = bench.refresh_batchnorm(model, name=NAME)
-            self.num_passes += update is not None
+            self.num_passes += update.num_layers > 0
         return Finished(mix, cloned(model.state_dict()), update)
 
     def note(self, row: dict[str, Any]) -> dict[str, Any]:

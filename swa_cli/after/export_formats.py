@@ -7,7 +7,6 @@ Legend: B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import io
 import json
@@ -135,12 +134,20 @@ FORMATS: Mapping[str, Format] = {
 
 
 def _with_weights(model: nn.Module, weights: dict[str, Tensor]) -> Outputs:
-    """A network of the same kind in which nothing but these weights is left."""
-    twin = copy.deepcopy(model)
-    for value in twin.state_dict().values():
-        value.zero_()
-    twin.load_state_dict(weights, strict=True)
-    return twin
+    """The network while nothing but these weights is in it; its own come back after each call."""
+
+    def outputs(images: Tensor) -> Tensor:
+        kept = cloned(model.state_dict())
+        try:
+            for value in model.state_dict().values():
+                value.zero_()
+            model.load_state_dict(weights, strict=True)
+            given: Tensor = model(images)
+            return given
+        finally:
+            model.load_state_dict(kept)
+
+    return outputs
 
 
 def _traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

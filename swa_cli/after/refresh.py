@@ -19,6 +19,7 @@ from swa_cli.training import checkpoint, faults, loading
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.comparison import RAW, recomputed
+from swa_cli.training.preflight import warnings_of
 from swa_cli.training.run_folder import RunFolder
 
 
@@ -91,15 +92,18 @@ def _update(
         loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
         with faults.memory("train.batch_size", bench.recipe.train.batch_size):
             update = bench.refresh_batchnorm(model, name=name)
-        if update is None:
-            terminal.note(f"{name}: {bench.recipe.model.name} has no BatchNorm layers: nothing to update")
-        else:
-            updates[name] = update
-        if update is not None or found.kind == "foreign" or _is_raw_part(found, name):
+        updates[name] = update
+        if not update.num_layers:
+            what = "has only frozen BatchNorm layers" if update.is_frozen else "has no BatchNorm layers"
+            terminal.note(f"{name}: {bench.recipe.model.name} {what}: nothing to update")
+        for warning in warnings_of(update):
+            terminal.warning(warning)
+        if update.num_layers or found.kind == "foreign" or _is_raw_part(found, name):
             content = _with_statistics(found, content, name, item, model, update, bench)
-    if updates or out is not None:
+    refreshed = {name: update for name, update in updates.items() if update.num_layers}
+    if refreshed or out is not None:
         checkpoint.save(target, content)
-    for name, update in updates.items():
+    for name, update in refreshed.items():
         terminal.answer(
             f"{name}: {update.num_layers} BatchNorm layers recomputed from {update.num_samples:,} samples"
             f" ({update.method}) -> {target}"
@@ -110,12 +114,12 @@ def _update(
         "run": revisit.run_of(path),
         "weights": {
             name: {
-                "batchnorm": "recomputed" if name in updates else "none",
-                "layers": updates[name].num_layers if name in updates else 0,
-                "samples": updates[name].num_samples if name in updates else 0,
-                "method": updates[name].method if name in updates else None,
+                "batchnorm": update.freshness,
+                "layers": update.num_layers,
+                "samples": update.num_samples,
+                "method": update.record["batchnorm_method"],
             }
-            for name in sets
+            for name, update in updates.items()
         },
         "seconds": round(time.monotonic() - started, 3),
         "device": str(bench.hardware.device),
@@ -152,16 +156,14 @@ def _with_statistics(
     name: str,
     item: WeightSet,
     model: nn.Module,
-    update: BatchNormUpdate | None,
+    update: BatchNormUpdate,
     bench: Bench,
 ) -> dict[str, Any]:
     """The content of a checkpoint with the statistics that `model` has now for the weight set `name`."""
-    fresh: dict[str, Any] = {"batchnorm": "none", "batchnorm_method": None, "samples": 0}
-    if update is not None:
-        fresh = {"batchnorm": "recomputed", "batchnorm_method": update.method, "samples": update.num_samples}
+    fresh = update.record
     if _is_raw_part(found, name):
         state_dict = cloned(model.state_dict())
-        own = checkpoint.raw_content(recomputed(RAW) if update else RAW, state_dict, step=content["step"])
+        own = checkpoint.raw_content(recomputed(RAW) if update.num_layers else RAW, state_dict, step=content["step"])
         return {"recipe": content["recipe"], "input": content["input"], **own, **fresh}
     if found.kind == "resume":
         entry = content["averages"][name]

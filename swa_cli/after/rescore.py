@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from swa_cli.after import draws, ensemble, revisit
-from swa_cli.averaging.layers import has_batchnorm
+from swa_cli.averaging.layers import is_refreshable
 from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError
 from swa_cli.recipe.phase import number_of_worker
@@ -130,7 +130,7 @@ def _with_reference(every: dict[str, WeightSet], model: nn.Module, *, wanted: st
     Returns:
         The names that were added: their statistics are still to be measured.
     """
-    if not has_batchnorm(model):
+    if not is_refreshable(model):
         return set()
     num_others += any(item.kind != "raw" for item in every.values())
     added = set()
@@ -177,7 +177,7 @@ def _details(
         if (number := number_of_worker(name.removesuffix("_bn"))) is not None:
             details[name]["worker"] = number
         if name in drawn:
-            details[name] |= {"batchnorm": "recomputed" if has_batchnorm(model) else "none", "draws": num_draws}
+            details[name] |= {"batchnorm": "recomputed" if is_refreshable(model) else "none", "draws": num_draws}
     if snapshots is not None:
         members = len(snapshots.members)
         details["ensemble"] = {"count": None, "batchnorm": snapshots.batchnorm, "members": members}
@@ -234,7 +234,7 @@ def _score_draws(
     assert item.posterior is not None, "only what has one is drawn from"
     scores = draws.score(item.posterior, model, num_draws=num_draws, name=name, bench=bench, split=split)
     statistics = "no BatchNorm"
-    if has_batchnorm(model):
+    if is_refreshable(model):
         samples = bench.recipe.average_scoring.batchnorm.samples
         count = samples if samples == "all" else f"{samples:,}"
         statistics = f"BatchNorm of each from {count} training samples"

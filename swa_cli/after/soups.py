@@ -16,7 +16,8 @@ from typing import Any
 from swa_cli.after import choosing, ingredients, revisit
 from swa_cli.after.choosing import Finished, Trials
 from swa_cli.after.trail import trail_of
-from swa_cli.averaging.layers import has_batchnorm
+from swa_cli.averaging.batchnorm import NOTHING
+from swa_cli.averaging.layers import is_refreshable
 from swa_cli.errors import UserError
 from swa_cli.recipe.window import Window
 from swa_cli.report.plots import window
@@ -152,10 +153,8 @@ def _content(finished: Finished, trials: Trials, *, refresh: bool, passed: bool)
     mix, update, gathered = finished.mix, finished.update, trials.ingredients
     first = mix.shares[0][0].found
     own = None if passed else first.recipe
-    fresh: dict[str, Any] = {"batchnorm": "none", "batchnorm_method": None, "samples": 0}
-    if update is not None:
-        fresh = {"batchnorm": "recomputed", "batchnorm_method": update.method, "samples": update.num_samples}
-    elif has_batchnorm(gathered.model):
+    fresh = (update or NOTHING).record
+    if update is None and is_refreshable(gathered.model):
         assert not refresh, "what has BatchNorm is refreshed"
         fresh["batchnorm"] = "stale"
     return {

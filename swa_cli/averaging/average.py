@@ -189,7 +189,8 @@ class WeightAverage:
         count = len(state["steps"])
         stacked = () if self.window is None else (count,)
         expected = {name: (*stacked, *like.shape) for name, like in self._layout.weights.items()}
-        expected |= {name: tuple(like.shape) for name, like in self._layout.buffers.items()}
+        expected |= {name: tuple(saved[name].shape) for name in self._layout.buffers if name in saved}
+        expected |= {name: tuple(like.shape) for name, like in self._layout.buffers.items() if name not in saved}
         require_same_shapes(shapes(saved), expected if count else {}, what="saved average")
         if self._spread is not None:
             self._spread.require_fit(state, expected=shapes(self._layout.weights), count=count)
@@ -199,7 +200,9 @@ class WeightAverage:
                 value.copy_(saved[name] if self.window is None else saved[name][index])
         if count:
             for name, like in self._layout.buffers.items():
-                self._buffers[name] = in_memory(like, device=self._devices[name]).copy_(saved[name])
+                same = like.shape == saved[name].shape
+                place = in_memory(like if same else saved[name], device=self._devices[name], dtype=like.dtype)
+                self._buffers[name] = place.copy_(saved[name])
         if self._spread is not None:
             self._spread.load_state_dict(state, mean=self._weights)
         self.steps = list(state["steps"])
@@ -253,7 +256,8 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
     for average in averages:
         layout = average._layout
         require_same_shapes(shapes(present.weights), shapes(layout.weights), what="model")
-        require_same_shapes(shapes(present.buffers), shapes(layout.buffers), what="model")
+        if present.buffers.keys() != layout.buffers.keys():  # they are copied, so their shapes may change
+            require_same_shapes(shapes(present.buffers), shapes(layout.buffers), what="model")
     require_finite(present.weights)
     for average in averages:
         average._take(present, step)

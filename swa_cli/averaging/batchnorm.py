@@ -50,6 +50,15 @@ class BatchNormUpdate:
             return "recomputed"
         return "frozen" if self.is_frozen else "none"
 
+    @property
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the update."""
+        method = self.method if self.num_layers else None
+        return {"batchnorm": self.freshness, "batchnorm_method": method, "samples": self.num_samples}
+
+
+NOTHING = BatchNormUpdate(num_layers=0, num_samples=0, method="pooled")
+
 
 def update_batchnorm(
     loader: Iterable[Any],

@@ -23,6 +23,11 @@ def is_frozen(model: nn.Module) -> bool:
     return bool(modes) and not any(modes) and any(module.training for module in model.modules())
 
 
+def is_refreshable(model: nn.Module) -> bool:
+    """Whether any of these layers is to be measured; other statistics show only when a batch passes through."""
+    return has_batchnorm(model) and not is_frozen(model)
+
+
 def norm_layers(model: nn.Module) -> list[_BatchNorm]:
     """The eager BatchNorm layers with running statistics."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from swa_cli.averaging.layers import has_batchnorm
 from swa_cli.averaging.settings import KINDS
 from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.phase import describe_swap
@@ -30,7 +29,7 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
     phases = describe_swap(recipe)
     named = [("swap", phases)] if phases is not None else []
     named += [("" if index else "averaging", text) for index, text in enumerate(describe_averages(recipe, run.plan))]
-    if not has_batchnorm(run.model):
+    if not run.statistics.num_layers:
         named = [(name, text.partition("; BatchNorm")[0]) for name, text in named]
     rows += named
     return rows + ([("memory", _describe_memory(run))] if run.averages else [])

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
-from swa_cli.averaging.layers import bn_layers, has_batchnorm
+from swa_cli.averaging.layers import bn_layers, may_have_statistics
 from swa_cli.averaging.moments import alone
 from swa_cli.data import batches, nested, sources
 from swa_cli.data.augment import Augment
@@ -29,7 +29,7 @@ from swa_cli.report.terminal import Terminal
 from swa_cli.training import faults
 from swa_cli.training.distributed import ALONE, World
 from swa_cli.training.hardware import Hardware
-from swa_cli.training.network import build_network
+from swa_cli.training.network import build_network, channels_last, is_lazy, require_sizes
 from swa_cli.training.tasks import Task
 
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
@@ -198,7 +198,13 @@ class Bench:
         return inputs, targets
 
     def build_model(self) -> nn.Module:
-        """The network with its initial weights, a function of the seed, on the device, channels last."""
+        """The network with its initial weights, a function of the seed, on the device, channels last, in training mode.
+
+        Lazy layers have found their sizes.
+
+        Raises:
+            UserError: The recipe does not describe one, or a lazy layer is not reached by a forward pass.
+        """
         self.hardware.seed(self.recipe.seed, "initial weights")
         model = build_network(
             self.recipe,
@@ -206,12 +212,18 @@ class Bench:
             in_channels=self.source.channels,
             families=self.task.families,
         )
-        return model.to(self.hardware.device).to(memory_format=torch.channels_last)
+        model = model.to(self.hardware.device)
+        if is_lazy(model):
+            args, kwargs = self.task.batch_to_args(self.probe()[0])
+            with torch.no_grad():
+                model.eval()(*args, **kwargs)
+            require_sizes(model, name=self.recipe.model.name)
+        return channels_last(model).train()
 
     def refresh_batchnorm(
         self, model: nn.Module, *, name: str, check: Callable[[], None] = lambda: None, bar: Bar | None = None
-    ) -> BatchNormUpdate | None:
-        """Recompute the statistics as the recipe says; None where the network has no such layers.
+    ) -> BatchNormUpdate:
+        """Recompute the statistics as the recipe says; no image is read where a network has none.
 
         Args:
             model: Its buffers are changed.
@@ -219,10 +231,10 @@ class Bench:
             check: Called after each batch.
             bar: Of a larger piece of work, which this is a part of; by default it has its own.
         """
-        length = self.refresh_length(model)
+        method, length = self.recipe.average_scoring.batchnorm.method, self.refresh_length(model)
         if not length:
-            return None
-        method, share = self.recipe.average_scoring.batchnorm.method, self.share(self.statistics_batches())
+            return update_batchnorm((), model, method=method)
+        share = self.share(self.statistics_batches())
         own = self.terminal.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
         with own as shown, self.hardware.autocast():
             return update_batchnorm(
@@ -235,11 +247,11 @@ class Bench:
             )
 
     def refresh_length(self, model: nn.Module) -> int:
-        """Batches of all passes of `refresh_batchnorm`; 0 where the network has no such layers."""
-        if not has_batchnorm(model):
+        """Batches of all passes of `refresh_batchnorm`; 0 where the network has nothing to refresh."""
+        if not may_have_statistics(model):
             return 0
         exact = self.recipe.average_scoring.batchnorm.method == "exact"
-        return self.share(self.statistics_batches()).rounds * (len(bn_layers(model)) if exact else 1)
+        return self.share(self.statistics_batches()).rounds * (max(len(bn_layers(model)), 1) if exact else 1)
 
     def _format(self) -> dict[str, Any]:
         source = self.source

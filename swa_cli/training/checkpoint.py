@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging import settings
 from swa_cli.averaging.average import WeightAverage
-from swa_cli.averaging.layers import has_batchnorm
+from swa_cli.averaging.layers import has_batchnorm, is_frozen, is_refreshable
 from swa_cli.averaging.swag import Posterior, variance_of
 from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError
@@ -166,14 +166,16 @@ def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -
 
 def raw_batchnorm(model: nn.Module) -> str:
     """How fresh the statistics of raw weights are."""
-    return "running" if has_batchnorm(model) else "none"
+    if not has_batchnorm(model):
+        return "none"
+    return "frozen" if is_frozen(model) else "running"
 
 
 def _of_foreign(item: ForeignWeights, model: nn.Module) -> WeightSet:
     """Whoever averaged weights elsewhere may not have refreshed BatchNorm; the file does not say, so they are stale."""
     if not item.is_average:
         return WeightSet(item.state_dict, raw_batchnorm(model), item.count)
-    return WeightSet(item.state_dict, "stale" if has_batchnorm(model) else "none", item.count, "foreign")
+    return WeightSet(item.state_dict, "stale" if is_refreshable(model) else raw_batchnorm(model), item.count, "foreign")
 
 
 class _Sink:

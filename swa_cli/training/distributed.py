@@ -7,7 +7,6 @@ N processes, `rank` 0 to N - 1; the first one writes and speaks.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import os
 import re
@@ -129,16 +128,17 @@ class World:
             raise dist.DistError("another process has failed")
         return int(self.store.add(where, 0))
 
-    def synchronised(self, model: nn.Module, *, sync_batchnorm: bool) -> nn.Module:
+    def synchronised(self, model: nn.Module, *, sync_batchnorm: bool, make: Callable[[], nn.Module]) -> nn.Module:
         """The network with gradients that are the mean over the processes after each backward pass.
 
         With `sync_batchnorm` the layers of a twin, which has the very same tensors, normalise by the whole batch; those
-        of `model` itself stay what they are, for whoever scores and refreshes it in this process alone.
+        of `model` itself stay what they are, for whoever scores and refreshes it in this process alone. `make` makes
+        another network of the same recipe.
         """
         if self.size == 1:
             return model
         if sync_batchnorm:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(twin(model)).train()
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(sharing(model, make())).train()
         # Layers that a pass leaves out are looked for: networks have some that are not trained, or drop some at random.
         # Gradients then lie in one layout from the first step on, so a run that goes on sums them in the same order.
         options: dict[str, Any] = {_BUFFERS: False}
@@ -155,10 +155,13 @@ _NAMES = inspect.signature(DistributedDataParallel).parameters
 _BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
 
 
-def twin(model: nn.Module) -> nn.Module:
-    """A copy of the layers around the same parameters and buffers."""
-    shared = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(values): values for values in shared})
+def sharing(model: nn.Module, other: nn.Module) -> nn.Module:
+    """Another network of the same layers, `other`, with the very parameters and buffers of `model`."""
+    for name, layer in other.named_modules():
+        own = model.get_submodule(name)
+        layer._parameters.update(own._parameters)
+        layer._buffers.update(own._buffers)
+    return other
 
 
 def checksum(values: Any) -> int:

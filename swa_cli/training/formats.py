@@ -19,7 +19,7 @@ from swa_cli.report.spelling import printable
 
 FORMAT = 1
 STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
-Freshness = Literal["none", "running", "stale", "recomputed"]
+Freshness = Literal["none", "running", "frozen", "stale", "recomputed", "partial"]
 State = dict[str, Tensor]
 
 

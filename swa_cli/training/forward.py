@@ -43,7 +43,8 @@ def connected(run: Run) -> Forward:
     """The network, whose gradients become the mean over the processes."""
     if not run.parts.are_whole:
         return run.model  # FSDP2 has its hooks in the layers
-    return run.bench.world.synchronised(run.model, sync_batchnorm=run.bench.recipe.train.sync_batchnorm)
+    sync_batchnorm = run.bench.recipe.train.sync_batchnorm
+    return run.bench.world.synchronised(run.model, sync_batchnorm=sync_batchnorm, make=run.replica.make)
 
 
 def forward_of(run: Run) -> Forward:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from swa_cli.averaging.state import cloned, like, metadata_of, takes, with_metadata
 from swa_cli.errors import UserError
@@ -74,6 +75,8 @@ def put(
         missing.extend(found.missing_keys)
         unexpected.extend(found.unexpected_keys)
 
+    if _fits_but_for_buffers(model, state_dict):
+        fit_buffers(model, state_dict)
     hook = model.register_load_state_dict_post_hook(note)
     try:
         (load or _strictly(model))(with_metadata(state_dict, _versions(metadata_of(state_dict))))
@@ -84,14 +87,35 @@ def put(
         hook.remove()
 
 
+def _fits_but_for_buffers(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether all parameters of the network are there in their shapes: then it is this network's."""
+    return all(name in state_dict and state_dict[name].shape == value.shape for name, value in model.named_parameters())
+
+
 def put_own(model: nn.Module, values: Mapping[str, Tensor]) -> None:
     """Load values that were made under the network's own names, whatever the files they come from called them."""
+    fit_buffers(model, values)
     model.load_state_dict(like(model.state_dict(), values))
+
+
+def fit_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give buffers that change their shape as a network trains, such as a memory that fills, the shape of their values.
+
+    The statistics of normalisation layers never do: another shape there is that of another network.
+    """
+    for prefix, module in model.named_modules():
+        if isinstance(module, _NormBase):
+            continue
+        for key, buffer in module.named_buffers(recurse=False):
+            value = values.get(f"{prefix}.{key}" if prefix else key)
+            if isinstance(value, Tensor) and value.shape != buffer.shape and value.dtype == buffer.dtype:
+                setattr(module, key, torch.empty_like(value, device=buffer.device))
 
 
 def put_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
     """Copy values into the buffers of these names; no loader is asked, which may want the whole state."""
     with torch.no_grad():
+        fit_buffers(model, buffers)
         for name, buffer in model.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])

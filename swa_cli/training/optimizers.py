@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from swa_cli.errors import Problem, RecipeError
+from swa_cli.recipe import schema
 
 NORM_LAYERS = (
     nn.modules.batchnorm._NormBase,
@@ -74,6 +75,31 @@ def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, A
     return problems
 
 
+def of_recipe(model: nn.Module, settings: schema.Optimizer, *, is_sparse: bool = False) -> torch.optim.Optimizer:
+    """The optimizer that a recipe describes; see `build`."""
+    return build(
+        model,
+        name=settings.name,
+        lr=settings.lr,
+        options=settings.options,
+        no_decay=settings.no_decay,
+        groups=[Group(tuple(group.match), lr=group.lr, options=group.options) for group in settings.groups],
+        is_sparse=is_sparse,
+    )
+
+
+def require_trained(model: nn.Module) -> None:
+    """Refuse a network that has nothing to train.
+
+    Raises:
+        RecipeError: No parameter requires a gradient.
+    """
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        frozen = sum(1 for _ in model.parameters())
+        message = f"there is nothing to train: requires_grad is False for all {frozen} parameters of the network"
+        raise RecipeError([Problem("model.name", message, "let the layers to be trained keep requires_grad=True")])
+
+
 def build(
     model: nn.Module,
     *,
@@ -82,6 +108,7 @@ def build(
     options: Mapping[str, Any],
     no_decay: Sequence[str] = (),
     groups: Sequence[Group] = (),
+    is_sparse: bool = False,
 ) -> torch.optim.Optimizer:
     """The optimizer over the parameters that take gradients.
 
@@ -92,11 +119,13 @@ def build(
         options: Constructor arguments.
         no_decay: `norm`, `bias`, or patterns of parameter names, whose weight decay is 0 whatever the group.
         groups: Each parameter goes with the first that matches, or with the others.
+        is_sparse: Whether gradients are, which torch's fused kernels do not take.
 
     Raises:
-        RecipeError: The class refuses a value, or a pattern matches no parameter.
+        RecipeError: Nothing is trained; the class refuses a value, or a pattern matches no parameter.
     """
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
+    require_trained(model)
     free = _matched(model, trained, no_decay, place="optimizer.no_decay")
     matched = [
         _matched(model, trained, group.match, place=f"optimizer.groups.{index}.match")
@@ -109,9 +138,9 @@ def build(
         decay = {"weight_decay": 0.0} if key in free else {}
         settings = {"params": [], LR_MULTIPLE: group.lr, **group.options, **decay}
         built.setdefault((index, key in free), settings)["params"].append(parameter)
-    parts = [built[key] for key in sorted(built, reverse=True)] if built else [{"params": []}]
+    parts = [built[key] for key in sorted(built, reverse=True)]
     in_parts = any(hasattr(value, "to_local") for value in trained.values())
-    is_fused = name in (FUSED_IN_PARTS if in_parts else FUSED) and _is_fusible(trained, options)
+    is_fused = name in (FUSED_IN_PARTS if in_parts else FUSED) and _is_fusible(trained, options) and not is_sparse
     fused = {"fused": True} if is_fused else {}
     kind = getattr(torch.optim, name)
     _spare_the_compiler()

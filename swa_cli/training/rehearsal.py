@@ -5,7 +5,6 @@ One idea: a plan is arithmetic, but what a step takes on this machine is measure
 
 from __future__ import annotations
 
-import copy
 import itertools
 import statistics
 import time
@@ -18,7 +17,6 @@ import torch
 
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.batchnorm import update_batchnorm
-from swa_cli.averaging.layers import has_batchnorm
 from swa_cli.data.batches import Batches
 from swa_cli.errors import UserError
 from swa_cli.recipe.phase import worker_of
@@ -61,7 +59,8 @@ def dry_run(run: Run) -> dict[str, Any]:
     loss = sum(bench.world.gathered(sum(float(each.part[0]) for each in passed))) / len(passed)
     update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
     scored = itertools.islice(bench.plain_batches(bench.scoring_split()), 1)
-    evaluate.score(run.parts.network(run.model), scored, task=bench.task, hardware=bench.eval_hardware)
+    with run.replica.holding() as model:
+        evaluate.score(model, scored, task=bench.task, hardware=bench.eval_hardware)
     seconds = time.monotonic() - started
     samples = phase.batch_size * phase.accumulate
     bench.terminal.note(f"one step of {samples} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written")
@@ -145,7 +144,7 @@ def _measure(run: Run) -> Pace:
     num_steps, step_s = _step_s(run, batches)
     first = next(iter(bench.plain_batches(split)))
     size = min(bench.recipe.eval.batch_size, len(bench.split(split)))
-    refresh_s = _refresh_s(run, next(iter(batches))) if has_batchnorm(run.model) else 0.0
+    refresh_s = _refresh_s(run, next(iter(batches))) if run.statistics.num_layers else 0.0
     sample_s = _least(lambda: evaluate.score(run.model, [first], task=bench.task, hardware=bench.eval_hardware)) / size
     worker_s = 0.0
     if run.plan.worker is not None:
@@ -201,13 +200,13 @@ def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
 
 def _refresh_s(run: Run, batch: tuple[Any, Any]) -> float:
     """Seconds that one more batch of the pass takes; beginning a pass is not part of it."""
-    model, task = copy.deepcopy(run.model), run.bench.task
+    with run.replica.refreshing() as model:
 
-    def go(number: int) -> None:
-        with run.bench.hardware.autocast():
-            update_batchnorm([batch] * number, model, batch_to_args=task.batch_to_args)
+        def go(number: int) -> None:
+            with run.bench.hardware.autocast():
+                update_batchnorm([batch] * number, model, batch_to_args=run.bench.task.batch_to_args)
 
-    return max(0.0, _least(lambda: go(6)) - _least(lambda: go(1))) / 5
+        return max(0.0, _least(lambda: go(6)) - _least(lambda: go(1))) / 5
 
 
 def _least(work: Callable[[], object]) -> float:
@@ -234,7 +233,7 @@ def _estimate(run: Run, pace: Pace) -> dict[str, float]:
         num_workers = bench.recipe.swap.workers
         samples += num_val * num_workers * planned.worker.epochs
         workers = {"workers": num_workers * planned.worker.total_steps * pace.worker_s}
-    num_twins = 1 + num_workers if has_batchnorm(run.model) else 0  # raw weights with recomputed statistics
+    num_twins = 1 + num_workers if run.statistics.num_layers else 0  # raw weights with recomputed statistics
     samples += num_val * (num_workers + num_twins)
     samples += len(bench.split(bench.scoring_split())) * (1 + num_workers + num_twins + num_averages)
     num_passes = in_between + num_averages + num_twins

@@ -49,7 +49,7 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
     run.saved_at = time.monotonic()
     if not folder.writes and run.parts.are_whole:
         return
-    stale = "none" if checkpoint.raw_batchnorm(run.model) == "none" else "stale"
+    stale = "stale" if run.statistics.num_layers else run.statistics.freshness
     loss, score = map(sum, zip(*parts, strict=True))
     content = {
         "recipe": recipe_values(run),
@@ -197,7 +197,7 @@ def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, T
         "input": run.bench.input,
         "state_dict": state_dict,
         "average": {"name": name, "kind": average.kind, "count": average.count, "steps": average.steps},
-        **refreshed.about,
+        **refreshed.update.record,
     }
     if run.workers:
         share = 1 / len(run.workers)
@@ -219,7 +219,7 @@ def save_recomputed(
     run.bench.world.require_equal(state_dict, what=f"the weights of {name}")
     if folder.writes:
         content = {"recipe": recipe_values(run), "input": run.bench.input}
-        content |= checkpoint.raw_content(name, state_dict, step=refreshed.step) | refreshed.about
+        content |= checkpoint.raw_content(name, state_dict, step=refreshed.step) | refreshed.update.record
         checkpoint.save(folder.checkpoints / f"{name}.pt", content)
 
 

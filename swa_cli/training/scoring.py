@@ -2,7 +2,7 @@
 
 At the end the raw weights are scored with recomputed BatchNorm statistics too: `comparison.py` says why.
 
-Scores only read: averages are put into a copy of the network, and no random number is drawn.
+Scores only read: averages are put into a second network, see `replica.py`, and no random number is drawn.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from swa_cli.averaging.layers import has_batchnorm
+from swa_cli.averaging.state import cloned
 from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.recipe.phase import number_of_worker
 from swa_cli.report.measures import Measures
@@ -38,10 +39,12 @@ def validate(run: Run) -> dict[str, Any]:
     has_val = bench.source.val is not None
     run.validated.clear()
     if has_val:
-        run.validated[RAW] = _score(run, _raw_model(run), RAW, "val", task=bench.task)
+        with run.replica.holding() as model:
+            run.validated[RAW] = _score(run, model, RAW, "val", task=bench.task)
     for name, average in run.averages.items():
         if has_val and average.count and (run.epoch in plan.score_epochs or is_last):
-            run.validated[name] = _score(run, _averaged_model(run, name), name, "val", task=bench.task)
+            with _averaged(run, name) as model:
+                run.validated[name] = _score(run, model, name, "val", task=bench.task)
     row |= _columns("val", measures, run.validated.get(RAW))
     for name, average in run.averages.items():
         row |= {**_columns(f"{name}_val", measures, run.validated.get(name)), f"{name}_count": average.count}
@@ -75,13 +78,13 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
         if not average.count:
             bench.terminal.warning(f"{name} holds nothing: the run ended before its first weights")
             continue
-        model = _averaged_model(run, name)
-        _add(run, board, name, model, split, count=average.count, batchnorm=run.refreshed[name].batchnorm)
-        weights = model.state_dict()
-        names = list(read_tensors(model).weights)
-        reason = comparison.unjudged(name, count=average.count, weights=weights, raw=raw[against], names=names)
-        board.judged[name] = reason
-        saving.save_average(run, folder, name, weights)
+        with _averaged(run, name) as model:
+            freshness = run.refreshed[name].update.freshness
+            _add(run, board, name, model, split, count=average.count, batchnorm=freshness)
+            weights, names = model.state_dict(), list(read_tensors(model).weights)
+            reason = comparison.unjudged(name, count=average.count, weights=weights, raw=raw[against], names=names)
+            board.judged[name] = reason
+            saving.save_average(run, folder, name, weights)
     rows = comparison.table(board.samples, reference=against, judged=board.judged)
     val = {name: evaluate.summarize(scores) for name, scores in board.val.items()}
     result = _result(run, folder, {name: {**row, **board.details[name]} for name, row in rows.items()}, split)
@@ -104,20 +107,22 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
     raw: dict[str, Mapping[str, Tensor]] = {}
     sets: list[tuple[str, Worker | None]] = [(RAW, None), *((worker.name, worker) for worker in run.workers)]
     for name, worker in sets:
-        model = _raw_model(run) if worker is None else run.parts.network(run.model, worker.state_dict)
+        weights = None if worker is None else worker.state_dict
         known = {"count": None} | ({} if worker is None else {"worker": worker.number})
         is_judge = worker is not None or not run.workers
-        _add(run, board, name, model, split, batchnorm=checkpoint.raw_batchnorm(model), **known)
-        if is_judge:
-            raw[name] = model.state_dict()
-        if not has_batchnorm(model):
+        with run.replica.holding(weights) as model:
+            _add(run, board, name, model, split, batchnorm=checkpoint.raw_batchnorm(model), **known)
+            if is_judge:
+                raw[name] = cloned(model.state_dict())
+        if not run.statistics.num_layers:
             continue
         twin = comparison.recomputed(name)
-        refreshed = _refresh(run, model, name=twin, step=run.step if worker is None else worker.step)
-        _add(run, board, twin, model, split, batchnorm=refreshed.batchnorm, **known)
+        with run.replica.refreshing(weights) as model:
+            refreshed = _refresh(run, model, name=twin, step=run.step if worker is None else worker.step)
+            _add(run, board, twin, model, split, batchnorm=refreshed.update.freshness, **known)
+            saving.save_recomputed(run, folder, twin, model.state_dict(), refreshed)
         if is_judge:
             raw[twin] = raw[name]
-        saving.save_recomputed(run, folder, twin, model.state_dict(), refreshed)
     return raw
 
 
@@ -212,34 +217,24 @@ def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]])
     )
 
 
-def _raw_model(run: Run) -> nn.Module:
-    """The network as it is trained, with whole weights."""
-    return run.parts.network(run.model)
-
-
-def _averaged_model(run: Run, name: str) -> nn.Module:
-    """A copy of the network with an average in it; BatchNorm is recomputed once for each state of the average."""
+@contextmanager
+def _averaged(run: Run, name: str) -> Iterator[nn.Module]:
+    """A network with an average in it; BatchNorm is recomputed once for each state of the average."""
     average = run.averages[name]
-    model = run.parts.network(run.model, average.averaged_state())
-    known = run.refreshed.get(name)
-    if known is not None and known.step == average.steps[-1]:
-        loading.put_buffers(model, known.statistics)
-        return model
-    run.refreshed[name] = _refresh(run, model, name=name, step=average.steps[-1])
-    return model
+    with run.replica.holding(average.averaged_state()) as model:
+        known = run.refreshed.get(name)
+        if known is not None and known.step == average.steps[-1]:
+            loading.put_buffers(model, known.buffers)
+        else:
+            run.refreshed[name] = _refresh(run, model, name=name, step=average.steps[-1])
+        yield model
 
 
 def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
     """Recompute the BatchNorm statistics in a network, and say how."""
     with faults.memory("train.batch_size", run.bench.recipe.train.batch_size):
         update = run.bench.refresh_batchnorm(model, name=name, check=run.interrupt.check)
-    return Refreshed(
-        step,
-        {key: value.clone() for key, value in model.named_buffers()},
-        "none" if update is None else "recomputed",
-        None if update is None else update.method,
-        0 if update is None else update.num_samples,
-    )
+    return Refreshed(step, {key: value.clone() for key, value in model.named_buffers()}, update)
 
 
 def _score(run: Run, model: nn.Module, name: str, split: str, *, task: Task) -> SampleScores:

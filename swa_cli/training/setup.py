@@ -6,7 +6,6 @@ is run or written.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.average import WeightAverage
-from swa_cli.averaging.batchnorm import update_batchnorm
+from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.layers import bn_layers, statistics_of
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.kernels.graph import is_backend_for
@@ -25,17 +24,16 @@ from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.phase import name_of_worker
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import board, initial, optimizers, sharding
+from swa_cli.training import board, initial, optimizers, preflight, sharding
 from swa_cli.training.bench import Bench
 from swa_cli.training.distributed import ALONE, World
-from swa_cli.training.faults import is_out_of_memory
-from swa_cli.training.hardware import DTYPES, Hardware, undefined_in_bf16
+from swa_cli.training.hardware import DTYPES, Hardware
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
 from swa_cli.training.opening import open_bench
-from swa_cli.training.own_code import is_own_code
+from swa_cli.training.replica import Replica
 from swa_cli.training.sharding import WHOLE, Parts, shard
-from swa_cli.training.tasks import SampleScores, Subject
+from swa_cli.training.tasks import SampleScores
 from swa_cli.training.writer import Writer
 
 
@@ -46,6 +44,7 @@ class Run:
     bench: Bench
     plan: Plan
     model: nn.Module
+    replica: Replica  # holds averages to be scored
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averages: dict[str, WeightAverage]
@@ -56,6 +55,7 @@ class Run:
     initial: InitialWeights | None = None  # None where the seed gives them, or a resume point will
     writer: Writer = field(default_factory=Writer)
     parts: Parts = WHOLE
+    statistics: BatchNormUpdate = NOTHING  # what a BatchNorm pass does to this network, tried on some samples
     running: tuple[Tensor, ...] = ()  # statistics of BatchNorm in training, of which several processes keep the mean
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -103,15 +103,8 @@ class Refreshed:
     """What was recomputed for a weight set as it was after `step` updates, so that it can be scored and shipped."""
 
     step: int
-    statistics: dict[str, Tensor]  # the buffers; the weights are those of the set
-    batchnorm: str
-    method: str | None
-    num_samples: int
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """What its file says of the statistics."""
-        return {"batchnorm": self.batchnorm, "batchnorm_method": self.method, "samples": self.num_samples}
+    buffers: dict[str, Tensor]  # the weights are those of the set
+    update: BatchNormUpdate
 
 
 def prepare(
@@ -164,31 +157,27 @@ def prepare(
     if problems or plan is None:
         raise loaded.locate(problems)
     model = bench.build_model()
-    _probe(model, bench)
+    if problems := _problems_of_layers(model, bench):
+        raise loaded.locate(problems)
+    replica = Replica(bench, model)
+    preflight.check_evaluation(replica)
     if recorded is None:  # a resumed run has the weights that came of it
         _initialize_from_data(model, bench)
-    bench = _with_defined_gradients(bench, model)
     if recipe.train.compile and has_kernels(model, bench.hardware):
         library(DTYPES[bench.hardware.precision])  # a compiler that is missing is told before anything is made
     try:
+        optimizers.require_trained(model)
         settings = recipe.train
         weights = initial.put(begun_from, model, name=settings.init_weights, skip=settings.init_skip)
+        seen = preflight.check(replica, plan, is_new=recorded is None)
+        bench = replica.bench = _with_defined_gradients(bench, replica)
         parts = WHOLE
         if settings.shard:
             model, parts = shard(
                 model, world=world, device=bench.hardware.device, sync_batchnorm=settings.sync_batchnorm
             )
-        optimizer = optimizers.build(
-            model,
-            name=recipe.optimizer.name,
-            lr=recipe.optimizer.lr,
-            options=recipe.optimizer.options,
-            no_decay=recipe.optimizer.no_decay,
-            groups=[
-                optimizers.Group(tuple(group.match), lr=group.lr, options=group.options)
-                for group in recipe.optimizer.groups
-            ],
-        )
+            replica = Replica(bench, model, parts)
+        optimizer = optimizers.of_recipe(model, recipe.optimizer, is_sparse=seen.is_sparse)
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
     averages = {item.name: WeightAverage(model, **item.settings) for item in plan.averages}
@@ -197,10 +186,24 @@ def prepare(
     scaler = torch.amp.GradScaler(device.type, enabled=bench.hardware.precision == "fp16")
     due = {item.name: frozenset(item.steps) for item in plan.averages}
     totals = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    if weights is not None:
-        plan = replace(plan, warnings=(*plan.warnings, *weights.warnings))
+    plan = replace(plan, warnings=(*plan.warnings, *(weights.warnings if weights else ()), *seen.warnings))
     interrupt = Interrupt(announce=terminal.will_stop_soon, agree=world.largest)
-    run = Run(bench, plan, model, optimizer, scaler, averages, cumulative, due, totals, interrupt, weights, parts=parts)
+    run = Run(
+        bench,
+        plan,
+        model,
+        replica,
+        optimizer,
+        scaler,
+        averages,
+        cumulative,
+        due,
+        totals,
+        interrupt,
+        initial=weights,
+        parts=parts,
+        statistics=seen.update,
+    )
     layers = bn_layers(model)
     run.running = tuple(statistics for layer in layers for statistics in statistics_of(layer))
     return run
@@ -224,29 +227,16 @@ def _problems_of_processes(bench: Bench) -> list[Problem]:
     return problems
 
 
-def _probe(model: nn.Module, bench: Bench) -> None:
-    """Two samples through the network, and its BatchNorm pass: what cannot work is told before a folder is made."""
-    inputs, targets = bench.probe()
-    args, kwargs = bench.task.batch_to_args(inputs)
-    probe = copy.deepcopy(model).eval()
-    source, name = bench.source, bench.recipe.model.name
-    try:
-        with torch.inference_mode(), bench.hardware.autocast():
-            outputs = probe(*args, **kwargs)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        if is_own_code(name) or is_out_of_memory(error):
-            raise  # its author needs the traceback; memory says nothing of what the network can take
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"model.name: {name} cannot take {source.describe_inputs()}: {reason}",
-            hint="choose a network for this size, or for an image_folder another dataset.args.size",
-        ) from error
-    with torch.inference_mode():
-        bench.task.check(outputs, targets, subject=Subject(name, source.num_classes or None, source.size))
-    if (
-        bench.recipe.all_averages or bench.phase.has_workers
-    ) and bench.recipe.average_scoring.batchnorm.method == "exact":
-        update_batchnorm([(inputs, targets)], probe, method="exact", batch_to_args=bench.task.batch_to_args)
+def _problems_of_layers(model: nn.Module, bench: Bench) -> list[Problem]:
+    """Layers that several processes on this device cannot train."""
+    if bench.world.size == 1 or bench.hardware.device.type == "cuda":
+        return []
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.SyncBatchNorm)]
+    if not layers:
+        return []
+    message = f"{layers[0]} is a SyncBatchNorm, which torch has for GPUs alone"
+    hint = f"start one process, or let the network have BatchNorm on a {bench.hardware.device.type}"
+    return [Problem("model.name", message, hint)]
 
 
 def _initialize_from_data(model: nn.Module, bench: Bench) -> None:
@@ -256,7 +246,7 @@ def _initialize_from_data(model: nn.Module, bench: Bench) -> None:
         initialize_from(bench.initial_inputs())
 
 
-def _with_defined_gradients(bench: Bench, model: nn.Module) -> Bench:
+def _with_defined_gradients(bench: Bench, replica: Replica) -> Bench:
     """The bench in a precision in which all gradients of the network are defined.
 
     Raises:
@@ -265,8 +255,7 @@ def _with_defined_gradients(bench: Bench, model: nn.Module) -> Bench:
     hardware = bench.hardware
     if hardware.device.type != "cpu" or hardware.precision != "bf16":
         return bench
-    args, kwargs = bench.task.batch_to_args(bench.probe()[0])
-    name = undefined_in_bf16(copy.deepcopy(model).eval(), args, kwargs)
+    name = preflight.undefined_gradient(replica)
     if name is None:
         return bench
     reason = f"torch has no bf16 gradient of {name} for images so small"

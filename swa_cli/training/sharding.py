@@ -37,7 +37,6 @@ class Parts:
 
     world: World = ALONE
     parameters: Mapping[str, DTensor] = field(default_factory=dict)  # under every name that the state_dict has
-    plain: nn.Module | None = None  # the network around them: layers, the very buffers, parameters without memory
 
     @property
     def are_whole(self) -> bool:
@@ -98,27 +97,6 @@ class Parts:
             for index, state in state_dict["state"].items()
         }
         return {**copy.deepcopy({key: state_dict[key] for key in state_dict if key != "state"}), "state": states}
-
-    def network(self, model: nn.Module, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
-        """A network with whole weights, to be scored in each process by itself.
-
-        Args:
-            model: The network that is trained; it comes back as it is if nothing is in parts and no weights are given.
-            weights: A state_dict, its rows as `whole` takes them, to put into a copy.
-        """
-        if self.plain is None:
-            if weights is None:
-                return model
-            model = copy.deepcopy(model)
-            model.load_state_dict(weights)
-            return model
-        device = next(iter(self.parameters.values())).device
-        state = self.whole(model.state_dict() if weights is None else weights)
-        network = copy.deepcopy(self.plain)
-        network.load_state_dict(like(state, {name: value.to(device) for name, value in state.items()}), assign=True)
-        for layer, trained in zip(network.modules(), model.modules(), strict=True):
-            layer.training = trained.training
-        return network.to(memory_format=torch.channels_last)
 
     def _is_part(self, name: str, value: Tensor) -> bool:
         return name in self.parameters or _is_dtensor(value)
@@ -190,7 +168,6 @@ def shard(model: nn.Module, *, world: World, device: torch.device, sync_batchnor
     from torch.distributed.tensor import DTensor
 
     _require_divisible(model)
-    plain = _without_memory(model)
     if sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     model = model.to(memory_format=torch.contiguous_format)
@@ -200,7 +177,7 @@ def shard(model: nn.Module, *, world: World, device: torch.device, sync_batchnor
         fully_shard(block, mesh=mesh, ignored_params=ignored)
     fully_shard(model, mesh=mesh, ignored_params=ignored)
     placed = model.state_dict(keep_vars=True).items()
-    return model, Parts(world, {name: value for name, value in placed if isinstance(value, DTensor)}, plain)
+    return model, Parts(world, {name: value for name, value in placed if isinstance(value, DTensor)})
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
@@ -238,14 +215,6 @@ def _require_divisible(model: nn.Module) -> None:
         found.append(Problem("train.shard", message, "write train.shard=false"))
     if found:
         raise RecipeError(found)
-
-
-def _without_memory(model: nn.Module) -> nn.Module:
-    """The same layers around the very same buffers, and parameters that have no memory."""
-    kept: dict[int, Any] = {id(value): value for value in model.buffers()}
-    for value in model.parameters():
-        kept[id(value)] = nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=value.requires_grad)
-    return copy.deepcopy(model, kept)
 
 
 def _is_dtensor(value: Tensor) -> bool:

@@ -7,7 +7,6 @@ has the workers r + 1, r + 1 + N, ... in turn, and until they are done it hears 
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -125,10 +124,10 @@ def merged(run: Run, folder: RunFolder) -> Run:
         UserError: A worker's resume point is not that of its end.
     """
     workers = tuple(_ended(run, folder, number) for number in range(1, _num_workers(run) + 1))
-    mean, model = WeightAverage(run.model), copy.deepcopy(run.model)
+    mean = WeightAverage(run.model)
     for worker in workers:
-        model.load_state_dict(worker.state_dict)
-        mean.update(model, step=worker.step)
+        with run.replica.holding(worker.state_dict) as model:
+            mean.update(model, step=worker.step)
     return replace(run, averages={NAME: mean}, workers=workers)
 
 
@@ -176,5 +175,6 @@ def _ended(run: Run, folder: RunFolder, number: int) -> Worker:
             hint="let all machines have the run folder on one file system",
         )
     content, file = point.content, point.path.relative_to(folder.path)
-    loading.load_weights(copy.deepcopy(run.model), content["model"], source=str(point.path))
+    with run.replica.refreshing() as model:
+        loading.load_weights(model, content["model"], source=str(point.path))
     return Worker(number, str(file), content["model"], content["step"], content["history"])

@@ -7,7 +7,7 @@ One file a task; `find` gives it by the name in a recipe. All that knows what a 
 from __future__ import annotations
 
 from swa_cli.report import measures
-from swa_cli.training.tasks import classification, own, regression, segmentation
+from swa_cli.training.tasks import classification, heads, own, regression, segmentation
 from swa_cli.training.tasks.protocol import OwnTask, SampleScores, Subject, Task
 
 __all__ = ["TASKS", "OwnTask", "SampleScores", "Subject", "Task", "find"]
@@ -15,33 +15,36 @@ __all__ = ["TASKS", "OwnTask", "SampleScores", "Subject", "Task", "find"]
 TASKS = {
     "classification": Task(
         measures=measures.CLASSIFICATION,
-        loss=classification.loss,
+        loss=heads.with_auxiliary(classification.loss),
         predict=classification.probabilities,
         metrics=classification.score_probabilities,
         score=classification.score_samples,
-        train_score=classification.accuracy,
+        train_score=heads.of_main(classification.accuracy),
         check=classification.check,
+        check_training=heads.check,
     ),
     "segmentation": Task(
         measures=measures.SEGMENTATION,
-        loss=segmentation.loss,
+        loss=heads.with_auxiliary(segmentation.loss),
         predict=segmentation.predict,
         metrics=segmentation.metrics,
         score=segmentation.score,
-        train_score=segmentation.pixel_accuracy,
+        train_score=heads.of_main(segmentation.pixel_accuracy),
         weight=segmentation.weight,
         check=segmentation.check,
+        check_training=heads.check,
         families=("segmentation",),
         target="mask",
     ),
     "regression": Task(
         measures=measures.REGRESSION,
-        loss=regression.loss,
+        loss=heads.with_auxiliary(regression.loss),
         predict=regression.predict,
         metrics=regression.metrics,
         score=regression.metrics,
-        train_score=regression.mean_absolute_error,
+        train_score=heads.of_main(regression.mean_absolute_error),
         check=regression.check,
+        check_training=heads.check,
         target="value",
     ),
 }

@@ -105,6 +105,7 @@ class Task:
     score: Callable[[Any, Any], SampleScores]  # of the outputs of one weight set, and targets
     train_score: Callable[[Any, Any], Tensor]  # (outputs, targets) -> (), on the device: no host sync
     check: Callable[..., None]  # (outputs, targets, *, subject): raises if this cannot be trained
+    check_training: Callable[..., None] = lambda outputs, *, subject: None  # the same of what it gives in training
     families: tuple[str, ...] = ("classification",)  # of torchvision's networks
     target: str | None = "class"  # what the labels of the dataset have to be: class, mask or value; None: anything
     batch_to_args: Callable[[Any], Arguments] = batch_to_args

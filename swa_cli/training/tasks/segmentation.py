@@ -94,7 +94,7 @@ def weight(masks: Tensor) -> int:
 
 
 def logits(outputs: Any) -> Tensor:
-    """(B, K, H, W); torchvision's networks give a dict of them, whose auxiliary ones are not trained."""
+    """(B, K, H, W); torchvision's networks give a dict of them, whose auxiliary ones are for training alone."""
     values: Tensor = outputs["out"] if isinstance(outputs, Mapping) and "out" in outputs else outputs
     return values
 

@@ -1,0 +1,277 @@
+"""What cannot work is told before a run makes its folder: one real step and one BatchNorm pass, of which nothing stays.
+
+They are done by the second network of the run, with batches of the smallest size that the run will have. So heads that
+only training has, gradients that an optimizer does not take, and layers that cannot be refreshed show now.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+
+from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
+from swa_cli.averaging.inputs import tensors_of
+from swa_cli.data import nested
+from swa_cli.data.randomness import global_state_kept
+from swa_cli.errors import Problem, RecipeError, UserError
+from swa_cli.recipe.plan import Plan
+from swa_cli.training import optimizers
+from swa_cli.training.bench import Bench
+from swa_cli.training.faults import is_out_of_memory
+from swa_cli.training.hardware import undefined_in_bf16
+from swa_cli.training.own_code import is_own_code
+from swa_cli.training.replica import Replica
+from swa_cli.training.tasks import Subject
+
+ONE_VALUE = "Expected more than 1 value per channel"  # what torch says of BatchNorm in training
+PROBE_SAMPLES = 2
+FAULTS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was seen."""
+
+    update: BatchNormUpdate  # of the BatchNorm pass
+    warnings: tuple[str, ...]  # what should be known before the run
+    is_sparse: bool = False  # whether any gradient is
+
+
+def check(replica: Replica, plan: Plan, *, is_new: bool) -> Preflight:
+    """Try what the run will do; `replica` borrows the trained network from then on, if it has to.
+
+    Args:
+        replica: Of the trained network with its first weights.
+        plan: Of the run.
+        is_new: Whether the run begins here: of one that goes on, a step has been done.
+
+    Raises:
+        UserError: A step, or the BatchNorm pass, cannot be done.
+    """
+    bench = replica.bench
+    with global_state_kept():
+        batch = next(iter(bench.training_batches(1)))
+        warnings: list[str] = []
+        if not is_made_anew(replica, batch):
+            replica.borrows, replica.network = True, None
+            warnings.append(
+                f"model.name: {bench.recipe.model.name} makes another network each time, beyond what its state dict"
+                " holds: averages are scored in the trained one, and a file will not score the same in another process"
+            )
+        is_sparse = False
+        if is_new and not bench.recipe.train.shard:  # a process that has only parts may not have the memory for it
+            sizes = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
+            alone = [sizes[0] // bench.world.size, *sizes[1:]]  # each worker of a SWAP run is one process
+            is_sparse = _step(replica, nested.span_of(batch, slice(max(min(alone), 1))))
+        update = check_refresh(replica, batch, num_train=plan.num_train)
+    return Preflight(update, (*warnings, *warnings_of(update)), is_sparse)
+
+
+def check_evaluation(replica: Replica) -> None:
+    """Pass two samples through both networks in evaluation mode, and hold one against the other.
+
+    Raises:
+        UserError: The network cannot take the inputs, or gives what the task cannot use.
+    """
+    bench = replica.bench
+    source, name = bench.source, bench.recipe.model.name
+    inputs, targets = bench.probe()
+    try:
+        outputs = _evaluated(replica.trained, bench, inputs)
+    except FAULTS as error:
+        if is_own_code(name) or is_out_of_memory(error):
+            raise  # its author needs the traceback; memory says nothing of what the network can take
+        raise UserError(
+            f"model.name: {name} cannot take {source.describe_inputs()}: {_reason(error)}",
+            hint="choose a network for this size, or for an image_folder another dataset.args.size",
+        ) from error
+    bench.task.check(outputs, targets, subject=_subject(bench))
+
+
+def is_made_anew(replica: Replica, batch: tuple[Any, Any]) -> bool:
+    """Whether the second network, given the state dict of the trained one, gives what that gives, bit for bit.
+
+    Outputs that differ from one pass to the next tell nothing, and count as equal.
+    """
+    bench, inputs = replica.bench, nested.mapped(batch[0], lambda values: values[:PROBE_SAMPLES])
+    try:
+        with replica.refreshing() as other:
+            found = _evaluated(other, bench, inputs)
+    except UserError:
+        return False  # the constructor has made one of other shapes
+    expected = _evaluated(replica.trained, bench, inputs)
+    return _equal(expected, found) or not _equal(expected, _evaluated(replica.trained, bench, inputs))
+
+
+def check_refresh(replica: Replica, batch: tuple[Any, Any], *, num_train: int) -> BatchNormUpdate:
+    """Do the BatchNorm pass with batches of the sizes that it will have, the last one included.
+
+    Args:
+        replica: Its second network is changed by it.
+        batch: Any number of samples, which are repeated to fill the batches.
+        num_train: Samples of the training split.
+
+    Raises:
+        UserError: A layer cannot take a batch of the pass.
+    """
+    bench = replica.bench
+    settings, size = bench.recipe.average_scoring.batchnorm, bench.recipe.train.batch_size
+    total = num_train if settings.samples == "all" else min(int(settings.samples), num_train)
+    last = total % size
+    sizes = [size] * (total >= size) + [last] * (last > 0)
+    if settings.method == "exact":  # whose passes are many; a layer then sees any samples one by one
+        sizes = [PROBE_SAMPLES]
+    with replica.refreshing() as network, _executing(network) as layers, bench.hardware.autocast():
+        network.train()
+        try:
+            return update_batchnorm(
+                [_repeated(batch, number) for number in sizes],
+                network,
+                method=settings.method,
+                device=bench.hardware.device,
+                batch_to_args=bench.task.batch_to_args,
+            )
+        except FAULTS as error:
+            if is_out_of_memory(error) or isinstance(error, UserError):
+                raise
+            where = layers[-1] if layers else bench.recipe.model.name
+            whole = total - last
+            hint = "let the layer take batches of any size"
+            if last and whole:
+                hint += f", or leave the last samples out of the pass: swa.batchnorm.samples={whole}"
+            text = f"{where}: cannot be refreshed in batches of {' and '.join(map(str, sizes))}: {_reason(error)}"
+            raise UserError(f"model.name: {text}", hint=hint) from error
+
+
+def undefined_gradient(replica: Replica) -> str | None:
+    """The first convolution without a defined gradient in bf16, see `hardware.undefined_in_bf16`."""
+    bench = replica.bench
+    args, kwargs = bench.task.batch_to_args(bench.probe()[0])
+    with replica.refreshing() as network:
+        return undefined_in_bf16(network.eval(), args, kwargs)
+
+
+def _step(replica: Replica, batch: tuple[Any, Any]) -> bool:
+    """Do one step: forward, loss, backward, clipping, optimizer. Whether gradients are sparse."""
+    bench, recipe = replica.bench, replica.bench.recipe
+    inputs, targets = batch
+    args, kwargs = bench.task.batch_to_args(inputs)
+    with replica.refreshing() as network:
+        network.train()
+        bench.hardware.seed(bench.seed, "preflight")
+        with _told(network, bench, num_samples=nested.num_samples(inputs)):
+            with bench.hardware.autocast():
+                outputs = network(*args, **kwargs)
+            bench.task.check_training(outputs, subject=_subject(bench))
+            bench.task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing).backward()
+        sparse = [key for key, value in network.named_parameters() if value.grad is not None and value.grad.is_sparse]
+        optimizer = optimizers.of_recipe(network, recipe.optimizer, is_sparse=bool(sparse))
+        try:
+            if recipe.train.clip_norm > 0:
+                nn.utils.clip_grad_norm_(network.parameters(), recipe.train.clip_norm)
+            optimizer.step()
+        except FAULTS as error:
+            if not sparse:
+                raise
+            message = f"the sparse gradient of {sparse[0]} is of no use to {recipe.optimizer.name}: {_reason(error)}"
+            hint = "write sparse=False in that layer, or choose SGD with momentum=0, nesterov=false and weight_decay=0"
+            raise RecipeError([Problem("optimizer.name", message, hint)]) from error
+        finally:
+            network.zero_grad(set_to_none=True)
+    return bool(sparse)
+
+
+@contextmanager
+def _told(network: nn.Module, bench: Bench, *, num_samples: int) -> Iterator[None]:
+    """Around a step: say what cannot be trained, and why."""
+    name, processes = bench.recipe.model.name, bench.world.size
+    with _executing(network) as layers:
+        try:
+            yield
+        except FAULTS as error:
+            if ONE_VALUE in str(error):
+                part = "a batch" if processes == 1 else f"the part of a batch that one of {processes} processes has"
+                where = layers[-1] if layers else "a layer"
+                message = f"BatchNorm cannot train on {num_samples} sample in {part}: {where} has one value per channel"
+                hint = f"write train.batch_size={2 * processes} or more"
+                raise RecipeError([Problem("train.batch_size", message, hint)]) from error
+            if is_own_code(name) or is_own_code(bench.recipe.task) or is_out_of_memory(error):
+                raise
+            raise UserError(
+                f"model.name: {name} cannot be trained on {bench.source.describe_inputs()}: {_reason(error)}",
+                hint="choose another network, or other model.args",
+            ) from error
+
+
+def warnings_of(update: BatchNormUpdate) -> tuple[str, ...]:
+    """What a pass cannot do, by the names of the buffers."""
+    if not update.unmeasured:
+        return ()
+    names = ", ".join(update.unmeasured[:3]) + ", ..." * (len(update.unmeasured) > 3)
+    return (
+        f"{names}: training moves these buffers, evaluation reads them, and swa cannot recompute them: an average has"
+        " those of the raw weights (batchnorm: partial)",
+    )
+
+
+def _evaluated(network: nn.Module, bench: Bench, inputs: Any) -> Any:
+    """The outputs in evaluation mode; modes are left as they were. Not inference mode: a network may keep tensors."""
+    modes = {module: module.training for module in network.modules()}
+    args, kwargs = bench.task.batch_to_args(inputs)
+    try:
+        with torch.no_grad(), bench.hardware.autocast():
+            return network.eval()(*args, **kwargs)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _executing(network: nn.Module) -> Iterator[list[str]]:
+    """Name and class of the layers that are being executed, the innermost last; after an error, those it left."""
+    names = {id(module): f"{name} ({type(module).__name__})" for name, module in network.named_modules() if name}
+    stack: list[str] = []
+
+    def enter(module: nn.Module, _: Any) -> None:
+        if id(module) in names:
+            stack.append(names[id(module)])
+
+    def leave(module: nn.Module, _: Any, __: Any) -> None:
+        if id(module) in names and stack:
+            stack.pop()
+
+    hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
+    try:
+        yield stack
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _repeated(batch: tuple[Any, Any], number: int) -> tuple[Any, Any]:
+    """A batch of this many samples."""
+    rows = torch.arange(number) % nested.num_samples(batch[0])
+    inputs, targets = (nested.rows_of(part, rows) for part in batch)
+    return inputs, targets
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether all tensors are the same bits; NaN equals NaN."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+    pairs = zip(tensors_of(one), tensors_of(other), strict=False)
+    return all(_equal(first, second) for first, second in pairs)
+
+
+def _subject(bench: Bench) -> Subject:
+    return Subject(bench.recipe.model.name, bench.source.num_classes or None, bench.source.size)
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
