@@ -6,6 +6,7 @@ only training has, gradients that an optimizer does not take, and layers that ca
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from swa_cli.data import nested
 from swa_cli.data.randomness import global_state_kept
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe.plan import Plan
-from swa_cli.training import optimizers
+from swa_cli.training import loading, optimizers
 from swa_cli.training.bench import Bench
 from swa_cli.training.faults import is_out_of_memory
 from swa_cli.training.hardware import undefined_in_bf16
@@ -31,6 +32,7 @@ from swa_cli.training.tasks import Subject
 
 ONE_VALUE = "Expected more than 1 value per channel"  # what torch says of BatchNorm in training
 PROBE_SAMPLES = 2
+SLOW_S = 2.0  # of making a network
 FAULTS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)
 
 
@@ -58,6 +60,13 @@ def check(replica: Replica, plan: Plan, *, is_new: bool) -> Preflight:
     with global_state_kept():
         batch = next(iter(bench.training_batches(1)))
         warnings: list[str] = []
+        started = time.monotonic()
+        replica.network = replica.make()
+        if (seconds := time.monotonic() - started) > SLOW_S:
+            warnings.append(
+                f"model.name: making {bench.recipe.model.name} takes {seconds:.1f} s, and a run makes it twice: the second"
+                " one is for scoring averages"
+            )
         if not is_made_anew(replica, batch):
             replica.borrows, replica.network = True, None
             warnings.append(
@@ -103,7 +112,7 @@ def is_made_anew(replica: Replica, batch: tuple[Any, Any]) -> bool:
     try:
         with replica.refreshing() as other:
             found = _evaluated(other, bench, inputs)
-    except UserError:
+    except (UserError, *loading.REFUSALS):
         return False  # the constructor has made one of other shapes
     expected = _evaluated(replica.trained, bench, inputs)
     return _equal(expected, found) or not _equal(expected, _evaluated(replica.trained, bench, inputs))
