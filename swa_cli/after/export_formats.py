@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging.state import cloned, like, metadata_of
 from swa_cli.errors import UserError
+from swa_cli.training import loading
 from swa_cli.training.archive import VERSIONS_KEY
 
 ONNX_BYTES = 2**31  # of one message of protobuf, in which an ONNX file without further files has to fit
@@ -141,7 +142,7 @@ def _with_weights(model: nn.Module, weights: dict[str, Tensor]) -> Outputs:
         try:
             for value in model.state_dict().values():
                 value.zero_()
-            model.load_state_dict(weights, strict=True)
+            loading.put(model, weights, source="the exported file")
             given: Tensor = model(images)
             return given
         finally:

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from swa_cli.after import revisit
+from swa_cli.after import extract, revisit
 from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.averaging.state import cloned, like
 from swa_cli.errors import UserError
@@ -37,7 +37,8 @@ def update_checkpoint(
     """Recompute the BatchNorm statistics in a checkpoint, in place and atomically, or into `out`.
 
     Of a resume point the averages are refreshed and the raw weights left alone: training goes on from them and their
-    running statistics. With `out` the raw weights are written there, as `last_bn`, the reference of every comparison.
+    running statistics. With `out` a set that is named goes into a file of its own: an average as it ships, raw weights
+    as `last_bn`, the reference of every comparison.
     A foreign file has no place to record the refresh, so its weights are written to `out` in our format.
 
     Raises:
@@ -85,6 +86,7 @@ def _update(
         sets = {name: item for name, item in sets.items() if name != RAW}
     sets = revisit.chosen(sets, weights or "all", path)
     _require_writable(found, sets, target=target, out=out)
+    is_shipped = found.kind == "resume" and weights not in (None, "all", RAW) and target.resolve() != path.resolve()
     started = time.monotonic()
     updates: dict[str, BatchNormUpdate] = {}
     content = found.content
@@ -98,8 +100,8 @@ def _update(
             terminal.note(f"{name}: {bench.recipe.model.name} {what}: nothing to update")
         for warning in warnings_of(update):
             terminal.warning(warning)
-        if update.num_layers or found.kind == "foreign" or _is_raw_part(found, name):
-            content = _with_statistics(found, content, name, item, model, update, bench)
+        if update.num_layers or found.kind == "foreign" or is_shipped or _is_raw_part(found, name):
+            content = _with_statistics(found, content, name, item, model, update, bench, is_shipped=is_shipped)
     refreshed = {name: update for name, update in updates.items() if update.num_layers}
     if refreshed or out is not None:
         checkpoint.save(target, content)
@@ -158,13 +160,20 @@ def _with_statistics(
     model: nn.Module,
     update: BatchNormUpdate,
     bench: Bench,
+    *,
+    is_shipped: bool,
 ) -> dict[str, Any]:
-    """The content of a checkpoint with the statistics that `model` has now for the weight set `name`."""
+    """The content of a checkpoint with the statistics that `model` has now for the weight set `name`.
+
+    `is_shipped`: an average of a resume point gets a file of its own.
+    """
     fresh = update.record
     if _is_raw_part(found, name):
         state_dict = cloned(model.state_dict())
         own = checkpoint.raw_content(recomputed(RAW) if update.num_layers else RAW, state_dict, step=content["step"])
         return {"recipe": content["recipe"], "input": content["input"], **own, **fresh}
+    if found.kind == "resume" and is_shipped:
+        return extract.shipped(found, name, item, cloned(model.state_dict()), fresh)
     if found.kind == "resume":
         entry = content["averages"][name]
         buffers = {key: value.clone() for key, value in model.named_buffers() if key in entry["state"]}

@@ -70,7 +70,7 @@ def average_checkpoints(
     picture = (plot or out.with_suffix(".png")) if choice.search else None
     for target, suffix in ((out, ".pt"), (picture, ".png")):
         if target is not None:
-            _require_writable(target, files, suffix=suffix)
+            require_writable(target, files, suffix=suffix)
     folder = RunFolder.around(out)
     with folder.claimed() if folder is not None else nullcontext():
         started = time.monotonic()
@@ -127,7 +127,7 @@ def _made(choice: Choice, trials: Trials, *, refresh: bool) -> Finished:
     return trials.finish(choosing.mean_of(kind, sources, weights, gathered), refresh=refresh)
 
 
-def _require_writable(target: Path, sources: Sequence[Path], *, suffix: str) -> None:
+def require_writable(target: Path, sources: Sequence[Path], *, suffix: str) -> None:
     """Nothing that matters is where the result will be.
 
     Raises:

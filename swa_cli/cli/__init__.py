@@ -121,7 +121,7 @@ def run(words: list[str]) -> int:
         if isinstance(error, OSError) and error.strerror:
             print_user_error(f"{error.filename or 'file'}: {error.strerror}", hint="free space, or use another folder")
             return EXIT_FAILED
-        hint = "this is a mistake of swa: see `swa --traceback ...`"
+        hint = "; ".join(("this is a mistake of swa: see `swa --traceback ...`", *notes_of(error)))
         print_user_error(f"{type(error).__name__}: {error}", hint=hint)
         return EXIT_FAILED
 

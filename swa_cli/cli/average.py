@@ -17,12 +17,14 @@ Examples:
   swa average runs/latest -o all.pt
   swa average runs/latest --window 20ep:30ep -o window.pt
   swa average runs/latest --search -o best.pt
+  swa average runs/latest --weights swa -o swa.pt
   swa average first.pt second.pt --weights 3,1 -o mixed.pt
   swa average theirs/*.pt --recipe recipe.yaml --greedy -o soup.pt
 
 {EXIT_CODES}"""
 
 CHANGE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)  # a file of such a name is written ./lr=1.pt
+AVERAGE = re.compile(r"[A-Za-z_][\w-]*")  # the name of one, and no numbers
 
 
 def average(
@@ -51,7 +53,12 @@ def average(
     ] = None,
     weights: Annotated[
         str | None,
-        typer.Option("--weights", metavar="W1,W2,...", help="How much each source counts; they are normalised."),
+        typer.Option(
+            "--weights",
+            metavar="W1,W2,...|NAME",
+            help="How much each source counts; they are normalised. Or the name of an average: the one that the resume"
+            " point of a run holds, stopped or finished, is taken out of it.",
+        ),
     ] = None,
     greedy: Annotated[
         bool,
@@ -92,12 +99,29 @@ def average(
         stretch = None if window is None else Window.parse(window)
     except ValueError as error:
         raise typer.BadParameter(f"--window: {error}") from error
+    changes = [word for word in words if CHANGE.fullmatch(word)]
+    if weights is not None and AVERAGE.fullmatch(weights) and not _is_number(weights):
+        if len(sources) != 1 or recipe is not None:
+            raise typer.BadParameter(f"--weights {weights} takes an average out of one run folder or its last.pt")
+        from swa_cli.after import extract
+
+        result = extract.extract_average(
+            sources[0],
+            changes,
+            name=weights,
+            out=out,
+            terminal=Terminal(quiet=quiet, json=as_json),
+            refresh=not no_bn,
+            allow_code=allow_code,
+        )
+        answer(result, as_json=as_json)
+        return
     numbers = None if weights is None else _numbers(weights)
     from swa_cli.after import soups
 
     result = soups.average_checkpoints(
         sources,
-        [word for word in words if CHANGE.fullmatch(word)],
+        changes,
         out=out,
         choice=soups.Choice(last=last, window=stretch, weights=numbers, greedy=greedy, search=search),
         terminal=Terminal(quiet=quiet, json=as_json),
@@ -109,12 +133,21 @@ def average(
     answer(result, as_json=as_json)
 
 
+def _is_number(text: str) -> bool:
+    """Whether it is `nan` or `inf`, which look like a name."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _numbers(text: str) -> tuple[float, ...]:
     """Weights of a mean: finite, not negative, and not all 0."""
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError as error:
-        raise typer.BadParameter(f"--weights {text}: write numbers, such as 3,1") from error
+        raise typer.BadParameter(f"--weights {text}: write numbers, such as 3,1, or the name of an average") from error
     if not all(math.isfinite(number) and number >= 0 for number in numbers) or not _is_positive(numbers):
         raise typer.BadParameter(f"--weights {text}: write finite numbers from 0 on, not all of them 0")
     return numbers

@@ -13,6 +13,7 @@ EPILOG = f"""\b
 Examples:
   swa bn-update runs/latest/checkpoints/last.pt
   swa bn-update runs/latest/checkpoints/swa.pt --samples 10000 -o quick.pt
+  swa bn-update runs/latest/checkpoints/last.pt --weights swa -o swa.pt
   swa bn-update theirs.pt --recipe recipe.yaml -o fresh.pt
 
 {EXIT_CODES}"""

@@ -86,6 +86,26 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
+def read_shards(path: Path) -> dict[str, Tensor]:
+    """The tensors of safetensors files that an index names, as transformers and accelerate write large networks.
+
+    Raises:
+        DamagedError: The index or a file beside it cannot be read.
+    """
+    try:
+        files = json.loads(path.read_text())["weight_map"]
+        names = sorted(set(files.values()))
+        if not all(name == Path(name).name and name.endswith(".safetensors") for name in names):
+            raise ValueError(f"it names files elsewhere, such as {names[0]!r}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(
+            f"{path}: cannot be read as an index of safetensors ({_first_line(error)})",
+            hint="take another copy of the file",
+        ) from error
+    shards = {name: read_safetensors(path.parent / name) for name in names}
+    return {name: value for name_of_file in names for name, value in shards[name_of_file].items()}
+
+
 def tensors(content: Any) -> Iterator[Tensor]:
     """Every tensor in nested dicts, lists and tuples.
 

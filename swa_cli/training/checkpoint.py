@@ -92,8 +92,12 @@ def read(path: Path) -> Checkpoint:
     if not path.is_file():
         reason = "is no regular file" if os.path.lexists(path) else "no such checkpoint"
         raise UserError(f"{path}: {reason}", hint="name a .pt file, such as runs/latest/checkpoints/swa.pt")
-    is_safe_format = path.suffix == ".safetensors"
-    content = archive.read_safetensors(path) if is_safe_format else archive.read_archive(path)
+    if path.name.endswith(".safetensors.index.json"):
+        content = archive.read_shards(path)
+    elif path.suffix == ".safetensors":
+        content = archive.read_safetensors(path)
+    else:
+        content = archive.read_archive(path)
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: holds a {type(content).__name__} and no weights", hint="save a state_dict, not a model"

@@ -6,12 +6,15 @@ The last good checkpoint is never touched by a fault, so each message ends with 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 import torch
 
-from swa_cli.errors import EXIT_FAILED, NOTHING_WAS_RUN, UserError
+from swa_cli.errors import EXIT_FAILED, NOTHING_WAS_RUN, RecipeError, UserError
+from swa_cli.recipe import load
+from swa_cli.training.own_code import named_code
 from swa_cli.training.run_folder import RunFolder
 
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -21,19 +24,27 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 @contextmanager
-def told(folder: RunFolder) -> Iterator[None]:
-    """Turn faults of disk and memory into one message and exit code 1; say how the run goes on."""
+def told(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
+    """Turn faults of disk and memory into one message and exit code 1; say how the run goes on.
+
+    Args:
+        folder: Of the run.
+        ways: What else can be done with what is saved, a sentence each.
+    """
     try:
         yield
     except UserError as error:
         error.exit_code = EXIT_FAILED  # whatever it was, something was run
         if has_saved(folder.whole):
-            error.hint += f"; {way_on(folder)}"
+            error.hint = "; ".join((error.hint, way_on(folder), *ways()))
         raise
     except OSError as error:
-        raise _of_files(error, folder) from error
+        told_error = _of_files(error, folder)
+        told_error.hint = "; ".join((told_error.hint, *(ways() if has_saved(folder.whole) else ())))
+        raise told_error from error
     except BaseException as error:  # in a person's own code, most likely
-        error.add_note(way_on(folder))
+        for way in (way_on(folder), *(ways() if has_saved(folder.whole) else ())):
+            error.add_note(way)
         raise
 
 
@@ -78,8 +89,20 @@ def way_on(folder: RunFolder) -> str:
     if not has_saved(folder):
         return "nothing was saved yet: start it again"
     good = folder.last if folder.last.is_file() else folder.previous
-    command = "the same `swa repeat`" if folder.is_in_repeat else f"`swa train --resume {folder.path}`"
+    command = "the same `swa repeat`" if folder.is_in_repeat else f"`{_resume(folder)}`"
     return f"its last good state is {good}: continue with {command}"
+
+
+def _resume(folder: RunFolder) -> str:
+    return pasted(("swa", "train", "--resume", folder.path), folder)
+
+
+def pasted(words: Iterable[object], folder: RunFolder) -> str:
+    """A command on a run that works as it stands: it allows the code that the recipe of the run names."""
+    is_own = False
+    with suppress(RecipeError, UserError, OSError):  # a recipe that cannot be read any more
+        is_own = bool(named_code(load.load(folder.recipe).recipe))
+    return shlex.join(map(str, (*words, *["--allow-code"] * is_own)))
 
 
 def _of_files(error: OSError, folder: RunFolder) -> UserError:

@@ -52,7 +52,7 @@ def load_weights(
     """
     put(model, state_dict, source=source, cure=cure)
     own = model.state_dict()
-    require_numbers(state_dict, like=own, source=source)
+    require_finite(state_dict, source=source)
     return as_in(own, state_dict)
 
 
@@ -68,7 +68,9 @@ def put(
 
     Raises:
         MisfitError: torch refuses it.
+        UserError: A tensor is of another kind of number, which torch would cast.
     """
+    _require_kinds(state_dict, like=model.state_dict(), source=source)
     missing, unexpected = list[str](), list[str]()
 
     def note(_: nn.Module, found: Any) -> None:
@@ -138,14 +140,28 @@ def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tens
     Raises:
         UserError: One is not.
     """
+    _require_kinds(state_dict, like=like, source=source)
+    require_finite(state_dict, source=source)
+
+
+def require_finite(state_dict: Mapping[str, Tensor], *, source: str) -> None:
+    """Each number is finite.
+
+    Raises:
+        UserError: One is not.
+    """
+    for key, given in state_dict.items():
+        if not bool(torch.isfinite(given).all()):
+            raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
+
+
+def _require_kinds(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tensor], source: str) -> None:
     for key, given in state_dict.items():
         value = like.get(key, given)
         if (given.is_floating_point(), given.is_complex()) != (value.is_floating_point(), value.is_complex()):
             raise UserError(
                 f"{source}: {key} is of {given.dtype}, not {value.dtype}", hint="take another copy of the file"
             )
-        if not bool(torch.isfinite(given).all()):
-            raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
 
 
 def _misfit(

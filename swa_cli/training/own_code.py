@@ -34,20 +34,18 @@ def require_trust(recipe: Recipe, *, source: str, allow_code: bool) -> None:
     Raises:
         UserError: It does, and nobody has allowed it.
     """
-    names = [
-        f"{key} {name}"
-        for key, name in (
-            ("model.name", recipe.model.name),
-            ("dataset.name", recipe.dataset.name),
-            ("task", recipe.task),
-        )
-        if is_own_code(name)
-    ]
+    names = named_code(recipe)
     if names and not allow_code:
         raise UserError(
             f"{source}: its recipe would import and run code: {', '.join(names)}",
             hint="if you know that code, say --allow-code",
         )
+
+
+def named_code(recipe: Recipe) -> list[str]:
+    """Each key of a recipe that names code to import, and the name."""
+    keys = {"model.name": recipe.model.name, "dataset.name": recipe.dataset.name, "task": recipe.task}
+    return [f"{key} {name}" for key, name in keys.items() if is_own_code(name)]
 
 
 def is_own_code(name: str) -> bool:

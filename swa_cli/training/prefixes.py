@@ -1,7 +1,7 @@
 """Names behind prefixes: which tensors of a state dict are the network, and what the prefix says of them.
 
 The one idea: a prefix behind which exactly the network's own names stand is removed. It is that of a wrapper
-(`module.`, `_orig_mod.`, which also stand inside names), or the attribute that the network was (`model.`, `ema_model.`).
+(`module.`, `_orig_mod.`, which also stand inside names), or the attribute that the network was (`ema_model.`).
 The counters of BatchNorm, which files of torch < 0.4.1 lack and frozen layers drop, decide nothing.
 """
 

@@ -64,8 +64,8 @@ def check(replica: Replica, plan: Plan, *, is_new: bool) -> Preflight:
         replica.network = replica.make()
         if (seconds := time.monotonic() - started) > SLOW_S:
             warnings.append(
-                f"model.name: making {bench.recipe.model.name} takes {seconds:.1f} s, and a run makes it twice: the second"
-                " one is for scoring averages"
+                f"model.name: making {bench.recipe.model.name} takes {seconds:.1f} s, and a run makes it twice: the"
+                " second one is for scoring averages"
             )
         if not is_made_anew(replica, batch):
             replica.borrows, replica.network = True, None

@@ -151,7 +151,7 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         raise UserError(f"{source}: has no epoch_so_far.{_key_so_far(run)}", hint="take another copy of the file")
     load = None if run.parts.are_whole else partial(run.parts.load, run.model)
     loading.put(run.model, content["model"], source=source, load=load)
-    loading.require_numbers(content["model"], like=run.model.state_dict(), source=source)
+    loading.require_finite(content["model"], source=source)
     try:
         # A copy: the file stays mapped otherwise.
         run.optimizer.load_state_dict(run.parts.of_optimizer(run.optimizer, content["optimizer"]))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -174,7 +174,7 @@ def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Se
 @contextmanager
 def _heeded(run: Run, folder: RunFolder) -> Iterator[None]:
     """While the block runs, a signal stops the run at its next safe point, with all that it takes to go on saved."""
-    with faults.told(folder), run.interrupt, run.writer:
+    with faults.told(folder, ways=lambda: _ways_out(run, folder)), run.interrupt, run.writer:
         try:
             yield
         except Stopped as stopped:
@@ -182,6 +182,22 @@ def _heeded(run: Run, folder: RunFolder) -> Iterator[None]:
             run.writer.wait()
             run.bench.terminal.warning(f"stopped after step {run.step:,}, which is saved")
             raise stopped.ending from None
+
+
+def _ways_out(run: Run, folder: RunFolder) -> list[str]:
+    """How the averages of a run whose steps are all done are had, though its end has failed."""
+    if run.step < run.plan.total_steps and run.stopped is None:
+        return []
+    if run.plan.phase.has_workers:
+        files = sorted(folder.workers.glob("*/checkpoints/last.pt"))
+        line = faults.pasted(("swa", "average", *files, "-o", f"{swap.NAME}.pt"), folder)
+        return [f"its average is that of its workers: `{line}`"] if files else []
+    held = [name for name, average in run.averages.items() if average.count]
+    if not held:
+        return []
+    others = f" (or --weights {', '.join(held[1:])})" if held[1:] else ""
+    words = ("swa", "average", folder.path, "--weights", held[0], "-o", f"{held[0]}.pt")
+    return [f"its averages are saved: take one out with `{faults.pasted(words, folder)}`{others}"]
 
 
 def _train_workers(run: Run, folder: RunFolder) -> None:
@@ -216,7 +232,8 @@ def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | N
         except NonFiniteWeights as error:
             raise _failed(f"epoch {run.epoch}: {error}") from error
         if num_steps := run.step - (run.epoch - 1) * run.plan.steps_per_epoch:  # none where the time was over
-            row = _training_row(run, num_steps) | scoring.validate(run)
+            with _kept(run, folder):
+                row = _training_row(run, num_steps) | scoring.validate(run)
             row["seconds"] = round(time.monotonic() - run.clock, 3)
             run.history.append(row)
             run.begin_epoch()
@@ -230,6 +247,19 @@ def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | N
     if run.stopped is not None:
         saving.save_resume_point(run, folder)
     run.writer.wait()
+
+
+@contextmanager
+def _kept(run: Run, folder: RunFolder) -> Iterator[None]:
+    """Save what the steps have made if the block fails, which only looks at it."""
+    try:
+        yield
+    except Exception:
+        if run.bench.world.size == 1:  # others would wait for this process, or it for them
+            with suppress(OSError):  # the first error tells more
+                saving.save_resume_point(run, folder)
+                run.writer.wait()
+        raise
 
 
 def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:

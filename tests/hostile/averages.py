@@ -95,7 +95,7 @@ AVERAGES = [
     averaged("weights-zero", "swa.pt -o out.pt --weights 0,0", "not all of them 0"),
     averaged("weights-nan", "swa.pt -o out.pt --weights nan", "write finite numbers"),
     averaged("weights-huge", "swa.pt swa.pt -o out.pt --weights 1e308,1e308", "write finite numbers"),
-    averaged("weights-text", "swa.pt -o out.pt --weights all", "write numbers"),
+    averaged("weights-text", "swa.pt -o out.pt --weights 1,b", "write numbers"),
     averaged("window-one-end", "run -o out.pt --window 3ep", "write two points", two),
     averaged("window-no-unit", "run -o out.pt --window 1:2", "has no unit", two),
     averaged("window-backwards", "run -o out.pt --window 2ep:1ep", "ends before it starts", two),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import struct
 from argparse import Namespace
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from safetensors.torch import save
 
@@ -109,6 +112,23 @@ def in_callback(state: dict[str, torch.Tensor], count: Any) -> dict[str, Any]:
     return lightning(state, callbacks={"S": {"average_model_state": behind("model.", state), "n_averaged": count}})
 
 
+def with_attribute(state: dict[str, torch.Tensor], name: str, value: Any = 3) -> dict[str, torch.Tensor]:
+    changed = OrderedDict(state)
+    setattr(changed, name, value)
+    return changed
+
+
+def versions(state: dict[str, torch.Tensor]) -> dict[str, Any]:
+    return {name.rpartition(".")[0]: {"version": ESC} for name in state}
+
+
+class ShortNumber:
+    """A number of numpy with fewer bytes than its type has."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return numpy.float64(1).__reduce__()[0], (numpy.dtype("f8"), b"abc")
+
+
 def other_names(count: int) -> Callable[[dict[str, torch.Tensor]], Any]:
     """As many names, each behind a prefix of its own."""
     return lambda state: {"state_dict": {f"{'a.' * index}weight": torch.ones(1) for index in range(count)}}
@@ -118,8 +138,15 @@ CODE_BESIDE = "without running code: beside tensors it holds"
 LAYOUTS = [
     layout("code-beside", lambda state: lightning(state, hyper_parameters=Evil()), CODE_BESIDE),
     layout("code-named", lambda state: lightning(state, hyper_parameters=Evil()), "posix.system"),
-    layout("path-beside", lambda state: lightning(state, root=Path("/data")), "pathlib."),
-    layout("options-deep", lambda state: {"state_dict": state, "a": {"args": Namespace()}}, "holds a Namespace"),
+    layout("object-beside", lambda state: lightning(state, begun=datetime.date(2020, 1, 1)), "datetime.date"),
+    layout(
+        "object-key", lambda state: {"critic": state, "begun": datetime.date(2020, 1, 1)}, "['critic'], 'weights.pt')"
+    ),
+    layout("method-attribute", lambda state: {"state_dict": with_attribute(state, "keys")}, "a dict with attributes"),
+    layout("number-of-objects", lambda state: {"model": state, "acc": numpy.datetime64("2020-01-01")}, "'M8'"),
+    layout("number-too-short", lambda state: {"model": state, "acc": ShortNumber()}, "a numpy number of 3 bytes"),
+    layout("unknown-keys", lambda state: {"critic": state, "epoch": 3}, "keys that swa does not know: ['critic']"),
+    layout("versions-text", lambda state: with_attribute(state, "_metadata", versions(state)), "model: TypeError"),
     layout("options-code", lambda state: {"state_dict": state, "args": Namespace(a=Evil())}, CODE_BESIDE),
     layout("options-cyclic", lambda state: {"state_dict": state, "args": cyclic_options()}, "more values, or deeper"),
     layout("stale", lambda state: averaging(state, torch.tensor(3)), "swa has stale BatchNorm statistics"),

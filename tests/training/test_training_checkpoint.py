@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from swa_cli.errors import UserError
-from swa_cli.training import checkpoint
+from swa_cli.training import checkpoint, loading
 
 
 def small() -> nn.Sequential:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from argparse import Namespace
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from safetensors.torch import save_file, save_model
 from torch import Tensor, nn
 
+from swa_cli.averaging.state import metadata_of
 from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.errors import UserError
 from swa_cli.training import checkpoint, foreign, loading
@@ -121,7 +128,64 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], dict[str, tuple[int, str, int | None
     ),
     "an average in a module": (
         lambda: {**LIGHTNING, "state_dict": {**prefixed("net.", weights()), **prefixed("ema.", averaged_model())}},
-        {"last.net": (0, "running", None), "last.ema.module": (1, "stale", 1)},
+        {"last": (0, "running", None), "ema": (1, "stale", 1)},
+    ),
+    "composer": (
+        lambda: {"state": {"model": prefixed("module.", weights()), "optimizers": {}, "run_name": "x"}, "rng": []},
+        {"last": (0, "running", None)},
+    ),
+    "dino": (
+        lambda: {
+            "student": prefixed("module.backbone.", weights()) | {"module.head.weight": torch.ones(2)},
+            "teacher": prefixed("backbone.", weights(1)) | {"head.weight": torch.ones(2)},
+            "epoch": 3,
+            "args": Namespace(arch="vit_small", out=Path("/runs"), lr=numpy.float64(0.1)),
+        },
+        {"last": (0, "running", None), "teacher": (1, "stale", None)},
+    ),
+    "weights": (lambda: {"weights": weights()}, {"last": (0, "running", None)}),
+    "network": (lambda: {"network": weights(), "iteration": numpy.int64(7)}, {"last": (0, "running", None)}),
+    "model_state and ema": (
+        lambda: {"model_state": weights(), "ema": weights(1)},
+        {"last": (0, "running", None), "ema": (1, "stale", None)},
+    ),
+    "ema_state_dict": (
+        lambda: {"state_dict": weights(), "ema_state_dict": weights(1)},
+        {"last": (0, "running", None), "ema": (1, "stale", None)},
+    ),
+    "mmengine with EMAHook, which exchanges them": (
+        lambda: {
+            "meta": {"mmengine_version": "0.10.7", "epoch": 3},
+            "state_dict": weights(1),
+            "message_hub": {"log_scalars": {}, "loss": numpy.ones(3)},
+            "ema_state_dict": {"steps": torch.tensor(9), **prefixed("module.", weights())},
+        },
+        {"last": (0, "running", None), "ema": (1, "stale", None)},
+    ),
+    "mmengine": (
+        lambda: {"meta": {"mmengine_version": "0.10.7"}, "state_dict": weights(), "message_hub": {}},
+        {"last": (0, "running", None)},
+    ),
+    "ema-pytorch alone": (
+        lambda: {
+            "initted": torch.tensor(True),
+            "step": torch.tensor(9),
+            **prefixed("online_model.", weights()),
+            **prefixed("ema_model.", weights(1)),
+        },
+        {"last": (0, "running", None), "ema": (1, "stale", None)},
+    ),
+    "ema-pytorch beside the model": (
+        lambda: {
+            "step": 9,
+            "model": weights(),
+            "ema": {"initted": torch.tensor(True), "step": torch.tensor(9), **prefixed("ema_model.", weights(1))},
+        },
+        {"last": (0, "running", None), "ema": (1, "stale", None)},
+    ),
+    "two averages": (
+        lambda: {"model": weights(), "ema": weights(1), "model_ema": weights(2)},
+        {"last": (0, "running", None), "ema": (1, "stale", None), "model_ema": (2, "stale", None)},
     ),
 }  # fmt: skip
 
@@ -140,6 +204,48 @@ def test_each_layout_holds_the_weights_that_went_in(tmp_path: Path, layout: str)
 
 
 PREFIXES = ["", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module.", "model.", "a.b.c."]
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "module", "_fsdp_wrapped_module", "module._orig_mod"])
+def test_wrappers_inside_names_are_removed(tmp_path: Path, wrapper: str) -> None:
+    """A wrapped block in a wrapped network against the plain one: names, numbers and versions."""
+    state = nn.Sequential(nn.Sequential(network()), nn.Linear(2, 1)).state_dict()
+    inside = OrderedDict((f"module.{key}".replace("0.0.", f"0.0.{wrapper}."), value) for key, value in state.items())
+    inside._metadata = {f"module.0.0.{wrapper}.1": {"version": 2}}
+    torch.save({"model": inside}, tmp_path / "a.pt")
+    found = read(tmp_path / "a.pt", nn.Sequential(nn.Sequential(network()), nn.Linear(2, 1)))["last"].state_dict
+    assert same(found, state)
+    assert metadata_of(found)["0.0.1"] == {"version": 2}
+
+
+def test_versions_come_along(tmp_path: Path) -> None:
+    """`_metadata` of a state dict behind a prefix and in a safetensors of ours against that of the network."""
+    torch.save({"state_dict": nn.ModuleDict({"model": network()}).state_dict()}, tmp_path / "a.pt")
+    found = read(tmp_path / "a.pt")["last"].state_dict
+    assert metadata_of(found)["1"] == network().state_dict()._metadata["1"]
+
+
+def test_batchnorm_without_its_counter(tmp_path: Path) -> None:
+    """What torch < 0.4.1 wrote, alone and as one of two networks: torch loads it strictly, and so it is here."""
+    old = {key: value for key, value in weights(1).items() if "num_batches" not in key}
+    torch.save({**LIGHTNING, "state_dict": prefixed("net.", weights()) | prefixed("ema.", old)}, tmp_path / "a.pt")
+    found, model = read(tmp_path / "a.pt"), network()
+    assert list(found) == ["last", "ema"]
+    loaded = loading.load_weights(model, found["ema"].state_dict, source="a.pt")
+    assert same(loaded, {**weights(1), "1.num_batches_tracked": torch.tensor(0)})
+
+
+def test_an_index_of_shards(tmp_path: Path) -> None:
+    """Two shards of a network as transformers writes them against the whole; a shard elsewhere is refused."""
+    names = {key: f"model-0000{1 + key.startswith('1')}-of-00002.safetensors" for key in weights()}
+    for file in set(names.values()):
+        save_file({key: value for key, value in weights().items() if names[key] == file}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 100}, "weight_map": names}))
+    assert same(read(index)["last"].state_dict, weights())
+    index.write_text(json.dumps({"weight_map": {"0.weight": "../elsewhere.safetensors"}}))
+    with pytest.raises(UserError, match="elsewhere"):
+        checkpoint.read(index)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
@@ -208,15 +314,65 @@ def test_a_mismatch_is_counted_behind_the_prefix(tmp_path: Path) -> None:
     assert "(missing 1.weight; unexpected extra; missing 1.bias)" in caught.value.message
 
 
-def test_objects_are_named_and_not_made(tmp_path: Path) -> None:
-    """A Lightning checkpoint with a path among its hyperparameters: the class, and the line that saves its weights."""
-    content = {**LIGHTNING, "state_dict": weights(), "hyper_parameters": {"root": Path("/data")}}
-    torch.save(content, tmp_path / "a.ckpt")
-    with pytest.raises(UserError, match=r"without running code: beside tensors it holds pathlib\.\w+") as caught:
-        checkpoint.read(tmp_path / "a.ckpt")
-    line = caught.value.hint.partition("runs its code: ")[2]
-    exec(line.replace("'weights.pt'", repr(str(tmp_path / "weights.pt"))), {"torch": torch})
-    assert same(read(tmp_path / "weights.pt")["last"].state_dict, weights())
+def pasted(hint: str, tmp_path: Path) -> dict[str, WeightSet]:
+    """What the line of a message makes, run by a shell in a folder of its own."""
+    line = hint[hint.index("python -c") :]
+    command = line.replace("python", sys.executable, 1).partition(" (it also")[0]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    return read(tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "before-torch-1.6"])
+@pytest.mark.parametrize("key", ["state_dict", "model", "generator"])
+def test_objects_are_named_and_not_made(tmp_path: Path, key: str, is_zip: bool) -> None:
+    """A date beside weights: the class is named, and the line of the message takes the weights out of the right key."""
+    content = {key: weights(), "optimizer": {"state": {0: weights(1)}}, "begun": {"date": date(2020, 1, 1)}}
+    torch.save(content, tmp_path / "a b.ckpt", _use_new_zipfile_serialization=is_zip)
+    with pytest.raises(UserError, match=r"without running code: beside tensors it holds datetime\.date") as caught:
+        checkpoint.read(tmp_path / "a b.ckpt")
+    assert same(pasted(caught.value.hint, tmp_path)["last"].state_dict, weights())
+
+
+BESIDE: dict[str, tuple[Any, Any]] = {  # what stands beside weights, and what is read of it
+    "numpy float64": (numpy.float64(93.1), 93.1),
+    "numpy float16": (numpy.float16(0.5), 0.5),
+    "numpy big-endian": (numpy.dtype(">i4").type(7), 7),
+    "numpy bool": (numpy.bool_(True), True),
+    "numpy complex": (numpy.complex128(1 + 2j), 1 + 2j),
+    "numpy text": (numpy.str_("best"), "best"),
+    "path": (Path("/data/images"), "/data/images"),
+    "options": (Namespace(lr=0.1, model=Namespace(root=Path("a"))), {"lr": 0.1, "model": {"root": "a"}}),
+    "defaultdict": (defaultdict(list, losses=[numpy.float32(1)]), {"losses": [1.0]}),
+    "OrderedDict": (OrderedDict(a=1), {"a": 1}),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_harmless_values_beside_weights_are_read(tmp_path: Path, name: str) -> None:
+    """Numbers of numpy, options and paths against their plain values, deep inside too."""
+    value, expected = BESIDE[name]
+    torch.save({"model": weights(), "beside": {"deep": [value]}}, tmp_path / "a.pt")
+    found = checkpoint.read(tmp_path / "a.pt")
+    assert found.content["beside"]["deep"] == [expected]
+    assert type(found.content["beside"]["deep"][0]) not in (Namespace, numpy.float64)
+    assert same(read(tmp_path / "a.pt")["last"].state_dict, weights())
+
+
+def test_unknown_keys_are_told_with_a_line_that_takes_them_out(tmp_path: Path) -> None:
+    """Two state dicts under keys of their own: both are named, and the pasted line makes a file that is read."""
+    torch.save({"critic": weights(), "nested": {"actor": weights(1)}}, tmp_path / "a.pt")
+    with pytest.raises(UserError, match=r"\['critic'\] \(7 tensors\), \['nested'\]\['actor'\]") as caught:
+        read(tmp_path / "a.pt")
+    first, second = caught.value.hint.split(" or ")
+    assert same(pasted(second, tmp_path)["last"].state_dict, weights(1))
+    assert same(pasted(first, tmp_path)["last"].state_dict, weights())
+
+
+def test_weights_that_are_not_read_are_told(tmp_path: Path) -> None:
+    """A state dict under a key that is not known, beside one that is: the sentence about the file names it."""
+    content = {"model": weights(), "shadow": weights(1)}
+    found = foreign.read(content, tmp_path, owners=read_tensors(network()).owners)
+    assert str(found) == "checkpoint of a training loop with last; not read: ['shadow'] (7 tensors)"
 
 
 def test_a_whole_model_is_told_how_to_be_saved(tmp_path: Path) -> None:
@@ -224,6 +380,12 @@ def test_a_whole_model_is_told_how_to_be_saved(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"torch\.nn\.modules") as caught:
         checkpoint.read(tmp_path / "a.pt")
-    line = caught.value.hint.partition("runs its code: ")[2]
-    exec(line.replace("'weights.pt'", repr(str(tmp_path / "weights.pt"))), {"torch": torch})
-    assert same(read(tmp_path / "weights.pt")["last"].state_dict, weights())
+    assert same(pasted(caught.value.hint, tmp_path)["last"].state_dict, weights())
+
+
+def test_a_whole_model_under_a_key(tmp_path: Path) -> None:
+    """{'model': network}, as YOLOv5 saves: the line of the message names the key and the method."""
+    torch.save({"epoch": 3, "model": network()}, tmp_path / "a.pt")
+    with pytest.raises(UserError) as caught:
+        checkpoint.read(tmp_path / "a.pt")
+    assert same(pasted(caught.value.hint, tmp_path)["last"].state_dict, weights())
