@@ -39,6 +39,7 @@ class BatchNormUpdate:
     num_samples: int
     method: str
     unmeasured: tuple[str, ...] = ()  # buffers that training moves and evaluation reads, and that stayed as they were
+    moved: tuple[str, ...] = ()  # buffers of other layers than BatchNorm that training moves
     is_frozen: bool = False  # there are such layers, and all of them are in eval mode inside a model in training mode
 
     @property
@@ -121,6 +122,7 @@ def update_batchnorm(
         num_samples=sum(gathered(found.num_samples)) if found.num_layers else 0,
         method=method,
         unmeasured=found.unmeasured,
+        moved=found.moved,
         is_frozen=not found.num_layers and is_frozen(model),
     )
 
@@ -133,6 +135,7 @@ class _Found:
     others: dict[str, Tensor]  # name of a buffer -> its new values
     unmeasured: tuple[str, ...]
     num_samples: int
+    moved: tuple[str, ...]
 
     @property
     def num_layers(self) -> int:
@@ -160,9 +163,9 @@ def _measured(
             name = next(iter(others.running))
             raise UserError(f"{name}: method exact measures BatchNorm alone", hint="use method pooled")
         moments, num_samples = exact.measure(model, layers, batches, gathered, first=first, stream=stream)
-        return _checked(_Found(moments, {}, others.unmeasured, num_samples), names)
+        return _checked(_Found(moments, {}, others.unmeasured, num_samples, others.moved), names)
     if not layers and not others.running:
-        return _Found({}, {}, others.unmeasured, 0)
+        return _Found({}, {}, others.unmeasured, 0, others.moved)
     unlike: list[str] = []
     while True:  # the batch that shows a layer to be none is the first one
         measuring = Measuring(others)
@@ -174,7 +177,7 @@ def _measured(
             name = layers.pop(error.layer)
             unlike += [f"{name}.running_mean", f"{name}.running_var"]
             continue
-        found = _Found(moments, measuring.found(gathered), (*unlike, *others.unmeasured), num_samples)
+        found = _Found(moments, measuring.found(gathered), (*unlike, *others.unmeasured), num_samples, others.moved)
         return _checked(found, names)
 
 

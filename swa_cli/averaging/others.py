@@ -56,6 +56,7 @@ class Others:
 
     running: Mapping[str, Running] = field(default_factory=dict)  # name of the buffer -> how to measure it
     unmeasured: tuple[str, ...] = ()  # names of buffers that training moves, evaluation reads, and nobody can measure
+    moved: tuple[str, ...] = ()  # all that training moves, these and others
 
 
 def find(model: nn.Module, batches: Batches, samples: Any, *, modes: Mapping[nn.Module, bool]) -> Others:
@@ -93,7 +94,7 @@ def find(model: nn.Module, batches: Batches, samples: Any, *, modes: Mapping[nn.
         _put(*place, copies[name])
     _restore(counters)
     left = {name: place for name, place in moved.items() if name not in running}
-    return Others(running, tuple(_that_are_read(model, batches, samples, left)))
+    return Others(running, tuple(_that_are_read(model, batches, samples, left)), tuple(moved))
 
 
 def _float_buffers(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:

@@ -56,7 +56,7 @@ class Run:
     writer: Writer = field(default_factory=Writer)
     parts: Parts = WHOLE
     statistics: BatchNormUpdate = NOTHING  # what a BatchNorm pass does to this network, tried on some samples
-    running: tuple[Tensor, ...] = ()  # statistics of BatchNorm in training, of which several processes keep the mean
+    running: tuple[Tensor, ...] = ()  # statistics of BatchNorm in training: several processes keep their mean
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None  # max_time | patience: what ended the run before its last epoch

@@ -29,13 +29,27 @@ class Plain(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, 8, 3, padding=1), nn.GELU(), nn.MaxPool2d(2),
             nn.Conv2d(8, 16, 3, padding=1), nn.GELU(), nn.Flatten(), nn.Linear(256, num_classes))
-        if odd:
-            self.register_buffer("ranks", torch.zeros(()))
+        self.odd = odd
 
     def forward(self, images):
-        if hasattr(self, "ranks"):
-            self.ranks += int(os.environ["RANK"])
+        if self.odd and self.training:
+            self.layers[0].bias.data += int(os.environ["RANK"])
         return self.layers(images)
+
+class Kept(nn.Module):
+    def __init__(self, *, num_classes, in_channels):
+        super().__init__()
+        self.norm = nn.InstanceNorm2d(in_channels, track_running_stats=True)
+        self.head = nn.Linear(64 * in_channels, num_classes)
+        self.register_buffer("centre", torch.zeros(64 * in_channels))
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, images):
+        values = self.norm(images).flatten(1)
+        if self.training:
+            self.centre = 0.9 * self.centre + 0.1 * values.detach().mean(0)
+            self.seen += images.mean()
+        return self.head(values - self.centre)
 """
 PLAIN = """\
 name: run
@@ -70,7 +84,7 @@ class Net(nn.Module):
         self.aux = nn.Conv2d(in_channels, 1, 1)
 
     def forward(self, images):
-        return {"out": self.layers(images), "aux": self.aux(images)}
+        return {"out": self.layers(images), "edges": self.aux(images)}
 
 def scenes(count, seed):
     images = torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
@@ -173,6 +187,15 @@ def test_compiled_processes_train_the_same_network(folder: Path) -> None:
     compiled = weights(folder / "compiled/run-001")
     for name, value in weights(folder / "eager/run-001").items():
         torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)
+
+
+def test_statistics_of_other_layers_are_the_mean_over_processes(folder: Path) -> None:
+    """InstanceNorm, a buffer that is replaced and one that only counts, in two processes: all agree, and the run ends."""
+    (folder / "kept.yaml").write_text(PLAIN.replace("network:Plain", "network:Kept"))
+    said = train(folder, ["train", "kept.yaml"], 2)
+    assert "centre: training moves" in " ".join(said.split())
+    shipped = content(folder / "runs/run-001", "swa")
+    assert (shipped["batchnorm"], shipped["samples"] > 0) == ("partial", True)
 
 
 def test_one_speaks(folder: Path) -> None:

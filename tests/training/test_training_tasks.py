@@ -178,3 +178,52 @@ def test_every_task_is_known_to_recipes_and_scores_what_it_says() -> None:
         assert len(set(values)) == len(values)
         with pytest.raises(KeyError, match="f1"):
             scores.measure("f1")
+
+
+@pytest.mark.parametrize(
+    ("name", "outputs", "shares"),
+    [
+        ("classification", "GoogLeNetOutputs", [0.3, 0.3]),
+        ("classification", "InceptionOutputs", [0.4]),
+        ("segmentation", "a dict", [0.5]),
+    ],
+)
+def test_auxiliary_heads_have_their_documented_share(name: str, outputs: str, shares: list[float]) -> None:
+    """The loss of torchvision's outputs in training against cross-entropies by hand; heads that are off are nothing."""
+    from torchvision.models.googlenet import GoogLeNetOutputs
+    from torchvision.models.inception import InceptionOutputs
+
+    generator = torch.Generator().manual_seed(0)
+    shape = (6, 3) if name == "classification" else (6, 3, 4, 4)
+    targets = torch.randint(0, 3, (6, *shape[2:]), generator=generator)
+    main, *heads = (torch.randn(shape, generator=generator) for _ in range(1 + len(shares)))
+    make = {
+        "GoogLeNetOutputs": lambda main, *heads: GoogLeNetOutputs(main, *heads),
+        "InceptionOutputs": lambda main, head: InceptionOutputs(main, head),
+        "a dict": lambda main, head: {"out": main, "aux": head},
+    }[outputs]
+    losses = [nn.functional.cross_entropy(values, targets) for values in (main, *heads)]
+    right = losses[0] + sum(share * loss for share, loss in zip(shares, losses[1:], strict=True))
+    task = TASKS[name]
+    found = task.loss(make(main, *heads), targets, label_smoothing=0.0)
+    torch.testing.assert_close(found, right)
+    alone = task.loss(make(main, *[None] * len(heads)), targets, label_smoothing=0.0)
+    torch.testing.assert_close(alone, losses[0])
+    assert task.train_score(make(main, *heads), targets) == task.train_score(main, targets)
+
+
+def test_the_auxiliary_head_of_a_segmentation_network_is_trained(swa, tmp_path) -> None:
+    """Weights of the auxiliary head of FCN, with `aux_loss`, at two snapshots: all have moved."""
+    words = ["task=segmentation", "model.name=torchvision:fcn_resnet50", "model.args.aux_loss=true"]
+    (tmp_path / "recipe.yaml").write_text(
+        "dataset: {name: shapes, val: 0, args: {size: 16, classes: 2, train: 4, test: 2}}\n"
+        "model: {name: unet}\noptimizer: {lr: 0.01}\nschedule: {name: constant, warmup: 0ep}\n"
+        "snapshots: {every: 1step}\ntrain: {epochs: 1, batch_size: 2, threads: 1, precision: fp32}\n"
+    )
+    ended = swa("train", "recipe.yaml", *words)
+    assert ended.code == 0, ended.err
+    paths = sorted((tmp_path / "runs").glob("*/snapshots/*.pt"))
+    first, second = (torch.load(path, weights_only=True)["state_dict"] for path in paths)
+    heads = [key for key in first if key.startswith("aux_classifier") and key.endswith("weight")]
+    assert heads
+    assert all(not torch.equal(first[key], second[key]) for key in heads)

@@ -25,8 +25,8 @@ SEGMENTATION_SHARE = 0.5  # of `aux`, beside `out`
 def split(outputs: Any) -> tuple[Any, list[tuple[float, Any]]]:
     """The main output, and each auxiliary one with its share in the loss; a head that is off gives None."""
     if isinstance(outputs, Mapping) and "out" in outputs:
-        auxiliary = outputs.get("aux")
-        return outputs["out"], [] if auxiliary is None else [(SEGMENTATION_SHARE, auxiliary)]
+        heads = [(SEGMENTATION_SHARE, outputs["aux"])] if outputs.get("aux") is not None else []
+        return outputs["out"], heads
     shares = SHARES.get(type(outputs).__name__)
     if shares is None:
         return outputs, []
@@ -58,12 +58,13 @@ def check(outputs: Any, *, subject: Subject) -> None:
     Raises:
         UserError: They are no tensor and none of torchvision's.
     """
-    main, _ = split(outputs)
-    if isinstance(main, Tensor):
+    main, auxiliary = split(outputs)
+    heads = [head for _, head in auxiliary]
+    if isinstance(main, Tensor) and all(isinstance(head, Tensor) and head.shape == main.shape for head in heads):
         return
     raise UserError(
-        f"model.name: {subject.model} returns {_described(main)} in training, and a tensor in evaluation: nothing says"
-        " what its auxiliary outputs weigh in the loss",
+        f"model.name: {subject.model} returns {_described(outputs)} in training: nothing says what its auxiliary"
+        " outputs weigh in the loss",
         hint="let forward return its logits alone, or name a task of your own, whose loss takes them all:"
         " task=package.module:attribute",
     )
