@@ -190,7 +190,7 @@ def test_compiled_processes_train_the_same_network(folder: Path) -> None:
 
 
 def test_statistics_of_other_layers_are_the_mean_over_processes(folder: Path) -> None:
-    """InstanceNorm, a buffer that is replaced and one that only counts, in two processes: all agree, and the run ends."""
+    """InstanceNorm, a buffer that is replaced and one that counts, in two processes that have to agree on all."""
     (folder / "kept.yaml").write_text(PLAIN.replace("network:Plain", "network:Kept"))
     said = train(folder, ["train", "kept.yaml"], 2)
     assert "centre: training moves" in " ".join(said.split())

@@ -222,7 +222,7 @@ def test_the_auxiliary_head_of_a_segmentation_network_is_trained(swa, tmp_path) 
     )
     ended = swa("train", "recipe.yaml", *words)
     assert ended.code == 0, ended.err
-    paths = sorted((tmp_path / "runs").glob("*/snapshots/*.pt"))
+    paths = sorted((tmp_path / "runs").glob("*-001/snapshots/*.pt"))
     first, second = (torch.load(path, weights_only=True)["state_dict"] for path in paths)
     heads = [key for key in first if key.startswith("aux_classifier") and key.endswith("weight")]
     assert heads
