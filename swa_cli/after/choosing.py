@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from swa_cli.after.ingredients import Ingredients, Source
 from swa_cli.after.trail import Trail
@@ -53,6 +53,7 @@ class Trials:
     rows: list[dict[str, Any]] = field(default_factory=list)
     samples: list[SampleScores] = field(default_factory=list)
     num_passes: int = 0
+    network: nn.Module | None = None  # with the mix that was finished last
 
     @property
     def measures(self) -> Measures:
@@ -60,8 +61,9 @@ class Trials:
         return self.ingredients.bench.task.measures
 
     def finish(self, mix: Mix, *, refresh: bool = True) -> Finished:
-        """Put a mix into the model, with statistics of its own."""
-        bench, model = self.ingredients.bench, self.ingredients.model
+        """Put a mix into a network, with statistics of its own."""
+        bench = self.ingredients.bench
+        self.network = model = bench.build_model()
         loading.put_own(model, mix.state)
         update = None
         if refresh:
@@ -71,25 +73,25 @@ class Trials:
         return Finished(mix, cloned(model.state_dict()), update)
 
     def note(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score what is in the model, and keep the row with its scores."""
-        samples = score(self.ingredients, name=NAME)
+        """Score the mix that was finished last, and keep the row with its scores."""
+        samples = self.score(name=NAME)
         row |= evaluate.summarize(samples, [measure.key for measure in self.measures.compared])
         self.rows.append(row)
         self.samples.append(samples)
         return row
 
-
-def score(ingredients: Ingredients, *, name: str) -> SampleScores:
-    """What each validation image scores with the weights that are in the model."""
-    bench = ingredients.bench
-    loader = bench.plain_batches("val")
-    with (
-        bench.terminal.progress(f"scoring {name}", len(loader)) as bar,
-        faults.memory("eval.batch_size", bench.recipe.eval.batch_size),
-    ):
-        return evaluate.score(
-            ingredients.model, loader, task=bench.final_task, hardware=bench.eval_hardware, advance=bar.advance
-        )
+    def score(self, *, name: str) -> SampleScores:
+        """What each validation image scores with the mix that was finished last."""
+        assert self.network is not None, "a mix is finished before it is scored"
+        bench = self.ingredients.bench
+        loader = bench.plain_batches("val")
+        with (
+            bench.terminal.progress(f"scoring {name}", len(loader)) as bar,
+            faults.memory("eval.batch_size", bench.recipe.eval.batch_size),
+        ):
+            return evaluate.score(
+                self.network, loader, task=bench.final_task, hardware=bench.eval_hardware, advance=bar.advance
+            )
 
 
 def mean_of(kind: str, sources: Sequence[Source], weights: Sequence[float], ingredients: Ingredients) -> Mix:
@@ -162,8 +164,8 @@ def window_of(trail: Trail, first: int, last: int) -> Mix:
 
 def _score_alone(source: Source, trials: Trials) -> float:
     """Of a source as it is; of averaged weights that were never refreshed, with statistics of their own."""
-    ingredients = trials.ingredients
-    trials.finish(mean_of("uniform", [source], [1.0], ingredients), refresh=source.batchnorm == "stale")
-    value = score(ingredients, name=source.file).measure(trials.measures.own.key).value
+    mix = mean_of("uniform", [source], [1.0], trials.ingredients)
+    trials.finish(mix, refresh=source.batchnorm == "stale")
+    value = trials.score(name=source.file).measure(trials.measures.own.key).value
     assert value is not None, "only an optional score may say nothing"
     return value

@@ -24,7 +24,7 @@ def score(
 
     Args:
         posterior: What is drawn from.
-        model: The network; it is left with the weights of the last draw.
+        model: A network of the recipe, whose names the posterior has to have.
         num_draws: At least 1.
         name: Of the average.
         bench: Data and hardware; its recipe has the seed, and the samples of each BatchNorm pass.
@@ -40,6 +40,7 @@ def score(
     length = num_draws * (bench.refresh_length(model) + len(loader))
     with bench.terminal.progress(f"{num_draws} draws of {name}", length) as bar:
         for index in range(num_draws):
+            model = bench.build_model()
             model.load_state_dict(posterior.draw(generator(bench.recipe.seed, "swag draw", index)))
             with faults.memory("train.batch_size", settings.batch_size):
                 bench.refresh_batchnorm(model, name=name, bar=bar)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from swa_cli.after import revisit
 from swa_cli.data.batches import Batches
@@ -64,14 +63,11 @@ def of_run(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> Ensemble
     return Ensemble(tuple(sorted(members, key=lambda member: -member.content["step"])))
 
 
-def score(
-    ensemble: Ensemble, model: nn.Module, loader: Batches, *, bench: Bench
-) -> tuple[SampleScores, list[dict[str, Any]]]:
+def score(ensemble: Ensemble, loader: Batches, *, bench: Bench) -> tuple[SampleScores, list[dict[str, Any]]]:
     """Scores of the whole ensemble, and those that averages are judged by of the last 1 to M members.
 
     Args:
         ensemble: What to score.
-        model: The network that each member's weights are put into.
         loader: The batches of a split, the same in each pass.
         bench: Hardware and terminal.
 
@@ -81,6 +77,7 @@ def score(
     num_members, total = len(ensemble.members), torch.zeros(())  # (N, ...) from the first member on
     curve: list[dict[str, Any]] = []
     for number, member in enumerate(ensemble.members, start=1):
+        model = bench.build_model()
         loading.load_weights(model, member.content["state_dict"], source=str(member.path))
         with (
             bench.terminal.progress(f"scoring member {number} of {num_members}", len(loader)) as bar,

@@ -193,7 +193,7 @@ def _averaged(model: nn.Module) -> list[str]:
 
 def _measured(state: Mapping[str, Tensor], ground: Ground, *, bar: Bar, is_anchor: bool) -> dict[str, float | None]:
     """The scores of a point; far from the anchors a network may overflow, which leaves it without."""
-    bench, model, measures = ground.bench, ground.model, ground.bench.task.measures
+    bench, measures, model = ground.bench, ground.bench.task.measures, ground.bench.build_model()
     loading.put_own(model, state)
     try:
         bench.refresh_batchnorm(model, name="a point", bar=bar)

@@ -160,9 +160,10 @@ class OpenRun:
     @cached_property
     def predictions(self) -> dict[str, tuple[Tensor, Any]]:
         """Weight set to its predictions (N, ...) of the split that final scores come from, and the targets."""
-        (bench, model), found = self.opened, {}
+        (bench, _), found = self.opened, {}
         loader = bench.plain_batches(bench.scoring_split())
         for name, item in self.sets.items():
+            model = bench.build_model()
             loading.load_weights(model, item.state_dict, source=f"{self.folder.path} ({name})")
             with (
                 self.terminal.progress(f"scoring {name}", len(loader)) as bar,

@@ -91,6 +91,7 @@ def _update(
     updates: dict[str, BatchNormUpdate] = {}
     content = found.content
     for name, item in sets.items():
+        model = bench.build_model()
         loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
         with faults.memory("train.batch_size", bench.recipe.train.batch_size):
             update = bench.refresh_batchnorm(model, name=name)

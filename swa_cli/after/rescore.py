@@ -77,6 +77,7 @@ def evaluate_checkpoint(
     losses: dict[str, float | None] = {}
     candidates = _candidates(sets)
     for name, item in sets.items():
+        model = bench.build_model()  # a new one: a network may keep what it has computed from other weights
         loaded = loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
         sets[name] = replace(item, state_dict=loaded)
         if num_draws is not None and name in drawn:
@@ -92,7 +93,7 @@ def evaluate_checkpoint(
     reference = comparison.reference(candidates, losses) if candidates else None
     curve: list[dict[str, Any]] = []
     if snapshots is not None:
-        scored["ensemble"], curve = ensemble.score(snapshots, model, bench.plain_batches(name_of_split), bench=bench)
+        scored["ensemble"], curve = ensemble.score(snapshots, bench.plain_batches(name_of_split), bench=bench)
     judged = _judged(sets, reference, model) | ({"ensemble": None} if snapshots is not None else {})
     table = comparison.table(scored, reference=reference, judged=judged)
     rows = {name: {**row, **details[name]} for name, row in table.items()}

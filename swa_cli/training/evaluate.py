@@ -86,6 +86,7 @@ def _forward(
                 take(outputs, targets)
                 advance()
     finally:
+        model.train(training[model])  # networks that merge weights in eval() part them again
         for module, mode in training.items():
             module.training = mode
 

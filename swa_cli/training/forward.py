@@ -85,7 +85,9 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
     run.scaler.step(run.optimizer)
     run.scaler.update()
     bench.world.average(run.running)
-    bench.world.average([run.model.get_buffer(name) for name in run.statistics.moved])  # they may be new tensors
+    if run.statistics.moved:
+        buffers = dict(run.model.named_buffers())  # of each step: they may be new tensors
+        bench.world.average([buffers[name] for name in run.statistics.moved])
 
 
 def both_ways(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_last: bool = True) -> Passed:

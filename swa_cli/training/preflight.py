@@ -61,14 +61,14 @@ def check(replica: Replica, plan: Plan, *, is_new: bool) -> Preflight:
         batch = next(iter(bench.training_batches(1)))
         warnings: list[str] = []
         started = time.monotonic()
-        replica.network = replica.make()
+        is_equal = is_made_anew(replica, batch)
         if (seconds := time.monotonic() - started) > SLOW_S:
             warnings.append(
-                f"model.name: making {bench.recipe.model.name} takes {seconds:.1f} s, and a run makes it twice: the"
-                " second one is for scoring averages"
+                f"model.name: making {bench.recipe.model.name} takes {seconds:.1f} s, and a run makes one each time that"
+                " it evaluates an average: swa.eval_every says how often"
             )
-        if not is_made_anew(replica, batch):
-            replica.borrows, replica.network = True, None
+        if not is_equal:
+            replica.borrows = True
             warnings.append(
                 f"model.name: {bench.recipe.model.name} makes another network each time, beyond what its state dict"
                 " holds: averages are scored in the trained one, and a file will not score the same in another process"
@@ -237,6 +237,7 @@ def _evaluated(network: nn.Module, bench: Bench, inputs: Any) -> Any:
         with torch.no_grad(), bench.hardware.autocast():
             return network.eval()(*args, **kwargs)
     finally:
+        network.train(modes[network])  # networks that merge weights in eval() part them again
         for module, mode in modes.items():
             module.training = mode
 

@@ -1,7 +1,8 @@
 """A second network, for other weights than those that are trained: averages, and raw weights that are refreshed.
 
 The one idea: it is made by the recipe and given a state dict, never copied. Hooks and closures then see their own
-network, and what cannot be copied (computed weights, locks, clients) need not be. Training never notices it.
+network, and what cannot be copied (computed weights, locks, clients) need not be. Each weight set gets a new one: a
+network may keep what it has computed from its weights. Training never notices it.
 
 A constructor that makes another network each time, beyond what a state dict holds, cannot be used so: the weights are
 then put into the trained network for a while.
@@ -25,13 +26,12 @@ from swa_cli.training.sharding import WHOLE, Parts
 
 @dataclass
 class Replica:
-    """The second network of a run, made when it is first asked for and then kept, unless `trained` lies in parts."""
+    """Second networks of a run, for one weight set each."""
 
     bench: Bench
     trained: nn.Module
     parts: Parts = WHOLE
     borrows: bool = False  # the trained network itself holds the weights for a while
-    network: nn.Module | None = None
 
     @contextmanager
     def holding(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
@@ -61,10 +61,7 @@ class Replica:
             return self.bench.build_model()
 
     def _filled(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        network = self.network or self.make()
-        network.train()  # what it keeps of other weights it drops here, as between epochs
-        if self.parts.are_whole:
-            self.network = network
+        network = self.make()
         loading.put_own(network, weights if self.parts.are_whole else self.parts.whole(weights))
         return network
 

@@ -228,7 +228,12 @@ def _problems_of_processes(bench: Bench) -> list[Problem]:
 
 
 def _problems_of_layers(model: nn.Module, bench: Bench) -> list[Problem]:
-    """Layers that several processes on this device cannot train."""
+    """What a checkpoint cannot hold, and layers that several processes on this device cannot train."""
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor) and value.layout != torch.strided:
+            message = f"{name} is a sparse tensor ({value.layout}), which a checkpoint does not hold"
+            hint = "register it with persistent=False where forward can make it anew, or keep it dense"
+            return [Problem("model.name", message, hint)]
     if bench.world.size == 1 or bench.hardware.device.type == "cuda":
         return []
     layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.SyncBatchNorm)]
