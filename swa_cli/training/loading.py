@@ -79,14 +79,17 @@ def put(
 
     if _fits_but_for_buffers(model, state_dict):
         fit_buffers(model, state_dict)
-    hook = model.register_load_state_dict_post_hook(note)
+    hook = None  # TorchScript takes none: its refusal is told in its own words
+    if not isinstance(model, torch.jit.ScriptModule):
+        hook = model.register_load_state_dict_post_hook(note)
     try:
         (load or _strictly(model))(with_metadata(state_dict, _versions(metadata_of(state_dict))))
     except REFUSALS as error:
         reshaped = _reshaped(model, state_dict)
         raise _misfit(missing, unexpected, reshaped, error, source=source, cure=cure) from error
     finally:
-        hook.remove()
+        if hook is not None:
+            hook.remove()
 
 
 def _fits_but_for_buffers(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:

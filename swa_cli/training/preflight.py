@@ -64,8 +64,8 @@ def check(replica: Replica, plan: Plan, *, is_new: bool) -> Preflight:
         is_equal = is_made_anew(replica, batch)
         if (seconds := time.monotonic() - started) > SLOW_S:
             warnings.append(
-                f"model.name: making {bench.recipe.model.name} takes {seconds:.1f} s, and a run makes one each time that"
-                " it evaluates an average: swa.eval_every says how often"
+                f"model.name: making {bench.recipe.model.name} takes {seconds:.1f} s, and a run makes one each time"
+                " that it evaluates an average: swa.eval_every says how often"
             )
         if not is_equal:
             replica.borrows = True

@@ -22,7 +22,7 @@ from swa_cli.averaging.tensors import read as read_tensors
 from swa_cli.recipe.phase import number_of_worker
 from swa_cli.report.measures import Measures
 from swa_cli.report.plots import curves
-from swa_cli.training import checkpoint, comparison, evaluate, faults, loading, saving
+from swa_cli.training import checkpoint, comparison, evaluate, faults, loading, preflight, saving
 from swa_cli.training.comparison import RAW
 from swa_cli.training.files import write_atomic
 from swa_cli.training.hardware import release_memory
@@ -72,6 +72,7 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     bench, board = run.bench, _Board()
     split = bench.scoring_split()
     raw = _score_raw(run, folder, board, split)
+    _warn_of_hidden_state(run, split)
     losses = {name: board.val[name].measure(bench.task.measures.loss_key).value for name in board.val}
     against = comparison.reference(list(raw), losses)
     for name, average in run.averages.items():
@@ -124,6 +125,18 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
         if is_judge:
             raw[twin] = raw[name]
     return raw
+
+
+def _warn_of_hidden_state(run: Run, split: str) -> None:
+    """Say that a network of the same weights gives something else than the one that was trained."""
+    bench, replica = run.bench, run.replica
+    if replica.borrows or not run.parts.are_whole:
+        return
+    if not preflight.is_made_anew(replica, next(iter(bench.plain_batches(split)))):
+        bench.terminal.warning(
+            f"{bench.recipe.model.name} keeps something that training changes and its state dict does not hold:"
+            f" {RAW} is evaluated as it was trained, averages and files without that"
+        )
 
 
 def _add(run: Run, board: _Board, name: str, model: nn.Module, split: str, **details: Any) -> None:

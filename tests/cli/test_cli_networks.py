@@ -98,6 +98,14 @@ NETWORKS = {
         "\nself.head = nn.Linear(144, num_classes)"
     ),
     "a scripted block": network(f"self.body = torch.jit.script({BODY})\nself.head = nn.Linear(144, num_classes)"),
+    "scripted as a whole": network(PLAIN).replace("class Net", "class Inner")
+    + "def Net(num_classes):\n    return torch.jit.script(Inner(num_classes))\n",
+    "what it has computed from its weights, until it is trained": network(
+        PLAIN + "\nself.weight = None",
+        "if self.training:\n    self.weight = None\n    return self.head(self.body(x).flatten(1))\n"
+        "if self.weight is None:\n    self.weight = self.head.weight * 1.0\n"
+        "return F.linear(self.body(x).flatten(1), self.weight, self.head.bias)",
+    ),
     "spectral norm": network(PLAIN + "\nself.head = nn.utils.parametrizations.spectral_norm(self.head)"),
     "statistics that do not move": network(
         "from torchvision.ops import FrozenBatchNorm2d"
@@ -299,6 +307,12 @@ REFUSED = {  # what it is -> code, words, what the message names, what the cure 
         ("optimizer.name", "values.weight"),
         "sparse=False",
     ),
+    "a sparse buffer": (
+        network(PLAIN + "\nself.register_buffer('mask', torch.eye(3).to_sparse())"),
+        [],
+        ("model.name", "mask", "sparse"),
+        "persistent=False",
+    ),
     "a lazy layer out of reach": (
         network(PLAIN + "\nself.unused = nn.LazyLinear(3)"),
         [],
@@ -338,6 +352,16 @@ def test_the_cure_for_ragged_parts_works(swa, person: Path) -> None:
     """The samples that the refusal names, pasted: the run ends."""
     (person / "nets.py").write_text(REFUSED["parts of a batch that the pass cannot have"][0])
     assert swa("train", "recipe.yaml", "swa.batchnorm.samples=96").code == 0
+
+
+def test_state_beside_the_state_dict_is_told(swa, person: Path) -> None:
+    """A network that counts its steps in a plain attribute: a warning, and the file scores what the table says."""
+    forward = "if self.training:\n    self.steps += 1\nreturn self.head(self.body(x).flatten(1)) * (1 + self.steps)"
+    (person / "nets.py").write_text(network(PLAIN + "\nself.steps = 0", forward))
+    ended = swa("train", "recipe.yaml", "--json")
+    assert "its state dict does not hold" in " ".join(ended.err.split())
+    again = swa("eval", person / "runs" / "net-001" / "checkpoints" / "swa.pt", "--allow-code", "--json")
+    assert again.json["weights"]["swa"]["nll"] == pytest.approx(ended.json["weights"]["swa"]["nll"], abs=1e-5)
 
 
 def test_a_constructor_that_takes_long_is_told(swa, person: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -298,4 +298,4 @@ def test_an_error_of_own_code_after_a_save_says_how_to_go_on(swa, project: Path)
     ended = swa("train", project / "own.yaml", "-q")
     assert ended.code == 1
     assert "assert len(calls) < 25" in ended.err
-    assert "continue with `swa train --resume runs/own-001`" in ended.err
+    assert "continue with `swa train --resume runs/own-001 --allow-code`" in ended.err
