@@ -106,19 +106,27 @@ def require_classes(split: Split) -> None:
         )
 
 
-def require_finite(split: Split) -> None:
+def require_finite(split: Split) -> str | None:
     """No image of a dataset of tensors is NaN or infinite; of others each is looked at when it is read.
 
+    Returns:
+        A warning where inputs that are no images are NaN: they may stand for what is missing.
+
     Raises:
-        UserError: One is.
+        UserError: An image is.
     """
-    images = split.dataset.tensors[0] if isinstance(split.dataset, TensorDataset) else None
-    if images is None or images.dim() != 4 or not images.is_floating_point():
-        return
-    for span in spans_of(len(images), size=1_024):
-        wrong = (~torch.isfinite(images[span]).flatten(1).all(1)).nonzero()
+    inputs = listed_part(split.dataset, 0) if isinstance(split.dataset, (TensorDataset, ChannelsFirst)) else None
+    if inputs is None or not inputs.is_floating_point():
+        return None
+    for span in spans_of(len(inputs), size=1_024):
+        values = inputs[span].flatten(1)
+        wrong = (~torch.isfinite(values) if inputs.dim() == 4 else torch.isnan(values)).any(1).nonzero()
         if len(wrong):
-            raise not_finite(row=span.start + int(wrong[0]), origin=split.origin)
+            row = span.start + int(wrong[0])
+            if inputs.dim() == 4:
+                raise not_finite(row=row, origin=split.origin)
+            return f"{split.origin.of(row)}: has inputs that are NaN, which most networks cannot take"
+    return None
 
 
 def _is_channels_last(image: Tensor) -> bool | None:

@@ -105,69 +105,71 @@ def load(
     found = named.find(
         name, root=Path(root), cache=cache, download=download, args=dict(args or {}), classes=classes, progress=progress
     )
-    num_classes = len(found.class_names)
-    splits = {split: replace(part, origin=Origin(split, num_classes)) for split, part in found.splits.items()}
-    splits, warnings = _as_channels_first(splits, found, name=name)
-    for split in splits.values():
-        require_finite(split)
     reading: dict[str, Any] = {"seed": seed, "workers": workers, "progress": progress}
-    splits = {split: with_labels(part, read_all=found.hold, **reading) for split, part in splits.items()}
-    for split in splits.values():
-        require_classes(split)
+    splits, warnings = _checked(found, name=name, **reading)
     data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
     notes = list(found.notes)
     if "train" in splits and "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
     elif "train" in splits:
-        splits, said = _with_validation(splits, val=val, seed=seed, stratify=stratify, class_names=found.class_names)
-        warnings += said
+        splits, more = _with_validation(splits, val=val, seed=seed, stratify=stratify, class_names=found.class_names)
+        warnings += more
     if found.hold:
         splits = {split: held(part, what=f"reading {split} images", **reading) for split, part in splits.items()}
-    first_split = next(splits[split] for split in ("train", "val", "test") if split in splits)
-    example = next(samples_of(first_split, rows=torch.tensor([0]), seed=seed, workers=0))
-    first, mean, std = example[0], found.mean, found.std
-    is_image = nested.is_image(nested.mapped(first, lambda values: values[0]))
-    if not is_image:
-        if mean or std:
-            raise UserError(f"{name} has a mean and std, and its inputs are no images", hint="leave them out")
-        mean, std = (), ()
-    elif mean is None or std is None:
-        measured = mean_std(first_split, seed=seed, workers=workers)
-        mean, std = mean or measured[0], std or measured[1]
-    if is_image and first.is_floating_point() and found.mean is None:
+    first = next(splits[split] for split in ("train", "val", "test") if split in splits)
+    example = next(samples_of(first, rows=torch.tensor([0]), seed=seed, workers=0))
+    inputs = example[0]
+    is_image = nested.is_image(nested.mapped(inputs, lambda values: values[0]))
+    mean, std = _constants(found, first, is_image=is_image, name=name, seed=seed, workers=workers)
+    if is_image and inputs.is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalised already")
     if is_image:
-        _check_constants(name, mean=mean, std=std, channels=first.shape[1])
+        _check_constants(name, mean=mean, std=std, channels=inputs.shape[1])
     return Source(
         name=name,
         train=splits.get("train"),
         val=splits.get("val"),
         test=splits.get("test"),
-        num_classes=num_classes,
+        num_classes=len(found.class_names),
         class_names=found.class_names,
-        channels=first.shape[1] if is_image else None,
-        size=tuple(first.shape[2:]) if is_image else (),
+        channels=inputs.shape[1] if is_image else None,
+        size=tuple(inputs.shape[2:]) if is_image else (),
         mean=mean,
         std=std,
         example=example,
         data=data,
         notes=tuple(notes),
-        contents=(*_describe_classes(first_split, found.class_names), *found.contents),
+        contents=(*_describe_classes(first, found.class_names), *found.contents),
         warnings=tuple(warnings),
     )
+
+
+def _checked(
+    found: Found, *, name: str, seed: int, workers: int, progress: Progress | None
+) -> tuple[dict[str, Split], list[str]]:
+    """The splits with images (C, H, W) and the labels that are known, none of which is wrong; and warnings."""
+    num_classes = len(found.class_names)
+    splits = {split: replace(part, origin=Origin(split, num_classes)) for split, part in found.splits.items()}
+    splits, warnings = _as_channels_first(splits, found, name=name)
+    for split, part in splits.items():
+        warning = require_finite(part)
+        warnings += [warning] if warning else []
+        splits[split] = with_labels(part, read_all=found.hold, seed=seed, workers=workers, progress=progress)
+        require_classes(splits[split])
+    return splits, warnings
 
 
 def _as_channels_first(splits: dict[str, Split], found: Found, *, name: str) -> tuple[dict[str, Split], list[str]]:
     """The splits of a dataset of one's own with images (C, H, W), and a warning if they were something else."""
     if not found.is_made:
         return splits, []
-    is_last, said = channels_first(splits["train"], layout=found.layout, name=name)
+    is_last, warning = channels_first(splits["train"], layout=found.layout, name=name)
     if is_last:
         splits = {
             split: replace(part, dataset=ChannelsFirst(part.dataset))  # type: ignore[arg-type]
             for split, part in splits.items()
         }
-    return splits, [said] if said else []
+    return splits, [warning] if warning else []
 
 
 def _with_validation(
@@ -196,6 +198,21 @@ def _with_validation(
             "keep their proportions. Give the dataset an attribute `targets`, or set dataset.stratify=false"
         )
     return parts, warnings
+
+
+def _constants(
+    found: Found, split: Split, *, is_image: bool, name: str, seed: int, workers: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std: those of the dataset, or measured on the split; none where the inputs are no images."""
+    mean, std = found.mean, found.std
+    if not is_image:
+        if mean or std:
+            raise UserError(f"{name} has a mean and std, and its inputs are no images", hint="leave them out")
+        return (), ()
+    if mean is None or std is None:
+        measured = mean_std(split, seed=seed, workers=workers)
+        mean, std = mean or measured[0], std or measured[1]
+    return mean, std
 
 
 def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ...]:
