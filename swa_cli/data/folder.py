@@ -10,7 +10,6 @@ Shapes: N images, H W pixels.
 from __future__ import annotations
 
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from swa_cli.data.decode import decode_rows, describe_files, first_size
 from swa_cli.data.image_file import USUAL, read_rgb
 from swa_cli.data.listing import (
     NAMED,
+    NOTHING,
     LeftOut,
     all_left_out,
     files_of,
@@ -124,7 +124,7 @@ def find(root: Path, *, resize: int | None, classes: Sequence[str] | None = None
         named,
         all_left_out([*beside, *(part.left_out for part in parts.values())]),
         tuple(describe_files(every)),
-        tuple(note for part in parts.values() for note in part.notes),
+        (*(note for part in parts.values() for note in part.notes), *([] if has_splits else _siblings(root))),
     )
 
 
@@ -163,6 +163,15 @@ def _resized(image: Image.Image, *, side: int) -> Image.Image:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (round((length - side) / 2) for length in image.size)
     return image.crop((left, top, left + side, top + side))
+
+
+def _siblings(root: Path) -> list[str]:
+    """A note on the other splits beside a root that is a training folder itself."""
+    folder = root.absolute()
+    others = split_folders(folder.parent) if split_of(folder.name) == "train" else {}
+    there = [f"{path.name}/" for split, path in others.items() if split != "train"]
+    beside = f"{' and '.join(there)} beside {root} are not read: write dataset.root={root.parent} for that"
+    return [beside] if there else []
 
 
 @dataclass(frozen=True)
@@ -218,7 +227,7 @@ def _training_classes(folder: Path, *, root: Path) -> tuple[str, ...]:
     found = _class_folders(folder)
     listings = {name: images_below(parts) for name, parts in found.items()}
     if not any(listing.images for listing in listings.values()):
-        raise _no_images(folder)
+        raise _no_images(folder, all_left_out(listing.left_out for listing in listings.values()))
     _require_no_splits(folder, tuple(found), root=root)
     if len(found) == 1:
         raise _single_class(folder, next(iter(found)), root=root)
@@ -237,10 +246,11 @@ def _require_no_splits(folder: Path, classes: Sequence[str], *, root: Path) -> N
     nested = [folder / name / below for name in classes for below in _folders_or_none(folder / name) if split_of(below)]
     tops = sorted({path.parent for path in nested})
     if nested:
+        are_datasets = len(tops) == 1 or any(map(_folders_or_none, nested))
         raise UserError(
             f"{nested[0]}: is a split inside a class folder; dataset.root is {root}",
-            hint=f"write dataset.root={tops[0]}"
-            if len(tops) == 1
+            hint=f"write dataset.root={' or dataset.root='.join(map(str, tops[:NAMED]))}"
+            if are_datasets
             else f"bring the images to {root / 'train'}/<class>/ and {root / 'test'}/<class>/",
         )
     splits = [name for name in classes if split_of(name) and _folders_or_none(folder / name)]
@@ -287,11 +297,12 @@ def _no_training(root: Path, folders: Mapping[str, Path]) -> UserError:
     )
 
 
-def _no_images(folder: Path) -> UserError:
-    kinds = Counter(dict(files_of(folder, taken=()).files)) if folder.is_dir() else Counter[str]()
-    beside = f" (files right in it: {', '.join(f'{number:,} {kind}' for kind, number in kinds.items())})"
+def _no_images(folder: Path, below: LeftOut = NOTHING) -> UserError:
+    """There are no images in folders of classes; `below` is what there is in them."""
+    right_in = files_of(folder, taken=(), where="outside of class folders") if folder.is_dir() else NOTHING
+    there = ", ".join(f"{number:,} {kind}" for kind, number in (right_in + below).files)
     return UserError(
-        f"no class folders with images in {folder}{beside if kinds else ''}",
+        f"no class folders with images in {folder}{f' (there are {there})' if there else ''}",
         hint="image_folder reads dataset.root/train/<class>/*.jpg (and test/, val/ beside train/), "
         "or dataset.root/<class>/*.jpg",
     )

@@ -53,12 +53,15 @@ class LeftOut:
         return f"left out {'; '.join(parts)}"
 
 
+NOTHING = LeftOut()
+
+
 @dataclass(frozen=True)
 class Listing:
     """The image files of some folders and below them, in the order of their paths."""
 
     images: tuple[str, ...]
-    left_out: LeftOut = LeftOut()
+    left_out: LeftOut = NOTHING
 
 
 def split_of(name: str) -> str | None:
@@ -140,7 +143,7 @@ def images_below(folders: Sequence[Path]) -> Listing:
 
 def all_left_out(parts: Iterable[LeftOut]) -> LeftOut:
     """Several of them as one."""
-    return reduce(LeftOut.__add__, parts, LeftOut())
+    return reduce(LeftOut.__add__, parts, NOTHING)
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:

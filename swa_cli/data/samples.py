@@ -7,6 +7,7 @@ Letters: N samples, C channels, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,33 +40,47 @@ class ChannelsFirst(Dataset[Any]):
         return (image.permute(2, 0, 1) if isinstance(image, Tensor) else image, *rest)
 
 
-def channels_first(split: Split, *, layout: str | None, name: str) -> tuple[bool, str | None]:
-    """Whether the images of one's own dataset are (H, W, C), and what has to be said of it.
+@dataclass(frozen=True)
+class _Inputs(Dataset[Any]):
+    """The inputs of a dataset, each with 0."""
+
+    dataset: Dataset[Any]
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        return self.dataset[row][0], 0
+
+
+def with_channels_first(
+    splits: Mapping[str, Split], *, layout: str | None, name: str
+) -> tuple[dict[str, Split], list[str]]:
+    """The splits of one's own dataset with images (C, H, W), and a warning if some were (H, W, C).
 
     Args:
-        split: Its first sample is read.
+        splits: The first sample of each is read.
         layout: "HWC" or "CHW" where the factory says it.
         name: Of the dataset, for the words.
 
     Raises:
-        UserError: It cannot be told.
+        UserError: It cannot be told, or splits have images of other numbers of channels.
     """
-    image, _ = next(_read(split, rows=torch.tensor([0]), workers=0))
-    if isinstance(image, Tensor):
-        image = image[0]
-    if not nested.is_image(image) or layout is not None:
-        return layout == "HWC", None
-    is_last = _is_channels_last(image)
-    shape = " x ".join(map(str, image.shape))
-    if is_last is None:
-        raise UserError(
-            f"{name}: gives images of {shape}, which may be (H, W, C) or (C, H, W)",
-            hint='return "layout": "HWC" or "layout": "CHW" beside "train"',
-        )
-    if not is_last:
-        return False, None
-    said = f"{name}: gives images of {shape}, which are taken as (H, W, C): their channels are moved to the front"
-    return True, f'{said}. Return "layout": "HWC" beside "train", or "CHW" if the first number is channels'
+    found, warnings, channels = {}, list[str](), dict[str, int]()
+    for key, split in splits.items():
+        image = _first_image(split)
+        is_last = image is not None and _require_layout(image, layout=layout, name=name)
+        found[key] = replace(split, dataset=ChannelsFirst(split.dataset)) if is_last else split  # type: ignore[arg-type]
+        if image is None:
+            continue
+        channels[key] = image.shape[-1 if is_last else 0]
+        if is_last and layout is None and not warnings:
+            shape = " x ".join(map(str, image.shape))
+            warnings.append(
+                f"{name}: gives images of {shape}, taken as (H, W, C): their channels are moved to the front. "
+                'Return "layout": "HWC" beside "train", or "CHW" if the first number is channels'
+            )
+    if len(set(channels.values())) > 1:
+        told = ", ".join(f"{number} in {key}" for key, number in channels.items())
+        raise UserError(f"{name}: gives images of several numbers of channels: {told}", hint="bring them to one number")
+    return found, warnings
 
 
 def with_labels(split: Split, *, read_all: bool, seed: int, workers: int, progress: Progress | None) -> Split:
@@ -106,6 +121,19 @@ def require_classes(split: Split) -> None:
         )
 
 
+def require_readable(split: Split, *, seed: int, workers: int, progress: Progress | None) -> None:
+    """Read the test samples of a dataset of one's own, if they are few and their labels are masks or numbers.
+
+    Those of classes were looked at, and training and validation samples are read in the first epoch: without this, what
+    is wrong with a test sample would be told when all epochs are done.
+
+    Raises:
+        UserError: A mask has another class, a number is none, or a sample cannot be read.
+    """
+    if split.target in ("mask", "value") and split.origin.split == "test" and len(split) <= LABELS_READ:
+        _read_labels(split, seed=seed, workers=workers, progress=progress)
+
+
 def require_finite(split: Split) -> str | None:
     """No image of a dataset of tensors is NaN or infinite; of others each is looked at when it is read.
 
@@ -127,6 +155,26 @@ def require_finite(split: Split) -> str | None:
                 raise not_finite(row=row, origin=split.origin)
             return f"{split.origin.of(row)}: has inputs that are NaN, which most networks cannot take"
     return None
+
+
+def _first_image(split: Split) -> Tensor | None:
+    """The first sample's image as the dataset gives it; None where inputs are no images."""
+    if split.target == "mask":  # which has to be of the size of the image, and that is not known yet
+        split = replace(split, dataset=_Inputs(split.dataset), target="own")  # type: ignore[arg-type]
+    inputs, _ = next(_read(split, rows=torch.tensor([0]), workers=0))
+    image = nested.mapped(inputs, lambda values: values[0])
+    return image if nested.is_image(image) else None
+
+
+def _require_layout(image: Tensor, *, layout: str | None, name: str) -> bool:
+    """Whether an image is (H, W, C), if that can be told."""
+    is_last = _is_channels_last(image) if layout is None else layout == "HWC"
+    if is_last is None:
+        raise UserError(
+            f"{name}: gives images of {' x '.join(map(str, image.shape))}, which may be (H, W, C) or (C, H, W)",
+            hint='return "layout": "HWC" or "layout": "CHW" beside "train"',
+        )
+    return is_last
 
 
 def _is_channels_last(image: Tensor) -> bool | None:

@@ -20,7 +20,13 @@ from swa_cli.data import named, nested
 from swa_cli.data.fingerprint import Fingerprint, fingerprint
 from swa_cli.data.named import Found
 from swa_cli.data.published import NUM_TRAIN
-from swa_cli.data.samples import ChannelsFirst, channels_first, require_classes, require_finite, with_labels
+from swa_cli.data.samples import (
+    require_classes,
+    require_finite,
+    require_readable,
+    with_channels_first,
+    with_labels,
+)
 from swa_cli.data.splits import Progress, Split, Target, held, mean_std, samples_of, take, validation_rows
 from swa_cli.data.stream import Origin
 from swa_cli.errors import UserError
@@ -150,26 +156,18 @@ def _checked(
     """The splits with images (C, H, W) and the labels that are known, none of which is wrong; and warnings."""
     num_classes = len(found.class_names)
     splits = {split: replace(part, origin=Origin(split, num_classes)) for split, part in found.splits.items()}
-    splits, warnings = _as_channels_first(splits, found, name=name)
+    warnings = list[str]()
+    if found.is_made:
+        splits, warnings = with_channels_first(splits, layout=found.layout, name=name)
+        if not found.hold:
+            for part in splits.values():
+                require_readable(part, seed=seed, workers=workers, progress=progress)
     for split, part in splits.items():
         warning = require_finite(part)
         warnings += [warning] if warning else []
         splits[split] = with_labels(part, read_all=found.hold, seed=seed, workers=workers, progress=progress)
         require_classes(splits[split])
     return splits, warnings
-
-
-def _as_channels_first(splits: dict[str, Split], found: Found, *, name: str) -> tuple[dict[str, Split], list[str]]:
-    """The splits of a dataset of one's own with images (C, H, W), and a warning if they were something else."""
-    if not found.is_made:
-        return splits, []
-    is_last, warning = channels_first(splits["train"], layout=found.layout, name=name)
-    if is_last:
-        splits = {
-            split: replace(part, dataset=ChannelsFirst(part.dataset))  # type: ignore[arg-type]
-            for split, part in splits.items()
-        }
-    return splits, [warning] if warning else []
 
 
 def _with_validation(

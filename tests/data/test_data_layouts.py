@@ -100,6 +100,25 @@ def test_other_levels_are_refused(tmp_path: Path) -> None:
     assert "twice/train/val" in refused(tmp_path / "twice").message
 
 
+def test_several_data_sets_and_a_training_folder_as_root(tmp_path: Path) -> None:
+    """Two data sets under one root against both roots in the hint; a root that is train/ itself against a note."""
+    for name in ("flowers", "pets"):
+        classes(tmp_path / name / "train")
+        classes(tmp_path / name / "test")
+    hint = refused(tmp_path).hint
+    assert all(f"dataset.root={tmp_path / name}" in hint for name in ("flowers", "pets"))
+    (note,) = load("image_folder", root=tmp_path / "pets" / "train", val=0).notes
+    assert "test/" in note
+    assert note.endswith(f"dataset.root={tmp_path / 'pets'} for that")
+
+
+def test_images_without_a_suffix_are_counted_where_there_are_no_others(tmp_path: Path) -> None:
+    """Files as some archives have them against their number in the error."""
+    for number in range(3):
+        picture(tmp_path / "a" / f"n{number}")
+    assert "3 without suffix" in refused(tmp_path).message
+
+
 def test_a_class_may_be_called_valid(tmp_path: Path) -> None:
     """`valid` with images of its own under train/ against two classes."""
     classes(tmp_path / "train", names=("valid", "invalid"))  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
@@ -236,6 +237,39 @@ def test_a_layout_that_cannot_be_told_is_asked_for(use: Use) -> None:
         assert (source.channels, source.warnings) == (channels, ())
     with pytest.raises(UserError, match="'NHWC' as 'layout'"):
         use({**made, "layout": "NHWC"})
+
+
+def test_each_split_has_a_layout_of_its_own(use: Use) -> None:
+    """Training images (C, H, W) and test images (H, W, C) against one shape; other channels are refused."""
+    first, last = torch.zeros(3, 9, 8, dtype=torch.uint8), torch.zeros(9, 8, 3, dtype=torch.uint8)
+    source = use({"train": Plain(GOOD, first), "test": Plain(GOOD, last), "num_classes": 3})
+    assert source.test is not None
+    assert (
+        next(iter(plain_batches(source.test, batch_size=1, mean=(0.0,) * 3, std=(1.0,) * 3)))[0].shape[1:]
+        == first.shape
+    )
+    with pytest.raises(UserError, match="3 in train, 1 in test"):
+        use({"train": Plain(GOOD, first), "test": Plain(GOOD, first[:1]), "num_classes": 3})
+
+
+def test_masks_of_images_with_their_channels_last(use: Use) -> None:
+    """Masks (H, W) of images (H, W, C), PIL ones too, against themselves."""
+    image, mask = torch.zeros(9, 8, 3, dtype=torch.uint8), torch.ones(9, 8, dtype=torch.uint8)
+    for label in (mask, Image.fromarray(mask.numpy())):
+        source = use({"train": Plain([label] * 4, image), "num_classes": 2, "target": "mask"})
+        assert source.size == (9, 8)
+        assert torch.equal(
+            next(iter(plain_batches(source.train, batch_size=1, mean=(0.0,) * 3, std=(1.0,) * 3)))[1][0], mask.long()
+        )
+
+
+@pytest.mark.parametrize(
+    ("target", "good", "bad"), [("mask", torch.ones(6, 6).byte(), torch.full((6, 6), 9)), ("value", 0.5, float("nan"))]
+)
+def test_test_samples_of_masks_and_numbers_are_looked_at_first(use: Use, target: str, good: Any, bad: Any) -> None:
+    """What is wrong with the last test sample against an error before anything is trained."""
+    with pytest.raises(UserError, match="sample 3 of the test split"):
+        use({"train": Plain([good] * 4), "test": Plain([good] * 3 + [bad]), "num_classes": 2, "target": target})
 
 
 # --- the validation split
