@@ -41,7 +41,7 @@ class Input(BaseModel):
     std: list[float]  # (C,)
     classes: list[str]
     outputs: int | None = Field(gt=0)  # of the network; None where the dataset does not tell
-    data: dict[str, StoredData]  # by split
+    data: dict[str, StoredData] = {}  # by split; nothing where it is not known
 
     @field_validator("mean", "std")
     @classmethod

@@ -72,7 +72,7 @@ def open_bench(
         terminal.warning(sentence)
     if recorded is not None:
         source = _as_recorded(source, recorded)
-        for sentence in changes(recorded["data"], source.data, name=dataset.name):
+        for sentence in changes(recorded.get("data", {}), source.data, name=dataset.name):
             terminal.warning(sentence)
     return Bench(recipe, task, hardware, source, terminal, world)
 
