@@ -163,7 +163,7 @@ def of_recipe(loaded: Loaded, terminal: Terminal) -> Picture:
     number = sources.known_num_train(recipe.dataset.name, recipe.dataset.val, args=recipe.dataset.args)
     if number is None:
         import_from(loaded.folder)
-        number = len(open_bench(recipe, terminal).source.train)
+        number = len(open_bench(recipe, terminal).split("train"))
     try:
         return _planned(recipe.title, make_plan(recipe, num_train=number))
     except RecipeError as error:

@@ -64,7 +64,9 @@ def evaluate_checkpoint(
         also=revisit.PASS_KEYS if limit else (),
     )
     every = checkpoint.weight_sets(found, model) if folder is None else revisit.weight_sets_of_run(folder, found, model)
-    unmeasured = _with_reference(every, model, wanted=weights, num_others=int(with_ensemble))
+    unmeasured = set[str]()
+    if bench.source.train is not None:
+        unmeasured = _with_reference(every, model, wanted=weights, num_others=int(with_ensemble))
     sets = revisit.chosen(every, weights, path)
     drawn = set() if num_draws is None else _drawable(sets, every, path)
     details = _details(sets, drawn, snapshots, model, num_draws)

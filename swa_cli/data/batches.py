@@ -138,6 +138,7 @@ class Batches:
                 words=self.words,
                 workers=self.workers,
                 exit_code=EXIT_FAILED,
+                origin=split.origin,
             )
             return
         assert split.images is not None

@@ -1,30 +1,23 @@
-"""Image files: which there are, and their pixels decoded into memory on all cores.
+"""Image files on all cores: their pixels decoded into memory, and their headers looked at for the plan.
 
-What folders of classes (`folder`) and of masks (`masks`) share. A broken file is named, whatever PIL raises on it.
+What folders of classes (`folder`) and of masks (`masks`) share.
 """
 
 from __future__ import annotations
 
 import os
-import struct
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
+from swa_cli.data.image_file import Header, header
+from swa_cli.data.listing import NAMED
 from swa_cli.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
-NAMED = 5  # files that an error lists
-
-# What PIL raises on files that are no images, cut short or damaged.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _CHUNK = 256  # images per task: few enough for a lively progress bar, many enough to keep threads busy
+_HEADERS = 2_000  # that are looked at, some tenths of a second
 
 
 def decode_rows(
@@ -77,54 +70,53 @@ def decode_rows(
         )
 
 
-@contextmanager
-def broken_named(path: str) -> Iterator[None]:
-    """Turn whatever PIL raises on a broken file into an OSError that names it."""
-    try:
-        yield
-    except _BROKEN as error:
-        reason = str(error).replace(f" '{path}'", "").replace(f" {path!r}", "") or type(error).__name__
-        raise OSError(f"{path}: {reason}") from error
-
-
 def first_size(path: str) -> tuple[int, int]:
-    """(H, W) of an image.
+    """(H, W) of an image, upright.
 
     Raises:
         UserError: It cannot be read.
     """
     try:
-        with broken_named(path), Image.open(path) as image:
-            return image.height, image.width
+        return header(path).size
     except OSError as error:
         raise UserError(f"1 image file cannot be read:\n  {error}", hint="repair or remove it") from error
 
 
-def split_folders(root: Path) -> dict[str, Path]:
-    """root/train and, if they are there, root/val and root/test; root alone is the training split.
+def describe_files(paths: Sequence[str]) -> list[str]:
+    """What the plan says of image files: their sizes, and what is done to those that are no plain 8-bit RGB.
 
-    Empty where that cannot be meant: there is no such folder, or a part but no root/train.
-    """
-    folders = {split: root / split for split in ("train", "val", "test") if (root / split).is_dir()}
-    if "train" in folders:
-        return folders
-    return {} if folders or not root.is_dir() else {"train": root}
-
-
-def files_in(folder: Path) -> list[str]:
-    """Paths of all files in a folder and below it, hidden ones left out, in sorted order.
+    Of many files some are looked at, evenly spaced, and it is said of how many.
 
     Raises:
-        UserError: An image is no regular file.
+        UserError: A file has too many pixels; broken ones are left to whoever reads them.
     """
-    found = sorted(
-        os.path.join(where, file) for where, _, files in os.walk(folder) for file in files if not file.startswith(".")
-    )
-    for path in found:
-        # Opening a pipe would wait for ever.
-        if path.lower().endswith(SUFFIXES) and not os.path.isfile(path) and os.path.exists(path):
-            raise UserError(f"{path}: is no regular file", hint="remove it")
-    return found
+    number = min(len(paths), _HEADERS)
+    found = [each for each in (_header_or_none(paths[index * len(paths) // number]) for index in range(number)) if each]
+    if not found:
+        return []
+    of = "" if number == len(paths) else f", of {number:,} looked at"
+    sizes = sorted((each.size for each in found), key=lambda size: (size[0] * size[1], size))
+    least, most = (f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
+    facts = [f"image files of {least}{f' to {most}' if most != least else ''} pixels{of}"]
+    for what, holds in _CONVERTED.items():
+        if count := sum(map(holds, found)):
+            facts.append(f"{count:,} {what}{of}")
+    return facts
+
+
+_CONVERTED: dict[str, Callable[[Header], bool]] = {
+    "of 16 bits (65,535 becomes 255)": lambda each: each.is_deep,
+    "with transparency (put on white)": lambda each: each.is_transparent,
+    "of several frames (the first is read)": lambda each: each.has_frames,
+    "turned upright by EXIF": lambda each: each.orientation != 1,
+}
+
+
+def _header_or_none(path: str) -> Header | None:
+    try:
+        return header(path)
+    except OSError:
+        return None
 
 
 def num_cores() -> int:

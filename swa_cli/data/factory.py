@@ -1,9 +1,9 @@
 """A user's own datasets: `package.module:factory` imported, called and checked.
 
 The factory returns a dict with "train" and "num_classes" (and if there are: "val", "test", "mean", "std",
-"class_names", "target"), or a pair (train, test) of datasets which know their `classes`. "target" says what a
+"class_names", "target", "layout"), or a pair (train, test) of datasets which know their `classes`. "target" says what a
 label is: "class", "mask" (a class for each pixel), "value" ("num_outputs" numbers), or "own" (whatever one's own
-task takes).
+task takes). "layout" says how images lie where their shape does not tell: "CHW" or "HWC".
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _EXPECTED = (
     "there are, or a pair (train, test) of datasets with an attribute `classes`; a Dataset has __len__ and "
     "__getitem__, which gives (image, label)"
 )
-_KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names", "target", "num_outputs"}
+_KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names", "target", "num_outputs", "layout"}
+_LAYOUTS = ("CHW", "HWC")
 _TARGETS = ("class", "mask", "value", "own")
 
 
@@ -36,6 +37,7 @@ class Made:
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     target: str  # what labels are: class, mask, value or own
+    layout: str | None  # of images, CHW or HWC; None where their shape tells
 
 
 def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
@@ -61,12 +63,16 @@ def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
             raise UserError(f"{name} returned {type(dataset).__name__} as {split!r}", hint=_EXPECTED)
         if not len(dataset):
             raise UserError(f"{name} returned an empty dataset as {split!r}", hint="return one with samples")
+    layout = returned.get("layout")
+    if layout not in (None, *_LAYOUTS):
+        raise UserError(f"{name} returned {layout!r} as 'layout'", hint=f"it is one of {', '.join(_LAYOUTS)}")
     return Made(
         splits=splits,
         class_names=_class_names(returned, name=name, target=_target(returned, name=name)),
         mean=_floats(returned, "mean"),
         std=_floats(returned, "std"),
         target=_target(returned, name=name),
+        layout=layout,
     )
 
 

@@ -2,11 +2,16 @@
 
 A mask is a PNG whose grey value or palette index is the number of the class; 255 is ignored. Image and mask are
 brought to one size together: nothing is cut off, so every pixel of the mask is scored.
+
+An image is turned upright as its EXIF says, and so is a mask that has an orientation of its own. One that has none was
+drawn on the upright image, as programs show it, unless it has the size of the image as it is stored: then it is turned
+with it.
 Shapes: N pairs, H W pixels.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +22,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swa_cli.data.decode import NAMED, SUFFIXES, broken_named, decode_rows, files_in, first_size, split_folders
+from swa_cli.data.decode import decode_rows, describe_files, first_size
+from swa_cli.data.image_file import USUAL, header, opened, orientation_of, read_rgb, turned
+from swa_cli.data.listing import NAMED, LeftOut, all_left_out, files_of, folders_in, images_below, split_folders
 from swa_cli.errors import UserError
 
 IGNORED = 255
@@ -51,8 +58,7 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
             UserError: The sizes differ, or the mask is no mask of the classes.
         """
         path = self.images[row]
-        with broken_named(path), Image.open(path) as opened:
-            image = opened.convert("RGB")
+        image = read_rgb(path)
         mask = self.mask(row, size=image.size)
         if self.resize:
             image = image.resize(self.resize[::-1], Image.Resampling.BILINEAR)
@@ -65,17 +71,21 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
         return np.asarray(image).transpose(2, 0, 1), mask
 
     def mask(self, row: int, *, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(H, W) uint8; `size` is (W, H) of the image, which the file must have too."""
+        """(H, W) uint8; `size` is (W, H) of the upright image, which the mask must have too."""
         path = self.masks[row]
-        with broken_named(path), Image.open(path) as mask:
-            if mask.mode not in _ONE_NUMBER:
+        with opened(path, formats=("PNG",)) as file:
+            if file.mode not in _ONE_NUMBER:
                 raise UserError(
-                    f"{path}: is a colour image ({mask.mode}), not a mask",
+                    f"{path}: is a colour image ({file.mode}), not a mask",
                     hint="save each pixel's class number as a grey or palette PNG; colours are not told apart",
                 )
+            file.load()
+            mask = turned(file, orientation_of(file))
+            if size not in (None, mask.size):
+                mask = turned(mask, header(self.images[row]).orientation)
             if size not in (None, mask.size):
                 raise UserError(
-                    f"{path}: is {mask.width}x{mask.height}, its image {self.images[row]} {size[0]}x{size[1]}",
+                    f"{path}: is {file.width}x{file.height}, its image {self.images[row]} {size[0]}x{size[1]}",
                     hint="save both in one size",
                 )
             values = np.array(mask.resize(self.resize[::-1], Image.Resampling.NEAREST) if self.resize else mask)
@@ -94,7 +104,18 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
         return values
 
 
-def find_masks(root: Path, *, num_classes: int, resize: tuple[int, int] | None) -> dict[str, MaskDataset]:
+@dataclass(frozen=True)
+class MaskFolders:
+    """What was found under a root."""
+
+    datasets: dict[str, MaskDataset]  # "train", "val", "test", as far as they are there
+    left_out: LeftOut
+    facts: tuple[str, ...]  # of the image files, for the plan
+
+
+def find_masks(
+    root: Path, *, num_classes: int, resize: tuple[int, int] | None, needs_training: bool = True
+) -> MaskFolders:
     """Find the splits under a folder: root/train, with or without root/val and root/test, or root alone.
 
     Each holds `images/` and `masks/`, whose files have equal names but for the suffix.
@@ -103,25 +124,27 @@ def find_masks(root: Path, *, num_classes: int, resize: tuple[int, int] | None) 
         root: The folder.
         num_classes: The values in the masks are below it, or 255.
         resize: (H, W) that images (bilinear) and masks (nearest) are brought to.
-
-    Returns:
-        The datasets by name ("train", "val", "test").
+        needs_training: Refuse a root that has other splits alone.
 
     Raises:
         UserError: The layout is another one, an image has no mask or a mask no image, or the masks at the
             beginning are no masks of the classes.
     """
     folders = split_folders(root)
-    if not folders:
+    beside = [files_of(root, taken=[folder.name for folder in folders.values()])] if folders else []
+    if not folders and root.is_dir():
+        folders = {"train": root}
+    if not folders or (needs_training and "train" not in folders):
         raise _no_pairs(root / "train")
     pairs = {split: _pairs(folder) for split, folder in folders.items()}
-    shape = resize or first_size(pairs["train"][0][0])
+    every = [path for part in pairs.values() for path in part.images]
+    shape = resize or first_size(every[0])
     datasets = {
-        split: MaskDataset(tuple(images), tuple(masks), num_classes, resize, shape)
-        for split, (images, masks) in pairs.items()
+        split: MaskDataset(part.images, part.masks, num_classes, resize, shape) for split, part in pairs.items()
     }
-    _require_classes(datasets["train"])
-    return datasets
+    _require_classes(next(iter(datasets.values())))
+    left_out = all_left_out([*beside, *(part.left_out for part in pairs.values())])
+    return MaskFolders(datasets, left_out, tuple(describe_files(every)))
 
 
 def decode_masks(
@@ -138,13 +161,25 @@ def decode_masks(
     return images, masks
 
 
-def _pairs(folder: Path) -> tuple[list[str], list[str]]:
-    """Paths of the images and of their masks, in the order of the names."""
+@dataclass(frozen=True)
+class _Pairs:
+    """Images and their masks, in the order of the names."""
+
+    images: tuple[str, ...]
+    masks: tuple[str, ...]
+    left_out: LeftOut
+
+
+def _pairs(folder: Path) -> _Pairs:
     if not ((folder / "images").is_dir() and (folder / "masks").is_dir()):
         raise _no_pairs(folder)
-    images, masks = _by_name(folder / "images"), _by_name(folder / "masks")
+    listings = [images_below([folder / kind]) for kind in ("images", "masks")]
+    images, masks = (
+        _by_name(listing.images, folder=folder / kind)
+        for listing, kind in zip(listings, ("images", "masks"), strict=True)
+    )
     if not images:
-        raise UserError(f"no images in {folder / 'images'}", hint=f"add some ({', '.join(SUFFIXES)})")
+        raise UserError(f"no images in {folder / 'images'}", hint=f"add some ({USUAL})")
     for path in masks.values():
         if not path.lower().endswith(".png"):
             raise UserError(f"{path}: is no PNG", hint="save masks as PNG: other formats may change the class numbers")
@@ -157,18 +192,18 @@ def _pairs(folder: Path) -> tuple[list[str], list[str]]:
     if lonely:
         more = f", and {len(lonely) - 1:,} more like it" if len(lonely) > 1 else ""
         raise UserError(f"{lonely[0][0]}: {lonely[0][1]}{more}", hint="add the missing files, or remove these")
-    return list(images.values()), [masks[name] for name in images]
+    others = [files_of(folder, taken=("images", "masks")), *(listing.left_out for listing in listings)]
+    return _Pairs(tuple(images.values()), tuple(masks[name] for name in images), all_left_out(others))
 
 
-def _by_name(folder: Path) -> dict[str, str]:
-    """The path of each image by its path inside the folder without the suffix."""
+def _by_name(paths: Sequence[str], *, folder: Path) -> dict[str, str]:
+    """The path of each image by its path inside the folder without the suffix, in the Unicode form NFC."""
     found: dict[str, str] = {}
-    for path in files_in(folder):
-        if path.lower().endswith(SUFFIXES):
-            name = str(Path(path).relative_to(folder).with_suffix(""))
-            if name in found:
-                raise UserError(f"{found[name]} and {path} have one name", hint="rename or remove one of them")
-            found[name] = path
+    for path in paths:
+        name = unicodedata.normalize("NFC", str(Path(path).relative_to(folder).with_suffix("")))
+        if name in found:
+            raise UserError(f"{found[name]} and {path} have one name", hint="rename or remove one of them")
+        found[name] = path
     return found
 
 
@@ -194,8 +229,19 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _no_pairs(folder: Path) -> UserError:
+    better = _first_with_pairs(folder)
     return UserError(
         f"no images/ and masks/ in {folder}",
         hint="mask_folder reads dataset.root/train/images/*.jpg with train/masks/*.png of the same names (and test/, "
-        "val/ beside train/), or dataset.root/images and dataset.root/masks",
+        "val/ beside train/), or dataset.root/images and dataset.root/masks"
+        + (f": write dataset.root={better}" if better else ""),
     )
+
+
+def _first_with_pairs(folder: Path) -> Path | None:
+    """The only folder below, and so on, that has `images/` and `masks/` or splits."""
+    while folder.is_dir() and len(below := folders_in(folder)) == 1:
+        folder = folder / below[0]
+        if {"images", "masks"} <= set(folders_in(folder)) or "train" in split_folders(folder):
+            return folder
+    return None

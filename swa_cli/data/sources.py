@@ -1,44 +1,37 @@
 """Named datasets as splits: images in memory, or a torch Dataset that is streamed.
 
-`load` is the one door. Each kind of source only says which splits it has; taking the validation split,
+`load` is the one door. Each kind of source only says which splits it has; checking labels, taking the validation split,
 holding images in memory and the normalisation constants are then the same for all.
 Shapes: N samples, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from swa_cli.data import factory, folder, nested, settings
-from swa_cli.data.masks import MaskDataset, find_masks
-from swa_cli.data.published import (
-    DIGITS,
-    NUM_DIGITS,
-    NUM_TEST_DIGITS,
-    NUM_TRAIN,
-    PUBLISHED,
-    Arrays,
-    read_digits,
-    read_published,
+from swa_cli.data import named, nested
+from swa_cli.data.fingerprint import Fingerprint, fingerprint
+from swa_cli.data.named import Found
+from swa_cli.data.published import NUM_TRAIN
+from swa_cli.data.samples import (
+    require_classes,
+    require_finite,
+    require_readable,
+    with_channels_first,
+    with_labels,
 )
-from swa_cli.data.published_masks import PUBLISHED_MASKS, read_published_masks
-from swa_cli.data.randomness import generator
-from swa_cli.data.rotated import read_rotated_digits
-from swa_cli.data.shapes import CLASSES, draw_scenes
-from swa_cli.data.splits import Progress, Split, Target, held, mean_std, samples_of, take
+from swa_cli.data.splits import Progress, Split, Target, held, mean_std, samples_of, take, validation_rows
+from swa_cli.data.stream import Origin
 from swa_cli.errors import UserError
 
-_SIZE_OF_PHOTOGRAPHS = 128  # published images with masks are of many sizes
-_MEMORY_SHARE = 1 / 4  # of the available memory that `cache: auto` may fill
+_NAMED = 5  # classes that a warning lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +39,7 @@ class Source:
     """A dataset ready for use; mean and std are per channel, of pixels scaled to [0, 1]."""
 
     name: str
-    train: Split
+    train: Split | None  # None where weights are scored on other splits alone
     val: Split | None
     test: Split | None
     num_classes: int  # or the V numbers of a value; 0 where only one's own network knows what it gives
@@ -56,32 +49,21 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     example: tuple[Any, Any]  # the first training sample, a batch of one as it is stored
+    data: Mapping[str, Fingerprint]  # of each split as the dataset has it
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
+    contents: tuple[str, ...] = ()  # what was found: classes, files, and what was left out
+    warnings: tuple[str, ...] = ()  # what a person should think about
 
     @property
     def target(self) -> Target:
         """What a label is: a class, a mask with a class for each pixel (255 ignored), or `num_classes` numbers."""
-        return self.train.target
+        return next(split.target for split in (self.train, self.val, self.test) if split is not None)
 
     def describe_inputs(self) -> str:
         """What goes into the network, in words."""
         if self.channels is not None:
             return f"images of {' x '.join(map(str, (self.channels, *self.size)))}"
         return f"inputs {nested.kind_of(nested.mapped(self.example[0], lambda values: values[0]))}"
-
-
-def names() -> tuple[str, ...]:
-    """What `load` takes."""
-    return (
-        "digits",
-        "rotated_digits",
-        *PUBLISHED,
-        "image_folder",
-        "shapes",
-        *PUBLISHED_MASKS,
-        "mask_folder",
-        "package.module:factory",
-    )
 
 
 def known_num_train(name: str, val: str | int, *, args: Mapping[str, Any]) -> int | None:
@@ -95,201 +77,157 @@ def load(
     *,
     root: str | Path = "data",
     val: str | int = "10%",
+    stratify: bool = True,
     seed: int = 0,
     cache: str = "auto",
     download: bool = True,
     workers: int = 2,
     args: Mapping[str, Any] | None = None,
+    classes: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Source:
-    """Find a dataset, take its validation split and hold it in memory where asked and possible.
+    """Find a dataset, check its labels, take its validation split and hold it in memory where asked and possible.
 
     Args:
-        name: One of `names()`.
+        name: One of `named.names()`.
         root: The folder of the files.
         val: Validation samples, "10%" or a number, taken from the training set by the seed alone; not applied
             to a source with a validation split of its own.
+        stratify: Let the validation samples keep the proportions of the classes.
         seed: Decides which samples validate.
         cache: "auto" holds images that are files in memory if their pixels take at most a quarter of the
             available memory, "ram" holds everything, "none" streams what comes from files or from a user.
         download: Whether missing files may be downloaded.
         workers: Processes that read a streamed dataset.
         args: For "image_folder" {"size": side}; for a factory its keyword arguments; for others see `settings`.
+        classes: Those of weights that are only scored: a folder may then lack its training images.
         progress: Called while images are read.
 
     Raises:
-        UserError: Unknown name, missing or damaged files, wrong layout, `val` leaves nothing to train.
+        UserError: Unknown name, missing or damaged files, wrong layout, `val` leaves nothing to train, or a label
+            that is no class.
     """
     assert cache in ("auto", "ram", "none")
-    found = _find(name, root=Path(root), cache=cache, download=download, args=dict(args or {}), progress=progress)
-    splits, notes = dict(found.splits), list(found.notes)
-    if "val" in splits:
+    found = named.find(
+        name, root=Path(root), cache=cache, download=download, args=dict(args or {}), classes=classes, progress=progress
+    )
+    reading: dict[str, Any] = {"seed": seed, "workers": workers, "progress": progress}
+    splits, warnings = _checked(found, name=name, **reading)
+    data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
+    notes = list(found.notes)
+    if "train" in splits and "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
-    elif num_val := _num_val(val, num_train=len(splits["train"])):
-        order = torch.randperm(len(splits["train"]), generator=generator(seed, "val"))
-        splits["val"] = take(splits["train"], order[:num_val].sort().values)
-        splits["train"] = take(splits["train"], order[num_val:].sort().values)
+    elif "train" in splits:
+        splits, more = _with_validation(splits, val=val, seed=seed, stratify=stratify, class_names=found.class_names)
+        warnings += more
     if found.hold:
-        splits = {
-            split: held(part, what=f"reading {split} images", seed=seed, workers=workers, progress=progress)
-            for split, part in splits.items()
-        }
-    example = next(samples_of(splits["train"], rows=torch.tensor([0]), seed=seed, workers=0))
-    first, mean, std = example[0], found.mean, found.std
-    is_image = nested.is_image(nested.mapped(first, lambda values: values[0]))
-    if not is_image:
-        if mean or std:
-            raise UserError(f"{name} has a mean and std, and its inputs are no images", hint="leave them out")
-        mean, std = (), ()
-    elif mean is None or std is None:
-        measured = mean_std(splits["train"], seed=seed, workers=workers)
-        mean, std = mean or measured[0], std or measured[1]
-    if is_image and first.is_floating_point() and found.mean is None:
+        splits = {split: held(part, what=f"reading {split} images", **reading) for split, part in splits.items()}
+    first = next(splits[split] for split in ("train", "val", "test") if split in splits)
+    example = next(samples_of(first, rows=torch.tensor([0]), seed=seed, workers=0))
+    inputs = example[0]
+    is_image = nested.is_image(nested.mapped(inputs, lambda values: values[0]))
+    mean, std = _constants(found, first, is_image=is_image, name=name, seed=seed, workers=workers)
+    if is_image and inputs.is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalised already")
     if is_image:
-        _check_constants(name, mean=mean, std=std, channels=first.shape[1])
+        _check_constants(name, mean=mean, std=std, channels=inputs.shape[1])
     return Source(
         name=name,
-        train=splits["train"],
+        train=splits.get("train"),
         val=splits.get("val"),
         test=splits.get("test"),
         num_classes=len(found.class_names),
         class_names=found.class_names,
-        channels=first.shape[1] if is_image else None,
-        size=tuple(first.shape[2:]) if is_image else (),
+        channels=inputs.shape[1] if is_image else None,
+        size=tuple(inputs.shape[2:]) if is_image else (),
         mean=mean,
         std=std,
         example=example,
+        data=data,
         notes=tuple(notes),
+        contents=(*_describe_classes(first, found.class_names), *found.contents),
+        warnings=tuple(warnings),
     )
 
 
-@dataclass(frozen=True)
-class _Found:
-    """The splits of a source as they come; `hold` says that streamed ones shall be read into memory."""
+def _checked(
+    found: Found, *, name: str, seed: int, workers: int, progress: Progress | None
+) -> tuple[dict[str, Split], list[str]]:
+    """The splits with images (C, H, W) and the labels that are known, none of which is wrong; and warnings."""
+    num_classes = len(found.class_names)
+    splits = {split: replace(part, origin=Origin(split, num_classes)) for split, part in found.splits.items()}
+    warnings = list[str]()
+    if found.is_made:
+        splits, warnings = with_channels_first(splits, layout=found.layout, name=name)
+        if not found.hold:
+            for part in splits.values():
+                require_readable(part, seed=seed, workers=workers, progress=progress)
+    for split, part in splits.items():
+        warning = require_finite(part)
+        warnings += [warning] if warning else []
+        splits[split] = with_labels(part, read_all=found.hold, seed=seed, workers=workers, progress=progress)
+        require_classes(splits[split])
+    return splits, warnings
 
-    splits: dict[str, Split]
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    hold: bool = False
-    notes: tuple[str, ...] = ()
 
-
-def _find(
-    name: str, *, root: Path, cache: str, download: bool, args: dict[str, Any], progress: Progress | None
-) -> _Found:
-    if ":" in name:
-        return _find_made(name, root=root, cache=cache, args=args)
-    if name == "image_folder":
-        return _find_folder(root, cache=cache, args=args)
-    if name == "mask_folder":
-        return _find_masks(root, cache=cache, args=args)
-    if name in PUBLISHED_MASKS:
-        return _find_published_masks(name, root=root, cache=cache, download=download, args=args)
-    if name not in names():
-        close = difflib.get_close_matches(name, names(), n=1)
-        raise UserError(
-            f"unknown dataset {name!r}",
-            hint=(f"did you mean {close[0]!r}? " if close else "") + f"There are {', '.join(names())}",
+def _with_validation(
+    splits: dict[str, Split], *, val: str | int, seed: int, stratify: bool, class_names: Sequence[str]
+) -> tuple[dict[str, Split], list[str]]:
+    """The splits with validation samples taken from the training ones, and warnings."""
+    train = splits["train"]
+    number = _num_val(val, num_train=len(train))
+    if not number:
+        return splits, []
+    rows = validation_rows(train, number=number, seed=seed, stratify=stratify)
+    rest = torch.ones(len(train), dtype=torch.bool)
+    rest[rows] = False
+    parts = splits | {"val": take(train, rows), "train": take(train, rest.nonzero()[:, 0])}
+    warnings = []
+    if train.target == "class" and train.labels is not None:
+        before, after = (part.labels.bincount(minlength=len(class_names)) for part in (train, parts["train"]))
+        lost = [class_names[label] for label in ((before > 0) & (after == 0)).nonzero()[:, 0].tolist()]
+        if lost:
+            warnings.append(
+                f"dataset.val = {val} leaves no training image of {len(lost)} of the classes: {_some(lost)}"
+            )
+    elif train.target == "class" and stratify:
+        warnings.append(
+            "dataset.stratify: the labels are not known before all samples are read, so the validation samples do not "
+            "keep their proportions. Give the dataset an attribute `targets`, or set dataset.stratify=false"
         )
-    notes = (f"{name} is held in memory whatever dataset.cache says",) if cache == "none" else ()
-    if name == "shapes":
-        return _Found(*_drawn(args, progress=progress), notes=notes)
-    if name in ("digits", "rotated_digits"):
-        num_test = settings.num_test_digits(name, args, num_images=NUM_DIGITS, default=NUM_TEST_DIGITS)
-        if name == "digits":
-            return _Found(_in_memory(*read_digits(num_test=num_test)), DIGITS, notes=notes)
-        splits = _in_memory(*read_rotated_digits(num_test=num_test), target="value")
-        return _Found(splits, ("tens of degrees",), notes=notes)
-    if args:
-        raise UserError(f"{name} takes no arguments, but got {', '.join(args)}", hint="remove dataset.args")
-    train, test, class_names = read_published(name, root=root, download=download)
-    known = PUBLISHED[name]
-    return _Found(_in_memory(train, test), class_names, known.mean, known.std, notes=notes)
+    return parts, warnings
 
 
-def _find_folder(root: Path, *, cache: str, args: dict[str, Any]) -> _Found:
-    size = args.get("size")
-    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and 0 < size <= settings.MAX_SIDE)):
-        raise UserError(f"image_folder does not take {args}", hint="dataset.args is {size: S}: images of S x S pixels")
-    datasets, class_names = folder.find(root, resize=size)
-    splits = {
-        split: Split(dataset.labels, None, dataset, torch.arange(len(dataset))) for split, dataset in datasets.items()
-    }
-    num_bytes = sum(3 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())
-    return _Found(splits, class_names, hold=_fits(num_bytes, cache=cache))
+def _constants(
+    found: Found, split: Split, *, is_image: bool, name: str, seed: int, workers: int
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std: those of the dataset, or measured on the split; none where the inputs are no images."""
+    mean, std = found.mean, found.std
+    if not is_image:
+        if mean or std:
+            raise UserError(f"{name} has a mean and std, and its inputs are no images", hint="leave them out")
+        return (), ()
+    if mean is None or std is None:
+        measured = mean_std(split, seed=seed, workers=workers)
+        mean, std = mean or measured[0], std or measured[1]
+    return mean, std
 
 
-def _find_masks(root: Path, *, cache: str, args: dict[str, Any]) -> _Found:
-    settings.require_keys("mask_folder", args, takes=("size", "classes"))
-    class_names = settings.class_names("mask_folder", args.get("classes"))
-    resize = settings.height_and_width("mask_folder", args["size"]) if "size" in args else None
-    return _with_masks(find_masks(root, num_classes=len(class_names), resize=resize), class_names, cache=cache)
+def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ...]:
+    """`3 classes of 12 (dog) to 400 (cat) train samples`; nothing where labels are not known."""
+    if split.target != "class" or split.labels is None or not class_names:
+        return ()
+    counts = split.labels.bincount(minlength=len(class_names))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    of = f"{len(class_names):,} classes of"
+    if counts[least] == counts[most]:
+        return (f"{of} {int(counts[least]):,} {split.origin.split} samples each",)
+    few, many = (f"{int(counts[label]):,} ({class_names[label]})" for label in (least, most))
+    return (f"{of} {few} to {many} {split.origin.split} samples",)
 
 
-def _find_published_masks(name: str, *, root: Path, cache: str, download: bool, args: dict[str, Any]) -> _Found:
-    settings.require_keys(name, args, takes=("size",))
-    resize = settings.height_and_width(name, args.get("size", _SIZE_OF_PHOTOGRAPHS))
-    known = PUBLISHED_MASKS[name]
-    found = _with_masks(
-        read_published_masks(name, root=root, download=download, resize=resize), known.class_names, cache=cache
-    )
-    notes = ("voc keeps its test masks to itself: its validation set is the test split here",) if name == "voc" else ()
-    return replace(found, mean=known.mean, std=known.std, notes=notes)
-
-
-def _with_masks(datasets: Mapping[str, MaskDataset], class_names: tuple[str, ...], *, cache: str) -> _Found:
-    splits = {
-        split: Split(None, None, dataset, torch.arange(len(dataset)), "mask") for split, dataset in datasets.items()
-    }
-    num_bytes = sum(4 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())
-    return _Found(splits, class_names, hold=_fits(num_bytes, cache=cache))
-
-
-def _drawn(args: dict[str, Any], *, progress: Progress | None) -> tuple[dict[str, Split], tuple[str, ...]]:
-    chosen = settings.shapes(args)
-    num_bytes = sum(chosen.counts.values()) * chosen.size**2 * (chosen.channels + 1)
-    if num_bytes > available_memory():
-        raise UserError(
-            f"dataset.args: {sum(chosen.counts.values()):,} scenes of {chosen.size}x{chosen.size} pixels take "
-            f"{num_bytes / 2**30:.1f} GiB, there are {available_memory() / 2**30:.1f}",
-            hint="make train, test or size smaller",
-        )
-    splits = {}
-    for split, count in chosen.counts.items():
-        images, masks = draw_scenes(
-            split,
-            count=count,
-            size=chosen.size,
-            classes=chosen.classes,
-            channels=chosen.channels,
-            seed=chosen.seed,
-            progress=progress,
-        )
-        splits[split] = Split(masks, images, target="mask")
-    return splits, CLASSES[chosen.classes]
-
-
-def _fits(num_bytes: int, *, cache: str) -> bool:
-    """Whether pixels of files shall be held in memory."""
-    return cache == "ram" or (cache == "auto" and num_bytes <= _MEMORY_SHARE * available_memory())
-
-
-def _find_made(name: str, *, root: Path, cache: str, args: dict[str, Any]) -> _Found:
-    made = factory.make(name, root=str(root), args=args)
-    splits = {
-        split: Split(None, None, dataset, torch.arange(len(dataset)), made.target)  # type: ignore[arg-type]
-        for split, dataset in made.splits.items()
-    }
-    hold = cache == "ram"
-    notes = ("held in memory: random transforms of the dataset were applied once, for all epochs",) if hold else ()
-    return _Found(splits, made.class_names, made.mean, made.std, hold=hold, notes=notes)
-
-
-def _in_memory(train: Arrays, test: Arrays, *, target: Target = "class") -> dict[str, Split]:
-    arrays = {"train": train, "test": test}
-    return {split: Split(labels, images, target=target) for split, (images, labels) in arrays.items()}
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
 
 
 def _num_val(val: str | int, *, num_train: int) -> int:
@@ -314,12 +252,3 @@ def _check_constants(name: str, *, mean: tuple[float, ...], std: tuple[float, ..
             f"{name} has mean {mean} and std {std} for {channels} channels",
             hint="give one number per channel, std above 0, or leave them out",
         )
-
-
-def available_memory() -> int:
-    """Bytes that can be taken without swapping; where the system does not tell, all of the memory."""
-    try:
-        meminfo = Path("/proc/meminfo").read_text()
-        return int(re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)[1]) * 1024  # type: ignore[index]
-    except (OSError, TypeError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -16,14 +16,15 @@ from torch.utils.data import Dataset
 
 from swa_cli.data import folder, nested
 from swa_cli.data.masks import MaskDataset, decode_masks
-from swa_cli.data.stream import spans_of, stream
+from swa_cli.data.randomness import generator
+from swa_cli.data.stream import ANYWHERE, Origin, spans_of, stream
 from swa_cli.errors import UserError
 
 Target = Literal["class", "mask", "value", "own"]
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
 _STATISTICS_SAMPLES = 10_000  # for constants that are not known: as many in memory as streamed
-_READ_AT_ONCE = 64  # samples per streamed batch here
+READ_AT_ONCE = 64  # samples per streamed batch here
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,7 @@ class Split:
     dataset: Dataset[Any] | None = None  # gives (image, label)
     indices: Tensor | None = None  # (N,) int64: the rows of `dataset` which form the split
     target: Target = "class"  # labels are (N,) int64 | mask: (N, H, W) uint8, 255 ignored | value: (N, V) float32 | own
+    origin: Origin = ANYWHERE
 
     def __len__(self) -> int:
         held = self.images if self.images is not None else self.indices
@@ -53,18 +55,47 @@ def take(split: Split, rows: Tensor) -> Split:
     return replace(split, labels=taken(split.labels), images=taken(split.images), indices=taken(split.indices))
 
 
+def validation_rows(split: Split, *, number: int, seed: int, stratify: bool) -> Tensor:
+    """Which samples of a training split validate, sorted: a function of the seed and, if stratified, of the labels.
+
+    Stratified, each class gives its share of `number` (largest remainders; which of equal ones, decides the seed), and
+    keeps at least one training sample as long as that is possible. Within a class it is the first samples of one
+    permutation of the split, which alone decides where there are no known classes, or `stratify` is off.
+    """
+    order = torch.randperm(len(split), generator=generator(seed, "val"))
+    if not stratify or split.target != "class" or split.labels is None:
+        return order[:number].sort().values
+    counts = split.labels.bincount()
+    shares = _shares(counts, number=number, ties=torch.randperm(len(counts), generator=generator(seed, "val classes")))
+    labels = split.labels[order]
+    return torch.cat([order[labels == label][:share] for label, share in enumerate(shares.tolist())]).sort().values
+
+
+def _shares(counts: Tensor, *, number: int, ties: Tensor) -> Tensor:
+    """How many of each class (K,) validate; of equal remainders those come first that stand first in `ties` (K,)."""
+    exact = counts.double() * number / counts.sum()
+    shares, most = exact.floor().long(), (counts - 1).clamp(min=0)
+    shares = shares.minimum(most)
+    while int(shares.sum()) < number:
+        if not bool((shares < most).any()):  # only with samples of which a class has no other one
+            most = counts
+        wanted = (exact - shares).where(shares < most, -torch.inf)[ties]
+        shares[ties[wanted.argmax()]] += 1
+    return shares
+
+
 def held(split: Split, *, what: str, seed: int, workers: int, progress: Progress | None) -> Split:
     """The split with its images and labels in memory."""
     assert split.dataset is not None
     assert split.indices is not None
     if isinstance(split.dataset, folder.FolderDataset):
         images = folder.decode(split.dataset, rows=split.indices, what=what, progress=progress)
-        return Split(split.labels, images)
+        return replace(split, images=images, dataset=None, indices=None)
     if isinstance(split.dataset, MaskDataset):
         images, labels = decode_masks(split.dataset, rows=split.indices, what=what, progress=progress)
-        return Split(labels, images, target="mask")
+        return replace(split, labels=labels, images=images, dataset=None, indices=None)
     batches = []
-    spans = spans_of(len(split), size=_READ_AT_ONCE)
+    spans = spans_of(len(split), size=READ_AT_ONCE)
     read = stream(
         split.dataset,
         rows=split.indices,
@@ -73,6 +104,7 @@ def held(split: Split, *, what: str, seed: int, workers: int, progress: Progress
         seed=seed,
         words=("hold",),
         workers=workers,
+        origin=split.origin,
     )
     for span, batch in zip(spans, read, strict=True):
         batches.append(batch)
@@ -85,7 +117,7 @@ def held(split: Split, *, what: str, seed: int, workers: int, progress: Progress
             hint="let the dataset resize or crop all images to one size",
         )
     images, labels = (nested.joined(parts) for parts in zip(*batches, strict=True))
-    return Split(labels, images, target=split.target)
+    return replace(split, labels=labels, images=images, dataset=None, indices=None)
 
 
 def samples_of(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterator[tuple[Any, Any]]:
@@ -97,7 +129,7 @@ def samples_of(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterat
         return ((part.images, part.labels) for part in parts)
     assert split.dataset is not None
     assert split.indices is not None
-    spans = spans_of(len(rows), size=_READ_AT_ONCE)
+    spans = spans_of(len(rows), size=READ_AT_ONCE)
     return stream(
         split.dataset,
         rows=split.indices[rows],
@@ -106,6 +138,7 @@ def samples_of(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterat
         seed=seed,
         words=("statistics",),
         workers=workers,
+        origin=split.origin,
     )
 
 

@@ -26,11 +26,28 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from swa_cli.data import nested
+from swa_cli.data.image_file import to_8_bit, to_rgb
+from swa_cli.data.masks import IGNORED
 from swa_cli.data.randomness import generator, global_state_kept, seed_globals
 from swa_cli.errors import EXIT_USAGE, UserError
 
 PARENT_ENDS_S = 1.0  # a process that is killed closes its connections a moment before it is gone
 Positions = slice | Tensor  # of a batch: a run of them, or each one (B,)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where samples come from, for the words about them, and what their labels may be."""
+
+    split: str = ""  # train, val or test
+    num_classes: int | None = None  # None or 0 where labels are no classes, or only the network knows
+
+    def of(self, row: int) -> str:
+        """A sample in words."""
+        return f"sample {row} of the {f'{self.split} split' if self.split else 'dataset'}"
+
+
+ANYWHERE = Origin()
 
 
 def stream(
@@ -43,6 +60,7 @@ def stream(
     words: tuple[str | int, ...],
     workers: int = 0,
     exit_code: int = EXIT_USAGE,
+    origin: Origin = ANYWHERE,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (images (B, C, H, W), labels), or other inputs and targets, for each span of positions.
 
@@ -58,13 +76,14 @@ def stream(
         words: The purpose of the reading, and the epoch if there is one.
         workers: Number of processes that read; 0 reads in this one.
         exit_code: The exit code of an error: whether something was already run is known by the caller.
+        origin: What the dataset is a split of, and the range of its classes.
 
     Raises:
-        UserError: A sample cannot be read, is no image of the common size, or has another kind of label.
+        UserError: A sample cannot be read, is no image of the common size, is not finite, or has another kind of label.
     """
     every = torch.arange(len(rows))
     loader = DataLoader(
-        _Reader(dataset, target, seed, words),
+        _Reader(dataset, target, seed, words, origin),
         batch_size=None,  # the sampler already gives whole batches
         sampler=[(every[span].tolist(), rows[span].tolist()) for span in spans],
         num_workers=workers,
@@ -113,8 +132,9 @@ def image_tensor(image: object) -> Tensor:
         UserError: It is something else.
     """
     if isinstance(image, Image.Image):
-        grey = image.mode in ("1", "L")
-        pixels = np.array(image.convert("L" if grey else "RGB"))
+        image = to_8_bit(image, name="its image")
+        grey = image.mode in ("1", "L") and not image.has_transparency_data
+        pixels = np.array(image.convert("L") if grey else to_rgb(image, name="its image"))
         return torch.from_numpy(pixels[None] if grey else pixels.transpose(2, 0, 1).copy())
     if isinstance(image, Tensor):
         return image
@@ -163,6 +183,8 @@ def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
     try:
         if target == "value":
             return torch.as_tensor(label, dtype=torch.float32).reshape(-1)
+        if int(label) != label:
+            raise ValueError("a class is a whole number")
         return torch.tensor(int(label))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
@@ -195,6 +217,8 @@ def _mask(label: Any, *, shape: tuple[int, ...]) -> Tensor:
 
 
 def _kind(value: object) -> str:
+    if isinstance(value, float) or (isinstance(value, Tensor) and not value.dim()):
+        return f"{float(value):g}"
     return f"{value.dtype} tensor {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -214,6 +238,7 @@ class _Reader(Dataset[Any]):
     target: str
     seed: int
     words: tuple[str | int, ...]
+    origin: Origin
 
     def __getitem__(self, key: tuple[list[int], list[int]]) -> tuple[Any, Any] | _Failure:
         positions, rows = key
@@ -223,14 +248,14 @@ class _Reader(Dataset[Any]):
             for position, row in zip(positions, rows, strict=True):
                 seed_globals(self.seed, *self.words, position)
                 try:
-                    image, label = _sample(self.dataset, row, target=self.target)
+                    image, label = _sample(self.dataset, row, target=self.target, origin=self.origin)
                     _check_same_kind(image, row, images, rows, what="images")
                     _check_same_kind(label, row, labels, rows, what="labels")
                 except UserError as error:
                     return _Failure(error.message, error.hint)
                 except (OSError, SyntaxError) as error:  # SyntaxError: what PIL raises on broken PNG files
                     return _Failure(
-                        f"sample {row} of the dataset cannot be read: {error}",
+                        f"{self.origin.of(row)} cannot be read: {error}",
                         "repair the file, or remove it and start again",
                     )
                 images.append(image)
@@ -238,16 +263,57 @@ class _Reader(Dataset[Any]):
         return nested.stacked(images), nested.stacked(labels)
 
 
-def _sample(dataset: Dataset[Any], row: int, *, target: str) -> tuple[Any, Any]:
+def _sample(dataset: Dataset[Any], row: int, *, target: str, origin: Origin) -> tuple[Any, Any]:
     sample = dataset[row]
     if not (isinstance(sample, Sequence) and len(sample) == 2):
         raise UserError(
-            f"sample {row} of the dataset is not a pair but {type(sample).__name__}",
+            f"{origin.of(row)} is not a pair but {type(sample).__name__}",
             hint="let the dataset's __getitem__ return (image, label)",
         )
-    value = input_of(sample[0])
-    shape = tuple(value.shape[1:]) if nested.is_image(value) else ()
-    return value, label_tensor(sample[1], target=target, shape=shape)
+    try:
+        value = input_of(sample[0])
+        is_image = nested.is_image(value)
+        label = label_tensor(sample[1], target=target, shape=tuple(value.shape[1:]) if is_image else ())
+    except UserError as error:
+        raise UserError(f"{origin.of(row)}: {error.message}", hint=error.hint) from error
+    if is_image and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        raise not_finite(row=row, origin=origin)
+    _require_possible(label, row=row, target=target, origin=origin)
+    return value, label
+
+
+def not_finite(*, row: int, origin: Origin) -> UserError:
+    """An image has NaN or infinite pixels."""
+    return UserError(
+        f"{origin.of(row)}: the image has pixels that are NaN or infinite",
+        hint="replace them, such as with torch.nan_to_num, or leave the sample out",
+    )
+
+
+def beyond_classes(label: int, *, row: int, origin: Origin, span: tuple[int, int] | None = None) -> UserError:
+    """A label is none of the classes; `span` is the smallest and the largest one of the split, where that is known."""
+    number = origin.num_classes
+    classes = f"0 to {(number or 1) - 1}"
+    hint = f"let labels be {classes}, or correct num_classes"
+    if span == (1, number):
+        hint = f"the labels of this split go from 1 to {number}: subtract 1"
+    return UserError(f"{origin.of(row)}: label {label} is none of the {number} classes, {classes}", hint=hint)
+
+
+def _require_possible(label: Any, *, row: int, target: str, origin: Origin) -> None:
+    """A class is one of those there are, in a mask too, and a number to be learned is finite."""
+    number = origin.num_classes
+    if target == "class" and number and not 0 <= int(label) < number:
+        raise beyond_classes(int(label), row=row, origin=origin)
+    if target == "mask" and number and bool((wrong := (label >= number) & (label != IGNORED)).any()):
+        raise UserError(
+            f"{origin.of(row)}: its mask has the class {int(label[wrong][0])}, and there are {number}",
+            hint=f"let masks hold 0 to {number - 1}, and {IGNORED} where a pixel shall not count",
+        )
+    if target == "value" and not bool(torch.isfinite(label).all()):
+        raise UserError(
+            f"{origin.of(row)}: its target is {label.tolist()}", hint="leave samples out whose target is not a number"
+        )
 
 
 def _check_same_kind(value: Any, row: int, values: list[Any], rows: Iterable[int], *, what: str) -> None:

@@ -20,6 +20,7 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
     recipe = run.bench.recipe
     rows = [
         ("data", _describe_data(run.bench)),
+        *[("", text) for text in ["; ".join(run.bench.source.contents)] if text],
         ("model", describe_model(recipe.model.name, run.model)),
         *([("", str(run.initial))] if run.initial else []),
         ("device", run.bench.hardware.describe()),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -97,15 +97,19 @@ class Bench:
         split: sources.Split | None = getattr(self.source, name)
         if split is None:
             present = [other for other in ("train", "val", "test") if getattr(self.source, other) is not None]
+            scored = f"use --split {' or '.join(reversed(present))}"
             raise UserError(
                 f"{self.source.name} has no {name} split",
-                hint=f"use --split {' or '.join(reversed(present))}",
+                hint="name a dataset.root with training images" if name == "train" else scored,
             )
         return split
 
     @property
     def input(self) -> dict[str, Any]:
-        """What the network takes and gives: shape, normalisation of pixels scaled to [0, 1], classes, outputs."""
+        """What the network takes and gives: shape, normalisation of pixels scaled to [0, 1], classes, outputs.
+
+        `data` is what it was trained and scored on, see `fingerprint`.
+        """
         source = self.source
         return {
             "channels": source.channels,
@@ -114,6 +118,7 @@ class Bench:
             "std": list(source.std),
             "classes": list(source.class_names),
             "outputs": source.num_classes or None,
+            "data": {split: asdict(found) for split, found in source.data.items()},
         }
 
     def scoring_split(self) -> str:
@@ -142,7 +147,7 @@ class Bench:
         """
         recipe = self.recipe
         whole = batches.epoch_batches(
-            self.source.train,
+            self.split("train"),
             seed=self.seed,
             epoch=epoch,
             batch_size=self.phase.batch_size,
@@ -157,7 +162,7 @@ class Bench:
         """The batches of the BatchNorm pass: always the same ones."""
         settings = self.recipe.average_scoring.batchnorm
         return batches.statistics_batches(
-            self.source.train,
+            self.split("train"),
             seed=self.recipe.seed,
             batch_size=self.recipe.train.batch_size,
             augment=augment_of(self.recipe) if settings.augment else Augment(),
@@ -178,7 +183,7 @@ class Bench:
         They are not augmented.
         """
         few = batches.statistics_batches(
-            self.source.train,
+            self.split("train"),
             seed=self.recipe.seed,
             batch_size=self.recipe.eval.batch_size,
             augment=Augment(),

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from swa_cli.data import sources
-from swa_cli.data.folder import num_cores
+from swa_cli.data import named, sources
+from swa_cli.data.decode import num_cores
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Output
 from swa_cli.report.columns import size_text
@@ -43,7 +43,7 @@ def examine(loaded: Loaded | None, *, version: str, terminal: Terminal) -> dict[
         "cores": num_cores(),
         "bf16": _bf16(),
         "devices": _devices(),
-        "memory": {"available": sources.available_memory(), "all": _memory()},
+        "memory": {"available": named.available_memory(), "all": _memory()},
         "disk": _disk(root),
         "data": None if loaded is None else _data(loaded, terminal),
     }
@@ -134,6 +134,7 @@ def _data(loaded: Loaded, terminal: Terminal) -> dict[str, Any]:
                 args=dataset.args,
                 progress=progress,
             )
+        assert source.train is not None, "only weights are scored without training data"
         is_there, state = True, f"there, {len(source.train):,} training samples, {source.describe_inputs()}"
     except Exception as error:  # also of a dataset of one's own: whatever it is, it is told
         state = f"not there: {error}"

@@ -23,6 +23,14 @@ Freshness = Literal["none", "running", "frozen", "stale", "recomputed", "partial
 State = dict[str, Tensor]
 
 
+class StoredData(BaseModel):
+    """What is recorded of the data of a split, see `fingerprint`."""
+
+    model_config = STRICT
+    samples: int
+    sha256: str  # empty where it would take every sample
+
+
 class Input(BaseModel):
     """What the network takes, see `Bench.input`."""
 
@@ -33,6 +41,7 @@ class Input(BaseModel):
     std: list[float]  # (C,)
     classes: list[str]
     outputs: int | None = Field(gt=0)  # of the network; None where the dataset does not tell
+    data: dict[str, StoredData] = {}  # by split; nothing where it is not known
 
     @field_validator("mean", "std")
     @classmethod

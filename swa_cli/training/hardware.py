@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli.data.folder import num_cores
+from swa_cli.data.decode import num_cores
 from swa_cli.data.randomness import seed_globals
 from swa_cli.errors import UserError
 from swa_cli.training.distributed import ALONE, World

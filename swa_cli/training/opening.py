@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from swa_cli.data import sources
+from swa_cli.data.fingerprint import changes
 from swa_cli.errors import UserError
 from swa_cli.recipe import schema
 from swa_cli.recipe.schema import Recipe
@@ -25,6 +26,7 @@ def open_bench(
     recorded: Mapping[str, Any] | None = None,
     begun: Mapping[str, Any] | None = None,
     world: World = ALONE,
+    needs_training: bool = True,
 ) -> Bench:
     """Choose the hardware and load the data.
 
@@ -34,6 +36,7 @@ def open_bench(
         recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
         begun: `environment` of the run that goes on, see `hardware.choose`.
         world: The processes that work on it.
+        needs_training: Refuse data without a training split; else they may lack it if there is a checkpoint.
 
     Raises:
         UserError: Data or device are missing, or the data are not those of the checkpoint.
@@ -55,16 +58,22 @@ def open_bench(
             dataset.name,
             root=dataset.root,
             val=dataset.val,
+            stratify=dataset.stratify,
             seed=recipe.seed,
             cache=dataset.cache,
             download=dataset.download,
             workers=dataset.workers,
             args=dataset.args,
+            classes=None if needs_training or recorded is None else recorded["classes"],
             progress=progress,
         )
     _require_labels(task, source, recipe)
+    for sentence in source.warnings:
+        terminal.warning(sentence)
     if recorded is not None:
         source = _as_recorded(source, recorded)
+        for sentence in changes(recorded.get("data", {}), source.data, name=dataset.name):
+            terminal.warning(sentence)
     return Bench(recipe, task, hardware, source, terminal, world)
 
 

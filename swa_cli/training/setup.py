@@ -146,7 +146,7 @@ def prepare(
     plan = None
     try:
         columns = bench.task.measures.columns(list(recipe.all_averages))
-        plan = make_plan(recipe, num_train=len(bench.source.train), columns=columns)
+        plan = make_plan(recipe, num_train=len(bench.split("train")), columns=columns)
     except RecipeError as error:
         problems += error.problems
     problems += _problems_of_processes(bench) + sharding.problems(recipe, world=world)

@@ -268,7 +268,7 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     device, start = bench.hardware.device, _num_batches_done(run)
     num_batches = plan.steps_per_epoch * phase.accumulate
     run.model.train()
-    if bench.source.train.dataset is not None:
+    if bench.split("train").dataset is not None:
         run.writer.wait()  # its loader processes are forked, which is not safe beside another thread
     with bench.terminal.progress(f"epoch {epoch}", num_batches, unit=phase.batch_size, done=start) as bar:
         next_reading, batches = 0.0, iter(bench.training_batches(epoch, start=start))

@@ -123,9 +123,10 @@ def test_mixing_is_for_classes_alone(swa, recipe: Path, tmp_path: Path) -> None:
 
 
 def test_a_label_that_is_no_class_is_named_where_images_are_mixed(swa, bright: Path, tmp_path: Path) -> None:
-    """A dataset with too many labels for its classes is held against the words without mixing."""
+    """A dataset with too many labels for its classes against the label, its split and no run."""
     (tmp_path / "mislabelled_data.py").write_text(DATA.replace('"num_classes": 3', '"num_classes": 2'))
     ended = swa("train", bright, "-q", "dataset.name=mislabelled_data:colours")
-    assert ended.code == 1
-    assert "the dataset gives the label 2 for 2 classes" in ended.err
+    assert ended.code == 2
+    assert "sample 2 of the train split: label 2 is none of the 2 classes" in ended.err
+    assert not (tmp_path / "runs").exists()
     assert "Traceback" not in ended.err

@@ -115,6 +115,6 @@ def test_paths_in_any_script(tmp_path: Path, columns: int) -> None:
     assert session.code == 0, session.lines
     assert (tmp_path / "läufe/走/wide-001/result.json").is_file()
     assert "wide -> läufe/走/wide-001" in session.lines
-    rows = [line for line in session.lines if re.match(r" +\d+ .*\d", line)]
+    rows = [line for line in session.lines if re.match(r" +\d+ +[\d.]", line)]
     assert [int(row.split()[0]) for row in rows] == [1, 2, 3]
     assert len({len(row) for row in rows}) == 1

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as vision
 
-from swa_cli.data import sources
+from swa_cli.data import named
 from swa_cli.data.batches import plain_batches
 from swa_cli.data.sources import load
 from swa_cli.errors import UserError
@@ -196,7 +196,7 @@ def test_auto_cache_holds_what_takes_a_quarter_of_memory(tmp_path: Path, monkeyp
     """The choice is held against 6 pictures of 60 bytes and memory just large enough, and one byte short."""
     write(tmp_path)
     for available, held in ((4 * 360, True), (4 * 360 - 1, False)):
-        monkeypatch.setattr(sources, "available_memory", lambda available=available: available)
+        monkeypatch.setattr(named, "available_memory", lambda available=available: available)
         source = load("image_folder", root=tmp_path, val=0, workers=0)
         assert (source.train.images is not None) == held
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from swa_cli.data import shapes, sources
+from swa_cli.data import named, shapes
 from swa_cli.data.published import read_digits
 from swa_cli.data.shapes import CLASSES, draw_scenes
 from swa_cli.data.sources import load
@@ -163,8 +163,8 @@ def test_scenes_are_refused_only_where_memory_is_short(monkeypatch: pytest.Monke
     """The refusal is held against the bytes of images and masks, to the byte."""
     args = {"size": 16, "train": 6, "test": 4, "channels": 3}
     num_bytes = 10 * 16 * 16 * 4
-    monkeypatch.setattr(sources, "available_memory", lambda: num_bytes)
+    monkeypatch.setattr(named, "available_memory", lambda: num_bytes)
     load("shapes", val=0, args=args)
-    monkeypatch.setattr(sources, "available_memory", lambda: num_bytes - 1)
+    monkeypatch.setattr(named, "available_memory", lambda: num_bytes - 1)
     with pytest.raises(UserError, match="10 scenes"):
         load("shapes", val=0, args=args)

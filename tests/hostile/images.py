@@ -19,6 +19,17 @@ def picture(name: str, size: tuple[int, int] = (8, 8)) -> Make:
     return file(f"pets/{name}", buffer.getvalue())
 
 
+def laid_out(*names: str) -> Make:
+    return all_of(*(picture(f"{name}.png") for name in names))
+
+
+def numbers(mode: str) -> bytes:
+    """A TIFF of 32-bit numbers."""
+    buffer = io.BytesIO()
+    Image.new(mode, (8, 8), 70_000).save(buffer, "tiff")
+    return buffer.getvalue()
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -44,9 +55,17 @@ IMAGES = [
     images("empty-file", all_of(pets, file("pets/dog/1.png", "")), "1 image file cannot be read"),
     images("dangling", all_of(pets, link("pets/dog/9.png", "gone")), "1 image file cannot be read"),
     images("fifo", all_of(pets, fifo("pets/cat/0.png")), "pets/cat/0.png"),
-    images("gigapixels", all_of(pets, file("pets/dog/1.png", GIGAPIXELS)), "1 image file cannot be read"),
+    images("gigapixels", all_of(pets, file("pets/dog/1.png", GIGAPIXELS)), "pets/dog/1.png: has 3,600,000,000 pixels"),
+    images("floats", all_of(pets, file("pets/dog/9.tif", numbers("F"))), "pets/dog/9.tif: holds 32-bit floating"),
+    images("integers", all_of(pets, file("pets/dog/9.tif", numbers("I"))), "pets/dog/9.tif: holds 32-bit integers"),
+    images("postscript", all_of(pets, file("pets/dog/1.png", b"%!PS-Adobe-3.0 EPSF\n")), "1 image file cannot be read"),
     images("sizes", all_of(pets, picture("dog/1.png", (9, 8))), "images differ in size"),
-    images("new-class", all_of(*(picture(f"{part}.png") for part in ("train/a/1", "test/b/1"))), "has classes that"),
+    images("new-class", laid_out("train/a/1", "train/b/1", "test/c/1"), "has classes that"),
+    images("one-class", laid_out("cat/1", "cat/2"), "one class alone, cat/"),
+    images("one-level-up", laid_out("v1/train/a/1", "v1/train/b/1"), "write dataset.root=pets/v1"),
+    images("split-in-class", laid_out("a/train/1", "a/test/1", "b/train/1"), "pets/a/test: is a split inside a class"),
+    images("two-val", laid_out("train/a/1", "train/b/1", "val/a/1", "valid/a/1"), "valid/, which are both names"),
+    images("link-to-itself", all_of(pets, link("pets/dog/9.png", "pets/dog/9.png")), "1 image file cannot be read"),
     images("size-negative", pets, "image_folder does not take", "dataset.args={size: -8}"),
     images("size-text", pets, "image_folder does not take", "dataset.args={size: big}"),
     images("size-endless", pets, "size", "dataset.args={size: 1000000000000}"),

@@ -63,6 +63,9 @@ class Dataset(BaseModel):
     val: Portion = Field(
         default="10%", description="validation samples taken from train by the seed: 10%, 5000, or 0 for none"
     )
+    stratify: Flag = Field(
+        default=True, description="the validation samples keep the proportions of the classes, where these are known"
+    )
     augment: Augment = Augment()
     cache: Literal["auto", "ram", "none"] = Field(
         default="auto", description="images in memory (ram), streamed from disk (none), or by size (auto)"
