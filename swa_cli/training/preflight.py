@@ -45,23 +45,22 @@ class Preflight:
     is_sparse: bool = False  # whether any gradient is
 
 
-def check(replica: Replica, plan: Plan, *, is_new: bool) -> Preflight:
+def check(replica: Replica, plan: Plan) -> Preflight:
     """Try what the run will do; `replica` borrows the trained network from then on, if it has to.
 
     Args:
         replica: Of the trained network with its first weights.
         plan: Of the run.
-        is_new: Whether the run begins here: of one that goes on, a step has been done.
 
     Raises:
         UserError: A step, or the BatchNorm pass, cannot be done.
     """
-    bench = replica.bench
-    with global_state_kept():
+    bench, warnings, is_sparse = replica.bench, list[str](), False
+    with global_state_kept(), bench.terminal.progress("trying a step and a BatchNorm pass", 3) as bar:
         batch = next(iter(bench.training_batches(1)))
-        warnings: list[str] = []
         started = time.monotonic()
         is_equal = is_made_anew(replica, batch)
+        bar.advance()
         if (seconds := time.monotonic() - started) > SLOW_S:
             warnings.append(
                 f"model.name: making {bench.recipe.model.name} takes {seconds:.1f} s, and a run makes one each time"
@@ -73,12 +72,13 @@ def check(replica: Replica, plan: Plan, *, is_new: bool) -> Preflight:
                 f"model.name: {bench.recipe.model.name} makes another network each time, beyond what its state dict"
                 " holds: averages are scored in the trained one, and a file will not score the same in another process"
             )
-        is_sparse = False
-        if is_new and not bench.recipe.train.shard:  # a process that has only parts may not have the memory for it
+        if not bench.recipe.train.shard:  # a process that has only parts may not have the memory for it
             sizes = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
             alone = [sizes[0] // bench.world.size, *sizes[1:]]  # each worker of a SWAP run is one process
             is_sparse = _step(replica, nested.span_of(batch, slice(max(min(alone), 1))))
+        bar.advance()
         update = check_refresh(replica, batch, num_train=plan.num_train)
+        bar.advance()
     return Preflight(update, (*warnings, *warnings_of(update)), is_sparse)
 
 

@@ -169,7 +169,7 @@ def prepare(
         optimizers.require_trained(model)
         settings = recipe.train
         weights = initial.put(begun_from, model, name=settings.init_weights, skip=settings.init_skip)
-        seen = preflight.check(replica, plan, is_new=recorded is None)
+        seen = preflight.check(replica, plan)
         bench = replica.bench = _with_defined_gradients(bench, replica)
         parts = WHOLE
         if settings.shard:

@@ -386,3 +386,15 @@ def test_a_trial_leaves_no_trace(swa, person: Path) -> None:
     assert swa("train", "recipe.yaml", "seed=3", "swa=null", "snapshots=null").code == 0
     third = read(person / "runs" / "net-003" / "checkpoints" / "last.pt")["model"]
     assert all(torch.equal(first[key], third[key]) for key in first)
+
+
+def test_a_run_with_sparse_gradients_goes_on(swa, person: Path) -> None:
+    """Two epochs and two more against four in one go: the same weights, by the same kernel."""
+    (person / "nets.py").write_text(NETWORKS["an embedding with sparse gradients"])
+    words = ["optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.weight_decay=0"]
+    assert swa("train", "recipe.yaml", *words).code == 0
+    assert swa("train", "recipe.yaml", *words, "train.epochs=2", "swa=null", "snapshots=null").code == 0
+    two = person / "runs" / "net-002"
+    assert swa("train", "--resume", two, "--extend-to", "4", "--allow-code").code == 0
+    whole, parts = (read(run / "checkpoints" / "last.pt")["model"] for run in (person / "runs" / "net-001", two))
+    assert all(torch.equal(value, parts[key]) for key, value in whole.items())
