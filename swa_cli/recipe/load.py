@@ -38,6 +38,10 @@ class Loaded:
         """Where the recipe lies: modules that it names are looked for there."""
         return Path(self.source).parent
 
+    def is_changed(self, path: KeyPath) -> bool:
+        """Whether a change on the command line gave what stands at a path."""
+        return self._tree.place(path, at_key=False).source.startswith(COMMAND_LINE)
+
     def with_seed(self, seed: int) -> Loaded:
         """The same recipe with another seed."""
         return replace(self, recipe=self.recipe.model_copy(update={"seed": seed}))
