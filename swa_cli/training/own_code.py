@@ -29,7 +29,7 @@ def make_importable(loaded: Loaded) -> None:
     The path of imports stays as it is where the recipe names none: a file that lies there by chance must not take the
     place of a package that is not installed.
     """
-    if any(code_in(loaded.recipe)):
+    if named_code(loaded.recipe):
         _search(_folders_of(loaded.folder))
 
 
@@ -47,10 +47,10 @@ def admit(loaded: Loaded, *, source: str, folder: Path, allow_code: bool) -> Non
     Raises:
         UserError: The recipe names code, and nobody has allowed it.
     """
-    found = list(code_in(loaded.recipe))
-    foreign = [(path, text) for path, text in found if not loaded.is_changed(path)]
+    found = named_code(loaded.recipe)
+    foreign = {path: text for path, text in found.items() if not loaded.is_changed(path)}
     if foreign and not allow_code:
-        names = ", ".join(f"{'.'.join(map(str, path))} {text}" for path, text in foreign)
+        names = ", ".join(f"{'.'.join(map(str, path))} {text}" for path, text in foreign.items())
         raise UserError(
             f"{source}: its recipe would import and run code: {names}",
             hint="add --allow-code if you know and trust this code",
@@ -59,24 +59,24 @@ def admit(loaded: Loaded, *, source: str, folder: Path, allow_code: bool) -> Non
         _search(_folders_of(folder) if foreign else [Path.cwd()])
 
 
-def code_in(recipe: Recipe) -> Iterator[tuple[KeyPath, str]]:
-    """Every text of a recipe that names code, with its path."""
-    for path, text in _texts(recipe.model_dump(mode="json", exclude_none=True), ()):
-        key = ".".join(map(str, path))
-        if key == "model.name":
-            is_code = is_own_network(text)
-        elif key in IMPORTED:
-            is_code = ":" in text
-        else:
-            is_code = key not in PATHS and _is_import_path(text)
-        if is_code:
-            yield path, text
+def named_code(recipe: Recipe) -> dict[KeyPath, str]:
+    """Every text of a recipe that names code to import, by its path."""
+    texts = _texts(recipe.model_dump(mode="json", exclude_none=True), ())
+    return {path: text for path, text in texts if _is_code(".".join(map(str, path)), text)}
 
 
-def is_own_network(name: str) -> bool:
+def is_own_code(name: str) -> bool:
     """Whether `model.name` is `package.module:Attribute`."""
     source, colon, _ = name.partition(":")
     return bool(colon) and source not in models.LIBRARIES
+
+
+def _is_code(key: str, text: str) -> bool:
+    if key == "model.name":
+        return is_own_code(text)
+    if key in IMPORTED:
+        return ":" in text
+    return key not in PATHS and _is_import_path(text)
 
 
 def _is_import_path(text: str) -> bool:

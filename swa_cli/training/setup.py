@@ -33,7 +33,7 @@ from swa_cli.training.hardware import DTYPES, Hardware, undefined_in_bf16
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
 from swa_cli.training.opening import open_bench
-from swa_cli.training.own_code import is_own_network
+from swa_cli.training.own_code import is_own_code
 from swa_cli.training.sharding import WHOLE, Parts, shard
 from swa_cli.training.tasks import SampleScores, Subject
 from swa_cli.training.writer import Writer
@@ -234,7 +234,7 @@ def _probe(model: nn.Module, bench: Bench) -> None:
         with torch.inference_mode(), bench.hardware.autocast():
             outputs = probe(*args, **kwargs)
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        if is_own_network(name) or is_out_of_memory(error):
+        if is_own_code(name) or is_out_of_memory(error):
             raise  # its author needs the traceback; memory says nothing of what the network can take
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(

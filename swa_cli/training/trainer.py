@@ -135,8 +135,7 @@ def _resume(
         point = resuming.point_of(folder, world, terminal)
         loaded = resuming.recipe_of(folder, point, overrides, world=world, terminal=terminal, extend_to=extend_to)
         if extend_to is None and folder.result.is_file():
-            hint = f"see {folder.result}; --extend-to EPOCHS goes on with it, or start a new run"
-            raise UserError(f"{folder.path}: is finished", hint=hint)
+            raise resuming.finished(folder, point, loaded.recipe)
         source = str(folder.recipe if point is None else point.path)
         admit(loaded, source=source, folder=folder.path, allow_code=allow_code)
         known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
