@@ -27,7 +27,7 @@ from swa_cli.training import evaluate, faults, loading, swap, tasks
 from swa_cli.training.bench import Bench
 from swa_cli.training.checkpoint import WeightSet
 from swa_cli.training.comparison import RAW
-from swa_cli.training.own_code import require_trust
+from swa_cli.training.own_code import admit
 from swa_cli.training.run_folder import RunFolder
 
 
@@ -58,10 +58,10 @@ class OpenRun:
         if self.folder.repeat.is_file():
             raise UserError(f"{path}: is the folder of a repeat", hint="name the folder of a seed in it")
         self.point = revisit.resume_point(self.folder)
-        self.recipe = load.from_values(self.point.content["recipe"], source=str(self.point.path)).recipe
-        load.from_values(  # a change that is not allowed is told, whatever is drawn
-            self.point.content["recipe"], overrides, source=str(self.point.path), allowed=revisit.CHANGEABLE_KEYS
-        )
+        values, source = self.point.content["recipe"], str(self.point.path)
+        self.recipe = load.from_values(values, source=source).recipe
+        # A change that is not allowed is told, whatever is drawn.
+        self._changed = load.from_values(values, overrides, source=source, allowed=revisit.CHANGEABLE_KEYS)
         self.terminal = terminal
         self._overrides = list(overrides)
         self._samples = samples
@@ -102,7 +102,8 @@ class OpenRun:
     @cached_property
     def measures(self) -> Measures:
         """What its task scores."""
-        require_trust(self.recipe, source=str(self.point.path), allow_code=self._allow_code)
+        path = self.point.path
+        admit(self._changed, source=str(path), folder=path.parent, allow_code=self._allow_code)
         return tasks.find(self.recipe.task).measures
 
     @cached_property

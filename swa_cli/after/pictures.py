@@ -29,7 +29,7 @@ from swa_cli.report.plots.style import FORMATS
 from swa_cli.report.terminal import Terminal
 from swa_cli.training.files import write_atomic
 from swa_cli.training.opening import open_bench
-from swa_cli.training.own_code import import_from
+from swa_cli.training.own_code import make_importable
 from swa_cli.training.run_folder import RunFolder
 
 
@@ -162,7 +162,7 @@ def of_recipe(loaded: Loaded, terminal: Terminal) -> Picture:
     recipe = loaded.recipe
     number = sources.known_num_train(recipe.dataset.name, recipe.dataset.val, args=recipe.dataset.args)
     if number is None:
-        import_from(loaded.folder)
+        make_importable(loaded)
         number = len(open_bench(recipe, terminal).split("train"))
     try:
         return _planned(recipe.title, make_plan(recipe, num_train=number))

@@ -25,7 +25,7 @@ from swa_cli.report.measures import Measures
 from swa_cli.report.repeats import Against, spelled
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import faults, tasks, trainer
-from swa_cli.training.own_code import import_from
+from swa_cli.training.own_code import make_importable
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder, make_next, numbered
 from swa_cli.training.setup import Run
 
@@ -87,7 +87,7 @@ def repeat(
         RecipeError: Problems of a recipe; nothing was run.
         UserError: Missing data or device, a folder that does not fit, or a seed that failed (exit code 1).
     """
-    import_from(loaded.folder)
+    make_importable(loaded)
     with faults.before_a_run():
         measures = tasks.find(loaded.recipe.task).measures
     every = [_series(loaded, "", terminal), *_others(loaded, against, terminal)]
@@ -132,7 +132,7 @@ def _others(loaded: Loaded, against: Loaded | str | None, terminal: Terminal) ->
     if isinstance(against, str):
         against = loaded.with_recipe(baseline_of(loaded.recipe))
     else:
-        import_from(against.folder)
+        make_importable(against)
         label = against.recipe.title
     ignored = (*RESUMABLE_KEYS, "seed", "name", *(["schedule.span"] if label == BASELINE else []))
     if not load.differences(loaded.recipe, against.recipe, ignored=ignored):

@@ -28,7 +28,7 @@ from swa_cli.training.checkpoint import Checkpoint, WeightSet
 from swa_cli.training.comparison import RAW, recomputed
 from swa_cli.training.network import build_network, describe_model
 from swa_cli.training.opening import open_bench
-from swa_cli.training.own_code import import_from, require_trust
+from swa_cli.training.own_code import admit, make_importable
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder
 
 CHANGEABLE_KEYS = (
@@ -113,15 +113,14 @@ def _recipe_of(
     allowed = (*CHANGEABLE_KEYS, *also)
     if recipe is not None:
         loaded = load.load(recipe, overrides, allowed=allowed)
-        import_from(loaded.folder)
+        make_importable(loaded)
         return loaded
     if found.recipe is None:
         raise UserError(
             f"{found.path}: was not written by swa and holds no recipe", hint="say which with --recipe RECIPE"
         )
     loaded = load.from_values(found.recipe, overrides, source=str(found.path), allowed=allowed)
-    require_trust(loaded.recipe, source=str(found.path), allow_code=allow_code)
-    import_from(found.path.parent)
+    admit(loaded, source=str(found.path), folder=found.path.parent, allow_code=allow_code)
     return loaded
 
 

@@ -50,7 +50,7 @@ RecipeOption = Annotated[
     ),
 ]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Import the model or dataset code that the recipe inside names.")
+    bool, typer.Option("--allow-code", help="Import and run the code that the recipe inside names: you trust it.")
 ]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint (.pt, .safetensors).", show_default=False)]
 

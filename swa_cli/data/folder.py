@@ -67,7 +67,8 @@ class FolderDataset(Dataset[tuple[Tensor, int]]):
             raise UserError(
                 f"images differ in size: {self.paths[0]} is {self.shape[1]}x{self.shape[0]}, "
                 f"{path} is {rgb.width}x{rgb.height}",
-                hint="bring all to one size with dataset.args={size: 32}, or another size",
+                hint="bring all to one size with dataset.args={size: 224}, which networks for photos expect, or"
+                f" {{size: {min(self.shape)}}} for small ones",
             )
         return np.asarray(rgb)
 

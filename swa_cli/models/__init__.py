@@ -8,18 +8,17 @@ Initial weights are drawn from torch's global generator: seed it first.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from swa_cli.errors import UserError
 from swa_cli.models.convnet import ConvNet
+from swa_cli.models.libraries import did_you_mean, from_timm, from_torchvision, in_libraries
 from swa_cli.models.preresnet import PreResNet
 from swa_cli.models.speednet import SpeedNet
 from swa_cli.models.unet import UNet
@@ -45,14 +44,6 @@ ZOO: Mapping[str, partial[Any]] = {
 }
 FORMS = "a name is one of the zoo, torchvision:NAME, timm:NAME or package.module:Attribute"
 LIBRARIES = ("torchvision", "timm")  # whose networks are no code of one's own
-
-# Left alone, these two also return auxiliary logits in training, and warn of an initialisation to come.
-TORCHVISION_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
-    name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
-}
-
-# Arguments of timm.create_model that load weights, most of them from the network.
-TIMM_PRETRAINED = frozenset({"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"})
 
 
 def names() -> list[str]:
@@ -99,18 +90,17 @@ def build(
             hint="name a network of your own, package.module:Attribute",
         )
     if not colon:
-        return _from_zoo(name, args=args, filled=filled)
+        return _from_zoo(name, args=args, filled=filled, families=families)
     if source == "timm":
-        return _from_timm(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
-    return _from_torchvision(attribute, args=args, num_classes=num_classes, in_channels=in_channels, families=families)
+        return from_timm(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
+    return from_torchvision(attribute, args=args, num_classes=num_classes, in_channels=in_channels, families=families)
 
 
-def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:
+def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int], families: Sequence[str]) -> nn.Module:
     if name not in ZOO:
-        raise UserError(
-            f"model.name: unknown network {name!r}",
-            hint=f"{_did_you_mean(name, ZOO)}the zoo has {', '.join(ZOO)}; {FORMS}",
-        )
+        found = in_libraries(name, families=families)
+        meant = f"did you mean {found}? " if found else did_you_mean(name, ZOO)
+        raise UserError(f"model.name: unknown network {name!r}", hint=f"{meant}the zoo has {', '.join(ZOO)}; {FORMS}")
     constructor = ZOO[name]
     accepted = {
         key: parameter
@@ -120,7 +110,7 @@ def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) 
     takes = f"{name} takes {', '.join(accepted) or 'no arguments'}"
     for key, value in args.items():
         if key not in accepted:
-            raise UserError(f"model.args.{key}: unknown argument of {name}", hint=_did_you_mean(key, accepted) + takes)
+            raise UserError(f"model.args.{key}: unknown argument of {name}", hint=did_you_mean(key, accepted) + takes)
         _check_value(key, value, kind=accepted[key].annotation)
     for key, parameter in accepted.items():
         if parameter.default is parameter.empty and key not in args:
@@ -142,79 +132,6 @@ def _check_value(key: str, value: object, *, kind: type) -> None:
         wanted = "a number from 0 to below 1"
     if not good:
         raise UserError(f"model.args.{key}: {value!r} is not {wanted}", hint=f"give {wanted}")
-
-
-def _from_torchvision(
-    name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int, families: Sequence[str]
-) -> nn.Module:
-    from torchvision import models  # half a second, which our own networks need not wait for
-
-    # Others return something else than logits, and some load pretrained weights unasked.
-    modules = {"classification": models, "segmentation": models.segmentation}
-    known = {network: family for family in families for network in models.list_models(module=modules[family])}
-    if name not in known:
-        places = " and ".join(
-            f"torchvision.models{'' if kind == 'classification' else f'.{kind}'}" for kind in families
-        )
-        raise UserError(
-            f"model.name: torchvision has no {' or '.join(families)} network {name!r}",
-            hint=_did_you_mean(name, known) + f"`torchvision.models.list_models(module={places})` lists them",
-        )
-    for key in {"weights", "weights_backbone"} & args.keys():
-        raise UserError(
-            f"model.args.{key}: a run starts from fresh weights, not from pretrained ones",
-            hint=f"leave {key} out",
-        )
-    fresh = {"weights_backbone": None} if known[name] == "segmentation" else {}
-    args = {**TORCHVISION_DEFAULTS.get(name, {}), **fresh, **args}
-    try:
-        model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"model.args: torchvision:{name} refuses them: {error}",
-            hint=f"see the arguments of torchvision.models.{name}",
-        ) from error
-    if in_channels != 3:
-        _fit_first_conv(model, in_channels=in_channels)
-    return model
-
-
-def _fit_first_conv(model: nn.Module, *, in_channels: int) -> None:
-    """Give the first convolution weights for `in_channels`; all else about it stays."""
-    conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-    assert conv.groups == 1
-    # Each family of networks has its own initialisation: keep its scale rather than take Conv2d's.
-    weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
-    conv.weight = nn.Parameter(nn.init.normal_(weight, std=conv.weight.std().item()))
-    conv.in_channels = in_channels
-
-
-def _from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int) -> nn.Module:
-    try:
-        import timm  # seconds, which our own networks need not wait for
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"model.name: timm:{name} needs the package timm: {error}", hint="pip install 'swa-cli[timm]'"
-        ) from error
-    known = timm.list_models()
-    if name not in known:  # a name with a tag or a hub would be one of pretrained weights
-        raise UserError(
-            f"model.name: timm has no network {name!r}",
-            hint=_did_you_mean(name.partition(".")[0], known) + "`timm.list_models()` lists them",
-        )
-    for key in TIMM_PRETRAINED & args.keys():
-        raise UserError(
-            f"model.args.{key}: a run starts from fresh weights, not from pretrained ones",
-            hint=f"leave {key} out; weights in a file of yours come with train.init",
-        )
-    try:
-        model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **args)
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"model.args: timm:{name} refuses them: {reason}", hint=f"see the arguments of timm.create_model({name!r})"
-        ) from error
-    return model
 
 
 def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:
@@ -272,13 +189,6 @@ def imported(name: str, *, key: str, what: str, forms: str) -> Any:
         public = [key for key in vars(module) if not key.startswith("_")]
         raise UserError(
             f"{key}: {module_name} has no attribute {attribute!r}",
-            hint=_did_you_mean(attribute, public) + f"define it in {module_name}",
+            hint=did_you_mean(attribute, public) + f"define it in {module_name}",
         )
     return getattr(module, attribute)
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the beginning of a hint, empty where nothing known is like the word."""
-    spelling = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), spelling, n=1)
-    return f"did you mean {spelling[close[0]]}? " if close else ""

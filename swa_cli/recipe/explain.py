@@ -49,6 +49,8 @@ MEANT = {
     "eta_min": "schedule.final_lr",
     "swa_freq": "swa.every",
     "ema": "averages.ema",
+    "pretrained": "train.init",
+    "weights": "train.init",
 }
 BOUNDS = {  # error of pydantic -> what the value is not, what to write
     "greater_than_equal": ("ge", "is below {0}", "write {0} or more"),
@@ -121,7 +123,7 @@ def suggest(path: KeyPath) -> str:
     here = [candidate[-1] for candidate in fields() if candidate[:-1] == section]
     if close := closest(word, here):
         return f"did you mean `{'.'.join(map(str, (*path[:-1], close)))}`?"
-    if close := closest(word, [candidate[-1] for candidate in fields()]):
+    if close := closest(word, [candidate[-1] for candidate in fields() if candidate[-1:] != section[-1:]]):
         return _belongs(close, _owners(close))
     return _known_keys(section)
 
@@ -143,6 +145,12 @@ def is_leaf(key: str) -> bool:
     """Whether a dotted key is a field with a value: no section, and known to the schema."""
     path = _general(tuple(key.split(".")))
     return path in fields() and not any(known[: len(path)] == path != known for known in fields())
+
+
+def is_argument(key: str) -> bool:
+    """Whether a dotted key stands below `model.args` or `dataset.args`: null is a value there."""
+    section, *below = key.split(".", 2)
+    return section in ("model", "dataset") and below[:1] == ["args"] and len(below) > 1
 
 
 @functools.cache

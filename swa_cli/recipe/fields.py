@@ -151,4 +151,5 @@ Multiple = Annotated[
 ]
 Rate = Annotated[Number, Field(ge=0)]
 Free = Annotated[Any, BeforeValidator(scalars.free)]
+Argument = Annotated[Any, BeforeValidator(scalars.argument)]  # of a constructor
 AverageName = Annotated[str, AfterValidator(_name_of_average)]

@@ -38,6 +38,10 @@ class Loaded:
         """Where the recipe lies: modules that it names are looked for there."""
         return Path(self.source).parent
 
+    def is_changed(self, path: KeyPath) -> bool:
+        """Whether a change on the command line gave what stands at a path."""
+        return self._tree.place(path, at_key=False).source.startswith(COMMAND_LINE)
+
     def with_seed(self, seed: int) -> Loaded:
         """The same recipe with another seed."""
         return replace(self, recipe=self.recipe.model_copy(update={"seed": seed}))
@@ -63,7 +67,8 @@ def load(path: Path | str, overrides: Sequence[str] = (), *, allowed: Sequence[s
 
     Args:
         path: The YAML file, or the name of a recipe that comes with swa, such as `digits`.
-        overrides: Words such as `optimizer.lr=0.2`, or `swa=null` to remove a section; later ones win.
+        overrides: Words such as `optimizer.lr=0.2`, or `swa=null` to remove a section; later ones win. Below `args`
+            null is a value.
         allowed: Patterns of the keys that may be changed, such as `dataset.*`; all of them if left out.
 
     Raises:
@@ -117,10 +122,11 @@ def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> 
         ignored: Patterns of keys that may differ.
     """
     first, second = (dict(_leaves(recipe.model_dump(mode="json", exclude_none=True))) for recipe in (before, now))
+    pairs = [(key, first.get(key, "left out"), second.get(key, "left out")) for key in dict.fromkeys([*first, *second])]
     return [
-        (key, first.get(key, "left out"), second.get(key, "left out"))
-        for key in [*first, *(key for key in second if key not in first)]
-        if first.get(key) != second.get(key) and not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored)
+        (key, value, other)
+        for key, value, other in pairs
+        if value != other and not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored)
     ]
 
 
@@ -170,7 +176,7 @@ def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterat
         yield Problem(key, "is not a key", "write section and key with a dot, such as optimizer.lr=0.1", place)
     elif allowed is not None and not is_among(word, allowed):
         yield Problem(key, "cannot be changed here", f"only {', '.join(allowed)} may be changed here", place)
-    elif text and scalars.is_null(scalars.Plain(text)):
+    elif text and scalars.is_null(scalars.Plain(text)) and not explain.is_argument(key):
         if not tree.remove(key):
             yield Problem(key, "is not in the recipe: there is nothing to remove", "leave the change out", place)
     elif text[:1] not in ("[", "{", '"', "'"):

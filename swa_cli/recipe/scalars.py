@@ -129,24 +129,21 @@ def whole(value: object) -> int:
 
 
 def free(value: object) -> object:
-    """A value of a free-form section (`model.args`), typed by its looks.
+    """A value of a section with open keys (options of `optimizer`), typed by its looks.
 
     Raises:
         ValueError: Ambiguous, none, or not a value of a recipe.
     """
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("has a key that is not text: put it in quotes")
-        return {str(key): free(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [free(item) for item in value]
-    if isinstance(value, Plain):
-        return _by_looks(value)
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, (bool, int, str)):
-        return value
-    raise ValueError(f"{shown(value)} is not a value of a recipe: write a number, true, false or text")
+    return _free(value, takes_null=False)
+
+
+def argument(value: object) -> object:
+    """A value that a constructor gets (`model.args`): like `free`, but null is a value, Python's None.
+
+    Raises:
+        ValueError: Ambiguous, empty, or not a value of a recipe.
+    """
+    return _free(value, takes_null=True)
 
 
 def is_text(word: str) -> bool:
@@ -155,6 +152,24 @@ def is_text(word: str) -> bool:
         return _by_looks(Plain(word)) == word
     except ValueError:
         return False
+
+
+def _free(value: object, *, takes_null: bool) -> object:
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("has a key that is not text: put it in quotes")
+        return {str(key): _free(item, takes_null=takes_null) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_free(item, takes_null=takes_null) for item in value]
+    if takes_null and value != "" and is_null(value):
+        return None
+    if isinstance(value, Plain):
+        return _by_looks(value)
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, (bool, int, str)):
+        return value
+    raise ValueError(f"{shown(value)} is not a value of a recipe: write a number, true, false or text")
 
 
 def _by_looks(value: Plain) -> bool | float | str:

@@ -22,7 +22,7 @@ from swa_cli.recipe.schema import Output
 from swa_cli.report.columns import size_text
 from swa_cli.report.terminal import Terminal
 from swa_cli.training.hardware import bf16_features, processor, speed_of_bf16
-from swa_cli.training.own_code import import_from
+from swa_cli.training.own_code import make_importable
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "pydantic", "pyyaml", "rich", "typer", "safetensors", "matplotlib"),
@@ -119,7 +119,7 @@ def _disk(root: Path) -> dict[str, Any]:
 def _data(loaded: Loaded, terminal: Terminal) -> dict[str, Any]:
     """Whether the data are there: they are read as a run would, but never downloaded."""
     recipe, dataset = loaded.recipe, loaded.recipe.dataset
-    import_from(loaded.folder)
+    make_importable(loaded)
     is_there, state = False, ""
     try:
         with terminal.loading() as progress:

@@ -28,6 +28,7 @@ NORM_LAYERS = (
 )
 # Steps of these need a closure or sparse gradients, which the training loop does not give.
 UNSUPPORTED = {"Optimizer", "LBFGS", "SparseAdam"}
+MATRICES_ALONE = {"Muon"}  # these take parameters of two dimensions and no others
 
 
 # One kernel for all parameters where torch has it for the class, the device and the types; it falls to us to ask.
@@ -56,7 +57,7 @@ def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, A
         options: Of all parameters.
         groups: Options of each group.
     """
-    classes = [key for key, value in vars(torch.optim).items() if inspect.isclass(value) and key not in UNSUPPORTED]
+    classes = [key for key, value in vars(torch.optim).items() if _is_optimizer(value) and key not in UNSUPPORTED]
     if name not in classes:
         close = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
         hint = f"did you mean `{close[0]}`?" if close else f"one of {', '.join(sorted(classes))}"
@@ -126,6 +127,7 @@ def build(
     """
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     require_trained(model)
+    _require_fitting(name, trained)
     free = _matched(model, trained, no_decay, place="optimizer.no_decay")
     matched = [
         _matched(model, trained, group.match, place=f"optimizer.groups.{index}.match")
@@ -152,6 +154,23 @@ def build(
     step = kind.profile_hook_step(torch.no_grad()(inspect.unwrap(kind.step)))  # still tells a profiler, and hooks
     optimizer.step = partial(step, optimizer)  # type: ignore[method-assign]
     return optimizer
+
+
+def _is_optimizer(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
+
+
+def _require_fitting(name: str, trained: Mapping[str, nn.Parameter]) -> None:
+    """Refuse an optimizer that does not take every parameter.
+
+    Raises:
+        RecipeError: It does not; the first such parameter is named.
+    """
+    other = next((key for key, value in trained.items() if value.dim() != 2), None)
+    if name in MATRICES_ALONE and other is not None:
+        shape = " x ".join(map(str, trained[other].shape)) or "a single number"
+        message = f"{name} takes parameters of 2 dimensions only, and {other} is {shape}"
+        raise RecipeError([Problem("optimizer.name", message, "write optimizer.name=SGD, or optimizer.name=AdamW")])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

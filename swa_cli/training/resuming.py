@@ -7,17 +7,21 @@ or as one of several processes that are started again, that goes on with what wa
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from swa_cli.errors import Problem, UserError
+from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe import extend, load
 from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
 from swa_cli.training import saving
 from swa_cli.training.checkpoint import Checkpoint
 from swa_cli.training.distributed import World
 from swa_cli.training.hardware import Hardware, environment
+from swa_cli.training.own_code import named_code
 from swa_cli.training.run_folder import RESUMABLE_KEYS, RunFolder, about
 
 
@@ -89,6 +93,19 @@ def result_of(folder: RunFolder, *, extend_to: int | None) -> dict[str, Any] | N
         return None
     result: dict[str, Any] = json.loads(folder.result.read_text())
     return result
+
+
+def finished(folder: RunFolder, point: Checkpoint | None, recipe: Recipe) -> UserError:
+    """What to do with a run that is finished: score it, and train it for longer where that is possible."""
+    flags = ["--allow-code"] if named_code(recipe) else []
+    hint = f"score it with `{shlex.join(['swa', 'eval', str(folder.shown), *flags])}`"
+    longer = 2 * recipe.train.epochs
+    with suppress(UserError, RecipeError):  # of a longer run that would have been another one from the start
+        if point is not None and point.content["stopped"] is None:
+            extend.to_epochs(recipe, longer, num_train=point.content["num_train"], step=point.content["step"])
+            words = ["swa", "train", "--resume", str(folder.shown), "--extend-to", str(longer), *flags]
+            hint += f", train {recipe.train.epochs} more epochs with `{shlex.join(words)}`"
+    return UserError(f"{folder.shown}: this run is finished", hint=f"{hint}, or start a new run")
 
 
 def changes_since(point: Checkpoint | None, hardware: Hardware) -> list[str]:

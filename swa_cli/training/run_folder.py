@@ -9,15 +9,18 @@ The folder of a repeat is one too, with repeat.json and a run folder a seed wher
 from __future__ import annotations
 
 import csv
-import fcntl
 import io
 import json
 import os
 import re
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
+
+import filelock
 
 from swa_cli.errors import UserError
 from swa_cli.report.answer import json_text
@@ -26,6 +29,8 @@ from swa_cli.training.files import LEFTOVER, write_atomic
 
 # Keys of the recipe that the result does not depend on: a run may go on with other values of them.
 RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.shard", "output.*")
+# Windows has neither of the last two.
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 class RunFolder:
@@ -137,24 +142,35 @@ class RunFolder:
             with open(os.devnull, "w") as nowhere:
                 yield nowhere
             return
-        # A POSIX lock belongs to the process, not to the loader processes that it forks, and works over NFS. It
-        # would be lost if this process opened and closed the log a second time: nobody else opens it.
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            descriptor = os.open(self.log, flags, 0o666)
+            descriptor = os.open(self.log, _LOG_FLAGS, 0o666)
         except OSError as error:
             reason = "is a symbolic link" if self.log.is_symlink() else error.strerror
             raise UserError(f"{self.log}: cannot be written ({reason})", hint="let it be a file of yours") from error
+        file = io.FileIO(descriptor, "w")
         # Unbuffered: a log that cannot be written fails at once, and not a second time when it is closed.
-        with io.TextIOWrapper(io.FileIO(descriptor, "w"), encoding="utf-8", write_through=True) as log:
-            try:
-                fcntl.lockf(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"{self.path}: another process is working on this run", hint="wait for it, or stop it"
-                ) from error
+        with io.TextIOWrapper(file, encoding="utf-8", write_through=True) as log:
+            self._lock(file)
             self._sweep()
             yield log
+
+    def _lock(self, file: io.FileIO) -> None:
+        """Lock the open log until it is closed, or this process ends in whatever way.
+
+        Raises:
+            UserError: Another process has it, or the file system has no locks.
+        """
+        try:
+            is_free = filelock.lock_descriptor(file.fileno(), blocking=False)
+        except OSError as error:
+            message = f"{self.path}: cannot be locked against other processes ({error.strerror})"
+            raise UserError(message, hint="use a folder on another file system") from error
+        if not is_free:
+            raise UserError(
+                f"{self.path}: another process is working on this run{_holder(file)}", hint="wait for it, or stop it"
+            )
+        if hasattr(os, "register_at_fork"):  # loader processes would keep the lock after the end of a killed run
+            os.register_at_fork(after_in_child=partial(_close, weakref.ref(file)))
 
     def _refuse_links(self, *more: Path) -> None:
         for part in (*more, self.checkpoints, self.snapshots, self.board, self.workers):
@@ -264,6 +280,21 @@ def metric_columns(averages: Sequence[str], measures: Measures) -> list[str]:
     for name in averages:
         columns += [f"{name}_val_loss", f"{name}_val_{measures.own.key}", f"{name}_count"]
     return [*columns, "seconds"]
+
+
+def _close(file: weakref.ref[io.FileIO]) -> None:
+    if (found := file()) is not None:
+        found.close()
+
+
+def _holder(file: io.FileIO) -> str:
+    """Which process has locked a file, where the system tells."""
+    try:
+        inode, lines = os.fstat(file.fileno()).st_ino, Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return ""
+    found = (re.search(rf" FLOCK .* (\d+) \w+:\w+:{inode} ", line) for line in lines)
+    return next((f" (process {match[1]})" for match in found if match and match[1] != "0"), "")
 
 
 def _point_latest(root: Path, target: str) -> None:

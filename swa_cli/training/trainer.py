@@ -28,7 +28,7 @@ from swa_cli.training.announce import plan_rows
 from swa_cli.training.distributed import ALONE, World, is_restarted, joined, name_of_launch
 from swa_cli.training.forward import Forward, forward_of, train_step
 from swa_cli.training.interrupt import Stopped
-from swa_cli.training.own_code import import_from, require_trust
+from swa_cli.training.own_code import admit, make_importable
 from swa_cli.training.run_folder import RunFolder, about, begun_by
 from swa_cli.training.setup import Run, prepare
 
@@ -73,7 +73,7 @@ def ready(loaded: Loaded, *, terminal: Terminal, world: World = ALONE) -> Run:
         RecipeError: Problems that show once data and classes are known.
         UserError: Missing data or device.
     """
-    import_from(loaded.folder)
+    make_importable(loaded)
     with faults.before_a_run():
         run = prepare(loaded, terminal, world=world)
     run.bench.scoring_split()
@@ -127,17 +127,17 @@ def _resume(
     """`resume` as one of the processes of `world`."""
     folder = RunFolder.open(path, writes=world.is_first)
     with folder.claimed() as log:
+        if folder.about.is_file():
+            about(folder.about)  # a damaged one is told before anything is run
         told = resuming.result_of(folder, extend_to=extend_to) if is_restarted() else None
         if told is not None:  # the end has come between the last words of one process and the end of another
             return told
         point = resuming.point_of(folder, world, terminal)
         loaded = resuming.recipe_of(folder, point, overrides, world=world, terminal=terminal, extend_to=extend_to)
         if extend_to is None and folder.result.is_file():
-            hint = f"see {folder.result}; --extend-to EPOCHS goes on with it, or start a new run"
-            raise UserError(f"{folder.path}: is finished", hint=hint)
+            raise resuming.finished(folder, point, loaded.recipe)
         source = str(folder.recipe if point is None else point.path)
-        require_trust(loaded.recipe, source=source, allow_code=allow_code)
-        import_from(folder.path)
+        admit(loaded, source=source, folder=folder.path, allow_code=allow_code)
         known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
         with faults.before_a_run():
             run = prepare(loaded, terminal, world=world, **known)

@@ -331,7 +331,8 @@ def test_two_processes_do_not_share_a_repeat(swa, few: Path, finished: Callable[
     """The lock of the folder in another process: exit 2, and nothing is written."""
     repeat = finished(2)
     program = (
-        "import fcntl, sys; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); print(flush=True); input()"
+        "import filelock, sys; file = open(sys.argv[1], 'a'); filelock.lock_descriptor(file.fileno());"
+        " print(flush=True); input()"
     )
     words = [sys.executable, "-c", program, str(repeat / "log.txt")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -340,7 +341,7 @@ def test_two_processes_do_not_share_a_repeat(swa, few: Path, finished: Callable[
         ended = swa("repeat", few, "--seeds", "0-2")
         process.communicate("\n")
     assert ended.code == 2
-    assert "another process is working" in ended.err
+    assert f"another process is working on this run (process {process.pid})" in ended.err
     assert not (repeat / "seed-2").exists()
 
 

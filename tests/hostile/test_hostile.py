@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
 import shutil
-import signal
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from hostile.averages import AVERAGES, as_is, snapshots
 from hostile.contents import CONTENTS, POSTERIORS
@@ -20,14 +17,13 @@ from hostile.exports import AS_GRAPH, EXPORTS
 from hostile.files import FILES
 from hostile.images import IMAGES
 from hostile.looking import LOOKING
-from hostile.making import GOOD, MEMORY, SECONDS, Row
+from hostile.making import Row
 from hostile.recipes import CHANGES, RECIPES
 from hostile.repeats import REPEATS
 from hostile.runs import RESUMED
 from hostile.starts import STARTS
 from hostile.theirs import LAYOUTS, THEIRS
 from hostile.usage import USAGE
-from swa_cli import cli
 
 ROWS = [
     *RECIPES,
@@ -46,44 +42,6 @@ ROWS = [
     *AVERAGES,
     *LOOKING,
 ]
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A working folder after training: the run is as it was after its first epoch."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "good.yaml").write_text(GOOD)
-    threads = torch.get_num_threads()
-    code = cli.run(["train", str(folder / "good.yaml"), "-q", "--out", str(folder)])
-    torch.set_num_threads(threads)
-    assert code == 0
-    (folder / "latest").unlink()
-    run = (folder / "good-001").rename(folder / "run")
-    for name in ("swa.pt", "swag.pt", "last_bn.pt"):
-        (run / "checkpoints" / name).rename(folder / name)
-    (run / "checkpoints/previous.pt").rename(run / "checkpoints/last.pt")
-    for name in ("result.json", "curves.png"):
-        (run / name).unlink()
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def _bounded() -> Iterator[None]:
-    """A row that hangs, or takes more memory than any sound answer needs, fails."""
-
-    def give_up(number: int, frame: object) -> None:
-        pytest.fail(f"no answer within {SECONDS} s")
-
-    before, (soft, hard) = signal.signal(signal.SIGALRM, give_up), resource.getrlimit(resource.RLIMIT_AS)
-    size = Path("/proc/self/statm")
-    if size.exists():
-        pages = int(size.read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, hard))
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def tree(folder: Path) -> dict[str, tuple[object, ...]]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 
-from hostile.making import GOOD, Make, Row, directory, edited, fifo, file, link, nothing, put
+from hostile.contents import OS_SYSTEM
+from hostile.making import GOOD, Make, Row, all_of, directory, edited, fifo, file, link, nothing, put
 
 # Words of the command line.
 
@@ -64,7 +65,15 @@ USAGE = [
     usage("eval-stale", "eval run/checkpoints/last.pt", "has stale BatchNorm statistics"),
     usage("eval-forbidden", "eval swa.pt optimizer.lr=1", "optimizer.lr: cannot be changed here"),
     usage("eval-section", "eval swa.pt dataset=digits", "cannot be changed here"),
-    usage("eval-about-broken", "eval run/checkpoints/last.pt", "run.json", file("run/run.json", "{")),
+    usage(
+        "eval-about-broken",
+        "eval run/checkpoints/last.pt --allow-code",
+        "run.json",
+        all_of(
+            edited("run/checkpoints/last.pt", "run/checkpoints/last.pt", put("recipe/model", OS_SYSTEM)),
+            file("run/run.json", "{"),
+        ),
+    ),
     usage("draws-zero", "eval swag.pt --draws 0", "--draws"),
     usage("draws-text", "eval swag.pt --draws many", "--draws"),
     usage("draws-of-mean", "eval swa.pt --draws 3", "--draws takes an average of kind swag: swa is mean"),

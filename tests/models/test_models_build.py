@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,6 +219,60 @@ def test_mistakes_with_torchvision() -> None:
     assert "no classification network 'fcn_resnet50'" in refusal("torchvision:fcn_resnet50").message
     assert "widht" in refusal("torchvision:resnet18", widht=2).message
     assert "fresh weights" in refusal("torchvision:resnet18", weights="DEFAULT").message
+
+
+def test_none_reaches_the_constructor() -> None:
+    """`momentum: null` of one's own network, which for BatchNorm means a plain mean, against its layer."""
+    model = build("torch.nn:BatchNorm2d", num_classes=9, in_channels=3, args={"num_features": 3, "momentum": None})
+    assert model.momentum is None
+
+
+@pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18"])
+def test_no_argument_of_a_library_loads_anything(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module, and a pickle, that leave a mark, as every argument that constructors have: a refusal, or a network."""
+    mark = tmp_path / "mark"
+    (tmp_path / "trap.py").write_text(f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nclass Trap: pass\n")
+    torch.save({"state_dict": Marking(str(mark))}, tmp_path / "trap.pt")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("torch.hub.download_url_to_file", None)
+    file = str(tmp_path / "trap.pt")
+    for key in arguments_of(name):
+        for value in ("trap:Trap", "trap.Trap", file, f"file://{file}", {"file": file, "url": file}, True):
+            with contextlib.suppress(UserError), torch.device("meta"):
+                build(name, num_classes=9, in_channels=3, args={key: value})
+            assert not mark.exists(), (key, value)
+    assert "trap" not in sys.modules
+
+
+class Marking:
+    """Unpickling it makes a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (self.path,)
+
+
+def arguments_of(name: str) -> list[str]:
+    """Every argument of the classes and functions that make a network of a library."""
+    library, _, network = name.partition(":")
+    if library == "timm":
+        import timm
+        from timm.models import _builder, model_entrypoint
+
+        makers = [timm.create_model, model_entrypoint(network), *vars(_builder).values()]
+        module = sys.modules[model_entrypoint(network).__module__]
+    else:
+        import torchvision
+
+        makers = [torchvision.models.get_model_builder(network)]
+        module = sys.modules[makers[0].__module__]
+    makers += vars(module).values()
+    ours = [maker for maker in makers if getattr(maker, "__module__", "").split(".")[0] == library and callable(maker)]
+    found = {key for maker in ours for key in inspect.signature(maker).parameters}
+    assert len(found) > 20
+    return sorted(found - {"self", "num_classes", "in_channels"})
 
 
 # --- timm

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from swa_cli.errors import Place, Problem, RecipeError, UserError
-from swa_cli.recipe.load import Loaded, dump, from_values, load
+from swa_cli.recipe.load import Loaded, differences, dump, from_values, load
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 SMALLEST = "model: {name: convnet}\ndataset: {name: digits}\noptimizer: {lr: 0.1}\ntrain: {epochs: 3}\n"
@@ -284,7 +284,7 @@ train: {epochs: 3}
         (["swa.batchnorm=null"], AVERAGED.replace(", batchnorm: {augment: false}", "")),
         (["averages.a=null"], AVERAGED.replace("a: {kind: ema}, ", "")),
         (["averages=null"], AVERAGED.replace("averages: {a: {kind: ema}, b: {kind: mean}}\n", "")),
-        (["model.args.depth=null"], AVERAGED.replace(", depth: 2", "")),
+        (["model.args=null", "model.args.width=4"], AVERAGED.replace(", depth: 2", "")),
         (["swa=null", "swa.start=50%"], AVERAGED.replace("60%, lr: 0.05, batchnorm: {augment: false}", "50%")),
         (["swa.lr=0.5", "swa.lr=null"], AVERAGED.replace(" lr: 0.05,", "")),
         (["train.batch_size=9", "train.batch_size=null"], AVERAGED),
@@ -295,6 +295,21 @@ def test_null_removes_a_key_or_a_section(tmp_path: Path, words: list[str], text:
     """KEY=null on the command line is held against the file in which the key never stood."""
     assert text != AVERAGED or "batch_size" in words[0]
     assert load_text(tmp_path, AVERAGED, *words).recipe == load_text(tmp_path, text).recipe
+
+
+@pytest.mark.parametrize("section", ["model", "dataset"])
+def test_null_below_args_is_a_value(tmp_path: Path, section: str) -> None:
+    """null and ~, in a recipe and behind it, nested too, against None; and again after a dump and a checkpoint."""
+    name = {"model": "convnet", "dataset": "digits"}[section]
+    text = SMALLEST.replace(name, f"{name}, args: {{a: null, b: ~, c: [null, {{d: ~}}], e: 1}}")
+    loaded = load_text(tmp_path, text, f"{section}.args.e=null", f"{section}.args.f={{g: null}}")
+    args = {"a": None, "b": None, "c": [None, {"d": None}], "e": None, "f": {"g": None}}
+    assert getattr(loaded.recipe, section).args == args
+    again = load_text(tmp_path, dump(loaded.recipe)).recipe
+    stored = from_values(loaded.recipe.model_dump(mode="json", exclude_none=True), source="x.pt").recipe
+    assert again == stored == loaded.recipe
+    without = load_text(tmp_path, SMALLEST.replace(name, f"{name}, args: {{e: 1}}")).recipe
+    assert f"{section}.args.a" in {key for key, *_ in differences(without, loaded.recipe)}
 
 
 def test_null_of_what_has_to_be_there_and_of_what_is_gone(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from swa_cli.recipe.fields import Flag, Flip, Free, Portion, Rate, Text, Whole
+from swa_cli.recipe.fields import Argument, Flag, Flip, Portion, Rate, Text, Whole
 from swa_cli.recipe.schema.misfits import STRICT
 
 
@@ -15,7 +15,7 @@ class Model(BaseModel):
 
     model_config = STRICT
     name: Text = Field(description="zoo name, torchvision:NAME, timm:NAME, or package.module:Attribute")
-    args: dict[str, Free] = Field(
+    args: dict[str, Argument] = Field(
         default={}, description="constructor arguments; num_classes and in_channels are filled in"
     )
 
@@ -72,4 +72,4 @@ class Dataset(BaseModel):
     )
     workers: Whole = Field(default=2, ge=0, description="loader processes of a dataset that is streamed")
     download: Flag = Field(default=True, description="fetch missing files where the dataset can be fetched")
-    args: dict[str, Free] = Field(default={}, description="arguments of the dataset, such as size: 32")
+    args: dict[str, Argument] = Field(default={}, description="arguments of the dataset, such as size: 32")

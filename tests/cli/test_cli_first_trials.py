@@ -1,0 +1,139 @@
+"""What people write first and swa does not take: exit 2, the key, and a cure that works when it is pasted."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+RESNET = "model={name: 'torchvision:resnet18'}"
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "cure"),
+    [
+        (["optimizer.name=Muon"], "optimizer.name", "optimizer.name=SGD"),
+        (["optimizer.name=Muon"], "optimizer.name", "optimizer.name=AdamW"),
+        (["model={name: resnet18}"], "model.name", "torchvision:resnet18"),
+        (["model={name: ResNet-18}"], "model.name", "torchvision:resnet18"),
+        (["model={name: shufflenet_v2_x0_5}"], "model.name", "torchvision:shufflenet_v2_x0_5"),
+        (["model={name: test_byobnet}"], "model.name", "timm:test_byobnet"),
+        (["dataset.augment.randaugment=true"], "dataset.augment.randaugment", "flip"),
+        (["dataset.augment.autoaugment=true"], "dataset.augment.autoaugment", "mixup"),
+    ],
+)
+def test_the_hint_holds_what_to_write_instead(swa, recipe: Path, words: list[str], key: str, cure: str) -> None:
+    """A wrong name or key of a recipe, and the same recipe with what the hint names: exit 2, then 0."""
+    ended = swa("train", recipe, *words, "--dry-run")
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: {key}:")
+    hint = " ".join(ended.err.partition("hint:")[2].split())
+    assert cure in hint
+    if key.startswith("dataset.augment"):
+        fixed = [f"dataset.augment.{cure}={'true' if cure == 'flip' else '0.2'}"]
+    elif key == "model.name":
+        fixed = [f"model={{name: '{cure}'}}"]
+    else:
+        fixed = [cure]
+    assert swa("train", recipe, *fixed, "--dry-run").code == 0
+
+
+def test_muon_names_the_first_parameter_that_it_does_not_take(swa, recipe: Path) -> None:
+    """Muon on a convolution, by name and shape; on a network of matrices alone it trains."""
+    from swa_cli.models import build
+    from swa_cli.training import optimizers
+
+    ended = swa("train", recipe, "optimizer.name=Muon")
+    name, parameter = next(iter(build("convnet", num_classes=10, in_channels=1, args={"width": 4}).named_parameters()))
+    assert f"{name} is {' x '.join(map(str, parameter.shape))}" in " ".join(ended.err.split())
+    assert optimizers.build(nn.Linear(3, 2, bias=False), name="Muon", lr=0.1, options={}).param_groups
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "maker"),
+    [
+        ("torchvision:resnet18", "pretrained", "torchvision.models.resnet18"),
+        ("torchvision:resnet18", "weights", "torchvision.models.resnet18"),
+        ("timm:test_byobnet", "pretrained", "timm.create_model"),
+        ("timm:test_byobnet", "checkpoint_path", "timm.create_model"),
+        ("timm:test_byobnet", "pretrained_cfg", "timm.create_model"),
+    ],
+)
+def test_pretrained_weights_come_from_a_file(
+    swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str, maker: str
+) -> None:
+    """The python line of the hint, run with a library that downloads nothing, and then `train.init` as it says."""
+    import timm
+    import torchvision
+
+    network = f"model={{name: '{name}', args: {{{key}: true}}}}"
+    ended = swa("train", recipe, network)
+    assert ended.code == 2
+    assert ended.err.startswith(f"error: model.args.{key}:")
+    line = re.search(r'python -c "(.*?)"', " ".join(ended.err.split()))
+    assert line is not None
+
+    def without_download(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+        def made(*words: str, pretrained: bool = False, weights: str | None = None) -> nn.Module:
+            assert pretrained or weights == "DEFAULT"
+            return make(*words)
+
+        return made
+
+    monkeypatch.setattr(torchvision.models, "resnet18", without_download(torchvision.models.resnet18))
+    monkeypatch.setattr(timm, "create_model", without_download(timm.create_model))
+    exec(line[1], {})
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    found = re.search(r"train\.init=(\S+)", ended.err)
+    assert found is not None
+    state = torch.load(found[1], weights_only=True)
+    assert maker.split(".")[0] in line[1]
+    words = ["train", recipe, f"model={{name: '{name}'}}", f"train.init={found[1]}", "--dry-run"]
+    fresh = [key for key, value in state.items() if value.shape[:1] == (1000,) or value.shape[1:2] == (3,)]
+    skipped = f"train.init_skip=[{', '.join(fresh)}]"  # a head of other classes, and grey images
+    assert swa(*words, skipped).code == 0
+
+
+def test_images_of_several_sizes_are_told_of_224(swa, recipe: Path, tmp_path: Path) -> None:
+    """Photos of two sizes: the hint names 224, and the recipe with it is taken."""
+    for index, size in enumerate([(80, 70), (70, 80)] * 4):
+        folder = tmp_path / "pets/train" / ("cat", "dog")[index % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (index, 9, 9)).save(folder / f"{index}.png")
+    (tmp_path / "pets/test").symlink_to("train")
+    words = ["train", recipe, "dataset={name: image_folder, root: pets, val: 0, workers: 0}", "train.batch_size=4"]
+    ended = swa(*words, "--dry-run")
+    assert ended.code == 2
+    found = re.search(r"dataset\.args=\{size: (\d+)\}", ended.err)
+    assert found is not None
+    assert found[1] == "224"
+    assert swa(*words, found[0], "--dry-run").code == 0
+
+
+def test_a_finished_run_says_what_can_be_done_with_it(swa, recipe: Path) -> None:
+    """Each command in the hint after `swa train --resume` of a finished run is run as it stands: exit 0."""
+    assert swa("train", recipe, "-q", "train.epochs=2", "swa.start=0%").code == 0
+    ended = swa("train", "--resume", "runs/latest")
+    assert ended.code == 2
+    assert "runs/small-001: this run is finished" in ended.err
+    lines = re.findall(r"`swa ([^`]+)`", " ".join(ended.err.split()))
+    assert [line.split()[0] for line in lines] == ["eval", "train"]
+    assert "--extend-to 4" in lines[1]
+    for line in lines:
+        assert swa(*shlex.split(line), "-q").code == 0
+
+
+def test_a_finished_run_that_cannot_be_longer_is_not_offered_it(swa, recipe: Path) -> None:
+    """Snapshots at an interval in %: a longer run would have kept others, so only `swa eval` is named."""
+    assert swa("train", recipe, "-q", "train.epochs=2", "swa.start=0%", "snapshots.every=50%").code == 0
+    ended = swa("train", "--resume", "runs/latest")
+    assert ended.code == 2
+    assert "swa eval runs/small-001" in ended.err
+    assert "--extend-to" not in ended.err
