@@ -61,24 +61,24 @@ def stand_in(folder: Path, *, classes: int, train: int) -> list[str]:
     return ["dataset.name=image_folder", "dataset.root=stand-in", "train.batch_size=4", "eval.batch_size=4"]
 
 
-def test_dry_run_of_snapshot_ensembles_shows_six_cycles(swa, tmp_path: Path) -> None:
-    """24 epochs against the plan: six snapshots, and an average of the same weights; rates by Huang's formula."""
+def test_dry_run_of_snapshot_ensembles_shows_five_cycles(swa, tmp_path: Path) -> None:
+    """15 epochs against the plan: five snapshots, and an average of the same weights; rates by Huang's formula."""
     words = [*stand_in(tmp_path, classes=10, train=3), "dataset.val=10"]
     ended = swa("train", RECIPES / "cifar10_snapshot_ensemble.yaml", "--dry-run", "--json", *words)
     assert ended.code == 0, ended.err
     said = " ".join(ended.err.split())
-    assert "cosine cycles of 4 epochs from 0.1 to 0" in said
-    assert "swa: 6 weights, at the minima of the cycles" in said
-    assert "snapshots: 6, at the minima of the cycles; all kept" in said
+    assert "cosine cycles of 3 epochs from 0.1 to 0" in said
+    assert "swa: 5 weights, at the minima of the cycles" in said
+    assert "snapshots: 5, at the minima of the cycles; all kept" in said
     assert "warning" not in said
-    assert ended.json["averages"]["swa"]["steps"] == [20, 40, 60, 80, 100, 120]
-    golden = [0.05 * (1 + math.cos(math.pi * (epoch % 4) / 4)) for epoch in range(24)]
+    assert ended.json["averages"]["swa"]["steps"] == [15, 30, 45, 60, 75]
+    golden = [0.05 * (1 + math.cos(math.pi * (epoch % 3) / 3)) for epoch in range(15)]
     assert ended.json["learning_rates"] == pytest.approx(golden, abs=1e-12)
     assert not (tmp_path / "runs").exists()
 
 
 def test_dry_run_of_fge_starts_from_a_network(swa, tmp_path: Path) -> None:
-    """Refused without the network to start from; with it 22 epochs, six snapshots, the golden rates of FACTS 2."""
+    """Refused without the network to start from; with it 7 epochs, four snapshots, the golden rates of FACTS 2."""
     words = [*stand_in(tmp_path, classes=10, train=3), "dataset.val=10"]
     command = ["train", RECIPES / "cifar10_fge.yaml", "--dry-run", "--json", *words]
     assert "train.init: runs/cifar10-preresnet20-001/checkpoints/last.pt: no such checkpoint" in swa(*command).err
@@ -87,11 +87,11 @@ def test_dry_run_of_fge_starts_from_a_network(swa, tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     said = " ".join(ended.err.split())
     assert "initial weights from start.pt (last)" in said
-    assert "cycles between 0.0001 and 0.05, 2 epochs down and 2 epochs up" in said
-    assert "snapshots: 6, at the minima of the cycles; all kept" in said
-    assert ended.json["averages"]["swa"]["steps"] == [10, 30, 50, 70, 90, 110]
-    golden = [0.05, 0.02505, 0.0001, 0.02505]
-    assert ended.json["learning_rates"] == pytest.approx((golden * 6)[:22], abs=1e-12)
+    assert "cycles between 0.0001 and 0.05, 1 epoch down and 1 epoch up" in said
+    assert "snapshots: 4, at the minima of the cycles; all kept" in said
+    assert ended.json["averages"]["swa"]["steps"] == [5, 15, 25, 35]
+    golden = [0.05, 0.0001]
+    assert ended.json["learning_rates"] == pytest.approx((golden * 4)[:7], abs=1e-12)
     assert not (tmp_path / "runs").exists()
 
 
