@@ -10,6 +10,7 @@ then put into the trained network for a while.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ class Replica:
     bench: Bench
     trained: nn.Module
     parts: Parts = WHOLE
+    made_in_s: float = 0.0  # what making the last one took
     borrows: bool = False  # the trained network itself holds the weights for a while
 
     @contextmanager
@@ -56,9 +58,11 @@ class Replica:
 
     def make(self) -> nn.Module:
         """Another network of the recipe, on the device; no generator of random numbers is touched."""
-        device = self.bench.hardware.device
+        device, started = self.bench.hardware.device, time.monotonic()
         with global_state_kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            return self.bench.build_model()
+            network = self.bench.build_model()
+        self.made_in_s = time.monotonic() - started
+        return network
 
     def _filled(self, weights: Mapping[str, Tensor]) -> nn.Module:
         network = self.make()
