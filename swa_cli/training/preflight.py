@@ -61,8 +61,8 @@ def check(replica: Replica, plan: Plan) -> Preflight:
         bar.advance()
         if replica.made_in_s > SLOW_S:
             warnings.append(
-                f"model.name: making {bench.recipe.model.name} takes {replica.made_in_s:.1f} s, and a run makes one each time"
-                " that it evaluates an average: swa.eval_every says how often"
+                f"model.name: making {bench.recipe.model.name} takes {replica.made_in_s:.1f} s, and a run makes one"
+                " each time that it evaluates an average: swa.eval_every says how often"
             )
         if not is_equal:
             replica.borrows = True
