@@ -12,7 +12,7 @@ from PIL import Image
 
 from hostile.making import GOOD
 
-CLASSES = ("[red]x[/][/]", "<img src=x onerror=alert(1)>", "\x1b]0;title\x07\x1b[31mred", "$x_1$ {b} 100%")
+CLASSES = ("[red]x[bold]", "<img src=x onerror=alert(1)>", "\x1b]0;title\x07\x1b[31mred", "$x_1$ {b} 100%")
 
 
 @pytest.fixture
