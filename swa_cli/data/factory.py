@@ -23,6 +23,7 @@ _EXPECTED = (
     "there are, or a pair (train, test) of datasets with an attribute `classes`; a Dataset has __len__ and "
     "__getitem__, which gives (image, label)"
 )
+_MAIN = "put what shall not run on import below `if __name__ == '__main__':`"
 _KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names", "target", "num_outputs", "layout"}
 _LAYOUTS = ("CHW", "HWC")
 _TARGETS = ("class", "mask", "value", "own")
@@ -81,8 +82,10 @@ def _imported(name: str) -> Callable[..., Any]:
     hint = f"dataset.name is package.module:factory; try `python -c 'import {module_name}'` in this folder"
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:  # ValueError: an empty module name
+    except (ImportError, ValueError, TypeError) as error:  # the last two: an empty or a relative name
         raise UserError(f"{name} cannot be imported: {error}", hint=hint) from error
+    except SystemExit as error:
+        raise UserError(f"{name} cannot be imported: {module_name} ends the program", hint=_MAIN) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
         what = "is no callable" if hasattr(module, attribute) else "does not exist"

@@ -182,6 +182,9 @@ def imported(name: str, *, key: str, what: str, forms: str) -> Any:
         else:
             hint = f"mend the imports of {module_name}, or install what it needs"
         raise UserError(f"{key}: cannot import {module_name}: {error}", hint=hint) from error
+    except SystemExit as error:
+        hint = "put what shall not run on import below `if __name__ == '__main__':`"
+        raise UserError(f"{key}: cannot import {module_name}: it ends the program", hint=hint) from error
     is_package = hasattr(module, "__path__")  # its modules are not loaded with it
     if not hasattr(module, attribute) and is_package and importlib.util.find_spec(f"{module_name}.{attribute}"):
         importlib.import_module(f"{module_name}.{attribute}")

@@ -15,11 +15,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Wi
 from swa_cli.recipe import scalars
 from swa_cli.recipe.duration import PATTERN, SECONDS, TIME_PATTERN, Duration, TimeSpan
 
-NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9_.+-]*"
+MAX_NAME = 100  # characters of a name that folders and files are called by, well below what file systems take
+NAME_PATTERN = rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{MAX_NAME - 1}}}"
 MAX_THREADS = 1024
 TASKS = ("classification", "segmentation", "regression")
 RESERVED_AVERAGES = ("last", "last_bn", "previous", "swa", "ensemble")
-AVERAGE_PATTERN = rf"^(?!(?:{'|'.join(RESERVED_AVERAGES)})$)[a-z][a-z0-9_]*$"
+DEVICES = r"con|prn|aux|nul|(?:com|lpt)[0-9]"  # Windows has no files of these names
+AVERAGE_PATTERN = rf"^(?!(?:{'|'.join(RESERVED_AVERAGES)}|{DEVICES})$)[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}$"
 
 
 def _duration(value: object) -> Duration:
@@ -83,8 +85,8 @@ def _few_threads(count: str | int) -> str | int:
 def _name_of_average(name: str) -> str:
     if not re.fullmatch(AVERAGE_PATTERN, name):
         raise ValueError(
-            f"{scalars.shown(name)} cannot name an average: use small letters, digits and _,"
-            f" but not {', '.join(RESERVED_AVERAGES)}"
+            f"{scalars.shown(name)} cannot name an average: use at most {MAX_NAME} small letters, digits and _,"
+            f" but not {', '.join(RESERVED_AVERAGES)} or a device of Windows (aux, con, nul, ...)"
         )
     return name
 

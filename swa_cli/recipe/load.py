@@ -24,6 +24,8 @@ from swa_cli.recipe.tree import COMMAND_LINE, MAX_DEPTH, MAX_NODES, KeyPath, Spo
 
 LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
 
+NO_CHARACTER = ("a text has a `\\u` or `\\U` escape of no character", "correct it, or use single quotes")
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -174,6 +176,8 @@ def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterat
         yield Problem(key, "has no value", f"write {key or 'KEY'}=VALUE, without spaces", place)
     elif not all(key.split(".")):
         yield Problem(key, "is not a key", "write section and key with a dot, such as optimizer.lr=0.1", place)
+    elif not scalars.is_utf8(word):
+        yield Problem(key, "has bytes that are not UTF-8", "rename what it names, or correct the text", place)
     elif allowed is not None and not is_among(word, allowed):
         yield Problem(key, "cannot be changed here", f"only {', '.join(allowed)} may be changed here", place)
     elif text and scalars.is_null(scalars.Plain(text)) and not explain.is_argument(key):
@@ -246,11 +250,13 @@ class _Reader:
             said = syntax.meaning(error.reason)
             place = Place(self.tree.source, len(before) + 1, len(last) + 1, 1, self._lines[len(before)])
         except (ValueError, OverflowError):  # of chr(), for an escape such as "\UFFFFFFFF"
-            said = ("a text has a `\\U` escape of no character", "correct it, or use single quotes")
+            said = NO_CHARACTER
             place = Place(self.tree.source)
         else:
             self._end = event.end_mark
-            return event
+            if not isinstance(event, yaml.ScalarEvent) or scalars.is_utf8(event.value):
+                return event
+            said, place = NO_CHARACTER, self._place(event.start_mark, event.end_mark)
         raise self._fatal(*said, place)
 
     def _node(self, event: yaml.Event, path: KeyPath, *, depth: int) -> Any:

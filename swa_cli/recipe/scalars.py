@@ -146,6 +146,11 @@ def argument(value: object) -> object:
     return _free(value, takes_null=True)
 
 
+def is_utf8(text: str) -> bool:
+    """Whether text can be written to a file: Python reads other bytes of a file name or a word as lone surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
 def is_text(word: str) -> bool:
     """Whether unquoted text is text in YAML too, and no number, truth value or null."""
     try:

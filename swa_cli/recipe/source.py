@@ -11,6 +11,7 @@ import stat
 from pathlib import Path
 
 from swa_cli.errors import UserError
+from swa_cli.recipe import scalars
 
 MAX_BYTES = 1 << 20
 SHIPPED = Path(__file__).parent / "shipped"  # the folder `recipes` of the repository; installed, its files
@@ -34,6 +35,8 @@ def file_text(path: Path | str) -> str:
         UserError: It is missing, cannot be read, is larger than `MAX_BYTES` or is not text.
     """
     hint = "name a recipe, a YAML file"
+    if not scalars.is_utf8(str(Path(path).absolute())):  # a run records where its recipe lay
+        raise UserError(f"{path}: its path has bytes that are not UTF-8", hint="rename the file or its folder")
     try:
         # O_NONBLOCK: to open a pipe that nobody writes to would wait for ever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:

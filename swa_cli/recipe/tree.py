@@ -101,6 +101,8 @@ def copied(values: Mapping[str, Any]) -> dict[str, Any]:
             return {key: copy(item, depth + 1) for key, item in value.items()}
         if isinstance(value, (list, tuple)):
             return [copy(item, depth + 1) for item in value]
+        if isinstance(value, str) and not scalars.is_utf8(value):
+            raise ValueError("the recipe in it holds text that is not UTF-8")
         if not isinstance(value, (str, bool, int, float, type(None))):
             raise ValueError(f"the recipe in it holds a {type(value).__name__}")
         return value

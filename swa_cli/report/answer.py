@@ -9,8 +9,12 @@ from typing import Any
 
 
 def json_text(values: Mapping[str, Any], *, indent: int | None = None) -> str:
-    """JSON as the standard has it: a score that is not finite becomes null, for which there is no other word."""
-    return json.dumps(_finite(values), indent=indent, ensure_ascii=False, allow_nan=False)
+    """JSON as the standard has it: a score that is not finite becomes null, for which there is no other word.
+
+    A byte of a name that is no character becomes `?`.
+    """
+    text = json.dumps(_finite(values), indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode(errors="replace").decode()
 
 
 def _finite(value: Any) -> Any:

@@ -96,7 +96,7 @@ def check_evaluation(replica: Replica) -> None:
             raise  # its author needs the traceback; memory says nothing of what the network can take
         raise UserError(
             f"model.name: {name} cannot take {source.describe_inputs()}: {_reason(error)}",
-            hint="choose a network for this size, or for an image_folder another dataset.args.size",
+            hint="choose a network for this size, or for an image_folder larger images: dataset.args.size=224",
         ) from error
     bench.task.check(outputs, targets, subject=_subject(bench))
 

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 import filelock
 
 from swa_cli.errors import UserError
+from swa_cli.recipe.scalars import is_utf8
 from swa_cli.report.answer import json_text
 from swa_cli.report.measures import Measures
 from swa_cli.training.files import LEFTOVER, write_atomic
@@ -219,6 +220,9 @@ def make_next(root: Path, name: str) -> Path:
     Raises:
         UserError: Nothing can be made there.
     """
+    if not is_utf8(str(root.absolute())):
+        message = f"output.root: {root} cannot hold run folders: its path has bytes that are not UTF-8"
+        raise UserError(message, hint="name another with -o DIR")
     try:
         root.mkdir(parents=True, exist_ok=True)
         if not os.access(root, os.W_OK):

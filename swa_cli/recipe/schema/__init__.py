@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, field_validator
 
-from swa_cli.recipe.fields import NAME_PATTERN, AverageName, TaskName, Text, Whole
+from swa_cli.recipe.fields import MAX_NAME, NAME_PATTERN, AverageName, TaskName, Text, Whole
 from swa_cli.recipe.schema.averages import AVERAGE_KEYS, AVERAGE_KINDS, Average, Swa, Swap, average_misfits
 from swa_cli.recipe.schema.inputs import Augment, Dataset, Model
 from swa_cli.recipe.schema.misfits import STRICT
@@ -48,7 +48,7 @@ class Recipe(BaseModel):
     name: Text | None = Field(
         default=None,
         pattern=rf"^{NAME_PATTERN}$",
-        description="names the run folder: letters, digits and . _ + -",
+        description=f"names the run folder: at most {MAX_NAME} letters, digits and . _ + -",
     )
     seed: Whole = Field(default=0, ge=0, lt=2**63, description="data order, augmentation and initial weights")
     task: TaskName = Field(
@@ -76,7 +76,8 @@ class Recipe(BaseModel):
     @property
     def title(self) -> str:
         """The name of the run folder: `name`, or dataset-model."""
-        return self.name or re.sub(r"[^A-Za-z0-9_.+-]+", "-", f"{self.dataset.name}-{self.model.name}").strip("-.")
+        derived = re.sub(r"[^A-Za-z0-9_.+-]+", "-", f"{self.dataset.name}-{self.model.name}")
+        return self.name or derived[:MAX_NAME].strip("-.")
 
     @property
     def all_averages(self) -> dict[str, Average]:
