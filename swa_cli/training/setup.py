@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.layers import bn_layers, statistics_of
+from swa_cli.averaging.tensors import read
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.kernels.graph import is_backend_for
 from swa_cli.kernels.library import library
@@ -159,6 +160,7 @@ def prepare(
     model = bench.build_model()
     if problems := _problems_of_layers(model, bench):
         raise loaded.locate(problems)
+    read(model)  # refuses a state dict that can be neither averaged nor saved
     replica = Replica(bench, model)
     preflight.check_evaluation(replica)
     if recorded is None:  # a resumed run has the weights that came of it
