@@ -73,7 +73,8 @@ def check(replica: Replica, plan: Plan) -> Preflight:
         if not bench.recipe.train.shard:  # a process that has only parts may not have the memory for it
             sizes = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
             alone = [sizes[0] // bench.world.size, *sizes[1:]]  # each worker of a SWAP run is one process
-            is_sparse = _step(replica, nested.span_of(batch, slice(max(min(alone), 1))))
+            few = slice(max(min(alone), 1))
+            is_sparse = _step(replica, nested.span_of(batch[0], few), nested.span_of(batch[1], few))
         bar.advance()
         update = check_refresh(replica, batch, num_train=plan.num_train)
         bar.advance()
@@ -164,10 +165,9 @@ def undefined_gradient(replica: Replica) -> str | None:
         return undefined_in_bf16(network.eval(), args, kwargs)
 
 
-def _step(replica: Replica, batch: tuple[Any, Any]) -> bool:
+def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
     """Do one step: forward, loss, backward, clipping, optimizer. Whether gradients are sparse."""
     bench, recipe = replica.bench, replica.bench.recipe
-    inputs, targets = batch
     args, kwargs = bench.task.batch_to_args(inputs)
     with replica.refreshing() as network:
         network.train()
