@@ -60,7 +60,7 @@ def average(rank: int, port: int, path: Path) -> None:
                 here.copy_(chunks[rank] if rank < len(chunks) else whole[:0])
             update_all(list(averages.values()), model, step=step)
     assert exchanged.get_total_counts() == 0
-    parts = Parts(World(rank, 2), parameters, Rows())
+    parts = Parts(World(rank, 2), parameters)
     states = {name: average.state_dict() for name, average in averages.items()}
     together = parts.whole(states, keep=rank == 0)
     if rank == 0:

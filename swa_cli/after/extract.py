@@ -6,8 +6,9 @@ This is how averages are rescued where the end of a run fails: what they hold is
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from swa_cli.after import revisit
 from swa_cli.after.soups import require_writable
 from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.averaging.state import cloned
-from swa_cli.errors import UserError
+from swa_cli.errors import RecipeError, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.phase import phase_of
 from swa_cli.report.terminal import Terminal
@@ -58,12 +59,9 @@ def extract_average(
     _require_held(point, name)
     folder = RunFolder.around(out)
     with folder.claimed() if folder is not None else nullcontext():
-        if refresh:
-            bench, model = revisit.open_checkpoint(
-                point, overrides, recipe=None, terminal=terminal, allow_code=allow_code
-            )
-        else:
-            bench = None
+        opened = partial(revisit.open_checkpoint, point, overrides, recipe=None, allow_code=allow_code)
+        bench, model = _opened(opened, name, terminal) if refresh else (None, None)
+        if model is None:
             _, _, model = revisit.open_network(point, overrides, recipe=None, terminal=terminal, allow_code=allow_code)
         item = checkpoint.weight_sets(point, model)[name]
         loading.load_weights(model, item.state_dict, source=f"{point.path} ({name})")
@@ -137,6 +135,22 @@ def _require_held(point: Checkpoint, name: str) -> None:
     if not held:
         revisit.chosen({}, name, point.path)
     raise UserError(f"{point.path}: holds no average {name!r}", hint=f"choose from {', '.join(held)}")
+
+
+def _opened(
+    opened: Callable[..., tuple[Bench, nn.Module]], name: str, terminal: Terminal
+) -> tuple[Bench | None, nn.Module | None]:
+    """Data and network, or neither where a person's own dataset fails, as the end of the run may have."""
+    try:
+        return opened(terminal=terminal)
+    except (UserError, RecipeError):
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        terminal.warning(
+            f"{name}: the dataset cannot be opened ({type(error).__name__}: {reason}); BatchNorm statistics stay stale"
+        )
+        return None, None
 
 
 def _refreshed(bench: Bench, model: nn.Module, name: str) -> BatchNormUpdate | None:
