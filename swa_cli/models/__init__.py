@@ -46,6 +46,9 @@ ZOO: Mapping[str, partial[Any]] = {
 FORMS = "a name is one of the zoo, torchvision:NAME, timm:NAME or package.module:Attribute"
 LIBRARIES = ("torchvision", "timm")  # whose networks are no code of one's own
 
+# What their constructors raise at arguments that they do not take. RuntimeError is one too, but may be of memory.
+REFUSALS = (TypeError, ValueError, AssertionError, LookupError, AttributeError, ZeroDivisionError)
+
 # Left alone, these two also return auxiliary logits in training, and warn of an initialisation to come.
 TORCHVISION_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
@@ -169,11 +172,8 @@ def _from_torchvision(
     args = {**TORCHVISION_DEFAULTS.get(name, {}), **fresh, **args}
     try:
         model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"model.args: torchvision:{name} refuses them: {error}",
-            hint=f"see the arguments of torchvision.models.{name}",
-        ) from error
+    except REFUSALS as error:
+        raise refused(f"torchvision:{name}", error) from error
     if in_channels != 3:
         _fit_first_conv(model, in_channels=in_channels)
     return model
@@ -209,12 +209,21 @@ def _from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_chann
         )
     try:
         model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **args)
-    except (TypeError, ValueError, KeyError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(
-            f"model.args: timm:{name} refuses them: {reason}", hint=f"see the arguments of timm.create_model({name!r})"
-        ) from error
+    except REFUSALS as error:
+        raise refused(f"timm:{name}", error) from error
     return model
+
+
+def refused(name: str, error: Exception) -> UserError:
+    """What is told where the constructor of a network that is not one's own has raised this."""
+    source, _, attribute = name.partition(":")
+    makers = {"torchvision": f"torchvision.models.{attribute}", "timm": f"timm.create_model({attribute!r})"}
+    words = str(error).partition("\n")[0]
+    says_what = isinstance(error, TypeError | ValueError | AssertionError | RuntimeError) and words
+    reason = words if says_what else f"{type(error).__name__} {words}".rstrip()
+    return UserError(
+        f"model.args: {name} refuses them: {reason}", hint=f"see the arguments of {makers.get(source, name)}"
+    )
 
 
 def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:
