@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test browser torture bench bench-quick bench-long lint clean
+.PHONY: help train test browser torture sweep bench bench-quick bench-long lint clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ browser: $(VENV)/installed-dev ## the page of `swa report` in Chromium (apt-get 
 
 torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk: some minutes
 	$(BIN)/pytest -m torture --durations=0
+
+sweep: $(VENV)/installed-dev ## every network of torchvision, one of each family of timm: about 10 minutes
+	$(BIN)/pytest -m sweep -n 2 --dist loadgroup --durations=10
 
 BENCH := PYTHONPATH=tests $(BIN)/python -m benchmarks
 

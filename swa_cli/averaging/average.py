@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from swa_cli.averaging import ema
 from swa_cli.averaging.arithmetic import accumulator_dtype, blend
 from swa_cli.averaging.settings import KINDS, Settings
-from swa_cli.averaging.state import with_metadata
+from swa_cli.averaging.state import cloned, with_metadata
 from swa_cli.averaging.swag import Posterior, Spread
 from swa_cli.averaging.tensors import (
     Tensors,
@@ -160,20 +160,25 @@ class WeightAverage:
                 held += like.numel() * self._spread.itemsize(num_updates, wide=wide)
         return held
 
-    def state_dict(self) -> dict[str, Any]:
-        """All it takes to continue: primitives and copies of tensors; `latest` stacks run from old to new."""
-        weights = {name: value.clone() for name, value in self._weights.items()}
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """All it takes to continue: primitives and tensors; `latest` stacks run from old to new.
+
+        Args:
+            copy: Give copies of the tensors. Otherwise they are the average's own, which its next update changes.
+        """
+        weights, buffers = self._weights, self._buffers
+        if copy:
+            weights, buffers = cloned(weights), cloned(buffers)
         if self._slots:
             oldest = self._num_taken % len(self._slots)
             slots = self._slots[oldest:] + self._slots[:oldest]
             weights = {name: torch.stack([slot[name] for slot in slots]) for name in slots[0]}
-        buffers = {name: value.clone() for name, value in self._buffers.items()}
         return {
             **self.settings.given(),
             "count": self.count,
             "steps": list(self.steps),
             "state": with_metadata({**weights, **buffers}, self._layout.metadata),
-            **({} if self._spread is None else self._spread.state_dict()),
+            **({} if self._spread is None else self._spread.state_dict(copy=copy)),
         }
 
     @torch.no_grad()

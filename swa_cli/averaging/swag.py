@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from swa_cli.averaging.settings import MIN_RANK
-from swa_cli.averaging.state import like
+from swa_cli.averaging.state import cloned, like
 from swa_cli.averaging.tensors import groups, require_same_shapes, shapes
 from swa_cli.errors import UserError
 
@@ -58,9 +58,9 @@ class Spread:
         names = self._columns[0] if self._columns else {}
         return {name: torch.stack([column[name] for column in self._columns]) for name in names}
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """All it takes to continue, in copies."""
-        return {"m2": {name: value.clone() for name, value in self._m2.items()}, "deviations": self.deviations()}
+    def state_dict(self, *, copy: bool = True) -> dict[str, dict[str, Tensor]]:
+        """All it takes to continue; without `copy`, M2 is the one that the next weight set changes."""
+        return {"m2": cloned(self._m2) if copy else dict(self._m2), "deviations": self.deviations()}
 
     def require_fit(self, state: Mapping[str, Any], *, expected: Mapping[str, tuple[int, ...]], count: int) -> None:
         """Refuse a state of other shapes than that of `count` weight sets, or one that no weights lead to.

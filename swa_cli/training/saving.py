@@ -58,7 +58,9 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "epoch": len(run.history),
         "step": run.step,
         "model": run.model.state_dict(),
-        "averages": {name: {**average.state_dict(), "batchnorm": stale} for name, average in run.averages.items()},
+        "averages": {
+            name: {**average.state_dict(copy=False), "batchnorm": stale} for name, average in run.averages.items()
+        },
         "optimizer": run.optimizer.state_dict(),
         "scaler": run.scaler.state_dict(),
         "rng": {"seed": run.bench.recipe.seed, "scheme": "seeded anew at each step"},
@@ -67,7 +69,7 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "epoch_so_far": {"loss": loss, _key_so_far(run): score, "seconds": time.monotonic() - run.clock}
         | ({"parts": parts} if len(parts) > 1 else {}),
         "stopped": run.stopped,
-        "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(), "batchnorm": stale},
+        "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(copy=False), "batchnorm": stale},
     }
     copy_of_now = run.parts.whole(content, keep=folder.writes)
     if folder.writes:
@@ -260,14 +262,14 @@ def _require_equal(run: Run) -> None:
     Raises:
         UserError: They do not.
     """
-    averages = [average.state_dict() for average in run.averages.values()]
+    averages = [average.state_dict(copy=False) for average in run.averages.values()]
     state = [run.model.state_dict(), averages, run.optimizer.state_dict()["state"]]
     run.bench.world.require_equal(run.parts.in_common(state), what=f"the weights after step {run.step:,}")
 
 
 def _running_mean(cumulative: WeightAverage, model: nn.Module) -> dict[str, Any]:
     """The mean of the weights after every step so far, in float64 and under each name of the state_dict."""
-    state, tensors = cumulative.state_dict()["state"], read(model)
+    state, tensors = cumulative.state_dict(copy=False)["state"], read(model)
     named = {name: state[owner] for name, owner in tensors.owners.items() if owner in tensors.weights}
     return {"count": cumulative.count, "state": named}
 

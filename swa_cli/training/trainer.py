@@ -227,6 +227,7 @@ def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: board.Board | N
     while run.epoch <= run.plan.epochs and run.stopped is None:
         with run.bench.memory():
             _train_epoch(run, forward, folder)
+        run.optimizer.zero_grad(set_to_none=True)  # scores and saves have a use for the memory
         try:
             require_finite(read(run.model).weights)
         except NonFiniteWeights as error:

@@ -134,6 +134,31 @@ CHANGES = [
     change("timm-hub", "model={name: 'timm:hf-hub:x/y'}", "timm has no network 'hf-hub:x/y'"),
     change("timm-path", "model={name: 'timm:../x'}", "timm has no network '../x'"),
     change("timm-pretrained", "model={name: 'timm:resnet18', args: {pretrained: true}}", "from fresh weights"),
+    change(
+        "patches-of-an-image",
+        "model={name: 'torchvision:vit_b_16', args: {image_size: 30}}",
+        "torchvision:vit_b_16 refuses them: Input shape",
+    ),
+    change(
+        "no-heads",
+        "model={name: 'timm:test_vit', args: {num_heads: 0}}",
+        "timm:test_vit refuses them: ZeroDivisionError",
+    ),
+    change(
+        "negative-width",
+        "model={name: 'timm:test_vit', args: {embed_dim: -8}}",
+        "refuses them: Trying to create tensor with",
+    ),
+    change(
+        "too-few-stages",
+        "model={name: 'timm:test_convnext', args: {depths: [1]}}",
+        "timm:test_convnext refuses them: IndexError",
+    ),
+    change(
+        "block-as-text",
+        "model={name: 'timm:test_resnet', args: {block: x}}",
+        "timm:test_resnet refuses them: AttributeError",
+    ),
     change("no-such-module", "model.name=no_such_module:Net", "cannot import no_such_module"),
     change("module-as-path", "model.name=../x:Net", "is not a name of a network"),
     change("no-network", "model.name=json:loads", "json:loads: missing a required argument"),

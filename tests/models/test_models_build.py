@@ -311,6 +311,23 @@ def test_statistics_of_timms_own_batchnorm() -> None:
             torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.parametrize(
+    ("name", "args", "reason"),
+    [
+        ("torchvision:vit_b_16", {"image_size": 30}, "Input shape indivisible by patch size!"),
+        ("timm:test_vit", {"patch_size": 0}, "ZeroDivisionError"),
+        ("timm:test_vit", {"act_layer": "rule"}, "KeyError 'rule'"),
+        ("timm:test_vit", {"norm_layer": 3}, "AssertionError"),
+        ("timm:test_resnet", {"block": "basic"}, "AttributeError 'str' object has no attribute 'expansion'"),
+    ],
+)
+def test_what_a_constructor_trips_over_is_refused(name: str, args: dict[str, Any], reason: str) -> None:
+    """Values that libraries do not check, against a refusal with the error that they raise and where to look."""
+    error = refusal(name, **args)
+    assert f"model.args: {name} refuses them: {reason}" in error.message
+    assert name.partition(":")[2] in error.hint
+
+
 def test_mistakes_with_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     """Unknown names, arguments, pretrained weights, and no timm at all are held against a refusal with a way out."""
     error = refusal("timm:resnet19")
