@@ -25,8 +25,9 @@ TORCHVISION_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 # Arguments that load weights, from the network or from a file that is not checked; timm has more that begin alike.
 PRETRAINED = frozenset({"weights", "weights_backbone", "checkpoint_path", "cache_dir"})
-# What constructors raise for arguments that they do not take. RuntimeError is one too, but it may be of memory.
-REFUSALS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ZeroDivisionError)
+# What constructors raise for arguments that they do not take; a RuntimeError with one of these words is of memory.
+REFUSALS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ZeroDivisionError, RuntimeError)
+OF_MEMORY = ("memory", "verflow")
 
 
 def from_torchvision(
@@ -53,7 +54,7 @@ def from_torchvision(
     try:
         model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
     except REFUSALS as error:
-        raise refused_args(f"torchvision:{name}", error, see=f"{home}.{name}") from error
+        raise _refused_args(f"torchvision:{name}", error, see=f"{home}.{name}") from error
     if in_channels != 3:
         _fit_first_conv(model, in_channels=in_channels)
     return model
@@ -93,7 +94,7 @@ def from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_channe
     try:
         model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **args)
     except REFUSALS as error:
-        raise refused_args(f"timm:{name}", error, see=f"timm.create_model({name!r})") from error
+        raise _refused_args(f"timm:{name}", error, see=f"timm.create_model({name!r})") from error
     return model
 
 
@@ -117,9 +118,13 @@ def _refuse_pretrained(args: Mapping[str, Any], *, file: str, make: str) -> None
             )
 
 
-def refused_args(name: str, error: Exception, *, see: str = "its constructor") -> UserError:
+def _refused_args(name: str, error: Exception, *, see: str) -> Exception:
     """What is told where a library's constructor has raised this."""
-    reason = str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in OF_MEMORY):
+        return error
+    words = str(error).partition("\n")[0]
+    says_what = isinstance(error, TypeError | ValueError | AssertionError | RuntimeError) and words
+    reason = words if says_what else f"{type(error).__name__} {words}".rstrip()
     return UserError(f"model.args: {name} refuses them: {reason}", hint=f"see the arguments of {see}")
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 
 import torch
 
-from swa_cli.errors import EXIT_FAILED, NOTHING_WAS_RUN, RecipeError, UserError
+from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, NOTHING_WAS_RUN, RecipeError, UserError
 from swa_cli.recipe import load
 from swa_cli.training.own_code import named_code
 from swa_cli.training.run_folder import RunFolder
@@ -53,6 +53,10 @@ def before_a_run() -> Iterator[None]:
     """Note on whatever is raised, a person's own error too, that nothing was run; say it if memory is what lacks."""
     try:
         yield
+    except UserError as error:
+        error.exit_code = EXIT_USAGE
+        error.add_note(NOTHING_WAS_RUN)
+        raise
     except BaseException as error:
         if is_out_of_memory(error):
             hint = "free memory, or choose a smaller network, fewer averages, fewer or smaller images"

@@ -11,10 +11,8 @@ from torch.nn.parameter import is_lazy as is_lazy_tensor
 from swa_cli import models
 from swa_cli.averaging.layers import bn_layers, norm_layers
 from swa_cli.errors import UserError
-from swa_cli.models.libraries import refused_args
 from swa_cli.recipe.schema import Recipe
 from swa_cli.training.faults import is_out_of_memory
-from swa_cli.training.own_code import is_own_code
 
 OVERFLOW = ("Storage size calculation overflowed", "Overflow")  # what torch says of sizes beyond 64 bits
 
@@ -35,12 +33,10 @@ def build_network(
         return unwrapped(network)
     except (MemoryError, OverflowError, RuntimeError) as error:
         is_overflow = isinstance(error, OverflowError) or any(words in str(error) for words in OVERFLOW)
-        if is_overflow or is_out_of_memory(error):
-            message = "model: is too large for the memory of this machine"
-            raise UserError(message, hint="make it smaller with model.args") from error
-        if is_own_code(model.name):
-            raise  # its author needs the traceback
-        raise refused_args(model.name, error) from error
+        if not (is_overflow or is_out_of_memory(error)):
+            raise
+        message = "model: is too large for the memory of this machine"
+        raise UserError(message, hint="make it smaller with model.args") from error
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -55,7 +55,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
         UserError: A step, or the BatchNorm pass, cannot be done.
     """
     bench, warnings, is_sparse = replica.bench, list[str](), False
-    with global_state_kept(), bench.terminal.progress("trying a step and a BatchNorm pass", 3) as bar:
+    with global_state_kept(), bench.terminal.progress("trying a step", 3) as bar:
         batch = next(iter(bench.training_batches(1)))
         is_equal = is_made_anew(replica, batch)
         bar.advance()
@@ -74,7 +74,8 @@ def check(replica: Replica, plan: Plan) -> Preflight:
             sizes = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
             alone = [sizes[0] // bench.world.size, *sizes[1:]]  # each worker of a SWAP run is one process
             few = slice(max(min(alone), 1))
-            is_sparse = _step(replica, nested.span_of(batch[0], few), nested.span_of(batch[1], few))
+            with bench.memory():
+                is_sparse = _step(replica, nested.span_of(batch[0], few), nested.span_of(batch[1], few))
         bar.advance()
         update = check_refresh(replica, batch, num_train=plan.num_train)
         bar.advance()

@@ -38,7 +38,7 @@ class Net(nn.Module):
         self.net = nn.Sequential(nn.BatchNorm2d(in_channels), nn.Conv2d(in_channels, num_classes, 5, padding=2))
 
     def forward(self, images):
-        return {"out": self.net(images), "aux": images}
+        return {"out": self.net(images), "edges": images}
 """
 SEGMENTATION = """\
 name: blobs

@@ -17,7 +17,7 @@ from torchvision.utils import save_image
 from sessions import record
 
 WORDS = ["train.precision=fp32"]  # the plan says nothing that was measured
-BAR = re.compile(r"(epoch \d+|scoring \w+|BatchNorm of \w+) .*")
+BAR = re.compile(r"(trying a step|epoch \d+|scoring \w+|BatchNorm of \w+) .*")
 TIME = re.compile(r"\d+(\.\d)? s\b")
 CURSOR = re.compile(rb"\x1b\[[\d;]*[A-HJKf]|\x1b\[\?|\r(?!\n)")  # what moves it, hides it or clears a line
 COLOUR = re.compile(rb"\x1b\[(\d+;)*[34]\d(;\d+)*m")

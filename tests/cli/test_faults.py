@@ -227,15 +227,16 @@ def test_loader_process_killed(swa, faulty: Path, tmp_path: Path, at: At) -> Non
 
 
 def test_out_of_memory(faulty: Path, tmp_path: Path) -> None:
-    """A batch for which the machine has no memory: exit 1 names the batch, and what halving it would be."""
+    """A batch for which the machine has no memory: exit 2 names it, and what halving it would be; no folder."""
     images = "dataset={name: image_folder, root: images, val: 8, args: {size: 256}}"
     words = ["train", "faulty.yaml", "-q", images, "model.args.width=64", "train.batch_size=32"]
     process = start(tmp_path, words, memory=512 << 20)  # the first convolution makes 512 MiB, and its BatchNorm again
     process.join()
     said = " ".join(said_in(tmp_path).split())
-    assert process.exitcode == 1, said
+    assert process.exitcode == 2, said
     assert "out of memory with a batch of 32 images" in said
     assert "train.batch_size=16" in said
+    assert not (tmp_path / "runs").exists()
 
 
 def test_out_of_memory_before_a_run(faulty: Path, tmp_path: Path) -> None:

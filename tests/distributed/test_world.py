@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swa_cli.training.distributed import ALONE, checksum, is_restarted, launched, name_of_launch, run_id, twin
+from swa_cli.training.distributed import ALONE, checksum, is_restarted, launched, name_of_launch, run_id, sharing
 from swa_cli.training.run_folder import begun_by
 
 
@@ -40,14 +40,15 @@ def test_one_process_is_what_it_was() -> None:
     ALONE.require_equal(tensor, what="it")
     assert (ALONE.gathered("a"), ALONE.largest(3), ALONE.total(4), ALONE.of_first(lambda: 5)) == (["a"], 3, 4, 5)
     assert tensor.tolist() == [1.0, 2.0]
-    assert ALONE.synchronised(model, sync_batchnorm=True) is model
+    assert ALONE.synchronised(model, sync_batchnorm=True, make=lambda: model) is model
     assert not torch.distributed.is_initialized()
 
 
-def test_a_twin_shares_every_tensor() -> None:
-    """Parameters and buffers of the twin are the very same objects, its layers are others."""
-    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    other = twin(model)
+def test_another_network_shares_every_tensor() -> None:
+    """Parameters and buffers of the other network are the very same objects, its layers are its own."""
+    model, made = (torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2)) for _ in range(2))
+    other = sharing(model, made)
+    assert other is made
     assert other[1] is not model[1]
     for kind in ("named_parameters", "named_buffers"):
         mine, theirs = (dict(getattr(network, kind)()) for network in (model, other))
