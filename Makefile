@@ -23,7 +23,8 @@ torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk: 
 	$(BIN)/pytest -m torture --durations=0
 
 sweep: $(VENV)/installed-dev ## every network of torchvision, one of each family of timm: about 10 minutes
-	$(BIN)/pytest -m sweep -n 2 --dist loadgroup --durations=10
+	$(BIN)/pytest tests/sweep -m sweep -k 'not one_at_a_time' -n 2 --dist worksteal --durations=10
+	$(BIN)/pytest tests/sweep -m sweep -k one_at_a_time --durations=10
 
 BENCH := PYTHONPATH=tests $(BIN)/python -m benchmarks
 
