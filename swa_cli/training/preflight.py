@@ -83,7 +83,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
 
 
 def check_evaluation(replica: Replica) -> None:
-    """Pass two samples through both networks in evaluation mode, and hold one against the other.
+    """Pass two samples through the network in evaluation mode.
 
     Raises:
         UserError: The network cannot take the inputs, or gives what the task cannot use.

@@ -174,6 +174,9 @@ def prepare(
         seen = preflight.check(replica, plan)
         bench = replica.bench = _with_defined_gradients(bench, replica)
         parts = WHOLE
+        if settings.shard and replica.borrows:
+            message = f"{recipe.model.name} makes another network each time: no process can put its parts together"
+            raise RecipeError([Problem("train.shard", message, "write train.shard=false")])
         if settings.shard:
             model, parts = shard(
                 model, world=world, device=bench.hardware.device, sync_batchnorm=settings.sync_batchnorm
