@@ -22,9 +22,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from swa_cli.averaging import exact, inputs, pooled
 from swa_cli.averaging.inputs import Arguments, Batches, no_samples
-from swa_cli.averaging.layers import is_frozen, may_have_statistics, norm_layers, write_statistics
+from swa_cli.averaging.layers import is_frozen, may_have_statistics, norm_layers, statistics_of, write_statistics
 from swa_cli.averaging.moments import Moments, alone
-from swa_cli.averaging.others import Measuring, find
+from swa_cli.averaging.others import Measuring, Others, find
 from swa_cli.averaging.tensors import plain_model
 from swa_cli.errors import UserError
 
@@ -158,27 +158,43 @@ def _measured(
     if first is None:
         raise no_samples()
     others = find(model, batches, first, modes=modes)
+    unmeasured = (*_taken_out(model, layers, batches, first), *others.unmeasured)
     if method == "exact" and layers:
         if others.running:
             name = next(iter(others.running))
             raise UserError(f"{name}: method exact measures BatchNorm alone", hint="use method pooled")
         moments, num_samples = exact.measure(model, layers, batches, gathered, first=first, stream=stream)
-        return _checked(_Found(moments, {}, others.unmeasured, num_samples, others.moved), names)
+        return _checked(_Found(moments, {}, unmeasured, num_samples, others.moved), names)
     if not layers and not others.running:
-        return _Found({}, {}, others.unmeasured, 0, others.moved)
-    unlike: list[str] = []
-    while True:  # the batch that shows a layer to be none is the first one
-        measuring = Measuring(others)
+        return _Found({}, {}, unmeasured, 0, others.moved)
+    measuring = Measuring(others)
+    moments, num_samples = pooled.measure(
+        model, layers, batches, gathered, stream=chain([first], stream), others=measuring
+    )
+    return _checked(_Found(moments, measuring.found(gathered), unmeasured, num_samples, others.moved), names)
+
+
+def _taken_out(model: nn.Module, layers: dict[_BatchNorm, str], batches: Batches, first: Any) -> list[str]:
+    """Take out those layers that keep something else than the moments of their input, as one batch shows.
+
+    Returns:
+        The names of their buffers.
+    """
+    found: list[str] = []
+    kept = {layer: [value.clone() for value in statistics_of(layer)] for layer in layers}
+    while any(type(layer).forward not in pooled.KNOWN for layer in layers):
         try:
-            moments, num_samples = pooled.measure(
-                model, layers, batches, gathered, stream=chain([first], stream), others=measuring
-            )
+            pooled.measure(model, layers, batches, alone, stream=[first], others=Measuring(Others()))
+            break
         except pooled.Unlike as error:
             name = layers.pop(error.layer)
-            unlike += [f"{name}.running_mean", f"{name}.running_var"]
-            continue
-        found = _Found(moments, measuring.found(gathered), (*unlike, *others.unmeasured), num_samples, others.moved)
-        return _checked(found, names)
+            for statistic, value in zip(statistics_of(error.layer), kept[error.layer], strict=True):
+                statistic.copy_(value)  # it normalises by them in the pass
+            found += [f"{name}.running_mean", f"{name}.running_var"]
+        finally:
+            for module in model.modules():
+                module.training = False
+    return found
 
 
 def _checked(found: _Found, names: Mapping[nn.Module, str]) -> _Found:

@@ -128,12 +128,17 @@ def test_what_nobody_can_measure_is_named_and_left() -> None:
     assert model.norm_of_inputs == 0
 
 
-def test_a_batchnorm_that_keeps_something_else_is_named_and_left() -> None:
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_a_batchnorm_that_keeps_something_else_is_named_and_left(method: str) -> None:
     """A subclass with statistics of another tensor than its input, beside a layer that is measured as ever."""
-    values, model = images(), nn.Sequential(nn.BatchNorm2d(2), Squashed(2))
-    update = update_batchnorm(iter(values.split(35)), model)
-    assert (update.unmeasured, update.num_layers) == (("1.running_mean", "1.running_var"), 1)
-    assert torch.equal(model[1].running_mean, torch.zeros(2))
+    values, model = images(), nn.Sequential(nn.BatchNorm2d(2), Squashed(2), nn.BatchNorm2d(2))
+    model[1].running_mean.fill_(0.5)
+    update = update_batchnorm(iter(values.split(35)), model, method=method)
+    assert (update.unmeasured, update.num_layers) == (("1.running_mean", "1.running_var"), 2)
+    assert torch.equal(model[1].running_mean, torch.full((2,), 0.5))
+    seen = model[:2].eval()(values) if method == "exact" else None  # what the layer behind it is fed
+    if seen is not None:
+        torch.testing.assert_close(model[2].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model[0].running_mean, values.mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
 
 

@@ -87,7 +87,8 @@ def outputs_of(model: nn.Module, images: Tensor) -> Tensor:
 def plain(source: str, network: Network) -> nn.Module:
     """The network as a person makes it without swa."""
     if source == "timm":
-        timm = pytest.importorskip("timm")
+        import timm
+
         return timm.create_model(network.name, num_classes=NUM_CLASSES, **network.args)
     from torchvision import models
 
@@ -167,7 +168,9 @@ def test_what_a_network_cannot_do_is_told_before_a_run(swa, noise: Path, what: s
 
 def test_no_network_is_left_out() -> None:
     """The tables of the sweep against the lists of the libraries."""
-    timm, models = pytest.importorskip("timm"), pytest.importorskip("torchvision").models
+    import timm
+    from torchvision import models
+
     known = {*models.list_models(module=models), *models.list_models(module=models.segmentation)}
     assert known <= {network.name for network in (*TORCHVISION, *LARGE)}
     assert set(timm.list_modules()) <= TIMM.keys()
