@@ -99,6 +99,7 @@ def test_verdicts_follow_the_figures() -> None:
     assert Figure("a", "b", 1, 1, "s", float("nan"), "x", 1.0).is_missed, "what could not be told is not met"
 
 
+@pytest.mark.pictures
 def test_table_and_picture_hold_every_figure(tmp_path: Path) -> None:
     """Names and verdicts of made-up figures against the table at 80 columns and as Markdown; the picture is there."""
     page = StringIO()
@@ -149,6 +150,7 @@ def test_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
     assert 5 < processes.run(["-c", "pass"]).peak_mb < 60
 
 
+@pytest.mark.pictures
 @pytest.mark.parametrize("bar", [1.0, 3.0])
 def test_exit_code_says_whether_a_bar_was_missed(bar: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A topic with a made-up ratio of 2, on both sides of its bar, against exit code and bench.json."""

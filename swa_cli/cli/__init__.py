@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 import traceback as traceback_module
-from typing import NoReturn
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NoReturn
 
 import typer
 
@@ -99,7 +101,7 @@ def run(words: list[str]) -> int:
     from swa_cli.report.problems import print_problems, print_user_error
 
     try:
-        app(words, prog_name="swa")
+        _command()(words, prog_name="swa")
         return EXIT_DONE
     except SystemExit as end:  # typer's own ends: help, wrong usage (2), Ctrl-C (130)
         return end.code if isinstance(end.code, int) else EXIT_DONE
@@ -124,6 +126,12 @@ def run(words: list[str]) -> int:
         hint = "; ".join(("this is a mistake of swa: see `swa --traceback ...`", *notes_of(error)))
         print_user_error(f"{type(error).__name__}: {error}", hint=hint)
         return EXIT_FAILED
+
+
+@cache
+def _command() -> Callable[..., Any]:
+    """Build the commands and their options once per process: typer takes 15 ms to read all signatures."""
+    return typer.main.get_command(app)
 
 
 def _terminate(number: int, frame: object) -> NoReturn:

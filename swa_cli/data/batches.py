@@ -7,7 +7,7 @@ Shapes: S positions, B batch, C channels, H W pixels, K classes, V numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -55,7 +55,7 @@ class Batches:
     def __len__(self) -> int:
         return len(self.spans)
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Generator[tuple[Any, Any], None, None]:
         groups = self._groups()
         for group, (images, labels) in zip(groups, self._stored(groups), strict=True):
             spans = self.spans[group]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -271,8 +271,11 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     run.model.train()
     if bench.split("train").dataset is not None:
         run.writer.wait()  # its loader processes are forked, which is not safe beside another thread
-    with bench.terminal.progress(f"epoch {epoch}", num_batches, unit=phase.batch_size, done=start) as bar:
-        next_reading, batches = 0.0, iter(bench.training_batches(epoch, start=start))
+    with (
+        bench.terminal.progress(f"epoch {epoch}", num_batches, unit=phase.batch_size, done=start) as bar,
+        closing(iter(bench.training_batches(epoch, start=start))) as batches,
+    ):
+        next_reading = 0.0
         while run.step < epoch * plan.steps_per_epoch:
             run.interrupt.check()
             if _out_of_time(run):

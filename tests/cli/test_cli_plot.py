@@ -16,6 +16,7 @@ from swa_cli import cli
 from swa_cli.report.measures import CLASSIFICATION
 from swa_cli.report.page.document import RunOnPage, document
 
+pytestmark = pytest.mark.pictures
 RECIPE = SMALL.replace("epochs: 4", "epochs: 3, precision: fp32") + "snapshots: {every: 0.5ep}\n"
 
 

@@ -308,6 +308,7 @@ def test_plan(tiny: Path, swa: Swa, words: list[str], common: int, batch_size: i
     assert worker["learning_rates"] == pytest.approx([factor * rate(epoch) for epoch in range(common, 10)])
 
 
+@pytest.mark.pictures
 def test_what_looks_at_runs(tiny: Path, swa: Swa) -> None:
     """eval, show, compare, report, pictures and a dry run of a SWAP run: its workers are there, with their scores."""
     result: dict[str, Any] = swa("train", "tiny.yaml", "--json").json

@@ -87,6 +87,7 @@ def rows_of(run: Path) -> list[dict[str, str]]:
     return list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
 
 
+@pytest.mark.pictures
 def test_segmentation_by_hand(swa, blobs: Path, tmp_path: Path) -> None:
     """Columns, scores of the shipped average from its weights in float64, and a picture."""
     ended = swa("train", blobs, "--json", "-q")
