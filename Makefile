@@ -34,7 +34,7 @@ bench: $(VENV)/installed-dev ## ratios to the alternatives, measured side by sid
 bench-quick: $(VENV)/installed-dev ## the same on few images: about 2 minutes, and rough
 	$(BENCH) --quick
 
-bench-long: $(VENV)/installed-dev ## jobs of 10 minutes, really run: about 35 minutes
+bench-long: $(VENV)/installed-dev ## jobs of 10 minutes, really run: about 27 minutes
 	$(BENCH) --long
 
 lint: $(VENV)/installed-dev ## ruff (format and lint) and mypy

@@ -20,7 +20,7 @@ def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[P
             classification, and for another task nothing is said about that.
     """
     found = _interval_problems(recipe) + _stop_problems(recipe, columns) + _init_problems(recipe)
-    return found + _task_problems(recipe) + _augment_problems(recipe)
+    return found + _task_problems(recipe) + _augment_problems(recipe) + _compile_problems(recipe)
 
 
 def _interval_problems(recipe: Recipe) -> list[Problem]:
@@ -77,3 +77,12 @@ def _init_problems(recipe: Recipe) -> list[Problem]:
     given = {"train.init_weights": recipe.train.init_weights, "train.init_skip": recipe.train.init_skip}
     message, hint = "there is no checkpoint to take them from", "add train.init, or leave it out"
     return [Problem(key, message, hint) for key, value in given.items() if value]
+
+
+def _compile_problems(recipe: Recipe) -> list[Problem]:
+    """A mode, which only inductor has, beside another backend."""
+    settings = recipe.train.compile
+    if settings is None or settings.backend == "inductor" or settings.mode == "default":
+        return []
+    message = f"only inductor has modes, and the backend is {shown(settings.backend)}"
+    return [Problem("train.compile.mode", message, "leave it out, or write backend: inductor")]

@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.inputs import num_samples
-from swa_cli.kernels.graph import KernelBackend
-from swa_cli.training import loading
+from swa_cli.training import compilation, loading
 from swa_cli.training.bench import Bench
 from swa_cli.training.optimizers import set_learning_rate
-from swa_cli.training.setup import Run, has_kernels
+from swa_cli.training.setup import Run
 from swa_cli.training.writer import copied
 
 Forward = Callable[..., Any]  # of the network: arguments as the task makes them of a batch -> outputs
@@ -48,15 +47,19 @@ def connected(run: Run) -> Forward:
 
 
 def forward_of(run: Run) -> Forward:
-    """The network as a run trains it; says what compiling took, which the first row's time contains."""
-    forward, started = connected(run), time.monotonic()
-    if not run.bench.recipe.train.compile:
+    """Return the network as a run trains it; report the compile time, which the first epoch's time includes.
+
+    Raises:
+        UserError: The backend cannot compile the network.
+    """
+    forward, settings = connected(run), run.bench.recipe.train.compile
+    if settings is None:
         return forward
-    kernels = KernelBackend() if has_kernels(run.model, run.bench.hardware) else None
-    forward = torch.compile(forward, backend=kernels or "inductor")
-    _warm_up(run, forward)
-    what = f", {kernels.num_fused} BatchNorm layers fused" if kernels else ""
-    run.bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s{what}")
+    started = time.monotonic()
+    forward = compilation.compiled(forward, settings)
+    with compilation.failures_explained(settings):
+        _warm_up(run, forward)
+    run.bench.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s")
     return forward
 
 

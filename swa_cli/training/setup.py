@@ -19,16 +19,13 @@ from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.layers import bn_layers, statistics_of
 from swa_cli.averaging.tensors import read
 from swa_cli.errors import Problem, RecipeError, UserError
-from swa_cli.kernels.graph import is_backend_for
-from swa_cli.kernels.library import library
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.phase import name_of_worker
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import board, initial, optimizers, preflight, sharding
+from swa_cli.training import board, compilation, initial, optimizers, preflight, sharding
 from swa_cli.training.bench import Bench
 from swa_cli.training.distributed import ALONE, World
-from swa_cli.training.hardware import DTYPES, Hardware
 from swa_cli.training.initial import InitialWeights
 from swa_cli.training.interrupt import Interrupt
 from swa_cli.training.opening import open_bench
@@ -135,7 +132,7 @@ def prepare(
     problems: list[Problem] = optimizers.check(
         recipe.optimizer.name, recipe.optimizer.options, [group.options for group in recipe.optimizer.groups]
     )
-    problems += board.problems(recipe)
+    problems += board.problems(recipe) + compilation.problems(recipe.train.compile)
     begun_from, unreadable = initial.read(recipe.train.init if recorded is None else None)
     problems += unreadable
     try:
@@ -165,8 +162,7 @@ def prepare(
     preflight.check_evaluation(replica)
     if recorded is None:  # a resumed run has the weights that came of it
         _initialize_from_data(model, bench)
-    if recipe.train.compile and has_kernels(model, bench.hardware):
-        library(DTYPES[bench.hardware.precision])  # a compiler that is missing is told before anything is made
+    compilation.require_available(recipe.train.compile, device=bench.hardware.device)
     try:
         optimizers.require_trained(model)
         settings = recipe.train
@@ -212,11 +208,6 @@ def prepare(
     layers = bn_layers(model)
     run.running = tuple(statistics for layer in layers for statistics in statistics_of(layer))
     return run
-
-
-def has_kernels(model: nn.Module, hardware: Hardware) -> bool:
-    """Whether compiling this network means our own backend, which on a processor gains more in a tenth of the time."""
-    return is_backend_for(model, device=hardware.device, dtype=DTYPES[hardware.precision])
 
 
 def _problems_of_processes(bench: Bench) -> list[Problem]:

@@ -112,7 +112,7 @@ def test_schema_is_json(swa) -> None:
 
 
 def test_an_installed_package_is_whole(tmp_path: Path) -> None:
-    """A wheel made of the sources, unpacked far from them: `swa recipes` there against recipes/; C and types."""
+    """A wheel made of the sources, unpacked far from them: `swa recipes` there against recipes/; digits and types."""
     source, wheels, unpacked = tmp_path / "source", tmp_path / "wheels", tmp_path / "unpacked"
     ignored = shutil.ignore_patterns("__pycache__")
     for name in ("swa_cli", "recipes"):
@@ -129,5 +129,5 @@ def test_an_installed_package_is_whole(tmp_path: Path) -> None:
     ended = subprocess.run(words, cwd=unpacked, env={"PYTHONPATH": str(unpacked)}, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert len(json.loads(ended.stdout)["recipes"]) == len(list(RECIPES.rglob("*.yaml")))
-    for name in ("kernels/batchnorm.c", "py.typed"):
+    for name in ("data/digits.gz", "py.typed"):
         assert (unpacked / "swa_cli" / name).is_file()

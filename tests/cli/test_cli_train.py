@@ -17,8 +17,6 @@ from PIL import Image
 
 from swa_cli import models
 from swa_cli.data.randomness import seed_globals
-from swa_cli.kernels.graph import KernelBackend
-from swa_cli.kernels.library import library
 from swa_cli.training import hardware, trainer
 
 
@@ -369,57 +367,6 @@ def test_a_run_imports_no_more_than_it_needs(recipe: Path, tmp_path: Path) -> No
     words = [sys.executable, "-c", code, str(recipe)]
     ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert ended.stdout.endswith("set()\n")
-
-
-def test_compiling_changes_no_run(swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pass that compiles, with dropout and BatchNorm, against a run without it: equal weights, bit for bit."""
-    compiled: list[torch.nn.Module] = []
-
-    def compile_nothing(model: torch.nn.Module, *, backend: object) -> torch.nn.Module:
-        assert isinstance(backend, KernelBackend)
-        compiled.append(model)
-        return model
-
-    monkeypatch.setattr(torch, "compile", compile_nothing)
-    words = ["model.args={width: 4, dropout: 0.3}", "-q"]
-    assert swa("train", recipe, *words).code == 0
-    assert not compiled
-    ended = swa("train", recipe, "train.compile=true", *words[:1])
-    assert ended.code == 0
-    assert len(compiled) == 1
-    assert "torch.compile took" in ended.err
-    first, second = (load(tmp_path / f"runs/small-00{number}/checkpoints/last.pt") for number in (1, 2))
-    assert same(first["model"], second["model"])
-
-
-def test_a_run_with_fused_batchnorm_trains_the_same_network(swa, recipe: Path, tmp_path: Path) -> None:
-    """Weights and statistics of a run that was compiled for the CPU against one that was not; and against itself."""
-    words = ["train", recipe, "train.precision=fp32", "train.epochs=1"]
-    assert swa(*words, "-q").code == 0
-    for _ in range(2):
-        ended = swa(*words, "train.compile=true")
-        assert ended.code == 0
-        assert " BatchNorm layers fused" in ended.err
-    eager, first, second = (
-        load(tmp_path / f"runs/small-00{number}/checkpoints/last.pt")["model"] for number in (1, 2, 3)
-    )
-    assert same(first, second)
-    assert not same(eager, first)  # sums were made in another order
-    for key, tensor in eager.items():
-        torch.testing.assert_close(first[key], tensor, rtol=1e-3, atol=1e-4)
-
-
-def test_without_a_c_compiler_nothing_is_begun(
-    swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Compiling for the CPU with an empty PATH: exit 2, a cure, no folder."""
-    monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    library.cache_clear()
-    ended = swa("train", recipe, "train.compile=true")
-    assert ended.code == 2
-    assert "error: train.compile: no C compiler (cc, gcc, clang) on the PATH\n  = hint: install one" in ended.err
-    assert not (tmp_path / "runs").exists()
 
 
 def test_a_network_sets_its_first_weights_by_the_training_images(swa, tmp_path: Path) -> None:

@@ -176,6 +176,24 @@ def test_the_trap_is_imported_once_it_is_allowed(swa, trained: Path, tmp_path: P
     assert (tmp_path / MARK).exists()
 
 
+@pytest.mark.parametrize("value", [TRAP, {"backend": TRAP}], ids=["short", "section"])
+def test_a_backend_of_torch_compile_is_imported_once_it_is_allowed(
+    swa, trained: Path, tmp_path: Path, value: object
+) -> None:
+    """The trap as train.compile of a run and of its checkpoint: refused, and with --allow-code the mark is made."""
+    planted(trained, tmp_path, {"train": {"compile": value}})
+    for words in (["train", "--resume", "run"], ["eval", "bad.pt"]):
+        refused = swa(*words)
+        assert refused.code == 2
+        assert f"train.compile.backend {TRAP}" in " ".join(refused.err.split())
+        assert "--allow-code" in refused.err
+    assert not (tmp_path / MARK).exists()
+    ended = swa("train", "--resume", "run", "--allow-code")
+    assert ended.code == 2
+    assert "train.compile: trap:Trap takes other arguments" in ended.err
+    assert (tmp_path / MARK).exists()
+
+
 @pytest.mark.parametrize("word", [f"dataset.name={TRAP}", f"dataset={{name: {TRAP}}}"])
 def test_a_change_on_the_command_line_is_the_users_own(swa, trained: Path, tmp_path: Path, word: str) -> None:
     """Code in a typed change needs no permission; the same code in the checkpoint does, whatever else is changed."""

@@ -137,6 +137,42 @@ def test_ways_to_write_are_known(validator: Any, tmp_path: Path, lines: str) -> 
     assert mistakes(validator, SMALLEST + lines) == []
 
 
+@pytest.mark.parametrize(
+    ("value", "backend", "mode"),
+    [
+        ("true", "inductor", "default"),
+        ("aot_eager", "aot_eager", "default"),
+        ("my.own:backend", "my.own:backend", "default"),
+        ("{mode: max-autotune}", "inductor", "max-autotune"),
+        ("{backend: inductor, mode: reduce-overhead}", "inductor", "reduce-overhead"),
+        ("{backend: eager}", "eager", "default"),
+        ("false", None, None),
+    ],
+)
+def test_short_and_long_forms_of_compile(
+    validator: Any, tmp_path: Path, value: str, backend: str | None, mode: str | None
+) -> None:
+    """Each form of train.compile against the backend and mode that it means, in the schema and in what a run stores."""
+    text = SMALLEST.replace("epochs: 3", f"epochs: 3, compile: {value}")
+    assert mistakes(validator, text) == []
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = load.load(tmp_path / "recipe.yaml").recipe
+    settings = recipe.train.compile
+    assert (settings and settings.backend, settings and settings.mode) == (backend, mode)
+    stored = recipe.model_dump(mode="json")
+    assert load.from_values(stored, source="stored").recipe == recipe
+    stored["train"]["compile"] = yaml.safe_load(value)  # a stored short form, as older files have it
+    assert load.from_values(stored, source="stored").recipe == recipe
+
+
+@pytest.mark.parametrize("value", ["[eager]", "{mode: fastest}", "{backends: eager}"])
+def test_wrong_forms_of_compile_are_marked(validator: Any, tmp_path: Path, value: str) -> None:
+    """A value of train.compile that the loader refuses, against the schema."""
+    text = SMALLEST.replace("epochs: 3", f"epochs: 3, compile: {value}")
+    assert mistakes(validator, text)
+    assert not is_loaded(tmp_path, text)
+
+
 def test_every_key_says_what_it_means() -> None:
     """A description at each key of each section, which is what an editor shows."""
     whole = json_schema()

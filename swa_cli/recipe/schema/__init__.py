@@ -19,7 +19,7 @@ from swa_cli.recipe.schema.averages import AVERAGE_KEYS, AVERAGE_KINDS, Average,
 from swa_cli.recipe.schema.inputs import Augment, Dataset, Model
 from swa_cli.recipe.schema.misfits import STRICT
 from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Optimizer
-from swa_cli.recipe.schema.run import Eval, Output, Snapshots, Train
+from swa_cli.recipe.schema.run import Compile, Eval, Output, Snapshots, Train
 from swa_cli.recipe.schema.schedule import SCHEDULE_KEYS, Schedule, schedule_misfits
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "SGD_DEFAULTS",
     "Augment",
     "Average",
+    "Compile",
     "Eval",
     "Optimizer",
     "Output",

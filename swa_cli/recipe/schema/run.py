@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
+from swa_cli.recipe import scalars
 from swa_cli.recipe.duration import Duration
 from swa_cli.recipe.fields import (
     Count,
@@ -27,6 +29,24 @@ class Stop(BaseModel):
     model_config = STRICT
     patience: Count = Field(description="scorings without a new best value, then the run ends")
     metric: Text = Field(default="val_loss", description="a column of metrics.csv: a loss or an accuracy")
+
+
+class Compile(BaseModel):
+    """How torch.compile compiles the network."""
+
+    model_config = STRICT
+    backend: Text = Field(
+        default="inductor",
+        description="inductor, another backend that torch.compile knows, or package.module:attribute",
+    )
+    mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
+        default="default", description="inductor: reduce-overhead uses CUDA graphs, max-autotune also tries kernels"
+    )
+
+
+def _add_short_forms(node: dict[str, Any]) -> None:
+    """Let the JSON Schema of `train.compile` take what `Train._short_compile` reads, too."""
+    node["anyOf"] = [{"type": "boolean"}, {"type": "string", "minLength": 1}, *node["anyOf"]]
 
 
 class Train(BaseModel):
@@ -59,13 +79,25 @@ class Train(BaseModel):
     device: Text = Field(
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"
     )
-    compile: Flag = Field(
-        default=False, description="torch.compile; on a CPU with kernels in C, for BatchNorm and convolutions"
+    compile: Compile | None = Field(
+        default=None,
+        description="torch.compile: true (inductor), false, the name of a backend, or a section with backend and mode",
+        json_schema_extra=_add_short_forms,
     )
     deterministic: Flag = Field(default=False, description="refuse operations that are not reproducible on a GPU")
     threads: Threads = Field(default="auto", description="processor threads")
     max_time: TimeField | None = Field(default=None, description="the run ends after this time, such as 2h")
     stop: Stop | None = None
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _short_compile(cls, value: Any) -> Any:
+        """`true` is the section with its defaults, `false` is none, and a text names the backend."""
+        if value is None or isinstance(value, Mapping | Compile):
+            return value
+        if isinstance(value, bool) or str(value).lower() in scalars.TRUTH_WORDS:
+            return {} if scalars.flag(value) else None
+        return {"backend": scalars.text(value)}
 
 
 class Eval(BaseModel):

@@ -66,15 +66,13 @@ def main() -> None:
     """Train; then forward passes alone, in both modes."""
     parser = options()
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--compile", action="store_true")
     clock, given = Clock(), parser.parse_args()
     batches = ready_batches(*data.arrays(given.images, 0)["train"])
     model = network()
-    forward = torch.compile(model) if given.compile else model
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     clock.lap("setup_s")
     for _ in range(given.epochs):
-        train_epoch(forward, optimizer, batches, precision=given.precision)
+        train_epoch(model, optimizer, batches, precision=given.precision)
         clock.epoch()
     rates = {}
     for mode in ("train", "eval"):
