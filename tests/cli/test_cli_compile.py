@@ -59,16 +59,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return content["model"]
 
 
-def has_cpp_compiler() -> bool:
-    from torch._inductor.cpp_builder import get_cpp_compiler
-
-    try:
-        get_cpp_compiler()
-    except RuntimeError:
-        return False
-    return True
-
-
 def test_a_users_backend_runs_every_step_and_changes_no_bit(swa, beside: Path, tmp_path: Path) -> None:
     """Calls of its graph against the steps, and the run with dropout and BatchNorm against one without: equal bits."""
     words = ["model.args={width: 4, dropout: 0.3}", "train.precision=fp32"]
@@ -106,7 +96,6 @@ def test_a_recipe_names_a_backend_and_a_resumed_run_ends_the_same(
     assert_equal_runs(tmp_path / "runs/small-001", tmp_path / "runs/small-002")
 
 
-@pytest.mark.skipif(not has_cpp_compiler(), reason="inductor needs a C++ compiler")
 def test_inductor_trains_the_same_network(swa, recipe: Path, tmp_path: Path) -> None:
     """Weights and statistics of a run that inductor compiled against one that is not compiled."""
     words = [

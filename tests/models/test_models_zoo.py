@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -99,9 +100,8 @@ def test_a_name_and_its_arguments_spelt_out_are_one_network() -> None:
 @pytest.mark.parametrize("name", ["vgg16", "vgg16_bn", "vgg19", "vgg19_bn"])
 def test_vgg_features_are_those_of_torchvision(name: str) -> None:
     """Names and shapes of a VGG's convolutions, held against torchvision's network of the same name."""
-    models = pytest.importorskip("torchvision.models")
     with torch.device("meta"):
-        theirs = models.get_model(name, weights=None).features.state_dict()
+        theirs = torchvision.models.get_model(name, weights=None).features.state_dict()
     ours = on_meta(name).features.state_dict()
     assert {key: value.shape for key, value in ours.items()} == {key: value.shape for key, value in theirs.items()}
 
