@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from swa_cli.averaging.average import WeightAverage
     from swa_cli.averaging.batchnorm import update_batchnorm
-    from swa_cli.averaging.optimizer import SWA
+    from swa_cli.averaging.swa_optimizer import SWA
 
 __version__ = "0.1.0"
 __all__ = ["SWA", "WeightAverage", "__version__", "update_batchnorm"]
 
 _HOMES = {
-    "SWA": "swa_cli.averaging.optimizer",
+    "SWA": "swa_cli.averaging.swa_optimizer",
     "WeightAverage": "swa_cli.averaging.average",
     "update_batchnorm": "swa_cli.averaging.batchnorm",
 }

@@ -29,7 +29,7 @@ WHITE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABA
 SECOND_SAVE, THIRD_SAVE = 3, 5  # `kill_at` within "checkpoints/.last": a save opens that file and renames it
 ENDS_WITHIN_S = 600  # far more than any takes, on a busy machine too
 PRELOADED = [
-    "swa_cli.training.trainer",
+    "swa_cli.engine.train",
     "matplotlib.figure",
     "torch._dynamo",
     "torch.distributed.fsdp",

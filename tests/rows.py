@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from equal_runs import flat
 from swa_cli.averaging.average import WeightAverage, update_all
-from swa_cli.training.distributed import World
-from swa_cli.training.sharding import Parts
+from swa_cli.engine.distributed import World
+from swa_cli.engine.fsdp import Sharding
 
 KINDS = {
     "mean": {"kind": "mean"},
@@ -60,7 +60,7 @@ def average(rank: int, port: int, path: Path) -> None:
                 here.copy_(chunks[rank] if rank < len(chunks) else whole[:0])
             update_all(list(averages.values()), model, step=step)
     assert exchanged.get_total_counts() == 0
-    parts = Parts(World(rank, 2), parameters)
+    parts = Sharding(World(rank, 2), parameters)
     states = {name: average.state_dict() for name, average in averages.items()}
     together = parts.whole(states, keep=rank == 0)
     if rank == 0:

@@ -20,11 +20,10 @@ from benchmarks.jobs import RECIPE, Job, changes
 from benchmarks.turns import by_turns
 from benchmarks.voice import Voice
 from swa_cli.data.augment import Augment
+from swa_cli.engine.context import Context, build_context
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import make_plan
 from swa_cli.report.terminal import Terminal
-from swa_cli.training.bench import Bench
-from swa_cli.training.opening import open_bench
 
 SILENT = Voice({})
 MADE_UP = [
@@ -37,13 +36,13 @@ MADE_UP = [
 
 
 @pytest.fixture
-def ours() -> Bench:
+def ours() -> Context:
     """Recipe, data and hardware of `swa train` in the benchmark."""
     recipe = load.load(RECIPE, [*changes(images=256, epochs=3), "train.threads=1", "train.precision=fp32"]).recipe
-    return open_bench(recipe, Terminal(quiet=True))
+    return build_context(recipe, Terminal(quiet=True))
 
 
-def test_all_train_the_same_network_with_the_same_settings(ours: Bench) -> None:
+def test_all_train_the_same_network_with_the_same_settings(ours: Context) -> None:
     """Names and shapes of each contestant's weights, and the recipe's numbers, against those of the others."""
     shapes = {name: value.shape for name, value in ours.build_model().state_dict().items()}
     others = [documentation.network(), bare.network(), lightning_swa.Classifier(epochs=3).network]
@@ -61,7 +60,7 @@ def test_all_train_the_same_network_with_the_same_settings(ours: Bench) -> None:
     assert recipe.dataset.augment.model_dump() == asdict(Augment(crop=job.CROP, flip=True))
 
 
-def test_all_see_the_same_images(ours: Bench) -> None:
+def test_all_see_the_same_images(ours: Context) -> None:
     """Stored pixels, then normalised test images, of ours against the documentation script's and the bare loop's."""
     train, test = (loader.dataset for loader in documentation.loaders(256))
     source = ours.source

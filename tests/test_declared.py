@@ -17,14 +17,14 @@ import pytest
 import torch
 from torch import nn
 
-from swa_cli.averaging import settings
+from swa_cli.averaging import kinds
 from swa_cli.averaging.average import WeightAverage
+from swa_cli.checkpoint import schema
 from swa_cli.recipe.describe import describe_averages, describe_schedule
-from swa_cli.recipe.duration import Duration
 from swa_cli.recipe.plan import SETTINGS, make_plan
-from swa_cli.recipe.schedule import SCHEDULES, learning_rate
+from swa_cli.recipe.schedules import SCHEDULES, learning_rate
 from swa_cli.recipe.schema import AVERAGE_KINDS, SCHEDULE_KEYS, Recipe, Schedule
-from swa_cli.training import formats
+from swa_cli.recipe.values import Duration
 
 REQUIRED: dict[str, dict[str, Any]] = {  # what each schedule cannot be without
     "constant": {},
@@ -55,7 +55,7 @@ def fresh(name: str, *, instead: tuple[str, str] = ("", "")) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("module", ["swa_cli.recipe.schedule", "swa_cli.recipe.describe"])
+@pytest.mark.parametrize("module", ["swa_cli.recipe.schedules", "swa_cli.recipe.describe"])
 def test_a_schedule_without_a_part_cannot_be_imported(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name in the table of keys alone, against the files with curves and texts."""
     monkeypatch.setitem(SCHEDULE_KEYS, "polynomial", (frozenset(), frozenset({"power"})))  # type: ignore[arg-type]
@@ -71,12 +71,10 @@ def test_a_kind_without_a_text_cannot_be_imported(module: str, monkeypatch: pyte
         fresh(module)
 
 
-@pytest.mark.parametrize(
-    "module", ["swa_cli.averaging.arithmetic", "swa_cli.averaging.average", "swa_cli.training.announce"]
-)
+@pytest.mark.parametrize("module", ["swa_cli.averaging.average", "swa_cli.engine.plan_text"])
 def test_a_kind_without_arithmetic_cannot_be_imported(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A kind of average in the table of settings alone, against types, shares and memory."""
-    monkeypatch.setitem(settings.KINDS, "polynomial", ("power",))  # type: ignore[arg-type]
+    monkeypatch.setitem(kinds.KINDS, "polynomial", ("power",))  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="polynomial"):
         fresh(module)
 
@@ -84,9 +82,9 @@ def test_a_kind_without_arithmetic_cannot_be_imported(module: str, monkeypatch: 
 def test_settings_without_a_check_or_a_field_cannot_be_imported() -> None:
     """A kind, and a setting of a kind that is there, in the table of settings alone."""
     with pytest.raises(AssertionError, match="polynomial"):
-        fresh("swa_cli.averaging.settings", instead=('"mean": ()', '"polynomial": (), "mean": ()'))
+        fresh("swa_cli.averaging.kinds", instead=('"mean": ()', '"polynomial": (), "mean": ()'))
     with pytest.raises(AssertionError, match="without an owner"):
-        fresh("swa_cli.averaging.settings", instead=('"mean": ()', '"mean": ("power",)'))
+        fresh("swa_cli.averaging.kinds", instead=('"mean": ()', '"mean": ("power",)'))
 
 
 def test_every_schedule_has_a_curve_and_a_text_of_its_own() -> None:
@@ -117,7 +115,7 @@ def test_every_length_of_a_schedule_is_looked_at() -> None:
         assert kind.cycles is None or set(kind.cycles.keys) <= set().union(*SCHEDULE_KEYS[name])
 
 
-@pytest.mark.parametrize("kind", settings.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_every_kind_goes_from_a_recipe_into_a_file(kind: str) -> None:
     """Plan, text, average and stored form of a kind; every key of its state is known to the files and comes back."""
     a_recipe = recipe(averages={"own": {"kind": kind, "start": "0ep", "every": "1ep"}})
@@ -129,8 +127,8 @@ def test_every_kind_goes_from_a_recipe_into_a_file(kind: str) -> None:
     average = WeightAverage(model, **item.settings)
     average.update(model)
     stored = {**average.state_dict(), "batchnorm": "none"}
-    assert stored.keys() <= formats.StoredAverage.model_fields.keys()
-    formats.StoredAverage.model_validate(stored)
+    assert stored.keys() <= schema.StoredAverage.model_fields.keys()
+    schema.StoredAverage.model_validate(stored)
     again = WeightAverage(model, **item.settings)
     again.load_state_dict(average.state_dict())
     assert torch.equal(again.averaged_state()["weight"], model.weight)
@@ -138,17 +136,17 @@ def test_every_kind_goes_from_a_recipe_into_a_file(kind: str) -> None:
 
 def test_settings_of_averages_are_the_same_everywhere() -> None:
     """Of a plan, of the class, and of a file, against those that have an owner."""
-    known = {"kind", *settings.OWNERS}
+    known = {"kind", *kinds.OWNERS}
     assert set(SETTINGS) == known
     assert inspect.signature(WeightAverage).parameters.keys() - {"model"} == known
-    assert known <= formats.StoredAverage.model_fields.keys()
+    assert known <= schema.StoredAverage.model_fields.keys()
 
 
 def test_a_new_kind_is_known_to_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """The stored form follows the table of settings: a kind that is put in there can be read, and no other."""
     values = {"count": 1, "steps": [1], "state": {}, "batchnorm": "none"}
     with pytest.raises(ValueError, match="kind"):
-        formats.StoredAverage.model_validate({**values, "kind": "polynomial"})
-    monkeypatch.setitem(settings.KINDS, "polynomial", ())  # type: ignore[arg-type]
-    made = fresh("swa_cli.training.formats").StoredAverage
+        schema.StoredAverage.model_validate({**values, "kind": "polynomial"})
+    monkeypatch.setitem(kinds.KINDS, "polynomial", ())  # type: ignore[arg-type]
+    made = fresh("swa_cli.checkpoint.schema").StoredAverage
     assert made.model_validate({**values, "kind": "polynomial"}).kind == "polynomial"

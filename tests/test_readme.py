@@ -36,12 +36,17 @@ def test_each_promise_names_tests_that_exist() -> None:
     assert promised <= names, promised - names
 
 
-def test_the_tree_has_every_file() -> None:
-    """The names in README's tree against the files of swa_cli, room by room."""
-    tree = README.partition("## The house")[2]
-    told = set(re.findall(r"\b(\w+\.py)\b", tree))
-    there = {path.name for path in (ROOT / "swa_cli").rglob("*.py")} - {"__init__.py", "__main__.py"}
-    assert told == there
+def test_the_map_has_every_file() -> None:
+    """The paths in the map of CONTRIBUTING.md against the files of swa_cli, package by package."""
+    tree = (ROOT / "CONTRIBUTING.md").read_text().partition("## The map")[2]
+    listed, package = [], ""
+    for indent, name in re.findall(r"^( +)([\w/]+(?:\.py|/))(?: |$)", tree, re.MULTILINE):
+        if name.endswith("/"):
+            package = name
+        else:
+            listed.append(name if len(indent) == 2 else package + name)
+    there = {str(path.relative_to(ROOT / "swa_cli")) for path in (ROOT / "swa_cli").rglob("*.py")}
+    assert sorted(listed) == sorted(name for name in there if not name.endswith("__.py"))
 
 
 def test_loops_of_ones_own_are_short() -> None:

@@ -14,15 +14,18 @@ import swa_cli
 
 HOUSE = Path(swa_cli.__file__).parent
 FILES = sorted(HOUSE.rglob("*.py"))
-ROOMS = ("recipe", "data", "models", "averaging", "training", "after", "report")
+ROOMS = ("recipe", "metrics", "data", "models", "averaging", "checkpoint", "engine", "analysis", "report")
+_FOUNDATION = {"errors", "recipe", "metrics", "data", "models", "averaging"}
 MAY_IMPORT = {
     "recipe": {"errors"},
+    "metrics": {"errors", "averaging", "models", "report"},
     "data": {"errors"},
     "models": {"errors"},
     "averaging": {"errors"},
-    "training": {"errors", "recipe", "data", "models", "averaging", "report"},
-    "after": {"errors", "recipe", "data", "models", "averaging", "training", "report"},
-    "report": {"errors"},
+    "checkpoint": {*_FOUNDATION, "report"},
+    "engine": {*_FOUNDATION, "checkpoint", "report"},
+    "analysis": {*_FOUNDATION, "checkpoint", "engine", "report"},
+    "report": {"errors", "metrics"},
 }
 ONLY_IN = {"typer": ("cli",), "rich": ("report",), "matplotlib": ("report",), "yaml": ("recipe/load.py",)}
 

@@ -15,13 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli.averaging import ema
-from swa_cli.averaging.arithmetic import accumulator_dtype, blend
-from swa_cli.averaging.settings import KINDS, Settings
-from swa_cli.averaging.state import cloned, with_metadata
-from swa_cli.averaging.swag import Posterior, Spread
-from swa_cli.averaging.tensors import (
+from swa_cli.averaging import kinds
+from swa_cli.averaging.kinds import KINDS, Settings, accumulator_dtype, blend
+from swa_cli.averaging.model_state import (
     Tensors,
+    cloned,
     float64_device,
     in_memory,
     on_meta,
@@ -29,7 +27,9 @@ from swa_cli.averaging.tensors import (
     require_finite,
     require_same_shapes,
     shapes,
+    with_metadata,
 )
+from swa_cli.averaging.swag import Posterior, SwagMoments
 from swa_cli.errors import UserError
 
 
@@ -86,7 +86,7 @@ class WeightAverage:
         self._weights: dict[str, Tensor] = {}  # empty for `latest`
         self._slots: list[dict[str, Tensor]] = []  # the weight sets of `latest`
         self._buffers: dict[str, Tensor] = {}
-        self._spread = Spread(rank=rank or 0) if kind == "swag" else None
+        self._spread = SwagMoments(rank=rank or 0) if kind == "swag" else None
         present = read(model)
         if kind == "swag":
             _require_real(present.weights)
@@ -275,7 +275,7 @@ def _equal_share(settings: Settings, count: int) -> float:
 def _ema_share(settings: Settings, count: int) -> float:
     decay, warmup, corrected = settings.decay, settings.warmup, settings.bias_correction
     assert decay is not None, "its settings were checked"
-    return ema.share(count, decay=decay, warmup=bool(warmup), bias_correction=bool(corrected))
+    return kinds.share(count, decay=decay, warmup=bool(warmup), bias_correction=bool(corrected))
 
 
 # The weight of the next weight set in the average that includes it, after `count` others.

@@ -20,12 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from swa_cli.averaging import exact, inputs, pooled
-from swa_cli.averaging.inputs import Arguments, Batches, no_samples
-from swa_cli.averaging.layers import is_frozen, may_have_statistics, norm_layers, statistics_of, write_statistics
-from swa_cli.averaging.moments import Moments, alone
-from swa_cli.averaging.others import Measuring, Others, find
-from swa_cli.averaging.tensors import plain_model
+from swa_cli.averaging import batch_args, bn_exact, bn_pooled
+from swa_cli.averaging.batch_args import Arguments, Batches, no_samples
+from swa_cli.averaging.bn_layers import (
+    Moments,
+    gather_single_process,
+    is_frozen,
+    may_have_statistics,
+    norm_layers,
+    statistics_of,
+    write_statistics,
+)
+from swa_cli.averaging.bn_other_layers import Measuring, Others, find
+from swa_cli.averaging.model_state import plain_model
 from swa_cli.errors import UserError
 
 METHODS = ("pooled", "exact")
@@ -67,8 +74,8 @@ def update_batchnorm(
     *,
     method: str = "pooled",
     device: torch.device | str | None = None,
-    batch_to_args: Callable[[Any], Arguments] = inputs.batch_to_args,
-    gathered: Callable[[Any], list[Any]] = alone,
+    batch_to_args: Callable[[Any], Arguments] = batch_args.batch_to_args,
+    gathered: Callable[[Any], list[Any]] = gather_single_process,
 ) -> BatchNormUpdate:
     """Replace the running statistics of normalisation layers by those of the dataset, stored unbiased.
 
@@ -163,12 +170,12 @@ def _measured(
         if others.running:
             name = next(iter(others.running))
             raise UserError(f"{name}: method exact measures BatchNorm alone", hint="use method pooled")
-        moments, num_samples = exact.measure(model, layers, batches, gathered, first=first, stream=stream)
+        moments, num_samples = bn_exact.measure(model, layers, batches, gathered, first=first, stream=stream)
         return _checked(_Found(moments, {}, unmeasured, num_samples, others.moved), names)
     if not layers and not others.running:
         return _Found({}, {}, unmeasured, 0, others.moved)
     measuring = Measuring(others)
-    moments, num_samples = pooled.measure(
+    moments, num_samples = bn_pooled.measure(
         model, layers, batches, gathered, stream=chain([first], stream), others=measuring
     )
     return _checked(_Found(moments, measuring.found(gathered), unmeasured, num_samples, others.moved), names)
@@ -182,11 +189,11 @@ def _taken_out(model: nn.Module, layers: dict[_BatchNorm, str], batches: Batches
     """
     found: list[str] = []
     kept = {layer: [value.clone() for value in statistics_of(layer)] for layer in layers}
-    while any(type(layer).forward not in pooled.KNOWN for layer in layers):
+    while any(type(layer).forward not in bn_pooled.KNOWN for layer in layers):
         try:
-            pooled.measure(model, layers, batches, alone, stream=[first], others=Measuring(Others()))
+            bn_pooled.measure(model, layers, batches, gather_single_process, stream=[first], others=Measuring(Others()))
             break
-        except pooled.Unlike as error:
+        except bn_pooled.Unlike as error:
             name = layers.pop(error.layer)
             for statistic, value in zip(statistics_of(error.layer), kept[error.layer], strict=True):
                 statistic.copy_(value)  # it normalises by them in the pass

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from swa_cli.averaging.tensors import require_same_shapes, shapes
+from swa_cli.averaging.model_state import require_same_shapes, shapes
 from swa_cli.errors import UserError
 
 State = Mapping[str, Tensor]

@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swa_cli.averaging.settings import MIN_RANK
-from swa_cli.averaging.state import cloned, like
-from swa_cli.averaging.tensors import groups, require_same_shapes, shapes
+from swa_cli.averaging.kinds import MIN_RANK
+from swa_cli.averaging.model_state import cloned, groups, like, require_same_shapes, shapes
 from swa_cli.errors import UserError
 
 
-class Spread:
+class SwagMoments:
     """How far weight sets lie from their running mean: what SWAG keeps beside the mean. Memory as it is needed.
 
     Args:

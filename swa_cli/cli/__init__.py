@@ -97,8 +97,7 @@ def main() -> NoReturn:
 
 def run(words: list[str]) -> int:
     """Run one command; every way to end becomes an exit code, and a traceback is shown only on request."""
-    from swa_cli.report.own_code import notes_of, own_frames, print_own_error
-    from swa_cli.report.problems import print_problems, print_user_error
+    from swa_cli.report.errors import notes_of, own_frames, print_own_error, print_problems, print_user_error
 
     try:
         _command()(words, prog_name="swa")

@@ -92,7 +92,7 @@ def average(
     sources = [Path(word) for word in words if not CHANGE.fullmatch(word)]
     if not sources:
         raise typer.BadParameter("name a run folder, snapshots or other checkpoints")
-    from swa_cli.recipe.window import Window
+    from swa_cli.recipe.plan import Window
     from swa_cli.report.terminal import Terminal
 
     try:
@@ -103,7 +103,7 @@ def average(
     if weights is not None and AVERAGE.fullmatch(weights) and not _is_number(weights):
         if len(sources) != 1 or recipe is not None:
             raise typer.BadParameter(f"--weights {weights} takes an average out of one run folder or its last.pt")
-        from swa_cli.after import extract
+        from swa_cli.analysis import extract
 
         result = extract.extract_average(
             sources[0],
@@ -117,7 +117,7 @@ def average(
         answer(result, as_json=as_json)
         return
     numbers = None if weights is None else _numbers(weights)
-    from swa_cli.after import soups
+    from swa_cli.analysis import average as soups
 
     result = soups.average_checkpoints(
         sources,

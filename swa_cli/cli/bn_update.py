@@ -42,7 +42,7 @@ def bn_update(
 
     Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
-    from swa_cli.after import refresh
+    from swa_cli.analysis import bn_update as refresh
     from swa_cli.report.terminal import Terminal
 
     result = refresh.update_checkpoint(

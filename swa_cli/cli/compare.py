@@ -24,7 +24,7 @@ def compare(
     """Show where the recipes of runs differ, and their scores in one table."""
     if len(runs) < 2:
         raise typer.BadParameter("one run has nothing to be compared with: name at least two")
-    from swa_cli.after import compare as comparing
+    from swa_cli.analysis import compare as comparing
     from swa_cli.report.terminal import Terminal
 
     answer(comparing.compare(runs, terminal=Terminal(json=as_json, quiet=as_json)), as_json=as_json)

@@ -33,7 +33,7 @@ def doctor(
     from swa_cli.report.terminal import Terminal
 
     loaded = None if recipe is None else load.load(recipe, changes or [])
-    from swa_cli.training.doctor import examine
+    from swa_cli.analysis.doctor import examine
 
     result = examine(loaded, version=__version__, terminal=Terminal(json=as_json, quiet=as_json))
     answer(result, as_json=as_json)

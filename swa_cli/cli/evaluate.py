@@ -72,7 +72,7 @@ def evaluate(
         raise typer.BadParameter(f"--split {split}: choose test, val or train")
     if samples is not None and draws is None:
         raise typer.BadParameter("--samples goes with --draws; any other BatchNorm pass here is that of the recipe")
-    from swa_cli.after import rescore
+    from swa_cli.analysis import evaluate as rescore
     from swa_cli.report.terminal import Terminal
 
     result = rescore.evaluate_checkpoint(

@@ -55,7 +55,7 @@ def export(
     """
     if format_ not in FORMATS:
         raise typer.BadParameter(f"--format {format_}: choose {', '.join(FORMATS)}")
-    from swa_cli.after import export as exporting
+    from swa_cli.analysis import export as exporting
     from swa_cli.report.terminal import Terminal
 
     request = exporting.Request(

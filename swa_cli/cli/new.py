@@ -24,7 +24,7 @@ def new(
     out: NewFile = None,
 ) -> None:
     """Write a recipe that trains at once, with every key that there is, its meaning and its default."""
-    from swa_cli.recipe.template import STARTS, template
+    from swa_cli.recipe.templates import STARTS, template
 
     if task not in STARTS:
         raise typer.BadParameter(f"--task {task}: choose {', '.join(STARTS)}; a task of your own is set in the recipe")

@@ -45,9 +45,9 @@ def plan(
     if machines > (processes or 1):
         raise typer.BadParameter(f"--machines: {machines} have no process each; name more --processes")
     loaded = load.load(recipe, changes or [])
-    from swa_cli.training import rehearsal, trainer
-    from swa_cli.training.scaling import Cluster
+    from swa_cli.engine import estimate, train
+    from swa_cli.engine.estimate import Cluster
 
     terminal = Terminal(json=as_json, quiet=as_json)
     cluster = None if processes is None else Cluster(processes, machines, gigabits)
-    answer(rehearsal.plan(trainer.ready(loaded, terminal=terminal), cluster=cluster), as_json=as_json)
+    answer(estimate.plan(train.ready(loaded, terminal=terminal), cluster=cluster), as_json=as_json)

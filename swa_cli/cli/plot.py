@@ -97,7 +97,7 @@ def plot(
     if kind not in KINDS:
         raise typer.BadParameter(f"there is no picture {kind}: choose {', '.join(KINDS)}")
     _require_fitting(kind, points=points, between=between, weights=weights, grid=grid, samples=samples)
-    from swa_cli.after import pictures
+    from swa_cli.analysis import plot as pictures
     from swa_cli.report.terminal import Terminal
 
     request = pictures.Request(

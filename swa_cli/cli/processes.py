@@ -24,7 +24,7 @@ def start(words: Sequence[str], *, processes: str, max_restarts: int, terminal: 
     """
     refuse_torchrun("--processes")
     calm_torch()
-    from swa_cli.training import launch
+    from swa_cli.engine import launch
 
     number = launch.one_a_gpu() if processes == "auto" else int(processes) if processes.isdecimal() else 0
     if number < 1:

@@ -26,18 +26,18 @@ def recipes(
     as_json: Json = False,
 ) -> None:
     """List the recipes that come with swa, each with what was measured with it, or print one of them."""
-    from swa_cli.recipe import library
+    from swa_cli.recipe import templates
 
     if name is not None:
         if as_json:
             raise typer.BadParameter("--json goes with the list: a recipe is printed as it is")
-        deliver(library.shipped(name).text, out)
+        deliver(templates.shipped(name).text, out)
         return
     if out is not None:
         raise typer.BadParameter("-o writes one recipe: name it")
     from swa_cli.report.terminal import Terminal
 
-    terminal, found = Terminal(json=as_json, quiet=as_json), library.all_shipped()
+    terminal, found = Terminal(json=as_json, quiet=as_json), templates.all_shipped()
     for item in found:
         about = [("about", item.about)] if item.about else []
         rows = [

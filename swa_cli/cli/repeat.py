@@ -67,16 +67,16 @@ def repeat(
             raise UserError(f"{word}: the seeds of a repeat are those of --seeds", hint="leave it out")
     if out is not None:
         overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
+    from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS
     from swa_cli.recipe import load
     from swa_cli.recipe.baseline import BASELINE
     from swa_cli.report.terminal import Terminal
-    from swa_cli.training.run_folder import RESUMABLE_KEYS
 
     loaded = load.load(recipe, overrides)
     other: Loaded | str | None = against
     if against is not None and against != BASELINE:
         other = load.load(against, [word for word in overrides if load.is_among(word, RESUMABLE_KEYS)])
-    from swa_cli.after import repeat as repeating
+    from swa_cli.analysis import repeat as repeating
 
     terminal = Terminal(quiet=quiet, json=as_json)
     result = repeating.repeat(loaded, wanted, terminal=terminal, against=other, dry_run=dry_run)

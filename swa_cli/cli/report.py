@@ -41,7 +41,7 @@ def report(
     """
     if plane and no_data:
         raise typer.BadParameter("--plane measures on the data: no --no-data")
-    from swa_cli.after import pages
+    from swa_cli.analysis import report as pages
     from swa_cli.report.terminal import Terminal
 
     result = pages.write_page(

@@ -17,6 +17,6 @@ Examples:
 
 def schema(out: NewFile = None) -> None:
     """Print the JSON Schema of a recipe: editors complete keys with it, explain them and mark mistakes."""
-    from swa_cli.recipe.json_schema import json_schema
+    from swa_cli.recipe.templates import json_schema
 
     deliver(json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n", out)

@@ -29,7 +29,7 @@ def show(
 
     The file is read as untrusted input and runs no code; neither network nor data are made.
     """
-    from swa_cli.after import show as showing
+    from swa_cli.analysis import show as showing
     from swa_cli.report.terminal import Terminal
 
     answer(showing.show(path, terminal=Terminal(json=as_json, quiet=as_json)), as_json=as_json)

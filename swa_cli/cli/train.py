@@ -84,7 +84,7 @@ def train(
             more = [f"--extend-to={extend_to}"] if extend_to is not None else []
             words = ["--resume", str(resume), *overrides, *more, *flags]
             start(words, processes=processes, max_restarts=max_restarts, terminal=terminal)
-        from swa_cli.training import trainer
+        from swa_cli.engine import train as trainer
 
         result = trainer.resume(
             resume,
@@ -104,7 +104,7 @@ def train(
     if processes is not None:
         words = [recipe, *overrides, *(["--dry-run"] if dry_run else []), *flags]
         start(words, processes=processes, max_restarts=max_restarts, terminal=terminal)
-    from swa_cli.training import trainer
+    from swa_cli.engine import train as trainer
 
     _end(trainer.train(loaded, terminal=terminal, dry_run=dry_run), terminal=terminal, as_json=as_json)
 
@@ -114,7 +114,7 @@ def _end(result: dict[str, Any], *, terminal: Terminal, as_json: bool) -> None:
     if terminal.is_mute:
         return
     if "run" in result:  # a dry run has no folder
-        from swa_cli.after import pictures
+        from swa_cli.analysis import plot
 
-        pictures.draw_if_asked(Path(result["run"]), terminal=terminal)
+        plot.draw_if_asked(Path(result["run"]), terminal=terminal)
     answer(result, as_json=as_json)

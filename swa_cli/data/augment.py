@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from swa_cli.data.colour import Colours, Jitter, draw_colours
+from swa_cli.data.color_jitter import Colours, Jitter, draw_colours
 from swa_cli.data.randomness import generator
 from swa_cli.errors import UserError
 

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swa_cli.data import nested
+from swa_cli.data import pytree
 from swa_cli.data.augment import Augment, Draws, draw
-from swa_cli.data.colour import change_colours, normalize
-from swa_cli.data.geometry import crop_and_flip, crop_and_flip_masks, cut_out
-from swa_cli.data.layout import moved
+from swa_cli.data.color_jitter import change_colours, normalize
+from swa_cli.data.crop_flip import crop_and_flip, crop_and_flip_masks, cut_out
 from swa_cli.data.mixing import Mix, draw_mixes, mixed, one_hot
+from swa_cli.data.pytree import moved
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split
 from swa_cli.data.stream import Positions, spans_of, stream
@@ -66,7 +66,7 @@ class Batches:
                 if self.split.target == "mask":
                     labels = crop_and_flip_masks(self._moved(labels), draws=draws)
             for place, mix in zip(_places(spans), self.mixes[group], strict=True):
-                batch, targets = nested.span_of(images, place), nested.span_of(labels, place)
+                batch, targets = pytree.span_of(images, place), pytree.span_of(labels, place)
                 if mix is not None:
                     targets = one_hot(targets, num_classes=self.num_classes)
                 targets = self._moved(targets)
@@ -115,13 +115,13 @@ class Batches:
         return images if draws is None else cut_out(images, draws=draws)
 
     def _moved(self, values: Any) -> Any:
-        return nested.mapped(values, lambda part: moved(part, self.device))
+        return pytree.mapped(values, lambda part: moved(part, self.device))
 
     def _groups(self) -> list[slice]:
         """Which batches are read and cropped in one go; streamed ones come one by one."""
         if self.split.dataset is not None or not self.spans:
             return spans_of(len(self), size=1)
-        num_bytes = sum(part[:1].nbytes for part in nested.tensors(self.split.images).values())
+        num_bytes = sum(part[:1].nbytes for part in pytree.tensors(self.split.images).values())
         return spans_of(len(self), size=max(1, GROUP_BYTES // (num_bytes * _length(self.spans[0]))))
 
     def _stored(self, groups: Sequence[slice]) -> Iterator[tuple[Any, Any]]:
@@ -145,7 +145,7 @@ class Batches:
         assert split.labels is not None
         for group in groups:
             rows = self.rows[_positions(self.spans[group])]
-            yield nested.rows_of(split.images, rows), nested.rows_of(split.labels, rows)
+            yield pytree.rows_of(split.images, rows), pytree.rows_of(split.labels, rows)
 
 
 def epoch_batches(

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swa_cli.data import nested
-from swa_cli.data.folder import FolderDataset
-from swa_cli.data.layout import lies_channels_last, pixels_of
+from swa_cli.data import pytree
+from swa_cli.data.folders import FolderDataset
 from swa_cli.data.masks import MaskDataset
+from swa_cli.data.pytree import lies_channels_last, pixels_of
 from swa_cli.data.samples import listed_part
 from swa_cli.data.splits import Split
 
@@ -67,7 +67,7 @@ def _checksum(split: Split, *, root: Path) -> str:
         inputs = listed_part(split.dataset, 0)
         labels = listed_part(split.dataset, 1) if labels is None else labels
     values = (inputs, labels)
-    return _of_tensors(tensor for value in values if value is not None for tensor in nested.tensors(value).values())
+    return _of_tensors(tensor for value in values if value is not None for tensor in pytree.tensors(value).values())
 
 
 def _of_files(paths: Iterable[str], *, root: Path) -> str:

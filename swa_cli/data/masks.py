@@ -22,9 +22,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swa_cli.data.decode import decode_rows, describe_files, first_size
 from swa_cli.data.image_file import USUAL, header, opened, orientation_of, read_rgb, turned
-from swa_cli.data.listing import NAMED, LeftOut, all_left_out, files_of, folders_in, images_below, split_folders
+from swa_cli.data.listing import (
+    NAMED,
+    LeftOut,
+    all_left_out,
+    decode_rows,
+    describe_files,
+    files_of,
+    first_size,
+    folders_in,
+    images_below,
+    split_folders,
+)
 from swa_cli.errors import UserError
 
 IGNORED = 255

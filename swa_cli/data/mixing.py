@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from swa_cli.data.layout import images_of, pixels_of
+from swa_cli.data.pytree import images_of, pixels_of
 from swa_cli.data.randomness import generator, numpy_generator
 from swa_cli.errors import EXIT_FAILED, UserError
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from swa_cli.data import nested
+from swa_cli.data import pytree
 from swa_cli.data.splits import READ_AT_ONCE, Progress, Split
 from swa_cli.data.stream import beyond_classes, not_finite, spans_of, stream
 from swa_cli.errors import UserError
@@ -162,8 +162,8 @@ def _first_image(split: Split) -> Tensor | None:
     if split.target == "mask":  # which has to be of the size of the image, and that is not known yet
         split = replace(split, dataset=_Inputs(split.dataset), target="own")  # type: ignore[arg-type]
     inputs, _ = next(_read(split, rows=torch.tensor([0]), workers=0))
-    image = nested.mapped(inputs, lambda values: values[0])
-    return image if nested.is_image(image) else None
+    image = pytree.mapped(inputs, lambda values: values[0])
+    return image if pytree.is_image(image) else None
 
 
 def _require_layout(image: Tensor, *, layout: str | None, name: str) -> bool:

@@ -16,19 +16,13 @@ from typing import Any
 
 import torch
 
-from swa_cli.data import named, nested
+from swa_cli.data import datasets, pytree
+from swa_cli.data.datasets import Found
 from swa_cli.data.fingerprint import Fingerprint, fingerprint
-from swa_cli.data.named import Found
-from swa_cli.data.published import NUM_TRAIN
-from swa_cli.data.samples import (
-    require_classes,
-    require_finite,
-    require_readable,
-    with_channels_first,
-    with_labels,
-)
+from swa_cli.data.samples import require_classes, require_finite, require_readable, with_channels_first, with_labels
 from swa_cli.data.splits import Progress, Split, Target, held, mean_std, samples_of, take, validation_rows
 from swa_cli.data.stream import Origin
+from swa_cli.data.torchvision_sets import NUM_TRAIN
 from swa_cli.errors import UserError
 
 _NAMED = 5  # classes that a warning lists
@@ -63,7 +57,7 @@ class Source:
         """What goes into the network, in words."""
         if self.channels is not None:
             return f"images of {' x '.join(map(str, (self.channels, *self.size)))}"
-        return f"inputs {nested.kind_of(nested.mapped(self.example[0], lambda values: values[0]))}"
+        return f"inputs {pytree.kind_of(pytree.mapped(self.example[0], lambda values: values[0]))}"
 
 
 def known_num_train(name: str, val: str | int, *, args: Mapping[str, Any]) -> int | None:
@@ -108,7 +102,7 @@ def load(
             that is no class.
     """
     assert cache in ("auto", "ram", "none")
-    found = named.find(
+    found = datasets.find(
         name, root=Path(root), cache=cache, download=download, args=dict(args or {}), classes=classes, progress=progress
     )
     reading: dict[str, Any] = {"seed": seed, "workers": workers, "progress": progress}
@@ -125,7 +119,7 @@ def load(
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
     example = next(samples_of(first, rows=torch.tensor([0]), seed=seed, workers=0))
     inputs = example[0]
-    is_image = nested.is_image(nested.mapped(inputs, lambda values: values[0]))
+    is_image = pytree.is_image(pytree.mapped(inputs, lambda values: values[0]))
     mean, std = _constants(found, first, is_image=is_image, name=name, seed=seed, workers=workers)
     if is_image and inputs.is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalised already")

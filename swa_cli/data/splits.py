@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swa_cli.data import folder, nested
+from swa_cli.data import folders, pytree
 from swa_cli.data.masks import MaskDataset, decode_masks
 from swa_cli.data.randomness import generator
 from swa_cli.data.stream import ANYWHERE, Origin, spans_of, stream
@@ -43,14 +43,14 @@ class Split:
     def __len__(self) -> int:
         held = self.images if self.images is not None else self.indices
         assert held is not None, "a split has images or indices"
-        return nested.num_samples(held)
+        return pytree.num_samples(held)
 
 
 def take(split: Split, rows: Tensor) -> Split:
     """Some samples of a split."""
 
     def taken(held: Any) -> Any:
-        return None if held is None else nested.rows_of(held, rows)
+        return None if held is None else pytree.rows_of(held, rows)
 
     return replace(split, labels=taken(split.labels), images=taken(split.images), indices=taken(split.indices))
 
@@ -88,8 +88,8 @@ def held(split: Split, *, what: str, seed: int, workers: int, progress: Progress
     """The split with its images and labels in memory."""
     assert split.dataset is not None
     assert split.indices is not None
-    if isinstance(split.dataset, folder.FolderDataset):
-        images = folder.decode(split.dataset, rows=split.indices, what=what, progress=progress)
+    if isinstance(split.dataset, folders.FolderDataset):
+        images = folders.decode(split.dataset, rows=split.indices, what=what, progress=progress)
         return replace(split, images=images, dataset=None, indices=None)
     if isinstance(split.dataset, MaskDataset):
         images, labels = decode_masks(split.dataset, rows=split.indices, what=what, progress=progress)
@@ -110,20 +110,20 @@ def held(split: Split, *, what: str, seed: int, workers: int, progress: Progress
         batches.append(batch)
         if progress:
             progress(what, span.stop, len(split))
-    kinds = {nested.kind_of(nested.mapped(images, lambda values: values[0])) for images, _ in batches}
+    kinds = {pytree.kind_of(pytree.mapped(images, lambda values: values[0])) for images, _ in batches}
     if len(kinds) > 1:
         raise UserError(
             "images of the dataset differ: " + ", ".join(sorted(kinds)),
             hint="let the dataset resize or crop all images to one size",
         )
-    images, labels = (nested.joined(parts) for parts in zip(*batches, strict=True))
+    images, labels = (pytree.joined(parts) for parts in zip(*batches, strict=True))
     return replace(split, labels=labels, images=images, dataset=None, indices=None)
 
 
 def samples_of(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterator[tuple[Any, Any]]:
     """Batches of the images, or other inputs, and labels at some rows of a split."""
     if split.images is not None:
-        num_values = sum(values[0].numel() for values in nested.tensors(split.images).values())
+        num_values = sum(values[0].numel() for values in pytree.tensors(split.images).values())
         size = max(1, 2**22 // num_values)  # float64 copies of 32 MB
         parts = (take(split, rows[span]) for span in spans_of(len(rows), size=size))
         return ((part.images, part.labels) for part in parts)

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from swa_cli.data import nested
+from swa_cli.data import pytree
 from swa_cli.data.image_file import to_8_bit, to_rgb
 from swa_cli.data.masks import IGNORED
 from swa_cli.data.randomness import generator, global_state_kept, seed_globals
@@ -152,7 +152,7 @@ def input_of(value: Any) -> Any:
     Raises:
         UserError: It is something else.
     """
-    return nested.mapped(value, _part) if isinstance(value, (tuple, Mapping)) and value else image_tensor(value)
+    return pytree.mapped(value, _part) if isinstance(value, (tuple, Mapping)) and value else image_tensor(value)
 
 
 def _part(value: Any) -> Tensor:
@@ -181,7 +181,7 @@ def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
     if target == "mask":
         return _mask(label, shape=shape)
     if target == "own":
-        return nested.mapped(label, _part)
+        return pytree.mapped(label, _part)
     try:
         if target == "value":
             return torch.as_tensor(label, dtype=torch.float32).reshape(-1)
@@ -262,7 +262,7 @@ class _Reader(Dataset[Any]):
                     )
                 images.append(image)
                 labels.append(label)
-        return nested.stacked(images), nested.stacked(labels)
+        return pytree.stacked(images), pytree.stacked(labels)
 
 
 def _sample(dataset: Dataset[Any], row: int, *, target: str, origin: Origin) -> tuple[Any, Any]:
@@ -274,7 +274,7 @@ def _sample(dataset: Dataset[Any], row: int, *, target: str, origin: Origin) -> 
         )
     try:
         value = input_of(sample[0])
-        is_image = nested.is_image(value)
+        is_image = pytree.is_image(value)
         label = label_tensor(sample[1], target=target, shape=tuple(value.shape[1:]) if is_image else ())
     except UserError as error:
         raise UserError(f"{origin.of(row)}: {error.message}", hint=error.hint) from error
@@ -320,7 +320,7 @@ def _require_possible(label: Any, *, row: int, target: str, origin: Origin) -> N
 
 def _check_same_kind(value: Any, row: int, values: list[Any], rows: Iterable[int], *, what: str) -> None:
     """Images of a batch are stacked, so they must agree in shape and type; labels likewise."""
-    if values and (kind := nested.kind_of(value)) != (first := nested.kind_of(values[0])):
+    if values and (kind := pytree.kind_of(value)) != (first := pytree.kind_of(values[0])):
         raise UserError(
             f"samples {next(iter(rows))} and {row} of the dataset differ: {first} and {kind}",
             hint=f"let the dataset bring all {what} to one size",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from swa_cli.recipe.schedule import SCHEDULES, chart, peak_lr
+from swa_cli.recipe.schedules import SCHEDULES, chart, peak_lr
 from swa_cli.recipe.schema import Recipe, Schedule
 
 BASELINE = "baseline"

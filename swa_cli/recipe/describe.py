@@ -8,12 +8,11 @@ from fractions import Fraction
 from functools import partial
 from itertools import pairwise
 
-from swa_cli.recipe.duration import Duration
+from swa_cli.recipe.intervals import Series, average_series, snapshot_series
 from swa_cli.recipe.plan import AveragePlan, Plan
-from swa_cli.recipe.schedule import SCHEDULES, Course, chart, learning_rate, peak_lr
+from swa_cli.recipe.schedules import SCHEDULES, ResolvedSchedule, chart, learning_rate, peak_lr
 from swa_cli.recipe.schema import AVERAGE_KINDS, SCHEDULE_KEYS, Recipe
-from swa_cli.recipe.series import Series, average_series, snapshot_series
-from swa_cli.recipe.wording import count_text, in_epochs, length_text
+from swa_cli.recipe.values import Duration, count_text, in_epochs, length_text
 
 
 def describe_schedule(recipe: Recipe, plan: Plan) -> str:
@@ -60,7 +59,7 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
     return lines
 
 
-def _arrives_at(rate: float, recipe: Recipe, course: Course) -> bool:
+def _arrives_at(rate: float, recipe: Recipe, course: ResolvedSchedule) -> bool:
     """Whether the shape itself has come to `rate` at swa.start."""
     leads_there = SCHEDULES[recipe.schedule.name].leads_to_swa_lr and course.end == course.start
     return leads_there and course.final_lr == rate
@@ -99,22 +98,22 @@ def _ends_of(epochs: list[int]) -> str:
 # Each schedule and each kind of average in words.
 
 
-def _constant_text(recipe: Recipe, course: Course) -> str:
+def _constant_text(recipe: Recipe, course: ResolvedSchedule) -> str:
     return f"constant {recipe.optimizer.lr:g}"
 
 
-def _decay_text(recipe: Recipe, course: Course) -> str:
+def _decay_text(recipe: Recipe, course: ResolvedSchedule) -> str:
     return f"{recipe.schedule.name} to {course.final_lr:g} at epoch {_epoch(course.end, course)}"
 
 
-def _restarts_text(recipe: Recipe, course: Course) -> str:
+def _restarts_text(recipe: Recipe, course: ResolvedSchedule) -> str:
     mult = recipe.schedule.cycle_mult or 1
     growth = f", each {mult:g} x longer" if mult > 1 else ""
     first = length_text(course.turns[1] - course.turns[0], course.steps_per_epoch)
     return f"cosine cycles of {first} from {recipe.optimizer.lr:g} to {course.final_lr:g}{growth}"
 
 
-def _cyclic_text(recipe: Recipe, course: Course) -> str:
+def _cyclic_text(recipe: Recipe, course: ResolvedSchedule) -> str:
     schedule, peak = recipe.schedule, peak_lr(recipe)
     ways = ("down", "up") if schedule.begin == "max" else ("up", "down")
     pieces = [length_text(right - left, course.steps_per_epoch) for left, right in pairwise(course.turns)]
@@ -123,13 +122,13 @@ def _cyclic_text(recipe: Recipe, course: Course) -> str:
     return f"cycles between {schedule.base_lr:g} and {peak:g}, {paces}{mode}"
 
 
-def _multistep_text(recipe: Recipe, course: Course) -> str:
+def _multistep_text(recipe: Recipe, course: ResolvedSchedule) -> str:
     factor = 0.1 if recipe.schedule.factor is None else recipe.schedule.factor
     drops = ", ".join(_epoch(point, course) for point in course.drops)
     return f"steps from {recipe.optimizer.lr:g}, times {factor:g} at epoch {drops}"
 
 
-def _one_cycle_text(recipe: Recipe, course: Course) -> str:
+def _one_cycle_text(recipe: Recipe, course: ResolvedSchedule) -> str:
     up = f"up to {peak_lr(recipe):g} at epoch {_epoch(course.peak, course)}"
     return (
         f"one cycle from {recipe.optimizer.lr:g} {up},"
@@ -137,16 +136,16 @@ def _one_cycle_text(recipe: Recipe, course: Course) -> str:
     )
 
 
-def _paper_text(recipe: Recipe, course: Course) -> str:
+def _paper_text(recipe: Recipe, course: ResolvedSchedule) -> str:
     knee, foot = _epoch(course.end / 2, course), _epoch(course.end * Fraction(9, 10), course)
     return f"{recipe.optimizer.lr:g} to epoch {knee}, linear to {course.final_lr:g} at epoch {foot}"
 
 
-def _epoch(point: Fraction | int, course: Course) -> str:
+def _epoch(point: Fraction | int, course: ResolvedSchedule) -> str:
     return in_epochs(point, steps_per_epoch=course.steps_per_epoch)
 
 
-SCHEDULE_TEXTS: Mapping[str, Callable[[Recipe, Course], str]] = {
+SCHEDULE_TEXTS: Mapping[str, Callable[[Recipe, ResolvedSchedule], str]] = {
     "constant": _constant_text,
     "cosine": _decay_text,
     "linear": _decay_text,

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 
 from swa_cli.recipe import scalars
 from swa_cli.recipe.schema import Recipe, average_misfits, schedule_misfits
-from swa_cli.recipe.tree import KeyPath
+from swa_cli.recipe.yaml_document import KeyPath
 
 NAME = "NAME"  # stands for a name of the user's own, as in averages.NAME.decay
 MEANT = {

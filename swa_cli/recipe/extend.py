@@ -11,9 +11,9 @@ from fractions import Fraction
 from typing import Any
 
 from swa_cli.errors import UserError
-from swa_cli.recipe.duration import Duration
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.values import Duration
 
 
 def to_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) -> tuple[dict[str, Any], list[str]]:

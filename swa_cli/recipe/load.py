@@ -17,10 +17,20 @@ import yaml
 from pydantic import ValidationError
 
 from swa_cli.errors import Place, Problem, RecipeError
-from swa_cli.recipe import explain, scalars, syntax
+from swa_cli.recipe import explain, scalars, yaml_document
 from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.source import file_text, recipe_path
-from swa_cli.recipe.tree import COMMAND_LINE, MAX_DEPTH, MAX_NODES, KeyPath, Spot, Tree, copied, in_order
+from swa_cli.recipe.yaml_document import (
+    COMMAND_LINE,
+    MAX_DEPTH,
+    MAX_NODES,
+    KeyPath,
+    Spot,
+    Tree,
+    copied,
+    file_text,
+    in_order,
+    recipe_path,
+)
 
 LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
 
@@ -241,13 +251,13 @@ class _Reader:
             event = next(self._events)
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
-            if syntax.is_left_open(error.problem or "", context=error.context or ""):
+            if yaml_document.is_left_open(error.problem or "", context=error.context or ""):
                 mark = error.context_mark or mark
-            said = syntax.meaning(error.problem or "", context=error.context or "")
+            said = yaml_document.meaning(error.problem or "", context=error.context or "")
             place = self._place(mark, mark)
         except yaml.reader.ReaderError as error:
             *before, last = LINE_BREAK.split(self._text[: error.position])
-            said = syntax.meaning(error.reason)
+            said = yaml_document.meaning(error.reason)
             place = Place(self.tree.source, len(before) + 1, len(last) + 1, 1, self._lines[len(before)])
         except (ValueError, OverflowError):  # of chr(), for an escape such as "\UFFFFFFFF"
             said = NO_CHARACTER

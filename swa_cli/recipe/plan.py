@@ -1,8 +1,12 @@
-"""From a recipe and the size of its training set: which steps are averaged, kept, scored and saved.
+"""Keys that mean nothing together, for the task, or for what a run measures: told before anything is trained.
+
+From a recipe and the size of its training set: which steps are averaged, kept, scored and saved.
 
 The one idea: the whole run is arithmetic, done before anything is trained, so every mistake in it is reported
 at once and the plan that a person reads is the plan that is run. Points count updates done: weights exist at
 points 1 to S, and the end of epoch `e` is the point `e * steps_per_epoch`.
+
+A window of a run, `161ep:300ep`: two points, which become numbers of updates done.
 """
 
 from __future__ import annotations
@@ -12,15 +16,109 @@ from dataclasses import dataclass, fields
 from fractions import Fraction
 from typing import Any
 
-from swa_cli.errors import Problem, RecipeError
-from swa_cli.recipe.checks import problems_between
-from swa_cli.recipe.decay import decay_of, half_life_problems
-from swa_cli.recipe.duration import Duration, TimeSpan
-from swa_cli.recipe.phase import Phase, phase_of, swap_problems, worker_of
-from swa_cli.recipe.schedule import Course, chart, learning_rate, schedule_problems
+from swa_cli.errors import Problem, RecipeError, UserError
+from swa_cli.recipe.intervals import (
+    Series,
+    StepClock,
+    average_series,
+    decay_of,
+    half_life_problems,
+    points,
+    series_problems,
+    snapshot_series,
+)
+from swa_cli.recipe.scalars import shown
+from swa_cli.recipe.schedules import (
+    CYCLIC,
+    ResolvedSchedule,
+    chart,
+    cycle_problems,
+    learning_rate,
+    minima,
+    point_of,
+    schedule_problems,
+)
 from swa_cli.recipe.schema import AVERAGE_KINDS, Average, Recipe
-from swa_cli.recipe.series import Clock, Series, average_series, points, series_problems, snapshot_series
-from swa_cli.recipe.wording import count_text, length_text
+from swa_cli.recipe.swap import Phase, phase_of, swap_problems, worker_of
+from swa_cli.recipe.values import Duration, TimeSpan, count_text, length_text, round_half_up
+
+
+def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[Problem]:
+    """Every such problem of a recipe, whatever the size of its data.
+
+    Args:
+        recipe: What to look at.
+        columns: Those of metrics.csv that hold scores, which train.stop may watch; without them those of
+            classification, and for another task nothing is said about that.
+    """
+    found = _interval_problems(recipe) + _stop_problems(recipe, columns) + _init_problems(recipe)
+    return found + _task_problems(recipe) + _augment_problems(recipe) + _compile_problems(recipe)
+
+
+def _interval_problems(recipe: Recipe) -> list[Problem]:
+    save_every = recipe.output.save_every
+    named = [("output.save_every", save_every)] if isinstance(save_every, Duration) else []
+    named += [("swa.eval_every", recipe.swa.eval_every)] if recipe.swa else []
+    empty = [Problem(key, f"{every} is no interval", "write 1ep") for key, every in named if every.value == 0]
+    return cycle_problems(named) + empty
+
+
+def _stop_problems(recipe: Recipe, columns: Sequence[str] | None) -> list[Problem]:
+    """A metric that is no column which a run measures."""
+    stop = recipe.train.stop
+    if stop is None or (columns is None and recipe.task != "classification"):
+        return []
+    if columns is None:
+        columns = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+        columns += [f"{name}_{column}" for name in recipe.all_averages for column in ("val_loss", "val_accuracy")]
+    if stop.metric in columns:
+        return []
+    message = f"a run of this recipe measures no {shown(stop.metric)}"
+    return [Problem("train.stop.metric", message, f"choose from {', '.join(columns)}")]
+
+
+def _task_problems(recipe: Recipe) -> list[Problem]:
+    """Keys that mean nothing for the task."""
+    found = []
+    if recipe.task == "regression" and recipe.train.label_smoothing:
+        message = "regression has no classes that a target could be spread over"
+        found.append(Problem("train.label_smoothing", message, "leave it out"))
+    if recipe.task != "classification" and recipe.eval.tta != "none":
+        message = f"the views of an image share a class, but not what {recipe.task} predicts"
+        found.append(Problem("eval.tta", message, "leave it out"))
+    return found
+
+
+def _augment_problems(recipe: Recipe) -> list[Problem]:
+    """Changes of the images that exclude each other, or the task."""
+    augment, found = recipe.dataset.augment, []
+    if augment.crop and augment.translate:
+        message = "stands beside crop, and both move the image"
+        found.append(Problem("dataset.augment.translate", message, "write one of the two"))
+    for key, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)):
+        if value and recipe.task != "classification":
+            message = f"mixes the classes of two images, and the task is {recipe.task}"
+            found.append(Problem(f"dataset.augment.{key}", message, "leave it out, or set task: classification"))
+    return found
+
+
+def _init_problems(recipe: Recipe) -> list[Problem]:
+    """Keys about a checkpoint that is not there."""
+    if recipe.train.init is not None:
+        return []
+    given = {"train.init_weights": recipe.train.init_weights, "train.init_skip": recipe.train.init_skip}
+    message, hint = "there is no checkpoint to take them from", "add train.init, or leave it out"
+    return [Problem(key, message, hint) for key, value in given.items() if value]
+
+
+def _compile_problems(recipe: Recipe) -> list[Problem]:
+    """A mode, which only inductor has, beside another backend."""
+    settings = recipe.train.compile
+    if settings is None or settings.backend == "inductor" or settings.mode == "default":
+        return []
+    message = f"only inductor has modes, and the backend is {shown(settings.backend)}"
+    return [Problem("train.compile.mode", message, "leave it out, or write backend: inductor")]
+
 
 # A mean of fewer weights is hardly flatter than its members; what an EMA or the latest ones lack is warned of apart.
 FEW_WEIGHTS = {"mean": 5, "swag": 5, "ema": 0, "latest": 0}
@@ -108,7 +206,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         raise RecipeError([Problem("train.epochs", message, f"write at most {MAX_STEPS // steps_per_epoch}")])
     problems = schedule_problems(recipe, steps_per_epoch=steps_per_epoch)
     course = None if problems else chart(recipe, steps_per_epoch=steps_per_epoch)
-    clock = Clock(steps_per_epoch, total, course.minima if course else ())
+    clock = StepClock(steps_per_epoch, total, course.minima if course else ())
     for series in average_series(recipe) + snapshot_series(recipe):
         problems += series_problems(recipe, series, clock=clock, cycles_known=course is not None)
     problems += half_life_problems(recipe, clock=clock) + problems_between(recipe, columns=columns)
@@ -152,12 +250,12 @@ def _problems_without_swap(recipe: Recipe, *, num_train: int, columns: Sequence[
     return ()
 
 
-def _settings(average: Average, *, clock: Clock) -> dict[str, Any]:
+def _settings(average: Average, *, clock: StepClock) -> dict[str, Any]:
     """What `AveragePlan.settings` are: those of the recipe, whose half-life has become a decay."""
     return {key: getattr(average, key) for key in SETTINGS} | {"decay": decay_of(average, clock=clock)}
 
 
-def _saves(recipe: Recipe, clock: Clock) -> frozenset[int]:
+def _saves(recipe: Recipe, clock: StepClock) -> frozenset[int]:
     """The points of `output.save_every`; a time has none, it is the trainer that looks at the clock."""
     every = recipe.output.save_every
     if isinstance(every, TimeSpan):
@@ -165,21 +263,21 @@ def _saves(recipe: Recipe, clock: Clock) -> frozenset[int]:
     return frozenset(points(Series("output", Duration(Fraction(0), "ep"), every), clock=clock)) | {clock.total}
 
 
-def _epochs_with(every: Duration, clock: Clock) -> frozenset[int]:
+def _epochs_with(every: Duration, clock: StepClock) -> frozenset[int]:
     """Epochs `e` with a multiple of `every` in (e - 1, e]."""
     intervals_an_epoch = clock.steps_per_epoch / clock.exact(every)
     epochs = range(1, clock.total // clock.steps_per_epoch + 1)
     return frozenset(e for e in epochs if e * intervals_an_epoch // 1 > (e - 1) * intervals_an_epoch // 1)
 
 
-def _score_epochs(recipe: Recipe, averages: Iterable[AveragePlan], clock: Clock) -> frozenset[int]:
+def _score_epochs(recipe: Recipe, averages: Iterable[AveragePlan], clock: StepClock) -> frozenset[int]:
     """Epochs at whose end some average has a weight to score; the end of the run scores everything anyway."""
     first = min((average.steps[0] for average in averages), default=clock.total)
     due = _epochs_with(recipe.average_scoring.eval_every, clock)
     return frozenset(e for e in due if first <= e * clock.steps_per_epoch < clock.total)
 
 
-def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Course) -> list[str]:
+def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: ResolvedSchedule) -> list[str]:
     """What can be run, but is hardly meant."""
     found, swa, lr = [], recipe.swa, recipe.optimizer.lr
     for series, average in zip(average_series(recipe), averages, strict=True):
@@ -207,3 +305,56 @@ def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Course)
     if course.drops and course.drops[-1] >= course.total:
         found.append("schedule.at has a point at or after the end of the run")
     return found
+
+
+@dataclass(frozen=True)
+class Window:
+    """From one point of a run to a later one."""
+
+    start: Duration
+    end: Duration
+
+    @classmethod
+    def parse(cls, text: str) -> Window:
+        """Read `161ep:300ep`.
+
+        Raises:
+            ValueError: No such form; the message names the value.
+        """
+        start, colon, end = text.partition(":")
+        if not colon:
+            raise ValueError(f"{shown(text)} is not a window: write two points, such as 161ep:300ep")
+        return cls(Duration.parse(start), Duration.parse(end))
+
+    def points(self, recipe: Recipe, *, num_train: int) -> tuple[int, int]:
+        """Updates done at both ends, each rounded half up.
+
+        Raises:
+            RecipeError: A run of this recipe cannot be planned.
+            UserError: An end that the run does not have, or nothing between them.
+        """
+        plan = make_plan(recipe, num_train=num_train)
+        lows = minima(recipe, steps_per_epoch=plan.steps_per_epoch) if recipe.schedule.name in CYCLIC else ()
+        clock = StepClock(plan.steps_per_epoch, plan.total_steps, lows)
+        start, end = (_point(duration, clock) for duration in (self.start, self.end))
+        if start > end:
+            raise UserError(f"--window {self}: ends before it starts", hint="write the earlier point first")
+        return start, end
+
+    def __str__(self) -> str:
+        return f"{self.start}:{self.end}"
+
+
+def _point(duration: Duration, clock: StepClock) -> int:
+    if duration.unit == "cycle" and duration.value > len(clock.minima):
+        raise UserError(
+            f"--window: {duration} is not there: the schedule of the run has {len(clock.minima)} minima",
+            hint="write the point in %, ep or step",
+        )
+    point = point_of(duration, exact=clock.exact, low_points=clock.minima, total=clock.total)
+    if point > clock.total:
+        epochs = clock.total // clock.steps_per_epoch
+        raise UserError(
+            f"--window: {duration} is after the end of the run, epoch {epochs}", hint=f"write at most {epochs}ep"
+        )
+    return round_half_up(point)

@@ -15,14 +15,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from swa_cli.report.bars import Bar, live
-from swa_cli.report.columns import Column, cell_line, fit, head_line
-from swa_cli.report.epochs import epoch_cells, epoch_columns
-from swa_cli.report.measures import CLASSIFICATION, Measures
-from swa_cli.report.repeats import Against, repeat_table, repeat_verdict, spelled
-from swa_cli.report.scores import ensemble_table, score_table, verdict
-from swa_cli.report.spelling import hanging, in_notebook, open_console, open_log, safe
-from swa_cli.report.windows import tried_table
+from swa_cli.metrics.metric import CLASSIFICATION, Measures
+from swa_cli.report.console_text import hanging, in_notebook, open_console, open_log, safe
+from swa_cli.report.progress import Bar, live
+from swa_cli.report.tables.columns import Column, cell_line, fit, head_line
+from swa_cli.report.tables.epochs import epoch_cells, epoch_columns
+from swa_cli.report.tables.scores import ensemble_table, score_table, verdict
+from swa_cli.report.tables.search import tried_table
+from swa_cli.report.tables.seeds import Against, repeat_table, repeat_verdict, spelled
 
 if TYPE_CHECKING:
     from rich.progress import TaskID

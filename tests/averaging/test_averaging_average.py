@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from swa_cli.averaging.average import WeightAverage, update_all
-from swa_cli.averaging.tensors import NonFiniteWeights, plain_model
+from swa_cli.averaging.model_state import NonFiniteWeightsError, plain_model
 from swa_cli.errors import UserError
 
 KINDS = [
@@ -341,7 +341,7 @@ def test_weights_that_are_not_finite_change_nothing(settings_: dict, bad: float,
     with torch.no_grad():
         model.head.weight[1, 2] = bad
         model.head.bias[0] = bad
-    with pytest.raises(NonFiniteWeights, match=r"head\.weight") as caught:
+    with pytest.raises(NonFiniteWeightsError, match=r"head\.weight") as caught:
         average.update(model)
     assert caught.value.name == "head.weight"
     after = average.state_dict()
@@ -396,18 +396,18 @@ def test_untying_is_refused() -> None:
 def test_several_averages_change_together_or_not_at_all() -> None:
     """`update_all` against one `update` each; an average of another model leaves all as they were."""
     model = Tiny()
-    together, alone = ([WeightAverage(model, **settings_) for settings_ in KINDS] for _ in range(2))
+    together, gather_single_process = ([WeightAverage(model, **settings_) for settings_ in KINDS] for _ in range(2))
     for seed in range(4):
         randomize(model, seed)
         update_all(together, model, step=seed)
-        for average in alone:
+        for average in gather_single_process:
             average.update(model, step=seed)
-    for first, second in zip(together, alone, strict=True):
+    for first, second in zip(together, gather_single_process, strict=True):
         assert same_bits(first.averaged_state(), second.averaged_state())
         assert first.steps == second.steps
     with pytest.raises(UserError, match="do not match"):
         update_all([*together, WeightAverage(nn.Linear(2, 2))], model, step=9)
-    assert [average.steps for average in together] == [average.steps for average in alone]
+    assert [average.steps for average in together] == [average.steps for average in gather_single_process]
 
 
 def test_loading_another_average_is_refused() -> None:

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader, TensorDataset
 
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
-from swa_cli.averaging.layers import bn_layers, has_batchnorm
+from swa_cli.averaging.bn_layers import bn_layers, has_batchnorm
 from swa_cli.errors import UserError
 
 METHODS = ["pooled", "exact"]

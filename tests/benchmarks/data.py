@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from swa_cli.data.published import DIGITS, read_digits
+from swa_cli.data.torchvision_sets import DIGITS, read_digits
 
 NUM_CLASSES = len(DIGITS)
 MEAN, STD = (0.3045,) * 3, (0.3763,) * 3  # of pixels scaled to [0, 1]

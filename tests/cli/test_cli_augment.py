@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from equal_runs import assert_equal_runs
-from swa_cli.training import trainer
+from swa_cli.engine import train
 
 DATA = """\
 import torch
@@ -67,7 +67,7 @@ def test_everything_on_and_stopped_inside_an_epoch(
     whole = swa("train", bright)
     assert whole.code == 0
     assert SAID in " ".join(whole.err.split())
-    update = trainer._update
+    update = train._update
 
     def stopping(run: Any, folder: Any) -> None:
         update(run, folder)
@@ -75,7 +75,7 @@ def test_everything_on_and_stopped_inside_an_epoch(
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_update", stopping)
+        patch.setattr(train, "_update", stopping)
         assert swa("train", bright, "-q").code == 130
     assert swa("train", "-r", "runs/bright-002", "-q", "--allow-code").code == 0
     assert_equal_runs(tmp_path / "runs/bright-001", tmp_path / "runs/bright-002")

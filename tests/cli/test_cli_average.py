@@ -15,10 +15,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swa_cli import cli, models
-from swa_cli.after import revisit
+from swa_cli import cli
+from swa_cli.analysis import open
+from swa_cli.checkpoint import reader
+from swa_cli.engine import evaluate, train
+from swa_cli.models import build_model
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import checkpoint, evaluate, trainer
 
 RECIPE = """\
 name: soup
@@ -71,7 +73,8 @@ def files(run: Path) -> list[Path]:
 
 def parameters() -> list[str]:
     return [
-        name for name, _ in models.build("convnet", num_classes=10, in_channels=1, args={"width": 4}).named_parameters()
+        name
+        for name, _ in build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4}).named_parameters()
     ]
 
 
@@ -84,7 +87,7 @@ def assert_mean(path: Path | str, states: Sequence[dict[str, Tensor]], weights: 
     counters = [name for name, value in found.items() if not value.is_floating_point()]
     assert counters
     assert all(torch.equal(found[name], states[-1][name]) for name in counters)
-    models.build("convnet", num_classes=10, in_channels=1, args={"width": 4}).load_state_dict(found, strict=True)
+    build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4}).load_state_dict(found, strict=True)
 
 
 def test_all_snapshots_alike(swa, run: Path) -> None:
@@ -166,7 +169,7 @@ def test_greedy_is_recipe_1_of_model_soups(swa, run: Path) -> None:
         assert swa("average", *members, "-o", "tried.pt").code == 0
         return swa("eval", "tried.pt", "--split", "val", "--json").json["weights"]["soup"]["accuracy"]
 
-    def alone(path: Path) -> float:
+    def gather_single_process(path: Path) -> float:
         return swa("eval", path, "--split", "val", "--json").json["weights"]["snapshot"]["accuracy"]
 
     chosen = files(run)[:5]
@@ -174,7 +177,7 @@ def test_greedy_is_recipe_1_of_model_soups(swa, run: Path) -> None:
     assert ended.code == 0, ended.err
     soup: list[Path] = []
     best = -1.0
-    order = sorted(chosen, key=alone, reverse=True)
+    order = sorted(chosen, key=gather_single_process, reverse=True)
     for path in order:
         if (found := accuracy(*soup, path)) >= best:
             soup, best = [*soup, path], found
@@ -212,10 +215,10 @@ def test_search_finds_what_all_windows_hold(swa, run: Path) -> None:
 
 def samples_of(path: str) -> Any:
     """What each validation image scores with the weights in a file."""
-    found = checkpoint.read(Path(path))
-    bench, model = revisit.open_checkpoint(found, [], recipe=None, terminal=Terminal(quiet=True), allow_code=False)
+    found = reader.read(Path(path))
+    context, model = open.open_checkpoint(found, [], recipe=None, terminal=Terminal(quiet=True), allow_code=False)
     model.load_state_dict(found.content["state_dict"])
-    return evaluate.score(model, bench.plain_batches("val"), task=bench.task, hardware=bench.hardware)
+    return evaluate.score(model, context.plain_batches("val"), task=context.task, hardware=context.hardware)
 
 
 def test_search_says_what_it_tried(swa, run: Path) -> None:
@@ -258,7 +261,7 @@ def test_running_mean_changes_nothing_else(run: Path, exact: Path) -> None:
 
 def test_running_mean_survives_a_stop(swa, exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run stopped in the middle of an epoch and resumed against one that was not: equal running means."""
-    update = trainer._update
+    update = train._update
 
     def stop(run: Any, folder: Any) -> None:
         update(run, folder)
@@ -267,7 +270,7 @@ def test_running_mean_survives_a_stop(swa, exact: Path, tmp_path: Path, monkeypa
 
     (tmp_path / "soup.yaml").write_text(RECIPE)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_update", stop)
+        patch.setattr(train, "_update", stop)
         assert swa("train", "soup.yaml", "-q", "snapshots.cumulative=true").code == 130
     assert load("runs/latest/checkpoints/last.pt")["cumulative"]["count"] == 23
     assert swa("train", "--resume", "runs/latest", "-q").code == 0

@@ -15,8 +15,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from conftest import Swa
-from swa_cli import models
-from swa_cli.data.published import read_digits
+from swa_cli.data.torchvision_sets import read_digits
+from swa_cli.models import build_model
 
 PLAIN = """\
 from torch import nn
@@ -33,7 +33,7 @@ def weights_of(path: Path) -> dict[str, Any]:
 @torch.no_grad()
 def in_plain_torch(checkpoint: dict[str, Any], images: Tensor, labels: Tensor) -> tuple[float, float]:
     """Accuracy and NLL of shipped weights: torch, the network, and what the file says of its input."""
-    model: nn.Module = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
+    model: nn.Module = build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
     model.load_state_dict(checkpoint["state_dict"])
     mean, std = (torch.tensor(checkpoint["input"][key]).view(-1, 1, 1) for key in ("mean", "std"))
     logits = model.eval()((images / 255 - mean) / std)
@@ -150,9 +150,9 @@ def test_eval_of_one_weight_set_compares_nothing(swa: Swa, recipe: Path) -> None
     """swa.pt alone and `--weights last`: one row; `--weights last_bn` gives the row of the run."""
     result = swa("train", recipe, "--json").json
     run = Path(result["run"])
-    alone = swa("eval", run / "checkpoints/swa.pt", "--json").json
-    assert (list(alone["weights"]), alone["reference"]) == (["swa"], None)
-    assert "reference" not in alone["weights"]["swa"]
+    gather_single_process = swa("eval", run / "checkpoints/swa.pt", "--json").json
+    assert (list(gather_single_process["weights"]), gather_single_process["reference"]) == (["swa"], None)
+    assert "reference" not in gather_single_process["weights"]["swa"]
     assert list(swa("eval", run, "--weights", "last", "--json").json["weights"]) == ["last"]
     for path in (run, run / "checkpoints/last.pt"):
         row = swa("eval", path, "--weights", "last_bn", "--json").json["weights"]["last_bn"]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from equal_runs import assert_equal_runs
-from swa_cli.training import trainer
+from swa_cli.engine import train
 
 BACKEND = """\
 calls = []
@@ -79,14 +79,14 @@ def test_a_recipe_names_a_backend_and_a_resumed_run_ends_the_same(
     recipe.write_text(recipe.read_text().replace("threads: 1}", "threads: 1, compile: aot_eager}"))
     words = ["model.args={width: 4, dropout: 0.3}"]
     assert swa("train", recipe, "-q", *words).code == 0
-    update = trainer._update
+    update = train._update
 
     def stop(run: Any, folder: Any) -> None:
         update(run, folder)
         if run.step == 30:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer, "_update", stop)
+    monkeypatch.setattr(train, "_update", stop)
     assert swa("train", recipe, "-q", *words).code == 143
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)

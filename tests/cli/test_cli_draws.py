@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swa_cli.after import rescore
+from swa_cli.analysis import evaluate
 from swa_cli.data import sources
 from swa_cli.data.randomness import generator
 
@@ -138,14 +138,14 @@ def test_draws_are_compared_with_the_reference(swa, run: Path) -> None:
 def test_progress_spans_all_draws(swa, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps that the bar advances against the length it was given: one bar for all passes of all draws."""
     told: list[tuple[str, int]] = []
-    progress = rescore.Terminal.progress
+    progress = evaluate.Terminal.progress
 
     def noted(self: Any, description: str, total: int, **more: Any) -> Any:
         told.append((description, total))
         return progress(self, description, total, **more)
 
     advanced = []
-    monkeypatch.setattr(rescore.Terminal, "progress", noted)
+    monkeypatch.setattr(evaluate.Terminal, "progress", noted)
     monkeypatch.setattr("swa_cli.report.terminal.Bar.advance", lambda self, n=1, **more: advanced.append(n))
     assert swa("eval", run / "around.pt", "--draws", "3").code == 0
     assert told == [("3 draws of around", sum(advanced))]

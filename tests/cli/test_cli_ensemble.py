@@ -12,13 +12,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from swa_cli import cli, models
-from swa_cli.after import rescore
-from swa_cli.after.ensemble import Ensemble
+from swa_cli import cli
+from swa_cli.analysis import evaluate
+from swa_cli.analysis.ensemble import Ensemble
+from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.data import sources
+from swa_cli.engine import train
+from swa_cli.models import build_model
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import trainer
-from swa_cli.training.checkpoint import Checkpoint
 
 # 22 steps an epoch, 66 in all; eight cycles of 8.25 steps, which do not divide them.
 RECIPE = """\
@@ -72,7 +73,7 @@ def probabilities(content: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
     assert test.labels is not None
     mean, std = (torch.tensor(content["input"][key], dtype=torch.float64) for key in ("mean", "std"))
     images = (test.images.double() / 255 - mean[:, None, None]) / std[:, None, None]
-    model = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4}).double().eval()
+    model = build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4}).double().eval()
     model.load_state_dict(content["state_dict"])
     with torch.no_grad():
         return model(images).softmax(1), test.labels
@@ -155,7 +156,7 @@ def test_the_answer_says_what_an_ensemble_costs(swa, run: Path) -> None:
 
 def test_a_run_that_goes_on_is_only_read(swa, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scored after step 30 of 66, in the instant of a save: what there is, not a byte changed, the same end."""
-    update, seen = trainer._update, []
+    update, seen = train._update, []
 
     def with_a_look(a_run: Any, folder: Any) -> None:
         update(a_run, folder)
@@ -164,11 +165,11 @@ def test_a_run_that_goes_on_is_only_read(swa, run: Path, tmp_path: Path, monkeyp
             before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
             folder.last.rename(folder.previous)  # as in the instant of a save
             voice = Terminal(quiet=True, json=True)
-            seen.append(rescore.evaluate_checkpoint(Path("runs/latest"), [], terminal=voice, with_ensemble=True))
+            seen.append(evaluate.evaluate_checkpoint(Path("runs/latest"), [], terminal=voice, with_ensemble=True))
             folder.previous.rename(folder.last)
             assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
 
-    monkeypatch.setattr(trainer, "_update", with_a_look)
+    monkeypatch.setattr(train, "_update", with_a_look)
     assert swa("train", "cycles.yaml", "-q").code == 0
     assert list(seen[0]["weights"]) == ["last", "last_bn", "ensemble"]
     assert seen[0]["weights"]["ensemble"]["reference"] == "last_bn"

@@ -17,8 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from swa_cli import __version__, cli, models
-from swa_cli.after import export_formats
+from swa_cli import __version__, cli
+from swa_cli.analysis import export_formats
+from swa_cli.models import build_model
 
 RECIPE = """\
 name: small
@@ -66,7 +67,7 @@ def load(path: str | Path) -> dict[str, Any]:
 def plain_network(trained: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The network with the weights of swa.pt in float64, and its `input`."""
     content = load(trained / SWA)
-    model = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
+    model = build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
     model.load_state_dict(content["state_dict"], strict=True)
     return model.eval().double(), content["input"]
 
@@ -111,7 +112,7 @@ def test_weights_load_strictly_into_the_plain_network(trained: Path, name: str) 
     expected = load(trained / SWA)["state_dict"]
     assert set(found) == set(expected)
     assert all(torch.equal(found[key], value) for key, value in expected.items())
-    models.build("convnet", num_classes=10, in_channels=1, args={"width": 4}).load_state_dict(found, strict=True)
+    build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4}).load_state_dict(found, strict=True)
 
 
 def metadata_of(path: Path) -> dict[str, str]:

@@ -46,8 +46,8 @@ def test_the_hint_holds_what_to_write_instead(swa, recipe: Path, words: list[str
 
 def test_muon_names_the_first_parameter_that_it_does_not_take(swa, recipe: Path) -> None:
     """Muon on a convolution, by name and shape; on a network of matrices alone it trains."""
-    from swa_cli.models import build
-    from swa_cli.training import optimizers
+    from swa_cli.engine import optimizers
+    from swa_cli.models.build_model import build
 
     ended = swa("train", recipe, "optimizer.name=Muon")
     name, parameter = next(iter(build("convnet", num_classes=10, in_channels=1, args={"width": 4}).named_parameters()))

@@ -10,8 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from swa_cli import cli, models
-from swa_cli.training import checkpoint
+from swa_cli import cli
+from swa_cli.checkpoint import reader
+from swa_cli.models import build_model
 
 RECIPE = """\
 name: theirs
@@ -195,7 +196,7 @@ def test_files_that_lightning_itself_wrote(swa, tmp_path: Path, callback: str | 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.net = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
+            self.net = build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
 
         def training_step(self, batch: Any, _: int) -> torch.Tensor:
             return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -218,7 +219,7 @@ def test_files_that_lightning_itself_wrote(swa, tmp_path: Path, callback: str | 
     module = Module()
     trainer.fit(module, DataLoader(TensorDataset(images, labels), batch_size=8))
     trainer.save_checkpoint(tmp_path / "theirs.ckpt")
-    found = checkpoint.weight_sets(checkpoint.read(tmp_path / "theirs.ckpt"), module.net)
+    found = reader.weight_sets(reader.read(tmp_path / "theirs.ckpt"), module.net)
     raw = {name: value.detach() for name, value in module.net.state_dict().items()}
     assert set(found) == ({"last"} if callback is None else {"last", "swa"})
     if callback == "WeightAveraging":

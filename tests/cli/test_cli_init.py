@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from swa_cli import cli
-from swa_cli.training import trainer
+from swa_cli.engine import train
 
 FIRST = """\
 name: first
@@ -61,13 +61,13 @@ def second(swa, trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """The weights of each run before its first step."""
-    go_on, seen = trainer._go_on, []
+    go_on, seen = train._go_on, []
 
     def look(run: Any, *args: Any, **options: Any) -> Any:
         seen.append({key: value.clone() for key, value in run.model.state_dict().items()})
         return go_on(run, *args, **options)
 
-    monkeypatch.setattr(trainer, "_go_on", look)
+    monkeypatch.setattr(train, "_go_on", look)
     return seen
 
 
@@ -160,16 +160,16 @@ def test_a_resumed_run_does_not_read_it_again(
 ) -> None:
     """Stopped in the first epoch and later, the file then removed: the run to the end, bit for bit."""
     assert swa("train", second, "-q").code == 0
-    update = trainer._update
+    update = train._update
 
     def stop(run: Any, folder: Any) -> None:
         update(run, folder)
         if run.step == at:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(trainer, "_update", stop)
+    monkeypatch.setattr(train, "_update", stop)
     assert swa("train", second, "-q").code == 143
-    monkeypatch.setattr(trainer, "_update", update)
+    monkeypatch.setattr(train, "_update", update)
     shutil.rmtree("first")
     ended = swa("train", "--resume", "runs/latest")
     assert ended.code == 0, ended.err

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from torch import Tensor
 
 from swa_cli.averaging.average import WeightAverage
-from swa_cli.averaging.state import with_metadata
+from swa_cli.averaging.model_state import with_metadata
+from swa_cli.checkpoint import loading
 from swa_cli.errors import UserError
-from swa_cli.training import loading
 
 NETS = '''
 import torch

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from swa_cli import cli, models
+from swa_cli import cli
+from swa_cli.analysis import doctor
+from swa_cli.engine import estimate
+from swa_cli.models import build_model
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import make_plan
-from swa_cli.training import doctor, rehearsal
 
 RECIPE = """\
 name: looked-at
@@ -69,13 +71,13 @@ def test_show_tells_shipped_averages_and_snapshots(swa, trained: Path) -> None:
 
 def test_show_of_a_run_makes_no_network_and_no_data(swa, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run folder is told with its scores while neither can be made; the folder is only read."""
-    from swa_cli import models
     from swa_cli.data import sources
+    from swa_cli.models import build_model
 
     def refuse(*args: object, **more: object) -> None:
         pytest.fail("made something")
 
-    monkeypatch.setattr(models, "build", refuse)
+    monkeypatch.setattr(build_model, "build", refuse)
     monkeypatch.setattr(sources, "load", refuse)
     run = trained / "looked-at-001"
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
@@ -215,7 +217,7 @@ def test_plan_is_that_of_the_run(swa, tmp_path: Path) -> None:
 def test_estimated_time_counts_steps_samples_and_batches(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of each part with a pace of whole seconds, against the counts by hand."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.setattr(rehearsal, "_measure", lambda run: rehearsal.Pace(3, 1.0, 1.0, 1.0))
+    monkeypatch.setattr(estimate, "_measure", lambda run: estimate.StepTimes(3, 1.0, 1.0, 1.0))
     told = swa("plan", "recipe.yaml", "dataset.val=37", "swa.eval_every=1ep", "--json").json
     # 1,400 training samples: 2 epochs of 5 steps. At the end of epoch 1 only g has weights: swa takes steps 6, 8, 10.
     assert told["seconds_of"] == {
@@ -234,11 +236,11 @@ def test_time_of_several_processes(swa, tmp_path: Path, monkeypatch: pytest.Monk
         sizes.update(len(labels) for _, labels in batches)
         return 3, 2.0
 
-    monkeypatch.setattr(rehearsal, "_measure", lambda run: rehearsal.Pace(3, 7.0, 1.0, 1.0))
-    monkeypatch.setattr(rehearsal, "_step_s", timed)
+    monkeypatch.setattr(estimate, "_measure", lambda run: estimate.StepTimes(3, 7.0, 1.0, 1.0))
+    monkeypatch.setattr(estimate, "_step_s", timed)
     words = ["--processes", "3", "--machines", "2", "--gigabits", "0.001", "train.batch_size=256", "dataset.val=37"]
     told = swa("plan", "recipe.yaml", *words, "--json").json
-    network = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
+    network = build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
     parameters = sum(values.numel() for values in network.parameters())
     exchange_s = 2 * 2 / 3 * 4 * parameters * 8 / 1e6
     assert sizes == {86} == {told["processes"]["samples"]}  # 256 are parts of 85, 85 and 86

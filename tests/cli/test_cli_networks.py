@@ -366,7 +366,7 @@ def test_state_beside_the_state_dict_is_told(swa, person: Path) -> None:
 
 def test_a_constructor_that_takes_long_is_told(swa, person: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a limit of nothing, any does."""
-    from swa_cli.training import preflight
+    from swa_cli.engine import preflight
 
     monkeypatch.setattr(preflight, "SLOW_S", 0.0)
     (person / "nets.py").write_text(network(PLAIN))

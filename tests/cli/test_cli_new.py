@@ -14,7 +14,7 @@ import pytest
 
 from swa_cli.recipe import load
 from swa_cli.recipe.explain import fields
-from swa_cli.recipe.template import STARTS, template
+from swa_cli.recipe.templates import STARTS, template
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"

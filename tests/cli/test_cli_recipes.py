@@ -9,7 +9,7 @@ import pytest
 import torch
 from torchvision.utils import save_image
 
-from swa_cli import models
+from swa_cli.models import build_model
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import make_plan
 
@@ -82,7 +82,7 @@ def test_dry_run_of_fge_starts_from_a_network(swa, tmp_path: Path) -> None:
     words = [*stand_in(tmp_path, classes=10, train=3), "dataset.val=10"]
     command = ["train", RECIPES / "cifar10_fge.yaml", "--dry-run", "--json", *words]
     assert "train.init: runs/cifar10-preresnet20-001/checkpoints/last.pt: no such checkpoint" in swa(*command).err
-    torch.save(models.build("preresnet20", num_classes=10, in_channels=3).state_dict(), "start.pt")
+    torch.save(build_model.build("preresnet20", num_classes=10, in_channels=3).state_dict(), "start.pt")
     ended = swa(*command, "train.init=start.pt")
     assert ended.code == 0, ended.err
     said = " ".join(ended.err.split())

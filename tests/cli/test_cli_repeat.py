@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from scipy import stats
 
 from swa_cli import cli
-from swa_cli.training import trainer
-from swa_cli.training.run_folder import RunFolder
+from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine import train
 
 # 6 steps an epoch, 12 in all: averages after 6, 9 and 12.
 RECIPE = """\
@@ -73,15 +73,15 @@ def signal_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let this process get a signal while the update that makes a step of a seed is being done."""
 
     def arm(seed: int, step: int, number: int = signal.SIGINT) -> None:
-        update = trainer._update
+        update = train._update
 
         def do(run: Any, folder: Any) -> None:
             update(run, folder)
-            if (run.bench.recipe.seed, run.step) == (seed, step):
-                monkeypatch.setattr(trainer, "_update", update)
+            if (run.context.recipe.seed, run.step) == (seed, step):
+                monkeypatch.setattr(train, "_update", update)
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(trainer, "_update", do)
+        monkeypatch.setattr(train, "_update", do)
 
     return arm
 
@@ -90,13 +90,13 @@ def signal_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the folders in which training went on or began."""
     names: list[str] = []
-    go_on = trainer._go_on
+    go_on = train._go_on
 
     def note(run: Any, folder: RunFolder, *words: Any, **options: Any) -> Any:
         names.append(folder.path.name)
         return go_on(run, folder, *words, **options)
 
-    monkeypatch.setattr(trainer, "_go_on", note)
+    monkeypatch.setattr(train, "_go_on", note)
     return names
 
 

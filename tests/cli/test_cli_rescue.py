@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from swa_cli.training import scoring
+from swa_cli.engine import validate as scoring
 
 NETS = """
 import os

@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from equal_runs import assert_equal_runs, content
-from swa_cli.training import saving, scoring, trainer
+from swa_cli.engine import state, train
+from swa_cli.engine import validate as scoring
 
 # 22 steps an epoch, 88 in all: warmup to 22, schedule, anneal from 33 to 44, averaging from 44 on.
 RECIPE = """\
@@ -51,10 +52,10 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     armed: list[int] = []
 
     def arm(step: int, number: int = signal.SIGINT, times: int = 1) -> None:
-        is_first, armed[:] = not armed, [step, number, times]
-        if not is_first:
+        is_rank0, armed[:] = not armed, [step, number, times]
+        if not is_rank0:
             return
-        update = trainer._update
+        update = train._update
 
         def do(run: Any, folder: Any) -> None:
             update(run, folder)
@@ -63,7 +64,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 for _ in range(times):
                     os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(trainer, "_update", do)
+        monkeypatch.setattr(train, "_update", do)
 
     return arm
 
@@ -71,7 +72,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[float]]:
     """Let time stand still but for so many seconds an update; the list holds the time."""
-    update, prepare = trainer._update, trainer.prepare
+    update, prepare = train._update, train.prepare
 
     def arm(seconds: float) -> list[float]:
         now = [0.0]
@@ -85,8 +86,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[float]]:
             run.clock = run.saved_at = now[0]
             return run
 
-        monkeypatch.setattr(trainer, "_update", tick)
-        monkeypatch.setattr(trainer, "prepare", prepared)
+        monkeypatch.setattr(train, "_update", tick)
+        monkeypatch.setattr(train, "prepare", prepared)
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
         return now
 
@@ -198,13 +199,13 @@ def test_saves_by_the_clock(
     swa, long: Path, monkeypatch: pytest.MonkeyPatch, clock: Callable[[float], list[float]]
 ) -> None:
     """A clock that goes on a second a step: `10s` saves after every ten steps, inside epochs too."""
-    saved, save = [], saving.save_resume_point
+    saved, save = [], state.save_resume_point
 
     def note(run: Any, folder: Any) -> None:
         saved.append(run.step)
         save(run, folder)
 
-    monkeypatch.setattr(saving, "save_resume_point", note)
+    monkeypatch.setattr(state, "save_resume_point", note)
     clock(1)
     assert swa("train", long, "-q", "output.save_every=10s").code == 0
     assert saved == [10, 20, 30, 40, 50, 60, 70, 80, 88]
@@ -398,7 +399,7 @@ def test_more_epochs_may_be_asked_for_again(swa, long: Path, tmp_path: Path, mon
 
     for name in ("_epochs", "_training_row"):
         with monkeypatch.context() as patch:
-            patch.setattr(trainer, name, ended)
+            patch.setattr(train, name, ended)
             assert swa(*extend, "-q").code == 130
     assert swa(*extend, "-q").code == 0
     assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")

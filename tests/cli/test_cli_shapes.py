@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from equal_runs import content
-from swa_cli.data.shapes import draw_scenes
+from swa_cli.data.synthetic import draw_scenes
 
 RECIPE = Path(__file__).parents[2] / "recipes/shapes_unet_cyclic.yaml"
 SMALL = ["train.epochs=3", "swa.start=1ep", "swa.eval_every=3ep", "train.threads=1", "train.precision=fp32"]

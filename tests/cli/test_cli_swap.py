@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
 from processes import exit_codes, said_in, start
-from swa_cli import models
 from swa_cli.data import sources
+from swa_cli.models import build_model
 
 RECIPE = """\
 name: tiny
@@ -108,7 +108,7 @@ def raw_states(run: Path) -> dict[str, dict[str, torch.Tensor]]:
 @torch.no_grad()
 def losses(state: dict[str, torch.Tensor], arrays: Any, about: dict[str, Any]) -> torch.Tensor:
     """The NLL of each digit (N,): torch, the network, and what a file says of its input."""
-    model = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4, "dropout": 0.2})
+    model = build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4, "dropout": 0.2})
     model.load_state_dict(state)
     mean, std = (torch.tensor(about[key], dtype=torch.float64).view(-1, 1, 1) for key in ("mean", "std"))
     logits = model.double().eval()((arrays.images.double() / 255 - mean) / std)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from swa_cli import models
 from swa_cli.data import sources
+from swa_cli.models import build_model
 
 # Discs on noise; the first pixel of every mask is ignored.
 BLOBS = """\
@@ -213,7 +213,7 @@ def test_regression_by_hand(swa, turned: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     shipped = load(run / "checkpoints/swa.pt")
     test = sources.load("rotated_digits").test
-    model = models.build("convnet", num_classes=1, in_channels=1, args={"width": 4})
+    model = build_model.build("convnet", num_classes=1, in_channels=1, args={"width": 4})
     model.load_state_dict(shipped["state_dict"])
     mean, std = shipped["input"]["mean"][0], shipped["input"]["std"][0]
     with torch.no_grad():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from swa_cli.training import trainer
+from swa_cli.engine import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other library
 WORDS = ["output.tensorboard=true", "train.precision=fp32"]
@@ -50,15 +50,15 @@ def test_every_row_is_there(swa, recipe: Path, tmp_path: Path) -> None:
 
 def test_a_resumed_run_repeats_no_row(swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after the row of epoch 3 and before its save, then resumed: every row once, as in metrics.csv."""
-    run, add = tmp_path / "runs/small-001", trainer.board.Board.add
+    run, add = tmp_path / "runs/small-001", train.board.Board.add
 
-    def stop(board: trainer.board.Board, row: dict[str, object]) -> None:
+    def stop(board: train.board.Board, row: dict[str, object]) -> None:
         add(board, row)
         if row["epoch"] == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer.board.Board, "add", stop)
+        patch.setattr(train.board.Board, "add", stop)
         assert swa("train", recipe, "-q", *WORDS).code == 130
     assert len(scalars(run)["lr"]) == 3
     assert swa("train", "--resume", run, "-q").code == 0

@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from swa_cli import models
 from swa_cli.data.randomness import seed_globals
-from swa_cli.training import hardware, trainer
+from swa_cli.engine import hardware, train
+from swa_cli.models import build_model
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -195,17 +195,17 @@ def test_resume_ends_bit_identical(
     words = ["averages.ema.kind=ema", "averages.late={kind: latest, start: 25%}", "train.accumulate=2"]
     whole = swa("train", recipe, "--json", *words)
     assert whole.code == 0, whole.err
-    save = trainer.saving.save_resume_point
+    save = train.saving.save_resume_point
 
     def save_then_stop(run: Any, folder: Any) -> None:
         save(run, folder)
         if len(run.history) == stop_after:
             raise Killed
 
-    monkeypatch.setattr(trainer.saving, "save_resume_point", save_then_stop)
+    monkeypatch.setattr(train.saving, "save_resume_point", save_then_stop)
     with pytest.raises(Killed):
         swa("train", recipe, *words)
-    monkeypatch.setattr(trainer.saving, "save_resume_point", save)
+    monkeypatch.setattr(train.saving, "save_resume_point", save)
     run = tmp_path / "runs/small-002"
     # A refresh of the unfinished file's averages must not leak into the rest of the run.
     assert swa("bn-update", run / "checkpoints/last.pt", "-q").code == 0
@@ -352,7 +352,7 @@ def test_clipping_bounds_the_gradient(swa, recipe: Path, tmp_path: Path) -> None
     last = load(tmp_path / "runs/latest/checkpoints/last.pt")
     assert last["step"] == 1
     seed_globals(0, "initial weights")
-    initial = models.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
+    initial = build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
     moved = [last["model"][key] - value.detach() for key, value in initial.named_parameters()]
     norm = torch.linalg.vector_norm(torch.cat([value.flatten() for value in moved]))
     assert float(norm) == pytest.approx(0.1 * 0.01, rel=1e-3)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from equal_runs import assert_equal_runs, content
 from processes import said_in, start
-from swa_cli.training import trainer
+from swa_cli.engine import train
 
 # 22 steps an epoch, saved at the end of each; averages from step 33 on.
 RECIPE = """\
@@ -57,15 +57,15 @@ def at(monkeypatch: pytest.MonkeyPatch) -> At:
     """Let something happen once, after the update that makes a step."""
 
     def arm(step: int, happen: Callable[[], object]) -> None:
-        update = trainer._update
+        update = train._update
 
         def do(run: Any, folder: Any) -> None:
             update(run, folder)
             if run.step == step:
-                monkeypatch.setattr(trainer, "_update", update)
+                monkeypatch.setattr(train, "_update", update)
                 happen()
 
-        monkeypatch.setattr(trainer, "_update", do)
+        monkeypatch.setattr(train, "_update", do)
 
     return arm
 

@@ -15,8 +15,8 @@ from torchvision import transforms
 from torchvision.transforms import functional as vision
 
 from swa_cli.data.augment import Augment, draw
-from swa_cli.data.colour import Jitter, normalize
-from swa_cli.data.geometry import crop_and_flip, crop_and_flip_masks, cut_out
+from swa_cli.data.color_jitter import Jitter, normalize
+from swa_cli.data.crop_flip import crop_and_flip, crop_and_flip_masks, cut_out
 from swa_cli.data.randomness import generator
 from swa_cli.errors import UserError
 

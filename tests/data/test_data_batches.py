@@ -21,8 +21,8 @@ from torch.utils.data import Dataset
 from swa_cli.data import batches
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches, epoch_batches, plain_batches, statistics_batches
-from swa_cli.data.colour import Jitter
-from swa_cli.data.geometry import crop_and_flip
+from swa_cli.data.color_jitter import Jitter
+from swa_cli.data.crop_flip import crop_and_flip
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import Split
 from swa_cli.errors import EXIT_FAILED, UserError

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from swa_cli.data.decode import describe_files
 from swa_cli.data.image_file import FORMATS, MAX_PIXELS, header, read_rgb
+from swa_cli.data.listing import describe_files
 from swa_cli.data.masks import MaskDataset
 from swa_cli.data.sources import load
 from swa_cli.errors import UserError

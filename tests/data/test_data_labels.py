@@ -17,7 +17,7 @@ from torchvision.transforms import functional as vision
 
 from swa_cli.data.augment import Augment, draw
 from swa_cli.data.batches import epoch_batches, plain_batches, statistics_batches
-from swa_cli.data.geometry import crop_and_flip, crop_and_flip_masks
+from swa_cli.data.crop_flip import crop_and_flip, crop_and_flip_masks
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import Split, load
 from swa_cli.data.stream import label_tensor

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swa_cli.data import named
+from swa_cli.data import datasets
 from swa_cli.data.batches import plain_batches
 from swa_cli.data.sources import Source, Split, load
 from swa_cli.errors import UserError
@@ -176,7 +176,7 @@ def test_auto_cache_counts_images_and_masks(tmp_path: Path, monkeypatch: pytest.
     """The choice is held against 3 pairs of 24 pixels in 4 bytes, and memory one byte short."""
     write(tmp_path)
     for available, held in ((4 * 288, True), (4 * 288 - 1, False)):
-        monkeypatch.setattr(named, "available_memory", lambda available=available: available)
+        monkeypatch.setattr(datasets, "available_memory", lambda available=available: available)
         assert (folder(tmp_path).train.images is not None) == held
 
 

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from swa_cli.data.mixing import Mix, draw_mixes, mixed, one_hot
 from swa_cli.data.randomness import generator
 from swa_cli.errors import UserError
-from swa_cli.training.tasks import TASKS
+from swa_cli.metrics.tasks import TASKS
 
 WORDS = ("augment", 1)
 

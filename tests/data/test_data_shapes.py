@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from swa_cli.data import named, shapes
-from swa_cli.data.published import read_digits
-from swa_cli.data.shapes import CLASSES, draw_scenes
+from swa_cli.data import datasets, synthetic
 from swa_cli.data.sources import load
+from swa_cli.data.synthetic import CLASSES, draw_scenes
+from swa_cli.data.torchvision_sets import read_digits
 from swa_cli.errors import UserError
 
 
@@ -24,18 +24,18 @@ def scenes(split: str = "train", **args: Any) -> tuple[Tensor, Tensor]:
 
 def paper(size: int) -> tuple[Any, Tensor, Tensor]:
     """An artist and the coordinates of the pixels of one scene."""
-    artist = shapes._Artist(torch.Generator().manual_seed(0), num_scenes=1, size=size, channels=1)
+    artist = synthetic._Artist(torch.Generator().manual_seed(0), num_scenes=1, size=size, channels=1)
     return artist, artist._x.expand(1, size, size), artist._y.expand(1, size, size)
 
 
 @pytest.mark.parametrize(
     ("distance", "area"),
     [
-        (shapes._disc, lambda r, q: math.pi * r**2),
-        (shapes._rectangle, lambda r, q: 2 * r * 2 * r * (0.35 + 0.55 * q)),
-        (shapes._triangle, lambda r, q: (1.8 * r) ** 2 * (0.35 + 0.5 * q)),
-        (shapes._ring, lambda r, q: math.pi * (r**2 - (r - 2 * r * (0.12 + 0.15 * q)) ** 2)),
-        (shapes._stroke, lambda r, q: 2 * r * 0.06),
+        (synthetic._disc, lambda r, q: math.pi * r**2),
+        (synthetic._rectangle, lambda r, q: 2 * r * 2 * r * (0.35 + 0.55 * q)),
+        (synthetic._triangle, lambda r, q: (1.8 * r) ** 2 * (0.35 + 0.5 * q)),
+        (synthetic._ring, lambda r, q: math.pi * (r**2 - (r - 2 * r * (0.12 + 0.15 * q)) ** 2)),
+        (synthetic._stroke, lambda r, q: 2 * r * 0.06),
     ],
 )
 @pytest.mark.parametrize("angle", [0.0, 0.7])
@@ -46,7 +46,7 @@ def test_areas_are_those_of_the_figures(
     artist, x, y = paper(400)
     radius, ratio = 0.5, 0.5
     u, v = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
-    at = shapes._Placed(u, v, torch.full((1, 1, 1), radius), torch.full((1, 1, 1), ratio))
+    at = synthetic._Placed(u, v, torch.full((1, 1, 1), radius), torch.full((1, 1, 1), ratio))
     cover = artist._covered(distance(at)).double()
     covered = cover.sum().item() * (2 / 400) ** 2
     assert covered == pytest.approx(area(radius, ratio), rel=0.01)
@@ -57,7 +57,7 @@ def test_digits_are_those_of_the_package_enlarged() -> None:
     """The ink of digits is held against torch's bilinear enlargement, cut at two fifths."""
     artist, x, y = paper(64)
     digits = read_digits()[0][0][:20]
-    at = shapes._Placed(*(c.expand(20, 64, 64) for c in (x, y)), torch.ones(20, 1, 1), torch.ones(20, 1, 1))
+    at = synthetic._Placed(*(c.expand(20, 64, 64) for c in (x, y)), torch.ones(20, 1, 1), torch.ones(20, 1, 1))
     ink = functional.interpolate(digits / 255, 64, mode="bilinear", align_corners=False)[:, 0]
     inside = slice(4, 60)  # beyond the centres of the outer cells one fades to nothing, the other goes on
     found = artist._ink(at, digits)[:, inside, inside] > 0.5
@@ -100,10 +100,10 @@ def test_test_scenes_take_their_digits_from_the_test_part(monkeypatch: pytest.Mo
     """Without ink in the training digits, test scenes stay as they were and training scenes lose theirs."""
     before = scenes("test")
     (images, numbers), test = read_digits()
-    monkeypatch.setattr(shapes, "read_digits", lambda: ((torch.zeros_like(images), numbers), test))
+    monkeypatch.setattr(synthetic, "read_digits", lambda: ((torch.zeros_like(images), numbers), test))
     for ours, theirs in zip(scenes("test"), before, strict=True):
         assert torch.equal(ours, theirs)
-    assert scenes()[1].max() == len(shapes.SHAPES)
+    assert scenes()[1].max() == len(synthetic.SHAPES)
 
 
 @pytest.mark.parametrize(("size", "channels"), [(16, 1), (33, 3)])
@@ -163,8 +163,8 @@ def test_scenes_are_refused_only_where_memory_is_short(monkeypatch: pytest.Monke
     """The refusal is held against the bytes of images and masks, to the byte."""
     args = {"size": 16, "train": 6, "test": 4, "channels": 3}
     num_bytes = 10 * 16 * 16 * 4
-    monkeypatch.setattr(named, "available_memory", lambda: num_bytes)
+    monkeypatch.setattr(datasets, "available_memory", lambda: num_bytes)
     load("shapes", val=0, args=args)
-    monkeypatch.setattr(named, "available_memory", lambda: num_bytes - 1)
+    monkeypatch.setattr(datasets, "available_memory", lambda: num_bytes - 1)
     with pytest.raises(UserError, match="10 scenes"):
         load("shapes", val=0, args=args)

@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from swa_cli.data.named import names
+from swa_cli.data.datasets import names
 from swa_cli.data.sources import load
 from swa_cli.errors import UserError
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from swa_cli.training.distributed import ALONE, checksum, is_restarted, launched, name_of_launch, run_id, sharing
-from swa_cli.training.run_folder import begun_by
+from swa_cli.checkpoint.run_folder import begun_by
+from swa_cli.engine.distributed import ALONE, checksum, is_restarted, launched, name_of_launch, run_id, sharing
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64, torch.uint8])
@@ -38,7 +38,12 @@ def test_one_process_is_what_it_was() -> None:
     tensor, model = torch.tensor([1.0, 2.0]), torch.nn.Linear(2, 1)
     ALONE.average([tensor])
     ALONE.require_equal(tensor, what="it")
-    assert (ALONE.gathered("a"), ALONE.largest(3), ALONE.total(4), ALONE.of_first(lambda: 5)) == (["a"], 3, 4, 5)
+    assert (ALONE.gathered("a"), ALONE.largest(3), ALONE.total(4), ALONE.broadcast_from_rank0(lambda: 5)) == (
+        ["a"],
+        3,
+        4,
+        5,
+    )
     assert tensor.tolist() == [1.0, 2.0]
     assert ALONE.synchronised(model, sync_batchnorm=True, make=lambda: model) is model
     assert not torch.distributed.is_initialized()

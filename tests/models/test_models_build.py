@@ -17,7 +17,7 @@ from torch import nn
 
 from swa_cli.averaging.batchnorm import update_batchnorm
 from swa_cli.errors import UserError
-from swa_cli.models import build, names
+from swa_cli.models.build_model import build, names
 
 OWN_NETWORKS = """
 from torch import nn

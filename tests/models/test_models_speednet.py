@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from swa_cli.models import build
+from swa_cli.models.build_model import build
 
 
 def test_size_is_that_of_airbench94() -> None:

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional
 
 from swa_cli.averaging.batchnorm import update_batchnorm
-from swa_cli.averaging.layers import bn_layers
-from swa_cli.models import build
+from swa_cli.averaging.bn_layers import bn_layers
+from swa_cli.models.build_model import build
 
 
 def unet(*, num_classes: int = 2, in_channels: int = 1, **args: Any) -> nn.Module:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swa_cli.errors import UserError
-from swa_cli.models import build, names
+from swa_cli.models.build_model import build, names
 
 # Parameters for 10 and for 100 classes, and BatchNorm layers: the networks of the SWA paper.
 PUBLISHED = {

@@ -13,7 +13,7 @@ import pytest
 from swa_cli.recipe.baseline import baseline_of, describe_baseline
 from swa_cli.recipe.load import differences, dump, load
 from swa_cli.recipe.plan import make_plan
-from swa_cli.recipe.schedule import learning_rate, schedule_problems
+from swa_cli.recipe.schedules import learning_rate, schedule_problems
 from swa_cli.recipe.schema import SCHEDULE_KEYS, Recipe
 
 SPE = 10  # steps an epoch

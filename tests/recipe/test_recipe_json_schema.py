@@ -11,8 +11,7 @@ import pytest
 import yaml
 
 from swa_cli.recipe import load
-from swa_cli.recipe.json_schema import json_schema
-from swa_cli.recipe.template import STARTS, template
+from swa_cli.recipe.templates import STARTS, json_schema, template
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from swa_cli.errors import RecipeError
 from swa_cli.recipe.describe import describe_averages, describe_schedule
-from swa_cli.recipe.duration import round_half_up
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.values import round_half_up
 
 RESTARTS = {"name": "cosine_restarts", "cycle": "6ep"}
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from swa_cli.averaging.settings import KINDS, OWNERS
+from swa_cli.averaging.kinds import KINDS, OWNERS
 from swa_cli.recipe import scalars
-from swa_cli.recipe.duration import Duration
 from swa_cli.recipe.explain import fields
 from swa_cli.recipe.scalars import Plain
 from swa_cli.recipe.schema import AVERAGE_KEYS, SCHEDULE_KEYS, Average, Optimizer, Recipe, Schedule
+from swa_cli.recipe.values import Duration
 
 SMALLEST: dict[str, Any] = {
     "model": {"name": "convnet"},

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from swa_cli.errors import UserError
+from swa_cli.recipe.plan import Window
 from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.window import Window
 
 
 def recipe(schedule: dict[str, object] | None = None) -> Recipe:

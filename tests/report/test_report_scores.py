@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from swa_cli.report.measures import CLASSIFICATION, REGRESSION, SEGMENTATION, Measure
-from swa_cli.report.scores import difference, score_table, standing, verdict
+from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, Measure
+from swa_cli.report.tables.scores import difference, score_table, standing, verdict
 from swa_cli.report.terminal import Terminal
 
 ACCURACY, NLL, MSE = CLASSIFICATION.own, CLASSIFICATION.loss, REGRESSION.loss

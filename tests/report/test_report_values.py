@@ -19,10 +19,12 @@ from matplotlib.axes import Axes
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.patches import Rectangle
 
-from swa_cli.report.measures import CLASSIFICATION, REGRESSION, SEGMENTATION, Measures
+from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, Measures
 from swa_cli.report.page.chart import Line, chart
 from swa_cli.report.page.document import RunOnPage, document
-from swa_cli.report.plots import calibration, confusion, curves, path, plane, schedule, window
+from swa_cli.report.plots import calibration, curves, loss_surface, schedule
+from swa_cli.report.plots import calibration as confusion
+from swa_cli.report.plots import schedule as window
 
 # What each task calls its score, and what a score of 0.75 is drawn as.
 TASKS = [
@@ -114,7 +116,7 @@ def test_curves_are_drawn_in_the_unit_of_their_axis(
 def test_a_schedule_is_drawn_over_epochs(drawn: list[matplotlib.figure.Figure]) -> None:
     """The rate of each step from its beginning, the marks of averages and snapshots, the shaded phase; in epochs."""
     lr = [0.4, 0.3, 0.2, 0.1]
-    schedule.draw(
+    schedule.draw_schedule(
         io.BytesIO(),
         title="x",
         lr=lr,
@@ -157,7 +159,7 @@ def test_a_path_is_drawn_in_the_unit_of_its_axis(
         "points": [{"name": "last", "x": 0.0}, {"name": "swa", "x": 4.0}],
         "split": "test",
     }
-    path.draw(io.BytesIO(), line=line, title="x", measures=measures)
+    loss_surface.draw_path(io.BytesIO(), line=line, title="x", measures=measures)
     upper, lower = drawn[0].axes
     assert (upper.get_ylabel(), lower.get_ylabel()) == (measures.loss_axis, axis)
     assert lines(upper)["train"] == (line["x"], line["train_loss"])
@@ -195,7 +197,7 @@ def test_a_plane_is_drawn_in_the_unit_of_its_title(
     score = [[0.9 - 0.02 * x - 0.1 * y for x in range(4)] for y in range(3)]
     points = [{"name": f"set {n}", "x": n, "y": n - 1.0, "loss": 1.0, "score": 0.5} for n in range(3)]
     surface = {"x": xs, "y": ys, "loss": loss, "score": score, "points": points, "split": "test", "samples": 10}
-    plane.draw(io.BytesIO(), surface=surface, title="x", measures=measures)
+    loss_surface.draw_plane(io.BytesIO(), surface=surface, title="x", measures=measures)
     left, right = drawn[0].axes[:2]
     assert (left.get_title(), right.get_title()) == (f"train {measures.loss_axis}", f"test {axis}")
     for (x, y, values), expected in zip(given, (loss, [[shown(v) for v in row] for row in score]), strict=True):
@@ -229,7 +231,7 @@ def test_windows_are_drawn_in_the_unit_of_their_axis(
         }
         for start, end, score in ((10, 40, 0.5), (20, 40, 0.75), (30, 40, 0.625), (10, 30, 0.25))
     ]
-    window.draw(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, measures=measures)
+    window.draw_search(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, measures=measures)
     upper, lower = drawn[0].axes
     assert lower.get_ylabel() == axis
     for axes, factor, values, errors in (
@@ -255,7 +257,7 @@ def test_reliability_is_drawn_in_fractions(drawn: list[matplotlib.figure.Figure]
         {"count": 0, "confidence": None, "accuracy": None},
         {"count": 100, "confidence": 0.9, "accuracy": 0.8},
     ]
-    calibration.draw(io.BytesIO(), sets={"last": {"ece": 0.1234, "bins": bins}}, title="x")
+    calibration.draw_reliability(io.BytesIO(), sets={"last": {"ece": 0.1234, "bins": bins}}, title="x")
     upper, lower = drawn[0].axes
     assert "ECE 0.123" in upper.get_title()
     bars, gaps = (group for group in upper.containers if hasattr(group, "patches"))
@@ -274,7 +276,7 @@ def test_reliability_is_drawn_in_fractions(drawn: list[matplotlib.figure.Figure]
 def test_a_confusion_matrix_has_true_classes_in_rows(drawn: list[matplotlib.figure.Figure]) -> None:
     """Shades and numbers of a matrix that is not symmetric, each at (predicted, true), the first class on top."""
     matrix = [[6, 2, 0], [1, 3, 0], [5, 0, 5]]
-    confusion.draw(io.BytesIO(), matrix=matrix, classes=["cat", "dog", "cow"], title="x")
+    confusion.draw_confusion(io.BytesIO(), matrix=matrix, classes=["cat", "dog", "cow"], title="x")
     axes, bar = drawn[0].axes
     (image,) = axes.get_images()
     np.testing.assert_allclose(image.get_array(), [[0.75, 0.25, 0], [0.25, 0.75, 0], [0.5, 0, 0.5]])

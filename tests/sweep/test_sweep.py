@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from conftest import Ended
-from swa_cli.training import evaluate
+from swa_cli.engine import evaluate
 from sweep.networks import LARGE, REFUSED, TIMM, TORCHVISION, Network
 
 pytestmark = pytest.mark.sweep

@@ -14,13 +14,13 @@ from typing import Any
 
 from pydantic import BaseModel, Field, field_validator
 
-from swa_cli.recipe.fields import MAX_NAME, NAME_PATTERN, AverageName, TaskName, Text, Whole
 from swa_cli.recipe.schema.averages import AVERAGE_KEYS, AVERAGE_KINDS, Average, Swa, Swap, average_misfits
+from swa_cli.recipe.schema.exclusive_keys import STRICT
 from swa_cli.recipe.schema.inputs import Augment, Dataset, Model
-from swa_cli.recipe.schema.misfits import STRICT
 from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Optimizer
 from swa_cli.recipe.schema.run import Compile, Eval, Output, Snapshots, Train
 from swa_cli.recipe.schema.schedule import SCHEDULE_KEYS, Schedule, schedule_misfits
+from swa_cli.recipe.values import MAX_NAME, NAME_PATTERN, AverageName, TaskName, Text, Whole
 
 __all__ = [
     "AVERAGE_KEYS",

@@ -7,9 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from swa_cli.recipe.duration import Duration
-from swa_cli.recipe.fields import Count, CountOrAll, DurationField, Flag, Multiple, Number, Rate, Whole
-from swa_cli.recipe.schema.misfits import STRICT, Misfit, refuse
+from swa_cli.recipe.schema.exclusive_keys import STRICT, Misfit, refuse
+from swa_cli.recipe.values import Count, CountOrAll, Duration, DurationField, Flag, Multiple, Number, Rate, Whole
 
 
 class BatchNorm(BaseModel):

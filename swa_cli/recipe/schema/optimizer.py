@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from swa_cli.recipe.fields import Free, Multiple, Rate, Text, TextOrTexts
+from swa_cli.recipe.values import Free, Multiple, Rate, Text, TextOrTexts
 
 
 class Group(BaseModel):

@@ -8,10 +8,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator
 
 from swa_cli.recipe import scalars
-from swa_cli.recipe.duration import Duration
-from swa_cli.recipe.fields import (
+from swa_cli.recipe.schema.exclusive_keys import STRICT
+from swa_cli.recipe.values import (
     Count,
     CountOrAll,
+    Duration,
     DurationField,
     DurationOrTime,
     Flag,
@@ -20,7 +21,6 @@ from swa_cli.recipe.fields import (
     Threads,
     TimeField,
 )
-from swa_cli.recipe.schema.misfits import STRICT
 
 
 class Stop(BaseModel):

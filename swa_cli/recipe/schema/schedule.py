@@ -7,9 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from swa_cli.recipe.duration import Duration
-from swa_cli.recipe.fields import DurationField, Number, Rate
-from swa_cli.recipe.schema.misfits import STRICT, Misfit, refuse
+from swa_cli.recipe.schema.exclusive_keys import STRICT, Misfit, refuse
+from swa_cli.recipe.values import Duration, DurationField, Number, Rate
 
 SCHEDULE_KEYS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     # name: (required keys, optional keys) beside `name`

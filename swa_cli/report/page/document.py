@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from swa_cli.report.measures import Measure, Measures
+from swa_cli.metrics.metric import Measure, Measures
+from swa_cli.report.console_text import MINUS, printable
+from swa_cli.report.page.assets import POLICY, SCRIPT, STYLE
 from swa_cli.report.page.chart import Line, chart
-from swa_cli.report.page.look import POLICY, SCRIPT, STYLE
 from swa_cli.report.plots import curves, style
-from swa_cli.report.scores import difference, is_compared, score_with_error, standing
-from swa_cli.report.spelling import MINUS, printable
+from swa_cli.report.tables.scores import difference, is_compared, score_with_error, standing
 
 Row = Mapping[str, Any]
 _COLORS = {look["color"]: f"a{index}" for index, look in enumerate(style.AVERAGES)}

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swa_cli.report.measures import CLASSIFICATION, Measure, Measures
+from swa_cli.metrics.metric import CLASSIFICATION, Measure, Measures
 from swa_cli.report.plots import schedule, style
 from swa_cli.report.plots.style import Row
 

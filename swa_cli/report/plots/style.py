@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Any
 
-from swa_cli.report.measures import Measure
-from swa_cli.report.spelling import printable
+from swa_cli.metrics.metric import Measure
+from swa_cli.report.console_text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -19,10 +19,10 @@ from benchmarks.contestants.job import (
     MOMENTUM,
     NETWORK,
     WEIGHT_DECAY,
-    Clock,
+    StepClock,
     options,
 )
-from swa_cli import models
+from swa_cli.models import build_model
 
 Batch = tuple[Tensor, Tensor]
 
@@ -39,7 +39,7 @@ def ready_batches(images: Tensor, labels: Tensor, *, batch_size: int = BATCH_SIZ
 def network() -> nn.Module:
     """The network that all contestants train, channels last."""
     torch.manual_seed(0)
-    model: nn.Module = models.build(NETWORK, num_classes=data.NUM_CLASSES, in_channels=3)
+    model: nn.Module = build_model.build(NETWORK, num_classes=data.NUM_CLASSES, in_channels=3)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     """Train; then forward passes alone, in both modes."""
     parser = options()
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
-    clock, given = Clock(), parser.parse_args()
+    clock, given = StepClock(), parser.parse_args()
     batches = ready_batches(*data.arrays(given.images, 0)["train"])
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)

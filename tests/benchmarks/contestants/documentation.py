@@ -25,11 +25,11 @@ from benchmarks.contestants.job import (
     MOMENTUM,
     NETWORK,
     WEIGHT_DECAY,
-    Clock,
+    StepClock,
     first_averaged,
     options,
 )
-from swa_cli import models
+from swa_cli.models import build_model
 
 
 class Pictures(Dataset[Any]):
@@ -64,7 +64,7 @@ def loaders(num_images: int) -> tuple[DataLoader[Any], DataLoader[Any]]:
 def network() -> nn.Module:
     """The network that all contestants train."""
     torch.manual_seed(0)
-    return models.build(NETWORK, num_classes=data.NUM_CLASSES, in_channels=3)
+    return build_model.build(NETWORK, num_classes=data.NUM_CLASSES, in_channels=3)
 
 
 def evaluate(model: nn.Module, loader: DataLoader[Any]) -> float:
@@ -80,7 +80,7 @@ def evaluate(model: nn.Module, loader: DataLoader[Any]) -> float:
 
 def main() -> None:
     """Train, average, update BatchNorm, evaluate both."""
-    clock, given = Clock(), options().parse_args()
+    clock, given = StepClock(), options().parse_args()
     train_loader, test_loader = loaders(given.images)
     model = network()
     criterion = nn.CrossEntropyLoss()

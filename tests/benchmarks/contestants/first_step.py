@@ -21,7 +21,7 @@ def main() -> None:
         """Waits until training is imported: torch is not to come before the command itself wants it."""
 
         def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-            if name == "swa_cli.training.trainer":
+            if name == "swa_cli.engine.train":
                 sys.meta_path.remove(self)
                 from torch.optim.optimizer import register_optimizer_step_post_hook
 

@@ -28,7 +28,7 @@ def options() -> argparse.ArgumentParser:
     return parser
 
 
-class Clock:
+class StepClock:
     """The phases of a contestant: seconds from one lap to the next."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ from benchmarks.contestants.job import (
     LEARNING_RATE,
     MOMENTUM,
     WEIGHT_DECAY,
-    Clock,
+    StepClock,
     first_averaged,
     options,
 )
@@ -54,7 +54,7 @@ class Classifier(lightning.LightningModule):
 class Laps(Callback):
     """Tells the clock of the epochs; the one after the last is the BatchNorm pass."""
 
-    def __init__(self, clock: Clock, *, epochs: int) -> None:
+    def __init__(self, clock: StepClock, *, epochs: int) -> None:
         self.clock = clock
         self.epochs = epochs
 
@@ -69,7 +69,7 @@ class Laps(Callback):
 
 def main() -> None:
     """Train with the callback, test."""
-    clock, given = Clock(), options().parse_args()
+    clock, given = StepClock(), options().parse_args()
     warnings.simplefilter("ignore")
     train_loader, test_loader = loaders(given.images)
     model = Classifier(epochs=given.epochs)

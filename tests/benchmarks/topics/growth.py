@@ -14,7 +14,7 @@ from benchmarks.size import Size
 from benchmarks.topics.averaging import update_seconds
 from benchmarks.turns import by_turns
 from benchmarks.voice import Voice
-from swa_cli import models
+from swa_cli.models import build_model
 
 FACTORS = (1, 2, 4)
 BAR = 5.0  # percent
@@ -66,7 +66,7 @@ def _images(seconds: dict[str, float], size: Size) -> Figure:
 
 def _update_of(name: str, args: dict[str, Any]) -> tuple[float, float]:
     """Millions of parameters, and seconds of an update of one average."""
-    model = models.build(name, num_classes=10, in_channels=3, args=args)
+    model = build_model.build(name, num_classes=10, in_channels=3, args=args)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     return millions, update_seconds(1, model)
 

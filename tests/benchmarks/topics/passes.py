@@ -21,11 +21,10 @@ from benchmarks.jobs import RECIPE, changes
 from benchmarks.size import Size
 from benchmarks.turns import by_turns, seconds
 from benchmarks.voice import Voice
+from swa_cli.engine import evaluate
+from swa_cli.engine.context import Context, build_context
 from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
-from swa_cli.training import evaluate
-from swa_cli.training.bench import Bench
-from swa_cli.training.opening import open_bench
 
 PRECISIONS = ("fp32", "bf16")
 BAR = 0.95
@@ -37,28 +36,28 @@ def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
     for precision in PRECISIONS:
         words = [*changes(images=size.pass_images, epochs=3), f"train.precision={precision}"]
         words.append(f"dataset.args.test={size.pass_images}")
-        bench = open_bench(load.load(RECIPE, words).recipe, Terminal(quiet=True))
-        times = by_turns(_contestants(bench, precision), rounds=size.pass_rounds + 1, voice=voice)
+        context = build_context(load.load(RECIPE, words).recipe, Terminal(quiet=True))
+        times = by_turns(_contestants(context, precision), rounds=size.pass_rounds + 1, voice=voice)
         rates = {name: size.pass_images / statistics.median(each[1:]) for name, each in times.items()}
         figures += _figures(rates, precision)
         details[precision] = times
     return figures, details
 
 
-def _contestants(bench: Bench, precision: str) -> dict[str, Any]:
+def _contestants(context: Context, precision: str) -> dict[str, Any]:
     """What is timed; the first round warms it up."""
-    split, recipe = bench.source.train, bench.recipe
+    split, recipe = context.source.train, context.recipe
     train = ready_batches(split.images, split.labels)
     test = ready_batches(*data.arrays(0, len(split))["test"], batch_size=recipe.eval.batch_size)
-    models = {name: bench.build_model() for name in ("ours", "train", "torch", "eval")}
+    models = {name: context.build_model() for name in ("ours", "train", "torch", "eval")}
     models["train"].train()
     models["eval"].eval()
 
     def score() -> None:
-        evaluate.score(models["ours"], bench.plain_batches("test"), task=bench.task, hardware=bench.hardware)
+        evaluate.score(models["ours"], context.plain_batches("test"), task=context.task, hardware=context.hardware)
 
     return {
-        "BatchNorm pass": lambda: seconds(lambda: bench.refresh_batchnorm(models["ours"], name="swa")),
+        "BatchNorm pass": lambda: seconds(lambda: context.refresh_batchnorm(models["ours"], name="swa")),
         "bare forward pass": lambda: seconds(partial(forward_passes, models["train"], train, precision=precision)),
         "torch's update_bn": lambda: seconds(partial(_torch_update, models["torch"], train, precision)),
         "scores": lambda: seconds(score),

@@ -14,7 +14,7 @@ from benchmarks.figures import Figure
 from benchmarks.size import Size
 from benchmarks.turns import by_turns, seconds
 from benchmarks.voice import Voice
-from swa_cli.training import checkpoint
+from swa_cli.checkpoint import reader
 
 ROUNDS = 15
 NUM_TENSORS, NUM_VALUES = 100, 1 << 18  # 100 tensors of 1 MiB
@@ -34,7 +34,7 @@ def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
                 os.fsync(file.fileno())
 
         def save_safely() -> None:
-            checkpoint.save(ours, content, keep=ours.with_name("previous.pt"))
+            reader.save(ours, content, keep=ours.with_name("previous.pt"))
 
         times = by_turns(
             {"checkpoint.save": lambda: seconds(save_safely), "torch.save": lambda: seconds(save_plainly)},

@@ -1,0 +1,142 @@
+"""`swa doctor`: what swa runs on and whether the data of a recipe are there, to be pasted into a bug report.
+
+The one idea: whatever is missing is told as missing, and nothing that is looked at can make it fail.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from swa_cli.data import datasets, sources
+from swa_cli.data.listing import num_cores
+from swa_cli.engine.hardware import bf16_features, processor, speed_of_bf16
+from swa_cli.engine.user_code import make_importable
+from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.schema import Output
+from swa_cli.report.tables.columns import size_text
+from swa_cli.report.terminal import Terminal
+
+PACKAGES = (
+    *("torch", "torchvision", "numpy", "pillow", "pydantic", "pyyaml", "rich", "typer", "safetensors", "matplotlib"),
+    *("scipy", "timm", "onnx", "onnxruntime", "tensorboard"),
+)
+
+
+def examine(loaded: Loaded | None, *, version: str, terminal: Terminal) -> dict[str, Any]:
+    """Tell versions, processor, devices, memory, disk, and the data of a recipe if one is given."""
+    root = Path(loaded.recipe.output.root if loaded else Output().root)
+    found: dict[str, Any] = {
+        "command": "doctor",
+        "swa": version,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "processor": processor(),
+        "cores": num_cores(),
+        "bf16": _bf16(),
+        "devices": _devices(),
+        "memory": {"available": datasets.available_memory(), "all": _memory()},
+        "disk": _disk(root),
+        "data": None if loaded is None else _data(loaded, terminal),
+    }
+    terminal.facts("swa doctor", _rows(found))
+    return found
+
+
+def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    packages = ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items())
+    memory, disk, data = found["memory"], found["disk"], found["data"]
+    rows = [
+        ("swa", found["swa"]),
+        ("python", f"{found['python']} on {found['system']}"),
+        ("packages", packages),
+        ("processor", f"{found['processor']}, {found['cores']} cores to use"),
+        ("bf16", _bf16_text(found["bf16"])),
+        ("devices", ", ".join(found["devices"])),
+        ("memory", f"{size_text(memory['available'])} free of {size_text(memory['all'])}"),
+        ("disk", f"{size_text(disk['free'])} free at {disk['path']}" if disk["free"] is not None else "cannot be read"),
+    ]
+    if data is not None:
+        rows.append(("recipe", data["recipe"]))
+        rows.append(("data", f"{data['name']}, looked for in {data['root']}: {data['state']}"))
+    return rows
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _bf16() -> dict[str, Any]:
+    threads = torch.get_num_threads()
+    try:
+        return {"features": bf16_features(), "speed": round(speed_of_bf16(), 2)}
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _bf16_text(bf16: Mapping[str, Any]) -> str:
+    features = ", ".join(bf16["features"]) or "no features of the processor"
+    return f"{features}; matrix products measured {bf16['speed']} times as fast as in fp32, on one thread"
+
+
+def _devices() -> list[str]:
+    """What torch computes on."""
+    found = ["cpu"]
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        about = torch.cuda.get_device_properties(index)
+        found.append(f"cuda:{index} {about.name} ({size_text(about.total_memory)})")
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    return found if len(found) > 1 else ["cpu", "no GPU that torch sees"]
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _disk(root: Path) -> dict[str, Any]:
+    """Free space where runs go; the folder itself may be made later."""
+    path = root.absolute()
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    try:
+        return {"path": str(path), "free": shutil.disk_usage(path).free}
+    except OSError:
+        return {"path": str(path), "free": None}
+
+
+def _data(loaded: Loaded, terminal: Terminal) -> dict[str, Any]:
+    """Whether the data are there: they are read as a run would, but never downloaded."""
+    recipe, dataset = loaded.recipe, loaded.recipe.dataset
+    make_importable(loaded)
+    is_there, state = False, ""
+    try:
+        with terminal.loading() as progress:
+            source = sources.load(
+                dataset.name,
+                root=dataset.root,
+                val=dataset.val,
+                seed=recipe.seed,
+                cache="none",
+                download=False,
+                workers=0,
+                args=dataset.args,
+                progress=progress,
+            )
+        assert source.train is not None, "only weights are scored without training data"
+        is_there, state = True, f"there, {len(source.train):,} training samples, {source.describe_inputs()}"
+    except Exception as error:  # also of a dataset of one's own: whatever it is, it is told
+        state = f"not there: {error}"
+    root = str(Path(dataset.root).absolute())
+    return {"recipe": loaded.source, "name": dataset.name, "root": root, "there": is_there, "state": state}

@@ -1,0 +1,151 @@
+"""Snapshot ensembles: the averaged predictions, softmax or numbers, of a run's snapshots (Huang et al. 2017).
+
+The one idea: the predictions of the members are summed, newest first, and their mean is scored after each member,
+so one pass over M networks gives the scores of the ensembles of the last 1 to M snapshots, and one network is in
+memory at a time. Legend: N samples, M members.
+
+Weights drawn from a swag average, and what they predict together (Bayesian model averaging).
+
+One idea: draw i is a function of (seed, i), so thirty draws begin with the same ten as ten do. Each has BatchNorm
+statistics of its own: those of the mean belong to other weights. Legend: N samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from swa_cli.analysis import open
+from swa_cli.averaging.model_state import read, require_same_shapes, shapes
+from swa_cli.averaging.swag import Posterior
+from swa_cli.checkpoint import loading, reader
+from swa_cli.checkpoint.reader import Checkpoint
+from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.data.batches import Batches
+from swa_cli.data.randomness import generator
+from swa_cli.engine import evaluate, failures
+from swa_cli.engine.context import Context
+from swa_cli.errors import UserError
+from swa_cli.metrics.tasks import SampleScores
+from swa_cli.report.terminal import Terminal
+
+FEWEST = 2
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Snapshots of one run, newest first; their files stay mapped, and none is copied before its turn."""
+
+    members: tuple[Checkpoint, ...]
+
+    @property
+    def batchnorm(self) -> str:
+        """How fresh the statistics of the members are; `mixed` if some were recomputed."""
+        found = {member.content["batchnorm"] for member in self.members}
+        return found.pop() if len(found) == 1 else "stale" if "stale" in found else "mixed"
+
+
+def of_run(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> Ensemble:
+    """The snapshots of a run, each checked to be its own.
+
+    Args:
+        folder: The run.
+        point: Its resume point.
+        terminal: Sees how far the files have been verified.
+
+    Raises:
+        UserError: There are fewer than two, or a file that cannot be read, or is not of this run.
+    """
+    paths, members = list(folder.snapshots.glob("step-*.pt")), []
+    with terminal.progress("reading snapshots", len(paths)) as bar:
+        for path in paths:
+            members.append(_member(folder, reader.read(path), point))
+            bar.advance()
+    if len(members) < FEWEST:
+        has = f"{len(members)} snapshot{'' if len(members) == 1 else 's'}"
+        raise UserError(
+            f"{folder.path}: has {has}, and an ensemble takes at least {FEWEST}",
+            hint="train with snapshots.every=1ep, or 1cycle for a schedule with cycles",
+        )
+    return Ensemble(tuple(sorted(members, key=lambda member: -member.content["step"])))
+
+
+def score(ensemble: Ensemble, loader: Batches, *, context: Context) -> tuple[SampleScores, list[dict[str, Any]]]:
+    """Scores of the whole ensemble, and those that averages are judged by of the last 1 to M members.
+
+    Args:
+        ensemble: What to score.
+        loader: The batches of a split, the same in each pass.
+        context: Hardware and terminal.
+
+    Raises:
+        UserError: A member does not fit the network.
+    """
+    num_members, total = len(ensemble.members), torch.zeros(())  # (N, ...) from the first member on
+    curve: list[dict[str, Any]] = []
+    for number, member in enumerate(ensemble.members, start=1):
+        model = context.build_model()
+        loading.load_weights(model, member.content["state_dict"], source=str(member.path))
+        with (
+            context.terminal.progress(f"scoring member {number} of {num_members}", len(loader)) as bar,
+            failures.memory("eval.batch_size", context.recipe.eval.batch_size),
+        ):
+            p, targets = evaluate.predict(
+                model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
+            )
+        total = total + p
+        scores = context.task.metrics(total / number, targets)
+        compared = {each.key: scores.measure(each.key).value for each in context.task.measures.compared}
+        curve.append({"members": number, **compared})
+    return scores, curve
+
+
+def _member(folder: RunFolder, found: Checkpoint, point: Checkpoint) -> Checkpoint:
+    """A snapshot, if it is one of this run, and of the step that it is named after."""
+    if found.kind != "snapshot":
+        raise UserError(f"{found.path}: is no snapshot", hint="remove it from the folder of the run")
+    step = found.content["step"]
+    if found.path != folder.snapshot_path(step):
+        raise UserError(
+            f"{found.path}: holds the weights of step {step}", hint="remove it, or give it the name of its step"
+        )
+    open.require_same_run(found, point)
+    return found
+
+
+def score_swag(
+    posterior: Posterior, model: nn.Module, *, num_draws: int, name: str, context: Context, split: str
+) -> SampleScores:
+    """Score the mean prediction (of class probabilities) over draws: for each, BatchNorm is measured and it predicts.
+
+    Args:
+        posterior: What is drawn from.
+        model: A network of the recipe, whose names the posterior has to have.
+        num_draws: At least 1.
+        name: Of the average.
+        context: Data and hardware; its recipe has the seed, and the samples of each BatchNorm pass.
+        split: What is predicted.
+
+    Raises:
+        UserError: The posterior is not one of this network, or holds too little to draw from.
+    """
+    require_same_shapes(shapes(posterior.variance), shapes(read(model).weights), what="posterior")
+    posterior.require_drawable()
+    settings, loader = context.recipe.train, context.plain_batches(split)
+    total, targets = torch.zeros(()), None  # (N, ...) from the first draw on
+    length = num_draws * (context.refresh_length(model) + len(loader))
+    with context.terminal.progress(f"{num_draws} draws of {name}", length) as bar:
+        for index in range(num_draws):
+            model = context.build_model()
+            model.load_state_dict(posterior.draw(generator(context.recipe.seed, "swag draw", index)))
+            with failures.memory("train.batch_size", settings.batch_size):
+                context.refresh_batchnorm(model, name=name, bar=bar)
+            with failures.memory("eval.batch_size", context.recipe.eval.batch_size):
+                p, targets = evaluate.predict(
+                    model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
+                )
+            total = total + p
+    return context.task.metrics(total / num_draws, targets)

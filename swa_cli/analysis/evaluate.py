@@ -1,0 +1,250 @@
+"""`swa eval`: the scores of every weight set in a checkpoint or a run, of draws around an average, of an ensemble.
+
+Averages are judged as at the end of a run, see `engine/evaluate.py`. Averaged weights with stale statistics are
+never scored unless the caller insists; each draw has its own measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from swa_cli.analysis import ensemble, open
+from swa_cli.analysis import ensemble as draws
+from swa_cli.averaging.bn_layers import is_refreshable
+from swa_cli.averaging.model_state import read as read_tensors
+from swa_cli.checkpoint import loading, reader
+from swa_cli.checkpoint.reader import Checkpoint, WeightSet
+from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine import evaluate, failures
+from swa_cli.engine import evaluate as comparison
+from swa_cli.engine.context import Context
+from swa_cli.engine.evaluate import RAW
+from swa_cli.errors import UserError
+from swa_cli.metrics.tasks import SampleScores
+from swa_cli.recipe.swap import number_of_worker
+from swa_cli.report.terminal import Terminal
+
+
+def evaluate_checkpoint(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    terminal: Terminal,
+    weights: str = "all",
+    split: str | None = None,
+    allow_stale_bn: bool = False,
+    num_draws: int | None = None,
+    samples: str | None = None,
+    with_ensemble: bool = False,
+    recipe: Path | None = None,
+    allow_code: bool = False,
+) -> dict[str, Any]:
+    """Score the weight sets of a checkpoint or a run on a split (default: test, or val where there is no test).
+
+    With `num_draws`, swag averages are scored by the mean prediction of so many draws; `samples` is then the
+    number of training samples, or `all`, of the BatchNorm pass that each of them takes.
+
+    Raises:
+        UserError: Unknown weights or split, stale BatchNorm statistics, draws from what is no swag average, a
+            checkpoint that does not fit, or an ensemble of something else than the snapshots of a run.
+    """
+    folder = RunFolder(path) if path.is_dir() else None
+    found = reader.read(path) if folder is None else open.resume_point(folder)
+    snapshots = _ensemble(folder, found, terminal) if with_ensemble else None
+    limit = open.pass_of(found, samples, recipe=recipe)
+    context, model = open.open_checkpoint(
+        found,
+        [*overrides, *limit],
+        recipe=recipe,
+        terminal=terminal,
+        allow_code=allow_code,
+        also=open.PASS_KEYS if limit else (),
+    )
+    every = reader.weight_sets(found, model) if folder is None else open.weight_sets_of_run(folder, found, model)
+    unmeasured = set[str]()
+    if context.source.train is not None:
+        unmeasured = _with_reference(every, model, wanted=weights, num_others=int(with_ensemble))
+    sets = open.chosen(every, weights, path)
+    drawn = set() if num_draws is None else _drawable(sets, every, path)
+    details = _details(sets, drawn, snapshots, model, num_draws)
+    _require_fresh(path, found, details, allow_stale_bn=allow_stale_bn)
+
+    terminal.note(f"scored in {context.recipe.eval.precision}")
+    name_of_split = split or context.scoring_split()
+    started = time.monotonic()
+    scored: dict[str, SampleScores] = {}
+    losses: dict[str, float | None] = {}
+    candidates = _candidates(sets)
+    for name, item in sets.items():
+        model = context.build_model()  # a new one: a network may keep what it has computed from other weights
+        loaded = loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
+        sets[name] = replace(item, state_dict=loaded)
+        if num_draws is not None and name in drawn:
+            scored[name] = _score_draws(item, model, name, context, name_of_split, num_draws)
+            continue
+        if name in unmeasured:
+            with failures.memory("train.batch_size", context.recipe.train.batch_size):
+                context.refresh_batchnorm(model, name=name)
+        scored[name] = _score(model, name, context, name_of_split)
+        if name in candidates and len(candidates) > 1 and context.source.val is not None:
+            own = scored[name] if name_of_split == "val" else _score(model, name, context, "val")
+            losses[name] = own.measure(context.task.measures.loss_key).value
+    reference = comparison.reference(candidates, losses) if candidates else None
+    curve: list[dict[str, Any]] = []
+    if snapshots is not None:
+        scored["ensemble"], curve = ensemble.score(snapshots, context.plain_batches(name_of_split), context=context)
+    judged = _judged(sets, reference, model) | ({"ensemble": None} if snapshots is not None else {})
+    table = comparison.table(scored, reference=reference, judged=judged)
+    rows = {name: {**row, **details[name]} for name, row in table.items()}
+    num_samples = len(next(iter(scored.values())))
+    terminal.summary(
+        rows, split=name_of_split, samples=num_samples, tta=context.recipe.eval.tta, measures=context.task.measures
+    )
+    if curve:
+        terminal.ensemble(curve, measures=context.task.measures)
+    result = {
+        "command": "eval",
+        "checkpoint": str(path),
+        "run": open.run_of(found.path),
+        "split": name_of_split,
+        "samples": num_samples,
+        "weights": rows,
+        "reference": reference,
+        "seconds": round(time.monotonic() - started, 3),
+        "device": str(context.hardware.device),
+        "precision": context.recipe.eval.precision,
+        "tta": context.recipe.eval.tta,
+    }
+    return {**result, "ensemble": curve} if curve else result
+
+
+def _with_reference(every: dict[str, WeightSet], model: nn.Module, *, wanted: str, num_others: int) -> set[str]:
+    """Add the raw weights with statistics of their own, if averages are to be judged against them.
+
+    Args:
+        every: The weight sets there are; those that are added stand behind the raw ones they are made of.
+        model: The network.
+        wanted: The weights that were asked for: a name, or `all`.
+        num_others: What else there is to judge, such as an ensemble.
+
+    Returns:
+        The names that were added: their statistics are still to be measured.
+    """
+    if not is_refreshable(model):
+        return set()
+    num_others += any(item.kind != "raw" for item in every.values())
+    added = set()
+    for name in [name for name in every if name == RAW or number_of_worker(name) is not None]:
+        twin = comparison.recomputed(name)
+        if twin not in every and (wanted == twin or (wanted == "all" and num_others)):
+            added.add(twin)
+            every[twin] = replace(every[name], batchnorm="recomputed")
+    order = [other for name in every for other in (name, comparison.recomputed(name)) if other in every]
+    for name in dict.fromkeys(order):
+        every[name] = every.pop(name)
+    return added
+
+
+def _candidates(sets: Mapping[str, WeightSet]) -> list[str]:
+    """What averages may be judged against, of the weight sets that are scored; of a SWAP run its workers."""
+    workers = [name for name in sets if number_of_worker(name.removesuffix("_bn")) is not None]
+    return workers or [name for name in (RAW, comparison.recomputed(RAW)) if name in sets]
+
+
+def _judged(sets: Mapping[str, WeightSet], reference: str | None, model: nn.Module) -> dict[str, str | None]:
+    """Each average, and why it gets no verdict, if it gets none."""
+    if reference is None:
+        return {}
+    raw, names = sets[reference].state_dict, list(read_tensors(model).weights)
+    return {
+        name: comparison.unjudged(name, count=item.count, weights=item.state_dict, raw=raw, names=names)
+        for name, item in sets.items()
+        if item.kind != "raw"
+    }
+
+
+def _details(
+    sets: Mapping[str, WeightSet],
+    drawn: set[str],
+    snapshots: ensemble.Ensemble | None,
+    model: nn.Module,
+    num_draws: int | None,
+) -> dict[str, dict[str, Any]]:
+    """What a row says beside its scores."""
+    details: dict[str, dict[str, Any]] = {}
+    for name, item in sets.items():
+        details[name] = {"count": item.count, "batchnorm": item.batchnorm}
+        if (number := number_of_worker(name.removesuffix("_bn"))) is not None:
+            details[name]["worker"] = number
+        if name in drawn:
+            details[name] |= {"batchnorm": "recomputed" if is_refreshable(model) else "none", "draws": num_draws}
+    if snapshots is not None:
+        members = len(snapshots.members)
+        details["ensemble"] = {"count": None, "batchnorm": snapshots.batchnorm, "members": members}
+    return details
+
+
+def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], path: Path) -> set[str]:
+    """Those of the chosen `sets` that can be drawn from.
+
+    Raises:
+        UserError: There is none.
+    """
+    drawn = {name for name, item in sets.items() if item.posterior is not None}
+    if not drawn:
+        kinds = ", ".join(f"{name} is {item.kind}" for name, item in sets.items())
+        others = [name for name, item in every.items() if item.posterior is not None]
+        hint = f"choose --weights {' or '.join(others)}" if others else "train with averages.swag.kind=swag"
+        raise UserError(f"{path}: --draws takes an average of kind swag: {kinds}", hint=hint)
+    return drawn
+
+
+def _ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Terminal) -> ensemble.Ensemble:
+    if folder is None:
+        raise UserError(
+            f"{found.path}: is a file, and an ensemble is made of the snapshots of a run",
+            hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
+        )
+    return ensemble.of_run(folder, found, terminal)
+
+
+def _require_fresh(
+    path: Path, found: Checkpoint, details: Mapping[str, Mapping[str, Any]], *, allow_stale_bn: bool
+) -> None:
+    stale = [name for name, item in details.items() if item["batchnorm"] == "stale"]
+    if stale and not allow_stale_bn:
+        raise UserError(
+            f"{path}: {', '.join(stale)} has stale BatchNorm statistics: its scores would mean nothing",
+            hint=f"run `{open.refresh_command(found)}` first, or insist with --allow-stale-bn",
+        )
+
+
+def _score(model: nn.Module, name: str, context: Context, split: str) -> SampleScores:
+    loader = context.plain_batches(split)
+    with (
+        context.terminal.progress(f"scoring {name} on {split}", len(loader)) as bar,
+        failures.memory("eval.batch_size", context.recipe.eval.batch_size),
+    ):
+        return evaluate.score(
+            model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
+        )
+
+
+def _score_draws(
+    item: WeightSet, model: nn.Module, name: str, context: Context, split: str, num_draws: int
+) -> SampleScores:
+    assert item.posterior is not None, "only what has one is drawn from"
+    scores = draws.score_swag(item.posterior, model, num_draws=num_draws, name=name, context=context, split=split)
+    statistics = "no BatchNorm"
+    if is_refreshable(model):
+        samples = context.recipe.average_scoring.batchnorm.samples
+        count = samples if samples == "all" else f"{samples:,}"
+        statistics = f"BatchNorm of each from {count} training samples"
+    context.terminal.note(f"{name}: the mean prediction of {num_draws} draws, {statistics}")
+    return scores

@@ -1,0 +1,215 @@
+"""`swa report`: runs as one self-contained page, from what their folders hold and, if wanted, from their data.
+
+Calibration takes the predictions of each weight set, so it opens the data; a plane is shown if one was measured
+before, or measured on request. What cannot be shown is said on the page and left out.
+"""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from swa_cli.analysis import calibration, plane
+from swa_cli.analysis.plot import GRID
+from swa_cli.analysis.run_data import OpenRun, read_json
+from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.errors import UserError
+from swa_cli.recipe import load
+from swa_cli.recipe.describe import describe_averages, describe_schedule
+from swa_cli.recipe.swap import describe_swap
+from swa_cli.report.page.document import Drawing, RunOnPage, document
+from swa_cli.report.plots import calibration as calibration_picture
+from swa_cli.report.plots import calibration as confusion_picture
+from swa_cli.report.plots import loss_surface as plane_picture
+from swa_cli.report.tables.scores import verdict
+from swa_cli.report.terminal import Terminal
+
+
+def write_page(
+    paths: Sequence[Path],
+    *,
+    out: Path,
+    version: str,
+    terminal: Terminal,
+    with_plane: bool = False,
+    with_data: bool = True,
+    allow_code: bool = False,
+) -> dict[str, Any]:
+    """Write the page of these runs.
+
+    Args:
+        paths: Run folders.
+        out: An .html file.
+        version: Of swa.
+        terminal: Told of everything.
+        with_plane: Measure the plane of each run where it was not measured before.
+        with_data: Open the data, for calibration and confusion.
+        allow_code: Import what the recipes name.
+
+    Raises:
+        UserError: No run folder, one that cannot be read, or a place that cannot be written to.
+    """
+    if out.suffix.lower() not in (".html", ".htm") or out.is_symlink() or (out.exists() and not out.is_file()):
+        raise UserError(f"{out}: is no name for the page", hint="name an .html file with -o FILE")
+    if not out.parent.is_dir():
+        raise UserError(f"{out.parent}: no such folder", hint="make it, or name another file with -o FILE")
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) < len(paths):
+        twice = next(path for path, real in zip(paths, resolved, strict=True) if resolved.count(real) > 1)
+        raise UserError(f"{twice}: is named twice", hint="name each run once")
+    runs = [OpenRun(path, terminal=terminal, samples="1000", allow_code=allow_code) for path in paths]
+    shown = [_on_page(run, version=version, with_plane=with_plane, with_data=with_data) for run in runs]
+    content = document(shown, differences=_differences(runs)).encode()
+    write_atomic(out, lambda file: file.write(content))
+    terminal.answer(
+        f"{out}: {len(runs)} run{'s' * (len(runs) != 1)}, {len(content) / 1e6:.1f} MB; open it in a browser"
+    )
+    return {
+        "command": "report",
+        "path": str(out),
+        "runs": [str(path) for path in paths],
+        "bytes": len(content),
+        "left_out": {str(path): list(page.notes) for path, page in zip(paths, shown, strict=True)},
+    }
+
+
+def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -> RunOnPage:
+    drawings: list[Drawing] = []
+    notes: list[str] = []
+    makers: list[tuple[str, Callable[[], list[Drawing]]]] = [("plane", lambda: _plane(run, measure=with_plane))]
+    if with_data and run.recipe.task == "classification":
+        makers += [("calibration", lambda: _calibration(run)), ("confusion", lambda: _confusion(run))]
+    for name, make in makers:
+        try:
+            drawings += make()
+        except UserError as error:
+            reason = error.message.removeprefix(f"{run.folder.path}: ")
+            notes.append(f"Left out: {name} ({reason}; {error.hint})")
+            run.terminal.warning(f"{run.folder.path}: {name} is left out: {reason}; {error.hint}")
+    result = run.result or {}
+    weights = result.get("weights", {})
+    return RunOnPage(
+        title=run.title,
+        said=_said(run),
+        measures=run.measures,
+        rows=run.rows,
+        averaging=run.averaging,
+        steps_per_epoch=run.plan.steps_per_epoch,
+        lr=[run.plan.learning_rate(step) for step in range(run.step)],
+        split=result.get("split", ""),
+        samples=result.get("samples", 0),
+        weights=weights,
+        verdict=verdict(weights, measures=run.measures) if weights else [],
+        drawings=drawings,
+        notes=notes,
+        recipe=load.dump(run.recipe),
+        versions=_versions(run, version),
+        commands=_commands(run),
+    )
+
+
+def _said(run: OpenRun) -> list[tuple[str, str]]:
+    recipe, point, input_ = run.recipe, run.point.content, run.point.content["input"]
+    classes = f", {len(input_['classes'])} classes" if input_["classes"] else ""
+    size = " x ".join(map(str, [input_["channels"], *input_["size"]])) if input_["channels"] else "no images"
+    pairs = [
+        ("task", recipe.task),
+        ("model", recipe.model.name),
+        ("data", f"{recipe.dataset.name}: {point['num_train']:,} training samples, {size}{classes}"),
+        ("schedule", describe_schedule(recipe, run.plan)),
+        *([("swap", phases)] if (phases := describe_swap(recipe)) is not None else []),
+        *(("" if index else "averaging", text) for index, text in enumerate(describe_averages(recipe, run.plan))),
+        ("seed", str(recipe.seed)),
+    ]
+    seconds = sum(row["seconds"] for row in point["history"])
+    stopped = f", ended by train.{point['stopped']}" if point["stopped"] else ""
+    pairs.append(("done", f"{run.step:,} of {run.plan.total_steps:,} steps in {seconds:,.0f} s{stopped}"))
+    return pairs
+
+
+def _versions(run: OpenRun, version: str) -> list[tuple[str, str]]:
+    known = dict(run.point.content["environment"])
+    known |= {"python": read_json(run.folder.about).get("python")} if run.folder.about.is_file() else {}
+    names = ("torch", "python", "device", "precision", "threads", "processor")
+    return [("swa", version), *((name, str(known[name])) for name in names if known.get(name) is not None)]
+
+
+def _commands(run: OpenRun) -> list[str]:
+    environment = run.point.content["environment"]
+    pinned = [f"train.precision={environment['precision']}", f"train.threads={environment['threads']}"]
+    return [
+        shlex.join(["swa", "train", "recipe.yaml", *pinned, f"train.device={environment['device']}"]),
+        "swa eval runs/latest",
+    ]
+
+
+def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
+    """The newest plane that was measured to its end; one of the default size, if asked for.
+
+    Raises:
+        UserError: There is none, or it cannot be measured.
+    """
+    surface = None
+    if measure:
+        surface, _ = plane.surface(run, None, size=GRID, samples=1000)
+    else:
+        for path in sorted(run.folder.path.glob("plane-*.json"), key=lambda path: -path.stat().st_mtime):
+            surface = plane.finished(read_json(path), source=path)
+            if surface is not None:
+                break
+    if surface is None:
+        raise UserError(
+            f"{run.folder.path}: no plane was measured",
+            hint=f"run `swa plot {shlex.quote(str(run.folder.path))} plane` first, or add --plane",
+        )
+    measures, found = run.measures, surface
+    names = ", ".join(point["name"] for point in found["points"])
+
+    def panel(key: str) -> Drawing:
+        what = plane_picture.says(measures, key, split=found["split"])
+
+        def draw(file: IO[bytes]) -> None:
+            plane_picture.draw_plane(file, surface=found, title="", measures=measures, panels=(key,), form="svg")
+
+        return Drawing(f"Plane through {names}: {what}", _svg(draw))
+
+    return [panel(key) for key in plane_picture.PANELS]
+
+
+def _calibration(run: OpenRun) -> list[Drawing]:
+    split = run.opened[0].scoring_split()
+
+    def one(name: str, found: dict[str, Any]) -> Drawing:
+        return Drawing(
+            f"Calibration of {name} on {split}",
+            _svg(lambda file: calibration_picture.draw_reliability(file, sets={name: found}, title="", form="svg")),
+        )
+
+    return [one(name, found) for name, found in calibration.reliability(run).items()]
+
+
+def _confusion(run: OpenRun) -> list[Drawing]:
+    name = run.best
+    matrix, classes = calibration.confusion(run, name), run.opened[0].source.class_names
+    drawn = _svg(
+        lambda file: confusion_picture.draw_confusion(file, matrix=matrix, classes=classes, title="", form="svg")
+    )
+    return [Drawing(f"Classes as {name} takes them, on {run.opened[0].scoring_split()}", drawn)]
+
+
+def _svg(draw: Callable[[IO[bytes]], None]) -> bytes:
+    file = io.BytesIO()
+    draw(file)
+    return file.getvalue()
+
+
+def _differences(runs: Sequence[OpenRun]) -> list[tuple[str, list[str]]]:
+    """Keys in which recipes differ from the first one's, with the value of each run."""
+    keys: dict[str, list[str]] = {}
+    for index, run in enumerate(runs[1:], start=1):
+        for key, first, own in load.differences(runs[0].recipe, run.recipe):
+            keys.setdefault(key, [str(first)] * len(runs))[index] = str(own)
+    return list(keys.items())

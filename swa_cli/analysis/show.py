@@ -1,0 +1,215 @@
+"""`swa show`: what a checkpoint or a run folder holds, read as untrusted input; no network and no data are made.
+
+The one idea: everything told stands in the files. A foreign file is told by its layout and its tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from swa_cli.analysis.compare import Compared
+from swa_cli.analysis.compare import read as read_run
+from swa_cli.analysis.open import shipped_by
+from swa_cli.checkpoint import reader, third_party
+from swa_cli.checkpoint.reader import Checkpoint
+from swa_cli.checkpoint.run_folder import RunFolder, about
+from swa_cli.recipe import load
+from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.swap import describe_swap
+from swa_cli.report.tables.columns import size_text
+from swa_cli.report.terminal import Terminal
+
+Rows = list[tuple[str, str]]
+STATES = ("state", "m2", "deviations")  # of an average that can go on
+KINDS = {
+    "resume": "resume point: a run goes on from here",
+    "weights": "weights to ship",
+    "snapshot": "snapshot: raw weights of a run",
+    "foreign": "written by another program",
+}
+
+
+def show(path: Path, *, terminal: Terminal) -> dict[str, Any]:
+    """Tell what a file or a run folder holds.
+
+    Raises:
+        UserError: It is neither, or not as swa writes it.
+    """
+    if path.is_dir():
+        return _show_run(path, terminal=terminal)
+    found = reader.read(path)
+    facts = _facts(found)
+    terminal.facts(str(path), [("kind", KINDS[found.kind]), *_rows(found, facts)])
+    return {"command": "show", "path": str(path), "kind": found.kind, **facts}
+
+
+def _facts(found: Checkpoint) -> dict[str, Any]:
+    """What stands in a checkpoint, as plain values."""
+    content = found.content
+    if found.kind == "foreign":
+        known = third_party.read(content, found.path, owners={})
+        found_sets = {
+            name: {"kind": "average" if item.is_average else "raw", "count": item.count, **_sizes(item.state_dict)}
+            for name, item in known.sets.items()
+        }
+        return {"layout": known.layout, "weights": found_sets}
+    recipe = load.from_values(content["recipe"], source=str(found.path)).recipe
+    keys = ("epoch", "step", "stopped", "num_train", "environment", "sources")
+    kept: dict[str, Any] = {key: content[key] for key in keys if key in content}
+    return {
+        "format": content["format"],
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "input": content["input"],
+        **kept,
+        "weights": _weights(found),
+    }
+
+
+def _weights(found: Checkpoint) -> dict[str, Any]:
+    """Every weight set by name: of what kind it is, what it holds, how fresh its BatchNorm is, how large it is."""
+    content = found.content
+    if found.kind == "weights":
+        average = content["average"]
+        more = {"batchnorm": content["batchnorm"], "samples": content["samples"]}
+        rest = {key: average[key] for key in ("kind", "count", "steps")}
+        shipped = {average["name"]: {**rest, **more, **_sizes(content["state_dict"])}}
+        return shipped | ({"posterior": _posterior(content["posterior"])} if "posterior" in content else {})
+    if found.kind == "snapshot":
+        raw = {"kind": "raw", "batchnorm": content["batchnorm"], **_sizes(content["state_dict"])}
+        running = content["cumulative"]
+        mean = {"kind": "mean", "count": running["count"], **_sizes(running["state"])} if running else None
+        return {"snapshot": raw} | ({"running mean": mean} if mean else {})
+    raw = content["model"]
+    batchnorm = "running" if any(name.endswith("running_mean") for name in raw) else "none"
+    sets: dict[str, Any] = {"last": {"kind": "raw", "batchnorm": batchnorm, **_sizes(raw)}}
+    for name, entry in content["averages"].items():
+        state = {f"{part}.{key}": value for part in STATES for key, value in (entry.get(part) or {}).items()}
+        rest = {key: entry[key] for key in ("kind", "count", "steps", "batchnorm")}
+        sets[name] = {**rest, **_sizes(state)}
+    return sets
+
+
+def _posterior(kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What a swag average has beside its mean."""
+    state = {f"{part}.{key}": value for part in ("variance", "deviations") for key, value in kept[part].items()}
+    return {"kind": "diagonal" if kept["diagonal"] else "low rank", **_sizes(state)}
+
+
+def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {
+        "tensors": len(state),
+        "numbers": sum(value.numel() for value in state.values()),
+        "bytes": sum(value.numel() * value.element_size() for value in state.values()),
+        "dtypes": sorted({str(value.dtype).removeprefix("torch.") for value in state.values()}),
+    }
+
+
+def _rows(found: Checkpoint, facts: Mapping[str, Any]) -> Rows:
+    """The same in words."""
+    rows: Rows = []
+    if found.kind == "foreign":
+        rows.append(("layout", facts["layout"]))
+    else:
+        recipe = load.from_values(facts["recipe"], source=str(found.path)).recipe
+        rows += [("recipe", _recipe_text(recipe)), ("input", _input_text(facts["input"]))]
+        if "step" in facts:
+            stopped = f", ended by train.{facts['stopped']}" if facts.get("stopped") else ""
+            rows.append(("reached", f"step {facts['step']:,}, epoch {facts['epoch']}{stopped}"))
+    rows += [(name, _weights_text(values)) for name, values in facts["weights"].items()]
+    if facts.get("sources"):
+        rows.append(("made of", _short([source["file"] for source in facts["sources"]])))
+    if "environment" in facts:
+        rows.append(("made with", _environment_text(facts["environment"])))
+    return rows
+
+
+def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
+    """A run folder: its state, its recipe, its files and its scores."""
+    folder = RunFolder(path)
+    run = read_run(1, path)
+    point = next((file for file in (folder.last, folder.previous) if os.path.lexists(file)), None)
+    facts: dict[str, Any] = {"finished": run.result is not None, "resume_point": None, "files": {}}
+    if point is not None:
+        facts["resume_point"] = _facts(reader.read(point))
+        for name in dict.fromkeys([*facts["resume_point"]["weights"], *shipped_by(reader.read(point))]):
+            shipped = folder.checkpoints / f"{name}.pt"
+            if name != "last" and os.path.lexists(shipped):  # refreshed, unlike in the resume point
+                facts["resume_point"]["weights"] |= _weights(reader.read(shipped))
+    for file in _files_of(folder):
+        facts["files"][str(file.relative_to(path))] = file.stat().st_size
+    environment = about(folder.about) if folder.about.is_file() else {}
+    terminal.facts(str(path), _run_rows(run, facts, environment))
+    if run.result is not None:
+        scores, split, samples = run.result.weights, run.result.split, run.result.samples
+        terminal.summary(scores, split=split, samples=samples, measures=run.measures)
+        facts["weights"] = scores
+    values = run.recipe.model_dump(mode="json", exclude_none=True)
+    return {"command": "show", "path": str(path), "kind": "run", "recipe": values, "environment": environment, **facts}
+
+
+def _files_of(folder: RunFolder) -> list[Path]:
+    """Of a SWAP run also those of its workers."""
+    files = [
+        *folder.checkpoints.glob("*.pt"),
+        *folder.snapshots.glob("*.pt"),
+        *folder.workers.glob("*/checkpoints/*.pt"),
+    ]
+    return sorted(file for file in files if file.is_file())
+
+
+def _run_rows(run: Compared, facts: Mapping[str, Any], environment: Mapping[str, Any]) -> Rows:
+    folder = RunFolder(run.path.resolve())
+    state = "finished" if run.result is not None else "not finished"
+    rows = [("kind", f"run, {state}" if folder.whole is folder else f"part of the run {folder.whole.path}")]
+    rows.append(("recipe", _recipe_text(run.recipe)))
+    if (phases := describe_swap(run.recipe)) is not None:
+        rows.append(("swap", phases.partition("; BatchNorm")[0]))
+    point = facts["resume_point"]
+    if point is None:
+        rows.append(("reached", "nothing saved yet"))
+    else:
+        rows.append(("reached", f"step {point['step']:,}, epoch {point['epoch']}"))
+        rows += [(name, _weights_text(values)) for name, values in point["weights"].items()]
+    files = facts["files"]
+    rows.append(("files", f"{len(files)} checkpoints, {size_text(sum(files.values()))}: {_short(list(files))}"))
+    return rows + ([("made with", _environment_text(environment))] if environment else [])
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    optimizer, train = recipe.optimizer, recipe.train
+    return (
+        f"{recipe.title}: {recipe.task}, {recipe.model.name} on {recipe.dataset.name}, {optimizer.name}"
+        f" at {optimizer.lr:g}, {train.epochs} epochs of batches of {train.batch_size}, seed {recipe.seed}"
+    )
+
+
+def _input_text(values: Mapping[str, Any]) -> str:
+    classes = f"{len(values['classes'])} classes ({_short(values['classes'])})"
+    if values["channels"] is None:
+        return f"no images; {classes}"
+    return f"images of {' x '.join(map(str, (values['channels'], *values['size'])))}; {classes}"
+
+
+def _weights_text(values: Mapping[str, Any]) -> str:
+    """`mean of 17 weights, steps 480 to 800; BatchNorm recomputed; 42 tensors, 71,018 numbers (float32), 0.3 MB`."""
+    kind, count, steps = values["kind"], values.get("count"), values.get("steps")
+    what = kind if count is None else f"{kind} of {count:,} weights"
+    if steps:
+        what += f", steps {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f", step {steps[0]:,}"
+    parts = [what, *([f"BatchNorm {values['batchnorm']}"] if "batchnorm" in values else [])]
+    numbers = f"{values['numbers']:,} numbers ({', '.join(values['dtypes'])})"
+    tensors = f"{values['tensors']} tensor{'s' if values['tensors'] != 1 else ''}"
+    return "; ".join([*parts, f"{tensors}, {numbers}, {size_text(values['bytes'])}"])
+
+
+def _environment_text(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in values.items() if key != "recipe_folder")
+
+
+def _short(words: Sequence[str]) -> str:
+    return ", ".join(words[:4]) + (", ..." if len(words) > 4 else "")

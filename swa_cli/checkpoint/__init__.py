@@ -1,0 +1,1 @@
+"""Checkpoints and run folders: written atomically, read as untrusted input."""

@@ -1,0 +1,317 @@
+"""The folder of a run: `runs/<name>-001`, never an existing one, never overwritten.
+
+recipe.yaml re-runs the run verbatim; run.json says on what it ran; metrics.csv has a row an epoch (fractions,
+empty = not measured); result.json holds the final scores; checkpoints/ and snapshots/ the weights. `runs/latest`
+points to the newest. The log is also the lock: whoever works on the folder holds it, and it dies with its process.
+The folder of a repeat is one too, with repeat.json and a run folder a seed where a run has its checkpoints.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, TextIO
+
+import filelock
+
+from swa_cli.checkpoint.atomic import LEFTOVER, write_atomic
+from swa_cli.errors import UserError
+from swa_cli.metrics.metric import Measures
+from swa_cli.recipe.scalars import is_utf8
+from swa_cli.report.json_output import json_text
+
+# Keys of the recipe that the result does not depend on: a run may go on with other values of them.
+RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.shard", "output.*")
+# Windows has neither of the last two.
+_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Args:
+        path: The folder.
+        writes: Of several processes of a run one writes; to the others its methods that do are nothing.
+    """
+
+    def __init__(self, path: Path, *, writes: bool = True) -> None:
+        self.path = path
+        self.writes = writes
+        self.checkpoints = path / "checkpoints"
+        self.snapshots = path / "snapshots"
+        self.last = self.checkpoints / "last.pt"
+        self.previous = self.checkpoints / "previous.pt"  # the one before, until the next is durable
+        self.recipe = path / "recipe.yaml"
+        self.about = path / "run.json"
+        self.result = path / "result.json"
+        self.repeat = path / "repeat.json"  # only in the folder of a repeat
+        self.log = path / "log.txt"
+        self.board = path / "tensorboard"  # if asked for
+        self.workers = path / "workers"  # of a SWAP run: a run folder each
+
+    @classmethod
+    def create(cls, root: Path, name: str) -> RunFolder:
+        """Make the next free `<name>-NNN` under `root`."""
+        folder = cls(make_next(root, name))
+        folder.checkpoints.mkdir()
+        return folder
+
+    @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """Make a run folder of this very name, in which no run was begun.
+
+        Raises:
+            UserError: A symbolic link is in its way.
+        """
+        folder = cls(path)
+        folder._refuse_links(path)
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)  # a process that was killed here may have made them
+        return folder
+
+    @classmethod
+    def open(cls, path: Path, *, writes: bool = True) -> RunFolder:
+        """An existing run, to go on with.
+
+        Raises:
+            UserError: It is no run folder, or one that `swa train` would not have made.
+        """
+        folder = cls(path.resolve(), writes=writes)
+        if not any(file.is_file() for file in (folder.last, folder.previous, folder.recipe)):
+            raise UserError(
+                f"{path}: holds neither checkpoints/last.pt nor recipe.yaml: there is no run to go on with",
+                hint="name a run folder, such as runs/latest",
+            )
+        if folder.repeat.is_file():
+            raise UserError(
+                f"{path}: is the folder of a repeat, not of a run",
+                hint="run the same `swa repeat` again, or name the folder of a seed in it",
+            )
+        folder._refuse_links()
+        return folder
+
+    @classmethod
+    def around(cls, checkpoint: Path) -> RunFolder | None:
+        """The run folder that a checkpoint or snapshot lies in, if it does."""
+        folder = cls(checkpoint.resolve().parent.parent)
+        return folder if folder.about.is_file() else None
+
+    @property
+    def shown(self) -> Path:
+        """Its path as commands take it: seen from the working directory where it lies in that."""
+        here = Path.cwd()
+        path = self.path.absolute()
+        return path.relative_to(here) if path.is_relative_to(here) and path != here else self.path
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether there is a run to go on with: `begin` has been done."""
+        return any(file.is_file() for file in (self.last, self.previous, self.about))
+
+    @property
+    def whole(self) -> RunFolder:
+        """What goes on as one: of a worker's folder that of its SWAP run, else itself."""
+        above = RunFolder(self.path.parent.parent)
+        return above if self.path.parent.name == above.workers.name and above.is_begun else self
+
+    def worker(self, number: int) -> RunFolder:
+        """The folder of a worker of this SWAP run."""
+        return RunFolder(self.workers / str(number))
+
+    @property
+    def is_in_repeat(self) -> bool:
+        """Whether this is a seed of a repeat."""
+        return RunFolder(self.path.parent).repeat.is_file()
+
+    @contextmanager
+    def claimed(self) -> Iterator[TextIO]:
+        """Be the only process that writes here while the block runs; yields the log, open at its end.
+
+        What a crashed process left half-written is removed first.
+
+        Raises:
+            UserError: Another process has it.
+        """
+        if not self.writes:
+            with open(os.devnull, "w") as nowhere:
+                yield nowhere
+            return
+        try:
+            descriptor = os.open(self.log, _LOG_FLAGS, 0o666)
+        except OSError as error:
+            reason = "is a symbolic link" if self.log.is_symlink() else error.strerror
+            raise UserError(f"{self.log}: cannot be written ({reason})", hint="let it be a file of yours") from error
+        file = io.FileIO(descriptor, "w")
+        # Unbuffered: a log that cannot be written fails at once, and not a second time when it is closed.
+        with io.TextIOWrapper(file, encoding="utf-8", write_through=True) as log:
+            self._lock(file)
+            self._sweep()
+            yield log
+
+    def _lock(self, file: io.FileIO) -> None:
+        """Lock the open log until it is closed, or this process ends in whatever way.
+
+        Raises:
+            UserError: Another process has it, or the file system has no locks.
+        """
+        try:
+            is_free = filelock.lock_descriptor(file.fileno(), blocking=False)
+        except OSError as error:
+            message = f"{self.path}: cannot be locked against other processes ({error.strerror})"
+            raise UserError(message, hint="use a folder on another file system") from error
+        if not is_free:
+            raise UserError(
+                f"{self.path}: another process is working on this run{_holder(file)}", hint="wait for it, or stop it"
+            )
+        if hasattr(os, "register_at_fork"):  # loader processes would keep the lock after the end of a killed run
+            os.register_at_fork(after_in_child=partial(_close, weakref.ref(file)))
+
+    def _refuse_links(self, *more: Path) -> None:
+        for part in (*more, self.checkpoints, self.snapshots, self.board, self.workers):
+            if part.is_symlink():
+                raise UserError(
+                    f"{part}: is a symbolic link, which is not followed for writing",
+                    hint="put the folder itself there",
+                )
+
+    def _sweep(self) -> None:
+        for folder in (self.path, self.checkpoints, self.snapshots):
+            for entry in folder.glob(".*.tmp"):
+                if LEFTOVER.fullmatch(entry.name):
+                    entry.unlink(missing_ok=True)
+
+    def point_latest(self, root: Path) -> None:
+        """Let `latest` under `root` point to it."""
+        if self.writes:
+            _point_latest(root, os.path.relpath(self.path, root))
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the folder atomically."""
+        if self.writes:
+            write_atomic(self.path / name, lambda file: file.write(text.encode()))
+
+    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
+        """Write a JSON file of the folder atomically."""
+        self.write_text(name, json_text(values, indent=2) + "\n")
+
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]], averages: Sequence[str], measures: Measures) -> None:
+        """Write metrics.csv anew: a row an epoch, so a resumed run repeats none and misses none."""
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, metric_columns(averages, measures), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+        self.write_text("metrics.csv", buffer.getvalue())
+
+    def snapshot_path(self, step: int) -> Path:
+        """Where the raw weights after `step` updates are kept; names sort by step."""
+        return self.snapshots / f"step-{step:08d}.pt"
+
+
+def make_next(root: Path, name: str) -> Path:
+    """Make the next free folder `<name>-NNN` under `root`.
+
+    Raises:
+        UserError: Nothing can be made there.
+    """
+    if not is_utf8(str(root.absolute())):
+        message = f"output.root: {root} cannot hold run folders: its path has bytes that are not UTF-8"
+        raise UserError(message, hint="name another with -o DIR")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        if not os.access(root, os.W_OK):
+            raise PermissionError("not writable")
+    except OSError as error:
+        raise UserError(
+            f"output.root: {root} cannot hold run folders ({error.strerror or error})",
+            hint="name another with -o DIR",
+        ) from error
+    number = max((number for number, _ in numbered(root, name)), default=0) + 1
+    while True:
+        path = root / f"{name}-{number:03d}"
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:  # another process was faster
+            number += 1
+
+
+def about(record: Path) -> dict[str, Any]:
+    """run.json of a run folder.
+
+    Raises:
+        UserError: It is not as swa writes it.
+    """
+    try:
+        values = json.loads(record.read_text())
+        if not isinstance(values, dict) or not isinstance(values.get("recipe_folder"), str):
+            reason = "it does not say where the recipe lay"
+        elif not isinstance(values.get("threads"), int):
+            reason = "it does not say the number of threads"
+        else:
+            return values
+    except (OSError, ValueError) as error:
+        reason = str(error)
+    raise UserError(f"{record}: is not as swa writes it ({reason})", hint="take another copy of the file")
+
+
+def begun_by(launch: str, root: Path, name: str) -> Path | None:
+    """The run folder `<name>-NNN` that an earlier attempt of this launch has begun."""
+    for _, path in reversed(numbered(root, name)):
+        with suppress(OSError, ValueError):  # a folder that nothing was begun in, or of somebody else
+            values = json.loads(RunFolder(path).about.read_text())
+            if isinstance(values, dict) and values.get("launch") == launch:
+                return path
+    return None
+
+
+def numbered(root: Path, name: str) -> list[tuple[int, Path]]:
+    """Every `<name>-NNN` under `root` with its number, the newest last."""
+    pattern = re.compile(re.escape(name) + r"-(\d+)")
+    entries = root.iterdir() if root.is_dir() else ()
+    return sorted((int(match[1]), entry) for entry in entries if (match := pattern.fullmatch(entry.name)))
+
+
+def metric_columns(averages: Sequence[str], measures: Measures) -> list[str]:
+    """Columns of metrics.csv for averages of these names and the scores of a task."""
+    columns = ["epoch", "step", "lr", *measures.columns([])]
+    for name in averages:
+        columns += [f"{name}_val_loss", f"{name}_val_{measures.own.key}", f"{name}_count"]
+    return [*columns, "seconds"]
+
+
+def _close(file: weakref.ref[io.FileIO]) -> None:
+    if (found := file()) is not None:
+        found.close()
+
+
+def _holder(file: io.FileIO) -> str:
+    """Which process has locked a file, where the system tells."""
+    try:
+        inode, lines = os.fstat(file.fileno()).st_ino, Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return ""
+    found = (re.search(rf" FLOCK .* (\d+) \w+:\w+:{inode} ", line) for line in lines)
+    return next((f" (process {match[1]})" for match in found if match and match[1] != "0"), "")
+
+
+def _point_latest(root: Path, target: str) -> None:
+    """Replace the link `latest` in one step; a real file or folder of that name is left alone."""
+    latest = root / "latest"
+    if latest.exists() and not latest.is_symlink():
+        return
+    temporary = root / ".latest.tmp"  # one name for all processes, so that none is left behind
+    while True:
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(target, target_is_directory=True)
+            os.replace(temporary, latest)
+            return
+        except (FileExistsError, FileNotFoundError):  # another process is doing the same
+            continue

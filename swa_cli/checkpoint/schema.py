@@ -1,0 +1,268 @@
+"""What our checkpoints hold, as types: a file is checked against them before anything of it is used.
+
+A checkpoint has nothing but primitives and tensors. Keys that are not listed are left alone.
+Legend: C channels, `step` updates done, `epoch` epochs done.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
+from torch import Tensor
+
+from swa_cli.averaging import kinds
+from swa_cli.averaging.swag import is_spread
+from swa_cli.errors import UserError
+from swa_cli.report.console_text import printable
+
+FORMAT = 1
+STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
+Freshness = Literal["none", "running", "frozen", "stale", "recomputed", "partial"]
+State = dict[str, Tensor]
+
+
+class StoredData(BaseModel):
+    """What is recorded of the data of a split, see `fingerprint`."""
+
+    model_config = STRICT
+    samples: int
+    sha256: str  # empty where it would take every sample
+
+
+class Input(BaseModel):
+    """What the network takes, see `Bench.input`."""
+
+    model_config = STRICT
+    channels: int | None = Field(gt=0)  # None where the inputs are no images, which have no size and scale then
+    size: list[int]  # height, width
+    mean: list[float]  # (C,)
+    std: list[float]  # (C,)
+    classes: list[str]
+    outputs: int | None = Field(gt=0)  # of the network; None where the dataset does not tell
+    data: dict[str, StoredData] = {}  # by split; nothing where it is not known
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _one_a_channel(cls, values: list[float], info: ValidationInfo) -> list[float]:
+        if len(values) != (info.data.get("channels") or 0) or not all(map(math.isfinite, values)):
+            raise ValueError("has to be one finite number a channel")
+        if info.field_name == "std" and min(values, default=1) <= 0:
+            raise ValueError("has to be above 0")
+        return values
+
+
+class _AverageState(BaseModel):
+    """An average that can go on, see `WeightAverage.state_dict`."""
+
+    model_config = STRICT
+    count: int = Field(ge=0)
+    steps: list[int]
+    state: State
+    m2: State | None = None  # swag
+    deviations: State | None = None  # swag
+    batchnorm: Freshness
+
+
+if TYPE_CHECKING:
+    StoredAverage = _AverageState
+else:  # with the kind and the settings of averages as they are declared
+    _SETTINGS: dict[str, Any] = {key: (value, None) for key, value in get_type_hints(kinds.Settings).items()}
+    StoredAverage = create_model(
+        "StoredAverage", __base__=_AverageState, **_SETTINGS | {"kind": (Literal[tuple(kinds.KINDS)], ...)}
+    )
+
+
+class RunningMean(BaseModel):
+    """The mean of the weights after every step so far; what is no parameter is not in `state`."""
+
+    model_config = STRICT
+    count: int = Field(gt=0, le=10**7)  # the steps of a window are listed, and a list of more could not be read again
+    state: State
+
+
+class EpochSoFar(BaseModel):
+    """The epoch that has no row in `history` yet: sums over its batches, and the time it took."""
+
+    model_config = ConfigDict(**STRICT, extra="allow")
+    __pydantic_extra__: dict[str, float]  # the score of the task
+    loss: float
+    seconds: float = Field(ge=0)
+    # Loss and score of each process, where there were several.
+    parts: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
+
+
+class HistoryRow(BaseModel):
+    """An epoch in `history`, see `metric_columns`; beside these keys there are scores, None where not measured."""
+
+    model_config = ConfigDict(**STRICT, extra="allow")
+    __pydantic_extra__: dict[str, float | int | None]
+    epoch: int
+    step: int
+    lr: float
+    train_loss: float
+    seconds: float
+
+
+class Environment(BaseModel):
+    """What the bits of a run depend on beside its recipe, see `hardware.environment`."""
+
+    model_config = ConfigDict(**STRICT, extra="allow")
+    __pydantic_extra__: dict[str, int | str]
+    threads: int = Field(gt=0)
+    device: str = Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    precision: Literal["fp32", "bf16", "fp16"]
+
+
+class ResumePoint(BaseModel):
+    """last.pt and previous.pt: everything that the rest of a run depends on."""
+
+    model_config = STRICT
+    format: int
+    recipe: dict[str, Any]
+    input: Input
+    num_train: int = Field(gt=0)
+    epoch: int = Field(ge=0)
+    step: int = Field(ge=0)
+    model: State
+    averages: dict[str, StoredAverage]
+    optimizer: dict[str, Any]
+    scaler: dict[str, Any]
+    rng: dict[str, int | str]
+    environment: Environment
+    history: list[HistoryRow]
+    epoch_so_far: EpochSoFar
+    stopped: Literal["max_time", "patience"] | None
+    cumulative: StoredAverage | None
+
+
+class ShippedAverage(BaseModel):
+    """What an average is: `steps` are those whose weights it holds."""
+
+    model_config = STRICT
+    name: str
+    kind: str
+    count: int | None
+    steps: list[int]
+
+
+class StoredSource(BaseModel):
+    """A weight set that an average was made of after it was saved; `step` as that file says, if it does."""
+
+    model_config = STRICT
+    file: str
+    name: str
+    weight: float
+    step: int | None
+
+
+class StoredPosterior(BaseModel):
+    """What a swag average has beside its mean, see `Posterior`."""
+
+    model_config = STRICT
+    diagonal: bool
+    variance: State
+    deviations: State  # (K, *shape); none if diagonal
+
+    @field_validator("variance", "deviations")
+    @classmethod
+    def _possible(cls, tensors: State, info: ValidationInfo) -> State:
+        for name, value in tensors.items():
+            if not is_spread(value, squared=info.field_name == "variance"):
+                raise ValueError(f"{printable(name)} has values that no weights lead to")
+        return tensors
+
+    def require_around(self, weights: State) -> None:
+        """Every variance belongs to weights of its shape, and to as many deviations as the others.
+
+        Raises:
+            ValueError: It does not.
+        """
+        stacks = {} if self.diagonal else self.variance
+        num_deviations = {len(value) if value.dim() else 0 for value in self.deviations.values()}
+        if self.deviations.keys() != stacks.keys() or len(num_deviations) > 1:
+            raise ValueError("has deviations of other weights than its variance, or not as many of each")
+        for name, value in self.variance.items():
+            if name not in weights or weights[name].shape != value.shape:
+                raise ValueError(f"{printable(name)} does not have the shape of the weights of that name")
+            if name in self.deviations and self.deviations[name].shape[1:] != value.shape:
+                raise ValueError(f"{printable(name)} has deviations of another shape than the weights")
+
+
+class Weights(BaseModel):
+    """swa.pt and its like: weights to ship."""
+
+    model_config = STRICT
+    format: int
+    recipe: dict[str, Any]
+    input: Input
+    state_dict: State
+    average: ShippedAverage
+    batchnorm: Freshness
+    samples: int
+    sources: list[StoredSource] = []  # of `swa average`, and of SWAP, whose files are seen from the run folder
+    posterior: StoredPosterior | None = Field(default=None, validate_default=True)  # of a swag average
+
+    @field_validator("posterior")
+    @classmethod
+    def _of_these_weights(cls, posterior: StoredPosterior | None, info: ValidationInfo) -> StoredPosterior | None:
+        average, weights = info.data.get("average"), info.data.get("state_dict")
+        if average is None or weights is None:
+            return posterior  # that is what is wrong, and it is told
+        if (average.kind == "swag") != (posterior is not None):
+            raise ValueError("belongs to an average of kind swag, and to no other")
+        if posterior is not None:
+            posterior.require_around(weights)
+        return posterior
+
+
+class Snapshot(BaseModel):
+    """Raw weights of one step."""
+
+    model_config = STRICT
+    format: int
+    recipe: dict[str, Any]
+    input: Input
+    state_dict: State
+    num_train: int = Field(gt=0)
+    epoch: int = Field(ge=0)
+    step: int = Field(gt=0)
+    batchnorm: Freshness
+    cumulative: RunningMean | None
+
+    @field_validator("cumulative")
+    @classmethod
+    def _of_every_step(cls, running: RunningMean | None, info: ValidationInfo) -> RunningMean | None:
+        if running is not None and running.count != info.data.get("step"):
+            raise ValueError("has to count the steps of the snapshot")
+        return running
+
+
+KINDS: dict[str, type[BaseModel]] = {"resume": ResumePoint, "weights": Weights, "snapshot": Snapshot}
+
+
+def kind_of(content: dict[str, Any], *, source: str) -> str:
+    """Whether a file is resume | weights | snapshot, or foreign: written by another program.
+
+    Raises:
+        UserError: Of a format that is not known here, or not as swa writes it.
+    """
+    if not {"format", "recipe"} <= content.keys():
+        return "foreign"
+    if not isinstance(content["format"], int) or content["format"] != FORMAT:
+        raise UserError(
+            f"{source}: is of format {content['format']!r}; this version reads format {FORMAT}",
+            hint="read it with the version of swa that wrote it, or update swa",
+        )
+    kind = "resume" if "model" in content else "weights" if "average" in content else "snapshot"
+    try:
+        KINDS[kind].model_validate(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"{source}: is not as swa writes it: {place}: {first['msg']} (one of {error.error_count()} differences)",
+            hint="take another copy of the file",
+        ) from error
+    return kind

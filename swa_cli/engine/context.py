@@ -1,0 +1,392 @@
+"""Recipe, data and hardware: what every command works on.
+
+Configuration ends here: builders below get plain arguments.
+
+A recipe to its bench: the hardware chosen, the data read and held against what the recipe asks of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
+from swa_cli.averaging.bn_layers import bn_layers, gather_single_process, may_have_statistics
+from swa_cli.data import batches, pytree, sources
+from swa_cli.data.augment import Augment
+from swa_cli.data.batches import Batches
+from swa_cli.data.color_jitter import Jitter
+from swa_cli.data.fingerprint import changes
+from swa_cli.data.randomness import number_of
+from swa_cli.engine import failures
+from swa_cli.engine import hardware as hardware_choice
+from swa_cli.engine.distributed import ALONE, World
+from swa_cli.engine.hardware import Hardware
+from swa_cli.engine.network import build_network, channels_last, is_lazy, require_sizes
+from swa_cli.errors import UserError
+from swa_cli.metrics import tasks
+from swa_cli.metrics.tasks import Task
+from swa_cli.recipe import schema
+from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.swap import Phase, phase_of
+from swa_cli.report.progress import Bar
+from swa_cli.report.terminal import Terminal
+
+INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a process does of a pass over batches, and how the results of all come together, in order."""
+
+    batches: Batches
+    rounds: int  # the most batches that any process has
+    gathered: Callable[[Any], list[Any]]
+
+    def finish(self, check: Callable[[], None]) -> None:
+        """Pass as many safe points as the others."""
+        for _ in range(self.rounds - len(self.batches)):
+            check()
+
+
+@dataclass(frozen=True)
+class Context:
+    """Recipe, data and hardware: what every command works on; `terminal` hears of anything slow."""
+
+    recipe: Recipe
+    task: Task
+    hardware: Hardware
+    source: sources.Source
+    terminal: Terminal
+    world: World = ALONE
+
+    @property
+    def phase(self) -> Phase:
+        """Which epochs of the recipe are trained here, and with what batches."""
+        return phase_of(self.recipe)
+
+    @property
+    def seed(self) -> int:
+        """What order, augmentation and the draws of layers come of: each worker of a SWAP run has its own.
+
+        Initial weights, the validation split and the BatchNorm pass are of the recipe's seed in all of them.
+        """
+        swap, seed = self.recipe.swap, self.recipe.seed
+        return seed if swap is None or swap.worker is None else number_of(seed, "worker", swap.worker)
+
+    @property
+    def eval_hardware(self) -> Hardware:
+        """What weight sets are scored on: `hardware` in the precision `eval.precision`."""
+        return replace(self.hardware, precision=self.recipe.eval.precision)
+
+    @property
+    def final_task(self) -> Task:
+        """The task as weights are scored at the end and after it: with `eval.tta`, which an epoch's row is without."""
+        return replace(self.task, tta=self.recipe.eval.tta)
+
+    def memory(self) -> AbstractContextManager[None]:
+        """Around training: say which batch did not fit into memory."""
+        return failures.memory(f"{'swap' if self.phase.is_worker else 'train'}.batch_size", self.phase.batch_size)
+
+    def split(self, name: str) -> sources.Split:
+        """A split by name.
+
+        Raises:
+            UserError: The dataset has no such split.
+        """
+        split: sources.Split | None = getattr(self.source, name)
+        if split is None:
+            present = [other for other in ("train", "val", "test") if getattr(self.source, other) is not None]
+            scored = f"use --split {' or '.join(reversed(present))}"
+            raise UserError(
+                f"{self.source.name} has no {name} split",
+                hint="name a dataset.root with training images" if name == "train" else scored,
+            )
+        return split
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What the network takes and gives: shape, normalisation of pixels scaled to [0, 1], classes, outputs.
+
+        `data` is what it was trained and scored on, see `fingerprint`.
+        """
+        source = self.source
+        return {
+            "channels": source.channels,
+            "size": list(source.size),
+            "mean": list(source.mean),
+            "std": list(source.std),
+            "classes": list(source.class_names),
+            "outputs": source.num_classes or None,
+            "data": {split: asdict(found) for split, found in source.data.items()},
+        }
+
+    def scoring_split(self) -> str:
+        """Where final scores come from: test, else val.
+
+        Raises:
+            UserError: There is neither.
+        """
+        if self.source.test is not None:
+            return "test"
+        if self.source.val is not None:
+            return "val"
+        raise UserError(
+            f"{self.source.name} has no test split and dataset.val is 0: nothing to score on",
+            hint="set dataset.val=10%",
+        )
+
+    def plain_batches(self, split: str) -> Batches:
+        """All samples of a split in order, without augmentation."""
+        return batches.plain_batches(self.split(split), batch_size=self.recipe.eval.batch_size, **self._format())
+
+    def training_batches(self, epoch: int, *, start: int = 0) -> Batches:
+        """The augmented batches of an epoch from batch `start` on, each a function of (seed, epoch, position).
+
+        Of several processes each has its part of every batch.
+        """
+        recipe = self.recipe
+        whole = batches.epoch_batches(
+            self.split("train"),
+            seed=self.seed,
+            epoch=epoch,
+            batch_size=self.phase.batch_size,
+            augment=augment_of(recipe),
+            start=start,
+            num_classes=self.source.num_classes,
+            **self._format(),
+        )
+        return whole.part(self.world.rank, size=self.world.size)
+
+    def statistics_batches(self) -> Batches:
+        """The batches of the BatchNorm pass: always the same ones."""
+        settings = self.recipe.average_scoring.batchnorm
+        return batches.statistics_batches(
+            self.split("train"),
+            seed=self.recipe.seed,
+            batch_size=self.recipe.train.batch_size,
+            augment=augment_of(self.recipe) if settings.augment else Augment(),
+            samples=None if settings.samples == "all" else int(settings.samples),
+            num_classes=self.source.num_classes,
+            **self._format(),
+        )
+
+    def share(self, whole: Batches) -> Share:
+        """The batches of a pass that this process does."""
+        shares = whole.shares(self.world.size)
+        is_shared = any(share is not whole for share in shares)
+        return Share(
+            shares[self.world.rank], max(map(len, shares)), self.world.gathered if is_shared else gather_single_process
+        )
+
+    def initial_inputs(self) -> Any:
+        """Some thousand training images (N, C, H, W), or other inputs, for a network whose first weights they set.
+
+        They are not augmented.
+        """
+        few = batches.statistics_batches(
+            self.split("train"),
+            seed=self.recipe.seed,
+            batch_size=self.recipe.eval.batch_size,
+            augment=Augment(),
+            samples=INITIAL_INPUTS,
+            **self._format(),
+        )
+        return pytree.joined([inputs for inputs, _ in few])
+
+    def probe(self) -> tuple[Any, Any]:
+        """Two samples to try things with, on the device: the first one twice; of images, blank ones in its place."""
+        inputs, targets = (
+            pytree.mapped(values, lambda part: torch.cat([part, part]).to(self.hardware.device))
+            for values in self.source.example
+        )
+        if self.source.channels is not None:
+            inputs = torch.zeros(inputs.shape, device=self.hardware.device)
+        return inputs, targets
+
+    def build_model(self) -> nn.Module:
+        """The network with its initial weights, a function of the seed, on the device, channels last, in training mode.
+
+        Lazy layers have found their sizes.
+
+        Raises:
+            UserError: The recipe does not describe one, or a lazy layer is not reached by a forward pass.
+        """
+        self.hardware.seed(self.recipe.seed, "initial weights")
+        model = build_network(
+            self.recipe,
+            num_classes=self.source.num_classes or None,
+            in_channels=self.source.channels,
+            families=self.task.families,
+        )
+        model = model.to(self.hardware.device)
+        if is_lazy(model):
+            args, kwargs = self.task.batch_to_args(self.probe()[0])
+            with torch.no_grad():
+                model.eval()(*args, **kwargs)
+            require_sizes(model, name=self.recipe.model.name)
+        return channels_last(model).train()
+
+    def refresh_batchnorm(
+        self, model: nn.Module, *, name: str, check: Callable[[], None] = lambda: None, bar: Bar | None = None
+    ) -> BatchNormUpdate:
+        """Recompute the statistics as the recipe says; no image is read where a network has none.
+
+        Args:
+            model: Its buffers are changed.
+            name: Of the weights in it.
+            check: Called after each batch.
+            bar: Of a larger piece of work, which this is a part of; by default it has its own.
+        """
+        method, length = self.recipe.average_scoring.batchnorm.method, self.refresh_length(model)
+        if not length:
+            return update_batchnorm((), model, method=method)
+        share = self.share(self.statistics_batches())
+        own = self.terminal.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
+        with own as shown, self.hardware.autocast():
+            return update_batchnorm(
+                _Counted(share, shown, check),
+                model,
+                method=method,
+                device=self.hardware.device,
+                batch_to_args=self.task.batch_to_args,
+                gathered=share.gathered,
+            )
+
+    def refresh_length(self, model: nn.Module) -> int:
+        """Batches of all passes of `refresh_batchnorm`; 0 where the network has nothing to refresh."""
+        if not may_have_statistics(model):
+            return 0
+        exact = self.recipe.average_scoring.batchnorm.method == "exact"
+        return self.share(self.statistics_batches()).rounds * (max(len(bn_layers(model)), 1) if exact else 1)
+
+    def _format(self) -> dict[str, Any]:
+        source = self.source
+        return {
+            "mean": source.mean,
+            "std": source.std,
+            "device": self.hardware.device,
+            "workers": self.recipe.dataset.workers,
+        }
+
+
+def augment_of(recipe: Recipe) -> Augment:
+    """What the recipe does to whole batches."""
+    values = recipe.dataset.augment.model_dump()
+    return Augment(**values | {"jitter": Jitter(**values["jitter"])})
+
+
+class _Counted:
+    """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of terminals."""
+
+    def __init__(self, share: Share, bar: Bar, check: Callable[[], None]) -> None:
+        self._share = share
+        self._bar = bar
+        self._check = check
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for batch in self._share.batches:
+            yield batch
+            self._bar.advance()
+            self._check()
+        self._share.finish(self._check)
+
+
+def build_context(
+    recipe: Recipe,
+    terminal: Terminal,
+    *,
+    recorded: Mapping[str, Any] | None = None,
+    begun: Mapping[str, Any] | None = None,
+    world: World = ALONE,
+    needs_training: bool = True,
+) -> Context:
+    """Choose the hardware and load the data.
+
+    Args:
+        recipe: What to open.
+        terminal: Hears of slow reading.
+        recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
+        begun: `environment` of the run that goes on, see `hardware.choose`.
+        world: The processes that work on it.
+        needs_training: Refuse data without a training split; else they may lack it if there is a checkpoint.
+
+    Raises:
+        UserError: Data or device are missing, or the data are not those of the checkpoint.
+    """
+    settings, task = recipe.train, tasks.find(recipe.task)
+    hardware = hardware_choice.choose(
+        device=settings.device,
+        precision=settings.precision,
+        threads=settings.threads,
+        deterministic=settings.deterministic,
+        begun=begun,
+        world=world,
+        shard=settings.shard,
+    )
+    hardware_choice.require_precision("eval.precision", recipe.eval.precision, hardware.device, instead="fp32")
+    dataset = recipe.dataset
+    with terminal.loading() as progress, world.local_rank0_first():
+        source = sources.load(
+            dataset.name,
+            root=dataset.root,
+            val=dataset.val,
+            stratify=dataset.stratify,
+            seed=recipe.seed,
+            cache=dataset.cache,
+            download=dataset.download,
+            workers=dataset.workers,
+            args=dataset.args,
+            classes=None if needs_training or recorded is None else recorded["classes"],
+            progress=progress,
+        )
+    _require_labels(task, source, recipe)
+    for sentence in source.warnings:
+        terminal.warning(sentence)
+    if recorded is not None:
+        source = _as_recorded(source, recorded)
+        for sentence in changes(recorded.get("data", {}), source.data, name=dataset.name):
+            terminal.warning(sentence)
+    return Context(recipe, task, hardware, source, terminal, world)
+
+
+def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
+    """The labels are what the task learns, and augmentation knows how to move the inputs.
+
+    Raises:
+        UserError: They are something else.
+    """
+    if task.target not in (None, source.target):
+        fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
+        raise UserError(
+            f"task: {recipe.task} learns labels that are {task.target}, and those of {source.name} are {source.target}",
+            hint=f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset",
+        )
+    if source.channels is None and recipe.dataset.augment != schema.Augment():
+        raise UserError(
+            f"dataset.augment: changes images, and {source.name} gives {source.describe_inputs()}",
+            hint="leave it out; the dataset may change its own samples at random",
+        )
+    if source.channels is not None:
+        augment_of(recipe).require_fitting(source.example[0][0], name=source.name)
+
+
+def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:
+    """The data with the normalisation of a checkpoint, if they are of its kind."""
+    for key, found in (("channels", source.channels), ("classes", list(source.class_names))):
+        if found != recorded[key]:
+            known = _short(recorded[key])
+            raise UserError(
+                f"dataset: {source.name} has {key} {_short(found)}, the weights were trained on {known}",
+                hint="name the dataset that the weights belong to",
+            )
+    return replace(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
+
+
+def _short(value: Any) -> str:
+    return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)" if isinstance(value, list) else str(value)

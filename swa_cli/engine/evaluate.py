@@ -1,0 +1,199 @@
+"""Scores of a weight set with their sampling errors: over the samples of a whole split.
+
+The one idea: keep what each sample scored. The mean of it is the score, its spread the sampling error, and the
+difference of two weight sets on the same samples gets a *paired* error, which is smaller the more they agree.
+Never the mean of batch means. What a sample scores is the task's (`tasks/protocol.py`). Legend: N samples.
+
+What averages are judged by: the raw weights under the same BatchNorm treatment, on the same samples.
+
+The one idea: recomputed BatchNorm statistics alone can be worth many points, so raw weights are scored with them too
+(`last_bn` beside `last`). The **reference** is whichever of the two has the lower validation loss; every difference,
+paired error and verdict is against it. Where nothing was averaged there is no verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli.averaging.bn_layers import gather_single_process
+from swa_cli.data import pytree
+from swa_cli.engine.hardware import Hardware
+from swa_cli.metrics.task import SampleScores, Task, concatenate, standard_error
+from swa_cli.metrics.tta import weighted_mean
+
+Batch = tuple[Any, Any]  # inputs and targets of B samples, on the device
+
+
+def score(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    task: Task,
+    hardware: Hardware,
+    advance: Callable[[], None] = lambda: None,
+    gathered: Callable[[Any], list[Any]] = gather_single_process,
+) -> SampleScores:
+    """Score every sample; the model is left in the mode it came in, and no random number is drawn.
+
+    Args:
+        model: The network, on the device of `hardware`.
+        batches: Inputs, such as images (B, C, H, W), and targets, such as labels (B,), on the same device.
+        task: What outputs and targets mean.
+        hardware: Device and precision of the forward pass; scores themselves are float32 or better.
+        advance: Called after each batch.
+        gathered: Where several processes share the batches: gives what all of them passed to it, in order.
+    """
+    parts: list[SampleScores] = []
+    _forward(model, batches, lambda *batch: parts.append(task.score(*batch)), task, hardware, advance)
+    return concatenate(gathered(concatenate(parts)))
+
+
+def predict(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    task: Task,
+    hardware: Hardware,
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[Tensor, Any]:
+    """Predictions (N, ...) in float32 and targets on the CPU, those of all samples; arguments as of `score`."""
+    parts: list[tuple[Tensor, Any]] = []
+    _forward(
+        model, batches, lambda outputs, targets: parts.append((task.predict(outputs), targets)), task, hardware, advance
+    )
+    predictions, targets = zip(*parts, strict=True)
+    return torch.cat(predictions).cpu(), pytree.mapped(pytree.joined(targets), Tensor.cpu)
+
+
+def _forward(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    take: Callable[[Any, Any], None],
+    task: Task,
+    hardware: Hardware,
+    advance: Callable[[], None],
+) -> None:
+    """Give `take` the outputs and targets of every batch; see `score`."""
+    training = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for inputs, targets in batches:
+                args, kwargs = task.batch_to_args(inputs)
+                with hardware.autocast():
+                    if task.tta == "none":
+                        outputs = model(*args, **kwargs)
+                    else:
+                        outputs = weighted_mean(model, *args, kind=task.tta)
+                take(outputs, targets)
+                advance()
+    finally:
+        model.train(training[model])  # networks that merge weights in eval() part them again
+        for module, mode in training.items():
+            module.training = mode
+
+
+def summarize(scores: SampleScores, keys: Sequence[str] | None = None) -> dict[str, float | None]:
+    """Every score over all samples, or those of these `keys`, each followed by its `_se` where it has one."""
+    row: dict[str, float | None] = {}
+    for key in scores.keys if keys is None else keys:
+        found = scores.measure(key)
+        row[key] = found.value
+        if found.error is not None:
+            row[f"{key}_se"] = found.error
+    return row
+
+
+def compare(scores: SampleScores, reference: SampleScores) -> dict[str, float]:
+    """Differences to another weight set on the same samples, each with its paired standard error."""
+    row: dict[str, float] = {}
+    for key in scores.keys:
+        each, other = scores.measure(key).each, reference.measure(key).each
+        if each is not None and other is not None:
+            difference = each - other
+            row[f"{key}_diff"] = float(difference.mean())
+            row[f"{key}_diff_se"] = standard_error(difference)
+    return row
+
+
+RAW = "last"  # the raw weights at the end of a run
+EQUAL = 1e-3  # of the length of the weights: rounding them to bf16 changes them by more
+
+
+def recomputed(name: str) -> str:
+    """The name of raw weights with recomputed BatchNorm statistics: `last_bn` of `last`."""
+    return f"{name}_bn"
+
+
+def reference(candidates: Sequence[str], val_losses: Mapping[str, float | None]) -> str:
+    """The weight set that averages are judged against.
+
+    Args:
+        candidates: Raw weight sets, each before its twin with recomputed statistics, if there is one.
+        val_losses: Their validation losses; empty without a validation split.
+
+    Returns:
+        The one with the lowest validation loss; without a validation split the first one with recomputed statistics.
+    """
+    known = {name: loss for name in candidates if (loss := val_losses.get(name)) is not None and math.isfinite(loss)}
+    if known:
+        return min(known, key=lambda name: known[name])
+    twin = recomputed(candidates[0])
+    return twin if twin in candidates else candidates[0]
+
+
+def unjudged(
+    name: str, *, count: int | None, weights: Mapping[str, Tensor], raw: Mapping[str, Tensor], names: Sequence[str]
+) -> str | None:
+    """Why an average gets no verdict; None where it gets one.
+
+    Args:
+        name: Of the average.
+        count: How many weight sets it holds; None where that is not known.
+        weights: Its state dict.
+        raw: That of the raw weights.
+        names: Of the parameters.
+    """
+    if count == 1:
+        return f"{name} holds 1 weight set: nothing was averaged"
+    if distance(weights, raw, names=names) <= EQUAL:
+        return f"{name} equals the raw weights: averaging changed nothing"
+    return None
+
+
+def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, names: Sequence[str]) -> float:
+    """||first - second|| / ||second|| over the parameters of these names; 0 for two networks without any."""
+    difference, length = 0.0, 0.0
+    for name in names:
+        wide = torch.complex128 if second[name].is_complex() else torch.float64
+        own, other = first[name].to("cpu", wide), second[name].to("cpu", wide)
+        difference += float((own - other).abs().square().sum())
+        length += float(other.abs().square().sum())
+    return math.sqrt(difference / length) if length else math.sqrt(difference)
+
+
+def table(
+    samples: Mapping[str, SampleScores], *, reference: str | None, judged: Mapping[str, str | None]
+) -> dict[str, dict[str, Any]]:
+    """The scores of every weight set, and the paired differences of averages to the reference.
+
+    Args:
+        samples: What each sample of a split scored, for each weight set.
+        reference: Of them the one that averages are judged against; None where there are no raw weights.
+        judged: Each average, and why it gets no verdict, if it gets none.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for name, own in samples.items():
+        rows[name] = dict(summarize(own))
+        if name not in judged:
+            continue
+        if (reason := judged[name]) is not None:
+            rows[name]["no_verdict"] = reason
+        elif reference is not None:
+            rows[name] |= {"reference": reference, **compare(own, samples[reference])}
+    return rows

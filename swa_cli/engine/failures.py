@@ -1,0 +1,131 @@
+"""What can fail while a run goes on, in the words of the person who can mend it.
+
+The last good checkpoint is never touched by a fault, so each message ends with the way to go on from it.
+"""
+
+from __future__ import annotations
+
+import errno
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+
+import torch
+
+from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine.user_code import named_code
+from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, NOTHING_WAS_RUN, RecipeError, UserError
+from swa_cli.recipe import load
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+# What torch says when the memory of the machine is at its end; it has no class for it, as it has for a GPU.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
+
+
+@contextmanager
+def told(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
+    """Turn faults of disk and memory into one message and exit code 1; say how the run goes on.
+
+    Args:
+        folder: Of the run.
+        ways: What else can be done with what is saved, a sentence each.
+    """
+    try:
+        yield
+    except UserError as error:
+        error.exit_code = EXIT_FAILED  # whatever it was, something was run
+        if has_saved(folder.whole):
+            error.hint = "; ".join((error.hint, way_on(folder), *ways()))
+        raise
+    except OSError as error:
+        told_error = _of_files(error, folder)
+        told_error.hint = "; ".join((told_error.hint, *(ways() if has_saved(folder.whole) else ())))
+        raise told_error from error
+    except BaseException as error:  # in a person's own code, most likely
+        for way in (way_on(folder), *(ways() if has_saved(folder.whole) else ())):
+            error.add_note(way)
+        raise
+
+
+@contextmanager
+def before_a_run() -> Iterator[None]:
+    """Note on whatever is raised, a person's own error too, that nothing was run; say it if memory is what lacks."""
+    try:
+        yield
+    except UserError as error:
+        error.exit_code = EXIT_USAGE
+        error.add_note(NOTHING_WAS_RUN)
+        raise
+    except BaseException as error:
+        if is_out_of_memory(error):
+            hint = "free memory, or choose a smaller network, fewer averages, fewer or smaller images"
+            raise UserError(f"out of memory before the first batch. {NOTHING_WAS_RUN}", hint=hint) from error
+        error.add_note(NOTHING_WAS_RUN)
+        raise
+
+
+@contextmanager
+def memory(key: str, batch_size: int) -> Iterator[None]:
+    """Say which batch did not fit into memory, and what halves it; `key` is the recipe's for its size."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        half = max(batch_size // 2, 1)
+        remedy = f"start again with {key}={half}"
+        if key == "train.batch_size":
+            remedy += " and twice the train.accumulate, which makes the same step of the optimizer"
+        raise UserError(
+            f"out of memory with a batch of {batch_size} images", hint=remedy, exit_code=EXIT_FAILED
+        ) from error
+
+
+def has_saved(folder: RunFolder) -> bool:
+    """Whether there is a state to go on from."""
+    return folder.last.is_file() or folder.previous.is_file()
+
+
+def way_on(folder: RunFolder) -> str:
+    """How a run goes on from its last good state."""
+    folder = folder.whole
+    if not has_saved(folder):
+        return "nothing was saved yet: start it again"
+    good = folder.last if folder.last.is_file() else folder.previous
+    command = "the same `swa repeat`" if folder.is_in_repeat else f"`{_resume(folder)}`"
+    return f"its last good state is {good}: continue with {command}"
+
+
+def _resume(folder: RunFolder) -> str:
+    return pasted(("swa", "train", "--resume", folder.path), folder)
+
+
+def pasted(words: Iterable[object], folder: RunFolder) -> str:
+    """A command on a run that works as it stands: it allows the code that the recipe of the run names."""
+    is_own = False
+    with suppress(RecipeError, UserError, OSError):  # a recipe that cannot be read any more
+        is_own = bool(named_code(load.load(folder.recipe).recipe))
+    return shlex.join(map(str, (*words, *["--allow-code"] * is_own)))
+
+
+def _of_files(error: OSError, folder: RunFolder) -> UserError:
+    reason = error.strerror or str(error)
+    if not folder.path.is_dir():
+        return UserError(
+            f"{folder.path}: was removed while the run went on", hint="start it again", exit_code=EXIT_FAILED
+        )
+    if error.errno in FULL:
+        message, remedy = f"{folder.path}: no room to write ({reason})", "free space"
+    elif error.errno in FORBIDDEN:
+        message, remedy = f"{folder.path}: cannot be written ({reason})", "let it be written"
+    else:
+        message, remedy = f"{error.filename or folder.path}: {reason}", "mend it"
+    return UserError(message, hint=f"{remedy}; {way_on(folder)}", exit_code=EXIT_FAILED)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was at its end, that of the machine or of a GPU."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in OUT_OF_MEMORY)

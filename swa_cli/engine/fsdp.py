@@ -1,0 +1,236 @@
+"""`train.shard`: parameters, gradients, optimizer and averages in parts over the processes, on torch's FSDP2.
+
+The one idea: a process has some rows of each parameter. What is done element by element, as averages are, is done on
+the rows alone; what leaves the training loop, for a file or a score, is made whole by its name. Of a run that is not in
+parts no name is in parts, and all is whole already.
+
+R rows of a parameter, its first dimension; k weight sets, which are stacked before it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli.averaging.model_state import like
+from swa_cli.checkpoint.background_writer import copied
+from swa_cli.engine.distributed import ALONE, World
+from swa_cli.errors import Problem, RecipeError
+from swa_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor  # imported where it is needed: it takes more than a second
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+WANT_WHOLE = ("Adafactor", "Muon", "Rprop")  # of torch.optim: their steps fail on DTensors, or are for whole matrices
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """Which parameters of a network lie in parts over the processes; by default none."""
+
+    world: World = ALONE
+    parameters: Mapping[str, DTensor] = field(default_factory=dict)  # under every name that the state_dict has
+
+    @property
+    def are_whole(self) -> bool:
+        """Whether each process has everything."""
+        return not self.parameters
+
+    @torch.no_grad()
+    def whole(self, values: Any, *, keep: bool = True) -> Any:
+        """Copies of tensors in nested dicts and lists, on the CPU; those in parts are put together.
+
+        All processes have to ask for the same thing at the same time.
+
+        Args:
+            values: Rows, if they are no DTensor, stand under the names of their parameters.
+            keep: Whether this process wants the copies; it gets empty tensors otherwise.
+        """
+
+        def one(name: str, value: Tensor) -> Tensor:
+            if not self._is_part(name, value):
+                return copied(value) if keep else _nothing(value)
+            placed: Any = value if _is_dtensor(value) else self._placed(name, value)
+            whole: Tensor = placed.full_tensor()
+            return whole.cpu() if keep else _nothing(value)
+
+        return _mapped(values, one)
+
+    def own(self, values: Any) -> Any:
+        """The rows of this process in the place of whole tensors that stand under the names of parameters."""
+        return _mapped(values, lambda name, value: self._rows(name, value) if name in self.parameters else value)
+
+    def replicated(self, values: Any) -> Any:
+        """What all processes should have alike; empty tensors in the place of rows."""
+        return _mapped(values, lambda name, value: _nothing(value) if self._is_part(name, value) else value)
+
+    @torch.no_grad()
+    def load(self, model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
+        """Put a whole state_dict into the network, of which this process takes its rows."""
+        for name, parameter in self.parameters.items():
+            parameter.to_local().copy_(self._rows(name, state_dict[name]))
+        others = {name: value for name, value in state_dict.items() if name not in self.parameters}
+        model.load_state_dict(like(state_dict, {**self.parameters, **others}))
+
+    def of_optimizer(self, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
+        """A copy of the whole state of an optimizer, as this process loads it."""
+        if self.are_whole:
+            return copy.deepcopy(dict(state_dict))
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        parameters = [value for group in optimizer.param_groups for value in group["params"]]
+        owners = {index: names[id(value)] for index, value in enumerate(parameters) if id(value) in names}
+
+        def one(name: str, value: Any) -> Any:
+            if isinstance(value, Tensor) and name and value.shape == self.parameters[name].shape:
+                return self._placed(name, self._rows(name, value).to(self.parameters[name].device, copy=True))
+            return copy.deepcopy(value)
+
+        states = {
+            index: {key: one(owners.get(index, ""), value) for key, value in state.items()}
+            for index, state in state_dict["state"].items()
+        }
+        return {**copy.deepcopy({key: state_dict[key] for key in state_dict if key != "state"}), "state": states}
+
+    def _is_part(self, name: str, value: Tensor) -> bool:
+        return name in self.parameters or _is_dtensor(value)
+
+    def _rows(self, name: str, value: Tensor) -> Tensor:
+        """Of (R, ...) or (k, R, ...), the rows of this process; a view. What is of another shape stays as it is."""
+        shape = self.parameters[name].shape
+        axis = value.dim() - len(shape)
+        if axis not in (0, 1) or value.shape[axis:] != shape:
+            return value  # whoever loads it refuses it
+        chunks = value.chunk(self.world.size, axis)
+        return chunks[self.world.rank] if self.world.rank < len(chunks) else value.narrow(axis, 0, 0)
+
+    def _placed(self, name: str, rows: Tensor) -> DTensor:
+        """The DTensor of which a process has these rows; stacked ones, too."""
+        from torch.distributed.tensor import DTensor, Shard
+
+        like = self.parameters[name]
+        axis = rows.dim() - like.dim()
+        whole = torch.empty((*rows.shape[:axis], *like.shape), device="meta")
+        return DTensor.from_local(
+            rows.contiguous(),
+            like.device_mesh,
+            [Shard(axis)],
+            run_check=False,
+            shape=whole.shape,
+            stride=whole.stride(),
+        )
+
+
+WHOLE = Sharding()
+
+
+def problems(recipe: Recipe, *, world: World) -> list[Problem]:
+    """What does not go with `train.shard`."""
+    if not recipe.train.shard:
+        return []
+    found = []
+    if world.size == 1:
+        message = "one process has nobody to share the network with"
+        found.append(Problem("train.shard", message, "start several processes: --processes 2, or write false"))
+    if recipe.optimizer.name in WANT_WHOLE:
+        message = f"torch's {recipe.optimizer.name} needs whole parameters, and train.shard deals their rows out"
+        found.append(Problem("optimizer.name", message, "choose SGD or AdamW, or write train.shard=false"))
+    return found
+
+
+def shard(model: nn.Module, *, world: World, device: torch.device, sync_batchnorm: bool) -> tuple[nn.Module, Sharding]:
+    """Deal the parameters of a network out over the processes.
+
+    A process passes a batch through block after block, and has the weights of a block whole only while it is at it.
+    Blocks are the children of the network, and the elements of containers in place of these; what holds no more than
+    vectors, such as norms, and what shares parameters with another block goes with the network as a whole.
+
+    Args:
+        model: The network, the same in all processes; it is used up.
+        world: The processes.
+        device: Of the network.
+        sync_batchnorm: Whether BatchNorm normalises the whole batch.
+
+    Returns:
+        The network to train, with the names it had, and how its parts become whole.
+
+    Raises:
+        RecipeError: A parameter that torch cannot deal out.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    _require_divisible(model)
+    if sync_batchnorm:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(memory_format=torch.contiguous_format)
+    mesh = init_device_mesh(device.type, (world.size,))
+    ignored = {value for value in model.parameters() if not value.is_floating_point()}  # averages copy those
+    for block in _blocks(model):
+        fully_shard(block, mesh=mesh, ignored_params=ignored)
+    fully_shard(model, mesh=mesh, ignored_params=ignored)
+    placed = model.state_dict(keep_vars=True).items()
+    return model, Sharding(world, {name: value for name, value in placed if isinstance(value, DTensor)})
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """What is passed with its weights in one piece, see `shard`."""
+    blocks = [child for child in _children(model) if any(value.dim() > 1 for value in child.parameters())]
+    times = Counter(id(value) for block in blocks for value in block.parameters())
+    for block in blocks:
+        if all(times[id(value)] == 1 for value in block.parameters()):
+            yield block
+
+
+def _children(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(child, CONTAINERS):
+            yield from _children(child)
+        else:
+            yield child
+
+
+def _require_divisible(model: nn.Module) -> None:
+    """Refuse what FSDP2 does not take.
+
+    Raises:
+        RecipeError: Parameters without a dimension, of several types, or complex ones.
+    """
+    found = []
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    for name, value in model.named_parameters():
+        if value.dim() == 0:
+            hint = "give it the shape (1,), or write train.shard=false"
+            found.append(Problem("train.shard", f"{name} is a number without rows to deal out", hint))
+    types = sorted({str(value.dtype).removeprefix("torch.") for value in trained.values()})
+    if len(types) > 1 or any(value.is_complex() for value in trained.values()):
+        message = f"torch deals out parameters of one real type, and these are {' and '.join(types)}"
+        found.append(Problem("train.shard", message, "write train.shard=false"))
+    if found:
+        raise RecipeError(found)
+
+
+def _is_dtensor(value: Tensor) -> bool:
+    return hasattr(value, "full_tensor")
+
+
+def _nothing(value: Tensor) -> Tensor:
+    return torch.empty(0, dtype=value.dtype)
+
+
+def _mapped(values: Any, work: Callable[[str, Tensor], Any], name: str = "") -> Any:
+    """Nested dicts and lists with `work` done on each tensor, of which it is told under which key it stands."""
+    if isinstance(values, Tensor):
+        return work(name, values)
+    if isinstance(values, Mapping):
+        return like(values, {key: _mapped(value, work, key) for key, value in values.items()})
+    if isinstance(values, list | tuple):
+        return type(values)(_mapped(value, work, name) for value in values)
+    return values

@@ -1,0 +1,82 @@
+"""A second network, for other weights than those that are trained: averages, and raw weights that are refreshed.
+
+The one idea: it is made by the recipe and given a state dict, never copied. Hooks and closures then see their own
+network, and what cannot be copied (computed weights, locks, clients) need not be. Each weight set gets a new one: a
+network may keep what it has computed from its weights. Training never notices it.
+
+A constructor that makes another network each time, beyond what a state dict holds, cannot be used so: the weights are
+then put into the trained network for a while.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli.averaging.model_state import cloned
+from swa_cli.checkpoint import loading
+from swa_cli.data.randomness import global_state_kept
+from swa_cli.engine.context import Context
+from swa_cli.engine.fsdp import WHOLE, Sharding
+
+
+@dataclass
+class Replica:
+    """Second networks of a run, for one weight set each."""
+
+    context: Context
+    trained: nn.Module
+    parts: Sharding = WHOLE
+    made_in_s: float = 0.0  # what making the last one took
+    borrows: bool = False  # the trained network itself holds the weights for a while
+
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
+        """A network with whole weights, to be read or refreshed in each process by itself while the block runs.
+
+        Args:
+            weights: A state dict; of a run in parts its rows, as `Parts.whole` takes them. None for the weights that
+                are trained: then it is the trained network itself, if that is whole.
+        """
+        if self.parts.are_whole and weights is None:
+            yield self.trained
+        elif self.borrows:
+            assert weights is not None, "a network in parts is never borrowed"
+            with self._borrowed(weights):
+                yield self.trained
+        else:
+            yield self._filled(self.trained.state_dict() if weights is None else weights)
+
+    def refreshing(self, weights: Mapping[str, Tensor] | None = None) -> AbstractContextManager[nn.Module]:
+        """As `holding`, and the network's statistics may be changed: it is never the trained one as it stands."""
+        return self.holding(cloned(self.trained.state_dict()) if weights is None and self.parts.are_whole else weights)
+
+    def make(self) -> nn.Module:
+        """Another network of the recipe, on the device; no generator of random numbers is touched."""
+        device, started = self.context.hardware.device, time.monotonic()
+        with global_state_kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            network = self.context.build_model()
+        self.made_in_s = time.monotonic() - started
+        return network
+
+    def _filled(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        network = self.make()
+        loading.put_own(network, weights if self.parts.are_whole else self.parts.whole(weights))
+        return network
+
+    @contextmanager
+    def _borrowed(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        kept = cloned(self.trained.state_dict())
+        modes = {module: module.training for module in self.trained.modules()}
+        try:
+            loading.put_own(self.trained, weights)
+            yield
+        finally:
+            loading.put_own(self.trained, kept)
+            for module, mode in modes.items():
+                module.training = mode

@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM while a run goes on: the first one waits for a safe point, the second one does not.
+
+A safe point is where all state is whole: between two updates, or anywhere in a scoring, which only reads.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from swa_cli.errors import Terminated
+
+HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Stopped(BaseException):
+    """A signal was heeded at a safe point; `ending` is the exception that ends the process with its code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.ending = _ending(number)
+
+
+class Interrupt:
+    """While its block runs, a first signal is only noted, and `check` raises it; a second one is raised at once.
+
+    Args:
+        announce: Called in the signal handler when the first one is noted.
+        agree: Gives the largest number that any process of the run passes to it, so that all stop at the same point;
+            each passes every safe point.
+    """
+
+    def __init__(self, announce: Callable[[], None], *, agree: Callable[[int], int] = lambda number: number) -> None:
+        self._announce = announce
+        self._agree = agree
+        self._number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.signal(number, self._note) for number in HANDLED_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Say that this is a safe point.
+
+        Raises:
+            Stopped: A signal has arrived, here or in another process.
+        """
+        if number := self._agree(self._number or 0):
+            raise Stopped(number)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self._number is not None:
+            raise _ending(number)
+        self._number = number
+        self._announce()
+
+
+def _ending(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()

@@ -1,0 +1,136 @@
+"""The network as batches go through it, forward and back, and a step of it: alone or connected, compiled or not.
+
+The one idea: a process passes its part of a batch, and weighs its loss so that the mean of the gradients over the
+processes is the gradient of the whole batch's mean. Of one process the part is the batch, and weighs 1.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from swa_cli.averaging.batch_args import num_samples
+from swa_cli.checkpoint import loading
+from swa_cli.checkpoint.background_writer import copied
+from swa_cli.engine import compilation
+from swa_cli.engine.context import Context
+from swa_cli.engine.optimizers import set_learning_rate
+from swa_cli.engine.run import Run
+
+Forward = Callable[..., Any]  # of the network: arguments as the task makes them of a batch -> outputs
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a batch gave in this process, without its graph."""
+
+    loss: Tensor
+    score: Tensor
+    share: float  # which part this process had of all that the loss of the whole batch is the mean of
+
+    @property
+    def part(self) -> Tensor:
+        """(2,) what loss and score of the whole batch are the sums of, over the processes."""
+        return torch.stack([self.loss, self.score]) * self.share
+
+
+def wrap_ddp(run: Run) -> Forward:
+    """The network, whose gradients become the mean over the processes."""
+    if not run.parts.are_whole:
+        return run.model  # FSDP2 has its hooks in the layers
+    sync_batchnorm = run.context.recipe.train.sync_batchnorm
+    return run.context.world.synchronised(run.model, sync_batchnorm=sync_batchnorm, make=run.replica.make)
+
+
+def forward_of(run: Run) -> Forward:
+    """Return the network as a run trains it; report the compile time, which the first epoch's time includes.
+
+    Raises:
+        UserError: The backend cannot compile the network.
+    """
+    forward, settings = wrap_ddp(run), run.context.recipe.train.compile
+    if settings is None:
+        return forward
+    started = time.monotonic()
+    forward = compilation.compiled(forward, settings)
+    with compilation.failures_explained(settings):
+        _warm_up(run, forward)
+    run.context.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s")
+    return forward
+
+
+def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -> Iterator[StepResult]:
+    """Do the optimizer update that follows `run.step`, and yield what each of its batches gave as soon as it is known.
+
+    The weights change when the last of them was yielded and the iterator goes on to its end.
+
+    Args:
+        run: Whose network it is; it is in training mode.
+        forward: The network.
+        batches: This process's part of batches, of which the step takes `accumulate`.
+    """
+    context, last = run.context, run.plan.phase.accumulate - 1
+    for index in range(last + 1):
+        batch = next(batches)
+        if index == 0:  # only now: samples of a dataset may draw random numbers, which are none of the step's
+            context.hardware.seed(context.seed, "step", run.step, *context.world.words)
+            set_learning_rate(run.optimizer, run.plan.learning_rate(run.step))
+            run.optimizer.zero_grad(set_to_none=True)
+        yield forward_backward(run, forward, batch, is_last=index == last)
+    clip_norm = context.recipe.train.clip_norm
+    if clip_norm > 0:
+        run.scaler.unscale_(run.optimizer)
+        nn.utils.clip_grad_norm_(run.model.parameters(), clip_norm)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
+    context.world.average(run.running)
+    if run.statistics.moved:
+        buffers = dict(run.model.named_buffers())  # of each step: they may be new tensors
+        context.world.average([buffers[name] for name in run.statistics.moved])
+
+
+def forward_backward(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_last: bool = True) -> StepResult:
+    """Pass a batch through the network and add its gradients to those that are there.
+
+    Args:
+        run: Whose network it is.
+        forward: The network.
+        batch: Inputs and targets, this process's part of them.
+        is_last: Of the batches that make a step: with it gradients are exchanged.
+    """
+    context = run.context
+    task, (inputs, targets) = context.task, batch
+    args, kwargs = task.batch_to_args(inputs)
+    share = _share(context, inputs, targets)
+    # What lies in parts is exchanged with each of them: whole gradients would need the memory of a whole network.
+    with context.world.backward_of(forward, is_last=is_last or not run.parts.are_whole):
+        with context.hardware.autocast():
+            outputs = forward(*args, **kwargs)
+        loss = task.loss(outputs, targets, label_smoothing=context.recipe.train.label_smoothing)
+        run.scaler.scale(loss * (share * context.world.size) / context.phase.accumulate).backward()
+    return StepResult(loss.detach(), task.train_score(outputs, targets), share)
+
+
+def _share(context: Context, inputs: Any, targets: Any) -> float:
+    if context.world.size == 1:
+        return 1.0
+    if context.task.weight is None:
+        return num_samples(inputs) / context.phase.batch_size
+    weight = context.task.weight(targets)
+    return weight / max(context.world.total(weight), 1)
+
+
+def _warm_up(run: Run, forward: Forward) -> None:
+    """Compile the network for batches of this run, both ways."""
+    context = run.context
+    kept = copied(dict(run.model.named_buffers()))
+    run.model.train()
+    with context.terminal.progress("compiling", total=1), context.memory():
+        forward_backward(run, forward, next(iter(context.training_batches(run.epoch))))
+    loading.put_buffers(run.model, kept)  # the statistics of BatchNorm moved, the weights did not
+    run.model.zero_grad(set_to_none=True)

@@ -1,0 +1,111 @@
+"""A person's own code, named in a recipe as `package.module:attribute`: where it is found, and who allows it.
+
+The one idea: every text of a recipe that reads like an import path is code, unless the key is known to hold something
+else. A key that is added to the schema is guarded from the start, and so is whatever `args` hand on to a library. Code
+in a recipe file, or in a change on the command line, is the user's. Code inside a checkpoint or a run folder is not.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from swa_cli.checkpoint.run_folder import about
+from swa_cli.errors import UserError
+from swa_cli.models import build_model
+from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.yaml_document import KeyPath
+
+IMPORTED = ("model.name", "dataset.name", "task")  # any colon in them makes them an import path
+PATHS = ("dataset.root", "output.root", "train.init")  # a colon is part of a file name, as in C:data
+
+
+def make_importable(loaded: Loaded) -> None:
+    """Let the code that a recipe file names be found beside it and in the working directory.
+
+    The path of imports stays as it is where the recipe names none: a file that lies there by chance must not take the
+    place of a package that is not installed.
+    """
+    if named_code(loaded.recipe):
+        _search(_folders_of(loaded.folder))
+
+
+def admit(loaded: Loaded, *, source: str, folder: Path, allow_code: bool) -> None:
+    """Refuse the code that a recipe inside a checkpoint or a run folder names, or let it be found.
+
+    A change on the command line is the user's own: its code needs no permission, and is not looked for in `folder`.
+
+    Args:
+        loaded: The recipe with the changes.
+        source: The file that the recipe stands in.
+        folder: Where that file lies.
+        allow_code: The user knows the code and allows it.
+
+    Raises:
+        UserError: The recipe names code, and nobody has allowed it.
+    """
+    found = named_code(loaded.recipe)
+    foreign = {path: text for path, text in found.items() if not loaded.is_changed(path)}
+    if foreign and not allow_code:
+        names = ", ".join(f"{'.'.join(map(str, path))} {text}" for path, text in foreign.items())
+        raise UserError(
+            f"{source}: its recipe would import and run code: {names}",
+            hint="add --allow-code if you know and trust this code",
+        )
+    if found:
+        _search(_folders_of(folder) if foreign else [Path.cwd()])
+
+
+def named_code(recipe: Recipe) -> dict[KeyPath, str]:
+    """Every text of a recipe that names code to import, by its path."""
+    texts = _texts(recipe.model_dump(mode="json", exclude_none=True), ())
+    return {path: text for path, text in texts if _is_code(".".join(map(str, path)), text)}
+
+
+def is_own_code(name: str) -> bool:
+    """Whether `model.name` is `package.module:Attribute`."""
+    source, colon, _ = name.partition(":")
+    return bool(colon) and source not in build_model.LIBRARIES
+
+
+def _is_code(key: str, text: str) -> bool:
+    if key == "model.name":
+        return is_own_code(text)
+    if key in IMPORTED:
+        return ":" in text
+    return key not in PATHS and _is_import_path(text)
+
+
+def _is_import_path(text: str) -> bool:
+    module, colon, attribute = text.strip().partition(":")
+    return bool(colon) and all(part.isidentifier() for part in [*module.split("."), *attribute.split(".")])
+
+
+def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
+    """Every text in nested values."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(item, (*path, key))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _texts(item, (*path, index))
+
+
+def _folders_of(folder: Path) -> list[Path]:
+    """Where the code of a recipe in `folder` may lie; run.json of a run folder says where its recipe lay."""
+    folders = [folder, Path.cwd()]
+    for record in (folder / "run.json", folder.parent / "run.json"):
+        if record.is_file():
+            folders.append(Path(about(record)["recipe_folder"]))
+    return folders
+
+
+def _search(folders: list[Path]) -> None:
+    for path in (str(folder.absolute()) for folder in folders):  # Python remembers what `.` was at first
+        if path not in sys.path:
+            sys.path.append(path)

@@ -1,0 +1,272 @@
+"""What a run scores: the raw weights and its averages on validation images, and all of them at the end.
+
+At the end the raw weights are scored with recomputed BatchNorm statistics too: `comparison.py` says why.
+
+Scores only read: averages are put into a second network, see `replica.py`, and no random number is drawn.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from swa_cli.averaging.model_state import cloned
+from swa_cli.averaging.model_state import read as read_tensors
+from swa_cli.checkpoint import loading, reader
+from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine import evaluate, failures, preflight, state
+from swa_cli.engine import evaluate as comparison
+from swa_cli.engine.evaluate import RAW
+from swa_cli.engine.hardware import release_memory
+from swa_cli.engine.run import Refreshed, Run, Worker
+from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.tasks import SampleScores, Task
+from swa_cli.recipe.swap import number_of_worker
+from swa_cli.report.plots import curves
+
+
+def validate(run: Run) -> dict[str, Any]:
+    """The validation half of a row: the raw weights, and each average when it is due and at the end."""
+    context, plan = run.context, run.plan
+    measures, row = context.task.measures, dict[str, Any]()
+    is_last = run.epoch == plan.epochs or run.stopped is not None
+    has_val = context.source.val is not None
+    run.validated.clear()
+    if has_val:
+        with run.replica.holding() as model:
+            run.validated[RAW] = _score(run, model, RAW, "val", task=context.task)
+    for name, average in run.averages.items():
+        if has_val and average.count and (run.epoch in plan.score_epochs or is_last):
+            with _averaged(run, name) as model:
+                run.validated[name] = _score(run, model, name, "val", task=context.task)
+    row |= _columns("val", measures, run.validated.get(RAW))
+    for name, average in run.averages.items():
+        row |= {**_columns(f"{name}_val", measures, run.validated.get(name)), f"{name}_count": average.count}
+    return row
+
+
+def _columns(prefix: str, measures: Measures, scores: SampleScores | None) -> dict[str, float | None]:
+    """Loss and own score of the task, None where not measured."""
+    names = {f"{prefix}_loss": measures.loss.key, f"{prefix}_{measures.own.key}": measures.own.key}
+    return {name: None if scores is None else scores.measure(key).value for name, key in names.items()}
+
+
+@dataclass
+class _Board:
+    """The weight sets that were scored at the end, in the order of the table."""
+
+    samples: dict[str, SampleScores] = field(default_factory=dict)  # of the split of the final scores
+    val: dict[str, SampleScores] = field(default_factory=dict)  # of the validation split, if there is one
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    judged: dict[str, str | None] = field(default_factory=dict)  # average to why it gets no verdict, if it gets none
+
+
+def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
+    """Ship every average, score every weight set on the same samples, judge the averages, tell."""
+    context, board = run.context, _Board()
+    split = context.scoring_split()
+    raw = _score_raw(run, folder, board, split)
+    _warn_of_hidden_state(run, split)
+    losses = {name: board.val[name].measure(context.task.measures.loss_key).value for name in board.val}
+    against = comparison.reference(list(raw), losses)
+    for name, average in run.averages.items():
+        if not average.count:
+            context.terminal.warning(f"{name} holds nothing: the run ended before its first weights")
+            continue
+        with _averaged(run, name) as model:
+            freshness = run.refreshed[name].update.freshness
+            _add(run, board, name, model, split, count=average.count, batchnorm=freshness)
+            weights, names = model.state_dict(), list(read_tensors(model).weights)
+            reason = comparison.unjudged(name, count=average.count, weights=weights, raw=raw[against], names=names)
+            board.judged[name] = reason
+            state.save_average(run, folder, name, weights)
+    rows = comparison.table(board.samples, reference=against, judged=board.judged)
+    val = {name: evaluate.summarize(scores) for name, scores in board.val.items()}
+    result = _result(run, folder, {name: {**row, **board.details[name]} for name, row in rows.items()}, split)
+    for name, row in result["weights"].items():
+        row["val"] = val.get(name)
+    result |= {"reference": against}
+    _draw(run, folder, result["weights"])
+    folder.write_json("result.json", result)
+    _tell(run, folder, result)
+    return result
+
+
+def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[str, Mapping[str, Tensor]]:
+    """Score the raw weights, as they are and with BatchNorm recomputed as for an average.
+
+    Returns:
+        What averages may be judged against, and the weights of each. Those of a SWAP run are its workers, which are
+        what its average is the mean of; `last` is the end of its common phase.
+    """
+    raw: dict[str, Mapping[str, Tensor]] = {}
+    sets: list[tuple[str, Worker | None]] = [(RAW, None), *((worker.name, worker) for worker in run.workers)]
+    for name, worker in sets:
+        weights = None if worker is None else worker.state_dict
+        known = {"count": None} | ({} if worker is None else {"worker": worker.number})
+        is_judge = worker is not None or not run.workers
+        with run.replica.holding(weights) as model:
+            _add(run, board, name, model, split, batchnorm=reader.raw_batchnorm(model), **known)
+            if is_judge:
+                raw[name] = cloned(model.state_dict())
+        if not run.statistics.num_layers:
+            continue
+        twin = comparison.recomputed(name)
+        with run.replica.refreshing(weights) as model:
+            refreshed = _refresh(run, model, name=twin, step=run.step if worker is None else worker.step)
+            _add(run, board, twin, model, split, batchnorm=refreshed.update.freshness, **known)
+            state.save_recomputed(run, folder, twin, model.state_dict(), refreshed)
+        if is_judge:
+            raw[twin] = raw[name]
+    return raw
+
+
+def _warn_of_hidden_state(run: Run, split: str) -> None:
+    """Say that a network of the same weights gives something else than the one that was trained."""
+    context, replica = run.context, run.replica
+    if replica.borrows or not run.parts.are_whole:
+        return
+    if not preflight.is_made_anew(replica, next(iter(context.plain_batches(split)))):
+        context.terminal.warning(
+            f"{context.recipe.model.name} keeps something that training changes and its state dict does not hold:"
+            f" {RAW} is evaluated as it was trained, averages and files without that"
+        )
+
+
+def _add(run: Run, board: _Board, name: str, model: nn.Module, split: str, **details: Any) -> None:
+    """Score a weight set on the split of the final scores, and on validation images."""
+    context, task = run.context, run.context.final_task
+    board.samples[name] = scores = _score(run, model, name, split, task=task)
+    if context.source.val is not None:
+        known = run.validated.get(name) if task.tta == "none" else None
+        if known is None:
+            known = scores if split == "val" else _score(run, model, name, "val", task=task)
+        board.val[name] = known
+    board.details[name] = details
+
+
+def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], split: str) -> dict[str, Any]:
+    """What `--json` prints and result.json holds."""
+    context = run.context
+    rows = itertools.chain(run.history, *(worker.history for worker in run.workers))
+    held = [name for name, average in run.averages.items() if average.count]
+    return {
+        "command": "train",
+        "checkpoint": str((folder.checkpoints / f"{next(iter(held), RAW)}.pt").resolve()),
+        "run": str(folder.path.resolve()),
+        "split": split,
+        "samples": len(context.split(split)),
+        "weights": weights,
+        "seconds": round(sum(row["seconds"] for row in rows), 3),
+        "device": str(context.hardware.device),
+        "precision": context.hardware.precision,
+        "eval_precision": context.recipe.eval.precision,
+        "tta": context.recipe.eval.tta,
+        "stopped": run.stopped,
+    }
+
+
+def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
+    """The table and the verdict, what to ship, and what to do next."""
+    terminal, measures, tta = run.context.terminal, run.context.task.measures, run.context.recipe.eval.tta
+    weights = result["weights"]
+    terminal.summary(weights, split=result["split"], samples=result["samples"], tta=tta, measures=measures)
+    for name, average in run.averages.items():
+        if average.kind == "swag" and average.count > 1:
+            shipped = folder.checkpoints / f"{name}.pt"
+            terminal.note(f"{name} is scored by its mean; `swa eval {shipped} --draws 30` scores weights around it")
+    name, why = _best(run, weights)
+    path, number = folder.shown, number_of_worker(name)
+    file = path / f"checkpoints/{name}.pt" if number is None else RunFolder(path).worker(number).last
+    terminal.facts(
+        "",
+        [
+            ("run", str(path)),
+            ("ship", f"{file} ({why})"),
+            ("next", f"swa report {shlex.quote(str(path))} -o report.html"),
+        ],
+    )
+
+
+def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
+    """Which file to ship, and why: that of the lowest validation loss, or else the first average."""
+    measures = run.context.task.measures
+    held = [name for name, average in run.averages.items() if average.count]
+    losses = {name: row["val"][measures.loss_key] for name, row in weights.items() if row["val"] is not None}
+    known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    if known:
+        return min(known, key=lambda name: known[name]), "best on validation"
+    return next(iter(held), RAW), "no validation split to choose on"
+
+
+def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write curves.png."""
+    if not folder.writes:
+        return
+    release_memory()  # the library that draws takes 100 MB
+    plan = run.plan
+    workers = {worker.name: worker.history for worker in run.workers}
+    averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
+    averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
+    write_atomic(
+        folder.path / "curves.png",
+        lambda file: curves.draw(
+            file,
+            rows=curves.with_workers(run.history, workers),
+            title=run.context.recipe.title,
+            averaging=averaging,
+            steps_per_epoch=plan.steps_per_epoch,
+            lr=[plan.learning_rate(step) for step in range(run.step)],
+            worker_lr=plan.worker_rates,
+            final=weights,
+            measures=run.context.task.measures,
+        ),
+    )
+
+
+@contextmanager
+def _averaged(run: Run, name: str) -> Iterator[nn.Module]:
+    """A network with an average in it; BatchNorm is recomputed once for each state of the average."""
+    average = run.averages[name]
+    with run.replica.holding(average.averaged_state()) as model:
+        known = run.refreshed.get(name)
+        if known is not None and known.step == average.steps[-1]:
+            loading.put_buffers(model, known.buffers)
+        else:
+            run.refreshed[name] = _refresh(run, model, name=name, step=average.steps[-1])
+        yield model
+
+
+def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
+    """Recompute the BatchNorm statistics in a network, and say how."""
+    with failures.memory("train.batch_size", run.context.recipe.train.batch_size):
+        update = run.context.refresh_batchnorm(model, name=name, check=run.interrupt.check)
+    return Refreshed(step, {key: value.clone() for key, value in model.named_buffers()}, update)
+
+
+def _score(run: Run, model: nn.Module, name: str, split: str, *, task: Task) -> SampleScores:
+    context, share = run.context, run.context.share(run.context.plain_batches(split))
+    with (
+        context.terminal.progress(f"scoring {name} on {split}", share.rounds) as bar,
+        failures.memory("eval.batch_size", context.recipe.eval.batch_size),
+    ):
+
+        def advance() -> None:
+            bar.advance()
+            run.interrupt.check()
+
+        def gathered(own: Any) -> list[Any]:
+            share.finish(run.interrupt.check)
+            return share.gathered(own)
+
+        return evaluate.score(
+            model, share.batches, task=task, hardware=context.eval_hardware, advance=advance, gathered=gathered
+        )

@@ -1,0 +1,197 @@
+"""What is trained: `build` makes a network from the name and the arguments that a recipe gives.
+
+A name is one of our own zoo (`names()`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for a network
+of one's own. Networks of the zoo map images (B, C, H, W) to logits (B, K), or to K numbers, or to those of each pixel
+(B, K, H, W); `num_classes` K and `in_channels` C follow the dataset.
+Initial weights are drawn from torch's global generator: seed it first.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from swa_cli.errors import UserError
+from swa_cli.models.convnet import ConvNet
+from swa_cli.models.libraries import did_you_mean, from_timm, from_torchvision, in_libraries
+from swa_cli.models.preresnet import PreResNet
+from swa_cli.models.speednet import SpeedNet
+from swa_cli.models.unet import UNet
+from swa_cli.models.vgg import VGG
+from swa_cli.models.wide_resnet import WideResNet
+
+# Name -> constructor. What a partial fixes is the name's meaning and cannot be an argument in a recipe.
+ZOO: Mapping[str, partial[Any]] = {
+    "convnet": partial(ConvNet),
+    "preresnet": partial(PreResNet),
+    "preresnet20": partial(PreResNet, depth=20),
+    "preresnet56": partial(PreResNet, depth=56),
+    "preresnet110": partial(PreResNet, depth=110),
+    "preresnet164": partial(PreResNet, depth=164),
+    "speednet": partial(SpeedNet),
+    "unet": partial(UNet),
+    "vgg16": partial(VGG, depth=16, batch_norm=False),
+    "vgg16_bn": partial(VGG, depth=16, batch_norm=True),
+    "vgg19": partial(VGG, depth=19, batch_norm=False),
+    "vgg19_bn": partial(VGG, depth=19, batch_norm=True),
+    "wide_resnet": partial(WideResNet),
+    "wide_resnet28x10": partial(WideResNet, depth=28, width=10),
+}
+FORMS = "a name is one of the zoo, torchvision:NAME, timm:NAME or package.module:Attribute"
+LIBRARIES = ("torchvision", "timm")  # whose networks are no code of one's own
+
+
+def names() -> list[str]:
+    """Return the names of our own networks."""
+    return list(ZOO)
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int | None,
+    in_channels: int | None,
+    args: Mapping[str, Any] | None = None,
+    families: Sequence[str] = ("classification",),
+) -> nn.Module:
+    """Make the network `name` with fresh weights, on the CPU.
+
+    Args:
+        name: `preresnet20`, `torchvision:resnet18`, `timm:resnet18`, `my_networks:Tiny`. A module of one's own must
+            be importable; its class or function gets `num_classes` (also as `num_outputs`) and `in_channels` if the
+            signature has them.
+        num_classes: How many logits or other outputs, K; None where the dataset does not tell.
+        in_channels: Channels of an image, C. Unless it is 3, a torchvision network gets new first weights.
+            None where the inputs are no images.
+        args: Further constructor arguments.
+        families: Which networks of torchvision fit: classification, segmentation, or both.
+
+    Raises:
+        UserError: The name or an argument is wrong. Errors inside a constructor of one's own pass through.
+    """
+    args = dict(args or {})
+    known = {"num_classes": num_classes, "in_channels": in_channels}
+    filled = {key: value for key, value in known.items() if value is not None}
+    for key in filled:
+        if key in args:
+            raise UserError(f"model.args.{key}: this follows the dataset", hint=f"leave {key} out")
+    source, colon, attribute = name.partition(":")
+    if colon and source not in ("torchvision", "timm"):
+        return _from_import(name, args=args, filled=filled)
+    if num_classes is None or in_channels is None:
+        missing = "channels of images" if in_channels is None else "number of outputs"
+        raise UserError(
+            f"model.name: {name} needs the {missing}, which the dataset does not have",
+            hint="name a network of your own, package.module:Attribute",
+        )
+    if not colon:
+        return _from_zoo(name, args=args, filled=filled, families=families)
+    if source == "timm":
+        return from_timm(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
+    return from_torchvision(attribute, args=args, num_classes=num_classes, in_channels=in_channels, families=families)
+
+
+def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int], families: Sequence[str]) -> nn.Module:
+    if name not in ZOO:
+        found = in_libraries(name, families=families)
+        meant = f"did you mean {found}? " if found else did_you_mean(name, ZOO)
+        raise UserError(f"model.name: unknown network {name!r}", hint=f"{meant}the zoo has {', '.join(ZOO)}; {FORMS}")
+    constructor = ZOO[name]
+    accepted = {
+        key: parameter
+        for key, parameter in inspect.signature(constructor, eval_str=True).parameters.items()
+        if key not in filled and key not in constructor.keywords
+    }
+    takes = f"{name} takes {', '.join(accepted) or 'no arguments'}"
+    for key, value in args.items():
+        if key not in accepted:
+            raise UserError(f"model.args.{key}: unknown argument of {name}", hint=did_you_mean(key, accepted) + takes)
+        _check_value(key, value, kind=accepted[key].annotation)
+    for key, parameter in accepted.items():
+        if parameter.default is parameter.empty and key not in args:
+            raise UserError(f"model.args.{key}: {name} needs this argument", hint=f"give it; {takes}")
+    network: nn.Module = constructor(**args, **filled)
+    return network
+
+
+def _check_value(key: str, value: object, *, kind: type) -> None:
+    """Refuse a wrong value; in the zoo every `int` is a count and every `float` a probability of dropout."""
+    if kind is bool:
+        good, wanted = isinstance(value, bool), "true or false"
+    elif kind is int:
+        good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        wanted = "a whole number of at least 1"
+    else:
+        assert kind is float
+        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+        wanted = "a number from 0 to below 1"
+    if not good:
+        raise UserError(f"model.args.{key}: {value!r} is not {wanted}", hint=f"give {wanted}")
+
+
+def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:
+    constructor = imported(name, key="model.name", what="a network", forms=FORMS)
+    if not callable(constructor):
+        raise UserError(f"model.name: {name} is not a class or function", hint="name one that makes a network")
+    signature = inspect.signature(constructor)
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    arguments = {**args}
+    for key, value in filled.items():
+        if takes_all or key in signature.parameters:
+            arguments[key] = value
+    if "num_outputs" in signature.parameters and "num_classes" in filled:
+        arguments["num_outputs"] = filled["num_classes"]
+    try:
+        signature.bind(**arguments)
+    except TypeError as error:
+        raise UserError(f"model.args: {name}: {error}", hint=f"its signature is {signature}") from error
+    model = constructor(**arguments)
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model.name: {name} makes a {type(model).__name__}, not a torch.nn.Module",
+            hint="name a class or function that makes a network",
+        )
+    return model
+
+
+def imported(name: str, *, key: str, what: str, forms: str) -> Any:
+    """What `package.module:attribute` names, found as Python finds modules.
+
+    Args:
+        name: The attribute may be a module of the package.
+        key: Of the recipe, for the message.
+        what: Kind of thing, for the message.
+        forms: What names there are, for the hint.
+
+    Raises:
+        UserError: One half of it does not exist. Errors inside the module pass through.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
+        raise UserError(f"{key}: {name!r} is not a name of {what}", hint=forms)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            hint = f"put {module_name.replace('.', '/')}.py beside the recipe or install it; {forms}"
+        else:
+            hint = f"mend the imports of {module_name}, or install what it needs"
+        raise UserError(f"{key}: cannot import {module_name}: {error}", hint=hint) from error
+    except SystemExit as error:
+        hint = "put what shall not run on import below `if __name__ == '__main__':`"
+        raise UserError(f"{key}: cannot import {module_name}: it ends the program", hint=hint) from error
+    is_package = hasattr(module, "__path__")  # its modules are not loaded with it
+    if not hasattr(module, attribute) and is_package and importlib.util.find_spec(f"{module_name}.{attribute}"):
+        importlib.import_module(f"{module_name}.{attribute}")
+    if not hasattr(module, attribute):
+        public = [key for key in vars(module) if not key.startswith("_")]
+        raise UserError(
+            f"{key}: {module_name} has no attribute {attribute!r}",
+            hint=did_you_mean(attribute, public) + f"define it in {module_name}",
+        )
+    return getattr(module, attribute)

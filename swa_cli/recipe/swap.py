@@ -1,0 +1,165 @@
+"""The phases of a SWAP run (Gupta et al. 2020): a common one, then that of workers which know nothing of each other.
+
+The one idea: a phase is a run like any other, of some epochs of the recipe, with a batch and a factor of the rate of
+its own. `swap.worker` says that a run is a worker; without it, it is the common phase. A recipe without the section
+has one phase: all of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from swa_cli.errors import Problem
+from swa_cli.recipe.schema import Recipe, Swap
+from swa_cli.recipe.values import round_half_up
+
+COMMON_WEIGHTS = "checkpoints/last.pt"  # of the run folder: what its workers begin from
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Some epochs of a recipe, and how they are trained."""
+
+    before: int  # epochs that come before them
+    epochs: int
+    batch_size: int  # samples of one forward pass
+    accumulate: int  # of which so many make a step
+    factor: float = 1.0  # of the schedule's rate
+    is_worker: bool = False
+    has_workers: bool = False
+
+    @property
+    def span(self) -> str:
+        """`epochs 8 to 10`, as the recipe counts them."""
+        first, last = self.before + 1, self.before + self.epochs
+        return f"epochs {first} to {last}" if last > first else f"epoch {first}"
+
+    @property
+    def batch(self) -> str:
+        """`batch 256`, or `batch 64 x 4` under accumulation."""
+        return f"batch {self.batch_size:,}" + (f" x {self.accumulate}" if self.accumulate > 1 else "")
+
+
+def phase_of(recipe: Recipe) -> Phase:
+    """What the run of a recipe in which `swap_problems` finds nothing does."""
+    train, swap = recipe.train, recipe.swap
+    if swap is None:
+        return Phase(0, train.epochs, train.batch_size, train.accumulate)
+    common = min(max(round_half_up(_start(swap, train.epochs)), 1), train.epochs - 1)
+    if swap.worker is None:
+        return Phase(0, common, train.batch_size, train.accumulate, has_workers=True)
+    step = train.batch_size * train.accumulate
+    batch_size = swap.batch_size or max(step // swap.workers, 1)
+    factor = batch_size / step if swap.lr is None else swap.lr  # the linear scaling rule of Goyal et al. (2017)
+    return Phase(common, train.epochs - common, batch_size, 1, factor, is_worker=True)
+
+
+def worker_of(recipe: Recipe, number: int, *, init: str = COMMON_WEIGHTS) -> Recipe:
+    """The recipe of one worker, from 1, of a SWAP run: complete, and it can be run by itself.
+
+    Args:
+        recipe: Of the whole run.
+        number: Of the worker.
+        init: The checkpoint with the common weights.
+    """
+    assert recipe.swap is not None, "only SWAP has workers"
+    swap = recipe.swap.model_copy(update={"worker": number})
+    train = recipe.train.model_copy(update={"init": init, "init_weights": None, "init_skip": []})
+    return recipe.model_copy(update={"swap": swap, "train": train})
+
+
+def describe_swap(recipe: Recipe) -> str | None:
+    """The phases of a SWAP run, or what a worker does; None for any other run.
+
+    `common phase epochs 1 to 7, batch 512; 2 workers x epochs 8 to 10, batch 256, rate x 0.5; BatchNorm of their mean
+    recomputed at the end`.
+    """
+    swap, phase = recipe.swap, phase_of(recipe)
+    if swap is None:
+        return None
+    if phase.is_worker:
+        return f"worker {swap.worker} of {swap.workers}: {phase.span}, {phase.batch}, rate x {phase.factor:g}"
+    own = phase_of(worker_of(recipe, 1))
+    each = f"{swap.workers} workers x {own.span}, {own.batch}, rate x {own.factor:g}"
+    return f"common phase {phase.span}, {phase.batch}; {each}; BatchNorm of their mean recomputed at the end"
+
+
+def name_of_worker(number: int) -> str:
+    """What its weights are called among those of the whole run; no average has such a name."""
+    return f"worker-{number}"
+
+
+def number_of_worker(name: str) -> int | None:
+    """The worker whose weights have this name; None where it is another weight set."""
+    prefix, _, number = name.partition("-")
+    return int(number) if prefix == "worker" and number.isdecimal() else None
+
+
+def swap_problems(recipe: Recipe, *, num_train: int) -> list[Problem]:
+    """Every mistake in the section `swap`, and every key that means nothing beside it."""
+    swap = recipe.swap
+    if swap is None:
+        return []
+    return [*_start_problems(swap, recipe.train.epochs), *_worker_problems(recipe, num_train), *_strangers(recipe)]
+
+
+def _start(swap: Swap, epochs: int) -> Fraction:
+    """Epochs of the common phase, before rounding."""
+    return swap.start.value * epochs / 100 if swap.start.unit == "%" else swap.start.value
+
+
+def _start_problems(swap: Swap, epochs: int) -> list[Problem]:
+    if epochs < 2:
+        message = f"{epochs} cannot be divided into a common phase and one of workers"
+        return [Problem("train.epochs", message, "write at least 2, or leave the section swap out")]
+    if swap.start.unit not in ("%", "ep"):
+        message = f"{swap.start} is no number of epochs, and the common phase has whole ones"
+        return [Problem("swap.start", message, "write it in % or ep")]
+    if not 0 < _start(swap, epochs) < epochs:
+        message = f"{swap.start} of {epochs} epochs leaves nothing {'to the workers' if swap.start.value else 'before'}"
+        return [Problem("swap.start", message, "write a point inside the run, such as 70%")]
+    return []
+
+
+def _worker_problems(recipe: Recipe, num_train: int) -> list[Problem]:
+    swap, train = recipe.swap, recipe.train
+    assert swap is not None, "its caller has looked"
+    found = []
+    if swap.batch_size is not None and swap.batch_size > num_train:
+        message = f"{swap.batch_size} is more than the {num_train:,} training samples"
+        found.append(Problem("swap.batch_size", message, f"write at most {num_train}"))
+    if swap.worker is None:
+        return found
+    if swap.worker > swap.workers:
+        message = f"{swap.worker} of {swap.workers} workers"
+        found.append(Problem("swap.worker", message, f"write 1 to {swap.workers}"))
+    if train.init is None:
+        message = "a worker begins from the weights of a common phase, and train.init names none"
+        found.append(Problem("swap.worker", message, f"add train.init=RUN/{COMMON_WEIGHTS}"))
+    if train.init_skip:
+        message = "a worker begins from all of the common weights"
+        found.append(Problem("train.init_skip", message, "leave it out"))
+    return found
+
+
+def _strangers(recipe: Recipe) -> list[Problem]:
+    """Keys that mean nothing, or two things, in a run of two phases."""
+    one = "is of the weights along one trajectory, and swap makes the mean of several ends"
+    ends = "would end one phase before the other, and both are what swap is"
+    given = {
+        "swa": (recipe.swa is not None, one),
+        "averages": (bool(recipe.averages), one),
+        "snapshots": (recipe.snapshots is not None, one),
+        "train.stop": (recipe.train.stop is not None, ends),
+        "train.max_time": (recipe.train.max_time is not None, ends),
+        "train.shard": (recipe.train.shard, "deals a network out over processes, and each worker has one to itself"),
+    }
+    found = [
+        Problem(key, why, "leave it out, or the section swap") for key, (is_there, why) in given.items() if is_there
+    ]
+    return found + [
+        Problem(f"schedule.{key}", f"{length} is another time in the common phase than in a worker", "write % or ep")
+        for key, length in recipe.schedule.lengths
+        if length.unit == "step"
+    ]

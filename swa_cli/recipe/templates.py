@@ -1,0 +1,307 @@
+"""The schema as a list of keys: what each means, may be, and is where a recipe leaves it out.
+
+One idea: `swa new` and `swa schema` say what the schema says, so neither lists a key of its own.
+
+A recipe to begin with: every key that there is, with its meaning, its choices and its default.
+
+One idea: it is written from the schema. Only what a task begins with is chosen here; all else is commented out
+with its default, so that the text says what the shortest recipe says.
+
+The recipe as a JSON Schema, with which editors complete keys, show what they mean and mark mistakes.
+
+One idea: pydantic writes the schema, and what a recipe file says in other words than Python does (durations are
+text, a missing value is no null, some keys go with one kind alone) is put right from the same tables that check it.
+
+The recipes that come with swa: by name, with what they are and what was measured with them.
+
+They are the files of the folder `recipes/` of the repository, to which `shipped` beside this file is a link; an
+installed package has copies in its place. What is told of a recipe stands in the comment that it begins with.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from swa_cli.errors import UserError
+from swa_cli.recipe import load
+from swa_cli.recipe.schema import AVERAGE_KEYS, SCHEDULE_KEYS, SGD_DEFAULTS, Average, Recipe, Schedule
+from swa_cli.recipe.values import AVERAGE_PATTERN
+from swa_cli.recipe.yaml_document import SHIPPED, shipped_names
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a section; `section` is the class of what stands below it, if it is a section itself."""
+
+    name: str
+    description: str
+    default: Any  # as a recipe file has it; None where there is none, or it depends on other keys
+    choices: tuple[str, ...]  # empty where any value of its type is possible
+    section: type[BaseModel] | None
+    many: Literal["", "named", "listed"]  # sections by names of one's own, or a list of them
+    pattern: str | None  # of its text
+
+
+def keys(model: type[BaseModel]) -> list[Key]:
+    """The keys of a section in their order."""
+    defaults = model.model_construct().model_dump(mode="json")
+    found = []
+    for name, info in model.model_fields.items():
+        sections = list(_sections(info.annotation))
+        section = sections[0] if sections else None
+        origin = get_origin(info.annotation)
+        patterns = [about.pattern for about in info.metadata if getattr(about, "pattern", None)]
+        found.append(
+            Key(
+                name,
+                info.description or (section and _sentence(section)) or "",
+                default=None if info.is_required() else defaults.get(name),
+                choices=tuple(_choices(info.annotation)),
+                section=section,
+                many="named" if origin is dict and section else "listed" if origin is list and section else "",
+                pattern=patterns[0] if patterns else None,
+            )
+        )
+    return found
+
+
+def all_sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    """The section itself and every one below it."""
+    yield model
+    for key in keys(model):
+        if key.section is not None:
+            yield from all_sections(key.section)
+
+
+def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _sections(part)
+
+
+def _choices(annotation: Any) -> Iterator[str]:
+    """The words of a Literal that is all there is; beside another type they are not the only values."""
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    if get_origin(annotation) is Literal:
+        yield from parts
+    elif len(parts) == 1:
+        yield from _choices(parts[0])
+
+
+def _sentence(section: type[BaseModel]) -> str:
+    return (section.__doc__ or "").strip().split("\n\n")[0].rstrip(".")
+
+
+WIDTH = 100
+INDENT = "  "
+NAME = "NAME"  # stands for a name of the user's own
+# What is written out, by dotted key. The data lie in the package, or are drawn from a seed.
+COMMON = {"schedule.name": "cosine", "swa.start": "75%", "swa.every": "1ep", "output.root": "runs"}
+STARTS: Mapping[str, Mapping[str, str]] = {
+    "classification": {
+        "model.name": "convnet",
+        "model.args": "{width: 16}",
+        "dataset.name": "digits",
+        "optimizer.lr": "0.1",
+        "swa.lr": "0.05",
+        "train.epochs": "20",
+        "train.batch_size": "64",
+    },
+    "segmentation": {
+        "model.name": "unet",
+        "model.args": "{depth: 2, width: 8}",
+        "dataset.name": "shapes",
+        "dataset.args": "{size: 32, train: 600, test: 200, classes: 2}",
+        "optimizer.lr": "0.1",
+        "swa.lr": "0.05",
+        "train.epochs": "10",
+        "train.batch_size": "16",
+    },
+    "regression": {
+        "model.name": "convnet",
+        "model.args": "{width: 16}",
+        "dataset.name": "rotated_digits",
+        "optimizer.lr": "0.01",
+        "swa.lr": "0.005",
+        "train.epochs": "20",
+        "train.batch_size": "64",
+    },
+}
+HEAD = """\
+# swa train recipe.yaml
+# Every key that a recipe can have. What begins with #key: is left out and has that default: to set it, remove the #,
+# and that of its section. Durations carry their unit: 75% of the run, 23ep, 0.25ep, 200step, 1cycle.
+"""
+
+
+def template(task: str) -> str:
+    """The text of a recipe for one of the tasks in `STARTS`, which trains in seconds."""
+    written = {"task": task, **COMMON, **STARTS[task]}
+    return HEAD + "".join(f"{line}\n" for line in _section(keys(Recipe), "", written, depth=0))
+
+
+def _section(
+    found: list[Key], path: str, written: Mapping[str, str], *, depth: int, hidden: bool = False
+) -> Iterator[str]:
+    """The lines of a section's keys; all of them commented out if `hidden`."""
+    for key in found:
+        own = f"{path}{key.name}"
+        indent = INDENT * depth
+        is_written = any(name == own or name.startswith(f"{own}.") for name in written)
+        mark = "" if is_written and not hidden else "#"
+        if depth == 0 and key.section is not None:
+            yield ""
+        yield from _comment(key, indent)
+        if key.section is None:
+            yield f"{mark}{indent}{key.name}: {written.get(own) or _text(key.default)}".rstrip()
+            continue
+        yield f"{mark}{indent}{key.name}:"
+        inner = keys(key.section)
+        if key.many == "named":
+            yield f"#{indent}{INDENT}{NAME}:"
+            yield from _section(inner, f"{own}.{NAME}.", {}, depth=depth + 2, hidden=True)
+        elif key.many == "listed":
+            yield from _listed(inner, f"{own}.", depth=depth)
+        else:
+            yield from _section(inner, f"{own}.", written, depth=depth + 1, hidden=bool(mark))
+        if own == "optimizer":
+            yield f"{indent}{INDENT}# any option of the class; of SGD:"
+            yield from (f"#{indent}{INDENT}{name}: {_text(value)}" for name, value in SGD_DEFAULTS.items())
+
+
+def _listed(inner: list[Key], path: str, *, depth: int) -> Iterator[str]:
+    """One item of a list, its first key behind the dash."""
+    is_rank0 = True
+    for line in _section(inner, path, {}, depth=depth + 2, hidden=True):
+        if is_rank0 and line.startswith("#"):
+            line = line.replace(INDENT * (depth + 2), f"{INDENT * (depth + 1)}- ", 1)
+            is_rank0 = False
+        yield line
+
+
+def _comment(key: Key, indent: str) -> list[str]:
+    choices = f" ({' | '.join(key.choices)})" if key.choices else ""
+    lines = textwrap.wrap(key.description + choices, WIDTH - len(indent), break_long_words=False)
+    return [f"{indent}# {line}" for line in lines]
+
+
+def _text(value: Any) -> str:
+    """A value as a recipe has it; nothing where there is no default."""
+    return "" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
+Node = dict[str, Any]
+
+
+def json_schema() -> Node:
+    """The schema of a recipe file, of draft 2020-12."""
+    whole = Recipe.model_json_schema()
+    sections: dict[str, Node] = {"Recipe": whole, **whole.pop("$defs")}
+    for model in all_sections(Recipe):
+        section = sections[model.__name__]
+        section.pop("title", None)
+        for key in keys(model):
+            node = _as_written(section["properties"][key.name])
+            is_plain = key.default is not None and key.section is None
+            node |= {"description": key.description} | ({"default": key.default} if is_plain else {})
+            node |= {"pattern": key.pattern} if key.pattern else {}
+            section["properties"][key.name] = node
+    sections["Schedule"]["allOf"] = [_of_shape(name) for name in SCHEDULE_KEYS]
+    sections["Average"]["allOf"] = [_of_kind(kind) for kind in sections["Average"]["properties"]["kind"]["enum"]]
+    whole["properties"]["averages"]["propertyNames"] = {"pattern": AVERAGE_PATTERN}
+    return {"$schema": DIALECT, "title": "Recipe of swa", **whole, "$defs": _without(sections, {"Recipe"})}
+
+
+def _as_written(node: Node) -> Node:
+    """What may stand in a recipe: no null, and bounds by their names (pydantic leaves Python's beside a null)."""
+    choices = [choice for choice in node.get("anyOf", ()) if choice != {"type": "null"}]
+    rest = _without(node, {"anyOf", "default", "title"})
+    if len(choices) == 1:
+        rest |= choices[0]
+    elif choices:
+        rest["anyOf"] = choices
+    return {BOUNDS.get(name, name): value for name, value in rest.items()}
+
+
+def _of_shape(name: str) -> Node:
+    """What a schedule of this name must and may have."""
+    required, optional = SCHEDULE_KEYS[name]
+    is_default = name == Schedule.model_fields["name"].default
+    condition = {"properties": {"name": {"const": name}}, **({} if is_default else {"required": ["name"]})}
+    takes = {"propertyNames": {"enum": ["name", *sorted(required | optional)]}}
+    return {"if": condition, "then": takes | ({"required": sorted(required)} if required else {})}
+
+
+def _of_kind(kind: str) -> Node:
+    """What an average of this kind may have."""
+    takes = [key for key in Average.model_fields if AVERAGE_KEYS.get(key, kind) == kind]
+    return {
+        "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
+        "then": {"propertyNames": {"enum": takes}},
+    }
+
+
+def _without(values: Mapping[str, Any], names: Set[str]) -> Node:
+    return {name: value for name, value in values.items() if name not in names}
+
+
+COMMAND = re.compile(r"(\w+: )?swa \w+ ")  # how a line of the comment begins that is to be typed
+
+SENTENCE_END = re.compile(r"(?<=\.)(?<!et al\.)\s+(?=[A-Z0-9])")
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One of our recipes; `result` is what was measured, None where nothing was."""
+
+    name: str
+    text: str
+    recipe: Recipe
+    about: str
+    result: str | None
+
+
+def all_shipped() -> list[Shipped]:
+    """Every recipe by name."""
+    return [_read(name) for name in shipped_names()]
+
+
+def shipped(name: str) -> Shipped:
+    """The recipe of a name, which may be written as its path is: `recipes/digits.yaml`.
+
+    Raises:
+        UserError: There is none.
+    """
+    wanted, names = name.removeprefix("recipes/").removesuffix(".yaml"), shipped_names()
+    if wanted in names:
+        return _read(wanted)
+    close = difflib.get_close_matches(wanted, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else "`swa recipes` lists them"
+    raise UserError(f"{name}: swa comes with no such recipe", hint=hint)
+
+
+def _read(name: str) -> Shipped:
+    path = SHIPPED / f"{name}.yaml"
+    text = path.read_text(encoding="utf-8")
+    told = [line[1:].strip() for line in text.splitlines()[: _length_of_comment(text)]]
+    words = " ".join(line for line in told if not COMMAND.match(line))
+    sentences = SENTENCE_END.split(words) if words else []
+    measured = [sentence for sentence in sentences if "±" in sentence or "measured" in sentence]
+    about = " ".join(sentence for sentence in sentences if sentence not in measured)
+    return Shipped(name, text, load.load(path).recipe, about, " ".join(measured) or None)
+
+
+def _length_of_comment(text: str) -> int:
+    lines = text.splitlines()
+    return next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))

@@ -1,0 +1,268 @@
+"""Durations of a recipe: `75%`, `23ep`, `0.25ep`, `200step`, `1cycle`, and times: `10min`, `2h`. Never without unit.
+
+The one idea: a duration stays an exact fraction until it becomes a step, and each *point* of a series is
+rounded on its own. `every: 0.25ep` with 351 steps an epoch therefore never drifts off the epochs' ends.
+
+Numbers of steps and epochs in words.
+
+The types of a recipe's fields: each reads the text that stands in the recipe and refuses the ambiguous.
+
+`_form` tells editors (`json_schema.py`) what is read where the type alone does not.
+A validator's `ValueError` reads `what is wrong: what to do`; `explain.py` makes message and hint of it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+from swa_cli.recipe import scalars
+from swa_cli.recipe.scalars import shown
+
+# Few enough digits that every length is written out exactly.
+PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>%|ep|step|cycle)", re.ASCII)
+SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
+TIME_PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>s|min|h|d)", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training, or a point in it measured from its beginning."""
+
+    value: Fraction
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> Duration:
+        """Read `75%`, `23ep`, `200step` or `1cycle`.
+
+        Raises:
+            ValueError: No such form; the message names the value and the forms that are understood.
+        """
+        match = PATTERN.fullmatch(text.strip())
+        if match is None:
+            bare = re.fullmatch(r"[\d.]+", text.strip(), re.ASCII)
+            reason = "has no unit" if bare else "is not a duration"
+            raise ValueError(f"{shown(text)} {reason}: write it as 75%, 23ep, 0.25ep, 200step or 1cycle")
+        value, unit = Fraction(Decimal(match["value"])), match["unit"]
+        if unit == "%" and value > 100:
+            raise ValueError(f"{shown(text)} is more than the whole run: write at most 100%")
+        if unit in ("step", "cycle") and value.denominator != 1:
+            raise ValueError(f"{shown(text)} cannot be, a {unit} is not divided: write a whole number of {unit}s")
+        return cls(value, unit)
+
+    def exact_steps(self, *, steps_per_epoch: int, total_steps: int) -> Fraction:
+        """Length in steps, before rounding. Cycles have no fixed length: the schedule resolves them."""
+        assert self.unit != "cycle", "the schedule knows how long a cycle is"
+        if self.unit == "%":
+            return self.value * total_steps / 100
+        return self.value * (steps_per_epoch if self.unit == "ep" else 1)
+
+    def __str__(self) -> str:
+        return f"{_decimal(self.value)}{self.unit}"
+
+
+@dataclass(frozen=True)
+class TimeSpan:
+    """A length of wall-clock time, which no plan can turn into steps."""
+
+    value: Fraction
+    unit: str
+
+    @classmethod
+    def parse(cls, text: str) -> TimeSpan:
+        """Read `90s`, `10min`, `2h` or `1.5d`.
+
+        Raises:
+            ValueError: No such form; the message names the value and the forms that are understood.
+        """
+        match = TIME_PATTERN.fullmatch(text.strip())
+        if match is None:
+            raise ValueError(f"{shown(text)} is not a length of time: write it as 90s, 10min, 2h or 1d")
+        value = Fraction(Decimal(match["value"]))
+        if value == 0:
+            raise ValueError(f"{shown(text)} is no time at all: write a longer one, such as 10min")
+        return cls(value, match["unit"])
+
+    @property
+    def seconds(self) -> float:
+        """The length in seconds."""
+        return float(self.value * SECONDS[self.unit])
+
+    def __str__(self) -> str:
+        return f"{_decimal(self.value)}{self.unit}"
+
+
+def round_half_up(value: Fraction) -> int:
+    """Round to the nearest whole number; `round` of Python would take halves to the even neighbour."""
+    return int((value + Fraction(1, 2)).__floor__())
+
+
+def _decimal(value: Fraction) -> str:
+    return f"{Decimal(value.numerator) / Decimal(value.denominator):f}"
+
+
+def in_epochs(steps: Fraction | int, *, steps_per_epoch: int) -> str:
+    """A point or length in epochs, to two digits, for people: 7898 steps of 351 are `22.5`."""
+    return f"{round(float(steps) / steps_per_epoch, 2):.12g}"
+
+
+def length_text(steps: int, steps_per_epoch: int) -> str:
+    """`1 epoch`, `2.5 epochs`, or `12 steps` where that is less than one."""
+    if steps < steps_per_epoch:
+        return count_text(steps, "step")
+    epochs = in_epochs(steps, steps_per_epoch=steps_per_epoch)
+    return f"{epochs} epoch" if epochs == "1" else f"{epochs} epochs"
+
+
+def count_text(number: int, noun: str) -> str:
+    """`1 weight`, `1,200 weights`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+MAX_NAME = 100  # characters of a name that folders and files are called by, well below what file systems take
+NAME_PATTERN = rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{MAX_NAME - 1}}}"
+MAX_THREADS = 1024
+TASKS = ("classification", "segmentation", "regression")
+RESERVED_AVERAGES = ("last", "last_bn", "previous", "swa", "ensemble")
+DEVICES = r"con|prn|aux|nul|(?:com|lpt)[0-9]"  # Windows has no files of these names
+AVERAGE_PATTERN = rf"^(?!(?:{'|'.join(RESERVED_AVERAGES)}|{DEVICES})$)[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}$"
+
+
+def _duration(value: object) -> Duration:
+    return value if isinstance(value, Duration) else Duration.parse(scalars.written(value))
+
+
+def _time_span(value: object) -> TimeSpan:
+    return value if isinstance(value, TimeSpan) else TimeSpan.parse(scalars.written(value))
+
+
+def _duration_or_time(value: object) -> Duration | TimeSpan:
+    """A time is told from a duration by its unit."""
+    if isinstance(value, TimeSpan):
+        return value
+    is_time = not isinstance(value, Duration) and re.search(rf"[\d.]\s*({'|'.join(SECONDS)})$", scalars.written(value))
+    return _time_span(value) if is_time else _duration(value)
+
+
+def _portion(value: object) -> str | int:
+    """`10%` of the samples, or a number of samples."""
+    text = scalars.written(value)
+    if re.fullmatch(r"0|[1-9]\d{0,17}", text, re.ASCII):
+        return int(text)
+    if re.fullmatch(r"\d{1,2}(\.\d{1,9})?%", text, re.ASCII):
+        return text
+    raise ValueError(f"{scalars.shown(value)} is neither a share below 100% nor a count: write 10%, 5000 or 0")
+
+
+def _count_or(word: str) -> BeforeValidator:
+    """A positive whole number, or the one word that stands for a choice."""
+
+    def check(value: object) -> str | int:
+        text = scalars.written(value)
+        if text == word:
+            return word
+        if re.fullmatch(r"[1-9]\d{0,17}", text, re.ASCII):
+            return int(text)
+        raise ValueError(f"{scalars.shown(value)} is neither `{word}` nor a count: write {word} or a number from 1 on")
+
+    return BeforeValidator(check)
+
+
+def _flip(value: object) -> bool | str:
+    """A flag, or the word for a third way."""
+    if value == "alternating":
+        return "alternating"
+    try:
+        return scalars.flag(value)
+    except ValueError as error:
+        if not str(error).endswith("true or false"):
+            raise
+        raise ValueError(f"{scalars.shown(value)} is no way to flip: write true, false or alternating") from None
+
+
+def _few_threads(count: str | int) -> str | int:
+    if isinstance(count, int) and count > MAX_THREADS:
+        raise ValueError(f"`{count}` threads are more than any machine has: write at most {MAX_THREADS}, or auto")
+    return count
+
+
+def _name_of_average(name: str) -> str:
+    if not re.fullmatch(AVERAGE_PATTERN, name):
+        raise ValueError(
+            f"{scalars.shown(name)} cannot name an average: use at most {MAX_NAME} small letters, digits and _,"
+            f" but not {', '.join(RESERVED_AVERAGES)} or a device of Windows (aux, con, nul, ...)"
+        )
+    return name
+
+
+def _name_of_task(name: str) -> str:
+    if name in TASKS or re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        return name
+    close = difflib.get_close_matches(name, TASKS, n=1)
+    meant = f"did you mean `{close[0]}`?" if close else f"write {', '.join(TASKS)} or package.module:attribute"
+    raise ValueError(f"{scalars.shown(name)} is no task: {meant}")
+
+
+def _multiple(value: object) -> float:
+    """`64x`; values that were read already are numbers."""
+    if isinstance(value, float):
+        return value
+    text = scalars.written(value)
+    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?x", text, re.ASCII):
+        return float(text[:-1])
+    raise ValueError(f"{scalars.shown(value)} is no multiple of the rate: write 64x or 0.1x")
+
+
+def _texts(value: object) -> list[str]:
+    """One text, or several."""
+    return [scalars.text(item) for item in (value if isinstance(value, list | tuple) and value else [value])]
+
+
+def _form(*patterns: str, whole: bool = False) -> WithJsonSchema:
+    """Text of one of these forms, or a whole number, which YAML readers take for no text."""
+    plain = "|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern in patterns)
+    text = {"type": "string", "pattern": f"^(?:{plain})$"}
+    return WithJsonSchema({"anyOf": [text, {"type": "integer", "minimum": 0}]} if whole else text)
+
+
+_ONE_TEXT = {"type": "string", "minLength": 1}
+DurationField = Annotated[Duration, BeforeValidator(_duration), PlainSerializer(str), _form(PATTERN.pattern)]
+TimeField = Annotated[TimeSpan, BeforeValidator(_time_span), PlainSerializer(str), _form(TIME_PATTERN.pattern)]
+DurationOrTime = Annotated[
+    Duration | TimeSpan,
+    BeforeValidator(_duration_or_time),
+    PlainSerializer(str),
+    _form(PATTERN.pattern, TIME_PATTERN.pattern),
+]
+Text = Annotated[str, BeforeValidator(scalars.text)]
+TaskName = Annotated[Text, AfterValidator(_name_of_task), _form(*TASKS, r"\w+(\.\w+)*:\w+")]
+TextOrTexts = Annotated[
+    list[str],
+    BeforeValidator(_texts),
+    WithJsonSchema({"anyOf": [_ONE_TEXT, {"type": "array", "items": _ONE_TEXT, "minItems": 1}]}),
+]
+Flag = Annotated[bool, BeforeValidator(scalars.flag)]
+Flip = Annotated[bool | Literal["alternating"], BeforeValidator(_flip)]
+Whole = Annotated[int, BeforeValidator(scalars.whole)]
+Count = Annotated[Whole, Field(ge=1)]
+Portion = Annotated[str | int, BeforeValidator(_portion), _form(r"\d{1,2}(\.\d{1,9})?%", whole=True)]
+CountOrAll = Annotated[str | int, _count_or("all"), _form("all", whole=True)]
+Threads = Annotated[str | int, _count_or("auto"), AfterValidator(_few_threads), _form("auto", whole=True)]
+Number = Annotated[float, BeforeValidator(scalars.number)]
+Multiple = Annotated[
+    float,
+    BeforeValidator(_multiple),
+    PlainSerializer(lambda times: f"{times:.9f}".rstrip("0").rstrip(".") + "x"),
+    _form(r"\d{1,9}(\.\d{1,9})?x"),
+]
+Rate = Annotated[Number, Field(ge=0)]
+Free = Annotated[Any, BeforeValidator(scalars.free)]
+Argument = Annotated[Any, BeforeValidator(scalars.argument)]  # of a constructor
+AverageName = Annotated[str, AfterValidator(_name_of_average)]

@@ -1,0 +1,1 @@
+"""Tables of the terminal: rows per epoch, scores, seeds and searches."""

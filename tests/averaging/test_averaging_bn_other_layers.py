@@ -1,0 +1,195 @@
+"""update_batchnorm on statistics that are not those of an eager BatchNorm layer, against what the layers are fed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from swa_cli.averaging.batchnorm import update_batchnorm
+from swa_cli.averaging.bn_layers import has_batchnorm
+from swa_cli.errors import UserError
+
+
+def images(count: int = 70) -> Tensor:
+    """(B, 2, 6, 6), the mean rising from sample to sample."""
+    noise = torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    return noise + torch.linspace(-1, 1, count)[:, None, None, None]
+
+
+class Decaying(nn.Module):
+    """A norm of one's own: divides by a moving average of the batch's root mean square, and counts its batches."""
+
+    def __init__(self, momentum: float = 0.3) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("power", torch.ones(2))
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        power = values.square().mean((0, 2, 3))
+        if self.training:
+            self.seen += 1
+            self.power.lerp_(power.detach(), self.momentum)
+        else:
+            power = self.power
+        return values / power.sqrt()[:, None, None]
+
+
+class Centred(nn.Module):
+    """A network with a statistic of its own, beside layers: nobody can measure it without switching all of it on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(72, 3)
+        self.register_buffer("centre", torch.zeros(72))
+        self.register_buffer("norm_of_inputs", torch.zeros(()))  # moves, and evaluation does not read it
+
+    def forward(self, values: Tensor) -> Tensor:
+        values = values.flatten(1)
+        if self.training:
+            self.centre.lerp_(values.mean(0), 0.1)
+            self.norm_of_inputs.copy_(values.norm())
+        return self.head(values - self.centre)
+
+
+class Squashed(nn.BatchNorm2d):
+    """A BatchNorm by its class that keeps statistics of something else than its input."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.tanh() * 3 + 1)
+
+
+class Ghost(nn.BatchNorm2d):
+    """Statistics for each of the parts of a batch (Hoffer et al. 2017)."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__(width)
+        self.parts = parts
+        self.register_buffer("running_mean", torch.zeros(width * parts))
+        self.register_buffer("running_var", torch.ones(width * parts))
+
+    def forward(self, values: Tensor) -> Tensor:
+        count, width, *rest = values.shape
+        mean, variance = self.running_mean, self.running_var
+        if not self.training:
+            means = (mean.view(self.parts, -1).mean(0), variance.view(self.parts, -1).mean(0))
+            return F.batch_norm(values, *means, self.weight, self.bias, False, 0.0, self.eps)
+        weight, bias = self.weight.repeat(self.parts), self.bias.repeat(self.parts)
+        parts = values.reshape(count // self.parts, width * self.parts, *rest)
+        return F.batch_norm(parts, mean, variance, weight, bias, True, self.momentum, self.eps).view_as(values)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.4])
+def test_instance_norm_has_the_mean_over_samples(momentum: float) -> None:
+    """Ragged batches against each sample's own mean and unbiased variance, averaged over all samples."""
+    values, layer = images(), nn.InstanceNorm2d(2, momentum=momentum, track_running_stats=True)
+    update = update_batchnorm(values.split(32), nn.Sequential(layer, nn.Dropout(0.5)))
+    assert (update.num_layers, update.num_samples, update.unmeasured) == (1, 70, ())
+    torch.testing.assert_close(layer.running_mean, values.flatten(2).mean(2).mean(0), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer.running_var, values.flatten(2).var(2).mean(0), rtol=1e-5, atol=1e-5)
+    assert layer.num_batches_tracked == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_a_scripted_batchnorm_has_the_moments_of_the_whole_set(momentum: float | None) -> None:
+    """Batches whose means differ against mean and unbiased variance of all values, as for an eager layer."""
+    values = images()
+    model = torch.jit.script(nn.Sequential(nn.BatchNorm2d(2, momentum=momentum), nn.ReLU()))
+    assert has_batchnorm(model)
+    update = update_batchnorm(values.split(35), model)
+    assert (update.num_layers, update.freshness) == (1, "recomputed")
+    state = model.state_dict()
+    torch.testing.assert_close(state["0.running_mean"], values.mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(state["0.running_var"], values.var((0, 2, 3)), rtol=1e-5, atol=1e-5)
+
+
+def test_a_norm_of_ones_own_is_measured_whatever_its_class() -> None:
+    """A moving average of a statistic that we know nothing of against that statistic over all samples."""
+    values, layer = images(), Decaying()
+    model = nn.Sequential(nn.BatchNorm2d(2), layer)
+    update = update_batchnorm(values.split(35), model)
+    assert (update.num_layers, update.unmeasured) == (2, ())
+    parts = [nn.functional.batch_norm(part, None, None, training=True) for part in values.split(35)]
+    right = torch.cat(parts).square().mean((0, 2, 3))
+    torch.testing.assert_close(layer.power, right, rtol=1e-5, atol=1e-5)
+    assert layer.seen == 0
+
+
+def test_what_nobody_can_measure_is_named_and_left() -> None:
+    """A buffer of the network itself against its values before; one that evaluation does not read is no concern."""
+    model = Centred()
+    model.centre.fill_(0.5)
+    update = update_batchnorm(images().split(35), model)
+    assert (update.unmeasured, update.num_layers, update.freshness) == (("centre",), 0, "partial")
+    assert torch.equal(model.centre, torch.full((72,), 0.5))
+    assert model.norm_of_inputs == 0
+
+
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_a_batchnorm_that_keeps_something_else_is_named_and_left(method: str) -> None:
+    """A subclass with statistics of another tensor than its input, beside a layer that is measured as ever."""
+    values, model = images(), nn.Sequential(nn.BatchNorm2d(2), Squashed(2), nn.BatchNorm2d(2))
+    model[1].running_mean.fill_(0.5)
+    loader = iter(values.split(35)) if method == "pooled" else values.split(35)  # the trial costs no batch
+    update = update_batchnorm(loader, model, method=method)
+    assert (update.unmeasured, update.num_layers) == (("1.running_mean", "1.running_var"), 2)
+    assert torch.equal(model[1].running_mean, torch.full((2,), 0.5))
+    seen = model[:2].eval()(values) if method == "exact" else None  # what the layer behind it is fed
+    if seen is not None:
+        torch.testing.assert_close(model[2].running_mean, seen.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model[0].running_mean, values.mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_of_parts() -> None:
+    """Ghost BatchNorm: the mean over its parts against the mean of all values; method exact does not have parts."""
+    values, model = images(72), nn.Sequential(Ghost(2, 4))
+    assert update_batchnorm(values.split(24), model).num_layers == 1
+    found = model[0].running_mean.view(4, 2).mean(0)
+    torch.testing.assert_close(found, values.mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match=r"^0: .*parts"):
+        update_batchnorm(values.split(24), model, method="exact")
+
+
+def test_exact_refuses_what_is_not_batchnorm() -> None:
+    """InstanceNorm beside BatchNorm against the promise that no method gives what another one would."""
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.InstanceNorm2d(2, track_running_stats=True))
+    with pytest.raises(UserError, match=r"^1\.running_mean: .*exact") as error:
+        update_batchnorm(images().split(35), model, method="exact")
+    assert "pooled" in error.value.hint
+
+
+@pytest.mark.parametrize("make", [lambda: nn.BatchNorm2d(2), lambda: nn.InstanceNorm2d(2, track_running_stats=True)])
+def test_frozen_statistics_are_called_frozen(make) -> None:
+    """A layer in eval mode inside a model in training mode keeps its statistics to the bit, and the update says so."""
+    model = nn.Sequential(make(), nn.Conv2d(2, 2, 1))
+    model[0].eval()
+    model[0].running_mean.fill_(0.25)
+    update = update_batchnorm(images().split(35), model)
+    assert (update.num_layers, update.num_samples, update.freshness) == (0, 0, "frozen")
+    assert torch.equal(model[0].running_mean, torch.full((2,), 0.25))
+
+
+def test_constant_buffers_and_growing_ones_stay() -> None:
+    """A positional table and a memory that grows against the tensors that were there before."""
+
+    class Memory(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.rand(2, 6, 6))
+            self.register_buffer("seen", torch.zeros(0))
+            self.norm = nn.BatchNorm2d(2)
+
+        def forward(self, values: Tensor) -> Tensor:
+            if self.training:
+                self.seen = torch.cat([self.seen, values.mean().reshape(1)])
+            return self.norm(values + self.table)
+
+    model = Memory()
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    update = update_batchnorm(images().split(35), model)
+    assert (update.num_layers, update.unmeasured) == (1, ())
+    for name in ("table", "seen"):
+        assert torch.equal(model.get_buffer(name), before[name])

@@ -1,0 +1,81 @@
+"""The step of `--dry-run` and of `swa plan` against the first step of the run, and that against plain torch."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from conftest import SMALL, Swa
+from swa_cli.engine import estimate, step, train
+from swa_cli.engine.run import Run
+from swa_cli.recipe import load
+from swa_cli.report.terminal import Terminal
+
+CLIP, ACCUMULATE, LR = 0.05, 3, 0.1
+RECIPE = SMALL.replace("epochs: 4", f"epochs: 2, precision: fp32, clip_norm: {CLIP}, accumulate: {ACCUMULATE}")
+RECIPE = RECIPE.replace("{lr: 0.1}", f"{{lr: {LR}, momentum: 0, weight_decay: 0}}")
+RECIPE += "schedule: {name: constant, warmup: 0ep}\nsnapshots: {every: 1step}\n"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """A run that has not begun, whose steps clip the gradient of three batches."""
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    return begun_from(path)
+
+
+def begun_from(path: Path, *changes: str) -> Run:
+    return train.ready(load.load(path, changes), terminal=Terminal(quiet=True))
+
+
+def test_a_dry_run_does_the_first_step_of_the_run(run: Run, swa: Swa) -> None:
+    """Weights and statistics after the step of a dry run against those of the snapshot after step 1: the same bits."""
+    estimate.dry_run(run)
+    assert swa("train", "small.yaml", "-q").code == 0
+    first = torch.load("runs/small-001/snapshots/step-00000001.pt", weights_only=True)["state_dict"]
+    found = run.model.state_dict()
+    assert found.keys() == first.keys()
+    assert [name for name, value in found.items() if not torch.equal(value, first[name])] == []
+
+
+@pytest.mark.parametrize("clip", [CLIP, 0.0], ids=["clipped", "whole"])
+def test_the_first_step_is_one_of_all_its_batches(clip: float, run: Run, tmp_path: Path) -> None:
+    """Weights and loss after a dry run against SGD by hand: the mean gradient of three batches, and its norm."""
+    run = begun_from(tmp_path / "small.yaml", f"train.clip_norm={clip}")
+    model, losses = copy.deepcopy(run.model).train(), list[Tensor]()
+    for images, labels in itertools.islice(run.context.training_batches(1), ACCUMULATE):
+        losses.append(nn.functional.cross_entropy(model(images), labels))
+    gradients = torch.autograd.grad(torch.stack(losses).mean(), list(model.parameters()))
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).double().norm()
+    assert norm > 2 * CLIP
+    share = clip / norm if clip else 1.0
+    told = estimate.dry_run(run)
+    assert told["loss"] == pytest.approx(torch.stack(losses).mean().item(), rel=1e-5)
+    for before, gradient, after in zip(model.parameters(), gradients, run.model.parameters(), strict=True):
+        expected = before.detach().double() - LR * gradient.double() * share
+        torch.testing.assert_close(after.detach().double(), expected, rtol=1e-4, atol=1e-7)
+
+
+def test_a_timed_step_is_a_whole_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches, clippings and updates of the steps that `swa plan` times, counted: three, one and one each."""
+    seen: list[str] = []
+
+    def counted(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, **options: (seen.append(name), real(*args, **options))[1])
+
+    counted(step, "both_ways")
+    counted(nn.utils, "clip_grad_norm_")
+    counted(run.optimizer, "step")
+    num_timed, seconds = estimate._step_s(run, run.context.training_batches(1))
+    each = ["both_ways"] * ACCUMULATE + ["clip_grad_norm_", "step"]
+    assert seen == each * (num_timed + 1)
+    assert 1 <= num_timed < run.plan.steps_per_epoch
+    assert seconds > 0
