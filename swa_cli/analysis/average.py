@@ -103,7 +103,7 @@ class Trials:
         context = self.ingredients.context
         loader = context.plain_batches("val")
         with (
-            context.terminal.progress(f"scoring {name}", len(loader)) as bar,
+            context.events.progress(f"scoring {name}", len(loader)) as bar,
             failures.memory("eval.batch_size", context.recipe.eval.batch_size),
         ):
             return evaluate.score(
@@ -119,7 +119,7 @@ def mean_of(kind: str, sources: Sequence[Source], weights: Sequence[float], ingr
             yield source.state
             bar.advance()
 
-    with ingredients.context.terminal.progress("averaging", len(sources)) as bar:
+    with ingredients.context.events.progress("averaging", len(sources)) as bar:
         state = soup.mean(states(), averaged=ingredients.averaged, weights=weights)
     total = sum(weights)
     shares = [(source, weight / total) for source, weight in zip(sources, weights, strict=True) if weight]

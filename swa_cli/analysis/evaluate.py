@@ -228,7 +228,7 @@ def _require_fresh(
 def _score(model: nn.Module, name: str, context: Context, split: str) -> SampleScores:
     loader = context.plain_batches(split)
     with (
-        context.terminal.progress(f"scoring {name} on {split}", len(loader)) as bar,
+        context.events.progress(f"scoring {name} on {split}", len(loader)) as bar,
         failures.memory("eval.batch_size", context.recipe.eval.batch_size),
     ):
         return evaluate.score(
@@ -246,5 +246,5 @@ def _score_draws(
         samples = context.recipe.average_scoring.batchnorm.samples
         count = samples if samples == "all" else f"{samples:,}"
         statistics = f"BatchNorm of each from {count} training samples"
-    context.terminal.note(f"{name}: the mean prediction of {num_draws} draws, {statistics}")
+    context.events.note(f"{name}: the mean prediction of {num_draws} draws, {statistics}")
     return scores
