@@ -6,8 +6,8 @@ epoch and misses none: on `plan` it gets the rows so far.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
+import inspect
 import os
 import socket
 import time
@@ -22,7 +22,7 @@ from swa_cli.models import build_model
 
 VERSION = "brain.Event:2"  # what TensorBoard wants to read first
 FILES = "events.out.tfevents.*"
-TENSORBOARD = "tensorboard"
+KEY, TENSORBOARD = "output.loggers", "tensorboard"
 FORMS = f"a logger is {TENSORBOARD} or package.module:Class"
 
 
@@ -92,34 +92,31 @@ def build(names: Sequence[str]) -> tuple[dict[str, object], list[Problem]]:
     A user's class is called without arguments. Errors inside a user's own module pass through.
     """
     loggers, problems = dict[str, object](), list[Problem]()
-    for index, name in enumerate(names):
-        key = f"output.loggers.{index}"
+    for name in names:
         try:
-            loggers[name] = _build_own(name, key=key) if ":" in name else _build_tensorboard(name, key=key)
+            loggers[name] = _build_tensorboard() if name == TENSORBOARD else _build_own(name)
         except UserError as error:
-            problems.append(Problem(key, error.message.removeprefix(f"{key}: "), error.hint))
+            problems.append(Problem(KEY, error.message.removeprefix(f"{KEY}: "), error.hint))
     return loggers, problems
 
 
-def _build_tensorboard(name: str, *, key: str) -> TensorBoard:
-    if name != TENSORBOARD:
-        close = difflib.get_close_matches(name, [TENSORBOARD], n=1)
-        raise UserError(f"there is no logger {name!r}", hint=f"did you mean `{close[0]}`?" if close else FORMS)
+def _build_tensorboard() -> TensorBoard:
     if importlib.util.find_spec("tensorboard") is None:
         hint = "pip install 'swa-cli[tensorboard]', or leave it out: metrics.csv has the same rows"
         raise UserError("the package tensorboard is not installed", hint=hint)
     return TensorBoard()
 
 
-def _build_own(name: str, *, key: str) -> object:
-    make = build_model.imported(name, key=key, what="a logger", forms=FORMS)
+def _build_own(name: str) -> object:
+    make = build_model.imported(name, key=KEY, what="a logger", forms=FORMS)
     expected = f"let it be a class without arguments that has some of the methods {', '.join(METHODS)}"
     if not callable(make):
         raise UserError(f"{name} is not a class", hint=expected)
     try:
-        logger: object = make()
-    except Exception as error:
-        raise UserError(f"{name}() failed: {type(error).__name__}: {error}", hint=expected) from error
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise UserError(f"{name} takes other arguments: {error}", hint=expected) from error
+    logger: object = make()
     if not any(callable(getattr(logger, method, None)) for method in METHODS):
         raise UserError(f"{name} has none of the methods of a logger", hint=expected)
     return logger

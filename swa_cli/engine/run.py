@@ -134,7 +134,7 @@ def build_run(
     warm, unreadable = warm_start.read(settings.init if recorded is None else None)
     problems += unreadable
     if world.is_rank0:
-        found, unusable = loggers.build(["tensorboard"] if recipe.output.tensorboard else [])
+        found, unusable = loggers.build(recipe.output.loggers)
         events = events.extended(loggers.MetricsCsv(), loggers=found)
         problems += unusable
     try:
@@ -163,7 +163,7 @@ def build_run(
         seen = preflight.check(replica, plan)
         context = replica.context = _with_defined_gradients(context, replica)
         sharding = UNSHARDED
-        if settings.shard:
+        if settings.fsdp:
             model, sharding = _shard(replica)
             replica = Replica(context, model, sharding)
         optimizer = optimizers.of_recipe(model, recipe.optimizer, is_sparse=seen.is_sparse)
@@ -214,10 +214,12 @@ def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Pla
     except RecipeError as error:
         problems += error.problems
     problems += _problems_of_processes(context) + fsdp.problems(recipe, world=context.world)
-    stop = recipe.train.stop
+    stop = recipe.train.early_stopping
     if stop is not None and "val" in stop.metric and context.source.val is None:
         message = f"there is no validation split to measure {stop.metric} on"
-        problems.append(Problem("train.stop.metric", message, "set dataset.val to 10%, or the metric to train_loss"))
+        problems.append(
+            Problem("train.early_stopping.metric", message, "set dataset.val to 10%, or the metric to train_loss")
+        )
     if problems or plan is None:
         raise loaded.locate(problems)
     return plan
@@ -262,7 +264,7 @@ def _shard(replica: Replica) -> tuple[nn.Module, Sharding]:
     context = replica.context
     if replica.borrows:
         message = f"{context.recipe.model.name} makes another network each time: no process can put its parts together"
-        raise RecipeError([Problem("train.shard", message, "write train.shard=false")])
+        raise RecipeError([Problem("train.fsdp", message, "write train.fsdp=false")])
     return fsdp.shard(
         replica.trained,
         world=context.world,

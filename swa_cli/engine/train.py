@@ -134,7 +134,7 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     """Do the steps of an epoch that are left."""
     context, plan, phase, epoch = run.context, run.plan, run.plan.phase, run.epoch
     device, start = context.hardware.device, _num_batches_done(run)
-    num_batches = plan.steps_per_epoch * phase.accumulate
+    num_batches = plan.steps_per_epoch * phase.grad_accum_steps
     run.model.train()
     if context.split("train").dataset is not None:
         state.wait_for_files(run)  # its loader processes are forked, which is not safe beside another thread
@@ -207,14 +207,14 @@ def _saved_on_error(run: Run, folder: RunFolder) -> Iterator[None]:
 def _training_row(run: Run, num_steps: int) -> dict[str, Any]:
     """Return the training half of an epoch's row."""
     parts = run.context.world.gathered(run.totals.tolist())
-    loss, score = (sum(part) / (num_steps * run.plan.phase.accumulate) for part in zip(*parts, strict=True))
+    loss, score = (sum(part) / (num_steps * run.plan.phase.grad_accum_steps) for part in zip(*parts, strict=True))
     rate, key = run.plan.learning_rate(run.step - 1), f"train_{run.context.task.metrics.training.key}"
     return {"epoch": run.epoch, "step": run.step, "lr": rate, "train_loss": loss, key: score}
 
 
 def _num_batches_done(run: Run) -> int:
     """Return how many batches of the present epoch were trained on."""
-    return (run.step - (run.epoch - 1) * run.plan.steps_per_epoch) * run.plan.phase.accumulate
+    return (run.step - (run.epoch - 1) * run.plan.steps_per_epoch) * run.plan.phase.grad_accum_steps
 
 
 # Reasons to end early.
@@ -226,8 +226,8 @@ def _out_of_time(run: Run) -> bool:
 
 
 def _out_of_patience(run: Run) -> str | None:
-    """Return `patience` if the metric of `train.stop` has had no new best value for as many epochs."""
-    stop = run.context.recipe.train.stop
+    """Return `patience` if the metric of `train.early_stopping` has had no new best value for as many epochs."""
+    stop = run.context.recipe.train.early_stopping
     if stop is None or run.epoch > run.plan.epochs:
         return None
     measured = [row[stop.metric] for row in run.history if row[stop.metric] is not None]
