@@ -71,11 +71,11 @@ def test_a_timed_step_is_a_whole_one(run: Run, monkeypatch: pytest.MonkeyPatch) 
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, **options: (seen.append(name), real(*args, **options))[1])
 
-    counted(step, "both_ways")
+    counted(step, "forward_backward")
     counted(nn.utils, "clip_grad_norm_")
     counted(run.optimizer, "step")
     num_timed, seconds = estimate._step_s(run, run.context.training_batches(1))
-    each = ["both_ways"] * ACCUMULATE + ["clip_grad_norm_", "step"]
+    each = ["forward_backward"] * ACCUMULATE + ["clip_grad_norm_", "step"]
     assert seen == each * (num_timed + 1)
     assert 1 <= num_timed < run.plan.steps_per_epoch
     assert seconds > 0
