@@ -11,7 +11,7 @@ import pytest
 from swa_cli.engine import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other library
-WORDS = ["output.tensorboard=true", "train.precision=fp32"]
+WORDS = ["output.loggers=[tensorboard]", "train.precision=fp32"]
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -75,7 +75,7 @@ def test_a_missing_package_is_told_before_the_run(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "tensorboard" else find(name, *a))
     ended = swa("train", recipe, *WORDS, *more)
     assert ended.code == 2
-    assert "output.tensorboard: the package tensorboard is not installed" in ended.err
-    assert "command line: output.tensorboard=true" in ended.err
+    assert "output.loggers: the package tensorboard is not installed" in ended.err
+    assert "command line: output.loggers=[tensorboard]" in ended.err
     assert "pip install 'swa-cli[tensorboard]'" in ended.err
     assert not (tmp_path / "runs").exists()
