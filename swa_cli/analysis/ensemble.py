@@ -97,8 +97,8 @@ def score(ensemble: Ensemble, loader: Batches, *, context: Context) -> tuple[Sam
                 model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
             )
         total = total + p
-        scores = context.task.metrics(total / number, targets)
-        compared = {each.key: scores.measure(each.key).value for each in context.task.measures.compared}
+        scores = context.task.score_predictions(total / number, targets)
+        compared = {each.key: scores.metric(each.key).value for each in context.task.metrics.compared}
         curve.append({"members": number, **compared})
     return scores, curve
 
@@ -148,4 +148,4 @@ def score_swag(
                     model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
                 )
             total = total + p
-    return context.task.metrics(total / num_draws, targets)
+    return context.task.score_predictions(total / num_draws, targets)

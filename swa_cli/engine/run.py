@@ -142,7 +142,7 @@ def prepare(
         raise
     plan = None
     try:
-        columns = context.task.measures.columns(list(recipe.all_averages))
+        columns = context.task.metrics.columns(list(recipe.all_averages))
         plan = make_plan(recipe, num_train=len(context.split("train")), columns=columns)
     except RecipeError as error:
         problems += error.problems

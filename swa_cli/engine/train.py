@@ -217,7 +217,7 @@ def _train(run: Run, folder: RunFolder) -> None:
     wanted = "tensorboard" in context.recipe.output.loggers and folder.writes
     with loggers.opened(folder.board, run.history) if wanted else nullcontext() as rows:
         forward = forward_of(run)
-        context.terminal.epoch_header(list(run.averages), measures=context.task.measures)
+        context.terminal.epoch_header(list(run.averages), metrics=context.task.metrics)
         _epochs(run, forward, folder, rows)
     run.interrupt.check()
 
@@ -240,7 +240,7 @@ def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: loggers.Board |
             run.history.append(row)
             run.begin_epoch()
             terminal.epoch_row(row)
-            folder.write_metrics(run.history, list(run.averages), run.context.task.measures)
+            folder.write_metrics(run.history, list(run.averages), run.context.task.metrics)
             if rows is not None:
                 rows.add(row)
         run.stopped = run.stopped or _out_of_patience(run)
@@ -315,7 +315,7 @@ def _training_row(run: Run, num_steps: int) -> dict[str, Any]:
     """The training half of an epoch's row, of which `num_steps` were done."""
     parts = run.context.world.gathered(run.totals.tolist())
     loss, score = (sum(part) / (num_steps * run.plan.phase.grad_accum_steps) for part in zip(*parts, strict=True))
-    rate, key = run.plan.learning_rate(run.step - 1), f"train_{run.context.task.measures.training.key}"
+    rate, key = run.plan.learning_rate(run.step - 1), f"train_{run.context.task.metrics.training.key}"
     return {"epoch": run.epoch, "step": run.step, "lr": rate, "train_loss": loss, key: score}
 
 
@@ -337,7 +337,7 @@ def _out_of_patience(run: Run) -> str | None:
     measured = [row[stop.metric] for row in run.history if row[stop.metric] is not None]
     if not measured:
         return None
-    best = min(measured) if run.context.task.measures.is_lower_better(stop.metric) else max(measured)
+    best = min(measured) if run.context.task.metrics.is_lower_better(stop.metric) else max(measured)
     return "patience" if len(measured) - 1 - measured.index(best) >= stop.patience else None
 
 
