@@ -15,7 +15,6 @@ from torch import Tensor
 from swa_cli.averaging import kinds
 from swa_cli.averaging.swag import is_spread
 from swa_cli.errors import UserError
-from swa_cli.report.console_text import printable
 
 FORMAT = 1
 STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
@@ -170,7 +169,7 @@ class StoredPosterior(BaseModel):
     def _possible(cls, tensors: State, info: ValidationInfo) -> State:
         for name, value in tensors.items():
             if not is_spread(value, squared=info.field_name == "variance"):
-                raise ValueError(f"{printable(name)} has values that no weights lead to")
+                raise ValueError(f"{name} has values that no weights lead to")
         return tensors
 
     def require_around(self, weights: State) -> None:
@@ -185,9 +184,9 @@ class StoredPosterior(BaseModel):
             raise ValueError("has deviations of other weights than its variance, or not as many of each")
         for name, value in self.variance.items():
             if name not in weights or weights[name].shape != value.shape:
-                raise ValueError(f"{printable(name)} does not have the shape of the weights of that name")
+                raise ValueError(f"{name} does not have the shape of the weights of that name")
             if name in self.deviations and self.deviations[name].shape[1:] != value.shape:
-                raise ValueError(f"{printable(name)} has deviations of another shape than the weights")
+                raise ValueError(f"{name} has deviations of another shape than the weights")
 
 
 class Weights(BaseModel):
