@@ -20,7 +20,7 @@ from swa_cli.analysis import open
 from swa_cli.analysis.export_formats import FORMATS, Format, Outputs
 from swa_cli.analysis.seed_statistics import read_result
 from swa_cli.checkpoint import loading, reader
-from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.color_jitter import normalize
@@ -29,7 +29,6 @@ from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.schema import Recipe
-from swa_cli.report.json_output import json_text
 from swa_cli.report.progress import Bar
 from swa_cli.report.terminal import Terminal
 

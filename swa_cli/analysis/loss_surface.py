@@ -23,14 +23,13 @@ from torch import Tensor, nn
 from swa_cli.analysis.run_data import OpenRun, read_json
 from swa_cli.averaging import model_state
 from swa_cli.checkpoint import loading, reader
-from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.data import batches
 from swa_cli.data.augment import Augment
 from swa_cli.engine import evaluate, failures
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import recomputed
 from swa_cli.errors import UserError
-from swa_cli.report.json_output import json_text
 from swa_cli.report.progress import Bar
 
 Coefficients = tuple[float, ...]  # (A,)

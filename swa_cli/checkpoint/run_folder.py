@@ -22,11 +22,10 @@ from typing import Any, TextIO
 
 import filelock
 
-from swa_cli.checkpoint.atomic import LEFTOVER, write_atomic
+from swa_cli.checkpoint.atomic import LEFTOVER, json_text, write_atomic
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.scalars import is_utf8
-from swa_cli.report.json_output import json_text
 
 # Keys of the recipe that the result does not depend on: a run may go on with other values of them.
 RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.fsdp", "output.*")

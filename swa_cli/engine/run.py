@@ -18,7 +18,7 @@ from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.bn_layers import bn_layers, statistics_of
 from swa_cli.averaging.model_state import read
-from swa_cli.checkpoint.background_writer import Writer
+from swa_cli.checkpoint.atomic import BackgroundWriter
 from swa_cli.engine import compilation, fsdp, loggers, optimizers, preflight, warm_start
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
@@ -51,7 +51,7 @@ class Run:
     totals: Tensor  # (2,) loss and score, summed over the batches of the epoch that has no row in `history` yet
     interrupt: Interrupt
     initial: InitialWeights | None = None  # None where the seed gives them, or a resume point will
-    writer: Writer = field(default_factory=Writer)
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     unannounced: list[SavedEvent] = field(default_factory=list)  # files that the writer is at
     sharding: Sharding = UNSHARDED
     statistics: BatchNormUpdate = NOTHING  # what a BatchNorm pass does to this network, tried on some samples

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging.batch_args import num_samples
 from swa_cli.checkpoint import loading
-from swa_cli.checkpoint.background_writer import copied
+from swa_cli.checkpoint.reader import copy_to_cpu
 from swa_cli.engine import compilation
 from swa_cli.engine.context import Context
 from swa_cli.engine.optimizers import set_learning_rate
@@ -128,7 +128,7 @@ def _share(context: Context, inputs: Any, targets: Any) -> float:
 def _warm_up(run: Run, forward: Forward) -> None:
     """Compile the network for batches of this run, both ways."""
     context = run.context
-    kept = copied(dict(run.model.named_buffers()))
+    kept = copy_to_cpu(dict(run.model.named_buffers()))
     run.model.train()
     with context.events.progress("compiling", total=1), context.memory():
         forward_backward(run, forward, next(iter(context.training_batches(run.epoch))))
