@@ -288,7 +288,7 @@ def _parameters(groups: Iterable[Group]) -> list[Any]:
 
 
 def _wide(parameter: Tensor) -> torch.dtype:
-    return accumulator_dtype(parameter.dtype, kind="mean", device=parameter.device)
+    return accumulator_dtype(parameter.dtype, wide=torch.float64, device=parameter.device)
 
 
 def _require_whole(state: Mapping[str, Any]) -> None:
