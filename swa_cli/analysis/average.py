@@ -347,7 +347,7 @@ def _draw(picture: Path, trials: Trials) -> None:
             rows=trials.rows,
             measures=trials.measures,
             title=f"{trials.ingredients.context.recipe.title}: windows of the run, on validation images",
-            steps_per_epoch=newest["num_train"] // (train.batch_size * train.accumulate),
+            steps_per_epoch=newest["num_train"] // (train.batch_size * train.grad_accum_steps),
         ),
     )
 

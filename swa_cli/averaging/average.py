@@ -4,7 +4,7 @@ One idea: parameters are averaged by name, in accumulators wide enough for the k
 buffers (BatchNorm statistics, counters) are copied from the model and never averaged. A weight set that is not finite
 or that belongs to another model changes nothing.
 
-n: weight sets averaged so far; k: weight sets that `latest` holds, stored as stacks (k, *shape of the parameter).
+n: weight sets averaged so far; k: weight sets that `lawa` holds, stored as stacks (k, *shape of the parameter).
 """
 
 from __future__ import annotations
@@ -36,24 +36,24 @@ from swa_cli.errors import UserError
 class WeightAverage:
     """The average of the weight sets that a model had at each `update`.
 
-    mean:   avg += (w - avg) / n, the arithmetic mean of all weight sets (Izmailov et al. 2018, SWA)
-    ema:    avg += (w - avg) * share, see `kinds.ema_share`; it starts at the first weight set, never at initial weights
-    latest: the arithmetic mean of the last `window` weight sets, or of as many as there are
-    swag:   as mean, with the deviations that are needed to draw weights around it (`posterior`)
+    mean: avg += (w - avg) / n, the arithmetic mean of all weight sets (Izmailov et al. 2018, SWA)
+    ema:  avg += (w - avg) * share, see `kinds.ema_share`; it starts at the first weight set, never at initial weights
+    lawa: the arithmetic mean of the last `window` weight sets, or of as many as there are (Kaddour 2022)
+    swag: as mean, with the deviations needed to draw weights around it, see `posterior` (Maddox et al. 2019)
 
     A name that is none of these makes a running mean of the caller's own, avg += (w - avg) * share(n).
 
     Shared parameters are accumulated once and returned under each of their names. Names are those of the plain model,
-    also if DistributedDataParallel or torch.compile wraps it. The first update allocates memory, for `latest` each of
+    also if DistributedDataParallel or torch.compile wraps it. The first update allocates memory, for `lawa` each of
     the first `window` updates.
 
     Args:
         model: The model to average; the constructor reads its names, shapes and types only.
-        kind: `mean`, `ema`, `latest`, `swag`, or a name of your own.
+        kind: `mean`, `ema`, `lawa`, `swag`, or a name of your own.
         decay: For `ema`, in [0, 1).
         warmup: For `ema`, use smaller decays at first; default no.
         bias_correction: For `ema`, weigh the first weight set like the others; default yes.
-        window: For `latest`, at least 1.
+        window: For `lawa`, at least 1.
         rank: For `swag`, the number of deviations from the mean to keep, at least 2.
         diagonal: For `swag` instead of `rank`: keep variances alone.
         share: For a name of your own: share(n), the weight in [0, 1] of the n-th weight set (from 1) in the average of
@@ -85,9 +85,9 @@ class WeightAverage:
         self.settings = self._kind.settings(kind, given | {"window": window, "rank": rank, "diagonal": diagonal})
         self.window = window
         self.steps: list[int] = []
-        self._num_taken = 0  # `latest` writes slot `_num_taken % window` next
-        self._weights: dict[str, Tensor] = {}  # empty for `latest`
-        self._slots: list[dict[str, Tensor]] = []  # the weight sets of `latest`
+        self._num_taken = 0  # `lawa` writes slot `_num_taken % window` next
+        self._weights: dict[str, Tensor] = {}  # empty for `lawa`
+        self._slots: list[dict[str, Tensor]] = []  # the weight sets of `lawa`
         self._buffers: dict[str, Tensor] = {}
         self._spread = SwagMoments(rank=rank or 0) if kind == "swag" else None
         present = read(model)
@@ -165,7 +165,7 @@ class WeightAverage:
         return total
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """Return all it takes to continue: primitives and tensors; stacks of `latest` run from old to new.
+        """Return all it takes to continue: primitives and tensors; stacks of `lawa` run from old to new.
 
         Args:
             copy: Copy the tensors. Otherwise they are the average's own, which its next update changes.

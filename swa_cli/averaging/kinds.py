@@ -161,7 +161,7 @@ KINDS: Mapping[str, Kind] = {
     "mean": Kind({}, _no_misfits, torch.float64, lambda settings, n: 1 / n),
     "ema": Kind({"decay": None, "warmup": False, "bias_correction": True}, _ema_misfits, torch.float32, _share_of_ema),
     # Each weight set has a slot to itself; the mean is taken when it is asked for.
-    "latest": Kind({"window": None}, _window_misfits, torch.float32, lambda settings, n: 1.0),
+    "lawa": Kind({"window": None}, _window_misfits, torch.float32, lambda settings, n: 1.0),
     "swag": Kind({"rank": None, "diagonal": False}, _swag_misfits, torch.float64, lambda settings, n: 1 / n),
 }
 OWNERS = {key: name for name, kind in KINDS.items() for key in kind.defaults}

@@ -29,7 +29,7 @@ from swa_cli.recipe.scalars import is_utf8
 from swa_cli.report.json_output import json_text
 
 # Keys of the recipe that the result does not depend on: a run may go on with other values of them.
-RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.shard", "output.*")
+RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.fsdp", "output.*")
 # Windows has neither of the last two.
 _LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 

@@ -147,10 +147,12 @@ def prepare(
     except RecipeError as error:
         problems += error.problems
     problems += _problems_of_processes(context) + fsdp.problems(recipe, world=world)
-    stop = recipe.train.stop
+    stop = recipe.train.early_stopping
     if stop is not None and "val" in stop.metric and context.source.val is None:
         message = f"there is no validation split to measure {stop.metric} on"
-        problems.append(Problem("train.stop.metric", message, "set dataset.val to 10%, or the metric to train_loss"))
+        problems.append(
+            Problem("train.early_stopping.metric", message, "set dataset.val to 10%, or the metric to train_loss")
+        )
     if problems or plan is None:
         raise loaded.locate(problems)
     model = context.build_model()
@@ -169,10 +171,10 @@ def prepare(
         seen = preflight.check(replica, plan)
         context = replica.context = _with_defined_gradients(context, replica)
         parts = WHOLE
-        if settings.shard and replica.borrows:
+        if settings.fsdp and replica.borrows:
             message = f"{recipe.model.name} makes another network each time: no process can put its parts together"
-            raise RecipeError([Problem("train.shard", message, "write train.shard=false")])
-        if settings.shard:
+            raise RecipeError([Problem("train.fsdp", message, "write train.fsdp=false")])
+        if settings.fsdp:
             model, parts = shard(
                 model, world=world, device=context.hardware.device, sync_batchnorm=settings.sync_batchnorm
             )

@@ -18,7 +18,7 @@ from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
 
 CLIP, ACCUMULATE, LR = 0.05, 3, 0.1
-RECIPE = SMALL.replace("epochs: 4", f"epochs: 2, precision: fp32, clip_norm: {CLIP}, accumulate: {ACCUMULATE}")
+RECIPE = SMALL.replace("epochs: 4", f"epochs: 2, precision: fp32, clip_norm: {CLIP}, grad_accum_steps: {ACCUMULATE}")
 RECIPE = RECIPE.replace("{lr: 0.1}", f"{{lr: {LR}, momentum: 0, weight_decay: 0}}")
 RECIPE += "schedule: {name: constant, warmup: 0ep}\nsnapshots: {every: 1step}\n"
 
