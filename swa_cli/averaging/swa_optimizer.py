@@ -302,7 +302,7 @@ def _require_complete(state: Mapping[str, Any]) -> None:
     astray = [key for key in averages if key not in keys] or sorted(averaged - set(averages))
     if astray:
         raise UserError(
-            f"swa_state does not fit param_groups: parameter {astray[0]} of {len(astray)}; torchcontrib keys averages by "
-            "memory address, which param_groups does not have",
+            f"swa_state does not fit param_groups: parameter {astray[0]} of {len(astray)}; torchcontrib keys averages "
+            "by memory address, which param_groups does not have",
             hint="continue without averages: load opt_state, as `state`, and param_groups into `optimizer`, the base",
         )
