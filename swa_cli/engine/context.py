@@ -254,7 +254,7 @@ class Context:
                 method=method,
                 device=self.hardware.device,
                 batch_to_args=self.task.batch_to_args,
-                gathered=share.gathered,
+                gather=share.gathered,
             )
 
     def refresh_length(self, model: nn.Module) -> int:
