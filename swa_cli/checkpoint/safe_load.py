@@ -275,11 +275,11 @@ def _objects(path: Path, error: Exception) -> list[str]:
 def _holds_objects(path: Path, objects: list[str]) -> DamagedError:
     """A Lightning checkpoint with objects among its hyperparameters, a whole model, a trap: only code can read it."""
     names = ", ".join(objects[:3]) + ", ..." * (len(objects) > 3)
-    found = outline.places_in(path)
+    found = outline.find_in_file(path)
     hint = "ask whoever wrote it for a state_dict of dense tensors"
     if found:
-        others = f" (it also holds weights at {outline.told(found[1:])})" if len(found) > 1 else ""
-        line = outline.line(path, found[0], weights_only=False)
+        others = f" (it also holds weights at {outline.describe(found[1:])})" if len(found) > 1 else ""
+        line = outline.extract_command(path, found[0], weights_only=False)
         hint = f"take its weights out where you trust who wrote it, since this runs its code: {line}{others}"
     return DamagedError(
         f"{path}: cannot be read as a checkpoint without running code: beside tensors it holds {names}", hint=hint
