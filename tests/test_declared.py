@@ -6,6 +6,7 @@ name, put into a table, against the files that know nothing of it.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import inspect
 import itertools
@@ -21,9 +22,12 @@ from swa_cli.averaging import kinds
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.checkpoint import schema
 from swa_cli.recipe.describe import describe_averages, describe_schedule
-from swa_cli.recipe.plan import SETTINGS, make_plan
-from swa_cli.recipe.schedules import SCHEDULES, learning_rate
-from swa_cli.recipe.schema import AVERAGE_KINDS, SCHEDULE_KEYS, Recipe, Schedule
+from swa_cli.recipe.kinds import KINDS as DECLARED
+from swa_cli.recipe.kinds import own_keys
+from swa_cli.recipe.learning_rate import learning_rate
+from swa_cli.recipe.plan import make_plan
+from swa_cli.recipe.schedules import SCHEDULES
+from swa_cli.recipe.schema import Recipe, Schedule
 from swa_cli.recipe.values import Duration
 
 REQUIRED: dict[str, dict[str, Any]] = {  # what each schedule cannot be without
@@ -55,25 +59,18 @@ def fresh(name: str, *, instead: tuple[str, str] = ("", "")) -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("module", ["swa_cli.recipe.schedules", "swa_cli.recipe.describe"])
-def test_a_schedule_without_a_part_cannot_be_imported(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A name in the table of keys alone, against the files with curves and texts."""
-    monkeypatch.setitem(SCHEDULE_KEYS, "polynomial", (frozenset(), frozenset({"power"})))  # type: ignore[arg-type]
-    with pytest.raises(AssertionError, match="polynomial"):
-        fresh(module)
+@pytest.mark.parametrize("entry", [SCHEDULES["cyclic"], DECLARED["ema"]], ids=["schedule", "kind"])
+def test_an_entry_without_a_part_cannot_be_made(entry: Any) -> None:
+    """Entries of both tables with each of their fields left out once: none of them has a default."""
+    parts = {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
+    for missing in parts:
+        with pytest.raises(TypeError, match=missing):
+            type(entry)(**{name: part for name, part in parts.items() if name != missing})
 
 
-@pytest.mark.parametrize("module", ["swa_cli.recipe.plan", "swa_cli.recipe.describe"])
-def test_a_kind_without_a_text_cannot_be_imported(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kind of average in the table of recipes alone."""
-    monkeypatch.setitem(AVERAGE_KINDS, "polynomial", {"power": 2})  # type: ignore[arg-type]
-    with pytest.raises(AssertionError, match="polynomial"):
-        fresh(module)
-
-
-@pytest.mark.parametrize("module", ["swa_cli.averaging.average", "swa_cli.engine.plan_text"])
+@pytest.mark.parametrize("module", ["swa_cli.averaging.average"])
 def test_a_kind_without_arithmetic_cannot_be_imported(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kind of average in the table of settings alone, against types, shares and memory."""
+    """A kind of average in the table of settings alone, against types and shares."""
     monkeypatch.setitem(kinds.KINDS, "polynomial", ("power",))  # type: ignore[arg-type]
     with pytest.raises(AssertionError, match="polynomial"):
         fresh(module)
@@ -89,9 +86,8 @@ def test_settings_without_a_check_or_a_field_cannot_be_imported() -> None:
 
 def test_every_schedule_has_a_curve_and_a_text_of_its_own() -> None:
     """Of all that are declared: no two train alike or are described alike, and a name that is not has neither."""
-    assert list(SCHEDULES) == list(SCHEDULE_KEYS)
     told, rates = {}, {}
-    for name in SCHEDULE_KEYS:
+    for name in SCHEDULES:
         a_recipe = recipe(schedule={"name": name, **REQUIRED[name]})
         rate = learning_rate(a_recipe, steps_per_epoch=10)
         rates[name] = [rate(step) for step in range(60)]
@@ -111,8 +107,8 @@ def test_every_length_of_a_schedule_is_looked_at() -> None:
     listed = Schedule.model_construct(milestones=[Duration.parse("1ep"), Duration.parse("2ep")])
     assert {key for key, _ in given.lengths} | {"milestones"} == fields
     assert [key for key, _ in listed.lengths] == ["milestones", "milestones"]
-    for name, kind in SCHEDULES.items():
-        assert kind.cycles is None or set(kind.cycles.keys) <= set().union(*SCHEDULE_KEYS[name])
+    for kind in SCHEDULES.values():
+        assert kind.cycles is None or set(kind.cycles.keys) <= kind.keys.keys()
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
@@ -124,20 +120,20 @@ def test_every_kind_goes_from_a_recipe_into_a_file(kind: str) -> None:
     (text,) = describe_averages(a_recipe, planned)
     assert ("own: 6 weights," in text) == (kind == "mean")
     model = nn.Linear(3, 2)
-    average = WeightAverage(model, **item.settings)
+    average = WeightAverage(model, **item.arguments)
     average.update(model)
     stored = {**average.state_dict(), "batchnorm": "none"}
     assert stored.keys() <= schema.StoredAverage.model_fields.keys()
     schema.StoredAverage.model_validate(stored)
-    again = WeightAverage(model, **item.settings)
+    again = WeightAverage(model, **item.arguments)
     again.load_state_dict(average.state_dict())
     assert torch.equal(again.averaged_state()["weight"], model.weight)
 
 
 def test_settings_of_averages_are_the_same_everywhere() -> None:
-    """Of a plan, of the class, and of a file, against those that have an owner."""
+    """Of the table of recipes, of the class, and of a file, against those that have an owner."""
     known = {"kind", *kinds.OWNERS}
-    assert set(SETTINGS) == known
+    assert {"kind", *own_keys()} - {"half_life"} == known
     assert inspect.signature(WeightAverage).parameters.keys() - {"model"} == known
     assert known <= schema.StoredAverage.model_fields.keys()
 

@@ -182,7 +182,7 @@ def prepare(
         optimizer = optimizers.of_recipe(model, recipe.optimizer, is_sparse=seen.is_sparse)
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
-    averages = {item.name: WeightAverage(model, **item.settings) for item in plan.averages}
+    averages = {item.name: WeightAverage(model, **item.arguments) for item in plan.averages}
     cumulative = WeightAverage(model) if recipe.snapshots and recipe.snapshots.cumulative else None
     device = context.hardware.device
     scaler = torch.amp.GradScaler(device.type, enabled=context.hardware.precision == "fp16")
