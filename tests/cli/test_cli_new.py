@@ -43,7 +43,7 @@ def test_what_new_writes_can_be_trained(swa, tmp_path: Path, task: str) -> None:
 
 
 def test_new_names_every_key() -> None:
-    """The keys of the text, commented out or not, against those of the schema; a key that swa alone writes is left out."""
+    """The keys of the text, commented out or not, against those of the schema without internal ones."""
     told = set(re.findall(r"^#? *(?:- )?(\w+):", template("classification"), re.MULTILINE))
     internal = {path for path, field in fields().items() if field.json_schema_extra == INTERNAL}
     assert internal == {("swap", "worker")}
