@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.model_state import like
-from swa_cli.checkpoint.background_writer import copied
+from swa_cli.checkpoint.reader import copy_to_cpu, map_tensors
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.errors import Problem, RecipeError
 from swa_cli.recipe.schema import Recipe
@@ -39,12 +39,12 @@ class Sharding:
     parameters: Mapping[str, DTensor] = field(default_factory=dict)  # under every name that the state_dict has
 
     @property
-    def are_whole(self) -> bool:
-        """Whether each process has everything."""
-        return not self.parameters
+    def is_used(self) -> bool:
+        """Whether any parameter is distributed; else each process has everything."""
+        return bool(self.parameters)
 
     @torch.no_grad()
-    def whole(self, values: Any, *, keep: bool = True) -> Any:
+    def gather(self, values: Any, *, keep: bool = True) -> Any:
         """Copies of tensors in nested dicts and lists, on the CPU; those in parts are put together.
 
         All processes have to ask for the same thing at the same time.
@@ -56,20 +56,20 @@ class Sharding:
 
         def one(name: str, value: Tensor) -> Tensor:
             if not self._is_part(name, value):
-                return copied(value) if keep else _nothing(value)
+                return copy_to_cpu(value) if keep else _nothing(value)
             placed: Any = value if _is_dtensor(value) else self._placed(name, value)
             whole: Tensor = placed.full_tensor()
             return whole.cpu() if keep else _nothing(value)
 
-        return _mapped(values, one)
+        return map_tensors(values, one)
 
-    def own(self, values: Any) -> Any:
+    def local_rows(self, values: Any) -> Any:
         """The rows of this process in the place of whole tensors that stand under the names of parameters."""
-        return _mapped(values, lambda name, value: self._rows(name, value) if name in self.parameters else value)
+        return map_tensors(values, lambda name, value: self._rows(name, value) if name in self.parameters else value)
 
     def replicated(self, values: Any) -> Any:
         """What all processes should have alike; empty tensors in the place of rows."""
-        return _mapped(values, lambda name, value: _nothing(value) if self._is_part(name, value) else value)
+        return map_tensors(values, lambda name, value: _nothing(value) if self._is_part(name, value) else value)
 
     @torch.no_grad()
     def load(self, model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -81,7 +81,7 @@ class Sharding:
 
     def of_optimizer(self, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of the whole state of an optimizer, as this process loads it."""
-        if self.are_whole:
+        if not self.is_used:
             return copy.deepcopy(dict(state_dict))
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         parameters = [value for group in optimizer.param_groups for value in group["params"]]
@@ -127,7 +127,7 @@ class Sharding:
         )
 
 
-WHOLE = Sharding()
+UNSHARDED = Sharding()
 
 
 def problems(recipe: Recipe, *, world: World) -> list[Problem]:
@@ -223,14 +223,3 @@ def _is_dtensor(value: Tensor) -> bool:
 
 def _nothing(value: Tensor) -> Tensor:
     return torch.empty(0, dtype=value.dtype)
-
-
-def _mapped(values: Any, work: Callable[[str, Tensor], Any], name: str = "") -> Any:
-    """Nested dicts and lists with `work` done on each tensor, of which it is told under which key it stands."""
-    if isinstance(values, Tensor):
-        return work(name, values)
-    if isinstance(values, Mapping):
-        return like(values, {key: _mapped(value, work, key) for key, value in values.items()})
-    if isinstance(values, list | tuple):
-        return type(values)(_mapped(value, work, name) for value in values)
-    return values

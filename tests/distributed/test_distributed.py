@@ -327,7 +327,7 @@ def second_process_of(launcher: int) -> int:
 TERMINATED = """
 import os, signal
 from swa_cli import cli
-from swa_cli.report import problems
+from swa_cli.report import errors as problems
 
 tell = problems.print_user_error
 

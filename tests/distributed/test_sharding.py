@@ -213,3 +213,32 @@ def test_averages_of_rows_are_rows_of_averages(tmp_path: Path) -> None:
         assert torch.equal(found["latest"]["state"][name].double(), sets[-3:])
         torch.testing.assert_close(found["swag"]["m2"][name], (sets - means[-1]).square().sum(0), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(found["swag"]["deviations"][name].double(), deviations, rtol=1e-6, atol=1e-6)
+
+
+CHANGING = """
+import itertools
+from torch import nn
+from torch.nn import functional as F
+
+COUNT = itertools.count(1)
+
+class Changing(nn.Module):
+    def __init__(self, *, num_classes, in_channels):
+        super().__init__()
+        self.gain = next(COUNT)  # beyond the state dict
+        self.head = nn.Linear(64 * in_channels, num_classes)
+
+    def forward(self, images):
+        return self.gain * self.head(images.flatten(1))
+"""
+
+
+def test_a_network_that_is_made_otherwise_each_time_is_not_sharded(tmp_path: Path) -> None:
+    """A constructor with a state of its own: exit 2 in every process, the key, the cure, and no run folder."""
+    (folder_in(tmp_path) / "changing.py").write_text(CHANGING)
+    words = ["train", "conv.yaml", "model.name=changing:Changing", "train.fsdp=true"]
+    said = train(tmp_path, words, 2, code=2)
+    assert "train.fsdp" in said
+    assert "changing:Changing" in said
+    assert "train.fsdp=false" in said
+    assert not (tmp_path / "runs").exists()
