@@ -24,7 +24,7 @@ from swa_cli.recipe.values import (
 
 
 class Group(BaseModel):
-    """Parameters with settings of their own; keys that are not listed go to the class of torch.optim for them."""
+    """Parameters with their own settings; keys that are not listed are options of the optimizer for them."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Free] = Field(init=False)
@@ -33,7 +33,7 @@ class Group(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What differs from the options of the other parameters."""
+        """Return the options that differ from those of the other parameters."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -41,7 +41,7 @@ SGD_DEFAULTS: Mapping[str, object] = {"momentum": 0.9, "nesterov": True, "weight
 
 
 class Optimizer(BaseModel):
-    """The base optimizer; keys that are not listed go to the class of torch.optim."""
+    """The base optimizer; keys that are not listed are options of the class of torch.optim."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Free] = Field(init=False)
@@ -51,13 +51,14 @@ class Optimizer(BaseModel):
         default=[], description="parameters without weight decay: norm, bias, or name patterns such as head.*"
     )
     groups: list[Group] = Field(
-        default=[], description="parameters with a rate or options of their own; each goes with the first that matches"
+        default=[],
+        description="parameters with their own rate or options; a parameter belongs to the first group that matches",
     )
 
     @model_validator(mode="before")
     @classmethod
     def _sgd_defaults(cls, values: Any) -> Any:
-        """Momentum .9, Nesterov, weight decay 5e-4: the usual SGD of image classification, written out."""
+        """Fill in the usual SGD of image classification: momentum 0.9, Nesterov, weight decay 5e-4."""
         if not isinstance(values, Mapping) or values.get("name", "SGD") != "SGD":
             return values
         filled = {**SGD_DEFAULTS, **values}
@@ -68,7 +69,7 @@ class Optimizer(BaseModel):
 
     @property
     def options(self) -> dict[str, Any]:
-        """What goes to the constructor beside the parameters and the learning rate."""
+        """Return the arguments of the constructor beside parameters and learning rate."""
         return dict(self.__pydantic_extra__ or {})
 
 
