@@ -32,7 +32,7 @@ from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import evaluate, failures
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.plan import Window
 from swa_cli.report.plots import schedule
@@ -73,9 +73,9 @@ class Trials:
     network: nn.Module | None = None  # with the mix that was finished last
 
     @property
-    def measures(self) -> Measures:
+    def metrics(self) -> TaskMetrics:
         """What the task scores."""
-        return self.ingredients.context.task.measures
+        return self.ingredients.context.task.metrics
 
     def finish(self, mix: Mix, *, refresh: bool = True) -> Finished:
         """Put a mix into a network, with statistics of its own."""
@@ -92,7 +92,7 @@ class Trials:
     def note(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score the mix that was finished last, and keep the row with its scores."""
         samples = self.score(name=NAME)
-        row |= evaluate.summarize(samples, [measure.key for measure in self.measures.compared])
+        row |= evaluate.summarize(samples, [metric.key for metric in self.metrics.compared])
         self.rows.append(row)
         self.samples.append(samples)
         return row
@@ -103,7 +103,7 @@ class Trials:
         context = self.ingredients.context
         loader = context.plain_batches("val")
         with (
-            context.terminal.progress(f"scoring {name}", len(loader)) as bar,
+            context.events.progress(f"scoring {name}", len(loader)) as bar,
             failures.memory("eval.batch_size", context.recipe.eval.batch_size),
         ):
             return evaluate.score(
@@ -119,7 +119,7 @@ def mean_of(kind: str, sources: Sequence[Source], weights: Sequence[float], ingr
             yield source.state
             bar.advance()
 
-    with ingredients.context.terminal.progress("averaging", len(sources)) as bar:
+    with ingredients.context.events.progress("averaging", len(sources)) as bar:
         state = soup.mean(states(), averaged=ingredients.averaged, weights=weights)
     total = sum(weights)
     shares = [(source, weight / total) for source, weight in zip(sources, weights, strict=True) if weight]
@@ -129,7 +129,7 @@ def mean_of(kind: str, sources: Sequence[Source], weights: Sequence[float], ingr
 
 def greedy(trials: Trials) -> Finished:
     """Sources by their score alone; each is kept if the score of the refreshed soup does not fall with it."""
-    ingredients, sources, own = trials.ingredients, trials.ingredients.sources, trials.measures.own
+    ingredients, sources, own = trials.ingredients, trials.ingredients.sources, trials.metrics.primary
     gather_single_process = [_score_alone(source, trials) for source in sources]
     made: dict[tuple[int, ...], Finished] = {}
 
@@ -156,7 +156,7 @@ def greedy(trials: Trials) -> Finished:
 def search(trials: Trials, trail: Trail) -> Finished:
     """The window whose refreshed mean has the lowest loss, of those that `MAX_PASSES` passes can try."""
     made: dict[tuple[int, int], Finished] = {}
-    key = trials.measures.loss_key
+    key = trials.metrics.loss_key
 
     def try_out(first: int, last: int) -> float:
         finished = trials.finish(window_of(trail, first, last))
@@ -188,7 +188,7 @@ def _score_alone(source: Source, trials: Trials) -> float:
     """Of a source as it is; of averaged weights that were never refreshed, with statistics of their own."""
     mix = mean_of("uniform", [source], [1.0], trials.ingredients)
     trials.finish(mix, refresh=source.batchnorm == "stale")
-    value = trials.score(name=source.file).measure(trials.measures.own.key).value
+    value = trials.score(name=source.file).metric(trials.metrics.primary.key).value
     assert value is not None, "only an optional score may say nothing"
     return value
 
@@ -345,9 +345,9 @@ def _draw(picture: Path, trials: Trials) -> None:
         lambda file: schedule.draw_search(
             file,
             rows=trials.rows,
-            measures=trials.measures,
+            metrics=trials.metrics,
             title=f"{trials.ingredients.context.recipe.title}: windows of the run, on validation images",
-            steps_per_epoch=newest["num_train"] // (train.batch_size * train.accumulate),
+            steps_per_epoch=newest["num_train"] // (train.batch_size * train.grad_accum_steps),
         ),
     )
 
@@ -358,7 +358,7 @@ def _tell(terminal: Terminal, out: Path, content: dict[str, Any], trials: Trials
     if trials.rows:
         terminal.tried(
             trials.rows,
-            measures=trials.measures,
+            metrics=trials.metrics,
             samples=len(trials.samples[0]),
             passes=trials.num_passes,
         )

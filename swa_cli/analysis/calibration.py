@@ -24,7 +24,7 @@ def reliability(run: OpenRun) -> dict[str, dict[str, Any]]:
     require_classes(run, "calibration")
     found = {}
     for name, (p, labels) in run.predictions.items():
-        ece = run.opened[0].task.metrics(p, labels).measure("ece").value
+        ece = run.opened[0].task.score_predictions(p, labels).metric("ece").value
         found[name] = {"ece": ece, "bins": bins_of(p, labels)}
     return found
 

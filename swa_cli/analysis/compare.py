@@ -15,7 +15,7 @@ from typing import Any
 from swa_cli.analysis.seed_statistics import Result, read_result
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import BY_TASK, CLASSIFICATION, Measures, measures_of
+from swa_cli.metrics.metric import BY_TASK, CLASSIFICATION, TaskMetrics, metrics_of
 from swa_cli.recipe import load
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.tables.columns import duration
@@ -30,7 +30,7 @@ class Compared:
     path: Path
     recipe: Recipe
     result: Result | None
-    measures: Measures
+    metrics: TaskMetrics
 
     def describe(self) -> str:
         """Which run this is, and how it went."""
@@ -63,7 +63,7 @@ def compare(paths: Sequence[Path], *, terminal: Terminal) -> dict[str, Any]:
         scores = {
             f"{run.number} {name}": row for run in members if run.result for name, row in run.result.weights.items()
         }
-        terminal.summary(scores, split=str(split), samples=int(str(samples)), measures=members[0].measures)
+        terminal.summary(scores, split=str(split), samples=int(str(samples)), metrics=members[0].metrics)
     return {
         "command": "compare",
         "runs": [_answer(run) for run in runs],
@@ -81,14 +81,14 @@ def read(number: int, path: Path) -> Compared:
     if not folder.recipe.is_file():
         raise UserError(f"{path}: has no recipe.yaml to compare", hint="name another run folder")
     recipe = load.load(folder.recipe).recipe
-    result, measures = None, BY_TASK.get(recipe.task, CLASSIFICATION)
+    result, metrics = None, BY_TASK.get(recipe.task, CLASSIFICATION)
     if folder.result.is_file():
         hint = "name another run folder, or score its checkpoints with `swa eval`"
-        nothing = Measures((), loss_key="", training=measures.training)  # of a task of one's own they are seen later
-        asked = measures if recipe.task in BY_TASK else nothing
-        _, result = read_result(folder.result, measures=asked, hint=hint)
-        measures = measures_of(recipe.task, result.weights)
-    return Compared(number, path, recipe, result, measures)
+        nothing = TaskMetrics((), loss_key="", training=metrics.training)  # of a task of one's own they are seen later
+        asked = metrics if recipe.task in BY_TASK else nothing
+        _, result = read_result(folder.result, metrics=asked, hint=hint)
+        metrics = metrics_of(recipe.task, result.weights)
+    return Compared(number, path, recipe, result, metrics)
 
 
 def _differences(runs: Sequence[Compared]) -> dict[str, tuple[object, ...]]:

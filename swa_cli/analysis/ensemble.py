@@ -90,15 +90,15 @@ def score(ensemble: Ensemble, loader: Batches, *, context: Context) -> tuple[Sam
         model = context.build_model()
         loading.load_weights(model, member.content["state_dict"], source=str(member.path))
         with (
-            context.terminal.progress(f"scoring member {number} of {num_members}", len(loader)) as bar,
+            context.events.progress(f"scoring member {number} of {num_members}", len(loader)) as bar,
             failures.memory("eval.batch_size", context.recipe.eval.batch_size),
         ):
             p, targets = evaluate.predict(
                 model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
             )
         total = total + p
-        scores = context.task.metrics(total / number, targets)
-        compared = {each.key: scores.measure(each.key).value for each in context.task.measures.compared}
+        scores = context.task.score_predictions(total / number, targets)
+        compared = {each.key: scores.metric(each.key).value for each in context.task.metrics.compared}
         curve.append({"members": number, **compared})
     return scores, curve
 
@@ -137,7 +137,7 @@ def score_swag(
     settings, loader = context.recipe.train, context.plain_batches(split)
     total, targets = torch.zeros(()), None  # (N, ...) from the first draw on
     length = num_draws * (context.refresh_length(model) + len(loader))
-    with context.terminal.progress(f"{num_draws} draws of {name}", length) as bar:
+    with context.events.progress(f"{num_draws} draws of {name}", length) as bar:
         for index in range(num_draws):
             model = context.build_model()
             model.load_state_dict(posterior.draw(generator(context.recipe.seed, "swag draw", index)))
@@ -148,4 +148,4 @@ def score_swag(
                     model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
                 )
             total = total + p
-    return context.task.metrics(total / num_draws, targets)
+    return context.task.score_predictions(total / num_draws, targets)

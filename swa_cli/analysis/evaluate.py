@@ -94,7 +94,7 @@ def evaluate_checkpoint(
         scored[name] = _score(model, name, context, name_of_split)
         if name in candidates and len(candidates) > 1 and context.source.val is not None:
             own = scored[name] if name_of_split == "val" else _score(model, name, context, "val")
-            losses[name] = own.measure(context.task.measures.loss_key).value
+            losses[name] = own.metric(context.task.metrics.loss_key).value
     reference = comparison.reference(candidates, losses) if candidates else None
     curve: list[dict[str, Any]] = []
     if snapshots is not None:
@@ -104,10 +104,10 @@ def evaluate_checkpoint(
     rows = {name: {**row, **details[name]} for name, row in table.items()}
     num_samples = len(next(iter(scored.values())))
     terminal.summary(
-        rows, split=name_of_split, samples=num_samples, tta=context.recipe.eval.tta, measures=context.task.measures
+        rows, split=name_of_split, samples=num_samples, tta=context.recipe.eval.tta, metrics=context.task.metrics
     )
     if curve:
-        terminal.ensemble(curve, measures=context.task.measures)
+        terminal.ensemble(curve, metrics=context.task.metrics)
     result = {
         "command": "eval",
         "checkpoint": str(path),
@@ -228,7 +228,7 @@ def _require_fresh(
 def _score(model: nn.Module, name: str, context: Context, split: str) -> SampleScores:
     loader = context.plain_batches(split)
     with (
-        context.terminal.progress(f"scoring {name} on {split}", len(loader)) as bar,
+        context.events.progress(f"scoring {name} on {split}", len(loader)) as bar,
         failures.memory("eval.batch_size", context.recipe.eval.batch_size),
     ):
         return evaluate.score(
@@ -246,5 +246,5 @@ def _score_draws(
         samples = context.recipe.average_scoring.batchnorm.samples
         count = samples if samples == "all" else f"{samples:,}"
         statistics = f"BatchNorm of each from {count} training samples"
-    context.terminal.note(f"{name}: the mean prediction of {num_draws} draws, {statistics}")
+    context.events.note(f"{name}: the mean prediction of {num_draws} draws, {statistics}")
     return scores

@@ -27,7 +27,7 @@ from swa_cli.data.color_jitter import normalize
 from swa_cli.data.randomness import generator
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.metrics import tasks
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.progress import Bar
 from swa_cli.report.terminal import Terminal
@@ -228,7 +228,7 @@ def _metadata(
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
         "input": input_,
         "average": _average(found, name, item),
-        "scores": _scores(request.path, name, item, measures=tasks.find(recipe.task).measures),
+        "scores": _scores(request.path, name, item, metrics=tasks.find(recipe.task).metrics),
     }
     return {
         "swa_version": request.version,
@@ -249,13 +249,13 @@ def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | 
     return {"name": name, "kind": item.kind, "count": item.count, "steps": steps}
 
 
-def _scores(path: Path, name: str, item: WeightSet, *, measures: Measures) -> dict[str, Any] | None:
+def _scores(path: Path, name: str, item: WeightSet, *, metrics: TaskMetrics) -> dict[str, Any] | None:
     """The final scores of these weights, if the run that they lie in has measured them."""
     folder = RunFolder.around(path)
     if folder is None or not folder.result.is_file():
         return None
     try:
-        values, result = read_result(folder.result, measures=measures)
+        values, result = read_result(folder.result, metrics=metrics)
     except UserError as error:
         raise UserError(error.message, hint="move result.json elsewhere: there are no scores then") from error
     row = values["weights"].get(name, {})

@@ -109,6 +109,7 @@ def ground_of(run: OpenRun, *, samples: int | None) -> Ground:
             std=context.source.std,
             device=context.hardware.device,
             workers=context.recipe.dataset.workers,
+            error=failures.run_error,
         )
         return found if samples is None else list(found)  # type: ignore[return-value]  # a few stay in memory
 
@@ -193,7 +194,7 @@ def _averaged(model: nn.Module) -> list[str]:
 
 def _measured(state: Mapping[str, Tensor], ground: Ground, *, bar: Bar, is_anchor: bool) -> dict[str, float | None]:
     """The scores of a point; far from the anchors a network may overflow, which leaves it without."""
-    context, measures, model = ground.context, ground.context.task.measures, ground.context.build_model()
+    context, metrics, model = ground.context, ground.context.task.metrics, ground.context.build_model()
     loading.load_unchecked(model, state)
     try:
         context.refresh_batchnorm(model, name="a point", bar=bar)
@@ -206,13 +207,13 @@ def _measured(state: Mapping[str, Tensor], ground: Ground, *, bar: Bar, is_ancho
         evaluate.score(model, part, task=context.task, hardware=context.eval_hardware, advance=bar.advance)
         for part in (ground.train, ground.scored)
     )
-    own, loss = measures.own.key, measures.loss.key
+    own, loss = metrics.primary.key, metrics.loss.key
     found = {
-        "train_loss": train.measure(loss).value,
-        "train_score": train.measure(own).value,
-        "loss": scored.measure(loss).value,
-        "score": scored.measure(own).value,
-        "score_se": scored.measure(own).error,
+        "train_loss": train.metric(loss).value,
+        "train_score": train.metric(own).value,
+        "loss": scored.metric(loss).value,
+        "score": scored.metric(own).value,
+        "score_se": scored.metric(own).error,
     }
     return {key: value if value is not None and math.isfinite(value) else None for key, value in found.items()}
 

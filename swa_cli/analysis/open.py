@@ -18,10 +18,11 @@ from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder
-from swa_cli.data.randomness import global_state_kept
+from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine import failures, swap
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.evaluate import RAW, recomputed
+from swa_cli.engine.events import Events
 from swa_cli.engine.network import build_network, describe_model
 from swa_cli.engine.user_code import admit, make_importable
 from swa_cli.errors import UserError
@@ -56,7 +57,9 @@ def open_checkpoint(
     """The data, hardware and network of a checkpoint's recipe, or of the one that was passed."""
     loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code, also=also)
     with failures.before_a_run():
-        context = build_context(loaded.recipe, terminal, recorded=found.content.get("input"), needs_training=False)
+        context = build_context(
+            loaded.recipe, Events([terminal]), recorded=found.content.get("input"), needs_training=False
+        )
         model = context.build_model()
     terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}; {context.hardware.describe()}")
     _tell_foreign(found, model, terminal)
@@ -91,7 +94,7 @@ def open_network(
         return context.recipe, context.input, model.to(device="cpu").to(memory_format=torch.contiguous_format)
     loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code)
     input_ = found.content["input"]
-    with global_state_kept():
+    with preserve_global_rng():
         model = build_network(
             loaded.recipe,
             num_classes=input_["outputs"],

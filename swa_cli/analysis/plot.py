@@ -17,6 +17,7 @@ from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data import sources
 from swa_cli.engine.context import build_context
+from swa_cli.engine.events import Events
 from swa_cli.engine.user_code import make_importable
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.recipe import load
@@ -143,7 +144,7 @@ def _curves(run: OpenRun, _: Request) -> Picture:
         "lr": [run.plan.learning_rate(step) for step in range(run.step)],
         "worker_lr": run.plan.worker_rates if len(rows) > run.plan.epochs else [],
         "final": None if run.result is None else run.result["weights"],
-        "measures": run.measures,
+        "metrics": run.metrics,
     }
     return Picture(lambda file, form: curves_picture.draw(file, form=form, **values), {})
 
@@ -163,7 +164,7 @@ def of_recipe(loaded: Loaded, terminal: Terminal) -> Picture:
     number = sources.known_num_train(recipe.dataset.name, recipe.dataset.val, args=recipe.dataset.args)
     if number is None:
         make_importable(loaded)
-        number = len(build_context(recipe, terminal).split("train"))
+        number = len(build_context(recipe, Events([terminal])).split("train"))
     try:
         return _planned(recipe.title, make_plan(recipe, num_train=number))
     except RecipeError as error:
@@ -189,7 +190,7 @@ def _plane(run: OpenRun, request: Request) -> Picture:
     title = f"{run.title}: plane through three weight sets"
 
     def write(file: IO[bytes], form: str) -> None:
-        plane_picture.draw_plane(file, surface=surface, title=title, measures=run.measures, form=form)
+        plane_picture.draw_plane(file, surface=surface, title=title, metrics=run.metrics, form=form)
 
     said = {key: surface[key] for key in ("x", "y", "loss", "score", "points", "split", "samples")}
     return Picture(write, {"cache": str(cache), **said})
@@ -201,7 +202,7 @@ def _path(run: OpenRun, request: Request) -> Picture:
     title = f"{run.title}: the line from {first} to {second}"
 
     def write(file: IO[bytes], form: str) -> None:
-        path_picture.draw_path(file, line=line, title=title, measures=run.measures, form=form)
+        path_picture.draw_path(file, line=line, title=title, metrics=run.metrics, form=form)
 
     return Picture(write, {"cache": str(cache), **line})
 
@@ -235,7 +236,7 @@ def _window(run: OpenRun, request: Request) -> Picture:
         "steps_per_epoch": run.plan.steps_per_epoch,
         "chosen": "best",
         "reference": _reference(run),
-        "measures": run.measures,
+        "metrics": run.metrics,
     }
     return Picture(lambda file, form: window_picture.draw_search(file, form=form, **values), {"windows": rows})
 

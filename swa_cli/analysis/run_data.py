@@ -25,7 +25,7 @@ from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.user_code import admit
 from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.swap import name_of_worker
@@ -102,11 +102,11 @@ class OpenRun:
         return {name_of_worker(number): point.content["history"] for number, point in points.items()}
 
     @cached_property
-    def measures(self) -> Measures:
+    def metrics(self) -> TaskMetrics:
         """What its task scores."""
         path = self.point.path
         admit(self._changed, source=str(path), folder=path.parent, allow_code=self._allow_code)
-        return tasks.find(self.recipe.task).measures
+        return tasks.find(self.recipe.task).metrics
 
     @cached_property
     def result(self) -> Mapping[str, Any] | None:
@@ -118,7 +118,7 @@ class OpenRun:
         if not self.folder.result.is_file():
             return None
         try:
-            return read_result(self.folder.result, measures=self.measures)[0]
+            return read_result(self.folder.result, metrics=self.metrics)[0]
         except UserError as error:
             raise UserError(error.message, hint="take another copy of the file") from error
 

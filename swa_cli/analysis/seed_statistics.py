@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import CLASSIFICATION, Measures
+from swa_cli.metrics.metric import CLASSIFICATION, TaskMetrics
 
 CONFIDENCE = 0.95
 STRICT = ConfigDict(strict=True, frozen=True)
@@ -62,7 +62,7 @@ class Result(BaseModel):
 def read_result(
     path: Path,
     *,
-    measures: Measures,
+    metrics: TaskMetrics,
     hint: str = "move the folder of this seed elsewhere: the same command runs the seed anew",
 ) -> tuple[dict[str, Any], Result]:
     """result.json of a finished run: all of it, and what is compared.
@@ -73,7 +73,7 @@ def read_result(
     try:
         values = json.loads(path.read_text())
         result = Result.model_validate(values)
-        _require_scores(result.weights, measures)
+        _require_scores(result.weights, metrics)
         return values, result
     except ValidationError as error:
         first = error.errors()[0]
@@ -86,21 +86,21 @@ def read_result(
     )
 
 
-def over_seeds(results: Mapping[int, Result], *, measures: Measures = CLASSIFICATION) -> dict[str, dict[str, Any]]:
+def over_seeds(results: Mapping[int, Result], *, metrics: TaskMetrics = CLASSIFICATION) -> dict[str, dict[str, Any]]:
     """Every weight set by name: its scores over the seeds that have it, and what it differs by from its reference."""
     names = dict.fromkeys(name for result in results.values() for name in result.weights)
-    return {name: _of_weights(name, results, measures) for name in names}
+    return {name: _of_weights(name, results, metrics) for name in names}
 
 
 def over_pairs(
-    results: Mapping[int, Result], others: Mapping[int, Result], *, measures: Measures = CLASSIFICATION
+    results: Mapping[int, Result], others: Mapping[int, Result], *, metrics: TaskMetrics = CLASSIFICATION
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Two recipes with the same seeds, compared seed by seed.
 
     Args:
         results: Of the one recipe.
         others: Of the other one; each of its runs counts with its `outcome`.
-        measures: What the task scores.
+        metrics: What the task scores.
 
     Returns:
         The scores of the other recipe over the seeds, and for each average of the one (without any, for its raw
@@ -108,7 +108,7 @@ def over_pairs(
     """
     chosen = {seed: other.weights[other.outcome] for seed, other in others.items() if seed in results}
     row: dict[str, Any] = {"n": len(chosen), "names": {str(seed): others[seed].outcome for seed in chosen}}
-    for each in measures.over_seeds:
+    for each in metrics.over_seeds:
         row[each.key] = spread([_number(scores[each.key]) for scores in chosen.values()])
     averages = dict.fromkeys(name for seed in chosen for name in results[seed].averages)
     raw = dict.fromkeys(name for seed in chosen for name in results[seed].weights)
@@ -119,7 +119,7 @@ def over_pairs(
             each.key: interval(
                 [_number(results[seed].weights[name][each.key]) - _number(chosen[seed][each.key]) for seed in held]
             )
-            for each in measures.compared
+            for each in metrics.compared
         }
     return row, pairs
 
@@ -143,20 +143,20 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": list(values)}
 
 
-def _of_weights(name: str, results: Mapping[int, Result], measures: Measures) -> dict[str, Any]:
+def _of_weights(name: str, results: Mapping[int, Result], metrics: TaskMetrics) -> dict[str, Any]:
     held = {seed: result.weights for seed, result in results.items() if name in result.weights}
 
     def values(key: str, name: str = name) -> list[float]:
         return [_number(weights[name][key]) for weights in held.values()]
 
     row: dict[str, Any] = {"n": len(held), "seeds": list(held)}
-    row |= {each.key: spread(values(each.key)) for each in measures.over_seeds}
-    for key in (each.key for each in measures.scores if each.is_optional):
+    row |= {each.key: spread(values(each.key)) for each in metrics.over_seeds}
+    for key in (each.key for each in metrics.all if each.is_optional):
         is_said = all(weights[name][key] is not None for weights in held.values())
         row[key] = spread(values(key)) if is_said else None
     references = {seed: rows[name]["reference"] for seed, rows in held.items() if "reference" in rows[name]}
     is_judged = len(references) == len(held)
-    for key in (each.key for each in measures.compared):
+    for key in (each.key for each in metrics.compared):
         row[f"{key}_diff"] = None
         if is_judged:
             row[f"{key}_diff"] = interval(
@@ -169,22 +169,22 @@ def _of_weights(name: str, results: Mapping[int, Result], measures: Measures) ->
     return row | ({"no_verdict": reasons[0]} if reasons else {})
 
 
-def _require_scores(weights: Mapping[str, Mapping[str, Any]], measures: Measures) -> None:
+def _require_scores(weights: Mapping[str, Mapping[str, Any]], metrics: TaskMetrics) -> None:
     """Each weight set has every score of the task.
 
     Raises:
         ValueError: One is missing, or no number.
     """
     for name, scores in weights.items():
-        for key in (each.key for each in measures.scores):
+        for key in (each.key for each in metrics.all):
             value = scores.get(key, "")
             if value is not None and not _is_number(value):
                 raise ValueError(f"weights.{name}.{key}: {'is no number' if key in scores else 'Field required'}")
-        _require_comparison(f"weights.{name}", scores, weights, measures)
+        _require_comparison(f"weights.{name}", scores, weights, metrics)
 
 
 def _require_comparison(
-    place: str, row: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]], measures: Measures
+    place: str, row: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]], metrics: TaskMetrics
 ) -> None:
     """What a row says beside its scores is as a run writes it: count, validation scores, and how it is judged.
 
@@ -198,11 +198,11 @@ def _require_comparison(
         raise ValueError(f"{place}.val: does not hold scores")
     if not isinstance(row.get("no_verdict", ""), str):
         raise ValueError(f"{place}.no_verdict: is no text")
-    if "reference" not in row or not measures.scores:  # which scores a task of one's own has is not known here
+    if "reference" not in row or not metrics.all:  # which scores a task of one's own has is not known here
         return
     if not isinstance(row["reference"], str) or row["reference"] not in weights:
         raise ValueError(f"{place}.reference: is none of the weights")
-    for key in (f"{each.key}{end}" for each in measures.compared for end in ("_diff", "_diff_se")):
+    for key in (f"{each.key}{end}" for each in metrics.compared for end in ("_diff", "_diff_se")):
         if key not in row or not (row[key] is None or _is_number(row[key])):
             raise ValueError(f"{place}.{key}: is no number")
 

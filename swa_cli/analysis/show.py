@@ -21,8 +21,8 @@ from swa_cli.checkpoint.run_folder import RunFolder, about
 from swa_cli.recipe import load
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import describe_swap
-from swa_cli.report.tables.columns import size_text
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import size_text
 
 Rows = list[tuple[str, str]]
 STATES = ("state", "m2", "deviations")  # of an average that can go on
@@ -146,7 +146,7 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
     terminal.facts(str(path), _run_rows(run, facts, environment))
     if run.result is not None:
         scores, split, samples = run.result.weights, run.result.split, run.result.samples
-        terminal.summary(scores, split=split, samples=samples, measures=run.measures)
+        terminal.summary(scores, split=split, samples=samples, metrics=run.metrics)
         facts["weights"] = scores
     values = run.recipe.model_dump(mode="json", exclude_none=True)
     return {"command": "show", "path": str(path), "kind": "run", "recipe": values, "environment": environment, **facts}

@@ -108,7 +108,7 @@ def of_run(files: Sequence[Path], context: Context, model: nn.Module) -> Ingredi
     Raises:
         UserError: A file that cannot be read, or does not fit.
     """
-    with context.terminal.progress("reading", len(files)) as bar:
+    with context.events.progress("reading", len(files)) as bar:
         found = []
         for file in files:
             found.append(reader.read(file))
@@ -117,7 +117,7 @@ def of_run(files: Sequence[Path], context: Context, model: nn.Module) -> Ingredi
 
 
 def _held(found: Sequence[Checkpoint], context: Context, model: nn.Module) -> Ingredients:
-    with context.terminal.progress("checking", len(found)) as bar:
+    with context.events.progress("checking", len(found)) as bar:
         sources = []
         for item in found:
             sources.append(_source(item, model))

@@ -41,7 +41,7 @@ def rows(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
         finished = trials.finish(average.window_of(trail, first, last))
         start, end = trail.bounds(first, last)
         trials.note({"start": start, "end": end, "count": finished.mix.count})
-    key = trials.measures.loss_key
+    key = trials.metrics.loss_key
     best = min(range(len(trials.rows)), key=lambda index: trials.rows[index][key])
     for row, samples in zip(trials.rows, trials.samples, strict=True):
         row |= evaluate.compare(samples, trials.samples[best])

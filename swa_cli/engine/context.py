@@ -20,12 +20,13 @@ from swa_cli.averaging.bn_layers import bn_layers, gather_single_process, may_ha
 from swa_cli.data import batches, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
-from swa_cli.data.color_jitter import Jitter
+from swa_cli.data.color_jitter import ColorJitter
 from swa_cli.data.fingerprint import changes
-from swa_cli.data.randomness import number_of
+from swa_cli.data.randomness import derive_seed
 from swa_cli.engine import failures
 from swa_cli.engine import hardware as hardware_choice
 from swa_cli.engine.distributed import ALONE, World
+from swa_cli.engine.events import SILENT, Bar, Events
 from swa_cli.engine.hardware import Hardware
 from swa_cli.engine.network import build_network, channels_last, is_lazy, require_sizes
 from swa_cli.errors import UserError
@@ -34,8 +35,6 @@ from swa_cli.metrics.tasks import Task
 from swa_cli.recipe import schema
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
-from swa_cli.report.progress import Bar
-from swa_cli.report.terminal import Terminal
 
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 
@@ -56,13 +55,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Context:
-    """Recipe, data and hardware: what every command works on; `terminal` hears of anything slow."""
+    """Recipe, data and hardware: what every command works on; `events` tell of it."""
 
     recipe: Recipe
     task: Task
     hardware: Hardware
     source: sources.Source
-    terminal: Terminal
+    events: Events = SILENT
     world: World = ALONE
 
     @property
@@ -77,7 +76,7 @@ class Context:
         Initial weights, the validation split and the BatchNorm pass are of the recipe's seed in all of them.
         """
         swap, seed = self.recipe.swap, self.recipe.seed
-        return seed if swap is None or swap.worker is None else number_of(seed, "worker", swap.worker)
+        return seed if swap is None or swap.worker is None else derive_seed(seed, "worker", swap.worker)
 
     @property
     def eval_hardware(self) -> Hardware:
@@ -197,12 +196,12 @@ class Context:
             samples=INITIAL_INPUTS,
             **self._format(),
         )
-        return pytree.joined([inputs for inputs, _ in few])
+        return pytree.concatenate([inputs for inputs, _ in few])
 
     def probe(self) -> tuple[Any, Any]:
         """Two samples to try things with, on the device: the first one twice; of images, blank ones in its place."""
         inputs, targets = (
-            pytree.mapped(values, lambda part: torch.cat([part, part]).to(self.hardware.device))
+            pytree.map_tensors(values, lambda part: torch.cat([part, part]).to(self.hardware.device))
             for values in self.source.example
         )
         if self.source.channels is not None:
@@ -247,7 +246,7 @@ class Context:
         if not length:
             return update_batchnorm((), model, method=method)
         share = self.share(self.statistics_batches())
-        own = self.terminal.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
+        own = self.events.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
         with own as shown, self.hardware.autocast():
             return update_batchnorm(
                 _Counted(share, shown, check),
@@ -255,7 +254,7 @@ class Context:
                 method=method,
                 device=self.hardware.device,
                 batch_to_args=self.task.batch_to_args,
-                gathered=share.gathered,
+                gather=share.gathered,
             )
 
     def refresh_length(self, model: nn.Module) -> int:
@@ -272,17 +271,18 @@ class Context:
             "std": source.std,
             "device": self.hardware.device,
             "workers": self.recipe.dataset.workers,
+            "error": failures.run_error,
         }
 
 
 def augment_of(recipe: Recipe) -> Augment:
     """What the recipe does to whole batches."""
     values = recipe.dataset.augment.model_dump()
-    return Augment(**values | {"jitter": Jitter(**values["jitter"])})
+    return Augment(**values | {"jitter": ColorJitter(**values["jitter"])})
 
 
 class _Counted:
-    """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of terminals."""
+    """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of events."""
 
     def __init__(self, share: Share, bar: Bar, check: Callable[[], None]) -> None:
         self._share = share
@@ -299,7 +299,7 @@ class _Counted:
 
 def build_context(
     recipe: Recipe,
-    terminal: Terminal,
+    events: Events,
     *,
     recorded: Mapping[str, Any] | None = None,
     begun: Mapping[str, Any] | None = None,
@@ -310,7 +310,7 @@ def build_context(
 
     Args:
         recipe: What to open.
-        terminal: Hears of slow reading.
+        events: Tell of warnings, and of data that are being read.
         recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
         begun: `environment` of the run that goes on, see `hardware.choose`.
         world: The processes that work on it.
@@ -327,11 +327,11 @@ def build_context(
         deterministic=settings.deterministic,
         begun=begun,
         world=world,
-        shard=settings.shard,
+        shard=settings.fsdp,
     )
     hardware_choice.require_precision("eval.precision", recipe.eval.precision, hardware.device, instead="fp32")
     dataset = recipe.dataset
-    with terminal.loading() as progress, world.local_rank0_first():
+    with events.loading() as progress, world.local_rank0_first():
         source = sources.load(
             dataset.name,
             root=dataset.root,
@@ -347,12 +347,12 @@ def build_context(
         )
     _require_labels(task, source, recipe)
     for sentence in source.warnings:
-        terminal.warning(sentence)
+        events.warning(sentence)
     if recorded is not None:
         source = _as_recorded(source, recorded)
         for sentence in changes(recorded.get("data", {}), source.data, name=dataset.name):
-            terminal.warning(sentence)
-    return Context(recipe, task, hardware, source, terminal, world)
+            events.warning(sentence)
+    return Context(recipe, task, hardware, source, events, world)
 
 
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""`train.shard`: parameters, gradients, optimizer and averages in parts over the processes, on torch's FSDP2.
+"""`train.fsdp`: parameters, gradients, optimizer and averages in parts over the processes, on torch's FSDP2.
 
 The one idea: a process has some rows of each parameter. What is done element by element, as averages are, is done on
 the rows alone; what leaves the training loop, for a file or a score, is made whole by its name. Of a run that is not in
@@ -39,12 +39,12 @@ class Sharding:
     parameters: Mapping[str, DTensor] = field(default_factory=dict)  # under every name that the state_dict has
 
     @property
-    def are_whole(self) -> bool:
-        """Whether each process has everything."""
-        return not self.parameters
+    def is_used(self) -> bool:
+        """Whether any parameter is distributed; else each process has everything."""
+        return bool(self.parameters)
 
     @torch.no_grad()
-    def whole(self, values: Any, *, keep: bool = True) -> Any:
+    def gather(self, values: Any, *, keep: bool = True) -> Any:
         """Copies of tensors in nested dicts and lists, on the CPU; those in parts are put together.
 
         All processes have to ask for the same thing at the same time.
@@ -63,7 +63,7 @@ class Sharding:
 
         return map_tensors(values, one)
 
-    def own(self, values: Any) -> Any:
+    def local_rows(self, values: Any) -> Any:
         """The rows of this process in the place of whole tensors that stand under the names of parameters."""
         return map_tensors(values, lambda name, value: self._rows(name, value) if name in self.parameters else value)
 
@@ -81,7 +81,7 @@ class Sharding:
 
     def of_optimizer(self, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of the whole state of an optimizer, as this process loads it."""
-        if self.are_whole:
+        if not self.is_used:
             return copy.deepcopy(dict(state_dict))
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         parameters = [value for group in optimizer.param_groups for value in group["params"]]
@@ -127,20 +127,20 @@ class Sharding:
         )
 
 
-WHOLE = Sharding()
+UNSHARDED = Sharding()
 
 
 def problems(recipe: Recipe, *, world: World) -> list[Problem]:
-    """What does not go with `train.shard`."""
-    if not recipe.train.shard:
+    """What does not go with `train.fsdp`."""
+    if not recipe.train.fsdp:
         return []
     found = []
     if world.size == 1:
         message = "one process has nobody to share the network with"
-        found.append(Problem("train.shard", message, "start several processes: --processes 2, or write false"))
+        found.append(Problem("train.fsdp", message, "start several processes: --processes 2, or write false"))
     if recipe.optimizer.name in WANT_WHOLE:
-        message = f"torch's {recipe.optimizer.name} needs whole parameters, and train.shard deals their rows out"
-        found.append(Problem("optimizer.name", message, "choose SGD or AdamW, or write train.shard=false"))
+        message = f"torch's {recipe.optimizer.name} needs whole parameters, and train.fsdp deals their rows out"
+        found.append(Problem("optimizer.name", message, "choose SGD or AdamW, or write train.fsdp=false"))
     return found
 
 
@@ -207,12 +207,12 @@ def _require_divisible(model: nn.Module) -> None:
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for name, value in model.named_parameters():
         if value.dim() == 0:
-            hint = "give it the shape (1,), or write train.shard=false"
-            found.append(Problem("train.shard", f"{name} is a number without rows to deal out", hint))
+            hint = "give it the shape (1,), or write train.fsdp=false"
+            found.append(Problem("train.fsdp", f"{name} is a number without rows to deal out", hint))
     types = sorted({str(value.dtype).removeprefix("torch.") for value in trained.values()})
     if len(types) > 1 or any(value.is_complex() for value in trained.values()):
         message = f"torch deals out parameters of one real type, and these are {' and '.join(types)}"
-        found.append(Problem("train.shard", message, "write train.shard=false"))
+        found.append(Problem("train.fsdp", message, "write train.fsdp=false"))
     if found:
         raise RecipeError(found)
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from swa_cli.averaging.model_state import cloned
 from swa_cli.checkpoint import loading
-from swa_cli.data.randomness import global_state_kept
+from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine.context import Context
-from swa_cli.engine.fsdp import WHOLE, Sharding
+from swa_cli.engine.fsdp import UNSHARDED, Sharding
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Replica:
 
     context: Context
     trained: nn.Module
-    parts: Sharding = WHOLE
+    sharding: Sharding = UNSHARDED
     made_in_s: float = 0.0  # what making the last one took
     borrows: bool = False  # the trained network itself holds the weights for a while
 
@@ -40,10 +40,10 @@ class Replica:
         """A network with whole weights, to be read or refreshed in each process by itself while the block runs.
 
         Args:
-            weights: A state dict; of a run in parts its rows, as `Parts.whole` takes them. None for the weights that
-                are trained: then it is the trained network itself, if that is whole.
+            weights: A state dict; of a sharded run its rows, as `Sharding.gather` takes them. None for the weights that
+                are trained: then it is the trained network itself, unless that is sharded.
         """
-        if self.parts.are_whole and weights is None:
+        if not self.sharding.is_used and weights is None:
             yield self.trained
         elif self.borrows:
             assert weights is not None, "a network in parts is never borrowed"
@@ -54,19 +54,21 @@ class Replica:
 
     def refreshing(self, weights: Mapping[str, Tensor] | None = None) -> AbstractContextManager[nn.Module]:
         """As `holding`, and the network's statistics may be changed: it is never the trained one as it stands."""
-        return self.holding(cloned(self.trained.state_dict()) if weights is None and self.parts.are_whole else weights)
+        return self.holding(
+            cloned(self.trained.state_dict()) if weights is None and not self.sharding.is_used else weights
+        )
 
     def make(self) -> nn.Module:
         """Another network of the recipe, on the device; no generator of random numbers is touched."""
         device, started = self.context.hardware.device, time.monotonic()
-        with global_state_kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with preserve_global_rng(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             network = self.context.build_model()
         self.made_in_s = time.monotonic() - started
         return network
 
     def _filled(self, weights: Mapping[str, Tensor]) -> nn.Module:
         network = self.make()
-        loading.load_unchecked(network, weights if self.parts.are_whole else self.parts.whole(weights))
+        loading.load_unchecked(network, weights if not self.sharding.is_used else self.sharding.gather(weights))
         return network
 
     @contextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,23 +19,22 @@ from torch import Tensor, nn
 from swa_cli.averaging.model_state import cloned
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import loading, reader
-from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import evaluate, failures, preflight, state
 from swa_cli.engine import evaluate as comparison
 from swa_cli.engine.evaluate import RAW
+from swa_cli.engine.events import Curves, ResultEvent
 from swa_cli.engine.hardware import release_memory
 from swa_cli.engine.run import Refreshed, Run, Worker
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores, Task
 from swa_cli.recipe.swap import number_of_worker
-from swa_cli.report.plots import curves
 
 
 def validate(run: Run) -> dict[str, Any]:
     """The validation half of a row: the raw weights, and each average when it is due and at the end."""
     context, plan = run.context, run.plan
-    measures, row = context.task.measures, dict[str, Any]()
+    metrics, row = context.task.metrics, dict[str, Any]()
     is_last = run.epoch == plan.epochs or run.stopped is not None
     has_val = context.source.val is not None
     run.validated.clear()
@@ -47,16 +45,16 @@ def validate(run: Run) -> dict[str, Any]:
         if has_val and average.count and (run.epoch in plan.score_epochs or is_last):
             with _averaged(run, name) as model:
                 run.validated[name] = _score(run, model, name, "val", task=context.task)
-    row |= _columns("val", measures, run.validated.get(RAW))
+    row |= _columns("val", metrics, run.validated.get(RAW))
     for name, average in run.averages.items():
-        row |= {**_columns(f"{name}_val", measures, run.validated.get(name)), f"{name}_count": average.count}
+        row |= {**_columns(f"{name}_val", metrics, run.validated.get(name)), f"{name}_count": average.count}
     return row
 
 
-def _columns(prefix: str, measures: Measures, scores: SampleScores | None) -> dict[str, float | None]:
+def _columns(prefix: str, metrics: TaskMetrics, scores: SampleScores | None) -> dict[str, float | None]:
     """Loss and own score of the task, None where not measured."""
-    names = {f"{prefix}_loss": measures.loss.key, f"{prefix}_{measures.own.key}": measures.own.key}
-    return {name: None if scores is None else scores.measure(key).value for name, key in names.items()}
+    names = {f"{prefix}_loss": metrics.loss.key, f"{prefix}_{metrics.primary.key}": metrics.primary.key}
+    return {name: None if scores is None else scores.metric(key).value for name, key in names.items()}
 
 
 @dataclass
@@ -70,16 +68,16 @@ class _Board:
 
 
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
-    """Ship every average, score every weight set on the same samples, judge the averages, tell."""
+    """Ship every average, score every weight set on the same samples, and judge the averages."""
     context, board = run.context, _Board()
     split = context.scoring_split()
     raw = _score_raw(run, folder, board, split)
     _warn_of_hidden_state(run, split)
-    losses = {name: board.val[name].measure(context.task.measures.loss_key).value for name in board.val}
+    losses = {name: board.val[name].metric(context.task.metrics.loss_key).value for name in board.val}
     against = comparison.reference(list(raw), losses)
     for name, average in run.averages.items():
         if not average.count:
-            context.terminal.warning(f"{name} holds nothing: the run ended before its first weights")
+            context.events.warning(f"{name} holds nothing: the run ended before its first weights")
             continue
         with _averaged(run, name) as model:
             freshness = run.refreshed[name].update.freshness
@@ -94,9 +92,8 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     for name, row in result["weights"].items():
         row["val"] = val.get(name)
     result |= {"reference": against}
-    _draw(run, folder, result["weights"])
+    _tell(run, folder, result)  # first: a run with result.json is finished, and its files are all there
     folder.write_json("result.json", result)
-    _tell(run, folder, result)
     return result
 
 
@@ -132,10 +129,10 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
 def _warn_of_hidden_state(run: Run, split: str) -> None:
     """Say that a network of the same weights gives something else than the one that was trained."""
     context, replica = run.context, run.replica
-    if replica.borrows or not run.parts.are_whole:
+    if replica.borrows or run.sharding.is_used:
         return
     if not preflight.is_made_anew(replica, next(iter(context.plain_batches(split)))):
-        context.terminal.warning(
+        context.events.warning(
             f"{context.recipe.model.name} keeps something that training changes and its state dict does not hold:"
             f" {RAW} is evaluated as it was trained, averages and files without that"
         )
@@ -175,61 +172,46 @@ def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], spl
 
 
 def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
-    """The table and the verdict, what to ship, and what to do next."""
-    terminal, measures, tta = run.context.terminal, run.context.task.measures, run.context.recipe.eval.tta
-    weights = result["weights"]
-    terminal.summary(weights, split=result["split"], samples=result["samples"], tta=tta, measures=measures)
-    for name, average in run.averages.items():
-        if average.kind == "swag" and average.count > 1:
-            shipped = folder.checkpoints / f"{name}.pt"
-            terminal.note(f"{name} is scored by its mean; `swa eval {shipped} --draws 30` scores weights around it")
-    name, why = _best(run, weights)
-    path, number = folder.shown, number_of_worker(name)
-    file = path / f"checkpoints/{name}.pt" if number is None else RunFolder(path).worker(number).last
-    terminal.facts(
-        "",
-        [
-            ("run", str(path)),
-            ("ship", f"{file} ({why})"),
-            ("next", f"swa report {shlex.quote(str(path))} -o report.html"),
-        ],
+    """Tell the scores, what to ship, and all that a picture of the run shows."""
+    context, plan = run.context, run.plan
+    name, why = _best(run, result["weights"])
+    number = number_of_worker(name)
+    ship = folder.checkpoints / f"{name}.pt" if number is None else folder.worker(number).last
+    workers = {worker.name: worker.history for worker in run.workers}
+    averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
+    averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
+    is_swag = [name for name, average in run.averages.items() if average.kind == "swag" and average.count > 1]
+    release_memory()  # a listener that draws needs 100 MB
+    context.events.result(
+        ResultEvent(
+            values=result,
+            folder=folder.path,
+            ship=ship,
+            ship_reason=why,
+            swag=[folder.checkpoints / f"{name}.pt" for name in is_swag],
+            metrics=context.task.metrics,
+            history=run.history,
+            curves=Curves(
+                title=context.recipe.title,
+                workers=workers,
+                averaging=averaging,
+                steps_per_epoch=plan.steps_per_epoch,
+                lr=[plan.learning_rate(step) for step in range(run.step)],
+                worker_lr=plan.worker_rates,
+            ),
+        )
     )
 
 
 def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """Which file to ship, and why: that of the lowest validation loss, or else the first average."""
-    measures = run.context.task.measures
+    metrics = run.context.task.metrics
     held = [name for name, average in run.averages.items() if average.count]
-    losses = {name: row["val"][measures.loss_key] for name, row in weights.items() if row["val"] is not None}
+    losses = {name: row["val"][metrics.loss_key] for name, row in weights.items() if row["val"] is not None}
     known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
     if known:
         return min(known, key=lambda name: known[name]), "best on validation"
     return next(iter(held), RAW), "no validation split to choose on"
-
-
-def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write curves.png."""
-    if not folder.writes:
-        return
-    release_memory()  # the library that draws takes 100 MB
-    plan = run.plan
-    workers = {worker.name: worker.history for worker in run.workers}
-    averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
-    averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
-    write_atomic(
-        folder.path / "curves.png",
-        lambda file: curves.draw(
-            file,
-            rows=curves.with_workers(run.history, workers),
-            title=run.context.recipe.title,
-            averaging=averaging,
-            steps_per_epoch=plan.steps_per_epoch,
-            lr=[plan.learning_rate(step) for step in range(run.step)],
-            worker_lr=plan.worker_rates,
-            final=weights,
-            measures=run.context.task.measures,
-        ),
-    )
 
 
 @contextmanager
@@ -255,7 +237,7 @@ def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
 def _score(run: Run, model: nn.Module, name: str, split: str, *, task: Task) -> SampleScores:
     context, share = run.context, run.context.share(run.context.plain_batches(split))
     with (
-        context.terminal.progress(f"scoring {name} on {split}", share.rounds) as bar,
+        context.events.progress(f"scoring {name} on {split}", share.rounds) as bar,
         failures.memory("eval.batch_size", context.recipe.eval.batch_size),
     ):
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from swa_cli.averaging import average, kinds
+from swa_cli.averaging import kinds
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.checkpoint import reader
 from swa_cli.errors import UserError
@@ -20,10 +20,8 @@ KIND = "linear"  # a weight set counts in proportion to its number: n / (1 + 2 +
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> None:
     """One more entry in the table of kinds."""
-    monkeypatch.setitem(kinds.KINDS, KIND, ())  # type: ignore[arg-type]
-    monkeypatch.setitem(kinds._FITS, KIND, lambda settings: ())  # type: ignore[arg-type]
-    monkeypatch.setitem(kinds.WIDTHS, KIND, torch.float64)
-    monkeypatch.setitem(average._SHARES, KIND, lambda settings, count: 2 / (count + 2))  # type: ignore[arg-type]
+    entry = kinds.Kind({}, lambda settings: (), torch.float64, lambda settings, n: 2 / (n + 1))
+    monkeypatch.setitem(kinds.KINDS, KIND, entry)  # type: ignore[arg-type]
 
 
 def resume_point(model: nn.Module, averages: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from conftest import Swa
-from swa_cli.data.torchvision_sets import read_digits
+from swa_cli.data.synthetic import read_digits
 from swa_cli.models import build_model
 
 PLAIN = """\
@@ -47,7 +47,7 @@ def test_the_table_is_what_the_shipped_weights_give(swa: Swa, recipe: Path, prec
     assert (result["precision"], result["eval_precision"]) == (precision, "fp32")
     for name in ("last_bn", "swa"):
         checkpoint = weights_of(Path(result["run"]) / "checkpoints" / f"{name}.pt")
-        accuracy, nll = in_plain_torch(checkpoint, *read_digits()[1])
+        accuracy, nll = in_plain_torch(checkpoint, *read_digits()["test"])
         row = result["weights"][name]
         assert row["accuracy"] == pytest.approx(accuracy, abs=1e-9)
         assert row["nll"] == pytest.approx(nll, rel=1e-5)
@@ -96,7 +96,7 @@ def test_without_a_validation_split_the_reference_is_recomputed(swa: Swa, recipe
 
 def test_one_weight_set_gets_no_verdict(swa: Swa, recipe: Path) -> None:
     """The case of the first edition: n = 1, equal weights, and nothing is said to have helped; likewise a lawa of 1."""
-    words = ("train.epochs=2", "swa.start=75%", "swa.every=1ep", "averages.lawa={kind: latest, window: 1, start: 0ep}")
+    words = ("train.epochs=2", "swa.start=75%", "swa.every=1ep", "averages.lawa={kind: lawa, window: 1, start: 0ep}")
     ended = swa("train", recipe, *words)
     assert "better" not in ended.out + ended.err
     assert "helped" not in ended.out + ended.err

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -32,7 +31,7 @@ name: second
 model: {name: convnet, args: {width: 4}}
 dataset: {name: digits, val: 0}
 optimizer: {lr: 0.05}
-schedule: {name: cyclic, begin: max, base_lr: 1e-4, up: 3step}
+schedule: {name: cyclic, begin: max, base_lr: 1e-4, step_size_up: 3step}
 snapshots: {every: 1cycle}
 train: {init: first/checkpoints/last.pt, epochs: 3, batch_size: 128, threads: 1, precision: fp32}
 """
@@ -61,13 +60,13 @@ def second(swa, trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """The weights of each run before its first step."""
-    go_on, seen = train._go_on, []
+    start, seen = train.start, []
 
     def look(run: Any, *args: Any, **options: Any) -> Any:
         seen.append({key: value.clone() for key, value in run.model.state_dict().items()})
-        return go_on(run, *args, **options)
+        return start(run, *args, **options)
 
-    monkeypatch.setattr(train, "_go_on", look)
+    monkeypatch.setattr(train, "start", look)
     return seen
 
 
@@ -156,20 +155,13 @@ def test_the_start_is_recorded(swa, second: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [3, 20])
 def test_a_resumed_run_does_not_read_it_again(
-    swa, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    swa, second: Path, tmp_path: Path, signal_at: Callable[..., None], at: int
 ) -> None:
     """Stopped in the first epoch and later, the file then removed: the run to the end, bit for bit."""
     assert swa("train", second, "-q").code == 0
-    update = train._update
-
-    def stop(run: Any, folder: Any) -> None:
-        update(run, folder)
-        if run.step == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train, "_update", stop)
+    signal_at(at, signal.SIGTERM)
     assert swa("train", second, "-q").code == 143
-    monkeypatch.setattr(train, "_update", update)
+    signal_at(-1)
     shutil.rmtree("first")
     ended = swa("train", "--resume", "runs/latest")
     assert ended.code == 0, ended.err
@@ -219,5 +211,5 @@ def test_problems_of_the_start_come_with_the_others(swa, second: Path) -> None:
     ended = swa("train", second)
     assert ended.code == 2
     assert "error: train.init: nowhere.pt: no such checkpoint" in ended.err
-    assert "error: schedule.up: 0step is shorter than one step" in ended.err
+    assert "error: schedule.step_size_up: 0step is shorter than one step" in ended.err
     assert "2 problems in" in ended.err

@@ -159,11 +159,17 @@ def test_own_package_trains_updates_and_evaluates(swa, project: Path, tmp_path: 
 def test_exact_statistics_draws_ensembles_and_seeds_take_own_code(swa, project: Path, tmp_path: Path) -> None:
     """What else scores or measures: exact BatchNorm, draws, an ensemble, held data, a tuple batch, two seeds."""
     recipe = project / "own.yaml"
-    words = ["-q", "train.epochs=2", "swa.batchnorm.method=exact", "dataset.cache=ram", "train.stop.patience=9"]
-    trained = swa("train", recipe, *words, "train.stop.metric=val_distance")
+    words = [
+        "-q",
+        "train.epochs=2",
+        "swa.batchnorm.method=exact",
+        "dataset.cache=ram",
+        "train.early_stopping.patience=9",
+    ]
+    trained = swa("train", recipe, *words, "train.early_stopping.metric=val_distance")
     assert trained.code == 2
     assert "choose from train_loss, train_hits, val_loss, val_hits, swa_val_loss" in trained.err
-    assert swa("train", recipe, *words, "train.stop.metric=val_hits").code == 0
+    assert swa("train", recipe, *words, "train.early_stopping.metric=val_hits").code == 0
     run = tmp_path / "runs/latest"
     for options in (["--ensemble"], ["--draws", "2", "--weights", "swag"]):
         ended = swa("eval", run, "--allow-code", "--json", "-q", *options)
@@ -220,8 +226,8 @@ def test_code_that_a_checkpoint_names_as_its_task_is_not_run(swa, project: Path,
         ("task", ").float(),", ").float().mean(),", "gave () as hits of 2 samples"),
         ("task", 'targets["near"])\n', 'targets["near"], reduction="none")\n', "is no scalar tensor"),
         ("data", '"right": self.right[row]}', '"right": "text"}', "gave str as a part of a sample"),
-        ("data", 'target": "own"', 'target": "other"', "it is one of class, mask, value, own"),
-        ("data", ', "target": "own"', "", "does not tell the number of classes"),
+        ("data", 'target": "own"', 'target": "other"', "return one of class, mask, value, own"),
+        ("data", ', "target": "own"', "", "does not return the number of classes"),
         ("data", '"right": self.right[row]}', '"right": self.right[row][row == 77 :]}', "of the dataset differ: left"),
     ],
 )  # fmt: skip
