@@ -29,6 +29,7 @@ from swa_cli.recipe.yaml_document import (
     copied,
     file_text,
     in_order,
+    label,
     recipe_path,
 )
 
@@ -158,23 +159,16 @@ def dump(recipe: Recipe) -> str:
 
 def _checked(tree: Tree, overrides: Sequence[str], *, allowed: Sequence[str] | None = None) -> Loaded:
     """The recipe, once the overrides are in, or every problem."""
-    problems = list(tree.problems)
     for word in overrides:
-        problems += _override(tree, word, allowed=allowed)
-    findings = list(explain.misplaced(tree.values))
+        tree.problems.extend(_override(tree, word, allowed=allowed))
+    explain.add_misplaced(tree)
     recipe = None
     try:
         recipe = Recipe.model_validate(tree.values)
     except ValidationError as error:
-        findings += explain.explain(error, tree.values)
-    known: set[KeyPath] = set()
-    for finding in findings:
-        if finding.path not in known and not tree.is_opaque(finding.path):
-            known.add(finding.path)
-            place = tree.place(finding.path, at_key=finding.at_key)
-            problems.append(Problem(explain.label(finding.path), finding.message, finding.hint, place))
-    if problems or recipe is None:
-        raise in_order(problems, source=tree.source)
+        explain.explain(error, tree)
+    if tree.problems or recipe is None:
+        raise in_order(tree.problems, source=tree.source)
     return Loaded(recipe, tree.source, tree)
 
 
@@ -353,7 +347,7 @@ class _Reader:
         self._complain(path, *words, self._place(event.start_mark, event.end_mark))
 
     def _complain(self, path: KeyPath, message: str, hint: str, place: Place) -> None:
-        self.tree.problems.append(Problem(explain.label(path), message, hint, place))
+        self.tree.problems.append(Problem(label(path), message, hint, place))
 
     def _fatal(self, message: str, hint: str, place: Place) -> RecipeError:
         self._complain((), message, hint, place)

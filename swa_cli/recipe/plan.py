@@ -1,44 +1,38 @@
-"""Keys that mean nothing together, for the task, or for what a run measures: told before anything is trained.
+"""The plan of a run: which steps are averaged, kept, evaluated and saved.
 
-From a recipe and the size of its training set: which steps are averaged, kept, scored and saved.
-
-The one idea: the whole run is arithmetic, done before anything is trained, so every mistake in it is reported
-at once and the plan that a person reads is the plan that is run. Points count updates done: weights exist at
-points 1 to S, and the end of epoch `e` is the point `e * steps_per_epoch`.
-
-A window of a run, `161ep:300ep`: two points, which become numbers of updates done.
+One idea: the whole run is arithmetic on a recipe and the size of its training set, done before anything is trained. So
+every mistake is reported at once, and the plan that a person reads is the plan that is run. Points count updates done:
+weights exist at points 1 to S, and the end of epoch `e` is the point `e * steps_per_epoch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe.intervals import (
     Series,
     StepClock,
     average_series,
-    decay_of,
-    half_life_problems,
     points,
     series_problems,
     snapshot_series,
 )
-from swa_cli.recipe.scalars import shown
-from swa_cli.recipe.schedules import (
-    CYCLIC,
-    ResolvedSchedule,
+from swa_cli.recipe.kinds import KINDS, AveragePlan
+from swa_cli.recipe.learning_rate import (
     chart,
     cycle_problems,
+    cyclic_names,
     learning_rate,
     minima,
     point_of,
     schedule_problems,
 )
-from swa_cli.recipe.schema import AVERAGE_KINDS, Average, Recipe
+from swa_cli.recipe.scalars import shown
+from swa_cli.recipe.schedules import ResolvedSchedule
+from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of, swap_problems, worker_of
 from swa_cli.recipe.values import Duration, TimeSpan, count_text, length_text, round_half_up
 
@@ -59,7 +53,7 @@ def _interval_problems(recipe: Recipe) -> list[Problem]:
     save_every = recipe.output.save_every
     named = [("output.save_every", save_every)] if isinstance(save_every, Duration) else []
     named += [("swa.eval_every", recipe.swa.eval_every)] if recipe.swa else []
-    empty = [Problem(key, f"{every} is no interval", "write 1ep") for key, every in named if every.value == 0]
+    empty = [Problem(key, f"{every} is not an interval", "write 1ep") for key, every in named if every.value == 0]
     return cycle_problems(named) + empty
 
 
@@ -118,34 +112,6 @@ def _compile_problems(recipe: Recipe) -> list[Problem]:
         return []
     message = f"only inductor has modes, and the backend is {shown(settings.backend)}"
     return [Problem("train.compile.mode", message, "leave it out, or write backend: inductor")]
-
-
-# A mean of fewer weights is hardly flatter than its members; what an EMA or LAWA lacks is warned of apart.
-FEW_WEIGHTS = {"mean": 5, "swag": 5, "ema": 0, "lawa": 0}
-assert FEW_WEIGHTS.keys() == AVERAGE_KINDS.keys(), f"no least number: {FEW_WEIGHTS.keys() ^ AVERAGE_KINDS.keys()}"
-
-
-@dataclass(frozen=True)
-class AveragePlan:
-    """One average: `steps` are the points, in updates done, whose weights it takes."""
-
-    name: str
-    steps: tuple[int, ...]
-    kind: str
-    decay: float | None
-    warmup: bool | None
-    bias_correction: bool | None
-    window: int | None
-    rank: int | None
-    diagonal: bool | None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The kind and what belongs to it, as `WeightAverage` takes them."""
-        return {key: getattr(self, key) for key in SETTINGS}
-
-
-SETTINGS = tuple(field.name for field in fields(AveragePlan) if field.name not in ("name", "steps"))
 
 
 @dataclass(frozen=True)
@@ -209,14 +175,11 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
     clock = StepClock(steps_per_epoch, total, course.minima if course else ())
     for series in average_series(recipe) + snapshot_series(recipe):
         problems += series_problems(recipe, series, clock=clock, cycles_known=course is not None)
-    problems += half_life_problems(recipe, clock=clock) + problems_between(recipe, columns=columns)
+    problems += _kind_problems(recipe, clock) + problems_between(recipe, columns=columns)
     if problems or course is None:
         raise RecipeError(problems)
 
-    averages = tuple(
-        AveragePlan(name=name, steps=points(series, clock=clock), **_settings(average, clock=clock))
-        for series, (name, average) in zip(average_series(recipe), recipe.all_averages.items(), strict=True)
-    )
+    averages = tuple(_average_plans(recipe, clock))
     snapshots = [points(series, clock=clock) for series in snapshot_series(recipe)]
     return Plan(
         num_train=num_train,
@@ -250,9 +213,19 @@ def _problems_without_swap(recipe: Recipe, *, num_train: int, columns: Sequence[
     return ()
 
 
-def _settings(average: Average, *, clock: StepClock) -> dict[str, Any]:
-    """What `AveragePlan.settings` are: those of the recipe, whose half-life has become a decay."""
-    return {key: getattr(average, key) for key in SETTINGS} | {"decay": decay_of(average, clock=clock)}
+def _average_plans(recipe: Recipe, clock: StepClock) -> Iterator[AveragePlan]:
+    for series, (name, average) in zip(average_series(recipe), recipe.all_averages.items(), strict=True):
+        settings = KINDS[average.kind].resolve(average.own, series.every, clock.exact)
+        yield AveragePlan(name, series.key, average.kind, points(series, clock=clock), average.own, settings)
+
+
+def _kind_problems(recipe: Recipe, clock: StepClock) -> list[Problem]:
+    """Return the mistakes in the keys that belong to the kind of an average."""
+    return [
+        replace(problem, key=f"{series.key}.{problem.key}")
+        for series, average in zip(average_series(recipe), recipe.all_averages.values(), strict=True)
+        for problem in KINDS[average.kind].problems(average.own, series.every, clock.exact)
+    ]
 
 
 def _saves(recipe: Recipe, clock: StepClock) -> frozenset[int]:
@@ -281,19 +254,11 @@ def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Resolve
     """What can be run, but is hardly meant."""
     found, swa, lr = [], recipe.swa, recipe.optimizer.lr
     for series, average in zip(average_series(recipe), averages, strict=True):
-        count = len(average.steps)
-        if count < FEW_WEIGHTS[average.kind]:
+        kind = KINDS[average.kind]
+        if average.count < kind.few:
             remedy = f"an earlier {series.key}.start or a shorter {series.key}.every takes more"
-            found.append(f"{average.name} averages only {count_text(count, 'weight')}: {remedy}")
-        if average.window is not None and average.window > count:
-            found.append(f"{average.name} holds the last {average.window} weights, but takes only {count}")
-        if average.rank is not None and average.rank > count:
-            found.append(f"{average.name} keeps the last {average.rank} deviations, but takes only {count}")
-        horizon = 0 if average.decay is None or average.warmup else round(1 / (1 - average.decay))
-        if horizon > count:
-            is_decay = recipe.all_averages[average.name].half_life is None
-            remedy = f"lower {series.key}.decay" if is_decay else f"shorten {series.key}.half_life"
-            found.append(f"{average.name} looks back over {horizon:,} updates, but has {count:,}: {remedy}")
+            found.append(f"{average.name} averages only {count_text(average.count, 'weight')}: {remedy}")
+        found += [f"{average.name} {warning}" for warning in kind.warnings(average)]
         if series.every.unit == "cycle" and average.steps[-1] < course.total:
             rest = length_text(course.total - average.steps[-1], course.steps_per_epoch)
             found.append(f"{average.name} takes nothing in the last {rest}: the run ends off a minimum")
@@ -334,7 +299,7 @@ class Window:
             UserError: An end that the run does not have, or nothing between them.
         """
         plan = make_plan(recipe, num_train=num_train)
-        lows = minima(recipe, steps_per_epoch=plan.steps_per_epoch) if recipe.schedule.name in CYCLIC else ()
+        lows = minima(recipe, steps_per_epoch=plan.steps_per_epoch) if recipe.schedule.name in cyclic_names() else ()
         clock = StepClock(plan.steps_per_epoch, plan.total_steps, lows)
         start, end = (_point(duration, clock) for duration in (self.start, self.end))
         if start > end:

@@ -32,9 +32,10 @@ from pydantic import BaseModel
 
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
-from swa_cli.recipe.schema import AVERAGE_KEYS, SCHEDULE_KEYS, SGD_DEFAULTS, Average, Recipe, Schedule
-from swa_cli.recipe.schema.exclusive_keys import INTERNAL
-from swa_cli.recipe.values import AVERAGE_PATTERN
+from swa_cli.recipe.kinds import KINDS
+from swa_cli.recipe.schedules import SCHEDULES
+from swa_cli.recipe.schema import SGD_DEFAULTS, Recipe, Schedule
+from swa_cli.recipe.values import AVERAGE_PATTERN, INTERNAL
 from swa_cli.recipe.yaml_document import SHIPPED, shipped_names
 
 
@@ -222,8 +223,8 @@ def json_schema() -> Node:
             node |= {"description": key.description} | ({"default": key.default} if is_plain else {})
             node |= {"pattern": key.pattern} if key.pattern else {}
             section["properties"][key.name] = node
-    sections["Schedule"]["allOf"] = [_of_shape(name) for name in SCHEDULE_KEYS]
-    sections["Average"]["allOf"] = [_of_kind(kind) for kind in sections["Average"]["properties"]["kind"]["enum"]]
+    sections["Schedule"]["allOf"] = [_of_schedule(name) for name in SCHEDULES]
+    sections["Average"]["allOf"] = [_of_kind(kind) for kind in KINDS]
     whole["properties"]["averages"]["propertyNames"] = {"pattern": AVERAGE_PATTERN}
     return {"$schema": DIALECT, "title": "Recipe of swa", **whole, "$defs": _without(sections, {"Recipe"})}
 
@@ -239,18 +240,18 @@ def _as_written(node: Node) -> Node:
     return {BOUNDS.get(name, name): value for name, value in rest.items()}
 
 
-def _of_shape(name: str) -> Node:
+def _of_schedule(name: str) -> Node:
     """What a schedule of this name must and may have."""
-    required, optional = SCHEDULE_KEYS[name]
+    kind = SCHEDULES[name]
     is_default = name == Schedule.model_fields["name"].default
     condition = {"properties": {"name": {"const": name}}, **({} if is_default else {"required": ["name"]})}
-    takes = {"propertyNames": {"enum": ["name", *sorted(required | optional)]}}
-    return {"if": condition, "then": takes | ({"required": sorted(required)} if required else {})}
+    takes = {"propertyNames": {"enum": ["name", *sorted(kind.keys)]}}
+    return {"if": condition, "then": takes | ({"required": sorted(kind.required)} if kind.required else {})}
 
 
 def _of_kind(kind: str) -> Node:
     """What an average of this kind may have."""
-    takes = [key for key in Average.model_fields if AVERAGE_KEYS.get(key, kind) == kind]
+    takes = ["kind", "start", "every", *KINDS[kind].fields]
     return {
         "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
         "then": {"propertyNames": {"enum": takes}},

@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
+from swa_cli.errors import Problem
 from swa_cli.recipe import scalars
 from swa_cli.recipe.scalars import shown
 
@@ -124,6 +128,47 @@ def length_text(steps: int, steps_per_epoch: int) -> str:
 def count_text(number: int, noun: str) -> str:
     """`1 weight`, `1,200 weights`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+STRICT = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+INTERNAL: JsonDict = {"internal": True}  # of a field that swa alone writes: no template or JSON Schema has it
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Let pydantic report the first problem of a section as `misplaced`; `explain` finds them all."""
+    if problems:
+        key, message = problems[0].key, problems[0].message
+        raise PydanticCustomError("misplaced", "{key}: {message}", {"key": key, "message": message})
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that one schedule or one kind of average takes: the type, default and meaning of its value."""
+
+    type: Any
+    default: Any  # None where the recipe may leave the key out, or where the default depends on other keys
+    description: str
+
+    @property
+    def text(self) -> str:
+        """Return the meaning with the default, as `length of the cycle; default 0.1`."""
+        default = str(self.default).lower() if isinstance(self.default, bool) else self.default
+        default = f"{default:g}" if isinstance(default, float) else default
+        return self.description if default is None else f"{self.description}; default {default}"
+
+
+def field_of(key: str, owners: Mapping[str, Key]) -> tuple[Any, Any]:
+    """Return type and field of a key that some schedules, or some kinds of averages, take.
+
+    Args:
+        key: Its name.
+        owners: The key as each schedule or kind declares it.
+    """
+    declared = list(owners.values())
+    assert all(one.type == declared[0].type for one in declared), f"{key}: one name, several types"
+    shared = declared[0].text if len(declared) > 1 and all(one == declared[0] for one in declared) else None
+    text = shared or "; ".join(f"{name}: {one.text}" for name, one in owners.items())
+    return declared[0].type | None, Field(default=None, description=text)
 
 
 MAX_NAME = 100  # characters of a name that folders and files are called by, well below what file systems take

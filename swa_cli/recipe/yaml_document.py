@@ -109,6 +109,7 @@ class Tree:
     spots: dict[KeyPath, Spot] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     opaque: set[KeyPath] = field(default_factory=set)
+    complained: set[KeyPath] = field(default_factory=set)  # paths that `add_problem` has a problem of
 
     def place(self, path: KeyPath, *, at_key: bool) -> Place:
         """Where a path stands, or the key of the nearest section around it, or the file."""
@@ -118,6 +119,12 @@ class Tree:
             if path[:length] in self.spots:
                 return self.spots[path[:length]].key
         return Place(self.source)
+
+    def add_problem(self, path: KeyPath, message: str, hint: str, *, at_key: bool = False) -> None:
+        """Add a problem at a path; only the first of a path counts, and none of a path that could not be read."""
+        if path not in self.complained and not self.is_opaque(path):
+            self.complained.add(path)
+            self.problems.append(Problem(label(path), message, hint, self.place(path, at_key=at_key)))
 
     def is_opaque(self, path: KeyPath) -> bool:
         """Whether the path, or a section around it, could not be read."""
@@ -153,6 +160,11 @@ class Tree:
         for below in [spot for spot in self.spots if spot[: len(path)] == path]:
             del self.spots[below]
         return True
+
+
+def label(path: KeyPath) -> str:
+    """Write a path as a person does; the caret of the message shows the place in a list."""
+    return ".".join(part for part in path if isinstance(part, str))
 
 
 def copied(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from swa_cli.recipe.schema.exclusive_keys import STRICT
-from swa_cli.recipe.values import Argument, Flag, Flip, Portion, Rate, Text, Whole
+from swa_cli.recipe.values import STRICT, Argument, Flag, Flip, Portion, Rate, Text, Whole
 
 
 class Model(BaseModel):

@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator
 
 from swa_cli.recipe import scalars
-from swa_cli.recipe.schema.exclusive_keys import STRICT
 from swa_cli.recipe.values import (
+    STRICT,
     Count,
     CountOrAll,
     Duration,
