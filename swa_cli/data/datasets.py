@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
-
 from swa_cli.data import folders, masks, user_dataset
 from swa_cli.data.dataset_args import Argument, choice, class_names, height_and_width, square_side, whole
-from swa_cli.data.splits import Progress, Target, available_memory
+from swa_cli.data.splits import Found, Progress, Target, available_memory
+from swa_cli.data.stream import IGNORED
 from swa_cli.data.synthetic import (
     CLASSES,
     NUM_DIGITS,
@@ -32,8 +30,6 @@ from swa_cli.errors import UserError
 
 USER_DATASET = "package.module:factory"  # the entry for every dataset in a user's own code
 
-Stored = tuple[Tensor, Tensor] | TorchDataset[Any]  # a split: images and labels in memory, or a dataset to stream
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -46,20 +42,6 @@ class Request:
     download: bool  # whether missing files may be downloaded
     classes: Sequence[str] | None  # of weights that are only evaluated: training samples may be missing then
     progress: Progress | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a reader returns; class names, constants and target only where the entry has None."""
-
-    splits: Mapping[str, Stored]  # those of "train", "val" and "test" that exist
-    class_names: tuple[str, ...] = ()
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    target: Target | None = None
-    layout: str | None = None  # "CHW" or "HWC" of images from user code; None if their shape tells
-    notes: tuple[str, ...] = ()  # what a person should know and did not ask for
-    contents: tuple[str, ...] = ()  # the files found and left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,27 +133,16 @@ def _read_photos_with_masks(
 
 
 def _read_image_folder(request: Request) -> Found:
-    found = folders.find(request.root, resize=request.args["size"], classes=request.classes)
-    return Found(splits=found.datasets, class_names=found.class_names, notes=found.notes, contents=found.contents)
+    return folders.find(request.root, resize=request.args["size"], classes=request.classes)
 
 
 def _read_mask_folder(request: Request) -> Found:
     names, size = request.args["classes"], request.args["size"]
-    needs_training = request.classes is None
-    found = masks.find_masks(request.root, num_classes=len(names), resize=size, needs_training=needs_training)
-    return Found(splits=found.datasets, class_names=names, contents=found.contents)
+    return masks.find(request.root, class_names=names, resize=size, needs_training=request.classes is None)
 
 
 def _read_user_dataset(request: Request) -> Found:
-    made = user_dataset.make(request.name, root=str(request.root), args=request.args)
-    return Found(
-        splits=made.splits,
-        class_names=made.class_names,
-        mean=made.mean,
-        std=made.std,
-        target=made.target,
-        layout=made.layout,
-    )
+    return user_dataset.read(request.name, root=str(request.root), args=request.args)
 
 
 # --- the table
@@ -189,7 +160,7 @@ _PHOTO_SIZE = height_and_width((128, 128))  # published photos with masks are of
 # Constants of ImageNet: photos too, and what pretrained networks expect.
 _PHOTO_MEAN, _PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The trimaps say 1 pet, 2 background and 3 "not classified": a border of some pixels of unknown class.
-_TRIMAP = (masks.IGNORED, 1, 0, masks.IGNORED)
+_TRIMAP = (IGNORED, 1, 0, IGNORED)
 _BY_FLAG: dict[str, Any] = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME: dict[str, Any] = {"train": {"split": "train"}, "test": {"split": "test"}}
 

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from swa_cli.data import datasets, pytree
 from swa_cli.data.dataset_args import complete
-from swa_cli.data.datasets import Found, Request
+from swa_cli.data.datasets import Request
 from swa_cli.data.fingerprint import Fingerprint, fingerprint
-from swa_cli.data.folders import FolderDataset
-from swa_cli.data.masks import MaskDataset
 from swa_cli.data.splits import (
+    FileDataset,
+    Found,
     Progress,
     Split,
     Target,
@@ -194,13 +194,13 @@ def _read(
 
 def _is_user_code(found: Found) -> bool:
     """Return whether the samples come from a torch Dataset of unknown behavior."""
-    return not all(isinstance(stored, tuple | FolderDataset | MaskDataset) for stored in found.splits.values())
+    return not all(isinstance(stored, tuple | FileDataset) for stored in found.splits.values())
 
 
 def _is_held(found: Found, *, cache: str) -> bool:
     """Return whether streamed splits are read into memory."""
     streamed = [stored for stored in found.splits.values() if not isinstance(stored, tuple)]
-    num_bytes = [stored.num_bytes for stored in streamed if isinstance(stored, FolderDataset | MaskDataset)]
+    num_bytes = [stored.num_bytes for stored in streamed if isinstance(stored, FileDataset)]
     if not streamed or cache == "none":
         return False
     return cache == "ram" or (len(num_bytes) == len(streamed) and fits_memory(sum(num_bytes)))
@@ -230,7 +230,7 @@ def _split(found: Found, name: str) -> Split:
     if isinstance(stored, tuple):
         images, labels = stored
         return Split(labels, images, target=found.target, origin=origin)
-    listed = stored.labels if isinstance(stored, FolderDataset) else None
+    listed = stored.labels if isinstance(stored, FileDataset) else None
     rows = torch.arange(len(stored))  # type: ignore[arg-type]
     return Split(listed, None, stored, rows, target=found.target, origin=origin)
 

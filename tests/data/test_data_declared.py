@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 from swa_cli.data.dataset_args import REQUIRED, Argument, whole
-from swa_cli.data.datasets import DATASETS, USER_DATASET, Dataset, Found, Request
+from swa_cli.data.datasets import DATASETS, USER_DATASET, Dataset, Request
 from swa_cli.data.sources import known_num_train, load
+from swa_cli.data.splits import Found
 from swa_cli.errors import UserError
 
 ROOT = Path(__file__).parents[2]
