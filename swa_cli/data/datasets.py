@@ -156,13 +156,21 @@ _VOC_CLASSES = (
 )
 _NUM_TEST = whole(NUM_TEST_DIGITS, 1, NUM_DIGITS - 1)
 _NUM_SCENES = 2_000  # for training
-_PHOTO_SIZE = height_and_width((128, 128))  # published photos with masks are of many sizes
-# Constants of ImageNet: photos too, and what pretrained networks expect.
-_PHOTO_MEAN, _PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The trimaps say 1 pet, 2 background and 3 "not classified": a border of some pixels of unknown class.
 _TRIMAP = (IGNORED, 1, 0, IGNORED)
 _BY_FLAG: dict[str, Any] = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME: dict[str, Any] = {"train": {"split": "train"}, "test": {"split": "test"}}
+# What published sets of one kind have in common; all other fields are left to the entries.
+_small_images = partial(Dataset, target="class", has_val=False, args={}, read=_read_arrays)
+_photos_with_masks = partial(
+    Dataset,
+    target="mask",
+    mean=(0.485, 0.456, 0.406),  # of ImageNet: photos too, and what pretrained networks expect
+    std=(0.229, 0.224, 0.225),
+    num_train=None,
+    has_val=False,
+    args={"size": height_and_width((128, 128))},  # the photos are of many sizes
+)
 
 _ENTRIES = (
     Dataset(
@@ -189,27 +197,20 @@ _ENTRIES = (
         files=None,
         read=_read_rotated_digits,
     ),
-    Dataset(
+    _small_images(
         name="mnist",
-        target="class",
         class_names=_DIGITS,
         mean=(0.1307,),
         std=(0.3081,),
         num_train=60_000,
-        has_val=False,
-        args={},
         files=Files(torchvision="MNIST", paths=IDX_FILES, **_BY_FLAG),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="fashion_mnist",
-        target="class",
         class_names=tuple(_CLOTHES.split(",")),
         mean=(0.2860,),
         std=(0.3530,),
         num_train=60_000,
-        has_val=False,
-        args={},
         files=Files(
             torchvision="FashionMNIST",
             paths=IDX_FILES,
@@ -217,67 +218,46 @@ _ENTRIES = (
             package="dataset-fashion-mnist",
             package_root="/usr/share/datasets/fashion-mnist",
         ),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="kmnist",
-        target="class",
         class_names=tuple(_KUZUSHIJI.split(",")),
         mean=(0.1918,),
         std=(0.3483,),
         num_train=60_000,
-        has_val=False,
-        args={},
         files=Files(torchvision="KMNIST", paths=IDX_FILES, **_BY_FLAG),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="cifar10",
-        target="class",
         class_names=None,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         num_train=50_000,
-        has_val=False,
-        args={},
         files=Files(torchvision="CIFAR10", paths=("cifar-10-batches-py/",), **_BY_FLAG),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="cifar100",
-        target="class",
         class_names=None,
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
         num_train=50_000,
-        has_val=False,
-        args={},
         files=Files(torchvision="CIFAR100", paths=("cifar-100-python/",), **_BY_FLAG),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="svhn",
-        target="class",
         class_names=_DIGITS,
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
         num_train=73_257,
-        has_val=False,
-        args={},
         files=Files(torchvision="SVHN", paths=("train_32x32.mat", "test_32x32.mat"), **_BY_NAME),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="stl10",
-        target="class",
         class_names=None,
         mean=(0.4467, 0.4398, 0.4066),
         std=(0.2603, 0.2566, 0.2713),
         num_train=5_000,
-        has_val=False,
-        args={},
         files=Files(torchvision="STL10", paths=("stl10_binary/",), **_BY_NAME),
-        read=_read_arrays,
     ),
     Dataset(
         name="image_folder",
@@ -310,15 +290,9 @@ _ENTRIES = (
         files=None,
         read=_read_shapes,
     ),
-    Dataset(
+    _photos_with_masks(
         name="oxford_iiit_pet",
-        target="mask",
         class_names=("background", "pet"),
-        mean=_PHOTO_MEAN,
-        std=_PHOTO_STD,
-        num_train=None,
-        has_val=False,
-        args={"size": _PHOTO_SIZE},
         files=Files(
             torchvision="OxfordIIITPet",
             paths=("oxford-iiit-pet/images/", "oxford-iiit-pet/annotations/"),
@@ -327,15 +301,9 @@ _ENTRIES = (
         ),
         read=partial(_read_photos_with_masks, image_paths="_images", mask_paths="_segs", class_of=_TRIMAP, notes=()),
     ),
-    Dataset(
+    _photos_with_masks(
         name="voc",
-        target="mask",
         class_names=tuple(_VOC_CLASSES.split(",")),
-        mean=_PHOTO_MEAN,
-        std=_PHOTO_STD,
-        num_train=None,
-        has_val=False,
-        args={"size": _PHOTO_SIZE},
         files=Files(
             torchvision="VOCSegmentation",
             paths=("VOCdevkit/VOC2012/",),
@@ -376,3 +344,4 @@ _ENTRIES = (
     ),
 )
 DATASETS = {dataset.name: dataset for dataset in _ENTRIES}
+assert len(DATASETS) == len(_ENTRIES), "each dataset has one entry"

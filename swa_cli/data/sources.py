@@ -140,7 +140,8 @@ def load(
         warnings += more
     if hold:
         splits = {
-            split: load_into_memory(part, what=f"reading {split} images", **reading) for split, part in splits.items()
+            split: part if part.dataset is None else load_into_memory(part, what=f"reading {split} images", **reading)
+            for split, part in splits.items()
         }
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
     example = next(read_rows(first, rows=torch.tensor([0]), seed=seed, workers=0))
