@@ -21,6 +21,7 @@ from swa_cli.data.dataset_args import complete
 from swa_cli.data.datasets import Request
 from swa_cli.data.fingerprint import Fingerprint, fingerprint
 from swa_cli.data.splits import (
+    Arrays,
     FileDataset,
     Found,
     Progress,
@@ -123,7 +124,7 @@ def load(
     found = _read(name, root=Path(root), download=download, given=args or {}, classes=classes, progress=progress)
     notes = list(found.notes)
     hold = _is_held(found, cache=cache)
-    if cache == "none" and all(isinstance(stored, tuple) for stored in found.splits.values()):
+    if cache == "none" and all(isinstance(stored, Arrays) for stored in found.splits.values()):
         notes.append(f"{name} is held in memory whatever dataset.cache says")
     if hold and _is_user_code(found):
         notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
@@ -195,12 +196,12 @@ def _read(
 
 def _is_user_code(found: Found) -> bool:
     """Return whether the samples come from a torch Dataset of unknown behavior."""
-    return not all(isinstance(stored, tuple | FileDataset) for stored in found.splits.values())
+    return not all(isinstance(stored, Arrays | FileDataset) for stored in found.splits.values())
 
 
 def _is_held(found: Found, *, cache: str) -> bool:
     """Return whether streamed splits are read into memory."""
-    streamed = [stored for stored in found.splits.values() if not isinstance(stored, tuple)]
+    streamed = [stored for stored in found.splits.values() if not isinstance(stored, Arrays)]
     num_bytes = [stored.num_bytes for stored in streamed if isinstance(stored, FileDataset)]
     if not streamed or cache == "none":
         return False
@@ -228,9 +229,8 @@ def _checked_splits(
 def _split(found: Found, name: str) -> Split:
     stored, origin = found.splits[name], Origin(name, len(found.class_names))
     assert found.target is not None, "the entry or its reader declares the target"
-    if isinstance(stored, tuple):
-        images, labels = stored
-        return Split(labels, images, target=found.target, origin=origin)
+    if isinstance(stored, Arrays):
+        return Split(stored.labels, stored.images, target=found.target, origin=origin)
     listed = stored.labels if isinstance(stored, FileDataset) else None
     rows = torch.arange(len(stored))  # type: ignore[arg-type]
     return Split(listed, None, stored, rows, target=found.target, origin=origin)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -45,7 +45,14 @@ class FileDataset(Protocol):
         """Decode images (N, 3, H, W) uint8 and their labels at some rows, on all cores; `what` names the work."""
 
 
-Stored = tuple[Tensor, Tensor] | Dataset[Any]  # a split as it is read: images and labels, or a dataset to stream
+class Arrays(NamedTuple):
+    """All samples of a split in memory."""
+
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # as the target says, see `Split`
+
+
+Stored = Arrays | Dataset[Any]  # a split as it is found: in memory, or to be streamed
 
 
 @dataclass(frozen=True, kw_only=True)
