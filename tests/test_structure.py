@@ -103,3 +103,10 @@ def test_help_and_recipe_errors_come_without_torch(words: list[str]) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
     assert ended.stderr.splitlines()[-1] == "False False", ended.stderr
+
+
+@pytest.mark.parametrize("path", sorted((HOUSE / "data").glob("*.py")), ids=lambda path: path.name)
+def test_data_knows_no_exit_codes(path: Path) -> None:
+    """What the data package takes from `errors`: the exception alone, as its caller says what a failure means."""
+    taken = {name for name in imports(path) if name.startswith("swa_cli.errors")}
+    assert taken <= {"swa_cli.errors.UserError"}
