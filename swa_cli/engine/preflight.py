@@ -73,11 +73,11 @@ def check(replica: Replica, plan: Plan) -> Preflight:
             )
         if not context.recipe.train.fsdp:  # a process that has only parts may not have the memory for it
             sizes = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
-            gather_single_process = [
+            sizes = [
                 sizes[0] // context.world.size,
                 *sizes[1:],
             ]  # each worker of a SWAP run is one process
-            few = slice(max(min(gather_single_process), 1))
+            few = slice(max(min(sizes), 1))
             with context.memory():
                 is_sparse = _step(replica, pytree.slice_batch(batch[0], few), pytree.slice_batch(batch[1], few))
         bar.advance()

@@ -167,7 +167,7 @@ def test_greedy_is_recipe_1_of_model_soups(swa, run: Path) -> None:
         assert swa("average", *members, "-o", "tried.pt").code == 0
         return swa("eval", "tried.pt", "--split", "val", "--json").json["weights"]["soup"]["accuracy"]
 
-    def gather_single_process(path: Path) -> float:
+    def alone(path: Path) -> float:
         return swa("eval", path, "--split", "val", "--json").json["weights"]["snapshot"]["accuracy"]
 
     chosen = files(run)[:5]
@@ -175,7 +175,7 @@ def test_greedy_is_recipe_1_of_model_soups(swa, run: Path) -> None:
     assert ended.code == 0, ended.err
     soup: list[Path] = []
     best = -1.0
-    order = sorted(chosen, key=gather_single_process, reverse=True)
+    order = sorted(chosen, key=alone, reverse=True)
     for path in order:
         if (found := accuracy(*soup, path)) >= best:
             soup, best = [*soup, path], found

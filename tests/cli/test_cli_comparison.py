@@ -150,9 +150,9 @@ def test_eval_of_one_weight_set_compares_nothing(swa: Swa, recipe: Path) -> None
     """swa.pt alone and `--weights last`: one row; `--weights last_bn` gives the row of the run."""
     result = swa("train", recipe, "--json").json
     run = Path(result["run"])
-    gather_single_process = swa("eval", run / "checkpoints/swa.pt", "--json").json
-    assert (list(gather_single_process["weights"]), gather_single_process["reference"]) == (["swa"], None)
-    assert "reference" not in gather_single_process["weights"]["swa"]
+    alone = swa("eval", run / "checkpoints/swa.pt", "--json").json
+    assert (list(alone["weights"]), alone["reference"]) == (["swa"], None)
+    assert "reference" not in alone["weights"]["swa"]
     assert list(swa("eval", run, "--weights", "last", "--json").json["weights"]) == ["last"]
     for path in (run, run / "checkpoints/last.pt"):
         row = swa("eval", path, "--weights", "last_bn", "--json").json["weights"]["last_bn"]

@@ -70,8 +70,8 @@ def test_the_corners_of_a_plane_score_as_the_run_does(run: Path, swa: Swa) -> No
         assert points[name]["score"] == pytest.approx(result["weights"][name]["accuracy"], abs=1e-9)
     refreshed = swa("average", run / "snapshots" / "step-00000060.pt", "-o", "last.pt", "--json", "-q")
     assert refreshed.code == 0, refreshed.err
-    gather_single_process = swa("eval", "last.pt", "--json", "-q").json["weights"]["soup"]
-    assert points["last_bn"]["score"] == pytest.approx(gather_single_process["accuracy"], abs=1e-9)
+    alone = swa("eval", "last.pt", "--json", "-q").json["weights"]["soup"]
+    assert points["last_bn"]["score"] == pytest.approx(alone["accuracy"], abs=1e-9)
 
 
 def test_distances_in_the_plane_are_those_of_the_weights(run: Path, swa: Swa) -> None:

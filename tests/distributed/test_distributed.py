@@ -170,8 +170,8 @@ def test_passes_are_those_of_one_process(folder: Path, swa: Swa, method: str) ->
     assert swa("eval", run / "checkpoints/swa.pt", "--json").json["weights"]["swa"]["nll"] == scores["swa"]["nll"]
     shipped = content(run, "swa")["state_dict"]
     assert swa("bn-update", run / "checkpoints/swa.pt", "-o", "alone.pt").code == 0
-    gather_single_process = torch.load(folder / "alone.pt", weights_only=True)["state_dict"]
-    for name, value in gather_single_process.items():
+    alone = torch.load(folder / "alone.pt", weights_only=True)["state_dict"]
+    for name, value in alone.items():
         if method == "exact":
             assert torch.equal(shipped[name], value), name
         else:

@@ -181,10 +181,10 @@ def test_three_processes_in_parts_are_one(tmp_path: Path, words: list[str]) -> N
 def test_what_cannot_be_in_parts_is_refused(tmp_path: Path, swa: Swa) -> None:
     """One process, optimizers that need whole parameters; parameters without rows and of two types."""
     folder_in(tmp_path)
-    gather_single_process = swa("train", "conv.yaml", "train.fsdp=true", "optimizer.name=Rprop")
-    assert gather_single_process.code == 2
-    assert "train.fsdp: one process has nobody to share the network with" in gather_single_process.err
-    assert "optimizer.name: torch's Rprop needs whole parameters" in gather_single_process.err
+    alone = swa("train", "conv.yaml", "train.fsdp=true", "optimizer.name=Rprop")
+    assert alone.code == 2
+    assert "train.fsdp: one process has nobody to share the network with" in alone.err
+    assert "optimizer.name: torch's Rprop needs whole parameters" in alone.err
     said = train(tmp_path, ["train", "deep.yaml", "train.fsdp=true", "model.args.odd=true"], 2, 2)
     assert "train.fsdp: scale is a number without rows to deal out" in said
     assert "parameters of one real type, and these are float32 and float64" in said

@@ -208,8 +208,8 @@ def test_auxiliary_heads_have_their_documented_share(name: str, outputs: str, sh
     task = TASKS[name]
     found = task.loss(make(main, *heads), targets, label_smoothing=0.0)
     torch.testing.assert_close(found, right)
-    gather_single_process = task.loss(make(main, *[None] * len(heads)), targets, label_smoothing=0.0)
-    torch.testing.assert_close(gather_single_process, losses[0])
+    alone = task.loss(make(main, *[None] * len(heads)), targets, label_smoothing=0.0)
+    torch.testing.assert_close(alone, losses[0])
     assert task.train_score(make(main, *heads), targets) == task.train_score(main, targets)
 
 
