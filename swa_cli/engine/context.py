@@ -34,8 +34,7 @@ from swa_cli.metrics.tasks import Task
 from swa_cli.recipe import schema
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
-from swa_cli.report.progress import Bar
-from swa_cli.report.terminal import Terminal
+from swa_cli.report.terminal import Bar, Terminal
 
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 

@@ -8,7 +8,6 @@ Initial weights are drawn from torch's global generator: seed it first.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,9 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from swa_cli.errors import UserError
+from swa_cli.errors import UserError, did_you_mean
+from swa_cli.import_path import import_object
 from swa_cli.models.convnet import ConvNet
-from swa_cli.models.libraries import did_you_mean, from_timm, from_torchvision, in_libraries
+from swa_cli.models.libraries import from_timm, from_torchvision, in_libraries
 from swa_cli.models.preresnet import PreResNet
 from swa_cli.models.speednet import SpeedNet
 from swa_cli.models.unet import UNet
@@ -135,7 +135,7 @@ def _check_value(key: str, value: object, *, kind: type) -> None:
 
 
 def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:
-    constructor = imported(name, key="model.name", what="a network", forms=FORMS)
+    constructor = import_object(name, key="model.name", what="a network", forms=FORMS)
     if not callable(constructor):
         raise UserError(f"model.name: {name} is not a class or function", hint="name one that makes a network")
     signature = inspect.signature(constructor)
@@ -157,41 +157,3 @@ def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int
             hint="name a class or function that makes a network",
         )
     return model
-
-
-def imported(name: str, *, key: str, what: str, forms: str) -> Any:
-    """What `package.module:attribute` names, found as Python finds modules.
-
-    Args:
-        name: The attribute may be a module of the package.
-        key: Of the recipe, for the message.
-        what: Kind of thing, for the message.
-        forms: What names there are, for the hint.
-
-    Raises:
-        UserError: One half of it does not exist. Errors inside the module pass through.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
-        raise UserError(f"{key}: {name!r} is not a name of {what}", hint=forms)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            hint = f"put {module_name.replace('.', '/')}.py beside the recipe or install it; {forms}"
-        else:
-            hint = f"mend the imports of {module_name}, or install what it needs"
-        raise UserError(f"{key}: cannot import {module_name}: {error}", hint=hint) from error
-    except SystemExit as error:
-        hint = "put what shall not run on import below `if __name__ == '__main__':`"
-        raise UserError(f"{key}: cannot import {module_name}: it ends the program", hint=hint) from error
-    is_package = hasattr(module, "__path__")  # its modules are not loaded with it
-    if not hasattr(module, attribute) and is_package and importlib.util.find_spec(f"{module_name}.{attribute}"):
-        importlib.import_module(f"{module_name}.{attribute}")
-    if not hasattr(module, attribute):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise UserError(
-            f"{key}: {module_name} has no attribute {attribute!r}",
-            hint=did_you_mean(attribute, public) + f"define it in {module_name}",
-        )
-    return getattr(module, attribute)

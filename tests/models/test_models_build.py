@@ -367,7 +367,7 @@ def test_mistakes_with_own_networks() -> None:
     assert "cannot import own_networks.deeper" in error.message
     error = refusal("own_needs:Tiny")
     assert "a_module_that_nobody_has" in error.message
-    assert "mend the imports of own_needs" in error.hint
+    assert "fix the imports of own_needs" in error.hint
     error = refusal("own_networks:tiny")
     assert "no attribute 'tiny'" in error.message
     assert "did you mean Tiny?" in error.hint

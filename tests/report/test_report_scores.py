@@ -12,6 +12,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, Metric
+from swa_cli.report.tables.metrics import difference_text
 from swa_cli.report.tables.scores import difference, score_table, standing, verdict
 from swa_cli.report.terminal import Terminal
 
@@ -141,7 +142,7 @@ def test_no_zero_is_called_better_or_worse(case: tuple[Metric, float], position:
     """Any difference without an error, of scores that are not tiny: no clear one where its printed digits are zeros."""
     metric, least = case
     row = row_of(metric, least + position * (1 - least), diff=diff, error=0.0)
-    if not set(metric.difference(diff)) & set("123456789"):
+    if not set(difference_text(metric, diff)) & set("123456789"):
         assert standing(row, metric) == UNCLEAR
     else:
         assert standing(row, metric) == ("better" if (diff > 0) != metric.is_lower_better else "worse")

@@ -16,6 +16,7 @@ from swa_cli.report.console_text import MINUS, printable
 from swa_cli.report.page.assets import POLICY, SCRIPT, STYLE
 from swa_cli.report.page.chart import Line, chart
 from swa_cli.report.plots import curves, style
+from swa_cli.report.tables.metrics import heading
 from swa_cli.report.tables.scores import difference, is_compared, score_with_error, standing
 
 Row = Mapping[str, Any]
@@ -145,7 +146,7 @@ def _scores(runs: Sequence[RunOnPage]) -> str:
         if not metric.is_optional
         or any(row.get(metric.key) is not None for run in runs for row in run.weights.values())
     ]
-    heads = [*(["run"] if several else []), "weights", *(metric.heading for metric in shown), "n", "BatchNorm"]
+    heads = [*(["run"] if several else []), "weights", *(heading(metric) for metric in shown), "n", "BatchNorm"]
     rows = []
     for run in runs:
         for name, values in run.weights.items():

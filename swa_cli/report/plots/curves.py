@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report.plots import schedule, style
 from swa_cli.report.plots.style import Row
+from swa_cli.report.tables.metrics import value_with_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,7 +160,7 @@ def _draw_final(
             markerfacecolor="none",
             markeredgewidth=1.8,
             color=look["color"],
-            label=f"{style.short(name)}, final: {metric.said(scores[key])}",
+            label=f"{style.short(name)}, final: {value_with_unit(metric, scores[key])}",
         )
         drawn.append(point)
     return drawn
