@@ -93,7 +93,7 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     weights = result.get("weights", {})
     return RunOnPage(
         title=run.title,
-        said=_said(run),
+        facts=_said(run),
         metrics=run.metrics,
         rows=run.rows,
         averaging=run.averaging,
