@@ -244,7 +244,7 @@ CLASSIFICATION = TaskMetrics(
     ),
     loss_key="nll",
     training_key="accuracy",
-    loss_axis="loss (nats a sample)",
+    loss_axis="loss (nats per sample)",
     predictions="probabilities",
 )
 SEGMENTATION = TaskMetrics(  # of the counts (N, K) of pixels by class
@@ -281,7 +281,7 @@ SEGMENTATION = TaskMetrics(  # of the counts (N, K) of pixels by class
     ),
     loss_key="nll",
     training_key="pixel_accuracy",
-    loss_axis="loss (nats a pixel)",
+    loss_axis="loss (nats per pixel)",
     predictions="probabilities",
 )
 REGRESSION = TaskMetrics(  # of errors and targets (N, D)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -166,6 +167,22 @@ def test_small_values_still_get_a_verdict(diff: float, error: float, expected: s
     (sentence,) = verdict({"last": {}, "swa": values | {"reference": "last"}}, metrics=REGRESSION)
     assert sentence.count("better") == (expected == "better")
     assert sentence.count("worse") == (expected == "worse")
+
+
+@pytest.mark.parametrize(
+    ("width", "headings"),
+    [
+        (45, ["weights", "accuracy %", "NLL", "ECE"]),
+        (50, ["weights", "accuracy %", "NLL", "ECE", "n"]),
+        (62, ["weights", "accuracy %", "NLL", "ECE", "n", "BatchNorm"]),
+        (71, ["weights", "accuracy %", "top-5 %", "NLL", "ECE", "n", "BatchNorm"]),
+        (78, ["weights", "accuracy %", "top-5 %", "NLL", "ECE", "Brier", "n", "BatchNorm"]),
+    ],
+)
+def test_a_narrow_page_keeps_the_headline_metrics(width: int, headings: list[str]) -> None:
+    """The headings on pages of several widths against the order in which columns give way."""
+    head, _ = table_of({"last": RAW | {"top5": 0.99}}, width=width)
+    assert re.findall(r"\S+(?: %)?", head) == headings
 
 
 # Rows without a verdict.
