@@ -6,7 +6,8 @@ place. What only we can break is an `assert`. `cli.main` alone turns these into 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 EXIT_DONE = 0
@@ -68,6 +69,13 @@ class RecipeError(Exception):
         super().__init__("; ".join(f"{problem.key}: {problem.message}" for problem in problems))
         self.problems = tuple(problems)
         self.source = source
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return the start of a hint with the known name that is most like `word`; empty where none is."""
+    spelling = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), spelling, n=1)
+    return f"did you mean {spelling[close[0]]}? " if close else ""
 
 
 class Terminated(BaseException):

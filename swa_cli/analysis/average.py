@@ -36,6 +36,7 @@ from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.plan import Window
 from swa_cli.report.plots import schedule
+from swa_cli.report.tables.scores import search_summary
 from swa_cli.report.terminal import Terminal
 
 NAME = "soup"  # of the weight set that comes out
@@ -356,12 +357,8 @@ def _tell(terminal: Terminal, out: Path, content: dict[str, Any], trials: Trials
     """The answer: the table of what was tried, and what came out."""
     average, steps = content["average"], content["average"]["steps"]
     if trials.rows:
-        terminal.tried(
-            trials.rows,
-            metrics=trials.metrics,
-            samples=len(trials.samples[0]),
-            passes=trials.num_passes,
-        )
+        samples, passes = len(trials.samples[0]), trials.num_passes
+        terminal.print(search_summary(trials.rows, samples=samples, passes=passes, metrics=trials.metrics))
     held = f"{average['kind']} mean of {average['count']:,} weight set{'s' * (average['count'] != 1)}"
     held += f", steps {min(steps):,} to {max(steps):,}" if steps else ""
     batchnorm, ways = content["batchnorm"], f"score it with `swa eval {out}`"

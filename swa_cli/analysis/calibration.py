@@ -12,7 +12,7 @@ from torch import Tensor
 
 from swa_cli.analysis.run_data import OpenRun
 from swa_cli.errors import UserError
-from swa_cli.metrics.classification import ECE_BINS
+from swa_cli.metrics.metric import ECE_BINS
 
 
 def reliability(run: OpenRun) -> dict[str, dict[str, Any]]:

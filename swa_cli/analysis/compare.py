@@ -84,7 +84,7 @@ def read(number: int, path: Path) -> Compared:
     result, metrics = None, BY_TASK.get(recipe.task, CLASSIFICATION)
     if folder.result.is_file():
         hint = "name another run folder, or score its checkpoints with `swa eval`"
-        nothing = TaskMetrics((), loss_key="", training=metrics.training)  # of a task of one's own they are seen later
+        nothing = TaskMetrics((), loss_key="", training_key="")  # of a task of one's own they are seen later
         asked = metrics if recipe.task in BY_TASK else nothing
         _, result = read_result(folder.result, metrics=asked, hint=hint)
         metrics = metrics_of(recipe.task, result.weights)

@@ -28,6 +28,7 @@ from swa_cli.engine.evaluate import RAW
 from swa_cli.errors import UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.swap import number_of_worker
+from swa_cli.report.tables.scores import ensemble_summary
 from swa_cli.report.terminal import Terminal
 
 
@@ -107,7 +108,7 @@ def evaluate_checkpoint(
         rows, split=name_of_split, samples=num_samples, tta=context.recipe.eval.tta, metrics=context.task.metrics
     )
     if curve:
-        terminal.ensemble(curve, metrics=context.task.metrics)
+        terminal.print(ensemble_summary(curve, metrics=context.task.metrics))
     result = {
         "command": "eval",
         "checkpoint": str(path),

@@ -29,8 +29,7 @@ from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.schema import Recipe
-from swa_cli.report.progress import Bar
-from swa_cli.report.terminal import Terminal
+from swa_cli.report.terminal import Bar, Terminal
 
 BATCHES = (1, 7, 92)  # N = 100 images; a graph may take one size of batch and not another
 TOLERANCE = 1e-4  # of an output, relative to the largest one where that is above 1

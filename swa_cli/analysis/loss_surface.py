@@ -30,7 +30,7 @@ from swa_cli.engine import evaluate, failures
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import recomputed
 from swa_cli.errors import UserError
-from swa_cli.report.progress import Bar
+from swa_cli.report.terminal import Bar
 
 Coefficients = tuple[float, ...]  # (A,)
 SAVE_EVERY_S = 5.0

@@ -28,7 +28,7 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.variants import BASELINE, baseline_of, describe_baseline
-from swa_cli.report.tables.seeds import Against, spelled
+from swa_cli.report.tables.seeds import Against, seed_ranges, seed_summary
 from swa_cli.report.terminal import Terminal
 
 STATES = {"finished": "finished", "stopped": "to go on", "new": "to run"}
@@ -303,9 +303,8 @@ def _report(
         against = _compare(answer, every[1], compared, metrics=metrics)
     folder = every[0].place
     folder.write_json(folder.result.name, answer)
-    terminal.summary_over_seeds(
-        weights, split=answer["split"], samples=answer["samples"], seeds=seeds, metrics=metrics, against=against
-    )
+    split, samples = answer["split"], answer["samples"]
+    terminal.print(seed_summary(weights, split=split, samples=samples, seeds=seeds, metrics=metrics, against=against))
     return answer
 
 
@@ -386,7 +385,9 @@ def _tell_plan(title: str, every: Sequence[Series], *, terminal: Terminal, seeds
     rows = []
     for series in every:
         states = {member.seed: member.state for member in series.members} or dict.fromkeys(seeds, "new")
-        left = [f"{words}: {spelled(found)}" for state, words in STATES.items() if (found := _in_state(states, state))]
+        left = [
+            f"{words}: {seed_ranges(found)}" for state, words in STATES.items() if (found := _in_state(states, state))
+        ]
         if series.label:
             recipe = series.loaded.recipe
             rows.append(("against", describe_baseline(recipe) if series.label == BASELINE else recipe.title))
@@ -399,7 +400,7 @@ def _in_state(states: Mapping[int, str], wanted: str) -> list[int]:
 
 
 def _seeds(seeds: Sequence[int]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {spelled(seeds)}"
+    return f"seed{'s' if len(seeds) > 1 else ''} {seed_ranges(seeds)}"
 
 
 def _write_request(series: Series, seeds: Sequence[int]) -> None:

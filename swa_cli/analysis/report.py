@@ -93,7 +93,7 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     weights = result.get("weights", {})
     return RunOnPage(
         title=run.title,
-        said=_said(run),
+        facts=_said(run),
         metrics=run.metrics,
         rows=run.rows,
         averaging=run.averaging,
@@ -169,7 +169,7 @@ def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
     names = ", ".join(point["name"] for point in found["points"])
 
     def panel(key: str) -> Drawing:
-        what = plane_picture.says(metrics, key, split=found["split"])
+        what = plane_picture.panel_title(metrics, key, split=found["split"])
 
         def draw(file: IO[bytes]) -> None:
             plane_picture.draw_plane(file, surface=found, title="", metrics=metrics, panels=(key,), form="svg")

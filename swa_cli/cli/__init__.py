@@ -97,7 +97,7 @@ def main() -> NoReturn:
 
 def run(words: list[str]) -> int:
     """Run one command; every way to end becomes an exit code, and a traceback is shown only on request."""
-    from swa_cli.report.errors import notes_of, own_frames, print_own_error, print_problems, print_user_error
+    from swa_cli.report.errors import notes_of, print_problems, print_user_code_error, print_user_error, user_frames
 
     try:
         _command()(words, prog_name="swa")
@@ -115,9 +115,9 @@ def run(words: list[str]) -> int:
         if isinstance(error, UserError):
             print_user_error(error.message, hint=error.hint)
             return error.exit_code
-        frames = own_frames(error)
+        frames = user_frames(error)
         if frames:
-            print_own_error(error, frames)
+            print_user_code_error(error, frames)
             return EXIT_USAGE if NOTHING_WAS_RUN in notes_of(error) else EXIT_FAILED
         if isinstance(error, OSError) and error.strerror:
             print_user_error(f"{error.filename or 'file'}: {error.strerror}", hint="free space, or use another folder")

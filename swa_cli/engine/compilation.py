@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from swa_cli.errors import Problem, UserError
-from swa_cli.models import build_model
+from swa_cli.import_path import import_object
 from swa_cli.recipe.schema import Compile
 
 FORMS = "train.compile is true, false, a backend of torch.compile, or package.module:attribute"
@@ -132,7 +132,7 @@ def _imported(name: str) -> Backend:
     Raises:
         UserError: There is none, or it does not take a graph and example inputs.
     """
-    backend = build_model.import_attribute(name, key="train.compile", what="a backend", forms=FORMS)
+    backend = import_object(name, key="train.compile", what="a backend", forms=FORMS)
     expected = "let it be backend(graph_module, example_inputs), which returns a function"
     if not callable(backend):
         raise UserError(f"train.compile: {name} is not a function", hint=expected)

@@ -18,7 +18,7 @@ from typing import Any
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.events import METHODS, EpochEvent, PlanEvent, Row
 from swa_cli.errors import Problem, UserError
-from swa_cli.models import build_model
+from swa_cli.import_path import import_object
 
 VERSION = "brain.Event:2"  # what TensorBoard wants to read first
 FILES = "events.out.tfevents.*"
@@ -108,7 +108,7 @@ def _build_tensorboard() -> TensorBoard:
 
 
 def _build_own(name: str) -> object:
-    make = build_model.import_attribute(name, key=KEY, what="a logger", forms=FORMS)
+    make = import_object(name, key=KEY, what="a logger", forms=FORMS)
     expected = f"let it be a class without arguments that has some of the methods {', '.join(METHODS)}"
     if not callable(make):
         raise UserError(f"{name} is not a class", hint=expected)

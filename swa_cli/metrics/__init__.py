@@ -1,1 +1,1 @@
-"""What is learned: tasks, their losses, and the metrics that judge them."""
+"""Tasks, their losses, and the metrics that judge weight sets."""

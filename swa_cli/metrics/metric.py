@@ -1,174 +1,335 @@
-"""What each task scores, as a person reads it: names, headings, percent or number, and which way is better.
+"""Declare the metrics of each task: name, direction, and how each is computed.
 
-The one table of it: columns of metrics.csv, keys of JSON, the headings of every table and the sentences of a verdict
-follow from it. The first metric of a task is its own, `loss` the one that is trained; averages are judged by both.
+A metric is one entry in one of the tables at the end of this file. The columns of metrics.csv, the keys of JSON, the
+headings of tables and the sentences of a verdict all follow from it. A value is a number *and*, where possible, N
+per-sample values with that mean: their spread is its sampling error, and the difference of two weight sets on the same
+samples gets a paired error. A metric that is no mean of samples (mean IoU, R2) has jackknife pseudo-values (Tukey
+1958) instead, for which the same holds. This module does not import torch, so that reports can read the tables.
+
+Legend: N samples, K classes, D outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
-from swa_cli.report.tables.columns import Column, number, percent, signed
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Direction = Literal["higher", "lower"]  # which values are better
+
+ECE_BINS = 15  # as in Guo et al. 2017, On Calibration of Modern Neural Networks
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """The value of a metric; without per-sample values it has no error and no paired difference."""
+
+    value: float | None
+    each: Tensor | None = None  # (N,) float64 with the mean `value`
+    error: float | None = None  # standard error of `value`
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One score; `key` names it in JSON, `name` in a sentence, `short` over the column of an epoch's row."""
+    """One metric; `key` names it in JSON and metrics.csv, `name` in sentences and headings.
+
+    `compute` maps the `SampleScores` of the task to the value. Values are fractions also where `is_percent` makes
+    reports show percent. `is_headline` metrics keep their column on a narrow page.
+    """
 
     key: str
     name: str
-    short: str = ""
+    direction: Direction
+    compute: Callable[[Any], MetricValue] = field(compare=False, repr=False)
+    short_name: str = ""  # in the headings of epoch rows, for primary and training metrics
     is_percent: bool = False
-    is_lower_better: bool = False
     has_error: bool = True
-    is_optional: bool = False  # None where it would say nothing, and not compared over seeds
-    rank: int = 6  # the highest gives way first on a narrow page; the count has 4, BatchNorm 5
+    is_optional: bool = False  # None where it would say nothing; not compared over seeds
+    is_headline: bool = False
 
     @property
-    def heading(self) -> str:
-        """What stands over its column."""
-        return f"{self.name} %" if self.is_percent else self.name
-
-    @property
-    def column(self) -> Column:
-        """Its column in a table of scores."""
-        widest = 0 if not self.has_error else 15 if self.is_percent else 16
-        return Column(self.key, self.heading, max(widest, len(self.heading) + 2, 7), rank=self.rank)
-
-    def cell(self, value: float | None) -> str:
-        """A value in a table."""
-        return percent(value) if self.is_percent else number(value)
-
-    def said(self, value: float | None) -> str:
-        """A value in a sentence."""
-        return f"{percent(value)} %" if self.is_percent else number(value)
-
-    def difference(self, value: float) -> str:
-        """A difference of two values."""
-        return signed(100 * value, digits=2) if self.is_percent else signed(value, digits=3)
+    def is_lower_better(self) -> bool:
+        """Whether a lower value is better."""
+        return self.direction == "lower"
 
     def resolution(self, value: float) -> float:
-        """The smallest difference from `value` that counts: half of the last digit shown; less for a small value."""
+        """Return the smallest difference from `value` that counts: half of the last digit shown, or 0.5 % of it."""
         shown = 0.5e-4 if self.is_percent else 0.5e-3
         return shown if abs(value) >= 20 * shown else 0.5e-2 * abs(value)
 
     def gain(self, difference: float) -> float:
-        """A difference as an improvement."""
+        """Return a difference as an improvement: positive is better."""
         return -difference if self.is_lower_better else difference
 
 
 @dataclass(frozen=True)
 class TaskMetrics:
-    """All that a task scores, in the order of its tables."""
+    """All metrics of a task in the order of its tables; the first is the primary metric.
 
-    all: tuple[Metric, ...]  # the first is the primary one
+    `loss_key` names the metric that is trained, `training_key` the one that is cheap enough to compute on every
+    training batch. Averages are judged by the primary metric and the loss.
+    """
+
+    all: tuple[Metric, ...]
     loss_key: str
-    training: Metric  # what is cheap enough to be measured on each training batch
+    training_key: str
     loss_axis: str = "loss"
-    predictions: str = "predictions"  # what is averaged over weight sets
+    predictions: str = "predictions"  # what an ensemble averages
+
+    def __post_init__(self) -> None:
+        assert len(set(self.keys)) == len(self.keys), f"a metric is declared twice: {self.keys}"
+        if self.all:  # the metrics of a user's task are not always known
+            assert {self.loss_key, self.training_key} <= set(self.keys), f"no metric {self.loss_key}"
+
+    def __getitem__(self, key: str) -> Metric:
+        return {metric.key: metric for metric in self.all}[key]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of all metrics, in the order of JSON."""
+        return tuple(metric.key for metric in self.all)
 
     @property
     def primary(self) -> Metric:
-        """The score that the task is about, which an epoch's row shows."""
+        """The metric that epoch rows show."""
         return self.all[0]
 
     @property
     def loss(self) -> Metric:
-        """The score that is `loss` in metrics.csv."""
-        return next(metric for metric in self.all if metric.key == self.loss_key)
+        """The metric that is `loss` in metrics.csv."""
+        return self[self.loss_key]
+
+    @property
+    def training(self) -> Metric:
+        """The metric of training batches."""
+        return self[self.training_key]
 
     @property
     def compared(self) -> tuple[Metric, Metric]:
-        """What averages are judged by."""
+        """The two metrics that averages are judged by."""
         return self.primary, self.loss
 
     @property
     def over_seeds(self) -> tuple[Metric, ...]:
-        """What is compared over seeds: what averages are judged by, then the others."""
+        """The metrics that are compared over seeds, the judged ones first."""
         others = (metric for metric in self.all if metric not in self.compared and not metric.is_optional)
         return (*self.compared, *others)
 
     def columns(self, averages: Sequence[str]) -> list[str]:
-        """The columns of metrics.csv that hold scores."""
-        every = ["train_loss", f"train_{self.training.key}", "val_loss", f"val_{self.primary.key}"]
+        """Return the columns of metrics.csv that hold metrics."""
+        columns = ["train_loss", f"train_{self.training_key}", "val_loss", f"val_{self.primary.key}"]
         for name in averages:
-            every += [f"{name}_val_loss", f"{name}_val_{self.primary.key}"]
-        return every
+            columns += [f"{name}_val_loss", f"{name}_val_{self.primary.key}"]
+        return columns
 
     def is_lower_better(self, column: str) -> bool:
-        """Which way a column of metrics.csv is better."""
-        if column == f"train_{self.training.key}":
+        """Return whether a lower value is better in a column of metrics.csv."""
+        if column == f"train_{self.training_key}":
             return self.training.is_lower_better
         return self.primary.is_lower_better if column.endswith(f"val_{self.primary.key}") else True
 
 
-_ACCURACY = Metric("accuracy", "accuracy", "acc", is_percent=True, rank=1)
-_PIXEL_ACCURACY = Metric("pixel_accuracy", "pixel accuracy", "px acc", is_percent=True)
-_MAE = Metric("mae", "MAE", "MAE", is_lower_better=True, rank=3)
-_NLL = Metric("nll", "NLL", is_lower_better=True, rank=2)
+def mean_of(values: Tensor) -> MetricValue:
+    """Return the mean of (N,) values and its standard error."""
+    each = values.double()
+    return MetricValue(float(each.mean()), each, standard_error(each))
+
+
+def jackknife(value: float, left_out: Tensor) -> MetricValue:
+    """Return a value that is no mean of samples, with its jackknife error.
+
+    The pseudo-values N value - (N - 1) left_out are shifted to the mean `value`: the bias is not corrected.
+
+    Args:
+        value: The metric over all samples.
+        left_out: (N,) float64, the metric without sample i, for each i.
+    """
+    if len(left_out) < 2:
+        return MetricValue(value, left_out.new_full(left_out.shape, value), 0.0)
+    each = value - (len(left_out) - 1) * (left_out - left_out.mean())
+    return MetricValue(value, each, standard_error(each))
+
+
+def standard_error(values: Tensor) -> float:
+    """Return the standard error of the mean of (N,) values; 0 for a single one."""
+    return float(values.double().std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _accuracy(correct: Tensor) -> MetricValue:
+    """Return the fraction of (N,) that is true, with the binomial error sqrt(p (1 - p) / N)."""
+    each = correct.double()
+    value = float(each.mean())
+    return MetricValue(value, each, math.sqrt(value * (1 - value) / len(each)))
+
+
+def _top5(correct: Tensor | None) -> MetricValue:
+    return MetricValue(None if correct is None else float(correct.double().mean()))
+
+
+def _calibration_error(confidence: Tensor, correct: Tensor) -> MetricValue:
+    """Sum |correct - confidence| over bins of equal width, divided by N (Guo et al. 2017, equation 5).
+
+    Not torchmetrics: importing it takes 3 s and 250 MB, more than many a run.
+    """
+    import torch
+
+    confidence = confidence.double()
+    edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
+    bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, ECE_BINS - 1)
+    gaps = torch.zeros(ECE_BINS, dtype=torch.float64).index_add_(0, bins, correct.double() - confidence)
+    return MetricValue(float(gaps.abs().sum()) / len(confidence))
+
+
+def _ratio_over_images(part: Tensor, whole: Tensor) -> MetricValue:
+    """Return the mean over classes of sum(part) / sum(whole), both (N, K); classes without a whole are left out."""
+    part, whole = part.double(), whole.double()
+    sums = part.sum(0), whole.sum(0)
+    return jackknife(float(_mean_ratio(*sums)), _mean_ratio(sums[0] - part, sums[1] - whole))
+
+
+def _mean_ratio(part: Tensor, whole: Tensor) -> Tensor:
+    ratios = part / whole  # (..., K), NaN where the whole is empty
+    return ratios.where(whole > 0, math.nan).nanmean(-1)
+
+
+def _r2(error: Tensor, target: Tensor) -> MetricValue:
+    """Return 1 - residual / total, the mean over D outputs, of (N, D) errors and targets; NaN for a constant target."""
+    error, target = error.double(), target.double()
+    squared, centered = error.square(), target - target.mean(0)
+    n = len(squared)
+    residual, total = squared.sum(0), centered.square().sum(0)
+    # Without sample i the mean of the others is -y_i / (n - 1), as the centered y sum to 0.
+    left_total = total - centered.square() * (n / max(n - 1, 1))
+    value = (1 - residual / total).where(total > 0, math.nan).mean()
+    left_out = (1 - (residual - squared) / left_total).where(left_total > 0, math.nan).mean(1)
+    return jackknife(float(value), left_out)
+
 
 CLASSIFICATION = TaskMetrics(
     all=(
-        _ACCURACY,
-        Metric("top5", "top-5", is_percent=True, has_error=False, is_optional=True, rank=6),
-        _NLL,
-        Metric("ece", "ECE", is_lower_better=True, has_error=False, rank=3),
-        Metric("brier", "Brier", is_lower_better=True, has_error=False, rank=7),
+        Metric(
+            "accuracy",
+            "accuracy",
+            "higher",
+            lambda scores: _accuracy(scores.correct),
+            short_name="acc",
+            is_percent=True,
+        ),
+        Metric(
+            "top5",
+            "top-5",
+            "higher",
+            lambda scores: _top5(scores.top5),
+            is_percent=True,
+            has_error=False,
+            is_optional=True,
+        ),
+        Metric("nll", "NLL", "lower", lambda scores: mean_of(scores.nll)),
+        Metric(
+            "ece",
+            "ECE",
+            "lower",
+            lambda scores: _calibration_error(scores.confidence, scores.correct),
+            has_error=False,
+            is_headline=True,
+        ),
+        Metric(
+            "brier", "Brier", "lower", lambda scores: MetricValue(float(scores.brier.double().mean())), has_error=False
+        ),
     ),
     loss_key="nll",
-    training=_ACCURACY,
-    loss_axis="loss (nats a sample)",
+    training_key="accuracy",
+    loss_axis="loss (nats per sample)",
     predictions="probabilities",
 )
-SEGMENTATION = TaskMetrics(
+SEGMENTATION = TaskMetrics(  # of the counts (N, K) of pixels by class
     all=(
-        Metric("mean_iou", "mean IoU", "mIoU", is_percent=True, rank=1),
-        Metric("dice", "Dice", is_percent=True, rank=7),
-        _PIXEL_ACCURACY,
-        _NLL,
+        Metric(
+            "mean_iou",
+            "mean IoU",
+            "higher",
+            lambda scores: _ratio_over_images(scores.right, scores.present + scores.predicted - scores.right),
+            short_name="mIoU",
+            is_percent=True,
+        ),
+        Metric(
+            "dice",
+            "Dice",
+            "higher",
+            lambda scores: _ratio_over_images(2 * scores.right, scores.present + scores.predicted),
+            is_percent=True,
+        ),
+        Metric(
+            "pixel_accuracy",
+            "pixel accuracy",
+            "higher",
+            lambda scores: _ratio_over_images(scores.right.sum(1, keepdim=True), scores.present.sum(1, keepdim=True)),
+            short_name="px acc",
+            is_percent=True,
+        ),
+        Metric(
+            "nll",
+            "NLL",
+            "lower",
+            lambda scores: _ratio_over_images(scores.nll[:, None], scores.present.sum(1, keepdim=True)),
+        ),
     ),
     loss_key="nll",
-    training=_PIXEL_ACCURACY,
-    loss_axis="loss (nats a pixel)",
+    training_key="pixel_accuracy",
+    loss_axis="loss (nats per pixel)",
     predictions="probabilities",
 )
-REGRESSION = TaskMetrics(
+REGRESSION = TaskMetrics(  # of errors and targets (N, D)
     all=(
-        Metric("r2", "R2", "R2", rank=1),
-        Metric("mse", "MSE", is_lower_better=True, rank=2),
-        _MAE,
+        Metric("r2", "R2", "higher", lambda scores: _r2(scores.error, scores.target), short_name="R2"),
+        Metric("mse", "MSE", "lower", lambda scores: mean_of(scores.error.double().square().mean(1))),
+        Metric(
+            "mae",
+            "MAE",
+            "lower",
+            lambda scores: mean_of(scores.error.double().abs().mean(1)),
+            short_name="MAE",
+            is_headline=True,
+        ),
     ),
     loss_key="mse",
-    training=_MAE,
+    training_key="mae",
     loss_axis="loss (squared error)",
 )
 BY_TASK = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "regression": REGRESSION}
 
 
-def metrics_of(task: str, weights: Mapping[str, Mapping[str, Any]]) -> TaskMetrics:
-    """What a task scores, as a result tells it: a task of one's own is known by the scores of its weight sets alone.
+def user_task_metrics(directions: Mapping[str, Direction]) -> TaskMetrics:
+    """Return the metrics of a user's task, which are means of per-sample values; `loss` is one, and not the first."""
+    metrics = tuple(
+        Metric(
+            key,
+            key.replace("_", " "),
+            direction,
+            partial(_user_value, key=key),
+            short_name=key.replace("_", " "),
+        )
+        for key, direction in directions.items()
+    )
+    return TaskMetrics(metrics, loss_key="loss", training_key=metrics[0].key)
 
-    Which way these are better is not known then, and taken as upwards: for tables without a verdict.
+
+def _user_value(scores: Any, *, key: str) -> MetricValue:
+    return mean_of(scores.values_of(key))
+
+
+def metrics_of(task: str, weights: Mapping[str, Mapping[str, Any]]) -> TaskMetrics:
+    """Return the metrics of a task by its name in a recipe; those of a user's task are read from a result.
+
+    The direction of a user's metrics is not in a result. "higher" stands in for it, in tables without a verdict.
     """
     if task in BY_TASK:
         return BY_TASK[task]
     first = next(iter(weights.values()), {})
     keys = [key for key, value in first.items() if isinstance(value, float) and not key.endswith(("_se", "_diff"))]
-    return user_task_metrics(dict.fromkeys(keys, "higher"))
-
-
-def user_task_metrics(directions: dict[str, str]) -> TaskMetrics:
-    """Of a task of one's own: its scores by name, each `higher` or `lower`; `loss` is among them, and not first."""
-    scores = tuple(
-        Metric(
-            key,
-            key.replace("_", " "),
-            key.replace("_", " "),
-            is_lower_better=direction == "lower",
-            rank={0: 1}.get(index, 2 if key == "loss" else 6),
-        )
-        for index, (key, direction) in enumerate(directions.items())
-    )
-    return TaskMetrics(scores, loss_key="loss", training=scores[0])
+    return user_task_metrics(dict.fromkeys([*keys, "loss"], "higher"))

@@ -1,14 +1,10 @@
-"""What a task is: a loss, predictions that can be averaged, and what every sample scores.
+"""Define what a task is: a loss, predictions that can be averaged, and scores of every sample.
 
-The one idea: a score is a number *and* N values whose mean it is, one a sample. Their spread is its sampling error,
-and the difference of two weight sets on the same samples gets a paired one. What is no mean of samples (mean IoU, R2)
-has jackknife pseudo-values (Tukey 1958) in their place, of which the same holds.
-Legend: B batch, N samples of a split, K classes, D outputs.
+Legend: B batch, N samples of a split.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Protocol, TypeVar
@@ -16,74 +12,66 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from swa_cli.averaging.batch_args import Arguments, batch_to_args
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import TaskMetrics
+from swa_cli.metrics.metric import Direction, MetricValue, TaskMetrics
+
+Arguments = tuple[Sequence[Any], Mapping[str, Any]]  # positional and keyword arguments of a network
 
 
 class UserTask(Protocol):
-    """A task of one's own, named in a recipe by `task: package.module:attribute`; an object, a class or a module.
+    """A user's task, named in a recipe by `task: package.module:attribute`; an object, a class or a module.
 
-    `scores` names what `metrics` returns and which way each is better, `{"accuracy": "higher", "loss": "lower"}`.
-    The first is what an epoch's row and metrics.csv show; `loss` is `val_loss`; averages are judged by both.
-    A fourth function, `batch_to_args(inputs) -> (args, kwargs)`, may say how inputs go to the network; without it a
+    `scores` names the metrics that `metrics` returns, with their directions: `{"accuracy": "higher", "loss": "lower"}`.
+    The first is the primary metric, which epoch rows and metrics.csv show; `loss` is `val_loss`; averages are judged by
+    both. An optional function `batch_to_args(inputs) -> (args, kwargs)` says how the network is called; without it a
     tensor is `model(x)`, a tuple `model(*x)` and a dict `model(**x)`.
     """
 
-    scores: Mapping[str, str]
+    scores: Mapping[str, Direction]
 
     def loss(self, outputs: Any, targets: Any, *, label_smoothing: float) -> Tensor:
-        """What is trained: a scalar, the mean over a batch.
+        """Return the loss that is trained: a scalar, the mean over a batch.
 
         Args:
             outputs: What the network returned, in the precision of the run: `.float()` is often wise.
             targets: The stacked targets of the dataset, each with B samples.
-            label_smoothing: Of the recipe.
+            label_smoothing: As the recipe sets it.
         """
 
     def predict(self, outputs: Any) -> Tensor:
-        """Predictions (B, ...) whose mean over several weight sets makes sense: probabilities, not logits."""
+        """Return predictions (B, ...) whose mean over weight sets is a prediction: probabilities, not logits."""
 
     def metrics(self, predictions: Tensor, targets: Any) -> Mapping[str, Tensor]:
-        """What every sample of a batch scores: for each name in `scores` a tensor (B,). Their means are reported."""
+        """Return per-sample values, a tensor (B,) for each name in `scores`. Their means are reported."""
 
 
 class SampleScores(Protocol):
-    """What is kept of every sample of a split: a frozen dataclass of tensors (N, ...), so that batches are joined."""
+    """The scores of every sample of a split: a frozen dataclass of tensors (N, ...), so that batches can be joined."""
 
     @property
     def keys(self) -> Sequence[str]:
-        """The names of the scores, in the order of JSON."""
+        """The keys of the metrics, in the order of JSON."""
 
     def __len__(self) -> int:
-        """N."""
+        """Return N."""
 
     def metric(self, key: str) -> MetricValue:
-        """One score over all samples, in float64."""
+        """Return a metric over all samples, in float64."""
 
 
 Scores = TypeVar("Scores", bound=SampleScores)
 
 
 @dataclass(frozen=True)
-class MetricValue:
-    """A score; without values for every sample it has no error and no paired difference."""
-
-    value: float | None
-    each: Tensor | None = None  # (N,) float64 with this mean
-    error: float | None = None  # standard error of `value`
-
-
-@dataclass(frozen=True)
 class Subject:
-    """Which network on which data is looked at before a run, for the words about it; two samples are."""
+    """The network and the data of a check before a run, which looks at two samples."""
 
     model: str
     num_outputs: int | None
     size: tuple[int, ...]  # (H, W) of an image, () for other inputs
 
     def require_shape(self, outputs: Any, *wanted: tuple[int | None, ...], cure: str) -> None:
-        """Refuse outputs of two samples of another shape than one of the `wanted` ones, which begin after the 2.
+        """Raise unless the outputs of two samples have one of the `wanted` shapes, given without the 2.
 
         Raises:
             UserError: They have another shape, or are no tensor.
@@ -91,57 +79,38 @@ class Subject:
         shapes = [(2, *shape) for shape in wanted]
         found = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
         if found not in shapes:
-            raise UserError(f"model.name: {self.model} gives {found} for 2 images, not {shapes[0]}", hint=cure)
+            raise UserError(f"model.name: {self.model} returns {found} for 2 images, not {shapes[0]}", hint=cure)
+
+
+def batch_to_args(inputs: Any) -> Arguments:
+    """Return the arguments of `model(x)` for a tensor, of `model(*x)` for a tuple, of `model(**x)` for a dict."""
+    if isinstance(inputs, Mapping):
+        return (), inputs
+    return (inputs if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
 @dataclass(frozen=True)
 class Task:
-    """A task as the rest of the room takes it: functions on whole batches, and what is said of their results."""
+    """A task as the engine uses it: functions on whole batches, and the table of its metrics."""
 
     metrics: TaskMetrics
     loss: Callable[..., Tensor]  # (outputs, targets, *, label_smoothing) -> ()
     predict: Callable[[Any], Tensor]  # outputs -> (B, ...) float32
-    score_predictions: Callable[[Tensor, Any], SampleScores]  # of predictions, and of their mean over weight sets
-    score_outputs: Callable[[Any, Any], SampleScores]  # of the outputs of one weight set, and targets
+    score_predictions: Callable[[Tensor, Any], SampleScores]  # (predictions, targets): one weight set's or a mean
+    score_outputs: Callable[[Any, Any], SampleScores]  # (outputs, targets) of one weight set
     train_score: Callable[[Any, Any], Tensor]  # (outputs, targets) -> (), on the device: no host sync
     check: Callable[..., None]  # (outputs, targets, *, subject): raises if this cannot be trained
-    check_training: Callable[..., None] = lambda outputs, *, subject: None  # the same of what it gives in training
+    check_training: Callable[..., None] = lambda outputs, *, subject: None  # the same for outputs in training mode
     families: tuple[str, ...] = ("classification",)  # of torchvision's networks
-    target: str | None = "class"  # what the labels of the dataset have to be: class, mask or value; None: anything
+    target: str | None = "class"  # the labels that the dataset must have: class, mask or value; None: any
     batch_to_args: Callable[[Any], Arguments] = batch_to_args
-    weight: Callable[[Any], int] | None = None  # of targets: how much a batch's loss is the mean of; None: its samples
-    tta: str = "none"  # of `views.py`: how images are looked at to be scored
-
-
-def mean_of(values: Tensor) -> MetricValue:
-    """The mean of (N,) values and its standard error."""
-    each = values.double()
-    return MetricValue(float(each.mean()), each, standard_error(each))
-
-
-def jackknife(value: float, left_out: Tensor) -> MetricValue:
-    """A score that is no mean, with its jackknife error.
-
-    The pseudo-values N value - (N - 1) left_out are moved to have the mean `value`: the bias is not corrected.
-
-    Args:
-        value: Of all samples.
-        left_out: (N,) float64, the score of all samples but one each.
-    """
-    if len(left_out) < 2:
-        return MetricValue(value, torch.full_like(left_out, value), 0.0)
-    each = value - (len(left_out) - 1) * (left_out - left_out.mean())
-    return MetricValue(value, each, standard_error(each))
-
-
-def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of (N,) values; 0 for a single one, which tells nothing of its spread."""
-    return float(values.double().std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    weight: Callable[[Any], int] | None = None  # targets -> what a batch's loss is the mean of; None: its samples
+    tta: str = "none"  # one of `tta.VIEWS`
 
 
 def concatenate(parts: Sequence[Scores]) -> Scores:
-    """The scores of all batches, in order, on the CPU: one transfer at the end and none a batch."""
-    assert parts, "a split without samples is refused where it is loaded"
+    """Join the scores of all batches in order, on the CPU, with one transfer at the end."""
+    assert parts, "loading refuses a split without samples"
 
     def join(name: str) -> Any:
         values = [getattr(part, name) for part in parts]

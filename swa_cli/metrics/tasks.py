@@ -1,7 +1,7 @@
-"""What is learned: the loss that is trained, predictions, and what each sample scores, behind one `Task`.
+"""List the tasks, and find one by its name in a recipe.
 
-One file a task; `find` gives it by the name in a recipe. All that knows what a task is about is in here and in
-`metrics/metric.py`: whatever trains, scores, compares or draws takes a `Task`.
+Each task has a file of its own, and its table of metrics in `metric.py`. Whatever trains, scores, compares or draws
+takes a `Task` and knows no task by name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TASKS = {
         predict=classification.predict,
         score_predictions=classification.score_predictions,
         score_outputs=classification.score_outputs,
-        train_score=auxiliary_heads.of_main(classification.accuracy),
+        train_score=auxiliary_heads.on_main_output(classification.accuracy),
         check=classification.check,
         check_training=auxiliary_heads.check,
     ),
@@ -28,7 +28,7 @@ TASKS = {
         predict=segmentation.predict,
         score_predictions=segmentation.score_predictions,
         score_outputs=segmentation.score_outputs,
-        train_score=auxiliary_heads.of_main(segmentation.pixel_accuracy),
+        train_score=auxiliary_heads.on_main_output(segmentation.pixel_accuracy),
         weight=segmentation.weight,
         check=segmentation.check,
         check_training=auxiliary_heads.check,
@@ -41,7 +41,7 @@ TASKS = {
         predict=regression.predict,
         score_predictions=regression.score_predictions,
         score_outputs=regression.score_predictions,
-        train_score=auxiliary_heads.of_main(regression.mean_absolute_error),
+        train_score=auxiliary_heads.on_main_output(regression.mean_absolute_error),
         check=regression.check,
         check_training=auxiliary_heads.check,
         target="value",
@@ -50,10 +50,10 @@ TASKS = {
 
 
 def find(name: str) -> Task:
-    """The task of a recipe: one of `TASKS`, or `package.module:attribute`.
+    """Return the task of a recipe: one of `TASKS`, or `package.module:attribute`.
 
     Raises:
-        UserError: There is none of this name.
+        UserError: No task has this name.
     """
     if ":" in name:
         return user_task.find(name)

@@ -1,4 +1,4 @@
-"""Test-time augmentation: an image is scored by the mean logits of several views of it.
+"""Test-time augmentation: the mean logits of several views of an image.
 
 Legend: B batch, C channels, H W pixels.
 """
@@ -15,7 +15,7 @@ SHIFT = 1  # pixels
 
 
 def weighted_mean(model: Callable[[Tensor], Tensor], images: Tensor, *, kind: str) -> Tensor:
-    """The weighted mean of what the network gives for each view of (B, C, H, W) images, in float32."""
+    """Return the weighted mean of the network's outputs for the views of (B, C, H, W) images, in float32."""
     views = VIEWS[kind](images)
     total = views[0][0] * model(views[0][1]).float()
     for weight, view in views[1:]:
@@ -24,14 +24,14 @@ def weighted_mean(model: Callable[[Tensor], Tensor], images: Tensor, *, kind: st
 
 
 def _flipped(images: Tensor) -> list[tuple[float, Tensor]]:
-    """The image and its mirror image."""
+    """Return the images and their mirror images."""
     return [(0.5, images), (0.5, images.flip(3))]
 
 
 def _flipped_and_translated(images: Tensor) -> list[tuple[float, Tensor]]:
-    """Half of it as `_flipped`, the other half likewise of the image moved a pixel up left and down right.
+    """Return `_flipped` views with weight 1/2, and those of two translations by a pixel, up left and down right.
 
-    What comes in at the edges is reflected; airbench's `tta_level=2` (Jordan 2024, arXiv:2404.00498).
+    Edges are padded by reflection, as in airbench's `tta_level=2` (Jordan 2024, arXiv:2404.00498).
     """
     height, width = images.shape[2:]
     padded = F.pad(images, (SHIFT,) * 4, mode="reflect")

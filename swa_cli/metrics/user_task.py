@@ -1,7 +1,7 @@
-"""A task of one's own: found, checked, and wrapped to look like the others.
+"""Load a user's task and wrap it like the others; `UserTask` documents what it must provide.
 
-Its `metrics` gives a value for each sample and score, whose means are reported: that is all which its scores need to
-have sampling errors and paired differences. See `UserTask` for what it has to be.
+Its `metrics` returns a value for each sample and metric, whose means are reported: that suffices for sampling errors
+and paired differences.
 """
 
 from __future__ import annotations
@@ -14,55 +14,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swa_cli.averaging.batch_args import batch_to_args
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import user_task_metrics
-from swa_cli.metrics.task import MetricValue, Subject, Task, UserTask, mean_of
-from swa_cli.models import build_model
+from swa_cli.import_path import import_object
+from swa_cli.metrics.metric import Direction, MetricValue, TaskMetrics, user_task_metrics
+from swa_cli.metrics.task import Subject, Task, UserTask, batch_to_args
 
 EXPECTED = (
-    'it has loss, predict, metrics, and scores such as {"accuracy": "higher", "loss": "lower"}, with "loss" not first'
+    'define loss, predict, metrics, and scores such as {"accuracy": "higher", "loss": "lower"}, with "loss" not first'
 )
 FORMS = "a name is classification, segmentation, regression or package.module:attribute"
-WORDS = {"loss": 2, "predict": 1, "metrics": 2}  # function -> positional arguments
+NUM_ARGUMENTS = {"loss": 2, "predict": 1, "metrics": 2}  # function -> positional arguments
 
 
 @dataclass(frozen=True)
 class SampleScores:
-    """What `metrics` gave for every sample: (N, M) float32, a column for each of M scores."""
+    """The values that `metrics` returned for every sample: (N, M) float32, a column for each of M metrics."""
 
-    keys: tuple[str, ...]
+    metrics: TaskMetrics
     values: Tensor
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the metrics."""
+        return self.metrics.keys
 
     def __len__(self) -> int:
         return len(self.values)
 
+    def values_of(self, key: str) -> Tensor:
+        """Return the (N,) values of a metric."""
+        return self.values[:, self.keys.index(key)]
+
     def metric(self, key: str) -> MetricValue:
-        """The mean of a score."""
-        return mean_of(self.values[:, self.keys.index(key)])
+        """Return the mean of a metric, in float64."""
+        return self.metrics[key].compute(self)
 
 
 def find(name: str) -> Task:
-    """The task that `package.module:attribute` names; a class is called without arguments.
+    """Return the task that `package.module:attribute` names; a class is called without arguments.
 
     Raises:
         UserError: It cannot be imported, or is no task.
     """
-    found: Any = build_model.import_attribute(name, key="task", what="a task", forms=FORMS)
+    found: Any = import_object(name, key="task", what="a task", forms=FORMS)
     if inspect.isclass(found):
         found = found()
     task: UserTask = found
-    for function, number in WORDS.items():
+    for function, number in NUM_ARGUMENTS.items():
         _require_function(getattr(task, function, None), name=name, function=function, number=number)
-    directions = _directions(getattr(task, "scores", None), name=name)
-    keys = tuple(directions)
+    table = user_task_metrics(_directions(getattr(task, "scores", None), name=name))
 
     def score_predictions(predictions: Tensor, targets: Any) -> SampleScores:
-        return _table(task.metrics(predictions, targets), keys, num_samples=len(predictions), name=name)
+        return _sample_scores(task.metrics(predictions, targets), table, num_samples=len(predictions), name=name)
 
     def train_score(outputs: Any, targets: Any) -> Tensor:
         with torch.no_grad():
-            return task.metrics(task.predict(outputs), targets)[keys[0]].float().mean()
+            return task.metrics(task.predict(outputs), targets)[table.training_key].float().mean()
 
     def check(outputs: Any, targets: Any, *, subject: Subject) -> None:
         value = task.loss(outputs, targets, label_smoothing=0.0)
@@ -71,7 +78,7 @@ def find(name: str) -> Task:
         score_predictions(task.predict(outputs), targets)
 
     return Task(
-        metrics=user_task_metrics(directions),
+        metrics=table,
         loss=task.loss,
         predict=task.predict,
         score_predictions=score_predictions,
@@ -85,21 +92,26 @@ def find(name: str) -> Task:
 
 
 def _require_function(value: Any, *, name: str, function: str, number: int) -> None:
-    words = {"label_smoothing": 0.0} if function == "loss" else {}
+    """Raise unless `value` can be called with `number` positional arguments."""
+    keywords = {"label_smoothing": 0.0} if function == "loss" else {}
     if not isinstance(value, Callable):  # type: ignore[arg-type]
         raise UserError(f"task: {name} has no function {function}", hint=EXPECTED)
     try:
-        inspect.signature(value).bind(*[None] * number, **words)
+        inspect.signature(value).bind(*[None] * number, **keywords)
     except TypeError as error:
         wanted = {"loss": "(outputs, targets, *, label_smoothing)", "predict": "(outputs)"}
         raise UserError(
             f"task: {function} of {name} takes other arguments: {error}",
-            hint=f"let it be {function}{wanted.get(function, '(predictions, targets)')}",
+            hint=f"define {function}{wanted.get(function, '(predictions, targets)')}",
         ) from error
 
 
-def _directions(found: Any, *, name: str) -> dict[str, str]:
-    """`scores` of a task: which way each of its metrics is better."""
+def _directions(found: Any, *, name: str) -> dict[str, Direction]:
+    """Return `scores` of a task, the direction of each metric.
+
+    Raises:
+        UserError: It is no such dict, or `loss` is missing or first.
+    """
     named = isinstance(found, Mapping) and all(isinstance(key, str) and key.isidentifier() for key in found)
     if not named or next(iter(found), "loss") == "loss" or found.get("loss") != "lower":
         raise UserError(f"task: {name} has the scores {found!s:.200}", hint=EXPECTED)
@@ -109,20 +121,20 @@ def _directions(found: Any, *, name: str) -> dict[str, str]:
     return dict(found)
 
 
-def _table(found: Any, keys: tuple[str, ...], *, num_samples: int, name: str) -> SampleScores:
-    """What `metrics` returned as one tensor.
+def _sample_scores(found: Any, table: TaskMetrics, *, num_samples: int, name: str) -> SampleScores:
+    """Stack the tensors that `metrics` returned.
 
     Raises:
-        UserError: Its names are not those of `scores`, or it has not one value for each sample.
+        UserError: Their names are not those of `scores`, or one has not one value per sample.
     """
-    if not isinstance(found, Mapping) or set(found) != set(keys):
+    if not isinstance(found, Mapping) or set(found) != set(table.keys):
         what = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
-        raise UserError(f"task: metrics of {name} returned {what}", hint=f"return a dict with {', '.join(keys)}")
-    for key in keys:
+        raise UserError(f"task: metrics of {name} returned {what}", hint=f"return a dict with {', '.join(table.keys)}")
+    for key in table.keys:
         if not isinstance(found[key], Tensor) or found[key].shape != (num_samples,):
             shape = tuple(found[key].shape) if isinstance(found[key], Tensor) else type(found[key]).__name__
             raise UserError(
-                f"task: metrics of {name} gave {shape} as {key} of {num_samples} samples",
-                hint="return one value for each sample, a tensor (B,)",
+                f"task: metrics of {name} returned {shape} as {key} of {num_samples} samples",
+                hint="return one value per sample, a tensor (B,)",
             )
-    return SampleScores(keys, torch.stack([found[key].float() for key in keys], dim=1))
+    return SampleScores(table, torch.stack([found[key].float() for key in table.keys], dim=1))

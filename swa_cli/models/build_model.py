@@ -9,7 +9,6 @@ B batch; C channels; H W pixels; K classes or other outputs.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,9 +16,10 @@ from typing import Any
 
 from torch import nn
 
-from swa_cli.errors import UserError
+from swa_cli.errors import UserError, did_you_mean
+from swa_cli.import_path import import_object
 from swa_cli.models.convnet import ConvNet
-from swa_cli.models.libraries import did_you_mean, find_in_libraries, from_timm, from_torchvision
+from swa_cli.models.libraries import find_in_libraries, from_timm, from_torchvision
 from swa_cli.models.preresnet import PreResNet
 from swa_cli.models.speednet import SpeedNet
 from swa_cli.models.unet import UNet
@@ -138,7 +138,7 @@ def _check_value(key: str, value: object, *, kind: type) -> None:
 
 
 def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:
-    constructor = import_attribute(name, key="model.name", what="a network", forms=FORMS)
+    constructor = import_object(name, key="model.name", what="a network", forms=FORMS)
     if not callable(constructor):
         raise UserError(f"model.name: {name} is not a class or function", hint="name one that returns a network")
     signature = inspect.signature(constructor)
@@ -160,41 +160,3 @@ def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int
             hint="name a class or function that returns a network",
         )
     return model
-
-
-def import_attribute(name: str, *, key: str, what: str, forms: str) -> Any:
-    """Import `package.module:attribute` as Python imports modules.
-
-    Args:
-        name: The attribute may be a module of the package.
-        key: The recipe key, for the message.
-        what: What the attribute should be, for the message.
-        forms: The valid forms of a name, for the hint.
-
-    Raises:
-        UserError: The module or the attribute does not exist. Errors inside the module pass through.
-    """
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
-        raise UserError(f"{key}: {name!r} is not a name of {what}", hint=forms)
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
-            hint = f"put {module_name.replace('.', '/')}.py beside the recipe or install it; {forms}"
-        else:
-            hint = f"fix the imports of {module_name}, or install what it needs"
-        raise UserError(f"{key}: cannot import {module_name}: {error}", hint=hint) from error
-    except SystemExit as error:
-        hint = "move code that must not run on import below `if __name__ == '__main__':`"
-        raise UserError(f"{key}: cannot import {module_name}: it ends the program", hint=hint) from error
-    is_package = hasattr(module, "__path__")  # importing it does not import its modules
-    if not hasattr(module, attribute) and is_package and importlib.util.find_spec(f"{module_name}.{attribute}"):
-        importlib.import_module(f"{module_name}.{attribute}")
-    if not hasattr(module, attribute):
-        public = [key for key in vars(module) if not key.startswith("_")]
-        raise UserError(
-            f"{key}: {module_name} has no attribute {attribute!r}",
-            hint=did_you_mean(attribute, public) + f"define it in {module_name}",
-        )
-    return getattr(module, attribute)

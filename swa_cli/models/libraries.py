@@ -6,7 +6,6 @@ can neither download nor unpickle anything through a library.
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swa_cli.errors import UserError
+from swa_cli.errors import UserError, did_you_mean
 
 # Family of networks -> the module of torchvision that has them.
 HOMES = {"classification": "torchvision.models", "segmentation": "torchvision.models.segmentation"}
@@ -155,10 +154,3 @@ def _torchvision_networks(families: Sequence[str]) -> dict[str, str]:
 
     modules = {"classification": models, "segmentation": models.segmentation}
     return {network: family for family in families for network in models.list_models(module=modules[family])}
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the beginning of a hint, empty if no known word is similar."""
-    spelling = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), spelling, n=1)
-    return f"did you mean {spelling[close[0]]}? " if close else ""

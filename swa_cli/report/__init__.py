@@ -1,5 +1,5 @@
-"""What a person sees: the terminal, the error blocks and the pictures of a run.
+"""Show results to people: the terminal, error messages, tables, plots and the page of a run.
 
-Takes plain values (dicts, floats, strings) and knows nothing of torch or of the command line. Percent exists
-only in this room.
+Takes plain values (dicts, floats, strings) and imports neither torch nor the command line. Percent exists in this
+package alone.
 """

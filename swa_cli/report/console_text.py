@@ -1,17 +1,20 @@
-"""What may be printed where: consoles that take text literally, and text made harmless for them.
+"""Open consoles that print text literally, and make text safe for them.
 
-Names come from recipes and files, so no text is read as markup, control characters never reach the terminal,
-and a character which the page's encoding lacks is spelled with those that it has (`±` becomes `+-`).
+Names come from recipes and files, so no text is parsed as markup, control characters never reach the terminal, and a
+character that the encoding lacks is replaced (`±` by `+-`).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
+
+Lines = Callable[[Console], list[Text]]  # lays out the same text for any console
 
 NOT_MEASURED = "·"
 PLUS_MINUS = "±"
@@ -20,23 +23,23 @@ _ASCII = {NOT_MEASURED: ".", PLUS_MINUS: "+-", MINUS: "-", "…": "..."}
 
 
 def open_console(file: TextIO | None = None, *, stderr: bool = False) -> Console:
-    """A console on `file`, or on whatever stdout or stderr is when something is printed.
+    """Open a console on `file`, or on stdout or stderr as they are when something is printed.
 
-    In a notebook too: there rich would print each line as a page of HTML of its own, and lose what is on stderr.
+    It prints plain lines in a notebook too, where rich would turn each line into HTML and lose stderr.
     """
     return Console(file=file, stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False)
 
 
 def in_notebook() -> bool:
-    """Whether this is a notebook's kernel or a command in a cell (`!swa ...`).
+    """Return whether this is a notebook's kernel or a command in a cell (`!swa ...`).
 
-    Such a command has a terminal of its own, but the cell that shows it cannot move the cursor up.
+    Such a command has a terminal, but the cell that shows its output cannot move the cursor up.
     """
     return "JPY_PARENT_PID" in os.environ
 
 
 def open_log(file: TextIO, *, width: int) -> Console:
-    """A console that writes plain text whatever the environment says about colours and terminals."""
+    """Open a console that writes plain text whatever the environment says about colors and terminals."""
     return Console(
         file=file,
         width=width,
@@ -50,22 +53,22 @@ def open_log(file: TextIO, *, width: int) -> Console:
 
 
 def printable(text: str) -> str:
-    """`text` with each control character replaced by one harmless character, so columns stay in place."""
-    return "".join(_harmless(char) for char in text)
+    """Replace each control character by one harmless character, so that columns stay aligned."""
+    return "".join(_replace_control(char) for char in text)
 
 
 def safe(text: str, *, console: Console) -> str:
-    """`text` as `console` can print it: no control characters, nothing outside its encoding."""
+    """Return `text` as `console` can print it: no control characters, nothing outside its encoding."""
     text = printable(text)
     try:
         text.encode(console.encoding)
     except UnicodeEncodeError:
-        return "".join(_spell(char, encoding=console.encoding) for char in text)
+        return "".join(_encodable(char, encoding=console.encoding) for char in text)
     return text
 
 
 def hanging(head: Text, text: str, *, console: Console, indent: int = 2) -> list[Text]:
-    """`text` after `head`, wrapped between words at the console's width, its later lines indented.
+    """Wrap `text` after `head` between words at the console's width, with a hanging indent.
 
     A word longer than the line stays whole, so that a path can be copied.
     """
@@ -78,13 +81,13 @@ def hanging(head: Text, text: str, *, console: Console, indent: int = 2) -> list
     return lines
 
 
-def _harmless(char: str) -> str:
+def _replace_control(char: str) -> str:
     if char.isprintable():
         return char
     return " " if char.isspace() else "\N{REPLACEMENT CHARACTER}"
 
 
-def _spell(char: str, *, encoding: str) -> str:
+def _encodable(char: str, *, encoding: str) -> str:
     try:
         char.encode(encoding)
     except UnicodeEncodeError:

@@ -1,10 +1,8 @@
-"""What went wrong, as a person reads it: the message, the place, the key underlined in its line, one action.
+"""Print errors: the message, the place, the key underlined in its line, and one action.
 
-All problems of a recipe are shown at once; nothing here decides what is wrong.
-
-An error inside a person's own network, dataset or task: the frames that are theirs, and nothing of ours or torch's.
-
-A traceback is read as the text that Python makes of it, which is all that a loader process sends of its own.
+All problems of a recipe are printed at once. An error inside a user's network, dataset or task is printed with the
+frames of the user's files alone. They are parsed from the text of the traceback, which is all that a data loader
+process sends.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ from swa_cli.report.console_text import open_console, safe
 
 
 def print_problems(problems: Sequence[Problem], *, source: str, file: TextIO | None = None) -> None:
-    """Print every problem of the recipe `source`, then how many there are, to `file` or else stderr."""
+    """Print every problem of the recipe `source`, then their number, to `file` or else stderr."""
     console = open_console(file, stderr=file is None)
     lines: list[Text] = []
     for problem in problems:
@@ -40,14 +38,14 @@ def print_problems(problems: Sequence[Problem], *, source: str, file: TextIO | N
 
 
 def print_user_error(message: str, *, hint: str, file: TextIO | None = None) -> None:
-    """Print one error and the one action that mends it, to `file` or else stderr."""
+    """Print one error and the one action that fixes it, to `file` or else stderr."""
     console = open_console(file, stderr=file is None)
     lines = [*_error_lines(message, console=console), _hint_line(hint, indent=2, console=console)]
     console.print(Text("\n").join(lines), soft_wrap=True)
 
 
 def _error_lines(message: str, *, console: Console) -> list[Text]:
-    """The message; further lines of it are indented, so that none can pass for an error of its own."""
+    """Return the lines of a message; those after the first are indented, so that none looks like another error."""
     first, *others = message.split("\n")
     line = Text.assemble(("error: ", "bold red"), (safe(first, console=console), "bold"))
     return [line, *(Text("  " + safe(other, console=console)) for other in others)]
@@ -77,26 +75,26 @@ def _hint_line(hint: str, *, indent: int, console: Console) -> Text:
 
 _FRAME = re.compile(r'  File "(?P<path>.*)", line \d+')
 _BEGINNING = "Traceback (most recent call last):\n"
-_MACHINERY = ("swa_cli", "torch", "torchvision", "typer", "click")  # installed, and no place to look
+_INTERNAL = ("swa_cli", "torch", "torchvision", "typer", "click")  # installed packages whose frames are left out
 
 
-def own_frames(error: BaseException) -> list[str]:
-    """The frames of an error that lie in a person's own files, the innermost last, each of one or more lines."""
+def user_frames(error: BaseException) -> list[str]:
+    """Return the frames of an error in the user's files, the innermost last, each of one or more lines."""
     frames: list[list[str]] = []
     for line in _traceback(error).splitlines():
         if _FRAME.match(line):
             frames.append([line])
         elif frames and line.startswith("    "):
             frames[-1].append(line)
-        elif not line.startswith(" "):  # the error itself
+        elif not line.startswith(" "):  # the exception
             break
-    return ["\n".join(frame) for frame in frames if _is_own(frame[0])]
+    return ["\n".join(frame) for frame in frames if _is_users(frame[0])]
 
 
-def print_own_error(error: BaseException, frames: Sequence[str], *, file: TextIO | None = None) -> None:
-    """Print what was raised and a person's own frames, then how far the command came, to `file` or else stderr."""
+def print_user_code_error(error: BaseException, frames: Sequence[str], *, file: TextIO | None = None) -> None:
+    """Print an exception of the user's code, its frames and its notes, to `file` or else stderr."""
     console = open_console(file, stderr=file is None)
-    first, *others = _words(error).split("\n")
+    first, *others = _exception_text(error).split("\n")
     lines = [Text.assemble(("error: ", "bold red"), (safe(first, console=console), "bold"))]
     lines += [Text("  " + safe(line, console=console)) for line in others]
     lines += [Text(safe(line, console=console)) for frame in frames for line in frame.split("\n")]
@@ -107,28 +105,28 @@ def print_own_error(error: BaseException, frames: Sequence[str], *, file: TextIO
 
 
 def notes_of(error: BaseException) -> list[str]:
-    """What was added to an error on its way: how far the command came."""
+    """Return the notes of an error, which say how far the command came."""
     return list(getattr(error, "__notes__", ()))
 
 
 def _traceback(error: BaseException) -> str:
-    """Frames and message, of an error that came from a loader process those which it had there."""
+    """Return the text of an error's last traceback; of an error of a loader process, that of the process."""
     return "".join(traceback.format_exception(error, chain=False)).rpartition(_BEGINNING)[2]
 
 
-def _words(error: BaseException) -> str:
-    """`ValueError: ...`, which follows the frames, without notes."""
+def _exception_text(error: BaseException) -> str:
+    """Return the text after the frames, such as `ValueError: ...`, without notes."""
     lines = _traceback(error).rstrip().split("\n")
     begin = next((index for index, line in enumerate(lines) if not line.startswith(" ")), 0)
     return "\n".join(lines[begin : len(lines) - sum(note.count("\n") + 1 for note in notes_of(error))])
 
 
-def _is_own(frame: str) -> bool:
+def _is_users(frame: str) -> bool:
     match = _FRAME.match(frame)
-    assert match is not None, "only lines that match begin a frame"
+    assert match is not None, "a frame starts with a line that matches"
     path = Path(match["path"])
     for place, part in enumerate(path.parts):
         if part in ("site-packages", "dist-packages"):
-            return path.parts[place + 1] not in _MACHINERY
+            return path.parts[place + 1] not in _INTERNAL
     ours = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
     return path.is_absolute() and not any(path.is_relative_to(folder) for folder in ours)

@@ -1,12 +1,13 @@
-"""Everything a person sees while a command works: the plan, a row an epoch, one live bar, the final table.
+"""Print what a command says: the plan, one row per epoch, a live bar, the final tables.
 
-The conversation goes to stderr, the answer to stdout, and everything permanent also to the run's log, each
-laid out for its own width. On a pipe the same lines appear without control codes, and no bar.
+The conversation goes to stderr and the answer to stdout; everything permanent also goes to the run's log. Each console
+lays out the lines for its own width. A pipe gets the same lines without control codes and without a bar.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
@@ -16,29 +17,24 @@ from rich.console import Console
 from rich.text import Text
 
 from swa_cli.metrics.metric import CLASSIFICATION, TaskMetrics
-from swa_cli.report.console_text import hanging, in_notebook, open_console, open_log, safe
-from swa_cli.report.progress import Bar, live
+from swa_cli.report.console_text import Lines, hanging, in_notebook, open_console, open_log, safe
 from swa_cli.report.tables.columns import Column, cell_line, fit, head_line
-from swa_cli.report.tables.epochs import epoch_cells, epoch_columns
-from swa_cli.report.tables.scores import ensemble_table, score_table, verdict
-from swa_cli.report.tables.search import tried_table
-from swa_cli.report.tables.seeds import Against, repeat_table, repeat_verdict, spelled
+from swa_cli.report.tables.metrics import epoch_cells, epoch_columns
+from swa_cli.report.tables.scores import score_summary
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
-Lines = Callable[[Console], list[Text]]  # lays the same words out for any page
+    from rich.progress import Progress, TaskID
 
 LOG_WIDTH = 120
 _LABEL_WIDTH = 10
 
 
 class Terminal:
-    """The voice of a command.
+    """Print what a command says.
 
     Args:
-        quiet: Say nothing but warnings and the answer; the log still gets everything.
-        json: Keep stdout free for one JSON object; the table is then part of the conversation.
+        quiet: Print only warnings and the answer; the log still gets everything.
+        json: Keep stdout free for one JSON object; tables become part of the conversation.
     """
 
     def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
@@ -56,7 +52,7 @@ class Terminal:
         self._header_width = 0
 
     def attach_log(self, file: TextIO) -> None:
-        """Write everything said so far and all that follows to `file`, which stays the caller's to close."""
+        """Write everything printed so far and from now on to `file`, which the caller closes."""
         self._log = open_log(file, width=LOG_WIDTH)
         for lines in self._unlogged:
             _print(lines, console=self._log)
@@ -64,15 +60,15 @@ class Terminal:
 
     @property
     def is_mute(self) -> bool:
-        """Whether another process speaks."""
+        """Whether another process prints."""
         return self._is_mute
 
     def mute(self) -> None:
-        """Say nothing from now on, except to the log: another process speaks."""
+        """Print nothing from now on, except to the log: another process prints."""
         self._is_mute, self._quiet, self._has_bars = True, True, False
 
     def part(self) -> Terminal:
-        """The voice of a part of the work: its answers are conversation here, and it has a log of its own."""
+        """Return a terminal for a part of the work: its answers are conversation, and it has a log of its own."""
         part = Terminal(quiet=self._quiet, json=True)
         part._warned = self._warned
         if self._is_mute:
@@ -80,21 +76,21 @@ class Terminal:
         return part
 
     def heading(self, text: str) -> None:
-        """The title of a part of the work, after an empty line."""
+        """Print the title of a part of the work, after an empty line."""
         self._say(lambda console: [Text(), Text(safe(text, console=console), style="bold")])
 
     def plan(self, title: str, rows: Sequence[tuple[str, str]], *, warnings: Sequence[str] = ()) -> None:
-        """What is about to happen: a title, then labelled values, then warnings."""
-        self._say(lambda console: _labelled(title, rows, console=console))
+        """Print what is about to happen: a title, labeled values, and warnings."""
+        self._say(lambda console: _labeled(title, rows, console=console))
         for warning in warnings:
             self.warning(warning)
 
     def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """Part of the answer: a title, then labelled values."""
-        self._say(lambda console: _labelled(title, rows, console=console), answer=not self._json)
+        """Print a part of the answer: a title and labeled values."""
+        self._say(lambda console: _labeled(title, rows, console=console), answer=not self._json)
 
     def table(self, columns: Sequence[Column], rows: Sequence[Mapping[str, str]]) -> None:
-        """Part of the answer: rows of cells under their headings; columns that do not fit are left out by rank."""
+        """Print a part of the answer: rows of cells under headings; columns that do not fit are left out by rank."""
 
         def lines(console: Console) -> list[Text]:
             fitting = fit(columns, width=console.width)
@@ -106,23 +102,23 @@ class Terminal:
         self._say(lines, answer=not self._json)
 
     def note(self, text: str) -> None:
-        """A remark: one paragraph."""
+        """Print a remark: one paragraph."""
         self._say(lambda console: _remark(Text(), text, console=console))
 
     def warning(self, text: str) -> None:
-        """Something to think about: one paragraph, shown even by a quiet terminal, which says it once."""
+        """Print a warning: one paragraph. A quiet terminal prints it too, but only once."""
         head = Text.assemble(("warning: ", "bold yellow"))
         self._say(lambda console: _remark(head, text, console=console), always=text not in self._warned)
         self._warned.add(text)
 
     def will_stop_soon(self) -> None:
-        """Ctrl-C was heard. Called in a signal handler, where only the bare descriptor can be written to."""
+        """Say that Ctrl-C was received. A signal handler calls this: only the bare file descriptor is safe there."""
         if not self._quiet:
             with suppress(OSError):
                 os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
 
     def epoch_header(self, averages: Sequence[str], *, metrics: TaskMetrics = CLASSIFICATION) -> None:
-        """The headings of the epoch rows to come, with these averages and the scores of this task."""
+        """Print the headings of the epoch rows that follow, for these averages and metrics."""
         self._averages, self._metrics = tuple(averages), metrics
         self._header_width = self._stderr.width
 
@@ -133,8 +129,8 @@ class Terminal:
         self._say(lines)
 
     def epoch_row(self, row: Mapping[str, Any]) -> None:
-        """One epoch: a row of `metrics.csv`, None where something was not measured."""
-        if self._stderr.width != self._header_width:  # the window was resized: other columns fit now
+        """Print one epoch: a row of `metrics.csv`, None where something was not measured."""
+        if self._stderr.width != self._header_width:  # the window was resized
             self.epoch_header(self._averages, metrics=self._metrics)
         averages, metrics = self._averages, self._metrics
         cells = epoch_cells(row, averages=averages, metrics=metrics)
@@ -147,28 +143,28 @@ class Terminal:
 
     @contextmanager
     def progress(self, description: str, total: int, *, unit: int | None = None, done: int = 0) -> Iterator[Bar]:
-        """A live bar under the rows while the block runs; it leaves no trace, and none is shown on a pipe.
+        """Show a live bar under the rows while the block runs; a pipe gets none.
 
         Args:
-            description: What is going on.
-            total: How many steps it takes.
-            unit: Images in a step, if their rate is to be shown.
+            description: The work.
+            total: Its number of steps.
+            unit: Images per step, to show their rate.
             done: Steps that were done before.
         """
         if not self._has_bars:
             yield Bar(None)
             return
-        with live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
+        with _live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
             task = progress.add_task(safe(description, console=self._stderr), total=total, completed=done, state="")
             yield Bar(progress, task=task, unit=unit)
 
     @contextmanager
     def loading(self) -> Iterator[Callable[[str, int, int], None]]:
-        """A live bar for each thing that is read meanwhile: yields `report(what, done, total)`."""
+        """Show a live bar for each thing that is read while the block runs: yields `report(what, done, total)`."""
         if not self._has_bars:
             yield lambda what, done, total: None
             return
-        with live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
+        with _live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
             tasks: dict[str, TaskID] = {}
 
             def report(what: str, done: int, total: int) -> None:
@@ -179,7 +175,7 @@ class Terminal:
             yield report
 
     def answer(self, text: str) -> None:
-        """A sentence that answers the command."""
+        """Print a sentence of the answer."""
         self._say(lambda console: _remark(Text(), text, console=console), answer=not self._json)
 
     def summary(
@@ -191,96 +187,12 @@ class Terminal:
         tta: str = "none",
         metrics: TaskMetrics = CLASSIFICATION,
     ) -> None:
-        """The answer: the scores of every weight set, then whether averaging helped.
+        """Print the final comparison, see `score_summary`."""
+        self.print(score_summary(scores, split=split, samples=samples, tta=tta, metrics=metrics))
 
-        Args:
-            scores: Weight set to the scores of the task (`accuracy`, `nll`) with their errors (`accuracy_se`), `count`,
-                `batchnorm`, and of an average `reference`, and against it `accuracy_diff`, `nll_diff` with their paired
-                `_se`, or else `no_verdict`.
-            split: What was scored: test, val or train.
-            samples: How many samples that split has.
-            tta: Of what views of each sample the scores are, as `eval.tta` names them.
-            metrics: What the task scores.
-        """
-
-        def lines(console: Console) -> list[Text]:
-            views = "" if tta == "none" else f", tta {tta}"
-            title = hanging(Text(), f"{split}: {samples:,} samples{views} (± one standard error)", console=console)
-            block = [*title, *score_table(scores, console=console, metrics=metrics)]
-            for sentence in verdict(scores, metrics=metrics):
-                block += hanging(Text(), sentence, console=console)
-            return block
-
+    def print(self, lines: Lines) -> None:
+        """Print a block of the answer, after an empty line."""
         self._say(lambda console: [Text()])
-        self._say(lines, answer=not self._json)
-
-    def summary_over_seeds(
-        self,
-        weights: Mapping[str, Mapping[str, Any]],
-        *,
-        split: str,
-        samples: int,
-        seeds: Sequence[int],
-        metrics: TaskMetrics = CLASSIFICATION,
-        against: Against | None = None,
-    ) -> None:
-        """The answer of a repeat: means and spreads of every weight set, then whether averaging helped.
-
-        Args:
-            weights: Weight set to what `training.spread.over_seeds` gives.
-            split: What was scored: test, val or train.
-            samples: How many samples that split has.
-            seeds: All that were asked for.
-            metrics: What the task scores.
-            against: Another recipe that was run with the same seeds.
-        """
-
-        def lines(console: Console) -> list[Text]:
-            title = f"{split}: {samples:,} samples, seeds {spelled(seeds)} (± standard deviation, [95 % interval])"
-            block = hanging(Text(), title, console=console)
-            block += repeat_table(weights, console=console, metrics=metrics, against=against)
-            for sentence in repeat_verdict(weights, metrics=metrics, against=against):
-                block += hanging(Text(), sentence, console=console)
-            return block
-
-        self._say(lambda console: [Text()])
-        self._say(lines, answer=not self._json)
-
-    def ensemble(self, curve: Sequence[Mapping[str, Any]], *, metrics: TaskMetrics = CLASSIFICATION) -> None:
-        """The rest of an answer with an ensemble: its cost, and both scores by the number of `members`."""
-        number = len(curve)
-        cost = (
-            f"ensemble: the mean {metrics.predictions} of the last {number} snapshots,"
-            f" which take {number} forward passes an image; every other row takes one. Of the last m snapshots:"
-        )
-
-        def lines(console: Console) -> list[Text]:
-            return [*hanging(Text(), cost, console=console), *ensemble_table(curve, console=console, metrics=metrics)]
-
-        self._say(lambda console: [Text()])
-        self._say(lines, answer=not self._json)
-
-    def tried(
-        self, rows: Sequence[Mapping[str, Any]], *, samples: int, passes: int, metrics: TaskMetrics = CLASSIFICATION
-    ) -> None:
-        """Part of the answer: what was tried on validation images before one was chosen.
-
-        Args:
-            rows: What each scored, see `windows.tried_table`.
-            metrics: What the task scores.
-            samples: Validation images.
-            passes: BatchNorm passes that it took.
-        """
-
-        def lines(console: Console) -> list[Text]:
-            took = f"{passes} BatchNorm pass{'es' if passes != 1 else ''}"
-            title = f"val: {samples:,} samples (± one standard error); {took}"
-            return [
-                *hanging(Text(), title, console=console),
-                *tried_table(rows, metrics=metrics, console=console),
-                Text(),
-            ]
-
         self._say(lines, answer=not self._json)
 
     def _say(self, lines: Lines, *, always: bool = False, answer: bool = False) -> None:
@@ -296,7 +208,7 @@ class Terminal:
             _print(lines, console=self._log)
 
 
-def _labelled(title: str, rows: Sequence[tuple[str, str]], *, console: Console) -> list[Text]:
+def _labeled(title: str, rows: Sequence[tuple[str, str]], *, console: Console) -> list[Text]:
     block = [Text(safe(title, console=console), style="bold")]
     labels = [safe(label, console=console) for label, _ in rows]
     width = max([_LABEL_WIDTH, *(cell_len(label) + 1 for label in labels)])
@@ -307,10 +219,55 @@ def _labelled(title: str, rows: Sequence[tuple[str, str]], *, console: Console) 
 
 
 def _remark(head: Text, text: str, *, console: Console) -> list[Text]:
-    """A paragraph for people on a terminal, one whole line for the tools behind a pipe."""
+    """Return a wrapped paragraph for a terminal, one whole line for the tools behind a pipe."""
     if console.is_terminal:
         return hanging(head, text, console=console)
     return [Text.assemble(head, safe(text, console=console))]
+
+
+class Bar:
+    """The live bar of one piece of work; without a terminal it does nothing."""
+
+    def __init__(self, progress: Progress | None, *, task: TaskID | None = None, unit: int | None = None) -> None:
+        self._progress = progress
+        self._task = task
+        self._unit = unit
+        self._done = 0
+        self._fields: dict[str, float] = {}
+        self._started = time.monotonic()
+
+    def advance(self, n: int = 1, **fields: float) -> None:
+        """Advance by `n` steps; `fields` such as a loss stay shown until they are given again."""
+        if self._progress is None or self._task is None:
+            return
+        self._done += n
+        self._fields |= fields
+        state = [f"{name} {value:.3f}" for name, value in self._fields.items()]
+        elapsed_s = time.monotonic() - self._started
+        if self._unit is not None and elapsed_s > 0:
+            state.append(f"{self._done * self._unit / elapsed_s:,.0f} images/s")
+        self._progress.update(self._task, advance=n, state="  ".join(state))
+
+
+def _live(console: Console, *, redirect_stdout: bool) -> Progress:
+    """Return bars under the lines of a console, removed at their end; rich.progress is slow to import."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+
+    def text(template: str) -> TextColumn:
+        return TextColumn(template, markup=False, table_column=Column(no_wrap=True, overflow="crop"))
+
+    return Progress(
+        text("{task.description}"),
+        BarColumn(bar_width=10 if console.width < 80 else 24),
+        text("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(compact=True),
+        text("left  {task.fields[state]}"),
+        console=console,
+        transient=True,
+        refresh_per_second=4,
+        redirect_stdout=redirect_stdout,
+    )
 
 
 def _print(lines: Lines, *, console: Console) -> None:

@@ -149,7 +149,7 @@ def test_the_answer_says_what_an_ensemble_costs(swa, run: Path) -> None:
     """stdout: the row, the cost in forward passes, a line for each number of members; --quiet keeps all of it."""
     ended = swa("eval", run, "--ensemble", "-q")
     said = " ".join(ended.out.split())
-    assert "take 8 forward passes an image; every other row takes one" in said
+    assert "take 8 forward passes per image; every other row takes one" in said
     judged = "ensemble vs last_bn: "
     assert any(f"{judged}{what}" in said for what in ("ensembling", "no clear difference", "mixed"))
     lines = ended.out.splitlines()

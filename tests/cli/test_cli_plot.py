@@ -269,7 +269,7 @@ def test_text_of_a_user_is_escaped() -> None:
     scores = {"accuracy": 0.5, "nll": 1.0, "batchnorm": hostile, "count": 1}
     page = RunOnPage(
         title=hostile,
-        said=[(hostile, hostile)],
+        facts=[(hostile, hostile)],
         metrics=CLASSIFICATION,
         rows=rows,
         averaging={hostile: [1]},

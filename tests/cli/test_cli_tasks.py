@@ -190,7 +190,7 @@ def test_torchvisions_networks_of_segmentation(swa, blobs: Path, name: str) -> N
     ("words", "said"),
     [
         (["task=classification"], "learns labels that are class, and those of blobs:blobs are mask"),
-        (["model={name: convnet}"], "gives (2, 2) for 2 images, not (2, 2, 12, 12)"),
+        (["model={name: convnet}"], "returns (2, 2) for 2 images, not (2, 2, 12, 12)"),
         (["model={name: 'torchvision:resnet18'}"], "torchvision has no segmentation network 'resnet18'"),
         (["train.early_stopping={patience: 1, metric: val_accuracy}"], "choose from train_loss, train_pixel_accuracy"),
         (["dataset={name: digits}"], "segmentation learns labels that are mask, and those of digits are class"),

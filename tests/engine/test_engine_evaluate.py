@@ -16,7 +16,7 @@ from swa_cli.analysis import calibration
 from swa_cli.engine import evaluate
 from swa_cli.engine.hardware import Hardware
 from swa_cli.metrics import classification as tasks
-from swa_cli.metrics.task import standard_error
+from swa_cli.metrics.metric import standard_error
 from swa_cli.metrics.tasks import TASKS
 
 CPU = Hardware(torch.device("cpu"), "fp32", 1, False, "test")

@@ -14,7 +14,8 @@ from swa_cli.engine import evaluate
 from swa_cli.engine.hardware import Hardware
 from swa_cli.errors import UserError
 from swa_cli.metrics import regression, segmentation
-from swa_cli.metrics.task import concatenate, jackknife, mean_of
+from swa_cli.metrics.metric import jackknife, mean_of
+from swa_cli.metrics.task import concatenate
 from swa_cli.metrics.tasks import TASKS
 from swa_cli.recipe.values import TASKS as NAMES
 
@@ -115,7 +116,7 @@ def test_a_class_that_there_is_not_is_named() -> None:
     logits, masks = images_with_masks()
     masks[3, 2, 1] = 9
     for function in (segmentation.score_outputs, lambda *batch: segmentation.loss(*batch, label_smoothing=0.0)):
-        with pytest.raises(UserError, match="class 9, and there are 4"):
+        with pytest.raises(UserError, match="class 9, but there are 4"):
             function(logits, masks)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, Metric
+from swa_cli.report.tables.metrics import difference_text
 from swa_cli.report.tables.scores import difference, score_table, standing, verdict
 from swa_cli.report.terminal import Terminal
 
@@ -141,7 +143,7 @@ def test_no_zero_is_called_better_or_worse(case: tuple[Metric, float], position:
     """Any difference without an error, of scores that are not tiny: no clear one where its printed digits are zeros."""
     metric, least = case
     row = row_of(metric, least + position * (1 - least), diff=diff, error=0.0)
-    if not set(metric.difference(diff)) & set("123456789"):
+    if not set(difference_text(metric, diff)) & set("123456789"):
         assert standing(row, metric) == UNCLEAR
     else:
         assert standing(row, metric) == ("better" if (diff > 0) != metric.is_lower_better else "worse")
@@ -165,6 +167,22 @@ def test_small_values_still_get_a_verdict(diff: float, error: float, expected: s
     (sentence,) = verdict({"last": {}, "swa": values | {"reference": "last"}}, metrics=REGRESSION)
     assert sentence.count("better") == (expected == "better")
     assert sentence.count("worse") == (expected == "worse")
+
+
+@pytest.mark.parametrize(
+    ("width", "headings"),
+    [
+        (45, ["weights", "accuracy %", "NLL", "ECE"]),
+        (50, ["weights", "accuracy %", "NLL", "ECE", "n"]),
+        (62, ["weights", "accuracy %", "NLL", "ECE", "n", "BatchNorm"]),
+        (71, ["weights", "accuracy %", "top-5 %", "NLL", "ECE", "n", "BatchNorm"]),
+        (78, ["weights", "accuracy %", "top-5 %", "NLL", "ECE", "Brier", "n", "BatchNorm"]),
+    ],
+)
+def test_a_narrow_page_keeps_the_headline_metrics(width: int, headings: list[str]) -> None:
+    """The headings on pages of several widths against the order in which columns give way."""
+    head, _ = table_of({"last": RAW | {"top5": 0.99}}, width=width)
+    assert re.findall(r"\S+(?: %)?", head) == headings
 
 
 # Rows without a verdict.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from swa_cli.report.tables.seeds import Against, repeat_verdict, spelled
+from swa_cli.report.tables.seeds import Against, seed_ranges, seed_summary, seed_verdict
 from swa_cli.report.terminal import Terminal
 
 
@@ -50,16 +50,16 @@ def weights_of(accuracy: dict[str, Any], nll: dict[str, Any], *, n: int = 3) -> 
 )
 def test_verdict_goes_by_where_zero_lies(accuracy: dict[str, Any], nll: dict[str, Any], said: str) -> None:
     """The first words against whether the 95 % intervals hold zero; equal values in all seeds decide nothing."""
-    [sentence] = repeat_verdict(weights_of(accuracy, nll))
+    [sentence] = seed_verdict(weights_of(accuracy, nll))
     assert sentence.startswith(f"swa vs last: {said}")
 
 
 def test_verdict_of_one_seed_and_of_no_average() -> None:
     """A weight set of one seed is not judged; `last` alone gets no sentence."""
     weights = weights_of(difference(0.01, None, values=(0.01,)), difference(-0.1, None, values=(-0.1,)), n=1)
-    (sentence,) = repeat_verdict(weights)
+    (sentence,) = seed_verdict(weights)
     assert "one seed has no spread" in sentence
-    assert repeat_verdict({"last": weights["last"]}) == []
+    assert seed_verdict({"last": weights["last"]}) == []
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
@@ -71,7 +71,7 @@ def test_the_table_fits_its_page(
     monkeypatch.setenv("COLUMNS", str(width))
     n = 1 if half is None else 3
     weights = weights_of(difference(0.0028, half), difference(-0.003, half), n=n)
-    Terminal().summary_over_seeds(weights, split="test", samples=360, seeds=[0, 1, 2])
+    Terminal().print(seed_summary(weights, split="test", samples=360, seeds=[0, 1, 2]))
     out, err = capsys.readouterr()
     assert err.strip() == ""
     assert all(cell_len(line) <= width for line in out.splitlines())
@@ -85,7 +85,7 @@ def test_the_table_fits_its_page(
 def test_numbers_end_under_their_headings(capsys: pytest.CaptureFixture[str]) -> None:
     """Each number of every row ends in the column where its heading ends."""
     weights = weights_of(difference(0.0028, 0.004), difference(-0.003, 0.004))
-    Terminal().summary_over_seeds(weights, split="test", samples=360, seeds=[0, 1, 2])
+    Terminal().print(seed_summary(weights, split="test", samples=360, seeds=[0, 1, 2]))
     _, header, last, swa, to_last, *_ = capsys.readouterr().out.splitlines()
     for heading, cell in (("accuracy %", "97.22 ± 1.00"), ("NLL", "0.104 ± 0.010"), ("seeds", "3")):
         end = header.index(heading) + len(heading)
@@ -109,7 +109,7 @@ def test_another_recipe_has_its_lines_in_the_table(
     monkeypatch.setenv("COLUMNS", str(width))
     weights = weights_of(difference(0.0028, 0.004), difference(-0.003, 0.004))
     against = against_of(difference(0.0072, 0.003), difference(-0.016, 0.005))
-    Terminal().summary_over_seeds(weights, split="test", samples=360, seeds=[0, 1, 2], against=against)
+    Terminal().print(seed_summary(weights, split="test", samples=360, seeds=[0, 1, 2], against=against))
     out, err = capsys.readouterr()
     assert err.strip() == ""
     lines = out.splitlines()
@@ -139,7 +139,7 @@ def test_another_recipe_has_its_lines_in_the_table(
 def test_verdict_against_another_recipe(accuracy: dict[str, Any], nll: dict[str, Any], said: str, label: str) -> None:
     """A second sentence beside that of the reference, against whether the paired intervals hold zero."""
     weights = weights_of(difference(0.0, 0.02), difference(0.0, 0.2))
-    own, other = repeat_verdict(weights, against=against_of(accuracy, nll, label=label))
+    own, other = seed_verdict(weights, against=against_of(accuracy, nll, label=label))
     assert own.startswith("swa vs last: no clear difference (")
     assert other.startswith(f"swa vs {label}: {said.format(label)}")
 
@@ -149,12 +149,12 @@ def test_an_average_without_verdict_is_still_held_against_another_recipe(capsys:
     weights = weights_of(difference(0.0, 0.1), difference(0.0, 0.1))
     reason = "swa holds 1 weight set: nothing was averaged"
     weights["swa"] |= {"accuracy_diff": None, "nll_diff": None, "reference": None, "no_verdict": reason}
-    assert repeat_verdict(weights) == [reason]
+    assert seed_verdict(weights) == [reason]
     against = against_of(difference(0.0072, 0.003), difference(-0.016, 0.005))
-    first, second = repeat_verdict(weights, against=against)
+    first, second = seed_verdict(weights, against=against)
     assert first == reason
     assert second.startswith("swa vs baseline: better than baseline (")
-    Terminal().summary_over_seeds(weights, split="test", samples=360, seeds=[0, 1, 2], against=against)
+    Terminal().print(seed_summary(weights, split="test", samples=360, seeds=[0, 1, 2], against=against))
     lines = capsys.readouterr().out.splitlines()
     labels = [line[:12].rstrip() for line in lines[1:6]]
     assert labels == ["weights", "last", "swa", "  − baseline", "baseline"]
@@ -166,7 +166,7 @@ def test_seeds_with_different_references_say_so() -> None:
     for reference in ("last", "last_bn", "reference"):
         weights = weights_of(difference(0.01, 0.005), difference(-0.1, 0.05))
         weights["swa"]["reference"] = reference
-        (sentence,) = repeat_verdict(weights)
+        (sentence,) = seed_verdict(weights)
         assert sentence.startswith(f"swa vs {reference}: averaging helped (")
 
 
@@ -176,4 +176,4 @@ def test_seeds_with_different_references_say_so() -> None:
 )
 def test_seeds_as_a_person_says_them(seeds: list[int], text: str) -> None:
     """Lists of seeds against the words by hand."""
-    assert spelled(seeds) == text
+    assert seed_ranges(seeds) == text

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from swa_cli.report.tables.scores import verdict
+from swa_cli.report.tables.scores import ensemble_summary, verdict
 from swa_cli.report.terminal import Terminal
 
 DESIGN_ROWS = """
@@ -135,15 +135,15 @@ def test_the_curve_of_an_ensemble_fits_its_page(
 ) -> None:
     """Cost and a row for each number of members on stdout alone, against the width set and the numbers by hand."""
     monkeypatch.setenv("COLUMNS", str(width))
-    Terminal().ensemble(CURVE)
+    Terminal().print(ensemble_summary(CURVE))
     out, err = capsys.readouterr()
     assert err.strip() == ""
     lines = out.splitlines()
     assert all(cell_len(line) <= width for line in lines)
     rows = [line.split() for line in lines[-3:]]
     assert rows == [["1", "90.10", "0.290"], ["2", "90.20", "0.280"], ["3", "90.30", "0.270"]]
-    assert "3 forward passes an image" in " ".join(out.split())
-    Terminal(json=True).ensemble(CURVE)
+    assert "3 forward passes per image" in " ".join(out.split())
+    Terminal(json=True).print(ensemble_summary(CURVE))
     assert capsys.readouterr().out == ""
 
 

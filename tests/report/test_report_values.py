@@ -5,6 +5,7 @@ Pictures are looked at as matplotlib holds them when it writes them; charts as t
 
 from __future__ import annotations
 
+import html
 import io
 import re
 import xml.etree.ElementTree as ET
@@ -352,7 +353,7 @@ def test_charts_of_a_page_are_in_the_unit_of_their_title(metrics: TaskMetrics, a
     """Of the chart of the score: the points of validation by its axis, times 100 where its title says %."""
     page = RunOnPage(
         title="x",
-        said=[],
+        facts=[],
         metrics=metrics,
         rows=rows_of(metrics),
         averaging={},
@@ -377,4 +378,4 @@ def test_charts_of_a_page_are_in_the_unit_of_their_title(metrics: TaskMetrics, a
         pytest.approx((2, scale * 0.4), abs=scale * 0.01),
     ]
     assert points_of(svg_of(titled[metrics.loss_axis]))[1][0] == pytest.approx((1, 2.9), abs=0.02)
-    assert (" %&quot;" in titled[axis]) == (scale == 100)
+    assert ('" %"' in html.unescape(titled[axis])) == (scale == 100)

@@ -1,9 +1,8 @@
-"""The reliability diagram of every weight set: how often it is right when it says how sure it is.
+"""Draw reliability diagrams and confusion matrices.
 
-Bars are the accuracy of a bin, hatched boxes what it lacks of the confidence there (or has above it), and the panel
-under it counts the samples. Guo et al. 2017, On Calibration of Modern Neural Networks, figure 4.
-
-The confusion matrix of a weight set: how many samples of each class were taken for which. Legend: K classes.
+A reliability diagram shows the accuracy of each bin of confidence as a bar, its gap to the mean confidence as a hatched
+box, and the number of samples below (Guo et al. 2017, On Calibration of Modern Neural Networks, figure 4).
+Legend: K classes.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ def draw_reliability(
     columns: int = _COLUMNS,
     form: str = "png",
 ) -> None:
-    """Write the picture.
+    """Write the reliability diagrams of weight sets.
 
     Args:
-        target: Where it goes.
+        target: A path, or a file open for bytes.
         sets: Weight set to its `ece` and `bins` of equal width from 0 to 1.
-        title: What stands over it.
-        columns: Weight sets beside each other.
+        title: The title of the picture.
+        columns: The number of diagrams side by side.
         form: png or svg.
     """
     columns = min(columns, len(sets))
@@ -99,13 +98,13 @@ _LONGEST_CLASS = 14
 def draw_confusion(
     target: style.Target, *, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str, form: str = "png"
 ) -> None:
-    """Write the picture; shades are fractions of the class, numbers are samples.
+    """Write a confusion matrix; shades are fractions of the true class, numbers are samples.
 
     Args:
-        target: Where it goes.
-        matrix: (K, K) samples, a row each true class, a column each predicted one.
+        target: A path, or a file open for bytes.
+        matrix: (K, K) samples, a row per true class, a column per predicted class.
         classes: (K,) names.
-        title: What stands over it.
+        title: The title of the picture.
         form: png or svg.
     """
     side = min(max(5.5, 2.5 + 0.42 * len(classes)), 14)

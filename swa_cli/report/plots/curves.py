@@ -1,4 +1,4 @@
-"""The picture of a run: losses, scores and learning rate over the epochs, every averaged step marked."""
+"""Draw the curves of a run: loss, primary metric and learning rate over the epochs, with every averaged step."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report.plots import schedule, style
 from swa_cli.report.plots.style import Row
+from swa_cli.report.tables.metrics import value_with_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +18,7 @@ Point = tuple[float, float]  # epoch, value
 
 SIZE_INCHES = (9.0, 10.0)
 _MAX_MARKERS = 15  # markers along one line
-# The steep start of a long run may leave the panel: it would flatten all that matters.
+# The steep start of a long run is cut off: it would flatten the rest.
 _LONG_RUN = 10  # epochs
 _STEEP = 0.2  # of the run
 
@@ -38,15 +39,15 @@ def draw(
     """Write `curves.png`: three panels over the epochs, the phase of averaging shaded.
 
     Args:
-        target: Where it goes; a file open for bytes will do.
+        target: A path, or a file open for bytes.
         rows: The rows of `metrics.csv`; None where something was not measured.
-        title: What the run is called.
+        title: The title of the run.
         averaging: Average to the steps it holds, in optimizer updates done; the first one's phase is shaded.
-        steps_per_epoch: Optimizer updates in an epoch.
-        lr: The learning rate of each step; without it that of each row is drawn.
-        worker_lr: Epochs done and the rate that a worker of a SWAP run then has.
+        steps_per_epoch: Optimizer updates per epoch.
+        lr: The learning rate of each step; without it, that of each row is drawn.
+        worker_lr: Epochs done and the learning rate of a SWAP worker from then on.
         final: Weight set (`last` and the averages) to its final scores.
-        metrics: What the task scores.
+        metrics: The metrics of the task.
         form: png or svg.
     """
     with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
@@ -74,7 +75,7 @@ def _draw_scores(
     metrics: TaskMetrics,
     is_loss: bool,
 ) -> None:
-    """The panel of the loss, or of the task's own score."""
+    """Draw the panel of the loss, or of the primary metric."""
     metric = metrics.loss if is_loss else metrics.primary
     points = _draw_lines(axes, rows, names=names, metrics=metrics, is_loss=is_loss)
     points += _draw_final(axes, final, names=names, metric=metric, end=end)
@@ -89,10 +90,10 @@ def _draw_scores(
 
 
 def with_workers(rows: Sequence[Row], workers: Mapping[str, Sequence[Row]]) -> list[Row]:
-    """The rows of a SWAP run and those of its workers as the epochs that follow: what each scored on validation images.
+    """Return the rows of a SWAP run, followed by the validation scores of its workers as further epochs.
 
     Args:
-        rows: Of the common phase.
+        rows: The rows of the common phase.
         workers: Worker to its own rows, whose epochs count from 1.
     """
     later: dict[int, dict[str, Any]] = {}
@@ -107,7 +108,7 @@ def with_workers(rows: Sequence[Row], workers: Mapping[str, Sequence[Row]]) -> l
 def lines(
     rows: Sequence[Row], *, names: Sequence[str], metrics: TaskMetrics, is_loss: bool
 ) -> list[tuple[str, dict[str, Any], list[Point]]]:
-    """The lines of one score: what each is called, its look, its points; where nothing was measured, there is none."""
+    """Return the lines of one metric: label, style and points; lines without a point are left out."""
     metric = metrics.loss if is_loss else metrics.primary
     what = "loss" if is_loss else metric.key
     looks = {f"train_{what}": ("train", style.TRAIN), f"val_{what}": ("val", style.VAL)}
@@ -144,7 +145,7 @@ def _draw_rates(axes: Axes, rows: Sequence[Row], *, lr: Sequence[float] | None, 
 def _draw_final(
     axes: Axes, final: Mapping[str, Row], *, names: Sequence[str], metric: Metric, end: float
 ) -> list[Point]:
-    """Mark the final score of each weight set to the right of the run, its value in the legend."""
+    """Mark the final score of each weight set to the right of the run, with its value in the legend."""
     key, drawn = metric.key, list[Point]()
     for name, scores in final.items():
         if not style.is_number(scores.get(key)):
@@ -159,7 +160,7 @@ def _draw_final(
             markerfacecolor="none",
             markeredgewidth=1.8,
             color=look["color"],
-            label=f"{style.short(name)}, final: {metric.said(scores[key])}",
+            label=f"{style.short(name)}, final: {value_with_unit(metric, scores[key])}",
         )
         drawn.append(point)
     return drawn

@@ -1,9 +1,8 @@
-"""Loss and score along the straight line between two weight sets, and a little beyond them.
+"""Draw loss and primary metric along the line through two weight sets, and over the plane through three.
 
-Loss and score over the plane through three weight sets (Izmailov et al. 2018, figure 3).
-
-Both axes are distances of weights, drawn to the same scale. Levels stand closer where the value is good: far from the
-weights it rises without end, and near them is what matters. Legend: X, Y points of the grid.
+The plane is that of Izmailov et al. 2018, figure 3. Its axes are distances of weights, drawn to the same scale. Levels
+are closer to each other where the value is good: far from the weights the loss rises without bound.
+Legend: X, Y points of the grid.
 """
 
 from __future__ import annotations
@@ -30,14 +29,14 @@ def draw_path(
     metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
 ) -> None:
-    """Write the picture: a panel with the loss, one with the score of the task, of training and scored samples.
+    """Write the picture of a line: a panel of the loss and one of the primary metric, on two splits.
 
     Args:
-        target: Where it goes.
+        target: A path, or a file open for bytes.
         line: `x`, distances of weights from the first end; `train_loss`, `train_score`, `loss`, `score` and
             `score_se` at each, None where not finite; `points`, the two ends with `name` and `x`; `split`.
-        title: What stands over it.
-        metrics: What the task scores.
+        title: The title of the picture.
+        metrics: The metrics of the task.
         form: png or svg.
     """
     with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
@@ -45,7 +44,7 @@ def draw_path(
         for axes, key in ((upper, "loss"), (lower, "score")):
             _lines(axes, line, key=key, metrics=metrics)
         upper.set_ylabel(metrics.loss_axis)
-        lower.set_ylabel(says(metrics, "score", split="").strip())
+        lower.set_ylabel(panel_title(metrics, "score", split="").strip())
         lower.set_xlabel(f"distance of weights (L2) from {style.plain(line['points'][0]['name'], longest=30)}")
         for point in line["points"]:
             upper.text(
@@ -61,10 +60,10 @@ def draw_path(
 
 def _lines(axes: Axes, line: Mapping[str, Any], *, key: str, metrics: TaskMetrics) -> None:
     for prefix, label, look in (("train_", "train", style.TRAIN), ("", line["split"], style.VAL)):
-        values = [shown(metrics, key, value) for value in line[f"{prefix}{key}"]]
+        values = [panel_value(metrics, key, value) for value in line[f"{prefix}{key}"]]
         axes.plot(line["x"], values, label=label, **look)
     if key == "score" and all(style.is_number(error) for error in line["score_se"]):
-        middle = [shown(metrics, key, value) for value in line["score"]]
+        middle = [panel_value(metrics, key, value) for value in line["score"]]
         errors = [style.scale(metrics.primary) * error for error in line["score_se"]]
         low, high = zip(*((value - e, value + e) for value, e in zip(middle, errors, strict=True)), strict=True)
         axes.fill_between(line["x"], low, high, color=style.VAL["color"], alpha=0.15, linewidth=0)
@@ -75,8 +74,8 @@ def _lines(axes: Axes, line: Mapping[str, Any], *, key: str, metrics: TaskMetric
 
 PANELS = ("loss", "score")
 _LEVELS = 8
-_FAR = 0.9  # of the grid lies below the highest level: the last tenth is anything
-_CLOSER = {"loss": 2.0, "score": 1.3}  # power of the spacing of levels: a score has steps of a sample
+_FAR = 0.9  # fraction of the grid below the highest level; the rest is unbounded
+_CLOSER = {"loss": 2.0, "score": 1.3}  # power of the spacing of levels
 _LOOKS: tuple[dict[str, Any], ...] = tuple(
     {"marker": marker, "markersize": size, "markerfacecolor": color}
     for marker, size, color in (("o", 9, "white"), ("s", 9, "#56B4E9"), ("*", 16, "#D55E00"))
@@ -92,15 +91,15 @@ def draw_plane(
     panels: Sequence[str] = PANELS,
     form: str = "png",
 ) -> None:
-    """Write the picture: a panel with the training loss, and one with the score of the task.
+    """Write the picture of a plane: a panel of the training loss and one of the primary metric.
 
     Args:
-        target: Where it goes.
+        target: A path, or a file open for bytes.
         surface: `x` (X,) and `y` (Y,), distances of weights; `loss` and `score`, Y rows of X values, None where not
             finite; `points`, each with `name`, `x`, `y`, `loss`, `score`; `split` and `samples` of the score.
-        title: What stands over it.
-        metrics: What the task scores.
-        panels: Which of `PANELS`.
+        title: The title of the picture.
+        metrics: The metrics of the task.
+        panels: Some of `PANELS`.
         form: png or svg.
     """
     with style.sheet(target, size=(0.5 + 5.5 * len(panels), 6.2), title=title, form=form) as figure:
@@ -110,33 +109,35 @@ def draw_plane(
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
 
 
-def says(metrics: TaskMetrics, key: str, *, split: str) -> str:
-    """What a panel shows, with its unit: of what is right in percent, the error."""
+def panel_title(metrics: TaskMetrics, key: str, *, split: str) -> str:
+    """Return the title of a panel with its unit; accuracy is shown as the error."""
     if key == "loss":
         return f"train {metrics.loss_axis}"
-    return f"{split} error (%)" if _is_error(metrics.primary) else f"{split} {style.axis_title(metrics.primary)}"
+    return (
+        f"{split} error (%)" if _is_shown_as_error(metrics.primary) else f"{split} {style.axis_title(metrics.primary)}"
+    )
 
 
-def shown(metrics: TaskMetrics, key: str, value: float | None) -> float:
-    """A value as a panel shows it; nan where there is none."""
+def panel_value(metrics: TaskMetrics, key: str, value: float | None) -> float:
+    """Return a value as a panel shows it; NaN if there is none."""
     if value is None or not math.isfinite(value):
         return math.nan
     if key == "loss":
         return value
-    return 100 * (1 - value) if _is_error(metrics.primary) else style.scale(metrics.primary) * value
+    return 100 * (1 - value) if _is_shown_as_error(metrics.primary) else style.scale(metrics.primary) * value
 
 
-def _is_error(metric: Metric) -> bool:
+def _is_shown_as_error(metric: Metric) -> bool:
     return metric.key == "accuracy"
 
 
 def _panel(figure: Figure, axes: Axes, surface: Mapping[str, Any], *, key: str, metrics: TaskMetrics) -> None:
     import numpy as np
 
-    values = np.ma.masked_invalid([[shown(metrics, key, value) for value in row] for row in surface[key]])
-    is_lower_better = key == "loss" or _is_error(metrics.primary) or metrics.primary.is_lower_better
+    values = np.ma.masked_invalid([[panel_value(metrics, key, value) for value in row] for row in surface[key]])
+    is_lower_better = key == "loss" or _is_shown_as_error(metrics.primary) or metrics.primary.is_lower_better
     levels = _levels(values.compressed().tolist(), is_lower_better=is_lower_better, power=_CLOSER[key])
-    axes.set_title(says(metrics, key, split=surface["split"]), fontsize=11)
+    axes.set_title(panel_title(metrics, key, split=surface["split"]), fontsize=11)
     if len(levels) > 2:
         from matplotlib.colors import BoundaryNorm
 
@@ -174,7 +175,7 @@ def _panel(figure: Figure, axes: Axes, surface: Mapping[str, Any], *, key: str, 
 
 
 def _label(axes: Axes, lines: Any) -> None:
-    """Numbers on the lines, black on white: they are read on any band."""
+    """Write numbers on the lines, black on white, so that they can be read on any band."""
     from matplotlib.patheffects import withStroke
 
     for text in axes.clabel(lines, lines.levels[::2], fontsize=8, fmt="%.3g", inline=False):
@@ -182,7 +183,7 @@ def _label(axes: Axes, lines: Any) -> None:
 
 
 def _levels(values: Sequence[float], *, is_lower_better: bool, power: float) -> list[float]:
-    """From the best value to one that nine tenths of the grid are better than, closer to each other at the best.
+    """Return levels from the best value to that of the 90th percentile of the grid, closer to each other at the best.
 
     They are rounded to three digits, as they are written; a flat surface has none.
     """

@@ -1,8 +1,7 @@
-"""The learning rate over a run, with every averaged step and every snapshot marked; known before the run begins.
+"""Draw the learning rate over a run with its averaged steps and snapshots, and the scores of a search of windows.
 
-The score of an average over where it starts, so that a person sees how flat the choice is.
-
-The error bars are those of the difference to the best window on the same images.
+The schedule is known before the run begins. The search shows the scores over the start of the window, and so how flat
+the optimum is; its error bars are those of the difference to the chosen window on the same samples.
 """
 
 from __future__ import annotations
@@ -33,16 +32,16 @@ def draw_schedule(
     worker_lr: Sequence[tuple[float, float]] = (),
     form: str = "png",
 ) -> None:
-    """Write the picture.
+    """Write the picture of a schedule.
 
     Args:
-        target: Where it goes.
-        title: What the run is called.
+        target: A path, or a file open for bytes.
+        title: The title of the run.
         lr: The learning rate of each step.
         averaging: Average to the steps it holds, in optimizer updates done; the first one's phase is shaded.
         snapshots: Steps whose raw weights are kept.
-        steps_per_epoch: Optimizer updates in an epoch.
-        worker_lr: Epochs done and the rate that a worker of a SWAP run then has.
+        steps_per_epoch: Optimizer updates per epoch.
+        worker_lr: Epochs done and the learning rate of a SWAP worker from then on.
         form: png or svg.
     """
     with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
@@ -59,14 +58,14 @@ def draw_schedule(
 
 
 def rates(axes: Axes, lr: Sequence[float], *, steps_per_epoch: int) -> None:
-    """The rate of each step, from its beginning to its end."""
+    """Draw the learning rate of each step."""
     epochs = [step / steps_per_epoch for step in range(len(lr) + 1)]
     axes.plot(epochs, [*lr, *lr[-1:]], drawstyle="steps-post", color="black", linewidth=1.2)
     axes.set_ylim(bottom=0)
 
 
 def rates_of_workers(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """The rate that each worker of a SWAP run has, after the common phase."""
+    """Draw the learning rate of each SWAP worker after the common phase."""
     if points:
         epochs, values = zip(*points, strict=True)
         axes.plot(epochs, values, drawstyle="steps-post", color="#D55E00", linewidth=1.2, label="each worker")
@@ -75,7 +74,7 @@ def rates_of_workers(axes: Axes, points: Sequence[tuple[float, float]]) -> None:
 def rug(
     axes: Axes, averaging: Mapping[str, Sequence[int]], *, steps_per_epoch: int, snapshots: Sequence[int] = ()
 ) -> None:
-    """Mark each averaged step above the learning rate, a row of ticks for each average, and one for snapshots."""
+    """Mark the averaged steps above the learning rate: a row of marks per average, and one for snapshots."""
     rows = [
         (name, steps, style.look(name, list(averaging))["color"], "|") for name, steps in averaging.items() if steps
     ]
@@ -101,7 +100,7 @@ def rug(
 
 
 def shade(panels: Sequence[Axes], averaging: Mapping[str, Sequence[int]], *, steps_per_epoch: int, end: float) -> None:
-    """The phase of the first average."""
+    """Shade the epochs of the first average."""
     name, steps = next(iter(averaging.items()), ("", ()))
     if not steps:
         return
@@ -111,7 +110,7 @@ def shade(panels: Sequence[Axes], averaging: Mapping[str, Sequence[int]], *, ste
 
 
 def thinned(steps: Sequence[int]) -> list[int]:
-    """At most `MAX_MARKS` of the steps, evenly taken, the first and the last among them."""
+    """Return at most `MAX_MARKS` of the steps, evenly spaced, with the first and the last."""
     if len(steps) <= MAX_MARKS:
         return list(steps)
     last = len(steps) - 1
@@ -135,16 +134,16 @@ def draw_search(
     metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
 ) -> None:
-    """Write the picture: the loss and the score of the task over the start of the window.
+    """Write the picture of a search: the loss and the primary metric over the start of the window.
 
     Args:
-        target: Where it goes; a file open for bytes will do.
-        rows: `start`, `end` in updates done, both scores, their `_diff_se` to the chosen one, and `chosen`.
-        title: What it says on top.
-        steps_per_epoch: Updates in an epoch.
-        chosen: What the chosen one is called.
-        reference: The raw weights that averages are judged against: their name, and their scores on the same images.
-        metrics: Which scores these are.
+        target: A path, or a file open for bytes.
+        rows: `start` and `end` in updates done, both metrics, their `_diff_se` to the chosen window, and `chosen`.
+        title: The title of the picture.
+        steps_per_epoch: Optimizer updates per epoch.
+        chosen: The label of the chosen window.
+        reference: The name of the raw weights that averages are judged against, and their scores on the same samples.
+        metrics: The metrics of the task.
         form: png or svg.
     """
     with style.sheet(target, size=SEARCH_SIZE_INCHES, title=title, form=form) as figure:
@@ -160,7 +159,7 @@ def draw_search(
 
 
 def _draw(axes: Axes, rows: Sequence[Row], *, metric: Metric, steps_per_epoch: int, chosen: str) -> None:
-    """One score; the line joins the windows that reach to the end of the run."""
+    """Draw one metric; the line joins the windows that reach the end of the run."""
     key, scale = metric.key, style.scale(metric)
     end = max(row["end"] for row in rows)
     groups = (

@@ -1,4 +1,4 @@
-"""What all pictures share: the sheet they are drawn on, the palette, and how names and axes are written."""
+"""Share the style of all pictures: the sheet, the palette, and the text of names and axes."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ Target = str | PathLike[str] | IO[bytes]
 
 DPI = 150
 FORMATS = ("png", "svg")
-MAX_MARKS = 200  # more ticks than this on the rug would be a solid bar
-PHASE = "#f3e9dd"  # of the part of a run in which weights are averaged
-SURFACE = "cividis"  # its lightness rises evenly: it is read without colour too
+MAX_MARKS = 200  # more marks would merge into a bar
+PHASE = "#f3e9dd"  # background of the epochs in which weights are averaged
+SURFACE = "cividis"  # lightness rises evenly, so it can be read without color
 
 TRAIN: dict[str, Any] = {"color": "#777777", "linestyle": "-", "linewidth": 1.2}
 VAL: dict[str, Any] = {
@@ -33,7 +33,7 @@ VAL: dict[str, Any] = {
     "marker": "o",
     "markersize": 4,
 }
-# One look for each average, from the palette of Okabe and Ito, which colour-blind people can tell apart.
+# One look per average, from the palette of Okabe and Ito, which color-blind people can distinguish.
 AVERAGES: tuple[dict[str, Any], ...] = tuple(
     {"color": color, "linestyle": dash, "linewidth": 1.8, "marker": marker, "markersize": 5}
     for color, dash, marker in (
@@ -48,20 +48,20 @@ AVERAGES: tuple[dict[str, Any], ...] = tuple(
 
 @contextmanager
 def sheet(target: Target, *, size: tuple[float, float], title: str, form: str = "png") -> Iterator[Figure]:
-    """A figure to draw on; it is written when the block ends.
+    """Yield a figure, and write it when the block ends.
 
     Args:
-        target: Where it goes; a file open for bytes will do.
-        size: Inches.
-        title: What stands over it.
+        target: A path, or a file open for bytes.
+        size: Width and height in inches.
+        title: The title of the figure.
         form: One of `FORMATS`.
     """
     import matplotlib.style
     from matplotlib.figure import Figure
 
-    own = {"svg.hashsalt": "swa"}  # else the names inside an SVG would be drawn at random
+    own = {"svg.hashsalt": "swa"}  # otherwise ids inside an SVG are random
     with matplotlib.style.context(["default", own]), warnings.catch_warnings():
-        # A name in a script that the font lacks gets empty boxes, which is no reason to alarm anyone.
+        # A name with characters that the font lacks gets empty boxes: not worth a warning.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=size, dpi=DPI, layout="constrained")
         figure.suptitle(plain(title, longest=80), fontsize=13)
@@ -71,9 +71,9 @@ def sheet(target: Target, *, size: tuple[float, float], title: str, form: str = 
 
 
 def look(name: str, averages: Sequence[str]) -> dict[str, Any]:
-    """How a weight set is drawn: each average in its own way, the raw weights as their validation line.
+    """Return the line style of a weight set: one per average; raw weights look like their validation line.
 
-    With recomputed statistics, as `last_bn`, they have a marker of their own.
+    Raw weights with recomputed statistics (`last_bn`) have a marker of their own.
     """
     if name in averages:
         return AVERAGES[averages.index(name) % len(AVERAGES)]
@@ -81,7 +81,7 @@ def look(name: str, averages: Sequence[str]) -> dict[str, Any]:
 
 
 def tidy(axes: Axes, *, grid: bool = True) -> None:
-    """The frame that all panels have."""
+    """Apply the frame of all panels."""
     if grid:
         axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -89,31 +89,31 @@ def tidy(axes: Axes, *, grid: bool = True) -> None:
 
 
 def legend(axes: Axes) -> None:
-    """To the right of the panel, where it hides nothing."""
+    """Put the legend to the right of the panel, where it hides nothing."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
 
 
 def axis_title(metric: Metric) -> str:
-    """A score with its unit."""
+    """Return the name of a metric with its unit."""
     return f"{metric.name} (%)" if metric.is_percent else metric.name
 
 
 def scale(metric: Metric) -> float:
-    """What a score is multiplied by to be drawn."""
+    """Return the factor from a metric to its axis."""
     return 100.0 if metric.is_percent else 1.0
 
 
 def is_number(value: float | None) -> bool:
-    """Whether there is something to draw."""
+    """Return whether the value can be drawn."""
     return value is not None and math.isfinite(value)
 
 
 def short(text: str) -> str:
-    """The name of a weight set in a legend."""
+    """Return the name of a weight set for a legend."""
     return plain(text, longest=20)
 
 
 def plain(text: str, *, longest: int) -> str:
-    """`text` as matplotlib draws it literally: a dollar sign would start a formula."""
+    """Return `text` as matplotlib draws it literally: a dollar sign would start a formula."""
     return printable(text if len(text) <= longest else text[: longest - 1] + "…").replace("$", r"\$")

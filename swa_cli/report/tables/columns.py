@@ -1,7 +1,7 @@
-"""Numbers in columns: how they are written, which columns fit a page, and how a line of them looks.
+"""Lay out columns: choose those that fit a page, print their lines, and format numbers.
 
-A `Column` owns a slot of fixed width with the space before it, so each line can be printed as soon as its
-numbers are known and still stand under its heading. What does not fit is left out by rank, never wrapped.
+A `Column` has a fixed width that includes the space before it, so each line can be printed as soon as its numbers are
+known and still stands under its heading. Columns that do not fit are left out by rank; lines never wrap.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from swa_cli.report.console_text import MINUS, NOT_MEASURED, PLUS_MINUS, safe
 
 @dataclass(frozen=True)
 class Column:
-    """One column; its cells are found by `key`, and the highest `rank` gives way first on a narrow page."""
+    """A column; `key` finds its cells, and the column with the highest `rank` is left out first on a narrow page."""
 
     key: str
     heading: str
@@ -28,7 +28,7 @@ class Column:
 
 
 def fit(columns: Iterable[Column], *, width: int) -> list[Column]:
-    """The columns that fit into `width` cells, the important ones first served, in their given order."""
+    """Return the columns that fit into `width` cells, chosen by rank, in their given order."""
     columns = list(columns)
     kept: list[Column] = []
     for column in sorted(columns, key=lambda column: column.rank):
@@ -38,7 +38,7 @@ def fit(columns: Iterable[Column], *, width: int) -> list[Column]:
 
 
 def head_line(columns: Sequence[Column], *, console: Console) -> Text:
-    """The headings over their columns."""
+    """Return the line of headings."""
     headings = {column.key: column.heading for column in columns}
     return cell_line(columns, headings, console=console, styles=dict.fromkeys(headings, "bold"))
 
@@ -50,7 +50,7 @@ def cell_line(
     console: Console,
     styles: Mapping[str, str] | None = None,
 ) -> Text:
-    """One line of cells; a column without a cell stays empty."""
+    """Return one line of cells; a column without a cell stays empty."""
     line = Text()
     for column in columns:
         cell = safe(cells.get(column.key, ""), console=console)
@@ -62,26 +62,26 @@ def cell_line(
 
 
 def percent(fraction: float | None) -> str:
-    """A fraction as percent with two decimals."""
+    """Return a fraction in percent with two decimals."""
     return NOT_MEASURED if fraction is None else f"{100 * fraction:.2f}"
 
 
 def number(value: float | None) -> str:
-    """A loss, NLL, ECE or Brier score: three decimals, at most 9 characters."""
+    """Return a loss, NLL, ECE or Brier score: three decimals, at most 9 characters."""
     if value is None:
         return NOT_MEASURED
     return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.2e}"
 
 
 def rate(value: float | None) -> str:
-    """A learning rate: four decimals, or two digits and an exponent where those would hide it."""
+    """Return a learning rate: four decimals, or two digits and an exponent for a small or large one."""
     if value is None:
         return NOT_MEASURED
     return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:.1e}"
 
 
 def count(value: int | None) -> str:
-    """How many weights an average holds, in at most 4 characters."""
+    """Return how many weight sets an average holds, in at most 4 characters."""
     if not value:
         return NOT_MEASURED
     if value < 10_000:
@@ -90,7 +90,7 @@ def count(value: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time span in at most 7 characters: `0.4 s`, `12 s`, `3m 05s`, `2h 10m`."""
+    """Return a time span in at most 7 characters: `0.4 s`, `12 s`, `3m 05s`, `2h 10m`."""
     if seconds is None:
         return NOT_MEASURED
     if seconds < 59.5:
@@ -102,10 +102,10 @@ def duration(seconds: float | None) -> str:
 
 
 def signed(value: float, *, digits: int) -> str:
-    """A difference with its sign; one that rounds to nothing counts as plus."""
+    """Return a difference with its sign; one that rounds to zero has a plus."""
     return f"{value:+z.{digits}f}".replace("-", MINUS)
 
 
 def with_error(value: str, error: str | None) -> str:
-    """`value ± error`, or the value alone."""
+    """Return `value ± error`, or the value alone."""
     return value if error is None else f"{value} {PLUS_MINUS} {error}"
