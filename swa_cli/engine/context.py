@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ class Context:
     events: Events = SILENT
     world: World = ALONE
 
-    @property
+    @cached_property
     def phase(self) -> Phase:
         """Which epochs of the recipe are trained here, and with what batches."""
         return phase_of(self.recipe)

@@ -80,7 +80,11 @@ def test_grey_images_are_said_to_have_no_colours(swa, recipe: Path) -> None:
 @pytest.mark.parametrize(
     ("word", "message", "action"),
     [
-        ("dataset.augment.crop=1", "dataset.augment.translate: stands beside crop", "write one of the two"),
+        (
+            "dataset.augment.crop=1",
+            "dataset.augment.translate: crop and translate are mutually exclusive",
+            "write one of the two",
+        ),
         ("dataset.augment.translate=8", "translate: 8 pixels are more than the 8x8 images", "at most 7"),
         ("dataset.augment.flip=maybe", "`maybe` is no way to flip", "true, false or alternating"),
         ("dataset.augment.flip=yes", "`yes` is not a truth value", "write true"),

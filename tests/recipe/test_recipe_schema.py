@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +70,14 @@ def test_every_schedule_lists_its_keys() -> None:
     assert set(SCHEDULES) == set(Schedule.model_fields["name"].annotation.__args__)  # type: ignore[union-attr]
     listed = {key for kind in SCHEDULES.values() for key in kind.keys}
     assert listed == set(Schedule.model_fields) - {"name"}
+
+
+def test_the_docs_list_every_schedule() -> None:
+    """The table in docs/recipe.md is held against the table of schedules: names and keys, in order."""
+    page = (Path(__file__).parents[2] / "docs/recipe.md").read_text()
+    rows = [line.split("|")[1:-1] for line in page.splitlines() if line.startswith("| `")]
+    told = [[re.findall(r"`(\w+)`", cell) for cell in row] for row in rows[1:]]  # below the head
+    assert told == [[[name], list(kind.required), list(kind.optional)] for name, kind in SCHEDULES.items()]
 
 
 @pytest.mark.parametrize(
