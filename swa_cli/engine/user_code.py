@@ -19,7 +19,7 @@ from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.yaml_document import KeyPath
 
-IMPORTED = ("model.name", "dataset.name", "task")  # any colon in them makes them an import path
+IMPORTED = ("model.name", "dataset.name", "task", "optimizer.name")  # any colon in them makes them an import path
 PATHS = ("dataset.root", "output.root", "train.init")  # a colon is part of a file name, as in C:data
 
 
