@@ -175,9 +175,7 @@ def _find(name: str) -> Callable[..., torch.optim.Optimizer]:
     classes = [key for key, value in vars(torch.optim).items() if _is_optimizer(value) and key not in UNSUPPORTED]
     if name not in classes:
         close = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
-        hint = (
-            f"did you mean `{close[0]}`?" if close else f"one of {', '.join(sorted(classes))}; {FORMS}"
-        )
+        hint = f"did you mean `{close[0]}`?" if close else f"one of {', '.join(sorted(classes))}; {FORMS}"
         raise RecipeError([Problem("optimizer.name", f"torch.optim has no optimizer {name!r} for this loop", hint)])
     found: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, name)
     return found
