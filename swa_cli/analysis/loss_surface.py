@@ -109,6 +109,7 @@ def ground_of(run: OpenRun, *, samples: int | None) -> Ground:
             std=context.source.std,
             device=context.hardware.device,
             workers=context.recipe.dataset.workers,
+            error=failures.run_error,
         )
         return found if samples is None else list(found)  # type: ignore[return-value]  # a few stay in memory
 
