@@ -189,7 +189,7 @@ def _import(name: str) -> Callable[..., torch.optim.Optimizer]:
     """
     hint = "derive the class from torch.optim.Optimizer, with __init__(params, lr, ...)"
     try:
-        found: Callable[..., torch.optim.Optimizer] = build_model.imported(
+        found: Callable[..., torch.optim.Optimizer] = build_model.import_attribute(
             name, key="optimizer.name", what="an optimizer", forms=FORMS
         )
     except UserError as error:

@@ -24,7 +24,7 @@ from swa_cli.engine import optimizers
 from swa_cli.engine.context import Context
 from swa_cli.engine.failures import is_out_of_memory
 from swa_cli.engine.hardware import undefined_in_bf16
-from swa_cli.engine.replica import Replica
+from swa_cli.engine.network import Replica
 from swa_cli.engine.user_code import is_own_code
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import Subject

@@ -24,7 +24,7 @@ from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
-from swa_cli.engine.replica import Replica
+from swa_cli.engine.network import Replica
 from swa_cli.engine.signals import Interrupt
 from swa_cli.engine.warm_start import InitialWeights
 from swa_cli.errors import Problem, RecipeError, UserError

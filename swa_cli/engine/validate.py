@@ -2,7 +2,7 @@
 
 At the end the raw weights are scored with recomputed BatchNorm statistics too: `comparison.py` says why.
 
-Scores only read: averages are put into a second network, see `replica.py`, and no random number is drawn.
+Scores only read: averages are put into a second network, see `network.Replica`, and no random number is drawn.
 """
 
 from __future__ import annotations
