@@ -39,7 +39,7 @@ OVERFLOW = ("Storage size calculation overflowed", "Overflow")  # what torch say
 def build_network(
     recipe: Recipe, *, num_classes: int | None, in_channels: int | None, families: tuple[str, ...]
 ) -> nn.Module:
-    """The network of a recipe on the CPU; its weights are drawn from torch's global generator.
+    """Build the network of a recipe on the CPU; its weights are drawn from torch's global generator.
 
     Raises:
         UserError: The recipe does not describe one, or it does not fit into memory.
@@ -74,7 +74,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _inside(wrapper: nn.Module) -> nn.Module | None:
-    """What a wrapper wraps; None where it is none."""
+    """Return what a wrapper wraps; None if it is no wrapper."""
     if isinstance(wrapper, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner: nn.Module = wrapper.module
         return inner
@@ -86,7 +86,7 @@ def _inside(wrapper: nn.Module) -> nn.Module | None:
 
 
 def is_lazy(model: nn.Module) -> bool:
-    """Whether a layer has yet to find its sizes in a first forward pass."""
+    """Return whether a lazy layer has not seen its first forward pass."""
     return any(is_lazy_tensor(value) for value in chain(model.parameters(), model.buffers()))
 
 
@@ -103,7 +103,7 @@ def require_sizes(model: nn.Module, *, name: str) -> None:
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """The model with tensors (N, C, H, W) in the order of memory that convolutions are fastest in.
+    """Return the model in channels-last memory format, in which convolutions are fastest.
 
     Not `model.to(memory_format=...)`, which refuses the weights of 3-D convolutions.
     """
@@ -114,7 +114,7 @@ def channels_last(model: nn.Module) -> nn.Module:
 
 
 def describe_model(name: str, model: nn.Module) -> str:
-    """`preresnet20: 0.27 M parameters, 19 BatchNorm layers`."""
+    """Return a description: `preresnet20: 0.27 M parameters, 19 BatchNorm layers`."""
     number = sum(parameter.numel() for parameter in model.parameters())
     parameters = f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
     layers = len(norm_layers(model))
@@ -126,7 +126,7 @@ def describe_model(name: str, model: nn.Module) -> str:
 
 @dataclass
 class Replica:
-    """Second networks of a run, for one weight set each."""
+    """Makes second networks of a run, each for one weight set."""
 
     context: Context
     trained: nn.Module
@@ -136,7 +136,7 @@ class Replica:
 
     @contextmanager
     def holding(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
-        """A network with whole weights, to be read or refreshed in each process by itself while the block runs.
+        """Yield a network with unsharded weights, which each process may read by itself.
 
         Args:
             weights: A state dict; of a sharded run its rows, as `Sharding.gather` takes them. None for the weights that
@@ -152,13 +152,13 @@ class Replica:
             yield self._filled(self.trained.state_dict() if weights is None else weights)
 
     def refreshing(self, weights: Mapping[str, Tensor] | None = None) -> AbstractContextManager[nn.Module]:
-        """As `holding`, and the network's statistics may be changed: it is never the trained one as it stands."""
+        """As `holding`, but the statistics of the network may be changed: it never holds the training state."""
         return self.holding(
             cloned(self.trained.state_dict()) if weights is None and not self.sharding.is_used else weights
         )
 
     def make(self) -> nn.Module:
-        """Another network of the recipe, on the device; no generator of random numbers is touched."""
+        """Build another network of the recipe on the device, without touching any random generator."""
         device, started = self.context.hardware.device, time.monotonic()
         with preserve_global_rng(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             network = self.context.build_model()

@@ -52,7 +52,7 @@ class Group:
 
 
 def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, Any]] = ()) -> list[Problem]:
-    """Problems of `optimizer.name` and of the options that go to its class; none if it can be built.
+    """Return the problems of `optimizer.name` and of the options of its class.
 
     Args:
         name: Class in torch.optim, or `package.module:Class`. Errors inside a user's module pass through.
@@ -81,7 +81,7 @@ def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, A
 
 
 def of_recipe(model: nn.Module, settings: schema.Optimizer, *, is_sparse: bool = False) -> torch.optim.Optimizer:
-    """The optimizer that a recipe describes; see `build`."""
+    """Build the optimizer that a recipe describes; see `build`."""
     return build(
         model,
         name=settings.name,
@@ -115,7 +115,7 @@ def build(
     groups: Sequence[Group] = (),
     is_sparse: bool = False,
 ) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that take gradients.
+    """Build the optimizer over the parameters that require gradients.
 
     Args:
         model: The network.
@@ -271,7 +271,7 @@ def _spare_the_compiler() -> None:
 
 
 def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Sequence[str], *, place: str) -> set[str]:
-    """Names of the parameters that `norm`, `bias` or patterns mean.
+    """Return the names of the parameters that `norm`, `bias` or patterns match.
 
     Raises:
         RecipeError: A pattern means none; `place` is the key it stands at.
@@ -298,6 +298,6 @@ def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Seque
 
 
 def _is_fusible(trained: Mapping[str, nn.Parameter], options: Mapping[str, Any]) -> bool:
-    """Whether torch's fused kernel takes these parameters, and nothing was said that excludes it."""
+    """Return whether torch's fused kernel takes these parameters, and no option excludes it."""
     said = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
     return not said and all(value.is_floating_point() and value.device.type != "mps" for value in trained.values())
