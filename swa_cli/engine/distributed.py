@@ -85,7 +85,7 @@ class World:
         torch._foreach_copy_(tensors, [part.view_as(values) for part, values in zip(parts, tensors, strict=True)])
 
     def require_equal(self, values: Any, *, what: str) -> None:
-        """Compare a checksum of tensors in nested dicts and lists: each process goes on from its own copy of them.
+        """Compare a checksum of tensors in nested dicts and lists: each process continues from its own copy.
 
         Raises:
             UserError: They differ.
@@ -139,7 +139,7 @@ class World:
         if sync_batchnorm:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(sharing(model, make())).train()
         # Layers that a pass leaves out are looked for: networks have some that are not trained, or drop some at random.
-        # Gradients then lie in one layout from the first step on, so a run that goes on sums them in the same order.
+        # Gradients then lie in one layout from the first step on, so a resumed run sums them in the same order.
         options: dict[str, Any] = {_BUFFERS: False}
         return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=True, **options)
 

@@ -92,7 +92,7 @@ def choose(
         precision: `auto` is what the run was begun with, on the same kind of device.
         threads: Of the processor.
         deterministic: Whether operations that are not reproducible are refused.
-        begun: The `environment` of the run that goes on.
+        begun: The `environment` of the run that continues.
         world: The processes of the run, which share the GPUs and cores of a machine evenly.
         shard: Whether its parameters are in parts.
 

@@ -1,8 +1,8 @@
 """Launch several processes on one machine with torch's elastic engine: `swa train --processes N`.
 
-This is torchrun for people: the recipe is checked before any process starts, and a failure is reported once and gives the
-exit code of a single process. Processes that were killed from outside are started again and continue from the last save;
-a run that failed by itself would fail again.
+The recipe is checked before any process starts, and a failure is reported once and gives the exit code of a single
+process. Processes that were killed from outside are started again and continue from the last save; a run that failed by
+itself would fail again.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def launch(words: Sequence[str], *, processes: int, max_restarts: int, warn: Cal
     """Run a command in several processes until it ends, and return its exit code.
 
     Args:
-        words: The command line; an attempt after the first one goes on with the run folder that one has begun.
+        words: The command line; a later attempt continues the run folder that the first one has begun.
         processes: How many.
         max_restarts: How many times they are started again after one was killed.
         warn: Called with a sentence when they are started again.
@@ -53,7 +53,7 @@ def launch(words: Sequence[str], *, processes: int, max_restarts: int, warn: Cal
         killed = f"a process was killed ({signal.Signals(number).name})"
         if attempt < max_restarts:
             warn(f"{killed}: all start again, attempt {attempt + 2} of {max_restarts + 1}")
-    hint = "if memory was short, lower train.batch_size; --resume RUN goes on, and --max-restarts N does so by itself"
+    hint = "if memory was short, lower train.batch_size; --resume RUN continues, and --max-restarts N does so by itself"
     raise UserError(killed, hint=hint, exit_code=EXIT_FAILED)
 
 

@@ -137,7 +137,7 @@ def load_recipe(
 
     Args:
         folder: Of the run.
-        point: What it goes on from.
+        point: The resume point, if there is one.
         overrides: Changes of keys that the result does not depend on.
         world: The processes that continue the run.
         events: Tell what more epochs move.

@@ -67,7 +67,7 @@ def build_forward(run: Run) -> Forward:
 def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -> Iterator[StepResult]:
     """Do the optimizer update that follows `run.step`, and yield what each of its batches gave as soon as it is known.
 
-    The weights change when the last of them was yielded and the iterator goes on to its end.
+    The weights change after the last of them, when the iterator runs to its end.
 
     Args:
         run: Whose network it is; it is in training mode.
