@@ -4,9 +4,9 @@ A plan is arithmetic, but the time of a step on this machine is measured.
 
 The time of a step in N processes is a model of two terms: the measured time of one process's part of a batch, and the
 exchange of gradients at a given bandwidth. The ring all-reduce of Patarasuk and Yuan (2009, J. Parallel Distrib.
-Comput. 69, section 3), which gloo and nccl use, sends and receives 2 (N - 1) / N of the gradients' bytes in each process. The
-model leaves out overlap with the backward pass and latency: real steps of a large network are shorter, of a tiny one
-longer.
+Comput. 69, section 3), which gloo and nccl use, sends and receives 2 (N - 1) / N of the gradients' bytes in each
+process. The model leaves out overlap with the backward pass and latency: real steps of a large network are shorter,
+of a tiny one longer.
 """
 
 from __future__ import annotations

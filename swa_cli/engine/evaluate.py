@@ -1,12 +1,12 @@
 """Evaluate weight sets: scores over a whole split, with sampling errors and paired differences.
 
-The score of every sample is kept: the mean is the score of the split (never the mean of batch means), the spread gives
-the sampling error, and the difference of two weight sets on the same samples gets a *paired* error, which is smaller
-the more they agree. The task defines the score of a sample (`metrics/task.py`).
+The score of every sample is kept: the mean is the score of the split (never the mean of batch means), the spread
+gives the sampling error, and the difference of two weight sets on the same samples gets a *paired* error, which is
+smaller the more they agree. The task defines the score of a sample (`metrics/task.py`).
 
 Averages are judged against raw weights under the same BatchNorm treatment. Recomputed statistics alone can be worth
-many points, so raw weights are scored with them too (`last_bn` beside `last`). The **reference** is whichever of the two has
-the lower validation loss. An average that holds one weight set gets no verdict.
+many points, so raw weights are scored with them too (`last_bn` beside `last`). The **reference** is whichever of the
+two has the lower validation loss. An average that holds one weight set gets no verdict.
 Legend: N samples.
 """
 
