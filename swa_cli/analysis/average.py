@@ -81,7 +81,7 @@ class Trials:
         """Put a mix into a network, with statistics of its own."""
         context = self.ingredients.context
         self.network = model = context.build_model()
-        loading.put_own(model, mix.state)
+        loading.load_unchecked(model, mix.state)
         update = None
         if refresh:
             with failures.memory("train.batch_size", context.recipe.train.batch_size):

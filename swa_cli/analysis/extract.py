@@ -160,7 +160,7 @@ def _refreshed(context: Context, model: nn.Module, name: str) -> BatchNormUpdate
     try:
         return context.refresh_batchnorm(model, name=name)
     except Exception as error:  # of the network, the data or the machine: the average is not to be lost with it
-        loading.put_buffers(model, kept)
+        loading.load_buffers(model, kept)
         reason = str(error).partition("\n")[0]
         context.events.warning(
             f"{name}: BatchNorm cannot be recomputed ({type(error).__name__}: {reason}); its statistics stay stale"

@@ -195,7 +195,7 @@ def _averaged(model: nn.Module) -> list[str]:
 def _measured(state: Mapping[str, Tensor], ground: Ground, *, bar: Bar, is_anchor: bool) -> dict[str, float | None]:
     """The scores of a point; far from the anchors a network may overflow, which leaves it without."""
     context, metrics, model = ground.context, ground.context.task.metrics, ground.context.build_model()
-    loading.put_own(model, state)
+    loading.load_unchecked(model, state)
     try:
         context.refresh_batchnorm(model, name="a point", bar=bar)
     except UserError:

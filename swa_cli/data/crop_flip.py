@@ -41,13 +41,13 @@ def crop_and_flip_masks(masks: Tensor, *, draws: Draws, fill: int = 255) -> Tens
 
 
 def cut_out(images: Tensor, *, draws: Draws) -> Tensor:
-    """Set a square of each image to 0, the mean of normalised images; in place.
+    """Set a square of each image to 0, the mean of normalized images; in place.
 
     The center is a uniform pixel; the square covers `center - side//2` up to (not including)
     `center - side//2 + side` and is clipped at the edges.
 
     Args:
-        images: (B, C, H, W) float, normalised.
+        images: (B, C, H, W) float, normalized.
         draws: Those of the B images.
     """
     side, device = draws.augment.cutout, images.device

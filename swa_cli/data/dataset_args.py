@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from swa_cli.data.masks import IGNORED
+from swa_cli.data.stream import IGNORED
 from swa_cli.errors import UserError
 
 MAX_SIDE = 65_536  # pixels

@@ -13,12 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.utils.data import Dataset as TorchDataset
-
 from swa_cli.data import folders, masks, user_dataset
 from swa_cli.data.dataset_args import Argument, choice, class_names, height_and_width, square_side, whole
-from swa_cli.data.splits import Progress, Target, available_memory
+from swa_cli.data.splits import Found, Progress, Target, available_memory
+from swa_cli.data.stream import IGNORED
 from swa_cli.data.synthetic import (
     CLASSES,
     NUM_DIGITS,
@@ -32,8 +30,6 @@ from swa_cli.errors import UserError
 
 USER_DATASET = "package.module:factory"  # the entry for every dataset in a user's own code
 
-Stored = tuple[Tensor, Tensor] | TorchDataset[Any]  # a split: images and labels in memory, or a dataset to stream
-
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -46,20 +42,6 @@ class Request:
     download: bool  # whether missing files may be downloaded
     classes: Sequence[str] | None  # of weights that are only evaluated: training samples may be missing then
     progress: Progress | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """What a reader returns; class names, constants and target only where the entry has None."""
-
-    splits: Mapping[str, Stored]  # those of "train", "val" and "test" that exist
-    class_names: tuple[str, ...] = ()
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    target: Target | None = None
-    layout: str | None = None  # "CHW" or "HWC" of images from user code; None if their shape tells
-    notes: tuple[str, ...] = ()  # what a person should know and did not ask for
-    contents: tuple[str, ...] = ()  # the files found and left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,27 +133,16 @@ def _read_photos_with_masks(
 
 
 def _read_image_folder(request: Request) -> Found:
-    found = folders.find(request.root, resize=request.args["size"], classes=request.classes)
-    return Found(splits=found.datasets, class_names=found.class_names, notes=found.notes, contents=found.contents)
+    return folders.find(request.root, resize=request.args["size"], classes=request.classes)
 
 
 def _read_mask_folder(request: Request) -> Found:
     names, size = request.args["classes"], request.args["size"]
-    needs_training = request.classes is None
-    found = masks.find_masks(request.root, num_classes=len(names), resize=size, needs_training=needs_training)
-    return Found(splits=found.datasets, class_names=names, contents=found.contents)
+    return masks.find(request.root, class_names=names, resize=size, needs_training=request.classes is None)
 
 
 def _read_user_dataset(request: Request) -> Found:
-    made = user_dataset.make(request.name, root=str(request.root), args=request.args)
-    return Found(
-        splits=made.splits,
-        class_names=made.class_names,
-        mean=made.mean,
-        std=made.std,
-        target=made.target,
-        layout=made.layout,
-    )
+    return user_dataset.read(request.name, root=str(request.root), args=request.args)
 
 
 # --- the table
@@ -185,13 +156,21 @@ _VOC_CLASSES = (
 )
 _NUM_TEST = whole(NUM_TEST_DIGITS, 1, NUM_DIGITS - 1)
 _NUM_SCENES = 2_000  # for training
-_PHOTO_SIZE = height_and_width((128, 128))  # published photos with masks are of many sizes
-# Constants of ImageNet: photos too, and what pretrained networks expect.
-_PHOTO_MEAN, _PHOTO_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The trimaps say 1 pet, 2 background and 3 "not classified": a border of some pixels of unknown class.
-_TRIMAP = (masks.IGNORED, 1, 0, masks.IGNORED)
+_TRIMAP = (IGNORED, 1, 0, IGNORED)
 _BY_FLAG: dict[str, Any] = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME: dict[str, Any] = {"train": {"split": "train"}, "test": {"split": "test"}}
+# What published sets of one kind have in common; all other fields are left to the entries.
+_small_images = partial(Dataset, target="class", has_val=False, args={}, read=_read_arrays)
+_photos_with_masks = partial(
+    Dataset,
+    target="mask",
+    mean=(0.485, 0.456, 0.406),  # of ImageNet: photos too, and what pretrained networks expect
+    std=(0.229, 0.224, 0.225),
+    num_train=None,
+    has_val=False,
+    args={"size": height_and_width((128, 128))},  # the photos are of many sizes
+)
 
 _ENTRIES = (
     Dataset(
@@ -218,27 +197,20 @@ _ENTRIES = (
         files=None,
         read=_read_rotated_digits,
     ),
-    Dataset(
+    _small_images(
         name="mnist",
-        target="class",
         class_names=_DIGITS,
         mean=(0.1307,),
         std=(0.3081,),
         num_train=60_000,
-        has_val=False,
-        args={},
         files=Files(torchvision="MNIST", paths=IDX_FILES, **_BY_FLAG),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="fashion_mnist",
-        target="class",
         class_names=tuple(_CLOTHES.split(",")),
         mean=(0.2860,),
         std=(0.3530,),
         num_train=60_000,
-        has_val=False,
-        args={},
         files=Files(
             torchvision="FashionMNIST",
             paths=IDX_FILES,
@@ -246,67 +218,46 @@ _ENTRIES = (
             package="dataset-fashion-mnist",
             package_root="/usr/share/datasets/fashion-mnist",
         ),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="kmnist",
-        target="class",
         class_names=tuple(_KUZUSHIJI.split(",")),
         mean=(0.1918,),
         std=(0.3483,),
         num_train=60_000,
-        has_val=False,
-        args={},
         files=Files(torchvision="KMNIST", paths=IDX_FILES, **_BY_FLAG),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="cifar10",
-        target="class",
         class_names=None,
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         num_train=50_000,
-        has_val=False,
-        args={},
         files=Files(torchvision="CIFAR10", paths=("cifar-10-batches-py/",), **_BY_FLAG),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="cifar100",
-        target="class",
         class_names=None,
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
         num_train=50_000,
-        has_val=False,
-        args={},
         files=Files(torchvision="CIFAR100", paths=("cifar-100-python/",), **_BY_FLAG),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="svhn",
-        target="class",
         class_names=_DIGITS,
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
         num_train=73_257,
-        has_val=False,
-        args={},
         files=Files(torchvision="SVHN", paths=("train_32x32.mat", "test_32x32.mat"), **_BY_NAME),
-        read=_read_arrays,
     ),
-    Dataset(
+    _small_images(
         name="stl10",
-        target="class",
         class_names=None,
         mean=(0.4467, 0.4398, 0.4066),
         std=(0.2603, 0.2566, 0.2713),
         num_train=5_000,
-        has_val=False,
-        args={},
         files=Files(torchvision="STL10", paths=("stl10_binary/",), **_BY_NAME),
-        read=_read_arrays,
     ),
     Dataset(
         name="image_folder",
@@ -339,15 +290,9 @@ _ENTRIES = (
         files=None,
         read=_read_shapes,
     ),
-    Dataset(
+    _photos_with_masks(
         name="oxford_iiit_pet",
-        target="mask",
         class_names=("background", "pet"),
-        mean=_PHOTO_MEAN,
-        std=_PHOTO_STD,
-        num_train=None,
-        has_val=False,
-        args={"size": _PHOTO_SIZE},
         files=Files(
             torchvision="OxfordIIITPet",
             paths=("oxford-iiit-pet/images/", "oxford-iiit-pet/annotations/"),
@@ -356,15 +301,9 @@ _ENTRIES = (
         ),
         read=partial(_read_photos_with_masks, image_paths="_images", mask_paths="_segs", class_of=_TRIMAP, notes=()),
     ),
-    Dataset(
+    _photos_with_masks(
         name="voc",
-        target="mask",
         class_names=tuple(_VOC_CLASSES.split(",")),
-        mean=_PHOTO_MEAN,
-        std=_PHOTO_STD,
-        num_train=None,
-        has_val=False,
-        args={"size": _PHOTO_SIZE},
         files=Files(
             torchvision="VOCSegmentation",
             paths=("VOCdevkit/VOC2012/",),
@@ -405,3 +344,4 @@ _ENTRIES = (
     ),
 )
 DATASETS = {dataset.name: dataset for dataset in _ENTRIES}
+assert len(DATASETS) == len(_ENTRIES), "each dataset has one entry"

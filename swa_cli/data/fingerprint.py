@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from swa_cli.data import pytree
-from swa_cli.data.folders import FolderDataset
-from swa_cli.data.masks import MaskDataset
-from swa_cli.data.splits import Split
+from swa_cli.data.splits import FileDataset, Split
 from swa_cli.data.user_dataset import listed_part
 
 
@@ -57,10 +55,8 @@ def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerp
 
 
 def _checksum(split: Split, *, root: Path) -> str:
-    if isinstance(split.dataset, FolderDataset):
-        return _hash_files(split.dataset.paths, root=root)
-    if isinstance(split.dataset, MaskDataset):
-        return _hash_files((*split.dataset.images, *split.dataset.masks), root=root)
+    if isinstance(split.dataset, FileDataset):
+        return _hash_files(split.dataset.files, root=root)
     inputs, labels = split.images, split.labels
     if split.dataset is not None:
         inputs = listed_part(split.dataset, 0)

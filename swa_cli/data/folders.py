@@ -1,6 +1,6 @@
 """Folders of images with one subfolder per class: found, checked and decoded.
 
-`FolderDataset` is a list of paths that reads one image at a time; `decode` reads many on all cores. Images are RGB.
+`FolderDataset` is a list of files that reads one image at a time, or many on all cores. Images are RGB.
 A layout that must be a mistake is refused: a root one level too high, a single class, a split among the classes.
 Shapes: N images, H W pixels.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from swa_cli.data.listing import (
     subfolders,
     sum_left_out,
 )
+from swa_cli.data.splits import Found, Progress
 from swa_cli.errors import UserError
 
 
@@ -38,13 +39,13 @@ from swa_cli.errors import UserError
 class FolderDataset(Dataset[tuple[Tensor, int]]):
     """(image (3, H, W) uint8, label) of each path."""
 
-    paths: tuple[str, ...]
+    files: tuple[str, ...]
     labels: Tensor  # (N,) int64
     resize: int | None  # side of the square images; None: all files have the same size
     shape: tuple[int, int]  # (H, W) of the images
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.files)
 
     @property
     def num_bytes(self) -> int:
@@ -62,31 +63,35 @@ class FolderDataset(Dataset[tuple[Tensor, int]]):
             OSError: The file is broken; the message names it.
             UserError: The size differs from the other images', or it cannot become 8-bit RGB.
         """
-        path = self.paths[row]
+        path = self.files[row]
         rgb = read_rgb(path)
         if self.resize:
             rgb = _resize(rgb, side=self.resize)
         if (rgb.height, rgb.width) != self.shape:
             raise UserError(
-                f"images differ in size: {self.paths[0]} is {self.shape[1]}x{self.shape[0]}, "
+                f"images differ in size: {self.files[0]} is {self.shape[1]}x{self.shape[0]}, "
                 f"{path} is {rgb.width}x{rgb.height}",
                 hint="resize all with dataset.args={size: 224}, which networks for photos expect, or"
                 f" {{size: {min(self.shape)}}} for small ones",
             )
         return np.asarray(rgb)
 
+    def decode(self, rows: Tensor, *, what: str, progress: Progress | None) -> tuple[Tensor, Tensor]:
+        """Decode images (N, 3, H, W) uint8 and their labels (N,) at some rows, on all cores.
 
-@dataclass(frozen=True)
-class Folders:
-    """What is under a root."""
+        Raises:
+            UserError: Files are broken (all are counted, five are named), or images differ in size.
+        """
+        images = torch.empty((len(rows), 3, *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
 
-    datasets: dict[str, FolderDataset]  # of "train", "val" and "test" those that exist
-    class_names: tuple[str, ...]  # sorted
-    contents: tuple[str, ...]  # the files found and left out, for the plan
-    notes: tuple[str, ...]
+        def read(row: int) -> tuple[np.ndarray, ...]:
+            return (self.pixels(row).transpose(2, 0, 1),)
+
+        decode_rows(read, rows=rows, into=(images.numpy(),), what=what, progress=progress)
+        return images, self.labels[rows]
 
 
-def find(root: Path, *, resize: int | None, classes: Sequence[str] | None = None) -> Folders:
+def find(root: Path, *, resize: int | None, classes: Sequence[str] | None = None) -> Found:
     """Find the splits under a folder and the class names.
 
     The layout is root/train with optional root/val and root/test (`listing.SPLITS` has their other names), or class
@@ -120,8 +125,8 @@ def find(root: Path, *, resize: int | None, classes: Sequence[str] | None = None
     shape = (resize, resize) if resize else first_size(paths[0])
     beside = [left_out_of(root, used=[folder.name for folder in folders.values()])] if has_splits else []
     left_out = sum_left_out([*beside, *(part.left_out for part in parts.values())])
-    return Folders(
-        datasets={
+    return Found(
+        splits={
             split: FolderDataset(part.paths, torch.tensor(part.labels, dtype=torch.int64), resize, shape)
             for split, part in parts.items()
         },
@@ -129,33 +134,6 @@ def find(root: Path, *, resize: int | None, classes: Sequence[str] | None = None
         contents=(*describe_files(paths), *left_out.describe()),
         notes=(*(note for part in parts.values() for note in part.notes), *([] if has_splits else _siblings(root))),
     )
-
-
-def decode(
-    dataset: FolderDataset,
-    *,
-    rows: Tensor,
-    what: str,
-    progress: Callable[[str, int, int], None] | None = None,
-) -> Tensor:
-    """Decode images into one (N, 3, H, W) uint8 tensor, on all cores.
-
-    Args:
-        dataset: The folder.
-        rows: (N,) rows of the dataset.
-        what: Passed to `progress`.
-        progress: Called with (what, images done, all images).
-
-    Raises:
-        UserError: Files are broken (all are counted, five are named), or images differ in size.
-    """
-    images = torch.empty((len(rows), 3, *dataset.shape), dtype=torch.uint8, memory_format=torch.channels_last)
-
-    def read(row: int) -> tuple[np.ndarray, ...]:
-        return (dataset.pixels(row).transpose(2, 0, 1),)
-
-    decode_rows(read, rows=rows, into=(images.numpy(),), what=what, progress=progress)
-    return images
 
 
 def _resize(image: Image.Image, *, side: int) -> Image.Image:

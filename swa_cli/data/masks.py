@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +35,10 @@ from swa_cli.data.image_file import (
     read_rgb,
 )
 from swa_cli.data.listing import NAMED, LeftOut, images_below, left_out_of, split_folders, subfolders, sum_left_out
+from swa_cli.data.splits import Found, Progress
+from swa_cli.data.stream import IGNORED
 from swa_cli.errors import UserError
 
-IGNORED = 255
 _CHECKED = 20  # masks that are read first to check their classes
 _MASK_MODES = ("1", "L", "P", "I", "I;16")  # PIL's modes with one whole number per pixel
 
@@ -52,9 +53,15 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
     resize: tuple[int, int] | None  # (H, W); None: all files have the same size
     shape: tuple[int, int]  # (H, W) of the images and masks
     class_of: tuple[int, ...] = ()  # the class of each value in the files; none where that is the value itself
+    labels: None = None  # unknown without decoding
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that are read."""
+        return self.images + self.masks
 
     @property
     def num_bytes(self) -> int:
@@ -84,6 +91,17 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
                 hint="resize all with dataset.args.size: 128, or another size",
             )
         return np.asarray(image).transpose(2, 0, 1), mask
+
+    def decode(self, rows: Tensor, *, what: str, progress: Progress | None) -> tuple[Tensor, Tensor]:
+        """Decode images (N, 3, H, W) and masks (N, H, W), both uint8, at some rows, on all cores.
+
+        Raises:
+            UserError: As in `pixels`; broken files are counted.
+        """
+        images = torch.empty((len(rows), 3, *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
+        masks = torch.empty((len(rows), *self.shape), dtype=torch.uint8)
+        decode_rows(self.pixels, rows=rows, into=(images.numpy(), masks.numpy()), what=what, progress=progress)
+        return images, masks
 
     def mask(self, row: int, *, size: tuple[int, int] | None = None) -> np.ndarray:
         """Read (H, W) uint8; `size` is (W, H) of the upright image, which the mask must have too."""
@@ -119,24 +137,16 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
         return values
 
 
-@dataclass(frozen=True)
-class MaskFolders:
-    """What is under a root."""
-
-    datasets: dict[str, MaskDataset]  # of "train", "val" and "test" those that exist
-    contents: tuple[str, ...]  # the files found and left out, for the plan
-
-
-def find_masks(
-    root: Path, *, num_classes: int, resize: tuple[int, int] | None, needs_training: bool = True
-) -> MaskFolders:
+def find(
+    root: Path, *, class_names: tuple[str, ...], resize: tuple[int, int] | None, needs_training: bool = True
+) -> Found:
     """Find the splits under a folder: root/train with optional root/val and root/test, or root itself.
 
     Each has `images/` and `masks/`, whose files have the same names except for the suffix.
 
     Args:
         root: The folder.
-        num_classes: Mask values are below it, or 255.
+        class_names: Mask values are below their number, or 255.
         resize: (H, W) of images (bilinear) and masks (nearest).
         needs_training: Whether to refuse a root without a training split.
 
@@ -154,25 +164,11 @@ def find_masks(
     paths = [path for part in pairs.values() for path in part.images]
     shape = resize or first_size(paths[0])
     datasets = {
-        split: MaskDataset(part.images, part.masks, num_classes, resize, shape) for split, part in pairs.items()
+        split: MaskDataset(part.images, part.masks, len(class_names), resize, shape) for split, part in pairs.items()
     }
     _require_classes(next(iter(datasets.values())))
     left_out = sum_left_out([*beside, *(part.left_out for part in pairs.values())])
-    return MaskFolders(datasets, (*describe_files(paths), *left_out.describe()))
-
-
-def decode_masks(
-    dataset: MaskDataset, *, rows: Tensor, what: str, progress: Callable[[str, int, int], None] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Decode pairs into images (N, 3, H, W) and masks (N, H, W), both uint8, on all cores.
-
-    Raises:
-        UserError: As in `MaskDataset.pixels`; broken files are counted.
-    """
-    images = torch.empty((len(rows), 3, *dataset.shape), dtype=torch.uint8, memory_format=torch.channels_last)
-    masks = torch.empty((len(rows), *dataset.shape), dtype=torch.uint8)
-    decode_rows(dataset.pixels, rows=rows, into=(images.numpy(), masks.numpy()), what=what, progress=progress)
-    return images, masks
+    return Found(splits=datasets, class_names=class_names, contents=(*describe_files(paths), *left_out.describe()))
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,7 @@ def mix_batch(images: Tensor, targets: Tensor, *, mix: Mix) -> tuple[Tensor, Ten
     """Mix each image with the one before it in the batch, the first with the last, and their targets alike.
 
     Args:
-        images: (B, C, H, W) float, normalised.
+        images: (B, C, H, W) float, normalized.
         targets: (B, K) probabilities.
         mix: That of the batch.
     """

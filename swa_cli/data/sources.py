@@ -18,11 +18,12 @@ from torch import Tensor
 
 from swa_cli.data import datasets, pytree
 from swa_cli.data.dataset_args import complete
-from swa_cli.data.datasets import Found, Request
+from swa_cli.data.datasets import Request
 from swa_cli.data.fingerprint import Fingerprint, fingerprint
-from swa_cli.data.folders import FolderDataset
-from swa_cli.data.masks import MaskDataset
 from swa_cli.data.splits import (
+    Arrays,
+    FileDataset,
+    Found,
     Progress,
     Split,
     Target,
@@ -123,7 +124,7 @@ def load(
     found = _read(name, root=Path(root), download=download, given=args or {}, classes=classes, progress=progress)
     notes = list(found.notes)
     hold = _is_held(found, cache=cache)
-    if cache == "none" and all(isinstance(stored, tuple) for stored in found.splits.values()):
+    if cache == "none" and all(isinstance(stored, Arrays) for stored in found.splits.values()):
         notes.append(f"{name} is held in memory whatever dataset.cache says")
     if hold and _is_user_code(found):
         notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
@@ -140,7 +141,8 @@ def load(
         warnings += more
     if hold:
         splits = {
-            split: load_into_memory(part, what=f"reading {split} images", **reading) for split, part in splits.items()
+            split: part if part.dataset is None else load_into_memory(part, what=f"reading {split} images", **reading)
+            for split, part in splits.items()
         }
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
     example = next(read_rows(first, rows=torch.tensor([0]), seed=seed, workers=0))
@@ -194,13 +196,13 @@ def _read(
 
 def _is_user_code(found: Found) -> bool:
     """Return whether the samples come from a torch Dataset of unknown behavior."""
-    return not all(isinstance(stored, tuple | FolderDataset | MaskDataset) for stored in found.splits.values())
+    return not all(isinstance(stored, Arrays | FileDataset) for stored in found.splits.values())
 
 
 def _is_held(found: Found, *, cache: str) -> bool:
     """Return whether streamed splits are read into memory."""
-    streamed = [stored for stored in found.splits.values() if not isinstance(stored, tuple)]
-    num_bytes = [stored.num_bytes for stored in streamed if isinstance(stored, FolderDataset | MaskDataset)]
+    streamed = [stored for stored in found.splits.values() if not isinstance(stored, Arrays)]
+    num_bytes = [stored.num_bytes for stored in streamed if isinstance(stored, FileDataset)]
     if not streamed or cache == "none":
         return False
     return cache == "ram" or (len(num_bytes) == len(streamed) and fits_memory(sum(num_bytes)))
@@ -227,10 +229,9 @@ def _checked_splits(
 def _split(found: Found, name: str) -> Split:
     stored, origin = found.splits[name], Origin(name, len(found.class_names))
     assert found.target is not None, "the entry or its reader declares the target"
-    if isinstance(stored, tuple):
-        images, labels = stored
-        return Split(labels, images, target=found.target, origin=origin)
-    listed = stored.labels if isinstance(stored, FolderDataset) else None
+    if isinstance(stored, Arrays):
+        return Split(stored.labels, stored.images, target=found.target, origin=origin)
+    listed = stored.labels if isinstance(stored, FileDataset) else None
     rows = torch.arange(len(stored))  # type: ignore[arg-type]
     return Split(listed, None, stored, rows, target=found.target, origin=origin)
 

@@ -1,4 +1,4 @@
-"""Splits of a dataset: in memory or streamed; taken apart, read into memory, measured.
+"""Splits of a dataset: as they are found, in memory or streamed; divided, read into memory, measured.
 
 A sample is an input and a label: a class, a mask that gives each pixel a class, or numbers.
 Shapes: N samples, C channels, H W pixels, V numbers, K classes.
@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swa_cli.data import folders, pytree
-from swa_cli.data.masks import MaskDataset, decode_masks
+from swa_cli.data import pytree
 from swa_cli.data.randomness import generator
 from swa_cli.data.stream import UNKNOWN_ORIGIN, Origin, cut_spans, stream
 from swa_cli.errors import UserError
@@ -29,6 +28,45 @@ Progress = Callable[[str, int, int], None]  # (what, done, total)
 READ_BATCH = 64  # samples per streamed batch
 _STATISTICS_SAMPLES = 10_000  # that measure mean and std: the same number in memory and streamed
 _NAMED_CLASSES = 5  # that a warning lists
+
+
+@runtime_checkable
+class FileDataset(Protocol):
+    """A torch Dataset of image files, checked by its reader, that decodes many files at once."""
+
+    labels: Tensor | None  # (N,) if known without decoding
+    files: tuple[str, ...]  # all that it reads
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all decoded samples."""
+
+    def decode(self, rows: Tensor, *, what: str, progress: Progress | None) -> tuple[Tensor, Tensor]:
+        """Decode images (N, 3, H, W) uint8 and their labels at some rows, on all cores; `what` names the work."""
+
+
+class Arrays(NamedTuple):
+    """All samples of a split in memory."""
+
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # as the target says, see `Split`
+
+
+Stored = Arrays | Dataset[Any]  # a split as it is found: in memory, or to be streamed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the reader of a dataset returns; class names, constants and target only where its entry has None."""
+
+    splits: Mapping[str, Stored]  # those of "train", "val" and "test" that exist
+    class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    target: Target | None = None
+    layout: str | None = None  # "CHW" or "HWC" of images from user code; None if their shape tells
+    notes: tuple[str, ...] = ()  # what a person should know and did not ask for
+    contents: tuple[str, ...] = ()  # the files found and left out
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,11 +199,8 @@ def load_into_memory(split: Split, *, what: str, seed: int, workers: int, progre
     """
     assert split.dataset is not None
     assert split.indices is not None
-    if isinstance(split.dataset, folders.FolderDataset):
-        images = folders.decode(split.dataset, rows=split.indices, what=what, progress=progress)
-        return replace(split, images=images, dataset=None, indices=None)
-    if isinstance(split.dataset, MaskDataset):
-        images, labels = decode_masks(split.dataset, rows=split.indices, what=what, progress=progress)
+    if isinstance(split.dataset, FileDataset):
+        images, labels = split.dataset.decode(split.indices, what=what, progress=progress)
         return replace(split, labels=labels, images=images, dataset=None, indices=None)
     batches: list[tuple[Any, Any]] = []
     num_read = 0

@@ -27,10 +27,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from swa_cli.data import pytree
 from swa_cli.data.image_file import to_8_bit, to_rgb
-from swa_cli.data.masks import IGNORED
 from swa_cli.data.randomness import generator, preserve_global_rng, seed_globals
 from swa_cli.errors import UserError
 
+IGNORED = 255  # the class of mask pixels that count nowhere
 PARENT_ENDS_S = 1.0  # a killed process closes its connections shortly before it is gone
 Positions = slice | Tensor  # of the samples of a batch: a range, or each one (B,)
 _DEATH, _DEATH_HINT = "a loader process died", "if memory was short, set dataset.workers=0"

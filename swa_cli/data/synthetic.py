@@ -20,8 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from swa_cli.data.randomness import generator
-
-Arrays = tuple[Tensor, Tensor]  # images (N, C, H, W) uint8 and labels
+from swa_cli.data.splits import Arrays
 
 NUM_DIGITS, NUM_TEST_DIGITS = 1797, 360  # the reason for this split is in digits.md
 SHAPES = ("disc", "rectangle", "triangle", "ring")
@@ -54,7 +53,7 @@ def read_digits(*, num_test: int = NUM_TEST_DIGITS) -> dict[str, Arrays]:
     images = (values[: NUM_DIGITS * 64] * 255 // 16).to(torch.uint8).view(NUM_DIGITS, 1, 8, 8)
     labels = values[NUM_DIGITS * 64 :]
     cut = NUM_DIGITS - num_test
-    return {"train": (images[:cut], labels[:cut]), "test": (images[cut:], labels[cut:])}
+    return {"train": Arrays(images[:cut], labels[:cut]), "test": Arrays(images[cut:], labels[cut:])}
 
 
 def read_rotated_digits(*, num_test: int = NUM_TEST_DIGITS) -> dict[str, Arrays]:
@@ -68,7 +67,7 @@ def read_rotated_digits(*, num_test: int = NUM_TEST_DIGITS) -> dict[str, Arrays]
         uniform = torch.rand(len(images), generator=generator(0, "rotated digits", split))
         degrees = LARGEST_ANGLE * (2 * uniform - 1)
         padded = functional.pad(images, (_MARGIN,) * 4)
-        rotated[split] = rotate(padded, degrees=degrees), degrees[:, None] / UNIT
+        rotated[split] = Arrays(rotate(padded, degrees=degrees), degrees[:, None] / UNIT)
     return rotated
 
 
@@ -99,7 +98,7 @@ def draw_scenes(
     channels: int,
     seed: int,
     progress: Callable[[str, int, int], None] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> Arrays:
     """Draw the first scenes of a split; scene i does not depend on how many are drawn.
 
     Args:
@@ -126,7 +125,7 @@ def draw_scenes(
         masks[first:last] = _classes_of(kinds[: last - first], classes=classes)
         if progress:
             progress(f"drawing {split} scenes", last, count)
-    return images, masks
+    return Arrays(images, masks)
 
 
 def _classes_of(kinds: Tensor, *, classes: int) -> Tensor:

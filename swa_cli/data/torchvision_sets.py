@@ -19,9 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from swa_cli.data.splits import Arrays
 from swa_cli.errors import UserError
-
-Arrays = tuple[Tensor, Tensor]  # images (N, C, H, W) uint8 and labels
 
 IDX_FILES = (
     "train-images-idx3-ubyte",
@@ -117,7 +116,8 @@ def _arrays(dataset: Any) -> Arrays:
     if images.shape[-1] == 3:
         images = images.permute(0, 3, 1, 2)
     labels = dataset.targets if hasattr(dataset, "targets") else dataset.labels
-    return images.contiguous(memory_format=torch.channels_last), torch.as_tensor(np.asarray(labels)).long()
+    images = images.contiguous(memory_format=torch.channels_last)
+    return Arrays(images, torch.as_tensor(np.asarray(labels)).long())
 
 
 def _missing(name: str, files: Files, *, root: Path, reason: str, download: bool) -> UserError:
@@ -166,7 +166,7 @@ def _read_pair(images_path: Path, labels_path: Path) -> Arrays:
     if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels):
         shapes = f"images of shape {tuple(images.shape)}, labels of shape {tuple(labels.shape)}"
         raise _damaged(images_path, f"it does not match {labels_path}: {shapes}")
-    return images[:, None], labels.long()
+    return Arrays(images[:, None], labels.long())
 
 
 def _read_idx(path: Path) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from swa_cli.data import pytree
-from swa_cli.data.splits import Progress, Split, Target, stream_rows
+from swa_cli.data.splits import Found, Progress, Split, Target, stream_rows
 from swa_cli.data.stream import cut_spans, not_finite, unknown_class
 from swa_cli.errors import UserError
 
@@ -42,19 +42,7 @@ _LAYOUTS = ("CHW", "HWC")
 _TARGETS = ("class", "mask", "value", "own")
 
 
-@dataclass(frozen=True)
-class Made:
-    """What a factory returned."""
-
-    splits: dict[str, Dataset[Any]]  # "train", and optionally "val" and "test"
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    target: Target
-    layout: str | None  # of images, "CHW" or "HWC"; None if their shape tells
-
-
-def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
+def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
     """Import and call a factory.
 
     Args:
@@ -65,7 +53,7 @@ def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
     Raises:
         UserError: It cannot be imported, does not take the arguments, or does not return datasets.
     """
-    returned = _call(_imported(name), name=name, root=root, args=args)
+    returned = _call(_import(name), name=name, root=root, args=args)
     if isinstance(returned, tuple) and len(returned) == 2:
         returned = {"train": returned[0], "test": returned[1]}
     if not isinstance(returned, Mapping) or "train" not in returned or not set(returned) <= _KEYS:
@@ -77,20 +65,20 @@ def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
             raise UserError(f"{name} returned {type(dataset).__name__} as {split!r}", hint=_EXPECTED)
         if not len(dataset):
             raise UserError(f"{name} returned an empty dataset as {split!r}", hint="return one with samples")
-    layout = returned.get("layout")
+    target, layout = _target(returned, name=name), returned.get("layout")
     if layout not in (None, *_LAYOUTS):
         raise UserError(f"{name} returned {layout!r} as 'layout'", hint=f"return one of {', '.join(_LAYOUTS)}")
-    return Made(
+    return Found(
         splits=splits,
-        class_names=_class_names(returned, name=name, target=_target(returned, name=name)),
+        class_names=_class_names(returned, name=name, target=target),
         mean=_floats(returned, "mean"),
         std=_floats(returned, "std"),
-        target=_target(returned, name=name),
+        target=target,
         layout=layout,
     )
 
 
-def _imported(name: str) -> Callable[..., Any]:
+def _import(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     hint = f"dataset.name is package.module:factory; try `python -c 'import {module_name}'` in this folder"
     try:

@@ -167,7 +167,7 @@ class Replica:
 
     def _filled(self, weights: Mapping[str, Tensor]) -> nn.Module:
         network = self.make()
-        loading.put_own(network, weights if not self.sharding.is_used else self.sharding.gather(weights))
+        loading.load_unchecked(network, weights if not self.sharding.is_used else self.sharding.gather(weights))
         return network
 
     @contextmanager
@@ -175,9 +175,9 @@ class Replica:
         kept = cloned(self.trained.state_dict())
         modes = {module: module.training for module in self.trained.modules()}
         try:
-            loading.put_own(self.trained, weights)
+            loading.load_unchecked(self.trained, weights)
             yield
         finally:
-            loading.put_own(self.trained, kept)
+            loading.load_unchecked(self.trained, kept)
             for module, mode in modes.items():
                 module.training = mode

@@ -12,8 +12,9 @@ import torch
 from torch.utils.data import TensorDataset
 
 from swa_cli.data.dataset_args import REQUIRED, Argument, whole
-from swa_cli.data.datasets import DATASETS, USER_DATASET, Dataset, Found, Request
+from swa_cli.data.datasets import DATASETS, USER_DATASET, Dataset, Request
 from swa_cli.data.sources import known_num_train, load
+from swa_cli.data.splits import Arrays, Found
 from swa_cli.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +36,8 @@ def stripes(request: Request) -> Found:
         shifted = torch.arange(8)[None] + torch.arange(count)[:, None]
         lines = (shifted // width % 2 * 255).to(torch.uint8)[:, None, None, :].expand(count, 1, 8, 8)
         labels = torch.arange(count) // 2 % 2
-        splits[split] = torch.where(labels[:, None, None, None] == 1, lines, lines.transpose(2, 3)), labels
+        images = torch.where(labels[:, None, None, None] == 1, lines, lines.transpose(2, 3))
+        splits[split] = Arrays(images, labels)
     return Found(splits=splits)
 
 

@@ -137,7 +137,7 @@ def test_links_are_followed_as_torchvision_does(tmp_path: Path) -> None:
     source = load("image_folder", root=tmp_path / "set", val=0, cache="none", workers=0)
     assert source.train is not None
     expected = dict(ImageFolder(tmp_path / "set").samples)
-    assert dict(zip(source.train.dataset.paths, source.train.labels.tolist(), strict=True)) == expected
+    assert dict(zip(source.train.dataset.files, source.train.labels.tolist(), strict=True)) == expected
     assert len(source.train) == 9
 
 

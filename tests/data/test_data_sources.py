@@ -310,6 +310,18 @@ def test_factory_with_a_pair_in_memory(use_factory: Callable[[Any], str]) -> Non
     assert any("transforms" in note for note in source.notes)
 
 
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_split_may_be_any_sequence_of_samples(use_factory: Callable[[Any], str], count: int) -> None:
+    """Samples in a tuple are held against the same ones in a list."""
+    samples = [(image, row % 2) for row, image in enumerate(colored(count))]
+    first, second = (
+        load(use_factory(lambda split=split: {"train": split, "num_classes": 2}), val=0, workers=0)
+        for split in (samples, tuple(samples))
+    )
+    assert first.train.labels.tolist() == second.train.labels.tolist() == [0, 1] * (count // 2)
+    assert first.mean == second.mean
+
+
 def test_factory_with_its_own_validation_split_and_constants(use_factory: Callable[[Any], str]) -> None:
     """What a factory gives is held against what the recipe would have computed or split."""
     made = {
