@@ -1,1 +1,1 @@
-"""HOW a run goes: builds plain arguments from a recipe and puts the rooms to work."""
+"""Train and evaluate: turn a recipe into plain arguments for the packages below."""

@@ -1,8 +1,7 @@
 """Recipe, data and hardware: what every command works on.
 
-Configuration ends here: builders below get plain arguments.
-
-A recipe to its bench: the hardware chosen, the data read and held against what the recipe asks of them.
+`build_context` chooses the hardware, reads the data and checks them against the recipe. The packages below get plain
+arguments and never see a recipe.
 """
 
 from __future__ import annotations
@@ -42,14 +41,14 @@ INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 
 @dataclass(frozen=True)
 class Share:
-    """What a process does of a pass over batches, and how the results of all come together, in order."""
+    """The batches of a pass that this process works on, and how the results of all processes are gathered in order."""
 
     batches: Batches
     rounds: int  # the most batches that any process has
     gathered: Callable[[Any], list[Any]]
 
     def finish(self, check: Callable[[], None]) -> None:
-        """Pass as many safe points as the others."""
+        """Pass as many safe points as the process with the most batches."""
         for _ in range(self.rounds - len(self.batches)):
             check()
 
@@ -67,12 +66,12 @@ class Context:
 
     @cached_property
     def phase(self) -> Phase:
-        """Which epochs of the recipe are trained here, and with what batches."""
+        """The epochs of the recipe that are trained here, and their batches."""
         return phase_of(self.recipe)
 
     @property
     def seed(self) -> int:
-        """What order, augmentation and the draws of layers come of: each worker of a SWAP run has its own.
+        """The seed of data order, augmentation and dropout: each worker of a SWAP run has its own.
 
         Initial weights, the validation split and the BatchNorm pass are of the recipe's seed in all of them.
         """
@@ -81,20 +80,20 @@ class Context:
 
     @property
     def eval_hardware(self) -> Hardware:
-        """What weight sets are scored on: `hardware` in the precision `eval.precision`."""
+        """The hardware that weight sets are scored on: `hardware` in the precision `eval.precision`."""
         return replace(self.hardware, precision=self.recipe.eval.precision)
 
     @property
     def final_task(self) -> Task:
-        """The task as weights are scored at the end and after it: with `eval.tta`, which an epoch's row is without."""
+        """The task of the final scores: with `eval.tta`, which validation after an epoch does not use."""
         return replace(self.task, tta=self.recipe.eval.tta)
 
     def memory(self) -> AbstractContextManager[None]:
-        """Around training: say which batch did not fit into memory."""
+        """Name the training batch that did not fit into memory while the block runs."""
         return failures.memory(f"{'swap' if self.phase.is_worker else 'train'}.batch_size", self.phase.batch_size)
 
     def split(self, name: str) -> sources.Split:
-        """A split by name.
+        """Return a split by its name.
 
         Raises:
             UserError: The dataset has no such split.
@@ -111,7 +110,7 @@ class Context:
 
     @property
     def input(self) -> dict[str, Any]:
-        """What the network takes and gives: shape, normalisation of pixels scaled to [0, 1], classes, outputs.
+        """The inputs and outputs of the network: shape, normalisation of pixels scaled to [0, 1], classes, outputs.
 
         `data` is what it was trained and scored on, see `fingerprint`.
         """
@@ -127,7 +126,7 @@ class Context:
         }
 
     def scoring_split(self) -> str:
-        """Where final scores come from: test, else val.
+        """Return the split of the final scores: test, else val.
 
         Raises:
             UserError: There is neither.
@@ -142,11 +141,11 @@ class Context:
         )
 
     def plain_batches(self, split: str) -> Batches:
-        """All samples of a split in order, without augmentation."""
+        """Return all samples of a split in order, without augmentation."""
         return batches.plain_batches(self.split(split), batch_size=self.recipe.eval.batch_size, **self._format())
 
     def training_batches(self, epoch: int, *, start: int = 0) -> Batches:
-        """The augmented batches of an epoch from batch `start` on, each a function of (seed, epoch, position).
+        """Return the augmented batches of an epoch from batch `start` on, each a function of (seed, epoch, position).
 
         Of several processes each has its part of every batch.
         """
@@ -164,7 +163,7 @@ class Context:
         return whole.part(self.world.rank, size=self.world.size)
 
     def statistics_batches(self) -> Batches:
-        """The batches of the BatchNorm pass: always the same ones."""
+        """Return the batches of the BatchNorm pass, which are always the same."""
         settings = self.recipe.average_scoring.batchnorm
         return batches.statistics_batches(
             self.split("train"),
@@ -177,7 +176,7 @@ class Context:
         )
 
     def share(self, whole: Batches) -> Share:
-        """The batches of a pass that this process does."""
+        """Return the batches of a pass that this process works on."""
         shares = whole.shares(self.world.size)
         is_shared = any(share is not whole for share in shares)
         return Share(
@@ -185,7 +184,7 @@ class Context:
         )
 
     def initial_inputs(self) -> Any:
-        """Some thousand training images (N, C, H, W), or other inputs, for a network whose first weights they set.
+        """Return some thousand training inputs, such as images (N, C, H, W), to set initial weights by.
 
         They are not augmented.
         """
@@ -200,7 +199,7 @@ class Context:
         return pytree.concatenate([inputs for inputs, _ in few])
 
     def probe(self) -> tuple[Any, Any]:
-        """Two samples to try things with, on the device: the first one twice; of images, blank ones in its place."""
+        """Return a dummy batch of two samples on the device: zeros for images, else the first sample twice."""
         inputs, targets = (
             pytree.map_tensors(values, lambda part: torch.cat([part, part]).to(self.hardware.device))
             for values in self.source.example
@@ -210,7 +209,7 @@ class Context:
         return inputs, targets
 
     def build_model(self) -> nn.Module:
-        """The network with its initial weights, a function of the seed, on the device, channels last, in training mode.
+        """Build the network with its initial weights, a function of the seed, on the device and in training mode.
 
         Lazy layers have found their sizes.
 
@@ -235,7 +234,7 @@ class Context:
     def refresh_batchnorm(
         self, model: nn.Module, *, name: str, check: Callable[[], None] = lambda: None, bar: Bar | None = None
     ) -> BatchNormUpdate:
-        """Recompute the statistics as the recipe says; no image is read where a network has none.
+        """Recompute the BatchNorm statistics as the recipe says; a network without any reads no image.
 
         Args:
             model: Its buffers are changed.
@@ -259,7 +258,7 @@ class Context:
             )
 
     def refresh_length(self, model: nn.Module) -> int:
-        """Batches of all passes of `refresh_batchnorm`; 0 where the network has nothing to refresh."""
+        """Return the number of batches in all passes of `refresh_batchnorm`; 0 without BatchNorm."""
         if not may_have_statistics(model):
             return 0
         exact = self.recipe.average_scoring.batchnorm.method == "exact"
@@ -277,7 +276,7 @@ class Context:
 
 
 def augment_of(recipe: Recipe) -> Augment:
-    """What the recipe does to whole batches."""
+    """Return the augmentation of whole batches that the recipe asks for."""
     values = recipe.dataset.augment.model_dump()
     return Augment(**values | {"jitter": ColorJitter(**values["jitter"])})
 
@@ -313,7 +312,7 @@ def build_context(
         recipe: What to open.
         events: Tell of warnings, and of data that are being read.
         recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
-        begun: `environment` of the run that goes on, see `hardware.choose`.
+        begun: `environment` of the run that continues, see `hardware.choose`.
         world: The processes that work on it.
         needs_training: Refuse data without a training split; else they may lack it if there is a checkpoint.
 
@@ -357,7 +356,7 @@ def build_context(
 
 
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
-    """The labels are what the task learns, and augmentation knows how to move the inputs.
+    """Require labels that the task learns, and inputs that the augmentation can change.
 
     Raises:
         UserError: They are something else.
@@ -378,7 +377,7 @@ def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
 
 
 def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:
-    """The data with the normalisation of a checkpoint, if they are of its kind."""
+    """Return the data with the normalisation of a checkpoint, if their kind is that of the checkpoint."""
     for key, found in (("channels", source.channels), ("classes", list(source.class_names))):
         if found != recorded[key]:
             known = _short(recorded[key])

@@ -1,8 +1,8 @@
 """The processes of a run, as torchrun starts them: who they are, and the few things that they do together.
 
-The one idea: all of them do the same run, each with its part of every batch, and agree wherever one alone would decide.
-A run of one process is that run too: each operation below is then the identity, and no process group is made.
-N processes, `rank` 0 to N - 1; the first one writes and speaks.
+All processes train one network, each on its part of every batch, and agree on every decision. In a run of one process
+each operation below is the identity, and no process group is made.
+Legend: N processes, `rank` 0 to N - 1; rank 0 writes the run folder and prints.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class World:
 
     @property
     def words(self) -> tuple[str | int, ...]:
-        """What tells the random numbers of layers here from those in the first process, such as dropout's."""
+        """The part of a random key that makes dropout on this rank differ from that on rank 0."""
         return () if self.is_rank0 else ("rank", self.rank)
 
     def gathered(self, value: Any) -> list[Any]:
-        """The value of every process in the order of ranks; tensors in it lie on the CPU."""
+        """Return the value of every process in the order of ranks; its tensors are on the CPU."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -56,15 +56,15 @@ class World:
         return values
 
     def broadcast_from_rank0(self, make: Callable[[], Any]) -> Any:
-        """What the first process makes, in all of them."""
+        """Return what rank 0 makes, on every rank."""
         return self.gathered(make() if self.is_rank0 else None)[0]
 
     def largest(self, number: int) -> int:
-        """The largest number that any process names."""
+        """Return the largest number of all processes."""
         return self._reduced(number, dist.ReduceOp.MAX)
 
     def total(self, number: int) -> int:
-        """The sum of the numbers that the processes name."""
+        """Return the sum of the numbers of all processes."""
         return self._reduced(number, dist.ReduceOp.SUM)
 
     def _reduced(self, number: int, operation: Any) -> int:
@@ -75,7 +75,7 @@ class World:
         return int(value)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
-        """Put the mean over the processes into each of these tensors of one type and device."""
+        """Replace each of these tensors, of one type and device, by its mean over the processes."""
         tensors = list(tensors)
         if self.size == 1 or not tensors:
             return
@@ -85,7 +85,7 @@ class World:
         torch._foreach_copy_(tensors, [part.view_as(values) for part, values in zip(parts, tensors, strict=True)])
 
     def require_equal(self, values: Any, *, what: str) -> None:
-        """Compare a checksum of tensors in nested dicts and lists: each process goes on from its own copy of them.
+        """Compare a checksum of tensors in nested dicts and lists: each process continues from its own copy.
 
         Raises:
             UserError: They differ.
@@ -103,7 +103,7 @@ class World:
 
     @contextmanager
     def local_rank0_first(self) -> Iterator[None]:
-        """Let the first process of each machine pass alone: what it downloads, the others find."""
+        """Let local rank 0 run the block first, so that the others find what it downloads."""
         if self.local_rank:
             self.gathered(None)
         yield
@@ -111,12 +111,12 @@ class World:
             self.gathered(None)
 
     def arrive(self, where: str) -> None:
-        """Let the others know that this process has come to a point of the run."""
+        """Tell the other processes that this one has reached a point of the run."""
         if self.size > 1:
             self.store.add(where, 1)
 
     def num_arrived(self, where: str) -> int:
-        """How many processes have come there; unlike a collective operation it may take any time.
+        """Return how many processes have reached a point; unlike a collective operation it never times out.
 
         Raises:
             DistError: Another process has failed.
@@ -128,7 +128,7 @@ class World:
         return int(self.store.add(where, 0))
 
     def synchronised(self, model: nn.Module, *, sync_batchnorm: bool, make: Callable[[], nn.Module]) -> nn.Module:
-        """The network with gradients that are the mean over the processes after each backward pass.
+        """Return the network with gradients that are averaged over the processes after each backward pass.
 
         With `sync_batchnorm` the layers of a twin, which has the very same tensors, normalise by the whole batch; those
         of `model` itself stay what they are, for whoever scores and refreshes it in this process alone. `make` makes
@@ -139,12 +139,12 @@ class World:
         if sync_batchnorm:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(sharing(model, make())).train()
         # Layers that a pass leaves out are looked for: networks have some that are not trained, or drop some at random.
-        # Gradients then lie in one layout from the first step on, so a run that goes on sums them in the same order.
+        # Gradients then lie in one layout from the first step on, so a resumed run sums them in the same order.
         options: dict[str, Any] = {_BUFFERS: False}
         return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=True, **options)
 
     def backward_of(self, forward: Any, *, is_last: bool) -> AbstractContextManager[object]:
-        """Around a forward and a backward pass: gradients are exchanged with the last one of a step."""
+        """Exchange gradients only in the last forward and backward pass of a step."""
         return nullcontext() if self.size == 1 or is_last else forward.no_sync()
 
 
@@ -155,7 +155,7 @@ _BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broa
 
 
 def sharing(model: nn.Module, other: nn.Module) -> nn.Module:
-    """Another network of the same layers, `other`, with the very parameters and buffers of `model`."""
+    """Return the network `other`, of the same layers, with the parameters and buffers of `model` themselves."""
     for name, layer in other.named_modules():
         own = model.get_submodule(name)
         layer._parameters.update(own._parameters)
@@ -164,7 +164,7 @@ def sharing(model: nn.Module, other: nn.Module) -> nn.Module:
 
 
 def checksum(values: Any) -> int:
-    """Of tensors in nested dicts and lists, whatever device they are on; equal for equal bits."""
+    """Return a checksum of tensors in nested dicts and lists on any device; equal bits give equal checksums."""
     return zlib.crc32(b"".join(struct.pack("<q", number) for number in _bit_sums(values)))
 
 
@@ -182,7 +182,7 @@ def _bit_sums(values: Any) -> Iterator[int]:
 
 
 def launched() -> World:
-    """The world that torchrun describes in the environment of this process, still without its store."""
+    """Return the world that torchrun describes in the environment of this process, without its store."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if any(name not in os.environ for name in (*names, "MASTER_ADDR", "MASTER_PORT")):
         return World()
@@ -190,12 +190,12 @@ def launched() -> World:
 
 
 def run_id(launch: str, *, attempt: int) -> str:
-    """What torchrun knows an attempt of `swa train --processes` by, counted from 0."""
+    """Return the name that torchrun gets for an attempt of `swa train --processes`, counted from 0."""
     return f"{launch}-attempt-{attempt}"
 
 
 def name_of_launch() -> str | None:
-    """What the attempts of one launch have in common; None where there is none.
+    """Return the name that all attempts of one launch share; None without a launch.
 
     torchrun's own name for them may be `none`, so that of the agent, which outlives them all, is added.
     """
@@ -204,7 +204,7 @@ def name_of_launch() -> str | None:
 
 
 def is_restarted() -> bool:
-    """Whether these processes were started in the place of others that died."""
+    """Return whether these processes replace others that died."""
     return _launch_and_attempt()[1] > 0
 
 
@@ -243,7 +243,7 @@ def join_processes() -> Iterator[World]:
 
 @contextmanager
 def _one_voice(store: Any) -> Iterator[None]:
-    """Let one process tell why the run failed; the others, and those that only lost another one, end in silence."""
+    """Let one process report why the run failed; the others, and those that only lost a peer, end silently."""
     try:
         yield
     except Exception as error:
@@ -255,7 +255,7 @@ def _one_voice(store: Any) -> Iterator[None]:
 
 
 def _is_lost_process(error: Exception) -> bool:
-    """Whether this is what is seen of the end of another process; gloo has no class for it."""
+    """Return whether an error only shows that another process ended; gloo has no class for it."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
@@ -267,7 +267,7 @@ def _is_first_to_fail(store: Any, code: int) -> bool:
 
 
 def _code_that_was_told(store: Any) -> int | None:
-    """The exit code of the process that tells, so that all end with it; None where none does."""
+    """Return the exit code of the process that reports, which all end with; None if none does."""
     try:
         return int(store.get("exit code")) if store.check(["exit code"]) else None
     except RuntimeError:

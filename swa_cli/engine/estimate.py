@@ -1,14 +1,12 @@
-"""A few real steps before a run, of which nothing stays: `swa train --dry-run`, and the times in `swa plan`.
+"""Run a few real training steps without side effects: `swa train --dry-run`, and the times of `swa plan`.
 
-One idea: a plan is arithmetic, but what a step takes on this machine is measured, and said to be.
+A plan is arithmetic, but the time of a step on this machine is measured.
 
-What a step takes in several processes: a model of two terms, one measured on this machine and one told.
-
-The one idea: each process computes its part of a batch, then all sum their gradients. The ring all-reduce of Patarasuk
-and Yuan (2009, J. Parallel Distrib. Comput. 69, section 3), which gloo and nccl use, sends 2 (N - 1) / N of the
-gradients' bytes out of each of N processes, and takes in as many. Torch hides some of that behind the backward pass,
-and messages take a while to begin: neither is in the model. So a step of a large network is shorter, and one of a tiny
-network longer.
+The time of a step in N processes is a model of two terms: the measured time of one process's part of a batch, and the
+exchange of gradients at a given bandwidth. The ring all-reduce of Patarasuk and Yuan (2009, J. Parallel Distrib.
+Comput. 69, section 3), which gloo and nccl use, sends and receives 2 (N - 1) / N of the gradients' bytes in each
+process. The model leaves out overlap with the backward pass and latency: real steps of a large network are shorter,
+of a tiny one longer.
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ MAX_SECONDS = 3.0  # unless one step takes longer
 
 @dataclass(frozen=True)
 class StepTimes:
-    """What things take here: seconds of a step, of scoring a sample, of a batch of the BatchNorm pass."""
+    """Measured seconds of a step, of scoring a sample, and of a batch of the BatchNorm pass."""
 
     num_steps: int  # that were timed
     step_s: float
@@ -56,7 +54,7 @@ class StepTimes:
 
 
 def dry_run(run: Run) -> dict[str, Any]:
-    """One real step of training, of the averages, and one scored batch; nothing is written."""
+    """Do one real step of training and of the averages, and score one batch; nothing is written."""
     context, phase = run.context, run.plan.phase
     started = time.monotonic()
     passed = _step(run, wrap_ddp(run), iter(context.training_batches(1)))
@@ -144,7 +142,7 @@ def _arithmetic_of_worker(planned: Plan) -> dict[str, Any]:
 
 
 def _step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -> list[StepResult]:
-    """What each batch of the run's first step gave; a run does not count it, so that all are the first."""
+    """Do the first step of the run, and return the result of each batch; the step is not counted."""
     run.model.train()
     return list(train_step(run, forward, batches))
 
@@ -168,7 +166,7 @@ def measure(run: Run) -> StepTimes:
 
 
 def time_steps(run: Run, batches: Batches) -> tuple[int, float]:
-    """How many steps were timed, each with the reading of its batches, and the seconds of one."""
+    """Return the number of steps that were timed, with the reading of their batches, and the median seconds."""
     taken: list[float] = []
     started = time.perf_counter()
     with run.context.events.progress("timing steps", total=MAX_STEPS + 1) as bar:
@@ -213,7 +211,7 @@ def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
 
 
 def _refresh_s(run: Run, batch: tuple[Any, Any]) -> float:
-    """Seconds that one more batch of the pass takes; beginning a pass is not part of it."""
+    """Return the seconds that one more batch of the BatchNorm pass takes, without the start of a pass."""
     with run.replica.refreshing() as model:
 
         def go(number: int) -> None:
@@ -224,7 +222,7 @@ def _refresh_s(run: Run, batch: tuple[Any, Any]) -> float:
 
 
 def _least(work: Callable[[], object]) -> float:
-    """Seconds of the faster of two goes."""
+    """Return the seconds of the faster of two runs of `work`."""
     taken = []
     for _ in range(2):
         started = time.perf_counter()
@@ -234,7 +232,7 @@ def _least(work: Callable[[], object]) -> float:
 
 
 def _estimate_seconds(run: Run, times: StepTimes) -> dict[str, float]:
-    """Seconds of the parts of the run."""
+    """Return the seconds of each part of the run."""
     context, planned = run.context, run.plan
     per_epoch, num_averages = planned.steps_per_epoch, len(planned.averages) + (planned.worker is not None)
     in_between = sum(
@@ -264,7 +262,7 @@ GIGABIT = 1e9  # bits
 
 @dataclass(frozen=True)
 class Cluster:
-    """Processes that train one network; `gigabits` a second go through the slowest link between two, each way."""
+    """Processes that train one network; the slowest link carries `gigabits` per second in each direction."""
 
     processes: int
     machines: int
@@ -282,7 +280,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Scaled:
-    """A step of one process (`alone_s` seconds) and of a cluster."""
+    """The time of a step in one process (`alone_s` seconds) and in a cluster."""
 
     cluster: Cluster
     samples: int  # of a batch, in each process
@@ -308,7 +306,7 @@ class Scaled:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What `--json` tells."""
+        """The values for `--json`."""
         return {
             "number": self.cluster.processes,
             "machines": self.cluster.machines,

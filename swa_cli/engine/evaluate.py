@@ -1,14 +1,13 @@
-"""Scores of a weight set with their sampling errors: over the samples of a whole split.
+"""Evaluate weight sets: scores over a whole split, with sampling errors and paired differences.
 
-The one idea: keep what each sample scored. The mean of it is the score, its spread the sampling error, and the
-difference of two weight sets on the same samples gets a *paired* error, which is smaller the more they agree.
-Never the mean of batch means. What a sample scores is the task's (`tasks/protocol.py`). Legend: N samples.
+The score of every sample is kept: the mean is the score of the split (never the mean of batch means), the spread
+gives the sampling error, and the difference of two weight sets on the same samples gets a *paired* error, which is
+smaller the more they agree. The task defines the score of a sample (`metrics/task.py`).
 
-What averages are judged by: the raw weights under the same BatchNorm treatment, on the same samples.
-
-The one idea: recomputed BatchNorm statistics alone can be worth many points, so raw weights are scored with them too
-(`last_bn` beside `last`). The **reference** is whichever of the two has the lower validation loss; every difference,
-paired error and verdict is against it. Where nothing was averaged there is no verdict.
+Averages are judged against raw weights under the same BatchNorm treatment. Recomputed statistics alone can be worth
+many points, so raw weights are scored with them too (`last_bn` beside `last`). The **reference** is whichever of the
+two has the lower validation loss. An average that holds one weight set gets no verdict.
+Legend: N samples.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ def predict(
     hardware: Hardware,
     advance: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, Any]:
-    """Predictions (N, ...) in float32 and targets on the CPU, those of all samples; arguments as of `score`."""
+    """Return the predictions (N, ...) in float32 and the targets of all samples on the CPU; see `score`."""
     parts: list[tuple[Tensor, Any]] = []
     _forward(
         model, batches, lambda outputs, targets: parts.append((task.predict(outputs), targets)), task, hardware, advance
@@ -100,7 +99,7 @@ def _forward(
 
 
 def summarize(scores: SampleScores, keys: Sequence[str] | None = None) -> dict[str, float | None]:
-    """Every score over all samples, or those of these `keys`, each followed by its `_se` where it has one."""
+    """Return every score over all samples, or those of `keys`, each followed by its `_se` if it has one."""
     row: dict[str, float | None] = {}
     for key in scores.keys if keys is None else keys:
         found = scores.metric(key)
@@ -111,7 +110,7 @@ def summarize(scores: SampleScores, keys: Sequence[str] | None = None) -> dict[s
 
 
 def compare(scores: SampleScores, reference: SampleScores) -> dict[str, float]:
-    """Differences to another weight set on the same samples, each with its paired standard error."""
+    """Return the differences to another weight set on the same samples, with paired standard errors."""
     row: dict[str, float] = {}
     for key in scores.keys:
         each, other = scores.metric(key).each, reference.metric(key).each
@@ -127,12 +126,12 @@ EQUAL = 1e-3  # of the length of the weights: rounding them to bf16 changes them
 
 
 def recomputed(name: str) -> str:
-    """The name of raw weights with recomputed BatchNorm statistics: `last_bn` of `last`."""
+    """Return the name of raw weights with recomputed BatchNorm statistics: `last_bn` for `last`."""
     return f"{name}_bn"
 
 
 def reference(candidates: Sequence[str], val_losses: Mapping[str, float | None]) -> str:
-    """The weight set that averages are judged against.
+    """Return the weight set that averages are judged against.
 
     Args:
         candidates: Raw weight sets, each before its twin with recomputed statistics, if there is one.
@@ -151,7 +150,7 @@ def reference(candidates: Sequence[str], val_losses: Mapping[str, float | None])
 def unjudged(
     name: str, *, count: int | None, weights: Mapping[str, Tensor], raw: Mapping[str, Tensor], names: Sequence[str]
 ) -> str | None:
-    """Why an average gets no verdict; None where it gets one.
+    """Return why an average gets no verdict; None if it gets one.
 
     Args:
         name: Of the average.
@@ -168,7 +167,7 @@ def unjudged(
 
 
 def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, names: Sequence[str]) -> float:
-    """||first - second|| / ||second|| over the parameters of these names; 0 for two networks without any."""
+    """Return ||first - second|| / ||second|| over the named parameters; 0 without any."""
     difference, length = 0.0, 0.0
     for name in names:
         wide = torch.complex128 if second[name].is_complex() else torch.float64
@@ -181,7 +180,7 @@ def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, names
 def table(
     samples: Mapping[str, SampleScores], *, reference: str | None, judged: Mapping[str, str | None]
 ) -> dict[str, dict[str, Any]]:
-    """The scores of every weight set, and the paired differences of averages to the reference.
+    """Return the scores of every weight set, and the paired differences of averages to the reference.
 
     Args:
         samples: What each sample of a split scored, for each weight set.

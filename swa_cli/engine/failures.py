@@ -1,6 +1,6 @@
-"""What can fail while a run goes on, in the words of the person who can mend it.
+"""Explain failures of disk, memory and user code, and how to continue the run.
 
-The last good checkpoint is never touched by a fault, so each message ends with the way to go on from it.
+A failure never touches the last good checkpoint, so each message ends with the command that continues from it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run_error(message: str, *, hint: str) -> UserError:
 
 @contextmanager
 def explain(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
-    """Turn faults of disk and memory into one message and exit code 1; say how the run goes on.
+    """Turn failures of disk and memory into one message and exit code 1; say how to continue the run.
 
     Args:
         folder: Of the run.
@@ -55,7 +55,7 @@ def explain(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> 
 
 @contextmanager
 def before_a_run() -> Iterator[None]:
-    """Note on whatever is raised, a person's own error too, that nothing was run; say it if memory is what lacks."""
+    """Note on any error, a user's own too, that nothing was run; explain a lack of memory."""
     try:
         yield
     except UserError as error:
@@ -72,7 +72,7 @@ def before_a_run() -> Iterator[None]:
 
 @contextmanager
 def memory(key: str, batch_size: int) -> Iterator[None]:
-    """Say which batch did not fit into memory, and what halves it; `key` is the recipe's for its size."""
+    """Name the batch that did not fit into memory, and what halves it; `key` is its size in the recipe."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -88,12 +88,12 @@ def memory(key: str, batch_size: int) -> Iterator[None]:
 
 
 def has_saved(folder: RunFolder) -> bool:
-    """Whether there is a state to go on from."""
+    """Return whether the run can be continued from a save."""
     return folder.last.is_file() or folder.previous.is_file()
 
 
 def how_to_continue(folder: RunFolder) -> str:
-    """How a run goes on from its last good state."""
+    """Return how to continue a run from its last good state."""
     folder = folder.whole
     if not has_saved(folder):
         return "nothing was saved yet: start it again"
@@ -107,7 +107,7 @@ def _resume(folder: RunFolder) -> str:
 
 
 def runnable(words: Iterable[object], folder: RunFolder) -> str:
-    """A command on a run that works as it stands: it allows the code that the recipe of the run names."""
+    """Return a command on a run that works as printed: with --allow-code if the recipe names code."""
     is_own = False
     with suppress(RecipeError, UserError, OSError):  # a recipe that cannot be read any more
         is_own = bool(named_code(load.load(folder.recipe).recipe))
@@ -130,7 +130,7 @@ def _of_files(error: OSError, folder: RunFolder) -> UserError:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was at its end, that of the machine or of a GPU."""
+    """Return whether the machine or a GPU ran out of memory."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(words in str(error) for words in OUT_OF_MEMORY)

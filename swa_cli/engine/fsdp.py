@@ -1,10 +1,9 @@
-"""`train.fsdp`: parameters, gradients, optimizer and averages in parts over the processes, on torch's FSDP2.
+"""Shard parameters, gradients, optimizer and averages over the processes with torch's FSDP2 (`train.fsdp`).
 
-The one idea: a process has some rows of each parameter. What is done element by element, as averages are, is done on
-the rows alone; what leaves the training loop, for a file or a score, is made whole by its name. Of a run that is not in
-parts no name is in parts, and all is whole already.
-
-R rows of a parameter, its first dimension; k weight sets, which are stacked before it.
+Each process holds some rows of each parameter. Elementwise work, such as averaging, is done on these rows alone; what
+leaves the training loop, for a file or a score, is gathered by its name. Without sharding, every operation here returns
+its argument or a copy of it.
+Legend: R rows of a parameter, its first dimension; k stacked weight sets before it.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ WANT_WHOLE = ("Adafactor", "Muon", "Rprop")  # of torch.optim: their steps fail 
 
 @dataclass(frozen=True)
 class Sharding:
-    """Which parameters of a network lie in parts over the processes; by default none."""
+    """The parameters of a network that are sharded over the processes; by default none."""
 
     world: World = ALONE
     parameters: Mapping[str, DTensor] = field(default_factory=dict)  # under every name that the state_dict has
@@ -45,7 +44,7 @@ class Sharding:
 
     @torch.no_grad()
     def gather(self, values: Any, *, keep: bool = True) -> Any:
-        """Copies of tensors in nested dicts and lists, on the CPU; those in parts are put together.
+        """Copy tensors in nested dicts and lists to the CPU, and gather those that are sharded.
 
         All processes have to ask for the same thing at the same time.
 
@@ -64,11 +63,11 @@ class Sharding:
         return map_tensors(values, one)
 
     def local_rows(self, values: Any) -> Any:
-        """The rows of this process in the place of whole tensors that stand under the names of parameters."""
+        """Replace whole tensors under the names of sharded parameters by the rows of this process."""
         return map_tensors(values, lambda name, value: self._rows(name, value) if name in self.parameters else value)
 
     def replicated(self, values: Any) -> Any:
-        """What all processes should have alike; empty tensors in the place of rows."""
+        """Return what is equal in all processes: sharded tensors are replaced by empty ones."""
         return map_tensors(values, lambda name, value: _nothing(value) if self._is_part(name, value) else value)
 
     @torch.no_grad()
@@ -80,7 +79,7 @@ class Sharding:
         model.load_state_dict(like(state_dict, {**self.parameters, **others}))
 
     def of_optimizer(self, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """A copy of the whole state of an optimizer, as this process loads it."""
+        """Copy the whole state of an optimizer for this process to load."""
         if not self.is_used:
             return copy.deepcopy(dict(state_dict))
         names = {id(parameter): name for name, parameter in self.parameters.items()}
@@ -102,7 +101,7 @@ class Sharding:
         return name in self.parameters or _is_dtensor(value)
 
     def _rows(self, name: str, value: Tensor) -> Tensor:
-        """Of (R, ...) or (k, R, ...), the rows of this process; a view. What is of another shape stays as it is."""
+        """Return a view of this process's rows of (R, ...) or (k, R, ...); other shapes are returned unchanged."""
         shape = self.parameters[name].shape
         axis = value.dim() - len(shape)
         if axis not in (0, 1) or value.shape[axis:] != shape:
@@ -111,7 +110,7 @@ class Sharding:
         return chunks[self.world.rank] if self.world.rank < len(chunks) else value.narrow(axis, 0, 0)
 
     def _placed(self, name: str, rows: Tensor) -> DTensor:
-        """The DTensor of which a process has these rows; stacked ones, too."""
+        """Return the DTensor whose local rows these are; they may be stacked."""
         from torch.distributed.tensor import DTensor, Shard
 
         like = self.parameters[name]
@@ -131,7 +130,7 @@ UNSHARDED = Sharding()
 
 
 def problems(recipe: Recipe, *, world: World) -> list[Problem]:
-    """What does not go with `train.fsdp`."""
+    """Return the settings that cannot be combined with `train.fsdp`."""
     if not recipe.train.fsdp:
         return []
     found = []
@@ -145,7 +144,7 @@ def problems(recipe: Recipe, *, world: World) -> list[Problem]:
 
 
 def shard(model: nn.Module, *, world: World, device: torch.device, sync_batchnorm: bool) -> tuple[nn.Module, Sharding]:
-    """Deal the parameters of a network out over the processes.
+    """Shard the parameters of a network over the processes.
 
     A process passes a batch through block after block, and has the weights of a block whole only while it is at it.
     Blocks are the children of the network, and the elements of containers in place of these; what holds no more than
@@ -181,7 +180,7 @@ def shard(model: nn.Module, *, world: World, device: torch.device, sync_batchnor
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """What is passed with its weights in one piece, see `shard`."""
+    """Yield the modules whose weights are gathered as one, see `shard`."""
     blocks = [child for child in _children(model) if any(value.dim() > 1 for value in child.parameters())]
     times = Counter(id(value) for block in blocks for value in block.parameters())
     for block in blocks:

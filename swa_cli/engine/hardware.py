@@ -1,4 +1,4 @@
-"""Device, precision, threads and determinism: chosen once, before anything runs, and said with the reason.
+"""Choose device, precision, threads and determinism once, before a run, with the reasons.
 
 `auto` takes the first GPU, and bf16 only where the hardware computes in it natively and gains by it: emulated bf16 is
 several times slower than fp32, and nothing would tell the user. What a processor says of itself is not enough: without
@@ -36,7 +36,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run computes on; `reason` says why this precision."""
+    """The hardware that a run computes on; `reason` explains the precision."""
 
     device: torch.device
     precision: str
@@ -47,7 +47,7 @@ class Hardware:
     shards: int = 1  # how many parts its parameters are in
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Mixed precision around a forward pass; does nothing in fp32."""
+        """Return the context of mixed precision for a forward pass; a no-op in fp32."""
         return torch.autocast(
             self.device.type,
             dtype=DTYPES[self.precision],
@@ -69,7 +69,7 @@ class Hardware:
             torch.mps.manual_seed(torch.initial_seed())
 
     def describe(self) -> str:
-        """One line of the plan: `cpu, 2 threads, fp32 (the processor has no native bf16)`."""
+        """Return one line of the plan: `cpu, 2 threads, fp32 (the processor has no native bf16)`."""
         threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         deterministic = ", deterministic" if self.deterministic else ""
         return f"{self.device}, {threads}, {self.precision} ({self.reason}){deterministic}"
@@ -92,7 +92,7 @@ def choose(
         precision: `auto` is what the run was begun with, on the same kind of device.
         threads: Of the processor.
         deterministic: Whether operations that are not reproducible are refused.
-        begun: The `environment` of the run that goes on.
+        begun: The `environment` of the run that continues.
         world: The processes of the run, which share the GPUs and cores of a machine evenly.
         shard: Whether its parameters are in parts.
 
@@ -135,7 +135,7 @@ def require_precision(key: str, precision: str, device: torch.device, *, instead
 
 
 def environment(hardware: Hardware) -> dict[str, str | int]:
-    """What the bits of a run depend on beside its recipe."""
+    """Return what the bits of a run depend on beside its recipe."""
     return {
         "torch": str(torch.__version__),  # its own class would not load with weights_only
         "threads": hardware.threads,
@@ -148,7 +148,7 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
 
 
 def undefined_in_bf16(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """The first convolution whose weight gradient torch leaves undefined in bf16 on a CPU; None where there is none.
+    """Return the first convolution whose bf16 weight gradient torch leaves undefined on a CPU, or None.
 
     Where images are narrower than the stride, and the kernel is wider than a pixel, it reads memory that nobody has
     written: the same step gives another gradient each time, or NaN (seen in torch 2.14).
@@ -196,7 +196,7 @@ def _device(name: str) -> torch.device:
 
 
 def _device_of(world: World, name: str) -> torch.device:
-    """The device of one of several processes: a GPU each, the CPU where there is none."""
+    """Return the device of one of several processes: one GPU each, else the CPU."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if name not in ("auto", "cuda"):
@@ -223,7 +223,7 @@ def _precision(name: str, device: torch.device) -> tuple[str, str]:
 
 
 def _gains_by_bf16(device: torch.device) -> tuple[bool, str]:
-    """Whether the hardware multiplies in bf16 itself, and faster, and the words for it."""
+    """Return whether the hardware multiplies faster in bf16, and a sentence that says so."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return native, f"the GPU has {'' if native else 'no '}native bf16"
@@ -238,14 +238,14 @@ def _gains_by_bf16(device: torch.device) -> tuple[bool, str]:
 
 
 def bf16_features() -> list[str]:
-    """What the processor says it can do in bf16, the fastest first; what it is worth, `speed_of_bf16` measures."""
+    """Return the bf16 features of the processor, the fastest first; `speed_of_bf16` measures their use."""
     flags = _cpu_flags()
     return [spoken for flag, spoken in BF16_FLAGS.items() if flag in flags]
 
 
 @functools.cache
 def speed_of_bf16() -> float:
-    """How many times as fast as in fp32 the processor multiplies matrices in bf16; 20 ms, once a process.
+    """Measure how many times as fast as fp32 a bf16 matrix product is; takes 20 ms once per process.
 
     Processors lie far apart: about 0.5 where the instructions are there for the name only, 1.8 and more where they are
     not, 4 and more with a matrix unit. So it is the same each time, though it is measured.
@@ -264,7 +264,7 @@ def speed_of_bf16() -> float:
 
 
 def manage_memory(*, keep: bool) -> None:
-    """Say what becomes of large blocks of memory that this process frees, where the C library is glibc.
+    """Set what glibc does with large blocks of memory that this process frees.
 
     By itself glibc gives them back to the system up to a size that grows, and takes them anew: then the kernel clears
     each page again, 10,000 to 250,000 pages a step of a small network. Of networks in parts it keeps just the blocks
@@ -280,14 +280,14 @@ def manage_memory(*, keep: bool) -> None:
 
 
 def release_memory() -> None:
-    """Give all that is free back to the system, whatever `manage_memory` has said: the steps are done."""
+    """Give all free memory back to the system, once the steps are done."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Feature flags of the processor; empty where the system does not list them."""
+    """Return the feature flags of the processor; none where the system does not list them."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -299,7 +299,7 @@ def _cpu_flags() -> frozenset[str]:
 
 
 def processor() -> str:
-    """The name of the processor."""
+    """Return the name of the processor."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,8 +1,8 @@
-"""Several processes of one machine, started by torch's own elastic engine: `swa train --processes N`.
+"""Launch several processes on one machine with torch's elastic engine: `swa train --processes N`.
 
-The one idea: torchrun, with what it lacks for a person. A recipe is checked before anything is started; a failure is
-told once and ends with the exit code of a single process. What was killed from outside is started again and goes on
-from its last save; what failed by itself would fail again.
+The recipe is checked before any process starts, and a failure is reported once and gives the exit code of a single
+process. Processes that were killed from outside are started again and continue from the last save; a run that failed by
+itself would fail again.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ SAVE_WITHIN_S = 300  # what processes have for their last step and save, once a 
 
 
 def one_a_gpu() -> int:
-    """How many processes `auto` is: one for each GPU, one where there is none."""
+    """Return the number of processes that `auto` stands for: one per GPU, at least one."""
     return max(torch.cuda.device_count(), 1)
 
 
 def launch(words: Sequence[str], *, processes: int, max_restarts: int, warn: Callable[[str], None]) -> int:
-    """Run a command in several processes until it ends, and say with which exit code.
+    """Run a command in several processes until it ends, and return its exit code.
 
     Args:
-        words: The command line; an attempt after the first one goes on with the run folder that one has begun.
+        words: The command line; a later attempt continues the run folder that the first one has begun.
         processes: How many.
         max_restarts: How many times they are started again after one was killed.
         warn: Called with a sentence when they are started again.
@@ -53,12 +53,12 @@ def launch(words: Sequence[str], *, processes: int, max_restarts: int, warn: Cal
         killed = f"a process was killed ({signal.Signals(number).name})"
         if attempt < max_restarts:
             warn(f"{killed}: all start again, attempt {attempt + 2} of {max_restarts + 1}")
-    hint = "if memory was short, lower train.batch_size; --resume RUN goes on, and --max-restarts N does so by itself"
+    hint = "if memory was short, lower train.batch_size; --resume RUN continues, and --max-restarts N does so by itself"
     raise UserError(killed, hint=hint, exit_code=EXIT_FAILED)
 
 
 def _attempt(words: Sequence[str], *, name: str, processes: int) -> tuple[int | None, int]:
-    """Start the processes and wait for their end: the signal that killed one of them, if any, and the exit code."""
+    """Run the processes to their end; return the signal that killed one of them, if any, and the exit code."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -85,7 +85,7 @@ def _attempt(words: Sequence[str], *, name: str, processes: int) -> tuple[int | 
 
 @contextmanager
 def _silent_engine() -> Iterator[None]:
-    """Without the engine's own report of a failure; with the handlers of signals as they were."""
+    """Silence the engine's own report of a failure, and restore the signal handlers afterwards."""
     handlers = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)

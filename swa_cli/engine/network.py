@@ -1,18 +1,37 @@
-"""The network of a recipe, and what is said of it."""
+"""The network of a recipe, its description, and second copies of it for other weights.
+
+The idea of a copy, a `Replica`: it is made by the recipe and given a state dict, never copied. Hooks and closures then
+see their own network, and what cannot be copied (computed weights, locks, clients) need not be. Each weight set gets a
+new one, since a network may keep what it has computed from its weights. Training never notices it. Where a constructor
+makes another network each time, beyond what a state dict holds, the weights are put into the trained network for a
+while instead.
+"""
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_lazy_tensor
 
 from swa_cli.averaging.bn_layers import bn_layers, norm_layers
+from swa_cli.averaging.model_state import cloned
+from swa_cli.checkpoint import loading
+from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine.failures import is_out_of_memory
+from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.errors import UserError
 from swa_cli.models import build_model
 from swa_cli.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from swa_cli.engine.context import Context  # which makes its networks here
 
 OVERFLOW = ("Storage size calculation overflowed", "Overflow")  # what torch says of sizes beyond 64 bits
 
@@ -20,7 +39,7 @@ OVERFLOW = ("Storage size calculation overflowed", "Overflow")  # what torch say
 def build_network(
     recipe: Recipe, *, num_classes: int | None, in_channels: int | None, families: tuple[str, ...]
 ) -> nn.Module:
-    """The network of a recipe on the CPU; its weights are drawn from torch's global generator.
+    """Build the network of a recipe on the CPU; its weights are drawn from torch's global generator.
 
     Raises:
         UserError: The recipe does not describe one, or it does not fit into memory.
@@ -55,7 +74,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _inside(wrapper: nn.Module) -> nn.Module | None:
-    """What a wrapper wraps; None where it is none."""
+    """Return what a wrapper wraps; None if it is no wrapper."""
     if isinstance(wrapper, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner: nn.Module = wrapper.module
         return inner
@@ -67,7 +86,7 @@ def _inside(wrapper: nn.Module) -> nn.Module | None:
 
 
 def is_lazy(model: nn.Module) -> bool:
-    """Whether a layer has yet to find its sizes in a first forward pass."""
+    """Return whether a lazy layer has not seen its first forward pass."""
     return any(is_lazy_tensor(value) for value in chain(model.parameters(), model.buffers()))
 
 
@@ -84,7 +103,7 @@ def require_sizes(model: nn.Module, *, name: str) -> None:
 
 
 def channels_last(model: nn.Module) -> nn.Module:
-    """The model with tensors (N, C, H, W) in the order of memory that convolutions are fastest in.
+    """Return the model in channels-last memory format, in which convolutions are fastest.
 
     Not `model.to(memory_format=...)`, which refuses the weights of 3-D convolutions.
     """
@@ -95,7 +114,7 @@ def channels_last(model: nn.Module) -> nn.Module:
 
 
 def describe_model(name: str, model: nn.Module) -> str:
-    """`preresnet20: 0.27 M parameters, 19 BatchNorm layers`."""
+    """Return a description: `preresnet20: 0.27 M parameters, 19 BatchNorm layers`."""
     number = sum(parameter.numel() for parameter in model.parameters())
     parameters = f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
     layers = len(norm_layers(model))
@@ -103,3 +122,62 @@ def describe_model(name: str, model: nn.Module) -> str:
     norm = f"{layers} BatchNorm layer{'s' if layers != 1 else ''}" if layers else "no BatchNorm"
     norm += f", {frozen} of them frozen" if frozen else ""
     return f"{name}: {parameters} parameters, {norm}"
+
+
+@dataclass
+class Replica:
+    """Makes second networks of a run, each for one weight set."""
+
+    context: Context
+    trained: nn.Module
+    sharding: Sharding = UNSHARDED
+    made_in_s: float = 0.0  # what making the last one took
+    borrows: bool = False  # the trained network itself holds the weights for a while
+
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
+        """Yield a network with unsharded weights, which each process may read by itself.
+
+        Args:
+            weights: A state dict; of a sharded run its rows, as `Sharding.gather` takes them. None for the weights that
+                are trained: then it is the trained network itself, unless that is sharded.
+        """
+        if not self.sharding.is_used and weights is None:
+            yield self.trained
+        elif self.borrows:
+            assert weights is not None, "a network in parts is never borrowed"
+            with self._borrowed(weights):
+                yield self.trained
+        else:
+            yield self._filled(self.trained.state_dict() if weights is None else weights)
+
+    def refreshing(self, weights: Mapping[str, Tensor] | None = None) -> AbstractContextManager[nn.Module]:
+        """As `holding`, but the statistics of the network may be changed: it never holds the training state."""
+        return self.holding(
+            cloned(self.trained.state_dict()) if weights is None and not self.sharding.is_used else weights
+        )
+
+    def make(self) -> nn.Module:
+        """Build another network of the recipe on the device, without touching any random generator."""
+        device, started = self.context.hardware.device, time.monotonic()
+        with preserve_global_rng(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            network = self.context.build_model()
+        self.made_in_s = time.monotonic() - started
+        return network
+
+    def _filled(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        network = self.make()
+        loading.load_unchecked(network, weights if not self.sharding.is_used else self.sharding.gather(weights))
+        return network
+
+    @contextmanager
+    def _borrowed(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        kept = cloned(self.trained.state_dict())
+        modes = {module: module.training for module in self.trained.modules()}
+        try:
+            loading.load_unchecked(self.trained, weights)
+            yield
+        finally:
+            loading.load_unchecked(self.trained, kept)
+            for module, mode in modes.items():
+                module.training = mode

@@ -1,7 +1,8 @@
-"""torch.optim by name: the class, its options, and the parameters that have a rate or options of their own.
+"""Optimizers by name: the class, its options, and the parameters that have a rate or options of their own.
 
 The one idea: options are checked against the signature of the class before anything runs, so a misspelt
-`momentun` is a problem with a suggestion and not a silent default.
+`momentun` is a problem with a suggestion and not a silent default. A name is a class of torch.optim, or the import path
+of a user's own: a class that derives from torch's Optimizer, or a function of the same arguments that returns one.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -17,7 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from swa_cli.errors import Problem, RecipeError
+from swa_cli.errors import Problem, RecipeError, UserError
+from swa_cli.models import build_model
 from swa_cli.recipe import schema
 
 NORM_LAYERS = (
@@ -29,7 +31,7 @@ NORM_LAYERS = (
 # Steps of these need a closure or sparse gradients, which the training loop does not give.
 UNSUPPORTED = {"Optimizer", "LBFGS", "SparseAdam"}
 MATRICES_ALONE = {"Muon"}  # these take parameters of two dimensions and no others
-
+FORMS = "an optimizer is a class of torch.optim or package.module:Class"
 
 # One kernel for all parameters where torch has it for the class, the device and the types; it falls to us to ask.
 FUSED = {"SGD", "Adam", "AdamW"}
@@ -50,19 +52,21 @@ class Group:
 
 
 def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, Any]] = ()) -> list[Problem]:
-    """Problems of `optimizer.name` and of the options that go to its class; none if it can be built.
+    """Return the problems of `optimizer.name` and of the options of its class.
 
     Args:
-        name: Class in torch.optim.
+        name: Class in torch.optim, or `package.module:Class`. Errors inside a user's module pass through.
         options: Of all parameters.
         groups: Options of each group.
     """
-    classes = [key for key, value in vars(torch.optim).items() if _is_optimizer(value) and key not in UNSUPPORTED]
-    if name not in classes:
-        close = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
-        hint = f"did you mean `{close[0]}`?" if close else f"one of {', '.join(sorted(classes))}"
-        return [Problem("optimizer.name", f"torch.optim has no optimizer {name!r} for this loop", hint)]
-    known = [key for key in inspect.signature(getattr(torch.optim, name)).parameters if key not in ("params", "lr")]
+    try:
+        make = _find(name)
+    except RecipeError as error:
+        return list(error.problems)
+    parameters = list(inspect.signature(make).parameters.values())
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return []  # the class checks its options itself
+    known = [parameter.name for parameter in parameters[1:] if parameter.name != "lr"]  # the first: the parameters
     problems = []
     places = [("optimizer", options, ["lr", "no_decay", "groups"])]
     places += [(f"optimizer.groups.{index}", group, ["lr", "match"]) for index, group in enumerate(groups)]
@@ -72,12 +76,12 @@ def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, A
                 continue
             close = difflib.get_close_matches(key, [*known, *ours], n=1)
             hint = f"did you mean `{place}.{close[0]}`?" if close else f"{name} takes {', '.join(sorted(known))}"
-            problems.append(Problem(f"{place}.{key}", f"torch.optim.{name} has no option {key!r}", hint))
+            problems.append(Problem(f"{place}.{key}", f"{_shown(name)} has no option {key!r}", hint))
     return problems
 
 
 def of_recipe(model: nn.Module, settings: schema.Optimizer, *, is_sparse: bool = False) -> torch.optim.Optimizer:
-    """The optimizer that a recipe describes; see `build`."""
+    """Build the optimizer that a recipe describes; see `build`."""
     return build(
         model,
         name=settings.name,
@@ -111,11 +115,11 @@ def build(
     groups: Sequence[Group] = (),
     is_sparse: bool = False,
 ) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that take gradients.
+    """Build the optimizer over the parameters that require gradients.
 
     Args:
         model: The network.
-        name: Class in torch.optim.
+        name: Class in torch.optim, or `package.module:Class`.
         lr: Base learning rate; the schedule sets it before each step.
         options: Constructor arguments.
         no_decay: `norm`, `bias`, or patterns of parameter names, whose weight decay is 0 whatever the group.
@@ -144,16 +148,87 @@ def build(
     in_parts = any(hasattr(value, "to_local") for value in trained.values())
     is_fused = name in (FUSED_IN_PARTS if in_parts else FUSED) and _is_fusible(trained, options) and not is_sparse
     fused = {"fused": True} if is_fused else {}
-    kind = getattr(torch.optim, name)
+    make = _find(name)
     _spare_the_compiler()
     try:
-        optimizer: torch.optim.Optimizer = kind(parts, lr=lr, **fused, **options)
+        optimizer = make(parts, lr=lr, **fused, **options)
     except (ValueError, TypeError, RuntimeError) as error:
-        problem = Problem("optimizer", f"torch.optim.{name} refuses its options: {error}", "correct that option")
+        problem = Problem("optimizer", f"{_shown(name)} refuses its options: {error}", "correct that option")
         raise RecipeError([problem]) from error
+    if _is_own(name):
+        _require_usable(optimizer, name)
+        return optimizer
+    kind = type(optimizer)
     step = kind.profile_hook_step(torch.no_grad()(inspect.unwrap(kind.step)))  # still tells a profiler, and hooks
     optimizer.step = partial(step, optimizer)  # type: ignore[method-assign]
     return optimizer
+
+
+def _find(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """Return the class of torch.optim, or what `package.module:Class` names.
+
+    Raises:
+        RecipeError: There is none that this training loop can use.
+    """
+    if _is_own(name):
+        return _import(name)
+    classes = [key for key, value in vars(torch.optim).items() if _is_optimizer(value) and key not in UNSUPPORTED]
+    if name not in classes:
+        close = difflib.get_close_matches(name, classes, n=1, cutoff=0.5)
+        hint = f"did you mean `{close[0]}`?" if close else f"one of {', '.join(sorted(classes))}; {FORMS}"
+        raise RecipeError([Problem("optimizer.name", f"torch.optim has no optimizer {name!r} for this loop", hint)])
+    found: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, name)
+    return found
+
+
+def _import(name: str) -> Callable[..., torch.optim.Optimizer]:
+    """Import a user's optimizer.
+
+    Raises:
+        RecipeError: There is none, or it does not take parameters and a rate.
+    """
+    hint = "derive the class from torch.optim.Optimizer, with __init__(params, lr, ...)"
+    try:
+        found: Callable[..., torch.optim.Optimizer] = build_model.import_attribute(
+            name, key="optimizer.name", what="an optimizer", forms=FORMS
+        )
+    except UserError as error:
+        message = error.message.removeprefix("optimizer.name: ")
+        raise RecipeError([Problem("optimizer.name", message, error.hint)]) from error
+    if not callable(found) or (inspect.isclass(found) and not _is_optimizer(found)):
+        raise RecipeError([Problem("optimizer.name", f"{name} is not an optimizer", hint)])
+    try:
+        inspect.signature(found).bind_partial([], lr=1.0)
+    except TypeError as error:
+        raise RecipeError([Problem("optimizer.name", f"{name} takes other arguments: {error}", hint)]) from error
+    return found
+
+
+def _require_usable(optimizer: object, name: str) -> None:
+    """Refuse what the training loop cannot use.
+
+    Raises:
+        RecipeError: It is no optimizer, has lost its groups, or needs a closure.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        message = f"{name} returned {type(optimizer).__name__}, not a torch.optim.Optimizer"
+        raise RecipeError([Problem("optimizer.name", message, "return an object of a class that derives from it")])
+    if any(LR_MULTIPLE not in group for group in optimizer.param_groups):
+        hint = "hand the parameter groups on to the __init__ of torch.optim.Optimizer as they are"
+        raise RecipeError([Problem("optimizer.name", f"{name} does not keep the parameter groups it is given", hint)])
+    try:
+        inspect.signature(optimizer.step).bind()
+    except TypeError as error:
+        hint = "give its arguments defaults: the training loop calls step()"
+        raise RecipeError([Problem("optimizer.name", f"{name}.step takes other arguments: {error}", hint)]) from error
+
+
+def _is_own(name: str) -> bool:
+    return ":" in name
+
+
+def _shown(name: str) -> str:
+    return name if _is_own(name) else f"torch.optim.{name}"
 
 
 def _is_optimizer(value: object) -> bool:
@@ -196,7 +271,7 @@ def _spare_the_compiler() -> None:
 
 
 def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Sequence[str], *, place: str) -> set[str]:
-    """Names of the parameters that `norm`, `bias` or patterns mean.
+    """Return the names of the parameters that `norm`, `bias` or patterns match.
 
     Raises:
         RecipeError: A pattern means none; `place` is the key it stands at.
@@ -223,6 +298,6 @@ def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Seque
 
 
 def _is_fusible(trained: Mapping[str, nn.Parameter], options: Mapping[str, Any]) -> bool:
-    """Whether torch's fused kernel takes these parameters, and nothing was said that excludes it."""
+    """Return whether torch's fused kernel takes these parameters, and no option excludes it."""
     said = {"fused", "foreach", "capturable", "differentiable"} & options.keys()
     return not said and all(value.is_floating_point() and value.device.type != "mps" for value in trained.values())

@@ -1,4 +1,4 @@
-"""What a run says of itself before it begins: data, network, device, schedule, averages, memory."""
+"""Describe a run before it begins: data, network, device, schedule, averages, memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def plan_event(
     log: TextIO | None = None,
     labels: Sequence[str] = (),
 ) -> PlanEvent:
-    """Return what a run says before it begins or continues.
+    """Return the event of a run that begins or continues.
 
     Args:
         run: As it stands.
@@ -50,7 +50,7 @@ def plan_event(
 
 
 def plan_rows(run: Run) -> list[tuple[str, str]]:
-    """The labelled lines that say what will happen."""
+    """Return the labelled lines of the plan."""
     recipe = run.context.recipe
     rows = [
         ("data", _describe_data(run.context)),

@@ -1,7 +1,7 @@
-"""What cannot work is told before a run makes its folder: one real step and one BatchNorm pass, of which nothing stays.
+"""Try one step and one BatchNorm pass before a run makes its folder, and explain what cannot work.
 
-They are done by the second network of the run, with batches of the smallest size that the run will have. So heads that
-only training has, gradients that an optimizer does not take, and layers that cannot be refreshed show now.
+A second network does them, with batches of the smallest size that the run will have. Heads that exist in training only,
+gradients that the optimizer cannot use, and layers whose statistics cannot be recomputed are found before the run.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from swa_cli.engine import optimizers
 from swa_cli.engine.context import Context
 from swa_cli.engine.failures import is_out_of_memory
 from swa_cli.engine.hardware import undefined_in_bf16
-from swa_cli.engine.replica import Replica
+from swa_cli.engine.network import Replica
 from swa_cli.engine.user_code import is_own_code
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import Subject
@@ -46,7 +46,7 @@ class Preflight:
 
 
 def check(replica: Replica, plan: Plan) -> Preflight:
-    """Try what the run will do; `replica` borrows the trained network from then on, if it has to.
+    """Try what the run will do; decide whether `replica` has to borrow the trained network.
 
     Args:
         replica: Of the trained network with its first weights.
@@ -108,7 +108,7 @@ def check_evaluation(replica: Replica) -> None:
 
 
 def is_made_anew(replica: Replica, batch: tuple[Any, Any]) -> bool:
-    """Whether the second network, given the state dict of the trained one, gives what that gives, bit for bit.
+    """Return whether a second network with the same state dict gives the same outputs, bit for bit.
 
     Outputs that differ from one pass to the next tell nothing, and count as equal.
     """
@@ -123,7 +123,7 @@ def is_made_anew(replica: Replica, batch: tuple[Any, Any]) -> bool:
 
 
 def check_refresh(replica: Replica, batch: tuple[Any, Any], *, num_train: int) -> BatchNormUpdate:
-    """Do the BatchNorm pass with batches of the sizes that it will have, the last one included.
+    """Try the BatchNorm pass with every batch size that it will have.
 
     Args:
         replica: Its second network is changed by it.
@@ -163,7 +163,7 @@ def check_refresh(replica: Replica, batch: tuple[Any, Any], *, num_train: int) -
 
 
 def undefined_gradient(replica: Replica) -> str | None:
-    """The first convolution without a defined gradient in bf16, see `hardware.undefined_in_bf16`."""
+    """Return the first convolution without a defined gradient in bf16, see `hardware.undefined_in_bf16`."""
     context = replica.context
     args, kwargs = context.task.batch_to_args(context.probe()[0])
     with replica.refreshing() as network:
@@ -171,7 +171,7 @@ def undefined_gradient(replica: Replica) -> str | None:
 
 
 def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
-    """Do one step: forward, loss, backward, clipping, optimizer. Whether gradients are sparse."""
+    """Try one step: forward, loss, backward, clipping, optimizer. Return whether gradients are sparse."""
     context, recipe = replica.context, replica.context.recipe
     args, kwargs = context.task.batch_to_args(inputs)
     with replica.refreshing() as network:
@@ -201,7 +201,7 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
 
 @contextmanager
 def _told(network: nn.Module, context: Context, *, num_samples: int) -> Iterator[None]:
-    """Around a step: say what cannot be trained, and why."""
+    """Explain what cannot be trained, and why, if a step fails."""
     name, processes = context.recipe.model.name, context.world.size
     with _executing(network) as layers:
         try:
@@ -222,7 +222,7 @@ def _told(network: nn.Module, context: Context, *, num_samples: int) -> Iterator
 
 
 def warnings_of(update: BatchNormUpdate) -> tuple[str, ...]:
-    """What a pass cannot do, by the names of the buffers."""
+    """Return warnings about buffers that a BatchNorm pass cannot recompute."""
     if not update.unmeasured:
         return ()
     names = ", ".join(update.unmeasured[:3]) + ", ..." * (len(update.unmeasured) > 3)
@@ -268,14 +268,14 @@ def _executing(network: nn.Module) -> Iterator[list[str]]:
 
 
 def _repeated(batch: tuple[Any, Any], number: int) -> tuple[Any, Any]:
-    """A batch of this many samples."""
+    """Return a batch of this many samples, repeated as needed."""
     rows = torch.arange(number) % pytree.batch_size(batch[0])
     inputs, targets = (pytree.select_rows(part, rows) for part in batch)
     return inputs, targets
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Whether all tensors are the same bits; NaN equals NaN."""
+    """Return whether all tensors have the same bits; NaN equals NaN."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
     pairs = zip(tensors_of(one), tensors_of(other), strict=False)

@@ -1,7 +1,7 @@
 """Resume a run: its resume point, its recipe as it is now, and the same end.
 
-The one idea: the same command may be given again at any time. Where a run was killed while it was resumed or extended,
-or as one of several processes that are started again, that goes on with what was begun.
+The same command may be given again at any time: a run that was killed while it was resumed or extended, or whose
+processes were restarted, continues with what was begun.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _resume(
 
 
 def find_point(folder: RunFolder, world: World, events: Events) -> Checkpoint | None:
-    """The newest resume point, the same for all processes; None where a run has saved none.
+    """Return the newest resume point, the same for all processes; None if the run has saved none.
 
     Raises:
         UserError: It cannot be read, or they do not see the same files.
@@ -134,13 +134,13 @@ def load_recipe(
     events: Events,
     extend_to: int | None = None,
 ) -> Loaded:
-    """The recipe of a run that goes on: recipe.yaml, which must not differ where the result depends on it.
+    """Load the recipe of a resumed run, which must not differ where the result depends on it.
 
     Args:
         folder: Of the run.
-        point: What it goes on from.
+        point: The resume point, if there is one.
         overrides: Changes of keys that the result does not depend on.
-        world: The processes that go on.
+        world: The processes that continue the run.
         events: Tell what more epochs move.
         extend_to: A larger number of epochs.
 
@@ -170,7 +170,7 @@ def load_recipe(
 
 
 def result_of(folder: RunFolder, *, extend_to: int | None) -> dict[str, Any] | None:
-    """What a finished run has told, of so many epochs if they were asked for; None where there is more to do."""
+    """Return the result of a finished run of so many epochs; None if there is more to do."""
     if not folder.result.is_file():
         return None
     if extend_to is not None and load.load(folder.recipe).recipe.train.epochs != extend_to:
@@ -180,7 +180,7 @@ def result_of(folder: RunFolder, *, extend_to: int | None) -> dict[str, Any] | N
 
 
 def finished(folder: RunFolder, point: Checkpoint | None, recipe: Recipe) -> UserError:
-    """What to do with a run that is finished: score it, and train it for longer where that is possible."""
+    """Return the error that a run is finished, with the commands to score it or train it for longer."""
     flags = ["--allow-code"] if named_code(recipe) else []
     hint = f"score it with `{shlex.join(['swa', 'eval', str(folder.shown), *flags])}`"
     longer = 2 * recipe.train.epochs
@@ -193,7 +193,7 @@ def finished(folder: RunFolder, point: Checkpoint | None, recipe: Recipe) -> Use
 
 
 def changes_since(point: Checkpoint | None, hardware: Hardware) -> list[str]:
-    """What the bits of a run depend on that is not as it was, a sentence each."""
+    """Return a sentence for each change of what the bits of a run depend on."""
     now = environment(hardware)
     recorded = now if point is None else point.content["environment"]
     return [
@@ -208,7 +208,7 @@ def _epochs(point: Checkpoint) -> int:
 
 
 def require_same(point: Checkpoint, found: Loaded, *, ignored: Sequence[str] = RESUMABLE_KEYS) -> None:
-    """The recipe is that of the resume point, but for these keys.
+    """Require the recipe of the resume point, except for the `ignored` keys.
 
     Raises:
         RecipeError: It is another one.
@@ -223,7 +223,7 @@ def require_same(point: Checkpoint, found: Loaded, *, ignored: Sequence[str] = R
 
 
 def _extended(folder: RunFolder, point: Checkpoint | None, loaded: Loaded, epochs: int, events: Events) -> Loaded:
-    """The recipe with more epochs; says what that moves."""
+    """Return the recipe with more epochs, and tell what that moves."""
     if point is None or point.content["stopped"] is not None:
         reason = "has saved nothing yet" if point is None else f"was ended by train.{point.content['stopped']}"
         raise UserError(f"{folder.path}: {reason}, so it has no epochs to add", hint="start a new run")

@@ -1,4 +1,4 @@
-"""From a recipe to a run that is ready to go: plan, network, optimizer, averages.
+"""Build a run from a recipe: plan, network, optimizer, averages.
 
 Every problem that only shows when data and classes are known is collected and reported at once, before anything
 is run or written.
@@ -24,7 +24,7 @@ from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
-from swa_cli.engine.replica import Replica
+from swa_cli.engine.network import Replica
 from swa_cli.engine.signals import Interrupt
 from swa_cli.engine.warm_start import InitialWeights
 from swa_cli.errors import Problem, RecipeError, UserError
@@ -37,7 +37,7 @@ from swa_cli.recipe.swap import name_of_worker
 
 @dataclass
 class Run:
-    """A training run: its plan and all that changes while it goes on."""
+    """A training run: its plan and all state that training changes."""
 
     context: Context
     plan: Plan
@@ -67,12 +67,12 @@ class Run:
 
     @property
     def epoch(self) -> int:
-        """The epoch that is going on, from 1."""
+        """The present epoch, from 1."""
         return len(self.history) + 1
 
     @property
     def seconds(self) -> float:
-        """How long the run has taken, earlier sessions of it included."""
+        """The seconds that the run has taken, earlier sessions included."""
         return float(sum(row["seconds"] for row in self.history)) + time.monotonic() - self.clock
 
     def begin_epoch(self) -> None:
@@ -83,7 +83,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Worker:
-    """Where a worker of a SWAP run has ended; `file` is seen from the run folder."""
+    """The end of a worker of a SWAP run; `file` is relative to the run folder."""
 
     number: int
     file: str
@@ -93,13 +93,13 @@ class Worker:
 
     @property
     def name(self) -> str:
-        """Of its weights, among those of the run."""
+        """The key of its weights in the results."""
         return name_of_worker(self.number)
 
 
 @dataclass(frozen=True)
 class Refreshed:
-    """What was recomputed for a weight set as it was after `step` updates, so that it can be scored and shipped."""
+    """The recomputed statistics of a weight set after `step` updates, with which it is scored and shipped."""
 
     step: int
     buffers: dict[str, Tensor]  # the weights are those of the set
@@ -226,7 +226,7 @@ def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Pla
 
 
 def _problems_of_processes(context: Context) -> list[Problem]:
-    """What does not go with this number of processes, or on this device."""
+    """Return the settings that this number of processes, or this device, cannot use."""
     settings, device, size = context.recipe.train, context.hardware.device, context.world.size
     problems = []
     if settings.batch_size < size:
@@ -239,7 +239,7 @@ def _problems_of_processes(context: Context) -> list[Problem]:
 
 
 def _problems_of_layers(model: nn.Module, context: Context) -> list[Problem]:
-    """What a checkpoint cannot hold, and layers that several processes on this device cannot train."""
+    """Return the problems of tensors that no checkpoint holds, and of layers that several processes cannot train."""
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and value.layout != torch.strided:
             message = f"{name} is a sparse tensor ({value.layout}), which a checkpoint does not hold"
@@ -274,14 +274,14 @@ def _shard(replica: Replica) -> tuple[nn.Module, Sharding]:
 
 
 def _initialize_from_data(model: nn.Module, context: Context) -> None:
-    """Let a network that wants to set its first weights by training samples do so."""
+    """Let a network with `initialize_from` set its first weights by training samples."""
     initialize_from = getattr(model, "initialize_from", None)
     if initialize_from is not None:
         initialize_from(context.initial_inputs())
 
 
 def _with_defined_gradients(context: Context, replica: Replica) -> Context:
-    """The bench in a precision in which all gradients of the network are defined.
+    """Return the context in a precision in which all gradients of the network are defined.
 
     Raises:
         UserError: The recipe insists on another one.

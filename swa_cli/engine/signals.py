@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM while a run goes on: the first one waits for a safe point, the second one does not.
+"""Handle Ctrl-C and SIGTERM: the first signal waits for a safe point, the second stops at once.
 
-A safe point is where all state is whole: between two updates, or anywhere in a scoring, which only reads.
+A safe point is one where all state is consistent: between two updates, or anywhere in validation, which only reads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Stopped(BaseException):
-    """A signal was heeded at a safe point; `ending` is the exception that ends the process with its code."""
+    """A signal stopped the run at a safe point; `ending` is the exception that gives the exit code."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -24,7 +24,7 @@ class Stopped(BaseException):
 
 
 class Interrupt:
-    """While its block runs, a first signal is only noted, and `check` raises it; a second one is raised at once.
+    """Defers the first signal while its block runs, until `check`; a second one is raised at once.
 
     Args:
         announce: Called in the signal handler when the first one is noted.
@@ -47,7 +47,7 @@ class Interrupt:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Say that this is a safe point.
+        """Stop at this safe point if a signal has arrived.
 
         Raises:
             Stopped: A signal has arrived, here or in another process.

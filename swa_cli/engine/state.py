@@ -1,4 +1,4 @@
-"""Which part of a run goes into which file, and back: resume point, shipped average, snapshot.
+"""Save the state of a run, and restore it: resume point, shipped averages, snapshots.
 
 What a step draws is a function of (seed, step), so `rng` holds the seed and no generator's state.
 """
@@ -154,7 +154,7 @@ def _ways_to_averages(run: Run, folder: RunFolder) -> list[str]:
 
 
 def newest_resume_point(folder: RunFolder, events: Events) -> reader.Checkpoint | None:
-    """last.pt, or previous.pt where it is damaged or was just being replaced; None where a run has saved neither.
+    """Return last.pt, or previous.pt if that is damaged or was being replaced; None without either.
 
     Raises:
         UserError: Neither can be read, or there is something else in its place.
@@ -193,7 +193,7 @@ def prepare_folder(folder: RunFolder, point: reader.Checkpoint | None, recipe: s
 
 
 def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
-    """Put the content of a resume point back into a run that was prepared from the same recipe.
+    """Restore a resume point into a run that was built from the same recipe.
 
     Raises:
         UserError: It does not fit the recipe or the data.
@@ -225,7 +225,8 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         # A copy: the file stays mapped otherwise.
         run.optimizer.load_state_dict(run.sharding.of_optimizer(run.optimizer, content["optimizer"]))
         run.scaler.load_state_dict(content["scaler"])
-        _require_shapes(run.optimizer)
+        if ":" not in run.context.recipe.optimizer.name:  # a user's class may keep what it likes
+            _require_shapes(run.optimizer)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"{source}: its optimizer state does not fit the recipe ({error})", hint="take another copy of the file"
@@ -244,19 +245,24 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
 
 
 def _require_shapes(optimizer: torch.optim.Optimizer) -> None:
-    """Refuse moments that torch would take, to fail at the next update.
+    """Refuse moments that torch would load, and that would fail at the next update.
 
     Raises:
-        ValueError: A moment is not of the shape of its parameter.
+        ValueError: A moment has neither the shape of its parameter nor, as in Adafactor, 1 for some of its sizes.
     """
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            if isinstance(value, Tensor) and value.dim() > 0 and value.shape != parameter.shape:
+            if not isinstance(value, Tensor) or value.dim() == 0:
+                continue
+            fits = value.dim() == parameter.dim() and all(
+                size in (1, expected) for size, expected in zip(value.shape, parameter.shape, strict=True)
+            )
+            if not fits:
                 raise ValueError(f"{key} is {tuple(value.shape)} for a parameter of {tuple(parameter.shape)}")
 
 
 def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, Tensor]) -> None:
-    """Write <name>.pt: the average as it ships, with recomputed statistics; of swag also what draws are made from."""
+    """Write <name>.pt: an average with recomputed statistics, and for swag its posterior."""
     average, refreshed = run.averages[name], run.refreshed[name]
     run.context.world.require_equal(state_dict, what=f"the weights of {name}")
     if not folder.writes and not run.sharding.is_used:
@@ -297,7 +303,7 @@ def save_recomputed(
 
 
 def save_snapshot(run: Run, folder: RunFolder) -> None:
-    """Write the raw weights as they are; of more than `keep`, the oldest goes."""
+    """Write the raw weights as they are; remove the oldest of more than `keep`."""
     _require_equal(run)
     if not folder.writes and not run.sharding.is_used:
         return
@@ -322,7 +328,7 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
 
 
 def _require_equal(run: Run) -> None:
-    """All processes go on from the same weights, averages and optimizer.
+    """Require the same weights, averages and optimizer state in all processes.
 
     Raises:
         UserError: They do not.
@@ -333,17 +339,17 @@ def _require_equal(run: Run) -> None:
 
 
 def _running_mean(cumulative: WeightAverage, model: nn.Module) -> dict[str, Any]:
-    """The mean of the weights after every step so far, in float64 and under each name of the state_dict."""
+    """Return the float64 mean of the weights after every step, under each name of the state_dict."""
     state, tensors = cumulative.state_dict(copy=False)["state"], read(model)
     named = {name: state[owner] for name, owner in tensors.owners.items() if owner in tensors.weights}
     return {"count": cumulative.count, "state": named}
 
 
 def _key_so_far(run: Run) -> str:
-    """What the epoch that is going on is scored by, beside its loss."""
+    """Return the key of the training score of the present epoch."""
     return run.context.task.metrics.training.key
 
 
 def recipe_values(run: Run) -> dict[str, Any]:
-    """The recipe as primitives, complete with its defaults."""
+    """Return the recipe as primitives, complete with its defaults."""
     return run.context.recipe.model_dump(mode="json", exclude_none=True)

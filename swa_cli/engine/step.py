@@ -1,7 +1,7 @@
-"""The network as batches go through it, forward and back, and a step of it: alone or connected, compiled or not.
+"""One optimizer step: forward, backward, update; in one or several processes, compiled or not.
 
-The one idea: a process passes its part of a batch, and weighs its loss so that the mean of the gradients over the
-processes is the gradient of the whole batch's mean. Of one process the part is the batch, and weighs 1.
+Each process computes its part of a batch, and weights its loss so that the mean of the gradients over the processes is
+the gradient of the mean loss of the whole batch. In one process the part is the batch, with weight 1.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Forward = Callable[..., Any]  # of the network: arguments as the task makes them
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a batch gave in this process, without its graph."""
+    """The loss and score of a batch in this process, detached."""
 
     loss: Tensor
     score: Tensor
@@ -35,12 +35,12 @@ class StepResult:
 
     @property
     def part(self) -> Tensor:
-        """(2,) what loss and score of the whole batch are the sums of, over the processes."""
+        """(2,) summed over the processes, this is the loss and score of the whole batch."""
         return torch.stack([self.loss, self.score]) * self.share
 
 
 def wrap_ddp(run: Run) -> Forward:
-    """The network, whose gradients become the mean over the processes."""
+    """Return the network with gradients that are averaged over the processes."""
     if run.sharding.is_used:
         return run.model  # FSDP2 has its hooks in the layers
     sync_batchnorm = run.context.recipe.train.sync_batchnorm
@@ -67,7 +67,7 @@ def build_forward(run: Run) -> Forward:
 def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -> Iterator[StepResult]:
     """Do the optimizer update that follows `run.step`, and yield what each of its batches gave as soon as it is known.
 
-    The weights change when the last of them was yielded and the iterator goes on to its end.
+    The weights change after the last of them, when the iterator runs to its end.
 
     Args:
         run: Whose network it is; it is in training mode.
@@ -126,7 +126,7 @@ def _share(context: Context, inputs: Any, targets: Any) -> float:
 
 
 def _warm_up(run: Run, forward: Forward) -> None:
-    """Compile the network for batches of this run, both ways."""
+    """Compile the forward and backward pass for a batch of this run."""
     context = run.context
     kept = copy_to_cpu(dict(run.model.named_buffers()))
     run.model.train()

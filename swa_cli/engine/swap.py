@@ -1,8 +1,8 @@
-"""SWAP after its common phase (Gupta, Serrano, DeCoste, ICLR 2020): workers, each alone, and the mean of their ends.
+"""SWAP (Gupta, Serrano, DeCoste, ICLR 2020): train workers from the common weights, and average their ends.
 
-The one idea: a worker is an ordinary run, in a folder of its own in the run folder, that begins from the common
-weights. So it stops, is killed and goes on like any run, and could be run by itself elsewhere. Of N processes, rank r
-has the workers r + 1, r + 1 + N, ... in turn, and until they are done it hears nothing of the others.
+A worker is an ordinary run, in a folder of its own in the run folder, that starts from the common weights. It can be
+stopped, killed and resumed like any run. Of N processes, rank r trains the workers r + 1, r + 1 + N, ... in turn, and
+does not communicate until they are done.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def _num_workers(run: Run) -> int:
 
 
 def _load_worker(run: Run, folder: RunFolder, number: int) -> tuple[Checkpoint | None, Loaded]:
-    """The resume point of a worker, if it has saved one, and its recipe.
+    """Load the resume point of a worker, if it has saved one, and its recipe.
 
     Raises:
         RecipeError: The point is of another recipe.

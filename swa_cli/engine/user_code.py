@@ -1,4 +1,4 @@
-"""A person's own code, named in a recipe as `package.module:attribute`: where it is found, and who allows it.
+"""Code of a user, named in a recipe as `package.module:attribute`: find it, and ask for permission.
 
 The one idea: every text of a recipe that reads like an import path is code, unless the key is known to hold something
 else. A key that is added to the schema is guarded from the start, and so is whatever `args` hand on to a library. Code
@@ -19,12 +19,12 @@ from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.yaml_document import KeyPath
 
-IMPORTED = ("model.name", "dataset.name", "task")  # any colon in them makes them an import path
+IMPORTED = ("model.name", "dataset.name", "task", "optimizer.name")  # any colon in them makes them an import path
 PATHS = ("dataset.root", "output.root", "train.init")  # a colon is part of a file name, as in C:data
 
 
 def make_importable(loaded: Loaded) -> None:
-    """Let the code that a recipe file names be found beside it and in the working directory.
+    """Let Python import the code that a recipe names from beside the recipe and the working directory.
 
     The path of imports stays as it is where the recipe names none: a file that lies there by chance must not take the
     place of a package that is not installed.
@@ -60,13 +60,13 @@ def admit(loaded: Loaded, *, source: str, folder: Path, allow_code: bool) -> Non
 
 
 def named_code(recipe: Recipe) -> dict[KeyPath, str]:
-    """Every text of a recipe that names code to import, by its path."""
+    """Return every text of a recipe that names code to import, by its path."""
     texts = _texts(recipe.model_dump(mode="json", exclude_none=True), ())
     return {path: text for path, text in texts if _is_code(".".join(map(str, path)), text)}
 
 
 def is_own_code(name: str) -> bool:
-    """Whether `model.name` is `package.module:Attribute`."""
+    """Return whether `model.name` is `package.module:Attribute`."""
     source, colon, _ = name.partition(":")
     return bool(colon) and source not in build_model.LIBRARIES
 
@@ -85,7 +85,7 @@ def _is_import_path(text: str) -> bool:
 
 
 def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Every text in nested values."""
+    """Yield every text in nested values."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):
@@ -97,7 +97,7 @@ def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
 
 
 def _folders_of(folder: Path) -> list[Path]:
-    """Where the code of a recipe in `folder` may lie; run.json of a run folder says where its recipe lay."""
+    """Return the folders that may hold the code of a recipe in `folder`; run.json records where its recipe was."""
     folders = [folder, Path.cwd()]
     for record in (folder / "run.json", folder.parent / "run.json"):
         if record.is_file():

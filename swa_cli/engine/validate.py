@@ -1,8 +1,8 @@
-"""What a run scores: the raw weights and its averages on validation images, and all of them at the end.
+"""Validate after each epoch; score, judge and ship every weight set at the end.
 
-At the end the raw weights are scored with recomputed BatchNorm statistics too: `comparison.py` says why.
+At the end the raw weights are scored with recomputed BatchNorm statistics too: `evaluate.py` explains why.
 
-Scores only read: averages are put into a second network, see `replica.py`, and no random number is drawn.
+Scores only read: averages are put into a second network, see `network.Replica`, and no random number is drawn.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from swa_cli.recipe.swap import number_of_worker
 
 
 def validate(run: Run) -> dict[str, Any]:
-    """The validation half of a row: the raw weights, and each average when it is due and at the end."""
+    """Return the validation half of a row: the raw weights, and each average when due and at the end."""
     context, plan = run.context, run.plan
     metrics, row = context.task.metrics, dict[str, Any]()
     is_last = run.epoch == plan.epochs or run.stopped is not None
@@ -52,7 +52,7 @@ def validate(run: Run) -> dict[str, Any]:
 
 
 def _columns(prefix: str, metrics: TaskMetrics, scores: SampleScores | None) -> dict[str, float | None]:
-    """Loss and own score of the task, None where not measured."""
+    """Return the loss and the primary score of the task; None if not measured."""
     names = {f"{prefix}_loss": metrics.loss.key, f"{prefix}_{metrics.primary.key}": metrics.primary.key}
     return {name: None if scores is None else scores.metric(key).value for name, key in names.items()}
 
@@ -127,7 +127,7 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
 
 
 def _warn_of_hidden_state(run: Run, split: str) -> None:
-    """Say that a network of the same weights gives something else than the one that was trained."""
+    """Warn if a network with the same weights gives other outputs than the trained one."""
     context, replica = run.context, run.replica
     if replica.borrows or run.sharding.is_used:
         return
@@ -151,7 +151,7 @@ def _add(run: Run, board: _Board, name: str, model: nn.Module, split: str, **det
 
 
 def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], split: str) -> dict[str, Any]:
-    """What `--json` prints and result.json holds."""
+    """Return what `--json` prints and result.json holds."""
     context = run.context
     rows = itertools.chain(run.history, *(worker.history for worker in run.workers))
     held = [name for name, average in run.averages.items() if average.count]
@@ -204,7 +204,7 @@ def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
 
 
 def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    """Which file to ship, and why: that of the lowest validation loss, or else the first average."""
+    """Return the weight set to ship, and why: the lowest validation loss, else the first average."""
     metrics = run.context.task.metrics
     held = [name for name, average in run.averages.items() if average.count]
     losses = {name: row["val"][metrics.loss_key] for name, row in weights.items() if row["val"] is not None}
@@ -216,7 +216,7 @@ def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]
 
 @contextmanager
 def _averaged(run: Run, name: str) -> Iterator[nn.Module]:
-    """A network with an average in it; BatchNorm is recomputed once for each state of the average."""
+    """Yield a network with an average in it; BatchNorm is recomputed once for each state of the average."""
     average = run.averages[name]
     with run.replica.holding(average.averaged_state()) as model:
         known = run.refreshed.get(name)
@@ -228,7 +228,7 @@ def _averaged(run: Run, name: str) -> Iterator[nn.Module]:
 
 
 def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
-    """Recompute the BatchNorm statistics in a network, and say how."""
+    """Recompute the BatchNorm statistics in a network, and return how."""
     with failures.memory("train.batch_size", run.context.recipe.train.batch_size):
         update = run.context.refresh_batchnorm(model, name=name, check=run.interrupt.check)
     return Refreshed(step, {key: value.clone() for key, value in model.named_buffers()}, update)

@@ -1,8 +1,7 @@
-"""`train.init`: a run that starts from trained weights instead of random ones, as FGE does (Garipov et al. 2018).
+"""Start a run from trained weights (`train.init`), as FGE does (Garipov et al. 2018).
 
-The one idea: a checkpoint is only a start. Nothing but weights is taken from it, BatchNorm statistics included, and
-only once: a resumed run has them in its resume point. The seed does not promise what is in the file, so its weights'
-checksum is recorded.
+Only weights and BatchNorm statistics are taken from the checkpoint, and only once: a resumed run has them in its resume
+point. The seed does not determine these weights, so their checksum is recorded.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ NAME_OTHERS = "name weights of this network"
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Where the initial weights of a run come from; `sha256` is of the weights, not of the file.
+    """The source of the initial weights of a run; `sha256` is of the weights, not of the file.
 
     `fresh` are the tensors that kept the values of the seed.
     """
@@ -45,7 +44,7 @@ class InitialWeights:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What can be done, but should be known."""
+        """Warnings that a person should know of before the run."""
         if self.batchnorm != "stale":
             return ()
         return (
@@ -54,7 +53,7 @@ class InitialWeights:
         )
 
     def require(self, sha256: str | None) -> None:
-        """Refuse other weights than those that a run was begun with.
+        """Refuse weights that differ from those the run was begun with.
 
         Raises:
             UserError: The checksum is another one.
@@ -67,7 +66,7 @@ class InitialWeights:
 
 
 def read(path: str | None) -> tuple[Checkpoint | None, list[Problem]]:
-    """The checkpoint that `train.init` names, if it names one, or what is wrong with the file."""
+    """Read the checkpoint that `train.init` names, if any, and return the problems of the file."""
     if path is None:
         return None, []
     try:
@@ -114,7 +113,7 @@ def put(
 
 
 def _matching(patterns: Sequence[str], names: Mapping[str, Tensor]) -> set[str]:
-    """The names that a pattern matches; each has to match one."""
+    """Return the names that the patterns match; each pattern has to match one."""
     matched: set[str] = set()
     for pattern in patterns:
         found = fnmatch.filter(names, pattern)
@@ -126,7 +125,7 @@ def _matching(patterns: Sequence[str], names: Mapping[str, Tensor]) -> set[str]:
 
 
 def _cure(own: Mapping[str, Tensor], error: MisfitError) -> str:
-    """What to do about weights that do not fit; a layer or two, such as a head of other classes, can start fresh."""
+    """Return the hint for weights that do not fit: a few layers, such as a head, can start fresh."""
     layers = dict.fromkeys(key.rpartition(".")[0] for key in error.names)
     if not 0 < len(layers) <= 2 or not all(layers) or 2 * len(error.names) > len(own):
         return error.hint
@@ -135,7 +134,7 @@ def _cure(own: Mapping[str, Tensor], error: MisfitError) -> str:
 
 
 def checksum(state_dict: Mapping[str, Tensor]) -> str:
-    """SHA-256 of every name and number, in hexadecimal digits."""
+    """Return the SHA-256 of every name and number in hexadecimal digits."""
     digest = hashlib.sha256()
     for name, value in state_dict.items():
         digest.update(name.encode())
