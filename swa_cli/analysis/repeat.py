@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.analysis import plot
-from swa_cli.analysis.seed_statistics import Result, over_pairs, over_seeds, read_result
+from swa_cli.analysis.compare import Result, over_pairs, over_seeds, read_result
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_next, numbered
 from swa_cli.engine import failures, train
 from swa_cli.engine.run import Run

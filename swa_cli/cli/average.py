@@ -103,9 +103,9 @@ def average(
     if weights is not None and AVERAGE.fullmatch(weights) and not _is_number(weights):
         if len(sources) != 1 or recipe is not None:
             raise typer.BadParameter(f"--weights {weights} takes an average out of one run folder or its last.pt")
-        from swa_cli.analysis import extract
+        from swa_cli.analysis import average as averaging
 
-        result = extract.extract_average(
+        result = averaging.extract_average(
             sources[0],
             changes,
             name=weights,

@@ -370,6 +370,6 @@ def test_result_replaces_a_file_but_no_source(swa, run: Path, tmp_path: Path) ->
     before = Path("run/checkpoints/last.pt").read_bytes()
     ended = swa("average", "run", "-o", "run/checkpoints/last.pt")
     assert ended.code == 2
-    assert "goes on from" in ended.err
+    assert "last.pt: is the resume point" in ended.err
     assert Path("run/checkpoints/last.pt").read_bytes() == before
     assert swa("average", "run", "-o", "run/checkpoints/soup.pt").code == 0

@@ -82,7 +82,7 @@ CONTENTS = [
     content("list", lambda _: [1, 2], "holds a list and no weights"),
     content("number", lambda _: 42, "holds a int and no weights"),
     content("tensor", lambda _: torch.zeros(3), "holds a Tensor and no weights"),
-    content("nothing", lambda _: {}, "say which with --recipe"),
+    content("nothing", lambda _: {}, "--recipe RECIPE"),
     content("no-weights", lambda _: {"epoch": 3}, "no weights found among its keys", "eval bad.pt --recipe good.yaml"),
     content("cyclic", cyclic, "more values, or deeper ones"),
     content("deep", lambda _: {"w": nested(200)}, "more values, or deeper ones"),
