@@ -103,7 +103,7 @@ CASES: Mapping[str, Case] = {
                 "digits",
                 "train.epochs=6",
                 "model.args={width: 16, dropout: 0.3}",
-                "train.accumulate=2",
+                "train.grad_accum_steps=2",
                 "train.clip_norm=1",
             ),
             ("train", "--resume", "runs/digits-convnet-001"),

@@ -17,7 +17,7 @@ from swa_cli.engine.fsdp import Sharding
 KINDS = {
     "mean": {"kind": "mean"},
     "ema": {"kind": "ema", "decay": 0.7},
-    "latest": {"kind": "latest", "window": 3},
+    "latest": {"kind": "lawa", "window": 3},
     "swag": {"kind": "swag", "rank": 2},
 }
 

@@ -30,9 +30,9 @@ REQUIRED: dict[str, dict[str, Any]] = {  # what each schedule cannot be without
     "constant": {},
     "cosine": {},
     "linear": {},
-    "cosine_restarts": {"cycle": "2ep"},
-    "cyclic": {"base_lr": 0.01, "up": "1ep"},
-    "multistep": {"at": ["3ep"]},
+    "cosine_restarts": {"T_0": "2ep"},
+    "cyclic": {"base_lr": 0.01, "step_size_up": "1ep"},
+    "multistep": {"milestones": ["3ep"]},
     "one_cycle": {"max_lr": 0.3},
     "swa_paper": {},
 }
@@ -107,10 +107,10 @@ def test_every_schedule_has_a_curve_and_a_text_of_its_own() -> None:
 def test_every_length_of_a_schedule_is_looked_at() -> None:
     """Lengths of a section against its fields: those in cycles are refused, and SWAP refuses those in steps."""
     fields = {key for key, field in Schedule.model_fields.items() if "Duration" in str(field.annotation)}
-    given = Schedule.model_construct(**{key: Duration.parse("1step") for key in fields} | {"at": []})
-    listed = Schedule.model_construct(at=[Duration.parse("1ep"), Duration.parse("2ep")])
-    assert {key for key, _ in given.lengths} | {"at"} == fields
-    assert [key for key, _ in listed.lengths] == ["at", "at"]
+    given = Schedule.model_construct(**{key: Duration.parse("1step") for key in fields} | {"milestones": []})
+    listed = Schedule.model_construct(milestones=[Duration.parse("1ep"), Duration.parse("2ep")])
+    assert {key for key, _ in given.lengths} | {"milestones"} == fields
+    assert [key for key, _ in listed.lengths] == ["milestones", "milestones"]
     for name, kind in SCHEDULES.items():
         assert kind.cycles is None or set(kind.cycles.keys) <= set().union(*SCHEDULE_KEYS[name])
 

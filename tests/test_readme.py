@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -24,14 +27,14 @@ OWN_LOOPS = re.findall(
 
 
 def test_each_promise_names_tests_that_exist() -> None:
-    """Every `test_...` in README against the functions in tests/."""
+    """Every `test_...` in docs/promises.md against the functions in tests/."""
     names = {
         node.name
         for path in (ROOT / "tests").rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.FunctionDef)
     }
-    promised = set(re.findall(r"`(test_\w+)`", README))
+    promised = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/promises.md").read_text()))
     assert len(promised) > 15
     assert promised <= names, promised - names
 
@@ -201,6 +204,28 @@ swa: {start: 50%}
 snapshots: {every: 1ep}
 train: {epochs: 4, batch_size: 128, threads: 1, precision: fp32}
 """
+
+
+def test_readme_is_short() -> None:
+    """README's lines against the 200 that a newcomer reads."""
+    assert len(README.splitlines()) <= 200
+
+
+def test_own_photos_train_as_shown(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands under "Your own photos" with JPEG files of several sizes, one epoch each."""
+    generator = torch.Generator().manual_seed(0)
+    for split, label in itertools.product(("train", "test"), ("cat", "dog")):
+        (tmp_path / "pets" / split / label).mkdir(parents=True)
+        for index in range(12):
+            pixels = torch.randint(256, (70 + index, 80, 3), generator=generator, dtype=torch.uint8).numpy()
+            Image.fromarray(pixels).save(tmp_path / "pets" / split / label / f"{index}.jpg")
+    shown = README.partition("## Your own photos")[2].partition("## ")[0]
+    commands = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^swa .*", shown, re.MULTILINE)]
+    assert [words[0] for words in commands] == ["new", "train"]
+    assert swa(*commands[0]).code == 0
+    ended = swa(*commands[1], "train.epochs=1", "train.batch_size=8", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["samples"] == 24
 
 
 def test_every_command_shown_runs(swa, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "data": {"errors"},
     "models": {"errors"},
     "averaging": {"errors"},
-    "checkpoint": {*_FOUNDATION, "report"},
+    "checkpoint": _FOUNDATION,
     "engine": {*_FOUNDATION, "checkpoint", "report"},
     "analysis": {*_FOUNDATION, "checkpoint", "engine", "report"},
     "report": {"errors", "metrics"},

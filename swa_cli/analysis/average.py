@@ -32,7 +32,7 @@ from swa_cli.engine import evaluate, swap
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW
 from swa_cli.errors import RecipeError, UserError
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import Window
@@ -75,9 +75,9 @@ class Trials:
     network: nn.Module | None = None  # with the mean that was refreshed last
 
     @property
-    def measures(self) -> Measures:
+    def metrics(self) -> TaskMetrics:
         """The metrics of the task."""
-        return self.sources.context.task.measures
+        return self.sources.context.task.metrics
 
     def refresh(self, mean: Mean, *, skip: bool = False) -> Refreshed:
         """Put a mean into a network and give it BatchNorm statistics of its own, unless they are to stay."""
@@ -99,7 +99,7 @@ class Trials:
     def note(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score the mean that was refreshed last, and keep the row with its scores."""
         samples = self.score()
-        row |= evaluate.summarize(samples, [measure.key for measure in self.measures.compared])
+        row |= evaluate.summarize(samples, [metric.key for metric in self.metrics.compared])
         self.rows.append(row)
         self.samples.append(samples)
         return row
@@ -119,7 +119,7 @@ class Trials:
 
 def greedy(trials: Trials) -> Refreshed:
     """Add sources in the order of their own scores; keep each with which the score of the soup does not fall."""
-    gathered, members, own = trials.sources, trials.sources.sets, trials.measures.own
+    gathered, members, own = trials.sources, trials.sources.sets, trials.metrics.primary
     alone = [_score_alone(source, trials) for source in members]
     made: dict[tuple[int, ...], Refreshed] = {}
 
@@ -144,7 +144,7 @@ def search(trials: Trials, series: SnapshotSeries) -> Refreshed:
 
     def try_out(first: int, last: int) -> float:
         refreshed, row = trials.note_window(series, first, last)
-        loss = float(row[trials.measures.loss_key])
+        loss = float(row[trials.metrics.loss_key])
         if all(loss < other for other, _ in made.values()):
             made.clear()
             made[first, last] = loss, refreshed
@@ -160,7 +160,7 @@ def _score_alone(source: Source, trials: Trials) -> float:
     """Score a source as it is; averaged weights that were never refreshed get statistics of their own."""
     mean = trials.sources.mean("uniform", [source], [1.0])
     trials.refresh(mean, skip=source.batchnorm != "stale")
-    value = trials.score(name=source.file).measure(trials.measures.own.key).value
+    value = trials.score(name=source.file).metric(trials.metrics.primary.key).value
     assert value is not None, "only an optional metric may be undefined"
     return value
 
@@ -209,7 +209,7 @@ def average_checkpoints(
         if picture is not None:
             _draw(picture, trials)
     if trials.rows:
-        terminal.tried(trials.rows, measures=trials.measures, samples=len(trials.samples[0]), passes=trials.num_passes)
+        terminal.tried(trials.rows, metrics=trials.metrics, samples=len(trials.samples[0]), passes=trials.num_passes)
     _tell(terminal, out, content, what=f"{content['average']['kind']} mean")
     return {
         **_answer(out, content, started=started),
@@ -292,9 +292,9 @@ def _draw(picture: Path, trials: Trials) -> None:
         lambda file: schedule.draw_search(
             file,
             rows=trials.rows,
-            measures=trials.measures,
+            metrics=trials.metrics,
             title=f"{recipe.title}: windows of the run, on validation images",
-            steps_per_epoch=newest["num_train"] // (recipe.train.batch_size * recipe.train.accumulate),
+            steps_per_epoch=newest["num_train"] // (recipe.train.batch_size * recipe.train.grad_accum_steps),
         ),
     )
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import BY_TASK, CLASSIFICATION, Measures, measures_of
+from swa_cli.metrics.metric import BY_TASK, CLASSIFICATION, TaskMetrics, metrics_of
 from swa_cli.recipe import load
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.tables.columns import duration
@@ -74,7 +74,7 @@ class Compared:
     path: Path
     recipe: Recipe
     result: Result | None
-    measures: Measures
+    metrics: TaskMetrics
 
     def describe(self) -> str:
         """Return the path of the run, its time, device and precision."""
@@ -107,7 +107,7 @@ def compare(paths: Sequence[Path], *, terminal: Terminal) -> dict[str, Any]:
         scores = {
             f"{run.number} {name}": row for run in members if run.result for name, row in run.result.weights.items()
         }
-        terminal.summary(scores, split=str(split), samples=int(str(samples)), measures=members[0].measures)
+        terminal.summary(scores, split=str(split), samples=int(str(samples)), metrics=members[0].metrics)
     return {
         "command": "compare",
         "runs": [_answer(run) for run in runs],
@@ -125,14 +125,14 @@ def read_run(number: int, path: Path) -> Compared:
     if not folder.recipe.is_file():
         raise UserError(f"{path}: has no recipe.yaml to compare", hint="name another run folder")
     recipe = load.load(folder.recipe).recipe
-    result, measures = None, BY_TASK.get(recipe.task, CLASSIFICATION)
+    result, metrics = None, BY_TASK.get(recipe.task, CLASSIFICATION)
     if folder.result.is_file():
         hint = "name another run folder, or score its checkpoints with `swa eval`"
-        unknown = Measures((), loss_key="", training=measures.training)  # a user's task is not imported here
-        expected = measures if recipe.task in BY_TASK else unknown
-        _, result = read_result(folder.result, measures=expected, hint=hint)
-        measures = measures_of(recipe.task, result.weights)
-    return Compared(number, path, recipe, result, measures)
+        unknown = TaskMetrics((), loss_key="", training=metrics.training)  # a user's task is not imported here
+        expected = metrics if recipe.task in BY_TASK else unknown
+        _, result = read_result(folder.result, metrics=expected, hint=hint)
+        metrics = metrics_of(recipe.task, result.weights)
+    return Compared(number, path, recipe, result, metrics)
 
 
 def _differences(runs: Sequence[Compared]) -> dict[str, tuple[object, ...]]:
@@ -157,7 +157,7 @@ def _answer(run: Compared) -> dict[str, Any]:
 def read_result(
     path: Path,
     *,
-    measures: Measures,
+    metrics: TaskMetrics,
     hint: str = "move the folder of this seed elsewhere: the same command runs the seed anew",
 ) -> tuple[dict[str, Any], Result]:
     """Read result.json of a finished run: return all of it, and the part that is compared.
@@ -168,7 +168,7 @@ def read_result(
     try:
         values = json.loads(path.read_text())
         result = Result.model_validate(values)
-        _require_scores(result.weights, measures)
+        _require_scores(result.weights, metrics)
         return values, result
     except ValidationError as error:
         first = error.errors()[0]
@@ -178,21 +178,21 @@ def read_result(
     raise UserError(f"{path}: is not as swa writes it ({reason})", hint=hint)
 
 
-def over_seeds(results: Mapping[int, Result], *, measures: Measures = CLASSIFICATION) -> dict[str, dict[str, Any]]:
+def over_seeds(results: Mapping[int, Result], *, metrics: TaskMetrics = CLASSIFICATION) -> dict[str, dict[str, Any]]:
     """Return the scores of every weight set over the seeds that have it, and its differences to its reference."""
     names = dict.fromkeys(name for result in results.values() for name in result.weights)
-    return {name: _of_weights(name, results, measures) for name in names}
+    return {name: _of_weights(name, results, metrics) for name in names}
 
 
 def over_pairs(
-    results: Mapping[int, Result], others: Mapping[int, Result], *, measures: Measures = CLASSIFICATION
+    results: Mapping[int, Result], others: Mapping[int, Result], *, metrics: TaskMetrics = CLASSIFICATION
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """Compare two recipes seed by seed.
 
     Args:
         results: The runs of the first recipe.
         others: The runs of the second one; `outcome` stands for each.
-        measures: The metrics of the task.
+        metrics: The metrics of the task.
 
     Returns:
         The scores of the second recipe over the seeds, and the paired differences of each average of the first
@@ -200,7 +200,7 @@ def over_pairs(
     """
     chosen = {seed: other.weights[other.outcome] for seed, other in others.items() if seed in results}
     row: dict[str, Any] = {"n": len(chosen), "names": {str(seed): others[seed].outcome for seed in chosen}}
-    for each in measures.over_seeds:
+    for each in metrics.over_seeds:
         row[each.key] = spread([_number(scores[each.key]) for scores in chosen.values()])
     averages = dict.fromkeys(name for seed in chosen for name in results[seed].averages)
     raw = dict.fromkeys(name for seed in chosen for name in results[seed].weights)
@@ -211,7 +211,7 @@ def over_pairs(
             each.key: interval(
                 [_number(results[seed].weights[name][each.key]) - _number(chosen[seed][each.key]) for seed in held]
             )
-            for each in measures.compared
+            for each in metrics.compared
         }
     return row, pairs
 
@@ -235,20 +235,20 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": list(values)}
 
 
-def _of_weights(name: str, results: Mapping[int, Result], measures: Measures) -> dict[str, Any]:
+def _of_weights(name: str, results: Mapping[int, Result], metrics: TaskMetrics) -> dict[str, Any]:
     held = {seed: result.weights for seed, result in results.items() if name in result.weights}
 
     def values(key: str, name: str = name) -> list[float]:
         return [_number(weights[name][key]) for weights in held.values()]
 
     row: dict[str, Any] = {"n": len(held), "seeds": list(held)}
-    row |= {each.key: spread(values(each.key)) for each in measures.over_seeds}
-    for key in (each.key for each in measures.scores if each.is_optional):
+    row |= {each.key: spread(values(each.key)) for each in metrics.over_seeds}
+    for key in (each.key for each in metrics.all if each.is_optional):
         is_said = all(weights[name][key] is not None for weights in held.values())
         row[key] = spread(values(key)) if is_said else None
     references = {seed: rows[name]["reference"] for seed, rows in held.items() if "reference" in rows[name]}
     is_judged = len(references) == len(held)
-    for key in (each.key for each in measures.compared):
+    for key in (each.key for each in metrics.compared):
         row[f"{key}_diff"] = None
         if is_judged:
             row[f"{key}_diff"] = interval(
@@ -261,22 +261,22 @@ def _of_weights(name: str, results: Mapping[int, Result], measures: Measures) ->
     return row | ({"no_verdict": reasons[0]} if reasons else {})
 
 
-def _require_scores(weights: Mapping[str, Mapping[str, Any]], measures: Measures) -> None:
+def _require_scores(weights: Mapping[str, Mapping[str, Any]], metrics: TaskMetrics) -> None:
     """Require every score of the task in each weight set.
 
     Raises:
         ValueError: One is missing, or no number.
     """
     for name, scores in weights.items():
-        for key in (each.key for each in measures.scores):
+        for key in (each.key for each in metrics.all):
             value = scores.get(key, "")
             if value is not None and not _is_number(value):
                 raise ValueError(f"weights.{name}.{key}: {'is no number' if key in scores else 'Field required'}")
-        _require_comparison(f"weights.{name}", scores, weights, measures)
+        _require_comparison(f"weights.{name}", scores, weights, metrics)
 
 
 def _require_comparison(
-    place: str, row: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]], measures: Measures
+    place: str, row: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]], metrics: TaskMetrics
 ) -> None:
     """Require what a row holds beside its scores: count, validation scores, reference and differences.
 
@@ -290,11 +290,11 @@ def _require_comparison(
         raise ValueError(f"{place}.val: does not hold scores")
     if not isinstance(row.get("no_verdict", ""), str):
         raise ValueError(f"{place}.no_verdict: is no text")
-    if "reference" not in row or not measures.scores:  # a user's task, whose metrics are unknown here
+    if "reference" not in row or not metrics.all:  # a user's task, whose metrics are unknown here
         return
     if not isinstance(row["reference"], str) or row["reference"] not in weights:
         raise ValueError(f"{place}.reference: is none of the weights")
-    for key in (f"{each.key}{end}" for each in measures.compared for end in ("_diff", "_diff_se")):
+    for key in (f"{each.key}{end}" for each in metrics.compared for end in ("_diff", "_diff_se")):
         if key not in row or not (row[key] is None or _is_number(row[key])):
             raise ValueError(f"{place}.{key}: is no number")
 

@@ -101,8 +101,8 @@ def score(ensemble: Ensemble, loader: Batches, *, context: Context) -> tuple[Sam
         loading.load_weights(model, member.content["state_dict"], source=str(member.path))
         p, targets = passes.predict(model, loader, context=context, name=f"member {number} of {num_members}")
         total = total + p
-        scores = context.task.metrics(total / number, targets)
-        compared = {each.key: scores.measure(each.key).value for each in context.task.measures.compared}
+        scores = context.task.score_predictions(total / number, targets)
+        compared = {each.key: scores.metric(each.key).value for each in context.task.metrics.compared}
         curve.append({"members": number, **compared})
     return scores, curve
 
@@ -135,4 +135,4 @@ def score_swag(
             passes.refresh(model, context=context, name=name, bar=bar)
             p, targets = passes.predict(model, loader, context=context, bar=bar)
             total = total + p
-    return context.task.metrics(total / num_draws, targets)
+    return context.task.score_predictions(total / num_draws, targets)

@@ -97,7 +97,7 @@ def evaluate_checkpoint(
         scored[name] = _score(model, name, context, name_of_split)
         if name in candidates and len(candidates) > 1 and context.source.val is not None:
             own = scored[name] if name_of_split == "val" else _score(model, name, context, "val")
-            losses[name] = own.measure(context.task.measures.loss_key).value
+            losses[name] = own.metric(context.task.metrics.loss_key).value
     reference = comparison.reference(candidates, losses) if candidates else None
     curve: list[dict[str, Any]] = []
     if snapshots is not None:
@@ -107,10 +107,10 @@ def evaluate_checkpoint(
     rows = {name: {**row, **details[name]} for name, row in table.items()}
     num_samples = len(next(iter(scored.values())))
     terminal.summary(
-        rows, split=name_of_split, samples=num_samples, tta=context.recipe.eval.tta, measures=context.task.measures
+        rows, split=name_of_split, samples=num_samples, tta=context.recipe.eval.tta, metrics=context.task.metrics
     )
     if curve:
-        terminal.ensemble(curve, measures=context.task.measures)
+        terminal.ensemble(curve, metrics=context.task.metrics)
     result = {
         "command": "eval",
         "checkpoint": str(path),

@@ -27,7 +27,7 @@ from swa_cli.analysis import open
 from swa_cli.analysis.compare import read_result
 from swa_cli.averaging.model_state import cloned, like, metadata_of
 from swa_cli.checkpoint import loading, reader
-from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.checkpoint.safe_load import VERSIONS_KEY
@@ -35,9 +35,8 @@ from swa_cli.data.color_jitter import normalize
 from swa_cli.data.randomness import generator
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.metrics import tasks
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.schema import Recipe
-from swa_cli.report.json_output import json_text
 from swa_cli.report.progress import Bar
 from swa_cli.report.terminal import Terminal
 
@@ -262,7 +261,7 @@ def _metadata(
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
         "input": input_,
         "average": _average(found, name, item),
-        "scores": _scores(request.path, name, item, measures=tasks.find(recipe.task).measures),
+        "scores": _scores(request.path, name, item, metrics=tasks.find(recipe.task).metrics),
     }
     return {
         "swa_version": request.version,
@@ -283,13 +282,13 @@ def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | 
     return {"name": name, "kind": item.kind, "count": item.count, "steps": steps}
 
 
-def _scores(path: Path, name: str, item: WeightSet, *, measures: Measures) -> dict[str, Any] | None:
+def _scores(path: Path, name: str, item: WeightSet, *, metrics: TaskMetrics) -> dict[str, Any] | None:
     """Return the final scores of these weights, if they lie in a run that has measured them."""
     folder = RunFolder.around(path)
     if folder is None or not folder.result.is_file():
         return None
     hint = "move result.json elsewhere to export without scores"
-    values, result = read_result(folder.result, measures=measures, hint=hint)
+    values, result = read_result(folder.result, metrics=metrics, hint=hint)
     row = values["weights"].get(name, {})
     if (row.get("count"), row.get("batchnorm")) != (item.count, item.batchnorm):
         return None

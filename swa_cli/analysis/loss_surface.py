@@ -29,12 +29,11 @@ from swa_cli.analysis.run_data import Anchor, OpenRun, anchor_of
 from swa_cli.analysis.sources import averaged_names
 from swa_cli.averaging import model_state
 from swa_cli.checkpoint import loading
-from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW
 from swa_cli.errors import UserError
 from swa_cli.recipe.swap import name_of_worker
-from swa_cli.report.json_output import json_text
 from swa_cli.report.progress import Bar
 
 Coefficients = tuple[float, ...]  # (A,)
@@ -308,7 +307,7 @@ def _samples_of(run: OpenRun, *, samples: int | None) -> Samples:
 
 def _measured(state: Mapping[str, Tensor], ground: Samples, *, bar: Bar, is_anchor: bool) -> Row:
     """Score a point; a network may overflow far from the anchors, and then has no scores."""
-    context, measures, model = ground.context, ground.context.task.measures, ground.context.build_model()
+    context, metrics, model = ground.context, ground.context.task.metrics, ground.context.build_model()
     loading.put_own(model, state)
     try:
         passes.refresh(model, context=context, name="a point", bar=bar)
@@ -320,13 +319,13 @@ def _measured(state: Mapping[str, Tensor], ground: Samples, *, bar: Bar, is_anch
     train, scored = (
         passes.score(model, part, context=context, bar=bar, task=context.task) for part in (ground.train, ground.scored)
     )
-    own, loss = measures.own.key, measures.loss.key
+    own, loss = metrics.primary.key, metrics.loss.key
     found = {
-        "train_loss": train.measure(loss).value,
-        "train_score": train.measure(own).value,
-        "loss": scored.measure(loss).value,
-        "score": scored.measure(own).value,
-        "score_se": scored.measure(own).error,
+        "train_loss": train.metric(loss).value,
+        "train_score": train.metric(own).value,
+        "loss": scored.metric(loss).value,
+        "score": scored.metric(own).value,
+        "score_se": scored.metric(own).error,
     }
     return {key: value if value is not None and math.isfinite(value) else None for key, value in found.items()}
 

@@ -140,7 +140,7 @@ def _curves(run: OpenRun, _: Request) -> Picture:
         "lr": [run.plan.learning_rate(step) for step in range(run.step)],
         "worker_lr": run.plan.worker_rates if len(rows) > run.plan.epochs else [],
         "final": None if run.result is None else run.result["weights"],
-        "measures": run.measures,
+        "metrics": run.metrics,
     }
     return Picture(lambda file, form: curves_picture.draw(file, form=form, **values), {})
 
@@ -186,7 +186,7 @@ def _plane(run: OpenRun, request: Request) -> Picture:
     title = f"{run.title}: plane through three weight sets"
 
     def write(file: IO[bytes], form: str) -> None:
-        surface_picture.draw_plane(file, surface=surface, title=title, measures=run.measures, form=form)
+        surface_picture.draw_plane(file, surface=surface, title=title, metrics=run.metrics, form=form)
 
     said = {key: surface[key] for key in ("x", "y", "loss", "score", "points", "split", "samples")}
     return Picture(write, {"cache": str(cache), **said})
@@ -198,7 +198,7 @@ def _path(run: OpenRun, request: Request) -> Picture:
     title = f"{run.title}: the line from {first} to {second}"
 
     def write(file: IO[bytes], form: str) -> None:
-        surface_picture.draw_path(file, line=line, title=title, measures=run.measures, form=form)
+        surface_picture.draw_path(file, line=line, title=title, metrics=run.metrics, form=form)
 
     return Picture(write, {"cache": str(cache), **line})
 
@@ -232,7 +232,7 @@ def _window(run: OpenRun, request: Request) -> Picture:
         "steps_per_epoch": run.plan.steps_per_epoch,
         "chosen": "best",
         "reference": _reference(run),
-        "measures": run.measures,
+        "metrics": run.metrics,
     }
     return Picture(lambda file, form: schedule_picture.draw_search(file, form=form, **values), {"windows": rows})
 
@@ -266,7 +266,7 @@ def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
     series, trials = sources.snapshot_series(gathered, option="window"), Trials(gathered)
     for first in _evenly(series.n, size):
         trials.note_window(series, first, series.n - 1)
-    key = trials.measures.loss_key
+    key = trials.metrics.loss_key
     trials.compare_to(min(range(len(trials.rows)), key=lambda index: trials.rows[index][key]))
     return trials.rows
 

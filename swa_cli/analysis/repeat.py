@@ -22,7 +22,7 @@ from swa_cli.engine.run import Run
 from swa_cli.engine.user_code import make_importable
 from swa_cli.errors import EXIT_FAILED, RecipeError, Terminated, UserError
 from swa_cli.metrics import tasks
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe import load
 from swa_cli.recipe.baseline import BASELINE, baseline_of, describe_baseline
 from swa_cli.recipe.load import Loaded
@@ -90,7 +90,7 @@ def repeat(
     """
     make_importable(loaded)
     with failures.before_a_run():
-        measures = tasks.find(loaded.recipe.task).measures
+        metrics = tasks.find(loaded.recipe.task).metrics
     every = [_series(loaded, "", terminal), *_others(loaded, against, terminal)]
     if dry_run:
         return _dry_run(every, seeds, terminal=terminal)
@@ -104,16 +104,16 @@ def repeat(
         for series in every:
             finished = [member for member in series.members if member.state == "finished"]
             for member in finished:
-                series.results[member.seed] = read_result(member.folder.result, measures=measures)
+                series.results[member.seed] = read_result(member.folder.result, metrics=metrics)
             _require_same_samples(series)
         terminal.attach_log(logs[0])
         for series in every:
             _write_request(series, seeds)
         _tell_plan(f"{loaded.recipe.title}, {len(seeds)} seeds -> {every[0].place.shown}", every, terminal=terminal)
-        _run_seeds(every, seeds, measures=measures, terminal=terminal)
+        _run_seeds(every, seeds, metrics=metrics, terminal=terminal)
         if len(every) > 1:
-            every[1].place.write_json(every[1].place.result.name, _answer(every[1], seeds, measures=measures))
-        return _report(every, seeds, measures=measures, terminal=terminal)
+            every[1].place.write_json(every[1].place.result.name, _answer(every[1], seeds, metrics=metrics))
+        return _report(every, seeds, metrics=metrics, terminal=terminal)
 
 
 def _series(loaded: Loaded, label: str, terminal: Terminal) -> Series:
@@ -215,7 +215,7 @@ def _recipe_of(run: RunFolder, wanted: Recipe) -> Recipe:
     return found
 
 
-def _run_seeds(every: Sequence[Series], seeds: Sequence[int], *, measures: Measures, terminal: Terminal) -> None:
+def _run_seeds(every: Sequence[Series], seeds: Sequence[int], *, metrics: TaskMetrics, terminal: Terminal) -> None:
     """Run what is not finished, seed by seed, each recipe in turn, and put what comes out into `results`."""
     has_run = False
     for number, members in enumerate(zip(*(series.members for series in every), strict=True), start=1):
@@ -227,7 +227,7 @@ def _run_seeds(every: Sequence[Series], seeds: Sequence[int], *, measures: Measu
             with _named(title, finished=list(series.results), has_run=has_run, terminal=terminal):
                 _run(member, series, terminal=terminal)
                 plot.draw_if_asked(member.folder.path, terminal=terminal)
-                series.results[member.seed] = read_result(member.folder.result, measures=measures)
+                series.results[member.seed] = read_result(member.folder.result, metrics=metrics)
             has_run = True
 
 
@@ -262,7 +262,7 @@ def _named(title: str, *, finished: Sequence[int], has_run: bool, terminal: Term
         raise
 
 
-def _answer(series: Series, seeds: Sequence[int], *, measures: Measures) -> dict[str, Any]:
+def _answer(series: Series, seeds: Sequence[int], *, metrics: TaskMetrics) -> dict[str, Any]:
     """What the seeds of one recipe come to.
 
     Raises:
@@ -279,14 +279,16 @@ def _answer(series: Series, seeds: Sequence[int], *, measures: Measures) -> dict
         "samples": first.samples,
         "seeds": list(results),
         "runs": {str(seed): values for seed, (values, _) in results.items()},
-        "weights": over_seeds(compared, measures=measures),
+        "weights": over_seeds(compared, metrics=metrics),
         "seconds": round(sum(result.seconds for result in compared.values()), 3),
     }
 
 
-def _report(every: Sequence[Series], seeds: Sequence[int], *, measures: Measures, terminal: Terminal) -> dict[str, Any]:
+def _report(
+    every: Sequence[Series], seeds: Sequence[int], *, metrics: TaskMetrics, terminal: Terminal
+) -> dict[str, Any]:
     """Compare the seeds, and the recipes if there are two, write result.json, tell."""
-    answer = _answer(every[0], seeds, measures=measures)
+    answer = _answer(every[0], seeds, metrics=metrics)
     weights, compared = answer["weights"], {seed: every[0].results[seed][1] for seed in seeds}
     for name, row in weights.items():
         if missing := [seed for seed in compared if seed not in row["seeds"]]:
@@ -297,22 +299,24 @@ def _report(every: Sequence[Series], seeds: Sequence[int], *, measures: Measures
             terminal.warning(f"the seeds were run with {key} {' and '.join(kinds)}: it is part of their spread")
     against = None
     if len(every) > 1:
-        against = _compare(answer, every[1], compared, measures=measures)
+        against = _compare(answer, every[1], compared, metrics=metrics)
     folder = every[0].place
     folder.write_json(folder.result.name, answer)
     terminal.summary_over_seeds(
-        weights, split=answer["split"], samples=answer["samples"], seeds=seeds, measures=measures, against=against
+        weights, split=answer["split"], samples=answer["samples"], seeds=seeds, metrics=metrics, against=against
     )
     return answer
 
 
-def _compare(answer: dict[str, Any], series: Series, compared: Mapping[int, Result], *, measures: Measures) -> Against:
+def _compare(
+    answer: dict[str, Any], series: Series, compared: Mapping[int, Result], *, metrics: TaskMetrics
+) -> Against:
     """Put into an answer how it differs, seed by seed, from another recipe; and what the table shows of that.
 
     Raises:
         UserError: The two were scored on different samples.
     """
-    other = _answer(series, list(compared), measures=measures)
+    other = _answer(series, list(compared), metrics=metrics)
     if (other["split"], other["samples"]) != (answer["split"], answer["samples"]):
         raise UserError(
             f"{series.label} was scored on {other['samples']:,} {other['split']} samples,"
@@ -320,7 +324,7 @@ def _compare(answer: dict[str, Any], series: Series, compared: Mapping[int, Resu
             hint="compare recipes with the same data",
         )
     others = {seed: series.results[seed][1] for seed in compared}
-    scores, pairs = over_pairs(compared, others, measures=measures)
+    scores, pairs = over_pairs(compared, others, metrics=metrics)
     for name, differences in pairs.items():
         answer["weights"][name]["against"] = differences
     answer["against"] = {

@@ -92,7 +92,7 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     return RunOnPage(
         title=run.title,
         said=_said(run),
-        measures=run.measures,
+        metrics=run.metrics,
         rows=run.rows,
         averaging=run.averaging,
         steps_per_epoch=run.plan.steps_per_epoch,
@@ -100,7 +100,7 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
         split=result.get("split", ""),
         samples=result.get("samples", 0),
         weights=weights,
-        verdict=verdict(weights, measures=run.measures) if weights else [],
+        verdict=verdict(weights, metrics=run.metrics) if weights else [],
         drawings=drawings,
         notes=notes,
         recipe=load.dump(run.recipe),
@@ -163,14 +163,14 @@ def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
             f"{run.folder.path}: no plane was measured",
             hint=f"run `swa plot {shlex.quote(str(run.folder.path))} plane` first, or add --plane",
         )
-    measures, found = run.measures, surface
+    metrics, found = run.metrics, surface
     names = ", ".join(point["name"] for point in found["points"])
 
     def panel(key: str) -> Drawing:
-        what = surface_picture.says(measures, key, split=found["split"])
+        what = surface_picture.says(metrics, key, split=found["split"])
 
         def draw(file: IO[bytes]) -> None:
-            surface_picture.draw_plane(file, surface=found, title="", measures=measures, panels=(key,), form="svg")
+            surface_picture.draw_plane(file, surface=found, title="", metrics=metrics, panels=(key,), form="svg")
 
         return Drawing(f"Plane through {names}: {what}", _svg(draw))
 

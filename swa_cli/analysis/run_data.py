@@ -27,7 +27,7 @@ from swa_cli.engine.user_code import admit
 from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.classification import ECE_BINS
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe, Swa
@@ -124,9 +124,9 @@ class OpenRun:
         return self.recipe
 
     @cached_property
-    def measures(self) -> Measures:
+    def metrics(self) -> TaskMetrics:
         """The metrics of its task."""
-        return tasks.find(self._admitted.task).measures
+        return tasks.find(self._admitted.task).metrics
 
     @cached_property
     def result(self) -> Mapping[str, Any] | None:
@@ -137,7 +137,7 @@ class OpenRun:
         """
         if not self.folder.result.is_file():
             return None
-        return read_result(self.folder.result, measures=self.measures, hint="take another copy of the file")[0]
+        return read_result(self.folder.result, metrics=self.metrics, hint="take another copy of the file")[0]
 
     @cached_property
     def opened(self) -> tuple[Context, nn.Module]:
@@ -240,7 +240,7 @@ def reliability(run: OpenRun) -> dict[str, dict[str, Any]]:
     require_classes(run, "calibration")
     found = {}
     for name, (p, labels) in run.predictions.items():
-        ece = run.opened[0].task.metrics(p, labels).measure("ece").value
+        ece = run.opened[0].task.score_predictions(p, labels).metric("ece").value
         found[name] = {"ece": ece, "bins": bins_of(p, labels)}
     return found
 

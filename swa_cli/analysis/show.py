@@ -147,7 +147,7 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
     terminal.facts(str(path), _run_rows(run, facts, environment))
     if run.result is not None:
         scores, split, samples = run.result.weights, run.result.split, run.result.samples
-        terminal.summary(scores, split=split, samples=samples, measures=run.measures)
+        terminal.summary(scores, split=split, samples=samples, metrics=run.metrics)
         facts["weights"] = scores
     return {"command": "show", "path": str(path), "kind": "run", "recipe": values, "environment": environment, **facts}
 

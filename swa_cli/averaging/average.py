@@ -4,7 +4,7 @@ One idea: parameters are averaged by name, each kind in a type wide enough for i
 foreach pass an update; buffers (BatchNorm statistics, counters) are copied from the model, so they never mix into
 an average. A weight set that is not finite, or that belongs to another model, changes nothing.
 
-n: weight sets averaged so far; k: how many `latest` holds now, whose stacks are (k, *shape of the parameter).
+n: weight sets averaged so far; k: how many `lawa` holds now, whose stacks are (k, *shape of the parameter).
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class WeightAverage:
 
     mean:   avg += (w - avg) / (n + 1), the arithmetic mean of all of them (Izmailov et al. 2018, SWA)
     ema:    avg += (w - avg) * share, see `ema.share`; from the first weight set on: initial weights never enter
-    latest: the arithmetic mean of the last `window`, or of as many as there are
+    lawa: the arithmetic mean of the last `window`, or of as many as there are
     swag:   as mean, and what it takes to draw weights around it (`posterior`)
 
     Shared parameters are accumulated once and come out under each of their names. Names are those of the
     plain model, also if it comes wrapped by DistributedDataParallel or torch.compile. Memory is taken by the
-    first update, for `latest` by each of the first `window`.
+    first update, for `lawa` by each of the first `window`.
 
     Args:
         model: What will be averaged; only its names, shapes and types are read here.
-        kind: `mean`, `ema`, `latest` or `swag`.
+        kind: `mean`, `ema`, `lawa` or `swag`.
         decay: For `ema`, in [0, 1).
         warmup: For `ema`, a smaller decay at first; default no.
         bias_correction: For `ema`, whether the first weight set counts as one like the others; default yes.
-        window: For `latest`, at least 1.
+        window: For `lawa`, at least 1.
         rank: For `swag`, how many deviations from the mean to keep, at least 2.
         diagonal: For `swag` instead of a rank: keep variances alone.
 
@@ -82,9 +82,9 @@ class WeightAverage:
         self.settings = Settings(kind, decay, warmup, bias_correction, window, rank, diagonal)
         self.window = window
         self.steps: list[int] = []
-        self._num_taken = 0  # `latest` writes slot `_num_taken % window` next
-        self._weights: dict[str, Tensor] = {}  # empty for `latest`
-        self._slots: list[dict[str, Tensor]] = []  # the weight sets of `latest`
+        self._num_taken = 0  # `lawa` writes slot `_num_taken % window` next
+        self._weights: dict[str, Tensor] = {}  # empty for `lawa`
+        self._slots: list[dict[str, Tensor]] = []  # the weight sets of `lawa`
         self._buffers: dict[str, Tensor] = {}
         self._spread = SwagMoments(rank=rank or 0) if kind == "swag" else None
         present = read(model)
@@ -96,7 +96,7 @@ class WeightAverage:
 
     @property
     def kind(self) -> str:
-        """`mean`, `ema`, `latest` or `swag`."""
+        """`mean`, `ema`, `lawa` or `swag`."""
         return self.settings.kind
 
     @property
@@ -161,7 +161,7 @@ class WeightAverage:
         return held
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """All it takes to continue: primitives and tensors; `latest` stacks run from old to new.
+        """All it takes to continue: primitives and tensors; `lawa` stacks run from old to new.
 
         Args:
             copy: Give copies of the tensors. Otherwise they are the average's own, which its next update changes.
@@ -283,7 +283,7 @@ _SHARES: Mapping[str, Callable[[Settings, int], float]] = {
     "mean": _equal_share,
     "swag": _equal_share,
     "ema": _ema_share,
-    "latest": lambda settings, count: 1.0,  # a weight set has its slot to itself
+    "lawa": lambda settings, count: 1.0,  # a weight set has its slot to itself
 }
 assert _SHARES.keys() == KINDS.keys(), f"no arithmetic: {_SHARES.keys() ^ KINDS.keys()}"
 

@@ -59,7 +59,7 @@ def _product(count: int, *, decay: float, warmup: bool) -> float:
 KINDS: Mapping[str, tuple[str, ...]] = {  # kind -> its own settings
     "mean": (),
     "ema": ("decay", "warmup", "bias_correction"),
-    "latest": ("window",),
+    "lawa": ("window",),
     "swag": ("rank", "diagonal"),
 }
 OWNERS = {key: kind for kind, keys in KINDS.items() for key in keys}
@@ -120,8 +120,8 @@ def _ema_fits(ema: Settings) -> Fits:
     return (("decay", ema.decay is not None and 0 <= ema.decay < 1, "ema takes a decay in [0, 1)"),)
 
 
-def _latest_fits(latest: Settings) -> Fits:
-    return (("window", latest.window is not None and latest.window >= 1, "latest takes a window >= 1"),)
+def _lawa_fits(lawa: Settings) -> Fits:
+    return (("window", lawa.window is not None and lawa.window >= 1, "lawa takes a window >= 1"),)
 
 
 def _swag_fits(swag: Settings) -> Fits:
@@ -134,7 +134,7 @@ def _swag_fits(swag: Settings) -> Fits:
 _FITS: Mapping[str, Callable[[Settings], Fits]] = {
     "mean": lambda mean: (),
     "ema": _ema_fits,
-    "latest": _latest_fits,
+    "lawa": _lawa_fits,
     "swag": _swag_fits,
 }
 assert _FITS.keys() == KINDS.keys(), f"not checked: {_FITS.keys() ^ KINDS.keys()}"
@@ -145,7 +145,7 @@ WIDTHS = {  # where a device has the type
     "mean": torch.float64,  # in float32 the rounding of 300 updates already passes 1e-6
     "swag": torch.float64,
     "ema": torch.float32,
-    "latest": torch.float32,
+    "lawa": torch.float32,
 }
 assert WIDTHS.keys() == KINDS.keys(), f"no type: {WIDTHS.keys() ^ KINDS.keys()}"
 

@@ -10,7 +10,7 @@ recipe, and are read as untrusted input (`archive.py`). `batchnorm` says how fre
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from swa_cli.averaging import kinds
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.bn_layers import has_batchnorm, is_frozen, is_refreshable
+from swa_cli.averaging.model_state import like
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.averaging.swag import Posterior, variance_of
 from swa_cli.checkpoint import safe_load, schema, third_party
@@ -180,6 +181,28 @@ def _of_foreign(item: ForeignWeights, model: nn.Module) -> WeightSet:
     if not item.is_average:
         return WeightSet(item.state_dict, raw_batchnorm(model), item.count)
     return WeightSet(item.state_dict, "stale" if is_refreshable(model) else raw_batchnorm(model), item.count, "foreign")
+
+
+def map_tensors(content: Any, work: Callable[[str, Tensor], Any], *, key: str = "") -> Any:
+    """Return nested dicts, lists and tuples with `work(key, tensor)` in place of each tensor.
+
+    Args:
+        content: State dicts in it keep their metadata.
+        work: Gets the key of the tensor, or of the list that holds it.
+        key: That of `content` itself.
+    """
+    if isinstance(content, Tensor):
+        return work(key, content)
+    if isinstance(content, Mapping):
+        return like(content, {name: map_tensors(value, work, key=name) for name, value in content.items()})
+    if isinstance(content, list | tuple):
+        return type(content)(map_tensors(value, work, key=key) for value in content)
+    return content
+
+
+def copy_to_cpu(content: Any) -> Any:
+    """Return nested dicts, lists and tuples with each tensor copied to CPU memory of its own."""
+    return map_tensors(content, lambda _, value: value.detach().to("cpu", copy=True))
 
 
 class _Sink:

@@ -22,14 +22,13 @@ from typing import Any, TextIO
 
 import filelock
 
-from swa_cli.checkpoint.atomic import LEFTOVER, write_atomic
+from swa_cli.checkpoint.atomic import LEFTOVER, json_text, write_atomic
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.scalars import is_utf8
-from swa_cli.report.json_output import json_text
 
 # Keys of the recipe that the result does not depend on: a run may go on with other values of them.
-RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.shard", "output.*")
+RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.fsdp", "output.*")
 # Windows has neither of the last two.
 _LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
@@ -201,10 +200,10 @@ class RunFolder:
         """Write a JSON file of the folder atomically."""
         self.write_text(name, json_text(values, indent=2) + "\n")
 
-    def write_metrics(self, rows: Sequence[Mapping[str, Any]], averages: Sequence[str], measures: Measures) -> None:
+    def write_metrics(self, rows: Sequence[Mapping[str, Any]], averages: Sequence[str], metrics: TaskMetrics) -> None:
         """Write metrics.csv anew: a row an epoch, so a resumed run repeats none and misses none."""
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, metric_columns(averages, measures), restval="", lineterminator="\n")
+        writer = csv.DictWriter(buffer, metric_columns(averages, metrics), restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
         self.write_text("metrics.csv", buffer.getvalue())
@@ -278,11 +277,11 @@ def numbered(root: Path, name: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), entry) for entry in entries if (match := pattern.fullmatch(entry.name)))
 
 
-def metric_columns(averages: Sequence[str], measures: Measures) -> list[str]:
+def metric_columns(averages: Sequence[str], metrics: TaskMetrics) -> list[str]:
     """Columns of metrics.csv for averages of these names and the scores of a task."""
-    columns = ["epoch", "step", "lr", *measures.columns([])]
+    columns = ["epoch", "step", "lr", *metrics.columns([])]
     for name in averages:
-        columns += [f"{name}_val_loss", f"{name}_val_{measures.own.key}", f"{name}_count"]
+        columns += [f"{name}_val_loss", f"{name}_val_{metrics.primary.key}", f"{name}_count"]
     return [*columns, "seconds"]
 
 

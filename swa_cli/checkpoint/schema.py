@@ -1,7 +1,9 @@
-"""What our checkpoints hold, as types: a file is checked against them before anything of it is used.
+"""Types of what our checkpoints hold, derived from the tables.
 
-A checkpoint has nothing but primitives and tensors. Keys that are not listed are left alone.
-Legend: C channels, `step` updates done, `epoch` epochs done.
+A file is checked against these types before anything in it is used. It holds nothing but primitives and tensors;
+keys that are not listed here are ignored. Three files are ours: the resume point (`last.pt`), weights to ship
+(`swa.pt`, one per average) and a snapshot.
+Legend: C channels, K deviations, `step` updates done, `epoch` epochs done.
 """
 
 from __future__ import annotations
@@ -9,54 +11,69 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, create_model, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    create_model,
+    field_validator,
+)
 from torch import Tensor
 
 from swa_cli.averaging import kinds
 from swa_cli.averaging.swag import is_spread
 from swa_cli.errors import UserError
-from swa_cli.report.console_text import printable
 
 FORMAT = 1
 STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
-Freshness = Literal["none", "running", "frozen", "stale", "recomputed", "partial"]
+Freshness = Literal["none", "running", "frozen", "stale", "recomputed", "partial"]  # of BatchNorm statistics
 State = dict[str, Tensor]
 
 
 class StoredData(BaseModel):
-    """What is recorded of the data of a split, see `fingerprint`."""
+    """Number of samples and checksum of a split, see `fingerprint`."""
 
     model_config = STRICT
     samples: int
-    sha256: str  # empty where it would take every sample
+    sha256: str  # empty where computing it would read every sample
 
 
 class Input(BaseModel):
-    """What the network takes, see `Bench.input`."""
+    """The input that the network takes, see `Context.input`."""
 
     model_config = STRICT
-    channels: int | None = Field(gt=0)  # None where the inputs are no images, which have no size and scale then
+    channels: int | None = Field(gt=0)  # None where the inputs are no images; size and scale are then empty
     size: list[int]  # height, width
     mean: list[float]  # (C,)
     std: list[float]  # (C,)
     classes: list[str]
-    outputs: int | None = Field(gt=0)  # of the network; None where the dataset does not tell
-    data: dict[str, StoredData] = {}  # by split; nothing where it is not known
+    outputs: int | None = Field(gt=0)  # of the network; None where the dataset does not say
+    data: dict[str, StoredData] = {}  # by split; empty where it is not known
 
     @field_validator("mean", "std")
     @classmethod
-    def _one_a_channel(cls, values: list[float], info: ValidationInfo) -> list[float]:
+    def _one_per_channel(cls, values: list[float], info: ValidationInfo) -> list[float]:
         if len(values) != (info.data.get("channels") or 0) or not all(map(math.isfinite, values)):
-            raise ValueError("has to be one finite number a channel")
+            raise ValueError("has to be one finite number per channel")
         if info.field_name == "std" and min(values, default=1) <= 0:
             raise ValueError("has to be above 0")
         return values
 
 
+def _declared(kind: str) -> str:
+    if kind not in kinds.KINDS:
+        raise ValueError(f"{kind!r} is no kind of average: choose {', '.join(kinds.KINDS)}")
+    return kind
+
+
 class _AverageState(BaseModel):
-    """An average that can go on, see `WeightAverage.state_dict`."""
+    """An average that can continue, see `WeightAverage.state_dict`."""
 
     model_config = STRICT
+    kind: Annotated[str, AfterValidator(_declared)]
     count: int = Field(ge=0)
     steps: list[int]
     state: State
@@ -67,34 +84,34 @@ class _AverageState(BaseModel):
 
 if TYPE_CHECKING:
     StoredAverage = _AverageState
-else:  # with the kind and the settings of averages as they are declared
-    _SETTINGS: dict[str, Any] = {key: (value, None) for key, value in get_type_hints(kinds.Settings).items()}
+else:  # with the settings of every kind that is declared
+    _SETTINGS = {key: hint for key, hint in get_type_hints(kinds.Settings).items() if key != "kind"}
     StoredAverage = create_model(
-        "StoredAverage", __base__=_AverageState, **_SETTINGS | {"kind": (Literal[tuple(kinds.KINDS)], ...)}
+        "StoredAverage", __base__=_AverageState, **{key: (hint, None) for key, hint in _SETTINGS.items()}
     )
 
 
 class RunningMean(BaseModel):
-    """The mean of the weights after every step so far; what is no parameter is not in `state`."""
+    """The mean of the weights after every step so far; only parameters are in `state`."""
 
     model_config = STRICT
-    count: int = Field(gt=0, le=10**7)  # the steps of a window are listed, and a list of more could not be read again
+    count: int = Field(gt=0, le=10**7)  # `swa average` lists the steps of a window, and a file has to hold that list
     state: State
 
 
 class EpochSoFar(BaseModel):
-    """The epoch that has no row in `history` yet: sums over its batches, and the time it took."""
+    """The epoch that has no row in `history` yet: sums over its batches, and its seconds."""
 
     model_config = ConfigDict(**STRICT, extra="allow")
     __pydantic_extra__: dict[str, float]  # the score of the task
     loss: float
     seconds: float = Field(ge=0)
-    # Loss and score of each process, where there were several.
+    # Loss and score of each process, if there were several.
     parts: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
 
 
 class HistoryRow(BaseModel):
-    """An epoch in `history`, see `metric_columns`; beside these keys there are scores, None where not measured."""
+    """One epoch in `history`; further keys are scores, None where they were not measured."""
 
     model_config = ConfigDict(**STRICT, extra="allow")
     __pydantic_extra__: dict[str, float | int | None]
@@ -138,7 +155,7 @@ class ResumePoint(BaseModel):
 
 
 class ShippedAverage(BaseModel):
-    """What an average is: `steps` are those whose weights it holds."""
+    """Name and kind of a weight set to ship, and the steps whose weights it holds."""
 
     model_config = STRICT
     name: str
@@ -148,7 +165,7 @@ class ShippedAverage(BaseModel):
 
 
 class StoredSource(BaseModel):
-    """A weight set that an average was made of after it was saved; `step` as that file says, if it does."""
+    """One weight set of an average that was made after the run; `step` is None if its file does not say it."""
 
     model_config = STRICT
     file: str
@@ -158,26 +175,26 @@ class StoredSource(BaseModel):
 
 
 class StoredPosterior(BaseModel):
-    """What a swag average has beside its mean, see `Posterior`."""
+    """What a swag average holds beside its mean, see `Posterior`."""
 
     model_config = STRICT
     diagonal: bool
     variance: State
-    deviations: State  # (K, *shape); none if diagonal
+    deviations: State  # (K, *shape); empty if diagonal
 
     @field_validator("variance", "deviations")
     @classmethod
     def _possible(cls, tensors: State, info: ValidationInfo) -> State:
         for name, value in tensors.items():
             if not is_spread(value, squared=info.field_name == "variance"):
-                raise ValueError(f"{printable(name)} has values that no weights lead to")
+                raise ValueError(f"{name} has values that no weights lead to")
         return tensors
 
     def require_around(self, weights: State) -> None:
-        """Every variance belongs to weights of its shape, and to as many deviations as the others.
+        """Require a variance in the shape of its weight, and the same number of deviations everywhere.
 
         Raises:
-            ValueError: It does not.
+            ValueError: One does not fit.
         """
         stacks = {} if self.diagonal else self.variance
         num_deviations = {len(value) if value.dim() else 0 for value in self.deviations.values()}
@@ -185,9 +202,9 @@ class StoredPosterior(BaseModel):
             raise ValueError("has deviations of other weights than its variance, or not as many of each")
         for name, value in self.variance.items():
             if name not in weights or weights[name].shape != value.shape:
-                raise ValueError(f"{printable(name)} does not have the shape of the weights of that name")
+                raise ValueError(f"{name} does not have the shape of the weights of that name")
             if name in self.deviations and self.deviations[name].shape[1:] != value.shape:
-                raise ValueError(f"{printable(name)} has deviations of another shape than the weights")
+                raise ValueError(f"{name} has deviations of another shape than the weights")
 
 
 class Weights(BaseModel):
@@ -201,7 +218,7 @@ class Weights(BaseModel):
     average: ShippedAverage
     batchnorm: Freshness
     samples: int
-    sources: list[StoredSource] = []  # of `swa average`, and of SWAP, whose files are seen from the run folder
+    sources: list[StoredSource] = []  # of `swa average` and of SWAP; files are relative to the run folder
     posterior: StoredPosterior | None = Field(default=None, validate_default=True)  # of a swag average
 
     @field_validator("posterior")
@@ -209,7 +226,7 @@ class Weights(BaseModel):
     def _of_these_weights(cls, posterior: StoredPosterior | None, info: ValidationInfo) -> StoredPosterior | None:
         average, weights = info.data.get("average"), info.data.get("state_dict")
         if average is None or weights is None:
-            return posterior  # that is what is wrong, and it is told
+            return posterior  # pydantic reports what is wrong with those
         if (average.kind == "swag") != (posterior is not None):
             raise ValueError("belongs to an average of kind swag, and to no other")
         if posterior is not None:
@@ -239,14 +256,14 @@ class Snapshot(BaseModel):
         return running
 
 
-KINDS: dict[str, type[BaseModel]] = {"resume": ResumePoint, "weights": Weights, "snapshot": Snapshot}
+FILES: dict[str, type[BaseModel]] = {"resume": ResumePoint, "weights": Weights, "snapshot": Snapshot}
 
 
 def kind_of(content: dict[str, Any], *, source: str) -> str:
-    """Whether a file is resume | weights | snapshot, or foreign: written by another program.
+    """Return resume | weights | snapshot after checking the content, or foreign for a file of another program.
 
     Raises:
-        UserError: Of a format that is not known here, or not as swa writes it.
+        UserError: The format is unknown here, or the content is not as swa writes it.
     """
     if not {"format", "recipe"} <= content.keys():
         return "foreign"
@@ -257,7 +274,7 @@ def kind_of(content: dict[str, Any], *, source: str) -> str:
         )
     kind = "resume" if "model" in content else "weights" if "average" in content else "snapshot"
     try:
-        KINDS[kind].model_validate(content)
+        FILES[kind].model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))

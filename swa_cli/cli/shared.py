@@ -82,7 +82,7 @@ def options(
 def answer(result: dict[str, Any], *, as_json: bool) -> None:
     """Print the one JSON object, if it was asked for."""
     if as_json:
-        from swa_cli.report.json_output import json_text
+        from swa_cli.checkpoint.atomic import json_text
 
         typer.echo(json_text(result))
 

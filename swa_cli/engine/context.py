@@ -327,7 +327,7 @@ def build_context(
         deterministic=settings.deterministic,
         begun=begun,
         world=world,
-        shard=settings.shard,
+        shard=settings.fsdp,
     )
     hardware_choice.require_precision("eval.precision", recipe.eval.precision, hardware.device, instead="fp32")
     dataset = recipe.dataset

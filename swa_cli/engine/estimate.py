@@ -69,7 +69,7 @@ def dry_run(run: Run) -> dict[str, Any]:
     with run.replica.holding() as model:
         evaluate.score(model, scored, task=context.task, hardware=context.eval_hardware)
     seconds = time.monotonic() - started
-    samples = phase.batch_size * phase.accumulate
+    samples = phase.batch_size * phase.grad_accum_steps
     context.terminal.note(f"one step of {samples} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written")
     return {
         "command": "train",

@@ -49,7 +49,7 @@ def score(
         gathered: Where several processes share the batches: gives what all of them passed to it, in order.
     """
     parts: list[SampleScores] = []
-    _forward(model, batches, lambda *batch: parts.append(task.score(*batch)), task, hardware, advance)
+    _forward(model, batches, lambda *batch: parts.append(task.score_outputs(*batch)), task, hardware, advance)
     return concatenate(gathered(concatenate(parts)))
 
 
@@ -102,7 +102,7 @@ def summarize(scores: SampleScores, keys: Sequence[str] | None = None) -> dict[s
     """Every score over all samples, or those of these `keys`, each followed by its `_se` where it has one."""
     row: dict[str, float | None] = {}
     for key in scores.keys if keys is None else keys:
-        found = scores.measure(key)
+        found = scores.metric(key)
         row[key] = found.value
         if found.error is not None:
             row[f"{key}_se"] = found.error
@@ -113,7 +113,7 @@ def compare(scores: SampleScores, reference: SampleScores) -> dict[str, float]:
     """Differences to another weight set on the same samples, each with its paired standard error."""
     row: dict[str, float] = {}
     for key in scores.keys:
-        each, other = scores.measure(key).each, reference.measure(key).each
+        each, other = scores.metric(key).each, reference.metric(key).each
         if each is not None and other is not None:
             difference = each - other
             row[f"{key}_diff"] = float(difference.mean())

@@ -76,7 +76,7 @@ def memory(key: str, batch_size: int) -> Iterator[None]:
         half = max(batch_size // 2, 1)
         remedy = f"start again with {key}={half}"
         if key == "train.batch_size":
-            remedy += " and twice the train.accumulate, which makes the same step of the optimizer"
+            remedy += " and twice the train.grad_accum_steps, which makes the same step of the optimizer"
         raise UserError(
             f"out of memory with a batch of {batch_size} images", hint=remedy, exit_code=EXIT_FAILED
         ) from error

@@ -1,4 +1,4 @@
-"""`train.shard`: parameters, gradients, optimizer and averages in parts over the processes, on torch's FSDP2.
+"""`train.fsdp`: parameters, gradients, optimizer and averages in parts over the processes, on torch's FSDP2.
 
 The one idea: a process has some rows of each parameter. What is done element by element, as averages are, is done on
 the rows alone; what leaves the training loop, for a file or a score, is made whole by its name. Of a run that is not in
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.model_state import like
-from swa_cli.checkpoint.background_writer import copied
+from swa_cli.checkpoint.reader import copy_to_cpu, map_tensors
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.errors import Problem, RecipeError
 from swa_cli.recipe.schema import Recipe
@@ -56,20 +56,20 @@ class Sharding:
 
         def one(name: str, value: Tensor) -> Tensor:
             if not self._is_part(name, value):
-                return copied(value) if keep else _nothing(value)
+                return copy_to_cpu(value) if keep else _nothing(value)
             placed: Any = value if _is_dtensor(value) else self._placed(name, value)
             whole: Tensor = placed.full_tensor()
             return whole.cpu() if keep else _nothing(value)
 
-        return _mapped(values, one)
+        return map_tensors(values, one)
 
     def own(self, values: Any) -> Any:
         """The rows of this process in the place of whole tensors that stand under the names of parameters."""
-        return _mapped(values, lambda name, value: self._rows(name, value) if name in self.parameters else value)
+        return map_tensors(values, lambda name, value: self._rows(name, value) if name in self.parameters else value)
 
     def replicated(self, values: Any) -> Any:
         """What all processes should have alike; empty tensors in the place of rows."""
-        return _mapped(values, lambda name, value: _nothing(value) if self._is_part(name, value) else value)
+        return map_tensors(values, lambda name, value: _nothing(value) if self._is_part(name, value) else value)
 
     @torch.no_grad()
     def load(self, model: nn.Module, state_dict: Mapping[str, Tensor]) -> None:
@@ -131,16 +131,16 @@ WHOLE = Sharding()
 
 
 def problems(recipe: Recipe, *, world: World) -> list[Problem]:
-    """What does not go with `train.shard`."""
-    if not recipe.train.shard:
+    """What does not go with `train.fsdp`."""
+    if not recipe.train.fsdp:
         return []
     found = []
     if world.size == 1:
         message = "one process has nobody to share the network with"
-        found.append(Problem("train.shard", message, "start several processes: --processes 2, or write false"))
+        found.append(Problem("train.fsdp", message, "start several processes: --processes 2, or write false"))
     if recipe.optimizer.name in WANT_WHOLE:
-        message = f"torch's {recipe.optimizer.name} needs whole parameters, and train.shard deals their rows out"
-        found.append(Problem("optimizer.name", message, "choose SGD or AdamW, or write train.shard=false"))
+        message = f"torch's {recipe.optimizer.name} needs whole parameters, and train.fsdp deals their rows out"
+        found.append(Problem("optimizer.name", message, "choose SGD or AdamW, or write train.fsdp=false"))
     return found
 
 
@@ -207,12 +207,12 @@ def _require_divisible(model: nn.Module) -> None:
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for name, value in model.named_parameters():
         if value.dim() == 0:
-            hint = "give it the shape (1,), or write train.shard=false"
-            found.append(Problem("train.shard", f"{name} is a number without rows to deal out", hint))
+            hint = "give it the shape (1,), or write train.fsdp=false"
+            found.append(Problem("train.fsdp", f"{name} is a number without rows to deal out", hint))
     types = sorted({str(value.dtype).removeprefix("torch.") for value in trained.values()})
     if len(types) > 1 or any(value.is_complex() for value in trained.values()):
         message = f"torch deals out parameters of one real type, and these are {' and '.join(types)}"
-        found.append(Problem("train.shard", message, "write train.shard=false"))
+        found.append(Problem("train.fsdp", message, "write train.fsdp=false"))
     if found:
         raise RecipeError(found)
 
@@ -223,14 +223,3 @@ def _is_dtensor(value: Tensor) -> bool:
 
 def _nothing(value: Tensor) -> Tensor:
     return torch.empty(0, dtype=value.dtype)
-
-
-def _mapped(values: Any, work: Callable[[str, Tensor], Any], name: str = "") -> Any:
-    """Nested dicts and lists with `work` done on each tensor, of which it is told under which key it stands."""
-    if isinstance(values, Tensor):
-        return work(name, values)
-    if isinstance(values, Mapping):
-        return like(values, {key: _mapped(value, work, key) for key, value in values.items()})
-    if isinstance(values, list | tuple):
-        return type(values)(_mapped(value, work, name) for value in values)
-    return values

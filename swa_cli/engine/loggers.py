@@ -64,7 +64,7 @@ def opened(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Board]:
 
 def problems(recipe: Recipe) -> list[Problem]:
     """The package that writes for TensorBoard, if it is wanted and missing."""
-    if not recipe.output.tensorboard or importlib.util.find_spec("tensorboard") is not None:
+    if "tensorboard" not in recipe.output.loggers or importlib.util.find_spec("tensorboard") is not None:
         return []
     hint = "pip install 'swa-cli[tensorboard]', or leave it out: metrics.csv has the same rows"
-    return [Problem("output.tensorboard", "the package tensorboard is not installed", hint)]
+    return [Problem("output.loggers", "the package tensorboard is not installed", hint)]

@@ -72,7 +72,7 @@ def _describe_memory(run: Run) -> str:
 _HOLDS_SEVERAL: Mapping[str, Callable[[AveragePlan], str]] = {
     "mean": lambda mean: "",
     "ema": lambda ema: "",
-    "latest": lambda latest: f"latest {latest.window}",
+    "lawa": lambda lawa: f"lawa {lawa.window}",
     "swag": lambda swag: "diagonal" if swag.diagonal else f"rank {swag.rank}",
 }
 assert _HOLDS_SEVERAL.keys() == KINDS.keys(), f"not described: {_HOLDS_SEVERAL.keys() ^ KINDS.keys()}"

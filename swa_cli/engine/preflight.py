@@ -71,7 +71,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
                 f"model.name: {context.recipe.model.name} makes another network each time, beyond what its state dict"
                 " holds: averages are scored in the trained one, and a file will not score the same in another process"
             )
-        if not context.recipe.train.shard:  # a process that has only parts may not have the memory for it
+        if not context.recipe.train.fsdp:  # a process that has only parts may not have the memory for it
             sizes = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
             gather_single_process = [
                 sizes[0] // context.world.size,

@@ -18,7 +18,7 @@ from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.bn_layers import bn_layers, statistics_of
 from swa_cli.averaging.model_state import read
-from swa_cli.checkpoint.background_writer import Writer
+from swa_cli.checkpoint.atomic import BackgroundWriter
 from swa_cli.engine import compilation, fsdp, loggers, optimizers, preflight, warm_start
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
@@ -50,7 +50,7 @@ class Run:
     totals: Tensor  # (2,) loss and score, summed over the batches of the epoch that has no row in `history` yet
     interrupt: Interrupt
     initial: InitialWeights | None = None  # None where the seed gives them, or a resume point will
-    writer: Writer = field(default_factory=Writer)
+    writer: BackgroundWriter = field(default_factory=BackgroundWriter)
     parts: Sharding = WHOLE
     statistics: BatchNormUpdate = NOTHING  # what a BatchNorm pass does to this network, tried on some samples
     running: tuple[Tensor, ...] = ()  # statistics of BatchNorm in training: several processes keep their mean
@@ -142,15 +142,17 @@ def prepare(
         raise
     plan = None
     try:
-        columns = context.task.measures.columns(list(recipe.all_averages))
+        columns = context.task.metrics.columns(list(recipe.all_averages))
         plan = make_plan(recipe, num_train=len(context.split("train")), columns=columns)
     except RecipeError as error:
         problems += error.problems
     problems += _problems_of_processes(context) + fsdp.problems(recipe, world=world)
-    stop = recipe.train.stop
+    stop = recipe.train.early_stopping
     if stop is not None and "val" in stop.metric and context.source.val is None:
         message = f"there is no validation split to measure {stop.metric} on"
-        problems.append(Problem("train.stop.metric", message, "set dataset.val to 10%, or the metric to train_loss"))
+        problems.append(
+            Problem("train.early_stopping.metric", message, "set dataset.val to 10%, or the metric to train_loss")
+        )
     if problems or plan is None:
         raise loaded.locate(problems)
     model = context.build_model()
@@ -169,10 +171,10 @@ def prepare(
         seen = preflight.check(replica, plan)
         context = replica.context = _with_defined_gradients(context, replica)
         parts = WHOLE
-        if settings.shard and replica.borrows:
+        if settings.fsdp and replica.borrows:
             message = f"{recipe.model.name} makes another network each time: no process can put its parts together"
-            raise RecipeError([Problem("train.shard", message, "write train.shard=false")])
-        if settings.shard:
+            raise RecipeError([Problem("train.fsdp", message, "write train.fsdp=false")])
+        if settings.fsdp:
             model, parts = shard(
                 model, world=world, device=context.hardware.device, sync_batchnorm=settings.sync_batchnorm
             )

@@ -146,8 +146,8 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     running = content["cumulative"]
     if (running is None) != (run.cumulative is None) or (running is not None and running["count"] != step):
         raise UserError(f"{source}: its running mean is not that of its steps", hint="take another copy of the file")
-    measures = run.context.task.measures
-    if any(key not in row for row in content["history"] for key in measures.columns(list(run.averages))):
+    metrics = run.context.task.metrics
+    if any(key not in row for row in content["history"] for key in metrics.columns(list(run.averages))):
         raise UserError(f"{source}: its history is not that of its recipe", hint="take another copy of the file")
     if _key_so_far(run) not in content["epoch_so_far"]:
         raise UserError(f"{source}: has no epoch_so_far.{_key_so_far(run)}", hint="take another copy of the file")
@@ -276,7 +276,7 @@ def _running_mean(cumulative: WeightAverage, model: nn.Module) -> dict[str, Any]
 
 def _key_so_far(run: Run) -> str:
     """What the epoch that is going on is scored by, beside its loss."""
-    return run.context.task.measures.training.key
+    return run.context.task.metrics.training.key
 
 
 def recipe_values(run: Run) -> dict[str, Any]:

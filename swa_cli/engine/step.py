@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging.batch_args import num_samples
 from swa_cli.checkpoint import loading
-from swa_cli.checkpoint.background_writer import copied
+from swa_cli.checkpoint.reader import copy_to_cpu
 from swa_cli.engine import compilation
 from swa_cli.engine.context import Context
 from swa_cli.engine.optimizers import set_learning_rate
@@ -72,9 +72,9 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
     Args:
         run: Whose network it is; it is in training mode.
         forward: The network.
-        batches: This process's part of batches, of which the step takes `accumulate`.
+        batches: This process's part of batches, of which the step takes `grad_accum_steps`.
     """
-    context, last = run.context, run.plan.phase.accumulate - 1
+    context, last = run.context, run.plan.phase.grad_accum_steps - 1
     for index in range(last + 1):
         batch = next(batches)
         if index == 0:  # only now: samples of a dataset may draw random numbers, which are none of the step's
@@ -112,7 +112,7 @@ def forward_backward(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_l
         with context.hardware.autocast():
             outputs = forward(*args, **kwargs)
         loss = task.loss(outputs, targets, label_smoothing=context.recipe.train.label_smoothing)
-        run.scaler.scale(loss * (share * context.world.size) / context.phase.accumulate).backward()
+        run.scaler.scale(loss * (share * context.world.size) / context.phase.grad_accum_steps).backward()
     return StepResult(loss.detach(), task.train_score(outputs, targets), share)
 
 
@@ -128,7 +128,7 @@ def _share(context: Context, inputs: Any, targets: Any) -> float:
 def _warm_up(run: Run, forward: Forward) -> None:
     """Compile the network for batches of this run, both ways."""
     context = run.context
-    kept = copied(dict(run.model.named_buffers()))
+    kept = copy_to_cpu(dict(run.model.named_buffers()))
     run.model.train()
     with context.terminal.progress("compiling", total=1), context.memory():
         forward_backward(run, forward, next(iter(context.training_batches(run.epoch))))

@@ -214,10 +214,10 @@ def _train_workers(run: Run, folder: RunFolder) -> None:
 def _train(run: Run, folder: RunFolder) -> None:
     """All epochs that are left."""
     context = run.context
-    wanted = context.recipe.output.tensorboard and folder.writes
+    wanted = "tensorboard" in context.recipe.output.loggers and folder.writes
     with loggers.opened(folder.board, run.history) if wanted else nullcontext() as rows:
         forward = forward_of(run)
-        context.terminal.epoch_header(list(run.averages), measures=context.task.measures)
+        context.terminal.epoch_header(list(run.averages), metrics=context.task.metrics)
         _epochs(run, forward, folder, rows)
     run.interrupt.check()
 
@@ -240,7 +240,7 @@ def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: loggers.Board |
             run.history.append(row)
             run.begin_epoch()
             terminal.epoch_row(row)
-            folder.write_metrics(run.history, list(run.averages), run.context.task.measures)
+            folder.write_metrics(run.history, list(run.averages), run.context.task.metrics)
             if rows is not None:
                 rows.add(row)
         run.stopped = run.stopped or _out_of_patience(run)
@@ -268,7 +268,7 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     """What is left of an epoch's steps."""
     context, plan, phase, epoch = run.context, run.plan, run.plan.phase, run.epoch
     device, start = context.hardware.device, _num_batches_done(run)
-    num_batches = plan.steps_per_epoch * phase.accumulate
+    num_batches = plan.steps_per_epoch * phase.grad_accum_steps
     run.model.train()
     if context.split("train").dataset is not None:
         run.writer.wait()  # its loader processes are forked, which is not safe beside another thread
@@ -314,14 +314,14 @@ def _update(run: Run, folder: RunFolder) -> None:
 def _training_row(run: Run, num_steps: int) -> dict[str, Any]:
     """The training half of an epoch's row, of which `num_steps` were done."""
     parts = run.context.world.gathered(run.totals.tolist())
-    loss, score = (sum(part) / (num_steps * run.plan.phase.accumulate) for part in zip(*parts, strict=True))
-    rate, key = run.plan.learning_rate(run.step - 1), f"train_{run.context.task.measures.training.key}"
+    loss, score = (sum(part) / (num_steps * run.plan.phase.grad_accum_steps) for part in zip(*parts, strict=True))
+    rate, key = run.plan.learning_rate(run.step - 1), f"train_{run.context.task.metrics.training.key}"
     return {"epoch": run.epoch, "step": run.step, "lr": rate, "train_loss": loss, key: score}
 
 
 def _num_batches_done(run: Run) -> int:
     """Of the epoch that is going on."""
-    return (run.step - (run.epoch - 1) * run.plan.steps_per_epoch) * run.plan.phase.accumulate
+    return (run.step - (run.epoch - 1) * run.plan.steps_per_epoch) * run.plan.phase.grad_accum_steps
 
 
 def _out_of_time(run: Run) -> bool:
@@ -330,14 +330,14 @@ def _out_of_time(run: Run) -> bool:
 
 
 def _out_of_patience(run: Run) -> str | None:
-    """`patience` if the metric of `train.stop` has not had a new best value for as many scorings."""
-    stop = run.context.recipe.train.stop
+    """`patience` if the metric of `train.early_stopping` has not had a new best value for as many scorings."""
+    stop = run.context.recipe.train.early_stopping
     if stop is None or run.epoch > run.plan.epochs:
         return None
     measured = [row[stop.metric] for row in run.history if row[stop.metric] is not None]
     if not measured:
         return None
-    best = min(measured) if run.context.task.measures.is_lower_better(stop.metric) else max(measured)
+    best = min(measured) if run.context.task.metrics.is_lower_better(stop.metric) else max(measured)
     return "patience" if len(measured) - 1 - measured.index(best) >= stop.patience else None
 
 

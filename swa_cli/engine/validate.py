@@ -27,7 +27,7 @@ from swa_cli.engine import evaluate as comparison
 from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.hardware import release_memory
 from swa_cli.engine.run import Refreshed, Run, Worker
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores, Task
 from swa_cli.recipe.swap import number_of_worker
 from swa_cli.report.plots import curves
@@ -36,7 +36,7 @@ from swa_cli.report.plots import curves
 def validate(run: Run) -> dict[str, Any]:
     """The validation half of a row: the raw weights, and each average when it is due and at the end."""
     context, plan = run.context, run.plan
-    measures, row = context.task.measures, dict[str, Any]()
+    metrics, row = context.task.metrics, dict[str, Any]()
     is_last = run.epoch == plan.epochs or run.stopped is not None
     has_val = context.source.val is not None
     run.validated.clear()
@@ -47,16 +47,16 @@ def validate(run: Run) -> dict[str, Any]:
         if has_val and average.count and (run.epoch in plan.score_epochs or is_last):
             with _averaged(run, name) as model:
                 run.validated[name] = _score(run, model, name, "val", task=context.task)
-    row |= _columns("val", measures, run.validated.get(RAW))
+    row |= _columns("val", metrics, run.validated.get(RAW))
     for name, average in run.averages.items():
-        row |= {**_columns(f"{name}_val", measures, run.validated.get(name)), f"{name}_count": average.count}
+        row |= {**_columns(f"{name}_val", metrics, run.validated.get(name)), f"{name}_count": average.count}
     return row
 
 
-def _columns(prefix: str, measures: Measures, scores: SampleScores | None) -> dict[str, float | None]:
+def _columns(prefix: str, metrics: TaskMetrics, scores: SampleScores | None) -> dict[str, float | None]:
     """Loss and own score of the task, None where not measured."""
-    names = {f"{prefix}_loss": measures.loss.key, f"{prefix}_{measures.own.key}": measures.own.key}
-    return {name: None if scores is None else scores.measure(key).value for name, key in names.items()}
+    names = {f"{prefix}_loss": metrics.loss.key, f"{prefix}_{metrics.primary.key}": metrics.primary.key}
+    return {name: None if scores is None else scores.metric(key).value for name, key in names.items()}
 
 
 @dataclass
@@ -75,7 +75,7 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     split = context.scoring_split()
     raw = _score_raw(run, folder, board, split)
     _warn_of_hidden_state(run, split)
-    losses = {name: board.val[name].measure(context.task.measures.loss_key).value for name in board.val}
+    losses = {name: board.val[name].metric(context.task.metrics.loss_key).value for name in board.val}
     against = comparison.reference(list(raw), losses)
     for name, average in run.averages.items():
         if not average.count:
@@ -176,9 +176,9 @@ def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], spl
 
 def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
     """The table and the verdict, what to ship, and what to do next."""
-    terminal, measures, tta = run.context.terminal, run.context.task.measures, run.context.recipe.eval.tta
+    terminal, metrics, tta = run.context.terminal, run.context.task.metrics, run.context.recipe.eval.tta
     weights = result["weights"]
-    terminal.summary(weights, split=result["split"], samples=result["samples"], tta=tta, measures=measures)
+    terminal.summary(weights, split=result["split"], samples=result["samples"], tta=tta, metrics=metrics)
     for name, average in run.averages.items():
         if average.kind == "swag" and average.count > 1:
             shipped = folder.checkpoints / f"{name}.pt"
@@ -198,9 +198,9 @@ def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
 
 def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """Which file to ship, and why: that of the lowest validation loss, or else the first average."""
-    measures = run.context.task.measures
+    metrics = run.context.task.metrics
     held = [name for name, average in run.averages.items() if average.count]
-    losses = {name: row["val"][measures.loss_key] for name, row in weights.items() if row["val"] is not None}
+    losses = {name: row["val"][metrics.loss_key] for name, row in weights.items() if row["val"] is not None}
     known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
     if known:
         return min(known, key=lambda name: known[name]), "best on validation"
@@ -227,7 +227,7 @@ def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]])
             lr=[plan.learning_rate(step) for step in range(run.step)],
             worker_lr=plan.worker_rates,
             final=weights,
-            measures=run.context.task.measures,
+            metrics=run.context.task.metrics,
         ),
     )
 

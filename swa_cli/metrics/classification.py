@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swa_cli.errors import UserError
-from swa_cli.metrics.task import Measured, Subject, mean_of
+from swa_cli.metrics.task import MetricValue, Subject, mean_of
 
 ECE_BINS = 15  # as in Guo et al. 2017, On Calibration of Modern Neural Networks
 
@@ -33,27 +33,27 @@ class SampleScores:
     @property
     def keys(self) -> tuple[str, ...]:
         """The names of the scores."""
-        return tuple(_MEASURES)
+        return tuple(_METRICS)
 
     def __len__(self) -> int:
         return len(self.correct)
 
-    def measure(self, key: str) -> Measured:
+    def metric(self, key: str) -> MetricValue:
         """A score, with `accuracy_se = sqrt(p(1-p)/n)`; ECE over 15 bins. ECE, top-5 and Brier come without error."""
-        return _MEASURES[key](self)
+        return _METRICS[key](self)
 
 
-def _accuracy(scores: SampleScores) -> Measured:
+def _accuracy(scores: SampleScores) -> MetricValue:
     correct = scores.correct.double()
     value = float(correct.mean())
-    return Measured(value, correct, math.sqrt(value * (1 - value) / len(correct)))
+    return MetricValue(value, correct, math.sqrt(value * (1 - value) / len(correct)))
 
 
-def _top5(scores: SampleScores) -> Measured:
-    return Measured(None if scores.top5 is None else float(scores.top5.double().mean()))
+def _top5(scores: SampleScores) -> MetricValue:
+    return MetricValue(None if scores.top5 is None else float(scores.top5.double().mean()))
 
 
-def _calibration_error(scores: SampleScores) -> Measured:
+def _calibration_error(scores: SampleScores) -> MetricValue:
     """Sum over bins of equal width of |correct - confidence|, over N (Guo et al. 2017, equation 5).
 
     By hand: importing torchmetrics takes 3 s and 250 MB, more than many a run.
@@ -62,15 +62,15 @@ def _calibration_error(scores: SampleScores) -> Measured:
     edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
     bins = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, ECE_BINS - 1)
     gaps = torch.zeros(ECE_BINS, dtype=torch.float64).index_add_(0, bins, scores.correct.double() - confidence)
-    return Measured(float(gaps.abs().sum()) / len(confidence))
+    return MetricValue(float(gaps.abs().sum()) / len(confidence))
 
 
-_MEASURES: dict[str, Callable[[SampleScores], Measured]] = {  # in the order of JSON
+_METRICS: dict[str, Callable[[SampleScores], MetricValue]] = {  # in the order of JSON
     "accuracy": _accuracy,
     "top5": _top5,
     "nll": lambda scores: mean_of(scores.nll),
     "ece": _calibration_error,
-    "brier": lambda scores: Measured(float(scores.brier.double().mean())),
+    "brier": lambda scores: MetricValue(float(scores.brier.double().mean())),
 }
 
 
@@ -96,18 +96,18 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
     return (predicted == labels).sum() / len(labels)
 
 
-def probabilities(logits: Tensor) -> Tensor:
+def predict(logits: Tensor) -> Tensor:
     """(B, K) in float32, of logits."""
     return logits.float().softmax(1)
 
 
-def score_samples(logits: Tensor, labels: Tensor) -> SampleScores:
+def score_outputs(logits: Tensor, labels: Tensor) -> SampleScores:
     """Scores of each sample of a batch: logits (B, K), labels (B,)."""
     log_p = F.log_softmax(logits.float(), dim=1)
     return _scores(log_p.exp(), log_p, labels)
 
 
-def score_probabilities(probabilities: Tensor, labels: Tensor) -> SampleScores:
+def score_predictions(probabilities: Tensor, labels: Tensor) -> SampleScores:
     """Scores of each sample from probabilities (B, K), as of several weight sets together; labels (B,).
 
     In float32 or better. The logarithm is that of the smallest number where a probability is 0: the NLL stays finite.

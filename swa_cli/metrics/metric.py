@@ -1,7 +1,7 @@
 """What each task scores, as a person reads it: names, headings, percent or number, and which way is better.
 
 The one table of it: columns of metrics.csv, keys of JSON, the headings of every table and the sentences of a verdict
-follow from it. The first measure of a task is its own, `loss` the one that is trained; averages are judged by both.
+follow from it. The first metric of a task is its own, `loss` the one that is trained; averages are judged by both.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from swa_cli.report.tables.columns import Column, number, percent, signed
 
 
 @dataclass(frozen=True)
-class Measure:
+class Metric:
     """One score; `key` names it in JSON, `name` in a sentence, `short` over the column of an epoch's row."""
 
     key: str
@@ -60,72 +60,72 @@ class Measure:
 
 
 @dataclass(frozen=True)
-class Measures:
+class TaskMetrics:
     """All that a task scores, in the order of its tables."""
 
-    scores: tuple[Measure, ...]  # the first is the task's own
+    all: tuple[Metric, ...]  # the first is the primary one
     loss_key: str
-    training: Measure  # what is cheap enough to be measured on each training batch
+    training: Metric  # what is cheap enough to be measured on each training batch
     loss_axis: str = "loss"
     predictions: str = "predictions"  # what is averaged over weight sets
 
     @property
-    def own(self) -> Measure:
+    def primary(self) -> Metric:
         """The score that the task is about, which an epoch's row shows."""
-        return self.scores[0]
+        return self.all[0]
 
     @property
-    def loss(self) -> Measure:
+    def loss(self) -> Metric:
         """The score that is `loss` in metrics.csv."""
-        return next(measure for measure in self.scores if measure.key == self.loss_key)
+        return next(metric for metric in self.all if metric.key == self.loss_key)
 
     @property
-    def compared(self) -> tuple[Measure, Measure]:
+    def compared(self) -> tuple[Metric, Metric]:
         """What averages are judged by."""
-        return self.own, self.loss
+        return self.primary, self.loss
 
     @property
-    def over_seeds(self) -> tuple[Measure, ...]:
+    def over_seeds(self) -> tuple[Metric, ...]:
         """What is compared over seeds: what averages are judged by, then the others."""
-        others = (measure for measure in self.scores if measure not in self.compared and not measure.is_optional)
+        others = (metric for metric in self.all if metric not in self.compared and not metric.is_optional)
         return (*self.compared, *others)
 
     def columns(self, averages: Sequence[str]) -> list[str]:
         """The columns of metrics.csv that hold scores."""
-        every = ["train_loss", f"train_{self.training.key}", "val_loss", f"val_{self.own.key}"]
+        every = ["train_loss", f"train_{self.training.key}", "val_loss", f"val_{self.primary.key}"]
         for name in averages:
-            every += [f"{name}_val_loss", f"{name}_val_{self.own.key}"]
+            every += [f"{name}_val_loss", f"{name}_val_{self.primary.key}"]
         return every
 
     def is_lower_better(self, column: str) -> bool:
         """Which way a column of metrics.csv is better."""
         if column == f"train_{self.training.key}":
             return self.training.is_lower_better
-        return self.own.is_lower_better if column.endswith(f"val_{self.own.key}") else True
+        return self.primary.is_lower_better if column.endswith(f"val_{self.primary.key}") else True
 
 
-_ACCURACY = Measure("accuracy", "accuracy", "acc", is_percent=True, rank=1)
-_PIXEL_ACCURACY = Measure("pixel_accuracy", "pixel accuracy", "px acc", is_percent=True)
-_MAE = Measure("mae", "MAE", "MAE", is_lower_better=True, rank=3)
-_NLL = Measure("nll", "NLL", is_lower_better=True, rank=2)
+_ACCURACY = Metric("accuracy", "accuracy", "acc", is_percent=True, rank=1)
+_PIXEL_ACCURACY = Metric("pixel_accuracy", "pixel accuracy", "px acc", is_percent=True)
+_MAE = Metric("mae", "MAE", "MAE", is_lower_better=True, rank=3)
+_NLL = Metric("nll", "NLL", is_lower_better=True, rank=2)
 
-CLASSIFICATION = Measures(
-    scores=(
+CLASSIFICATION = TaskMetrics(
+    all=(
         _ACCURACY,
-        Measure("top5", "top-5", is_percent=True, has_error=False, is_optional=True, rank=6),
+        Metric("top5", "top-5", is_percent=True, has_error=False, is_optional=True, rank=6),
         _NLL,
-        Measure("ece", "ECE", is_lower_better=True, has_error=False, rank=3),
-        Measure("brier", "Brier", is_lower_better=True, has_error=False, rank=7),
+        Metric("ece", "ECE", is_lower_better=True, has_error=False, rank=3),
+        Metric("brier", "Brier", is_lower_better=True, has_error=False, rank=7),
     ),
     loss_key="nll",
     training=_ACCURACY,
     loss_axis="loss (nats a sample)",
     predictions="probabilities",
 )
-SEGMENTATION = Measures(
-    scores=(
-        Measure("mean_iou", "mean IoU", "mIoU", is_percent=True, rank=1),
-        Measure("dice", "Dice", is_percent=True, rank=7),
+SEGMENTATION = TaskMetrics(
+    all=(
+        Metric("mean_iou", "mean IoU", "mIoU", is_percent=True, rank=1),
+        Metric("dice", "Dice", is_percent=True, rank=7),
         _PIXEL_ACCURACY,
         _NLL,
     ),
@@ -134,10 +134,10 @@ SEGMENTATION = Measures(
     loss_axis="loss (nats a pixel)",
     predictions="probabilities",
 )
-REGRESSION = Measures(
-    scores=(
-        Measure("r2", "R2", "R2", rank=1),
-        Measure("mse", "MSE", is_lower_better=True, rank=2),
+REGRESSION = TaskMetrics(
+    all=(
+        Metric("r2", "R2", "R2", rank=1),
+        Metric("mse", "MSE", is_lower_better=True, rank=2),
         _MAE,
     ),
     loss_key="mse",
@@ -147,7 +147,7 @@ REGRESSION = Measures(
 BY_TASK = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "regression": REGRESSION}
 
 
-def measures_of(task: str, weights: Mapping[str, Mapping[str, Any]]) -> Measures:
+def metrics_of(task: str, weights: Mapping[str, Mapping[str, Any]]) -> TaskMetrics:
     """What a task scores, as a result tells it: a task of one's own is known by the scores of its weight sets alone.
 
     Which way these are better is not known then, and taken as upwards: for tables without a verdict.
@@ -156,13 +156,13 @@ def measures_of(task: str, weights: Mapping[str, Mapping[str, Any]]) -> Measures
         return BY_TASK[task]
     first = next(iter(weights.values()), {})
     keys = [key for key, value in first.items() if isinstance(value, float) and not key.endswith(("_se", "_diff"))]
-    return own_measures(dict.fromkeys(keys, "higher"))
+    return user_task_metrics(dict.fromkeys(keys, "higher"))
 
 
-def own_measures(directions: dict[str, str]) -> Measures:
+def user_task_metrics(directions: dict[str, str]) -> TaskMetrics:
     """Of a task of one's own: its scores by name, each `higher` or `lower`; `loss` is among them, and not first."""
     scores = tuple(
-        Measure(
+        Metric(
             key,
             key.replace("_", " "),
             key.replace("_", " "),
@@ -171,4 +171,4 @@ def own_measures(directions: dict[str, str]) -> Measures:
         )
         for index, (key, direction) in enumerate(directions.items())
     )
-    return Measures(scores, loss_key="loss", training=scores[0])
+    return TaskMetrics(scores, loss_key="loss", training=scores[0])

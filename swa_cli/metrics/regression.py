@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swa_cli.errors import UserError
-from swa_cli.metrics.task import Measured, Subject, jackknife, mean_of
+from swa_cli.metrics.task import MetricValue, Subject, jackknife, mean_of
 
 
 @dataclass(frozen=True)
 class SampleScores:
-    """Errors of every sample, and its targets, which R2 measures them by."""
+    """Errors of every sample, and its targets, which R2 compares them with."""
 
     error: Tensor  # (N, D) float32, prediction - target
     target: Tensor  # (N, D) float32
@@ -29,17 +29,17 @@ class SampleScores:
     @property
     def keys(self) -> tuple[str, ...]:
         """The names of the scores."""
-        return tuple(_MEASURES)
+        return tuple(_METRICS)
 
     def __len__(self) -> int:
         return len(self.error)
 
-    def measure(self, key: str) -> Measured:
+    def metric(self, key: str) -> MetricValue:
         """A score over all samples with its error; R2 of a constant target is not defined, and NaN."""
-        return _MEASURES[key](self.error.double(), self.target.double())
+        return _METRICS[key](self.error.double(), self.target.double())
 
 
-_MEASURES: dict[str, Callable[[Tensor, Tensor], Measured]] = {  # of errors and targets, in the order of JSON
+_METRICS: dict[str, Callable[[Tensor, Tensor], MetricValue]] = {  # of errors and targets, in the order of JSON
     "r2": lambda error, target: _r2(error.square(), target - target.mean(0)),
     "mse": lambda error, target: mean_of(error.square().mean(1)),
     "mae": lambda error, target: mean_of(error.abs().mean(1)),
@@ -57,7 +57,7 @@ def predict(outputs: Tensor) -> Tensor:
     return outputs.float()
 
 
-def metrics(predictions: Tensor, targets: Tensor) -> SampleScores:
+def score_predictions(predictions: Tensor, targets: Tensor) -> SampleScores:
     """Errors of each sample, of one weight set or of the mean prediction of several."""
     return SampleScores(_as_targets(predictions, targets) - targets, targets)
 
@@ -83,7 +83,7 @@ def _as_targets(outputs: Tensor, targets: Tensor) -> Tensor:
     return outputs.float().view(targets.shape)
 
 
-def _r2(squared: Tensor, centred: Tensor) -> Measured:
+def _r2(squared: Tensor, centred: Tensor) -> MetricValue:
     """Of squared errors and of targets without their mean, both (N, D) float64."""
     n = len(squared)
     residual, total = squared.sum(0), centred.square().sum(0)

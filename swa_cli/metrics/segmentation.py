@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swa_cli.errors import UserError
-from swa_cli.metrics.task import Measured, Subject, jackknife
+from swa_cli.metrics.task import MetricValue, Subject, jackknife
 
 IGNORED = 255  # of masks
 
@@ -34,21 +34,21 @@ class SampleScores:
     @property
     def keys(self) -> tuple[str, ...]:
         """The names of the scores."""
-        return tuple(_MEASURES)
+        return tuple(_METRICS)
 
     def __len__(self) -> int:
         return len(self.nll)
 
-    def measure(self, key: str) -> Measured:
+    def metric(self, key: str) -> MetricValue:
         """A score over all pixels with its jackknife error over images.
 
         Mean IoU and Dice are means over the classes that are in a mask or a prediction of the split.
         """
-        return _over_images(*_MEASURES[key](self))
+        return _over_images(*_METRICS[key](self))
 
 
 # Of each score, in the order of JSON, the numbers (N, K) or (N, 1) whose sums it is the ratio of.
-_MEASURES: dict[str, Callable[[SampleScores], tuple[Tensor, Tensor]]] = {
+_METRICS: dict[str, Callable[[SampleScores], tuple[Tensor, Tensor]]] = {
     "mean_iou": lambda scores: (scores.right, scores.present + scores.predicted - scores.right),
     "dice": lambda scores: (2 * scores.right, scores.present + scores.predicted),
     "pixel_accuracy": lambda scores: (scores.right.sum(1, keepdim=True), scores.present.sum(1, keepdim=True)),
@@ -71,12 +71,12 @@ def predict(outputs: Any) -> Tensor:
     return logits(outputs).float().softmax(1)
 
 
-def score(outputs: Any, masks: Tensor) -> SampleScores:
+def score_outputs(outputs: Any, masks: Tensor) -> SampleScores:
     """What each image scores with one weight set."""
     return _scores(logits(outputs).float().log_softmax(1), masks)
 
 
-def metrics(probabilities: Tensor, masks: Tensor) -> SampleScores:
+def score_predictions(probabilities: Tensor, masks: Tensor) -> SampleScores:
     """What each image scores with probabilities (B, K, H, W), as of several weight sets; 0 has a finite log."""
     p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
     return _scores(p.clamp_min(torch.finfo(p.dtype).tiny).log(), masks)
@@ -125,7 +125,7 @@ def _scores(log_p: Tensor, masks: Tensor) -> SampleScores:
     return SampleScores(right, pixels(labels, counted), pixels(found, counted), nll)
 
 
-def _over_images(part: Tensor, whole: Tensor) -> Measured:
+def _over_images(part: Tensor, whole: Tensor) -> MetricValue:
     """Mean over classes of sum(part) / sum(whole), both (N, K), in float64; classes without a whole are left out."""
     part, whole = part.double(), whole.double()
     sums = part.sum(0), whole.sum(0)

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from swa_cli.averaging.batch_args import Arguments, batch_to_args
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import Measures
+from swa_cli.metrics.metric import TaskMetrics
 
 
-class OwnTask(Protocol):
+class UserTask(Protocol):
     """A task of one's own, named in a recipe by `task: package.module:attribute`; an object, a class or a module.
 
     `scores` names what `metrics` returns and which way each is better, `{"accuracy": "higher", "loss": "lower"}`.
@@ -58,7 +58,7 @@ class SampleScores(Protocol):
     def __len__(self) -> int:
         """N."""
 
-    def measure(self, key: str) -> Measured:
+    def metric(self, key: str) -> MetricValue:
         """One score over all samples, in float64."""
 
 
@@ -66,7 +66,7 @@ Scores = TypeVar("Scores", bound=SampleScores)
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricValue:
     """A score; without values for every sample it has no error and no paired difference."""
 
     value: float | None
@@ -98,11 +98,11 @@ class Subject:
 class Task:
     """A task as the rest of the room takes it: functions on whole batches, and what is said of their results."""
 
-    measures: Measures
+    metrics: TaskMetrics
     loss: Callable[..., Tensor]  # (outputs, targets, *, label_smoothing) -> ()
     predict: Callable[[Any], Tensor]  # outputs -> (B, ...) float32
-    metrics: Callable[[Tensor, Any], SampleScores]  # of predictions, and of their mean over weight sets
-    score: Callable[[Any, Any], SampleScores]  # of the outputs of one weight set, and targets
+    score_predictions: Callable[[Tensor, Any], SampleScores]  # of predictions, and of their mean over weight sets
+    score_outputs: Callable[[Any, Any], SampleScores]  # of the outputs of one weight set, and targets
     train_score: Callable[[Any, Any], Tensor]  # (outputs, targets) -> (), on the device: no host sync
     check: Callable[..., None]  # (outputs, targets, *, subject): raises if this cannot be trained
     check_training: Callable[..., None] = lambda outputs, *, subject: None  # the same of what it gives in training
@@ -113,13 +113,13 @@ class Task:
     tta: str = "none"  # of `views.py`: how images are looked at to be scored
 
 
-def mean_of(values: Tensor) -> Measured:
+def mean_of(values: Tensor) -> MetricValue:
     """The mean of (N,) values and its standard error."""
     each = values.double()
-    return Measured(float(each.mean()), each, standard_error(each))
+    return MetricValue(float(each.mean()), each, standard_error(each))
 
 
-def jackknife(value: float, left_out: Tensor) -> Measured:
+def jackknife(value: float, left_out: Tensor) -> MetricValue:
     """A score that is no mean, with its jackknife error.
 
     The pseudo-values N value - (N - 1) left_out are moved to have the mean `value`: the bias is not corrected.
@@ -129,9 +129,9 @@ def jackknife(value: float, left_out: Tensor) -> Measured:
         left_out: (N,) float64, the score of all samples but one each.
     """
     if len(left_out) < 2:
-        return Measured(value, torch.full_like(left_out, value), 0.0)
+        return MetricValue(value, torch.full_like(left_out, value), 0.0)
     each = value - (len(left_out) - 1) * (left_out - left_out.mean())
-    return Measured(value, each, standard_error(each))
+    return MetricValue(value, each, standard_error(each))
 
 
 def standard_error(values: Tensor) -> float:

@@ -7,27 +7,27 @@ One file a task; `find` gives it by the name in a recipe. All that knows what a 
 from __future__ import annotations
 
 from swa_cli.metrics import auxiliary_heads, classification, metric, regression, segmentation, user_task
-from swa_cli.metrics.task import OwnTask, SampleScores, Subject, Task
+from swa_cli.metrics.task import SampleScores, Subject, Task, UserTask
 
-__all__ = ["TASKS", "OwnTask", "SampleScores", "Subject", "Task", "find"]
+__all__ = ["TASKS", "SampleScores", "Subject", "Task", "UserTask", "find"]
 
 TASKS = {
     "classification": Task(
-        measures=metric.CLASSIFICATION,
+        metrics=metric.CLASSIFICATION,
         loss=auxiliary_heads.with_auxiliary(classification.loss),
-        predict=classification.probabilities,
-        metrics=classification.score_probabilities,
-        score=classification.score_samples,
+        predict=classification.predict,
+        score_predictions=classification.score_predictions,
+        score_outputs=classification.score_outputs,
         train_score=auxiliary_heads.of_main(classification.accuracy),
         check=classification.check,
         check_training=auxiliary_heads.check,
     ),
     "segmentation": Task(
-        measures=metric.SEGMENTATION,
+        metrics=metric.SEGMENTATION,
         loss=auxiliary_heads.with_auxiliary(segmentation.loss),
         predict=segmentation.predict,
-        metrics=segmentation.metrics,
-        score=segmentation.score,
+        score_predictions=segmentation.score_predictions,
+        score_outputs=segmentation.score_outputs,
         train_score=auxiliary_heads.of_main(segmentation.pixel_accuracy),
         weight=segmentation.weight,
         check=segmentation.check,
@@ -36,11 +36,11 @@ TASKS = {
         target="mask",
     ),
     "regression": Task(
-        measures=metric.REGRESSION,
+        metrics=metric.REGRESSION,
         loss=auxiliary_heads.with_auxiliary(regression.loss),
         predict=regression.predict,
-        metrics=regression.metrics,
-        score=regression.metrics,
+        score_predictions=regression.score_predictions,
+        score_outputs=regression.score_predictions,
         train_score=auxiliary_heads.of_main(regression.mean_absolute_error),
         check=regression.check,
         check_training=auxiliary_heads.check,

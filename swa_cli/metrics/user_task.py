@@ -1,7 +1,7 @@
 """A task of one's own: found, checked, and wrapped to look like the others.
 
 Its `metrics` gives a value for each sample and score, whose means are reported: that is all which its scores need to
-have sampling errors and paired differences. See `OwnTask` for what it has to be.
+have sampling errors and paired differences. See `UserTask` for what it has to be.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 
 from swa_cli.averaging.batch_args import batch_to_args
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import own_measures
-from swa_cli.metrics.task import Measured, OwnTask, Subject, Task, mean_of
+from swa_cli.metrics.metric import user_task_metrics
+from swa_cli.metrics.task import MetricValue, Subject, Task, UserTask, mean_of
 from swa_cli.models import build_model
 
 EXPECTED = (
@@ -37,7 +37,7 @@ class SampleScores:
     def __len__(self) -> int:
         return len(self.values)
 
-    def measure(self, key: str) -> Measured:
+    def metric(self, key: str) -> MetricValue:
         """The mean of a score."""
         return mean_of(self.values[:, self.keys.index(key)])
 
@@ -51,13 +51,13 @@ def find(name: str) -> Task:
     found: Any = build_model.imported(name, key="task", what="a task", forms=FORMS)
     if inspect.isclass(found):
         found = found()
-    task: OwnTask = found
+    task: UserTask = found
     for function, number in WORDS.items():
         _require_function(getattr(task, function, None), name=name, function=function, number=number)
     directions = _directions(getattr(task, "scores", None), name=name)
     keys = tuple(directions)
 
-    def metrics(predictions: Tensor, targets: Any) -> SampleScores:
+    def score_predictions(predictions: Tensor, targets: Any) -> SampleScores:
         return _table(task.metrics(predictions, targets), keys, num_samples=len(predictions), name=name)
 
     def train_score(outputs: Any, targets: Any) -> Tensor:
@@ -68,14 +68,14 @@ def find(name: str) -> Task:
         value = task.loss(outputs, targets, label_smoothing=0.0)
         if not isinstance(value, Tensor) or value.dim():
             raise UserError(f"task: the loss of {name} is no scalar tensor", hint="return the mean over the batch")
-        metrics(task.predict(outputs), targets)
+        score_predictions(task.predict(outputs), targets)
 
     return Task(
-        measures=own_measures(directions),
+        metrics=user_task_metrics(directions),
         loss=task.loss,
         predict=task.predict,
-        metrics=metrics,
-        score=lambda outputs, targets: metrics(task.predict(outputs), targets),
+        score_predictions=score_predictions,
+        score_outputs=lambda outputs, targets: score_predictions(task.predict(outputs), targets),
         train_score=train_score,
         check=check,
         families=("classification", "segmentation"),

@@ -22,13 +22,13 @@ def baseline_of(recipe: Recipe) -> Recipe:
     """
     schedule, lr = _schedule(recipe)
     train = recipe.train
-    if train.stop is not None:
-        metric = train.stop.metric
+    if train.early_stopping is not None:
+        metric = train.early_stopping.metric
         for name in recipe.all_averages:  # what is watched on an average is watched on the raw weights
             if metric.startswith(f"{name}_val_"):
                 metric = metric.removeprefix(f"{name}_")
                 break
-        train = train.model_copy(update={"stop": train.stop.model_copy(update={"metric": metric})})
+        train = train.model_copy(update={"early_stopping": train.early_stopping.model_copy(update={"metric": metric})})
     changes: dict[str, Any] = {
         "name": f"{recipe.title}-baseline",
         "optimizer": recipe.optimizer.model_copy(update={"lr": lr}),
@@ -47,7 +47,7 @@ def describe_baseline(recipe: Recipe) -> str:
     schedule, lr, highest = recipe.schedule, recipe.optimizer.lr, peak_lr(recipe)
     final = chart(recipe, steps_per_epoch=1).final_lr  # where a decay leads does not depend on its steps
     if schedule.name == "multistep":
-        final = lr * (0.1 if schedule.factor is None else schedule.factor) ** len(schedule.at or ())
+        final = lr * (0.1 if schedule.gamma is None else schedule.gamma) ** len(schedule.milestones or ())
     return f"no averaging, {schedule.name} from {highest:g} to {final:.3g} over all {recipe.train.epochs} epochs"
 
 

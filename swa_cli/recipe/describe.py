@@ -107,7 +107,7 @@ def _decay_text(recipe: Recipe, course: ResolvedSchedule) -> str:
 
 
 def _restarts_text(recipe: Recipe, course: ResolvedSchedule) -> str:
-    mult = recipe.schedule.cycle_mult or 1
+    mult = recipe.schedule.T_mult or 1
     growth = f", each {mult:g} x longer" if mult > 1 else ""
     first = length_text(course.turns[1] - course.turns[0], course.steps_per_epoch)
     return f"cosine cycles of {first} from {recipe.optimizer.lr:g} to {course.final_lr:g}{growth}"
@@ -123,7 +123,7 @@ def _cyclic_text(recipe: Recipe, course: ResolvedSchedule) -> str:
 
 
 def _multistep_text(recipe: Recipe, course: ResolvedSchedule) -> str:
-    factor = 0.1 if recipe.schedule.factor is None else recipe.schedule.factor
+    factor = 0.1 if recipe.schedule.gamma is None else recipe.schedule.gamma
     drops = ", ".join(_epoch(point, course) for point in course.drops)
     return f"steps from {recipe.optimizer.lr:g}, times {factor:g} at epoch {drops}"
 
@@ -170,8 +170,8 @@ def _ema_text(average: AveragePlan, half_life: Duration | None) -> str:
     return pace + warmup + ("" if average.bias_correction else ", no bias correction")
 
 
-def _latest_text(average: AveragePlan, half_life: Duration | None) -> str:
-    return f"latest {average.window} of {count_text(len(average.steps), 'weight')}"
+def _lawa_text(average: AveragePlan, half_life: Duration | None) -> str:
+    return f"LAWA, last {average.window} of {count_text(len(average.steps), 'weight')}"
 
 
 def _swag_text(average: AveragePlan, half_life: Duration | None) -> str:
@@ -182,7 +182,7 @@ def _swag_text(average: AveragePlan, half_life: Duration | None) -> str:
 AVERAGE_TEXTS: Mapping[str, Callable[[AveragePlan, Duration | None], str]] = {
     "mean": _mean_text,
     "ema": _ema_text,
-    "latest": _latest_text,
+    "lawa": _lawa_text,
     "swag": _swag_text,
 }
 assert AVERAGE_TEXTS.keys() == AVERAGE_KINDS.keys(), f"no text: {AVERAGE_TEXTS.keys() ^ AVERAGE_KINDS.keys()}"

@@ -32,6 +32,11 @@ MEANT = {
     "gpu": "train.device",
     "amp": "train.precision",
     "grad_clip": "train.clip_norm",
+    "accumulate": "train.grad_accum_steps",
+    "gradient_accumulation_steps": "train.grad_accum_steps",
+    "stop": "train.early_stopping",
+    "shard": "train.fsdp",
+    "tensorboard": "output.loggers",
     "data": "dataset.name",
     "data_dir": "dataset.root",
     "num_workers": "dataset.workers",
@@ -47,6 +52,13 @@ MEANT = {
     "warmup_epochs": "schedule.warmup",
     "min_lr": "schedule.final_lr",
     "eta_min": "schedule.final_lr",
+    "cycle": "schedule.T_0",
+    "cycle_mult": "schedule.T_mult",
+    "up": "schedule.step_size_up",
+    "down": "schedule.step_size_down",
+    "at": "schedule.milestones",
+    "factor": "schedule.gamma",
+    "peak": "schedule.pct_start",
     "swa_freq": "swa.every",
     "ema": "averages.ema",
     "pretrained": "train.init",
@@ -184,7 +196,11 @@ def _owners(key: str) -> list[tuple[str, ...]]:
 
     `swap` has keys of other sections again, for its workers: they are meant only where no other has them.
     """
-    found = [path for path in fields() if path[-1] == key != "name" and path[:-1] != ("optimizer", "groups")]
+    found = [
+        path
+        for path in fields()
+        if _normal(path[-1]) == _normal(key) != "name" and path[:-1] != ("optimizer", "groups")
+    ]
     return [path for path in found if path[0] != "swap"] or found
 
 

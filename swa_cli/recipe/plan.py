@@ -48,7 +48,7 @@ def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[P
 
     Args:
         recipe: What to look at.
-        columns: Those of metrics.csv that hold scores, which train.stop may watch; without them those of
+        columns: Those of metrics.csv that hold scores, which train.early_stopping may watch; without them those of
             classification, and for another task nothing is said about that.
     """
     found = _interval_problems(recipe) + _stop_problems(recipe, columns) + _init_problems(recipe)
@@ -65,7 +65,7 @@ def _interval_problems(recipe: Recipe) -> list[Problem]:
 
 def _stop_problems(recipe: Recipe, columns: Sequence[str] | None) -> list[Problem]:
     """A metric that is no column which a run measures."""
-    stop = recipe.train.stop
+    stop = recipe.train.early_stopping
     if stop is None or (columns is None and recipe.task != "classification"):
         return []
     if columns is None:
@@ -74,7 +74,7 @@ def _stop_problems(recipe: Recipe, columns: Sequence[str] | None) -> list[Proble
     if stop.metric in columns:
         return []
     message = f"a run of this recipe measures no {shown(stop.metric)}"
-    return [Problem("train.stop.metric", message, f"choose from {', '.join(columns)}")]
+    return [Problem("train.early_stopping.metric", message, f"choose from {', '.join(columns)}")]
 
 
 def _task_problems(recipe: Recipe) -> list[Problem]:
@@ -120,8 +120,8 @@ def _compile_problems(recipe: Recipe) -> list[Problem]:
     return [Problem("train.compile.mode", message, "leave it out, or write backend: inductor")]
 
 
-# A mean of fewer weights is hardly flatter than its members; what an EMA or the latest ones lack is warned of apart.
-FEW_WEIGHTS = {"mean": 5, "swag": 5, "ema": 0, "latest": 0}
+# A mean of fewer weights is hardly flatter than its members; what an EMA or LAWA lacks is warned of apart.
+FEW_WEIGHTS = {"mean": 5, "swag": 5, "ema": 0, "lawa": 0}
 assert FEW_WEIGHTS.keys() == AVERAGE_KINDS.keys(), f"no least number: {FEW_WEIGHTS.keys() ^ AVERAGE_KINDS.keys()}"
 
 
@@ -192,12 +192,12 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
     if found := swap_problems(recipe, num_train=num_train):
         raise RecipeError([*found, *_problems_without_swap(recipe, num_train=num_train, columns=columns)])
     phase = phase_of(recipe)
-    batch_size, accumulate = phase.batch_size, phase.accumulate
-    steps_per_epoch = num_train // (batch_size * accumulate)
+    batch_size, num_batches = phase.batch_size, phase.grad_accum_steps
+    steps_per_epoch = num_train // (batch_size * num_batches)
     if steps_per_epoch == 0:
-        message = f"{batch_size} x {accumulate} is more than the {num_train:,} training samples"
-        largest = num_train // accumulate
-        hint = f"write at most {largest}" if largest else "lower train.accumulate"
+        message = f"{batch_size} x {num_batches} is more than the {num_train:,} training samples"
+        largest = num_train // num_batches
+        hint = f"write at most {largest}" if largest else "lower train.grad_accum_steps"
         raise RecipeError([Problem("train.batch_size", message, hint)])
 
     total = phase.epochs * steps_per_epoch
@@ -286,7 +286,7 @@ def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Resolve
             remedy = f"an earlier {series.key}.start or a shorter {series.key}.every takes more"
             found.append(f"{average.name} averages only {count_text(count, 'weight')}: {remedy}")
         if average.window is not None and average.window > count:
-            found.append(f"{average.name} holds the latest {average.window} weights, but takes only {count}")
+            found.append(f"{average.name} holds the last {average.window} weights, but takes only {count}")
         if average.rank is not None and average.rank > count:
             found.append(f"{average.name} keeps the last {average.rank} deviations, but takes only {count}")
         horizon = 0 if average.decay is None or average.warmup else round(1 / (1 - average.decay))
@@ -303,7 +303,7 @@ def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Resolve
     if swa is not None and flat_lr == 0:
         found.append("the learning rate is 0 from swa.start on: all weights of the average would be equal")
     if course.drops and course.drops[-1] >= course.total:
-        found.append("schedule.at has a point at or after the end of the run")
+        found.append("schedule.milestones has a point at or after the end of the run")
     return found
 
 

@@ -128,7 +128,7 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> ResolvedSchedule:
     holds = swa is not None and swa.lr is not None
     anneal = round_half_up(exact(swa.anneal)) if swa else 0
     end = start if _ends_at_start(recipe) else Fraction(total)
-    drops = tuple(sorted(round_half_up(exact(point)) for point in schedule.at or ()))
+    drops = tuple(sorted(round_half_up(exact(point)) for point in schedule.milestones or ()))
     limit = _warmup_limit(end=end, drops=drops, shape_end=round_half_up(start) - anneal if holds else total)
     warmup = explicit_warmup
     if schedule.warmup is None and kind.is_warmed_up:
@@ -141,7 +141,7 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> ResolvedSchedule:
         anneal=anneal,
         end=end,
         final_lr=_final_lr(recipe),
-        peak=exact(schedule.peak) if schedule.peak else end * DEFAULT_PEAK,
+        peak=exact(schedule.pct_start) if schedule.pct_start else end * DEFAULT_PEAK,
         drops=drops,
         turns=turns,
         minima=tuple(point for point in low_points if point <= start) if holds else low_points,
@@ -196,7 +196,9 @@ def _value_problems(recipe: Recipe) -> list[Problem]:
         found.append(("schedule.max_lr", message, "raise it, or lower optimizer.lr"))
     if schedule.mode == "exp_range" and schedule.gamma is None:
         found.append(("schedule.mode", "exp_range needs gamma", "add `gamma: 0.9999` to the section"))
-    if schedule.gamma is not None and schedule.mode != "exp_range":
+    if schedule.name == "cyclic" and schedule.gamma is not None and schedule.gamma > 1:
+        found.append(("schedule.gamma", f"{schedule.gamma:g} is above 1", "write 1 or less: the cycles must not grow"))
+    if schedule.name == "cyclic" and schedule.gamma is not None and schedule.mode != "exp_range":
         found.append(("schedule.gamma", "only exp_range uses it", "add `mode: exp_range` or leave it out"))
     if schedule.span == "start" and swa is None:
         found.append(("schedule.span", "start needs the section swa", "write `span: run`, or add swa.start"))
@@ -221,10 +223,10 @@ def _fit_problems(recipe: Recipe, course: ResolvedSchedule) -> list[Problem]:
         message = f"{schedule.warmup} is too long: the rate must be reached before epoch {epochs(limit)}"
         hint = f"write a shorter one, such as {limit // 10}step"
         problems.append(Problem("schedule.warmup", message, hint))
-    if schedule.peak is not None and course.peak >= round_half_up(course.end):
-        message = f"{schedule.peak} is not before the end of the cycle, epoch {epochs(course.end)}"
+    if schedule.pct_start is not None and course.peak >= round_half_up(course.end):
+        message = f"{schedule.pct_start} is not before the end of the cycle, epoch {epochs(course.end)}"
         hint = f"write an earlier point, such as {round_half_up(course.end * DEFAULT_PEAK)}step"
-        problems.append(Problem("schedule.peak", message, hint))
+        problems.append(Problem("schedule.pct_start", message, hint))
     return problems
 
 
@@ -277,9 +279,9 @@ def _cosine_restarts(recipe: Recipe, course: ResolvedSchedule) -> Rate:
 
 
 def _cosine_lengths(schedule: Schedule, exact: Exact) -> Iterable[Fraction]:
-    assert schedule.cycle is not None, "the schema demands it"
-    growth = Fraction(str(schedule.cycle_mult or 1))  # 1.1 as 11/10
-    return accumulate(repeat(growth), Fraction.__mul__, initial=exact(schedule.cycle))
+    assert schedule.T_0 is not None, "the schema demands it"
+    growth = Fraction(str(schedule.T_mult or 1))  # 1.1 as 11/10
+    return accumulate(repeat(growth), Fraction.__mul__, initial=exact(schedule.T_0))
 
 
 def _cyclic(recipe: Recipe, course: ResolvedSchedule) -> Rate:
@@ -296,13 +298,13 @@ def _cyclic(recipe: Recipe, course: ResolvedSchedule) -> Rate:
 
 
 def _cyclic_lengths(schedule: Schedule, exact: Exact) -> Iterable[Fraction]:
-    assert schedule.up is not None, "the schema demands it"
-    up, down = exact(schedule.up), exact(schedule.down or schedule.up)
+    assert schedule.step_size_up is not None, "the schema demands it"
+    up, down = exact(schedule.step_size_up), exact(schedule.step_size_down or schedule.step_size_up)
     return cycle((down, up) if schedule.begin == "max" else (up, down))
 
 
 def _multistep(recipe: Recipe, course: ResolvedSchedule) -> Rate:
-    factor = 0.1 if recipe.schedule.factor is None else recipe.schedule.factor
+    factor = 0.1 if recipe.schedule.gamma is None else recipe.schedule.gamma
     return partial(multistep, drops=course.drops, lr=recipe.optimizer.lr, factor=factor)
 
 
@@ -334,7 +336,7 @@ SCHEDULES = {
         is_warmed_up=False,
         leads_to_swa_lr=False,
         final_lr=0.0,
-        cycles=Cycles(("cycle",), _cosine_lengths, lambda schedule: slice(1, None)),
+        cycles=Cycles(("T_0",), _cosine_lengths, lambda schedule: slice(1, None)),
         is_decay=False,
     ),
     "cyclic": Kind(
@@ -343,7 +345,9 @@ SCHEDULES = {
         leads_to_swa_lr=False,
         final_lr=0.0,
         cycles=Cycles(
-            ("up", "down"), _cyclic_lengths, lambda schedule: slice(1 if schedule.begin == "max" else 2, None, 2)
+            ("step_size_up", "step_size_down"),
+            _cyclic_lengths,
+            lambda schedule: slice(1 if schedule.begin == "max" else 2, None, 2),
         ),
         is_decay=False,
     ),

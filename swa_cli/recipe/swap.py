@@ -24,7 +24,7 @@ class Phase:
     before: int  # epochs that come before them
     epochs: int
     batch_size: int  # samples of one forward pass
-    accumulate: int  # of which so many make a step
+    grad_accum_steps: int
     factor: float = 1.0  # of the schedule's rate
     is_worker: bool = False
     has_workers: bool = False
@@ -38,18 +38,18 @@ class Phase:
     @property
     def batch(self) -> str:
         """`batch 256`, or `batch 64 x 4` under accumulation."""
-        return f"batch {self.batch_size:,}" + (f" x {self.accumulate}" if self.accumulate > 1 else "")
+        return f"batch {self.batch_size:,}" + (f" x {self.grad_accum_steps}" if self.grad_accum_steps > 1 else "")
 
 
 def phase_of(recipe: Recipe) -> Phase:
     """What the run of a recipe in which `swap_problems` finds nothing does."""
     train, swap = recipe.train, recipe.swap
     if swap is None:
-        return Phase(0, train.epochs, train.batch_size, train.accumulate)
+        return Phase(0, train.epochs, train.batch_size, train.grad_accum_steps)
     common = min(max(round_half_up(_start(swap, train.epochs)), 1), train.epochs - 1)
     if swap.worker is None:
-        return Phase(0, common, train.batch_size, train.accumulate, has_workers=True)
-    step = train.batch_size * train.accumulate
+        return Phase(0, common, train.batch_size, train.grad_accum_steps, has_workers=True)
+    step = train.batch_size * train.grad_accum_steps
     batch_size = swap.batch_size or max(step // swap.workers, 1)
     factor = batch_size / step if swap.lr is None else swap.lr  # the linear scaling rule of Goyal et al. (2017)
     return Phase(common, train.epochs - common, batch_size, 1, factor, is_worker=True)
@@ -151,9 +151,9 @@ def _strangers(recipe: Recipe) -> list[Problem]:
         "swa": (recipe.swa is not None, one),
         "averages": (bool(recipe.averages), one),
         "snapshots": (recipe.snapshots is not None, one),
-        "train.stop": (recipe.train.stop is not None, ends),
+        "train.early_stopping": (recipe.train.early_stopping is not None, ends),
         "train.max_time": (recipe.train.max_time is not None, ends),
-        "train.shard": (recipe.train.shard, "deals a network out over processes, and each worker has one to itself"),
+        "train.fsdp": (recipe.train.fsdp, "deals a network out over processes, and each worker has one to itself"),
     }
     found = [
         Problem(key, why, "leave it out, or the section swap") for key, (is_there, why) in given.items() if is_there

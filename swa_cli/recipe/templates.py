@@ -33,6 +33,7 @@ from pydantic import BaseModel
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.schema import AVERAGE_KEYS, SCHEDULE_KEYS, SGD_DEFAULTS, Average, Recipe, Schedule
+from swa_cli.recipe.schema.exclusive_keys import INTERNAL
 from swa_cli.recipe.values import AVERAGE_PATTERN
 from swa_cli.recipe.yaml_document import SHIPPED, shipped_names
 
@@ -55,6 +56,8 @@ def keys(model: type[BaseModel]) -> list[Key]:
     defaults = model.model_construct().model_dump(mode="json")
     found = []
     for name, info in model.model_fields.items():
+        if info.json_schema_extra == INTERNAL:
+            continue
         sections = list(_sections(info.annotation))
         section = sections[0] if sections else None
         origin = get_origin(info.annotation)
@@ -211,7 +214,9 @@ def json_schema() -> Node:
     for model in all_sections(Recipe):
         section = sections[model.__name__]
         section.pop("title", None)
-        for key in keys(model):
+        public = keys(model)
+        section["properties"] = {key.name: section["properties"][key.name] for key in public}
+        for key in public:
             node = _as_written(section["properties"][key.name])
             is_plain = key.default is not None and key.section is None
             node |= {"description": key.description} | ({"default": key.default} if is_plain else {})

@@ -130,6 +130,7 @@ MAX_NAME = 100  # characters of a name that folders and files are called by, wel
 NAME_PATTERN = rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{MAX_NAME - 1}}}"
 MAX_THREADS = 1024
 TASKS = ("classification", "segmentation", "regression")
+LOGGERS = ("tensorboard",)
 RESERVED_AVERAGES = ("last", "last_bn", "previous", "swa", "ensemble")
 DEVICES = r"con|prn|aux|nul|(?:com|lpt)[0-9]"  # Windows has no files of these names
 AVERAGE_PATTERN = rf"^(?!(?:{'|'.join(RESERVED_AVERAGES)}|{DEVICES})$)[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}$"
@@ -210,6 +211,14 @@ def _name_of_task(name: str) -> str:
     raise ValueError(f"{scalars.shown(name)} is no task: {meant}")
 
 
+def _name_of_logger(name: str) -> str:
+    if name in LOGGERS or re.fullmatch(r"\w+(\.\w+)*:\w+", name):
+        return name
+    close = difflib.get_close_matches(name, LOGGERS, n=1)
+    meant = f"did you mean `{close[0]}`?" if close else f"write {', '.join(LOGGERS)} or package.module:attribute"
+    raise ValueError(f"{scalars.shown(name)} is not a logger: {meant}")
+
+
 def _multiple(value: object) -> float:
     """`64x`; values that were read already are numbers."""
     if isinstance(value, float):
@@ -243,6 +252,7 @@ DurationOrTime = Annotated[
 ]
 Text = Annotated[str, BeforeValidator(scalars.text)]
 TaskName = Annotated[Text, AfterValidator(_name_of_task), _form(*TASKS, r"\w+(\.\w+)*:\w+")]
+LoggerName = Annotated[Text, AfterValidator(_name_of_logger), _form(*LOGGERS, r"\w+(\.\w+)*:\w+")]
 TextOrTexts = Annotated[
     list[str],
     BeforeValidator(_texts),

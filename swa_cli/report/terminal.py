@@ -15,7 +15,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from swa_cli.metrics.metric import CLASSIFICATION, Measures
+from swa_cli.metrics.metric import CLASSIFICATION, TaskMetrics
 from swa_cli.report.console_text import hanging, in_notebook, open_console, open_log, safe
 from swa_cli.report.progress import Bar, live
 from swa_cli.report.tables.columns import Column, cell_line, fit, head_line
@@ -52,7 +52,7 @@ class Terminal:
         self._unlogged: list[Lines] = []
         self._warned: set[str] = set()
         self._averages: Sequence[str] = ()
-        self._measures = CLASSIFICATION
+        self._metrics = CLASSIFICATION
         self._header_width = 0
 
     def attach_log(self, file: TextIO) -> None:
@@ -121,13 +121,13 @@ class Terminal:
             with suppress(OSError):
                 os.write(2, b"\nstopping after this step; Ctrl-C once more stops at once\n")
 
-    def epoch_header(self, averages: Sequence[str], *, measures: Measures = CLASSIFICATION) -> None:
+    def epoch_header(self, averages: Sequence[str], *, metrics: TaskMetrics = CLASSIFICATION) -> None:
         """The headings of the epoch rows to come, with these averages and the scores of this task."""
-        self._averages, self._measures = tuple(averages), measures
+        self._averages, self._metrics = tuple(averages), metrics
         self._header_width = self._stderr.width
 
         def lines(console: Console) -> list[Text]:
-            columns = epoch_columns(averages, width=console.width, measures=measures)
+            columns = epoch_columns(averages, width=console.width, metrics=metrics)
             return [Text(), head_line(columns, console=console)]
 
         self._say(lines)
@@ -135,12 +135,12 @@ class Terminal:
     def epoch_row(self, row: Mapping[str, Any]) -> None:
         """One epoch: a row of `metrics.csv`, None where something was not measured."""
         if self._stderr.width != self._header_width:  # the window was resized: other columns fit now
-            self.epoch_header(self._averages, measures=self._measures)
-        averages, measures = self._averages, self._measures
-        cells = epoch_cells(row, averages=averages, measures=measures)
+            self.epoch_header(self._averages, metrics=self._metrics)
+        averages, metrics = self._averages, self._metrics
+        cells = epoch_cells(row, averages=averages, metrics=metrics)
 
         def lines(console: Console) -> list[Text]:
-            columns = epoch_columns(averages, width=console.width, measures=measures)
+            columns = epoch_columns(averages, width=console.width, metrics=metrics)
             return [cell_line(columns, cells, console=console)]
 
         self._say(lines)
@@ -189,7 +189,7 @@ class Terminal:
         split: str,
         samples: int,
         tta: str = "none",
-        measures: Measures = CLASSIFICATION,
+        metrics: TaskMetrics = CLASSIFICATION,
     ) -> None:
         """The answer: the scores of every weight set, then whether averaging helped.
 
@@ -200,14 +200,14 @@ class Terminal:
             split: What was scored: test, val or train.
             samples: How many samples that split has.
             tta: Of what views of each sample the scores are, as `eval.tta` names them.
-            measures: What the task scores.
+            metrics: What the task scores.
         """
 
         def lines(console: Console) -> list[Text]:
             views = "" if tta == "none" else f", tta {tta}"
             title = hanging(Text(), f"{split}: {samples:,} samples{views} (± one standard error)", console=console)
-            block = [*title, *score_table(scores, console=console, measures=measures)]
-            for sentence in verdict(scores, measures=measures):
+            block = [*title, *score_table(scores, console=console, metrics=metrics)]
+            for sentence in verdict(scores, metrics=metrics):
                 block += hanging(Text(), sentence, console=console)
             return block
 
@@ -221,7 +221,7 @@ class Terminal:
         split: str,
         samples: int,
         seeds: Sequence[int],
-        measures: Measures = CLASSIFICATION,
+        metrics: TaskMetrics = CLASSIFICATION,
         against: Against | None = None,
     ) -> None:
         """The answer of a repeat: means and spreads of every weight set, then whether averaging helped.
@@ -231,43 +231,43 @@ class Terminal:
             split: What was scored: test, val or train.
             samples: How many samples that split has.
             seeds: All that were asked for.
-            measures: What the task scores.
+            metrics: What the task scores.
             against: Another recipe that was run with the same seeds.
         """
 
         def lines(console: Console) -> list[Text]:
             title = f"{split}: {samples:,} samples, seeds {spelled(seeds)} (± standard deviation, [95 % interval])"
             block = hanging(Text(), title, console=console)
-            block += repeat_table(weights, console=console, measures=measures, against=against)
-            for sentence in repeat_verdict(weights, measures=measures, against=against):
+            block += repeat_table(weights, console=console, metrics=metrics, against=against)
+            for sentence in repeat_verdict(weights, metrics=metrics, against=against):
                 block += hanging(Text(), sentence, console=console)
             return block
 
         self._say(lambda console: [Text()])
         self._say(lines, answer=not self._json)
 
-    def ensemble(self, curve: Sequence[Mapping[str, Any]], *, measures: Measures = CLASSIFICATION) -> None:
+    def ensemble(self, curve: Sequence[Mapping[str, Any]], *, metrics: TaskMetrics = CLASSIFICATION) -> None:
         """The rest of an answer with an ensemble: its cost, and both scores by the number of `members`."""
         number = len(curve)
         cost = (
-            f"ensemble: the mean {measures.predictions} of the last {number} snapshots,"
+            f"ensemble: the mean {metrics.predictions} of the last {number} snapshots,"
             f" which take {number} forward passes an image; every other row takes one. Of the last m snapshots:"
         )
 
         def lines(console: Console) -> list[Text]:
-            return [*hanging(Text(), cost, console=console), *ensemble_table(curve, console=console, measures=measures)]
+            return [*hanging(Text(), cost, console=console), *ensemble_table(curve, console=console, metrics=metrics)]
 
         self._say(lambda console: [Text()])
         self._say(lines, answer=not self._json)
 
     def tried(
-        self, rows: Sequence[Mapping[str, Any]], *, samples: int, passes: int, measures: Measures = CLASSIFICATION
+        self, rows: Sequence[Mapping[str, Any]], *, samples: int, passes: int, metrics: TaskMetrics = CLASSIFICATION
     ) -> None:
         """Part of the answer: what was tried on validation images before one was chosen.
 
         Args:
             rows: What each scored, see `windows.tried_table`.
-            measures: What the task scores.
+            metrics: What the task scores.
             samples: Validation images.
             passes: BatchNorm passes that it took.
         """
@@ -277,7 +277,7 @@ class Terminal:
             title = f"val: {samples:,} samples (± one standard error); {took}"
             return [
                 *hanging(Text(), title, console=console),
-                *tried_table(rows, measures=measures, console=console),
+                *tried_table(rows, metrics=metrics, console=console),
                 Text(),
             ]
 

@@ -21,7 +21,7 @@ KINDS = [
     {"kind": "mean"},
     {"kind": "ema", "decay": 0.7},
     {"kind": "ema", "decay": 0.7, "bias_correction": False},
-    {"kind": "latest", "window": 3},
+    {"kind": "lawa", "window": 3},
     {"kind": "swag", "rank": 3},
     {"kind": "swag", "diagonal": True},
 ]
@@ -66,7 +66,7 @@ def expected(
             average = decay * average + (1 - decay) * value
             weight = decay * weight + (1 - decay)
         return average / weight
-    return torch.stack(values[-window:] if kind == "latest" else values).mean(0)
+    return torch.stack(values[-window:] if kind == "lawa" else values).mean(0)
 
 
 def clones(model: nn.Module) -> dict[str, Tensor]:
@@ -162,14 +162,14 @@ def test_nothing_averaged_yet_is_refused() -> None:
 def test_latest_keeps_the_last_window() -> None:
     """`latest` against the mean of exactly the last three (or fewer), and the steps it names."""
     model, history = nn.Linear(3, 2), []
-    average = WeightAverage(model, kind="latest", window=3)
+    average = WeightAverage(model, kind="lawa", window=3)
     for index in range(8):
         randomize(model, index)
         history.append(model.weight.detach().clone())
         average.update(model, step=10 * index)
         torch.testing.assert_close(
             average.averaged_state()["weight"].double(),
-            expected(history, kind="latest", window=3),
+            expected(history, kind="lawa", window=3),
             rtol=0,
             atol=1e-7,
         )
@@ -274,9 +274,9 @@ def test_memory_is_foretold(settings_: dict, dtype: torch.dtype) -> None:
 def test_window_takes_memory_for_what_it_holds() -> None:
     """A window of more weights than any machine holds: after one update, and after a round trip, it is that one."""
     model = nn.Linear(3, 2)
-    average = WeightAverage(model, kind="latest", window=10**18)
+    average = WeightAverage(model, kind="lawa", window=10**18)
     average.update(model)
-    again = WeightAverage(model, kind="latest", window=10**18)
+    again = WeightAverage(model, kind="lawa", window=10**18)
     again.load_state_dict(average.state_dict())
     for name, value in model.state_dict().items():
         assert torch.equal(again.averaged_state()[name], value)
@@ -445,11 +445,11 @@ def test_loading_another_average_is_refused() -> None:
         {"kind": "ema", "decay": 1.0},
         {"kind": "ema", "decay": -0.1},
         {"kind": "mean", "decay": 0.9},
-        {"kind": "latest"},
-        {"kind": "latest", "window": 0},
+        {"kind": "lawa"},
+        {"kind": "lawa", "window": 0},
         {"kind": "mean", "window": 3},
         {"kind": "mean", "warmup": True},
-        {"kind": "latest", "window": 3, "bias_correction": False},
+        {"kind": "lawa", "window": 3, "bias_correction": False},
         {"kind": "ema", "decay": 0.9, "rank": 3},
         {"kind": "ema", "decay": 0.9, "diagonal": True},
         {"kind": "swag"},

@@ -7,7 +7,8 @@ import threading
 import pytest
 import torch
 
-from swa_cli.checkpoint.background_writer import Writer, copied
+from swa_cli.checkpoint.atomic import BackgroundWriter
+from swa_cli.checkpoint.reader import copy_to_cpu
 
 
 def test_writes_are_in_order_and_one_at_a_time() -> None:
@@ -19,7 +20,7 @@ def test_writes_are_in_order_and_one_at_a_time() -> None:
         gate.wait()
         seen.append("first")
 
-    with Writer() as writer:
+    with BackgroundWriter() as writer:
         writer.begin(first)
         assert seen == []
         gate.set()
@@ -34,7 +35,7 @@ def test_a_fault_is_raised_once_by_the_next_call() -> None:
     def fail() -> None:
         raise OSError(28, "No space left on device")
 
-    writer = Writer()
+    writer = BackgroundWriter()
     writer.begin(fail)
     with pytest.raises(OSError, match="No space"):
         writer.wait()
@@ -50,7 +51,7 @@ def test_another_fault_is_not_covered() -> None:
         raise OSError("of the write")
 
     def run() -> None:
-        with Writer() as writer:
+        with BackgroundWriter() as writer:
             writer.begin(fail)
             raise ValueError("of the run")
 
@@ -62,7 +63,7 @@ def test_another_fault_is_not_covered() -> None:
 def test_a_copy_stays_as_it_was() -> None:
     """Nested tensors against their values before a change in place; everything else is handed on."""
     weights = torch.ones(3)
-    copy = copied({"a": [weights, (weights, 1)], "b": "text"})
+    copy = copy_to_cpu({"a": [weights, (weights, 1)], "b": "text"})
     weights.zero_()
     assert copy["b"] == "text"
     assert torch.equal(copy["a"][0], torch.ones(3))

@@ -19,7 +19,7 @@ from swa_cli.errors import UserError
 HOLDER = """\
 import os, sys, time
 from pathlib import Path
-from swa_cli.training.run_folder import RunFolder
+from swa_cli.checkpoint.run_folder import RunFolder
 with RunFolder(Path(sys.argv[1])).claimed():
     child = os.fork()
     if child == 0:

@@ -96,7 +96,7 @@ def test_without_a_validation_split_the_reference_is_recomputed(swa: Swa, recipe
 
 def test_one_weight_set_gets_no_verdict(swa: Swa, recipe: Path) -> None:
     """The case of the first edition: n = 1, equal weights, and nothing is said to have helped; likewise a lawa of 1."""
-    words = ("train.epochs=2", "swa.start=75%", "swa.every=1ep", "averages.lawa={kind: latest, window: 1, start: 0ep}")
+    words = ("train.epochs=2", "swa.start=75%", "swa.every=1ep", "averages.lawa={kind: lawa, window: 1, start: 0ep}")
     ended = swa("train", recipe, *words)
     assert "better" not in ended.out + ended.err
     assert "helped" not in ended.out + ended.err

@@ -162,7 +162,7 @@ def test_refreshed_file_keeps_its_posterior(swa, run: Path) -> None:
 
 def test_plan_tells_the_memory_that_is_taken(swa, recipe: Path, tmp_path: Path) -> None:
     """The row `memory` against the tensors of the averages in the last resume point, which holds just what they do."""
-    words = [SWAG, "averages.late={kind: latest, window: 2}", "averages.ema={kind: ema}"]
+    words = [SWAG, "averages.late={kind: lawa, window: 2}", "averages.ema={kind: ema}"]
     ended = swa("train", recipe, *words, "averages.thin={kind: swag, diagonal: true}")
     assert ended.code == 0, ended.err
     last = load(tmp_path / "runs/latest/checkpoints/last.pt")
@@ -175,7 +175,7 @@ def test_plan_tells_the_memory_that_is_taken(swa, recipe: Path, tmp_path: Path) 
     said = " ".join(ended.err.split())
     assert f"swa {held['swa'] / 1e3:.1f} kB;" in said
     assert f"around rank 3: {round(held['around'] / unit, 1):g} x {unit / 1e3:.1f} kB;" in said
-    assert f"late latest 2: {round(held['late'] / unit, 1):g} x {unit / 1e3:.1f} kB;" in said
+    assert f"late lawa 2: {round(held['late'] / unit, 1):g} x {unit / 1e3:.1f} kB;" in said
     assert f"ema {held['ema'] / 1e3:.1f} kB;" in said
     assert f"thin diagonal: {round(held['thin'] / unit, 1):g} x {unit / 1e3:.1f} kB;" in said
     assert f"{sum(held.values()) / 1e3:.1f} kB in all" in said

@@ -27,7 +27,7 @@ name: cycles
 model: {name: convnet, args: {width: 4}}
 dataset: {name: digits, val: 0}
 optimizer: {lr: 0.1}
-schedule: {name: cosine_restarts, cycle: 12.5%}
+schedule: {name: cosine_restarts, T_0: 12.5%}
 swa: {start: 0ep, every: 1cycle}
 averages: {ema: {kind: ema, decay: 0.9}}
 snapshots: {every: 1cycle}
@@ -90,7 +90,7 @@ def test_snapshots_are_different_and_the_last_is_at_the_minimum(run: Path) -> No
 
 def test_cycles_that_end_off_the_minimum_are_refused(swa, run: Path, tmp_path: Path) -> None:
     """Cycles of ceil(66/8) = 9 steps, whose eighth would end at 72: exit 2, it says so, nothing written."""
-    ended = swa("train", "cycles.yaml", "schedule.cycle=9step")
+    ended = swa("train", "cycles.yaml", "schedule.T_0=9step")
     assert ended.code == 2
     assert "does not end at the minimum" in " ".join(ended.err.split())
     assert not (tmp_path / "runs").exists()

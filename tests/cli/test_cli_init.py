@@ -32,7 +32,7 @@ name: second
 model: {name: convnet, args: {width: 4}}
 dataset: {name: digits, val: 0}
 optimizer: {lr: 0.05}
-schedule: {name: cyclic, begin: max, base_lr: 1e-4, up: 3step}
+schedule: {name: cyclic, begin: max, base_lr: 1e-4, step_size_up: 3step}
 snapshots: {every: 1cycle}
 train: {init: first/checkpoints/last.pt, epochs: 3, batch_size: 128, threads: 1, precision: fp32}
 """
@@ -219,5 +219,5 @@ def test_problems_of_the_start_come_with_the_others(swa, second: Path) -> None:
     ended = swa("train", second)
     assert ended.code == 2
     assert "error: train.init: nowhere.pt: no such checkpoint" in ended.err
-    assert "error: schedule.up: 0step is shorter than one step" in ended.err
+    assert "error: schedule.step_size_up: 0step is shorter than one step" in ended.err
     assert "2 problems in" in ended.err

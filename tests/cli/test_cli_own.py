@@ -159,11 +159,17 @@ def test_own_package_trains_updates_and_evaluates(swa, project: Path, tmp_path: 
 def test_exact_statistics_draws_ensembles_and_seeds_take_own_code(swa, project: Path, tmp_path: Path) -> None:
     """What else scores or measures: exact BatchNorm, draws, an ensemble, held data, a tuple batch, two seeds."""
     recipe = project / "own.yaml"
-    words = ["-q", "train.epochs=2", "swa.batchnorm.method=exact", "dataset.cache=ram", "train.stop.patience=9"]
-    trained = swa("train", recipe, *words, "train.stop.metric=val_distance")
+    words = [
+        "-q",
+        "train.epochs=2",
+        "swa.batchnorm.method=exact",
+        "dataset.cache=ram",
+        "train.early_stopping.patience=9",
+    ]
+    trained = swa("train", recipe, *words, "train.early_stopping.metric=val_distance")
     assert trained.code == 2
     assert "choose from train_loss, train_hits, val_loss, val_hits, swa_val_loss" in trained.err
-    assert swa("train", recipe, *words, "train.stop.metric=val_hits").code == 0
+    assert swa("train", recipe, *words, "train.early_stopping.metric=val_hits").code == 0
     run = tmp_path / "runs/latest"
     for options in (["--ensemble"], ["--draws", "2", "--weights", "swag"]):
         ended = swa("eval", run, "--allow-code", "--json", "-q", *options)

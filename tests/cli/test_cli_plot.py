@@ -270,7 +270,7 @@ def test_text_of_a_user_is_escaped() -> None:
     page = RunOnPage(
         title=hostile,
         said=[(hostile, hostile)],
-        measures=CLASSIFICATION,
+        metrics=CLASSIFICATION,
         rows=rows,
         averaging={hostile: [1]},
         steps_per_epoch=1,

@@ -207,7 +207,12 @@ def test_validation_that_fails_loses_no_step(swa, ending, monkeypatch: pytest.Mo
 def test_a_stopped_run_gives_its_average(swa, ending) -> None:
     """A run ended by train.max_time: --weights ema --no-bn, bn-update on last.pt and --weights swa agree."""
     ending(lambda: None)
-    assert swa("train", "r.yaml", "-q", "train.stop={metric: train_loss, patience: 1}", "optimizer.lr=1e-12").code == 0
+    assert (
+        swa(
+            "train", "r.yaml", "-q", "train.early_stopping={metric: train_loss, patience: 1}", "optimizer.lr=1e-12"
+        ).code
+        == 0
+    )
     assert swa("average", RUN, "--weights", "ema", "-o", "ema.pt", "--no-bn", "--allow-code").code == 0
     entry = read(RUN / "checkpoints/last.pt")["averages"]["ema"]
     taken = read("ema.pt")

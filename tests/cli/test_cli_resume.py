@@ -31,7 +31,7 @@ averages:
   ema: {kind: ema, decay: 0.9, start: 0ep, every: 1step}
   warm: {kind: ema, half_life: 0.5ep, warmup: true, start: 10step, every: 2step}
   plain: {kind: ema, half_life: 10%, bias_correction: false}
-  tail: {kind: latest, window: 3, start: 25%, every: 5step}
+  tail: {kind: lawa, window: 3, start: 25%, every: 5step}
   swag: {kind: swag, rank: 4, start: 25%, every: 3step}
   thin: {kind: swag, diagonal: true, start: 50%, every: 0.25ep}
 snapshots: {every: 1ep, keep: 2}
@@ -99,7 +99,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[float]]:
 
 @pytest.mark.parametrize(
     "words",
-    [[], ["train.accumulate=3", "dataset.val=100", "output.save_every=3step"]],
+    [[], ["train.grad_accum_steps=3", "dataset.val=100", "output.save_every=3step"]],
     ids=["plain", "accumulate"],
 )
 def test_stopped_at_steps_of_every_phase_and_resumed(
@@ -361,7 +361,7 @@ def test_patience_ends_when_the_metric_stands_still(
     losses = iter([3.0, 1.0, 2.0, 2.0, 0.0, 0.0])
     validate = scoring.validate
     monkeypatch.setattr(scoring, "validate", lambda run: {**validate(run), "val_loss": next(losses)})
-    words = ["train.epochs=6", "train.stop={patience: 2, metric: val_loss}", "dataset.val=10%"]
+    words = ["train.epochs=6", "train.early_stopping={patience: 2, metric: val_loss}", "dataset.val=10%"]
     ended = swa("train", long, "--json", *words)
     assert ended.code == 0, ended.err
     assert ended.json["stopped"] == "patience"

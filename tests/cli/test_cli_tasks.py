@@ -121,7 +121,7 @@ def test_segmentation_by_hand(swa, blobs: Path, tmp_path: Path) -> None:
 def test_segmentation_through_every_command(swa, blobs: Path, tmp_path: Path) -> None:
     """dry run, eval, draws, ensemble, bn-update, resume and repeat: done, and the same scores where they must be."""
     assert swa("train", blobs, "--dry-run").code == 0
-    trained = swa("train", blobs, "--json", "-q", "train.stop={patience: 9, metric: val_mean_iou}")
+    trained = swa("train", blobs, "--json", "-q", "train.early_stopping={patience: 9, metric: val_mean_iou}")
     run = tmp_path / "runs/blobs-001"
     before = swa("eval", run, "--allow-code", "--json", "-q", "--ensemble").json
     assert before["reference"] == trained.json["reference"]
@@ -192,7 +192,7 @@ def test_torchvisions_networks_of_segmentation(swa, blobs: Path, name: str) -> N
         (["task=classification"], "learns labels that are class, and those of blobs:blobs are mask"),
         (["model={name: convnet}"], "gives (2, 2) for 2 images, not (2, 2, 12, 12)"),
         (["model={name: 'torchvision:resnet18'}"], "torchvision has no segmentation network 'resnet18'"),
-        (["train.stop={patience: 1, metric: val_accuracy}"], "choose from train_loss, train_pixel_accuracy"),
+        (["train.early_stopping={patience: 1, metric: val_accuracy}"], "choose from train_loss, train_pixel_accuracy"),
         (["dataset={name: digits}"], "segmentation learns labels that are mask, and those of digits are class"),
     ],
 )
@@ -234,7 +234,10 @@ def test_regression_by_hand(swa, turned: Path, tmp_path: Path) -> None:
         (["train.label_smoothing=0.1"], "regression has no classes that a target could be spread over"),
         (["task=classification"], "learns labels that are class, and those of rotated_digits are value"),
         (["task=segmentation", "model={name: convnet}"], "learns labels that are mask"),
-        (["train.stop={patience: 1, metric: swa_val_mse}"], "choose from train_loss, train_mae, val_loss, val_r2"),
+        (
+            ["train.early_stopping={patience: 1, metric: swa_val_mse}"],
+            "choose from train_loss, train_mae, val_loss, val_r2",
+        ),
     ],
 )
 def test_what_does_not_go_with_regression(swa, turned: Path, words: list[str], said: str) -> None:
@@ -247,7 +250,7 @@ def test_what_does_not_go_with_regression(swa, turned: Path, words: list[str], s
 @pytest.mark.parametrize(("metric", "direction"), [("val_r2", "higher"), ("val_loss", "lower"), ("train_mae", "lower")])
 def test_patience_knows_which_way_is_better(swa, turned: Path, tmp_path: Path, metric: str, direction: str) -> None:
     """The epoch a run is stopped in against the rows: `patience` scorings after the best value of the column."""
-    words = ["train.epochs=12", "optimizer.lr=0.05", f"train.stop={{patience: 2, metric: {metric}}}"]
+    words = ["train.epochs=12", "optimizer.lr=0.05", f"train.early_stopping={{patience: 2, metric: {metric}}}"]
     ended = swa("train", turned, "-q", "--json", *words, "swa.start=0%")
     values = [float(row[metric]) for row in rows_of(tmp_path / "runs/turned-001")]
     best = values.index(max(values) if direction == "higher" else min(values))

@@ -11,7 +11,7 @@ import pytest
 from swa_cli.engine import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other library
-WORDS = ["output.tensorboard=true", "train.precision=fp32"]
+WORDS = ["output.loggers=[tensorboard]", "train.precision=fp32"]
 
 
 def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -50,15 +50,15 @@ def test_every_row_is_there(swa, recipe: Path, tmp_path: Path) -> None:
 
 def test_a_resumed_run_repeats_no_row(swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after the row of epoch 3 and before its save, then resumed: every row once, as in metrics.csv."""
-    run, add = tmp_path / "runs/small-001", train.board.Board.add
+    run, add = tmp_path / "runs/small-001", train.loggers.Board.add
 
-    def stop(board: train.board.Board, row: dict[str, object]) -> None:
+    def stop(board: train.loggers.Board, row: dict[str, object]) -> None:
         add(board, row)
         if row["epoch"] == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.board.Board, "add", stop)
+        patch.setattr(train.loggers.Board, "add", stop)
         assert swa("train", recipe, "-q", *WORDS).code == 130
     assert len(scalars(run)["lr"]) == 3
     assert swa("train", "--resume", run, "-q").code == 0
@@ -75,7 +75,7 @@ def test_a_missing_package_is_told_before_the_run(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "tensorboard" else find(name, *a))
     ended = swa("train", recipe, *WORDS, *more)
     assert ended.code == 2
-    assert "output.tensorboard: the package tensorboard is not installed" in ended.err
-    assert "command line: output.tensorboard=true" in ended.err
+    assert "output.loggers: the package tensorboard is not installed" in ended.err
+    assert "command line: output.loggers=[tensorboard]" in ended.err
     assert "pip install 'swa-cli[tensorboard]'" in ended.err
     assert not (tmp_path / "runs").exists()

@@ -90,7 +90,7 @@ def test_averages_and_scores_and_saves_never_change_the_raw_weights(swa, recipe:
         [
             "swa.eval_every=0.5ep",
             "averages.ema.kind=ema",
-            "averages.late.kind=latest",
+            "averages.late.kind=lawa",
             "swa.batchnorm.method=exact",
         ],
         ["snapshots.every=1ep", "swa.every=1step"],
@@ -136,7 +136,7 @@ def test_as_many_snapshots_are_kept_as_the_recipe_says(
 
 def test_window_moves_between_two_scores(swa, recipe: Path, tmp_path: Path) -> None:
     """A full `latest` window that was scored before its last update, against the float64 mean of its own steps."""
-    words = ["averages.late={kind: latest, window: 2, every: 1ep, start: 1ep}", "snapshots.every=1ep"]
+    words = ["averages.late={kind: lawa, window: 2, every: 1ep, start: 1ep}", "snapshots.every=1ep"]
     assert swa("train", recipe, "-q", "swa.eval_every=1ep", *words).code == 0
     run = tmp_path / "runs/latest"
     shipped = load(run / "checkpoints/late.pt")
@@ -192,20 +192,20 @@ def test_resume_ends_bit_identical(
     """Stopped before and inside the averaging phase and resumed, against the uninterrupted run, bit for bit."""
     text = recipe.read_text().replace("args: {width: 4}", "args: {width: 4, dropout: 0.3}")
     recipe.write_text(text)
-    words = ["averages.ema.kind=ema", "averages.late={kind: latest, start: 25%}", "train.accumulate=2"]
+    words = ["averages.ema.kind=ema", "averages.late={kind: lawa, start: 25%}", "train.grad_accum_steps=2"]
     whole = swa("train", recipe, "--json", *words)
     assert whole.code == 0, whole.err
-    save = train.saving.save_resume_point
+    save = train.state.save_resume_point
 
     def save_then_stop(run: Any, folder: Any) -> None:
         save(run, folder)
         if len(run.history) == stop_after:
             raise Killed
 
-    monkeypatch.setattr(train.saving, "save_resume_point", save_then_stop)
+    monkeypatch.setattr(train.state, "save_resume_point", save_then_stop)
     with pytest.raises(Killed):
         swa("train", recipe, *words)
-    monkeypatch.setattr(train.saving, "save_resume_point", save)
+    monkeypatch.setattr(train.state, "save_resume_point", save)
     run = tmp_path / "runs/small-002"
     # A refresh of the unfinished file's averages must not leak into the rest of the run.
     assert swa("bn-update", run / "checkpoints/last.pt", "-q").code == 0
@@ -270,7 +270,8 @@ def test_dry_run_writes_nothing(swa, recipe: Path, tmp_path: Path) -> None:
 
 def test_nan_loss_fails_and_names_the_last_good_state(swa, recipe: Path, tmp_path: Path) -> None:
     """A rate that explodes in epoch 3: exit 1, the epoch and a file that still scores; no traceback."""
-    rates = "schedule={name: cyclic, base_lr: 0.01, max_lr: 1.0e+30, up: 1ep, down: 50step, warmup: 2ep}"
+    cycle = "step_size_up: 1ep, step_size_down: 50step, warmup: 2ep"
+    rates = f"schedule={{name: cyclic, base_lr: 0.01, max_lr: 1.0e+30, {cycle}}}"
     ended = swa("train", recipe, rates, "optimizer.lr=0.01", "train.epochs=4")
     assert ended.code == 1
     assert "epoch 3" in ended.err
@@ -328,7 +329,7 @@ def test_gradients_of_accumulated_batches_make_one_step(swa, recipe: Path, tmp_p
     )
     recipe.write_text(recipe.read_text().replace("{name: convnet, args: {width: 4}}", "{name: 'plain_net:net'}"))
     assert swa("train", recipe, "-q", "train.precision=fp32").code == 0
-    words = ["train.batch_size=32", "train.accumulate=2", "train.precision=fp32"]
+    words = ["train.batch_size=32", "train.grad_accum_steps=2", "train.precision=fp32"]
     assert swa("train", recipe, "-q", *words).code == 0
     first, second = (load(tmp_path / f"runs/small-{n}/checkpoints/last.pt")["model"] for n in ("001", "002"))
     for key in first:

@@ -104,14 +104,14 @@ optimizer: {lr: 0.05}
 swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
 averages:
   ema: {kind: ema, decay: 0.9, every: 1step}
-  late: {kind: latest, window: 3, every: 3step}
+  late: {kind: lawa, window: 3, every: 3step}
   swag: {kind: swag, rank: 3, every: 5step, start: 20%}
 snapshots: {every: 1ep, cumulative: true}
 train:
-  {epochs: 2, batch_size: 25, accumulate: 2, threads: 1, precision: fp32,
-   stop: {patience: 9, metric: val_accuracy}}
+  {epochs: 2, batch_size: 25, grad_accum_steps: 2, threads: 1, precision: fp32,
+   early_stopping: {patience: 9, metric: val_accuracy}}
 eval: {batch_size: 100, tta: flip}
-output: {tensorboard: true}
+output: {loggers: [tensorboard]}
 """
 SCENES = """\
 name: run
@@ -142,7 +142,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     [
         (2, []),
         (3, ["train.clip_norm=1"]),
-        (2, ["train.accumulate=3", "dataset.augment.mixup=0.4"]),
+        (2, ["train.grad_accum_steps=3", "dataset.augment.mixup=0.4"]),
         (3, ["dataset.augment.cutmix=1", "optimizer.name=AdamW", "optimizer.lr=0.002"]),
     ],
     ids=str,
@@ -327,7 +327,7 @@ def second_process_of(launcher: int) -> int:
 TERMINATED = """
 import os, signal
 from swa_cli import cli
-from swa_cli.report import problems
+from swa_cli.report import errors as problems
 
 tell = problems.print_user_error
 

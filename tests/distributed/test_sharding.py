@@ -1,4 +1,4 @@
-"""`train.shard`: runs in parts against runs in which every process has everything; averages of rows by themselves."""
+"""`train.fsdp`: runs in parts against runs in which every process has everything; averages of rows by themselves."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ optimizer: {lr: 0.05, foreach: true}
 swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
 averages:
   ema: {kind: ema, decay: 0.9, every: 1step}
-  late: {kind: latest, window: 3, every: 2step}
+  late: {kind: lawa, window: 3, every: 2step}
   swag: {kind: swag, rank: 3, every: 3step}
 snapshots: {every: 1ep, cumulative: true}
 train: {epochs: 2, batch_size: 51, threads: 1, precision: fp32}
@@ -93,7 +93,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the same run of two processes, whole and in parts."""
     folder = folder_in(tmp_path_factory.mktemp("runs"))
     train(folder, ["train", "deep.yaml", "-o", "whole"], 2)
-    said = train(folder, ["train", "deep.yaml", "train.shard=true", "-o", "parts"], 2)
+    said = train(folder, ["train", "deep.yaml", "train.fsdp=true", "-o", "parts"], 2)
     assert "25 or 26 samples of each batch; parameters, gradients, optimizer and averages in parts" in said
     return folder
 
@@ -125,7 +125,7 @@ def test_its_files_are_those_of_any_run(runs: Path, swa: Swa, monkeypatch: pytes
 
 def killed(folder: Path, words: list[str], size: int) -> Path:
     """A run in parts, of so many processes, that was killed as it began its third save."""
-    words = ["train", *words, "train.shard=true", "output.save_every=3step"]
+    words = ["train", *words, "train.fsdp=true", "output.save_every=3step"]
     processes = start_ranks(folder, words, size, kill_at=THIRD_SAVE, within="checkpoints/.last")
     assert -signal.SIGKILL in exit_codes(*processes), said_in(folder)
     run = folder / "runs/run-001"
@@ -138,7 +138,7 @@ def test_what_was_killed_goes_on(runs: Path, tmp_path: Path) -> None:
     """A run in parts, killed, goes on in parts and in whole processes: against the undisturbed run, bit for bit."""
     folder = folder_in(tmp_path)
     run = killed(folder, ["deep.yaml"], 2)
-    for name, words in (("parts", []), ("whole", ["train.shard=false"])):
+    for name, words in (("parts", []), ("whole", ["train.fsdp=false"])):
         shutil.copytree(run, folder / name)
         said = train(folder, ["train", "--resume", name, "--allow-code", "output.save_every=1ep", *words], 2)
         assert "continued after step" in said
@@ -150,7 +150,7 @@ def test_one_process_goes_on_with_parts(tmp_path: Path) -> None:
     """A run of three processes in parts, killed, goes on in one: against one process, to the rounding of float32."""
     folder = folder_in(tmp_path)
     run = killed(folder, ["conv.yaml"], 3)
-    train(folder, ["train", "--resume", str(run), "--allow-code", "output.save_every=1ep", "train.shard=false"], 1)
+    train(folder, ["train", "--resume", str(run), "--allow-code", "output.save_every=1ep", "train.fsdp=false"], 1)
     train(folder, ["train", "conv.yaml", "-o", "one"], 1)
     assert_close(folder / "one/run-001", run)
 
@@ -166,12 +166,14 @@ def assert_close(one: Path, many: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["train.accumulate=2", "train.clip_norm=0.5"], ["optimizer.name=AdamW", "optimizer.lr=0.002"]], ids=str
+    "words",
+    [["train.grad_accum_steps=2", "train.clip_norm=0.5"], ["optimizer.name=AdamW", "optimizer.lr=0.002"]],
+    ids=str,
 )
 def test_three_processes_in_parts_are_one(tmp_path: Path, words: list[str]) -> None:
     """Three processes, of which one has no rows of a layer, against one: weights, averages, state of the optimizer."""
     folder = folder_in(tmp_path)
-    for root, size, more in (("one", 1, []), ("many", 3, ["train.shard=true"])):
+    for root, size, more in (("one", 1, []), ("many", 3, ["train.fsdp=true"])):
         train(folder, ["train", "conv.yaml", "-o", root, *words, *more], size)
     assert_close(folder / "one/run-001", folder / "many/run-001")
 
@@ -179,12 +181,12 @@ def test_three_processes_in_parts_are_one(tmp_path: Path, words: list[str]) -> N
 def test_what_cannot_be_in_parts_is_refused(tmp_path: Path, swa: Swa) -> None:
     """One process, optimizers that need whole parameters; parameters without rows and of two types."""
     folder_in(tmp_path)
-    gather_single_process = swa("train", "conv.yaml", "train.shard=true", "optimizer.name=Rprop")
+    gather_single_process = swa("train", "conv.yaml", "train.fsdp=true", "optimizer.name=Rprop")
     assert gather_single_process.code == 2
-    assert "train.shard: one process has nobody to share the network with" in gather_single_process.err
+    assert "train.fsdp: one process has nobody to share the network with" in gather_single_process.err
     assert "optimizer.name: torch's Rprop needs whole parameters" in gather_single_process.err
-    said = train(tmp_path, ["train", "deep.yaml", "train.shard=true", "model.args.odd=true"], 2, 2)
-    assert "train.shard: scale is a number without rows to deal out" in said
+    said = train(tmp_path, ["train", "deep.yaml", "train.fsdp=true", "model.args.odd=true"], 2, 2)
+    assert "train.fsdp: scale is a number without rows to deal out" in said
     assert "parameters of one real type, and these are float32 and float64" in said
     assert not (tmp_path / "runs").exists()
 
@@ -211,3 +213,32 @@ def test_averages_of_rows_are_rows_of_averages(tmp_path: Path) -> None:
         assert torch.equal(found["latest"]["state"][name].double(), sets[-3:])
         torch.testing.assert_close(found["swag"]["m2"][name], (sets - means[-1]).square().sum(0), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(found["swag"]["deviations"][name].double(), deviations, rtol=1e-6, atol=1e-6)
+
+
+CHANGING = """
+import itertools
+from torch import nn
+from torch.nn import functional as F
+
+COUNT = itertools.count(1)
+
+class Changing(nn.Module):
+    def __init__(self, *, num_classes, in_channels):
+        super().__init__()
+        self.gain = next(COUNT)  # beyond the state dict
+        self.head = nn.Linear(64 * in_channels, num_classes)
+
+    def forward(self, images):
+        return self.gain * self.head(images.flatten(1))
+"""
+
+
+def test_a_network_that_is_made_otherwise_each_time_is_not_sharded(tmp_path: Path) -> None:
+    """A constructor with a state of its own: exit 2 in every process, the key, the cure, and no run folder."""
+    (folder_in(tmp_path) / "changing.py").write_text(CHANGING)
+    words = ["train", "conv.yaml", "model.name=changing:Changing", "train.fsdp=true"]
+    said = train(tmp_path, words, 2, code=2)
+    assert "train.fsdp" in said
+    assert "changing:Changing" in said
+    assert "train.fsdp=false" in said
+    assert not (tmp_path / "runs").exists()

@@ -18,7 +18,7 @@ from swa_cli.recipe import load
 from swa_cli.report.terminal import Terminal
 
 CLIP, ACCUMULATE, LR = 0.05, 3, 0.1
-RECIPE = SMALL.replace("epochs: 4", f"epochs: 2, precision: fp32, clip_norm: {CLIP}, accumulate: {ACCUMULATE}")
+RECIPE = SMALL.replace("epochs: 4", f"epochs: 2, precision: fp32, clip_norm: {CLIP}, grad_accum_steps: {ACCUMULATE}")
 RECIPE = RECIPE.replace("{lr: 0.1}", f"{{lr: {LR}, momentum: 0, weight_decay: 0}}")
 RECIPE += "schedule: {name: constant, warmup: 0ep}\nsnapshots: {every: 1step}\n"
 
@@ -71,11 +71,11 @@ def test_a_timed_step_is_a_whole_one(run: Run, monkeypatch: pytest.MonkeyPatch) 
         real = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, **options: (seen.append(name), real(*args, **options))[1])
 
-    counted(step, "both_ways")
+    counted(step, "forward_backward")
     counted(nn.utils, "clip_grad_norm_")
     counted(run.optimizer, "step")
     num_timed, seconds = estimate._step_s(run, run.context.training_batches(1))
-    each = ["both_ways"] * ACCUMULATE + ["clip_grad_norm_", "step"]
+    each = ["forward_backward"] * ACCUMULATE + ["clip_grad_norm_", "step"]
     assert seen == each * (num_timed + 1)
     assert 1 <= num_timed < run.plan.steps_per_epoch
     assert seconds > 0

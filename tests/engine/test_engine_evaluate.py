@@ -48,7 +48,7 @@ def in_every_bin() -> tuple[Tensor, Tensor]:
 def test_scores_equal_torchmetrics(predictions: tuple[Tensor, Tensor]) -> None:
     """Accuracy, top-5 and ECE of 1,003 samples against torchmetrics; NLL and Brier against their definitions."""
     logits, labels = predictions
-    row = evaluate.summarize(tasks.score_samples(logits, labels))
+    row = evaluate.summarize(tasks.score_outputs(logits, labels))
     p = logits.double().softmax(1)
     one_hot = nn.functional.one_hot(labels, 10)
     assert row["accuracy"] == pytest.approx(float((logits.argmax(1) == labels).double().mean()), abs=1e-12)
@@ -73,7 +73,7 @@ def test_each_bin_of_the_calibration_error_is_its_own() -> None:
     assert all(before * after < 0 for before, after in itertools.pairwise(gaps))
     by_hand = sum(map(abs, gaps)) / len(confidence)
     theirs = reference.multiclass_calibration_error(p, labels, num_classes=20, n_bins=15, norm="l1")
-    for scores in (tasks.score_probabilities(p, labels), tasks.score_samples(p.log(), labels)):
+    for scores in (tasks.score_predictions(p, labels), tasks.score_outputs(p.log(), labels)):
         found = evaluate.summarize(scores)["ece"]
         assert found == pytest.approx(by_hand, abs=1e-6)
         assert found == pytest.approx(float(theirs), abs=1e-6)
@@ -112,9 +112,9 @@ def test_a_confusion_matrix_has_a_row_for_each_true_class() -> None:
 def test_scores_of_probabilities_equal_those_of_logits(predictions: tuple[Tensor, Tensor]) -> None:
     """Softmax scored as probabilities, in float64 and float32, against its logits: every score of every sample."""
     logits, labels = predictions
-    exact = tasks.score_samples(logits, labels)
+    exact = tasks.score_outputs(logits, labels)
     for probabilities in (logits.double().softmax(1), logits.softmax(1)):
-        found = tasks.score_probabilities(probabilities, labels)
+        found = tasks.score_predictions(probabilities, labels)
         assert found.top5 is not None
         assert torch.equal(found.correct, exact.correct)
         assert torch.equal(found.top5, exact.top5)
@@ -126,7 +126,7 @@ def test_scores_of_probabilities_equal_those_of_logits(predictions: tuple[Tensor
 
 def test_a_probability_of_0_has_a_finite_nll() -> None:
     """A label that was thought impossible: -log of the smallest normal number, in float32 also for bf16."""
-    scores = tasks.score_probabilities(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16), torch.tensor([1]))
+    scores = tasks.score_predictions(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16), torch.tensor([1]))
     assert scores.nll.item() == pytest.approx(-math.log(torch.finfo(torch.float32).tiny), rel=1e-6)
     assert scores.nll.dtype == torch.float32
 
@@ -150,8 +150,8 @@ def test_standard_error_of_accuracy_is_the_binomial_one() -> None:
 def test_paired_error_uses_the_same_samples(predictions: tuple[Tensor, Tensor]) -> None:
     """The paired SE against the sample formula, and far below the unpaired one for weight sets that agree."""
     logits, labels = predictions
-    first = tasks.score_samples(logits, labels)
-    second = tasks.score_samples(logits + 0.1 * torch.randn(logits.shape, generator=torch.Generator()), labels)
+    first = tasks.score_outputs(logits, labels)
+    second = tasks.score_outputs(logits + 0.1 * torch.randn(logits.shape, generator=torch.Generator()), labels)
     row = evaluate.compare(second, first)
     difference = (second.nll - first.nll).double()
     assert row["nll_diff"] == pytest.approx(float(difference.mean()), abs=1e-12)
@@ -171,8 +171,8 @@ def test_means_are_over_samples_and_not_over_batches(predictions: tuple[Tensor, 
 
 def test_top5_is_left_out_for_five_classes() -> None:
     """Top-5 of five classes would always be 1: None against a number for six."""
-    assert tasks.score_samples(torch.randn(3, 5), torch.zeros(3, dtype=torch.long)).top5 is None
-    assert tasks.score_samples(torch.randn(3, 6), torch.zeros(3, dtype=torch.long)).top5 is not None
+    assert tasks.score_outputs(torch.randn(3, 5), torch.zeros(3, dtype=torch.long)).top5 is None
+    assert tasks.score_outputs(torch.randn(3, 6), torch.zeros(3, dtype=torch.long)).top5 is not None
 
 
 def test_scoring_keeps_the_mode_and_draws_nothing() -> None:

@@ -74,7 +74,7 @@ def test_choosing_does_not_import_the_compiler() -> None:
 
 FAULTS = """
 import resource, sys, torch
-from swa_cli.training import hardware
+from swa_cli.engine import hardware
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -106,7 +106,7 @@ def test_what_becomes_of_memory_that_is_freed(size_mb: int, chosen_for: str, is_
 
 RELEASED = """
 import torch
-from swa_cli.training import hardware
+from swa_cli.engine import hardware
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1])

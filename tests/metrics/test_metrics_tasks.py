@@ -67,7 +67,7 @@ def test_segmentation_scores_equal_torchmetrics_over_all_pixels() -> None:
 def test_segmentation_errors_equal_a_loop_that_leaves_out_each_image() -> None:
     """Closed-form jackknife errors of every score against 23 evaluations of 22 images each."""
     logits, masks = images_with_masks()
-    row = evaluate.summarize(segmentation.score(logits, masks))
+    row = evaluate.summarize(segmentation.score_outputs(logits, masks))
     for key in ("mean_iou", "dice", "pixel_accuracy", "nll"):
         error = jackknife_by_loop(lambda rows, key=key: by_hand(logits[rows], masks[rows])[key], len(masks))
         assert row[f"{key}_se"] == pytest.approx(error, rel=1e-4), key
@@ -77,7 +77,7 @@ def test_differences_are_paired_and_those_of_the_scores() -> None:
     """Difference of mean IoU and R2 against that of the values, its error against a loop over both weight sets."""
     logits, masks = images_with_masks()
     other = logits + 0.3 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(2))
-    row = evaluate.compare(segmentation.score(other, masks), segmentation.score(logits, masks))
+    row = evaluate.compare(segmentation.score_outputs(other, masks), segmentation.score_outputs(logits, masks))
 
     def gain(rows: Tensor) -> float:
         return by_hand(other[rows], masks[rows])["mean_iou"] - by_hand(logits[rows], masks[rows])["mean_iou"]
@@ -89,8 +89,8 @@ def test_differences_are_paired_and_those_of_the_scores() -> None:
 def test_probabilities_score_as_their_logits_do() -> None:
     """Softmax of a batch scored as the mean of several weight sets would be, against its logits."""
     logits, masks = images_with_masks()
-    exact = segmentation.score(logits, masks)
-    found = segmentation.metrics(segmentation.predict({"out": logits, "aux": None}), masks)
+    exact = segmentation.score_outputs(logits, masks)
+    found = segmentation.score_predictions(segmentation.predict({"out": logits, "aux": None}), masks)
     assert torch.equal(found.right, exact.right)
     torch.testing.assert_close(found.nll, exact.nll, rtol=1e-5, atol=1e-4)
 
@@ -107,14 +107,14 @@ def test_pixels_that_count_nowhere() -> None:
     assert not gradient.permute(0, 2, 3, 1)[~counted].any()
     nothing = torch.full_like(masks, segmentation.IGNORED)
     assert segmentation.loss(logits, nothing, label_smoothing=0.0).item() == 0
-    assert math.isnan(segmentation.score(logits.detach(), nothing).measure("mean_iou").value or 0)
+    assert math.isnan(segmentation.score_outputs(logits.detach(), nothing).metric("mean_iou").value or 0)
 
 
 def test_a_class_that_there_is_not_is_named() -> None:
     """A mask with class 9 of 4: the message has both numbers."""
     logits, masks = images_with_masks()
     masks[3, 2, 1] = 9
-    for function in (segmentation.score, lambda *batch: segmentation.loss(*batch, label_smoothing=0.0)):
+    for function in (segmentation.score_outputs, lambda *batch: segmentation.loss(*batch, label_smoothing=0.0)):
         with pytest.raises(UserError, match="class 9, and there are 4"):
             function(logits, masks)
 
@@ -125,7 +125,7 @@ def test_regression_scores_equal_torchmetrics(num_outputs: int) -> None:
     generator = torch.Generator().manual_seed(4)
     targets = 100 + torch.randn(61, num_outputs, generator=generator)
     outputs = targets + 0.5 * torch.randn(61, num_outputs, generator=generator)
-    parts = [regression.metrics(outputs[rows], targets[rows]) for rows in (slice(40), slice(40, 61))]
+    parts = [regression.score_predictions(outputs[rows], targets[rows]) for rows in (slice(40), slice(40, 61))]
     row = evaluate.summarize(concatenate(parts))
 
     def r2(rows: Tensor) -> float:
@@ -142,7 +142,7 @@ def test_outputs_without_a_dimension_are_not_broadcast() -> None:
     """Outputs (B,) for targets (B, 1) against the same as (B, 1): the difference is not (B, B)."""
     outputs, targets = torch.arange(5.0), torch.arange(5.0)[:, None]
     assert float(regression.loss(outputs, targets, label_smoothing=0)) == 0
-    assert regression.metrics(outputs, targets).error.shape == (5, 1)
+    assert regression.score_predictions(outputs, targets).error.shape == (5, 1)
 
 
 def test_jackknife_of_a_mean_is_its_standard_error() -> None:
@@ -157,7 +157,7 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
 
 
 def test_every_task_is_known_to_recipes_and_scores_what_it_says() -> None:
-    """Names in recipes against the tasks, and the keys of each task's scores against its table of measures.
+    """Names in recipes against the tasks, and the keys of each task's scores against its table of metrics.
 
     No score stands in for another: each has a value of its own, and a name that is not there has none.
     """
@@ -170,15 +170,15 @@ def test_every_task_is_known_to_recipes_and_scores_what_it_says() -> None:
         "regression": (torch.randn(8, 2, generator=generator), torch.randn(8, 2, generator=generator)),
     }
     for name, task in TASKS.items():
-        scores = task.score(*batches[name])
-        assert list(scores.keys) == [measure.key for measure in task.measures.scores]
+        scores = task.score_outputs(*batches[name])
+        assert list(scores.keys) == [metric.key for metric in task.metrics.all]
         assert task.train_score(*batches[name]).shape == ()
-        for measure in task.measures.scores:
-            assert (scores.measure(measure.key).error is not None) == measure.has_error
-        values = [scores.measure(key).value for key in scores.keys]
+        for metric in task.metrics.all:
+            assert (scores.metric(metric.key).error is not None) == metric.has_error
+        values = [scores.metric(key).value for key in scores.keys]
         assert len(set(values)) == len(values)
         with pytest.raises(KeyError, match="f1"):
-            scores.measure("f1")
+            scores.metric("f1")
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,7 @@ def test_depths_that_no_wide_resnet_has(depth: int) -> None:
 def test_importing_the_room_does_not_import_torchvision() -> None:
     """Loaded modules after the import and a build of our own are held against "no torchvision"."""
     code = (
-        "import sys, swa_cli.models as m; m.build('convnet', num_classes=2, in_channels=1);"
+        "import sys, swa_cli.models.build_model as m; m.build('convnet', num_classes=2, in_channels=1);"
         "sys.exit('torchvision' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2]).returncode == 0

@@ -83,22 +83,21 @@ FREE = st.dictionaries(
 DURATIONS = st.sampled_from(["75%", "0.25ep", "3ep", "200step", "1cycle", "0ep"])
 RATES = st.floats(0, 1e6)
 SCHEDULE_VALUES: dict[str, st.SearchStrategy[Any]] = {
-    **dict.fromkeys(["warmup", "cycle", "up", "down", "peak"], DURATIONS),
+    **dict.fromkeys(["warmup", "T_0", "step_size_up", "step_size_down", "pct_start"], DURATIONS),
     **dict.fromkeys(["final_lr", "base_lr", "max_lr"], RATES),
     "span": st.sampled_from(["auto", "start", "run"]),
-    "cycle_mult": st.floats(1, 9),
+    "T_mult": st.floats(1, 9),
     "begin": st.sampled_from(["base", "max"]),
     "mode": st.sampled_from(["triangular", "exp_range"]),
     "gamma": st.floats(0.1, 1),
-    "at": st.lists(DURATIONS, min_size=1, max_size=3),
-    "factor": st.floats(0.01, 2),
+    "milestones": st.lists(DURATIONS, min_size=1, max_size=3),
 }
 
 
 AVERAGES: list[dict[str, Any]] = [
     {"kind": "ema"},
     {"kind": "ema", "half_life": "10%", "warmup": True, "bias_correction": False},
-    {"kind": "latest", "window": 3},
+    {"kind": "lawa", "window": 3},
     {"kind": "mean", "start": "3ep"},
     {"kind": "swag"},
     {"kind": "swag", "diagonal": True, "every": "0.25ep"},

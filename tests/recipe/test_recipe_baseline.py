@@ -108,9 +108,9 @@ COURSES: dict[str, list[tuple[dict[str, Any], Rate, float, float]]] = {
         ({"span": "start", "final_lr": 0.04}, decay(LR, 0.04, warmup=SPE, shape=straight), LR, 0.04),
     ],
     "cosine_restarts": [
-        ({"cycle": "5ep"}, decay(LR, 0, warmup=SPE, shape=half_cosine), LR, 0),
+        ({"T_0": "5ep"}, decay(LR, 0, warmup=SPE, shape=half_cosine), LR, 0),
         (
-            {"cycle": "3ep", "cycle_mult": 2, "final_lr": 0.01, "warmup": "0ep"},
+            {"T_0": "3ep", "T_mult": 2, "final_lr": 0.01, "warmup": "0ep"},
             decay(LR, 0.01, warmup=0, shape=half_cosine),
             LR,
             0.01,
@@ -118,21 +118,21 @@ COURSES: dict[str, list[tuple[dict[str, Any], Rate, float, float]]] = {
     ],
     "cyclic": [
         (
-            {"base_lr": 0.01, "max_lr": 0.3, "up": "1ep", "mode": "exp_range", "gamma": 0.99},
+            {"base_lr": 0.01, "max_lr": 0.3, "step_size_up": "1ep", "mode": "exp_range", "gamma": 0.99},
             decay(0.3, 0.01, warmup=SPE, shape=half_cosine),
             0.3,
             0.01,
         ),
         (
-            {"base_lr": 0.02, "up": "1ep", "down": "2ep", "begin": "max", "warmup": "0ep"},
+            {"base_lr": 0.02, "step_size_up": "1ep", "step_size_down": "2ep", "begin": "max", "warmup": "0ep"},
             decay(LR, 0.02, warmup=0, shape=half_cosine),
             LR,
             0.02,
         ),
     ],
     "multistep": [
-        ({"at": ["50%", "15ep"]}, in_drops(STEPS // 2, 15 * SPE, factor=0.1), LR, 0.001),
-        ({"at": ["160step"], "factor": 0.2}, in_drops(160, factor=0.2), LR, 0.02),
+        ({"milestones": ["50%", "15ep"]}, in_drops(STEPS // 2, 15 * SPE, factor=0.1), LR, 0.001),
+        ({"milestones": ["160step"], "gamma": 0.2}, in_drops(160, factor=0.2), LR, 0.02),
     ],
     "one_cycle": [
         ({"max_lr": 0.4}, of_one_cycle(0.4), 0.4, 1e-5),
@@ -214,7 +214,7 @@ def test_the_baseline_can_be_written_and_is_its_own(schedule: dict[str, Any], tm
 
 def test_the_recipe_itself_is_left_alone() -> None:
     """A recipe whose baseline is made against a copy from before."""
-    before = recipe({"name": "cyclic", "base_lr": 0.01, "max_lr": 0.3, "up": "1ep"}, **AVERAGING)
+    before = recipe({"name": "cyclic", "base_lr": 0.01, "max_lr": 0.3, "step_size_up": "1ep"}, **AVERAGING)
     copy = before.model_copy(deep=True)
     baseline_of(before)
     assert before == copy
@@ -233,15 +233,15 @@ def test_the_recipe_itself_is_left_alone() -> None:
     ],
 )
 def test_what_is_watched_on_an_average_is_watched_on_raw_weights(metric: str, expected: str) -> None:
-    """train.stop of the baseline against the same column of the raw weights, which its own plan takes."""
-    train = {"epochs": EPOCHS, "stop": {"patience": 3, "metric": metric}}
+    """train.early_stopping of the baseline against the same column of the raw weights, which its own plan takes."""
+    train = {"epochs": EPOCHS, "early_stopping": {"patience": 3, "metric": metric}}
     before = recipe({"name": "cosine"}, train=train, **AVERAGING)
     make_plan(before, num_train=1000)
     baseline = baseline_of(before)
-    assert baseline.train.stop is not None
-    assert (baseline.train.stop.metric, baseline.train.stop.patience) == (expected, 3)
+    assert baseline.train.early_stopping is not None
+    assert (baseline.train.early_stopping.metric, baseline.train.early_stopping.patience) == (expected, 3)
     make_plan(baseline, num_train=1000)
-    assert baseline.train.model_copy(update={"stop": before.train.stop}) == before.train
+    assert baseline.train.model_copy(update={"early_stopping": before.train.early_stopping}) == before.train
 
 
 @pytest.mark.parametrize(("schedule", "first", "last"), ENDS)

@@ -85,9 +85,9 @@ def test_the_page_of_all_keys_is_valid(validator: Any) -> None:
         "name: a b",
         "task: detection",
         "schedule: {name: cosin}",
-        "schedule: {name: cosine, up: 1ep}",
-        "schedule: {up: 1ep}",
-        "schedule: {name: cyclic, up: 1ep}",
+        "schedule: {name: cosine, step_size_up: 1ep}",
+        "schedule: {step_size_up: 1ep}",
+        "schedule: {name: cyclic, step_size_up: 1ep}",
         "averages: {last: {kind: ema}}",
         "averages: {last_bn: {kind: ema}}",
         "averages: {A: {kind: ema}}",
@@ -118,8 +118,8 @@ def test_mistakes_are_marked_where_the_loader_refuses(validator: Any, tmp_path: 
 @pytest.mark.parametrize(
     "lines",
     [
-        "schedule: {name: multistep, at: [50%, 3ep], factor: 0.2}",
-        "schedule: {name: cyclic, up: 1ep, base_lr: 1e-4, mode: exp_range, gamma: .9}",
+        "schedule: {name: multistep, milestones: [50%, 3ep], gamma: 0.2}",
+        "schedule: {name: cyclic, step_size_up: 1ep, base_lr: 1e-4, mode: exp_range, gamma: .9}",
         "averages: {a: {kind: ema, half_life: 2 ep}, b: {kind: swag, rank: 3}, c: {kind: mean}}",
         "snapshots: {every: 200step, keep: 3, start: .5ep}",
         "output: {save_every: 10min}",

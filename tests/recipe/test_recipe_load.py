@@ -58,7 +58,7 @@ snapshots: {}
 train:
   epochs: 30
   batch_size: 128
-  accumulate: 1
+  grad_accum_steps: 1
   label_smoothing: 0.0
   clip_norm: 0.0
   precision: auto
@@ -465,7 +465,7 @@ def test_stored_values_that_are_no_recipe() -> None:
 
 def test_a_written_recipe_is_as_a_person_would_write_it(tmp_path: Path) -> None:
     """The text is held against the schema's order, and against keys without a value or out of place."""
-    text = dump(load_text(tmp_path, SMALLEST, "optimizer.weight_decay=5e-4", "averages.k.kind=latest").recipe)
+    text = dump(load_text(tmp_path, SMALLEST, "optimizer.weight_decay=5e-4", "averages.k.kind=lawa").recipe)
     sections = [line.split(":")[0] for line in text.splitlines() if not line.startswith(" ")]
     expected = ["seed", "task", "model", "dataset", "optimizer", "schedule", "averages", "train", "eval", "output"]
     assert sections == expected

@@ -40,7 +40,25 @@ WRONG = [
     Wrong("learning_rate: 1", (5, 1, 13), "learning_rate", "unknown key", "did you mean `optimizer.lr`?"),
     Wrong("weight_decay: 1", (5, 1, 12), "weight_decay", "unknown key", "`optimizer.weight_decay`?"),
     Wrong("batch_size: 1", (5, 1, 10), "batch_size", "unknown key", "write train.batch_size or eval.batch_size"),
-    Wrong("accumulate: 1", (5, 1, 10), "accumulate", "unknown key", "belongs to `train`: write train.accumulate"),
+    Wrong(
+        "schedule: {name: cyclic, base_lr: 0, step_size_up: 1ep, up: 1ep}",
+        (5, 57, 2),
+        "schedule.up",
+        "unknown key",
+        "schedule.step_size_up",
+    ),
+    Wrong("schedule: {peak: 30%}", (5, 12, 4), "schedule.peak", "unknown key", "schedule.pct_start"),
+    Wrong("output: {tensorboard: true}", (5, 10, 11), "output.tensorboard", "unknown key", "output.loggers"),
+    Wrong("output: {loggers: tensorboard}", (5, 19, 11), "output.loggers", "takes a list", "write [tensorboard]"),
+    Wrong("output: {loggers: [tensorbord]}", (5, 20, 10), "output.loggers", "is not a logger", "`tensorboard`"),
+    Wrong("averages: {late: {kind: latest}}", (5, 25, 6), "averages.late.kind", "not one of mean, ema, lawa", "choose"),
+    Wrong(
+        "grad_accum_steps: 1",
+        (5, 1, 16),
+        "grad_accum_steps",
+        "unknown key",
+        "belongs to `train`: write train.grad_accum_steps",
+    ),
     Wrong("tta: flip", (5, 1, 3), "tta", "unknown key", "belongs to `eval`: write eval.tta"),
     Wrong("lr: 1", (5, 1, 2), "lr", "unknown key", "write optimizer.lr or swa.lr"),
     Wrong("optimizer.lr: 1", (5, 1, 12), "optimizer.lr", "unknown key", "did you mean `optimizer.lr`?"),
@@ -159,13 +177,19 @@ WRONG = [
     Wrong("schedule: cosine", (5, 11, 6), "schedule", "`schedule` is a section", "`schedule: {name: cosine}`"),
     Wrong("schedule: [cosine]", (5, 11, 8), "schedule", "a list is given", "indent its keys"),
     Wrong(
-        "schedule: {name: multistep, at: 50%}",
-        (5, 33, 3),
-        "schedule.at",
+        "schedule: {name: multistep, milestones: 50%}",
+        (5, 41, 3),
+        "schedule.milestones",
         "takes a list, not `50%`",
         "write [50%]",
     ),
-    Wrong("schedule: {name: multistep, at: [50%, 3]}", (5, 39, 1), "schedule.at", "`3` has no unit", "75%, 23ep"),
+    Wrong(
+        "schedule: {name: multistep, milestones: [50%, 3]}",
+        (5, 47, 1),
+        "schedule.milestones",
+        "`3` has no unit",
+        "75%, 23ep",
+    ),
     Wrong("eval: {precision: auto}", (5, 19, 4), "eval.precision", "`auto` is not one of fp32, bf16", "choose"),
     Wrong("eval: {precision: bf61}", (5, 19, 4), "eval.precision", "not one of fp32, bf16, fp16", "`bf16`?"),
     Wrong("eval: {precision: 16}", (5, 19, 2), "eval.precision", "`16` is not one of fp32, bf16, fp16", "choose"),
@@ -174,18 +198,18 @@ WRONG = [
     Wrong("eval: fp32", (5, 7, 4), "eval", "`eval` is a section", "{key: value}"),
     # Keys that do not go together.
     Wrong(
-        "schedule: {cycle: 3ep}",
-        (5, 12, 5),
-        "schedule.cycle",
+        "schedule: {T_0: 3ep}",
+        (5, 12, 3),
+        "schedule.T_0",
         "cosine has no such key",
         "final_lr, span, warmup",
     ),
     Wrong(
         "schedule: {name: multistep}",
         (5, 1, 8),
-        "schedule.at",
+        "schedule.milestones",
         "is missing",
-        "add `at:` to the section `schedule`",
+        "add `milestones:` to the section `schedule`",
     ),
     Wrong("averages: {e: {}}", (5, 12, 1), "averages.e.kind", "is missing", "add `kind:`"),
     Wrong("averages: {m: {kind: mean, decay: 0.9}}", (5, 28, 5), "averages.m.decay", "no such key", "kind: ema"),
@@ -255,7 +279,7 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
         "model: {name: no}\n"
         "dataset: {batch_size: 3}\n"
         "optimizer: {epochs: 3, weight_decay: 5e-4, nesterov: no, lr: 0.1}\n"
-        "schedule: {name: cyclic, cycle: 3ep, mode: fast}\n"
+        "schedule: {name: cyclic, T_0: 3ep, mode: fast}\n"
         "train: {theads: 1, epochs: 1.5}\n"
     )
     problems = problems_of(tmp_path, text, "output.rot=x", "swa")
@@ -266,8 +290,8 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
         (3, "optimizer.epochs"),
         (3, "optimizer.nesterov"),
         (4, "schedule.base_lr"),
-        (4, "schedule.up"),
-        (4, "schedule.cycle"),
+        (4, "schedule.step_size_up"),
+        (4, "schedule.T_0"),
         (4, "schedule.mode"),
         (5, "train.theads"),
         (5, "train.epochs"),

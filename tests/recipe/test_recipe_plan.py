@@ -17,15 +17,15 @@ from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.values import round_half_up
 
-RESTARTS = {"name": "cosine_restarts", "cycle": "6ep"}
+RESTARTS = {"name": "cosine_restarts", "T_0": "6ep"}
 
 
-def recipe(*, epochs: int = 30, batch_size: int = 10, accumulate: int = 1, **sections: Any) -> Recipe:
+def recipe(*, epochs: int = 30, batch_size: int = 10, grad_accum_steps: int = 1, **sections: Any) -> Recipe:
     values: dict[str, Any] = {
         "model": {"name": "convnet"},
         "dataset": {"name": "digits"},
         "optimizer": {"lr": 0.1},
-        "train": {"epochs": epochs, "batch_size": batch_size, "accumulate": accumulate},
+        "train": {"epochs": epochs, "batch_size": batch_size, "grad_accum_steps": grad_accum_steps},
     }
     return Recipe.model_validate(values | sections)
 
@@ -116,7 +116,7 @@ def test_points_in_cycles_are_minima(swa: Mapping[str, Any], expected: list[int]
 
 def test_averages_of_smiths_cycles() -> None:
     """One weight a cycle of up 2000, down 2000 steps against every 4000 steps."""
-    cyclic = {"name": "cyclic", "base_lr": 0.01, "up": "2000step", "down": "2000step"}
+    cyclic = {"name": "cyclic", "base_lr": 0.01, "step_size_up": "2000step", "step_size_down": "2000step"}
     steps = plan(10_000, epochs=20, schedule=cyclic, swa={"start": "0ep", "every": "1cycle"}).averages[0].steps
     assert steps == (4000, 8000, 12000, 16000, 20000)
 
@@ -125,13 +125,13 @@ def test_several_averages() -> None:
     """Kinds, values and points of three averages against their recipe; swa comes first."""
     averages = {
         "ema": {"kind": "ema"},
-        "tail": {"kind": "latest", "start": "10ep", "every": "10ep", "window": 2},
+        "tail": {"kind": "lawa", "start": "10ep", "every": "10ep", "window": 2},
     }
     swa, ema, tail = plan(averages=averages, swa={"start": "90%"}).averages
     assert (swa.name, swa.kind, swa.decay, swa.window) == ("swa", "mean", None, None)
     assert (ema.name, ema.kind, ema.decay, ema.window) == ("ema", "ema", 0.999, None)
     assert ema.steps == tuple(range(1, 3001))
-    assert (tail.name, tail.kind, tail.decay, tail.window) == ("tail", "latest", None, 2)
+    assert (tail.name, tail.kind, tail.decay, tail.window) == ("tail", "lawa", None, 2)
     assert tail.steps == (1000, 2000, 3000)
 
 
@@ -202,7 +202,7 @@ def test_points_lie_in_the_run(start: str, every: str, epochs: int, spe: int) ->
 
 def test_steps_an_epoch_leave_the_ragged_rest() -> None:
     """Steps against 45,000 // (128 x 2), times 30."""
-    run = plan(45_000, batch_size=128, accumulate=2)
+    run = plan(45_000, batch_size=128, grad_accum_steps=2)
     assert (run.num_train, run.epochs, run.steps_per_epoch, run.total_steps) == (45_000, 30, 175, 5250)
 
 
@@ -256,10 +256,13 @@ def test_points_at_which_the_run_is_saved(every: str, expected: set[int]) -> Non
 
 
 def test_stop_takes_a_column_that_the_run_measures() -> None:
-    """Metrics of `train.stop` against the columns of metrics.csv of just this run."""
-    assert plan(train={"epochs": 30, "stop": {"patience": 3, "metric": "swa_val_loss"}}, swa={}).total_steps == 210
-    found = problems(train={"epochs": 30, "stop": {"patience": 3, "metric": "swa_val_loss"}})
-    assert "choose from train_loss, train_accuracy, val_loss, val_accuracy" in found["train.stop.metric"]
+    """Metrics of `train.early_stopping` against the columns of metrics.csv of just this run."""
+    assert (
+        plan(train={"epochs": 30, "early_stopping": {"patience": 3, "metric": "swa_val_loss"}}, swa={}).total_steps
+        == 210
+    )
+    found = problems(train={"epochs": 30, "early_stopping": {"patience": 3, "metric": "swa_val_loss"}})
+    assert "choose from train_loss, train_accuracy, val_loss, val_accuracy" in found["train.early_stopping.metric"]
 
 
 def test_snapshots() -> None:
@@ -323,19 +326,25 @@ def test_the_papers_preresnet() -> None:
             "warmup 2 epochs to 0.1, cosine to 0.01 at epoch 20, then flat",
         ),
         (
-            {"name": "multistep", "at": ["10ep", "20ep"], "warmup": "0ep"},
+            {"name": "multistep", "milestones": ["10ep", "20ep"], "warmup": "0ep"},
             {"start": "25ep", "lr": 0.02, "anneal": "2ep"},
             "steps from 0.1, times 0.1 at epoch 10, 20, linear anneal of 2 epochs to 0.02 at epoch 25, then flat",
         ),
         (RESTARTS, None, "cosine cycles of 6 epochs from 0.1 to 0"),
-        (RESTARTS | {"cycle_mult": 1.5}, None, "cosine cycles of 6 epochs from 0.1 to 0, each 1.5 x longer"),
+        (RESTARTS | {"T_mult": 1.5}, None, "cosine cycles of 6 epochs from 0.1 to 0, each 1.5 x longer"),
         (
-            {"name": "cyclic", "base_lr": 0.01, "up": "1ep", "down": "50step", "mode": "triangular2"},
+            {
+                "name": "cyclic",
+                "base_lr": 0.01,
+                "step_size_up": "1ep",
+                "step_size_down": "50step",
+                "mode": "triangular2",
+            },
             None,
             "cycles between 0.01 and 0.1, 1 epoch up and 50 steps down, triangular2",
         ),
         (
-            {"name": "cyclic", "base_lr": 0.0001, "max_lr": 0.05, "up": "2ep", "begin": "max"},
+            {"name": "cyclic", "base_lr": 0.0001, "max_lr": 0.05, "step_size_up": "2ep", "begin": "max"},
             None,
             "cycles between 0.0001 and 0.05, 2 epochs down and 2 epochs up",
         ),
@@ -394,14 +403,14 @@ def test_averaging_texts(schedule: str, swa: Mapping[str, Any], text: str | None
 def test_texts_of_several_averages_and_snapshots() -> None:
     """A row for each average, then the snapshots, against words by hand."""
     described = recipe(
-        averages={"ema": {"kind": "ema"}, "tail": {"kind": "latest", "window": 3}},
+        averages={"ema": {"kind": "ema"}, "tail": {"kind": "lawa", "window": 3}},
         snapshots={"every": "10ep", "keep": 2},
         swa={"start": "80%"},
     )
     assert describe_averages(described, make_plan(described, num_train=1000)) == [
         "swa: 7 weights, ends of epochs 24 to 30 (from 80 %); BatchNorm recomputed at the end",
         "ema: EMA 0.999, every step from epoch 1; BatchNorm recomputed at the end",
-        "tail: latest 3 of 8 weights, ends of epochs 23 to 30 (from 75 %); BatchNorm recomputed at the end",
+        "tail: LAWA, last 3 of 8 weights, ends of epochs 23 to 30 (from 75 %); BatchNorm recomputed at the end",
         "snapshots: 3, ends of epochs 10, 20, ..., 30; the last 2 kept",
     ]
     assert describe_averages(recipe(), plan()) == []
@@ -484,20 +493,20 @@ def test_a_batch_larger_than_the_training_set() -> None:
     """No step in an epoch against a problem that names the product and a batch size that works."""
     found = problems(100, batch_size=256)
     assert found == {"train.batch_size": "256 x 1 is more than the 100 training samples = write at most 100"}
-    assert problems(100, batch_size=30, accumulate=4)["train.batch_size"].endswith("write at most 25")
-    assert problems(100, accumulate=101)["train.batch_size"].endswith("lower train.accumulate")
-    assert plan(100, batch_size=25, accumulate=4).steps_per_epoch == 1
+    assert problems(100, batch_size=30, grad_accum_steps=4)["train.batch_size"].endswith("write at most 25")
+    assert problems(100, grad_accum_steps=101)["train.batch_size"].endswith("lower train.grad_accum_steps")
+    assert plan(100, batch_size=25, grad_accum_steps=4).steps_per_epoch == 1
 
 
 @pytest.mark.parametrize(
     ("schedule", "epochs", "mended"),
     [
-        (RESTARTS | {"cycle": "7ep"}, 30, 28),
-        (RESTARTS | {"cycle": "2ep", "cycle_mult": 2}, 20, 14),
-        (RESTARTS | {"cycle": "50ep"}, 30, 50),
+        (RESTARTS | {"T_0": "7ep"}, 30, 28),
+        (RESTARTS | {"T_0": "2ep", "T_mult": 2}, 20, 14),
+        (RESTARTS | {"T_0": "50ep"}, 30, 50),
         (RESTARTS | {"warmup": "1ep"}, 30, 31),
-        ({"name": "cyclic", "base_lr": 0.0, "up": "2ep", "begin": "max"}, 12, 14),
-        ({"name": "cyclic", "base_lr": 0.0, "up": "150step"}, 10, 9),
+        ({"name": "cyclic", "base_lr": 0.0, "step_size_up": "2ep", "begin": "max"}, 12, 14),
+        ({"name": "cyclic", "base_lr": 0.0, "step_size_up": "150step"}, 10, 9),
     ],
 )
 def test_snapshots_off_the_minimum(schedule: Mapping[str, Any], epochs: int, mended: int) -> None:
@@ -511,7 +520,7 @@ def test_snapshots_off_the_minimum(schedule: Mapping[str, Any], epochs: int, men
 
 def test_snapshots_off_the_minimum_of_cycles_in_percent() -> None:
     """Cycles of 30 %, which no number of epochs mends, against an interval that works."""
-    found = problems(schedule=RESTARTS | {"cycle": "30%"}, snapshots={"every": "1cycle"})
+    found = problems(schedule=RESTARTS | {"T_0": "30%"}, snapshots={"every": "1cycle"})
     assert found["snapshots.every"].endswith("write an interval such as 1ep")
 
 
@@ -520,7 +529,7 @@ def test_all_problems_at_once() -> None:
     found = problems(
         schedule={"name": "cosine", "warmup": "1cycle"},
         swa={"start": "31ep", "every": "1cycle", "eval_every": "0ep"},
-        averages={"tail": {"kind": "latest", "start": "1cycle"}},
+        averages={"tail": {"kind": "lawa", "start": "1cycle"}},
         snapshots={"every": "40ep"},
         output={"save_every": "2cycle"},
     )
@@ -538,7 +547,7 @@ def test_all_problems_at_once() -> None:
 def test_cycles_are_not_counted_while_the_schedule_is_wrong() -> None:
     """A wrong cycle against its own problem alone: what counts in cycles cannot be judged."""
     swa = {"start": "2cycle", "every": "1cycle"}
-    assert list(problems(schedule=RESTARTS | {"cycle": "0ep"}, swa=swa)) == ["schedule.cycle"]
+    assert list(problems(schedule=RESTARTS | {"T_0": "0ep"}, swa=swa)) == ["schedule.T_0"]
 
 
 # What is warned of.
@@ -563,12 +572,12 @@ def test_cycles_are_not_counted_while_the_schedule_is_wrong() -> None:
             "the learning rate is 0 from swa.start on",
         ),
         (
-            {"schedule": RESTARTS | {"cycle": "4ep"}, "swa": {"start": "0ep", "every": "1cycle"}},
+            {"schedule": RESTARTS | {"T_0": "4ep"}, "swa": {"start": "0ep", "every": "1cycle"}},
             "swa takes nothing in the last 2 epochs",
         ),
         (
-            {"averages": {"t": {"kind": "latest", "window": 9}}},
-            "t holds the latest 9 weights, but takes only 8",
+            {"averages": {"t": {"kind": "lawa", "window": 9}}},
+            "t holds the last 9 weights, but takes only 8",
         ),
         (
             {"averages": {"ema": {"kind": "ema", "decay": 0.9999}}},
@@ -587,8 +596,8 @@ def test_cycles_are_not_counted_while_the_schedule_is_wrong() -> None:
             "s averages only 4 weights: an earlier averages.s.start",
         ),
         (
-            {"schedule": {"name": "multistep", "at": ["20ep", "30ep"]}},
-            "schedule.at has a point at or after the end",
+            {"schedule": {"name": "multistep", "milestones": ["20ep", "30ep"]}},
+            "schedule.milestones has a point at or after the end",
         ),
     ],
 )
@@ -604,8 +613,8 @@ def test_no_warnings_at_the_bounds() -> None:
         "swa": {"start": "26ep", "lr": 0.1},
         "averages": {
             "ema": {"kind": "ema", "decay": 0.999, "start": "2001step"},
-            "tail": {"kind": "latest", "window": 8},
-            "few": {"kind": "latest", "window": 2, "start": "29ep"},
+            "tail": {"kind": "lawa", "window": 8},
+            "few": {"kind": "lawa", "window": 2, "start": "29ep"},
             "late": {"kind": "ema", "decay": 0.9999, "warmup": True},
             "spread": {"kind": "swag", "rank": 8},
         },

@@ -134,11 +134,11 @@ def test_warmup_is_a_line_and_the_shape_begins_after_it(name: str) -> None:
         ({"name": "constant"}, 10),
         ({"name": "cosine"}, 10),
         ({"name": "linear"}, 10),
-        ({"name": "multistep", "at": ["20ep"]}, 10),
+        ({"name": "multistep", "milestones": ["20ep"]}, 10),
         ({"name": "cosine", "warmup": "0ep"}, 0),
         ({"name": "cosine", "warmup": "25step"}, 25),
-        ({"name": "cosine_restarts", "cycle": "10ep"}, 0),
-        ({"name": "cyclic", "base_lr": 0.01, "up": "2ep"}, 0),
+        ({"name": "cosine_restarts", "T_0": "10ep"}, 0),
+        ({"name": "cyclic", "base_lr": 0.01, "step_size_up": "2ep"}, 0),
         ({"name": "one_cycle", "max_lr": 0.2}, 0),
         ({"name": "swa_paper"}, 0),
     ],
@@ -156,7 +156,7 @@ def test_default_warmup_is_an_epoch_where_the_shape_does_not_begin_itself(
         ({"name": "cosine"}, None, 1, 10),
         ({"name": "cosine"}, {"start": "1ep", "lr": 0.05}, 4, 10),
         ({"name": "cosine"}, {"start": "3ep", "lr": 0.05, "anneal": "2.5ep"}, 4, 5),
-        ({"name": "multistep", "at": ["0.5ep"]}, None, 4, 5),
+        ({"name": "multistep", "milestones": ["0.5ep"]}, None, 4, 5),
         ({"name": "cosine"}, {"start": "0ep", "lr": 0.05}, 4, 0),
     ],
 )
@@ -195,7 +195,7 @@ def test_where_a_decay_ends(
 
 def test_multistep_is_torch() -> None:
     """Multistep against torch's MultiStepLR, with drops out of order and one given twice."""
-    ours = rates(recipe({"name": "multistep", "at": ["20ep", "50%", "150step"], "factor": 0.3, "warmup": "0ep"}))
+    ours = rates(recipe({"name": "multistep", "milestones": ["20ep", "50%", "150step"], "gamma": 0.3, "warmup": "0ep"}))
     theirs = torch_rates(300, lambda opt: lr_scheduler.MultiStepLR(opt, [200, 150, 150], gamma=0.3))
     assert ours == pytest.approx(theirs, rel=1e-9)
 
@@ -203,7 +203,7 @@ def test_multistep_is_torch() -> None:
 @pytest.mark.parametrize(("peak", "pct_start"), [(None, 0.3), ("45%", 0.45), ("1ep", 1 / 30), ("1step", None)])
 def test_one_cycle_is_torch(peak: str | None, pct_start: float | None) -> None:
     """One cycle against torch's OneCycleLR; a peak at the first step, where torch fails, is max_lr."""
-    schedule = {"name": "one_cycle", "max_lr": 0.5} | ({"peak": peak} if peak else {})
+    schedule = {"name": "one_cycle", "max_lr": 0.5} | ({"pct_start": peak} if peak else {})
     ours = rates(recipe(schedule))
     if pct_start is None:
         assert ours[0] == 0.5
@@ -233,7 +233,7 @@ def test_cosine_restarts_are_snapshot_ensembles(epochs: int, cycles: int, cycle:
     Where M does not divide T, that formula ends off the minimum. Ours puts the k-th minimum at ceil(k T/M), so the
     last snapshot lies at one; inside each cycle it is the same cosine.
     """
-    restarts = recipe({"name": "cosine_restarts", "cycle": cycle}, epochs=epochs)
+    restarts = recipe({"name": "cosine_restarts", "T_0": cycle}, epochs=epochs)
     total, length = epochs * SPE, math.ceil(epochs * SPE / cycles)
     ends = [math.ceil(Fraction(k * total, cycles)) for k in range(cycles + 1)]
     assert total % cycles or ends == list(range(0, total + 1, length))  # where M divides T: the formula itself
@@ -252,7 +252,7 @@ def test_cycles_of_the_rounded_length_are_the_published_formula(epochs: int, cyc
     """`cycle` of ceil(T/M) steps against lr/2 (1 + cos(pi (t mod ceil(T/M)) / ceil(T/M))), T not divisible by M."""
     total, length = epochs * SPE, math.ceil(epochs * SPE / cycles)
     assert total % cycles
-    restarts = recipe({"name": "cosine_restarts", "cycle": f"{length}step"}, epochs=epochs)
+    restarts = recipe({"name": "cosine_restarts", "T_0": f"{length}step"}, epochs=epochs)
     expected = [0.05 * (1 + math.cos(math.pi * (t % length) / length)) for t in range(total)]
     assert rates(restarts) == pytest.approx(expected, abs=1e-12)
     assert minima(restarts, steps_per_epoch=SPE) == tuple(range(length, total + 1, length))
@@ -262,13 +262,13 @@ def test_snapshot_ensemble_rates_in_six_digits() -> None:
     """T = 300, M = 7, lr .1 against the formula by hand: cycles of 43 steps, which restart at 43 and 86."""
     golden = {0: 0.1, 1: 0.099867, 10: 0.087239, 21: 0.051826, 42: 0.000133, 43: 0.1, 64: 0.051826, 85: 0.000133}
     golden |= {86: 0.1, 299: 0.000533}
-    ours = rates(recipe({"name": "cosine_restarts", "cycle": "43step"}))
+    ours = rates(recipe({"name": "cosine_restarts", "T_0": "43step"}))
     assert {step: round(ours[step], 6) for step in golden} == golden
 
 
 def test_cosine_restarts_are_sgdr() -> None:
     """cosine_restarts with cycle_mult against torch's CosineAnnealingWarmRestarts, minima included."""
-    restarts = recipe({"name": "cosine_restarts", "cycle": "2ep", "cycle_mult": 2, "final_lr": 0.004})
+    restarts = recipe({"name": "cosine_restarts", "T_0": "2ep", "T_mult": 2, "final_lr": 0.004})
     theirs = torch_rates(300, lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 20, 2, eta_min=0.004))
     assert rates(restarts) == pytest.approx(theirs, rel=1e-9)
     assert minima(restarts, steps_per_epoch=SPE) == (20, 60, 140, 300)
@@ -276,7 +276,7 @@ def test_cosine_restarts_are_sgdr() -> None:
 
 def test_cycles_that_grow_by_a_fraction() -> None:
     """cycle_mult 1.1 against exact sums by hand: 100, 210, 331 steps, which binary floats would miss."""
-    restarts = recipe({"name": "cosine_restarts", "cycle": "100step", "cycle_mult": 1.1}, epochs=40)
+    restarts = recipe({"name": "cosine_restarts", "T_0": "100step", "T_mult": 1.1}, epochs=40)
     assert minima(restarts, steps_per_epoch=SPE) == (100, 210, 331)
 
 
@@ -288,7 +288,7 @@ MODES = [("triangular", None), ("triangular2", None), ("exp_range", 0.99)]
 def test_cyclic_is_torch(mode: Any, gamma: float | None, up: int, down: int) -> None:
     """Cyclic against torch's CyclicLR; its minima are whole cycles."""
     schedule = {"name": "cyclic", "base_lr": 0.01, "max_lr": 0.2, "mode": mode, "gamma": gamma}
-    cycles = recipe(schedule | {"up": f"{up}step", "down": f"{down}step"})
+    cycles = recipe(schedule | {"step_size_up": f"{up}step", "step_size_down": f"{down}step"})
     theirs = torch_rates(
         300,
         lambda opt: lr_scheduler.CyclicLR(
@@ -301,7 +301,7 @@ def test_cyclic_is_torch(mode: Any, gamma: float | None, up: int, down: int) -> 
 
 def test_fge_rates_in_six_digits() -> None:
     """FGE of c = 4 epochs, a1 .05, a2 1e-4: the published table, and collection at t = .5 of each cycle."""
-    fge = recipe({"name": "cyclic", "base_lr": 1e-4, "max_lr": 0.05, "up": "2ep", "begin": "max"}, epochs=10)
+    fge = recipe({"name": "cyclic", "base_lr": 1e-4, "max_lr": 0.05, "step_size_up": "2ep", "begin": "max"}, epochs=10)
     golden = {0: 0.05, 0.5: 0.037525, 1: 0.02505, 1.5: 0.012575, 2: 0.0001, 3: 0.02505, 4: 0.05, 6: 0.0001}
     ours = rates(fge)
     assert {epoch: round(ours[int(epoch * SPE)], 6) for epoch in golden} == golden
@@ -318,7 +318,14 @@ def test_cyclic_lr_in_six_digits() -> None:
         ("exp_range", 0.9999): (0.001, 0.002189, 0.005094, 0.002852, 0.001, 0.002516, 0.003744, 0.001, 0.002839),
     }
     for (mode, gamma), expected in table.items():
-        schedule = {"name": "cyclic", "base_lr": 0.001, "max_lr": 0.006, "up": "2000step", "mode": mode, "gamma": gamma}
+        schedule = {
+            "name": "cyclic",
+            "base_lr": 0.001,
+            "max_lr": 0.006,
+            "step_size_up": "2000step",
+            "mode": mode,
+            "gamma": gamma,
+        }
         ours = rates(recipe(schedule, epochs=12), spe=1000)
         assert [round(ours[step], 6) for step in points] == list(expected)
         assert minima(recipe(schedule, epochs=12), steps_per_epoch=1000) == (4000, 8000, 12000)
@@ -326,7 +333,7 @@ def test_cyclic_lr_in_six_digits() -> None:
 
 def test_cyclic_from_the_peak_is_fge() -> None:
     """Cyclic with begin max against the golden values of FGE, and against its formula at every step."""
-    fge = recipe({"name": "cyclic", "base_lr": 1e-4, "max_lr": 0.05, "up": "2ep", "begin": "max"}, epochs=12)
+    fge = recipe({"name": "cyclic", "base_lr": 1e-4, "max_lr": 0.05, "step_size_up": "2ep", "begin": "max"}, epochs=12)
     spe = 100
     ours = rates(fge, spe=spe)
     golden = {0: 0.05, 0.5: 0.03753, 1: 0.02505, 1.5: 0.01258, 2: 0.0001, 3: 0.02505, 4: 0.05}
@@ -342,7 +349,7 @@ def test_cyclic_from_the_peak_is_fge() -> None:
 
 def test_cycles_from_the_peak_count_from_minimum_to_minimum() -> None:
     """triangular2 from the peak against heights by hand: 1, 1/2, 1/4 at the peaks behind each minimum."""
-    schedule = {"name": "cyclic", "base_lr": 0.0, "up": "1ep", "begin": "max", "mode": "triangular2"}
+    schedule = {"name": "cyclic", "base_lr": 0.0, "step_size_up": "1ep", "begin": "max", "mode": "triangular2"}
     ours = rates(recipe(schedule, epochs=5))
     assert [ours[step] for step in (0, 20, 40)] == pytest.approx([0.1, 0.05, 0.025])
     assert [ours[step] for step in (10, 30)] == [0, 0]
@@ -350,7 +357,7 @@ def test_cycles_from_the_peak_count_from_minimum_to_minimum() -> None:
 
 def test_fractional_cycles_do_not_drift() -> None:
     """Turning points of up 2.5 and down 1.25 steps against the ceiling of exact sums."""
-    cycles = recipe({"name": "cyclic", "base_lr": 0.0, "up": "0.25ep", "down": "0.125ep"})
+    cycles = recipe({"name": "cyclic", "base_lr": 0.0, "step_size_up": "0.25ep", "step_size_down": "0.125ep"})
     assert minima(cycles, steps_per_epoch=SPE) == tuple(math.ceil(3.75 * k) for k in range(1, 81))
     assert max(rates(cycles)) == pytest.approx(0.1)
 
@@ -358,8 +365,8 @@ def test_fractional_cycles_do_not_drift() -> None:
 def test_cycles_begin_after_the_warmup() -> None:
     """Cycles behind 10 steps of warmup against the same without, moved by 10; warmup rises to their start."""
     cases: list[tuple[dict[str, Any], float]] = [
-        ({"name": "cyclic", "base_lr": 0.01, "up": "3ep"}, 0.01),
-        ({"name": "cosine_restarts", "cycle": "5ep"}, 0.1),
+        ({"name": "cyclic", "base_lr": 0.01, "step_size_up": "3ep"}, 0.01),
+        ({"name": "cosine_restarts", "T_0": "5ep"}, 0.1),
     ]
     for schedule, first in cases:
         plain, warm = recipe(schedule), recipe(schedule | {"warmup": "1ep"})
@@ -381,9 +388,9 @@ EVERY_SHAPE: list[dict[str, Any]] = [
     {"name": "constant"},
     {"name": "cosine"},
     {"name": "linear", "span": "run"},
-    {"name": "cosine_restarts", "cycle": "7ep"},
-    {"name": "cyclic", "base_lr": 0.01, "up": "2ep"},
-    {"name": "multistep", "at": ["10ep", "25ep"]},
+    {"name": "cosine_restarts", "T_0": "7ep"},
+    {"name": "cyclic", "base_lr": 0.01, "step_size_up": "2ep"},
+    {"name": "multistep", "milestones": ["10ep", "25ep"]},
     {"name": "one_cycle", "max_lr": 0.4},
     {"name": "swa_paper"},
 ]
@@ -408,7 +415,7 @@ def test_anneal_ends_with_swa_lr_before_the_start(schedule: Mapping[str, Any], a
 def test_swa_lr_from_a_minimum_on() -> None:
     """swa.start in cycles against the step of the second minimum."""
     swa = {"start": "2cycle", "lr": 0.03}
-    ours = rates(recipe({"name": "cosine_restarts", "cycle": "7ep"}, swa=swa))
+    ours = rates(recipe({"name": "cosine_restarts", "T_0": "7ep"}, swa=swa))
     assert ours[139] < 0.001
     assert set(ours[140:]) == {0.03}
 
@@ -427,32 +434,42 @@ def test_swa_lr_from_a_minimum_on() -> None:
             "schedule.warmup",
             "8",
         ),
-        ({"name": "multistep", "at": ["2ep"], "warmup": "2ep"}, None, "schedule.warmup", "epoch 2"),
+        ({"name": "multistep", "milestones": ["2ep"], "warmup": "2ep"}, None, "schedule.warmup", "epoch 2"),
         ({"name": "cosine", "warmup": "1cycle"}, None, "schedule.warmup", "1cycle"),
-        ({"name": "cosine_restarts", "cycle": "1cycle"}, None, "schedule.cycle", "no fixed length"),
-        ({"name": "cosine_restarts", "cycle": "0ep"}, None, "schedule.cycle", "shorter than one step"),
-        ({"name": "cyclic", "base_lr": 0.01, "up": "0.05ep"}, None, "schedule.up", "shorter than one step"),
-        ({"name": "cyclic", "base_lr": 0.01, "up": "1ep", "down": "0step"}, None, "schedule.down", "0step"),
-        ({"name": "cyclic", "base_lr": 0.2, "up": "1ep"}, None, "schedule.base_lr", "0.2 is above the peak"),
+        ({"name": "cosine_restarts", "T_0": "1cycle"}, None, "schedule.T_0", "no fixed length"),
+        ({"name": "cosine_restarts", "T_0": "0ep"}, None, "schedule.T_0", "shorter than one step"),
         (
-            {"name": "cyclic", "base_lr": 0.01, "up": "1ep", "mode": "exp_range"},
+            {"name": "cyclic", "base_lr": 0.01, "step_size_up": "0.05ep"},
+            None,
+            "schedule.step_size_up",
+            "shorter than one step",
+        ),
+        (
+            {"name": "cyclic", "base_lr": 0.01, "step_size_up": "1ep", "step_size_down": "0step"},
+            None,
+            "schedule.step_size_down",
+            "0step",
+        ),
+        ({"name": "cyclic", "base_lr": 0.2, "step_size_up": "1ep"}, None, "schedule.base_lr", "0.2 is above the peak"),
+        (
+            {"name": "cyclic", "base_lr": 0.01, "step_size_up": "1ep", "mode": "exp_range"},
             None,
             "schedule.mode",
             "exp_range needs gamma",
         ),
         (
-            {"name": "cyclic", "base_lr": 0.01, "up": "1ep", "gamma": 0.9},
+            {"name": "cyclic", "base_lr": 0.01, "step_size_up": "1ep", "gamma": 0.9},
             None,
             "schedule.gamma",
             "only exp_range",
         ),
-        ({"name": "multistep", "at": ["10ep", "2cycle"]}, None, "schedule.at", "2cycle"),
+        ({"name": "multistep", "milestones": ["10ep", "2cycle"]}, None, "schedule.milestones", "2cycle"),
         ({"name": "one_cycle", "max_lr": 0.05}, None, "schedule.max_lr", "0.05 is below optimizer.lr, 0.1"),
-        ({"name": "one_cycle", "max_lr": 0.2, "peak": "100%"}, None, "schedule.peak", "100% is not before"),
+        ({"name": "one_cycle", "max_lr": 0.2, "pct_start": "100%"}, None, "schedule.pct_start", "100% is not before"),
         (
-            {"name": "one_cycle", "max_lr": 0.2, "peak": "60%"},
+            {"name": "one_cycle", "max_lr": 0.2, "pct_start": "60%"},
             {"start": "50%", "lr": 0.1},
-            "schedule.peak",
+            "schedule.pct_start",
             "epoch 15",
         ),
         ({"name": "cosine", "span": "start"}, None, "schedule.span", "needs the section swa"),
@@ -474,7 +491,7 @@ def test_the_actions_of_problems_work() -> None:
     """The value that a hint names against the check that refused the old one."""
     cases: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
         ({"name": "cosine", "warmup": "30ep"}, None),
-        ({"name": "one_cycle", "max_lr": 0.2, "peak": "60%"}, {"start": "50%", "lr": 0.1}),
+        ({"name": "one_cycle", "max_lr": 0.2, "pct_start": "60%"}, {"start": "50%", "lr": 0.1}),
         ({"name": "cosine"}, {"lr": 0.1, "start": "5ep", "anneal": "6ep"}),
     ]
     for schedule, swa in cases:
@@ -503,21 +520,21 @@ _schedules = st.one_of(
         {"name": st.sampled_from(["cosine", "linear"]), "final_lr": st.none() | _rate} | _warm | _span
     ),
     st.fixed_dictionaries(
-        {"name": st.just("cosine_restarts"), "cycle": _lengths, "final_lr": st.none() | _rate} | _warm,
-        optional={"cycle_mult": st.sampled_from([1, 1.1, 1.5, 2])},
+        {"name": st.just("cosine_restarts"), "T_0": _lengths, "final_lr": st.none() | _rate} | _warm,
+        optional={"T_mult": st.sampled_from([1, 1.1, 1.5, 2])},
     ),
     st.fixed_dictionaries(
-        {"name": st.just("cyclic"), "base_lr": _rate, "max_lr": st.none() | _rate, "up": _lengths} | _warm,
+        {"name": st.just("cyclic"), "base_lr": _rate, "max_lr": st.none() | _rate, "step_size_up": _lengths} | _warm,
         optional={
-            "down": _lengths,
+            "step_size_down": _lengths,
             "begin": st.sampled_from(["base", "max"]),
             "mode": st.sampled_from(["triangular", "triangular2"]),
         },
     ),
     st.fixed_dictionaries(
-        {"name": st.just("multistep"), "at": st.lists(_lengths), "factor": st.floats(0.01, 1)} | _warm
+        {"name": st.just("multistep"), "milestones": st.lists(_lengths), "gamma": st.floats(0.01, 1)} | _warm
     ),
-    st.fixed_dictionaries({"name": st.just("one_cycle"), "max_lr": _rate, "peak": st.none() | _lengths} | _span),
+    st.fixed_dictionaries({"name": st.just("one_cycle"), "max_lr": _rate, "pct_start": st.none() | _lengths} | _span),
     st.just({"name": "swa_paper"}),
 )
 _swa = st.none() | st.fixed_dictionaries(

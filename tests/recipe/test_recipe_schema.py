@@ -70,12 +70,12 @@ def test_every_schedule_lists_its_keys() -> None:
 @pytest.mark.parametrize(
     "sections",
     [
-        {"schedule": {"name": "cosine", "cycle": "3ep"}},
+        {"schedule": {"name": "cosine", "T_0": "3ep"}},
         {"schedule": {"name": "cyclic"}},
         {"averages": {"a": {"kind": "mean", "decay": 0.9}}},
         {"averages": {"a": {"kind": "ema", "window": 2}}},
         {"averages": {"a": {"kind": "ema", "decay": 0.9, "half_life": "1ep"}}},
-        {"averages": {"a": {"kind": "latest", "warmup": True}}},
+        {"averages": {"a": {"kind": "lawa", "warmup": True}}},
         {"averages": {"a": {"kind": "mean", "bias_correction": False}}},
         {"averages": {"a": {"kind": "mean", "diagonal": False}}},
         {"averages": {"a": {"kind": "swag", "rank": 1}}},
@@ -92,7 +92,7 @@ def test_keys_that_do_not_go_together_are_refused(sections: dict[str, Any]) -> N
 
 def test_defaults_of_an_average_follow_its_kind() -> None:
     """Each kind is held against its own start, interval and parameter."""
-    averages = recipe(averages={"e": {"kind": "ema"}, "k": {"kind": "latest"}, "m": {"kind": "mean"}}).averages
+    averages = recipe(averages={"e": {"kind": "ema"}, "k": {"kind": "lawa"}, "m": {"kind": "mean"}}).averages
     assert (str(averages["e"].start), str(averages["e"].every), averages["e"].decay) == (
         "0ep",
         "1step",

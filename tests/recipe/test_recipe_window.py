@@ -39,7 +39,7 @@ def test_ends_become_steps(text: str, points: tuple[int, int]) -> None:
 
 def test_cycles_are_minima_of_the_schedule() -> None:
     """1cycle to 3cycle of restarts every 2 epochs: the ends of epochs 2 and 6."""
-    cyclic = recipe({"name": "cosine_restarts", "cycle": "2ep"})
+    cyclic = recipe({"name": "cosine_restarts", "T_0": "2ep"})
     assert Window.parse("1cycle:3cycle").points(cyclic, num_train=1000) == (40, 120)
 
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, Measure
+from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, Metric
 from swa_cli.report.tables.scores import difference, score_table, standing, verdict
 from swa_cli.report.terminal import Terminal
 
-ACCURACY, NLL, MSE = CLASSIFICATION.own, CLASSIFICATION.loss, REGRESSION.loss
+ACCURACY, NLL, MSE = CLASSIFICATION.primary, CLASSIFICATION.loss, REGRESSION.loss
 COMPARED = [*CLASSIFICATION.compared, *SEGMENTATION.compared, *REGRESSION.compared]
 UNCLEAR = "no clear difference"
 RAW: dict[str, Any] = {
@@ -40,9 +40,9 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
 
 
-def row_of(measure: Measure, value: float, *, diff: float, error: float) -> dict[str, Any]:
+def row_of(metric: Metric, value: float, *, diff: float, error: float) -> dict[str, Any]:
     """What a verdict reads of a weight set."""
-    return {measure.key: value, f"{measure.key}_diff": diff, f"{measure.key}_diff_se": error}
+    return {metric.key: value, f"{metric.key}_diff": diff, f"{metric.key}_diff_se": error}
 
 
 def scores_of(*, reference: str = "last_bn", **differences: float) -> dict[str, dict[str, Any]]:
@@ -65,13 +65,13 @@ def table_of(scores: dict[str, dict[str, Any]], *, width: int = 120) -> list[str
     ("errors", "expected"),
     [(2.01, "better"), (1.99, UNCLEAR), (0.0, UNCLEAR), (-1.99, UNCLEAR), (-2.01, "worse")],
 )
-@pytest.mark.parametrize("measure", COMPARED, ids=lambda measure: measure.key)
+@pytest.mark.parametrize("metric", COMPARED, ids=lambda metric: metric.key)
 @pytest.mark.parametrize("error", [0.002, 0.05])
-def test_two_standard_errors_make_a_difference(measure: Measure, error: float, errors: float, expected: str) -> None:
+def test_two_standard_errors_make_a_difference(metric: Metric, error: float, errors: float, expected: str) -> None:
     """A gain of 2.01 standard errors is one and 1.99 are none, on both sides, against DESIGN's two errors."""
-    downwards = measure.key in ("nll", "mse")
+    downwards = metric.key in ("nll", "mse")
     diff = (-errors if downwards else errors) * error
-    assert standing(row_of(measure, 0.8, diff=diff, error=error), measure) == expected
+    assert standing(row_of(metric, 0.8, diff=diff, error=error), metric) == expected
 
 
 @pytest.mark.parametrize(
@@ -115,36 +115,36 @@ def test_colours_follow_two_standard_errors() -> None:
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("error", [0.0, 1e-12, 1e-6])
 @pytest.mark.parametrize(
-    ("measure", "value", "nothing", "something"),
+    ("metric", "value", "nothing", "something"),
     [(ACCURACY, 0.9, 0.49e-4, 0.51e-4), (NLL, 0.3, 0.49e-3, 0.51e-3), (NLL, 9.0, 0.49e-3, 0.51e-3)],
     ids=["accuracy", "nll", "large nll"],
 )
 def test_what_rounds_to_zero_is_no_difference(
-    measure: Measure, value: float, nothing: float, something: float, error: float, sign: int
+    metric: Metric, value: float, nothing: float, something: float, error: float, sign: int
 ) -> None:
     """Differences on either side of half of the last digit shown, with tiny errors, against what is printed."""
-    row = row_of(measure, value, diff=sign * nothing, error=error)
-    assert set(difference(row, measure).split()[0]) <= set("+0.")
-    assert standing(row, measure) == UNCLEAR
-    row = row_of(measure, value, diff=sign * something, error=error)
-    assert set(difference(row, measure).split()[0]) & set("123456789")
-    gain = sign if measure is ACCURACY else -sign
-    assert standing(row, measure) == ("better" if gain > 0 else "worse")
+    row = row_of(metric, value, diff=sign * nothing, error=error)
+    assert set(difference(row, metric).split()[0]) <= set("+0.")
+    assert standing(row, metric) == UNCLEAR
+    row = row_of(metric, value, diff=sign * something, error=error)
+    assert set(difference(row, metric).split()[0]) & set("123456789")
+    gain = sign if metric is ACCURACY else -sign
+    assert standing(row, metric) == ("better" if gain > 0 else "worse")
 
 
 @given(
-    st.sampled_from([(ACCURACY, 0.01), (NLL, 0.1), (MSE, 0.1), (REGRESSION.own, 0.1)]),
+    st.sampled_from([(ACCURACY, 0.01), (NLL, 0.1), (MSE, 0.1), (REGRESSION.primary, 0.1)]),
     st.floats(0, 1),
     st.floats(-0.003, 0.003),
 )
-def test_no_zero_is_called_better_or_worse(case: tuple[Measure, float], position: float, diff: float) -> None:
+def test_no_zero_is_called_better_or_worse(case: tuple[Metric, float], position: float, diff: float) -> None:
     """Any difference without an error, of scores that are not tiny: no clear one where its printed digits are zeros."""
-    measure, least = case
-    row = row_of(measure, least + position * (1 - least), diff=diff, error=0.0)
-    if not set(measure.difference(diff)) & set("123456789"):
-        assert standing(row, measure) == UNCLEAR
+    metric, least = case
+    row = row_of(metric, least + position * (1 - least), diff=diff, error=0.0)
+    if not set(metric.difference(diff)) & set("123456789"):
+        assert standing(row, metric) == UNCLEAR
     else:
-        assert standing(row, measure) == ("better" if (diff > 0) != measure.is_lower_better else "worse")
+        assert standing(row, metric) == ("better" if (diff > 0) != metric.is_lower_better else "worse")
 
 
 @pytest.mark.parametrize(
@@ -160,9 +160,9 @@ def test_no_zero_is_called_better_or_worse(case: tuple[Measure, float], position
 )
 def test_small_values_still_get_a_verdict(diff: float, error: float, expected: str) -> None:
     """An MSE of 1e-4, whose differences all round to zero, against two errors and half a percent of its value."""
-    values = row_of(MSE, 1e-4, diff=diff, error=error) | row_of(REGRESSION.own, 0.99, diff=0.0, error=0.001)
+    values = row_of(MSE, 1e-4, diff=diff, error=error) | row_of(REGRESSION.primary, 0.99, diff=0.0, error=0.001)
     assert standing(values, MSE) == expected
-    (sentence,) = verdict({"last": {}, "swa": values | {"reference": "last"}}, measures=REGRESSION)
+    (sentence,) = verdict({"last": {}, "swa": values | {"reference": "last"}}, metrics=REGRESSION)
     assert sentence.count("better") == (expected == "better")
     assert sentence.count("worse") == (expected == "worse")
 

@@ -364,7 +364,7 @@ def test_no_color_and_dumb_terminals_are_respected() -> None:
 def test_the_room_needs_neither_torch_nor_typer() -> None:
     """A fresh interpreter that imports the room, against the modules it must not load."""
     code = (
-        "import sys, swa_cli.report.terminal, swa_cli.report.problems, swa_cli.report.plots.curves; "
+        "import sys, swa_cli.report.terminal, swa_cli.report.errors, swa_cli.report.plots.curves; "
         "print(*{'torch', 'typer', 'matplotlib', 'rich.progress', 'numpy'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)

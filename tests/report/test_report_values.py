@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.patches import Rectangle
 
-from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, Measures
+from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, TaskMetrics
 from swa_cli.report.page.chart import Line, chart
 from swa_cli.report.page.document import RunOnPage, document
 from swa_cli.report.plots import calibration, curves, loss_surface, schedule
@@ -56,9 +56,9 @@ def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
     }
 
 
-def rows_of(measures: Measures) -> list[dict[str, Any]]:
+def rows_of(metrics: TaskMetrics) -> list[dict[str, Any]]:
     """Two epochs; everything is a fraction, or a plain number."""
-    own, train = measures.own.key, measures.training.key
+    own, train = metrics.primary.key, metrics.training.key
     return [
         {
             "epoch": epoch,
@@ -74,29 +74,29 @@ def rows_of(measures: Measures) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize(("measures", "axis", "scale"), TASKS)
+@pytest.mark.parametrize(("metrics", "axis", "scale"), TASKS)
 def test_curves_are_drawn_in_the_unit_of_their_axis(
-    measures: Measures, axis: str, scale: float, drawn: list[matplotlib.figure.Figure]
+    metrics: TaskMetrics, axis: str, scale: float, drawn: list[matplotlib.figure.Figure]
 ) -> None:
     """Lines and final scores of both panels against the rows, times 100 where the axis says %; rates and marks."""
-    own, loss = measures.own.key, measures.loss.key
+    own, loss = metrics.primary.key, metrics.loss.key
     final = {"last": {own: 0.5, loss: 0.4}, "swa": {own: 0.625, loss: 0.3}}
     curves.draw(
         io.BytesIO(),
-        rows=rows_of(measures),
+        rows=rows_of(metrics),
         title="x",
         averaging={"swa": [15, 20]},
         steps_per_epoch=10,
         lr=[0.1] * 10 + [0.05] * 10,
         final=final,
-        measures=measures,
+        metrics=metrics,
     )
     below, above, rates = drawn[0].axes
-    assert (below.get_ylabel(), above.get_ylabel()) == (measures.loss_axis, axis)
+    assert (below.get_ylabel(), above.get_ylabel()) == (metrics.loss_axis, axis)
     found = lines(above)
     assert found["val"] == ([1, 2], pytest.approx([scale * 0.2, scale * 0.4]))
     assert found["swa, val"] == ([2], pytest.approx([scale * 0.75]))
-    if measures.training is measures.own:  # else the column of training is that of another score
+    if metrics.training is metrics.primary:  # else the column of training is that of another score
         assert found["train"] == ([1, 2], pytest.approx([scale * 0.25, scale * 0.5]))
     assert found[f"last, final: {'50.00 %' if scale == 100 else '0.500'}"][1] == pytest.approx([scale * 0.5])
     assert found[f"swa, final: {'62.50 %' if scale == 100 else '0.625'}"][1] == pytest.approx([scale * 0.625])
@@ -144,9 +144,9 @@ ERROR = [
 ]
 
 
-@pytest.mark.parametrize(("measures", "axis", "shown", "scale"), ERROR)
+@pytest.mark.parametrize(("metrics", "axis", "shown", "scale"), ERROR)
 def test_a_path_is_drawn_in_the_unit_of_its_axis(
-    measures: Measures, axis: str, shown: Any, scale: float, drawn: list[matplotlib.figure.Figure]
+    metrics: TaskMetrics, axis: str, shown: Any, scale: float, drawn: list[matplotlib.figure.Figure]
 ) -> None:
     """Both lines and the band of one standard error against the scores: of accuracies, the errors in percent."""
     line = {
@@ -159,9 +159,9 @@ def test_a_path_is_drawn_in_the_unit_of_its_axis(
         "points": [{"name": "last", "x": 0.0}, {"name": "swa", "x": 4.0}],
         "split": "test",
     }
-    loss_surface.draw_path(io.BytesIO(), line=line, title="x", measures=measures)
+    loss_surface.draw_path(io.BytesIO(), line=line, title="x", metrics=metrics)
     upper, lower = drawn[0].axes
-    assert (upper.get_ylabel(), lower.get_ylabel()) == (measures.loss_axis, axis)
+    assert (upper.get_ylabel(), lower.get_ylabel()) == (metrics.loss_axis, axis)
     assert lines(upper)["train"] == (line["x"], line["train_loss"])
     assert lines(upper)["test"] == (line["x"], line["loss"])
     assert lines(lower)["train"] == (line["x"], pytest.approx([shown(value) for value in line["train_score"]]))
@@ -174,9 +174,9 @@ def test_a_path_is_drawn_in_the_unit_of_its_axis(
     assert all(panel.get_ylim()[0] < panel.get_ylim()[1] for panel in (upper, lower))
 
 
-@pytest.mark.parametrize(("measures", "axis", "shown", "scale"), ERROR)
+@pytest.mark.parametrize(("metrics", "axis", "shown", "scale"), ERROR)
 def test_a_plane_is_drawn_in_the_unit_of_its_title(
-    measures: Measures,
+    metrics: TaskMetrics,
     axis: str,
     shown: Any,
     scale: float,
@@ -197,9 +197,9 @@ def test_a_plane_is_drawn_in_the_unit_of_its_title(
     score = [[0.9 - 0.02 * x - 0.1 * y for x in range(4)] for y in range(3)]
     points = [{"name": f"set {n}", "x": n, "y": n - 1.0, "loss": 1.0, "score": 0.5} for n in range(3)]
     surface = {"x": xs, "y": ys, "loss": loss, "score": score, "points": points, "split": "test", "samples": 10}
-    loss_surface.draw_plane(io.BytesIO(), surface=surface, title="x", measures=measures)
+    loss_surface.draw_plane(io.BytesIO(), surface=surface, title="x", metrics=metrics)
     left, right = drawn[0].axes[:2]
-    assert (left.get_title(), right.get_title()) == (f"train {measures.loss_axis}", f"test {axis}")
+    assert (left.get_title(), right.get_title()) == (f"train {metrics.loss_axis}", f"test {axis}")
     for (x, y, values), expected in zip(given, (loss, [[shown(v) for v in row] for row in score]), strict=True):
         assert (list(x), list(y)) == (xs, ys)
         np.testing.assert_allclose(values, expected)
@@ -213,12 +213,12 @@ def test_a_plane_is_drawn_in_the_unit_of_its_title(
     assert min(flat) * 0.99 <= bars[1].get_ylim()[0] < bars[1].get_ylim()[1] <= max(flat) * 1.01
 
 
-@pytest.mark.parametrize(("measures", "axis", "scale"), TASKS)
+@pytest.mark.parametrize(("metrics", "axis", "scale"), TASKS)
 def test_windows_are_drawn_in_the_unit_of_their_axis(
-    measures: Measures, axis: str, scale: float, drawn: list[matplotlib.figure.Figure]
+    metrics: TaskMetrics, axis: str, scale: float, drawn: list[matplotlib.figure.Figure]
 ) -> None:
     """Scores and their error bars over the epochs where the windows start; the chosen one apart."""
-    own, loss = measures.own.key, measures.loss.key
+    own, loss = metrics.primary.key, metrics.loss.key
     rows = [
         {
             "start": start,
@@ -231,7 +231,7 @@ def test_windows_are_drawn_in_the_unit_of_their_axis(
         }
         for start, end, score in ((10, 40, 0.5), (20, 40, 0.75), (30, 40, 0.625), (10, 30, 0.25))
     ]
-    window.draw_search(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, measures=measures)
+    window.draw_search(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
     upper, lower = drawn[0].axes
     assert lower.get_ylabel() == axis
     for axes, factor, values, errors in (
@@ -347,14 +347,14 @@ def test_a_chart_is_read_as_it_was_meant(from_zero: bool) -> None:
     assert (left, left + width) == pytest.approx((first + 3 * per_epoch, first + 4 * per_epoch), abs=0.2)
 
 
-@pytest.mark.parametrize(("measures", "axis", "scale"), TASKS)
-def test_charts_of_a_page_are_in_the_unit_of_their_title(measures: Measures, axis: str, scale: float) -> None:
+@pytest.mark.parametrize(("metrics", "axis", "scale"), TASKS)
+def test_charts_of_a_page_are_in_the_unit_of_their_title(metrics: TaskMetrics, axis: str, scale: float) -> None:
     """Of the chart of the score: the points of validation by its axis, times 100 where its title says %."""
     page = RunOnPage(
         title="x",
         said=[],
-        measures=measures,
-        rows=rows_of(measures),
+        metrics=metrics,
+        rows=rows_of(metrics),
         averaging={},
         steps_per_epoch=10,
         lr=[0.1] * 20,
@@ -370,11 +370,11 @@ def test_charts_of_a_page_are_in_the_unit_of_their_title(measures: Measures, axi
     )
     charts: Sequence[str] = document([page], differences=[]).split('<figure class="chart"')[1:]
     titled = {re.search(r"<figcaption>(.*?)</figcaption>", text)[1]: text for text in charts}  # type: ignore[index]
-    assert list(titled) == [measures.loss_axis, axis, "learning rate of a step"]
+    assert list(titled) == [metrics.loss_axis, axis, "learning rate of a step"]
     found = points_of(svg_of(titled[axis]))[-1]
     assert found == [
         pytest.approx((1, scale * 0.2), abs=scale * 0.01),
         pytest.approx((2, scale * 0.4), abs=scale * 0.01),
     ]
-    assert points_of(svg_of(titled[measures.loss_axis]))[1][0] == pytest.approx((1, 2.9), abs=0.02)
+    assert points_of(svg_of(titled[metrics.loss_axis]))[1][0] == pytest.approx((1, 2.9), abs=0.02)
     assert (" %&quot;" in titled[axis]) == (scale == 100)

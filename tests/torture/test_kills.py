@@ -27,7 +27,7 @@ swa: {start: 50%, every: 0.25ep, lr: 0.05, anneal: 0.5ep, eval_every: 1ep}
 averages:
   ema: {kind: ema, decay: 0.9, start: 0ep, every: 1step}
   warm: {kind: ema, half_life: 10step, warmup: true, start: 0ep, every: 3step}
-  tail: {kind: latest, window: 3, start: 25%, every: 5step}
+  tail: {kind: lawa, window: 3, start: 25%, every: 5step}
   swag: {kind: swag, rank: 4, start: 25%, every: 4step}
   thin: {kind: swag, diagonal: true, start: 0ep, every: 7step}
 snapshots: {every: 1ep, keep: 2, cumulative: true}
@@ -37,7 +37,7 @@ STREAMED = "dataset={name: image_folder, root: images, val: 8, cache: none, work
 VARIANTS = {
     "plain": [],
     "every-step": ["output.save_every=1step", "train.epochs=2"],
-    "accumulate": ["train.accumulate=3", "train.clip_norm=1", "output.save_every=3step"],
+    "accumulate": ["train.grad_accum_steps=3", "train.clip_norm=1", "output.save_every=3step"],
     "adam": ["optimizer={name: AdamW, lr: 0.01}", "swa.lr=0.005", "output.save_every=0.1s"],
     "exact": ["swa.batchnorm.method=exact", "output.save_every=7step", "snapshots.keep=all"],
     "streamed": [STREAMED, "train.batch_size=8", "output.save_every=1step"],

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from swa_cli.recipe.schema.exclusive_keys import STRICT, Misfit, refuse
+from swa_cli.recipe.schema.exclusive_keys import INTERNAL, STRICT, Misfit, refuse
 from swa_cli.recipe.values import Count, CountOrAll, Duration, DurationField, Flag, Multiple, Number, Rate, Whole
 
 
@@ -54,7 +54,7 @@ AVERAGE_KINDS: Mapping[str, Mapping[str, Any]] = {  # kind -> the keys it takes,
         "warmup": False,
         "bias_correction": True,
     },
-    "latest": {"start": "75%", "every": "1ep", "window": 5},
+    "lawa": {"start": "75%", "every": "1ep", "window": 5},
     "swag": {"start": "75%", "every": "1ep", "rank": 20, "diagonal": False},
 }
 AVERAGE_KEYS: Mapping[str, str] = {  # key -> the only kind of average that takes it
@@ -66,7 +66,7 @@ class Average(BaseModel):
     """One more average of the same run."""
 
     model_config = STRICT
-    kind: Literal["mean", "ema", "latest", "swag"] = Field(
+    kind: Literal["mean", "ema", "lawa", "swag"] = Field(
         description="mean, exponential moving average, mean of the last k, or mean with a Gaussian around it"
     )
     start: DurationField | None = Field(default=None, description="default 75%; ema: 0ep")
@@ -81,7 +81,7 @@ class Average(BaseModel):
     bias_correction: Flag | None = Field(
         default=None, description="ema: the first weight set counts as one like the others; default true"
     )
-    window: Count | None = Field(default=None, description="latest: how many weights; default 5")
+    window: Count | None = Field(default=None, description="lawa: number of weight sets; default 5")
     rank: Whole | None = Field(
         default=None, ge=2, description="swag: how many deviations from the mean are kept; default 20"
     )
@@ -143,5 +143,7 @@ class Swap(BaseModel):
     )
     batchnorm: BatchNorm = BatchNorm()
     worker: Count | None = Field(
-        default=None, description="this run is that worker alone: train.init names the common weights"
+        default=None,
+        description="this run is that worker alone: train.init names the common weights",
+        json_schema_extra=INTERNAL,
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from pydantic import ConfigDict
+from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 STRICT = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+INTERNAL: JsonDict = {"internal": True}  # of a field that swa alone writes: no template or JSON Schema has it
 
 
 class Misfit(NamedTuple):

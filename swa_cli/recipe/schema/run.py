@@ -16,6 +16,7 @@ from swa_cli.recipe.values import (
     DurationField,
     DurationOrTime,
     Flag,
+    LoggerName,
     Number,
     Text,
     Threads,
@@ -23,11 +24,11 @@ from swa_cli.recipe.values import (
 )
 
 
-class Stop(BaseModel):
-    """An end before the last epoch, when nothing gets better any more."""
+class EarlyStopping(BaseModel):
+    """Ends the run before its last epoch when a metric no longer improves."""
 
     model_config = STRICT
-    patience: Count = Field(description="scorings without a new best value, then the run ends")
+    patience: Count = Field(description="validations without a new best value after which the run ends")
     metric: Text = Field(default="val_loss", description="a column of metrics.csv: a loss or an accuracy")
 
 
@@ -64,12 +65,12 @@ class Train(BaseModel):
         default=[], description="tensors that keep their fresh values instead, by name patterns such as head.*"
     )
     batch_size: Count = Field(default=128, description="samples of one forward pass")
-    accumulate: Count = Field(default=1, description="batches whose gradients make one optimizer step")
+    grad_accum_steps: Count = Field(default=1, description="batches whose gradients make one optimizer step")
     sync_batchnorm: Flag = Field(
         default=False, description="several processes: BatchNorm normalises the whole batch, on GPUs only"
     )
-    shard: Flag = Field(
-        default=False, description="several processes: parameters, gradients, optimizer and averages in parts over them"
+    fsdp: Flag = Field(
+        default=False, description="several processes: shard parameters, gradients, optimizer and averages over them"
     )
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     clip_norm: Number = Field(default=0.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
@@ -87,7 +88,7 @@ class Train(BaseModel):
     deterministic: Flag = Field(default=False, description="refuse operations that are not reproducible on a GPU")
     threads: Threads = Field(default="auto", description="processor threads")
     max_time: TimeField | None = Field(default=None, description="the run ends after this time, such as 2h")
-    stop: Stop | None = None
+    early_stopping: EarlyStopping | None = None
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -134,7 +135,9 @@ class Output(BaseModel):
     save_every: DurationOrTime = Field(
         default=Duration.parse("1ep"), description="between two saves of last.pt: 1ep, 200step, or a time as 10min"
     )
-    tensorboard: Flag = Field(
-        default=False, description="the rows of metrics.csv for TensorBoard too: pip install 'swa-cli[tensorboard]'"
+    loggers: list[LoggerName] = Field(
+        default=[],
+        description="take the rows of metrics.csv too: tensorboard (pip install 'swa-cli[tensorboard]')"
+        " or package.module:attribute",
     )
     plots: Flag = Field(default=False, description="draw all pictures of `swa plot` when the run has ended")

@@ -15,13 +15,13 @@ SCHEDULE_KEYS: Mapping[str, tuple[frozenset[str], frozenset[str]]] = {
     "constant": (frozenset(), frozenset({"warmup"})),
     "cosine": (frozenset(), frozenset({"warmup", "span", "final_lr"})),
     "linear": (frozenset(), frozenset({"warmup", "span", "final_lr"})),
-    "cosine_restarts": (frozenset({"cycle"}), frozenset({"warmup", "cycle_mult", "final_lr"})),
+    "cosine_restarts": (frozenset({"T_0"}), frozenset({"warmup", "T_mult", "final_lr"})),
     "cyclic": (
-        frozenset({"base_lr", "up"}),
-        frozenset({"warmup", "max_lr", "down", "begin", "mode", "gamma"}),
+        frozenset({"base_lr", "step_size_up"}),
+        frozenset({"warmup", "max_lr", "step_size_down", "begin", "mode", "gamma"}),
     ),
-    "multistep": (frozenset({"at"}), frozenset({"warmup", "factor"})),
-    "one_cycle": (frozenset({"max_lr"}), frozenset({"peak", "span"})),
+    "multistep": (frozenset({"milestones"}), frozenset({"warmup", "gamma"})),
+    "one_cycle": (frozenset({"max_lr"}), frozenset({"pct_start", "span"})),
     "swa_paper": (frozenset(), frozenset()),
 }
 
@@ -46,22 +46,31 @@ class Schedule(BaseModel):
     final_lr: Rate | None = Field(
         default=None, description="end of the decay; default swa.lr if the span ends at swa.start, else 0"
     )
-    cycle: DurationField | None = Field(default=None, description="cosine_restarts: length of the first cycle")
-    cycle_mult: Number | None = Field(default=None, ge=1, description="cosine_restarts: growth of the cycles")
+    T_0: DurationField | None = Field(default=None, description="cosine_restarts: length of the first cycle")
+    T_mult: Number | None = Field(default=None, ge=1, description="cosine_restarts: growth of the cycles")
     base_lr: Rate | None = Field(default=None, description="cyclic: the minimum of a cycle")
     max_lr: Rate | None = Field(default=None, description="cyclic (default optimizer.lr), one_cycle: the peak")
-    up: DurationField | None = Field(default=None, description="cyclic: length of the rise")
-    down: DurationField | None = Field(default=None, description="cyclic: length of the fall; default as up")
+    step_size_up: DurationField | None = Field(default=None, description="cyclic: length of the rise")
+    step_size_down: DurationField | None = Field(
+        default=None, description="cyclic: length of the fall; default step_size_up"
+    )
     begin: Literal["base", "max"] | None = Field(
         default=None, description="cyclic: rate of the first step; max is the cycle of FGE; default base"
     )
     mode: Literal["triangular", "triangular2", "exp_range"] | None = Field(
         default=None, description="cyclic: amplitude constant, halved each cycle, or times gamma^step"
     )
-    gamma: Number | None = Field(default=None, gt=0, le=1, description="cyclic, exp_range: factor a step")
-    at: list[DurationField] | None = Field(default=None, description="multistep: points at which the rate drops")
-    factor: Number | None = Field(default=None, gt=0, description="multistep: factor of each drop; default 0.1")
-    peak: DurationField | None = Field(default=None, description="one_cycle: point of the highest rate; default 30%")
+    milestones: list[DurationField] | None = Field(
+        default=None, description="multistep: points at which the rate drops"
+    )
+    gamma: Number | None = Field(
+        default=None,
+        gt=0,
+        description="multistep: factor of each drop, default 0.1; cyclic with exp_range: factor of each step",
+    )
+    pct_start: DurationField | None = Field(
+        default=None, description="one_cycle: point of the highest rate; default 30%"
+    )
 
     @property
     def lengths(self) -> list[tuple[str, Duration]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from swa_cli.metrics.metric import Measure, Measures
+from swa_cli.metrics.metric import Metric, TaskMetrics
 from swa_cli.report.console_text import MINUS, printable
 from swa_cli.report.page.assets import POLICY, SCRIPT, STYLE
 from swa_cli.report.page.chart import Line, chart
@@ -37,7 +37,7 @@ class RunOnPage:
 
     title: str
     said: Sequence[tuple[str, str]]  # what was run: label and value
-    measures: Measures
+    metrics: TaskMetrics
     rows: Sequence[Row]  # of metrics.csv
     averaging: Mapping[str, Sequence[int]]
     steps_per_epoch: int
@@ -103,20 +103,20 @@ def _curves(run: RunOnPage) -> str:
     end = max([1.0, len(run.lr) / run.steps_per_epoch, *(row["epoch"] for row in run.rows)])
     names, charts = list(run.averaging), []
     for is_loss in (True, False):
-        measure = run.measures.loss if is_loss else run.measures.own
+        metric = run.metrics.loss if is_loss else run.metrics.primary
         lines = [
             Line(printable(name), _COLORS[look["color"]], look["linestyle"], look.get("marker"), points)
-            for name, look, points in curves.lines(run.rows, names=names, measures=run.measures, is_loss=is_loss)
+            for name, look, points in curves.lines(run.rows, names=names, metrics=run.metrics, is_loss=is_loss)
         ]
         if lines:
             charts.append(
                 chart(
                     lines,
-                    title=run.measures.loss_axis if is_loss else style.axis_title(measure),
-                    unit=" %" if measure.is_percent else "",
+                    title=run.metrics.loss_axis if is_loss else style.axis_title(metric),
+                    unit=" %" if metric.is_percent else "",
                     end=end,
                     phase=phase,
-                    is_lower_better=measure.is_lower_better,
+                    is_lower_better=metric.is_lower_better,
                 )
             )
     every = max(1, run.steps_per_epoch // 4)
@@ -132,49 +132,47 @@ def _comparable(runs: Sequence[RunOnPage]) -> list[list[RunOnPage]]:
     groups: dict[tuple[Any, ...], list[RunOnPage]] = {}
     for run in runs:
         if run.weights:
-            groups.setdefault((run.split, run.samples, run.measures), []).append(run)
+            groups.setdefault((run.split, run.samples, run.metrics), []).append(run)
     return list(groups.values())
 
 
 def _scores(runs: Sequence[RunOnPage]) -> str:
     """A row for each weight set, and under each average its paired difference to the reference of its run."""
-    measures, several = runs[0].measures, len(runs) > 1
+    metrics, several = runs[0].metrics, len(runs) > 1
     shown = [
-        measure
-        for measure in measures.scores
-        if not measure.is_optional
-        or any(row.get(measure.key) is not None for run in runs for row in run.weights.values())
+        metric
+        for metric in metrics.all
+        if not metric.is_optional
+        or any(row.get(metric.key) is not None for run in runs for row in run.weights.values())
     ]
-    heads = [*(["run"] if several else []), "weights", *(measure.heading for measure in shown), "n", "BatchNorm"]
+    heads = [*(["run"] if several else []), "weights", *(metric.heading for metric in shown), "n", "BatchNorm"]
     rows = []
     for run in runs:
         for name, values in run.weights.items():
             rows.append(_row([*([run.title] if several else []), name], values, shown))
-            if is_compared(values, measures):
+            if is_compared(values, metrics):
                 label = [*([""] if several else []), f"{MINUS} {values['reference']}"]
-                rows.append(_difference_row(label, values, shown, compared=measures.compared))
+                rows.append(_difference_row(label, values, shown, compared=metrics.compared))
     caption = f"{runs[0].split}: {runs[0].samples:,} samples, ± one standard error; differences are paired"
     return _table(heads, rows, caption=caption)
 
 
-def _row(labels: Sequence[str], values: Row, shown: Sequence[Measure]) -> str:
+def _row(labels: Sequence[str], values: Row, shown: Sequence[Metric]) -> str:
     count = values.get("members", values.get("count"))
-    cells = [score_with_error(values, measure) for measure in shown]
+    cells = [score_with_error(values, metric) for metric in shown]
     cells += ["" if count is None else f"{count:,}", str(values.get("batchnorm", ""))]
     return f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in (*labels, *cells))}</tr>"
 
 
-def _difference_row(
-    labels: Sequence[str], values: Row, shown: Sequence[Measure], *, compared: Sequence[Measure]
-) -> str:
+def _difference_row(labels: Sequence[str], values: Row, shown: Sequence[Metric], *, compared: Sequence[Metric]) -> str:
     cells = [f"<td>{_text(label)}</td>" for label in labels]
-    for measure in shown:
-        if measure not in compared:
+    for metric in shown:
+        if metric not in compared:
             cells.append("<td></td>")
             continue
-        judged = standing(values, measure)
+        judged = standing(values, metric)
         kind = f' class="{judged}"' if judged in ("better", "worse") else ""
-        cells.append(f"<td{kind}>{_text(difference(values, measure))}</td>")
+        cells.append(f"<td{kind}>{_text(difference(values, metric))}</td>")
     return f'<tr class="difference">{"".join(cells)}<td></td><td></td></tr>'
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swa_cli.metrics.metric import CLASSIFICATION, Measure, Measures
+from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report.plots import schedule, style
 from swa_cli.report.plots.style import Row
 
@@ -32,7 +32,7 @@ def draw(
     lr: Sequence[float] | None = None,
     worker_lr: Sequence[Point] = (),
     final: Mapping[str, Row] | None = None,
-    measures: Measures = CLASSIFICATION,
+    metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
 ) -> None:
     """Write `curves.png`: three panels over the epochs, the phase of averaging shaded.
@@ -46,14 +46,14 @@ def draw(
         lr: The learning rate of each step; without it that of each row is drawn.
         worker_lr: Epochs done and the rate that a worker of a SWAP run then has.
         final: Weight set (`last` and the averages) to its final scores.
-        measures: What the task scores.
+        metrics: What the task scores.
         form: png or svg.
     """
     with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
         loss, score, rates = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
         end = max([1.0, len(lr or ()) / steps_per_epoch, *(row["epoch"] for row in rows)])
-        _draw_scores(loss, rows, names=list(averaging), final=final or {}, end=end, measures=measures, is_loss=True)
-        _draw_scores(score, rows, names=list(averaging), final=final or {}, end=end, measures=measures, is_loss=False)
+        _draw_scores(loss, rows, names=list(averaging), final=final or {}, end=end, metrics=metrics, is_loss=True)
+        _draw_scores(score, rows, names=list(averaging), final=final or {}, end=end, metrics=metrics, is_loss=False)
         _draw_rates(rates, rows, lr=lr, steps_per_epoch=steps_per_epoch)
         schedule.rates_of_workers(rates, worker_lr)
         schedule.rug(rates, averaging, steps_per_epoch=steps_per_epoch)
@@ -71,21 +71,21 @@ def _draw_scores(
     names: Sequence[str],
     final: Mapping[str, Row],
     end: float,
-    measures: Measures,
+    metrics: TaskMetrics,
     is_loss: bool,
 ) -> None:
     """The panel of the loss, or of the task's own score."""
-    measure = measures.loss if is_loss else measures.own
-    points = _draw_lines(axes, rows, names=names, measures=measures, is_loss=is_loss)
-    points += _draw_final(axes, final, names=names, measure=measure, end=end)
+    metric = metrics.loss if is_loss else metrics.primary
+    points = _draw_lines(axes, rows, names=names, metrics=metrics, is_loss=is_loss)
+    points += _draw_final(axes, final, names=names, metric=metric, end=end)
     settled = [value for epoch, value in points if epoch > end * _STEEP]
     if settled and len(rows) >= _LONG_RUN:
         margin = 0.05 * (max(settled) - min(settled))
-        if measure.is_lower_better:
+        if metric.is_lower_better:
             axes.set_ylim(top=max(settled) + margin)
         else:
             axes.set_ylim(bottom=min(settled) - margin)
-    axes.set_ylabel(measures.loss_axis if is_loss else style.axis_title(measure))
+    axes.set_ylabel(metrics.loss_axis if is_loss else style.axis_title(metric))
 
 
 def with_workers(rows: Sequence[Row], workers: Mapping[str, Sequence[Row]]) -> list[Row]:
@@ -105,15 +105,15 @@ def with_workers(rows: Sequence[Row], workers: Mapping[str, Sequence[Row]]) -> l
 
 
 def lines(
-    rows: Sequence[Row], *, names: Sequence[str], measures: Measures, is_loss: bool
+    rows: Sequence[Row], *, names: Sequence[str], metrics: TaskMetrics, is_loss: bool
 ) -> list[tuple[str, dict[str, Any], list[Point]]]:
     """The lines of one score: what each is called, its look, its points; where nothing was measured, there is none."""
-    measure = measures.loss if is_loss else measures.own
-    what = "loss" if is_loss else measure.key
+    metric = metrics.loss if is_loss else metrics.primary
+    what = "loss" if is_loss else metric.key
     looks = {f"train_{what}": ("train", style.TRAIN), f"val_{what}": ("val", style.VAL)}
     for name in names:
         looks[f"{name}_val_{what}"] = (f"{name}, val", style.look(name, names))
-    scale, found = style.scale(measure), []
+    scale, found = style.scale(metric), []
     for key, (label, look) in looks.items():
         points = [(float(row["epoch"]), scale * row[key]) for row in rows if style.is_number(row.get(key))]
         if points:
@@ -122,10 +122,10 @@ def lines(
 
 
 def _draw_lines(
-    axes: Axes, rows: Sequence[Row], *, names: Sequence[str], measures: Measures, is_loss: bool
+    axes: Axes, rows: Sequence[Row], *, names: Sequence[str], metrics: TaskMetrics, is_loss: bool
 ) -> list[Point]:
     drawn: list[Point] = []
-    for label, look, points in lines(rows, names=names, measures=measures, is_loss=is_loss):
+    for label, look, points in lines(rows, names=names, metrics=metrics, is_loss=is_loss):
         epochs, values = zip(*points, strict=True)
         every = math.ceil(len(points) / _MAX_MARKERS)
         axes.plot(epochs, values, label=style.plain(label, longest=25), markevery=every, **look)
@@ -142,15 +142,15 @@ def _draw_rates(axes: Axes, rows: Sequence[Row], *, lr: Sequence[float] | None, 
 
 
 def _draw_final(
-    axes: Axes, final: Mapping[str, Row], *, names: Sequence[str], measure: Measure, end: float
+    axes: Axes, final: Mapping[str, Row], *, names: Sequence[str], metric: Metric, end: float
 ) -> list[Point]:
     """Mark the final score of each weight set to the right of the run, its value in the legend."""
-    key, drawn = measure.key, list[Point]()
+    key, drawn = metric.key, list[Point]()
     for name, scores in final.items():
         if not style.is_number(scores.get(key)):
             continue
         look: dict[str, Any] = style.look(name, names)
-        point = (1.03 * end, style.scale(measure) * scores[key])
+        point = (1.03 * end, style.scale(metric) * scores[key])
         axes.plot(
             *point,
             linestyle="none",
@@ -159,7 +159,7 @@ def _draw_final(
             markerfacecolor="none",
             markeredgewidth=1.8,
             color=look["color"],
-            label=f"{style.short(name)}, final: {measure.said(scores[key])}",
+            label=f"{style.short(name)}, final: {metric.said(scores[key])}",
         )
         drawn.append(point)
     return drawn

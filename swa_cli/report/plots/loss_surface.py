@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swa_cli.metrics.metric import CLASSIFICATION, Measure, Measures
+from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report.plots import style
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def draw_path(
     *,
     line: Mapping[str, Any],
     title: str,
-    measures: Measures = CLASSIFICATION,
+    metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
 ) -> None:
     """Write the picture: a panel with the loss, one with the score of the task, of training and scored samples.
@@ -37,15 +37,15 @@ def draw_path(
         line: `x`, distances of weights from the first end; `train_loss`, `train_score`, `loss`, `score` and
             `score_se` at each, None where not finite; `points`, the two ends with `name` and `x`; `split`.
         title: What stands over it.
-        measures: What the task scores.
+        metrics: What the task scores.
         form: png or svg.
     """
     with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, key in ((upper, "loss"), (lower, "score")):
-            _lines(axes, line, key=key, measures=measures)
-        upper.set_ylabel(measures.loss_axis)
-        lower.set_ylabel(says(measures, "score", split="").strip())
+            _lines(axes, line, key=key, metrics=metrics)
+        upper.set_ylabel(metrics.loss_axis)
+        lower.set_ylabel(says(metrics, "score", split="").strip())
         lower.set_xlabel(f"distance of weights (L2) from {style.plain(line['points'][0]['name'], longest=30)}")
         for point in line["points"]:
             upper.text(
@@ -59,13 +59,13 @@ def draw_path(
         style.legend(upper)
 
 
-def _lines(axes: Axes, line: Mapping[str, Any], *, key: str, measures: Measures) -> None:
+def _lines(axes: Axes, line: Mapping[str, Any], *, key: str, metrics: TaskMetrics) -> None:
     for prefix, label, look in (("train_", "train", style.TRAIN), ("", line["split"], style.VAL)):
-        values = [shown(measures, key, value) for value in line[f"{prefix}{key}"]]
+        values = [shown(metrics, key, value) for value in line[f"{prefix}{key}"]]
         axes.plot(line["x"], values, label=label, **look)
     if key == "score" and all(style.is_number(error) for error in line["score_se"]):
-        middle = [shown(measures, key, value) for value in line["score"]]
-        errors = [style.scale(measures.own) * error for error in line["score_se"]]
+        middle = [shown(metrics, key, value) for value in line["score"]]
+        errors = [style.scale(metrics.primary) * error for error in line["score_se"]]
         low, high = zip(*((value - e, value + e) for value, e in zip(middle, errors, strict=True)), strict=True)
         axes.fill_between(line["x"], low, high, color=style.VAL["color"], alpha=0.15, linewidth=0)
     for point in line["points"]:
@@ -88,7 +88,7 @@ def draw_plane(
     *,
     surface: Mapping[str, Any],
     title: str,
-    measures: Measures = CLASSIFICATION,
+    metrics: TaskMetrics = CLASSIFICATION,
     panels: Sequence[str] = PANELS,
     form: str = "png",
 ) -> None:
@@ -99,44 +99,44 @@ def draw_plane(
         surface: `x` (X,) and `y` (Y,), distances of weights; `loss` and `score`, Y rows of X values, None where not
             finite; `points`, each with `name`, `x`, `y`, `loss`, `score`; `split` and `samples` of the score.
         title: What stands over it.
-        measures: What the task scores.
+        metrics: What the task scores.
         panels: Which of `PANELS`.
         form: png or svg.
     """
     with style.sheet(target, size=(0.5 + 5.5 * len(panels), 6.2), title=title, form=form) as figure:
         for axes, key in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-            _panel(figure, axes, surface, key=key, measures=measures)
+            _panel(figure, axes, surface, key=key, metrics=metrics)
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=10)
 
 
-def says(measures: Measures, key: str, *, split: str) -> str:
+def says(metrics: TaskMetrics, key: str, *, split: str) -> str:
     """What a panel shows, with its unit: of what is right in percent, the error."""
     if key == "loss":
-        return f"train {measures.loss_axis}"
-    return f"{split} error (%)" if _is_error(measures.own) else f"{split} {style.axis_title(measures.own)}"
+        return f"train {metrics.loss_axis}"
+    return f"{split} error (%)" if _is_error(metrics.primary) else f"{split} {style.axis_title(metrics.primary)}"
 
 
-def shown(measures: Measures, key: str, value: float | None) -> float:
+def shown(metrics: TaskMetrics, key: str, value: float | None) -> float:
     """A value as a panel shows it; nan where there is none."""
     if value is None or not math.isfinite(value):
         return math.nan
     if key == "loss":
         return value
-    return 100 * (1 - value) if _is_error(measures.own) else style.scale(measures.own) * value
+    return 100 * (1 - value) if _is_error(metrics.primary) else style.scale(metrics.primary) * value
 
 
-def _is_error(measure: Measure) -> bool:
-    return measure.key == "accuracy"
+def _is_error(metric: Metric) -> bool:
+    return metric.key == "accuracy"
 
 
-def _panel(figure: Figure, axes: Axes, surface: Mapping[str, Any], *, key: str, measures: Measures) -> None:
+def _panel(figure: Figure, axes: Axes, surface: Mapping[str, Any], *, key: str, metrics: TaskMetrics) -> None:
     import numpy as np
 
-    values = np.ma.masked_invalid([[shown(measures, key, value) for value in row] for row in surface[key]])
-    is_lower_better = key == "loss" or _is_error(measures.own) or measures.own.is_lower_better
+    values = np.ma.masked_invalid([[shown(metrics, key, value) for value in row] for row in surface[key]])
+    is_lower_better = key == "loss" or _is_error(metrics.primary) or metrics.primary.is_lower_better
     levels = _levels(values.compressed().tolist(), is_lower_better=is_lower_better, power=_CLOSER[key])
-    axes.set_title(says(measures, key, split=surface["split"]), fontsize=11)
+    axes.set_title(says(metrics, key, split=surface["split"]), fontsize=11)
     if len(levels) > 2:
         from matplotlib.colors import BoundaryNorm
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swa_cli.metrics.metric import CLASSIFICATION, Measure, Measures
+from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report.plots import style
 from swa_cli.report.plots.style import MAX_MARKS, Row
 
@@ -132,7 +132,7 @@ def draw_search(
     steps_per_epoch: int,
     chosen: str = "chosen",
     reference: tuple[str, Row] | None = None,
-    measures: Measures = CLASSIFICATION,
+    metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
 ) -> None:
     """Write the picture: the loss and the score of the task over the start of the window.
@@ -144,24 +144,24 @@ def draw_search(
         steps_per_epoch: Updates in an epoch.
         chosen: What the chosen one is called.
         reference: The raw weights that averages are judged against: their name, and their scores on the same images.
-        measures: Which scores these are.
+        metrics: Which scores these are.
         form: png or svg.
     """
     with style.sheet(target, size=SEARCH_SIZE_INCHES, title=title, form=form) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
-        for axes, measure in ((upper, measures.loss), (lower, measures.own)):
-            _draw(axes, rows, measure=measure, steps_per_epoch=steps_per_epoch, chosen=chosen)
-            if reference is not None and style.is_number(reference[1].get(measure.key)):
-                level = style.scale(measure) * reference[1][measure.key]
+        for axes, metric in ((upper, metrics.loss), (lower, metrics.primary)):
+            _draw(axes, rows, metric=metric, steps_per_epoch=steps_per_epoch, chosen=chosen)
+            if reference is not None and style.is_number(reference[1].get(metric.key)):
+                level = style.scale(metric) * reference[1][metric.key]
                 axes.axhline(level, color=style.VAL["color"], linestyle=":", label=f"{reference[0]}, the reference")
-            axes.set_ylabel(style.axis_title(measure))
+            axes.set_ylabel(style.axis_title(metric))
         lower.set_xlabel("start of the window (epochs done)")
         style.legend(upper)
 
 
-def _draw(axes: Axes, rows: Sequence[Row], *, measure: Measure, steps_per_epoch: int, chosen: str) -> None:
+def _draw(axes: Axes, rows: Sequence[Row], *, metric: Metric, steps_per_epoch: int, chosen: str) -> None:
     """One score; the line joins the windows that reach to the end of the run."""
-    key, scale = measure.key, style.scale(measure)
+    key, scale = metric.key, style.scale(metric)
     end = max(row["end"] for row in rows)
     groups = (
         ("up to the end", _TO_END, [row for row in rows if row["end"] == end]),

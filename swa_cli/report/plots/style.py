@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Any
 
-from swa_cli.metrics.metric import Measure
+from swa_cli.metrics.metric import Metric
 from swa_cli.report.console_text import printable
 
 if TYPE_CHECKING:
@@ -94,14 +94,14 @@ def legend(axes: Axes) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize=9)
 
 
-def axis_title(measure: Measure) -> str:
+def axis_title(metric: Metric) -> str:
     """A score with its unit."""
-    return f"{measure.name} (%)" if measure.is_percent else measure.name
+    return f"{metric.name} (%)" if metric.is_percent else metric.name
 
 
-def scale(measure: Measure) -> float:
+def scale(metric: Metric) -> float:
     """What a score is multiplied by to be drawn."""
-    return 100.0 if measure.is_percent else 1.0
+    return 100.0 if metric.is_percent else 1.0
 
 
 def is_number(value: float | None) -> bool:

@@ -9,27 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from swa_cli.metrics.metric import CLASSIFICATION, Measures
+from swa_cli.metrics.metric import CLASSIFICATION, TaskMetrics
 from swa_cli.report.tables.columns import Column, count, duration, fit, number, rate
 
 _TIME = Column("seconds", "time", 8, rank=4)
 _LONGEST_NAME = 12
 
 
-def epoch_columns(averages: Sequence[str], *, width: int, measures: Measures = CLASSIFICATION) -> list[Column]:
+def epoch_columns(averages: Sequence[str], *, width: int, metrics: TaskMetrics = CLASSIFICATION) -> list[Column]:
     """The columns for these averages on a page of `width` cells: as many of their scores as fit."""
     for num_shown in range(len(averages), 0, -1):
-        columns = _columns_for(averages, num_shown=num_shown, width=width, measures=measures)
-        if sum(column.key.endswith(f"_val_{measures.own.key}") for column in columns) == num_shown:
+        columns = _columns_for(averages, num_shown=num_shown, width=width, metrics=metrics)
+        if sum(column.key.endswith(f"_val_{metrics.primary.key}") for column in columns) == num_shown:
             return columns
-    return _columns_for(averages, num_shown=0, width=width, measures=measures)
+    return _columns_for(averages, num_shown=0, width=width, metrics=metrics)
 
 
 def epoch_cells(
-    row: Mapping[str, Any], *, averages: Sequence[str], measures: Measures = CLASSIFICATION
+    row: Mapping[str, Any], *, averages: Sequence[str], metrics: TaskMetrics = CLASSIFICATION
 ) -> dict[str, str]:
     """The cells of one row of `metrics.csv`; a column that is missing or None was not measured."""
-    training, own = measures.training, measures.own
+    training, own = metrics.training, metrics.primary
     cells = {
         "epoch": str(row["epoch"]),
         "lr": rate(row.get("lr")),
@@ -45,8 +45,8 @@ def epoch_cells(
     return cells
 
 
-def _columns_for(averages: Sequence[str], *, num_shown: int, width: int, measures: Measures) -> list[Column]:
-    training, own = measures.training, measures.own
+def _columns_for(averages: Sequence[str], *, num_shown: int, width: int, metrics: TaskMetrics) -> list[Column]:
+    training, own = metrics.training, metrics.primary
     columns = [
         Column("epoch", "epoch", 5, rank=0),
         Column("lr", "lr", 9, rank=6),
