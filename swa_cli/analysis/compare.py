@@ -158,7 +158,7 @@ def read_result(
     path: Path,
     *,
     metrics: TaskMetrics,
-    hint: str = "move the folder of this seed elsewhere: the same command runs the seed anew",
+    hint: str = "move the folder of this seed elsewhere: the same command runs the seed again",
 ) -> tuple[dict[str, Any], Result]:
     """Read result.json of a finished run: return all of it, and the part that is compared.
 

@@ -80,49 +80,46 @@ def evaluate_checkpoint(
         open.require_fresh(batchnorm, path=path, hint=hint)
 
     terminal.note(f"scored in {context.recipe.eval.precision}")
-    name_of_split = split or context.scoring_split()
-    started = time.monotonic()
+    started, on = time.monotonic(), split or context.scoring_split()
     scored: dict[str, SampleScores] = {}
-    losses: dict[str, float | None] = {}
+    losses: dict[str, float | None] = {}  # on validation images, of what averages may be judged against
     candidates = _candidates(sets)
     for name, item in sets.items():
         model = context.build_model()  # a new one: a network may keep what it has computed from other weights
         loaded = loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
         sets[name] = replace(item, state_dict=loaded)
         if num_draws is not None and name in drawn:
-            scored[name] = _score_draws(item, model, name, context, name_of_split, num_draws)
+            scored[name] = _score_draws(item, model, name, context, on, num_draws)
             continue
         if name in unmeasured:
             passes.refresh(model, context=context, name=name)
-        scored[name] = _score(model, name, context, name_of_split)
+        scored[name] = _score(model, name, context, on)
         if name in candidates and len(candidates) > 1 and context.source.val is not None:
-            own = scored[name] if name_of_split == "val" else _score(model, name, context, "val")
-            losses[name] = own.metric(context.task.metrics.loss_key).value
+            val = scored[name] if on == "val" else _score(model, name, context, "val")
+            losses[name] = val.metric(context.task.metrics.loss_key).value
     reference = comparison.reference(candidates, losses) if candidates else None
-    curve: list[dict[str, Any]] = []
+    judged, curve = _judged(sets, reference, model), list[dict[str, Any]]()
     if snapshots is not None:
-        scored["ensemble"], curve = ensemble.score(snapshots, context.plain_batches(name_of_split), context=context)
-    judged = _judged(sets, reference, model) | ({"ensemble": None} if snapshots is not None else {})
+        judged["ensemble"] = None
+        scored["ensemble"], curve = ensemble.score(snapshots, context.plain_batches(on), context=context)
     table = comparison.table(scored, reference=reference, judged=judged)
     rows = {name: {**row, **details[name]} for name, row in table.items()}
-    num_samples = len(next(iter(scored.values())))
-    terminal.summary(
-        rows, split=name_of_split, samples=num_samples, tta=context.recipe.eval.tta, metrics=context.task.metrics
-    )
+    num_samples, tta = len(next(iter(scored.values()))), context.recipe.eval.tta
+    terminal.summary(rows, split=on, samples=num_samples, tta=tta, metrics=context.task.metrics)
     if curve:
         terminal.ensemble(curve, metrics=context.task.metrics)
     result = {
         "command": "eval",
         "checkpoint": str(path),
         "run": open.run_of(found.path),
-        "split": name_of_split,
+        "split": on,
         "samples": num_samples,
         "weights": rows,
         "reference": reference,
         "seconds": round(time.monotonic() - started, 3),
         "device": str(context.hardware.device),
         "precision": context.recipe.eval.precision,
-        "tta": context.recipe.eval.tta,
+        "tta": tta,
     }
     return {**result, "ensemble": curve} if curve else result
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from swa_cli.analysis import loss_surface, open, sources
 from swa_cli.analysis.average import Trials
@@ -44,9 +45,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to draw with `write(file, form)`; `values` go into the JSON answer."""
+    """A picture to draw with `draw(file, form=...)`; `values` go into the JSON answer."""
 
-    write: Callable[[IO[bytes], str], None]
+    draw: Callable[..., None]
     values: dict[str, Any]
 
 
@@ -142,7 +143,7 @@ def _curves(run: OpenRun, _: Request) -> Picture:
         "final": None if run.result is None else run.result["weights"],
         "metrics": run.metrics,
     }
-    return Picture(lambda file, form: curves_picture.draw(file, form=form, **values), {})
+    return Picture(partial(curves_picture.draw, **values), {})
 
 
 def _schedule(run: OpenRun, _: Request) -> Picture:
@@ -176,40 +177,31 @@ def _planned(title: str, plan: Plan) -> Picture:
         "worker_lr": plan.worker_rates,
         "steps_per_epoch": plan.steps_per_epoch,
     }
-    said = {"steps": plan.total_steps, "steps_per_epoch": plan.steps_per_epoch, "snapshots": list(plan.snapshots)}
-    said["averages"] = {item.name: list(item.steps) for item in plan.averages}
-    return Picture(lambda file, form: schedule_picture.draw_schedule(file, form=form, **values), said)
+    answer = {"steps": plan.total_steps, "steps_per_epoch": plan.steps_per_epoch, "snapshots": list(plan.snapshots)}
+    answer["averages"] = {item.name: list(item.steps) for item in plan.averages}
+    return Picture(partial(schedule_picture.draw_schedule, **values), answer)
 
 
 def _plane(run: OpenRun, request: Request) -> Picture:
     surface, cache = loss_surface.score_plane(run, request.points, size=request.size or GRID, samples=request.samples)
     title = f"{run.title}: plane through three weight sets"
-
-    def write(file: IO[bytes], form: str) -> None:
-        surface_picture.draw_plane(file, surface=surface, title=title, metrics=run.metrics, form=form)
-
-    said = {key: surface[key] for key in ("x", "y", "loss", "score", "points", "split", "samples")}
-    return Picture(write, {"cache": str(cache), **said})
+    draw = partial(surface_picture.draw_plane, surface=surface, title=title, metrics=run.metrics)
+    keys = ("x", "y", "loss", "score", "points", "split", "samples")
+    return Picture(draw, {"cache": str(cache), **{key: surface[key] for key in keys}})
 
 
 def _path(run: OpenRun, request: Request) -> Picture:
     line, cache = loss_surface.score_line(run, request.between, size=request.size or LINE, samples=request.samples)
     first, second = (point["name"] for point in line["points"])
     title = f"{run.title}: the line from {first} to {second}"
-
-    def write(file: IO[bytes], form: str) -> None:
-        surface_picture.draw_path(file, line=line, title=title, metrics=run.metrics, form=form)
-
-    return Picture(write, {"cache": str(cache), **line})
+    draw = partial(surface_picture.draw_path, line=line, title=title, metrics=run.metrics)
+    return Picture(draw, {"cache": str(cache), **line})
 
 
 def _calibration(run: OpenRun, _: Request) -> Picture:
     sets = reliability(run)
     title = f"{run.title}: calibration on {run.opened[0].scoring_split()}"
-    return Picture(
-        lambda file, form: calibration_picture.draw_reliability(file, sets=sets, title=title, form=form),
-        {"weights": sets},
-    )
+    return Picture(partial(calibration_picture.draw_reliability, sets=sets, title=title), {"weights": sets})
 
 
 def _confusion(run: OpenRun, request: Request) -> Picture:
@@ -217,11 +209,8 @@ def _confusion(run: OpenRun, request: Request) -> Picture:
     name = request.weights or run.best
     matrix, classes = confusion(run, name), list(run.opened[0].source.class_names)
     title = f"{run.title}: classes of {name} on {run.opened[0].scoring_split()}"
-
-    def write(file: IO[bytes], form: str) -> None:
-        calibration_picture.draw_confusion(file, matrix=matrix, classes=classes, title=title, form=form)
-
-    return Picture(write, {"weights": name, "classes": classes, "matrix": matrix})
+    draw = partial(calibration_picture.draw_confusion, matrix=matrix, classes=classes, title=title)
+    return Picture(draw, {"weights": name, "classes": classes, "matrix": matrix})
 
 
 def _window(run: OpenRun, request: Request) -> Picture:
@@ -234,7 +223,7 @@ def _window(run: OpenRun, request: Request) -> Picture:
         "reference": _reference(run),
         "metrics": run.metrics,
     }
-    return Picture(lambda file, form: schedule_picture.draw_search(file, form=form, **values), {"windows": rows})
+    return Picture(partial(schedule_picture.draw_search, **values), {"windows": rows})
 
 
 def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
@@ -304,7 +293,7 @@ def _open(path: Path, overrides: Sequence[str], *, request: Request, terminal: T
 
 def _write(target: Path, picture: Picture) -> None:
     form = target.suffix.lower().removeprefix(".")
-    write_atomic(target, lambda file: picture.write(file, form))
+    write_atomic(target, lambda file: picture.draw(file, form=form))
 
 
 def _refuse_file(path: Path, kind: str) -> None:

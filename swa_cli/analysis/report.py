@@ -10,7 +10,7 @@ import io
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from swa_cli.analysis import loss_surface, open
 from swa_cli.analysis.plot import GRID
@@ -91,7 +91,7 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     weights = result.get("weights", {})
     return RunOnPage(
         title=run.title,
-        said=_said(run),
+        said=_facts(run),
         metrics=run.metrics,
         rows=run.rows,
         averaging=run.averaging,
@@ -109,7 +109,7 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     )
 
 
-def _said(run: OpenRun) -> list[tuple[str, str]]:
+def _facts(run: OpenRun) -> list[tuple[str, str]]:
     recipe, point, input_ = run.recipe, run.point.content, run.point.content["input"]
     classes = f", {len(input_['classes'])} classes" if input_["classes"] else ""
     size = " x ".join(map(str, [input_["channels"], *input_["size"]])) if input_["channels"] else "no images"
@@ -163,44 +163,34 @@ def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
             f"{run.folder.path}: no plane was measured",
             hint=f"run `swa plot {shlex.quote(str(run.folder.path))} plane` first, or add --plane",
         )
-    metrics, found = run.metrics, surface
-    names = ", ".join(point["name"] for point in found["points"])
-
-    def panel(key: str) -> Drawing:
-        what = surface_picture.says(metrics, key, split=found["split"])
-
-        def draw(file: IO[bytes]) -> None:
-            surface_picture.draw_plane(file, surface=found, title="", metrics=metrics, panels=(key,), form="svg")
-
-        return Drawing(f"Plane through {names}: {what}", _svg(draw))
-
-    return [panel(key) for key in surface_picture.PANELS]
+    names = ", ".join(point["name"] for point in surface["points"])
+    drawings = []
+    for key in surface_picture.PANELS:
+        what = surface_picture.says(run.metrics, key, split=surface["split"])
+        drawn = _svg(surface_picture.draw_plane, surface=surface, metrics=run.metrics, panels=(key,))
+        drawings.append(Drawing(f"Plane through {names}: {what}", drawn))
+    return drawings
 
 
 def _calibration(run: OpenRun) -> list[Drawing]:
     split = run.opened[0].scoring_split()
-
-    def one(name: str, found: dict[str, Any]) -> Drawing:
-        return Drawing(
-            f"Calibration of {name} on {split}",
-            _svg(lambda file: calibration_picture.draw_reliability(file, sets={name: found}, title="", form="svg")),
-        )
-
-    return [one(name, found) for name, found in reliability(run).items()]
+    return [
+        Drawing(f"Calibration of {name} on {split}", _svg(calibration_picture.draw_reliability, sets={name: found}))
+        for name, found in reliability(run).items()
+    ]
 
 
 def _confusion(run: OpenRun) -> list[Drawing]:
     name = run.best
     matrix, classes = confusion(run, name), run.opened[0].source.class_names
-    drawn = _svg(
-        lambda file: calibration_picture.draw_confusion(file, matrix=matrix, classes=classes, title="", form="svg")
-    )
-    return [Drawing(f"Classes as {name} takes them, on {run.opened[0].scoring_split()}", drawn)]
+    drawn = _svg(calibration_picture.draw_confusion, matrix=matrix, classes=classes)
+    return [Drawing(f"Classes as {name} predicts them, on {run.opened[0].scoring_split()}", drawn)]
 
 
-def _svg(draw: Callable[[IO[bytes]], None]) -> bytes:
+def _svg(draw: Callable[..., None], **values: Any) -> bytes:
+    """Draw an SVG without a title."""
     file = io.BytesIO()
-    draw(file)
+    draw(file, **values, title="", form="svg")
     return file.getvalue()
 
 

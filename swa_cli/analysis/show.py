@@ -24,9 +24,9 @@ from swa_cli.report.tables.columns import size_text
 from swa_cli.report.terminal import Terminal
 
 Rows = list[tuple[str, str]]
-STATES = ("state", "m2", "deviations")  # of an average that can go on
+STATES = ("state", "m2", "deviations")  # tensors of an average that takes more weights
 KINDS = {
-    "resume": "resume point: a run goes on from here",
+    "resume": "resume point: a run continues from here",
     "weights": "weights to ship",
     "snapshot": "snapshot: raw weights of a run",
     "foreign": "written by another program",
@@ -196,7 +196,7 @@ def _input_text(values: Mapping[str, Any]) -> str:
 
 
 def _weights_text(values: Mapping[str, Any]) -> str:
-    """`mean of 17 weights, steps 480 to 800; BatchNorm recomputed; 42 tensors, 71,018 numbers (float32), 0.3 MB`."""
+    """Return `mean of 17 weights, steps 480 to 800; BatchNorm recomputed; 42 tensors, 71,018 numbers, 0.3 MB`."""
     kind, count, steps = values["kind"], values.get("count"), values.get("steps")
     what = kind if count is None else f"{kind} of {count:,} weights"
     if steps:
