@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ class Ended:
 
 
 Swa = Callable[..., Ended]
+OnStep = Callable[[Callable[[Any, Any], object]], None]  # the plan event of a run, its step event
 
 SMALL = """\
 name: small
@@ -89,6 +91,35 @@ def swa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return Ended(code, out, err)
 
     return run
+
+
+@pytest.fixture
+def on_step(monkeypatch: pytest.MonkeyPatch) -> OnStep:
+    """Let a function hear of each optimizer update of every run, and of what that run is; what it raises ends the run.
+
+    A new function takes the place of the one before.
+    """
+    from swa_cli.analysis.run_output import RunOutput
+
+    def listen(hear: Callable[[Any, Any], object]) -> None:
+        monkeypatch.setattr(RunOutput, "step", lambda output, event: hear(output.run, event), raising=False)
+
+    return listen
+
+
+@pytest.fixture
+def signal_at(on_step: OnStep) -> Callable[..., None]:
+    """Let this process get a signal after the update that makes a step; a later call takes the place of an earlier."""
+
+    def arm(step: int, number: int = signal.SIGINT, times: int = 1) -> None:
+        def hear(_: Any, event: Any) -> None:
+            if event.step == step:
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+
+        on_step(hear)
+
+    return arm
 
 
 @pytest.fixture

@@ -62,13 +62,13 @@ def average(rank: int, port: int, path: Path) -> None:
     assert exchanged.get_total_counts() == 0
     parts = Sharding(World(rank, 2), parameters)
     states = {name: average.state_dict() for name, average in averages.items()}
-    together = parts.whole(states, keep=rank == 0)
+    together = parts.gather(states, keep=rank == 0)
     if rank == 0:
         torch.save(together, path)
     dist.barrier()
     for name, settings in KINDS.items():  # what was put together is dealt out to the same rows
         again = WeightAverage(model, **settings)
-        again.load_state_dict(parts.own(torch.load(path)[name]))
+        again.load_state_dict(parts.local_rows(torch.load(path)[name]))
         one, two = dict(flat(again.state_dict())), dict(flat(states[name]))
         assert all(torch.equal(value, two[key]) for key, value in one.items() if isinstance(value, Tensor))
     dist.destroy_process_group()

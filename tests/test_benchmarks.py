@@ -21,9 +21,9 @@ from benchmarks.turns import by_turns
 from benchmarks.voice import Voice
 from swa_cli.data.augment import Augment
 from swa_cli.engine.context import Context, build_context
+from swa_cli.engine.events import Events
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import make_plan
-from swa_cli.report.terminal import Terminal
 
 SILENT = Voice({})
 MADE_UP = [
@@ -39,7 +39,7 @@ MADE_UP = [
 def ours() -> Context:
     """Recipe, data and hardware of `swa train` in the benchmark."""
     recipe = load.load(RECIPE, [*changes(images=256, epochs=3), "train.threads=1", "train.precision=fp32"]).recipe
-    return build_context(recipe, Terminal(quiet=True))
+    return build_context(recipe, Events())
 
 
 def test_all_train_the_same_network_with_the_same_settings(ours: Context) -> None:

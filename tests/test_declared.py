@@ -71,20 +71,21 @@ def test_a_kind_without_a_text_cannot_be_imported(module: str, monkeypatch: pyte
         fresh(module)
 
 
-@pytest.mark.parametrize("module", ["swa_cli.averaging.average", "swa_cli.engine.plan_text"])
-def test_a_kind_without_arithmetic_cannot_be_imported(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kind of average in the table of settings alone, against types, shares and memory."""
-    monkeypatch.setitem(kinds.KINDS, "polynomial", ("power",))  # type: ignore[arg-type]
+def test_a_kind_without_a_text_of_its_plan_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kind of average in the table of arithmetic alone, against what the plan says it holds."""
+    monkeypatch.setitem(kinds.KINDS, "polynomial", kinds.KINDS["mean"])  # type: ignore[index]
     with pytest.raises(AssertionError, match="polynomial"):
-        fresh(module)
+        fresh("swa_cli.engine.plan_text")
 
 
-def test_settings_without_a_check_or_a_field_cannot_be_imported() -> None:
-    """A kind, and a setting of a kind that is there, in the table of settings alone."""
-    with pytest.raises(AssertionError, match="polynomial"):
-        fresh("swa_cli.averaging.kinds", instead=('"mean": ()', '"polynomial": (), "mean": ()'))
+def test_a_kind_without_a_part_cannot_be_imported() -> None:
+    """A kind without its share, check or type, and a setting without a field, in the table of arithmetic."""
+    mean = '"mean": Kind({}, _no_misfits, torch.float64, lambda settings, n: 1 / n)'
+    for parts in ("{}, _no_misfits, torch.float64", "{}, _no_misfits", "{}"):
+        with pytest.raises(TypeError, match="share"):
+            fresh("swa_cli.averaging.kinds", instead=(mean, f'"mean": Kind({parts})'))
     with pytest.raises(AssertionError, match="without an owner"):
-        fresh("swa_cli.averaging.kinds", instead=('"mean": ()', '"mean": ("power",)'))
+        fresh("swa_cli.averaging.kinds", instead=('"mean": Kind({}', '"mean": Kind({"power": None}'))
 
 
 def test_every_schedule_has_a_curve_and_a_text_of_its_own() -> None:
@@ -138,7 +139,7 @@ def test_settings_of_averages_are_the_same_everywhere() -> None:
     """Of a plan, of the class, and of a file, against those that have an owner."""
     known = {"kind", *kinds.OWNERS}
     assert set(SETTINGS) == known
-    assert inspect.signature(WeightAverage).parameters.keys() - {"model"} == known
+    assert inspect.signature(WeightAverage).parameters.keys() - {"model", "share"} == known
     assert known <= schema.StoredAverage.model_fields.keys()
 
 
@@ -147,6 +148,6 @@ def test_a_new_kind_is_known_to_files(monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"count": 1, "steps": [1], "state": {}, "batchnorm": "none"}
     with pytest.raises(ValueError, match="kind"):
         schema.StoredAverage.model_validate({**values, "kind": "polynomial"})
-    monkeypatch.setitem(kinds.KINDS, "polynomial", ())  # type: ignore[arg-type]
+    monkeypatch.setitem(kinds.KINDS, "polynomial", kinds.KINDS["mean"])  # type: ignore[arg-type]
     made = fresh("swa_cli.checkpoint.schema").StoredAverage
     assert made.model_validate({**values, "kind": "polynomial"}).kind == "polynomial"

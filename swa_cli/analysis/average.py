@@ -417,9 +417,7 @@ def _refreshed(context: Context, model: nn.Module, name: str) -> BatchNormUpdate
         return context.refresh_batchnorm(model, name=name)
     except Exception as error:  # in the network, the data or the machine: the average must not be lost with it
         loading.put_buffers(model, kept)
-        context.terminal.warning(
-            f"{name}: BatchNorm cannot be recomputed ({_reason(error)}); its statistics stay stale"
-        )
+        context.events.warning(f"{name}: BatchNorm cannot be recomputed ({_reason(error)}); its statistics stay stale")
         return None
 
 

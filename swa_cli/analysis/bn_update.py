@@ -120,16 +120,16 @@ def _updated(
 
     `is_alone`: a weight set that was named goes into a file of its own.
     """
-    content, updates, terminal = found.content, dict[str, BatchNormUpdate](), context.terminal
+    content, updates, events = found.content, dict[str, BatchNormUpdate](), context.events
     for name, item in sets.items():
         model = context.build_model()
         loading.load_weights(model, item.state_dict, source=f"{found.path} ({name})")
         update = updates[name] = passes.refresh(model, context=context, name=name)
         if not update.num_layers:
             what = "has only frozen BatchNorm layers" if update.is_frozen else "has no BatchNorm layers"
-            terminal.note(f"{name}: {context.recipe.model.name} {what}: nothing to update")
+            events.note(f"{name}: {context.recipe.model.name} {what}: nothing to update")
         for warning in warnings_of(update):
-            terminal.warning(warning)
+            events.warning(warning)
         if found.kind == "resume" and (is_alone or name == RAW):
             content = _alone(found, name, item, model, update)
         elif found.kind == "foreign":

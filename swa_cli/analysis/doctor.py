@@ -21,8 +21,8 @@ from swa_cli.engine.hardware import bf16_features, processor, speed_of_bf16
 from swa_cli.engine.user_code import make_importable
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Output
-from swa_cli.report.tables.columns import size_text
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import size_text
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "pydantic", "pyyaml", "rich", "typer", "safetensors", "matplotlib"),

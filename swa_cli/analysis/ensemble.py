@@ -128,7 +128,7 @@ def score_swag(
     loader = context.plain_batches(split)
     total, targets = torch.zeros(()), None  # (N, ...) from the first draw on
     length = num_draws * (context.refresh_length(model) + len(loader))
-    with context.terminal.progress(f"{num_draws} draws of {name}", length) as bar:
+    with context.events.progress(f"{num_draws} draws of {name}", length) as bar:
         for index in range(num_draws):
             model = context.build_model()
             model.load_state_dict(posterior.draw(generator(context.recipe.seed, "swag draw", index)))

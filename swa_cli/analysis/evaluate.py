@@ -228,5 +228,5 @@ def _score_draws(
         samples = context.recipe.average_scoring.batchnorm.samples
         count = samples if samples == "all" else f"{samples:,}"
         statistics = f"BatchNorm of each from {count} training samples"
-    context.terminal.note(f"{name}: the mean prediction of {num_draws} draws, {statistics}")
+    context.events.note(f"{name}: the mean prediction of {num_draws} draws, {statistics}")
     return scores

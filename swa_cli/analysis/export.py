@@ -33,11 +33,11 @@ from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.checkpoint.safe_load import VERSIONS_KEY
 from swa_cli.data.color_jitter import normalize
 from swa_cli.data.randomness import generator
+from swa_cli.engine.events import Bar
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.schema import Recipe
-from swa_cli.report.progress import Bar
 from swa_cli.report.terminal import Terminal
 
 BATCHES = (1, 7, 92)  # N = 100 images; a graph may take one size of batch and not another

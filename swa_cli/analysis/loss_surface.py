@@ -32,9 +32,9 @@ from swa_cli.checkpoint import loading
 from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW
+from swa_cli.engine.events import Bar
 from swa_cli.errors import UserError
 from swa_cli.recipe.swap import name_of_worker
-from swa_cli.report.progress import Bar
 
 Coefficients = tuple[float, ...]  # (A,)
 Row = dict[str, float | None]  # the scores of a point: `KEYS`, None where not finite

@@ -24,6 +24,7 @@ from swa_cli.data.randomness import global_state_kept
 from swa_cli.engine import failures, swap
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.evaluate import RAW, recomputed
+from swa_cli.engine.events import Events
 from swa_cli.engine.network import build_network, describe_model
 from swa_cli.engine.user_code import admit, make_importable
 from swa_cli.errors import UserError
@@ -112,7 +113,8 @@ def open_network(
 def open_context(found: Checkpoint, recipe: Recipe, terminal: Terminal) -> tuple[Context, nn.Module]:
     """Open data, hardware and network of a checkpoint by a recipe that is parsed and admitted already."""
     with failures.before_a_run():
-        context = build_context(recipe, terminal, recorded=found.content.get("input"), needs_training=False)
+        recorded = found.content.get("input")
+        context = build_context(recipe, Events([terminal]), recorded=recorded, needs_training=False)
         model = context.build_model()
     terminal.note(f"{found.path}: {describe_model(recipe.model.name, model)}; {context.hardware.describe()}")
     if found.kind == "foreign":

@@ -17,8 +17,8 @@ from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.engine import evaluate, failures
 from swa_cli.engine.context import Context
+from swa_cli.engine.events import Bar
 from swa_cli.metrics.tasks import SampleScores, Task
-from swa_cli.report.progress import Bar
 
 Loader = Batches | list[Any]  # inputs and targets, batch by batch
 
@@ -94,5 +94,5 @@ def _pass(context: Context, loader: Loader, *, name: str, bar: Bar | None) -> It
         if bar is not None:
             yield bar
             return
-        with context.terminal.progress(f"scoring {name}", len(loader)) as own:
+        with context.events.progress(f"scoring {name}", len(loader)) as own:
             yield own

@@ -19,6 +19,7 @@ from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
+from swa_cli.engine.events import Events
 from swa_cli.engine.user_code import make_importable
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.recipe import load
@@ -161,7 +162,7 @@ def of_recipe(loaded: Loaded, terminal: Terminal) -> Picture:
     number = known_num_train(recipe.dataset.name, recipe.dataset.val, args=recipe.dataset.args)
     if number is None:
         make_importable(loaded)
-        number = len(build_context(recipe, terminal).split("train"))
+        number = len(build_context(recipe, Events([terminal])).split("train"))
     try:
         return _planned(recipe.title, make_plan(recipe, num_train=number))
     except RecipeError as error:

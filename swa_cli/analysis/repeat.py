@@ -17,8 +17,9 @@ from typing import Any
 
 from swa_cli.analysis import plot
 from swa_cli.analysis.compare import Result, over_pairs, over_seeds, read_result
+from swa_cli.analysis.run_output import RunOutput
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_next, numbered
-from swa_cli.engine import failures, train
+from swa_cli.engine import failures, resume, train
 from swa_cli.engine.run import Run
 from swa_cli.engine.user_code import make_importable
 from swa_cli.errors import EXIT_FAILED, RecipeError, Terminated, UserError
@@ -97,7 +98,7 @@ def repeat(
         return _dry_run(every, seeds, terminal=terminal)
     for series in every:  # fail before a folder is made
         if series.folder is None:
-            run = train.ready(series.loaded.with_seed(seeds[0]), terminal=terminal.part())
+            run = train.set_up(series.loaded.with_seed(seeds[0]), listeners=[RunOutput(terminal.part())])
             if series is every[0]:  # two datasets at once may not fit into memory
                 series.ready[seeds[0]] = run
     with ExitStack() as claims:
@@ -237,8 +238,8 @@ def _run(member: Member, series: Series, *, terminal: Terminal) -> None:
     own = series.loaded.with_seed(member.seed)
     if member.state == "new":
         # pop: its network and data must not stay in memory while the other seeds run.
-        run = series.ready.pop(member.seed, None) or train.ready(own, terminal=terminal.part())
-        train.begin(run, RunFolder.at(member.folder.path), recipe_folder=own.folder)
+        run = series.ready.pop(member.seed, None) or train.set_up(own, listeners=[RunOutput(terminal.part())])
+        train.start(run, RunFolder.at(member.folder.path), recipe_folder=own.folder)
         return
     moved = [
         f"{key}={json.dumps(now, ensure_ascii=False)}"
@@ -246,7 +247,7 @@ def _run(member: Member, series: Series, *, terminal: Terminal) -> None:
         if (key, now) != ("train.threads", "auto")  # bits depend on it: the recorded number stays
     ]
     # Its recipe names the same code as the recipe of the user.
-    train.resume(member.folder.path, moved, terminal=terminal.part(), allow_code=True)
+    resume.resume(member.folder.path, moved, listeners=[RunOutput(terminal.part())], allow_code=True)
 
 
 @contextmanager
@@ -365,7 +366,8 @@ def _dry_run(every: Sequence[Series], seeds: Sequence[int], *, terminal: Termina
     plans = []
     for series in every:
         terminal.heading(f"seed {seeds[0]} (1 of {len(seeds)})" + (f", {series.label}" if series.label else ""))
-        plans.append(train.train(series.loaded.with_seed(seeds[0]), terminal=terminal.part(), dry_run=True))
+        output = RunOutput(terminal.part())
+        plans.append(train.train(series.loaded.with_seed(seeds[0]), listeners=[output], dry_run=True))
     answer = {
         "command": "repeat",
         "dry_run": True,

@@ -20,8 +20,8 @@ from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder, about
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import describe_swap
-from swa_cli.report.tables.columns import size_text
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import size_text
 
 Rows = list[tuple[str, str]]
 STATES = ("state", "m2", "deviations")  # tensors of an average that takes more weights

@@ -27,6 +27,7 @@ from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW
+from swa_cli.engine.events import Events
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import Window
@@ -86,7 +87,7 @@ class Sources:
                 yield source.state
                 bar.advance()
 
-        with self.context.terminal.progress("averaging", len(members)) as bar:
+        with self.context.events.progress("averaging", len(members)) as bar:
             state = soup.mean(states(), averaged=self.averaged, weights=weights)
         total = sum(weights)
         shares = [(source, weight / total) for source, weight in zip(members, weights, strict=True) if weight]
@@ -118,7 +119,7 @@ def gather(
         UserError: A file that cannot be read, does not fit the others, or is not finite.
         RecipeError: A recipe inside that is wrong.
     """
-    found = _read(files, terminal)
+    found = _read(files, Events([terminal]))
     # A file without a recipe needs --recipe wherever it stands; one with a recipe knows the normalization.
     first = next((item for item in found if (item.recipe is None) == (recipe is None)), found[0])
     context, model = open.open_checkpoint(first, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
@@ -134,11 +135,11 @@ def of_run(files: Sequence[Path], context: Context, model: nn.Module, *, recipes
     Raises:
         UserError: A file that cannot be read, or does not fit.
     """
-    return _checked(_read(files, context.terminal), context, model, recipes)
+    return _checked(_read(files, context.events), context, model, recipes)
 
 
-def _read(files: Sequence[Path], terminal: Terminal) -> list[Checkpoint]:
-    with terminal.progress("reading", len(files)) as bar:
+def _read(files: Sequence[Path], events: Events) -> list[Checkpoint]:
+    with events.progress("reading", len(files)) as bar:
         found = []
         for file in files:
             found.append(reader.read(file))
@@ -147,7 +148,7 @@ def _read(files: Sequence[Path], terminal: Terminal) -> list[Checkpoint]:
 
 
 def _checked(found: Sequence[Checkpoint], context: Context, model: nn.Module, recipes: Recipes) -> Sources:
-    with context.terminal.progress("checking", len(found)) as bar:
+    with context.events.progress("checking", len(found)) as bar:
         sets = []
         for item in found:
             sets.append(_source(item, model, recipes))

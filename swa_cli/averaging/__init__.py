@@ -1,6 +1,6 @@
-"""Averages of weights, and the BatchNorm statistics that belong to them.
+"""Weight averaging and the BatchNorm statistics that averages need.
 
-`average.py` keeps a running average of a model's weights, with `swag.py` a Gaussian around it; `batchnorm.py`
-measures the statistics that such a weight set needs before it is scored or shipped, as `pooled.py` or `exact.py` does
-it. All take plain arguments and can be used without the rest.
+`average.py` keeps a running average of a model's weights, of a kind that `kinds.py` declares; `swag.py` adds a Gaussian
+around it. `batchnorm.py` measures the statistics that such weights need before they are evaluated or shipped. All of it
+takes plain arguments and works without the rest of the package.
 """

@@ -1,10 +1,10 @@
-"""Running averages of a model's weights: the mean, an exponential moving average, the last k, or SWAG.
+"""Running averages of a model's weights: the mean, an EMA, the last k weight sets, or SWAG.
 
-One idea: parameters are averaged by name, each kind in a type wide enough for it (`accumulator_dtype`), in one
-foreach pass an update; buffers (BatchNorm statistics, counters) are copied from the model, so they never mix into
-an average. A weight set that is not finite, or that belongs to another model, changes nothing.
+One idea: parameters are averaged by name, in accumulators wide enough for the kind, in one foreach pass per update;
+buffers (BatchNorm statistics, counters) are copied from the model and never averaged. A weight set that is not finite
+or that belongs to another model changes nothing.
 
-n: weight sets averaged so far; k: how many `lawa` holds now, whose stacks are (k, *shape of the parameter).
+n: weight sets averaged so far; k: weight sets that `lawa` holds, stored as stacks (k, *shape of the parameter).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging import kinds
-from swa_cli.averaging.kinds import KINDS, Settings, accumulator_dtype, blend
+from swa_cli.averaging.kinds import accumulator_dtype, blend
 from swa_cli.averaging.model_state import (
     Tensors,
     cloned,
@@ -36,31 +36,35 @@ from swa_cli.errors import UserError
 class WeightAverage:
     """The average of the weight sets that a model had at each `update`.
 
-    mean:   avg += (w - avg) / (n + 1), the arithmetic mean of all of them (Izmailov et al. 2018, SWA)
-    ema:    avg += (w - avg) * share, see `ema.share`; from the first weight set on: initial weights never enter
-    lawa: the arithmetic mean of the last `window`, or of as many as there are
-    swag:   as mean, and what it takes to draw weights around it (`posterior`)
+    mean: avg += (w - avg) / n, the arithmetic mean of all weight sets (Izmailov et al. 2018, SWA)
+    ema:  avg += (w - avg) * share, see `kinds.ema_share`; it starts at the first weight set, never at initial weights
+    lawa: the arithmetic mean of the last `window` weight sets, or of as many as there are (Kaddour 2022)
+    swag: as mean, with the deviations needed to draw weights around it, see `posterior` (Maddox et al. 2019)
 
-    Shared parameters are accumulated once and come out under each of their names. Names are those of the
-    plain model, also if it comes wrapped by DistributedDataParallel or torch.compile. Memory is taken by the
-    first update, for `lawa` by each of the first `window`.
+    A name that is none of these makes a running mean of the caller's own, avg += (w - avg) * share(n).
+
+    Shared parameters are accumulated once and returned under each of their names. Names are those of the plain model,
+    also if DistributedDataParallel or torch.compile wraps it. The first update allocates memory, for `lawa` each of
+    the first `window` updates.
 
     Args:
-        model: What will be averaged; only its names, shapes and types are read here.
-        kind: `mean`, `ema`, `lawa` or `swag`.
+        model: The model to average; the constructor reads its names, shapes and types only.
+        kind: `mean`, `ema`, `lawa`, `swag`, or a name of your own.
         decay: For `ema`, in [0, 1).
-        warmup: For `ema`, a smaller decay at first; default no.
-        bias_correction: For `ema`, whether the first weight set counts as one like the others; default yes.
+        warmup: For `ema`, use smaller decays at first; default no.
+        bias_correction: For `ema`, weigh the first weight set like the others; default yes.
         window: For `lawa`, at least 1.
-        rank: For `swag`, how many deviations from the mean to keep, at least 2.
-        diagonal: For `swag` instead of a rank: keep variances alone.
+        rank: For `swag`, the number of deviations from the mean to keep, at least 2.
+        diagonal: For `swag` instead of `rank`: keep variances alone.
+        share: For a name of your own: share(n), the weight in [0, 1] of the n-th weight set (from 1) in the average of
+            n. The first one always has all the weight. It is not part of `state_dict`.
 
     Attributes:
         steps: Optimizer updates that had been done when each of the weight sets held was taken.
 
     Raises:
-        UserError: An unknown kind; a setting that is missing, out of range or of another kind; complex weights
-            for swag.
+        UserError: The kind is unknown; a setting is missing, out of range or belongs to another kind; weights for swag
+            are complex.
     """
 
     def __init__(
@@ -74,12 +78,11 @@ class WeightAverage:
         window: int | None = None,
         rank: int | None = None,
         diagonal: bool | None = None,
+        share: Callable[[int], float] | None = None,
     ) -> None:
-        if kind == "ema":
-            warmup, bias_correction = bool(warmup), bias_correction is None or bias_correction
-        elif kind == "swag":
-            diagonal = bool(diagonal)
-        self.settings = Settings(kind, decay, warmup, bias_correction, window, rank, diagonal)
+        self._kind = kinds.find(kind, share=share)
+        given = {"decay": decay, "warmup": warmup, "bias_correction": bias_correction}
+        self.settings = self._kind.settings(kind, given | {"window": window, "rank": rank, "diagonal": diagonal})
         self.window = window
         self.steps: list[int] = []
         self._num_taken = 0  # `lawa` writes slot `_num_taken % window` next
@@ -91,38 +94,39 @@ class WeightAverage:
         if kind == "swag":
             _require_real(present.weights)
         self._devices = {name: value.device for name, value in present.all().items()}
-        # What the model's tensors look like: shapes, strides and types without memory.
+        # The model's tensors on the meta device: shapes, strides and types without memory.
         self._layout = Tensors(on_meta(present.weights), on_meta(present.buffers), present.owners, present.metadata)
 
     @property
     def kind(self) -> str:
-        """`mean`, `ema`, `lawa` or `swag`."""
+        """The name of the kind."""
         return self.settings.kind
 
     @property
     def count(self) -> int:
-        """How many weight sets the average holds."""
+        """The number of weight sets that the average holds."""
         return len(self.steps)
 
     def update(self, model: nn.Module, *, step: int | None = None) -> None:
-        """Take the present parameters of `model` into the average and copy its buffers.
+        """Add the present parameters of `model` to the average and copy its buffers.
 
         Args:
             model: Its tensors are matched by name.
-            step: Optimizer updates done so far; by default one more than at the last update.
+            step: Optimizer updates done so far; default: one more than at the last update.
 
         Raises:
-            NonFiniteWeights: A parameter holds NaN or infinity; the average stays as it was.
-            UserError: A tensor is missing, new or of another shape; the average stays as it was.
+            NonFiniteWeightsError: A parameter holds NaN or infinity; the average is unchanged.
+            UserError: A tensor is missing, unexpected or of another shape, or `share` is out of range; the average is
+                unchanged.
         """
         update_all([self], model, step=step)
 
     @torch.no_grad()
     def averaged_state(self) -> dict[str, Tensor]:
-        """A complete state_dict of the plain model, in its types and in fresh memory; it loads strictly.
+        """Return a complete state_dict of the plain model, in its types and in new memory; it loads strictly.
 
         Raises:
-            UserError: Nothing was averaged yet.
+            UserError: The average holds no weights yet.
         """
         if not self.steps:
             raise UserError("the average holds no weights yet", hint="update it before its weights are used")
@@ -134,10 +138,10 @@ class WeightAverage:
         return with_metadata(state, self._layout.metadata)
 
     def posterior(self) -> Posterior:
-        """The Gaussian over weights of a swag average, in fresh memory.
+        """Return the Gaussian over weights of a swag average, in new memory.
 
         Raises:
-            UserError: Another kind of average, or nothing was averaged yet.
+            UserError: The average is of another kind, or holds no weights yet.
         """
         if self._spread is None:
             raise UserError(f"an average of kind {self.kind} has no posterior", hint="make it of kind swag")
@@ -146,25 +150,25 @@ class WeightAverage:
         return Posterior(mean, variance, self._spread.deviations(), diagonal, self._layout.owners)
 
     def num_bytes(self, num_updates: int) -> int:
-        """The memory that the average takes after so many updates."""
+        """Return the memory that the average takes after `num_updates` updates."""
         if not num_updates:
             return 0
-        held = sum(value.nbytes for value in self._layout.buffers.values())
+        total = sum(value.nbytes for value in self._layout.buffers.values())
         for name, like in self._layout.weights.items():
             if self.window is not None:
-                held += like.nbytes * min(num_updates, self.window)
+                total += like.nbytes * min(num_updates, self.window)
                 continue
-            wide = accumulator_dtype(like.dtype, kind=self.kind, device=self._devices[name])
-            held += like.numel() * wide.itemsize
+            wide = accumulator_dtype(like.dtype, wide=self._kind.dtype, device=self._devices[name])
+            total += like.numel() * wide.itemsize
             if self._spread is not None:
-                held += like.numel() * self._spread.itemsize(num_updates, wide=wide)
-        return held
+                total += like.numel() * self._spread.itemsize(num_updates, wide=wide)
+        return total
 
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
-        """All it takes to continue: primitives and tensors; `lawa` stacks run from old to new.
+        """Return all it takes to continue: primitives and tensors; stacks of `lawa` run from old to new.
 
         Args:
-            copy: Give copies of the tensors. Otherwise they are the average's own, which its next update changes.
+            copy: Copy the tensors. Otherwise they are the average's own, which its next update changes.
         """
         weights, buffers = self._weights, self._buffers
         if copy:
@@ -186,17 +190,13 @@ class WeightAverage:
         """Continue the average that `state_dict` described; the tensors are copied.
 
         Raises:
-            UserError: It is of another kind of average, or of another model; this one stays as it was.
+            UserError: The state is of another kind of average or of another model; this average is unchanged.
         """
-        _require_whole(state)
+        _require_complete(state)
         self.settings.require_same(state)
         saved: Mapping[str, Tensor] = state["state"]
         count = len(state["steps"])
-        stacked = () if self.window is None else (count,)
-        expected = {name: (*stacked, *like.shape) for name, like in self._layout.weights.items()}
-        expected |= {name: tuple(saved[name].shape) for name in self._layout.buffers if name in saved}
-        expected |= {name: tuple(like.shape) for name, like in self._layout.buffers.items() if name not in saved}
-        require_same_shapes(shapes(saved), expected if count else {}, what="saved average")
+        require_same_shapes(shapes(saved), self._expected_shapes(saved, count=count), what="saved average")
         if self._spread is not None:
             self._spread.require_fit(state, expected=shapes(self._layout.weights), count=count)
         self._weights, self._slots, self._buffers = {}, [], {}
@@ -205,21 +205,30 @@ class WeightAverage:
                 value.copy_(saved[name] if self.window is None else saved[name][index])
         if count:
             for name, like in self._layout.buffers.items():
-                same = like.shape == saved[name].shape
-                place = in_memory(like if same else saved[name], device=self._devices[name], dtype=like.dtype)
+                layout = like if like.shape == saved[name].shape else saved[name]
+                place = in_memory(layout, device=self._devices[name], dtype=like.dtype)
                 self._buffers[name] = place.copy_(saved[name])
         if self._spread is not None:
             self._spread.load_state_dict(state, mean=self._weights)
         self.steps = list(state["steps"])
         self._num_taken = count
 
+    def _expected_shapes(self, saved: Mapping[str, Tensor], *, count: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a saved state of `count` weight sets; buffers are copied, so theirs may change."""
+        if not count:
+            return {}
+        stacked = () if self.window is None else (count,)
+        weights = {name: (*stacked, *like.shape) for name, like in self._layout.weights.items()}
+        buffers = {name: saved.get(name, like) for name, like in self._layout.buffers.items()}
+        return weights | shapes(buffers)
+
     def _allocate(self, devices: Mapping[str, torch.device]) -> dict[str, Tensor]:
-        """An accumulator, or one more slot, that keeps the order of the parameters in memory (channels_last)."""
+        """Allocate the accumulators, or one more slot, with the memory format of the parameters (channels_last)."""
         fresh = {}
         for name, like in self._layout.weights.items():
             dtype = like.dtype
             if self.window is None:
-                dtype = accumulator_dtype(dtype, kind=self.kind, device=devices[name])
+                dtype = accumulator_dtype(dtype, wide=self._kind.dtype, device=devices[name])
             fresh[name] = in_memory(like, device=devices[name], dtype=dtype)
         if self.window is None:
             self._weights = fresh
@@ -227,15 +236,27 @@ class WeightAverage:
             self._slots.append(fresh)
         return fresh
 
-    def _take(self, present: Tensors, step: int | None) -> None:
-        """One update with tensors that were found to be finite and of the right names and shapes."""
+    def _next_share(self) -> float:
+        """Return the share of the next weight set; the first one replaces whatever there is."""
+        if not self.steps:
+            return 1.0
+        share = self._kind.share(self.settings, self.count + 1)
+        if not 0 <= share <= 1:
+            raise UserError(
+                f"kind {self.kind}: the share of weight set {self.count + 1} is {share}",
+                hint="return a share in [0, 1]",
+            )
+        return share
+
+    def _take(self, present: Tensors, *, share: float, step: int | None) -> None:
+        """Add tensors that are known to be finite and to have the right names and shapes."""
         if len(self.steps) < (self.window or 1):
-            target, is_fresh = self._allocate({name: value.device for name, value in present.weights.items()}), True
+            target = self._allocate({name: value.device for name, value in present.weights.items()})
         elif self.window is not None:
-            target, is_fresh = self._slots[self._num_taken % self.window], True
+            target = self._slots[self._num_taken % self.window]
         else:
-            target, is_fresh = self._weights, False
-        blend(target, present.weights, share=1 if is_fresh else _SHARES[self.kind](self.settings, self.count))
+            target = self._weights
+        blend(target, present.weights, share=share)
         if self._spread is not None:
             self._spread.take(present.weights, mean=target, count=self.count + 1)
         self._buffers = {name: value.clone() for name, value in present.buffers.items()}
@@ -249,11 +270,11 @@ class WeightAverage:
 
 @torch.no_grad()
 def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int | None = None) -> None:
-    """`update` several averages of one model; its weights are read and checked once, and all change or none.
+    """Update several averages of one model: read and check its weights once, change all averages or none.
 
     Raises:
-        NonFiniteWeights: A parameter holds NaN or infinity.
-        UserError: A tensor is missing, new or of another shape.
+        NonFiniteWeightsError: A parameter holds NaN or infinity.
+        UserError: A tensor is missing, unexpected or of another shape, or a `share` is out of range.
     """
     if not averages:
         return
@@ -264,38 +285,19 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
         if present.buffers.keys() != layout.buffers.keys():  # they are copied, so their shapes may change
             require_same_shapes(shapes(present.buffers), shapes(layout.buffers), what="model")
     require_finite(present.weights)
-    for average in averages:
-        average._take(present, step)
-
-
-def _equal_share(settings: Settings, count: int) -> float:
-    return 1 / (count + 1)
-
-
-def _ema_share(settings: Settings, count: int) -> float:
-    decay, warmup, corrected = settings.decay, settings.warmup, settings.bias_correction
-    assert decay is not None, "its settings were checked"
-    return kinds.share(count, decay=decay, warmup=bool(warmup), bias_correction=bool(corrected))
-
-
-# The weight of the next weight set in the average that includes it, after `count` others.
-_SHARES: Mapping[str, Callable[[Settings, int], float]] = {
-    "mean": _equal_share,
-    "swag": _equal_share,
-    "ema": _ema_share,
-    "lawa": lambda settings, count: 1.0,  # a weight set has its slot to itself
-}
-assert _SHARES.keys() == KINDS.keys(), f"no arithmetic: {_SHARES.keys() ^ KINDS.keys()}"
+    shares = [average._next_share() for average in averages]
+    for average, share in zip(averages, shares, strict=True):
+        average._take(present, share=share, step=step)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
-    """Mean in float64, as an offset from the first: equal ones come out bit-exact."""
+    """Return the mean in float64, as an offset from the first value: equal values come out bit-exact."""
     stack = torch.stack(list(values))
     wide = stack.to(float64_device(stack.device)).to(torch.promote_types(stack.dtype, torch.float64))
     return wide[0] + (wide - wide[0]).mean(0)
 
 
-def _require_whole(state: Mapping[str, Any]) -> None:
+def _require_complete(state: Mapping[str, Any]) -> None:
     missing = [key for key in ("kind", "count", "steps", "state") if key not in state]
     if missing or state["count"] != len(state["steps"]):
         problem = f"lacks {', '.join(missing)}" if missing else "holds another number of steps than it counts"
@@ -305,4 +307,4 @@ def _require_whole(state: Mapping[str, Any]) -> None:
 def _require_real(weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():
         if value.is_complex():
-            raise UserError(f"{name}: is complex, and swag knows the spread of real weights", hint="use kind mean")
+            raise UserError(f"{name}: is complex, which swag does not support", hint="use kind mean")

@@ -1,22 +1,16 @@
-"""The share of each new weight set in an exponential moving average, as a function of how many came before.
+"""Kinds of running averages: settings, shares and the arithmetic of an update.
 
-One idea: the average is `avg += (w - avg) * share(n)` from the first weight set on, whatever the variant; so the
-count says it all, and there is nothing else to save. Legend: n weight sets before this one, d decays.
+One idea: every kind moves its average by `avg += (w - avg) * share(n)` at the n-th weight set, so a kind is one entry
+of `KINDS`: its settings, their check, the type of its accumulators, and its share in closed form. Nothing but the count
+has to be saved. A running mean that is declared elsewhere brings its share along, see `WeightAverage(share=...)`.
 
-What an average is told when it is made: its kind, and what belongs to that kind alone.
-
-One idea: a setting has one owner. With another kind it is a mistake, never something that is quietly left unused.
-
-The arithmetic of running averages: how wide they are kept, and how far each weight set moves them.
-
-One idea: a dict of accumulators moves towards a dict of weights in one foreach pass for each device and type, so that
-whoever keeps an average (by name, by parameter) computes the same bits.
+n: number of the weight set being added, from 1; d_n: decay of update n; w: its weights.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,53 +20,12 @@ from torch import Tensor
 from swa_cli.averaging.model_state import float64_device, groups
 from swa_cli.errors import UserError
 
-
-def share(n: int, *, decay: float, warmup: bool, bias_correction: bool) -> float:
-    """The weight of the new one: 1 for the first, which replaces whatever there was.
-
-    The decay of update n is d_n = decay, with `warmup` min(decay, (1 + n) / (10 + n)).
-    Plain: 1 - d_n, so the first weight set keeps the weight d_1 d_2 ... d_n, as if it had always been there.
-    With `bias_correction`: (1 - d_n) / (1 - d_0 d_1 ... d_n), which makes the average the sum of the weight sets
-    taken, each with (1 - d_i) d_i+1 ... d_n, over the sum of those weights (Adam: Kingma & Ba 2015, section 3).
-
-    Args:
-        n: How many were taken before.
-        decay: In [0, 1).
-        warmup: Let short averages forget faster.
-        bias_correction: Do not let the first weight set stand for the past that never was.
-    """
-    if n == 0:
-        return 1.0
-    new = 1 - (min(decay, (1 + n) / (10 + n)) if warmup else decay)
-    return new / (1 - _product(n + 1, decay=decay, warmup=warmup)) if bias_correction else new
-
-
-def _product(count: int, *, decay: float, warmup: bool) -> float:
-    """The first `count` decays multiplied; of them the warm ones, (1 + i) / (10 + i) below `decay`, come first.
-
-    Their product over i = 0 ... k - 1 is 9! / ((k + 1) ... (k + 9)).
-    """
-    num_warm = min(count, max(0, math.ceil((10 * decay - 1) / (1 - decay)))) if warmup else 0
-    return math.factorial(9) / math.prod(range(num_warm + 1, num_warm + 10)) * decay ** (count - num_warm)
-
-
-KINDS: Mapping[str, tuple[str, ...]] = {  # kind -> its own settings
-    "mean": (),
-    "ema": ("decay", "warmup", "bias_correction"),
-    "lawa": ("window",),
-    "swag": ("rank", "diagonal"),
-}
-OWNERS = {key: kind for kind, keys in KINDS.items() for key in keys}
-MIN_RANK = 2  # deviations: their covariance is divided by one less
+MIN_RANK = 2  # deviations of swag: their covariance is divided by one less
 
 
 @dataclass(frozen=True)
 class Settings:
-    """A kind of average; what it has no use for is None.
-
-    Raises:
-        UserError: An unknown kind; a setting that is missing, out of range or of another kind.
-    """
+    """A kind of average and its settings; those of other kinds are None."""
 
     kind: str
     decay: float | None = None
@@ -82,22 +35,12 @@ class Settings:
     rank: int | None = None
     diagonal: bool | None = None
 
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise UserError(f"kind: {self.kind!r} is no kind of average", hint=f"one of {', '.join(KINDS)}")
-        for key, owner in OWNERS.items():
-            if self.kind != owner and getattr(self, key) is not None:
-                raise self._misfit(key, hint=f"it goes with kind {owner}")
-        for key, is_fit, hint in _FITS[self.kind](self):
-            if not is_fit:
-                raise self._misfit(key, hint=hint)
-
     def given(self) -> dict[str, Any]:
-        """The kind and its own settings."""
+        """Return the kind and the settings that belong to it."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     def require_same(self, saved: Mapping[str, Any]) -> None:
-        """Refuse to go on with an average that was made otherwise.
+        """Refuse to continue an average that was made with other settings.
 
         Raises:
             UserError: A setting of `saved` differs.
@@ -109,55 +52,132 @@ class Settings:
                     hint="continue it with the settings it has",
                 )
 
-    def _misfit(self, key: str, *, hint: str) -> UserError:
-        return UserError(f"{key}: {getattr(self, key)} does not fit kind {self.kind}", hint=hint)
+
+Misfit = tuple[str, str]  # a setting with a wrong value, and what to do about it
 
 
-Fits = tuple[tuple[str, bool, str], ...]  # a setting, whether it can be that, and what to do if not
+@dataclass(frozen=True)
+class Kind:
+    """What the averages of one kind have in common."""
+
+    defaults: Mapping[str, Any]  # its own settings; None: required, or left out
+    misfits: Callable[[Settings], Iterable[Misfit]]
+    dtype: torch.dtype  # of the accumulators, on devices that have it
+    share: Callable[[Settings, int], float]  # of the n-th weight set in the average of n
+
+    def settings(self, name: str, given: Mapping[str, Any]) -> Settings:
+        """Return the settings of an average of this kind.
+
+        Args:
+            name: Of the kind.
+            given: A value for each setting of any kind, None if it was left out.
+
+        Raises:
+            UserError: A setting is missing, out of range or belongs to another kind.
+        """
+        for key, value in given.items():
+            if value is not None and key not in self.defaults:
+                raise _misfit(name, key, value, hint=f"{key} belongs to kind {OWNERS[key]}")
+        own = {key: default if given[key] is None else given[key] for key, default in self.defaults.items()}
+        settings = Settings(name, **own)
+        for key, hint in self.misfits(settings):
+            raise _misfit(name, key, own[key], hint=hint)
+        return settings
 
 
-def _ema_fits(ema: Settings) -> Fits:
-    return (("decay", ema.decay is not None and 0 <= ema.decay < 1, "ema takes a decay in [0, 1)"),)
+def find(name: str, *, share: Callable[[int], float] | None = None) -> Kind:
+    """Return the kind of this name, or a running mean with a share of the caller's own.
+
+    Raises:
+        UserError: The kind is unknown and has no share, or is one of `KINDS` and has one.
+    """
+    if share is None and name not in KINDS:
+        raise UserError(f"kind: unknown kind of average {name!r}", hint=f"choose one of {', '.join(KINDS)}")
+    if share is None:
+        return KINDS[name]
+    if name in KINDS:
+        raise UserError(f"share: kind {name} has a share of its own", hint="leave share out, or use another name")
+    return Kind({}, _no_misfits, torch.float64, lambda settings, n: share(n))
 
 
-def _lawa_fits(lawa: Settings) -> Fits:
-    return (("window", lawa.window is not None and lawa.window >= 1, "lawa takes a window >= 1"),)
+def ema_share(n: int, *, decay: float, warmup: bool, bias_correction: bool) -> float:
+    """Return the share of the n-th weight set in an exponential moving average: 1 for the first.
+
+    The decay of update n is d_n = decay, with `warmup` min(decay, n / (n + 9)).
+    Plain: 1 - d_n, so the first weight set keeps the weight d_2 ... d_n, as if it had always been there.
+    With `bias_correction`: (1 - d_n) / (1 - d_1 ... d_n), which makes the average the sum of the weight sets, each
+    with the weight (1 - d_i) d_i+1 ... d_n, over the sum of those weights (Adam: Kingma & Ba 2015, section 3).
+
+    Args:
+        n: At least 1.
+        decay: In [0, 1).
+        warmup: Use smaller decays at first, so that a short average forgets faster.
+        bias_correction: Give the first weight set no more weight than its own.
+    """
+    if n == 1:
+        return 1.0
+    new = 1 - (min(decay, n / (n + 9)) if warmup else decay)
+    return new / (1 - _decay_product(n, decay=decay, warmup=warmup)) if bias_correction else new
 
 
-def _swag_fits(swag: Settings) -> Fits:
-    if swag.diagonal:
-        return (("rank", swag.rank is None, "a diagonal swag keeps no deviations: leave rank out"),)
-    is_fit = swag.rank is not None and swag.rank >= MIN_RANK
-    return (("rank", is_fit, f"swag takes a rank >= {MIN_RANK}, or diagonal"),)
+def _decay_product(n: int, *, decay: float, warmup: bool) -> float:
+    """Return d_1 ... d_n. The decays of the warmup, i / (i + 9) below `decay`, come first.
+
+    Their product over i = 1 ... k is 9! / ((k + 1) ... (k + 9)).
+    """
+    num_warm = min(n, max(0, math.ceil((10 * decay - 1) / (1 - decay)))) if warmup else 0
+    return math.factorial(9) / math.prod(range(num_warm + 1, num_warm + 10)) * decay ** (n - num_warm)
 
 
-_FITS: Mapping[str, Callable[[Settings], Fits]] = {
-    "mean": lambda mean: (),
-    "ema": _ema_fits,
-    "lawa": _lawa_fits,
-    "swag": _swag_fits,
+def _share_of_ema(settings: Settings, n: int) -> float:
+    decay, warmup, bias_correction = settings.decay, settings.warmup, settings.bias_correction
+    assert decay is not None, "settings were checked"
+    return ema_share(n, decay=decay, warmup=bool(warmup), bias_correction=bool(bias_correction))
+
+
+def _no_misfits(settings: Settings) -> Iterable[Misfit]:
+    return ()
+
+
+def _ema_misfits(settings: Settings) -> Iterable[Misfit]:
+    if settings.decay is None or not 0 <= settings.decay < 1:
+        yield "decay", "ema takes a decay in [0, 1)"
+
+
+def _window_misfits(settings: Settings) -> Iterable[Misfit]:
+    if settings.window is None or settings.window < 1:
+        yield "window", f"{settings.kind} takes a window >= 1"
+
+
+def _swag_misfits(settings: Settings) -> Iterable[Misfit]:
+    if settings.diagonal and settings.rank is not None:
+        yield "rank", "leave rank out: a diagonal swag keeps no deviations"
+    if not settings.diagonal and (settings.rank is None or settings.rank < MIN_RANK):
+        yield "rank", f"swag takes a rank >= {MIN_RANK}, or diagonal"
+
+
+KINDS: Mapping[str, Kind] = {
+    # In float32 the rounding of 300 updates of a mean already passes 1e-6.
+    "mean": Kind({}, _no_misfits, torch.float64, lambda settings, n: 1 / n),
+    "ema": Kind({"decay": None, "warmup": False, "bias_correction": True}, _ema_misfits, torch.float32, _share_of_ema),
+    # Each weight set has a slot to itself; the mean is taken when it is asked for.
+    "lawa": Kind({"window": None}, _window_misfits, torch.float32, lambda settings, n: 1.0),
+    "swag": Kind({"rank": None, "diagonal": False}, _swag_misfits, torch.float64, lambda settings, n: 1 / n),
 }
-assert _FITS.keys() == KINDS.keys(), f"not checked: {_FITS.keys() ^ KINDS.keys()}"
+OWNERS = {key: name for name, kind in KINDS.items() for key in kind.defaults}
 assert set(Settings.__dataclass_fields__) == {"kind", *OWNERS}, "a setting without an owner, or one without a field"
 
 
-WIDTHS = {  # where a device has the type
-    "mean": torch.float64,  # in float32 the rounding of 300 updates already passes 1e-6
-    "swag": torch.float64,
-    "ema": torch.float32,
-    "lawa": torch.float32,
-}
-assert WIDTHS.keys() == KINDS.keys(), f"no type: {WIDTHS.keys() ^ KINDS.keys()}"
-
-
-def accumulator_dtype(dtype: torch.dtype, *, kind: str, device: torch.device) -> torch.dtype:
-    """The type in which weights of a type are averaged on a device: that of `WIDTHS`, or a better one of their own."""
-    wide = WIDTHS[kind] if float64_device(device) == device else torch.float32
-    return torch.promote_types(dtype, wide)
+def accumulator_dtype(dtype: torch.dtype, *, wide: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the type that accumulates weights of type `dtype`: `wide` where the device has it, or a better own one."""
+    return torch.promote_types(dtype, wide if float64_device(device) == device else torch.float32)
 
 
 def blend(kept: Mapping[str, Tensor], offered: Mapping[str, Tensor], *, share: float) -> None:
-    """Do kept += (offered - kept) * share in place, in the type of `kept`; a share of 1 copies."""
+    """Do kept += (offered - kept) * share in place, in the type of `kept`; a share of 1 copies.
+
+    One foreach pass per device and type, so all owners of averages compute the same bits.
+    """
     for names in groups(kept):
         old, new = [kept[name] for name in names], [offered[name] for name in names]
         if share == 1:
@@ -173,3 +193,7 @@ def _move_towards(kept: list[Tensor], offered: list[Tensor], share: float) -> No
         torch._foreach_add_(kept, offered, alpha=share)
     else:
         torch._foreach_lerp_(kept, [new.to(old) for new, old in zip(offered, kept, strict=True)], share)
+
+
+def _misfit(kind: str, key: str, value: Any, *, hint: str) -> UserError:
+    return UserError(f"{key}: {value} does not fit kind {kind}", hint=hint)

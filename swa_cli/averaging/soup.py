@@ -1,8 +1,8 @@
-"""Averages of saved weight sets: their mean, a window between two running means, a greedy soup, a search.
+"""Averages of saved weight sets: mean, window, greedy soup, search.
 
-One idea: what is averaged is mappings of names to tensors, what is chosen are numbers, and the caller's `score`
-alone decides among them: no files, no data, no network. Means are float64 sums by name; what is not averaged
-(BatchNorm statistics, counters) is the last set's, as in `average.py`.
+One idea: sets are mappings of names to tensors and are chosen by their indices; the caller's `score` alone decides
+among them, so there are no files, data or networks here. Means are computed in float64 by name; tensors that are not
+averaged (BatchNorm statistics, counters) come from the last set, as in `average.py`.
 
 n: weight sets of a run, in the order of time; (first, last): a window of them, both included.
 """
@@ -19,24 +19,25 @@ from swa_cli.averaging.model_state import require_same_shapes, shapes
 from swa_cli.errors import UserError
 
 State = Mapping[str, Tensor]
+COARSE = 5  # windows before the search narrows: of n to n/16 sets
 
 
 @torch.no_grad()
 def mean(
     sets: Iterable[State], *, averaged: Collection[str], weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """The mean of weight sets, sum w x / sum w, read one after the other.
+    """Return the mean of weight sets, sum w x / sum w, reading them one after the other.
 
     Args:
         sets: Complete state dicts of one architecture.
-        averaged: Names of the parameters; the rest comes from the last set.
-        weights: One a set, not negative and not all 0; left out, all sets count the same.
+        averaged: Names of the parameters; the other tensors come from the last set.
+        weights: One per set, not negative and not all 0; by default all sets count the same.
 
     Returns:
-        What is averaged in float64 (complex128), the rest as it is.
+        The averaged tensors in float64 (complex128), the others as they are.
 
     Raises:
-        UserError: A set of another architecture, or none at all.
+        UserError: A set is of another architecture, or there are no weights.
     """
     kept: dict[str, Tensor] = {}
     total, last, expected = 0.0, None, None
@@ -56,17 +57,17 @@ def mean(
 
 @torch.no_grad()
 def between(earlier: State, later: State, *, num_earlier: int, num_later: int) -> dict[str, Tensor]:
-    """The mean of what came after `earlier`, from two running means of one run since its beginning.
+    """Return the mean of the weights after `earlier`, from two running means since the beginning of a run.
 
     m = (n_b m_b - n_a m_a) / (n_b - n_a), written as m_b + (m_b - m_a) n_a / (n_b - n_a).
 
     Args:
-        earlier: Mean of the first `num_earlier` weights, in float64; not looked at if that is 0.
-        later: Mean of the first `num_later`.
+        earlier: Mean of the first `num_earlier` weights, in float64; not used if that is 0.
+        later: Mean of the first `num_later` weights.
         num_earlier: n_a, at least 0.
         num_later: n_b, above n_a.
     """
-    assert 0 <= num_earlier < num_later, "the window has to hold something"
+    assert 0 <= num_earlier < num_later, "the window is empty"
     if num_earlier == 0:
         return {name: value.clone() for name, value in later.items()}
     share = num_earlier / (num_later - num_earlier)
@@ -74,14 +75,16 @@ def between(earlier: State, later: State, *, num_earlier: int, num_later: int) -
 
 
 def greedy(order: Iterable[int], score: Callable[[list[int]], float]) -> list[int]:
-    """The greedy soup (Wortsman et al. 2022, Model soups, Recipe 1).
+    """Choose the sets of a greedy soup: each is added if the score does not fall with it.
+
+    Wortsman et al. 2022, Model soups (arXiv:2203.05482), Recipe 1.
 
     Args:
         order: The sets, best first.
-        score: Of the mean of these sets; more is better.
+        score: Scores the mean of these sets; higher is better.
 
     Returns:
-        The sets of the soup: each was added because with it the score did not fall.
+        The sets of the soup.
     """
     soup: list[int] = []
     best = -math.inf
@@ -93,15 +96,15 @@ def greedy(order: Iterable[int], score: Callable[[list[int]], float]) -> list[in
 
 
 def search(n: int, score: Callable[[int, int], float], *, budget: int) -> tuple[int, int]:
-    """The window (first, last) of the lowest score that few trials find.
+    """Search the window (first, last) of the lowest score with few trials.
 
-    Windows up to the end of the run come first, of n, n/2, n/4, ... sets (five at most): the score is flat where
-    many are averaged. Then the middle of the wider gap beside the best is tried, again and again; once it has no
-    gap, the same is done for the end. Exact for a score with one minimum and a budget that lets the gaps close.
+    Windows up to the end of the run come first, of n, n/2, n/4, ... sets (at most five): the score is flat where many
+    sets are averaged. Then the search tries the middle of the wider gap beside the best start until there is no gap,
+    and then does the same for the end. It is exact for a score with one minimum and a budget that closes the gaps.
 
     Args:
         n: Weight sets, at least 1.
-        score: Of the window (first, last), both included; less is better, nan is the worst.
+        score: Scores the window (first, last), both included; lower is better, nan is the worst.
         budget: How often `score` may be called, at least 1.
     """
     starts: dict[int, float] = {}
@@ -116,11 +119,8 @@ def search(n: int, score: Callable[[int, int], float], *, budget: int) -> tuple[
     return first, min(ends, key=ends.__getitem__)
 
 
-COARSE = 5  # windows before the search narrows: of n to n/16 sets
-
-
 def _narrow(tried: dict[int, float], score: Callable[[int], float], *, low: int, high: int, budget: int) -> None:
-    """Try the middle of the wider gap beside the best point, while there is a gap and `tried` is below `budget`."""
+    """Try the middle of the wider gap beside the best point until there is no gap or the budget is spent."""
     while len(tried) < budget:
         best = min(tried, key=tried.__getitem__)
         left = max((point for point in tried if point < best), default=low - 1)

@@ -1,11 +1,11 @@
-"""An optimizer that averages the weights another one trains: torchcontrib's SWA, for loops of one's own.
+"""SWA around any optimizer, with the interface of torchcontrib.
 
-One idea: the wrapper owns the averages and nothing else. Parameter groups, learning rates and defaults are those of
-the base optimizer, and so a scheduler, a GradScaler or a loop that changes one of the two has changed both. Averages
-are kept by `accumulator_dtype` and moved by `blend`, as those of `WeightAverage`.
+One idea: the wrapper owns the averages and nothing else. Parameter groups, learning rates and defaults are those of the
+base optimizer, so a scheduler, a GradScaler or a training loop that changes one of the two changes both. Averages use
+the arithmetic of `WeightAverage` (`accumulator_dtype`, `blend`).
 
-Of each parameter, `state` holds `swa_buffer`, its average, and while the two are swapped `sgd_buffer`, its weights.
-Of each group, the group itself holds `n_avg`, weight sets averaged, and `step_counter`, steps done since it was added.
+For each parameter, `state` holds `swa_buffer`, its average, and while the two are swapped `sgd_buffer`, its weights.
+Each group holds `n_avg`, the weight sets averaged, and `step_counter`, the steps done since the group was added.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ Group = dict[str, Any]
 
 
 class SWA(Optimizer):
-    """Stochastic Weight Averaging (Izmailov et al. 2018) on top of any optimizer.
+    """Stochastic Weight Averaging (Izmailov et al. 2018, arXiv:1803.05407) around any optimizer.
 
-    Automatic mode, if both `swa_start` and `swa_freq` are given: after step s of a group (the first is 1), its weights
-    are averaged if s > swa_start and s % swa_freq == 0; steps after the first `swa_start` are done at `swa_lr`.
-    Manual mode: weights are averaged when `update_swa` or `update_swa_group` is called. At the end,
+    Automatic mode, if both `swa_start` and `swa_freq` are given: after step s of a group (from 1), its weights are
+    averaged if s > swa_start and s % swa_freq == 0; steps after the first `swa_start` use the rate `swa_lr`.
+    Manual mode: `update_swa` and `update_swa_group` average the weights. At the end,
 
         optimizer.swap_swa_sgd()
         optimizer.bn_update(train_loader, model)
 
     Args:
-        optimizer: The base; it goes on owning parameter groups, state and defaults.
+        optimizer: The base, which keeps owning parameter groups, state and defaults.
         swa_start: Steps before automatic averaging, at least 0.
         swa_freq: Steps from one automatic average to the next, at least 1.
-        swa_lr: Learning rate of automatic averaging; by default the rate is left alone.
+        swa_lr: Learning rate of automatic averaging; by default the rate is unchanged.
 
     Raises:
-        ValueError: In automatic mode, a setting out of range.
+        ValueError: In automatic mode, a setting is out of range.
     """
 
     def __init__(
@@ -60,20 +60,20 @@ class SWA(Optimizer):
         self.swa_start, self.swa_freq, self.swa_lr = _settings(swa_start, swa_freq, swa_lr)
         self._auto_mode = self.swa_start is not None
         self.state = defaultdict(dict)
-        # Optimizer.__init__ would make groups besides those of the base. This prepares hooks and step alike: it is
-        # how every optimizer comes back from a pickle.
+        # Optimizer.__init__ would create groups besides those of the base. `__setstate__`, which torch calls for an
+        # optimizer that is unpickled, prepares the hooks and `step` as well.
         self.__setstate__({})
         for group in self.param_groups:
             _count_from_zero(group)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without hooks and schedulers, as of any optimizer of torch."""
+        """Return the state to pickle, as in torch without hooks and schedulers."""
         kept = ("optimizer", "state", "swa_start", "swa_freq", "swa_lr", "_auto_mode")
         return {key: self.__dict__[key] for key in kept}
 
     @property
     def param_groups(self) -> list[Group]:
-        """The groups of the base, also after it has loaded others."""
+        """The groups of the base, also after it has loaded a state."""
         return self.optimizer.param_groups
 
     @param_groups.setter
@@ -91,19 +91,19 @@ class SWA(Optimizer):
         return self.optimizer.state
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, as the base does."""
+        """Reset the gradients as the base does."""
         self.optimizer.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: Group) -> None:
-        """Optimize more parameters; their steps count from now."""
+        """Add parameters to optimize; their steps count from now."""
         self.optimizer.add_param_group(param_group)
         _count_from_zero(self.param_groups[-1])
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step of the base and, in automatic mode, the average that is due.
+        """Do a step of the base and, in automatic mode, update the averages that are due.
 
         Raises:
-            NonFiniteWeights: The step led to NaN or infinity, and an average is due; none was changed.
+            NonFiniteWeightsError: The step led to NaN or infinity and an average is due; the averages are unchanged.
             UserError: The parameters hold the averages; nothing was changed.
         """
         self._require_own_weights()
@@ -117,33 +117,32 @@ class SWA(Optimizer):
         return loss
 
     def update_swa(self) -> None:
-        """Take the present weights of all groups into their averages.
+        """Add the present weights of all groups to their averages.
 
         Raises:
-            NonFiniteWeights: A parameter holds NaN or infinity; no average was changed.
+            NonFiniteWeightsError: A parameter holds NaN or infinity; the averages are unchanged.
             UserError: The parameters hold the averages; nothing was changed.
         """
         self._require_own_weights()
         self._average(self.param_groups)
 
     def update_swa_group(self, group: Group) -> None:
-        """Take the present weights of one of `param_groups` into their averages; raises as `update_swa`."""
+        """Add the present weights of one of `param_groups` to their averages; raises as `update_swa`."""
         self._require_own_weights()
         self._average([group])
 
     @torch.no_grad()
     def swap_swa_sgd(self) -> None:
-        """Exchange the parameters with their averages; a second call exchanges them back.
+        """Swap the parameters with their averages; a second call swaps them back.
 
-        The weights come back bit for bit. So do the averages, in their wide type, unless the parameters were changed
-        in between: then the averages are what they were changed to. Parameters without an average stay, with a
-        warning.
+        The weights come back bit for bit. So do the averages, in their wide type, unless the parameters were changed in
+        between: then these values are the averages. Parameters without an average are skipped with a warning.
         """
         for index, group in enumerate(self.param_groups):
             for name, parameter in _named(group).items():
                 kept = self.state.get(parameter)
                 if not kept:
-                    # torchcontrib's words, which print the whole parameter, and then where it is.
+                    # The text of torchcontrib, which prints the whole parameter, followed by its place.
                     place = f"({name} of param_groups[{index}])"
                     warnings.warn(f"SWA wasn't applied to param {parameter}; skipping it {place}", stacklevel=3)
                 elif "sgd_buffer" not in kept:
@@ -155,9 +154,9 @@ class SWA(Optimizer):
                     parameter.copy_(kept.pop("sgd_buffer"))
 
     def state_dict(self) -> dict[str, Any]:
-        """All it takes to continue: primitives and copies of tensors, by the parameters' positions.
+        """Return all it takes to continue: primitives and copies of tensors, by the positions of the parameters.
 
-        `opt_state` and `param_groups` are those of the base, `swa_state` holds `state`.
+        `opt_state` and `param_groups` are those of the base; `swa_state` holds `state`.
         """
         for prepare in self._optimizer_state_dict_pre_hooks.values():
             prepare(self)
@@ -171,17 +170,17 @@ class SWA(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue the run that `state_dict` described; its tensors are copied. Settings stay those of this wrapper.
+        """Continue from what `state_dict` returned; tensors are copied. The settings stay those of this wrapper.
 
         Raises:
-            UserError: It is the state of another optimizer, or its averages cannot be told apart; nothing was changed.
-            ValueError: Its groups do not fit those of the base; nothing was changed.
+            UserError: The state is of another optimizer, or its averages cannot be matched; nothing was changed.
+            ValueError: The groups do not fit those of the base; nothing was changed.
         """
         saved = dict(state_dict)
         for change in self._optimizer_load_state_dict_pre_hooks.values():
             changed = change(self, saved)
             saved = saved if changed is None else dict(changed)
-        _require_whole(saved)
+        _require_complete(saved)
         state = self._copied(saved.pop("swa_state"), _parameters(saved["param_groups"]))
         self.optimizer.load_state_dict(copy.deepcopy({"state": saved.pop("opt_state"), **saved}))
         self.state = state
@@ -194,8 +193,8 @@ class SWA(Optimizer):
 
         Args:
             loader: Batches (B, ...), or tuples or lists that begin with them.
-            model: Its modes and momentum stay as they are.
-            device: Where batches go; by default where the model is.
+            model: Its modes and momentum are unchanged.
+            device: Where the batches are moved; default: the device of the model.
         """
         return update_batchnorm(loader, model, device=device)
 
@@ -206,13 +205,13 @@ class SWA(Optimizer):
             if group.get("step_counter", 0) < self.swa_start:
                 continue
             if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(self.swa_lr)  # a captured or compiled step holds on to the tensor
+                group["lr"].fill_(self.swa_lr)  # a captured or compiled step refers to the tensor
             else:
                 group["lr"] = self.swa_lr
 
     @torch.no_grad()
     def _average(self, groups: Iterable[Group]) -> None:
-        """All or none: weights that are not finite in one group leave the averages of the others alone, too."""
+        """Update the averages of all groups or, if weights of one group are not finite, of none."""
         named = [(group, _named(group)) for group in groups]
         for _, weights in named:
             require_finite(weights)
@@ -231,15 +230,15 @@ class SWA(Optimizer):
     def _require_own_weights(self) -> None:
         if any("sgd_buffer" in kept for kept in self.state.values()):
             raise UserError(
-                "the parameters hold their averages, which are not to be trained or averaged again",
-                hint="call swap_swa_sgd() once more before going on",
+                "the parameters hold their averages, which must not be trained or averaged again",
+                hint="call swap_swa_sgd() once more before you continue",
             )
 
     @torch.no_grad()
     def _copied(self, saved: Mapping[Any, Mapping[str, Tensor]], keys: Sequence[Any]) -> defaultdict[Tensor, Any]:
-        """The saved buffers by parameter, in fresh memory; `keys` are what the parameters were saved under."""
+        """Return the saved buffers by parameter, in new memory; the parameters were saved under `keys`."""
         state: defaultdict[Tensor, Any] = defaultdict(dict)
-        # Not strict: groups of other sizes are refused by the base.
+        # Not strict: the base refuses groups of other sizes.
         for key, parameter in zip(keys, _parameters(self.param_groups), strict=False):
             for name, value in saved.get(key, {}).items():
                 own = {f"parameter {key}": parameter}
@@ -252,7 +251,7 @@ class SWA(Optimizer):
 def _settings(
     start: float | None, freq: float | None, rate: float | None
 ) -> tuple[int | None, int | None, float | None]:
-    """All None in manual mode; what is ignored or rounded is warned of."""
+    """Return the settings, all None in manual mode; warn of ignored and rounded ones."""
     if (start is None) != (freq is None):
         warnings.warn("Some of swa_start, swa_freq is None, ignoring other", stacklevel=3)
     if not all(value is None or isinstance(value, int) for value in (start, freq)):
@@ -276,22 +275,22 @@ def _count_from_zero(group: Group) -> None:
 
 
 def _named(group: Group) -> dict[str, Tensor]:
-    """The parameters of a group by name, or by place where the optimizer was made without names."""
+    """Return the parameters of a group by name, or by position if the optimizer has no names."""
     parameters = group["params"]
     names = group.get("param_names") or [f"params[{index}]" for index in range(len(parameters))]
     return dict(zip(names, parameters, strict=True))
 
 
 def _parameters(groups: Iterable[Group]) -> list[Any]:
-    """What all groups hold, in order: tensors, or in a state dict what they were saved under."""
+    """Return the parameters of all groups in order: tensors, or their keys in a state dict."""
     return list(chain.from_iterable(group["params"] for group in groups))
 
 
 def _wide(parameter: Tensor) -> torch.dtype:
-    return accumulator_dtype(parameter.dtype, kind="mean", device=parameter.device)
+    return accumulator_dtype(parameter.dtype, wide=torch.float64, device=parameter.device)
 
 
-def _require_whole(state: Mapping[str, Any]) -> None:
+def _require_complete(state: Mapping[str, Any]) -> None:
     missing = [key for key in ("opt_state", "swa_state", "param_groups") if key not in state]
     if missing:
         raise UserError(
@@ -303,7 +302,7 @@ def _require_whole(state: Mapping[str, Any]) -> None:
     astray = [key for key in averages if key not in keys] or sorted(averaged - set(averages))
     if astray:
         raise UserError(
-            f"swa_state does not say which average is whose: parameter {astray[0]} of {len(astray)}; torchcontrib keys "
-            "averages by memory address, which param_groups does not know",
-            hint="go on without averages: load opt_state, as `state`, and param_groups into `optimizer`, the base",
+            f"swa_state does not fit param_groups: parameter {astray[0]} of {len(astray)}; torchcontrib keys averages "
+            "by memory address, which param_groups does not have",
+            hint="continue without averages: load opt_state, as `state`, and param_groups into `optimizer`, the base",
         )

@@ -1,10 +1,10 @@
-"""SWAG: a Gaussian over weights, fitted to those along a trajectory (Maddox et al. 2019).
+"""SWAG: a Gaussian over weights, fitted along a trajectory.
 
-One idea: everything comes from d = w - mean, taken once the mean includes w. Its square gives the variance, which
-can never be negative, and the last of them span a covariance of low rank.
+One idea (Maddox et al. 2019, arXiv:1902.02476): everything follows from d = w - mean, computed once the mean includes
+w. Its square gives the variance, which is never negative, and the last K of them span a covariance of low rank.
 
-n weight sets so far; M2 sum of squared distances from the mean, as wide as the mean; K deviations held, each of the
-shape of its parameter and in float32. Parameters that are shared are here once.
+n weight sets so far; M2 sum of squared distances from the mean, in the type of the mean; K deviations held, each of the
+shape of its parameter and in float32. Shared parameters are kept once.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from swa_cli.errors import UserError
 
 
 class SwagMoments:
-    """How far weight sets lie from their running mean: what SWAG keeps beside the mean. Memory as it is needed.
+    """Second moments and last deviations of weight sets, which SWAG keeps beside the mean.
 
     Args:
-        rank: Deviations to keep, the last ones; 0 for none.
+        rank: The number of deviations to keep; 0 for none.
     """
 
     def __init__(self, *, rank: int) -> None:
@@ -36,7 +36,7 @@ class SwagMoments:
 
     @torch.no_grad()
     def take(self, offered: Mapping[str, Tensor], *, mean: Mapping[str, Tensor], count: int) -> None:
-        """Take a weight set that `mean` includes already, as number `count`."""
+        """Add weight set number `count`, which `mean` includes already."""
         if count == 1:
             self._m2 = {name: torch.zeros_like(value) for name, value in mean.items()}
         column = self._next_column(mean)
@@ -49,23 +49,23 @@ class SwagMoments:
                 torch._foreach_copy_([column[name] for name in names], distances)
 
     def variance(self, count: int) -> dict[str, Tensor]:
-        """What `variance_of` makes of the present M2."""
+        """Return the variance of each weight over `count` weight sets."""
         return variance_of(self._m2, count=count)
 
     def deviations(self) -> dict[str, Tensor]:
-        """Stacks (K, *shape) from old to new; empty if none are kept."""
+        """Return stacks (K, *shape) from old to new; empty if none are kept."""
         names = self._columns[0] if self._columns else {}
         return {name: torch.stack([column[name] for column in self._columns]) for name in names}
 
     def state_dict(self, *, copy: bool = True) -> dict[str, dict[str, Tensor]]:
-        """All it takes to continue; without `copy`, M2 is the one that the next weight set changes."""
+        """Return all it takes to continue; without `copy`, the next weight set changes the M2 returned."""
         return {"m2": cloned(self._m2) if copy else dict(self._m2), "deviations": self.deviations()}
 
     def require_fit(self, state: Mapping[str, Any], *, expected: Mapping[str, tuple[int, ...]], count: int) -> None:
-        """Refuse a state of other shapes than that of `count` weight sets, or one that no weights lead to.
+        """Refuse a state that does not have the shapes of `count` weight sets, or that no weights lead to.
 
         Raises:
-            UserError: It is one.
+            UserError: The state is refused.
         """
         held = min(count, self._rank)
         stacked = {name: (held, *shape) for name, shape in expected.items()}
@@ -82,7 +82,7 @@ class SwagMoments:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any], *, mean: Mapping[str, Tensor]) -> None:
-        """Continue from a state that fits; the tensors are copied, and lie in memory like those of `mean`."""
+        """Continue from a state that fits; the tensors are copied into the memory format of `mean`."""
         self._m2 = {name: torch.empty_like(mean[name]).copy_(value) for name, value in state["m2"].items()}
         self._columns = []
         for index in range(len(next(iter(state["deviations"].values()), ()))):
@@ -90,11 +90,11 @@ class SwagMoments:
                 value.copy_(state["deviations"][name][index])
 
     def itemsize(self, count: int, *, wide: torch.dtype) -> int:
-        """Bytes for each weight after `count` weight sets, of which the mean is of type `wide`."""
+        """Return the bytes per weight after `count` weight sets with a mean of type `wide`."""
         return wide.itemsize + torch.float32.itemsize * min(count, self._rank)
 
     def _next_column(self, mean: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Where the next deviations go: new memory, or that of the oldest ones; empty if none are kept."""
+        """Return memory for the next deviations, new or that of the oldest ones; empty if none are kept."""
         if not self._rank:
             return {}
         full = len(self._columns) == self._rank
@@ -106,12 +106,12 @@ class SwagMoments:
 
 
 def variance_of(m2: Mapping[str, Tensor], *, count: int) -> dict[str, Tensor]:
-    """M2 / n = E[w^2] - E[w]^2, in float32."""
+    """Return M2 / n = E[w^2] - E[w]^2 in float32."""
     return {name: (value / count).float() for name, value in m2.items()}
 
 
 def is_spread(value: Tensor, *, squared: bool) -> bool:
-    """Whether distances, or their squares, can be these: real, finite, squares not negative."""
+    """Whether the values can be distances, or squared distances: real, finite, squares not negative."""
     if not value.is_floating_point() or not bool(value.isfinite().all()):
         return False
     return not squared or bool((value >= 0).all())
@@ -126,7 +126,7 @@ class Posterior:
 
     mean: dict[str, Tensor]  # a complete state_dict
     variance: dict[str, Tensor]  # of the weights, shared ones once
-    deviations: dict[str, Tensor]  # (K, *shape); none if diagonal
+    deviations: dict[str, Tensor]  # (K, *shape); empty if diagonal
     diagonal: bool
     owners: Mapping[str, str]  # every name of the state_dict -> the name in `variance`, if it is a weight
 
@@ -136,29 +136,29 @@ class Posterior:
         return len(next(iter(self.deviations.values()), ()))
 
     def require_drawable(self) -> None:
-        """Say if there is too little to draw from.
+        """Refuse a posterior without enough deviations to draw from.
 
         Raises:
-            UserError: Fewer than two deviations, and not diagonal.
+            UserError: There are fewer than two deviations, and it is not diagonal.
         """
         if not self.diagonal and self.num_deviations < MIN_RANK:
             raise UserError(
                 f"the number of deviations is {self.num_deviations}, and a covariance of low rank needs {MIN_RANK}",
-                hint="let it take more weights: an earlier start, or a shorter every",
+                hint="average more weight sets: set an earlier start, or a shorter every",
             )
 
     @torch.no_grad()
     def draw(self, generator: torch.Generator) -> dict[str, Tensor]:
-        """Weights w = mean + sqrt(variance / 2) z1 + D z2 / sqrt(2 (K - 1)); if diagonal, mean + sqrt(variance) z1.
+        """Draw weights w = mean + sqrt(variance / 2) z1 + D z2 / sqrt(2 (K - 1)); diagonal: mean + sqrt(variance) z1.
 
         z1 has a normal number for each weight, z2 one for each deviation, the same for all parameters. All other
-        tensors are those of the mean: BatchNorm statistics have to be measured anew.
+        tensors are those of the mean, so BatchNorm statistics have to be measured again.
 
         Args:
-            generator: On the CPU, so that a seed draws the same on every device.
+            generator: On the CPU, so that a seed draws the same weights for every device.
 
         Raises:
-            UserError: Fewer than two deviations, and not diagonal.
+            UserError: There are fewer than two deviations, and the posterior is not diagonal.
         """
         self.require_drawable()
         z2 = torch.randn(self.num_deviations, generator=generator)

@@ -1,10 +1,9 @@
-"""What a .pt of ours holds: written atomically, read safely. Other people's files are read by `foreign.py`.
+"""Save our checkpoints atomically, and read the weight sets of any checkpoint safely.
 
-Three files of ours: the resume point (`last.pt`: raw weights, averages, optimizer, history), a weight set to
-ship (`swa.pt`, one an average) and a snapshot (raw weights). All hold primitives and tensors only, carry the
-recipe, and are read as untrusted input (`archive.py`). `batchnorm` says how fresh the statistics of a weight set are:
-`none` no such layers | `running` moving averages of training | `stale` averaged weights, not refreshed |
-`recomputed` by a pass over the training set.
+The one idea: a checkpoint holds only primitives and tensors and carries its recipe; it is read as untrusted input.
+Three files are ours, see `schema.py`; `third_party.py` reads those of other programs. `batchnorm` says how fresh the
+statistics of a weight set are: `none` no such layers | `frozen` kept from the start | `running` moving averages of
+training | `stale` averaged weights, not recomputed | `recomputed`, `partial` by a pass over the training set.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ from swa_cli.checkpoint.third_party import ForeignWeights
 from swa_cli.errors import UserError
 
 BATCHNORM_KEYS = ("batchnorm", "batchnorm_method", "samples")  # beside the weights: how fresh their statistics are
-PARTS_BESIDE_TENSORS = 1 << 16  # bytes of a checkpoint for names, places and checksums
+RESERVE_BESIDE_TENSORS = 1 << 16  # bytes of a checkpoint for names, places and checksums
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that was read: `kind` is resume | weights | snapshot, or foreign for one that is not ours."""
+    """A file that was read: `kind` is resume | weights | snapshot, or foreign for another program's."""
 
     path: Path
     content: dict[str, Any]
@@ -43,7 +42,7 @@ class Checkpoint:
 
     @property
     def recipe(self) -> dict[str, Any] | None:
-        """The values of the recipe inside; None in a foreign file."""
+        """The values of its recipe; None in a foreign file."""
         return None if self.kind == "foreign" else self.content["recipe"]
 
 
@@ -58,15 +57,15 @@ class WeightSet:
     batchnorm: str
     count: int | None = None
     kind: str = "raw"
-    posterior: Posterior | None = None  # of kind swag: what draws are made from
+    posterior: Posterior | None = None  # of kind swag
 
 
 def save(path: Path, content: Mapping[str, Any], *, keep: Path | None = None) -> None:
-    """Write a checkpoint of ours atomically; the one that was there goes to `keep` once the new one is durable.
+    """Write a checkpoint of ours atomically; the previous file goes to `keep` once the new one is durable.
 
     Raises:
-        OSError: No room or no permission; nothing has changed. (Alone, torch.save raises a RuntimeError without
-            errno on a full disk, and leaves a part of the file.)
+        OSError: No room or no permission; nothing has changed. (On a full disk, torch.save alone raises a RuntimeError
+            without errno, and leaves a part of the file.)
     """
     whole = {"format": schema.FORMAT, **content}
 
@@ -80,15 +79,15 @@ def save(path: Path, content: Mapping[str, Any], *, keep: Path | None = None) ->
                 raise first from None
             raise
 
-    write_atomic(path, write, reserve=safe_load.num_bytes(whole) + PARTS_BESIDE_TENSORS, keep=keep)
+    write_atomic(path, write, reserve=safe_load.num_bytes(whole) + RESERVE_BESIDE_TENSORS, keep=keep)
 
 
 def read(path: Path) -> Checkpoint:
-    """Read a checkpoint without running any code of it.
+    """Read and check a checkpoint, without running any code in it.
 
     Raises:
-        archive.DamagedError: It cannot be read.
-        UserError: No such file, not a checkpoint, not as swa writes one, or of a later format.
+        DamagedError: The file cannot be read.
+        UserError: There is no such file, it is no checkpoint, not as swa writes one, or of another format.
     """
     if not path.is_file():
         reason = "is no regular file" if os.path.lexists(path) else "no such checkpoint"
@@ -107,77 +106,81 @@ def read(path: Path) -> Checkpoint:
 
 
 def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
-    """Every weight set of a checkpoint by name; raw weights are `last` (in a snapshot, `snapshot`).
+    """Return every weight set of a checkpoint by name; raw weights are `last`, in a snapshot `snapshot`.
 
     Args:
         checkpoint: What was read.
-        model: The network that the recipe describes; its parameters give the averages their names and shapes.
+        model: The network of the recipe; its parameters give the averages their names and shapes.
 
     Raises:
-        UserError: An average of another architecture, or a foreign file without weights.
+        UserError: An average belongs to another architecture, or a foreign file holds no weights.
     """
     content, owners = checkpoint.content, read_tensors(model).owners
     if checkpoint.kind == "foreign":
         sets = third_party.read(content, checkpoint.path, owners=owners).sets
-        return {name: _of_foreign(item, model) for name, item in sets.items()}
+        return {name: _from_foreign(item, model) for name, item in sets.items()}
+    if checkpoint.kind == "snapshot":
+        return {"snapshot": WeightSet(content["state_dict"], content["batchnorm"])}
     if checkpoint.kind == "weights":
         weights, entry, kept = content["state_dict"], content["average"], content.get("posterior")
         posterior = None
         if kept is not None:
             posterior = Posterior(weights, kept["variance"], kept["deviations"], kept["diagonal"], owners)
         return {entry["name"]: WeightSet(weights, content["batchnorm"], entry["count"], entry["kind"], posterior)}
-    if checkpoint.kind == "snapshot":
-        return {"snapshot": WeightSet(content["state_dict"], content["batchnorm"])}
-    found = {"last": raw_weights(checkpoint, model)}
-    for name, entry in content["averages"].items():
-        if entry["count"]:
-            average = restore_average(entry, model)
-            weights, posterior = average.averaged_state(), None
-            if average.kind == "swag":  # of the file's own tensors, which stay mapped: there may be a lot of them
-                variance = variance_of(entry["m2"], count=average.count)
-                posterior = Posterior(weights, variance, entry["deviations"], entry["diagonal"], owners)
-            found[name] = WeightSet(weights, entry["batchnorm"], average.count, average.kind, posterior)
-    return found
+    averages = {name: entry for name, entry in content["averages"].items() if entry["count"]}
+    return {
+        "last": raw_weights(checkpoint, model),
+        **{name: _from_average(entry, model, owners) for name, entry in averages.items()},
+    }
 
 
 def raw_weights(point: Checkpoint, model: nn.Module) -> WeightSet:
-    """The weights in a resume point that training goes on from."""
+    """Return the weights in a resume point from which training continues."""
     return WeightSet(point.content["model"], raw_batchnorm(model))
 
 
+def raw_batchnorm(model: nn.Module) -> str:
+    """Return how fresh the statistics of raw weights are."""
+    if not has_batchnorm(model):
+        return "none"
+    return "frozen" if is_frozen(model) else "running"
+
+
+def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -> dict[str, Any]:
+    """Return what a file of raw weights with recomputed statistics holds beside recipe, input and `BATCHNORM_KEYS`.
+
+    Args:
+        name: Of the weight set, such as `last_bn`.
+        state_dict: Its weights.
+        step: Updates done; None if not known.
+    """
+    average = {"name": name, "kind": "raw", "count": None, "steps": [] if step is None else [step]}
+    return {"state_dict": state_dict, "average": average}
+
+
 def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:
-    """The average that `state_dict()` of a `WeightAverage` of `model` described."""
+    """Return the average of `model` whose state an entry of `averages` holds."""
     average = WeightAverage(model, kind=entry["kind"], **{key: entry.get(key) for key in kinds.OWNERS})
     average.load_state_dict(without_batchnorm(entry))
     return average
 
 
 def without_batchnorm(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of an average's entry that is the state of its `WeightAverage`."""
+    """Return the part of an average's entry that is the state of its `WeightAverage`."""
     return {key: value for key, value in entry.items() if key not in BATCHNORM_KEYS}
 
 
-def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -> dict[str, Any]:
-    """What a file with raw weights whose statistics were recomputed holds beside recipe, input and `BATCHNORM_KEYS`.
-
-    Args:
-        name: Of the weight set, such as `last_bn`.
-        state_dict: Its weights.
-        step: Updates done; None where that is not known.
-    """
-    average = {"name": name, "kind": "raw", "count": None, "steps": [] if step is None else [step]}
-    return {"state_dict": state_dict, "average": average}
+def _from_average(entry: Mapping[str, Any], model: nn.Module, owners: Mapping[str, str]) -> WeightSet:
+    average = restore_average(entry, model)
+    weights, posterior = average.averaged_state(), None
+    if average.kind == "swag":  # made of the file's tensors, which may be large and stay mapped
+        variance = variance_of(entry["m2"], count=average.count)
+        posterior = Posterior(weights, variance, entry["deviations"], entry["diagonal"], owners)
+    return WeightSet(weights, entry["batchnorm"], average.count, average.kind, posterior)
 
 
-def raw_batchnorm(model: nn.Module) -> str:
-    """How fresh the statistics of raw weights are."""
-    if not has_batchnorm(model):
-        return "none"
-    return "frozen" if is_frozen(model) else "running"
-
-
-def _of_foreign(item: ForeignWeights, model: nn.Module) -> WeightSet:
-    """Whoever averaged weights elsewhere may not have refreshed BatchNorm; the file does not say, so they are stale."""
+def _from_foreign(item: ForeignWeights, model: nn.Module) -> WeightSet:
+    """A foreign average counts as stale: the file does not say whether its BatchNorm statistics were recomputed."""
     if not item.is_average:
         return WeightSet(item.state_dict, raw_batchnorm(model), item.count)
     return WeightSet(item.state_dict, "stale" if is_refreshable(model) else raw_batchnorm(model), item.count, "foreign")
@@ -206,9 +209,9 @@ def copy_to_cpu(content: Any) -> Any:
 
 
 class _Sink:
-    """A file for torch.save that remembers why a write ended: the disk, or a signal (Ctrl-C, a lost process).
+    """A file for torch.save that keeps the error that ended a write: of the disk, or of a signal handler.
 
-    torch.save loses that, and tells of an unexpected position in the file instead.
+    torch.save loses that error and reports an unexpected position in the file instead.
     """
 
     def __init__(self, file: IO[bytes]) -> None:

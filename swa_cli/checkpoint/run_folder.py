@@ -260,7 +260,7 @@ def about(record: Path) -> dict[str, Any]:
     raise UserError(f"{record}: is not as swa writes it ({reason})", hint="take another copy of the file")
 
 
-def begun_by(launch: str, root: Path, name: str) -> Path | None:
+def folder_of_launch(launch: str, root: Path, name: str) -> Path | None:
     """The run folder `<name>-NNN` that an earlier attempt of this launch has begun."""
     for _, path in reversed(numbered(root, name)):
         with suppress(OSError, ValueError):  # a folder that nothing was begun in, or of somebody else

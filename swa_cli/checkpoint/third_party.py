@@ -1,26 +1,29 @@
-"""Other people's checkpoints: the weight sets inside, under the names that the recipe's network has.
+"""Read the weight sets in checkpoints of other programs, under the names of the recipe's network.
 
-One reader per layout; the first that knows a file says what is in it. A key says whether it holds raw weights or an
-average (`RAW_KEYS`, `AVERAGE_KEYS`); names behind prefixes are the business of `prefixes.py`.
+Keys: one reader per layout says which state dicts are raw weights and which are averages; the first that knows a file
+reads it. Prefixes: a prefix is removed if exactly the network stands behind it, be it that of a wrapper (`module.`,
+`_orig_mod.`, which also stand inside names) or the attribute that was the network (`ema_model.`). BatchNorm's counters
+decide nothing: torch < 0.4.1 had none, and frozen layers drop them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from torch import Tensor
 
-from swa_cli.averaging.model_state import like
-from swa_cli.checkpoint import outline, prefixes
+from swa_cli.averaging.model_state import like, metadata_of, with_metadata, without_compile
+from swa_cli.checkpoint import outline
 from swa_cli.checkpoint.outline import Place
-from swa_cli.checkpoint.prefixes import Part
 from swa_cli.errors import UserError
 
 State = dict[str, Tensor]
-# Where programs keep raw weights, and where an average of them; what a key calls an average is its name here.
+# Keys under which programs keep raw weights, and those of an average with the name that the average gets here.
 RAW_KEYS = (
     *("state_dict", "model_state_dict", "model", "net", "network", "weights", "model_state", "model_weights"),
     *("module", "params", "student"),
@@ -31,13 +34,18 @@ AVERAGE_KEYS: Mapping[str, str] = {
     **dict.fromkeys(("swa_state_dict", "swa_model_state_dict", "swa_model", "swa", "averaged_model"), "swa"),
     "teacher": "teacher",
 }
-LAYOUTS: Mapping[frozenset[str], str] = {  # the keys that a program is known by
+TRAINING_LOOP = "checkpoint of a training loop"
+PROGRAMS: Mapping[frozenset[str], str] = {  # keys of a training loop -> the program that is known by them
     frozenset({"arch", "state_dict"}): "checkpoint of timm",
     frozenset({"state_dict", "state_dict_ema"}): "checkpoint of timm",
     frozenset({"model", "model_ema"}): "checkpoint as of torchvision's references",
     frozenset({"state_dict", "swa_state_dict"}): "checkpoint of timgaripov/swa",
     frozenset({"student", "teacher"}): "checkpoint of DINO",
 }
+WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+BATCHNORM_COUNTER = "num_batches_tracked"
+AVERAGE = re.compile(r"(?:^|_)(ema|swa)(?:_|$)|(averag)")  # in the name of an attribute
+RAW = re.compile(r"(?:^|_)online(?:_|$)")
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,10 @@ class ForeignWeights:
     state_dict: State
     is_average: bool = False
     count: int | None = None
-    num_left_out: int = 0  # tensors that stand beside the network: of a loss, of another network
+    num_left_out: int = 0  # tensors beside the network: of a loss, of another network
+
+
+Sets = dict[str, ForeignWeights]
 
 
 @dataclass(frozen=True)
@@ -55,8 +66,8 @@ class Foreign:
     """What a file of another program holds; raw weights are `last`, averages `swa`, `ema` or `teacher`."""
 
     layout: str
-    sets: dict[str, ForeignWeights]
-    unread: tuple[Place, ...] = ()  # state dicts under keys that are not known
+    sets: Sets
+    unread: tuple[Place, ...] = ()  # state dicts under unknown keys
 
     def __str__(self) -> str:
         parts = []
@@ -65,30 +76,32 @@ class Foreign:
             details += [f"of {item.count}"] * (item.count is not None)
             details += [f"left out beside it: {item.num_left_out}"] * bool(item.num_left_out)
             parts.append(f"{name} ({' '.join(details)})" if details else name)
-        unread = f"; not read: {outline.told(self.unread)}" if self.unread else ""
+        unread = f"; not read: {outline.describe(self.unread)}" if self.unread else ""
         return f"{self.layout} with {', '.join(parts)}{unread}"
 
 
 def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -> Foreign:
-    """The weight sets of a file by name.
+    """Return the weight sets of a file by name. Whether they fit the network is not checked here.
 
     Args:
-        content: What stands in the file: plain values and tensors.
+        content: What the file holds: plain values and tensors.
         path: Of the file, for messages.
-        owners: Every name of the network's state dict, and the first name of its tensor, see `averaging.tensors`.
+        owners: Every name in the network's state dict, with the first name of its tensor, see
+            `averaging.model_state`; empty for an unknown network.
 
     Raises:
-        UserError: There are no weights in it. Whether they fit is not known here.
+        UserError: The file holds no weights, or a count that is no number.
     """
-    for layout, reader in READERS.items():
-        found = reader(content, path)
-        if found:
-            return Foreign(_layout(content, layout), _named(found, owners, path), _unread(content, found))
-    places = outline.places(content, tensor=Tensor)
-    if places:
-        lines = " or ".join(outline.line(path, place, weights_only=True) for place in places[:2])
+    try:
+        for layout, reader in READERS.items():
+            if found := reader(content):
+                return Foreign(_program(content, layout), _networks(found, owners), _unread(content, found))
+    except ValueError as error:
+        raise UserError(f"{path}: {error}", hint="take another copy of the file") from error
+    if places := outline.find(content):
+        lines = " or ".join(outline.extract_command(path, place, weights_only=True) for place in places[:2])
         raise UserError(
-            f"{path}: its weights stand under keys that swa does not know: {outline.told(places)}",
+            f"{path}: its weights stand under keys that swa does not know: {outline.describe(places)}",
             hint=f"write the ones you mean to a file of their own: {lines}",
         )
     keys = ", ".join(map(str, list(content)[:5]))
@@ -97,7 +110,7 @@ def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -
     )
 
 
-def _lightning(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
+def _lightning(content: Mapping[str, Any]) -> Sets:
     """`Trainer.save_checkpoint` of Lightning: `state_dict` is that of the LightningModule.
 
     The callback WeightAveraging puts the average there, the raw weights into `current_model_state`, and what else an
@@ -110,20 +123,20 @@ def _lightning(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeigh
         return {}
     if _is_state(raw):
         averaging = content.get("averaging_state")
-        count = _count(averaging, path, key="n_averaged") if isinstance(averaging, dict) else None
+        count = _count(averaging) if isinstance(averaging, dict) else None
         return {"last": ForeignWeights(raw), "swa": ForeignWeights(weights, is_average=True, count=count)}
     sets = {"last": ForeignWeights(weights)}
     callbacks = content.get("callbacks")
     for state in callbacks.values() if isinstance(callbacks, dict) else ():
         if isinstance(state, dict) and _is_state(state.get("average_model_state")):
-            count = _count(state, path, key="n_averaged")
+            count = _count(state)
             if count != 0:  # before its start it holds the initial weights
                 sets["swa"] = ForeignWeights(state["average_model_state"], is_average=True, count=count)
     return sets
 
 
-def _mmengine(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
-    """`Runner.save_checkpoint` of MMEngine, whose EMAHook exchanges the weights of two networks.
+def _mmengine(content: Mapping[str, Any]) -> Sets:
+    """`Runner.save_checkpoint` of MMEngine, whose EMAHook swaps the weights of two networks.
 
     The average stands in `state_dict`, and the raw weights in `ema_state_dict`, under the names of an AveragedModel.
     (mmengine/hooks/ema_hook.py, `_swap_ema_state_dict`)
@@ -138,104 +151,55 @@ def _mmengine(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeight
     return {"last": ForeignWeights(state), "ema": ForeignWeights(weights, is_average=True)}
 
 
-def _timgaripov(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
-    """`train.py` of timgaripov/swa: `state_dict`, `swa_state_dict` (None without --swa) and their number `swa_n`."""
+def _timgaripov(content: Mapping[str, Any]) -> Sets:
+    """`train.py` of timgaripov/swa: `state_dict`, `swa_state_dict` (None without --swa) and its count `swa_n`."""
     if not _is_state(content.get("swa_state_dict")) or "swa_n" not in content:
         return {}
-    sets, count = _by_keys(content, path), _count(content, path, key="swa_n")
-    return {**sets, "swa": replace(sets["swa"], count=count)}
+    sets = _training_loop(content)
+    name = "swa" if "swa" in sets else "swa_state_dict"  # its key where another key holds an average named swa
+    return {**sets, name: replace(sets[name], count=_count(content, key="swa_n"))}
 
 
-def _composer(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
+def _composer(content: Mapping[str, Any]) -> Sets:
     """`State.state_dict` of Composer, which a checkpoint has under `state`."""
     state = content.get("state")
-    return _by_keys(state, path) if isinstance(state, dict) and _is_state(state.get("model")) else {}
+    return _training_loop(state) if isinstance(state, dict) and _is_state(state.get("model")) else {}
 
 
-def _by_keys(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
+def _training_loop(content: Mapping[str, Any]) -> Sets:
     """Weights under the keys that most programs use, beside an epoch, an optimizer, options."""
     raw = [key for key in RAW_KEYS if _is_state(content.get(key))]
     averages = [key for key in AVERAGE_KEYS if _is_state(content.get(key))]
-    sets: dict[str, ForeignWeights] = {}
+    sets: Sets = {}
     for key in raw:
-        item = _of_state(content[key], path)
-        is_known = item.is_average and not averages
-        sets["swa" if is_known else "last" if len(raw) == 1 else key] = item
+        item = _weights(content[key])
+        sets["swa" if item.is_average and not averages else "last" if len(raw) == 1 else key] = item
     names = [AVERAGE_KEYS[key] for key in averages]
     for key, name in zip(averages, names, strict=True):
-        sets[name if names.count(name) == 1 else key] = replace(_of_state(content[key], path), is_average=True)
+        sets[name if names.count(name) == 1 else key] = replace(_weights(content[key]), is_average=True)
     return sets
 
 
-def _plain(content: Mapping[str, Any], path: Path) -> dict[str, ForeignWeights]:
+def _plain(content: Mapping[str, Any]) -> Sets:
     """`model.state_dict()`, in a .pt or as accelerate and others write it in a .safetensors; or of an AveragedModel.
 
     (torch/optim/swa_utils.py: `n_averaged` and the weights behind `module.`)
     """
     state = {key: value for key, value in content.items() if key != "n_averaged"}
-    return _last_or_swa(_of_state(content, path)) if state and _is_state(state) else {}
+    if not state or not _is_state(state):
+        return {}
+    item = _weights(content)
+    return {"swa" if item.is_average else "last": item}
 
 
-READERS: Mapping[str, Callable[[Mapping[str, Any], Path], dict[str, ForeignWeights]]] = {
+READERS: Mapping[str, Callable[[Mapping[str, Any]], Sets]] = {
     "checkpoint of Lightning": _lightning,
     "checkpoint of MMEngine": _mmengine,
     "checkpoint of timgaripov/swa": _timgaripov,
     "checkpoint of Composer": _composer,
-    "checkpoint of a training loop": _by_keys,
+    TRAINING_LOOP: _training_loop,
     "state dict": _plain,
 }
-
-
-def _layout(content: Mapping[str, Any], layout: str) -> str:
-    """The program that wrote a file, where its keys tell."""
-    if layout != "checkpoint of a training loop":
-        return layout
-    held = {key for key in content if content[key] is not None}
-    return next((known for keys, known in LAYOUTS.items() if keys <= held), layout)
-
-
-def _unread(content: Mapping[str, Any], found: Mapping[str, ForeignWeights]) -> tuple[Place, ...]:
-    """State dicts that no set was made of, and that may be one: with half as many tensors at least."""
-    known = {*RAW_KEYS, *AVERAGE_KEYS, "state", "callbacks", "current_model_state", "averaging_state"}
-    fewest = max(len(item.state_dict) for item in found.values()) / 2
-    places = outline.places(content, tensor=Tensor)
-    return tuple(place for place in places if place.keys and place.keys[0] not in known and place.num_tensors > fewest)
-
-
-def _named(found: Mapping[str, ForeignWeights], owners: Mapping[str, str], path: Path) -> dict[str, ForeignWeights]:
-    """Weight sets under the network's own names; several for one in which the network is more than once."""
-    sets: dict[str, ForeignWeights] = {}
-    for name, item in found.items():
-        parts = prefixes.split(item.state_dict, owners)
-        for part in parts:
-            own = _name(part, parts, name, is_average=item.is_average)
-            if own in sets:
-                own = f"{name}.{part.attribute}"
-            count = _count(part.counter, path, key="n_averaged") if part.counter else item.count
-            is_average = part.is_average or bool(part.counter) or (item.is_average and not part.is_raw)
-            sets[own] = ForeignWeights(part.state, is_average, count, item.num_left_out + part.num_left_out)
-    return sets
-
-
-def _name(part: Part, parts: Sequence[Part], name: str, *, is_average: bool) -> str:
-    """What a part of the weight set `name` is called: by its prefix where that says average or raw."""
-    if part.average is not None:
-        return name if is_average else part.average
-    if part.is_raw and is_average:
-        return "last"
-    is_only = sum(not other.is_average for other in parts) == 1
-    return name if is_only or not part.attribute else f"{name}.{part.attribute}"
-
-
-def _of_state(state: Mapping[str, Any], path: Path) -> ForeignWeights:
-    """A state dict that may be one of torch's AveragedModel."""
-    weights = like(state, {key: value for key, value in state.items() if key != "n_averaged"})
-    is_average = "n_averaged" in state
-    return ForeignWeights(weights, is_average=is_average, count=_count(state, path, key="n_averaged"))
-
-
-def _last_or_swa(item: ForeignWeights) -> dict[str, ForeignWeights]:
-    return {"swa" if item.is_average else "last": item}
 
 
 def _is_state(value: Any) -> TypeGuard[State]:
@@ -244,10 +208,161 @@ def _is_state(value: Any) -> TypeGuard[State]:
     )
 
 
-def _count(values: Mapping[str, Any], path: Path, *, key: str) -> int | None:
-    """The number of weights in an average; programs keep it as a number or as a tensor."""
+def _weights(state: Mapping[str, Any]) -> ForeignWeights:
+    """A state dict that may be one of torch's AveragedModel."""
+    weights = like(state, {key: value for key, value in state.items() if key != "n_averaged"})
+    return ForeignWeights(weights, is_average="n_averaged" in state, count=_count(state))
+
+
+def _count(values: Mapping[str, Any], *, key: str = "n_averaged") -> int | None:
+    """The number of weights in an average, which programs keep as a number or as a tensor.
+
+    Raises:
+        ValueError: It is something else.
+    """
     value = values.get(key)
     try:
         return None if value is None else int(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        raise UserError(f"{path}: {key} is no number", hint="take another copy of the file") from error
+        raise ValueError(f"{key} is no number") from error
+
+
+def _program(content: Mapping[str, Any], layout: str) -> str:
+    """The program that wrote a file, if its keys say so."""
+    if layout != TRAINING_LOOP:
+        return layout
+    present = {key for key in content if content[key] is not None}
+    return next((program for keys, program in PROGRAMS.items() if keys <= present), layout)
+
+
+def _unread(content: Mapping[str, Any], found: Sets) -> tuple[Place, ...]:
+    """State dicts under unknown keys that may be a weight set: with at least half as many tensors."""
+    known = {*RAW_KEYS, *AVERAGE_KEYS, "state", "callbacks", "current_model_state", "averaging_state"}
+    fewest = max(len(item.state_dict) for item in found.values()) / 2
+    places = outline.find(content)
+    return tuple(place for place in places if place.keys and place.keys[0] not in known and place.num_tensors > fewest)
+
+
+def _networks(found: Sets, owners: Mapping[str, str]) -> Sets:
+    """Weight sets under the network's names; several for a state dict that holds the network more than once."""
+    sets: Sets = {}
+    for name, item in found.items():
+        parts = _split(item.state_dict, owners)
+        num_raw = sum(_average_in(prefix) is None for prefix in parts)
+        for prefix, part in parts.items():
+            own = _name(name, prefix, is_average=item.is_average, is_only=num_raw == 1)
+            if own in sets:
+                own = f"{name}.{prefix.removesuffix('.')}"
+            is_average = part.count is not None or _average_in(prefix) is not None
+            sets[own] = ForeignWeights(
+                part.state_dict,
+                is_average=is_average or (item.is_average and not _is_raw(prefix)),
+                count=item.count if part.count is None else part.count,
+                num_left_out=part.num_left_out if owners and len(parts) == 1 else 0,
+            )
+    return sets
+
+
+def _name(name: str, prefix: str, *, is_average: bool, is_only: bool) -> str:
+    """The name of what stands behind a prefix in the weight set `name`: the prefix may say average or raw."""
+    average = _average_in(prefix)
+    if average is not None:
+        return name if is_average else average
+    if is_average and _is_raw(prefix):
+        return "last"
+    return name if is_only or not prefix else f"{name}.{prefix.removesuffix('.')}"
+
+
+def _average_in(prefix: str) -> str | None:
+    """The average that a prefix names: ema | swa; None if it names none."""
+    matches = (AVERAGE.search(attribute) for attribute in prefix.split("."))
+    return next((match[1] or "swa" for match in matches if match), None)
+
+
+def _is_raw(prefix: str) -> bool:
+    return any(RAW.search(attribute) for attribute in prefix.split("."))
+
+
+def _split(state: State, owners: Mapping[str, str]) -> Sets:
+    """The networks in a state dict by prefix; if none is complete, what stands behind the prefix of most names."""
+    plain = _renamed(state, without_compile)
+    if not owners:
+        return _by_attribute(plain)
+    clean = plain if any("module" in name.split(".") for name in owners) else _renamed(state, _without_wrappers)
+    required = {owner for name, owner in owners.items() if not name.endswith(BATCHNORM_COUNTER)}
+    for candidate in (plain, clean):  # an attribute of the network may be called `module`
+        sizes = _num_names(candidate, owners)
+        parts = {prefix: _behind(candidate, prefix) for prefix in sizes if sizes[prefix] >= len(required)}
+        networks = {
+            prefix: replace(part, state_dict=_with_shared(part.state_dict, owners))
+            for prefix, part in parts.items()
+            if _is_network(part.state_dict, owners, required)
+        }
+        if networks:
+            return networks
+    sizes = _num_names(plain, owners)
+    closest = max(sizes, key=lambda prefix: (sizes[prefix], -len(prefix)), default="")
+    return {closest: _behind(plain if sizes else clean, closest)}
+
+
+def _num_names(state: State, owners: Mapping[str, str]) -> Counter[str]:
+    """Prefix -> how many names of the network stand behind it, if any do."""
+    return Counter(prefix for key in state for prefix in _prefixes(key) if key[len(prefix) :] in owners)
+
+
+def _prefixes(key: str) -> list[str]:
+    """What may stand in front of the network's own name: nothing, `a.`, `a.b.`, ..."""
+    return ["", *(key[: dot.end()] for dot in re.finditer(r"\.", key))]
+
+
+def _is_network(state: State, owners: Mapping[str, str], required: set[str]) -> bool:
+    """Whether these are all tensors of the network, and no others."""
+    others = [name for name in state if name not in owners and not name.endswith(BATCHNORM_COUNTER)]
+    return not others and required <= {owners[name] for name in state if name in owners}
+
+
+def _behind(state: State, prefix: str) -> ForeignWeights:
+    """The tensors behind a prefix, with the versions of their layers and the `n_averaged` of an AveragedModel."""
+    tensors = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    versions = {
+        f"{key}."[len(prefix) :].removesuffix("."): value
+        for key, value in _versions(state)
+        if f"{key}.".startswith(prefix)
+    }
+    counters = (f"{prefix}n_averaged", f"{prefix.removesuffix('module.')}n_averaged")
+    count = next((_count(state, key=key) for key in counters if key in state), None)
+    return ForeignWeights(with_metadata(tensors, versions or None), False, count, len(state) - len(tensors))
+
+
+def _by_attribute(state: State) -> Sets:
+    """The parts of an unknown network by prefix: attributes whose names say average or raw, and the rest."""
+    attributes = sorted({key.partition(".")[0] for key in state if "." in key})
+    parts = {f"{name}.": _behind(state, f"{name}.") for name in attributes if AVERAGE.search(name) or RAW.search(name)}
+    rest = {key: value for key, value in state.items() if f"{key.partition('.')[0]}." not in parts}
+    is_network = not parts or any("." in key for key in rest)  # otherwise the rest are counters
+    return {**({"": ForeignWeights(rest)} if is_network else {}), **parts}
+
+
+def _without_wrappers(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
+
+
+def _renamed(state: State, rename: Callable[[str], str]) -> State:
+    """The state dict under other names, metadata too; unchanged if two names would become one."""
+    renamed = {rename(key): value for key, value in state.items()}
+    if len(renamed) < len(state):
+        return dict(state)
+    return with_metadata(renamed, {rename(key): value for key, value in _versions(state)} or None)
+
+
+def _versions(state: State) -> list[tuple[str, Any]]:
+    """Layers and their versions, which torch keeps beside the tensors."""
+    metadata = metadata_of(state)
+    return [(key, value) for key, value in metadata.items() if type(key) is str] if isinstance(metadata, dict) else []
+
+
+def _with_shared(state: State, owners: Mapping[str, str]) -> State:
+    """The state dict with every name of a shared tensor, of which safetensors keeps one."""
+    by_owner = {owners[name]: value for name, value in state.items() if name in owners}
+    named = {name: state.get(name, by_owner[owner]) for name, owner in owners.items() if owner in by_owner}
+    return like(state, {**named, **state})

@@ -29,8 +29,13 @@ def start(words: Sequence[str], *, processes: str, max_restarts: int, terminal: 
     number = launch.one_a_gpu() if processes == "auto" else int(processes) if processes.isdecimal() else 0
     if number < 1:
         raise typer.BadParameter(f"--processes: {processes!r} is neither auto nor a number from 1")
-    code = launch.launch(["train", *words], processes=number, max_restarts=max_restarts, terminal=terminal)
+    code = launch.launch(["train", *words], processes=number, max_restarts=max_restarts, warn=terminal.warning)
     raise typer.Exit(code)
+
+
+def is_rank0() -> bool:
+    """Return whether this process speaks for all that torchrun has started; one process does."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def calm_torch() -> None:

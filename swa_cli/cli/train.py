@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swa_cli.cli.processes import one_a_machine, start
+from swa_cli.cli.processes import is_rank0, one_a_machine, start
 from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer
 
 if TYPE_CHECKING:
-    from swa_cli.report.terminal import Terminal
+    from swa_cli.analysis.run_output import RunOutput
 
 EPILOG = f"""\b
 Examples:
@@ -49,7 +49,7 @@ def train(
             "--extend-to",
             metavar="EPOCHS",
             min=1,
-            help="With --resume: train to this many epochs; says what that moves.",
+            help="With --resume: train to so many epochs.",
         ),
     ] = None,
     processes: Annotated[
@@ -59,7 +59,7 @@ def train(
     max_restarts: Annotated[
         int,
         typer.Option(
-            "--max-restarts", metavar="K", min=0, help="With --processes: continue up to K times after a kill."
+            "--max-restarts", metavar="K", min=0, help="With --processes: restart up to K times after a kill."
         ),
     ] = 0,
     allow_code: AllowCode = False,
@@ -75,6 +75,8 @@ def train(
     from swa_cli.report.terminal import Terminal
 
     terminal = Terminal(quiet=quiet, json=as_json)
+    if not is_rank0():
+        terminal.mute()
     flags = [flag for flag, on in (("--allow-code", allow_code), ("--quiet", quiet), ("--json", as_json)) if on]
     if max_restarts and processes is None:
         raise typer.BadParameter("--max-restarts goes with --processes; torchrun has its own")
@@ -91,16 +93,12 @@ def train(
             more = [f"--extend-to={extend_to}"] if extend_to is not None else []
             words = ["--resume", str(resume), *overrides, *more, *flags]
             start(words, processes=processes, max_restarts=max_restarts, terminal=terminal)
-        from swa_cli.engine import train as trainer
+        from swa_cli.analysis.run_output import RunOutput
+        from swa_cli.engine import resume as resuming
 
-        result = trainer.resume(
-            resume,
-            overrides,
-            terminal=terminal,
-            allow_code=allow_code,
-            extend_to=extend_to,
-        )
-        _end(result, terminal=terminal, as_json=as_json)
+        output = RunOutput(terminal)
+        result = resuming.resume(resume, overrides, listeners=[output], allow_code=allow_code, extend_to=extend_to)
+        _end(result, output, as_json=as_json)
         return
     if extend_to is not None:
         raise typer.BadParameter("--extend-to goes with --resume; for a new run write train.epochs=N")
@@ -111,17 +109,20 @@ def train(
     if processes is not None:
         words = [recipe, *overrides, *(["--dry-run"] if dry_run else []), *flags]
         start(words, processes=processes, max_restarts=max_restarts, terminal=terminal)
-    from swa_cli.engine import train as trainer
+    from swa_cli.analysis.run_output import RunOutput
+    from swa_cli.engine import resume as resuming
 
-    _end(trainer.train(loaded, terminal=terminal, dry_run=dry_run), terminal=terminal, as_json=as_json)
+    output = RunOutput(terminal)
+    result = resuming.train_or_continue(loaded, listeners=[output], dry_run=dry_run)
+    _end(result, output, as_json=as_json)
 
 
-def _end(result: dict[str, Any], *, terminal: Terminal, as_json: bool) -> None:
-    """Draw the pictures that the recipe asks for and print the answer, on rank 0 alone."""
-    if terminal.is_mute:
+def _end(result: dict[str, Any], output: RunOutput, *, as_json: bool) -> None:
+    """Draw the pictures that the recipe asks for, and print the answer; rank 0 does both."""
+    if output.terminal.is_mute:
         return
-    if "run" in result:  # a dry run has no folder
+    if output.wants_plots and "run" in result:  # a dry run has no folder
         from swa_cli.analysis import plot
 
-        plot.draw_if_asked(Path(result["run"]), terminal=terminal)
+        plot.draw_all(Path(result["run"]), terminal=output.terminal.part())
     answer(result, as_json=as_json)

@@ -132,7 +132,7 @@ def _imported(name: str) -> Backend:
     Raises:
         UserError: There is none, or it does not take a graph and example inputs.
     """
-    backend = build_model.imported(name, key="train.compile", what="a backend", forms=FORMS)
+    backend = build_model.import_attribute(name, key="train.compile", what="a backend", forms=FORMS)
     expected = "let it be backend(graph_module, example_inputs), which returns a function"
     if not callable(backend):
         raise UserError(f"train.compile: {name} is not a function", hint=expected)

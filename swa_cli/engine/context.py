@@ -26,6 +26,7 @@ from swa_cli.data.randomness import number_of
 from swa_cli.engine import failures
 from swa_cli.engine import hardware as hardware_choice
 from swa_cli.engine.distributed import ALONE, World
+from swa_cli.engine.events import SILENT, Bar, Events
 from swa_cli.engine.hardware import Hardware
 from swa_cli.engine.network import build_network, channels_last, is_lazy, require_sizes
 from swa_cli.errors import UserError
@@ -34,8 +35,6 @@ from swa_cli.metrics.tasks import Task
 from swa_cli.recipe import schema
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
-from swa_cli.report.progress import Bar
-from swa_cli.report.terminal import Terminal
 
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 
@@ -56,13 +55,13 @@ class Share:
 
 @dataclass(frozen=True)
 class Context:
-    """Recipe, data and hardware: what every command works on; `terminal` hears of anything slow."""
+    """Recipe, data and hardware: what every command works on; `events` tell of it."""
 
     recipe: Recipe
     task: Task
     hardware: Hardware
     source: sources.Source
-    terminal: Terminal
+    events: Events = SILENT
     world: World = ALONE
 
     @property
@@ -247,7 +246,7 @@ class Context:
         if not length:
             return update_batchnorm((), model, method=method)
         share = self.share(self.statistics_batches())
-        own = self.terminal.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
+        own = self.events.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
         with own as shown, self.hardware.autocast():
             return update_batchnorm(
                 _Counted(share, shown, check),
@@ -255,7 +254,7 @@ class Context:
                 method=method,
                 device=self.hardware.device,
                 batch_to_args=self.task.batch_to_args,
-                gathered=share.gathered,
+                gather=share.gathered,
             )
 
     def refresh_length(self, model: nn.Module) -> int:
@@ -282,7 +281,7 @@ def augment_of(recipe: Recipe) -> Augment:
 
 
 class _Counted:
-    """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of terminals."""
+    """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of events."""
 
     def __init__(self, share: Share, bar: Bar, check: Callable[[], None]) -> None:
         self._share = share
@@ -299,7 +298,7 @@ class _Counted:
 
 def build_context(
     recipe: Recipe,
-    terminal: Terminal,
+    events: Events,
     *,
     recorded: Mapping[str, Any] | None = None,
     begun: Mapping[str, Any] | None = None,
@@ -310,7 +309,7 @@ def build_context(
 
     Args:
         recipe: What to open.
-        terminal: Hears of slow reading.
+        events: Tell of warnings, and of data that are being read.
         recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
         begun: `environment` of the run that goes on, see `hardware.choose`.
         world: The processes that work on it.
@@ -331,7 +330,7 @@ def build_context(
     )
     hardware_choice.require_precision("eval.precision", recipe.eval.precision, hardware.device, instead="fp32")
     dataset = recipe.dataset
-    with terminal.loading() as progress, world.local_rank0_first():
+    with events.loading() as progress, world.local_rank0_first():
         source = sources.load(
             dataset.name,
             root=dataset.root,
@@ -347,12 +346,12 @@ def build_context(
         )
     _require_labels(task, source, recipe)
     for sentence in source.warnings:
-        terminal.warning(sentence)
+        events.warning(sentence)
     if recorded is not None:
         source = _as_recorded(source, recorded)
         for sentence in changes(recorded.get("data", {}), source.data, name=dataset.name):
-            terminal.warning(sentence)
-    return Context(recipe, task, hardware, source, terminal, world)
+            events.warning(sentence)
+    return Context(recipe, task, hardware, source, events, world)
 
 
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:

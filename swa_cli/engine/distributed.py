@@ -25,7 +25,6 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, RecipeError, UserError
-from swa_cli.report.terminal import Terminal
 
 
 @dataclass(frozen=True)
@@ -217,20 +216,15 @@ def _launch_and_attempt() -> tuple[str | None, int]:
 
 
 @contextmanager
-def joined(terminal: Terminal) -> Iterator[World]:
-    """Be one of the processes while the block runs; of a failure of several, one tells.
+def join_processes() -> Iterator[World]:
+    """Be one of the processes of a launch while the block runs; of a failure of several, one tells.
 
     Gradients on GPUs are exchanged over nccl, all else over gloo.
-
-    Args:
-        terminal: Silent from now on in all processes but the first.
     """
     world = launched()
     if world.size == 1:
         yield world
         return
-    if not world.is_rank0:
-        terminal.mute()
     has_gpus = torch.cuda.is_available()
     if has_gpus and world.local_rank < torch.cuda.device_count():
         torch.cuda.set_device(world.local_rank)

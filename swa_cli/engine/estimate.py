@@ -16,8 +16,7 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,8 +32,6 @@ from swa_cli.engine.step import Forward, StepResult, train_step, wrap_ddp
 from swa_cli.errors import UserError
 from swa_cli.recipe.plan import Plan
 from swa_cli.recipe.swap import worker_of
-from swa_cli.report.console_text import NOT_MEASURED
-from swa_cli.report.tables.columns import Column, duration, rate, short_time, size_text
 
 MAX_STEPS = 10  # timed, after one that is not
 MAX_SECONDS = 3.0  # unless one step takes longer
@@ -51,7 +48,7 @@ class StepTimes:
     worker_s: float = 0.0  # of a step of a SWAP worker
 
     def scaled(self, scaled: Scaled, *, device: torch.device) -> StepTimes:
-        """The pace of several processes, each of which does some of the batches of a pass, or some of the workers."""
+        """Return the times in several processes, each of which does some batches of a pass, or some workers."""
         cluster = scaled.cluster
         faster = cluster.machines if device.type == "cpu" else cluster.processes  # cores of a machine are shared
         passes = (self.sample_s / faster, self.refresh_s / faster)
@@ -70,7 +67,7 @@ def dry_run(run: Run) -> dict[str, Any]:
         evaluate.score(model, scored, task=context.task, hardware=context.eval_hardware)
     seconds = time.monotonic() - started
     samples = phase.batch_size * phase.grad_accum_steps
-    context.terminal.note(f"one step of {samples} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written")
+    context.events.note(f"one step of {samples} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written")
     return {
         "command": "train",
         "dry_run": True,
@@ -82,31 +79,38 @@ def dry_run(run: Run) -> dict[str, Any]:
     }
 
 
-def plan(run: Run, *, cluster: Cluster | None = None) -> dict[str, Any]:
-    """Tell what a run will do, epoch by epoch, and how long it will take; nothing is written.
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will do and how long it takes."""
+
+    rows: Sequence[tuple[str, str]]  # label and text, see `plan_text`
+    plan: Plan
+    times: StepTimes
+    seconds: Mapping[str, float]  # of each part of the run
+    scaled: Scaled | None
+    values: Mapping[str, Any]  # what `--json` prints
+
+    @property
+    def total_s(self) -> float:
+        """Seconds of the whole run."""
+        return sum(self.seconds.values())
+
+
+def estimate(run: Run, *, cluster: Cluster | None = None) -> Estimate:
+    """Return what a run will do, and how long it will take by timed steps; nothing is written.
 
     Args:
         run: In this process alone.
-        cluster: The processes whose time is to be told, if not that of this one.
+        cluster: The processes whose time is estimated, if not that of this one.
     """
     context, planned = run.context, run.plan
     with context.memory():
-        pace = _measure(run)
-        scaled = None if cluster is None else _scaled(run, cluster, alone_s=pace.step_s)
+        times = measure(run)
+        scaled = None if cluster is None else _scaled(run, cluster, alone_s=times.step_s)
     if scaled is not None:
-        pace = pace.scaled(scaled, device=context.hardware.device)
-    seconds = _estimate(run, pace)
-    total = sum(seconds.values())
-    for warning in planned.warnings:
-        context.terminal.warning(warning)
-    rows = [("processes", str(scaled))] if scaled is not None else []
-    rows.append(("time", _time_text(seconds, pace, planned)))
-    context.terminal.facts(context.recipe.title, [*plan_rows(run), *rows])
-    context.terminal.answer("")
-    phases = [planned, *([planned.worker] if planned.worker else [])]
-    cells = [_cells(phase, epoch) for phase in phases for epoch in range(1, phase.epochs + 1)]
-    context.terminal.table(_columns(planned), cells)
-    return {
+        times = times.scaled(scaled, device=context.hardware.device)
+    seconds = _estimate_seconds(run, times)
+    values = {
         "command": "plan",
         "name": context.recipe.title,
         **_arithmetic(planned),
@@ -114,15 +118,16 @@ def plan(run: Run, *, cluster: Cluster | None = None) -> dict[str, Any]:
         "snapshots": list(planned.snapshots),
         "scored_epochs": sorted(planned.score_epochs),
         "memory": {item.name: run.averages[item.name].num_bytes(len(item.steps)) for item in planned.averages},
-        "seconds": round(total, 3),
+        "seconds": round(sum(seconds.values()), 3),
         "seconds_of": {name: round(value, 3) for name, value in seconds.items()},
-        "step_seconds": pace.step_s,
-        "timed_steps": pace.num_steps,
+        "step_seconds": times.step_s,
+        "timed_steps": times.num_steps,
         **({} if scaled is None else {"processes": scaled.values}),
         "device": str(context.hardware.device),
         "precision": context.hardware.precision,
         "warnings": list(planned.warnings),
     }
+    return Estimate(plan_rows(run), planned, times, seconds, scaled, values)
 
 
 def _arithmetic(planned: Plan) -> dict[str, Any]:
@@ -144,11 +149,11 @@ def _step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -> lis
     return list(train_step(run, forward, batches))
 
 
-def _measure(run: Run) -> StepTimes:
+def measure(run: Run) -> StepTimes:
     """Time some steps with the reading of their batches, a scored batch, and a batch of the BatchNorm pass."""
     context = run.context
     batches, split = context.training_batches(1), context.scoring_split()
-    num_steps, step_s = _step_s(run, batches)
+    num_steps, step_s = time_steps(run, batches)
     first = next(iter(context.plain_batches(split)))
     size = min(context.recipe.eval.batch_size, len(context.split(split)))
     refresh_s = _refresh_s(run, next(iter(batches))) if run.statistics.num_layers else 0.0
@@ -158,15 +163,15 @@ def _measure(run: Run) -> StepTimes:
     worker_s = 0.0
     if run.plan.worker is not None:
         own = replace(context, recipe=worker_of(context.recipe, 1))
-        _, worker_s = _step_s(replace(run, context=own, plan=run.plan.worker), own.training_batches(1))
+        _, worker_s = time_steps(replace(run, context=own, plan=run.plan.worker), own.training_batches(1))
     return StepTimes(num_steps, step_s, sample_s, refresh_s, worker_s)
 
 
-def _step_s(run: Run, batches: Batches) -> tuple[int, float]:
+def time_steps(run: Run, batches: Batches) -> tuple[int, float]:
     """How many steps were timed, each with the reading of its batches, and the seconds of one."""
     taken: list[float] = []
     started = time.perf_counter()
-    with run.context.terminal.progress("timing steps", total=MAX_STEPS + 1) as bar:
+    with run.context.events.progress("timing steps", total=MAX_STEPS + 1) as bar:
         reading = iter(batches)
         for _ in range(min(MAX_STEPS + 1, run.plan.steps_per_epoch)):
             float(_step(run, run.model, reading)[-1].loss)  # waits for a GPU
@@ -194,7 +199,7 @@ def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
     if hardware.device.type == "cpu":
         torch.set_num_threads(max(hardware.threads // cluster.on_a_machine, 1))
     try:
-        _, compute_s = _step_s(run, run.context.training_batches(1).part(last, size=cluster.processes))
+        _, compute_s = time_steps(run, run.context.training_batches(1).part(last, size=cluster.processes))
     finally:
         torch.set_num_threads(hardware.threads)
     parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
@@ -228,7 +233,7 @@ def _least(work: Callable[[], object]) -> float:
     return min(taken)
 
 
-def _estimate(run: Run, pace: StepTimes) -> dict[str, float]:
+def _estimate_seconds(run: Run, times: StepTimes) -> dict[str, float]:
     """Seconds of the parts of the run."""
     context, planned = run.context, run.plan
     per_epoch, num_averages = planned.steps_per_epoch, len(planned.averages) + (planned.worker is not None)
@@ -241,53 +246,16 @@ def _estimate(run: Run, pace: StepTimes) -> dict[str, float]:
     if planned.worker is not None and context.recipe.swap is not None:
         num_workers = context.recipe.swap.workers
         samples += num_val * num_workers * planned.worker.epochs
-        workers = {"workers": num_workers * planned.worker.total_steps * pace.worker_s}
+        workers = {"workers": num_workers * planned.worker.total_steps * times.worker_s}
     num_twins = 1 + num_workers if run.statistics.num_layers else 0  # raw weights with recomputed statistics
     samples += num_val * (num_workers + num_twins)
     samples += len(context.split(context.scoring_split())) * (1 + num_workers + num_twins + num_averages)
     num_passes = in_between + num_averages + num_twins
     return {
-        "training": planned.total_steps * pace.step_s,
+        "training": planned.total_steps * times.step_s,
         **workers,
-        "scoring": samples * pace.sample_s,
-        "BatchNorm": num_passes * context.refresh_length(run.model) * pace.refresh_s,
-    }
-
-
-def _time_text(seconds: Mapping[str, float], pace: StepTimes, planned: Plan) -> str:
-    parts = ", ".join(f"{name} {duration(value)}" for name, value in seconds.items() if value)
-    number = f"{pace.num_steps} step{'s' if pace.num_steps != 1 else ''}"
-    return (
-        f"about {duration(sum(seconds.values()))} ({parts}): {planned.total_steps:,} steps of"
-        f" {short_time(pace.step_s)}, the median of {number} timed now; saves and pictures come on top"
-    )
-
-
-def _columns(planned: Plan) -> list[Column]:
-    """An epoch, the rate of its first step, how many weights each average takes in it, what is kept and scored."""
-    columns = [Column("epoch", "epoch", 5, rank=0), Column("lr", "lr", 9, rank=1)]
-    columns += [Column(f"of {item.name}", item.name, max(len(item.name) + 2, 6), rank=2) for item in planned.averages]
-    columns += [Column("batch", "batch", 10, rank=2)] if planned.worker else []
-    columns += [Column("snapshots", "snapshots", 11, rank=3)] if planned.snapshots else []
-    return columns + ([Column("scored", "scored", 8, rank=4)] if planned.averages else [])
-
-
-def _cells(planned: Plan, epoch: int) -> dict[str, str]:
-    """Of an epoch of a phase; it is called by its number in the recipe."""
-    first, last = (epoch - 1) * planned.steps_per_epoch, epoch * planned.steps_per_epoch
-
-    def taken(steps: tuple[int, ...]) -> str:
-        number = bisect_right(steps, last) - bisect_right(steps, first)
-        return str(number) if number else NOT_MEASURED
-
-    is_scored = epoch in planned.score_epochs or epoch == planned.epochs
-    return {
-        "epoch": str(planned.phase.before + epoch),
-        "batch": planned.phase.batch.removeprefix("batch "),
-        "lr": rate(planned.learning_rate(first)),
-        **{f"of {item.name}": taken(item.steps) for item in planned.averages},
-        "snapshots": taken(planned.snapshots),
-        "scored": "yes" if is_scored else NOT_MEASURED,
+        "scoring": samples * times.sample_s,
+        "BatchNorm": num_passes * context.refresh_length(run.model) * times.refresh_s,
     }
 
 
@@ -337,15 +305,6 @@ class Scaled:
     def speedup(self) -> float:
         """How many times as fast as one process."""
         return self.alone_s / self.step_s
-
-    def __str__(self) -> str:
-        number, machines = self.cluster.processes, self.cluster.machines
-        return (
-            f"{number}{f' on {machines} machines' if machines > 1 else ''}, {self.samples} samples each: a step of"
-            f" {short_time(self.compute_s)} and {short_time(self.exchange_s)} for {size_text(self.gradient_bytes)} of"
-            f" gradients at {self.cluster.gigabits:g} Gbit/s, {self.speedup:.2f} times as fast as the"
-            f" {short_time(self.alone_s)} of one process"
-        )
 
     @property
     def values(self) -> dict[str, Any]:

@@ -24,7 +24,7 @@ OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 @contextmanager
-def told(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
+def explain(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
     """Turn faults of disk and memory into one message and exit code 1; say how the run goes on.
 
     Args:
@@ -36,14 +36,14 @@ def told(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> Ite
     except UserError as error:
         error.exit_code = EXIT_FAILED  # whatever it was, something was run
         if has_saved(folder.whole):
-            error.hint = "; ".join((error.hint, way_on(folder), *ways()))
+            error.hint = "; ".join((error.hint, how_to_continue(folder), *ways()))
         raise
     except OSError as error:
         told_error = _of_files(error, folder)
         told_error.hint = "; ".join((told_error.hint, *(ways() if has_saved(folder.whole) else ())))
         raise told_error from error
     except BaseException as error:  # in a person's own code, most likely
-        for way in (way_on(folder), *(ways() if has_saved(folder.whole) else ())):
+        for way in (how_to_continue(folder), *(ways() if has_saved(folder.whole) else ())):
             error.add_note(way)
         raise
 
@@ -87,7 +87,7 @@ def has_saved(folder: RunFolder) -> bool:
     return folder.last.is_file() or folder.previous.is_file()
 
 
-def way_on(folder: RunFolder) -> str:
+def how_to_continue(folder: RunFolder) -> str:
     """How a run goes on from its last good state."""
     folder = folder.whole
     if not has_saved(folder):
@@ -98,10 +98,10 @@ def way_on(folder: RunFolder) -> str:
 
 
 def _resume(folder: RunFolder) -> str:
-    return pasted(("swa", "train", "--resume", folder.path), folder)
+    return runnable(("swa", "train", "--resume", folder.path), folder)
 
 
-def pasted(words: Iterable[object], folder: RunFolder) -> str:
+def runnable(words: Iterable[object], folder: RunFolder) -> str:
     """A command on a run that works as it stands: it allows the code that the recipe of the run names."""
     is_own = False
     with suppress(RecipeError, UserError, OSError):  # a recipe that cannot be read any more
@@ -121,7 +121,7 @@ def _of_files(error: OSError, folder: RunFolder) -> UserError:
         message, remedy = f"{folder.path}: cannot be written ({reason})", "let it be written"
     else:
         message, remedy = f"{error.filename or folder.path}: {reason}", "mend it"
-    return UserError(message, hint=f"{remedy}; {way_on(folder)}", exit_code=EXIT_FAILED)
+    return UserError(message, hint=f"{remedy}; {how_to_continue(folder)}", exit_code=EXIT_FAILED)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -39,12 +39,12 @@ class Sharding:
     parameters: Mapping[str, DTensor] = field(default_factory=dict)  # under every name that the state_dict has
 
     @property
-    def are_whole(self) -> bool:
-        """Whether each process has everything."""
-        return not self.parameters
+    def is_used(self) -> bool:
+        """Whether any parameter is distributed; else each process has everything."""
+        return bool(self.parameters)
 
     @torch.no_grad()
-    def whole(self, values: Any, *, keep: bool = True) -> Any:
+    def gather(self, values: Any, *, keep: bool = True) -> Any:
         """Copies of tensors in nested dicts and lists, on the CPU; those in parts are put together.
 
         All processes have to ask for the same thing at the same time.
@@ -63,7 +63,7 @@ class Sharding:
 
         return map_tensors(values, one)
 
-    def own(self, values: Any) -> Any:
+    def local_rows(self, values: Any) -> Any:
         """The rows of this process in the place of whole tensors that stand under the names of parameters."""
         return map_tensors(values, lambda name, value: self._rows(name, value) if name in self.parameters else value)
 
@@ -81,7 +81,7 @@ class Sharding:
 
     def of_optimizer(self, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
         """A copy of the whole state of an optimizer, as this process loads it."""
-        if self.are_whole:
+        if not self.is_used:
             return copy.deepcopy(dict(state_dict))
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         parameters = [value for group in optimizer.param_groups for value in group["params"]]
@@ -127,7 +127,7 @@ class Sharding:
         )
 
 
-WHOLE = Sharding()
+UNSHARDED = Sharding()
 
 
 def problems(recipe: Recipe, *, world: World) -> list[Problem]:

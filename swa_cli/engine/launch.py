@@ -11,7 +11,7 @@ import logging
 import signal
 import sys
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -22,7 +22,6 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from swa_cli.engine.distributed import run_id
 from swa_cli.engine.signals import HANDLED_SIGNALS
 from swa_cli.errors import EXIT_DONE, EXIT_FAILED, Terminated, UserError
-from swa_cli.report.terminal import Terminal
 
 SAVE_WITHIN_S = 300  # what processes have for their last step and save, once a signal has reached them
 
@@ -32,14 +31,14 @@ def one_a_gpu() -> int:
     return max(torch.cuda.device_count(), 1)
 
 
-def launch(words: Sequence[str], *, processes: int, max_restarts: int, terminal: Terminal) -> int:
+def launch(words: Sequence[str], *, processes: int, max_restarts: int, warn: Callable[[str], None]) -> int:
     """Run a command in several processes until it ends, and say with which exit code.
 
     Args:
         words: The command line; an attempt after the first one goes on with the run folder that one has begun.
         processes: How many.
         max_restarts: How many times they are started again after one was killed.
-        terminal: Hears of such ends.
+        warn: Called with a sentence when they are started again.
 
     Raises:
         UserError: A process was killed, and there are no restarts left.
@@ -53,7 +52,7 @@ def launch(words: Sequence[str], *, processes: int, max_restarts: int, terminal:
             return code
         killed = f"a process was killed ({signal.Signals(number).name})"
         if attempt < max_restarts:
-            terminal.warning(f"{killed}: all start again, attempt {attempt + 2} of {max_restarts + 1}")
+            warn(f"{killed}: all start again, attempt {attempt + 2} of {max_restarts + 1}")
     hint = "if memory was short, lower train.batch_size; --resume RUN goes on, and --max-restarts N does so by itself"
     raise UserError(killed, hint=hint, exit_code=EXIT_FAILED)
 

@@ -1,70 +1,122 @@
-"""The rows of metrics.csv for TensorBoard, in the run folder under `tensorboard/`.
+"""Loggers of a run: metrics.csv, TensorBoard, and a user's own by import path (`output.loggers`).
 
-One idea: like metrics.csv, they are those of the run's history. A session writes them anew into a file of its own, so
-that a resumed run repeats no row and misses none; the files of the sessions before it go.
+All of them are listeners, see `events.py`. Each writes the rows of the run's history, so a resumed run repeats no
+epoch and misses none: on `plan` it gets the rows so far.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from swa_cli.errors import Problem
-from swa_cli.recipe.schema import Recipe
+from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine.events import METHODS, EpochEvent, PlanEvent, Row
+from swa_cli.errors import Problem, UserError
+from swa_cli.models import build_model
 
 VERSION = "brain.Event:2"  # what TensorBoard wants to read first
 FILES = "events.out.tfevents.*"
+KEY, TENSORBOARD = "output.loggers", "tensorboard"
+FORMS = f"a logger is {TENSORBOARD} or package.module:Class"
 
 
-class Board:
-    """Writes rows to one file, each at once; without a thread, beside which loader processes could not be forked."""
+class MetricsCsv:
+    """Writes metrics.csv anew after each epoch."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def plan(self, event: PlanEvent) -> None:
+        """Take the folder and the columns of the run."""
+        self._plan = event
+
+    def epoch(self, event: EpochEvent) -> None:
+        """Write the rows of all epochs so far."""
+        assert self._plan.folder is not None, "a dry run has no epochs"
+        RunFolder(self._plan.folder).write_metrics(event.history, self._plan.averages, self._plan.metrics)
+
+
+class TensorBoard:
+    """Writes the rows of metrics.csv for TensorBoard, in the run folder under `tensorboard/`.
+
+    Each session of a run writes a file of its own, which begins with the rows so far; the files of earlier sessions are
+    removed. There is no thread, beside which loader processes could not be forked.
+    """
+
+    def plan(self, event: PlanEvent) -> None:
+        """Begin a file with the rows so far."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        if event.folder is None:
+            return
+        folder = RunFolder(event.folder).board
+        folder.mkdir(exist_ok=True)
+        for old in folder.glob(FILES):
+            old.unlink()
+        name = FILES.replace("*", f"{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}")
+        self._path = folder / name
+        _append(self._path, Event(wall_time=time.time(), file_version=VERSION))
+        for row in event.history:
+            self._add(row)
+
+    def epoch(self, event: EpochEvent) -> None:
+        """Add the row of an epoch."""
+        self._add(event.row)
+
+    def _add(self, row: Row) -> None:
+        """Add a scalar for each number of a row, at its step; what was not measured has none."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.summary.writer.record_writer import RecordWriter
 
-        self._event, self._summary, self._file = Event, Summary, file
-        self._records = RecordWriter(file)
-        self._write(Event(wall_time=time.time(), file_version=VERSION))
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """A scalar for each number of a row, at its step; what was not measured has none."""
         values = [
-            self._summary.Value(tag=key, simple_value=value)
+            Summary.Value(tag=key, simple_value=value)
             for key, value in row.items()
             if key not in ("epoch", "step") and value is not None
         ]
-        self._write(self._event(wall_time=time.time(), step=row["step"], summary=self._summary(value=values)))
-
-    def _write(self, event: Any) -> None:
-        self._records.write(event.SerializeToString())
-        self._file.flush()
+        _append(self._path, Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
 
 
-@contextmanager
-def opened(folder: Path, rows: Sequence[Mapping[str, Any]]) -> Iterator[Board]:
-    """The board of a session, in `folder`, which begins with the rows so far."""
-    folder.mkdir(exist_ok=True)
-    for old in folder.glob(FILES):
-        old.unlink()
-    name = FILES.replace("*", f"{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}")
-    with open(folder / name, "wb") as file:
-        board = Board(file)
-        for row in rows:
-            board.add(row)
-        yield board
+def _append(path: Path, event: Any) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    with open(path, "ab") as file:
+        RecordWriter(file).write(event.SerializeToString())
 
 
-def problems(recipe: Recipe) -> list[Problem]:
-    """The package that writes for TensorBoard, if it is wanted and missing."""
-    if "tensorboard" not in recipe.output.loggers or importlib.util.find_spec("tensorboard") is not None:
-        return []
-    hint = "pip install 'swa-cli[tensorboard]', or leave it out: metrics.csv has the same rows"
-    return [Problem("output.loggers", "the package tensorboard is not installed", hint)]
+def build(names: Sequence[str]) -> tuple[dict[str, object], list[Problem]]:
+    """Return the loggers of `output.loggers` by their names, and the problems of those that cannot be built.
+
+    A user's class is called without arguments. Errors inside a user's own module pass through.
+    """
+    loggers, problems = dict[str, object](), list[Problem]()
+    for name in names:
+        try:
+            loggers[name] = _build_tensorboard() if name == TENSORBOARD else _build_own(name)
+        except UserError as error:
+            problems.append(Problem(KEY, error.message.removeprefix(f"{KEY}: "), error.hint))
+    return loggers, problems
+
+
+def _build_tensorboard() -> TensorBoard:
+    if importlib.util.find_spec("tensorboard") is None:
+        hint = "pip install 'swa-cli[tensorboard]', or leave it out: metrics.csv has the same rows"
+        raise UserError("the package tensorboard is not installed", hint=hint)
+    return TensorBoard()
+
+
+def _build_own(name: str) -> object:
+    make = build_model.imported(name, key=KEY, what="a logger", forms=FORMS)
+    expected = f"let it be a class without arguments that has some of the methods {', '.join(METHODS)}"
+    if not callable(make):
+        raise UserError(f"{name} is not a class", hint=expected)
+    try:
+        inspect.signature(make).bind()
+    except TypeError as error:
+        raise UserError(f"{name} takes other arguments: {error}", hint=expected) from error
+    logger: object = make()
+    if not any(callable(getattr(logger, method, None)) for method in METHODS):
+        raise UserError(f"{name} has none of the methods of a logger", hint=expected)
+    return logger

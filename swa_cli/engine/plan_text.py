@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
 
 from swa_cli.averaging.kinds import KINDS
 from swa_cli.engine.context import Context
+from swa_cli.engine.events import PlanEvent
 from swa_cli.engine.network import describe_model
 from swa_cli.engine.run import Run
 from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.plan import AveragePlan
 from swa_cli.recipe.schema import Augment
 from swa_cli.recipe.swap import describe_swap
-from swa_cli.report.tables.columns import size_text
+from swa_cli.units import size_text
+
+
+def plan_event(
+    run: Run,
+    *,
+    title: str,
+    warnings: Sequence[str],
+    folder: Path | None = None,
+    log: TextIO | None = None,
+    labels: Sequence[str] = (),
+) -> PlanEvent:
+    """Return what a run says before it begins or continues.
+
+    Args:
+        run: As it stands.
+        title: The name of the run and its folder.
+        warnings: What a person should think about.
+        folder: The run folder; None for a dry run.
+        log: Its log, open at the end.
+        labels: Only these lines of the plan; by default all.
+    """
+    return PlanEvent(
+        title=title,
+        rows=[row for row in plan_rows(run) if not labels or row[0] in labels],
+        recipe=run.context.recipe.model_dump(mode="json", exclude_none=True),
+        averages=list(run.averages),
+        metrics=run.context.task.metrics,
+        folder=folder,
+        history=run.history,
+        warnings=warnings,
+        log=log,
+    )
 
 
 def plan_rows(run: Run) -> list[tuple[str, str]]:
@@ -42,7 +77,7 @@ def _describe_processes(run: Run) -> str:
     least, rest = divmod(settings.batch_size, size)
     number = f"{least} or {least + 1}" if rest else str(least)
     text = f"{size} over {'nccl' if device.type == 'cuda' else 'gloo'}: {number} samples of each batch"
-    if not run.parts.are_whole:
+    if run.sharding.is_used:
         text += "; parameters, gradients, optimizer and averages in parts"
     if not run.running:
         return text
@@ -65,7 +100,7 @@ def _describe_memory(run: Run) -> str:
         what = _HOLDS_SEVERAL[item.kind](item)
         parts.append(f"{item.name} {what}: {size}" if what else f"{item.name} {size_text(held)}")
     text = "; ".join([*parts, *([f"{size_text(total)} in all"] if len(parts) > 1 else [])])
-    return text if run.parts.are_whole else f"{text}, in each process"
+    return text if not run.sharding.is_used else f"{text}, in each process"
 
 
 # What the memory of an average depends on beside the weights; nothing where it is of the size of one weight set.

@@ -56,7 +56,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
         UserError: A step, or the BatchNorm pass, cannot be done.
     """
     context, warnings, is_sparse = replica.context, list[str](), False
-    with global_state_kept(), context.terminal.progress("trying a step", 3) as bar:
+    with global_state_kept(), context.events.progress("trying a step", 3) as bar:
         batch = next(iter(context.training_batches(1)))
         is_equal = is_made_anew(replica, batch)
         bar.advance()

@@ -22,7 +22,7 @@ from swa_cli.averaging.model_state import cloned
 from swa_cli.checkpoint import loading
 from swa_cli.data.randomness import global_state_kept
 from swa_cli.engine.context import Context
-from swa_cli.engine.fsdp import WHOLE, Sharding
+from swa_cli.engine.fsdp import UNSHARDED, Sharding
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Replica:
 
     context: Context
     trained: nn.Module
-    parts: Sharding = WHOLE
+    sharding: Sharding = UNSHARDED
     made_in_s: float = 0.0  # what making the last one took
     borrows: bool = False  # the trained network itself holds the weights for a while
 
@@ -40,10 +40,10 @@ class Replica:
         """A network with whole weights, to be read or refreshed in each process by itself while the block runs.
 
         Args:
-            weights: A state dict; of a run in parts its rows, as `Parts.whole` takes them. None for the weights that
-                are trained: then it is the trained network itself, if that is whole.
+            weights: A state dict; of a sharded run its rows, as `Sharding.gather` takes them. None for the weights that
+                are trained: then it is the trained network itself, unless that is sharded.
         """
-        if self.parts.are_whole and weights is None:
+        if not self.sharding.is_used and weights is None:
             yield self.trained
         elif self.borrows:
             assert weights is not None, "a network in parts is never borrowed"
@@ -54,7 +54,9 @@ class Replica:
 
     def refreshing(self, weights: Mapping[str, Tensor] | None = None) -> AbstractContextManager[nn.Module]:
         """As `holding`, and the network's statistics may be changed: it is never the trained one as it stands."""
-        return self.holding(cloned(self.trained.state_dict()) if weights is None and self.parts.are_whole else weights)
+        return self.holding(
+            cloned(self.trained.state_dict()) if weights is None and not self.sharding.is_used else weights
+        )
 
     def make(self) -> nn.Module:
         """Another network of the recipe, on the device; no generator of random numbers is touched."""
@@ -66,7 +68,7 @@ class Replica:
 
     def _filled(self, weights: Mapping[str, Tensor]) -> nn.Module:
         network = self.make()
-        loading.put_own(network, weights if self.parts.are_whole else self.parts.whole(weights))
+        loading.put_own(network, weights if not self.sharding.is_used else self.sharding.gather(weights))
         return network
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What a run goes on from: its resume point, and its recipe as it is now.
+"""Resume a run: its resume point, its recipe as it is now, and the same end.
 
 The one idea: the same command may be given again at any time. Where a run was killed while it was resumed or extended,
 or as one of several processes that are started again, that goes on with what was begun.
@@ -10,28 +10,111 @@ import json
 import shlex
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from swa_cli.checkpoint.reader import Checkpoint
-from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about
-from swa_cli.engine import state
-from swa_cli.engine.distributed import World
+from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about, folder_of_launch
+from swa_cli.engine import failures, state, train
+from swa_cli.engine.distributed import World, is_restarted, join_processes, name_of_launch
+from swa_cli.engine.events import Events
 from swa_cli.engine.hardware import Hardware, environment
-from swa_cli.engine.user_code import named_code
+from swa_cli.engine.run import build_run
+from swa_cli.engine.user_code import admit, named_code
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe import extend, load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
-from swa_cli.report.terminal import Terminal
 
 
-def point_of(folder: RunFolder, world: World, terminal: Terminal) -> Checkpoint | None:
+def train_or_continue(loaded: Loaded, *, listeners: Sequence[object] = (), dry_run: bool = False) -> dict[str, Any]:
+    """Train by a recipe, as one of the processes of a launch: one that was restarted continues the run it began.
+
+    See `train.train` for arguments, result and errors.
+    """
+    with join_processes() as world:
+        launch = name_of_launch()
+        if launch is not None and is_restarted() and not dry_run:
+            root, title = Path(loaded.recipe.output.root), loaded.recipe.title
+            path = world.broadcast_from_rank0(lambda: folder_of_launch(launch, root, title))
+            if path is not None:
+                return _resume(path, [], listeners=listeners, world=world, allow_code=True)
+        return train.train(loaded, listeners=listeners, world=world, dry_run=dry_run)
+
+
+def resume(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    listeners: Sequence[object] = (),
+    allow_code: bool = False,
+    extend_to: int | None = None,
+) -> dict[str, Any]:
+    """Continue a run from its last save, to the bit-identical result (CPU).
+
+    Args:
+        path: The run folder; a run that has saved nothing yet starts from the beginning.
+        overrides: Changes of keys that the result does not depend on.
+        listeners: Hear the events of the run.
+        allow_code: Import what the recipe in the folder names.
+        extend_to: A larger number of epochs.
+
+    Returns:
+        What `--json` prints and result.json holds.
+
+    Raises:
+        RecipeError: A change of the recipe that would change the result.
+        UserError: There is no run, it is finished, or its recipe names code that was not allowed.
+    """
+    with join_processes() as world:
+        return _resume(path, overrides, listeners=listeners, world=world, allow_code=allow_code, extend_to=extend_to)
+
+
+def _resume(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    listeners: Sequence[object],
+    world: World,
+    allow_code: bool,
+    extend_to: int | None = None,
+) -> dict[str, Any]:
+    """Do `resume` as one of the processes of `world`."""
+    folder, events = RunFolder.open(path, writes=world.is_rank0), Events(listeners)
+    with folder.claimed() as log:
+        if folder.about.is_file():
+            about(folder.about)  # a damaged one is told before anything is run
+        result = result_of(folder, extend_to=extend_to) if is_restarted() else None
+        if result is not None:  # the run had ended when a process was killed
+            return result
+        point = find_point(folder, world, events)
+        loaded = load_recipe(folder, point, overrides, world=world, events=events, extend_to=extend_to)
+        if extend_to is None and folder.result.is_file():
+            raise finished(folder, point, loaded.recipe)
+        source = str(folder.recipe if point is None else point.path)
+        admit(loaded, source=source, folder=folder.path, allow_code=allow_code)
+        known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
+        with failures.before_a_run():
+            run = build_run(loaded, events, world=world, **known)
+        changed = changes_since(point, run.context.hardware)
+        if point is not None:
+            state.restore(run, point.content, source=source)
+        elif run.initial is not None:
+            run.initial.require(about(folder.about).get("init_sha256"))
+        with failures.explain(folder):
+            state.prepare_folder(folder, point, load.dump(run.context.recipe), extended=extend_to is not None)
+        where = f"after step {run.step:,} of {run.plan.total_steps:,}" if run.step else "from the beginning"
+        title = f"{run.context.recipe.title} -> {folder.path}, continued {where}"
+        return train.run_to_end(run, folder, log, title=title, warnings=changed)
+
+
+def find_point(folder: RunFolder, world: World, events: Events) -> Checkpoint | None:
     """The newest resume point, the same for all processes; None where a run has saved none.
 
     Raises:
         UserError: It cannot be read, or they do not see the same files.
     """
-    point = state.newest_resume_point(folder, terminal)
+    point = state.newest_resume_point(folder, events)
     steps = world.gathered(None if point is None else point.content["step"])
     if len(set(steps)) > 1:
         raise UserError(
@@ -41,13 +124,13 @@ def point_of(folder: RunFolder, world: World, terminal: Terminal) -> Checkpoint 
     return point
 
 
-def recipe_of(
+def load_recipe(
     folder: RunFolder,
     point: Checkpoint | None,
     overrides: Sequence[str],
     *,
     world: World,
-    terminal: Terminal,
+    events: Events,
     extend_to: int | None = None,
 ) -> Loaded:
     """The recipe of a run that goes on: recipe.yaml, which must not differ where the result depends on it.
@@ -57,7 +140,7 @@ def recipe_of(
         point: What it goes on from.
         overrides: Changes of keys that the result does not depend on.
         world: The processes that go on.
-        terminal: Hears what more epochs move.
+        events: Tell what more epochs move.
         extend_to: A larger number of epochs.
 
     Raises:
@@ -82,7 +165,7 @@ def recipe_of(
             found = loaded([f"train.threads={begun['threads']}", *overrides], from_point=is_half_extended)
     if point is not None:
         require_same(point, found)
-    return found if extend_to is None else _extended(folder, point, found, extend_to, terminal)
+    return found if extend_to is None else _extended(folder, point, found, extend_to, events)
 
 
 def result_of(folder: RunFolder, *, extend_to: int | None) -> dict[str, Any] | None:
@@ -138,7 +221,7 @@ def require_same(point: Checkpoint, found: Loaded, *, ignored: Sequence[str] = R
         raise found.locate(problems)
 
 
-def _extended(folder: RunFolder, point: Checkpoint | None, loaded: Loaded, epochs: int, terminal: Terminal) -> Loaded:
+def _extended(folder: RunFolder, point: Checkpoint | None, loaded: Loaded, epochs: int, events: Events) -> Loaded:
     """The recipe with more epochs; says what that moves."""
     if point is None or point.content["stopped"] is not None:
         reason = "has saved nothing yet" if point is None else f"was ended by train.{point.content['stopped']}"
@@ -149,5 +232,5 @@ def _extended(folder: RunFolder, point: Checkpoint | None, loaded: Loaded, epoch
         loaded.recipe, epochs, num_train=point.content["num_train"], step=point.content["step"]
     )
     for sentence in moved:
-        terminal.note(sentence)
+        events.note(sentence)
     return load.from_values(longer, source=str(folder.recipe))

@@ -22,7 +22,8 @@ from swa_cli.checkpoint.atomic import BackgroundWriter
 from swa_cli.engine import compilation, fsdp, loggers, optimizers, preflight, warm_start
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
-from swa_cli.engine.fsdp import WHOLE, Sharding, shard
+from swa_cli.engine.events import Events, SavedEvent
+from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.engine.replica import Replica
 from swa_cli.engine.signals import Interrupt
 from swa_cli.engine.warm_start import InitialWeights
@@ -30,8 +31,8 @@ from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, make_plan
+from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import name_of_worker
-from swa_cli.report.terminal import Terminal
 
 
 @dataclass
@@ -51,7 +52,8 @@ class Run:
     interrupt: Interrupt
     initial: InitialWeights | None = None  # None where the seed gives them, or a resume point will
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
-    parts: Sharding = WHOLE
+    unannounced: list[SavedEvent] = field(default_factory=list)  # files that the writer is at
+    sharding: Sharding = UNSHARDED
     statistics: BatchNormUpdate = NOTHING  # what a BatchNorm pass does to this network, tried on some samples
     running: tuple[Tensor, ...] = ()  # statistics of BatchNorm in training: several processes keep their mean
     step: int = 0  # updates done
@@ -60,8 +62,8 @@ class Run:
     refreshed: dict[str, Refreshed] = field(default_factory=dict)
     validated: dict[str, SampleScores] = field(default_factory=dict)  # weight sets as the last epoch left them
     workers: tuple[Worker, ...] = ()  # of a SWAP run at its end
-    clock: float = field(default_factory=time.monotonic)  # when the present epoch began
-    saved_at: float = field(default_factory=time.monotonic)
+    clock: float = field(default_factory=lambda: time.monotonic())  # when the present epoch began
+    saved_at: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def epoch(self) -> int:
@@ -104,9 +106,9 @@ class Refreshed:
     update: BatchNormUpdate
 
 
-def prepare(
+def build_run(
     loaded: Loaded,
-    terminal: Terminal,
+    events: Events,
     *,
     recorded: Mapping[str, Any] | None = None,
     begun: Mapping[str, Any] | None = None,
@@ -117,44 +119,35 @@ def prepare(
 
     Args:
         loaded: The recipe and where its keys stand.
-        terminal: Told of anything slow.
-        recorded: `input` of the resume point, if the run goes on from one.
-        begun: `environment` of a run that goes on.
-        world: The processes that do the run.
+        events: Of the run; the loggers of the recipe will hear them, too.
+        recorded: `input` of the resume point, if the run continues from one.
+        begun: `environment` of a run that continues.
+        world: The processes that train together.
         context: Of this recipe, with data that were loaded before, if there is one.
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
         UserError: Data or device are missing.
     """
-    recipe = loaded.recipe
-    problems: list[Problem] = optimizers.check(
-        recipe.optimizer.name, recipe.optimizer.options, [group.options for group in recipe.optimizer.groups]
-    )
-    problems += loggers.problems(recipe) + compilation.problems(recipe.train.compile)
-    begun_from, unreadable = warm_start.read(recipe.train.init if recorded is None else None)
+    recipe, settings = loaded.recipe, loaded.recipe.train
+    problems = _problems_of_recipe(recipe)
+    warm, unreadable = warm_start.read(settings.init if recorded is None else None)
     problems += unreadable
+    if world.is_rank0:
+        found, unusable = loggers.build(recipe.output.loggers)
+        events = events.extended(loggers.MetricsCsv(), loggers=found)
+        problems += unusable
     try:
-        context = context or build_context(recipe, terminal, recorded=recorded, begun=begun, world=world)
+        context = (
+            replace(context, events=events)
+            if context is not None
+            else build_context(recipe, events, recorded=recorded, begun=begun, world=world)
+        )
     except UserError:
         if problems:
             raise loaded.locate(problems) from None
         raise
-    plan = None
-    try:
-        columns = context.task.metrics.columns(list(recipe.all_averages))
-        plan = make_plan(recipe, num_train=len(context.split("train")), columns=columns)
-    except RecipeError as error:
-        problems += error.problems
-    problems += _problems_of_processes(context) + fsdp.problems(recipe, world=world)
-    stop = recipe.train.early_stopping
-    if stop is not None and "val" in stop.metric and context.source.val is None:
-        message = f"there is no validation split to measure {stop.metric} on"
-        problems.append(
-            Problem("train.early_stopping.metric", message, "set dataset.val to 10%, or the metric to train_loss")
-        )
-    if problems or plan is None:
-        raise loaded.locate(problems)
+    plan = _make_plan(loaded, context, problems)
     model = context.build_model()
     if problems := _problems_of_layers(model, context):
         raise loaded.locate(problems)
@@ -163,52 +156,73 @@ def prepare(
     preflight.check_evaluation(replica)
     if recorded is None:  # a resumed run has the weights that came of it
         _initialize_from_data(model, context)
-    compilation.require_available(recipe.train.compile, device=context.hardware.device)
+    compilation.require_available(settings.compile, device=context.hardware.device)
     try:
         optimizers.require_trained(model)
-        settings = recipe.train
-        weights = warm_start.put(begun_from, model, name=settings.init_weights, skip=settings.init_skip)
+        initial = warm_start.put(warm, model, name=settings.init_weights, skip=settings.init_skip)
         seen = preflight.check(replica, plan)
         context = replica.context = _with_defined_gradients(context, replica)
-        parts = WHOLE
-        if settings.fsdp and replica.borrows:
-            message = f"{recipe.model.name} makes another network each time: no process can put its parts together"
-            raise RecipeError([Problem("train.fsdp", message, "write train.fsdp=false")])
+        sharding = UNSHARDED
         if settings.fsdp:
-            model, parts = shard(
-                model, world=world, device=context.hardware.device, sync_batchnorm=settings.sync_batchnorm
-            )
-            replica = Replica(context, model, parts)
+            model, sharding = _shard(replica)
+            replica = Replica(context, model, sharding)
         optimizer = optimizers.of_recipe(model, recipe.optimizer, is_sparse=seen.is_sparse)
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
-    averages = {item.name: WeightAverage(model, **item.settings) for item in plan.averages}
-    cumulative = WeightAverage(model) if recipe.snapshots and recipe.snapshots.cumulative else None
     device = context.hardware.device
-    scaler = torch.amp.GradScaler(device.type, enabled=context.hardware.precision == "fp16")
-    due = {item.name: frozenset(item.steps) for item in plan.averages}
-    totals = torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
-    plan = replace(plan, warnings=(*plan.warnings, *(weights.warnings if weights else ()), *seen.warnings))
-    interrupt = Interrupt(announce=terminal.will_stop_soon, agree=world.largest)
-    run = Run(
+    return Run(
         context,
-        plan,
+        replace(plan, warnings=(*plan.warnings, *(initial.warnings if initial else ()), *seen.warnings)),
         model,
         replica,
         optimizer,
-        scaler,
-        averages,
-        cumulative,
-        due,
-        totals,
-        interrupt,
-        initial=weights,
-        parts=parts,
+        torch.amp.GradScaler(device.type, enabled=context.hardware.precision == "fp16"),
+        {item.name: WeightAverage(model, **item.settings) for item in plan.averages},
+        WeightAverage(model) if recipe.snapshots and recipe.snapshots.cumulative else None,
+        {item.name: frozenset(item.steps) for item in plan.averages},
+        torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device),
+        Interrupt(announce=events.will_stop_soon, agree=context.world.largest),
+        initial=initial,
+        sharding=sharding,
         statistics=seen.update,
+        running=tuple(statistics for layer in bn_layers(model) for statistics in statistics_of(layer)),
     )
-    layers = bn_layers(model)
-    run.running = tuple(statistics for layer in layers for statistics in statistics_of(layer))
-    return run
+
+
+def _problems_of_recipe(recipe: Recipe) -> list[Problem]:
+    """Return the problems that show before data are read."""
+    settings = recipe.optimizer
+    found = optimizers.check(settings.name, settings.options, [group.options for group in settings.groups])
+    return found + compilation.problems(recipe.train.compile)
+
+
+def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Plan:
+    """Make the plan for the data that were found.
+
+    Args:
+        loaded: The recipe and where its keys stand.
+        context: With the data.
+        problems: Those that were found before.
+
+    Raises:
+        RecipeError: There were problems before, or the plan shows some: all of them at once.
+    """
+    recipe, plan = loaded.recipe, None
+    try:
+        columns = context.task.metrics.columns(list(recipe.all_averages))
+        plan = make_plan(recipe, num_train=len(context.split("train")), columns=columns)
+    except RecipeError as error:
+        problems += error.problems
+    problems += _problems_of_processes(context) + fsdp.problems(recipe, world=context.world)
+    stop = recipe.train.early_stopping
+    if stop is not None and "val" in stop.metric and context.source.val is None:
+        message = f"there is no validation split to measure {stop.metric} on"
+        problems.append(
+            Problem("train.early_stopping.metric", message, "set dataset.val to 10%, or the metric to train_loss")
+        )
+    if problems or plan is None:
+        raise loaded.locate(problems)
+    return plan
 
 
 def _problems_of_processes(context: Context) -> list[Problem]:
@@ -239,6 +253,24 @@ def _problems_of_layers(model: nn.Module, context: Context) -> list[Problem]:
     message = f"{layers[0]} is a SyncBatchNorm, which torch has for GPUs alone"
     hint = f"start one process, or let the network have BatchNorm on a {context.hardware.device.type}"
     return [Problem("model.name", message, hint)]
+
+
+def _shard(replica: Replica) -> tuple[nn.Module, Sharding]:
+    """Distribute the network over the processes, see `fsdp.shard`.
+
+    Raises:
+        RecipeError: It cannot be distributed.
+    """
+    context = replica.context
+    if replica.borrows:
+        message = f"{context.recipe.model.name} makes another network each time: no process can put its parts together"
+        raise RecipeError([Problem("train.fsdp", message, "write train.fsdp=false")])
+    return fsdp.shard(
+        replica.trained,
+        world=context.world,
+        device=context.hardware.device,
+        sync_batchnorm=context.recipe.train.sync_batchnorm,
+    )
 
 
 def _initialize_from_data(model: nn.Module, context: Context) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,17 +22,19 @@ from swa_cli.averaging.model_state import read
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.checkpoint.safe_load import DamagedError
+from swa_cli.engine import failures
 from swa_cli.engine.distributed import name_of_launch
+from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.hardware import environment
 from swa_cli.engine.run import Refreshed, Run
+from swa_cli.engine.signals import Stopped
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.values import TimeSpan
-from swa_cli.report.terminal import Terminal
 
 
-def begin(run: Run, folder: RunFolder, *, recipe_folder: Path) -> None:
-    """Write what it takes to go on with a run that has saved nothing yet: its recipe, and what it runs on."""
+def write_first_files(run: Run, folder: RunFolder, *, recipe_folder: Path) -> None:
+    """Write what a run that has saved nothing yet is continued by: its recipe, and what it runs on."""
     about = {"python": platform.python_version(), "recipe_folder": str(recipe_folder.resolve())}
     about |= {"init_sha256": run.initial.sha256} if run.initial else {}
     about |= {"launch": launch} if (launch := name_of_launch()) else {}
@@ -42,12 +45,12 @@ def begin(run: Run, folder: RunFolder, *, recipe_folder: Path) -> None:
 def save_resume_point(run: Run, folder: RunFolder) -> None:
     """Write last.pt: everything that the rest of the run depends on. The one before becomes previous.pt.
 
-    It is written while the run goes on: `run.writer.wait` tells when it is there.
+    It is written while training continues: `wait_for_files` returns once it is there.
     """
     parts = run.context.world.gathered(run.totals.tolist())
     _require_equal(run)
     run.saved_at = time.monotonic()
-    if not folder.writes and run.parts.are_whole:
+    if not folder.writes and not run.sharding.is_used:
         return
     stale = "stale" if run.statistics.num_layers else run.statistics.freshness
     loss, score = map(sum, zip(*parts, strict=True))
@@ -71,9 +74,9 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "stopped": run.stopped,
         "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(copy=False), "batchnorm": stale},
     }
-    copy_of_now = run.parts.whole(content, keep=folder.writes)
+    copy_of_now = run.sharding.gather(content, keep=folder.writes)
     if folder.writes:
-        run.writer.begin(lambda: reader.save(folder.last, copy_of_now, keep=folder.previous))
+        _write(run, SavedEvent(path=folder.last, kind="resume", step=run.step), copy_of_now, keep=folder.previous)
 
 
 def save_if_due(run: Run, folder: RunFolder) -> None:
@@ -86,7 +89,71 @@ def save_if_due(run: Run, folder: RunFolder) -> None:
         save_resume_point(run, folder)
 
 
-def newest_resume_point(folder: RunFolder, terminal: Terminal) -> reader.Checkpoint | None:
+def wait_for_files(run: Run) -> None:
+    """Return when all files are written, and tell of them.
+
+    Raises:
+        OSError: One could not be written.
+    """
+    run.writer.wait()
+    while run.unannounced:
+        run.context.events.saved(run.unannounced.pop(0))
+
+
+def _write(
+    run: Run, event: SavedEvent, content: Mapping[str, Any], *, keep: Path | None = None, outdated: Sequence[Path] = ()
+) -> None:
+    """Write a checkpoint while training continues.
+
+    Args:
+        run: Tells of it when it is complete.
+        event: What will be told.
+        content: Of the checkpoint; nobody changes it any more.
+        keep: What becomes of the file that is replaced.
+        outdated: Removed afterwards.
+    """
+
+    def write() -> None:
+        event.path.parent.mkdir(exist_ok=True)
+        reader.save(event.path, content, keep=keep)
+        for path in outdated:
+            path.unlink(missing_ok=True)
+
+    wait_for_files(run)
+    run.writer.begin(write)
+    run.unannounced.append(event)
+
+
+@contextmanager
+def saved_on_signals(run: Run, folder: RunFolder) -> Iterator[None]:
+    """While the block runs, a signal stops the run at its next safe point, after a save; failures are explained."""
+    with failures.explain(folder, ways=lambda: _ways_to_averages(run, folder)), run.interrupt, run.writer:
+        try:
+            yield
+        except Stopped as stopped:
+            save_resume_point(run, folder)
+            wait_for_files(run)
+            run.context.events.warning(f"stopped after step {run.step:,}, which is saved")
+            raise stopped.ending from None
+
+
+def _ways_to_averages(run: Run, folder: RunFolder) -> list[str]:
+    """Return how to get the averages of a run whose steps are all done, though its end has failed."""
+    if run.step < run.plan.total_steps and run.stopped is None:
+        return []
+    if run.plan.phase.has_workers:
+        files = sorted(folder.workers.glob("*/checkpoints/last.pt"))
+        line = failures.runnable(("swa", "average", *files, "-o", "swa.pt"), folder)
+        return [f"its average is that of its workers: `{line}`"] if files else []
+    held = [name for name, average in run.averages.items() if average.count]
+    if not held:
+        return []
+    others = f" (or --weights {', '.join(held[1:])})" if held[1:] else ""
+    words = ("swa", "average", folder.path, "--weights", held[0], "-o", f"{held[0]}.pt")
+    return [f"its averages are saved: take one out with `{failures.runnable(words, folder)}`{others}"]
+
+
+def newest_resume_point(folder: RunFolder, events: Events) -> reader.Checkpoint | None:
     """last.pt, or previous.pt where it is damaged or was just being replaced; None where a run has saved neither.
 
     Raises:
@@ -104,15 +171,15 @@ def newest_resume_point(folder: RunFolder, terminal: Terminal) -> reader.Checkpo
         if point.kind != "resume":
             raise UserError(f"{path}: is no resume point", hint="name a run folder that `swa train` made")
         if damage is not None:
-            terminal.warning(f"{damage.message}: going on from {path.name}, the one before")
+            events.warning(f"{damage.message}: going on from {path.name}, the one before")
         return point
     if damage is not None:
         raise damage
     return None
 
 
-def settle(folder: RunFolder, point: reader.Checkpoint | None, recipe: str, *, extended: bool) -> None:
-    """Put the folder in order before a run goes on: the good resume point first, the recipe as it is now."""
+def prepare_folder(folder: RunFolder, point: reader.Checkpoint | None, recipe: str, *, extended: bool) -> None:
+    """Put the folder in order before a run continues: the good resume point first, the recipe as it is now."""
     if not folder.writes:
         return
     if point is not None and point.path == folder.previous:
@@ -151,12 +218,12 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         raise UserError(f"{source}: its history is not that of its recipe", hint="take another copy of the file")
     if _key_so_far(run) not in content["epoch_so_far"]:
         raise UserError(f"{source}: has no epoch_so_far.{_key_so_far(run)}", hint="take another copy of the file")
-    load = None if run.parts.are_whole else partial(run.parts.load, run.model)
+    load = None if not run.sharding.is_used else partial(run.sharding.load, run.model)
     loading.put(run.model, content["model"], source=source, load=load)
     loading.require_finite(content["model"], source=source)
     try:
         # A copy: the file stays mapped otherwise.
-        run.optimizer.load_state_dict(run.parts.of_optimizer(run.optimizer, content["optimizer"]))
+        run.optimizer.load_state_dict(run.sharding.of_optimizer(run.optimizer, content["optimizer"]))
         run.scaler.load_state_dict(content["scaler"])
         _require_shapes(run.optimizer)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
@@ -164,9 +231,9 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
             f"{source}: its optimizer state does not fit the recipe ({error})", hint="take another copy of the file"
         ) from error
     for name, entry in content["averages"].items():
-        run.averages[name].load_state_dict(run.parts.own(reader.without_batchnorm(entry)))
+        run.averages[name].load_state_dict(run.sharding.local_rows(reader.without_batchnorm(entry)))
     if run.cumulative is not None:
-        run.cumulative.load_state_dict(run.parts.own(reader.without_batchnorm(running)))
+        run.cumulative.load_state_dict(run.sharding.local_rows(reader.without_batchnorm(running)))
     run.history, run.step, run.stopped = content["history"], step, content["stopped"]
     so_far = content["epoch_so_far"]
     world, parts = run.context.world, so_far.get("parts")
@@ -192,7 +259,7 @@ def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, T
     """Write <name>.pt: the average as it ships, with recomputed statistics; of swag also what draws are made from."""
     average, refreshed = run.averages[name], run.refreshed[name]
     run.context.world.require_equal(state_dict, what=f"the weights of {name}")
-    if not folder.writes and run.parts.are_whole:
+    if not folder.writes and not run.sharding.is_used:
         return
     content: dict[str, Any] = {
         "recipe": recipe_values(run),
@@ -209,9 +276,11 @@ def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, T
     if average.kind == "swag":
         posterior = average.posterior()
         kept = {key: getattr(posterior, key) for key in ("diagonal", "variance", "deviations")}
-        content["posterior"] = run.parts.whole(kept, keep=folder.writes)
+        content["posterior"] = run.sharding.gather(kept, keep=folder.writes)
     if folder.writes:
-        reader.save(folder.checkpoints / f"{name}.pt", content)
+        path = folder.checkpoints / f"{name}.pt"
+        reader.save(path, content)
+        run.context.events.saved(SavedEvent(path=path, kind="average", step=average.steps[-1]))
 
 
 def save_recomputed(
@@ -222,13 +291,15 @@ def save_recomputed(
     if folder.writes:
         content = {"recipe": recipe_values(run), "input": run.context.input}
         content |= reader.raw_content(name, state_dict, step=refreshed.step) | refreshed.update.record
-        reader.save(folder.checkpoints / f"{name}.pt", content)
+        path = folder.checkpoints / f"{name}.pt"
+        reader.save(path, content)
+        run.context.events.saved(SavedEvent(path=path, kind="raw", step=refreshed.step))
 
 
 def save_snapshot(run: Run, folder: RunFolder) -> None:
     """Write the raw weights as they are; of more than `keep`, the oldest goes."""
     _require_equal(run)
-    if not folder.writes and run.parts.are_whole:
+    if not folder.writes and not run.sharding.is_used:
         return
     content = {
         "recipe": recipe_values(run),
@@ -244,16 +315,10 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
     assert settings is not None, "the plan has snapshot steps only where the recipe has the section"
     kept = [step for step in run.plan.snapshots if step <= run.step]
     old = [] if settings.keep == "all" else kept[: -int(settings.keep)]
-    copy_of_now, path = run.parts.whole(content, keep=folder.writes), folder.snapshot_path(run.step)
-
-    def write() -> None:
-        folder.snapshots.mkdir(exist_ok=True)
-        reader.save(path, copy_of_now)
-        for step in old:
-            folder.snapshot_path(step).unlink(missing_ok=True)
-
+    copy_of_now = run.sharding.gather(content, keep=folder.writes)
     if folder.writes:
-        run.writer.begin(write)
+        event = SavedEvent(path=folder.snapshot_path(run.step), kind="snapshot", step=run.step)
+        _write(run, event, copy_of_now, outdated=[folder.snapshot_path(step) for step in old])
 
 
 def _require_equal(run: Run) -> None:
@@ -264,7 +329,7 @@ def _require_equal(run: Run) -> None:
     """
     averages = [average.state_dict(copy=False) for average in run.averages.values()]
     state = [run.model.state_dict(), averages, run.optimizer.state_dict()["state"]]
-    run.context.world.require_equal(run.parts.replicated(state), what=f"the weights after step {run.step:,}")
+    run.context.world.require_equal(run.sharding.replicated(state), what=f"the weights after step {run.step:,}")
 
 
 def _running_mean(cumulative: WeightAverage, model: nn.Module) -> dict[str, Any]:

@@ -41,13 +41,13 @@ class StepResult:
 
 def wrap_ddp(run: Run) -> Forward:
     """The network, whose gradients become the mean over the processes."""
-    if not run.parts.are_whole:
+    if run.sharding.is_used:
         return run.model  # FSDP2 has its hooks in the layers
     sync_batchnorm = run.context.recipe.train.sync_batchnorm
     return run.context.world.synchronised(run.model, sync_batchnorm=sync_batchnorm, make=run.replica.make)
 
 
-def forward_of(run: Run) -> Forward:
+def build_forward(run: Run) -> Forward:
     """Return the network as a run trains it; report the compile time, which the first epoch's time includes.
 
     Raises:
@@ -60,7 +60,7 @@ def forward_of(run: Run) -> Forward:
     forward = compilation.compiled(forward, settings)
     with compilation.failures_explained(settings):
         _warm_up(run, forward)
-    run.context.terminal.note(f"torch.compile took {time.monotonic() - started:.0f} s")
+    run.context.events.note(f"torch.compile took {time.monotonic() - started:.0f} s")
     return forward
 
 
@@ -108,7 +108,7 @@ def forward_backward(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_l
     args, kwargs = task.batch_to_args(inputs)
     share = _share(context, inputs, targets)
     # What lies in parts is exchanged with each of them: whole gradients would need the memory of a whole network.
-    with context.world.backward_of(forward, is_last=is_last or not run.parts.are_whole):
+    with context.world.backward_of(forward, is_last=is_last or run.sharding.is_used):
         with context.hardware.autocast():
             outputs = forward(*args, **kwargs)
         loss = task.loss(outputs, targets, label_smoothing=context.recipe.train.label_smoothing)
@@ -130,7 +130,7 @@ def _warm_up(run: Run, forward: Forward) -> None:
     context = run.context
     kept = copy_to_cpu(dict(run.model.named_buffers()))
     run.model.train()
-    with context.terminal.progress("compiling", total=1), context.memory():
+    with context.events.progress("compiling", total=1), context.memory():
         forward_backward(run, forward, next(iter(context.training_batches(run.epoch))))
     loading.put_buffers(run.model, kept)  # the statistics of BatchNorm moved, the weights did not
     run.model.zero_grad(set_to_none=True)

@@ -8,9 +8,9 @@ has the workers r + 1, r + 1 + N, ... in turn, and until they are done it hears 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from swa_cli.averaging.average import WeightAverage
@@ -19,8 +19,8 @@ from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about
 from swa_cli.engine import failures, resume, state
 from swa_cli.engine.distributed import ALONE
-from swa_cli.engine.plan_text import plan_rows
-from swa_cli.engine.run import Run, Worker, prepare
+from swa_cli.engine.plan_text import plan_event
+from swa_cli.engine.run import Run, Worker, build_run
 from swa_cli.engine.signals import Interrupt, Stopped
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
@@ -32,30 +32,41 @@ LOOK_EVERY_S = 0.1  # for processes that are still at their workers
 DONE = "swap workers"  # where processes arrive
 
 
-@dataclass(frozen=True)
-class Part:
-    """A worker that has epochs left."""
+def train_workers(run: Run, folder: RunFolder, *, train_epochs: Callable[[Run, RunFolder], None]) -> Run:
+    """Train the workers assigned to this process, and wait for the other processes.
 
-    run: Run
-    folder: RunFolder
+    Args:
+        run: At the end of its common phase.
+        folder: Of the whole run.
+        train_epochs: Trains a worker's run in its folder to its last epoch.
+
+    Returns:
+        The run with the mean of its workers' weights.
+    """
+    for number in _assigned_workers(run, folder):
+        with _open_worker(run, folder, number) as worker:
+            if worker is not None:
+                train_epochs(*worker)
+    _wait_for_processes(run)
+    return _merge_workers(run, folder)
 
 
-def assigned(run: Run, folder: RunFolder) -> list[int]:
-    """The workers of this process; says who has the others, once the common weights are there for all."""
-    world, terminal = run.context.world, run.context.terminal
+def _assigned_workers(run: Run, folder: RunFolder) -> list[int]:
+    """Return the workers of this process, and tell who has the others, once all can read the common weights."""
+    world = run.context.world
     run.writer.wait()
     world.gathered(None)
     numbers = range(1, _num_workers(run) + 1)
     others = [number for number in numbers if (number - 1) % world.size != world.rank]
     if others:
         logs = ", ".join(f"{number}: {folder.worker(number).log}" for number in others)
-        terminal.note(f"workers of other processes, and what they say: {logs}")
+        run.context.events.note(f"workers of other processes, and their logs: {logs}")
     return [number for number in numbers if number not in others]
 
 
 @contextmanager
-def begun(run: Run, folder: RunFolder, number: int) -> Iterator[Part | None]:
-    """A worker as it stands, begun if it was not; None where it has come to its end. Its folder is held meanwhile.
+def _open_worker(run: Run, folder: RunFolder, number: int) -> Iterator[tuple[Run, RunFolder] | None]:
+    """Yield a worker as it stands and its folder, which is locked meanwhile; None for a worker that is done.
 
     Args:
         run: Its common phase, whose data it shares.
@@ -65,48 +76,50 @@ def begun(run: Run, folder: RunFolder, number: int) -> Iterator[Part | None]:
     Raises:
         UserError: Something in its folder is not of this run, or another process is working there.
     """
-    with failures.told(folder):
+    events = run.context.events
+    with failures.explain(folder):
         own = RunFolder.at(folder.worker(number).path)
     title = f"worker {number} of {_num_workers(run)}"
     with own.claimed() as log:
-        with failures.told(own):
-            point, loaded = _begun_from(run, folder, number)
+        with failures.explain(own):
+            point, loaded = _load_worker(run, folder, number)
         if _is_complete(point, run):
-            run.context.terminal.heading(f"{title} has come to its end")
+            events.note(f"{title} is complete")
             yield None
             return
-        with failures.told(own):
-            context = replace(
-                run.context,
-                recipe=loaded.recipe,
-                hardware=replace(run.context.hardware, processes=1),
-                terminal=run.context.terminal.part(),
-                world=ALONE,
-            )
+        with failures.explain(own):
+            hardware = replace(run.context.hardware, processes=1)
+            context = replace(run.context, recipe=loaded.recipe, hardware=hardware, world=ALONE)
             recorded = None if point is None else point.content["input"]
-            worker = prepare(loaded, context.terminal, recorded=recorded, context=context)
-            _put_in_place(worker, own, point, recipe_folder=Path(about(folder.about)["recipe_folder"]))
+            worker = build_run(loaded, events.part(), recorded=recorded, context=context)
+            _restore_worker(worker, own, point, recipe_folder=Path(about(folder.about)["recipe_folder"]))
         where = f", continued after step {worker.step:,} of {worker.plan.total_steps:,}" if worker.step else ""
-        run.context.terminal.heading(f"{title}{where}")
-        context.terminal.attach_log(log)
-        rows = [row for row in plan_rows(worker) if row[0] in ("schedule", "swap")]
-        warnings = resume.changes_since(point, context.hardware)
-        context.terminal.plan(f"{own.path}{where}", rows, warnings=warnings)
-        yield Part(worker, own)
+        events.note(f"{title}{where}")
+        worker.context.events.plan(
+            plan_event(
+                worker,
+                title=f"{own.path}{where}",
+                warnings=resume.changes_since(point, worker.context.hardware),
+                folder=own.path,
+                log=log,
+                labels=("schedule", "swap"),
+            )
+        )
+        yield worker, own
 
 
-def wait(run: Run) -> None:
-    """Return when all processes have done their workers.
+def _wait_for_processes(run: Run) -> None:
+    """Return when all processes have trained their workers.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, or Terminated for SIGTERM.
     """
-    world, terminal = run.context.world, run.context.terminal
+    world, events = run.context.world, run.context.events
     world.arrive(DONE)
     done = 0
     with (
-        Interrupt(terminal.will_stop_soon) as interrupt,
-        terminal.progress("waiting for the workers of other processes", world.size) as bar,
+        Interrupt(events.will_stop_soon) as interrupt,
+        events.progress("waiting for the workers of other processes", world.size) as bar,
     ):
         try:
             while done < world.size:
@@ -118,13 +131,13 @@ def wait(run: Run) -> None:
             raise stopped.ending from None
 
 
-def merged(run: Run, folder: RunFolder) -> Run:
-    """The run with its workers and the mean of their weights as the average `swa`, in float64 and in their order.
+def _merge_workers(run: Run, folder: RunFolder) -> Run:
+    """Return the run with its workers and the mean of their weights as the average `swa`, in float64 and their order.
 
     Raises:
         UserError: A worker's resume point is not that of its end.
     """
-    workers = tuple(_ended(run, folder, number) for number in range(1, _num_workers(run) + 1))
+    workers = tuple(_read_worker(run, folder, number) for number in range(1, _num_workers(run) + 1))
     mean = WeightAverage(run.model)
     for worker in workers:
         with run.replica.holding(worker.state_dict) as model:
@@ -138,7 +151,7 @@ def _num_workers(run: Run) -> int:
     return settings.workers
 
 
-def _begun_from(run: Run, folder: RunFolder, number: int) -> tuple[Checkpoint | None, Loaded]:
+def _load_worker(run: Run, folder: RunFolder, number: int) -> tuple[Checkpoint | None, Loaded]:
     """The resume point of a worker, if it has saved one, and its recipe.
 
     Raises:
@@ -148,7 +161,7 @@ def _begun_from(run: Run, folder: RunFolder, number: int) -> tuple[Checkpoint | 
     own = folder.worker(number)
     recipe = worker_of(run.context.recipe, number, init=str(folder.last.resolve()))
     loaded = load.from_values(recipe.model_dump(mode="json", exclude_none=True), source=str(own.recipe))
-    point = state.newest_resume_point(own, run.context.terminal)
+    point = state.newest_resume_point(own, run.context.events)
     if point is not None:
         resume.require_same(point, loaded, ignored=(*RESUMABLE_KEYS, "train.init"))  # the folder may have moved
     return point, loaded
@@ -159,17 +172,17 @@ def _is_complete(point: Checkpoint | None, run: Run) -> bool:
     return point is not None and point.content["step"] == run.plan.worker.total_steps
 
 
-def _put_in_place(worker: Run, own: RunFolder, point: Checkpoint | None, *, recipe_folder: Path) -> None:
-    """The worker where it was saved, or its folder made ready for it to begin."""
+def _restore_worker(worker: Run, own: RunFolder, point: Checkpoint | None, *, recipe_folder: Path) -> None:
+    """Put the worker where it was saved, or prepare its folder for it to begin."""
     if point is None:
-        state.begin(worker, own, recipe_folder=recipe_folder)
+        state.write_first_files(worker, own, recipe_folder=recipe_folder)
         return
     state.restore(worker, point.content, source=str(point.path))
-    state.settle(own, point, load.dump(worker.context.recipe), extended=False)
+    state.prepare_folder(own, point, load.dump(worker.context.recipe), extended=False)
 
 
-def _ended(run: Run, folder: RunFolder, number: int) -> Worker:
-    point, _ = _begun_from(run, folder, number)
+def _read_worker(run: Run, folder: RunFolder, number: int) -> Worker:
+    point, _ = _load_worker(run, folder, number)
     if point is None or not _is_complete(point, run):
         raise UserError(
             f"{folder.worker(number).path}: worker {number} has not come to its end, as this process sees it",

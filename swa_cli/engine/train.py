@@ -1,4 +1,4 @@
-"""The order of events of a run, readable top to bottom.
+"""Train: the order of events of a run, readable top to bottom: set-up, loop, end.
 
 Each step: a batch, a function of (seed, epoch, position) -> loss -> backward -> optimizer.step at the rate of
 that step -> averages and snapshots where the plan says so. Each epoch: validation scores, a row, last.pt. At
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,29 +19,32 @@ from torch import Tensor
 
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.model_state import NonFiniteWeightsError, read, require_finite
-from swa_cli.checkpoint.run_folder import RunFolder, about, begun_by
-from swa_cli.engine import estimate, failures, loggers, state, swap, validate
-from swa_cli.engine import resume as resuming
-from swa_cli.engine.distributed import ALONE, World, is_restarted, joined, name_of_launch
-from swa_cli.engine.plan_text import plan_rows
-from swa_cli.engine.run import Run, prepare
-from swa_cli.engine.signals import Stopped
-from swa_cli.engine.step import Forward, forward_of, train_step
-from swa_cli.engine.user_code import admit, make_importable
+from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine import estimate, failures, state, swap, validate
+from swa_cli.engine.distributed import ALONE, World
+from swa_cli.engine.events import EpochEvent, Events, StepEvent
+from swa_cli.engine.plan_text import plan_event
+from swa_cli.engine.run import Run, build_run
+from swa_cli.engine.step import Forward, build_forward, train_step
+from swa_cli.engine.user_code import make_importable
 from swa_cli.errors import EXIT_FAILED, Terminated, UserError
-from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
-from swa_cli.report.terminal import Terminal
 
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
 
 
-def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[str, Any]:
-    """Run a recipe from its beginning; as one of several processes, where torchrun has started them.
+# Set-up.
+
+
+def train(
+    loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE, dry_run: bool = False
+) -> dict[str, Any]:
+    """Train by a recipe from the beginning to the end.
 
     Args:
         loaded: The recipe and where its keys stand.
-        terminal: Told of everything.
+        listeners: Hear the events of the run, see `events.Listener`.
+        world: The processes that train together.
         dry_run: Stop after the plan and one real step, and write nothing.
 
     Returns:
@@ -51,24 +54,18 @@ def train(loaded: Loaded, *, terminal: Terminal, dry_run: bool = False) -> dict[
         RecipeError: Problems that show once data and classes are known; nothing was run.
         UserError: Missing data or device, or the run failed (exit code 1).
     """
-    recipe = loaded.recipe
+    run = set_up(loaded, listeners=listeners, world=world)
+    recipe = run.context.recipe
+    if dry_run:
+        run.context.events.plan(plan_event(run, title=f"{recipe.title} (dry run)", warnings=run.plan.warnings))
+        return estimate.dry_run(run)
     root = Path(recipe.output.root)
-    with joined(terminal) as world:
-        launch = name_of_launch()
-        if launch is not None and is_restarted() and not dry_run:
-            begun = world.broadcast_from_rank0(lambda: begun_by(launch, root, recipe.title))
-            if begun is not None:
-                return _resume(begun, [], terminal=terminal, world=world, allow_code=True)
-        run = ready(loaded, terminal=terminal, world=world)
-        if dry_run:
-            terminal.plan(f"{recipe.title} (dry run)", plan_rows(run), warnings=run.plan.warnings)
-            return estimate.dry_run(run)
-        path = world.broadcast_from_rank0(lambda: RunFolder.create(root, recipe.title).path)
-        return begin(run, RunFolder(path, writes=world.is_rank0), recipe_folder=loaded.folder)
+    path = world.broadcast_from_rank0(lambda: RunFolder.create(root, recipe.title).path)
+    return start(run, RunFolder(path, writes=world.is_rank0), recipe_folder=loaded.folder)
 
 
-def ready(loaded: Loaded, *, terminal: Terminal, world: World = ALONE) -> Run:
-    """A run that `begin` can begin; nothing is written.
+def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE) -> Run:
+    """Build a run that `start` can start; nothing is written.
 
     Raises:
         RecipeError: Problems that show once data and classes are known.
@@ -76,204 +73,73 @@ def ready(loaded: Loaded, *, terminal: Terminal, world: World = ALONE) -> Run:
     """
     make_importable(loaded)
     with failures.before_a_run():
-        run = prepare(loaded, terminal, world=world)
+        run = build_run(loaded, Events(listeners), world=world)
     run.context.scoring_split()
     return run
 
 
-def begin(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]:
-    """Run a run that is ready to its end, in a folder in which none was begun; see `train`."""
+def start(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]:
+    """Train a run from its first step to its end, in a new folder; see `train`."""
     recipe = run.context.recipe
     with folder.claimed() as log:
-        with failures.told(folder):
-            state.begin(run, folder, recipe_folder=recipe_folder)
+        with failures.explain(folder):
+            state.write_first_files(run, folder, recipe_folder=recipe_folder)
             folder.point_latest(Path(recipe.output.root))
-        return _go_on(run, folder, log, title=f"{recipe.title} -> {folder.path}", warnings=run.plan.warnings)
+        title = f"{recipe.title} -> {folder.path}"
+        return run_to_end(run, folder, log, title=title, warnings=run.plan.warnings)
 
 
-def resume(
-    path: Path,
-    overrides: Sequence[str],
-    *,
-    terminal: Terminal,
-    allow_code: bool = False,
-    extend_to: int | None = None,
-) -> dict[str, Any]:
-    """Go on from the last save of a run folder, to the bit-identical result (CPU).
-
-    Args:
-        path: The run folder; one that has saved nothing yet begins anew.
-        overrides: Changes of keys that the result does not depend on.
-        terminal: Told of everything.
-        allow_code: Import what the recipe in the folder names.
-        extend_to: A larger number of epochs.
-
-    Raises:
-        RecipeError: A change of the recipe that would change the result.
-        UserError: Nothing to go on with, the run is finished, or its recipe names code that was not allowed.
-    """
-    with joined(terminal) as world:
-        return _resume(path, overrides, terminal=terminal, world=world, allow_code=allow_code, extend_to=extend_to)
-
-
-def _resume(
-    path: Path,
-    overrides: Sequence[str],
-    *,
-    terminal: Terminal,
-    world: World,
-    allow_code: bool,
-    extend_to: int | None = None,
-) -> dict[str, Any]:
-    """`resume` as one of the processes of `world`."""
-    folder = RunFolder.open(path, writes=world.is_rank0)
-    with folder.claimed() as log:
-        if folder.about.is_file():
-            about(folder.about)  # a damaged one is told before anything is run
-        told = resuming.result_of(folder, extend_to=extend_to) if is_restarted() else None
-        if told is not None:  # the end has come between the last words of one process and the end of another
-            return told
-        point = resuming.point_of(folder, world, terminal)
-        loaded = resuming.recipe_of(folder, point, overrides, world=world, terminal=terminal, extend_to=extend_to)
-        if extend_to is None and folder.result.is_file():
-            raise resuming.finished(folder, point, loaded.recipe)
-        source = str(folder.recipe if point is None else point.path)
-        admit(loaded, source=source, folder=folder.path, allow_code=allow_code)
-        known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
-        with failures.before_a_run():
-            run = prepare(loaded, terminal, world=world, **known)
-        changed = resuming.changes_since(point, run.context.hardware)
-        if point is not None:
-            state.restore(run, point.content, source=source)
-        elif run.initial is not None:
-            run.initial.require(about(folder.about).get("init_sha256"))
-        with failures.told(folder):
-            state.settle(folder, point, load.dump(run.context.recipe), extended=extend_to is not None)
-        where = f"after step {run.step:,} of {run.plan.total_steps:,}" if run.step else "from the beginning"
-        return _go_on(
-            run, folder, log, title=f"{run.context.recipe.title} -> {folder.path}, continued {where}", warnings=changed
-        )
-
-
-def _go_on(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Sequence[str]) -> dict[str, Any]:
-    """From where the run stands to its end."""
+def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Sequence[str]) -> dict[str, Any]:
+    """Do the steps that are left, then score and ship the weights."""
+    events = run.context.events
     try:
-        run.context.terminal.attach_log(log)
-        run.context.terminal.plan(title, plan_rows(run), warnings=warnings)
-        with _heeded(run, folder):
-            _train(run, folder)
-            if not run.plan.phase.has_workers:
-                return validate.finish(run, folder)
-        _train_workers(run, folder)
-        with _heeded(run, folder):
-            return validate.finish(swap.merged(run, folder), folder)
+        events.plan(plan_event(run, title=title, warnings=warnings, folder=folder.path, log=log))
+        train_epochs(run, folder)
+        if run.plan.phase.has_workers:
+            run = swap.train_workers(run, folder, train_epochs=train_epochs)
+        with state.saved_on_signals(run, folder):
+            return validate.finish(run, folder)
     except (KeyboardInterrupt, Terminated):
-        run.context.terminal.warning(f"stopped: {failures.way_on(folder)}")
+        events.warning(f"stopped: {failures.how_to_continue(folder)}")
         raise
 
 
-@contextmanager
-def _heeded(run: Run, folder: RunFolder) -> Iterator[None]:
-    """While the block runs, a signal stops the run at its next safe point, with all that it takes to go on saved."""
-    with failures.told(folder, ways=lambda: _ways_out(run, folder)), run.interrupt, run.writer:
-        try:
-            yield
-        except Stopped as stopped:
+# Loop.
+
+
+def train_epochs(run: Run, folder: RunFolder) -> None:
+    """Train the epochs that are left: the steps of each, validation, its row, the resume point."""
+    with state.saved_on_signals(run, folder):
+        forward = build_forward(run)
+        while run.epoch <= run.plan.epochs and run.stopped is None:
+            with run.context.memory():
+                _train_epoch(run, forward, folder)
+            run.optimizer.zero_grad(set_to_none=True)  # validation and saves need the memory
+            try:
+                require_finite(read(run.model).weights)
+            except NonFiniteWeightsError as error:
+                raise _diverged(f"epoch {run.epoch}: {error}") from error
+            if num_steps := run.step - (run.epoch - 1) * run.plan.steps_per_epoch:  # 0 where the time was over
+                _end_epoch(run, folder, num_steps=num_steps)
+            run.stopped = run.stopped or _out_of_patience(run)
+            if run.stopped is None:
+                state.save_if_due(run, folder)
+        if run.stopped is not None:
             state.save_resume_point(run, folder)
-            run.writer.wait()
-            run.context.terminal.warning(f"stopped after step {run.step:,}, which is saved")
-            raise stopped.ending from None
-
-
-def _ways_out(run: Run, folder: RunFolder) -> list[str]:
-    """How the averages of a run whose steps are all done are had, though its end has failed."""
-    if run.step < run.plan.total_steps and run.stopped is None:
-        return []
-    if run.plan.phase.has_workers:
-        files = sorted(folder.workers.glob("*/checkpoints/last.pt"))
-        line = failures.pasted(("swa", "average", *files, "-o", f"{swap.NAME}.pt"), folder)
-        return [f"its average is that of its workers: `{line}`"] if files else []
-    held = [name for name, average in run.averages.items() if average.count]
-    if not held:
-        return []
-    others = f" (or --weights {', '.join(held[1:])})" if held[1:] else ""
-    words = ("swa", "average", folder.path, "--weights", held[0], "-o", f"{held[0]}.pt")
-    return [f"its averages are saved: take one out with `{failures.pasted(words, folder)}`{others}"]
-
-
-def _train_workers(run: Run, folder: RunFolder) -> None:
-    """Those of the workers of a SWAP run that this process has, each a run of its own; then wait for the others."""
-    for number in swap.assigned(run, folder):
-        with swap.begun(run, folder, number) as worker:
-            if worker is not None:
-                with _heeded(worker.run, worker.folder):
-                    _train(worker.run, worker.folder)
-    swap.wait(run)
-
-
-def _train(run: Run, folder: RunFolder) -> None:
-    """All epochs that are left."""
-    context = run.context
-    wanted = "tensorboard" in context.recipe.output.loggers and folder.writes
-    with loggers.opened(folder.board, run.history) if wanted else nullcontext() as rows:
-        forward = forward_of(run)
-        context.terminal.epoch_header(list(run.averages), metrics=context.task.metrics)
-        _epochs(run, forward, folder, rows)
-    run.interrupt.check()
-
-
-def _epochs(run: Run, forward: Forward, folder: RunFolder, rows: loggers.Board | None) -> None:
-    """Each epoch: its steps, validation, its row, the resume point."""
-    terminal = run.context.terminal
-    while run.epoch <= run.plan.epochs and run.stopped is None:
-        with run.context.memory():
-            _train_epoch(run, forward, folder)
-        run.optimizer.zero_grad(set_to_none=True)  # scores and saves have a use for the memory
-        try:
-            require_finite(read(run.model).weights)
-        except NonFiniteWeightsError as error:
-            raise _failed(f"epoch {run.epoch}: {error}") from error
-        if num_steps := run.step - (run.epoch - 1) * run.plan.steps_per_epoch:  # none where the time was over
-            with _kept(run, folder):
-                row = _training_row(run, num_steps) | validate.validate(run)
-            row["seconds"] = round(time.monotonic() - run.clock, 3)
-            run.history.append(row)
-            run.begin_epoch()
-            terminal.epoch_row(row)
-            folder.write_metrics(run.history, list(run.averages), run.context.task.metrics)
-            if rows is not None:
-                rows.add(row)
-        run.stopped = run.stopped or _out_of_patience(run)
-        if run.stopped is None:
-            state.save_if_due(run, folder)
-    if run.stopped is not None:
-        state.save_resume_point(run, folder)
-    run.writer.wait()
-
-
-@contextmanager
-def _kept(run: Run, folder: RunFolder) -> Iterator[None]:
-    """Save what the steps have made if the block fails, which only looks at it."""
-    try:
-        yield
-    except Exception:
-        if run.context.world.size == 1:  # others would wait for this process, or it for them
-            with suppress(OSError):  # the first error tells more
-                state.save_resume_point(run, folder)
-                run.writer.wait()
-        raise
+        state.wait_for_files(run)
+        run.interrupt.check()
 
 
 def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
-    """What is left of an epoch's steps."""
+    """Do the steps of an epoch that are left."""
     context, plan, phase, epoch = run.context, run.plan, run.plan.phase, run.epoch
     device, start = context.hardware.device, _num_batches_done(run)
     num_batches = plan.steps_per_epoch * phase.grad_accum_steps
     run.model.train()
     if context.split("train").dataset is not None:
-        run.writer.wait()  # its loader processes are forked, which is not safe beside another thread
+        state.wait_for_files(run)  # its loader processes are forked, which is not safe beside another thread
     with (
-        context.terminal.progress(f"epoch {epoch}", num_batches, unit=phase.batch_size, done=start) as bar,
+        context.events.progress(f"epoch {epoch}", num_batches, unit=phase.batch_size, done=start) as bar,
         closing(iter(context.training_batches(epoch, start=start))) as batches,
     ):
         next_reading = 0.0
@@ -282,22 +148,26 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
             if _out_of_time(run):
                 run.stopped = "max_time"
                 return
-            for passed in train_step(run, forward, batches):
+            loss = None
+            for result in train_step(run, forward, batches):
                 if device.type == "cpu" or time.monotonic() > next_reading:
-                    _require_finite(passed.loss, run)
+                    loss = float(result.loss)
+                    _require_finite(result.loss, run)
                     next_reading = time.monotonic() + READ_LOSS_EVERY_S
-                    bar.advance(loss=float(passed.loss))
+                    bar.advance(loss=loss)
                 else:
                     bar.advance()
-                run.totals += passed.part
-            _update(run, folder)
+                run.totals += result.part
+            _count_step(run, folder)
+            rate = plan.learning_rate(run.step - 1)
+            context.events.step(StepEvent(step=run.step, epoch=epoch, lr=rate, loss=loss))
             if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
                 state.save_if_due(run, folder)
     _require_finite(run.totals[0], run)
 
 
-def _update(run: Run, folder: RunFolder) -> None:
-    """Count a step of the optimizer; then the averages and snapshots that the plan has after it."""
+def _count_step(run: Run, folder: RunFolder) -> None:
+    """Count an optimizer update, and take the averages and the snapshot that the plan has after it."""
     done = run.step + 1
     due = [average for name, average in run.averages.items() if done in run.due[name]]
     due += [run.cumulative] if run.cumulative is not None else []
@@ -305,14 +175,37 @@ def _update(run: Run, folder: RunFolder) -> None:
         try:
             update_all(due, run.model, step=done)
         except NonFiniteWeightsError as error:
-            raise _failed(f"epoch {run.epoch}, step {done}: {error}") from error
+            raise _diverged(f"epoch {run.epoch}, step {done}: {error}") from error
     run.step = done
     if done in run.plan.snapshots:
         state.save_snapshot(run, folder)
 
 
+def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
+    """Validate, and add the row of an epoch in which `num_steps` were done."""
+    with _saved_on_error(run, folder):
+        row = _training_row(run, num_steps) | validate.validate(run)
+    row["seconds"] = round(time.monotonic() - run.clock, 3)
+    run.history.append(row)
+    run.begin_epoch()
+    run.context.events.epoch(EpochEvent(row=row, history=run.history))
+
+
+@contextmanager
+def _saved_on_error(run: Run, folder: RunFolder) -> Iterator[None]:
+    """Save the steps that were done if the block, which only reads them, fails."""
+    try:
+        yield
+    except Exception:
+        if run.context.world.size == 1:  # others would wait for this process, or it for them
+            with suppress(OSError):  # the first error tells more
+                state.save_resume_point(run, folder)
+                state.wait_for_files(run)
+        raise
+
+
 def _training_row(run: Run, num_steps: int) -> dict[str, Any]:
-    """The training half of an epoch's row, of which `num_steps` were done."""
+    """Return the training half of an epoch's row."""
     parts = run.context.world.gathered(run.totals.tolist())
     loss, score = (sum(part) / (num_steps * run.plan.phase.grad_accum_steps) for part in zip(*parts, strict=True))
     rate, key = run.plan.learning_rate(run.step - 1), f"train_{run.context.task.metrics.training.key}"
@@ -320,8 +213,11 @@ def _training_row(run: Run, num_steps: int) -> dict[str, Any]:
 
 
 def _num_batches_done(run: Run) -> int:
-    """Of the epoch that is going on."""
+    """Return how many batches of the present epoch were trained on."""
     return (run.step - (run.epoch - 1) * run.plan.steps_per_epoch) * run.plan.phase.grad_accum_steps
+
+
+# Reasons to end early.
 
 
 def _out_of_time(run: Run) -> bool:
@@ -330,7 +226,7 @@ def _out_of_time(run: Run) -> bool:
 
 
 def _out_of_patience(run: Run) -> str | None:
-    """`patience` if the metric of `train.early_stopping` has not had a new best value for as many scorings."""
+    """Return `patience` if the metric of `train.early_stopping` has had no new best value for as many epochs."""
     stop = run.context.recipe.train.early_stopping
     if stop is None or run.epoch > run.plan.epochs:
         return None
@@ -343,9 +239,9 @@ def _out_of_patience(run: Run) -> str | None:
 
 def _require_finite(loss: Tensor, run: Run) -> None:
     if not torch.isfinite(loss):
-        raise _failed(f"epoch {run.epoch}, step {run.step + 1}: the loss is {float(loss)}")
+        raise _diverged(f"epoch {run.epoch}, step {run.step + 1}: the loss is {float(loss)}")
 
 
-def _failed(what: str) -> UserError:
+def _diverged(what: str) -> UserError:
     hint = "start again with a lower optimizer.lr, or with train.clip_norm=1"
     return UserError(what, hint=hint, exit_code=EXIT_FAILED)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,17 +19,16 @@ from torch import Tensor, nn
 from swa_cli.averaging.model_state import cloned
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import loading, reader
-from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import evaluate, failures, preflight, state
 from swa_cli.engine import evaluate as comparison
 from swa_cli.engine.evaluate import RAW
+from swa_cli.engine.events import Curves, ResultEvent
 from swa_cli.engine.hardware import release_memory
 from swa_cli.engine.run import Refreshed, Run, Worker
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores, Task
 from swa_cli.recipe.swap import number_of_worker
-from swa_cli.report.plots import curves
 
 
 def validate(run: Run) -> dict[str, Any]:
@@ -70,7 +68,7 @@ class _Board:
 
 
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
-    """Ship every average, score every weight set on the same samples, judge the averages, tell."""
+    """Ship every average, score every weight set on the same samples, and judge the averages."""
     context, board = run.context, _Board()
     split = context.scoring_split()
     raw = _score_raw(run, folder, board, split)
@@ -79,7 +77,7 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     against = comparison.reference(list(raw), losses)
     for name, average in run.averages.items():
         if not average.count:
-            context.terminal.warning(f"{name} holds nothing: the run ended before its first weights")
+            context.events.warning(f"{name} holds nothing: the run ended before its first weights")
             continue
         with _averaged(run, name) as model:
             freshness = run.refreshed[name].update.freshness
@@ -94,9 +92,8 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     for name, row in result["weights"].items():
         row["val"] = val.get(name)
     result |= {"reference": against}
-    _draw(run, folder, result["weights"])
+    _tell(run, folder, result)  # first: a run with result.json is finished, and its files are all there
     folder.write_json("result.json", result)
-    _tell(run, folder, result)
     return result
 
 
@@ -132,10 +129,10 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
 def _warn_of_hidden_state(run: Run, split: str) -> None:
     """Say that a network of the same weights gives something else than the one that was trained."""
     context, replica = run.context, run.replica
-    if replica.borrows or not run.parts.are_whole:
+    if replica.borrows or run.sharding.is_used:
         return
     if not preflight.is_made_anew(replica, next(iter(context.plain_batches(split)))):
-        context.terminal.warning(
+        context.events.warning(
             f"{context.recipe.model.name} keeps something that training changes and its state dict does not hold:"
             f" {RAW} is evaluated as it was trained, averages and files without that"
         )
@@ -175,24 +172,34 @@ def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], spl
 
 
 def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
-    """The table and the verdict, what to ship, and what to do next."""
-    terminal, metrics, tta = run.context.terminal, run.context.task.metrics, run.context.recipe.eval.tta
-    weights = result["weights"]
-    terminal.summary(weights, split=result["split"], samples=result["samples"], tta=tta, metrics=metrics)
-    for name, average in run.averages.items():
-        if average.kind == "swag" and average.count > 1:
-            shipped = folder.checkpoints / f"{name}.pt"
-            terminal.note(f"{name} is scored by its mean; `swa eval {shipped} --draws 30` scores weights around it")
-    name, why = _best(run, weights)
-    path, number = folder.shown, number_of_worker(name)
-    file = path / f"checkpoints/{name}.pt" if number is None else RunFolder(path).worker(number).last
-    terminal.facts(
-        "",
-        [
-            ("run", str(path)),
-            ("ship", f"{file} ({why})"),
-            ("next", f"swa report {shlex.quote(str(path))} -o report.html"),
-        ],
+    """Tell the scores, what to ship, and all that a picture of the run shows."""
+    context, plan = run.context, run.plan
+    name, why = _best(run, result["weights"])
+    number = number_of_worker(name)
+    ship = folder.checkpoints / f"{name}.pt" if number is None else folder.worker(number).last
+    workers = {worker.name: worker.history for worker in run.workers}
+    averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
+    averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
+    is_swag = [name for name, average in run.averages.items() if average.kind == "swag" and average.count > 1]
+    release_memory()  # a listener that draws needs 100 MB
+    context.events.result(
+        ResultEvent(
+            values=result,
+            folder=folder.path,
+            ship=ship,
+            ship_reason=why,
+            swag=[folder.checkpoints / f"{name}.pt" for name in is_swag],
+            metrics=context.task.metrics,
+            history=run.history,
+            curves=Curves(
+                title=context.recipe.title,
+                workers=workers,
+                averaging=averaging,
+                steps_per_epoch=plan.steps_per_epoch,
+                lr=[plan.learning_rate(step) for step in range(run.step)],
+                worker_lr=plan.worker_rates,
+            ),
+        )
     )
 
 
@@ -205,31 +212,6 @@ def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]
     if known:
         return min(known, key=lambda name: known[name]), "best on validation"
     return next(iter(held), RAW), "no validation split to choose on"
-
-
-def _draw(run: Run, folder: RunFolder, weights: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write curves.png."""
-    if not folder.writes:
-        return
-    release_memory()  # the library that draws takes 100 MB
-    plan = run.plan
-    workers = {worker.name: worker.history for worker in run.workers}
-    averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
-    averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
-    write_atomic(
-        folder.path / "curves.png",
-        lambda file: curves.draw(
-            file,
-            rows=curves.with_workers(run.history, workers),
-            title=run.context.recipe.title,
-            averaging=averaging,
-            steps_per_epoch=plan.steps_per_epoch,
-            lr=[plan.learning_rate(step) for step in range(run.step)],
-            worker_lr=plan.worker_rates,
-            final=weights,
-            metrics=run.context.task.metrics,
-        ),
-    )
 
 
 @contextmanager
@@ -255,7 +237,7 @@ def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
 def _score(run: Run, model: nn.Module, name: str, split: str, *, task: Task) -> SampleScores:
     context, share = run.context, run.context.share(run.context.plain_batches(split))
     with (
-        context.terminal.progress(f"scoring {name} on {split}", share.rounds) as bar,
+        context.events.progress(f"scoring {name} on {split}", share.rounds) as bar,
         failures.memory("eval.batch_size", context.recipe.eval.batch_size),
     ):
 

@@ -48,7 +48,7 @@ def find(name: str) -> Task:
     Raises:
         UserError: It cannot be imported, or is no task.
     """
-    found: Any = build_model.imported(name, key="task", what="a task", forms=FORMS)
+    found: Any = build_model.import_attribute(name, key="task", what="a task", forms=FORMS)
     if inspect.isclass(found):
         found = found()
     task: UserTask = found

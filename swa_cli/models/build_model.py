@@ -1,9 +1,10 @@
-"""What is trained: `build` makes a network from the name and the arguments that a recipe gives.
+"""Build a network from the name and the arguments in a recipe.
 
-A name is one of our own zoo (`names()`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for a network
-of one's own. Networks of the zoo map images (B, C, H, W) to logits (B, K), or to K numbers, or to those of each pixel
-(B, K, H, W); `num_classes` K and `in_channels` C follow the dataset.
-Initial weights are drawn from torch's global generator: seed it first.
+A name is one of the zoo (`names()`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for the user's own
+network. Networks of the zoo map images (B, C, H, W) to logits (B, K), to K numbers, or to logits of each pixel
+(B, K, H, W); `num_classes` and `in_channels` follow the dataset. Initial weights come from torch's global generator:
+seed it first.
+B batch; C channels; H W pixels; K classes or other outputs.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from torch import nn
 
 from swa_cli.errors import UserError
 from swa_cli.models.convnet import ConvNet
-from swa_cli.models.libraries import did_you_mean, from_timm, from_torchvision, in_libraries
+from swa_cli.models.libraries import did_you_mean, find_in_libraries, from_timm, from_torchvision
 from swa_cli.models.preresnet import PreResNet
 from swa_cli.models.speednet import SpeedNet
 from swa_cli.models.unet import UNet
 from swa_cli.models.vgg import VGG
 from swa_cli.models.wide_resnet import WideResNet
 
-# Name -> constructor. What a partial fixes is the name's meaning and cannot be an argument in a recipe.
+# Name -> constructor. An argument that a partial fixes belongs to the name; a recipe cannot give it.
 ZOO: Mapping[str, partial[Any]] = {
     "convnet": partial(ConvNet),
     "preresnet": partial(PreResNet),
@@ -43,11 +44,11 @@ ZOO: Mapping[str, partial[Any]] = {
     "wide_resnet28x10": partial(WideResNet, depth=28, width=10),
 }
 FORMS = "a name is one of the zoo, torchvision:NAME, timm:NAME or package.module:Attribute"
-LIBRARIES = ("torchvision", "timm")  # whose networks are no code of one's own
+LIBRARIES = ("torchvision", "timm")  # their networks are not code of the user's own
 
 
 def names() -> list[str]:
-    """Return the names of our own networks."""
+    """Return the names of the zoo."""
     return list(ZOO)
 
 
@@ -59,20 +60,20 @@ def build(
     args: Mapping[str, Any] | None = None,
     families: Sequence[str] = ("classification",),
 ) -> nn.Module:
-    """Make the network `name` with fresh weights, on the CPU.
+    """Build the network `name` with new weights on the CPU.
 
     Args:
-        name: `preresnet20`, `torchvision:resnet18`, `timm:resnet18`, `my_networks:Tiny`. A module of one's own must
-            be importable; its class or function gets `num_classes` (also as `num_outputs`) and `in_channels` if the
+        name: `preresnet20`, `torchvision:resnet18`, `timm:resnet18`, `my_networks:Tiny`. The user's own module must be
+            importable; its class or function gets `num_classes` (also as `num_outputs`) and `in_channels` if its
             signature has them.
-        num_classes: How many logits or other outputs, K; None where the dataset does not tell.
-        in_channels: Channels of an image, C. Unless it is 3, a torchvision network gets new first weights.
-            None where the inputs are no images.
-        args: Further constructor arguments.
-        families: Which networks of torchvision fit: classification, segmentation, or both.
+        num_classes: K; None if the dataset does not define it.
+        in_channels: C; None if the inputs are not images. Unless it is 3, a torchvision network gets a new first
+            convolution.
+        args: Other constructor arguments.
+        families: The kinds of torchvision networks to choose from: classification, segmentation, or both.
 
     Raises:
-        UserError: The name or an argument is wrong. Errors inside a constructor of one's own pass through.
+        UserError: The name or an argument is wrong. Errors inside the user's own constructor pass through.
     """
     args = dict(args or {})
     known = {"num_classes": num_classes, "in_channels": in_channels}
@@ -81,13 +82,13 @@ def build(
         if key in args:
             raise UserError(f"model.args.{key}: this follows the dataset", hint=f"leave {key} out")
     source, colon, attribute = name.partition(":")
-    if colon and source not in ("torchvision", "timm"):
+    if colon and source not in LIBRARIES:
         return _from_import(name, args=args, filled=filled)
     if num_classes is None or in_channels is None:
         missing = "channels of images" if in_channels is None else "number of outputs"
         raise UserError(
-            f"model.name: {name} needs the {missing}, which the dataset does not have",
-            hint="name a network of your own, package.module:Attribute",
+            f"model.name: {name} needs the {missing}, which the dataset does not define",
+            hint="use a network of your own, package.module:Attribute",
         )
     if not colon:
         return _from_zoo(name, args=args, filled=filled, families=families)
@@ -98,9 +99,11 @@ def build(
 
 def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int], families: Sequence[str]) -> nn.Module:
     if name not in ZOO:
-        found = in_libraries(name, families=families)
-        meant = f"did you mean {found}? " if found else did_you_mean(name, ZOO)
-        raise UserError(f"model.name: unknown network {name!r}", hint=f"{meant}the zoo has {', '.join(ZOO)}; {FORMS}")
+        found = find_in_libraries(name, families=families)
+        suggestion = f"did you mean {found}? " if found else did_you_mean(name, ZOO)
+        raise UserError(
+            f"model.name: unknown network {name!r}", hint=f"{suggestion}the zoo has {', '.join(ZOO)}; {FORMS}"
+        )
     constructor = ZOO[name]
     accepted = {
         key: parameter
@@ -122,22 +125,22 @@ def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int], 
 def _check_value(key: str, value: object, *, kind: type) -> None:
     """Refuse a wrong value; in the zoo every `int` is a count and every `float` a probability of dropout."""
     if kind is bool:
-        good, wanted = isinstance(value, bool), "true or false"
+        is_valid, expected = isinstance(value, bool), "true or false"
     elif kind is int:
-        good = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        wanted = "a whole number of at least 1"
+        is_valid = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        expected = "a whole number of at least 1"
     else:
         assert kind is float
-        good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
-        wanted = "a number from 0 to below 1"
-    if not good:
-        raise UserError(f"model.args.{key}: {value!r} is not {wanted}", hint=f"give {wanted}")
+        is_valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
+        expected = "a number from 0 to below 1"
+    if not is_valid:
+        raise UserError(f"model.args.{key}: {value!r} is not {expected}", hint=f"give {expected}")
 
 
 def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:
-    constructor = imported(name, key="model.name", what="a network", forms=FORMS)
+    constructor = import_attribute(name, key="model.name", what="a network", forms=FORMS)
     if not callable(constructor):
-        raise UserError(f"model.name: {name} is not a class or function", hint="name one that makes a network")
+        raise UserError(f"model.name: {name} is not a class or function", hint="name one that returns a network")
     signature = inspect.signature(constructor)
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
     arguments = {**args}
@@ -153,23 +156,23 @@ def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int
     model = constructor(**arguments)
     if not isinstance(model, nn.Module):
         raise UserError(
-            f"model.name: {name} makes a {type(model).__name__}, not a torch.nn.Module",
-            hint="name a class or function that makes a network",
+            f"model.name: {name} returns a {type(model).__name__}, not a torch.nn.Module",
+            hint="name a class or function that returns a network",
         )
     return model
 
 
-def imported(name: str, *, key: str, what: str, forms: str) -> Any:
-    """What `package.module:attribute` names, found as Python finds modules.
+def import_attribute(name: str, *, key: str, what: str, forms: str) -> Any:
+    """Import `package.module:attribute` as Python imports modules.
 
     Args:
         name: The attribute may be a module of the package.
-        key: Of the recipe, for the message.
-        what: Kind of thing, for the message.
-        forms: What names there are, for the hint.
+        key: The recipe key, for the message.
+        what: What the attribute should be, for the message.
+        forms: The valid forms of a name, for the hint.
 
     Raises:
-        UserError: One half of it does not exist. Errors inside the module pass through.
+        UserError: The module or the attribute does not exist. Errors inside the module pass through.
     """
     module_name, _, attribute = name.partition(":")
     if not all(part.isidentifier() for part in [*module_name.split("."), attribute]):
@@ -180,12 +183,12 @@ def imported(name: str, *, key: str, what: str, forms: str) -> Any:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             hint = f"put {module_name.replace('.', '/')}.py beside the recipe or install it; {forms}"
         else:
-            hint = f"mend the imports of {module_name}, or install what it needs"
+            hint = f"fix the imports of {module_name}, or install what it needs"
         raise UserError(f"{key}: cannot import {module_name}: {error}", hint=hint) from error
     except SystemExit as error:
-        hint = "put what shall not run on import below `if __name__ == '__main__':`"
+        hint = "move code that must not run on import below `if __name__ == '__main__':`"
         raise UserError(f"{key}: cannot import {module_name}: it ends the program", hint=hint) from error
-    is_package = hasattr(module, "__path__")  # its modules are not loaded with it
+    is_package = hasattr(module, "__path__")  # importing it does not import its modules
     if not hasattr(module, attribute) and is_package and importlib.util.find_spec(f"{module_name}.{attribute}"):
         importlib.import_module(f"{module_name}.{attribute}")
     if not hasattr(module, attribute):

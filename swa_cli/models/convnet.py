@@ -1,7 +1,7 @@
-"""A small convolutional network for images of 8 x 8 to 28 x 28 pixels: digits, letters, clothes.
+"""ConvNet, a small network for images of 8 x 8 to 28 x 28 pixels.
 
-Five 3x3 convolutions with BatchNorm, two halvings, then the mean over what is left of the image, so one
-network fits every size and trains in minutes on a laptop.
+Five 3x3 convolutions with BatchNorm, two of them followed by max pooling, then global average pooling: one network
+fits every size and trains in minutes on a laptop.
 Letters: B batch, C channels, H W pixels, K classes.
 """
 
@@ -16,7 +16,7 @@ class ConvNet(nn.Module):
 
     Args:
         width: Channels of the first convolution; the last has four times as many.
-        dropout: Probability with which a feature is dropped before the last layer.
+        dropout: Probability of dropping a feature before the last layer.
         num_classes: K.
         in_channels: C.
     """
@@ -43,7 +43,7 @@ class ConvNet(nn.Module):
 
 
 def _conv(num_in: int, num_out: int) -> tuple[nn.Module, ...]:
-    """Return a convolution (its bias would be undone by the BatchNorm), BatchNorm and ReLU."""
+    """Return a convolution without bias (the BatchNorm would cancel it), BatchNorm and ReLU."""
     return (
         nn.Conv2d(num_in, num_out, kernel_size=3, padding=1, bias=False),
         nn.BatchNorm2d(num_out),

@@ -1,7 +1,7 @@
-"""Networks of torchvision and timm by name, always with fresh weights.
+"""Networks of torchvision and timm by name, always with new weights.
 
-The one idea: only names that the library itself lists are built, and no argument may load weights. So a recipe of
-somebody else's can neither download nor unpickle anything by way of a library.
+One idea: only names that the library itself lists are built, and no argument may load weights. So an untrusted recipe
+can neither download nor unpickle anything through a library.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from torch import nn
 
 from swa_cli.errors import UserError
 
-# Where torchvision has the networks of a family.
+# Family of networks -> the module of torchvision that has them.
 HOMES = {"classification": "torchvision.models", "segmentation": "torchvision.models.segmentation"}
-# Left alone, these two also return auxiliary logits in training, and warn of an initialisation to come.
+# By default these two also return auxiliary logits in training, and warn that their initialisation will change.
 TORCHVISION_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
 
-# Arguments that load weights, from the network or from a file that is not checked; timm has more that begin alike.
+# Arguments that load weights, from the internet or from an unchecked file; so do all that begin with `pretrained`.
 PRETRAINED = frozenset({"weights", "weights_backbone", "checkpoint_path", "cache_dir"})
-# What constructors raise for arguments that they do not take; a RuntimeError with one of these words is of memory.
-REFUSALS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ZeroDivisionError, RuntimeError)
-OF_MEMORY = ("memory", "verflow")
+# What constructors raise for arguments that they do not accept; a RuntimeError with one of these words is about memory.
+ARGUMENT_ERRORS = (TypeError, ValueError, LookupError, AttributeError, AssertionError, ZeroDivisionError, RuntimeError)
+MEMORY_WORDS = ("memory", "verflow")
 
 
 def from_torchvision(
     name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int, families: Sequence[str]
 ) -> nn.Module:
-    """Make the network `torchvision:NAME`; see `build` for the arguments.
+    """Build the network `torchvision:NAME`; see `build` for the arguments.
 
     Raises:
-        UserError: There is none in these families, or it does not take the arguments.
+        UserError: These families have no such network, or it does not accept the arguments.
     """
-    from torchvision import models  # half a second, which our own networks need not wait for
+    from torchvision import models  # takes half a second, which the zoo does not need
 
-    known = _of_torchvision(families)
+    known = _torchvision_networks(families)
     if name not in known:
         places = " and ".join(HOMES[family] for family in families)
         raise UserError(
@@ -53,37 +53,37 @@ def from_torchvision(
     args = {**TORCHVISION_DEFAULTS.get(name, {}), **fresh, **args}
     try:
         model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
-    except REFUSALS as error:
-        raise _refused_args(f"torchvision:{name}", error, see=f"{home}.{name}") from error
+    except ARGUMENT_ERRORS as error:
+        raise _args_error(f"torchvision:{name}", error, see=f"{home}.{name}") from error
     if in_channels != 3:
         _fit_first_conv(model, in_channels=in_channels)
     return model
 
 
 def _fit_first_conv(model: nn.Module, *, in_channels: int) -> None:
-    """Give the first convolution weights for `in_channels`; all else about it stays."""
+    """Replace the weights of the first convolution by new ones for `in_channels` channels."""
     conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
     assert conv.groups == 1
-    # Each family of networks has its own initialisation: keep its scale rather than take Conv2d's.
+    # Each family of networks has its own initialisation: keep its scale instead of Conv2d's.
     weight = torch.empty(conv.out_channels, in_channels, *conv.kernel_size)
     conv.weight = nn.Parameter(nn.init.normal_(weight, std=conv.weight.std().item()))
     conv.in_channels = in_channels
 
 
 def from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int) -> nn.Module:
-    """Make the network `timm:NAME`; see `build` for the arguments.
+    """Build the network `timm:NAME`; see `build` for the arguments.
 
     Raises:
-        UserError: timm is not installed, has no such network, or it does not take the arguments.
+        UserError: timm is not installed or has no such network, or the network does not accept the arguments.
     """
     try:
-        import timm  # seconds, which our own networks need not wait for
+        import timm  # takes seconds, which the zoo does not need
     except ModuleNotFoundError as error:
         raise UserError(
             f"model.name: timm:{name} needs the package timm: {error}", hint="pip install 'swa-cli[timm]'"
         ) from error
     known = timm.list_models()
-    if name not in known:  # a name with a tag or a hub would be one of pretrained weights
+    if name not in known:  # a name with a tag or a hub would name pretrained weights
         raise UserError(
             f"model.name: timm has no network {name!r}",
             hint=did_you_mean(name.partition(".")[0], known) + "`timm.list_models()` lists them",
@@ -93,18 +93,18 @@ def from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_channe
     )
     try:
         model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **args)
-    except REFUSALS as error:
-        raise _refused_args(f"timm:{name}", error, see=f"timm.create_model({name!r})") from error
+    except ARGUMENT_ERRORS as error:
+        raise _args_error(f"timm:{name}", error, see=f"timm.create_model({name!r})") from error
     return model
 
 
 def _refuse_pretrained(args: Mapping[str, Any], *, file: str, make: str) -> None:
-    """Refuse arguments that load weights, and say how to start from those weights.
+    """Refuse arguments that load weights, with a hint that shows how to start from those weights.
 
     Args:
         args: The constructor arguments.
-        file: Where the weights are saved.
-        make: Python code that makes `net`, the pretrained network.
+        file: Where the hint saves the weights.
+        make: Python code that creates `net`, the pretrained network.
 
     Raises:
         UserError: There is such an argument.
@@ -113,44 +113,44 @@ def _refuse_pretrained(args: Mapping[str, Any], *, file: str, make: str) -> None
         if key in PRETRAINED or key.startswith("pretrained"):
             save = f"import torch; {make}; torch.save(net.state_dict(), '{file}')"
             raise UserError(
-                f"model.args.{key}: a run starts from fresh weights; pretrained weights are read from a file",
+                f"model.args.{key}: a run starts from new weights; pretrained weights are read from a file",
                 hint=f'leave {key} out, save the weights once with `python -c "{save}"`, and add train.init={file}',
             )
 
 
-def _refused_args(name: str, error: Exception, *, see: str) -> Exception:
-    """What is told where a library's constructor has raised this."""
-    if isinstance(error, RuntimeError) and any(word in str(error) for word in OF_MEMORY):
+def _args_error(name: str, error: Exception, *, see: str) -> Exception:
+    """Return the error to raise for one that a library's constructor raised."""
+    if isinstance(error, RuntimeError) and any(word in str(error) for word in MEMORY_WORDS):
         return error
-    words = str(error).partition("\n")[0]
-    says_what = isinstance(error, TypeError | ValueError | AssertionError | RuntimeError) and words
-    reason = words if says_what else f"{type(error).__name__} {words}".rstrip()
+    text = str(error).partition("\n")[0]
+    explains = isinstance(error, TypeError | ValueError | AssertionError | RuntimeError) and text
+    reason = text if explains else f"{type(error).__name__} {text}".rstrip()
     return UserError(f"model.args: {name} refuses them: {reason}", hint=f"see the arguments of {see}")
 
 
-def in_libraries(name: str, *, families: Sequence[str]) -> str | None:
-    """A name without its library, such as resnet18, as a recipe has to write it."""
-    if found := _listed(name, _of_torchvision(families)):
+def find_in_libraries(name: str, *, families: Sequence[str]) -> str | None:
+    """Return a name without its library, such as resnet18, as a recipe has to spell it."""
+    if found := _find_spelling(name, _torchvision_networks(families)):
         return f"torchvision:{found}"
     if "classification" in families and importlib.util.find_spec("timm") is not None:
         import timm
 
-        if found := _listed(name, timm.list_models()):
+        if found := _find_spelling(name, timm.list_models()):
             return f"timm:{found}"
     return None
 
 
-def _listed(name: str, known: Iterable[str]) -> str | None:
-    """The known name that differs from this one at most in capitals, - and _, as ResNet-18 from resnet18."""
+def _find_spelling(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that differs at most in capitals, - and _, such as resnet18 for ResNet-18."""
 
-    def bare(name: str) -> str:
+    def normalize(name: str) -> str:
         return name.lower().replace("-", "").replace("_", "")
 
-    return next((other for other in known if bare(other) == bare(name)), None)
+    return next((other for other in known if normalize(other) == normalize(name)), None)
 
 
-def _of_torchvision(families: Sequence[str]) -> dict[str, str]:
-    """Network to its family; others return something else than logits, and some load pretrained weights unasked."""
+def _torchvision_networks(families: Sequence[str]) -> dict[str, str]:
+    """Return network -> family. Other networks do not return logits, and some load pretrained weights by default."""
     from torchvision import models
 
     modules = {"classification": models, "segmentation": models.segmentation}
@@ -158,7 +158,7 @@ def _of_torchvision(families: Sequence[str]) -> dict[str, str]:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the beginning of a hint, empty where nothing known is like the word."""
+    """Return the beginning of a hint, empty if no known word is similar."""
     spelling = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), spelling, n=1)
     return f"did you mean {spelling[close[0]]}? " if close else ""

@@ -1,8 +1,8 @@
-"""SpeedNet: three groups of convolutions behind a whitening layer, made to be trained in few epochs.
+"""SpeedNet, a network for training in few epochs.
 
-The network of airbench (Jordan 2024, arXiv:2404.00498), built from parts that each shorten training: a first layer
-that decorrelates patches and is set from the data, convolutions that begin as the identity, BatchNorm without scale,
-whose biases bear a rate many times that of the weights, and logits scaled down.
+The network of airbench (Jordan 2024, arXiv:2404.00498): a frozen first layer that whitens patches and is computed from
+the data, three groups of convolutions that are initialised as the identity, BatchNorm without scale, whose biases
+tolerate a learning rate many times that of the weights, and logits that are scaled down.
 Letters: B batch, N images, C channels, H W pixels, K classes, P values of a patch.
 """
 
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PATCH = 2  # side of a patch in pixels
-EPSILON = 5e-4  # added to the variances: patches have directions in which hardly anything happens
+EPSILON = 5e-4  # added to the variances: patches have directions of hardly any variance
 LOGIT_SCALE = 1 / 9
-BATCHNORM_MOMENTUM = 0.4  # running statistics follow within a few of the few steps
+BATCHNORM_MOMENTUM = 0.4  # large, because training has few steps
 
 
 class SpeedNet(nn.Module):
     """Map images (B, C, H, W) of at least 9 x 9 pixels to logits (B, K).
 
-    The first convolution is frozen. As built, its filters are random; `initialize_from` makes them whiten the data.
+    The first convolution is frozen. Its filters are random until `initialize_from` makes them whiten the data.
 
     Args:
         width: Channels of the first group; the other two have four times as many.
@@ -31,7 +31,7 @@ class SpeedNet(nn.Module):
 
     def __init__(self, *, width: int = 64, num_classes: int, in_channels: int) -> None:
         super().__init__()
-        num_patches = 2 * in_channels * PATCH**2  # every direction of a patch, and its opposite
+        num_patches = 2 * in_channels * PATCH**2  # each direction of a patch and its opposite
         self.whiten = nn.Conv2d(in_channels, num_patches, kernel_size=PATCH)
         self.whiten.weight.requires_grad = False
         self.group1 = _Group(num_patches, width)
@@ -40,13 +40,13 @@ class SpeedNet(nn.Module):
         self.head = nn.Linear(4 * width, num_classes, bias=False)
 
     def initialize_from(self, images: Tensor) -> None:
-        """Set the first layer to whiten patches: eigenvectors of their covariance over the root of their eigenvalues.
+        """Make the first layer whiten patches: eigenvectors of their covariance over the root of the eigenvalues.
 
         Args:
-            images: (N, C, H, W) as they go into the network; a few thousand are enough.
+            images: (N, C, H, W), normalised as for training; a few thousand are enough.
         """
         patches = F.unfold(images.float(), PATCH).transpose(1, 2).flatten(0, 1).double()  # (N patches, P)
-        # About 0, as in the paper's code: the mean of normalised images is 0 already.
+        # The second moment, as in the paper's code: the mean of normalised images is about 0.
         variances, directions = torch.linalg.eigh(patches.T @ patches / len(patches))
         filters = (directions / (variances + EPSILON).sqrt()).T.flip(0)  # (P, P), the largest variance first
         shape = (-1, *self.whiten.weight.shape[1:])
@@ -65,7 +65,7 @@ class SpeedNet(nn.Module):
 
 
 class _Group(nn.Module):
-    """Two convolutions, each with BatchNorm and GELU; the side is halved after the first."""
+    """Two convolutions, each with BatchNorm and GELU; max pooling after the first halves the side."""
 
     def __init__(self, num_in: int, num_out: int) -> None:
         super().__init__()
@@ -82,14 +82,14 @@ class _Group(nn.Module):
 
 
 def _conv(num_in: int, num_out: int) -> nn.Conv2d:
-    """A convolution whose first filters hand their input on; the others are random."""
+    """Return a convolution whose first filters are the identity; the others are random."""
     conv = nn.Conv2d(num_in, num_out, kernel_size=3, padding=1, bias=False)
     nn.init.dirac_(conv.weight[:num_in])
     return conv
 
 
 def _norm(num_channels: int) -> nn.BatchNorm2d:
-    """BatchNorm whose scale stays 1."""
+    """Return a BatchNorm whose scale stays 1."""
     norm = nn.BatchNorm2d(num_channels, momentum=BATCHNORM_MOMENTUM)
     norm.weight.requires_grad = False
     return norm

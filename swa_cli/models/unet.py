@@ -1,9 +1,9 @@
-"""U-Net: a class for every pixel (Ronneberger, Fischer and Brox 2015, arXiv:1505.04597).
+"""U-Net for semantic segmentation.
 
-On the way down the image is halved `depth` times and the channels double; on the way up each level joins what
-came from below with what it saw on the way down. Unlike the paper's, the convolutions are padded and a halving
-rounds up, so a doubled level has at most one row and one column too many. Those are cut off at the skip: any
-image size goes in, and the same size comes out.
+Ronneberger, Fischer & Brox (2015, arXiv:1505.04597). The encoder halves the image `depth` times and doubles the
+channels; each level of the decoder concatenates its upsampled input with the features of the encoder at that size.
+Unlike in the paper, convolutions are padded and a halving rounds up, so an upsampled level has at most one row and one
+column too many, which are cut off: any image size goes in, and the same size comes out.
 Letters: B batch, C channels, H W pixels, K classes, L depth, w width.
 """
 
@@ -22,7 +22,7 @@ class UNet(nn.Module):
     Args:
         depth: How often the image is halved, L; 4 in the paper.
         width: Channels of the first level, w; the lowest has 2^L as many. 64 in the paper.
-        batchnorm: BatchNorm after each 3x3 convolution, which the paper came just too early for.
+        batchnorm: Whether a BatchNorm follows each 3x3 convolution; the paper has none.
         num_classes: K.
         in_channels: C.
     """
@@ -47,7 +47,7 @@ class UNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
                 # The paper's normal(0, sqrt(2 / fan in)). An up-convolution, which no ReLU follows, gets 1 / fan in:
-                # of its 2 x 2 weights, which torch counts, each output pixel has one.
+                # torch counts its 2 x 2 weights, but each output pixel uses one of them.
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -66,7 +66,7 @@ class UNet(nn.Module):
 
 
 def _two_convs(num_in: int, num_out: int, *, batchnorm: bool) -> nn.Sequential:
-    """Two 3x3 convolutions with ReLU; a bias before a BatchNorm would be undone by it."""
+    """Return two 3x3 convolutions with ReLU; a BatchNorm would cancel a bias before it."""
     layers: list[nn.Module] = []
     for channels in (num_in, num_out):
         layers.append(nn.Conv2d(channels, num_out, kernel_size=3, padding=1, bias=not batchnorm))

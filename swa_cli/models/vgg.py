@@ -15,7 +15,7 @@ from swa_cli.errors import UserError
 
 STAGE_WIDTHS = (64, 128, 256, 512, 512)
 STAGE_CONVS = {16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
-MIN_SIZE = 2 ** len(STAGE_WIDTHS)  # five halvings must leave a pixel
+MIN_SIZE = 2 ** len(STAGE_WIDTHS)  # five halvings must leave one pixel
 
 
 class VGG(nn.Module):
@@ -43,7 +43,7 @@ class VGG(nn.Module):
         for module in self.features:
             if isinstance(module, nn.Conv2d):
                 assert module.bias is not None
-                # PyTorch's default shrinks the signal layer by layer: without BatchNorm little would be left.
+                # PyTorch's default shrinks activations layer by layer, which prevents training without BatchNorm.
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(module.bias)
 
@@ -57,7 +57,7 @@ class VGG(nn.Module):
         if min(height, width) < MIN_SIZE:
             raise UserError(
                 f"a VGG needs images of at least {MIN_SIZE} x {MIN_SIZE} pixels, got {height} x {width}",
-                hint="take another network (convnet is made for small images) or larger images",
+                hint="use another network (convnet is made for small images) or larger images",
             )
         features = self.features(images)  # (B, 512, H/32, W/32)
         logits: torch.Tensor = self.classifier(features.mean((2, 3)))  # one pixel where images are 32 x 32

@@ -23,7 +23,7 @@ class WideResNet(nn.Module):
     Args:
         depth: Layers with weights, 6n+4: 10, 16, 22, 28, 40.
         width: How many times wider than a plain residual network the stages are.
-        dropout: Probability with which a block drops an activation between its convolutions.
+        dropout: Probability of dropping an activation between the convolutions of a block.
         num_classes: K.
         in_channels: C.
 

@@ -159,8 +159,8 @@ def test_nothing_averaged_yet_is_refused() -> None:
         WeightAverage(nn.Linear(2, 2)).averaged_state()
 
 
-def test_latest_keeps_the_last_window() -> None:
-    """`latest` against the mean of exactly the last three (or fewer), and the steps it names."""
+def test_lawa_keeps_the_last_window() -> None:
+    """`lawa` against the mean of exactly the last three (or fewer), and the steps it names."""
     model, history = nn.Linear(3, 2), []
     average = WeightAverage(model, kind="lawa", window=3)
     for index in range(8):
@@ -396,18 +396,18 @@ def test_untying_is_refused() -> None:
 def test_several_averages_change_together_or_not_at_all() -> None:
     """`update_all` against one `update` each; an average of another model leaves all as they were."""
     model = Tiny()
-    together, gather_single_process = ([WeightAverage(model, **settings_) for settings_ in KINDS] for _ in range(2))
+    together, alone = ([WeightAverage(model, **settings_) for settings_ in KINDS] for _ in range(2))
     for seed in range(4):
         randomize(model, seed)
         update_all(together, model, step=seed)
-        for average in gather_single_process:
+        for average in alone:
             average.update(model, step=seed)
-    for first, second in zip(together, gather_single_process, strict=True):
+    for first, second in zip(together, alone, strict=True):
         assert same_bits(first.averaged_state(), second.averaged_state())
         assert first.steps == second.steps
     with pytest.raises(UserError, match="do not match"):
         update_all([*together, WeightAverage(nn.Linear(2, 2))], model, step=9)
-    assert [average.steps for average in together] == [average.steps for average in gather_single_process]
+    assert [average.steps for average in together] == [average.steps for average in alone]
 
 
 def test_loading_another_average_is_refused() -> None:

@@ -319,14 +319,14 @@ def test_single_values() -> None:
     values = sorted_images().flatten(1)
     model = nn.Sequential(nn.BatchNorm1d(108))
     before = statistics(model)
-    with pytest.raises(UserError, match="0: a batch has one value a channel") as caught:
+    with pytest.raises(UserError, match="0: a batch has one value") as caught:
         update_batchnorm(values.split(1), model)
     assert "larger batches" in caught.value.hint
     assert same_bits(statistics(model), before)
     update_batchnorm(values.split(1), model, method="exact")
     variance, mean = torch.var_mean(values.double(), 0)
     assert_statistics(model, {"0.running_mean": mean, "0.running_var": variance})
-    with pytest.raises(UserError, match="one value a channel has no variance"):
+    with pytest.raises(UserError, match="0: one value"):
         update_batchnorm([values[:1]], model, method="exact")
 
 

@@ -731,8 +731,8 @@ def one_group(state: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (address_keys, UserError, "does not say which average is whose: parameter 140000 of 2"),
-        (lost_average, UserError, "does not say which average is whose: parameter 1 of 1"),
+        (address_keys, UserError, "does not fit param_groups: parameter 140000 of 2"),
+        (lost_average, UserError, "does not fit param_groups: parameter 1 of 1"),
         (plain_optimizer, UserError, "lacks opt_state, swa_state"),
         (other_shape, UserError, r"parameter 1 \[3\] instead of \[2\]"),
         (one_group, ValueError, "different number of parameter groups"),

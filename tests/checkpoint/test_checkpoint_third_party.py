@@ -56,7 +56,7 @@ def read(path: Path, model: nn.Module | None = None) -> dict[str, WeightSet]:
 
 LIGHTNING = {"epoch": 3, "global_step": 60, "pytorch-lightning_version": "2.6.0", "loops": {}, "lr_schedulers": []}
 
-# What is saved -> name: (seed of the weights, BatchNorm, count). Keys of Lightning as in its source, see `foreign.py`.
+# What is saved -> name: (seed of the weights, BatchNorm, count). Keys of Lightning as in its source.
 LAYOUTS: dict[str, tuple[Callable[[], Any], dict[str, tuple[int, str, int | None]]]] = {
     "plain": (weights, {"last": (0, "running", None)}),
     "state_dict": (lambda: {"state_dict": weights(), "epoch": 3}, {"last": (0, "running", None)}),
@@ -72,6 +72,10 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], dict[str, tuple[int, str, int | None
     "timgaripov without swa": (
         lambda: {"epoch": 3, "state_dict": weights(), "swa_state_dict": None, "swa_n": None, "optimizer": {}},
         {"last": (0, "running", None)},
+    ),
+    "timgaripov beside another swa": (
+        lambda: {"swa_state_dict": weights(1), "swa_n": 4, "swa_model": weights(2)},
+        {"swa_state_dict": (1, "stale", 4), "swa_model": (2, "stale", None)},
     ),
     "torchvision": (
         lambda: {"model": weights(), "model_ema": averaged_model(), "args": Namespace(lr=0.1)},

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from equal_runs import assert_equal_runs
-from swa_cli.engine import train
 
 DATA = """\
 import torch
@@ -61,22 +58,14 @@ def bright(tmp_path: Path) -> Path:
 
 
 def test_everything_on_and_stopped_inside_an_epoch(
-    swa, bright: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swa, bright: Path, tmp_path: Path, signal_at: Callable[..., None]
 ) -> None:
     """A run stopped in its second epoch and resumed is held against one to the end, and the plan against the recipe."""
     whole = swa("train", bright)
     assert whole.code == 0
     assert SAID in " ".join(whole.err.split())
-    update = train._update
-
-    def stopping(run: Any, folder: Any) -> None:
-        update(run, folder)
-        if run.step == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "_update", stopping)
-        assert swa("train", bright, "-q").code == 130
+    signal_at(8)
+    assert swa("train", bright, "-q").code == 130
     assert swa("train", "-r", "runs/bright-002", "-q", "--allow-code").code == 0
     assert_equal_runs(tmp_path / "runs/bright-001", tmp_path / "runs/bright-002")
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from torch import Tensor
 from swa_cli import cli
 from swa_cli.analysis import open
 from swa_cli.checkpoint import reader
-from swa_cli.engine import evaluate, train
+from swa_cli.engine import evaluate
 from swa_cli.models import build_model
 from swa_cli.report.terminal import Terminal
 
@@ -259,19 +257,11 @@ def test_running_mean_changes_nothing_else(run: Path, exact: Path) -> None:
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_running_mean_survives_a_stop(swa, exact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_running_mean_survives_a_stop(swa, exact: Path, tmp_path: Path, signal_at: Callable[..., None]) -> None:
     """A run stopped in the middle of an epoch and resumed against one that was not: equal running means."""
-    update = train._update
-
-    def stop(run: Any, folder: Any) -> None:
-        update(run, folder)
-        if run.step == 23:
-            os.kill(os.getpid(), signal.SIGINT)
-
     (tmp_path / "soup.yaml").write_text(RECIPE)
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "_update", stop)
-        assert swa("train", "soup.yaml", "-q", "snapshots.cumulative=true").code == 130
+    signal_at(23)
+    assert swa("train", "soup.yaml", "-q", "snapshots.cumulative=true").code == 130
     assert load("runs/latest/checkpoints/last.pt")["cumulative"]["count"] == 23
     assert swa("train", "--resume", "runs/latest", "-q").code == 0
     for here, there in zip(files(Path("runs/latest")), files(exact), strict=True):

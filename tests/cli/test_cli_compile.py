@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from equal_runs import assert_equal_runs
-from swa_cli.engine import train
 
 BACKEND = """\
 calls = []
@@ -73,23 +71,14 @@ def test_a_users_backend_runs_every_step_and_changes_no_bit(swa, beside: Path, t
 
 
 def test_a_recipe_names_a_backend_and_a_resumed_run_ends_the_same(
-    swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    swa, recipe: Path, tmp_path: Path, signal_at: Callable[..., None]
 ) -> None:
     """A compiled run that is stopped inside an epoch and resumed, against one to the end: equal bits."""
     recipe.write_text(recipe.read_text().replace("threads: 1}", "threads: 1, compile: aot_eager}"))
     words = ["model.args={width: 4, dropout: 0.3}"]
     assert swa("train", recipe, "-q", *words).code == 0
-    update = train._update
-
-    def stop(run: Any, folder: Any) -> None:
-        update(run, folder)
-        if run.step == 30:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train, "_update", stop)
+    signal_at(30, signal.SIGTERM)
     assert swa("train", recipe, "-q", *words).code == 143
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
     ended = swa("train", "--resume", "runs/small-002")
     assert ended.code == 0, ended.err
     assert "torch.compile took" in ended.err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conftest import OnStep
 from swa_cli import cli
 from swa_cli.analysis import evaluate
 from swa_cli.analysis.ensemble import Ensemble
 from swa_cli.checkpoint.reader import Checkpoint
+from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data import sources
-from swa_cli.engine import train
+from swa_cli.engine.events import PlanEvent, StepEvent
 from swa_cli.models import build_model
 from swa_cli.report.terminal import Terminal
 
@@ -154,14 +157,16 @@ def test_the_answer_says_what_an_ensemble_costs(swa, run: Path) -> None:
     assert [line.split()[0] for line in lines[head + 1 :]] == list("12345678")
 
 
-def test_a_run_that_goes_on_is_only_read(swa, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_goes_on_is_only_read(swa, run: Path, tmp_path: Path, on_step: OnStep) -> None:
     """Scored after step 30 of 66, in the instant of a save: what there is, not a byte changed, the same end."""
-    update, seen = train._update, []
+    seen = []
 
-    def with_a_look(a_run: Any, folder: Any) -> None:
-        update(a_run, folder)
-        if a_run.step == 30:
-            a_run.writer.wait()  # for the snapshot of this step
+    def look(begun: PlanEvent, event: StepEvent) -> None:
+        if event.step == 30:
+            folder = RunFolder(begun.folder)
+            for thread in threading.enumerate():
+                if thread.name == "writer":
+                    thread.join()  # it is at the snapshot of this step
             before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
             folder.last.rename(folder.previous)  # as in the instant of a save
             voice = Terminal(quiet=True, json=True)
@@ -169,7 +174,7 @@ def test_a_run_that_goes_on_is_only_read(swa, run: Path, tmp_path: Path, monkeyp
             folder.previous.rename(folder.last)
             assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
 
-    monkeypatch.setattr(train, "_update", with_a_look)
+    on_step(look)
     assert swa("train", "cycles.yaml", "-q").code == 0
     assert list(seen[0]["weights"]) == ["last", "last_bn", "ensemble"]
     assert seen[0]["weights"]["ensemble"]["reference"] == "last_bn"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 from collections.abc import Callable
@@ -61,13 +60,13 @@ def second(swa, trained: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
     """The weights of each run before its first step."""
-    go_on, seen = train._go_on, []
+    start, seen = train.start, []
 
     def look(run: Any, *args: Any, **options: Any) -> Any:
         seen.append({key: value.clone() for key, value in run.model.state_dict().items()})
-        return go_on(run, *args, **options)
+        return start(run, *args, **options)
 
-    monkeypatch.setattr(train, "_go_on", look)
+    monkeypatch.setattr(train, "start", look)
     return seen
 
 
@@ -156,20 +155,13 @@ def test_the_start_is_recorded(swa, second: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("at", [3, 20])
 def test_a_resumed_run_does_not_read_it_again(
-    swa, second: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+    swa, second: Path, tmp_path: Path, signal_at: Callable[..., None], at: int
 ) -> None:
     """Stopped in the first epoch and later, the file then removed: the run to the end, bit for bit."""
     assert swa("train", second, "-q").code == 0
-    update = train._update
-
-    def stop(run: Any, folder: Any) -> None:
-        update(run, folder)
-        if run.step == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(train, "_update", stop)
+    signal_at(at, signal.SIGTERM)
     assert swa("train", second, "-q").code == 143
-    monkeypatch.setattr(train, "_update", update)
+    signal_at(-1)
     shutil.rmtree("first")
     ended = swa("train", "--resume", "runs/latest")
     assert ended.code == 0, ended.err

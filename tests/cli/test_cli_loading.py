@@ -291,7 +291,7 @@ def test_a_trained_weight_that_the_state_lacks_is_refused(swa, nets: Any) -> Non
     """A state_dict that leaves a trained weight out: exit 2, its name, and nothing begun."""
     ended = swa("train", recipe_of("loading_nets:Filtered"))
     assert ended.code == 2
-    assert "head.weight: is trained, and the state_dict of the model does not hold it" in " ".join(ended.err.split())
+    assert "head.weight: is trained, but missing" in " ".join(ended.err.split())
     assert not Path("runs").exists()
 
 

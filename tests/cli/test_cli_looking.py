@@ -217,7 +217,7 @@ def test_plan_is_that_of_the_run(swa, tmp_path: Path) -> None:
 def test_estimated_time_counts_steps_samples_and_batches(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of each part with a pace of whole seconds, against the counts by hand."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
-    monkeypatch.setattr(estimate, "_measure", lambda run: estimate.StepTimes(3, 1.0, 1.0, 1.0))
+    monkeypatch.setattr(estimate, "measure", lambda run: estimate.StepTimes(3, 1.0, 1.0, 1.0))
     told = swa("plan", "recipe.yaml", "dataset.val=37", "swa.eval_every=1ep", "--json").json
     # 1,400 training samples: 2 epochs of 5 steps. At the end of epoch 1 only g has weights: swa takes steps 6, 8, 10.
     assert told["seconds_of"] == {
@@ -236,8 +236,8 @@ def test_time_of_several_processes(swa, tmp_path: Path, monkeypatch: pytest.Monk
         sizes.update(len(labels) for _, labels in batches)
         return 3, 2.0
 
-    monkeypatch.setattr(estimate, "_measure", lambda run: estimate.StepTimes(3, 7.0, 1.0, 1.0))
-    monkeypatch.setattr(estimate, "_step_s", timed)
+    monkeypatch.setattr(estimate, "measure", lambda run: estimate.StepTimes(3, 7.0, 1.0, 1.0))
+    monkeypatch.setattr(estimate, "time_steps", timed)
     words = ["--processes", "3", "--machines", "2", "--gigabits", "0.001", "train.batch_size=256", "dataset.val=37"]
     told = swa("plan", "recipe.yaml", *words, "--json").json
     network = build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4})

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
+from conftest import OnStep
 from swa_cli import cli
-from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.engine import train
+from swa_cli.analysis.run_output import RunOutput
+from swa_cli.engine.events import PlanEvent, StepEvent
 
 # 6 steps an epoch, 12 in all: averages after 6, 9 and 12.
 RECIPE = """\
@@ -69,19 +70,16 @@ def finished(whole: Path, tmp_path: Path) -> Callable[[int], Path]:
 
 
 @pytest.fixture
-def signal_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let this process get a signal while the update that makes a step of a seed is being done."""
+def signal_in(on_step: OnStep) -> Callable[..., None]:
+    """Let this process get a signal once, after the update that makes a step of a seed."""
 
     def arm(seed: int, step: int, number: int = signal.SIGINT) -> None:
-        update = train._update
-
-        def do(run: Any, folder: Any) -> None:
-            update(run, folder)
-            if (run.context.recipe.seed, run.step) == (seed, step):
-                monkeypatch.setattr(train, "_update", update)
+        def hear(run: PlanEvent, event: StepEvent) -> None:
+            if (run.recipe["seed"], event.step) == (seed, step):
+                on_step(lambda *_: None)
                 os.kill(os.getpid(), number)
 
-        monkeypatch.setattr(train, "_update", do)
+        on_step(hear)
 
     return arm
 
@@ -90,13 +88,13 @@ def signal_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the folders in which training went on or began."""
     names: list[str] = []
-    go_on = train._go_on
+    plan = RunOutput.plan
 
-    def note(run: Any, folder: RunFolder, *words: Any, **options: Any) -> Any:
-        names.append(folder.path.name)
-        return go_on(run, folder, *words, **options)
+    def note(output: RunOutput, event: PlanEvent) -> None:
+        names.append(event.folder.name)
+        plan(output, event)
 
-    monkeypatch.setattr(train, "_go_on", note)
+    monkeypatch.setattr(RunOutput, "plan", note)
     return names
 
 

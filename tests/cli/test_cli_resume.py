@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from equal_runs import assert_equal_runs, content
-from swa_cli.engine import state, train
+from swa_cli.analysis.run_output import RunOutput
+from swa_cli.engine import state
 from swa_cli.engine import validate as scoring
 
 # 22 steps an epoch, 88 in all: warmup to 22, schedule, anneal from 33 to 44, averaging from 44 on.
@@ -47,47 +49,17 @@ def long(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Let this process get a signal while the update that makes a step is being done."""
-    armed: list[int] = []
-
-    def arm(step: int, number: int = signal.SIGINT, times: int = 1) -> None:
-        is_rank0, armed[:] = not armed, [step, number, times]
-        if not is_rank0:
-            return
-        update = train._update
-
-        def do(run: Any, folder: Any) -> None:
-            update(run, folder)
-            at, number, times = armed
-            if run.step == at:
-                for _ in range(times):
-                    os.kill(os.getpid(), number)
-
-        monkeypatch.setattr(train, "_update", do)
-
-    return arm
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], list[float]]:
-    """Let time stand still but for so many seconds an update; the list holds the time."""
-    update, prepare = train._update, train.prepare
+def clock(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[float], list[float]]:
+    """Let time stand still but for so many seconds per update; the list holds the time."""
 
     def arm(seconds: float) -> list[float]:
         now = [0.0]
 
-        def tick(run: Any, folder: Any) -> None:
+        def tick(*_: Any) -> None:
             now[0] += seconds
-            update(run, folder)
 
-        def prepared(*args: Any, **options: Any) -> Any:
-            run = prepare(*args, **options)
-            run.clock = run.saved_at = now[0]
-            return run
-
-        monkeypatch.setattr(train, "_update", tick)
-        monkeypatch.setattr(train, "prepare", prepared)
+        register = register_optimizer_step_post_hook(tick)
+        request.addfinalizer(register.remove)
         monkeypatch.setattr(time, "monotonic", lambda: now[0])
         return now
 
@@ -154,15 +126,16 @@ def test_stopped_while_scoring(swa, long: Path, tmp_path: Path, monkeypatch: pyt
     """A signal in a validation, in a BatchNorm pass and in the final scores, against the run to the end."""
     words = ["dataset.val=200", "eval.batch_size=100"]
     assert swa("train", long, "-q", *words).code == 0
-    score, calls = scoring._score, []
+    progress, scorings = RunOutput.progress, []
 
-    def interrupted(*args: Any, **options: Any) -> Any:
-        calls.append(args)
-        if len(calls) == at:
-            os.kill(os.getpid(), signal.SIGINT)
-        return score(*args, **options)
+    def interrupted(output: RunOutput, description: str, *args: Any, **options: Any) -> Any:
+        if description.startswith("scoring"):
+            scorings.append(description)
+            if len(scorings) == at:
+                os.kill(os.getpid(), signal.SIGINT)
+        return progress(output, description, *args, **options)
 
-    monkeypatch.setattr(scoring, "_score", interrupted)
+    monkeypatch.setattr(RunOutput, "progress", interrupted)
     assert swa("train", long, "-q", *words).code == 130
     assert swa("train", "--resume", "runs/latest", "-q").code == 0
     assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
@@ -397,9 +370,9 @@ def test_more_epochs_may_be_asked_for_again(swa, long: Path, tmp_path: Path, mon
     def ended(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    for name in ("_epochs", "_training_row"):
+    for name in ("plan", "step"):
         with monkeypatch.context() as patch:
-            patch.setattr(train, name, ended)
+            patch.setattr(RunOutput, name, ended, raising=False)
             assert swa(*extend, "-q").code == 130
     assert swa(*extend, "-q").code == 0
     assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")

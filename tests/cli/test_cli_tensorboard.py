@@ -1,4 +1,4 @@
-"""`output.tensorboard`: what TensorBoard reads, held against metrics.csv."""
+"""`output.loggers: [tensorboard]`: what TensorBoard reads, held against metrics.csv."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from swa_cli.engine import train
+from swa_cli.engine.events import EpochEvent
+from swa_cli.engine.loggers import TensorBoard
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other library
 WORDS = ["output.loggers=[tensorboard]", "train.precision=fp32"]
@@ -50,15 +51,15 @@ def test_every_row_is_there(swa, recipe: Path, tmp_path: Path) -> None:
 
 def test_a_resumed_run_repeats_no_row(swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after the row of epoch 3 and before its save, then resumed: every row once, as in metrics.csv."""
-    run, add = tmp_path / "runs/small-001", train.loggers.Board.add
+    run, write = tmp_path / "runs/small-001", TensorBoard.epoch
 
-    def stop(board: train.loggers.Board, row: dict[str, object]) -> None:
-        add(board, row)
-        if row["epoch"] == 3:
+    def stop(board: TensorBoard, event: EpochEvent) -> None:
+        write(board, event)
+        if event.row["epoch"] == 3:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(train.loggers.Board, "add", stop)
+        patch.setattr(TensorBoard, "epoch", stop)
         assert swa("train", recipe, "-q", *WORDS).code == 130
     assert len(scalars(run)["lr"]) == 3
     assert swa("train", "--resume", run, "-q").code == 0

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from swa_cli.data.randomness import seed_globals
-from swa_cli.engine import hardware, train
+from swa_cli.engine import hardware, state
 from swa_cli.models import build_model
 
 
@@ -195,17 +195,17 @@ def test_resume_ends_bit_identical(
     words = ["averages.ema.kind=ema", "averages.late={kind: lawa, start: 25%}", "train.grad_accum_steps=2"]
     whole = swa("train", recipe, "--json", *words)
     assert whole.code == 0, whole.err
-    save = train.state.save_resume_point
+    save = state.save_resume_point
 
     def save_then_stop(run: Any, folder: Any) -> None:
         save(run, folder)
         if len(run.history) == stop_after:
             raise Killed
 
-    monkeypatch.setattr(train.state, "save_resume_point", save_then_stop)
+    monkeypatch.setattr(state, "save_resume_point", save_then_stop)
     with pytest.raises(Killed):
         swa("train", recipe, *words)
-    monkeypatch.setattr(train.state, "save_resume_point", save)
+    monkeypatch.setattr(state, "save_resume_point", save)
     run = tmp_path / "runs/small-002"
     # A refresh of the unfinished file's averages must not leak into the rest of the run.
     assert swa("bn-update", run / "checkpoints/last.pt", "-q").code == 0

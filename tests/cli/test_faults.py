@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from conftest import OnStep
 from equal_runs import assert_equal_runs, content
 from processes import said_in, start
-from swa_cli.engine import train
+from swa_cli.engine.events import PlanEvent, StepEvent
 
 # 22 steps an epoch, saved at the end of each; averages from step 33 on.
 RECIPE = """\
@@ -53,19 +54,16 @@ def faulty(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def at(monkeypatch: pytest.MonkeyPatch) -> At:
+def at(on_step: OnStep) -> At:
     """Let something happen once, after the update that makes a step."""
 
     def arm(step: int, happen: Callable[[], object]) -> None:
-        update = train._update
-
-        def do(run: Any, folder: Any) -> None:
-            update(run, folder)
-            if run.step == step:
-                monkeypatch.setattr(train, "_update", update)
+        def hear(_: PlanEvent, event: StepEvent) -> None:
+            if event.step == step:
+                on_step(lambda *_: None)
                 happen()
 
-        monkeypatch.setattr(train, "_update", do)
+        on_step(hear)
 
     return arm
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swa_cli.checkpoint.run_folder import begun_by
+from swa_cli.checkpoint.run_folder import folder_of_launch
 from swa_cli.engine.distributed import ALONE, checksum, is_restarted, launched, name_of_launch, run_id, sharing
 
 
@@ -91,5 +91,5 @@ def test_the_folder_that_a_launch_has_begun(tmp_path: Path) -> None:
         folder.mkdir()
         if text is not None:
             (folder / "run.json").write_text(text)
-    assert begun_by("mine", tmp_path, "run") == tmp_path / "run-002"
-    assert begun_by("nobody", tmp_path, "run") is None
+    assert folder_of_launch("mine", tmp_path, "run") == tmp_path / "run-002"
+    assert folder_of_launch("nobody", tmp_path, "run") is None

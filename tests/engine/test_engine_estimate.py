@@ -15,7 +15,6 @@ from conftest import SMALL, Swa
 from swa_cli.engine import estimate, step, train
 from swa_cli.engine.run import Run
 from swa_cli.recipe import load
-from swa_cli.report.terminal import Terminal
 
 CLIP, ACCUMULATE, LR = 0.05, 3, 0.1
 RECIPE = SMALL.replace("epochs: 4", f"epochs: 2, precision: fp32, clip_norm: {CLIP}, grad_accum_steps: {ACCUMULATE}")
@@ -32,7 +31,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def begun_from(path: Path, *changes: str) -> Run:
-    return train.ready(load.load(path, changes), terminal=Terminal(quiet=True))
+    return train.set_up(load.load(path, changes))
 
 
 def test_a_dry_run_does_the_first_step_of_the_run(run: Run, swa: Swa) -> None:
@@ -74,7 +73,7 @@ def test_a_timed_step_is_a_whole_one(run: Run, monkeypatch: pytest.MonkeyPatch) 
     counted(step, "forward_backward")
     counted(nn.utils, "clip_grad_norm_")
     counted(run.optimizer, "step")
-    num_timed, seconds = estimate._step_s(run, run.context.training_batches(1))
+    num_timed, seconds = estimate.time_steps(run, run.context.training_batches(1))
     each = ["forward_backward"] * ACCUMULATE + ["clip_grad_norm_", "step"]
     assert seen == each * (num_timed + 1)
     assert 1 <= num_timed < run.plan.steps_per_epoch

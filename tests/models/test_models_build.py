@@ -218,7 +218,7 @@ def test_mistakes_with_torchvision() -> None:
     assert "did you mean resnet1" in error.hint
     assert "no classification network 'fcn_resnet50'" in refusal("torchvision:fcn_resnet50").message
     assert "widht" in refusal("torchvision:resnet18", widht=2).message
-    assert "fresh weights" in refusal("torchvision:resnet18", weights="DEFAULT").message
+    assert "model.args.weights" in refusal("torchvision:resnet18", weights="DEFAULT").message
 
 
 def test_none_reaches_the_constructor() -> None:
@@ -367,7 +367,7 @@ def test_mistakes_with_own_networks() -> None:
     assert "cannot import own_networks.deeper" in error.message
     error = refusal("own_needs:Tiny")
     assert "a_module_that_nobody_has" in error.message
-    assert "mend the imports of own_needs" in error.hint
+    assert "fix the imports of own_needs" in error.hint
     error = refusal("own_networks:tiny")
     assert "no attribute 'tiny'" in error.message
     assert "did you mean Tiny?" in error.hint
@@ -376,7 +376,7 @@ def test_mistakes_with_own_networks() -> None:
     assert "hidden" in error.hint
     assert "'hidden'" in refusal("own_networks:Bare").message
     assert "not a class or function" in refusal("own_networks:number").message
-    assert "makes a str" in refusal("own_networks:text").message
+    assert "returns a str" in refusal("own_networks:text").message
 
 
 @pytest.mark.usefixtures("own")

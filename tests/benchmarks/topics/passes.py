@@ -23,8 +23,8 @@ from benchmarks.turns import by_turns, seconds
 from benchmarks.voice import Voice
 from swa_cli.engine import evaluate
 from swa_cli.engine.context import Context, build_context
+from swa_cli.engine.events import Events
 from swa_cli.recipe import load
-from swa_cli.report.terminal import Terminal
 
 PRECISIONS = ("fp32", "bf16")
 BAR = 0.95
@@ -36,7 +36,7 @@ def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
     for precision in PRECISIONS:
         words = [*changes(images=size.pass_images, epochs=3), f"train.precision={precision}"]
         words.append(f"dataset.args.test={size.pass_images}")
-        context = build_context(load.load(RECIPE, words).recipe, Terminal(quiet=True))
+        context = build_context(load.load(RECIPE, words).recipe, Events())
         times = by_turns(_contestants(context, precision), rounds=size.pass_rounds + 1, voice=voice)
         rates = {name: size.pass_images / statistics.median(each[1:]) for name, each in times.items()}
         figures += _figures(rates, precision)

@@ -1,0 +1,109 @@
+"""Print a run to the terminal and log.txt, and draw curves.png: one listener of its events."""
+
+from __future__ import annotations
+
+import shlex
+from contextlib import AbstractContextManager
+
+from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine.events import Bar, EpochEvent, PlanEvent, ResultEvent
+from swa_cli.report.plots import curves
+from swa_cli.report.terminal import Terminal
+
+
+class RunOutput:
+    """A listener that prints to a terminal, and draws curves.png at the end.
+
+    Args:
+        terminal: Its log becomes that of the run; where it is mute, another process draws.
+    """
+
+    def __init__(self, terminal: Terminal) -> None:
+        self.terminal = terminal
+        self.run: PlanEvent | None = None  # the run that is heard
+        self._has_header = False  # whether the table of its epochs has one
+
+    @property
+    def wants_plots(self) -> bool:
+        """Whether the recipe of the run asks for more pictures than curves.png."""
+        return self.run is not None and bool(self.run.recipe["output"]["plots"])
+
+    def part(self) -> RunOutput:
+        """Return the output of a run within this one, with a log of its own."""
+        return RunOutput(self.terminal.part())
+
+    def plan(self, event: PlanEvent) -> None:
+        """Print the plan, to the log of the run too."""
+        self.run, self._has_header = event, False
+        if event.log is not None:
+            self.terminal.attach_log(event.log)
+        self.terminal.plan(event.title, event.rows, warnings=event.warnings)
+
+    def epoch(self, event: EpochEvent) -> None:
+        """Print a row of the table."""
+        assert self.run is not None, "a run tells its plan first"
+        if not self._has_header:
+            self.terminal.epoch_header(self.run.averages, metrics=self.run.metrics)
+            self._has_header = True
+        self.terminal.epoch_row(event.row)
+
+    def result(self, event: ResultEvent) -> None:
+        """Draw curves.png; print the scores, what to ship, and what to do next."""
+        if not self.terminal.is_mute:
+            _draw_curves(event)
+        values, terminal = event.values, self.terminal
+        terminal.summary(
+            values["weights"],
+            split=values["split"],
+            samples=values["samples"],
+            tta=values["tta"],
+            metrics=event.metrics,
+        )
+        for file in event.swag:
+            terminal.note(f"{file.stem} is scored by its mean; `swa eval {file} --draws 30` scores weights around it")
+        shown = RunFolder(event.folder).shown
+        terminal.facts(
+            "",
+            [
+                ("run", str(shown)),
+                ("ship", f"{shown / event.ship.relative_to(event.folder)} ({event.ship_reason})"),
+                ("next", f"swa report {shlex.quote(str(shown))} -o report.html"),
+            ],
+        )
+
+    def warning(self, text: str) -> None:
+        """Print a warning."""
+        self.terminal.warning(text)
+
+    def note(self, text: str) -> None:
+        """Print a remark."""
+        self.terminal.note(text)
+
+    def progress(
+        self, description: str, total: int, *, unit: int | None = None, done: int = 0
+    ) -> AbstractContextManager[Bar]:
+        """Show a live bar."""
+        return self.terminal.progress(description, total, unit=unit, done=done)
+
+    def will_stop_soon(self) -> None:
+        """Say in a signal handler that Ctrl-C was heard."""
+        self.terminal.will_stop_soon()
+
+
+def _draw_curves(event: ResultEvent) -> None:
+    shown = event.curves
+    write_atomic(
+        event.folder / "curves.png",
+        lambda file: curves.draw(
+            file,
+            rows=curves.with_workers(event.history, shown.workers),
+            title=shown.title,
+            averaging=shown.averaging,
+            steps_per_epoch=shown.steps_per_epoch,
+            lr=shown.lr,
+            worker_lr=shown.worker_lr,
+            final=event.values["weights"],
+            metrics=event.metrics,
+        ),
+    )

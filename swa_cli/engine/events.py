@@ -1,0 +1,246 @@
+"""The events of a run, and the listeners that hear them.
+
+The trainer tells what happens and knows nobody who listens: the terminal, log.txt, metrics.csv, TensorBoard and a
+user's own logger are listeners. A listener is any object with some of the methods of `Listener`; it gets plain values,
+and changes nothing. An error of a *logger* never ends a run: it is warned about once, and the logger hears no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
+
+if TYPE_CHECKING:
+    from swa_cli.metrics.metric import TaskMetrics
+
+Row = Mapping[str, Any]  # a row of metrics.csv; None where something was not measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanEvent:
+    """A run begins, or continues: what it will do."""
+
+    title: str
+    rows: Sequence[tuple[str, str]]  # label and text
+    recipe: Mapping[str, Any]  # complete with its defaults, as primitives
+    averages: Sequence[str]
+    metrics: TaskMetrics
+    folder: Path | None = None  # None for a dry run
+    history: Sequence[Row] = ()  # the epochs before a resumed run continues
+    warnings: Sequence[str] = ()
+    log: TextIO | None = None  # log.txt, open at its end
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepEvent:
+    """An optimizer update was done, and the averages and snapshots that follow it."""
+
+    step: int  # updates done
+    epoch: int
+    lr: float
+    loss: float | None  # of the last batch; None where reading it would wait for the GPU
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochEvent:
+    """An epoch was trained and scored."""
+
+    row: Row
+    history: Sequence[Row]  # all epochs so far, this one included
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedEvent:
+    """A checkpoint is complete and durable."""
+
+    path: Path
+    kind: str  # resume | snapshot | average | raw
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    """What a picture of the whole run shows beside the history of its epochs."""
+
+    title: str
+    workers: Mapping[str, Sequence[Row]]  # SWAP worker -> its history
+    averaging: Mapping[str, Sequence[int]]  # average -> the steps whose weights it holds
+    steps_per_epoch: int
+    lr: Sequence[float]  # of each step
+    worker_lr: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultEvent:
+    """All weight sets were saved and scored; result.json is written next."""
+
+    values: Mapping[str, Any]  # the content of result.json
+    folder: Path
+    ship: Path  # the best checkpoint
+    ship_reason: str
+    swag: Sequence[Path]  # checkpoints that `swa eval --draws` can sample
+    metrics: TaskMetrics
+    history: Sequence[Row]
+    curves: Curves
+
+
+class Bar(Protocol):
+    """The progress of one piece of work."""
+
+    def advance(self, n: int = 1, **fields: float) -> None:
+        """Count `n` more parts as done; `fields` such as a loss are shown until they are given anew."""
+
+
+class Listener(Protocol):
+    """What a listener may implement; it needs only the methods it wants."""
+
+    def plan(self, event: PlanEvent) -> None:
+        """Hear that a run begins or continues."""
+
+    def step(self, event: StepEvent) -> None:
+        """Hear of an optimizer update."""
+
+    def epoch(self, event: EpochEvent) -> None:
+        """Hear of a scored epoch."""
+
+    def saved(self, event: SavedEvent) -> None:
+        """Hear of a checkpoint that is complete."""
+
+    def result(self, event: ResultEvent) -> None:
+        """Hear the final scores."""
+
+    def warning(self, text: str) -> None:
+        """Hear something that a person should think about."""
+
+    def note(self, text: str) -> None:
+        """Hear a remark."""
+
+    def progress(
+        self, description: str, total: int, *, unit: int | None = None, done: int = 0
+    ) -> AbstractContextManager[Bar]:
+        """Show the progress of work while a block runs.
+
+        Args:
+            description: The work.
+            total: Its parts.
+            unit: Samples per part, to show a rate.
+            done: Parts that were done before.
+        """
+
+
+METHODS = tuple(name for name in vars(Listener) if not name.startswith("_"))
+
+
+class Events:
+    """Hands each event to every listener that has a method for it.
+
+    Args:
+        listeners: What they raise ends the run: they write what a run promises.
+        loggers: What they raise is a warning, and they are left out from then on. By the names they have in the recipe.
+    """
+
+    def __init__(self, listeners: Sequence[object] = (), *, loggers: Mapping[str, object] | None = None) -> None:
+        self._listeners = tuple(listeners)
+        self._loggers = dict(loggers or {})
+
+    def extended(self, *listeners: object, loggers: Mapping[str, object]) -> Events:
+        """Return events that these listeners and loggers hear, too."""
+        return Events((*self._listeners, *listeners), loggers={**self._loggers, **loggers})
+
+    def part(self) -> Events:
+        """Return the events of a run within this one: listeners that have a `part` method listen by what it returns."""
+        return Events([listener.part() for listener in self._listeners if hasattr(listener, "part")])
+
+    def will_stop_soon(self) -> None:
+        """Tell the listeners that have such a method, inside a signal handler, that the run stops after this step."""
+        for listener in self._listeners:
+            if hasattr(listener, "will_stop_soon"):
+                listener.will_stop_soon()
+
+    def plan(self, event: PlanEvent) -> None:
+        """Tell what a run will do."""
+        self._tell("plan", event)
+
+    def step(self, event: StepEvent) -> None:
+        """Tell of an optimizer update."""
+        self._tell("step", event)
+
+    def epoch(self, event: EpochEvent) -> None:
+        """Tell of a scored epoch."""
+        self._tell("epoch", event)
+
+    def saved(self, event: SavedEvent) -> None:
+        """Tell of a checkpoint that is complete."""
+        self._tell("saved", event)
+
+    def result(self, event: ResultEvent) -> None:
+        """Tell the final scores."""
+        self._tell("result", event)
+
+    def warning(self, text: str) -> None:
+        """Tell something that a person should think about."""
+        self._tell("warning", text)
+
+    def note(self, text: str) -> None:
+        """Tell a remark."""
+        self._tell("note", text)
+
+    @contextmanager
+    def progress(self, description: str, total: int, *, unit: int | None = None, done: int = 0) -> Iterator[Bar]:
+        """Let listeners show the progress of work while the block runs; loggers are not told."""
+        with ExitStack() as stack:
+            bars = [
+                stack.enter_context(listener.progress(description, total, unit=unit, done=done))
+                for listener in self._listeners
+                if hasattr(listener, "progress")
+            ]
+            yield _Bars(bars)
+
+    @contextmanager
+    def loading(self) -> Iterator[Callable[[str, int, int], None]]:
+        """Show the progress of reading data: yields `report(what, done, total)`, which shows one `what` at a time."""
+        with ExitStack() as stack:
+            shown: dict[str, tuple[Bar, int]] = {}
+
+            def report(what: str, done: int, total: int) -> None:
+                if what not in shown:
+                    stack.close()
+                    shown.clear()
+                    shown[what] = stack.enter_context(self.progress(what, total)), 0
+                bar, before = shown[what]
+                bar.advance(done - before)
+                shown[what] = bar, done
+
+            yield report
+
+    def _tell(self, method: str, event: Any) -> None:
+        for listener in self._listeners:
+            if hasattr(listener, method):
+                getattr(listener, method)(event)
+        for name, logger in list(self._loggers.items()):
+            if name not in self._loggers:  # it failed to hear of the failure of another one
+                continue
+            try:
+                if hasattr(logger, method):
+                    getattr(logger, method)(event)
+            except Exception as error:  # whatever a logger does, it is no reason to lose a run
+                del self._loggers[name]
+                reason = f"{type(error).__name__}: {error}"
+                self.warning(f"output.loggers: {name} failed in `{method}` and is left out from now on ({reason})")
+
+
+@dataclass(frozen=True)
+class _Bars:
+    """The bars of all listeners as one."""
+
+    bars: Sequence[Bar]
+
+    def advance(self, n: int = 1, **fields: float) -> None:
+        for bar in self.bars:
+            bar.advance(n, **fields)
+
+
+SILENT = Events()
