@@ -16,7 +16,6 @@ from swa_cli.analysis import loss_surface, open, sources
 from swa_cli.analysis.average import Trials
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability, require_classes
 from swa_cli.checkpoint.atomic import write_atomic
-from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
 from swa_cli.engine.events import Events
@@ -122,12 +121,6 @@ def draw_all(folder: Path, *, terminal: Terminal) -> list[Path]:
     if left_out:
         terminal.note(f"left out: {'; '.join(left_out)}")
     return drawn
-
-
-def draw_if_asked(folder: Path, *, terminal: Terminal) -> None:
-    """Call `draw_all` if the recipe of a run says `output.plots: true`."""
-    if load.load(RunFolder(folder).recipe).recipe.output.plots:
-        draw_all(folder, terminal=terminal.part())
 
 
 def _curves(run: OpenRun, _: Request) -> Picture:

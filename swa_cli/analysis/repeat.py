@@ -228,7 +228,8 @@ def _run_seeds(every: Sequence[Series], seeds: Sequence[int], *, metrics: TaskMe
                 continue
             with _named(title, finished=list(series.results), has_run=has_run, terminal=terminal):
                 _run(member, series, terminal=terminal)
-                plot.draw_if_asked(member.folder.path, terminal=terminal)
+                if series.loaded.recipe.output.plots:
+                    plot.draw_all(member.folder.path, terminal=terminal.part())
                 series.results[member.seed] = read_result(member.folder.result, metrics=metrics)
             has_run = True
 

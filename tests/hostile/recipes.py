@@ -133,7 +133,7 @@ CHANGES = [
     change("no-such-timm", "model={name: 'timm:resnet19'}", "'resnet19'"),
     change("timm-hub", "model={name: 'timm:hf-hub:x/y'}", "'hf-hub:x/y'"),
     change("timm-path", "model={name: 'timm:../x'}", "'../x'"),
-    change("timm-pretrained", "model={name: 'timm:resnet18', args: {pretrained: true}}", "from fresh weights"),
+    change("timm-pretrained", "model={name: 'timm:resnet18', args: {pretrained: true}}", "model.args.pretrained:"),
     change(
         "patches-of-an-image",
         "model={name: 'torchvision:vit_b_16', args: {image_size: 30}}",
