@@ -374,7 +374,7 @@ def _require_held(point: Checkpoint, name: str) -> None:
     """
     if point.kind != "resume":
         raise UserError(
-            f"{point.path}: is no resume point, and --weights NAME takes an average out of one",
+            f"{point.path}: is not a resume point, and --weights NAME takes an average out of one",
             hint="name a run folder or its checkpoints/last.pt; --weights also takes numbers, such as 3,1",
         )
     held = [other for other, entry in point.content["averages"].items() if entry["count"]]

@@ -99,7 +99,7 @@ def _require_place(found: Checkpoint, sets: dict[str, WeightSet], *, target: Pat
         UserError: A .safetensors file, raw weights in the resume point itself, or a foreign file in place.
     """
     if target.suffix == ".safetensors":
-        raise UserError(f"{target}: is no name for a checkpoint of swa", hint="name a .pt file with -o FILE")
+        raise UserError(f"{target}: swa writes checkpoints as .pt files", hint="name a .pt file with -o FILE")
     is_raw = found.kind == "resume" and RAW in sets
     if is_raw and (len(sets) > 1 or target.resolve() == found.path.resolve()):
         raise UserError(

@@ -88,7 +88,7 @@ def compare(paths: Sequence[Path], *, terminal: Terminal) -> dict[str, Any]:
     """Show where the recipes of runs differ, and their scores.
 
     Raises:
-        UserError: One of them is no run, or not as swa writes it.
+        UserError: One of them is not a run, or not as swa writes it.
     """
     runs = [read_run(number, path) for number, path in enumerate(paths, start=1)]
     differences = _differences(runs)
@@ -271,7 +271,7 @@ def _require_scores(weights: Mapping[str, Mapping[str, Any]], metrics: TaskMetri
         for key in (each.key for each in metrics.all):
             value = scores.get(key, "")
             if value is not None and not _is_number(value):
-                raise ValueError(f"weights.{name}.{key}: {'is no number' if key in scores else 'Field required'}")
+                raise ValueError(f"weights.{name}.{key}: {'is not a number' if key in scores else 'Field required'}")
         _require_comparison(f"weights.{name}", scores, weights, metrics)
 
 
@@ -285,18 +285,18 @@ def _require_comparison(
     """
     count, val = row.get("count"), row.get("val")
     if not (count is None or (isinstance(count, int) and not isinstance(count, bool))):
-        raise ValueError(f"{place}.count: is no whole number")
+        raise ValueError(f"{place}.count: is not a whole number")
     if not (val is None or (isinstance(val, dict) and all(each is None or _is_number(each) for each in val.values()))):
         raise ValueError(f"{place}.val: does not hold scores")
     if not isinstance(row.get("no_verdict", ""), str):
-        raise ValueError(f"{place}.no_verdict: is no text")
+        raise ValueError(f"{place}.no_verdict: is not a text")
     if "reference" not in row or not metrics.all:  # a user's task, whose metrics are unknown here
         return
     if not isinstance(row["reference"], str) or row["reference"] not in weights:
         raise ValueError(f"{place}.reference: is none of the weights")
     for key in (f"{each.key}{end}" for each in metrics.compared for end in ("_diff", "_diff_se")):
         if key not in row or not (row[key] is None or _is_number(row[key])):
-            raise ValueError(f"{place}.{key}: is no number")
+            raise ValueError(f"{place}.{key}: is not a number")
 
 
 def _is_number(value: object) -> bool:

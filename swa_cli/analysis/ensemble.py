@@ -73,9 +73,9 @@ def of_run(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> Ensemble
 
 
 def _require_snapshot(folder: RunFolder, found: Checkpoint) -> None:
-    """Refuse a file that is no snapshot, or not of the step that it is named after."""
+    """Refuse a file that is not a snapshot, or not of the step that it is named after."""
     if found.kind != "snapshot":
-        raise UserError(f"{found.path}: is no snapshot", hint="remove it from the folder of the run")
+        raise UserError(f"{found.path}: is not a snapshot", hint="remove it from the folder of the run")
     step = found.content["step"]
     if found.path != folder.snapshot_path(step):
         raise UserError(

@@ -207,7 +207,7 @@ def require_writable(target: Path, *, sources: Sequence[Path] = ()) -> None:
             f"{target}: is a symbolic link, which is not followed for writing", hint=f"name the file itself, or {other}"
         )
     if target.exists() and not target.is_file():
-        raise UserError(f"{target}: is no regular file", hint=other)
+        raise UserError(f"{target}: is not a regular file", hint=other)
     if any(target.exists() and source.exists() and os.path.samefile(target, source) for source in sources):
         raise UserError(f"{target}: is one of the sources", hint=other)
 
@@ -220,12 +220,12 @@ def resume_point(folder: RunFolder) -> Checkpoint:
     """
     if not any(os.path.lexists(path) for path in (folder.last, folder.previous)):
         raise UserError(
-            f"{folder.path}: has no checkpoints/last.pt: it is no run folder, or its run has saved nothing yet",
+            f"{folder.path}: has no checkpoints/last.pt: it is not a run folder, or its run has saved nothing yet",
             hint="name a checkpoint (.pt), or a run folder such as runs/latest",
         )
     found = reader.read(folder.last if os.path.lexists(folder.last) else folder.previous)
     if found.kind != "resume":
-        raise UserError(f"{found.path}: is no resume point", hint="name a run folder that `swa train` made")
+        raise UserError(f"{found.path}: is not a resume point", hint="name a run folder that `swa train` made")
     return found
 
 
@@ -332,7 +332,7 @@ def read_json(path: Path) -> Mapping[str, Any]:
     try:
         values = json.loads(path.read_text())
         if not isinstance(values, dict):
-            raise ValueError("is no object")
+            raise ValueError("is not an object")
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{path}: is not as swa writes it ({error})", hint="remove it, or take another copy of the file"

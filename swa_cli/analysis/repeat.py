@@ -191,7 +191,9 @@ def _members(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> list[Me
     for seed in seeds:
         run = RunFolder(folder.path / f"seed-{seed}")
         if run.path.is_symlink() or (run.path.exists() and not run.path.is_dir()):
-            raise UserError(f"{run.path}: is no folder of a seed", hint="move it elsewhere, and run the same again")
+            raise UserError(
+                f"{run.path}: is not the folder of a seed", hint="move it elsewhere, and run the same again"
+            )
         state = "new"
         if run.is_begun:
             state = "finished" if run.result.is_file() else "stopped"

@@ -55,7 +55,7 @@ class OpenRun:
         allow_code: Import the code that the recipe names.
 
     Raises:
-        UserError: It is no run folder, or cannot be read.
+        UserError: It is not a run folder, or cannot be read.
     """
 
     def __init__(

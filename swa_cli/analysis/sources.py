@@ -191,7 +191,7 @@ def _snapshots(path: Path) -> Iterator[Path]:
     found = sorted(RunFolder(path).snapshots.glob("*.pt"))  # names sort by step
     if not found:
         raise UserError(
-            f"{path}: is no regular file, and no run folder with snapshots/*.pt",
+            f"{path}: is neither a regular file nor a run folder with snapshots/*.pt",
             hint="train with snapshots={every: 1ep}, or name files",
         )
     yield from found
@@ -297,7 +297,7 @@ class SnapshotSeries:
         for point in (start, end):
             if point not in ends:
                 raise UserError(
-                    f"--window {window}: step {point:,} is no snapshot; {self._nearest(point)}",
+                    f"--window {window}: step {point:,} is not a snapshot; {self._nearest(point)}",
                     hint="end the window at a snapshot, and begin it at one or at 0ep",
                 )
         if start == end:
@@ -317,13 +317,13 @@ def snapshot_series(sources: Sources, *, option: str) -> SnapshotSeries:
     The series is exact if each snapshot keeps its running mean.
 
     Raises:
-        UserError: A source is no snapshot, or they are of two runs, or a running mean does not fit the model.
+        UserError: A source is not a snapshot, or they are of two runs, or a running mean does not fit the model.
     """
     hint = "name the snapshots of one run"
     for source in sources.sets:
         if source.found.kind != "snapshot":
             raise UserError(
-                f"{source.file}: is no snapshot, and {option} chooses among the snapshots of a run",
+                f"{source.file}: is not a snapshot, and {option} chooses among the snapshots of a run",
                 hint="name a run folder or its snapshots",
             )
     if len({Path(source.file).resolve().parent for source in sources.sets}) > 1:

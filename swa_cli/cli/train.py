@@ -49,7 +49,7 @@ def train(
             "--extend-to",
             metavar="EPOCHS",
             min=1,
-            help="With --resume: train to so many epochs.",
+            help="With --resume: train to this many epochs.",
         ),
     ] = None,
     processes: Annotated[

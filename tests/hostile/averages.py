@@ -65,7 +65,7 @@ AVERAGES = [
     averaged("no-source", "train.threads=1 -o out.pt", "name a run folder"),
     averaged("missing", "gone.pt -o out.pt", "no such checkpoint"),
     averaged("recipe", "good.yaml -o out.pt", "cannot be read as a checkpoint"),
-    averaged("folder", "run/checkpoints -o out.pt", "no run folder with snapshots"),
+    averaged("folder", "run/checkpoints -o out.pt", "run/checkpoints:"),
     averaged("run-without-snapshots", "run -o out.pt", "snapshots={every: 1ep}"),
     averaged("twice", "swa.pt ./swa.pt -o out.pt", "is named twice"),
     averaged(
@@ -102,7 +102,7 @@ AVERAGES = [
     averaged("window-after-end", "run -o out.pt --window 1ep:3ep", "after the end of the run, epoch 2", two),
     averaged("window-empty", "run -o out.pt --window 6step:8step", "nearest are step 5 and step 10", two),
     averaged("window-cycles", "run -o out.pt --window 1cycle:2cycle", "has 0 minima", two),
-    averaged("window-average", "swa.pt -o out.pt --window 1ep:2ep", "is no snapshot"),
+    averaged("window-average", "swa.pt -o out.pt --window 1ep:2ep", "swa.pt:"),
     averaged(
         "window-two-runs",
         "run other -o out.pt --window 1ep:2ep",

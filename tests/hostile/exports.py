@@ -31,7 +31,7 @@ EXPORTS = [
     exported("no-suffix", "swa.pt --format state-dict -o a", "name a .pt file"),
     exported("no-folder", "swa.pt --format state-dict -o nowhere/a.pt", "nowhere: no such folder"),
     exported("to-folder", "swa.pt --format state-dict -o a.pt", "a.pt:", directory("a.pt")),
-    exported("to-fifo", "swa.pt --format state-dict -o a.pt", "is no regular file", fifo("a.pt")),
+    exported("to-fifo", "swa.pt --format state-dict -o a.pt", "a.pt:", fifo("a.pt")),
     exported("to-link", "swa.pt --format state-dict -o a.pt", "a.pt:", link("a.pt", "gone")),
     exported("to-itself", "swa.pt --format state-dict -o ./swa.pt", "swa.pt:"),
     exported("to-last", "swa.pt --format state-dict -o run/checkpoints/last.pt", "run/checkpoints/last.pt:"),

@@ -106,7 +106,7 @@ FILES = [
     *damaged("truncated", ".pt: ", lambda data: data[:-100]),
     *damaged("truncated-early", ".pt: ", lambda data: data[:1000]),
     *damaged("flipped-bit", "the checksum of", flipped),
-    *everywhere("fifo", "is no regular file", fifo),
+    *everywhere("fifo", ".pt: ", fifo),
     Row("eval-directory", ["eval", "bad.pt"], "bad.pt:", directory("bad.pt")),
     Row("bn-update-directory", ["bn-update", "bad.pt"], "bad.pt:", directory("bad.pt")),
     Row(
