@@ -83,7 +83,7 @@ class Trials:
         """Put a mean into a network and give it BatchNorm statistics of its own, unless they are to stay."""
         context = self.sources.context
         self.network = model = context.build_model()
-        loading.put_own(model, mean.state)
+        loading.load_unchecked(model, mean.state)
         update = None
         if not skip:
             update = passes.refresh(model, context=context, name=NAME)
@@ -416,7 +416,7 @@ def _refreshed(context: Context, model: nn.Module, name: str) -> BatchNormUpdate
     try:
         return context.refresh_batchnorm(model, name=name)
     except Exception as error:  # in the network, the data or the machine: the average must not be lost with it
-        loading.put_buffers(model, kept)
+        loading.load_buffers(model, kept)
         context.events.warning(f"{name}: BatchNorm cannot be recomputed ({_reason(error)}); its statistics stay stale")
         return None
 

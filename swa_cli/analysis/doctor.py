@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from swa_cli.data import datasets, sources
-from swa_cli.data.listing import num_cores
+from swa_cli.data import sources, splits
+from swa_cli.data.image_file import num_cores
 from swa_cli.engine.hardware import bf16_features, processor, speed_of_bf16
 from swa_cli.engine.user_code import make_importable
 from swa_cli.recipe.load import Loaded
@@ -43,7 +43,7 @@ def examine(loaded: Loaded | None, *, version: str, terminal: Terminal) -> dict[
         "cores": num_cores(),
         "bf16": _bf16(),
         "devices": _devices(),
-        "memory": {"available": datasets.available_memory(), "all": _memory()},
+        "memory": {"available": splits.available_memory(), "all": _memory()},
         "disk": _disk(root),
         "data": None if loaded is None else _data(loaded, terminal),
     }

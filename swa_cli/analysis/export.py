@@ -391,7 +391,7 @@ def _with_weights(model: nn.Module, weights: dict[str, Tensor]) -> Outputs:
         try:
             for value in model.state_dict().values():
                 value.zero_()
-            loading.put(model, weights, source="the exported file")
+            loading.load_strict(model, weights, source="the exported file")
             given: Tensor = model(images)
             return given
         finally:

@@ -308,7 +308,7 @@ def _samples_of(run: OpenRun, *, samples: int | None) -> Samples:
 def _measured(state: Mapping[str, Tensor], ground: Samples, *, bar: Bar, is_anchor: bool) -> Row:
     """Score a point; a network may overflow far from the anchors, and then has no scores."""
     context, metrics, model = ground.context, ground.context.task.metrics, ground.context.build_model()
-    loading.put_own(model, state)
+    loading.load_unchecked(model, state)
     try:
         passes.refresh(model, context=context, name="a point", bar=bar)
     except UserError:

@@ -20,7 +20,7 @@ from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder
-from swa_cli.data.randomness import global_state_kept
+from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine import failures, swap
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.evaluate import RAW, recomputed
@@ -99,7 +99,7 @@ def open_network(
         context, model = open_context(found, loaded.recipe, terminal)
         return context.recipe, context.input, model.to(device="cpu").to(memory_format=torch.contiguous_format)
     input_ = found.content["input"]
-    with global_state_kept():
+    with preserve_global_rng():
         model = build_network(
             loaded.recipe,
             num_classes=input_["outputs"],

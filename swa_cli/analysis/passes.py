@@ -84,6 +84,7 @@ def fixed_batches(context: Context, split: str, *, samples: int | None) -> Loade
         std=context.source.std,
         device=context.hardware.device,
         workers=context.recipe.dataset.workers,
+        error=failures.run_error,
     )
     return found if samples is None else list(found)  # a few stay in memory
 

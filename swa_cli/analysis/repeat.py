@@ -26,9 +26,9 @@ from swa_cli.errors import EXIT_FAILED, RecipeError, Terminated, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe import load
-from swa_cli.recipe.baseline import BASELINE, baseline_of, describe_baseline
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.variants import BASELINE, baseline_of, describe_baseline
 from swa_cli.report.tables.seeds import Against, spelled
 from swa_cli.report.terminal import Terminal
 

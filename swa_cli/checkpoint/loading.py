@@ -1,7 +1,7 @@
-"""Weights into a network: torch's own loader decides what fits, and what it refuses is told in one message.
+"""Load weights into a network: torch's own loader decides what fits, one error reports what does not.
 
 The one idea: a layer may take other names, shapes and versions than it has (`_load_from_state_dict`, load hooks), so
-nothing is compared before torch is asked. Afterwards the network tells what the weights are called in it.
+nothing is compared before torch is asked. Afterwards the network says what the weights are called in it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from swa_cli.errors import UserError
 
 RECIPE_OF_WEIGHTS = "pass the recipe that the weights were trained with"
 NUM_EXAMPLES = 3
-# What loaders and hooks raise at a state dict that is not for them.
+# What loaders and hooks raise at a state dict of another network.
 REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
-ASSIGN = "assign_to_params_buffers"  # torch keeps an argument of the loader among the versions
+ASSIGN = "assign_to_params_buffers"  # torch keeps this argument of its loader among the versions
 
 
 class MisfitError(UserError):
-    """A state dict that torch does not load; `names` are those that are missing, unexpected or of another shape."""
+    """A state dict that torch refuses; `names` are missing, unexpected or of another shape."""
 
     def __init__(self, message: str, *, hint: str, names: tuple[str, ...]) -> None:
         super().__init__(message, hint=hint)
@@ -34,29 +34,30 @@ class MisfitError(UserError):
 def load_weights(
     model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, cure: str = RECIPE_OF_WEIGHTS
 ) -> dict[str, Tensor]:
-    """Load a state dict strictly.
+    """Load a state dict strictly, and require finite numbers.
 
     Args:
-        model: Takes the weights; where they are refused it may have taken some of them.
+        model: Takes the weights; if they are refused it may have taken some of them.
         state_dict: With the metadata that it was saved with, if there is any.
-        source: Where it comes from.
-        cure: What to do where it does not fit.
+        source: Where the weights come from, for messages.
+        cure: What to do if they do not fit.
 
     Returns:
-        The state dict under the names and in the shapes of the network: `state_dict` itself where it is that, which may
-        be mapped to a file, else a copy.
+        The state dict under the names and in the shapes of the network: `state_dict` itself, which may be mapped to a
+        file, if it has these, else a copy.
 
     Raises:
         MisfitError: torch refuses it (the message counts the differences and shows three).
         UserError: A tensor is of another kind of number, or not finite.
     """
-    put(model, state_dict, source=source, cure=cure)
-    own = model.state_dict()
+    load_strict(model, state_dict, source=source, cure=cure)
     require_finite(state_dict, source=source)
-    return as_in(own, state_dict)
+    own = model.state_dict()
+    is_same = own.keys() == state_dict.keys() and all(_equal(own[name], state_dict[name]) for name in own)
+    return like(own, {name: state_dict[name] for name in own}) if is_same else cloned(own)
 
 
-def put(
+def load_strict(
     model: nn.Module,
     state_dict: Mapping[str, Tensor],
     *,
@@ -64,7 +65,7 @@ def put(
     cure: str = RECIPE_OF_WEIGHTS,
     load: Callable[[Mapping[str, Tensor]], object] | None = None,
 ) -> None:
-    """Let torch load a state dict strictly; `load` does it where the network is not loaded as a whole.
+    """Let torch load a state dict strictly, or `load` if the network is not loaded as a whole.
 
     Raises:
         MisfitError: torch refuses it.
@@ -77,68 +78,37 @@ def put(
         missing.extend(found.missing_keys)
         unexpected.extend(found.unexpected_keys)
 
-    if _fits_but_for_buffers(model, state_dict):
-        fit_buffers(model, state_dict)
-    hook = None  # TorchScript takes none: its refusal is told in its own words
+    if _has_all_parameters(model, state_dict):
+        _resize_buffers(model, state_dict)
+    hook = None  # TorchScript takes none: its refusal is reported in its own words
     if not isinstance(model, torch.jit.ScriptModule):
         hook = model.register_load_state_dict_post_hook(note)
     try:
-        (load or _strictly(model))(with_metadata(state_dict, _versions(metadata_of(state_dict))))
+        (load or _strict_loader(model))(with_metadata(state_dict, _versions(metadata_of(state_dict))))
     except REFUSALS as error:
-        reshaped = _reshaped(model, state_dict)
-        raise _misfit(missing, unexpected, reshaped, error, source=source, cure=cure) from error
+        raise _misfit(missing, unexpected, _reshaped(model, state_dict), error, source=source, cure=cure) from error
     finally:
         if hook is not None:
             hook.remove()
 
 
-def _fits_but_for_buffers(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether all parameters of the network are there in their shapes: then it is this network's."""
-    return all(name in state_dict and state_dict[name].shape == value.shape for name, value in model.named_parameters())
-
-
-def put_own(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Load values that were made under the network's own names, whatever the files they come from called them."""
-    fit_buffers(model, values)
+def load_unchecked(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Load values that already stand under the network's own names."""
+    _resize_buffers(model, values)
     model.load_state_dict(like(model.state_dict(), values))
 
 
-def fit_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give buffers that change their shape as a network trains, such as a memory that fills, the shape of their values.
-
-    The statistics of normalisation layers never do: another shape there is that of another network.
-    """
-    for prefix, module in model.named_modules():
-        if isinstance(module, _NormBase):
-            continue
-        for key, buffer in module.named_buffers(recurse=False):
-            value = values.get(f"{prefix}.{key}" if prefix else key)
-            if isinstance(value, Tensor) and value.shape != buffer.shape and value.dtype == buffer.dtype:
-                setattr(module, key, torch.empty_like(value, device=buffer.device))
-
-
-def put_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    """Copy values into the buffers of these names; no loader is asked, which may want the whole state."""
+def load_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
+    """Copy values into the buffers of these names, without a loader, which may require the whole state."""
     with torch.no_grad():
-        fit_buffers(model, buffers)
+        _resize_buffers(model, buffers)
         for name, buffer in model.named_buffers():
             if name in buffers:
                 buffer.copy_(buffers[name])
 
 
-def _strictly(model: nn.Module) -> Callable[[Mapping[str, Tensor]], object]:
-    strict = {"strict": True} if takes(model.load_state_dict, "strict") else {}
-    return lambda state_dict: model.load_state_dict(state_dict, **strict)
-
-
-def as_in(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What was loaded, as the network has it: `given` if names and numbers are the same, else a copy of `own`."""
-    same = own.keys() == given.keys() and all(_is_same(value, given[name]) for name, value in own.items())
-    return like(own, {name: given[name] for name in own}) if same else cloned(own)
-
-
 def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tensor], source: str) -> None:
-    """Each tensor is finite, and real, complex or whole as its namesake in `like`, if it has one.
+    """Require finite tensors, each real, complex or whole like the tensor of its name in `like`, if there is one.
 
     Raises:
         UserError: One is not.
@@ -148,10 +118,10 @@ def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tens
 
 
 def require_finite(state_dict: Mapping[str, Tensor], *, source: str) -> None:
-    """Each number is finite.
+    """Require finite numbers.
 
     Raises:
-        UserError: One is not.
+        UserError: One is not finite.
     """
     for key, given in state_dict.items():
         if not bool(torch.isfinite(given).all()):
@@ -167,6 +137,41 @@ def _require_kinds(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tenso
             )
 
 
+def _has_all_parameters(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
+    """Whether every parameter of the network is there in its shape, so that the weights are this network's."""
+    return all(name in state_dict and state_dict[name].shape == value.shape for name, value in model.named_parameters())
+
+
+def _resize_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give each buffer the shape of its value: some, such as a memory bank, grow while the network trains.
+
+    The statistics of normalization layers never do: another shape there belongs to another network.
+    """
+    for prefix, module in model.named_modules():
+        if isinstance(module, _NormBase):
+            continue
+        for key, buffer in module.named_buffers(recurse=False):
+            value = values.get(f"{prefix}.{key}" if prefix else key)
+            if isinstance(value, Tensor) and value.shape != buffer.shape and value.dtype == buffer.dtype:
+                setattr(module, key, torch.empty_like(value, device=buffer.device))
+
+
+def _strict_loader(model: nn.Module) -> Callable[[Mapping[str, Tensor]], object]:
+    strict = {"strict": True} if takes(model.load_state_dict, "strict") else {}
+    return lambda state_dict: model.load_state_dict(state_dict, **strict)
+
+
+def _versions(metadata: Any) -> Any:
+    """The metadata without `ASSIGN`, with which torch would replace parameters by tensors of the file."""
+    if not isinstance(metadata, Mapping):
+        return None
+    return {
+        name: {key: value for key, value in layer.items() if key != ASSIGN}
+        for name, layer in metadata.items()
+        if isinstance(layer, Mapping)
+    }
+
+
 def _misfit(
     missing: list[str],
     unexpected: list[str],
@@ -176,7 +181,7 @@ def _misfit(
     source: str,
     cure: str,
 ) -> MisfitError:
-    """Torch's refusal: counts and three examples, or else its own words."""
+    """The error for torch's refusal: counts and three examples, or else torch's own words."""
     kinds = (
         list(reshaped.values()),
         [f"missing {key}" for key in missing],
@@ -185,7 +190,8 @@ def _misfit(
     words = str(error).partition("\n\t")[2] if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
     reason = (words or str(error)).partition("\n")[0]
     if any(kinds):
-        examples = [example for part in (slice(0, 1), slice(1, 3)) for kind in kinds for example in kind[part]]
+        first_of_each = [kind[0] for kind in kinds if kind]
+        examples = [*first_of_each, *(example for kind in kinds for example in kind[1:NUM_EXAMPLES])]
         reason = (
             f"{len(missing)} tensors missing, {len(unexpected)} unexpected, {len(reshaped)} of another shape"
             f" ({'; '.join(examples[:NUM_EXAMPLES])})"
@@ -195,7 +201,7 @@ def _misfit(
 
 
 def _reshaped(model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, str]:
-    """Tensors of a name that the network has, and of another shape."""
+    """Tensors under a name of the network in another shape, each with a text that says so."""
     return {
         key: f"{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
         for key, value in model.state_dict().items()
@@ -203,16 +209,5 @@ def _reshaped(model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, str]:
     }
 
 
-def _versions(metadata: Any) -> Any:
-    """Metadata without what is no version: with it torch would let the file's tensors replace parameters."""
-    if not isinstance(metadata, Mapping):
-        return None
-    return {
-        name: {key: value for key, value in of_layer.items() if key != ASSIGN}
-        for name, of_layer in metadata.items()
-        if isinstance(of_layer, Mapping)
-    }
-
-
-def _is_same(own: Tensor, given: Tensor) -> bool:
+def _equal(own: Tensor, given: Tensor) -> bool:
     return own.shape == given.shape and torch.equal(own, given.to(own.device, own.dtype))

@@ -27,6 +27,7 @@ from swa_cli.checkpoint import safe_load, schema, third_party
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.third_party import ForeignWeights
 from swa_cli.errors import UserError
+from swa_cli.recipe.kinds import arguments
 
 BATCHNORM_KEYS = ("batchnorm", "batchnorm_method", "samples")  # beside the weights: how fresh their statistics are
 RESERVE_BESIDE_TENSORS = 1 << 16  # bytes of a checkpoint for names, places and checksums
@@ -160,7 +161,8 @@ def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -
 
 def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:
     """Return the average of `model` whose state an entry of `averages` holds."""
-    average = WeightAverage(model, kind=entry["kind"], **{key: entry.get(key) for key in kinds.OWNERS})
+    settings = {key: entry.get(key) for key in kinds.OWNERS}
+    average = WeightAverage(model, **arguments(entry["kind"], settings))
     average.load_state_dict(without_batchnorm(entry))
     return average
 

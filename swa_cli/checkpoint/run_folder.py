@@ -1,9 +1,10 @@
-"""The folder of a run: `runs/<name>-001`, never an existing one, never overwritten.
+"""Create, open and lock run folders, and write their files.
 
-recipe.yaml re-runs the run verbatim; run.json says on what it ran; metrics.csv has a row an epoch (fractions,
-empty = not measured); result.json holds the final scores; checkpoints/ and snapshots/ the weights. `runs/latest`
-points to the newest. The log is also the lock: whoever works on the folder holds it, and it dies with its process.
-The folder of a repeat is one too, with repeat.json and a run folder a seed where a run has its checkpoints.
+A run folder is `runs/<name>-001`: a new one for each run, never overwritten. recipe.yaml re-runs the run verbatim;
+run.json says what it ran on; metrics.csv has one row per epoch (fractions; empty = not measured); result.json holds the
+final scores, checkpoints/ and snapshots/ the weights. `runs/latest` points to the newest. The folder of a repeat has
+repeat.json and one run folder per seed in place of the checkpoints.
+The log is also the lock: a process that works on the folder holds it, and the lock ends with that process.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.scalars import is_utf8
 
-# Keys of the recipe that the result does not depend on: a run may go on with other values of them.
+# Keys of the recipe that the result does not depend on: a run may continue with other values of them.
 RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.fsdp", "output.*")
 # Windows has neither of the last two.
 _LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -38,7 +39,7 @@ class RunFolder:
 
     Args:
         path: The folder.
-        writes: Of several processes of a run one writes; to the others its methods that do are nothing.
+        writes: Whether this process writes. Only rank 0 does; on other ranks every write method is a no-op.
     """
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
@@ -47,14 +48,14 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.snapshots = path / "snapshots"
         self.last = self.checkpoints / "last.pt"
-        self.previous = self.checkpoints / "previous.pt"  # the one before, until the next is durable
+        self.previous = self.checkpoints / "previous.pt"  # the save before, until the next one is durable
         self.recipe = path / "recipe.yaml"
         self.about = path / "run.json"
         self.result = path / "result.json"
         self.repeat = path / "repeat.json"  # only in the folder of a repeat
         self.log = path / "log.txt"
-        self.board = path / "tensorboard"  # if asked for
-        self.workers = path / "workers"  # of a SWAP run: a run folder each
+        self.board = path / "tensorboard"  # with the logger tensorboard
+        self.workers = path / "workers"  # of a SWAP run: one run folder per worker
 
     @classmethod
     def create(cls, root: Path, name: str) -> RunFolder:
@@ -65,22 +66,22 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: Path) -> RunFolder:
-        """Make a run folder of this very name, in which no run was begun.
+        """Make a run folder at exactly this path, in which no run has begun.
 
         Raises:
-            UserError: A symbolic link is in its way.
+            UserError: The path, or a folder in it, is a symbolic link.
         """
         folder = cls(path)
         folder._refuse_links(path)
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)  # a process that was killed here may have made them
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)  # a killed process may have made it
         return folder
 
     @classmethod
     def open(cls, path: Path, *, writes: bool = True) -> RunFolder:
-        """An existing run, to go on with.
+        """Open an existing run that is to continue.
 
         Raises:
-            UserError: It is no run folder, or one that `swa train` would not have made.
+            UserError: It is no run folder, or not as `swa train` makes one.
         """
         folder = cls(path.resolve(), writes=writes)
         if not any(file.is_file() for file in (folder.last, folder.previous, folder.recipe)):
@@ -98,30 +99,30 @@ class RunFolder:
 
     @classmethod
     def around(cls, checkpoint: Path) -> RunFolder | None:
-        """The run folder that a checkpoint or snapshot lies in, if it does."""
+        """Return the run folder that holds a checkpoint or snapshot, or None."""
         folder = cls(checkpoint.resolve().parent.parent)
         return folder if folder.about.is_file() else None
 
     @property
     def shown(self) -> Path:
-        """Its path as commands take it: seen from the working directory where it lies in that."""
+        """The path to show and to use in commands: relative if the folder lies below the working directory."""
         here = Path.cwd()
         path = self.path.absolute()
         return path.relative_to(here) if path.is_relative_to(here) and path != here else self.path
 
     @property
     def is_begun(self) -> bool:
-        """Whether there is a run to go on with: `begin` has been done."""
+        """Whether there is a run that can continue."""
         return any(file.is_file() for file in (self.last, self.previous, self.about))
 
     @property
     def whole(self) -> RunFolder:
-        """What goes on as one: of a worker's folder that of its SWAP run, else itself."""
+        """The folder to resume: that of the SWAP run for a worker's folder, else this one."""
         above = RunFolder(self.path.parent.parent)
         return above if self.path.parent.name == above.workers.name and above.is_begun else self
 
     def worker(self, number: int) -> RunFolder:
-        """The folder of a worker of this SWAP run."""
+        """Return the folder of a worker of this SWAP run."""
         return RunFolder(self.workers / str(number))
 
     @property
@@ -131,12 +132,12 @@ class RunFolder:
 
     @contextmanager
     def claimed(self) -> Iterator[TextIO]:
-        """Be the only process that writes here while the block runs; yields the log, open at its end.
+        """Lock the folder for this process while the block runs; yields the log, open for appending.
 
-        What a crashed process left half-written is removed first.
+        Temporary files of a crashed process are removed first.
 
         Raises:
-            UserError: Another process has it.
+            UserError: Another process holds the lock, or the log cannot be written.
         """
         if not self.writes:
             with open(os.devnull, "w") as nowhere:
@@ -148,17 +149,17 @@ class RunFolder:
             reason = "is a symbolic link" if self.log.is_symlink() else error.strerror
             raise UserError(f"{self.log}: cannot be written ({reason})", hint="let it be a file of yours") from error
         file = io.FileIO(descriptor, "w")
-        # Unbuffered: a log that cannot be written fails at once, and not a second time when it is closed.
+        # Unbuffered: a log that cannot be written fails at once, not a second time when it is closed.
         with io.TextIOWrapper(file, encoding="utf-8", write_through=True) as log:
             self._lock(file)
             self._sweep()
             yield log
 
     def _lock(self, file: io.FileIO) -> None:
-        """Lock the open log until it is closed, or this process ends in whatever way.
+        """Lock the open log until it is closed or this process ends.
 
         Raises:
-            UserError: Another process has it, or the file system has no locks.
+            UserError: Another process holds it, or the file system has no locks.
         """
         try:
             is_free = filelock.lock_descriptor(file.fileno(), blocking=False)
@@ -169,7 +170,7 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: another process is working on this run{_holder(file)}", hint="wait for it, or stop it"
             )
-        if hasattr(os, "register_at_fork"):  # loader processes would keep the lock after the end of a killed run
+        if hasattr(os, "register_at_fork"):  # loader processes would keep the lock of a killed run
             os.register_at_fork(after_in_child=partial(_close, weakref.ref(file)))
 
     def _refuse_links(self, *more: Path) -> None:
@@ -187,7 +188,7 @@ class RunFolder:
                     entry.unlink(missing_ok=True)
 
     def point_latest(self, root: Path) -> None:
-        """Let `latest` under `root` point to it."""
+        """Let the link `latest` under `root` point to this folder."""
         if self.writes:
             _point_latest(root, os.path.relpath(self.path, root))
 
@@ -201,7 +202,7 @@ class RunFolder:
         self.write_text(name, json_text(values, indent=2) + "\n")
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]], averages: Sequence[str], metrics: TaskMetrics) -> None:
-        """Write metrics.csv anew: a row an epoch, so a resumed run repeats none and misses none."""
+        """Rewrite metrics.csv with one row per epoch, so that a resumed run repeats no row and misses none."""
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, metric_columns(averages, metrics), restval="", lineterminator="\n")
         writer.writeheader()
@@ -209,7 +210,7 @@ class RunFolder:
         self.write_text("metrics.csv", buffer.getvalue())
 
     def snapshot_path(self, step: int) -> Path:
-        """Where the raw weights after `step` updates are kept; names sort by step."""
+        """Return the file of the raw weights after `step` updates; names sort by step."""
         return self.snapshots / f"step-{step:08d}.pt"
 
 
@@ -217,7 +218,7 @@ def make_next(root: Path, name: str) -> Path:
     """Make the next free folder `<name>-NNN` under `root`.
 
     Raises:
-        UserError: Nothing can be made there.
+        UserError: No folder can be made there.
     """
     if not is_utf8(str(root.absolute())):
         message = f"output.root: {root} cannot hold run folders: its path has bytes that are not UTF-8"
@@ -242,7 +243,7 @@ def make_next(root: Path, name: str) -> Path:
 
 
 def about(record: Path) -> dict[str, Any]:
-    """run.json of a run folder.
+    """Return the content of a run.json.
 
     Raises:
         UserError: It is not as swa writes it.
@@ -261,9 +262,9 @@ def about(record: Path) -> dict[str, Any]:
 
 
 def folder_of_launch(launch: str, root: Path, name: str) -> Path | None:
-    """The run folder `<name>-NNN` that an earlier attempt of this launch has begun."""
+    """Return the run folder `<name>-NNN` that an earlier attempt of this launch has begun, or None."""
     for _, path in reversed(numbered(root, name)):
-        with suppress(OSError, ValueError):  # a folder that nothing was begun in, or of somebody else
+        with suppress(OSError, ValueError):  # no run has begun there, or it is another program's folder
             values = json.loads(RunFolder(path).about.read_text())
             if isinstance(values, dict) and values.get("launch") == launch:
                 return path
@@ -271,14 +272,14 @@ def folder_of_launch(launch: str, root: Path, name: str) -> Path | None:
 
 
 def numbered(root: Path, name: str) -> list[tuple[int, Path]]:
-    """Every `<name>-NNN` under `root` with its number, the newest last."""
+    """Return every `<name>-NNN` under `root` with its number, the newest last."""
     pattern = re.compile(re.escape(name) + r"-(\d+)")
     entries = root.iterdir() if root.is_dir() else ()
     return sorted((int(match[1]), entry) for entry in entries if (match := pattern.fullmatch(entry.name)))
 
 
 def metric_columns(averages: Sequence[str], metrics: TaskMetrics) -> list[str]:
-    """Columns of metrics.csv for averages of these names and the scores of a task."""
+    """Return the columns of metrics.csv for averages of these names and the metrics of a task."""
     columns = ["epoch", "step", "lr", *metrics.columns([])]
     for name in averages:
         columns += [f"{name}_val_loss", f"{name}_val_{metrics.primary.key}", f"{name}_count"]
@@ -291,7 +292,7 @@ def _close(file: weakref.ref[io.FileIO]) -> None:
 
 
 def _holder(file: io.FileIO) -> str:
-    """Which process has locked a file, where the system tells."""
+    """The process that holds the lock of a file, if the system tells it."""
     try:
         inode, lines = os.fstat(file.fileno()).st_ino, Path("/proc/locks").read_text().splitlines()
     except OSError:
@@ -305,7 +306,7 @@ def _point_latest(root: Path, target: str) -> None:
     latest = root / "latest"
     if latest.exists() and not latest.is_symlink():
         return
-    temporary = root / ".latest.tmp"  # one name for all processes, so that none is left behind
+    temporary = root / ".latest.tmp"  # the same name in all processes, so that none is left behind
     while True:
         temporary.unlink(missing_ok=True)
         try:

@@ -26,6 +26,7 @@ from torch import Tensor
 from swa_cli.averaging import kinds
 from swa_cli.averaging.swag import is_spread
 from swa_cli.errors import UserError
+from swa_cli.recipe.kinds import KINDS
 
 FORMAT = 1
 STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
@@ -64,8 +65,8 @@ class Input(BaseModel):
 
 
 def _declared(kind: str) -> str:
-    if kind not in kinds.KINDS:
-        raise ValueError(f"{kind!r} is no kind of average: choose {', '.join(kinds.KINDS)}")
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no kind of average: choose {', '.join(KINDS)}")
     return kind
 
 

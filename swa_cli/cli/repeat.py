@@ -69,7 +69,7 @@ def repeat(
         overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
     from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS
     from swa_cli.recipe import load
-    from swa_cli.recipe.baseline import BASELINE
+    from swa_cli.recipe.variants import BASELINE
     from swa_cli.report.terminal import Terminal
 
     loaded = load.load(recipe, overrides)

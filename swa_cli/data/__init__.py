@@ -1,5 +1,5 @@
-"""The data room: where batches come from.
+"""Datasets, augmentation and batches: all that happens to the data before the network.
 
-`sources` turns a dataset's name into splits, `batches` turns a split into batches, `augment` works on
-whole batches. Nothing here knows recipes: all arguments are plain values.
+`datasets` is the table of names, `sources.load` reads one of them into splits, `batches` turns a split into batches.
+Nothing here knows recipes: all arguments are plain values.
 """

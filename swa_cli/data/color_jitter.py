@@ -1,9 +1,9 @@
-"""What pixels are worth, in whole batches: changed at random as by torchvision's ColorJitter, then normalised.
+"""Batched color jitter, equal to torchvision's ColorJitter, and normalization.
 
 Brightness, contrast, saturation and hue are changed in float32 on pixels scaled to [0, 1], as torchvision does with
-float images: nothing is rounded in between. Each image has its own factors and its own order of the four, so at each of
-the four places the images that have the same change there are changed together. Grey images have no saturation and no
-hue, and keep them, as in torchvision.
+float images: nothing is rounded in between. Each image has its own factors and its own order of the four changes; at
+each of the four places, the images with the same change there are changed together. Gray images have no saturation and
+no hue, so these changes skip them, as in torchvision.
 Shapes: N samples, B batch, C channels, H W pixels.
 """
 
@@ -15,12 +15,12 @@ from dataclasses import astuple, dataclass, replace
 import torch
 from torch import Tensor
 
-from swa_cli.data.pytree import lies_channels_last, moved
+from swa_cli.data.pytree import is_channels_last, to_device
 
 
 @dataclass(frozen=True)
-class Jitter:
-    """How far colours change: factors from 1 - x (at least 0) to 1 + x, turns of the hue from -x to x; 0 is off."""
+class ColorJitter:
+    """The strength x of each change: factors from 1 - x (at least 0) to 1 + x, hue turns from -x to x; 0 is off."""
 
     brightness: float = 0.0
     contrast: float = 0.0
@@ -29,24 +29,24 @@ class Jitter:
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is changed."""
+        """Whether any change is on."""
         return any(astuple(self))
 
 
 @dataclass(frozen=True, eq=False)
-class Colours:
-    """The random numbers of N samples, on the CPU; the changes are numbered as in `Jitter`."""
+class ColorDraws:
+    """The random numbers of N samples, on the CPU; the changes are numbered as in `ColorJitter`."""
 
-    jitter: Jitter
-    factors: Tensor  # (N, 4) float32: of each change
+    jitter: ColorJitter
+    factors: Tensor  # (N, 4) float32 of each change
     order: Tensor  # (N, 4) int64: which change stands at each place
 
-    def __getitem__(self, span: slice | Tensor) -> Colours:
+    def __getitem__(self, span: slice | Tensor) -> ColorDraws:
         return replace(self, factors=self.factors[span], order=self.order[span])
 
 
-def draw_colours(num_samples: int, *, jitter: Jitter, generator: torch.Generator) -> Colours | None:
-    """Draw what each of the samples gets; None if nothing is changed."""
+def draw_color_jitter(num_samples: int, *, jitter: ColorJitter, generator: torch.Generator) -> ColorDraws | None:
+    """Draw the changes of each sample; None if the jitter is off."""
     if not jitter.is_on:
         return None
     *spreads, hue = astuple(jitter)
@@ -54,17 +54,17 @@ def draw_colours(num_samples: int, *, jitter: Jitter, generator: torch.Generator
     high = torch.tensor([*(1 + spread for spread in spreads), hue])
     factors = low + torch.rand((num_samples, 4), generator=generator) * (high - low)
     order = torch.rand((num_samples, 4), generator=generator, dtype=torch.float64).argsort(dim=1)
-    return Colours(jitter, factors, order)
+    return ColorDraws(jitter, factors, order)
 
 
 def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """(x - mean) / std per channel in float32, where uint8 images are first scaled by 1/255.
+    """Return (x - mean) / std per channel in float32; uint8 images are first scaled by 1/255.
 
-    Floating-point images that a user's dataset has normalised already come with mean 0 and std 1.
+    Floating-point images that a user's dataset has normalized already have mean 0 and std 1.
     """
     scale = 1 if images.is_floating_point() else 255
-    is_last = lies_channels_last(images)
-    # Whole rows (W C,) at once: loops over the three channels of a pixel would be three times as slow.
+    is_last = is_channels_last(images)
+    # Whole rows (W C,) at once: looping over the three channels of a pixel is three times as slow.
     shift, width = (
         torch.tensor([*values] * (images.shape[3] if is_last else 1), dtype=torch.float64, device="cpu")
         .mul(scale)
@@ -79,24 +79,24 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
     return images.sub_(shift[:, None, None]).div_(width[:, None, None])
 
 
-def change_colours(images: Tensor, *, colours: Colours) -> Tensor:
-    """Change the colours of each image by its factors in its order.
+def jitter_colors(images: Tensor, *, draws: ColorDraws) -> Tensor:
+    """Change the colors of each image by its factors in its order.
 
     Args:
         images: (B, 1 or 3, H, W) uint8.
-        colours: Those of the B images.
+        draws: Those of the B images.
 
     Returns:
         (B, C, H, W) float32 in [0, 1].
     """
     values = images.contiguous().to(torch.float32).div_(255)
     known = _CHANGES if images.shape[1] == 3 else _CHANGES[:2]
-    changes = [number for number in range(len(known)) if astuple(colours.jitter)[number]]
-    for place in colours.order.unbind(dim=1):
+    changes = [number for number in range(len(known)) if astuple(draws.jitter)[number]]
+    for place in draws.order.unbind(dim=1):
         for number in changes:
             which = (place == number).nonzero()[:, 0]
-            factors = moved(colours.factors[which, number], images.device)[:, None, None, None]
-            which = moved(which, images.device)
+            factors = to_device(draws.factors[which, number], images.device)[:, None, None, None]
+            which = to_device(which, images.device)
             values.index_copy_(0, which, known[number](values.index_select(0, which), factors))
     return values
 
@@ -106,33 +106,33 @@ def _brightness(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def _contrast(images: Tensor, factors: Tensor) -> Tensor:
-    return _blended(images, _grey(images).mean(dim=(1, 2, 3), keepdim=True), factors)
+    return _blend(images, _to_gray(images).mean(dim=(1, 2, 3), keepdim=True), factors)
 
 
 def _saturation(images: Tensor, factors: Tensor) -> Tensor:
-    return _blended(images, _grey(images), factors)
+    return _blend(images, _to_gray(images), factors)
 
 
 def _hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the hue of HSV, of which 1 is a whole turn."""
+    """Shift the hue of HSV, where 1 is a whole turn."""
     red, green, blue = images.split(1, dim=1)
     value, least = images.amax(dim=1, keepdim=True), images.amin(dim=1, keepdim=True)
     chroma = value - least
-    unit = chroma.where(chroma > 0, 1)  # a grey pixel has hue 0, whatever that is
+    unit = chroma.where(chroma > 0, 1)  # the hue of a gray pixel is arbitrary: 0
     hue = torch.where(value == red, (green - blue) / unit, 0)  # in sixths of a turn
     hue = torch.where((value == green) & (value != red), 2 + (blue - red) / unit, hue)
     hue = torch.where((value != green) & (value != red), 4 + (red - green) / unit, hue)
-    # A channel falls linearly by the chroma and rises again, each at its own third of the turn.
+    # Each channel falls linearly by the chroma and rises again, at its own third of the turn.
     sixth = (torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None] + hue + 6 * turns) % 6
     return value - chroma * torch.minimum(sixth, 4 - sixth).clamp_(0, 1)
 
 
-def _blended(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
+def _blend(images: Tensor, others: Tensor, factors: Tensor) -> Tensor:
     return (factors * images + (1 - factors) * others).clamp_(0, 1)
 
 
-def _grey(images: Tensor) -> Tensor:
-    """(B, 1, H, W) luma of ITU-R BT.601, with the weights of torchvision."""
+def _to_gray(images: Tensor) -> Tensor:
+    """Return the luma (B, 1, H, W) of ITU-R BT.601, with the weights of torchvision."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.split(1, dim=1)

@@ -1,219 +1,347 @@
-"""Each named dataset as the splits that it has, before anything is taken from them or held in memory.
+"""The table of datasets: one entry declares all that is known about a dataset, and how its splits are read.
 
-`find` knows every name; what all datasets have in common is done by `sources.load`.
+To add a dataset, add an entry to `DATASETS`; a field that is left out is an error at import. Loading, arguments with
+their defaults, sizes known without files, `swa doctor` and the list in docs/data.md derive from this table.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
-import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from swa_cli.data import dataset_args, folders, user_dataset
-from swa_cli.data.listing import LeftOut
-from swa_cli.data.masks import MaskDataset, find_masks
-from swa_cli.data.splits import Progress, Split, Target
-from swa_cli.data.synthetic import CLASSES, draw_scenes, read_rotated_digits
-from swa_cli.data.torchvision_sets import (
-    DIGITS,
+from swa_cli.data import folders, masks, user_dataset
+from swa_cli.data.dataset_args import Argument, choice, class_names, height_and_width, square_side, whole
+from swa_cli.data.splits import Found, Progress, Target, available_memory
+from swa_cli.data.stream import IGNORED
+from swa_cli.data.synthetic import (
+    CLASSES,
     NUM_DIGITS,
     NUM_TEST_DIGITS,
-    PUBLISHED,
-    PUBLISHED_MASKS,
-    Arrays,
+    draw_scenes,
     read_digits,
-    read_published,
-    read_published_masks,
+    read_rotated_digits,
 )
+from swa_cli.data.torchvision_sets import IDX_FILES, Files, read_arrays, unpacked_dataset
 from swa_cli.errors import UserError
 
-_SIZE_OF_PHOTOGRAPHS = 128  # published images with masks are of many sizes
-_MEMORY_SHARE = 1 / 4  # of the available memory that `cache: auto` may fill
+USER_DATASET = "package.module:factory"  # the entry for every dataset in a user's own code
 
 
-@dataclass(frozen=True)
-class Found:
-    """The splits of a source as they come; `hold` says that streamed ones shall be read into memory."""
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a reader gets."""
 
-    splits: dict[str, Split]
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    hold: bool = False
-    notes: tuple[str, ...] = ()  # what a person should know and did not ask for
-    contents: tuple[str, ...] = ()
-    is_made: bool = False  # by a factory
-    layout: str | None = None  # as the factory says it
+    name: str
+    dataset: Dataset
+    args: Mapping[str, Any]  # all arguments that the entry declares, checked
+    root: Path
+    download: bool  # whether missing files may be downloaded
+    classes: Sequence[str] | None  # of weights that are only evaluated: training samples may be missing then
+    progress: Progress | None
 
 
-def names() -> tuple[str, ...]:
-    """What `load` takes."""
-    return (
-        "digits",
-        "rotated_digits",
-        *PUBLISHED,
-        "image_folder",
-        "shapes",
-        *PUBLISHED_MASKS,
-        "mask_folder",
-        "package.module:factory",
-    )
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """An entry of the table."""
+
+    name: str  # `dataset.name`
+    target: Target | None  # what a label is; None: the reader tells
+    class_names: tuple[str, ...] | None  # names of the classes or output numbers; None: the reader tells
+    mean: tuple[float, ...] | None  # per channel, of pixels scaled to [0, 1]; None: measured on training samples
+    std: tuple[float, ...] | None
+    num_train: int | None  # training samples before dataset.val is split off; None: unknown until they are read
+    has_val: bool  # whether it may have a validation split; if not, dataset.val is always split off
+    args: Mapping[str, Argument] | None  # keys of `dataset.args`; None: they go to user code unchecked
+    files: Files | None  # what is looked for under dataset.root; None: no files, or whatever lies there
+    read: Callable[[Request], Found]
 
 
-def find(
-    name: str,
-    *,
-    root: Path,
-    cache: str,
-    download: bool,
-    args: dict[str, Any],
-    classes: Sequence[str] | None,
-    progress: Progress | None,
-) -> Found:
-    """Find a dataset by its name; arguments as of `sources.load`.
+def find(name: str) -> Dataset:
+    """Return the entry of a dataset.
 
     Raises:
-        UserError: There is none of this name, or its files are missing, damaged or laid out in another way.
+        UserError: There is no dataset of this name.
     """
-    if ":" in name:
-        return _find_made(name, root=root, cache=cache, args=args)
-    if name == "image_folder":
-        return _find_folder(root, cache=cache, args=args, classes=classes)
-    if name == "mask_folder":
-        return _find_masks(root, cache=cache, args=args, needs_training=classes is None)
-    if name in PUBLISHED_MASKS:
-        return _find_published_masks(name, root=root, cache=cache, download=download, args=args)
-    if name not in names():
-        close = difflib.get_close_matches(name, names(), n=1)
-        raise UserError(
-            f"unknown dataset {name!r}",
-            hint=(f"did you mean {close[0]!r}? " if close else "") + f"There are {', '.join(names())}",
-        )
-    notes = (f"{name} is held in memory whatever dataset.cache says",) if cache == "none" else ()
-    if name == "shapes":
-        return Found(*_drawn(args, progress=progress), notes=notes)
-    if name in ("digits", "rotated_digits"):
-        num_test = dataset_args.num_test_digits(name, args, num_images=NUM_DIGITS, default=NUM_TEST_DIGITS)
-        if name == "digits":
-            return Found(_in_memory(*read_digits(num_test=num_test)), DIGITS, notes=notes)
-        splits = _in_memory(*read_rotated_digits(num_test=num_test), target="value")
-        return Found(splits, ("tens of degrees",), notes=notes)
-    if args:
-        raise UserError(f"{name} takes no arguments, but got {', '.join(args)}", hint="remove dataset.args")
-    train, test, class_names = read_published(name, root=root, download=download)
-    known = PUBLISHED[name]
-    return Found(_in_memory(train, test), class_names, known.mean, known.std, notes=notes)
+    entry = DATASETS.get(USER_DATASET if ":" in name else name)
+    if entry is None:
+        close = difflib.get_close_matches(name, DATASETS, n=1)
+        suggestion = f"did you mean {close[0]!r}? " if close else ""
+        raise UserError(f"unknown dataset {name!r}", hint=f"{suggestion}There are {', '.join(DATASETS)}")
+    return entry
 
 
-def _find_folder(root: Path, *, cache: str, args: dict[str, Any], classes: Sequence[str] | None) -> Found:
-    size = args.get("size")
-    if set(args) - {"size"} or not (size is None or (isinstance(size, int) and 0 < size <= dataset_args.MAX_SIDE)):
-        raise UserError(f"image_folder does not take {args}", hint="dataset.args is {size: S}: images of S x S pixels")
-    found = folders.find(root, resize=size, classes=classes)
-    splits = {
-        split: Split(dataset.labels, None, dataset, torch.arange(len(dataset)))
-        for split, dataset in found.datasets.items()
-    }
-    num_bytes = sum(3 * math.prod(dataset.shape) * len(dataset) for dataset in found.datasets.values())
-    return Found(
-        splits,
-        found.class_names,
-        hold=_fits(num_bytes, cache=cache),
-        notes=found.notes,
-        contents=_contents(found.facts, found.left_out),
-    )
+# --- readers
 
 
-def _find_masks(root: Path, *, cache: str, args: dict[str, Any], needs_training: bool) -> Found:
-    dataset_args.require_keys("mask_folder", args, takes=("size", "classes"))
-    class_names = dataset_args.class_names("mask_folder", args.get("classes"))
-    resize = dataset_args.height_and_width("mask_folder", args["size"]) if "size" in args else None
-    found = find_masks(root, num_classes=len(class_names), resize=resize, needs_training=needs_training)
-    contents = _contents(found.facts, found.left_out)
-    return replace(_with_masks(found.datasets, class_names, cache=cache), contents=contents)
+def _read_digits(request: Request) -> Found:
+    return Found(splits=read_digits(num_test=request.args["test"]))
 
 
-def _find_published_masks(name: str, *, root: Path, cache: str, download: bool, args: dict[str, Any]) -> Found:
-    dataset_args.require_keys(name, args, takes=("size",))
-    resize = dataset_args.height_and_width(name, args.get("size", _SIZE_OF_PHOTOGRAPHS))
-    known = PUBLISHED_MASKS[name]
-    found = _with_masks(
-        read_published_masks(name, root=root, download=download, resize=resize), known.class_names, cache=cache
-    )
-    notes = ("voc keeps its test masks to itself: its validation set is the test split here",) if name == "voc" else ()
-    return replace(found, mean=known.mean, std=known.std, notes=notes)
+def _read_rotated_digits(request: Request) -> Found:
+    return Found(splits=read_rotated_digits(num_test=request.args["test"]))
 
 
-def _with_masks(datasets: Mapping[str, MaskDataset], class_names: tuple[str, ...], *, cache: str) -> Found:
-    splits = {
-        split: Split(None, None, dataset, torch.arange(len(dataset)), "mask") for split, dataset in datasets.items()
-    }
-    num_bytes = sum(4 * math.prod(dataset.shape) * len(dataset) for dataset in datasets.values())
-    return Found(splits, class_names, hold=_fits(num_bytes, cache=cache))
-
-
-def _drawn(args: dict[str, Any], *, progress: Progress | None) -> tuple[dict[str, Split], tuple[str, ...]]:
-    chosen = dataset_args.shapes(args)
-    num_bytes = sum(chosen.counts.values()) * chosen.size**2 * (chosen.channels + 1)
+def _read_shapes(request: Request) -> Found:
+    args = dict(request.args)
+    counts = {split: args.pop(split) for split in ("train", "test")}
+    number, size = sum(counts.values()), args["size"]
+    num_bytes = number * size**2 * (args["channels"] + 1)
     if num_bytes > available_memory():
         raise UserError(
-            f"dataset.args: {sum(chosen.counts.values()):,} scenes of {chosen.size}x{chosen.size} pixels take "
-            f"{num_bytes / 2**30:.1f} GiB, there are {available_memory() / 2**30:.1f}",
+            f"dataset.args: {number:,} scenes of {size}x{size} pixels take {num_bytes / 2**30:.1f} GiB, "
+            f"{available_memory() / 2**30:.1f} GiB are available",
             hint="make train, test or size smaller",
         )
-    splits = {}
-    for split, count in chosen.counts.items():
-        images, masks = draw_scenes(
-            split,
-            count=count,
-            size=chosen.size,
-            classes=chosen.classes,
-            channels=chosen.channels,
-            seed=chosen.seed,
-            progress=progress,
-        )
-        splits[split] = Split(masks, images, target="mask")
-    return splits, CLASSES[chosen.classes]
-
-
-def _fits(num_bytes: int, *, cache: str) -> bool:
-    """Whether pixels of files shall be held in memory."""
-    return cache == "ram" or (cache == "auto" and num_bytes <= _MEMORY_SHARE * available_memory())
-
-
-def _find_made(name: str, *, root: Path, cache: str, args: dict[str, Any]) -> Found:
-    made = user_dataset.make(name, root=str(root), args=args)
     splits = {
-        split: Split(None, None, dataset, torch.arange(len(dataset)), made.target)  # type: ignore[arg-type]
-        for split, dataset in made.splits.items()
+        split: draw_scenes(split, count=count, progress=request.progress, **args) for split, count in counts.items()
     }
-    hold = cache == "ram"
-    notes = ("held in memory: random transforms of the dataset were applied once, for all epochs",) if hold else ()
-    return Found(
-        splits, made.class_names, made.mean, made.std, hold=hold, notes=notes, is_made=True, layout=made.layout
-    )
+    return Found(splits=splits, class_names=CLASSES[args["classes"]])
 
 
-def _in_memory(train: Arrays, test: Arrays, *, target: Target = "class") -> dict[str, Split]:
-    arrays = {"train": train, "test": test}
-    return {split: Split(labels, images, target=target) for split, (images, labels) in arrays.items()}
+def _read_arrays(request: Request) -> Found:
+    files = request.dataset.files
+    assert files is not None
+    splits, names = read_arrays(request.name, files, root=request.root, download=request.download)
+    return Found(splits=splits, class_names=names)
 
 
-def _contents(facts: Sequence[str], left_out: LeftOut) -> tuple[str, ...]:
-    return (*facts, *([str(left_out)] if left_out else []))
+def _read_photos_with_masks(
+    request: Request, *, image_paths: str, mask_paths: str, class_of: tuple[int, ...], notes: tuple[str, ...]
+) -> Found:
+    """Read images with masks through torchvision.
+
+    Args:
+        request: For a dataset with `files` and an argument `size`.
+        image_paths: The attribute of torchvision's class that lists the image files.
+        mask_paths: The attribute that lists the mask files.
+        class_of: The class of each value in the masks; none where that is the value itself.
+        notes: On the dataset.
+    """
+    files, names, size = request.dataset.files, request.dataset.class_names, request.args["size"]
+    assert files is not None
+    assert names is not None
+    splits = {}
+    for split, options in (("train", files.train), ("test", files.test)):
+        found = unpacked_dataset(request.name, files, root=request.root, download=request.download, **options)
+        images, labels = (tuple(map(str, getattr(found, attribute))) for attribute in (image_paths, mask_paths))
+        splits[split] = masks.MaskDataset(images, labels, len(names), size, size, class_of)
+    return Found(splits=splits, notes=notes)
 
 
-def available_memory() -> int:
-    """Bytes that can be taken without swapping; where the system does not tell, all of the memory."""
-    try:
-        meminfo = Path("/proc/meminfo").read_text()
-        return int(re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)[1]) * 1024  # type: ignore[index]
-    except (OSError, TypeError):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def _read_image_folder(request: Request) -> Found:
+    return folders.find(request.root, resize=request.args["size"], classes=request.classes)
+
+
+def _read_mask_folder(request: Request) -> Found:
+    names, size = request.args["classes"], request.args["size"]
+    return masks.find(request.root, class_names=names, resize=size, needs_training=request.classes is None)
+
+
+def _read_user_dataset(request: Request) -> Found:
+    return user_dataset.read(request.name, root=str(request.root), args=request.args)
+
+
+# --- the table
+
+_DIGITS = tuple("0123456789")
+_CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+_KUZUSHIJI = "o,ki,su,tsu,na,ha,ma,ya,re,wo"
+_VOC_CLASSES = (
+    "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,"
+    "pottedplant,sheep,sofa,train,tvmonitor"
+)
+_NUM_TEST = whole(NUM_TEST_DIGITS, 1, NUM_DIGITS - 1)
+_NUM_SCENES = 2_000  # for training
+# The trimaps say 1 pet, 2 background and 3 "not classified": a border of some pixels of unknown class.
+_TRIMAP = (IGNORED, 1, 0, IGNORED)
+_BY_FLAG: dict[str, Any] = {"train": {"train": True}, "test": {"train": False}}
+_BY_NAME: dict[str, Any] = {"train": {"split": "train"}, "test": {"split": "test"}}
+# What published sets of one kind have in common; all other fields are left to the entries.
+_small_images = partial(Dataset, target="class", has_val=False, args={}, read=_read_arrays)
+_photos_with_masks = partial(
+    Dataset,
+    target="mask",
+    mean=(0.485, 0.456, 0.406),  # of ImageNet: photos too, and what pretrained networks expect
+    std=(0.229, 0.224, 0.225),
+    num_train=None,
+    has_val=False,
+    args={"size": height_and_width((128, 128))},  # the photos are of many sizes
+)
+
+_ENTRIES = (
+    Dataset(
+        name="digits",
+        target="class",
+        class_names=_DIGITS,
+        mean=None,
+        std=None,
+        num_train=NUM_DIGITS - NUM_TEST_DIGITS,
+        has_val=False,
+        args={"test": _NUM_TEST},
+        files=None,
+        read=_read_digits,
+    ),
+    Dataset(
+        name="rotated_digits",
+        target="value",
+        class_names=("tens of degrees",),
+        mean=None,
+        std=None,
+        num_train=NUM_DIGITS - NUM_TEST_DIGITS,
+        has_val=False,
+        args={"test": _NUM_TEST},
+        files=None,
+        read=_read_rotated_digits,
+    ),
+    _small_images(
+        name="mnist",
+        class_names=_DIGITS,
+        mean=(0.1307,),
+        std=(0.3081,),
+        num_train=60_000,
+        files=Files(torchvision="MNIST", paths=IDX_FILES, **_BY_FLAG),
+    ),
+    _small_images(
+        name="fashion_mnist",
+        class_names=tuple(_CLOTHES.split(",")),
+        mean=(0.2860,),
+        std=(0.3530,),
+        num_train=60_000,
+        files=Files(
+            torchvision="FashionMNIST",
+            paths=IDX_FILES,
+            **_BY_FLAG,
+            package="dataset-fashion-mnist",
+            package_root="/usr/share/datasets/fashion-mnist",
+        ),
+    ),
+    _small_images(
+        name="kmnist",
+        class_names=tuple(_KUZUSHIJI.split(",")),
+        mean=(0.1918,),
+        std=(0.3483,),
+        num_train=60_000,
+        files=Files(torchvision="KMNIST", paths=IDX_FILES, **_BY_FLAG),
+    ),
+    _small_images(
+        name="cifar10",
+        class_names=None,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        num_train=50_000,
+        files=Files(torchvision="CIFAR10", paths=("cifar-10-batches-py/",), **_BY_FLAG),
+    ),
+    _small_images(
+        name="cifar100",
+        class_names=None,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        num_train=50_000,
+        files=Files(torchvision="CIFAR100", paths=("cifar-100-python/",), **_BY_FLAG),
+    ),
+    _small_images(
+        name="svhn",
+        class_names=_DIGITS,
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        num_train=73_257,
+        files=Files(torchvision="SVHN", paths=("train_32x32.mat", "test_32x32.mat"), **_BY_NAME),
+    ),
+    _small_images(
+        name="stl10",
+        class_names=None,
+        mean=(0.4467, 0.4398, 0.4066),
+        std=(0.2603, 0.2566, 0.2713),
+        num_train=5_000,
+        files=Files(torchvision="STL10", paths=("stl10_binary/",), **_BY_NAME),
+    ),
+    Dataset(
+        name="image_folder",
+        target="class",
+        class_names=None,
+        mean=None,
+        std=None,
+        num_train=None,
+        has_val=True,
+        args={"size": square_side()},
+        files=None,
+        read=_read_image_folder,
+    ),
+    Dataset(
+        name="shapes",
+        target="mask",
+        class_names=None,
+        mean=None,
+        std=None,
+        num_train=_NUM_SCENES,
+        has_val=False,
+        args={
+            "size": whole(64, 16, 1024),  # the digits of a smaller scene would be dots
+            "train": whole(_NUM_SCENES, 1, 10**8),
+            "test": whole(500, 1, 10**8),
+            "classes": choice(2, CLASSES),
+            "channels": choice(3, (1, 3)),
+            "seed": whole(0, 0, 2**63 - 1),  # the scenes do not depend on the seed of the recipe
+        },
+        files=None,
+        read=_read_shapes,
+    ),
+    _photos_with_masks(
+        name="oxford_iiit_pet",
+        class_names=("background", "pet"),
+        files=Files(
+            torchvision="OxfordIIITPet",
+            paths=("oxford-iiit-pet/images/", "oxford-iiit-pet/annotations/"),
+            train={"split": "trainval", "target_types": "segmentation"},
+            test={"split": "test", "target_types": "segmentation"},
+        ),
+        read=partial(_read_photos_with_masks, image_paths="_images", mask_paths="_segs", class_of=_TRIMAP, notes=()),
+    ),
+    _photos_with_masks(
+        name="voc",
+        class_names=tuple(_VOC_CLASSES.split(",")),
+        files=Files(
+            torchvision="VOCSegmentation",
+            paths=("VOCdevkit/VOC2012/",),
+            train={"image_set": "train"},
+            test={"image_set": "val"},
+        ),
+        read=partial(
+            _read_photos_with_masks,
+            image_paths="images",
+            mask_paths="masks",
+            class_of=(),
+            notes=("voc's test masks are not public: its validation set is the test split here",),
+        ),
+    ),
+    Dataset(
+        name="mask_folder",
+        target="mask",
+        class_names=None,
+        mean=None,
+        std=None,
+        num_train=None,
+        has_val=True,
+        args={"classes": class_names(), "size": height_and_width(None)},
+        files=None,
+        read=_read_mask_folder,
+    ),
+    Dataset(
+        name=USER_DATASET,
+        target=None,
+        class_names=None,
+        mean=None,
+        std=None,
+        num_train=None,
+        has_val=True,
+        args=None,
+        files=None,
+        read=_read_user_dataset,
+    ),
+)
+DATASETS = {dataset.name: dataset for dataset in _ENTRIES}
+assert len(DATASETS) == len(_ENTRIES), "each dataset has one entry"

@@ -1,28 +1,31 @@
-"""An image file opened and brought to 8-bit RGB: the one place where files are decoded.
+"""Image files: opened, checked and decoded to 8-bit RGB, one at a time or on all cores.
 
 Only the formats of `FORMATS` are opened, whatever a file is called. What 8-bit RGB cannot hold is converted in one
-stated way or refused by name, and never clipped: 16 bits become 8 as v >> 8, transparent pixels lie on white, the
-orientation of a camera is applied, and of several frames the first is taken.
-Shapes: H W pixels.
+defined way or refused, and never clipped: 16 bits become 8 as v >> 8, transparent pixels become white, the EXIF
+orientation is applied, and of several frames the first is taken.
+Shapes: N images, H W pixels.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import ExifTags, Image
+from torch import Tensor
 
 from swa_cli.errors import UserError
 
-# Pillow's name of a format -> suffixes of its files. Formats that run other programs (EPS, WMF) or hold no photographs
-# are left out. Pillow opens MPO, which some cameras write, as JPEG.
+# Pillow's name of a format -> suffixes of its files. Formats that run other programs (EPS, WMF) or hold no photos are
+# excluded. Pillow opens MPO, which some cameras write, as JPEG.
 FORMATS: dict[str, tuple[str, ...]] = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -39,16 +42,16 @@ FORMATS: dict[str, tuple[str, ...]] = {
     "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-USUAL = "such as .jpg, .png, .webp, .tif, .gif, .avif"  # in messages
+USUAL_SUFFIXES = "such as .jpg, .png, .webp, .tif, .gif, .avif"  # in messages
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # a file with more may be a decompression bomb
-BACKGROUND = 255  # what transparent pixels lie on: white
+BACKGROUND = 255  # behind transparent pixels: white
 
-# What PIL raises on files that are no images, cut short or damaged.
+# What PIL raises on files that are not images, truncated or damaged.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
-_DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N")
-_SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose images of mode I have 16 bits
-_SWAPS_SIDES = (5, 6, 7, 8)  # orientations
-# What brings an image of such an orientation upright (EXIF 2.3, 4.6.4 A).
+_DEEP_GRAY = ("I;16", "I;16L", "I;16B", "I;16N")
+_SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose images in mode I have 16 bits
+_SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations that swap height and width
+# The transposition that makes an image of an orientation upright (EXIF 2.3, 4.6.4 A).
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -58,70 +61,73 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_STILLS = ("JPEG", "MPO")  # formats whose further frames are previews of the first
-_filters_lock = threading.Lock()  # the filters of warnings are global
+_STILL_FORMATS = ("JPEG", "MPO")  # formats whose further frames are previews of the first
+_filters_lock = threading.Lock()  # warning filters are global
+_CHUNK = 256  # images per task: few enough for smooth progress, many enough to keep threads busy
+_MAX_HEADERS = 2_000  # that are read for the plan, some tenths of a second
+_MAX_NAMED = 5  # broken files that a message lists
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its image before it is decoded."""
+    """What a file says about its image before it is decoded."""
 
     size: tuple[int, int]  # (H, W), upright
-    stored: tuple[int, int]  # (H, W), as the pixels lie in the file
-    orientation: int  # of EXIF; 1 is upright
-    is_deep: bool  # 16 bits per channel, of one channel
+    stored: tuple[int, int]  # (H, W) of the pixels in the file
+    orientation: int  # EXIF; 1 is upright
+    is_16_bit: bool  # gray
     is_transparent: bool
-    has_frames: bool  # beside the first
+    has_frames: bool  # more than one
 
 
 @contextmanager
-def opened(path: str, *, formats: tuple[str, ...] = tuple(FORMATS)) -> Iterator[Image.Image]:
+def open_image(path: str, *, formats: tuple[str, ...] = tuple(FORMATS)) -> Iterator[Image.Image]:
     """Open an image file; its pixels are not read yet.
 
     Raises:
         OSError: The file is broken, or of another format; the message names it. So do errors inside the block.
         UserError: It has more than `MAX_PIXELS`.
     """
-    with _broken_named(path), _open(path, formats) as image:
+    with _name_in_errors(path), _open(path, formats) as image:
         if (num_pixels := image.width * image.height) > MAX_PIXELS:
             raise _too_large(path, f"{image.width}x{image.height}, {num_pixels:,} pixels")
         yield image
 
 
 def read_rgb(path: str) -> Image.Image:
-    """The upright image of a file in mode RGB.
+    """Read the upright image of a file in mode RGB.
 
     Raises:
         OSError: The file is broken; the message names it.
-        UserError: It holds what cannot become 8-bit RGB, or too many pixels.
+        UserError: It cannot become 8-bit RGB, or has too many pixels.
     """
-    with opened(path) as image:
+    with open_image(path) as image:
         image.load()
-        return turned(to_rgb(image, name=path), orientation_of(image))
+        return make_upright(to_rgb(image, name=path), orientation_of(image))
 
 
-def header(path: str) -> Header:
-    """What a file says of its image.
+def read_header(path: str) -> Header:
+    """Read what a file says about its image.
 
     Raises:
         OSError: The file is broken; the message names it.
         UserError: It has more than `MAX_PIXELS`.
     """
-    with opened(path) as image:
-        orientation = 1 if image.format == "TIFF" else orientation_of(image)  # Pillow turns TIFF files itself
+    with open_image(path) as image:
+        orientation = 1 if image.format == "TIFF" else orientation_of(image)  # Pillow rotates TIFF files itself
         stored = image.height, image.width
         return Header(
             size=stored[::-1] if orientation in _SWAPS_SIDES else stored,
             stored=stored,
             orientation=orientation,
-            is_deep=image.mode in _DEEP_GREY or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS),
+            is_16_bit=image.mode in _DEEP_GRAY or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS),
             is_transparent=image.has_transparency_data,
-            has_frames=image.format not in _STILLS and getattr(image, "is_animated", False),
+            has_frames=image.format not in _STILL_FORMATS and getattr(image, "is_animated", False),
         )
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The orientation that EXIF gives an image, 1 to 8; 1 is upright, also where there is none or it is damaged."""
+    """Return the EXIF orientation of an image, 1 to 8; 1 is upright, and stands for a missing or damaged one."""
     with _filters_lock, warnings.catch_warnings(action="ignore"):
         try:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -130,16 +136,16 @@ def orientation_of(image: Image.Image) -> int:
     return orientation if orientation in _UPRIGHT else 1
 
 
-def turned(image: Image.Image, orientation: int) -> Image.Image:
-    """An image of such an orientation, upright."""
+def make_upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Return an image of an EXIF orientation upright."""
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
 def to_rgb(image: Image.Image, *, name: str) -> Image.Image:
-    """An image of any mode as RGB; `name` stands in errors.
+    """Convert an image of any mode to RGB; errors contain `name`.
 
     Raises:
-        UserError: Its numbers have no range that 0 to 255 could stand for.
+        UserError: Its pixels have an unknown range.
     """
     image = to_8_bit(image, name=name)
     if image.has_transparency_data:
@@ -150,36 +156,36 @@ def to_rgb(image: Image.Image, *, name: str) -> Image.Image:
 
 
 def to_8_bit(image: Image.Image, *, name: str) -> Image.Image:
-    """An image of 16-bit grey as mode L, v >> 8 as torchvision and OpenCV do; others as they are.
+    """Convert 16-bit gray to mode L by v >> 8, as torchvision and OpenCV do; return other images as they are.
 
     Raises:
-        UserError: It holds 32-bit numbers.
+        UserError: Its 32-bit pixels have an unknown range.
     """
     if image.mode == "F":
         raise UserError(
-            f"{name}: holds 32-bit floating-point pixels (mode F), whose range is not known",
+            f"{name}: has 32-bit floating-point pixels (mode F), whose range is unknown",
             hint="scale the pixels to 0..255 or 0..65,535, and save them with 8 or 16 bits",
         )
-    if image.mode != "I" and image.mode not in _DEEP_GREY:
+    if image.mode != "I" and image.mode not in _DEEP_GRAY:
         return image
     values = np.array(image)
     if image.mode == "I" and image.format not in _SIXTEEN_BIT_FORMATS:
         low, high = int(values.min()), int(values.max())
         if low < 0 or not 255 < high <= 65_535:
             raise UserError(
-                f"{name}: holds 32-bit integers (mode I) from {low:,} to {high:,}, whose range is not known",
+                f"{name}: has 32-bit integers (mode I) from {low:,} to {high:,}, whose range is unknown",
                 hint="scale the pixels to 0..255 or 0..65,535, and save them with 8 or 16 bits",
             )
-    grey = (values >> 8).astype(np.uint8)
+    gray = (values >> 8).astype(np.uint8)
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # one value of PNG's grey that is not painted
-        grey[values == transparent] = BACKGROUND
-    return Image.fromarray(grey)
+    if isinstance(transparent, int):  # a gray value that PNG declares transparent
+        gray[values == transparent] = BACKGROUND
+    return Image.fromarray(gray)
 
 
 @contextmanager
 def _open(path: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """`Image.open`, whose warning of many pixels is an error."""
+    """Call `Image.open`; its warning about many pixels is an error."""
     with _filters_lock, warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
         try:
             image = Image.open(path, formats=formats)
@@ -192,16 +198,123 @@ def _open(path: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
 
 def _too_large(path: str, what: str) -> UserError:
     return UserError(
-        f"{path}: has {what}; images of up to {MAX_PIXELS:,} pixels are opened",
+        f"{path}: has {what}; the limit is {MAX_PIXELS:,} pixels",
         hint="save it smaller or cut it into tiles, or remove it",
     )
 
 
 @contextmanager
-def _broken_named(path: str) -> Iterator[None]:
-    """Turn whatever PIL raises on a broken file into an OSError that names it."""
+def _name_in_errors(path: str) -> Iterator[None]:
+    """Convert whatever PIL raises on a broken file to an OSError that names it."""
     try:
         yield
     except _BROKEN as error:
         reason = str(error).replace(f" '{path}'", "").replace(f" {path!r}", "") or type(error).__name__
         raise OSError(f"{path}: {reason}") from error
+
+
+# --- many files
+
+
+def decode_rows(
+    read: Callable[[int], tuple[np.ndarray, ...]],
+    *,
+    rows: Tensor,
+    into: tuple[np.ndarray, ...],
+    what: str,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> None:
+    """Read rows of a dataset of image files into arrays, on all cores.
+
+    Args:
+        read: Returns the parts of a row; an OSError from it names a broken file.
+        rows: (N,) rows, in the order of the arrays.
+        into: An array (N, ...) per part.
+        what: Passed to `progress`.
+        progress: Called with (what, rows done, all rows).
+
+    Raises:
+        UserError: Files are broken (all are counted, five are named), or `read` raises one.
+    """
+
+    def decode_chunk(first: int) -> list[str]:
+        broken = []
+        for place, row in enumerate(rows[first : first + _CHUNK].tolist(), start=first):
+            try:
+                for target, part in zip(into, read(row), strict=True):
+                    target[place] = part
+            except OSError as error:
+                broken.append(str(error))
+        return broken
+
+    broken: list[str] = []
+    pool = ThreadPoolExecutor(num_cores())
+    try:
+        for first, names in zip(
+            range(0, len(rows), _CHUNK), pool.map(decode_chunk, range(0, len(rows), _CHUNK)), strict=True
+        ):
+            broken += names
+            if progress:
+                progress(what, min(first + _CHUNK, len(rows)), len(rows))
+    finally:
+        pool.shutdown(cancel_futures=True)  # stop at once on Ctrl-C and on images of another size
+    if broken:
+        raise UserError(
+            f"{len(broken)} image file{'s' * (len(broken) > 1)} cannot be read:\n  "
+            + "\n  ".join(broken[:_MAX_NAMED] + ["..."] * (len(broken) > _MAX_NAMED)),
+            hint="repair or remove them",
+        )
+
+
+def first_size(path: str) -> tuple[int, int]:
+    """Return (H, W) of an upright image.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return read_header(path).size
+    except OSError as error:
+        raise UserError(f"1 image file cannot be read:\n  {error}", hint="repair or remove it") from error
+
+
+def describe_files(paths: Sequence[str]) -> list[str]:
+    """Describe image files for the plan: their sizes, and how many are converted to 8-bit RGB.
+
+    Of many files an evenly spaced sample is read, and the text says how many.
+
+    Raises:
+        UserError: A file has too many pixels. Broken files are skipped: they raise when they are decoded.
+    """
+    number = min(len(paths), _MAX_HEADERS)
+    found = [each for each in (_header_or_none(paths[index * len(paths) // number]) for index in range(number)) if each]
+    if not found:
+        return []
+    of = "" if number == len(paths) else f", of {number:,} looked at"
+    sizes = sorted((each.size for each in found), key=lambda size: (size[0] * size[1], size))
+    least, most = (f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
+    facts = [f"image files of {least}{f' to {most}' if most != least else ''} pixels{of}"]
+    for what, holds in _CONVERTED.items():
+        if count := sum(map(holds, found)):
+            facts.append(f"{count:,} {what}{of}")
+    return facts
+
+
+_CONVERTED: dict[str, Callable[[Header], bool]] = {
+    "of 16 bits (65,535 becomes 255)": lambda each: each.is_16_bit,
+    "with transparency (put on white)": lambda each: each.is_transparent,
+    "of several frames (the first is read)": lambda each: each.has_frames,
+    "turned upright by EXIF": lambda each: each.orientation != 1,
+}
+
+
+def _header_or_none(path: str) -> Header | None:
+    try:
+        return read_header(path)
+    except OSError:
+        return None
+
+
+def num_cores() -> int:
+    """Return the cores that this process may use; in a container these can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

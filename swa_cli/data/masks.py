@@ -1,18 +1,19 @@
-"""Images with masks that give each pixel its class: pairs of files found, checked and decoded.
+"""Images with masks that give each pixel a class: pairs of files found, checked and decoded.
 
-A mask is a PNG whose grey value or palette index is the number of the class; 255 is ignored. Image and mask are
-brought to one size together: nothing is cut off, so every pixel of the mask is scored.
+A mask is a PNG whose gray value or palette index is the class number; 255 is ignored. Image and mask are resized to
+the same size and not cropped, so every pixel of the mask counts.
 
-An image is turned upright as its EXIF says, and so is a mask that has an orientation of its own. One that has none was
-drawn on the upright image, as programs show it, unless it has the size of the image as it is stored: then it is turned
-with it.
+An image is made upright as its EXIF says, and so is a mask with an orientation of its own. A mask without one is taken
+as drawn on the upright image, as programs show it, unless it has the size of the stored image: then it is rotated with
+the image.
 Shapes: N pairs, H W pixels.
 """
 
 from __future__ import annotations
 
+import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,24 +23,24 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swa_cli.data.image_file import USUAL, header, opened, orientation_of, read_rgb, turned
-from swa_cli.data.listing import (
-    NAMED,
-    LeftOut,
-    all_left_out,
+from swa_cli.data.image_file import (
+    USUAL_SUFFIXES,
     decode_rows,
     describe_files,
-    files_of,
     first_size,
-    folders_in,
-    images_below,
-    split_folders,
+    make_upright,
+    open_image,
+    orientation_of,
+    read_header,
+    read_rgb,
 )
+from swa_cli.data.listing import NAMED, LeftOut, images_below, left_out_of, split_folders, subfolders, sum_left_out
+from swa_cli.data.splits import Found, Progress
+from swa_cli.data.stream import IGNORED
 from swa_cli.errors import UserError
 
-IGNORED = 255
-_CHECKED = 20  # masks that are looked at before anything is read
-_ONE_NUMBER = ("1", "L", "P", "I", "I;16")  # PIL's modes with one whole number a pixel
+_CHECKED = 20  # masks that are read first to check their classes
+_MASK_MODES = ("1", "L", "P", "I", "I;16")  # PIL's modes with one whole number per pixel
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,23 +50,34 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
     images: tuple[str, ...]
     masks: tuple[str, ...]
     num_classes: int
-    resize: tuple[int, int] | None  # (H, W); None takes them as they are, all of one size
-    shape: tuple[int, int]  # (H, W) of what comes out
-    meaning: tuple[int, ...] = ()  # the class of each value in the files, where that is not the value
+    resize: tuple[int, int] | None  # (H, W); None: all files have the same size
+    shape: tuple[int, int]  # (H, W) of the images and masks
+    class_of: tuple[int, ...] = ()  # the class of each value in the files; none where that is the value itself
+    labels: None = None  # unknown without decoding
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that are read."""
+        return self.images + self.masks
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all pixels of images and masks."""
+        return 4 * math.prod(self.shape) * len(self)
 
     def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
         image, mask = self.pixels(row)
         return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(mask)
 
     def pixels(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """(3, H, W) and (H, W), both uint8.
+        """Read (3, H, W) and (H, W), both uint8.
 
         Raises:
             OSError: A file is broken; the message names it.
-            UserError: The sizes differ, or the mask is no mask of the classes.
+            UserError: The sizes differ, or the mask has an unknown class.
         """
         path = self.images[row]
         image = read_rgb(path)
@@ -76,104 +88,92 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
             raise UserError(
                 f"images differ in size: {self.images[0]} is {self.shape[1]}x{self.shape[0]}, "
                 f"{path} is {image.width}x{image.height}",
-                hint="bring all to one size with dataset.args.size: 128, or another size",
+                hint="resize all with dataset.args.size: 128, or another size",
             )
         return np.asarray(image).transpose(2, 0, 1), mask
 
+    def decode(self, rows: Tensor, *, what: str, progress: Progress | None) -> tuple[Tensor, Tensor]:
+        """Decode images (N, 3, H, W) and masks (N, H, W), both uint8, at some rows, on all cores.
+
+        Raises:
+            UserError: As in `pixels`; broken files are counted.
+        """
+        images = torch.empty((len(rows), 3, *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
+        masks = torch.empty((len(rows), *self.shape), dtype=torch.uint8)
+        decode_rows(self.pixels, rows=rows, into=(images.numpy(), masks.numpy()), what=what, progress=progress)
+        return images, masks
+
     def mask(self, row: int, *, size: tuple[int, int] | None = None) -> np.ndarray:
-        """(H, W) uint8; `size` is (W, H) of the upright image, which the mask must have too."""
+        """Read (H, W) uint8; `size` is (W, H) of the upright image, which the mask must have too."""
         path = self.masks[row]
-        with opened(path, formats=("PNG",)) as file:
-            if file.mode not in _ONE_NUMBER:
+        with open_image(path, formats=("PNG",)) as file:
+            if file.mode not in _MASK_MODES:
                 raise UserError(
-                    f"{path}: is a colour image ({file.mode}), not a mask",
-                    hint="save each pixel's class number as a grey or palette PNG; colours are not told apart",
+                    f"{path}: is a color image ({file.mode}), not a mask",
+                    hint="save each pixel's class number as a gray or palette PNG; colors have no meaning",
                 )
             file.load()
-            mask = turned(file, orientation_of(file))
+            mask = make_upright(file, orientation_of(file))
             if size not in (None, mask.size):
-                mask = turned(mask, header(self.images[row]).orientation)
+                mask = make_upright(mask, read_header(self.images[row]).orientation)
             if size not in (None, mask.size):
                 raise UserError(
                     f"{path}: is {file.width}x{file.height}, its image {self.images[row]} {size[0]}x{size[1]}",
                     hint="save both in one size",
                 )
             values = np.array(mask.resize(self.resize[::-1], Image.Resampling.NEAREST) if self.resize else mask)
-        last = (len(self.meaning) or self.num_classes) - 1
+        last = (len(self.class_of) or self.num_classes) - 1
         wrong = ((values < 0) | (values > last)) & (values != IGNORED)
         if wrong.any():
             raise UserError(
-                f"{path}: holds the value {values[wrong][0]}, known are 0 to {last}",
+                f"{path}: has the value {values[wrong][0]}, but classes are 0 to {last}",
                 hint=f"number the classes from 0 ({IGNORED} is ignored), or raise dataset.args.classes",
             )
         values = values.astype(np.uint8)
-        if self.meaning:
+        if self.class_of:
             classes = np.full(IGNORED + 1, IGNORED, dtype=np.uint8)
-            classes[: last + 1] = self.meaning
+            classes[: last + 1] = self.class_of
             values = classes[values]
         return values
 
 
-@dataclass(frozen=True)
-class MaskFolders:
-    """What was found under a root."""
+def find(
+    root: Path, *, class_names: tuple[str, ...], resize: tuple[int, int] | None, needs_training: bool = True
+) -> Found:
+    """Find the splits under a folder: root/train with optional root/val and root/test, or root itself.
 
-    datasets: dict[str, MaskDataset]  # "train", "val", "test", as far as they are there
-    left_out: LeftOut
-    facts: tuple[str, ...]  # of the image files, for the plan
-
-
-def find_masks(
-    root: Path, *, num_classes: int, resize: tuple[int, int] | None, needs_training: bool = True
-) -> MaskFolders:
-    """Find the splits under a folder: root/train, with or without root/val and root/test, or root alone.
-
-    Each holds `images/` and `masks/`, whose files have equal names but for the suffix.
+    Each has `images/` and `masks/`, whose files have the same names except for the suffix.
 
     Args:
         root: The folder.
-        num_classes: The values in the masks are below it, or 255.
-        resize: (H, W) that images (bilinear) and masks (nearest) are brought to.
-        needs_training: Refuse a root that has other splits alone.
+        class_names: Mask values are below their number, or 255.
+        resize: (H, W) of images (bilinear) and masks (nearest).
+        needs_training: Whether to refuse a root without a training split.
 
     Raises:
-        UserError: The layout is another one, an image has no mask or a mask no image, or the masks at the
-            beginning are no masks of the classes.
+        UserError: The layout is wrong, an image has no mask or a mask no image, or the first masks have unknown
+            classes.
     """
     folders = split_folders(root)
-    beside = [files_of(root, taken=[folder.name for folder in folders.values()])] if folders else []
+    beside = [left_out_of(root, used=[folder.name for folder in folders.values()])] if folders else []
     if not folders and root.is_dir():
         folders = {"train": root}
     if not folders or (needs_training and "train" not in folders):
         raise _no_pairs(root / "train")
     pairs = {split: _pairs(folder) for split, folder in folders.items()}
-    every = [path for part in pairs.values() for path in part.images]
-    shape = resize or first_size(every[0])
+    paths = [path for part in pairs.values() for path in part.images]
+    shape = resize or first_size(paths[0])
     datasets = {
-        split: MaskDataset(part.images, part.masks, num_classes, resize, shape) for split, part in pairs.items()
+        split: MaskDataset(part.images, part.masks, len(class_names), resize, shape) for split, part in pairs.items()
     }
     _require_classes(next(iter(datasets.values())))
-    left_out = all_left_out([*beside, *(part.left_out for part in pairs.values())])
-    return MaskFolders(datasets, left_out, tuple(describe_files(every)))
-
-
-def decode_masks(
-    dataset: MaskDataset, *, rows: Tensor, what: str, progress: Callable[[str, int, int], None] | None = None
-) -> tuple[Tensor, Tensor]:
-    """Decode rows of a folder into images (N, 3, H, W) and masks (N, H, W), both uint8, on all cores.
-
-    Raises:
-        UserError: As `MaskDataset.pixels`; broken files are counted.
-    """
-    images = torch.empty((len(rows), 3, *dataset.shape), dtype=torch.uint8, memory_format=torch.channels_last)
-    masks = torch.empty((len(rows), *dataset.shape), dtype=torch.uint8)
-    decode_rows(dataset.pixels, rows=rows, into=(images.numpy(), masks.numpy()), what=what, progress=progress)
-    return images, masks
+    left_out = sum_left_out([*beside, *(part.left_out for part in pairs.values())])
+    return Found(splits=datasets, class_names=class_names, contents=(*describe_files(paths), *left_out.describe()))
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Images and their masks, in the order of the names."""
+    """Images and their masks, sorted by name."""
 
     images: tuple[str, ...]
     masks: tuple[str, ...]
@@ -189,52 +189,54 @@ def _pairs(folder: Path) -> _Pairs:
         for listing, kind in zip(listings, ("images", "masks"), strict=True)
     )
     if not images:
-        raise UserError(f"no images in {folder / 'images'}", hint=f"add some ({USUAL})")
+        raise UserError(f"no images in {folder / 'images'}", hint=f"add some ({USUAL_SUFFIXES})")
     for path in masks.values():
         if not path.lower().endswith(".png"):
-            raise UserError(f"{path}: is no PNG", hint="save masks as PNG: other formats may change the class numbers")
-    lonely = [
+            raise UserError(
+                f"{path}: is not a PNG", hint="save masks as PNG: other formats may change the class numbers"
+            )
+    unpaired = [
         (images[name], f"its mask {folder / 'masks' / name}.png is missing") for name in images if name not in masks
     ]
-    lonely = lonely or [
+    unpaired = unpaired or [
         (masks[name], f"its image {folder / 'images' / name}.* is missing") for name in masks if name not in images
     ]
-    if lonely:
-        more = f", and {len(lonely) - 1:,} more like it" if len(lonely) > 1 else ""
-        raise UserError(f"{lonely[0][0]}: {lonely[0][1]}{more}", hint="add the missing files, or remove these")
-    others = [files_of(folder, taken=("images", "masks")), *(listing.left_out for listing in listings)]
-    return _Pairs(tuple(images.values()), tuple(masks[name] for name in images), all_left_out(others))
+    if unpaired:
+        more = f", and {len(unpaired) - 1:,} more like it" if len(unpaired) > 1 else ""
+        raise UserError(f"{unpaired[0][0]}: {unpaired[0][1]}{more}", hint="add the missing files, or remove these")
+    others = [left_out_of(folder, used=("images", "masks")), *(listing.left_out for listing in listings)]
+    return _Pairs(tuple(images.values()), tuple(masks[name] for name in images), sum_left_out(others))
 
 
 def _by_name(paths: Sequence[str], *, folder: Path) -> dict[str, str]:
-    """The path of each image by its path inside the folder without the suffix, in the Unicode form NFC."""
+    """Return each path by its path inside the folder without the suffix, in the Unicode form NFC."""
     found: dict[str, str] = {}
     for path in paths:
         name = unicodedata.normalize("NFC", str(Path(path).relative_to(folder).with_suffix("")))
         if name in found:
-            raise UserError(f"{found[name]} and {path} have one name", hint="rename or remove one of them")
+            raise UserError(f"{found[name]} and {path} have the same name", hint="rename or remove one of them")
         found[name] = path
     return found
 
 
 def _require_classes(dataset: MaskDataset) -> None:
-    """Look at masks until two classes were seen: 0 and 255 alone mean that 255 was meant to be a class."""
+    """Read masks until two classes are found: 0 and 255 alone mean that 255 was meant to be a class."""
     seen: set[int] = set()
     for row in range(len(dataset)):
         try:
             seen |= set(np.unique(dataset.mask(row)).tolist())
         except OSError:
-            continue  # named with all other broken files when it is read
+            continue  # reported with all other broken files when they are decoded
         if len(seen - {IGNORED}) > 1 or (IGNORED not in seen and row >= _CHECKED):
             return
     if IGNORED in seen:
         raise UserError(
-            f"the masks beside {dataset.masks[0]} hold {_listed(sorted(seen))} alone, and {IGNORED} is ignored",
-            hint=f"write the class number 1 where {IGNORED} stands for a class",
+            f"the masks beside {dataset.masks[0]} have only the values {_join(sorted(seen))}, and {IGNORED} is ignored",
+            hint=f"write the class number 1 for pixels of a class that are {IGNORED} now",
         )
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _join(numbers: Sequence[int]) -> str:
     return " and ".join(map(str, numbers[:NAMED]))
 
 
@@ -249,9 +251,9 @@ def _no_pairs(folder: Path) -> UserError:
 
 
 def _first_with_pairs(folder: Path) -> Path | None:
-    """The only folder below, and so on, that has `images/` and `masks/` or splits."""
-    while folder.is_dir() and len(below := folders_in(folder)) == 1:
+    """Follow single subfolders down to a folder that has `images/` and `masks/` or splits."""
+    while folder.is_dir() and len(below := subfolders(folder)) == 1:
         folder = folder / below[0]
-        if {"images", "masks"} <= set(folders_in(folder)) or "train" in split_folders(folder):
+        if {"images", "masks"} <= set(subfolders(folder)) or "train" in split_folders(folder):
             return folder
     return None

@@ -1,31 +1,48 @@
-"""Named datasets as splits: images in memory, or a torch Dataset that is streamed.
+"""Named datasets ready for use: splits with checked labels, a validation split and normalization constants.
 
-`load` is the one door. Each kind of source only says which splits it has; checking labels, taking the validation split,
-holding images in memory and the normalisation constants are then the same for all.
+`load` is the only way in. How the splits of a dataset are read is declared in `datasets`; what follows is the same
+for all of them.
 Shapes: N samples, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from swa_cli.data import datasets, pytree
-from swa_cli.data.datasets import Found
+from swa_cli.data.dataset_args import complete
+from swa_cli.data.datasets import Request
 from swa_cli.data.fingerprint import Fingerprint, fingerprint
-from swa_cli.data.samples import require_classes, require_finite, require_readable, with_channels_first, with_labels
-from swa_cli.data.splits import Progress, Split, Target, held, mean_std, samples_of, take, validation_rows
+from swa_cli.data.splits import (
+    Arrays,
+    FileDataset,
+    Found,
+    Progress,
+    Split,
+    Target,
+    fits_memory,
+    load_into_memory,
+    mean_std,
+    num_validation,
+    read_rows,
+    split_off_validation,
+)
 from swa_cli.data.stream import Origin
-from swa_cli.data.torchvision_sets import NUM_TRAIN
+from swa_cli.data.user_dataset import (
+    require_classes,
+    require_finite,
+    require_readable,
+    with_channels_first,
+    with_labels,
+)
 from swa_cli.errors import UserError
-
-_NAMED = 5  # classes that a warning lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,37 +50,39 @@ class Source:
     """A dataset ready for use; mean and std are per channel, of pixels scaled to [0, 1]."""
 
     name: str
-    train: Split | None  # None where weights are scored on other splits alone
+    train: Split | None  # None if weights are only evaluated, on other splits
     val: Split | None
     test: Split | None
-    num_classes: int  # or the V numbers of a value; 0 where only one's own network knows what it gives
+    num_classes: int  # or output numbers of a value; 0 if only the user's network knows
     class_names: tuple[str, ...]
-    channels: int | None  # None where the inputs are no images: they have no size, mean and std then
+    channels: int | None  # None if the inputs are not images: they have no size, mean and std
     size: tuple[int, ...]  # (H, W)
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    example: tuple[Any, Any]  # the first training sample, a batch of one as it is stored
-    data: Mapping[str, Fingerprint]  # of each split as the dataset has it
+    example: tuple[Any, Any]  # the first training sample, as a stored batch of one
+    data: Mapping[str, Fingerprint]  # of each split, before validation samples are taken
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
-    contents: tuple[str, ...] = ()  # what was found: classes, files, and what was left out
-    warnings: tuple[str, ...] = ()  # what a person should think about
+    contents: tuple[str, ...] = ()  # classes and files found, and what was left out
+    warnings: tuple[str, ...] = ()
 
     @property
     def target(self) -> Target:
-        """What a label is: a class, a mask with a class for each pixel (255 ignored), or `num_classes` numbers."""
+        """What a label is: a class, a mask with a class per pixel (255 ignored), or `num_classes` numbers."""
         return next(split.target for split in (self.train, self.val, self.test) if split is not None)
 
     def describe_inputs(self) -> str:
-        """What goes into the network, in words."""
+        """Describe what goes into the network."""
         if self.channels is not None:
             return f"images of {' x '.join(map(str, (self.channels, *self.size)))}"
-        return f"inputs {pytree.kind_of(pytree.mapped(self.example[0], lambda values: values[0]))}"
+        return f"inputs {pytree.describe(pytree.first_sample(self.example[0]))}"
 
 
 def known_num_train(name: str, val: str | int, *, args: Mapping[str, Any]) -> int | None:
-    """Training samples that are left beside the validation split, where that is known without reading the data."""
-    number = None if args else NUM_TRAIN.get(name)
-    return None if number is None else number - _num_val(val, num_train=number)
+    """Return the training samples without the validation split; None if they are unknown until the data are read."""
+    entry = datasets.find(name)
+    if args or entry.num_train is None:
+        return None
+    return entry.num_train - num_validation(val, num_train=entry.num_train)
 
 
 def load(
@@ -80,51 +99,57 @@ def load(
     classes: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> Source:
-    """Find a dataset, check its labels, take its validation split and hold it in memory where asked and possible.
+    """Read a dataset, check its labels, split off validation samples, and hold it in memory where asked and possible.
 
     Args:
-        name: One of `named.names()`.
+        name: One of `datasets.DATASETS`, or `package.module:factory`.
         root: The folder of the files.
-        val: Validation samples, "10%" or a number, taken from the training set by the seed alone; not applied
-            to a source with a validation split of its own.
-        stratify: Let the validation samples keep the proportions of the classes.
+        val: Validation samples, "10%" or a number, taken from the training set by the seed alone; ignored for a
+            dataset with a validation split of its own.
+        stratify: Whether the validation samples keep the class proportions.
         seed: Decides which samples validate.
-        cache: "auto" holds images that are files in memory if their pixels take at most a quarter of the
-            available memory, "ram" holds everything, "none" streams what comes from files or from a user.
+        cache: "auto" holds image files in memory if their pixels take at most a quarter of the available memory,
+            "ram" holds everything, "none" streams what comes from files or from user code.
         download: Whether missing files may be downloaded.
         workers: Processes that read a streamed dataset.
-        args: For "image_folder" {"size": side}; for a factory its keyword arguments; for others see `settings`.
-        classes: Those of weights that are only scored: a folder may then lack its training images.
+        args: Those that the entry declares; the keyword arguments of a factory.
+        classes: Those of weights that are only evaluated: a folder may then lack training images.
         progress: Called while images are read.
 
     Raises:
-        UserError: Unknown name, missing or damaged files, wrong layout, `val` leaves nothing to train, or a label
-            that is no class.
+        UserError: The name is unknown, files are missing or damaged, the layout is wrong, `val` leaves nothing to
+            train, or a label is not one of the classes.
     """
     assert cache in ("auto", "ram", "none")
-    found = datasets.find(
-        name, root=Path(root), cache=cache, download=download, args=dict(args or {}), classes=classes, progress=progress
-    )
-    reading: dict[str, Any] = {"seed": seed, "workers": workers, "progress": progress}
-    splits, warnings = _checked(found, name=name, **reading)
-    data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
+    found = _read(name, root=Path(root), download=download, given=args or {}, classes=classes, progress=progress)
     notes = list(found.notes)
+    hold = _is_held(found, cache=cache)
+    if cache == "none" and all(isinstance(stored, Arrays) for stored in found.splits.values()):
+        notes.append(f"{name} is held in memory whatever dataset.cache says")
+    if hold and _is_user_code(found):
+        notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
+    reading: dict[str, Any] = {"seed": seed, "workers": workers, "progress": progress}
+    splits, warnings = _checked_splits(found, name=name, read_all=hold, **reading)
+    data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
     if "train" in splits and "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
     elif "train" in splits:
-        splits, more = _with_validation(splits, val=val, seed=seed, stratify=stratify, class_names=found.class_names)
+        parts, more = split_off_validation(
+            splits["train"], val=val, seed=seed, stratify=stratify, class_names=found.class_names
+        )
+        splits |= parts
         warnings += more
-    if found.hold:
-        splits = {split: held(part, what=f"reading {split} images", **reading) for split, part in splits.items()}
+    if hold:
+        splits = {
+            split: part if part.dataset is None else load_into_memory(part, what=f"reading {split} images", **reading)
+            for split, part in splits.items()
+        }
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
-    example = next(samples_of(first, rows=torch.tensor([0]), seed=seed, workers=0))
-    inputs = example[0]
-    is_image = pytree.is_image(pytree.mapped(inputs, lambda values: values[0]))
-    mean, std = _constants(found, first, is_image=is_image, name=name, seed=seed, workers=workers)
-    if is_image and inputs.is_floating_point() and found.mean is None:
-        notes.append(f"{name} gives floating-point images: they are taken as normalised already")
-    if is_image:
-        _check_constants(name, mean=mean, std=std, channels=inputs.shape[1])
+    example = next(read_rows(first, rows=torch.tensor([0]), seed=seed, workers=0))
+    is_image = pytree.is_image(pytree.first_sample(example[0]))
+    if is_image and example[0].is_floating_point() and found.mean is None:
+        notes.append(f"{name} gives floating-point images: they are taken as normalized already")
+    mean, std = _constants(found, first, example[0] if is_image else None, name=name, seed=seed, workers=workers)
     return Source(
         name=name,
         train=splits.get("train"),
@@ -132,8 +157,8 @@ def load(
         test=splits.get("test"),
         num_classes=len(found.class_names),
         class_names=found.class_names,
-        channels=inputs.shape[1] if is_image else None,
-        size=tuple(inputs.shape[2:]) if is_image else (),
+        channels=example[0].shape[1] if is_image else None,
+        size=tuple(example[0].shape[2:]) if is_image else (),
         mean=mean,
         std=std,
         example=example,
@@ -144,105 +169,106 @@ def load(
     )
 
 
-def _checked(
-    found: Found, *, name: str, seed: int, workers: int, progress: Progress | None
+def _read(
+    name: str,
+    *,
+    root: Path,
+    download: bool,
+    given: Mapping[str, Any],
+    classes: Sequence[str] | None,
+    progress: Progress | None,
+) -> Found:
+    """Read a dataset by its entry, whose fields complete what the reader returns."""
+    entry = datasets.find(name)
+    args = dict(given) if entry.args is None else complete(entry.args, given, name=name)
+    found = entry.read(
+        Request(name=name, dataset=entry, args=args, root=root, download=download, classes=classes, progress=progress)
+    )
+    assert entry.has_val or "val" not in found.splits, f"{name} is declared to have no validation split"
+    return replace(
+        found,
+        class_names=entry.class_names or found.class_names,
+        mean=entry.mean or found.mean,
+        std=entry.std or found.std,
+        target=entry.target or found.target,
+    )
+
+
+def _is_user_code(found: Found) -> bool:
+    """Return whether the samples come from a torch Dataset of unknown behavior."""
+    return not all(isinstance(stored, Arrays | FileDataset) for stored in found.splits.values())
+
+
+def _is_held(found: Found, *, cache: str) -> bool:
+    """Return whether streamed splits are read into memory."""
+    streamed = [stored for stored in found.splits.values() if not isinstance(stored, Arrays)]
+    num_bytes = [stored.num_bytes for stored in streamed if isinstance(stored, FileDataset)]
+    if not streamed or cache == "none":
+        return False
+    return cache == "ram" or (len(num_bytes) == len(streamed) and fits_memory(sum(num_bytes)))
+
+
+def _checked_splits(
+    found: Found, *, name: str, read_all: bool, seed: int, workers: int, progress: Progress | None
 ) -> tuple[dict[str, Split], list[str]]:
-    """The splits with images (C, H, W) and the labels that are known, none of which is wrong; and warnings."""
-    num_classes = len(found.class_names)
-    splits = {split: replace(part, origin=Origin(split, num_classes)) for split, part in found.splits.items()}
-    warnings = list[str]()
-    if found.is_made:
+    """Return the splits with images (C, H, W) and checked labels, as far as these can be known, and warnings."""
+    splits, warnings = {split: _split(found, split) for split in found.splits}, list[str]()
+    if _is_user_code(found):
         splits, warnings = with_channels_first(splits, layout=found.layout, name=name)
-        if not found.hold:
+        if not read_all:
             for part in splits.values():
                 require_readable(part, seed=seed, workers=workers, progress=progress)
     for split, part in splits.items():
         warning = require_finite(part)
         warnings += [warning] if warning else []
-        splits[split] = with_labels(part, read_all=found.hold, seed=seed, workers=workers, progress=progress)
+        splits[split] = with_labels(part, read_all=read_all, seed=seed, workers=workers, progress=progress)
         require_classes(splits[split])
     return splits, warnings
 
 
-def _with_validation(
-    splits: dict[str, Split], *, val: str | int, seed: int, stratify: bool, class_names: Sequence[str]
-) -> tuple[dict[str, Split], list[str]]:
-    """The splits with validation samples taken from the training ones, and warnings."""
-    train = splits["train"]
-    number = _num_val(val, num_train=len(train))
-    if not number:
-        return splits, []
-    rows = validation_rows(train, number=number, seed=seed, stratify=stratify)
-    rest = torch.ones(len(train), dtype=torch.bool)
-    rest[rows] = False
-    parts = splits | {"val": take(train, rows), "train": take(train, rest.nonzero()[:, 0])}
-    warnings = []
-    if train.target == "class" and train.labels is not None:
-        before, after = (part.labels.bincount(minlength=len(class_names)) for part in (train, parts["train"]))
-        lost = [class_names[label] for label in ((before > 0) & (after == 0)).nonzero()[:, 0].tolist()]
-        if lost:
-            warnings.append(
-                f"dataset.val = {val} leaves no training image of {len(lost)} of the classes: {_some(lost)}"
-            )
-    elif train.target == "class" and stratify:
-        warnings.append(
-            "dataset.stratify: the labels are not known before all samples are read, so the validation samples do not "
-            "keep their proportions. Give the dataset an attribute `targets`, or set dataset.stratify=false"
-        )
-    return parts, warnings
+def _split(found: Found, name: str) -> Split:
+    stored, origin = found.splits[name], Origin(name, len(found.class_names))
+    assert found.target is not None, "the entry or its reader declares the target"
+    if isinstance(stored, Arrays):
+        return Split(stored.labels, stored.images, target=found.target, origin=origin)
+    listed = stored.labels if isinstance(stored, FileDataset) else None
+    rows = torch.arange(len(stored))  # type: ignore[arg-type]
+    return Split(listed, None, stored, rows, target=found.target, origin=origin)
 
 
 def _constants(
-    found: Found, split: Split, *, is_image: bool, name: str, seed: int, workers: int
+    found: Found, split: Split, images: Tensor | None, *, name: str, seed: int, workers: int
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std: those of the dataset, or measured on the split; none where the inputs are no images."""
+    """Return mean and std: declared, or measured on the split; none where the inputs are not images.
+
+    Raises:
+        UserError: They do not fit the images.
+    """
     mean, std = found.mean, found.std
-    if not is_image:
+    if images is None:
         if mean or std:
-            raise UserError(f"{name} has a mean and std, and its inputs are no images", hint="leave them out")
+            raise UserError(f"{name} has a mean and std, but its inputs are not images", hint="leave them out")
         return (), ()
     if mean is None or std is None:
         measured = mean_std(split, seed=seed, workers=workers)
         mean, std = mean or measured[0], std or measured[1]
-    return mean, std
-
-
-def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ...]:
-    """`3 classes of 12 (dog) to 400 (cat) train samples`; nothing where labels are not known."""
-    if split.target != "class" or split.labels is None or not class_names:
-        return ()
-    counts = split.labels.bincount(minlength=len(class_names))
-    least, most = int(counts.argmin()), int(counts.argmax())
-    of = f"{len(class_names):,} classes of"
-    if counts[least] == counts[most]:
-        return (f"{of} {int(counts[least]):,} {split.origin.split} samples each",)
-    few, many = (f"{int(counts[label]):,} ({class_names[label]})" for label in (least, most))
-    return (f"{of} {few} to {many} {split.origin.split} samples",)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + ", ..." * (len(names) > _NAMED)
-
-
-def _num_val(val: str | int, *, num_train: int) -> int:
-    """Samples in the validation split; a percentage above 0 gives at least one."""
-    percent = re.fullmatch(r"(\d+(?:\.\d+)?)%", val) if isinstance(val, str) else None
-    if (isinstance(val, str) and percent is None) or (isinstance(val, int) and val < 0):
-        raise UserError(f"dataset.val = {val!r} is no share", hint="write 10%, or a number of samples, or 0")
-    count = val if isinstance(val, int) else 0
-    if percent and float(percent[1]):
-        count = max(1, round(num_train * float(percent[1]) / 100))
-    if count >= num_train:
-        raise UserError(
-            f"dataset.val = {val} leaves nothing to train: the training set has {num_train:,} samples",
-            hint="make dataset.val smaller",
-        )
-    return count
-
-
-def _check_constants(name: str, *, mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    channels = images.shape[1]
     if not (len(mean) == len(std) == channels and min(std) > 0 and math.isfinite(sum(mean) + sum(std))):
         raise UserError(
             f"{name} has mean {mean} and std {std} for {channels} channels",
             hint="give one number per channel, std above 0, or leave them out",
         )
+    return mean, std
+
+
+def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Return `3 classes of 12 (dog) to 400 (cat) train samples`; nothing where labels are unknown."""
+    if split.target != "class" or split.labels is None or not class_names:
+        return ()
+    counts = split.labels.bincount(minlength=len(class_names))
+    least, most = int(counts.argmin()), int(counts.argmax())
+    number = f"{len(class_names):,} classes of"
+    if counts[least] == counts[most]:
+        return (f"{number} {int(counts[least]):,} {split.origin.split} samples each",)
+    few, many = (f"{int(counts[label]):,} ({class_names[label]})" for label in (least, most))
+    return (f"{number} {few} to {many} {split.origin.split} samples",)

@@ -1,66 +1,156 @@
-"""Part of a dataset: in memory, or rows of a torch Dataset that is streamed; what is done to both alike.
+"""Splits of a dataset: as they are found, in memory or streamed; divided, read into memory, measured.
 
-A sample has an image and a label: a class, a mask that gives each pixel a class, or numbers.
-Shapes: N samples, C channels, H W pixels, V numbers.
+A sample is an input and a label: a class, a mask that gives each pixel a class, or numbers.
+Shapes: N samples, C channels, H W pixels, V numbers, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swa_cli.data import folders, pytree
-from swa_cli.data.masks import MaskDataset, decode_masks
+from swa_cli.data import pytree
 from swa_cli.data.randomness import generator
-from swa_cli.data.stream import ANYWHERE, Origin, spans_of, stream
+from swa_cli.data.stream import UNKNOWN_ORIGIN, Origin, cut_spans, stream
 from swa_cli.errors import UserError
 
 Target = Literal["class", "mask", "value", "own"]
 Progress = Callable[[str, int, int], None]  # (what, done, total)
 
-_STATISTICS_SAMPLES = 10_000  # for constants that are not known: as many in memory as streamed
-READ_AT_ONCE = 64  # samples per streamed batch here
+READ_BATCH = 64  # samples per streamed batch
+_STATISTICS_SAMPLES = 10_000  # that measure mean and std: the same number in memory and streamed
+_NAMED_CLASSES = 5  # that a warning lists
+
+
+@runtime_checkable
+class FileDataset(Protocol):
+    """A torch Dataset of image files, checked by its reader, that decodes many files at once."""
+
+    labels: Tensor | None  # (N,) if known without decoding
+    files: tuple[str, ...]  # all that it reads
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all decoded samples."""
+
+    def decode(self, rows: Tensor, *, what: str, progress: Progress | None) -> tuple[Tensor, Tensor]:
+        """Decode images (N, 3, H, W) uint8 and their labels at some rows, on all cores; `what` names the work."""
+
+
+class Arrays(NamedTuple):
+    """All samples of a split in memory."""
+
+    images: Tensor  # (N, C, H, W) uint8
+    labels: Tensor  # as the target says, see `Split`
+
+
+Stored = Arrays | Dataset[Any]  # a split as it is found: in memory, or to be streamed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the reader of a dataset returns; class names, constants and target only where its entry has None."""
+
+    splits: Mapping[str, Stored]  # those of "train", "val" and "test" that exist
+    class_names: tuple[str, ...] = ()
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    target: Target | None = None
+    layout: str | None = None  # "CHW" or "HWC" of images from user code; None if their shape tells
+    notes: tuple[str, ...] = ()  # what a person should know and did not ask for
+    contents: tuple[str, ...] = ()  # the files found and left out
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images in memory, or rows of a dataset: either `images` or `dataset` and `indices` are there."""
+    """Either inputs in memory (`images`), or rows (`indices`) of a torch Dataset that is streamed."""
 
-    labels: Any = None  # as `target` says; None where only reading the samples tells
-    images: Any = (
-        None  # (N, C, H, W) uint8, best channels last; floating point or no image if a user's dataset gave that
-    )
+    labels: Any = None  # as `target` says; None if unknown until the samples are read
+    images: Any = None  # (N, C, H, W) uint8, best channels last; another type or no image if user code gives that
     dataset: Dataset[Any] | None = None  # gives (image, label)
-    indices: Tensor | None = None  # (N,) int64: the rows of `dataset` which form the split
-    target: Target = "class"  # labels are (N,) int64 | mask: (N, H, W) uint8, 255 ignored | value: (N, V) float32 | own
-    origin: Origin = ANYWHERE
+    indices: Tensor | None = None  # (N,) int64 rows of `dataset`
+    target: Target = "class"  # labels: class (N,) int64, mask (N, H, W) uint8 with 255 ignored, value (N, V) float32
+    origin: Origin = UNKNOWN_ORIGIN
 
     def __len__(self) -> int:
-        held = self.images if self.images is not None else self.indices
-        assert held is not None, "a split has images or indices"
-        return pytree.num_samples(held)
+        rows = self.images if self.images is not None else self.indices
+        assert rows is not None, "a split has images or indices"
+        return pytree.batch_size(rows)
 
 
 def take(split: Split, rows: Tensor) -> Split:
-    """Some samples of a split."""
+    """Return the samples at some rows as a split."""
 
-    def taken(held: Any) -> Any:
-        return None if held is None else pytree.rows_of(held, rows)
+    def select(values: Any) -> Any:
+        return None if values is None else pytree.select_rows(values, rows)
 
-    return replace(split, labels=taken(split.labels), images=taken(split.images), indices=taken(split.indices))
+    return replace(split, labels=select(split.labels), images=select(split.images), indices=select(split.indices))
+
+
+# --- the validation split
+
+
+def split_off_validation(
+    train: Split, *, val: str | int, seed: int, stratify: bool, class_names: Sequence[str]
+) -> tuple[dict[str, Split], list[str]]:
+    """Split `train` into "train" and "val"; return them (train alone if `val` is 0) and warnings."""
+    number = num_validation(val, num_train=len(train))
+    if not number:
+        return {"train": train}, []
+    rows = validation_rows(train, number=number, seed=seed, stratify=stratify)
+    is_left = torch.ones(len(train), dtype=torch.bool)
+    is_left[rows] = False
+    parts = {"val": take(train, rows), "train": take(train, is_left.nonzero()[:, 0])}
+    if train.target != "class":
+        return parts, []
+    if train.labels is None:
+        unknown = (
+            "dataset.stratify: the labels are unknown until all samples are read, so the validation samples do not "
+            "keep the class proportions. Give the dataset an attribute `targets`, or set dataset.stratify=false"
+        )
+        return parts, [unknown] if stratify else []
+    before, after = (part.labels.bincount(minlength=len(class_names)) for part in (train, parts["train"]))
+    lost = [class_names[label] for label in ((before > 0) & (after == 0)).nonzero()[:, 0].tolist()]
+    listed = ", ".join(lost[:_NAMED_CLASSES]) + ", ..." * (len(lost) > _NAMED_CLASSES)
+    return parts, [
+        f"dataset.val = {val} leaves no training image of {len(lost)} of the classes: {listed}"
+    ] if lost else []
+
+
+def num_validation(val: str | int, *, num_train: int) -> int:
+    """Return the number of validation samples for `dataset.val`; a percentage above 0 gives at least one.
+
+    Raises:
+        UserError: `val` is neither a percentage nor a number, or leaves no training samples.
+    """
+    percent = re.fullmatch(r"(\d+(?:\.\d+)?)%", val) if isinstance(val, str) else None
+    if (isinstance(val, str) and percent is None) or (isinstance(val, int) and val < 0):
+        raise UserError(f"dataset.val = {val!r} is not a share", hint="write 10%, or a number of samples, or 0")
+    count = val if isinstance(val, int) else 0
+    if percent and float(percent[1]):
+        count = max(1, round(num_train * float(percent[1]) / 100))
+    if count >= num_train:
+        raise UserError(
+            f"dataset.val = {val} leaves nothing to train: the training set has {num_train:,} samples",
+            hint="make dataset.val smaller",
+        )
+    return count
 
 
 def validation_rows(split: Split, *, number: int, seed: int, stratify: bool) -> Tensor:
-    """Which samples of a training split validate, sorted: a function of the seed and, if stratified, of the labels.
+    """Return the sorted rows of the validation samples: a function of the seed and, if stratified, of the labels.
 
-    Stratified, each class gives its share of `number` (largest remainders; which of equal ones, decides the seed), and
-    keeps at least one training sample as long as that is possible. Within a class it is the first samples of one
-    permutation of the split, which alone decides where there are no known classes, or `stratify` is off.
+    With `stratify` each class gives its share of `number` (largest remainders; the seed breaks ties) and keeps at
+    least one training sample where possible. The samples of a class are the first ones in one permutation of the
+    split. Without `stratify` or known classes they are the first ones of the permutation itself.
     """
     order = torch.randperm(len(split), generator=generator(seed, "val"))
     if not stratify or split.target != "class" or split.labels is None:
@@ -72,86 +162,107 @@ def validation_rows(split: Split, *, number: int, seed: int, stratify: bool) -> 
 
 
 def _shares(counts: Tensor, *, number: int, ties: Tensor) -> Tensor:
-    """How many of each class (K,) validate; of equal remainders those come first that stand first in `ties` (K,)."""
+    """Return the validation samples per class (K,); `ties` (K,) is the order of classes with equal remainders."""
     exact = counts.double() * number / counts.sum()
     shares, most = exact.floor().long(), (counts - 1).clamp(min=0)
     shares = shares.minimum(most)
     while int(shares.sum()) < number:
-        if not bool((shares < most).any()):  # only with samples of which a class has no other one
+        if not bool((shares < most).any()):  # every class is down to its last training sample
             most = counts
-        wanted = (exact - shares).where(shares < most, -torch.inf)[ties]
-        shares[ties[wanted.argmax()]] += 1
+        remainders = (exact - shares).where(shares < most, -torch.inf)[ties]
+        shares[ties[remainders.argmax()]] += 1
     return shares
 
 
-def held(split: Split, *, what: str, seed: int, workers: int, progress: Progress | None) -> Split:
-    """The split with its images and labels in memory."""
+# --- in memory
+
+
+def fits_memory(num_bytes: int) -> bool:
+    """Return whether `cache: auto` holds this much in memory: at most a quarter of what is available."""
+    return num_bytes <= available_memory() / 4
+
+
+def available_memory() -> int:
+    """Return the bytes that can be allocated without swapping; all memory where the system does not tell."""
+    try:
+        meminfo = Path("/proc/meminfo").read_text()
+        return int(re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)[1]) * 1024  # type: ignore[index]
+    except (OSError, TypeError):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def load_into_memory(split: Split, *, what: str, seed: int, workers: int, progress: Progress | None) -> Split:
+    """Read all samples of a streamed split.
+
+    Raises:
+        UserError: A sample cannot be read, or images differ in size.
+    """
     assert split.dataset is not None
     assert split.indices is not None
-    if isinstance(split.dataset, folders.FolderDataset):
-        images = folders.decode(split.dataset, rows=split.indices, what=what, progress=progress)
-        return replace(split, images=images, dataset=None, indices=None)
-    if isinstance(split.dataset, MaskDataset):
-        images, labels = decode_masks(split.dataset, rows=split.indices, what=what, progress=progress)
+    if isinstance(split.dataset, FileDataset):
+        images, labels = split.dataset.decode(split.indices, what=what, progress=progress)
         return replace(split, labels=labels, images=images, dataset=None, indices=None)
-    batches = []
-    spans = spans_of(len(split), size=READ_AT_ONCE)
-    read = stream(
-        split.dataset,
-        rows=split.indices,
-        spans=spans,
-        target=split.target,
-        seed=seed,
-        words=("hold",),
-        workers=workers,
-        origin=split.origin,
-    )
-    for span, batch in zip(spans, read, strict=True):
-        batches.append(batch)
+    batches: list[tuple[Any, Any]] = []
+    num_read = 0
+    rows = torch.arange(len(split))
+    for images, labels in stream_rows(split, rows=rows, seed=seed, workers=workers, key=("hold",)):
+        batches.append((images, labels))
+        num_read += pytree.batch_size(images)
         if progress:
-            progress(what, span.stop, len(split))
-    kinds = {pytree.kind_of(pytree.mapped(images, lambda values: values[0])) for images, _ in batches}
+            progress(what, num_read, len(split))
+    kinds = {pytree.describe(pytree.first_sample(images)) for images, _ in batches}
     if len(kinds) > 1:
         raise UserError(
-            "images of the dataset differ: " + ", ".join(sorted(kinds)),
+            f"the images of the dataset differ: {', '.join(sorted(kinds))}",
             hint="let the dataset resize or crop all images to one size",
         )
-    images, labels = (pytree.joined(parts) for parts in zip(*batches, strict=True))
+    images, labels = (pytree.concatenate(parts) for parts in zip(*batches, strict=True))
     return replace(split, labels=labels, images=images, dataset=None, indices=None)
 
 
-def samples_of(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterator[tuple[Any, Any]]:
-    """Batches of the images, or other inputs, and labels at some rows of a split."""
-    if split.images is not None:
-        num_values = sum(values[0].numel() for values in pytree.tensors(split.images).values())
-        size = max(1, 2**22 // num_values)  # float64 copies of 32 MB
-        parts = (take(split, rows[span]) for span in spans_of(len(rows), size=size))
-        return ((part.images, part.labels) for part in parts)
+# --- some samples
+
+
+def read_rows(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterator[tuple[Any, Any]]:
+    """Yield batches of (inputs, labels) at some rows of a split, as they are stored."""
+    if split.images is None:
+        yield from stream_rows(split, rows=rows, seed=seed, workers=workers, key=("statistics",))
+        return
+    num_values = sum(values[0].numel() for values in pytree.named_tensors(split.images).values())
+    size = max(1, 2**22 // num_values)  # float64 copies of 32 MB
+    for span in cut_spans(len(rows), size=size):
+        part = take(split, rows[span])
+        yield part.images, part.labels
+
+
+def stream_rows(
+    split: Split, *, rows: Tensor, seed: int, workers: int, key: tuple[str | int, ...]
+) -> Iterator[tuple[Any, Any]]:
+    """Yield batches of (inputs, labels) at some rows of a streamed split; `key` names the purpose (see `stream`)."""
     assert split.dataset is not None
     assert split.indices is not None
-    spans = spans_of(len(rows), size=READ_AT_ONCE)
     return stream(
         split.dataset,
         rows=split.indices[rows],
-        spans=spans,
+        spans=cut_spans(len(rows), size=READ_BATCH),
         target=split.target,
         seed=seed,
-        words=("statistics",),
+        key=key,
         workers=workers,
         origin=split.origin,
     )
 
 
 def mean_std(split: Split, *, seed: int, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Per channel, in float64, of evenly spaced samples of a split: the same ones in memory and streamed.
+    """Measure mean and std per channel in float64 on evenly spaced samples: the same ones in memory and streamed.
 
-    Sums of uint8 and of their squares are exact in float64. Floating-point images get 0 and 1.
+    Sums of uint8 values and of their squares are exact in float64. Floating-point images get 0 and 1.
     """
     count = min(len(split), _STATISTICS_SAMPLES)
     rows = torch.arange(count) * len(split) // count
     total = square = torch.zeros(())
     num_pixels = 0
-    for images, _ in samples_of(split, rows=rows, seed=seed, workers=workers):
+    for images, _ in read_rows(split, rows=rows, seed=seed, workers=workers):
         channels = images.shape[1]
         if images.is_floating_point():
             return (0.0,) * channels, (1.0,) * channels
@@ -160,5 +271,5 @@ def mean_std(split: Split, *, seed: int, workers: int) -> tuple[tuple[float, ...
         square = square + pixels.square().sum((0, 2, 3))
         num_pixels += pixels.numel() // channels
     mean = total / num_pixels
-    std = (square / num_pixels - mean.square()).clamp(min=0).sqrt().clamp(min=1)  # a constant channel: one grey level
+    std = (square / num_pixels - mean.square()).clamp(min=0).sqrt().clamp(min=1)  # constant channel: one gray level
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

@@ -1,9 +1,9 @@
-"""Samples of a torch Dataset as stacked batches, read by worker processes.
+"""Samples of a torch Dataset as stacked batches, read by loader processes.
 
-A sample is a function of (seed, words, position): before each one the global generators are seeded with just
-that, so a user's random transforms give the same in any number of workers and in a resumed run. Whole batches
-are read in one call, so the generators of the main process are saved and restored once a batch.
-An input is an image, or for a network of one's own another tensor, or a tuple or dict of tensors.
+A sample is a function of (seed, key, position): the global generators are seeded with these before each sample, so
+random transforms in user code do not depend on the number of workers and repeat in a resumed run. A batch is read in
+one call, so the generators of the main process are saved and restored once per batch.
+An input is an image or, for a user's own network, another tensor, or a tuple or dict of tensors.
 Shapes: B batch, C channels, H W pixels, V numbers.
 """
 
@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -27,27 +27,29 @@ from torch.utils.data import DataLoader, Dataset
 
 from swa_cli.data import pytree
 from swa_cli.data.image_file import to_8_bit, to_rgb
-from swa_cli.data.masks import IGNORED
-from swa_cli.data.randomness import generator, global_state_kept, seed_globals
-from swa_cli.errors import EXIT_USAGE, UserError
+from swa_cli.data.randomness import generator, preserve_global_rng, seed_globals
+from swa_cli.errors import UserError
 
-PARENT_ENDS_S = 1.0  # a process that is killed closes its connections a moment before it is gone
-Positions = slice | Tensor  # of a batch: a run of them, or each one (B,)
+IGNORED = 255  # the class of mask pixels that count nowhere
+PARENT_ENDS_S = 1.0  # a killed process closes its connections shortly before it is gone
+Positions = slice | Tensor  # of the samples of a batch: a range, or each one (B,)
+_DEATH, _DEATH_HINT = "a loader process died", "if memory was short, set dataset.workers=0"
+MakeError = Callable[..., UserError]  # called with (message, hint=...)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where samples come from, for the words about them, and what their labels may be."""
+    """Where samples come from, for messages, and which labels they may have."""
 
     split: str = ""  # train, val or test
-    num_classes: int | None = None  # None or 0 where labels are no classes, or only the network knows
+    num_classes: int | None = None  # None or 0 if labels are not classes, or only the network knows
 
-    def of(self, row: int) -> str:
-        """A sample in words."""
+    def describe(self, row: int) -> str:
+        """Name a sample."""
         return f"sample {row} of the {f'{self.split} split' if self.split else 'dataset'}"
 
 
-ANYWHERE = Origin()
+UNKNOWN_ORIGIN = Origin()
 
 
 def stream(
@@ -57,87 +59,78 @@ def stream(
     spans: Sequence[Positions],
     target: str = "class",
     seed: int,
-    words: tuple[str | int, ...],
+    key: tuple[str | int, ...],
     workers: int = 0,
-    exit_code: int = EXIT_USAGE,
-    origin: Origin = ANYWHERE,
+    error: MakeError = UserError,
+    origin: Origin = UNKNOWN_ORIGIN,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (images (B, C, H, W), labels), or other inputs and targets, for each span of positions.
 
     Args:
-        dataset: Gives (image, label); an image is a uint8 or float tensor (C, H, W) or a PIL image. In its place
-            there may be any other tensor, or a tuple or dict of tensors.
-        rows: Which sample of the dataset stands at each position.
+        dataset: Gives (image, label); an image is a uint8 or float tensor (C, H, W) or a PIL image. It may also be
+            any other tensor, or a tuple or dict of tensors.
+        rows: The row of the dataset at each position.
         spans: The positions of each batch.
-        target: What labels are and become: `class`, a number, (B,) int64; `mask`, integers (H, W) or a grey or
+        target: What labels are and become: `class`, a number, (B,) int64; `mask`, integers (H, W) or a gray or
             palette PIL image, (B, H, W) uint8; `value`, one or V numbers, (B, V) float32; `own`, a tensor or number,
             or a tuple or dict of them.
-        seed: Together with `words` and the position it decides what a random transform does.
-        words: The purpose of the reading, and the epoch if there is one.
-        workers: Number of processes that read; 0 reads in this one.
-        exit_code: The exit code of an error: whether something was already run is known by the caller.
+        seed: Together with `key` and the position it decides what a random transform does.
+        key: The purpose of the reading, and the epoch if there is one.
+        workers: Number of loader processes; 0 reads in this one.
+        error: Makes the exception to raise: the caller knows whether a failure ends a run.
         origin: What the dataset is a split of, and the range of its classes.
 
     Raises:
-        UserError: A sample cannot be read, is no image of the common size, is not finite, or has another kind of label.
+        UserError: A sample cannot be read, is not an image of the common size, is not finite, or has a wrong label.
     """
-    every = torch.arange(len(rows))
+    positions = torch.arange(len(rows))
     loader = DataLoader(
-        _Reader(dataset, target, seed, words, origin),
+        _BatchReader(dataset, target, seed, key, origin),
         batch_size=None,  # the sampler already gives whole batches
-        sampler=[(every[span].tolist(), rows[span].tolist()) for span in spans],
+        sampler=[(positions[span].tolist(), rows[span].tolist()) for span in spans],
         num_workers=workers,
-        collate_fn=_as_it_is,
-        worker_init_fn=_begin_worker,
-        generator=generator(seed, "workers"),  # else the loader draws from the global one
+        collate_fn=_identity,
+        worker_init_fn=_start_worker,
+        generator=generator(seed, "workers"),  # otherwise the loader draws from the global one
     )
     batches = iter(loader)
     if workers and threading.current_thread() is threading.main_thread():
-        # torch raises in its handler of SIGCHLD, wherever the main process happens to be (in a save, in a destructor).
-        # Its own check while it waits for a batch notices as well, and at this place.
+        # torch's SIGCHLD handler raises wherever the main process happens to be (in a save, in a destructor). Its check
+        # while it waits for a batch also notices a dead worker, and raises here.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         for batch in batches:
             if isinstance(batch, _Failure):
-                raise UserError(batch.message, hint=batch.hint, exit_code=exit_code)
+                raise error(batch.message, hint=batch.hint)
             yield batch
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError) as cause:
         if not workers:
             raise
-        raise _death(f"{type(error).__name__} while it sent a batch", exit_code=exit_code) from error
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
+        raise error(f"{_DEATH}: {type(cause).__name__} while it sent a batch", hint=_DEATH_HINT) from cause
+    except RuntimeError as cause:
+        if not str(cause).startswith("DataLoader worker"):
             raise
-        raise _death(str(error).splitlines()[0], exit_code=exit_code) from error
+        raise error(f"{_DEATH}: {str(cause).splitlines()[0]}", hint=_DEATH_HINT) from cause
     finally:
         del batches  # ends its processes now: a garbage collection that finds them later waits 5 s for each
 
 
-def _death(reason: str, *, exit_code: int) -> UserError:
-    """The words for it, if a loader process was killed."""
-    return UserError(
-        f"a process that reads images died: {reason}",
-        hint="if memory was short, set dataset.workers=0",
-        exit_code=exit_code,
-    )
-
-
-def spans_of(num_samples: int, *, size: int) -> list[slice]:
+def cut_spans(num_samples: int, *, size: int) -> list[slice]:
     """Cut 0..num_samples into spans of `size`; the last one may be shorter."""
     return [slice(first, min(first + size, num_samples)) for first in range(0, num_samples, size)]
 
 
 def image_tensor(image: object) -> Tensor:
-    """(C, H, W): PIL images become uint8 with 1 or 3 channels; tensors are taken as they are, images or not.
+    """Convert a PIL image to (C, H, W) uint8 with 1 or 3 channels; return any tensor as it is.
 
     Raises:
-        UserError: It is something else.
+        UserError: It is neither.
     """
     if isinstance(image, Image.Image):
         image = to_8_bit(image, name="its image")
-        grey = image.mode in ("1", "L") and not image.has_transparency_data
-        pixels = np.array(image.convert("L") if grey else to_rgb(image, name="its image"))
-        return torch.from_numpy(pixels[None] if grey else pixels.transpose(2, 0, 1).copy())
+        is_gray = image.mode in ("1", "L") and not image.has_transparency_data
+        pixels = np.array(image.convert("L") if is_gray else to_rgb(image, name="its image"))
+        return torch.from_numpy(pixels[None] if is_gray else pixels.transpose(2, 0, 1).copy())
     if isinstance(image, Tensor):
         return image
     raise UserError(
@@ -146,17 +139,21 @@ def image_tensor(image: object) -> Tensor:
     )
 
 
-def input_of(value: Any) -> Any:
-    """What goes into the network: an image or other tensor, or a tuple or dict of tensors.
+def input_tensors(value: Any) -> Any:
+    """Convert what goes into the network: an image or other tensor, or a tuple or dict of tensors.
 
     Raises:
         UserError: It is something else.
     """
-    return pytree.mapped(value, _part) if isinstance(value, (tuple, Mapping)) and value else image_tensor(value)
+    return (
+        pytree.map_tensors(value, _part_tensor)
+        if isinstance(value, (tuple, Mapping)) and value
+        else image_tensor(value)
+    )
 
 
-def _part(value: Any) -> Tensor:
-    """One tensor of several: arrays and numbers too, in float32 where Python and numpy count in float64."""
+def _part_tensor(value: Any) -> Tensor:
+    """Convert a tensor, an array or a number; float64, the default of Python and numpy, becomes float32."""
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -168,20 +165,20 @@ def _part(value: Any) -> Tensor:
 
 
 def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
-    """() int64 of a class, (H, W) uint8 of a mask, (V,) float32 of numbers, or what one's own task takes.
+    """Convert a label: () int64 of a class, (H, W) uint8 of a mask, (V,) float32 of numbers, or a user's own.
 
     Args:
         label: What the dataset gave.
         target: `class`, `mask`, `value` or `own`.
-        shape: (H, W) of the image, which a mask must have too; () where there is no image.
+        shape: (H, W) of the image, which a mask must have too; () if the input is not an image.
 
     Raises:
-        UserError: It is no such label.
+        UserError: It is not such a label.
     """
     if target == "mask":
         return _mask(label, shape=shape)
     if target == "own":
-        return pytree.mapped(label, _part)
+        return pytree.map_tensors(label, _part_tensor)
     try:
         if target == "value":
             return torch.as_tensor(label, dtype=torch.float32).reshape(-1)
@@ -190,30 +187,30 @@ def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
         return torch.tensor(int(label))
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"the dataset gave a label that is no {target}: {_kind(label)}",
-            hint='give a number; a factory whose labels are masks returns "target": "mask" beside "train", one whose '
-            'labels are numbers to be predicted "target": "value"',
+            f"the dataset gave a label that is not a {target}: {_kind(label)}",
+            hint='give a number; if labels are masks, return "target": "mask" from the factory beside "train", '
+            'and "target": "value" if they are numbers to predict',
         ) from error
 
 
 def _mask(label: Any, *, shape: tuple[int, ...]) -> Tensor:
-    """(H, W) uint8."""
+    """Convert a mask to (H, W) uint8."""
     mask = torch.from_numpy(np.array(label)) if isinstance(label, Image.Image) else label
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point():
         raise UserError(
             f"the dataset gave a mask of the wrong kind: {_kind(mask)}",
-            hint="give the class of each pixel: a grey or palette PIL image, or integers of shape (H, W)",
+            hint="give the class of each pixel: a gray or palette PIL image, or integers of shape (H, W)",
         )
     if shape and mask.shape != shape:
         raise UserError(
             f"the dataset gave an image of {shape[1]}x{shape[0]} pixels with a mask of {mask.shape[1]}x{mask.shape[0]}",
-            hint="bring both to one size, the mask with nearest neighbours",
+            hint="resize both to one size, the mask with nearest neighbors",
         )
     first, last = int(mask.min()), int(mask.max())
     if not 0 <= first <= last <= 255:
         raise UserError(
             f"the dataset gave a mask with classes from {first} to {last}",
-            hint="number the classes from 0; pixels to be ignored are 255",
+            hint="number the classes from 0; ignored pixels are 255",
         )
     return mask.to(torch.uint8)
 
@@ -226,124 +223,125 @@ def _kind(value: object) -> str:
 
 @dataclass(frozen=True)
 class _Failure:
-    """A UserError on its way out of a worker: exceptions lose their fields there."""
+    """A UserError sent from a loader process: exceptions lose their fields on the way."""
 
     message: str
     hint: str
 
 
 @dataclass(frozen=True)
-class _Reader(Dataset[Any]):
-    """A dataset of batches: the key is (positions, rows)."""
+class _BatchReader(Dataset[Any]):
+    """A dataset of batches, indexed by (positions, rows)."""
 
     dataset: Dataset[Any]
     target: str
     seed: int
-    words: tuple[str | int, ...]
+    key: tuple[str | int, ...]
     origin: Origin
 
-    def __getitem__(self, key: tuple[list[int], list[int]]) -> tuple[Any, Any] | _Failure:
-        positions, rows = key
+    def __getitem__(self, batch: tuple[list[int], list[int]]) -> tuple[Any, Any] | _Failure:
+        positions, rows = batch
         images: list[Any] = []
         labels: list[Any] = []
-        with global_state_kept():
+        with preserve_global_rng():
             for position, row in zip(positions, rows, strict=True):
-                seed_globals(self.seed, *self.words, position)
+                seed_globals(self.seed, *self.key, position)
                 try:
-                    image, label = _sample(self.dataset, row, target=self.target, origin=self.origin)
-                    _check_same_kind(image, row, images, rows, what="images")
-                    _check_same_kind(label, row, labels, rows, what="labels")
+                    image, label = _read_sample(self.dataset, row, target=self.target, origin=self.origin)
+                    _require_same_kind(image, row, images, rows, what="images")
+                    _require_same_kind(label, row, labels, rows, what="labels")
                 except UserError as error:
                     return _Failure(error.message, error.hint)
-                except (OSError, SyntaxError) as error:  # SyntaxError: what PIL raises on broken PNG files
+                except (OSError, SyntaxError) as error:  # PIL raises SyntaxError on broken PNG files
                     return _Failure(
-                        f"{self.origin.of(row)} cannot be read: {error}",
+                        f"{self.origin.describe(row)} cannot be read: {error}",
                         "repair the file, or remove it and start again",
                     )
                 images.append(image)
                 labels.append(label)
-        return pytree.stacked(images), pytree.stacked(labels)
+        return pytree.stack(images), pytree.stack(labels)
 
 
-def _sample(dataset: Dataset[Any], row: int, *, target: str, origin: Origin) -> tuple[Any, Any]:
+def _read_sample(dataset: Dataset[Any], row: int, *, target: str, origin: Origin) -> tuple[Any, Any]:
     sample = dataset[row]
     if not (isinstance(sample, Sequence) and len(sample) == 2):
         raise UserError(
-            f"{origin.of(row)} is not a pair but {type(sample).__name__}",
+            f"{origin.describe(row)} is not a pair but {type(sample).__name__}",
             hint="let the dataset's __getitem__ return (image, label)",
         )
     try:
-        value = input_of(sample[0])
+        value = input_tensors(sample[0])
         is_image = pytree.is_image(value)
         label = label_tensor(sample[1], target=target, shape=tuple(value.shape[1:]) if is_image else ())
     except UserError as error:
-        raise UserError(f"{origin.of(row)}: {error.message}", hint=error.hint) from error
+        raise UserError(f"{origin.describe(row)}: {error.message}", hint=error.hint) from error
     if is_image and value.is_floating_point() and not bool(torch.isfinite(value).all()):
         raise not_finite(row=row, origin=origin)
-    _require_possible(label, row=row, target=target, origin=origin)
+    _require_valid_label(label, row=row, target=target, origin=origin)
     return value, label
 
 
 def not_finite(*, row: int, origin: Origin) -> UserError:
-    """An image has NaN or infinite pixels."""
+    """Return the error for an image with NaN or infinite pixels."""
     return UserError(
-        f"{origin.of(row)}: the image has pixels that are NaN or infinite",
+        f"{origin.describe(row)}: the image has pixels that are NaN or infinite",
         hint="replace them, such as with torch.nan_to_num, or leave the sample out",
     )
 
 
-def beyond_classes(label: int, *, row: int, origin: Origin, span: tuple[int, int] | None = None) -> UserError:
-    """A label is none of the classes; `span` is the smallest and the largest one of the split, where that is known."""
+def unknown_class(label: int, *, row: int, origin: Origin, span: tuple[int, int] | None = None) -> UserError:
+    """Return the error for a label that is not a class; `span` is the smallest and the largest label of the split."""
     number = origin.num_classes
     classes = f"0 to {(number or 1) - 1}"
     hint = f"let labels be {classes}, or correct num_classes"
     if span == (1, number):
         hint = f"the labels of this split go from 1 to {number}: subtract 1"
-    return UserError(f"{origin.of(row)}: label {label} is none of the {number} classes, {classes}", hint=hint)
+    return UserError(f"{origin.describe(row)}: label {label} is not one of the {number} classes, {classes}", hint=hint)
 
 
-def _require_possible(label: Any, *, row: int, target: str, origin: Origin) -> None:
-    """A class is one of those there are, in a mask too, and a number to be learned is finite."""
+def _require_valid_label(label: Any, *, row: int, target: str, origin: Origin) -> None:
+    """Check that a class, in a mask too, is one of the known ones, and that a number is finite."""
     number = origin.num_classes
     if target == "class" and number and not 0 <= int(label) < number:
-        raise beyond_classes(int(label), row=row, origin=origin)
+        raise unknown_class(int(label), row=row, origin=origin)
     if target == "mask" and number and bool((wrong := (label >= number) & (label != IGNORED)).any()):
         raise UserError(
-            f"{origin.of(row)}: its mask has the class {int(label[wrong][0])}, and there are {number}",
-            hint=f"let masks hold 0 to {number - 1}, and {IGNORED} where a pixel shall not count",
+            f"{origin.describe(row)}: its mask has the class {int(label[wrong][0])}, there are {number} classes",
+            hint=f"let masks hold 0 to {number - 1}, and {IGNORED} for ignored pixels",
         )
     if target == "value" and not bool(torch.isfinite(label).all()):
         raise UserError(
-            f"{origin.of(row)}: its target is {label.tolist()}", hint="leave samples out whose target is not a number"
+            f"{origin.describe(row)}: its target is {label.tolist()}",
+            hint="leave out samples whose target is not finite",
         )
 
 
-def _check_same_kind(value: Any, row: int, values: list[Any], rows: Iterable[int], *, what: str) -> None:
-    """Images of a batch are stacked, so they must agree in shape and type; labels likewise."""
-    if values and (kind := pytree.kind_of(value)) != (first := pytree.kind_of(values[0])):
+def _require_same_kind(value: Any, row: int, values: list[Any], rows: Iterable[int], *, what: str) -> None:
+    """Check that the images, or labels, of a batch agree in shape and type, as they are stacked."""
+    if values and (kind := pytree.describe(value)) != (first := pytree.describe(values[0])):
         raise UserError(
             f"samples {next(iter(rows))} and {row} of the dataset differ: {first} and {kind}",
-            hint=f"let the dataset bring all {what} to one size",
+            hint=f"let the dataset resize all {what} to one size",
         )
 
 
-def _begin_worker(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal, but the batches on their way are still wanted.
+def _start_worker(_: int) -> None:
+    """Ignore SIGINT, so that prefetched batches survive Ctrl-C; stay silent if the main process was killed.
 
-    Of a main process that was killed there is nothing to say: multiprocessing would tell that it no longer answers.
+    Without the second, multiprocessing would print a traceback for a connection that no longer answers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = os.getppid()
 
-    def tell(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    def report(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
         until = time.monotonic() + PARENT_ENDS_S
         while os.getppid() == parent and time.monotonic() < until:
             time.sleep(0.01)
         if os.getppid() == parent:
             sys.__excepthook__(kind, error, traceback)
 
-    sys.excepthook = tell
+    sys.excepthook = report
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

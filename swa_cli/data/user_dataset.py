@@ -1,9 +1,13 @@
-"""A user's own datasets: `package.module:factory` imported, called and checked.
+"""Datasets in a user's own code: `package.module:factory` called, and its samples checked before a run.
 
-The factory returns a dict with "train" and "num_classes" (and if there are: "val", "test", "mean", "std",
-"class_names", "target", "layout"), or a pair (train, test) of datasets which know their `classes`. "target" says what a
-label is: "class", "mask" (a class for each pixel), "value" ("num_outputs" numbers), or "own" (whatever one's own
-task takes). "layout" says how images lie where their shape does not tell: "CHW" or "HWC".
+The factory returns a dict with "train" and "num_classes", and optionally "val", "test", "mean", "std", "class_names",
+"target" and "layout"; or a pair (train, test) of datasets with an attribute `classes`. "target" says what a label is:
+"class", "mask" (a class per pixel), "value" ("num_outputs" numbers), or "own" (whatever the user's own task takes).
+"layout" says how images lie where their shape does not tell: "CHW" or "HWC".
+
+Labels are taken from where datasets list them (`targets`, `labels`, a `TensorDataset`) after a few samples were read
+to compare; without a list they are read from the samples, if there are few enough.
+Shapes: N samples, C channels, H W pixels.
 """
 
 from __future__ import annotations
@@ -11,37 +15,34 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from torch.utils.data import Dataset
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
+from swa_cli.data import pytree
+from swa_cli.data.splits import Found, Progress, Split, Target, stream_rows
+from swa_cli.data.stream import cut_spans, not_finite, unknown_class
 from swa_cli.errors import UserError
 
+LABELS_READ = 5_000  # samples of a split that are read for their labels; a larger split has to list them
+_CHANNELS = (1, 3, 4)
+_KEY = ("labels",)  # the purpose of all reading here, see `stream`
 _EXPECTED = (
     'return {"train": Dataset, "num_classes": int}, with "test", "val", "mean", "std", "class_names", "target" if '
-    "there are, or a pair (train, test) of datasets with an attribute `classes`; a Dataset has __len__ and "
+    "you have them, or a pair (train, test) of datasets with an attribute `classes`; a Dataset has __len__ and "
     "__getitem__, which gives (image, label)"
 )
-_MAIN = "put what shall not run on import below `if __name__ == '__main__':`"
+_MAIN = "move what must not run on import below `if __name__ == '__main__':`"
 _KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names", "target", "num_outputs", "layout"}
 _LAYOUTS = ("CHW", "HWC")
 _TARGETS = ("class", "mask", "value", "own")
 
 
-@dataclass(frozen=True)
-class Made:
-    """What a factory returned."""
-
-    splits: dict[str, Dataset[Any]]  # "train", and if there are "val" and "test"
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
-    target: str  # what labels are: class, mask, value or own
-    layout: str | None  # of images, CHW or HWC; None where their shape tells
-
-
-def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
+def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
     """Import and call a factory.
 
     Args:
@@ -50,9 +51,9 @@ def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
         args: Its keyword arguments.
 
     Raises:
-        UserError: It cannot be imported, does not take the arguments, or returns something else.
+        UserError: It cannot be imported, does not take the arguments, or does not return datasets.
     """
-    returned = _call(_imported(name), name=name, root=root, args=args)
+    returned = _call(_import(name), name=name, root=root, args=args)
     if isinstance(returned, tuple) and len(returned) == 2:
         returned = {"train": returned[0], "test": returned[1]}
     if not isinstance(returned, Mapping) or "train" not in returned or not set(returned) <= _KEYS:
@@ -64,20 +65,20 @@ def make(name: str, *, root: str, args: Mapping[str, Any]) -> Made:
             raise UserError(f"{name} returned {type(dataset).__name__} as {split!r}", hint=_EXPECTED)
         if not len(dataset):
             raise UserError(f"{name} returned an empty dataset as {split!r}", hint="return one with samples")
-    layout = returned.get("layout")
+    target, layout = _target(returned, name=name), returned.get("layout")
     if layout not in (None, *_LAYOUTS):
-        raise UserError(f"{name} returned {layout!r} as 'layout'", hint=f"it is one of {', '.join(_LAYOUTS)}")
-    return Made(
+        raise UserError(f"{name} returned {layout!r} as 'layout'", hint=f"return one of {', '.join(_LAYOUTS)}")
+    return Found(
         splits=splits,
-        class_names=_class_names(returned, name=name, target=_target(returned, name=name)),
+        class_names=_class_names(returned, name=name, target=target),
         mean=_floats(returned, "mean"),
         std=_floats(returned, "std"),
-        target=_target(returned, name=name),
+        target=target,
         layout=layout,
     )
 
 
-def _imported(name: str) -> Callable[..., Any]:
+def _import(name: str) -> Callable[..., Any]:
     module_name, _, attribute = name.partition(":")
     hint = f"dataset.name is package.module:factory; try `python -c 'import {module_name}'` in this folder"
     try:
@@ -88,13 +89,13 @@ def _imported(name: str) -> Callable[..., Any]:
         raise UserError(f"{name} cannot be imported: {module_name} ends the program", hint=_MAIN) from error
     factory = getattr(module, attribute, None)
     if not callable(factory):
-        what = "is no callable" if hasattr(module, attribute) else "does not exist"
+        what = "is not callable" if hasattr(module, attribute) else "does not exist"
         raise UserError(f"{attribute!r} {what} in {module_name}", hint=f"{_EXPECTED}, from a function")
     return factory
 
 
 def _call(factory: Callable[..., Any], *, name: str, root: str, args: Mapping[str, Any]) -> Any:
-    """Call it with `root` if it takes that; errors of its own are its author's and keep their traceback."""
+    """Call the factory, with `root` if it takes that; errors inside it keep their traceback."""
     signature = inspect.signature(factory)
     keywords = {"root": root, **args}
     try:
@@ -112,13 +113,13 @@ def _call(factory: Callable[..., Any], *, name: str, root: str, args: Mapping[st
 
 
 def _class_names(returned: Mapping[str, Any], *, name: str, target: str) -> tuple[str, ...]:
-    """Of classes, or numbers in their place; none where one's own task alone knows what there is."""
+    """Return the class names, or numbers in their place; none if only the user's task knows the classes."""
     names = returned.get("class_names") or getattr(returned["train"], "classes", None)
     num_classes = returned.get("num_classes", returned.get("num_outputs", len(names) if names else None))
     if num_classes is None and target == "own":
         return ()
     if not isinstance(num_classes, int) or num_classes < 1:
-        raise UserError(f"{name} does not tell the number of classes", hint=_EXPECTED)
+        raise UserError(f"{name} does not return the number of classes", hint=_EXPECTED)
     if names and len(names) != num_classes:
         raise UserError(
             f"{name} gives {len(names)} class names for num_classes = {num_classes}", hint="make them agree"
@@ -126,16 +127,226 @@ def _class_names(returned: Mapping[str, Any], *, name: str, target: str) -> tupl
     return tuple(map(str, names or range(num_classes)))
 
 
-def _target(returned: Mapping[str, Any], *, name: str) -> str:
-    target = returned.get("target", "class")
+def _target(returned: Mapping[str, Any], *, name: str) -> Target:
+    target: Target = returned.get("target", "class")
     if target not in _TARGETS:
-        raise UserError(f"{name} returned {target!r} as 'target'", hint=f"it is one of {', '.join(_TARGETS)}")
-    return str(target)
+        raise UserError(f"{name} returned {target!r} as 'target'", hint=f"return one of {', '.join(_TARGETS)}")
+    return target
 
 
 def _floats(returned: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
-    """A number, or a sequence of numbers, one a channel."""
+    """Return numbers per channel, given as a sequence or a single number."""
     value = returned.get(key)
     if value is None:
         return None
     return tuple(float(number) for number in (value if hasattr(value, "__len__") else [value]))
+
+
+# --- samples before a run
+
+
+@dataclass(frozen=True)
+class ChannelsFirst(Dataset[Any]):
+    """A dataset whose images (H, W, C) become (C, H, W)."""
+
+    dataset: Dataset[Any]
+
+    def __len__(self) -> int:
+        return len(self.dataset)  # type: ignore[arg-type]
+
+    def __getitem__(self, row: int) -> Any:
+        sample = self.dataset[row]
+        image, *rest = sample
+        return (image.permute(2, 0, 1) if isinstance(image, Tensor) else image, *rest)
+
+
+@dataclass(frozen=True)
+class _Inputs(Dataset[Any]):
+    """The inputs of a dataset, with 0 as the label."""
+
+    dataset: Dataset[Any]
+
+    def __getitem__(self, row: int) -> tuple[Any, int]:
+        return self.dataset[row][0], 0
+
+
+def with_channels_first(
+    splits: Mapping[str, Split], *, layout: str | None, name: str
+) -> tuple[dict[str, Split], list[str]]:
+    """Return the splits with images (C, H, W), and a warning if some were (H, W, C).
+
+    Args:
+        splits: The first sample of each is read.
+        layout: "HWC" or "CHW" if the factory returns it.
+        name: Of the dataset, for messages.
+
+    Raises:
+        UserError: The layout is ambiguous, or the splits differ in the number of channels.
+    """
+    found, warnings, channels = {}, list[str](), dict[str, int]()
+    for key, split in splits.items():
+        image = _first_image(split)
+        is_last = image is not None and _has_channels_last(image, layout=layout, name=name)
+        found[key] = replace(split, dataset=ChannelsFirst(split.dataset)) if is_last else split  # type: ignore[arg-type]
+        if image is None:
+            continue
+        channels[key] = image.shape[-1 if is_last else 0]
+        if is_last and layout is None and not warnings:
+            shape = " x ".join(map(str, image.shape))
+            warnings.append(
+                f"{name}: gives images of {shape}, taken as (H, W, C): the channels are moved to the front. "
+                'Return "layout": "HWC" beside "train", or "CHW" if the first number is channels'
+            )
+    if len(set(channels.values())) > 1:
+        numbers = ", ".join(f"{number} in {key}" for key, number in channels.items())
+        raise UserError(f"{name}: the splits differ in their channels: {numbers}", hint="convert all to one number")
+    return found, warnings
+
+
+def with_labels(split: Split, *, read_all: bool, seed: int, workers: int, progress: Progress | None) -> Split:
+    """Return the split with the classes of its samples, if they are known or quickly read.
+
+    Args:
+        split: Any.
+        read_all: Whether to read the samples however many there are.
+        seed: Decides what random transforms do.
+        workers: Processes that read.
+        progress: Called while samples are read.
+
+    Raises:
+        UserError: A label is not one of the classes, or a sample cannot be read.
+    """
+    if split.target != "class" or split.dataset is None or split.labels is not None:
+        return split
+    labels = _listed_labels(split)
+    if labels is None and (read_all or len(split) <= LABELS_READ):
+        labels = _read_labels(split, seed=seed, workers=workers, progress=progress)
+    return replace(split, labels=labels)
+
+
+def require_classes(split: Split) -> None:
+    """Check that each known label is one of the classes.
+
+    Raises:
+        UserError: One is not; the message names it, its sample and the split.
+    """
+    labels, number = split.labels, split.origin.num_classes
+    if split.target != "class" or labels is None or not number:
+        return
+    wrong = ((labels < 0) | (labels >= number)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise unknown_class(int(labels[row]), row=row, origin=split.origin, span=(int(labels.min()), int(labels.max())))
+
+
+def require_readable(split: Split, *, seed: int, workers: int, progress: Progress | None) -> None:
+    """Read the test samples if they are few and their labels are masks or numbers.
+
+    Classes are checked by `require_classes`, and training and validation samples are read in the first epoch; a wrong
+    test sample would otherwise be found after the last epoch.
+
+    Raises:
+        UserError: A mask has an unknown class, a number is not finite, or a sample cannot be read.
+    """
+    if split.target in ("mask", "value") and split.origin.split == "test" and len(split) <= LABELS_READ:
+        _read_labels(split, seed=seed, workers=workers, progress=progress)
+
+
+def require_finite(split: Split) -> str | None:
+    """Check that no image in a dataset of tensors is NaN or infinite; other images are checked when they are read.
+
+    Returns:
+        A warning if inputs that are not images are NaN: these may stand for missing values.
+
+    Raises:
+        UserError: An image is NaN or infinite.
+    """
+    inputs = listed_part(split.dataset, 0) if isinstance(split.dataset, (TensorDataset, ChannelsFirst)) else None
+    if inputs is None or not inputs.is_floating_point():
+        return None
+    for span in cut_spans(len(inputs), size=1_024):
+        values = inputs[span].flatten(1)
+        wrong = (~torch.isfinite(values) if inputs.dim() == 4 else torch.isnan(values)).any(1).nonzero()
+        if len(wrong):
+            row = span.start + int(wrong[0])
+            if inputs.dim() == 4:
+                raise not_finite(row=row, origin=split.origin)
+            return f"{split.origin.describe(row)}: has inputs that are NaN, which most networks cannot take"
+    return None
+
+
+def _first_image(split: Split) -> Tensor | None:
+    """Return the first sample's image as the dataset gives it; None if inputs are not images."""
+    if split.target == "mask":  # its size must equal that of the image, which depends on the layout
+        split = replace(split, dataset=_Inputs(split.dataset), target="own")  # type: ignore[arg-type]
+    inputs, _ = next(stream_rows(split, rows=torch.tensor([0]), seed=0, workers=0, key=_KEY))
+    image = pytree.first_sample(inputs)
+    return image if pytree.is_image(image) else None
+
+
+def _has_channels_last(image: Tensor, *, layout: str | None, name: str) -> bool:
+    """Return whether an image is (H, W, C) and not (C, H, W)."""
+    is_last = _guess_channels_last(image) if layout is None else layout == "HWC"
+    if is_last is None:
+        raise UserError(
+            f"{name}: gives images of {' x '.join(map(str, image.shape))}, which may be (H, W, C) or (C, H, W)",
+            hint='return "layout": "HWC" or "layout": "CHW" beside "train"',
+        )
+    return is_last
+
+
+def _guess_channels_last(image: Tensor) -> bool | None:
+    """Return whether (a, b, c) is (H, W, C); None if it is ambiguous.
+
+    A last dimension of 1, 3 or 4 after two larger ones means channels. Only a floating-point (C, T, 1), as networks
+    for sequences take, looks like a gray (H, W, 1) that is not square.
+    """
+    first, middle, last = image.shape
+    if last not in _CHANNELS or min(first, middle) <= max(_CHANNELS):
+        return False
+    return None if last == 1 and image.is_floating_point() and first != middle else True
+
+
+def _listed_labels(split: Split) -> Tensor | None:
+    """Return the labels (N,) that the dataset lists, if they agree with a few samples that are read."""
+    assert split.dataset is not None
+    listed = listed_part(split.dataset, 1)
+    if listed is None or listed.shape != (len(split),):
+        return None
+    values = listed.double()
+    number = split.origin.num_classes or np.inf
+    wrong = ((values != values.floor()) | (values < 0) | (values >= number)).nonzero()
+    rows = torch.tensor(sorted({0, len(split) // 2, len(split) - 1, *wrong[:1, 0].tolist()}))
+    plain = replace(split, origin=replace(split.origin, num_classes=None))
+    read = torch.cat([labels for _, labels in stream_rows(plain, rows=rows, seed=0, workers=0, key=_KEY)])
+    return listed.long() if torch.equal(values[rows], read.double()) else None
+
+
+def listed_part(dataset: Dataset[Any], part: int) -> Tensor | None:
+    """Return the inputs (part 0) or labels (part 1) of all samples, (N, ...), if the dataset lists them."""
+    if isinstance(dataset, ChannelsFirst):
+        return listed_part(dataset.dataset, part)
+    if isinstance(dataset, TensorDataset):
+        return dataset.tensors[part] if len(dataset.tensors) == 2 else None
+    if isinstance(dataset, Subset):
+        whole = listed_part(dataset.dataset, part)
+        return None if whole is None else whole[torch.as_tensor(dataset.indices)]
+    if isinstance(dataset, ConcatDataset):
+        parts = [listed_part(each, part) for each in dataset.datasets]
+        return None if any(each is None for each in parts) else torch.cat(parts)  # type: ignore[arg-type]
+    found = next((getattr(dataset, name) for name in ("targets", "labels") if hasattr(dataset, name)), None)
+    if part == 0 or not isinstance(found, (list, tuple, np.ndarray, Tensor)):
+        return None
+    is_regular = not isinstance(found, (list, tuple)) or all(isinstance(value, (int, float)) for value in found)
+    values = np.asarray(found) if is_regular else None
+    return torch.from_numpy(values.copy()) if values is not None and values.dtype.kind in "iufb" else None
+
+
+def _read_labels(split: Split, *, seed: int, workers: int, progress: Progress | None) -> Tensor:
+    """Read the labels (N,) of all samples."""
+    parts: list[Tensor] = []
+    for _, labels in stream_rows(split, rows=torch.arange(len(split)), seed=seed, workers=workers, key=_KEY):
+        parts.append(labels)
+        if progress:
+            progress(f"reading {split.origin.split} labels", sum(map(len, parts)), len(split))
+    return torch.cat(parts)

@@ -20,9 +20,9 @@ from swa_cli.averaging.bn_layers import bn_layers, gather_single_process, may_ha
 from swa_cli.data import batches, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
-from swa_cli.data.color_jitter import Jitter
+from swa_cli.data.color_jitter import ColorJitter
 from swa_cli.data.fingerprint import changes
-from swa_cli.data.randomness import number_of
+from swa_cli.data.randomness import derive_seed
 from swa_cli.engine import failures
 from swa_cli.engine import hardware as hardware_choice
 from swa_cli.engine.distributed import ALONE, World
@@ -76,7 +76,7 @@ class Context:
         Initial weights, the validation split and the BatchNorm pass are of the recipe's seed in all of them.
         """
         swap, seed = self.recipe.swap, self.recipe.seed
-        return seed if swap is None or swap.worker is None else number_of(seed, "worker", swap.worker)
+        return seed if swap is None or swap.worker is None else derive_seed(seed, "worker", swap.worker)
 
     @property
     def eval_hardware(self) -> Hardware:
@@ -196,12 +196,12 @@ class Context:
             samples=INITIAL_INPUTS,
             **self._format(),
         )
-        return pytree.joined([inputs for inputs, _ in few])
+        return pytree.concatenate([inputs for inputs, _ in few])
 
     def probe(self) -> tuple[Any, Any]:
         """Two samples to try things with, on the device: the first one twice; of images, blank ones in its place."""
         inputs, targets = (
-            pytree.mapped(values, lambda part: torch.cat([part, part]).to(self.hardware.device))
+            pytree.map_tensors(values, lambda part: torch.cat([part, part]).to(self.hardware.device))
             for values in self.source.example
         )
         if self.source.channels is not None:
@@ -271,13 +271,14 @@ class Context:
             "std": source.std,
             "device": self.hardware.device,
             "workers": self.recipe.dataset.workers,
+            "error": failures.run_error,
         }
 
 
 def augment_of(recipe: Recipe) -> Augment:
     """What the recipe does to whole batches."""
     values = recipe.dataset.augment.model_dump()
-    return Augment(**values | {"jitter": Jitter(**values["jitter"])})
+    return Augment(**values | {"jitter": ColorJitter(**values["jitter"])})
 
 
 class _Counted:

@@ -67,7 +67,7 @@ def predict(
         model, batches, lambda outputs, targets: parts.append((task.predict(outputs), targets)), task, hardware, advance
     )
     predictions, targets = zip(*parts, strict=True)
-    return torch.cat(predictions).cpu(), pytree.mapped(pytree.joined(targets), Tensor.cpu)
+    return torch.cat(predictions).cpu(), pytree.map_tensors(pytree.concatenate(targets), Tensor.cpu)
 
 
 def _forward(

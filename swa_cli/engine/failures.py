@@ -23,6 +23,11 @@ FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
+def run_error(message: str, *, hint: str) -> UserError:
+    """Return the error for a failure after something was run: exit code 1."""
+    return UserError(message, hint=hint, exit_code=EXIT_FAILED)
+
+
 @contextmanager
 def explain(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
     """Turn faults of disk and memory into one message and exit code 1; say how the run goes on.

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli.data.listing import num_cores
+from swa_cli.data.image_file import num_cores
 from swa_cli.data.randomness import seed_globals
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.errors import UserError

@@ -108,7 +108,7 @@ def _build_tensorboard() -> TensorBoard:
 
 
 def _build_own(name: str) -> object:
-    make = build_model.imported(name, key=KEY, what="a logger", forms=FORMS)
+    make = build_model.import_attribute(name, key=KEY, what="a logger", forms=FORMS)
     expected = f"let it be a class without arguments that has some of the methods {', '.join(METHODS)}"
     if not callable(make):
         raise UserError(f"{name} is not a class", hint=expected)

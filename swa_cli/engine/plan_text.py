@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from swa_cli.averaging.kinds import KINDS
 from swa_cli.engine.context import Context
 from swa_cli.engine.events import PlanEvent
 from swa_cli.engine.network import describe_model
 from swa_cli.engine.run import Run
 from swa_cli.recipe.describe import describe_averages, describe_schedule
-from swa_cli.recipe.plan import AveragePlan
+from swa_cli.recipe.kinds import KINDS
 from swa_cli.recipe.schema import Augment
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.units import size_text
@@ -97,20 +96,10 @@ def _describe_memory(run: Run) -> str:
         held = run.averages[item.name].num_bytes(len(item.steps))
         total += held
         size = f"{round(held / unit, 1):g} x {size_text(unit)}"
-        what = _HOLDS_SEVERAL[item.kind](item)
+        what = KINDS[item.kind].memory(item)
         parts.append(f"{item.name} {what}: {size}" if what else f"{item.name} {size_text(held)}")
     text = "; ".join([*parts, *([f"{size_text(total)} in all"] if len(parts) > 1 else [])])
     return text if not run.sharding.is_used else f"{text}, in each process"
-
-
-# What the memory of an average depends on beside the weights; nothing where it is of the size of one weight set.
-_HOLDS_SEVERAL: Mapping[str, Callable[[AveragePlan], str]] = {
-    "mean": lambda mean: "",
-    "ema": lambda ema: "",
-    "lawa": lambda lawa: f"lawa {lawa.window}",
-    "swag": lambda swag: "diagonal" if swag.diagonal else f"rank {swag.rank}",
-}
-assert _HOLDS_SEVERAL.keys() == KINDS.keys(), f"not described: {_HOLDS_SEVERAL.keys() ^ KINDS.keys()}"
 
 
 def _describe_data(context: Context) -> str:

@@ -19,7 +19,7 @@ from swa_cli.averaging.batch_args import tensors_of
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
 from swa_cli.checkpoint import loading
 from swa_cli.data import pytree
-from swa_cli.data.randomness import global_state_kept
+from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine import optimizers
 from swa_cli.engine.context import Context
 from swa_cli.engine.failures import is_out_of_memory
@@ -56,7 +56,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
         UserError: A step, or the BatchNorm pass, cannot be done.
     """
     context, warnings, is_sparse = replica.context, list[str](), False
-    with global_state_kept(), context.events.progress("trying a step", 3) as bar:
+    with preserve_global_rng(), context.events.progress("trying a step", 3) as bar:
         batch = next(iter(context.training_batches(1)))
         is_equal = is_made_anew(replica, batch)
         bar.advance()
@@ -79,7 +79,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
             ]  # each worker of a SWAP run is one process
             few = slice(max(min(gather_single_process), 1))
             with context.memory():
-                is_sparse = _step(replica, pytree.span_of(batch[0], few), pytree.span_of(batch[1], few))
+                is_sparse = _step(replica, pytree.slice_batch(batch[0], few), pytree.slice_batch(batch[1], few))
         bar.advance()
         update = check_refresh(replica, batch, num_train=plan.num_train)
         bar.advance()
@@ -112,7 +112,7 @@ def is_made_anew(replica: Replica, batch: tuple[Any, Any]) -> bool:
 
     Outputs that differ from one pass to the next tell nothing, and count as equal.
     """
-    context, inputs = replica.context, pytree.mapped(batch[0], lambda values: values[:PROBE_SAMPLES])
+    context, inputs = replica.context, pytree.map_tensors(batch[0], lambda values: values[:PROBE_SAMPLES])
     try:
         with replica.refreshing() as other:
             found = _evaluated(other, context, inputs)
@@ -177,7 +177,7 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
     with replica.refreshing() as network:
         network.train()
         context.hardware.seed(context.seed, "preflight")
-        with _told(network, context, num_samples=pytree.num_samples(inputs)):
+        with _told(network, context, num_samples=pytree.batch_size(inputs)):
             with context.hardware.autocast():
                 outputs = network(*args, **kwargs)
             context.task.check_training(outputs, subject=_subject(context))
@@ -269,8 +269,8 @@ def _executing(network: nn.Module) -> Iterator[list[str]]:
 
 def _repeated(batch: tuple[Any, Any], number: int) -> tuple[Any, Any]:
     """A batch of this many samples."""
-    rows = torch.arange(number) % pytree.num_samples(batch[0])
-    inputs, targets = (pytree.rows_of(part, rows) for part in batch)
+    rows = torch.arange(number) % pytree.batch_size(batch[0])
+    inputs, targets = (pytree.select_rows(part, rows) for part in batch)
     return inputs, targets
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging.model_state import cloned
 from swa_cli.checkpoint import loading
-from swa_cli.data.randomness import global_state_kept
+from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine.context import Context
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 
@@ -61,14 +61,14 @@ class Replica:
     def make(self) -> nn.Module:
         """Another network of the recipe, on the device; no generator of random numbers is touched."""
         device, started = self.context.hardware.device, time.monotonic()
-        with global_state_kept(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with preserve_global_rng(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             network = self.context.build_model()
         self.made_in_s = time.monotonic() - started
         return network
 
     def _filled(self, weights: Mapping[str, Tensor]) -> nn.Module:
         network = self.make()
-        loading.put_own(network, weights if not self.sharding.is_used else self.sharding.gather(weights))
+        loading.load_unchecked(network, weights if not self.sharding.is_used else self.sharding.gather(weights))
         return network
 
     @contextmanager
@@ -76,9 +76,9 @@ class Replica:
         kept = cloned(self.trained.state_dict())
         modes = {module: module.training for module in self.trained.modules()}
         try:
-            loading.put_own(self.trained, weights)
+            loading.load_unchecked(self.trained, weights)
             yield
         finally:
-            loading.put_own(self.trained, kept)
+            loading.load_unchecked(self.trained, kept)
             for module, mode in modes.items():
                 module.training = mode

@@ -22,9 +22,10 @@ from swa_cli.engine.hardware import Hardware, environment
 from swa_cli.engine.run import build_run
 from swa_cli.engine.user_code import admit, named_code
 from swa_cli.errors import Problem, RecipeError, UserError
-from swa_cli.recipe import extend, load
+from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.variants import with_more_epochs
 
 
 def train_or_continue(loaded: Loaded, *, listeners: Sequence[object] = (), dry_run: bool = False) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def finished(folder: RunFolder, point: Checkpoint | None, recipe: Recipe) -> Use
     longer = 2 * recipe.train.epochs
     with suppress(UserError, RecipeError):  # of a longer run that would have been another one from the start
         if point is not None and point.content["stopped"] is None:
-            extend.to_epochs(recipe, longer, num_train=point.content["num_train"], step=point.content["step"])
+            with_more_epochs(recipe, longer, num_train=point.content["num_train"], step=point.content["step"])
             words = ["swa", "train", "--resume", str(folder.shown), "--extend-to", str(longer), *flags]
             hint += f", train {recipe.train.epochs} more epochs with `{shlex.join(words)}`"
     return UserError(f"{folder.shown}: this run is finished", hint=f"{hint}, or start a new run")
@@ -228,7 +229,7 @@ def _extended(folder: RunFolder, point: Checkpoint | None, loaded: Loaded, epoch
         raise UserError(f"{folder.path}: {reason}, so it has no epochs to add", hint="start a new run")
     if epochs == loaded.recipe.train.epochs and not folder.result.is_file():
         return loaded  # it was extended before, and has not come to its end
-    longer, moved = extend.to_epochs(
+    longer, moved = with_more_epochs(
         loaded.recipe, epochs, num_train=point.content["num_train"], step=point.content["step"]
     )
     for sentence in moved:

@@ -177,7 +177,7 @@ def build_run(
         replica,
         optimizer,
         torch.amp.GradScaler(device.type, enabled=context.hardware.precision == "fp16"),
-        {item.name: WeightAverage(model, **item.settings) for item in plan.averages},
+        {item.name: WeightAverage(model, **item.arguments) for item in plan.averages},
         WeightAverage(model) if recipe.snapshots and recipe.snapshots.cumulative else None,
         {item.name: frozenset(item.steps) for item in plan.averages},
         torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device),

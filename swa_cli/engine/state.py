@@ -219,7 +219,7 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     if _key_so_far(run) not in content["epoch_so_far"]:
         raise UserError(f"{source}: has no epoch_so_far.{_key_so_far(run)}", hint="take another copy of the file")
     load = None if not run.sharding.is_used else partial(run.sharding.load, run.model)
-    loading.put(run.model, content["model"], source=source, load=load)
+    loading.load_strict(run.model, content["model"], source=source, load=load)
     loading.require_finite(content["model"], source=source)
     try:
         # A copy: the file stays mapped otherwise.

@@ -132,5 +132,5 @@ def _warm_up(run: Run, forward: Forward) -> None:
     run.model.train()
     with context.events.progress("compiling", total=1), context.memory():
         forward_backward(run, forward, next(iter(context.training_batches(run.epoch))))
-    loading.put_buffers(run.model, kept)  # the statistics of BatchNorm moved, the weights did not
+    loading.load_buffers(run.model, kept)  # the statistics of BatchNorm moved, the weights did not
     run.model.zero_grad(set_to_none=True)

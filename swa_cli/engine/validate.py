@@ -221,7 +221,7 @@ def _averaged(run: Run, name: str) -> Iterator[nn.Module]:
     with run.replica.holding(average.averaged_state()) as model:
         known = run.refreshed.get(name)
         if known is not None and known.step == average.steps[-1]:
-            loading.put_buffers(model, known.buffers)
+            loading.load_buffers(model, known.buffers)
         else:
             run.refreshed[name] = _refresh(run, model, name=name, step=average.steps[-1])
         yield model

@@ -1,1 +1,1 @@
-"""WHAT to do: a recipe as a frozen value, its checks and its arithmetic. Pure Python: nothing here imports torch."""
+"""A recipe as a frozen value, with its checks and arithmetic; pure Python, without torch."""

@@ -1,7 +1,7 @@
-"""What is said about a wrong recipe: one readable sentence with the value, and one action.
+"""Messages about a wrong recipe: one sentence with the value, and one action.
 
-The one idea: pydantic finds what is wrong, but never speaks. Each of its errors becomes a `Finding` with the
-path of the key; a key that no section knows is looked for under every name a person may have meant.
+One idea: pydantic finds what is wrong, but its words are never shown. Each of its errors becomes a `Problem` at the
+path of the key; a key that no section knows is looked up under every name that a person may have meant.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import difflib
 import functools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from swa_cli.recipe import scalars
-from swa_cli.recipe.schema import Recipe, average_misfits, schedule_misfits
-from swa_cli.recipe.yaml_document import KeyPath
+from swa_cli.recipe import kinds, scalars
+from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.schema.optimizer import misplaced_in_schedule
+from swa_cli.recipe.yaml_document import KeyPath, Tree, label
 
 NAME = "NAME"  # stands for a name of the user's own, as in averages.NAME.decay
 MEANT = {
@@ -72,53 +72,40 @@ BOUNDS = {  # error of pydantic -> what the value is not, what to write
 }
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One mistake at `path`; `at_key` if the key is the mistake, not its value."""
-
-    path: KeyPath
-    message: str
-    hint: str
-    at_key: bool = False
-
-
-def explain(error: ValidationError, values: Mapping[str, Any]) -> Iterator[Finding]:
-    """Every mistake that pydantic found in the values."""
+def explain(error: ValidationError, tree: Tree) -> None:
+    """Add a problem to the tree for every mistake that pydantic found in its values."""
     for detail in error.errors(include_url=False):
         kind, path = detail["type"], detail["loc"]
         if kind == "missing":
-            yield from (_missing(leaf) for leaf in _required(path))
+            for leaf in _required(path):
+                tree.add_problem(leaf, *_missing(leaf))
         elif kind == "extra_forbidden":
-            yield Finding(path, "unknown key", suggest(path), at_key=True)
+            tree.add_problem(path, "unknown key", suggest(path), at_key=True)
         elif path[-1] == "[key]":
-            yield Finding(path[:-1], *_split(str(detail["ctx"]["error"]), ""), at_key=True)
-        elif kind != "misfit":  # `misplaced` has found those, also beside wrong values
-            value = _as_written(values, path, otherwise=detail["input"])
-            message, hint = _about_value(kind, path=path, value=value, context=detail.get("ctx", {}))
-            yield Finding(path, message, hint)
+            tree.add_problem(path[:-1], *_split(str(detail["ctx"]["error"]), ""), at_key=True)
+        elif kind != "misplaced":  # `add_misplaced` finds those, also beside wrong values
+            value = _as_written(tree.values, path, otherwise=detail["input"])
+            tree.add_problem(path, *_about_value(kind, path=path, value=value, context=detail.get("ctx", {})))
 
 
-def misplaced(values: Mapping[str, Any]) -> Iterator[Finding]:
-    """Keys that do not go with the name or kind of their section, and options no optimizer can have."""
-    sections: list[tuple[KeyPath, Any, Any]] = [(("schedule",), values.get("schedule"), schedule_misfits)]
-    averages = values.get("averages")
+def add_misplaced(tree: Tree) -> None:
+    """Add a problem for each key that the name or kind of its section excludes, and for options of no optimizer."""
+    sections: list[tuple[KeyPath, Any, Any]] = [(("schedule",), tree.values.get("schedule"), misplaced_in_schedule)]
+    averages = tree.values.get("averages")
     if isinstance(averages, Mapping):
-        sections += [(("averages", name), section, average_misfits) for name, section in averages.items()]
-    for path, section, misfits in sections:
-        if isinstance(section, Mapping):
-            for key, message, hint in misfits(section):
-                yield Finding((*path, key), message, hint, at_key=True)
-    optimizer = values.get("optimizer")
-    if isinstance(optimizer, Mapping):
-        for key in optimizer:
-            owners = [path for path in _owners(key) if path[0] in ("train", "schedule", "dataset", "swa")]
-            if owners and key != "args" and ("optimizer", key) not in fields():
-                path = ("optimizer", key)
-                yield Finding(path, "unknown key", _belongs(key, owners), at_key=True)
+        sections += [(("averages", name), section, kinds.misplaced) for name, section in averages.items()]
+    for path, section, misplaced in sections:
+        for problem in misplaced(section) if isinstance(section, Mapping) else ():
+            tree.add_problem((*path, problem.key), problem.message, problem.hint, at_key=True)
+    optimizer = tree.values.get("optimizer")
+    for key in optimizer if isinstance(optimizer, Mapping) else ():
+        owners = [path for path in _owners(key) if path[0] in ("train", "schedule", "dataset", "swa")]
+        if owners and key != "args" and ("optimizer", key) not in fields():
+            tree.add_problem(("optimizer", key), "unknown key", _belongs(key, owners), at_key=True)
 
 
 def suggest(path: KeyPath) -> str:
-    """What to write instead of a key that its section does not know."""
+    """Say what to write instead of a key that its section does not know."""
     key, section = str(path[-1]), _general(path)[:-1]
     if len(key) > 60:
         return _known_keys(section)
@@ -141,7 +128,7 @@ def suggest(path: KeyPath) -> str:
 
 
 def closest(word: str, choices: Iterable[str]) -> str | None:
-    """The choice that a mistyped word most likely meant."""
+    """Return the choice that a mistyped word most likely means."""
     if len(word) > 60:
         return None
     close = difflib.get_close_matches(_normal(word), list(choices), n=1, cutoff=0.7)
@@ -149,31 +136,26 @@ def closest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def field_at(path: KeyPath) -> FieldInfo | None:
-    """The field of the schema at a path; none for keys that the schema leaves open."""
+    """Return the field of the schema at a path; None for keys that the schema leaves open."""
     return fields().get(_general(path))
 
 
 def is_leaf(key: str) -> bool:
-    """Whether a dotted key is a field with a value: no section, and known to the schema."""
+    """Return whether a dotted key is a field of the schema that is no section."""
     path = _general(tuple(key.split(".")))
     return path in fields() and not any(known[: len(path)] == path != known for known in fields())
 
 
 def is_argument(key: str) -> bool:
-    """Whether a dotted key stands below `model.args` or `dataset.args`: null is a value there."""
+    """Return whether a dotted key is below `model.args` or `dataset.args`, where null is a value."""
     section, *below = key.split(".", 2)
     return section in ("model", "dataset") and below[:1] == ["args"] and len(below) > 1
 
 
 @functools.cache
 def fields() -> dict[tuple[str, ...], FieldInfo]:
-    """Every field of the schema by its path."""
+    """Return every field of the schema by its path."""
     return dict(_walk(Recipe, ()))
-
-
-def label(path: KeyPath) -> str:
-    """A path as a person writes it; places in a list are left to the caret."""
-    return ".".join(part for part in path if isinstance(part, str))
 
 
 def _walk(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
@@ -186,15 +168,15 @@ def _walk(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[tup
 
 
 def _general(path: KeyPath) -> tuple[str, ...]:
-    """The path with a name of the user's own replaced, without places in a list."""
+    """Return the path with a user's own name replaced, without indices of lists."""
     parts = tuple(part for part in path if isinstance(part, str))
     return ("averages", NAME, *parts[2:]) if parts[:1] == ("averages",) and len(parts) > 1 else parts
 
 
 def _owners(key: str) -> list[tuple[str, ...]]:
-    """Paths of the schema that end in this key; a bare `name` tells nothing, nor does what stands in a list.
+    """Return the paths of the schema that end in this key, without `name`, which many have, and keys of lists.
 
-    `swap` has keys of other sections again, for its workers: they are meant only where no other has them.
+    `swap` repeats keys of other sections for its workers: they count only if no other section has the key.
     """
     found = [
         path
@@ -207,7 +189,7 @@ def _owners(key: str) -> list[tuple[str, ...]]:
 def _belongs(key: str, owners: Sequence[tuple[str, ...]]) -> str:
     sections = " or ".join(f"`{'.'.join(owner[:-1])}`" for owner in owners if len(owner) > 1)
     if not sections:
-        return f"`{key}` stands at the top, outside of every section"
+        return f"`{key}` belongs at the top, outside of every section"
     return f"`{key}` belongs to {sections}: write {' or '.join('.'.join(owner) for owner in owners)}"
 
 
@@ -221,19 +203,20 @@ def _normal(word: str) -> str:
 
 
 def _required(path: KeyPath) -> list[KeyPath]:
-    """The path itself, or the keys that a missing section must have."""
+    """Return the path itself, or the keys that a missing section must have."""
     return [leaf for leaf, info in fields().items() if leaf[:-1] == path and info.is_required()] or [path]
 
 
-def _missing(path: KeyPath) -> Finding:
+def _missing(path: KeyPath) -> tuple[str, str]:
+    """Return message and hint for a key that has to be there."""
     info = field_at(path)
     section = f"to the section `{label(path[:-1])}`" if len(path) > 1 else "at the top"
     meaning = f" ({info.description})" if info is not None and info.description else ""
-    return Finding(path, "is missing", f"add `{path[-1]}:` {section}{meaning}")
+    return "is missing", f"add `{path[-1]}:` {section}{meaning}"
 
 
 def _as_written(values: Any, path: KeyPath, *, otherwise: Any) -> Any:
-    """The value before any field typed it; a default that a validator filled in stands nowhere else."""
+    """Return the value before a field typed it; `otherwise` for a default that a validator filled in."""
     for part in path:
         try:
             values = values[part]
@@ -243,7 +226,7 @@ def _as_written(values: Any, path: KeyPath, *, otherwise: Any) -> Any:
 
 
 def _about_value(kind: str, *, path: KeyPath, value: Any, context: Mapping[str, Any]) -> tuple[str, str]:
-    """Message and hint for a value that its field refuses."""
+    """Return message and hint for a value that its field refuses."""
     info = field_at(path)
     meaning = info.description if info is not None and info.description else "correct the value"
     if kind == "value_error":
@@ -297,6 +280,6 @@ def _about_section(path: KeyPath, value: Any) -> tuple[str, str]:
 
 
 def _split(text: str, otherwise: str) -> tuple[str, str]:
-    """`what is wrong: what to do` in its two halves."""
+    """Split `what is wrong: what to do` into its halves."""
     message, colon, action = text.rpartition(": ")
     return (message, action) if colon else (text, otherwise)

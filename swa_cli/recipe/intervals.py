@@ -1,12 +1,7 @@
-"""Series of points of a run, from `start` on and `every` so often: what is averaged, what is kept.
+"""Series of points of a run: which steps are averaged or kept.
 
-The one idea: a series is exact fractions, and each point is rounded on its own, so nothing drifts off the
-ends of epochs. A point counts updates done. In cycles, a series is a choice among the schedule's minima.
-
-The decay of an exponential moving average, also where the recipe tells it as a half-life.
-
-One idea: after a half-life a weight set counts half of what it did, so an update that comes every so often keeps
-`0.5 ** (every / half_life)` of the past. Both lengths are exact until then.
+One idea: a series is exact fractions, and each point is rounded on its own, so nothing drifts off the ends of epochs. A
+point counts updates done. In cycles, a series is a choice among the schedule's minima.
 """
 
 from __future__ import annotations
@@ -16,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from swa_cli.errors import Problem
-from swa_cli.recipe.schedules import CYCLIC, cycle_problems, minima, point_of
+from swa_cli.recipe.learning_rate import cyclic_names, minima, point_of
 from swa_cli.recipe.schema import Average, Recipe
 from swa_cli.recipe.values import Duration
 
@@ -25,7 +20,7 @@ ONE_EPOCH = Duration(Fraction(1), "ep")
 
 @dataclass(frozen=True)
 class Series:
-    """From a point on, every so often."""
+    """Points from `start` on, with an interval between them."""
 
     key: str  # its section of the recipe: swa, averages.ema, snapshots
     start: Duration
@@ -34,23 +29,23 @@ class Series:
 
 @dataclass(frozen=True)
 class StepClock:
-    """What turns durations into points."""
+    """Turns durations into points."""
 
     steps_per_epoch: int
     total: int
     minima: tuple[int, ...]
 
     def exact(self, length: Duration) -> Fraction:
-        """Steps of a length that is not in cycles, before rounding."""
+        """Return the steps of a length that is not in cycles, before rounding."""
         return length.exact_steps(steps_per_epoch=self.steps_per_epoch, total_steps=self.total)
 
     def start(self, series: Series) -> Fraction:
-        """Where a series may begin, before rounding."""
+        """Return the first point that a series may have, before rounding."""
         return point_of(series.start, exact=self.exact, low_points=self.minima, total=self.total)
 
 
 def average_series(recipe: Recipe) -> list[Series]:
-    """One for each average of `recipe.all_averages`, in their order."""
+    """Return a series for each average of `recipe.all_averages`, in their order."""
     return [
         Series("swa" if name == "swa" else f"averages.{name}", *_start_and_every(average))
         for name, average in recipe.all_averages.items()
@@ -64,16 +59,17 @@ def _start_and_every(average: Average) -> tuple[Duration, Duration]:
 
 
 def snapshot_series(recipe: Recipe) -> list[Series]:
-    """That of the snapshots: none or one."""
+    """Return the series of the snapshots: none or one."""
     kept = recipe.snapshots
     return [Series("snapshots", kept.start, kept.every)] if kept else []
 
 
 def points(series: Series, *, clock: StepClock) -> tuple[int, ...]:
-    """The points of a series, each rounded half up on its own.
+    """Return the points of a series, each rounded half up on its own.
 
-    The first is the first on the grid of `every` (of whole epochs, if that is some) at or after `start`, as
-    in the paper's code: start 161ep, every 5ep are the ends of epochs 161, 166, ... From 0 on it is `every`.
+    The first is the first one on the grid of `every` (of whole epochs, if `every` is a number of them) at or after
+    `start`, as in the paper's code: start 161ep, every 5ep are the ends of epochs 161, 166, ... With start 0 it is
+    `every`.
     """
     start = clock.start(series)
     if series.every.unit == "cycle":
@@ -91,7 +87,7 @@ def points(series: Series, *, clock: StepClock) -> tuple[int, ...]:
 
 
 def series_problems(recipe: Recipe, series: Series, *, clock: StepClock, cycles_known: bool) -> list[Problem]:
-    """Mistakes in one series; what is counted in cycles is left alone while the schedule itself is wrong."""
+    """Return the mistakes in one series; lengths in cycles are not checked while the schedule itself is wrong."""
     countable = cycles_known or "cycle" not in (series.start.unit, series.every.unit)
     problems = _start_problems(recipe, series, clock=clock, cycles_known=cycles_known)
     problems += _every_problems(recipe, series)
@@ -100,7 +96,7 @@ def series_problems(recipe: Recipe, series: Series, *, clock: StepClock, cycles_
 
 def _start_problems(recipe: Recipe, series: Series, *, clock: StepClock, cycles_known: bool) -> list[Problem]:
     key = f"{series.key}.start"
-    if series.start.unit == "cycle" and recipe.schedule.name not in CYCLIC:
+    if series.start.unit == "cycle" and recipe.schedule.name not in cyclic_names():
         return [_no_cycles(key, series.start, recipe)]
     if series.start.unit == "cycle" and not cycles_known:
         return []
@@ -115,8 +111,8 @@ def _start_problems(recipe: Recipe, series: Series, *, clock: StepClock, cycles_
 def _every_problems(recipe: Recipe, series: Series) -> list[Problem]:
     key = f"{series.key}.every"
     if series.every.value == 0:
-        return [Problem(key, f"{series.every} is no interval", "write 1ep")]
-    if series.every.unit == "cycle" and recipe.schedule.name not in CYCLIC:
+        return [Problem(key, f"{series.every} is not an interval", "write 1ep")]
+    if series.every.unit == "cycle" and recipe.schedule.name not in cyclic_names():
         return [_no_cycles(key, series.every, recipe)]
     if series.every.unit == "cycle" and recipe.swa and recipe.swa.lr is not None:
         message = "there are no cycles from swa.start on, where the rate is swa.lr"
@@ -125,9 +121,9 @@ def _every_problems(recipe: Recipe, series: Series) -> list[Problem]:
 
 
 def _reach_problems(recipe: Recipe, series: Series, *, clock: StepClock) -> list[Problem]:
-    """A series that has no point, or whose last one lies off a minimum."""
+    """Return a problem if a series has no point, or if its last point is not at a minimum."""
     if series.key == "snapshots" and series.every.unit == "cycle" and clock.total not in clock.minima:
-        message = "the run does not end at the minimum of a cycle: its last weights would be kept off one"
+        message = "the run does not end at the minimum of a cycle, so its last snapshot would be off one"
         return [Problem("snapshots.every", message, _hint_to_end_at_minimum(recipe, clock))]
     if points(series, clock=clock):
         return []
@@ -138,7 +134,7 @@ def _reach_problems(recipe: Recipe, series: Series, *, clock: StepClock) -> list
 
 def _no_cycles(key: str, duration: Duration, recipe: Recipe) -> Problem:
     message = f"{duration} needs a schedule with cycles, and {recipe.schedule.name} has none"
-    return Problem(key, message, f"write it in %, ep or step, or set schedule.name to {' or '.join(CYCLIC)}")
+    return Problem(key, message, f"write it in %, ep or step, or set schedule.name to {' or '.join(cyclic_names())}")
 
 
 def _nothing(series: Series) -> str:
@@ -146,7 +142,7 @@ def _nothing(series: Series) -> str:
 
 
 def _hint_to_end_at_minimum(recipe: Recipe, clock: StepClock) -> str:
-    """The nearest number of epochs that ends at a minimum, tried out; cycles in % may have none."""
+    """Search the nearest number of epochs that ends at a minimum; cycles in % may have none."""
     now = recipe.train.epochs
     for epochs in sorted(range(1, 2 * now + 9), key=lambda number: (abs(number - now), -number)):
         train = recipe.train.model_copy(update={"epochs": epochs})
@@ -154,32 +150,3 @@ def _hint_to_end_at_minimum(recipe: Recipe, clock: StepClock) -> str:
         if epochs * clock.steps_per_epoch in lows:
             return f"set train.epochs to {epochs}"
     return "write an interval such as 1ep"
-
-
-def decay_of(average: Average, *, clock: StepClock) -> float | None:
-    """The weight of the past at an update; None for another kind of average."""
-    if average.half_life is None:
-        return average.decay
-    assert average.every is not None, "the schema fills it in"
-    every = max(clock.exact(average.every), Fraction(1))  # what is shorter than a step is every step
-    return 0.5 ** float(every / clock.exact(average.half_life))
-
-
-def half_life_problems(recipe: Recipe, *, clock: StepClock) -> list[Problem]:
-    """Half-lives that no decay stands for."""
-    found = []
-    for name, average in recipe.all_averages.items():
-        key, half_life, every = f"averages.{name}.half_life", average.half_life, average.every
-        if half_life is None or every is None:
-            continue
-        if half_life.unit == "cycle":
-            found += cycle_problems([(key, half_life)])
-        elif half_life.value == 0:
-            found.append(Problem(key, f"{half_life} is no time at all", "write a longer one, such as 1ep"))
-        elif every.unit == "cycle":
-            message = f"{half_life} cannot be told in updates, which come every {every}"
-            found.append(Problem(key, message, "write decay, or an interval in %, ep or step"))
-        elif decay_of(average, clock=clock) == 1:
-            message = f"{half_life} is so long that nothing would ever be forgotten"
-            found.append(Problem(key, message, "write a shorter one, or kind: mean"))
-    return found

@@ -1,7 +1,7 @@
-"""From YAML text and KEY=VALUE words to a `Recipe`, or to every problem at once, each with its place.
+"""Load a recipe from YAML and KEY=VALUE words, or raise every problem with its place.
 
-The one idea: YAML is read as a tree of sections, lists and texts, nothing else. No aliases, no tags, no
-guesses at types: each text goes to the schema as it stands, and each key remembers where it stands.
+One idea: YAML is parsed as a tree of sections, lists and texts, without aliases, tags or guesses at types. Each text
+goes to the schema as it is written, and each key keeps its place.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from swa_cli.recipe.yaml_document import (
     copied,
     file_text,
     in_order,
+    label,
     recipe_path,
 )
 
@@ -39,7 +40,7 @@ NO_CHARACTER = ("a text has a `\\u` or `\\U` escape of no character", "correct i
 
 @dataclass(frozen=True)
 class Loaded:
-    """A recipe, and where each of its keys stands."""
+    """A recipe with the places of its keys."""
 
     recipe: Recipe
     source: str
@@ -47,23 +48,23 @@ class Loaded:
 
     @property
     def folder(self) -> Path:
-        """Where the recipe lies: modules that it names are looked for there."""
+        """Return the folder of the recipe, in which the modules that it names are searched."""
         return Path(self.source).parent
 
     def is_changed(self, path: KeyPath) -> bool:
-        """Whether a change on the command line gave what stands at a path."""
+        """Return whether the value at a path comes from the command line."""
         return self._tree.place(path, at_key=False).source.startswith(COMMAND_LINE)
 
     def with_seed(self, seed: int) -> Loaded:
-        """The same recipe with another seed."""
+        """Return the same recipe with another seed."""
         return replace(self, recipe=self.recipe.model_copy(update={"seed": seed}))
 
     def with_recipe(self, recipe: Recipe) -> Loaded:
-        """A recipe that is made of this one: what is wrong with it is shown where the keys of this one stand."""
+        """Return a recipe that is derived from this one; its problems are shown at the places of this one."""
         return replace(self, recipe=recipe)
 
     def locate(self, problems: Sequence[Problem]) -> RecipeError:
-        """The problems of a later check, each at its key or at the nearest section that is written down."""
+        """Return the problems of a later check, each placed at its key or at the nearest section in the file."""
         located = []
         for problem in problems:
             place = problem.place or self._tree.place(
@@ -84,7 +85,7 @@ def load(path: Path | str, overrides: Sequence[str] = (), *, allowed: Sequence[s
         allowed: Patterns of the keys that may be changed, such as `dataset.*`; all of them if left out.
 
     Raises:
-        RecipeError: All its problems.
+        RecipeError: Every problem of the recipe.
         UserError: The file is missing, cannot be read or is not text.
     """
     path = recipe_path(path)
@@ -99,16 +100,16 @@ def from_values(
     source: str,
     allowed: Sequence[str] | None = None,
 ) -> Loaded:
-    """The recipe that a checkpoint carries.
+    """Return the recipe that a checkpoint holds.
 
     Args:
-        values: What `Recipe.model_dump(mode="json")` gave.
+        values: The result of `Recipe.model_dump(mode="json")`.
         overrides: Words such as `dataset.root=/data`; later ones win.
         source: Path of the checkpoint.
         allowed: Patterns of the keys that may be changed, such as `dataset.*`; all of them if left out.
 
     Raises:
-        RecipeError: All its problems.
+        RecipeError: Every problem of the recipe.
     """
     tree = Tree(source)
     try:
@@ -120,17 +121,17 @@ def from_values(
 
 
 def is_among(word: str, patterns: Sequence[str]) -> bool:
-    """Whether the key of KEY=VALUE is one of these, such as `dataset.*`."""
+    """Return whether the key of KEY=VALUE matches one of the patterns, such as `dataset.*`."""
     key = word.partition("=")[0].strip()
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> list[tuple[str, object, object]]:
-    """Dotted key, value before and value now of whatever differs.
+    """Return dotted key, value before and value now of every difference.
 
     Args:
-        before: A recipe.
-        now: Another one.
+        before: The first recipe.
+        now: The second recipe.
         ignored: Patterns of keys that may differ.
     """
     first, second = (dict(_leaves(recipe.model_dump(mode="json", exclude_none=True))) for recipe in (before, now))
@@ -151,35 +152,28 @@ def _leaves(values: Mapping[str, Any], *, above: str = "") -> Iterator[tuple[str
 
 
 def dump(recipe: Recipe) -> str:
-    """YAML text that gives the same recipe again; keys without a value are left out."""
+    """Return YAML text that loads as the same recipe; keys without a value are left out."""
     values = recipe.model_dump(exclude_none=True)
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
 def _checked(tree: Tree, overrides: Sequence[str], *, allowed: Sequence[str] | None = None) -> Loaded:
-    """The recipe, once the overrides are in, or every problem."""
-    problems = list(tree.problems)
+    """Apply the overrides and return the recipe, or raise every problem."""
     for word in overrides:
-        problems += _override(tree, word, allowed=allowed)
-    findings = list(explain.misplaced(tree.values))
+        tree.problems.extend(_override(tree, word, allowed=allowed))
+    explain.add_misplaced(tree)
     recipe = None
     try:
         recipe = Recipe.model_validate(tree.values)
     except ValidationError as error:
-        findings += explain.explain(error, tree.values)
-    known: set[KeyPath] = set()
-    for finding in findings:
-        if finding.path not in known and not tree.is_opaque(finding.path):
-            known.add(finding.path)
-            place = tree.place(finding.path, at_key=finding.at_key)
-            problems.append(Problem(explain.label(finding.path), finding.message, finding.hint, place))
-    if problems or recipe is None:
-        raise in_order(problems, source=tree.source)
+        explain.explain(error, tree)
+    if tree.problems or recipe is None:
+        raise in_order(tree.problems, source=tree.source)
     return Loaded(recipe, tree.source, tree)
 
 
 def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterator[Problem]:
-    """Put KEY=VALUE into the tree, or say why not."""
+    """Put KEY=VALUE into the tree; yield the problem if that is not possible."""
     place = Place(COMMAND_LINE + word)
     key, equals, text = (part.strip() for part in word.partition("="))
     if not equals:
@@ -207,7 +201,7 @@ def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterat
 
 
 def _read_yaml(text: str, *, source: str) -> Tree:
-    """The sections and texts of a recipe file, and what is wrong with it as YAML."""
+    """Return the tree of a recipe file, with its problems as YAML."""
     reader = _Reader(text, source=source)
     root = reader.document()
     if isinstance(root, dict):
@@ -219,7 +213,7 @@ def _read_yaml(text: str, *, source: str) -> Tree:
 
 
 class _Reader:
-    """Builds a tree from the events of PyYAML's parser, one by one: nothing is ever expanded or guessed."""
+    """Builds a tree from the events of PyYAML's parser; nothing is expanded or guessed."""
 
     def __init__(self, text: str, *, source: str) -> None:
         self.tree = Tree(source)
@@ -230,10 +224,10 @@ class _Reader:
         self._num_nodes = 0
 
     def document(self) -> object:
-        """The value of the text, which must be a single document; problems gather in `tree`.
+        """Return the value of the text, which must be a single document; `tree` collects problems.
 
         Raises:
-            RecipeError: From somewhere on the text cannot be understood.
+            RecipeError: The text is not YAML.
         """
         self._next()  # the stream begins
         if isinstance(self._next(), yaml.StreamEndEvent):
@@ -270,7 +264,7 @@ class _Reader:
         raise self._fatal(*said, place)
 
     def _node(self, event: yaml.Event, path: KeyPath, *, depth: int) -> Any:
-        """The value that begins with this event: a section, a list or text."""
+        """Return the value that begins with this event: a section, a list or text."""
         self._num_nodes += 1
         if depth > MAX_DEPTH or self._num_nodes > MAX_NODES:
             reason = "is nested too deeply" if depth > MAX_DEPTH else "is longer than any recipe"
@@ -295,7 +289,7 @@ class _Reader:
                 hint = "keep one of the two"
                 self._complain((*path, key), f"duplicate key, it is already in line {lines[key]}", hint, place)
                 key = None
-            below = (*path, -1 if key is None else key)  # -1: what stands there is read, but goes nowhere
+            below = (*path, -1 if key is None else key)  # -1: the value is parsed and discarded
             value = self._value(self._next(), below, depth=depth, key_place=place)
             if key is not None:
                 section[key], lines[key] = value, place.line
@@ -308,7 +302,7 @@ class _Reader:
         return items
 
     def _value(self, event: yaml.Event, path: KeyPath, *, depth: int, key_place: Place | None = None) -> Any:
-        """The value at a path, whose place is remembered; an empty one stands where its key does."""
+        """Return the value at a path and keep its place; an empty value has the place of its key."""
         value = self._node(event, path, depth=depth + 1)
         place = self._place(event.start_mark, self._end)
         if value == "" and isinstance(value, scalars.Plain):
@@ -317,7 +311,7 @@ class _Reader:
         return value
 
     def _key(self, event: yaml.Event, path: KeyPath, place: Place, *, depth: int) -> str | None:
-        """The text of a key; none if it is no text, which is a problem."""
+        """Return the text of a key; None, and a problem, if it is not text."""
         if not isinstance(event, yaml.ScalarEvent):
             self._node(event, (*path, -1), depth=depth + 1)
             self._complain(path, "a key is not text", "write `key: value`", place)
@@ -353,21 +347,21 @@ class _Reader:
         self._complain(path, *words, self._place(event.start_mark, event.end_mark))
 
     def _complain(self, path: KeyPath, message: str, hint: str, place: Place) -> None:
-        self.tree.problems.append(Problem(explain.label(path), message, hint, place))
+        self.tree.problems.append(Problem(label(path), message, hint, place))
 
     def _fatal(self, message: str, hint: str, place: Place) -> RecipeError:
         self._complain((), message, hint, place)
         return in_order(self.tree.problems, source=self.tree.source)
 
     def _place(self, start: yaml.Mark, end: yaml.Mark) -> Place:
-        """From one mark to the other, or to the end of the first line."""
+        """Return the place from one mark to the other, or to the end of the first line."""
         text = self._lines[start.line] if start.line < len(self._lines) else ""
         last = end.column if end.line == start.line else len(text.rstrip())
         return Place(self.tree.source, start.line + 1, start.column + 1, max(last - start.column, 1), text)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text so that `scalars` reads it back as text, and lists in one line."""
+    """Writes text so that `scalars` parses it as text again, and lists in one line."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True

@@ -1,55 +1,49 @@
-"""Keys that mean nothing together, for the task, or for what a run measures: told before anything is trained.
+"""The plan of a run: which steps are averaged, kept, evaluated and saved.
 
-From a recipe and the size of its training set: which steps are averaged, kept, scored and saved.
-
-The one idea: the whole run is arithmetic, done before anything is trained, so every mistake in it is reported
-at once and the plan that a person reads is the plan that is run. Points count updates done: weights exist at
-points 1 to S, and the end of epoch `e` is the point `e * steps_per_epoch`.
-
-A window of a run, `161ep:300ep`: two points, which become numbers of updates done.
+One idea: the whole run is arithmetic on a recipe and the size of its training set, done before anything is trained. So
+every mistake is reported at once, and the plan that a person reads is the plan that is run. Points count updates done:
+weights exist at points 1 to S, and the end of epoch `e` is the point `e * steps_per_epoch`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe.intervals import (
     Series,
     StepClock,
     average_series,
-    decay_of,
-    half_life_problems,
     points,
     series_problems,
     snapshot_series,
 )
-from swa_cli.recipe.scalars import shown
-from swa_cli.recipe.schedules import (
-    CYCLIC,
-    ResolvedSchedule,
+from swa_cli.recipe.kinds import KINDS, AveragePlan
+from swa_cli.recipe.learning_rate import (
     chart,
     cycle_problems,
+    cyclic_names,
     learning_rate,
     minima,
     point_of,
     schedule_problems,
 )
-from swa_cli.recipe.schema import AVERAGE_KINDS, Average, Recipe
+from swa_cli.recipe.scalars import shown
+from swa_cli.recipe.schedules import ResolvedSchedule
+from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of, swap_problems, worker_of
 from swa_cli.recipe.values import Duration, TimeSpan, count_text, length_text, round_half_up
 
 
 def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[Problem]:
-    """Every such problem of a recipe, whatever the size of its data.
+    """Return every problem between keys that does not depend on the size of the data.
 
     Args:
-        recipe: What to look at.
-        columns: Those of metrics.csv that hold scores, which train.early_stopping may watch; without them those of
-            classification, and for another task nothing is said about that.
+        recipe: The recipe to check.
+        columns: Columns of metrics.csv with scores, which train.early_stopping may watch. None: the columns of
+            classification, and no check for another task.
     """
     found = _interval_problems(recipe) + _stop_problems(recipe, columns) + _init_problems(recipe)
     return found + _task_problems(recipe) + _augment_problems(recipe) + _compile_problems(recipe)
@@ -59,12 +53,12 @@ def _interval_problems(recipe: Recipe) -> list[Problem]:
     save_every = recipe.output.save_every
     named = [("output.save_every", save_every)] if isinstance(save_every, Duration) else []
     named += [("swa.eval_every", recipe.swa.eval_every)] if recipe.swa else []
-    empty = [Problem(key, f"{every} is no interval", "write 1ep") for key, every in named if every.value == 0]
+    empty = [Problem(key, f"{every} is not an interval", "write 1ep") for key, every in named if every.value == 0]
     return cycle_problems(named) + empty
 
 
 def _stop_problems(recipe: Recipe, columns: Sequence[str] | None) -> list[Problem]:
-    """A metric that is no column which a run measures."""
+    """Check that early stopping watches a column that the run measures."""
     stop = recipe.train.early_stopping
     if stop is None or (columns is None and recipe.task != "classification"):
         return []
@@ -78,7 +72,7 @@ def _stop_problems(recipe: Recipe, columns: Sequence[str] | None) -> list[Proble
 
 
 def _task_problems(recipe: Recipe) -> list[Problem]:
-    """Keys that mean nothing for the task."""
+    """Check for keys that have no meaning for the task."""
     found = []
     if recipe.task == "regression" and recipe.train.label_smoothing:
         message = "regression has no classes that a target could be spread over"
@@ -90,10 +84,10 @@ def _task_problems(recipe: Recipe) -> list[Problem]:
 
 
 def _augment_problems(recipe: Recipe) -> list[Problem]:
-    """Changes of the images that exclude each other, or the task."""
+    """Check for augmentations that exclude each other or the task."""
     augment, found = recipe.dataset.augment, []
     if augment.crop and augment.translate:
-        message = "stands beside crop, and both move the image"
+        message = "crop and translate are mutually exclusive: both move the image"
         found.append(Problem("dataset.augment.translate", message, "write one of the two"))
     for key, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)):
         if value and recipe.task != "classification":
@@ -103,7 +97,7 @@ def _augment_problems(recipe: Recipe) -> list[Problem]:
 
 
 def _init_problems(recipe: Recipe) -> list[Problem]:
-    """Keys about a checkpoint that is not there."""
+    """Check for keys about a checkpoint that the recipe does not name."""
     if recipe.train.init is not None:
         return []
     given = {"train.init_weights": recipe.train.init_weights, "train.init_skip": recipe.train.init_skip}
@@ -112,7 +106,7 @@ def _init_problems(recipe: Recipe) -> list[Problem]:
 
 
 def _compile_problems(recipe: Recipe) -> list[Problem]:
-    """A mode, which only inductor has, beside another backend."""
+    """Check for a mode, which only inductor has, beside another backend."""
     settings = recipe.train.compile
     if settings is None or settings.backend == "inductor" or settings.mode == "default":
         return []
@@ -120,37 +114,9 @@ def _compile_problems(recipe: Recipe) -> list[Problem]:
     return [Problem("train.compile.mode", message, "leave it out, or write backend: inductor")]
 
 
-# A mean of fewer weights is hardly flatter than its members; what an EMA or LAWA lacks is warned of apart.
-FEW_WEIGHTS = {"mean": 5, "swag": 5, "ema": 0, "lawa": 0}
-assert FEW_WEIGHTS.keys() == AVERAGE_KINDS.keys(), f"no least number: {FEW_WEIGHTS.keys() ^ AVERAGE_KINDS.keys()}"
-
-
-@dataclass(frozen=True)
-class AveragePlan:
-    """One average: `steps` are the points, in updates done, whose weights it takes."""
-
-    name: str
-    steps: tuple[int, ...]
-    kind: str
-    decay: float | None
-    warmup: bool | None
-    bias_correction: bool | None
-    window: int | None
-    rank: int | None
-    diagonal: bool | None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The kind and what belongs to it, as `WeightAverage` takes them."""
-        return {key: getattr(self, key) for key in SETTINGS}
-
-
-SETTINGS = tuple(field.name for field in fields(AveragePlan) if field.name not in ("name", "steps"))
-
-
 @dataclass(frozen=True)
 class Plan:
-    """All that is known of a run before it begins. Epochs count from 1, steps of `learning_rate` from 0."""
+    """Everything that is known of a run before it starts. Epochs count from 1, steps of `learning_rate` from 0."""
 
     num_train: int
     epochs: int
@@ -158,16 +124,16 @@ class Plan:
     total_steps: int
     averages: tuple[AveragePlan, ...]
     snapshots: tuple[int, ...]  # updates done
-    score_epochs: frozenset[int]  # at their ends the averages are scored; the end of the run is not listed
-    saves: frozenset[int]  # updates done after which last.pt is saved; the end is always one
+    score_epochs: frozenset[int]  # the averages are evaluated at their ends; the last epoch is not listed
+    saves: frozenset[int]  # updates done when last.pt is saved; the end of the run is always one
     learning_rate: Callable[[int], float]
     warnings: tuple[str, ...]
-    phase: Phase  # which epochs of the recipe these are
-    worker: Plan | None = None  # what each worker of a SWAP run does after them
+    phase: Phase  # the epochs of the recipe that the run does
+    worker: Plan | None = None  # of each SWAP worker, after the common phase
 
     @property
     def worker_rates(self) -> list[tuple[float, float]]:
-        """Epochs of the recipe that are done, and the rate of the step that a worker then does."""
+        """Return the epochs done and the rate of the next step, for every step of a SWAP worker."""
         own = self.worker
         if own is None:
             return []
@@ -179,15 +145,15 @@ MAX_STEPS = 10**8  # each point of a run is kept in memory
 
 
 def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None = None) -> Plan:
-    """Work out a run; the ragged rest of each epoch is dropped.
+    """Plan a run; the incomplete batch at the end of each epoch is dropped.
 
     Args:
-        recipe: What to plan.
+        recipe: The recipe to plan.
         num_train: Training samples.
         columns: See `problems_between`.
 
     Raises:
-        RecipeError: With every problem found, none of which has a place yet.
+        RecipeError: Every problem that was found, without places.
     """
     if found := swap_problems(recipe, num_train=num_train):
         raise RecipeError([*found, *_problems_without_swap(recipe, num_train=num_train, columns=columns)])
@@ -209,14 +175,11 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
     clock = StepClock(steps_per_epoch, total, course.minima if course else ())
     for series in average_series(recipe) + snapshot_series(recipe):
         problems += series_problems(recipe, series, clock=clock, cycles_known=course is not None)
-    problems += half_life_problems(recipe, clock=clock) + problems_between(recipe, columns=columns)
+    problems += _kind_problems(recipe, clock) + problems_between(recipe, columns=columns)
     if problems or course is None:
         raise RecipeError(problems)
 
-    averages = tuple(
-        AveragePlan(name=name, steps=points(series, clock=clock), **_settings(average, clock=clock))
-        for series, (name, average) in zip(average_series(recipe), recipe.all_averages.items(), strict=True)
-    )
+    averages = tuple(_average_plans(recipe, clock))
     snapshots = [points(series, clock=clock) for series in snapshot_series(recipe)]
     return Plan(
         num_train=num_train,
@@ -235,7 +198,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
 
 
 def _rate(recipe: Recipe, phase: Phase, *, steps_per_epoch: int) -> Callable[[int], float]:
-    """The rate of the recipe at the same point of its epochs, times the factor of the phase."""
+    """Return the rate of the recipe at the same point of its epochs, times the factor of the phase."""
     whole = learning_rate(recipe, steps_per_epoch=steps_per_epoch)
     if phase.is_worker:
         return lambda step: phase.factor * whole(phase.before * steps_per_epoch + step)
@@ -250,13 +213,23 @@ def _problems_without_swap(recipe: Recipe, *, num_train: int, columns: Sequence[
     return ()
 
 
-def _settings(average: Average, *, clock: StepClock) -> dict[str, Any]:
-    """What `AveragePlan.settings` are: those of the recipe, whose half-life has become a decay."""
-    return {key: getattr(average, key) for key in SETTINGS} | {"decay": decay_of(average, clock=clock)}
+def _average_plans(recipe: Recipe, clock: StepClock) -> Iterator[AveragePlan]:
+    for series, (name, average) in zip(average_series(recipe), recipe.all_averages.items(), strict=True):
+        settings = KINDS[average.kind].resolve(average.own, series.every, clock.exact)
+        yield AveragePlan(name, series.key, average.kind, points(series, clock=clock), average.own, settings)
+
+
+def _kind_problems(recipe: Recipe, clock: StepClock) -> list[Problem]:
+    """Return the mistakes in the keys that belong to the kind of an average."""
+    return [
+        replace(problem, key=f"{series.key}.{problem.key}")
+        for series, average in zip(average_series(recipe), recipe.all_averages.values(), strict=True)
+        for problem in KINDS[average.kind].problems(average.own, series.every, clock.exact)
+    ]
 
 
 def _saves(recipe: Recipe, clock: StepClock) -> frozenset[int]:
-    """The points of `output.save_every`; a time has none, it is the trainer that looks at the clock."""
+    """Return the points of `output.save_every`; a time has none: the trainer checks the clock."""
     every = recipe.output.save_every
     if isinstance(every, TimeSpan):
         return frozenset({clock.total})
@@ -264,41 +237,33 @@ def _saves(recipe: Recipe, clock: StepClock) -> frozenset[int]:
 
 
 def _epochs_with(every: Duration, clock: StepClock) -> frozenset[int]:
-    """Epochs `e` with a multiple of `every` in (e - 1, e]."""
-    intervals_an_epoch = clock.steps_per_epoch / clock.exact(every)
+    """Return the epochs `e` with a multiple of `every` in (e - 1, e]."""
+    intervals_per_epoch = clock.steps_per_epoch / clock.exact(every)
     epochs = range(1, clock.total // clock.steps_per_epoch + 1)
-    return frozenset(e for e in epochs if e * intervals_an_epoch // 1 > (e - 1) * intervals_an_epoch // 1)
+    return frozenset(e for e in epochs if e * intervals_per_epoch // 1 > (e - 1) * intervals_per_epoch // 1)
 
 
 def _score_epochs(recipe: Recipe, averages: Iterable[AveragePlan], clock: StepClock) -> frozenset[int]:
-    """Epochs at whose end some average has a weight to score; the end of the run scores everything anyway."""
+    """Return the epochs at whose end an average is evaluated; the end of the run evaluates all of them anyway."""
     first = min((average.steps[0] for average in averages), default=clock.total)
     due = _epochs_with(recipe.average_scoring.eval_every, clock)
     return frozenset(e for e in due if first <= e * clock.steps_per_epoch < clock.total)
 
 
 def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: ResolvedSchedule) -> list[str]:
-    """What can be run, but is hardly meant."""
+    """Return warnings about what can be run but is hardly intended."""
     found, swa, lr = [], recipe.swa, recipe.optimizer.lr
     for series, average in zip(average_series(recipe), averages, strict=True):
-        count = len(average.steps)
-        if count < FEW_WEIGHTS[average.kind]:
+        kind = KINDS[average.kind]
+        if average.count < kind.few:
             remedy = f"an earlier {series.key}.start or a shorter {series.key}.every takes more"
-            found.append(f"{average.name} averages only {count_text(count, 'weight')}: {remedy}")
-        if average.window is not None and average.window > count:
-            found.append(f"{average.name} holds the last {average.window} weights, but takes only {count}")
-        if average.rank is not None and average.rank > count:
-            found.append(f"{average.name} keeps the last {average.rank} deviations, but takes only {count}")
-        horizon = 0 if average.decay is None or average.warmup else round(1 / (1 - average.decay))
-        if horizon > count:
-            is_decay = recipe.all_averages[average.name].half_life is None
-            remedy = f"lower {series.key}.decay" if is_decay else f"shorten {series.key}.half_life"
-            found.append(f"{average.name} looks back over {horizon:,} updates, but has {count:,}: {remedy}")
+            found.append(f"{average.name} averages only {count_text(average.count, 'weight')}: {remedy}")
+        found += [f"{average.name} {warning}" for warning in kind.warnings(average)]
         if series.every.unit == "cycle" and average.steps[-1] < course.total:
             rest = length_text(course.total - average.steps[-1], course.steps_per_epoch)
             found.append(f"{average.name} takes nothing in the last {rest}: the run ends off a minimum")
     if swa is not None and swa.lr is not None and swa.lr > lr:
-        found.append(f"swa.lr {swa.lr:g} is above optimizer.lr {lr:g}: the rate rises where averaging begins")
+        found.append(f"swa.lr {swa.lr:g} is above optimizer.lr {lr:g}: the rate rises where averaging starts")
     flat_lr = swa.lr if swa and swa.lr is not None else course.final_lr if course.end < course.total else None
     if swa is not None and flat_lr == 0:
         found.append("the learning rate is 0 from swa.start on: all weights of the average would be equal")
@@ -309,17 +274,17 @@ def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: Resolve
 
 @dataclass(frozen=True)
 class Window:
-    """From one point of a run to a later one."""
+    """A window of a run: from one point to a later one."""
 
     start: Duration
     end: Duration
 
     @classmethod
     def parse(cls, text: str) -> Window:
-        """Read `161ep:300ep`.
+        """Parse `161ep:300ep`.
 
         Raises:
-            ValueError: No such form; the message names the value.
+            ValueError: The text has another form; the message names it.
         """
         start, colon, end = text.partition(":")
         if not colon:
@@ -327,14 +292,14 @@ class Window:
         return cls(Duration.parse(start), Duration.parse(end))
 
     def points(self, recipe: Recipe, *, num_train: int) -> tuple[int, int]:
-        """Updates done at both ends, each rounded half up.
+        """Return the updates done at both ends, each rounded half up.
 
         Raises:
             RecipeError: A run of this recipe cannot be planned.
-            UserError: An end that the run does not have, or nothing between them.
+            UserError: The run does not have an end, or nothing is between them.
         """
         plan = make_plan(recipe, num_train=num_train)
-        lows = minima(recipe, steps_per_epoch=plan.steps_per_epoch) if recipe.schedule.name in CYCLIC else ()
+        lows = minima(recipe, steps_per_epoch=plan.steps_per_epoch) if recipe.schedule.name in cyclic_names() else ()
         clock = StepClock(plan.steps_per_epoch, plan.total_steps, lows)
         start, end = (_point(duration, clock) for duration in (self.start, self.end))
         if start > end:

@@ -1,8 +1,8 @@
-"""From the text of a single value to its type: the field decides, not YAML.
+"""Parsing of a single value: the field decides its type, not YAML.
 
-The one idea: text that stands unquoted is handed over as `Plain`, so that a number field can read `1e-4` and
-a text field can refuse `no`, which YAML readers take for a truth value. Anything ambiguous is an error.
-Every `ValueError` here reads `what is wrong: what to do`.
+One idea: unquoted text arrives as `Plain`, so that a number field can read `1e-4` and a text field can refuse `no`,
+which YAML readers take for a truth value. Ambiguous text is an error.
+Every `ValueError` here is `what is wrong: what to do`.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ MAX_DIGITS = 18  # whole numbers up to 10^18 fit into 64 bits
 
 
 class Plain(str):
-    """Text that stands unquoted in a recipe or on the command line."""
+    """Text without quotes in a recipe or on the command line."""
 
 
 def is_null(value: object) -> bool:
-    """Whether it is an empty value or one of YAML's words for none."""
+    """Return whether a value is empty or one of YAML's words for null."""
     return value is None or (isinstance(value, Plain) and value.lower() in NULL_WORDS)
 
 
 def shown(value: object) -> str:
-    """A value as a message names it."""
+    """Write a value as a message names it."""
     if isinstance(value, Mapping):
         return "a section"
     if isinstance(value, (list, tuple)):
@@ -41,10 +41,10 @@ def shown(value: object) -> str:
 
 
 def written(value: object) -> str:
-    """The text of a single value, whatever its type will be.
+    """Return the text of a single value, whatever its type will be.
 
     Raises:
-        ValueError: It is a section, a list or none.
+        ValueError: It is a section, a list or null.
     """
     if value == "" and isinstance(value, Plain):
         raise ValueError("has no value: write one, or leave the key out")
@@ -58,7 +58,7 @@ def written(value: object) -> str:
 
 
 def text(value: object) -> str:
-    """Text. Unquoted words that YAML takes for truth values are refused.
+    """Parse text; refuse unquoted words that YAML takes for truth values.
 
     Raises:
         ValueError: Such a word, or no single value.
@@ -72,7 +72,7 @@ def text(value: object) -> str:
 
 
 def flag(value: object) -> bool:
-    """True or false.
+    """Parse true or false.
 
     Raises:
         ValueError: Anything else, `yes` and `True` included.
@@ -87,7 +87,7 @@ def flag(value: object) -> bool:
 
 
 def number(value: object) -> float:
-    """A finite number: `1`, `.1`, `0.1`, `5e-4`.
+    """Parse a finite number: `1`, `.1`, `0.1`, `5e-4`.
 
     Raises:
         ValueError: Quoted, ambiguous, not finite, or no number.
@@ -107,7 +107,7 @@ def number(value: object) -> float:
 
 
 def whole(value: object) -> int:
-    """A whole number, written with digits alone.
+    """Parse a whole number of digits alone.
 
     Raises:
         ValueError: `1.0`, `012`, `0x10`, `1_000`, `1e3` or no number.
@@ -129,7 +129,7 @@ def whole(value: object) -> int:
 
 
 def free(value: object) -> object:
-    """A value of a section with open keys (options of `optimizer`), typed by its looks.
+    """Parse a value of a section with open keys (options of `optimizer`), typed by its form.
 
     Raises:
         ValueError: Ambiguous, none, or not a value of a recipe.
@@ -138,7 +138,7 @@ def free(value: object) -> object:
 
 
 def argument(value: object) -> object:
-    """A value that a constructor gets (`model.args`): like `free`, but null is a value, Python's None.
+    """Parse an argument of a constructor (`model.args`): like `free`, but null is a value, Python's None.
 
     Raises:
         ValueError: Ambiguous, empty, or not a value of a recipe.
@@ -147,14 +147,14 @@ def argument(value: object) -> object:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether text can be written to a file: Python reads other bytes of a file name or a word as lone surrogates."""
+    """Return whether text can be encoded: Python decodes other bytes of a word or file name as lone surrogates."""
     return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def is_text(word: str) -> bool:
-    """Whether unquoted text is text in YAML too, and no number, truth value or null."""
+    """Return whether unquoted text is text in YAML too, not a number, truth value or null."""
     try:
-        return _by_looks(Plain(word)) == word
+        return _by_form(Plain(word)) == word
     except ValueError:
         return False
 
@@ -169,7 +169,7 @@ def _free(value: object, *, takes_null: bool) -> object:
     if takes_null and value != "" and is_null(value):
         return None
     if isinstance(value, Plain):
-        return _by_looks(value)
+        return _by_form(value)
     if isinstance(value, float):
         return number(value)
     if isinstance(value, (bool, int, str)):
@@ -177,7 +177,7 @@ def _free(value: object, *, takes_null: bool) -> object:
     raise ValueError(f"{shown(value)} is not a value of a recipe: write a number, true, false or text")
 
 
-def _by_looks(value: Plain) -> bool | float | str:
+def _by_form(value: Plain) -> bool | float | str:
     word = written(value)
     if word in ("true", "false"):
         return word == "true"
@@ -198,7 +198,7 @@ def _refuse_quoted(value: object, kind: str) -> None:
 
 
 def _why_no_number(word: str, *, kind: str = "a number") -> str:
-    """What is wrong with a text that is to be a number, and what to write."""
+    """Say what is wrong with text in place of a number, and what to write."""
     name = shown(word)
     if _LEADING_ZERO.fullmatch(word):
         digits = word.lstrip("+-0") or "0"

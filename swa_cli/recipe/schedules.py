@@ -1,361 +1,450 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to drift, known before the run.
+"""Table of the schedules: keys, curves, cycles, checks and texts.
 
-The one idea: `chart` turns a recipe into numbers, and `learning_rate` lays warmup, shape, anneal and the
-constant rate of swa.lr end to end. A length stays an exact fraction until it becomes a boundary in steps.
-What a schedule is beside its keys stands in `SCHEDULES`, at the end of the file.
-`step` counts optimizer updates from 0; a *point* (end of warmup, minimum of a cycle) counts updates done, so
-step `p` is the first one after point `p`.
+One idea: a schedule is one entry of `SCHEDULES`. The section `schedule`, its JSON Schema, the template, the plan and
+the baseline are derived from the entry. No field of an entry has a default, so a part that is left out is an error at
+import. Every curve is a convex combination of two rates, so it meets both exactly at its ends.
+
+`step` counts optimizer updates from 0. A *point* (end of warmup, minimum of a cycle) counts updates done, so step `p`
+is the first one after point `p`. `position` runs from 0 to 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import accumulate, cycle, repeat
+from itertools import accumulate, cycle, pairwise, repeat
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from swa_cli.errors import Problem
-from swa_cli.recipe.lr_curves import (
-    ONE_CYCLE_END,
-    cosine,
-    cosine_restarts,
-    cyclic,
-    linear,
-    multistep,
-    one_cycle,
-    swa_paper,
-)
-from swa_cli.recipe.schema import SCHEDULE_KEYS, Recipe, Schedule
-from swa_cli.recipe.values import Duration, in_epochs, round_half_up
+from swa_cli.recipe.values import Duration, DurationField, Key, Number, Rate, in_epochs, length_text, round_half_up
 
-DEFAULT_PEAK = Fraction(3, 10)  # of the cycle of one_cycle
+Curve = Callable[[int], float]  # the rate of a step
+Exact = Callable[[Duration], Fraction]  # the steps of a length, before rounding
+Settings = Mapping[str, Any]  # the keys of a schedule; a key that the recipe leaves out has its default
 
-Rate = Callable[[int], float]  # of a step
-Exact = Callable[[Duration], Fraction]  # a length in steps, before rounding
-
-
-def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Rate:
-    """The rate of every step of a run.
-
-    In the first `w` steps of warmup the rate is `shape(w) * (s + 1) / w`. If swa.lr is given, the rate is
-    exactly swa.lr from swa.start on, and the `A` steps of anneal before it bridge from the schedule's rate at
-    their beginning; the last of them already has swa.lr, so no weight of a bridge enters the average.
-    """
-    course = chart(recipe, steps_per_epoch=steps_per_epoch)
-    shape = SCHEDULES[recipe.schedule.name].curve(recipe, course)
-
-    def scheduled(step: int) -> float:
-        if step < course.warmup:
-            return shape(course.warmup) * ((step + 1) / course.warmup)
-        return shape(step)
-
-    swa = recipe.swa
-    if swa is None or swa.lr is None:
-        return scheduled
-    swa_lr, hold, anneal = swa.lr, round_half_up(course.start), course.anneal
-    bridge = partial(cosine if swa.anneal_shape == "cosine" else linear, last=swa_lr)
-    level = scheduled(hold - anneal) if anneal else swa_lr
-
-    def with_constant_phase(step: int) -> float:
-        if step >= hold:
-            return swa_lr
-        if step < hold - anneal:
-            return scheduled(step)
-        return bridge((step - (hold - anneal) + 1) / anneal, first=level)
-
-    return with_constant_phase
-
-
-def minima(recipe: Recipe, *, steps_per_epoch: int) -> tuple[int, ...]:
-    """Updates done when a cycle is at its minimum; empty if the schedule has no cycles."""
-    return chart(recipe, steps_per_epoch=steps_per_epoch).minima
+ONE_CYCLE_END = 1e-4  # torch's final_div_factor
+DEFAULT_PEAK = Fraction(3, 10)  # of one_cycle
 
 
 @dataclass(frozen=True)
 class ResolvedSchedule:
-    """What a recipe says of the rate, with durations in steps and every default filled in."""
+    """A schedule in a run: its settings, with durations in steps and every default filled in."""
 
+    name: str
+    settings: Settings
+    exact: Exact
     steps_per_epoch: int
     total: int
-    start: Fraction  # swa.start, exact; the end of the run if there is no such section
+    lr: float  # optimizer.lr
+    start: Fraction  # swa.start, exact; the end of the run without the section
     warmup: int
-    anneal: int  # steps of the bridge that ends at `start`
-    end: Fraction  # where a decay ends, exact
-    final_lr: float  # where it leads
-    peak: Fraction  # one_cycle: its highest point
-    drops: tuple[int, ...]  # multistep: sorted
-    turns: tuple[int, ...]  # bounds of the straight or cosine pieces of cycles; the last lies after the end
-    minima: tuple[int, ...]
+    anneal: int  # steps of the bridge to swa.lr, which ends at `start`
+    end: Fraction  # of a decay, exact
+    final_lr: float  # the rate at `end`
+    drops: tuple[int, ...]  # points, sorted
+    turns: tuple[int, ...]  # bounds of the pieces of cycles; the last one is after the end of the run
+    minima: tuple[int, ...]  # points
+
+    def epoch(self, point: Fraction | int) -> str:
+        """Write a point in epochs."""
+        return in_epochs(point, steps_per_epoch=self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
 class Cycles:
-    """How a schedule comes to its minimum again and again."""
+    """How a schedule returns to its minimum."""
 
-    keys: tuple[str, ...]  # the lengths that the cycles are made of; none may be shorter than a step
-    lengths: Callable[[Schedule, Exact], Iterable[Fraction]]  # of their straight or cosine pieces, without end
-    minima: Callable[[Schedule], slice]  # which of the bounds of the pieces are minima
+    keys: tuple[str, ...]  # lengths of the pieces; each takes at least a step
+    lengths: Callable[[Settings, Exact], Iterable[Fraction]]  # of the pieces, without end
+    minima: Callable[[Settings], slice]  # which bounds of the pieces are minima
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What a schedule is beside its keys; nothing has a default, so that a new one has to say all of it."""
+class ScheduleKind:
+    """One schedule; no field has a default, so that an entry states all of them."""
 
-    curve: Callable[[Recipe, ResolvedSchedule], Rate]  # without warmup and without swa.lr
-    is_warmed_up: bool  # over an epoch by default; the others prescribe how they begin
-    leads_to_swa_lr: bool  # ends at swa.lr where that begins
-    final_lr: float  # where a decay leads by default, in parts of optimizer.lr
+    required: Mapping[str, Key]
+    optional: Mapping[str, Key]
+    curve: Callable[[ResolvedSchedule], Curve]  # without warmup and swa.lr
+    text: Callable[[ResolvedSchedule], str]
+    bounds: Callable[[Settings, float, float], tuple[float, float]]  # lowest and highest rate, of lr and final_lr
+    problems: Callable[[ResolvedSchedule], list[Problem]]  # in its keys
+    has_default_warmup: bool  # of one epoch; the other schedules prescribe their beginning
+    leads_to_swa_lr: bool  # ends at swa.lr where that phase begins
+    final_lr: float  # default, in multiples of optimizer.lr
+    is_decay: bool  # ends at its lowest rate; the baseline of the others is a cosine
+    drops: Callable[[Settings, Exact], tuple[int, ...]]  # points at which the rate drops
     cycles: Cycles | None
-    is_decay: bool  # ends once, at its lowest rate; the baseline of any other one is a cosine
+
+    @property
+    def keys(self) -> Mapping[str, Key]:
+        """Return all keys, the required ones first."""
+        return {**self.required, **self.optional}
 
 
-def chart(recipe: Recipe, *, steps_per_epoch: int) -> ResolvedSchedule:
-    """Fill in the durations and defaults of a recipe in which `schedule_problems` finds nothing.
+Factor = Annotated[Number, Field(gt=0)]
+WARMUP = Key(DurationField, None, "linear rise from 0; default 1ep, or 0ep where the schedule has its own beginning")
+SPAN = Key(
+    Literal["auto", "start", "run"], None, "what a decay spans; auto: up to swa.start if swa.lr is given, else the run"
+)
+FINAL_LR = Key(Rate, None, "end of the decay; default swa.lr if the span ends at swa.start, else 0")
 
-    A default warmup of one epoch that does not fit is cut to a tenth of what there is.
+
+def linear(position: float, *, first: float, last: float) -> float:
+    """Return the point between `first` (position 0) and `last` (position 1) on a straight line."""
+    return first * (1 - position) + last * position
+
+
+def cosine(position: float, *, first: float, last: float) -> float:
+    """Return the point between `first` and `last` on half a cosine (Loshchilov and Hutter 2017)."""
+    return linear((1 - math.cos(math.pi * position)) / 2, first=first, last=last)
+
+
+def _segment(step: int, bounds: Sequence[int]) -> tuple[int, float]:
+    """Return the piece that a step is in, and its position there, in [0, 1)."""
+    piece = bisect_right(bounds, step) - 1
+    return piece, (step - bounds[piece]) / (bounds[piece + 1] - bounds[piece])
+
+
+def _lr_bounds(settings: Settings, lr: float, final_lr: float) -> tuple[float, float]:
+    return final_lr, lr
+
+
+def _no_problems(course: ResolvedSchedule) -> list[Problem]:
+    return []
+
+
+def _no_drops(settings: Settings, exact: Exact) -> tuple[int, ...]:
+    return ()
+
+
+# constant, cosine, linear
+
+
+def _constant(course: ResolvedSchedule) -> Curve:
+    return lambda step: course.lr
+
+
+def _constant_text(course: ResolvedSchedule) -> str:
+    return f"constant {course.lr:g}"
+
+
+def _decay(course: ResolvedSchedule, *, shape: Callable[..., float]) -> Curve:
+    """Decay from the end of the warmup to `end`; the rate is constant from there on."""
+    end, warmup, rates = round_half_up(course.end), course.warmup, {"first": course.lr, "last": course.final_lr}
+    return lambda step: shape((step - warmup) / (end - warmup) if step < end else 1.0, **rates)
+
+
+def _decay_text(course: ResolvedSchedule) -> str:
+    return f"{course.name} to {course.final_lr:g} at epoch {course.epoch(course.end)}"
+
+
+def _decay_kind(shape: Callable[..., float]) -> ScheduleKind:
+    """Return the entry of a decay from optimizer.lr to final_lr on this shape."""
+    return ScheduleKind(
+        required={},
+        optional={"warmup": WARMUP, "span": SPAN, "final_lr": FINAL_LR},
+        curve=partial(_decay, shape=shape),
+        text=_decay_text,
+        bounds=_lr_bounds,
+        problems=_no_problems,
+        has_default_warmup=True,
+        leads_to_swa_lr=True,
+        final_lr=0.0,
+        is_decay=True,
+        drops=_no_drops,
+        cycles=None,
+    )
+
+
+# cosine_restarts
+
+
+def _restarts(course: ResolvedSchedule) -> Curve:
+    """Decay on a cosine in each cycle.
+
+    With final_lr 0 and cycles of ceil(T/M) steps: the snapshot ensembles of Huang et al. 2017.
     """
-    schedule, swa, total = recipe.schedule, recipe.swa, recipe.train.epochs * steps_per_epoch
-    exact = partial(Duration.exact_steps, steps_per_epoch=steps_per_epoch, total_steps=total)
-    explicit_warmup = round_half_up(exact(schedule.warmup)) if schedule.warmup else 0
-    kind = SCHEDULES[schedule.name]
-    turns = _turns(kind.cycles.lengths(schedule, exact), explicit_warmup, total) if kind.cycles else ()
-    lows = turns[kind.cycles.minima(schedule)] if kind.cycles else ()
-    low_points = tuple(point for point in lows if point <= total)
-
-    start = point_of(swa.start, exact=exact, low_points=low_points, total=total) if swa else Fraction(total)
-    holds = swa is not None and swa.lr is not None
-    anneal = round_half_up(exact(swa.anneal)) if swa else 0
-    end = start if _ends_at_start(recipe) else Fraction(total)
-    drops = tuple(sorted(round_half_up(exact(point)) for point in schedule.milestones or ()))
-    limit = _warmup_limit(end=end, drops=drops, shape_end=round_half_up(start) - anneal if holds else total)
-    warmup = explicit_warmup
-    if schedule.warmup is None and kind.is_warmed_up:
-        warmup = steps_per_epoch if steps_per_epoch < limit else max(0, limit // 10)
-    return ResolvedSchedule(
-        steps_per_epoch=steps_per_epoch,
-        total=total,
-        start=start,
-        warmup=warmup,
-        anneal=anneal,
-        end=end,
-        final_lr=_final_lr(recipe),
-        peak=exact(schedule.pct_start) if schedule.pct_start else end * DEFAULT_PEAK,
-        drops=drops,
-        turns=turns,
-        minima=tuple(point for point in low_points if point <= start) if holds else low_points,
-    )
+    return lambda step: cosine(_segment(step, course.turns)[1], first=course.lr, last=course.final_lr)
 
 
-def point_of(start: Duration, *, exact: Exact, low_points: Sequence[int], total: int) -> Fraction:
-    """A point of the run; `2cycle` is the second minimum, or the end of the run if it has fewer."""
-    if start.unit != "cycle":
-        return exact(start)
-    if start.value == 0:
-        return Fraction(0)
-    return Fraction(low_points[int(start.value) - 1] if start.value <= len(low_points) else total)
+def _restart_lengths(settings: Settings, exact: Exact) -> Iterable[Fraction]:
+    growth = Fraction(str(settings["T_mult"]))  # 1.1 as 11/10
+    return accumulate(repeat(growth), Fraction.__mul__, initial=exact(settings["T_0"]))
 
 
-def schedule_problems(recipe: Recipe, *, steps_per_epoch: int) -> list[Problem]:
-    """Every mistake in the sections `schedule` and `swa` that concerns the rate."""
-    schedule, total = recipe.schedule, recipe.train.epochs * steps_per_epoch
-    exact = partial(Duration.exact_steps, steps_per_epoch=steps_per_epoch, total_steps=total)
-    cycles = SCHEDULES[schedule.name].cycles
-    lengths = [(f"schedule.{key}", length) for key, length in schedule.lengths]
-    problems = cycle_problems([*lengths, *([("swa.anneal", recipe.swa.anneal)] if recipe.swa else [])])
-    problems += [
-        Problem(f"schedule.{key}", f"{length} is shorter than one step", "write a longer one, such as 2ep")
-        for key, length in schedule.lengths
-        if cycles is not None and key in cycles.keys
-        if length.unit != "cycle" and exact(length) < 1
-    ]
-    problems += _value_problems(recipe)
-    return problems or _fit_problems(recipe, chart(recipe, steps_per_epoch=steps_per_epoch))
+def _restarts_text(course: ResolvedSchedule) -> str:
+    growth = f", each {course.settings['T_mult']:g} x longer" if course.settings["T_mult"] > 1 else ""
+    first = length_text(course.turns[1] - course.turns[0], course.steps_per_epoch)
+    return f"cosine cycles of {first} from {course.lr:g} to {course.final_lr:g}{growth}"
 
 
-def cycle_problems(lengths: Iterable[tuple[str, Duration]]) -> list[Problem]:
-    """Lengths that are given in cycles, where only `start` and `every` may be."""
-    return [
-        Problem(key, f"{length} has no fixed length", "write it in %, ep or step")
-        for key, length in lengths
-        if length.unit == "cycle"
-    ]
+# cyclic
 
 
-def _value_problems(recipe: Recipe) -> list[Problem]:
-    """Mistakes that need no arithmetic of steps."""
-    schedule, swa, lr = recipe.schedule, recipe.swa, recipe.optimizer.lr
-    base_lr, peak = schedule.base_lr or 0.0, peak_lr(recipe)
-    found = []
-    if schedule.name == "cyclic" and base_lr > peak:
-        message = f"{base_lr:g} is above the peak of the cycles, {peak:g}"
-        found.append(("schedule.base_lr", message, "lower it, or raise schedule.max_lr"))
-    if schedule.name == "one_cycle" and peak < lr:
-        message = f"{peak:g} is below optimizer.lr, {lr:g}, where the cycle begins"
-        found.append(("schedule.max_lr", message, "raise it, or lower optimizer.lr"))
-    if schedule.mode == "exp_range" and schedule.gamma is None:
-        found.append(("schedule.mode", "exp_range needs gamma", "add `gamma: 0.9999` to the section"))
-    if schedule.name == "cyclic" and schedule.gamma is not None and schedule.gamma > 1:
-        found.append(("schedule.gamma", f"{schedule.gamma:g} is above 1", "write 1 or less: the cycles must not grow"))
-    if schedule.name == "cyclic" and schedule.gamma is not None and schedule.mode != "exp_range":
-        found.append(("schedule.gamma", "only exp_range uses it", "add `mode: exp_range` or leave it out"))
-    if schedule.span == "start" and swa is None:
-        found.append(("schedule.span", "start needs the section swa", "write `span: run`, or add swa.start"))
-    if swa is not None and swa.lr is None and swa.anneal.value > 0:
-        found.append(("swa.anneal", "it leads to swa.lr, which is not given", "add swa.lr, or leave it out"))
-    return [Problem(*problem) for problem in found]
+def _cyclic(course: ResolvedSchedule) -> Curve:
+    """Straight lines between `base_lr` and `max_lr` that turn at `turns` (Smith 2017).
+
+    A cycle counts from minimum to minimum: triangular2 halves its height each cycle, exp_range multiplies it by
+    gamma^(steps since the cycles began). `begin: max` goes down first, as FGE does (Garipov et al. 2018).
+    """
+    settings, turns = course.settings, course.turns
+    base_lr, max_lr = _cyclic_bounds(settings, course.lr, course.final_lr)
+    begins_at_max, mode, gamma = settings["begin"] == "max", settings["mode"], settings["gamma"]
+
+    def rate(step: int) -> float:
+        segment, position = _segment(step, turns)
+        segment += begins_at_max  # as if a rise had gone before
+        height = position if segment % 2 == 0 else 1 - position
+        if mode == "triangular2":
+            height *= 0.5 ** (segment // 2)
+        elif mode == "exp_range":
+            height *= gamma ** (step - turns[0])
+        return linear(height, first=base_lr, last=max_lr)
+
+    return rate
 
 
-def _fit_problems(recipe: Recipe, course: ResolvedSchedule) -> list[Problem]:
-    """Lengths that do not fit into the run."""
-    schedule, swa, problems = recipe.schedule, recipe.swa, []
-    epochs = partial(in_epochs, steps_per_epoch=course.steps_per_epoch)
-    start = round_half_up(course.start)
-    holds = swa is not None and swa.lr is not None
-    anneal_fits = course.anneal <= start
-    if swa is not None and not anneal_fits:
-        message = f"{swa.anneal} is longer than the run up to swa.start, {epochs(start)} epochs"
-        problems.append(Problem("swa.anneal", message, f"write at most {start}step"))
-    shape_end = start - (course.anneal if anneal_fits else 0) if holds else course.total
-    limit = _warmup_limit(end=course.end, drops=course.drops, shape_end=shape_end)
-    if course.warmup and course.warmup >= limit:
-        message = f"{schedule.warmup} is too long: the rate must be reached before epoch {epochs(limit)}"
-        hint = f"write a shorter one, such as {limit // 10}step"
-        problems.append(Problem("schedule.warmup", message, hint))
-    if schedule.pct_start is not None and course.peak >= round_half_up(course.end):
-        message = f"{schedule.pct_start} is not before the end of the cycle, epoch {epochs(course.end)}"
+def _cyclic_bounds(settings: Settings, lr: float, final_lr: float) -> tuple[float, float]:
+    return settings["base_lr"], lr if settings["max_lr"] is None else settings["max_lr"]
+
+
+def _cyclic_lengths(settings: Settings, exact: Exact) -> Iterable[Fraction]:
+    up = exact(settings["step_size_up"])
+    down = exact(settings["step_size_down"]) if settings["step_size_down"] else up
+    return cycle((down, up) if settings["begin"] == "max" else (up, down))
+
+
+def _cyclic_minima(settings: Settings) -> slice:
+    return slice(1 if settings["begin"] == "max" else 2, None, 2)
+
+
+def _cyclic_problems(course: ResolvedSchedule) -> list[Problem]:
+    found, gamma, mode = [], course.settings["gamma"], course.settings["mode"]
+    base_lr, max_lr = _cyclic_bounds(course.settings, course.lr, course.final_lr)
+    if base_lr > max_lr:
+        message = f"{base_lr:g} is above the peak of the cycles, {max_lr:g}"
+        found.append(Problem("schedule.base_lr", message, "lower it, or raise schedule.max_lr"))
+    if mode == "exp_range" and gamma is None:
+        found.append(Problem("schedule.mode", "exp_range needs gamma", "add `gamma: 0.9999` to the section"))
+    if mode != "exp_range" and gamma is not None:
+        hint = "add `mode: exp_range` or leave it out"
+        found.append(Problem("schedule.gamma", "only exp_range uses it", hint))
+    if gamma is not None and gamma > 1:
+        found.append(Problem("schedule.gamma", f"{gamma:g} is above 1", "write 1 or less: cycles do not grow"))
+    return found
+
+
+def _cyclic_text(course: ResolvedSchedule) -> str:
+    base_lr, max_lr = _cyclic_bounds(course.settings, course.lr, course.final_lr)
+    ways = ("down", "up") if course.settings["begin"] == "max" else ("up", "down")
+    pieces = [length_text(right - left, course.steps_per_epoch) for left, right in pairwise(course.turns)]
+    paces = " and ".join(f"{piece} {way}" for piece, way in zip(pieces, ways, strict=False))
+    mode = "" if course.settings["mode"] == "triangular" else f", {course.settings['mode']}"
+    return f"cycles between {base_lr:g} and {max_lr:g}, {paces}{mode}"
+
+
+# multistep
+
+
+def _multistep(course: ResolvedSchedule) -> Curve:
+    """Multiply the rate by `gamma` at each milestone."""
+    gamma = course.settings["gamma"]
+    return lambda step: course.lr * gamma ** bisect_right(course.drops, step)
+
+
+def _milestones(settings: Settings, exact: Exact) -> tuple[int, ...]:
+    return tuple(sorted(round_half_up(exact(point)) for point in settings["milestones"]))
+
+
+def _multistep_bounds(settings: Settings, lr: float, final_lr: float) -> tuple[float, float]:
+    return lr * settings["gamma"] ** len(settings["milestones"]), lr
+
+
+def _multistep_text(course: ResolvedSchedule) -> str:
+    drops = ", ".join(course.epoch(point) for point in course.drops)
+    return f"steps from {course.lr:g}, times {course.settings['gamma']:g} at epoch {drops}"
+
+
+# one_cycle
+
+
+def _one_cycle(course: ResolvedSchedule) -> Curve:
+    """Rise on a cosine from `lr` to `max_lr`, then fall to lr/10,000 (Smith and Topin 2018).
+
+    As torch's OneCycleLR with pct_start = peak/steps: the peak is step `peak - 1`, the end step `steps - 1`.
+    """
+    steps, peak = round_half_up(course.end), float(_peak(course))
+    top, lr, max_lr = peak - 1, course.lr, course.settings["max_lr"]
+
+    def rate(step: int) -> float:
+        if step < top:
+            return cosine(step / top, first=lr, last=max_lr)
+        position = (step - top) / (steps - peak) if step < steps else 1.0
+        return cosine(position, first=max_lr, last=lr * ONE_CYCLE_END)
+
+    return rate
+
+
+def _peak(course: ResolvedSchedule) -> Fraction:
+    """Return the point of the highest rate, exact."""
+    pct_start = course.settings["pct_start"]
+    return course.exact(pct_start) if pct_start else course.end * DEFAULT_PEAK
+
+
+def _one_cycle_bounds(settings: Settings, lr: float, final_lr: float) -> tuple[float, float]:
+    return final_lr, settings["max_lr"]
+
+
+def _one_cycle_problems(course: ResolvedSchedule) -> list[Problem]:
+    found, pct_start, max_lr = [], course.settings["pct_start"], course.settings["max_lr"]
+    if max_lr < course.lr:
+        message = f"{max_lr:g} is below optimizer.lr, {course.lr:g}, where the cycle begins"
+        found.append(Problem("schedule.max_lr", message, "raise it, or lower optimizer.lr"))
+    if pct_start is not None and _peak(course) >= round_half_up(course.end):
+        message = f"{pct_start} is not before the end of the cycle, epoch {course.epoch(course.end)}"
         hint = f"write an earlier point, such as {round_half_up(course.end * DEFAULT_PEAK)}step"
-        problems.append(Problem("schedule.pct_start", message, hint))
-    return problems
+        found.append(Problem("schedule.pct_start", message, hint))
+    return found
 
 
-def _turns(lengths: Iterable[Fraction], first: int, total: int) -> tuple[int, ...]:
-    """Where the pieces of the cycles meet: exact sums, each rounded up (Huang et al.: ceil(T/M))."""
-    turns = []
-    for point in accumulate(lengths, initial=Fraction(first)):
-        turns.append(math.ceil(point))
-        if point > total:
-            break
-    return tuple(turns)
+def _one_cycle_text(course: ResolvedSchedule) -> str:
+    up = f"up to {course.settings['max_lr']:g} at epoch {course.epoch(_peak(course))}"
+    down = f"down to {course.final_lr:g} at epoch {course.epoch(course.end)}"
+    return f"one cycle from {course.lr:g} {up}, {down}"
 
 
-def _ends_at_start(recipe: Recipe) -> bool:
-    """Whether the decay ends at swa.start rather than with the run."""
-    span, swa = recipe.schedule.span, recipe.swa
-    return span == "start" or (span != "run" and swa is not None and swa.lr is not None)
+# swa_paper
 
 
-def _final_lr(recipe: Recipe) -> float:
-    """Where a decay leads: final_lr, or swa.lr if it ends where that begins, or its shape's default."""
-    if recipe.schedule.final_lr is not None:
-        return recipe.schedule.final_lr
-    kind = SCHEDULES[recipe.schedule.name]
-    swa_lr = recipe.swa.lr if recipe.swa and _ends_at_start(recipe) else None
-    if kind.leads_to_swa_lr and swa_lr is not None:
-        return swa_lr
-    return kind.final_lr * recipe.optimizer.lr
+def _swa_paper(course: ResolvedSchedule) -> Curve:
+    """Return the rate of whole epochs in the code of Izmailov et al. 2018.
+
+    `lr` for the first half of the epochs up to `end`, `final_lr` from nine tenths on, a straight line between.
+    """
+    per_epoch, end = course.steps_per_epoch, float(course.end / course.steps_per_epoch)
+
+    def rate(step: int) -> float:
+        position = (step // per_epoch / end - 0.5) / 0.4
+        return linear(min(1.0, max(0.0, position)), first=course.lr, last=course.final_lr)
+
+    return rate
 
 
-def _warmup_limit(*, end: Fraction, drops: Sequence[int], shape_end: int) -> int:
-    """The step before which a warmup has to end: that of the first drop, the decay's end or the anneal."""
-    return min(round_half_up(end), shape_end, *drops)
+def _swa_paper_text(course: ResolvedSchedule) -> str:
+    knee, foot = course.epoch(course.end / 2), course.epoch(course.end * Fraction(9, 10))
+    return f"{course.lr:g} to epoch {knee}, linear to {course.final_lr:g} at epoch {foot}"
 
 
-# What each schedule is.
-
-
-def _constant(recipe: Recipe, course: ResolvedSchedule) -> Rate:
-    return lambda step: recipe.optimizer.lr
-
-
-def _decay(recipe: Recipe, course: ResolvedSchedule, *, blend: Callable[..., float]) -> Rate:
-    first, last, end, warmup = recipe.optimizer.lr, course.final_lr, round_half_up(course.end), course.warmup
-    return lambda step: blend((step - warmup) / (end - warmup) if step < end else 1.0, first=first, last=last)
-
-
-def _cosine_restarts(recipe: Recipe, course: ResolvedSchedule) -> Rate:
-    return partial(cosine_restarts, boundaries=course.turns, lr=recipe.optimizer.lr, final_lr=course.final_lr)
-
-
-def _cosine_lengths(schedule: Schedule, exact: Exact) -> Iterable[Fraction]:
-    assert schedule.T_0 is not None, "the schema demands it"
-    growth = Fraction(str(schedule.T_mult or 1))  # 1.1 as 11/10
-    return accumulate(repeat(growth), Fraction.__mul__, initial=exact(schedule.T_0))
-
-
-def _cyclic(recipe: Recipe, course: ResolvedSchedule) -> Rate:
-    schedule = recipe.schedule
-    return partial(
-        cyclic,
-        turns=course.turns,
-        base_lr=schedule.base_lr or 0.0,
-        max_lr=peak_lr(recipe),
-        begin=schedule.begin or "base",
-        mode=schedule.mode or "triangular",
-        gamma=1.0 if schedule.gamma is None else schedule.gamma,
-    )
-
-
-def _cyclic_lengths(schedule: Schedule, exact: Exact) -> Iterable[Fraction]:
-    assert schedule.step_size_up is not None, "the schema demands it"
-    up, down = exact(schedule.step_size_up), exact(schedule.step_size_down or schedule.step_size_up)
-    return cycle((down, up) if schedule.begin == "max" else (up, down))
-
-
-def _multistep(recipe: Recipe, course: ResolvedSchedule) -> Rate:
-    factor = 0.1 if recipe.schedule.gamma is None else recipe.schedule.gamma
-    return partial(multistep, drops=course.drops, lr=recipe.optimizer.lr, factor=factor)
-
-
-def _one_cycle(recipe: Recipe, course: ResolvedSchedule) -> Rate:
-    steps, peak = round_half_up(course.end), float(course.peak)
-    return partial(one_cycle, steps=steps, peak=peak, lr=recipe.optimizer.lr, max_lr=peak_lr(recipe))
-
-
-def _swa_paper(recipe: Recipe, course: ResolvedSchedule) -> Rate:
-    start, lr, final_lr = float(course.end / course.steps_per_epoch), recipe.optimizer.lr, course.final_lr
-    return lambda step: swa_paper(step // course.steps_per_epoch, start=start, lr=lr, final_lr=final_lr)
-
-
-def peak_lr(recipe: Recipe) -> float:
-    """The highest rate of cyclic and one_cycle."""
-    return recipe.optimizer.lr if recipe.schedule.max_lr is None else recipe.schedule.max_lr
-
-
-SCHEDULES = {
-    "constant": Kind(_constant, is_warmed_up=True, leads_to_swa_lr=False, final_lr=0.0, cycles=None, is_decay=False),
-    "cosine": Kind(
-        partial(_decay, blend=cosine), is_warmed_up=True, leads_to_swa_lr=True, final_lr=0.0, cycles=None, is_decay=True
-    ),
-    "linear": Kind(
-        partial(_decay, blend=linear), is_warmed_up=True, leads_to_swa_lr=True, final_lr=0.0, cycles=None, is_decay=True
-    ),
-    "cosine_restarts": Kind(
-        _cosine_restarts,
-        is_warmed_up=False,
+SCHEDULES: Mapping[str, ScheduleKind] = {
+    "constant": ScheduleKind(
+        required={},
+        optional={"warmup": WARMUP},
+        curve=_constant,
+        text=_constant_text,
+        bounds=_lr_bounds,
+        problems=_no_problems,
+        has_default_warmup=True,
         leads_to_swa_lr=False,
         final_lr=0.0,
-        cycles=Cycles(("T_0",), _cosine_lengths, lambda schedule: slice(1, None)),
         is_decay=False,
+        drops=_no_drops,
+        cycles=None,
     ),
-    "cyclic": Kind(
-        _cyclic,
-        is_warmed_up=False,
+    "cosine": _decay_kind(cosine),
+    "linear": _decay_kind(linear),
+    "cosine_restarts": ScheduleKind(
+        required={"T_0": Key(DurationField, None, "length of the first cycle")},
+        optional={
+            "warmup": WARMUP,
+            "T_mult": Key(Annotated[Number, Field(ge=1)], 1.0, "growth of the cycles"),
+            "final_lr": FINAL_LR,
+        },
+        curve=_restarts,
+        text=_restarts_text,
+        bounds=_lr_bounds,
+        problems=_no_problems,
+        has_default_warmup=False,
         leads_to_swa_lr=False,
         final_lr=0.0,
-        cycles=Cycles(
-            ("step_size_up", "step_size_down"),
-            _cyclic_lengths,
-            lambda schedule: slice(1 if schedule.begin == "max" else 2, None, 2),
-        ),
         is_decay=False,
+        drops=_no_drops,
+        cycles=Cycles(("T_0",), _restart_lengths, lambda settings: slice(1, None)),
     ),
-    "multistep": Kind(_multistep, is_warmed_up=True, leads_to_swa_lr=False, final_lr=0.0, cycles=None, is_decay=True),
-    "one_cycle": Kind(
-        _one_cycle, is_warmed_up=False, leads_to_swa_lr=False, final_lr=ONE_CYCLE_END, cycles=None, is_decay=True
+    "cyclic": ScheduleKind(
+        required={
+            "base_lr": Key(Rate, None, "minimum of a cycle"),
+            "step_size_up": Key(DurationField, None, "length of the rise"),
+        },
+        optional={
+            "warmup": WARMUP,
+            "max_lr": Key(Rate, None, "peak; default optimizer.lr"),
+            "step_size_down": Key(DurationField, None, "length of the fall; default step_size_up"),
+            "begin": Key(Literal["base", "max"], "base", "rate of the first step; max is the cycle of FGE"),
+            "mode": Key(
+                Literal["triangular", "triangular2", "exp_range"],
+                "triangular",
+                "amplitude: constant, halved each cycle, or times gamma^step",
+            ),
+            "gamma": Key(Factor, None, "factor of each step with exp_range, at most 1"),
+        },
+        curve=_cyclic,
+        text=_cyclic_text,
+        bounds=_cyclic_bounds,
+        problems=_cyclic_problems,
+        has_default_warmup=False,
+        leads_to_swa_lr=False,
+        final_lr=0.0,
+        is_decay=False,
+        drops=_no_drops,
+        cycles=Cycles(("step_size_up", "step_size_down"), _cyclic_lengths, _cyclic_minima),
     ),
-    "swa_paper": Kind(_swa_paper, is_warmed_up=False, leads_to_swa_lr=True, final_lr=0.01, cycles=None, is_decay=True),
+    "multistep": ScheduleKind(
+        required={"milestones": Key(list[DurationField], None, "points at which the rate drops")},
+        optional={"warmup": WARMUP, "gamma": Key(Factor, 0.1, "factor of each drop")},
+        curve=_multistep,
+        text=_multistep_text,
+        bounds=_multistep_bounds,
+        problems=_no_problems,
+        has_default_warmup=True,
+        leads_to_swa_lr=False,
+        final_lr=0.0,
+        is_decay=True,
+        drops=_milestones,
+        cycles=None,
+    ),
+    "one_cycle": ScheduleKind(
+        required={"max_lr": Key(Rate, None, "peak")},
+        optional={"pct_start": Key(DurationField, None, "point of the highest rate; default 30%"), "span": SPAN},
+        curve=_one_cycle,
+        text=_one_cycle_text,
+        bounds=_one_cycle_bounds,
+        problems=_one_cycle_problems,
+        has_default_warmup=False,
+        leads_to_swa_lr=False,
+        final_lr=ONE_CYCLE_END,
+        is_decay=True,
+        drops=_no_drops,
+        cycles=None,
+    ),
+    "swa_paper": ScheduleKind(
+        required={},
+        optional={},
+        curve=_swa_paper,
+        text=_swa_paper_text,
+        bounds=_lr_bounds,
+        problems=_no_problems,
+        has_default_warmup=False,
+        leads_to_swa_lr=True,
+        final_lr=0.01,
+        is_decay=True,
+        drops=_no_drops,
+        cycles=None,
+    ),
 }
-assert SCHEDULES.keys() == SCHEDULE_KEYS.keys(), f"no curve: {SCHEDULES.keys() ^ SCHEDULE_KEYS.keys()}"
-CYCLIC = tuple(name for name, kind in SCHEDULES.items() if kind.cycles is not None)

@@ -1,8 +1,8 @@
-"""The phases of a SWAP run (Gupta et al. 2020): a common one, then that of workers which know nothing of each other.
+"""Phases of a SWAP run: a common one, then independent workers (Gupta et al. 2020).
 
-The one idea: a phase is a run like any other, of some epochs of the recipe, with a batch and a factor of the rate of
-its own. `swap.worker` says that a run is a worker; without it, it is the common phase. A recipe without the section
-has one phase: all of it.
+One idea: a phase is a run like any other, of some epochs of the recipe, with its own batch size and factor of the rate.
+`swap.worker` says that a run is a worker; without it the run is the common phase. A recipe without the section has one
+phase of all epochs.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from swa_cli.errors import Problem
 from swa_cli.recipe.schema import Recipe, Swap
 from swa_cli.recipe.values import round_half_up
 
-COMMON_WEIGHTS = "checkpoints/last.pt"  # of the run folder: what its workers begin from
+COMMON_WEIGHTS = "checkpoints/last.pt"  # in the run folder: the workers start from it
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Some epochs of a recipe, and how they are trained."""
+    """Some epochs of a recipe, and the batches they are trained with."""
 
-    before: int  # epochs that come before them
+    before: int  # epochs of the recipe before them
     epochs: int
     batch_size: int  # samples of one forward pass
-    grad_accum_steps: int
+    grad_accum_steps: int  # batches of one optimizer step
     factor: float = 1.0  # of the schedule's rate
     is_worker: bool = False
     has_workers: bool = False
 
     @property
     def span(self) -> str:
-        """`epochs 8 to 10`, as the recipe counts them."""
+        """Write the epochs as `epochs 8 to 10`, as the recipe counts them."""
         first, last = self.before + 1, self.before + self.epochs
         return f"epochs {first} to {last}" if last > first else f"epoch {first}"
 
     @property
     def batch(self) -> str:
-        """`batch 256`, or `batch 64 x 4` under accumulation."""
+        """Write the batch as `batch 256`, or `batch 64 x 4` with gradient accumulation."""
         return f"batch {self.batch_size:,}" + (f" x {self.grad_accum_steps}" if self.grad_accum_steps > 1 else "")
 
 
 def phase_of(recipe: Recipe) -> Phase:
-    """What the run of a recipe in which `swap_problems` finds nothing does."""
+    """Return the phase that a run of this recipe trains; `swap_problems` found nothing in it."""
     train, swap = recipe.train, recipe.swap
     if swap is None:
         return Phase(0, train.epochs, train.batch_size, train.grad_accum_steps)
@@ -56,11 +56,11 @@ def phase_of(recipe: Recipe) -> Phase:
 
 
 def worker_of(recipe: Recipe, number: int, *, init: str = COMMON_WEIGHTS) -> Recipe:
-    """The recipe of one worker, from 1, of a SWAP run: complete, and it can be run by itself.
+    """Return the complete recipe of one worker of a SWAP run, which can be run by itself.
 
     Args:
-        recipe: Of the whole run.
-        number: Of the worker.
+        recipe: The recipe of the whole run.
+        number: The number of the worker, from 1.
         init: The checkpoint with the common weights.
     """
     assert recipe.swap is not None, "only SWAP has workers"
@@ -70,7 +70,7 @@ def worker_of(recipe: Recipe, number: int, *, init: str = COMMON_WEIGHTS) -> Rec
 
 
 def describe_swap(recipe: Recipe) -> str | None:
-    """The phases of a SWAP run, or what a worker does; None for any other run.
+    """Describe the phases of a SWAP run, or a worker; None for any other run.
 
     `common phase epochs 1 to 7, batch 512; 2 workers x epochs 8 to 10, batch 256, rate x 0.5; BatchNorm of their mean
     recomputed at the end`.
@@ -86,26 +86,30 @@ def describe_swap(recipe: Recipe) -> str | None:
 
 
 def name_of_worker(number: int) -> str:
-    """What its weights are called among those of the whole run; no average has such a name."""
+    """Return the key of a worker's weights in the results of the whole run; no average has such a name."""
     return f"worker-{number}"
 
 
 def number_of_worker(name: str) -> int | None:
-    """The worker whose weights have this name; None where it is another weight set."""
+    """Return the worker whose weights have this name; None for another weight set."""
     prefix, _, number = name.partition("-")
     return int(number) if prefix == "worker" and number.isdecimal() else None
 
 
 def swap_problems(recipe: Recipe, *, num_train: int) -> list[Problem]:
-    """Every mistake in the section `swap`, and every key that means nothing beside it."""
+    """Return every mistake in the section `swap`, and every key that cannot be combined with it."""
     swap = recipe.swap
     if swap is None:
         return []
-    return [*_start_problems(swap, recipe.train.epochs), *_worker_problems(recipe, num_train), *_strangers(recipe)]
+    return [
+        *_start_problems(swap, recipe.train.epochs),
+        *_worker_problems(recipe, num_train),
+        *_excluded_problems(recipe),
+    ]
 
 
 def _start(swap: Swap, epochs: int) -> Fraction:
-    """Epochs of the common phase, before rounding."""
+    """Return the epochs of the common phase, before rounding."""
     return swap.start.value * epochs / 100 if swap.start.unit == "%" else swap.start.value
 
 
@@ -124,7 +128,7 @@ def _start_problems(swap: Swap, epochs: int) -> list[Problem]:
 
 def _worker_problems(recipe: Recipe, num_train: int) -> list[Problem]:
     swap, train = recipe.swap, recipe.train
-    assert swap is not None, "its caller has looked"
+    assert swap is not None, "the caller checks it"
     found = []
     if swap.batch_size is not None and swap.batch_size > num_train:
         message = f"{swap.batch_size} is more than the {num_train:,} training samples"
@@ -143,8 +147,8 @@ def _worker_problems(recipe: Recipe, num_train: int) -> list[Problem]:
     return found
 
 
-def _strangers(recipe: Recipe) -> list[Problem]:
-    """Keys that mean nothing, or two things, in a run of two phases."""
+def _excluded_problems(recipe: Recipe) -> list[Problem]:
+    """Return a problem for each key that has no single meaning in a run of two phases."""
     one = "is of the weights along one trajectory, and swap makes the mean of several ends"
     ends = "would end one phase before the other, and both are what swap is"
     given = {

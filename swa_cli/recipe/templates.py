@@ -1,21 +1,12 @@
-"""The schema as a list of keys: what each means, may be, and is where a recipe leaves it out.
+"""Recipes to start from: the template of `swa new`, the JSON Schema, the shipped recipes.
 
-One idea: `swa new` and `swa schema` say what the schema says, so neither lists a key of its own.
+One idea: template and JSON Schema are derived from the schema and its tables, so neither lists a key of its own. The
+template writes out only what a task needs; every other key is commented out with its default. The JSON Schema is
+pydantic's, corrected where a recipe file differs from Python (durations are text, a missing value is not null, some
+keys belong to one schedule or kind).
 
-A recipe to begin with: every key that there is, with its meaning, its choices and its default.
-
-One idea: it is written from the schema. Only what a task begins with is chosen here; all else is commented out
-with its default, so that the text says what the shortest recipe says.
-
-The recipe as a JSON Schema, with which editors complete keys, show what they mean and mark mistakes.
-
-One idea: pydantic writes the schema, and what a recipe file says in other words than Python does (durations are
-text, a missing value is no null, some keys go with one kind alone) is put right from the same tables that check it.
-
-The recipes that come with swa: by name, with what they are and what was measured with them.
-
-They are the files of the folder `recipes/` of the repository, to which `shipped` beside this file is a link; an
-installed package has copies in its place. What is told of a recipe stands in the comment that it begins with.
+The shipped recipes are the files of the folder `recipes/` of the repository, to which `shipped` beside this file is a
+link; an installed package has copies in its place. The comment at the top of a recipe describes it.
 """
 
 from __future__ import annotations
@@ -32,27 +23,28 @@ from pydantic import BaseModel
 
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
-from swa_cli.recipe.schema import AVERAGE_KEYS, SCHEDULE_KEYS, SGD_DEFAULTS, Average, Recipe, Schedule
-from swa_cli.recipe.schema.exclusive_keys import INTERNAL
-from swa_cli.recipe.values import AVERAGE_PATTERN
+from swa_cli.recipe.kinds import KINDS
+from swa_cli.recipe.schedules import SCHEDULES
+from swa_cli.recipe.schema import SGD_DEFAULTS, Recipe, Schedule
+from swa_cli.recipe.values import AVERAGE_PATTERN, INTERNAL
 from swa_cli.recipe.yaml_document import SHIPPED, shipped_names
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key of a section; `section` is the class of what stands below it, if it is a section itself."""
+    """One key of a section; `section` is the class of the section below it, if it is one."""
 
     name: str
     description: str
-    default: Any  # as a recipe file has it; None where there is none, or it depends on other keys
-    choices: tuple[str, ...]  # empty where any value of its type is possible
+    default: Any  # as in a recipe file; None without one, or if it depends on other keys
+    choices: tuple[str, ...]  # empty if any value of the type is possible
     section: type[BaseModel] | None
-    many: Literal["", "named", "listed"]  # sections by names of one's own, or a list of them
+    many: Literal["", "named", "listed"]  # sections by user-defined names, or a list of sections
     pattern: str | None  # of its text
 
 
 def keys(model: type[BaseModel]) -> list[Key]:
-    """The keys of a section in their order."""
+    """Return the keys of a section in their order, without internal ones."""
     defaults = model.model_construct().model_dump(mode="json")
     found = []
     for name, info in model.model_fields.items():
@@ -77,7 +69,7 @@ def keys(model: type[BaseModel]) -> list[Key]:
 
 
 def all_sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
-    """The section itself and every one below it."""
+    """Return the section and every section below it."""
     yield model
     for key in keys(model):
         if key.section is not None:
@@ -92,7 +84,7 @@ def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
 
 
 def _choices(annotation: Any) -> Iterator[str]:
-    """The words of a Literal that is all there is; beside another type they are not the only values."""
+    """Return the choices of a field whose only type is a Literal."""
     parts = [part for part in get_args(annotation) if part is not type(None)]
     if get_origin(annotation) is Literal:
         yield from parts
@@ -106,8 +98,8 @@ def _sentence(section: type[BaseModel]) -> str:
 
 WIDTH = 100
 INDENT = "  "
-NAME = "NAME"  # stands for a name of the user's own
-# What is written out, by dotted key. The data lie in the package, or are drawn from a seed.
+NAME = "NAME"  # placeholder of a user-defined name
+# Values that are written out, by dotted key. The data are in the package, or drawn from a seed.
 COMMON = {"schedule.name": "cosine", "swa.start": "75%", "swa.every": "1ep", "output.root": "runs"}
 STARTS: Mapping[str, Mapping[str, str]] = {
     "classification": {
@@ -141,13 +133,13 @@ STARTS: Mapping[str, Mapping[str, str]] = {
 }
 HEAD = """\
 # swa train recipe.yaml
-# Every key that a recipe can have. What begins with #key: is left out and has that default: to set it, remove the #,
-# and that of its section. Durations carry their unit: 75% of the run, 23ep, 0.25ep, 200step, 1cycle.
+# Every key of a recipe. A line that starts with # is left out and shows the default: to set a key, remove its # and
+# that of its section. Durations carry their unit: 75% of the run, 23ep, 0.25ep, 200step, 1cycle.
 """
 
 
 def template(task: str) -> str:
-    """The text of a recipe for one of the tasks in `STARTS`, which trains in seconds."""
+    """Return the text of a recipe for one of the tasks in `STARTS`, which trains in seconds."""
     written = {"task": task, **COMMON, **STARTS[task]}
     return HEAD + "".join(f"{line}\n" for line in _section(keys(Recipe), "", written, depth=0))
 
@@ -155,7 +147,7 @@ def template(task: str) -> str:
 def _section(
     found: list[Key], path: str, written: Mapping[str, str], *, depth: int, hidden: bool = False
 ) -> Iterator[str]:
-    """The lines of a section's keys; all of them commented out if `hidden`."""
+    """Return the lines of a section's keys; all are commented out if `hidden`."""
     for key in found:
         own = f"{path}{key.name}"
         indent = INDENT * depth
@@ -182,12 +174,12 @@ def _section(
 
 
 def _listed(inner: list[Key], path: str, *, depth: int) -> Iterator[str]:
-    """One item of a list, its first key behind the dash."""
-    is_rank0 = True
+    """Return the lines of one item of a list, its first key after the dash."""
+    is_first = True
     for line in _section(inner, path, {}, depth=depth + 2, hidden=True):
-        if is_rank0 and line.startswith("#"):
+        if is_first and line.startswith("#"):
             line = line.replace(INDENT * (depth + 2), f"{INDENT * (depth + 1)}- ", 1)
-            is_rank0 = False
+            is_first = False
         yield line
 
 
@@ -198,7 +190,7 @@ def _comment(key: Key, indent: str) -> list[str]:
 
 
 def _text(value: Any) -> str:
-    """A value as a recipe has it; nothing where there is no default."""
+    """Write a value as in a recipe; empty without a default."""
     return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
@@ -208,7 +200,7 @@ Node = dict[str, Any]
 
 
 def json_schema() -> Node:
-    """The schema of a recipe file, of draft 2020-12."""
+    """Return the JSON Schema of a recipe file, draft 2020-12."""
     whole = Recipe.model_json_schema()
     sections: dict[str, Node] = {"Recipe": whole, **whole.pop("$defs")}
     for model in all_sections(Recipe):
@@ -222,14 +214,14 @@ def json_schema() -> Node:
             node |= {"description": key.description} | ({"default": key.default} if is_plain else {})
             node |= {"pattern": key.pattern} if key.pattern else {}
             section["properties"][key.name] = node
-    sections["Schedule"]["allOf"] = [_of_shape(name) for name in SCHEDULE_KEYS]
-    sections["Average"]["allOf"] = [_of_kind(kind) for kind in sections["Average"]["properties"]["kind"]["enum"]]
+    sections["Schedule"]["allOf"] = [_of_schedule(name) for name in SCHEDULES]
+    sections["Average"]["allOf"] = [_of_kind(kind) for kind in KINDS]
     whole["properties"]["averages"]["propertyNames"] = {"pattern": AVERAGE_PATTERN}
     return {"$schema": DIALECT, "title": "Recipe of swa", **whole, "$defs": _without(sections, {"Recipe"})}
 
 
 def _as_written(node: Node) -> Node:
-    """What may stand in a recipe: no null, and bounds by their names (pydantic leaves Python's beside a null)."""
+    """Return the node of a value in a recipe file: not null, and with JSON Schema's names of bounds."""
     choices = [choice for choice in node.get("anyOf", ()) if choice != {"type": "null"}]
     rest = _without(node, {"anyOf", "default", "title"})
     if len(choices) == 1:
@@ -239,18 +231,18 @@ def _as_written(node: Node) -> Node:
     return {BOUNDS.get(name, name): value for name, value in rest.items()}
 
 
-def _of_shape(name: str) -> Node:
-    """What a schedule of this name must and may have."""
-    required, optional = SCHEDULE_KEYS[name]
+def _of_schedule(name: str) -> Node:
+    """Return the condition with the keys of a schedule of this name."""
+    kind = SCHEDULES[name]
     is_default = name == Schedule.model_fields["name"].default
     condition = {"properties": {"name": {"const": name}}, **({} if is_default else {"required": ["name"]})}
-    takes = {"propertyNames": {"enum": ["name", *sorted(required | optional)]}}
-    return {"if": condition, "then": takes | ({"required": sorted(required)} if required else {})}
+    takes = {"propertyNames": {"enum": ["name", *sorted(kind.keys)]}}
+    return {"if": condition, "then": takes | ({"required": sorted(kind.required)} if kind.required else {})}
 
 
 def _of_kind(kind: str) -> Node:
-    """What an average of this kind may have."""
-    takes = [key for key in Average.model_fields if AVERAGE_KEYS.get(key, kind) == kind]
+    """Return the condition with the keys of an average of this kind."""
+    takes = ["kind", "start", "every", *KINDS[kind].fields]
     return {
         "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
         "then": {"propertyNames": {"enum": takes}},
@@ -261,14 +253,14 @@ def _without(values: Mapping[str, Any], names: Set[str]) -> Node:
     return {name: value for name, value in values.items() if name not in names}
 
 
-COMMAND = re.compile(r"(\w+: )?swa \w+ ")  # how a line of the comment begins that is to be typed
+COMMAND = re.compile(r"(\w+: )?swa \w+ ")  # start of a comment line that is a command
 
 SENTENCE_END = re.compile(r"(?<=\.)(?<!et al\.)\s+(?=[A-Z0-9])")
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """One of our recipes; `result` is what was measured, None where nothing was."""
+    """A shipped recipe; `result` is its measured result, None without one."""
 
     name: str
     text: str
@@ -278,15 +270,15 @@ class Shipped:
 
 
 def all_shipped() -> list[Shipped]:
-    """Every recipe by name."""
+    """Return every shipped recipe, sorted by name."""
     return [_read(name) for name in shipped_names()]
 
 
 def shipped(name: str) -> Shipped:
-    """The recipe of a name, which may be written as its path is: `recipes/digits.yaml`.
+    """Return the shipped recipe of a name, which may be its path: `recipes/digits.yaml`.
 
     Raises:
-        UserError: There is none.
+        UserError: No shipped recipe has the name.
     """
     wanted, names = name.removeprefix("recipes/").removesuffix(".yaml"), shipped_names()
     if wanted in names:

@@ -1,31 +1,33 @@
-"""Durations of a recipe: `75%`, `23ep`, `0.25ep`, `200step`, `1cycle`, and times: `10min`, `2h`. Never without unit.
+"""Types of the values of a recipe, durations first.
 
-The one idea: a duration stays an exact fraction until it becomes a step, and each *point* of a series is
-rounded on its own. `every: 0.25ep` with 351 steps an epoch therefore never drifts off the epochs' ends.
+One idea: a duration (`75%`, `0.25ep`, `200step`, `1cycle`) stays an exact fraction until it becomes a step, and each
+point of a series is rounded on its own. So `every: 0.25ep` with 351 steps per epoch never drifts off the ends of
+epochs.
 
-Numbers of steps and epochs in words.
-
-The types of a recipe's fields: each reads the text that stands in the recipe and refuses the ambiguous.
-
-`_form` tells editors (`json_schema.py`) what is read where the type alone does not.
-A validator's `ValueError` reads `what is wrong: what to do`; `explain.py` makes message and hint of it.
+A field parses the text that stands in the recipe and refuses ambiguous text. `_form` gives the JSON Schema of a field
+where its type does not. A validator's `ValueError` is `what is wrong: what to do`, which `explain` splits into message
+and hint.
 """
 
 from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
+from pydantic.config import JsonDict
+from pydantic_core import PydanticCustomError
 
+from swa_cli.errors import Problem
 from swa_cli.recipe import scalars
 from swa_cli.recipe.scalars import shown
 
-# Few enough digits that every length is written out exactly.
+# Few digits, so that every length is written out exactly.
 PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>%|ep|step|cycle)", re.ASCII)
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 TIME_PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>s|min|h|d)", re.ASCII)
@@ -40,10 +42,10 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Read `75%`, `23ep`, `200step` or `1cycle`.
+        """Parse `75%`, `23ep`, `200step` or `1cycle`.
 
         Raises:
-            ValueError: No such form; the message names the value and the forms that are understood.
+            ValueError: The text has another form; the message names it and the forms that are allowed.
         """
         match = PATTERN.fullmatch(text.strip())
         if match is None:
@@ -58,7 +60,7 @@ class Duration:
         return cls(value, unit)
 
     def exact_steps(self, *, steps_per_epoch: int, total_steps: int) -> Fraction:
-        """Length in steps, before rounding. Cycles have no fixed length: the schedule resolves them."""
+        """Return the length in steps, before rounding; the schedule resolves cycles, which have no fixed length."""
         assert self.unit != "cycle", "the schedule knows how long a cycle is"
         if self.unit == "%":
             return self.value * total_steps / 100
@@ -70,17 +72,17 @@ class Duration:
 
 @dataclass(frozen=True)
 class TimeSpan:
-    """A length of wall-clock time, which no plan can turn into steps."""
+    """A length of wall-clock time, which a plan cannot turn into steps."""
 
     value: Fraction
     unit: str
 
     @classmethod
     def parse(cls, text: str) -> TimeSpan:
-        """Read `90s`, `10min`, `2h` or `1.5d`.
+        """Parse `90s`, `10min`, `2h` or `1.5d`.
 
         Raises:
-            ValueError: No such form; the message names the value and the forms that are understood.
+            ValueError: The text has another form; the message names it and the forms that are allowed.
         """
         match = TIME_PATTERN.fullmatch(text.strip())
         if match is None:
@@ -92,7 +94,7 @@ class TimeSpan:
 
     @property
     def seconds(self) -> float:
-        """The length in seconds."""
+        """Return the length in seconds."""
         return float(self.value * SECONDS[self.unit])
 
     def __str__(self) -> str:
@@ -100,7 +102,7 @@ class TimeSpan:
 
 
 def round_half_up(value: Fraction) -> int:
-    """Round to the nearest whole number; `round` of Python would take halves to the even neighbour."""
+    """Round to the nearest whole number, halves up (Python's `round` takes halves to even)."""
     return int((value + Fraction(1, 2)).__floor__())
 
 
@@ -109,12 +111,12 @@ def _decimal(value: Fraction) -> str:
 
 
 def in_epochs(steps: Fraction | int, *, steps_per_epoch: int) -> str:
-    """A point or length in epochs, to two digits, for people: 7898 steps of 351 are `22.5`."""
+    """Write a point or length in epochs, to two digits: 7898 steps of 351 are `22.5`."""
     return f"{round(float(steps) / steps_per_epoch, 2):.12g}"
 
 
 def length_text(steps: int, steps_per_epoch: int) -> str:
-    """`1 epoch`, `2.5 epochs`, or `12 steps` where that is less than one."""
+    """Write a length as `1 epoch`, `2.5 epochs`, or `12 steps` if it is less than an epoch."""
     if steps < steps_per_epoch:
         return count_text(steps, "step")
     epochs = in_epochs(steps, steps_per_epoch=steps_per_epoch)
@@ -122,11 +124,52 @@ def length_text(steps: int, steps_per_epoch: int) -> str:
 
 
 def count_text(number: int, noun: str) -> str:
-    """`1 weight`, `1,200 weights`."""
+    """Write a count as `1 weight` or `1,200 weights`."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-MAX_NAME = 100  # characters of a name that folders and files are called by, well below what file systems take
+STRICT = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+INTERNAL: JsonDict = {"internal": True}  # of a field that swa alone writes: no template or JSON Schema has it
+
+
+def refuse(problems: Sequence[Problem]) -> None:
+    """Let pydantic report the first problem of a section as `misplaced`; `explain` finds them all."""
+    if problems:
+        key, message = problems[0].key, problems[0].message
+        raise PydanticCustomError("misplaced", "{key}: {message}", {"key": key, "message": message})
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key that one schedule or one kind of average takes: the type, default and meaning of its value."""
+
+    type: Any
+    default: Any  # None where the recipe may leave the key out, or where the default depends on other keys
+    description: str
+
+    @property
+    def text(self) -> str:
+        """Return the meaning with the default, as `length of the cycle; default 0.1`."""
+        default = str(self.default).lower() if isinstance(self.default, bool) else self.default
+        default = f"{default:g}" if isinstance(default, float) else default
+        return self.description if default is None else f"{self.description}; default {default}"
+
+
+def field_of(key: str, owners: Mapping[str, Key]) -> tuple[Any, Any]:
+    """Return type and field of a key that some schedules, or some kinds of averages, take.
+
+    Args:
+        key: Its name.
+        owners: The key as each schedule or kind declares it.
+    """
+    declared = list(owners.values())
+    assert all(one.type == declared[0].type for one in declared), f"{key}: one name, several types"
+    shared = declared[0].text if len(declared) > 1 and all(one == declared[0] for one in declared) else None
+    text = shared or "; ".join(f"{name}: {one.text}" for name, one in owners.items())
+    return declared[0].type | None, Field(default=None, description=text)
+
+
+MAX_NAME = 100  # characters of a name of folders and files, well below the limits of file systems
 NAME_PATTERN = rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{MAX_NAME - 1}}}"
 MAX_THREADS = 1024
 TASKS = ("classification", "segmentation", "regression")
@@ -145,7 +188,7 @@ def _time_span(value: object) -> TimeSpan:
 
 
 def _duration_or_time(value: object) -> Duration | TimeSpan:
-    """A time is told from a duration by its unit."""
+    """Parse a duration or a time, by its unit."""
     if isinstance(value, TimeSpan):
         return value
     is_time = not isinstance(value, Duration) and re.search(rf"[\d.]\s*({'|'.join(SECONDS)})$", scalars.written(value))
@@ -153,7 +196,7 @@ def _duration_or_time(value: object) -> Duration | TimeSpan:
 
 
 def _portion(value: object) -> str | int:
-    """`10%` of the samples, or a number of samples."""
+    """Parse `10%` of the samples, or a number of samples."""
     text = scalars.written(value)
     if re.fullmatch(r"0|[1-9]\d{0,17}", text, re.ASCII):
         return int(text)
@@ -163,7 +206,7 @@ def _portion(value: object) -> str | int:
 
 
 def _count_or(word: str) -> BeforeValidator:
-    """A positive whole number, or the one word that stands for a choice."""
+    """Return a validator of a positive whole number, or of one word."""
 
     def check(value: object) -> str | int:
         text = scalars.written(value)
@@ -177,7 +220,7 @@ def _count_or(word: str) -> BeforeValidator:
 
 
 def _flip(value: object) -> bool | str:
-    """A flag, or the word for a third way."""
+    """Parse a flag, or the word `alternating`."""
     if value == "alternating":
         return "alternating"
     try:
@@ -220,7 +263,7 @@ def _name_of_logger(name: str) -> str:
 
 
 def _multiple(value: object) -> float:
-    """`64x`; values that were read already are numbers."""
+    """Parse `64x`; a value that is parsed already is a number."""
     if isinstance(value, float):
         return value
     text = scalars.written(value)
@@ -230,12 +273,12 @@ def _multiple(value: object) -> float:
 
 
 def _texts(value: object) -> list[str]:
-    """One text, or several."""
+    """Parse one text, or a list of them."""
     return [scalars.text(item) for item in (value if isinstance(value, list | tuple) and value else [value])]
 
 
 def _form(*patterns: str, whole: bool = False) -> WithJsonSchema:
-    """Text of one of these forms, or a whole number, which YAML readers take for no text."""
+    """Return the JSON Schema of text in one of these forms, or of a whole number, which is not text in YAML."""
     plain = "|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern in patterns)
     text = {"type": "string", "pattern": f"^(?:{plain})$"}
     return WithJsonSchema({"anyOf": [text, {"type": "integer", "minimum": 0}]} if whole else text)

@@ -1,15 +1,8 @@
-"""The text of a recipe file, or why it cannot be had.
+"""The text of a recipe file as a tree of values with places, before it is checked.
 
-The one idea: a file that is no recipe (a folder, a checkpoint) is refused before anything parses it.
-
-What stands in a recipe before it is checked: values by key, and the place of each key.
-
-The one idea: a path (a tuple of keys, with numbers for the items of lists) names a value and finds its place,
-so that file and command line are changed and reported in the same way.
-
-What an error of the YAML reader means to a person: a sentence and one action.
-
-The one idea: a reader of YAML tells what it expected; a person wants to know which slip of the hand did it.
+One idea: a path (a tuple of keys, with numbers for the items of lists) names a value and its place, so file and command
+line are changed and reported in the same way. A file that is no recipe (a folder, a checkpoint) is refused before it is
+parsed. `MEANINGS` turns what PyYAML expected into what a person wrote wrong, with one action.
 """
 
 from __future__ import annotations
@@ -30,27 +23,27 @@ SHIPPED = Path(__file__).parent / "shipped"  # the folder `recipes` of the repos
 
 
 def shipped_names() -> list[str]:
-    """The names of the recipes that come with swa."""
+    """Return the names of the recipes that come with swa."""
     return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml"))
 
 
 def recipe_path(word: Path | str) -> Path | str:
-    """The file of a recipe that comes with swa, where a word is its name and there is no such file; else the word."""
+    """Return the file of a shipped recipe if a word is its name and no such file exists; else the word."""
     name = str(word)
     return SHIPPED / f"{name}.yaml" if name in shipped_names() and not os.path.isfile(name) else word
 
 
 def file_text(path: Path | str) -> str:
-    """The text of a recipe file.
+    """Return the text of a recipe file.
 
     Raises:
-        UserError: It is missing, cannot be read, is larger than `MAX_BYTES` or is not text.
+        UserError: The file is missing, cannot be read, is larger than `MAX_BYTES` or is not text.
     """
     hint = "name a recipe, a YAML file"
     if not scalars.is_utf8(str(Path(path).absolute())):  # a run records where its recipe lay
         raise UserError(f"{path}: its path has bytes that are not UTF-8", hint="rename the file or its folder")
     try:
-        # O_NONBLOCK: to open a pipe that nobody writes to would wait for ever.
+        # O_NONBLOCK: opening a pipe without a writer would wait forever.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise UserError(f"{path}: is no regular file", hint=hint)
@@ -75,7 +68,7 @@ def file_text(path: Path | str) -> str:
 
 
 def _similar_recipe(path: Path) -> str | None:
-    """A hint at a recipe beside the one that is missing, or at one that comes with swa."""
+    """Return a hint at a recipe in the same folder, or at a shipped one, with a similar name."""
     try:
         names = [item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml")]
     except (OSError, ValueError):
@@ -88,13 +81,13 @@ def _similar_recipe(path: Path) -> str | None:
 
 KeyPath = tuple[str | int, ...]
 MAX_DEPTH = 20
-MAX_NODES = 5000  # of a recipe, which has about a hundred: so that no file takes minutes to be refused
+MAX_NODES = 5000  # a recipe has about a hundred; a larger file would take minutes
 COMMAND_LINE = "command line: "  # how the source of an override begins
 
 
 @dataclass(frozen=True)
 class Spot:
-    """Where a key and its value stand."""
+    """The places of a key and its value."""
 
     key: Place
     value: Place
@@ -102,16 +95,17 @@ class Spot:
 
 @dataclass(frozen=True)
 class Tree:
-    """Sections, lists and texts; of paths in `opaque`, which could not be read, nothing more is said."""
+    """Sections, lists and texts with their places; paths in `opaque` could not be read and get no more problems."""
 
     source: str
     values: dict[str, Any] = field(default_factory=dict)
     spots: dict[KeyPath, Spot] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     opaque: set[KeyPath] = field(default_factory=set)
+    complained: set[KeyPath] = field(default_factory=set)  # paths that have a problem
 
     def place(self, path: KeyPath, *, at_key: bool) -> Place:
-        """Where a path stands, or the key of the nearest section around it, or the file."""
+        """Return the place of a path, else that of the nearest section around it, else the file."""
         if path in self.spots:
             return self.spots[path].key if at_key else self.spots[path].value
         for length in range(len(path) - 1, 0, -1):
@@ -119,12 +113,18 @@ class Tree:
                 return self.spots[path[:length]].key
         return Place(self.source)
 
+    def add_problem(self, path: KeyPath, message: str, hint: str, *, at_key: bool = False) -> None:
+        """Add a problem at a path; only the first of a path counts, and none of a path that could not be read."""
+        if path not in self.complained and not self.is_opaque(path):
+            self.complained.add(path)
+            self.problems.append(Problem(label(path), message, hint, self.place(path, at_key=at_key)))
+
     def is_opaque(self, path: KeyPath) -> bool:
-        """Whether the path, or a section around it, could not be read."""
+        """Return whether the path, or a section around it, could not be read."""
         return any(path[:length] in self.opaque for length in range(len(path) + 1))
 
     def put(self, key: str, value: object, place: Place) -> Iterator[Problem]:
-        """Set a dotted key, with the sections that it needs, or say why not."""
+        """Set a dotted key and create the sections that it needs; yield the problem if that is not possible."""
         path = tuple(key.split("."))
         section = self.values
         for length, part in enumerate(path[:-1], start=1):
@@ -142,7 +142,7 @@ class Tree:
         self.spots[path] = Spot(place, place)
 
     def remove(self, key: str) -> bool:
-        """Take a dotted key out, with all below it; whether there was one."""
+        """Remove a dotted key with everything below it; return whether it was there."""
         path = tuple(key.split("."))
         section: Any = self.values
         for part in path[:-1]:
@@ -155,8 +155,13 @@ class Tree:
         return True
 
 
+def label(path: KeyPath) -> str:
+    """Write a path as a person does; the caret of the message shows the place in a list."""
+    return ".".join(part for part in path if isinstance(part, str))
+
+
 def copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of stored values that may be changed.
+    """Return a copy of stored values.
 
     Raises:
         ValueError: They are not the values of a recipe.
@@ -185,7 +190,7 @@ def copied(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def in_order(problems: Sequence[Problem], *, source: str) -> RecipeError:
-    """The problems in the order of the file, then those of the command line."""
+    """Return the problems in the order of the file, then those of the command line."""
 
     def order(problem: Problem) -> tuple[bool, int, int]:
         place = problem.place or Place(source)
@@ -263,13 +268,13 @@ MEANINGS: tuple[tuple[str, str, str], ...] = (
 
 
 def is_left_open(problem: str, *, context: str) -> bool:
-    """Whether the mistake is where the reader began (a bracket, a quote), and not where it gave up."""
+    """Return whether the mistake is where the parser started (a bracket, a quote), not where it stopped."""
     unclosed_bracket = "while parsing a flow" in context and "','" in problem
     return unclosed_bracket or "end of stream" in problem or "could not find expected ':'" in problem
 
 
 def meaning(problem: str, *, context: str = "") -> tuple[str, str]:
-    """Message and hint for an error of PyYAML."""
+    """Return message and hint for an error of PyYAML."""
     said = f"{problem} {context}"
     for words, message, hint in MEANINGS:
         if words in said:

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from swa_cli.data.torchvision_sets import DIGITS, read_digits
+from swa_cli.data.synthetic import read_digits
 
-NUM_CLASSES = len(DIGITS)
+NUM_CLASSES = 10
 MEAN, STD = (0.3045,) * 3, (0.3763,) * 3  # of pixels scaled to [0, 1]
 _SCALE = 4  # from 8 x 8 to 32 x 32
 
 
 def arrays(num_train: int, num_test: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Splits "train" and "test": images (N, 3, H, W) uint8 and labels (N,) int64."""
-    train, test = read_digits()
-    return {"train": _enlarged(*train, count=num_train), "test": _enlarged(*test, count=num_test)}
+    digits = read_digits()
+    counts = {"train": num_train, "test": num_test}
+    return {split: _enlarged(*digits[split], count=count) for split, count in counts.items()}
 
 
 def images(*, train: int, test: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from swa_cli.averaging import average, kinds
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.checkpoint import reader
 from swa_cli.errors import UserError
+from swa_cli.recipe import kinds
 
 KIND = "linear"  # a weight set counts in proportion to its number: n / (1 + 2 + ... + n)
 
@@ -20,10 +21,8 @@ KIND = "linear"  # a weight set counts in proportion to its number: n / (1 + 2 +
 @pytest.fixture
 def declared(monkeypatch: pytest.MonkeyPatch) -> None:
     """One more entry in the table of kinds."""
-    monkeypatch.setitem(kinds.KINDS, KIND, ())  # type: ignore[arg-type]
-    monkeypatch.setitem(kinds._FITS, KIND, lambda settings: ())  # type: ignore[arg-type]
-    monkeypatch.setitem(kinds.WIDTHS, KIND, torch.float64)
-    monkeypatch.setitem(average._SHARES, KIND, lambda settings, count: 2 / (count + 2))  # type: ignore[arg-type]
+    entry = replace(kinds.KINDS["mean"], share=lambda n, settings: 2 / (n + 1))
+    monkeypatch.setitem(kinds.KINDS, KIND, entry)  # type: ignore[arg-type]
 
 
 def resume_point(model: nn.Module, averages: dict[str, Any]) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def resume_point(model: nn.Module, averages: dict[str, Any]) -> dict[str, Any]:
 def saved(path: Path) -> nn.Module:
     """A resume point with an average of the new kind that holds the weights 1, 2 and 3; returns its network."""
     model = nn.Linear(3, 2)
-    running = WeightAverage(model, kind=KIND)
+    running = WeightAverage(model, **kinds.arguments(KIND, {}))
     for value in (1.0, 2.0, 3.0):
         nn.init.constant_(model.weight, value)
         running.update(model)

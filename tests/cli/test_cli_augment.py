@@ -116,6 +116,6 @@ def test_a_label_that_is_no_class_is_named_where_images_are_mixed(swa, bright: P
     (tmp_path / "mislabelled_data.py").write_text(DATA.replace('"num_classes": 3', '"num_classes": 2'))
     ended = swa("train", bright, "-q", "dataset.name=mislabelled_data:colours")
     assert ended.code == 2
-    assert "sample 2 of the train split: label 2 is none of the 2 classes" in ended.err
+    assert "sample 2 of the train split: label 2 is not one of the 2 classes" in ended.err
     assert not (tmp_path / "runs").exists()
     assert "Traceback" not in ended.err

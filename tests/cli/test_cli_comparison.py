@@ -15,7 +15,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from conftest import Swa
-from swa_cli.data.torchvision_sets import read_digits
+from swa_cli.data.synthetic import read_digits
 from swa_cli.models import build_model
 
 PLAIN = """\
@@ -47,7 +47,7 @@ def test_the_table_is_what_the_shipped_weights_give(swa: Swa, recipe: Path, prec
     assert (result["precision"], result["eval_precision"]) == (precision, "fp32")
     for name in ("last_bn", "swa"):
         checkpoint = weights_of(Path(result["run"]) / "checkpoints" / f"{name}.pt")
-        accuracy, nll = in_plain_torch(checkpoint, *read_digits()[1])
+        accuracy, nll = in_plain_torch(checkpoint, *read_digits()["test"])
         row = result["weights"][name]
         assert row["accuracy"] == pytest.approx(accuracy, abs=1e-9)
         assert row["nll"] == pytest.approx(nll, rel=1e-5)

@@ -14,7 +14,8 @@ import pytest
 
 from swa_cli.recipe import load
 from swa_cli.recipe.explain import fields
-from swa_cli.recipe.templates import STARTS, template
+from swa_cli.recipe.templates import STARTS, json_schema, template
+from swa_cli.recipe.values import INTERNAL
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes"
@@ -42,9 +43,13 @@ def test_what_new_writes_can_be_trained(swa, tmp_path: Path, task: str) -> None:
 
 
 def test_new_names_every_key() -> None:
-    """The keys of the text, commented out or not, against those of the schema."""
+    """The keys of the text, commented out or not, against those of the schema without internal ones."""
     told = set(re.findall(r"^#? *(?:- )?(\w+):", template("classification"), re.MULTILINE))
-    assert {path[-1] for path in fields()} <= told
+    internal = {path for path, field in fields().items() if field.json_schema_extra == INTERNAL}
+    assert internal == {("swap", "worker")}
+    assert {path[-1] for path in fields().keys() - internal} <= told
+    assert "worker" not in told
+    assert "worker" not in json_schema()["$defs"]["Swap"]["properties"]
 
 
 @pytest.mark.parametrize("task", STARTS)

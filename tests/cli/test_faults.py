@@ -218,7 +218,7 @@ def test_loader_process_killed(swa, faulty: Path, tmp_path: Path, at: At) -> Non
     at(5, kill)
     ended = swa("train", faulty, "-q", *STREAMED)
     assert ended.code == 1
-    assert "a process that reads images died" in " ".join(ended.err.split())
+    assert "a loader process died" in " ".join(ended.err.split())
     assert "--resume" in ended.err
     assert swa("train", "--resume", "runs/faulty-002", "-q").code == 0
     assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")

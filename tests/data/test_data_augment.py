@@ -15,7 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as vision
 
 from swa_cli.data.augment import Augment, draw
-from swa_cli.data.color_jitter import Jitter, normalize
+from swa_cli.data.color_jitter import ColorJitter, normalize
 from swa_cli.data.crop_flip import crop_and_flip, crop_and_flip_masks, cut_out
 from swa_cli.data.randomness import generator
 from swa_cli.errors import UserError
@@ -41,7 +41,7 @@ def content(image: Tensor) -> bytes:
 def test_crop_and_flip_equal_torchvisions_in_distribution() -> None:
     """The outcomes are held against all windows of the zero-padded image, and torchvision's own draws."""
     image, padding, num_samples = marked(6, 5), 2, 5000
-    draws = draw(torch.arange(num_samples), augment=Augment(crop=padding, flip=True), seed=3, words=("test",))
+    draws = draw(torch.arange(num_samples), augment=Augment(crop=padding, flip=True), seed=3, key=("test",))
     ours = Counter(content(out) for out in crop_and_flip(image.expand(num_samples, 1, 6, 5), draws=draws))
     padded = vision.pad(image, [padding])
     windows = [padded[:, y : y + 6, x : x + 5] for y in range(5) for x in range(5)]
@@ -66,18 +66,18 @@ def test_crop_and_flip_equal_torchvisions_in_distribution() -> None:
 def test_crop_and_flip_equal_one_image_at_a_time(height: int, width: int, channels: int, crop: int, flip: bool) -> None:
     """The gather of a batch is held against pad, slice and torchvision's hflip of each image."""
     images = torch.randint(0, 256, (7, channels, height, width), generator=generator(0, "images"), dtype=torch.uint8)
-    draws = draw(torch.arange(7), augment=Augment(crop=crop, flip=flip), seed=1, words=("draws",))
-    for image, out, top, left, mirrored in zip(
-        images, crop_and_flip(images, draws=draws), draws.top, draws.left, draws.mirrored, strict=True
+    draws = draw(torch.arange(7), augment=Augment(crop=crop, flip=flip), seed=1, key=("draws",))
+    for image, out, top, left, flipped in zip(
+        images, crop_and_flip(images, draws=draws), draws.top, draws.left, draws.flipped, strict=True
     ):
         window = vision.pad(image, [crop])[:, top : top + height, left : left + width]
-        assert torch.equal(out, vision.hflip(window) if flip and mirrored else window)
+        assert torch.equal(out, vision.hflip(window) if flip and flipped else window)
 
 
 def test_cutout_is_a_clipped_square_at_a_uniform_pixel() -> None:
-    """The zeroed regions are held against those of all 36 centres, by chi-square."""
+    """The zeroed regions are held against those of all 36 centers, by chi-square."""
     side, num_samples = 4, 3600
-    draws = draw(torch.arange(num_samples), augment=Augment(cutout=side), seed=5, words=("test",))
+    draws = draw(torch.arange(num_samples), augment=Augment(cutout=side), seed=5, key=("test",))
     regions = Counter(content(out == 0) for out in cut_out(torch.ones(num_samples, 2, 6, 6), draws=draws))
     outcomes = set()
     for y in range(6):
@@ -94,11 +94,11 @@ def test_draws_of_crop_flip_and_cutout_stay_as_they_were_whatever_is_on() -> Non
     """The draws with everything on are held against the numbers that runs of the first recipes got."""
     random = generator(7, "augment", 3)
     offsets, uniform = torch.randint(0, 9, (2, 100), generator=random), torch.rand((3, 100), generator=random)
-    everything = Augment(crop=4, flip=True, cutout=8, jitter=Jitter(0.1, 0.2, 0.3, 0.1), mixup=0.2, cutmix=1.0)
+    everything = Augment(crop=4, flip=True, cutout=8, jitter=ColorJitter(0.1, 0.2, 0.3, 0.1), mixup=0.2, cutmix=1.0)
     for augment in (Augment(crop=4), everything):
-        draws = draw(torch.randperm(100), augment=augment, seed=7, words=("augment", 3), epoch=3)
+        draws = draw(torch.randperm(100), augment=augment, seed=7, key=("augment", 3), epoch=3)
         assert torch.equal(torch.stack((draws.top, draws.left)), offsets)
-        assert torch.equal(draws.mirrored, uniform[0] < 0.5)
+        assert torch.equal(draws.flipped, uniform[0] < 0.5)
         assert torch.equal(torch.stack((draws.cut_y, draws.cut_x)), uniform[1:])
 
 
@@ -115,19 +115,19 @@ def test_translation_equals_one_image_at_a_time(
 ) -> None:
     """Windows of a batch are held against torchvision's reflecting pad, slice and hflip of each image, and its mask."""
     images = torch.randint(0, 256, (7, channels, height, width), generator=generator(0, "images"), dtype=torch.uint8)
-    draws = draw(torch.arange(7), augment=Augment(translate=translate, flip=flip), seed=1, words=("draws",))
+    draws = draw(torch.arange(7), augment=Augment(translate=translate, flip=flip), seed=1, key=("draws",))
     moved, masks = crop_and_flip(images, draws=draws), crop_and_flip_masks(images[:, 0], draws=draws)
-    for image, out, top, left, mirrored in zip(images, moved, draws.top, draws.left, draws.mirrored, strict=True):
+    for image, out, top, left, flipped in zip(images, moved, draws.top, draws.left, draws.flipped, strict=True):
         padded = vision.pad(image, [translate], padding_mode="reflect")
         window = padded[:, top : top + height, left : left + width]
-        assert torch.equal(out, vision.hflip(window) if flip and mirrored else window)
+        assert torch.equal(out, vision.hflip(window) if flip and flipped else window)
     assert torch.equal(masks, moved[:, 0])
 
 
 def test_translation_equals_torchvisions_in_distribution() -> None:
     """The outcomes are held against all windows of the reflected image, and torchvision's own draws."""
     image, translate, num_samples = marked(6, 5), 2, 5000
-    draws = draw(torch.arange(num_samples), augment=Augment(translate=translate), seed=3, words=("test",))
+    draws = draw(torch.arange(num_samples), augment=Augment(translate=translate), seed=3, key=("test",))
     ours = Counter(content(out) for out in crop_and_flip(image.expand(num_samples, 1, 6, 5), draws=draws))
     theirs = transforms.RandomCrop((6, 5), padding=translate, padding_mode="reflect")
     with torch.random.fork_rng(devices=[]):
@@ -143,7 +143,7 @@ def test_translation_equals_torchvisions_in_distribution() -> None:
 def test_how_images_lie_in_memory_changes_nothing(augment: Augment, dtype: torch.dtype) -> None:
     """Windows, normalised and cut, of images that lie channels last are held against those of the same elsewhere."""
     images = torch.randint(0, 256, (9, 3, 6, 5), generator=generator(0, "images")).to(dtype)
-    draws = draw(torch.arange(9), augment=replace(augment, cutout=3), seed=1, words=("draws",))
+    draws = draw(torch.arange(9), augment=replace(augment, cutout=3), seed=1, key=("draws",))
     results = []
     for stored in (images, images.contiguous(memory_format=torch.channels_last)):
         moved = crop_and_flip(stored, draws=draws)
@@ -157,8 +157,8 @@ def test_alternating_flips_show_each_image_once_each_way_in_two_epochs() -> None
     turned = {}
     for seed, epoch in itertools.product((0, 1), (1, 2, 3)):
         rows = torch.randperm(400, generator=generator(seed, "rows", epoch))
-        draws = draw(rows, augment=Augment(flip="alternating"), seed=seed, words=("augment", epoch), epoch=epoch)
-        turned[seed, epoch] = torch.zeros(400, dtype=torch.bool).scatter(0, rows, draws.mirrored)
+        draws = draw(rows, augment=Augment(flip="alternating"), seed=seed, key=("augment", epoch), epoch=epoch)
+        turned[seed, epoch] = torch.zeros(400, dtype=torch.bool).scatter(0, rows, draws.flipped)
         assert 160 < turned[seed, epoch].sum() < 240  # four standard deviations
     for seed in (0, 1):
         assert torch.equal(turned[seed, 2], ~turned[seed, 1])
@@ -170,8 +170,8 @@ def test_alternating_flips_show_each_image_once_each_way_in_two_epochs() -> None
     ("augment", "image", "message"),
     [
         (Augment(translate=4), torch.zeros(3, 4, 9), "translate: 4 pixels are more than the 9x4 images of some"),
-        (Augment(jitter=Jitter(hue=0.1)), torch.zeros(3, 4, 4), "some gives 3 channels of float32"),
-        (Augment(jitter=Jitter(contrast=1)), torch.zeros(2, 4, 4).byte(), "some gives 2 channels of uint8"),
+        (Augment(jitter=ColorJitter(hue=0.1)), torch.zeros(3, 4, 4), "some gives 3 channels of float32"),
+        (Augment(jitter=ColorJitter(contrast=1)), torch.zeros(2, 4, 4).byte(), "some gives 2 channels of uint8"),
     ],
 )
 def test_images_that_cannot_be_changed_so_are_refused(augment: Augment, image: Tensor, message: str) -> None:
@@ -179,7 +179,7 @@ def test_images_that_cannot_be_changed_so_are_refused(augment: Augment, image: T
     with pytest.raises(UserError, match=message) as caught:
         augment.require_fitting(image, name="some")
     assert caught.value.hint
-    Augment(translate=3, jitter=Jitter(hue=0.1)).require_fitting(torch.zeros(3, 4, 4).byte(), name="some")
+    Augment(translate=3, jitter=ColorJitter(hue=0.1)).require_fitting(torch.zeros(3, 4, 4).byte(), name="some")
 
 
 def test_normalize_equals_torchvision() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 from unittest.mock import Mock
@@ -21,15 +22,15 @@ from torch.utils.data import Dataset
 from swa_cli.data import batches
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches, epoch_batches, plain_batches, statistics_batches
-from swa_cli.data.color_jitter import Jitter
+from swa_cli.data.color_jitter import ColorJitter
 from swa_cli.data.crop_flip import crop_and_flip
 from swa_cli.data.randomness import generator
-from swa_cli.data.sources import Split
+from swa_cli.data.splits import Split
 from swa_cli.errors import EXIT_FAILED, UserError
 
 AUGMENT = Augment(crop=2, flip=True, cutout=3)
 EVERYTHING = Augment(
-    translate=2, flip="alternating", cutout=3, jitter=Jitter(0.2, 0.2, 0.2, 0.05), mixup=0.2, cutmix=1.0
+    translate=2, flip="alternating", cutout=3, jitter=ColorJitter(0.2, 0.2, 0.2, 0.05), mixup=0.2, cutmix=1.0
 )
 CONSTANTS: dict[str, Any] = {"mean": (0.4, 0.5, 0.6), "std": (0.2, 0.25, 0.3)}
 
@@ -260,12 +261,12 @@ def test_statistics_see_images_changed_as_in_training() -> None:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_broken_streamed_file_is_named(workers: int, tmp_path: Any) -> None:
-    """The error from a worker is held against the one a person needs: which file, what to do, exit code 1."""
+    """The error from a worker is held against what a person needs: file, cure, and the exit code of the caller."""
     path = tmp_path / "damaged.png"
     path.write_bytes(b"no image")
-    split = streamed(Broken(str(path)), 6)
+    split, error = streamed(Broken(str(path)), 6), partial(UserError, exit_code=EXIT_FAILED)
     with pytest.raises(UserError, match=r"sample 3 .*damaged\.png") as caught:
-        list(plain_batches(split, batch_size=4, mean=(0.0,), std=(1.0,), workers=workers))
+        list(plain_batches(split, batch_size=4, mean=(0.0,), std=(1.0,), workers=workers, error=error))
     assert caught.value.exit_code == EXIT_FAILED
     assert "repair" in caught.value.hint
 

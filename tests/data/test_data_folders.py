@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import functional as vision
 
-from swa_cli.data import datasets
+from swa_cli.data import splits
 from swa_cli.data.batches import plain_batches
 from swa_cli.data.sources import load
 from swa_cli.errors import UserError
@@ -107,7 +107,7 @@ def test_other_layouts_are_refused(tmp_path: Path, layout: str) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(9, 6), (6, 9), (3, 4), (4, 4), (7, 7), (5, 4), (101, 30)])
 def test_size_resizes_and_crops_as_torchvision_does(tmp_path: Path, width: int, height: int) -> None:
-    """Pictures of other sizes are held against torchvision's resize of the shorter side and centre crop."""
+    """Pictures of other sizes are held against torchvision's resize of the shorter side and center crop."""
     write(tmp_path, count=2, width=width, height=height)
     source = load("image_folder", root=tmp_path, val=0, args={"size": 4})
     resized = vision.center_crop(vision.resize(picture(9700, width=width, height=height), 4), [4])
@@ -130,7 +130,7 @@ def test_two_sizes_without_size_are_named(tmp_path: Path, cache: str) -> None:
 def test_wrong_arguments_are_refused(tmp_path: Path, args: dict[str, Any]) -> None:
     """Anything but a size is held against an error."""
     write(tmp_path)
-    with pytest.raises(UserError, match="does not take"):
+    with pytest.raises(UserError, match=r"dataset\.args\.(sise|size)"):
         load("image_folder", root=tmp_path, args=args)
 
 
@@ -196,7 +196,7 @@ def test_auto_cache_holds_what_takes_a_quarter_of_memory(tmp_path: Path, monkeyp
     """The choice is held against 6 pictures of 60 bytes and memory just large enough, and one byte short."""
     write(tmp_path)
     for available, held in ((4 * 360, True), (4 * 360 - 1, False)):
-        monkeypatch.setattr(datasets, "available_memory", lambda available=available: available)
+        monkeypatch.setattr(splits, "available_memory", lambda available=available: available)
         source = load("image_folder", root=tmp_path, val=0, workers=0)
         assert (source.train.images is not None) == held
 

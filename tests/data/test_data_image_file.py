@@ -13,8 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from swa_cli.data.image_file import FORMATS, MAX_PIXELS, header, read_rgb
-from swa_cli.data.listing import describe_files
+from swa_cli.data.image_file import FORMATS, MAX_PIXELS, describe_files, read_header, read_rgb
 from swa_cli.data.masks import MaskDataset
 from swa_cli.data.sources import load
 from swa_cli.errors import UserError
@@ -48,7 +47,7 @@ def test_images_are_turned_as_pillow_turns_them(tmp_path: Path, kind: str, orien
     with Image.open(path) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     assert np.array_equal(np.asarray(read_rgb(path)), expected)
-    assert header(path).size == expected.shape[:2]
+    assert read_header(path).size == expected.shape[:2]
 
 
 def test_a_turned_cmyk_photograph(tmp_path: Path) -> None:
@@ -73,7 +72,7 @@ def test_16_bits_become_8(tmp_path: Path, kind: str) -> None:
     path = str(tmp_path / "image")
     Image.fromarray(DEEP).save(path, kind)
     assert np.array_equal(np.asarray(read_rgb(path)), (DEEP >> 8).astype(np.uint8)[..., None].repeat(3, axis=2))
-    assert header(path).is_deep
+    assert read_header(path).is_16_bit
 
 
 def test_16_bits_of_three_channels_become_8(tmp_path: Path) -> None:
@@ -122,7 +121,7 @@ def test_transparent_pixels_lie_on_white(tmp_path: Path, mode: str) -> None:
     assert np.abs(found - expected).max() <= 1
     assert np.array_equal(found[:, 1], values[:, 1, :3])
     assert np.array_equal(found[:, 0], np.full((4, 3), 255.0))
-    assert header(path).is_transparent
+    assert read_header(path).is_transparent
 
 
 def test_a_transparent_entry_of_a_palette_is_white(tmp_path: Path) -> None:
@@ -150,7 +149,7 @@ def test_of_several_frames_the_first_is_read(tmp_path: Path, suffix: str, option
     path = str(tmp_path / f"image.{suffix}")
     first.save(path, save_all=True, append_images=[second], **options)
     assert np.asarray(read_rgb(path)).max() == 0
-    assert header(path).has_frames
+    assert read_header(path).has_frames
 
 
 def test_a_page_of_one_bit(tmp_path: Path) -> None:

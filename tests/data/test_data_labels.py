@@ -41,7 +41,7 @@ class Listed(Dataset[Any]):
 
 
 def painted(num_samples: int = 23) -> Split:
-    """Masks, and images whose second channel is the mask; no class is 0, which is the colour of the padding."""
+    """Masks, and images whose second channel is the mask; no class is 0, which is the color of the padding."""
     masks = torch.randint(1, 200, (num_samples, 6, 5), generator=generator(0, "masks"), dtype=torch.uint8)
     noise = torch.randint(0, 256, (num_samples, 6, 5), generator=generator(0, "noise"), dtype=torch.uint8)
     return Split(masks, torch.stack((noise, masks), dim=1), target="mask")
@@ -66,17 +66,17 @@ def assert_equal(ours: Any, theirs: Any) -> None:
 def test_a_mask_moves_as_one_image_at_a_time(height: int, width: int, crop: int, flip: bool) -> None:
     """The gather of a batch of masks is held against pad with 255, slice and torchvision's hflip of each."""
     masks = torch.randint(0, 256, (7, height, width), generator=generator(0, "masks"), dtype=torch.uint8)
-    draws = draw(torch.arange(7), augment=Augment(crop=crop, flip=flip), seed=1, words=("draws",))
+    draws = draw(torch.arange(7), augment=Augment(crop=crop, flip=flip), seed=1, key=("draws",))
     moved = crop_and_flip_masks(masks, draws=draws)
-    for mask, out, top, left, mirrored in zip(masks, moved, draws.top, draws.left, draws.mirrored, strict=True):
+    for mask, out, top, left, flipped in zip(masks, moved, draws.top, draws.left, draws.flipped, strict=True):
         window = vision.pad(mask[None], [crop], fill=255)[0, top : top + height, left : left + width]
-        assert torch.equal(out, vision.hflip(window) if flip and mirrored else window)
+        assert torch.equal(out, vision.hflip(window) if flip and flipped else window)
 
 
 def test_masks_are_moved_in_the_distribution_of_images() -> None:
     """The windows of a mask are counted and held against those of the same picture as an image."""
     picture = torch.arange(1, 31, dtype=torch.uint8).view(6, 5)
-    draws = draw(torch.arange(2000), augment=Augment(crop=1, flip=True), seed=0, words=("test",))
+    draws = draw(torch.arange(2000), augment=Augment(crop=1, flip=True), seed=0, key=("test",))
     masks = crop_and_flip_masks(picture.expand(2000, 6, 5), draws=draws, fill=0)
     images = crop_and_flip(picture.expand(2000, 1, 6, 5), draws=draws)[:, 0]
     counts = [Counter(out.numpy().tobytes() for out in outs) for outs in (masks, images)]
@@ -166,10 +166,10 @@ def test_labels_of_each_kind(label: Any, target: str, expected: Tensor) -> None:
 @pytest.mark.parametrize(
     ("label", "target", "message"),
     [
-        (torch.zeros(1, 2, dtype=torch.uint8), "class", r"no class: torch\.uint8 tensor \(1, 2\)"),
-        ("cat", "class", "no class: str"),
-        ("cat", "value", "no value: str"),
-        (None, "value", "no value: NoneType"),
+        (torch.zeros(1, 2, dtype=torch.uint8), "class", r"not a class: torch\.uint8 tensor \(1, 2\)"),
+        ("cat", "class", "not a class: str"),
+        ("cat", "value", "not a value: str"),
+        (None, "value", "not a value: NoneType"),
         (3, "mask", "wrong kind: int"),
         (torch.zeros(1, 2), "mask", r"wrong kind: torch\.float32 tensor \(1, 2\)"),
         (torch.zeros(1, 1, 2, dtype=torch.uint8), "mask", r"wrong kind: .* \(1, 1, 2\)"),
@@ -186,7 +186,7 @@ def test_labels_of_another_kind_are_refused(label: Any, target: str, message: st
     assert caught.value.hint
 
 
-@pytest.mark.parametrize(("values", "message"), [([1.0, [1.0, 2.0]], "samples 0 and 1"), ([1.0, "x"], "no value")])
+@pytest.mark.parametrize(("values", "message"), [([1.0, [1.0, 2.0]], "samples 0 and 1"), ([1.0, "x"], "not a value")])
 def test_numbers_that_differ_in_length_are_named(values: list[Any], message: str) -> None:
     """Labels that cannot be stacked are held against an error instead of torch's."""
     image = torch.zeros(1, 2, 2, dtype=torch.uint8)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swa_cli.data import datasets
+from swa_cli.data import splits
 from swa_cli.data.batches import plain_batches
 from swa_cli.data.sources import Source, Split, load
 from swa_cli.errors import UserError
@@ -176,7 +176,7 @@ def test_auto_cache_counts_images_and_masks(tmp_path: Path, monkeypatch: pytest.
     """The choice is held against 3 pairs of 24 pixels in 4 bytes, and memory one byte short."""
     write(tmp_path)
     for available, held in ((4 * 288, True), (4 * 288 - 1, False)):
-        monkeypatch.setattr(datasets, "available_memory", lambda available=available: available)
+        monkeypatch.setattr(splits, "available_memory", lambda available=available: available)
         assert (folder(tmp_path).train.images is not None) == held
 
 
@@ -224,17 +224,20 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no images": (lambda r: [path.unlink() for path in (r / "images").iterdir()], "no images in .*images"),
     "two images": (
         lambda r: picture(0).save(r / "images/001.jpg"),
-        r"images/001\.jpg and .*images/001\.png have one name",
+        r"images/001\.jpg and .*images/001\.png have the same name",
     ),
-    "JPEG mask": (lambda r: os.rename(r / "masks/001.png", r / "masks/001.jpg"), r"masks/001\.jpg: is no PNG"),
+    "JPEG mask": (lambda r: os.rename(r / "masks/001.png", r / "masks/001.jpg"), r"masks/001\.jpg: is not a PNG"),
     "other size": (
         lambda r: mask(r, "001.png", full(1)[:, :5]),
         r"masks/001\.png: is 5x4, its image .*images/001\.png 6x4",
     ),
-    "class too large": (lambda r: mask(r, "001.png", full(3)), r"masks/001\.png: holds the value 3, known are 0 to 2"),
-    "RGB mask": (lambda r: mask(r, "001.png", full(1), "RGB"), r"masks/001\.png: is a colour image \(RGB\)"),
-    "RGBA mask": (lambda r: mask(r, "001.png", full(1), "RGBA"), r"masks/001\.png: is a colour image \(RGBA\)"),
-    "only 0 and 255": (only_0_and_255, r"masks beside .*masks/000\.png hold 0 and 255 alone"),
+    "class too large": (
+        lambda r: mask(r, "001.png", full(3)),
+        r"masks/001\.png: has the value 3, but classes are 0 to 2",
+    ),
+    "RGB mask": (lambda r: mask(r, "001.png", full(1), "RGB"), r"masks/001\.png: is a color image \(RGB\)"),
+    "RGBA mask": (lambda r: mask(r, "001.png", full(1), "RGBA"), r"masks/001\.png: is a color image \(RGBA\)"),
+    "only 0 and 255": (only_0_and_255, r"masks beside .*masks/000\.png have only the values 0 and 255"),
     "broken image": (lambda r: (r / "images/001.png").write_bytes(b"no"), r"cannot be read:?\s.*images/001\.png"),
     "broken first image": (lambda r: (r / "images/000.png").write_bytes(b""), r"cannot be read:?\s.*images/000\.png"),
     "broken mask": (
@@ -245,7 +248,7 @@ WRONG: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda r: write(r, count=1, first=2, width=9),
         r"images/000\.png is 6x4, .*images/002\.png is 9x4",
     ),
-    "a pipe": (a_pipe, r"images/000\.png: is no regular file"),
+    "a pipe": (a_pipe, r"images/000\.png: is not a regular file"),
 }
 
 
@@ -286,15 +289,15 @@ def test_other_layouts_are_refused(tmp_path: Path, layout: str) -> None:
     ("args", "message"),
     [
         ({}, r"args\.classes: is missing"),
-        ({"classes": 1}, r"args\.classes: 1 are not 2 to 255"),
-        ({"classes": 256}, r"args\.classes: 256 are not"),
-        ({"classes": 10**12}, r"args\.classes: 10+ are not"),
-        ({"classes": "cat"}, r"args\.classes: 'cat' are not"),
-        ({"classes": ["a", "a"]}, r"args\.classes: .* are not"),
-        ({"classes": 3, "size": 0}, r"args\.size: 0 is no size"),
-        ({"classes": 3, "size": [4]}, r"args\.size: \[4\] is no size"),
-        ({"classes": 3, "size": [4, "5"]}, r"args\.size: .* is no size"),
-        ({"classes": 3, "size": True}, r"args\.size: True is no size"),
+        ({"classes": 1}, r"args\.classes: 1 is not 2 to 255"),
+        ({"classes": 256}, r"args\.classes: 256 is not"),
+        ({"classes": 10**12}, r"args\.classes: 10+ is not"),
+        ({"classes": "cat"}, r"args\.classes: 'cat' is not"),
+        ({"classes": ["a", "a"]}, r"args\.classes: .* is not"),
+        ({"classes": 3, "size": 0}, r"args\.size: 0 is not a size"),
+        ({"classes": 3, "size": [4]}, r"args\.size: \[4\] is not a size"),
+        ({"classes": 3, "size": [4, "5"]}, r"args\.size: .* is not a size"),
+        ({"classes": 3, "size": True}, r"args\.size: True is not a size"),
         ({"classes": 3, "sise": 4}, r"args\.sise: unknown argument of mask_folder"),
     ],
 )

@@ -10,12 +10,12 @@ from scipy import stats
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from swa_cli.data.mixing import Mix, draw_mixes, mixed, one_hot
+from swa_cli.data.mixing import Mix, draw_mixes, mix_batch, one_hot
 from swa_cli.data.randomness import generator
 from swa_cli.errors import UserError
 from swa_cli.metrics.tasks import TASKS
 
-WORDS = ("augment", 1)
+KEY = ("augment", 1)
 
 
 @settings(max_examples=30)
@@ -42,31 +42,31 @@ def test_mixed_batches_equal_torchvisions(
     mix = Mix(share, ((y + 0.5) / 6, (x + 0.5) / 7) if is_boxed else None)
     for channels_last in (False, True):
         given_images = images.contiguous(memory_format=torch.channels_last) if channels_last else images
-        found = mixed(given_images, one_hot(labels, num_classes=5), mix=mix)
+        found = mix_batch(given_images, one_hot(labels, num_classes=5), mix=mix)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "alpha"), [("mixup", 0.2), ("mixup", 1.0), ("cutmix", 1.0), ("cutmix", 4.0)])
 def test_shares_are_of_the_beta_distribution(name: str, alpha: float) -> None:
-    """The shares of many batches are held against Beta(alpha, alpha), and centres against uniform ones (Kolmogorov)."""
-    mixes = draw_mixes(4000, **{"mixup": 0.0, "cutmix": 0.0, name: alpha}, seed=0, words=WORDS)
+    """The shares of many batches are held against Beta(alpha, alpha), and centers against uniform ones (Kolmogorov)."""
+    mixes = draw_mixes(4000, **{"mixup": 0.0, "cutmix": 0.0, name: alpha}, seed=0, key=KEY)
     assert stats.kstest([mix.share for mix in mixes], "beta", args=(alpha, alpha)).pvalue > 0.001
     for axis in (0, 1) if name == "cutmix" else ():
-        assert stats.kstest([mix.centre[axis] for mix in mixes], "uniform").pvalue > 0.001
+        assert stats.kstest([mix.center[axis] for mix in mixes], "uniform").pvalue > 0.001
 
 
 def test_of_two_one_is_taken_evenly_and_their_draws_stay() -> None:
     """Batches with both on are held against those with one, which half of them are."""
     both, mixup, cutmix = (
-        draw_mixes(400, mixup=first, cutmix=second, seed=3, words=WORDS)
+        draw_mixes(400, mixup=first, cutmix=second, seed=3, key=KEY)
         for first, second in ((0.2, 1.0), (0.2, 0), (0, 1.0))
     )
     assert all(mix in pair for mix, pair in zip(both, zip(mixup, cutmix, strict=True), strict=True))
-    assert 160 < sum(mix.centre is None for mix in both) < 240  # four standard deviations
-    for seed, words in ((4, WORDS), (3, ("augment", 2))):
-        others = draw_mixes(400, mixup=0.2, cutmix=1.0, seed=seed, words=words)
+    assert 160 < sum(mix.center is None for mix in both) < 240  # four standard deviations
+    for seed, key in ((4, KEY), (3, ("augment", 2))):
+        others = draw_mixes(400, mixup=0.2, cutmix=1.0, seed=seed, key=key)
         assert not {mix.share for mix in both} & {mix.share for mix in others}
-    assert draw_mixes(3, mixup=0, cutmix=0, seed=0, words=WORDS) == (None, None, None)
+    assert draw_mixes(3, mixup=0, cutmix=0, seed=0, key=KEY) == (None, None, None)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
@@ -75,7 +75,7 @@ def test_loss_and_accuracy_of_mixed_classes(label_smoothing: float) -> None:
     task = TASKS["classification"]
     logits = torch.randn((6, 4), generator=generator(0, "logits"))
     labels = torch.tensor([0, 3, 1, 1, 2, 0])
-    _, targets = mixed(torch.zeros(6, 1, 2, 2), one_hot(labels, num_classes=4), mix=Mix(0.7))
+    _, targets = mix_batch(torch.zeros(6, 1, 2, 2), one_hot(labels, num_classes=4), mix=Mix(0.7))
     loss, accuracy = torch.zeros(2, dtype=torch.float64)
     for classes, weight in ((labels, 0.7), (labels.roll(1), 0.3)):
         loss += weight * functional.cross_entropy(logits.double(), classes, label_smoothing=label_smoothing)

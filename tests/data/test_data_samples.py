@@ -18,9 +18,9 @@ from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from swa_cli.data.batches import plain_batches
 from swa_cli.data.randomness import generator
-from swa_cli.data.samples import LABELS_READ, listed_part
 from swa_cli.data.sources import Source, load
 from swa_cli.data.splits import Split, validation_rows
+from swa_cli.data.user_dataset import LABELS_READ, listed_part
 from swa_cli.errors import UserError
 
 Use = Callable[..., Source]
@@ -92,9 +92,9 @@ def test_a_label_beyond_the_classes_is_named(use: Use, kind: str, label: int, sp
 def test_a_label_that_is_no_whole_number_is_named(use: Use, label: Any) -> None:
     """Each against its sample and split; whole floating-point numbers are classes."""
     labels: list[Any] = [*GOOD, label]
-    with pytest.raises(UserError, match=r"sample 12 of the train split: .* no class"):
+    with pytest.raises(UserError, match=r"sample 12 of the train split: .* not a class"):
         use({"train": Plain(labels), "num_classes": 3})
-    with pytest.raises(UserError, match=r"sample 12 of the train split: .* no class"):
+    with pytest.raises(UserError, match=r"sample 12 of the train split: .* not a class"):
         use({"train": Listing(labels, None), "num_classes": 3})
     assert use({"train": Plain([0.0, 1.0, torch.tensor(2.0)] * 3), "num_classes": 3}).train.labels.tolist()[2] == 2
 

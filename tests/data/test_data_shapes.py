@@ -13,8 +13,7 @@ from torch.nn import functional
 
 from swa_cli.data import datasets, synthetic
 from swa_cli.data.sources import load
-from swa_cli.data.synthetic import CLASSES, draw_scenes
-from swa_cli.data.torchvision_sets import read_digits
+from swa_cli.data.synthetic import CLASSES, draw_scenes, read_digits
 from swa_cli.errors import UserError
 
 
@@ -47,7 +46,7 @@ def test_areas_are_those_of_the_figures(
     radius, ratio = 0.5, 0.5
     u, v = math.cos(angle) * x + math.sin(angle) * y, math.cos(angle) * y - math.sin(angle) * x
     at = synthetic._Placed(u, v, torch.full((1, 1, 1), radius), torch.full((1, 1, 1), ratio))
-    cover = artist._covered(distance(at)).double()
+    cover = artist._coverage(distance(at)).double()
     covered = cover.sum().item() * (2 / 400) ** 2
     assert covered == pytest.approx(area(radius, ratio), rel=0.01)
     assert (cover > 0.5).double().sum().item() * (2 / 400) ** 2 == pytest.approx(covered, rel=0.02)
@@ -56,10 +55,10 @@ def test_areas_are_those_of_the_figures(
 def test_digits_are_those_of_the_package_enlarged() -> None:
     """The ink of digits is held against torch's bilinear enlargement, cut at two fifths."""
     artist, x, y = paper(64)
-    digits = read_digits()[0][0][:20]
+    digits = read_digits()["train"][0][:20]
     at = synthetic._Placed(*(c.expand(20, 64, 64) for c in (x, y)), torch.ones(20, 1, 1), torch.ones(20, 1, 1))
     ink = functional.interpolate(digits / 255, 64, mode="bilinear", align_corners=False)[:, 0]
-    inside = slice(4, 60)  # beyond the centres of the outer cells one fades to nothing, the other goes on
+    inside = slice(4, 60)  # beyond the centers of the outer cells one fades to nothing, the other goes on
     found = artist._ink(at, digits)[:, inside, inside] > 0.5
     expected = ink[:, inside, inside] > 0.4
     assert (found != expected).float().mean() < 1e-3
@@ -99,8 +98,9 @@ def test_seeds_and_splits_are_other_scenes() -> None:
 def test_test_scenes_take_their_digits_from_the_test_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without ink in the training digits, test scenes stay as they were and training scenes lose theirs."""
     before = scenes("test")
-    (images, numbers), test = read_digits()
-    monkeypatch.setattr(synthetic, "read_digits", lambda: ((torch.zeros_like(images), numbers), test))
+    digits = read_digits()
+    images, numbers = digits["train"]
+    monkeypatch.setattr(synthetic, "read_digits", lambda: digits | {"train": (torch.zeros_like(images), numbers)})
     for ours, theirs in zip(scenes("test"), before, strict=True):
         assert torch.equal(ours, theirs)
     assert scenes()[1].max() == len(synthetic.SHAPES)

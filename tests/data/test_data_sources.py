@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor
 from torch.utils.data import Dataset, TensorDataset
 
-from swa_cli.data.datasets import names
+from swa_cli.data.datasets import DATASETS
 from swa_cli.data.sources import load
 from swa_cli.errors import UserError
 
@@ -230,7 +230,7 @@ def test_unknown_name_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match="'cifar_10'") as caught:
         load("cifar_10")
     assert "did you mean 'cifar10'" in caught.value.hint
-    assert all(name in caught.value.hint for name in names())
+    assert all(name in caught.value.hint for name in DATASETS)
 
 
 def test_arguments_and_cache_that_have_no_effect_are_told() -> None:
@@ -270,13 +270,13 @@ def use_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[An
     return use
 
 
-def coloured(num_samples: int) -> Tensor:
+def colored(num_samples: int) -> Tensor:
     return torch.arange(num_samples * 12).remainder(256).to(torch.uint8).view(num_samples, 3, 2, 2)
 
 
 def test_factory_with_a_dict_streams(use_factory: Callable[[Any], str]) -> None:
     """A factory's datasets are held against its source: streamed, split by the recipe, constants computed."""
-    images = coloured(20)
+    images = colored(20)
     seen: dict[str, Any] = {}
 
     def factory(*, root: str, depth: int) -> dict[str, Any]:
@@ -300,21 +300,33 @@ def test_factory_with_a_dict_streams(use_factory: Callable[[Any], str]) -> None:
 
 def test_factory_with_a_pair_in_memory(use_factory: Callable[[Any], str]) -> None:
     """A pair (train, test) held in memory is held against its tensors; a factory need not take `root`."""
-    source = load(use_factory(lambda: (Pixels(coloured(20)), Pixels(coloured(4)))), val=0, cache="ram", workers=0)
+    source = load(use_factory(lambda: (Pixels(colored(20)), Pixels(colored(4)))), val=0, cache="ram", workers=0)
     assert source.train.images is not None
     assert source.train.labels is not None
     assert source.test is not None
-    assert torch.equal(source.train.images, coloured(20))
+    assert torch.equal(source.train.images, colored(20))
     assert source.train.labels.tolist() == [0, 1] * 10
     assert len(source.test) == 4
     assert any("transforms" in note for note in source.notes)
 
 
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_split_may_be_any_sequence_of_samples(use_factory: Callable[[Any], str], count: int) -> None:
+    """Samples in a tuple are held against the same ones in a list."""
+    samples = [(image, row % 2) for row, image in enumerate(colored(count))]
+    first, second = (
+        load(use_factory(lambda split=split: {"train": split, "num_classes": 2}), val=0, workers=0)
+        for split in (samples, tuple(samples))
+    )
+    assert first.train.labels.tolist() == second.train.labels.tolist() == [0, 1] * (count // 2)
+    assert first.mean == second.mean
+
+
 def test_factory_with_its_own_validation_split_and_constants(use_factory: Callable[[Any], str]) -> None:
     """What a factory gives is held against what the recipe would have computed or split."""
     made = {
-        "train": Pixels(coloured(20)),
-        "val": Pixels(coloured(3)),
+        "train": Pixels(colored(20)),
+        "val": Pixels(colored(3)),
         "num_classes": 5,
         "class_names": list("abcde"),
         "mean": [0.1, 0.2, 0.3],
@@ -328,9 +340,9 @@ def test_factory_with_its_own_validation_split_and_constants(use_factory: Callab
 
 def test_float_images_are_taken_as_they_are(use_factory: Callable[[Any], str]) -> None:
     """The constants of floating-point images are held against those that change nothing; a note says so."""
-    source = load(use_factory(lambda: {"train": Pixels(coloured(20).float()), "num_classes": 2}))
+    source = load(use_factory(lambda: {"train": Pixels(colored(20).float()), "num_classes": 2}))
     assert (source.mean, source.std) == ((0.0,) * 3, (1.0,) * 3)
-    assert any("normalised" in note for note in source.notes)
+    assert any("normalized" in note for note in source.notes)
 
 
 def test_a_constant_channel_has_a_standard_deviation(use_factory: Callable[[Any], str]) -> None:
@@ -346,14 +358,14 @@ def test_a_constant_channel_has_a_standard_deviation(use_factory: Callable[[Any]
         (None, "returned None"),
         ([1, 2], r"returned \[1, 2\]"),
         ({"test": 1}, r"keys \['test'\]"),
-        ({"train": Pixels(coloured(4)), "classes": 2}, r"keys \['classes', 'train'\]"),
+        ({"train": Pixels(colored(4)), "classes": 2}, r"keys \['classes', 'train'\]"),
         ({"train": 3, "num_classes": 2}, "int as 'train'"),
-        ({"train": Pixels(coloured(0)), "num_classes": 2}, "empty"),
-        ({"train": TensorDataset(coloured(4))}, "number of classes"),
-        ({"train": Pixels(coloured(4)), "num_classes": 3}, "2 class names"),
-        ({"train": TensorDataset(coloured(4)), "num_classes": 3}, "not a pair|sample 0"),
+        ({"train": Pixels(colored(0)), "num_classes": 2}, "empty"),
+        ({"train": TensorDataset(colored(4))}, "number of classes"),
+        ({"train": Pixels(colored(4)), "num_classes": 3}, "2 class names"),
+        ({"train": TensorDataset(colored(4)), "num_classes": 3}, "not a pair|sample 0"),
         ({"train": [("x", 0), ("y", 1)] * 4, "num_classes": 2}, "image of the wrong kind: str"),
-        ({"train": Pixels(coloured(4)), "num_classes": 2, "mean": [0.5], "std": [0.5]}, "3 channels"),
+        ({"train": Pixels(colored(4)), "num_classes": 2, "mean": [0.5], "std": [0.5]}, "3 channels"),
     ],
 )
 def test_a_factory_that_returns_something_else(use_factory: Callable[[Any], str], returned: Any, message: str) -> None:
@@ -370,7 +382,7 @@ def test_a_factory_that_cannot_be_called(use_factory: Callable[[Any], str]) -> N
         ("no_such_module:factory", {}, "no_such_module"),
         (":factory", {}, "cannot be imported"),
         ("own_data:fabrik", {}, "'fabrik' does not exist"),
-        ("own_data:__doc__", {}, "is no callable"),
+        ("own_data:__doc__", {}, "is not callable"),
         (name, {"sise": 3}, "sise"),
     ):
         with pytest.raises(UserError, match=message):

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.recipe.load import Loaded, dump, from_values, load
-from swa_cli.recipe.schema import SCHEDULE_KEYS, Recipe
+from swa_cli.recipe.schedules import SCHEDULES
+from swa_cli.recipe.schema import Recipe
 
 FEW = settings(max_examples=60)
 SMALLEST = "model: {name: convnet}\ndataset: {name: digits}\noptimizer: {lr: 0.1}\ntrain: {epochs: 3}\n"
@@ -106,8 +107,8 @@ AVERAGES: list[dict[str, Any]] = [
 
 @st.composite
 def recipes(draw: st.DrawFn) -> Recipe:
-    name = draw(st.sampled_from(sorted(SCHEDULE_KEYS)))
-    required, optional = SCHEDULE_KEYS[name]
+    name = draw(st.sampled_from(sorted(SCHEDULES)))
+    required, optional = SCHEDULES[name].required, SCHEDULES[name].optional
     chosen = st.lists(st.sampled_from(sorted(optional)), unique=True) if optional else st.just([])
     keys = [*sorted(required), *draw(chosen)]
     values: dict[str, Any] = {

@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from swa_cli.recipe.baseline import baseline_of, describe_baseline
+from swa_cli.recipe import schedules
+from swa_cli.recipe.learning_rate import learning_rate, schedule_problems
 from swa_cli.recipe.load import differences, dump, load
 from swa_cli.recipe.plan import make_plan
-from swa_cli.recipe.schedules import learning_rate, schedule_problems
-from swa_cli.recipe.schema import SCHEDULE_KEYS, Recipe
+from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.variants import baseline_of, describe_baseline
 
 SPE = 10  # steps an epoch
 EPOCHS = 20
@@ -155,7 +156,7 @@ SCHEDULES = [{"name": name, **section} for name, cases in COURSES.items() for se
 
 def test_every_schedule_has_a_baseline_here() -> None:
     """The closed forms of this file against all that the schema declares."""
-    assert sorted(SCHEDULE_KEYS) == sorted(COURSES)
+    assert sorted(schedules.SCHEDULES) == sorted(COURSES)
 
 
 @pytest.mark.parametrize(("schedule", "expected", "first", "last"), CASES)

@@ -67,7 +67,7 @@ WRONG = [
     Wrong("swa:\n  swa_lr: 1", (6, 3, 6), "swa.swa_lr", "unknown key", "did you mean `swa.lr`?"),
     Wrong("swa:\n  eval-every: 1ep", (6, 3, 10), "swa.eval-every", "unknown key", "mean `swa.eval_every`?"),
     Wrong("swa:\n  warmup: 1ep", (6, 3, 6), "swa.warmup", "unknown key", "belongs to `schedule` or"),
-    Wrong("output: {seed: 1}", (5, 10, 4), "output.seed", "unknown key", "stands at the top"),
+    Wrong("output: {seed: 1}", (5, 10, 4), "output.seed", "unknown key", "at the top"),
     Wrong(
         "averages: {e: {kind: ema, decai: 0.9}}",
         (5, 27, 5),
@@ -79,7 +79,7 @@ WRONG = [
         "averages: {e: {kind: ema, decay: 0.9, half_life: 2ep}}",
         (5, 39, 9),
         "averages.e.half_life",
-        "stands beside decay",
+        "mutually exclusive",
         "write one of the two",
     ),
     Wrong(

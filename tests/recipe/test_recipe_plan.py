@@ -128,10 +128,11 @@ def test_several_averages() -> None:
         "tail": {"kind": "lawa", "start": "10ep", "every": "10ep", "window": 2},
     }
     swa, ema, tail = plan(averages=averages, swa={"start": "90%"}).averages
-    assert (swa.name, swa.kind, swa.decay, swa.window) == ("swa", "mean", None, None)
-    assert (ema.name, ema.kind, ema.decay, ema.window) == ("ema", "ema", 0.999, None)
+    assert (swa.name, swa.kind, swa.settings) == ("swa", "mean", {})
+    assert (ema.name, ema.kind) == ("ema", "ema")
+    assert ema.settings == {"decay": 0.999, "warmup": False, "bias_correction": True}
     assert ema.steps == tuple(range(1, 3001))
-    assert (tail.name, tail.kind, tail.decay, tail.window) == ("tail", "lawa", None, 2)
+    assert (tail.name, tail.kind, tail.settings) == ("tail", "lawa", {"window": 2})
     assert tail.steps == (1000, 2000, 3000)
 
 
@@ -149,7 +150,7 @@ def test_several_averages() -> None:
 def test_half_life_is_a_decay(half_life: str, every: str, halvings: float) -> None:
     """The decay of an update against 0.5 to the half-lives that pass until the next, of 30 epochs of 100 steps."""
     (ema,) = plan(averages={"ema": {"kind": "ema", "half_life": half_life, "every": every}}).averages
-    assert ema.decay == pytest.approx(0.5**halvings, rel=1e-14)
+    assert ema.settings["decay"] == pytest.approx(0.5**halvings, rel=1e-14)
 
 
 def test_settings_of_an_average() -> None:
@@ -160,7 +161,7 @@ def test_settings_of_an_average() -> None:
         "thin": {"kind": "swag", "diagonal": True},
     }
     found = [
-        {key: value for key, value in item.settings.items() if value is not None}
+        {key: value for key, value in item.arguments.items() if value is not None}
         for item in plan(averages=averages).averages
     ]
     assert found == [
@@ -454,22 +455,22 @@ CYCLES_NEEDED = "needs a schedule with cycles, and cosine has none"
             "31ep has no point between 0ep and the end",
         ),
         ({"swa": {"start": "20ep", "every": "17.5ep"}}, "swa.every", "17.5ep has no point"),
-        ({"swa": {"every": "0ep"}}, "swa.every", "0ep is no interval"),
+        ({"swa": {"every": "0ep"}}, "swa.every", "0ep is not an interval"),
         ({"swa": {"every": "1cycle"}}, "swa.every", CYCLES_NEEDED),
         ({"swa": {"start": "1cycle"}}, "swa.start", CYCLES_NEEDED),
         ({"swa": {"every": "1cycle", "lr": 0.05}, "schedule": RESTARTS}, "swa.every", "leave swa.lr out"),
-        ({"swa": {"eval_every": "0ep"}}, "swa.eval_every", "0ep is no interval"),
+        ({"swa": {"eval_every": "0ep"}}, "swa.eval_every", "0ep is not an interval"),
         ({"swa": {"eval_every": "1cycle"}, "schedule": RESTARTS}, "swa.eval_every", "no fixed length"),
-        ({"output": {"save_every": "0step"}}, "output.save_every", "0step is no interval"),
+        ({"output": {"save_every": "0step"}}, "output.save_every", "0step is not an interval"),
         ({"output": {"save_every": "1cycle"}}, "output.save_every", "no fixed length"),
         ({"averages": {"a": {"kind": "mean", "start": "40ep"}}}, "averages.a.start", "40ep is after the end"),
         ({"averages": {"a": {"kind": "mean", "every": "1cycle"}}}, "averages.a.every", CYCLES_NEEDED),
-        ({"averages": {"a": {"kind": "ema", "half_life": "0ep"}}}, "averages.a.half_life", "0ep is no time at all"),
+        ({"averages": {"a": {"kind": "ema", "half_life": "0ep"}}}, "averages.a.half_life", "0ep is too short"),
         ({"averages": {"a": {"kind": "ema", "half_life": "1cycle"}}}, "averages.a.half_life", "no fixed length"),
         (
             {"averages": {"a": {"kind": "ema", "half_life": "1ep", "every": "1cycle"}}, "schedule": RESTARTS},
             "averages.a.half_life",
-            "1ep cannot be told in updates, which come every 1cycle",
+            "1ep is no number of updates, which come every 1cycle",
         ),
         (
             {"averages": {"a": {"kind": "ema", "half_life": "999999999999999ep"}}},

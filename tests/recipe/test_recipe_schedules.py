@@ -14,8 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
+from swa_cli.recipe.learning_rate import chart, learning_rate, minima, schedule_problems
 from swa_cli.recipe.plan import make_plan
-from swa_cli.recipe.schedules import chart, learning_rate, minima, schedule_problems
 from swa_cli.recipe.schema import Recipe, Snapshots
 
 SPE = 10  # steps an epoch

@@ -12,8 +12,11 @@ from pydantic import ValidationError
 from swa_cli.averaging.kinds import KINDS, OWNERS
 from swa_cli.recipe import scalars
 from swa_cli.recipe.explain import fields
+from swa_cli.recipe.kinds import KINDS as DECLARED
+from swa_cli.recipe.kinds import own_keys
 from swa_cli.recipe.scalars import Plain
-from swa_cli.recipe.schema import AVERAGE_KEYS, SCHEDULE_KEYS, Average, Optimizer, Recipe, Schedule
+from swa_cli.recipe.schedules import SCHEDULES
+from swa_cli.recipe.schema import Average, Optimizer, Recipe, Schedule
 from swa_cli.recipe.values import Duration
 
 SMALLEST: dict[str, Any] = {
@@ -62,8 +65,8 @@ def test_every_field_says_what_it_is() -> None:
 
 def test_every_schedule_lists_its_keys() -> None:
     """The table of keys is held against the names and the fields of the section."""
-    assert set(SCHEDULE_KEYS) == set(Schedule.model_fields["name"].annotation.__args__)  # type: ignore[union-attr]
-    listed = {key for required, optional in SCHEDULE_KEYS.values() for key in required | optional}
+    assert set(SCHEDULES) == set(Schedule.model_fields["name"].annotation.__args__)  # type: ignore[union-attr]
+    listed = {key for kind in SCHEDULES.values() for key in kind.keys}
     assert listed == set(Schedule.model_fields) - {"name"}
 
 
@@ -109,9 +112,10 @@ def test_defaults_of_an_average_follow_its_kind() -> None:
 
 def test_every_key_of_an_average_has_its_kind() -> None:
     """The table of keys is held against the fields of the section and against what is built from them."""
-    assert set(AVERAGE_KEYS) == set(Average.model_fields) - {"kind", "start", "every"}
-    built = {key: kind for key, kind in AVERAGE_KEYS.items() if key != "half_life"}  # which becomes a decay
+    assert set(own_keys()) == set(Average.model_fields) - {"kind", "start", "every"}
+    built = {key: name for name, kind in DECLARED.items() for key in kind.keys if key != "half_life"}  # becomes a decay
     assert built == OWNERS
+    assert list(DECLARED) == list(KINDS)
     assert Average.model_fields["kind"].annotation.__args__ == tuple(KINDS)  # type: ignore[union-attr]
 
 

@@ -1,9 +1,9 @@
-"""The recipe as a frozen value: one class a section, and a field's description is its documentation.
+"""The recipe as a frozen value: one class per section.
 
-Values are typed here and not by YAML: the loader hands over the text of each scalar (`scalars.Plain`), so
-`1e-4` is a number wherever a number is wanted and `no` is never a truth value. Whatever the file leaves out
-has its default here and nowhere else. Checks between sections live in `checks.py`, those that need the size
-of the data in `plan.py`.
+The description of a field is its documentation. Values are typed here and not by YAML: the loader hands over the text
+of each scalar (`scalars.Plain`), so `1e-4` is a number wherever a number is wanted and `no` is never a truth value. The
+default of a key that a file leaves out stands here, or in the tables of schedules and kinds. Checks between sections,
+and those that need the size of the data, are in `plan`.
 """
 
 from __future__ import annotations
@@ -14,18 +14,13 @@ from typing import Any
 
 from pydantic import BaseModel, Field, field_validator
 
-from swa_cli.recipe.schema.averages import AVERAGE_KEYS, AVERAGE_KINDS, Average, Swa, Swap, average_misfits
-from swa_cli.recipe.schema.exclusive_keys import STRICT
+from swa_cli.recipe.schema.averages import Average, Swa, Swap
 from swa_cli.recipe.schema.inputs import Augment, Dataset, Model
-from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Optimizer
+from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Optimizer, Schedule
 from swa_cli.recipe.schema.run import Compile, Eval, Output, Snapshots, Train
-from swa_cli.recipe.schema.schedule import SCHEDULE_KEYS, Schedule, schedule_misfits
-from swa_cli.recipe.values import MAX_NAME, NAME_PATTERN, AverageName, TaskName, Text, Whole
+from swa_cli.recipe.values import MAX_NAME, NAME_PATTERN, STRICT, AverageName, TaskName, Text, Whole
 
 __all__ = [
-    "AVERAGE_KEYS",
-    "AVERAGE_KINDS",
-    "SCHEDULE_KEYS",
     "SGD_DEFAULTS",
     "Augment",
     "Average",
@@ -37,13 +32,11 @@ __all__ = [
     "Schedule",
     "Snapshots",
     "Swap",
-    "average_misfits",
-    "schedule_misfits",
 ]
 
 
 class Recipe(BaseModel):
-    """All of a run. The smallest recipe is model.name, dataset.name, optimizer.lr and train.epochs."""
+    """A whole run. The smallest recipe has model.name, dataset.name, optimizer.lr and train.epochs."""
 
     model_config = STRICT
     name: Text | None = Field(
@@ -70,24 +63,24 @@ class Recipe(BaseModel):
 
     @field_validator("snapshots", mode="before")
     @classmethod
-    def _nothing_is_kept(cls, values: Any) -> Any:
-        """An empty section asks for no snapshots."""
+    def _empty_is_none(cls, values: Any) -> Any:
+        """Read an empty section as no snapshots."""
         return None if isinstance(values, Mapping) and not values else values
 
     @property
     def title(self) -> str:
-        """The name of the run folder: `name`, or dataset-model."""
+        """Return the name of the run folder: `name`, or dataset-model."""
         derived = re.sub(r"[^A-Za-z0-9_.+-]+", "-", f"{self.dataset.name}-{self.model.name}")
         return self.name or derived[:MAX_NAME].strip("-.")
 
     @property
     def all_averages(self) -> dict[str, Average]:
-        """Every average by name, `swa` first."""
+        """Return every average by name, `swa` first."""
         if self.swa is None:
             return dict(self.averages)
         return {"swa": Average(kind="mean", start=self.swa.start, every=self.swa.every), **self.averages}
 
     @property
     def average_scoring(self) -> Swa:
-        """How averages are refreshed and scored, also in a run that has averages but no `swa`."""
+        """Return how averages are refreshed and evaluated, also for a run without the section `swa`."""
         return Swa(batchnorm=self.swap.batchnorm) if self.swap else self.swa or Swa()

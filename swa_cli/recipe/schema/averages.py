@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, create_model, model_validator
 
-from swa_cli.recipe.schema.exclusive_keys import INTERNAL, STRICT, Misfit, refuse
-from swa_cli.recipe.values import Count, CountOrAll, Duration, DurationField, Flag, Multiple, Number, Rate, Whole
+from swa_cli.recipe import kinds
+from swa_cli.recipe.kinds import KINDS
+from swa_cli.recipe.values import (
+    INTERNAL,
+    STRICT,
+    Count,
+    CountOrAll,
+    Duration,
+    DurationField,
+    Flag,
+    Multiple,
+    Rate,
+    Whole,
+    field_of,
+    refuse,
+)
 
 
 class BatchNorm(BaseModel):
@@ -19,7 +34,7 @@ class BatchNorm(BaseModel):
         default="pooled", description="pooled: one pass; exact: layer by layer, independent of the batches"
     )
     samples: CountOrAll = Field(default="all", description="training samples of the pass: all, or a number")
-    augment: Flag = Field(default=True, description="images augmented as in training (weights fit those statistics)")
+    augment: Flag = Field(default=True, description="augment images as in training (the weights fit those statistics)")
 
 
 class Swa(BaseModel):
@@ -28,110 +43,77 @@ class Swa(BaseModel):
     model_config = STRICT
     start: DurationField = Field(default=Duration.parse("75%"), description="nothing before this point is averaged")
     every: DurationField = Field(
-        default=Duration.parse("1ep"),
-        description="between two weights of the average; 1cycle: at each minimum",
+        default=Duration.parse("1ep"), description="interval between weight sets; 1cycle: at each minimum"
     )
     lr: Rate | None = Field(default=None, description="constant rate from start on; left out: the schedule's")
     anneal: DurationField = Field(
-        default=Duration.parse("0ep"),
-        description="bridge from the schedule's rate to swa.lr, ending at start",
+        default=Duration.parse("0ep"), description="bridge from the schedule's rate to swa.lr, ending at start"
     )
     anneal_shape: Literal["linear", "cosine"] = Field(default="linear", description="shape of that bridge")
     batchnorm: BatchNorm = BatchNorm()
     eval_every: DurationField = Field(
         default=Duration.parse("5ep"),
-        description="how often averages are scored; each costs a BatchNorm pass",
+        description="interval between evaluations of the averages; each costs a BatchNorm pass",
     )
 
 
-AVERAGE_KINDS: Mapping[str, Mapping[str, Any]] = {  # kind -> the keys it takes, with their defaults
-    "mean": {"start": "75%", "every": "1ep"},
-    "ema": {
-        "start": "0ep",
-        "every": "1step",
-        "decay": 0.999,
-        "half_life": None,  # in place of decay
-        "warmup": False,
-        "bias_correction": True,
-    },
-    "lawa": {"start": "75%", "every": "1ep", "window": 5},
-    "swag": {"start": "75%", "every": "1ep", "rank": 20, "diagonal": False},
-}
-AVERAGE_KEYS: Mapping[str, str] = {  # key -> the only kind of average that takes it
-    key: kind for kind, keys in AVERAGE_KINDS.items() for key in keys if key not in AVERAGE_KINDS["mean"]
-}
+def _default_text(values: Mapping[str, str]) -> str:
+    """Write the default of a key that depends on the kind: `default 75%; ema: 0ep`."""
+    (usual, _), *_ = Counter(values.values()).most_common()
+    others = [f"; {name}: {value}" for name, value in values.items() if value != usual]
+    return f"default {usual}{''.join(others)}"
 
 
-class Average(BaseModel):
+class _Average(BaseModel):
     """One more average of the same run."""
 
     model_config = STRICT
-    kind: Literal["mean", "ema", "lawa", "swag"] = Field(
-        description="mean, exponential moving average, mean of the last k, or mean with a Gaussian around it"
+    kind: str
+    start: DurationField | None = Field(
+        default=None, description=_default_text({name: kind.start for name, kind in KINDS.items()})
     )
-    start: DurationField | None = Field(default=None, description="default 75%; ema: 0ep")
-    every: DurationField | None = Field(default=None, description="default 1ep; ema: 1step")
-    decay: Number | None = Field(default=None, gt=0, lt=1, description="ema: weight of the past; default 0.999")
-    half_life: DurationField | None = Field(
-        default=None, description="ema: in place of decay, after what time a weight set counts half"
+    every: DurationField | None = Field(
+        default=None, description=_default_text({name: kind.every for name, kind in KINDS.items()})
     )
-    warmup: Flag | None = Field(
-        default=None, description="ema: decay of update n at most (1 + n) / (10 + n); default false"
-    )
-    bias_correction: Flag | None = Field(
-        default=None, description="ema: the first weight set counts as one like the others; default true"
-    )
-    window: Count | None = Field(default=None, description="lawa: number of weight sets; default 5")
-    rank: Whole | None = Field(
-        default=None, ge=2, description="swag: how many deviations from the mean are kept; default 20"
-    )
-    diagonal: Flag | None = Field(default=None, description="swag: variances alone, no deviations; default false")
+    if TYPE_CHECKING:
+
+        def __getattr__(self, key: str) -> Any:
+            """Return the value of a key that the table of kinds declares."""
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """Return the values of the keys that belong to this kind alone."""
+        return {key: getattr(self, key) for key in KINDS[self.kind].fields}
 
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_this_kind(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        defaults = {**AVERAGE_KINDS.get(str(values.get("kind")), AVERAGE_KINDS["mean"])}
-        if values.get("half_life") is not None:
-            defaults.pop("decay", None)
-        if _is_true(values.get("diagonal")):
-            defaults.pop("rank", None)
-        return {key: value for key, value in defaults.items() if value is not None} | {**values}
+        return kinds.with_defaults(values) if isinstance(values, Mapping) else values
 
     @model_validator(mode="after")
-    def _keys_of_this_kind(self) -> Average:
-        refuse(average_misfits({key: getattr(self, key) for key in self.model_fields_set}))
+    def _keys_of_this_kind(self) -> _Average:
+        refuse(kinds.misplaced({key: getattr(self, key) for key in self.model_fields_set}))
         return self
 
 
-def average_misfits(values: Mapping[str, object]) -> list[Misfit]:
-    """Keys that an average of this kind does not take, or not beside another; values are looked at no further."""
-    kind = str(values.get("kind"))
-    given = [key for key in AVERAGE_KEYS if values.get(key) is not None]
-    found = [
-        Misfit(key, f"an average of kind {kind} has no such key", f"`{key}` goes with `kind: {AVERAGE_KEYS[key]}`")
-        for key in given
-        if kind in AVERAGE_KINDS and kind != AVERAGE_KEYS[key]
-    ]
-    if kind == "ema" and {"decay", "half_life"} <= set(given):
-        found.append(Misfit("half_life", "stands beside decay, and is another way to say it", "write one of the two"))
-    if kind == "swag" and "rank" in given and _is_true(values.get("diagonal")):
-        hint = "leave `rank` out, or write `diagonal: false`"
-        found.append(Misfit("rank", "a diagonal swag keeps no deviations", hint))
-    return found
-
-
-def _is_true(value: object) -> bool:
-    """Whether a flag is set, also before it was read."""
-    return str(value).lower() == "true"
+if TYPE_CHECKING:
+    Average = _Average
+else:  # with the kinds and keys of the table
+    _SUMMARY = "; ".join(f"{name}: {kind.summary}" for name, kind in KINDS.items())
+    Average = create_model(
+        "Average",
+        __base__=_Average,
+        __doc__=_Average.__doc__,
+        kind=(Literal[tuple(KINDS)], Field(description=_SUMMARY)),
+        **{key: field_of(key, kinds.owners(key)) for key in kinds.own_keys()},
+    )
 
 
 class Swap(BaseModel):
     """SWAP (Gupta et al. 2020): a common phase, then workers that each train alone; swa is their mean."""
 
     model_config = STRICT
-    workers: Whole = Field(ge=2, description="how many go on from the common weights; on fewer processes in turn")
+    workers: Whole = Field(ge=2, description="number of runs from the common weights; fewer processes take turns")
     start: DurationField = Field(
         default=Duration.parse("70%"), description="end of the common phase, rounded to whole epochs"
     )
@@ -139,11 +121,11 @@ class Swap(BaseModel):
         default=None, description="samples of a worker's step; default those of a common step over the workers"
     )
     lr: Multiple | None = Field(
-        default=None, description="a worker's rate in multiples of the schedule's: 0.5x; default as its batch shrinks"
+        default=None, description="rate of a worker in multiples of the schedule's: 0.5x; default as its batch shrinks"
     )
     batchnorm: BatchNorm = BatchNorm()
     worker: Count | None = Field(
         default=None,
-        description="this run is that worker alone: train.init names the common weights",
+        description="number of the worker that this run is; train.init names the common weights",
         json_schema_extra=INTERNAL,
     )

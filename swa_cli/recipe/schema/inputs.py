@@ -1,4 +1,4 @@
-"""Sections `model` and `dataset`: the network, and the images that go in."""
+"""Sections `model` and `dataset`: the network and its data."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
-from swa_cli.recipe.schema.exclusive_keys import STRICT
-from swa_cli.recipe.values import Argument, Flag, Flip, Portion, Rate, Text, Whole
+from swa_cli.recipe.values import STRICT, Argument, Flag, Flip, Portion, Rate, Text, Whole
 
 
 class Model(BaseModel):
-    """The network that is trained."""
+    """The network to train."""
 
     model_config = STRICT
     name: Text = Field(description="zoo name, torchvision:NAME, timm:NAME, or package.module:Attribute")
@@ -21,19 +20,17 @@ class Model(BaseModel):
 
 
 class Jitter(BaseModel):
-    """Random changes of colour, in a random order; each is how far it goes at most, and 0 is off."""
+    """Random changes of color in a random order; each value is the largest change, 0 for none."""
 
     model_config = STRICT
     brightness: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
     contrast: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
     saturation: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
-    hue: Rate = Field(
-        default=0.0, le=0.5, description="turn of the colour circle from -x to x, of which 1 is a whole one"
-    )
+    hue: Rate = Field(default=0.0, le=0.5, description="rotation of the color circle from -x to x, in turns")
 
 
 class Augment(BaseModel):
-    """Random changes of the training images, the same for a seed whatever else is switched on."""
+    """Random changes of the training images; each depends on the seed alone, whatever else is on."""
 
     model_config = STRICT
     crop: Whole = Field(default=0, ge=0, description="zero padding in pixels, then a random window of the old size")
@@ -55,7 +52,7 @@ class Augment(BaseModel):
 
 
 class Dataset(BaseModel):
-    """Where the images come from."""
+    """Where the samples come from."""
 
     model_config = STRICT
     name: Text = Field(description="a named dataset, image_folder, or package.module:factory")

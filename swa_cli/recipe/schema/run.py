@@ -1,4 +1,4 @@
-"""Sections `train`, `eval`, `snapshots` and `output`: how the run goes, how it is scored, and what it leaves."""
+"""Sections `train`, `eval`, `snapshots` and `output`: training, evaluation and files of a run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field, field_validator
 
 from swa_cli.recipe import scalars
-from swa_cli.recipe.schema.exclusive_keys import STRICT
 from swa_cli.recipe.values import (
+    STRICT,
     Count,
     CountOrAll,
     Duration,
@@ -46,12 +46,12 @@ class Compile(BaseModel):
 
 
 def _add_short_forms(node: dict[str, Any]) -> None:
-    """Let the JSON Schema of `train.compile` take what `Train._short_compile` reads, too."""
+    """Let the JSON Schema of `train.compile` accept what `Train._short_compile` parses."""
     node["anyOf"] = [{"type": "boolean"}, {"type": "string", "minLength": 1}, *node["anyOf"]]
 
 
 class Train(BaseModel):
-    """How the run goes."""
+    """How the network is trained."""
 
     model_config = STRICT
     epochs: Count = Field(description="passes over the training set")
@@ -87,13 +87,13 @@ class Train(BaseModel):
     )
     deterministic: Flag = Field(default=False, description="refuse operations that are not reproducible on a GPU")
     threads: Threads = Field(default="auto", description="processor threads")
-    max_time: TimeField | None = Field(default=None, description="the run ends after this time, such as 2h")
+    max_time: TimeField | None = Field(default=None, description="end the run after this time, such as 2h")
     early_stopping: EarlyStopping | None = None
 
     @field_validator("compile", mode="before")
     @classmethod
     def _short_compile(cls, value: Any) -> Any:
-        """`true` is the section with its defaults, `false` is none, and a text names the backend."""
+        """Parse `true` as the section with its defaults, `false` as none, and text as the backend."""
         if value is None or isinstance(value, Mapping | Compile):
             return value
         if isinstance(value, bool) or str(value).lower() in scalars.TRUTH_WORDS:
@@ -102,7 +102,7 @@ class Train(BaseModel):
 
 
 class Eval(BaseModel):
-    """How weight sets are scored, during the run and after it."""
+    """How weight sets are evaluated, during the run and after it."""
 
     model_config = STRICT
     batch_size: Count = Field(default=512, description="samples of one forward pass without gradients")
@@ -115,10 +115,10 @@ class Eval(BaseModel):
 
 
 class Snapshots(BaseModel):
-    """Raw weights kept on disk while the run goes on."""
+    """Raw weights that are kept on disk during the run."""
 
     model_config = STRICT
-    every: DurationField = Field(description="between two snapshots; 1cycle: at each minimum")
+    every: DurationField = Field(description="interval between snapshots; 1cycle: at each minimum")
     start: DurationField = Field(default=Duration.parse("0ep"), description="nothing before this point is kept")
     keep: CountOrAll = Field(default="all", description="all, or the last k")
     cumulative: Flag = Field(
@@ -128,16 +128,16 @@ class Snapshots(BaseModel):
 
 
 class Output(BaseModel):
-    """Where results go."""
+    """Where results are written."""
 
     model_config = STRICT
     root: Text = Field(default="runs", description="folder of the run folders")
     save_every: DurationOrTime = Field(
-        default=Duration.parse("1ep"), description="between two saves of last.pt: 1ep, 200step, or a time as 10min"
+        default=Duration.parse("1ep"), description="interval between saves of last.pt: 1ep, 200step, or a time as 10min"
     )
     loggers: list[LoggerName] = Field(
         default=[],
         description="take the rows of metrics.csv too: tensorboard (pip install 'swa-cli[tensorboard]')"
         " or package.module:attribute",
     )
-    plots: Flag = Field(default=False, description="draw all pictures of `swa plot` when the run has ended")
+    plots: Flag = Field(default=False, description="draw all pictures of `swa plot` at the end of the run")

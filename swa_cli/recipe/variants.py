@@ -1,0 +1,145 @@
+"""Recipes made from a recipe: its baseline, and the same run with more epochs.
+
+The baseline is the run that one would do without averaging: the same model, data, optimizer, seed and epochs, no
+averaging sections, and a rate that decays over the whole run. An average has to beat it at the same cost. A schedule
+that is made for averaging, constant or in cycles, is replaced by a cosine from its highest to its lowest rate.
+
+With more epochs, whatever has happened must have happened in the longer run too. So beginnings that are written in %
+stay at their point, and the averages of the past have to be a part of the new plan. A schedule that spans the run moves
+all the same; a sentence says so, with the rates.
+"""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+from swa_cli.errors import UserError
+from swa_cli.recipe.learning_rate import bounds
+from swa_cli.recipe.plan import Plan, make_plan
+from swa_cli.recipe.schedules import SCHEDULES
+from swa_cli.recipe.schema import Recipe, Schedule
+from swa_cli.recipe.values import Duration
+
+BASELINE = "baseline"
+
+
+def baseline_of(recipe: Recipe) -> Recipe:
+    """Return the recipe of the baseline; a recipe without averages that decays over the whole run is its own baseline.
+
+    Its raw weights are refreshed by the default BatchNorm pass: a recipe without averages has no other.
+    """
+    schedule, lr = _baseline_schedule(recipe)
+    train = recipe.train
+    if train.early_stopping is not None:
+        metric = train.early_stopping.metric
+        for name in recipe.all_averages:  # a metric of an average becomes that of the raw weights
+            if metric.startswith(f"{name}_val_"):
+                metric = metric.removeprefix(f"{name}_")
+                break
+        stopping = train.early_stopping.model_copy(update={"metric": metric})
+        train = train.model_copy(update={"early_stopping": stopping})
+    changes: dict[str, Any] = {
+        "name": f"{recipe.title}-baseline",
+        "optimizer": recipe.optimizer.model_copy(update={"lr": lr}),
+        "schedule": schedule,
+        "swa": None,
+        "averages": {},
+        "swap": None,
+        "snapshots": None,
+        "train": train,
+    }
+    return recipe.model_copy(update=changes)
+
+
+def describe_baseline(recipe: Recipe) -> str:
+    """Describe a recipe that `baseline_of` made: `no averaging, cosine from 0.1 to 0 over all 20 epochs`."""
+    (lowest, highest), epochs = bounds(recipe), recipe.train.epochs
+    return f"no averaging, {recipe.schedule.name} from {highest:g} to {lowest:.3g} over all {epochs} epochs"
+
+
+def _baseline_schedule(recipe: Recipe) -> tuple[Schedule, float]:
+    """Return the schedule of the baseline, and the rate that it begins at."""
+    schedule = recipe.schedule
+    if SCHEDULES[schedule.name].is_decay:
+        return schedule.model_copy(update={"span": None}), recipe.optimizer.lr
+    lowest, highest = bounds(recipe)
+    return Schedule.model_validate({"name": "cosine", "warmup": schedule.warmup, "final_lr": lowest}), highest
+
+
+def with_more_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) -> tuple[dict[str, Any], list[str]]:
+    """Return the values of a recipe with more epochs, and sentences that say what this moves.
+
+    Args:
+        recipe: The recipe of the run as it was started.
+        epochs: Its new number of epochs.
+        num_train: Training samples.
+        step: Updates done.
+
+    Raises:
+        UserError: Not more epochs, or something of the past would not be a part of the longer run.
+        RecipeError: The longer run cannot be planned.
+    """
+    before = recipe.train.epochs
+    if recipe.swap is not None:
+        reason = "the workers of a SWAP run begin where its common phase has ended, which would be later"
+        raise UserError(f"--extend-to {epochs}: {reason}", hint="start a new run")
+    if epochs <= before:
+        raise UserError(
+            f"--extend-to {epochs}: the run has {before} epochs", hint=f"name more, such as --extend-to {before + 1}"
+        )
+    values = recipe.model_dump(mode="json", exclude_none=True)
+    values["train"]["epochs"] = epochs
+    kept = _fix_percents(values, epochs=before)
+    old = make_plan(recipe, num_train=num_train)
+    new = make_plan(Recipe.model_validate(values), num_train=num_train)
+    _require_same_past(old, new, step=step)
+    return values, [f"train.epochs {before} -> {epochs}", *kept, *_moved(old, new, step=step)]
+
+
+def _fix_percents(values: dict[str, Any], *, epochs: int) -> list[str]:
+    """Write each start and half-life in % as the same in epochs."""
+    sections = {"swa": values.get("swa"), "snapshots": values.get("snapshots")}
+    sections |= {f"averages.{name}": average for name, average in values["averages"].items()}
+    notes = []
+    for name, section in sections.items():
+        for key in ("start", "half_life"):
+            length = Duration.parse(section[key]) if section and key in section else None
+            if section and length is not None and length.unit == "%":
+                section[key] = str(Duration(Fraction(round(length.value * epochs * 10**10), 10**12), "ep"))
+                notes.append(f"{name}.{key} stays at {section[key]} ({length} of {epochs} epochs)")
+    return notes
+
+
+def _require_same_past(old: Plan, new: Plan, *, step: int) -> None:
+    pairs = [(f"the average {a.name}", a.steps, b.steps) for a, b in zip(old.averages, new.averages, strict=True)]
+    for what, first, second in [*pairs, ("the set of snapshots", old.snapshots, new.snapshots)]:
+        past, expected = ([point for point in points if point <= step] for points in (first, second))
+        if past != expected:
+            raise UserError(
+                f"{what} took other steps than it would have in the longer run: an interval is written in % of the run",
+                hint="start a new run, with the interval in ep or step",
+            )
+    for a, b in zip(old.averages, new.averages, strict=True):
+        for key, value in a.settings.items():
+            if b.settings[key] != value:
+                raise UserError(
+                    f"the average {a.name} had a {key} of {value}, and would have {b.settings[key]} in the longer run",
+                    hint="start a new run, with half_life and every in ep or step",
+                )
+
+
+def _moved(old: Plan, new: Plan, *, step: int) -> list[str]:
+    notes = [
+        f"{a.name} takes {len(b.steps):,} weights instead of {len(a.steps):,}"
+        for a, b in zip(old.averages, new.averages, strict=True)
+    ]
+    differing = [point for point in range(step) if old.learning_rate(point) != new.learning_rate(point)]
+    if differing:
+        notes.append(
+            f"the schedule spans the run and moves: {len(differing):,} steps so far had another rate than in a run of"
+            f" {new.epochs} epochs from the start, so this run will not equal it"
+        )
+    if step and step < new.total_steps:
+        notes.append(f"the rate goes on at {new.learning_rate(step):g} after {old.learning_rate(step - 1):g}")
+    return notes
