@@ -1,18 +1,16 @@
-"""Weight sets that are chosen by their scores on validation images: the greedy soup, and the search for a window.
+"""`swa average`: one weight set from several on disk, or the average that a resume point holds, ready to ship.
 
-Whatever is tried gets BatchNorm statistics of its own first, by a pass over the training set. The test set is never
-looked at: scores on it would mean nothing afterwards.
+`Choice` says what is averaged: all sources, the last few, a window of the run, or what scores on validation images
+choose (the greedy soup, the search for a window). Every candidate gets BatchNorm statistics of its own first. The
+test set is never used: scores on it would mean nothing afterwards.
 
-`swa average`: one weight set made of several that are on disk, refreshed and ready to ship.
-
-How it is made is a `Choice`: of all sources, of the last few, of a window of the run, with weights, or as scores on
-validation images say. The result is a file like swa.pt, which also lists its sources.
+`extract_average` rescues an average where the end of a run fails: last.pt holds it before anything is scored.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,21 +18,25 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from swa_cli.analysis import open
-from swa_cli.analysis import sources as ingredients
-from swa_cli.analysis.sources import Ingredients, Source, Trail, trail_of
+from swa_cli.analysis import open, passes, sources
+from swa_cli.analysis.sources import Mean, SnapshotSeries, Source, Sources, snapshot_series
 from swa_cli.averaging import soup
 from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.bn_layers import is_refreshable
 from swa_cli.averaging.model_state import cloned
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.engine import evaluate, failures
-from swa_cli.errors import UserError
+from swa_cli.engine import evaluate, swap
+from swa_cli.engine.context import Context
+from swa_cli.engine.evaluate import RAW
+from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores
+from swa_cli.recipe import load
 from swa_cli.recipe.plan import Window
+from swa_cli.recipe.swap import phase_of
 from swa_cli.report.plots import schedule
 from swa_cli.report.tables.scores import search_summary
 from swa_cli.report.terminal import Terminal
@@ -44,165 +46,124 @@ MAX_PASSES = 8  # of BatchNorm in a search
 
 
 @dataclass(frozen=True)
-class Mix:
-    """A mean: of what kind, how much of which source is in it, and the steps whose weights it holds."""
-
-    kind: str
-    shares: list[tuple[Source, float]]
-    steps: list[int]
-    count: int
-    state: dict[str, Tensor]  # float64
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A mix in the types of the model; `update` says how BatchNorm was recomputed, None if it was not."""
-
-    mix: Mix
-    state_dict: dict[str, Tensor]
-    update: BatchNormUpdate | None
-
-
-@dataclass
-class Trials:
-    """What was tried: a row and the scores of its samples for each, and the passes that they cost."""
-
-    ingredients: Ingredients
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[SampleScores] = field(default_factory=list)
-    num_passes: int = 0
-    network: nn.Module | None = None  # with the mix that was finished last
-
-    @property
-    def metrics(self) -> TaskMetrics:
-        """What the task scores."""
-        return self.ingredients.context.task.metrics
-
-    def finish(self, mix: Mix, *, refresh: bool = True) -> Finished:
-        """Put a mix into a network, with statistics of its own."""
-        context = self.ingredients.context
-        self.network = model = context.build_model()
-        loading.load_unchecked(model, mix.state)
-        update = None
-        if refresh:
-            with failures.memory("train.batch_size", context.recipe.train.batch_size):
-                update = context.refresh_batchnorm(model, name=NAME)
-            self.num_passes += update.num_layers > 0
-        return Finished(mix, cloned(model.state_dict()), update)
-
-    def note(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score the mix that was finished last, and keep the row with its scores."""
-        samples = self.score(name=NAME)
-        row |= evaluate.summarize(samples, [metric.key for metric in self.metrics.compared])
-        self.rows.append(row)
-        self.samples.append(samples)
-        return row
-
-    def score(self, *, name: str) -> SampleScores:
-        """What each validation image scores with the mix that was finished last."""
-        assert self.network is not None, "a mix is finished before it is scored"
-        context = self.ingredients.context
-        loader = context.plain_batches("val")
-        with (
-            context.events.progress(f"scoring {name}", len(loader)) as bar,
-            failures.memory("eval.batch_size", context.recipe.eval.batch_size),
-        ):
-            return evaluate.score(
-                self.network, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
-            )
-
-
-def mean_of(kind: str, sources: Sequence[Source], weights: Sequence[float], ingredients: Ingredients) -> Mix:
-    """The weighted mean of sources; those of weight 0 are not counted."""
-
-    def states() -> Iterator[dict[str, Tensor]]:
-        for source in sources:
-            yield source.state
-            bar.advance()
-
-    with ingredients.context.events.progress("averaging", len(sources)) as bar:
-        state = soup.mean(states(), averaged=ingredients.averaged, weights=weights)
-    total = sum(weights)
-    shares = [(source, weight / total) for source, weight in zip(sources, weights, strict=True) if weight]
-    steps = [source.step for source, _ in shares if source.step is not None]
-    return Mix(kind, shares, steps if len(steps) == len(shares) else [], len(shares), state)
-
-
-def greedy(trials: Trials) -> Finished:
-    """Sources by their score alone; each is kept if the score of the refreshed soup does not fall with it."""
-    ingredients, sources, own = trials.ingredients, trials.ingredients.sources, trials.metrics.primary
-    gather_single_process = [_score_alone(source, trials) for source in sources]
-    made: dict[tuple[int, ...], Finished] = {}
-
-    def try_out(members: list[int]) -> float:
-        for other in made.keys() - {tuple(members[:-1])}:  # what was tried before and left out
-            del made[other]
-        chosen, added = [sources[index] for index in members], sources[members[-1]]
-        made[tuple(members)] = trials.finish(mean_of("greedy", chosen, [1.0] * len(chosen), ingredients))
-        row = {
-            "file": added.file,
-            "step": added.step,
-            f"own_{own.key}": gather_single_process[members[-1]],
-            "count": len(members),
-        }
-        return own.gain(trials.note(row)[own.key])
-
-    kept = soup.greedy(sorted(range(len(sources)), key=lambda index: -own.gain(gather_single_process[index])), try_out)
-    held = {sources[index].file for index in kept}
-    for row in trials.rows:
-        row["chosen"] = row["file"] in held
-    return made[tuple(kept)]
-
-
-def search(trials: Trials, trail: Trail) -> Finished:
-    """The window whose refreshed mean has the lowest loss, of those that `MAX_PASSES` passes can try."""
-    made: dict[tuple[int, int], Finished] = {}
-    key = trials.metrics.loss_key
-
-    def try_out(first: int, last: int) -> float:
-        finished = trials.finish(window_of(trail, first, last))
-        start, end = trail.bounds(first, last)
-        row = trials.note({"start": start, "end": end, "count": finished.mix.count})
-        loss = float(row[key])
-        if not made or loss < best[key]:
-            made.clear()
-            made[first, last] = finished
-            best.update(row)
-        return loss
-
-    best: dict[str, Any] = {}
-    chosen = soup.search(trail.n, try_out, budget=MAX_PASSES)
-    index = next(i for i, row in enumerate(trials.rows) if (row["start"], row["end"]) == trail.bounds(*chosen))
-    for row, samples in zip(trials.rows, trials.samples, strict=True):
-        row |= evaluate.compare(samples, trials.samples[index])
-        row["chosen"] = row is trials.rows[index]
-    return made[chosen]
-
-
-def window_of(trail: Trail, first: int, last: int) -> Mix:
-    """The mean of a window."""
-    steps = trail.steps(first, last)
-    return Mix("window", trail.shares(first, last), steps, len(steps), trail.mean(first, last))
-
-
-def _score_alone(source: Source, trials: Trials) -> float:
-    """Of a source as it is; of averaged weights that were never refreshed, with statistics of their own."""
-    mix = mean_of("uniform", [source], [1.0], trials.ingredients)
-    trials.finish(mix, refresh=source.batchnorm == "stale")
-    value = trials.score(name=source.file).metric(trials.metrics.primary.key).value
-    assert value is not None, "only an optional score may say nothing"
-    return value
-
-
-@dataclass(frozen=True)
 class Choice:
-    """What is averaged; at most one of these is given, and without any it is all sources alike."""
+    """What is averaged: at most one of these, or else all sources alike."""
 
     last: int | None = None
     window: Window | None = None
     weights: tuple[float, ...] | None = None
     greedy: bool = False
     search: bool = False
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """A mean in the types of the model; `update` records its BatchNorm pass, None without one."""
+
+    mean: Mean
+    state_dict: dict[str, Tensor]
+    update: BatchNormUpdate | None
+
+
+@dataclass
+class Trials:
+    """The means that were tried: a row and the scores per sample of each, and the BatchNorm passes they took."""
+
+    sources: Sources
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[SampleScores] = field(default_factory=list)
+    num_passes: int = 0
+    network: nn.Module | None = None  # with the mean that was refreshed last
+
+    @property
+    def metrics(self) -> TaskMetrics:
+        """The metrics of the task."""
+        return self.sources.context.task.metrics
+
+    def refresh(self, mean: Mean, *, skip: bool = False) -> Refreshed:
+        """Put a mean into a network and give it BatchNorm statistics of its own, unless they are to stay."""
+        context = self.sources.context
+        self.network = model = context.build_model()
+        loading.load_unchecked(model, mean.state)
+        update = None
+        if not skip:
+            update = passes.refresh(model, context=context, name=NAME)
+            self.num_passes += update.num_layers > 0
+        return Refreshed(mean, cloned(model.state_dict()), update)
+
+    def score(self, *, name: str = NAME) -> SampleScores:
+        """Score every validation image with the mean that was refreshed last."""
+        assert self.network is not None, "a mean is refreshed before it is scored"
+        context = self.sources.context
+        return passes.score(self.network, context.plain_batches("val"), context=context, name=name)
+
+    def note(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Score the mean that was refreshed last, and keep the row with its scores."""
+        samples = self.score()
+        row |= evaluate.summarize(samples, [metric.key for metric in self.metrics.compared])
+        self.rows.append(row)
+        self.samples.append(samples)
+        return row
+
+    def note_window(self, series: SnapshotSeries, first: int, last: int) -> tuple[Refreshed, dict[str, Any]]:
+        """Refresh and score the mean of a window; return it and its row."""
+        refreshed = self.refresh(series.mean(first, last))
+        start, end = series.bounds(first, last)
+        return refreshed, self.note({"start": start, "end": end, "count": refreshed.mean.count})
+
+    def compare_to(self, best: int) -> None:
+        """Add the differences to the row of this index, and mark it as chosen."""
+        for row, samples in zip(self.rows, self.samples, strict=True):
+            row |= evaluate.compare(samples, self.samples[best])
+            row["chosen"] = row is self.rows[best]
+
+
+def greedy(trials: Trials) -> Refreshed:
+    """Add sources in the order of their own scores; keep each with which the score of the soup does not fall."""
+    gathered, members, own = trials.sources, trials.sources.sets, trials.metrics.primary
+    alone = [_score_alone(source, trials) for source in members]
+    made: dict[tuple[int, ...], Refreshed] = {}
+
+    def try_out(indices: list[int]) -> float:
+        for rejected in made.keys() - {tuple(indices[:-1])}:
+            del made[rejected]
+        chosen, added = [members[index] for index in indices], members[indices[-1]]
+        made[tuple(indices)] = trials.refresh(gathered.mean("greedy", chosen, [1.0] * len(chosen)))
+        row = {"file": added.file, "step": added.step, f"own_{own.key}": alone[indices[-1]], "count": len(indices)}
+        return own.gain(trials.note(row)[own.key])
+
+    kept = soup.greedy(sorted(range(len(members)), key=lambda index: -own.gain(alone[index])), try_out)
+    held = {members[index].file for index in kept}
+    for row in trials.rows:
+        row["chosen"] = row["file"] in held
+    return made[tuple(kept)]
+
+
+def search(trials: Trials, series: SnapshotSeries) -> Refreshed:
+    """Find the window whose mean has the lowest validation loss, within `MAX_PASSES` passes."""
+    made: dict[tuple[int, int], tuple[float, Refreshed]] = {}  # the best one alone
+
+    def try_out(first: int, last: int) -> float:
+        refreshed, row = trials.note_window(series, first, last)
+        loss = float(row[trials.metrics.loss_key])
+        if all(loss < other for other, _ in made.values()):
+            made.clear()
+            made[first, last] = loss, refreshed
+        return loss
+
+    chosen = soup.search(series.n, try_out, budget=MAX_PASSES)
+    bounds = series.bounds(*chosen)
+    trials.compare_to(next(i for i, row in enumerate(trials.rows) if (row["start"], row["end"]) == bounds))
+    return made[chosen][1]
+
+
+def _score_alone(source: Source, trials: Trials) -> float:
+    """Score a source as it is; averaged weights that were never refreshed get statistics of their own."""
+    mean = trials.sources.mean("uniform", [source], [1.0])
+    trials.refresh(mean, skip=source.batchnorm != "stale")
+    value = trials.score(name=source.file).metric(trials.metrics.primary.key).value
+    assert value is not None, "only an optional metric may be undefined"
+    return value
 
 
 def average_checkpoints(
@@ -217,153 +178,275 @@ def average_checkpoints(
     recipe: Path | None = None,
     allow_code: bool = False,
 ) -> dict[str, Any]:
-    """Make one weight set of several and write it to `out`, atomically; a search also draws what it tried.
+    """Average weight sets and write the result to `out`, atomically; a search also draws what it tried.
 
     Args:
         paths: Run folders, which stand for their snapshots, and files.
         overrides: Changes of keys that the weights do not depend on.
         out: A .pt file that is none of the sources.
         choice: What is averaged.
-        terminal: Told of everything.
+        terminal: Shows progress and results.
         refresh: Recompute BatchNorm; without it the result says `stale`.
-        plot: Where a search draws what it tried; default beside `out`.
-        recipe: Of sources that swa did not write.
-        allow_code: Import what the recipe in a source names.
+        plot: The picture of a search; by default beside `out`.
+        recipe: The recipe of sources that swa did not write.
+        allow_code: Import the code that the recipe in a source names.
 
     Raises:
         UserError: Sources that do not fit each other or the choice, or a place that cannot be written to.
     """
-    files = ingredients.files_of(paths)
+    files = sources.files_of(paths)
     picture = (plot or out.with_suffix(".png")) if choice.search else None
-    for target, suffix in ((out, ".pt"), (picture, ".png")):
-        if target is not None:
-            require_writable(target, files, suffix=suffix)
+    _require_writable(out, files, suffix=".pt")
+    if picture is not None:
+        _require_writable(picture, files, suffix=".png")
     folder = RunFolder.around(out)
     with folder.claimed() if folder is not None else nullcontext():
         started = time.monotonic()
-        gathered = ingredients.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
+        gathered = sources.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
         trials = Trials(gathered)
-        finished = _made(choice, trials, refresh=refresh)
-        content = _content(finished, trials, refresh=refresh, passed=recipe is not None)
+        refreshed = _chosen_mean(choice, trials, refresh=refresh)
+        content = _content(refreshed, gathered, has_own_recipe=recipe is None)
         reader.save(out, content)
         if picture is not None:
             _draw(picture, trials)
-    _tell(terminal, out, content, trials)
+    if trials.rows:
+        samples, passes = len(trials.samples[0]), trials.num_passes
+        terminal.print(search_summary(trials.rows, samples=samples, passes=passes, metrics=trials.metrics))
+    _tell(terminal, out, content, what=f"{content['average']['kind']} mean")
     return {
-        "command": "average",
-        "checkpoint": str(out),
-        "run": open.run_of(out),
-        **{key: content[key] for key in ("average", "sources", "batchnorm", "batchnorm_method", "samples")},
+        **_answer(out, content, started=started),
+        "sources": content["sources"],
         "tried": trials.rows,
         "passes": trials.num_passes,
         "split": "val" if trials.rows else None,
         "plot": None if picture is None else str(picture),
-        "seconds": round(time.monotonic() - started, 3),
         "device": str(gathered.context.hardware.device),
         "precision": gathered.context.hardware.precision,
     }
 
 
-def _made(choice: Choice, trials: Trials, *, refresh: bool) -> Finished:
-    """The weight set of a choice.
+def _chosen_mean(choice: Choice, trials: Trials, *, refresh: bool) -> Refreshed:
+    """Return the mean of a choice.
 
     Raises:
         UserError: The choice does not fit the sources.
     """
-    gathered, sources = trials.ingredients, trials.ingredients.sources
+    gathered, members = trials.sources, trials.sources.sets
     if choice.greedy:
-        ingredients.require_held_out(gathered)
+        sources.require_held_out(gathered)
         return greedy(trials)
     if choice.search:
-        trail = trail_of(gathered, option="--search")
-        ingredients.require_held_out(gathered)
-        return search(trials, trail)
+        series = snapshot_series(gathered, option="--search")
+        sources.require_held_out(gathered)
+        return search(trials, series)
     if choice.window is not None:
-        trail = trail_of(gathered, option="--window")
-        return trials.finish(window_of(trail, *trail.window(choice.window)), refresh=refresh)
-    if choice.last is not None and choice.last > len(sources):
-        raise UserError(f"--last {choice.last}: number of sources: {len(sources)}", hint="write a smaller number")
-    sources = sources[-choice.last :] if choice.last is not None else sources
-    weights = choice.weights or (1.0,) * len(sources)
-    if len(weights) != len(sources):
+        series = snapshot_series(gathered, option="--window")
+        return trials.refresh(series.mean(*series.window(choice.window)), skip=not refresh)
+    if choice.last is not None and choice.last > len(members):
+        raise UserError(f"--last {choice.last}: number of sources: {len(members)}", hint="write a smaller number")
+    members = members[-choice.last :] if choice.last is not None else members
+    weights = choice.weights or (1.0,) * len(members)
+    if len(weights) != len(members):
         raise UserError(
-            f"--weights: {len(weights)} numbers, number of sources: {len(sources)}",
-            hint="write one a source, in the order of the sources",
+            f"--weights: {len(weights)} numbers, number of sources: {len(members)}",
+            hint="write one per source, in the order of the sources",
         )
     kind = "uniform" if choice.weights is None else "weighted"
-    return trials.finish(mean_of(kind, sources, weights, gathered), refresh=refresh)
+    return trials.refresh(gathered.mean(kind, members, weights), skip=not refresh)
 
 
-def require_writable(target: Path, sources: Sequence[Path], *, suffix: str) -> None:
-    """Nothing that matters is where the result will be.
-
-    Raises:
-        UserError: No name for it, no folder, a link, a source, or what a run goes on from.
-    """
-    if not target.parent.is_dir():
-        raise UserError(f"{target.parent}: no such folder", hint="make it, or name another file")
-    if target.suffix != suffix or (target.exists() and not target.is_file()):
-        raise UserError(f"{target}: is no name for the result", hint=f"name a {suffix} file")
-    if target.is_symlink():
-        raise UserError(
-            f"{target}: is a symbolic link, which is not followed for writing", hint="name the file itself, or another"
-        )
-    if target.resolve() in {source.resolve() for source in sources}:
-        raise UserError(f"{target}: is one of the sources", hint="name another file with -o FILE")
+def _require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> None:
+    """Refuse a place where a result cannot be written, or would replace a source or a resume point."""
+    open.require_writable(target, sources=files)
+    if target.suffix != suffix:
+        raise UserError(f"{target}: the name must end in {suffix}", hint=f"name a {suffix} file")
     folder = RunFolder.around(target)
     if folder is not None and target.resolve() in (folder.last, folder.previous):
-        raise UserError(f"{target}: is what its run goes on from", hint="name another file with -o FILE")
+        raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
 
 
-def _content(finished: Finished, trials: Trials, *, refresh: bool, passed: bool) -> dict[str, Any]:
-    """What the file holds."""
-    mix, update, gathered = finished.mix, finished.update, trials.ingredients
-    first = mix.shares[0][0].found
-    own = None if passed else first.recipe
+def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
+    """Return the content of the file of a mean."""
+    mean, update = refreshed.mean, refreshed.update
+    first = mean.shares[0][0].found
+    own = first.recipe if has_own_recipe else None
     fresh = (update or NOTHING).record
     if update is None and is_refreshable(gathered.model):
-        assert not refresh, "what has BatchNorm is refreshed"
         fresh["batchnorm"] = "stale"
     return {
         "recipe": own or gathered.context.recipe.model_dump(mode="json", exclude_none=True),
         "input": first.content["input"] if first.recipe is not None else gathered.context.input,
-        "state_dict": finished.state_dict,
-        "average": {"name": NAME, "kind": mix.kind, "count": mix.count, "steps": mix.steps},
+        "state_dict": refreshed.state_dict,
+        "average": {"name": NAME, "kind": mean.kind, "count": mean.count, "steps": mean.steps},
         **fresh,
         "sources": [
             {"file": source.file, "name": source.name, "weight": share, "step": source.step}
-            for source, share in mix.shares
+            for source, share in mean.shares
         ],
     }
 
 
 def _draw(picture: Path, trials: Trials) -> None:
-    """Write what a search tried."""
-    newest = trials.ingredients.sources[-1].found.content
-    train = trials.ingredients.context.recipe.train
+    """Write the picture of a search."""
+    newest, recipe = trials.sources.sets[-1].found.content, trials.sources.context.recipe
     write_atomic(
         picture,
         lambda file: schedule.draw_search(
             file,
             rows=trials.rows,
             metrics=trials.metrics,
-            title=f"{trials.ingredients.context.recipe.title}: windows of the run, on validation images",
-            steps_per_epoch=newest["num_train"] // (train.batch_size * train.grad_accum_steps),
+            title=f"{recipe.title}: windows of the run, on validation images",
+            steps_per_epoch=newest["num_train"] // (recipe.train.batch_size * recipe.train.grad_accum_steps),
         ),
     )
 
 
-def _tell(terminal: Terminal, out: Path, content: dict[str, Any], trials: Trials) -> None:
-    """The answer: the table of what was tried, and what came out."""
-    average, steps = content["average"], content["average"]["steps"]
-    if trials.rows:
-        samples, passes = len(trials.samples[0]), trials.num_passes
-        terminal.print(search_summary(trials.rows, samples=samples, passes=passes, metrics=trials.metrics))
-    held = f"{average['kind']} mean of {average['count']:,} weight set{'s' * (average['count'] != 1)}"
-    held += f", steps {min(steps):,} to {max(steps):,}" if steps else ""
-    batchnorm, ways = content["batchnorm"], f"score it with `swa eval {out}`"
-    if batchnorm == "recomputed":
+def extract_average(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    name: str,
+    out: Path,
+    terminal: Terminal,
+    refresh: bool = True,
+    allow_code: bool = False,
+) -> dict[str, Any]:
+    """Write an average that a resume point holds to `out`, atomically; its BatchNorm stays stale where that fails.
+
+    Args:
+        path: A run folder, or its resume point.
+        overrides: Changes of keys that the weights do not depend on.
+        name: The name of the average.
+        out: A .pt file other than the resume point.
+        terminal: Shows progress and results.
+        refresh: Recompute BatchNorm; without it no data are read, and the result says `stale`.
+        allow_code: Import the code that the recipe names.
+
+    Raises:
+        UserError: No resume point, no such average in it, or a place that cannot be written to.
+    """
+    started = time.monotonic()
+    point = open.resume_point(RunFolder(path)) if path.is_dir() else reader.read(path)
+    _require_writable(out, [point.path], suffix=".pt")
+    _require_held(point, name)
+    folder = RunFolder.around(out)
+    with folder.claimed() if folder is not None else nullcontext():
+        context = model = None
+        if refresh:
+            context, model = _opened(point, overrides, name, terminal=terminal, allow_code=allow_code)
+        if model is None:
+            _, _, model = open.open_network(point, overrides, recipe=None, terminal=terminal, allow_code=allow_code)
+        item = reader.weight_sets(point, model)[name]
+        loading.load_weights(model, item.state_dict, source=f"{point.path} ({name})")
+        update = None if context is None else _refreshed(context, model, name)
+        fresh = {"batchnorm": item.batchnorm, "batchnorm_method": None, "samples": 0}
+        content = shipped(point, name, item, cloned(model.state_dict()), fresh if update is None else update.record)
+        reader.save(out, content)
+    _tell(terminal, out, content, what=name)
+    source = {"file": str(point.path), "name": name, "weight": 1.0, "step": point.content["step"]}
+    return {**_answer(out, content, started=started), "sources": [source]}
+
+
+def shipped(
+    point: Checkpoint, name: str, item: WeightSet, state_dict: dict[str, Tensor], fresh: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the content of the file of an average that a resume point holds.
+
+    Args:
+        point: The resume point.
+        name: The name of the average.
+        item: The average in the resume point.
+        state_dict: Its weights, with the statistics that they ship with.
+        fresh: How fresh these statistics are.
+    """
+    entry = point.content["averages"][name]
+    average = {"name": name, **{key: entry[key] for key in ("kind", "count")}, "steps": list(entry["steps"])}
+    content = {"recipe": point.content["recipe"], "input": point.content["input"], "state_dict": state_dict}
+    content |= {"average": average, **fresh}
+    if item.posterior is not None:
+        content["posterior"] = {key: getattr(item.posterior, key) for key in ("diagonal", "variance", "deviations")}
+    return content
+
+
+def _require_held(point: Checkpoint, name: str) -> None:
+    """Require the average in a resume point.
+
+    Raises:
+        UserError: It is not there; the hint says how to get raw weights and the mean of SWAP workers.
+    """
+    if point.kind != "resume":
+        raise UserError(
+            f"{point.path}: is not a resume point, and --weights NAME takes an average out of one",
+            hint="name a run folder or its checkpoints/last.pt; --weights also takes numbers, such as 3,1",
+        )
+    held = [other for other, entry in point.content["averages"].items() if entry["count"]]
+    if name in held:
+        return
+    if (
+        name == swap.NAME
+        and phase_of(load.from_values(point.content["recipe"], source=str(point.path)).recipe).has_workers
+    ):
+        workers = RunFolder(point.path.parent.parent).workers / "*/checkpoints/last.pt"
+        raise UserError(
+            f"{point.path}: {name} is the mean of the workers, each of which has a resume point of its own",
+            hint=f"average these: swa average {workers} -o FILE.pt",
+        )
+    if name == RAW:
+        hint = f"write them to a file of their own: swa bn-update {point.path} --weights {RAW} -o FILE.pt"
+        raise UserError(f"{point.path}: {RAW} are its raw weights, and no average", hint=hint)
+    if not held:
+        open.chosen({}, name, point.path)
+    raise UserError(f"{point.path}: holds no average {name!r}", hint=f"choose from {', '.join(held)}")
+
+
+def _opened(
+    point: Checkpoint, overrides: Sequence[str], name: str, *, terminal: Terminal, allow_code: bool
+) -> tuple[Context | None, nn.Module | None]:
+    """Open data and network; return neither where the user's own dataset fails, as at the end of the run."""
+    try:
+        return open.open_checkpoint(point, overrides, recipe=None, terminal=terminal, allow_code=allow_code)
+    except (UserError, RecipeError):
+        raise
+    except Exception as error:
+        terminal.warning(f"{name}: the dataset cannot be opened ({_reason(error)}); BatchNorm statistics stay stale")
+        return None, None
+
+
+def _refreshed(context: Context, model: nn.Module, name: str) -> BatchNormUpdate | None:
+    """Recompute BatchNorm; keep the statistics where that fails, as at the end of the run."""
+    kept = {key: value.clone() for key, value in model.named_buffers()}
+    try:
+        return context.refresh_batchnorm(model, name=name)
+    except Exception as error:  # in the network, the data or the machine: the average must not be lost with it
+        loading.load_buffers(model, kept)
+        context.events.warning(f"{name}: BatchNorm cannot be recomputed ({_reason(error)}); its statistics stay stale")
+        return None
+
+
+def _reason(error: Exception) -> str:
+    first_line = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {first_line}"
+
+
+def _answer(out: Path, content: Mapping[str, Any], *, started: float) -> dict[str, Any]:
+    """Return the part of the answer that every average has."""
+    return {
+        "command": "average",
+        "checkpoint": str(out),
+        "run": open.run_of(out),
+        **{key: content[key] for key in ("average", "batchnorm", "batchnorm_method", "samples")},
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _tell(terminal: Terminal, out: Path, content: Mapping[str, Any], *, what: str) -> None:
+    """Say what was written, and the next command."""
+    average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {out}`"
+    if batchnorm == "stale":
+        next_command = f"refresh it with `swa bn-update {out}`, then {next_command}"
+    elif batchnorm == "recomputed":
         batchnorm = f"recomputed from {content['samples']:,} samples ({content['batchnorm_method']})"
-    elif batchnorm == "stale":
-        ways = f"refresh it with `swa bn-update {out}`, then {ways}"
-    terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {ways}")
+    held = f"{what} of {average['count']:,} weight set{'s' * (average['count'] != 1)}"
+    if average["steps"]:
+        held += f", steps {min(average['steps']):,} to {max(average['steps']):,}"
+    terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {next_command}")

@@ -1,18 +1,22 @@
-"""`swa compare`: what differs between the recipes of several runs, and their scores side by side.
+"""`swa compare`: where the recipes of finished runs differ, and their scores; statistics over the seeds of one recipe.
 
-Everything is read from recipe.yaml and result.json, so it takes no torch. Scores of different runs are of different
-seeds of chance: they have sampling errors here, and no paired difference, which `swa repeat` gives.
+Everything is read from recipe.yaml and result.json, without torch. Scores of different runs come from different
+seeds, so they have sampling errors here and no paired difference. With the same seeds there is one: an average and
+its reference come from one run and one set of samples, two recipes from the same seeds, so differences are taken seed
+by seed. The mean of n such differences has the interval mean ± t(0.975; n-1) sd / sqrt(n), Student (1908).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis.seed_statistics import Result, read_result
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import BY_TASK, CLASSIFICATION, TaskMetrics, metrics_of
@@ -21,10 +25,50 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.report.tables.columns import duration
 from swa_cli.report.terminal import Terminal
 
+CONFIDENCE = 0.95
+STRICT = ConfigDict(strict=True, frozen=True)
+
+
+class Result(BaseModel):
+    """The keys of result.json that runs are compared by; others are ignored."""
+
+    model_config = STRICT
+    split: str
+    samples: int
+    weights: dict[str, dict[str, Any]]  # scores; null where not finite, and a top-5 of fewer classes
+    reference: str  # the weight set that averages are judged against
+    seconds: float
+    device: str
+    precision: str
+
+    @field_validator("weights")
+    @classmethod
+    def _has_last(cls, weights: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if "last" not in weights:
+            raise ValueError("has no last")
+        return weights
+
+    @field_validator("reference")
+    @classmethod
+    def _is_there(cls, reference: str, info: ValidationInfo) -> str:
+        if reference not in info.data.get("weights", {reference}):
+            raise ValueError("is none of the weights")
+        return reference
+
+    @property
+    def averages(self) -> list[str]:
+        """The weight sets that are averages."""
+        return [name for name, row in self.weights.items() if "reference" in row or "no_verdict" in row]
+
+    @property
+    def outcome(self) -> str:
+        """The weight set that stands for the run: its first average, or else its reference."""
+        return next(iter(self.averages), self.reference)
+
 
 @dataclass(frozen=True)
 class Compared:
-    """One run; `number` names it in the tables, and a run that is not finished has no `result`."""
+    """A run; `number` names it in the tables, and a run that is not finished has no `result`."""
 
     number: int
     path: Path
@@ -33,7 +77,7 @@ class Compared:
     metrics: TaskMetrics
 
     def describe(self) -> str:
-        """Which run this is, and how it went."""
+        """Return the path of the run, its time, device and precision."""
         if self.result is None:
             return f"{self.path}: not finished, no scores"
         took = f"{duration(self.result.seconds)}, {self.result.device}, {self.result.precision}"
@@ -41,18 +85,18 @@ class Compared:
 
 
 def compare(paths: Sequence[Path], *, terminal: Terminal) -> dict[str, Any]:
-    """Tell what differs between runs.
+    """Show where the recipes of runs differ, and their scores.
 
     Raises:
-        UserError: One of them is no run, or not as swa writes it.
+        UserError: One of them is not a run, or not as swa writes it.
     """
-    runs = [read(number, path) for number, path in enumerate(paths, start=1)]
+    runs = [read_run(number, path) for number, path in enumerate(paths, start=1)]
     differences = _differences(runs)
     terminal.facts("runs", [(str(run.number), run.describe()) for run in runs])
     if not differences:
         terminal.answer("recipes: the same")
     for key, values in differences.items():
-        terminal.facts(key, [(str(run.number), _said(value)) for run, value in zip(runs, values, strict=True)])
+        terminal.facts(key, [(str(run.number), _as_written(value)) for run, value in zip(runs, values, strict=True)])
     groups: dict[tuple[object, ...], list[Compared]] = {}
     for run in runs:
         if run.result is not None:
@@ -71,8 +115,8 @@ def compare(paths: Sequence[Path], *, terminal: Terminal) -> dict[str, Any]:
     }
 
 
-def read(number: int, path: Path) -> Compared:
-    """A run folder, without its checkpoints.
+def read_run(number: int, path: Path) -> Compared:
+    """Read a run folder, without its checkpoints.
 
     Raises:
         UserError: It is none, or not as swa writes it.
@@ -84,15 +128,15 @@ def read(number: int, path: Path) -> Compared:
     result, metrics = None, BY_TASK.get(recipe.task, CLASSIFICATION)
     if folder.result.is_file():
         hint = "name another run folder, or score its checkpoints with `swa eval`"
-        nothing = TaskMetrics((), loss_key="", training_key="")  # of a task of one's own they are seen later
-        asked = metrics if recipe.task in BY_TASK else nothing
-        _, result = read_result(folder.result, metrics=asked, hint=hint)
+        unknown = TaskMetrics((), loss_key="", training_key="")  # a user's task is not imported here
+        expected = metrics if recipe.task in BY_TASK else unknown
+        _, result = read_result(folder.result, metrics=expected, hint=hint)
         metrics = metrics_of(recipe.task, result.weights)
     return Compared(number, path, recipe, result, metrics)
 
 
 def _differences(runs: Sequence[Compared]) -> dict[str, tuple[object, ...]]:
-    """The value in each run of every key that is not the same in all."""
+    """Return every key that differs between the runs, with its value in each."""
     first = runs[0].recipe
     against_first = [{key: (before, now) for key, before, now in load.differences(first, run.recipe)} for run in runs]
     keys = dict.fromkeys(key for found in against_first for key in found)
@@ -100,11 +144,170 @@ def _differences(runs: Sequence[Compared]) -> dict[str, tuple[object, ...]]:
     return {key: tuple(found[key][1] if key in found else unchanged[key] for found in against_first) for key in keys}
 
 
-def _said(value: object) -> str:
-    """A value as a recipe has it."""
+def _as_written(value: object) -> str:
+    """Return a value as a recipe writes it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _answer(run: Compared) -> dict[str, Any]:
     answer: dict[str, Any] = {"run": str(run.path.resolve()), "finished": run.result is not None}
     return answer | (run.result.model_dump() if run.result is not None else {})
+
+
+def read_result(
+    path: Path,
+    *,
+    metrics: TaskMetrics,
+    hint: str = "move the folder of this seed elsewhere: the same command runs the seed again",
+) -> tuple[dict[str, Any], Result]:
+    """Read result.json of a finished run: return all of it, and the part that is compared.
+
+    Raises:
+        UserError: It is not as swa writes it.
+    """
+    try:
+        values = json.loads(path.read_text())
+        result = Result.model_validate(values)
+        _require_scores(result.weights, metrics)
+        return values, result
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error)
+    raise UserError(f"{path}: is not as swa writes it ({reason})", hint=hint)
+
+
+def over_seeds(results: Mapping[int, Result], *, metrics: TaskMetrics = CLASSIFICATION) -> dict[str, dict[str, Any]]:
+    """Return the scores of every weight set over the seeds that have it, and its differences to its reference."""
+    names = dict.fromkeys(name for result in results.values() for name in result.weights)
+    return {name: _of_weights(name, results, metrics) for name in names}
+
+
+def over_pairs(
+    results: Mapping[int, Result], others: Mapping[int, Result], *, metrics: TaskMetrics = CLASSIFICATION
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """Compare two recipes seed by seed.
+
+    Args:
+        results: The runs of the first recipe.
+        others: The runs of the second one; `outcome` stands for each.
+        metrics: The metrics of the task.
+
+    Returns:
+        The scores of the second recipe over the seeds, and the paired differences of each average of the first
+        (without averages, of its raw weights) to them: `{"accuracy": ..., "nll": ...}`, each as from `interval`.
+    """
+    chosen = {seed: other.weights[other.outcome] for seed, other in others.items() if seed in results}
+    row: dict[str, Any] = {"n": len(chosen), "names": {str(seed): others[seed].outcome for seed in chosen}}
+    for each in metrics.over_seeds:
+        row[each.key] = spread([_number(scores[each.key]) for scores in chosen.values()])
+    averages = dict.fromkeys(name for seed in chosen for name in results[seed].averages)
+    raw = dict.fromkeys(name for seed in chosen for name in results[seed].weights)
+    pairs = {}
+    for name in averages or raw:
+        held = [seed for seed in chosen if name in results[seed].weights]
+        pairs[name] = {
+            each.key: interval(
+                [_number(results[seed].weights[name][each.key]) - _number(chosen[seed][each.key]) for seed in held]
+            )
+            for each in metrics.compared
+        }
+    return row, pairs
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Return mean and sample standard deviation; a single value has no deviation."""
+    mean = math.fsum(values) / len(values)
+    return {"mean": mean, "sd": _deviation(values, mean=mean), "values": list(values)}
+
+
+def interval(values: Sequence[float]) -> dict[str, Any]:
+    """Return the mean and its 95 % Student-t interval; a single value has no interval."""
+    from scipy.special import stdtrit  # imported here: it takes half a second
+
+    mean = math.fsum(values) / len(values)
+    deviation = _deviation(values, mean=mean)
+    if deviation is None:
+        return {"mean": mean, "low": None, "high": None, "values": list(values)}
+    quantile = float(stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
+    half = quantile * deviation / math.sqrt(len(values))
+    return {"mean": mean, "low": mean - half, "high": mean + half, "values": list(values)}
+
+
+def _of_weights(name: str, results: Mapping[int, Result], metrics: TaskMetrics) -> dict[str, Any]:
+    held = {seed: result.weights for seed, result in results.items() if name in result.weights}
+
+    def values(key: str, name: str = name) -> list[float]:
+        return [_number(weights[name][key]) for weights in held.values()]
+
+    row: dict[str, Any] = {"n": len(held), "seeds": list(held)}
+    row |= {each.key: spread(values(each.key)) for each in metrics.over_seeds}
+    for key in (each.key for each in metrics.all if each.is_optional):
+        is_said = all(weights[name][key] is not None for weights in held.values())
+        row[key] = spread(values(key)) if is_said else None
+    references = {seed: rows[name]["reference"] for seed, rows in held.items() if "reference" in rows[name]}
+    is_judged = len(references) == len(held)
+    for key in (each.key for each in metrics.compared):
+        row[f"{key}_diff"] = None
+        if is_judged:
+            row[f"{key}_diff"] = interval(
+                [_number(rows[name][key]) - _number(rows[references[seed]][key]) for seed, rows in held.items()]
+            )
+    row["reference"] = None
+    if is_judged:  # seeds may have different references
+        row["reference"] = references[row["seeds"][0]] if len(set(references.values())) == 1 else "reference"
+    reasons = [rows[name]["no_verdict"] for rows in held.values() if "no_verdict" in rows[name]]
+    return row | ({"no_verdict": reasons[0]} if reasons else {})
+
+
+def _require_scores(weights: Mapping[str, Mapping[str, Any]], metrics: TaskMetrics) -> None:
+    """Require every score of the task in each weight set.
+
+    Raises:
+        ValueError: One is missing, or no number.
+    """
+    for name, scores in weights.items():
+        for key in (each.key for each in metrics.all):
+            value = scores.get(key, "")
+            if value is not None and not _is_number(value):
+                raise ValueError(f"weights.{name}.{key}: {'is not a number' if key in scores else 'Field required'}")
+        _require_comparison(f"weights.{name}", scores, weights, metrics)
+
+
+def _require_comparison(
+    place: str, row: Mapping[str, Any], weights: Mapping[str, Mapping[str, Any]], metrics: TaskMetrics
+) -> None:
+    """Require what a row holds beside its scores: count, validation scores, reference and differences.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    count, val = row.get("count"), row.get("val")
+    if not (count is None or (isinstance(count, int) and not isinstance(count, bool))):
+        raise ValueError(f"{place}.count: is not a whole number")
+    if not (val is None or (isinstance(val, dict) and all(each is None or _is_number(each) for each in val.values()))):
+        raise ValueError(f"{place}.val: does not hold scores")
+    if not isinstance(row.get("no_verdict", ""), str):
+        raise ValueError(f"{place}.no_verdict: is not a text")
+    if "reference" not in row or not metrics.all:  # a user's task, whose metrics are unknown here
+        return
+    if not isinstance(row["reference"], str) or row["reference"] not in weights:
+        raise ValueError(f"{place}.reference: is none of the weights")
+    for key in (f"{each.key}{end}" for each in metrics.compared for end in ("_diff", "_diff_se")):
+        if key not in row or not (row[key] is None or _is_number(row[key])):
+            raise ValueError(f"{place}.{key}: is not a number")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _deviation(values: Sequence[float], *, mean: float) -> float | None:
+    if len(values) < 2:
+        return None
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,6 +1,6 @@
-"""`swa doctor`: what swa runs on and whether the data of a recipe are there, to be pasted into a bug report.
+"""`swa doctor`: show versions, hardware and the data of a recipe, to be pasted into a bug report.
 
-The one idea: whatever is missing is told as missing, and nothing that is looked at can make it fail.
+The one idea: what is missing is reported as missing, and nothing makes the command fail.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PACKAGES = (
 
 
 def examine(loaded: Loaded | None, *, version: str, terminal: Terminal) -> dict[str, Any]:
-    """Tell versions, processor, devices, memory, disk, and the data of a recipe if one is given."""
+    """Show versions, processor, devices, memory and disk, and the data of a recipe if one is given."""
     root = Path(loaded.recipe.output.root if loaded else Output().root)
     found: dict[str, Any] = {
         "command": "doctor",
@@ -91,7 +91,7 @@ def _bf16_text(bf16: Mapping[str, Any]) -> str:
 
 
 def _devices() -> list[str]:
-    """What torch computes on."""
+    """Return the devices that torch can use."""
     found = ["cpu"]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about = torch.cuda.get_device_properties(index)
@@ -106,7 +106,7 @@ def _memory() -> int:
 
 
 def _disk(root: Path) -> dict[str, Any]:
-    """Free space where runs go; the folder itself may be made later."""
+    """Return the free space of the folder of runs, which may not exist yet."""
     path = root.absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
@@ -117,7 +117,7 @@ def _disk(root: Path) -> dict[str, Any]:
 
 
 def _data(loaded: Loaded, terminal: Terminal) -> dict[str, Any]:
-    """Whether the data are there: they are read as a run would, but never downloaded."""
+    """Read the data as a run would, without a download, and return whether they are there."""
     recipe, dataset = loaded.recipe, loaded.recipe.dataset
     make_importable(loaded)
     is_there, state = False, ""
@@ -134,9 +134,9 @@ def _data(loaded: Loaded, terminal: Terminal) -> dict[str, Any]:
                 args=dataset.args,
                 progress=progress,
             )
-        assert source.train is not None, "only weights are scored without training data"
+        assert source.train is not None, "training data are asked for"
         is_there, state = True, f"there, {len(source.train):,} training samples, {source.describe_inputs()}"
-    except Exception as error:  # also of a dataset of one's own: whatever it is, it is told
+    except Exception as error:  # a user's own dataset may raise anything
         state = f"not there: {error}"
     root = str(Path(dataset.root).absolute())
     return {"recipe": loaded.source, "name": dataset.name, "root": root, "there": is_there, "state": state}

@@ -1,13 +1,10 @@
-"""Snapshot ensembles: the averaged predictions, softmax or numbers, of a run's snapshots (Huang et al. 2017).
+"""Score the mean prediction of several networks: the snapshots of a run, or draws from a swag average.
 
-The one idea: the predictions of the members are summed, newest first, and their mean is scored after each member,
-so one pass over M networks gives the scores of the ensembles of the last 1 to M snapshots, and one network is in
-memory at a time. Legend: N samples, M members.
-
-Weights drawn from a swag average, and what they predict together (Bayesian model averaging).
-
-One idea: draw i is a function of (seed, i), so thirty draws begin with the same ten as ten do. Each has BatchNorm
-statistics of its own: those of the mean belong to other weights. Legend: N samples.
+The one idea: predictions, softmax or numbers, are summed member by member, so one network is in memory at a time.
+Snapshots (Huang et al. 2017) are summed newest first, and their mean is scored after each: one pass over M networks
+gives the ensembles of the last 1 to M snapshots. Draw i from a swag average (Bayesian model averaging) is a function
+of (seed, i), so thirty draws begin with the same ten as ten do; each has BatchNorm statistics of its own, as those
+of the mean belong to other weights. Legend: N samples, M members.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swa_cli.analysis import open
+from swa_cli.analysis import open, passes
 from swa_cli.averaging.model_state import read, require_same_shapes, shapes
 from swa_cli.averaging.swag import Posterior
 from swa_cli.checkpoint import loading, reader
@@ -26,7 +23,6 @@ from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.batches import Batches
 from swa_cli.data.randomness import generator
-from swa_cli.engine import evaluate, failures
 from swa_cli.engine.context import Context
 from swa_cli.errors import UserError
 from swa_cli.metrics.tasks import SampleScores
@@ -37,32 +33,35 @@ FEWEST = 2
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Snapshots of one run, newest first; their files stay mapped, and none is copied before its turn."""
+    """Snapshots of one run, newest first; their files stay mapped until it is their turn."""
 
     members: tuple[Checkpoint, ...]
 
     @property
     def batchnorm(self) -> str:
-        """How fresh the statistics of the members are; `mixed` if some were recomputed."""
+        """How fresh the statistics of the members are; `mixed` if only some were recomputed."""
         found = {member.content["batchnorm"] for member in self.members}
         return found.pop() if len(found) == 1 else "stale" if "stale" in found else "mixed"
 
 
 def of_run(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> Ensemble:
-    """The snapshots of a run, each checked to be its own.
+    """Read the snapshots of a run.
 
     Args:
         folder: The run.
         point: Its resume point.
-        terminal: Sees how far the files have been verified.
+        terminal: Shows progress.
 
     Raises:
-        UserError: There are fewer than two, or a file that cannot be read, or is not of this run.
+        UserError: There are fewer than two, or a file that cannot be read or is not of this run.
     """
-    paths, members = list(folder.snapshots.glob("step-*.pt")), []
+    paths, members, recipes = list(folder.snapshots.glob("step-*.pt")), [], open.Recipes()
     with terminal.progress("reading snapshots", len(paths)) as bar:
         for path in paths:
-            members.append(_member(folder, reader.read(path), point))
+            found = reader.read(path)
+            _require_snapshot(folder, found)
+            open.require_same_run(found, point, recipes=recipes)
+            members.append(found)
             bar.advance()
     if len(members) < FEWEST:
         has = f"{len(members)} snapshot{'' if len(members) == 1 else 's'}"
@@ -73,11 +72,22 @@ def of_run(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> Ensemble
     return Ensemble(tuple(sorted(members, key=lambda member: -member.content["step"])))
 
 
+def _require_snapshot(folder: RunFolder, found: Checkpoint) -> None:
+    """Refuse a file that is not a snapshot, or not of the step that it is named after."""
+    if found.kind != "snapshot":
+        raise UserError(f"{found.path}: is not a snapshot", hint="remove it from the folder of the run")
+    step = found.content["step"]
+    if found.path != folder.snapshot_path(step):
+        raise UserError(
+            f"{found.path}: holds the weights of step {step}", hint="remove it, or give it the name of its step"
+        )
+
+
 def score(ensemble: Ensemble, loader: Batches, *, context: Context) -> tuple[SampleScores, list[dict[str, Any]]]:
-    """Scores of the whole ensemble, and those that averages are judged by of the last 1 to M members.
+    """Score the whole ensemble, and the last 1 to M members by the metrics that averages are judged by.
 
     Args:
-        ensemble: What to score.
+        ensemble: The snapshots.
         loader: The batches of a split, the same in each pass.
         context: Hardware and terminal.
 
@@ -89,13 +99,7 @@ def score(ensemble: Ensemble, loader: Batches, *, context: Context) -> tuple[Sam
     for number, member in enumerate(ensemble.members, start=1):
         model = context.build_model()
         loading.load_weights(model, member.content["state_dict"], source=str(member.path))
-        with (
-            context.events.progress(f"scoring member {number} of {num_members}", len(loader)) as bar,
-            failures.memory("eval.batch_size", context.recipe.eval.batch_size),
-        ):
-            p, targets = evaluate.predict(
-                model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
-            )
+        p, targets = passes.predict(model, loader, context=context, name=f"member {number} of {num_members}")
         total = total + p
         scores = context.task.score_predictions(total / number, targets)
         compared = {each.key: scores.metric(each.key).value for each in context.task.metrics.compared}
@@ -103,49 +107,32 @@ def score(ensemble: Ensemble, loader: Batches, *, context: Context) -> tuple[Sam
     return scores, curve
 
 
-def _member(folder: RunFolder, found: Checkpoint, point: Checkpoint) -> Checkpoint:
-    """A snapshot, if it is one of this run, and of the step that it is named after."""
-    if found.kind != "snapshot":
-        raise UserError(f"{found.path}: is no snapshot", hint="remove it from the folder of the run")
-    step = found.content["step"]
-    if found.path != folder.snapshot_path(step):
-        raise UserError(
-            f"{found.path}: holds the weights of step {step}", hint="remove it, or give it the name of its step"
-        )
-    open.require_same_run(found, point)
-    return found
-
-
 def score_swag(
     posterior: Posterior, model: nn.Module, *, num_draws: int, name: str, context: Context, split: str
 ) -> SampleScores:
-    """Score the mean prediction (of class probabilities) over draws: for each, BatchNorm is measured and it predicts.
+    """Score the mean prediction of draws from a swag average, each with its own BatchNorm statistics.
 
     Args:
-        posterior: What is drawn from.
+        posterior: The distribution of weights.
         model: A network of the recipe, whose names the posterior has to have.
         num_draws: At least 1.
-        name: Of the average.
+        name: The name of the average.
         context: Data and hardware; its recipe has the seed, and the samples of each BatchNorm pass.
-        split: What is predicted.
+        split: The split to score.
 
     Raises:
         UserError: The posterior is not one of this network, or holds too little to draw from.
     """
     require_same_shapes(shapes(posterior.variance), shapes(read(model).weights), what="posterior")
     posterior.require_drawable()
-    settings, loader = context.recipe.train, context.plain_batches(split)
+    loader = context.plain_batches(split)
     total, targets = torch.zeros(()), None  # (N, ...) from the first draw on
     length = num_draws * (context.refresh_length(model) + len(loader))
     with context.events.progress(f"{num_draws} draws of {name}", length) as bar:
         for index in range(num_draws):
             model = context.build_model()
             model.load_state_dict(posterior.draw(generator(context.recipe.seed, "swag draw", index)))
-            with failures.memory("train.batch_size", settings.batch_size):
-                context.refresh_batchnorm(model, name=name, bar=bar)
-            with failures.memory("eval.batch_size", context.recipe.eval.batch_size):
-                p, targets = evaluate.predict(
-                    model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
-                )
+            passes.refresh(model, context=context, name=name, bar=bar)
+            p, targets = passes.predict(model, loader, context=context, bar=bar)
             total = total + p
     return context.task.score_predictions(total / num_draws, targets)

@@ -1,7 +1,7 @@
-"""`swa eval`: the scores of every weight set in a checkpoint or a run, of draws around an average, of an ensemble.
+"""`swa eval`: score every weight set of a checkpoint or a run, draws from a swag average, or a snapshot ensemble.
 
 Averages are judged as at the end of a run, see `engine/evaluate.py`. Averaged weights with stale statistics are
-never scored unless the caller insists; each draw has its own measured.
+scored only if the user insists.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from swa_cli.analysis import ensemble, open
-from swa_cli.analysis import ensemble as draws
+from swa_cli.analysis import ensemble, open, passes
 from swa_cli.averaging.bn_layers import is_refreshable
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.engine import evaluate, failures
 from swa_cli.engine import evaluate as comparison
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW
@@ -48,11 +46,11 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Score the weight sets of a checkpoint or a run on a split (default: test, or val where there is no test).
 
-    With `num_draws`, swag averages are scored by the mean prediction of so many draws; `samples` is then the
-    number of training samples, or `all`, of the BatchNorm pass that each of them takes.
+    With `num_draws`, swag averages are scored by the mean prediction of that many draws; `samples` is then the
+    number of training samples, or `all`, in the BatchNorm pass of each draw.
 
     Raises:
-        UserError: Unknown weights or split, stale BatchNorm statistics, draws from what is no swag average, a
+        UserError: Unknown weights or split, stale BatchNorm statistics, draws from an average that is not swag, a
             checkpoint that does not fit, or an ensemble of something else than the snapshots of a run.
     """
     folder = RunFolder(path) if path.is_dir() else None
@@ -67,75 +65,77 @@ def evaluate_checkpoint(
         allow_code=allow_code,
         also=open.PASS_KEYS if limit else (),
     )
-    every = reader.weight_sets(found, model) if folder is None else open.weight_sets_of_run(folder, found, model)
+    if folder is None:
+        every = reader.weight_sets(found, model)
+    else:
+        every = open.weight_sets_of_run(folder, found, model, recipe=context.recipe)
     unmeasured = set[str]()
     if context.source.train is not None:
         unmeasured = _with_reference(every, model, wanted=weights, num_others=int(with_ensemble))
     sets = open.chosen(every, weights, path)
     drawn = set() if num_draws is None else _drawable(sets, every, path)
     details = _details(sets, drawn, snapshots, model, num_draws)
-    _require_fresh(path, found, details, allow_stale_bn=allow_stale_bn)
+    if not allow_stale_bn:
+        batchnorm = {name: item["batchnorm"] for name, item in details.items()}
+        hint = f"run `{open.refresh_command(found)}` first, or insist with --allow-stale-bn"
+        open.require_fresh(batchnorm, path=path, hint=hint)
 
     terminal.note(f"scored in {context.recipe.eval.precision}")
-    name_of_split = split or context.scoring_split()
-    started = time.monotonic()
+    started, on = time.monotonic(), split or context.scoring_split()
     scored: dict[str, SampleScores] = {}
-    losses: dict[str, float | None] = {}
+    losses: dict[str, float | None] = {}  # on validation images, of what averages may be judged against
     candidates = _candidates(sets)
     for name, item in sets.items():
         model = context.build_model()  # a new one: a network may keep what it has computed from other weights
         loaded = loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
         sets[name] = replace(item, state_dict=loaded)
         if num_draws is not None and name in drawn:
-            scored[name] = _score_draws(item, model, name, context, name_of_split, num_draws)
+            scored[name] = _score_draws(item, model, name, context, on, num_draws)
             continue
         if name in unmeasured:
-            with failures.memory("train.batch_size", context.recipe.train.batch_size):
-                context.refresh_batchnorm(model, name=name)
-        scored[name] = _score(model, name, context, name_of_split)
+            passes.refresh(model, context=context, name=name)
+        scored[name] = _score(model, name, context, on)
         if name in candidates and len(candidates) > 1 and context.source.val is not None:
-            own = scored[name] if name_of_split == "val" else _score(model, name, context, "val")
-            losses[name] = own.metric(context.task.metrics.loss_key).value
+            val = scored[name] if on == "val" else _score(model, name, context, "val")
+            losses[name] = val.metric(context.task.metrics.loss_key).value
     reference = comparison.reference(candidates, losses) if candidates else None
-    curve: list[dict[str, Any]] = []
+    judged, curve = _judged(sets, reference, model), list[dict[str, Any]]()
     if snapshots is not None:
-        scored["ensemble"], curve = ensemble.score(snapshots, context.plain_batches(name_of_split), context=context)
-    judged = _judged(sets, reference, model) | ({"ensemble": None} if snapshots is not None else {})
+        judged["ensemble"] = None
+        scored["ensemble"], curve = ensemble.score(snapshots, context.plain_batches(on), context=context)
     table = comparison.table(scored, reference=reference, judged=judged)
     rows = {name: {**row, **details[name]} for name, row in table.items()}
-    num_samples = len(next(iter(scored.values())))
-    terminal.summary(
-        rows, split=name_of_split, samples=num_samples, tta=context.recipe.eval.tta, metrics=context.task.metrics
-    )
+    num_samples, tta = len(next(iter(scored.values()))), context.recipe.eval.tta
+    terminal.summary(rows, split=on, samples=num_samples, tta=tta, metrics=context.task.metrics)
     if curve:
         terminal.print(ensemble_summary(curve, metrics=context.task.metrics))
     result = {
         "command": "eval",
         "checkpoint": str(path),
         "run": open.run_of(found.path),
-        "split": name_of_split,
+        "split": on,
         "samples": num_samples,
         "weights": rows,
         "reference": reference,
         "seconds": round(time.monotonic() - started, 3),
         "device": str(context.hardware.device),
         "precision": context.recipe.eval.precision,
-        "tta": context.recipe.eval.tta,
+        "tta": tta,
     }
     return {**result, "ensemble": curve} if curve else result
 
 
 def _with_reference(every: dict[str, WeightSet], model: nn.Module, *, wanted: str, num_others: int) -> set[str]:
-    """Add the raw weights with statistics of their own, if averages are to be judged against them.
+    """Add the raw weights with recomputed statistics, if averages are to be judged against them.
 
     Args:
-        every: The weight sets there are; those that are added stand behind the raw ones they are made of.
+        every: The weight sets; each that is added goes behind the raw one that it is made of.
         model: The network.
         wanted: The weights that were asked for: a name, or `all`.
-        num_others: What else there is to judge, such as an ensemble.
+        num_others: The number of other things to judge, such as an ensemble.
 
     Returns:
-        The names that were added: their statistics are still to be measured.
+        The names that were added, whose statistics are still to be recomputed.
     """
     if not is_refreshable(model):
         return set()
@@ -153,13 +153,13 @@ def _with_reference(every: dict[str, WeightSet], model: nn.Module, *, wanted: st
 
 
 def _candidates(sets: Mapping[str, WeightSet]) -> list[str]:
-    """What averages may be judged against, of the weight sets that are scored; of a SWAP run its workers."""
+    """Return the weight sets that averages may be judged against; in a SWAP run, its workers."""
     workers = [name for name in sets if number_of_worker(name.removesuffix("_bn")) is not None]
     return workers or [name for name in (RAW, comparison.recomputed(RAW)) if name in sets]
 
 
 def _judged(sets: Mapping[str, WeightSet], reference: str | None, model: nn.Module) -> dict[str, str | None]:
-    """Each average, and why it gets no verdict, if it gets none."""
+    """Return each average with the reason why it gets no verdict, if there is one."""
     if reference is None:
         return {}
     raw, names = sets[reference].state_dict, list(read_tensors(model).weights)
@@ -177,7 +177,7 @@ def _details(
     model: nn.Module,
     num_draws: int | None,
 ) -> dict[str, dict[str, Any]]:
-    """What a row says beside its scores."""
+    """Return what each row says beside its scores."""
     details: dict[str, dict[str, Any]] = {}
     for name, item in sets.items():
         details[name] = {"count": item.count, "batchnorm": item.batchnorm}
@@ -192,7 +192,7 @@ def _details(
 
 
 def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], path: Path) -> set[str]:
-    """Those of the chosen `sets` that can be drawn from.
+    """Return the chosen `sets` that are swag averages.
 
     Raises:
         UserError: There is none.
@@ -209,39 +209,21 @@ def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], pat
 def _ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Terminal) -> ensemble.Ensemble:
     if folder is None:
         raise UserError(
-            f"{found.path}: is a file, and an ensemble is made of the snapshots of a run",
+            f"{found.path}: is a file, and an ensemble needs the snapshots of a run",
             hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
         )
     return ensemble.of_run(folder, found, terminal)
 
 
-def _require_fresh(
-    path: Path, found: Checkpoint, details: Mapping[str, Mapping[str, Any]], *, allow_stale_bn: bool
-) -> None:
-    stale = [name for name, item in details.items() if item["batchnorm"] == "stale"]
-    if stale and not allow_stale_bn:
-        raise UserError(
-            f"{path}: {', '.join(stale)} has stale BatchNorm statistics: its scores would mean nothing",
-            hint=f"run `{open.refresh_command(found)}` first, or insist with --allow-stale-bn",
-        )
-
-
 def _score(model: nn.Module, name: str, context: Context, split: str) -> SampleScores:
-    loader = context.plain_batches(split)
-    with (
-        context.events.progress(f"scoring {name} on {split}", len(loader)) as bar,
-        failures.memory("eval.batch_size", context.recipe.eval.batch_size),
-    ):
-        return evaluate.score(
-            model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
-        )
+    return passes.score(model, context.plain_batches(split), context=context, name=f"{name} on {split}")
 
 
 def _score_draws(
     item: WeightSet, model: nn.Module, name: str, context: Context, split: str, num_draws: int
 ) -> SampleScores:
-    assert item.posterior is not None, "only what has one is drawn from"
-    scores = draws.score_swag(item.posterior, model, num_draws=num_draws, name=name, context=context, split=split)
+    assert item.posterior is not None, "only swag averages are drawn from"
+    scores = ensemble.score_swag(item.posterior, model, num_draws=num_draws, name=name, context=context, split=split)
     statistics = "no BatchNorm"
     if is_refreshable(model):
         samples = context.recipe.average_scoring.batchnorm.samples

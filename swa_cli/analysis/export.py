@@ -1,14 +1,21 @@
-"""`swa export`: one weight set of a checkpoint as a file for other programs.
+"""`swa export`: write one weight set of a checkpoint as a file for other programs.
 
-The file is made in memory, run again, and compared with the network on random images; it is written once they agree.
-Legend: B batch, C channels, H W pixels, N images.
+`FORMATS` maps each format to two functions: network to bytes, and bytes back to a function of images. The file is
+made in memory, run again, and compared with the network on random images; it is written only if they agree. torch
+notes the source file and line of each operation; these notes are removed. Legend: B batch, C channels, H W pixels,
+N images.
 """
 
 from __future__ import annotations
 
-import os
+import importlib.util
+import io
+import json
+import logging
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,30 +24,62 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.analysis import open
-from swa_cli.analysis.export_formats import FORMATS, Format, Outputs
-from swa_cli.analysis.seed_statistics import read_result
+from swa_cli.analysis.compare import read_result
+from swa_cli.averaging.model_state import cloned, like, metadata_of
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.checkpoint.safe_load import VERSIONS_KEY
 from swa_cli.data.color_jitter import normalize
 from swa_cli.data.randomness import generator
+from swa_cli.engine.events import Bar
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.schema import Recipe
-from swa_cli.report.terminal import Bar, Terminal
+from swa_cli.report.terminal import Terminal
 
 BATCHES = (1, 7, 92)  # N = 100 images; a graph may take one size of batch and not another
 TOLERANCE = 1e-4  # of an output, relative to the largest one where that is above 1
+ONNX_BYTES = 2**31  # of a protobuf message, which holds a single-file ONNX model
+
+Metadata = Mapping[str, str]
+Outputs = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format of files.
+
+    `write` takes the network in eval mode, an example (B, C, H, W) of its input and the metadata. `run` takes the
+    written bytes and a network of the same kind, into which a format without a graph loads its weights.
+    """
+
+    suffixes: tuple[str, ...]
+    write: Callable[[nn.Module, Tensor, Metadata], bytes]
+    run: Callable[[bytes, nn.Module], Outputs]
+    has_graph: bool
+    has_metadata: bool = True
+    packages: tuple[str, ...] = ()  # in addition to those that swa needs
+
+    def require_packages(self, name: str) -> None:
+        """Refuse a format whose packages are not installed.
+
+        Raises:
+            UserError: One is missing.
+        """
+        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
+        if missing:
+            raise UserError(f"--format {name} needs {', '.join(missing)}", hint=f"pip install 'swa-cli[{name}]'")
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """What to export, and to what.
 
-    `name` is that of a format, `version` that of swa, which goes into the metadata; no `weights` are the only ones
-    of the checkpoint.
+    `name` is the name of the format, `version` that of swa, for the metadata; without `weights`, the checkpoint has to
+    hold a single weight set.
     """
 
     path: Path
@@ -53,11 +92,11 @@ class Request:
 
     @property
     def format(self) -> Format:
-        """The functions of the format."""
+        """The format of this name."""
         return FORMATS[self.name]
 
     def require_possible(self) -> None:
-        """Refuse what cannot be written, before anything is read.
+        """Refuse an impossible request before anything is read.
 
         Raises:
             UserError: The format cannot hold it, or the file is not one to write to.
@@ -71,15 +110,12 @@ class Request:
                 hint=f"use --format {graphs}",
             )
         if target.suffix not in suffixes:
-            raise UserError(f"{target}: is no name for a file of {self.name}", hint=f"name a {suffixes[0]} file")
-        if not target.parent.is_dir():
-            raise UserError(f"{target.parent}: no such folder", hint="make it, or name another file with -o")
-        if target.is_symlink() or (target.exists() and not target.is_file()):
-            raise UserError(f"{target}: is no regular file", hint="name another file with -o")
-        if target.exists() and self.path.exists() and os.path.samefile(target, self.path):
-            raise UserError(f"{target}: is the checkpoint itself", hint="name another file with -o")
+            raise UserError(
+                f"{target}: a file of {self.name} ends in {' or '.join(suffixes)}", hint=f"name a {suffixes[0]} file"
+            )
+        open.require_writable(target, sources=[self.path])
         if target.suffix == ".pt" and target.exists() and RunFolder.around(target) is not None:
-            raise UserError(f"{target}: is a checkpoint of a run", hint="name another file with -o")
+            raise UserError(f"{target}: is a checkpoint of a run", hint="name another file with -o FILE")
 
 
 class Normalized(nn.Module):
@@ -95,7 +131,7 @@ class Normalized(nn.Module):
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32)[:, None, None])
 
     def forward(self, images: Tensor) -> Any:
-        """The outputs of the network for (x - mean) / std."""
+        """Return the outputs of the network for (x - mean) / std."""
         return self.network((images - self.mean) / self.std)
 
 
@@ -121,7 +157,7 @@ def export_checkpoint(
     loading.load_weights(model, item.state_dict, source=f"{request.path} ({name})")
     metadata = _metadata(found, name, item, about, input_, request)
     with torch.no_grad(), terminal.progress(f"{name} as {request.name}", len(BATCHES) + 1) as bar:
-        data, difference = _made(request, model, input_, metadata, source=about.model.name, bar=bar)
+        data, difference = _checked_bytes(request, model, input_, metadata, source=about.model.name, bar=bar)
     write_atomic(request.target, lambda file: file.write(data), reserve=len(data))
     terminal.answer(_answer(request, name, difference, size=len(data)))
     return {
@@ -141,7 +177,7 @@ def export_checkpoint(
 
 
 def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request) -> tuple[str, WeightSet]:
-    """The one weight set that is exported.
+    """Return the weight set to export.
 
     Raises:
         UserError: There is more than one to choose from, none of that name, or it is stale.
@@ -149,25 +185,23 @@ def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request) -> 
     sets = open.chosen(sets, request.weights or "all", request.path)
     if len(sets) > 1:
         raise UserError(
-            f"{request.path}: holds {', '.join(sets)}, and one of them is exported",
+            f"{request.path}: holds {', '.join(sets)}, and only one can be exported",
             hint="choose it with --weights NAME",
         )
     ((name, item),) = sets.items()
-    if item.batchnorm == "stale" and not request.allow_stale_bn:
-        raise UserError(
-            f"{request.path}: {name} has stale BatchNorm statistics: it would predict nothing sensible",
-            hint=f"run `{open.refresh_command(found)}` first, or insist with --allow-stale-bn",
-        )
+    if not request.allow_stale_bn:
+        hint = f"run `{open.refresh_command(found)}` first, or insist with --allow-stale-bn"
+        open.require_fresh({name: item.batchnorm}, path=request.path, hint=hint)
     return name, item
 
 
-def _made(
+def _checked_bytes(
     request: Request, model: nn.Module, input_: Mapping[str, Any], metadata: dict[str, str], *, source: str, bar: Bar
 ) -> tuple[bytes, float]:
-    """The content of the file, and the largest difference of its outputs to those of the network.
+    """Return the content of the file, and the largest difference of its outputs to those of the network.
 
     Raises:
-        UserError: It cannot be made, or it differs.
+        UserError: It cannot be made, or its outputs differ.
     """
     mean, std = input_["mean"], input_["std"]
     network = (Normalized(model, mean=mean, std=std) if request.with_normalization else model).eval()
@@ -181,7 +215,7 @@ def _made(
         difference = _difference(network, request.format.run(data, network), batches, bar)
     except UserError:
         raise
-    except Exception as error:  # exporters raise whatever their dozens of passes meet
+    except Exception as error:  # exporters raise many types of error
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(
             f"{source}: cannot be exported as {request.name}: {reason}",
@@ -191,7 +225,7 @@ def _made(
 
 
 def _difference(network: nn.Module, outputs: Outputs, batches: Sequence[Tensor], bar: Bar) -> float:
-    """The largest absolute difference of two networks' outputs.
+    """Return the largest absolute difference between the outputs of two networks.
 
     Raises:
         UserError: It is not within the tolerance.
@@ -222,7 +256,7 @@ def _differs(what: str) -> UserError:
 def _metadata(
     found: Checkpoint, name: str, item: WeightSet, recipe: Recipe, input_: Mapping[str, Any], request: Request
 ) -> dict[str, str]:
-    """What the file says of itself: texts, and JSON where there is more to a key."""
+    """Return the metadata of the file: texts, and JSON texts for structured values."""
     values: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
         "input": input_,
@@ -239,7 +273,7 @@ def _metadata(
 
 
 def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | None:
-    """What an average is, as in its checkpoint; None for raw weights."""
+    """Return the description of an average from its checkpoint; None for raw weights."""
     if item.kind == "raw":
         return None
     if found.kind == "weights":
@@ -249,14 +283,12 @@ def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | 
 
 
 def _scores(path: Path, name: str, item: WeightSet, *, metrics: TaskMetrics) -> dict[str, Any] | None:
-    """The final scores of these weights, if the run that they lie in has measured them."""
+    """Return the final scores of these weights, if they lie in a run that has measured them."""
     folder = RunFolder.around(path)
     if folder is None or not folder.result.is_file():
         return None
-    try:
-        values, result = read_result(folder.result, metrics=metrics)
-    except UserError as error:
-        raise UserError(error.message, hint="move result.json elsewhere: there are no scores then") from error
+    hint = "move result.json elsewhere to export without scores"
+    values, result = read_result(folder.result, metrics=metrics, hint=hint)
     row = values["weights"].get(name, {})
     if (row.get("count"), row.get("batchnorm")) != (item.count, item.batchnorm):
         return None
@@ -265,9 +297,125 @@ def _scores(path: Path, name: str, item: WeightSet, *, metrics: TaskMetrics) -> 
 
 def _answer(request: Request, name: str, difference: float, *, size: int) -> str:
     extent = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-    takes = "pixels from 0 to 1" if request.with_normalization else "normalised images"
+    takes = "pixels from 0 to 1" if request.with_normalization else "normalized images"
     beside = "" if request.format.has_metadata else "; the format has no place for metadata"
     return (
         f"{name} -> {request.target} ({request.name}, {extent}, takes {takes}): agrees with torch to {difference:.1e}"
         f" on {sum(BATCHES)} random images{beside}"
     )
+
+
+def _write_state_dict(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
+    file = io.BytesIO()
+    torch.save(cloned(model.state_dict()), file)
+    return file.getvalue()
+
+
+def _run_state_dict(data: bytes, model: nn.Module) -> Outputs:
+    return _with_weights(model, torch.load(io.BytesIO(data), weights_only=True))
+
+
+def _write_safetensors(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
+    from safetensors.torch import save
+
+    tensors = {name: value.contiguous().clone() for name, value in model.state_dict().items()}  # shared ones apart
+    versions = {VERSIONS_KEY: json.dumps(metadata_of(model.state_dict()))}
+    return save(tensors, {"format": "pt", **versions, **metadata})
+
+
+def _run_safetensors(data: bytes, model: nn.Module) -> Outputs:
+    from safetensors.torch import load
+
+    return _with_weights(model, like(model.state_dict(), load(data)))
+
+
+def _write_torch_export(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
+    file = io.BytesIO()
+    with _silent():
+        torch.export.save(_traced(model, example), file, extra_files=dict(metadata))
+    return file.getvalue()
+
+
+def _run_torch_export(data: bytes, model: nn.Module) -> Outputs:
+    with _silent():
+        module = torch.export.load(io.BytesIO(data)).module()
+    outputs: Outputs = module
+    return outputs
+
+
+def _write_onnx(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
+    num_bytes = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    if num_bytes >= ONNX_BYTES:
+        raise UserError(
+            f"{num_bytes:,} bytes of weights do not fit into one ONNX file", hint="use --format torch-export"
+        )
+    with _silent():
+        program = torch.onnx.export(
+            _traced(model, example),
+            (example,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["outputs"],
+            dynamic_shapes=({0: "batch"},),
+            verbose=False,
+        )
+        assert program is not None, "the exporter of dynamo=True returns what it made"
+        program.model.metadata_props.update(metadata)
+        data: bytes = program.model_proto.SerializeToString()
+    return data
+
+
+def _run_onnx(data: bytes, model: nn.Module) -> Outputs:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors: it warns of what its own optimizer does
+    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+
+
+FORMATS: Mapping[str, Format] = {
+    "safetensors": Format((".safetensors",), _write_safetensors, _run_safetensors, has_graph=False),
+    "state-dict": Format((".pt", ".pth"), _write_state_dict, _run_state_dict, has_graph=False, has_metadata=False),
+    "torch-export": Format((".pt2",), _write_torch_export, _run_torch_export, has_graph=True),
+    "onnx": Format((".onnx",), _write_onnx, _run_onnx, has_graph=True, packages=("onnx", "onnxscript", "onnxruntime")),
+}
+
+
+def _with_weights(model: nn.Module, weights: dict[str, Tensor]) -> Outputs:
+    """Return a function that runs the network with these weights alone, and restores its own after each call."""
+
+    def outputs(images: Tensor) -> Tensor:
+        kept = cloned(model.state_dict())
+        try:
+            for value in model.state_dict().values():
+                value.zero_()
+            loading.load_strict(model, weights, source="the exported file")
+            given: Tensor = model(images)
+            return given
+        finally:
+            model.load_state_dict(kept)
+
+    return outputs
+
+
+def _traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    """Trace the network for any B, and remove the notes about its source."""
+    program = torch.export.export(model, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+    return program
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Silence the warnings and logs of exporters about their own work, whose result is checked afterwards."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(level)

@@ -1,7 +1,9 @@
-"""Scores of weights that lie between, and beyond, given weight sets: each point with BatchNorm measured anew.
+"""Score weights on the plane through three weight sets and on the line through two.
 
-A point is a sum of the anchors with coefficients that add up to 1. What has been measured is kept in a file beside the
-run, so an interrupted computation goes on where it was, and a finished one is only read. Legend: A anchors, P points.
+w1, w2, w3 span the plane with u = w2 - w1 and v = (w3 - w1) - <w3 - w1, u> / <u, u> u (Izmailov et al. 2018,
+section 3); a point is w1 + x u/|u| + y v/|v|, so that x and y are distances of weights. Every point is a sum of the
+anchors, whose coefficients add up to 1, and gets BatchNorm statistics of its own. Scores are kept in a file of the
+run folder, so an interrupted computation continues, and a finished one is only read. Legend: A anchors, P points.
 """
 
 from __future__ import annotations
@@ -13,173 +15,233 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from swa_cli.analysis.run_data import OpenRun, read_json
+from swa_cli.analysis import passes
+from swa_cli.analysis.open import read_json
+from swa_cli.analysis.passes import Loader
+from swa_cli.analysis.run_data import Anchor, OpenRun, anchor_of
+from swa_cli.analysis.sources import averaged_names
 from swa_cli.averaging import model_state
-from swa_cli.checkpoint import loading, reader
+from swa_cli.checkpoint import loading
 from swa_cli.checkpoint.atomic import json_text, write_atomic
-from swa_cli.data import batches
-from swa_cli.data.augment import Augment
-from swa_cli.engine import evaluate, failures
 from swa_cli.engine.context import Context
-from swa_cli.engine.evaluate import recomputed
+from swa_cli.engine.evaluate import RAW
+from swa_cli.engine.events import Bar
 from swa_cli.errors import UserError
-from swa_cli.report.terminal import Bar
+from swa_cli.recipe.swap import name_of_worker
 
 Coefficients = tuple[float, ...]  # (A,)
+Row = dict[str, float | None]  # the scores of a point: `KEYS`, None where not finite
+KEYS = ("train_loss", "train_score", "loss", "score", "score_se")
 SAVE_EVERY_S = 5.0
-KEYS = ("train_loss", "train_score", "loss", "score", "score_se")  # of a point; None where not finite
+SPLITS = ("test", "val")
+MARGIN = 0.3  # of the larger side, beyond the weight sets; the grid is a square
+BEYOND = 0.4  # of the line, at both ends
+FLAT = 1e-4  # of |w3 - w1|: with a shorter v, the three lie on a line
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """A weight set that others are made of; `state` stays mapped to its file."""
+class Plane:
+    """Lengths in the plane: of u, of v, and of w3 - w1 along u."""
 
-    name: str
-    state: Mapping[str, Tensor]
+    length_u: float
+    length_v: float
+    along: float
+
+    @property
+    def corners(self) -> tuple[tuple[float, float], tuple[float, float], tuple[float, float]]:
+        """The places of w1, w2, w3."""
+        return (0.0, 0.0), (self.length_u, 0.0), (self.along, self.length_v)
+
+    def coefficients(self, x: float, y: float) -> Coefficients:
+        """Return the coefficients of w1, w2, w3 at a point."""
+        third = y / self.length_v
+        second = (x - third * self.along) / self.length_u
+        return 1 - second - third, second, third
 
 
 @dataclass(frozen=True)
-class Ground:
-    """What points are scored on: some training and some scored samples, the same for each."""
+class Samples:
+    """The training samples and the scored samples of every point."""
 
     context: Context
     model: nn.Module
     split: str
     num_samples: int  # of that split
-    train: Sequence[Any]
-    scored: Sequence[Any]
+    train: Loader
+    scored: Loader
 
     @property
-    def batches_a_point(self) -> int:
-        """How far the bar moves with each."""
+    def batches_per_point(self) -> int:
+        """How far a progress bar moves per point."""
         return self.context.refresh_length(self.model) + len(self.train) + len(self.scored)
 
 
-def anchor_of(run: OpenRun, word: str) -> Anchor:
-    """A weight set by its name in the run, or else the one in a file.
-
-    Every point has statistics of its own, so raw weights are called as they are in tables with such: `last_bn`.
-
-    Raises:
-        UserError: There is none, or it does not fit the network of the run.
-    """
-    if word in run.sets:
-        item, twin = run.sets[word], recomputed(word)
-        is_raw = item.kind == "raw" and item.batchnorm == "running"
-        return Anchor(twin if is_raw else word, item.state_dict)
-    path = Path(word)
-    if not path.exists():
-        raise UserError(
-            f"{word}: is neither a file nor a weight set of {run.folder.path}",
-            hint=f"name a .pt file, or one of {', '.join(run.sets)}",
-        )
-    found, model = reader.read(path), run.opened[1]
-    sets = reader.weight_sets(found, model)
-    if "last" not in sets and len(sets) != 1:
-        raise UserError(f"{path}: holds {len(sets)} weight sets", hint="name a file with one of them")
-    state = (sets.get("last") or next(iter(sets.values()))).state_dict
-    state = loading.load_weights(model, state, source=str(path))
-    return Anchor(f"{path.name}, epoch {found.content['epoch']}" if found.kind == "snapshot" else path.name, state)
-
-
-def ground_of(run: OpenRun, *, samples: int | None) -> Ground:
-    """The samples that points are scored on: the first ones of a fixed shuffle, or None for all.
-
-    Raises:
-        UserError: The data are missing.
-    """
-    context, model = run.opened
-    split = context.scoring_split()
-
-    def some(name: str) -> Sequence[Any]:
-        found = batches.statistics_batches(
-            context.split(name),
-            seed=context.recipe.seed,
-            batch_size=context.recipe.eval.batch_size,
-            augment=Augment(),
-            samples=samples,
-            mean=context.source.mean,
-            std=context.source.std,
-            device=context.hardware.device,
-            workers=context.recipe.dataset.workers,
-            error=failures.run_error,
-        )
-        return found if samples is None else list(found)  # type: ignore[return-value]  # a few stay in memory
-
-    size = len(context.split(split))
-    return Ground(context, model, split, size if samples is None else min(samples, size), some("train"), some(split))
-
-
-def inner(model: nn.Module, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
-    """<first, second> over the parameters, shared ones once, in float64."""
-    return math.fsum(
-        float((first[name].double() * second[name].double()).sum()) for name in model_state.read(model).weights
-    )
-
-
-def between(model: nn.Module, origin: Anchor, end: Anchor) -> dict[str, Tensor]:
-    """The vector from one weight set to another, parameters only, in float64."""
-    return {
-        name: end.state[name].double() - origin.state[name].double().to(end.state[name].device)
-        for name in model_state.read(model).weights
-    }
-
-
-def scores(
-    run: OpenRun,
-    ground: Ground,
-    anchors: Sequence[Anchor],
-    points: Sequence[Coefficients],
-    *,
-    kind: str,
-    about: Mapping[str, Any],
-) -> tuple[list[dict[str, float | None]], Path]:
-    """The scores of P points, measured or read, and the file that keeps them.
+def score_plane(
+    run: OpenRun, words: Sequence[str] | None, *, size: int, samples: int | None
+) -> tuple[dict[str, Any], Path]:
+    """Score a grid of the plane; return what `report/plots/loss_surface.py` draws, and the file that keeps it.
 
     Args:
-        run: Whose folder keeps them.
-        ground: What they are scored on.
-        anchors: What the points are made of.
-        points: Coefficients; the first A are the anchors themselves.
-        kind: Of the picture; the file is named after it.
-        about: What the file says of the points beside their scores.
+        run: The run.
+        words: Names or files of w1, w2, w3; by default the start of averaging, the last weights and the first
+            average.
+        size: Points per side of the grid.
+        samples: Training samples of BatchNorm and loss, and at most as many scored ones; None for all.
 
     Raises:
-        UserError: The folder cannot be written to, or a file in it is not as swa writes it.
+        UserError: Weight sets are missing or span no plane.
     """
-    path = run.folder.path / f"{kind}-{_fingerprint(ground, anchors, points)}.json"
-    rows = _read(path, num_points=len(points)) if path.is_file() else []
-    done = len(rows)
-    if done == len(points):
-        return rows, path
-    if done:
-        run.terminal.note(f"{path}: {done:,} of {len(points):,} points were measured before")
-    each = ground.batches_a_point
-    averaged = _averaged(ground.model)
-    with (
-        _kept(path, rows, about=about) as keep,
-        run.terminal.progress(kind, each * len(points), done=each * done) as bar,
-        failures.memory("eval.batch_size", ground.context.recipe.eval.batch_size),
-    ):
-        for index in range(done, len(points)):
-            state = combined(anchors, points[index], averaged=averaged)
-            rows.append(_measured(state, ground, bar=bar, is_anchor=index < len(anchors)))
-            keep()
-    lost = sum(row["loss"] is None for row in rows)
-    if lost:
-        run.terminal.warning(f"{kind}: {lost:,} of {len(points):,} points have no finite scores and are left blank")
-    return rows, path
+    named = {word: word for word in words} if words else default_points(run)
+    anchors = [_renamed(anchor_of(run, word), name, word) for name, word in named.items()]
+    if len({anchor.name for anchor in anchors}) != 3:
+        raise UserError("--points: names a weight set twice", hint="name three different ones")
+    plane = plane_of(run.opened[1], anchors)
+    columns, rows = zip(*plane.corners, strict=True)
+    half = (0.5 + MARGIN) * max(max(columns) - min(columns), max(rows) - min(rows))
+    middles = [(min(places) + max(places)) / 2 for places in (columns, rows)]
+    xs, ys = (_spaced(middle - half, middle + half, number=size) for middle in middles)
+    grid = [plane.coefficients(x, y) for y, x in itertools.product(ys, xs)]
+    places = [{"name": anchor.name, "x": x, "y": y} for anchor, (x, y) in zip(anchors, plane.corners, strict=True)]
+    content, path = _scores(
+        run, anchors, grid, kind="plane", samples=samples, about={"x": xs, "y": ys, "points": places}
+    )
+    return surface_of(content), path
+
+
+def score_line(
+    run: OpenRun, words: Sequence[str] | None, *, size: int, samples: int | None
+) -> tuple[dict[str, Any], Path]:
+    """Score points along the line through two weight sets; arguments and results as of `score_plane`.
+
+    Raises:
+        UserError: Weight sets are missing or the same.
+    """
+    words = words or (RAW, _first_average(run))
+    ends = [anchor_of(run, word) for word in words]
+    step = _difference(run.opened[1], *ends)
+    length = math.sqrt(_inner(run.opened[1], step, step))
+    if not length:
+        raise UserError(f"{words[0]} and {words[1]} are the same weights", hint="name others with --between A B")
+    shares = _spaced(-BEYOND, 1 + BEYOND, number=size)
+    points = [(1 - share, share) for share in shares]
+    places = [{"name": ends[0].name, "x": 0.0}, {"name": ends[1].name, "x": length}]
+    about = {"x": [share * length for share in shares], "points": places}
+    content, path = _scores(run, ends, points, kind="path", samples=samples, about=about)
+    rows = content.pop("rows")
+    return {**content, **{key: [row[key] for row in rows[2:]] for key in KEYS}}, path
+
+
+def plane_of(model: nn.Module, anchors: Sequence[Anchor]) -> Plane:
+    """Return the plane through three weight sets.
+
+    Raises:
+        UserError: Two are equal, or they lie on a line.
+    """
+    first, second, third = anchors
+    u, w = _difference(model, first, second), _difference(model, first, third)
+    length_u, length_w = (math.sqrt(_inner(model, each, each)) for each in (u, w))
+    if not length_u or not length_w:
+        other = second if not length_u else third
+        raise UserError(
+            f"{first.name} and {other.name} are the same weights: they span no plane",
+            hint="name three others with --points A B C",
+        )
+    along = _inner(model, w, u) / length_u
+    length_v = math.sqrt(max(0.0, length_w**2 - along**2))
+    if length_v < FLAT * length_w:
+        raise UserError(
+            f"{first.name}, {second.name} and {third.name} lie on a line: they span no plane",
+            hint="draw the line with `path`, or name three others with --points A B C",
+        )
+    return Plane(length_u, length_v, along)
+
+
+def surface_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of a complete plane file as it is drawn."""
+    corners, grid = content["rows"][:3], content["rows"][3:]
+    width = len(content["x"])
+
+    def values(key: str) -> list[list[float | None]]:
+        return [[row[key] for row in grid[start : start + width]] for start in range(0, len(grid), width)]
+
+    points = [
+        {**point, "loss": row["train_loss"], "score": row["score"]}
+        for point, row in zip(content["points"], corners, strict=True)
+    ]
+    return {**content, "points": points, "loss": values("train_loss"), "score": values("score")}
+
+
+def read_plane(path: Path) -> dict[str, Any] | None:
+    """Read a plane file as it is drawn; None where it is not complete.
+
+    Raises:
+        UserError: It is not as swa writes it.
+    """
+    content = read_json(path)
+    try:
+        rows, width, height = _rows_of(content), len(content["x"]), len(content["y"])
+        if len(rows) < 3 + width * height:
+            return None
+        places = [*content["x"], *content["y"], *(point[key] for point in content["points"] for key in ("x", "y"))]
+        if not all(isinstance(place, float) and math.isfinite(place) for place in places):
+            raise ValueError("has places that are no numbers")
+        if not all(isinstance(point["name"], str) for point in content["points"]) or content["split"] not in SPLITS:
+            raise ValueError("has wrong names")
+        return surface_of({**content, "rows": rows})
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: is not as swa writes it", hint="remove it, and measure the plane again") from error
+
+
+def default_points(run: OpenRun) -> dict[str, str]:
+    """Return the titles of w1, w2, w3, each with a name or a file.
+
+    The start of averaging is the first snapshot that the first average has taken, or the first one after its start;
+    where all snapshots lie before that, the last of them. A SWAP run has no such start: its plane goes through the
+    end of its common phase and its first two workers.
+
+    Raises:
+        UserError: The run has no average, or no snapshot before its end.
+    """
+    average = _first_average(run)
+    if run.plan.worker is not None:
+        return {name: name for name in (RAW, name_of_worker(1), name_of_worker(2))}
+    start = run.averaging[average][0]
+    steps = sorted(int(path.stem.removeprefix("step-")) for path in run.folder.snapshots.glob("step-????????.pt"))
+    before_the_end = [step for step in steps if step < run.step]
+    if not before_the_end:
+        raise UserError(
+            f"{run.folder.path}: has no snapshot before its end, and the plane needs one at the start of averaging",
+            hint="train with snapshots.every=1ep, or name three weight sets with --points A.pt last swa",
+        )
+    step = next((step for step in before_the_end if step >= start), before_the_end[-1])
+    epoch = f"{step / run.plan.steps_per_epoch:.4g}"
+    name = f"epoch {epoch}" if step >= start else f"epoch {epoch}, before averaging"
+    return {name: str(run.folder.snapshot_path(step)), RAW: RAW, average: average}
+
+
+def _first_average(run: OpenRun) -> str:
+    if run.best == RAW:
+        raise UserError(
+            f"{run.folder.path}: has no average yet",
+            hint="let the run end, or train with a section `swa` in the recipe",
+        )
+    return run.best
+
+
+def _renamed(anchor: Anchor, name: str, word: str) -> Anchor:
+    """Return the anchor under its title, if it has one beside the word that it was found by."""
+    return anchor if name == word else replace(anchor, name=name)
 
 
 def combined(anchors: Sequence[Anchor], coefficients: Coefficients, *, averaged: Sequence[str]) -> dict[str, Tensor]:
-    """The sum of the anchors in float64; what is no parameter is the last one's."""
+    """Return the sum of the anchors in float64; names that are not averaged come from the last anchor."""
     state = dict(anchors[-1].state)
     for name in averaged:
         terms = (share * anchor.state[name].double() for anchor, share in zip(anchors, coefficients, strict=True))
@@ -187,25 +249,75 @@ def combined(anchors: Sequence[Anchor], coefficients: Coefficients, *, averaged:
     return state
 
 
-def _averaged(model: nn.Module) -> list[str]:
-    present = model_state.read(model)
-    return [name for name, owner in present.owners.items() if owner in present.weights]
+def _scores(
+    run: OpenRun,
+    anchors: Sequence[Anchor],
+    points: Sequence[Coefficients],
+    *,
+    kind: str,
+    samples: int | None,
+    about: Mapping[str, Any],
+) -> tuple[dict[str, Any], Path]:
+    """Return the content of the file of some points, which is measured as far as it does not exist, and its path.
+
+    Args:
+        run: The run, whose folder keeps the file.
+        anchors: The weight sets that points are made of; the first A rows are their own scores.
+        points: Coefficients of the other rows.
+        kind: The kind of picture, which names the file.
+        samples: See `score_plane`.
+        about: What the file says of the points beside their scores.
+
+    Raises:
+        UserError: The folder cannot be written to, or a file in it is not as swa writes it.
+    """
+    ground = _samples_of(run, samples=samples)
+    corners = [tuple(float(index == other) for other in range(len(anchors))) for index in range(len(anchors))]
+    points = [*corners, *points]
+    about = {**about, "split": ground.split, "samples": ground.num_samples}
+    path = run.folder.path / f"{kind}-{_fingerprint(ground, anchors, points)}.json"
+    rows = _read(path, num_points=len(points)) if path.is_file() else []
+    done = len(rows)
+    if 0 < done < len(points):
+        run.terminal.note(f"{path}: {done:,} of {len(points):,} points were measured before")
+    if done < len(points):
+        each, averaged = ground.batches_per_point, averaged_names(ground.model)
+        with (
+            _kept(path, rows, about=about) as keep,
+            run.terminal.progress(kind, each * len(points), done=each * done) as bar,
+        ):
+            for index in range(done, len(points)):
+                state = combined(anchors, points[index], averaged=averaged)
+                rows.append(_measured(state, ground, bar=bar, is_anchor=index < len(anchors)))
+                keep()
+        lost = sum(row["loss"] is None for row in rows)
+        if lost:
+            run.terminal.warning(f"{kind}: {lost:,} of {len(points):,} points have no finite scores and are left blank")
+    return {**about, "rows": rows}, path
 
 
-def _measured(state: Mapping[str, Tensor], ground: Ground, *, bar: Bar, is_anchor: bool) -> dict[str, float | None]:
-    """The scores of a point; far from the anchors a network may overflow, which leaves it without."""
+def _samples_of(run: OpenRun, *, samples: int | None) -> Samples:
+    """Take the first samples of a fixed shuffle of both splits, or all of them."""
+    context, model = run.opened
+    split = context.scoring_split()
+    size = len(context.split(split))
+    train, scored = (passes.fixed_batches(context, name, samples=samples) for name in ("train", split))
+    return Samples(context, model, split, size if samples is None else min(samples, size), train, scored)
+
+
+def _measured(state: Mapping[str, Tensor], ground: Samples, *, bar: Bar, is_anchor: bool) -> Row:
+    """Score a point; a network may overflow far from the anchors, and then has no scores."""
     context, metrics, model = ground.context, ground.context.task.metrics, ground.context.build_model()
     loading.load_unchecked(model, state)
     try:
-        context.refresh_batchnorm(model, name="a point", bar=bar)
+        passes.refresh(model, context=context, name="a point", bar=bar)
     except UserError:
         if is_anchor:
-            raise  # then it is not the distance
-        bar.advance(ground.batches_a_point)
+            raise  # the reason is not the distance
+        bar.advance(ground.batches_per_point)
         return dict.fromkeys(KEYS)
     train, scored = (
-        evaluate.score(model, part, task=context.task, hardware=context.eval_hardware, advance=bar.advance)
-        for part in (ground.train, ground.scored)
+        passes.score(model, part, context=context, bar=bar, task=context.task) for part in (ground.train, ground.scored)
     )
     own, loss = metrics.primary.key, metrics.loss.key
     found = {
@@ -218,8 +330,8 @@ def _measured(state: Mapping[str, Tensor], ground: Ground, *, bar: Bar, is_ancho
     return {key: value if value is not None and math.isfinite(value) else None for key, value in found.items()}
 
 
-def _fingerprint(ground: Ground, anchors: Sequence[Anchor], points: Sequence[Coefficients]) -> str:
-    """What the scores depend on, in twelve digits."""
+def _fingerprint(ground: Samples, anchors: Sequence[Anchor], points: Sequence[Coefficients]) -> str:
+    """Return twelve hex digits of a hash of everything that the scores depend on."""
     context, sha = ground.context, hashlib.sha256()
     recipe = context.recipe.model_dump(mode="json")
     settings = {key: recipe[key] for key in ("seed", "task", "model", "dataset")}
@@ -236,26 +348,41 @@ def _fingerprint(ground: Ground, anchors: Sequence[Anchor], points: Sequence[Coe
     return sha.hexdigest()[:12]
 
 
-def _read(path: Path, *, num_points: int) -> list[dict[str, float | None]]:
-    """What the file keeps, as far as it goes.
+def _inner(model: nn.Module, first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> float:
+    """Return <first, second> over the parameters in float64; shared parameters count once."""
+    return math.fsum(
+        float((first[name].double() * second[name].double()).sum()) for name in model_state.read(model).weights
+    )
+
+
+def _difference(model: nn.Module, origin: Anchor, end: Anchor) -> dict[str, Tensor]:
+    """Return the vector from one weight set to another: parameters only, in float64."""
+    return {
+        name: end.state[name].double() - origin.state[name].double().to(end.state[name].device)
+        for name in model_state.read(model).weights
+    }
+
+
+def _read(path: Path, *, num_points: int) -> list[Row]:
+    """Read the rows of a file.
 
     Raises:
         UserError: It is not as swa writes it.
     """
     try:
-        rows = rows_of(read_json(path))
+        rows = _rows_of(read_json(path))
         if len(rows) > num_points:
             raise ValueError("has too many rows")
         return rows
     except ValueError as error:
-        raise UserError(f"{path}: {error}", hint="remove it: the points are measured anew") from error
+        raise UserError(f"{path}: {error}", hint="remove it: the points are measured again") from error
 
 
-def rows_of(content: Mapping[str, Any]) -> list[dict[str, float | None]]:
-    """The scores in a file.
+def _rows_of(content: Mapping[str, Any]) -> list[Row]:
+    """Return the rows in the content of a file.
 
     Raises:
-        ValueError: It is not as swa writes it.
+        ValueError: They are not as swa writes them.
     """
     rows = content.get("rows")
     if not isinstance(rows, list) or not all(map(_is_row, rows)):
@@ -269,7 +396,7 @@ def _is_row(row: Any) -> bool:
 
 @contextmanager
 def _kept(path: Path, rows: Sequence[Mapping[str, Any]], *, about: Mapping[str, Any]) -> Iterator[Any]:
-    """Write the rows every few seconds, and when the block ends, however it does."""
+    """Yield a function that writes the rows every few seconds; write them also when the block ends."""
     saved_at, written = time.monotonic(), len(rows)
 
     def save() -> None:
@@ -288,11 +415,6 @@ def _kept(path: Path, rows: Sequence[Mapping[str, Any]], *, about: Mapping[str, 
             save()
 
 
-def spaced(low: float, high: float, *, number: int) -> list[float]:
-    """Equally spaced numbers, both ends among them."""
+def _spaced(low: float, high: float, *, number: int) -> list[float]:
+    """Return equally spaced numbers, with both ends."""
     return [low + (high - low) * index / (number - 1) for index in range(number)]
-
-
-def grid(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
-    """All points of a grid, row by row."""
-    return [(x, y) for y, x in itertools.product(ys, xs)]

@@ -1,13 +1,15 @@
-"""A checkpoint or a run opened again: its recipe, data, hardware and network, and the weight sets that were asked for.
+"""Open a checkpoint or a run folder again: recipe, data, network and weight sets.
 
-A checkpoint of ours carries its recipe; a foreign one needs it passed. A run folder is only read, so it may be one
-that another process is working on.
+Our checkpoints carry their recipe; a foreign one needs `--recipe`. The one idea: a recipe is parsed once and handed
+on. The files of one run carry equal values, which need no second look. A run folder is only read, so another process
+may still train in it.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +35,31 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import name_of_worker, phase_of
 from swa_cli.report.terminal import Terminal
 
-CHANGEABLE_KEYS = (
-    "dataset.*",
-    "eval.*",
-    "train.device",
-    "train.precision",
-    "train.threads",
-)
+CHANGEABLE_KEYS = ("dataset.*", "eval.*", "train.device", "train.precision", "train.threads")
 PASS_KEYS = ("swa.batchnorm.samples", "swap.batchnorm.samples")
-# What may differ between the files of one run: `--resume` takes other values, and `--extend-to` writes these anew.
+# Keys that may differ between the files of one run: `--resume` changes some, and `--extend-to` rewrites the others.
 DIFFERING_KEYS = (*RESUMABLE_KEYS, "train.epochs", "swa.start", "averages.*.start", "snapshots.start")
+
+
+class Recipes:
+    """The recipes inside checkpoints; checkpoints with equal values share one, which is parsed once."""
+
+    def __init__(self) -> None:
+        self._parsed: list[tuple[Mapping[str, Any], Recipe]] = []
+
+    def of(self, found: Checkpoint) -> Recipe:
+        """Return the recipe that a checkpoint of ours carries."""
+        values = found.content["recipe"]
+        for other, recipe in self._parsed:
+            if other == values:
+                return recipe
+        recipe = load.from_values(values, source=str(found.path)).recipe
+        self.keep(values, recipe)
+        return recipe
+
+    def keep(self, values: Mapping[str, Any], recipe: Recipe) -> None:
+        """Keep a recipe that was parsed elsewhere from these values, without overrides."""
+        self._parsed.append((values, recipe))
 
 
 def open_checkpoint(
@@ -54,30 +71,18 @@ def open_checkpoint(
     allow_code: bool,
     also: Sequence[str] = (),
 ) -> tuple[Context, nn.Module]:
-    """The data, hardware and network of a checkpoint's recipe, or of the one that was passed."""
-    loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code, also=also)
-    with failures.before_a_run():
-        context = build_context(
-            loaded.recipe, Events([terminal]), recorded=found.content.get("input"), needs_training=False
-        )
-        model = context.build_model()
-    terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}; {context.hardware.describe()}")
-    _tell_foreign(found, model, terminal)
-    return context, model
-
-
-def pass_of(found: Checkpoint, samples: str | None, *, recipe: Path | None = None) -> list[str]:
-    """The change that lets a BatchNorm pass take so many training samples; `PASS_KEYS` allows it.
+    """Open data, hardware and network by the recipe of a checkpoint, or by the one that was passed.
 
     Args:
-        found: Whose recipe is changed.
-        samples: A number or `all`; None for the recipe's own.
-        recipe: The one that was passed, if one was.
+        found: The checkpoint.
+        overrides: Changes of `CHANGEABLE_KEYS`.
+        recipe: A recipe to use in place of the one inside.
+        terminal: Shows progress and notes.
+        allow_code: Import the code that the recipe inside names.
+        also: Further keys that may be changed.
     """
-    if samples is None:
-        return []
-    is_swap = load.load(recipe).recipe.swap is not None if recipe else "swap" in (found.recipe or {})
-    return [f"{'swap' if is_swap else 'swa'}.batchnorm.samples={samples}"]
+    loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code, also=also)
+    return open_context(found, loaded.recipe, terminal)
 
 
 def open_network(
@@ -88,11 +93,11 @@ def open_network(
     terminal: Terminal,
     allow_code: bool,
 ) -> tuple[Recipe, dict[str, Any], nn.Module]:
-    """The recipe, the `input` and the network of a checkpoint, on the CPU; only for a foreign one data are read."""
-    if found.kind == "foreign":
-        context, model = open_checkpoint(found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
-        return context.recipe, context.input, model.to(device="cpu").to(memory_format=torch.contiguous_format)
+    """Return recipe, `input` and network of a checkpoint, on the CPU; only a foreign one opens its data."""
     loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code)
+    if found.kind == "foreign":
+        context, model = open_context(found, loaded.recipe, terminal)
+        return context.recipe, context.input, model.to(device="cpu").to(memory_format=torch.contiguous_format)
     input_ = found.content["input"]
     with preserve_global_rng():
         model = build_network(
@@ -105,6 +110,19 @@ def open_network(
     return loaded.recipe, input_, model
 
 
+def open_context(found: Checkpoint, recipe: Recipe, terminal: Terminal) -> tuple[Context, nn.Module]:
+    """Open data, hardware and network of a checkpoint by a recipe that is parsed and admitted already."""
+    with failures.before_a_run():
+        recorded = found.content.get("input")
+        context = build_context(recipe, Events([terminal]), recorded=recorded, needs_training=False)
+        model = context.build_model()
+    terminal.note(f"{found.path}: {describe_model(recipe.model.name, model)}; {context.hardware.describe()}")
+    if found.kind == "foreign":
+        layout = third_party.read(found.content, found.path, owners=read_tensors(model).owners)
+        terminal.note(f"{found.path}: {layout}")
+    return context, model
+
+
 def _recipe_of(
     found: Checkpoint,
     overrides: Sequence[str],
@@ -113,7 +131,7 @@ def _recipe_of(
     allow_code: bool,
     also: Sequence[str] = (),
 ) -> Loaded:
-    """The recipe that was passed, or else that of the checkpoint."""
+    """Return the recipe that was passed, or else that of the checkpoint, whose code needs permission."""
     allowed = (*CHANGEABLE_KEYS, *also)
     if recipe is not None:
         loaded = load.load(recipe, overrides, allowed=allowed)
@@ -121,21 +139,29 @@ def _recipe_of(
         return loaded
     if found.recipe is None:
         raise UserError(
-            f"{found.path}: was not written by swa and holds no recipe", hint="say which with --recipe RECIPE"
+            f"{found.path}: was not written by swa and holds no recipe", hint="name its recipe with --recipe RECIPE"
         )
     loaded = load.from_values(found.recipe, overrides, source=str(found.path), allowed=allowed)
     admit(loaded, source=str(found.path), folder=found.path.parent, allow_code=allow_code)
     return loaded
 
 
-def _tell_foreign(found: Checkpoint, model: nn.Module, terminal: Terminal) -> None:
-    """What a file of another program was taken for."""
-    if found.kind == "foreign":
-        terminal.note(f"{found.path}: {third_party.read(found.content, found.path, owners=read_tensors(model).owners)}")
+def pass_of(found: Checkpoint, samples: str | None, *, recipe: Path | None = None) -> list[str]:
+    """Return the override that sets the training samples of a BatchNorm pass; `PASS_KEYS` allows it.
+
+    Args:
+        found: The checkpoint whose recipe is changed.
+        samples: A number or `all`; None for the recipe's own.
+        recipe: The recipe that was passed, if one was.
+    """
+    if samples is None:
+        return []
+    is_swap = load.load(recipe).recipe.swap is not None if recipe else "swap" in (found.recipe or {})
+    return [f"{'swap' if is_swap else 'swa'}.batchnorm.samples={samples}"]
 
 
 def chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, WeightSet]:
-    """The weight set of a name, or all of them.
+    """Return the weight set of this name, or every one for `all`.
 
     Raises:
         UserError: There is none, or none of that name.
@@ -149,38 +175,77 @@ def chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, We
     return {weights: sets[weights]}
 
 
+def require_fresh(batchnorm: Mapping[str, str], *, path: Path, hint: str) -> None:
+    """Refuse averaged weights whose BatchNorm statistics were never recomputed.
+
+    Args:
+        batchnorm: How fresh the statistics of each weight set are.
+        path: The file or run folder that holds them.
+        hint: How to refresh them.
+
+    Raises:
+        UserError: One is stale.
+    """
+    stale = [name for name, freshness in batchnorm.items() if freshness == "stale"]
+    if stale:
+        raise UserError(
+            f"{path}: {', '.join(stale)} has stale BatchNorm statistics: its outputs would mean nothing", hint=hint
+        )
+
+
+def require_writable(target: Path, *, sources: Sequence[Path] = ()) -> None:
+    """Refuse a place where a result cannot be written, or would replace what it is made of.
+
+    Raises:
+        UserError: No such folder, a link, no regular file, or one of the sources.
+    """
+    other = "name another file with -o FILE"
+    if not target.parent.is_dir():
+        raise UserError(f"{target.parent}: no such folder", hint="make it, or " + other)
+    if target.is_symlink():
+        raise UserError(
+            f"{target}: is a symbolic link, which is not followed for writing", hint=f"name the file itself, or {other}"
+        )
+    if target.exists() and not target.is_file():
+        raise UserError(f"{target}: is not a regular file", hint=other)
+    if any(target.exists() and source.exists() and os.path.samefile(target, source) for source in sources):
+        raise UserError(f"{target}: is one of the sources", hint=other)
+
+
 def resume_point(folder: RunFolder) -> Checkpoint:
-    """last.pt of a run, or previous.pt in the instant in which it is being replaced.
+    """Read last.pt of a run, or previous.pt while last.pt is being replaced.
 
     Raises:
         UserError: There is none, or it cannot be read.
     """
     if not any(os.path.lexists(path) for path in (folder.last, folder.previous)):
         raise UserError(
-            f"{folder.path}: has no checkpoints/last.pt: it is no run folder, or its run has saved nothing yet",
+            f"{folder.path}: has no checkpoints/last.pt: it is not a run folder, or its run has saved nothing yet",
             hint="name a checkpoint (.pt), or a run folder such as runs/latest",
         )
     found = reader.read(folder.last if os.path.lexists(folder.last) else folder.previous)
     if found.kind != "resume":
-        raise UserError(f"{found.path}: is no resume point", hint="name a run folder that `swa train` made")
+        raise UserError(f"{found.path}: is not a resume point", hint="name a run folder that `swa train` made")
     return found
 
 
-def weight_sets_of_run(folder: RunFolder, point: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
-    """The raw weights of a run as `last`, those of its workers, and each weight set that it has shipped.
+def weight_sets_of_run(
+    folder: RunFolder, point: Checkpoint, model: nn.Module, *, recipe: Recipe
+) -> dict[str, WeightSet]:
+    """Return the raw weights of a run as `last`, those of its workers, and each weight set that it has shipped.
 
     Raises:
         UserError: A shipped file that cannot be read, or is of another run.
     """
     points = {RAW: point}
-    points |= {name_of_worker(number): found for number, found in points_of_workers(folder, point).items()}
+    points |= {name_of_worker(number): found for number, found in points_of_workers(folder, point, recipe).items()}
     sets: dict[str, WeightSet] = {}
     for name, found in points.items():
         sets[name] = reader.raw_weights(found, model)
         shipped = _shipped(folder, recomputed(name), point)
         if shipped is not None and shipped.content["average"]["steps"] == [found.content["step"]]:
             sets |= reader.weight_sets(shipped, model)
-    for name in shipped_by(point):
+    for name in shipped_by(point, recipe):
         shipped = _shipped(folder, name, point)
         if shipped is not None:
             sets |= reader.weight_sets(shipped, model)
@@ -188,7 +253,7 @@ def weight_sets_of_run(folder: RunFolder, point: Checkpoint, model: nn.Module) -
 
 
 def _shipped(folder: RunFolder, name: str, point: Checkpoint) -> Checkpoint | None:
-    """The file of a weight set; None where the run goes on, or has ended before the set had its first weights.
+    """Read the file of a weight set; None while the run goes on, or where the set never got its first weights.
 
     Raises:
         UserError: It holds something else, or is of another run.
@@ -199,42 +264,42 @@ def _shipped(folder: RunFolder, name: str, point: Checkpoint) -> Checkpoint | No
     found = reader.read(path)
     if found.kind != "weights" or found.content["average"]["name"] != name:
         raise UserError(f"{path}: does not hold the weights {name}", hint="put the file of the run in its place")
-    require_same_run(found, point)
+    require_same_run(found, point, recipes=Recipes())
     return found
 
 
-def shipped_by(point: Checkpoint) -> list[str]:
-    """The averages of the run of a resume point, whether they are shipped by now or not."""
-    recipe = load.from_values(point.content["recipe"], source=str(point.path)).recipe
+def shipped_by(point: Checkpoint, recipe: Recipe) -> list[str]:
+    """Return the averages of a run by name, whether they are shipped by now or not."""
     return [*point.content["averages"], *([swap.NAME] if phase_of(recipe).has_workers else [])]
 
 
-def points_of_workers(folder: RunFolder, point: Checkpoint) -> dict[int, Checkpoint]:
-    """The resume point of each worker of a SWAP run that has saved one.
+def points_of_workers(folder: RunFolder, point: Checkpoint, recipe: Recipe) -> dict[int, Checkpoint]:
+    """Read the resume point of each worker of a SWAP run that has saved one.
 
     Raises:
         UserError: One cannot be read, or is of another run.
     """
-    recipe = load.from_values(point.content["recipe"], source=str(point.path)).recipe
     numbers = range(1, recipe.swap.workers + 1) if recipe.swap and phase_of(recipe).has_workers else ()
-    points = {}
+    points, recipes = {}, Recipes()
     for number in numbers:
         own = folder.worker(number)
         if os.path.lexists(own.last):
             found = resume_point(own)
-            require_same_run(found, point, ignored=("swap.worker", "train.init*"))
+            require_same_run(found, point, recipes=recipes, ignored=("swap.worker", "train.init*"))
             points[number] = found
     return points
 
 
-def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[str] = ()) -> None:
+def require_same_run(found: Checkpoint, point: Checkpoint, *, recipes: Recipes, ignored: Sequence[str] = ()) -> None:
     """Refuse a file that was copied into the folder of another run.
 
     Raises:
         UserError: Its recipe or its input is not that of the run's resume point.
     """
-    recipes = [load.from_values(item.content["recipe"], source=str(item.path)).recipe for item in (found, point)]
-    differences = load.differences(*recipes, ignored=(*DIFFERING_KEYS, *ignored))
+    differences = []
+    if found.content["recipe"] != point.content["recipe"]:
+        keys = (*DIFFERING_KEYS, *ignored)
+        differences = load.differences(recipes.of(found), recipes.of(point), ignored=keys)
     inputs = [{key: value for key, value in item.content["input"].items() if key != "data"} for item in (found, point)]
     if inputs[0] != inputs[1]:
         differences.append(("input", inputs[0], inputs[1]))
@@ -247,12 +312,29 @@ def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[
 
 
 def refresh_command(found: Checkpoint) -> str:
-    """What gives the averages of a checkpoint fresh BatchNorm statistics."""
+    """Return the command that refreshes the BatchNorm statistics of a checkpoint's averages."""
     beside = " --recipe RECIPE --weights NAME -o FILE.pt" if found.kind == "foreign" else ""
     return f"swa bn-update {found.path}{beside}"
 
 
 def run_of(path: Path) -> str | None:
-    """The run folder that a checkpoint lies in."""
+    """Return the run folder that a checkpoint lies in."""
     folder = RunFolder.around(path)
     return None if folder is None else str(folder.path)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """Read a JSON object that swa has written.
+
+    Raises:
+        UserError: It is something else.
+    """
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict):
+            raise ValueError("is not an object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: is not as swa writes it ({error})", hint="remove it, or take another copy of the file"
+        ) from error
+    return values

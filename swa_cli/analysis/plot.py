@@ -1,6 +1,6 @@
-"""`swa plot`: the pictures of a run, by name, and of a recipe the one that is known before training.
+"""`swa plot`: draw a picture of a run, or the schedule of a recipe before training.
 
-`KINDS` says what each needs and how it is drawn; drawing itself is the room `report/plots`.
+`KINDS` maps each kind of picture to the function that gathers its values; `report/plots` draws them.
 """
 
 from __future__ import annotations
@@ -8,14 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from swa_cli.analysis import calibration, plane, start_sweep
-from swa_cli.analysis.run_data import OpenRun
+from swa_cli.analysis import loss_surface, open, sources
+from swa_cli.analysis.average import Trials
+from swa_cli.analysis.run_data import OpenRun, confusion, reliability, require_classes
 from swa_cli.checkpoint.atomic import write_atomic
-from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.data import sources
+from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
 from swa_cli.engine.events import Events
 from swa_cli.engine.user_code import make_importable
@@ -24,32 +25,29 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.report.plots import calibration as calibration_picture
-from swa_cli.report.plots import calibration as confusion_picture
 from swa_cli.report.plots import curves as curves_picture
-from swa_cli.report.plots import loss_surface as path_picture
-from swa_cli.report.plots import loss_surface as plane_picture
+from swa_cli.report.plots import loss_surface as surface_picture
 from swa_cli.report.plots import schedule as schedule_picture
-from swa_cli.report.plots import schedule as window_picture
 from swa_cli.report.plots.style import FORMATS
 from swa_cli.report.terminal import Terminal
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for beside the kind: numbers of points and samples, weight sets by name or file."""
+    """The options of a picture: numbers of points and samples, weight sets by name or file."""
 
-    size: int | None = None  # of the grid; None for the kind's own
+    size: int | None = None  # points of the grid; None for the default of the kind
     samples: int | None = 1000  # None for all
-    points: tuple[str, ...] | None = None  # three, of a plane
-    between: tuple[str, ...] | None = None  # two, of a path
-    weights: str | None = None  # of a confusion matrix; None for the first average
+    points: tuple[str, ...] | None = None  # three, for a plane
+    between: tuple[str, ...] | None = None  # two, for a path
+    weights: str | None = None  # for a confusion matrix; None for the first average
 
 
 @dataclass(frozen=True)
 class Picture:
-    """Ready to be drawn: `write(file, form)`; `values` go into the answer for programs."""
+    """A picture to draw with `draw(file, form=...)`; `values` go into the JSON answer."""
 
-    write: Callable[[IO[bytes], str], None]
+    draw: Callable[..., None]
     values: dict[str, Any]
 
 
@@ -71,21 +69,23 @@ def plot(
     Args:
         path: A run folder or a recipe.
         kind: One of `KINDS`.
-        overrides: Changes of the recipe; of a run, only of keys that the weights do not depend on.
+        overrides: Changes of the recipe; for a run, only of keys that the weights do not depend on.
         out: A .png or .svg file; by default KIND.png in the run folder, or in the working directory.
-        request: What else was asked for.
-        terminal: Told of everything.
-        allow_code: Import what the recipe names.
+        request: The options of the picture.
+        terminal: Shows progress and results.
+        allow_code: Import the code that the recipe names.
 
     Raises:
         RecipeError: Problems of the recipe.
-        UserError: The run does not have what the picture takes, or a place that cannot be written to.
+        UserError: The run lacks what the picture needs, or the place cannot be written to.
     """
     started, is_run = time.monotonic(), path.is_dir()
     if not is_run and kind != "schedule":
         _refuse_file(path, kind)
     target = out or (path if is_run else Path()) / f"{kind}.png"
-    _require_writable(target)
+    if target.suffix.lower().removeprefix(".") not in FORMATS:
+        raise UserError(f"{target}: pictures are PNG or SVG", hint="name a .png or .svg file with -o FILE")
+    open.require_writable(target)
     if is_run:
         run = _open(path, overrides, request=request, terminal=terminal, allow_code=allow_code)
         picture = KINDS[kind](run, request)
@@ -104,15 +104,12 @@ def plot(
 
 
 def draw_all(folder: Path, *, terminal: Terminal) -> list[Path]:
-    """Draw every picture that the run has what it takes for; one note says which were left out, and why.
-
-    The plane is measured on a grid of the default size, like everything else here.
-    """
-    run = _open(folder, (), request=Request(), terminal=terminal, allow_code=True)  # the run itself has run it
+    """Draw every picture of a run that can be drawn, with default options; say what was left out, and why."""
+    run = _open(folder, (), request=Request(), terminal=terminal, allow_code=True)  # the run has executed this code
     drawn, left_out = [], []
     for kind, make in KINDS.items():
         if kind == "curves":
-            continue  # the run has drawn them
+            continue  # drawn by the run
         try:
             picture = make(run, Request())
         except UserError as error:
@@ -126,16 +123,10 @@ def draw_all(folder: Path, *, terminal: Terminal) -> list[Path]:
     return drawn
 
 
-def draw_if_asked(folder: Path, *, terminal: Terminal) -> None:
-    """After a run: `draw_all` if its recipe says `output.plots: true`."""
-    if load.load(RunFolder(folder).recipe).recipe.output.plots:
-        draw_all(folder, terminal=terminal.part())
-
-
 def _curves(run: OpenRun, _: Request) -> Picture:
     rows = run.rows
     if not rows:
-        raise UserError(f"{run.folder.path}: has no epoch yet", hint="let the run end its first one")
+        raise UserError(f"{run.folder.path}: has no epoch yet", hint="wait until the run has finished its first one")
     values: dict[str, Any] = {
         "rows": rows,
         "title": run.title,
@@ -146,7 +137,7 @@ def _curves(run: OpenRun, _: Request) -> Picture:
         "final": None if run.result is None else run.result["weights"],
         "metrics": run.metrics,
     }
-    return Picture(lambda file, form: curves_picture.draw(file, form=form, **values), {})
+    return Picture(partial(curves_picture.draw, **values), {})
 
 
 def _schedule(run: OpenRun, _: Request) -> Picture:
@@ -154,14 +145,14 @@ def _schedule(run: OpenRun, _: Request) -> Picture:
 
 
 def of_recipe(loaded: Loaded, terminal: Terminal) -> Picture:
-    """The schedule of a recipe; data are opened only where their size is not known without.
+    """Return the schedule of a recipe; data are opened only where their size is not known otherwise.
 
     Raises:
-        RecipeError: The recipe does not make a plan.
+        RecipeError: The recipe gives no plan.
         UserError: The data are missing.
     """
     recipe = loaded.recipe
-    number = sources.known_num_train(recipe.dataset.name, recipe.dataset.val, args=recipe.dataset.args)
+    number = known_num_train(recipe.dataset.name, recipe.dataset.val, args=recipe.dataset.args)
     if number is None:
         make_importable(loaded)
         number = len(build_context(recipe, Events([terminal])).split("train"))
@@ -180,56 +171,44 @@ def _planned(title: str, plan: Plan) -> Picture:
         "worker_lr": plan.worker_rates,
         "steps_per_epoch": plan.steps_per_epoch,
     }
-    said = {"steps": plan.total_steps, "steps_per_epoch": plan.steps_per_epoch, "snapshots": list(plan.snapshots)}
-    said["averages"] = {item.name: list(item.steps) for item in plan.averages}
-    return Picture(lambda file, form: schedule_picture.draw_schedule(file, form=form, **values), said)
+    answer = {"steps": plan.total_steps, "steps_per_epoch": plan.steps_per_epoch, "snapshots": list(plan.snapshots)}
+    answer["averages"] = {item.name: list(item.steps) for item in plan.averages}
+    return Picture(partial(schedule_picture.draw_schedule, **values), answer)
 
 
 def _plane(run: OpenRun, request: Request) -> Picture:
-    surface, cache = plane.surface(run, request.points, size=request.size or GRID, samples=request.samples)
+    surface, cache = loss_surface.score_plane(run, request.points, size=request.size or GRID, samples=request.samples)
     title = f"{run.title}: plane through three weight sets"
-
-    def write(file: IO[bytes], form: str) -> None:
-        plane_picture.draw_plane(file, surface=surface, title=title, metrics=run.metrics, form=form)
-
-    said = {key: surface[key] for key in ("x", "y", "loss", "score", "points", "split", "samples")}
-    return Picture(write, {"cache": str(cache), **said})
+    draw = partial(surface_picture.draw_plane, surface=surface, title=title, metrics=run.metrics)
+    keys = ("x", "y", "loss", "score", "points", "split", "samples")
+    return Picture(draw, {"cache": str(cache), **{key: surface[key] for key in keys}})
 
 
 def _path(run: OpenRun, request: Request) -> Picture:
-    line, cache = plane.line(run, request.between, size=request.size or LINE, samples=request.samples)
+    line, cache = loss_surface.score_line(run, request.between, size=request.size or LINE, samples=request.samples)
     first, second = (point["name"] for point in line["points"])
     title = f"{run.title}: the line from {first} to {second}"
-
-    def write(file: IO[bytes], form: str) -> None:
-        path_picture.draw_path(file, line=line, title=title, metrics=run.metrics, form=form)
-
-    return Picture(write, {"cache": str(cache), **line})
+    draw = partial(surface_picture.draw_path, line=line, title=title, metrics=run.metrics)
+    return Picture(draw, {"cache": str(cache), **line})
 
 
 def _calibration(run: OpenRun, _: Request) -> Picture:
-    sets = calibration.reliability(run)
+    sets = reliability(run)
     title = f"{run.title}: calibration on {run.opened[0].scoring_split()}"
-    return Picture(
-        lambda file, form: calibration_picture.draw_reliability(file, sets=sets, title=title, form=form),
-        {"weights": sets},
-    )
+    return Picture(partial(calibration_picture.draw_reliability, sets=sets, title=title), {"weights": sets})
 
 
 def _confusion(run: OpenRun, request: Request) -> Picture:
-    calibration.require_classes(run, "confusion")
+    require_classes(run, "confusion")
     name = request.weights or run.best
-    matrix, classes = calibration.confusion(run, name), list(run.opened[0].source.class_names)
+    matrix, classes = confusion(run, name), list(run.opened[0].source.class_names)
     title = f"{run.title}: classes of {name} on {run.opened[0].scoring_split()}"
-
-    def write(file: IO[bytes], form: str) -> None:
-        confusion_picture.draw_confusion(file, matrix=matrix, classes=classes, title=title, form=form)
-
-    return Picture(write, {"weights": name, "classes": classes, "matrix": matrix})
+    draw = partial(calibration_picture.draw_confusion, matrix=matrix, classes=classes, title=title)
+    return Picture(draw, {"weights": name, "classes": classes, "matrix": matrix})
 
 
 def _window(run: OpenRun, request: Request) -> Picture:
-    rows = start_sweep.rows(run, size=request.size or STARTS)
+    rows = start_sweep(run, size=request.size or STARTS)
     values: dict[str, Any] = {
         "rows": rows,
         "title": f"{run.title}: start of averaging, scored on validation images",
@@ -238,11 +217,52 @@ def _window(run: OpenRun, request: Request) -> Picture:
         "reference": _reference(run),
         "metrics": run.metrics,
     }
-    return Picture(lambda file, form: window_picture.draw_search(file, form=form, **values), {"windows": rows})
+    return Picture(partial(schedule_picture.draw_search, **values), {"windows": rows})
+
+
+def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
+    """Score the means of the last snapshots of a run, from different starts up to the last snapshot.
+
+    Args:
+        run: The run.
+        size: At most this many starts, evenly spaced, the first and the last snapshot among them.
+
+    Returns:
+        Per start: `start`, `end`, scores on validation images, differences to the best, `chosen`.
+
+    Raises:
+        UserError: The run has fewer than two snapshots, or no validation split.
+    """
+    paths = sorted(run.folder.snapshots.glob("step-????????.pt"))
+    if len(paths) < 2:
+        has = f"{len(paths)} snapshot{'' if len(paths) == 1 else 's'}"
+        raise UserError(
+            f"{run.folder.path}: has {has}, and starts are compared with at least 2",
+            hint="train with snapshots.every=1ep",
+        )
+    context, model = run.opened
+    if context.source.val is None:
+        raise UserError(
+            f"{run.folder.path}: has no validation split to score starts on", hint="train with dataset.val=10%"
+        )
+    gathered = sources.of_run(paths, context, model, recipes=run.recipes)
+    series, trials = sources.snapshot_series(gathered, option="window"), Trials(gathered)
+    for first in _evenly(series.n, size):
+        trials.note_window(series, first, series.n - 1)
+    key = trials.metrics.loss_key
+    trials.compare_to(min(range(len(trials.rows)), key=lambda index: trials.rows[index][key]))
+    return trials.rows
+
+
+def _evenly(number: int, most: int) -> list[int]:
+    """Return at most `most` of the indices 0 to number - 1, evenly spaced, with both ends."""
+    if number <= most:
+        return list(range(number))
+    return [round(index * (number - 1) / (most - 1)) for index in range(most)]
 
 
 def _reference(run: OpenRun) -> tuple[str, Mapping[str, Any]] | None:
-    """The raw weights that averages are judged against, and their validation scores; None where there are none."""
+    """Return the name and validation scores of the reference; None where it has none."""
     if run.result is None:
         return None
     name = run.result["reference"]
@@ -262,33 +282,18 @@ KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {
 
 
 def _open(path: Path, overrides: Sequence[str], *, request: Request, terminal: Terminal, allow_code: bool) -> OpenRun:
-    samples = None if request.samples is None else str(request.samples)
-    return OpenRun(path, overrides, terminal=terminal, samples=samples, allow_code=allow_code)
+    return OpenRun(path, overrides, terminal=terminal, samples=request.samples, allow_code=allow_code)
 
 
 def _write(target: Path, picture: Picture) -> None:
     form = target.suffix.lower().removeprefix(".")
-    write_atomic(target, lambda file: picture.write(file, form))
+    write_atomic(target, lambda file: picture.draw(file, form=form))
 
 
 def _refuse_file(path: Path, kind: str) -> None:
     if path.is_file():
         raise UserError(
-            f"{path}: is a file, and {kind} is drawn of a run folder",
-            hint=f"train it first, then `swa plot runs/latest {kind}`; of a recipe there is `schedule`",
+            f"{path}: is a file, and {kind} needs a run folder",
+            hint=f"train it first, then `swa plot runs/latest {kind}`; a recipe alone has `schedule`",
         )
     raise UserError(f"{path}: no such run folder", hint="name one, such as runs/latest")
-
-
-def _require_writable(target: Path) -> None:
-    """The picture can be written where it is to go.
-
-    Raises:
-        UserError: It cannot.
-    """
-    if target.suffix.lower().removeprefix(".") not in FORMATS:
-        raise UserError(f"{target}: pictures are PNG or SVG", hint="name a .png or .svg file with -o FILE")
-    if not target.parent.is_dir():
-        raise UserError(f"{target.parent}: no such folder", hint="make it, or name another file with -o FILE")
-    if target.is_symlink() or (target.exists() and not target.is_file()):
-        raise UserError(f"{target}: is no file that may be replaced", hint="name another file with -o FILE")

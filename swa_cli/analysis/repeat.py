@@ -1,8 +1,9 @@
-"""The same recipe with several seeds, reported together: `runs/<name>-repeat-001` with a run folder per seed.
+"""`swa repeat`: run a recipe with several seeds and report them together.
 
-A seed is an ordinary run, and its folder alone says how far it is: finished, stopped, or not begun. So a repeat has
-no progress of its own to save: the same command looks at the seeds' folders and does what is left. What it is compared
-with, the baseline or another recipe, is a repeat in a folder of its own, run seed by seed beside it.
+`runs/<name>-repeat-001` has a run folder per seed. The one idea: a seed is an ordinary run, whose folder says how far
+it is: finished, stopped, or new. So a repeat has no progress of its own to save: the same command looks at the
+folders of the seeds and does what is left. The baseline, or another recipe to compare with, is a repeat in a folder
+of its own, run seed by seed beside it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.analysis import plot
+from swa_cli.analysis.compare import Result, over_pairs, over_seeds, read_result
 from swa_cli.analysis.run_output import RunOutput
-from swa_cli.analysis.seed_statistics import Result, over_pairs, over_seeds, read_result
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_next, numbered
 from swa_cli.engine import failures, resume, train
 from swa_cli.engine.run import Run
@@ -31,8 +32,8 @@ from swa_cli.recipe.variants import BASELINE, baseline_of, describe_baseline
 from swa_cli.report.tables.seeds import Against, seed_ranges, seed_summary
 from swa_cli.report.terminal import Terminal
 
-STATES = {"finished": "finished", "stopped": "to go on", "new": "to run"}
-Results = dict[int, tuple[dict[str, Any], Result]]  # seed -> result.json, and what is compared of it
+STATES = {"finished": "finished", "stopped": "to continue", "new": "to run"}
+Results = dict[int, tuple[dict[str, Any], Result]]  # seed -> result.json, and its compared part
 
 
 @dataclass(frozen=True)
@@ -46,19 +47,19 @@ class Member:
 
 @dataclass
 class Series:
-    """One recipe of a repeat and its folder; `label` names it beside the other one."""
+    """A recipe of a repeat, its folder and its seeds; `label` names it where two are compared."""
 
     loaded: Loaded
     label: str
     folder: RunFolder | None  # None until it is made
-    reason: str  # why this folder
+    reason: str  # why this folder was chosen
     ready: dict[int, Run] = field(default_factory=dict)
     members: list[Member] = field(default_factory=list)
     results: Results = field(default_factory=dict)
 
     @property
     def place(self) -> RunFolder:
-        """Its folder, which is there by now."""
+        """The folder, once it is made."""
         assert self.folder is not None, "made before a seed is run"
         return self.folder
 
@@ -71,19 +72,19 @@ def repeat(
     against: Loaded | str | None = None,
     dry_run: bool = False,
 ) -> dict[str, Any]:
-    """Run what is left of these seeds of a recipe, and report them together.
+    """Run the seeds that are not finished, and report all of them.
 
-    The newest repeat folder whose recipe is the same is gone on with; without one, a new folder is made.
+    The newest repeat folder with the same recipe is continued; without one, a new folder is made.
 
     Args:
-        loaded: The recipe; its own seed does not matter.
+        loaded: The recipe; its own seed is ignored.
         seeds: At least two, in ascending order.
-        terminal: Told of everything.
-        against: Another recipe, or `baseline`, that is run with the same seeds and compared pairwise.
-        dry_run: Show the plan of the first seed and what would be run, and write nothing.
+        terminal: Shows progress and results.
+        against: Another recipe, or `baseline`, to run with the same seeds and to compare pairwise.
+        dry_run: Show the plan of the first seed and which seeds would be run; write nothing.
 
     Returns:
-        What `--json` prints and result.json holds.
+        The content of result.json, which `--json` prints.
 
     Raises:
         RecipeError: Problems of a recipe; nothing was run.
@@ -95,10 +96,10 @@ def repeat(
     every = [_series(loaded, "", terminal), *_others(loaded, against, terminal)]
     if dry_run:
         return _dry_run(every, seeds, terminal=terminal)
-    for series in every:  # what is wrong with a recipe shows before a folder is made
+    for series in every:  # fail before a folder is made
         if series.folder is None:
             run = train.set_up(series.loaded.with_seed(seeds[0]), listeners=[RunOutput(terminal.part())])
-            if series is every[0]:  # two sets of data at once may be too much for the memory
+            if series is every[0]:  # two datasets at once may not fit into memory
                 series.ready[seeds[0]] = run
     with ExitStack() as claims:
         logs = [claims.enter_context(_claimed(series, seeds)) for series in every]
@@ -123,10 +124,10 @@ def _series(loaded: Loaded, label: str, terminal: Terminal) -> Series:
 
 
 def _others(loaded: Loaded, against: Loaded | str | None, terminal: Terminal) -> list[Series]:
-    """What the recipe is compared with.
+    """Return the recipe to compare with, if there is one.
 
     Raises:
-        UserError: It is the recipe itself, or of another task.
+        UserError: It equals the recipe, or has another task.
     """
     if against is None:
         return []
@@ -150,7 +151,7 @@ def _others(loaded: Loaded, against: Loaded | str | None, terminal: Terminal) ->
 
 @contextmanager
 def _claimed(series: Series, seeds: Sequence[int]) -> Iterator[Any]:
-    """Be the only process in the folder of a series, which is made if there is none; yields its log."""
+    """Claim the folder of a series, which is made if there is none, for this process; yield its log."""
     recipe = series.loaded.recipe
     if series.folder is None:
         series.folder = RunFolder(make_next(Path(recipe.output.root), _name(recipe)))
@@ -160,7 +161,7 @@ def _claimed(series: Series, seeds: Sequence[int]) -> Iterator[Any]:
 
 
 def _choose(recipe: Recipe, terminal: Terminal) -> tuple[RunFolder | None, str]:
-    """The newest repeat folder with this recipe, if there is one, and why it or a new one is taken."""
+    """Return the newest repeat folder with this recipe, if there is one, and the reason of the choice."""
     reason = "is new"
     for _, path in reversed(numbered(Path(recipe.output.root), _name(recipe))):
         folder = RunFolder(path)
@@ -169,11 +170,11 @@ def _choose(recipe: Recipe, terminal: Terminal) -> tuple[RunFolder | None, str]:
         try:
             found = load.load(folder.recipe).recipe
         except (RecipeError, UserError) as error:
-            terminal.warning(f"{path} is not gone on with, its recipe cannot be read: {error}")
+            terminal.warning(f"{path} is not continued, because its recipe cannot be read: {error}")
             continue
         differences = load.differences(found, recipe, ignored=(*RESUMABLE_KEYS, "seed"))
         if not differences:
-            return folder, "is that of the same recipe, and is gone on with"
+            return folder, "has the same recipe and is continued"
         if reason == "is new":
             key, before, now = differences[0]
             reason = f"is new: {path.name} has another recipe ({key} is {before} there and {now} here)"
@@ -181,16 +182,18 @@ def _choose(recipe: Recipe, terminal: Terminal) -> tuple[RunFolder | None, str]:
 
 
 def _members(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> list[Member]:
-    """Each seed as its folder says.
+    """Return each seed with the state of its folder.
 
     Raises:
-        UserError: Something else is in its place, or it was changed to another recipe since.
+        UserError: Something else is in its place, or its recipe was changed since.
     """
     members = []
     for seed in seeds:
         run = RunFolder(folder.path / f"seed-{seed}")
         if run.path.is_symlink() or (run.path.exists() and not run.path.is_dir()):
-            raise UserError(f"{run.path}: is no folder of a seed", hint="move it elsewhere, and run the same again")
+            raise UserError(
+                f"{run.path}: is not the folder of a seed", hint="move it elsewhere, and run the same again"
+            )
         state = "new"
         if run.is_begun:
             state = "finished" if run.result.is_file() else "stopped"
@@ -200,7 +203,7 @@ def _members(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> list[Me
 
 
 def _recipe_of(run: RunFolder, wanted: Recipe) -> Recipe:
-    """The recipe of a seed that was begun.
+    """Return the recipe of a seed that has started.
 
     Raises:
         UserError: It is not the wanted one.
@@ -211,13 +214,13 @@ def _recipe_of(run: RunFolder, wanted: Recipe) -> Recipe:
         key, before, now = differences[0]
         raise UserError(
             f"{run.recipe}: {key} is {before}, and the repeat has {now}",
-            hint=f"move {run.path} elsewhere: the same command runs the seed anew",
+            hint=f"move {run.path} elsewhere: the same command runs the seed again",
         )
     return found
 
 
 def _run_seeds(every: Sequence[Series], seeds: Sequence[int], *, metrics: TaskMetrics, terminal: Terminal) -> None:
-    """Run what is not finished, seed by seed, each recipe in turn, and put what comes out into `results`."""
+    """Run each seed that is not finished, with each recipe in turn, and put its result into `results`."""
     has_run = False
     for number, members in enumerate(zip(*(series.members for series in every), strict=True), start=1):
         for series, member in zip(every, members, strict=True):
@@ -227,31 +230,32 @@ def _run_seeds(every: Sequence[Series], seeds: Sequence[int], *, metrics: TaskMe
                 continue
             with _named(title, finished=list(series.results), has_run=has_run, terminal=terminal):
                 _run(member, series, terminal=terminal)
-                plot.draw_if_asked(member.folder.path, terminal=terminal)
+                if series.loaded.recipe.output.plots:
+                    plot.draw_all(member.folder.path, terminal=terminal.part())
                 series.results[member.seed] = read_result(member.folder.result, metrics=metrics)
             has_run = True
 
 
 def _run(member: Member, series: Series, *, terminal: Terminal) -> None:
-    """A seed from where it stands to its end."""
+    """Run a seed from its state to its end."""
     own = series.loaded.with_seed(member.seed)
     if member.state == "new":
-        # Taken out of `ready`, or its network and data would stay in memory while the other seeds are run.
+        # pop: its network and data must not stay in memory while the other seeds run.
         run = series.ready.pop(member.seed, None) or train.set_up(own, listeners=[RunOutput(terminal.part())])
         train.start(run, RunFolder.at(member.folder.path), recipe_folder=own.folder)
         return
     moved = [
         f"{key}={json.dumps(now, ensure_ascii=False)}"
         for key, _, now in load.differences(_recipe_of(member.folder, own.recipe), own.recipe)
-        if (key, now) != ("train.threads", "auto")  # bits depend on their number: the one it was begun with stays
+        if (key, now) != ("train.threads", "auto")  # bits depend on it: the recorded number stays
     ]
-    # The code that its recipe names is the code of the recipe that was given.
+    # Its recipe names the same code as the recipe of the user.
     resume.resume(member.folder.path, moved, listeners=[RunOutput(terminal.part())], allow_code=True)
 
 
 @contextmanager
 def _named(title: str, *, finished: Sequence[int], has_run: bool, terminal: Terminal) -> Iterator[None]:
-    """Say in which seed the repeat ended, and with exit code 1 where a seed before it was run."""
+    """Name the seed in which the repeat ended; the exit code is 1 once a seed has run."""
     try:
         yield
     except UserError as error:
@@ -259,12 +263,12 @@ def _named(title: str, *, finished: Sequence[int], has_run: bool, terminal: Term
         code = EXIT_FAILED if has_run else error.exit_code
         raise UserError(f"{title}: {error.message}", hint=error.hint + kept, exit_code=code) from error
     except (KeyboardInterrupt, Terminated):
-        terminal.warning(f"stopped in {title}: run the same command again, and it goes on from there")
+        terminal.warning(f"stopped in {title}: run the same command again to continue")
         raise
 
 
 def _answer(series: Series, seeds: Sequence[int], *, metrics: TaskMetrics) -> dict[str, Any]:
-    """What the seeds of one recipe come to.
+    """Return the results of the seeds of one recipe.
 
     Raises:
         UserError: They were scored on different samples.
@@ -288,16 +292,16 @@ def _answer(series: Series, seeds: Sequence[int], *, metrics: TaskMetrics) -> di
 def _report(
     every: Sequence[Series], seeds: Sequence[int], *, metrics: TaskMetrics, terminal: Terminal
 ) -> dict[str, Any]:
-    """Compare the seeds, and the recipes if there are two, write result.json, tell."""
+    """Compare the seeds, and the recipes if there are two; write result.json and show the table."""
     answer = _answer(every[0], seeds, metrics=metrics)
     weights, compared = answer["weights"], {seed: every[0].results[seed][1] for seed in seeds}
     for name, row in weights.items():
         if missing := [seed for seed in compared if seed not in row["seeds"]]:
-            terminal.warning(f"{name} is missing in {_seeds(missing)}: it is compared over the others")
+            terminal.warning(f"{name} is missing in {_seeds(missing)}: only the other seeds count for it")
     for key in ("device", "precision"):
         kinds = dict.fromkeys(getattr(result, key) for result in compared.values())
         if len(kinds) > 1:
-            terminal.warning(f"the seeds were run with {key} {' and '.join(kinds)}: it is part of their spread")
+            terminal.warning(f"the seeds ran with {key} {' and '.join(kinds)}: this adds to their spread")
     against = None
     if len(every) > 1:
         against = _compare(answer, every[1], compared, metrics=metrics)
@@ -311,7 +315,7 @@ def _report(
 def _compare(
     answer: dict[str, Any], series: Series, compared: Mapping[int, Result], *, metrics: TaskMetrics
 ) -> Against:
-    """Put into an answer how it differs, seed by seed, from another recipe; and what the table shows of that.
+    """Add to an answer how it differs, seed by seed, from another recipe; return the rows of the table.
 
     Raises:
         UserError: The two were scored on different samples.
@@ -339,17 +343,17 @@ def _compare(
 
 
 def _require_same_samples(series: Series) -> None:
-    """Scores are compared only where they are of as many samples of one split.
+    """Refuse to compare scores of different splits or numbers of samples.
 
     Raises:
-        UserError: Seeds were scored on something else.
+        UserError: Seeds were scored on different samples.
     """
     kinds = {(result.split, result.samples): seed for seed, (_, result) in series.results.items()}
     if len(kinds) > 1:
         said = ", ".join(f"seed {seed} on {samples:,} {split}" for (split, samples), seed in kinds.items())
         raise UserError(
             f"{series.place.path}: its seeds were scored on different samples ({said})",
-            hint="move the seeds of the older data elsewhere: the same command runs them anew",
+            hint="move the seeds of the older data elsewhere: the same command runs them again",
         )
 
 
@@ -364,9 +368,8 @@ def _dry_run(every: Sequence[Series], seeds: Sequence[int], *, terminal: Termina
     plans = []
     for series in every:
         terminal.heading(f"seed {seeds[0]} (1 of {len(seeds)})" + (f", {series.label}" if series.label else ""))
-        plans.append(
-            train.train(series.loaded.with_seed(seeds[0]), listeners=[RunOutput(terminal.part())], dry_run=True)
-        )
+        output = RunOutput(terminal.part())
+        plans.append(train.train(series.loaded.with_seed(seeds[0]), listeners=[output], dry_run=True))
     answer = {
         "command": "repeat",
         "dry_run": True,
@@ -404,7 +407,7 @@ def _seeds(seeds: Sequence[int]) -> str:
 
 
 def _write_request(series: Series, seeds: Sequence[int]) -> None:
-    """repeat.json first: it tells the folder from that of a run, which recipe.yaml alone would make it."""
+    """Write repeat.json and recipe.yaml, in this order: with recipe.yaml alone it would be the folder of a run."""
     series.place.write_json(series.place.repeat.name, {"seeds": list(seeds)})
     series.place.write_text(series.place.recipe.name, load.dump(series.loaded.recipe))
 

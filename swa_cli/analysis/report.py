@@ -1,7 +1,7 @@
-"""`swa report`: runs as one self-contained page, from what their folders hold and, if wanted, from their data.
+"""`swa report`: write one self-contained HTML page of runs.
 
-Calibration takes the predictions of each weight set, so it opens the data; a plane is shown if one was measured
-before, or measured on request. What cannot be shown is said on the page and left out.
+Calibration needs the predictions of each weight set, so it opens the data. A plane is shown if one was measured
+before, or measured on request. The page says what was left out, and why.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import io
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from swa_cli.analysis import calibration, plane
+from swa_cli.analysis import loss_surface, open
 from swa_cli.analysis.plot import GRID
-from swa_cli.analysis.run_data import OpenRun, read_json
+from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
@@ -22,8 +22,7 @@ from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.page.document import Drawing, RunOnPage, document
 from swa_cli.report.plots import calibration as calibration_picture
-from swa_cli.report.plots import calibration as confusion_picture
-from swa_cli.report.plots import loss_surface as plane_picture
+from swa_cli.report.plots import loss_surface as surface_picture
 from swa_cli.report.tables.scores import verdict
 from swa_cli.report.terminal import Terminal
 
@@ -43,24 +42,23 @@ def write_page(
     Args:
         paths: Run folders.
         out: An .html file.
-        version: Of swa.
-        terminal: Told of everything.
-        with_plane: Measure the plane of each run where it was not measured before.
+        version: The version of swa.
+        terminal: Shows progress and results.
+        with_plane: Measure the plane of each run that has none yet.
         with_data: Open the data, for calibration and confusion.
-        allow_code: Import what the recipes name.
+        allow_code: Import the code that the recipes name.
 
     Raises:
         UserError: No run folder, one that cannot be read, or a place that cannot be written to.
     """
-    if out.suffix.lower() not in (".html", ".htm") or out.is_symlink() or (out.exists() and not out.is_file()):
-        raise UserError(f"{out}: is no name for the page", hint="name an .html file with -o FILE")
-    if not out.parent.is_dir():
-        raise UserError(f"{out.parent}: no such folder", hint="make it, or name another file with -o FILE")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"{out}: the name must end in .html", hint="name an .html file with -o FILE")
+    open.require_writable(out)
     resolved = [path.resolve() for path in paths]
     if len(set(resolved)) < len(paths):
         twice = next(path for path, real in zip(paths, resolved, strict=True) if resolved.count(real) > 1)
         raise UserError(f"{twice}: is named twice", hint="name each run once")
-    runs = [OpenRun(path, terminal=terminal, samples="1000", allow_code=allow_code) for path in paths]
+    runs = [OpenRun(path, terminal=terminal, samples=1000, allow_code=allow_code) for path in paths]
     shown = [_on_page(run, version=version, with_plane=with_plane, with_data=with_data) for run in runs]
     content = document(shown, differences=_differences(runs)).encode()
     write_atomic(out, lambda file: file.write(content))
@@ -93,7 +91,7 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     weights = result.get("weights", {})
     return RunOnPage(
         title=run.title,
-        facts=_said(run),
+        facts=_facts(run),
         metrics=run.metrics,
         rows=run.rows,
         averaging=run.averaging,
@@ -111,7 +109,7 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     )
 
 
-def _said(run: OpenRun) -> list[tuple[str, str]]:
+def _facts(run: OpenRun) -> list[tuple[str, str]]:
     recipe, point, input_ = run.recipe, run.point.content, run.point.content["input"]
     classes = f", {len(input_['classes'])} classes" if input_["classes"] else ""
     size = " x ".join(map(str, [input_["channels"], *input_["size"]])) if input_["channels"] else "no images"
@@ -132,7 +130,7 @@ def _said(run: OpenRun) -> list[tuple[str, str]]:
 
 def _versions(run: OpenRun, version: str) -> list[tuple[str, str]]:
     known = dict(run.point.content["environment"])
-    known |= {"python": read_json(run.folder.about).get("python")} if run.folder.about.is_file() else {}
+    known |= {"python": open.read_json(run.folder.about).get("python")} if run.folder.about.is_file() else {}
     names = ("torch", "python", "device", "precision", "threads", "processor")
     return [("swa", version), *((name, str(known[name])) for name in names if known.get(name) is not None)]
 
@@ -147,17 +145,17 @@ def _commands(run: OpenRun) -> list[str]:
 
 
 def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
-    """The newest plane that was measured to its end; one of the default size, if asked for.
+    """Draw the newest complete plane, or measure one of the default size.
 
     Raises:
         UserError: There is none, or it cannot be measured.
     """
     surface = None
     if measure:
-        surface, _ = plane.surface(run, None, size=GRID, samples=1000)
+        surface, _ = loss_surface.score_plane(run, None, size=GRID, samples=1000)
     else:
         for path in sorted(run.folder.path.glob("plane-*.json"), key=lambda path: -path.stat().st_mtime):
-            surface = plane.finished(read_json(path), source=path)
+            surface = loss_surface.read_plane(path)
             if surface is not None:
                 break
     if surface is None:
@@ -165,49 +163,39 @@ def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
             f"{run.folder.path}: no plane was measured",
             hint=f"run `swa plot {shlex.quote(str(run.folder.path))} plane` first, or add --plane",
         )
-    metrics, found = run.metrics, surface
-    names = ", ".join(point["name"] for point in found["points"])
-
-    def panel(key: str) -> Drawing:
-        what = plane_picture.panel_title(metrics, key, split=found["split"])
-
-        def draw(file: IO[bytes]) -> None:
-            plane_picture.draw_plane(file, surface=found, title="", metrics=metrics, panels=(key,), form="svg")
-
-        return Drawing(f"Plane through {names}: {what}", _svg(draw))
-
-    return [panel(key) for key in plane_picture.PANELS]
+    names = ", ".join(point["name"] for point in surface["points"])
+    drawings = []
+    for key in surface_picture.PANELS:
+        what = surface_picture.panel_title(run.metrics, key, split=surface["split"])
+        drawn = _svg(surface_picture.draw_plane, surface=surface, metrics=run.metrics, panels=(key,))
+        drawings.append(Drawing(f"Plane through {names}: {what}", drawn))
+    return drawings
 
 
 def _calibration(run: OpenRun) -> list[Drawing]:
     split = run.opened[0].scoring_split()
-
-    def one(name: str, found: dict[str, Any]) -> Drawing:
-        return Drawing(
-            f"Calibration of {name} on {split}",
-            _svg(lambda file: calibration_picture.draw_reliability(file, sets={name: found}, title="", form="svg")),
-        )
-
-    return [one(name, found) for name, found in calibration.reliability(run).items()]
+    return [
+        Drawing(f"Calibration of {name} on {split}", _svg(calibration_picture.draw_reliability, sets={name: found}))
+        for name, found in reliability(run).items()
+    ]
 
 
 def _confusion(run: OpenRun) -> list[Drawing]:
     name = run.best
-    matrix, classes = calibration.confusion(run, name), run.opened[0].source.class_names
-    drawn = _svg(
-        lambda file: confusion_picture.draw_confusion(file, matrix=matrix, classes=classes, title="", form="svg")
-    )
-    return [Drawing(f"Classes as {name} takes them, on {run.opened[0].scoring_split()}", drawn)]
+    matrix, classes = confusion(run, name), run.opened[0].source.class_names
+    drawn = _svg(calibration_picture.draw_confusion, matrix=matrix, classes=classes)
+    return [Drawing(f"Classes as {name} predicts them, on {run.opened[0].scoring_split()}", drawn)]
 
 
-def _svg(draw: Callable[[IO[bytes]], None]) -> bytes:
+def _svg(draw: Callable[..., None], **values: Any) -> bytes:
+    """Draw an SVG without a title."""
     file = io.BytesIO()
-    draw(file)
+    draw(file, **values, title="", form="svg")
     return file.getvalue()
 
 
 def _differences(runs: Sequence[OpenRun]) -> list[tuple[str, list[str]]]:
-    """Keys in which recipes differ from the first one's, with the value of each run."""
+    """Return the keys in which recipes differ from the first one, with the value of each run."""
     keys: dict[str, list[str]] = {}
     for index, run in enumerate(runs[1:], start=1):
         for key, first, own in load.differences(runs[0].recipe, run.recipe):

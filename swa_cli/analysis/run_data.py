@@ -1,36 +1,46 @@
-"""A run folder that pictures and pages are made of: read once, and its data only when something asks for them.
+"""Read a run folder for pictures and pages: rows, plan, weight sets, predictions, calibration and confusion.
 
-Curves and schedule need the resume point alone; what has to be scored opens data, hardware and network, one time for
-all of it. The folder may be that of a run that still goes on.
+The one idea: every part is read once, and only when it is asked for. Curves and schedule take the resume point alone;
+what has to be scored opens data, hardware and network once. The run may still train. Legend: N samples, K classes.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from swa_cli.analysis import open
-from swa_cli.analysis.seed_statistics import read_result
-from swa_cli.checkpoint import loading
+from swa_cli.analysis import open, passes
+from swa_cli.analysis.compare import read_result
+from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.engine import evaluate, failures, swap
+from swa_cli.engine import swap
 from swa_cli.engine.context import Context
-from swa_cli.engine.evaluate import RAW
+from swa_cli.engine.evaluate import RAW, recomputed
 from swa_cli.engine.user_code import admit
 from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
-from swa_cli.metrics.metric import TaskMetrics
+from swa_cli.metrics.metric import ECE_BINS, TaskMetrics
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import Plan, make_plan
+from swa_cli.recipe.schema import Recipe, Swa
 from swa_cli.recipe.swap import name_of_worker
 from swa_cli.report.plots.curves import with_workers
 from swa_cli.report.terminal import Terminal
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A weight set of a plane or a line; `state` stays mapped to its file."""
+
+    name: str
+    state: Mapping[str, Tensor]
 
 
 class OpenRun:
@@ -39,12 +49,12 @@ class OpenRun:
     Args:
         path: The folder.
         overrides: Changes of keys that the weights do not depend on.
-        terminal: Told of anything slow.
-        samples: Training samples of a BatchNorm pass, a number or `all`; None for the recipe's.
-        allow_code: Import what the recipe names.
+        terminal: Shows progress and notes.
+        samples: Training samples of a BatchNorm pass; None for the recipe's.
+        allow_code: Import the code that the recipe names.
 
     Raises:
-        UserError: It is no run folder, or one that cannot be read.
+        UserError: It is not a run folder, or cannot be read.
     """
 
     def __init__(
@@ -53,90 +63,102 @@ class OpenRun:
         overrides: Sequence[str] = (),
         *,
         terminal: Terminal,
-        samples: str | None = None,
+        samples: int | None = None,
         allow_code: bool = False,
     ) -> None:
         self.folder = RunFolder(path)
         if self.folder.repeat.is_file():
             raise UserError(f"{path}: is the folder of a repeat", hint="name the folder of a seed in it")
         self.point = open.resume_point(self.folder)
-        values, source = self.point.content["recipe"], str(self.point.path)
-        self.recipe = load.from_values(values, source=source).recipe
-        # A change that is not allowed is told, whatever is drawn.
-        self._changed = load.from_values(values, overrides, source=source, allowed=open.CHANGEABLE_KEYS)
         self.terminal = terminal
-        self._overrides = list(overrides)
+        self._loaded = load.from_values(
+            self.point.content["recipe"], overrides, source=str(self.point.path), allowed=open.CHANGEABLE_KEYS
+        )
+        self.recipes = open.Recipes()  # of its files
+        if not overrides:
+            self.recipes.keep(self.point.content["recipe"], self._loaded.recipe)
         self._samples = samples
         self._allow_code = allow_code
 
     @property
+    def recipe(self) -> Recipe:
+        """The recipe of the run, with the overrides."""
+        return self._loaded.recipe
+
+    @property
     def title(self) -> str:
-        """What pictures of it say on top."""
+        """The title of its pictures."""
         return self.folder.path.resolve().name
 
     @property
     def step(self) -> int:
-        """Updates done."""
+        """Optimizer updates done."""
         return int(self.point.content["step"])
 
     @cached_property
     def plan(self) -> Plan:
-        """What its recipe comes to."""
+        """The plan of its recipe."""
         return make_plan(self.recipe, num_train=self.point.content["num_train"])
 
     @property
     def averaging(self) -> dict[str, list[int]]:
-        """Average to the steps whose weights it has taken; of a SWAP run the mean of workers, which took no step's."""
+        """Each average with the steps that it has averaged; the mean of SWAP workers has none."""
         taken = {item.name: [step for step in item.steps if step <= self.step] for item in self.plan.averages}
         return taken | ({name: [] for name in (swap.NAME, *self._workers)} if self.plan.worker else {})
 
     @property
     def rows(self) -> list[Mapping[str, Any]]:
-        """Those of metrics.csv, and behind them what the workers of a SWAP run have scored."""
+        """The rows of metrics.csv, then the scores of the workers of a SWAP run."""
         return with_workers(self.point.content["history"], self._workers)
 
     @cached_property
     def _workers(self) -> dict[str, list[Mapping[str, Any]]]:
-        """Worker to its rows."""
-        points = open.points_of_workers(self.folder, self.point)
+        points = open.points_of_workers(self.folder, self.point, self.recipe)
         return {name_of_worker(number): point.content["history"] for number, point in points.items()}
 
     @cached_property
-    def metrics(self) -> TaskMetrics:
-        """What its task scores."""
+    def _admitted(self) -> Recipe:
         path = self.point.path
-        admit(self._changed, source=str(path), folder=path.parent, allow_code=self._allow_code)
-        return tasks.find(self.recipe.task).metrics
+        admit(self._loaded, source=str(path), folder=path.parent, allow_code=self._allow_code)
+        return self.recipe
+
+    @cached_property
+    def metrics(self) -> TaskMetrics:
+        """The metrics of its task."""
+        return tasks.find(self._admitted.task).metrics
 
     @cached_property
     def result(self) -> Mapping[str, Any] | None:
-        """result.json; None where the run has not ended.
+        """The content of result.json; None until the run has ended.
 
         Raises:
             UserError: It is not as swa writes it.
         """
         if not self.folder.result.is_file():
             return None
-        try:
-            return read_result(self.folder.result, metrics=self.metrics)[0]
-        except UserError as error:
-            raise UserError(error.message, hint="take another copy of the file") from error
+        return read_result(self.folder.result, metrics=self.metrics, hint="take another copy of the file")[0]
 
     @cached_property
     def opened(self) -> tuple[Context, nn.Module]:
-        """Data, hardware and network."""
-        limit = open.pass_of(self.point, self._samples)
+        """Data and hardware, and the network."""
+        return open.open_context(self.point, self._for_scoring(self._admitted), self.terminal)
+
+    def _for_scoring(self, recipe: Recipe) -> Recipe:
+        """Return the recipe in the precision of the run and with the samples that were asked for.
+
+        Under `auto` another machine may choose another precision, which kept planes and paths do not fit.
+        """
         precision = self.point.content["environment"]["precision"]
-        # That of the run: `auto` may choose otherwise from one day to the next, and what is kept would not fit.
-        as_before = [f"train.precision={precision}"] if precision != "fp16" else []
-        return open.open_checkpoint(
-            self.point,
-            [*as_before, *self._overrides, *limit],
-            recipe=None,
-            terminal=self.terminal,
-            allow_code=self._allow_code,
-            also=open.PASS_KEYS if limit else (),
-        )
+        if precision != "fp16" and not self._loaded.is_changed(("train", "precision")):
+            train = recipe.train.model_copy(update={"precision": precision})
+            recipe = recipe.model_copy(update={"train": train})
+        if self._samples is None:
+            return recipe
+        batchnorm = recipe.average_scoring.batchnorm.model_copy(update={"samples": self._samples})
+        if recipe.swap is not None:
+            return recipe.model_copy(update={"swap": recipe.swap.model_copy(update={"batchnorm": batchnorm})})
+        swa = (recipe.swa or Swa()).model_copy(update={"batchnorm": batchnorm})
+        return recipe.model_copy(update={"swa": swa})
 
     @cached_property
     def sets(self) -> dict[str, WeightSet]:
@@ -145,51 +167,119 @@ class OpenRun:
         Raises:
             UserError: One has stale BatchNorm statistics.
         """
-        sets = open.weight_sets_of_run(self.folder, self.point, self.opened[1])
-        stale = [name for name, item in sets.items() if item.batchnorm == "stale"]
-        if stale:
-            path = self.folder.checkpoints / f"{stale[0]}.pt"
-            raise UserError(
-                f"{path}: has stale BatchNorm statistics: its scores would mean nothing",
-                hint=f"run `swa bn-update {path}` first",
-            )
+        sets = open.weight_sets_of_run(self.folder, self.point, self.opened[1], recipe=self.recipe)
+        for name, item in sets.items():
+            path = self.folder.checkpoints / f"{name}.pt"
+            open.require_fresh({name: item.batchnorm}, path=path, hint=f"run `swa bn-update {path}` first")
         return sets
 
     @property
     def best(self) -> str:
-        """What the run has come to: its first average, or else its raw weights."""
+        """The first average of the run; its raw weights where it has none."""
         return next((name for name, item in self.sets.items() if item.kind != "raw"), RAW)
 
     @cached_property
     def predictions(self) -> dict[str, tuple[Tensor, Any]]:
-        """Weight set to its predictions (N, ...) of the split that final scores come from, and the targets."""
+        """For each weight set, its predictions (N, ...) on the split of the final scores, and the targets."""
         (context, _), found = self.opened, {}
         loader = context.plain_batches(context.scoring_split())
         for name, item in self.sets.items():
             model = context.build_model()
             loading.load_weights(model, item.state_dict, source=f"{self.folder.path} ({name})")
-            with (
-                self.terminal.progress(f"scoring {name}", len(loader)) as bar,
-                failures.memory("eval.batch_size", context.recipe.eval.batch_size),
-            ):
-                found[name] = evaluate.predict(
-                    model, loader, task=context.final_task, hardware=context.eval_hardware, advance=bar.advance
-                )
+            found[name] = passes.predict(model, loader, context=context, name=name)
         return found
 
 
-def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON file that swa has written.
+def anchor_of(run: OpenRun, word: str) -> Anchor:
+    """Return a weight set by its name in the run, or the one in a file.
+
+    Every point has statistics of its own, so raw weights are called `last_bn`, as in tables with such.
 
     Raises:
-        UserError: It is something else.
+        UserError: There is none, or it does not fit the network of the run.
     """
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("is no object")
-    except (OSError, ValueError, RecursionError) as error:
+    if word in run.sets:
+        item = run.sets[word]
+        is_raw = item.kind == "raw" and item.batchnorm == "running"
+        return Anchor(recomputed(word) if is_raw else word, item.state_dict)
+    path = Path(word)
+    if not path.exists():
         raise UserError(
-            f"{path}: is not as swa writes it ({error})", hint="remove it, or take another copy of the file"
-        ) from error
-    return values
+            f"{word}: is neither a file nor a weight set of {run.folder.path}",
+            hint=f"name a .pt file, or one of {', '.join(run.sets)}",
+        )
+    found, model = reader.read(path), run.opened[1]
+    sets = reader.weight_sets(found, model)
+    if RAW not in sets and len(sets) != 1:
+        raise UserError(f"{path}: holds {len(sets)} weight sets", hint="name a file with one of them")
+    state = (sets.get(RAW) or next(iter(sets.values()))).state_dict
+    state = loading.load_weights(model, state, source=str(path))
+    return Anchor(f"{path.name}, epoch {found.content['epoch']}" if found.kind == "snapshot" else path.name, state)
+
+
+def require_classes(run: OpenRun, kind: str) -> None:
+    """Refuse a run of another task than classification.
+
+    Raises:
+        UserError: It is one.
+    """
+    if run.recipe.task != "classification":
+        raise UserError(
+            f"{run.folder.path}: its task is {run.recipe.task}, and {kind} needs classification",
+            hint="draw curves, schedule, plane, path or window of it",
+        )
+
+
+def reliability(run: OpenRun) -> dict[str, dict[str, Any]]:
+    """Return the `ece` and the `bins` of each weight set, see `bins_of`.
+
+    Raises:
+        UserError: The task is not classification.
+    """
+    require_classes(run, "calibration")
+    found = {}
+    for name, (p, labels) in run.predictions.items():
+        ece = run.opened[0].task.score_predictions(p, labels).metric("ece").value
+        found[name] = {"ece": ece, "bins": bins_of(p, labels)}
+    return found
+
+
+def bins_of(p: Tensor, labels: Tensor) -> list[dict[str, Any]]:
+    """Group samples by confidence, in bins of equal width as for the ECE.
+
+    Args:
+        p: Probabilities (N, K).
+        labels: (N,).
+
+    Returns:
+        `count`, mean `confidence` and `accuracy` of each bin; the last two are None where it is empty.
+    """
+    confidence, predicted = p.double().max(dim=1)
+    edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
+    index = (torch.bucketize(confidence, edges, right=True) - 1).clamp(0, ECE_BINS - 1)
+    rows = []
+    for number in range(ECE_BINS):
+        inside = index == number
+        count = int(inside.sum())
+        rows.append(
+            {
+                "count": count,
+                "confidence": float(confidence[inside].mean()) if count else None,
+                "accuracy": float((predicted == labels)[inside].double().mean()) if count else None,
+            }
+        )
+    return rows
+
+
+def confusion(run: OpenRun, name: str) -> list[list[int]]:
+    """Count the samples of a weight set: (K, K), a row per true class, a column per predicted one.
+
+    Raises:
+        UserError: The task is not classification, or there is no such weight set.
+    """
+    require_classes(run, "confusion")
+    if name not in run.predictions:
+        raise UserError(f"{run.folder.path}: has no weights {name!r}", hint=f"choose from {', '.join(run.predictions)}")
+    p, labels = run.predictions[name]
+    number = p.shape[1]
+    return torch.bincount(labels * number + p.argmax(1), minlength=number**2).view(number, number).tolist()

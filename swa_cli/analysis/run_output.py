@@ -1,4 +1,4 @@
-"""What a person gets of a run: the terminal, log.txt and curves.png, as one listener of its events."""
+"""Print a run to the terminal and log.txt, and draw curves.png: one listener of its events."""
 
 from __future__ import annotations
 

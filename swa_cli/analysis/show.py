@@ -1,6 +1,7 @@
-"""`swa show`: what a checkpoint or a run folder holds, read as untrusted input; no network and no data are made.
+"""`swa show`: show what a checkpoint or a run folder holds.
 
-The one idea: everything told stands in the files. A foreign file is told by its layout and its tensors.
+Everything comes from the files, which are read as untrusted input; no network is built and no data are opened. A
+foreign file is described by its layout and its tensors.
 """
 
 from __future__ import annotations
@@ -12,22 +13,20 @@ from typing import Any
 
 from torch import Tensor
 
-from swa_cli.analysis.compare import Compared
-from swa_cli.analysis.compare import read as read_run
-from swa_cli.analysis.open import shipped_by
+from swa_cli.analysis.compare import Compared, read_run
+from swa_cli.analysis.open import Recipes, shipped_by
 from swa_cli.checkpoint import reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder, about
-from swa_cli.recipe import load
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import size_text
 
 Rows = list[tuple[str, str]]
-STATES = ("state", "m2", "deviations")  # of an average that can go on
+STATES = ("state", "m2", "deviations")  # tensors of an average that takes more weights
 KINDS = {
-    "resume": "resume point: a run goes on from here",
+    "resume": "resume point: a run continues from here",
     "weights": "weights to ship",
     "snapshot": "snapshot: raw weights of a run",
     "foreign": "written by another program",
@@ -35,7 +34,7 @@ KINDS = {
 
 
 def show(path: Path, *, terminal: Terminal) -> dict[str, Any]:
-    """Tell what a file or a run folder holds.
+    """Show what a file or a run folder holds.
 
     Raises:
         UserError: It is neither, or not as swa writes it.
@@ -43,13 +42,14 @@ def show(path: Path, *, terminal: Terminal) -> dict[str, Any]:
     if path.is_dir():
         return _show_run(path, terminal=terminal)
     found = reader.read(path)
-    facts = _facts(found)
-    terminal.facts(str(path), [("kind", KINDS[found.kind]), *_rows(found, facts)])
+    recipes = Recipes()
+    facts = _facts(found, recipes)
+    terminal.facts(str(path), [("kind", KINDS[found.kind]), *_rows(found, facts, recipes)])
     return {"command": "show", "path": str(path), "kind": found.kind, **facts}
 
 
-def _facts(found: Checkpoint) -> dict[str, Any]:
-    """What stands in a checkpoint, as plain values."""
+def _facts(found: Checkpoint, recipes: Recipes) -> dict[str, Any]:
+    """Return what a checkpoint holds, as plain values."""
     content = found.content
     if found.kind == "foreign":
         known = third_party.read(content, found.path, owners={})
@@ -58,12 +58,11 @@ def _facts(found: Checkpoint) -> dict[str, Any]:
             for name, item in known.sets.items()
         }
         return {"layout": known.layout, "weights": found_sets}
-    recipe = load.from_values(content["recipe"], source=str(found.path)).recipe
     keys = ("epoch", "step", "stopped", "num_train", "environment", "sources")
     kept: dict[str, Any] = {key: content[key] for key in keys if key in content}
     return {
         "format": content["format"],
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "recipe": recipes.of(found).model_dump(mode="json", exclude_none=True),
         "input": content["input"],
         **kept,
         "weights": _weights(found),
@@ -71,7 +70,7 @@ def _facts(found: Checkpoint) -> dict[str, Any]:
 
 
 def _weights(found: Checkpoint) -> dict[str, Any]:
-    """Every weight set by name: of what kind it is, what it holds, how fresh its BatchNorm is, how large it is."""
+    """Return the kind, content, BatchNorm freshness and size of every weight set by name."""
     content = found.content
     if found.kind == "weights":
         average = content["average"]
@@ -95,7 +94,7 @@ def _weights(found: Checkpoint) -> dict[str, Any]:
 
 
 def _posterior(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """What a swag average has beside its mean."""
+    """Return what a swag average holds beside its mean."""
     state = {f"{part}.{key}": value for part in ("variance", "deviations") for key, value in kept[part].items()}
     return {"kind": "diagonal" if kept["diagonal"] else "low rank", **_sizes(state)}
 
@@ -109,14 +108,13 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _rows(found: Checkpoint, facts: Mapping[str, Any]) -> Rows:
-    """The same in words."""
+def _rows(found: Checkpoint, facts: Mapping[str, Any], recipes: Recipes) -> Rows:
+    """Return the facts as labelled texts."""
     rows: Rows = []
     if found.kind == "foreign":
         rows.append(("layout", facts["layout"]))
     else:
-        recipe = load.from_values(facts["recipe"], source=str(found.path)).recipe
-        rows += [("recipe", _recipe_text(recipe)), ("input", _input_text(facts["input"]))]
+        rows += [("recipe", _recipe_text(recipes.of(found))), ("input", _input_text(facts["input"]))]
         if "step" in facts:
             stopped = f", ended by train.{facts['stopped']}" if facts.get("stopped") else ""
             rows.append(("reached", f"step {facts['step']:,}, epoch {facts['epoch']}{stopped}"))
@@ -129,14 +127,17 @@ def _rows(found: Checkpoint, facts: Mapping[str, Any]) -> Rows:
 
 
 def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
-    """A run folder: its state, its recipe, its files and its scores."""
+    """Show the state, recipe, files and scores of a run."""
     folder = RunFolder(path)
     run = read_run(1, path)
     point = next((file for file in (folder.last, folder.previous) if os.path.lexists(file)), None)
+    recipes, values = Recipes(), run.recipe.model_dump(mode="json", exclude_none=True)
+    recipes.keep(values, run.recipe)
     facts: dict[str, Any] = {"finished": run.result is not None, "resume_point": None, "files": {}}
     if point is not None:
-        facts["resume_point"] = _facts(reader.read(point))
-        for name in dict.fromkeys([*facts["resume_point"]["weights"], *shipped_by(reader.read(point))]):
+        found = reader.read(point)
+        facts["resume_point"] = _facts(found, recipes)
+        for name in dict.fromkeys([*facts["resume_point"]["weights"], *shipped_by(found, run.recipe)]):
             shipped = folder.checkpoints / f"{name}.pt"
             if name != "last" and os.path.lexists(shipped):  # refreshed, unlike in the resume point
                 facts["resume_point"]["weights"] |= _weights(reader.read(shipped))
@@ -148,12 +149,11 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
         scores, split, samples = run.result.weights, run.result.split, run.result.samples
         terminal.summary(scores, split=split, samples=samples, metrics=run.metrics)
         facts["weights"] = scores
-    values = run.recipe.model_dump(mode="json", exclude_none=True)
     return {"command": "show", "path": str(path), "kind": "run", "recipe": values, "environment": environment, **facts}
 
 
 def _files_of(folder: RunFolder) -> list[Path]:
-    """Of a SWAP run also those of its workers."""
+    """Return the checkpoints of a run, and those of its SWAP workers."""
     files = [
         *folder.checkpoints.glob("*.pt"),
         *folder.snapshots.glob("*.pt"),
@@ -196,7 +196,7 @@ def _input_text(values: Mapping[str, Any]) -> str:
 
 
 def _weights_text(values: Mapping[str, Any]) -> str:
-    """`mean of 17 weights, steps 480 to 800; BatchNorm recomputed; 42 tensors, 71,018 numbers (float32), 0.3 MB`."""
+    """Return `mean of 17 weights, steps 480 to 800; BatchNorm recomputed; 42 tensors, 71,018 numbers, 0.3 MB`."""
     kind, count, steps = values["kind"], values.get("count"), values.get("steps")
     what = kind if count is None else f"{kind} of {count:,} weights"
     if steps:

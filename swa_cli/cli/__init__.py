@@ -1,7 +1,7 @@
-"""The door: each command parses its words, calls one function, and prints one answer.
+"""Define the command line: each command parses its arguments, calls one function and prints one answer.
 
-Nothing here computes. Heavy rooms are imported inside the commands, so `--help` and recipe errors come without
-torch. `main` alone turns exceptions into a message and an exit code.
+Nothing is computed here. The commands import torch and what needs it inside their functions, so `--help` and recipe
+errors come without it. Only `run` turns exceptions into messages and exit codes.
 """
 
 from __future__ import annotations
@@ -85,24 +85,24 @@ def main() -> NoReturn:
     if "WORLD_SIZE" in os.environ:  # started by torchrun
         calm_torch()
     code = run(sys.argv[1:])
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all is said: it would only be told in the middle of Python's end
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all output is done; it would only raise during interpreter shutdown
     if "WORLD_SIZE" in os.environ:
-        # Threads of gloo may still have to let go of tensors, which aborts a Python that is at its end (torch 2.14).
+        # Threads of gloo that still hold tensors abort Python during interpreter shutdown (torch 2.14).
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
-    gc.freeze()  # Python ends with collections over all that lives: of torch's million objects they take up to a second
+    gc.freeze()  # the collections at shutdown take up to a second over the million objects of torch
     sys.exit(code)
 
 
 def run(words: list[str]) -> int:
-    """Run one command; every way to end becomes an exit code, and a traceback is shown only on request."""
+    """Run one command and return its exit code; show a traceback only with --traceback."""
     from swa_cli.report.errors import notes_of, print_problems, print_user_code_error, print_user_error, user_frames
 
     try:
         _command()(words, prog_name="swa")
         return EXIT_DONE
-    except SystemExit as end:  # typer's own ends: help, wrong usage (2), Ctrl-C (130)
+    except SystemExit as end:  # from typer: help, wrong usage (2), Ctrl-C (130)
         return end.code if isinstance(end.code, int) else EXIT_DONE
     except Terminated:
         return EXIT_TERMINATED

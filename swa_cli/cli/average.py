@@ -1,4 +1,4 @@
-"""`swa average`: one weight set made of several, after the run."""
+"""`swa average`: average weight sets that are on disk."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ Examples:
 
 {EXIT_CODES}"""
 
-CHANGE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)  # a file of such a name is written ./lr=1.pt
-AVERAGE = re.compile(r"[A-Za-z_][\w-]*")  # the name of one, and no numbers
+CHANGE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)  # a file with such a name is written ./lr=1.pt
+AVERAGE = re.compile(r"[A-Za-z_][\w-]*")  # the name of an average, not numbers
 
 
 def average(
@@ -40,15 +40,15 @@ def average(
         Path, typer.Option("--out", "-o", metavar="FILE", help="Write the average here.", show_default=False)
     ],
     last: Annotated[
-        int | None, typer.Option("--last", metavar="K", min=1, help="Only the last K sources, in their order.")
+        int | None, typer.Option("--last", metavar="K", min=1, help="Average only the last K sources.")
     ] = None,
     window: Annotated[
         str | None,
         typer.Option(
             "--window",
             metavar="A:B",
-            help="Snapshots from point A to point B of the run, both included, such as 161ep:300ep. Where each"
-            " keeps its running mean (snapshots.cumulative): every step after A, up to B.",
+            help="Average the snapshots from point A to point B of the run, both included, such as 161ep:300ep. With"
+            " running means (snapshots.cumulative): every step after A, up to B.",
         ),
     ] = None,
     weights: Annotated[
@@ -56,39 +56,40 @@ def average(
         typer.Option(
             "--weights",
             metavar="W1,W2,...|NAME",
-            help="How much each source counts; they are normalised. Or the name of an average: the one that the resume"
-            " point of a run holds, stopped or finished, is taken out of it.",
+            help="Weights of the sources, which are normalized. Or the name of an average in the resume point of a run,"
+            " stopped or finished: it is written to a file of its own.",
         ),
     ] = None,
     greedy: Annotated[
         bool,
-        typer.Option("--greedy", help="Best source first, then each with which validation accuracy does not fall."),
+        typer.Option("--greedy", help="Add sources, best first, while validation accuracy does not fall."),
     ] = False,
     search: Annotated[
-        bool, typer.Option("--search", help="Find the window of the run of the lowest validation NLL.")
+        bool, typer.Option("--search", help="Find the window of the run with the lowest validation NLL.")
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.png", help="With --search: picture; default beside -o.")
+        Path | None, typer.Option("--plot", metavar="FILE.png", help="With --search: the picture; default: beside -o.")
     ] = None,
-    no_bn: Annotated[bool, typer.Option("--no-bn", help="Leave BatchNorm stale.")] = False,
+    no_bn: Annotated[bool, typer.Option("--no-bn", help="Leave BatchNorm statistics stale.")] = False,
     recipe: RecipeOption = None,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Average weights that are on disk, refresh BatchNorm, and write a file like swa.pt.
+    """Average weight sets on disk, recompute BatchNorm statistics, and write a file like swa.pt.
 
-    A file with several weight sets counts with its raw weights. --greedy and --search choose on the validation split.
+    A run folder stands for its snapshots; of a file with several weight sets the raw weights count.
+    --greedy and --search choose on the validation split.
     Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     given = {"--last": last, "--window": window, "--weights": weights, "--greedy": greedy, "--search": search}
     chosen = [option for option, value in given.items() if value not in (None, False)]
     if len(chosen) > 1:
-        raise typer.BadParameter(f"{chosen[0]} and {chosen[1]} are two ways to choose: give one")
+        raise typer.BadParameter(f"{chosen[0]} and {chosen[1]} exclude each other: give one")
     if no_bn and (greedy or search):
-        raise typer.BadParameter(f"{chosen[0]} scores what it tries, which stale BatchNorm forbids: no --no-bn")
+        raise typer.BadParameter(f"{chosen[0]} scores refreshed averages: leave out --no-bn")
     if plot is not None and not search:
-        raise typer.BadParameter("--plot draws what --search tried")
+        raise typer.BadParameter("--plot goes with --search")
     sources = [Path(word) for word in words if not CHANGE.fullmatch(word)]
     if not sources:
         raise typer.BadParameter("name a run folder, snapshots or other checkpoints")
@@ -102,10 +103,10 @@ def average(
     changes = [word for word in words if CHANGE.fullmatch(word)]
     if weights is not None and AVERAGE.fullmatch(weights) and not _is_number(weights):
         if len(sources) != 1 or recipe is not None:
-            raise typer.BadParameter(f"--weights {weights} takes an average out of one run folder or its last.pt")
-        from swa_cli.analysis import extract
+            raise typer.BadParameter(f"--weights {weights} needs one run folder or its last.pt, and no --recipe")
+        from swa_cli.analysis import average as averaging
 
-        result = extract.extract_average(
+        result = averaging.extract_average(
             sources[0],
             changes,
             name=weights,
@@ -117,13 +118,13 @@ def average(
         answer(result, as_json=as_json)
         return
     numbers = None if weights is None else _numbers(weights)
-    from swa_cli.analysis import average as soups
+    from swa_cli.analysis import average as averaging
 
-    result = soups.average_checkpoints(
+    result = averaging.average_checkpoints(
         sources,
         changes,
         out=out,
-        choice=soups.Choice(last=last, window=stretch, weights=numbers, greedy=greedy, search=search),
+        choice=averaging.Choice(last=last, window=stretch, weights=numbers, greedy=greedy, search=search),
         terminal=Terminal(quiet=quiet, json=as_json),
         refresh=not no_bn,
         plot=plot,
@@ -134,7 +135,7 @@ def average(
 
 
 def _is_number(text: str) -> bool:
-    """Whether it is `nan` or `inf`, which look like a name."""
+    """Return whether a text is a number such as `nan` or `inf`, which look like names."""
     try:
         float(text)
     except ValueError:
@@ -143,13 +144,13 @@ def _is_number(text: str) -> bool:
 
 
 def _numbers(text: str) -> tuple[float, ...]:
-    """Weights of a mean: finite, not negative, and not all 0."""
+    """Parse weights of a mean: finite, not negative, and not all 0."""
     try:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"--weights {text}: write numbers, such as 3,1, or the name of an average") from error
     if not all(math.isfinite(number) and number >= 0 for number in numbers) or not _is_positive(numbers):
-        raise typer.BadParameter(f"--weights {text}: write finite numbers from 0 on, not all of them 0")
+        raise typer.BadParameter(f"--weights {text}: write finite numbers of at least 0, not all of them 0")
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""`swa bn-update`: BatchNorm statistics of a checkpoint, measured anew."""
+"""`swa bn-update`: recompute the BatchNorm statistics of a checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def bn_update(
     ckpt: Checkpoint,
     changes: Changes = None,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here and leave CKPT as it is.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here, and leave CKPT as it is.")
     ] = None,
     weights: Annotated[
         str | None,
@@ -38,14 +38,14 @@ def bn_update(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Recompute BatchNorm statistics of a checkpoint over the training set, in place and atomically.
+    """Recompute the BatchNorm statistics of a checkpoint over the training set, in place and atomically.
 
     Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
-    from swa_cli.analysis import bn_update as refresh
+    from swa_cli.analysis.bn_update import update_checkpoint
     from swa_cli.report.terminal import Terminal
 
-    result = refresh.update_checkpoint(
+    result = update_checkpoint(
         ckpt,
         changes or [],
         terminal=Terminal(quiet=quiet, json=as_json),

@@ -1,4 +1,4 @@
-"""`swa compare`: several runs side by side."""
+"""`swa compare`: compare runs side by side."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="At least two run folders.", show_default=False)],
     as_json: Json = False,
 ) -> None:
-    """Show where the recipes of runs differ, and their scores in one table."""
+    """Show which recipe keys differ between runs, and all scores in one table."""
     if len(runs) < 2:
-        raise typer.BadParameter("one run has nothing to be compared with: name at least two")
+        raise typer.BadParameter("name at least two run folders")
     from swa_cli.analysis import compare as comparing
     from swa_cli.report.terminal import Terminal
 

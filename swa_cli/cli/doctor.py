@@ -1,4 +1,4 @@
-"""`swa doctor`: what swa runs on."""
+"""`swa doctor`: show versions, hardware and data."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Examples:
 
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="Look for the data of this one too.", show_default=False)
+        str | None, typer.Argument(metavar="RECIPE", help="Also look for the data of this recipe.", show_default=False)
     ] = None,
     changes: Changes = None,
     as_json: Json = False,
 ) -> None:
-    """Tell versions, processor, devices, memory, disk and where data are looked for: paste it into a bug report.
+    """Show versions, processor, devices, memory, disk and the place of the data, to paste into a bug report.
 
-    What is missing is told, and is no error. Nothing is written or downloaded.
+    Missing things are shown as missing and are no error. Nothing is written or downloaded.
     """
     from swa_cli.recipe import load
     from swa_cli.report.terminal import Terminal

@@ -1,4 +1,4 @@
-"""`swa eval`: the scores of a checkpoint or a run."""
+"""`swa eval`: score a checkpoint or a run."""
 
 from __future__ import annotations
 
@@ -29,11 +29,13 @@ def evaluate(
     weights: Annotated[str, typer.Option("--weights", metavar="NAME|all", help="Weight sets to score.")] = "all",
     split: Annotated[
         str | None,
-        typer.Option("--split", metavar="test|val|train", help="Default: test, or val where there is none."),
+        typer.Option(
+            "--split", metavar="test|val|train", help="Split to score; default: test, or val without a test split."
+        ),
     ] = None,
     allow_stale_bn: Annotated[
         bool,
-        typer.Option("--allow-stale-bn", help="Score averaged weights whose BatchNorm was not refreshed."),
+        typer.Option("--allow-stale-bn", help="Also score averages with stale BatchNorm statistics."),
     ] = False,
     draws: Annotated[
         int | None,
@@ -41,7 +43,7 @@ def evaluate(
             "--draws",
             metavar="N",
             min=1,
-            help="Score a swag average by N weights drawn from it, averaging predictions.",
+            help="Score a swag average by the mean prediction of N draws from it.",
         ),
     ] = None,
     samples: Annotated[
@@ -49,13 +51,13 @@ def evaluate(
         typer.Option(
             "--samples",
             metavar="N|all",
-            help="With --draws: training samples for BatchNorm of each; default: the recipe's.",
+            help="With --draws: training samples of the BatchNorm pass of each; default: the recipe's.",
         ),
     ] = None,
     ensemble: Annotated[
         bool,
         typer.Option(
-            "--ensemble", help="Of a run: score the averaged softmax of its M snapshots too, M times the cost."
+            "--ensemble", help="Of a run: also score the mean prediction of its M snapshots, at M times the cost."
         ),
     ] = False,
     recipe: RecipeOption = None,
@@ -63,19 +65,19 @@ def evaluate(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Score the weight sets of a checkpoint, or those of a run folder, with sampling errors.
+    """Score the weight sets of a checkpoint or a run folder, with sampling errors.
 
-    A run folder is only read, so the run may still go on.
+    A run folder is only read, so the run may still train.
     Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     if split not in (None, "train", "val", "test"):
         raise typer.BadParameter(f"--split {split}: choose test, val or train")
     if samples is not None and draws is None:
-        raise typer.BadParameter("--samples goes with --draws; any other BatchNorm pass here is that of the recipe")
-    from swa_cli.analysis import evaluate as rescore
+        raise typer.BadParameter("--samples goes with --draws; other BatchNorm passes follow the recipe")
+    from swa_cli.analysis.evaluate import evaluate_checkpoint
     from swa_cli.report.terminal import Terminal
 
-    result = rescore.evaluate_checkpoint(
+    result = evaluate_checkpoint(
         ckpt,
         changes or [],
         terminal=Terminal(quiet=quiet, json=as_json),

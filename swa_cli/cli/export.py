@@ -1,4 +1,4 @@
-"""`swa export`: a weight set as a file for other programs."""
+"""`swa export`: write a weight set for other programs."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def export(
     with_normalization: Annotated[
         bool,
         typer.Option(
-            "--with-normalization", help="Let the graph take pixels from 0 to 1 instead of normalised images."
+            "--with-normalization", help="Let the graph take pixels from 0 to 1 instead of normalized images."
         ),
     ] = False,
     allow_stale_bn: Annotated[
         bool,
-        typer.Option("--allow-stale-bn", help="Export averaged weights whose BatchNorm was not refreshed."),
+        typer.Option("--allow-stale-bn", help="Also export an average with stale BatchNorm statistics."),
     ] = False,
     recipe: RecipeOption = None,
     allow_code: AllowCode = False,
@@ -50,15 +50,15 @@ def export(
 ) -> None:
     """Write one weight set as safetensors, torch-export, ONNX or a plain state dict, checked against torch.
 
-    The graphs of torch-export and ONNX take batches of any size; the other formats hold weights alone. Recipe,
-    average and scores go along as metadata, but for a state dict. Onnx needs `pip install 'swa-cli[onnx]'`.
+    The graphs of torch-export and ONNX take batches of any size; the other formats hold weights alone. All but a
+    state dict carry recipe, average and scores as metadata. ONNX needs `pip install 'swa-cli[onnx]'`.
     """
     if format_ not in FORMATS:
         raise typer.BadParameter(f"--format {format_}: choose {', '.join(FORMATS)}")
-    from swa_cli.analysis import export as exporting
+    from swa_cli.analysis.export import Request, export_checkpoint
     from swa_cli.report.terminal import Terminal
 
-    request = exporting.Request(
+    request = Request(
         ckpt,
         out,
         format_,
@@ -68,7 +68,5 @@ def export(
         allow_stale_bn=allow_stale_bn,
     )
     terminal = Terminal(quiet=quiet, json=as_json)
-    result = exporting.export_checkpoint(
-        request, changes or [], terminal=terminal, recipe=recipe, allow_code=allow_code
-    )
+    result = export_checkpoint(request, changes or [], terminal=terminal, recipe=recipe, allow_code=allow_code)
     answer(result, as_json=as_json)

@@ -1,4 +1,4 @@
-"""`swa new`: a recipe to begin with."""
+"""`swa new`: write a recipe to start from."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def new(
     ] = "classification",
     out: NewFile = None,
 ) -> None:
-    """Write a recipe that trains at once, with every key that there is, its meaning and its default."""
+    """Write a recipe that trains as it is, with every key, its meaning and its default."""
     from swa_cli.recipe.templates import STARTS, template
 
     if task not in STARTS:

@@ -1,4 +1,4 @@
-"""`swa plan`: what a run will do, epoch by epoch, and how long it will take."""
+"""`swa plan`: show what a run will do, epoch by epoch, and estimate its time."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ def plan(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).", show_default=False)],
     changes: Changes = None,
     processes: Annotated[
-        int | None, typer.Option("--processes", metavar="N", min=1, help="Processes to tell the time of.")
+        int | None, typer.Option("--processes", metavar="N", min=1, help="Estimate the time with this many processes.")
     ] = None,
-    machines: Annotated[int, typer.Option(metavar="M", min=1, help="Machines that these are on.")] = 1,
+    machines: Annotated[int, typer.Option(metavar="M", min=1, help="Machines that run the processes.")] = 1,
     gigabits: Annotated[
-        float, typer.Option(metavar="G", min=0.001, help="Gbit/s of the slowest link between two of them.")
+        float, typer.Option(metavar="G", min=0.001, help="Gbit/s of the slowest link between two machines.")
     ] = 10.0,
     as_json: Json = False,
 ) -> None:
-    """Show steps, learning rates, averaged epochs, memory and an estimate of the time, from a few timed steps.
+    """Show steps, learning rates, averaged epochs and memory, and estimate the time from a few timed steps.
 
-    Data are read and a few steps are done; nothing is written.
+    The data are read and a few steps are run; nothing is written.
     """
     from swa_cli.recipe import load
 
     if processes is None and (machines, gigabits) != (1, 10.0):
         raise typer.BadParameter("--machines and --gigabits go with --processes")
     if not math.isfinite(gigabits):
-        raise typer.BadParameter(f"--gigabits: {gigabits} is no rate")
+        raise typer.BadParameter(f"--gigabits: write a finite rate, not {gigabits}")
     if machines > (processes or 1):
-        raise typer.BadParameter(f"--machines: {machines} have no process each; name more --processes")
+        raise typer.BadParameter(f"--machines: {machines} machines need at least as many --processes")
     loaded = load.load(recipe, changes or [])
     from swa_cli.analysis.run_output import RunOutput
     from swa_cli.engine import estimate, train

@@ -1,4 +1,4 @@
-"""`swa plot`: one picture of a run, or of a recipe before training."""
+"""`swa plot`: draw a picture of a run, or of a recipe before training."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answ
 EPILOG = f"""\b
 Pictures:
   curves       losses, scores and learning rate over the epochs
-  schedule     the learning rate, every averaged step and snapshot marked;
-               also of a recipe, before training
+  schedule     learning rate, averaged steps and snapshots; also of a recipe
   plane        loss and score over the plane through three weight sets
-  path         the same along the line between two
-  calibration  how sure each weight set is, and how often right (ECE)
-  confusion    which class was taken for which
-  window       score of an average by where it starts, from snapshots
+  path         loss and score along the line through two weight sets
+  calibration  confidence against accuracy of each weight set (ECE)
+  confusion    true class against predicted class
+  window       score of an average against its start, from snapshots
 
 Examples:
   swa plot runs/latest
@@ -39,7 +38,7 @@ LARGEST_GRID = 201
 
 def plot(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN|RECIPE", help="Run folder; for schedule also a recipe.", show_default=False)
+        Path, typer.Argument(metavar="RUN|RECIPE", help="Run folder; for schedule, also a recipe.", show_default=False)
     ],
     kind: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = "curves",
     changes: Changes = None,
@@ -54,7 +53,7 @@ def plot(
             metavar="N",
             min=3,
             max=LARGEST_GRID,
-            help="Points: N x N of a plane (15), N of a path (21), N starts of a window (12).",
+            help="Points: N x N for a plane (15), N for a path (21), N starts for a window (12).",
         ),
     ] = None,
     samples: Annotated[
@@ -62,7 +61,7 @@ def plot(
         typer.Option(
             "--samples",
             metavar="N|all",
-            help="Training samples of BatchNorm and loss at each point, and at most as many scored; default 1000.",
+            help="Training samples of BatchNorm and loss at each point, and at most as many scored; default: 1000.",
         ),
     ] = None,
     points: Annotated[
@@ -70,40 +69,40 @@ def plot(
         typer.Option(
             "--points",
             metavar="A B C",
-            help="Of a plane: files, or names such as last; default: start of averaging, last, average.",
+            help="For a plane: files, or names such as last; default: start of averaging, last, average.",
             show_default=False,
         ),
     ] = None,
     between: Annotated[
         tuple[str, str] | None,
         typer.Option(
-            "--between", metavar="A B", help="Of a path: likewise; default: last, average.", show_default=False
+            "--between", metavar="A B", help="For a path: likewise; default: last, average.", show_default=False
         ),
     ] = None,
     weights: Annotated[
-        str | None, typer.Option("--weights", metavar="NAME", help="Of confusion; default: the first average.")
+        str | None, typer.Option("--weights", metavar="NAME", help="For confusion; default: the first average.")
     ] = None,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Draw a picture of a run: a PNG, or an SVG if FILE ends so.
+    """Draw a picture of a run as PNG, or as SVG if FILE ends in .svg.
 
-    What is measured for a plane or a path is kept in the run folder (plane-*.json): stopped, the same command goes on.
-    Of a run, changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
+    The points of a plane or a path are kept in the run folder (plane-*.json): the same command continues them.
+    For a run, changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     if "=" in kind:
         kind, changes = "curves", [kind, *(changes or [])]
     if kind not in KINDS:
-        raise typer.BadParameter(f"there is no picture {kind}: choose {', '.join(KINDS)}")
+        raise typer.BadParameter(f"unknown picture {kind}: choose {', '.join(KINDS)}")
     _require_fitting(kind, points=points, between=between, weights=weights, grid=grid, samples=samples)
-    from swa_cli.analysis import plot as pictures
+    from swa_cli.analysis import plot as plotting
     from swa_cli.report.terminal import Terminal
 
-    request = pictures.Request(
+    request = plotting.Request(
         size=grid, samples=parse_samples(samples), points=points, between=between, weights=weights
     )
-    result = pictures.plot(
+    result = plotting.plot(
         run,
         kind,
         changes or [],
@@ -116,16 +115,16 @@ def plot(
 
 
 def parse_samples(text: str | None) -> int | None:
-    """A number of samples, 1000 if none is given; None for all."""
+    """Parse a number of samples: 1000 by default, None for all."""
     if text == "all":
         return None
     if text is not None and (re.fullmatch(r"[0-9]{1,9}", text) is None or int(text) < 1):
-        raise typer.BadParameter(f"--samples {text}: write a number from 1 on, or all")
+        raise typer.BadParameter(f"--samples {text}: write a number of at least 1, or all")
     return 1000 if text is None else int(text)
 
 
 def _require_fitting(kind: str, **given: object) -> None:
-    """Each option goes with its pictures."""
+    """Refuse options that do not go with the kind of picture."""
     owners = {
         "points": ("plane",),
         "between": ("path",),

@@ -1,4 +1,4 @@
-"""`--processes N`: the same command in several processes; which commands are for one, and who of several speaks."""
+"""Run a command in several processes (`--processes N`), and refuse torchrun for the commands that take one."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from swa_cli.report.terminal import Terminal
 
 
 def start(words: Sequence[str], *, processes: str, max_restarts: int, terminal: Terminal) -> NoReturn:
-    """Run `swa train WORDS` in several processes and end as they do.
+    """Run `swa train WORDS` in several processes and exit with their code.
 
     Args:
-        words: Without what asks for processes.
-        processes: Of the command line.
-        max_restarts: Likewise.
-        terminal: Hears of processes that were killed.
+        words: The arguments without --processes and --max-restarts.
+        processes: The value of --processes.
+        max_restarts: The value of --max-restarts.
+        terminal: Shows which processes were killed.
     """
     refuse_torchrun("--processes")
     calm_torch()
@@ -39,21 +39,18 @@ def is_rank0() -> bool:
 
 
 def calm_torch() -> None:
-    """Keep torch from telling, with a stack trace each, which connections ended with a process that has told why.
-
-    It looks at this when it is imported.
-    """
+    """Keep torch from printing a stack trace per connection that ends with a process; it reads this when imported."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def refuse_torchrun(what: str) -> None:
-    """Let what is for one process not be done by each of several at once; the first of them tells.
+    """Refuse a command or option that is for one process where torchrun has started several; rank 0 says so.
 
     Args:
         what: The command or option.
 
     Raises:
-        UserError: Torchrun has started several.
+        UserError: torchrun has started several processes.
     """
     number, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK")
     if number == "1" or rank is None:
@@ -65,7 +62,7 @@ def refuse_torchrun(what: str) -> None:
 
 @contextmanager
 def one_a_machine() -> Iterator[None]:
-    """Of the processes that torchrun starts, let one on each machine tell what is wrong with the recipe."""
+    """Let only local rank 0 of the processes that torchrun starts report the problems of a recipe."""
     try:
         yield
     except (RecipeError, UserError):

@@ -1,4 +1,4 @@
-"""`swa recipes`: the recipes that come with swa."""
+"""`swa recipes`: list or print the recipes that come with swa."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ Examples:
 
 def recipes(
     name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Print this one; left out: list all.", show_default=False)
+        str | None, typer.Argument(metavar="NAME", help="Recipe to print; default: list all.", show_default=False)
     ] = None,
     out: NewFile = None,
     as_json: Json = False,
 ) -> None:
-    """List the recipes that come with swa, each with what was measured with it, or print one of them."""
+    """List the recipes that come with swa and their measured results, or print one of them."""
     from swa_cli.recipe import templates
 
     if name is not None:
         if as_json:
-            raise typer.BadParameter("--json goes with the list: a recipe is printed as it is")
+            raise typer.BadParameter("--json goes with the list: leave out NAME")
         deliver(templates.shipped(name).text, out)
         return
     if out is not None:
-        raise typer.BadParameter("-o writes one recipe: name it")
+        raise typer.BadParameter("-o goes with NAME: name a recipe")
     from swa_cli.report.terminal import Terminal
 
     terminal, found = Terminal(json=as_json, quiet=as_json), templates.all_shipped()

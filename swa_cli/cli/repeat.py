@@ -1,4 +1,4 @@
-"""`swa repeat`: a recipe with several seeds, reported together."""
+"""`swa repeat`: run a recipe with several seeds and report them together."""
 
 from __future__ import annotations
 
@@ -36,35 +36,35 @@ def repeat(
     changes: Changes = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder of the repeat folders (output.root)."),
+        typer.Option("--out", "-o", metavar="DIR", help="Folder for the repeat folders (output.root)."),
     ] = None,
     against: Annotated[
         str | None,
         typer.Option(
             "--against",
             metavar="baseline|RECIPE",
-            help="Run this with the same seeds too, and compare pairwise; baseline: the recipe without averaging.",
+            help="Also run this with the same seeds and compare pairwise; baseline: the recipe without averaging.",
             show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Print the plan and what would be run, write nothing.")
+        bool, typer.Option("--dry-run", "-n", help="Print the plan and the seeds to run, write nothing.")
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train a recipe with several seeds: means, spreads, and whether averaging helped.
 
-    Each seed is an ordinary run in a folder of the repeat. The same command goes on where it was stopped, and with
-    more seeds it runs only those that are missing; a changed recipe gets a new folder. The baseline has the same
-    model, data, seeds and epochs, no averaging, and a rate that decays over the whole run. Another recipe takes only
-    those changes that its result does not depend on, such as dataset.root.
+    Each seed is an ordinary run in a folder of the repeat. The same command continues after a stop, and with more
+    seeds it runs only the missing ones; a changed recipe gets a new folder. The baseline has the same model, data,
+    seeds and epochs, no averaging, and a learning rate that decays over the whole run. Another recipe takes only
+    changes that its result does not depend on, such as dataset.root.
     """
     wanted = parse_seeds(seeds)
     overrides = list(changes or [])
     for word in overrides:
         if word.partition("=")[0].strip() == "seed":
-            raise UserError(f"{word}: the seeds of a repeat are those of --seeds", hint="leave it out")
+            raise UserError(f"{word}: --seeds sets the seeds of a repeat", hint="leave it out")
     if out is not None:
         overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
     from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS
@@ -84,10 +84,10 @@ def repeat(
 
 
 def parse_seeds(text: str) -> list[int]:
-    """`0-2,5` as [0, 1, 2, 5], in ascending order.
+    """Parse `0-2,5` to [0, 1, 2, 5], in ascending order.
 
     Raises:
-        UserError: It is no list of at least two different seeds.
+        UserError: It does not name at least two different seeds.
     """
     found: list[int] = []
     for part in text.split(","):

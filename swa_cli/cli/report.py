@@ -1,4 +1,4 @@
-"""`swa report`: runs as one page."""
+"""`swa report`: write one page about runs."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ def report(
         "report.html"
     ),
     plane: Annotated[
-        bool, typer.Option("--plane", help="Measure the plane of `swa plot RUN plane` where that was not done.")
+        bool, typer.Option("--plane", help="Measure the plane of `swa plot RUN plane` where it is missing.")
     ] = False,
     no_data: Annotated[
-        bool, typer.Option("--no-data", help="Open no data: leave out calibration and confusion.")
+        bool, typer.Option("--no-data", help="Open no data, and leave out calibration and confusion.")
     ] = False,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Write one self-contained HTML page of runs: scores, curves, pictures, recipe, versions.
+    """Write one self-contained HTML page about runs: scores, curves, pictures, recipe, versions.
 
-    It needs no network and no other file. Several runs stand side by side.
+    It works offline and alone. Several runs stand side by side.
     """
     if plane and no_data:
-        raise typer.BadParameter("--plane measures on the data: no --no-data")
-    from swa_cli.analysis import report as pages
+        raise typer.BadParameter("--plane needs the data: leave out --no-data")
+    from swa_cli.analysis.report import write_page
     from swa_cli.report.terminal import Terminal
 
-    result = pages.write_page(
+    result = write_page(
         runs,
         out=out,
         version=__version__,

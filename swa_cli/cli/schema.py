@@ -1,4 +1,4 @@
-"""`swa schema`: the recipe as a JSON Schema."""
+"""`swa schema`: print the JSON Schema of recipes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Examples:
 
 
 def schema(out: NewFile = None) -> None:
-    """Print the JSON Schema of a recipe: editors complete keys with it, explain them and mark mistakes."""
+    """Print the JSON Schema of recipes, with which editors complete and explain keys and mark mistakes."""
     from swa_cli.recipe.templates import json_schema
 
     deliver(json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n", out)

@@ -1,4 +1,4 @@
-"""What the commands share: words, options and exit codes, and how an answer is printed."""
+"""Share arguments, options, exit codes and output between the commands."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from swa_cli.errors import UserError
 
 
 def exit_codes(*, way_on: str) -> str:
-    """The end of each help; `way_on` continues what was stopped."""
+    """Return the end of a help text; `way_on` names the command that continues a stopped run."""
     return f"""\b
 Exit codes:
   0    done
@@ -23,7 +23,7 @@ Exit codes:
   143  SIGTERM; likewise"""
 
 
-# Of a command that trains nothing, and has nothing to go on with.
+# For commands that train nothing, and have nothing to continue.
 LOOKING_CODES = """\b
 Exit codes:
   0    done
@@ -38,7 +38,7 @@ EXIT_CODES = exit_codes(way_on="`swa train --resume RUN`")
 Changes = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.", show_default=False)
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but warnings and the answer.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the answer.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RecipeOption = Annotated[
     Path | None,
@@ -50,14 +50,15 @@ RecipeOption = Annotated[
     ),
 ]
 AllowCode = Annotated[
-    bool, typer.Option("--allow-code", help="Import and run the code that the recipe inside names: you trust it.")
+    bool,
+    typer.Option("--allow-code", help="Import and run the code that the recipe inside names, because you trust it."),
 ]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint (.pt, .safetensors).", show_default=False)]
 
 
 NewFile = Annotated[
     Path | None,
-    typer.Option("--out", "-o", metavar="FILE", help="Write here, to a file that is not there yet; default stdout."),
+    typer.Option("--out", "-o", metavar="FILE", help="New file to write; default: stdout."),
 ]
 
 
@@ -74,13 +75,13 @@ def options(
     ] = False,
     traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Options of every command; `main` looks at --traceback itself when something goes wrong."""
+    """Declare the options of every command; `run` itself looks for --traceback."""
     if context.invoked_subcommand not in (None, "train"):
         refuse_torchrun(f"swa {context.invoked_subcommand}")
 
 
 def answer(result: dict[str, Any], *, as_json: bool) -> None:
-    """Print the one JSON object, if it was asked for."""
+    """Print the JSON object, if --json was given."""
     if as_json:
         from swa_cli.checkpoint.atomic import json_text
 
@@ -91,7 +92,7 @@ def deliver(text: str, out: Path | None) -> None:
     """Print a text, or write it to a new file.
 
     Raises:
-        UserError: The file is there already, or cannot be written.
+        UserError: The file exists already, or cannot be written.
     """
     if out is None:
         typer.echo(text, nl=False)
@@ -101,8 +102,8 @@ def deliver(text: str, out: Path | None) -> None:
         with open(out, "x", encoding="utf-8") as file:
             file.write(text)
     except FileExistsError as error:
-        raise UserError(f"{out}: is there already, and is not overwritten", hint=hint) from error
+        raise UserError(f"{out}: already exists and is not overwritten", hint=hint) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{out}: cannot be written ({reason})", hint=hint) from error
-    typer.echo(f"{out} is written", err=True)
+    typer.echo(f"wrote {out}", err=True)

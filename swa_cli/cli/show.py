@@ -1,4 +1,4 @@
-"""`swa show`: what a checkpoint or a run folder holds."""
+"""`swa show`: show what a checkpoint or a run folder holds."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def show(
     ],
     as_json: Json = False,
 ) -> None:
-    """Tell what is in a file or a run: its recipe, its weight sets and averages, how fresh their BatchNorm is.
+    """Show the recipe, weight sets, averages and BatchNorm freshness of a file or a run.
 
-    The file is read as untrusted input and runs no code; neither network nor data are made.
+    The file is read as untrusted input and runs no code; no network is built and no data are opened.
     """
     from swa_cli.analysis import show as showing
     from swa_cli.report.terminal import Terminal

@@ -1,4 +1,4 @@
-"""`swa train`: run a recipe, or go on with a run."""
+"""`swa train`: run a recipe, or continue a run."""
 
 from __future__ import annotations
 
@@ -30,39 +30,46 @@ Examples:
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="RECIPE", help="Recipe (YAML); left out with --resume.", show_default=False),
+        typer.Argument(metavar="RECIPE", help="Recipe (YAML); leave it out with --resume.", show_default=False),
     ] = None,
     changes: Changes = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder of the run folders (output.root)."),
+        typer.Option("--out", "-o", metavar="DIR", help="Folder for the run folders (output.root)."),
     ] = None,
     resume: Annotated[
-        Path | None, typer.Option("--resume", "-r", metavar="RUN", help="Go on with this run folder.")
+        Path | None, typer.Option("--resume", "-r", metavar="RUN", help="Continue this run folder.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", "-n", help="Print the plan, do one real step, write nothing.")
     ] = False,
     extend_to: Annotated[
         int | None,
-        typer.Option("--extend-to", metavar="EPOCHS", min=1, help="With --resume: more epochs; says what that moves."),
+        typer.Option(
+            "--extend-to",
+            metavar="EPOCHS",
+            min=1,
+            help="With --resume: train to this many epochs.",
+        ),
     ] = None,
     processes: Annotated[
         str | None,
-        typer.Option("--processes", metavar="N|auto", help="Processes on this machine; auto: one a GPU."),
+        typer.Option("--processes", metavar="N|auto", help="Processes on this machine; auto: one per GPU."),
     ] = None,
     max_restarts: Annotated[
         int,
-        typer.Option("--max-restarts", metavar="K", min=0, help="With --processes: go on K times after a kill."),
+        typer.Option(
+            "--max-restarts", metavar="K", min=0, help="With --processes: restart up to K times after a kill."
+        ),
     ] = 0,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Train by a recipe, average the weights, refresh BatchNorm, compare and ship.
+    """Train by a recipe, average the weights, recompute BatchNorm, compare and ship.
 
-    A change such as optimizer.lr=0.2 is checked like the recipe itself; of several for one key the last holds.
-    A run that was stopped goes on with --resume to the same end, bit for bit (CPU).
+    A change such as optimizer.lr=0.2 is checked like the recipe itself; the last change of a key wins.
+    A stopped run continues with --resume to the same end, bit for bit (CPU).
     """
     from swa_cli.recipe import load
     from swa_cli.report.terminal import Terminal
@@ -80,7 +87,7 @@ def train(
         if recipe is not None and "=" not in recipe:
             raise typer.BadParameter("leave the recipe out with --resume: the run folder holds it")
         if dry_run or out is not None:
-            raise typer.BadParameter("--resume goes on in its own folder: it takes neither --dry-run nor --out")
+            raise typer.BadParameter("--resume continues in the folder of the run: leave out --dry-run and --out")
         overrides = [*([recipe] if recipe else []), *overrides]
         if processes is not None:
             more = [f"--extend-to={extend_to}"] if extend_to is not None else []

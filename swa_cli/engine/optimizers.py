@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from swa_cli.errors import Problem, RecipeError, UserError
-from swa_cli.models import build_model
+from swa_cli.import_path import import_object
 from swa_cli.recipe import schema
 
 NORM_LAYERS = (
@@ -189,7 +189,7 @@ def _import(name: str) -> Callable[..., torch.optim.Optimizer]:
     """
     hint = "derive the class from torch.optim.Optimizer, with __init__(params, lr, ...)"
     try:
-        found: Callable[..., torch.optim.Optimizer] = build_model.import_attribute(
+        found: Callable[..., torch.optim.Optimizer] = import_object(
             name, key="optimizer.name", what="an optimizer", forms=FORMS
         )
     except UserError as error:

@@ -207,7 +207,7 @@ def test_old_torch_files_are_read(swa, run: Path, recipe: Path, tmp_path: Path) 
         (["eval", "RUN/swa.pt", "--split", "dev"], "--split"),
         (["eval", "RUN/swa.pt", "--weights", "ema"], "choose from swa"),
         (["bn-update", "RUN/swa.pt", "-o", "x.safetensors"], ".pt file"),
-        (["bn-update", "RUN/swa.pt", "-o", "RUN"], ".pt file"),
+        (["bn-update", "RUN/swa.pt", "-o", "RUN"], "-o FILE"),
         (["eval", "RUN/swa.pt", "optimizer.lr=2"], "optimizer.lr"),
         (["eval", "RUN/swa.pt", "dataset.rot=x"], "dataset.root"),
         (["bn-update", "RUN/last.pt", "--weights", "last"], "raw weights"),

@@ -258,8 +258,8 @@ def test_time_of_several_processes(swa, tmp_path: Path, monkeypatch: pytest.Monk
     [
         (["--machines", "2"], "go with --processes"),
         (["--gigabits", "25"], "go with --processes"),
-        (["--processes", "2", "--machines", "3"], "3 have no process each"),
-        (["--processes", "2", "--gigabits", "inf"], "inf is no rate"),
+        (["--processes", "2", "--machines", "3"], "--machines: 3"),
+        (["--processes", "2", "--gigabits", "inf"], "--gigabits"),
         (["--processes", "0"], "greater than or equal to 1"),
         (["--processes", "300"], "300 are more than the 256 samples of a batch"),
     ],

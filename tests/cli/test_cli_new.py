@@ -76,7 +76,7 @@ def test_an_existing_file_is_never_overwritten(swa, tmp_path: Path) -> None:
     for words in (["new"], ["recipes", "digits"], ["schema"]):
         ended = swa(*words, "-o", "mine.yaml")
         assert ended.code == 2
-        assert "mine.yaml: is there already, and is not overwritten" in ended.err
+        assert "mine.yaml: already exists" in ended.err
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 
 

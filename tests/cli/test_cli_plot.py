@@ -161,7 +161,7 @@ def test_a_run_draws_its_pictures_where_the_recipe_says_so(tmp_path: Path, swa: 
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["RUN", "surface"], "no picture surface: choose curves"),
+        (["RUN", "surface"], "surface: choose curves"),
         (["RUN", "curves", "--grid", "5"], "--grid goes with plane"),
         (["RUN", "plane", "--between", "last", "swa"], "--between goes with path"),
         (["RUN", "plane", "--samples", "few"], "--samples few"),

@@ -12,7 +12,7 @@ import torch
 import torchmetrics.functional.classification as reference
 from torch import Tensor, nn
 
-from swa_cli.analysis import calibration
+from swa_cli.analysis import run_data
 from swa_cli.engine import evaluate
 from swa_cli.engine.hardware import Hardware
 from swa_cli.metrics import classification as tasks
@@ -87,7 +87,7 @@ def test_bins_of_a_reliability_diagram_are_those_of_a_loop() -> None:
     members: list[list[int]] = [[] for _ in range(15)]
     for index, sure in enumerate(p.max(1).values.tolist()):
         members[min(int(sure * 15), 14)].append(index)
-    found = calibration.bins_of(p, labels)
+    found = run_data.bins_of(p, labels)
     assert [row["count"] for row in found] == [len(inside) for inside in members]
     assert found[6] == {"count": 0, "confidence": None, "accuracy": None}
     for row, inside in zip(found, members, strict=True):
@@ -106,7 +106,7 @@ def test_a_confusion_matrix_has_a_row_for_each_true_class() -> None:
     expected = [[0] * 3 for _ in range(3)]
     for row, label in zip(p, labels, strict=True):
         expected[int(label)][int(row.argmax())] += 1
-    assert calibration.confusion(run, "last") == expected == [[1, 2, 0], [0, 0, 1], [1, 0, 0]]
+    assert run_data.confusion(run, "last") == expected == [[1, 2, 0], [0, 0, 1], [1, 0, 0]]
 
 
 def test_scores_of_probabilities_equal_those_of_logits(predictions: tuple[Tensor, Tensor]) -> None:

@@ -30,6 +30,8 @@ Edit = Callable[[dict[str, Any]], Any]
 class Row(NamedTuple):
     """An input: `make` puts it into the working folder, `words` are run on it, stderr must hold `piece`.
 
+    `piece` is the key or file that is wrong, or the cure; a reason only where it alone tells the row from others.
+
     The working folder has good.yaml, swa.pt, swag.pt, last_bn.pt and a run after the first of its two epochs.
     """
 

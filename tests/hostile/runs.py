@@ -34,15 +34,15 @@ def in_recipe_of_run(old: str, new: str) -> Make:
 
 
 RESUMED = [
-    resumed("other-rate", lambda _: None, "cannot be changed here", "optimizer.lr=3"),
+    resumed("other-rate", lambda _: None, "optimizer.lr:", "optimizer.lr=3"),
     resumed("epoch", put("epoch", 7), "do not agree"),
     resumed("step-negative", put("step", -1), "step: Input should be greater than or equal to 0"),
     resumed("step-after-end", put("step", 10**9), "do not agree"),
     resumed("history-short", put("history", []), "do not agree"),
     resumed("history-empty-row", put("history", [{}]), "history"),
     resumed("history-escapes", put("history", [{"epoch": ESC}]), "history"),
-    resumed("num-train", put("num_train", 5), "the run was begun with 5"),
-    resumed("averages-none", put("averages", {}), "its averages are not those of its recipe"),
+    resumed("num-train", put("num_train", 5), "begun with 5"),
+    resumed("averages-none", put("averages", {}), "averages"),
     resumed("average-kind", put("averages/swa/kind", "ema"), "the saved average has kind ema"),
     resumed("average-count", put("averages/swa/count", 5), "another number of steps than it counts"),
     resumed("average-shapes", put("averages/swa/state/classifier.weight", torch.ones(3)), "classifier.weight"),
@@ -53,15 +53,11 @@ RESUMED = [
     resumed("average-deviations", put("averages/swag/deviations", {}), "saved average (deviations) do not match"),
     resumed("average-rank", put("averages/swag/rank", 4), "the saved average has rank 4, this one 3"),
     resumed("average-diagonal", put("averages/swag/diagonal", True), "the saved average has diagonal True"),
-    resumed("optimizer-empty", put("optimizer", {}), "its optimizer state does not fit"),
-    resumed("optimizer-groups", put("optimizer/param_groups", []), "its optimizer state does not fit"),
-    resumed(
-        "optimizer-other-group", put("optimizer/param_groups", [{"params": [0]}]), "its optimizer state does not fit"
-    ),
-    resumed(
-        "optimizer-shape", put("optimizer/state/0/momentum_buffer", torch.ones(5)), "its optimizer state does not fit"
-    ),
-    resumed("optimizer-text", put("optimizer/state/0", ESC), "its optimizer state does not fit"),
+    resumed("optimizer-empty", put("optimizer", {}), "optimizer"),
+    resumed("optimizer-groups", put("optimizer/param_groups", []), "optimizer"),
+    resumed("optimizer-other-group", put("optimizer/param_groups", [{"params": [0]}]), "optimizer"),
+    resumed("optimizer-shape", put("optimizer/state/0/momentum_buffer", torch.ones(5)), "optimizer"),
+    resumed("optimizer-text", put("optimizer/state/0", ESC), "optimizer"),
     resumed("model-shape", put("model/classifier.weight", torch.ones(3)), "1 of another shape"),
     resumed("model-nan", put("model/classifier.weight", torch.full((10, 16), float("nan"))), "not finite"),
     resumed("running-mean-text", put("cumulative", ESC), "cumulative"),
@@ -69,11 +65,11 @@ RESUMED = [
     resumed(
         "running-mean-of-no-recipe",
         lambda content: content.update(cumulative=content["averages"]["swa"]),
-        "its running mean is not that of its steps",
+        "running mean",
     ),
     resumed("stopped", put("stopped", ESC), "stopped: Input should be"),
-    resumed("recipe-other", put("recipe/optimizer/lr", 3.0), "optimizer.lr: is 0.1, and the run was begun with 3.0"),
-    resumed("code", put("recipe/model", OS_SYSTEM), "the run was begun with os:system"),
+    resumed("recipe-other", put("recipe/optimizer/lr", 3.0), "optimizer.lr:"),
+    resumed("code", put("recipe/model", OS_SYSTEM), "os:system"),
     Row(
         "resume-code-everywhere",
         ["train", "--resume", "run"],
@@ -95,7 +91,7 @@ RESUMED = [
     Row(
         "resume-shipped-average",
         ["train", "--resume", "run"],
-        "is no resume point",
+        "swa train",
         lambda folder: shutil.copy(folder / "swa.pt", folder / "run/checkpoints/last.pt"),
     ),
     Row(
@@ -104,21 +100,19 @@ RESUMED = [
         "optimizer.lr: is 3.0",
         in_recipe_of_run("lr: 0.1", "lr: 3.0"),
     ),
-    Row("resume-recipe-broken", ["train", "--resume", "run"], "is not text in UTF-8", file("run/recipe.yaml", b"\xff")),
+    Row("resume-recipe-broken", ["train", "--resume", "run"], "run/recipe.yaml:", file("run/recipe.yaml", b"\xff")),
     Row("resume-about-broken", ["train", "--resume", "run"], "run.json", file("run/run.json", b"{\xff")),
     Row("resume-about-list", ["train", "--resume", "run"], "run.json", file("run/run.json", b"[1]")),
     Row("resume-log-link", ["train", "--resume", "run"], "is a symbolic link", link("run/log.txt", "elsewhere")),
-    Row("resume-folder-link", ["train", "--resume", "run"], "is a symbolic link", link("run/checkpoints", "elsewhere")),
+    Row("resume-folder-link", ["train", "--resume", "run"], "run/checkpoints:", link("run/checkpoints", "elsewhere")),
     Row("resume-finished", ["train", "--resume", "run"], "is finished", file("run/result.json", b"{}")),
-    Row("resume-empty-folder", ["train", "--resume", "empty"], "there is no run to go on with", directory("empty")),
-    Row("resume-missing", ["train", "--resume", "nowhere"], "there is no run to go on with", nothing),
-    Row("resume-recipe-file", ["train", "--resume", "good.yaml"], "there is no run to go on with", nothing),
+    Row("resume-empty-folder", ["train", "--resume", "empty"], "empty:", directory("empty")),
+    Row("resume-missing", ["train", "--resume", "nowhere"], "nowhere:", nothing),
+    Row("resume-recipe-file", ["train", "--resume", "good.yaml"], "good.yaml:", nothing),
     Row("resume-escapes", ["train", "--resume", ESC], "there is no run to go on with", nothing),
     evaluated("count", put("averages/swa/count", 9), "another number of steps than it counts"),
-    evaluated(
-        "decay", lambda content: content["averages"]["swa"].update(kind="ema", decay=7.0), "decay: 7.0 does not fit"
-    ),
-    evaluated("rank", put("averages/swag/rank", 1), "rank: 1 does not fit kind swag"),
+    evaluated("decay", lambda content: content["averages"]["swa"].update(kind="ema", decay=7.0), "decay:"),
+    evaluated("rank", put("averages/swag/rank", 1), "rank:"),
     evaluated("deviations", put("averages/swag/-deviations", None), "the saved average lacks deviations"),
     evaluated("shape", put("averages/swa/state/classifier.weight", torch.ones(3)), "classifier.weight"),
     evaluated("nan", put("averages/swa/state/classifier.weight", torch.full((10, 16), float("nan"))), "not finite"),

@@ -20,17 +20,17 @@ def start_with(name: str, edit: Edit, piece: str, *words: str) -> Row:
 
 whole = edited("swa.pt", "bad.pt", lambda _: None)
 STARTS = [
-    start("code", file("bad.pt", saved({"format": 1, "recipe": Evil()})), "cannot be read as a checkpoint"),
+    start("code", file("bad.pt", saved({"format": 1, "recipe": Evil()})), "bad.pt:"),
     start("fifo", fifo("bad.pt"), "is no regular file"),
-    start("empty", file("bad.pt", b""), "cannot be read as a checkpoint"),
-    start("other-weights", whole, "train.init_weights: bad.pt holds no weights `ema`", "train.init_weights=ema"),
-    start("all-weights", whole, "holds no weights `all`", "train.init_weights=all"),
+    start("empty", file("bad.pt", b""), "bad.pt:"),
+    start("other-weights", whole, "train.init_weights: bad.pt", "train.init_weights=ema"),
+    start("all-weights", whole, "`all`", "train.init_weights=all"),
     start("escapes-in-name", whole, "holds no weights", f"train.init_weights={ESC}"),
     start("other-width", whole, "of another shape", "model.args.width=8"),
-    start("other-network", whole, "does not fit the recipe's model", "model={name: preresnet, args: {depth: 8}}"),
+    start("other-network", whole, "train.init:", "model={name: preresnet, args: {depth: 8}}"),
     start_with("nan", nan_inside, "is not finite"),
     start_with("number-names", number_name, "state_dict.3"),
-    start_with("future", put("format", 99), "is of format 99"),
+    start_with("future", put("format", 99), "format 99"),
     start_with("no-weights", lambda _: {"epoch": 3}, "no weights found among its keys"),
     start_with("theirs-shape", lambda _: {"classifier.weight": torch.ones(3)}, "1 of another shape"),
     start("skip-nothing", whole, "matches no tensor", "train.init_skip=[head.*]"),
@@ -40,7 +40,7 @@ STARTS = [
     start(
         "of-another-network",
         edited("run/checkpoints/last.pt", "bad.pt", lambda _: None),
-        "does not fit the recipe's model",
+        "train.init:",
         "model.args.width=8",
     ),
     start(

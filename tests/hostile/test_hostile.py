@@ -1,4 +1,4 @@
-"""Hostile and mistaken inputs, one row each: exit code 2, the reason on stderr, and not a byte written."""
+"""Hostile and mistaken inputs, one row each: exit code 2, what is wrong and a cure on stderr, not a byte written."""
 
 from __future__ import annotations
 
@@ -64,12 +64,14 @@ def named(rows: Iterable[Row]) -> list[Any]:
 
 @pytest.mark.parametrize("row", named(ROWS))
 def test_refused_in_one_message_and_nothing_written(swa, trained: Path, tmp_path: Path, row: Row) -> None:
-    """Exit code, reason, silence on stdout, and the whole folder before the command against after it."""
+    """Exit code, named key or file, a cure, silence on stdout, and the folder before the command against after it."""
     shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
     row.make(tmp_path)
     before = tree(tmp_path)
     ended = swa(*row.words)
-    assert row.piece in " ".join(ended.err.split())
+    said = " ".join(ended.err.split())
+    assert row.piece in said
+    assert "= hint: " in said or "Usage: swa " in said
     assert ended.code == row.code, ended.err
     assert "Traceback" not in ended.err
     assert "\x1b" not in ended.err

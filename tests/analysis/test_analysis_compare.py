@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import stats
 
-from swa_cli.analysis.seed_statistics import Result, interval, over_pairs, over_seeds, spread
+from swa_cli.analysis.compare import Result, interval, over_pairs, over_seeds, spread
 
 # t(0.975; n-1) of the printed tables: by the number of values n.
 TABLE = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262, 30: 2.045}

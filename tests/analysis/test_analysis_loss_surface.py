@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from conftest import SMALL, Swa
-from swa_cli.analysis import loss_surface, plane
-from swa_cli.analysis.loss_surface import Anchor
+from swa_cli.analysis import loss_surface
+from swa_cli.analysis.run_data import Anchor
 
 POINTS = [(0.0, 0.0), (1.5, 0.0), (0.0, 2.0), (-0.7, 0.4), (3.1, -1.9), (0.25, 5.0)]  # x, y
 
@@ -52,7 +52,7 @@ def axes(first: Tensor, second: Tensor, third: Tensor) -> tuple[Tensor, Tensor]:
 
 def test_a_point_is_that_many_units_along_both_axes(model: nn.Module, anchors: list[Anchor]) -> None:
     """Weights at (x, y), on the corners and off them, against w1 + x u/|u| + y v/|v|; statistics are those of w3."""
-    found = plane.plane_of(model, anchors)
+    found = loss_surface.plane_of(model, anchors)
     names = list(dict(model.named_parameters()))
     first, second, third = (vector(anchor.state, names) for anchor in anchors)
     along, across = axes(first, second, third)

@@ -1,0 +1,105 @@
+"""How often commands after a run validate recipes, against one time per distinct recipe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from conftest import SMALL, Swa
+from swa_cli.recipe.schema import Recipe
+
+RUN = "runs/small-001"
+LAST, SHIPPED = f"{RUN}/checkpoints/last.pt", f"{RUN}/checkpoints/swa.pt"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The working folder of a finished run with snapshots, an average and a second average."""
+    from swa_cli import cli
+
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = SMALL.replace("epochs: 4", "epochs: 2") + "snapshots: {every: 0.5ep}\naverages: {ema: {kind: ema}}\n"
+    (folder / "small.yaml").write_text(recipe)
+    assert cli.run(["train", str(folder / "small.yaml"), "-q", "--out", str(folder / "runs")]) == 0
+    return folder
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch, trained: Path, swa: Swa) -> Callable[..., int]:
+    """Run a command on the trained run, and say how often it has validated a recipe."""
+    monkeypatch.chdir(trained)
+    validate, number = Recipe.model_validate, 0
+
+    def counted(*args: Any, **kwargs: Any) -> Recipe:
+        nonlocal number
+        number += 1
+        return validate(*args, **kwargs)
+
+    monkeypatch.setattr(Recipe, "model_validate", counted)
+
+    def run(*words: str) -> int:
+        nonlocal number
+        number = 0
+        ended = swa(*words)
+        assert ended.code == 0, ended.err
+        return number
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        f"eval {RUN}",
+        f"eval {RUN} --ensemble",
+        f"eval {RUN} eval.batch_size=64",
+        f"eval {SHIPPED}",
+        f"bn-update {SHIPPED} -o bn.pt",
+        f"bn-update {LAST} --samples 64 -o bn.pt",
+        f"average {RUN} -o soup.pt",
+        f"average {RUN} --last 2 --no-bn -o soup.pt",
+        f"average {RUN} --window 0.5ep:2ep -o soup.pt",
+        f"average {RUN} --weights swa -o swa.pt",
+        f"plot {RUN} curves -o curves.png",
+        f"plot {RUN} plane --grid 3 --samples 64 -o plane.png",
+        f"plot {RUN} window --grid 3 -o window.png",
+        f"report {RUN} --no-data -o page.html",
+        f"show {RUN}",
+        f"show {LAST}",
+        f"compare {RUN} {RUN}",
+        f"export {SHIPPED} --format safetensors -o swa.safetensors",
+    ],
+)
+def test_a_command_validates_a_recipe_once(count: Callable[..., int], words: str) -> None:
+    """Validated recipes, against one per run folder: all files of a run carry the same recipe."""
+    assert count(*words.split()) == (2 if words.startswith("compare") else 1)
+
+
+def test_changes_are_validated_beside_what_the_files_carry(count: Callable[..., int]) -> None:
+    """Snapshots are held against their own recipe, and the average is refreshed by the changed one: two recipes."""
+    assert count("average", RUN, "eval.batch_size=64", "-o", "soup.pt") == 2
+
+
+def test_a_file_of_another_run_is_still_refused(trained: Path, tmp_path: Path, swa: Swa) -> None:
+    """The recipe of a copied file differs from that of the run: exit 2, and the key that differs."""
+    other = SMALL.replace("epochs: 4", "epochs: 2").replace("lr: 0.1", "lr: 0.2") + "averages: {ema: {kind: ema}}\n"
+    Path("small.yaml").write_text(other)
+    assert swa("train", "small.yaml", "-q").code == 0
+    Path(SHIPPED).write_bytes((trained / SHIPPED).read_bytes())
+    ended = swa("eval", RUN, "--json")
+    assert ended.code == 2
+    assert "optimizer.lr" in ended.err
+    assert SHIPPED in ended.err
+
+
+def test_a_run_with_changes_draws_by_them(trained: Path, tmp_path: Path, swa: Swa) -> None:
+    """`swa plot RUN KEY=VALUE`: a key that weights depend on is refused, one for scoring is taken."""
+    words = ["plot", str(trained / RUN), "calibration", "-o", "c.png", "--json", "-q"]
+    assert "optimizer.lr" in swa(*words, "optimizer.lr=1").err
+    plain, in_batches = (json.loads(swa(*words, *more).out) for more in ([], ["eval.batch_size=64"]))
+    for name, found in plain["weights"].items():
+        assert in_batches["weights"][name]["ece"] == pytest.approx(found["ece"], abs=1e-6)
