@@ -236,8 +236,8 @@ def test_a_stopped_run_gives_its_average(swa, ending) -> None:
         ([RUN, "--weights", "lawa"], "choose from swa, ema"),
         ([RUN, "--weights", "last"], "--weights last -o FILE.pt"),
         ([RUN / "checkpoints/swa.pt", "--weights", "swa"], "name a run folder"),
-        ([RUN, RUN, "--weights", "swa"], "out of one run folder"),
-        ([RUN, "--weights", "swa", "--last", "2"], "two ways to choose"),
+        ([RUN, RUN, "--weights", "swa"], "--recipe"),
+        ([RUN, "--weights", "swa", "--last", "2"], "--last and --weights"),
     ],
 )
 def test_what_cannot_be_taken_out(swa, ending, words: list[Any], said: str) -> None:
