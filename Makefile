@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test browser torture sweep bench bench-quick bench-long lint clean
+.PHONY: help train test coverage browser torture sweep bench bench-quick bench-long lint clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -14,6 +14,9 @@ train: $(VENV)/installed ## install into .venv and run the recipe digits
 
 test: $(VENV)/installed-dev ## install with the dev tools and run every test
 	$(BIN)/pytest -n auto --dist worksteal
+
+coverage: $(VENV)/installed-dev ## the same, and which lines no test runs: slower by a third
+	$(BIN)/pytest -n auto --dist worksteal --cov=swa_cli --cov-report=term:skip-covered
 
 browser: $(VENV)/installed-dev ## the page of `swa report` in Chromium (apt-get install chromium chromium-driver)
 	@command -v chromedriver > /dev/null || { echo "chromedriver is missing: apt-get install chromium chromium-driver" >&2; exit 1; }
