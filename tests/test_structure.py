@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,3 +121,14 @@ def test_data_knows_no_exit_codes(path: Path) -> None:
     """What the data package takes from `errors`: the exception alone, as its caller says what a failure means."""
     taken = {name for name in imports(path) if name.startswith("swa_cli.errors")}
     assert taken <= {"swa_cli.errors.UserError"}
+
+
+def test_a_small_run_enters_few_files_and_parses_its_recipe_once() -> None:
+    """The trace of the digits against the 45 files of ours that may be entered before the first forward pass."""
+    ended = subprocess.run(
+        [sys.executable, Path(__file__).with_name("trace_run.py")], capture_output=True, text=True, check=True
+    )
+    counts = re.search(r"first forward pass: (\d+) own files.*recipe parsed (\d+) times", ended.stdout)
+    assert counts is not None, ended.stdout
+    assert int(counts[1]) <= 45
+    assert int(counts[2]) == 1

@@ -31,8 +31,9 @@ from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.plan import phase_of
 from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.swap import name_of_worker, phase_of
+from swa_cli.recipe.swap import name_of_worker
 from swa_cli.report.terminal import Terminal
 
 CHANGEABLE_KEYS = ("dataset.*", "eval.*", "train.device", "train.precision", "train.threads")

@@ -34,8 +34,7 @@ from swa_cli.cli import (
     show,
     train,
 )
-from swa_cli.cli.processes import calm_torch
-from swa_cli.cli.shared import EXIT_CODES, options
+from swa_cli.cli.shared import EXIT_CODES, calm_torch, options
 from swa_cli.errors import (
     EXIT_DONE,
     EXIT_FAILED,

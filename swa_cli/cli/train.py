@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from swa_cli.cli.processes import is_rank0, one_a_machine, start
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer, is_rank0, one_a_machine, start
 
 if TYPE_CHECKING:
     from swa_cli.analysis.run_output import RunOutput

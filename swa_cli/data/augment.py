@@ -66,7 +66,7 @@ class Augment:
                 f"{name} can reflect",
                 hint=f"write at most {min(size) - 1}",
             )
-        if self.jitter.is_on and (image.dtype != torch.uint8 or channels not in (1, 3)):
+        if (image.dtype != torch.uint8 or channels not in (1, 3)) and self.jitter.is_on:
             raise UserError(
                 f"dataset.augment.jitter: changes gray and RGB pixels from 0 to 255, but {name} gives {channels} "
                 f"channel{'s' * (channels > 1)} of {str(image.dtype).removeprefix('torch.')}",

@@ -21,8 +21,8 @@ from swa_cli.data.color_jitter import jitter_colors, normalize
 from swa_cli.data.crop_flip import crop_and_flip, crop_and_flip_masks, cut_out
 from swa_cli.data.mixing import Mix, draw_mixes, mix_batch, one_hot
 from swa_cli.data.randomness import generator
-from swa_cli.data.splits import Split
-from swa_cli.data.stream import MakeError, Positions, cut_spans, stream
+from swa_cli.data.splits import Split, cut_spans
+from swa_cli.data.stream import MakeError, Positions, stream
 from swa_cli.errors import UserError
 
 GROUP_BYTES = 4 << 20  # of stored images that are cropped in one call: several small batches, few enough for the cache

@@ -17,14 +17,7 @@ from swa_cli.data import folders, masks, user_dataset
 from swa_cli.data.dataset_args import Argument, choice, class_names, height_and_width, square_side, whole
 from swa_cli.data.splits import Found, Progress, Target, available_memory
 from swa_cli.data.stream import IGNORED
-from swa_cli.data.synthetic import (
-    CLASSES,
-    NUM_DIGITS,
-    NUM_TEST_DIGITS,
-    draw_scenes,
-    read_digits,
-    read_rotated_digits,
-)
+from swa_cli.data.synthetic import CLASSES, NUM_DIGITS, NUM_TEST_DIGITS, draw_scenes, read_digits, read_rotated_digits
 from swa_cli.data.torchvision_sets import IDX_FILES, Files, read_arrays, unpacked_dataset
 from swa_cli.errors import UserError
 

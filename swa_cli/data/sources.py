@@ -32,11 +32,11 @@ from swa_cli.data.splits import (
     mean_std,
     num_validation,
     read_rows,
+    require_classes,
     split_off_validation,
 )
 from swa_cli.data.stream import Origin
 from swa_cli.data.user_dataset import (
-    require_classes,
     require_finite,
     require_readable,
     with_channels_first,
@@ -219,9 +219,10 @@ def _checked_splits(
             for part in splits.values():
                 require_readable(part, seed=seed, workers=workers, progress=progress)
     for split, part in splits.items():
-        warning = require_finite(part)
-        warnings += [warning] if warning else []
-        splits[split] = with_labels(part, read_all=read_all, seed=seed, workers=workers, progress=progress)
+        if part.dataset is not None:
+            warning = require_finite(part)
+            warnings += [warning] if warning else []
+            splits[split] = with_labels(part, read_all=read_all, seed=seed, workers=workers, progress=progress)
         require_classes(splits[split])
     return splits, warnings
 

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from swa_cli.data import pytree
 from swa_cli.data.randomness import generator
-from swa_cli.data.stream import UNKNOWN_ORIGIN, Origin, cut_spans, stream
+from swa_cli.data.stream import UNKNOWN_ORIGIN, Origin, stream, unknown_class
 from swa_cli.errors import UserError
 
 Target = Literal["class", "mask", "value", "own"]
@@ -273,3 +273,23 @@ def mean_std(split: Split, *, seed: int, workers: int) -> tuple[tuple[float, ...
     mean = total / num_pixels
     std = (square / num_pixels - mean.square()).clamp(min=0).sqrt().clamp(min=1)  # constant channel: one gray level
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+
+
+def require_classes(split: Split) -> None:
+    """Check that each known label is one of the classes.
+
+    Raises:
+        UserError: One is not; the message names it, its sample and the split.
+    """
+    labels, number = split.labels, split.origin.num_classes
+    if split.target != "class" or labels is None or not number:
+        return
+    wrong = ((labels < 0) | (labels >= number)).nonzero()
+    if len(wrong):
+        row = int(wrong[0])
+        raise unknown_class(int(labels[row]), row=row, origin=split.origin, span=(int(labels.min()), int(labels.max())))
+
+
+def cut_spans(num_samples: int, *, size: int) -> list[slice]:
+    """Cut 0..num_samples into spans of `size`; the last one may be shorter."""
+    return [slice(first, min(first + size, num_samples)) for first in range(0, num_samples, size)]

@@ -115,11 +115,6 @@ def stream(
         del batches  # ends its processes now: a garbage collection that finds them later waits 5 s for each
 
 
-def cut_spans(num_samples: int, *, size: int) -> list[slice]:
-    """Cut 0..num_samples into spans of `size`; the last one may be shorter."""
-    return [slice(first, min(first + size, num_samples)) for first in range(0, num_samples, size)]
-
-
 def image_tensor(image: object) -> Tensor:
     """Convert a PIL image to (C, H, W) uint8 with 1 or 3 channels; return any tensor as it is.
 

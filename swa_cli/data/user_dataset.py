@@ -24,8 +24,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from swa_cli.data import pytree
-from swa_cli.data.splits import Found, Progress, Split, Target, stream_rows
-from swa_cli.data.stream import cut_spans, not_finite, unknown_class
+from swa_cli.data.splits import Found, Progress, Split, Target, cut_spans, stream_rows
+from swa_cli.data.stream import not_finite
 from swa_cli.errors import UserError
 
 LABELS_READ = 5_000  # samples of a split that are read for their labels; a larger split has to list them
@@ -216,27 +216,12 @@ def with_labels(split: Split, *, read_all: bool, seed: int, workers: int, progre
     Raises:
         UserError: A label is not one of the classes, or a sample cannot be read.
     """
-    if split.target != "class" or split.dataset is None or split.labels is not None:
+    if split.target != "class" or split.labels is not None:
         return split
     labels = _listed_labels(split)
     if labels is None and (read_all or len(split) <= LABELS_READ):
         labels = _read_labels(split, seed=seed, workers=workers, progress=progress)
     return replace(split, labels=labels)
-
-
-def require_classes(split: Split) -> None:
-    """Check that each known label is one of the classes.
-
-    Raises:
-        UserError: One is not; the message names it, its sample and the split.
-    """
-    labels, number = split.labels, split.origin.num_classes
-    if split.target != "class" or labels is None or not number:
-        return
-    wrong = ((labels < 0) | (labels >= number)).nonzero()
-    if len(wrong):
-        row = int(wrong[0])
-        raise unknown_class(int(labels[row]), row=row, origin=split.origin, span=(int(labels.min()), int(labels.max())))
 
 
 def require_readable(split: Split, *, seed: int, workers: int, progress: Progress | None) -> None:

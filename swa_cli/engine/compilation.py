@@ -49,9 +49,9 @@ class UserBackend:
         return function
 
 
-def problems(settings: Compile | None) -> list[Problem]:
-    """Return the problem of a backend that torch does not know; none where nothing is compiled."""
-    if settings is None or _is_own(settings.backend):
+def problems(settings: Compile) -> list[Problem]:
+    """Return the problem of a backend that torch does not know."""
+    if _is_own(settings.backend):
         return []
     from torch._dynamo import list_backends
 
@@ -63,14 +63,12 @@ def problems(settings: Compile | None) -> list[Problem]:
     return [Problem("train.compile", f"torch.compile has no backend {name!r}", hint)]
 
 
-def require_available(settings: Compile | None, *, device: torch.device) -> None:
+def require_available(settings: Compile, *, device: torch.device) -> None:
     """Refuse a backend that cannot be imported, and inductor on a CPU without a C++ compiler.
 
     Raises:
         UserError: It cannot run here. Errors inside a user's own module pass through.
     """
-    if settings is None:
-        return
     if _is_own(settings.backend):
         _imported(settings.backend)
     elif settings.backend == INDUCTOR and device.type == "cpu":

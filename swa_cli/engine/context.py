@@ -33,8 +33,9 @@ from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.tasks import Task
 from swa_cli.recipe import schema
+from swa_cli.recipe.plan import phase_of
 from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.swap import Phase, phase_of
+from swa_cli.recipe.swap import Phase
 
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 

@@ -131,8 +131,6 @@ UNSHARDED = Sharding()
 
 def problems(recipe: Recipe, *, world: World) -> list[Problem]:
     """Return the settings that cannot be combined with `train.fsdp`."""
-    if not recipe.train.fsdp:
-        return []
     found = []
     if world.size == 1:
         message = "one process has nobody to share the network with"

@@ -131,12 +131,15 @@ def build_run(
     """
     recipe, settings = loaded.recipe, loaded.recipe.train
     problems = _problems_of_recipe(recipe)
-    warm, unreadable = warm_start.read(settings.init if recorded is None else None)
-    problems += unreadable
-    if world.is_rank0:
+    warm, found = None, dict[str, object]()
+    if settings.init is not None and recorded is None:  # a resumed run has the weights that came of it
+        warm, unreadable = warm_start.read(settings.init)
+        problems += unreadable
+    if world.is_rank0 and recipe.output.loggers:
         found, unusable = loggers.build(recipe.output.loggers)
-        events = events.extended(loggers.MetricsCsv(), loggers=found)
         problems += unusable
+    if world.is_rank0:
+        events = events.extended(loggers.MetricsCsv(), loggers=found)
     try:
         context = (
             replace(context, events=events)
@@ -154,12 +157,15 @@ def build_run(
     read(model)  # refuses a state dict that can be neither averaged nor saved
     replica = Replica(context, model)
     preflight.check_evaluation(replica)
-    if recorded is None:  # a resumed run has the weights that came of it
+    if recorded is None:
         _initialize_from_data(model, context)
-    compilation.require_available(settings.compile, device=context.hardware.device)
+    if settings.compile is not None:
+        compilation.require_available(settings.compile, device=context.hardware.device)
     try:
         optimizers.require_trained(model)
-        initial = warm_start.put(warm, model, name=settings.init_weights, skip=settings.init_skip)
+        initial = None
+        if warm is not None:
+            initial = warm_start.put(warm, model, name=settings.init_weights, skip=settings.init_skip)
         seen = preflight.check(replica, plan)
         context = replica.context = _with_defined_gradients(context, replica)
         sharding = UNSHARDED
@@ -193,7 +199,7 @@ def _problems_of_recipe(recipe: Recipe) -> list[Problem]:
     """Return the problems that show before data are read."""
     settings = recipe.optimizer
     found = optimizers.check(settings.name, settings.options, [group.options for group in settings.groups])
-    return found + compilation.problems(recipe.train.compile)
+    return found if recipe.train.compile is None else found + compilation.problems(recipe.train.compile)
 
 
 def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Plan:
@@ -213,7 +219,9 @@ def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Pla
         plan = make_plan(recipe, num_train=len(context.split("train")), columns=columns)
     except RecipeError as error:
         problems += error.problems
-    problems += _problems_of_processes(context) + fsdp.problems(recipe, world=context.world)
+    problems += _problems_of_processes(context)
+    if recipe.train.fsdp:
+        problems += fsdp.problems(recipe, world=context.world)
     stop = recipe.train.early_stopping
     if stop is not None and "val" in stop.metric and context.source.val is None:
         message = f"there is no validation split to measure {stop.metric} on"

@@ -65,23 +65,19 @@ class InitialWeights:
             )
 
 
-def read(path: str | None) -> tuple[Checkpoint | None, list[Problem]]:
-    """Read the checkpoint that `train.init` names, if any, and return the problems of the file."""
-    if path is None:
-        return None, []
+def read(path: str) -> tuple[Checkpoint | None, list[Problem]]:
+    """Read the checkpoint that `train.init` names, or return the problems of the file."""
     try:
         return reader.read(Path(path)), []
     except UserError as error:
         return None, [Problem("train.init", error.message, error.hint)]
 
 
-def put(
-    found: Checkpoint | None, model: nn.Module, *, name: str | None, skip: Sequence[str] = ()
-) -> InitialWeights | None:
+def put(found: Checkpoint, model: nn.Module, *, name: str | None, skip: Sequence[str] = ()) -> InitialWeights:
     """Put weights of a checkpoint into a network; raw weights if it has several and none is named.
 
     Args:
-        found: The checkpoint; None leaves the network as it is.
+        found: The checkpoint.
         model: The network with the weights of the seed.
         name: Of the weights in the checkpoint.
         skip: Patterns of names that keep their values, whatever the checkpoint has; every other tensor has to fit.
@@ -89,8 +85,6 @@ def put(
     Raises:
         RecipeError: There are no weights of that name, or they do not fit the network.
     """
-    if found is None:
-        return None
     try:
         if found.kind == "resume" and name in (None, "last"):  # its averages may be large, and are not asked for
             sets = {"last": reader.raw_weights(found, model)}

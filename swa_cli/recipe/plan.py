@@ -12,14 +12,8 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from swa_cli.errors import Problem, RecipeError, UserError
-from swa_cli.recipe.intervals import (
-    Series,
-    StepClock,
-    average_series,
-    points,
-    series_problems,
-    snapshot_series,
-)
+from swa_cli.recipe import swap
+from swa_cli.recipe.intervals import Series, StepClock, average_series, points, series_problems, snapshot_series
 from swa_cli.recipe.kinds import KINDS, AveragePlan
 from swa_cli.recipe.learning_rate import (
     chart,
@@ -33,7 +27,7 @@ from swa_cli.recipe.learning_rate import (
 from swa_cli.recipe.scalars import shown
 from swa_cli.recipe.schedules import ResolvedSchedule
 from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.swap import Phase, phase_of, swap_problems, worker_of
+from swa_cli.recipe.swap import Phase
 from swa_cli.recipe.values import Duration, TimeSpan, count_text, length_text, round_half_up
 
 
@@ -155,7 +149,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
     Raises:
         RecipeError: Every problem that was found, without places.
     """
-    if found := swap_problems(recipe, num_train=num_train):
+    if recipe.swap is not None and (found := swap.swap_problems(recipe, recipe.swap, num_train=num_train)):
         raise RecipeError([*found, *_problems_without_swap(recipe, num_train=num_train, columns=columns)])
     phase = phase_of(recipe)
     batch_size, num_batches = phase.batch_size, phase.grad_accum_steps
@@ -193,8 +187,16 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         learning_rate=_rate(recipe, phase, steps_per_epoch=steps_per_epoch),
         warnings=tuple(_warnings(recipe, averages, course)),
         phase=phase,
-        worker=make_plan(worker_of(recipe, 1), num_train=num_train) if phase.has_workers else None,
+        worker=make_plan(swap.worker_of(recipe, 1), num_train=num_train) if phase.has_workers else None,
     )
+
+
+def phase_of(recipe: Recipe) -> Phase:
+    """Return what a run of this recipe trains: all epochs, or a phase of SWAP."""
+    train = recipe.train
+    if recipe.swap is not None:
+        return swap.phase_of(recipe, recipe.swap)
+    return Phase(0, train.epochs, train.batch_size, train.grad_accum_steps)
 
 
 def _rate(recipe: Recipe, phase: Phase, *, steps_per_epoch: int) -> Callable[[int], float]:

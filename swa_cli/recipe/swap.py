@@ -2,7 +2,7 @@
 
 One idea: a phase is a run like any other, of some epochs of the recipe, with its own batch size and factor of the rate.
 `swap.worker` says that a run is a worker; without it the run is the common phase. A recipe without the section has one
-phase of all epochs.
+phase of all epochs, see `plan.phase_of`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,9 @@ class Phase:
         return f"batch {self.batch_size:,}" + (f" x {self.grad_accum_steps}" if self.grad_accum_steps > 1 else "")
 
 
-def phase_of(recipe: Recipe) -> Phase:
-    """Return the phase that a run of this recipe trains; `swap_problems` found nothing in it."""
-    train, swap = recipe.train, recipe.swap
-    if swap is None:
-        return Phase(0, train.epochs, train.batch_size, train.grad_accum_steps)
+def phase_of(recipe: Recipe, swap: Swap) -> Phase:
+    """Return the phase that a run of this recipe with SWAP trains; `swap_problems` found nothing in it."""
+    train = recipe.train
     common = min(max(round_half_up(_start(swap, train.epochs)), 1), train.epochs - 1)
     if swap.worker is None:
         return Phase(0, common, train.batch_size, train.grad_accum_steps, has_workers=True)
@@ -75,12 +73,13 @@ def describe_swap(recipe: Recipe) -> str | None:
     `common phase epochs 1 to 7, batch 512; 2 workers x epochs 8 to 10, batch 256, rate x 0.5; BatchNorm of their mean
     recomputed at the end`.
     """
-    swap, phase = recipe.swap, phase_of(recipe)
+    swap = recipe.swap
     if swap is None:
         return None
+    phase = phase_of(recipe, swap)
     if phase.is_worker:
         return f"worker {swap.worker} of {swap.workers}: {phase.span}, {phase.batch}, rate x {phase.factor:g}"
-    own = phase_of(worker_of(recipe, 1))
+    own = phase_of(recipe, swap.model_copy(update={"worker": 1}))
     each = f"{swap.workers} workers x {own.span}, {own.batch}, rate x {own.factor:g}"
     return f"common phase {phase.span}, {phase.batch}; {each}; BatchNorm of their mean recomputed at the end"
 
@@ -96,14 +95,11 @@ def number_of_worker(name: str) -> int | None:
     return int(number) if prefix == "worker" and number.isdecimal() else None
 
 
-def swap_problems(recipe: Recipe, *, num_train: int) -> list[Problem]:
+def swap_problems(recipe: Recipe, swap: Swap, *, num_train: int) -> list[Problem]:
     """Return every mistake in the section `swap`, and every key that cannot be combined with it."""
-    swap = recipe.swap
-    if swap is None:
-        return []
     return [
         *_start_problems(swap, recipe.train.epochs),
-        *_worker_problems(recipe, num_train),
+        *_worker_problems(recipe, swap, num_train),
         *_excluded_problems(recipe),
     ]
 
@@ -126,10 +122,8 @@ def _start_problems(swap: Swap, epochs: int) -> list[Problem]:
     return []
 
 
-def _worker_problems(recipe: Recipe, num_train: int) -> list[Problem]:
-    swap, train = recipe.swap, recipe.train
-    assert swap is not None, "the caller checks it"
-    found = []
+def _worker_problems(recipe: Recipe, swap: Swap, num_train: int) -> list[Problem]:
+    train, found = recipe.train, []
     if swap.batch_size is not None and swap.batch_size > num_train:
         message = f"{swap.batch_size} is more than the {num_train:,} training samples"
         found.append(Problem("swap.batch_size", message, f"write at most {num_train}"))

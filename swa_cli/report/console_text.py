@@ -1,4 +1,4 @@
-"""Open consoles that print text literally, and make text safe for them.
+"""Make text safe for consoles, and wrap it.
 
 Names come from recipes and files, so no text is parsed as markup, control characters never reach the terminal, and a
 character that the encoding lacks is replaced (`±` by `+-`).
@@ -6,9 +6,7 @@ character that the encoding lacks is replaced (`±` by `+-`).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from typing import TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -20,36 +18,6 @@ NOT_MEASURED = "·"
 PLUS_MINUS = "±"
 MINUS = "−"
 _ASCII = {NOT_MEASURED: ".", PLUS_MINUS: "+-", MINUS: "-", "…": "..."}
-
-
-def open_console(file: TextIO | None = None, *, stderr: bool = False) -> Console:
-    """Open a console on `file`, or on stdout or stderr as they are when something is printed.
-
-    It prints plain lines in a notebook too, where rich would turn each line into HTML and lose stderr.
-    """
-    return Console(file=file, stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False)
-
-
-def in_notebook() -> bool:
-    """Return whether this is a notebook's kernel or a command in a cell (`!swa ...`).
-
-    Such a command has a terminal, but the cell that shows its output cannot move the cursor up.
-    """
-    return "JPY_PARENT_PID" in os.environ
-
-
-def open_log(file: TextIO, *, width: int) -> Console:
-    """Open a console that writes plain text whatever the environment says about colors and terminals."""
-    return Console(
-        file=file,
-        width=width,
-        force_terminal=False,
-        force_jupyter=False,
-        color_system=None,
-        markup=False,
-        highlight=False,
-        emoji=False,
-    )
 
 
 def printable(text: str) -> str:

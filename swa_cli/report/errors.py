@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.text import Text
 
 from swa_cli.errors import Place, Problem
-from swa_cli.report.console_text import open_console, safe
+from swa_cli.report.console_text import safe
+from swa_cli.report.terminal import open_console
 
 
 def print_problems(problems: Sequence[Problem], *, source: str, file: TextIO | None = None) -> None:

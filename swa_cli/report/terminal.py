@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from swa_cli.metrics.metric import CLASSIFICATION, TaskMetrics
-from swa_cli.report.console_text import Lines, hanging, in_notebook, open_console, open_log, safe
+from swa_cli.report.console_text import Lines, hanging, safe
 from swa_cli.report.tables.columns import Column, cell_line, fit, head_line
 from swa_cli.report.tables.metrics import epoch_cells, epoch_columns
 from swa_cli.report.tables.scores import score_summary
@@ -27,6 +27,36 @@ if TYPE_CHECKING:
 
 LOG_WIDTH = 120
 _LABEL_WIDTH = 10
+
+
+def open_console(file: TextIO | None = None, *, stderr: bool = False) -> Console:
+    """Open a console on `file`, or on stdout or stderr as they are when something is printed.
+
+    It prints plain lines in a notebook too, where rich would turn each line into HTML and lose stderr.
+    """
+    return Console(file=file, stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False)
+
+
+def in_notebook() -> bool:
+    """Return whether this is a notebook's kernel or a command in a cell (`!swa ...`).
+
+    Such a command has a terminal, but the cell that shows its output cannot move the cursor up.
+    """
+    return "JPY_PARENT_PID" in os.environ
+
+
+def open_log(file: TextIO, *, width: int) -> Console:
+    """Open a console that writes plain text whatever the environment says about colors and terminals."""
+    return Console(
+        file=file,
+        width=width,
+        force_terminal=False,
+        force_jupyter=False,
+        color_system=None,
+        markup=False,
+        highlight=False,
+        emoji=False,
+    )
 
 
 class Terminal:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from swa_cli.report.console_text import open_console
 from swa_cli.report.plots import schedule
 from swa_cli.report.tables.scores import search_table
+from swa_cli.report.terminal import open_console
 
 
 def row(start: int, end: int, nll: float, *, chosen: bool = False) -> dict[str, Any]:

@@ -9,18 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from swa_cli.errors import Problem
 from swa_cli.recipe.schedules import SCHEDULES
-from swa_cli.recipe.values import (
-    STRICT,
-    Duration,
-    Free,
-    Key,
-    Multiple,
-    Rate,
-    Text,
-    TextOrTexts,
-    field_of,
-    refuse,
-)
+from swa_cli.recipe.values import STRICT, Duration, Free, Key, Multiple, Rate, Text, TextOrTexts, field_of, refuse
 
 
 class Group(BaseModel):
