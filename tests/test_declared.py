@@ -26,13 +26,16 @@ from conftest import SMALL
 from swa_cli.averaging import kinds
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.checkpoint import schema
+from swa_cli.engine.context import build_context
+from swa_cli.engine.events import Events
+from swa_cli.engine.plan_text import describe_data
 from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.kinds import KINDS as DECLARED
 from swa_cli.recipe.kinds import own_keys
 from swa_cli.recipe.learning_rate import learning_rate
 from swa_cli.recipe.plan import make_plan
 from swa_cli.recipe.schedules import SCHEDULES
-from swa_cli.recipe.schema import Recipe, Schedule
+from swa_cli.recipe.schema import Recipe, Schedule, inputs
 from swa_cli.recipe.values import Duration
 
 REQUIRED: dict[str, dict[str, Any]] = {  # what each schedule cannot be without
@@ -247,3 +250,31 @@ def test_a_schedule_and_a_kind_are_one_entry_each(tmp_path: Path) -> None:
     for name, value in shipped["state_dict"].items():
         if value.is_floating_point() and "running" not in name:
             torch.testing.assert_close(value.double(), mean[name], rtol=1e-6, atol=1e-7)
+
+
+AUGMENTATIONS: dict[str, Any] = {
+    "crop": 1,
+    "translate": 1,
+    "flip": True,
+    "cutout": 3,
+    "jitter": {"brightness": 0.5},
+    "mixup": 0.5,
+    "cutmix": 0.5,
+}
+
+
+@pytest.mark.parametrize("key", inputs.Augment.model_fields)
+def test_every_augmentation_changes_batches_and_is_described(key: str) -> None:
+    """A key of `dataset.augment` against a run without it: the first training batch, and the words of the plan."""
+
+    def first_batch(**augment: Any) -> tuple[torch.Tensor, str]:
+        augmented = recipe(dataset={"name": "digits", "augment": augment}, train={"epochs": 1, "batch_size": 64})
+        context = build_context(augmented, Events())
+        images, _ = next(iter(context.training_batches(1)))
+        return images, describe_data(context)
+
+    images, text = first_batch(**{key: AUGMENTATIONS[key]})
+    plain, plain_text = first_batch()
+    assert not torch.equal(images, plain)
+    assert "no augmentation" in plain_text
+    assert key in text

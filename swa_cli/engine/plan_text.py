@@ -53,7 +53,7 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
     """Return the labelled lines of the plan."""
     recipe = run.context.recipe
     rows = [
-        ("data", _describe_data(run.context)),
+        ("data", describe_data(run.context)),
         *[("", text) for text in ["; ".join(run.context.source.contents)] if text],
         ("model", describe_model(recipe.model.name, run.model)),
         *([("", str(run.initial))] if run.initial else []),
@@ -102,23 +102,24 @@ def _describe_memory(run: Run) -> str:
     return text if not run.sharding.is_used else f"{text}, in each process"
 
 
-def _describe_data(context: Context) -> str:
+def describe_data(context: Context) -> str:
+    """Describe the splits and how training images are augmented."""
     source = context.source
     counts = [
         f"{len(split):,} {name}"
         for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
         if split is not None
     ]
-    changes = _describe_augment(context.recipe.dataset.augment, is_grey=source.channels == 1)
+    changes = _describe_augment(context.recipe.dataset.augment, is_gray=source.channels == 1)
     return "; ".join([f"{source.name}: {', '.join(counts)}", changes or "no augmentation", *source.notes])
 
 
-def _describe_augment(augment: Augment, *, is_grey: bool) -> str:
+def _describe_augment(augment: Augment, *, is_gray: bool) -> str:
     """`crop 4, flip, jitter (brightness 0.2, hue 0.05), mixup 0.2 or cutmix 1`."""
     flip = {"alternating": "alternating flip", True: "flip", False: ""}[augment.flip]
-    colours = {key: value for key, value in augment.jitter if value}
-    jitter = [f"{key} {value:g}" for key, value in colours.items() if not (is_grey and key in ("saturation", "hue"))]
-    if len(jitter) < len(colours):
+    colors = {key: value for key, value in augment.jitter if value}
+    jitter = [f"{key} {value:g}" for key, value in colors.items() if not (is_gray and key in ("saturation", "hue"))]
+    if len(jitter) < len(colors):
         jitter.append("the images are grey: no saturation, no hue")
     mixes = [f"{key} {alpha:g}" for key, alpha in (("mixup", augment.mixup), ("cutmix", augment.cutmix)) if alpha]
     changes = (
