@@ -129,7 +129,7 @@ REFUSED = {  # what a library's network cannot do -> the network, and what is to
     "another size than its positions": (Network("torchvision:vit_b_32"), "Wrong image height"),
     "images smaller than its kernels": (Network("torchvision:inception_v3"), "cannot take images of 3 x 32 x 32"),
     "relative positions of one size": (Network("timm:lambda_resnet26rpt_256"), "cannot take images of 3 x 32 x 32"),
-    "tokens instead of logits": (Network("timm:gemma4_vit_167m_enc", 48, {"depth": 1}), "gives (2, 1, 768)"),
+    "tokens instead of logits": (Network("timm:gemma4_vit_167m_enc", 48, {"depth": 1}), "(2, 1, 768)"),
 }
 
 TIMM = {  # a small network of each module of timm.models
