@@ -72,11 +72,8 @@ def check(replica: Replica, plan: Plan) -> Preflight:
                 " holds: averages are scored in the trained one, and a file will not score the same in another process"
             )
         if not context.recipe.train.fsdp:  # a process that has only parts may not have the memory for it
-            sizes = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
-            sizes = [
-                sizes[0] // context.world.size,
-                *sizes[1:],
-            ]  # each worker of a SWAP run is one process
+            common, *workers = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
+            sizes = [common // context.world.size, *workers]  # each worker of a SWAP run is one process
             few = slice(max(min(sizes), 1))
             with context.memory():
                 is_sparse = _step(replica, pytree.slice_batch(batch[0], few), pytree.slice_batch(batch[1], few))
