@@ -28,8 +28,7 @@ from swa_cli.averaging.average import WeightAverage
 from swa_cli.checkpoint import schema
 from swa_cli.engine.context import build_context
 from swa_cli.engine.events import Events
-from swa_cli.engine.plan_text import describe_data
-from swa_cli.recipe.describe import describe_averages, describe_schedule
+from swa_cli.engine.plan_text import describe_averages, describe_data, describe_schedule
 from swa_cli.recipe.kinds import KINDS as DECLARED
 from swa_cli.recipe.kinds import own_keys
 from swa_cli.recipe.learning_rate import learning_rate

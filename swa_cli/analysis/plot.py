@@ -24,11 +24,11 @@ from swa_cli.errors import RecipeError, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, make_plan
+from swa_cli.report.plots import FORMATS
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
 from swa_cli.report.plots import loss_surface as surface_picture
 from swa_cli.report.plots import schedule as schedule_picture
-from swa_cli.report.plots.style import FORMATS
 from swa_cli.report.terminal import Terminal
 
 

@@ -16,11 +16,11 @@ from swa_cli.analysis import loss_surface, open
 from swa_cli.analysis.plot import GRID
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.engine.plan_text import describe_averages, describe_schedule
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
-from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.swap import describe_swap
-from swa_cli.report.page.document import Drawing, RunOnPage, document
+from swa_cli.report.page import Drawing, RunOnPage, document
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
 from swa_cli.report.tables.scores import verdict

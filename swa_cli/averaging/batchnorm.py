@@ -20,14 +20,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from swa_cli.averaging import batch_args, bn_methods
-from swa_cli.averaging.batch_args import Arguments, Batches, no_samples
+from swa_cli.averaging import bn_layers, bn_methods
 from swa_cli.averaging.bn_layers import (
+    Arguments,
+    Batches,
     Gather,
     Moments,
     gather_single_process,
     is_frozen,
     may_have_statistics,
+    no_samples,
     norm_layers,
     statistics_of,
     write_statistics,
@@ -75,7 +77,7 @@ def update_batchnorm(
     *,
     method: str = "pooled",
     device: torch.device | str | None = None,
-    batch_to_args: Callable[[Any], Arguments] = batch_args.batch_to_args,
+    batch_to_args: Callable[[Any], Arguments] = bn_layers.batch_to_args,
     gather: Gather = gather_single_process,
 ) -> BatchNormUpdate:
     """Replace the running statistics of normalisation layers by those of the dataset, stored unbiased.

@@ -19,14 +19,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from swa_cli.averaging.batch_args import Batches, map_tensors, no_samples, num_samples
 from swa_cli.averaging.bn_layers import (
+    Batches,
     Gather,
     Moments,
     gather_single_process,
     layer_input,
+    map_tensors,
     merge_moments,
     moments_of,
+    no_samples,
+    num_samples,
     replaced_forward,
     statistics_of,
     to_float64,

@@ -23,8 +23,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from swa_cli.averaging.batch_args import Batches
-from swa_cli.averaging.bn_layers import Gather, Moments, merge_moments, to_float64
+from swa_cli.averaging.bn_layers import Batches, Gather, Moments, merge_moments, to_float64
 
 TOLERANCE = 1e-4  # of f over the values of a buffer: float32 rounds
 

@@ -1,14 +1,20 @@
-"""Named datasets ready for use: splits with checked labels, a validation split and normalization constants.
+"""Named datasets ready for use: splits with checked labels, a validation split, constants, fingerprints.
 
 `load` is the only way in. How the splits of a dataset are read is declared in `datasets`; what follows is the same
-for all of them.
+for all of them. A run records the fingerprint of its data, so that changed data are noticed when it is resumed or
+evaluated: names under the root and sizes of files, not their modification times (a copy of a dataset is the same data);
+labels and pixels of data in memory; labels of a dataset that is streamed, if they are known. An edited file of the
+same size is not noticed.
 Shapes: N samples, C channels, H W pixels.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Mapping, Sequence
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +25,6 @@ from torch import Tensor
 from swa_cli.data import datasets, pytree
 from swa_cli.data.dataset_args import complete
 from swa_cli.data.datasets import Request
-from swa_cli.data.fingerprint import Fingerprint, fingerprint
 from swa_cli.data.splits import (
     Arrays,
     FileDataset,
@@ -36,12 +41,7 @@ from swa_cli.data.splits import (
     split_off_validation,
 )
 from swa_cli.data.stream import Origin
-from swa_cli.data.user_dataset import (
-    require_finite,
-    require_readable,
-    with_channels_first,
-    with_labels,
-)
+from swa_cli.data.user_dataset import listed_part, require_finite, require_readable, with_channels_first, with_labels
 from swa_cli.errors import UserError
 
 
@@ -273,3 +273,72 @@ def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ..
         return (f"{number} {int(counts[least]):,} {split.origin.split} samples each",)
     few, many = (f"{int(counts[label]):,} ({class_names[label]})" for label in (least, most))
     return (f"{number} {few} to {many} {split.origin.split} samples",)
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """The number of samples, and a checksum; empty if only reading every sample would give one."""
+
+    samples: int
+    sha256: str
+
+
+def fingerprint(split: Split, *, root: Path) -> Fingerprint:
+    """Return the fingerprint of a split, before validation samples are taken from it."""
+    return Fingerprint(len(split), _checksum(split, root=root))
+
+
+def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerprint], *, name: str) -> list[str]:
+    """Return a sentence for each split that has changed."""
+    sentences = []
+    for split, found in now.items():
+        before = recorded.get(split)
+        if before is None:
+            continue
+        if before["samples"] != found.samples:
+            sentences.append(
+                f"{name}: the {split} data have changed: {before['samples']:,} samples then, {found.samples:,} now"
+            )
+        elif before["sha256"] != found.sha256 and before["sha256"] and found.sha256:
+            sentences.append(
+                f"{name}: the {split} data have changed: {found.samples:,} samples as before, but not the same ones"
+            )
+    return sentences
+
+
+def _checksum(split: Split, *, root: Path) -> str:
+    if isinstance(split.dataset, FileDataset):
+        return _hash_files(split.dataset.files, root=root)
+    inputs, labels = split.images, split.labels
+    if split.dataset is not None:
+        inputs = listed_part(split.dataset, 0)
+        labels = listed_part(split.dataset, 1) if labels is None else labels
+    values = (inputs, labels)
+    return _hash_tensors(
+        tensor for value in values if value is not None for tensor in pytree.named_tensors(value).values()
+    )
+
+
+def _hash_files(paths: Iterable[str], *, root: Path) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
+        try:
+            size = os.stat(path).st_size
+        except OSError:
+            size = -1  # the error names it when it is read
+        digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """Hash values and shapes; return an empty text if there are no tensors."""
+    digest = hashlib.sha256()
+    is_empty = True
+    for tensor in tensors:
+        is_empty = False
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        values = pytree.to_nhwc(tensor) if pytree.is_channels_last(tensor) else tensor.contiguous()
+        if values.numel():
+            digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return "" if is_empty else digest.hexdigest()

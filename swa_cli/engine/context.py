@@ -21,8 +21,8 @@ from swa_cli.data import batches, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.data.color_jitter import ColorJitter
-from swa_cli.data.fingerprint import changes
 from swa_cli.data.randomness import derive_seed
+from swa_cli.data.sources import changes
 from swa_cli.engine import failures
 from swa_cli.engine import hardware as hardware_choice
 from swa_cli.engine.distributed import ALONE, World

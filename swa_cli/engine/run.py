@@ -19,14 +19,13 @@ from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.bn_layers import bn_layers, statistics_of
 from swa_cli.averaging.model_state import read
 from swa_cli.checkpoint.atomic import BackgroundWriter
-from swa_cli.engine import compilation, fsdp, loggers, optimizers, preflight, warm_start
+from swa_cli.engine import compilation, fsdp, loggers, optimizers, preflight
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
-from swa_cli.engine.network import Replica
+from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_initial
 from swa_cli.engine.signals import Interrupt
-from swa_cli.engine.warm_start import InitialWeights
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.load import Loaded
@@ -133,7 +132,7 @@ def build_run(
     problems = _problems_of_recipe(recipe)
     warm, found = None, dict[str, object]()
     if settings.init is not None and recorded is None:  # a resumed run has the weights that came of it
-        warm, unreadable = warm_start.read(settings.init)
+        warm, unreadable = read_initial(settings.init)
         problems += unreadable
     if world.is_rank0 and recipe.output.loggers:
         found, unusable = loggers.build(recipe.output.loggers)
@@ -165,7 +164,7 @@ def build_run(
         optimizers.require_trained(model)
         initial = None
         if warm is not None:
-            initial = warm_start.put(warm, model, name=settings.init_weights, skip=settings.init_skip)
+            initial = load_initial(warm, model, name=settings.init_weights, skip=settings.init_skip)
         seen = preflight.check(replica, plan)
         context = replica.context = _with_defined_gradients(context, replica)
         sharding = UNSHARDED

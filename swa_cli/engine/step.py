@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli.averaging.batch_args import num_samples
+from swa_cli.averaging.bn_layers import num_samples
 from swa_cli.checkpoint import loading
 from swa_cli.checkpoint.reader import copy_to_cpu
 from swa_cli.engine import compilation

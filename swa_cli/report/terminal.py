@@ -18,8 +18,7 @@ from rich.text import Text
 
 from swa_cli.metrics.metric import CLASSIFICATION, TaskMetrics
 from swa_cli.report.console_text import Lines, hanging, safe
-from swa_cli.report.tables.columns import Column, cell_line, fit, head_line
-from swa_cli.report.tables.metrics import epoch_cells, epoch_columns
+from swa_cli.report.tables.columns import Column, cell_line, epoch_cells, epoch_columns, fit, head_line
 from swa_cli.report.tables.scores import score_summary
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import torch
 from conftest import SMALL, Swa
 from swa_cli import cli
 from swa_cli.metrics.metric import CLASSIFICATION
-from swa_cli.report.page.document import RunOnPage, document
+from swa_cli.report.page import RunOnPage, document
 
 pytestmark = pytest.mark.pictures
 RECIPE = SMALL.replace("epochs: 4", "epochs: 3, precision: fp32") + "snapshots: {every: 0.5ep}\n"

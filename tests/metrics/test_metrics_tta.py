@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from swa_cli.metrics.tta import weighted_mean
+from swa_cli.metrics.task import weighted_mean
 
 
 def infer_mirror(inputs: Tensor, net: nn.Module) -> Tensor:

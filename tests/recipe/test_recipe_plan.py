@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swa_cli.engine.plan_text import describe_averages, describe_schedule
 from swa_cli.errors import RecipeError
-from swa_cli.recipe.describe import describe_averages, describe_schedule
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.values import round_half_up

@@ -11,9 +11,9 @@ import matplotlib as mpl
 import matplotlib.image
 import pytest
 
+from swa_cli.report.plots import DPI, MAX_MARKS
 from swa_cli.report.plots.curves import SIZE_INCHES, draw
 from swa_cli.report.plots.schedule import thinned
-from swa_cli.report.plots.style import DPI, MAX_MARKS
 
 pytestmark = pytest.mark.pictures
 FINAL = {"last": {"accuracy": 0.9, "nll": 0.3}, "swa": {"accuracy": 0.92, "nll": float("nan")}}

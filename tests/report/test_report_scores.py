@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, Metric
-from swa_cli.report.tables.metrics import difference_text
+from swa_cli.report.tables.columns import difference_text
 from swa_cli.report.tables.scores import difference, score_table, standing, verdict
 from swa_cli.report.terminal import Terminal
 

@@ -21,8 +21,7 @@ from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.patches import Rectangle
 
 from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, TaskMetrics
-from swa_cli.report.page.chart import Line, chart
-from swa_cli.report.page.document import RunOnPage, document
+from swa_cli.report.page import Line, RunOnPage, chart, document
 from swa_cli.report.plots import calibration, curves, loss_surface, schedule
 from swa_cli.report.plots import calibration as confusion
 from swa_cli.report.plots import schedule as window

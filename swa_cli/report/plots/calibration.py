@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from swa_cli.report.plots import style
+from swa_cli.report import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ Bins = Sequence[Mapping[str, Any]]  # `count`, `confidence` and `accuracy`: mean
 
 
 def draw_reliability(
-    target: style.Target,
+    target: plots.Target,
     *,
     sets: Mapping[str, Mapping[str, Any]],
     title: str,
@@ -42,13 +42,13 @@ def draw_reliability(
     """
     columns = min(columns, len(sets))
     rows = math.ceil(len(sets) / columns)
-    with style.sheet(target, size=(max(4.2 * columns, 5.0), 5.4 * rows + 0.4), title=title, form=form) as figure:
+    with plots.sheet(target, size=(max(4.2 * columns, 5.0), 5.4 * rows + 0.4), title=title, form=form) as figure:
         grid = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, height_ratios=[3, 1] * rows)
         for index, (name, found) in enumerate(sets.items()):
             row, column = divmod(index, columns)
             upper, lower = grid[2 * row][column], grid[2 * row + 1][column]
             _reliability(upper, found["bins"])
-            upper.set_title(f"{style.short(name)}: ECE {found['ece']:.3f}", fontsize=11)
+            upper.set_title(f"{plots.short(name)}: ECE {found['ece']:.3f}", fontsize=11)
             _counts(lower, found["bins"])
         for index in range(len(sets), rows * columns):
             row, column = divmod(index, columns)
@@ -74,7 +74,7 @@ def _reliability(axes: Axes, bins: Bins) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("fraction right")
-    style.tidy(axes)
+    plots.tidy(axes)
 
 
 def _counts(axes: Axes, bins: Bins) -> None:
@@ -88,7 +88,7 @@ def _counts(axes: Axes, bins: Bins) -> None:
             axes.text(left + width / 2, count * 1.15, f"{count}", ha="center", va="bottom", fontsize=6.5)
     axes.set_ylabel("samples")
     axes.set_xlabel("confidence")
-    style.tidy(axes)
+    plots.tidy(axes)
 
 
 _MOST_NUMBERS = 25  # classes; with more, the numbers would not fit into their cells
@@ -96,7 +96,7 @@ _LONGEST_CLASS = 14
 
 
 def draw_confusion(
-    target: style.Target, *, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str, form: str = "png"
+    target: plots.Target, *, matrix: Sequence[Sequence[int]], classes: Sequence[str], title: str, form: str = "png"
 ) -> None:
     """Write a confusion matrix; shades are fractions of the true class, numbers are samples.
 
@@ -108,7 +108,7 @@ def draw_confusion(
         form: png or svg.
     """
     side = min(max(5.5, 2.5 + 0.42 * len(classes)), 14)
-    with style.sheet(target, size=(side + 1, side), title=title, form=form) as figure:
+    with plots.sheet(target, size=(side + 1, side), title=title, form=form) as figure:
         axes = figure.subplots()
         fractions = [[count / max(1, sum(row)) for count in row] for row in matrix]
         image = axes.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
@@ -131,7 +131,7 @@ def _numbers(axes: Axes, matrix: Sequence[Sequence[int]], fractions: Sequence[Se
 def _names(axes: Axes, classes: Sequence[str]) -> None:
     every = -(-len(classes) // 50)
     shown = list(range(0, len(classes), every))
-    names = [style.plain(classes[index], longest=_LONGEST_CLASS) for index in shown]
+    names = [plots.plain(classes[index], longest=_LONGEST_CLASS) for index in shown]
     is_long = max(map(len, names)) > 2
     axes.set_xticks(shown, names, fontsize=8, rotation=90 if is_long else 0)
     axes.set_yticks(shown, names, fontsize=8)

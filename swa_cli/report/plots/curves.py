@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
-from swa_cli.report.plots import schedule, style
-from swa_cli.report.plots.style import Row
-from swa_cli.report.tables.metrics import value_with_unit
+from swa_cli.report import plots
+from swa_cli.report.plots import Row, schedule
+from swa_cli.report.tables.columns import value_with_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,7 +24,7 @@ _STEEP = 0.2  # of the run
 
 
 def draw(
-    target: style.Target,
+    target: plots.Target,
     *,
     rows: Sequence[Row],
     title: str,
@@ -50,7 +50,7 @@ def draw(
         metrics: The metrics of the task.
         form: png or svg.
     """
-    with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
+    with plots.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
         loss, score, rates = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
         end = max([1.0, len(lr or ()) / steps_per_epoch, *(row["epoch"] for row in rows)])
         _draw_scores(loss, rows, names=list(averaging), final=final or {}, end=end, metrics=metrics, is_loss=True)
@@ -86,7 +86,7 @@ def _draw_scores(
             axes.set_ylim(top=max(settled) + margin)
         else:
             axes.set_ylim(bottom=min(settled) - margin)
-    axes.set_ylabel(metrics.loss_axis if is_loss else style.axis_title(metric))
+    axes.set_ylabel(metrics.loss_axis if is_loss else plots.axis_title(metric))
 
 
 def with_workers(rows: Sequence[Row], workers: Mapping[str, Sequence[Row]]) -> list[Row]:
@@ -111,12 +111,12 @@ def lines(
     """Return the lines of one metric: label, style and points; lines without a point are left out."""
     metric = metrics.loss if is_loss else metrics.primary
     what = "loss" if is_loss else metric.key
-    looks = {f"train_{what}": ("train", style.TRAIN), f"val_{what}": ("val", style.VAL)}
+    looks = {f"train_{what}": ("train", plots.TRAIN), f"val_{what}": ("val", plots.VAL)}
     for name in names:
-        looks[f"{name}_val_{what}"] = (f"{name}, val", style.look(name, names))
-    scale, found = style.scale(metric), []
+        looks[f"{name}_val_{what}"] = (f"{name}, val", plots.look(name, names))
+    scale, found = plots.scale(metric), []
     for key, (label, look) in looks.items():
-        points = [(float(row["epoch"]), scale * row[key]) for row in rows if style.is_number(row.get(key))]
+        points = [(float(row["epoch"]), scale * row[key]) for row in rows if plots.is_number(row.get(key))]
         if points:
             found.append((label, look, points))
     return found
@@ -129,7 +129,7 @@ def _draw_lines(
     for label, look, points in lines(rows, names=names, metrics=metrics, is_loss=is_loss):
         epochs, values = zip(*points, strict=True)
         every = math.ceil(len(points) / _MAX_MARKERS)
-        axes.plot(epochs, values, label=style.plain(label, longest=25), markevery=every, **look)
+        axes.plot(epochs, values, label=plots.plain(label, longest=25), markevery=every, **look)
         drawn += points
     return drawn
 
@@ -148,10 +148,10 @@ def _draw_final(
     """Mark the final score of each weight set to the right of the run, with its value in the legend."""
     key, drawn = metric.key, list[Point]()
     for name, scores in final.items():
-        if not style.is_number(scores.get(key)):
+        if not plots.is_number(scores.get(key)):
             continue
-        look: dict[str, Any] = style.look(name, names)
-        point = (1.03 * end, style.scale(metric) * scores[key])
+        look: dict[str, Any] = plots.look(name, names)
+        point = (1.03 * end, plots.scale(metric) * scores[key])
         axes.plot(
             *point,
             linestyle="none",
@@ -160,7 +160,7 @@ def _draw_final(
             markerfacecolor="none",
             markeredgewidth=1.8,
             color=look["color"],
-            label=f"{style.short(name)}, final: {value_with_unit(metric, scores[key])}",
+            label=f"{plots.short(name)}, final: {value_with_unit(metric, scores[key])}",
         )
         drawn.append(point)
     return drawn
@@ -171,5 +171,5 @@ def _finish(axes: Axes, *, end: float, room_for_final: bool) -> None:
 
     axes.set_xlim(0, end * (1.06 if room_for_final else 1.02))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
-    style.tidy(axes)
-    style.legend(axes)
+    plots.tidy(axes)
+    plots.legend(axes)

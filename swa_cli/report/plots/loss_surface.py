@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
-from swa_cli.report.plots import style
+from swa_cli.report import plots
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ SIZE_INCHES = (9.0, 7.0)
 
 
 def draw_path(
-    target: style.Target,
+    target: plots.Target,
     *,
     line: Mapping[str, Any],
     title: str,
@@ -39,37 +39,37 @@ def draw_path(
         metrics: The metrics of the task.
         form: png or svg.
     """
-    with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
+    with plots.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, key in ((upper, "loss"), (lower, "score")):
             _lines(axes, line, key=key, metrics=metrics)
         upper.set_ylabel(metrics.loss_axis)
         lower.set_ylabel(panel_title(metrics, "score", split="").strip())
-        lower.set_xlabel(f"distance of weights (L2) from {style.plain(line['points'][0]['name'], longest=30)}")
+        lower.set_xlabel(f"distance of weights (L2) from {plots.plain(line['points'][0]['name'], longest=30)}")
         for point in line["points"]:
             upper.text(
                 point["x"],
                 1.02,
-                style.plain(point["name"], longest=30),
+                plots.plain(point["name"], longest=30),
                 transform=upper.get_xaxis_transform(),
                 ha="center",
                 va="bottom",
             )
-        style.legend(upper)
+        plots.legend(upper)
 
 
 def _lines(axes: Axes, line: Mapping[str, Any], *, key: str, metrics: TaskMetrics) -> None:
-    for prefix, label, look in (("train_", "train", style.TRAIN), ("", line["split"], style.VAL)):
+    for prefix, label, look in (("train_", "train", plots.TRAIN), ("", line["split"], plots.VAL)):
         values = [panel_value(metrics, key, value) for value in line[f"{prefix}{key}"]]
         axes.plot(line["x"], values, label=label, **look)
-    if key == "score" and all(style.is_number(error) for error in line["score_se"]):
+    if key == "score" and all(plots.is_number(error) for error in line["score_se"]):
         middle = [panel_value(metrics, key, value) for value in line["score"]]
-        errors = [style.scale(metrics.primary) * error for error in line["score_se"]]
+        errors = [plots.scale(metrics.primary) * error for error in line["score_se"]]
         low, high = zip(*((value - e, value + e) for value, e in zip(middle, errors, strict=True)), strict=True)
-        axes.fill_between(line["x"], low, high, color=style.VAL["color"], alpha=0.15, linewidth=0)
+        axes.fill_between(line["x"], low, high, color=plots.VAL["color"], alpha=0.15, linewidth=0)
     for point in line["points"]:
         axes.axvline(point["x"], color="black", linewidth=1, linestyle=":")
-    style.tidy(axes)
+    plots.tidy(axes)
 
 
 PANELS = ("loss", "score")
@@ -83,7 +83,7 @@ _LOOKS: tuple[dict[str, Any], ...] = tuple(
 
 
 def draw_plane(
-    target: style.Target,
+    target: plots.Target,
     *,
     surface: Mapping[str, Any],
     title: str,
@@ -102,7 +102,7 @@ def draw_plane(
         panels: Some of `PANELS`.
         form: png or svg.
     """
-    with style.sheet(target, size=(0.5 + 5.5 * len(panels), 6.2), title=title, form=form) as figure:
+    with plots.sheet(target, size=(0.5 + 5.5 * len(panels), 6.2), title=title, form=form) as figure:
         for axes, key in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             _panel(figure, axes, surface, key=key, metrics=metrics)
         handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -114,7 +114,7 @@ def panel_title(metrics: TaskMetrics, key: str, *, split: str) -> str:
     if key == "loss":
         return f"train {metrics.loss_axis}"
     return (
-        f"{split} error (%)" if _is_shown_as_error(metrics.primary) else f"{split} {style.axis_title(metrics.primary)}"
+        f"{split} error (%)" if _is_shown_as_error(metrics.primary) else f"{split} {plots.axis_title(metrics.primary)}"
     )
 
 
@@ -124,7 +124,7 @@ def panel_value(metrics: TaskMetrics, key: str, value: float | None) -> float:
         return math.nan
     if key == "loss":
         return value
-    return 100 * (1 - value) if _is_shown_as_error(metrics.primary) else style.scale(metrics.primary) * value
+    return 100 * (1 - value) if _is_shown_as_error(metrics.primary) else plots.scale(metrics.primary) * value
 
 
 def _is_shown_as_error(metric: Metric) -> bool:
@@ -141,7 +141,7 @@ def _panel(figure: Figure, axes: Axes, surface: Mapping[str, Any], *, key: str, 
     if len(levels) > 2:
         from matplotlib.colors import BoundaryNorm
 
-        colors = style.SURFACE if is_lower_better else f"{style.SURFACE}_r"
+        colors = plots.SURFACE if is_lower_better else f"{plots.SURFACE}_r"
         bands = axes.contourf(
             surface["x"],
             surface["y"],
@@ -161,17 +161,17 @@ def _panel(figure: Figure, axes: Axes, surface: Mapping[str, Any], *, key: str, 
             linestyle="none",
             markeredgecolor="black",
             markeredgewidth=1.4,
-            label=style.plain(point["name"], longest=40),
+            label=plots.plain(point["name"], longest=40),
             zorder=5,
             **look,
         )
     axes.set_xlim(surface["x"][0], surface["x"][-1])
     axes.set_ylim(surface["y"][0], surface["y"][-1])
     axes.set_aspect("equal")
-    first, second = (style.short(point["name"]) for point in surface["points"][:2])
+    first, second = (plots.short(point["name"]) for point in surface["points"][:2])
     axes.set_xlabel(f"distance of weights (L2), from {first} to {second}")
     axes.set_ylabel("distance of weights (L2) from that line")
-    style.tidy(axes, grid=False)
+    plots.tidy(axes, grid=False)
 
 
 def _label(axes: Axes, lines: Any) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
-from swa_cli.report.plots import style
-from swa_cli.report.plots.style import MAX_MARKS, Row
+from swa_cli.report import plots
+from swa_cli.report.plots import MAX_MARKS, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ _MOST_ROWS = 5
 
 
 def draw_schedule(
-    target: style.Target,
+    target: plots.Target,
     *,
     title: str,
     lr: Sequence[float],
@@ -44,7 +44,7 @@ def draw_schedule(
         worker_lr: Epochs done and the learning rate of a SWAP worker from then on.
         form: png or svg.
     """
-    with style.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
+    with plots.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
         axes, end = figure.subplots(), max([len(lr) / steps_per_epoch, *(epoch for epoch, _ in worker_lr)])
         rates(axes, lr, steps_per_epoch=steps_per_epoch)
         rates_of_workers(axes, worker_lr)
@@ -53,8 +53,8 @@ def draw_schedule(
         axes.set_xlim(0, end * 1.02)
         axes.set_ylabel("learning rate of a step")
         axes.set_xlabel("epochs done")
-        style.tidy(axes)
-        style.legend(axes)
+        plots.tidy(axes)
+        plots.legend(axes)
 
 
 def rates(axes: Axes, lr: Sequence[float], *, steps_per_epoch: int) -> None:
@@ -76,7 +76,7 @@ def rug(
 ) -> None:
     """Mark the averaged steps above the learning rate: a row of marks per average, and one for snapshots."""
     rows = [
-        (name, steps, style.look(name, list(averaging))["color"], "|") for name, steps in averaging.items() if steps
+        (name, steps, plots.look(name, list(averaging))["color"], "|") for name, steps in averaging.items() if steps
     ]
     rows += [("", snapshots, "black", "2")] if snapshots else []
     axes.set_ylim(top=axes.get_ylim()[1] / (1 - _ROW * min(len(rows), _MOST_ROWS)))
@@ -84,7 +84,7 @@ def rug(
         shown = thinned(steps)
         label = f"{len(steps):,} snapshot{'s' * (len(steps) != 1)}"
         if name:
-            label = style.short(name) + (": 1 step averaged" if len(steps) == 1 else f": {len(steps):,} steps averaged")
+            label = plots.short(name) + (": 1 step averaged" if len(steps) == 1 else f": {len(steps):,} steps averaged")
         if len(shown) < len(steps):
             label += f"\n({len(shown)} drawn)"
         axes.plot(
@@ -105,8 +105,8 @@ def shade(panels: Sequence[Axes], averaging: Mapping[str, Sequence[int]], *, ste
     if not steps:
         return
     for panel in panels:
-        start, label = steps[0] / steps_per_epoch, f"phase of {style.short(name)}"
-        panel.axvspan(start, end, color=style.PHASE, zorder=0, label=label)
+        start, label = steps[0] / steps_per_epoch, f"phase of {plots.short(name)}"
+        panel.axvspan(start, end, color=plots.PHASE, zorder=0, label=label)
 
 
 def thinned(steps: Sequence[int]) -> list[int]:
@@ -124,7 +124,7 @@ _CHOSEN: dict[str, Any] = {"color": "#D55E00", "marker": "*", "markersize": 16, 
 
 
 def draw_search(
-    target: style.Target,
+    target: plots.Target,
     *,
     rows: Sequence[Row],
     title: str,
@@ -146,21 +146,21 @@ def draw_search(
         metrics: The metrics of the task.
         form: png or svg.
     """
-    with style.sheet(target, size=SEARCH_SIZE_INCHES, title=title, form=form) as figure:
+    with plots.sheet(target, size=SEARCH_SIZE_INCHES, title=title, form=form) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, metric in ((upper, metrics.loss), (lower, metrics.primary)):
             _draw(axes, rows, metric=metric, steps_per_epoch=steps_per_epoch, chosen=chosen)
-            if reference is not None and style.is_number(reference[1].get(metric.key)):
-                level = style.scale(metric) * reference[1][metric.key]
-                axes.axhline(level, color=style.VAL["color"], linestyle=":", label=f"{reference[0]}, the reference")
-            axes.set_ylabel(style.axis_title(metric))
+            if reference is not None and plots.is_number(reference[1].get(metric.key)):
+                level = plots.scale(metric) * reference[1][metric.key]
+                axes.axhline(level, color=plots.VAL["color"], linestyle=":", label=f"{reference[0]}, the reference")
+            axes.set_ylabel(plots.axis_title(metric))
         lower.set_xlabel("start of the window (epochs done)")
-        style.legend(upper)
+        plots.legend(upper)
 
 
 def _draw(axes: Axes, rows: Sequence[Row], *, metric: Metric, steps_per_epoch: int, chosen: str) -> None:
     """Draw one metric; the line joins the windows that reach the end of the run."""
-    key, scale = metric.key, style.scale(metric)
+    key, scale = metric.key, plots.scale(metric)
     end = max(row["end"] for row in rows)
     groups = (
         ("up to the end", _TO_END, [row for row in rows if row["end"] == end]),
@@ -179,4 +179,4 @@ def _draw(axes: Axes, rows: Sequence[Row], *, metric: Metric, steps_per_epoch: i
                 elinewidth=0.8,
                 **look,
             )
-    style.tidy(axes)
+    plots.tidy(axes)

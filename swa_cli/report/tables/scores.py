@@ -18,8 +18,17 @@ from rich.text import Text
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report.console_text import MINUS, Lines, hanging, safe
-from swa_cli.report.tables.columns import Column, cell_line, count, fit, head_line, with_error
-from swa_cli.report.tables.metrics import cell, difference_text, metric_column
+from swa_cli.report.tables.columns import (
+    Column,
+    cell,
+    cell_line,
+    count,
+    difference_text,
+    fit,
+    head_line,
+    metric_column,
+    with_error,
+)
 
 Row = Mapping[str, Any]  # the scores of a weight set, as JSON has them
 

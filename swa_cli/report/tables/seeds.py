@@ -18,8 +18,7 @@ from rich.text import Text
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report.console_text import Lines, hanging, safe
-from swa_cli.report.tables.columns import Column, cell_line, fit, head_line, with_error
-from swa_cli.report.tables.metrics import cell, difference_text, heading
+from swa_cli.report.tables.columns import Column, cell, cell_line, difference_text, fit, head_line, heading, with_error
 from swa_cli.report.tables.scores import LONGEST_NAME, STYLES, UNCLEAR, conclusion, difference_label
 
 Row = Mapping[str, Any]  # of a weight set: metric -> its spread, and `<metric>_diff` -> that of its differences
