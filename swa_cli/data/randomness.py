@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def generator(seed: int, *key: str | int) -> torch.Generator:
@@ -23,6 +24,31 @@ def generator(seed: int, *key: str | int) -> torch.Generator:
 def numpy_generator(seed: int, *key: str | int) -> np.random.Generator:
     """Return such a generator of numpy, for what torch draws only from its global ones, such as a Beta distribution."""
     return np.random.Generator(np.random.PCG64(derive_seed(seed, *key)))
+
+
+def uniforms(positions: Tensor, number: int, *, seed: int, key: tuple[str | int, ...]) -> Tensor:
+    """Return `number` uniform numbers in [0, 1) for each position: those of a position depend on no other position.
+
+    SplitMix64 (Steele, Lea, Flood 2014): the n-th output is a hash of n, so nothing has to be drawn in order.
+
+    Args:
+        positions: (B,) int64.
+        number: Numbers per position.
+        seed: Of the recipe.
+        key: The purpose, and the epoch if there is one.
+
+    Returns:
+        (B, number) float64.
+    """
+    counters = positions.numpy().astype(np.uint64)[:, None] * np.uint64(number) + np.arange(
+        1, number + 1, dtype=np.uint64
+    )
+    with np.errstate(over="ignore"):  # arithmetic modulo 2**64
+        bits = np.uint64(derive_seed(seed, *key)) + counters * np.uint64(0x9E3779B97F4A7C15)
+        bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    bits ^= bits >> np.uint64(31)
+    return torch.from_numpy((bits >> np.uint64(11)) * 2.0**-53)
 
 
 @contextmanager
