@@ -135,7 +135,7 @@ def test_settings_of_averages_are_the_same_everywhere() -> None:
     """Of the table of recipes, of the class, and of a file, against those that have an owner."""
     known = {"kind", *kinds.OWNERS}
     assert {"kind", *own_keys()} - {"half_life"} == known
-    assert inspect.signature(WeightAverage).parameters.keys() - {"model", "share"} == known
+    assert inspect.signature(WeightAverage).parameters.keys() - {"model", "share", "share_settings"} == known
     assert known <= schema.StoredAverage.model_fields.keys()
 
 

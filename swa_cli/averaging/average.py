@@ -58,6 +58,8 @@ class WeightAverage:
         diagonal: For `swag` instead of `rank`: keep variances alone.
         share: For a name of your own: share(n), the weight in [0, 1] of the n-th weight set (from 1) in the average of
             n. The first one always has all the weight. It is not part of `state_dict`.
+        share_settings: For a name of your own: the plain values that `share` depends on. They are part of `state_dict`,
+            and an average with other values is not continued.
 
     Attributes:
         steps: Optimizer updates that had been done when each of the weight sets held was taken.
@@ -79,10 +81,12 @@ class WeightAverage:
         rank: int | None = None,
         diagonal: bool | None = None,
         share: Callable[[int], float] | None = None,
+        share_settings: dict[str, Any] | None = None,
     ) -> None:
         self._kind = kinds.find(kind, share=share)
-        given = {"decay": decay, "warmup": warmup, "bias_correction": bias_correction}
-        self.settings = self._kind.settings(kind, given | {"window": window, "rank": rank, "diagonal": diagonal})
+        given: dict[str, Any] = {"decay": decay, "warmup": warmup, "bias_correction": bias_correction}
+        given |= {"window": window, "rank": rank, "diagonal": diagonal, "share_settings": share_settings}
+        self.settings = self._kind.settings(kind, given)
         self.window = window
         self.steps: list[int] = []
         self._num_taken = 0  # `lawa` writes slot `_num_taken % window` next

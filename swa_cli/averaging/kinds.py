@@ -34,6 +34,7 @@ class Settings:
     window: int | None = None
     rank: int | None = None
     diagonal: bool | None = None
+    share_settings: dict[str, Any] | None = None  # of a kind with a share of the caller's own
 
     def given(self) -> dict[str, Any]:
         """Return the kind and the settings that belong to it."""
@@ -77,7 +78,8 @@ class Kind:
         """
         for key, value in given.items():
             if value is not None and key not in self.defaults:
-                raise _misfit(name, key, value, hint=f"{key} belongs to kind {OWNERS[key]}")
+                owner = f"kind {OWNERS[key]}" if key in OWNERS else "a share of your own"
+                raise _misfit(name, key, value, hint=f"{key} belongs to {owner}")
         own = {key: default if given[key] is None else given[key] for key, default in self.defaults.items()}
         settings = Settings(name, **own)
         for key, hint in self.misfits(settings):
@@ -97,7 +99,7 @@ def find(name: str, *, share: Callable[[int], float] | None = None) -> Kind:
         return KINDS[name]
     if name in KINDS:
         raise UserError(f"share: kind {name} has a share of its own", hint="leave share out, or use another name")
-    return Kind({}, _no_misfits, torch.float64, lambda settings, n: share(n))
+    return Kind({"share_settings": None}, _no_misfits, torch.float64, lambda settings, n: share(n))
 
 
 def ema_share(n: int, *, decay: float, warmup: bool, bias_correction: bool) -> float:
@@ -165,7 +167,9 @@ KINDS: Mapping[str, Kind] = {
     "swag": Kind({"rank": None, "diagonal": False}, _swag_misfits, torch.float64, lambda settings, n: 1 / n),
 }
 OWNERS = {key: name for name, kind in KINDS.items() for key in kind.defaults}
-assert set(Settings.__dataclass_fields__) == {"kind", *OWNERS}, "a setting without an owner, or one without a field"
+assert set(Settings.__dataclass_fields__) == {"kind", "share_settings", *OWNERS}, (
+    "a setting without an owner, or one without a field"
+)
 
 
 def accumulator_dtype(dtype: torch.dtype, *, wide: torch.dtype, device: torch.device) -> torch.dtype:

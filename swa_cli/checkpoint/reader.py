@@ -17,9 +17,9 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor, nn
 
-from swa_cli.averaging import kinds
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.bn_layers import has_batchnorm, is_frozen, is_refreshable
+from swa_cli.averaging.kinds import OWNERS
 from swa_cli.averaging.model_state import like
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.averaging.swag import Posterior, variance_of
@@ -27,7 +27,7 @@ from swa_cli.checkpoint import safe_load, schema, third_party
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.third_party import ForeignWeights
 from swa_cli.errors import UserError
-from swa_cli.recipe.kinds import arguments
+from swa_cli.recipe.kinds import KINDS, arguments
 
 BATCHNORM_KEYS = ("batchnorm", "batchnorm_method", "samples")  # beside the weights: how fresh their statistics are
 RESERVE_BESIDE_TENSORS = 1 << 16  # bytes of a checkpoint for names, places and checksums
@@ -161,7 +161,8 @@ def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -
 
 def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:
     """Return the average of `model` whose state an entry of `averages` holds."""
-    settings = {key: entry.get(key) for key in kinds.OWNERS}
+    is_shipped = KINDS[entry["kind"]].share is None
+    settings = {key: entry.get(key) for key in OWNERS} if is_shipped else entry.get("share_settings") or {}
     average = WeightAverage(model, **arguments(entry["kind"], settings))
     average.load_state_dict(without_batchnorm(entry))
     return average

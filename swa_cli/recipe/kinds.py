@@ -42,7 +42,7 @@ class Kind:
     fields: Mapping[str, Key]
     exclusions: tuple[Exclusion, ...]
     problems: Callable[[Settings, Duration, Exact], list[Problem]]  # in the values and `every`; keys are relative
-    resolve: Callable[[Settings, Duration, Exact], Settings]  # the settings of `WeightAverage`, with `every`
+    resolve: Callable[[Settings, Duration, Exact], Settings]  # the plain values that a checkpoint holds, with `every`
     few: int  # a plan warns of fewer weight sets
     warnings: Callable[[AveragePlan], list[str]]  # about the number of weight sets; the average's name goes before them
     text: Callable[[AveragePlan], str]
@@ -82,7 +82,9 @@ def arguments(name: str, settings: Settings) -> dict[str, Any]:
     share = KINDS[name].share
     if share is None:
         return {"kind": name, **settings}
-    return {"kind": name, "share": lambda n: share(n, settings)}
+    for key, value in settings.items():
+        assert isinstance(value, str | int | float | None), f"kind {name}: resolve has to return plain values: {key}"
+    return {"kind": name, "share": lambda n: share(n, settings), "share_settings": dict(settings) or None}
 
 
 def owners(key: str) -> dict[str, Key]:
