@@ -220,7 +220,6 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         raise UserError(f"{source}: has no epoch_so_far.{_key_so_far(run)}", hint="take another copy of the file")
     load = None if not run.sharding.is_used else partial(run.sharding.load, run.model)
     loading.load_strict(run.model, content["model"], source=source, load=load)
-    loading.require_finite(content["model"], source=source)
     try:
         # A copy: the file stays mapped otherwise.
         run.optimizer.load_state_dict(run.sharding.of_optimizer(run.optimizer, content["optimizer"]))
