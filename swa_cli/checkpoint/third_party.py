@@ -18,8 +18,8 @@ from typing import Any, TypeGuard
 from torch import Tensor
 
 from swa_cli.averaging.model_state import like, metadata_of, with_metadata, without_compile
-from swa_cli.checkpoint import outline
-from swa_cli.checkpoint.outline import Place
+from swa_cli.checkpoint import safe_load
+from swa_cli.checkpoint.safe_load import Place
 from swa_cli.errors import UserError
 
 State = dict[str, Tensor]
@@ -76,7 +76,7 @@ class Foreign:
             details += [f"of {item.count}"] * (item.count is not None)
             details += [f"left out beside it: {item.num_left_out}"] * bool(item.num_left_out)
             parts.append(f"{name} ({' '.join(details)})" if details else name)
-        unread = f"; not read: {outline.describe(self.unread)}" if self.unread else ""
+        unread = f"; not read: {safe_load.describe(self.unread)}" if self.unread else ""
         return f"{self.layout} with {', '.join(parts)}{unread}"
 
 
@@ -98,10 +98,10 @@ def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -
                 return Foreign(_program(content, layout), _networks(found, owners), _unread(content, found))
     except ValueError as error:
         raise UserError(f"{path}: {error}", hint="take another copy of the file") from error
-    if places := outline.find(content):
-        lines = " or ".join(outline.extract_command(path, place, weights_only=True) for place in places[:2])
+    if places := safe_load.find_weights(content):
+        lines = " or ".join(safe_load.extract_command(path, place, weights_only=True) for place in places[:2])
         raise UserError(
-            f"{path}: its weights stand under keys that swa does not know: {outline.describe(places)}",
+            f"{path}: its weights stand under keys that swa does not know: {safe_load.describe(places)}",
             hint=f"write the ones you mean to a file of their own: {lines}",
         )
     keys = ", ".join(map(str, list(content)[:5]))
@@ -239,7 +239,7 @@ def _unread(content: Mapping[str, Any], found: Sets) -> tuple[Place, ...]:
     """State dicts under unknown keys that may be a weight set: with at least half as many tensors."""
     known = {*RAW_KEYS, *AVERAGE_KEYS, "state", "callbacks", "current_model_state", "averaging_state"}
     fewest = max(len(item.state_dict) for item in found.values()) / 2
-    places = outline.find(content)
+    places = safe_load.find_weights(content)
     return tuple(place for place in places if place.keys and place.keys[0] not in known and place.num_tensors > fewest)
 
 
