@@ -95,7 +95,10 @@ def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -
     try:
         for layout, reader in READERS.items():
             if found := reader(content):
-                return Foreign(_program(content, layout), _networks(found, owners), _unread(content, found))
+                if layout == TRAINING_LOOP:
+                    present = {key for key in content if content[key] is not None}
+                    layout = next((program for keys, program in PROGRAMS.items() if keys <= present), layout)
+                return Foreign(layout, _networks(found, owners), _unread(content, found))
     except ValueError as error:
         raise UserError(f"{path}: {error}", hint="take another copy of the file") from error
     if places := safe_load.find_weights(content):
@@ -227,14 +230,6 @@ def _count(values: Mapping[str, Any], *, key: str = "n_averaged") -> int | None:
         raise ValueError(f"{key} is no number") from error
 
 
-def _program(content: Mapping[str, Any], layout: str) -> str:
-    """The program that wrote a file, if its keys say so."""
-    if layout != TRAINING_LOOP:
-        return layout
-    present = {key for key in content if content[key] is not None}
-    return next((program for keys, program in PROGRAMS.items() if keys <= present), layout)
-
-
 def _unread(content: Mapping[str, Any], found: Sets) -> tuple[Place, ...]:
     """State dicts under unknown keys that may be a weight set: with at least half as many tensors."""
     known = {*RAW_KEYS, *AVERAGE_KEYS, "state", "callbacks", "current_model_state", "averaging_state"}
@@ -244,43 +239,36 @@ def _unread(content: Mapping[str, Any], found: Sets) -> tuple[Place, ...]:
 
 
 def _networks(found: Sets, owners: Mapping[str, str]) -> Sets:
-    """Weight sets under the network's names; several for a state dict that holds the network more than once."""
+    """Weight sets under the network's names; several for a state dict that holds the network more than once.
+
+    What stands behind a prefix is named by it where the prefix says average or raw.
+    """
     sets: Sets = {}
     for name, item in found.items():
         parts = _split(item.state_dict, owners)
         num_raw = sum(_average_in(prefix) is None for prefix in parts)
         for prefix, part in parts.items():
-            own = _name(name, prefix, is_average=item.is_average, is_only=num_raw == 1)
-            if own in sets:
-                own = f"{name}.{prefix.removesuffix('.')}"
-            is_average = part.count is not None or _average_in(prefix) is not None
-            sets[own] = ForeignWeights(
+            average, own = _average_in(prefix), f"{name}.{prefix.removesuffix('.')}"
+            is_raw = average is None and any(RAW.search(attribute) for attribute in prefix.split("."))
+            if average is not None:
+                short = name if item.is_average else average
+            elif is_raw and item.is_average:
+                short = "last"
+            else:
+                short = name if num_raw == 1 or not prefix else own
+            sets[own if short in sets else short] = ForeignWeights(
                 part.state_dict,
-                is_average=is_average or (item.is_average and not _is_raw(prefix)),
+                is_average=average is not None or part.count is not None or (item.is_average and not is_raw),
                 count=item.count if part.count is None else part.count,
                 num_left_out=part.num_left_out if owners and len(parts) == 1 else 0,
             )
     return sets
 
 
-def _name(name: str, prefix: str, *, is_average: bool, is_only: bool) -> str:
-    """The name of what stands behind a prefix in the weight set `name`: the prefix may say average or raw."""
-    average = _average_in(prefix)
-    if average is not None:
-        return name if is_average else average
-    if is_average and _is_raw(prefix):
-        return "last"
-    return name if is_only or not prefix else f"{name}.{prefix.removesuffix('.')}"
-
-
 def _average_in(prefix: str) -> str | None:
     """The average that a prefix names: ema | swa; None if it names none."""
     matches = (AVERAGE.search(attribute) for attribute in prefix.split("."))
     return next((match[1] or "swa" for match in matches if match), None)
-
-
-def _is_raw(prefix: str) -> bool:
-    return any(RAW.search(attribute) for attribute in prefix.split("."))
 
 
 def _split(state: State, owners: Mapping[str, str]) -> Sets:
@@ -291,13 +279,15 @@ def _split(state: State, owners: Mapping[str, str]) -> Sets:
     clean = plain if any("module" in name.split(".") for name in owners) else _renamed(state, _without_wrappers)
     required = {owner for name, owner in owners.items() if not name.endswith(BATCHNORM_COUNTER)}
     for candidate in (plain, clean):  # an attribute of the network may be called `module`
-        sizes = _num_names(candidate, owners)
-        parts = {prefix: _behind(candidate, prefix) for prefix in sizes if sizes[prefix] >= len(required)}
-        networks = {
-            prefix: replace(part, state_dict=_with_shared(part.state_dict, owners))
-            for prefix, part in parts.items()
-            if _is_network(part.state_dict, owners, required)
-        }
+        networks: Sets = {}
+        for prefix, num_names in _num_names(candidate, owners).items():
+            if num_names < len(required):
+                continue
+            part = _behind(candidate, prefix)
+            known = {name for name in part.state_dict if name in owners}
+            others = [name for name in part.state_dict.keys() - known if not name.endswith(BATCHNORM_COUNTER)]
+            if not others and required <= {owners[name] for name in known}:
+                networks[prefix] = replace(part, state_dict=_with_shared(part.state_dict, owners))
         if networks:
             return networks
     sizes = _num_names(plain, owners)
@@ -306,19 +296,9 @@ def _split(state: State, owners: Mapping[str, str]) -> Sets:
 
 
 def _num_names(state: State, owners: Mapping[str, str]) -> Counter[str]:
-    """Prefix -> how many names of the network stand behind it, if any do."""
-    return Counter(prefix for key in state for prefix in _prefixes(key) if key[len(prefix) :] in owners)
-
-
-def _prefixes(key: str) -> list[str]:
-    """What may stand in front of the network's own name: nothing, `a.`, `a.b.`, ..."""
-    return ["", *(key[: dot.end()] for dot in re.finditer(r"\.", key))]
-
-
-def _is_network(state: State, owners: Mapping[str, str], required: set[str]) -> bool:
-    """Whether these are all tensors of the network, and no others."""
-    others = [name for name in state if name not in owners and not name.endswith(BATCHNORM_COUNTER)]
-    return not others and required <= {owners[name] for name in state if name in owners}
+    """Prefix (nothing, `a.`, `a.b.`, ...) -> how many names of the network stand behind it, if any do."""
+    starts = ((key, start) for key in state for start in (0, *(dot.end() for dot in re.finditer(r"\.", key))))
+    return Counter(key[:start] for key, start in starts if key[start:] in owners)
 
 
 def _behind(state: State, prefix: str) -> ForeignWeights:
