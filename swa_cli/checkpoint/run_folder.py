@@ -188,9 +188,19 @@ class RunFolder:
                     entry.unlink(missing_ok=True)
 
     def point_latest(self, root: Path) -> None:
-        """Let the link `latest` under `root` point to this folder."""
-        if self.writes:
-            _point_latest(root, os.path.relpath(self.path, root))
+        """Let the link `latest` under `root` point to this folder; a real file or folder of that name is left alone."""
+        latest = root / "latest"
+        if not self.writes or (latest.exists() and not latest.is_symlink()):
+            return
+        temporary = root / ".latest.tmp"  # the same name in all processes, so that none is left behind
+        while True:
+            temporary.unlink(missing_ok=True)
+            try:
+                temporary.symlink_to(os.path.relpath(self.path, root), target_is_directory=True)
+                os.replace(temporary, latest)
+                return
+            except (FileExistsError, FileNotFoundError):  # another process is doing the same
+                continue
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder atomically."""
@@ -203,10 +213,13 @@ class RunFolder:
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]], averages: Sequence[str], metrics: TaskMetrics) -> None:
         """Rewrite metrics.csv with one row per epoch, so that a resumed run repeats no row and misses none."""
+        columns = ["epoch", "step", "lr", *metrics.columns([])]
+        for name in averages:
+            columns += [f"{name}_val_loss", f"{name}_val_{metrics.primary.key}", f"{name}_count"]
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, metric_columns(averages, metrics), restval="", lineterminator="\n")
+        writer = csv.DictWriter(buffer, [*columns, "seconds"], restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+        writer.writerows(rows)
         self.write_text("metrics.csv", buffer.getvalue())
 
     def snapshot_path(self, step: int) -> Path:
@@ -278,14 +291,6 @@ def numbered(root: Path, name: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), entry) for entry in entries if (match := pattern.fullmatch(entry.name)))
 
 
-def metric_columns(averages: Sequence[str], metrics: TaskMetrics) -> list[str]:
-    """Return the columns of metrics.csv for averages of these names and the metrics of a task."""
-    columns = ["epoch", "step", "lr", *metrics.columns([])]
-    for name in averages:
-        columns += [f"{name}_val_loss", f"{name}_val_{metrics.primary.key}", f"{name}_count"]
-    return [*columns, "seconds"]
-
-
 def _close(file: weakref.ref[io.FileIO]) -> None:
     if (found := file()) is not None:
         found.close()
@@ -299,19 +304,3 @@ def _holder(file: io.FileIO) -> str:
         return ""
     found = (re.search(rf" FLOCK .* (\d+) \w+:\w+:{inode} ", line) for line in lines)
     return next((f" (process {match[1]})" for match in found if match and match[1] != "0"), "")
-
-
-def _point_latest(root: Path, target: str) -> None:
-    """Replace the link `latest` in one step; a real file or folder of that name is left alone."""
-    latest = root / "latest"
-    if latest.exists() and not latest.is_symlink():
-        return
-    temporary = root / ".latest.tmp"  # the same name in all processes, so that none is left behind
-    while True:
-        temporary.unlink(missing_ok=True)
-        try:
-            temporary.symlink_to(target, target_is_directory=True)
-            os.replace(temporary, latest)
-            return
-        except (FileExistsError, FileNotFoundError):  # another process is doing the same
-            continue
