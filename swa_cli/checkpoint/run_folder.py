@@ -264,14 +264,12 @@ def about(record: Path) -> dict[str, Any]:
     try:
         values = json.loads(record.read_text())
         if not isinstance(values, dict) or not isinstance(values.get("recipe_folder"), str):
-            reason = "it does not say where the recipe lay"
-        elif not isinstance(values.get("threads"), int):
-            reason = "it does not say the number of threads"
-        else:
-            return values
+            raise ValueError("it does not say where the recipe lay")
+        if not isinstance(values.get("threads"), int):
+            raise ValueError("it does not say the number of threads")
     except (OSError, ValueError) as error:
-        reason = str(error)
-    raise UserError(f"{record}: is not as swa writes it ({reason})", hint="take another copy of the file")
+        raise UserError(f"{record}: is not as swa writes it ({error})", hint="take another copy of the file") from error
+    return values
 
 
 def folder_of_launch(launch: str, root: Path, name: str) -> Path | None:

@@ -77,8 +77,8 @@ def read_archive(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen types at damaged and hostile files
-        if objects := _objects(path, error):
-            raise _holds_objects(path, objects) from error
+        if needed := _needed_objects(path, error):
+            raise needed from error
         hint = "name a file that torch.save wrote and that holds tensors and plain values only"
         raise _unreadable(path, "a checkpoint", error, hint=hint) from error
     _require_plain(content, path)
@@ -181,17 +181,15 @@ def _verify(path: Path) -> None:
         )
 
 
-def _objects(path: Path, error: Exception) -> list[str]:
-    """The classes and functions that loading the file would need beside tensors and plain values."""
+def _needed_objects(path: Path, error: Exception) -> DamagedError | None:
+    """The error for a file that needs classes or functions: hyperparameters of Lightning, a whole model, a trap."""
     try:
         with torch.serialization.safe_globals(list(STAND_INS)):
-            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # no archive, or a broken one; the first error may still name a class
-        return UNSUPPORTED.findall(str(error))
-
-
-def _holds_objects(path: Path, objects: list[str]) -> DamagedError:
-    """The error for a Lightning checkpoint with objects among its hyperparameters, a whole model, a trap."""
+        objects = UNSUPPORTED.findall(str(error))
+    if not objects:
+        return None
     names = ", ".join(objects[:3]) + ", ..." * (len(objects) > 3)
     hint = "ask whoever wrote it for a state_dict of dense tensors"
     if found := _find_in_file(path):
