@@ -35,12 +35,7 @@ _LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 
 
 
 class RunFolder:
-    """Paths and files of one run.
-
-    Args:
-        path: The folder.
-        writes: Whether this process writes. Only rank 0 does; on other ranks every write method is a no-op.
-    """
+    """Paths and files of one run. Only rank 0 `writes`; on other ranks every write method is a no-op."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
@@ -156,11 +151,7 @@ class RunFolder:
             yield log
 
     def _lock(self, file: io.FileIO) -> None:
-        """Lock the open log until it is closed or this process ends.
-
-        Raises:
-            UserError: Another process holds it, or the file system has no locks.
-        """
+        """Lock the open log until it is closed or this process ends."""
         try:
             is_free = filelock.lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:

@@ -83,11 +83,8 @@ class Foreign:
 def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -> Foreign:
     """Return the weight sets of a file by name. Whether they fit the network is not checked here.
 
-    Args:
-        content: What the file holds: plain values and tensors.
-        path: Of the file, for messages.
-        owners: Every name in the network's state dict, with the first name of its tensor, see
-            `averaging.model_state`; empty for an unknown network.
+    `owners` has every name in the network's state dict with the first name of its tensor, see `averaging.model_state`;
+    it is empty for an unknown network.
 
     Raises:
         UserError: The file holds no weights, or a count that is no number.
@@ -218,11 +215,7 @@ def _weights(state: Mapping[str, Any]) -> ForeignWeights:
 
 
 def _count(values: Mapping[str, Any], *, key: str = "n_averaged") -> int | None:
-    """The number of weights in an average, which programs keep as a number or as a tensor.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """The number of weights in an average, which programs keep as a number or as a tensor."""
     value = values.get(key)
     try:
         return None if value is None else int(value)
