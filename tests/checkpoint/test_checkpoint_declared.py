@@ -1,4 +1,4 @@
-"""A kind of average that is declared in the table of kinds: its checkpoints are written and read with no edit here."""
+"""Checkpoints of a kind of average that is only declared in the table of kinds: written, read and continued."""
 
 from __future__ import annotations
 

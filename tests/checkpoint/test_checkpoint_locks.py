@@ -1,4 +1,4 @@
-"""The lock of a run folder: held against other processes, and gone with the process that had it."""
+"""The lock of a run folder: it keeps other processes out and ends with the process that holds it."""
 
 from __future__ import annotations
 
