@@ -13,7 +13,6 @@ import json
 import pickle
 import re
 import shlex
-import struct
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -305,18 +305,14 @@ def _unreadable(
     return DamagedError(f"{path}: cannot be read as {kind} ({reason})", hint=hint)
 
 
-_TEXT_TYPE = re.compile(r"[US]\d+")
-_STRUCT_FORMATS: Mapping[str, str] = {  # numpy's code of a number type -> that of `struct`
-    "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
-    "f2": "e", "f4": "f", "f8": "d", "c8": "2f", "c16": "2d",
-}  # fmt: skip
+_NUMPY_TYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[US]\d+")
 
 
 class _NumberType:
     """Stands for a `numpy.dtype` of numbers or of text."""
 
     def __init__(self, code: str, align: object = False, copy: object = True) -> None:
-        if code not in _STRUCT_FORMATS and not _TEXT_TYPE.fullmatch(code):
+        if not _NUMPY_TYPE.fullmatch(code):
             raise ValueError(f"a numpy.dtype {code!r}")
         self.code = code
         self.order = "<"
@@ -350,13 +346,10 @@ def _number(kind: _NumberType, data: bytes) -> complex | str:
     """A `numpy.generic`, such as `numpy.float64(93.1)`, as a Python number or text."""
     if not isinstance(kind, _NumberType) or not isinstance(data, bytes):
         raise ValueError("a numpy number without its type")
-    if kind.code not in _STRUCT_FORMATS:
+    if kind.code[0] in "US":
         return data.decode("utf-32" if kind.code[0] == "U" else "utf-8", errors="replace")
-    try:
-        values: tuple[Any, ...] = struct.unpack(kind.order + _STRUCT_FORMATS[kind.code], data)
-    except struct.error as error:
-        raise ValueError(f"a numpy number of {len(data)} bytes and type {kind.code}") from error
-    return complex(*values) if kind.code[0] == "c" else values[0]
+    number: complex = np.frombuffer(data, kind.order + kind.code).item()
+    return number
 
 
 def _path(*parts: str) -> str:

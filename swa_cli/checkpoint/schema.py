@@ -100,10 +100,9 @@ class RunningMean(_Stored):
     state: State
 
 
-class EpochSoFar(BaseModel):
+class EpochSoFar(_Stored, extra="allow"):
     """The epoch that has no row in `history` yet: sums over its batches, and its seconds."""
 
-    model_config = ConfigDict(**STRICT, extra="allow")
     __pydantic_extra__: dict[str, float]  # the score of the task
     loss: float
     seconds: float = Field(ge=0)
@@ -111,10 +110,9 @@ class EpochSoFar(BaseModel):
     parts: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
 
 
-class HistoryRow(BaseModel):
+class HistoryRow(_Stored, extra="allow"):
     """One epoch in `history`; further keys are scores, None where they were not measured."""
 
-    model_config = ConfigDict(**STRICT, extra="allow")
     __pydantic_extra__: dict[str, float | int | None]
     epoch: int
     step: int
@@ -123,10 +121,9 @@ class HistoryRow(BaseModel):
     seconds: float
 
 
-class Environment(BaseModel):
+class Environment(_Stored, extra="allow"):
     """What the bits of a run depend on beside its recipe, see `hardware.environment`."""
 
-    model_config = ConfigDict(**STRICT, extra="allow")
     __pydantic_extra__: dict[str, int | str]
     threads: int = Field(gt=0)
     device: str = Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")
