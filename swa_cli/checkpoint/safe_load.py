@@ -348,6 +348,8 @@ def _number(kind: _NumberType, data: bytes) -> complex | str:
         raise ValueError("a numpy number without its type")
     if kind.code[0] in "US":
         return data.decode("utf-32" if kind.code[0] == "U" else "utf-8", errors="replace")
+    if len(data) != np.dtype(kind.code).itemsize:
+        raise ValueError(f"a numpy number of {len(data)} bytes and type {kind.code}")
     number: complex = np.frombuffer(data, kind.order + kind.code).item()
     return number
 
