@@ -137,7 +137,7 @@ def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tens
 
 
 def _resize_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give each buffer the shape of its value: some, such as a memory bank, grow while the network trains.
+    """Give each buffer the shape of its value: some, such as a memory bank, grow during training.
 
     The statistics of normalization layers never do: another shape there belongs to another network.
     """
@@ -151,7 +151,7 @@ def _resize_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
 
 
 def _versions(metadata: Any) -> Any:
-    """The metadata without `ASSIGN`, with which torch would replace parameters by tensors of the file."""
+    """Return the metadata without `ASSIGN`, with which torch would replace parameters by tensors of the file."""
     if not isinstance(metadata, Mapping):
         return None
     return {
@@ -162,7 +162,7 @@ def _versions(metadata: Any) -> Any:
 
 
 def _reason(missing: list[str], unexpected: list[str], reshaped: list[str], error: BaseException) -> str:
-    """Counts and three examples of what torch refuses, or else torch's own words."""
+    """Return counts and three examples of what torch refuses, or torch's own words."""
     kinds = (reshaped, [f"missing {key}" for key in missing], [f"unexpected {key}" for key in unexpected])
     if any(kinds):
         first_of_each = [kind[0] for kind in kinds if kind]

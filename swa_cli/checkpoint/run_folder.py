@@ -286,7 +286,7 @@ def _close(file: weakref.ref[io.FileIO]) -> None:
 
 
 def _holder(file: io.FileIO) -> str:
-    """The process that holds the lock of a file, if the system tells it."""
+    """Return the process that holds the lock of a file, if the system tells it."""
     try:
         inode, lines = os.fstat(file.fileno()).st_ino, Path("/proc/locks").read_text().splitlines()
     except OSError:

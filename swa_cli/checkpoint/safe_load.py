@@ -182,7 +182,7 @@ def _verify(path: Path) -> None:
 
 
 def _needed_objects(path: Path, error: Exception) -> DamagedError | None:
-    """The error for a file that needs classes or functions: hyperparameters of Lightning, a whole model, a trap."""
+    """Return the error for a file that needs classes or functions: such as a whole model, or hyperparameters."""
     try:
         with torch.serialization.safe_globals(list(STAND_INS)):
             objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -282,7 +282,7 @@ def _require_plain(content: Any, path: Path) -> None:
 
 
 def _attributes(value: dict[Any, Any]) -> list[Any]:
-    """The attributes of a dict: torch keeps the versions of layers beside the tensors. Others could replace methods."""
+    """Return the attributes of a dict: torch keeps layers' versions there. Others could replace methods of the dict."""
     attributes: dict[str, Any] = getattr(value, "__dict__", {})
     if not attributes.keys() <= {"_metadata"}:
         raise ValueError("a dict with attributes that torch does not give it")
@@ -290,7 +290,7 @@ def _attributes(value: dict[Any, Any]) -> list[Any]:
 
 
 def _unusual(value: Tensor) -> str | None:
-    """What is wrong with a tensor, if anything: each of its numbers must be stored."""
+    """Return what is wrong with a tensor, or None: all of its numbers must be stored."""
     if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided or value.device.type != "cpu":
         return f"a {type(value).__name__} of layout {value.layout} on {value.device}"
     if value.is_quantized or value.numel() * value.element_size() > value.untyped_storage().nbytes():
@@ -343,7 +343,7 @@ class _Class:
 
 
 def _number(kind: _NumberType, data: bytes) -> complex | str:
-    """A `numpy.generic`, such as `numpy.float64(93.1)`, as a Python number or text."""
+    """Return a `numpy.generic`, such as `numpy.float64(93.1)`, as a Python number or text."""
     if not isinstance(kind, _NumberType) or not isinstance(data, bytes):
         raise ValueError("a numpy number without its type")
     if kind.code[0] in "US":
@@ -355,12 +355,12 @@ def _number(kind: _NumberType, data: bytes) -> complex | str:
 
 
 def _path(*parts: str) -> str:
-    """A `pathlib` path, as text."""
+    """Return a `pathlib` path as text."""
     return "/".join(map(str, parts)).replace("//", "/")
 
 
 def _dict(*_: object) -> dict[Any, Any]:
-    """A `collections.defaultdict`, as a dict."""
+    """Return a dict in place of a `collections.defaultdict`."""
     return {}
 
 

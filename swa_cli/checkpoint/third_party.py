@@ -35,11 +35,13 @@ AVERAGE_KEYS: Mapping[str, str] = {
     "teacher": "teacher",
 }
 TRAINING_LOOP = "checkpoint of a training loop"
+TIMGARIPOV = "checkpoint of timgaripov/swa"
 PROGRAMS: Mapping[frozenset[str], str] = {  # keys of a training loop -> the program that is known by them
+    frozenset({"swa_state_dict", "swa_n"}): TIMGARIPOV,
+    frozenset({"state_dict", "swa_state_dict"}): TIMGARIPOV,
     frozenset({"arch", "state_dict"}): "checkpoint of timm",
     frozenset({"state_dict", "state_dict_ema"}): "checkpoint of timm",
     frozenset({"model", "model_ema"}): "checkpoint as of torchvision's references",
-    frozenset({"state_dict", "swa_state_dict"}): "checkpoint of timgaripov/swa",
     frozenset({"student", "teacher"}): "checkpoint of DINO",
 }
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -151,15 +153,6 @@ def _mmengine(content: Mapping[str, Any]) -> Sets:
     return {"last": ForeignWeights(state), "ema": ForeignWeights(weights, is_average=True)}
 
 
-def _timgaripov(content: Mapping[str, Any]) -> Sets:
-    """`train.py` of timgaripov/swa: `state_dict`, `swa_state_dict` (None without --swa) and its count `swa_n`."""
-    if not _is_state(content.get("swa_state_dict")) or "swa_n" not in content:
-        return {}
-    sets = _training_loop(content)
-    name = "swa" if "swa" in sets else "swa_state_dict"  # its key where another key holds an average named swa
-    return {**sets, name: replace(sets[name], count=_count(content, key="swa_n"))}
-
-
 def _composer(content: Mapping[str, Any]) -> Sets:
     """`State.state_dict` of Composer, which a checkpoint has under `state`."""
     state = content.get("state")
@@ -167,7 +160,10 @@ def _composer(content: Mapping[str, Any]) -> Sets:
 
 
 def _training_loop(content: Mapping[str, Any]) -> Sets:
-    """Weights under the keys that most programs use, beside an epoch, an optimizer, options."""
+    """Weights under the keys that most programs use, beside an epoch, an optimizer, options.
+
+    `train.py` of timgaripov/swa counts the weights of its `swa_state_dict` (None without --swa) in `swa_n`.
+    """
     raw = [key for key in RAW_KEYS if _is_state(content.get(key))]
     averages = [key for key in AVERAGE_KEYS if _is_state(content.get(key))]
     sets: Sets = {}
@@ -176,7 +172,10 @@ def _training_loop(content: Mapping[str, Any]) -> Sets:
         sets["swa" if item.is_average and not averages else "last" if len(raw) == 1 else key] = item
     names = [AVERAGE_KEYS[key] for key in averages]
     for key, name in zip(averages, names, strict=True):
-        sets[name if names.count(name) == 1 else key] = replace(_weights(content[key]), is_average=True)
+        item = replace(_weights(content[key]), is_average=True)
+        if key == "swa_state_dict" and "swa_n" in content:
+            item = replace(item, count=_count(content, key="swa_n"))
+        sets[name if names.count(name) == 1 else key] = item
     return sets
 
 
@@ -195,7 +194,6 @@ def _plain(content: Mapping[str, Any]) -> Sets:
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Sets]] = {
     "checkpoint of Lightning": _lightning,
     "checkpoint of MMEngine": _mmengine,
-    "checkpoint of timgaripov/swa": _timgaripov,
     "checkpoint of Composer": _composer,
     TRAINING_LOOP: _training_loop,
     "state dict": _plain,
@@ -209,13 +207,13 @@ def _is_state(value: Any) -> TypeGuard[State]:
 
 
 def _weights(state: Mapping[str, Any]) -> ForeignWeights:
-    """A state dict that may be one of torch's AveragedModel."""
+    """Return a state dict as a weight set: an average if `n_averaged` says that torch's AveragedModel made it."""
     weights = like(state, {key: value for key, value in state.items() if key != "n_averaged"})
     return ForeignWeights(weights, is_average="n_averaged" in state, count=_count(state))
 
 
 def _count(values: Mapping[str, Any], *, key: str = "n_averaged") -> int | None:
-    """The number of weights in an average, which programs keep as a number or as a tensor."""
+    """Return the number of weights in an average, which programs keep as a number or as a tensor."""
     value = values.get(key)
     try:
         return None if value is None else int(value)
@@ -224,7 +222,7 @@ def _count(values: Mapping[str, Any], *, key: str = "n_averaged") -> int | None:
 
 
 def _unread(content: Mapping[str, Any], found: Sets) -> tuple[Place, ...]:
-    """State dicts under unknown keys that may be a weight set: with at least half as many tensors."""
+    """Return the state dicts under unknown keys that may be weight sets: with more than half as many tensors."""
     known = {*RAW_KEYS, *AVERAGE_KEYS, "state", "callbacks", "current_model_state", "averaging_state"}
     fewest = max(len(item.state_dict) for item in found.values()) / 2
     places = safe_load.find_weights(content)
@@ -232,9 +230,9 @@ def _unread(content: Mapping[str, Any], found: Sets) -> tuple[Place, ...]:
 
 
 def _networks(found: Sets, owners: Mapping[str, str]) -> Sets:
-    """Weight sets under the network's names; several for a state dict that holds the network more than once.
+    """Return the weight sets under the network's names; several for a state dict that holds the network several times.
 
-    What stands behind a prefix is named by it where the prefix says average or raw.
+    A prefix that says average or raw names the weight set behind it.
     """
     sets: Sets = {}
     for name, item in found.items():
@@ -259,13 +257,13 @@ def _networks(found: Sets, owners: Mapping[str, str]) -> Sets:
 
 
 def _average_in(prefix: str) -> str | None:
-    """The average that a prefix names: ema | swa; None if it names none."""
+    """Return the average that a prefix names, ema or swa, or None."""
     matches = (AVERAGE.search(attribute) for attribute in prefix.split("."))
     return next((match[1] or "swa" for match in matches if match), None)
 
 
 def _split(state: State, owners: Mapping[str, str]) -> Sets:
-    """The networks in a state dict by prefix; if none is complete, what stands behind the prefix of most names."""
+    """Return the networks in a state dict by prefix; if none is complete, the part with most of the network's names."""
     plain = _renamed(state, without_compile)
     if not owners:
         return _by_attribute(plain)
@@ -289,13 +287,13 @@ def _split(state: State, owners: Mapping[str, str]) -> Sets:
 
 
 def _num_names(state: State, owners: Mapping[str, str]) -> Counter[str]:
-    """Prefix (nothing, `a.`, `a.b.`, ...) -> how many names of the network stand behind it, if any do."""
+    """Count the names of the network behind each prefix (nothing, `a.`, `a.b.`, ...) that has any."""
     starts = ((key, start) for key in state for start in (0, *(dot.end() for dot in re.finditer(r"\.", key))))
     return Counter(key[:start] for key, start in starts if key[start:] in owners)
 
 
 def _behind(state: State, prefix: str) -> ForeignWeights:
-    """The tensors behind a prefix, with the versions of their layers and the `n_averaged` of an AveragedModel."""
+    """Return the tensors behind a prefix, with their layers' versions and the `n_averaged` of an AveragedModel."""
     tensors = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     versions = {
         f"{key}."[len(prefix) :].removesuffix("."): value
@@ -308,7 +306,7 @@ def _behind(state: State, prefix: str) -> ForeignWeights:
 
 
 def _by_attribute(state: State) -> Sets:
-    """The parts of an unknown network by prefix: attributes whose names say average or raw, and the rest."""
+    """Split an unknown network by prefix: attributes whose names say average or raw, and the rest."""
     attributes = sorted({key.partition(".")[0] for key in state if "." in key})
     parts = {f"{name}.": _behind(state, f"{name}.") for name in attributes if AVERAGE.search(name) or RAW.search(name)}
     rest = {key: value for key, value in state.items() if f"{key.partition('.')[0]}." not in parts}
@@ -321,7 +319,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def _renamed(state: State, rename: Callable[[str], str]) -> State:
-    """The state dict under other names, metadata too; unchanged if two names would become one."""
+    """Rename the tensors and the metadata; change nothing if two names would become one."""
     renamed = {rename(key): value for key, value in state.items()}
     if len(renamed) < len(state):
         return dict(state)
@@ -329,13 +327,13 @@ def _renamed(state: State, rename: Callable[[str], str]) -> State:
 
 
 def _versions(state: State) -> list[tuple[str, Any]]:
-    """Layers and their versions, which torch keeps beside the tensors."""
+    """Return the layers and their versions, which torch keeps beside the tensors."""
     metadata = metadata_of(state)
     return [(key, value) for key, value in metadata.items() if type(key) is str] if isinstance(metadata, dict) else []
 
 
 def _with_shared(state: State, owners: Mapping[str, str]) -> State:
-    """The state dict with every name of a shared tensor, of which safetensors keeps one."""
+    """Add the other names of each shared tensor, of which safetensors keeps one."""
     by_owner = {owners[name]: value for name, value in state.items() if name in owners}
     named = {name: state.get(name, by_owner[owner]) for name, owner in owners.items() if owner in by_owner}
     return like(state, {**named, **state})
