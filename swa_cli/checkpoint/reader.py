@@ -28,7 +28,6 @@ from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.errors import UserError
 from swa_cli.recipe.kinds import KINDS, arguments
 
-BATCHNORM_KEYS = ("batchnorm", "batchnorm_method", "samples")  # beside the weights: how fresh their statistics are
 RESERVE_BESIDE_TENSORS = 1 << 16  # bytes of a checkpoint for names, places and checksums
 
 
@@ -161,7 +160,7 @@ def raw_batchnorm(model: nn.Module) -> str:
 
 
 def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -> dict[str, Any]:
-    """Return what a file of raw weights with recomputed statistics holds beside recipe, input and `BATCHNORM_KEYS`.
+    """Return what a file of raw weights holds beside recipe, input and `BatchNormUpdate.record`.
 
     `step` is None where the updates done are not known.
     """
@@ -174,13 +173,8 @@ def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage
     is_shipped = KINDS[entry["kind"]].share is None
     settings = {key: entry.get(key) for key in OWNERS} if is_shipped else entry.get("share_settings") or {}
     average = WeightAverage(model, **arguments(entry["kind"], settings))
-    average.load_state_dict(without_batchnorm(entry))
+    average.load_state_dict(entry)
     return average
-
-
-def without_batchnorm(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of an average's entry that is the state of its `WeightAverage`."""
-    return {key: value for key, value in entry.items() if key not in BATCHNORM_KEYS}
 
 
 def map_tensors(content: Any, work: Callable[[str, Tensor], Any], *, key: str = "") -> Any:

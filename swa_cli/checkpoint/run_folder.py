@@ -224,10 +224,9 @@ def make_next(root: Path, name: str) -> Path:
     Raises:
         UserError: No folder can be made there.
     """
-    if not is_utf8(str(root.absolute())):
-        message = f"output.root: {root} cannot hold run folders: its path has bytes that are not UTF-8"
-        raise UserError(message, hint="name another with -o DIR")
     try:
+        if not is_utf8(str(root.absolute())):
+            raise OSError("its path has bytes that are not UTF-8")
         root.mkdir(parents=True, exist_ok=True)
         if not os.access(root, os.W_OK):
             raise PermissionError("not writable")

@@ -231,9 +231,9 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
             f"{source}: its optimizer state does not fit the recipe ({error})", hint="take another copy of the file"
         ) from error
     for name, entry in content["averages"].items():
-        run.averages[name].load_state_dict(run.sharding.local_rows(reader.without_batchnorm(entry)))
+        run.averages[name].load_state_dict(run.sharding.local_rows(entry))
     if run.cumulative is not None:
-        run.cumulative.load_state_dict(run.sharding.local_rows(reader.without_batchnorm(running)))
+        run.cumulative.load_state_dict(run.sharding.local_rows(running))
     run.history, run.step, run.stopped = content["history"], step, content["stopped"]
     so_far = content["epoch_so_far"]
     world, parts = run.context.world, so_far.get("parts")
