@@ -251,7 +251,7 @@ def test_memory_format(settings_: dict) -> None:
     for name in ("last", "transposed"):
         strides = model.get_parameter(name).stride()
         assert state[name].stride() == strides
-        assert all(kept[name].stride() == strides for kept in [average._weights, *average._slots] if kept)
+        assert all(kept[name].stride() == strides for kept in average._slots)
     for name, value in state.items():
         oracle = expected([entry[name] for entry in history], **settings_)
         torch.testing.assert_close(value.double(), oracle, rtol=0, atol=1e-6)
@@ -265,7 +265,7 @@ def test_memory_is_foretold(settings_: dict, dtype: torch.dtype) -> None:
     average = WeightAverage(model, **settings_)
     for taken in range(6):
         spread = [] if average._spread is None else [average._spread._m2, *average._spread._columns]
-        held = [average._weights, average._buffers, *average._slots, *spread]
+        held = [average._buffers, *average._slots, *spread]
         storages = {id(value.untyped_storage()): value.untyped_storage() for part in held for value in part.values()}
         assert average.num_bytes(taken) == sum(storage.nbytes() for storage in storages.values())
         average.update(model)
