@@ -101,6 +101,7 @@ def _memory_key(value: Any) -> tuple[Any, ...]:
     return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
 
 
+@torch.no_grad()
 def read(model: nn.Module) -> Tensors:
     """Return the model's state by the names of the plain model, without copying; of a DTensor the local part.
 
@@ -128,7 +129,9 @@ def read(model: nn.Module) -> Tensors:
         is_derived |= is_weight and not isinstance(value, nn.Parameter)
         averaged = is_weight and (value.is_floating_point() or value.is_complex())
         owner = first_names.setdefault(id(value), name)
-        (tensors.weights if averaged else tensors.buffers)[owner] = _local(value).detach()
+        # Of a DTensor, its local part; naming the class would import much more.
+        local = value.to_local() if hasattr(value, "to_local") else value
+        (tensors.weights if averaged else tensors.buffers)[owner] = local.detach()
         tensors.owners[name] = owner
     if not is_derived:  # a tensor computed from parameters may stand for any of them
         _require_trained(plain, first_names)
@@ -143,12 +146,6 @@ def _require_trained(model: nn.Module, present: Mapping[int, str]) -> None:
                 f"{name}: is trained, but missing in the state_dict of the model",
                 hint="let state_dict() return every parameter that requires a gradient",
             )
-
-
-@torch.no_grad()
-def _local(value: Tensor) -> Tensor:
-    """Return the part of a DTensor in this process; every other tensor itself."""
-    return value.to_local() if hasattr(value, "to_local") else value  # naming its class would import much more
 
 
 def plain_model(model: nn.Module) -> nn.Module:
