@@ -92,7 +92,7 @@ class WeightAverage:
         for name, value in present.weights.items():
             if kind == "swag" and value.is_complex():
                 raise UserError(f"{name}: is complex, which swag does not support", hint="use kind mean")
-        self._devices = {name: value.device for name, value in present.all().items()}
+        self._devices = {name: value.device for name, value in (present.weights | present.buffers).items()}
         # The model's tensors on the meta device: shapes, strides and types without memory.
         self._layout = Tensors(on_meta(present.weights), on_meta(present.buffers), present.owners, present.metadata)
 
@@ -107,16 +107,10 @@ class WeightAverage:
         return len(self.steps)
 
     def update(self, model: nn.Module, *, step: int | None = None) -> None:
-        """Add the present parameters of `model` to the average and copy its buffers.
+        """Add the present parameters of `model`, matched by name, to the average and copy its buffers.
 
-        Args:
-            model: Its tensors are matched by name.
-            step: Optimizer updates done so far; default: one more than at the last update.
-
-        Raises:
-            NonFiniteWeightsError: A parameter holds NaN or infinity; the average is unchanged.
-            UserError: A tensor is missing, unexpected or of another shape, or `share` is out of range; the average is
-                unchanged.
+        `step` counts the optimizer updates done so far; by default it is one more than at the last update. After an
+        error the average is unchanged, see `update_all`.
         """
         update_all([self], model, step=step)
 
@@ -163,8 +157,7 @@ class WeightAverage:
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """Return all it takes to continue: primitives and tensors; stacks of `lawa` run from old to new.
 
-        Args:
-            copy: Copy the tensors. Otherwise they are the average's own, which its next update changes.
+        Without `copy` the tensors are the average's own, which its next update changes.
         """
         weights = self._slots[0] if self._slots else {}
         if self.window is not None:

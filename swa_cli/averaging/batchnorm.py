@@ -170,11 +170,7 @@ def _measure(
 
 
 def _remove_unlike(layers: dict[_BatchNorm, str], batches: Batches, first: Any, before: ModelState) -> list[str]:
-    """Remove the layers that keep something else than the moments of their input, as one batch shows.
-
-    Returns:
-        The names of their buffers.
-    """
+    """Remove the layers that keep something else than the moments of their input; return the names of their buffers."""
     found: list[str] = []
     nothing = OtherStatistics({}, before)
     while any(type(layer).forward not in bn_methods.KNOWN for layer in layers):

@@ -27,7 +27,7 @@ Place = tuple[nn.Module, str]  # where a buffer is: the module and its key there
 
 
 def gather_single_process(value: Any) -> list[Any]:
-    """Return the values of all processes where there is only one."""
+    """Gather where there is only one process."""
     return [value]
 
 

@@ -47,11 +47,7 @@ Measured = tuple[dict[_BatchNorm, Moments], int]  # the moments of each layer, a
 
 
 class UnlikeBatchNormError(Exception):
-    """A subclass of BatchNorm keeps something else than the moments of its input.
-
-    Attributes:
-        layer: The layer.
-    """
+    """`layer`, of a subclass of BatchNorm, keeps something else than the moments of its input."""
 
     def __init__(self, layer: _BatchNorm) -> None:
         super().__init__(type(layer).__name__)
@@ -70,7 +66,7 @@ def measure_pooled(
         batches: Of a model in eval mode; the layers are in training mode during the pass.
         gather: See `update_batchnorm`.
         stream: The batches of the pass.
-        others: Other layers, measured in the same pass.
+        others: Layers of other kinds, measured in the same pass.
 
     Raises:
         UnlikeBatchNormError: On its first batch, a layer of another class than torch's kept something else.
@@ -180,7 +176,7 @@ class _LayerMoments:
             self.merge()
 
     def after(self, layer: _BatchNorm, n: int) -> None:
-        """Note that a layer was executed on n values per channel."""
+        """Record that a layer was executed on n values per channel."""
         self._executed[layer] = n
 
     def merge(self) -> None:
