@@ -57,7 +57,7 @@ class WeightAverage:
         rank: For `swag`, the number of deviations from the mean to keep, at least 2.
         diagonal: For `swag` instead of `rank`: keep variances alone.
         share: For a name of your own: share(n), the weight in [0, 1] of the n-th weight set (from 1) in the average of
-            n. The first one always has all the weight. `state_dict` does not keep it.
+            n. The first one always has all the weight. It is not part of `state_dict`.
 
     Attributes:
         steps: Optimizer updates that had been done when each of the weight sets held was taken.

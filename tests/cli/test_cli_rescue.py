@@ -19,7 +19,6 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import load
 from swa_cli.engine import validate as scoring
 
 NETS = """
@@ -124,9 +123,13 @@ def no_write_of(monkeypatch: pytest.MonkeyPatch, name: str) -> Callable[[], None
     return lambda: monkeypatch.setattr(tempfile, "mkstemp", refuse)
 
 
+def read(path: Path | str) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
 def require_mean_of_snapshots(path: str) -> dict[str, Any]:
-    content = load(path)
-    states = [load(RUN / f"snapshots/step-{step:08d}.pt")["state_dict"] for step in content["average"]["steps"]]
+    content = read(path)
+    states = [read(RUN / f"snapshots/step-{step:08d}.pt")["state_dict"] for step in content["average"]["steps"]]
     assert len(states) > 1
     for key in states[0]:
         if not key.startswith("norm.running") and not key.endswith("num_batches_tracked"):
@@ -157,7 +160,7 @@ def test_an_end_that_ones_own_code_fails_at(swa, ending, part: str) -> None:
     assert swa(*resume, "-q").code == 0
     shipped = require_mean_of_snapshots(str(RUN / "checkpoints/swa.pt"))
     assert swa(*take, "-q").code == 0  # on a finished run, too
-    taken = load("swa.pt")
+    taken = read("swa.pt")
     for key, value in shipped["state_dict"].items():
         assert torch.equal(taken["state_dict"][key], value)
     assert (taken["average"], taken["samples"]) == (shipped["average"], shipped["samples"])
@@ -190,7 +193,7 @@ def test_validation_that_fails_loses_no_step(swa, ending, monkeypatch: pytest.Mo
     monkeypatch.setattr(scoring, "validate", fail_at_the_end)
     ended = swa("train", "r.yaml", "-q", "dataset.val=16")
     assert ended.code == 1
-    steps = load(RUN / "checkpoints/last.pt")["averages"]["swa"]["steps"]
+    steps = read(RUN / "checkpoints/last.pt")["averages"]["swa"]["steps"]
     assert len(steps) == 3
     resume, take = lines_of(ended.err)
     assert swa(*take).code == 0
@@ -211,15 +214,15 @@ def test_a_stopped_run_gives_its_average(swa, ending) -> None:
         == 0
     )
     assert swa("average", RUN, "--weights", "ema", "-o", "ema.pt", "--no-bn", "--allow-code").code == 0
-    entry = load(RUN / "checkpoints/last.pt")["averages"]["ema"]
-    taken = load("ema.pt")
+    entry = read(RUN / "checkpoints/last.pt")["averages"]["ema"]
+    taken = read("ema.pt")
     assert (taken["batchnorm"], taken["average"]["steps"]) == ("stale", entry["steps"])
     for key, value in entry["state"].items():
         assert torch.equal(taken["state_dict"][key], value)
     words = [RUN / "checkpoints/last.pt", "--weights", "ema", "--allow-code"]
     assert swa("bn-update", *words, "-o", "updated.pt").code == 0
     assert swa("average", *words, "-o", "again.pt").code == 0
-    updated, again = load("updated.pt"), load("again.pt")
+    updated, again = read("updated.pt"), read("again.pt")
     assert updated["batchnorm"] == again["batchnorm"] == "recomputed"
     assert all(torch.equal(again["state_dict"][key], value) for key, value in updated["state_dict"].items())
     assert swa("eval", "updated.pt", "--allow-code").code == 0
