@@ -30,6 +30,7 @@ from swa_cli.averaging.bn_layers import (
     in_mode,
     is_frozen,
     may_have_statistics,
+    names_of_statistics,
     no_samples,
     norm_layers,
 )
@@ -161,9 +162,8 @@ def _measure(
         if found.n < 2:
             raise UserError(f"{names[layer]}: one value per channel has no variance", hint="pass more samples")
         _require_finite(found.mean + found.m2, name=names[layer])
-        prefix = f"{names[layer]}." if names[layer] else ""
-        statistics[f"{prefix}running_mean"] = found.mean
-        statistics[f"{prefix}running_var"] = found.m2 / (found.n - 1)
+        running_mean, running_var = names_of_statistics(names[layer])
+        statistics |= {running_mean: found.mean, running_var: found.m2 / (found.n - 1)}
     num_layers = len({name.rpartition(".")[0] for name in statistics})
     num_samples = sum(gather(total)) if num_layers else 0
     return BatchNormUpdate(num_layers, num_samples, method, unmeasured, others.moved), statistics
@@ -178,8 +178,7 @@ def _remove_unlike(layers: dict[_BatchNorm, str], batches: Batches, first: Any, 
             bn_methods.measure_pooled(layers, batches, gather_single_process, stream=[first], others=nothing)
             break
         except bn_methods.UnlikeBatchNormError as error:
-            name = layers.pop(error.layer)
-            found += [f"{name}.running_mean", f"{name}.running_var"]
+            found += names_of_statistics(layers.pop(error.layer))
             before.restore()  # the layer normalises by its own statistics in the passes
     return found
 

@@ -125,11 +125,10 @@ def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
     return layer.running_mean, layer.running_var
 
 
-def write_statistics(layer: _BatchNorm, moments: Moments, *, variance: Tensor) -> None:
-    """Write the measured mean and a variance (C,) made from M2, unbiased or biased, into a layer."""
-    running_mean, running_var = statistics_of(layer)
-    running_mean.copy_(moments.mean)
-    running_var.copy_(variance)
+def names_of_statistics(layer: str) -> tuple[str, str]:
+    """Return the names of the running mean and variance of the layer of this name, empty for the model itself."""
+    prefix = f"{layer}." if layer else ""
+    return f"{prefix}running_mean", f"{prefix}running_var"
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -34,7 +34,6 @@ from swa_cli.averaging.bn_layers import (
     replaced_forward,
     statistics_of,
     to_float64,
-    write_statistics,
 )
 from swa_cli.averaging.bn_other_layers import OtherStatistics
 from swa_cli.errors import UserError
@@ -152,7 +151,9 @@ def measure_exact(
         source = chain([first], stream) if layer is order[0] else batches
         moments, total = _measure_input(layer, batches, source, gather)
         # Biased while the layers after it are measured: a batch is normalised by its own biased variance.
-        write_statistics(layer, moments, variance=moments.m2 / moments.n)
+        running_mean, running_var = statistics_of(layer)
+        running_mean.copy_(moments.mean)
+        running_var.copy_(moments.m2 / moments.n)
         found[layer] = moments
     return found, total
 
