@@ -63,7 +63,7 @@ class Kind:
 
     defaults: Mapping[str, Any]  # its own settings; None: required, or left out
     misfits: Callable[[Settings], Iterable[Misfit]]
-    dtype: torch.dtype  # of the accumulators, on devices that have it
+    dtype: torch.dtype | None  # of the accumulators, on devices that have it; None: that of the weights
     share: Callable[[Settings, int], float]  # of the n-th weight set in the average of n
 
     def settings(self, name: str, given: Mapping[str, Any]) -> Settings:
@@ -162,8 +162,8 @@ KINDS: Mapping[str, Kind] = {
     # In float32 the rounding of 300 updates of a mean already passes 1e-6.
     "mean": Kind({}, _no_misfits, torch.float64, lambda settings, n: 1 / n),
     "ema": Kind({"decay": None, "warmup": False, "bias_correction": True}, _ema_misfits, torch.float32, _share_of_ema),
-    # Each weight set has a slot to itself; the mean is taken when it is asked for.
-    "lawa": Kind({"window": None}, _window_misfits, torch.float32, lambda settings, n: 1.0),
+    # Each weight set has its own slot; `averaged_state` takes the mean.
+    "lawa": Kind({"window": None}, _window_misfits, None, lambda settings, n: 1.0),
     "swag": Kind({"rank": None, "diagonal": False}, _swag_misfits, torch.float64, lambda settings, n: 1 / n),
 }
 OWNERS = {key: name for name, kind in KINDS.items() for key in kind.defaults}
@@ -172,8 +172,10 @@ assert set(Settings.__dataclass_fields__) == {"kind", "share_settings", *OWNERS}
 )
 
 
-def accumulator_dtype(dtype: torch.dtype, *, wide: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the type that accumulates weights of type `dtype`: `wide` where the device has it, or a better own one."""
+def accumulator_dtype(dtype: torch.dtype, *, wide: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return the type that accumulates weights of type `dtype`: `wide` where the device has it, or a wider own one."""
+    if wide is None:
+        return dtype
     return torch.promote_types(dtype, wide if float64_device(device) == device else torch.float32)
 
 

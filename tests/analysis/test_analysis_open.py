@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from conftest import SMALL, Swa
+from conftest import SMALL, Swa, run_swa
 from swa_cli.recipe.schema import Recipe
 
 RUN = "runs/small-001"
@@ -19,12 +19,10 @@ LAST, SHIPPED = f"{RUN}/checkpoints/last.pt", f"{RUN}/checkpoints/swa.pt"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working folder of a finished run with snapshots, an average and a second average."""
-    from swa_cli import cli
-
     folder = tmp_path_factory.mktemp("trained")
     recipe = SMALL.replace("epochs: 4", "epochs: 2") + "snapshots: {every: 0.5ep}\naverages: {ema: {kind: ema}}\n"
     (folder / "small.yaml").write_text(recipe)
-    assert cli.run(["train", str(folder / "small.yaml"), "-q", "--out", str(folder / "runs")]) == 0
+    run_swa("train", folder / "small.yaml", "-q", "--out", folder / "runs")
     return folder
 
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swa_cli import cli
+from conftest import run_swa
 from swa_cli.checkpoint import reader
 from swa_cli.errors import UserError
 
@@ -40,10 +40,7 @@ class Good:
 def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
     folder = tmp_path_factory.mktemp("good")
     (folder / "small.yaml").write_text(RECIPE)
-    threads = torch.get_num_threads()
-    code = cli.run(["train", str(folder / "small.yaml"), "-q", "--out", str(folder)])
-    torch.set_num_threads(threads)
-    assert code == 0
+    run_swa("train", folder / "small.yaml", "-q", "--out", folder)
     return Good({name: (folder / "latest/checkpoints" / name).read_bytes() for name in NAMES})
 
 

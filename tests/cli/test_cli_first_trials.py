@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-RESNET = "model={name: 'torchvision:resnet18'}"
-
 
 @pytest.mark.parametrize(
     ("words", "key", "cure"),
