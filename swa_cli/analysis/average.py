@@ -34,7 +34,6 @@ from swa_cli.engine.evaluate import RAW
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores
-from swa_cli.recipe import load
 from swa_cli.recipe.plan import Window, phase_of
 from swa_cli.report.plots import schedule
 from swa_cli.report.tables.scores import search_summary
@@ -225,11 +224,7 @@ def average_checkpoints(
 
 
 def _chosen_mean(choice: Choice, trials: Trials, *, refresh: bool) -> Refreshed:
-    """Return the mean of a choice.
-
-    Raises:
-        UserError: The choice does not fit the sources.
-    """
+    """Return the mean of a choice, which has to fit the sources."""
     gathered, members = trials.sources, trials.sources.sets
     if choice.greedy:
         sources.require_held_out(gathered)
@@ -265,7 +260,6 @@ def _require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> No
 
 
 def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
-    """Return the content of the file of a mean."""
     mean, update = refreshed.mean, refreshed.update
     first = mean.shares[0][0].found
     own = first.recipe if has_own_recipe else None
@@ -286,7 +280,6 @@ def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -
 
 
 def _draw(picture: Path, trials: Trials) -> None:
-    """Write the picture of a search."""
     newest, recipe = trials.sources.sets[-1].found.content, trials.sources.context.recipe
     write_atomic(
         picture,
@@ -312,14 +305,7 @@ def extract_average(
 ) -> dict[str, Any]:
     """Write an average that a resume point holds to `out`, atomically; its BatchNorm stays stale where that fails.
 
-    Args:
-        path: A run folder, or its resume point.
-        overrides: Changes of keys that the weights do not depend on.
-        name: The name of the average.
-        out: A .pt file other than the resume point.
-        terminal: Shows progress and results.
-        refresh: Recompute BatchNorm; without it no data are read, and the result says `stale`.
-        allow_code: Import the code that the recipe names.
+    `path` is a run folder or its resume point. Without `refresh` no data are read, and the result says `stale`.
 
     Raises:
         UserError: No resume point, no such average in it, or a place that cannot be written to.
@@ -351,12 +337,7 @@ def shipped(
 ) -> dict[str, Any]:
     """Return the content of the file of an average that a resume point holds.
 
-    Args:
-        point: The resume point.
-        name: The name of the average.
-        item: The average in the resume point.
-        state_dict: Its weights, with the statistics that they ship with.
-        fresh: How fresh these statistics are.
+    `state_dict` has the statistics that the average ships with, and `fresh` says how fresh they are.
     """
     entry = point.content["averages"][name]
     average = {"name": name, **{key: entry[key] for key in ("kind", "count")}, "steps": list(entry["steps"])}
@@ -368,11 +349,7 @@ def shipped(
 
 
 def _require_held(point: Checkpoint, name: str) -> None:
-    """Require the average in a resume point.
-
-    Raises:
-        UserError: It is not there; the hint says how to get raw weights and the mean of SWAP workers.
-    """
+    """Require the average in a resume point; the hint says how to get raw weights and the mean of SWAP workers."""
     if point.kind != "resume":
         raise UserError(
             f"{point.path}: is not a resume point, and --weights NAME takes an average out of one",
@@ -381,10 +358,7 @@ def _require_held(point: Checkpoint, name: str) -> None:
     held = [other for other, entry in point.content["averages"].items() if entry["count"]]
     if name in held:
         return
-    if (
-        name == swap.NAME
-        and phase_of(load.from_values(point.content["recipe"], source=str(point.path)).recipe).has_workers
-    ):
+    if name == swap.NAME and phase_of(open.recipe_of(point)).has_workers:
         workers = RunFolder(point.path.parent.parent).workers / "*/checkpoints/last.pt"
         raise UserError(
             f"{point.path}: {name} is the mean of the workers, each of which has a resume point of its own",
@@ -439,7 +413,6 @@ def _answer(out: Path, content: Mapping[str, Any], *, started: float) -> dict[st
 
 
 def _tell(terminal: Terminal, out: Path, content: Mapping[str, Any], *, what: str) -> None:
-    """Say what was written, and the next command."""
     average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {out}`"
     if batchnorm == "stale":
         next_command = f"refresh it with `swa bn-update {out}`, then {next_command}"

@@ -76,28 +76,23 @@ def update_checkpoint(
         "command": "bn-update",
         "checkpoint": str(target),
         "run": open.run_of(path),
-        "weights": {name: _answer(update) for name, update in updates.items()},
+        "weights": {
+            name: {
+                "batchnorm": update.freshness,
+                "layers": update.num_layers,
+                "samples": update.num_samples,
+                "method": update.record["batchnorm_method"],
+            }
+            for name, update in updates.items()
+        },
         "seconds": round(time.monotonic() - started, 3),
         "device": str(context.hardware.device),
         "precision": context.hardware.precision,
     }
 
 
-def _answer(update: BatchNormUpdate) -> dict[str, Any]:
-    return {
-        "batchnorm": update.freshness,
-        "layers": update.num_layers,
-        "samples": update.num_samples,
-        "method": update.record["batchnorm_method"],
-    }
-
-
 def _require_place(found: Checkpoint, sets: dict[str, WeightSet], *, target: Path, out: Path | None) -> None:
-    """Refuse a place that cannot take these weight sets.
-
-    Raises:
-        UserError: A .safetensors file, raw weights in the resume point itself, or a foreign file in place.
-    """
+    """Refuse a .safetensors file, raw weights in the resume point itself, and a foreign file in place."""
     if target.suffix == ".safetensors":
         raise UserError(f"{target}: swa writes checkpoints as .pt files", hint="name a .pt file with -o FILE")
     is_raw = found.kind == "resume" and RAW in sets

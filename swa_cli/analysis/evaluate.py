@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from swa_cli.analysis import ensemble, open, passes
+from swa_cli.analysis import open, passes
+from swa_cli.analysis.passes import Ensemble
 from swa_cli.averaging.bn_layers import is_refreshable
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import loading, reader
@@ -102,7 +103,7 @@ def evaluate_checkpoint(
     judged, curve = _judged(sets, reference, model), list[dict[str, Any]]()
     if snapshots is not None:
         judged["ensemble"] = None
-        scored["ensemble"], curve = ensemble.score(snapshots, context.plain_batches(on), context=context)
+        scored["ensemble"], curve = passes.score_ensemble(snapshots, context.plain_batches(on), context=context)
     table = comparison.table(scored, reference=reference, judged=judged)
     rows = {name: {**row, **details[name]} for name, row in table.items()}
     num_samples, tta = len(next(iter(scored.values()))), context.recipe.eval.tta
@@ -128,14 +129,8 @@ def evaluate_checkpoint(
 def _with_reference(every: dict[str, WeightSet], model: nn.Module, *, wanted: str, num_others: int) -> set[str]:
     """Add the raw weights with recomputed statistics, if averages are to be judged against them.
 
-    Args:
-        every: The weight sets; each that is added goes behind the raw one that it is made of.
-        model: The network.
-        wanted: The weights that were asked for: a name, or `all`.
-        num_others: The number of other things to judge, such as an ensemble.
-
-    Returns:
-        The names that were added, whose statistics are still to be recomputed.
+    Each goes behind the raw one that it is made of. `wanted` is a name, or `all`; `num_others` counts the other things
+    to judge, such as an ensemble. Return the names that were added, whose statistics are still to be recomputed.
     """
     if not is_refreshable(model):
         return set()
@@ -173,11 +168,10 @@ def _judged(sets: Mapping[str, WeightSet], reference: str | None, model: nn.Modu
 def _details(
     sets: Mapping[str, WeightSet],
     drawn: set[str],
-    snapshots: ensemble.Ensemble | None,
+    snapshots: Ensemble | None,
     model: nn.Module,
     num_draws: int | None,
 ) -> dict[str, dict[str, Any]]:
-    """Return what each row says beside its scores."""
     details: dict[str, dict[str, Any]] = {}
     for name, item in sets.items():
         details[name] = {"count": item.count, "batchnorm": item.batchnorm}
@@ -192,11 +186,7 @@ def _details(
 
 
 def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], path: Path) -> set[str]:
-    """Return the chosen `sets` that are swag averages.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Return the chosen `sets` that are swag averages; there has to be one."""
     drawn = {name for name, item in sets.items() if item.posterior is not None}
     if not drawn:
         kinds = ", ".join(f"{name} is {item.kind}" for name, item in sets.items())
@@ -206,13 +196,13 @@ def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], pat
     return drawn
 
 
-def _ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Terminal) -> ensemble.Ensemble:
+def _ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Terminal) -> Ensemble:
     if folder is None:
         raise UserError(
             f"{found.path}: is a file, and an ensemble needs the snapshots of a run",
             hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
         )
-    return ensemble.of_run(folder, found, terminal)
+    return passes.read_ensemble(folder, found, terminal)
 
 
 def _score(model: nn.Module, name: str, context: Context, split: str) -> SampleScores:
@@ -223,7 +213,7 @@ def _score_draws(
     item: WeightSet, model: nn.Module, name: str, context: Context, split: str, num_draws: int
 ) -> SampleScores:
     assert item.posterior is not None, "only swag averages are drawn from"
-    scores = ensemble.score_swag(item.posterior, model, num_draws=num_draws, name=name, context=context, split=split)
+    scores = passes.score_swag(item.posterior, model, num_draws=num_draws, name=name, context=context, split=split)
     statistics = "no BatchNorm"
     if is_refreshable(model):
         samples = context.recipe.average_scoring.batchnorm.samples

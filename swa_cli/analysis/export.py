@@ -63,29 +63,15 @@ class Format:
     has_metadata: bool = True
     packages: tuple[str, ...] = ()  # in addition to those that swa needs
 
-    def require_packages(self, name: str) -> None:
-        """Refuse a format whose packages are not installed.
-
-        Raises:
-            UserError: One is missing.
-        """
-        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
-        if missing:
-            raise UserError(f"--format {name} needs {', '.join(missing)}", hint=f"pip install 'swa-cli[{name}]'")
-
 
 @dataclass(frozen=True)
 class Request:
-    """What to export, and to what.
-
-    `name` is the name of the format, `version` that of swa, for the metadata; without `weights`, the checkpoint has to
-    hold a single weight set.
-    """
+    """What to export, and to what; without `weights`, the checkpoint has to hold a single weight set."""
 
     path: Path
     target: Path
-    name: str
-    version: str
+    name: str  # of the format
+    version: str  # of swa, for the metadata
     weights: str | None = None
     with_normalization: bool = False
     allow_stale_bn: bool = False
@@ -102,7 +88,11 @@ class Request:
             UserError: The format cannot hold it, or the file is not one to write to.
         """
         target, suffixes = self.target, self.format.suffixes
-        self.format.require_packages(self.name)
+        missing = [package for package in self.format.packages if importlib.util.find_spec(package) is None]
+        if missing:
+            raise UserError(
+                f"--format {self.name} needs {', '.join(missing)}", hint=f"pip install 'swa-cli[{self.name}]'"
+            )
         if self.with_normalization and not self.format.has_graph:
             graphs = " or ".join(name for name, item in FORMATS.items() if item.has_graph)
             raise UserError(
@@ -177,11 +167,7 @@ def export_checkpoint(
 
 
 def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request) -> tuple[str, WeightSet]:
-    """Return the weight set to export.
-
-    Raises:
-        UserError: There is more than one to choose from, none of that name, or it is stale.
-    """
+    """Return the weight set to export; the only one, if none was named, and not a stale one."""
     sets = open.chosen(sets, request.weights or "all", request.path)
     if len(sets) > 1:
         raise UserError(
@@ -198,11 +184,7 @@ def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request) -> 
 def _checked_bytes(
     request: Request, model: nn.Module, input_: Mapping[str, Any], metadata: dict[str, str], *, source: str, bar: Bar
 ) -> tuple[bytes, float]:
-    """Return the content of the file, and the largest difference of its outputs to those of the network.
-
-    Raises:
-        UserError: It cannot be made, or its outputs differ.
-    """
+    """Return the content of the file, and the largest difference of its outputs to those of the network."""
     mean, std = input_["mean"], input_["std"]
     network = (Normalized(model, mean=mean, std=std) if request.with_normalization else model).eval()
     try:
@@ -225,11 +207,7 @@ def _checked_bytes(
 
 
 def _difference(network: nn.Module, outputs: Outputs, batches: Sequence[Tensor], bar: Bar) -> float:
-    """Return the largest absolute difference between the outputs of two networks.
-
-    Raises:
-        UserError: It is not within the tolerance.
-    """
+    """Return the largest absolute difference between the outputs of two networks; refuse one beyond the tolerance."""
     largest, scale = 0.0, 1.0
     for batch in batches:
         expected, found = network(batch), outputs(batch)
@@ -273,7 +251,6 @@ def _metadata(
 
 
 def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | None:
-    """Return the description of an average from its checkpoint; None for raw weights."""
     if item.kind == "raw":
         return None
     if found.kind == "weights":

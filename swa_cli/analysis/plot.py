@@ -87,7 +87,7 @@ def plot(
         raise UserError(f"{target}: pictures are PNG or SVG", hint="name a .png or .svg file with -o FILE")
     open.require_writable(target)
     if is_run:
-        run = _open(path, overrides, request=request, terminal=terminal, allow_code=allow_code)
+        run = OpenRun(path, overrides, terminal=terminal, samples=request.samples, allow_code=allow_code)
         picture = KINDS[kind](run, request)
     else:
         picture = of_recipe(load.load(path, overrides), terminal)
@@ -105,7 +105,7 @@ def plot(
 
 def draw_all(folder: Path, *, terminal: Terminal) -> list[Path]:
     """Draw every picture of a run that can be drawn, with default options; say what was left out, and why."""
-    run = _open(folder, (), request=Request(), terminal=terminal, allow_code=True)  # the run has executed this code
+    run = OpenRun(folder, terminal=terminal, samples=Request().samples, allow_code=True)  # the run executed this code
     drawn, left_out = [], []
     for kind, make in KINDS.items():
         if kind == "curves":
@@ -223,12 +223,8 @@ def _window(run: OpenRun, request: Request) -> Picture:
 def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
     """Score the means of the last snapshots of a run, from different starts up to the last snapshot.
 
-    Args:
-        run: The run.
-        size: At most this many starts, evenly spaced, the first and the last snapshot among them.
-
-    Returns:
-        Per start: `start`, `end`, scores on validation images, differences to the best, `chosen`.
+    There are at most `size` starts, evenly spaced, the first and the last snapshot among them. Per start, return
+    `start`, `end`, scores on validation images, differences to the best, `chosen`.
 
     Raises:
         UserError: The run has fewer than two snapshots, or no validation split.
@@ -245,20 +241,14 @@ def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
         raise UserError(
             f"{run.folder.path}: has no validation split to score starts on", hint="train with dataset.val=10%"
         )
-    gathered = sources.of_run(paths, context, model, recipes=run.recipes)
+    gathered = sources.of_run(paths, context, model)
     series, trials = sources.snapshot_series(gathered, option="window"), Trials(gathered)
-    for first in _evenly(series.n, size):
-        trials.note_window(series, first, series.n - 1)
+    last, most = series.n - 1, min(series.n, size)
+    for first in (round(index * last / (most - 1)) for index in range(most)):
+        trials.note_window(series, first, last)
     key = trials.metrics.loss_key
     trials.compare_to(min(range(len(trials.rows)), key=lambda index: trials.rows[index][key]))
     return trials.rows
-
-
-def _evenly(number: int, most: int) -> list[int]:
-    """Return at most `most` of the indices 0 to number - 1, evenly spaced, with both ends."""
-    if number <= most:
-        return list(range(number))
-    return [round(index * (number - 1) / (most - 1)) for index in range(most)]
 
 
 def _reference(run: OpenRun) -> tuple[str, Mapping[str, Any]] | None:
@@ -279,10 +269,6 @@ KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {
     "confusion": _confusion,
     "window": _window,
 }
-
-
-def _open(path: Path, overrides: Sequence[str], *, request: Request, terminal: Terminal, allow_code: bool) -> OpenRun:
-    return OpenRun(path, overrides, terminal=terminal, samples=request.samples, allow_code=allow_code)
 
 
 def _write(target: Path, picture: Picture) -> None:

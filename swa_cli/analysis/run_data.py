@@ -44,14 +44,9 @@ class Anchor:
 
 
 class OpenRun:
-    """A run folder, opened.
+    """A run folder, opened; `overrides` change keys that the weights do not depend on.
 
-    Args:
-        path: The folder.
-        overrides: Changes of keys that the weights do not depend on.
-        terminal: Shows progress and notes.
-        samples: Training samples of a BatchNorm pass; None for the recipe's.
-        allow_code: Import the code that the recipe names.
+    `samples` are the training samples of a BatchNorm pass, None for those of the recipe.
 
     Raises:
         UserError: It is not a run folder, or cannot be read.
@@ -74,9 +69,6 @@ class OpenRun:
         self._loaded = load.from_values(
             self.point.content["recipe"], overrides, source=str(self.point.path), allowed=open.CHANGEABLE_KEYS
         )
-        self.recipes = open.Recipes()  # of its files
-        if not overrides:
-            self.recipes.keep(self.point.content["recipe"], self._loaded.recipe)
         self._samples = samples
         self._allow_code = allow_code
 

@@ -19,7 +19,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from swa_cli.analysis import open
-from swa_cli.analysis.open import Recipes
 from swa_cli.averaging import model_state, soup
 from swa_cli.averaging.model_state import require_same_shapes, shapes
 from swa_cli.checkpoint import loading, reader
@@ -123,19 +122,16 @@ def gather(
     # A file without a recipe needs --recipe wherever it stands; one with a recipe knows the normalization.
     first = next((item for item in found if (item.recipe is None) == (recipe is None)), found[0])
     context, model = open.open_checkpoint(first, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
-    recipes = Recipes()
-    if recipe is None and not overrides:
-        recipes.keep(first.content["recipe"], context.recipe)
-    return _checked(found, context, model, recipes)
+    return _checked(found, context, model)
 
 
-def of_run(files: Sequence[Path], context: Context, model: nn.Module, *, recipes: Recipes) -> Sources:
+def of_run(files: Sequence[Path], context: Context, model: nn.Module) -> Sources:
     """Read the weight sets in files of a run that is open already.
 
     Raises:
         UserError: A file that cannot be read, or does not fit.
     """
-    return _checked(_read(files, context.events), context, model, recipes)
+    return _checked(_read(files, context.events), context, model)
 
 
 def _read(files: Sequence[Path], events: Events) -> list[Checkpoint]:
@@ -147,11 +143,11 @@ def _read(files: Sequence[Path], events: Events) -> list[Checkpoint]:
     return found
 
 
-def _checked(found: Sequence[Checkpoint], context: Context, model: nn.Module, recipes: Recipes) -> Sources:
+def _checked(found: Sequence[Checkpoint], context: Context, model: nn.Module) -> Sources:
     with context.events.progress("checking", len(found)) as bar:
         sets = []
         for item in found:
-            sets.append(_source(item, model, recipes))
+            sets.append(_source(item, model))
             _require_same_meaning(sets[-1], context)
             bar.advance()
     return Sources(context, model, sets, averaged_names(model))
@@ -197,7 +193,7 @@ def _snapshots(path: Path) -> Iterator[Path]:
     yield from found
 
 
-def _source(found: Checkpoint, model: nn.Module, recipes: Recipes) -> Source:
+def _source(found: Checkpoint, model: nn.Module) -> Source:
     """Take the raw weights of a file, or else the one average that it holds; they load into the model as they are."""
     sets = open.chosen(reader.weight_sets(found, model), "all", found.path)
     name = RAW if RAW in sets else next(iter(sets))
@@ -206,7 +202,7 @@ def _source(found: Checkpoint, model: nn.Module, recipes: Recipes) -> Source:
     step = found.content["step"] if found.kind in ("snapshot", "resume") else None
     if found.kind == "weights":
         step = max(found.content["average"]["steps"], default=None)
-    recipe = None if found.kind == "foreign" else recipes.of(found)
+    recipe = None if found.kind == "foreign" else open.recipe_of(found)
     return Source(found, recipe, name, state, item.batchnorm, step)
 
 
