@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -149,7 +148,7 @@ def search(trials: Trials, series: SnapshotSeries) -> Refreshed:
             made[first, last] = loss, refreshed
         return loss
 
-    chosen = soup.search(series.n, try_out, budget=MAX_PASSES)
+    chosen = soup.search(len(series.sets), try_out, budget=MAX_PASSES)
     bounds = series.bounds(*chosen)
     trials.compare_to(next(i for i, row in enumerate(trials.rows) if (row["start"], row["end"]) == bounds))
     return made[chosen][1]
@@ -178,16 +177,9 @@ def average_checkpoints(
 ) -> dict[str, Any]:
     """Average weight sets and write the result to `out`, atomically; a search also draws what it tried.
 
-    Args:
-        paths: Run folders, which stand for their snapshots, and files.
-        overrides: Changes of keys that the weights do not depend on.
-        out: A .pt file that is none of the sources.
-        choice: What is averaged.
-        terminal: Shows progress and results.
-        refresh: Recompute BatchNorm; without it the result says `stale`.
-        plot: The picture of a search; by default beside `out`.
-        recipe: The recipe of sources that swa did not write.
-        allow_code: Import the code that the recipe in a source names.
+    `paths` are run folders, which stand for their snapshots, and files; `overrides` change keys that the weights do
+    not depend on. Without `refresh` the result says `stale`. `plot` is the picture of a search, by default beside
+    `out`; `recipe` is that of sources that swa did not write.
 
     Raises:
         UserError: Sources that do not fit each other or the choice, or a place that cannot be written to.
@@ -197,8 +189,7 @@ def average_checkpoints(
     _require_writable(out, files, suffix=".pt")
     if picture is not None:
         _require_writable(picture, files, suffix=".png")
-    folder = RunFolder.around(out)
-    with folder.claimed() if folder is not None else nullcontext():
+    with open.claimed(out):
         started = time.monotonic()
         gathered = sources.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
         trials = Trials(gathered)
@@ -314,8 +305,7 @@ def extract_average(
     point = open.resume_point(RunFolder(path)) if path.is_dir() else reader.read(path)
     _require_writable(out, [point.path], suffix=".pt")
     _require_held(point, name)
-    folder = RunFolder.around(out)
-    with folder.claimed() if folder is not None else nullcontext():
+    with open.claimed(out):
         context = model = None
         if refresh:
             context, model = _opened(point, overrides, name, terminal=terminal, allow_code=allow_code)

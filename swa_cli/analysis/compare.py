@@ -96,7 +96,11 @@ def compare(paths: Sequence[Path], *, terminal: Terminal) -> dict[str, Any]:
         terminal.summary(scores, split=str(split), samples=int(str(samples)), metrics=members[0].metrics)
     return {
         "command": "compare",
-        "runs": [_answer(run) for run in runs],
+        "runs": [
+            {"run": str(run.path.resolve()), "finished": run.result is not None}
+            | (run.result.model_dump() if run.result is not None else {})
+            for run in runs
+        ],
         "differences": {key: list(values) for key, values in different.items()},
     }
 
@@ -132,11 +136,6 @@ def differences(recipes: Sequence[Recipe]) -> dict[str, tuple[object, ...]]:
 
 def _as_written(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _answer(run: Compared) -> dict[str, Any]:
-    answer: dict[str, Any] = {"run": str(run.path.resolve()), "finished": run.result is not None}
-    return answer | (run.result.model_dump() if run.result is not None else {})
 
 
 def read_result(
@@ -218,7 +217,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 def _of_weights(name: str, results: Mapping[int, Result], metrics: TaskMetrics) -> dict[str, Any]:
     held = {seed: result.weights for seed, result in results.items() if name in result.weights}
 
-    def values(key: str, name: str = name) -> list[float]:
+    def values(key: str) -> list[float]:
         return [_number(weights[name][key]) for weights in held.values()]
 
     row: dict[str, Any] = {"n": len(held), "seeds": list(held)}

@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.analysis import passes
-from swa_cli.analysis.open import read_json
 from swa_cli.analysis.passes import Loader
 from swa_cli.analysis.run_data import Anchor, OpenRun, anchor_of
 from swa_cli.analysis.sources import averaged_names
@@ -364,10 +363,13 @@ def _read(path: Path, *, most: float = math.inf) -> Mapping[str, Any]:
     Raises:
         UserError: It is not as swa writes it.
     """
-    content = read_json(path)
-    rows = content.get("rows")
-    if not isinstance(rows, list) or not all(map(_is_row, rows)) or len(rows) > most:
-        raise _unlike_ours(path)
+    try:
+        content: Mapping[str, Any] = json.loads(path.read_text())
+        rows = content["rows"]
+        if not isinstance(rows, list) or not all(map(_is_row, rows)) or len(rows) > most:
+            raise ValueError("has wrong rows")
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _unlike_ours(path) from error
     return content
 
 

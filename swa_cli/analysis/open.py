@@ -6,9 +6,9 @@ still train in it.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,12 @@ def require_writable(target: Path, *, sources: Sequence[Path] = ()) -> None:
         raise UserError(f"{target}: is one of the sources", hint=other)
 
 
+def claimed(target: Path) -> AbstractContextManager[object]:
+    """Claim the run folder that a file lies in, if it lies in one: a run that trains on would lose an epoch."""
+    folder = RunFolder.around(target)
+    return nullcontext() if folder is None else folder.claimed()
+
+
 def resume_point(folder: RunFolder) -> Checkpoint:
     """Read last.pt of a run, or previous.pt while last.pt is being replaced.
 
@@ -287,20 +293,3 @@ def run_of(path: Path) -> str | None:
     """Return the run folder that a checkpoint lies in."""
     folder = RunFolder.around(path)
     return None if folder is None else str(folder.path)
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object that swa has written.
-
-    Raises:
-        UserError: It is something else.
-    """
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("is not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: is not as swa writes it ({error})", hint="remove it, or take another copy of the file"
-        ) from error
-    return values

@@ -17,6 +17,7 @@ from swa_cli.analysis.compare import differences
 from swa_cli.analysis.plot import GRID
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.run_folder import about
 from swa_cli.engine.plan_text import describe_averages, describe_schedule
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
@@ -126,7 +127,7 @@ def _facts(run: OpenRun) -> list[tuple[str, str]]:
 
 def _versions(run: OpenRun, version: str) -> list[tuple[str, str]]:
     known = dict(run.point.content["environment"])
-    known |= {"python": open.read_json(run.folder.about).get("python")} if run.folder.about.is_file() else {}
+    known |= {"python": about(run.folder.about).get("python")} if run.folder.about.is_file() else {}
     names = ("torch", "python", "device", "precision", "threads", "processor")
     return [("swa", version), *((name, str(known[name])) for name in names if known.get(name) is not None)]
 
@@ -173,8 +174,8 @@ def _calibration(run: OpenRun) -> list[Drawing]:
 
 
 def _confusion(run: OpenRun) -> list[Drawing]:
-    name = run.best
-    matrix, classes = confusion(run, name), run.opened[0].source.class_names
+    name, matrix = confusion(run)
+    classes = run.opened[0].source.class_names
     drawn = _svg(calibration_picture.draw_confusion, matrix=matrix, classes=classes)
     return [Drawing(f"Classes as {name} predicts them, on {run.opened[0].scoring_split()}", drawn)]
 

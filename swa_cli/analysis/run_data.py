@@ -209,7 +209,7 @@ def anchor_of(run: OpenRun, word: str) -> Anchor:
     return Anchor(f"{path.name}, epoch {found.content['epoch']}" if found.kind == "snapshot" else path.name, state)
 
 
-def require_classes(run: OpenRun, kind: str) -> None:
+def _require_classes(run: OpenRun, kind: str) -> None:
     """Refuse a run of another task than classification.
 
     Raises:
@@ -228,7 +228,7 @@ def reliability(run: OpenRun) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: The task is not classification.
     """
-    require_classes(run, "calibration")
+    _require_classes(run, "calibration")
     found = {}
     for name, (p, labels) in run.predictions.items():
         ece = run.opened[0].task.score_predictions(p, labels).metric("ece").value
@@ -237,14 +237,9 @@ def reliability(run: OpenRun) -> dict[str, dict[str, Any]]:
 
 
 def bins_of(p: Tensor, labels: Tensor) -> list[dict[str, Any]]:
-    """Group samples by confidence, in bins of equal width as for the ECE.
+    """Group samples with probabilities (N, K) and labels (N,) by confidence, in bins of equal width as for the ECE.
 
-    Args:
-        p: Probabilities (N, K).
-        labels: (N,).
-
-    Returns:
-        `count`, mean `confidence` and `accuracy` of each bin; the last two are None where it is empty.
+    Return `count`, mean `confidence` and `accuracy` of each bin; the last two are None where it is empty.
     """
     confidence, predicted = p.double().max(dim=1)
     edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
@@ -263,15 +258,16 @@ def bins_of(p: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def confusion(run: OpenRun, name: str) -> list[list[int]]:
-    """Count the samples of a weight set: (K, K), a row per true class, a column per predicted one.
+def confusion(run: OpenRun, name: str | None = None) -> tuple[str, list[list[int]]]:
+    """Count the samples of a weight set, by default of the first average: (K, K), row true class, column predicted.
 
     Raises:
         UserError: The task is not classification, or there is no such weight set.
     """
-    require_classes(run, "confusion")
+    _require_classes(run, "confusion")
+    name = name or run.best
     if name not in run.predictions:
         raise UserError(f"{run.folder.path}: has no weights {name!r}", hint=f"choose from {', '.join(run.predictions)}")
     p, labels = run.predictions[name]
     number = p.shape[1]
-    return torch.bincount(labels * number + p.argmax(1), minlength=number**2).view(number, number).tolist()
+    return name, torch.bincount(labels * number + p.argmax(1), minlength=number**2).view(number, number).tolist()

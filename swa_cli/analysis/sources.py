@@ -238,26 +238,15 @@ class SnapshotSeries:
     averaged: list[str]
     is_exact: bool
 
-    @property
-    def n(self) -> int:
-        """The number of stretches."""
-        return len(self.sets)
-
     def bounds(self, first: int, last: int) -> tuple[int, int]:
         """Return the steps of the first and last snapshot; where exact, (start, end] of the steps."""
         start = self.points[first] if not self.is_exact else self.points[first - 1] if first else 0
         return start, self.points[last]
 
-    def steps(self, first: int, last: int) -> list[int]:
-        """Return the steps whose weights a window holds."""
-        start, end = self.bounds(first, last)
-        return list(range(start + 1, end + 1)) if self.is_exact else self.points[first : last + 1]
-
     def mean(self, first: int, last: int) -> Mean:
         """Return the mean of a window; names that are not averaged come from its last snapshot."""
-        steps = self.steps(first, last)
         if not self.is_exact:
-            members = self.sets[first : last + 1]
+            members, steps = self.sets[first : last + 1], self.points[first : last + 1]
             state = soup.mean((source.state for source in members), averaged=self.averaged)
             return Mean("window", [(source, 1 / len(members)) for source in members], steps, len(steps), state)
         start, end = self.bounds(first, last)
@@ -267,19 +256,28 @@ class SnapshotSeries:
             shares.insert(0, (self.sets[first - 1], -start / (end - start)))
             older = _running(self.sets[first - 1])
         averaged = soup.between(older, _running(newer), num_earlier=start, num_later=end)
-        return Mean("window", shares, steps, len(steps), {**newer.state, **averaged})
+        return Mean("window", shares, list(range(start + 1, end + 1)), end - start, {**newer.state, **averaged})
 
     def window(self, window: Window) -> tuple[int, int]:
         """Return the stretches of a window that is written in durations of the run.
 
         Raises:
-            UserError: It holds nothing, or ends where an exact one cannot.
+            UserError: It holds nothing, or an exact window begins or ends between two snapshots.
         """
         newest = self.sets[-1]  # after `--extend-to` it alone carries the recipe as it is now
         assert newest.recipe is not None, "a snapshot carries its recipe"
         start, end = window.points(newest.recipe, num_train=newest.found.content["num_train"])
         if self.is_exact:
-            return self._exact(window, start, end)
+            ends = [0, *self.points]
+            for point in (start, end):
+                if point not in ends:
+                    raise UserError(
+                        f"--window {window}: step {point:,} is not a snapshot; {self._nearest(point)}",
+                        hint="end the window at a snapshot, and begin it at one or at 0ep",
+                    )
+            if start == end:
+                raise UserError(f"--window {window}: holds no step", hint="write a wider window")
+            return ends.index(start), ends.index(end) - 1
         held = [index for index, point in enumerate(self.points) if start <= point <= end]
         if not held:
             raise UserError(
@@ -287,18 +285,6 @@ class SnapshotSeries:
                 hint="write a wider window",
             )
         return held[0], held[-1]
-
-    def _exact(self, window: Window, start: int, end: int) -> tuple[int, int]:
-        ends = [0, *self.points]
-        for point in (start, end):
-            if point not in ends:
-                raise UserError(
-                    f"--window {window}: step {point:,} is not a snapshot; {self._nearest(point)}",
-                    hint="end the window at a snapshot, and begin it at one or at 0ep",
-                )
-        if start == end:
-            raise UserError(f"--window {window}: holds no step", hint="write a wider window")
-        return ends.index(start), ends.index(end) - 1
 
     def _nearest(self, point: int) -> str:
         before = [0] * self.is_exact + [other for other in self.points if other < point]
@@ -332,18 +318,13 @@ def snapshot_series(sources: Sources, *, option: str) -> SnapshotSeries:
     if lacking and len(lacking) < len(ordered):
         raise UserError(f"{lacking[0].file}: keeps no running mean, and others do", hint=hint)
     if not lacking:
-        _require_running_means(sources, ordered)
+        state = sources.model.state_dict()
+        expected = shapes({name: state[name] for name in sources.averaged})
+        for source in ordered:
+            means = _running(source)
+            require_same_shapes(shapes(means), expected, what=f"running mean in {source.file}")
+            loading.require_numbers(means, like=state, source=f"{source.file} (running mean)")
     return SnapshotSeries(ordered, points, sources.averaged, is_exact=not lacking)
-
-
-def _require_running_means(sources: Sources, ordered: Sequence[Source]) -> None:
-    """Refuse running means that do not fit the model, or are not finite."""
-    state = sources.model.state_dict()
-    expected = shapes({name: state[name] for name in sources.averaged})
-    for source in ordered:
-        means = _running(source)
-        require_same_shapes(shapes(means), expected, what=f"running mean in {source.file}")
-        loading.require_numbers(means, like=state, source=f"{source.file} (running mean)")
 
 
 def _running(source: Source) -> dict[str, Tensor]:
