@@ -201,9 +201,8 @@ def average_checkpoints(
     if trials.rows:
         samples, passes = len(trials.samples[0]), trials.num_passes
         terminal.print(search_summary(trials.rows, samples=samples, passes=passes, metrics=trials.metrics))
-    _tell(terminal, out, content, what=f"{content['average']['kind']} mean")
     return {
-        **_answer(out, content, started=started),
+        **_answer(out, content, what=f"{content['average']['kind']} mean", started=started, terminal=terminal),
         "sources": content["sources"],
         "tried": trials.rows,
         "passes": trials.num_passes,
@@ -317,9 +316,9 @@ def extract_average(
         fresh = {"batchnorm": item.batchnorm, "batchnorm_method": None, "samples": 0}
         content = shipped(point, name, item, cloned(model.state_dict()), fresh if update is None else update.record)
         reader.save(out, content)
-    _tell(terminal, out, content, what=name)
+    answer = _answer(out, content, what=name, started=started, terminal=terminal)
     source = {"file": str(point.path), "name": name, "weight": 1.0, "step": point.content["step"]}
-    return {**_answer(out, content, started=started), "sources": [source]}
+    return {**answer, "sources": [source]}
 
 
 def shipped(
@@ -391,18 +390,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}"
 
 
-def _answer(out: Path, content: Mapping[str, Any], *, started: float) -> dict[str, Any]:
-    """Return the part of the answer that every average has."""
-    return {
-        "command": "average",
-        "checkpoint": str(out),
-        "run": open.run_of(out),
-        **{key: content[key] for key in ("average", "batchnorm", "batchnorm_method", "samples")},
-        "seconds": round(time.monotonic() - started, 3),
-    }
-
-
-def _tell(terminal: Terminal, out: Path, content: Mapping[str, Any], *, what: str) -> None:
+def _answer(out: Path, content: Mapping[str, Any], *, what: str, started: float, terminal: Terminal) -> dict[str, Any]:
+    """Say what was written, and the next command; return the part of the answer that every average has."""
     average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {out}`"
     if batchnorm == "stale":
         next_command = f"refresh it with `swa bn-update {out}`, then {next_command}"
@@ -412,3 +401,10 @@ def _tell(terminal: Terminal, out: Path, content: Mapping[str, Any], *, what: st
     if average["steps"]:
         held += f", steps {min(average['steps']):,} to {max(average['steps']):,}"
     terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {next_command}")
+    return {
+        "command": "average",
+        "checkpoint": str(out),
+        "run": open.run_of(out),
+        **{key: content[key] for key in ("average", "batchnorm", "batchnorm_method", "samples")},
+        "seconds": round(time.monotonic() - started, 3),
+    }

@@ -194,12 +194,13 @@ def resume_point(folder: RunFolder) -> Checkpoint:
     Raises:
         UserError: There is none, or it cannot be read.
     """
-    if not any(os.path.lexists(path) for path in (folder.last, folder.previous)):
+    path = next((path for path in (folder.last, folder.previous) if os.path.lexists(path)), None)
+    if path is None:
         raise UserError(
             f"{folder.path}: has no checkpoints/last.pt: it is not a run folder, or its run has saved nothing yet",
             hint="name a checkpoint (.pt), or a run folder such as runs/latest",
         )
-    found = reader.read(folder.last if os.path.lexists(folder.last) else folder.previous)
+    found = reader.read(path)
     if found.kind != "resume":
         raise UserError(f"{found.path}: is not a resume point", hint="name a run folder that `swa train` made")
     return found
@@ -213,10 +214,8 @@ def weight_sets_of_run(
     Raises:
         UserError: A shipped file that cannot be read, or is of another run.
     """
-    points = {RAW: point}
-    points |= {name_of_worker(number): found for number, found in points_of_workers(folder, point, recipe).items()}
     sets: dict[str, WeightSet] = {}
-    for name, found in points.items():
+    for name, found in {RAW: point, **points_of_workers(folder, point, recipe)}.items():
         sets[name] = reader.raw_weights(found, model)
         shipped = _shipped(folder, recomputed(name), point)
         if shipped is not None and shipped.content["average"]["steps"] == [found.content["step"]]:
@@ -245,8 +244,8 @@ def shipped_by(point: Checkpoint, recipe: Recipe) -> list[str]:
     return [*point.content["averages"], *([swap.NAME] if phase_of(recipe).has_workers else [])]
 
 
-def points_of_workers(folder: RunFolder, point: Checkpoint, recipe: Recipe) -> dict[int, Checkpoint]:
-    """Read the resume point of each worker of a SWAP run that has saved one.
+def points_of_workers(folder: RunFolder, point: Checkpoint, recipe: Recipe) -> dict[str, Checkpoint]:
+    """Read the resume point of each worker of a SWAP run that has saved one; return it by the name of the worker.
 
     Raises:
         UserError: One cannot be read, or is of another run.
@@ -258,7 +257,7 @@ def points_of_workers(folder: RunFolder, point: Checkpoint, recipe: Recipe) -> d
         if os.path.lexists(own.last):
             found = resume_point(own)
             require_same_run(found, point, ignored=("swap.worker", "train.init*"))
-            points[number] = found
+            points[name_of_worker(number)] = found
     return points
 
 

@@ -30,7 +30,6 @@ from swa_cli.metrics.metric import ECE_BINS, TaskMetrics
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe, Swa
-from swa_cli.recipe.swap import name_of_worker
 from swa_cli.report.plots.curves import with_workers
 from swa_cli.report.terminal import Terminal
 
@@ -106,7 +105,7 @@ class OpenRun:
     @cached_property
     def _workers(self) -> dict[str, list[Mapping[str, Any]]]:
         points = open.points_of_workers(self.folder, self.point, self.recipe)
-        return {name_of_worker(number): point.content["history"] for number, point in points.items()}
+        return {name: point.content["history"] for name, point in points.items()}
 
     @cached_property
     def _admitted(self) -> Recipe:
