@@ -85,8 +85,7 @@ def evaluate_checkpoint(
     details = _details(sets, drawn, snapshots, model, num_draws)
     if not allow_stale_bn:
         batchnorm = {name: item["batchnorm"] for name, item in details.items()}
-        hint = f"run `{open.refresh_command(found)}` first, or insist with --allow-stale-bn"
-        open.require_fresh(batchnorm, path=path, hint=hint)
+        open.require_fresh(batchnorm, path=path, hint=open.how_to_refresh(found))
 
     terminal.note(f"scored in {context.recipe.eval.precision}")
     started, on = time.monotonic(), split or context.scoring_split()

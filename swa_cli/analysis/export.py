@@ -39,6 +39,7 @@ from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import size_text
 
 BATCHES = (1, 7, 92)  # N = 100 images; a graph may take one size of batch and not another
 TOLERANCE = 1e-4  # of an output, relative to the largest one where that is above 1
@@ -149,7 +150,12 @@ def export_checkpoint(
     with torch.no_grad(), terminal.progress(f"{name} as {request.name}", len(BATCHES) + 1) as bar:
         data, difference = _checked_bytes(request, model, input_, metadata, source=about.model.name, bar=bar)
     write_atomic(request.target, lambda file: file.write(data), reserve=len(data))
-    terminal.answer(_answer(request, name, difference, size=len(data)))
+    takes = "pixels from 0 to 1" if request.with_normalization else "normalized images"
+    beside = "" if request.format.has_metadata else "; the format has no place for metadata"
+    terminal.answer(
+        f"{name} -> {request.target} ({request.name}, {size_text(len(data))}, takes {takes}): agrees with torch to"
+        f" {difference:.1e} on {sum(BATCHES)} random images{beside}"
+    )
     return {
         "command": "export",
         "checkpoint": str(request.path),
@@ -176,8 +182,7 @@ def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request) -> 
         )
     ((name, item),) = sets.items()
     if not request.allow_stale_bn:
-        hint = f"run `{open.refresh_command(found)}` first, or insist with --allow-stale-bn"
-        open.require_fresh({name: item.batchnorm}, path=request.path, hint=hint)
+        open.require_fresh({name: item.batchnorm}, path=request.path, hint=open.how_to_refresh(found))
     return name, item
 
 
@@ -270,16 +275,6 @@ def _scores(path: Path, name: str, item: WeightSet, *, metrics: TaskMetrics) -> 
     if (row.get("count"), row.get("batchnorm")) != (item.count, item.batchnorm):
         return None
     return {"split": result.split, "samples": result.samples, **row}
-
-
-def _answer(request: Request, name: str, difference: float, *, size: int) -> str:
-    extent = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-    takes = "pixels from 0 to 1" if request.with_normalization else "normalized images"
-    beside = "" if request.format.has_metadata else "; the format has no place for metadata"
-    return (
-        f"{name} -> {request.target} ({request.name}, {extent}, takes {takes}): agrees with torch to {difference:.1e}"
-        f" on {sum(BATCHES)} random images{beside}"
-    )
 
 
 def _write_state_dict(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:

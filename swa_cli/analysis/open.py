@@ -282,10 +282,10 @@ def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[
         )
 
 
-def refresh_command(found: Checkpoint) -> str:
-    """Return the command that refreshes the BatchNorm statistics of a checkpoint's averages."""
+def how_to_refresh(found: Checkpoint) -> str:
+    """Return the hint for a checkpoint whose averages have stale BatchNorm statistics."""
     beside = " --recipe RECIPE --weights NAME -o FILE.pt" if found.kind == "foreign" else ""
-    return f"swa bn-update {found.path}{beside}"
+    return f"run `swa bn-update {found.path}{beside}` first, or insist with --allow-stale-bn"
 
 
 def run_of(path: Path) -> str | None:

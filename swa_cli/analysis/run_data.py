@@ -29,7 +29,7 @@ from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import ECE_BINS, TaskMetrics
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import Plan, make_plan
-from swa_cli.recipe.schema import Recipe, Swa
+from swa_cli.recipe.schema import Recipe
 from swa_cli.report.plots.curves import with_workers
 from swa_cli.report.terminal import Terminal
 
@@ -68,6 +68,7 @@ class OpenRun:
         self._loaded = load.from_values(
             self.point.content["recipe"], overrides, source=str(self.point.path), allowed=open.CHANGEABLE_KEYS
         )
+        self._overrides = overrides
         self._samples = samples
         self._allow_code = allow_code
 
@@ -108,15 +109,11 @@ class OpenRun:
         return {name: point.content["history"] for name, point in points.items()}
 
     @cached_property
-    def _admitted(self) -> Recipe:
-        path = self.point.path
-        admit(self._loaded, source=str(path), folder=path.parent, allow_code=self._allow_code)
-        return self.recipe
-
-    @cached_property
     def metrics(self) -> TaskMetrics:
         """The metrics of its task."""
-        return tasks.find(self._admitted.task).metrics
+        path = self.point.path
+        admit(self._loaded, source=str(path), folder=path.parent, allow_code=self._allow_code)
+        return tasks.find(self.recipe.task).metrics
 
     @cached_property
     def result(self) -> Mapping[str, Any] | None:
@@ -131,25 +128,21 @@ class OpenRun:
 
     @cached_property
     def opened(self) -> tuple[Context, nn.Module]:
-        """Data and hardware, and the network."""
-        return open.open_context(self.point, self._for_scoring(self._admitted), self.terminal)
-
-    def _for_scoring(self, recipe: Recipe) -> Recipe:
-        """Return the recipe in the precision of the run and with the samples that were asked for.
+        """Data and hardware, and the network, in the precision of the run and with the samples that were asked for.
 
         Under `auto` another machine may choose another precision, which kept planes and paths do not fit.
         """
         precision = self.point.content["environment"]["precision"]
-        if precision != "fp16" and not self._loaded.is_changed(("train", "precision")):
-            train = recipe.train.model_copy(update={"precision": precision})
-            recipe = recipe.model_copy(update={"train": train})
-        if self._samples is None:
-            return recipe
-        batchnorm = recipe.average_scoring.batchnorm.model_copy(update={"samples": self._samples})
-        if recipe.swap is not None:
-            return recipe.model_copy(update={"swap": recipe.swap.model_copy(update={"batchnorm": batchnorm})})
-        swa = (recipe.swa or Swa()).model_copy(update={"batchnorm": batchnorm})
-        return recipe.model_copy(update={"swa": swa})
+        of_run = [] if precision == "fp16" else [f"train.precision={precision}"]
+        samples = open.pass_of(self.point, None if self._samples is None else str(self._samples))
+        return open.open_checkpoint(
+            self.point,
+            [*of_run, *self._overrides, *samples],
+            recipe=None,
+            terminal=self.terminal,
+            allow_code=self._allow_code,
+            also=open.PASS_KEYS,
+        )
 
     @cached_property
     def sets(self) -> dict[str, WeightSet]:
