@@ -29,7 +29,7 @@ Examples:
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).", show_default=False)],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).")],
     changes: Changes = None,
     processes: Annotated[
         int | None, typer.Option("--processes", metavar="N", min=1, help="Estimate the time with this many processes.")

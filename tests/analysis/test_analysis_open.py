@@ -1,4 +1,4 @@
-"""How often commands after a run validate recipes, against one time per distinct recipe."""
+"""How often commands after a run validate recipes; and the recipes of the files of one run against each other."""
 
 from __future__ import annotations
 
@@ -58,16 +58,9 @@ def count(monkeypatch: pytest.MonkeyPatch, trained: Path, swa: Swa) -> Callable[
         f"eval {SHIPPED}",
         f"bn-update {SHIPPED} -o bn.pt",
         f"bn-update {LAST} --samples 64 -o bn.pt",
-        f"average {RUN} -o soup.pt",
-        f"average {RUN} --last 2 --no-bn -o soup.pt",
-        f"average {RUN} --window 0.5ep:2ep -o soup.pt",
         f"average {RUN} --weights swa -o swa.pt",
         f"plot {RUN} curves -o curves.png",
-        f"plot {RUN} plane --grid 3 --samples 64 -o plane.png",
-        f"plot {RUN} window --grid 3 -o window.png",
         f"report {RUN} --no-data -o page.html",
-        f"show {RUN}",
-        f"show {LAST}",
         f"compare {RUN} {RUN}",
         f"export {SHIPPED} --format safetensors -o swa.safetensors",
     ],
@@ -77,9 +70,22 @@ def test_a_command_validates_a_recipe_once(count: Callable[..., int], words: str
     assert count(*words.split()) == (2 if words.startswith("compare") else 1)
 
 
-def test_changes_are_validated_beside_what_the_files_carry(count: Callable[..., int]) -> None:
-    """Snapshots are held against their own recipe, and the average is refreshed by the changed one: two recipes."""
-    assert count("average", RUN, "eval.batch_size=64", "-o", "soup.pt") == 2
+@pytest.mark.parametrize(
+    ("words", "number"),
+    [
+        (f"average {RUN} -o soup.pt", 5),
+        (f"average {RUN} eval.batch_size=64 -o soup.pt", 5),
+        (f"average {RUN} --last 2 --no-bn -o soup.pt", 5),
+        (f"average {RUN} --window 0.5ep:2ep -o soup.pt", 5),
+        (f"plot {RUN} plane --grid 3 --samples 64 -o plane.png", 2),
+        (f"plot {RUN} window --grid 3 -o window.png", 6),
+        (f"show {RUN}", 2),
+        (f"show {LAST}", 2),
+    ],
+)
+def test_a_command_validates_a_recipe_once_per_use(count: Callable[..., int], words: str, number: int) -> None:
+    """Validated recipes, against one per snapshot that is averaged, for the network, for the run and for a table."""
+    assert count(*words.split()) == number
 
 
 def test_a_file_of_another_run_is_still_refused(trained: Path, tmp_path: Path, swa: Swa) -> None:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from conftest import OnStep, load, run_swa
 from swa_cli import cli
 from swa_cli.analysis import evaluate
-from swa_cli.analysis.ensemble import Ensemble
+from swa_cli.analysis.passes import Ensemble
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data import sources

@@ -106,7 +106,8 @@ def test_a_confusion_matrix_has_a_row_for_each_true_class() -> None:
     expected = [[0] * 3 for _ in range(3)]
     for row, label in zip(p, labels, strict=True):
         expected[int(label)][int(row.argmax())] += 1
-    assert run_data.confusion(run, "last") == expected == [[1, 2, 0], [0, 0, 1], [1, 0, 0]]
+    assert expected == [[1, 2, 0], [0, 0, 1], [1, 0, 0]]
+    assert run_data.confusion(run, "last") == ("last", expected)
 
 
 def test_scores_of_probabilities_equal_those_of_logits(predictions: tuple[Tensor, Tensor]) -> None:
