@@ -23,8 +23,7 @@ import torch
 from torch import Tensor
 
 from swa_cli.data import datasets, pytree
-from swa_cli.data.dataset_args import complete
-from swa_cli.data.datasets import Request
+from swa_cli.data.datasets import Request, complete_args
 from swa_cli.data.splits import (
     Arrays,
     FileDataset,
@@ -180,7 +179,7 @@ def _read(
 ) -> Found:
     """Read a dataset by its entry, whose fields complete what the reader returns."""
     entry = datasets.find(name)
-    args = dict(given) if entry.args is None else complete(entry.args, given, name=name)
+    args = dict(given) if entry.args is None else complete_args(entry.args, given, name=name)
     found = entry.read(
         Request(name=name, dataset=entry, args=args, root=root, download=download, classes=classes, progress=progress)
     )
