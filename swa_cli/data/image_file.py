@@ -266,6 +266,15 @@ def decode_rows(
         )
 
 
+def require_size(image: Image.Image, shape: tuple[int, int], *, path: str, first: str, hint: str) -> None:
+    """Refuse the image of `path` if its size is not the (H, W) of the first image."""
+    if image.size != shape[::-1]:
+        raise UserError(
+            f"images differ in size: {first} is {shape[1]}x{shape[0]}, {path} is {image.width}x{image.height}",
+            hint=hint,
+        )
+
+
 def first_size(path: str) -> tuple[int, int]:
     """Return (H, W) of an upright image.
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from swa_cli.data import pytree
+from swa_cli.data.image_file import decode_rows
 from swa_cli.data.randomness import generator
 from swa_cli.data.stream import UNKNOWN_ORIGIN, Origin, stream, unknown_class
 from swa_cli.errors import UserError
@@ -32,17 +34,18 @@ _NAMED_CLASSES = 5  # that a warning lists
 
 @runtime_checkable
 class FileDataset(Protocol):
-    """A torch Dataset of image files, checked by its reader, that decodes many files at once."""
+    """A torch Dataset of image files, whose layout its reader has checked."""
 
-    labels: Tensor | None  # (N,) if known without decoding
+    labels: Tensor | None  # (N,) classes; None: a sample has a mask
     files: tuple[str, ...]  # all that it reads
+    shape: tuple[int, int]  # (H, W) of the samples
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all decoded samples."""
 
-    def decode(self, rows: Tensor, *, what: str, progress: Progress | None) -> tuple[Tensor, Tensor]:
-        """Decode images (N, 3, H, W) uint8 and their labels at some rows, on all cores; `what` names the work."""
+    def pixels(self, row: int) -> tuple[np.ndarray, ...]:
+        """Read the image (3, H, W) and, if there are no classes, the mask (H, W), all uint8."""
 
 
 class Arrays(NamedTuple):
@@ -200,7 +203,11 @@ def load_into_memory(split: Split, *, what: str, seed: int, workers: int, progre
     assert split.dataset is not None
     assert split.indices is not None
     if isinstance(split.dataset, FileDataset):
-        images, labels = split.dataset.decode(split.indices, what=what, progress=progress)
+        number, shape = len(split), split.dataset.shape
+        images = torch.empty((number, 3, *shape), dtype=torch.uint8, memory_format=torch.channels_last)
+        labels = torch.empty((number, *shape), dtype=torch.uint8) if split.labels is None else split.labels
+        into = (images.numpy(), labels.numpy()) if split.labels is None else (images.numpy(),)
+        decode_rows(split.dataset.pixels, rows=split.indices, into=into, what=what, progress=progress)
         return replace(split, labels=labels, images=images, dataset=None, indices=None)
     batches: list[tuple[Any, Any]] = []
     num_read = 0
