@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from swa_cli.data import pytree
-from swa_cli.data.augment import Augment, Draws, draw
+from swa_cli.data.augment import Augment, Draws, crop_and_flip, crop_and_flip_masks, cut_out, draw
 from swa_cli.data.color_jitter import jitter_colors, normalize
-from swa_cli.data.crop_flip import crop_and_flip, crop_and_flip_masks, cut_out
 from swa_cli.data.mixing import Mix, draw_mixes, mix_batch, one_hot
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split, cut_spans
@@ -168,9 +167,9 @@ def epoch_batches(
     Args:
         split: Training samples.
         seed: With `epoch` it decides the order, and with the position the augmentation.
-        epoch: Number of the epoch.
+        epoch: From 1.
         batch_size: Samples per batch.
-        augment: The augmentation.
+        augment: The settings.
         mean: Per channel, see `normalize`.
         std: Per channel.
         device: Where the batches go; they are augmented there.
@@ -210,17 +209,7 @@ def plain_batches(
     workers: int = 0,
     error: MakeError = UserError,
 ) -> Batches:
-    """Return all samples in their own order for evaluation: nothing is drawn, the last batch may be smaller.
-
-    Args:
-        split: Any samples.
-        batch_size: Samples per batch.
-        mean: Per channel, see `normalize`.
-        std: Per channel.
-        device: Where the batches go.
-        workers: Processes that read a streamed split.
-        error: As in `epoch_batches`.
-    """
+    """Return all samples in their own order for evaluation: nothing is drawn, the last batch may be smaller."""
     num_samples = len(split)
     spans = tuple(cut_spans(num_samples, size=batch_size))
     return Batches(
@@ -255,18 +244,7 @@ def statistics_batches(
 ) -> Batches:
     """Return the batches for BatchNorm statistics: one seeded shuffle, the same in every epoch, nothing dropped.
 
-    Args:
-        split: Training samples.
-        seed: Decides the shuffle and the augmentation.
-        batch_size: Samples per batch.
-        augment: The augmentation; `Augment()` for plain images.
-        mean: Per channel, see `normalize`.
-        std: Per channel.
-        device: Where the batches go.
-        samples: Number of samples, the first ones of the shuffle; None takes all.
-        workers: Processes that read a streamed split.
-        num_classes: K of the probabilities of mixed classes.
-        error: As in `epoch_batches`.
+    `samples` is their number, the first ones of the shuffle, or None for all; the others are as in `epoch_batches`.
     """
     rows = torch.randperm(len(split), generator=generator(seed, "statistics order"))
     spans = tuple(cut_spans(len(split) if samples is None else min(samples, len(split)), size=batch_size))
@@ -304,5 +282,4 @@ def _places(spans: Sequence[Positions]) -> list[slice]:
 
 
 def _mixes(num_batches: int, *, augment: Augment, seed: int, key: tuple[str | int, ...]) -> tuple[Mix | None, ...]:
-    """Draw how each batch of an epoch is mixed."""
     return draw_mixes(num_batches, mixup=augment.mixup, cutmix=augment.cutmix, seed=seed, key=key)

@@ -30,14 +30,9 @@ class Mix:
 def draw_mixes(
     num_batches: int, *, mixup: float, cutmix: float, seed: int, key: tuple[str | int, ...]
 ) -> tuple[Mix | None, ...]:
-    """Draw how each batch is mixed: shares from Beta(alpha, alpha); with both on, each batch gets one of them evenly.
+    """Draw how each batch of an epoch is mixed: shares from Beta(alpha, alpha), where an alpha of 0 is off.
 
-    Args:
-        num_batches: In the whole epoch.
-        mixup: alpha; 0 is off.
-        cutmix: alpha; 0 is off.
-        seed: Of the recipe.
-        key: The purpose, and the epoch if there is one.
+    With both on, each batch gets one of them evenly.
     """
 
     def shares(name: str, alpha: float) -> list[float]:
@@ -53,15 +48,10 @@ def draw_mixes(
 
 
 def one_hot(labels: Tensor, *, num_classes: int, error: Callable[..., UserError] = UserError) -> Tensor:
-    """Convert classes (B,) to probabilities (B, K) float32.
-
-    Args:
-        labels: On the CPU.
-        num_classes: K.
-        error: Makes the exception to raise.
+    """Convert classes (B,) on the CPU to probabilities (B, K) float32.
 
     Raises:
-        UserError: A label is not a class.
+        UserError: A label is not a class; `error` makes the exception.
     """
     wrong = labels[(labels < 0) | (labels >= num_classes)]
     if len(wrong):
