@@ -12,11 +12,10 @@ Shapes: N samples, C channels, H W pixels.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from swa_cli.data import pytree
 from swa_cli.data.splits import Found, Progress, Split, Target, cut_spans, stream_rows
 from swa_cli.data.stream import not_finite
 from swa_cli.errors import UserError
+from swa_cli.import_path import import_object
 
 LABELS_READ = 5_000  # samples of a split that are read for their labels; a larger split has to list them
 _CHANNELS = (1, 3, 4)
@@ -36,24 +36,17 @@ _EXPECTED = (
     "you have them, or a pair (train, test) of datasets with an attribute `classes`; a Dataset has __len__ and "
     "__getitem__, which gives (image, label)"
 )
-_MAIN = "move what must not run on import below `if __name__ == '__main__':`"
 _KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names", "target", "num_outputs", "layout"}
 _LAYOUTS = ("CHW", "HWC")
-_TARGETS = ("class", "mask", "value", "own")
 
 
 def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
-    """Import and call a factory.
-
-    Args:
-        name: `package.module:factory`.
-        root: Passed as `root` if the factory's signature accepts it.
-        args: Its keyword arguments.
+    """Import the factory `package.module:factory`; call it with `args`, and with `root` if its signature accepts that.
 
     Raises:
         UserError: It cannot be imported, does not take the arguments, or does not return datasets.
     """
-    returned = _call(_import(name), name=name, root=root, args=args)
+    returned = _call_factory(name, root=root, args=args)
     if isinstance(returned, tuple) and len(returned) == 2:
         returned = {"train": returned[0], "test": returned[1]}
     if not isinstance(returned, Mapping) or "train" not in returned or not set(returned) <= _KEYS:
@@ -65,48 +58,35 @@ def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
             raise UserError(f"{name} returned {type(dataset).__name__} as {split!r}", hint=_EXPECTED)
         if not len(dataset):
             raise UserError(f"{name} returned an empty dataset as {split!r}", hint="return one with samples")
-    target, layout = _target(returned, name=name), returned.get("layout")
+    target, layout = returned.get("target", "class"), returned.get("layout")
+    if target not in get_args(Target):
+        hint = f"return one of {', '.join(get_args(Target))}"
+        raise UserError(f"{name} returned {target!r} as 'target'", hint=hint)
     if layout not in (None, *_LAYOUTS):
         raise UserError(f"{name} returned {layout!r} as 'layout'", hint=f"return one of {', '.join(_LAYOUTS)}")
     return Found(
         splits=splits,
         class_names=_class_names(returned, name=name, target=target),
-        mean=_floats(returned, "mean"),
-        std=_floats(returned, "std"),
+        mean=_floats(returned.get("mean")),
+        std=_floats(returned.get("std")),
         target=target,
         layout=layout,
     )
 
 
-def _import(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    hint = f"dataset.name is package.module:factory; try `python -c 'import {module_name}'` in this folder"
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:  # the last two: an empty or a relative name
-        raise UserError(f"{name} cannot be imported: {error}", hint=hint) from error
-    except SystemExit as error:
-        raise UserError(f"{name} cannot be imported: {module_name} ends the program", hint=_MAIN) from error
-    factory = getattr(module, attribute, None)
+def _call_factory(name: str, *, root: str, args: Mapping[str, Any]) -> Any:
+    """Import and call the factory; errors inside it keep their traceback."""
+    factory = import_object(name, key="dataset.name", what="a dataset", forms="write package.module:factory")
     if not callable(factory):
-        what = "is not callable" if hasattr(module, attribute) else "does not exist"
-        raise UserError(f"{attribute!r} {what} in {module_name}", hint=f"{_EXPECTED}, from a function")
-    return factory
-
-
-def _call(factory: Callable[..., Any], *, name: str, root: str, args: Mapping[str, Any]) -> Any:
-    """Call the factory, with `root` if it takes that; errors inside it keep their traceback."""
+        raise UserError(f"dataset.name: {name} is not callable", hint=f"{_EXPECTED}, from a function")
     signature = inspect.signature(factory)
-    keywords = {"root": root, **args}
-    try:
-        signature.bind(**keywords)
-    except TypeError:
-        keywords = dict(args)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    keywords = {"root": root, **args} if takes_any or "root" in signature.parameters else args
     try:
         signature.bind(**keywords)
     except TypeError as error:
         raise UserError(
-            f"{name} does not take the arguments {sorted(keywords)}: {error}",
+            f"{name} does not take the arguments {sorted(args)}: {error}",
             hint=f"its signature is {signature}: change dataset.args",
         ) from error
     return factory(**keywords)
@@ -127,16 +107,8 @@ def _class_names(returned: Mapping[str, Any], *, name: str, target: str) -> tupl
     return tuple(map(str, names or range(num_classes)))
 
 
-def _target(returned: Mapping[str, Any], *, name: str) -> Target:
-    target: Target = returned.get("target", "class")
-    if target not in _TARGETS:
-        raise UserError(f"{name} returned {target!r} as 'target'", hint=f"return one of {', '.join(_TARGETS)}")
-    return target
-
-
-def _floats(returned: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
+def _floats(value: Any) -> tuple[float, ...] | None:
     """Return numbers per channel, given as a sequence or a single number."""
-    value = returned.get(key)
     if value is None:
         return None
     return tuple(float(number) for number in (value if hasattr(value, "__len__") else [value]))
@@ -155,8 +127,7 @@ class ChannelsFirst(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, row: int) -> Any:
-        sample = self.dataset[row]
-        image, *rest = sample
+        image, *rest = self.dataset[row]
         return (image.permute(2, 0, 1) if isinstance(image, Tensor) else image, *rest)
 
 
@@ -173,23 +144,19 @@ class _Inputs(Dataset[Any]):
 def with_channels_first(
     splits: Mapping[str, Split], *, layout: str | None, name: str
 ) -> tuple[dict[str, Split], list[str]]:
-    """Return the splits with images (C, H, W), and a warning if some were (H, W, C).
-
-    Args:
-        splits: The first sample of each is read.
-        layout: "HWC" or "CHW" if the factory returns it.
-        name: Of the dataset, for messages.
+    """Return the splits with images (C, H, W), and a warning if some were (H, W, C); read the first sample of each.
 
     Raises:
         UserError: The layout is ambiguous, or the splits differ in the number of channels.
     """
     found, warnings, channels = {}, list[str](), dict[str, int]()
     for key, split in splits.items():
-        image = _first_image(split)
-        is_last = image is not None and _has_channels_last(image, layout=layout, name=name)
-        found[key] = replace(split, dataset=ChannelsFirst(split.dataset)) if is_last else split  # type: ignore[arg-type]
+        found[key], image = split, _first_image(split)
         if image is None:
             continue
+        is_last = _has_channels_last(image, layout=layout, name=name)
+        if is_last:
+            found[key] = replace(split, dataset=ChannelsFirst(split.dataset))  # type: ignore[arg-type]
         channels[key] = image.shape[-1 if is_last else 0]
         if is_last and layout is None and not warnings:
             shape = " x ".join(map(str, image.shape))
@@ -204,14 +171,7 @@ def with_channels_first(
 
 
 def with_labels(split: Split, *, read_all: bool, seed: int, workers: int, progress: Progress | None) -> Split:
-    """Return the split with the classes of its samples, if they are known or quickly read.
-
-    Args:
-        split: Any.
-        read_all: Whether to read the samples however many there are.
-        seed: Decides what random transforms do.
-        workers: Processes that read.
-        progress: Called while samples are read.
+    """Return the split with the classes of its samples, if they are known, quickly read, or `read_all` is true.
 
     Raises:
         UserError: A label is not one of the classes, or a sample cannot be read.
@@ -270,26 +230,22 @@ def _first_image(split: Split) -> Tensor | None:
 
 
 def _has_channels_last(image: Tensor, *, layout: str | None, name: str) -> bool:
-    """Return whether an image is (H, W, C) and not (C, H, W)."""
-    is_last = _guess_channels_last(image) if layout is None else layout == "HWC"
-    if is_last is None:
-        raise UserError(
-            f"{name}: gives images of {' x '.join(map(str, image.shape))}, which may be (H, W, C) or (C, H, W)",
-            hint='return "layout": "HWC" or "layout": "CHW" beside "train"',
-        )
-    return is_last
-
-
-def _guess_channels_last(image: Tensor) -> bool | None:
-    """Return whether (a, b, c) is (H, W, C); None if it is ambiguous.
+    """Return whether an image (a, b, c) is (H, W, C) and not (C, H, W).
 
     A last dimension of 1, 3 or 4 after two larger ones means channels. Only a floating-point (C, T, 1), as networks
     for sequences take, looks like a gray (H, W, 1) that is not square.
     """
+    if layout is not None:
+        return layout == "HWC"
     first, middle, last = image.shape
     if last not in _CHANNELS or min(first, middle) <= max(_CHANNELS):
         return False
-    return None if last == 1 and image.is_floating_point() and first != middle else True
+    if last == 1 and image.is_floating_point() and first != middle:
+        raise UserError(
+            f"{name}: gives images of {' x '.join(map(str, image.shape))}, which may be (H, W, C) or (C, H, W)",
+            hint='return "layout": "HWC" or "layout": "CHW" beside "train"',
+        )
+    return True
 
 
 def _listed_labels(split: Split) -> Tensor | None:

@@ -72,5 +72,5 @@ IMAGES = [
     images("unknown-argument", pets, "dataset.args.color: unknown argument", "dataset.args={color: gray}"),
     images("other-dataset", pets, "did you mean digits?", "dataset.name=digit"),
     images("not-downloaded", nothing, "the files of mnist are missing", "dataset.name=mnist", "dataset.download=false"),
-    images("no-factory", pets, "no_such_module:make cannot be imported", "dataset.name=no_such_module:make"),
+    images("no-factory", pets, "dataset.name: cannot import no_such_module", "dataset.name=no_such_module:make"),
 ]
