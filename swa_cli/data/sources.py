@@ -121,14 +121,28 @@ def load(
     """
     assert cache in ("auto", "ram", "none")
     found = _read(name, root=Path(root), download=download, given=args or {}, classes=classes, progress=progress)
-    notes = list(found.notes)
-    hold = _is_held(found, cache=cache)
-    if cache == "none" and all(isinstance(stored, Arrays) for stored in found.splits.values()):
+    notes, warnings = list(found.notes), list[str]()
+    splits = {split: _split(found, split) for split in found.splits}
+    streamed = [part.dataset for part in splits.values() if part.dataset is not None]
+    files = [dataset for dataset in streamed if isinstance(dataset, FileDataset)]
+    is_user_code = len(files) < len(streamed)
+    hold = bool(streamed) and cache == "ram"
+    if streamed and cache == "auto" and not is_user_code:
+        hold = fits_memory(sum(dataset.num_bytes for dataset in files))
+    if cache == "none" and not streamed:
         notes.append(f"{name} is held in memory whatever dataset.cache says")
-    if hold and _is_user_code(found):
+    if hold and is_user_code:
         notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
     reading: dict[str, Any] = {"seed": seed, "workers": workers, "progress": progress}
-    splits, warnings = _checked_splits(found, name=name, read_all=hold, **reading)
+    if is_user_code:
+        splits, warnings = with_channels_first(splits, layout=found.layout, name=name)
+    for split, part in splits.items():
+        if is_user_code and not hold:
+            require_readable(part, **reading)
+        if part.dataset is not None:
+            warnings += require_finite(part)
+            splits[split] = with_labels(part, read_all=hold, **reading)
+        require_classes(splits[split])
     data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
     if "train" in splits and "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
@@ -193,39 +207,6 @@ def _read(
     )
 
 
-def _is_user_code(found: Found) -> bool:
-    """Return whether the samples come from a torch Dataset of unknown behavior."""
-    return not all(isinstance(stored, Arrays | FileDataset) for stored in found.splits.values())
-
-
-def _is_held(found: Found, *, cache: str) -> bool:
-    """Return whether streamed splits are read into memory."""
-    streamed = [stored for stored in found.splits.values() if not isinstance(stored, Arrays)]
-    num_bytes = [stored.num_bytes for stored in streamed if isinstance(stored, FileDataset)]
-    if not streamed or cache == "none":
-        return False
-    return cache == "ram" or (len(num_bytes) == len(streamed) and fits_memory(sum(num_bytes)))
-
-
-def _checked_splits(
-    found: Found, *, name: str, read_all: bool, seed: int, workers: int, progress: Progress | None
-) -> tuple[dict[str, Split], list[str]]:
-    """Return the splits with images (C, H, W) and checked labels, as far as these can be known, and warnings."""
-    splits, warnings = {split: _split(found, split) for split in found.splits}, list[str]()
-    if _is_user_code(found):
-        splits, warnings = with_channels_first(splits, layout=found.layout, name=name)
-        if not read_all:
-            for part in splits.values():
-                require_readable(part, seed=seed, workers=workers, progress=progress)
-    for split, part in splits.items():
-        if part.dataset is not None:
-            warning = require_finite(part)
-            warnings += [warning] if warning else []
-            splits[split] = with_labels(part, read_all=read_all, seed=seed, workers=workers, progress=progress)
-        require_classes(splits[split])
-    return splits, warnings
-
-
 def _split(found: Found, name: str) -> Split:
     stored, origin = found.splits[name], Origin(name, len(found.class_names))
     assert found.target is not None, "the entry or its reader declares the target"
@@ -274,6 +255,9 @@ def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ..
     return (f"{number} {few} to {many} {split.origin.split} samples",)
 
 
+# --- fingerprints
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """The number of samples, and a checksum; empty if only reading every sample would give one."""
@@ -282,40 +266,30 @@ class Fingerprint:
     sha256: str
 
 
-def fingerprint(split: Split, *, root: Path) -> Fingerprint:
-    """Return the fingerprint of a split, before validation samples are taken from it."""
-    return Fingerprint(len(split), _checksum(split, root=root))
-
-
 def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerprint], *, name: str) -> list[str]:
     """Return a sentence for each split that has changed."""
     sentences = []
     for split, found in now.items():
-        before = recorded.get(split)
-        if before is None:
-            continue
-        if before["samples"] != found.samples:
-            sentences.append(
-                f"{name}: the {split} data have changed: {before['samples']:,} samples then, {found.samples:,} now"
-            )
-        elif before["sha256"] != found.sha256 and before["sha256"] and found.sha256:
-            sentences.append(
-                f"{name}: the {split} data have changed: {found.samples:,} samples as before, but not the same ones"
-            )
+        before = recorded.get(split, {"samples": found.samples, "sha256": ""})
+        counts = f"{before['samples']:,} samples then, {found.samples:,} now"
+        if before["samples"] == found.samples:
+            counts = f"{found.samples:,} samples as before, but not the same ones"
+            if before["sha256"] == found.sha256 or not (before["sha256"] and found.sha256):
+                continue
+        sentences.append(f"{name}: the {split} data have changed: {counts}")
     return sentences
 
 
-def _checksum(split: Split, *, root: Path) -> str:
+def fingerprint(split: Split, *, root: Path) -> Fingerprint:
+    """Return the fingerprint of a split, before validation samples are taken from it."""
     if isinstance(split.dataset, FileDataset):
-        return _hash_files(split.dataset.files, root=root)
+        return Fingerprint(len(split), _hash_files(split.dataset.files, root=root))
     inputs, labels = split.images, split.labels
     if split.dataset is not None:
         inputs = listed_part(split.dataset, 0)
         labels = listed_part(split.dataset, 1) if labels is None else labels
-    values = (inputs, labels)
-    return _hash_tensors(
-        tensor for value in values if value is not None for tensor in pytree.named_tensors(value).values()
-    )
+    known = [pytree.named_tensors(values) for values in (inputs, labels) if values is not None]
+    return Fingerprint(len(split), _hash_tensors([tensor for tensors in known for tensor in tensors.values()]))
 
 
 def _hash_files(paths: Iterable[str], *, root: Path) -> str:
@@ -330,14 +304,12 @@ def _hash_files(paths: Iterable[str], *, root: Path) -> str:
     return digest.hexdigest()
 
 
-def _hash_tensors(tensors: Iterable[Tensor]) -> str:
+def _hash_tensors(tensors: Sequence[Tensor]) -> str:
     """Hash values and shapes; return an empty text if there are no tensors."""
     digest = hashlib.sha256()
-    is_empty = True
     for tensor in tensors:
-        is_empty = False
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         values = pytree.to_nhwc(tensor) if pytree.is_channels_last(tensor) else tensor.contiguous()
         if values.numel():
             digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return "" if is_empty else digest.hexdigest()
+    return digest.hexdigest() if tensors else ""

@@ -197,7 +197,7 @@ def require_readable(split: Split, *, seed: int, workers: int, progress: Progres
         _read_labels(split, seed=seed, workers=workers, progress=progress)
 
 
-def require_finite(split: Split) -> str | None:
+def require_finite(split: Split) -> list[str]:
     """Check that no image in a dataset of tensors is NaN or infinite; other images are checked when they are read.
 
     Returns:
@@ -208,7 +208,7 @@ def require_finite(split: Split) -> str | None:
     """
     inputs = listed_part(split.dataset, 0) if isinstance(split.dataset, (TensorDataset, ChannelsFirst)) else None
     if inputs is None or not inputs.is_floating_point():
-        return None
+        return []
     for span in cut_spans(len(inputs), size=1_024):
         values = inputs[span].flatten(1)
         wrong = (~torch.isfinite(values) if inputs.dim() == 4 else torch.isnan(values)).any(1).nonzero()
@@ -216,8 +216,8 @@ def require_finite(split: Split) -> str | None:
             row = span.start + int(wrong[0])
             if inputs.dim() == 4:
                 raise not_finite(row=row, origin=split.origin)
-            return f"{split.origin.describe(row)}: has inputs that are NaN, which most networks cannot take"
-    return None
+            return [f"{split.origin.describe(row)}: has inputs that are NaN, which most networks cannot take"]
+    return []
 
 
 def _first_image(split: Split) -> Tensor | None:
