@@ -29,6 +29,7 @@ from swa_cli.data.splits import (
     FileDataset,
     Found,
     Progress,
+    Reading,
     Split,
     Target,
     fits_memory,
@@ -133,15 +134,15 @@ def load(
         notes.append(f"{name} is held in memory whatever dataset.cache says")
     if hold and is_user_code:
         notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
-    reading: dict[str, Any] = {"seed": seed, "workers": workers, "progress": progress}
+    reading = Reading(seed=seed, workers=workers, progress=progress)
     if is_user_code:
         splits, warnings = with_channels_first(splits, layout=found.layout, name=name)
+        if not hold:
+            require_readable(splits, reading=reading)
     for split, part in splits.items():
-        if is_user_code and not hold:
-            require_readable(part, **reading)
         if part.dataset is not None:
             warnings += require_finite(part)
-            splits[split] = with_labels(part, read_all=hold, **reading)
+            splits[split] = with_labels(part, read_all=hold, reading=reading)
         require_classes(splits[split])
     data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
     if "train" in splits and "val" in splits:
@@ -153,16 +154,15 @@ def load(
         splits |= parts
         warnings += more
     if hold:
-        splits = {
-            split: part if part.dataset is None else load_into_memory(part, what=f"reading {split} images", **reading)
-            for split, part in splits.items()
-        }
+        for split, part in splits.items():
+            if part.dataset is not None:
+                splits[split] = load_into_memory(part, what=f"reading {split} images", reading=reading)
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
-    example = next(read_rows(first, rows=torch.tensor([0]), seed=seed, workers=0))
+    example = next(read_rows(first, rows=torch.tensor([0]), reading=replace(reading, workers=0)))
     is_image = pytree.is_image(pytree.first_sample(example[0]))
     if is_image and example[0].is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalized already")
-    mean, std = _constants(found, first, example[0] if is_image else None, name=name, seed=seed, workers=workers)
+    mean, std = _constants(found, first, example[0] if is_image else None, name=name, reading=reading)
     return Source(
         name=name,
         train=splits.get("train"),
@@ -218,7 +218,7 @@ def _split(found: Found, name: str) -> Split:
 
 
 def _constants(
-    found: Found, split: Split, images: Tensor | None, *, name: str, seed: int, workers: int
+    found: Found, split: Split, images: Tensor | None, *, name: str, reading: Reading
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std: declared, or measured on the split; none where the inputs are not images.
 
@@ -231,7 +231,7 @@ def _constants(
             raise UserError(f"{name} has a mean and std, but its inputs are not images", hint="leave them out")
         return (), ()
     if mean is None or std is None:
-        measured = mean_std(split, seed=seed, workers=workers)
+        measured = mean_std(split, reading=reading)
         mean, std = mean or measured[0], std or measured[1]
     channels = images.shape[1]
     if not (len(mean) == len(std) == channels and min(std) > 0 and math.isfinite(sum(mean) + sum(std))):

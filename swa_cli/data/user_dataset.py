@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from swa_cli.data import pytree
-from swa_cli.data.splits import Found, Progress, Split, Target, cut_spans, stream_rows
+from swa_cli.data.splits import Found, Reading, Split, Target, cut_spans, stream_rows
 from swa_cli.data.stream import not_finite
 from swa_cli.errors import UserError
 from swa_cli.import_path import import_object
@@ -170,7 +170,7 @@ def with_channels_first(
     return found, warnings
 
 
-def with_labels(split: Split, *, read_all: bool, seed: int, workers: int, progress: Progress | None) -> Split:
+def with_labels(split: Split, *, read_all: bool, reading: Reading) -> Split:
     """Return the split with the classes of its samples, if they are known, quickly read, or `read_all` is true.
 
     Raises:
@@ -180,11 +180,11 @@ def with_labels(split: Split, *, read_all: bool, seed: int, workers: int, progre
         return split
     labels = _listed_labels(split)
     if labels is None and (read_all or len(split) <= LABELS_READ):
-        labels = _read_labels(split, seed=seed, workers=workers, progress=progress)
+        labels = _read_labels(split, reading=reading)
     return replace(split, labels=labels)
 
 
-def require_readable(split: Split, *, seed: int, workers: int, progress: Progress | None) -> None:
+def require_readable(splits: Mapping[str, Split], *, reading: Reading) -> None:
     """Read the test samples if they are few and their labels are masks or numbers.
 
     Classes are checked by `require_classes`, and training and validation samples are read in the first epoch; a wrong
@@ -193,8 +193,9 @@ def require_readable(split: Split, *, seed: int, workers: int, progress: Progres
     Raises:
         UserError: A mask has an unknown class, a number is not finite, or a sample cannot be read.
     """
-    if split.target in ("mask", "value") and split.origin.split == "test" and len(split) <= LABELS_READ:
-        _read_labels(split, seed=seed, workers=workers, progress=progress)
+    test = splits.get("test")
+    if test is not None and test.target in ("mask", "value") and len(test) <= LABELS_READ:
+        _read_labels(test, reading=reading)
 
 
 def require_finite(split: Split) -> list[str]:
@@ -224,7 +225,7 @@ def _first_image(split: Split) -> Tensor | None:
     """Return the first sample's image as the dataset gives it; None if inputs are not images."""
     if split.target == "mask":  # its size must equal that of the image, which depends on the layout
         split = replace(split, dataset=_Inputs(split.dataset), target="own")  # type: ignore[arg-type]
-    inputs, _ = next(stream_rows(split, rows=torch.tensor([0]), seed=0, workers=0, key=_KEY))
+    inputs, _ = next(stream_rows(split, rows=torch.tensor([0]), key=_KEY, reading=Reading()))
     image = pytree.first_sample(inputs)
     return image if pytree.is_image(image) else None
 
@@ -259,7 +260,7 @@ def _listed_labels(split: Split) -> Tensor | None:
     wrong = ((values != values.floor()) | (values < 0) | (values >= number)).nonzero()
     rows = torch.tensor(sorted({0, len(split) // 2, len(split) - 1, *wrong[:1, 0].tolist()}))
     plain = replace(split, origin=replace(split.origin, num_classes=None))
-    read = torch.cat([labels for _, labels in stream_rows(plain, rows=rows, seed=0, workers=0, key=_KEY)])
+    read = torch.cat([labels for _, labels in stream_rows(plain, rows=rows, key=_KEY, reading=Reading())])
     return listed.long() if torch.equal(values[rows], read.double()) else None
 
 
@@ -283,11 +284,11 @@ def listed_part(dataset: Dataset[Any], part: int) -> Tensor | None:
     return torch.from_numpy(values.copy()) if values is not None and values.dtype.kind in "iufb" else None
 
 
-def _read_labels(split: Split, *, seed: int, workers: int, progress: Progress | None) -> Tensor:
+def _read_labels(split: Split, *, reading: Reading) -> Tensor:
     """Read the labels (N,) of all samples."""
     parts: list[Tensor] = []
-    for _, labels in stream_rows(split, rows=torch.arange(len(split)), seed=seed, workers=workers, key=_KEY):
+    for _, labels in stream_rows(split, rows=torch.arange(len(split)), key=_KEY, reading=reading):
         parts.append(labels)
-        if progress:
-            progress(f"reading {split.origin.split} labels", sum(map(len, parts)), len(split))
+        if reading.progress:
+            reading.progress(f"reading {split.origin.split} labels", sum(map(len, parts)), len(split))
     return torch.cat(parts)
