@@ -37,11 +37,10 @@ from swa_cli.data.splits import (
     mean_std,
     num_validation,
     read_rows,
-    require_classes,
     split_off_validation,
 )
 from swa_cli.data.stream import Origin
-from swa_cli.data.user_dataset import listed_part, require_finite, require_readable, with_channels_first, with_labels
+from swa_cli.data.user_dataset import listed_part, with_channels_first, with_checked_samples
 from swa_cli.errors import UserError
 
 
@@ -122,7 +121,7 @@ def load(
     """
     assert cache in ("auto", "ram", "none")
     found = _read(name, root=Path(root), download=download, given=args or {}, classes=classes, progress=progress)
-    notes, warnings = list(found.notes), list[str]()
+    notes, warnings = [*found.notes], list[str]()
     splits = {split: _split(found, split) for split in found.splits}
     streamed = [part.dataset for part in splits.values() if part.dataset is not None]
     files = [dataset for dataset in streamed if isinstance(dataset, FileDataset)]
@@ -137,13 +136,8 @@ def load(
     reading = Reading(seed=seed, workers=workers, progress=progress)
     if is_user_code:
         splits, warnings = with_channels_first(splits, layout=found.layout, name=name)
-        if not hold:
-            require_readable(splits, reading=reading)
-    for split, part in splits.items():
-        if part.dataset is not None:
-            warnings += require_finite(part)
-            splits[split] = with_labels(part, read_all=hold, reading=reading)
-        require_classes(splits[split])
+    splits, more = with_checked_samples(splits, read_all=hold, reading=reading)
+    warnings += more
     data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
     if "train" in splits and "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")

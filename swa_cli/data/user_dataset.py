@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from swa_cli.data import pytree
-from swa_cli.data.splits import Found, Reading, Split, Target, cut_spans, stream_rows
+from swa_cli.data.splits import FileDataset, Found, Reading, Split, Target, cut_spans, require_classes, stream_rows
 from swa_cli.data.stream import not_finite
 from swa_cli.errors import UserError
 from swa_cli.import_path import import_object
@@ -170,35 +170,37 @@ def with_channels_first(
     return found, warnings
 
 
-def with_labels(split: Split, *, read_all: bool, reading: Reading) -> Split:
-    """Return the split with the classes of its samples, if they are known, quickly read, or `read_all` is true.
+def with_checked_samples(
+    splits: Mapping[str, Split], *, read_all: bool, reading: Reading
+) -> tuple[dict[str, Split], list[str]]:
+    """Return the splits with the classes of their samples, if these are known, quickly read, or `read_all` is true.
+
+    Test samples of user code with masks or numbers are read if they are few: training and validation samples are read
+    in the first epoch, but a wrong test sample would be found after the last one.
+
+    Returns:
+        The splits, and warnings.
 
     Raises:
-        UserError: A label is not one of the classes, or a sample cannot be read.
+        UserError: A label is not one of the classes, an image is not finite, or a sample cannot be read.
     """
-    if split.target != "class" or split.labels is not None:
-        return split
-    labels = _listed_labels(split)
-    if labels is None and (read_all or len(split) <= LABELS_READ):
-        labels = _read_labels(split, reading=reading)
-    return replace(split, labels=labels)
+    found, warnings = dict(splits), list[str]()
+    for key, split in splits.items():
+        if split.dataset is not None:
+            warnings += _require_finite(split)
+            few, is_files = len(split) <= LABELS_READ, isinstance(split.dataset, FileDataset)
+            if split.target == "class" and split.labels is None:
+                labels = _listed_labels(split)
+                if labels is None and (read_all or few):
+                    labels = _read_labels(split, reading=reading)
+                found[key] = replace(split, labels=labels)
+            elif split.target in ("mask", "value") and key == "test" and few and not (read_all or is_files):
+                _read_labels(split, reading=reading)
+        require_classes(found[key])
+    return found, warnings
 
 
-def require_readable(splits: Mapping[str, Split], *, reading: Reading) -> None:
-    """Read the test samples if they are few and their labels are masks or numbers.
-
-    Classes are checked by `require_classes`, and training and validation samples are read in the first epoch; a wrong
-    test sample would otherwise be found after the last epoch.
-
-    Raises:
-        UserError: A mask has an unknown class, a number is not finite, or a sample cannot be read.
-    """
-    test = splits.get("test")
-    if test is not None and test.target in ("mask", "value") and len(test) <= LABELS_READ:
-        _read_labels(test, reading=reading)
-
-
-def require_finite(split: Split) -> list[str]:
+def _require_finite(split: Split) -> list[str]:
     """Check that no image in a dataset of tensors is NaN or infinite; other images are checked when they are read.
 
     Returns:
