@@ -10,8 +10,8 @@ Shapes: N samples of an epoch, B batch, C channels, H W pixels, P pixels of padd
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -84,15 +84,9 @@ class Draws:
     colors: ColorDraws | None = None
 
     def __getitem__(self, span: slice | Tensor) -> Draws:
-        return replace(
-            self,
-            top=self.top[span],
-            left=self.left[span],
-            flipped=self.flipped[span],
-            cut_y=self.cut_y[span],
-            cut_x=self.cut_x[span],
-            colors=None if self.colors is None else self.colors[span],
-        )
+        drawn = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "augment"}
+        taken: dict[str, Any] = {name: None if part is None else part[span] for name, part in drawn.items()}
+        return replace(self, **taken)
 
 
 def draw(rows: Tensor, *, augment: Augment, seed: int, key: tuple[str | int, ...], epoch: int = 0) -> Draws:

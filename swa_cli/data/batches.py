@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -24,7 +24,18 @@ from swa_cli.data.splits import Split, cut_spans
 from swa_cli.data.stream import MakeError, Positions, stream
 from swa_cli.errors import UserError
 
+CPU = torch.device("cpu")
 GROUP_BYTES = 4 << 20  # of stored images that are cropped in one call: several small batches, few enough for the cache
+
+
+class Delivery(TypedDict, total=False):
+    """What all batches are given: how they are normalized, where they go, and how a streamed split is read."""
+
+    mean: Required[tuple[float, ...]]  # per channel, see `normalize`; none if the inputs are not images: not changed
+    std: Required[tuple[float, ...]]
+    device: torch.device  # where the batches go, and are augmented
+    workers: int  # processes that read a streamed split
+    error: MakeError  # makes the exception for a sample that cannot be read: the caller knows whether that ends a run
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +54,12 @@ class Batches:
     draws: Draws | None  # of the S positions
     seed: int
     key: tuple[str | int, ...]  # decides, with seed and position, the random transforms of a user's dataset
-    mean: tuple[float, ...]  # none if the inputs are not images: these are not changed
+    mean: tuple[float, ...]
     std: tuple[float, ...]
-    device: torch.device
-    workers: int
+    device: torch.device = CPU
+    workers: int = 0
     num_classes: int = 0  # K, if images are mixed
-    error: MakeError = UserError  # makes the exception for a sample that cannot be read
+    error: MakeError = UserError
     is_part: bool = False  # of larger batches: a mixed one begins with an extra image, the one before its first
 
     def __len__(self) -> int:
@@ -154,13 +165,9 @@ def epoch_batches(
     epoch: int,
     batch_size: int,
     augment: Augment,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device | str = "cpu",
     start: int = 0,
-    workers: int = 0,
     num_classes: int = 0,
-    error: MakeError = UserError,
+    **delivery: Unpack[Delivery],
 ) -> Batches:
     """Return the training batches of an epoch, shuffled and augmented; a last one that is not full is dropped.
 
@@ -170,13 +177,9 @@ def epoch_batches(
         epoch: From 1.
         batch_size: Samples per batch.
         augment: The settings.
-        mean: Per channel, see `normalize`.
-        std: Per channel.
-        device: Where the batches go; they are augmented there.
         start: Number of batches to skip, at no cost.
-        workers: Processes that read a streamed split.
         num_classes: K of the probabilities of mixed classes.
-        error: Makes the exception for a sample that cannot be read: the caller knows whether that ends a run.
+        delivery: See `Delivery`.
     """
     num_samples = len(split)
     rows = torch.randperm(num_samples, generator=generator(seed, "order", epoch))
@@ -190,41 +193,23 @@ def epoch_batches(
         draws=draw(rows, augment=augment, seed=seed, key=key, epoch=epoch),
         seed=seed,
         key=("sample", epoch),
-        mean=mean,
-        std=std,
-        device=torch.device(device),
-        workers=workers,
         num_classes=num_classes,
-        error=error,
+        **delivery,
     )
 
 
-def plain_batches(
-    split: Split,
-    *,
-    batch_size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device | str = "cpu",
-    workers: int = 0,
-    error: MakeError = UserError,
-) -> Batches:
+def plain_batches(split: Split, *, batch_size: int, **delivery: Unpack[Delivery]) -> Batches:
     """Return all samples in their own order for evaluation: nothing is drawn, the last batch may be smaller."""
-    num_samples = len(split)
-    spans = tuple(cut_spans(num_samples, size=batch_size))
+    spans = tuple(cut_spans(len(split), size=batch_size))
     return Batches(
         split=split,
-        rows=torch.arange(num_samples),
+        rows=torch.arange(len(split)),
         spans=spans,
         mixes=(None,) * len(spans),
         draws=None,
         seed=0,  # random transforms of a user's dataset are the same in every evaluation
         key=("plain",),
-        mean=mean,
-        std=std,
-        device=torch.device(device),
-        workers=workers,
-        error=error,
+        **delivery,
     )
 
 
@@ -234,13 +219,9 @@ def statistics_batches(
     seed: int,
     batch_size: int,
     augment: Augment,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device | str = "cpu",
     samples: int | None = None,
-    workers: int = 0,
     num_classes: int = 0,
-    error: MakeError = UserError,
+    **delivery: Unpack[Delivery],
 ) -> Batches:
     """Return the batches for BatchNorm statistics: one seeded shuffle, the same in every epoch, nothing dropped.
 
@@ -257,12 +238,8 @@ def statistics_batches(
         draws=draw(rows, augment=augment, seed=seed, key=key),
         seed=seed,
         key=("statistics sample",),
-        mean=mean,
-        std=std,
-        device=torch.device(device),
-        workers=workers,
         num_classes=num_classes,
-        error=error,
+        **delivery,
     )
 
 

@@ -176,7 +176,7 @@ def _read_arrays(request: Request) -> Found:
 
 
 def _read_photos_with_masks(
-    request: Request, *, image_paths: str, mask_paths: str, class_of: tuple[int, ...] = (), notes: tuple[str, ...] = ()
+    request: Request, *, image_paths: str, mask_paths: str, class_of: Sequence[int], notes: tuple[str, ...] = ()
 ) -> Found:
     """Read images with masks through torchvision.
 
@@ -184,17 +184,16 @@ def _read_photos_with_masks(
         request: For a dataset with `files` and an argument `size`.
         image_paths: The attribute of torchvision's class that lists the image files.
         mask_paths: The attribute that lists the mask files.
-        class_of: The class of each value in the masks; none where that is the value itself.
+        class_of: The class of each value in the masks.
         notes: On the dataset.
     """
-    files, names, size = request.dataset.files, request.dataset.class_names, request.args["size"]
+    files, size = request.dataset.files, request.args["size"]
     assert files is not None
-    assert names is not None
     splits = {}
     for split in files.options:
         found = unpacked_dataset(request.name, files, split=split, root=request.root, download=request.download)
         images, labels = (tuple(map(str, getattr(found, attribute))) for attribute in (image_paths, mask_paths))
-        splits[split] = masks.MaskDataset(images, labels, len(names), size, size, class_of)
+        splits[split] = masks.MaskDataset(images, labels, tuple(class_of), size, size)
     return Found(splits=splits, notes=notes)
 
 
@@ -209,8 +208,8 @@ _DIGITS = tuple("0123456789")
 _CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 _KUZUSHIJI = "o,ki,su,tsu,na,ha,ma,ya,re,wo"
 _VOC_CLASSES = (
-    "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,"
-    "pottedplant,sheep,sofa,train,tvmonitor"
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 _NUM_SCENES = 2_000  # for training
 # The trimaps say 1 pet, 2 background and 3 "not classified": a border of some pixels of unknown class.
@@ -351,7 +350,7 @@ _ENTRIES = (
     ),
     _photos_with_masks(
         name="voc",
-        class_names=tuple(_VOC_CLASSES.split(",")),
+        class_names=_VOC_CLASSES,
         files=Files(
             torchvision="VOCSegmentation",
             paths=("VOCdevkit/VOC2012/",),
@@ -361,6 +360,7 @@ _ENTRIES = (
             _read_photos_with_masks,
             image_paths="images",
             mask_paths="masks",
+            class_of=range(len(_VOC_CLASSES)),
             notes=("voc's test masks are not public: its validation set is the test split here",),
         ),
     ),

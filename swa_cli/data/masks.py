@@ -49,10 +49,9 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
 
     images: tuple[str, ...]
     masks: tuple[str, ...]
-    num_classes: int
+    class_of: tuple[int, ...]  # the class of each value in the files
     resize: tuple[int, int] | None  # (H, W); None: all files have the same size
     shape: tuple[int, int]  # (H, W) of the images and masks
-    class_of: tuple[int, ...] = ()  # the class of each value in the files; none where that is the value itself
     labels: None = None  # unknown without decoding
 
     def __len__(self) -> int:
@@ -106,19 +105,16 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
                     hint="save both in one size",
                 )
             values = np.array(mask.resize(self.resize[::-1], Image.Resampling.NEAREST) if self.resize else mask)
-        last = (len(self.class_of) or self.num_classes) - 1
+        last = len(self.class_of) - 1
         wrong = ((values < 0) | (values > last)) & (values != IGNORED)
         if wrong.any():
             raise UserError(
                 f"{path}: has the value {values[wrong][0]}, but classes are 0 to {last}",
                 hint=f"number the classes from 0 ({IGNORED} is ignored), or raise dataset.args.classes",
             )
-        values = values.astype(np.uint8)
-        if self.class_of:
-            classes = np.full(IGNORED + 1, IGNORED, dtype=np.uint8)
-            classes[: last + 1] = self.class_of
-            values = classes[values]
-        return values
+        classes = np.full(IGNORED + 1, IGNORED, dtype=np.uint8)
+        classes[: last + 1] = self.class_of
+        return classes[values.astype(np.uint8)]
 
 
 def find(
@@ -144,9 +140,8 @@ def find(
     pairs = {split: _pairs(folder) for split, folder in folders.items()}
     paths = [path for part in pairs.values() for path in part.images]
     shape = resize or first_size(paths[0])
-    datasets = {
-        split: MaskDataset(part.images, part.masks, len(class_names), resize, shape) for split, part in pairs.items()
-    }
+    classes = tuple(range(len(class_names)))
+    datasets = {split: MaskDataset(part.images, part.masks, classes, resize, shape) for split, part in pairs.items()}
     _require_classes(next(iter(datasets.values())))
     contents = (*describe_files(paths), *sum((part.left_out for part in pairs.values()), beside).describe())
     return Found(splits=datasets, class_names=class_names, contents=contents)
