@@ -1,15 +1,20 @@
-"""Augmentation of training images: settings, random numbers of an epoch, and crop, flip and cutout of whole batches.
+"""Augmentation of training images: settings, random numbers of an epoch, and what is done to whole batches.
 
 All random numbers of an epoch are drawn first (`draw`), then a slice of them is applied to each batch: nothing is
 drawn per batch, so a batch does not depend on the batches before it. Translation, alternating flips, jitter and mixing
 have their own generators: switching them on leaves the other draws as they were. `batches` applies them in this order:
 crop or translate and flip, color jitter and normalization (`color_jitter`), cutout (its square is 0 then, which is the
-mean), and mixing of images (`mixing`).
-Shapes: N samples of an epoch, B batch, C channels, H W pixels, P pixels of padding.
+mean), and mixup or CutMix.
+
+To add an augmentation, add its settings to `Augment`, its random numbers to `Draws` and `draw`, and a function on whole
+batches that `batches` calls.
+Shapes: N samples of an epoch, B batch, C channels, H W pixels, P pixels of padding, K classes.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -18,7 +23,7 @@ from torch import Tensor
 
 from swa_cli.data.color_jitter import ColorDraws, ColorJitter, draw_color_jitter
 from swa_cli.data.pytree import to_device, to_nchw, to_nhwc
-from swa_cli.data.randomness import generator
+from swa_cli.data.randomness import generator, numpy_generator
 from swa_cli.errors import UserError
 
 
@@ -203,3 +208,82 @@ def _covered_pixels(center: Tensor, *, length: int, side: int) -> Tensor:
     """Return the pixels (B, side) that the squares cover along one dimension, clipped at the edges."""
     first = (center * length).long()[:, None] - side // 2
     return (first + torch.arange(side)).clamp_(0, length - 1)
+
+
+# --- mixup and CutMix
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the images of a batch are mixed: by CutMix if there is a center of the box, else by mixup."""
+
+    share: float  # in [0, 1]: what remains of an image, before CutMix clips its box at the edges
+    center: tuple[float, float] | None = None  # (y, x) in [0, 1), in units of height and width
+
+
+def draw_mixes(num_batches: int, *, augment: Augment, seed: int, key: tuple[str | int, ...]) -> tuple[Mix | None, ...]:
+    """Draw how each batch of an epoch is mixed; with mixup and CutMix both on, each batch gets one of them evenly.
+
+    As in torchvision's `MixUp` and `CutMix`, a batch has one share, from Beta(alpha, alpha), and one box. These are
+    plain numbers, so nothing synchronizes with the device.
+    """
+
+    def shares(name: str, alpha: float) -> list[float]:
+        return numpy_generator(seed, *key, name).beta(alpha, alpha, num_batches).tolist() if alpha else []
+
+    centers = torch.rand((num_batches, 2), generator=generator(seed, *key, "cutmix centre"), dtype=torch.float64)
+    blended = [Mix(share) for share in shares("mixup", augment.mixup)]
+    boxed = [
+        Mix(share, (y, x)) for share, (y, x) in zip(shares("cutmix", augment.cutmix), centers.tolist(), strict=False)
+    ]
+    if blended and boxed:
+        coins = torch.rand(num_batches, generator=generator(seed, *key, "mixup or cutmix")) < 0.5
+        return tuple(pair[coin] for pair, coin in zip(zip(blended, boxed, strict=True), coins.tolist(), strict=True))
+    return tuple(blended or boxed) or (None,) * num_batches
+
+
+def one_hot(labels: Tensor, *, num_classes: int, error: Callable[..., UserError] = UserError) -> Tensor:
+    """Convert classes (B,) on the CPU to probabilities (B, K) float32.
+
+    Raises:
+        UserError: A label is not a class; `error` makes the exception.
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise error(
+            f"the dataset gives the label {int(wrong[0])} for {num_classes} classes",
+            hint=f"use labels from 0 to {num_classes - 1}, or correct num_classes",
+        )
+    return torch.nn.functional.one_hot(labels, num_classes).to(torch.float32)
+
+
+def mix_batch(images: Tensor, targets: Tensor, *, mix: Mix) -> tuple[Tensor, Tensor]:
+    """Mix each image with the one before it in the batch, the first with the last, and their targets alike.
+
+    Args:
+        images: (B, C, H, W) float, normalized.
+        targets: (B, K) probabilities.
+        mix: That of the batch.
+    """
+    pixels = to_nhwc(images)
+    if mix.center is None:
+        return to_nchw(_blend(pixels, mix.share)), _blend(targets, mix.share)
+    height, width = images.shape[2:]
+    rows, columns = (
+        _box_side(center, length=length, share=mix.share)
+        for center, length in zip(mix.center, (height, width), strict=True)
+    )
+    pixels = pixels.clone()
+    pixels[:, rows, columns] = pixels[:, rows, columns].roll(1, 0)
+    covered = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return to_nchw(pixels), _blend(targets, 1 - covered / (height * width))
+
+
+def _blend(values: Tensor, share: float) -> Tensor:
+    return values.roll(1, 0).mul_(1 - share).add_(values.mul(share))
+
+
+def _box_side(center: float, *, length: int, share: float) -> slice:
+    """Return the rows or columns of the box, whose sides are sqrt(1 - share) of the image's before clipping."""
+    middle, reach = int(center * length), int(0.5 * math.sqrt(1 - share) * length)
+    return slice(max(0, middle - reach), min(length, middle + reach))

@@ -16,9 +16,19 @@ import torch
 from torch import Tensor
 
 from swa_cli.data import pytree
-from swa_cli.data.augment import Augment, Draws, crop_and_flip, crop_and_flip_masks, cut_out, draw
+from swa_cli.data.augment import (
+    Augment,
+    Draws,
+    Mix,
+    crop_and_flip,
+    crop_and_flip_masks,
+    cut_out,
+    draw,
+    draw_mixes,
+    mix_batch,
+    one_hot,
+)
 from swa_cli.data.color_jitter import jitter_colors, normalize
-from swa_cli.data.mixing import Mix, draw_mixes, mix_batch, one_hot
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split, cut_spans
 from swa_cli.data.stream import MakeError, Positions, stream
@@ -189,7 +199,7 @@ def epoch_batches(
         split=split,
         rows=rows,
         spans=spans[start:],
-        mixes=_mixes(len(spans), augment=augment, seed=seed, key=key)[start:],
+        mixes=draw_mixes(len(spans), augment=augment, seed=seed, key=key)[start:],
         draws=draw(rows, augment=augment, seed=seed, key=key, epoch=epoch),
         seed=seed,
         key=("sample", epoch),
@@ -234,7 +244,7 @@ def statistics_batches(
         split=split,
         rows=rows,
         spans=spans,
-        mixes=_mixes(len(spans), augment=augment, seed=seed, key=key),
+        mixes=draw_mixes(len(spans), augment=augment, seed=seed, key=key),
         draws=draw(rows, augment=augment, seed=seed, key=key),
         seed=seed,
         key=("statistics sample",),
@@ -256,7 +266,3 @@ def _places(spans: Sequence[Positions]) -> list[slice]:
     """Return the place of each span's samples among the concatenated ones."""
     ends = list(accumulate(map(_length, spans)))
     return [slice(first, last) for first, last in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _mixes(num_batches: int, *, augment: Augment, seed: int, key: tuple[str | int, ...]) -> tuple[Mix | None, ...]:
-    return draw_mixes(num_batches, mixup=augment.mixup, cutmix=augment.cutmix, seed=seed, key=key)
