@@ -132,9 +132,10 @@ def images_below(folders: Sequence[Path]) -> Listing:
                 below.append(entry.path)
             elif not entry.name.lower().endswith(SUFFIXES):
                 others[_kind(entry.path)] += 1
-            else:
-                _require_file(entry)
+            elif entry.is_file() or not os.path.exists(entry.path):  # a broken link is reported with the broken files
                 images.append(entry.path)
+            else:  # a pipe, which would block for ever
+                raise UserError(f"{entry.path}: is not a regular file", hint="remove it")
         waiting += reversed(below)
     return Listing(tuple(sorted(images)), LeftOut(tuple(others.most_common())))
 
@@ -161,12 +162,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def _require_file(entry: os.DirEntry[str]) -> None:
-    """Refuse pipes, which would block for ever; a broken link is reported with the broken files."""
-    if os.path.exists(entry.path) and not entry.is_file():
-        raise UserError(f"{entry.path}: is not a regular file", hint="remove it")
 
 
 def _kind(path: str) -> str:

@@ -40,7 +40,7 @@ from swa_cli.data.splits import (
     split_off_validation,
 )
 from swa_cli.data.stream import Origin
-from swa_cli.data.user_dataset import listed_part, with_channels_first, with_checked_samples
+from swa_cli.data.user_dataset import listed_part, with_checked_samples
 from swa_cli.errors import UserError
 
 
@@ -121,7 +121,7 @@ def load(
     """
     assert cache in ("auto", "ram", "none")
     found = _read(name, root=Path(root), download=download, given=args or {}, classes=classes, progress=progress)
-    notes, warnings = [*found.notes], list[str]()
+    notes = [*found.notes]
     splits = {split: _split(found, split) for split in found.splits}
     streamed = [part.dataset for part in splits.values() if part.dataset is not None]
     files = [dataset for dataset in streamed if isinstance(dataset, FileDataset)]
@@ -134,10 +134,7 @@ def load(
     if hold and is_user_code:
         notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
     reading = Reading(seed=seed, workers=workers, progress=progress)
-    if is_user_code:
-        splits, warnings = with_channels_first(splits, layout=found.layout, name=name)
-    splits, more = with_checked_samples(splits, read_all=hold, reading=reading)
-    warnings += more
+    splits, warnings = with_checked_samples(splits, layout=found.layout, name=name, read_all=hold, reading=reading)
     data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
     if "train" in splits and "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")

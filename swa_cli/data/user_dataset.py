@@ -141,7 +141,47 @@ class _Inputs(Dataset[Any]):
         return self.dataset[row][0], 0
 
 
-def with_channels_first(
+def with_checked_samples(
+    splits: Mapping[str, Split], *, layout: str | None, name: str, read_all: bool, reading: Reading
+) -> tuple[dict[str, Split], list[str]]:
+    """Check some samples of each split, or all if they are few or `read_all` is true.
+
+    Test samples of user code with masks or numbers are read if they are few: training and validation samples are read
+    in the first epoch, but a wrong test sample would be found after the last one.
+
+    Args:
+        splits: By name.
+        layout: "HWC" or "CHW" if the factory returns it.
+        name: Of the dataset, for messages.
+        read_all: Whether all samples will be read into memory.
+        reading: How samples are read.
+
+    Returns:
+        The splits, with images (C, H, W) and with their classes if these are known or were read, and warnings.
+
+    Raises:
+        UserError: A label is not one of the classes, an image is not finite or of an ambiguous layout, or a sample
+            cannot be read.
+    """
+    own = {key: split for key, split in splits.items() if not isinstance(split.dataset, FileDataset | None)}
+    own, warnings = _with_channels_first(own, layout=layout, name=name)
+    found = {**splits, **own}
+    for key, split in found.items():
+        if split.dataset is not None:
+            warnings += _require_finite(split)
+            few = len(split) <= LABELS_READ
+            if split.target == "class" and split.labels is None:
+                labels = _listed_labels(split)
+                if labels is None and (read_all or few):
+                    labels = _read_labels(split, reading=reading)
+                found[key] = replace(split, labels=labels)
+            elif key in own and key == "test" and split.target in ("mask", "value") and few and not read_all:
+                _read_labels(split, reading=reading)
+        require_classes(found[key])
+    return found, warnings
+
+
+def _with_channels_first(
     splits: Mapping[str, Split], *, layout: str | None, name: str
 ) -> tuple[dict[str, Split], list[str]]:
     """Return the splits with images (C, H, W), and a warning if some were (H, W, C); read the first sample of each.
@@ -167,36 +207,6 @@ def with_channels_first(
     if len(set(channels.values())) > 1:
         numbers = ", ".join(f"{number} in {key}" for key, number in channels.items())
         raise UserError(f"{name}: the splits differ in their channels: {numbers}", hint="convert all to one number")
-    return found, warnings
-
-
-def with_checked_samples(
-    splits: Mapping[str, Split], *, read_all: bool, reading: Reading
-) -> tuple[dict[str, Split], list[str]]:
-    """Return the splits with the classes of their samples, if these are known, quickly read, or `read_all` is true.
-
-    Test samples of user code with masks or numbers are read if they are few: training and validation samples are read
-    in the first epoch, but a wrong test sample would be found after the last one.
-
-    Returns:
-        The splits, and warnings.
-
-    Raises:
-        UserError: A label is not one of the classes, an image is not finite, or a sample cannot be read.
-    """
-    found, warnings = dict(splits), list[str]()
-    for key, split in splits.items():
-        if split.dataset is not None:
-            warnings += _require_finite(split)
-            few, is_files = len(split) <= LABELS_READ, isinstance(split.dataset, FileDataset)
-            if split.target == "class" and split.labels is None:
-                labels = _listed_labels(split)
-                if labels is None and (read_all or few):
-                    labels = _read_labels(split, reading=reading)
-                found[key] = replace(split, labels=labels)
-            elif split.target in ("mask", "value") and key == "test" and few and not (read_all or is_files):
-                _read_labels(split, reading=reading)
-        require_classes(found[key])
     return found, warnings
 
 
