@@ -132,7 +132,7 @@ def images_below(folders: Sequence[Path]) -> Listing:
                 below.append(entry.path)
             elif not entry.name.lower().endswith(SUFFIXES):
                 others[_kind(entry.path)] += 1
-            elif entry.is_file() or not os.path.exists(entry.path):  # a broken link is reported with the broken files
+            elif not os.path.exists(entry.path) or entry.is_file():  # a broken link is reported with the broken files
                 images.append(entry.path)
             else:  # a pipe, which would block for ever
                 raise UserError(f"{entry.path}: is not a regular file", hint="remove it")
