@@ -200,9 +200,9 @@ CHANGES = [
     change("optimizer-of-module", "optimizer.name=torch.optim:SGDD", "optimizer.name"),
     change("optimizer-is-no-optimizer", "optimizer.name=torch.nn:Linear", "optimizer.name"),
     change("optimizer-is-the-base", "optimizer.name=torch.optim:Optimizer", "optimizer.name"),
-    change("relative-dataset", "dataset.name=..:x", "..:x cannot be imported"),
+    change("relative-dataset", "dataset.name=..:x", "dataset.name: '..:x' is not a name of a dataset"),
     change("relative-network", "model.name=..:x", "model.name:"),
-    change("nameless-dataset", "dataset.name=os:", "'' does not exist in os"),
+    change("nameless-dataset", "dataset.name=os:", "'os:' is not a name of a dataset"),
     change("escapes", f"{ESC}=1", "unknown key"),
     change("escapes-in-value", f"model.name={ESC}", "unknown network"),
 ]
