@@ -37,7 +37,7 @@ from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import Window, phase_of
 from swa_cli.report.plots import schedule
-from swa_cli.report.tables.scores import search_summary
+from swa_cli.report.scores import search_summary
 from swa_cli.report.terminal import Terminal
 
 NAME = "soup"  # of the weight set that comes out

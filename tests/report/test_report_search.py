@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from swa_cli.report.console_text import open_console
 from swa_cli.report.plots import schedule
-from swa_cli.report.tables.scores import search_table
-from swa_cli.report.terminal import open_console
+from swa_cli.report.scores import search_table
 
 
 def row(start: int, end: int, nll: float, *, chosen: bool = False) -> dict[str, Any]:
@@ -24,7 +24,7 @@ ROWS = [row(100, 200, 0.27), row(0, 200, 0.3), row(100, 150, 0.25, chosen=True)]
 def table(rows: list[dict[str, Any]], width: int = 80) -> list[str]:
     console = open_console(io.StringIO())
     console.width = width
-    return [line.plain for line in search_table(rows, console=console)]
+    return [line.plain for line in search_table(rows)(console)]
 
 
 def test_windows_stand_in_the_order_of_their_starts() -> None:

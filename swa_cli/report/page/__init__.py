@@ -24,8 +24,7 @@ from swa_cli.metrics.metric import Metric, TaskMetrics
 from swa_cli.report import plots
 from swa_cli.report.console_text import MINUS, printable
 from swa_cli.report.plots import curves
-from swa_cli.report.tables.columns import heading
-from swa_cli.report.tables.scores import difference, is_compared, score_with_error, shown_metrics, standing
+from swa_cli.report.scores import difference, heading, is_compared, score_with_error, shown_metrics, standing
 
 
 def render(template: str, **values: Any) -> Markup:

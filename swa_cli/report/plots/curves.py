@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report import plots
 from swa_cli.report.plots import Row, schedule
-from swa_cli.report.tables.columns import value_with_unit
+from swa_cli.report.scores import cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -160,7 +160,7 @@ def _draw_final(
             markerfacecolor="none",
             markeredgewidth=1.8,
             color=look["color"],
-            label=f"{plots.short(name)}, final: {value_with_unit(metric, scores[key])}",
+            label=f"{plots.short(name)}, final: {cell(metric, scores[key])}{' %' if metric.is_percent else ''}",
         )
         drawn.append(point)
     return drawn
