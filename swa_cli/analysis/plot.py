@@ -28,7 +28,6 @@ from swa_cli.report.plots import FORMATS
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
 from swa_cli.report.plots import loss_surface as surface_picture
-from swa_cli.report.plots import schedule as schedule_picture
 from swa_cli.report.terminal import Terminal
 
 
@@ -173,7 +172,7 @@ def _planned(title: str, plan: Plan) -> Picture:
     }
     answer = {"steps": plan.total_steps, "steps_per_epoch": plan.steps_per_epoch, "snapshots": list(plan.snapshots)}
     answer["averages"] = {item.name: list(item.steps) for item in plan.averages}
-    return Picture(partial(schedule_picture.draw_schedule, **values), answer)
+    return Picture(partial(curves_picture.draw_schedule, **values), answer)
 
 
 def _plane(run: OpenRun, request: Request) -> Picture:
@@ -217,7 +216,7 @@ def _window(run: OpenRun, request: Request) -> Picture:
         "reference": _reference(run),
         "metrics": run.metrics,
     }
-    return Picture(partial(schedule_picture.draw_search, **values), {"windows": rows})
+    return Picture(partial(curves_picture.draw_search, **values), {"windows": rows})
 
 
 def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:

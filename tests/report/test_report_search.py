@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from swa_cli.report.console_text import open_console
-from swa_cli.report.plots import schedule
+from swa_cli.report.plots import curves
 from swa_cli.report.scores import search_table
 
 
@@ -63,5 +63,5 @@ def test_narrow_pages_lose_columns_and_wrap_nothing(width: int) -> None:
 def test_picture_is_a_png(rows: list[dict[str, Any]]) -> None:
     """A picture of several windows, of one, and of a score that is not finite."""
     file = io.BytesIO()
-    schedule.draw_search(file, rows=rows, title="$run$: windows", steps_per_epoch=10)
+    curves.draw_search(file, rows=rows, title="$run$: windows", steps_per_epoch=10)
     assert file.getvalue().startswith(b"\x89PNG")

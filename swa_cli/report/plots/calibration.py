@@ -31,14 +31,9 @@ def draw_reliability(
     columns: int = _COLUMNS,
     form: str = "png",
 ) -> None:
-    """Write the reliability diagrams of weight sets.
+    """Write the reliability diagrams of weight sets, `columns` side by side.
 
-    Args:
-        target: A path, or a file open for bytes.
-        sets: Weight set to its `ece` and `bins` of equal width from 0 to 1.
-        title: The title of the picture.
-        columns: The number of diagrams side by side.
-        form: png or svg.
+    `sets` maps a weight set to its `ece` and its `bins` of equal width from 0 to 1.
     """
     columns = min(columns, len(sets))
     rows = math.ceil(len(sets) / columns)
@@ -100,12 +95,7 @@ def draw_confusion(
 ) -> None:
     """Write a confusion matrix; shades are fractions of the true class, numbers are samples.
 
-    Args:
-        target: A path, or a file open for bytes.
-        matrix: (K, K) samples, a row per true class, a column per predicted class.
-        classes: (K,) names.
-        title: The title of the picture.
-        form: png or svg.
+    `matrix` (K, K) has a row per true class and a column per predicted class, `classes` their names.
     """
     side = min(max(5.5, 2.5 + 0.42 * len(classes)), 14)
     with plots.sheet(target, size=(side + 1, side), title=title, form=form) as figure:
