@@ -9,7 +9,6 @@ Legend: B batch, K classes, H W pixels, N images.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,32 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import SEGMENTATION, MetricValue
+from swa_cli.metrics.metric import SEGMENTATION, SampleScores
 from swa_cli.metrics.task import Subject
 
 IGNORED = 255  # of masks
-
-
-@dataclass(frozen=True)
-class SampleScores:
-    """Pixel counts of every image by class, without ignored pixels: diagonal and margins of its confusion matrix."""
-
-    right: Tensor  # (N, K) int64, pixels of a class that are predicted correctly
-    present: Tensor  # (N, K) int64, pixels of a class in the mask
-    predicted: Tensor  # (N, K) int64, pixels predicted as a class
-    nll: Tensor  # (N,) float32, summed over the pixels, nats
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys of the metrics."""
-        return SEGMENTATION.keys
-
-    def __len__(self) -> int:
-        return len(self.nll)
-
-    def metric(self, key: str) -> MetricValue:
-        """Return a metric over all pixels with its jackknife error over images, in float64."""
-        return SEGMENTATION[key].compute(self)
 
 
 def loss(outputs: Any, masks: Tensor, *, label_smoothing: float) -> Tensor:
@@ -101,7 +78,11 @@ def check(outputs: Any, masks: Any, *, subject: Subject) -> None:
 
 
 def _scores(log_p: Tensor, masks: Tensor) -> SampleScores:
-    """Return the counts of each image from log-probabilities (B, K, H, W)."""
+    """Return the counts of each image from log-probabilities (B, K, H, W), without ignored pixels.
+
+    They are the diagonal and the margins of its confusion matrix, (B, K) int64 pixels of each class: `right`, predicted
+    correctly; `present` in the mask; `predicted`. `nll` (B,) is the sum over its pixels, in nats.
+    """
     num_images, num_classes = log_p.shape[:2]
     _require_classes(masks, num_classes=num_classes)
     counted, labels = (masks != IGNORED).flatten(1), masks.long().flatten(1)  # (B, H W)
@@ -117,7 +98,8 @@ def _scores(log_p: Tensor, masks: Tensor) -> SampleScores:
         return torch.bincount(numbers, minlength=num_images * num_classes).view(num_images, num_classes)
 
     right = pixels(labels, counted & (found == labels))
-    return SampleScores(right, pixels(labels, counted), pixels(found, counted), nll)
+    values = {"right": right, "present": pixels(labels, counted), "predicted": pixels(found, counted), "nll": nll}
+    return SampleScores(SEGMENTATION, values)
 
 
 def _require_classes(masks: Tensor, *, num_classes: int) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from swa_cli.errors import UserError
 from swa_cli.metrics import classification, metric, regression, segmentation, user_task
-from swa_cli.metrics.task import SampleScores, Subject, Task, UserTask
+from swa_cli.metrics.metric import SampleScores
+from swa_cli.metrics.task import Subject, Task, UserTask
 
 __all__ = ["TASKS", "SampleScores", "Subject", "Task", "UserTask", "find"]
 
