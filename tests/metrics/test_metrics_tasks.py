@@ -91,7 +91,7 @@ def test_probabilities_score_as_their_logits_do() -> None:
     """Softmax of a batch scored as the mean of several weight sets would be, against its logits."""
     logits, masks = images_with_masks()
     exact = segmentation.score_outputs(logits, masks)
-    found = segmentation.score_predictions(segmentation.predict({"out": logits, "aux": None}), masks)
+    found = segmentation.score_predictions(TASKS["segmentation"].predict({"out": logits, "aux": None}), masks)
     assert torch.equal(found["right"], exact["right"])
     torch.testing.assert_close(found["nll"], exact["nll"], rtol=1e-5, atol=1e-4)
 
