@@ -34,8 +34,8 @@ from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.plan import Window, phase_of
-from swa_cli.report.plots import schedule
-from swa_cli.report.tables.scores import search_summary
+from swa_cli.report.plots import curves
+from swa_cli.report.scores import search_summary
 from swa_cli.report.terminal import Terminal
 
 NAME = "soup"  # of the weight set that comes out
@@ -273,7 +273,7 @@ def _draw(picture: Path, trials: Trials) -> None:
     newest, recipe = trials.sources.sets[-1].found.content, trials.sources.context.recipe
     write_atomic(
         picture,
-        lambda file: schedule.draw_search(
+        lambda file: curves.draw_search(
             file,
             rows=trials.rows,
             metrics=trials.metrics,

@@ -22,7 +22,7 @@ from swa_cli.errors import UserError
 from swa_cli.metrics.metric import BY_TASK, CLASSIFICATION, TaskMetrics, metrics_of
 from swa_cli.recipe import load
 from swa_cli.recipe.schema import Recipe
-from swa_cli.report.tables.columns import duration
+from swa_cli.report.console_text import duration
 from swa_cli.report.terminal import Terminal
 
 CONFIDENCE = 0.95

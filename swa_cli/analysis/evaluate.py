@@ -27,7 +27,7 @@ from swa_cli.engine.evaluate import RAW
 from swa_cli.errors import UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.swap import number_of_worker
-from swa_cli.report.tables.scores import ensemble_summary
+from swa_cli.report.scores import ensemble_summary
 from swa_cli.report.terminal import Terminal
 
 

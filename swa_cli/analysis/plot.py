@@ -28,7 +28,6 @@ from swa_cli.report.plots import FORMATS
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
 from swa_cli.report.plots import loss_surface as surface_picture
-from swa_cli.report.plots import schedule as schedule_picture
 from swa_cli.report.terminal import Terminal
 
 
@@ -159,7 +158,7 @@ def of_recipe(loaded: Loaded, terminal: Terminal) -> Picture:
 
 def _planned(title: str, plan: Plan) -> Picture:
     draw = partial(
-        schedule_picture.draw_schedule,
+        curves_picture.draw_schedule,
         title=f"{title}: learning rate",
         lr=[plan.learning_rate(step) for step in range(plan.total_steps)],
         averaging={item.name: item.steps for item in plan.averages},
@@ -208,7 +207,7 @@ def _window(run: OpenRun, request: Request) -> Picture:
     name = result.get("reference", "")
     val = result["weights"][name].get("val") if result else None
     draw = partial(
-        schedule_picture.draw_search,
+        curves_picture.draw_search,
         rows=rows,
         title=f"{run.title}: start of averaging, scored on validation images",
         steps_per_epoch=run.plan.steps_per_epoch,

@@ -29,7 +29,7 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.variants import BASELINE, baseline_of, describe_baseline
-from swa_cli.report.tables.seeds import Against, seed_ranges, seed_summary
+from swa_cli.report.seeds import Against, seed_ranges, seed_summary
 from swa_cli.report.terminal import Terminal
 
 STATES = {"finished": "finished", "stopped": "to continue", "new": "to run"}

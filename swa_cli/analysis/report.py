@@ -25,7 +25,7 @@ from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.page import Drawing, RunOnPage, document
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
-from swa_cli.report.tables.scores import verdict
+from swa_cli.report.scores import verdict
 from swa_cli.report.terminal import Terminal
 
 

@@ -10,8 +10,7 @@ import typer
 
 from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer
 from swa_cli.recipe.plan import Plan
-from swa_cli.report.console_text import NOT_MEASURED
-from swa_cli.report.tables.columns import Column, duration, rate
+from swa_cli.report.console_text import NOT_MEASURED, Column, duration, rate
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import short_time, size_text
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from swa_cli.averaging.bn_layers import gather_single_process
 from swa_cli.data import pytree
 from swa_cli.engine.hardware import Hardware
-from swa_cli.metrics.metric import standard_error
-from swa_cli.metrics.task import SampleScores, Task, concatenate, weighted_mean
+from swa_cli.metrics.metric import SampleScores, standard_error
+from swa_cli.metrics.task import Task, concatenate, weighted_mean
 
 Batch = tuple[Any, Any]  # inputs and targets of B samples, on the device
 

@@ -193,7 +193,7 @@ def test_search_finds_what_all_windows_hold(swa, run: Path) -> None:
     for count in range(1, 8):
         assert swa("average", run, "--last", str(count), "-o", f"{count}.pt").code == 0
         samples[count] = samples_of(f"{count}.pt")
-    nll = {count: float(found.nll.double().mean()) for count, found in samples.items()}
+    nll = {count: float(found["nll"].double().mean()) for count, found in samples.items()}
     for row in result["tried"]:
         if row["end"] == 40:
             assert row["nll"] == nll[row["count"]]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from swa_cli.report.tables.seeds import Against, seed_ranges, seed_summary, seed_verdict
+from swa_cli.report.seeds import Against, seed_ranges, seed_summary, seed_verdict
 from swa_cli.report.terminal import Terminal
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from swa_cli.report.tables.scores import ensemble_summary, verdict
+from swa_cli.report.scores import ensemble_summary, verdict
 from swa_cli.report.terminal import Terminal
 
 DESIGN_ROWS = """
