@@ -120,8 +120,10 @@ def suggest(path: KeyPath) -> str:
     if word in MEANT:
         return f"did you mean `{MEANT[word]}`?"
     here = [candidate[-1] for candidate in fields() if candidate[:-1] == section]
-    if close := closest(word, here):
-        return f"did you mean `{'.'.join(map(str, (*path[:-1], close)))}`?"
+    old_names = [old for old, new in MEANT.items() if tuple(new.split(".")[:-1]) == section]
+    if close := closest(word, [*here, *old_names]):
+        meant = MEANT[close] if close in old_names else ".".join(map(str, (*path[:-1], close)))
+        return f"did you mean `{meant}`?"
     if close := closest(word, [candidate[-1] for candidate in fields() if candidate[-1:] != section[-1:]]):
         return _belongs(close, _owners(close))
     return _known_keys(section)
