@@ -35,7 +35,8 @@ from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe import load
-from swa_cli.recipe.plan import Window, phase_of
+from swa_cli.recipe.plan import Window
+from swa_cli.recipe.swap import has_workers
 from swa_cli.report.plots import schedule
 from swa_cli.report.tables.scores import search_summary
 from swa_cli.report.terminal import Terminal
@@ -381,10 +382,7 @@ def _require_held(point: Checkpoint, name: str) -> None:
     held = [other for other, entry in point.content["averages"].items() if entry["count"]]
     if name in held:
         return
-    if (
-        name == swap.NAME
-        and phase_of(load.from_values(point.content["recipe"], source=str(point.path)).recipe).has_workers
-    ):
+    if name == swap.NAME and has_workers(load.from_values(point.content["recipe"], source=str(point.path)).recipe):
         workers = RunFolder(point.path.parent.parent).workers / "*/checkpoints/last.pt"
         raise UserError(
             f"{point.path}: {name} is the mean of the workers, each of which has a resume point of its own",

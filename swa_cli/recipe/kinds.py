@@ -96,8 +96,7 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 def misplaced(values: Mapping[str, object]) -> list[Problem]:
     """Return a problem for each key that this kind does not take, or not beside another key.
 
-    Args:
-        values: The section, whose values may be as they are written. The keys of the problems are relative to it.
+    The values may be as they are written; the keys of the problems are relative to the section.
     """
     name = str(values.get("kind"))
     if name not in KINDS:

@@ -51,20 +51,10 @@ def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Curve:
     return with_constant_phase
 
 
-def minima(recipe: Recipe, *, steps_per_epoch: int) -> tuple[int, ...]:
-    """Return the points at which a cycle is at its minimum; none if the schedule has no cycles."""
-    return chart(recipe, steps_per_epoch=steps_per_epoch).minima
-
-
 def bounds(recipe: Recipe) -> tuple[float, float]:
     """Return the lowest and the highest rate of the schedule, without swa.lr."""
     schedule = recipe.schedule
     return SCHEDULES[schedule.name].bounds(schedule.settings, recipe.optimizer.lr, _final_lr(recipe))
-
-
-def cyclic_names() -> list[str]:
-    """Return the names of the schedules that have cycles."""
-    return [name for name, kind in SCHEDULES.items() if kind.cycles is not None]
 
 
 def chart(recipe: Recipe, *, steps_per_epoch: int) -> ResolvedSchedule:

@@ -66,13 +66,10 @@ class Loaded:
 
 
 def load(path: Path | str, overrides: Sequence[str] = (), *, allowed: Sequence[str] | None = None) -> Loaded:
-    """Read a recipe.
+    """Read a YAML file, or a recipe that comes with swa, such as `digits`.
 
-    Args:
-        path: The YAML file, or the name of a recipe that comes with swa, such as `digits`.
-        overrides: Words such as `optimizer.lr=0.2`, or `swa=null` to remove a section; later ones win. Below `args`
-            null is a value.
-        allowed: Patterns of the keys that may be changed, such as `dataset.*`; all of them if left out.
+    `overrides` are words such as `optimizer.lr=0.2`, or `swa=null` to remove a section; later ones win. Below `args`
+    null is a value. `allowed` are patterns of the keys that may be changed, such as `dataset.*`; None: all.
 
     Raises:
         RecipeError: Every problem of the recipe.
@@ -90,13 +87,9 @@ def from_values(
     source: str,
     allowed: Sequence[str] | None = None,
 ) -> Loaded:
-    """Return the recipe that a checkpoint holds.
+    """Return the recipe that the checkpoint `source` holds, as `Recipe.model_dump(mode="json")` returned it.
 
-    Args:
-        values: The result of `Recipe.model_dump(mode="json")`.
-        overrides: Words such as `dataset.root=/data`; later ones win.
-        source: Path of the checkpoint.
-        allowed: Patterns of the keys that may be changed, such as `dataset.*`; all of them if left out.
+    `overrides` and `allowed` as in `load`.
 
     Raises:
         RecipeError: Every problem of the recipe.
@@ -117,13 +110,7 @@ def is_among(word: str, patterns: Sequence[str]) -> bool:
 
 
 def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> list[tuple[str, object, object]]:
-    """Return dotted key, value before and value now of every difference.
-
-    Args:
-        before: The first recipe.
-        now: The second recipe.
-        ignored: Patterns of keys that may differ.
-    """
+    """Return dotted key, value before and value now of every difference; `ignored` are patterns of keys."""
     first, second = (dict(_leaves(recipe.model_dump(mode="json", exclude_none=True))) for recipe in (before, now))
     pairs = [(key, first.get(key, "left out"), second.get(key, "left out")) for key in dict.fromkeys([*first, *second])]
     return [

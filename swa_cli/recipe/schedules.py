@@ -49,7 +49,7 @@ class ResolvedSchedule:
     final_lr: float  # the rate at `end`
     drops: tuple[int, ...]  # points, sorted
     turns: tuple[int, ...]  # bounds of the pieces of cycles; the last one is after the end of the run
-    minima: tuple[int, ...]  # points
+    minima: tuple[int, ...]  # points at which a cycle is at its minimum; none without cycles
 
     def epoch(self, point: Fraction | int) -> str:
         """Write a point in epochs."""

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -322,5 +323,5 @@ Multiple = Annotated[
 ]
 Rate = Annotated[Number, Field(ge=0)]
 Free = Annotated[Any, BeforeValidator(scalars.free)]
-Argument = Annotated[Any, BeforeValidator(scalars.argument)]  # of a constructor
+Argument = Annotated[Any, BeforeValidator(partial(scalars.free, takes_null=True))]  # of a constructor
 AverageName = Annotated[str, AfterValidator(_name_of_average)]

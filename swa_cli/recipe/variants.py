@@ -68,13 +68,7 @@ def _baseline_schedule(recipe: Recipe) -> tuple[Schedule, float]:
 
 
 def with_more_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of a recipe with more epochs, and sentences that say what this moves.
-
-    Args:
-        recipe: The recipe of the run as it was started.
-        epochs: Its new number of epochs.
-        num_train: Training samples.
-        step: Updates done.
+    """Return the values of a recipe with more epochs, and sentences that say what this moves after `step` updates.
 
     Raises:
         UserError: Not more epochs, or something of the past would not be a part of the longer run.

@@ -108,11 +108,7 @@ else:  # with the names and keys of the table
 
 
 def misplaced_in_schedule(values: Mapping[str, object]) -> list[Problem]:
-    """Return a problem for each key that this schedule lacks or does not take.
-
-    Args:
-        values: The section, whose values may be as they are written. The keys of the problems are relative to it.
-    """
+    """Return a problem for each key that this schedule lacks or does not take; compare `kinds.misplaced`."""
     name = str(values.get("name", DEFAULT_SCHEDULE))
     if name not in SCHEDULES:
         return []
