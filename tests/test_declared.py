@@ -33,7 +33,7 @@ from swa_cli.recipe.kinds import KINDS as DECLARED
 from swa_cli.recipe.learning_rate import learning_rate
 from swa_cli.recipe.plan import make_plan
 from swa_cli.recipe.schedules import SCHEDULES
-from swa_cli.recipe.schema import Recipe, Schedule, inputs
+from swa_cli.recipe.schema import Augment, Recipe, Schedule
 from swa_cli.recipe.values import Duration, owners_of_keys
 
 REQUIRED: dict[str, dict[str, Any]] = {  # what each schedule cannot be without
@@ -261,7 +261,7 @@ AUGMENTATIONS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("key", inputs.Augment.model_fields)
+@pytest.mark.parametrize("key", Augment.model_fields)
 def test_every_augmentation_changes_batches_and_is_described(key: str) -> None:
     """A key of `dataset.augment` against a run without it: the first training batch, and the words of the plan."""
 
