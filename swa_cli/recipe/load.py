@@ -1,12 +1,15 @@
 """Load a recipe from YAML and KEY=VALUE words, or raise every problem with its place.
 
 One idea: each text of the tree that `yaml_document` reads goes to the schema as it is written, and each key keeps its
-place.
+place. A file that is no recipe (a folder, a checkpoint) is refused before it is parsed.
 """
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from swa_cli.errors import Place, Problem, RecipeError
+from swa_cli.errors import Place, Problem, RecipeError, UserError
 from swa_cli.recipe import explain, scalars, yaml_document
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.yaml_document import (
@@ -22,10 +25,11 @@ from swa_cli.recipe.yaml_document import (
     KeyPath,
     Tree,
     copied,
-    file_text,
     in_order,
-    recipe_path,
 )
+
+MAX_BYTES = 1 << 20
+SHIPPED = Path(__file__).parent / "shipped"  # the folder `recipes` of the repository; installed, its files
 
 
 @dataclass(frozen=True)
@@ -75,9 +79,9 @@ def load(path: Path | str, overrides: Sequence[str] = (), *, allowed: Sequence[s
         RecipeError: Every problem of the recipe.
         UserError: The file is missing, cannot be read or is not text.
     """
-    path = recipe_path(path)
+    path = _recipe_path(path)
     source = str(path)
-    return _checked(_read_yaml(file_text(path), source=source), overrides, allowed=allowed)
+    return _checked(_read_yaml(_file_text(path), source=source), overrides, allowed=allowed)
 
 
 def from_values(
@@ -101,6 +105,11 @@ def from_values(
         problem = Problem("", str(error), "name another file", Place(source))
         raise RecipeError([problem], source=source) from error
     return _checked(tree, overrides, allowed=allowed)
+
+
+def shipped_names() -> list[str]:
+    """Return the names of the recipes that come with swa."""
+    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml"))
 
 
 def is_among(word: str, patterns: Sequence[str]) -> bool:
@@ -131,6 +140,58 @@ def _leaves(values: Mapping[str, Any], *, above: str = "") -> Iterator[tuple[str
 def dump(recipe: Recipe) -> str:
     """Return YAML text that loads as the same recipe; keys without a value are left out."""
     return yaml_document.dump(recipe.model_dump(exclude_none=True))
+
+
+def _recipe_path(word: Path | str) -> Path | str:
+    """Return the file of a shipped recipe if a word is its name and no such file exists; else the word."""
+    name = str(word)
+    return SHIPPED / f"{name}.yaml" if name in shipped_names() and not os.path.isfile(name) else word
+
+
+def _file_text(path: Path | str) -> str:
+    """Return the text of a recipe file.
+
+    Raises:
+        UserError: The file is missing, cannot be read, is larger than `MAX_BYTES` or is not text.
+    """
+    hint = "name a recipe, a YAML file"
+    if not scalars.is_utf8(str(Path(path).absolute())):  # a run records where its recipe lay
+        raise UserError(f"{path}: its path has bytes that are not UTF-8", hint="rename the file or its folder")
+    try:
+        # O_NONBLOCK: opening a pipe without a writer would wait forever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path}: is no regular file", hint=hint)
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file", hint=_similar_recipe(Path(path)) or hint) from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder", hint=f"{hint} in it") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{path}: cannot be read ({reason})", hint=hint) from error
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path}: is larger than any recipe ({MAX_BYTES >> 20} MiB)", hint=hint)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: is not text in UTF-8 (line {line})", hint=f"{hint} in UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{path}: is not a text file", hint=hint)
+    return text
+
+
+def _similar_recipe(path: Path) -> str | None:
+    """Return a hint at a recipe in the same folder, or at a shipped one, with a similar name."""
+    try:
+        names = [item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml")]
+    except (OSError, ValueError):
+        names = []
+    if close := difflib.get_close_matches(path.name, names, n=1):
+        return f"did you mean {path.parent / close[0]}?"
+    close = difflib.get_close_matches(path.stem, shipped_names(), n=1)
+    return f"did you mean {close[0]}, which comes with swa?" if close else None
 
 
 def _checked(tree: Tree, overrides: Sequence[str], *, allowed: Sequence[str] | None = None) -> Loaded:

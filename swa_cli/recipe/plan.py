@@ -214,18 +214,15 @@ def _saves(recipe: Recipe, clock: StepClock) -> frozenset[int]:
     return frozenset(points(Series("output", Duration(Fraction(0), "ep"), every), clock=clock)) | {clock.total}
 
 
-def _epochs_with(every: Duration, clock: StepClock) -> frozenset[int]:
-    """Return the epochs `e` with a multiple of `every` in (e - 1, e]."""
-    intervals_per_epoch = clock.steps_per_epoch / clock.exact(every)
-    epochs = range(1, clock.total // clock.steps_per_epoch + 1)
-    return frozenset(e for e in epochs if e * intervals_per_epoch // 1 > (e - 1) * intervals_per_epoch // 1)
-
-
 def _score_epochs(recipe: Recipe, averages: Iterable[AveragePlan], clock: StepClock) -> frozenset[int]:
-    """Return the epochs at whose end an average is evaluated; the end of the run evaluates all of them anyway."""
+    """Return the epochs `e` at whose end an average is evaluated: those with a multiple of `eval_every` in (e - 1, e].
+
+    The end of the run evaluates all averages anyway.
+    """
     first = min((average.steps[0] for average in averages), default=clock.total)
-    due = _epochs_with(recipe.average_scoring.eval_every, clock)
-    return frozenset(e for e in due if first <= e * clock.steps_per_epoch < clock.total)
+    per_epoch = clock.steps_per_epoch / clock.exact(recipe.average_scoring.eval_every)
+    epochs = [e for e in range(1, clock.total // clock.steps_per_epoch) if first <= e * clock.steps_per_epoch]
+    return frozenset(e for e in epochs if e * per_epoch // 1 > (e - 1) * per_epoch // 1)
 
 
 def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: ResolvedSchedule) -> list[str]:

@@ -11,23 +11,22 @@ link; an installed package has copies in its place. The comment at the top of a 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from swa_cli.errors import UserError
-from swa_cli.recipe import load
+from swa_cli.errors import UserError, did_you_mean
 from swa_cli.recipe.kinds import KINDS
+from swa_cli.recipe.load import SHIPPED, load, shipped_names
 from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import SGD_DEFAULTS, Recipe, Schedule
 from swa_cli.recipe.values import AVERAGE_PATTERN, INTERNAL
-from swa_cli.recipe.yaml_document import SHIPPED, shipped_names
 
 
 @dataclass(frozen=True)
@@ -50,10 +49,8 @@ def keys(model: type[BaseModel]) -> list[Key]:
     for name, info in model.model_fields.items():
         if info.json_schema_extra == INTERNAL:
             continue
-        sections = list(_sections(info.annotation))
-        section = sections[0] if sections else None
-        origin = get_origin(info.annotation)
-        patterns = [about.pattern for about in info.metadata if getattr(about, "pattern", None)]
+        section = next(_sections(info.annotation), None)
+        origin = get_origin(info.annotation) if section else None
         found.append(
             Key(
                 name,
@@ -61,8 +58,8 @@ def keys(model: type[BaseModel]) -> list[Key]:
                 default=None if info.is_required() else defaults.get(name),
                 choices=tuple(_choices(info.annotation)),
                 section=section,
-                many="named" if origin is dict and section else "listed" if origin is list and section else "",
-                pattern=patterns[0] if patterns else None,
+                many="named" if origin is dict else "listed" if origin is list else "",
+                pattern=next((about.pattern for about in info.metadata if getattr(about, "pattern", None)), None),
             )
         )
     return found
@@ -280,25 +277,19 @@ def shipped(name: str) -> Shipped:
     Raises:
         UserError: No shipped recipe has the name.
     """
-    wanted, names = name.removeprefix("recipes/").removesuffix(".yaml"), shipped_names()
-    if wanted in names:
+    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
+    if wanted in shipped_names():
         return _read(wanted)
-    close = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else "`swa recipes` lists them"
+    hint = did_you_mean(wanted, shipped_names()).strip() or "`swa recipes` lists them"
     raise UserError(f"{name}: swa comes with no such recipe", hint=hint)
 
 
 def _read(name: str) -> Shipped:
     path = SHIPPED / f"{name}.yaml"
     text = path.read_text(encoding="utf-8")
-    told = [line[1:].strip() for line in text.splitlines()[: _length_of_comment(text)]]
+    told = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), text.splitlines())]
     words = " ".join(line for line in told if not COMMAND.match(line))
     sentences = SENTENCE_END.split(words) if words else []
     measured = [sentence for sentence in sentences if "±" in sentence or "measured" in sentence]
     about = " ".join(sentence for sentence in sentences if sentence not in measured)
-    return Shipped(name, text, load.load(path).recipe, about, " ".join(measured) or None)
-
-
-def _length_of_comment(text: str) -> int:
-    lines = text.splitlines()
-    return next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return Shipped(name, text, load(path).recipe, about, " ".join(measured) or None)
