@@ -137,11 +137,6 @@ def closest(word: str, choices: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-def field_at(path: KeyPath) -> FieldInfo | None:
-    """Return the field of the schema at a path; None for keys that the schema leaves open."""
-    return fields().get(_general(path))
-
-
 def is_leaf(key: str) -> bool:
     """Return whether a dotted key is a field of the schema that is no section."""
     path = _general(tuple(key.split(".")))
@@ -209,12 +204,17 @@ def _required(path: KeyPath) -> list[KeyPath]:
     return [leaf for leaf, info in fields().items() if leaf[:-1] == path and info.is_required()] or [path]
 
 
+def _description(path: KeyPath) -> str:
+    """Return the description of a key; empty for keys that the schema leaves open."""
+    info = fields().get(_general(path))
+    return (info.description if info else None) or ""
+
+
 def _missing(path: KeyPath) -> tuple[str, str]:
     """Return message and hint for a key that has to be there."""
-    info = field_at(path)
     section = f"to the section `{label(path[:-1])}`" if len(path) > 1 else "at the top"
-    meaning = f" ({info.description})" if info is not None and info.description else ""
-    return "is missing", f"add `{path[-1]}:` {section}{meaning}"
+    meaning = _description(path)
+    return "is missing", f"add `{path[-1]}:` {section}" + (f" ({meaning})" if meaning else "")
 
 
 def _as_written(values: Any, path: KeyPath, *, otherwise: Any) -> Any:
@@ -229,8 +229,7 @@ def _as_written(values: Any, path: KeyPath, *, otherwise: Any) -> Any:
 
 def _about_value(kind: str, *, path: KeyPath, value: Any, context: Mapping[str, Any]) -> tuple[str, str]:
     """Return message and hint for a value that its field refuses."""
-    info = field_at(path)
-    meaning = info.description if info is not None and info.description else "correct the value"
+    meaning = _description(path) or "correct the value"
     if kind == "value_error":
         return _split(str(context["error"]), meaning)
     if kind in ("model_type", "dict_type"):
@@ -255,20 +254,16 @@ def _about_choice(value: Any, *, choices: Sequence[str], meaning: str) -> tuple[
         word = scalars.written(value)
     except ValueError as error:
         return _split(str(error), meaning)
-    close = closest(word, choices)
-    message = f"{scalars.shown(value)} is not one of {', '.join(choices)}"
     if len(choices) == 1:
         return f"{scalars.shown(value)} is not {choices[0]}, the only choice", f"write {choices[0]}"
+    close, message = closest(word, choices), f"{scalars.shown(value)} is not one of {', '.join(choices)}"
     return message, f"did you mean `{close}`?" if close else f"choose one of them ({meaning})"
 
 
 def _about_section(path: KeyPath, value: Any) -> tuple[str, str]:
     name = label(path)
     if not path:
-        return (
-            "the recipe is not a section with keys",
-            "write `key: value` lines, such as `model: {name: ...}`",
-        )
+        return "the recipe is not a section with keys", "write `key: value` lines, such as `model: {name: ...}`"
     if scalars.is_null(value):
         required = [str(leaf[-1]) for leaf in _required(path) if leaf != path]
         otherwise = f", at least {', '.join(required)}" if required else ", or leave the section out"
@@ -276,7 +271,7 @@ def _about_section(path: KeyPath, value: Any) -> tuple[str, str]:
     message = f"{scalars.shown(value)} is a value, but `{name}` is a section"
     if isinstance(value, (list, tuple)):
         message = f"a list is given, but `{name}` is a section"
-    elif field_at((*path, "name")) is not None:
+    elif _general((*path, "name")) in fields():
         return message, f"write `{path[-1]}: {{name: {scalars.shown(value).strip('`')}}}`"
     return message, "indent its keys below it, or write them in braces, {key: value}"
 
