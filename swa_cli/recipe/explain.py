@@ -159,9 +159,14 @@ def _walk(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[tup
     for name, info in model.model_fields.items():
         yield (*prefix, name), info
         named = (NAME,) if get_origin(info.annotation) is dict else ()
-        for inner in (info.annotation, *get_args(info.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                yield from _walk(inner, (*prefix, name, *named))
+        if (section := section_of(info.annotation)) is not None:
+            yield from _walk(section, (*prefix, name, *named))
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the class of the sections that a field holds: one, an optional one, a list, or some by name."""
+    types = (annotation, *get_args(annotation))
+    return next((one for one in types if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def _general(path: KeyPath) -> tuple[str, ...]:

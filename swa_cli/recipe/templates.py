@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from swa_cli.errors import UserError, did_you_mean
+from swa_cli.recipe.explain import section_of
 from swa_cli.recipe.kinds import KINDS
 from swa_cli.recipe.load import SHIPPED, load, shipped_names
 from swa_cli.recipe.schedules import SCHEDULES
@@ -49,12 +50,12 @@ def keys(model: type[BaseModel]) -> list[Key]:
     for name, info in model.model_fields.items():
         if info.json_schema_extra == INTERNAL:
             continue
-        section = next(_sections(info.annotation), None)
+        section = section_of(info.annotation)
         origin = get_origin(info.annotation) if section else None
         found.append(
             Key(
                 name,
-                info.description or (section and _sentence(section)) or "",
+                info.description or (section.__doc__ if section and section.__doc__ else "").rstrip("."),
                 default=None if info.is_required() else defaults.get(name),
                 choices=tuple(_choices(info.annotation)),
                 section=section,
@@ -73,13 +74,6 @@ def all_sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
             yield from all_sections(key.section)
 
 
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _sections(part)
-
-
 def _choices(annotation: Any) -> Iterator[str]:
     """Return the choices of a field whose only type is a Literal."""
     parts = [part for part in get_args(annotation) if part is not type(None)]
@@ -87,10 +81,6 @@ def _choices(annotation: Any) -> Iterator[str]:
         yield from parts
     elif len(parts) == 1:
         yield from _choices(parts[0])
-
-
-def _sentence(section: type[BaseModel]) -> str:
-    return (section.__doc__ or "").strip().split("\n\n")[0].rstrip(".")
 
 
 WIDTH = 100

@@ -5,8 +5,8 @@ point of a series is rounded on its own. So `every: 0.25ep` with 351 steps per e
 epochs.
 
 A field parses the text that stands in the recipe and refuses ambiguous text. `_form` gives the JSON Schema of a field
-where its type does not. A validator's `ValueError` is `what is wrong: what to do`, which `explain` splits into message
-and hint.
+where its type does not. Text of another form raises a `ValueError`, `what is wrong: what to do`, which `explain` splits
+into message and hint.
 """
 
 from __future__ import annotations
@@ -43,11 +43,7 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Parse `75%`, `23ep`, `200step` or `1cycle`.
-
-        Raises:
-            ValueError: The text has another form; the message names it and the forms that are allowed.
-        """
+        """Parse `75%`, `23ep`, `200step` or `1cycle`."""
         match = PATTERN.fullmatch(text.strip())
         if match is None:
             bare = re.fullmatch(r"[\d.]+", text.strip(), re.ASCII)
@@ -80,11 +76,7 @@ class TimeSpan:
 
     @classmethod
     def parse(cls, text: str) -> TimeSpan:
-        """Parse `90s`, `10min`, `2h` or `1.5d`.
-
-        Raises:
-            ValueError: The text has another form; the message names it and the forms that are allowed.
-        """
+        """Parse `90s`, `10min`, `2h` or `1.5d`."""
         match = TIME_PATTERN.fullmatch(text.strip())
         if match is None:
             raise ValueError(f"{shown(text)} is not a length of time: write it as 90s, 10min, 2h or 1d")
