@@ -138,7 +138,7 @@ def closest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def is_leaf(key: str) -> bool:
-    """Return whether a dotted key is a field of the schema that is no section."""
+    """Return whether a dotted key is a field of the schema and not a section."""
     path = _general(tuple(key.split(".")))
     return path in fields() and not any(known[: len(path)] == path != known for known in fields())
 

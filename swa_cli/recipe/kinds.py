@@ -134,7 +134,7 @@ def _mean_text(plan: AveragePlan) -> str:
 
 
 def _ema_problems(values: Settings, every: Duration, exact: Exact) -> list[Problem]:
-    """Return the mistake in a half-life that stands for no decay."""
+    """Return the mistake in a half-life that cannot be turned into a decay."""
     half_life = values["half_life"]
     if half_life is None:
         return []
@@ -143,7 +143,7 @@ def _ema_problems(values: Settings, every: Duration, exact: Exact) -> list[Probl
     if half_life.value == 0:
         return [Problem("half_life", f"{half_life} is too short", "write a longer one, such as 1ep")]
     if every.unit == "cycle":
-        message = f"{half_life} is no number of updates, which come every {every}"
+        message = f"{half_life} is not a number of updates, which come every {every}"
         return [Problem("half_life", message, "write decay, or an interval in %, ep or step")]
     if _ema_decay(values, every, exact) == 1:
         message = f"{half_life} is so long that nothing would ever be forgotten"

@@ -1,7 +1,7 @@
 """Load a recipe from YAML and KEY=VALUE words, or raise every problem with its place.
 
 One idea: each text of the tree that `yaml_document` reads goes to the schema as it is written, and each key keeps its
-place. A file that is no recipe (a folder, a checkpoint) is refused before it is parsed.
+place. A file that is not a recipe (a folder, a checkpoint) is refused before it is parsed.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def written(value: object) -> str:
     if value == "" and isinstance(value, Plain):
         raise ValueError("has no value: write one, or leave the key out")
     if is_null(value):
-        raise ValueError(f'{shown(value)} is no value: leave the key out, or write "{value}" for text')
+        raise ValueError(f'{shown(value)} is not a value: leave the key out, or write "{value}" for text')
     if isinstance(value, (Mapping, list, tuple)):
         raise ValueError(f"takes a single value, not {shown(value)}: write one value")
     if "\0" in str(value):

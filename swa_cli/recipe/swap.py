@@ -113,7 +113,7 @@ def _start_problems(swap: Swap, epochs: int) -> list[Problem]:
         message = f"{epochs} cannot be divided into a common phase and one of workers"
         return [Problem("train.epochs", message, "write at least 2, or leave the section swap out")]
     if swap.start.unit not in ("%", "ep"):
-        message = f"{swap.start} is no number of epochs, and the common phase has whole ones"
+        message = f"{swap.start} is not a number of epochs, and the common phase has whole ones"
         return [Problem("swap.start", message, "write it in % or ep")]
     if not 0 < _start(swap, epochs) < epochs:
         message = f"{swap.start} of {epochs} epochs leaves nothing {'to the workers' if swap.start.value else 'before'}"

@@ -229,7 +229,7 @@ def _flip(value: object) -> bool | str:
     except ValueError as error:
         if not str(error).endswith("true or false"):
             raise
-        raise ValueError(f"{shown(value)} is no way to flip: write true, false or alternating") from None
+        raise ValueError(f"{shown(value)} is not a way to flip: write true, false or alternating") from None
 
 
 def _few_threads(count: str | int) -> str | int:
@@ -247,7 +247,7 @@ def _name_of_average(name: str) -> str:
     return name
 
 
-def _one_of(choices: Sequence[str], *, refusal: str) -> AfterValidator:
+def _one_of(choices: Sequence[str], *, noun: str) -> AfterValidator:
     """Return a validator of one of these names, or of package.module:attribute."""
 
     def check(name: str) -> str:
@@ -255,7 +255,7 @@ def _one_of(choices: Sequence[str], *, refusal: str) -> AfterValidator:
             return name
         close = difflib.get_close_matches(name, choices, n=1)
         meant = f"did you mean `{close[0]}`?" if close else f"write {', '.join(choices)} or package.module:attribute"
-        raise ValueError(f"{shown(name)} {refusal}: {meant}")
+        raise ValueError(f"{shown(name)} is not a {noun}: {meant}")
 
     return AfterValidator(check)
 
@@ -267,7 +267,7 @@ def _multiple(value: object) -> float:
     text = scalars.written(value)
     if re.fullmatch(r"\d{1,9}(\.\d{1,9})?x", text, re.ASCII):
         return float(text[:-1])
-    raise ValueError(f"{shown(value)} is no multiple of the rate: write 64x or 0.1x")
+    raise ValueError(f"{shown(value)} is not a multiple of the rate: write 64x or 0.1x")
 
 
 def _texts(value: object) -> list[str]:
@@ -292,8 +292,8 @@ DurationOrTime = Annotated[
     _form(PATTERN.pattern, TIME_PATTERN.pattern),
 ]
 Text = Annotated[str, BeforeValidator(scalars.text)]
-TaskName = Annotated[Text, _one_of(TASKS, refusal="is no task"), _form(*TASKS, OWN_CODE)]
-LoggerName = Annotated[Text, _one_of(LOGGERS, refusal="is not a logger"), _form(*LOGGERS, OWN_CODE)]
+TaskName = Annotated[Text, _one_of(TASKS, noun="task"), _form(*TASKS, OWN_CODE)]
+LoggerName = Annotated[Text, _one_of(LOGGERS, noun="logger"), _form(*LOGGERS, OWN_CODE)]
 TextOrTexts = Annotated[
     list[str],
     BeforeValidator(_texts),

@@ -206,7 +206,7 @@ class _Reader(yaml.SafeLoader):
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
-        assert node is not None, "an event that is no alias begins a node"
+        assert node is not None, "an event that is not an alias begins a node"
         if isinstance(node, yaml.ScalarNode) and not scalars.is_utf8(node.value):
             raise self._fatal(*NO_CHARACTER, place)
         if anchor is not None:
