@@ -34,7 +34,7 @@ ONLY_IN = {
     "rich": ("report",),
     "matplotlib": ("report",),
     "jinja2": ("report",),
-    "yaml": ("recipe/load.py",),
+    "yaml": ("recipe/yaml_document.py",),
 }
 
 

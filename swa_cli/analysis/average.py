@@ -33,7 +33,8 @@ from swa_cli.engine.evaluate import RAW
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores
-from swa_cli.recipe.plan import Window, phase_of
+from swa_cli.recipe.plan import Window
+from swa_cli.recipe.swap import has_workers
 from swa_cli.report.plots import curves
 from swa_cli.report.scores import search_summary
 from swa_cli.report.terminal import Terminal
@@ -347,7 +348,7 @@ def _require_held(point: Checkpoint, name: str) -> None:
     held = [other for other, entry in point.content["averages"].items() if entry["count"]]
     if name in held:
         return
-    if name == swap.NAME and phase_of(open.recipe_of(point)).has_workers:
+    if name == swap.NAME and has_workers(open.recipe_of(point)):
         workers = RunFolder(point.path.parent.parent).workers / "*/checkpoints/last.pt"
         raise UserError(
             f"{point.path}: {name} is the mean of the workers, each of which has a resume point of its own",

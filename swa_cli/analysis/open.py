@@ -30,9 +30,8 @@ from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
-from swa_cli.recipe.plan import phase_of
 from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.swap import name_of_worker
+from swa_cli.recipe.swap import has_workers, name_of_worker
 from swa_cli.report.terminal import Terminal
 
 CHANGEABLE_KEYS = ("dataset.*", "eval.*", "train.device", "train.precision", "train.threads")
@@ -241,7 +240,7 @@ def _shipped(folder: RunFolder, name: str, point: Checkpoint) -> Checkpoint | No
 
 def shipped_by(point: Checkpoint, recipe: Recipe) -> list[str]:
     """Return the averages of a run by name, whether they are shipped by now or not."""
-    return [*point.content["averages"], *([swap.NAME] if phase_of(recipe).has_workers else [])]
+    return [*point.content["averages"], *([swap.NAME] if has_workers(recipe) else [])]
 
 
 def points_of_workers(folder: RunFolder, point: Checkpoint, recipe: Recipe) -> dict[str, Checkpoint]:
@@ -250,7 +249,7 @@ def points_of_workers(folder: RunFolder, point: Checkpoint, recipe: Recipe) -> d
     Raises:
         UserError: One cannot be read, or is of another run.
     """
-    numbers = range(1, recipe.swap.workers + 1) if recipe.swap and phase_of(recipe).has_workers else ()
+    numbers = range(1, recipe.swap.workers + 1) if recipe.swap and has_workers(recipe) else ()
     points = {}
     for number in numbers:
         own = folder.worker(number)

@@ -33,9 +33,8 @@ from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.tasks import Task
 from swa_cli.recipe import schema
-from swa_cli.recipe.plan import phase_of
 from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.swap import Phase
+from swa_cli.recipe.swap import Phase, phase_of
 
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 
@@ -91,7 +90,7 @@ class Context:
 
     def memory(self) -> AbstractContextManager[None]:
         """Name the training batch that did not fit into memory while the block runs."""
-        return failures.memory(f"{'swap' if self.phase.is_worker else 'train'}.batch_size", self.phase.batch_size)
+        return failures.memory(f"{'swap' if self.phase.before else 'train'}.batch_size", self.phase.batch_size)
 
     def split(self, name: str) -> sources.Split:
         """Return a split by its name.

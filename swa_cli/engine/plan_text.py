@@ -161,7 +161,7 @@ def describe_schedule(recipe: Recipe, plan: Plan) -> str:
     elif course.end < course.total:
         parts.append("then flat")
     length = f"{count_text(plan.epochs, 'epoch')} x {count_text(plan.steps_per_epoch, 'step')}"
-    part = f", {plan.phase.span} of the schedule" if plan.phase.is_worker else ""
+    part = f", {plan.phase.span} of the schedule" if plan.phase.before else ""
     return f"{length}{part}: {', '.join(parts)}"
 
 

@@ -141,7 +141,7 @@ def _ways_to_averages(run: Run, folder: RunFolder) -> list[str]:
     """Return how to get the averages of a run whose steps are all done, though its end has failed."""
     if run.step < run.plan.total_steps and run.stopped is None:
         return []
-    if run.plan.phase.has_workers:
+    if run.plan.worker is not None:
         files = sorted(folder.workers.glob("*/checkpoints/last.pt"))
         line = failures.runnable(("swa", "average", *files, "-o", "swa.pt"), folder)
         return [f"its average is that of its workers: `{line}`"] if files else []

@@ -95,7 +95,7 @@ def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings
     try:
         events.plan(plan_event(run, title=title, warnings=warnings, folder=folder.path, log=log))
         train_epochs(run, folder)
-        if run.plan.phase.has_workers:
+        if run.plan.worker is not None:
             run = swap.train_workers(run, folder, train_epochs=train_epochs)
         with state.saved_on_signals(run, folder):
             return validate.finish(run, folder)

@@ -470,7 +470,7 @@ CYCLES_NEEDED = "needs a schedule with cycles, and cosine has none"
         (
             {"averages": {"a": {"kind": "ema", "half_life": "1ep", "every": "1cycle"}}, "schedule": RESTARTS},
             "averages.a.half_life",
-            "1ep is no number of updates, which come every 1cycle",
+            "1ep is not a number of updates, which come every 1cycle",
         ),
         (
             {"averages": {"a": {"kind": "ema", "half_life": "999999999999999ep"}}},
