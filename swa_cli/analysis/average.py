@@ -198,8 +198,8 @@ def average_checkpoints(
     _require_writable(out, files, suffix=".pt")
     if picture is not None:
         _require_writable(picture, files, suffix=".png")
-    folder = RunFolder.around(out)
-    with folder.claimed() if folder is not None else nullcontext():
+    folder = RunFolder.containing(out)
+    with folder.lock() if folder is not None else nullcontext():
         started = time.monotonic()
         gathered = sources.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
         trials = Trials(gathered)
@@ -259,7 +259,7 @@ def _require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> No
     open.require_writable(target, sources=files)
     if target.suffix != suffix:
         raise UserError(f"{target}: the name must end in {suffix}", hint=f"name a {suffix} file")
-    folder = RunFolder.around(target)
+    folder = RunFolder.containing(target)
     if folder is not None and target.resolve() in (folder.last, folder.previous):
         raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
 
@@ -328,8 +328,8 @@ def extract_average(
     point = open.resume_point(RunFolder(path)) if path.is_dir() else reader.read(path)
     _require_writable(out, [point.path], suffix=".pt")
     _require_held(point, name)
-    folder = RunFolder.around(out)
-    with folder.claimed() if folder is not None else nullcontext():
+    folder = RunFolder.containing(out)
+    with folder.lock() if folder is not None else nullcontext():
         context = model = None
         if refresh:
             context, model = _opened(point, overrides, name, terminal=terminal, allow_code=allow_code)

@@ -49,8 +49,8 @@ def update_checkpoint(
     target = out or path
     if out is not None or os.path.lexists(path):
         open.require_writable(target)
-    folder = RunFolder.around(target)
-    with folder.claimed() if folder is not None else nullcontext():  # a run that trains on would lose an epoch
+    folder = RunFolder.containing(target)
+    with folder.lock() if folder is not None else nullcontext():  # a run that trains on would lose an epoch
         found = reader.read(path)
         changes = [*overrides, *open.pass_of(found, samples, recipe=recipe)]
         context, model = open.open_checkpoint(

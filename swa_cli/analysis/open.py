@@ -320,7 +320,7 @@ def refresh_command(found: Checkpoint) -> str:
 
 def run_of(path: Path) -> str | None:
     """Return the run folder that a checkpoint lies in."""
-    folder = RunFolder.around(path)
+    folder = RunFolder.containing(path)
     return None if folder is None else str(folder.path)
 
 

@@ -111,7 +111,9 @@ def repeat(
         terminal.attach_log(logs[0])
         for series in every:
             _write_request(series, seeds)
-        _tell_plan(f"{loaded.recipe.title}, {len(seeds)} seeds -> {every[0].place.shown}", every, terminal=terminal)
+        _tell_plan(
+            f"{loaded.recipe.title}, {len(seeds)} seeds -> {every[0].place.display_path}", every, terminal=terminal
+        )
         _run_seeds(every, seeds, metrics=metrics, terminal=terminal)
         if len(every) > 1:
             every[1].place.write_json(every[1].place.result.name, _answer(every[1], seeds, metrics=metrics))
@@ -155,7 +157,7 @@ def _claimed(series: Series, seeds: Sequence[int]) -> Iterator[Any]:
     recipe = series.loaded.recipe
     if series.folder is None:
         series.folder = RunFolder(make_next(Path(recipe.output.root), _name(recipe)))
-    with series.folder.claimed() as log:
+    with series.folder.lock() as log:
         series.members = _members(series.folder, recipe, seeds)
         yield log
 
@@ -195,7 +197,7 @@ def _members(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> list[Me
                 f"{run.path}: is not the folder of a seed", hint="move it elsewhere, and run the same again"
             )
         state = "new"
-        if run.is_begun:
+        if run.has_begun:
             state = "finished" if run.result.is_file() else "stopped"
             _recipe_of(run, recipe.model_copy(update={"seed": seed}))
         members.append(Member(seed, run, state))

@@ -40,15 +40,15 @@ def explain(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> 
         yield
     except UserError as error:
         error.exit_code = EXIT_FAILED  # whatever it was, something was run
-        if has_saved(folder.whole):
+        if has_saved(folder.run_to_resume):
             error.hint = "; ".join((error.hint, how_to_continue(folder), *ways()))
         raise
     except OSError as error:
         told_error = _of_files(error, folder)
-        told_error.hint = "; ".join((told_error.hint, *(ways() if has_saved(folder.whole) else ())))
+        told_error.hint = "; ".join((told_error.hint, *(ways() if has_saved(folder.run_to_resume) else ())))
         raise told_error from error
     except BaseException as error:  # in a person's own code, most likely
-        for way in (how_to_continue(folder), *(ways() if has_saved(folder.whole) else ())):
+        for way in (how_to_continue(folder), *(ways() if has_saved(folder.run_to_resume) else ())):
             error.add_note(way)
         raise
 
@@ -94,7 +94,7 @@ def has_saved(folder: RunFolder) -> bool:
 
 def how_to_continue(folder: RunFolder) -> str:
     """Return how to continue a run from its last good state."""
-    folder = folder.whole
+    folder = folder.run_to_resume
     if not has_saved(folder):
         return "nothing was saved yet: start it again"
     good = folder.last if folder.last.is_file() else folder.previous

@@ -82,7 +82,7 @@ def _resume(
 ) -> dict[str, Any]:
     """Do `resume` as one of the processes of `world`."""
     folder, events = RunFolder.open(path, writes=world.is_rank0), Events(listeners)
-    with folder.claimed() as log:
+    with folder.lock() as log:
         if folder.about.is_file():
             about(folder.about)  # a damaged one is told before anything is run
         result = result_of(folder, extend_to=extend_to) if is_restarted() else None
@@ -182,14 +182,14 @@ def result_of(folder: RunFolder, *, extend_to: int | None) -> dict[str, Any] | N
 def finished(folder: RunFolder, point: Checkpoint | None, recipe: Recipe) -> UserError:
     """Return the error that a run is finished, with the commands to score it or train it for longer."""
     flags = ["--allow-code"] if named_code(recipe) else []
-    hint = f"score it with `{shlex.join(['swa', 'eval', str(folder.shown), *flags])}`"
+    hint = f"score it with `{shlex.join(['swa', 'eval', str(folder.display_path), *flags])}`"
     longer = 2 * recipe.train.epochs
     with suppress(UserError, RecipeError):  # of a longer run that would have been another one from the start
         if point is not None and point.content["stopped"] is None:
             with_more_epochs(recipe, longer, num_train=point.content["num_train"], step=point.content["step"])
-            words = ["swa", "train", "--resume", str(folder.shown), "--extend-to", str(longer), *flags]
+            words = ["swa", "train", "--resume", str(folder.display_path), "--extend-to", str(longer), *flags]
             hint += f", train {recipe.train.epochs} more epochs with `{shlex.join(words)}`"
-    return UserError(f"{folder.shown}: this run is finished", hint=f"{hint}, or start a new run")
+    return UserError(f"{folder.display_path}: this run is finished", hint=f"{hint}, or start a new run")
 
 
 def changes_since(point: Checkpoint | None, hardware: Hardware) -> list[str]:

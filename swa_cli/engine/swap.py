@@ -80,7 +80,7 @@ def _open_worker(run: Run, folder: RunFolder, number: int) -> Iterator[tuple[Run
     with failures.explain(folder):
         own = RunFolder.at(folder.worker(number).path)
     title = f"worker {number} of {_num_workers(run)}"
-    with own.claimed() as log:
+    with own.lock() as log:
         with failures.explain(own):
             point, loaded = _load_worker(run, folder, number)
         if _is_complete(point, run):

@@ -81,7 +81,7 @@ def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = A
 def start(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]:
     """Train a run from its first step to its end, in a new folder; see `train`."""
     recipe = run.context.recipe
-    with folder.claimed() as log:
+    with folder.lock() as log:
         with failures.explain(folder):
             state.write_first_files(run, folder, recipe_folder=recipe_folder)
             folder.point_latest(Path(recipe.output.root))
