@@ -19,13 +19,13 @@ from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.bn_layers import bn_layers, statistics_of
 from swa_cli.averaging.model_state import read
 from swa_cli.checkpoint.atomic import BackgroundWriter
-from swa_cli.engine import compilation, fsdp, loggers, optimizers, preflight
+from swa_cli.engine import fsdp, loggers, optimizers, preflight, step
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import Events, SavedEvent
+from swa_cli.engine.failures import Interrupt
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_initial
-from swa_cli.engine.signals import Interrupt
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.load import Loaded
@@ -159,7 +159,7 @@ def build_run(
     if recorded is None:
         _initialize_from_data(model, context)
     if settings.compile is not None:
-        compilation.require_available(settings.compile, device=context.hardware.device)
+        step.require_compiler(settings.compile, device=context.hardware.device)
     try:
         optimizers.require_trained(model)
         initial = None
@@ -198,7 +198,7 @@ def _problems_of_recipe(recipe: Recipe) -> list[Problem]:
     """Return the problems that show before data are read."""
     settings = recipe.optimizer
     found = optimizers.check(settings.name, settings.options, [group.options for group in settings.groups])
-    return found if recipe.train.compile is None else found + compilation.problems(recipe.train.compile)
+    return found if recipe.train.compile is None else found + step.compile_problems(recipe.train.compile)
 
 
 def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Plan:

@@ -25,9 +25,9 @@ from swa_cli.checkpoint.safe_load import DamagedError
 from swa_cli.engine import failures
 from swa_cli.engine.distributed import name_of_launch
 from swa_cli.engine.events import Events, SavedEvent
+from swa_cli.engine.failures import Stopped
 from swa_cli.engine.hardware import environment
 from swa_cli.engine.run import Refreshed, Run
-from swa_cli.engine.signals import Stopped
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.values import TimeSpan

@@ -110,7 +110,7 @@ def test_a_logger_that_fails_ends_no_run(swa, recipe: Path, tmp_path: Path, meth
     ("text", "said"),
     [
         ("", "no attribute"),
-        ("Own = 3", "not a class"),
+        ("Own = 3", "not a logger"),
         ("class Own:\n    def __init__(self, project): pass", "other arguments"),
         ("class Own: pass", "none of the methods"),
     ],
