@@ -12,14 +12,13 @@ import functools
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from swa_cli.data.image_file import num_cores
 from swa_cli.data.randomness import seed_globals
@@ -145,38 +144,6 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
         "precision": hardware.precision,
         "processor": processor(),
     }
-
-
-def undefined_in_bf16(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Return the first convolution whose bf16 weight gradient torch leaves undefined on a CPU, or None.
-
-    Where images are narrower than the stride, and the kernel is wider than a pixel, it reads memory that nobody has
-    written: the same step gives another gradient each time, or NaN (seen in torch 2.14).
-
-    Args:
-        model: Run once, as it is.
-        args: What it takes, on its device.
-        kwargs: Likewise, by name.
-    """
-    found: list[str] = []
-
-    def look(name: str, layer: nn.Conv2d, inputs: Tensor) -> None:
-        width, stride, kernel = inputs.shape[-1], layer.stride[-1], layer.kernel_size[-1]
-        if width < stride and kernel > 1:
-            found.append(name)
-
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, args, name=name: look(name, layer, args[0]))
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Conv2d)
-    ]
-    try:
-        with torch.inference_mode():
-            model(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found[0] if found else None
 
 
 def _device(name: str) -> torch.device:

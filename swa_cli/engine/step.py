@@ -44,13 +44,7 @@ class StepResult:
     """The loss and score of a batch in this process, detached."""
 
     loss: Tensor
-    score: Tensor
-    share: float  # which part this process had of all that the loss of the whole batch is the mean of
-
-    @property
-    def part(self) -> Tensor:
-        """(2,) summed over the processes, this is the loss and score of the whole batch."""
-        return torch.stack([self.loss, self.score]) * self.share
+    part: Tensor  # (2,) its sum over the processes is the loss and score of the whole batch
 
 
 def wrap_ddp(run: Run) -> Forward:
@@ -79,19 +73,14 @@ def build_forward(run: Run) -> Forward:
 
 
 def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -> Iterator[StepResult]:
-    """Do the optimizer update that follows `run.step`, and yield what each of its batches gave as soon as it is known.
+    """Do the optimizer update that follows `run.step`, and yield the result of each of its `grad_accum_steps` batches.
 
-    The weights change after the last of them, when the iterator runs to its end.
-
-    Args:
-        run: Whose network it is; it is in training mode.
-        forward: The network.
-        batches: This process's part of batches, of which the step takes `grad_accum_steps`.
+    The network is in training mode. The weights change after the last batch, when the iterator runs to its end.
     """
     context, last = run.context, run.plan.phase.grad_accum_steps - 1
     for index in range(last + 1):
         batch = next(batches)
-        if index == 0:  # only now: samples of a dataset may draw random numbers, which are none of the step's
+        if index == 0:  # only now: reading a batch may draw random numbers, which must not change those of the step
             context.hardware.seed(context.seed, "step", run.step, *context.world.words)
             set_learning_rate(run.optimizer, run.plan.learning_rate(run.step))
             run.optimizer.zero_grad(set_to_none=True)
@@ -104,33 +93,31 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
     run.scaler.update()
     context.world.average(run.running)
     if run.statistics.moved:
-        buffers = dict(run.model.named_buffers())  # of each step: they may be new tensors
+        buffers = dict(run.model.named_buffers())  # anew at each step: they may be other tensors
         context.world.average([buffers[name] for name in run.statistics.moved])
 
 
 def forward_backward(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_last: bool = True) -> StepResult:
-    """Pass a batch through the network and add its gradients to those that are there.
+    """Pass this process's part of a batch through the network, and add its gradients to those that are there.
 
-    Args:
-        run: Whose network it is.
-        forward: The network.
-        batch: Inputs and targets, this process's part of them.
-        is_last: Of the batches that make a step: with it gradients are exchanged.
+    The last batch of a step exchanges the gradients of the processes.
     """
     context = run.context
     task, (inputs, targets) = context.task, batch
     args, kwargs = task.batch_to_args(inputs)
     share = _share(context, inputs, targets)
-    # What lies in parts is exchanged with each of them: whole gradients would need the memory of a whole network.
+    # Sharded gradients are exchanged for each batch: whole gradients would need the memory of a whole network.
     with context.world.backward_of(forward, is_last=is_last or run.sharding.is_used):
         with context.hardware.autocast():
             outputs = forward(*args, **kwargs)
         loss = task.loss(outputs, targets, label_smoothing=context.recipe.train.label_smoothing)
         run.scaler.scale(loss * (share * context.world.size) / context.phase.grad_accum_steps).backward()
-    return StepResult(loss.detach(), task.train_score(outputs, targets), share)
+    part = torch.stack([loss.detach(), task.train_score(outputs, targets)]) * share
+    return StepResult(loss.detach(), part)
 
 
 def _share(context: Context, inputs: Any, targets: Any) -> float:
+    """Return this process's fraction of all that the loss of the whole batch is the mean of."""
     if context.world.size == 1:
         return 1.0
     if context.task.weight is None:
