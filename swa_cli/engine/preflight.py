@@ -22,6 +22,7 @@ from swa_cli.data import pytree
 from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine import optimizers
 from swa_cli.engine.context import Context
+from swa_cli.engine.evaluate import evaluation_mode
 from swa_cli.engine.failures import is_out_of_memory
 from swa_cli.engine.network import Replica
 from swa_cli.engine.user_code import is_own_code
@@ -253,15 +254,9 @@ def warnings_of(update: BatchNormUpdate) -> tuple[str, ...]:
 
 def _evaluated(network: nn.Module, context: Context, inputs: Any) -> Any:
     """Return the outputs in evaluation mode, and restore all modes. No inference mode: a network may keep tensors."""
-    modes = {module: module.training for module in network.modules()}
     args, kwargs = context.task.batch_to_args(inputs)
-    try:
-        with torch.no_grad(), context.hardware.autocast():
-            return network.eval()(*args, **kwargs)
-    finally:
-        network.train(modes[network])  # networks that merge weights in eval() part them again
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluation_mode(network), torch.no_grad(), context.hardware.autocast():
+        return network(*args, **kwargs)
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """Validate after each epoch; score, judge and ship every weight set at the end.
 
-At the end the raw weights are scored with recomputed BatchNorm statistics too: `evaluate.py` explains why.
-
-Scores only read: averages are put into a second network, see `network.Replica`, and no random number is drawn.
+At the end the raw weights are scored with recomputed BatchNorm statistics too: `evaluate.py` explains why. Scores only
+read: averages are put into a second network, see `network.Replica`, and no random number is drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import evaluate, failures, preflight, state
-from swa_cli.engine import evaluate as comparison
 from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.events import Curves, ResultEvent
 from swa_cli.engine.hardware import release_memory
@@ -64,7 +62,7 @@ class _Board:
     samples: dict[str, SampleScores] = field(default_factory=dict)  # of the split of the final scores
     val: dict[str, SampleScores] = field(default_factory=dict)  # of the validation split, if there is one
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
-    judged: dict[str, str | None] = field(default_factory=dict)  # average to why it gets no verdict, if it gets none
+    judged: dict[str, str | None] = field(default_factory=dict)  # average -> why it gets no verdict, or None
 
 
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
@@ -74,7 +72,7 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     raw = _score_raw(run, folder, board, split)
     _warn_of_hidden_state(run, split)
     losses = {name: board.val[name].metric(context.task.metrics.loss_key).value for name in board.val}
-    against = comparison.reference(list(raw), losses)
+    against = evaluate.reference(list(raw), losses)
     for name, average in run.averages.items():
         if not average.count:
             context.events.warning(f"{name} holds nothing: the run ended before its first weights")
@@ -83,16 +81,15 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
             freshness = run.refreshed[name].update.freshness
             _add(run, board, name, model, split, count=average.count, batchnorm=freshness)
             weights, names = model.state_dict(), list(read_tensors(model).weights)
-            reason = comparison.unjudged(name, count=average.count, weights=weights, raw=raw[against], names=names)
+            reason = evaluate.unjudged(name, count=average.count, weights=weights, raw=raw[against], names=names)
             board.judged[name] = reason
             state.save_average(run, folder, name, weights)
-    rows = comparison.table(board.samples, reference=against, judged=board.judged)
-    val = {name: evaluate.summarize(scores) for name, scores in board.val.items()}
-    result = _result(run, folder, {name: {**row, **board.details[name]} for name, row in rows.items()}, split)
-    for name, row in result["weights"].items():
-        row["val"] = val.get(name)
-    result |= {"reference": against}
-    _tell(run, folder, result)  # first: a run with result.json is finished, and its files are all there
+    rows = evaluate.table(board.samples, reference=against, judged=board.judged)
+    for name, row in rows.items():
+        val = board.val.get(name)
+        row |= {**board.details[name], "val": None if val is None else evaluate.summarize(val)}
+    result = _result(run, folder, rows, split) | {"reference": against}
+    _announce(run, folder, result)  # first: a run with result.json is finished, and all its files are there
     folder.write_json("result.json", result)
     return result
 
@@ -101,8 +98,8 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
     """Score the raw weights, as they are and with BatchNorm recomputed as for an average.
 
     Returns:
-        What averages may be judged against, and the weights of each. Those of a SWAP run are its workers, which are
-        what its average is the mean of; `last` is the end of its common phase.
+        The weight sets that averages may be judged against. In a SWAP run these are the workers, whose mean the average
+        is; `last` is the end of the common phase.
     """
     raw: dict[str, Mapping[str, Tensor]] = {}
     sets: list[tuple[str, Worker | None]] = [(RAW, None), *((worker.name, worker) for worker in run.workers)]
@@ -116,7 +113,7 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
                 raw[name] = cloned(model.state_dict())
         if not run.statistics.num_layers:
             continue
-        twin = comparison.recomputed(name)
+        twin = evaluate.recomputed(name)
         with run.replica.refreshing(weights) as model:
             refreshed = _refresh(run, model, name=twin, step=run.step if worker is None else worker.step)
             _add(run, board, twin, model, split, batchnorm=refreshed.update.freshness, **known)
@@ -171,8 +168,8 @@ def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], spl
     }
 
 
-def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
-    """Tell the scores, what to ship, and all that a picture of the run shows."""
+def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
+    """Announce the scores, the weight set to ship, and all that a plot of the run shows."""
     context, plan = run.context, run.plan
     name, why = _best(run, result["weights"])
     number = number_of_worker(name)
@@ -228,9 +225,7 @@ def _averaged(run: Run, name: str) -> Iterator[nn.Module]:
 
 
 def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
-    """Recompute the BatchNorm statistics in a network, and return how."""
-    with failures.memory("train.batch_size", run.context.recipe.train.batch_size):
-        update = run.context.refresh_batchnorm(model, name=name, check=run.interrupt.check)
+    update = run.context.refresh_batchnorm(model, name=name, check=run.interrupt.check)
     return Refreshed(step, {key: value.clone() for key, value in model.named_buffers()}, update)
 
 
