@@ -131,6 +131,7 @@ class Listener(Protocol):
         """
 
 
+METHOD_OF = {PlanEvent: "plan", StepEvent: "step", EpochEvent: "epoch", SavedEvent: "saved", ResultEvent: "result"}
 METHODS = tuple(name for name in vars(Listener) if not name.startswith("_"))
 
 
@@ -160,25 +161,9 @@ class Events:
             if hasattr(listener, "will_stop_soon"):
                 listener.will_stop_soon()
 
-    def plan(self, event: PlanEvent) -> None:
-        """Tell what a run will do."""
-        self._tell("plan", event)
-
-    def step(self, event: StepEvent) -> None:
-        """Tell of an optimizer update."""
-        self._tell("step", event)
-
-    def epoch(self, event: EpochEvent) -> None:
-        """Tell of a scored epoch."""
-        self._tell("epoch", event)
-
-    def saved(self, event: SavedEvent) -> None:
-        """Tell of a checkpoint that is complete."""
-        self._tell("saved", event)
-
-    def result(self, event: ResultEvent) -> None:
-        """Tell the final scores."""
-        self._tell("result", event)
+    def emit(self, event: PlanEvent | StepEvent | EpochEvent | SavedEvent | ResultEvent) -> None:
+        """Pass an event to the method of its kind, see `Listener`."""
+        self._tell(METHOD_OF[type(event)], event)
 
     def warning(self, text: str) -> None:
         """Tell something that a person should think about."""

@@ -11,7 +11,6 @@ import difflib
 import fnmatch
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -31,18 +30,6 @@ FORMS = "an optimizer is a class of torch.optim or package.module:Class"
 FUSED = {"SGD", "Adam", "AdamW"}
 FUSED_SHARDED = {"Adam", "AdamW"}  # for DTensors
 LR_MULTIPLE = "lr_multiple"  # of a group, kept in the optimizer's state
-
-
-@dataclass(frozen=True)
-class Group:
-    """Parameters that match `norm` (those of normalisation layers), `bias`, or patterns of parameter names.
-
-    Their rate is `lr` times that of the schedule; `options` override those of the optimizer.
-    """
-
-    match: tuple[str, ...]
-    lr: float = 1.0
-    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, Any]] = ()) -> list[Problem]:
@@ -79,7 +66,7 @@ def of_recipe(model: nn.Module, settings: schema.Optimizer, *, is_sparse: bool =
         lr=settings.lr,
         options=settings.options,
         no_decay=settings.no_decay,
-        groups=[Group(tuple(group.match), lr=group.lr, options=group.options) for group in settings.groups],
+        groups=settings.groups,
         is_sparse=is_sparse,
     )
 
@@ -103,7 +90,7 @@ def build(
     lr: float,
     options: Mapping[str, Any],
     no_decay: Sequence[str] = (),
-    groups: Sequence[Group] = (),
+    groups: Sequence[schema.Group] = (),
     is_sparse: bool = False,
 ) -> torch.optim.Optimizer:
     """Build the optimizer over the parameters that require gradients.
@@ -131,10 +118,12 @@ def build(
     built: dict[tuple[int, bool], dict[str, Any]] = {}
     for key, parameter in trained.items():
         index = next((index for index, names in enumerate(matched) if key in names), len(groups))
-        group = groups[index] if index < len(groups) else Group(())
-        decay = {"weight_decay": 0.0} if key in free else {}
-        settings = {"params": [], LR_MULTIPLE: group.lr, **group.options, **decay}
-        built.setdefault((index, key in free), settings)["params"].append(parameter)
+        settings = {LR_MULTIPLE: 1.0}
+        if index < len(groups):
+            settings = {LR_MULTIPLE: groups[index].lr, **groups[index].options}
+        if key in free:
+            settings["weight_decay"] = 0.0
+        built.setdefault((index, key in free), {"params": [], **settings})["params"].append(parameter)
     parts = [built[key] for key in sorted(built, reverse=True)]
     fused = {"fused": True} if not is_sparse and _is_fusible(name, trained, options) else {}
     make = _find(name)

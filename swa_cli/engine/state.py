@@ -93,7 +93,7 @@ def wait_for_files(run: Run) -> None:
     """
     run.writer.wait()
     while run.unannounced:
-        run.context.events.saved(run.unannounced.pop(0))
+        run.context.events.emit(run.unannounced.pop(0))
 
 
 def _write(
@@ -302,7 +302,7 @@ def _ship(run: Run, folder: RunFolder, name: str, content: Mapping[str, Any], *,
     if folder.writes:
         path = folder.checkpoints / f"{name}.pt"
         reader.save(path, content)
-        run.context.events.saved(SavedEvent(path=path, kind=kind, step=step))
+        run.context.events.emit(SavedEvent(path=path, kind=kind, step=step))
 
 
 def save_snapshot(run: Run, folder: RunFolder) -> None:

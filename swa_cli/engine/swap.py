@@ -89,7 +89,7 @@ def _open_worker(run: Run, folder: RunFolder, number: int) -> Iterator[tuple[Run
                 state.prepare_folder(own, point, load.dump(worker.context.recipe), extended=False)
         where = f", continued after step {worker.step:,} of {worker.plan.total_steps:,}" if worker.step else ""
         events.note(f"{title}{where}")
-        worker.context.events.plan(
+        worker.context.events.emit(
             plan_event(
                 worker,
                 title=f"{own.path}{where}",

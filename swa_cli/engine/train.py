@@ -54,7 +54,7 @@ def train(
     run = set_up(loaded, listeners=listeners, world=world)
     recipe = run.context.recipe
     if dry_run:
-        run.context.events.plan(plan_event(run, title=f"{recipe.title} (dry run)", warnings=run.plan.warnings))
+        run.context.events.emit(plan_event(run, title=f"{recipe.title} (dry run)", warnings=run.plan.warnings))
         return estimate.dry_run(run)
     root = Path(recipe.output.root)
     path = world.broadcast_from_rank0(lambda: RunFolder.create(root, recipe.title).path)
@@ -90,7 +90,7 @@ def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings
     """Do the steps that are left, then score and ship the weights."""
     events = run.context.events
     try:
-        events.plan(plan_event(run, title=title, warnings=warnings, folder=folder.path, log=log))
+        events.emit(plan_event(run, title=title, warnings=warnings, folder=folder.path, log=log))
         train_epochs(run, folder)
         if run.plan.phase.has_workers:
             run = swap.train_workers(run, folder, train_epochs=train_epochs)
@@ -157,7 +157,7 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
                 run.totals += result.part
             _count_step(run, folder)
             rate = plan.learning_rate(run.step - 1)
-            context.events.step(StepEvent(step=run.step, epoch=epoch, lr=rate, loss=loss))
+            context.events.emit(StepEvent(step=run.step, epoch=epoch, lr=rate, loss=loss))
             if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
                 state.save_if_due(run, folder)
     _require_finite(run.totals[0], run)
@@ -200,7 +200,7 @@ def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
     row["seconds"] = round(time.monotonic() - run.clock, 3)
     run.history.append(row)
     run.begin_epoch()
-    run.context.events.epoch(EpochEvent(row=row, history=run.history))
+    run.context.events.emit(EpochEvent(row=row, history=run.history))
 
 
 def _num_steps_of_epoch(run: Run) -> int:

@@ -179,7 +179,7 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
     averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
     is_swag = [name for name, average in run.averages.items() if average.kind == "swag" and average.count > 1]
     release_memory()  # a listener that draws needs 100 MB
-    context.events.result(
+    context.events.emit(
         ResultEvent(
             values=result,
             folder=folder.path,

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from swa_cli.engine import optimizers
 from swa_cli.errors import RecipeError
+from swa_cli.recipe import schema
 
 
 def small() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+
+
+def group(**values: Any) -> schema.Group:
+    """Parameters with their own rate and options, as a recipe writes them."""
+    return schema.Group.model_validate(values)
 
 
 def test_misspelt_option_is_a_problem_with_a_suggestion() -> None:
@@ -84,8 +92,8 @@ def test_groups_have_rates_and_options_of_their_own() -> None:
     """Rate, decay and momentum of every parameter against a list by hand; the first group that matches wins."""
     model = small()
     groups = [
-        optimizers.Group(("1.bias",), lr=64.0, options={"weight_decay": 0.01}),
-        optimizers.Group(("norm", "3.*"), lr=0.5, options={"momentum": 0.0}),
+        group(match="1.bias", lr="64x", weight_decay=0.01),
+        group(match=["norm", "3.*"], lr="0.5x", momentum=0.0),
     ]
     options = {"weight_decay": 0.1, "momentum": 0.9}
     built = optimizers.build(model, name="SGD", lr=1.0, options=options, no_decay=["bias"], groups=groups)
@@ -109,7 +117,7 @@ def test_groups_have_rates_and_options_of_their_own() -> None:
 def test_a_group_that_matches_nothing_and_its_misspelt_option_are_problems() -> None:
     """Both against their place in the recipe."""
     with pytest.raises(RecipeError) as caught:
-        optimizers.build(small(), name="SGD", lr=0.1, options={}, groups=[optimizers.Group(("head.*",))])
+        optimizers.build(small(), name="SGD", lr=0.1, options={}, groups=[group(match="head.*")])
     assert caught.value.problems[0].key == "optimizer.groups.0.match"
     [problem] = optimizers.check("SGD", {}, [{}, {"weightdecay": 0}])
     assert problem.key == "optimizer.groups.1.weightdecay"

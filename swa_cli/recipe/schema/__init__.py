@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from swa_cli.recipe.schema.averages import Average, Swa, Swap
 from swa_cli.recipe.schema.inputs import Augment, Dataset, Model
-from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Optimizer, Schedule
+from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Group, Optimizer, Schedule
 from swa_cli.recipe.schema.run import Compile, Eval, Output, Snapshots, Train
 from swa_cli.recipe.values import MAX_NAME, NAME_PATTERN, STRICT, AverageName, TaskName, Text, Whole
 
@@ -26,6 +26,7 @@ __all__ = [
     "Average",
     "Compile",
     "Eval",
+    "Group",
     "Optimizer",
     "Output",
     "Recipe",
