@@ -139,11 +139,15 @@ def reference(candidates: Sequence[str], val_losses: Mapping[str, float | None])
     Without a validation split, it is the first one with recomputed statistics. The candidates are raw weight sets, each
     before its twin with recomputed statistics, if there is one.
     """
-    known = {name: loss for name in candidates if (loss := val_losses.get(name)) is not None and math.isfinite(loss)}
-    if known:
-        return min(known, key=lambda name: known[name])
     twin = recomputed(candidates[0])
-    return twin if twin in candidates else candidates[0]
+    default = twin if twin in candidates else candidates[0]
+    return lowest({name: val_losses.get(name) for name in candidates}) or default
+
+
+def lowest(losses: Mapping[str, float | None]) -> str | None:
+    """Return the name of the lowest finite loss; None without any."""
+    known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    return min(known, key=lambda name: known[name], default=None)
 
 
 def unjudged(

@@ -93,7 +93,7 @@ def choose(
     Raises:
         UserError: The device is absent, or cannot compute in the precision that was asked for.
     """
-    chosen = _device(device) if world.size == 1 else _device_of(world, device)
+    chosen = _device(device) if world.size == 1 else _device_of_process(device, world)
     if precision == "auto" and begun is not None and torch.device(begun["device"]).type == chosen.type:
         chosen_precision, reason = str(begun["precision"]), "as the run was begun"
     else:
@@ -150,7 +150,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _device_of(world: World, name: str) -> torch.device:
+def _device_of_process(name: str, world: World) -> torch.device:
     """Return the device of one of several processes: one GPU each, else the CPU."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -166,10 +166,8 @@ def _device_of(world: World, name: str) -> torch.device:
 
 
 def _precision(name: str, device: torch.device) -> tuple[str, str]:
-    if name == "fp32":
-        return name, "as the recipe says"
-    if name == "fp16":
-        require_precision("train.precision", name, device, instead="auto")
+    require_precision("train.precision", name, device, instead="auto")
+    if name in ("fp32", "fp16"):
         return name, "as the recipe says"
     gains, reason = _gains_by_bf16(device)
     if name == "auto":

@@ -32,7 +32,7 @@ from swa_cli.recipe.plan import Plan
 
 ONE_VALUE = "Expected more than 1 value per channel"  # what torch says of BatchNorm in training
 PROBE_SAMPLES = 2
-SLOW_S = 5.0  # of making a network
+SLOW_S = 5.0  # to build a network
 FAULTS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)
 
 
@@ -92,7 +92,7 @@ def check_evaluation(replica: Replica) -> None:
         outputs = _evaluated(replica.trained, context, inputs)
     except FAULTS as error:
         if is_own_code(name) or is_out_of_memory(error):
-            raise  # its author needs the traceback; memory says nothing of what the network can take
+            raise  # its author needs the traceback, and a lack of memory has other reasons
         raise UserError(
             f"model.name: {name} cannot take {source.describe_inputs()}: {_reason(error)}",
             hint="choose a network for this size, or for an image_folder larger images: dataset.args.size=224",
@@ -110,7 +110,7 @@ def is_made_anew(replica: Replica, batch: tuple[Any, Any]) -> bool:
         with replica.refreshing() as other:
             found = _evaluated(other, context, inputs)
     except (UserError, *loading.REFUSALS):
-        return False  # the constructor has made one of other shapes
+        return False  # the constructor has made other shapes
     expected = _evaluated(replica.trained, context, inputs)
     return _equal(expected, found) or not _equal(expected, _evaluated(replica.trained, context, inputs))
 
@@ -286,7 +286,7 @@ def _repeated(batch: tuple[Any, Any], number: int) -> tuple[Any, Any]:
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Return whether all tensors have the same bits; NaN equals NaN."""
+    """Return whether all tensors are equal; NaN equals NaN."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
     pairs = zip(tensors_of(one), tensors_of(other), strict=False)

@@ -73,10 +73,10 @@ class Run:
         """The seconds that the run has taken, earlier sessions included."""
         return float(sum(row["seconds"] for row in self.history)) + time.monotonic() - self.clock
 
-    def begin_epoch(self) -> None:
-        """Start the sums and the clock of the next epoch."""
-        self.totals.zero_()
-        self.clock = time.monotonic()
+    @property
+    def filled(self) -> list[str]:
+        """The names of the averages that hold any weights."""
+        return [name for name, average in self.averages.items() if average.count]
 
 
 @dataclass(frozen=True)

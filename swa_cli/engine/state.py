@@ -147,11 +147,11 @@ def _ways_to_averages(run: Run, folder: RunFolder) -> list[str]:
         files = sorted(folder.workers.glob("*/checkpoints/last.pt"))
         line = failures.runnable(("swa", "average", *files, "-o", "swa.pt"), folder)
         return [f"its average is that of its workers: `{line}`"] if files else []
-    held = [name for name, average in run.averages.items() if average.count]
-    if not held:
+    if not run.filled:
         return []
-    others = f" (or --weights {', '.join(held[1:])})" if held[1:] else ""
-    words = ("swa", "average", folder.path, "--weights", held[0], "-o", f"{held[0]}.pt")
+    name, *more = run.filled
+    others = f" (or --weights {', '.join(more)})" if more else ""
+    words = ("swa", "average", folder.path, "--weights", name, "-o", f"{name}.pt")
     return [f"its averages are saved: take one out with `{failures.runnable(words, folder)}`{others}"]
 
 

@@ -199,7 +199,8 @@ def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
         raise
     row["seconds"] = round(time.monotonic() - run.clock, 3)
     run.history.append(row)
-    run.begin_epoch()
+    run.totals.zero_()
+    run.clock = time.monotonic()
     run.context.events.emit(EpochEvent(row=row, history=run.history))
 
 

@@ -7,7 +7,6 @@ read: averages are put into a second network, see `network.Replica`, and no rand
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -151,10 +150,9 @@ def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], spl
     """Return what `--json` prints and result.json holds."""
     context = run.context
     rows = itertools.chain(run.history, *(worker.history for worker in run.workers))
-    held = [name for name, average in run.averages.items() if average.count]
     return {
         "command": "train",
-        "checkpoint": str((folder.checkpoints / f"{next(iter(held), RAW)}.pt").resolve()),
+        "checkpoint": str((folder.checkpoints / f"{next(iter(run.filled), RAW)}.pt").resolve()),
         "run": str(folder.path.resolve()),
         "split": split,
         "samples": len(context.split(split)),
@@ -177,7 +175,7 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
     workers = {worker.name: worker.history for worker in run.workers}
     averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
     averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
-    is_swag = [name for name, average in run.averages.items() if average.kind == "swag" and average.count > 1]
+    swag = [name for name, average in run.averages.items() if average.kind == "swag" and average.count > 1]
     release_memory()  # a listener that draws needs 100 MB
     context.events.emit(
         ResultEvent(
@@ -185,7 +183,7 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
             folder=folder.path,
             ship=ship,
             ship_reason=why,
-            swag=[folder.checkpoints / f"{name}.pt" for name in is_swag],
+            swag=[folder.checkpoints / f"{name}.pt" for name in swag],
             metrics=context.task.metrics,
             history=run.history,
             curves=Curves(
@@ -202,13 +200,11 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
 
 def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """Return the weight set to ship, and why: the lowest validation loss, else the first average."""
-    metrics = run.context.task.metrics
-    held = [name for name, average in run.averages.items() if average.count]
-    losses = {name: row["val"][metrics.loss_key] for name, row in weights.items() if row["val"] is not None}
-    known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
-    if known:
-        return min(known, key=lambda name: known[name]), "best on validation"
-    return next(iter(held), RAW), "no validation split to choose on"
+    loss_key = run.context.task.metrics.loss_key
+    best = evaluate.lowest({name: row["val"][loss_key] for name, row in weights.items() if row["val"] is not None})
+    if best is not None:
+        return best, "best on validation"
+    return next(iter(run.filled), RAW), "no validation split to choose on"
 
 
 @contextmanager
