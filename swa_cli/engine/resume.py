@@ -90,9 +90,8 @@ def _resume(
             raise _finished_error(folder, point, loaded.recipe)
         source = str(folder.recipe if point is None else point.path)
         admit(loaded, source=source, folder=folder.path, allow_code=allow_code)
-        known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
         with failures.before_a_run():
-            run = build_run(loaded, events, world=world, **known)
+            run = build_run(loaded, events, point=point, world=world)
         changed = changes_since(point, run.context.hardware)
         if point is not None:
             state.restore(run, point.content, source=source)

@@ -19,6 +19,7 @@ from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.bn_layers import bn_layers, statistics_of
 from swa_cli.averaging.model_state import read
 from swa_cli.checkpoint.atomic import BackgroundWriter
+from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.engine import fsdp, loggers, optimizers, preflight, step
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
@@ -108,8 +109,7 @@ def build_run(
     loaded: Loaded,
     events: Events,
     *,
-    recorded: Mapping[str, Any] | None = None,
-    begun: Mapping[str, Any] | None = None,
+    point: Checkpoint | None = None,
     world: World = ALONE,
     context: Context | None = None,
 ) -> Run:
@@ -118,8 +118,7 @@ def build_run(
     Args:
         loaded: The recipe and where its keys stand.
         events: Of the run; the loggers of the recipe are added.
-        recorded: `input` of the resume point, if the run continues from one.
-        begun: `environment` of a run that continues.
+        point: The resume point, if the run continues from one.
         world: The processes that train together.
         context: The context of this recipe, if its data were loaded before.
 
@@ -132,21 +131,19 @@ def build_run(
     problems = optimizers.check(optimizer_settings.name, optimizer_settings.options, group_options)
     if settings.compile is not None:
         problems += step.compile_problems(settings.compile)
-    warm, found = None, dict[str, object]()
-    if settings.init is not None and recorded is None:  # a resumed run starts from its resume point
+    warm = None
+    if settings.init is not None and point is None:  # a resumed run starts from its resume point
         warm, unreadable = read_initial(settings.init)
         problems += unreadable
-    if world.is_rank0 and recipe.output.loggers:
+    if world.is_rank0:
         found, unusable = loggers.build(recipe.output.loggers)
         problems += unusable
-    if world.is_rank0:
         events = events.extended(loggers.MetricsCsv(), loggers=found)
+    known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
     try:
-        context = (
-            replace(context, events=events)
-            if context is not None
-            else build_context(recipe, events, recorded=recorded, begun=begun, world=world)
-        )
+        if context is None:
+            context = build_context(recipe, events, world=world, **known)
+        context = replace(context, events=events)
     except UserError:
         if problems:
             raise loaded.locate(problems) from None
@@ -159,7 +156,7 @@ def build_run(
     replica = Replica(context, model)
     preflight.check_evaluation(replica)
     initialize_from = getattr(model, "initialize_from", None)
-    if recorded is None and initialize_from is not None:
+    if point is None and initialize_from is not None:
         initialize_from(context.initial_inputs())
     if settings.compile is not None:
         step.require_compiler(settings.compile, device=context.hardware.device)

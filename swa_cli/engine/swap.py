@@ -80,8 +80,7 @@ def _open_worker(run: Run, folder: RunFolder, number: int) -> Iterator[tuple[Run
         with failures.explain(own):
             hardware = replace(run.context.hardware, processes=1)
             context = replace(run.context, recipe=loaded.recipe, hardware=hardware, world=ALONE)
-            recorded = None if point is None else point.content["input"]
-            worker = build_run(loaded, events.part(), recorded=recorded, context=context)
+            worker = build_run(loaded, events.part(), point=point, context=context)
             if point is None:
                 state.write_first_files(worker, own, recipe_folder=Path(about(folder.about)["recipe_folder"]))
             else:
