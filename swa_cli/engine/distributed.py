@@ -105,7 +105,7 @@ class World:
             odd = next(rank for rank, value in enumerate(sums) if value != sums[0])
             raise UserError(
                 f"{what} of processes 0 and {odd} differ: they no longer train one network",
-                hint="look for what is different in the machines, or for code of yours that depends on the process",
+                hint="look for differences between the machines, and for code of yours that depends on the process",
                 exit_code=EXIT_FAILED,
             )
 

@@ -89,7 +89,7 @@ def memory(key: str, batch_size: int) -> Iterator[None]:
         half = max(batch_size // 2, 1)
         remedy = f"start again with {key}={half}"
         if key == "train.batch_size":
-            remedy += " and twice the train.grad_accum_steps, which makes the same step of the optimizer"
+            remedy += " and twice the train.grad_accum_steps, for the same optimizer step"
         raise UserError(
             f"out of memory with a batch of {batch_size} images", hint=remedy, exit_code=EXIT_FAILED
         ) from error
@@ -122,15 +122,13 @@ def runnable(words: Iterable[object], folder: RunFolder) -> str:
 def _explain_os_error(error: OSError, folder: RunFolder) -> UserError:
     reason = error.strerror or str(error)
     if not folder.path.is_dir():
-        return UserError(
-            f"{folder.path}: was removed while the run went on", hint="start it again", exit_code=EXIT_FAILED
-        )
+        return UserError(f"{folder.path}: was removed during the run", hint="start it again", exit_code=EXIT_FAILED)
     if error.errno in FULL:
         message, remedy = f"{folder.path}: no room to write ({reason})", "free space"
     elif error.errno in FORBIDDEN:
-        message, remedy = f"{folder.path}: cannot be written ({reason})", "let it be written"
+        message, remedy = f"{folder.path}: cannot be written ({reason})", "make it writable"
     else:
-        message, remedy = f"{error.filename or folder.path}: {reason}", "mend it"
+        message, remedy = f"{error.filename or folder.path}: {reason}", "correct that"
     return UserError(message, hint=f"{remedy}; {how_to_continue(folder)}", exit_code=EXIT_FAILED)
 
 

@@ -130,7 +130,7 @@ def problems(recipe: Recipe, *, world: World) -> list[Problem]:
     """Return the settings that cannot be combined with `train.fsdp`."""
     found = []
     if world.size == 1:
-        message = "one process has nobody to share the network with"
+        message = "one process cannot shard a network"
         found.append(Problem("train.fsdp", message, "start several processes: --processes 2, or write false"))
     if recipe.optimizer.name in NOT_ROWWISE:
         message = f"torch's {recipe.optimizer.name} needs whole parameters, and train.fsdp shards them"

@@ -142,11 +142,11 @@ def _device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"train.device: {name} is not here: torch sees {torch.cuda.device_count()} CUDA devices",
+            f"train.device: {name} is not available: torch sees {torch.cuda.device_count()} CUDA devices",
             hint="set train.device=auto, or install a torch build that fits your GPU's driver",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("train.device: mps is not here", hint="set train.device=auto")
+        raise UserError("train.device: mps is not available", hint="set train.device=auto")
     return device
 
 

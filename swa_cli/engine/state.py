@@ -173,7 +173,7 @@ def newest_resume_point(folder: RunFolder, events: Events) -> reader.Checkpoint 
         if point.kind != "resume":
             raise UserError(f"{path}: is no resume point", hint="name a run folder that `swa train` made")
         if damage is not None:
-            events.warning(f"{damage.message}: going on from {path.name}, the one before")
+            events.warning(f"{damage.message}: continuing from {path.name}, the one before")
         return point
     if damage is not None:
         raise damage

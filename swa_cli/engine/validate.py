@@ -74,7 +74,7 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     against = evaluate.reference(list(raw), losses)
     for name, average in run.averages.items():
         if not average.count:
-            context.events.warning(f"{name} holds nothing: the run ended before its first weights")
+            context.events.warning(f"{name} holds no weights: the run ended before its first weights")
             continue
         with _averaged(run, name) as model:
             freshness = run.refreshed[name].update.freshness
@@ -129,8 +129,8 @@ def _warn_of_hidden_state(run: Run, split: str) -> None:
         return
     if not preflight.is_made_anew(replica, next(iter(context.plain_batches(split)))):
         context.events.warning(
-            f"{context.recipe.model.name} keeps something that training changes and its state dict does not hold:"
-            f" {RAW} is evaluated as it was trained, averages and files without that"
+            f"{context.recipe.model.name} keeps state that training changes outside its state dict: {RAW} is"
+            " evaluated as it was trained, averages and files without that state"
         )
 
 
