@@ -6,7 +6,7 @@ arguments and never see a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -48,10 +48,12 @@ class Share:
     rounds: int  # the most batches that any process has
     gathered: Callable[[Any], list[Any]]
 
-    def finish(self, check: Callable[[], None]) -> None:
-        """Pass as many safe points as the process with the most batches."""
-        for _ in range(self.rounds - len(self.batches)):
-            check()
+    def counted(self, bar: Bar, check: Callable[[], None]) -> Iterable[tuple[Any, Any]]:
+        """Return the batches as a re-iterable, which after each one advances `bar` and calls `check`.
+
+        All processes call `check` equally often.
+        """
+        return _Counted(self, bar, check)
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ class Context:
         memory = failures.memory("train.batch_size", self.recipe.train.batch_size)
         with memory, own as shown, self.hardware.autocast():
             return update_batchnorm(
-                _Counted(share, shown, check),
+                share.counted(shown, check),
                 model,
                 method=method,
                 device=self.hardware.device,
@@ -283,20 +285,19 @@ def augment_of(recipe: Recipe) -> Augment:
     return Augment(**values | {"jitter": ColorJitter(**values["jitter"])})
 
 
+@dataclass(frozen=True)
 class _Counted:
-    """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of events."""
-
-    def __init__(self, share: Share, bar: Bar, check: Callable[[], None]) -> None:
-        self._share = share
-        self._bar = bar
-        self._check = check
+    share: Share
+    bar: Bar
+    check: Callable[[], None]
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for batch in self._share.batches:
+        for batch in self.share.batches:
             yield batch
-            self._bar.advance()
-            self._check()
-        self._share.finish(self._check)
+            self.bar.advance()
+            self.check()
+        for _ in range(self.share.rounds - len(self.share.batches)):
+            self.check()
 
 
 def build_context(

@@ -231,15 +231,5 @@ def _score(run: Run, model: nn.Module, name: str, split: str, *, task: Task) -> 
         context.events.progress(f"scoring {name} on {split}", share.rounds) as bar,
         failures.memory("eval.batch_size", context.recipe.eval.batch_size),
     ):
-
-        def advance() -> None:
-            bar.advance()
-            run.interrupt.check()
-
-        def gathered(own: Any) -> list[Any]:
-            share.finish(run.interrupt.check)
-            return share.gathered(own)
-
-        return evaluate.score(
-            model, share.batches, task=task, hardware=context.eval_hardware, advance=advance, gathered=gathered
-        )
+        own = share.counted(bar, run.interrupt.check)
+        return evaluate.score(model, own, task=task, hardware=context.eval_hardware, gathered=share.gathered)
