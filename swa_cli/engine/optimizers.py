@@ -32,11 +32,12 @@ FUSED_SHARDED = {"Adam", "AdamW"}  # for DTensors
 LR_MULTIPLE = "lr_multiple"  # of a group, kept in the optimizer's state
 
 
-def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, Any]] = ()) -> list[Problem]:
+def check(settings: schema.Optimizer) -> list[Problem]:
     """Return the problems of `optimizer.name`, of its options, and of the options of each group.
 
     Errors inside a user's module pass through.
     """
+    name = settings.name
     try:
         make = _find(name)
     except RecipeError as error:
@@ -46,8 +47,8 @@ def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, A
         return []  # the class checks its options itself
     known = [parameter.name for parameter in parameters[1:] if parameter.name != "lr"]  # the first: the parameters
     problems = []
-    places = [("optimizer", options, ["lr", "no_decay", "groups"])]
-    places += [(f"optimizer.groups.{index}", group, ["lr", "match"]) for index, group in enumerate(groups)]
+    places = [("optimizer", settings.options, ["lr", "no_decay", "groups"])]
+    places += [(f"optimizer.groups.{i}", group.options, ["lr", "match"]) for i, group in enumerate(settings.groups)]
     for place, given, ours in places:
         for key in given:
             if key in known:
@@ -56,19 +57,6 @@ def check(name: str, options: Mapping[str, Any], groups: Sequence[Mapping[str, A
             hint = f"did you mean `{place}.{close[0]}`?" if close else f"{name} takes {', '.join(sorted(known))}"
             problems.append(Problem(f"{place}.{key}", f"{_full_name(name)} has no option {key!r}", hint))
     return problems
-
-
-def of_recipe(model: nn.Module, settings: schema.Optimizer, *, is_sparse: bool = False) -> torch.optim.Optimizer:
-    """Build the optimizer that a recipe describes; see `build`."""
-    return build(
-        model,
-        name=settings.name,
-        lr=settings.lr,
-        options=settings.options,
-        no_decay=settings.no_decay,
-        groups=settings.groups,
-        is_sparse=is_sparse,
-    )
 
 
 def require_trained(model: nn.Module) -> None:
@@ -83,34 +71,20 @@ def require_trained(model: nn.Module) -> None:
         raise RecipeError([Problem("model.name", message, "let the layers to be trained keep requires_grad=True")])
 
 
-def build(
-    model: nn.Module,
-    *,
-    name: str,
-    lr: float,
-    options: Mapping[str, Any],
-    no_decay: Sequence[str] = (),
-    groups: Sequence[schema.Group] = (),
-    is_sparse: bool = False,
-) -> torch.optim.Optimizer:
-    """Build the optimizer over the parameters that require gradients.
+def build(model: nn.Module, settings: schema.Optimizer, *, is_sparse: bool = False) -> torch.optim.Optimizer:
+    """Build the optimizer over the parameters that require gradients; `set_learning_rate` sets the rate of each step.
 
-    Args:
-        model: The network.
-        name: Class in torch.optim, or `package.module:Class`.
-        lr: Base learning rate; `set_learning_rate` sets it before each step.
-        options: Constructor arguments.
-        no_decay: `norm`, `bias`, or patterns of parameter names, whose weight decay is 0 whatever the group.
-        groups: Each parameter belongs to the first that matches, if any.
-        is_sparse: Whether any gradient is sparse, which torch's fused kernels do not take.
+    A parameter belongs to the first group that matches, if any; the weight decay of those in `no_decay` is 0 in every
+    group. torch's fused kernels do not take sparse gradients.
 
     Raises:
         RecipeError: Nothing is trained, the class refuses a value, or a pattern matches no parameter.
     """
     require_trained(model)
+    name, options, groups = settings.name, settings.options, settings.groups
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     _require_matrices(name, trained)
-    free = _matched(model, trained, no_decay, place="optimizer.no_decay")
+    free = _matched(model, trained, settings.no_decay, place="optimizer.no_decay")
     matched = [
         _matched(model, trained, group.match, place=f"optimizer.groups.{index}.match")
         for index, group in enumerate(groups)
@@ -118,18 +92,18 @@ def build(
     built: dict[tuple[int, bool], dict[str, Any]] = {}
     for key, parameter in trained.items():
         index = next((index for index, names in enumerate(matched) if key in names), len(groups))
-        settings = {LR_MULTIPLE: 1.0}
+        own: dict[str, Any] = {LR_MULTIPLE: 1.0}
         if index < len(groups):
-            settings = {LR_MULTIPLE: groups[index].lr, **groups[index].options}
+            own = {LR_MULTIPLE: groups[index].lr, **groups[index].options}
         if key in free:
-            settings["weight_decay"] = 0.0
-        built.setdefault((index, key in free), {"params": [], **settings})["params"].append(parameter)
+            own["weight_decay"] = 0.0
+        built.setdefault((index, key in free), {"params": [], **own})["params"].append(parameter)
     parts = [built[key] for key in sorted(built, reverse=True)]
     fused = {"fused": True} if not is_sparse and _is_fusible(name, trained, options) else {}
     make = _find(name)
     _avoid_the_compiler()
     try:
-        optimizer = make(parts, lr=lr, **fused, **options)
+        optimizer = make(parts, lr=settings.lr, **fused, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         message = f"{_full_name(name)} refuses its options: {error}"
         raise RecipeError([Problem("optimizer", message, "correct that option")]) from error

@@ -203,7 +203,7 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
             context.task.check_training(outputs, subject=_subject(context))
             context.task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing).backward()
         sparse = [key for key, value in network.named_parameters() if value.grad is not None and value.grad.is_sparse]
-        optimizer = optimizers.of_recipe(network, recipe.optimizer, is_sparse=bool(sparse))
+        optimizer = optimizers.build(network, recipe.optimizer, is_sparse=bool(sparse))
         try:
             if recipe.train.clip_norm > 0:
                 nn.utils.clip_grad_norm_(network.parameters(), recipe.train.clip_norm)

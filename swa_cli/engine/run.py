@@ -126,9 +126,8 @@ def build_run(
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
         UserError: Data or device are missing.
     """
-    recipe, settings, optimizer_settings = loaded.recipe, loaded.recipe.train, loaded.recipe.optimizer
-    group_options = [group.options for group in optimizer_settings.groups]
-    problems = optimizers.check(optimizer_settings.name, optimizer_settings.options, group_options)
+    recipe, settings = loaded.recipe, loaded.recipe.train
+    problems = optimizers.check(recipe.optimizer)
     if settings.compile is not None:
         problems += step.compile_problems(settings.compile)
     warm = None
@@ -176,7 +175,7 @@ def build_run(
                 model, world=world, device=context.hardware.device, sync_batchnorm=settings.sync_batchnorm
             )
             replica = Replica(context, model, sharding)
-        optimizer = optimizers.of_recipe(model, recipe.optimizer, is_sparse=seen.is_sparse)
+        optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse)
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
     device = context.hardware.device
