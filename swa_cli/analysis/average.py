@@ -190,7 +190,7 @@ def average_checkpoints(
     _require_writable(out, files, suffix=".pt")
     if picture is not None:
         _require_writable(picture, files, suffix=".png")
-    with open.claimed(out):
+    with open.lock_run_of(out):
         started = time.monotonic()
         gathered = sources.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
         trials = Trials(gathered)
@@ -245,7 +245,7 @@ def _require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> No
     open.require_writable(target, sources=files)
     if target.suffix != suffix:
         raise UserError(f"{target}: the name must end in {suffix}", hint=f"name a {suffix} file")
-    folder = RunFolder.around(target)
+    folder = RunFolder.containing(target)
     if folder is not None and target.resolve() in (folder.last, folder.previous):
         raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
 
@@ -305,7 +305,7 @@ def extract_average(
     point = open.resume_point(RunFolder(path)) if path.is_dir() else reader.read(path)
     _require_writable(out, [point.path], suffix=".pt")
     _require_held(point, name)
-    with open.claimed(out):
+    with open.lock_run_of(out):
         context = model = None
         if refresh:
             context, model = _opened(point, overrides, name, terminal=terminal, allow_code=allow_code)

@@ -47,7 +47,7 @@ def update_checkpoint(
     target = out or path
     if out is not None or os.path.lexists(path):
         open.require_writable(target)
-    with open.claimed(target):
+    with open.lock_run_of(target):
         found = reader.read(path)
         changes = [*overrides, *open.pass_of(found, samples, recipe=recipe)]
         context, model = open.open_checkpoint(

@@ -105,7 +105,7 @@ class Request:
                 f"{target}: a file of {self.name} ends in {' or '.join(suffixes)}", hint=f"name a {suffixes[0]} file"
             )
         open.require_writable(target, sources=[self.path])
-        if target.suffix == ".pt" and target.exists() and RunFolder.around(target) is not None:
+        if target.suffix == ".pt" and target.exists() and RunFolder.containing(target) is not None:
             raise UserError(f"{target}: is a checkpoint of a run", hint="name another file with -o FILE")
 
 
@@ -266,7 +266,7 @@ def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | 
 
 def _scores(path: Path, name: str, item: WeightSet, *, metrics: TaskMetrics) -> dict[str, Any] | None:
     """Return the final scores of these weights, if they lie in a run that has measured them."""
-    folder = RunFolder.around(path)
+    folder = RunFolder.containing(path)
     if folder is None or not folder.result.is_file():
         return None
     hint = "move result.json elsewhere to export without scores"

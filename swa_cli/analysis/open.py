@@ -42,7 +42,7 @@ DIFFERING_KEYS = (*RESUMABLE_KEYS, "train.epochs", "swa.start", "averages.*.star
 
 def recipe_of(found: Checkpoint) -> Recipe:
     """Return the recipe that a checkpoint of ours carries."""
-    return load.from_values(found.content["recipe"], source=str(found.path)).recipe
+    return _loaded(found, (), recipe=None).recipe
 
 
 def open_checkpoint(
@@ -181,10 +181,10 @@ def require_writable(target: Path, *, sources: Sequence[Path] = ()) -> None:
         raise UserError(f"{target}: is one of the sources", hint=other)
 
 
-def claimed(target: Path) -> AbstractContextManager[object]:
-    """Claim the run folder that a file lies in, if it lies in one: a run that trains on would lose an epoch."""
-    folder = RunFolder.around(target)
-    return nullcontext() if folder is None else folder.claimed()
+def lock_run_of(target: Path) -> AbstractContextManager[object]:
+    """Lock the run folder that a file lies in, if it lies in one: a run that trains on would lose an epoch."""
+    folder = RunFolder.containing(target)
+    return nullcontext() if folder is None else folder.lock()
 
 
 def resume_point(folder: RunFolder) -> Checkpoint:
@@ -289,5 +289,5 @@ def how_to_refresh(found: Checkpoint) -> str:
 
 def run_of(path: Path) -> str | None:
     """Return the run folder that a checkpoint lies in."""
-    folder = RunFolder.around(path)
+    folder = RunFolder.containing(path)
     return None if folder is None else str(folder.path)

@@ -100,7 +100,7 @@ def repeat(
             if series is every[0]:  # two datasets at once may not fit into memory
                 series.ready[seeds[0]] = run
     with ExitStack() as claims:
-        logs = [claims.enter_context(_claimed(series, seeds)) for series in every]
+        logs = [claims.enter_context(_locked(series, seeds)) for series in every]
         for series in every:
             for member in series.members:
                 if member.state == "finished":
@@ -111,7 +111,10 @@ def repeat(
             series.place.write_json(series.place.repeat.name, {"seeds": list(seeds)})
             series.place.write_text(series.place.recipe.name, load.dump(series.loaded.recipe))
         _tell_plan(
-            f"{loaded.recipe.title}, {len(seeds)} seeds -> {every[0].place.shown}", every, seeds, terminal=terminal
+            f"{loaded.recipe.title}, {len(seeds)} seeds -> {every[0].place.display_path}",
+            every,
+            seeds,
+            terminal=terminal,
         )
         _run_seeds(every, seeds, metrics=metrics, terminal=terminal)
         if len(every) > 1:
@@ -147,12 +150,12 @@ def _others(loaded: Loaded, against: Loaded | str | None, terminal: Terminal) ->
 
 
 @contextmanager
-def _claimed(series: Series, seeds: Sequence[int]) -> Iterator[Any]:
+def _locked(series: Series, seeds: Sequence[int]) -> Iterator[Any]:
     """Claim the folder of a series, which is made if there is none, for this process; yield its log."""
     recipe = series.loaded.recipe
     if series.folder is None:
         series.folder = RunFolder(make_next(Path(recipe.output.root), _name(recipe)))
-    with series.folder.claimed() as log:
+    with series.folder.lock() as log:
         series.members = _members(series.folder, recipe, seeds)
         yield log
 
@@ -192,7 +195,7 @@ def _members(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> list[Me
                 f"{run.path}: is not the folder of a seed", hint="move it elsewhere, and run the same again"
             )
         state = "new"
-        if run.is_begun:
+        if run.has_begun:
             state = "finished" if run.result.is_file() else "stopped"
             _recipe_of(run, recipe.model_copy(update={"seed": seed}))
         members.append(Member(seed, run, state))

@@ -59,7 +59,7 @@ class RunOutput:
         )
         for file in event.swag:
             terminal.note(f"{file.stem} is scored by its mean; `swa eval {file} --draws 30` scores weights around it")
-        shown = RunFolder(event.folder).shown
+        shown = RunFolder(event.folder).display_path
         terminal.facts(
             "",
             [

@@ -160,7 +160,9 @@ def _files_of(folder: RunFolder) -> list[Path]:
 def _run_rows(run: Compared, facts: Mapping[str, Any], environment: Mapping[str, Any]) -> Rows:
     folder = RunFolder(run.path.resolve())
     state = "finished" if run.result is not None else "not finished"
-    rows = [("kind", f"run, {state}" if folder.whole is folder else f"part of the run {folder.whole.path}")]
+    rows = [
+        ("kind", f"run, {state}" if folder.run_to_resume is folder else f"part of the run {folder.run_to_resume.path}")
+    ]
     rows.append(("recipe", _recipe_text(run.recipe)))
     if (phases := describe_swap(run.recipe)) is not None:
         rows.append(("swap", phases.partition("; BatchNorm")[0]))

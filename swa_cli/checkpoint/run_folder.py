@@ -93,28 +93,28 @@ class RunFolder:
         return folder
 
     @classmethod
-    def around(cls, checkpoint: Path) -> RunFolder | None:
+    def containing(cls, checkpoint: Path) -> RunFolder | None:
         """Return the run folder that holds a checkpoint or snapshot, or None."""
         folder = cls(checkpoint.resolve().parent.parent)
         return folder if folder.about.is_file() else None
 
     @property
-    def shown(self) -> Path:
+    def display_path(self) -> Path:
         """The path to show and to use in commands: relative if the folder lies below the working directory."""
         here = Path.cwd()
         path = self.path.absolute()
         return path.relative_to(here) if path.is_relative_to(here) and path != here else self.path
 
     @property
-    def is_begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether there is a run that can continue."""
         return any(file.is_file() for file in (self.last, self.previous, self.about))
 
     @property
-    def whole(self) -> RunFolder:
+    def run_to_resume(self) -> RunFolder:
         """The folder to resume: that of the SWAP run for a worker's folder, else this one."""
         above = RunFolder(self.path.parent.parent)
-        return above if self.path.parent.name == above.workers.name and above.is_begun else self
+        return above if self.path.parent.name == above.workers.name and above.has_begun else self
 
     def worker(self, number: int) -> RunFolder:
         """Return the folder of a worker of this SWAP run."""
@@ -126,7 +126,7 @@ class RunFolder:
         return RunFolder(self.path.parent).repeat.is_file()
 
     @contextmanager
-    def claimed(self) -> Iterator[TextIO]:
+    def lock(self) -> Iterator[TextIO]:
         """Lock the folder for this process while the block runs; yields the log, open for appending.
 
         Temporary files of a crashed process are removed first.
@@ -146,11 +146,11 @@ class RunFolder:
         file = io.FileIO(descriptor, "w")
         # Unbuffered: a log that cannot be written fails at once, not a second time when it is closed.
         with io.TextIOWrapper(file, encoding="utf-8", write_through=True) as log:
-            self._lock(file)
+            self._acquire_lock(file)
             self._sweep()
             yield log
 
-    def _lock(self, file: io.FileIO) -> None:
+    def _acquire_lock(self, file: io.FileIO) -> None:
         """Lock the open log until it is closed or this process ends."""
         try:
             is_free = filelock.lock_descriptor(file.fileno(), blocking=False)

@@ -80,7 +80,7 @@ def _time_text(found: Estimate) -> str:
     parts = ", ".join(f"{name} {duration(value)}" for name, value in found.seconds.items() if value)
     number = f"{found.times.num_steps} step{'s' if found.times.num_steps != 1 else ''}"
     return (
-        f"about {duration(found.total_s)} ({parts}): {found.plan.total_steps:,} steps of"
+        f"about {duration(sum(found.seconds.values()))} ({parts}): {found.plan.total_steps:,} steps of"
         f" {short_time(found.times.step_s)}, the median of {number} timed now; saves and pictures come on top"
     )
 

@@ -114,12 +114,12 @@ def start(words: Sequence[str], *, processes: str, max_restarts: int, terminal: 
     """Run `swa train WORDS` in several processes, say which were killed, and exit with their code."""
     refuse_torchrun("--processes")
     calm_torch()
-    from swa_cli.engine import launch
+    from swa_cli.engine import distributed
 
-    number = launch.one_a_gpu() if processes == "auto" else int(processes) if processes.isdecimal() else 0
+    number = distributed.one_a_gpu() if processes == "auto" else int(processes) if processes.isdecimal() else 0
     if number < 1:
         raise typer.BadParameter(f"--processes: {processes!r} is neither auto nor a number from 1")
-    code = launch.launch(["train", *words], processes=number, max_restarts=max_restarts, warn=terminal.warning)
+    code = distributed.launch(["train", *words], processes=number, max_restarts=max_restarts, warn=terminal.warning)
     raise typer.Exit(code)
 
 

@@ -178,7 +178,7 @@ def test_a_run_without_a_save_begins_anew_from_the_same_weights_only(swa, second
         path.unlink()
     shutil.copy(LAST, "kept.pt")
     for damage, piece in (
-        (lambda: shutil.copy(SWA, LAST), "holds other weights than when the run was begun"),
+        (lambda: shutil.copy(SWA, LAST), "holds other weights than when the run began"),
         (lambda: Path(LAST).unlink(), "train.init: first/checkpoints/last.pt: no such checkpoint"),
     ):
         damage()

@@ -202,7 +202,7 @@ def test_damaged_resume_point_falls_back_to_the_previous_one(
         signal_at(previous + 3)
         ended = swa("train", "--resume", run, "-q")
         assert ended.code == 130, ended.err
-        assert "going on from previous.pt" in " ".join(ended.err.split())
+        assert "continuing from previous.pt" in " ".join(ended.err.split())
         assert content(run, "last")["step"] == previous + 3
         assert content(run, "previous")["step"] == previous
     signal_at(-1)

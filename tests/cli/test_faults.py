@@ -184,7 +184,7 @@ def test_folder_removed(swa, faulty: Path, tmp_path: Path, at: At) -> None:
     at(30, lambda: shutil.rmtree(tmp_path / "runs/faulty-001"))
     ended = swa("train", faulty, "-q")
     assert ended.code == 1
-    assert "was removed while the run went on" in " ".join(ended.err.split())
+    assert "was removed during the run" in " ".join(ended.err.split())
     assert not (tmp_path / "runs/faulty-001").exists()
 
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, field_validator
 
 from swa_cli.recipe import scalars
 from swa_cli.recipe.schema.averages import Average, Swa, Swap
-from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Optimizer, Schedule
+from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Group, Optimizer, Schedule
 from swa_cli.recipe.values import (
     MAX_NAME,
     NAME_PATTERN,
@@ -47,6 +47,7 @@ __all__ = [
     "Average",
     "Compile",
     "Eval",
+    "Group",
     "Optimizer",
     "Output",
     "Recipe",
