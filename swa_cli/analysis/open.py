@@ -6,9 +6,11 @@ still train in it.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from swa_cli.engine.evaluate import RAW, recomputed
 from swa_cli.engine.events import Events
 from swa_cli.engine.network import build_network, describe_model
 from swa_cli.engine.user_code import admit, make_importable
-from swa_cli.errors import UserError
+from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics import tasks
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
@@ -41,8 +43,8 @@ DIFFERING_KEYS = (*RESUMABLE_KEYS, "train.epochs", "swa.start", "averages.*.star
 
 
 def recipe_of(found: Checkpoint) -> Recipe:
-    """Return the recipe that a checkpoint of ours carries."""
-    return _loaded(found, (), recipe=None).recipe
+    """Return the recipe that a checkpoint of ours carries, as it is."""
+    return carried_recipe(found).recipe
 
 
 def open_checkpoint(
@@ -118,9 +120,24 @@ def _loaded(
         raise UserError(
             f"{found.path}: was not written by swa and holds no recipe", hint="name its recipe with --recipe RECIPE"
         )
-    loaded = load.from_values(found.recipe, overrides, source=str(found.path), allowed=allowed)
+    loaded = carried_recipe(found, overrides, allowed=allowed)
     admit(loaded, source=str(found.path), folder=found.path.parent, allow_code=allow_code)
     return loaded
+
+
+def carried_recipe(found: Checkpoint, overrides: Sequence[str] = (), *, allowed: Sequence[str] | None = None) -> Loaded:
+    """Return the recipe that a checkpoint of ours carries, with changes."""
+    values = found.content["recipe"]
+    if not overrides:
+        with suppress(TypeError, RecipeError):  # what is wrong is told below, with the name of this file
+            return _validated(json.dumps(values, sort_keys=True))
+    return load.from_values(values, overrides, source=str(found.path), allowed=allowed)
+
+
+@lru_cache(maxsize=8)
+def _validated(text: str) -> Loaded:
+    """Validate a recipe once, however many files of a run carry it."""
+    return load.from_values(json.loads(text), source="checkpoint")
 
 
 def pass_of(found: Checkpoint, samples: str | None, *, recipe: Path | None = None) -> list[str]:

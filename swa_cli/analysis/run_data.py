@@ -27,7 +27,6 @@ from swa_cli.engine.user_code import admit
 from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import ECE_BINS, TaskMetrics
-from swa_cli.recipe import load
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.plots.curves import with_workers
@@ -65,9 +64,7 @@ class OpenRun:
             raise UserError(f"{path}: is the folder of a repeat", hint="name the folder of a seed in it")
         self.point = open.resume_point(self.folder)
         self.terminal = terminal
-        self._loaded = load.from_values(
-            self.point.content["recipe"], overrides, source=str(self.point.path), allowed=open.CHANGEABLE_KEYS
-        )
+        self._loaded = open.carried_recipe(self.point, overrides, allowed=open.CHANGEABLE_KEYS)
         self._overrides = overrides
         self._samples = samples
         self._allow_code = allow_code
