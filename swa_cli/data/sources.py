@@ -37,6 +37,7 @@ from swa_cli.data.splits import (
     mean_std,
     num_validation,
     read_rows,
+    require_classes,
     split_off_validation,
 )
 from swa_cli.data.stream import Origin
@@ -134,7 +135,11 @@ def load(
     if hold and is_user_code:
         notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
     reading = Reading(seed=seed, workers=workers, progress=progress)
-    splits, warnings = with_checked_samples(splits, layout=found.layout, name=name, read_all=hold, reading=reading)
+    warnings: list[str] = []
+    if any(part.dataset is not None for part in splits.values()):
+        splits, warnings = with_checked_samples(splits, layout=found.layout, name=name, read_all=hold, reading=reading)
+    for part in splits.values():
+        require_classes(part)
     data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
     if "train" in splits and "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")

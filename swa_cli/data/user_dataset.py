@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from swa_cli.data import pytree
-from swa_cli.data.splits import FileDataset, Found, Reading, Split, Target, cut_spans, require_classes, stream_rows
+from swa_cli.data.splits import FileDataset, Found, Reading, Split, Target, cut_spans, stream_rows
 from swa_cli.data.stream import not_finite
 from swa_cli.errors import UserError
 from swa_cli.import_path import import_object
@@ -177,7 +177,6 @@ def with_checked_samples(
                 found[key] = replace(split, labels=labels)
             elif key in own and key == "test" and split.target in ("mask", "value") and few and not read_all:
                 _read_labels(split, reading=reading)
-        require_classes(found[key])
     return found, warnings
 
 

@@ -13,8 +13,7 @@ Legend: N samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from swa_cli.averaging.bn_layers import gather_single_process
 from swa_cli.data import pytree
 from swa_cli.engine.hardware import Hardware
+from swa_cli.engine.network import evaluation_mode
 from swa_cli.metrics.metric import SampleScores, standard_error
 from swa_cli.metrics.task import Task, concatenate, weighted_mean
 
@@ -86,19 +86,6 @@ def _forward(
                 outputs = model(*args, **kwargs) if task.tta == "none" else weighted_mean(model, *args, kind=task.tta)
             take(outputs, targets)
             advance()
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a network into evaluation mode while the block runs; every module gets its own mode back."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(modes[model])  # networks that merge weights in eval() separate them again
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def summarize(scores: SampleScores, keys: Sequence[str] | None = None) -> dict[str, float | None]:

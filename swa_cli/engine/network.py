@@ -127,6 +127,19 @@ def describe_model(name: str, model: nn.Module) -> str:
     return f"{name}: {parameters} parameters, {norm}"
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode while the block runs; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[model])  # networks that merge weights in eval() separate them again
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @dataclass
 class Replica:
     """Makes second networks of a run, each for one weight set."""

@@ -22,9 +22,8 @@ from swa_cli.data import pytree
 from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine import optimizers
 from swa_cli.engine.context import Context
-from swa_cli.engine.evaluate import evaluation_mode
 from swa_cli.engine.failures import is_out_of_memory
-from swa_cli.engine.network import Replica
+from swa_cli.engine.network import Replica, evaluation_mode
 from swa_cli.engine.user_code import is_own_code
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import Subject

@@ -135,7 +135,7 @@ def build_run(
         warm, unreadable = read_initial(settings.init)
         problems += unreadable
     if world.is_rank0:
-        found, unusable = loggers.build(recipe.output.loggers)
+        found, unusable = loggers.build(recipe.output.loggers) if recipe.output.loggers else ({}, [])
         problems += unusable
         events = events.extended(loggers.MetricsCsv(), loggers=found)
     known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}

@@ -31,7 +31,7 @@ def declared_with_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same, with a key of its own: n ** power instead of n."""
     entry = replace(
         kinds.KINDS["mean"],
-        fields={"power": Key(Number, 1.0, "exponent of a weight set's number")},
+        keys={"power": Key(Number, 1.0, "exponent of a weight set's number")},
         share=lambda n, settings: n ** settings["power"] / sum(i ** settings["power"] for i in range(1, n + 1)),
     )
     monkeypatch.setitem(kinds.KINDS, KIND, entry)  # type: ignore[arg-type]

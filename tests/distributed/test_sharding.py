@@ -94,7 +94,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = folder_in(tmp_path_factory.mktemp("runs"))
     train(folder, ["train", "deep.yaml", "-o", "whole"], 2)
     said = train(folder, ["train", "deep.yaml", "train.fsdp=true", "-o", "parts"], 2)
-    assert "25 or 26 samples of each batch; parameters, gradients, optimizer and averages in parts" in said
+    assert "25 or 26 samples of each batch; parameters, gradients, optimizer and averages sharded" in said
     return folder
 
 
