@@ -1,7 +1,7 @@
 """swa: train image models with Stochastic Weight Averaging.
 
-The library face, for people with a training loop of their own. Names are imported when they are first used,
-so that `swa --help` does not wait for torch.
+The library interface, for users with their own training loop. Names are imported when they are first used, so that
+`swa --help` does not wait for torch.
 """
 
 from __future__ import annotations

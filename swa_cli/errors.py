@@ -1,7 +1,7 @@
-"""What can go wrong and how it is said: one sentence of what, the value, one action; and the exit codes.
+"""Errors that users can fix, and the exit codes.
 
-`UserError` is for what a person can fix; `RecipeError` carries every problem of a recipe at once, each with its
-place. What only we can break is an `assert`. `cli.main` alone turns these into an exit code and a message.
+`UserError` names what is wrong, with which value, and one action; `RecipeError` carries every problem of a recipe at
+once, each with its place. Invariants of our own code are `assert`s. Only `cli.main` turns errors into an exit code.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ EXIT_FAILED = 1  # the run failed: NaN loss, disk full, a bug
 EXIT_USAGE = 2  # wrong usage, recipe, data or checkpoint; nothing was run
 EXIT_TERMINATED = 143  # SIGTERM (128 + 15); Ctrl-C is 130, which typer gives
 
-NOTHING_WAS_RUN = "Nothing was run."  # the note on an error that came before anything was
+NOTHING_WAS_RUN = "Nothing was run."  # the note on errors that come before any work
 
 
 class UserError(Exception):
-    """Something a person can fix.
+    """A mistake that the user can fix.
 
     Args:
         message: What is wrong, with which value, where.
-        hint: The one action that mends it.
+        hint: The one action that fixes it.
         exit_code: `EXIT_USAGE` if nothing was run, `EXIT_FAILED` if a run failed.
     """
 
@@ -36,7 +36,7 @@ class UserError(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a problem stands: a line of a recipe file, or a word of the command line.
+    """The place of a problem: a line of a recipe file, or a word of the command line.
 
     `line` and `column` count from 1 and are 0 where the place is a whole file or an override;
     `length` is the number of characters to underline, `text` the source line.
@@ -63,7 +63,7 @@ class Problem:
 
 
 class RecipeError(Exception):
-    """Every problem of a recipe at once; nothing was run. `source` is the recipe's path, as it was given."""
+    """All problems of a recipe; nothing was run. `source` is the path of the recipe, as it was given."""
 
     def __init__(self, problems: Sequence[Problem], *, source: str = "the recipe") -> None:
         super().__init__("; ".join(f"{problem.key}: {problem.message}" for problem in problems))
@@ -72,7 +72,7 @@ class RecipeError(Exception):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return the start of a hint with the known name that is most like `word`; empty where none is."""
+    """Return the start of a hint with the known name closest to `word`, or an empty text if none is close."""
     spelling = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), spelling, n=1)
     return f"did you mean {spelling[close[0]]}? " if close else ""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 from swa_cli.errors import UserError, did_you_mean
@@ -45,3 +47,27 @@ def import_object(name: str, *, key: str, what: str, forms: str) -> Any:
             hint=did_you_mean(attribute, public) + f"define it in {module_name}",
         )
     return getattr(module, attribute)
+
+
+def import_callable(
+    name: str,
+    bind: Callable[[inspect.Signature], object],
+    *,
+    key: str,
+    what: str,
+    forms: str,
+    expected: str,
+) -> Callable[..., Any]:
+    """Import a function or class that can be called as `bind` does with its signature; see `import_object`.
+
+    Raises:
+        UserError: There is none, or it takes other arguments; `expected` is the hint.
+    """
+    found = import_object(name, key=key, what=what, forms=forms)
+    if not callable(found):
+        raise UserError(f"{key}: {name} is not {what}", hint=expected)
+    try:
+        bind(inspect.signature(found))
+    except TypeError as error:
+        raise UserError(f"{key}: {name} takes other arguments: {error}", hint=expected) from error
+    return found

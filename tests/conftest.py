@@ -53,6 +53,22 @@ train: {epochs: 4, batch_size: 64, threads: 1}
 """
 
 
+def run_swa(*words: str | Path) -> None:
+    """Run a command that succeeds, in this process with one thread: for what several tests share."""
+    from swa_cli import cli
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    code = cli.run([str(word) for word in words])
+    torch.set_num_threads(threads)
+    assert code == 0
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Load a checkpoint as any program can."""
+    return torch.load(path, weights_only=True)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _no_terminal_and_no_launcher() -> None:
     """What they set here would speak to the commands under test too."""

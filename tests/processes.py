@@ -23,7 +23,8 @@ from typing import Any
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.truncate", "fcntl.flock")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `cli.main` has it, before torch is imported
-OF_A_TERMINAL = ("COLUMNS", "LINES", "NO_COLOR", "FORCE_COLOR", "TERM", "COLORTERM", "CI")
+OF_A_TERMINAL = ("COLUMNS", "LINES", "TERM", "CI", "NO_COLOR", "FORCE_COLOR", "COLORTERM")
+OF_A_TERMINAL += ("TTY_COMPATIBLE", "TTY_INTERACTIVE")  # of rich
 NOTHING: Mapping[str, str] = {}
 WHITE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 SECOND_SAVE, THIRD_SAVE = 3, 5  # `kill_at` within "checkpoints/.last": a save opens that file and renames it

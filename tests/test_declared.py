@@ -30,12 +30,11 @@ from swa_cli.engine.context import build_context
 from swa_cli.engine.events import Events
 from swa_cli.engine.plan_text import describe_averages, describe_data, describe_schedule
 from swa_cli.recipe.kinds import KINDS as DECLARED
-from swa_cli.recipe.kinds import own_keys
 from swa_cli.recipe.learning_rate import learning_rate
 from swa_cli.recipe.plan import make_plan
 from swa_cli.recipe.schedules import SCHEDULES
-from swa_cli.recipe.schema import Recipe, Schedule, inputs
-from swa_cli.recipe.values import Duration
+from swa_cli.recipe.schema import Augment, Recipe, Schedule
+from swa_cli.recipe.values import Duration, owners_of_keys
 
 REQUIRED: dict[str, dict[str, Any]] = {  # what each schedule cannot be without
     "constant": {},
@@ -134,8 +133,8 @@ def test_every_kind_goes_from_a_recipe_into_a_file(kind: str) -> None:
 def test_settings_of_averages_are_the_same_everywhere() -> None:
     """Of the table of recipes, of the class, and of a file, against those that have an owner."""
     known = {"kind", *kinds.OWNERS}
-    assert {"kind", *own_keys()} - {"half_life"} == known
-    assert inspect.signature(WeightAverage).parameters.keys() - {"model", "share"} == known
+    assert {"kind", *owners_of_keys(DECLARED)} - {"half_life"} == known
+    assert inspect.signature(WeightAverage).parameters.keys() - {"model", "share", "share_settings"} == known
     assert known <= schema.StoredAverage.model_fields.keys()
 
 
@@ -174,7 +173,7 @@ kinds.KINDS["polynomial"] = kinds.Kind(
     summary="mean that favours late weight sets",
     start="0ep",
     every="1ep",
-    fields={"eta": Key(Number, 3.0, "larger: more weight on late sets")},
+    keys={"eta": Key(Number, 3.0, "larger: more weight on late sets")},
     exclusions=(),
     problems=lambda values, every, exact: [],
     resolve=lambda values, every, exact: values,
@@ -262,7 +261,7 @@ AUGMENTATIONS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("key", inputs.Augment.model_fields)
+@pytest.mark.parametrize("key", Augment.model_fields)
 def test_every_augmentation_changes_batches_and_is_described(key: str) -> None:
     """A key of `dataset.augment` against a run without it: the first training batch, and the words of the plan."""
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,10 @@ from swa_cli.engine.evaluate import RAW
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores
-from swa_cli.recipe import load
-from swa_cli.recipe.plan import Window, phase_of
-from swa_cli.report.plots import schedule
-from swa_cli.report.tables.scores import search_summary
+from swa_cli.recipe.plan import Window
+from swa_cli.recipe.swap import has_workers
+from swa_cli.report.plots import curves
+from swa_cli.report.scores import search_summary
 from swa_cli.report.terminal import Terminal
 
 NAME = "soup"  # of the weight set that comes out
@@ -150,7 +149,7 @@ def search(trials: Trials, series: SnapshotSeries) -> Refreshed:
             made[first, last] = loss, refreshed
         return loss
 
-    chosen = soup.search(series.n, try_out, budget=MAX_PASSES)
+    chosen = soup.search(len(series.sets), try_out, budget=MAX_PASSES)
     bounds = series.bounds(*chosen)
     trials.compare_to(next(i for i, row in enumerate(trials.rows) if (row["start"], row["end"]) == bounds))
     return made[chosen][1]
@@ -179,16 +178,9 @@ def average_checkpoints(
 ) -> dict[str, Any]:
     """Average weight sets and write the result to `out`, atomically; a search also draws what it tried.
 
-    Args:
-        paths: Run folders, which stand for their snapshots, and files.
-        overrides: Changes of keys that the weights do not depend on.
-        out: A .pt file that is none of the sources.
-        choice: What is averaged.
-        terminal: Shows progress and results.
-        refresh: Recompute BatchNorm; without it the result says `stale`.
-        plot: The picture of a search; by default beside `out`.
-        recipe: The recipe of sources that swa did not write.
-        allow_code: Import the code that the recipe in a source names.
+    `paths` are run folders, which stand for their snapshots, and files; `overrides` change keys that the weights do
+    not depend on. Without `refresh` the result says `stale`. `plot` is the picture of a search, by default beside
+    `out`; `recipe` is that of sources that swa did not write.
 
     Raises:
         UserError: Sources that do not fit each other or the choice, or a place that cannot be written to.
@@ -198,8 +190,7 @@ def average_checkpoints(
     _require_writable(out, files, suffix=".pt")
     if picture is not None:
         _require_writable(picture, files, suffix=".png")
-    folder = RunFolder.around(out)
-    with folder.claimed() if folder is not None else nullcontext():
+    with open.lock_run_of(out):
         started = time.monotonic()
         gathered = sources.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
         trials = Trials(gathered)
@@ -211,9 +202,8 @@ def average_checkpoints(
     if trials.rows:
         samples, passes = len(trials.samples[0]), trials.num_passes
         terminal.print(search_summary(trials.rows, samples=samples, passes=passes, metrics=trials.metrics))
-    _tell(terminal, out, content, what=f"{content['average']['kind']} mean")
     return {
-        **_answer(out, content, started=started),
+        **_answer(out, content, what=f"{content['average']['kind']} mean", started=started, terminal=terminal),
         "sources": content["sources"],
         "tried": trials.rows,
         "passes": trials.num_passes,
@@ -225,11 +215,7 @@ def average_checkpoints(
 
 
 def _chosen_mean(choice: Choice, trials: Trials, *, refresh: bool) -> Refreshed:
-    """Return the mean of a choice.
-
-    Raises:
-        UserError: The choice does not fit the sources.
-    """
+    """Return the mean of a choice, which has to fit the sources."""
     gathered, members = trials.sources, trials.sources.sets
     if choice.greedy:
         sources.require_held_out(gathered)
@@ -259,13 +245,12 @@ def _require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> No
     open.require_writable(target, sources=files)
     if target.suffix != suffix:
         raise UserError(f"{target}: the name must end in {suffix}", hint=f"name a {suffix} file")
-    folder = RunFolder.around(target)
+    folder = RunFolder.containing(target)
     if folder is not None and target.resolve() in (folder.last, folder.previous):
         raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
 
 
 def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
-    """Return the content of the file of a mean."""
     mean, update = refreshed.mean, refreshed.update
     first = mean.shares[0][0].found
     own = first.recipe if has_own_recipe else None
@@ -286,11 +271,10 @@ def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -
 
 
 def _draw(picture: Path, trials: Trials) -> None:
-    """Write the picture of a search."""
     newest, recipe = trials.sources.sets[-1].found.content, trials.sources.context.recipe
     write_atomic(
         picture,
-        lambda file: schedule.draw_search(
+        lambda file: curves.draw_search(
             file,
             rows=trials.rows,
             metrics=trials.metrics,
@@ -312,14 +296,7 @@ def extract_average(
 ) -> dict[str, Any]:
     """Write an average that a resume point holds to `out`, atomically; its BatchNorm stays stale where that fails.
 
-    Args:
-        path: A run folder, or its resume point.
-        overrides: Changes of keys that the weights do not depend on.
-        name: The name of the average.
-        out: A .pt file other than the resume point.
-        terminal: Shows progress and results.
-        refresh: Recompute BatchNorm; without it no data are read, and the result says `stale`.
-        allow_code: Import the code that the recipe names.
+    `path` is a run folder or its resume point. Without `refresh` no data are read, and the result says `stale`.
 
     Raises:
         UserError: No resume point, no such average in it, or a place that cannot be written to.
@@ -328,8 +305,7 @@ def extract_average(
     point = open.resume_point(RunFolder(path)) if path.is_dir() else reader.read(path)
     _require_writable(out, [point.path], suffix=".pt")
     _require_held(point, name)
-    folder = RunFolder.around(out)
-    with folder.claimed() if folder is not None else nullcontext():
+    with open.lock_run_of(out):
         context = model = None
         if refresh:
             context, model = _opened(point, overrides, name, terminal=terminal, allow_code=allow_code)
@@ -341,9 +317,9 @@ def extract_average(
         fresh = {"batchnorm": item.batchnorm, "batchnorm_method": None, "samples": 0}
         content = shipped(point, name, item, cloned(model.state_dict()), fresh if update is None else update.record)
         reader.save(out, content)
-    _tell(terminal, out, content, what=name)
+    answer = _answer(out, content, what=name, started=started, terminal=terminal)
     source = {"file": str(point.path), "name": name, "weight": 1.0, "step": point.content["step"]}
-    return {**_answer(out, content, started=started), "sources": [source]}
+    return {**answer, "sources": [source]}
 
 
 def shipped(
@@ -351,12 +327,7 @@ def shipped(
 ) -> dict[str, Any]:
     """Return the content of the file of an average that a resume point holds.
 
-    Args:
-        point: The resume point.
-        name: The name of the average.
-        item: The average in the resume point.
-        state_dict: Its weights, with the statistics that they ship with.
-        fresh: How fresh these statistics are.
+    `state_dict` has the statistics that the average ships with, and `fresh` says how fresh they are.
     """
     entry = point.content["averages"][name]
     average = {"name": name, **{key: entry[key] for key in ("kind", "count")}, "steps": list(entry["steps"])}
@@ -368,11 +339,7 @@ def shipped(
 
 
 def _require_held(point: Checkpoint, name: str) -> None:
-    """Require the average in a resume point.
-
-    Raises:
-        UserError: It is not there; the hint says how to get raw weights and the mean of SWAP workers.
-    """
+    """Require the average in a resume point; the hint says how to get raw weights and the mean of SWAP workers."""
     if point.kind != "resume":
         raise UserError(
             f"{point.path}: is not a resume point, and --weights NAME takes an average out of one",
@@ -381,10 +348,7 @@ def _require_held(point: Checkpoint, name: str) -> None:
     held = [other for other, entry in point.content["averages"].items() if entry["count"]]
     if name in held:
         return
-    if (
-        name == swap.NAME
-        and phase_of(load.from_values(point.content["recipe"], source=str(point.path)).recipe).has_workers
-    ):
+    if name == swap.NAME and has_workers(open.recipe_of(point)):
         workers = RunFolder(point.path.parent.parent).workers / "*/checkpoints/last.pt"
         raise UserError(
             f"{point.path}: {name} is the mean of the workers, each of which has a resume point of its own",
@@ -427,19 +391,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}"
 
 
-def _answer(out: Path, content: Mapping[str, Any], *, started: float) -> dict[str, Any]:
-    """Return the part of the answer that every average has."""
-    return {
-        "command": "average",
-        "checkpoint": str(out),
-        "run": open.run_of(out),
-        **{key: content[key] for key in ("average", "batchnorm", "batchnorm_method", "samples")},
-        "seconds": round(time.monotonic() - started, 3),
-    }
-
-
-def _tell(terminal: Terminal, out: Path, content: Mapping[str, Any], *, what: str) -> None:
-    """Say what was written, and the next command."""
+def _answer(out: Path, content: Mapping[str, Any], *, what: str, started: float, terminal: Terminal) -> dict[str, Any]:
+    """Say what was written, and the next command; return the part of the answer that every average has."""
     average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {out}`"
     if batchnorm == "stale":
         next_command = f"refresh it with `swa bn-update {out}`, then {next_command}"
@@ -449,3 +402,10 @@ def _tell(terminal: Terminal, out: Path, content: Mapping[str, Any], *, what: st
     if average["steps"]:
         held += f", steps {min(average['steps']):,} to {max(average['steps']):,}"
     terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {next_command}")
+    return {
+        "command": "average",
+        "checkpoint": str(out),
+        "run": open.run_of(out),
+        **{key: content[key] for key in ("average", "batchnorm", "batchnorm_method", "samples")},
+        "seconds": round(time.monotonic() - started, 3),
+    }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.averaging.model_state import cloned, like
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
-from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW, recomputed
 from swa_cli.engine.preflight import warnings_of
@@ -49,8 +47,7 @@ def update_checkpoint(
     target = out or path
     if out is not None or os.path.lexists(path):
         open.require_writable(target)
-    folder = RunFolder.around(target)
-    with folder.claimed() if folder is not None else nullcontext():  # a run that trains on would lose an epoch
+    with open.lock_run_of(target):
         found = reader.read(path)
         changes = [*overrides, *open.pass_of(found, samples, recipe=recipe)]
         context, model = open.open_checkpoint(
@@ -76,28 +73,23 @@ def update_checkpoint(
         "command": "bn-update",
         "checkpoint": str(target),
         "run": open.run_of(path),
-        "weights": {name: _answer(update) for name, update in updates.items()},
+        "weights": {
+            name: {
+                "batchnorm": update.freshness,
+                "layers": update.num_layers,
+                "samples": update.num_samples,
+                "method": update.record["batchnorm_method"],
+            }
+            for name, update in updates.items()
+        },
         "seconds": round(time.monotonic() - started, 3),
         "device": str(context.hardware.device),
         "precision": context.hardware.precision,
     }
 
 
-def _answer(update: BatchNormUpdate) -> dict[str, Any]:
-    return {
-        "batchnorm": update.freshness,
-        "layers": update.num_layers,
-        "samples": update.num_samples,
-        "method": update.record["batchnorm_method"],
-    }
-
-
 def _require_place(found: Checkpoint, sets: dict[str, WeightSet], *, target: Path, out: Path | None) -> None:
-    """Refuse a place that cannot take these weight sets.
-
-    Raises:
-        UserError: A .safetensors file, raw weights in the resume point itself, or a foreign file in place.
-    """
+    """Refuse a .safetensors file, raw weights in the resume point itself, and a foreign file in place."""
     if target.suffix == ".safetensors":
         raise UserError(f"{target}: swa writes checkpoints as .pt files", hint="name a .pt file with -o FILE")
     is_raw = found.kind == "resume" and RAW in sets
@@ -140,7 +132,7 @@ def _updated(
 
 
 def _alone(found: Checkpoint, name: str, item: WeightSet, model: nn.Module, update: BatchNormUpdate) -> dict[str, Any]:
-    """Return the content of a file with one weight set of a resume point."""
+    """Return the content of a file for one weight set of a resume point."""
     state_dict = cloned(model.state_dict())
     if name != RAW:
         return shipped(found, name, item, state_dict, update.record)

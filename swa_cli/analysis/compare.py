@@ -15,24 +15,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import BY_TASK, CLASSIFICATION, TaskMetrics, metrics_of
 from swa_cli.recipe import load
 from swa_cli.recipe.schema import Recipe
-from swa_cli.report.tables.columns import duration
+from swa_cli.report.console_text import duration
 from swa_cli.report.terminal import Terminal
 
 CONFIDENCE = 0.95
-STRICT = ConfigDict(strict=True, frozen=True)
 
 
 class Result(BaseModel):
     """The keys of result.json that runs are compared by; others are ignored."""
 
-    model_config = STRICT
+    model_config = ConfigDict(strict=True, frozen=True)
+
     split: str
     samples: int
     weights: dict[str, dict[str, Any]]  # scores; null where not finite, and a top-5 of fewer classes
@@ -40,20 +40,6 @@ class Result(BaseModel):
     seconds: float
     device: str
     precision: str
-
-    @field_validator("weights")
-    @classmethod
-    def _has_last(cls, weights: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        if "last" not in weights:
-            raise ValueError("has no last")
-        return weights
-
-    @field_validator("reference")
-    @classmethod
-    def _is_there(cls, reference: str, info: ValidationInfo) -> str:
-        if reference not in info.data.get("weights", {reference}):
-            raise ValueError("is none of the weights")
-        return reference
 
     @property
     def averages(self) -> list[str]:
@@ -91,11 +77,11 @@ def compare(paths: Sequence[Path], *, terminal: Terminal) -> dict[str, Any]:
         UserError: One of them is not a run, or not as swa writes it.
     """
     runs = [read_run(number, path) for number, path in enumerate(paths, start=1)]
-    differences = _differences(runs)
+    different = differences([run.recipe for run in runs])
     terminal.facts("runs", [(str(run.number), run.describe()) for run in runs])
-    if not differences:
+    if not different:
         terminal.answer("recipes: the same")
-    for key, values in differences.items():
+    for key, values in different.items():
         terminal.facts(key, [(str(run.number), _as_written(value)) for run, value in zip(runs, values, strict=True)])
     groups: dict[tuple[object, ...], list[Compared]] = {}
     for run in runs:
@@ -110,8 +96,12 @@ def compare(paths: Sequence[Path], *, terminal: Terminal) -> dict[str, Any]:
         terminal.summary(scores, split=str(split), samples=int(str(samples)), metrics=members[0].metrics)
     return {
         "command": "compare",
-        "runs": [_answer(run) for run in runs],
-        "differences": {key: list(values) for key, values in differences.items()},
+        "runs": [
+            {"run": str(run.path.resolve()), "finished": run.result is not None}
+            | (run.result.model_dump() if run.result is not None else {})
+            for run in runs
+        ],
+        "differences": {key: list(values) for key, values in different.items()},
     }
 
 
@@ -135,23 +125,17 @@ def read_run(number: int, path: Path) -> Compared:
     return Compared(number, path, recipe, result, metrics)
 
 
-def _differences(runs: Sequence[Compared]) -> dict[str, tuple[object, ...]]:
-    """Return every key that differs between the runs, with its value in each."""
-    first = runs[0].recipe
-    against_first = [{key: (before, now) for key, before, now in load.differences(first, run.recipe)} for run in runs]
+def differences(recipes: Sequence[Recipe]) -> dict[str, tuple[object, ...]]:
+    """Return every key that differs between the recipes, with its value in each."""
+    first = recipes[0]
+    against_first = [{key: (before, now) for key, before, now in load.differences(first, recipe)} for recipe in recipes]
     keys = dict.fromkeys(key for found in against_first for key in found)
     unchanged = {key: found[key][0] for found in against_first for key in found}
     return {key: tuple(found[key][1] if key in found else unchanged[key] for found in against_first) for key in keys}
 
 
 def _as_written(value: object) -> str:
-    """Return a value as a recipe writes it."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _answer(run: Compared) -> dict[str, Any]:
-    answer: dict[str, Any] = {"run": str(run.path.resolve()), "finished": run.result is not None}
-    return answer | (run.result.model_dump() if run.result is not None else {})
 
 
 def read_result(
@@ -168,7 +152,7 @@ def read_result(
     try:
         values = json.loads(path.read_text())
         result = Result.model_validate(values)
-        _require_scores(result.weights, metrics)
+        _require_scores(result, metrics)
         return values, result
     except ValidationError as error:
         first = error.errors()[0]
@@ -187,12 +171,7 @@ def over_seeds(results: Mapping[int, Result], *, metrics: TaskMetrics = CLASSIFI
 def over_pairs(
     results: Mapping[int, Result], others: Mapping[int, Result], *, metrics: TaskMetrics = CLASSIFICATION
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Compare two recipes seed by seed.
-
-    Args:
-        results: The runs of the first recipe.
-        others: The runs of the second one; `outcome` stands for each.
-        metrics: The metrics of the task.
+    """Compare two recipes seed by seed; `outcome` stands for each of the `others`.
 
     Returns:
         The scores of the second recipe over the seeds, and the paired differences of each average of the first
@@ -238,7 +217,7 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 def _of_weights(name: str, results: Mapping[int, Result], metrics: TaskMetrics) -> dict[str, Any]:
     held = {seed: result.weights for seed, result in results.items() if name in result.weights}
 
-    def values(key: str, name: str = name) -> list[float]:
+    def values(key: str) -> list[float]:
         return [_number(weights[name][key]) for weights in held.values()]
 
     row: dict[str, Any] = {"n": len(held), "seeds": list(held)}
@@ -261,12 +240,17 @@ def _of_weights(name: str, results: Mapping[int, Result], metrics: TaskMetrics) 
     return row | ({"no_verdict": reasons[0]} if reasons else {})
 
 
-def _require_scores(weights: Mapping[str, Mapping[str, Any]], metrics: TaskMetrics) -> None:
-    """Require every score of the task in each weight set.
+def _require_scores(result: Result, metrics: TaskMetrics) -> None:
+    """Require `last`, the reference, and every score of the task in each weight set.
 
     Raises:
         ValueError: One is missing, or no number.
     """
+    weights = result.weights
+    if "last" not in weights:
+        raise ValueError("weights: has no last")
+    if result.reference not in weights:
+        raise ValueError("reference: is none of the weights")
     for name, scores in weights.items():
         for key in (each.key for each in metrics.all):
             value = scores.get(key, "")

@@ -33,6 +33,7 @@ PACKAGES = (
 def examine(loaded: Loaded | None, *, version: str, terminal: Terminal) -> dict[str, Any]:
     """Show versions, processor, devices, memory and disk, and the data of a recipe if one is given."""
     root = Path(loaded.recipe.output.root if loaded else Output().root)
+    all_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     found: dict[str, Any] = {
         "command": "doctor",
         "swa": version,
@@ -43,7 +44,7 @@ def examine(loaded: Loaded | None, *, version: str, terminal: Terminal) -> dict[
         "cores": num_cores(),
         "bf16": _bf16(),
         "devices": _devices(),
-        "memory": {"available": splits.available_memory(), "all": _memory()},
+        "memory": {"available": splits.available_memory(), "all": all_memory},
         "disk": _disk(root),
         "data": None if loaded is None else _data(loaded, terminal),
     }
@@ -53,13 +54,14 @@ def examine(loaded: Loaded | None, *, version: str, terminal: Terminal) -> dict[
 
 def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     packages = ", ".join(f"{name} {version or 'missing'}" for name, version in found["packages"].items())
+    features, speed = ", ".join(found["bf16"]["features"]) or "no features of the processor", found["bf16"]["speed"]
     memory, disk, data = found["memory"], found["disk"], found["data"]
     rows = [
         ("swa", found["swa"]),
         ("python", f"{found['python']} on {found['system']}"),
         ("packages", packages),
         ("processor", f"{found['processor']}, {found['cores']} cores to use"),
-        ("bf16", _bf16_text(found["bf16"])),
+        ("bf16", f"{features}; matrix products measured {speed} times as fast as in fp32, on one thread"),
         ("devices", ", ".join(found["devices"])),
         ("memory", f"{size_text(memory['available'])} free of {size_text(memory['all'])}"),
         ("disk", f"{size_text(disk['free'])} free at {disk['path']}" if disk["free"] is not None else "cannot be read"),
@@ -85,13 +87,7 @@ def _bf16() -> dict[str, Any]:
         torch.set_num_threads(threads)
 
 
-def _bf16_text(bf16: Mapping[str, Any]) -> str:
-    features = ", ".join(bf16["features"]) or "no features of the processor"
-    return f"{features}; matrix products measured {bf16['speed']} times as fast as in fp32, on one thread"
-
-
 def _devices() -> list[str]:
-    """Return the devices that torch can use."""
     found = ["cpu"]
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         about = torch.cuda.get_device_properties(index)
@@ -99,10 +95,6 @@ def _devices() -> list[str]:
     if torch.backends.mps.is_available():
         found.append("mps")
     return found if len(found) > 1 else ["cpu", "no GPU that torch sees"]
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _disk(root: Path) -> dict[str, Any]:

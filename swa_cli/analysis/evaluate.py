@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from swa_cli.analysis import ensemble, open, passes
+from swa_cli.analysis import open, passes
+from swa_cli.analysis.passes import Ensemble
 from swa_cli.averaging.bn_layers import is_refreshable
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import loading, reader
-from swa_cli.checkpoint.reader import Checkpoint, WeightSet
+from swa_cli.checkpoint.reader import WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import evaluate as comparison
 from swa_cli.engine.context import Context
@@ -26,7 +27,7 @@ from swa_cli.engine.evaluate import RAW
 from swa_cli.errors import UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.swap import number_of_worker
-from swa_cli.report.tables.scores import ensemble_summary
+from swa_cli.report.scores import ensemble_summary
 from swa_cli.report.terminal import Terminal
 
 
@@ -55,7 +56,14 @@ def evaluate_checkpoint(
     """
     folder = RunFolder(path) if path.is_dir() else None
     found = reader.read(path) if folder is None else open.resume_point(folder)
-    snapshots = _ensemble(folder, found, terminal) if with_ensemble else None
+    snapshots = None
+    if with_ensemble:
+        if folder is None:
+            raise UserError(
+                f"{found.path}: is a file, and an ensemble needs the snapshots of a run",
+                hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
+            )
+        snapshots = passes.read_ensemble(folder, found, terminal)
     limit = open.pass_of(found, samples, recipe=recipe)
     context, model = open.open_checkpoint(
         found,
@@ -69,16 +77,15 @@ def evaluate_checkpoint(
         every = reader.weight_sets(found, model)
     else:
         every = open.weight_sets_of_run(folder, found, model, recipe=context.recipe)
-    unmeasured = set[str]()
-    if context.source.train is not None:
-        unmeasured = _with_reference(every, model, wanted=weights, num_others=int(with_ensemble))
+    held = set(every)
+    if context.source.train is not None and is_refreshable(model):
+        every = _with_reference(every, wanted=weights, with_ensemble=with_ensemble)
     sets = open.chosen(every, weights, path)
     drawn = set() if num_draws is None else _drawable(sets, every, path)
     details = _details(sets, drawn, snapshots, model, num_draws)
     if not allow_stale_bn:
         batchnorm = {name: item["batchnorm"] for name, item in details.items()}
-        hint = f"run `{open.refresh_command(found)}` first, or insist with --allow-stale-bn"
-        open.require_fresh(batchnorm, path=path, hint=hint)
+        open.require_fresh(batchnorm, path=path, hint=open.how_to_refresh(found))
 
     terminal.note(f"scored in {context.recipe.eval.precision}")
     started, on = time.monotonic(), split or context.scoring_split()
@@ -92,7 +99,7 @@ def evaluate_checkpoint(
         if num_draws is not None and name in drawn:
             scored[name] = _score_draws(item, model, name, context, on, num_draws)
             continue
-        if name in unmeasured:
+        if name not in held:
             passes.refresh(model, context=context, name=name)
         scored[name] = _score(model, name, context, on)
         if name in candidates and len(candidates) > 1 and context.source.val is not None:
@@ -102,7 +109,7 @@ def evaluate_checkpoint(
     judged, curve = _judged(sets, reference, model), list[dict[str, Any]]()
     if snapshots is not None:
         judged["ensemble"] = None
-        scored["ensemble"], curve = ensemble.score(snapshots, context.plain_batches(on), context=context)
+        scored["ensemble"], curve = passes.score_ensemble(snapshots, context.plain_batches(on), context=context)
     table = comparison.table(scored, reference=reference, judged=judged)
     rows = {name: {**row, **details[name]} for name, row in table.items()}
     num_samples, tta = len(next(iter(scored.values()))), context.recipe.eval.tta
@@ -125,31 +132,20 @@ def evaluate_checkpoint(
     return {**result, "ensemble": curve} if curve else result
 
 
-def _with_reference(every: dict[str, WeightSet], model: nn.Module, *, wanted: str, num_others: int) -> set[str]:
-    """Add the raw weights with recomputed statistics, if averages are to be judged against them.
+def _with_reference(every: Mapping[str, WeightSet], *, wanted: str, with_ensemble: bool) -> dict[str, WeightSet]:
+    """Add the raw weights that averages are judged against, whose statistics are still to be recomputed.
 
-    Args:
-        every: The weight sets; each that is added goes behind the raw one that it is made of.
-        model: The network.
-        wanted: The weights that were asked for: a name, or `all`.
-        num_others: The number of other things to judge, such as an ensemble.
-
-    Returns:
-        The names that were added, whose statistics are still to be recomputed.
+    Each goes behind the raw weights that it is made of; `wanted` is its name, or `all`.
     """
-    if not is_refreshable(model):
-        return set()
-    num_others += any(item.kind != "raw" for item in every.values())
-    added = set()
-    for name in [name for name in every if name == RAW or number_of_worker(name) is not None]:
+    is_judged = with_ensemble or any(item.kind != "raw" for item in every.values())
+    sets: dict[str, WeightSet] = {}
+    for name, item in every.items():
+        sets[name] = item
         twin = comparison.recomputed(name)
-        if twin not in every and (wanted == twin or (wanted == "all" and num_others)):
-            added.add(twin)
-            every[twin] = replace(every[name], batchnorm="recomputed")
-    order = [other for name in every for other in (name, comparison.recomputed(name)) if other in every]
-    for name in dict.fromkeys(order):
-        every[name] = every.pop(name)
-    return added
+        is_raw = name == RAW or number_of_worker(name) is not None
+        if is_raw and twin not in every and (wanted == twin or (wanted == "all" and is_judged)):
+            sets[twin] = replace(item, batchnorm="recomputed")
+    return sets
 
 
 def _candidates(sets: Mapping[str, WeightSet]) -> list[str]:
@@ -173,11 +169,10 @@ def _judged(sets: Mapping[str, WeightSet], reference: str | None, model: nn.Modu
 def _details(
     sets: Mapping[str, WeightSet],
     drawn: set[str],
-    snapshots: ensemble.Ensemble | None,
+    snapshots: Ensemble | None,
     model: nn.Module,
     num_draws: int | None,
 ) -> dict[str, dict[str, Any]]:
-    """Return what each row says beside its scores."""
     details: dict[str, dict[str, Any]] = {}
     for name, item in sets.items():
         details[name] = {"count": item.count, "batchnorm": item.batchnorm}
@@ -192,11 +187,7 @@ def _details(
 
 
 def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], path: Path) -> set[str]:
-    """Return the chosen `sets` that are swag averages.
-
-    Raises:
-        UserError: There is none.
-    """
+    """Return the chosen `sets` that are swag averages; there has to be one."""
     drawn = {name for name, item in sets.items() if item.posterior is not None}
     if not drawn:
         kinds = ", ".join(f"{name} is {item.kind}" for name, item in sets.items())
@@ -204,15 +195,6 @@ def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], pat
         hint = f"choose --weights {' or '.join(others)}" if others else "train with averages.swag.kind=swag"
         raise UserError(f"{path}: --draws takes an average of kind swag: {kinds}", hint=hint)
     return drawn
-
-
-def _ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Terminal) -> ensemble.Ensemble:
-    if folder is None:
-        raise UserError(
-            f"{found.path}: is a file, and an ensemble needs the snapshots of a run",
-            hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
-        )
-    return ensemble.of_run(folder, found, terminal)
 
 
 def _score(model: nn.Module, name: str, context: Context, split: str) -> SampleScores:
@@ -223,7 +205,7 @@ def _score_draws(
     item: WeightSet, model: nn.Module, name: str, context: Context, split: str, num_draws: int
 ) -> SampleScores:
     assert item.posterior is not None, "only swag averages are drawn from"
-    scores = ensemble.score_swag(item.posterior, model, num_draws=num_draws, name=name, context=context, split=split)
+    scores = passes.score_swag(item.posterior, model, num_draws=num_draws, name=name, context=context, split=split)
     statistics = "no BatchNorm"
     if is_refreshable(model):
         samples = context.recipe.average_scoring.batchnorm.samples

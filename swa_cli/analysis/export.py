@@ -39,6 +39,7 @@ from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import size_text
 
 BATCHES = (1, 7, 92)  # N = 100 images; a graph may take one size of batch and not another
 TOLERANCE = 1e-4  # of an output, relative to the largest one where that is above 1
@@ -63,29 +64,15 @@ class Format:
     has_metadata: bool = True
     packages: tuple[str, ...] = ()  # in addition to those that swa needs
 
-    def require_packages(self, name: str) -> None:
-        """Refuse a format whose packages are not installed.
-
-        Raises:
-            UserError: One is missing.
-        """
-        missing = [package for package in self.packages if importlib.util.find_spec(package) is None]
-        if missing:
-            raise UserError(f"--format {name} needs {', '.join(missing)}", hint=f"pip install 'swa-cli[{name}]'")
-
 
 @dataclass(frozen=True)
 class Request:
-    """What to export, and to what.
-
-    `name` is the name of the format, `version` that of swa, for the metadata; without `weights`, the checkpoint has to
-    hold a single weight set.
-    """
+    """What to export, and to what; without `weights`, the checkpoint has to hold a single weight set."""
 
     path: Path
     target: Path
-    name: str
-    version: str
+    name: str  # of the format
+    version: str  # of swa, for the metadata
     weights: str | None = None
     with_normalization: bool = False
     allow_stale_bn: bool = False
@@ -102,7 +89,11 @@ class Request:
             UserError: The format cannot hold it, or the file is not one to write to.
         """
         target, suffixes = self.target, self.format.suffixes
-        self.format.require_packages(self.name)
+        missing = [package for package in self.format.packages if importlib.util.find_spec(package) is None]
+        if missing:
+            raise UserError(
+                f"--format {self.name} needs {', '.join(missing)}", hint=f"pip install 'swa-cli[{self.name}]'"
+            )
         if self.with_normalization and not self.format.has_graph:
             graphs = " or ".join(name for name, item in FORMATS.items() if item.has_graph)
             raise UserError(
@@ -114,7 +105,7 @@ class Request:
                 f"{target}: a file of {self.name} ends in {' or '.join(suffixes)}", hint=f"name a {suffixes[0]} file"
             )
         open.require_writable(target, sources=[self.path])
-        if target.suffix == ".pt" and target.exists() and RunFolder.around(target) is not None:
+        if target.suffix == ".pt" and target.exists() and RunFolder.containing(target) is not None:
             raise UserError(f"{target}: is a checkpoint of a run", hint="name another file with -o FILE")
 
 
@@ -159,7 +150,12 @@ def export_checkpoint(
     with torch.no_grad(), terminal.progress(f"{name} as {request.name}", len(BATCHES) + 1) as bar:
         data, difference = _checked_bytes(request, model, input_, metadata, source=about.model.name, bar=bar)
     write_atomic(request.target, lambda file: file.write(data), reserve=len(data))
-    terminal.answer(_answer(request, name, difference, size=len(data)))
+    takes = "pixels from 0 to 1" if request.with_normalization else "normalized images"
+    beside = "" if request.format.has_metadata else "; the format has no place for metadata"
+    terminal.answer(
+        f"{name} -> {request.target} ({request.name}, {size_text(len(data))}, takes {takes}): agrees with torch to"
+        f" {difference:.1e} on {sum(BATCHES)} random images{beside}"
+    )
     return {
         "command": "export",
         "checkpoint": str(request.path),
@@ -177,11 +173,7 @@ def export_checkpoint(
 
 
 def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request) -> tuple[str, WeightSet]:
-    """Return the weight set to export.
-
-    Raises:
-        UserError: There is more than one to choose from, none of that name, or it is stale.
-    """
+    """Return the weight set to export; the only one, if none was named, and not a stale one."""
     sets = open.chosen(sets, request.weights or "all", request.path)
     if len(sets) > 1:
         raise UserError(
@@ -190,19 +182,14 @@ def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request) -> 
         )
     ((name, item),) = sets.items()
     if not request.allow_stale_bn:
-        hint = f"run `{open.refresh_command(found)}` first, or insist with --allow-stale-bn"
-        open.require_fresh({name: item.batchnorm}, path=request.path, hint=hint)
+        open.require_fresh({name: item.batchnorm}, path=request.path, hint=open.how_to_refresh(found))
     return name, item
 
 
 def _checked_bytes(
     request: Request, model: nn.Module, input_: Mapping[str, Any], metadata: dict[str, str], *, source: str, bar: Bar
 ) -> tuple[bytes, float]:
-    """Return the content of the file, and the largest difference of its outputs to those of the network.
-
-    Raises:
-        UserError: It cannot be made, or its outputs differ.
-    """
+    """Return the content of the file, and the largest difference of its outputs to those of the network."""
     mean, std = input_["mean"], input_["std"]
     network = (Normalized(model, mean=mean, std=std) if request.with_normalization else model).eval()
     try:
@@ -225,11 +212,7 @@ def _checked_bytes(
 
 
 def _difference(network: nn.Module, outputs: Outputs, batches: Sequence[Tensor], bar: Bar) -> float:
-    """Return the largest absolute difference between the outputs of two networks.
-
-    Raises:
-        UserError: It is not within the tolerance.
-    """
+    """Return the largest absolute difference between the outputs of two networks; refuse one beyond the tolerance."""
     largest, scale = 0.0, 1.0
     for batch in batches:
         expected, found = network(batch), outputs(batch)
@@ -273,7 +256,6 @@ def _metadata(
 
 
 def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | None:
-    """Return the description of an average from its checkpoint; None for raw weights."""
     if item.kind == "raw":
         return None
     if found.kind == "weights":
@@ -284,7 +266,7 @@ def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | 
 
 def _scores(path: Path, name: str, item: WeightSet, *, metrics: TaskMetrics) -> dict[str, Any] | None:
     """Return the final scores of these weights, if they lie in a run that has measured them."""
-    folder = RunFolder.around(path)
+    folder = RunFolder.containing(path)
     if folder is None or not folder.result.is_file():
         return None
     hint = "move result.json elsewhere to export without scores"
@@ -293,16 +275,6 @@ def _scores(path: Path, name: str, item: WeightSet, *, metrics: TaskMetrics) -> 
     if (row.get("count"), row.get("batchnorm")) != (item.count, item.batchnorm):
         return None
     return {"split": result.split, "samples": result.samples, **row}
-
-
-def _answer(request: Request, name: str, difference: float, *, size: int) -> str:
-    extent = f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.1f} kB"
-    takes = "pixels from 0 to 1" if request.with_normalization else "normalized images"
-    beside = "" if request.format.has_metadata else "; the format has no place for metadata"
-    return (
-        f"{name} -> {request.target} ({request.name}, {extent}, takes {takes}): agrees with torch to {difference:.1e}"
-        f" on {sum(BATCHES)} random images{beside}"
-    )
 
 
 def _write_state_dict(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:

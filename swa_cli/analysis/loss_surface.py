@@ -13,8 +13,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.analysis import passes
-from swa_cli.analysis.open import read_json
 from swa_cli.analysis.passes import Loader
 from swa_cli.analysis.run_data import Anchor, OpenRun, anchor_of
 from swa_cli.analysis.sources import averaged_names
@@ -90,8 +88,7 @@ def score_plane(
 
     Args:
         run: The run.
-        words: Names or files of w1, w2, w3; by default the start of averaging, the last weights and the first
-            average.
+        words: Names or files of w1, w2, w3; by default those of `default_points`.
         size: Points per side of the grid.
         samples: Training samples of BatchNorm and loss, and at most as many scored ones; None for all.
 
@@ -99,7 +96,9 @@ def score_plane(
         UserError: Weight sets are missing or span no plane.
     """
     named = {word: word for word in words} if words else default_points(run)
-    anchors = [_renamed(anchor_of(run, word), name, word) for name, word in named.items()]
+    anchors = [anchor_of(run, word) for word in named.values()]
+    pairs = zip(anchors, named.items(), strict=True)
+    anchors = [anchor if name == word else replace(anchor, name=name) for anchor, (name, word) in pairs]
     if len({anchor.name for anchor in anchors}) != 3:
         raise UserError("--points: names a weight set twice", hint="name three different ones")
     plane = plane_of(run.opened[1], anchors)
@@ -184,19 +183,18 @@ def read_plane(path: Path) -> dict[str, Any] | None:
     Raises:
         UserError: It is not as swa writes it.
     """
-    content = read_json(path)
+    content = _read(path)
     try:
-        rows, width, height = _rows_of(content), len(content["x"]), len(content["y"])
-        if len(rows) < 3 + width * height:
+        if len(content["rows"]) < 3 + len(content["x"]) * len(content["y"]):
             return None
         places = [*content["x"], *content["y"], *(point[key] for point in content["points"] for key in ("x", "y"))]
         if not all(isinstance(place, float) and math.isfinite(place) for place in places):
             raise ValueError("has places that are no numbers")
         if not all(isinstance(point["name"], str) for point in content["points"]) or content["split"] not in SPLITS:
             raise ValueError("has wrong names")
-        return surface_of({**content, "rows": rows})
+        return surface_of(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: is not as swa writes it", hint="remove it, and measure the plane again") from error
+        raise _unlike_ours(path) from error
 
 
 def default_points(run: OpenRun) -> dict[str, str]:
@@ -235,11 +233,6 @@ def _first_average(run: OpenRun) -> str:
     return run.best
 
 
-def _renamed(anchor: Anchor, name: str, word: str) -> Anchor:
-    """Return the anchor under its title, if it has one beside the word that it was found by."""
-    return anchor if name == word else replace(anchor, name=name)
-
-
 def combined(anchors: Sequence[Anchor], coefficients: Coefficients, *, averaged: Sequence[str]) -> dict[str, Tensor]:
     """Return the sum of the anchors in float64; names that are not averaged come from the last anchor."""
     state = dict(anchors[-1].state)
@@ -258,15 +251,9 @@ def _scores(
     samples: int | None,
     about: Mapping[str, Any],
 ) -> tuple[dict[str, Any], Path]:
-    """Return the content of the file of some points, which is measured as far as it does not exist, and its path.
+    """Return the content of the file of some points, and its path; measure the rows that it lacks.
 
-    Args:
-        run: The run, whose folder keeps the file.
-        anchors: The weight sets that points are made of; the first A rows are their own scores.
-        points: Coefficients of the other rows.
-        kind: The kind of picture, which names the file.
-        samples: See `score_plane`.
-        about: What the file says of the points beside their scores.
+    The first A rows are the scores of the anchors themselves. `kind` names the file, `about` stands in it.
 
     Raises:
         UserError: The folder cannot be written to, or a file in it is not as swa writes it.
@@ -276,20 +263,27 @@ def _scores(
     points = [*corners, *points]
     about = {**about, "split": ground.split, "samples": ground.num_samples}
     path = run.folder.path / f"{kind}-{_fingerprint(ground, anchors, points)}.json"
-    rows = _read(path, num_points=len(points)) if path.is_file() else []
-    done = len(rows)
+    rows: list[Row] = _read(path, most=len(points))["rows"] if path.is_file() else []
+    done, saved_at = len(rows), time.monotonic()
+
+    def save() -> None:
+        write_atomic(path, lambda file: file.write((json_text({**about, "rows": rows}) + "\n").encode()))
+
     if 0 < done < len(points):
         run.terminal.note(f"{path}: {done:,} of {len(points):,} points were measured before")
     if done < len(points):
         each, averaged = ground.batches_per_point, averaged_names(ground.model)
-        with (
-            _kept(path, rows, about=about) as keep,
-            run.terminal.progress(kind, each * len(points), done=each * done) as bar,
-        ):
-            for index in range(done, len(points)):
-                state = combined(anchors, points[index], averaged=averaged)
-                rows.append(_measured(state, ground, bar=bar, is_anchor=index < len(anchors)))
-                keep()
+        try:
+            with run.terminal.progress(kind, each * len(points), done=each * done) as bar:
+                for index in range(done, len(points)):
+                    state = combined(anchors, points[index], averaged=averaged)
+                    rows.append(_measured(state, ground, bar=bar, is_anchor=index < len(anchors)))
+                    if time.monotonic() - saved_at > SAVE_EVERY_S:
+                        save()
+                        saved_at = time.monotonic()
+        finally:
+            if len(rows) > done:
+                save()
         lost = sum(row["loss"] is None for row in rows)
         if lost:
             run.terminal.warning(f"{kind}: {lost:,} of {len(points):,} points have no finite scores and are left blank")
@@ -363,58 +357,29 @@ def _difference(model: nn.Module, origin: Anchor, end: Anchor) -> dict[str, Tens
     }
 
 
-def _read(path: Path, *, num_points: int) -> list[Row]:
-    """Read the rows of a file.
+def _read(path: Path, *, most: float = math.inf) -> Mapping[str, Any]:
+    """Read a file of at most so many rows.
 
     Raises:
         UserError: It is not as swa writes it.
     """
     try:
-        rows = _rows_of(read_json(path))
-        if len(rows) > num_points:
-            raise ValueError("has too many rows")
-        return rows
-    except ValueError as error:
-        raise UserError(f"{path}: {error}", hint="remove it: the points are measured again") from error
-
-
-def _rows_of(content: Mapping[str, Any]) -> list[Row]:
-    """Return the rows in the content of a file.
-
-    Raises:
-        ValueError: They are not as swa writes them.
-    """
-    rows = content.get("rows")
-    if not isinstance(rows, list) or not all(map(_is_row, rows)):
-        raise ValueError("is not as swa writes it")
-    return rows
+        content: Mapping[str, Any] = json.loads(path.read_text())
+        rows = content["rows"]
+        if not isinstance(rows, list) or not all(map(_is_row, rows)) or len(rows) > most:
+            raise ValueError("has wrong rows")
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise _unlike_ours(path) from error
+    return content
 
 
 def _is_row(row: Any) -> bool:
     return isinstance(row, dict) and all(key in row and isinstance(row[key], float | int | None) for key in KEYS)
 
 
-@contextmanager
-def _kept(path: Path, rows: Sequence[Mapping[str, Any]], *, about: Mapping[str, Any]) -> Iterator[Any]:
-    """Yield a function that writes the rows every few seconds; write them also when the block ends."""
-    saved_at, written = time.monotonic(), len(rows)
-
-    def save() -> None:
-        nonlocal saved_at, written
-        write_atomic(path, lambda file: file.write((json_text({**about, "rows": list(rows)}) + "\n").encode()))
-        saved_at, written = time.monotonic(), len(rows)
-
-    def keep() -> None:
-        if time.monotonic() - saved_at > SAVE_EVERY_S:
-            save()
-
-    try:
-        yield keep
-    finally:
-        if len(rows) > written:
-            save()
+def _unlike_ours(path: Path) -> UserError:
+    return UserError(f"{path}: is not as swa writes it", hint="remove it, and measure the points again")
 
 
 def _spaced(low: float, high: float, *, number: int) -> list[float]:
-    """Return equally spaced numbers, with both ends."""
     return [low + (high - low) * index / (number - 1) for index in range(number)]

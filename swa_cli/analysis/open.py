@@ -1,8 +1,7 @@
 """Open a checkpoint or a run folder again: recipe, data, network and weight sets.
 
-Our checkpoints carry their recipe; a foreign one needs `--recipe`. The one idea: a recipe is parsed once and handed
-on. The files of one run carry equal values, which need no second look. A run folder is only read, so another process
-may still train in it.
+Our checkpoints carry their recipe; a foreign one needs `--recipe`. A run folder is only read, so another process may
+still train in it.
 """
 
 from __future__ import annotations
@@ -10,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,12 @@ from swa_cli.engine.evaluate import RAW, recomputed
 from swa_cli.engine.events import Events
 from swa_cli.engine.network import build_network, describe_model
 from swa_cli.engine.user_code import admit, make_importable
-from swa_cli.errors import UserError
+from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics import tasks
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
-from swa_cli.recipe.plan import phase_of
 from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.swap import name_of_worker
+from swa_cli.recipe.swap import has_workers, name_of_worker
 from swa_cli.report.terminal import Terminal
 
 CHANGEABLE_KEYS = ("dataset.*", "eval.*", "train.device", "train.precision", "train.threads")
@@ -42,25 +42,9 @@ PASS_KEYS = ("swa.batchnorm.samples", "swap.batchnorm.samples")
 DIFFERING_KEYS = (*RESUMABLE_KEYS, "train.epochs", "swa.start", "averages.*.start", "snapshots.start")
 
 
-class Recipes:
-    """The recipes inside checkpoints; checkpoints with equal values share one, which is parsed once."""
-
-    def __init__(self) -> None:
-        self._parsed: list[tuple[Mapping[str, Any], Recipe]] = []
-
-    def of(self, found: Checkpoint) -> Recipe:
-        """Return the recipe that a checkpoint of ours carries."""
-        values = found.content["recipe"]
-        for other, recipe in self._parsed:
-            if other == values:
-                return recipe
-        recipe = load.from_values(values, source=str(found.path)).recipe
-        self.keep(values, recipe)
-        return recipe
-
-    def keep(self, values: Mapping[str, Any], recipe: Recipe) -> None:
-        """Keep a recipe that was parsed elsewhere from these values, without overrides."""
-        self._parsed.append((values, recipe))
+def recipe_of(found: Checkpoint) -> Recipe:
+    """Return the recipe that a checkpoint of ours carries, as it is."""
+    return carried_recipe(found).recipe
 
 
 def open_checkpoint(
@@ -72,17 +56,11 @@ def open_checkpoint(
     allow_code: bool,
     also: Sequence[str] = (),
 ) -> tuple[Context, nn.Module]:
-    """Open data, hardware and network by the recipe of a checkpoint, or by the one that was passed.
+    """Open data, hardware and network by the recipe of a checkpoint, or by `recipe` in its place.
 
-    Args:
-        found: The checkpoint.
-        overrides: Changes of `CHANGEABLE_KEYS`.
-        recipe: A recipe to use in place of the one inside.
-        terminal: Shows progress and notes.
-        allow_code: Import the code that the recipe inside names.
-        also: Further keys that may be changed.
+    `overrides` change `CHANGEABLE_KEYS` and the keys in `also`.
     """
-    loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code, also=also)
+    loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code, also=also)
     return open_context(found, loaded.recipe, terminal)
 
 
@@ -95,7 +73,7 @@ def open_network(
     allow_code: bool,
 ) -> tuple[Recipe, dict[str, Any], nn.Module]:
     """Return recipe, `input` and network of a checkpoint, on the CPU; only a foreign one opens its data."""
-    loaded = _recipe_of(found, overrides, recipe=recipe, allow_code=allow_code)
+    loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code)
     if found.kind == "foreign":
         context, model = open_context(found, loaded.recipe, terminal)
         return context.recipe, context.input, model.to(device="cpu").to(memory_format=torch.contiguous_format)
@@ -124,7 +102,7 @@ def open_context(found: Checkpoint, recipe: Recipe, terminal: Terminal) -> tuple
     return context, model
 
 
-def _recipe_of(
+def _loaded(
     found: Checkpoint,
     overrides: Sequence[str],
     *,
@@ -142,18 +120,30 @@ def _recipe_of(
         raise UserError(
             f"{found.path}: was not written by swa and holds no recipe", hint="name its recipe with --recipe RECIPE"
         )
-    loaded = load.from_values(found.recipe, overrides, source=str(found.path), allowed=allowed)
+    loaded = carried_recipe(found, overrides, allowed=allowed)
     admit(loaded, source=str(found.path), folder=found.path.parent, allow_code=allow_code)
     return loaded
 
 
-def pass_of(found: Checkpoint, samples: str | None, *, recipe: Path | None = None) -> list[str]:
-    """Return the override that sets the training samples of a BatchNorm pass; `PASS_KEYS` allows it.
+def carried_recipe(found: Checkpoint, overrides: Sequence[str] = (), *, allowed: Sequence[str] | None = None) -> Loaded:
+    """Return the recipe that a checkpoint of ours carries, with changes."""
+    values = found.content["recipe"]
+    if not overrides:
+        with suppress(TypeError, RecipeError):  # what is wrong is told below, with the name of this file
+            return _validated(json.dumps(values, sort_keys=True))
+    return load.from_values(values, overrides, source=str(found.path), allowed=allowed)
 
-    Args:
-        found: The checkpoint whose recipe is changed.
-        samples: A number or `all`; None for the recipe's own.
-        recipe: The recipe that was passed, if one was.
+
+@lru_cache(maxsize=8)
+def _validated(text: str) -> Loaded:
+    """Validate a recipe once, however many files of a run carry it."""
+    return load.from_values(json.loads(text), source="checkpoint")
+
+
+def pass_of(found: Checkpoint, samples: str | None, *, recipe: Path | None = None) -> list[str]:
+    """Return the override that sets the training samples of a BatchNorm pass, if any; `PASS_KEYS` allows it.
+
+    Where `recipe` is passed, it is used in place of that of the checkpoint.
     """
     if samples is None:
         return []
@@ -177,15 +167,10 @@ def chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, We
 
 
 def require_fresh(batchnorm: Mapping[str, str], *, path: Path, hint: str) -> None:
-    """Refuse averaged weights whose BatchNorm statistics were never recomputed.
-
-    Args:
-        batchnorm: How fresh the statistics of each weight set are.
-        path: The file or run folder that holds them.
-        hint: How to refresh them.
+    """Refuse averaged weights whose BatchNorm statistics are stale.
 
     Raises:
-        UserError: One is stale.
+        UserError: A weight set in `batchnorm` is stale; `hint` says how to refresh it.
     """
     stale = [name for name, freshness in batchnorm.items() if freshness == "stale"]
     if stale:
@@ -213,18 +198,25 @@ def require_writable(target: Path, *, sources: Sequence[Path] = ()) -> None:
         raise UserError(f"{target}: is one of the sources", hint=other)
 
 
+def lock_run_of(target: Path) -> AbstractContextManager[object]:
+    """Lock the run folder that a file lies in, if it lies in one: a run that trains on would lose an epoch."""
+    folder = RunFolder.containing(target)
+    return nullcontext() if folder is None else folder.lock()
+
+
 def resume_point(folder: RunFolder) -> Checkpoint:
     """Read last.pt of a run, or previous.pt while last.pt is being replaced.
 
     Raises:
         UserError: There is none, or it cannot be read.
     """
-    if not any(os.path.lexists(path) for path in (folder.last, folder.previous)):
+    path = next((path for path in (folder.last, folder.previous) if os.path.lexists(path)), None)
+    if path is None:
         raise UserError(
             f"{folder.path}: has no checkpoints/last.pt: it is not a run folder, or its run has saved nothing yet",
             hint="name a checkpoint (.pt), or a run folder such as runs/latest",
         )
-    found = reader.read(folder.last if os.path.lexists(folder.last) else folder.previous)
+    found = reader.read(path)
     if found.kind != "resume":
         raise UserError(f"{found.path}: is not a resume point", hint="name a run folder that `swa train` made")
     return found
@@ -238,10 +230,8 @@ def weight_sets_of_run(
     Raises:
         UserError: A shipped file that cannot be read, or is of another run.
     """
-    points = {RAW: point}
-    points |= {name_of_worker(number): found for number, found in points_of_workers(folder, point, recipe).items()}
     sets: dict[str, WeightSet] = {}
-    for name, found in points.items():
+    for name, found in {RAW: point, **points_of_workers(folder, point, recipe)}.items():
         sets[name] = reader.raw_weights(found, model)
         shipped = _shipped(folder, recomputed(name), point)
         if shipped is not None and shipped.content["average"]["steps"] == [found.content["step"]]:
@@ -254,44 +244,40 @@ def weight_sets_of_run(
 
 
 def _shipped(folder: RunFolder, name: str, point: Checkpoint) -> Checkpoint | None:
-    """Read the file of a weight set; None while the run goes on, or where the set never got its first weights.
-
-    Raises:
-        UserError: It holds something else, or is of another run.
-    """
+    """Read the file of a weight set; None while the run goes on, or where the set never got its first weights."""
     path = folder.checkpoints / f"{name}.pt"
     if not os.path.lexists(path):
         return None
     found = reader.read(path)
     if found.kind != "weights" or found.content["average"]["name"] != name:
         raise UserError(f"{path}: does not hold the weights {name}", hint="put the file of the run in its place")
-    require_same_run(found, point, recipes=Recipes())
+    require_same_run(found, point)
     return found
 
 
 def shipped_by(point: Checkpoint, recipe: Recipe) -> list[str]:
     """Return the averages of a run by name, whether they are shipped by now or not."""
-    return [*point.content["averages"], *([swap.NAME] if phase_of(recipe).has_workers else [])]
+    return [*point.content["averages"], *([swap.NAME] if has_workers(recipe) else [])]
 
 
-def points_of_workers(folder: RunFolder, point: Checkpoint, recipe: Recipe) -> dict[int, Checkpoint]:
-    """Read the resume point of each worker of a SWAP run that has saved one.
+def points_of_workers(folder: RunFolder, point: Checkpoint, recipe: Recipe) -> dict[str, Checkpoint]:
+    """Read the resume point of each worker of a SWAP run that has saved one; return it by the name of the worker.
 
     Raises:
         UserError: One cannot be read, or is of another run.
     """
-    numbers = range(1, recipe.swap.workers + 1) if recipe.swap and phase_of(recipe).has_workers else ()
-    points, recipes = {}, Recipes()
+    numbers = range(1, recipe.swap.workers + 1) if recipe.swap and has_workers(recipe) else ()
+    points = {}
     for number in numbers:
         own = folder.worker(number)
         if os.path.lexists(own.last):
             found = resume_point(own)
-            require_same_run(found, point, recipes=recipes, ignored=("swap.worker", "train.init*"))
-            points[number] = found
+            require_same_run(found, point, ignored=("swap.worker", "train.init*"))
+            points[name_of_worker(number)] = found
     return points
 
 
-def require_same_run(found: Checkpoint, point: Checkpoint, *, recipes: Recipes, ignored: Sequence[str] = ()) -> None:
+def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[str] = ()) -> None:
     """Refuse a file that was copied into the folder of another run.
 
     Raises:
@@ -300,7 +286,7 @@ def require_same_run(found: Checkpoint, point: Checkpoint, *, recipes: Recipes, 
     differences = []
     if found.content["recipe"] != point.content["recipe"]:
         keys = (*DIFFERING_KEYS, *ignored)
-        differences = load.differences(recipes.of(found), recipes.of(point), ignored=keys)
+        differences = load.differences(recipe_of(found), recipe_of(point), ignored=keys)
     inputs = [{key: value for key, value in item.content["input"].items() if key != "data"} for item in (found, point)]
     if inputs[0] != inputs[1]:
         differences.append(("input", inputs[0], inputs[1]))
@@ -312,30 +298,13 @@ def require_same_run(found: Checkpoint, point: Checkpoint, *, recipes: Recipes, 
         )
 
 
-def refresh_command(found: Checkpoint) -> str:
-    """Return the command that refreshes the BatchNorm statistics of a checkpoint's averages."""
+def how_to_refresh(found: Checkpoint) -> str:
+    """Return the hint for a checkpoint whose averages have stale BatchNorm statistics."""
     beside = " --recipe RECIPE --weights NAME -o FILE.pt" if found.kind == "foreign" else ""
-    return f"swa bn-update {found.path}{beside}"
+    return f"run `swa bn-update {found.path}{beside}` first, or insist with --allow-stale-bn"
 
 
 def run_of(path: Path) -> str | None:
     """Return the run folder that a checkpoint lies in."""
-    folder = RunFolder.around(path)
+    folder = RunFolder.containing(path)
     return None if folder is None else str(folder.path)
-
-
-def read_json(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object that swa has written.
-
-    Raises:
-        UserError: It is something else.
-    """
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict):
-            raise ValueError("is not an object")
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{path}: is not as swa writes it ({error})", hint="remove it, or take another copy of the file"
-        ) from error
-    return values

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from swa_cli.analysis import loss_surface, open, sources
 from swa_cli.analysis.average import Trials
-from swa_cli.analysis.run_data import OpenRun, confusion, reliability, require_classes
+from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
@@ -28,7 +28,6 @@ from swa_cli.report.plots import FORMATS
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
 from swa_cli.report.plots import loss_surface as surface_picture
-from swa_cli.report.plots import schedule as schedule_picture
 from swa_cli.report.terminal import Terminal
 
 
@@ -66,14 +65,8 @@ def plot(
 ) -> dict[str, Any]:
     """Draw one picture of a run, or the schedule of a recipe.
 
-    Args:
-        path: A run folder or a recipe.
-        kind: One of `KINDS`.
-        overrides: Changes of the recipe; for a run, only of keys that the weights do not depend on.
-        out: A .png or .svg file; by default KIND.png in the run folder, or in the working directory.
-        request: The options of the picture.
-        terminal: Shows progress and results.
-        allow_code: Import the code that the recipe names.
+    `overrides` change the recipe; for a run, only keys that the weights do not depend on. `out` is a .png or .svg
+    file, by default KIND.png in the run folder, or in the working directory.
 
     Raises:
         RecipeError: Problems of the recipe.
@@ -87,7 +80,7 @@ def plot(
         raise UserError(f"{target}: pictures are PNG or SVG", hint="name a .png or .svg file with -o FILE")
     open.require_writable(target)
     if is_run:
-        run = _open(path, overrides, request=request, terminal=terminal, allow_code=allow_code)
+        run = OpenRun(path, overrides, terminal=terminal, samples=request.samples, allow_code=allow_code)
         picture = KINDS[kind](run, request)
     else:
         picture = of_recipe(load.load(path, overrides), terminal)
@@ -105,7 +98,7 @@ def plot(
 
 def draw_all(folder: Path, *, terminal: Terminal) -> list[Path]:
     """Draw every picture of a run that can be drawn, with default options; say what was left out, and why."""
-    run = _open(folder, (), request=Request(), terminal=terminal, allow_code=True)  # the run has executed this code
+    run = OpenRun(folder, terminal=terminal, samples=Request().samples, allow_code=True)  # the run executed this code
     drawn, left_out = [], []
     for kind, make in KINDS.items():
         if kind == "curves":
@@ -127,17 +120,18 @@ def _curves(run: OpenRun, _: Request) -> Picture:
     rows = run.rows
     if not rows:
         raise UserError(f"{run.folder.path}: has no epoch yet", hint="wait until the run has finished its first one")
-    values: dict[str, Any] = {
-        "rows": rows,
-        "title": run.title,
-        "averaging": run.averaging,
-        "steps_per_epoch": run.plan.steps_per_epoch,
-        "lr": [run.plan.learning_rate(step) for step in range(run.step)],
-        "worker_lr": run.plan.worker_rates if len(rows) > run.plan.epochs else [],
-        "final": None if run.result is None else run.result["weights"],
-        "metrics": run.metrics,
-    }
-    return Picture(partial(curves_picture.draw, **values), {})
+    draw = partial(
+        curves_picture.draw,
+        rows=rows,
+        title=run.title,
+        averaging=run.averaging,
+        steps_per_epoch=run.plan.steps_per_epoch,
+        lr=[run.plan.learning_rate(step) for step in range(run.step)],
+        worker_lr=run.plan.worker_rates if len(rows) > run.plan.epochs else [],
+        final=None if run.result is None else run.result["weights"],
+        metrics=run.metrics,
+    )
+    return Picture(draw, {})
 
 
 def _schedule(run: OpenRun, _: Request) -> Picture:
@@ -163,17 +157,18 @@ def of_recipe(loaded: Loaded, terminal: Terminal) -> Picture:
 
 
 def _planned(title: str, plan: Plan) -> Picture:
-    values: dict[str, Any] = {
-        "title": f"{title}: learning rate",
-        "lr": [plan.learning_rate(step) for step in range(plan.total_steps)],
-        "averaging": {item.name: item.steps for item in plan.averages},
-        "snapshots": plan.snapshots,
-        "worker_lr": plan.worker_rates,
-        "steps_per_epoch": plan.steps_per_epoch,
-    }
+    draw = partial(
+        curves_picture.draw_schedule,
+        title=f"{title}: learning rate",
+        lr=[plan.learning_rate(step) for step in range(plan.total_steps)],
+        averaging={item.name: item.steps for item in plan.averages},
+        snapshots=plan.snapshots,
+        worker_lr=plan.worker_rates,
+        steps_per_epoch=plan.steps_per_epoch,
+    )
     answer = {"steps": plan.total_steps, "steps_per_epoch": plan.steps_per_epoch, "snapshots": list(plan.snapshots)}
     answer["averages"] = {item.name: list(item.steps) for item in plan.averages}
-    return Picture(partial(schedule_picture.draw_schedule, **values), answer)
+    return Picture(draw, answer)
 
 
 def _plane(run: OpenRun, request: Request) -> Picture:
@@ -199,9 +194,8 @@ def _calibration(run: OpenRun, _: Request) -> Picture:
 
 
 def _confusion(run: OpenRun, request: Request) -> Picture:
-    require_classes(run, "confusion")
-    name = request.weights or run.best
-    matrix, classes = confusion(run, name), list(run.opened[0].source.class_names)
+    name, matrix = confusion(run, request.weights)
+    classes = list(run.opened[0].source.class_names)
     title = f"{run.title}: classes of {name} on {run.opened[0].scoring_split()}"
     draw = partial(calibration_picture.draw_confusion, matrix=matrix, classes=classes, title=title)
     return Picture(draw, {"weights": name, "classes": classes, "matrix": matrix})
@@ -209,26 +203,26 @@ def _confusion(run: OpenRun, request: Request) -> Picture:
 
 def _window(run: OpenRun, request: Request) -> Picture:
     rows = start_sweep(run, size=request.size or STARTS)
-    values: dict[str, Any] = {
-        "rows": rows,
-        "title": f"{run.title}: start of averaging, scored on validation images",
-        "steps_per_epoch": run.plan.steps_per_epoch,
-        "chosen": "best",
-        "reference": _reference(run),
-        "metrics": run.metrics,
-    }
-    return Picture(partial(schedule_picture.draw_search, **values), {"windows": rows})
+    result = run.result or {}
+    name = result.get("reference", "")
+    val = result["weights"][name].get("val") if result else None
+    draw = partial(
+        curves_picture.draw_search,
+        rows=rows,
+        title=f"{run.title}: start of averaging, scored on validation images",
+        steps_per_epoch=run.plan.steps_per_epoch,
+        chosen="best",
+        reference=None if val is None else (name, val),
+        metrics=run.metrics,
+    )
+    return Picture(draw, {"windows": rows})
 
 
 def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
     """Score the means of the last snapshots of a run, from different starts up to the last snapshot.
 
-    Args:
-        run: The run.
-        size: At most this many starts, evenly spaced, the first and the last snapshot among them.
-
-    Returns:
-        Per start: `start`, `end`, scores on validation images, differences to the best, `chosen`.
+    There are at most `size` starts, evenly spaced, the first and the last snapshot among them. Per start, return
+    `start`, `end`, scores on validation images, differences to the best, `chosen`.
 
     Raises:
         UserError: The run has fewer than two snapshots, or no validation split.
@@ -245,29 +239,14 @@ def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
         raise UserError(
             f"{run.folder.path}: has no validation split to score starts on", hint="train with dataset.val=10%"
         )
-    gathered = sources.of_run(paths, context, model, recipes=run.recipes)
+    gathered = sources.of_run(paths, context, model)
     series, trials = sources.snapshot_series(gathered, option="window"), Trials(gathered)
-    for first in _evenly(series.n, size):
-        trials.note_window(series, first, series.n - 1)
+    last, most = len(paths) - 1, min(len(paths), size)
+    for first in (round(index * last / (most - 1)) for index in range(most)):
+        trials.note_window(series, first, last)
     key = trials.metrics.loss_key
     trials.compare_to(min(range(len(trials.rows)), key=lambda index: trials.rows[index][key]))
     return trials.rows
-
-
-def _evenly(number: int, most: int) -> list[int]:
-    """Return at most `most` of the indices 0 to number - 1, evenly spaced, with both ends."""
-    if number <= most:
-        return list(range(number))
-    return [round(index * (number - 1) / (most - 1)) for index in range(most)]
-
-
-def _reference(run: OpenRun) -> tuple[str, Mapping[str, Any]] | None:
-    """Return the name and validation scores of the reference; None where it has none."""
-    if run.result is None:
-        return None
-    name = run.result["reference"]
-    val = run.result["weights"][name].get("val")
-    return None if val is None else (name, val)
 
 
 KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {
@@ -279,10 +258,6 @@ KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {
     "confusion": _confusion,
     "window": _window,
 }
-
-
-def _open(path: Path, overrides: Sequence[str], *, request: Request, terminal: Terminal, allow_code: bool) -> OpenRun:
-    return OpenRun(path, overrides, terminal=terminal, samples=request.samples, allow_code=allow_code)
 
 
 def _write(target: Path, picture: Picture) -> None:

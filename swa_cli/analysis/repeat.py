@@ -29,7 +29,7 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.variants import BASELINE, baseline_of, describe_baseline
-from swa_cli.report.tables.seeds import Against, seed_ranges, seed_summary
+from swa_cli.report.seeds import Against, seed_ranges, seed_summary
 from swa_cli.report.terminal import Terminal
 
 STATES = {"finished": "finished", "stopped": "to continue", "new": "to run"}
@@ -63,6 +63,11 @@ class Series:
         assert self.folder is not None, "made before a seed is run"
         return self.folder
 
+    def in_state(self, wanted: str, seeds: Sequence[int]) -> list[int]:
+        """Return the seeds in a state; all are new where there is no folder."""
+        states = {member.seed: member.state for member in self.members} or dict.fromkeys(seeds, "new")
+        return [seed for seed, state in states.items() if state == wanted]
+
 
 def repeat(
     loaded: Loaded,
@@ -76,15 +81,8 @@ def repeat(
 
     The newest repeat folder with the same recipe is continued; without one, a new folder is made.
 
-    Args:
-        loaded: The recipe; its own seed is ignored.
-        seeds: At least two, in ascending order.
-        terminal: Shows progress and results.
-        against: Another recipe, or `baseline`, to run with the same seeds and to compare pairwise.
-        dry_run: Show the plan of the first seed and which seeds would be run; write nothing.
-
-    Returns:
-        The content of result.json, which `--json` prints.
+    The seed of the recipe itself is ignored. `against` is another recipe, or `baseline`, to run with the same seeds
+    and to compare pairwise. `dry_run` shows the plan of the first seed and the seeds to run, and writes nothing.
 
     Raises:
         RecipeError: Problems of a recipe; nothing was run.
@@ -102,16 +100,22 @@ def repeat(
             if series is every[0]:  # two datasets at once may not fit into memory
                 series.ready[seeds[0]] = run
     with ExitStack() as claims:
-        logs = [claims.enter_context(_claimed(series, seeds)) for series in every]
+        logs = [claims.enter_context(_locked(series, seeds)) for series in every]
         for series in every:
-            finished = [member for member in series.members if member.state == "finished"]
-            for member in finished:
-                series.results[member.seed] = read_result(member.folder.result, metrics=metrics)
+            for member in series.members:
+                if member.state == "finished":
+                    series.results[member.seed] = read_result(member.folder.result, metrics=metrics)
             _require_same_samples(series)
         terminal.attach_log(logs[0])
-        for series in every:
-            _write_request(series, seeds)
-        _tell_plan(f"{loaded.recipe.title}, {len(seeds)} seeds -> {every[0].place.shown}", every, terminal=terminal)
+        for series in every:  # in this order: with recipe.yaml alone it would be the folder of a run
+            series.place.write_json(series.place.repeat.name, {"seeds": list(seeds)})
+            series.place.write_text(series.place.recipe.name, load.dump(series.loaded.recipe))
+        _tell_plan(
+            f"{loaded.recipe.title}, {len(seeds)} seeds -> {every[0].place.display_path}",
+            every,
+            seeds,
+            terminal=terminal,
+        )
         _run_seeds(every, seeds, metrics=metrics, terminal=terminal)
         if len(every) > 1:
             every[1].place.write_json(every[1].place.result.name, _answer(every[1], seeds, metrics=metrics))
@@ -124,11 +128,7 @@ def _series(loaded: Loaded, label: str, terminal: Terminal) -> Series:
 
 
 def _others(loaded: Loaded, against: Loaded | str | None, terminal: Terminal) -> list[Series]:
-    """Return the recipe to compare with, if there is one.
-
-    Raises:
-        UserError: It equals the recipe, or has another task.
-    """
+    """Return the recipe to compare with, if there is one; refuse an equal one, and one of another task."""
     if against is None:
         return []
     label = BASELINE
@@ -150,12 +150,12 @@ def _others(loaded: Loaded, against: Loaded | str | None, terminal: Terminal) ->
 
 
 @contextmanager
-def _claimed(series: Series, seeds: Sequence[int]) -> Iterator[Any]:
+def _locked(series: Series, seeds: Sequence[int]) -> Iterator[Any]:
     """Claim the folder of a series, which is made if there is none, for this process; yield its log."""
     recipe = series.loaded.recipe
     if series.folder is None:
         series.folder = RunFolder(make_next(Path(recipe.output.root), _name(recipe)))
-    with series.folder.claimed() as log:
+    with series.folder.lock() as log:
         series.members = _members(series.folder, recipe, seeds)
         yield log
 
@@ -195,7 +195,7 @@ def _members(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> list[Me
                 f"{run.path}: is not the folder of a seed", hint="move it elsewhere, and run the same again"
             )
         state = "new"
-        if run.is_begun:
+        if run.has_begun:
             state = "finished" if run.result.is_file() else "stopped"
             _recipe_of(run, recipe.model_copy(update={"seed": seed}))
         members.append(Member(seed, run, state))
@@ -203,11 +203,7 @@ def _members(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> list[Me
 
 
 def _recipe_of(run: RunFolder, wanted: Recipe) -> Recipe:
-    """Return the recipe of a seed that has started.
-
-    Raises:
-        UserError: It is not the wanted one.
-    """
+    """Return the recipe of a seed that has started, which has to be the wanted one."""
     found = load.load(run.recipe).recipe
     differences = load.differences(found, wanted, ignored=RESUMABLE_KEYS)
     if differences:
@@ -237,7 +233,6 @@ def _run_seeds(every: Sequence[Series], seeds: Sequence[int], *, metrics: TaskMe
 
 
 def _run(member: Member, series: Series, *, terminal: Terminal) -> None:
-    """Run a seed from its state to its end."""
     own = series.loaded.with_seed(member.seed)
     if member.state == "new":
         # pop: its network and data must not stay in memory while the other seeds run.
@@ -268,11 +263,7 @@ def _named(title: str, *, finished: Sequence[int], has_run: bool, terminal: Term
 
 
 def _answer(series: Series, seeds: Sequence[int], *, metrics: TaskMetrics) -> dict[str, Any]:
-    """Return the results of the seeds of one recipe.
-
-    Raises:
-        UserError: They were scored on different samples.
-    """
+    """Return the results of the seeds of one recipe."""
     _require_same_samples(series)
     results = {seed: series.results[seed] for seed in seeds}
     compared = {seed: result for seed, (_, result) in results.items()}
@@ -302,9 +293,7 @@ def _report(
         kinds = dict.fromkeys(getattr(result, key) for result in compared.values())
         if len(kinds) > 1:
             terminal.warning(f"the seeds ran with {key} {' and '.join(kinds)}: this adds to their spread")
-    against = None
-    if len(every) > 1:
-        against = _compare(answer, every[1], compared, metrics=metrics)
+    against = _compare(answer, every[1], compared, metrics=metrics) if len(every) > 1 else None
     folder = every[0].place
     folder.write_json(folder.result.name, answer)
     split, samples = answer["split"], answer["samples"]
@@ -315,11 +304,7 @@ def _report(
 def _compare(
     answer: dict[str, Any], series: Series, compared: Mapping[int, Result], *, metrics: TaskMetrics
 ) -> Against:
-    """Add to an answer how it differs, seed by seed, from another recipe; return the rows of the table.
-
-    Raises:
-        UserError: The two were scored on different samples.
-    """
+    """Add to an answer how it differs, seed by seed, from another recipe; return the rows of the table."""
     other = _answer(series, list(compared), metrics=metrics)
     if (other["split"], other["samples"]) != (answer["split"], answer["samples"]):
         raise UserError(
@@ -343,11 +328,7 @@ def _compare(
 
 
 def _require_same_samples(series: Series) -> None:
-    """Refuse to compare scores of different splits or numbers of samples.
-
-    Raises:
-        UserError: Seeds were scored on different samples.
-    """
+    """Refuse to compare scores of different splits or numbers of samples."""
     kinds = {(result.split, result.samples): seed for seed, (_, result) in series.results.items()}
     if len(kinds) > 1:
         said = ", ".join(f"seed {seed} on {samples:,} {split}" for (split, samples), seed in kinds.items())
@@ -358,13 +339,11 @@ def _require_same_samples(series: Series) -> None:
 
 
 def _dry_run(every: Sequence[Series], seeds: Sequence[int], *, terminal: Terminal) -> dict[str, Any]:
-    states = []
     for series in every:
         if series.folder is not None:
             series.members = _members(series.folder, series.loaded.recipe, seeds)
-        states.append({member.seed: member.state for member in series.members} or dict.fromkeys(seeds, "new"))
     loaded, folder = every[0].loaded, every[0].folder
-    _tell_plan(f"{loaded.recipe.title}, {len(seeds)} seeds (dry run)", every, terminal=terminal, seeds=seeds)
+    _tell_plan(f"{loaded.recipe.title}, {len(seeds)} seeds (dry run)", every, seeds, terminal=terminal)
     plans = []
     for series in every:
         terminal.heading(f"seed {seeds[0]} (1 of {len(seeds)})" + (f", {series.label}" if series.label else ""))
@@ -375,22 +354,20 @@ def _dry_run(every: Sequence[Series], seeds: Sequence[int], *, terminal: Termina
         "dry_run": True,
         "run": None if folder is None else str(folder.path.resolve()),
         "seeds": list(seeds),
-        **{state: _in_state(states[0], state) for state in STATES},
+        **{state: every[0].in_state(state, seeds) for state in STATES},
         "plan": plans[0],
     }
     if len(every) > 1:
-        left = {state: _in_state(states[1], state) for state in STATES}
+        left = {state: every[1].in_state(state, seeds) for state in STATES}
         answer["against"] = {"name": every[1].label, **left, "plan": plans[1]}
     return answer
 
 
-def _tell_plan(title: str, every: Sequence[Series], *, terminal: Terminal, seeds: Sequence[int] = ()) -> None:
+def _tell_plan(title: str, every: Sequence[Series], seeds: Sequence[int], *, terminal: Terminal) -> None:
     rows = []
     for series in every:
-        states = {member.seed: member.state for member in series.members} or dict.fromkeys(seeds, "new")
-        left = [
-            f"{words}: {seed_ranges(found)}" for state, words in STATES.items() if (found := _in_state(states, state))
-        ]
+        found = {words: series.in_state(state, seeds) for state, words in STATES.items()}
+        left = [f"{words}: {seed_ranges(numbers)}" for words, numbers in found.items() if numbers]
         if series.label:
             recipe = series.loaded.recipe
             rows.append(("against", describe_baseline(recipe) if series.label == BASELINE else recipe.title))
@@ -398,18 +375,8 @@ def _tell_plan(title: str, every: Sequence[Series], *, terminal: Terminal, seeds
     terminal.plan(title, rows)
 
 
-def _in_state(states: Mapping[int, str], wanted: str) -> list[int]:
-    return [seed for seed, state in states.items() if state == wanted]
-
-
 def _seeds(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {seed_ranges(seeds)}"
-
-
-def _write_request(series: Series, seeds: Sequence[int]) -> None:
-    """Write repeat.json and recipe.yaml, in this order: with recipe.yaml alone it would be the folder of a run."""
-    series.place.write_json(series.place.repeat.name, {"seeds": list(seeds)})
-    series.place.write_text(series.place.recipe.name, load.dump(series.loaded.recipe))
 
 
 def _name(recipe: Recipe) -> str:

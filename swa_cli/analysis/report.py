@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.analysis import loss_surface, open
+from swa_cli.analysis.compare import differences
 from swa_cli.analysis.plot import GRID
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.run_folder import about
 from swa_cli.engine.plan_text import describe_averages, describe_schedule
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
@@ -23,7 +25,7 @@ from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.page import Drawing, RunOnPage, document
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
-from swa_cli.report.tables.scores import verdict
+from swa_cli.report.scores import verdict
 from swa_cli.report.terminal import Terminal
 
 
@@ -37,16 +39,9 @@ def write_page(
     with_data: bool = True,
     allow_code: bool = False,
 ) -> dict[str, Any]:
-    """Write the page of these runs.
+    """Write the page of these runs to an .html file.
 
-    Args:
-        paths: Run folders.
-        out: An .html file.
-        version: The version of swa.
-        terminal: Shows progress and results.
-        with_plane: Measure the plane of each run that has none yet.
-        with_data: Open the data, for calibration and confusion.
-        allow_code: Import the code that the recipes name.
+    `with_plane`: measure the plane of each run; `with_data`: open the data, for calibration and confusion.
 
     Raises:
         UserError: No run folder, one that cannot be read, or a place that cannot be written to.
@@ -60,7 +55,9 @@ def write_page(
         raise UserError(f"{twice}: is named twice", hint="name each run once")
     runs = [OpenRun(path, terminal=terminal, samples=1000, allow_code=allow_code) for path in paths]
     shown = [_on_page(run, version=version, with_plane=with_plane, with_data=with_data) for run in runs]
-    content = document(shown, differences=_differences(runs)).encode()
+    found = differences([run.recipe for run in runs])
+    table = [(key, [str(value) for value in values]) for key, values in found.items()]
+    content = document(shown, differences=table).encode()
     write_atomic(out, lambda file: file.write(content))
     terminal.answer(
         f"{out}: {len(runs)} run{'s' * (len(runs) != 1)}, {len(content) / 1e6:.1f} MB; open it in a browser"
@@ -130,7 +127,7 @@ def _facts(run: OpenRun) -> list[tuple[str, str]]:
 
 def _versions(run: OpenRun, version: str) -> list[tuple[str, str]]:
     known = dict(run.point.content["environment"])
-    known |= {"python": open.read_json(run.folder.about).get("python")} if run.folder.about.is_file() else {}
+    known |= {"python": about(run.folder.about).get("python")} if run.folder.about.is_file() else {}
     names = ("torch", "python", "device", "precision", "threads", "processor")
     return [("swa", version), *((name, str(known[name])) for name in names if known.get(name) is not None)]
 
@@ -145,11 +142,7 @@ def _commands(run: OpenRun) -> list[str]:
 
 
 def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
-    """Draw the newest complete plane, or measure one of the default size.
-
-    Raises:
-        UserError: There is none, or it cannot be measured.
-    """
+    """Draw the newest complete plane, or measure one of the default size."""
     surface = None
     if measure:
         surface, _ = loss_surface.score_plane(run, None, size=GRID, samples=1000)
@@ -181,8 +174,8 @@ def _calibration(run: OpenRun) -> list[Drawing]:
 
 
 def _confusion(run: OpenRun) -> list[Drawing]:
-    name = run.best
-    matrix, classes = confusion(run, name), run.opened[0].source.class_names
+    name, matrix = confusion(run)
+    classes = run.opened[0].source.class_names
     drawn = _svg(calibration_picture.draw_confusion, matrix=matrix, classes=classes)
     return [Drawing(f"Classes as {name} predicts them, on {run.opened[0].scoring_split()}", drawn)]
 
@@ -192,12 +185,3 @@ def _svg(draw: Callable[..., None], **values: Any) -> bytes:
     file = io.BytesIO()
     draw(file, **values, title="", form="svg")
     return file.getvalue()
-
-
-def _differences(runs: Sequence[OpenRun]) -> list[tuple[str, list[str]]]:
-    """Return the keys in which recipes differ from the first one, with the value of each run."""
-    keys: dict[str, list[str]] = {}
-    for index, run in enumerate(runs[1:], start=1):
-        for key, first, own in load.differences(runs[0].recipe, run.recipe):
-            keys.setdefault(key, [str(first)] * len(runs))[index] = str(own)
-    return list(keys.items())

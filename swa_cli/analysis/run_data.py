@@ -27,10 +27,8 @@ from swa_cli.engine.user_code import admit
 from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import ECE_BINS, TaskMetrics
-from swa_cli.recipe import load
 from swa_cli.recipe.plan import Plan, make_plan
-from swa_cli.recipe.schema import Recipe, Swa
-from swa_cli.recipe.swap import name_of_worker
+from swa_cli.recipe.schema import Recipe
 from swa_cli.report.plots.curves import with_workers
 from swa_cli.report.terminal import Terminal
 
@@ -44,14 +42,9 @@ class Anchor:
 
 
 class OpenRun:
-    """A run folder, opened.
+    """A run folder, opened; `overrides` change keys that the weights do not depend on.
 
-    Args:
-        path: The folder.
-        overrides: Changes of keys that the weights do not depend on.
-        terminal: Shows progress and notes.
-        samples: Training samples of a BatchNorm pass; None for the recipe's.
-        allow_code: Import the code that the recipe names.
+    `samples` are the training samples of a BatchNorm pass, None for those of the recipe.
 
     Raises:
         UserError: It is not a run folder, or cannot be read.
@@ -71,12 +64,8 @@ class OpenRun:
             raise UserError(f"{path}: is the folder of a repeat", hint="name the folder of a seed in it")
         self.point = open.resume_point(self.folder)
         self.terminal = terminal
-        self._loaded = load.from_values(
-            self.point.content["recipe"], overrides, source=str(self.point.path), allowed=open.CHANGEABLE_KEYS
-        )
-        self.recipes = open.Recipes()  # of its files
-        if not overrides:
-            self.recipes.keep(self.point.content["recipe"], self._loaded.recipe)
+        self._loaded = open.carried_recipe(self.point, overrides, allowed=open.CHANGEABLE_KEYS)
+        self._overrides = overrides
         self._samples = samples
         self._allow_code = allow_code
 
@@ -114,18 +103,14 @@ class OpenRun:
     @cached_property
     def _workers(self) -> dict[str, list[Mapping[str, Any]]]:
         points = open.points_of_workers(self.folder, self.point, self.recipe)
-        return {name_of_worker(number): point.content["history"] for number, point in points.items()}
-
-    @cached_property
-    def _admitted(self) -> Recipe:
-        path = self.point.path
-        admit(self._loaded, source=str(path), folder=path.parent, allow_code=self._allow_code)
-        return self.recipe
+        return {name: point.content["history"] for name, point in points.items()}
 
     @cached_property
     def metrics(self) -> TaskMetrics:
         """The metrics of its task."""
-        return tasks.find(self._admitted.task).metrics
+        path = self.point.path
+        admit(self._loaded, source=str(path), folder=path.parent, allow_code=self._allow_code)
+        return tasks.find(self.recipe.task).metrics
 
     @cached_property
     def result(self) -> Mapping[str, Any] | None:
@@ -140,25 +125,21 @@ class OpenRun:
 
     @cached_property
     def opened(self) -> tuple[Context, nn.Module]:
-        """Data and hardware, and the network."""
-        return open.open_context(self.point, self._for_scoring(self._admitted), self.terminal)
-
-    def _for_scoring(self, recipe: Recipe) -> Recipe:
-        """Return the recipe in the precision of the run and with the samples that were asked for.
+        """Data and hardware, and the network, in the precision of the run and with the samples that were asked for.
 
         Under `auto` another machine may choose another precision, which kept planes and paths do not fit.
         """
         precision = self.point.content["environment"]["precision"]
-        if precision != "fp16" and not self._loaded.is_changed(("train", "precision")):
-            train = recipe.train.model_copy(update={"precision": precision})
-            recipe = recipe.model_copy(update={"train": train})
-        if self._samples is None:
-            return recipe
-        batchnorm = recipe.average_scoring.batchnorm.model_copy(update={"samples": self._samples})
-        if recipe.swap is not None:
-            return recipe.model_copy(update={"swap": recipe.swap.model_copy(update={"batchnorm": batchnorm})})
-        swa = (recipe.swa or Swa()).model_copy(update={"batchnorm": batchnorm})
-        return recipe.model_copy(update={"swa": swa})
+        of_run = [] if precision == "fp16" else [f"train.precision={precision}"]
+        samples = open.pass_of(self.point, None if self._samples is None else str(self._samples))
+        return open.open_checkpoint(
+            self.point,
+            [*of_run, *self._overrides, *samples],
+            recipe=None,
+            terminal=self.terminal,
+            allow_code=self._allow_code,
+            also=open.PASS_KEYS,
+        )
 
     @cached_property
     def sets(self) -> dict[str, WeightSet]:
@@ -217,7 +198,7 @@ def anchor_of(run: OpenRun, word: str) -> Anchor:
     return Anchor(f"{path.name}, epoch {found.content['epoch']}" if found.kind == "snapshot" else path.name, state)
 
 
-def require_classes(run: OpenRun, kind: str) -> None:
+def _require_classes(run: OpenRun, kind: str) -> None:
     """Refuse a run of another task than classification.
 
     Raises:
@@ -236,7 +217,7 @@ def reliability(run: OpenRun) -> dict[str, dict[str, Any]]:
     Raises:
         UserError: The task is not classification.
     """
-    require_classes(run, "calibration")
+    _require_classes(run, "calibration")
     found = {}
     for name, (p, labels) in run.predictions.items():
         ece = run.opened[0].task.score_predictions(p, labels).metric("ece").value
@@ -245,14 +226,9 @@ def reliability(run: OpenRun) -> dict[str, dict[str, Any]]:
 
 
 def bins_of(p: Tensor, labels: Tensor) -> list[dict[str, Any]]:
-    """Group samples by confidence, in bins of equal width as for the ECE.
+    """Group samples with probabilities (N, K) and labels (N,) by confidence, in bins of equal width as for the ECE.
 
-    Args:
-        p: Probabilities (N, K).
-        labels: (N,).
-
-    Returns:
-        `count`, mean `confidence` and `accuracy` of each bin; the last two are None where it is empty.
+    Return `count`, mean `confidence` and `accuracy` of each bin; the last two are None where it is empty.
     """
     confidence, predicted = p.double().max(dim=1)
     edges = torch.linspace(0, 1, ECE_BINS + 1, dtype=torch.float64)
@@ -271,15 +247,16 @@ def bins_of(p: Tensor, labels: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
-def confusion(run: OpenRun, name: str) -> list[list[int]]:
-    """Count the samples of a weight set: (K, K), a row per true class, a column per predicted one.
+def confusion(run: OpenRun, name: str | None = None) -> tuple[str, list[list[int]]]:
+    """Count the samples of a weight set, by default of the first average: (K, K), row true class, column predicted.
 
     Raises:
         UserError: The task is not classification, or there is no such weight set.
     """
-    require_classes(run, "confusion")
+    _require_classes(run, "confusion")
+    name = name or run.best
     if name not in run.predictions:
         raise UserError(f"{run.folder.path}: has no weights {name!r}", hint=f"choose from {', '.join(run.predictions)}")
     p, labels = run.predictions[name]
     number = p.shape[1]
-    return torch.bincount(labels * number + p.argmax(1), minlength=number**2).view(number, number).tolist()
+    return name, torch.bincount(labels * number + p.argmax(1), minlength=number**2).view(number, number).tolist()

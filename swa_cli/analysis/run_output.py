@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import shlex
-from contextlib import AbstractContextManager
 
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.engine.events import Bar, EpochEvent, PlanEvent, ResultEvent
+from swa_cli.engine.events import EpochEvent, PlanEvent, ResultEvent
 from swa_cli.report.plots import curves
 from swa_cli.report.terminal import Terminal
 
 
 class RunOutput:
-    """A listener that prints to a terminal, and draws curves.png at the end.
-
-    Args:
-        terminal: Its log becomes that of the run; where it is mute, another process draws.
-    """
+    """A listener that prints to a terminal, whose log becomes that of the run, and draws curves.png at the end."""
 
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal
+        self.warning, self.note = terminal.warning, terminal.note
+        self.progress, self.will_stop_soon = terminal.progress, terminal.will_stop_soon
         self.run: PlanEvent | None = None  # the run that is heard
         self._has_header = False  # whether the table of its epochs has one
 
@@ -50,7 +47,7 @@ class RunOutput:
 
     def result(self, event: ResultEvent) -> None:
         """Draw curves.png; print the scores, what to ship, and what to do next."""
-        if not self.terminal.is_mute:
+        if not self.terminal.is_mute:  # elsewhere, another process draws
             _draw_curves(event)
         values, terminal = event.values, self.terminal
         terminal.summary(
@@ -62,7 +59,7 @@ class RunOutput:
         )
         for file in event.swag:
             terminal.note(f"{file.stem} is scored by its mean; `swa eval {file} --draws 30` scores weights around it")
-        shown = RunFolder(event.folder).shown
+        shown = RunFolder(event.folder).display_path
         terminal.facts(
             "",
             [
@@ -71,24 +68,6 @@ class RunOutput:
                 ("next", f"swa report {shlex.quote(str(shown))} -o report.html"),
             ],
         )
-
-    def warning(self, text: str) -> None:
-        """Print a warning."""
-        self.terminal.warning(text)
-
-    def note(self, text: str) -> None:
-        """Print a remark."""
-        self.terminal.note(text)
-
-    def progress(
-        self, description: str, total: int, *, unit: int | None = None, done: int = 0
-    ) -> AbstractContextManager[Bar]:
-        """Show a live bar."""
-        return self.terminal.progress(description, total, unit=unit, done=done)
-
-    def will_stop_soon(self) -> None:
-        """Say in a signal handler that Ctrl-C was heard."""
-        self.terminal.will_stop_soon()
 
 
 def _draw_curves(event: ResultEvent) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from swa_cli.analysis.compare import Compared, read_run
-from swa_cli.analysis.open import Recipes, shipped_by
+from swa_cli.analysis.open import recipe_of, shipped_by
 from swa_cli.checkpoint import reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder, about
@@ -42,13 +42,12 @@ def show(path: Path, *, terminal: Terminal) -> dict[str, Any]:
     if path.is_dir():
         return _show_run(path, terminal=terminal)
     found = reader.read(path)
-    recipes = Recipes()
-    facts = _facts(found, recipes)
-    terminal.facts(str(path), [("kind", KINDS[found.kind]), *_rows(found, facts, recipes)])
+    facts = _facts(found)
+    terminal.facts(str(path), [("kind", KINDS[found.kind]), *_rows(found, facts)])
     return {"command": "show", "path": str(path), "kind": found.kind, **facts}
 
 
-def _facts(found: Checkpoint, recipes: Recipes) -> dict[str, Any]:
+def _facts(found: Checkpoint) -> dict[str, Any]:
     """Return what a checkpoint holds, as plain values."""
     content = found.content
     if found.kind == "foreign":
@@ -62,7 +61,7 @@ def _facts(found: Checkpoint, recipes: Recipes) -> dict[str, Any]:
     kept: dict[str, Any] = {key: content[key] for key in keys if key in content}
     return {
         "format": content["format"],
-        "recipe": recipes.of(found).model_dump(mode="json", exclude_none=True),
+        "recipe": recipe_of(found).model_dump(mode="json", exclude_none=True),
         "input": content["input"],
         **kept,
         "weights": _weights(found),
@@ -94,7 +93,6 @@ def _weights(found: Checkpoint) -> dict[str, Any]:
 
 
 def _posterior(kept: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a swag average holds beside its mean."""
     state = {f"{part}.{key}": value for part in ("variance", "deviations") for key, value in kept[part].items()}
     return {"kind": "diagonal" if kept["diagonal"] else "low rank", **_sizes(state)}
 
@@ -108,13 +106,12 @@ def _sizes(state: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def _rows(found: Checkpoint, facts: Mapping[str, Any], recipes: Recipes) -> Rows:
-    """Return the facts as labelled texts."""
+def _rows(found: Checkpoint, facts: Mapping[str, Any]) -> Rows:
     rows: Rows = []
     if found.kind == "foreign":
         rows.append(("layout", facts["layout"]))
     else:
-        rows += [("recipe", _recipe_text(recipes.of(found))), ("input", _input_text(facts["input"]))]
+        rows += [("recipe", _recipe_text(recipe_of(found))), ("input", _input_text(facts["input"]))]
         if "step" in facts:
             stopped = f", ended by train.{facts['stopped']}" if facts.get("stopped") else ""
             rows.append(("reached", f"step {facts['step']:,}, epoch {facts['epoch']}{stopped}"))
@@ -131,12 +128,11 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
     folder = RunFolder(path)
     run = read_run(1, path)
     point = next((file for file in (folder.last, folder.previous) if os.path.lexists(file)), None)
-    recipes, values = Recipes(), run.recipe.model_dump(mode="json", exclude_none=True)
-    recipes.keep(values, run.recipe)
+    values = run.recipe.model_dump(mode="json", exclude_none=True)
     facts: dict[str, Any] = {"finished": run.result is not None, "resume_point": None, "files": {}}
     if point is not None:
         found = reader.read(point)
-        facts["resume_point"] = _facts(found, recipes)
+        facts["resume_point"] = _facts(found)
         for name in dict.fromkeys([*facts["resume_point"]["weights"], *shipped_by(found, run.recipe)]):
             shipped = folder.checkpoints / f"{name}.pt"
             if name != "last" and os.path.lexists(shipped):  # refreshed, unlike in the resume point
@@ -153,7 +149,6 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
 
 
 def _files_of(folder: RunFolder) -> list[Path]:
-    """Return the checkpoints of a run, and those of its SWAP workers."""
     files = [
         *folder.checkpoints.glob("*.pt"),
         *folder.snapshots.glob("*.pt"),
@@ -165,7 +160,9 @@ def _files_of(folder: RunFolder) -> list[Path]:
 def _run_rows(run: Compared, facts: Mapping[str, Any], environment: Mapping[str, Any]) -> Rows:
     folder = RunFolder(run.path.resolve())
     state = "finished" if run.result is not None else "not finished"
-    rows = [("kind", f"run, {state}" if folder.whole is folder else f"part of the run {folder.whole.path}")]
+    rows = [
+        ("kind", f"run, {state}" if folder.run_to_resume is folder else f"part of the run {folder.run_to_resume.path}")
+    ]
     rows.append(("recipe", _recipe_text(run.recipe)))
     if (phases := describe_swap(run.recipe)) is not None:
         rows.append(("swap", phases.partition("; BatchNorm")[0]))

@@ -19,7 +19,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from swa_cli.analysis import open
-from swa_cli.analysis.open import Recipes
 from swa_cli.averaging import model_state, soup
 from swa_cli.averaging.model_state import require_same_shapes, shapes
 from swa_cli.checkpoint import loading, reader
@@ -123,19 +122,16 @@ def gather(
     # A file without a recipe needs --recipe wherever it stands; one with a recipe knows the normalization.
     first = next((item for item in found if (item.recipe is None) == (recipe is None)), found[0])
     context, model = open.open_checkpoint(first, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
-    recipes = Recipes()
-    if recipe is None and not overrides:
-        recipes.keep(first.content["recipe"], context.recipe)
-    return _checked(found, context, model, recipes)
+    return _checked(found, context, model)
 
 
-def of_run(files: Sequence[Path], context: Context, model: nn.Module, *, recipes: Recipes) -> Sources:
+def of_run(files: Sequence[Path], context: Context, model: nn.Module) -> Sources:
     """Read the weight sets in files of a run that is open already.
 
     Raises:
         UserError: A file that cannot be read, or does not fit.
     """
-    return _checked(_read(files, context.events), context, model, recipes)
+    return _checked(_read(files, context.events), context, model)
 
 
 def _read(files: Sequence[Path], events: Events) -> list[Checkpoint]:
@@ -147,11 +143,11 @@ def _read(files: Sequence[Path], events: Events) -> list[Checkpoint]:
     return found
 
 
-def _checked(found: Sequence[Checkpoint], context: Context, model: nn.Module, recipes: Recipes) -> Sources:
+def _checked(found: Sequence[Checkpoint], context: Context, model: nn.Module) -> Sources:
     with context.events.progress("checking", len(found)) as bar:
         sets = []
         for item in found:
-            sets.append(_source(item, model, recipes))
+            sets.append(_source(item, model))
             _require_same_meaning(sets[-1], context)
             bar.advance()
     return Sources(context, model, sets, averaged_names(model))
@@ -197,7 +193,7 @@ def _snapshots(path: Path) -> Iterator[Path]:
     yield from found
 
 
-def _source(found: Checkpoint, model: nn.Module, recipes: Recipes) -> Source:
+def _source(found: Checkpoint, model: nn.Module) -> Source:
     """Take the raw weights of a file, or else the one average that it holds; they load into the model as they are."""
     sets = open.chosen(reader.weight_sets(found, model), "all", found.path)
     name = RAW if RAW in sets else next(iter(sets))
@@ -206,7 +202,7 @@ def _source(found: Checkpoint, model: nn.Module, recipes: Recipes) -> Source:
     step = found.content["step"] if found.kind in ("snapshot", "resume") else None
     if found.kind == "weights":
         step = max(found.content["average"]["steps"], default=None)
-    recipe = None if found.kind == "foreign" else recipes.of(found)
+    recipe = None if found.kind == "foreign" else open.recipe_of(found)
     return Source(found, recipe, name, state, item.batchnorm, step)
 
 
@@ -242,26 +238,15 @@ class SnapshotSeries:
     averaged: list[str]
     is_exact: bool
 
-    @property
-    def n(self) -> int:
-        """The number of stretches."""
-        return len(self.sets)
-
     def bounds(self, first: int, last: int) -> tuple[int, int]:
         """Return the steps of the first and last snapshot; where exact, (start, end] of the steps."""
         start = self.points[first] if not self.is_exact else self.points[first - 1] if first else 0
         return start, self.points[last]
 
-    def steps(self, first: int, last: int) -> list[int]:
-        """Return the steps whose weights a window holds."""
-        start, end = self.bounds(first, last)
-        return list(range(start + 1, end + 1)) if self.is_exact else self.points[first : last + 1]
-
     def mean(self, first: int, last: int) -> Mean:
         """Return the mean of a window; names that are not averaged come from its last snapshot."""
-        steps = self.steps(first, last)
         if not self.is_exact:
-            members = self.sets[first : last + 1]
+            members, steps = self.sets[first : last + 1], self.points[first : last + 1]
             state = soup.mean((source.state for source in members), averaged=self.averaged)
             return Mean("window", [(source, 1 / len(members)) for source in members], steps, len(steps), state)
         start, end = self.bounds(first, last)
@@ -271,19 +256,28 @@ class SnapshotSeries:
             shares.insert(0, (self.sets[first - 1], -start / (end - start)))
             older = _running(self.sets[first - 1])
         averaged = soup.between(older, _running(newer), num_earlier=start, num_later=end)
-        return Mean("window", shares, steps, len(steps), {**newer.state, **averaged})
+        return Mean("window", shares, list(range(start + 1, end + 1)), end - start, {**newer.state, **averaged})
 
     def window(self, window: Window) -> tuple[int, int]:
         """Return the stretches of a window that is written in durations of the run.
 
         Raises:
-            UserError: It holds nothing, or ends where an exact one cannot.
+            UserError: It holds nothing, or an exact window begins or ends between two snapshots.
         """
         newest = self.sets[-1]  # after `--extend-to` it alone carries the recipe as it is now
         assert newest.recipe is not None, "a snapshot carries its recipe"
         start, end = window.points(newest.recipe, num_train=newest.found.content["num_train"])
         if self.is_exact:
-            return self._exact(window, start, end)
+            ends = [0, *self.points]
+            for point in (start, end):
+                if point not in ends:
+                    raise UserError(
+                        f"--window {window}: step {point:,} is not a snapshot; {self._nearest(point)}",
+                        hint="end the window at a snapshot, and begin it at one or at 0ep",
+                    )
+            if start == end:
+                raise UserError(f"--window {window}: holds no step", hint="write a wider window")
+            return ends.index(start), ends.index(end) - 1
         held = [index for index, point in enumerate(self.points) if start <= point <= end]
         if not held:
             raise UserError(
@@ -291,18 +285,6 @@ class SnapshotSeries:
                 hint="write a wider window",
             )
         return held[0], held[-1]
-
-    def _exact(self, window: Window, start: int, end: int) -> tuple[int, int]:
-        ends = [0, *self.points]
-        for point in (start, end):
-            if point not in ends:
-                raise UserError(
-                    f"--window {window}: step {point:,} is not a snapshot; {self._nearest(point)}",
-                    hint="end the window at a snapshot, and begin it at one or at 0ep",
-                )
-        if start == end:
-            raise UserError(f"--window {window}: holds no step", hint="write a wider window")
-        return ends.index(start), ends.index(end) - 1
 
     def _nearest(self, point: int) -> str:
         before = [0] * self.is_exact + [other for other in self.points if other < point]
@@ -336,18 +318,13 @@ def snapshot_series(sources: Sources, *, option: str) -> SnapshotSeries:
     if lacking and len(lacking) < len(ordered):
         raise UserError(f"{lacking[0].file}: keeps no running mean, and others do", hint=hint)
     if not lacking:
-        _require_running_means(sources, ordered)
+        state = sources.model.state_dict()
+        expected = shapes({name: state[name] for name in sources.averaged})
+        for source in ordered:
+            means = _running(source)
+            require_same_shapes(shapes(means), expected, what=f"running mean in {source.file}")
+            loading.require_numbers(means, like=state, source=f"{source.file} (running mean)")
     return SnapshotSeries(ordered, points, sources.averaged, is_exact=not lacking)
-
-
-def _require_running_means(sources: Sources, ordered: Sequence[Source]) -> None:
-    """Refuse running means that do not fit the model, or are not finite."""
-    state = sources.model.state_dict()
-    expected = shapes({name: state[name] for name in sources.averaged})
-    for source in ordered:
-        means = _running(source)
-        require_same_shapes(shapes(means), expected, what=f"running mean in {source.file}")
-        loading.require_numbers(means, like=state, source=f"{source.file} (running mean)")
 
 
 def _running(source: Source) -> dict[str, Tensor]:

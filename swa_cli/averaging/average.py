@@ -48,7 +48,7 @@ class WeightAverage:
     the first `window` updates.
 
     Args:
-        model: The model to average; the constructor reads its names, shapes and types only.
+        model: Only its names, shapes and types are read.
         kind: `mean`, `ema`, `lawa`, `swag`, or a name of your own.
         decay: For `ema`, in [0, 1).
         warmup: For `ema`, use smaller decays at first; default no.
@@ -58,6 +58,8 @@ class WeightAverage:
         diagonal: For `swag` instead of `rank`: keep variances alone.
         share: For a name of your own: share(n), the weight in [0, 1] of the n-th weight set (from 1) in the average of
             n. The first one always has all the weight. It is not part of `state_dict`.
+        share_settings: For a name of your own: the plain values that `share` depends on. They are part of `state_dict`,
+            and an average with other values is not continued.
 
     Attributes:
         steps: Optimizer updates that had been done when each of the weight sets held was taken.
@@ -79,21 +81,22 @@ class WeightAverage:
         rank: int | None = None,
         diagonal: bool | None = None,
         share: Callable[[int], float] | None = None,
+        share_settings: dict[str, Any] | None = None,
     ) -> None:
         self._kind = kinds.find(kind, share=share)
-        given = {"decay": decay, "warmup": warmup, "bias_correction": bias_correction}
-        self.settings = self._kind.settings(kind, given | {"window": window, "rank": rank, "diagonal": diagonal})
+        given: dict[str, Any] = {"decay": decay, "warmup": warmup, "bias_correction": bias_correction}
+        given |= {"window": window, "rank": rank, "diagonal": diagonal, "share_settings": share_settings}
+        self.settings = self._kind.settings(kind, given)
         self.window = window
         self.steps: list[int] = []
-        self._num_taken = 0  # `lawa` writes slot `_num_taken % window` next
-        self._weights: dict[str, Tensor] = {}  # empty for `lawa`
-        self._slots: list[dict[str, Tensor]] = []  # the weight sets of `lawa`
+        self._slots: list[dict[str, Tensor]] = []  # the accumulators; for `lawa` its weight sets, from old to new
         self._buffers: dict[str, Tensor] = {}
         self._spread = SwagMoments(rank=rank or 0) if kind == "swag" else None
         present = read(model)
-        if kind == "swag":
-            _require_real(present.weights)
-        self._devices = {name: value.device for name, value in present.all().items()}
+        for name, value in present.weights.items():
+            if kind == "swag" and value.is_complex():
+                raise UserError(f"{name}: is complex, which swag does not support", hint="use kind mean")
+        self._devices = {name: value.device for name, value in (present.weights | present.buffers).items()}
         # The model's tensors on the meta device: shapes, strides and types without memory.
         self._layout = Tensors(on_meta(present.weights), on_meta(present.buffers), present.owners, present.metadata)
 
@@ -108,16 +111,10 @@ class WeightAverage:
         return len(self.steps)
 
     def update(self, model: nn.Module, *, step: int | None = None) -> None:
-        """Add the present parameters of `model` to the average and copy its buffers.
+        """Add the present parameters of `model`, matched by name, to the average and copy its buffers.
 
-        Args:
-            model: Its tensors are matched by name.
-            step: Optimizer updates done so far; default: one more than at the last update.
-
-        Raises:
-            NonFiniteWeightsError: A parameter holds NaN or infinity; the average is unchanged.
-            UserError: A tensor is missing, unexpected or of another shape, or `share` is out of range; the average is
-                unchanged.
+        `step` counts the optimizer updates done so far; by default it is one more than at the last update. After an
+        error the average is unchanged, see `update_all`.
         """
         update_all([self], model, step=step)
 
@@ -132,7 +129,7 @@ class WeightAverage:
             raise UserError("the average holds no weights yet", hint="update it before its weights are used")
         fresh = {name: value.clone() for name, value in self._buffers.items()}
         for name, like in self._layout.weights.items():
-            mean = self._weights[name] if self.window is None else _mean([slot[name] for slot in self._slots])
+            mean = self._slots[0][name] if self.window is None else _mean([slot[name] for slot in self._slots])
             fresh[name] = in_memory(like, device=mean.device).copy_(mean)
         state = {name: fresh[owner] for name, owner in self._layout.owners.items()}
         return with_metadata(state, self._layout.metadata)
@@ -155,11 +152,8 @@ class WeightAverage:
             return 0
         total = sum(value.nbytes for value in self._layout.buffers.values())
         for name, like in self._layout.weights.items():
-            if self.window is not None:
-                total += like.nbytes * min(num_updates, self.window)
-                continue
             wide = accumulator_dtype(like.dtype, wide=self._kind.dtype, device=self._devices[name])
-            total += like.numel() * wide.itemsize
+            total += like.numel() * wide.itemsize * min(num_updates, self.window or 1)
             if self._spread is not None:
                 total += like.numel() * self._spread.itemsize(num_updates, wide=wide)
         return total
@@ -167,16 +161,14 @@ class WeightAverage:
     def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
         """Return all it takes to continue: primitives and tensors; stacks of `lawa` run from old to new.
 
-        Args:
-            copy: Copy the tensors. Otherwise they are the average's own, which its next update changes.
+        Without `copy` the tensors are the average's own, which its next update changes.
         """
-        weights, buffers = self._weights, self._buffers
-        if copy:
-            weights, buffers = cloned(weights), cloned(buffers)
-        if self._slots:
-            oldest = self._num_taken % len(self._slots)
-            slots = self._slots[oldest:] + self._slots[:oldest]
-            weights = {name: torch.stack([slot[name] for slot in slots]) for name in slots[0]}
+        weights = self._slots[0] if self._slots else {}
+        if self.window is not None:
+            weights = {name: torch.stack([slot[name] for slot in self._slots]) for name in weights}
+        elif copy:
+            weights = cloned(weights)
+        buffers = cloned(self._buffers) if copy else self._buffers
         return {
             **self.settings.given(),
             "count": self.count,
@@ -199,9 +191,9 @@ class WeightAverage:
         require_same_shapes(shapes(saved), self._expected_shapes(saved, count=count), what="saved average")
         if self._spread is not None:
             self._spread.require_fit(state, expected=shapes(self._layout.weights), count=count)
-        self._weights, self._slots, self._buffers = {}, [], {}
-        for index in range(count if self.window is not None else min(count, 1)):
-            for name, value in self._allocate(self._devices).items():
+        self._slots, self._buffers = [], {}
+        for index in range(min(count, self.window or 1)):
+            for name, value in self._next_slot(self._devices).items():
                 value.copy_(saved[name] if self.window is None else saved[name][index])
         if count:
             for name, like in self._layout.buffers.items():
@@ -209,9 +201,8 @@ class WeightAverage:
                 place = in_memory(layout, device=self._devices[name], dtype=like.dtype)
                 self._buffers[name] = place.copy_(saved[name])
         if self._spread is not None:
-            self._spread.load_state_dict(state, mean=self._weights)
+            self._spread.load_state_dict(state, mean=self._slots[0] if self._slots else {})
         self.steps = list(state["steps"])
-        self._num_taken = count
 
     def _expected_shapes(self, saved: Mapping[str, Tensor], *, count: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a saved state of `count` weight sets; buffers are copied, so theirs may change."""
@@ -222,19 +213,17 @@ class WeightAverage:
         buffers = {name: saved.get(name, like) for name, like in self._layout.buffers.items()}
         return weights | shapes(buffers)
 
-    def _allocate(self, devices: Mapping[str, torch.device]) -> dict[str, Tensor]:
-        """Allocate the accumulators, or one more slot, with the memory format of the parameters (channels_last)."""
-        fresh = {}
-        for name, like in self._layout.weights.items():
-            dtype = like.dtype
-            if self.window is None:
-                dtype = accumulator_dtype(dtype, wide=self._kind.dtype, device=devices[name])
-            fresh[name] = in_memory(like, device=devices[name], dtype=dtype)
-        if self.window is None:
-            self._weights = fresh
+    def _next_slot(self, devices: Mapping[str, torch.device]) -> dict[str, Tensor]:
+        """Return the accumulators of the next weight set; new ones have the memory format of the parameters."""
+        if len(self._slots) == (self.window or 1):
+            slot = self._slots.pop(0)
         else:
-            self._slots.append(fresh)
-        return fresh
+            slot = {}
+            for name, like in self._layout.weights.items():
+                dtype = accumulator_dtype(like.dtype, wide=self._kind.dtype, device=devices[name])
+                slot[name] = in_memory(like, device=devices[name], dtype=dtype)
+        self._slots.append(slot)
+        return slot
 
     def _next_share(self) -> float:
         """Return the share of the next weight set; the first one replaces whatever there is."""
@@ -250,17 +239,11 @@ class WeightAverage:
 
     def _take(self, present: Tensors, *, share: float, step: int | None) -> None:
         """Add tensors that are known to be finite and to have the right names and shapes."""
-        if len(self.steps) < (self.window or 1):
-            target = self._allocate({name: value.device for name, value in present.weights.items()})
-        elif self.window is not None:
-            target = self._slots[self._num_taken % self.window]
-        else:
-            target = self._weights
+        target = self._next_slot({name: value.device for name, value in present.weights.items()})
         blend(target, present.weights, share=share)
         if self._spread is not None:
             self._spread.take(present.weights, mean=target, count=self.count + 1)
         self._buffers = {name: value.clone() for name, value in present.buffers.items()}
-        self._num_taken += 1
         if step is None:
             step = self.steps[-1] + 1 if self.steps else 1
         self.steps.append(step)
@@ -302,9 +285,3 @@ def _require_complete(state: Mapping[str, Any]) -> None:
     if missing or state["count"] != len(state["steps"]):
         problem = f"lacks {', '.join(missing)}" if missing else "holds another number of steps than it counts"
         raise UserError(f"the saved average {problem}", hint="load what WeightAverage.state_dict() returned")
-
-
-def _require_real(weights: Mapping[str, Tensor]) -> None:
-    for name, value in weights.items():
-        if value.is_complex():
-            raise UserError(f"{name}: is complex, which swag does not support", hint="use kind mean")

@@ -10,9 +10,9 @@ B samples; C channels; n values per channel; M2 sum of squared distances from th
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -25,16 +25,16 @@ from swa_cli.averaging.bn_layers import (
     Arguments,
     Batches,
     Gather,
-    Moments,
+    ModelState,
     gather_single_process,
+    in_mode,
     is_frozen,
     may_have_statistics,
+    names_of_statistics,
     no_samples,
     norm_layers,
-    statistics_of,
-    write_statistics,
 )
-from swa_cli.averaging.bn_other_layers import OtherLayers, OtherStatistics, find_other_layers
+from swa_cli.averaging.bn_other_layers import OtherStatistics, find_other_layers
 from swa_cli.averaging.model_state import plain_model
 from swa_cli.errors import UserError
 
@@ -113,106 +113,74 @@ def update_batchnorm(
     if method not in METHODS:
         raise UserError(f"method: {method!r} does not measure BatchNorm", hint=f"one of {', '.join(METHODS)}")
     model = plain_model(model)
+    frozen = is_frozen(model)
     if not may_have_statistics(model):
-        return BatchNormUpdate(num_layers=0, num_samples=0, method=method, is_frozen=is_frozen(model))
+        return BatchNormUpdate(num_layers=0, num_samples=0, method=method, is_frozen=frozen)
     if device is None:
         device = next(chain(model.parameters(), model.buffers())).device
-    batches = Batches(loader, torch.device(device), batch_to_args)
+    batches = Batches(model, loader, torch.device(device), batch_to_args)
     with torch.no_grad():
-        with _preserved(model, device=batches.device) as modes:
-            result = _measure(model, modes, batches, method, gather)
-        for layer, moments in result.layers.items():
-            write_statistics(layer, moments, variance=moments.m2 / (moments.n - 1))
-        buffers = dict(model.named_buffers())
-        for name, value in result.others.items():
+        with _preserved(model, device=batches.device) as before:
+            update, statistics = _measure(batches, before, method, gather)
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        for name, value in statistics.items():
             buffers[name].copy_(value)
-    return BatchNormUpdate(
-        num_layers=result.num_layers,
-        num_samples=sum(gather(result.num_samples)) if result.num_layers else 0,
-        method=method,
-        unmeasured=result.unmeasured,
-        moved=result.moved,
-        is_frozen=not result.num_layers and is_frozen(model),
-    )
-
-
-@dataclass(frozen=True)
-class _Result:
-    """What the passes have measured."""
-
-    layers: dict[_BatchNorm, Moments]
-    others: dict[str, Tensor]  # name of a buffer -> its new values
-    unmeasured: tuple[str, ...]
-    num_samples: int
-    moved: tuple[str, ...]
-
-    @property
-    def num_layers(self) -> int:
-        return len(self.layers) + len({name.rpartition(".")[0] for name in self.others})
+    return replace(update, is_frozen=frozen)
 
 
 def _measure(
-    model: nn.Module, modes: Mapping[nn.Module, bool], batches: Batches, method: str, gather: Gather
-) -> _Result:
-    """Run the passes. All modules are in eval mode before and after; buffers hold anything afterwards."""
-    names = {module: name for name, module in model.named_modules()}
-    is_training = any(modes.values())
-    layers = {layer: names[layer] for layer in norm_layers(model) if modes[layer] or not is_training}
+    batches: Batches, before: ModelState, method: str, gather: Gather
+) -> tuple[BatchNormUpdate, dict[str, Tensor]]:
+    """Run the passes; return what they did, and the new values of buffers by their names.
+
+    All modules are in eval mode before and after; buffers hold anything afterwards.
+    """
+    names = {module: name for name, module in batches.model.named_modules()}
+    layers = {layer: names[layer] for layer in norm_layers(batches.model) if before.modes[layer]}
     stream = iter(batches)
     first = next(stream, None)
     if first is None:
         raise no_samples()
-    others = find_other_layers(model, batches, first, modes=modes)
-    unmeasured = (*_remove_unlike(model, layers, batches, first), *others.unmeasured)
-    values: dict[str, Tensor] = {}
+    others = find_other_layers(batches, first, before)
+    unmeasured = (*_remove_unlike(layers, batches, first, before), *others.unmeasured)
     if not layers and not others.running:
-        return _Result({}, {}, unmeasured, 0, others.moved)
+        return BatchNormUpdate(0, 0, method, unmeasured, others.moved), {}
+    statistics: dict[str, Tensor] = {}
     if method == "exact" and layers:
         if others.running:
             name = next(iter(others.running))
             raise UserError(f"{name}: method exact measures BatchNorm alone", hint="use method pooled")
-        moments, total = bn_methods.measure_exact(model, layers, batches, gather, first=first, stream=stream)
+        moments, total = bn_methods.measure_exact(layers, batches, gather, first=first, stream=stream)
     else:
-        statistics = OtherStatistics(others)
-        moments, total = bn_methods.measure_pooled(
-            model, layers, batches, gather, stream=chain([first], stream), others=statistics
-        )
-        values = statistics.result(gather)
+        measuring = OtherStatistics(others.running, before)
+        stream = chain([first], stream)
+        moments, total = bn_methods.measure_pooled(layers, batches, gather, stream=stream, others=measuring)
+        statistics = measuring.result(gather)
+        for name, value in statistics.items():
+            _require_finite(value, name=name)
     for layer, found in moments.items():
-        _require_usable(found, name=names[layer])
-    for name, value in values.items():
-        _require_finite(value, name=name)
-    return _Result(moments, values, unmeasured, total, others.moved)
+        if found.n < 2:
+            raise UserError(f"{names[layer]}: one value per channel has no variance", hint="pass more samples")
+        _require_finite(found.mean + found.m2, name=names[layer])
+        running_mean, running_var = names_of_statistics(names[layer])
+        statistics |= {running_mean: found.mean, running_var: found.m2 / (found.n - 1)}
+    num_layers = len({name.rpartition(".")[0] for name in statistics})
+    num_samples = sum(gather(total)) if num_layers else 0
+    return BatchNormUpdate(num_layers, num_samples, method, unmeasured, others.moved), statistics
 
 
-def _remove_unlike(model: nn.Module, layers: dict[_BatchNorm, str], batches: Batches, first: Any) -> list[str]:
-    """Remove the layers that keep something else than the moments of their input, as one batch shows.
-
-    Returns:
-        The names of their buffers.
-    """
+def _remove_unlike(layers: dict[_BatchNorm, str], batches: Batches, first: Any, before: ModelState) -> list[str]:
+    """Remove the layers that keep something else than the moments of their input; return the names of their buffers."""
     found: list[str] = []
-    copies = {layer: [value.clone() for value in statistics_of(layer)] for layer in layers}
-    nothing = OtherStatistics(OtherLayers())
+    nothing = OtherStatistics({}, before)
     while any(type(layer).forward not in bn_methods.KNOWN for layer in layers):
         try:
-            bn_methods.measure_pooled(model, layers, batches, gather_single_process, stream=[first], others=nothing)
+            bn_methods.measure_pooled(layers, batches, gather_single_process, stream=[first], others=nothing)
             break
         except bn_methods.UnlikeBatchNormError as error:
-            name = layers.pop(error.layer)
-            for statistic, value in zip(statistics_of(error.layer), copies[error.layer], strict=True):
-                statistic.copy_(value)  # it normalises by them in the pass
-            found += [f"{name}.running_mean", f"{name}.running_var"]
-        finally:
-            for module in model.modules():
-                module.training = False
+            found += names_of_statistics(layers.pop(error.layer))
+            before.restore()  # the layer normalises by its own statistics in the passes
     return found
-
-
-def _require_usable(moments: Moments, *, name: str) -> None:
-    if moments.n < 2:
-        raise UserError(f"{name}: one value per channel has no variance", hint="pass more samples")
-    _require_finite(moments.mean + moments.m2, name=name)
 
 
 def _require_finite(values: Tensor, *, name: str) -> None:
@@ -224,34 +192,20 @@ def _require_finite(values: Tensor, *, name: str) -> None:
 
 
 @contextmanager
-def _preserved(model: nn.Module, *, device: torch.device) -> Iterator[dict[nn.Module, bool]]:
+def _preserved(model: nn.Module, *, device: torch.device) -> Iterator[ModelState]:
     """Put all modules into eval mode inside the context; afterwards restore modes, momentum, buffers, random state.
 
-    Flags are set one by one because models override `train()`. Compiled parts run eagerly: they would not call what
-    replaces the `forward` of a layer after their compilation, and nothing would be measured.
-
-    Yields:
-        The modes before.
+    Compiled parts run eagerly: they would not call what replaces the `forward` of a layer after their compilation, and
+    nothing would be measured.
     """
-    modes = {module: module.training for module in model.modules()}
+    before = ModelState(model)
     momenta = {layer: layer.momentum for layer in norm_layers(model)}
-    saved = {
-        (module, key): (buffer, buffer.clone())
-        for module in modes
-        for key, buffer in module.named_buffers(recurse=False)
-    }
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), eager:
+    fork_rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with fork_rng, eager, in_mode(dict.fromkeys(before.modes, False)):
         try:
-            for module in modes:
-                module.training = False
-            yield modes
+            yield before
         finally:
-            for module, mode in modes.items():
-                module.training = mode
+            before.restore()
             for layer, momentum in momenta.items():
                 layer.momentum = momentum
-            for (module, key), (buffer, value) in saved.items():
-                buffer.copy_(value)
-                if getattr(module, key) is not buffer and not isinstance(module, torch.jit.ScriptModule):
-                    setattr(module, key, buffer)  # the model has put another tensor in its place

@@ -1,4 +1,4 @@
-"""BatchNorm layers of a model, the moments of their statistics, and the batches that a network takes.
+"""BatchNorm layers of a model, the moments of their inputs, and the batches that a network takes.
 
 One idea: (n, mean, M2) of any two sets of values merge exactly by Chan's formula, so the statistics of a dataset follow
 from those of its batches, in any grouping. The inputs of a network are a tensor, or a tuple or dict of tensors, which
@@ -21,11 +21,13 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from swa_cli.averaging.model_state import float64_device
 from swa_cli.errors import UserError
 
+Arguments = tuple[Sequence[Any], Mapping[str, Any]]  # positional and keyword arguments of a network
 Gather = Callable[[Any], list[Any]]  # a value of this process -> the values of all processes, in order
+Place = tuple[nn.Module, str]  # where a buffer is: the module and its key there
 
 
 def gather_single_process(value: Any) -> list[Any]:
-    """Return the values of all processes where there is only one."""
+    """Gather where there is only one process."""
     return [value]
 
 
@@ -102,12 +104,18 @@ def bn_layers(model: nn.Module) -> list[_BatchNorm]:
 
 def may_have_statistics(model: nn.Module) -> bool:
     """Whether a forward pass in training mode might change statistics; only the pass itself shows it."""
-    return bool(bn_layers(model)) or any(
-        value.is_floating_point()
-        for module in model.modules()
+    return bool(bn_layers(model) or other_buffers(model))
+
+
+def other_buffers(model: nn.Module) -> dict[str, Place]:
+    """Return the floating-point buffers by name, without those of eager BatchNorm layers."""
+    return {
+        f"{prefix}.{key}" if prefix else key: (module, key)
+        for prefix, module in model.named_modules()
         if not isinstance(module, _BatchNorm)
-        for _, value in module.named_buffers(recurse=False)
-    )
+        for key, value in module.named_buffers(recurse=False)
+        if value.is_floating_point() and value.layout == torch.strided
+    }
 
 
 def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
@@ -117,11 +125,10 @@ def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
     return layer.running_mean, layer.running_var
 
 
-def write_statistics(layer: _BatchNorm, moments: Moments, *, variance: Tensor) -> None:
-    """Write the measured mean and a variance (C,) made from M2, unbiased or biased, into a layer."""
-    running_mean, running_var = statistics_of(layer)
-    running_mean.copy_(moments.mean)
-    running_var.copy_(variance)
+def names_of_statistics(layer: str) -> tuple[str, str]:
+    """Return the names of the running mean and variance of the layer of this name, empty for the model itself."""
+    prefix = f"{layer}." if layer else ""
+    return f"{prefix}running_mean", f"{prefix}running_var"
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -129,6 +136,41 @@ def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     values = args[0] if args else kwargs["input"]
     assert isinstance(values, Tensor)
     return values
+
+
+class ModelState:
+    """A model before it is measured: its buffers, and the modes of its modules in a pass that measures.
+
+    These are the modes that the modules have, in which some may be frozen; all train in a model wholly in eval mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modes = {module: module.training for module in model.modules()}
+        self.modes = modes if any(modes.values()) else dict.fromkeys(modes, True)
+        self.buffers = {
+            (module, key): (buffer, buffer.clone())
+            for module in modes
+            for key, buffer in module.named_buffers(recurse=False)
+        }
+
+    def restore(self, places: Iterable[Place] | None = None) -> None:
+        """Restore the buffers at these places, by default all; a model may have put another tensor in their place."""
+        for module, key in self.buffers if places is None else places:
+            buffer, value = self.buffers[module, key]
+            module._buffers[key] = buffer.copy_(value)
+
+
+@contextmanager
+def in_mode(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
+    """Put each module into its mode inside the context; flags are set one by one because models override `train()`."""
+    before = {module: module.training for module in modes}
+    try:
+        for module, mode in modes.items():
+            module.training = mode
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
 
 
 @contextmanager
@@ -154,9 +196,6 @@ def _is_norm(module: nn.Module) -> bool:
         return module.running_mean is not None
     name = getattr(module, "original_name", "")  # of a scripted module
     return name.startswith(("BatchNorm", "InstanceNorm", "SyncBatchNorm")) and hasattr(module, "running_mean")
-
-
-Arguments = tuple[Sequence[Any], Mapping[str, Any]]  # positional and keyword arguments of a network
 
 
 def batch_to_args(inputs: Any) -> Arguments:
@@ -188,8 +227,9 @@ def num_samples(inputs: Any) -> int:
 
 @dataclass(frozen=True)
 class Batches:
-    """The inputs of the network in a loader's batches, on `device`; a tiny last batch is joined to the one before."""
+    """The inputs in a loader's batches, on `device`, for `model`; a tiny last batch is joined to the one before."""
 
+    model: nn.Module
     loader: Iterable[Any]
     device: torch.device
     batch_to_args: Callable[[Any], Arguments]
@@ -206,10 +246,10 @@ class Batches:
             held = _join(*held)
         yield from held
 
-    def forward(self, model: nn.Module, inputs: Any) -> Any:
+    def forward(self, inputs: Any) -> Any:
         """Return the outputs of the model for a batch."""
         args, kwargs = self.batch_to_args(inputs)
-        return model(*args, **kwargs)
+        return self.model(*args, **kwargs)
 
     def _inputs(self, batch: Any) -> Any:
         is_sequence = isinstance(batch, (tuple, list)) and len(batch) > 0

@@ -24,6 +24,7 @@ from swa_cli.averaging.bn_layers import (
     Gather,
     Moments,
     gather_single_process,
+    in_mode,
     layer_input,
     map_tensors,
     merge_moments,
@@ -33,7 +34,6 @@ from swa_cli.averaging.bn_layers import (
     replaced_forward,
     statistics_of,
     to_float64,
-    write_statistics,
 )
 from swa_cli.averaging.bn_other_layers import OtherStatistics
 from swa_cli.errors import UserError
@@ -46,11 +46,7 @@ Measured = tuple[dict[_BatchNorm, Moments], int]  # the moments of each layer, a
 
 
 class UnlikeBatchNormError(Exception):
-    """A subclass of BatchNorm keeps something else than the moments of its input.
-
-    Attributes:
-        layer: The layer.
-    """
+    """`layer`, of a subclass of BatchNorm, keeps something else than the moments of its input."""
 
     def __init__(self, layer: _BatchNorm) -> None:
         super().__init__(type(layer).__name__)
@@ -58,25 +54,18 @@ class UnlikeBatchNormError(Exception):
 
 
 def measure_pooled(
-    model: nn.Module,
-    names: dict[_BatchNorm, str],
-    batches: Batches,
-    gather: Gather,
-    *,
-    stream: Iterable[Any],
-    others: OtherStatistics,
+    names: dict[_BatchNorm, str], batches: Batches, gather: Gather, *, stream: Iterable[Any], others: OtherStatistics
 ) -> Measured:
     """Measure all layers in one pass, in which each layer normalises by its batch, as in training.
 
     Below float32 the running statistics would be rounded, so there the moments are computed from the input.
 
     Args:
-        model: In eval mode; the layers are put into training mode.
         names: The layers to measure, with their names.
-        batches: Gives batches to the model.
+        batches: Of a model in eval mode; the layers are in training mode during the pass.
         gather: See `update_batchnorm`.
-        stream: The batches.
-        others: Other layers, measured in the same pass.
+        stream: The batches of the pass.
+        others: Layers of other kinds, measured in the same pass.
 
     Raises:
         UnlikeBatchNormError: On its first batch, a layer of another class than torch's kept something else.
@@ -111,22 +100,17 @@ def measure_pooled(
         return measured_forward
 
     for layer in names:
-        layer.training = True
         layer.momentum = 1.0
         for statistic in statistics[layer]:
             statistic.zero_()  # the old ones enter with weight 0, and 0 * NaN would be NaN
-    for module in others.modules:
-        module.training = True
     total = 0
-    with replaced_forward(names, measuring):
+    with in_mode(dict.fromkeys([*names, *others.modules], True)), replaced_forward(names, measuring):
         for inputs in stream:
             others.before_batch()
-            batches.forward(model, inputs)
+            batches.forward(inputs)
             layer_moments.merge()
             others.after_batch(num_samples(inputs))
             total += num_samples(inputs)
-    if not total:
-        raise no_samples()
     own = layer_moments.by_layer() | narrow
     processes = gather({names[layer]: moments.on_cpu() for layer, moments in own.items()})
     parts = {layer: [part[name] for part in processes if name in part] for layer, name in names.items()}
@@ -134,22 +118,15 @@ def measure_pooled(
 
 
 def measure_exact(
-    model: nn.Module,
-    names: dict[_BatchNorm, str],
-    batches: Batches,
-    gather: Gather,
-    *,
-    first: Any,
-    stream: Iterator[Any],
+    names: dict[_BatchNorm, str], batches: Batches, gather: Gather, *, first: Any, stream: Iterator[Any]
 ) -> Measured:
     """Measure the layers one by one in the order of execution, each in a pass that ends there, all in eval mode.
 
     The result equals that of one batch of the whole dataset, whatever the batches.
 
     Args:
-        model: In eval mode.
         names: The layers to measure, with their names.
-        batches: Read again for each layer but the first.
+        batches: Of a model in eval mode; read again for each layer but the first.
         gather: See `update_batchnorm`.
         first: The first batch.
         stream: The other batches, for the first layer.
@@ -162,7 +139,7 @@ def measure_exact(
         if len(statistics_of(layer)[0]) != layer.num_features:
             message = f"{name}: keeps statistics of parts of a batch, which method exact does not support"
             raise UserError(message, hint="use method pooled")
-    order = _execution_order(model, names, batches, map_tensors(first, lambda values: values[:2]))
+    order = _execution_order(names, batches, map_tensors(first, lambda values: values[:2]))
     if len(order) > 1 and isinstance(batches.loader, Iterator):
         raise UserError(
             "method exact reads the samples once per layer, and this iterator can be read only once",
@@ -172,9 +149,11 @@ def measure_exact(
     total = 0
     for layer in order:
         source = chain([first], stream) if layer is order[0] else batches
-        moments, total = _measure_input(model, layer, batches, source, gather)
+        moments, total = _measure_input(layer, batches, source, gather)
         # Biased while the layers after it are measured: a batch is normalised by its own biased variance.
-        write_statistics(layer, moments, variance=moments.m2 / moments.n)
+        running_mean, running_var = statistics_of(layer)
+        running_mean.copy_(moments.mean)
+        running_var.copy_(moments.m2 / moments.n)
         found[layer] = moments
     return found, total
 
@@ -198,7 +177,7 @@ class _LayerMoments:
             self.merge()
 
     def after(self, layer: _BatchNorm, n: int) -> None:
-        """Note that a layer was executed on n values per channel."""
+        """Record that a layer was executed on n values per channel."""
         self._executed[layer] = n
 
     def merge(self) -> None:
@@ -247,7 +226,7 @@ class _StopForward(BaseException):
     """Ends a forward pass at the layer to be measured; no `except Exception` of a model can swallow it."""
 
 
-def _execution_order(model: nn.Module, names: dict[_BatchNorm, str], batches: Batches, inputs: Any) -> list[_BatchNorm]:
+def _execution_order(names: dict[_BatchNorm, str], batches: Batches, inputs: Any) -> list[_BatchNorm]:
     """Return the layers in the order in which a forward pass executes them."""
     order: list[_BatchNorm] = []
 
@@ -264,13 +243,11 @@ def _execution_order(model: nn.Module, names: dict[_BatchNorm, str], batches: Ba
         return recorded_forward
 
     with replaced_forward(names, recording):
-        batches.forward(model, inputs)
+        batches.forward(inputs)
     return order
 
 
-def _measure_input(
-    model: nn.Module, layer: _BatchNorm, batches: Batches, source: Iterable[Any], gather: Gather
-) -> tuple[Moments, int]:
+def _measure_input(layer: _BatchNorm, batches: Batches, source: Iterable[Any], gather: Gather) -> tuple[Moments, int]:
     """Return the moments of the input of `layer` in all processes, and the number of samples in this one.
 
     Merging rounds, so processes that share the batches keep the moments of each batch and merge them in the order of
@@ -289,7 +266,7 @@ def _measure_input(
         for inputs in source:
             total += num_samples(inputs)
             with suppress(_StopForward):
-                batches.forward(model, inputs)
+                batches.forward(inputs)
     if not found:
         raise no_samples()
     parts = gather([moments.on_cpu() for moments in found])

@@ -12,41 +12,42 @@ B samples; C channels; n values per channel; M2 sum of squared distances from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from swa_cli.averaging.bn_layers import Batches, Gather, Moments, merge_moments, to_float64
+from swa_cli.averaging.bn_layers import (
+    Batches,
+    Gather,
+    ModelState,
+    Moments,
+    Place,
+    in_mode,
+    merge_moments,
+    other_buffers,
+    to_float64,
+)
 
 TOLERANCE = 1e-4  # of f over the values of a buffer: float32 rounds
-
-Place = tuple[nn.Module, str]  # where a buffer is: the module and its key there
 
 
 @dataclass
 class RunningBuffer:
     """A buffer that moves to (1 - share) r + share s with each batch; `sum` and `weight` collect s."""
 
-    module: nn.Module
-    key: str
+    place: Place
     share: float
-    partner: str | None = None  # of a variance that torch normalises by: the key of its mean
+    partner: Place | None = None  # of a variance that torch normalises by: its mean
     values_per_sample: int = 1  # n of a batch, divided by B
     sum: Tensor | None = None  # float64, of s times samples
     weight: int = 0
     moments: Moments | None = None
-
-    @property
-    def value(self) -> Tensor:
-        """The present tensor."""
-        return _buffer(self.module, self.key)
 
 
 @dataclass(frozen=True)
@@ -58,74 +59,59 @@ class OtherLayers:
     moved: tuple[str, ...] = ()  # all buffers that training changes
 
 
-def find_other_layers(
-    model: nn.Module, batches: Batches, inputs: Any, *, modes: Mapping[nn.Module, bool]
-) -> OtherLayers:
+def find_other_layers(batches: Batches, inputs: Any, before: ModelState) -> OtherLayers:
     """Find out what a forward pass in training mode does to the buffers of a model.
 
-    The caller restores buffers and the random state.
+    The caller restores the random state.
 
     Args:
-        model: All of it in eval mode.
-        batches: Gives batches to the model.
+        batches: Of a model in eval mode.
         inputs: One batch.
-        modes: Which modules were in training mode: the others are frozen, unless none was.
+        before: The model as it was.
     """
-    candidates = _float_buffers(model)
+    candidates = other_buffers(batches.model)
     if not candidates:
         return OtherLayers()
-    copies = {name: _buffer(*place).clone() for name, place in candidates.items()}
-    counters = _copy_counters(module for module, _ in candidates.values())
-    layers = {module for module in modes if isinstance(module, _BatchNorm)}
-
-    def forward(modules: Mapping[nn.Module, bool]) -> None:
-        with _in_mode(modules):
-            batches.forward(model, inputs)
-
-    training = dict(modes) if any(modes.values()) else dict.fromkeys(modes, True)
-    forward(training)
-    moved = {name: place for name, place in candidates.items() if not _is_equal(_buffer(*place), copies[name])}
-    for name, place in candidates.items():
-        _put(*place, copies[name])
-    _restore(counters)
-    leaves = {name: place for name, place in moved.items() if next(place[0].children(), None) is None}
-    measured = {module for module, _ in leaves.values()} | layers
-    running = _calibrate(leaves, lambda: forward({module: training[module] for module in measured})) if leaves else {}
-    for name, place in moved.items():
-        _put(*place, copies[name])
-    _restore(counters)
+    with in_mode(before.modes):
+        batches.forward(inputs)
+    moved = {
+        name: place for name, place in candidates.items() if not _is_equal(_buffer(place), before.buffers[place][1])
+    }
+    before.restore()
+    running = _calibrate(moved, batches, inputs, before)
     rest = {name: place for name, place in moved.items() if name not in running}
-    return OtherLayers(running, tuple(_read_in_eval_mode(model, batches, inputs, rest)), tuple(moved))
+    return OtherLayers(running, _read_in_eval_mode(rest, batches, inputs, before), tuple(moved))
 
 
 class OtherStatistics:
     """Collects the statistics of other layers while the caller gives batches to the model."""
 
-    def __init__(self, layers: OtherLayers) -> None:
-        self._running = layers.running
-        self._counters = _copy_counters(item.module for item in layers.running.values())
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The layers, each once; they have to be in training mode."""
-        return list({id(item.module): item.module for item in self._running.values()}.values())
+    def __init__(self, running: Mapping[str, RunningBuffer], before: ModelState) -> None:
+        self._running = running
+        self._before = before
+        self.modules = {item.place[0] for item in running.values()}  # they have to be in training mode
+        self._counters = [
+            place
+            for place, (buffer, _) in before.buffers.items()
+            if place[0] in self.modules and not buffer.is_floating_point()
+        ]
 
     def before_batch(self) -> None:
         """Zero what the batch will fill, and reset counters: a layer may count its batches."""
         for item in self._running.values():
-            item.value.zero_()
-        _restore(self._counters)
+            _buffer(item.place).zero_()
+        self._before.restore(self._counters)
 
     def after_batch(self, num_samples: int) -> None:
         """Collect what a batch has left."""
         for item in self._running.values():
-            statistic = to_float64(item.value) / item.share
+            statistic = to_float64(_buffer(item.place)) / item.share
             if item.partner is None:
                 item.sum = statistic * num_samples + (0 if item.sum is None else item.sum)
                 item.weight += num_samples
             else:
                 n = item.values_per_sample * num_samples
-                mean = to_float64(_buffer(item.module, item.partner)) / item.share
+                mean = to_float64(_buffer(item.partner)) / item.share
                 item.moments = merge_moments(item.moments, Moments(n, mean, statistic * (n - 1)))
 
     def result(self, gather: Gather) -> dict[str, Tensor]:
@@ -143,42 +129,37 @@ class OtherStatistics:
         return found
 
 
-def _float_buffers(model: nn.Module) -> dict[str, Place]:
-    """Return the floating-point buffers by name, without those of eager BatchNorm layers."""
-    return {
-        f"{prefix}.{key}" if prefix else key: (module, key)
-        for prefix, module in model.named_modules()
-        if not isinstance(module, _BatchNorm)
-        for key, value in module.named_buffers(recurse=False)
-        if value.is_floating_point() and value.layout == torch.strided
+def _calibrate(
+    moved: Mapping[str, Place], batches: Batches, inputs: Any, before: ModelState
+) -> dict[str, RunningBuffer]:
+    """Return the buffers that move as running statistics do, with their share; modules with children have none."""
+    leaves = {name: place for name, place in moved.items() if next(place[0].children(), None) is None}
+    if not leaves:
+        return {}
+    measured = {module for module, _ in leaves.values()}
+    modes = {
+        module: mode for module, mode in before.modes.items() if module in measured or isinstance(module, _BatchNorm)
     }
-
-
-def _calibrate(leaves: Mapping[str, Place], forward: Callable[[], None]) -> dict[str, RunningBuffer]:
-    """Return the buffers that move as running statistics do, with their share."""
     fills: list[dict[str, Tensor]] = []
-    counters = _copy_counters(module for module, _ in leaves.values())
-    values_per_channel: dict[int, list[int]] = {}
     for fill in (0.0, 1.0):
         for place in leaves.values():
-            _buffer(*place).fill_(fill)
-        _restore(counters)
-        with _NormInputs({_buffer(*place).data_ptr() for place in leaves.values()}) as norms:
-            forward()
-        values_per_channel = norms.values_per_channel
-        fills.append({name: to_float64(_buffer(*place)) for name, place in leaves.items()})
+            _buffer(place).fill_(fill)
+        with in_mode(modes), _NormInputs({_buffer(place).data_ptr() for place in leaves.values()}) as norms:
+            batches.forward(inputs)
+        fills.append({name: to_float64(_buffer(place)) for name, place in leaves.items()})
+        before.restore()
     running: dict[str, RunningBuffer] = {}
     for name, (module, key) in leaves.items():
         share = _constant_share(fills[0][name], fills[1][name])
         if share is None:
             continue
-        running[name] = RunningBuffer(module, key, share)
-        mean_key = key.replace("var", "mean")
-        partner = dict(module.named_buffers(recurse=False)).get(mean_key) if mean_key != key else None
-        counts = [] if partner is None else values_per_channel.get(partner.data_ptr(), [])
-        if len(counts) == 1:
-            running[name].partner = mean_key
-            running[name].values_per_sample = counts[0]
+        running[name] = RunningBuffer((module, key), share)
+        partner = (module, key.replace("var", "mean"))
+        if partner[1] != key and partner in before.buffers:
+            counts = norms.values_per_channel.get(_buffer(partner).data_ptr(), [])
+            if len(counts) == 1:
+                running[name].partner = partner
+                running[name].values_per_sample = counts[0]
     return running
 
 
@@ -212,19 +193,21 @@ class _NormInputs(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _read_in_eval_mode(model: nn.Module, batches: Batches, inputs: Any, places: Mapping[str, Place]) -> Iterator[str]:
-    """Yield the names of the buffers that change the outputs in eval mode."""
+def _read_in_eval_mode(
+    places: Mapping[str, Place], batches: Batches, inputs: Any, before: ModelState
+) -> tuple[str, ...]:
+    """Return the names of the buffers that change the outputs in eval mode."""
     if not places:
-        return
-    with _in_mode(dict.fromkeys(model.modules(), False)):
-        expected = _output_tensors(batches.forward(model, inputs))
-        for name, (module, key) in places.items():
-            value = _buffer(module, key).clone()
-            _put(module, key, value * 1.5 + 0.5)
-            found = _output_tensors(batches.forward(model, inputs))
-            _put(module, key, value)
-            if any(not torch.equal(one, other) for one, other in zip(expected, found, strict=True)):
-                yield name
+        return ()
+    expected = _output_tensors(batches.forward(inputs))
+    read = []
+    for name, place in places.items():
+        _buffer(place).mul_(1.5).add_(0.5)
+        found = _output_tensors(batches.forward(inputs))
+        before.restore([place])
+        if any(not torch.equal(one, other) for one, other in zip(expected, found, strict=True)):
+            read.append(name)
+    return tuple(read)
 
 
 def _output_tensors(outputs: Any) -> list[Tensor]:
@@ -235,47 +218,11 @@ def _output_tensors(outputs: Any) -> list[Tensor]:
     return [tensor for part in outputs for tensor in _output_tensors(part)] if hasattr(outputs, "__iter__") else []
 
 
-@contextmanager
-def _in_mode(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
-    """Put each module into its mode inside the context; flags are set one by one because models override `train()`."""
-    before = {module: module.training for module in modes}
-    try:
-        for module, mode in modes.items():
-            module.training = mode
-        yield
-    finally:
-        for module, mode in before.items():
-            module.training = mode
-
-
-def _copy_counters(modules: Iterable[nn.Module]) -> dict[Place, Tensor]:
-    """Copy the integer buffers."""
-    return {
-        (module, key): value.clone()
-        for module in modules
-        for key, value in module.named_buffers(recurse=False)
-        if not value.is_floating_point()
-    }
-
-
-def _restore(copies: Mapping[Place, Tensor]) -> None:
-    for (module, key), value in copies.items():
-        _put(module, key, value)
-
-
-def _buffer(module: nn.Module, key: str) -> Tensor:
+def _buffer(place: Place) -> Tensor:
+    module, key = place
     value = module._buffers[key]
     assert value is not None
     return value
-
-
-def _put(module: nn.Module, key: str, value: Tensor) -> None:
-    """Restore the values of a buffer; the model may have replaced it by one of another shape."""
-    present = module._buffers[key]
-    if present is not None and present.shape == value.shape:
-        present.copy_(value)
-    else:
-        module._buffers[key] = value.clone()
 
 
 def _is_equal(found: Tensor, before: Tensor) -> bool:

@@ -34,6 +34,7 @@ class Settings:
     window: int | None = None
     rank: int | None = None
     diagonal: bool | None = None
+    share_settings: dict[str, Any] | None = None  # of a kind with a share of the caller's own
 
     def given(self) -> dict[str, Any]:
         """Return the kind and the settings that belong to it."""
@@ -62,7 +63,7 @@ class Kind:
 
     defaults: Mapping[str, Any]  # its own settings; None: required, or left out
     misfits: Callable[[Settings], Iterable[Misfit]]
-    dtype: torch.dtype  # of the accumulators, on devices that have it
+    dtype: torch.dtype | None  # of the accumulators, on devices that have it; None: that of the weights
     share: Callable[[Settings, int], float]  # of the n-th weight set in the average of n
 
     def settings(self, name: str, given: Mapping[str, Any]) -> Settings:
@@ -77,7 +78,8 @@ class Kind:
         """
         for key, value in given.items():
             if value is not None and key not in self.defaults:
-                raise _misfit(name, key, value, hint=f"{key} belongs to kind {OWNERS[key]}")
+                owner = f"kind {OWNERS[key]}" if key in OWNERS else "a share of your own"
+                raise _misfit(name, key, value, hint=f"{key} belongs to {owner}")
         own = {key: default if given[key] is None else given[key] for key, default in self.defaults.items()}
         settings = Settings(name, **own)
         for key, hint in self.misfits(settings):
@@ -97,7 +99,7 @@ def find(name: str, *, share: Callable[[int], float] | None = None) -> Kind:
         return KINDS[name]
     if name in KINDS:
         raise UserError(f"share: kind {name} has a share of its own", hint="leave share out, or use another name")
-    return Kind({}, _no_misfits, torch.float64, lambda settings, n: share(n))
+    return Kind({"share_settings": None}, _no_misfits, torch.float64, lambda settings, n: share(n))
 
 
 def ema_share(n: int, *, decay: float, warmup: bool, bias_correction: bool) -> float:
@@ -160,16 +162,20 @@ KINDS: Mapping[str, Kind] = {
     # In float32 the rounding of 300 updates of a mean already passes 1e-6.
     "mean": Kind({}, _no_misfits, torch.float64, lambda settings, n: 1 / n),
     "ema": Kind({"decay": None, "warmup": False, "bias_correction": True}, _ema_misfits, torch.float32, _share_of_ema),
-    # Each weight set has a slot to itself; the mean is taken when it is asked for.
-    "lawa": Kind({"window": None}, _window_misfits, torch.float32, lambda settings, n: 1.0),
+    # Each weight set has its own slot; `averaged_state` takes the mean.
+    "lawa": Kind({"window": None}, _window_misfits, None, lambda settings, n: 1.0),
     "swag": Kind({"rank": None, "diagonal": False}, _swag_misfits, torch.float64, lambda settings, n: 1 / n),
 }
 OWNERS = {key: name for name, kind in KINDS.items() for key in kind.defaults}
-assert set(Settings.__dataclass_fields__) == {"kind", *OWNERS}, "a setting without an owner, or one without a field"
+assert set(Settings.__dataclass_fields__) == {"kind", "share_settings", *OWNERS}, (
+    "a setting without an owner, or one without a field"
+)
 
 
-def accumulator_dtype(dtype: torch.dtype, *, wide: torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the type that accumulates weights of type `dtype`: `wide` where the device has it, or a better own one."""
+def accumulator_dtype(dtype: torch.dtype, *, wide: torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Return the type that accumulates weights of type `dtype`: `wide` where the device has it, or a wider own one."""
+    if wide is None:
+        return dtype
     return torch.promote_types(dtype, wide if float64_device(device) == device else torch.float32)
 
 

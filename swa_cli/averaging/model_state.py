@@ -1,9 +1,8 @@
 """State dicts by the names of the plain model, with torch's metadata.
 
 One idea: `read` looks through wrappers (DistributedDataParallel, torch.compile), takes shared parameters once and tells
-what is averaged from what is copied. A state that does not fit is reported with counts and three names before anything
-changes. Loading asks for `_metadata`, the versions of the layers, which torch keeps as an attribute of the OrderedDict,
-so whoever builds a state dict from the tensors of another one passes it on.
+what is averaged from what is copied. Loading needs `_metadata`, the versions of the layers, which torch keeps as an
+attribute of the OrderedDict: code that builds a state dict from the tensors of another one passes it on.
 """
 
 from __future__ import annotations
@@ -45,10 +44,6 @@ class Tensors:
     owners: dict[str, str]  # every name of the state_dict, in its order -> the name it is kept under
     metadata: dict[str, Any] | None = None  # of the state_dict, see `metadata_of`
 
-    def all(self) -> dict[str, Tensor]:
-        """Return weights and buffers together."""
-        return {**self.weights, **self.buffers}
-
 
 def metadata_of(state: object) -> Any:
     """Return what torch keeps beside the tensors, module name to version; None for a plain dict."""
@@ -74,33 +69,13 @@ def cloned(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return like(state, {name: value.detach().clone() for name, value in state.items()})
 
 
-def state_of(model: nn.Module) -> dict[str, Any]:
-    """Return `model.state_dict()` with the parameters and buffers themselves, as `keep_vars=True` gives them.
-
-    A network that overrides `state_dict` may not take that argument: then they are found by their memory. A tensor that
-    a layer computes from its parameters for the state dict requires a gradient.
-    """
-    with torch.enable_grad():
-        if takes(model.state_dict, "keep_vars"):
-            return model.state_dict(keep_vars=True)
-        state = model.state_dict()
-    own = {_memory_key(value): value for value in (*model.parameters(), *model.buffers())}
-    return like(state, {name: own.get(_memory_key(value), value) for name, value in state.items()})
-
-
 def takes(function: Any, word: str) -> bool:
     """Whether a function accepts a keyword argument of this name."""
     parameters = inspect.signature(function).parameters
     return word in parameters or any(item.kind is item.VAR_KEYWORD for item in parameters.values())
 
 
-def _memory_key(value: Any) -> tuple[Any, ...]:
-    """Return the memory and layout of a tensor, by which it is recognised."""
-    if not isinstance(value, Tensor):
-        return (id(value),)
-    return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
-
-
+@torch.no_grad()
 def read(model: nn.Module) -> Tensors:
     """Return the model's state by the names of the plain model, without copying; of a DTensor the local part.
 
@@ -111,7 +86,7 @@ def read(model: nn.Module) -> Tensors:
     """
     first_names: dict[int, str] = {}
     plain = plain_model(model)
-    state = state_of(plain)
+    state = _state_of(plain)
     metadata = metadata_of(state)
     if metadata is not None:
         metadata = {without_compile(name): value for name, value in metadata.items()}
@@ -128,11 +103,33 @@ def read(model: nn.Module) -> Tensors:
         is_derived |= is_weight and not isinstance(value, nn.Parameter)
         averaged = is_weight and (value.is_floating_point() or value.is_complex())
         owner = first_names.setdefault(id(value), name)
-        (tensors.weights if averaged else tensors.buffers)[owner] = _local(value).detach()
+        # Of a DTensor, its local part; naming the class would import much more.
+        local = value.to_local() if hasattr(value, "to_local") else value
+        (tensors.weights if averaged else tensors.buffers)[owner] = local.detach()
         tensors.owners[name] = owner
     if not is_derived:  # a tensor computed from parameters may stand for any of them
         _require_trained(plain, first_names)
     return tensors
+
+
+def _state_of(model: nn.Module) -> dict[str, Any]:
+    """Return `model.state_dict()` with the parameters and buffers themselves, as `keep_vars=True` gives them.
+
+    A network that overrides `state_dict` may not take that argument: then they are found by their memory. A tensor that
+    a layer computes from its parameters for the state dict requires a gradient.
+    """
+    with torch.enable_grad():
+        if takes(model.state_dict, "keep_vars"):
+            return model.state_dict(keep_vars=True)
+        state = model.state_dict()
+    own = {_memory_key(value): value for value in (*model.parameters(), *model.buffers())}
+    return like(state, {name: own.get(_memory_key(value), value) for name, value in state.items()})
+
+
+def _memory_key(value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, Tensor):
+        return (id(value),)
+    return value.device, value.data_ptr(), value.dtype, value.shape, value.stride()
 
 
 def _require_trained(model: nn.Module, present: Mapping[int, str]) -> None:
@@ -143,12 +140,6 @@ def _require_trained(model: nn.Module, present: Mapping[int, str]) -> None:
                 f"{name}: is trained, but missing in the state_dict of the model",
                 hint="let state_dict() return every parameter that requires a gradient",
             )
-
-
-@torch.no_grad()
-def _local(value: Tensor) -> Tensor:
-    """Return the part of a DTensor in this process; every other tensor itself."""
-    return value.to_local() if hasattr(value, "to_local") else value  # naming its class would import much more
 
 
 def plain_model(model: nn.Module) -> nn.Module:

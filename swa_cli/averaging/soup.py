@@ -47,7 +47,7 @@ def mean(
         weight = 1.0 if weights is None else weights[index]
         total += weight
         for name in averaged if weight else ():
-            value = last[name].to(_wide(last[name]))
+            value = last[name].to(torch.promote_types(last[name].dtype, torch.float64))
             # As a step towards the new value: equal sets come out bit-exact.
             kept[name] = kept[name].lerp_(value, weight / total) if name in kept else value.clone()
     if last is None or total == 0:
@@ -82,9 +82,6 @@ def greedy(order: Iterable[int], score: Callable[[list[int]], float]) -> list[in
     Args:
         order: The sets, best first.
         score: Scores the mean of these sets; higher is better.
-
-    Returns:
-        The sets of the soup.
     """
     soup: list[int] = []
     best = -math.inf
@@ -133,7 +130,3 @@ def _narrow(tried: dict[int, float], score: Callable[[int], float], *, low: int,
 
 def _or_worst(value: float) -> float:
     return math.inf if math.isnan(value) else value
-
-
-def _wide(value: Tensor) -> torch.dtype:
-    return torch.promote_types(value.dtype, torch.float64)

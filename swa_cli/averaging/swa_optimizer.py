@@ -189,13 +189,7 @@ class SWA(Optimizer):
 
     @staticmethod
     def bn_update(loader: Iterable[Any], model: nn.Module, device: torch.device | str | None = None) -> BatchNormUpdate:
-        """Replace the BatchNorm statistics of the model by those of the dataset: `update_batchnorm`, pooled.
-
-        Args:
-            loader: Batches (B, ...), or tuples or lists that begin with them.
-            model: Its modes and momentum are unchanged.
-            device: Where the batches are moved; default: the device of the model.
-        """
+        """Replace the BatchNorm statistics of the model by those of the dataset, see `update_batchnorm` (pooled)."""
         return update_batchnorm(loader, model, device=device)
 
     def _reset_lr_to_swa(self) -> None:
@@ -217,15 +211,12 @@ class SWA(Optimizer):
             require_finite(weights)
         for group, weights in named:
             count = group.get("n_avg", 0)
-            averages = {name: self._average_of(parameter) for name, parameter in weights.items()}
+            for parameter in weights.values():
+                if "swa_buffer" not in self.state[parameter]:
+                    self.state[parameter]["swa_buffer"] = parameter.detach().to(_wide(parameter), copy=True)
+            averages = {name: self.state[parameter]["swa_buffer"] for name, parameter in weights.items()}
             blend(averages, weights, share=1 / (count + 1))
             group["n_avg"] = count + 1
-
-    def _average_of(self, parameter: Tensor) -> Tensor:
-        kept = self.state[parameter]
-        if "swa_buffer" not in kept:
-            kept["swa_buffer"] = parameter.detach().to(_wide(parameter), copy=True)
-        return kept["swa_buffer"]
 
     def _require_own_weights(self) -> None:
         if any("sgd_buffer" in kept for kept in self.state.values()):

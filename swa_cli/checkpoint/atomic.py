@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -35,20 +35,19 @@ def write_atomic(
     Raises:
         OSError: No room or no permission; `path` is unchanged, and no temporary file is left.
     """
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            _reserve(descriptor, reserve)
+        with open(temporary, "xb") as file:
+            _reserve(file.fileno(), reserve)
             write(file)
             file.truncate()  # drops reserved bytes that were not needed
             file.flush()
-            os.fsync(descriptor)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp lets only the owner read its files
+            os.fsync(file.fileno())
         if keep is not None and path.exists():
             os.replace(path, keep)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -64,10 +63,7 @@ def json_text(values: Mapping[str, Any], *, indent: int | None = None) -> str:
 
 
 class BackgroundWriter:
-    """A thread that runs one write at a time, in order.
-
-    The next `begin` or `wait` raises the error of a write. Leaving the `with` block waits for the last one.
-    """
+    """A thread that runs one write at a time; leaving the `with` block waits for the last one."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -83,10 +79,7 @@ class BackgroundWriter:
             self._thread.join()  # the error that ended the block says more than that of the write
 
     def begin(self, write: Callable[[], None]) -> None:
-        """Wait for the write before, then start this one.
-
-        Args:
-            write: Must work on values that nobody changes any more, see `reader.copied`.
+        """Wait for the write before, then start this one, on values that nobody changes any more.
 
         Raises:
             OSError: The write before failed.
@@ -122,12 +115,6 @@ def _reserve(descriptor: int, num_bytes: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # the file system cannot reserve
                 raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ nothing is compared before torch is asked. Afterwards the network says what the 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,17 +44,19 @@ def load_weights(
         cure: What to do if they do not fit.
 
     Returns:
-        The state dict under the names and in the shapes of the network: `state_dict` itself, which may be mapped to a
-        file, if it has these, else a copy.
+        The state dict under the names and in the shapes of the network: the tensors of `state_dict`, which may be
+        mapped to a file, if they have these, else copies.
 
     Raises:
         MisfitError: torch refuses it (the message counts the differences and shows three).
         UserError: A tensor is of another kind of number, or not finite.
     """
     load_strict(model, state_dict, source=source, cure=cure)
-    require_finite(state_dict, source=source)
     own = model.state_dict()
-    is_same = own.keys() == state_dict.keys() and all(_equal(own[name], state_dict[name]) for name in own)
+    is_same = own.keys() == state_dict.keys() and all(
+        value.shape == state_dict[name].shape and torch.equal(value, state_dict[name].to(value.device, value.dtype))
+        for name, value in own.items()
+    )
     return like(own, {name: state_dict[name] for name in own}) if is_same else cloned(own)
 
 
@@ -69,24 +72,34 @@ def load_strict(
 
     Raises:
         MisfitError: torch refuses it.
-        UserError: A tensor is of another kind of number, which torch would cast.
+        UserError: A tensor is not finite, or of another kind of number, which torch would cast.
     """
-    _require_kinds(state_dict, like=model.state_dict(), source=source)
+    require_numbers(state_dict, like=model.state_dict(), source=source)
+    if all(name in state_dict and state_dict[name].shape == value.shape for name, value in model.named_parameters()):
+        _resize_buffers(model, state_dict)  # the weights are those of this network
+    if load is None:
+        takes_strict = takes(model.load_state_dict, "strict")
+        load = partial(model.load_state_dict, strict=True) if takes_strict else model.load_state_dict
     missing, unexpected = list[str](), list[str]()
 
     def note(_: nn.Module, found: Any) -> None:
         missing.extend(found.missing_keys)
         unexpected.extend(found.unexpected_keys)
 
-    if _has_all_parameters(model, state_dict):
-        _resize_buffers(model, state_dict)
     hook = None  # TorchScript takes none: its refusal is reported in its own words
     if not isinstance(model, torch.jit.ScriptModule):
         hook = model.register_load_state_dict_post_hook(note)
     try:
-        (load or _strict_loader(model))(with_metadata(state_dict, _versions(metadata_of(state_dict))))
+        load(with_metadata(state_dict, _versions(metadata_of(state_dict))))
     except REFUSALS as error:
-        raise _misfit(missing, unexpected, _reshaped(model, state_dict), error, source=source, cure=cure) from error
+        reshaped = {
+            key: f"{key} is {tuple(state_dict[key].shape)}, not {tuple(value.shape)}"
+            for key, value in model.state_dict().items()
+            if key in state_dict and state_dict[key].shape != value.shape
+        }
+        reason = _reason(missing, unexpected, list(reshaped.values()), error)
+        names = tuple(dict.fromkeys((*missing, *unexpected, *reshaped)))
+        raise MisfitError(f"{source}: does not fit the recipe's model: {reason}", hint=cure, names=names) from error
     finally:
         if hook is not None:
             hook.remove()
@@ -113,37 +126,18 @@ def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tens
     Raises:
         UserError: One is not.
     """
-    _require_kinds(state_dict, like=like, source=source)
-    require_finite(state_dict, source=source)
-
-
-def require_finite(state_dict: Mapping[str, Tensor], *, source: str) -> None:
-    """Require finite numbers.
-
-    Raises:
-        UserError: One is not finite.
-    """
-    for key, given in state_dict.items():
-        if not bool(torch.isfinite(given).all()):
-            raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
-
-
-def _require_kinds(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tensor], source: str) -> None:
     for key, given in state_dict.items():
         value = like.get(key, given)
         if (given.is_floating_point(), given.is_complex()) != (value.is_floating_point(), value.is_complex()):
             raise UserError(
                 f"{source}: {key} is of {given.dtype}, not {value.dtype}", hint="take another copy of the file"
             )
-
-
-def _has_all_parameters(model: nn.Module, state_dict: Mapping[str, Tensor]) -> bool:
-    """Whether every parameter of the network is there in its shape, so that the weights are this network's."""
-    return all(name in state_dict and state_dict[name].shape == value.shape for name, value in model.named_parameters())
+        if not bool(torch.isfinite(given).all()):
+            raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
 
 
 def _resize_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Give each buffer the shape of its value: some, such as a memory bank, grow while the network trains.
+    """Give each buffer the shape of its value: some, such as a memory bank, grow during training.
 
     The statistics of normalization layers never do: another shape there belongs to another network.
     """
@@ -156,13 +150,8 @@ def _resize_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:
                 setattr(module, key, torch.empty_like(value, device=buffer.device))
 
 
-def _strict_loader(model: nn.Module) -> Callable[[Mapping[str, Tensor]], object]:
-    strict = {"strict": True} if takes(model.load_state_dict, "strict") else {}
-    return lambda state_dict: model.load_state_dict(state_dict, **strict)
-
-
 def _versions(metadata: Any) -> Any:
-    """The metadata without `ASSIGN`, with which torch would replace parameters by tensors of the file."""
+    """Return the metadata without `ASSIGN`, with which torch would replace parameters by tensors of the file."""
     if not isinstance(metadata, Mapping):
         return None
     return {
@@ -172,42 +161,15 @@ def _versions(metadata: Any) -> Any:
     }
 
 
-def _misfit(
-    missing: list[str],
-    unexpected: list[str],
-    reshaped: Mapping[str, str],
-    error: BaseException,
-    *,
-    source: str,
-    cure: str,
-) -> MisfitError:
-    """The error for torch's refusal: counts and three examples, or else torch's own words."""
-    kinds = (
-        list(reshaped.values()),
-        [f"missing {key}" for key in missing],
-        [f"unexpected {key}" for key in unexpected],
-    )
-    words = str(error).partition("\n\t")[2] if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
-    reason = (words or str(error)).partition("\n")[0]
+def _reason(missing: list[str], unexpected: list[str], reshaped: list[str], error: BaseException) -> str:
+    """Return counts and three examples of what torch refuses, or torch's own words."""
+    kinds = (reshaped, [f"missing {key}" for key in missing], [f"unexpected {key}" for key in unexpected])
     if any(kinds):
         first_of_each = [kind[0] for kind in kinds if kind]
         examples = [*first_of_each, *(example for kind in kinds for example in kind[1:NUM_EXAMPLES])]
-        reason = (
+        return (
             f"{len(missing)} tensors missing, {len(unexpected)} unexpected, {len(reshaped)} of another shape"
             f" ({'; '.join(examples[:NUM_EXAMPLES])})"
         )
-    names = tuple(dict.fromkeys((*missing, *unexpected, *reshaped)))
-    return MisfitError(f"{source}: does not fit the recipe's model: {reason}", hint=cure, names=names)
-
-
-def _reshaped(model: nn.Module, given: Mapping[str, Tensor]) -> dict[str, str]:
-    """Tensors under a name of the network in another shape, each with a text that says so."""
-    return {
-        key: f"{key} is {tuple(given[key].shape)}, not {tuple(value.shape)}"
-        for key, value in model.state_dict().items()
-        if key in given and given[key].shape != value.shape
-    }
-
-
-def _equal(own: Tensor, given: Tensor) -> bool:
-    return own.shape == given.shape and torch.equal(own, given.to(own.device, own.dtype))
+    words = str(error).partition("\n\t")[2] if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
+    return (words or str(error)).partition("\n")[0]

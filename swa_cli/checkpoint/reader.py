@@ -17,19 +17,17 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor, nn
 
-from swa_cli.averaging import kinds
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.bn_layers import has_batchnorm, is_frozen, is_refreshable
+from swa_cli.averaging.kinds import OWNERS
 from swa_cli.averaging.model_state import like
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.averaging.swag import Posterior, variance_of
 from swa_cli.checkpoint import safe_load, schema, third_party
 from swa_cli.checkpoint.atomic import write_atomic
-from swa_cli.checkpoint.third_party import ForeignWeights
 from swa_cli.errors import UserError
-from swa_cli.recipe.kinds import arguments
+from swa_cli.recipe.kinds import KINDS, arguments
 
-BATCHNORM_KEYS = ("batchnorm", "batchnorm_method", "samples")  # beside the weights: how fresh their statistics are
 RESERVE_BESIDE_TENSORS = 1 << 16  # bytes of a checkpoint for names, places and checksums
 
 
@@ -109,6 +107,8 @@ def read(path: Path) -> Checkpoint:
 def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
     """Return every weight set of a checkpoint by name; raw weights are `last`, in a snapshot `snapshot`.
 
+    A foreign average counts as stale: the file does not say whether its BatchNorm statistics were recomputed.
+
     Args:
         checkpoint: What was read.
         model: The network of the recipe; its parameters give the averages their names and shapes.
@@ -118,8 +118,14 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
     """
     content, owners = checkpoint.content, read_tensors(model).owners
     if checkpoint.kind == "foreign":
-        sets = third_party.read(content, checkpoint.path, owners=owners).sets
-        return {name: _from_foreign(item, model) for name, item in sets.items()}
+        freshness = raw_batchnorm(model)
+        of_average = "stale" if is_refreshable(model) else freshness
+        return {
+            name: WeightSet(item.state_dict, of_average, item.count, "foreign")
+            if item.is_average
+            else WeightSet(item.state_dict, freshness, item.count)
+            for name, item in third_party.read(content, checkpoint.path, owners=owners).sets.items()
+        }
     if checkpoint.kind == "snapshot":
         return {"snapshot": WeightSet(content["state_dict"], content["batchnorm"])}
     if checkpoint.kind == "weights":
@@ -128,11 +134,17 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
         if kept is not None:
             posterior = Posterior(weights, kept["variance"], kept["deviations"], kept["diagonal"], owners)
         return {entry["name"]: WeightSet(weights, content["batchnorm"], entry["count"], entry["kind"], posterior)}
-    averages = {name: entry for name, entry in content["averages"].items() if entry["count"]}
-    return {
-        "last": raw_weights(checkpoint, model),
-        **{name: _from_average(entry, model, owners) for name, entry in averages.items()},
-    }
+    sets = {"last": raw_weights(checkpoint, model)}
+    for name, entry in content["averages"].items():
+        if not entry["count"]:
+            continue
+        average = restore_average(entry, model)
+        weights, posterior = average.averaged_state(), None
+        if average.kind == "swag":  # made of the file's tensors, which may be large and stay mapped
+            variance = variance_of(entry["m2"], count=average.count)
+            posterior = Posterior(weights, variance, entry["deviations"], entry["diagonal"], owners)
+        sets[name] = WeightSet(weights, entry["batchnorm"], average.count, average.kind, posterior)
+    return sets
 
 
 def raw_weights(point: Checkpoint, model: nn.Module) -> WeightSet:
@@ -148,12 +160,9 @@ def raw_batchnorm(model: nn.Module) -> str:
 
 
 def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -> dict[str, Any]:
-    """Return what a file of raw weights with recomputed statistics holds beside recipe, input and `BATCHNORM_KEYS`.
+    """Return what a file of raw weights holds beside recipe, input and `BatchNormUpdate.record`.
 
-    Args:
-        name: Of the weight set, such as `last_bn`.
-        state_dict: Its weights.
-        step: Updates done; None if not known.
+    `step` is None where the updates done are not known.
     """
     average = {"name": name, "kind": "raw", "count": None, "steps": [] if step is None else [step]}
     return {"state_dict": state_dict, "average": average}
@@ -161,40 +170,17 @@ def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -
 
 def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:
     """Return the average of `model` whose state an entry of `averages` holds."""
-    settings = {key: entry.get(key) for key in kinds.OWNERS}
+    is_shipped = KINDS[entry["kind"]].share is None
+    settings = {key: entry.get(key) for key in OWNERS} if is_shipped else entry.get("share_settings") or {}
     average = WeightAverage(model, **arguments(entry["kind"], settings))
-    average.load_state_dict(without_batchnorm(entry))
+    average.load_state_dict(entry)
     return average
-
-
-def without_batchnorm(entry: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the part of an average's entry that is the state of its `WeightAverage`."""
-    return {key: value for key, value in entry.items() if key not in BATCHNORM_KEYS}
-
-
-def _from_average(entry: Mapping[str, Any], model: nn.Module, owners: Mapping[str, str]) -> WeightSet:
-    average = restore_average(entry, model)
-    weights, posterior = average.averaged_state(), None
-    if average.kind == "swag":  # made of the file's tensors, which may be large and stay mapped
-        variance = variance_of(entry["m2"], count=average.count)
-        posterior = Posterior(weights, variance, entry["deviations"], entry["diagonal"], owners)
-    return WeightSet(weights, entry["batchnorm"], average.count, average.kind, posterior)
-
-
-def _from_foreign(item: ForeignWeights, model: nn.Module) -> WeightSet:
-    """A foreign average counts as stale: the file does not say whether its BatchNorm statistics were recomputed."""
-    if not item.is_average:
-        return WeightSet(item.state_dict, raw_batchnorm(model), item.count)
-    return WeightSet(item.state_dict, "stale" if is_refreshable(model) else raw_batchnorm(model), item.count, "foreign")
 
 
 def map_tensors(content: Any, work: Callable[[str, Tensor], Any], *, key: str = "") -> Any:
     """Return nested dicts, lists and tuples with `work(key, tensor)` in place of each tensor.
 
-    Args:
-        content: State dicts in it keep their metadata.
-        work: Gets the key of the tensor, or of the list that holds it.
-        key: That of `content` itself.
+    `key` is that of the tensor, or of the list that holds it. State dicts keep their metadata.
     """
     if isinstance(content, Tensor):
         return work(key, content)

@@ -35,12 +35,7 @@ _LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 
 
 
 class RunFolder:
-    """Paths and files of one run.
-
-    Args:
-        path: The folder.
-        writes: Whether this process writes. Only rank 0 does; on other ranks every write method is a no-op.
-    """
+    """Paths and files of one run. Only rank 0 `writes`; on other ranks every write method is a no-op."""
 
     def __init__(self, path: Path, *, writes: bool = True) -> None:
         self.path = path
@@ -98,28 +93,28 @@ class RunFolder:
         return folder
 
     @classmethod
-    def around(cls, checkpoint: Path) -> RunFolder | None:
+    def containing(cls, checkpoint: Path) -> RunFolder | None:
         """Return the run folder that holds a checkpoint or snapshot, or None."""
         folder = cls(checkpoint.resolve().parent.parent)
         return folder if folder.about.is_file() else None
 
     @property
-    def shown(self) -> Path:
+    def display_path(self) -> Path:
         """The path to show and to use in commands: relative if the folder lies below the working directory."""
         here = Path.cwd()
         path = self.path.absolute()
         return path.relative_to(here) if path.is_relative_to(here) and path != here else self.path
 
     @property
-    def is_begun(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether there is a run that can continue."""
         return any(file.is_file() for file in (self.last, self.previous, self.about))
 
     @property
-    def whole(self) -> RunFolder:
+    def run_to_resume(self) -> RunFolder:
         """The folder to resume: that of the SWAP run for a worker's folder, else this one."""
         above = RunFolder(self.path.parent.parent)
-        return above if self.path.parent.name == above.workers.name and above.is_begun else self
+        return above if self.path.parent.name == above.workers.name and above.has_begun else self
 
     def worker(self, number: int) -> RunFolder:
         """Return the folder of a worker of this SWAP run."""
@@ -131,7 +126,7 @@ class RunFolder:
         return RunFolder(self.path.parent).repeat.is_file()
 
     @contextmanager
-    def claimed(self) -> Iterator[TextIO]:
+    def lock(self) -> Iterator[TextIO]:
         """Lock the folder for this process while the block runs; yields the log, open for appending.
 
         Temporary files of a crashed process are removed first.
@@ -151,16 +146,12 @@ class RunFolder:
         file = io.FileIO(descriptor, "w")
         # Unbuffered: a log that cannot be written fails at once, not a second time when it is closed.
         with io.TextIOWrapper(file, encoding="utf-8", write_through=True) as log:
-            self._lock(file)
+            self._acquire_lock(file)
             self._sweep()
             yield log
 
-    def _lock(self, file: io.FileIO) -> None:
-        """Lock the open log until it is closed or this process ends.
-
-        Raises:
-            UserError: Another process holds it, or the file system has no locks.
-        """
+    def _acquire_lock(self, file: io.FileIO) -> None:
+        """Lock the open log until it is closed or this process ends."""
         try:
             is_free = filelock.lock_descriptor(file.fileno(), blocking=False)
         except OSError as error:
@@ -188,9 +179,19 @@ class RunFolder:
                     entry.unlink(missing_ok=True)
 
     def point_latest(self, root: Path) -> None:
-        """Let the link `latest` under `root` point to this folder."""
-        if self.writes:
-            _point_latest(root, os.path.relpath(self.path, root))
+        """Let the link `latest` under `root` point to this folder; a real file or folder of that name is left alone."""
+        latest = root / "latest"
+        if not self.writes or (latest.exists() and not latest.is_symlink()):
+            return
+        temporary = root / ".latest.tmp"  # the same name in all processes, so that none is left behind
+        while True:
+            temporary.unlink(missing_ok=True)
+            try:
+                temporary.symlink_to(os.path.relpath(self.path, root), target_is_directory=True)
+                os.replace(temporary, latest)
+                return
+            except (FileExistsError, FileNotFoundError):  # another process is doing the same
+                continue
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the folder atomically."""
@@ -203,10 +204,13 @@ class RunFolder:
 
     def write_metrics(self, rows: Sequence[Mapping[str, Any]], averages: Sequence[str], metrics: TaskMetrics) -> None:
         """Rewrite metrics.csv with one row per epoch, so that a resumed run repeats no row and misses none."""
+        columns = ["epoch", "step", "lr", *metrics.columns([])]
+        for name in averages:
+            columns += [f"{name}_val_loss", f"{name}_val_{metrics.primary.key}", f"{name}_count"]
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, metric_columns(averages, metrics), restval="", lineterminator="\n")
+        writer = csv.DictWriter(buffer, [*columns, "seconds"], restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows({key: "" if value is None else value for key, value in row.items()} for row in rows)
+        writer.writerows(rows)
         self.write_text("metrics.csv", buffer.getvalue())
 
     def snapshot_path(self, step: int) -> Path:
@@ -220,10 +224,9 @@ def make_next(root: Path, name: str) -> Path:
     Raises:
         UserError: No folder can be made there.
     """
-    if not is_utf8(str(root.absolute())):
-        message = f"output.root: {root} cannot hold run folders: its path has bytes that are not UTF-8"
-        raise UserError(message, hint="name another with -o DIR")
     try:
+        if not is_utf8(str(root.absolute())):
+            raise OSError("its path has bytes that are not UTF-8")
         root.mkdir(parents=True, exist_ok=True)
         if not os.access(root, os.W_OK):
             raise PermissionError("not writable")
@@ -251,14 +254,12 @@ def about(record: Path) -> dict[str, Any]:
     try:
         values = json.loads(record.read_text())
         if not isinstance(values, dict) or not isinstance(values.get("recipe_folder"), str):
-            reason = "it does not say where the recipe lay"
-        elif not isinstance(values.get("threads"), int):
-            reason = "it does not say the number of threads"
-        else:
-            return values
+            raise ValueError("it does not say where the recipe lay")
+        if not isinstance(values.get("threads"), int):
+            raise ValueError("it does not say the number of threads")
     except (OSError, ValueError) as error:
-        reason = str(error)
-    raise UserError(f"{record}: is not as swa writes it ({reason})", hint="take another copy of the file")
+        raise UserError(f"{record}: is not as swa writes it ({error})", hint="take another copy of the file") from error
+    return values
 
 
 def folder_of_launch(launch: str, root: Path, name: str) -> Path | None:
@@ -278,40 +279,16 @@ def numbered(root: Path, name: str) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), entry) for entry in entries if (match := pattern.fullmatch(entry.name)))
 
 
-def metric_columns(averages: Sequence[str], metrics: TaskMetrics) -> list[str]:
-    """Return the columns of metrics.csv for averages of these names and the metrics of a task."""
-    columns = ["epoch", "step", "lr", *metrics.columns([])]
-    for name in averages:
-        columns += [f"{name}_val_loss", f"{name}_val_{metrics.primary.key}", f"{name}_count"]
-    return [*columns, "seconds"]
-
-
 def _close(file: weakref.ref[io.FileIO]) -> None:
     if (found := file()) is not None:
         found.close()
 
 
 def _holder(file: io.FileIO) -> str:
-    """The process that holds the lock of a file, if the system tells it."""
+    """Return the process that holds the lock of a file, if the system tells it."""
     try:
         inode, lines = os.fstat(file.fileno()).st_ino, Path("/proc/locks").read_text().splitlines()
     except OSError:
         return ""
     found = (re.search(rf" FLOCK .* (\d+) \w+:\w+:{inode} ", line) for line in lines)
     return next((f" (process {match[1]})" for match in found if match and match[1] != "0"), "")
-
-
-def _point_latest(root: Path, target: str) -> None:
-    """Replace the link `latest` in one step; a real file or folder of that name is left alone."""
-    latest = root / "latest"
-    if latest.exists() and not latest.is_symlink():
-        return
-    temporary = root / ".latest.tmp"  # the same name in all processes, so that none is left behind
-    while True:
-        temporary.unlink(missing_ok=True)
-        try:
-            temporary.symlink_to(target, target_is_directory=True)
-            os.replace(temporary, latest)
-            return
-        except (FileExistsError, FileNotFoundError):  # another process is doing the same
-            continue

@@ -1,27 +1,30 @@
-"""Load files of weights as untrusted input: the result is plain values and dense tensors, or one clear error.
+"""Load files of weights as untrusted input, or say where the weights stand in a file that cannot be loaded so.
 
 The one idea: trust nothing that a file says of itself. `torch.load(weights_only=True)` runs no code, but it accepts a
 flipped bit, a tensor of terabytes over one stored number, and storages compressed a thousandfold. So the checksums are
 verified first, a class that the file names becomes one of `STAND_INS` (plain values, or objects that hold nothing), and
-everything loaded is counted and checked.
+everything loaded is counted and checked. Where a file needs other classes, an unpickler that makes none of them finds
+the keys of the weights, so that the error can give the command that extracts them.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 import re
-import struct
+import shlex
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.model_state import with_metadata
-from swa_cli.checkpoint import outline
 from swa_cli.errors import UserError
 
 MAX_VALUES = 20_000_000  # beside tensors: enough for averages of a million steps
@@ -29,11 +32,30 @@ MAX_CONTAINERS = 1_000_000  # the state of an optimizer has one per parameter
 MAX_DEPTH = 50
 MAX_OVERLAP = 8  # how many times tensors may cover the bytes of a file: shared weights
 VERSIONS_KEY = "state_dict_metadata"  # in the metadata of a safetensors file: that of the state dict, as JSON
+MAX_KEYS = 3  # in front of a state dict
 UNSUPPORTED = re.compile(r"nsupported (?:class|GLOBAL|global: GLOBAL) ([\w.]+)")  # in torch's error messages
+_NUM_LEGACY_PICKLES = 3  # before the content in files of torch < 1.6: magic number, protocol, machine
 
 
 class DamagedError(UserError):
     """A file that cannot be read, or no longer holds what was written."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The keys that lead to a state dict, or to a whole network."""
+
+    keys: tuple[str, ...]
+    num_tensors: int
+    is_network: bool = False
+
+    @property
+    def expression(self) -> str:
+        """Python code that follows the content: `['model'].state_dict()`."""
+        return "".join(f"[{key!r}]" for key in self.keys) + ".state_dict()" * self.is_network
+
+    def __str__(self) -> str:
+        return self.expression if self.is_network else f"{self.expression} ({self.num_tensors} tensors)"
 
 
 def read_archive(path: Path) -> Any:
@@ -55,12 +77,10 @@ def read_archive(path: Path) -> Any:
     except UserError:
         raise
     except Exception as error:  # zipfile, pickle and torch raise a dozen types at damaged and hostile files
-        if objects := _objects(path, error):
-            raise _holds_objects(path, objects) from error
-        raise DamagedError(
-            f"{path}: cannot be read as a checkpoint ({_first_line(error)})",
-            hint="name a file that torch.save wrote and that holds tensors and plain values only",
-        ) from error
+        if needed := _needed_objects(path, error):
+            raise needed from error
+        hint = "name a file that torch.save wrote and that holds tensors and plain values only"
+        raise _unreadable(path, "a checkpoint", error, hint=hint) from error
     _require_plain(content, path)
     return content
 
@@ -79,9 +99,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
             names = list(file.keys())
             return with_metadata({name: file.get_tensor(name) for name in names}, json.loads(versions))
     except Exception as error:  # of the parser, of the file system, of torch for a type that it lacks
-        raise DamagedError(
-            f"{path}: cannot be read as safetensors ({_first_line(error)})", hint="take another copy of the file"
-        ) from error
+        raise _unreadable(path, "safetensors", error) from error
 
 
 def read_shards(path: Path) -> dict[str, Tensor]:
@@ -96,10 +114,7 @@ def read_shards(path: Path) -> dict[str, Tensor]:
         if not all(name == Path(name).name and name.endswith(".safetensors") for name in names):
             raise ValueError(f"it names files elsewhere, such as {names[0]!r}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise DamagedError(
-            f"{path}: cannot be read as an index of safetensors ({_first_line(error)})",
-            hint="take another copy of the file",
-        ) from error
+        raise _unreadable(path, "an index of safetensors", error) from error
     shards = [read_safetensors(path.parent / name) for name in names]
     return {name: value for shard in shards for name, value in shard.items()}
 
@@ -132,6 +147,24 @@ def num_bytes(content: Any) -> int:
     return sum(storages.values())
 
 
+def find_weights(content: object) -> list[Place]:
+    """Find the networks, and the dicts that hold only tensors, in nested dicts; largest first."""
+    return sorted(_find(content, ()), key=lambda place: -place.num_tensors)
+
+
+def describe(places: Sequence[Place]) -> str:
+    """Return at most three places as text: `['generator'] (12 tensors), ['critic'] (8 tensors)`."""
+    return ", ".join(map(str, places[:3])) + ", ..." * (len(places) > 3)
+
+
+def extract_command(path: Path, place: Place, *, weights_only: bool) -> str:
+    """Return a shell command that writes these weights to a file of their own."""
+    name, loader = str(path), f"weights_only={weights_only}"
+    code = f"import torch; torch.save(torch.load({name!r}, {loader}){place.expression}, 'weights.pt')"
+    is_plain = not any(character in code for character in '"$`\\!')
+    return f'python -c "{code}"' if is_plain else f"python -c {shlex.quote(code)}"
+
+
 def _verify(path: Path) -> None:
     """Verify the checksum of every part, and that none is compressed and so larger in memory than in the file."""
     with zipfile.ZipFile(path) as archive:
@@ -148,34 +181,93 @@ def _verify(path: Path) -> None:
         )
 
 
-def _objects(path: Path, error: Exception) -> list[str]:
-    """The classes and functions that loading the file would need beside tensors and plain values."""
+def _needed_objects(path: Path, error: Exception) -> DamagedError | None:
+    """Return the error for a file that needs classes or functions: such as a whole model, or hyperparameters."""
     try:
         with torch.serialization.safe_globals(list(STAND_INS)):
-            return torch.serialization.get_unsafe_globals_in_checkpoint(path)
+            objects = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except Exception:  # no archive, or a broken one; the first error may still name a class
-        return UNSUPPORTED.findall(str(error))
-
-
-def _holds_objects(path: Path, objects: list[str]) -> DamagedError:
-    """The error for a Lightning checkpoint with objects among its hyperparameters, a whole model, a trap."""
+        objects = UNSUPPORTED.findall(str(error))
+    if not objects:
+        return None
     names = ", ".join(objects[:3]) + ", ..." * (len(objects) > 3)
     hint = "ask whoever wrote it for a state_dict of dense tensors"
-    if found := outline.find_in_file(path):
-        others = f" (it also holds weights at {outline.describe(found[1:])})" if len(found) > 1 else ""
-        command = outline.extract_command(path, found[0], weights_only=False)
+    if found := _find_in_file(path):
+        others = f" (it also holds weights at {describe(found[1:])})" if len(found) > 1 else ""
+        command = extract_command(path, found[0], weights_only=False)
         hint = f"take its weights out where you trust who wrote it, since this runs its code: {command}{others}"
     return DamagedError(
         f"{path}: cannot be read as a checkpoint without running code: beside tensors it holds {names}", hint=hint
     )
 
 
-def _require_plain(content: Any, path: Path) -> None:
-    """Require primitives and dense tensors over numbers that are in the file, and not too many of them.
+def _find_in_file(path: Path) -> list[Place]:
+    """Find the weights in a file, largest first; empty unless `torch.save` wrote it."""
+    try:
+        if not zipfile.is_zipfile(path):
+            with open(path, "rb") as file:
+                for _ in range(_NUM_LEGACY_PICKLES):
+                    _Outline(file).load()
+                return find_weights(_Outline(file).load())
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+            with archive.open(name) as part:
+                return find_weights(_Outline(part).load())
+    except Exception:  # pickle raises anything at a broken or hostile file; the message then lacks a hint
+        return []
 
-    Raises:
-        UserError: Something else was found.
-    """
+
+def _find(value: object, keys: tuple[str, ...]) -> Iterator[Place]:
+    if isinstance(value, _Anything) and value.is_network:
+        yield Place(keys, 0, is_network=True)
+    if not isinstance(value, Mapping) or not value:
+        return
+    items = [(key, part) for key, part in value.items() if type(key) is str]  # an optimizer's keys are numbers
+    if items and all(isinstance(part, (Tensor, _UnreadTensor)) for part in value.values()):
+        yield Place(keys, len(value))
+    elif len(keys) < MAX_KEYS:
+        for key, part in items:
+            yield from _find(part, (*keys, key))
+
+
+class _UnreadTensor:
+    """Stands for a tensor whose numbers are not read."""
+
+
+class _Anything(dict[Any, Any]):
+    """Stands for any object. It keeps the items of a dict, and drops what else it is made from."""
+
+    is_network = False
+
+    def __init__(self, *_: object, **options: object) -> None:
+        """Drop the arguments."""
+
+    def __setstate__(self, state: object) -> None:
+        self.is_network = isinstance(state, dict) and {"_parameters", "_modules"} <= state.keys()
+
+    def __hash__(self) -> int:  # type: ignore[override]  # it may be a key of a dict
+        return id(self)
+
+    def append(self, value: object) -> None:
+        """Drop an item of a list."""
+
+    def extend(self, values: object) -> None:
+        """Drop items of a list."""
+
+
+class _Outline(pickle.Unpickler):
+    """Makes nothing that a file names: a pickle can call only what `find_class` returns."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        is_tensor = module == "torch._utils" and name.startswith("_rebuild")
+        return (lambda *_: _UnreadTensor()) if is_tensor else _Anything
+
+    def persistent_load(self, identity: object) -> _UnreadTensor:
+        return _UnreadTensor()
+
+
+def _require_plain(content: Any, path: Path) -> None:
+    """Require primitives and dense tensors over numbers that are in the file, and not too many of them."""
     claimed, reason = 0, None
     try:
         for value in tensors(content):
@@ -190,11 +282,7 @@ def _require_plain(content: Any, path: Path) -> None:
 
 
 def _attributes(value: dict[Any, Any]) -> list[Any]:
-    """The attributes of a dict: torch keeps the versions of the layers beside the tensors of a state dict.
-
-    Raises:
-        ValueError: There are others; an attribute could replace a method of the dict.
-    """
+    """Return the attributes of a dict: torch keeps layers' versions there. Others could replace methods of the dict."""
     attributes: dict[str, Any] = getattr(value, "__dict__", {})
     if not attributes.keys() <= {"_metadata"}:
         raise ValueError("a dict with attributes that torch does not give it")
@@ -202,7 +290,7 @@ def _attributes(value: dict[Any, Any]) -> list[Any]:
 
 
 def _unusual(value: Tensor) -> str | None:
-    """What is wrong with a tensor, if anything: each of its numbers must be stored."""
+    """Return what is wrong with a tensor, or None: all of its numbers must be stored."""
     if type(value) not in (Tensor, nn.Parameter) or value.layout != torch.strided or value.device.type != "cpu":
         return f"a {type(value).__name__} of layout {value.layout} on {value.device}"
     if value.is_quantized or value.numel() * value.element_size() > value.untyped_storage().nbytes():
@@ -210,23 +298,21 @@ def _unusual(value: Tensor) -> str | None:
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__
+def _unreadable(
+    path: Path, kind: str, error: Exception, *, hint: str = "take another copy of the file"
+) -> DamagedError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return DamagedError(f"{path}: cannot be read as {kind} ({reason})", hint=hint)
 
 
-_TEXT_TYPE = re.compile(r"[US]\d+")
-_STRUCT_FORMATS: Mapping[str, str] = {  # numpy's code of a number type -> that of `struct`
-    "b1": "?", "i1": "b", "i2": "h", "i4": "i", "i8": "q", "u1": "B", "u2": "H", "u4": "I", "u8": "Q",
-    "f2": "e", "f4": "f", "f8": "d", "c8": "2f", "c16": "2d",
-}  # fmt: skip
+_NUMPY_TYPE = re.compile(r"b1|[iu][1248]|f[248]|c8|c16|[US]\d+")
 
 
 class _NumberType:
     """Stands for a `numpy.dtype` of numbers or of text."""
 
     def __init__(self, code: str, align: object = False, copy: object = True) -> None:
-        if code not in _STRUCT_FORMATS and not _TEXT_TYPE.fullmatch(code):
+        if not _NUMPY_TYPE.fullmatch(code):
             raise ValueError(f"a numpy.dtype {code!r}")
         self.code = code
         self.order = "<"
@@ -257,29 +343,24 @@ class _Class:
 
 
 def _number(kind: _NumberType, data: bytes) -> complex | str:
-    """A `numpy.generic`, such as `numpy.float64(93.1)`, as a Python number or text.
-
-    Raises:
-        ValueError: Type or size are not those of a number.
-    """
+    """Return a `numpy.generic`, such as `numpy.float64(93.1)`, as a Python number or text."""
     if not isinstance(kind, _NumberType) or not isinstance(data, bytes):
         raise ValueError("a numpy number without its type")
-    if kind.code not in _STRUCT_FORMATS:
+    if kind.code[0] in "US":
         return data.decode("utf-32" if kind.code[0] == "U" else "utf-8", errors="replace")
-    try:
-        values: tuple[Any, ...] = struct.unpack(kind.order + _STRUCT_FORMATS[kind.code], data)
-    except struct.error as error:
-        raise ValueError(f"a numpy number of {len(data)} bytes and type {kind.code}") from error
-    return complex(*values) if kind.code[0] == "c" else values[0]
+    if len(data) != np.dtype(kind.code).itemsize:
+        raise ValueError(f"a numpy number of {len(data)} bytes and type {kind.code}")
+    number: complex = np.frombuffer(data, kind.order + kind.code).item()
+    return number
 
 
 def _path(*parts: str) -> str:
-    """A `pathlib` path, as text."""
+    """Return a `pathlib` path as text."""
     return "/".join(map(str, parts)).replace("//", "/")
 
 
 def _dict(*_: object) -> dict[Any, Any]:
-    """A `collections.defaultdict`, as a dict."""
+    """Return a dict in place of a `collections.defaultdict`."""
     return {}
 
 

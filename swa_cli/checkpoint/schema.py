@@ -34,18 +34,20 @@ Freshness = Literal["none", "running", "frozen", "stale", "recomputed", "partial
 State = dict[str, Tensor]
 
 
-class StoredData(BaseModel):
+class _Stored(BaseModel):
+    model_config = STRICT
+
+
+class StoredData(_Stored):
     """Number of samples and checksum of a split, see `fingerprint`."""
 
-    model_config = STRICT
     samples: int
     sha256: str  # empty where computing it would read every sample
 
 
-class Input(BaseModel):
+class Input(_Stored):
     """The input that the network takes, see `Context.input`."""
 
-    model_config = STRICT
     channels: int | None = Field(gt=0)  # None where the inputs are no images; size and scale are then empty
     size: list[int]  # height, width
     mean: list[float]  # (C,)
@@ -70,10 +72,9 @@ def _declared(kind: str) -> str:
     return kind
 
 
-class _AverageState(BaseModel):
+class _AverageState(_Stored):
     """An average that can continue, see `WeightAverage.state_dict`."""
 
-    model_config = STRICT
     kind: Annotated[str, AfterValidator(_declared)]
     count: int = Field(ge=0)
     steps: list[int]
@@ -92,18 +93,16 @@ else:  # with the settings of every kind that is declared
     )
 
 
-class RunningMean(BaseModel):
+class RunningMean(_Stored):
     """The mean of the weights after every step so far; only parameters are in `state`."""
 
-    model_config = STRICT
     count: int = Field(gt=0, le=10**7)  # `swa average` lists the steps of a window, and a file has to hold that list
     state: State
 
 
-class EpochSoFar(BaseModel):
+class EpochSoFar(_Stored, extra="allow"):
     """The epoch that has no row in `history` yet: sums over its batches, and its seconds."""
 
-    model_config = ConfigDict(**STRICT, extra="allow")
     __pydantic_extra__: dict[str, float]  # the score of the task
     loss: float
     seconds: float = Field(ge=0)
@@ -111,10 +110,9 @@ class EpochSoFar(BaseModel):
     parts: list[Annotated[list[float], Field(min_length=2, max_length=2)]] | None = None
 
 
-class HistoryRow(BaseModel):
+class HistoryRow(_Stored, extra="allow"):
     """One epoch in `history`; further keys are scores, None where they were not measured."""
 
-    model_config = ConfigDict(**STRICT, extra="allow")
     __pydantic_extra__: dict[str, float | int | None]
     epoch: int
     step: int
@@ -123,23 +121,24 @@ class HistoryRow(BaseModel):
     seconds: float
 
 
-class Environment(BaseModel):
+class Environment(_Stored, extra="allow"):
     """What the bits of a run depend on beside its recipe, see `hardware.environment`."""
 
-    model_config = ConfigDict(**STRICT, extra="allow")
     __pydantic_extra__: dict[str, int | str]
     threads: int = Field(gt=0)
     device: str = Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")
     precision: Literal["fp32", "bf16", "fp16"]
 
 
-class ResumePoint(BaseModel):
-    """last.pt and previous.pt: everything that the rest of a run depends on."""
-
-    model_config = STRICT
+class _File(_Stored):
     format: int
     recipe: dict[str, Any]
     input: Input
+
+
+class ResumePoint(_File):
+    """last.pt and previous.pt: everything that the rest of a run depends on."""
+
     num_train: int = Field(gt=0)
     epoch: int = Field(ge=0)
     step: int = Field(ge=0)
@@ -155,30 +154,27 @@ class ResumePoint(BaseModel):
     cumulative: StoredAverage | None
 
 
-class ShippedAverage(BaseModel):
+class ShippedAverage(_Stored):
     """Name and kind of a weight set to ship, and the steps whose weights it holds."""
 
-    model_config = STRICT
     name: str
     kind: str
     count: int | None
     steps: list[int]
 
 
-class StoredSource(BaseModel):
+class StoredSource(_Stored):
     """One weight set of an average that was made after the run; `step` is None if its file does not say it."""
 
-    model_config = STRICT
     file: str
     name: str
     weight: float
     step: int | None
 
 
-class StoredPosterior(BaseModel):
+class StoredPosterior(_Stored):
     """What a swag average holds beside its mean, see `Posterior`."""
 
-    model_config = STRICT
     diagonal: bool
     variance: State
     deviations: State  # (K, *shape); empty if diagonal
@@ -191,30 +187,10 @@ class StoredPosterior(BaseModel):
                 raise ValueError(f"{name} has values that no weights lead to")
         return tensors
 
-    def require_around(self, weights: State) -> None:
-        """Require a variance in the shape of its weight, and the same number of deviations everywhere.
 
-        Raises:
-            ValueError: One does not fit.
-        """
-        stacks = {} if self.diagonal else self.variance
-        num_deviations = {len(value) if value.dim() else 0 for value in self.deviations.values()}
-        if self.deviations.keys() != stacks.keys() or len(num_deviations) > 1:
-            raise ValueError("has deviations of other weights than its variance, or not as many of each")
-        for name, value in self.variance.items():
-            if name not in weights or weights[name].shape != value.shape:
-                raise ValueError(f"{name} does not have the shape of the weights of that name")
-            if name in self.deviations and self.deviations[name].shape[1:] != value.shape:
-                raise ValueError(f"{name} has deviations of another shape than the weights")
-
-
-class Weights(BaseModel):
+class Weights(_File):
     """swa.pt and its like: weights to ship."""
 
-    model_config = STRICT
-    format: int
-    recipe: dict[str, Any]
-    input: Input
     state_dict: State
     average: ShippedAverage
     batchnorm: Freshness
@@ -230,18 +206,23 @@ class Weights(BaseModel):
             return posterior  # pydantic reports what is wrong with those
         if (average.kind == "swag") != (posterior is not None):
             raise ValueError("belongs to an average of kind swag, and to no other")
-        if posterior is not None:
-            posterior.require_around(weights)
+        if posterior is None:
+            return None
+        variance, deviations = posterior.variance, posterior.deviations
+        num_deviations = {len(value) if value.dim() else 0 for value in deviations.values()}
+        if deviations.keys() != ({} if posterior.diagonal else variance).keys() or len(num_deviations) > 1:
+            raise ValueError("has deviations of other weights than its variance, or not as many of each")
+        for name, value in variance.items():
+            if name not in weights or weights[name].shape != value.shape:
+                raise ValueError(f"{name} does not have the shape of the weights of that name")
+            if name in deviations and deviations[name].shape[1:] != value.shape:
+                raise ValueError(f"{name} has deviations of another shape than the weights")
         return posterior
 
 
-class Snapshot(BaseModel):
+class Snapshot(_File):
     """Raw weights of one step."""
 
-    model_config = STRICT
-    format: int
-    recipe: dict[str, Any]
-    input: Input
     state_dict: State
     num_train: int = Field(gt=0)
     epoch: int = Field(ge=0)

@@ -18,8 +18,8 @@ from typing import Any, TypeGuard
 from torch import Tensor
 
 from swa_cli.averaging.model_state import like, metadata_of, with_metadata, without_compile
-from swa_cli.checkpoint import outline
-from swa_cli.checkpoint.outline import Place
+from swa_cli.checkpoint import safe_load
+from swa_cli.checkpoint.safe_load import Place
 from swa_cli.errors import UserError
 
 State = dict[str, Tensor]
@@ -35,11 +35,13 @@ AVERAGE_KEYS: Mapping[str, str] = {
     "teacher": "teacher",
 }
 TRAINING_LOOP = "checkpoint of a training loop"
+TIMGARIPOV = "checkpoint of timgaripov/swa"
 PROGRAMS: Mapping[frozenset[str], str] = {  # keys of a training loop -> the program that is known by them
+    frozenset({"swa_state_dict", "swa_n"}): TIMGARIPOV,
+    frozenset({"state_dict", "swa_state_dict"}): TIMGARIPOV,
     frozenset({"arch", "state_dict"}): "checkpoint of timm",
     frozenset({"state_dict", "state_dict_ema"}): "checkpoint of timm",
     frozenset({"model", "model_ema"}): "checkpoint as of torchvision's references",
-    frozenset({"state_dict", "swa_state_dict"}): "checkpoint of timgaripov/swa",
     frozenset({"student", "teacher"}): "checkpoint of DINO",
 }
 WRAPPERS = {"_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -76,18 +78,15 @@ class Foreign:
             details += [f"of {item.count}"] * (item.count is not None)
             details += [f"left out beside it: {item.num_left_out}"] * bool(item.num_left_out)
             parts.append(f"{name} ({' '.join(details)})" if details else name)
-        unread = f"; not read: {outline.describe(self.unread)}" if self.unread else ""
+        unread = f"; not read: {safe_load.describe(self.unread)}" if self.unread else ""
         return f"{self.layout} with {', '.join(parts)}{unread}"
 
 
 def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -> Foreign:
     """Return the weight sets of a file by name. Whether they fit the network is not checked here.
 
-    Args:
-        content: What the file holds: plain values and tensors.
-        path: Of the file, for messages.
-        owners: Every name in the network's state dict, with the first name of its tensor, see
-            `averaging.model_state`; empty for an unknown network.
+    `owners` has every name in the network's state dict with the first name of its tensor, see `averaging.model_state`;
+    it is empty for an unknown network.
 
     Raises:
         UserError: The file holds no weights, or a count that is no number.
@@ -95,13 +94,16 @@ def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -
     try:
         for layout, reader in READERS.items():
             if found := reader(content):
-                return Foreign(_program(content, layout), _networks(found, owners), _unread(content, found))
+                if layout == TRAINING_LOOP:
+                    present = {key for key in content if content[key] is not None}
+                    layout = next((program for keys, program in PROGRAMS.items() if keys <= present), layout)
+                return Foreign(layout, _networks(found, owners), _unread(content, found))
     except ValueError as error:
         raise UserError(f"{path}: {error}", hint="take another copy of the file") from error
-    if places := outline.find(content):
-        lines = " or ".join(outline.extract_command(path, place, weights_only=True) for place in places[:2])
+    if places := safe_load.find_weights(content):
+        lines = " or ".join(safe_load.extract_command(path, place, weights_only=True) for place in places[:2])
         raise UserError(
-            f"{path}: its weights stand under keys that swa does not know: {outline.describe(places)}",
+            f"{path}: its weights stand under keys that swa does not know: {safe_load.describe(places)}",
             hint=f"write the ones you mean to a file of their own: {lines}",
         )
     keys = ", ".join(map(str, list(content)[:5]))
@@ -151,15 +153,6 @@ def _mmengine(content: Mapping[str, Any]) -> Sets:
     return {"last": ForeignWeights(state), "ema": ForeignWeights(weights, is_average=True)}
 
 
-def _timgaripov(content: Mapping[str, Any]) -> Sets:
-    """`train.py` of timgaripov/swa: `state_dict`, `swa_state_dict` (None without --swa) and its count `swa_n`."""
-    if not _is_state(content.get("swa_state_dict")) or "swa_n" not in content:
-        return {}
-    sets = _training_loop(content)
-    name = "swa" if "swa" in sets else "swa_state_dict"  # its key where another key holds an average named swa
-    return {**sets, name: replace(sets[name], count=_count(content, key="swa_n"))}
-
-
 def _composer(content: Mapping[str, Any]) -> Sets:
     """`State.state_dict` of Composer, which a checkpoint has under `state`."""
     state = content.get("state")
@@ -167,7 +160,10 @@ def _composer(content: Mapping[str, Any]) -> Sets:
 
 
 def _training_loop(content: Mapping[str, Any]) -> Sets:
-    """Weights under the keys that most programs use, beside an epoch, an optimizer, options."""
+    """Weights under the keys that most programs use, beside an epoch, an optimizer, options.
+
+    `train.py` of timgaripov/swa counts the weights of its `swa_state_dict` (None without --swa) in `swa_n`.
+    """
     raw = [key for key in RAW_KEYS if _is_state(content.get(key))]
     averages = [key for key in AVERAGE_KEYS if _is_state(content.get(key))]
     sets: Sets = {}
@@ -176,7 +172,10 @@ def _training_loop(content: Mapping[str, Any]) -> Sets:
         sets["swa" if item.is_average and not averages else "last" if len(raw) == 1 else key] = item
     names = [AVERAGE_KEYS[key] for key in averages]
     for key, name in zip(averages, names, strict=True):
-        sets[name if names.count(name) == 1 else key] = replace(_weights(content[key]), is_average=True)
+        item = replace(_weights(content[key]), is_average=True)
+        if key == "swa_state_dict" and "swa_n" in content:
+            item = replace(item, count=_count(content, key="swa_n"))
+        sets[name if names.count(name) == 1 else key] = item
     return sets
 
 
@@ -195,7 +194,6 @@ def _plain(content: Mapping[str, Any]) -> Sets:
 READERS: Mapping[str, Callable[[Mapping[str, Any]], Sets]] = {
     "checkpoint of Lightning": _lightning,
     "checkpoint of MMEngine": _mmengine,
-    "checkpoint of timgaripov/swa": _timgaripov,
     "checkpoint of Composer": _composer,
     TRAINING_LOOP: _training_loop,
     "state dict": _plain,
@@ -209,17 +207,13 @@ def _is_state(value: Any) -> TypeGuard[State]:
 
 
 def _weights(state: Mapping[str, Any]) -> ForeignWeights:
-    """A state dict that may be one of torch's AveragedModel."""
+    """Return a state dict as a weight set: an average if `n_averaged` says that torch's AveragedModel made it."""
     weights = like(state, {key: value for key, value in state.items() if key != "n_averaged"})
     return ForeignWeights(weights, is_average="n_averaged" in state, count=_count(state))
 
 
 def _count(values: Mapping[str, Any], *, key: str = "n_averaged") -> int | None:
-    """The number of weights in an average, which programs keep as a number or as a tensor.
-
-    Raises:
-        ValueError: It is something else.
-    """
+    """Return the number of weights in an average, which programs keep as a number or as a tensor."""
     value = values.get(key)
     try:
         return None if value is None else int(value)
@@ -227,77 +221,64 @@ def _count(values: Mapping[str, Any], *, key: str = "n_averaged") -> int | None:
         raise ValueError(f"{key} is no number") from error
 
 
-def _program(content: Mapping[str, Any], layout: str) -> str:
-    """The program that wrote a file, if its keys say so."""
-    if layout != TRAINING_LOOP:
-        return layout
-    present = {key for key in content if content[key] is not None}
-    return next((program for keys, program in PROGRAMS.items() if keys <= present), layout)
-
-
 def _unread(content: Mapping[str, Any], found: Sets) -> tuple[Place, ...]:
-    """State dicts under unknown keys that may be a weight set: with at least half as many tensors."""
+    """Return the state dicts under unknown keys that may be weight sets: with more than half as many tensors."""
     known = {*RAW_KEYS, *AVERAGE_KEYS, "state", "callbacks", "current_model_state", "averaging_state"}
     fewest = max(len(item.state_dict) for item in found.values()) / 2
-    places = outline.find(content)
+    places = safe_load.find_weights(content)
     return tuple(place for place in places if place.keys and place.keys[0] not in known and place.num_tensors > fewest)
 
 
 def _networks(found: Sets, owners: Mapping[str, str]) -> Sets:
-    """Weight sets under the network's names; several for a state dict that holds the network more than once."""
+    """Return the weight sets under the network's names; several for a state dict that holds the network several times.
+
+    A prefix that says average or raw names the weight set behind it.
+    """
     sets: Sets = {}
     for name, item in found.items():
         parts = _split(item.state_dict, owners)
         num_raw = sum(_average_in(prefix) is None for prefix in parts)
         for prefix, part in parts.items():
-            own = _name(name, prefix, is_average=item.is_average, is_only=num_raw == 1)
-            if own in sets:
-                own = f"{name}.{prefix.removesuffix('.')}"
-            is_average = part.count is not None or _average_in(prefix) is not None
-            sets[own] = ForeignWeights(
+            average, own = _average_in(prefix), f"{name}.{prefix.removesuffix('.')}"
+            is_raw = average is None and any(RAW.search(attribute) for attribute in prefix.split("."))
+            if average is not None:
+                short = name if item.is_average else average
+            elif is_raw and item.is_average:
+                short = "last"
+            else:
+                short = name if num_raw == 1 or not prefix else own
+            sets[own if short in sets else short] = ForeignWeights(
                 part.state_dict,
-                is_average=is_average or (item.is_average and not _is_raw(prefix)),
+                is_average=average is not None or part.count is not None or (item.is_average and not is_raw),
                 count=item.count if part.count is None else part.count,
                 num_left_out=part.num_left_out if owners and len(parts) == 1 else 0,
             )
     return sets
 
 
-def _name(name: str, prefix: str, *, is_average: bool, is_only: bool) -> str:
-    """The name of what stands behind a prefix in the weight set `name`: the prefix may say average or raw."""
-    average = _average_in(prefix)
-    if average is not None:
-        return name if is_average else average
-    if is_average and _is_raw(prefix):
-        return "last"
-    return name if is_only or not prefix else f"{name}.{prefix.removesuffix('.')}"
-
-
 def _average_in(prefix: str) -> str | None:
-    """The average that a prefix names: ema | swa; None if it names none."""
+    """Return the average that a prefix names, ema or swa, or None."""
     matches = (AVERAGE.search(attribute) for attribute in prefix.split("."))
     return next((match[1] or "swa" for match in matches if match), None)
 
 
-def _is_raw(prefix: str) -> bool:
-    return any(RAW.search(attribute) for attribute in prefix.split("."))
-
-
 def _split(state: State, owners: Mapping[str, str]) -> Sets:
-    """The networks in a state dict by prefix; if none is complete, what stands behind the prefix of most names."""
+    """Return the networks in a state dict by prefix; if none is complete, the part with most of the network's names."""
     plain = _renamed(state, without_compile)
     if not owners:
         return _by_attribute(plain)
     clean = plain if any("module" in name.split(".") for name in owners) else _renamed(state, _without_wrappers)
     required = {owner for name, owner in owners.items() if not name.endswith(BATCHNORM_COUNTER)}
     for candidate in (plain, clean):  # an attribute of the network may be called `module`
-        sizes = _num_names(candidate, owners)
-        parts = {prefix: _behind(candidate, prefix) for prefix in sizes if sizes[prefix] >= len(required)}
-        networks = {
-            prefix: replace(part, state_dict=_with_shared(part.state_dict, owners))
-            for prefix, part in parts.items()
-            if _is_network(part.state_dict, owners, required)
-        }
+        networks: Sets = {}
+        for prefix, num_names in _num_names(candidate, owners).items():
+            if num_names < len(required):
+                continue
+            part = _behind(candidate, prefix)
+            known = {name for name in part.state_dict if name in owners}
+            others = [name for name in part.state_dict.keys() - known if not name.endswith(BATCHNORM_COUNTER)]
+            if not others and required <= {owners[name] for name in known}:
+                networks[prefix] = replace(part, state_dict=_with_shared(part.state_dict, owners))
         if networks:
             return networks
     sizes = _num_names(plain, owners)
@@ -306,23 +287,13 @@ def _split(state: State, owners: Mapping[str, str]) -> Sets:
 
 
 def _num_names(state: State, owners: Mapping[str, str]) -> Counter[str]:
-    """Prefix -> how many names of the network stand behind it, if any do."""
-    return Counter(prefix for key in state for prefix in _prefixes(key) if key[len(prefix) :] in owners)
-
-
-def _prefixes(key: str) -> list[str]:
-    """What may stand in front of the network's own name: nothing, `a.`, `a.b.`, ..."""
-    return ["", *(key[: dot.end()] for dot in re.finditer(r"\.", key))]
-
-
-def _is_network(state: State, owners: Mapping[str, str], required: set[str]) -> bool:
-    """Whether these are all tensors of the network, and no others."""
-    others = [name for name in state if name not in owners and not name.endswith(BATCHNORM_COUNTER)]
-    return not others and required <= {owners[name] for name in state if name in owners}
+    """Count the names of the network behind each prefix (nothing, `a.`, `a.b.`, ...) that has any."""
+    starts = ((key, start) for key in state for start in (0, *(dot.end() for dot in re.finditer(r"\.", key))))
+    return Counter(key[:start] for key, start in starts if key[start:] in owners)
 
 
 def _behind(state: State, prefix: str) -> ForeignWeights:
-    """The tensors behind a prefix, with the versions of their layers and the `n_averaged` of an AveragedModel."""
+    """Return the tensors behind a prefix, with their layers' versions and the `n_averaged` of an AveragedModel."""
     tensors = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     versions = {
         f"{key}."[len(prefix) :].removesuffix("."): value
@@ -335,7 +306,7 @@ def _behind(state: State, prefix: str) -> ForeignWeights:
 
 
 def _by_attribute(state: State) -> Sets:
-    """The parts of an unknown network by prefix: attributes whose names say average or raw, and the rest."""
+    """Split an unknown network by prefix: attributes whose names say average or raw, and the rest."""
     attributes = sorted({key.partition(".")[0] for key in state if "." in key})
     parts = {f"{name}.": _behind(state, f"{name}.") for name in attributes if AVERAGE.search(name) or RAW.search(name)}
     rest = {key: value for key, value in state.items() if f"{key.partition('.')[0]}." not in parts}
@@ -348,7 +319,7 @@ def _without_wrappers(name: str) -> str:
 
 
 def _renamed(state: State, rename: Callable[[str], str]) -> State:
-    """The state dict under other names, metadata too; unchanged if two names would become one."""
+    """Rename the tensors and the metadata; change nothing if two names would become one."""
     renamed = {rename(key): value for key, value in state.items()}
     if len(renamed) < len(state):
         return dict(state)
@@ -356,13 +327,13 @@ def _renamed(state: State, rename: Callable[[str], str]) -> State:
 
 
 def _versions(state: State) -> list[tuple[str, Any]]:
-    """Layers and their versions, which torch keeps beside the tensors."""
+    """Return the layers and their versions, which torch keeps beside the tensors."""
     metadata = metadata_of(state)
     return [(key, value) for key, value in metadata.items() if type(key) is str] if isinstance(metadata, dict) else []
 
 
 def _with_shared(state: State, owners: Mapping[str, str]) -> State:
-    """The state dict with every name of a shared tensor, of which safetensors keeps one."""
+    """Add the other names of each shared tensor, of which safetensors keeps one."""
     by_owner = {owners[name]: value for name, value in state.items() if name in owners}
     named = {name: state.get(name, by_owner[owner]) for name, owner in owners.items() if owner in by_owner}
     return like(state, {**named, **state})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -33,12 +32,9 @@ def average(
         typer.Argument(
             metavar="SOURCE",
             help="Run folders (their snapshots) and checkpoints, then KEY=VALUE changes to the recipe.",
-            show_default=False,
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", "-o", metavar="FILE", help="Write the average here.", show_default=False)
-    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Write the average here.")],
     last: Annotated[
         int | None, typer.Option("--last", metavar="K", min=1, help="Average only the last K sources.")
     ] = None,
@@ -61,8 +57,7 @@ def average(
         ),
     ] = None,
     greedy: Annotated[
-        bool,
-        typer.Option("--greedy", help="Add sources, best first, while validation accuracy does not fall."),
+        bool, typer.Option("--greedy", help="Add sources, best first, while validation accuracy does not fall.")
     ] = False,
     search: Annotated[
         bool, typer.Option("--search", help="Find the window of the run with the lowest validation NLL.")
@@ -100,37 +95,29 @@ def average(
         stretch = None if window is None else Window.parse(window)
     except ValueError as error:
         raise typer.BadParameter(f"--window: {error}") from error
-    changes = [word for word in words if CHANGE.fullmatch(word)]
-    if weights is not None and AVERAGE.fullmatch(weights) and not _is_number(weights):
-        if len(sources) != 1 or recipe is not None:
-            raise typer.BadParameter(f"--weights {weights} needs one run folder or its last.pt, and no --recipe")
-        from swa_cli.analysis import average as averaging
-
-        result = averaging.extract_average(
-            sources[0],
-            changes,
-            name=weights,
-            out=out,
-            terminal=Terminal(quiet=quiet, json=as_json),
-            refresh=not no_bn,
-            allow_code=allow_code,
-        )
-        answer(result, as_json=as_json)
-        return
-    numbers = None if weights is None else _numbers(weights)
+    is_name = weights is not None and AVERAGE.fullmatch(weights) is not None and not _is_number(weights)
+    if is_name and (len(sources) != 1 or recipe is not None):
+        raise typer.BadParameter(f"--weights {weights} needs one run folder or its last.pt, and no --recipe")
+    numbers = None if weights is None or is_name else _numbers(weights)
     from swa_cli.analysis import average as averaging
 
-    result = averaging.average_checkpoints(
-        sources,
-        changes,
-        out=out,
-        choice=averaging.Choice(last=last, window=stretch, weights=numbers, greedy=greedy, search=search),
-        terminal=Terminal(quiet=quiet, json=as_json),
-        refresh=not no_bn,
-        plot=plot,
-        recipe=recipe,
-        allow_code=allow_code,
-    )
+    changes, terminal = [word for word in words if CHANGE.fullmatch(word)], Terminal(quiet=quiet, json=as_json)
+    if weights is not None and is_name:
+        result = averaging.extract_average(
+            sources[0], changes, name=weights, out=out, terminal=terminal, refresh=not no_bn, allow_code=allow_code
+        )
+    else:
+        result = averaging.average_checkpoints(
+            sources,
+            changes,
+            out=out,
+            choice=averaging.Choice(last=last, window=stretch, weights=numbers, greedy=greedy, search=search),
+            terminal=terminal,
+            refresh=not no_bn,
+            plot=plot,
+            recipe=recipe,
+            allow_code=allow_code,
+        )
     answer(result, as_json=as_json)
 
 
@@ -149,10 +136,6 @@ def _numbers(text: str) -> tuple[float, ...]:
         numbers = tuple(float(word) for word in text.split(","))
     except ValueError as error:
         raise typer.BadParameter(f"--weights {text}: write numbers, such as 3,1, or the name of an average") from error
-    if not all(math.isfinite(number) and number >= 0 for number in numbers) or not _is_positive(numbers):
+    if not all(math.isfinite(number) and number >= 0 for number in numbers) or not 0 < sum(numbers) < math.inf:
         raise typer.BadParameter(f"--weights {text}: write finite numbers of at least 0, not all of them 0")
     return numbers
-
-
-def _is_positive(numbers: Sequence[float]) -> bool:
-    return 0 < sum(numbers) < math.inf

@@ -26,8 +26,7 @@ def bn_update(
         Path | None, typer.Option("--out", "-o", metavar="FILE", help="Write here, and leave CKPT as it is.")
     ] = None,
     weights: Annotated[
-        str | None,
-        typer.Option("--weights", metavar="NAME", help="Weight set; default: every average in the file."),
+        str | None, typer.Option("--weights", metavar="NAME", help="Weight set; default: every average in the file.")
     ] = None,
     samples: Annotated[
         str | None,

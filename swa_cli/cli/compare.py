@@ -18,7 +18,7 @@ Examples:
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="At least two run folders.", show_default=False)],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="At least two run folders.")],
     as_json: Json = False,
 ) -> None:
     """Show which recipe keys differ between runs, and all scores in one table."""

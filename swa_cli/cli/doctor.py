@@ -20,7 +20,7 @@ Examples:
 
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="Also look for the data of this recipe.", show_default=False)
+        str | None, typer.Argument(metavar="RECIPE", help="Also look for the data of this recipe.")
     ] = None,
     changes: Changes = None,
     as_json: Json = False,
@@ -35,5 +35,4 @@ def doctor(
     loaded = None if recipe is None else load.load(recipe, changes or [])
     from swa_cli.analysis.doctor import examine
 
-    result = examine(loaded, version=__version__, terminal=Terminal(json=as_json, quiet=as_json))
-    answer(result, as_json=as_json)
+    answer(examine(loaded, version=__version__, terminal=Terminal(json=as_json, quiet=as_json)), as_json=as_json)

@@ -21,10 +21,7 @@ Examples:
 
 
 def evaluate(
-    ckpt: Annotated[
-        Path,
-        typer.Argument(metavar="CKPT|RUN", help="Checkpoint (.pt, .safetensors) or run folder.", show_default=False),
-    ],
+    ckpt: Annotated[Path, typer.Argument(metavar="CKPT|RUN", help="Checkpoint (.pt, .safetensors) or run folder.")],
     changes: Changes = None,
     weights: Annotated[str, typer.Option("--weights", metavar="NAME|all", help="Weight sets to score.")] = "all",
     split: Annotated[
@@ -34,16 +31,12 @@ def evaluate(
         ),
     ] = None,
     allow_stale_bn: Annotated[
-        bool,
-        typer.Option("--allow-stale-bn", help="Also score averages with stale BatchNorm statistics."),
+        bool, typer.Option("--allow-stale-bn", help="Also score averages with stale BatchNorm statistics.")
     ] = False,
     draws: Annotated[
         int | None,
         typer.Option(
-            "--draws",
-            metavar="N",
-            min=1,
-            help="Score a swag average by the mean prediction of N draws from it.",
+            "--draws", metavar="N", min=1, help="Score a swag average by the mean prediction of N draws from it."
         ),
     ] = None,
     samples: Annotated[

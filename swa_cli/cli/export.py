@@ -25,10 +25,8 @@ FORMATS = ("safetensors", "torch-export", "onnx", "state-dict")
 
 def export(
     ckpt: Checkpoint,
-    format_: Annotated[
-        str, typer.Option("--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.", show_default=False)],
+    format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
     changes: Changes = None,
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="NAME", help="Weight set; default: the only one in the file.")
@@ -40,8 +38,7 @@ def export(
         ),
     ] = False,
     allow_stale_bn: Annotated[
-        bool,
-        typer.Option("--allow-stale-bn", help="Also export an average with stale BatchNorm statistics."),
+        bool, typer.Option("--allow-stale-bn", help="Also export an average with stale BatchNorm statistics.")
     ] = False,
     recipe: RecipeOption = None,
     allow_code: AllowCode = False,

@@ -10,8 +10,7 @@ import typer
 
 from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer
 from swa_cli.recipe.plan import Plan
-from swa_cli.report.console_text import NOT_MEASURED
-from swa_cli.report.tables.columns import Column, duration, rate
+from swa_cli.report.console_text import NOT_MEASURED, Column, duration, rate
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import short_time, size_text
 
@@ -29,7 +28,7 @@ Examples:
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).", show_default=False)],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).")],
     changes: Changes = None,
     processes: Annotated[
         int | None, typer.Option("--processes", metavar="N", min=1, help="Estimate the time with this many processes.")
@@ -81,7 +80,7 @@ def _time_text(found: Estimate) -> str:
     parts = ", ".join(f"{name} {duration(value)}" for name, value in found.seconds.items() if value)
     number = f"{found.times.num_steps} step{'s' if found.times.num_steps != 1 else ''}"
     return (
-        f"about {duration(found.total_s)} ({parts}): {found.plan.total_steps:,} steps of"
+        f"about {duration(sum(found.seconds.values()))} ({parts}): {found.plan.total_steps:,} steps of"
         f" {short_time(found.times.step_s)}, the median of {number} timed now; saves and pictures come on top"
     )
 

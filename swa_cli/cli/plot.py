@@ -37,9 +37,7 @@ LARGEST_GRID = 201
 
 
 def plot(
-    run: Annotated[
-        Path, typer.Argument(metavar="RUN|RECIPE", help="Run folder; for schedule, also a recipe.", show_default=False)
-    ],
+    run: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="Run folder; for schedule, also a recipe.")],
     kind: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = "curves",
     changes: Changes = None,
     out: Annotated[
@@ -70,14 +68,11 @@ def plot(
             "--points",
             metavar="A B C",
             help="For a plane: files, or names such as last; default: start of averaging, last, average.",
-            show_default=False,
         ),
     ] = None,
     between: Annotated[
         tuple[str, str] | None,
-        typer.Option(
-            "--between", metavar="A B", help="For a path: likewise; default: last, average.", show_default=False
-        ),
+        typer.Option("--between", metavar="A B", help="For a path: likewise; default: last, average."),
     ] = None,
     weights: Annotated[
         str | None, typer.Option("--weights", metavar="NAME", help="For confusion; default: the first average.")

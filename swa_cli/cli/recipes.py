@@ -19,9 +19,7 @@ Examples:
 
 
 def recipes(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Recipe to print; default: list all.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Recipe to print; default: list all.")] = None,
     out: NewFile = None,
     as_json: Json = False,
 ) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swa_cli.cli.shared import Changes, Json, Quiet, answer, exit_codes
+from swa_cli.cli.shared import Changes, Json, Quiet, answer, exit_codes, root_change
 from swa_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,14 +28,11 @@ LARGEST_SEED = 2**63 - 1
 
 
 def repeat(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).", show_default=False)],
-    seeds: Annotated[
-        str, typer.Option("--seeds", metavar="SEEDS", help="At least two: 0-4, or 0,3,7, or 0-2,5.", show_default=False)
-    ],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).")],
+    seeds: Annotated[str, typer.Option("--seeds", metavar="SEEDS", help="At least two: 0-4, or 0,3,7, or 0-2,5.")],
     changes: Changes = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder for the repeat folders (output.root)."),
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for the repeat folders (output.root).")
     ] = None,
     against: Annotated[
         str | None,
@@ -44,7 +40,6 @@ def repeat(
             "--against",
             metavar="baseline|RECIPE",
             help="Also run this with the same seeds and compare pairwise; baseline: the recipe without averaging.",
-            show_default=False,
         ),
     ] = None,
     dry_run: Annotated[
@@ -65,8 +60,7 @@ def repeat(
     for word in overrides:
         if word.partition("=")[0].strip() == "seed":
             raise UserError(f"{word}: --seeds sets the seeds of a repeat", hint="leave it out")
-    if out is not None:
-        overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
+    overrides += root_change(out)
     from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS
     from swa_cli.recipe import load
     from swa_cli.recipe.variants import BASELINE

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -41,30 +42,19 @@ Exit codes:
 
 EXIT_CODES = exit_codes(way_on="`swa train --resume RUN`")
 
-Changes = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.", show_default=False)
-]
+Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the answer.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
 RecipeOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--recipe",
-        metavar="RECIPE",
-        help="Recipe of a checkpoint that swa did not write.",
-        show_default=False,
-    ),
+    Path | None, typer.Option("--recipe", metavar="RECIPE", help="Recipe of a checkpoint that swa did not write.")
 ]
 AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", help="Import and run the code that the recipe inside names, because you trust it."),
 ]
-Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint (.pt, .safetensors).", show_default=False)]
-
-
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint (.pt, .safetensors).")]
 NewFile = Annotated[
-    Path | None,
-    typer.Option("--out", "-o", metavar="FILE", help="New file to write; default: stdout."),
+    Path | None, typer.Option("--out", "-o", metavar="FILE", help="New file to write; default: stdout.")
 ]
 
 
@@ -94,6 +84,11 @@ def answer(result: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(json_text(result))
 
 
+def root_change(out: Path | None) -> list[str]:
+    """Return the change of output.root that `-o DIR` stands for."""
+    return [] if out is None else [f"output.root={json.dumps(str(out), ensure_ascii=False)}"]
+
+
 def deliver(text: str, out: Path | None) -> None:
     """Print a text, or write it to a new file.
 
@@ -116,22 +111,15 @@ def deliver(text: str, out: Path | None) -> None:
 
 
 def start(words: Sequence[str], *, processes: str, max_restarts: int, terminal: Terminal) -> NoReturn:
-    """Run `swa train WORDS` in several processes and exit with their code.
-
-    Args:
-        words: The arguments without --processes and --max-restarts.
-        processes: The value of --processes.
-        max_restarts: The value of --max-restarts.
-        terminal: Shows which processes were killed.
-    """
+    """Run `swa train WORDS` in several processes, say which were killed, and exit with their code."""
     refuse_torchrun("--processes")
     calm_torch()
-    from swa_cli.engine import launch
+    from swa_cli.engine import distributed
 
-    number = launch.one_a_gpu() if processes == "auto" else int(processes) if processes.isdecimal() else 0
+    number = distributed.one_a_gpu() if processes == "auto" else int(processes) if processes.isdecimal() else 0
     if number < 1:
         raise typer.BadParameter(f"--processes: {processes!r} is neither auto nor a number from 1")
-    code = launch.launch(["train", *words], processes=number, max_restarts=max_restarts, warn=terminal.warning)
+    code = distributed.launch(["train", *words], processes=number, max_restarts=max_restarts, warn=terminal.warning)
     raise typer.Exit(code)
 
 
@@ -147,9 +135,6 @@ def calm_torch() -> None:
 
 def refuse_torchrun(what: str) -> None:
     """Refuse a command or option that is for one process where torchrun has started several; rank 0 says so.
-
-    Args:
-        what: The command or option.
 
     Raises:
         UserError: torchrun has started several processes.

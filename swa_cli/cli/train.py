@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer, is_rank0, one_a_machine, start
-
-if TYPE_CHECKING:
-    from swa_cli.analysis.run_output import RunOutput
+from swa_cli.cli.shared import (
+    EXIT_CODES,
+    AllowCode,
+    Changes,
+    Json,
+    Quiet,
+    answer,
+    is_rank0,
+    one_a_machine,
+    root_change,
+    start,
+)
 
 EPILOG = f"""\b
 Examples:
@@ -28,13 +35,11 @@ Examples:
 
 def train(
     recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="RECIPE", help="Recipe (YAML); leave it out with --resume.", show_default=False),
+        str | None, typer.Argument(metavar="RECIPE", help="Recipe (YAML); leave it out with --resume.")
     ] = None,
     changes: Changes = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder for the run folders (output.root)."),
+        Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for the run folders (output.root).")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option("--resume", "-r", metavar="RUN", help="Continue this run folder.")
@@ -44,16 +49,10 @@ def train(
     ] = False,
     extend_to: Annotated[
         int | None,
-        typer.Option(
-            "--extend-to",
-            metavar="EPOCHS",
-            min=1,
-            help="With --resume: train to this many epochs.",
-        ),
+        typer.Option("--extend-to", metavar="EPOCHS", min=1, help="With --resume: train to this many epochs."),
     ] = None,
     processes: Annotated[
-        str | None,
-        typer.Option("--processes", metavar="N|auto", help="Processes on this machine; auto: one per GPU."),
+        str | None, typer.Option("--processes", metavar="N|auto", help="Processes on this machine; auto: one per GPU.")
     ] = None,
     max_restarts: Annotated[
         int,
@@ -79,49 +78,37 @@ def train(
     flags = [flag for flag, on in (("--allow-code", allow_code), ("--quiet", quiet), ("--json", as_json)) if on]
     if max_restarts and processes is None:
         raise typer.BadParameter("--max-restarts goes with --processes; torchrun has its own")
-    overrides = list(changes or [])
-    if out is not None:
-        overrides.append(f"output.root={json.dumps(str(out), ensure_ascii=False)}")
+    overrides = [*(changes or []), *root_change(out)]
     if resume is not None:
         if recipe is not None and "=" not in recipe:
             raise typer.BadParameter("leave the recipe out with --resume: the run folder holds it")
         if dry_run or out is not None:
             raise typer.BadParameter("--resume continues in the folder of the run: leave out --dry-run and --out")
         overrides = [*([recipe] if recipe else []), *overrides]
-        if processes is not None:
-            more = [f"--extend-to={extend_to}"] if extend_to is not None else []
-            words = ["--resume", str(resume), *overrides, *more, *flags]
-            start(words, processes=processes, max_restarts=max_restarts, terminal=terminal)
-        from swa_cli.analysis.run_output import RunOutput
-        from swa_cli.engine import resume as resuming
-
-        output = RunOutput(terminal)
-        result = resuming.resume(resume, overrides, listeners=[output], allow_code=allow_code, extend_to=extend_to)
-        _end(result, output, as_json=as_json)
-        return
-    if extend_to is not None:
-        raise typer.BadParameter("--extend-to goes with --resume; for a new run write train.epochs=N")
-    if recipe is None:
-        raise typer.BadParameter("name a recipe, or a run folder with --resume")
-    with one_a_machine():
-        loaded = load.load(recipe, overrides)
-    if processes is not None:
+        more = [f"--extend-to={extend_to}"] if extend_to is not None else []
+        words = ["--resume", str(resume), *overrides, *more, *flags]
+    else:
+        if extend_to is not None:
+            raise typer.BadParameter("--extend-to goes with --resume; for a new run write train.epochs=N")
+        if recipe is None:
+            raise typer.BadParameter("name a recipe, or a run folder with --resume")
+        with one_a_machine():
+            loaded = load.load(recipe, overrides)
         words = [recipe, *overrides, *(["--dry-run"] if dry_run else []), *flags]
+    if processes is not None:
         start(words, processes=processes, max_restarts=max_restarts, terminal=terminal)
     from swa_cli.analysis.run_output import RunOutput
     from swa_cli.engine import resume as resuming
 
     output = RunOutput(terminal)
-    result = resuming.train_or_continue(loaded, listeners=[output], dry_run=dry_run)
-    _end(result, output, as_json=as_json)
-
-
-def _end(result: dict[str, Any], output: RunOutput, *, as_json: bool) -> None:
-    """Draw the pictures that the recipe asks for, and print the answer; rank 0 does both."""
-    if output.terminal.is_mute:
+    if resume is not None:
+        result = resuming.resume(resume, overrides, listeners=[output], allow_code=allow_code, extend_to=extend_to)
+    else:
+        result = resuming.train_or_continue(loaded, listeners=[output], dry_run=dry_run)
+    if terminal.is_mute:  # rank 0 draws and answers
         return
     if output.wants_plots and "run" in result:  # a dry run has no folder
         from swa_cli.analysis import plot
 
-        plot.draw_all(Path(result["run"]), terminal=output.terminal.part())
+        plot.draw_all(Path(result["run"]), terminal=terminal.part())
     answer(result, as_json=as_json)

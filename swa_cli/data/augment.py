@@ -1,23 +1,29 @@
-"""Augmentation of training images: its settings, and the random numbers of an epoch.
+"""Augmentation of training images: settings, random numbers of an epoch, and what is done to whole batches.
 
 All random numbers of an epoch are drawn first (`draw`), then a slice of them is applied to each batch: nothing is
 drawn per batch, so a batch does not depend on the batches before it. Translation, alternating flips, jitter and mixing
-have their own generators: switching them on leaves the other draws as they were. The order is crop or translate and
-flip (`crop_flip`), color jitter and normalization (`color_jitter`), cutout (its square is 0 then, which is the mean;
-`crop_flip`), and mixing of images (`mixing`).
-Shapes: N samples of an epoch, B batch, C channels, H W pixels.
+have their own generators: switching them on leaves the other draws as they were. `batches` applies them in this order:
+crop or translate and flip, color jitter and normalization (`color_jitter`), cutout (its square is 0 then, which is the
+mean), and mixup or CutMix.
+
+To add an augmentation, add its settings to `Augment`, its random numbers to `Draws` and `draw`, and a function on whole
+batches that `batches` calls.
+Shapes: N samples of an epoch, B batch, C channels, H W pixels, P pixels of padding, K classes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from swa_cli.data.color_jitter import ColorDraws, ColorJitter, draw_color_jitter
-from swa_cli.data.randomness import generator
+from swa_cli.data.pytree import to_device, to_nchw, to_nhwc
+from swa_cli.data.randomness import generator, numpy_generator
 from swa_cli.errors import UserError
 
 
@@ -50,11 +56,7 @@ class Augment:
         return self.crop or self.translate
 
     def require_fitting(self, image: Tensor, *, name: str) -> None:
-        """Check that images can be augmented so.
-
-        Args:
-            image: (C, H, W) as it is stored.
-            name: Of the dataset, for messages.
+        """Check that the images (C, H, W) of the dataset `name` can be augmented so.
 
         Raises:
             UserError: They are too small, or their colors are unknown.
@@ -87,26 +89,18 @@ class Draws:
     colors: ColorDraws | None = None
 
     def __getitem__(self, span: slice | Tensor) -> Draws:
-        return replace(
-            self,
-            top=self.top[span],
-            left=self.left[span],
-            flipped=self.flipped[span],
-            cut_y=self.cut_y[span],
-            cut_x=self.cut_x[span],
-            colors=None if self.colors is None else self.colors[span],
-        )
+        drawn = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "augment"}
+        taken: dict[str, Any] = {name: None if part is None else part[span] for name, part in drawn.items()}
+        return replace(self, **taken)
 
 
 def draw(rows: Tensor, *, augment: Augment, seed: int, key: tuple[str | int, ...], epoch: int = 0) -> Draws:
-    """Draw the random numbers of each sample.
-
-    Those of crop, flip and cutout are drawn even if they are off.
+    """Draw the random numbers of each sample; those of crop, flip and cutout even if they are off.
 
     Args:
         rows: (N,) the row of the split at each position: a permutation.
         augment: The settings.
-        seed: Of the recipe.
+        seed: With `key` it decides the numbers.
         key: The purpose, and the epoch if there is one.
         epoch: Its parity decides alternating flips.
     """
@@ -129,3 +123,167 @@ def draw(rows: Tensor, *, augment: Augment, seed: int, key: tuple[str | int, ...
         cut_x=uniform[2],
         colors=draw_color_jitter(num_samples, jitter=augment.jitter, generator=generator(seed, *key, "jitter")),
     )
+
+
+# --- crop, flip and cutout
+
+
+def crop_and_flip(images: Tensor, *, draws: Draws, fill: int = 0) -> Tensor:
+    """Crop each image's window from its padded self, flipped where drawn.
+
+    Equal in distribution to torchvision's `RandomCrop(size, padding=crop)` and `RandomHorizontalFlip()`; a translation
+    to `RandomCrop(size, padding=translate, padding_mode="reflect")`. Images lie channels last, so a row of a window is
+    one contiguous run of the padded images: the rows of all windows are copied by their offsets in one call.
+
+    Args:
+        images: (B, C, H, W) of any type, as stored.
+        draws: Those of the B images.
+        fill: The value of a crop's padding.
+    """
+    augment, padding = draws.augment, draws.augment.padding
+    if not (padding or augment.flip):
+        return images
+    pixels = to_nhwc(images)
+    num_images, height, width, channels = pixels.shape
+    padded = pixels.new_empty((num_images, height + 2 * padding, width + 2 * padding, channels))
+    if augment.crop:
+        padded.fill_(fill)
+    padded[:, padding : padding + height, padding : padding + width] = pixels
+    if augment.translate:
+        _reflect(padded, padding)
+    row = (width + 2 * padding) * channels  # values
+    # (B,) first row of each window, among the rows of all images
+    top = torch.arange(num_images) * (height + 2 * padding) + draws.top
+    offsets = top * row + draws.left * channels  # (B,) of the windows
+    offsets = (offsets[:, None] + torch.arange(0, height * row, row)).flatten()  # (B H,) of their rows
+    size = width * channels
+    runs = padded.as_strided((padded.numel() - size + 1, size), (1, 1))  # the run at each offset: they overlap
+    windows = runs.index_select(0, to_device(offsets, images.device)).view(num_images, height, width, channels)
+    if augment.flip:
+        flipped = to_device(draws.flipped.nonzero().flatten(), images.device)
+        windows.index_copy_(0, flipped, windows.index_select(0, flipped).flip(2))
+    return to_nchw(windows)
+
+
+def crop_and_flip_masks(masks: Tensor, *, draws: Draws) -> Tensor:
+    """Crop and flip each mask (B, H, W) as `crop_and_flip` does its image; a crop is padded with the ignored class.
+
+    There is no cutout of masks: the network has to predict what the square hides.
+    """
+    return crop_and_flip(masks[:, None], draws=draws, fill=255)[:, 0]
+
+
+def cut_out(images: Tensor, *, draws: Draws) -> Tensor:
+    """Set a square of each image to 0, the mean of normalized images; in place.
+
+    The center is a uniform pixel; the square covers `center - side//2` up to (not including)
+    `center - side//2 + side` and is clipped at the edges.
+
+    Args:
+        images: (B, C, H, W) float, normalized.
+        draws: Those of the B images.
+    """
+    side, device = draws.augment.cutout, images.device
+    if side:
+        height, width = images.shape[2:]
+        rows = to_device(_covered_pixels(draws.cut_y, length=height, side=side), device)[:, :, None]
+        columns = to_device(_covered_pixels(draws.cut_x, length=width, side=side), device)[:, None, :]
+        image = torch.arange(len(images), device=device)[:, None, None]
+        images.permute(0, 2, 3, 1)[image, rows, columns] = 0.0
+    return images
+
+
+def _reflect(padded: Tensor, padding: int) -> None:
+    """Fill the border of (B, H + 2P, W + 2P, C) by reflection; the edge itself is not repeated."""
+    height, width = padded.shape[1] - padding, padded.shape[2] - padding  # first row and column of the far border
+    for step in range(1, padding + 1):
+        padded[:, :, padding - step] = padded[:, :, padding + step]
+        padded[:, :, width - 1 + step] = padded[:, :, width - 1 - step]
+    for step in range(1, padding + 1):
+        padded[:, padding - step] = padded[:, padding + step]
+        padded[:, height - 1 + step] = padded[:, height - 1 - step]
+
+
+def _covered_pixels(center: Tensor, *, length: int, side: int) -> Tensor:
+    """Return the pixels (B, side) that the squares cover along one dimension, clipped at the edges."""
+    first = (center * length).long()[:, None] - side // 2
+    return (first + torch.arange(side)).clamp_(0, length - 1)
+
+
+# --- mixup and CutMix
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How the images of a batch are mixed: by CutMix if there is a center of the box, else by mixup."""
+
+    share: float  # in [0, 1]: what remains of an image, before CutMix clips its box at the edges
+    center: tuple[float, float] | None = None  # (y, x) in [0, 1), in units of height and width
+
+
+def draw_mixes(num_batches: int, *, augment: Augment, seed: int, key: tuple[str | int, ...]) -> tuple[Mix | None, ...]:
+    """Draw how each batch of an epoch is mixed; with mixup and CutMix both on, each batch gets one of them evenly.
+
+    As in torchvision's `MixUp` and `CutMix`, a batch has one share, from Beta(alpha, alpha), and one box. These are
+    plain numbers, so nothing synchronizes with the device.
+    """
+
+    def shares(name: str, alpha: float) -> list[float]:
+        return numpy_generator(seed, *key, name).beta(alpha, alpha, num_batches).tolist() if alpha else []
+
+    centers = torch.rand((num_batches, 2), generator=generator(seed, *key, "cutmix centre"), dtype=torch.float64)
+    blended = [Mix(share) for share in shares("mixup", augment.mixup)]
+    boxed = [
+        Mix(share, (y, x)) for share, (y, x) in zip(shares("cutmix", augment.cutmix), centers.tolist(), strict=False)
+    ]
+    if blended and boxed:
+        coins = torch.rand(num_batches, generator=generator(seed, *key, "mixup or cutmix")) < 0.5
+        return tuple(pair[coin] for pair, coin in zip(zip(blended, boxed, strict=True), coins.tolist(), strict=True))
+    return tuple(blended or boxed) or (None,) * num_batches
+
+
+def one_hot(labels: Tensor, *, num_classes: int, error: Callable[..., UserError] = UserError) -> Tensor:
+    """Convert classes (B,) on the CPU to probabilities (B, K) float32.
+
+    Raises:
+        UserError: A label is not a class; `error` makes the exception.
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise error(
+            f"the dataset gives the label {int(wrong[0])} for {num_classes} classes",
+            hint=f"use labels from 0 to {num_classes - 1}, or correct num_classes",
+        )
+    return torch.nn.functional.one_hot(labels, num_classes).to(torch.float32)
+
+
+def mix_batch(images: Tensor, targets: Tensor, *, mix: Mix) -> tuple[Tensor, Tensor]:
+    """Mix each image with the one before it in the batch, the first with the last, and their targets alike.
+
+    Args:
+        images: (B, C, H, W) float, normalized.
+        targets: (B, K) probabilities.
+        mix: That of the batch.
+    """
+    pixels = to_nhwc(images)
+    if mix.center is None:
+        return to_nchw(_blend(pixels, mix.share)), _blend(targets, mix.share)
+    height, width = images.shape[2:]
+    rows, columns = (
+        _box_side(center, length=length, share=mix.share)
+        for center, length in zip(mix.center, (height, width), strict=True)
+    )
+    pixels = pixels.clone()
+    pixels[:, rows, columns] = pixels[:, rows, columns].roll(1, 0)
+    covered = (rows.stop - rows.start) * (columns.stop - columns.start)
+    return to_nchw(pixels), _blend(targets, 1 - covered / (height * width))
+
+
+def _blend(values: Tensor, share: float) -> Tensor:
+    return values.roll(1, 0).mul_(1 - share).add_(values.mul(share))
+
+
+def _box_side(center: float, *, length: int, share: float) -> slice:
+    """Return the rows or columns of the box, whose sides are sqrt(1 - share) of the image's before clipping."""
+    middle, reach = int(center * length), int(0.5 * math.sqrt(1 - share) * length)
+    return slice(max(0, middle - reach), min(length, middle + reach))

@@ -10,22 +10,42 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, Required, TypedDict, Unpack
 
 import torch
 from torch import Tensor
 
 from swa_cli.data import pytree
-from swa_cli.data.augment import Augment, Draws, draw
+from swa_cli.data.augment import (
+    Augment,
+    Draws,
+    Mix,
+    crop_and_flip,
+    crop_and_flip_masks,
+    cut_out,
+    draw,
+    draw_mixes,
+    mix_batch,
+    one_hot,
+)
 from swa_cli.data.color_jitter import jitter_colors, normalize
-from swa_cli.data.crop_flip import crop_and_flip, crop_and_flip_masks, cut_out
-from swa_cli.data.mixing import Mix, draw_mixes, mix_batch, one_hot
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split, cut_spans
 from swa_cli.data.stream import MakeError, Positions, stream
 from swa_cli.errors import UserError
 
+CPU = torch.device("cpu")
 GROUP_BYTES = 4 << 20  # of stored images that are cropped in one call: several small batches, few enough for the cache
+
+
+class Delivery(TypedDict, total=False):
+    """What all batches are given: how they are normalized, where they go, and how a streamed split is read."""
+
+    mean: Required[tuple[float, ...]]  # per channel, see `normalize`; none if the inputs are not images: not changed
+    std: Required[tuple[float, ...]]
+    device: torch.device  # where the batches go, and are augmented
+    workers: int  # processes that read a streamed split
+    error: MakeError  # makes the exception for a sample that cannot be read: the caller knows whether that ends a run
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,12 +64,12 @@ class Batches:
     draws: Draws | None  # of the S positions
     seed: int
     key: tuple[str | int, ...]  # decides, with seed and position, the random transforms of a user's dataset
-    mean: tuple[float, ...]  # none if the inputs are not images: these are not changed
+    mean: tuple[float, ...]
     std: tuple[float, ...]
-    device: torch.device
-    workers: int
+    device: torch.device = CPU
+    workers: int = 0
     num_classes: int = 0  # K, if images are mixed
-    error: MakeError = UserError  # makes the exception for a sample that cannot be read
+    error: MakeError = UserError
     is_part: bool = False  # of larger batches: a mixed one begins with an extra image, the one before its first
 
     def __len__(self) -> int:
@@ -155,29 +175,21 @@ def epoch_batches(
     epoch: int,
     batch_size: int,
     augment: Augment,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device | str = "cpu",
     start: int = 0,
-    workers: int = 0,
     num_classes: int = 0,
-    error: MakeError = UserError,
+    **delivery: Unpack[Delivery],
 ) -> Batches:
     """Return the training batches of an epoch, shuffled and augmented; a last one that is not full is dropped.
 
     Args:
         split: Training samples.
         seed: With `epoch` it decides the order, and with the position the augmentation.
-        epoch: Number of the epoch.
+        epoch: From 1.
         batch_size: Samples per batch.
-        augment: The augmentation.
-        mean: Per channel, see `normalize`.
-        std: Per channel.
-        device: Where the batches go; they are augmented there.
+        augment: The settings.
         start: Number of batches to skip, at no cost.
-        workers: Processes that read a streamed split.
         num_classes: K of the probabilities of mixed classes.
-        error: Makes the exception for a sample that cannot be read: the caller knows whether that ends a run.
+        delivery: See `Delivery`.
     """
     num_samples = len(split)
     rows = torch.randperm(num_samples, generator=generator(seed, "order", epoch))
@@ -187,55 +199,27 @@ def epoch_batches(
         split=split,
         rows=rows,
         spans=spans[start:],
-        mixes=_mixes(len(spans), augment=augment, seed=seed, key=key)[start:],
+        mixes=draw_mixes(len(spans), augment=augment, seed=seed, key=key)[start:],
         draws=draw(rows, augment=augment, seed=seed, key=key, epoch=epoch),
         seed=seed,
         key=("sample", epoch),
-        mean=mean,
-        std=std,
-        device=torch.device(device),
-        workers=workers,
         num_classes=num_classes,
-        error=error,
+        **delivery,
     )
 
 
-def plain_batches(
-    split: Split,
-    *,
-    batch_size: int,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device | str = "cpu",
-    workers: int = 0,
-    error: MakeError = UserError,
-) -> Batches:
-    """Return all samples in their own order for evaluation: nothing is drawn, the last batch may be smaller.
-
-    Args:
-        split: Any samples.
-        batch_size: Samples per batch.
-        mean: Per channel, see `normalize`.
-        std: Per channel.
-        device: Where the batches go.
-        workers: Processes that read a streamed split.
-        error: As in `epoch_batches`.
-    """
-    num_samples = len(split)
-    spans = tuple(cut_spans(num_samples, size=batch_size))
+def plain_batches(split: Split, *, batch_size: int, **delivery: Unpack[Delivery]) -> Batches:
+    """Return all samples in their own order for evaluation: nothing is drawn, the last batch may be smaller."""
+    spans = tuple(cut_spans(len(split), size=batch_size))
     return Batches(
         split=split,
-        rows=torch.arange(num_samples),
+        rows=torch.arange(len(split)),
         spans=spans,
         mixes=(None,) * len(spans),
         draws=None,
         seed=0,  # random transforms of a user's dataset are the same in every evaluation
         key=("plain",),
-        mean=mean,
-        std=std,
-        device=torch.device(device),
-        workers=workers,
-        error=error,
+        **delivery,
     )
 
 
@@ -245,28 +229,13 @@ def statistics_batches(
     seed: int,
     batch_size: int,
     augment: Augment,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    device: torch.device | str = "cpu",
     samples: int | None = None,
-    workers: int = 0,
     num_classes: int = 0,
-    error: MakeError = UserError,
+    **delivery: Unpack[Delivery],
 ) -> Batches:
     """Return the batches for BatchNorm statistics: one seeded shuffle, the same in every epoch, nothing dropped.
 
-    Args:
-        split: Training samples.
-        seed: Decides the shuffle and the augmentation.
-        batch_size: Samples per batch.
-        augment: The augmentation; `Augment()` for plain images.
-        mean: Per channel, see `normalize`.
-        std: Per channel.
-        device: Where the batches go.
-        samples: Number of samples, the first ones of the shuffle; None takes all.
-        workers: Processes that read a streamed split.
-        num_classes: K of the probabilities of mixed classes.
-        error: As in `epoch_batches`.
+    `samples` is their number, the first ones of the shuffle, or None for all; the others are as in `epoch_batches`.
     """
     rows = torch.randperm(len(split), generator=generator(seed, "statistics order"))
     spans = tuple(cut_spans(len(split) if samples is None else min(samples, len(split)), size=batch_size))
@@ -275,16 +244,12 @@ def statistics_batches(
         split=split,
         rows=rows,
         spans=spans,
-        mixes=_mixes(len(spans), augment=augment, seed=seed, key=key),
+        mixes=draw_mixes(len(spans), augment=augment, seed=seed, key=key),
         draws=draw(rows, augment=augment, seed=seed, key=key),
         seed=seed,
         key=("statistics sample",),
-        mean=mean,
-        std=std,
-        device=torch.device(device),
-        workers=workers,
         num_classes=num_classes,
-        error=error,
+        **delivery,
     )
 
 
@@ -301,8 +266,3 @@ def _places(spans: Sequence[Positions]) -> list[slice]:
     """Return the place of each span's samples among the concatenated ones."""
     ends = list(accumulate(map(_length, spans)))
     return [slice(first, last) for first, last in zip([0, *ends[:-1]], ends, strict=True)]
-
-
-def _mixes(num_batches: int, *, augment: Augment, seed: int, key: tuple[str | int, ...]) -> tuple[Mix | None, ...]:
-    """Draw how each batch of an epoch is mixed."""
-    return draw_mixes(num_batches, mixup=augment.mixup, cutmix=augment.cutmix, seed=seed, key=key)

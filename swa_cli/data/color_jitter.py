@@ -80,15 +80,7 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def jitter_colors(images: Tensor, *, draws: ColorDraws) -> Tensor:
-    """Change the colors of each image by its factors in its order.
-
-    Args:
-        images: (B, 1 or 3, H, W) uint8.
-        draws: Those of the B images.
-
-    Returns:
-        (B, C, H, W) float32 in [0, 1].
-    """
+    """Change the colors of images (B, 1 or 3, H, W) uint8 by their factors in their order; return float32 in [0, 1]."""
     values = images.contiguous().to(torch.float32).div_(255)
     known = _CHANGES if images.shape[1] == 3 else _CHANGES[:2]
     changes = [number for number in range(len(known)) if astuple(draws.jitter)[number]]

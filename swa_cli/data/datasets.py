@@ -6,22 +6,23 @@ their defaults, sizes known without files, `swa doctor` and the list in docs/dat
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from swa_cli.data import folders, masks, user_dataset
-from swa_cli.data.dataset_args import Argument, choice, class_names, height_and_width, square_side, whole
 from swa_cli.data.splits import Found, Progress, Target, available_memory
 from swa_cli.data.stream import IGNORED
 from swa_cli.data.synthetic import CLASSES, NUM_DIGITS, NUM_TEST_DIGITS, draw_scenes, read_digits, read_rotated_digits
 from swa_cli.data.torchvision_sets import IDX_FILES, Files, read_arrays, unpacked_dataset
-from swa_cli.errors import UserError
+from swa_cli.errors import UserError, did_you_mean
 
 USER_DATASET = "package.module:factory"  # the entry for every dataset in a user's own code
+REQUIRED = object()  # the default of an argument that must be given
+MAX_SIDE = 65_536  # pixels
+_SIDES = range(1, MAX_SIDE + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,15 @@ class Request:
     download: bool  # whether missing files may be downloaded
     classes: Sequence[str] | None  # of weights that are only evaluated: training samples may be missing then
     progress: Progress | None
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A key of `dataset.args`."""
+
+    default: Any  # the value if the key is left out, as `parse` would return it
+    wanted: str  # completes the message "... is not"
+    parse: Callable[[Any], Any]  # returns the value for the reader; raises ValueError for one that is not wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,21 +71,84 @@ def find(name: str) -> Dataset:
     """
     entry = DATASETS.get(USER_DATASET if ":" in name else name)
     if entry is None:
-        close = difflib.get_close_matches(name, DATASETS, n=1)
-        suggestion = f"did you mean {close[0]!r}? " if close else ""
-        raise UserError(f"unknown dataset {name!r}", hint=f"{suggestion}There are {', '.join(DATASETS)}")
+        hint = f"{did_you_mean(name, DATASETS)}There are {', '.join(DATASETS)}"
+        raise UserError(f"unknown dataset {name!r}", hint=hint)
     return entry
 
 
+# --- arguments
+
+
+def complete_args(declared: Mapping[str, Argument], given: Mapping[str, Any], *, name: str) -> dict[str, Any]:
+    """Check the arguments of the dataset `name` and complete them with their defaults.
+
+    Raises:
+        UserError: An argument is unknown, missing or not what is wanted.
+    """
+    for key in given:
+        if key not in declared:
+            takes = f"takes {', '.join(declared)}" if declared else "takes no arguments: remove dataset.args"
+            raise UserError(f"dataset.args.{key}: unknown argument of {name}", hint=f"{name} {takes}")
+    values = {}
+    for key, argument in declared.items():
+        hint = f"give {argument.wanted}"
+        if key not in given and argument.default is REQUIRED:
+            raise UserError(f"dataset.args.{key}: is missing", hint=hint)
+        try:
+            values[key] = argument.parse(given[key]) if key in given else argument.default
+        except ValueError as error:
+            raise UserError(f"dataset.args.{key}: {given[key]!r} is not {argument.wanted}", hint=hint) from error
+    return values
+
+
+def _integer(value: Any, allowed: Container[int]) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
+        raise ValueError
+    return value
+
+
+def whole(default: int, low: int, high: int) -> Argument:
+    """A whole number in a range."""
+    wanted = f"a whole number from {low:,} to {high:,}"
+    return Argument(default, wanted, lambda value: _integer(value, range(low, high + 1)))
+
+
+def _choice(default: int, choices: Iterable[int]) -> Argument:
+    allowed = tuple(choices)
+    return Argument(default, f"one of {', '.join(map(str, allowed))}", lambda value: _integer(value, allowed))
+
+
+def _square_side() -> Argument:
+    """S of square images; None keeps the size of the files."""
+    wanted = f"the side of square images, from 1 to {MAX_SIDE:,} pixels"
+    return Argument(None, wanted, lambda value: None if value is None else _integer(value, _SIDES))
+
+
+def _height_and_width(default: tuple[int, int] | None) -> Argument:
+    """(H, W) of images, given as S or [H, W]; None keeps the size of the files."""
+
+    def parse(value: Any) -> tuple[int, int]:
+        height, width = value if isinstance(value, list | tuple) else (value, value)
+        return _integer(height, _SIDES), _integer(width, _SIDES)
+
+    return Argument(default, "a size of images, such as 128 or [96, 128]", parse)
+
+
+def _class_names() -> Argument:
+    """Class names in order; a number of classes names them 0, 1, ..."""
+    allowed = range(2, IGNORED + 1)  # class numbers are smaller than IGNORED
+
+    def parse(value: Any) -> tuple[str, ...]:
+        names = value if isinstance(value, list | tuple) else range(_integer(value, allowed))
+        texts = tuple(map(str, names))
+        if len(texts) not in allowed or len(set(texts)) != len(texts):
+            raise ValueError
+        return texts
+
+    return Argument(REQUIRED, f"2 to {IGNORED} different classes, such as 2 or [background, pet]", parse)
+
+
 # --- readers
-
-
-def _read_digits(request: Request) -> Found:
-    return Found(splits=read_digits(num_test=request.args["test"]))
-
-
-def _read_rotated_digits(request: Request) -> Found:
-    return Found(splits=read_rotated_digits(num_test=request.args["test"]))
 
 
 def _read_shapes(request: Request) -> Found:
@@ -103,7 +176,7 @@ def _read_arrays(request: Request) -> Found:
 
 
 def _read_photos_with_masks(
-    request: Request, *, image_paths: str, mask_paths: str, class_of: tuple[int, ...], notes: tuple[str, ...]
+    request: Request, *, image_paths: str, mask_paths: str, class_of: Sequence[int], notes: tuple[str, ...] = ()
 ) -> Found:
     """Read images with masks through torchvision.
 
@@ -111,31 +184,22 @@ def _read_photos_with_masks(
         request: For a dataset with `files` and an argument `size`.
         image_paths: The attribute of torchvision's class that lists the image files.
         mask_paths: The attribute that lists the mask files.
-        class_of: The class of each value in the masks; none where that is the value itself.
+        class_of: The class of each value in the masks.
         notes: On the dataset.
     """
-    files, names, size = request.dataset.files, request.dataset.class_names, request.args["size"]
+    files, size = request.dataset.files, request.args["size"]
     assert files is not None
-    assert names is not None
     splits = {}
-    for split, options in (("train", files.train), ("test", files.test)):
-        found = unpacked_dataset(request.name, files, root=request.root, download=request.download, **options)
+    for split in files.options:
+        found = unpacked_dataset(request.name, files, split=split, root=request.root, download=request.download)
         images, labels = (tuple(map(str, getattr(found, attribute))) for attribute in (image_paths, mask_paths))
-        splits[split] = masks.MaskDataset(images, labels, len(names), size, size, class_of)
+        splits[split] = masks.MaskDataset(images, labels, tuple(class_of), size, size)
     return Found(splits=splits, notes=notes)
-
-
-def _read_image_folder(request: Request) -> Found:
-    return folders.find(request.root, resize=request.args["size"], classes=request.classes)
 
 
 def _read_mask_folder(request: Request) -> Found:
     names, size = request.args["classes"], request.args["size"]
     return masks.find(request.root, class_names=names, resize=size, needs_training=request.classes is None)
-
-
-def _read_user_dataset(request: Request) -> Found:
-    return user_dataset.read(request.name, root=str(request.root), args=request.args)
 
 
 # --- the table
@@ -144,16 +208,22 @@ _DIGITS = tuple("0123456789")
 _CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
 _KUZUSHIJI = "o,ki,su,tsu,na,ha,ma,ya,re,wo"
 _VOC_CLASSES = (
-    "background,aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,diningtable,dog,horse,motorbike,person,"
-    "pottedplant,sheep,sofa,train,tvmonitor"
+    *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-_NUM_TEST = whole(NUM_TEST_DIGITS, 1, NUM_DIGITS - 1)
 _NUM_SCENES = 2_000  # for training
 # The trimaps say 1 pet, 2 background and 3 "not classified": a border of some pixels of unknown class.
 _TRIMAP = (IGNORED, 1, 0, IGNORED)
 _BY_FLAG: dict[str, Any] = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME: dict[str, Any] = {"train": {"split": "train"}, "test": {"split": "test"}}
-# What published sets of one kind have in common; all other fields are left to the entries.
+# What several sets have in common; all other fields are left to the entries.
+_without_constants = partial(Dataset, mean=None, std=None, files=None)
+_digits = partial(
+    _without_constants,
+    num_train=NUM_DIGITS - NUM_TEST_DIGITS,
+    has_val=False,
+    args={"test": whole(NUM_TEST_DIGITS, 1, NUM_DIGITS - 1)},
+)
 _small_images = partial(Dataset, target="class", has_val=False, args={}, read=_read_arrays)
 _photos_with_masks = partial(
     Dataset,
@@ -162,33 +232,21 @@ _photos_with_masks = partial(
     std=(0.229, 0.224, 0.225),
     num_train=None,
     has_val=False,
-    args={"size": height_and_width((128, 128))},  # the photos are of many sizes
+    args={"size": _height_and_width((128, 128))},  # the photos are of many sizes
 )
 
 _ENTRIES = (
-    Dataset(
+    _digits(
         name="digits",
         target="class",
         class_names=_DIGITS,
-        mean=None,
-        std=None,
-        num_train=NUM_DIGITS - NUM_TEST_DIGITS,
-        has_val=False,
-        args={"test": _NUM_TEST},
-        files=None,
-        read=_read_digits,
+        read=lambda request: Found(splits=read_digits(num_test=request.args["test"])),
     ),
-    Dataset(
+    _digits(
         name="rotated_digits",
         target="value",
         class_names=("tens of degrees",),
-        mean=None,
-        std=None,
-        num_train=NUM_DIGITS - NUM_TEST_DIGITS,
-        has_val=False,
-        args={"test": _NUM_TEST},
-        files=None,
-        read=_read_rotated_digits,
+        read=lambda request: Found(splits=read_rotated_digits(num_test=request.args["test"])),
     ),
     _small_images(
         name="mnist",
@@ -196,7 +254,7 @@ _ENTRIES = (
         mean=(0.1307,),
         std=(0.3081,),
         num_train=60_000,
-        files=Files(torchvision="MNIST", paths=IDX_FILES, **_BY_FLAG),
+        files=Files(torchvision="MNIST", paths=IDX_FILES, options=_BY_FLAG),
     ),
     _small_images(
         name="fashion_mnist",
@@ -207,7 +265,7 @@ _ENTRIES = (
         files=Files(
             torchvision="FashionMNIST",
             paths=IDX_FILES,
-            **_BY_FLAG,
+            options=_BY_FLAG,
             package="dataset-fashion-mnist",
             package_root="/usr/share/datasets/fashion-mnist",
         ),
@@ -218,7 +276,7 @@ _ENTRIES = (
         mean=(0.1918,),
         std=(0.3483,),
         num_train=60_000,
-        files=Files(torchvision="KMNIST", paths=IDX_FILES, **_BY_FLAG),
+        files=Files(torchvision="KMNIST", paths=IDX_FILES, options=_BY_FLAG),
     ),
     _small_images(
         name="cifar10",
@@ -226,7 +284,7 @@ _ENTRIES = (
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
         num_train=50_000,
-        files=Files(torchvision="CIFAR10", paths=("cifar-10-batches-py/",), **_BY_FLAG),
+        files=Files(torchvision="CIFAR10", paths=("cifar-10-batches-py/",), options=_BY_FLAG),
     ),
     _small_images(
         name="cifar100",
@@ -234,7 +292,7 @@ _ENTRIES = (
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
         num_train=50_000,
-        files=Files(torchvision="CIFAR100", paths=("cifar-100-python/",), **_BY_FLAG),
+        files=Files(torchvision="CIFAR100", paths=("cifar-100-python/",), options=_BY_FLAG),
     ),
     _small_images(
         name="svhn",
@@ -242,7 +300,7 @@ _ENTRIES = (
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
         num_train=73_257,
-        files=Files(torchvision="SVHN", paths=("train_32x32.mat", "test_32x32.mat"), **_BY_NAME),
+        files=Files(torchvision="SVHN", paths=("train_32x32.mat", "test_32x32.mat"), options=_BY_NAME),
     ),
     _small_images(
         name="stl10",
@@ -250,37 +308,31 @@ _ENTRIES = (
         mean=(0.4467, 0.4398, 0.4066),
         std=(0.2603, 0.2566, 0.2713),
         num_train=5_000,
-        files=Files(torchvision="STL10", paths=("stl10_binary/",), **_BY_NAME),
+        files=Files(torchvision="STL10", paths=("stl10_binary/",), options=_BY_NAME),
     ),
-    Dataset(
+    _without_constants(
         name="image_folder",
         target="class",
         class_names=None,
-        mean=None,
-        std=None,
         num_train=None,
         has_val=True,
-        args={"size": square_side()},
-        files=None,
-        read=_read_image_folder,
+        args={"size": _square_side()},
+        read=lambda request: folders.find(request.root, resize=request.args["size"], classes=request.classes),
     ),
-    Dataset(
+    _without_constants(
         name="shapes",
         target="mask",
         class_names=None,
-        mean=None,
-        std=None,
         num_train=_NUM_SCENES,
         has_val=False,
         args={
             "size": whole(64, 16, 1024),  # the digits of a smaller scene would be dots
             "train": whole(_NUM_SCENES, 1, 10**8),
             "test": whole(500, 1, 10**8),
-            "classes": choice(2, CLASSES),
-            "channels": choice(3, (1, 3)),
+            "classes": _choice(2, CLASSES),
+            "channels": _choice(3, (1, 3)),
             "seed": whole(0, 0, 2**63 - 1),  # the scenes do not depend on the seed of the recipe
         },
-        files=None,
         read=_read_shapes,
     ),
     _photos_with_masks(
@@ -289,51 +341,46 @@ _ENTRIES = (
         files=Files(
             torchvision="OxfordIIITPet",
             paths=("oxford-iiit-pet/images/", "oxford-iiit-pet/annotations/"),
-            train={"split": "trainval", "target_types": "segmentation"},
-            test={"split": "test", "target_types": "segmentation"},
+            options={
+                "train": {"split": "trainval", "target_types": "segmentation"},
+                "test": {"split": "test", "target_types": "segmentation"},
+            },
         ),
-        read=partial(_read_photos_with_masks, image_paths="_images", mask_paths="_segs", class_of=_TRIMAP, notes=()),
+        read=partial(_read_photos_with_masks, image_paths="_images", mask_paths="_segs", class_of=_TRIMAP),
     ),
     _photos_with_masks(
         name="voc",
-        class_names=tuple(_VOC_CLASSES.split(",")),
+        class_names=_VOC_CLASSES,
         files=Files(
             torchvision="VOCSegmentation",
             paths=("VOCdevkit/VOC2012/",),
-            train={"image_set": "train"},
-            test={"image_set": "val"},
+            options={"train": {"image_set": "train"}, "test": {"image_set": "val"}},
         ),
         read=partial(
             _read_photos_with_masks,
             image_paths="images",
             mask_paths="masks",
-            class_of=(),
+            class_of=range(len(_VOC_CLASSES)),
             notes=("voc's test masks are not public: its validation set is the test split here",),
         ),
     ),
-    Dataset(
+    _without_constants(
         name="mask_folder",
         target="mask",
         class_names=None,
-        mean=None,
-        std=None,
         num_train=None,
         has_val=True,
-        args={"classes": class_names(), "size": height_and_width(None)},
-        files=None,
+        args={"classes": _class_names(), "size": _height_and_width(None)},
         read=_read_mask_folder,
     ),
-    Dataset(
+    _without_constants(
         name=USER_DATASET,
         target=None,
         class_names=None,
-        mean=None,
-        std=None,
         num_train=None,
         has_val=True,
         args=None,
-        files=None,
-        read=_read_user_dataset,
+        read=lambda request: user_dataset.read(request.name, root=str(request.root), args=request.args),
     ),
 )
 DATASETS = {dataset.name: dataset for dataset in _ENTRIES}

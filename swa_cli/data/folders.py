@@ -1,7 +1,7 @@
 """Folders of images with one subfolder per class: found, checked and decoded.
 
-`FolderDataset` is a list of files that reads one image at a time, or many on all cores. Images are RGB.
-A layout that must be a mistake is refused: a root one level too high, a single class, a split among the classes.
+`FolderDataset` is a list of files that reads one image at a time. Images are RGB. A layout that must be a mistake is
+refused: a root one level too high, a single class, a split among the classes.
 Shapes: N images, H W pixels.
 """
 
@@ -19,19 +19,19 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from swa_cli.data.image_file import USUAL_SUFFIXES, decode_rows, describe_files, first_size, read_rgb
+from swa_cli.data.image_file import USUAL_SUFFIXES, describe_files, first_size, read_rgb, require_size
 from swa_cli.data.listing import (
     NAMED,
-    NOTHING,
     LeftOut,
+    Listing,
     images_below,
     left_out_of,
     split_folders,
     split_of,
+    splits_under,
     subfolders,
-    sum_left_out,
 )
-from swa_cli.data.splits import Found, Progress
+from swa_cli.data.splits import Found
 from swa_cli.errors import UserError
 
 
@@ -53,42 +53,23 @@ class FolderDataset(Dataset[tuple[Tensor, int]]):
         return 3 * math.prod(self.shape) * len(self)
 
     def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        pixels = self.pixels(row)
-        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))), int(self.labels[row])
+        (image,) = self.pixels(row)
+        return torch.from_numpy(np.ascontiguousarray(image)), int(self.labels[row])
 
-    def pixels(self, row: int) -> np.ndarray:
-        """Read (H, W, 3) uint8.
+    def pixels(self, row: int) -> tuple[np.ndarray]:
+        """Read the image (3, H, W) uint8.
 
         Raises:
             OSError: The file is broken; the message names it.
             UserError: The size differs from the other images', or it cannot become 8-bit RGB.
         """
-        path = self.files[row]
-        rgb = read_rgb(path)
+        rgb = read_rgb(self.files[row])
         if self.resize:
             rgb = _resize(rgb, side=self.resize)
-        if (rgb.height, rgb.width) != self.shape:
-            raise UserError(
-                f"images differ in size: {self.files[0]} is {self.shape[1]}x{self.shape[0]}, "
-                f"{path} is {rgb.width}x{rgb.height}",
-                hint="resize all with dataset.args={size: 224}, which networks for photos expect, or"
-                f" {{size: {min(self.shape)}}} for small ones",
-            )
-        return np.asarray(rgb)
-
-    def decode(self, rows: Tensor, *, what: str, progress: Progress | None) -> tuple[Tensor, Tensor]:
-        """Decode images (N, 3, H, W) uint8 and their labels (N,) at some rows, on all cores.
-
-        Raises:
-            UserError: Files are broken (all are counted, five are named), or images differ in size.
-        """
-        images = torch.empty((len(rows), 3, *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
-
-        def read(row: int) -> tuple[np.ndarray, ...]:
-            return (self.pixels(row).transpose(2, 0, 1),)
-
-        decode_rows(read, rows=rows, into=(images.numpy(),), what=what, progress=progress)
-        return images, self.labels[rows]
+        hint = "resize all with dataset.args={size: 224}, which networks for photos expect, or"
+        hint += f" {{size: {min(self.shape)}}} for small ones"
+        require_size(rgb, self.shape, path=self.files[row], first=self.files[0], hint=hint)
+        return (np.asarray(rgb).transpose(2, 0, 1),)
 
 
 def find(root: Path, *, resize: int | None, classes: Sequence[str] | None = None) -> Found:
@@ -105,34 +86,26 @@ def find(root: Path, *, resize: int | None, classes: Sequence[str] | None = None
     Raises:
         UserError: The layout is wrong, a class has no images, or a split has classes that training lacks.
     """
-    folders = split_folders(root)
-    has_splits = bool(folders)
-    if not has_splits and root.is_dir():
-        folders = {"train": root}
+    folders, beside = splits_under(root)
     if not folders:
         raise _no_images(root / "train")
-    if "train" in folders:
-        class_names = _training_classes(folders["train"], root=root)
+    parts = {split: _list_classes(folder) for split, folder in folders.items()}
+    if "train" in parts:
+        class_names = tuple(parts["train"].listings)
+        _require_classes(parts["train"], root=root)
     elif classes is not None:
         class_names = tuple(classes)
     else:
         raise _no_training(root, folders)
-    parts = {split: _list_split(folder, classes=class_names) for split, folder in folders.items()}
-    for split, part in parts.items():
-        if not part.paths:
-            raise _no_images(folders[split])
-    paths = [path for part in parts.values() for path in part.paths]
+    files = {split: part.files(class_names) for split, part in parts.items()}
+    paths = [path for split_paths, _ in files.values() for path in split_paths]
     shape = (resize, resize) if resize else first_size(paths[0])
-    beside = [left_out_of(root, used=[folder.name for folder in folders.values()])] if has_splits else []
-    left_out = sum_left_out([*beside, *(part.left_out for part in parts.values())])
+    notes = [note for part in parts.values() for note in part.notes]
     return Found(
-        splits={
-            split: FolderDataset(part.paths, torch.tensor(part.labels, dtype=torch.int64), resize, shape)
-            for split, part in parts.items()
-        },
+        splits={split: FolderDataset(paths, labels, resize, shape) for split, (paths, labels) in files.items()},
         class_names=class_names,
-        contents=(*describe_files(paths), *left_out.describe()),
-        notes=(*(note for part in parts.values() for note in part.notes), *([] if has_splits else _siblings(root))),
+        contents=(*describe_files(paths), *sum((part.left_out for part in parts.values()), beside).describe()),
+        notes=(*notes, *(_siblings(root) if folders.get("train") == root else [])),
     )
 
 
@@ -157,69 +130,66 @@ def _siblings(root: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class _Part:
-    """The images of a split, sorted by class and path."""
+    """The class folders of a split."""
 
-    paths: tuple[str, ...]
-    labels: list[int]
+    folder: Path
+    listings: Mapping[str, Listing]  # by class name in NFC, sorted
     left_out: LeftOut
     notes: tuple[str, ...]
 
+    def files(self, classes: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
+        """Return the images, sorted by class and path, and their labels (N,).
 
-def _class_folders(folder: Path) -> dict[str, list[Path]]:
-    """Return the folders of each class, whose name may be there in several Unicode forms, sorted by the name in NFC."""
+        Raises:
+            UserError: There are none, or some of another class.
+        """
+        unknown = [name for name in self.listings if name not in classes]
+        if unknown:
+            raise UserError(
+                f"{self.folder} has classes that the training folder lacks: {', '.join(unknown[:NAMED])}",
+                hint=f"the training folder has {', '.join(classes[:NAMED])}...: name the class folders alike",
+            )
+        images = [self.listings[name].images if name in self.listings else () for name in classes]
+        if not any(images):
+            raise _no_images(self.folder, self.left_out)
+        labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([*map(len, images)]))
+        return tuple(path for paths in images for path in paths), labels
+
+
+def _list_classes(folder: Path) -> _Part:
+    """List the images in and below the class folders, whose names may be there in several Unicode forms."""
     found: dict[str, list[Path]] = {}
     for name in subfolders(folder):
         found.setdefault(unicodedata.normalize("NFC", name), []).append(folder / name)
-    return dict(sorted(found.items()))
-
-
-def _list_split(folder: Path, *, classes: Sequence[str]) -> _Part:
-    """List the images in and below the class folders of a split."""
-    found = _class_folders(folder)
-    unknown = [name for name in found if name not in classes]
-    if unknown:
-        raise UserError(
-            f"{folder} has classes that the training folder lacks: {', '.join(unknown[:NAMED])}",
-            hint=f"the training folder has {', '.join(classes[:NAMED])}...: name the class folders alike",
-        )
-    paths: list[str] = []
-    labels: list[int] = []
+    listings = {name: images_below(found[name]) for name in sorted(found)}
     used = [part.name for parts in found.values() for part in parts]
-    left_out = [left_out_of(folder, used=used, where="outside of class folders")]
-    for label, name in enumerate(classes):
-        listing = images_below(found.get(name, []))
-        paths += listing.images
-        labels += [label] * len(listing.images)
-        left_out.append(listing.left_out)
+    directly = left_out_of(folder, used=used, where="outside of class folders")
     notes = (
         f"{folder / name} exists {len(parts)} times, in several Unicode forms: all are the class {name}"
-        for name, parts in found.items()
+        for name, parts in sorted(found.items())
         if len(parts) > 1
     )
-    return _Part(tuple(paths), labels, sum_left_out(left_out), tuple(notes))
+    return _Part(folder, listings, sum((each.left_out for each in listings.values()), directly), tuple(notes))
 
 
-def _training_classes(folder: Path, *, root: Path) -> tuple[str, ...]:
-    """Return the classes of the training folder, which may be the root itself.
+def _require_classes(train: _Part, *, root: Path) -> None:
+    """Check the classes of the training folder, which may be the root itself.
 
     Raises:
         UserError: It has none, a single one, one without images, or split folders among or below the classes.
     """
-    found = _class_folders(folder)
-    listings = {name: images_below(parts) for name, parts in found.items()}
-    if not any(listing.images for listing in listings.values()):
-        raise _no_images(folder, sum_left_out(listing.left_out for listing in listings.values()))
-    _require_no_splits(folder, tuple(found), root=root)
-    if len(found) == 1:
-        raise _single_class(folder, next(iter(found)), root=root)
-    for name, listing in listings.items():
+    if not any(listing.images for listing in train.listings.values()):
+        raise _no_images(train.folder, train.left_out)
+    _require_no_splits(train.folder, tuple(train.listings), root=root)
+    if len(train.listings) == 1:
+        raise _single_class(train.folder, next(iter(train.listings)), root=root)
+    for name, listing in train.listings.items():
         if not listing.images:
             others = "; ".join(f"{count:,} {kind}" for kind, count in listing.left_out.files)
             raise UserError(
-                f"no images in {folder / name}{f', but {others}' if others else ''}",
+                f"no images in {train.folder / name}{f', but {others}' if others else ''}",
                 hint=f"a class needs images ({USUAL_SUFFIXES}): add some, or remove its folder",
             )
-    return tuple(found)
 
 
 def _require_no_splits(folder: Path, classes: Sequence[str], *, root: Path) -> None:
@@ -246,21 +216,16 @@ def _require_no_splits(folder: Path, classes: Sequence[str], *, root: Path) -> N
 
 def _single_class(folder: Path, name: str, *, root: Path) -> UserError:
     """Return the error for a single class; the classes may be some levels further down."""
-    better = _first_with_classes(folder / name)
-    if better is None:
+    better = folder / name
+    while len(below := _subfolders_if_any(better)) == 1:
+        better = better / below[0]
+    if not below:
         hint = f"add the folders of the other classes to {folder}"
     elif folder == root:
         hint = f"write dataset.root={better}"
     else:
         hint = f"move the class folders of {better} into {folder}"
     return UserError(f"{folder}: has a single class, {name}/: there is nothing to classify", hint=hint)
-
-
-def _first_with_classes(folder: Path) -> Path | None:
-    """Follow single subfolders down to a folder with several ones."""
-    while len(below := _subfolders_if_any(folder)) == 1:
-        folder = folder / below[0]
-    return folder if below else None
 
 
 def _subfolders_if_any(folder: Path) -> list[str]:
@@ -270,8 +235,8 @@ def _subfolders_if_any(folder: Path) -> list[str]:
 
 def _no_training(root: Path, folders: Mapping[str, Path]) -> UserError:
     """Return the error for a root with other splits only, and perhaps classes."""
-    splits = ", ".join(f"{folder.name}/" for folder in folders.values())
     used = [folder.name for folder in folders.values()]
+    splits = ", ".join(f"{name}/" for name in used)
     others = [f"{name}/" for name in subfolders(root) if name not in used]
     beside = f" beside {', '.join(others[:NAMED])}" if others else ""
     return UserError(
@@ -280,10 +245,9 @@ def _no_training(root: Path, folders: Mapping[str, Path]) -> UserError:
     )
 
 
-def _no_images(folder: Path, below: LeftOut = NOTHING) -> UserError:
-    """Return the error for no images in class folders; `below` is what these contain."""
-    directly = left_out_of(folder, used=(), where="outside of class folders") if folder.is_dir() else NOTHING
-    others = ", ".join(f"{number:,} {kind}" for kind, number in (directly + below).files)
+def _no_images(folder: Path, left_out: LeftOut | None = None) -> UserError:
+    """Return the error for no images in class folders; `left_out` is what the folder contains instead."""
+    others = ", ".join(f"{number:,} {kind}" for kind, number in (left_out or LeftOut()).files)
     return UserError(
         f"no class folders with images in {folder}{f' (there are {others})' if others else ''}",
         hint="image_folder reads dataset.root/train/<class>/*.jpg (and test/, val/ beside train/), "

@@ -73,7 +73,6 @@ class Header:
     """What a file says about its image before it is decoded."""
 
     size: tuple[int, int]  # (H, W), upright
-    stored: tuple[int, int]  # (H, W) of the pixels in the file
     orientation: int  # EXIF; 1 is upright
     is_16_bit: bool  # gray
     is_transparent: bool
@@ -88,10 +87,20 @@ def open_image(path: str, *, formats: tuple[str, ...] = tuple(FORMATS)) -> Itera
         OSError: The file is broken, or of another format; the message names it. So do errors inside the block.
         UserError: It has more than `MAX_PIXELS`.
     """
-    with _name_in_errors(path), _open(path, formats) as image:
-        if (num_pixels := image.width * image.height) > MAX_PIXELS:
-            raise _too_large(path, f"{image.width}x{image.height}, {num_pixels:,} pixels")
-        yield image
+    try:
+        with _filters_lock, warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+            image = Image.open(path, formats=formats)
+        with image:
+            yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        number = int(str(error).partition("(")[2].partition(" ")[0])  # Image size (N pixels) exceeds limit ...
+        raise UserError(
+            f"{path}: has {number:,} pixels; the limit is {MAX_PIXELS:,} pixels",
+            hint="save it smaller or cut it into tiles, or remove it",
+        ) from error
+    except _BROKEN as error:  # whatever PIL raises on a broken file
+        reason = str(error).replace(f" '{path}'", "").replace(f" {path!r}", "") or type(error).__name__
+        raise OSError(f"{path}: {reason}") from error
 
 
 def read_rgb(path: str) -> Image.Image:
@@ -107,18 +116,11 @@ def read_rgb(path: str) -> Image.Image:
 
 
 def read_header(path: str) -> Header:
-    """Read what a file says about its image.
-
-    Raises:
-        OSError: The file is broken; the message names it.
-        UserError: It has more than `MAX_PIXELS`.
-    """
+    """Read what a file says about its image; raise as `open_image` does."""
     with open_image(path) as image:
         orientation = 1 if image.format == "TIFF" else orientation_of(image)  # Pillow rotates TIFF files itself
-        stored = image.height, image.width
         return Header(
-            size=stored[::-1] if orientation in _SWAPS_SIDES else stored,
-            stored=stored,
+            size=image.size if orientation in _SWAPS_SIDES else (image.height, image.width),
             orientation=orientation,
             is_16_bit=image.mode in _DEEP_GRAY or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS),
             is_transparent=image.has_transparency_data,
@@ -183,36 +185,6 @@ def to_8_bit(image: Image.Image, *, name: str) -> Image.Image:
     return Image.fromarray(gray)
 
 
-@contextmanager
-def _open(path: str, formats: tuple[str, ...]) -> Iterator[Image.Image]:
-    """Call `Image.open`; its warning about many pixels is an error."""
-    with _filters_lock, warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-        try:
-            image = Image.open(path, formats=formats)
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            reason = str(error).partition("(")[2].partition(" ")[0]  # Image size (N pixels) exceeds limit ...
-            raise _too_large(path, f"{int(reason):,} pixels") from error
-    with image:
-        yield image
-
-
-def _too_large(path: str, what: str) -> UserError:
-    return UserError(
-        f"{path}: has {what}; the limit is {MAX_PIXELS:,} pixels",
-        hint="save it smaller or cut it into tiles, or remove it",
-    )
-
-
-@contextmanager
-def _name_in_errors(path: str) -> Iterator[None]:
-    """Convert whatever PIL raises on a broken file to an OSError that names it."""
-    try:
-        yield
-    except _BROKEN as error:
-        reason = str(error).replace(f" '{path}'", "").replace(f" {path!r}", "") or type(error).__name__
-        raise OSError(f"{path}: {reason}") from error
-
-
 # --- many files
 
 
@@ -230,7 +202,7 @@ def decode_rows(
         read: Returns the parts of a row; an OSError from it names a broken file.
         rows: (N,) rows, in the order of the arrays.
         into: An array (N, ...) per part.
-        what: Passed to `progress`.
+        what: Names the work for `progress`.
         progress: Called with (what, rows done, all rows).
 
     Raises:
@@ -248,11 +220,10 @@ def decode_rows(
         return broken
 
     broken: list[str] = []
+    chunks = range(0, len(rows), _CHUNK)
     pool = ThreadPoolExecutor(num_cores())
     try:
-        for first, names in zip(
-            range(0, len(rows), _CHUNK), pool.map(decode_chunk, range(0, len(rows), _CHUNK)), strict=True
-        ):
+        for first, names in zip(chunks, pool.map(decode_chunk, chunks), strict=True):
             broken += names
             if progress:
                 progress(what, min(first + _CHUNK, len(rows)), len(rows))
@@ -263,6 +234,15 @@ def decode_rows(
             f"{len(broken)} image file{'s' * (len(broken) > 1)} cannot be read:\n  "
             + "\n  ".join(broken[:_MAX_NAMED] + ["..."] * (len(broken) > _MAX_NAMED)),
             hint="repair or remove them",
+        )
+
+
+def require_size(image: Image.Image, shape: tuple[int, int], *, path: str, first: str, hint: str) -> None:
+    """Refuse the image of `path` if its size is not the (H, W) of the first image."""
+    if image.size != shape[::-1]:
+        raise UserError(
+            f"images differ in size: {first} is {shape[1]}x{shape[0]}, {path} is {image.width}x{image.height}",
+            hint=hint,
         )
 
 

@@ -11,7 +11,6 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 
 from swa_cli.data.image_file import SUFFIXES
@@ -50,15 +49,12 @@ class LeftOut:
         return [f"left out {'; '.join(parts)}"] if parts else []
 
 
-NOTHING = LeftOut()
-
-
 @dataclass(frozen=True)
 class Listing:
     """The image files in and below some folders, sorted by path."""
 
     images: tuple[str, ...]
-    left_out: LeftOut = NOTHING
+    left_out: LeftOut
 
 
 def split_of(name: str) -> str | None:
@@ -85,6 +81,14 @@ def split_folders(root: Path) -> dict[str, Path]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
+def splits_under(root: Path) -> tuple[dict[str, Path], LeftOut]:
+    """Return the split folders of a root and what lies beside them; the root itself is train if it has none."""
+    folders = split_folders(root)
+    if folders:
+        return folders, left_out_of(root, used=[folder.name for folder in folders.values()])
+    return {"train": root} if root.is_dir() else {}, LeftOut()
+
+
 def subfolders(folder: Path) -> list[str]:
     """Return the sorted names of folders, and links to folders, directly inside; not hidden ones or clutter."""
     return [entry.name for entry in _entries(folder) if _is_folder(entry)]
@@ -93,10 +97,7 @@ def subfolders(folder: Path) -> list[str]:
 def left_out_of(folder: Path, *, used: Iterable[str], where: str = "") -> LeftOut:
     """Return what is directly inside a folder, except for the subfolders that are `used`.
 
-    Args:
-        folder: Its subfolders are not searched.
-        used: Names of folders that are read.
-        where: Added to the kind of image files, which a person may expect to be read.
+    `where` is added to the kind of image files, which a person may expect to be read.
     """
     kinds: Counter[str] = Counter()
     folders = []
@@ -131,16 +132,12 @@ def images_below(folders: Sequence[Path]) -> Listing:
                 below.append(entry.path)
             elif not entry.name.lower().endswith(SUFFIXES):
                 others[_kind(entry.path)] += 1
-            else:
-                _require_file(entry)
+            elif not os.path.exists(entry.path) or entry.is_file():  # a broken link is reported with the broken files
                 images.append(entry.path)
+            else:  # a pipe, which would block for ever
+                raise UserError(f"{entry.path}: is not a regular file", hint="remove it")
         waiting += reversed(below)
     return Listing(tuple(sorted(images)), LeftOut(tuple(others.most_common())))
-
-
-def sum_left_out(parts: Iterable[LeftOut]) -> LeftOut:
-    """Add up."""
-    return reduce(LeftOut.__add__, parts, NOTHING)
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
@@ -165,12 +162,6 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def _require_file(entry: os.DirEntry[str]) -> None:
-    """Refuse pipes, which would block for ever; a broken link is reported with the broken files."""
-    if os.path.exists(entry.path) and not entry.is_file():
-        raise UserError(f"{entry.path}: is not a regular file", hint="remove it")
 
 
 def _kind(path: str) -> str:

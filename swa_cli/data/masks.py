@@ -25,7 +25,6 @@ from torch.utils.data import Dataset
 
 from swa_cli.data.image_file import (
     USUAL_SUFFIXES,
-    decode_rows,
     describe_files,
     first_size,
     make_upright,
@@ -33,9 +32,10 @@ from swa_cli.data.image_file import (
     orientation_of,
     read_header,
     read_rgb,
+    require_size,
 )
-from swa_cli.data.listing import NAMED, LeftOut, images_below, left_out_of, split_folders, subfolders, sum_left_out
-from swa_cli.data.splits import Found, Progress
+from swa_cli.data.listing import LeftOut, images_below, left_out_of, split_folders, splits_under, subfolders
+from swa_cli.data.splits import Found
 from swa_cli.data.stream import IGNORED
 from swa_cli.errors import UserError
 
@@ -49,10 +49,9 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
 
     images: tuple[str, ...]
     masks: tuple[str, ...]
-    num_classes: int
+    class_of: tuple[int, ...]  # the class of each value in the files
     resize: tuple[int, int] | None  # (H, W); None: all files have the same size
     shape: tuple[int, int]  # (H, W) of the images and masks
-    class_of: tuple[int, ...] = ()  # the class of each value in the files; none where that is the value itself
     labels: None = None  # unknown without decoding
 
     def __len__(self) -> int:
@@ -79,29 +78,13 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
             OSError: A file is broken; the message names it.
             UserError: The sizes differ, or the mask has an unknown class.
         """
-        path = self.images[row]
-        image = read_rgb(path)
+        image = read_rgb(self.images[row])
         mask = self.mask(row, size=image.size)
         if self.resize:
             image = image.resize(self.resize[::-1], Image.Resampling.BILINEAR)
-        if image.size != self.shape[::-1]:
-            raise UserError(
-                f"images differ in size: {self.images[0]} is {self.shape[1]}x{self.shape[0]}, "
-                f"{path} is {image.width}x{image.height}",
-                hint="resize all with dataset.args.size: 128, or another size",
-            )
+        hint = "resize all with dataset.args.size: 128, or another size"
+        require_size(image, self.shape, path=self.images[row], first=self.images[0], hint=hint)
         return np.asarray(image).transpose(2, 0, 1), mask
-
-    def decode(self, rows: Tensor, *, what: str, progress: Progress | None) -> tuple[Tensor, Tensor]:
-        """Decode images (N, 3, H, W) and masks (N, H, W), both uint8, at some rows, on all cores.
-
-        Raises:
-            UserError: As in `pixels`; broken files are counted.
-        """
-        images = torch.empty((len(rows), 3, *self.shape), dtype=torch.uint8, memory_format=torch.channels_last)
-        masks = torch.empty((len(rows), *self.shape), dtype=torch.uint8)
-        decode_rows(self.pixels, rows=rows, into=(images.numpy(), masks.numpy()), what=what, progress=progress)
-        return images, masks
 
     def mask(self, row: int, *, size: tuple[int, int] | None = None) -> np.ndarray:
         """Read (H, W) uint8; `size` is (W, H) of the upright image, which the mask must have too."""
@@ -122,19 +105,16 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
                     hint="save both in one size",
                 )
             values = np.array(mask.resize(self.resize[::-1], Image.Resampling.NEAREST) if self.resize else mask)
-        last = (len(self.class_of) or self.num_classes) - 1
+        last = len(self.class_of) - 1
         wrong = ((values < 0) | (values > last)) & (values != IGNORED)
         if wrong.any():
             raise UserError(
                 f"{path}: has the value {values[wrong][0]}, but classes are 0 to {last}",
                 hint=f"number the classes from 0 ({IGNORED} is ignored), or raise dataset.args.classes",
             )
-        values = values.astype(np.uint8)
-        if self.class_of:
-            classes = np.full(IGNORED + 1, IGNORED, dtype=np.uint8)
-            classes[: last + 1] = self.class_of
-            values = classes[values]
-        return values
+        classes = np.full(IGNORED + 1, IGNORED, dtype=np.uint8)
+        classes[: last + 1] = self.class_of
+        return classes[values.astype(np.uint8)]
 
 
 def find(
@@ -154,21 +134,17 @@ def find(
         UserError: The layout is wrong, an image has no mask or a mask no image, or the first masks have unknown
             classes.
     """
-    folders = split_folders(root)
-    beside = [left_out_of(root, used=[folder.name for folder in folders.values()])] if folders else []
-    if not folders and root.is_dir():
-        folders = {"train": root}
+    folders, beside = splits_under(root)
     if not folders or (needs_training and "train" not in folders):
         raise _no_pairs(root / "train")
     pairs = {split: _pairs(folder) for split, folder in folders.items()}
     paths = [path for part in pairs.values() for path in part.images]
     shape = resize or first_size(paths[0])
-    datasets = {
-        split: MaskDataset(part.images, part.masks, len(class_names), resize, shape) for split, part in pairs.items()
-    }
+    classes = tuple(range(len(class_names)))
+    datasets = {split: MaskDataset(part.images, part.masks, classes, resize, shape) for split, part in pairs.items()}
     _require_classes(next(iter(datasets.values())))
-    left_out = sum_left_out([*beside, *(part.left_out for part in pairs.values())])
-    return Found(splits=datasets, class_names=class_names, contents=(*describe_files(paths), *left_out.describe()))
+    contents = (*describe_files(paths), *sum((part.left_out for part in pairs.values()), beside).describe())
+    return Found(splits=datasets, class_names=class_names, contents=contents)
 
 
 @dataclass(frozen=True)
@@ -195,17 +171,15 @@ def _pairs(folder: Path) -> _Pairs:
             raise UserError(
                 f"{path}: is not a PNG", hint="save masks as PNG: other formats may change the class numbers"
             )
-    unpaired = [
-        (images[name], f"its mask {folder / 'masks' / name}.png is missing") for name in images if name not in masks
+    missing = [f"{images[name]}: its mask {folder / 'masks' / name}.png is missing" for name in images.keys() - masks]
+    missing = missing or [
+        f"{masks[name]}: its image {folder / 'images' / name}.* is missing" for name in masks.keys() - images
     ]
-    unpaired = unpaired or [
-        (masks[name], f"its image {folder / 'images' / name}.* is missing") for name in masks if name not in images
-    ]
-    if unpaired:
-        more = f", and {len(unpaired) - 1:,} more like it" if len(unpaired) > 1 else ""
-        raise UserError(f"{unpaired[0][0]}: {unpaired[0][1]}{more}", hint="add the missing files, or remove these")
-    others = [left_out_of(folder, used=("images", "masks")), *(listing.left_out for listing in listings)]
-    return _Pairs(tuple(images.values()), tuple(masks[name] for name in images), sum_left_out(others))
+    if missing:
+        more = f", and {len(missing) - 1:,} more like it" if len(missing) > 1 else ""
+        raise UserError(f"{min(missing)}{more}", hint="add the missing files, or remove these")
+    left_out = sum((listing.left_out for listing in listings), left_out_of(folder, used=("images", "masks")))
+    return _Pairs(tuple(images.values()), tuple(masks[name] for name in images), left_out)
 
 
 def _by_name(paths: Sequence[str], *, folder: Path) -> dict[str, str]:
@@ -230,14 +204,11 @@ def _require_classes(dataset: MaskDataset) -> None:
         if len(seen - {IGNORED}) > 1 or (IGNORED not in seen and row >= _CHECKED):
             return
     if IGNORED in seen:
+        values = " and ".join(map(str, sorted(seen)))
         raise UserError(
-            f"the masks beside {dataset.masks[0]} have only the values {_join(sorted(seen))}, and {IGNORED} is ignored",
+            f"the masks beside {dataset.masks[0]} have only the values {values}, and {IGNORED} is ignored",
             hint=f"write the class number 1 for pixels of a class that are {IGNORED} now",
         )
-
-
-def _join(numbers: Sequence[int]) -> str:
-    return " and ".join(map(str, numbers[:NAMED]))
 
 
 def _no_pairs(folder: Path) -> UserError:

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from swa_cli.data import datasets, pytree
-from swa_cli.data.dataset_args import complete
-from swa_cli.data.datasets import Request
+from swa_cli.data.datasets import Request, complete_args
 from swa_cli.data.splits import (
     Arrays,
     FileDataset,
     Found,
     Progress,
+    Reading,
     Split,
     Target,
     fits_memory,
@@ -41,7 +41,7 @@ from swa_cli.data.splits import (
     split_off_validation,
 )
 from swa_cli.data.stream import Origin
-from swa_cli.data.user_dataset import listed_part, require_finite, require_readable, with_channels_first, with_labels
+from swa_cli.data.user_dataset import listed_part, with_checked_samples
 from swa_cli.errors import UserError
 
 
@@ -122,14 +122,24 @@ def load(
     """
     assert cache in ("auto", "ram", "none")
     found = _read(name, root=Path(root), download=download, given=args or {}, classes=classes, progress=progress)
-    notes = list(found.notes)
-    hold = _is_held(found, cache=cache)
-    if cache == "none" and all(isinstance(stored, Arrays) for stored in found.splits.values()):
+    notes = [*found.notes]
+    splits = {split: _split(found, split) for split in found.splits}
+    streamed = [part.dataset for part in splits.values() if part.dataset is not None]
+    files = [dataset for dataset in streamed if isinstance(dataset, FileDataset)]
+    is_user_code = len(files) < len(streamed)
+    hold = bool(streamed) and cache == "ram"
+    if streamed and cache == "auto" and not is_user_code:
+        hold = fits_memory(sum(dataset.num_bytes for dataset in files))
+    if cache == "none" and not streamed:
         notes.append(f"{name} is held in memory whatever dataset.cache says")
-    if hold and _is_user_code(found):
+    if hold and is_user_code:
         notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
-    reading: dict[str, Any] = {"seed": seed, "workers": workers, "progress": progress}
-    splits, warnings = _checked_splits(found, name=name, read_all=hold, **reading)
+    reading = Reading(seed=seed, workers=workers, progress=progress)
+    warnings: list[str] = []
+    if any(part.dataset is not None for part in splits.values()):
+        splits, warnings = with_checked_samples(splits, layout=found.layout, name=name, read_all=hold, reading=reading)
+    for part in splits.values():
+        require_classes(part)
     data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
     if "train" in splits and "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
@@ -140,16 +150,15 @@ def load(
         splits |= parts
         warnings += more
     if hold:
-        splits = {
-            split: part if part.dataset is None else load_into_memory(part, what=f"reading {split} images", **reading)
-            for split, part in splits.items()
-        }
+        for split, part in splits.items():
+            if part.dataset is not None:
+                splits[split] = load_into_memory(part, what=f"reading {split} images", reading=reading)
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
-    example = next(read_rows(first, rows=torch.tensor([0]), seed=seed, workers=0))
+    example = next(read_rows(first, rows=torch.tensor([0]), reading=replace(reading, workers=0)))
     is_image = pytree.is_image(pytree.first_sample(example[0]))
     if is_image and example[0].is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalized already")
-    mean, std = _constants(found, first, example[0] if is_image else None, name=name, seed=seed, workers=workers)
+    mean, std = _constants(found, first, example[0] if is_image else None, name=name, reading=reading)
     return Source(
         name=name,
         train=splits.get("train"),
@@ -180,7 +189,7 @@ def _read(
 ) -> Found:
     """Read a dataset by its entry, whose fields complete what the reader returns."""
     entry = datasets.find(name)
-    args = dict(given) if entry.args is None else complete(entry.args, given, name=name)
+    args = dict(given) if entry.args is None else complete_args(entry.args, given, name=name)
     found = entry.read(
         Request(name=name, dataset=entry, args=args, root=root, download=download, classes=classes, progress=progress)
     )
@@ -194,39 +203,6 @@ def _read(
     )
 
 
-def _is_user_code(found: Found) -> bool:
-    """Return whether the samples come from a torch Dataset of unknown behavior."""
-    return not all(isinstance(stored, Arrays | FileDataset) for stored in found.splits.values())
-
-
-def _is_held(found: Found, *, cache: str) -> bool:
-    """Return whether streamed splits are read into memory."""
-    streamed = [stored for stored in found.splits.values() if not isinstance(stored, Arrays)]
-    num_bytes = [stored.num_bytes for stored in streamed if isinstance(stored, FileDataset)]
-    if not streamed or cache == "none":
-        return False
-    return cache == "ram" or (len(num_bytes) == len(streamed) and fits_memory(sum(num_bytes)))
-
-
-def _checked_splits(
-    found: Found, *, name: str, read_all: bool, seed: int, workers: int, progress: Progress | None
-) -> tuple[dict[str, Split], list[str]]:
-    """Return the splits with images (C, H, W) and checked labels, as far as these can be known, and warnings."""
-    splits, warnings = {split: _split(found, split) for split in found.splits}, list[str]()
-    if _is_user_code(found):
-        splits, warnings = with_channels_first(splits, layout=found.layout, name=name)
-        if not read_all:
-            for part in splits.values():
-                require_readable(part, seed=seed, workers=workers, progress=progress)
-    for split, part in splits.items():
-        if part.dataset is not None:
-            warning = require_finite(part)
-            warnings += [warning] if warning else []
-            splits[split] = with_labels(part, read_all=read_all, seed=seed, workers=workers, progress=progress)
-        require_classes(splits[split])
-    return splits, warnings
-
-
 def _split(found: Found, name: str) -> Split:
     stored, origin = found.splits[name], Origin(name, len(found.class_names))
     assert found.target is not None, "the entry or its reader declares the target"
@@ -238,7 +214,7 @@ def _split(found: Found, name: str) -> Split:
 
 
 def _constants(
-    found: Found, split: Split, images: Tensor | None, *, name: str, seed: int, workers: int
+    found: Found, split: Split, images: Tensor | None, *, name: str, reading: Reading
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and std: declared, or measured on the split; none where the inputs are not images.
 
@@ -251,7 +227,7 @@ def _constants(
             raise UserError(f"{name} has a mean and std, but its inputs are not images", hint="leave them out")
         return (), ()
     if mean is None or std is None:
-        measured = mean_std(split, seed=seed, workers=workers)
+        measured = mean_std(split, reading=reading)
         mean, std = mean or measured[0], std or measured[1]
     channels = images.shape[1]
     if not (len(mean) == len(std) == channels and min(std) > 0 and math.isfinite(sum(mean) + sum(std))):
@@ -275,6 +251,9 @@ def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ..
     return (f"{number} {few} to {many} {split.origin.split} samples",)
 
 
+# --- fingerprints
+
+
 @dataclass(frozen=True)
 class Fingerprint:
     """The number of samples, and a checksum; empty if only reading every sample would give one."""
@@ -283,40 +262,30 @@ class Fingerprint:
     sha256: str
 
 
-def fingerprint(split: Split, *, root: Path) -> Fingerprint:
-    """Return the fingerprint of a split, before validation samples are taken from it."""
-    return Fingerprint(len(split), _checksum(split, root=root))
-
-
 def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerprint], *, name: str) -> list[str]:
     """Return a sentence for each split that has changed."""
     sentences = []
     for split, found in now.items():
-        before = recorded.get(split)
-        if before is None:
-            continue
-        if before["samples"] != found.samples:
-            sentences.append(
-                f"{name}: the {split} data have changed: {before['samples']:,} samples then, {found.samples:,} now"
-            )
-        elif before["sha256"] != found.sha256 and before["sha256"] and found.sha256:
-            sentences.append(
-                f"{name}: the {split} data have changed: {found.samples:,} samples as before, but not the same ones"
-            )
+        before = recorded.get(split, {"samples": found.samples, "sha256": ""})
+        counts = f"{before['samples']:,} samples then, {found.samples:,} now"
+        if before["samples"] == found.samples:
+            counts = f"{found.samples:,} samples as before, but not the same ones"
+            if before["sha256"] == found.sha256 or not (before["sha256"] and found.sha256):
+                continue
+        sentences.append(f"{name}: the {split} data have changed: {counts}")
     return sentences
 
 
-def _checksum(split: Split, *, root: Path) -> str:
+def fingerprint(split: Split, *, root: Path) -> Fingerprint:
+    """Return the fingerprint of a split, before validation samples are taken from it."""
     if isinstance(split.dataset, FileDataset):
-        return _hash_files(split.dataset.files, root=root)
+        return Fingerprint(len(split), _hash_files(split.dataset.files, root=root))
     inputs, labels = split.images, split.labels
     if split.dataset is not None:
         inputs = listed_part(split.dataset, 0)
         labels = listed_part(split.dataset, 1) if labels is None else labels
-    values = (inputs, labels)
-    return _hash_tensors(
-        tensor for value in values if value is not None for tensor in pytree.named_tensors(value).values()
-    )
+    known = [pytree.named_tensors(values) for values in (inputs, labels) if values is not None]
+    return Fingerprint(len(split), _hash_tensors([tensor for tensors in known for tensor in tensors.values()]))
 
 
 def _hash_files(paths: Iterable[str], *, root: Path) -> str:
@@ -331,14 +300,12 @@ def _hash_files(paths: Iterable[str], *, root: Path) -> str:
     return digest.hexdigest()
 
 
-def _hash_tensors(tensors: Iterable[Tensor]) -> str:
+def _hash_tensors(tensors: Sequence[Tensor]) -> str:
     """Hash values and shapes; return an empty text if there are no tensors."""
     digest = hashlib.sha256()
-    is_empty = True
     for tensor in tensors:
-        is_empty = False
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
         values = pytree.to_nhwc(tensor) if pytree.is_channels_last(tensor) else tensor.contiguous()
         if values.numel():
             digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return "" if is_empty else digest.hexdigest()
+    return digest.hexdigest() if tensors else ""

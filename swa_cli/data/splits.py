@@ -13,17 +13,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from swa_cli.data import pytree
+from swa_cli.data.image_file import decode_rows
 from swa_cli.data.randomness import generator
 from swa_cli.data.stream import UNKNOWN_ORIGIN, Origin, stream, unknown_class
 from swa_cli.errors import UserError
 
 Target = Literal["class", "mask", "value", "own"]
-Progress = Callable[[str, int, int], None]  # (what, done, total)
+Progress = Callable[[str, int, int], None]  # (what, done, all)
 
 READ_BATCH = 64  # samples per streamed batch
 _STATISTICS_SAMPLES = 10_000  # that measure mean and std: the same number in memory and streamed
@@ -32,17 +34,18 @@ _NAMED_CLASSES = 5  # that a warning lists
 
 @runtime_checkable
 class FileDataset(Protocol):
-    """A torch Dataset of image files, checked by its reader, that decodes many files at once."""
+    """A torch Dataset of image files, whose layout its reader has checked."""
 
-    labels: Tensor | None  # (N,) if known without decoding
+    labels: Tensor | None  # (N,) classes; None: a sample has a mask
     files: tuple[str, ...]  # all that it reads
+    shape: tuple[int, int]  # (H, W) of the samples
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all decoded samples."""
 
-    def decode(self, rows: Tensor, *, what: str, progress: Progress | None) -> tuple[Tensor, Tensor]:
-        """Decode images (N, 3, H, W) uint8 and their labels at some rows, on all cores; `what` names the work."""
+    def pixels(self, row: int) -> tuple[np.ndarray, ...]:
+        """Read the image (3, H, W) and, if there are no classes, the mask (H, W), all uint8."""
 
 
 class Arrays(NamedTuple):
@@ -84,6 +87,15 @@ class Split:
         rows = self.images if self.images is not None else self.indices
         assert rows is not None, "a split has images or indices"
         return pytree.batch_size(rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How samples are read before a run."""
+
+    seed: int = 0  # decides what random transforms do
+    workers: int = 0  # processes that read a streamed split
+    progress: Progress | None = None
 
 
 def take(split: Split, rows: Tensor) -> Split:
@@ -191,8 +203,8 @@ def available_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def load_into_memory(split: Split, *, what: str, seed: int, workers: int, progress: Progress | None) -> Split:
-    """Read all samples of a streamed split.
+def load_into_memory(split: Split, *, what: str, reading: Reading) -> Split:
+    """Read all samples of a streamed split; `what` names the work for the progress.
 
     Raises:
         UserError: A sample cannot be read, or images differ in size.
@@ -200,16 +212,19 @@ def load_into_memory(split: Split, *, what: str, seed: int, workers: int, progre
     assert split.dataset is not None
     assert split.indices is not None
     if isinstance(split.dataset, FileDataset):
-        images, labels = split.dataset.decode(split.indices, what=what, progress=progress)
+        number, shape = len(split), split.dataset.shape
+        images = torch.empty((number, 3, *shape), dtype=torch.uint8, memory_format=torch.channels_last)
+        labels = torch.empty((number, *shape), dtype=torch.uint8) if split.labels is None else split.labels
+        into = (images.numpy(), labels.numpy()) if split.labels is None else (images.numpy(),)
+        decode_rows(split.dataset.pixels, rows=split.indices, into=into, what=what, progress=reading.progress)
         return replace(split, labels=labels, images=images, dataset=None, indices=None)
     batches: list[tuple[Any, Any]] = []
     num_read = 0
-    rows = torch.arange(len(split))
-    for images, labels in stream_rows(split, rows=rows, seed=seed, workers=workers, key=("hold",)):
+    for images, labels in stream_rows(split, rows=torch.arange(len(split)), key=("hold",), reading=reading):
         batches.append((images, labels))
         num_read += pytree.batch_size(images)
-        if progress:
-            progress(what, num_read, len(split))
+        if reading.progress:
+            reading.progress(what, num_read, len(split))
     kinds = {pytree.describe(pytree.first_sample(images)) for images, _ in batches}
     if len(kinds) > 1:
         raise UserError(
@@ -223,10 +238,10 @@ def load_into_memory(split: Split, *, what: str, seed: int, workers: int, progre
 # --- some samples
 
 
-def read_rows(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterator[tuple[Any, Any]]:
+def read_rows(split: Split, *, rows: Tensor, reading: Reading) -> Iterator[tuple[Any, Any]]:
     """Yield batches of (inputs, labels) at some rows of a split, as they are stored."""
     if split.images is None:
-        yield from stream_rows(split, rows=rows, seed=seed, workers=workers, key=("statistics",))
+        yield from stream_rows(split, rows=rows, key=("statistics",), reading=reading)
         return
     num_values = sum(values[0].numel() for values in pytree.named_tensors(split.images).values())
     size = max(1, 2**22 // num_values)  # float64 copies of 32 MB
@@ -236,7 +251,7 @@ def read_rows(split: Split, *, rows: Tensor, seed: int, workers: int) -> Iterato
 
 
 def stream_rows(
-    split: Split, *, rows: Tensor, seed: int, workers: int, key: tuple[str | int, ...]
+    split: Split, *, rows: Tensor, key: tuple[str | int, ...], reading: Reading
 ) -> Iterator[tuple[Any, Any]]:
     """Yield batches of (inputs, labels) at some rows of a streamed split; `key` names the purpose (see `stream`)."""
     assert split.dataset is not None
@@ -246,14 +261,14 @@ def stream_rows(
         rows=split.indices[rows],
         spans=cut_spans(len(rows), size=READ_BATCH),
         target=split.target,
-        seed=seed,
+        seed=reading.seed,
         key=key,
-        workers=workers,
+        workers=reading.workers,
         origin=split.origin,
     )
 
 
-def mean_std(split: Split, *, seed: int, workers: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_std(split: Split, *, reading: Reading) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Measure mean and std per channel in float64 on evenly spaced samples: the same ones in memory and streamed.
 
     Sums of uint8 values and of their squares are exact in float64. Floating-point images get 0 and 1.
@@ -262,7 +277,7 @@ def mean_std(split: Split, *, seed: int, workers: int) -> tuple[tuple[float, ...
     rows = torch.arange(count) * len(split) // count
     total = square = torch.zeros(())
     num_pixels = 0
-    for images, _ in read_rows(split, rows=rows, seed=seed, workers=workers):
+    for images, _ in read_rows(split, rows=rows, reading=reading):
         channels = images.shape[1]
         if images.is_floating_point():
             return (0.0,) * channels, (1.0,) * channels

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -67,8 +67,8 @@ def stream(
     """Yield (images (B, C, H, W), labels), or other inputs and targets, for each span of positions.
 
     Args:
-        dataset: Gives (image, label); an image is a uint8 or float tensor (C, H, W) or a PIL image. It may also be
-            any other tensor, or a tuple or dict of tensors.
+        dataset: Gives (image, label); an image is a uint8 or float tensor (C, H, W), a PIL image, any other tensor, or
+            a tuple or dict of tensors.
         rows: The row of the dataset at each position.
         spans: The positions of each batch.
         target: What labels are and become: `class`, a number, (B,) int64; `mask`, integers (H, W) or a gray or
@@ -115,35 +115,24 @@ def stream(
         del batches  # ends its processes now: a garbage collection that finds them later waits 5 s for each
 
 
-def image_tensor(image: object) -> Tensor:
-    """Convert a PIL image to (C, H, W) uint8 with 1 or 3 channels; return any tensor as it is.
+def _input_tensors(value: Any) -> Any:
+    """Convert what goes into the network: a PIL image to (C, H, W) uint8 with 1 or 3 channels; tensors stay.
 
     Raises:
-        UserError: It is neither.
+        UserError: It is neither an image, a tensor, nor a tuple or dict of tensors.
     """
-    if isinstance(image, Image.Image):
-        image = to_8_bit(image, name="its image")
+    if isinstance(value, (tuple, Mapping)) and value:
+        return pytree.map_tensors(value, _part_tensor)
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, Image.Image):
+        image = to_8_bit(value, name="its image")
         is_gray = image.mode in ("1", "L") and not image.has_transparency_data
         pixels = np.array(image.convert("L") if is_gray else to_rgb(image, name="its image"))
         return torch.from_numpy(pixels[None] if is_gray else pixels.transpose(2, 0, 1).copy())
-    if isinstance(image, Tensor):
-        return image
     raise UserError(
-        f"the dataset gave an image of the wrong kind: {_kind(image)}",
+        f"the dataset gave an image of the wrong kind: {_kind(value)}",
         hint="give a PIL image, a tensor such as (C, H, W), uint8 or floating point, or a tuple or dict of tensors",
-    )
-
-
-def input_tensors(value: Any) -> Any:
-    """Convert what goes into the network: an image or other tensor, or a tuple or dict of tensors.
-
-    Raises:
-        UserError: It is something else.
-    """
-    return (
-        pytree.map_tensors(value, _part_tensor)
-        if isinstance(value, (tuple, Mapping)) and value
-        else image_tensor(value)
     )
 
 
@@ -162,10 +151,7 @@ def _part_tensor(value: Any) -> Tensor:
 def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
     """Convert a label: () int64 of a class, (H, W) uint8 of a mask, (V,) float32 of numbers, or a user's own.
 
-    Args:
-        label: What the dataset gave.
-        target: `class`, `mask`, `value` or `own`.
-        shape: (H, W) of the image, which a mask must have too; () if the input is not an image.
+    A mask must have the `shape` (H, W) of its image; () if the input is not an image.
 
     Raises:
         UserError: It is not such a label.
@@ -189,7 +175,6 @@ def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
 
 
 def _mask(label: Any, *, shape: tuple[int, ...]) -> Tensor:
-    """Convert a mask to (H, W) uint8."""
     mask = torch.from_numpy(np.array(label)) if isinstance(label, Image.Image) else label
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point():
         raise UserError(
@@ -265,7 +250,7 @@ def _read_sample(dataset: Dataset[Any], row: int, *, target: str, origin: Origin
             hint="let the dataset's __getitem__ return (image, label)",
         )
     try:
-        value = input_tensors(sample[0])
+        value = _input_tensors(sample[0])
         is_image = pytree.is_image(value)
         label = label_tensor(sample[1], target=target, shape=tuple(value.shape[1:]) if is_image else ())
     except UserError as error:
@@ -311,11 +296,11 @@ def _require_valid_label(label: Any, *, row: int, target: str, origin: Origin) -
         )
 
 
-def _require_same_kind(value: Any, row: int, values: list[Any], rows: Iterable[int], *, what: str) -> None:
+def _require_same_kind(value: Any, row: int, values: list[Any], rows: Sequence[int], *, what: str) -> None:
     """Check that the images, or labels, of a batch agree in shape and type, as they are stacked."""
     if values and (kind := pytree.describe(value)) != (first := pytree.describe(values[0])):
         raise UserError(
-            f"samples {next(iter(rows))} and {row} of the dataset differ: {first} and {kind}",
+            f"samples {rows[0]} and {row} of the dataset differ: {first} and {kind}",
             hint=f"let the dataset resize all {what} to one size",
         )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import gzip
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from swa_cli.data.randomness import generator
-from swa_cli.data.splits import Arrays
+from swa_cli.data.splits import Arrays, Progress
 
 NUM_DIGITS, NUM_TEST_DIGITS = 1797, 360  # the reason for this split is in digits.md
 SHAPES = ("disc", "rectangle", "triangle", "ring")
@@ -43,11 +42,7 @@ _MARGIN = 2  # black pixels on each side, so that no corner of a rotated digit i
 
 
 def read_digits(*, num_test: int = NUM_TEST_DIGITS) -> dict[str, Arrays]:
-    """Read the digits in this package, gray values 0..16 spread over 0..255; the last ones are the test split.
-
-    Args:
-        num_test: Images of the test split.
-    """
+    """Read the digits in this package, gray values 0..16 spread over 0..255; the last `num_test` are the test split."""
     content = gzip.decompress(resources.files("swa_cli.data").joinpath("digits.gz").read_bytes())
     values = torch.frombuffer(bytearray(content), dtype=torch.uint8).long()
     images = (values[: NUM_DIGITS * 64] * 255 // 16).to(torch.uint8).view(NUM_DIGITS, 1, 8, 8)
@@ -72,12 +67,7 @@ def read_rotated_digits(*, num_test: int = NUM_TEST_DIGITS) -> dict[str, Arrays]
 
 
 def rotate(images: Tensor, *, degrees: Tensor) -> Tensor:
-    """Rotate images (N, 1, H, W) uint8 counter-clockwise about their centers, bilinearly; borders become black.
-
-    Args:
-        images: As they are stored.
-        degrees: (N,) angles.
-    """
+    """Rotate images (N, 1, H, W) uint8 by angles (N,) counter-clockwise about their centers; borders become black."""
     angle = degrees * (math.pi / 180)
     cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
     # Where each pixel comes from, x to the right and y downwards: the inverse rotation, which is clockwise.
@@ -97,13 +87,13 @@ def draw_scenes(
     classes: int,
     channels: int,
     seed: int,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Arrays:
     """Draw the first scenes of a split; scene i does not depend on how many are drawn.
 
     Args:
         split: "train" or "test", which differ in all scenes and use the digits of the same split.
-        count: Number of scenes, N.
+        count: N.
         size: S.
         classes: A key of `CLASSES`; the images do not depend on it.
         channels: 1 or 3.
@@ -122,15 +112,10 @@ def draw_scenes(
         drawn, kinds = _Artist(random, num_scenes=together, size=size, channels=channels).scenes(*digits)
         last = min(first + together, count)
         images[first:last] = drawn[: last - first]
-        masks[first:last] = _classes_of(kinds[: last - first], classes=classes)
+        masks[first:last] = kinds[: last - first].clamp(max=classes - 1)  # background, shapes, digits in this order
         if progress:
             progress(f"drawing {split} scenes", last, count)
     return Arrays(images, masks)
-
-
-def _classes_of(kinds: Tensor, *, classes: int) -> Tensor:
-    """Map kinds to classes: 0 is background, shapes count from 1, digit d is `_DIGIT` + 1 + d."""
-    return kinds.clamp(max={2: 1, 6: _DIGIT + 1, 15: _DIGIT + 10}[classes])
 
 
 @dataclass(frozen=True)

@@ -32,23 +32,13 @@ IDX_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
-    """The files of a published set.
+    """The files of a published set."""
 
-    Args:
-        torchvision: Name of the class in `torchvision.datasets`.
-        paths: What is looked for under the root.
-        train: Arguments of the class for the training split.
-        test: Arguments of the class for the test split.
-        package: Debian's package of the files, if there is one.
-        package_root: Where that package puts them.
-    """
-
-    torchvision: str
-    paths: tuple[str, ...]
-    train: Mapping[str, Any]
-    test: Mapping[str, Any]
-    package: str = ""
-    package_root: str = ""
+    torchvision: str  # name of the class in `torchvision.datasets`
+    paths: tuple[str, ...]  # what is looked for under the root
+    options: Mapping[str, Mapping[str, Any]]  # arguments of the class for "train" and "test"
+    package: str = ""  # Debian's package of the files, if there is one
+    package_root: str = ""  # where that package puts them
 
     @property
     def is_idx(self) -> bool:
@@ -63,12 +53,6 @@ class Files:
 def read_arrays(name: str, files: Files, *, root: Path, download: bool) -> tuple[dict[str, Arrays], tuple[str, ...]]:
     """Read a set of small images, after downloading it if allowed and needed.
 
-    Args:
-        name: As a recipe says it.
-        files: Those of the set.
-        root: Where the files are looked for, and downloaded to.
-        download: Whether they may be downloaded.
-
     Returns:
         The arrays of "train" and "test", and the class names that torchvision knows (none for idx files).
 
@@ -77,37 +61,36 @@ def read_arrays(name: str, files: Files, *, root: Path, download: bool) -> tuple
     """
     if files.is_idx:
         return _read_idx_set(name, files, root=root, download=download), ()
-    options = {"train": files.train, "test": files.test}
     sets = {
-        split: torchvision_dataset(name, files, root=root, download=download, **options[split]) for split in options
+        split: _torchvision_dataset(name, files, split=split, root=root, download=download) for split in files.options
     }
     return {split: _arrays(found) for split, found in sets.items()}, tuple(getattr(sets["train"], "classes", ()))
 
 
-def torchvision_dataset(name: str, files: Files, *, root: Path, download: bool, **options: Any) -> Any:
-    """Construct the torchvision dataset; what it prints goes to stderr, as stdout is for the answer.
+def unpacked_dataset(name: str, files: Files, *, split: str, root: Path, download: bool) -> Any:
+    """Construct the torchvision dataset; download, which unpacks VOC again each time, only if files are missing.
 
     Raises:
         UserError: The files, or a package that reads them, are missing, or the files are damaged.
     """
+    if download:
+        with contextlib.suppress(UserError):
+            return _torchvision_dataset(name, files, split=split, root=root, download=False)
+    return _torchvision_dataset(name, files, split=split, root=root, download=download)
+
+
+def _torchvision_dataset(name: str, files: Files, *, split: str, root: Path, download: bool) -> Any:
+    """Construct the torchvision dataset; what it prints goes to stderr, as stdout is for the answer."""
     from torchvision import datasets  # takes a second, and most sets do without it
 
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            return getattr(datasets, files.torchvision)(str(root), download=download, **options)
+            return getattr(datasets, files.torchvision)(str(root), download=download, **files.options[split])
     except ImportError as error:  # SVHN's files are MATLAB's, read by scipy
         raise UserError(f"{name} needs a package that is not installed: {error}", hint="pip install scipy") from error
     except (OSError, RuntimeError, ValueError) as error:  # URLError is an OSError; a truncated list a ValueError
         reason = f"could not be downloaded ({error})" if download else "are missing or damaged"
         raise _missing(name, files, root=root, reason=reason, download=download) from error
-
-
-def unpacked_dataset(name: str, files: Files, *, root: Path, download: bool, **options: Any) -> Any:
-    """Construct the torchvision dataset; download, which unpacks VOC again each time, only if files are missing."""
-    if download:
-        with contextlib.suppress(UserError):
-            return torchvision_dataset(name, files, root=root, download=False, **options)
-    return torchvision_dataset(name, files, root=root, download=download, **options)
 
 
 def _arrays(dataset: Any) -> Arrays:
@@ -141,7 +124,7 @@ def _read_idx_set(name: str, files: Files, *, root: Path, download: bool) -> dic
     if folder is None:
         if not download:
             raise _missing(name, files, root=root, reason="are missing", download=False)
-        torchvision_dataset(name, files, root=root, download=True, **files.train)
+        _torchvision_dataset(name, files, split="train", root=root, download=True)
         folder = _idx_folder(files, root=root)
         assert folder is not None, "torchvision downloads to root/<class>/raw"
     paths = [_idx_path(folder, file) for file in IDX_FILES]

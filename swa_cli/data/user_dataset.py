@@ -12,11 +12,10 @@ Shapes: N samples, C channels, H W pixels.
 
 from __future__ import annotations
 
-import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,9 +23,10 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from swa_cli.data import pytree
-from swa_cli.data.splits import Found, Progress, Split, Target, cut_spans, stream_rows
+from swa_cli.data.splits import FileDataset, Found, Reading, Split, Target, cut_spans, stream_rows
 from swa_cli.data.stream import not_finite
 from swa_cli.errors import UserError
+from swa_cli.import_path import import_object
 
 LABELS_READ = 5_000  # samples of a split that are read for their labels; a larger split has to list them
 _CHANNELS = (1, 3, 4)
@@ -36,24 +36,17 @@ _EXPECTED = (
     "you have them, or a pair (train, test) of datasets with an attribute `classes`; a Dataset has __len__ and "
     "__getitem__, which gives (image, label)"
 )
-_MAIN = "move what must not run on import below `if __name__ == '__main__':`"
 _KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names", "target", "num_outputs", "layout"}
 _LAYOUTS = ("CHW", "HWC")
-_TARGETS = ("class", "mask", "value", "own")
 
 
 def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
-    """Import and call a factory.
-
-    Args:
-        name: `package.module:factory`.
-        root: Passed as `root` if the factory's signature accepts it.
-        args: Its keyword arguments.
+    """Import the factory `package.module:factory`; call it with `args`, and with `root` if its signature accepts that.
 
     Raises:
         UserError: It cannot be imported, does not take the arguments, or does not return datasets.
     """
-    returned = _call(_import(name), name=name, root=root, args=args)
+    returned = _call_factory(name, root=root, args=args)
     if isinstance(returned, tuple) and len(returned) == 2:
         returned = {"train": returned[0], "test": returned[1]}
     if not isinstance(returned, Mapping) or "train" not in returned or not set(returned) <= _KEYS:
@@ -65,48 +58,35 @@ def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
             raise UserError(f"{name} returned {type(dataset).__name__} as {split!r}", hint=_EXPECTED)
         if not len(dataset):
             raise UserError(f"{name} returned an empty dataset as {split!r}", hint="return one with samples")
-    target, layout = _target(returned, name=name), returned.get("layout")
+    target, layout = returned.get("target", "class"), returned.get("layout")
+    if target not in get_args(Target):
+        hint = f"return one of {', '.join(get_args(Target))}"
+        raise UserError(f"{name} returned {target!r} as 'target'", hint=hint)
     if layout not in (None, *_LAYOUTS):
         raise UserError(f"{name} returned {layout!r} as 'layout'", hint=f"return one of {', '.join(_LAYOUTS)}")
     return Found(
         splits=splits,
         class_names=_class_names(returned, name=name, target=target),
-        mean=_floats(returned, "mean"),
-        std=_floats(returned, "std"),
+        mean=_floats(returned.get("mean")),
+        std=_floats(returned.get("std")),
         target=target,
         layout=layout,
     )
 
 
-def _import(name: str) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    hint = f"dataset.name is package.module:factory; try `python -c 'import {module_name}'` in this folder"
-    try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError, TypeError) as error:  # the last two: an empty or a relative name
-        raise UserError(f"{name} cannot be imported: {error}", hint=hint) from error
-    except SystemExit as error:
-        raise UserError(f"{name} cannot be imported: {module_name} ends the program", hint=_MAIN) from error
-    factory = getattr(module, attribute, None)
+def _call_factory(name: str, *, root: str, args: Mapping[str, Any]) -> Any:
+    """Import and call the factory; errors inside it keep their traceback."""
+    factory = import_object(name, key="dataset.name", what="a dataset", forms="write package.module:factory")
     if not callable(factory):
-        what = "is not callable" if hasattr(module, attribute) else "does not exist"
-        raise UserError(f"{attribute!r} {what} in {module_name}", hint=f"{_EXPECTED}, from a function")
-    return factory
-
-
-def _call(factory: Callable[..., Any], *, name: str, root: str, args: Mapping[str, Any]) -> Any:
-    """Call the factory, with `root` if it takes that; errors inside it keep their traceback."""
+        raise UserError(f"dataset.name: {name} is not callable", hint=f"{_EXPECTED}, from a function")
     signature = inspect.signature(factory)
-    keywords = {"root": root, **args}
-    try:
-        signature.bind(**keywords)
-    except TypeError:
-        keywords = dict(args)
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
+    keywords = {"root": root, **args} if takes_any or "root" in signature.parameters else args
     try:
         signature.bind(**keywords)
     except TypeError as error:
         raise UserError(
-            f"{name} does not take the arguments {sorted(keywords)}: {error}",
+            f"{name} does not take the arguments {sorted(args)}: {error}",
             hint=f"its signature is {signature}: change dataset.args",
         ) from error
     return factory(**keywords)
@@ -127,16 +107,8 @@ def _class_names(returned: Mapping[str, Any], *, name: str, target: str) -> tupl
     return tuple(map(str, names or range(num_classes)))
 
 
-def _target(returned: Mapping[str, Any], *, name: str) -> Target:
-    target: Target = returned.get("target", "class")
-    if target not in _TARGETS:
-        raise UserError(f"{name} returned {target!r} as 'target'", hint=f"return one of {', '.join(_TARGETS)}")
-    return target
-
-
-def _floats(returned: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
+def _floats(value: Any) -> tuple[float, ...] | None:
     """Return numbers per channel, given as a sequence or a single number."""
-    value = returned.get(key)
     if value is None:
         return None
     return tuple(float(number) for number in (value if hasattr(value, "__len__") else [value]))
@@ -155,8 +127,7 @@ class ChannelsFirst(Dataset[Any]):
         return len(self.dataset)  # type: ignore[arg-type]
 
     def __getitem__(self, row: int) -> Any:
-        sample = self.dataset[row]
-        image, *rest = sample
+        image, *rest = self.dataset[row]
         return (image.permute(2, 0, 1) if isinstance(image, Tensor) else image, *rest)
 
 
@@ -170,26 +141,61 @@ class _Inputs(Dataset[Any]):
         return self.dataset[row][0], 0
 
 
-def with_channels_first(
-    splits: Mapping[str, Split], *, layout: str | None, name: str
+def with_checked_samples(
+    splits: Mapping[str, Split], *, layout: str | None, name: str, read_all: bool, reading: Reading
 ) -> tuple[dict[str, Split], list[str]]:
-    """Return the splits with images (C, H, W), and a warning if some were (H, W, C).
+    """Check some samples of each split, or all if they are few or `read_all` is true.
+
+    Test samples of user code with masks or numbers are read if they are few: training and validation samples are read
+    in the first epoch, but a wrong test sample would be found after the last one.
 
     Args:
-        splits: The first sample of each is read.
+        splits: By name.
         layout: "HWC" or "CHW" if the factory returns it.
         name: Of the dataset, for messages.
+        read_all: Whether all samples will be read into memory.
+        reading: How samples are read.
+
+    Returns:
+        The splits, with images (C, H, W) and with their classes if these are known or were read, and warnings.
+
+    Raises:
+        UserError: A label is not one of the classes, an image is not finite or of an ambiguous layout, or a sample
+            cannot be read.
+    """
+    own = {key: split for key, split in splits.items() if not isinstance(split.dataset, FileDataset | None)}
+    own, warnings = _with_channels_first(own, layout=layout, name=name)
+    found = {**splits, **own}
+    for key, split in found.items():
+        if split.dataset is not None:
+            warnings += _require_finite(split)
+            few = len(split) <= LABELS_READ
+            if split.target == "class" and split.labels is None:
+                labels = _listed_labels(split)
+                if labels is None and (read_all or few):
+                    labels = _read_labels(split, reading=reading)
+                found[key] = replace(split, labels=labels)
+            elif key in own and key == "test" and split.target in ("mask", "value") and few and not read_all:
+                _read_labels(split, reading=reading)
+    return found, warnings
+
+
+def _with_channels_first(
+    splits: Mapping[str, Split], *, layout: str | None, name: str
+) -> tuple[dict[str, Split], list[str]]:
+    """Return the splits with images (C, H, W), and a warning if some were (H, W, C); read the first sample of each.
 
     Raises:
         UserError: The layout is ambiguous, or the splits differ in the number of channels.
     """
     found, warnings, channels = {}, list[str](), dict[str, int]()
     for key, split in splits.items():
-        image = _first_image(split)
-        is_last = image is not None and _has_channels_last(image, layout=layout, name=name)
-        found[key] = replace(split, dataset=ChannelsFirst(split.dataset)) if is_last else split  # type: ignore[arg-type]
+        found[key], image = split, _first_image(split)
         if image is None:
             continue
+        is_last = _has_channels_last(image, layout=layout, name=name)
+        if is_last:
+            found[key] = replace(split, dataset=ChannelsFirst(split.dataset))  # type: ignore[arg-type]
         channels[key] = image.shape[-1 if is_last else 0]
         if is_last and layout is None and not warnings:
             shape = " x ".join(map(str, image.shape))
@@ -203,41 +209,7 @@ def with_channels_first(
     return found, warnings
 
 
-def with_labels(split: Split, *, read_all: bool, seed: int, workers: int, progress: Progress | None) -> Split:
-    """Return the split with the classes of its samples, if they are known or quickly read.
-
-    Args:
-        split: Any.
-        read_all: Whether to read the samples however many there are.
-        seed: Decides what random transforms do.
-        workers: Processes that read.
-        progress: Called while samples are read.
-
-    Raises:
-        UserError: A label is not one of the classes, or a sample cannot be read.
-    """
-    if split.target != "class" or split.labels is not None:
-        return split
-    labels = _listed_labels(split)
-    if labels is None and (read_all or len(split) <= LABELS_READ):
-        labels = _read_labels(split, seed=seed, workers=workers, progress=progress)
-    return replace(split, labels=labels)
-
-
-def require_readable(split: Split, *, seed: int, workers: int, progress: Progress | None) -> None:
-    """Read the test samples if they are few and their labels are masks or numbers.
-
-    Classes are checked by `require_classes`, and training and validation samples are read in the first epoch; a wrong
-    test sample would otherwise be found after the last epoch.
-
-    Raises:
-        UserError: A mask has an unknown class, a number is not finite, or a sample cannot be read.
-    """
-    if split.target in ("mask", "value") and split.origin.split == "test" and len(split) <= LABELS_READ:
-        _read_labels(split, seed=seed, workers=workers, progress=progress)
-
-
-def require_finite(split: Split) -> str | None:
+def _require_finite(split: Split) -> list[str]:
     """Check that no image in a dataset of tensors is NaN or infinite; other images are checked when they are read.
 
     Returns:
@@ -248,7 +220,7 @@ def require_finite(split: Split) -> str | None:
     """
     inputs = listed_part(split.dataset, 0) if isinstance(split.dataset, (TensorDataset, ChannelsFirst)) else None
     if inputs is None or not inputs.is_floating_point():
-        return None
+        return []
     for span in cut_spans(len(inputs), size=1_024):
         values = inputs[span].flatten(1)
         wrong = (~torch.isfinite(values) if inputs.dim() == 4 else torch.isnan(values)).any(1).nonzero()
@@ -256,40 +228,36 @@ def require_finite(split: Split) -> str | None:
             row = span.start + int(wrong[0])
             if inputs.dim() == 4:
                 raise not_finite(row=row, origin=split.origin)
-            return f"{split.origin.describe(row)}: has inputs that are NaN, which most networks cannot take"
-    return None
+            return [f"{split.origin.describe(row)}: has inputs that are NaN, which most networks cannot take"]
+    return []
 
 
 def _first_image(split: Split) -> Tensor | None:
     """Return the first sample's image as the dataset gives it; None if inputs are not images."""
     if split.target == "mask":  # its size must equal that of the image, which depends on the layout
         split = replace(split, dataset=_Inputs(split.dataset), target="own")  # type: ignore[arg-type]
-    inputs, _ = next(stream_rows(split, rows=torch.tensor([0]), seed=0, workers=0, key=_KEY))
+    inputs, _ = next(stream_rows(split, rows=torch.tensor([0]), key=_KEY, reading=Reading()))
     image = pytree.first_sample(inputs)
     return image if pytree.is_image(image) else None
 
 
 def _has_channels_last(image: Tensor, *, layout: str | None, name: str) -> bool:
-    """Return whether an image is (H, W, C) and not (C, H, W)."""
-    is_last = _guess_channels_last(image) if layout is None else layout == "HWC"
-    if is_last is None:
-        raise UserError(
-            f"{name}: gives images of {' x '.join(map(str, image.shape))}, which may be (H, W, C) or (C, H, W)",
-            hint='return "layout": "HWC" or "layout": "CHW" beside "train"',
-        )
-    return is_last
-
-
-def _guess_channels_last(image: Tensor) -> bool | None:
-    """Return whether (a, b, c) is (H, W, C); None if it is ambiguous.
+    """Return whether an image (a, b, c) is (H, W, C) and not (C, H, W).
 
     A last dimension of 1, 3 or 4 after two larger ones means channels. Only a floating-point (C, T, 1), as networks
     for sequences take, looks like a gray (H, W, 1) that is not square.
     """
+    if layout is not None:
+        return layout == "HWC"
     first, middle, last = image.shape
     if last not in _CHANNELS or min(first, middle) <= max(_CHANNELS):
         return False
-    return None if last == 1 and image.is_floating_point() and first != middle else True
+    if last == 1 and image.is_floating_point() and first != middle:
+        raise UserError(
+            f"{name}: gives images of {' x '.join(map(str, image.shape))}, which may be (H, W, C) or (C, H, W)",
+            hint='return "layout": "HWC" or "layout": "CHW" beside "train"',
+        )
+    return True
 
 
 def _listed_labels(split: Split) -> Tensor | None:
@@ -303,7 +271,7 @@ def _listed_labels(split: Split) -> Tensor | None:
     wrong = ((values != values.floor()) | (values < 0) | (values >= number)).nonzero()
     rows = torch.tensor(sorted({0, len(split) // 2, len(split) - 1, *wrong[:1, 0].tolist()}))
     plain = replace(split, origin=replace(split.origin, num_classes=None))
-    read = torch.cat([labels for _, labels in stream_rows(plain, rows=rows, seed=0, workers=0, key=_KEY)])
+    read = torch.cat([labels for _, labels in stream_rows(plain, rows=rows, key=_KEY, reading=Reading())])
     return listed.long() if torch.equal(values[rows], read.double()) else None
 
 
@@ -327,11 +295,11 @@ def listed_part(dataset: Dataset[Any], part: int) -> Tensor | None:
     return torch.from_numpy(values.copy()) if values is not None and values.dtype.kind in "iufb" else None
 
 
-def _read_labels(split: Split, *, seed: int, workers: int, progress: Progress | None) -> Tensor:
+def _read_labels(split: Split, *, reading: Reading) -> Tensor:
     """Read the labels (N,) of all samples."""
     parts: list[Tensor] = []
-    for _, labels in stream_rows(split, rows=torch.arange(len(split)), seed=seed, workers=workers, key=_KEY):
+    for _, labels in stream_rows(split, rows=torch.arange(len(split)), key=_KEY, reading=reading):
         parts.append(labels)
-        if progress:
-            progress(f"reading {split.origin.split} labels", sum(map(len, parts)), len(split))
+        if reading.progress:
+            reading.progress(f"reading {split.origin.split} labels", sum(map(len, parts)), len(split))
     return torch.cat(parts)

@@ -6,7 +6,7 @@ arguments and never see a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -33,9 +33,8 @@ from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.tasks import Task
 from swa_cli.recipe import schema
-from swa_cli.recipe.plan import phase_of
 from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.swap import Phase
+from swa_cli.recipe.swap import Phase, phase_of
 
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 
@@ -48,15 +47,17 @@ class Share:
     rounds: int  # the most batches that any process has
     gathered: Callable[[Any], list[Any]]
 
-    def finish(self, check: Callable[[], None]) -> None:
-        """Pass as many safe points as the process with the most batches."""
-        for _ in range(self.rounds - len(self.batches)):
-            check()
+    def counted(self, bar: Bar, check: Callable[[], None]) -> Iterable[tuple[Any, Any]]:
+        """Return the batches as a re-iterable, which after each one advances `bar` and calls `check`.
+
+        All processes call `check` equally often.
+        """
+        return _Counted(self, bar, check)
 
 
 @dataclass(frozen=True)
 class Context:
-    """Recipe, data and hardware: what every command works on; `events` tell of it."""
+    """Recipe, data and hardware, and the events of the work on them."""
 
     recipe: Recipe
     task: Task
@@ -67,14 +68,14 @@ class Context:
 
     @cached_property
     def phase(self) -> Phase:
-        """The epochs of the recipe that are trained here, and their batches."""
+        """The part of the recipe that is trained here: its epochs and batches."""
         return phase_of(self.recipe)
 
     @property
     def seed(self) -> int:
         """The seed of data order, augmentation and dropout: each worker of a SWAP run has its own.
 
-        Initial weights, the validation split and the BatchNorm pass are of the recipe's seed in all of them.
+        Initial weights, the validation split and the BatchNorm pass use the recipe's seed in all of them.
         """
         swap, seed = self.recipe.swap, self.recipe.seed
         return seed if swap is None or swap.worker is None else derive_seed(seed, "worker", swap.worker)
@@ -91,7 +92,7 @@ class Context:
 
     def memory(self) -> AbstractContextManager[None]:
         """Name the training batch that did not fit into memory while the block runs."""
-        return failures.memory(f"{'swap' if self.phase.is_worker else 'train'}.batch_size", self.phase.batch_size)
+        return failures.memory(f"{'swap' if self.phase.before else 'train'}.batch_size", self.phase.batch_size)
 
     def split(self, name: str) -> sources.Split:
         """Return a split by its name.
@@ -148,7 +149,7 @@ class Context:
     def training_batches(self, epoch: int, *, start: int = 0) -> Batches:
         """Return the augmented batches of an epoch from batch `start` on, each a function of (seed, epoch, position).
 
-        Of several processes each has its part of every batch.
+        Each process has its part of every batch.
         """
         recipe = self.recipe
         whole = batches.epoch_batches(
@@ -185,10 +186,7 @@ class Context:
         )
 
     def initial_inputs(self) -> Any:
-        """Return some thousand training inputs, such as images (N, C, H, W), to set initial weights by.
-
-        They are not augmented.
-        """
+        """Return some thousand training inputs, such as (N, C, H, W), without augmentation, for initial weights."""
         few = batches.statistics_batches(
             self.split("train"),
             seed=self.recipe.seed,
@@ -238,19 +236,23 @@ class Context:
         """Recompute the BatchNorm statistics as the recipe says; a network without any reads no image.
 
         Args:
-            model: Its buffers are changed.
-            name: Of the weights in it.
+            model: The network; its buffers are changed.
+            name: The name of its weights.
             check: Called after each batch.
-            bar: Of a larger piece of work, which this is a part of; by default it has its own.
+            bar: The bar of a larger piece of work; by default this pass has its own.
+
+        Raises:
+            UserError: A batch does not fit into memory.
         """
         method, length = self.recipe.average_scoring.batchnorm.method, self.refresh_length(model)
         if not length:
             return update_batchnorm((), model, method=method)
         share = self.share(self.statistics_batches())
         own = self.events.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
-        with own as shown, self.hardware.autocast():
+        memory = failures.memory("train.batch_size", self.recipe.train.batch_size)
+        with memory, own as shown, self.hardware.autocast():
             return update_batchnorm(
-                _Counted(share, shown, check),
+                share.counted(shown, check),
                 model,
                 method=method,
                 device=self.hardware.device,
@@ -282,20 +284,19 @@ def augment_of(recipe: Recipe) -> Augment:
     return Augment(**values | {"jitter": ColorJitter(**values["jitter"])})
 
 
+@dataclass(frozen=True)
 class _Counted:
-    """A re-iterable loader that advances a bar; `update_batchnorm` knows nothing of events."""
-
-    def __init__(self, share: Share, bar: Bar, check: Callable[[], None]) -> None:
-        self._share = share
-        self._bar = bar
-        self._check = check
+    share: Share
+    bar: Bar
+    check: Callable[[], None]
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for batch in self._share.batches:
+        for batch in self.share.batches:
             yield batch
-            self._bar.advance()
-            self._check()
-        self._share.finish(self._check)
+            self.bar.advance()
+            self.check()
+        for _ in range(self.share.rounds - len(self.share.batches)):
+            self.check()
 
 
 def build_context(
@@ -310,11 +311,11 @@ def build_context(
     """Choose the hardware and load the data.
 
     Args:
-        recipe: What to open.
-        events: Tell of warnings, and of data that are being read.
+        recipe: The recipe.
+        events: They tell warnings, and show the progress of reading data.
         recorded: `input` of a checkpoint: its weights fit this normalisation and these classes only.
         begun: `environment` of the run that continues, see `hardware.choose`.
-        world: The processes that work on it.
+        world: The processes of the run.
         needs_training: Refuse data without a training split; else they may lack it if there is a checkpoint.
 
     Raises:
@@ -357,11 +358,7 @@ def build_context(
 
 
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
-    """Require labels that the task learns, and inputs that the augmentation can change.
-
-    Raises:
-        UserError: They are something else.
-    """
+    """Require labels that the task learns, and inputs that the augmentation can change."""
     if task.target not in (None, source.target):
         fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
         raise UserError(
@@ -378,7 +375,7 @@ def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
 
 
 def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:
-    """Return the data with the normalisation of a checkpoint, if their kind is that of the checkpoint."""
+    """Return the data with the normalisation of a checkpoint; refuse other channels or classes."""
     for key, found in (("channels", source.channels), ("classes", list(source.class_names))):
         if found != recorded[key]:
             known = _short(recorded[key])

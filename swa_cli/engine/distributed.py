@@ -1,19 +1,24 @@
-"""The processes of a run, as torchrun starts them: who they are, and the few things that they do together.
+"""The processes of a run: launch them, join them, and what they do together.
 
 All processes train one network, each on its part of every batch, and agree on every decision. In a run of one process
-each operation below is the identity, and no process group is made.
+each operation below is the identity, and no process group is made. `launch` starts several on one machine with torch's
+elastic engine (`swa train --processes N`); torchrun does so on several machines. A failure is reported once, and gives
+the exit code of a single process.
 Legend: N processes, `rank` 0 to N - 1; rank 0 writes the run folder and prints.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import re
 import signal
 import struct
+import sys
+import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +29,10 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, RecipeError, UserError
+from swa_cli.engine.failures import HANDLED_SIGNALS
+from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, RecipeError, Terminated, UserError
+
+SAVE_WITHIN_S = 300  # what processes have for their last step and save, once a signal has reached them
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,7 @@ class World:
             odd = next(rank for rank, value in enumerate(sums) if value != sums[0])
             raise UserError(
                 f"{what} of processes 0 and {odd} differ: they no longer train one network",
-                hint="look for what is different in the machines, or for code of yours that depends on the process",
+                hint="look for differences between the machines, and for code of yours that depends on the process",
                 exit_code=EXIT_FAILED,
             )
 
@@ -130,16 +138,15 @@ class World:
     def synchronised(self, model: nn.Module, *, sync_batchnorm: bool, make: Callable[[], nn.Module]) -> nn.Module:
         """Return the network with gradients that are averaged over the processes after each backward pass.
 
-        With `sync_batchnorm` the layers of a twin, which has the very same tensors, normalise by the whole batch; those
-        of `model` itself stay what they are, for whoever scores and refreshes it in this process alone. `make` makes
-        another network of the same recipe.
+        With `sync_batchnorm`, a second network from `make` with the very same tensors normalises the whole batch. The
+        layers of `model` itself stay as they are: it is scored and refreshed in this process alone.
         """
         if self.size == 1:
             return model
         if sync_batchnorm:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(sharing(model, make())).train()
-        # Layers that a pass leaves out are looked for: networks have some that are not trained, or drop some at random.
-        # Gradients then lie in one layout from the first step on, so a resumed run sums them in the same order.
+        # Find unused parameters: networks leave some layers untrained, or drop some at random. Gradients then have one
+        # layout from the first step on, so a resumed run sums them in the same order.
         options: dict[str, Any] = {_BUFFERS: False}
         return DistributedDataParallel(model, gradient_as_bucket_view=True, find_unused_parameters=True, **options)
 
@@ -149,7 +156,7 @@ class World:
 
 
 ALONE = World()
-# Buffers are not overwritten by those of the first process at each step; torch 2.14 has given that another name.
+# Rank 0 must not overwrite the buffers of the others at each step; torch 2.14 has renamed the option.
 _NAMES = inspect.signature(DistributedDataParallel).parameters
 _BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
 
@@ -217,7 +224,7 @@ def _launch_and_attempt() -> tuple[str | None, int]:
 
 @contextmanager
 def join_processes() -> Iterator[World]:
-    """Be one of the processes of a launch while the block runs; of a failure of several, one tells.
+    """Join the processes of a launch while the block runs; of several that fail, one reports.
 
     Gradients on GPUs are exchanged over nccl, all else over gloo.
     """
@@ -248,15 +255,13 @@ def _one_voice(store: Any) -> Iterator[None]:
         yield
     except Exception as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a launcher ends all once it sees one end, this one as it speaks
-        code = _exit_code(error)
-        if not _is_lost_process(error) and _is_first_to_fail(store, code):
+        code = error.exit_code if isinstance(error, UserError) else EXIT_FAILED
+        code = EXIT_USAGE if isinstance(error, RecipeError) else code
+        # gloo has no class for the loss of a process.
+        is_lost = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+        if not is_lost and _is_first_to_fail(store, code):
             raise
         raise SystemExit(_code_that_was_told(store) or code) from error
-
-
-def _is_lost_process(error: Exception) -> bool:
-    """Return whether an error only shows that another process ended; gloo has no class for it."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def _is_first_to_fail(store: Any, code: int) -> bool:
@@ -274,7 +279,72 @@ def _code_that_was_told(store: Any) -> int | None:
         return None
 
 
-def _exit_code(error: Exception) -> int:
-    if isinstance(error, UserError):
-        return error.exit_code
-    return EXIT_USAGE if isinstance(error, RecipeError) else EXIT_FAILED
+def one_a_gpu() -> int:
+    """Return the number of processes that `auto` stands for: one per GPU, at least one."""
+    return max(torch.cuda.device_count(), 1)
+
+
+def launch(words: Sequence[str], *, processes: int, max_restarts: int, warn: Callable[[str], None]) -> int:
+    """Run a command in several processes until it ends, and return its exit code.
+
+    Processes that were killed from outside are started again, at most `max_restarts` times, and continue the run folder
+    that the first attempt has begun. A run that failed by itself would fail again.
+
+    Raises:
+        UserError: A process was killed, and there are no restarts left.
+        KeyboardInterrupt: Ctrl-C; all have ended.
+        Terminated: SIGTERM; likewise.
+    """
+    name = uuid.uuid4().hex
+    for attempt in range(max_restarts + 1):
+        number, code = _attempt(words, name=run_id(name, attempt=attempt), processes=processes)
+        if number is None:
+            return code
+        killed = f"a process was killed ({signal.Signals(number).name})"
+        if attempt < max_restarts:
+            warn(f"{killed}: all start again, attempt {attempt + 2} of {max_restarts + 1}")
+    hint = "if memory was short, lower train.batch_size; --resume RUN continues, and --max-restarts N does so by itself"
+    raise UserError(killed, hint=hint, exit_code=EXIT_FAILED)
+
+
+def _attempt(words: Sequence[str], *, name: str, processes: int) -> tuple[int | None, int]:
+    """Run the processes to their end; return the signal that killed one of them, if any, and the exit code."""
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs, SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=name,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",  # any free port; nobody outside this machine reaches it
+        local_addr="localhost",
+        max_restarts=0,
+        logs_specs=DefaultLogsSpecs(),
+        shutdown_timeout=SAVE_WITHIN_S,
+    )
+    try:
+        with _silent_engine():
+            elastic_launch(config, sys.executable)("-m", "swa_cli", *words)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        return next((-code for code in codes if code < 0), None), max(codes)
+    except SignalException as end:
+        raise (KeyboardInterrupt if end.sigval == signal.SIGINT else Terminated) from None
+    return None, EXIT_DONE
+
+
+@contextmanager
+def _silent_engine() -> Iterator[None]:
+    """Silence the engine's own report of a failure, and restore the signal handlers afterwards."""
+    handlers = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(level)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,12 +1,10 @@
 """Run a few real training steps without side effects: `swa train --dry-run`, and the times of `swa plan`.
 
-A plan is arithmetic, but the time of a step on this machine is measured.
-
-The time of a step in N processes is a model of two terms: the measured time of one process's part of a batch, and the
-exchange of gradients at a given bandwidth. The ring all-reduce of Patarasuk and Yuan (2009, J. Parallel Distrib.
-Comput. 69, section 3), which gloo and nccl use, sends and receives 2 (N - 1) / N of the gradients' bytes in each
-process. The model leaves out overlap with the backward pass and latency: real steps of a large network are shorter,
-of a tiny one longer.
+A plan is arithmetic, but the time of a step on this machine is measured. The time of a step in N processes is a model
+of two terms: the measured time of one process's part of a batch, and the exchange of gradients at a given bandwidth.
+The ring all-reduce of Patarasuk and Yuan (2009, J. Parallel Distrib. Comput. 69, section 3), which gloo and nccl use,
+sends and receives 2 (N - 1) / N of the gradients' bytes in each process. The model leaves out overlap with the backward
+pass and latency: real steps of a large network are shorter, of a tiny one longer.
 """
 
 from __future__ import annotations
@@ -14,7 +12,8 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import timeit
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +25,14 @@ from swa_cli.data.batches import Batches
 from swa_cli.engine import evaluate
 from swa_cli.engine.plan_text import plan_rows
 from swa_cli.engine.run import Run
-from swa_cli.engine.step import Forward, StepResult, train_step, wrap_ddp
+from swa_cli.engine.step import train_step, wrap_ddp
 from swa_cli.errors import UserError
 from swa_cli.recipe.plan import Plan
 from swa_cli.recipe.swap import worker_of
 
 MAX_STEPS = 10  # timed, after one that is not
-MAX_SECONDS = 3.0  # unless one step takes longer
+MAX_SECONDS = 3.0  # of timed steps, unless one takes longer
+GIGABIT = 1e9  # bits
 
 
 @dataclass(frozen=True)
@@ -45,19 +45,82 @@ class StepTimes:
     refresh_s: float  # 0 where the network has no BatchNorm
     worker_s: float = 0.0  # of a step of a SWAP worker
 
-    def scaled(self, scaled: Scaled, *, device: torch.device) -> StepTimes:
-        """Return the times in several processes, each of which does some batches of a pass, or some workers."""
-        cluster = scaled.cluster
-        faster = cluster.machines if device.type == "cpu" else cluster.processes  # cores of a machine are shared
-        passes = (self.sample_s / faster, self.refresh_s / faster)
-        return StepTimes(self.num_steps, scaled.step_s, *passes, worker_s=self.worker_s / faster)
+
+@dataclass(frozen=True)
+class Cluster:
+    """Processes that train one network; the slowest link carries `gigabits` per second in each direction."""
+
+    processes: int
+    machines: int
+    gigabits: float
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """The time of a step in one process (`alone_s` seconds) and in a cluster."""
+
+    cluster: Cluster
+    samples: int  # of a batch, in the slowest process
+    alone_s: float
+    compute_s: float
+    gradient_bytes: int
+
+    @property
+    def exchange_s(self) -> float:
+        """Seconds of the all-reduce."""
+        number = self.cluster.processes
+        return 2 * (number - 1) / number * self.gradient_bytes * 8 / (self.cluster.gigabits * GIGABIT)
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step, forward to update."""
+        return self.compute_s + self.exchange_s
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as one process."""
+        return self.alone_s / self.step_s
+
+    def times(self, alone: StepTimes, *, device: torch.device) -> StepTimes:
+        """Return the times in the cluster, where each process does some batches of a pass, or some workers."""
+        faster = self.cluster.machines if device.type == "cpu" else self.cluster.processes  # cores are shared
+        return StepTimes(
+            alone.num_steps, self.step_s, alone.sample_s / faster, alone.refresh_s / faster, alone.worker_s / faster
+        )
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The values for `--json`."""
+        return {
+            "number": self.cluster.processes,
+            "machines": self.cluster.machines,
+            "gigabits": self.cluster.gigabits,
+            "samples": self.samples,
+            "compute_seconds": self.compute_s,
+            "exchange_seconds": self.exchange_s,
+            "one_process_seconds": self.alone_s,
+            "speedup": self.speedup,
+        }
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will do and how long it takes."""
+
+    rows: Sequence[tuple[str, str]]  # label and text, see `plan_text`
+    plan: Plan
+    times: StepTimes
+    seconds: Mapping[str, float]  # of each part of the run
+    scaled: Scaled | None
+    values: Mapping[str, Any]  # for `--json`
 
 
 def dry_run(run: Run) -> dict[str, Any]:
     """Do one real step of training and of the averages, and score one batch; nothing is written."""
     context, phase = run.context, run.plan.phase
     started = time.monotonic()
-    passed = _step(run, wrap_ddp(run), iter(context.training_batches(1)))
+    run.model.train()
+    passed = list(train_step(run, wrap_ddp(run), iter(context.training_batches(1))))
     loss = sum(context.world.gathered(sum(float(each.part[0]) for each in passed))) / len(passed)
     update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
     scored = itertools.islice(context.plain_batches(context.scoring_split()), 1)
@@ -77,36 +140,14 @@ def dry_run(run: Run) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """What a run will do and how long it takes."""
-
-    rows: Sequence[tuple[str, str]]  # label and text, see `plan_text`
-    plan: Plan
-    times: StepTimes
-    seconds: Mapping[str, float]  # of each part of the run
-    scaled: Scaled | None
-    values: Mapping[str, Any]  # what `--json` prints
-
-    @property
-    def total_s(self) -> float:
-        """Seconds of the whole run."""
-        return sum(self.seconds.values())
-
-
 def estimate(run: Run, *, cluster: Cluster | None = None) -> Estimate:
-    """Return what a run will do, and how long it will take by timed steps; nothing is written.
-
-    Args:
-        run: In this process alone.
-        cluster: The processes whose time is estimated, if not that of this one.
-    """
+    """Return what a run will do, and how long by timed steps, here or in a `cluster`; nothing is written."""
     context, planned = run.context, run.plan
     with context.memory():
         times = measure(run)
         scaled = None if cluster is None else _scaled(run, cluster, alone_s=times.step_s)
     if scaled is not None:
-        times = times.scaled(scaled, device=context.hardware.device)
+        times = scaled.times(times, device=context.hardware.device)
     seconds = _estimate_seconds(run, times)
     values = {
         "command": "plan",
@@ -129,50 +170,44 @@ def estimate(run: Run, *, cluster: Cluster | None = None) -> Estimate:
 
 
 def _arithmetic(planned: Plan) -> dict[str, Any]:
-    return {
+    values = {
         "epochs": planned.epochs,
         "steps_per_epoch": planned.steps_per_epoch,
         "learning_rates": [planned.learning_rate(epoch * planned.steps_per_epoch) for epoch in range(planned.epochs)],
         "averages": {item.name: {"kind": item.kind, "steps": list(item.steps)} for item in planned.averages},
-    } | ({"worker": _arithmetic_of_worker(planned.worker)} if planned.worker else {})
-
-
-def _arithmetic_of_worker(planned: Plan) -> dict[str, Any]:
-    return {"batch_size": planned.phase.batch_size, "total_steps": planned.total_steps, **_arithmetic(planned)}
-
-
-def _step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -> list[StepResult]:
-    """Do the first step of the run, and return the result of each batch; the step is not counted."""
-    run.model.train()
-    return list(train_step(run, forward, batches))
+    }
+    if (worker := planned.worker) is not None:
+        sizes = {"batch_size": worker.phase.batch_size, "total_steps": worker.total_steps}
+        values["worker"] = sizes | _arithmetic(worker)
+    return values
 
 
 def measure(run: Run) -> StepTimes:
-    """Time some steps with the reading of their batches, a scored batch, and a batch of the BatchNorm pass."""
+    """Time some steps with their batches, a scored batch, and a batch of the BatchNorm pass."""
     context = run.context
     batches, split = context.training_batches(1), context.scoring_split()
     num_steps, step_s = time_steps(run, batches)
     first = next(iter(context.plain_batches(split)))
     size = min(context.recipe.eval.batch_size, len(context.split(split)))
     refresh_s = _refresh_s(run, next(iter(batches))) if run.statistics.num_layers else 0.0
-    sample_s = (
-        _least(lambda: evaluate.score(run.model, [first], task=context.task, hardware=context.eval_hardware)) / size
-    )
+    scored_s = _least(lambda: evaluate.score(run.model, [first], task=context.task, hardware=context.eval_hardware))
     worker_s = 0.0
     if run.plan.worker is not None:
         own = replace(context, recipe=worker_of(context.recipe, 1))
         _, worker_s = time_steps(replace(run, context=own, plan=run.plan.worker), own.training_batches(1))
-    return StepTimes(num_steps, step_s, sample_s, refresh_s, worker_s)
+    return StepTimes(num_steps, step_s, scored_s / size, refresh_s, worker_s)
 
 
 def time_steps(run: Run, batches: Batches) -> tuple[int, float]:
-    """Return the number of steps that were timed, with the reading of their batches, and the median seconds."""
+    """Return the number of timed steps, and their median seconds; the time to read batches is included."""
     taken: list[float] = []
     started = time.perf_counter()
     with run.context.events.progress("timing steps", total=MAX_STEPS + 1) as bar:
         reading = iter(batches)
         for _ in range(min(MAX_STEPS + 1, run.plan.steps_per_epoch)):
-            float(_step(run, run.model, reading)[-1].loss)  # waits for a GPU
+            run.model.train()
+            *_, last = train_step(run, run.model, reading)
+            float(last.loss)  # waits for a GPU
             taken.append(time.perf_counter() - started - sum(taken))
             bar.advance()
             if sum(taken[1:]) > MAX_SECONDS:
@@ -182,11 +217,7 @@ def time_steps(run: Run, batches: Batches) -> tuple[int, float]:
 
 
 def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
-    """Time the part of a batch that a process of the cluster computes, on the threads that it will have.
-
-    Raises:
-        UserError: There are more processes than samples in a batch.
-    """
+    """Time the part of a batch that a process of the cluster computes, on the threads that it will have."""
     settings, hardware = run.context.recipe.train, run.context.hardware
     if cluster.processes > settings.batch_size:
         raise UserError(
@@ -195,7 +226,8 @@ def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
         )
     last = cluster.processes - 1  # no part is larger
     if hardware.device.type == "cpu":
-        torch.set_num_threads(max(hardware.threads // cluster.on_a_machine, 1))
+        per_machine = -(-cluster.processes // cluster.machines)  # the most that share one
+        torch.set_num_threads(max(hardware.threads // per_machine, 1))
     try:
         _, compute_s = time_steps(run, run.context.training_batches(1).part(last, size=cluster.processes))
     finally:
@@ -203,7 +235,7 @@ def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
     parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
     return Scaled(
         cluster,
-        samples=cluster.part(settings.batch_size),
+        samples=-(-settings.batch_size // cluster.processes),
         alone_s=alone_s,
         compute_s=compute_s,
         gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
@@ -223,12 +255,7 @@ def _refresh_s(run: Run, batch: tuple[Any, Any]) -> float:
 
 def _least(work: Callable[[], object]) -> float:
     """Return the seconds of the faster of two runs of `work`."""
-    taken = []
-    for _ in range(2):
-        started = time.perf_counter()
-        work()
-        taken.append(time.perf_counter() - started)
-    return min(taken)
+    return min(timeit.repeat(work, repeat=2, number=1))
 
 
 def _estimate_seconds(run: Run, times: StepTimes) -> dict[str, float]:
@@ -255,65 +282,3 @@ def _estimate_seconds(run: Run, times: StepTimes) -> dict[str, float]:
         "scoring": samples * times.sample_s,
         "BatchNorm": num_passes * context.refresh_length(run.model) * times.refresh_s,
     }
-
-
-GIGABIT = 1e9  # bits
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Processes that train one network; the slowest link carries `gigabits` per second in each direction."""
-
-    processes: int
-    machines: int
-    gigabits: float
-
-    @property
-    def on_a_machine(self) -> int:
-        """The most processes that share a machine."""
-        return -(-self.processes // self.machines)
-
-    def part(self, batch_size: int) -> int:
-        """The samples of a batch that the slowest process computes."""
-        return -(-batch_size // self.processes)
-
-
-@dataclass(frozen=True)
-class Scaled:
-    """The time of a step in one process (`alone_s` seconds) and in a cluster."""
-
-    cluster: Cluster
-    samples: int  # of a batch, in each process
-    alone_s: float
-    compute_s: float
-    gradient_bytes: int
-
-    @property
-    def exchange_s(self) -> float:
-        """Seconds of the all-reduce."""
-        number = self.cluster.processes
-        return 2 * (number - 1) / number * self.gradient_bytes * 8 / (self.cluster.gigabits * GIGABIT)
-
-    @property
-    def step_s(self) -> float:
-        """Seconds of a step, forward to update."""
-        return self.compute_s + self.exchange_s
-
-    @property
-    def speedup(self) -> float:
-        """How many times as fast as one process."""
-        return self.alone_s / self.step_s
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """The values for `--json`."""
-        return {
-            "number": self.cluster.processes,
-            "machines": self.cluster.machines,
-            "gigabits": self.cluster.gigabits,
-            "samples": self.samples,
-            "compute_seconds": self.compute_s,
-            "exchange_seconds": self.exchange_s,
-            "one_process_seconds": self.alone_s,
-            "speedup": self.speedup,
-        }

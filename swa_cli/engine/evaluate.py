@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from swa_cli.averaging.bn_layers import gather_single_process
 from swa_cli.data import pytree
 from swa_cli.engine.hardware import Hardware
-from swa_cli.metrics.metric import standard_error
-from swa_cli.metrics.task import SampleScores, Task, concatenate, weighted_mean
+from swa_cli.engine.network import evaluation_mode
+from swa_cli.metrics.metric import SampleScores, standard_error
+from swa_cli.metrics.task import Task, concatenate, weighted_mean
 
 Batch = tuple[Any, Any]  # inputs and targets of B samples, on the device
 
@@ -37,15 +38,15 @@ def score(
     advance: Callable[[], None] = lambda: None,
     gathered: Callable[[Any], list[Any]] = gather_single_process,
 ) -> SampleScores:
-    """Score every sample; the model is left in the mode it came in, and no random number is drawn.
+    """Score every sample in float32 or better; modes are restored, and no random number is drawn.
 
     Args:
         model: The network, on the device of `hardware`.
         batches: Inputs, such as images (B, C, H, W), and targets, such as labels (B,), on the same device.
-        task: What outputs and targets mean.
-        hardware: Device and precision of the forward pass; scores themselves are float32 or better.
+        task: Computes the scores of outputs and targets.
+        hardware: Device and precision of the forward pass.
         advance: Called after each batch.
-        gathered: Where several processes share the batches: gives what all of them passed to it, in order.
+        gathered: Returns what all processes that share the batches pass to it, in order.
     """
     parts: list[SampleScores] = []
     _forward(model, batches, lambda *batch: parts.append(task.score_outputs(*batch)), task, hardware, advance)
@@ -77,24 +78,14 @@ def _forward(
     hardware: Hardware,
     advance: Callable[[], None],
 ) -> None:
-    """Give `take` the outputs and targets of every batch; see `score`."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.inference_mode():
-            for inputs, targets in batches:
-                args, kwargs = task.batch_to_args(inputs)
-                with hardware.autocast():
-                    if task.tta == "none":
-                        outputs = model(*args, **kwargs)
-                    else:
-                        outputs = weighted_mean(model, *args, kind=task.tta)
-                take(outputs, targets)
-                advance()
-    finally:
-        model.train(training[model])  # networks that merge weights in eval() part them again
-        for module, mode in training.items():
-            module.training = mode
+    """Call `take` with the outputs and targets of every batch; see `score`."""
+    with evaluation_mode(model), torch.inference_mode():
+        for inputs, targets in batches:
+            args, kwargs = task.batch_to_args(inputs)
+            with hardware.autocast():
+                outputs = model(*args, **kwargs) if task.tta == "none" else weighted_mean(model, *args, kind=task.tta)
+            take(outputs, targets)
+            advance()
 
 
 def summarize(scores: SampleScores, keys: Sequence[str] | None = None) -> dict[str, float | None]:
@@ -130,20 +121,20 @@ def recomputed(name: str) -> str:
 
 
 def reference(candidates: Sequence[str], val_losses: Mapping[str, float | None]) -> str:
-    """Return the weight set that averages are judged against.
+    """Return the weight set that averages are judged against: that with the lowest validation loss.
 
-    Args:
-        candidates: Raw weight sets, each before its twin with recomputed statistics, if there is one.
-        val_losses: Their validation losses; empty without a validation split.
-
-    Returns:
-        The one with the lowest validation loss; without a validation split the first one with recomputed statistics.
+    Without a validation split, it is the first one with recomputed statistics. The candidates are raw weight sets, each
+    before its twin with recomputed statistics, if there is one.
     """
-    known = {name: loss for name in candidates if (loss := val_losses.get(name)) is not None and math.isfinite(loss)}
-    if known:
-        return min(known, key=lambda name: known[name])
     twin = recomputed(candidates[0])
-    return twin if twin in candidates else candidates[0]
+    default = twin if twin in candidates else candidates[0]
+    return lowest({name: val_losses.get(name) for name in candidates}) or default
+
+
+def lowest(losses: Mapping[str, float | None]) -> str | None:
+    """Return the name of the lowest finite loss; None without any."""
+    known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
+    return min(known, key=lambda name: known[name], default=None)
 
 
 def unjudged(
@@ -152,11 +143,11 @@ def unjudged(
     """Return why an average gets no verdict; None if it gets one.
 
     Args:
-        name: Of the average.
-        count: How many weight sets it holds; None where that is not known.
+        name: The average.
+        count: The number of weight sets that it holds; None where that is not known.
         weights: Its state dict.
-        raw: That of the raw weights.
-        names: Of the parameters.
+        raw: The state dict of the raw weights.
+        names: The parameters to compare.
     """
     if count == 1:
         return f"{name} holds 1 weight set: nothing was averaged"
@@ -182,9 +173,9 @@ def table(
     """Return the scores of every weight set, and the paired differences of averages to the reference.
 
     Args:
-        samples: What each sample of a split scored, for each weight set.
-        reference: Of them the one that averages are judged against; None where there are no raw weights.
-        judged: Each average, and why it gets no verdict, if it gets none.
+        samples: Weight set -> the scores of all samples.
+        reference: The weight set that averages are judged against; None where there are no raw weights.
+        judged: Average -> why it gets no verdict; None if it gets one.
     """
     rows: dict[str, dict[str, Any]] = {}
     for name, own in samples.items():

@@ -1,8 +1,8 @@
 """The events of a run, and the listeners that hear them.
 
-The trainer tells what happens and knows nobody who listens: the terminal, log.txt, metrics.csv, TensorBoard and a
-user's own logger are listeners. A listener is any object with some of the methods of `Listener`; it gets plain values,
-and changes nothing. An error of a *logger* never ends a run: it is warned about once, and the logger hears no more.
+The trainer emits events without knowing its listeners: the terminal, log.txt, metrics.csv, TensorBoard and a user's
+logger. A listener is any object with some of the methods of `Listener`; it gets plain values, and changes nothing. An
+error of a *logger* never ends a run: a warning names it once, and the logger hears no more.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class SavedEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class Curves:
-    """What a picture of the whole run shows beside the history of its epochs."""
+    """What a plot of the whole run shows besides the history of its epochs."""
 
     title: str
     workers: Mapping[str, Sequence[Row]]  # SWAP worker -> its history
@@ -121,25 +121,26 @@ class Listener(Protocol):
     def progress(
         self, description: str, total: int, *, unit: int | None = None, done: int = 0
     ) -> AbstractContextManager[Bar]:
-        """Show the progress of work while a block runs.
+        """Show the progress of work of `total` parts while a block runs.
 
         Args:
-            description: The work.
-            total: Its parts.
+            description: The name of the work.
+            total: The number of its parts.
             unit: Samples per part, to show a rate.
-            done: Parts that were done before.
+            done: The number of parts that were done before.
         """
 
 
+METHOD_OF = {PlanEvent: "plan", StepEvent: "step", EpochEvent: "epoch", SavedEvent: "saved", ResultEvent: "result"}
 METHODS = tuple(name for name in vars(Listener) if not name.startswith("_"))
 
 
 class Events:
-    """Hands each event to every listener that has a method for it.
+    """Passes each event to every listener that has a method for it.
 
     Args:
-        listeners: What they raise ends the run: they write what a run promises.
-        loggers: What they raise is a warning, and they are left out from then on. By the names they have in the recipe.
+        listeners: Their errors end the run: they write what a run promises.
+        loggers: By their names in the recipe. Their errors are warnings, and they are left out from then on.
     """
 
     def __init__(self, listeners: Sequence[object] = (), *, loggers: Mapping[str, object] | None = None) -> None:
@@ -147,38 +148,22 @@ class Events:
         self._loggers = dict(loggers or {})
 
     def extended(self, *listeners: object, loggers: Mapping[str, object]) -> Events:
-        """Return events that these listeners and loggers hear, too."""
+        """Return events with these listeners and loggers in addition."""
         return Events((*self._listeners, *listeners), loggers={**self._loggers, **loggers})
 
     def part(self) -> Events:
-        """Return the events of a run within this one: listeners that have a `part` method listen by what it returns."""
+        """Return the events of a run within this one, heard by what the `part` method of a listener returns."""
         return Events([listener.part() for listener in self._listeners if hasattr(listener, "part")])
 
     def will_stop_soon(self) -> None:
-        """Tell the listeners that have such a method, inside a signal handler, that the run stops after this step."""
+        """Tell listeners, inside a signal handler, that the run stops after this step."""
         for listener in self._listeners:
             if hasattr(listener, "will_stop_soon"):
                 listener.will_stop_soon()
 
-    def plan(self, event: PlanEvent) -> None:
-        """Tell what a run will do."""
-        self._tell("plan", event)
-
-    def step(self, event: StepEvent) -> None:
-        """Tell of an optimizer update."""
-        self._tell("step", event)
-
-    def epoch(self, event: EpochEvent) -> None:
-        """Tell of a scored epoch."""
-        self._tell("epoch", event)
-
-    def saved(self, event: SavedEvent) -> None:
-        """Tell of a checkpoint that is complete."""
-        self._tell("saved", event)
-
-    def result(self, event: ResultEvent) -> None:
-        """Tell the final scores."""
-        self._tell("result", event)
+    def emit(self, event: PlanEvent | StepEvent | EpochEvent | SavedEvent | ResultEvent) -> None:
+        """Pass an event to the method of its kind, see `Listener`."""
+        self._tell(METHOD_OF[type(event)], event)
 
     def warning(self, text: str) -> None:
         """Tell something that a person should think about."""
@@ -221,12 +206,12 @@ class Events:
             if hasattr(listener, method):
                 getattr(listener, method)(event)
         for name, logger in list(self._loggers.items()):
-            if name not in self._loggers:  # it failed to hear of the failure of another one
+            if name not in self._loggers:  # it failed on the warning about another one
                 continue
             try:
                 if hasattr(logger, method):
                     getattr(logger, method)(event)
-            except Exception as error:  # whatever a logger does, it is no reason to lose a run
+            except Exception as error:  # no error of a logger may end a run
                 del self._loggers[name]
                 reason = f"{type(error).__name__}: {error}"
                 self.warning(f"output.loggers: {name} failed in `{method}` and is left out from now on ({reason})")

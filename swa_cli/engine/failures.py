@@ -1,25 +1,31 @@
-"""Explain failures of disk, memory and user code, and how to continue the run.
+"""Explain failures of disk, memory and user code; stop at signals; say how to continue the run.
 
-A failure never touches the last good checkpoint, so each message ends with the command that continues from it.
+A failure never touches the last good checkpoint, so each message ends with the command that continues from it. Of
+Ctrl-C and SIGTERM, the first waits for a safe point, where all state is consistent: between two updates, or anywhere in
+validation, which only reads. The second stops at once.
 """
 
 from __future__ import annotations
 
 import errno
 import shlex
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 import torch
 
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.user_code import named_code
-from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, NOTHING_WAS_RUN, RecipeError, UserError
+from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, NOTHING_WAS_RUN, RecipeError, Terminated, UserError
 from swa_cli.recipe import load
 
+HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
-# What torch says when the memory of the machine is at its end; it has no class for it, as it has for a GPU.
+# What torch says where the machine, not a GPU, is out of memory; it has no class for that.
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
@@ -32,23 +38,25 @@ def run_error(message: str, *, hint: str) -> UserError:
 def explain(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
     """Turn failures of disk and memory into one message and exit code 1; say how to continue the run.
 
-    Args:
-        folder: Of the run.
-        ways: What else can be done with what is saved, a sentence each.
+    `ways` returns a sentence for each other thing that can be done with what is saved.
     """
+
+    def others() -> Sequence[str]:
+        return ways() if _has_saved(folder.run_to_resume) else ()
+
     try:
         yield
     except UserError as error:
         error.exit_code = EXIT_FAILED  # whatever it was, something was run
-        if has_saved(folder.whole):
+        if _has_saved(folder.run_to_resume):
             error.hint = "; ".join((error.hint, how_to_continue(folder), *ways()))
         raise
     except OSError as error:
-        told_error = _of_files(error, folder)
-        told_error.hint = "; ".join((told_error.hint, *(ways() if has_saved(folder.whole) else ())))
-        raise told_error from error
+        explained = _explain_os_error(error, folder)
+        explained.hint = "; ".join((explained.hint, *others()))
+        raise explained from error
     except BaseException as error:  # in a person's own code, most likely
-        for way in (how_to_continue(folder), *(ways() if has_saved(folder.whole) else ())):
+        for way in (how_to_continue(folder), *others()):
             error.add_note(way)
         raise
 
@@ -81,29 +89,26 @@ def memory(key: str, batch_size: int) -> Iterator[None]:
         half = max(batch_size // 2, 1)
         remedy = f"start again with {key}={half}"
         if key == "train.batch_size":
-            remedy += " and twice the train.grad_accum_steps, which makes the same step of the optimizer"
+            remedy += " and twice the train.grad_accum_steps, for the same optimizer step"
         raise UserError(
             f"out of memory with a batch of {batch_size} images", hint=remedy, exit_code=EXIT_FAILED
         ) from error
 
 
-def has_saved(folder: RunFolder) -> bool:
-    """Return whether the run can be continued from a save."""
+def _has_saved(folder: RunFolder) -> bool:
     return folder.last.is_file() or folder.previous.is_file()
 
 
 def how_to_continue(folder: RunFolder) -> str:
     """Return how to continue a run from its last good state."""
-    folder = folder.whole
-    if not has_saved(folder):
+    folder = folder.run_to_resume
+    if not _has_saved(folder):
         return "nothing was saved yet: start it again"
     good = folder.last if folder.last.is_file() else folder.previous
-    command = "the same `swa repeat`" if folder.is_in_repeat else f"`{_resume(folder)}`"
+    command = f"`{runnable(('swa', 'train', '--resume', folder.path), folder)}`"
+    if folder.is_in_repeat:
+        command = "the same `swa repeat`"
     return f"its last good state is {good}: continue with {command}"
-
-
-def _resume(folder: RunFolder) -> str:
-    return runnable(("swa", "train", "--resume", folder.path), folder)
 
 
 def runnable(words: Iterable[object], folder: RunFolder) -> str:
@@ -114,18 +119,16 @@ def runnable(words: Iterable[object], folder: RunFolder) -> str:
     return shlex.join(map(str, (*words, *["--allow-code"] * is_own)))
 
 
-def _of_files(error: OSError, folder: RunFolder) -> UserError:
+def _explain_os_error(error: OSError, folder: RunFolder) -> UserError:
     reason = error.strerror or str(error)
     if not folder.path.is_dir():
-        return UserError(
-            f"{folder.path}: was removed while the run went on", hint="start it again", exit_code=EXIT_FAILED
-        )
+        return UserError(f"{folder.path}: was removed during the run", hint="start it again", exit_code=EXIT_FAILED)
     if error.errno in FULL:
         message, remedy = f"{folder.path}: no room to write ({reason})", "free space"
     elif error.errno in FORBIDDEN:
-        message, remedy = f"{folder.path}: cannot be written ({reason})", "let it be written"
+        message, remedy = f"{folder.path}: cannot be written ({reason})", "make it writable"
     else:
-        message, remedy = f"{error.filename or folder.path}: {reason}", "mend it"
+        message, remedy = f"{error.filename or folder.path}: {reason}", "correct that"
     return UserError(message, hint=f"{remedy}; {how_to_continue(folder)}", exit_code=EXIT_FAILED)
 
 
@@ -134,3 +137,52 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(words in str(error) for words in OUT_OF_MEMORY)
+
+
+class Stopped(BaseException):
+    """A signal stopped the run at a safe point; `ending` is the exception that gives the exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.ending = _ending(number)
+
+
+class Interrupt:
+    """Defers the first signal while its block runs, until `check`; a second one is raised at once.
+
+    The signal handler calls `announce` for the first one. `agree` returns the largest number that any process of the
+    run passes to it, so that all stop at the same point; each passes every safe point.
+    """
+
+    def __init__(self, announce: Callable[[], None], *, agree: Callable[[int], int] = lambda number: number) -> None:
+        self._announce = announce
+        self._agree = agree
+        self._number: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.signal(number, self._note) for number in HANDLED_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Stop at this safe point if a signal has arrived.
+
+        Raises:
+            Stopped: A signal has arrived, here or in another process.
+        """
+        if number := self._agree(self._number or 0):
+            raise Stopped(number)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self._number is not None:
+            raise _ending(number)
+        self._number = number
+        self._announce()
+
+
+def _ending(number: int) -> BaseException:
+    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()

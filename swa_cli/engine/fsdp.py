@@ -1,8 +1,8 @@
 """Shard parameters, gradients, optimizer and averages over the processes with torch's FSDP2 (`train.fsdp`).
 
-Each process holds some rows of each parameter. Elementwise work, such as averaging, is done on these rows alone; what
-leaves the training loop, for a file or a score, is gathered by its name. Without sharding, every operation here returns
-its argument or a copy of it.
+Each process holds some rows of each parameter. Elementwise work, such as averaging, uses these rows only; what leaves
+the training loop, for a file or a score, is gathered by its name. Without sharding, every operation here returns its
+argument or a copy of it.
 Legend: R rows of a parameter, its first dimension; k stacked weight sets before it.
 """
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor  # imported where it is needed: it takes more than a second
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-WANT_WHOLE = ("Adafactor", "Muon", "Rprop")  # of torch.optim: their steps fail on DTensors, or are for whole matrices
+NOT_ROWWISE = ("Adafactor", "Muon", "Rprop")  # of torch.optim: they fail on DTensors, or need whole matrices
 
 
 @dataclass(frozen=True)
@@ -39,18 +39,15 @@ class Sharding:
 
     @property
     def is_used(self) -> bool:
-        """Whether any parameter is distributed; else each process has everything."""
+        """Whether any parameter is sharded; else each process has everything."""
         return bool(self.parameters)
 
     @torch.no_grad()
     def gather(self, values: Any, *, keep: bool = True) -> Any:
         """Copy tensors in nested dicts and lists to the CPU, and gather those that are sharded.
 
-        All processes have to ask for the same thing at the same time.
-
-        Args:
-            values: Rows, if they are no DTensor, stand under the names of their parameters.
-            keep: Whether this process wants the copies; it gets empty tensors otherwise.
+        All processes have to call it with the same values. Rows that are no DTensor stand under the names of their
+        parameters. A process that does not `keep` the copies gets empty tensors.
         """
 
         def one(name: str, value: Tensor) -> Tensor:
@@ -67,7 +64,7 @@ class Sharding:
         return map_tensors(values, lambda name, value: self._rows(name, value) if name in self.parameters else value)
 
     def replicated(self, values: Any) -> Any:
-        """Return what is equal in all processes: sharded tensors are replaced by empty ones."""
+        """Replace sharded tensors by empty ones: the rest is equal in all processes."""
         return map_tensors(values, lambda name, value: _nothing(value) if self._is_part(name, value) else value)
 
     @torch.no_grad()
@@ -79,7 +76,7 @@ class Sharding:
         model.load_state_dict(like(state_dict, {**self.parameters, **others}))
 
     def of_optimizer(self, optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> dict[str, Any]:
-        """Copy the whole state of an optimizer for this process to load."""
+        """Copy the whole state of an optimizer, of which this process gets its rows; no copy holds a mapped file."""
         if not self.is_used:
             return copy.deepcopy(dict(state_dict))
         names = {id(parameter): name for name, parameter in self.parameters.items()}
@@ -105,12 +102,12 @@ class Sharding:
         shape = self.parameters[name].shape
         axis = value.dim() - len(shape)
         if axis not in (0, 1) or value.shape[axis:] != shape:
-            return value  # whoever loads it refuses it
+            return value  # loading refuses it
         chunks = value.chunk(self.world.size, axis)
         return chunks[self.world.rank] if self.world.rank < len(chunks) else value.narrow(axis, 0, 0)
 
     def _placed(self, name: str, rows: Tensor) -> DTensor:
-        """Return the DTensor whose local rows these are; they may be stacked."""
+        """Return the DTensor with these local rows, which may be stacked."""
         from torch.distributed.tensor import DTensor, Shard
 
         like = self.parameters[name]
@@ -133,32 +130,23 @@ def problems(recipe: Recipe, *, world: World) -> list[Problem]:
     """Return the settings that cannot be combined with `train.fsdp`."""
     found = []
     if world.size == 1:
-        message = "one process has nobody to share the network with"
+        message = "one process cannot shard a network"
         found.append(Problem("train.fsdp", message, "start several processes: --processes 2, or write false"))
-    if recipe.optimizer.name in WANT_WHOLE:
-        message = f"torch's {recipe.optimizer.name} needs whole parameters, and train.fsdp deals their rows out"
+    if recipe.optimizer.name in NOT_ROWWISE:
+        message = f"torch's {recipe.optimizer.name} needs whole parameters, and train.fsdp shards them"
         found.append(Problem("optimizer.name", message, "choose SGD or AdamW, or write train.fsdp=false"))
     return found
 
 
 def shard(model: nn.Module, *, world: World, device: torch.device, sync_batchnorm: bool) -> tuple[nn.Module, Sharding]:
-    """Shard the parameters of a network over the processes.
+    """Shard the parameters of a network over the processes; return the network to train, with the names it had.
 
-    A process passes a batch through block after block, and has the weights of a block whole only while it is at it.
-    Blocks are the children of the network, and the elements of containers in place of these; what holds no more than
-    vectors, such as norms, and what shares parameters with another block goes with the network as a whole.
-
-    Args:
-        model: The network, the same in all processes; it is used up.
-        world: The processes.
-        device: Of the network.
-        sync_batchnorm: Whether BatchNorm normalises the whole batch.
-
-    Returns:
-        The network to train, with the names it had, and how its parts become whole.
+    A process passes a batch through block after block, and gathers the weights of a block only for that time. Blocks
+    are the children of the network, and in place of a container its elements. A block that holds vectors only, such as
+    a norm, or that shares parameters with another one belongs to the network as a whole.
 
     Raises:
-        RecipeError: A parameter that torch cannot deal out.
+        RecipeError: torch cannot shard a parameter.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -170,15 +158,14 @@ def shard(model: nn.Module, *, world: World, device: torch.device, sync_batchnor
     model = model.to(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(device.type, (world.size,))
     ignored = {value for value in model.parameters() if not value.is_floating_point()}  # averages copy those
-    for block in _blocks(model):
+    for block in (*_blocks(model), model):
         fully_shard(block, mesh=mesh, ignored_params=ignored)
-    fully_shard(model, mesh=mesh, ignored_params=ignored)
     placed = model.state_dict(keep_vars=True).items()
     return model, Sharding(world, {name: value for name, value in placed if isinstance(value, DTensor)})
 
 
 def _blocks(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules whose weights are gathered as one, see `shard`."""
+    """Yield the modules whose weights are gathered together, see `shard`."""
     blocks = [child for child in _children(model) if any(value.dim() > 1 for value in child.parameters())]
     times = Counter(id(value) for block in blocks for value in block.parameters())
     for block in blocks:
@@ -195,20 +182,16 @@ def _children(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _require_divisible(model: nn.Module) -> None:
-    """Refuse what FSDP2 does not take.
-
-    Raises:
-        RecipeError: Parameters without a dimension, of several types, or complex ones.
-    """
+    """Refuse what FSDP2 does not take: parameters without a dimension, of several types, or complex ones."""
     found = []
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for name, value in model.named_parameters():
         if value.dim() == 0:
             hint = "give it the shape (1,), or write train.fsdp=false"
-            found.append(Problem("train.fsdp", f"{name} is a number without rows to deal out", hint))
+            found.append(Problem("train.fsdp", f"{name} is a number, which has no rows to shard", hint))
     types = sorted({str(value.dtype).removeprefix("torch.") for value in trained.values()})
     if len(types) > 1 or any(value.is_complex() for value in trained.values()):
-        message = f"torch deals out parameters of one real type, and these are {' and '.join(types)}"
+        message = f"torch shards parameters of one real type, and these are {' and '.join(types)}"
         found.append(Problem("train.fsdp", message, "write train.fsdp=false"))
     if found:
         raise RecipeError(found)

@@ -1,8 +1,8 @@
 """Choose device, precision, threads and determinism once, before a run, with the reasons.
 
-`auto` takes the first GPU, and bf16 only where the hardware computes in it natively and gains by it: emulated bf16 is
-several times slower than fp32, and nothing would tell the user. What a processor says of itself is not enough: without
-its matrix unit (AMX, which a virtual machine may hide) a recent Xeon has bf16 instructions at half the speed of fp32.
+`auto` takes the first GPU, and bf16 only where the hardware computes in it natively and faster: emulated bf16 is
+several times slower than fp32. The flags of a processor are not enough: without its matrix unit (AMX, which a virtual
+machine may hide) a recent Xeon has bf16 instructions at half the speed of fp32.
 """
 
 from __future__ import annotations
@@ -12,25 +12,24 @@ import functools
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from swa_cli.data.image_file import num_cores
 from swa_cli.data.randomness import seed_globals
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.errors import UserError
 
-WORTH_IT = 1.2  # bf16 keeps 8 bits of 24: not for a gain within the noise of a measurement
+MIN_SPEEDUP = 1.2  # bf16 keeps 8 bits of 24: a gain within the noise of a measurement is not worth it
 BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "BF16"}
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of mallopt(3), as what follows
-KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # no block has a mapping of its own, none is cut off the heap's end
-GIVE_BACK = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 1 << 17, M_TRIM_THRESHOLD: 1 << 17}  # its defaults, held fast
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # see mallopt(3)
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}  # no block gets its own mapping, and the heap is never trimmed
+GIVE_BACK = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 1 << 17, M_TRIM_THRESHOLD: 1 << 17}  # the defaults, made constant
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -44,24 +43,19 @@ class Hardware:
     deterministic: bool
     reason: str
     processes: int = 1  # of the run
-    shards: int = 1  # how many parts its parameters are in
+    shards: int = 1  # of its parameters
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of mixed precision for a forward pass; a no-op in fp32."""
-        return torch.autocast(
-            self.device.type,
-            dtype=DTYPES[self.precision],
-            enabled=self.precision != "fp32",
-            cache_enabled=True,
-        )
+        return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
 
     def seed(self, seed: int, *words: str | int) -> None:
         """Seed the global generators that layers draw from (dropout) by a purpose and a step.
 
         Called before every step: random numbers become a function of (seed, step), so a resumed run needs no
-        saved generator and nothing that happens between two steps can change the second.
+        saved generator and nothing between two steps can change the second.
         """
-        # Not torch.manual_seed: without a GPU it formats a stack trace a call, for a GPU that may come later.
+        # Not torch.manual_seed: without a GPU it formats a stack trace per call.
         seed_globals(seed, *words)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(torch.initial_seed())
@@ -88,24 +82,23 @@ def choose(
     """Choose and set up the hardware: number of threads, memory, deterministic algorithms.
 
     Args:
-        device: Of the recipe, as the next three.
-        precision: `auto` is what the run was begun with, on the same kind of device.
-        threads: Of the processor.
-        deterministic: Whether operations that are not reproducible are refused.
+        device: `train.device`.
+        precision: `train.precision`; `auto` keeps that of a run that continues on the same kind of device.
+        threads: `train.threads`.
+        deterministic: `train.deterministic`.
         begun: The `environment` of the run that continues.
         world: The processes of the run, which share the GPUs and cores of a machine evenly.
-        shard: Whether its parameters are in parts.
+        shard: `train.fsdp`.
 
     Raises:
         UserError: The device is absent, or cannot compute in the precision that was asked for.
     """
-    chosen = _device(device) if world.size == 1 else _device_of(world, device)
+    chosen = _device(device) if world.size == 1 else _device_of_process(device, world)
     if precision == "auto" and begun is not None and torch.device(begun["device"]).type == chosen.type:
         chosen_precision, reason = str(begun["precision"]), "as the run was begun"
     else:
-        chosen_precision, reason = world.broadcast_from_rank0(
-            lambda: _precision(precision, chosen)
-        )  # a measurement, if auto
+        # Rank 0 decides, since `auto` measures.
+        chosen_precision, reason = world.broadcast_from_rank0(lambda: _precision(precision, chosen))
     count = max(num_cores() // world.local_size, 1) if threads == "auto" else int(threads)
     torch.set_num_threads(count)
     if chosen.type == "cpu":
@@ -119,23 +112,17 @@ def choose(
 
 
 def require_precision(key: str, precision: str, device: torch.device, *, instead: str) -> None:
-    """Refuse a precision that the device does not compute in.
-
-    Args:
-        key: Where the recipe names it.
-        precision: fp32, bf16 or fp16.
-        device: Of the run.
-        instead: What to set in its place.
+    """Refuse fp16 without a GPU; `key` is its place in the recipe, `instead` what to set there.
 
     Raises:
-        UserError: It is fp16, and the device is no GPU.
+        UserError: The device does not compute in the precision.
     """
     if precision == "fp16" and device.type != "cuda":
         raise UserError(f"{key}: fp16 needs a CUDA device, not {device}", hint=f"set {key}={instead}")
 
 
 def environment(hardware: Hardware) -> dict[str, str | int]:
-    """Return what the bits of a run depend on beside its recipe."""
+    """Return what the bits of a run depend on besides its recipe."""
     return {
         "torch": str(torch.__version__),  # its own class would not load with weights_only
         "threads": hardware.threads,
@@ -147,38 +134,6 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
     }
 
 
-def undefined_in_bf16(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
-    """Return the first convolution whose bf16 weight gradient torch leaves undefined on a CPU, or None.
-
-    Where images are narrower than the stride, and the kernel is wider than a pixel, it reads memory that nobody has
-    written: the same step gives another gradient each time, or NaN (seen in torch 2.14).
-
-    Args:
-        model: Run once, as it is.
-        args: What it takes, on its device.
-        kwargs: Likewise, by name.
-    """
-    found: list[str] = []
-
-    def look(name: str, layer: nn.Conv2d, inputs: Tensor) -> None:
-        width, stride, kernel = inputs.shape[-1], layer.stride[-1], layer.kernel_size[-1]
-        if width < stride and kernel > 1:
-            found.append(name)
-
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, args, name=name: look(name, layer, args[0]))
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.Conv2d)
-    ]
-    try:
-        with torch.inference_mode():
-            model(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found[0] if found else None
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
@@ -187,15 +142,15 @@ def _device(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(
-            f"train.device: {name} is not here: torch sees {torch.cuda.device_count()} CUDA devices",
+            f"train.device: {name} is not available: torch sees {torch.cuda.device_count()} CUDA devices",
             hint="set train.device=auto, or install a torch build that fits your GPU's driver",
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("train.device: mps is not here", hint="set train.device=auto")
+        raise UserError("train.device: mps is not available", hint="set train.device=auto")
     return device
 
 
-def _device_of(world: World, name: str) -> torch.device:
+def _device_of_process(name: str, world: World) -> torch.device:
     """Return the device of one of several processes: one GPU each, else the CPU."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
@@ -205,16 +160,14 @@ def _device_of(world: World, name: str) -> torch.device:
         raise UserError(
             f"train.device: {world.local_size} processes on a machine where torch sees {torch.cuda.device_count()} "
             "CUDA devices",
-            hint="start one process a GPU, or set train.device=cpu",
+            hint="start one process per GPU, or set train.device=cpu",
         )
     return torch.device("cuda", world.local_rank)
 
 
 def _precision(name: str, device: torch.device) -> tuple[str, str]:
-    if name == "fp32":
-        return name, "as the recipe says"
-    if name == "fp16":
-        require_precision("train.precision", name, device, instead="auto")
+    require_precision("train.precision", name, device, instead="auto")
+    if name in ("fp32", "fp16"):
         return name, "as the recipe says"
     gains, reason = _gains_by_bf16(device)
     if name == "auto":
@@ -234,28 +187,28 @@ def _gains_by_bf16(device: torch.device) -> tuple[bool, str]:
         return False, "the processor has no native bf16"
     gain = speed_of_bf16()
     compared = f"{gain:.1f} times as fast as fp32" if gain >= 1 else f"at {gain:.1f} of the speed of fp32"
-    return gain >= WORTH_IT, f"the processor's {features[0]} is {compared}"
+    return gain >= MIN_SPEEDUP, f"the processor's {features[0]} is {compared}"
 
 
 def bf16_features() -> list[str]:
-    """Return the bf16 features of the processor, the fastest first; `speed_of_bf16` measures their use."""
+    """Return the bf16 features of the processor, the fastest first."""
     flags = _cpu_flags()
-    return [spoken for flag, spoken in BF16_FLAGS.items() if flag in flags]
+    return [name for flag, name in BF16_FLAGS.items() if flag in flags]
 
 
 @functools.cache
 def speed_of_bf16() -> float:
     """Measure how many times as fast as fp32 a bf16 matrix product is; takes 20 ms once per process.
 
-    Processors lie far apart: about 0.5 where the instructions are there for the name only, 1.8 and more where they are
-    not, 4 and more with a matrix unit. So it is the same each time, though it is measured.
+    Processors lie far apart, so the choice is the same each time: about 0.5 where the instructions are emulated, 1.8
+    and more where they are native, 4 and more with a matrix unit.
     """
     matrix = torch.linspace(-1, 1, 256 * 256).reshape(256, 256)
     by_type = {"fp32": matrix, "bf16": matrix.bfloat16()}
     best = dict.fromkeys(by_type, float("inf"))
     torch.set_num_threads(1)  # two threads wait for each other where other programs run
     with torch.inference_mode():
-        for _ in range(15):  # by turns, the best of each: whatever else the machine does
+        for _ in range(15):  # by turns, the best of each, whatever else the machine does
             for name, values in by_type.items():
                 started = time.perf_counter()
                 values @ values
@@ -264,14 +217,11 @@ def speed_of_bf16() -> float:
 
 
 def manage_memory(*, keep: bool) -> None:
-    """Set what glibc does with large blocks of memory that this process frees.
+    """Let glibc keep all memory that this process frees for the next step, or return each large block at once.
 
-    By itself glibc gives them back to the system up to a size that grows, and takes them anew: then the kernel clears
-    each page again, 10,000 to 250,000 pages a step of a small network. Of networks in parts it keeps just the blocks
-    that whole weights leave behind: 50 M parameters in two parts took as much of each process as if it had them all.
-
-    Args:
-        keep: Whether all is kept for the next step, or each goes back as it is freed.
+    By default glibc returns large blocks and requests them anew: then the kernel clears each page again, 10,000 to
+    250,000 pages per step of a small network. For sharded networks it keeps just the blocks that whole weights leave
+    behind: 50 M parameters in two shards took as much of each process as the whole network.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # macOS and musl have none
     if mallopt is not None:
@@ -280,30 +230,25 @@ def manage_memory(*, keep: bool) -> None:
 
 
 def release_memory() -> None:
-    """Give all free memory back to the system, once the steps are done."""
+    """Return all free memory to the system, once the steps are done."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
 def _cpu_flags() -> frozenset[str]:
-    """Return the feature flags of the processor; none where the system does not list them."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return frozenset()
-    for line in lines:
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
+    return frozenset(_cpuinfo("flags", "Features").split())
 
 
 def processor() -> str:
     """Return the name of the processor."""
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(*keys: str) -> str:
+    """Return the first value of these keys that Linux tells of its processors; empty where it tells none."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor() or platform.machine()
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(keys)), "")

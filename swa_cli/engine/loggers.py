@@ -1,13 +1,12 @@
-"""Loggers of a run: metrics.csv, TensorBoard, and a user's own by import path (`output.loggers`).
+"""Loggers of a run: metrics.csv, TensorBoard, and a user's class by its import path (`output.loggers`).
 
-All of them are listeners, see `events.py`. Each writes the rows of the run's history, so a resumed run repeats no
-epoch and misses none: on `plan` it gets the rows so far.
+All of them are listeners, see `events.py`. On `plan` a logger gets the rows so far, so that a resumed run repeats no
+epoch and misses none.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import inspect
 import os
 import socket
 import time
@@ -18,7 +17,7 @@ from typing import Any
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.events import METHODS, EpochEvent, PlanEvent, Row
 from swa_cli.errors import Problem, UserError
-from swa_cli.import_path import import_object
+from swa_cli.import_path import import_callable
 
 VERSION = "brain.Event:2"  # what TensorBoard wants to read first
 FILES = "events.out.tfevents.*"
@@ -42,8 +41,8 @@ class MetricsCsv:
 class TensorBoard:
     """Writes the rows of metrics.csv for TensorBoard, in the run folder under `tensorboard/`.
 
-    Each session of a run writes a file of its own, which begins with the rows so far; the files of earlier sessions are
-    removed. There is no thread, beside which loader processes could not be forked.
+    Each session of a run writes a new file, which begins with the rows so far, and removes the earlier ones. It starts
+    no thread: loader processes could not be forked beside one.
     """
 
     def plan(self, event: PlanEvent) -> None:
@@ -108,15 +107,10 @@ def _build_tensorboard() -> TensorBoard:
 
 
 def _build_own(name: str) -> object:
-    make = import_object(name, key=KEY, what="a logger", forms=FORMS)
     expected = f"let it be a class without arguments that has some of the methods {', '.join(METHODS)}"
-    if not callable(make):
-        raise UserError(f"{name} is not a class", hint=expected)
-    try:
-        inspect.signature(make).bind()
-    except TypeError as error:
-        raise UserError(f"{name} takes other arguments: {error}", hint=expected) from error
-    logger: object = make()
+    logger: object = import_callable(
+        name, lambda signature: signature.bind(), key=KEY, what="a logger", forms=FORMS, expected=expected
+    )()
     if not any(callable(getattr(logger, method, None)) for method in METHODS):
         raise UserError(f"{name} has none of the methods of a logger", hint=expected)
     return logger

@@ -1,13 +1,12 @@
-"""The network of a recipe, its initial weights, its description, and second copies of it for other weights.
+"""The network of a recipe, its initial weights, its description, and second networks for other weights.
 
-A copy, a `Replica`, is made by the recipe and given a state dict, never copied. Hooks and closures then see their own
-network, and what cannot be copied (computed weights, locks, clients) need not be. Each weight set gets a new one, since
-a network may keep what it has computed from its weights. Training never notices it. Where a constructor makes another
-network each time, beyond what a state dict holds, the weights are put into the trained network for a while instead.
+A second network is built by the recipe and given a state dict, never copied: hooks and closures see their own network,
+and what cannot be copied (computed weights, locks, clients) need not be. Each weight set gets a new one, since a
+network may keep what it has computed from its weights. Where a constructor makes another network each time, beyond what
+a state dict holds, the trained network itself holds the weights for a while.
 
-`train.init` starts from trained weights, as FGE does (Garipov et al. 2018): weights and BatchNorm statistics are taken
-from a checkpoint once, and a resumed run has them in its resume point. The seed does not determine them, so their
-checksum is recorded.
+`train.init` starts from trained weights, as FGE does (Garipov et al. 2018): weights and BatchNorm statistics are read
+once from a checkpoint, whose checksum is recorded, and a resumed run has them in its resume point.
 """
 
 from __future__ import annotations
@@ -68,10 +67,9 @@ def build_network(
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network without the wrappers of torch.compile and DataParallel, outside and inside, whose names it would get.
+    """Return the network without the wrappers of torch.compile and DataParallel, outside and inside.
 
-    A compiled part stays compiled, as `Module.compile()` does it in place. A run has one device a process, so there is
-    nothing for DataParallel to do.
+    A compiled part stays compiled, as by `Module.compile()`. A process has one device, so DataParallel has no use.
     """
     outside = nn.ModuleDict({"network": model})
     for module in [outside, *model.modules()]:
@@ -83,7 +81,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def _inside(wrapper: nn.Module) -> nn.Module | None:
-    """Return what a wrapper wraps; None if it is no wrapper."""
+    """Return the network that a wrapper wraps; None if it is no wrapper."""
     if isinstance(wrapper, nn.DataParallel | nn.parallel.DistributedDataParallel):
         inner: nn.Module = wrapper.module
         return inner
@@ -100,11 +98,7 @@ def is_lazy(model: nn.Module) -> bool:
 
 
 def require_sizes(model: nn.Module, *, name: str) -> None:
-    """Refuse a network with a lazy layer that a forward pass has not reached.
-
-    Raises:
-        UserError: There is one.
-    """
+    """Refuse a network with a lazy layer that a forward pass has not reached."""
     for key, layer in model.named_modules():
         if any(is_lazy_tensor(value) for value in chain(layer.parameters(recurse=False), layer.buffers(recurse=False))):
             message = f"model.name: {name} has the lazy layer {key}, which no forward pass gives a size"
@@ -133,6 +127,19 @@ def describe_model(name: str, model: nn.Module) -> str:
     return f"{name}: {parameters} parameters, {norm}"
 
 
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Put a network into evaluation mode while the block runs; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(modes[model])  # networks that merge weights in eval() separate them again
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @dataclass
 class Replica:
     """Makes second networks of a run, each for one weight set."""
@@ -140,28 +147,30 @@ class Replica:
     context: Context
     trained: nn.Module
     sharding: Sharding = UNSHARDED
-    made_in_s: float = 0.0  # what making the last one took
-    borrows: bool = False  # the trained network itself holds the weights for a while
+    made_in_s: float = 0.0  # seconds to build the last one
+    borrows: bool = False  # the trained network itself holds other weights for a while
 
     @contextmanager
     def holding(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
         """Yield a network with unsharded weights, which each process may read by itself.
 
         Args:
-            weights: A state dict; of a sharded run its rows, as `Sharding.gather` takes them. None for the weights that
-                are trained: then it is the trained network itself, unless that is sharded.
+            weights: A state dict, or its rows in a sharded run, see `Sharding.gather`. None for the weights that are
+                trained: then it is the trained network itself, unless that is sharded.
         """
         if not self.sharding.is_used and weights is None:
             yield self.trained
         elif self.borrows:
-            assert weights is not None, "a network in parts is never borrowed"
+            assert weights is not None, "a sharded network is never borrowed"
             with self._borrowed(weights):
                 yield self.trained
         else:
-            yield self._filled(self.trained.state_dict() if weights is None else weights)
+            network, rows = self.make(), self.trained.state_dict() if weights is None else weights
+            loading.load_unchecked(network, self.sharding.gather(rows) if self.sharding.is_used else rows)
+            yield network
 
     def refreshing(self, weights: Mapping[str, Tensor] | None = None) -> AbstractContextManager[nn.Module]:
-        """As `holding`, but the statistics of the network may be changed: it never holds the training state."""
+        """As `holding`, but the statistics of the network may be changed: it never is the training state."""
         return self.holding(
             cloned(self.trained.state_dict()) if weights is None and not self.sharding.is_used else weights
         )
@@ -172,11 +181,6 @@ class Replica:
         with preserve_global_rng(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             network = self.context.build_model()
         self.made_in_s = time.monotonic() - started
-        return network
-
-    def _filled(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        network = self.make()
-        loading.load_unchecked(network, weights if not self.sharding.is_used else self.sharding.gather(weights))
         return network
 
     @contextmanager
@@ -192,21 +196,15 @@ class Replica:
                 module.training = mode
 
 
-NAME_OTHERS = "name weights of this network"
-
-
 @dataclass(frozen=True)
 class InitialWeights:
-    """The source of the initial weights of a run; `sha256` is of the weights, not of the file.
-
-    `fresh` are the tensors that kept the values of the seed.
-    """
+    """The source of the initial weights of a run."""
 
     path: Path
     name: str
     batchnorm: str
-    sha256: str
-    fresh: tuple[str, ...] = ()
+    sha256: str  # of the weights, not of the file
+    fresh: tuple[str, ...] = ()  # tensors that kept the values of the seed
 
     def __str__(self) -> str:
         fresh = f"; fresh: {', '.join(self.fresh[:3])}{', ...' * (len(self.fresh) > 3)}" if self.fresh else ""
@@ -214,12 +212,12 @@ class InitialWeights:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Warnings that a person should know of before the run."""
+        """What a person should know before the run."""
         if self.batchnorm != "stale":
             return ()
         return (
-            f"train.init: {self.name} of {self.path} has stale BatchNorm statistics: they are where the moving averages"
-            " of training begin",
+            f"train.init: {self.name} of {self.path} has stale BatchNorm statistics, from which the moving averages of"
+            " training start",
         )
 
     def require(self, sha256: str | None) -> None:
@@ -230,8 +228,8 @@ class InitialWeights:
         """
         if sha256 != self.sha256:
             raise UserError(
-                f"train.init: {self.path} holds other weights than when the run was begun",
-                hint="start a new run, or put the old file in its place",
+                f"train.init: {self.path} holds other weights than when the run began",
+                hint="start a new run, or restore the old file",
             )
 
 
@@ -244,19 +242,19 @@ def read_initial(path: str) -> tuple[Checkpoint | None, list[Problem]]:
 
 
 def load_initial(found: Checkpoint, model: nn.Module, *, name: str | None, skip: Sequence[str] = ()) -> InitialWeights:
-    """Put weights of a checkpoint into a network; raw weights if it has several and none is named.
+    """Put weights of a checkpoint into a network with the weights of the seed.
 
     Args:
         found: The checkpoint.
-        model: The network with the weights of the seed.
-        name: Of the weights in the checkpoint.
+        model: The network.
+        name: The weights in the checkpoint; by default the raw weights, if it has several.
         skip: Patterns of names that keep their values, whatever the checkpoint has; every other tensor has to fit.
 
     Raises:
         RecipeError: There are no weights of that name, or they do not fit the network.
     """
     try:
-        if found.kind == "resume" and name in (None, "last"):  # its averages may be large, and are not asked for
+        if found.kind == "resume" and name in (None, "last"):  # do not read its averages, which may be large
             sets = {"last": reader.raw_weights(found, model)}
         else:
             sets = reader.weight_sets(found, model)
@@ -268,9 +266,11 @@ def load_initial(found: Checkpoint, model: nn.Module, *, name: str | None, skip:
         skipped = _matching(skip, {**own, **given})
         fresh = {key: value for key, value in own.items() if key in skipped}
         weights = {**{key: value for key, value in given.items() if key not in skipped}, **fresh}
-        loading.load_weights(model, like(given, weights), source=f"{found.path} ({name})", cure=NAME_OTHERS)
+        loading.load_weights(
+            model, like(given, weights), source=f"{found.path} ({name})", cure="name weights of this network"
+        )
     except MisfitError as error:
-        raise RecipeError([Problem("train.init", error.message, _cure(own, error))]) from error
+        raise RecipeError([Problem("train.init", error.message, _hint(own, error))]) from error
     except UserError as error:
         raise RecipeError([Problem("train.init", error.message, error.hint)]) from error
     return InitialWeights(found.path, name, sets[name].batchnorm, checksum(model.state_dict()), tuple(fresh))
@@ -288,8 +288,8 @@ def _matching(patterns: Sequence[str], names: Mapping[str, Tensor]) -> set[str]:
     return matched
 
 
-def _cure(own: Mapping[str, Tensor], error: MisfitError) -> str:
-    """Return the hint for weights that do not fit: a few layers, such as a head, can start fresh."""
+def _hint(own: Mapping[str, Tensor], error: MisfitError) -> str:
+    """Return the hint for weights that do not fit: one or two layers, such as a head, can start fresh."""
     layers = dict.fromkeys(key.rpartition(".")[0] for key in error.names)
     if not 0 < len(layers) <= 2 or not all(layers) or 2 * len(error.names) > len(own):
         return error.hint

@@ -33,16 +33,7 @@ def plan_event(
     log: TextIO | None = None,
     labels: Sequence[str] = (),
 ) -> PlanEvent:
-    """Return the event of a run that begins or continues.
-
-    Args:
-        run: As it stands.
-        title: The name of the run and its folder.
-        warnings: What a person should think about.
-        folder: The run folder; None for a dry run.
-        log: Its log, open at the end.
-        labels: Only these lines of the plan; by default all.
-    """
+    """Return the event of a run that begins or continues, with all lines of the plan or only those of `labels`."""
     return PlanEvent(
         title=title,
         rows=[row for row in plan_rows(run) if not labels or row[0] in labels],
@@ -59,22 +50,22 @@ def plan_event(
 def plan_rows(run: Run) -> list[tuple[str, str]]:
     """Return the labelled lines of the plan."""
     recipe = run.context.recipe
+    averages = [("" if index else "averaging", text) for index, text in enumerate(describe_averages(recipe, run.plan))]
+    phases = [("swap", describe_swap(recipe) or ""), *averages]
+    if not run.statistics.num_layers:
+        phases = [(label, text.partition("; BatchNorm")[0]) for label, text in phases]
     rows = [
         ("data", describe_data(run.context)),
-        *[("", text) for text in ["; ".join(run.context.source.contents)] if text],
+        ("", "; ".join(run.context.source.contents)),
         ("model", describe_model(recipe.model.name, run.model)),
-        *([("", str(run.initial))] if run.initial else []),
+        ("", str(run.initial or "")),
         ("device", run.context.hardware.describe()),
-        *([("processes", _describe_processes(run))] if run.context.world.size > 1 else []),
+        ("processes", _describe_processes(run) if run.context.world.size > 1 else ""),
         ("schedule", describe_schedule(recipe, run.plan)),
+        *phases,
+        ("memory", _describe_memory(run) if run.averages else ""),
     ]
-    phases = describe_swap(recipe)
-    named = [("swap", phases)] if phases is not None else []
-    named += [("" if index else "averaging", text) for index, text in enumerate(describe_averages(recipe, run.plan))]
-    if not run.statistics.num_layers:
-        named = [(name, text.partition("; BatchNorm")[0]) for name, text in named]
-    rows += named
-    return rows + ([("memory", _describe_memory(run))] if run.averages else [])
+    return [(label, text) for label, text in rows if text]
 
 
 def _describe_processes(run: Run) -> str:
@@ -84,7 +75,7 @@ def _describe_processes(run: Run) -> str:
     number = f"{least} or {least + 1}" if rest else str(least)
     text = f"{size} over {'nccl' if device.type == 'cuda' else 'gloo'}: {number} samples of each batch"
     if run.sharding.is_used:
-        text += "; parameters, gradients, optimizer and averages in parts"
+        text += "; parameters, gradients, optimizer and averages sharded"
     if not run.running:
         return text
     if settings.sync_batchnorm:
@@ -93,9 +84,9 @@ def _describe_processes(run: Run) -> str:
 
 
 def _describe_memory(run: Run) -> str:
-    """What each average takes at the end of the run: `swa 9.2 MB; swag rank 20: 24 x 4.6 MB; 119.6 MB in all`.
+    """Memory of each average at the end of the run: `swa 9.2 MB; swag rank 20: 24 x 4.6 MB; 119.6 MB in all`.
 
-    The unit of what holds several weight sets are the parameters in float32.
+    Where an average holds several weight sets, the unit is one set in float32.
     """
     unit = 4 * sum(parameter.numel() for parameter in run.model.parameters())
     parts, total = [], 0
@@ -161,12 +152,12 @@ def describe_schedule(recipe: Recipe, plan: Plan) -> str:
     elif course.end < course.total:
         parts.append("then flat")
     length = f"{count_text(plan.epochs, 'epoch')} x {count_text(plan.steps_per_epoch, 'step')}"
-    part = f", {plan.phase.span} of the schedule" if plan.phase.is_worker else ""
+    part = f", {plan.phase.span} of the schedule" if plan.phase.before else ""
     return f"{length}{part}: {', '.join(parts)}"
 
 
 def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
-    """Return a line for each average and one for the snapshots: how many weights, which, and how they are used.
+    """Return a line for each average and one for the snapshots.
 
     `swa: 8 weights, ends of epochs 23 to 30 (from 75 %); BatchNorm recomputed at the end`.
     """
@@ -205,7 +196,7 @@ def _when(series: Series, steps: tuple[int, ...], steps_per_epoch: int) -> str:
         return f"at epoch {epoch(steps[0])}{start}"
     per_epoch = 1 / series.every.value if series.every.unit == "ep" else Fraction(0)
     divides_it = per_epoch.denominator == 1 and per_epoch > 0
-    pace = f"{per_epoch} an epoch" if divides_it else f"every {length_text(gap, steps_per_epoch)}"
+    pace = f"{per_epoch} per epoch" if divides_it else f"every {length_text(gap, steps_per_epoch)}"
     return f"{pace}, epochs {epoch(steps[0])} to {epoch(steps[-1])}{start}"
 
 

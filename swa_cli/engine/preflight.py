@@ -1,14 +1,14 @@
 """Try one step and one BatchNorm pass before a run makes its folder, and explain what cannot work.
 
-A second network does them, with batches of the smallest size that the run will have. Heads that exist in training only,
-gradients that the optimizer cannot use, and layers whose statistics cannot be recomputed are found before the run.
+A second network does them, with batches of the smallest size that the run will have. This finds heads that exist in
+training only, gradients that the optimizer cannot use, and layers whose statistics cannot be recomputed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,7 @@ from swa_cli.data.randomness import preserve_global_rng
 from swa_cli.engine import optimizers
 from swa_cli.engine.context import Context
 from swa_cli.engine.failures import is_out_of_memory
-from swa_cli.engine.hardware import undefined_in_bf16
-from swa_cli.engine.network import Replica
+from swa_cli.engine.network import Replica, evaluation_mode
 from swa_cli.engine.user_code import is_own_code
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import Subject
@@ -32,25 +31,21 @@ from swa_cli.recipe.plan import Plan
 
 ONE_VALUE = "Expected more than 1 value per channel"  # what torch says of BatchNorm in training
 PROBE_SAMPLES = 2
-SLOW_S = 5.0  # of making a network
+SLOW_S = 5.0  # to build a network
 FAULTS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """What was seen."""
+    """The result of `check`."""
 
-    update: BatchNormUpdate  # of the BatchNorm pass
-    warnings: tuple[str, ...]  # what should be known before the run
-    is_sparse: bool = False  # whether any gradient is
+    update: BatchNormUpdate
+    warnings: tuple[str, ...]
+    is_sparse: bool  # whether any gradient is
 
 
 def check(replica: Replica, plan: Plan) -> Preflight:
     """Try what the run will do; decide whether `replica` has to borrow the trained network.
-
-    Args:
-        replica: Of the trained network with its first weights.
-        plan: Of the run.
 
     Raises:
         UserError: A step, or the BatchNorm pass, cannot be done.
@@ -71,7 +66,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
                 f"model.name: {context.recipe.model.name} makes another network each time, beyond what its state dict"
                 " holds: averages are scored in the trained one, and a file will not score the same in another process"
             )
-        if not context.recipe.train.fsdp:  # a process that has only parts may not have the memory for it
+        if not context.recipe.train.fsdp:  # a sharded process may not have the memory for it
             common, *workers = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
             sizes = [common // context.world.size, *workers]  # each worker of a SWAP run is one process
             few = slice(max(min(sizes), 1))
@@ -96,7 +91,7 @@ def check_evaluation(replica: Replica) -> None:
         outputs = _evaluated(replica.trained, context, inputs)
     except FAULTS as error:
         if is_own_code(name) or is_out_of_memory(error):
-            raise  # its author needs the traceback; memory says nothing of what the network can take
+            raise  # its author needs the traceback, and a lack of memory has other reasons
         raise UserError(
             f"model.name: {name} cannot take {source.describe_inputs()}: {_reason(error)}",
             hint="choose a network for this size, or for an image_folder larger images: dataset.args.size=224",
@@ -114,18 +109,13 @@ def is_made_anew(replica: Replica, batch: tuple[Any, Any]) -> bool:
         with replica.refreshing() as other:
             found = _evaluated(other, context, inputs)
     except (UserError, *loading.REFUSALS):
-        return False  # the constructor has made one of other shapes
+        return False  # the constructor has made other shapes
     expected = _evaluated(replica.trained, context, inputs)
     return _equal(expected, found) or not _equal(expected, _evaluated(replica.trained, context, inputs))
 
 
 def check_refresh(replica: Replica, batch: tuple[Any, Any], *, num_train: int) -> BatchNormUpdate:
-    """Try the BatchNorm pass with every batch size that it will have.
-
-    Args:
-        replica: Its second network is changed by it.
-        batch: Any number of samples, which are repeated to fill the batches.
-        num_train: Samples of the training split.
+    """Try the BatchNorm pass with every batch size that it will have, by repeating the samples of `batch`.
 
     Raises:
         UserError: A layer cannot take a batch of the pass.
@@ -135,7 +125,7 @@ def check_refresh(replica: Replica, batch: tuple[Any, Any], *, num_train: int) -
     total = num_train if settings.samples == "all" else min(int(settings.samples), num_train)
     last = total % size
     sizes = [size] * (total >= size) + [last] * (last > 0)
-    if settings.method == "exact":  # whose passes are many; a layer then sees any samples one by one
+    if settings.method == "exact":  # many passes; a layer then sees any samples one by one
         sizes = [PROBE_SAMPLES]
     with replica.refreshing() as network, _executing(network) as layers, context.hardware.autocast():
         network.train()
@@ -159,12 +149,44 @@ def check_refresh(replica: Replica, batch: tuple[Any, Any], *, num_train: int) -
             raise UserError(f"model.name: {text}", hint=hint) from error
 
 
-def undefined_gradient(replica: Replica) -> str | None:
-    """Return the first convolution without a defined gradient in bf16, see `hardware.undefined_in_bf16`."""
-    context = replica.context
-    args, kwargs = context.task.batch_to_args(context.probe()[0])
+def with_defined_gradients(replica: Replica) -> Context:
+    """Return the context in a precision in which all gradients of the network are defined.
+
+    Raises:
+        UserError: The recipe insists on bf16, in which one is not.
+    """
+    context, hardware = replica.context, replica.context.hardware
+    if hardware.device.type != "cpu" or hardware.precision != "bf16":
+        return context
     with replica.refreshing() as network:
-        return undefined_in_bf16(network.eval(), args, kwargs)
+        name = _undefined_in_bf16(network.eval(), *context.task.batch_to_args(context.probe()[0]))
+    if name is None:
+        return context
+    reason = f"torch has no bf16 gradient of {name} for images so small"
+    if context.recipe.train.precision == "bf16":
+        raise UserError(f"train.precision: {reason}", hint="write train.precision=fp32, or use larger images")
+    return replace(context, hardware=replace(hardware, precision="fp32", reason=reason))
+
+
+def _undefined_in_bf16(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    """Return the first convolution whose bf16 weight gradient torch leaves undefined on a CPU, or None.
+
+    Where images are narrower than the stride, and the kernel is wider than a pixel, torch 2.14 reads memory that was
+    never written: the same step gives another gradient each time, or NaN.
+    """
+    found: list[str] = []
+
+    def look(name: str, layer: nn.Conv2d, inputs: Tensor) -> None:
+        if inputs.shape[-1] < layer.stride[-1] and layer.kernel_size[-1] > 1:
+            found.append(name)
+
+    with ExitStack() as hooks, torch.inference_mode():
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                hook = layer.register_forward_pre_hook(lambda layer, args, name=name: look(name, layer, args[0]))
+                hooks.callback(hook.remove)
+        model(*args, **kwargs)
+    return found[0] if found else None
 
 
 def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
@@ -174,13 +196,13 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
     with replica.refreshing() as network:
         network.train()
         context.hardware.seed(context.seed, "preflight")
-        with _told(network, context, num_samples=pytree.batch_size(inputs)):
+        with _explain_step(network, context, num_samples=pytree.batch_size(inputs)):
             with context.hardware.autocast():
                 outputs = network(*args, **kwargs)
             context.task.check_training(outputs, subject=_subject(context))
             context.task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing).backward()
         sparse = [key for key, value in network.named_parameters() if value.grad is not None and value.grad.is_sparse]
-        optimizer = optimizers.of_recipe(network, recipe.optimizer, is_sparse=bool(sparse))
+        optimizer = optimizers.build(network, recipe.optimizer, is_sparse=bool(sparse))
         try:
             if recipe.train.clip_norm > 0:
                 nn.utils.clip_grad_norm_(network.parameters(), recipe.train.clip_norm)
@@ -188,7 +210,7 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
         except FAULTS as error:
             if not sparse:
                 raise
-            message = f"the sparse gradient of {sparse[0]} is of no use to {recipe.optimizer.name}: {_reason(error)}"
+            message = f"{recipe.optimizer.name} cannot use the sparse gradient of {sparse[0]}: {_reason(error)}"
             hint = "write sparse=False in that layer, or choose SGD with momentum=0, nesterov=false and weight_decay=0"
             raise RecipeError([Problem("optimizer.name", message, hint)]) from error
         finally:
@@ -197,8 +219,8 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
 
 
 @contextmanager
-def _told(network: nn.Module, context: Context, *, num_samples: int) -> Iterator[None]:
-    """Explain what cannot be trained, and why, if a step fails."""
+def _explain_step(network: nn.Module, context: Context, *, num_samples: int) -> Iterator[None]:
+    """Explain why the network cannot be trained if a step fails."""
     name, processes = context.recipe.model.name, context.world.size
     with _executing(network) as layers:
         try:
@@ -230,21 +252,15 @@ def warnings_of(update: BatchNormUpdate) -> tuple[str, ...]:
 
 
 def _evaluated(network: nn.Module, context: Context, inputs: Any) -> Any:
-    """The outputs in evaluation mode; modes are left as they were. Not inference mode: a network may keep tensors."""
-    modes = {module: module.training for module in network.modules()}
+    """Return the outputs in evaluation mode, and restore all modes. No inference mode: a network may keep tensors."""
     args, kwargs = context.task.batch_to_args(inputs)
-    try:
-        with torch.no_grad(), context.hardware.autocast():
-            return network.eval()(*args, **kwargs)
-    finally:
-        network.train(modes[network])  # networks that merge weights in eval() part them again
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluation_mode(network), torch.no_grad(), context.hardware.autocast():
+        return network(*args, **kwargs)
 
 
 @contextmanager
 def _executing(network: nn.Module) -> Iterator[list[str]]:
-    """Name and class of the layers that are being executed, the innermost last; after an error, those it left."""
+    """Yield name and class of the layers in execution, the innermost last; an error leaves those it passed."""
     names = {id(module): f"{name} ({type(module).__name__})" for name, module in network.named_modules() if name}
     stack: list[str] = []
 
@@ -256,23 +272,20 @@ def _executing(network: nn.Module) -> Iterator[list[str]]:
         if id(module) in names and stack:
             stack.pop()
 
-    hooks = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave)]
-    try:
+    with ExitStack() as hooks:
+        hooks.callback(register_module_forward_pre_hook(enter).remove)
+        hooks.callback(register_module_forward_hook(leave).remove)
         yield stack
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def _repeated(batch: tuple[Any, Any], number: int) -> tuple[Any, Any]:
-    """Return a batch of this many samples, repeated as needed."""
     rows = torch.arange(number) % pytree.batch_size(batch[0])
     inputs, targets = (pytree.select_rows(part, rows) for part in batch)
     return inputs, targets
 
 
 def _equal(one: Any, other: Any) -> bool:
-    """Return whether all tensors have the same bits; NaN equals NaN."""
+    """Return whether all tensors are equal; NaN equals NaN."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
     pairs = zip(tensors_of(one), tensors_of(other), strict=False)

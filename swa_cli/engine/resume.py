@@ -29,7 +29,7 @@ from swa_cli.recipe.variants import with_more_epochs
 
 
 def train_or_continue(loaded: Loaded, *, listeners: Sequence[object] = (), dry_run: bool = False) -> dict[str, Any]:
-    """Train by a recipe, as one of the processes of a launch: one that was restarted continues the run it began.
+    """Train by a recipe as one of the processes of a launch; restarted processes continue the run they began.
 
     See `train.train` for arguments, result and errors.
     """
@@ -51,17 +51,14 @@ def resume(
     allow_code: bool = False,
     extend_to: int | None = None,
 ) -> dict[str, Any]:
-    """Continue a run from its last save, to the bit-identical result (CPU).
+    """Continue a run from its last save to the bit-identical result (CPU), and return the content of result.json.
 
     Args:
         path: The run folder; a run that has saved nothing yet starts from the beginning.
         overrides: Changes of keys that the result does not depend on.
-        listeners: Hear the events of the run.
+        listeners: They hear the events of the run.
         allow_code: Import what the recipe in the folder names.
         extend_to: A larger number of epochs.
-
-    Returns:
-        What `--json` prints and result.json holds.
 
     Raises:
         RecipeError: A change of the recipe that would change the result.
@@ -80,23 +77,21 @@ def _resume(
     allow_code: bool,
     extend_to: int | None = None,
 ) -> dict[str, Any]:
-    """Do `resume` as one of the processes of `world`."""
     folder, events = RunFolder.open(path, writes=world.is_rank0), Events(listeners)
-    with folder.claimed() as log:
+    with folder.lock() as log:
         if folder.about.is_file():
-            about(folder.about)  # a damaged one is told before anything is run
-        result = result_of(folder, extend_to=extend_to) if is_restarted() else None
+            about(folder.about)  # refuses a damaged one before anything is run
+        result = _finished_result(folder, extend_to=extend_to) if is_restarted() else None
         if result is not None:  # the run had ended when a process was killed
             return result
-        point = find_point(folder, world, events)
-        loaded = load_recipe(folder, point, overrides, world=world, events=events, extend_to=extend_to)
+        point = _find_point(folder, world, events)
+        loaded = _load_recipe(folder, point, overrides, world=world, events=events, extend_to=extend_to)
         if extend_to is None and folder.result.is_file():
-            raise finished(folder, point, loaded.recipe)
+            raise _finished_error(folder, point, loaded.recipe)
         source = str(folder.recipe if point is None else point.path)
         admit(loaded, source=source, folder=folder.path, allow_code=allow_code)
-        known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
         with failures.before_a_run():
-            run = build_run(loaded, events, world=world, **known)
+            run = build_run(loaded, events, point=point, world=world)
         changed = changes_since(point, run.context.hardware)
         if point is not None:
             state.restore(run, point.content, source=source)
@@ -109,11 +104,11 @@ def _resume(
         return train.run_to_end(run, folder, log, title=title, warnings=changed)
 
 
-def find_point(folder: RunFolder, world: World, events: Events) -> Checkpoint | None:
+def _find_point(folder: RunFolder, world: World, events: Events) -> Checkpoint | None:
     """Return the newest resume point, the same for all processes; None if the run has saved none.
 
     Raises:
-        UserError: It cannot be read, or they do not see the same files.
+        UserError: It cannot be read, or the processes do not see the same files.
     """
     point = state.newest_resume_point(folder, events)
     steps = world.gathered(None if point is None else point.content["step"])
@@ -125,27 +120,19 @@ def find_point(folder: RunFolder, world: World, events: Events) -> Checkpoint | 
     return point
 
 
-def load_recipe(
+def _load_recipe(
     folder: RunFolder,
     point: Checkpoint | None,
     overrides: Sequence[str],
     *,
     world: World,
     events: Events,
-    extend_to: int | None = None,
+    extend_to: int | None,
 ) -> Loaded:
-    """Load the recipe of a resumed run, which must not differ where the result depends on it.
-
-    Args:
-        folder: Of the run.
-        point: The resume point, if there is one.
-        overrides: Changes of keys that the result does not depend on.
-        world: The processes that continue the run.
-        events: Tell what more epochs move.
-        extend_to: A larger number of epochs.
+    """Load the recipe of a resumed run, see `resume`.
 
     Raises:
-        RecipeError: It does; or an override that would change the result.
+        RecipeError: It differs from that of the resume point where the result depends on it.
         UserError: Fewer epochs, or the averages so far would not be those of the longer run.
     """
 
@@ -156,8 +143,9 @@ def load_recipe(
         return load.from_values(point.content["recipe"], words, source=str(point.path), allowed=RESUMABLE_KEYS)
 
     found = loaded(overrides, from_point=False)
-    # Killed after recipe.yaml was written anew, and before the first save: the run has still to be extended.
-    is_half_extended = extend_to == found.recipe.train.epochs and point is not None and _epochs(point) != extend_to
+    is_half_extended = False  # killed after recipe.yaml was replaced, and before the first save
+    if extend_to == found.recipe.train.epochs and point is not None:
+        is_half_extended = _recipe_of(point).train.epochs != extend_to
     if is_half_extended:
         found = loaded(overrides, from_point=True)
     if found.recipe.train.threads == "auto":  # bits depend on it
@@ -169,8 +157,8 @@ def load_recipe(
     return found if extend_to is None else _extended(folder, point, found, extend_to, events)
 
 
-def result_of(folder: RunFolder, *, extend_to: int | None) -> dict[str, Any] | None:
-    """Return the result of a finished run of so many epochs; None if there is more to do."""
+def _finished_result(folder: RunFolder, *, extend_to: int | None) -> dict[str, Any] | None:
+    """Return the result of a run that needs no more epochs; None if there is more to do."""
     if not folder.result.is_file():
         return None
     if extend_to is not None and load.load(folder.recipe).recipe.train.epochs != extend_to:
@@ -179,17 +167,17 @@ def result_of(folder: RunFolder, *, extend_to: int | None) -> dict[str, Any] | N
     return result
 
 
-def finished(folder: RunFolder, point: Checkpoint | None, recipe: Recipe) -> UserError:
-    """Return the error that a run is finished, with the commands to score it or train it for longer."""
+def _finished_error(folder: RunFolder, point: Checkpoint | None, recipe: Recipe) -> UserError:
+    """Return the error that a run is finished, with the commands to score it or to extend it."""
     flags = ["--allow-code"] if named_code(recipe) else []
-    hint = f"score it with `{shlex.join(['swa', 'eval', str(folder.shown), *flags])}`"
+    hint = f"score it with `{shlex.join(['swa', 'eval', str(folder.display_path), *flags])}`"
     longer = 2 * recipe.train.epochs
-    with suppress(UserError, RecipeError):  # of a longer run that would have been another one from the start
+    with suppress(UserError, RecipeError):  # a longer run would have been another one from the start
         if point is not None and point.content["stopped"] is None:
             with_more_epochs(recipe, longer, num_train=point.content["num_train"], step=point.content["step"])
-            words = ["swa", "train", "--resume", str(folder.shown), "--extend-to", str(longer), *flags]
+            words = ["swa", "train", "--resume", str(folder.display_path), "--extend-to", str(longer), *flags]
             hint += f", train {recipe.train.epochs} more epochs with `{shlex.join(words)}`"
-    return UserError(f"{folder.shown}: this run is finished", hint=f"{hint}, or start a new run")
+    return UserError(f"{folder.display_path}: this run is finished", hint=f"{hint}, or start a new run")
 
 
 def changes_since(point: Checkpoint | None, hardware: Hardware) -> list[str]:
@@ -203,8 +191,8 @@ def changes_since(point: Checkpoint | None, hardware: Hardware) -> list[str]:
     ]
 
 
-def _epochs(point: Checkpoint) -> int:
-    return load.from_values(point.content["recipe"], source=str(point.path)).recipe.train.epochs
+def _recipe_of(point: Checkpoint) -> Recipe:
+    return load.from_values(point.content["recipe"], source=str(point.path)).recipe
 
 
 def require_same(point: Checkpoint, found: Loaded, *, ignored: Sequence[str] = RESUMABLE_KEYS) -> None:
@@ -213,22 +201,21 @@ def require_same(point: Checkpoint, found: Loaded, *, ignored: Sequence[str] = R
     Raises:
         RecipeError: It is another one.
     """
-    begun = load.from_values(point.content["recipe"], source=str(point.path)).recipe
     problems = [
         Problem(key, f"is {now}, and the run was begun with {before}", f"write {before}, or start a new run")
-        for key, before, now in load.differences(begun, found.recipe, ignored=ignored)
+        for key, before, now in load.differences(_recipe_of(point), found.recipe, ignored=ignored)
     ]
     if problems:
         raise found.locate(problems)
 
 
 def _extended(folder: RunFolder, point: Checkpoint | None, loaded: Loaded, epochs: int, events: Events) -> Loaded:
-    """Return the recipe with more epochs, and tell what that moves."""
+    """Return the recipe with more epochs, and note what that moves."""
     if point is None or point.content["stopped"] is not None:
         reason = "has saved nothing yet" if point is None else f"was ended by train.{point.content['stopped']}"
         raise UserError(f"{folder.path}: {reason}, so it has no epochs to add", hint="start a new run")
     if epochs == loaded.recipe.train.epochs and not folder.result.is_file():
-        return loaded  # it was extended before, and has not come to its end
+        return loaded  # it was extended before, and is not finished
     longer, moved = with_more_epochs(
         loaded.recipe, epochs, num_train=point.content["num_train"], step=point.content["step"]
     )

@@ -19,18 +19,18 @@ from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.bn_layers import bn_layers, statistics_of
 from swa_cli.averaging.model_state import read
 from swa_cli.checkpoint.atomic import BackgroundWriter
-from swa_cli.engine import compilation, fsdp, loggers, optimizers, preflight
+from swa_cli.checkpoint.reader import Checkpoint
+from swa_cli.engine import fsdp, loggers, optimizers, preflight, step
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import Events, SavedEvent
+from swa_cli.engine.failures import Interrupt
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_initial
-from swa_cli.engine.signals import Interrupt
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, make_plan
-from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import name_of_worker
 
 
@@ -45,21 +45,21 @@ class Run:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     averages: dict[str, WeightAverage]
-    cumulative: WeightAverage | None  # the mean of the weights after every step, kept for the snapshots alone
-    due: dict[str, frozenset[int]]  # average -> updates done after which it takes the weights
-    totals: Tensor  # (2,) loss and score, summed over the batches of the epoch that has no row in `history` yet
+    cumulative: WeightAverage | None  # the mean of the weights after every step, for the snapshots only
+    due: dict[str, frozenset[int]]  # average -> the numbers of updates after which it takes the weights
+    totals: Tensor  # (2,) loss and score, summed over the batches of the present epoch
     interrupt: Interrupt
-    initial: InitialWeights | None = None  # None where the seed gives them, or a resume point will
+    initial: InitialWeights | None = None  # None where they come from the seed or a resume point
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
-    unannounced: list[SavedEvent] = field(default_factory=list)  # files that the writer is at
+    unannounced: list[SavedEvent] = field(default_factory=list)  # files that are being written
     sharding: Sharding = UNSHARDED
     statistics: BatchNormUpdate = NOTHING  # what a BatchNorm pass does to this network, tried on some samples
-    running: tuple[Tensor, ...] = ()  # statistics of BatchNorm in training: several processes keep their mean
+    running: tuple[Tensor, ...] = ()  # BatchNorm's running statistics, which are averaged over processes
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None  # max_time | patience: what ended the run before its last epoch
     refreshed: dict[str, Refreshed] = field(default_factory=dict)
-    validated: dict[str, SampleScores] = field(default_factory=dict)  # weight sets as the last epoch left them
+    validated: dict[str, SampleScores] = field(default_factory=dict)  # the weight sets of the last epoch
     workers: tuple[Worker, ...] = ()  # of a SWAP run at its end
     clock: float = field(default_factory=lambda: time.monotonic())  # when the present epoch began
     saved_at: float = field(default_factory=lambda: time.monotonic())
@@ -74,10 +74,10 @@ class Run:
         """The seconds that the run has taken, earlier sessions included."""
         return float(sum(row["seconds"] for row in self.history)) + time.monotonic() - self.clock
 
-    def begin_epoch(self) -> None:
-        """Start the sums and the clock of the next epoch."""
-        self.totals.zero_()
-        self.clock = time.monotonic()
+    @property
+    def filled(self) -> list[str]:
+        """The names of the averages that hold any weights."""
+        return [name for name, average in self.averages.items() if average.count]
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Refreshed:
     """The recomputed statistics of a weight set after `step` updates, with which it is scored and shipped."""
 
     step: int
-    buffers: dict[str, Tensor]  # the weights are those of the set
+    buffers: dict[str, Tensor]
     update: BatchNormUpdate
 
 
@@ -109,8 +109,7 @@ def build_run(
     loaded: Loaded,
     events: Events,
     *,
-    recorded: Mapping[str, Any] | None = None,
-    begun: Mapping[str, Any] | None = None,
+    point: Checkpoint | None = None,
     world: World = ALONE,
     context: Context | None = None,
 ) -> Run:
@@ -118,60 +117,65 @@ def build_run(
 
     Args:
         loaded: The recipe and where its keys stand.
-        events: Of the run; the loggers of the recipe will hear them, too.
-        recorded: `input` of the resume point, if the run continues from one.
-        begun: `environment` of a run that continues.
+        events: Of the run; the loggers of the recipe are added.
+        point: The resume point, if the run continues from one.
         world: The processes that train together.
-        context: Of this recipe, with data that were loaded before, if there is one.
+        context: The context of this recipe, if its data were loaded before.
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
         UserError: Data or device are missing.
     """
     recipe, settings = loaded.recipe, loaded.recipe.train
-    problems = _problems_of_recipe(recipe)
-    warm, found = None, dict[str, object]()
-    if settings.init is not None and recorded is None:  # a resumed run has the weights that came of it
+    problems = optimizers.check(recipe.optimizer)
+    if settings.compile is not None:
+        problems += step.compile_problems(settings.compile)
+    warm = None
+    if settings.init is not None and point is None:  # a resumed run starts from its resume point
         warm, unreadable = read_initial(settings.init)
         problems += unreadable
-    if world.is_rank0 and recipe.output.loggers:
-        found, unusable = loggers.build(recipe.output.loggers)
-        problems += unusable
     if world.is_rank0:
+        found, unusable = loggers.build(recipe.output.loggers) if recipe.output.loggers else ({}, [])
+        problems += unusable
         events = events.extended(loggers.MetricsCsv(), loggers=found)
+    known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
     try:
-        context = (
-            replace(context, events=events)
-            if context is not None
-            else build_context(recipe, events, recorded=recorded, begun=begun, world=world)
-        )
+        if context is None:
+            context = build_context(recipe, events, world=world, **known)
+        context = replace(context, events=events)
     except UserError:
         if problems:
             raise loaded.locate(problems) from None
         raise
     plan = _make_plan(loaded, context, problems)
     model = context.build_model()
-    if problems := _problems_of_layers(model, context):
-        raise loaded.locate(problems)
+    if problem := _problem_of_layers(model, context):
+        raise loaded.locate([problem])
     read(model)  # refuses a state dict that can be neither averaged nor saved
     replica = Replica(context, model)
     preflight.check_evaluation(replica)
-    if recorded is None:
-        _initialize_from_data(model, context)
+    initialize_from = getattr(model, "initialize_from", None)
+    if point is None and initialize_from is not None:
+        initialize_from(context.initial_inputs())
     if settings.compile is not None:
-        compilation.require_available(settings.compile, device=context.hardware.device)
+        step.require_compiler(settings.compile, device=context.hardware.device)
     try:
         optimizers.require_trained(model)
         initial = None
         if warm is not None:
             initial = load_initial(warm, model, name=settings.init_weights, skip=settings.init_skip)
         seen = preflight.check(replica, plan)
-        context = replica.context = _with_defined_gradients(context, replica)
+        context = replica.context = preflight.with_defined_gradients(replica)
         sharding = UNSHARDED
         if settings.fsdp:
-            model, sharding = _shard(replica)
+            if replica.borrows:
+                message = f"{recipe.model.name} makes another network each time: its parts cannot be put together"
+                raise RecipeError([Problem("train.fsdp", message, "write train.fsdp=false")])
+            model, sharding = fsdp.shard(
+                model, world=world, device=context.hardware.device, sync_batchnorm=settings.sync_batchnorm
+            )
             replica = Replica(context, model, sharding)
-        optimizer = optimizers.of_recipe(model, recipe.optimizer, is_sparse=seen.is_sparse)
+        optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse)
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
     device = context.hardware.device
@@ -194,23 +198,11 @@ def build_run(
     )
 
 
-def _problems_of_recipe(recipe: Recipe) -> list[Problem]:
-    """Return the problems that show before data are read."""
-    settings = recipe.optimizer
-    found = optimizers.check(settings.name, settings.options, [group.options for group in settings.groups])
-    return found if recipe.train.compile is None else found + compilation.problems(recipe.train.compile)
-
-
 def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Plan:
     """Make the plan for the data that were found.
 
-    Args:
-        loaded: The recipe and where its keys stand.
-        context: With the data.
-        problems: Those that were found before.
-
     Raises:
-        RecipeError: There were problems before, or the plan shows some: all of them at once.
+        RecipeError: There were `problems` before, or the plan shows some: all of them at once.
     """
     recipe, plan = loaded.recipe, None
     try:
@@ -240,66 +232,23 @@ def _problems_of_processes(context: Context) -> list[Problem]:
         message = f"{settings.batch_size} samples leave some of {size} processes without one"
         problems.append(Problem("train.batch_size", message, f"write at least {size}, or start fewer processes"))
     if settings.sync_batchnorm and device.type != "cuda":
-        message = f"torch has it for GPUs alone, and this run is on {device}"
+        message = f"torch has it for GPUs only, and this run is on {device}"
         problems.append(Problem("train.sync_batchnorm", message, "write false, or train.device=cuda"))
     return problems
 
 
-def _problems_of_layers(model: nn.Module, context: Context) -> list[Problem]:
-    """Return the problems of tensors that no checkpoint holds, and of layers that several processes cannot train."""
+def _problem_of_layers(model: nn.Module, context: Context) -> Problem | None:
+    """Return the problem of a tensor that no checkpoint holds, or of a layer that several processes cannot train."""
     for name, value in model.state_dict().items():
         if isinstance(value, Tensor) and value.layout != torch.strided:
             message = f"{name} is a sparse tensor ({value.layout}), which a checkpoint does not hold"
             hint = "register it with persistent=False where forward can make it anew, or keep it dense"
-            return [Problem("model.name", message, hint)]
+            return Problem("model.name", message, hint)
     if context.world.size == 1 or context.hardware.device.type == "cuda":
-        return []
-    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.SyncBatchNorm)]
-    if not layers:
-        return []
-    message = f"{layers[0]} is a SyncBatchNorm, which torch has for GPUs alone"
-    hint = f"start one process, or let the network have BatchNorm on a {context.hardware.device.type}"
-    return [Problem("model.name", message, hint)]
-
-
-def _shard(replica: Replica) -> tuple[nn.Module, Sharding]:
-    """Distribute the network over the processes, see `fsdp.shard`.
-
-    Raises:
-        RecipeError: It cannot be distributed.
-    """
-    context = replica.context
-    if replica.borrows:
-        message = f"{context.recipe.model.name} makes another network each time: no process can put its parts together"
-        raise RecipeError([Problem("train.fsdp", message, "write train.fsdp=false")])
-    return fsdp.shard(
-        replica.trained,
-        world=context.world,
-        device=context.hardware.device,
-        sync_batchnorm=context.recipe.train.sync_batchnorm,
-    )
-
-
-def _initialize_from_data(model: nn.Module, context: Context) -> None:
-    """Let a network with `initialize_from` set its first weights by training samples."""
-    initialize_from = getattr(model, "initialize_from", None)
-    if initialize_from is not None:
-        initialize_from(context.initial_inputs())
-
-
-def _with_defined_gradients(context: Context, replica: Replica) -> Context:
-    """Return the context in a precision in which all gradients of the network are defined.
-
-    Raises:
-        UserError: The recipe insists on another one.
-    """
-    hardware = context.hardware
-    if hardware.device.type != "cpu" or hardware.precision != "bf16":
-        return context
-    name = preflight.undefined_gradient(replica)
-    if name is None:
-        return context
-    reason = f"torch has no bf16 gradient of {name} for images so small"
-    if context.recipe.train.precision == "bf16":
-        raise UserError(f"train.precision: {reason}", hint="write train.precision=fp32, or use larger images")
-    return replace(context, hardware=replace(hardware, precision="fp32", reason=reason))
+        return None
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.SyncBatchNorm):
+            message = f"{name} is a SyncBatchNorm, which torch has for GPUs only"
+            hint = f"start one process, or let the network have BatchNorm on a {context.hardware.device.type}"
+            return Problem("model.name", message, hint)
+    return None

@@ -1,6 +1,6 @@
 """Save the state of a run, and restore it: resume point, shipped averages, snapshots.
 
-What a step draws is a function of (seed, step), so `rng` holds the seed and no generator's state.
+Random numbers of a step are a function of (seed, step), so `rng` holds the seed and no generator's state.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from swa_cli.checkpoint.safe_load import DamagedError
 from swa_cli.engine import failures
 from swa_cli.engine.distributed import name_of_launch
 from swa_cli.engine.events import Events, SavedEvent
+from swa_cli.engine.failures import Stopped
 from swa_cli.engine.hardware import environment
 from swa_cli.engine.run import Refreshed, Run
-from swa_cli.engine.signals import Stopped
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.values import TimeSpan
 
 
 def write_first_files(run: Run, folder: RunFolder, *, recipe_folder: Path) -> None:
-    """Write what a run that has saved nothing yet is continued by: its recipe, and what it runs on."""
+    """Write recipe.yaml and run.json, from which a run continues that has saved nothing yet."""
     about = {"python": platform.python_version(), "recipe_folder": str(recipe_folder.resolve())}
     about |= {"init_sha256": run.initial.sha256} if run.initial else {}
     about |= {"launch": launch} if (launch := name_of_launch()) else {}
@@ -45,18 +45,16 @@ def write_first_files(run: Run, folder: RunFolder, *, recipe_folder: Path) -> No
 def save_resume_point(run: Run, folder: RunFolder) -> None:
     """Write last.pt: everything that the rest of the run depends on. The one before becomes previous.pt.
 
-    It is written while training continues: `wait_for_files` returns once it is there.
+    Training continues meanwhile; `wait_for_files` returns once the file is complete.
     """
     parts = run.context.world.gathered(run.totals.tolist())
     _require_equal(run)
     run.saved_at = time.monotonic()
-    if not folder.writes and not run.sharding.is_used:
-        return
     stale = "stale" if run.statistics.num_layers else run.statistics.freshness
     loss, score = map(sum, zip(*parts, strict=True))
+    so_far = {"loss": loss, _key_so_far(run): score, "seconds": time.monotonic() - run.clock}
     content = {
-        "recipe": recipe_values(run),
-        "input": run.context.input,
+        **_origin(run),
         "num_train": run.plan.num_train,
         "epoch": len(run.history),
         "step": run.step,
@@ -69,14 +67,12 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "rng": {"seed": run.context.recipe.seed, "scheme": "seeded anew at each step"},
         "environment": environment(run.context.hardware),
         "history": run.history,
-        "epoch_so_far": {"loss": loss, _key_so_far(run): score, "seconds": time.monotonic() - run.clock}
-        | ({"parts": parts} if len(parts) > 1 else {}),
+        "epoch_so_far": so_far | ({"parts": parts} if len(parts) > 1 else {}),
         "stopped": run.stopped,
         "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(copy=False), "batchnorm": stale},
     }
-    copy_of_now = run.sharding.gather(content, keep=folder.writes)
-    if folder.writes:
-        _write(run, SavedEvent(path=folder.last, kind="resume", step=run.step), copy_of_now, keep=folder.previous)
+    event = SavedEvent(path=folder.last, kind="resume", step=run.step)
+    _write(run, folder, event, content, keep=folder.previous)
 
 
 def save_if_due(run: Run, folder: RunFolder) -> None:
@@ -90,32 +86,38 @@ def save_if_due(run: Run, folder: RunFolder) -> None:
 
 
 def wait_for_files(run: Run) -> None:
-    """Return when all files are written, and tell of them.
+    """Return when all files are written, and announce them.
 
     Raises:
         OSError: One could not be written.
     """
     run.writer.wait()
     while run.unannounced:
-        run.context.events.saved(run.unannounced.pop(0))
+        run.context.events.emit(run.unannounced.pop(0))
 
 
 def _write(
-    run: Run, event: SavedEvent, content: Mapping[str, Any], *, keep: Path | None = None, outdated: Sequence[Path] = ()
+    run: Run,
+    folder: RunFolder,
+    event: SavedEvent,
+    content: Mapping[str, Any],
+    *,
+    keep: Path | None = None,
+    outdated: Sequence[Path] = (),
 ) -> None:
-    """Write a checkpoint while training continues.
+    """Write a copy of `content` while training continues; `wait_for_files` announces it by `event`.
 
-    Args:
-        run: Tells of it when it is complete.
-        event: What will be told.
-        content: Of the checkpoint; nobody changes it any more.
-        keep: What becomes of the file that is replaced.
-        outdated: Removed afterwards.
+    A file that is replaced becomes `keep`; `outdated` files are removed afterwards.
     """
+    if not folder.writes and not run.sharding.is_used:
+        return
+    copy_of_now = run.sharding.gather(content, keep=folder.writes)
+    if not folder.writes:
+        return
 
     def write() -> None:
         event.path.parent.mkdir(exist_ok=True)
-        reader.save(event.path, content, keep=keep)
+        reader.save(event.path, copy_of_now, keep=keep)
         for path in outdated:
             path.unlink(missing_ok=True)
 
@@ -138,18 +140,18 @@ def saved_on_signals(run: Run, folder: RunFolder) -> Iterator[None]:
 
 
 def _ways_to_averages(run: Run, folder: RunFolder) -> list[str]:
-    """Return how to get the averages of a run whose steps are all done, though its end has failed."""
+    """Return how to get the averages of a run whose steps are all done if its end fails."""
     if run.step < run.plan.total_steps and run.stopped is None:
         return []
-    if run.plan.phase.has_workers:
+    if run.plan.worker is not None:
         files = sorted(folder.workers.glob("*/checkpoints/last.pt"))
         line = failures.runnable(("swa", "average", *files, "-o", "swa.pt"), folder)
         return [f"its average is that of its workers: `{line}`"] if files else []
-    held = [name for name, average in run.averages.items() if average.count]
-    if not held:
+    if not run.filled:
         return []
-    others = f" (or --weights {', '.join(held[1:])})" if held[1:] else ""
-    words = ("swa", "average", folder.path, "--weights", held[0], "-o", f"{held[0]}.pt")
+    name, *more = run.filled
+    others = f" (or --weights {', '.join(more)})" if more else ""
+    words = ("swa", "average", folder.path, "--weights", name, "-o", f"{name}.pt")
     return [f"its averages are saved: take one out with `{failures.runnable(words, folder)}`{others}"]
 
 
@@ -171,7 +173,7 @@ def newest_resume_point(folder: RunFolder, events: Events) -> reader.Checkpoint 
         if point.kind != "resume":
             raise UserError(f"{path}: is no resume point", hint="name a run folder that `swa train` made")
         if damage is not None:
-            events.warning(f"{damage.message}: going on from {path.name}, the one before")
+            events.warning(f"{damage.message}: continuing from {path.name}, the one before")
         return point
     if damage is not None:
         raise damage
@@ -184,7 +186,7 @@ def prepare_folder(folder: RunFolder, point: reader.Checkpoint | None, recipe: s
         return
     if point is not None and point.path == folder.previous:
         os.replace(folder.previous, folder.last)  # else the next save would keep the damaged one
-    # First the result: one that is there beside the longer recipe is that of the longer run.
+    # The result first: beside the longer recipe, result.json means that the longer run is finished.
     if extended and folder.result.is_file():
         assert point is not None, "only what has epochs can be given more"
         os.replace(folder.result, folder.path / f"result-{point.content['epoch']:03d}.json")
@@ -204,23 +206,25 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
             f"dataset: has {plan.num_train:,} training samples, the run was begun with {content['num_train']:,}",
             hint="name the data of the run with dataset.root",
         )
-    num_rows, step = content["epoch"], content["step"]
-    whole = 0 <= step - num_rows * per_epoch <= per_epoch or content["stopped"] is not None
-    if num_rows != len(content["history"]) or step > plan.total_steps or not whole:
-        raise UserError(f"{source}: its epochs, steps and history do not agree", hint="take another copy of the file")
-    if content["averages"].keys() != run.averages.keys():
-        raise UserError(f"{source}: its averages are not those of its recipe", hint="take another copy of the file")
-    running = content["cumulative"]
-    if (running is None) != (run.cumulative is None) or (running is not None and running["count"] != step):
-        raise UserError(f"{source}: its running mean is not that of its steps", hint="take another copy of the file")
-    metrics = run.context.task.metrics
-    if any(key not in row for row in content["history"] for key in metrics.columns(list(run.averages))):
-        raise UserError(f"{source}: its history is not that of its recipe", hint="take another copy of the file")
-    if _key_so_far(run) not in content["epoch_so_far"]:
-        raise UserError(f"{source}: has no epoch_so_far.{_key_so_far(run)}", hint="take another copy of the file")
+    num_rows, step, running = content["epoch"], content["step"], content["cumulative"]
+    is_between = 0 <= step - num_rows * per_epoch <= per_epoch or content["stopped"] is not None
+    columns, so_far = run.context.task.metrics.columns(list(run.averages)), content["epoch_so_far"]
+    faults = {
+        "its epochs, steps and history do not agree": (
+            num_rows != len(content["history"]) or step > plan.total_steps or not is_between
+        ),
+        "its averages are not those of its recipe": content["averages"].keys() != run.averages.keys(),
+        "its running mean is not that of its steps": (
+            (running is None) != (run.cumulative is None) or (running is not None and running["count"] != step)
+        ),
+        "its history is not that of its recipe": any(key not in row for row in content["history"] for key in columns),
+        f"has no epoch_so_far.{_key_so_far(run)}": _key_so_far(run) not in so_far,
+    }
+    for fault, is_there in faults.items():
+        if is_there:
+            raise UserError(f"{source}: {fault}", hint="take another copy of the file")
     load = None if not run.sharding.is_used else partial(run.sharding.load, run.model)
     loading.load_strict(run.model, content["model"], source=source, load=load)
-    loading.require_finite(content["model"], source=source)
     try:
         # A copy: the file stays mapped otherwise.
         run.optimizer.load_state_dict(run.sharding.of_optimizer(run.optimizer, content["optimizer"]))
@@ -232,13 +236,12 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
             f"{source}: its optimizer state does not fit the recipe ({error})", hint="take another copy of the file"
         ) from error
     for name, entry in content["averages"].items():
-        run.averages[name].load_state_dict(run.sharding.local_rows(reader.without_batchnorm(entry)))
+        run.averages[name].load_state_dict(run.sharding.local_rows(entry))
     if run.cumulative is not None:
-        run.cumulative.load_state_dict(run.sharding.local_rows(reader.without_batchnorm(running)))
+        run.cumulative.load_state_dict(run.sharding.local_rows(running))
     run.history, run.step, run.stopped = content["history"], step, content["stopped"]
-    so_far = content["epoch_so_far"]
     world, parts = run.context.world, so_far.get("parts")
-    if parts is None or len(parts) != world.size:  # begun by another number of processes: the first one takes it all
+    if parts is None or len(parts) != world.size:  # saved by another number of processes: rank 0 takes it all
         parts = [(so_far["loss"], so_far[_key_so_far(run)])] + [(0.0, 0.0)] * (world.size - 1)
     run.totals.copy_(torch.tensor(parts[world.rank], dtype=run.totals.dtype))
     run.clock = time.monotonic() - so_far["seconds"]
@@ -268,8 +271,7 @@ def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, T
     if not folder.writes and not run.sharding.is_used:
         return
     content: dict[str, Any] = {
-        "recipe": recipe_values(run),
-        "input": run.context.input,
+        **_origin(run),
         "state_dict": state_dict,
         "average": {"name": name, "kind": average.kind, "count": average.count, "steps": average.steps},
         **refreshed.update.record,
@@ -283,10 +285,7 @@ def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, T
         posterior = average.posterior()
         kept = {key: getattr(posterior, key) for key in ("diagonal", "variance", "deviations")}
         content["posterior"] = run.sharding.gather(kept, keep=folder.writes)
-    if folder.writes:
-        path = folder.checkpoints / f"{name}.pt"
-        reader.save(path, content)
-        run.context.events.saved(SavedEvent(path=path, kind="average", step=average.steps[-1]))
+    _ship(run, folder, name, content, kind="average", step=average.steps[-1])
 
 
 def save_recomputed(
@@ -294,22 +293,22 @@ def save_recomputed(
 ) -> None:
     """Write <name>.pt, such as last_bn.pt: raw weights with recomputed statistics."""
     run.context.world.require_equal(state_dict, what=f"the weights of {name}")
+    content = _origin(run) | reader.raw_content(name, state_dict, step=refreshed.step) | refreshed.update.record
+    _ship(run, folder, name, content, kind="raw", step=refreshed.step)
+
+
+def _ship(run: Run, folder: RunFolder, name: str, content: Mapping[str, Any], *, kind: str, step: int) -> None:
     if folder.writes:
-        content = {"recipe": recipe_values(run), "input": run.context.input}
-        content |= reader.raw_content(name, state_dict, step=refreshed.step) | refreshed.update.record
         path = folder.checkpoints / f"{name}.pt"
         reader.save(path, content)
-        run.context.events.saved(SavedEvent(path=path, kind="raw", step=refreshed.step))
+        run.context.events.emit(SavedEvent(path=path, kind=kind, step=step))
 
 
 def save_snapshot(run: Run, folder: RunFolder) -> None:
     """Write the raw weights as they are; remove the oldest of more than `keep`."""
     _require_equal(run)
-    if not folder.writes and not run.sharding.is_used:
-        return
     content = {
-        "recipe": recipe_values(run),
-        "input": run.context.input,
+        **_origin(run),
         "state_dict": run.model.state_dict(),
         "num_train": run.plan.num_train,
         "epoch": run.step // run.plan.steps_per_epoch,
@@ -321,10 +320,8 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
     assert settings is not None, "the plan has snapshot steps only where the recipe has the section"
     kept = [step for step in run.plan.snapshots if step <= run.step]
     old = [] if settings.keep == "all" else kept[: -int(settings.keep)]
-    copy_of_now = run.sharding.gather(content, keep=folder.writes)
-    if folder.writes:
-        event = SavedEvent(path=folder.snapshot_path(run.step), kind="snapshot", step=run.step)
-        _write(run, event, copy_of_now, outdated=[folder.snapshot_path(step) for step in old])
+    event = SavedEvent(path=folder.snapshot_path(run.step), kind="snapshot", step=run.step)
+    _write(run, folder, event, content, outdated=[folder.snapshot_path(step) for step in old])
 
 
 def _require_equal(run: Run) -> None:
@@ -350,6 +347,6 @@ def _key_so_far(run: Run) -> str:
     return run.context.task.metrics.training.key
 
 
-def recipe_values(run: Run) -> dict[str, Any]:
-    """Return the recipe as primitives, complete with its defaults."""
-    return run.context.recipe.model_dump(mode="json", exclude_none=True)
+def _origin(run: Run) -> dict[str, Any]:
+    """Return what every checkpoint tells of its run: the recipe with its defaults, as primitives, and the input."""
+    return {"recipe": run.context.recipe.model_dump(mode="json", exclude_none=True), "input": run.context.input}

@@ -2,14 +2,19 @@
 
 Each process computes its part of a batch, and weights its loss so that the mean of the gradients over the processes is
 the gradient of the mean loss of the whole batch. In one process the part is the batch, with weight 1.
+
+`train.compile` names inductor, another backend of torch.compile, or a user's function. Its name, its import and the C++
+compiler that inductor needs on a CPU are checked before the run folder is made. Without `train.compile`, nothing here
+imports torch's compiler, which takes more than a second.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +22,20 @@ from torch import Tensor, nn
 from swa_cli.averaging.bn_layers import num_samples
 from swa_cli.checkpoint import loading
 from swa_cli.checkpoint.reader import copy_to_cpu
-from swa_cli.engine import compilation
 from swa_cli.engine.context import Context
 from swa_cli.engine.optimizers import set_learning_rate
-from swa_cli.engine.run import Run
+from swa_cli.errors import Problem, UserError, did_you_mean
+from swa_cli.import_path import import_callable
+from swa_cli.recipe.schema import Compile
 
+if TYPE_CHECKING:
+    from swa_cli.engine.run import Run  # which imports this module
+
+FORMS = "train.compile is true, false, a backend of torch.compile, or package.module:attribute"
+INDUCTOR = "inductor"
+WAY_OUT = "write train.compile=false"
+
+Backend = Callable[..., Any]  # a graph and example inputs -> a function that does what the graph does
 Forward = Callable[..., Any]  # of the network: arguments as the task makes them of a batch -> outputs
 
 
@@ -30,13 +44,7 @@ class StepResult:
     """The loss and score of a batch in this process, detached."""
 
     loss: Tensor
-    score: Tensor
-    share: float  # which part this process had of all that the loss of the whole batch is the mean of
-
-    @property
-    def part(self) -> Tensor:
-        """(2,) summed over the processes, this is the loss and score of the whole batch."""
-        return torch.stack([self.loss, self.score]) * self.share
+    part: Tensor  # (2,) its sum over the processes is the loss and score of the whole batch
 
 
 def wrap_ddp(run: Run) -> Forward:
@@ -57,27 +65,22 @@ def build_forward(run: Run) -> Forward:
     if settings is None:
         return forward
     started = time.monotonic()
-    forward = compilation.compiled(forward, settings)
-    with compilation.failures_explained(settings):
+    forward = _compiled(forward, settings)
+    with _explain_compile_failures(settings):
         _warm_up(run, forward)
     run.context.events.note(f"torch.compile took {time.monotonic() - started:.0f} s")
     return forward
 
 
 def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -> Iterator[StepResult]:
-    """Do the optimizer update that follows `run.step`, and yield what each of its batches gave as soon as it is known.
+    """Do the optimizer update that follows `run.step`, and yield the result of each of its `grad_accum_steps` batches.
 
-    The weights change after the last of them, when the iterator runs to its end.
-
-    Args:
-        run: Whose network it is; it is in training mode.
-        forward: The network.
-        batches: This process's part of batches, of which the step takes `grad_accum_steps`.
+    The network is in training mode. The weights change after the last batch, when the iterator runs to its end.
     """
     context, last = run.context, run.plan.phase.grad_accum_steps - 1
     for index in range(last + 1):
         batch = next(batches)
-        if index == 0:  # only now: samples of a dataset may draw random numbers, which are none of the step's
+        if index == 0:  # only now: reading a batch may draw random numbers, which must not change those of the step
             context.hardware.seed(context.seed, "step", run.step, *context.world.words)
             set_learning_rate(run.optimizer, run.plan.learning_rate(run.step))
             run.optimizer.zero_grad(set_to_none=True)
@@ -90,33 +93,31 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
     run.scaler.update()
     context.world.average(run.running)
     if run.statistics.moved:
-        buffers = dict(run.model.named_buffers())  # of each step: they may be new tensors
+        buffers = dict(run.model.named_buffers())  # anew at each step: they may be other tensors
         context.world.average([buffers[name] for name in run.statistics.moved])
 
 
 def forward_backward(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_last: bool = True) -> StepResult:
-    """Pass a batch through the network and add its gradients to those that are there.
+    """Pass this process's part of a batch through the network, and add its gradients to those that are there.
 
-    Args:
-        run: Whose network it is.
-        forward: The network.
-        batch: Inputs and targets, this process's part of them.
-        is_last: Of the batches that make a step: with it gradients are exchanged.
+    The last batch of a step exchanges the gradients of the processes.
     """
     context = run.context
     task, (inputs, targets) = context.task, batch
     args, kwargs = task.batch_to_args(inputs)
     share = _share(context, inputs, targets)
-    # What lies in parts is exchanged with each of them: whole gradients would need the memory of a whole network.
+    # Sharded gradients are exchanged for each batch: whole gradients would need the memory of a whole network.
     with context.world.backward_of(forward, is_last=is_last or run.sharding.is_used):
         with context.hardware.autocast():
             outputs = forward(*args, **kwargs)
         loss = task.loss(outputs, targets, label_smoothing=context.recipe.train.label_smoothing)
         run.scaler.scale(loss * (share * context.world.size) / context.phase.grad_accum_steps).backward()
-    return StepResult(loss.detach(), task.train_score(outputs, targets), share)
+    part = torch.stack([loss.detach(), task.train_score(outputs, targets)]) * share
+    return StepResult(loss.detach(), part)
 
 
 def _share(context: Context, inputs: Any, targets: Any) -> float:
+    """Return this process's fraction of all that the loss of the whole batch is the mean of."""
     if context.world.size == 1:
         return 1.0
     if context.task.weight is None:
@@ -134,3 +135,112 @@ def _warm_up(run: Run, forward: Forward) -> None:
         forward_backward(run, forward, next(iter(context.training_batches(run.epoch))))
     loading.load_buffers(run.model, kept)  # the statistics of BatchNorm moved, the weights did not
     run.model.zero_grad(set_to_none=True)
+
+
+# torch.compile.
+
+
+@dataclass(frozen=True)
+class UserBackend:
+    """A user's backend; equal ones share what is compiled, as torch compares backends by value."""
+
+    name: str
+    backend: Backend
+
+    def __call__(self, graph_module: torch.fx.GraphModule, example_inputs: list[Any]) -> Callable[..., Any]:
+        """Compile a graph.
+
+        Raises:
+            UserError: The backend returned something else than a function.
+        """
+        function = self.backend(graph_module, example_inputs)
+        if not callable(function):
+            raise UserError(
+                f"train.compile: {self.name} returned {type(function).__name__}",
+                hint="return a function that takes the inputs of the graph, such as graph_module.forward",
+            )
+        return function
+
+
+def compile_problems(settings: Compile) -> list[Problem]:
+    """Return the problem of a backend that torch does not know."""
+    if _is_own(settings.backend):
+        return []
+    from torch._dynamo import list_backends
+
+    known = list_backends(exclude_tags=None)
+    if settings.backend in known:
+        return []
+    hint = did_you_mean(settings.backend, known) + f"choose from {', '.join(list_backends())}; {FORMS}"
+    return [Problem("train.compile", f"torch.compile has no backend {settings.backend!r}", hint)]
+
+
+def require_compiler(settings: Compile, *, device: torch.device) -> None:
+    """Refuse a backend that cannot be imported, and inductor on a CPU without a C++ compiler.
+
+    Raises:
+        UserError: It cannot run here. Errors inside a user's own module pass through.
+    """
+    if _is_own(settings.backend):
+        _import_backend(settings.backend)
+    elif settings.backend == INDUCTOR and device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+
+        try:
+            get_cpp_compiler()
+        except RuntimeError as error:
+            raise UserError(
+                f"train.compile: inductor needs a C++ compiler on a CPU: {error}",
+                hint=f"install g++ or clang++, name one in the environment variable CXX, or {WAY_OUT}",
+            ) from error
+
+
+def _compiled(forward: Forward, settings: Compile) -> Forward:
+    """Wrap a network in `torch.compile`; it is compiled when the first batch goes through."""
+    if settings.backend == INDUCTOR:
+        options: dict[str, Any] = {"mode": settings.mode}
+    elif _is_own(settings.backend):
+        options = {"backend": UserBackend(settings.backend, _import_backend(settings.backend))}
+    else:
+        options = {"backend": settings.backend}
+    wrapped: Forward = torch.compile(forward, **options)
+    return wrapped
+
+
+@contextmanager
+def _explain_compile_failures(settings: Compile) -> Iterator[None]:
+    """Name the backend where it cannot compile the network; an error in a user's own backend passes through.
+
+    Raises:
+        UserError: It cannot.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
+        if isinstance(cause, UserError):
+            raise cause from error
+        if _is_own(settings.backend):
+            raise
+        reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+        raise UserError(
+            f"train.compile: {settings.backend} cannot compile the network: {reason}",
+            hint=f"{WAY_OUT}, or another backend",
+        ) from error
+
+
+def _is_own(backend: str) -> bool:
+    return ":" in backend
+
+
+def _import_backend(name: str) -> Backend:
+    return import_callable(
+        name,
+        lambda signature: signature.bind(None, None),
+        key="train.compile",
+        what="a backend",
+        forms=FORMS,
+        expected="let it be backend(graph_module, example_inputs), which returns a function",
+    )

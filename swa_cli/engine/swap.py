@@ -1,8 +1,7 @@
-"""SWAP (Gupta, Serrano, DeCoste, ICLR 2020): train workers from the common weights, and average their ends.
+"""SWAP (Gupta, Serrano, DeCoste, ICLR 2020): train workers from the common weights, and average their final weights.
 
-A worker is an ordinary run, in a folder of its own in the run folder, that starts from the common weights. It can be
-stopped, killed and resumed like any run. Of N processes, rank r trains the workers r + 1, r + 1 + N, ... in turn, and
-does not communicate until they are done.
+A worker is an ordinary run in a folder inside the run folder, and can be stopped, killed and resumed like any run. Of N
+processes, rank r trains the workers r + 1, r + 1 + N, ... in turn, and does not communicate until they are done.
 """
 
 from __future__ import annotations
@@ -19,29 +18,23 @@ from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about
 from swa_cli.engine import failures, resume, state
 from swa_cli.engine.distributed import ALONE
+from swa_cli.engine.failures import Interrupt, Stopped
 from swa_cli.engine.plan_text import plan_event
 from swa_cli.engine.run import Run, Worker, build_run
-from swa_cli.engine.signals import Interrupt, Stopped
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.swap import worker_of
 
-NAME = "swa"  # of the mean, as that of weights along one trajectory
-LOOK_EVERY_S = 0.1  # for processes that are still at their workers
-DONE = "swap workers"  # where processes arrive
+NAME = "swa"  # of the mean
+LOOK_EVERY_S = 0.1  # for processes that still train workers
+DONE = "swap workers"  # the point that processes arrive at
 
 
 def train_workers(run: Run, folder: RunFolder, *, train_epochs: Callable[[Run, RunFolder], None]) -> Run:
-    """Train the workers assigned to this process, and wait for the other processes.
+    """Train the workers assigned to this process, wait for the others, and return the run with the workers' mean.
 
-    Args:
-        run: At the end of its common phase.
-        folder: Of the whole run.
-        train_epochs: Trains a worker's run in its folder to its last epoch.
-
-    Returns:
-        The run with the mean of its workers' weights.
+    `run` is at the end of its common phase; `train_epochs` trains a worker's run in its folder to its last epoch.
     """
     for number in _assigned_workers(run, folder):
         with _open_worker(run, folder, number) as worker:
@@ -52,7 +45,7 @@ def train_workers(run: Run, folder: RunFolder, *, train_epochs: Callable[[Run, R
 
 
 def _assigned_workers(run: Run, folder: RunFolder) -> list[int]:
-    """Return the workers of this process, and tell who has the others, once all can read the common weights."""
+    """Return the workers of this process, once all processes can read the common weights."""
     world = run.context.world
     run.writer.wait()
     world.gathered(None)
@@ -66,12 +59,9 @@ def _assigned_workers(run: Run, folder: RunFolder) -> list[int]:
 
 @contextmanager
 def _open_worker(run: Run, folder: RunFolder, number: int) -> Iterator[tuple[Run, RunFolder] | None]:
-    """Yield a worker as it stands and its folder, which is locked meanwhile; None for a worker that is done.
+    """Yield a worker as it stands, and its locked folder; None for a worker that is done.
 
-    Args:
-        run: Its common phase, whose data it shares.
-        folder: Of the whole run.
-        number: Of the worker, from 1.
+    The worker shares the data of `run`, its common phase.
 
     Raises:
         UserError: Something in its folder is not of this run, or another process is working there.
@@ -80,7 +70,7 @@ def _open_worker(run: Run, folder: RunFolder, number: int) -> Iterator[tuple[Run
     with failures.explain(folder):
         own = RunFolder.at(folder.worker(number).path)
     title = f"worker {number} of {_num_workers(run)}"
-    with own.claimed() as log:
+    with own.lock() as log:
         with failures.explain(own):
             point, loaded = _load_worker(run, folder, number)
         if _is_complete(point, run):
@@ -90,12 +80,15 @@ def _open_worker(run: Run, folder: RunFolder, number: int) -> Iterator[tuple[Run
         with failures.explain(own):
             hardware = replace(run.context.hardware, processes=1)
             context = replace(run.context, recipe=loaded.recipe, hardware=hardware, world=ALONE)
-            recorded = None if point is None else point.content["input"]
-            worker = build_run(loaded, events.part(), recorded=recorded, context=context)
-            _restore_worker(worker, own, point, recipe_folder=Path(about(folder.about)["recipe_folder"]))
+            worker = build_run(loaded, events.part(), point=point, context=context)
+            if point is None:
+                state.write_first_files(worker, own, recipe_folder=Path(about(folder.about)["recipe_folder"]))
+            else:
+                state.restore(worker, point.content, source=str(point.path))
+                state.prepare_folder(own, point, load.dump(worker.context.recipe), extended=False)
         where = f", continued after step {worker.step:,} of {worker.plan.total_steps:,}" if worker.step else ""
         events.note(f"{title}{where}")
-        worker.context.events.plan(
+        worker.context.events.emit(
             plan_event(
                 worker,
                 title=f"{own.path}{where}",
@@ -132,7 +125,7 @@ def _wait_for_processes(run: Run) -> None:
 
 
 def _merge_workers(run: Run, folder: RunFolder) -> Run:
-    """Return the run with its workers and the mean of their weights as the average `swa`, in float64 and their order.
+    """Return the run with its workers, and the float64 mean of their weights in their order as the average `swa`.
 
     Raises:
         UserError: A worker's resume point is not that of its end.
@@ -172,20 +165,11 @@ def _is_complete(point: Checkpoint | None, run: Run) -> bool:
     return point is not None and point.content["step"] == run.plan.worker.total_steps
 
 
-def _restore_worker(worker: Run, own: RunFolder, point: Checkpoint | None, *, recipe_folder: Path) -> None:
-    """Put the worker where it was saved, or prepare its folder for it to begin."""
-    if point is None:
-        state.write_first_files(worker, own, recipe_folder=recipe_folder)
-        return
-    state.restore(worker, point.content, source=str(point.path))
-    state.prepare_folder(own, point, load.dump(worker.context.recipe), extended=False)
-
-
 def _read_worker(run: Run, folder: RunFolder, number: int) -> Worker:
     point, _ = _load_worker(run, folder, number)
     if point is None or not _is_complete(point, run):
         raise UserError(
-            f"{folder.worker(number).path}: worker {number} has not come to its end, as this process sees it",
+            f"{folder.worker(number).path}: worker {number} is not finished, as this process sees it",
             hint="let all machines have the run folder on one file system",
         )
     content, file = point.content, point.path.relative_to(folder.path)

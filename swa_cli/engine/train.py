@@ -1,16 +1,16 @@
 """Train: the order of events of a run, readable top to bottom: set-up, loop, end.
 
-Each step: a batch, a function of (seed, epoch, position) -> loss -> backward -> optimizer.step at the rate of
-that step -> averages and snapshots where the plan says so. Each epoch: validation scores, a row, last.pt. At
-the end: averages with recomputed BatchNorm, one file each, and the test scores of every weight set. Averages,
-scores and saves only read the raw weights, and draw no random numbers: they never change the trajectory.
+Each step: a batch, a function of (seed, epoch, position) -> loss -> backward -> optimizer.step at the rate of that step
+-> averages and snapshots where the plan says so. Each epoch: validation scores, a row, last.pt. At the end: averages
+with recomputed BatchNorm, one file each, and the test scores of every weight set. Averages, scores and saves only read
+the raw weights, and draw no random numbers: they never change the trajectory.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -39,16 +39,13 @@ READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a 
 def train(
     loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE, dry_run: bool = False
 ) -> dict[str, Any]:
-    """Train by a recipe from the beginning to the end.
+    """Train by a recipe from the beginning to the end, and return the content of result.json.
 
     Args:
         loaded: The recipe and where its keys stand.
-        listeners: Hear the events of the run, see `events.Listener`.
+        listeners: They hear the events of the run, see `events.Listener`.
         world: The processes that train together.
         dry_run: Stop after the plan and one real step, and write nothing.
-
-    Returns:
-        What `--json` prints and result.json holds.
 
     Raises:
         RecipeError: Problems that show once data and classes are known; nothing was run.
@@ -57,7 +54,7 @@ def train(
     run = set_up(loaded, listeners=listeners, world=world)
     recipe = run.context.recipe
     if dry_run:
-        run.context.events.plan(plan_event(run, title=f"{recipe.title} (dry run)", warnings=run.plan.warnings))
+        run.context.events.emit(plan_event(run, title=f"{recipe.title} (dry run)", warnings=run.plan.warnings))
         return estimate.dry_run(run)
     root = Path(recipe.output.root)
     path = world.broadcast_from_rank0(lambda: RunFolder.create(root, recipe.title).path)
@@ -81,7 +78,7 @@ def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = A
 def start(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]:
     """Train a run from its first step to its end, in a new folder; see `train`."""
     recipe = run.context.recipe
-    with folder.claimed() as log:
+    with folder.lock() as log:
         with failures.explain(folder):
             state.write_first_files(run, folder, recipe_folder=recipe_folder)
             folder.point_latest(Path(recipe.output.root))
@@ -93,9 +90,9 @@ def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings
     """Do the steps that are left, then score and ship the weights."""
     events = run.context.events
     try:
-        events.plan(plan_event(run, title=title, warnings=warnings, folder=folder.path, log=log))
+        events.emit(plan_event(run, title=title, warnings=warnings, folder=folder.path, log=log))
         train_epochs(run, folder)
-        if run.plan.phase.has_workers:
+        if run.plan.worker is not None:
             run = swap.train_workers(run, folder, train_epochs=train_epochs)
         with state.saved_on_signals(run, folder):
             return validate.finish(run, folder)
@@ -119,7 +116,7 @@ def train_epochs(run: Run, folder: RunFolder) -> None:
                 require_finite(read(run.model).weights)
             except NonFiniteWeightsError as error:
                 raise _diverged(f"epoch {run.epoch}: {error}") from error
-            if num_steps := run.step - (run.epoch - 1) * run.plan.steps_per_epoch:  # 0 where the time was over
+            if num_steps := _num_steps_of_epoch(run):  # 0 where the time was over
                 _end_epoch(run, folder, num_steps=num_steps)
             run.stopped = run.stopped or _out_of_patience(run)
             if run.stopped is None:
@@ -133,11 +130,11 @@ def train_epochs(run: Run, folder: RunFolder) -> None:
 def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     """Do the steps of an epoch that are left."""
     context, plan, phase, epoch = run.context, run.plan, run.plan.phase, run.epoch
-    device, start = context.hardware.device, _num_batches_done(run)
+    device, start = context.hardware.device, _num_steps_of_epoch(run) * phase.grad_accum_steps
     num_batches = plan.steps_per_epoch * phase.grad_accum_steps
     run.model.train()
     if context.split("train").dataset is not None:
-        state.wait_for_files(run)  # its loader processes are forked, which is not safe beside another thread
+        state.wait_for_files(run)  # forking its loader processes is not safe beside another thread
     with (
         context.events.progress(f"epoch {epoch}", num_batches, unit=phase.batch_size, done=start) as bar,
         closing(iter(context.training_batches(epoch, start=start))) as batches,
@@ -160,14 +157,14 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
                 run.totals += result.part
             _count_step(run, folder)
             rate = plan.learning_rate(run.step - 1)
-            context.events.step(StepEvent(step=run.step, epoch=epoch, lr=rate, loss=loss))
+            context.events.emit(StepEvent(step=run.step, epoch=epoch, lr=rate, loss=loss))
             if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
                 state.save_if_due(run, folder)
     _require_finite(run.totals[0], run)
 
 
 def _count_step(run: Run, folder: RunFolder) -> None:
-    """Count an optimizer update, and take the averages and the snapshot that the plan has after it."""
+    """Count an optimizer update; take the averages and the snapshot that the plan has after it."""
     done = run.step + 1
     due = [average for name, average in run.averages.items() if done in run.due[name]]
     due += [run.cumulative] if run.cumulative is not None else []
@@ -183,38 +180,33 @@ def _count_step(run: Run, folder: RunFolder) -> None:
 
 def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
     """Validate, and add the row of an epoch in which `num_steps` were done."""
-    with _saved_on_error(run, folder):
-        row = _training_row(run, num_steps) | validate.validate(run)
-    row["seconds"] = round(time.monotonic() - run.clock, 3)
-    run.history.append(row)
-    run.begin_epoch()
-    run.context.events.epoch(EpochEvent(row=row, history=run.history))
-
-
-@contextmanager
-def _saved_on_error(run: Run, folder: RunFolder) -> Iterator[None]:
-    """Save the steps that were done if the block, which only reads them, fails."""
+    parts = run.context.world.gathered(run.totals.tolist())
+    loss, score = (sum(part) / (num_steps * run.plan.phase.grad_accum_steps) for part in zip(*parts, strict=True))
+    row = {
+        "epoch": run.epoch,
+        "step": run.step,
+        "lr": run.plan.learning_rate(run.step - 1),
+        "train_loss": loss,
+        f"train_{run.context.task.metrics.training.key}": score,
+    }
     try:
-        yield
+        row |= validate.validate(run)
     except Exception:
         if run.context.world.size == 1:  # others would wait for this process, or it for them
             with suppress(OSError):  # the first error tells more
                 state.save_resume_point(run, folder)
                 state.wait_for_files(run)
         raise
+    row["seconds"] = round(time.monotonic() - run.clock, 3)
+    run.history.append(row)
+    run.totals.zero_()
+    run.clock = time.monotonic()
+    run.context.events.emit(EpochEvent(row=row, history=run.history))
 
 
-def _training_row(run: Run, num_steps: int) -> dict[str, Any]:
-    """Return the training half of an epoch's row."""
-    parts = run.context.world.gathered(run.totals.tolist())
-    loss, score = (sum(part) / (num_steps * run.plan.phase.grad_accum_steps) for part in zip(*parts, strict=True))
-    rate, key = run.plan.learning_rate(run.step - 1), f"train_{run.context.task.metrics.training.key}"
-    return {"epoch": run.epoch, "step": run.step, "lr": rate, "train_loss": loss, key: score}
-
-
-def _num_batches_done(run: Run) -> int:
-    """Return how many batches of the present epoch were trained on."""
-    return (run.step - (run.epoch - 1) * run.plan.steps_per_epoch) * run.plan.phase.grad_accum_steps
+def _num_steps_of_epoch(run: Run) -> int:
+    """Return how many steps of the present epoch are done."""
+    return run.step - (run.epoch - 1) * run.plan.steps_per_epoch
 
 
 # Reasons to end early.

@@ -1,8 +1,8 @@
 """Code of a user, named in a recipe as `package.module:attribute`: find it, and ask for permission.
 
-The one idea: every text of a recipe that reads like an import path is code, unless the key is known to hold something
-else. A key that is added to the schema is guarded from the start, and so is whatever `args` hand on to a library. Code
-in a recipe file, or in a change on the command line, is the user's. Code inside a checkpoint or a run folder is not.
+Every text of a recipe that reads like an import path is code, unless its key is known to hold something else: new keys
+of the schema are guarded from the start, and so are `args` of a library. Code in a recipe file, or in a change on the
+command line, is the user's. Code inside a checkpoint or a run folder is not.
 """
 
 from __future__ import annotations
@@ -26,26 +26,20 @@ PATHS = ("dataset.root", "output.root", "train.init")  # a colon is part of a fi
 def make_importable(loaded: Loaded) -> None:
     """Let Python import the code that a recipe names from beside the recipe and the working directory.
 
-    The path of imports stays as it is where the recipe names none: a file that lies there by chance must not take the
-    place of a package that is not installed.
+    `sys.path` is unchanged where the recipe names none: a file that lies there by chance must not take the place of a
+    package that is not installed.
     """
     if named_code(loaded.recipe):
         _search(_folders_of(loaded.folder))
 
 
 def admit(loaded: Loaded, *, source: str, folder: Path, allow_code: bool) -> None:
-    """Refuse the code that a recipe inside a checkpoint or a run folder names, or let it be found.
+    """Refuse the code that a recipe inside a checkpoint or a run folder names, or make it importable.
 
-    A change on the command line is the user's own: its code needs no permission, and is not looked for in `folder`.
-
-    Args:
-        loaded: The recipe with the changes.
-        source: The file that the recipe stands in.
-        folder: Where that file lies.
-        allow_code: The user knows the code and allows it.
+    Code in a change on the command line is the user's: it needs no permission, and is not looked for in `folder`.
 
     Raises:
-        UserError: The recipe names code, and nobody has allowed it.
+        UserError: The recipe, which stands in `source`, names code that was not allowed.
     """
     found = named_code(loaded.recipe)
     foreign = {path: text for path, text in found.items() if not loaded.is_changed(path)}
@@ -85,7 +79,6 @@ def _is_import_path(text: str) -> bool:
 
 
 def _texts(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, str]]:
-    """Yield every text in nested values."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, Mapping):

@@ -1,14 +1,12 @@
 """Validate after each epoch; score, judge and ship every weight set at the end.
 
-At the end the raw weights are scored with recomputed BatchNorm statistics too: `evaluate.py` explains why.
-
-Scores only read: averages are put into a second network, see `network.Replica`, and no random number is drawn.
+At the end the raw weights are scored with recomputed BatchNorm statistics too: `evaluate.py` explains why. Scores only
+read: averages are put into a second network, see `network.Replica`, and no random number is drawn.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +19,6 @@ from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import evaluate, failures, preflight, state
-from swa_cli.engine import evaluate as comparison
 from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.events import Curves, ResultEvent
 from swa_cli.engine.hardware import release_memory
@@ -64,7 +61,7 @@ class _Board:
     samples: dict[str, SampleScores] = field(default_factory=dict)  # of the split of the final scores
     val: dict[str, SampleScores] = field(default_factory=dict)  # of the validation split, if there is one
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
-    judged: dict[str, str | None] = field(default_factory=dict)  # average to why it gets no verdict, if it gets none
+    judged: dict[str, str | None] = field(default_factory=dict)  # average -> why it gets no verdict, or None
 
 
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
@@ -74,25 +71,24 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     raw = _score_raw(run, folder, board, split)
     _warn_of_hidden_state(run, split)
     losses = {name: board.val[name].metric(context.task.metrics.loss_key).value for name in board.val}
-    against = comparison.reference(list(raw), losses)
+    against = evaluate.reference(list(raw), losses)
     for name, average in run.averages.items():
         if not average.count:
-            context.events.warning(f"{name} holds nothing: the run ended before its first weights")
+            context.events.warning(f"{name} holds no weights: the run ended before its first weights")
             continue
         with _averaged(run, name) as model:
             freshness = run.refreshed[name].update.freshness
             _add(run, board, name, model, split, count=average.count, batchnorm=freshness)
             weights, names = model.state_dict(), list(read_tensors(model).weights)
-            reason = comparison.unjudged(name, count=average.count, weights=weights, raw=raw[against], names=names)
+            reason = evaluate.unjudged(name, count=average.count, weights=weights, raw=raw[against], names=names)
             board.judged[name] = reason
             state.save_average(run, folder, name, weights)
-    rows = comparison.table(board.samples, reference=against, judged=board.judged)
-    val = {name: evaluate.summarize(scores) for name, scores in board.val.items()}
-    result = _result(run, folder, {name: {**row, **board.details[name]} for name, row in rows.items()}, split)
-    for name, row in result["weights"].items():
-        row["val"] = val.get(name)
-    result |= {"reference": against}
-    _tell(run, folder, result)  # first: a run with result.json is finished, and its files are all there
+    rows = evaluate.table(board.samples, reference=against, judged=board.judged)
+    for name, row in rows.items():
+        val = board.val.get(name)
+        row |= {**board.details[name], "val": None if val is None else evaluate.summarize(val)}
+    result = _result(run, folder, rows, split) | {"reference": against}
+    _announce(run, folder, result)  # first: a run with result.json is finished, and all its files are there
     folder.write_json("result.json", result)
     return result
 
@@ -101,8 +97,8 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
     """Score the raw weights, as they are and with BatchNorm recomputed as for an average.
 
     Returns:
-        What averages may be judged against, and the weights of each. Those of a SWAP run are its workers, which are
-        what its average is the mean of; `last` is the end of its common phase.
+        The weight sets that averages may be judged against. In a SWAP run these are the workers, whose mean the average
+        is; `last` is the end of the common phase.
     """
     raw: dict[str, Mapping[str, Tensor]] = {}
     sets: list[tuple[str, Worker | None]] = [(RAW, None), *((worker.name, worker) for worker in run.workers)]
@@ -116,7 +112,7 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
                 raw[name] = cloned(model.state_dict())
         if not run.statistics.num_layers:
             continue
-        twin = comparison.recomputed(name)
+        twin = evaluate.recomputed(name)
         with run.replica.refreshing(weights) as model:
             refreshed = _refresh(run, model, name=twin, step=run.step if worker is None else worker.step)
             _add(run, board, twin, model, split, batchnorm=refreshed.update.freshness, **known)
@@ -133,8 +129,8 @@ def _warn_of_hidden_state(run: Run, split: str) -> None:
         return
     if not preflight.is_made_anew(replica, next(iter(context.plain_batches(split)))):
         context.events.warning(
-            f"{context.recipe.model.name} keeps something that training changes and its state dict does not hold:"
-            f" {RAW} is evaluated as it was trained, averages and files without that"
+            f"{context.recipe.model.name} keeps state that training changes outside its state dict: {RAW} is"
+            " evaluated as it was trained, averages and files without that state"
         )
 
 
@@ -154,10 +150,9 @@ def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], spl
     """Return what `--json` prints and result.json holds."""
     context = run.context
     rows = itertools.chain(run.history, *(worker.history for worker in run.workers))
-    held = [name for name, average in run.averages.items() if average.count]
     return {
         "command": "train",
-        "checkpoint": str((folder.checkpoints / f"{next(iter(held), RAW)}.pt").resolve()),
+        "checkpoint": str((folder.checkpoints / f"{next(iter(run.filled), RAW)}.pt").resolve()),
         "run": str(folder.path.resolve()),
         "split": split,
         "samples": len(context.split(split)),
@@ -171,8 +166,8 @@ def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], spl
     }
 
 
-def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
-    """Tell the scores, what to ship, and all that a picture of the run shows."""
+def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
+    """Announce the scores, the weight set to ship, and all that a plot of the run shows."""
     context, plan = run.context, run.plan
     name, why = _best(run, result["weights"])
     number = number_of_worker(name)
@@ -180,15 +175,15 @@ def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
     workers = {worker.name: worker.history for worker in run.workers}
     averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
     averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
-    is_swag = [name for name, average in run.averages.items() if average.kind == "swag" and average.count > 1]
+    swag = [name for name, average in run.averages.items() if average.kind == "swag" and average.count > 1]
     release_memory()  # a listener that draws needs 100 MB
-    context.events.result(
+    context.events.emit(
         ResultEvent(
             values=result,
             folder=folder.path,
             ship=ship,
             ship_reason=why,
-            swag=[folder.checkpoints / f"{name}.pt" for name in is_swag],
+            swag=[folder.checkpoints / f"{name}.pt" for name in swag],
             metrics=context.task.metrics,
             history=run.history,
             curves=Curves(
@@ -205,13 +200,11 @@ def _tell(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
 
 def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
     """Return the weight set to ship, and why: the lowest validation loss, else the first average."""
-    metrics = run.context.task.metrics
-    held = [name for name, average in run.averages.items() if average.count]
-    losses = {name: row["val"][metrics.loss_key] for name, row in weights.items() if row["val"] is not None}
-    known = {name: loss for name, loss in losses.items() if loss is not None and math.isfinite(loss)}
-    if known:
-        return min(known, key=lambda name: known[name]), "best on validation"
-    return next(iter(held), RAW), "no validation split to choose on"
+    loss_key = run.context.task.metrics.loss_key
+    best = evaluate.lowest({name: row["val"][loss_key] for name, row in weights.items() if row["val"] is not None})
+    if best is not None:
+        return best, "best on validation"
+    return next(iter(run.filled), RAW), "no validation split to choose on"
 
 
 @contextmanager
@@ -228,9 +221,7 @@ def _averaged(run: Run, name: str) -> Iterator[nn.Module]:
 
 
 def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
-    """Recompute the BatchNorm statistics in a network, and return how."""
-    with failures.memory("train.batch_size", run.context.recipe.train.batch_size):
-        update = run.context.refresh_batchnorm(model, name=name, check=run.interrupt.check)
+    update = run.context.refresh_batchnorm(model, name=name, check=run.interrupt.check)
     return Refreshed(step, {key: value.clone() for key, value in model.named_buffers()}, update)
 
 
@@ -240,15 +231,5 @@ def _score(run: Run, model: nn.Module, name: str, split: str, *, task: Task) -> 
         context.events.progress(f"scoring {name} on {split}", share.rounds) as bar,
         failures.memory("eval.batch_size", context.recipe.eval.batch_size),
     ):
-
-        def advance() -> None:
-            bar.advance()
-            run.interrupt.check()
-
-        def gathered(own: Any) -> list[Any]:
-            share.finish(run.interrupt.check)
-            return share.gathered(own)
-
-        return evaluate.score(
-            model, share.batches, task=task, hardware=context.eval_hardware, advance=advance, gathered=gathered
-        )
+        own = share.counted(bar, run.interrupt.check)
+        return evaluate.score(model, own, task=task, hardware=context.eval_hardware, gathered=share.gathered)

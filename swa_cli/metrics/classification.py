@@ -5,7 +5,6 @@ Legend: B batch, K classes, N samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,31 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import CLASSIFICATION, MetricValue
+from swa_cli.metrics.metric import CLASSIFICATION, SampleScores
 from swa_cli.metrics.task import Subject
-
-
-@dataclass(frozen=True)
-class SampleScores:
-    """The scores of every sample of a split, so that two weight sets can be compared sample by sample."""
-
-    correct: Tensor  # (N,) bool
-    top5: Tensor | None  # (N,) bool; None for five classes or fewer
-    nll: Tensor  # (N,) float32, nats
-    brier: Tensor  # (N,) float32, sum over classes of (p - y)^2
-    confidence: Tensor  # (N,) float32, probability of the predicted class
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys of the metrics."""
-        return CLASSIFICATION.keys
-
-    def __len__(self) -> int:
-        return len(self.correct)
-
-    def metric(self, key: str) -> MetricValue:
-        """Return a metric over all samples, in float64."""
-        return CLASSIFICATION[key].compute(self)
 
 
 def loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
@@ -89,15 +65,22 @@ def score_predictions(probabilities: Tensor, labels: Tensor) -> SampleScores:
 
 
 def _scores(p: Tensor, log_p: Tensor, labels: Tensor) -> SampleScores:
-    """Return the scores from probabilities and their logarithms, both (B, K)."""
-    nll = F.nll_loss(log_p, labels, reduction="none")
+    """Return the scores from probabilities and their logarithms, both (B, K).
+
+    `correct` (B,) bool; `top5` (B,) bool, of more than five classes; `nll` (B,) in nats; `brier` (B,), the sum over
+    classes of (p - y)^2; `confidence` (B,), the probability of the predicted class.
+    """
     confidence, predicted = p.max(dim=1)
     p_label = p.gather(1, labels[:, None])[:, 0]
-    brier = p.square().sum(dim=1) - 2 * p_label + 1  # sum (p - y)^2 with y one-hot
-    top5 = None
+    values = {
+        "correct": predicted == labels,
+        "nll": F.nll_loss(log_p, labels, reduction="none"),
+        "brier": p.square().sum(dim=1) - 2 * p_label + 1,  # y is one-hot
+        "confidence": confidence,
+    }
     if p.shape[1] > 5:
-        top5 = (log_p.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
-    return SampleScores(predicted == labels, top5, nll, brier, confidence)
+        values["top5"] = (log_p.topk(5, dim=1).indices == labels[:, None]).any(dim=1)
+    return SampleScores(CLASSIFICATION, values)
 
 
 def check(logits: Any, labels: Any, *, subject: Subject) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -38,14 +37,16 @@ class MetricValue:
 class Metric:
     """One metric; `key` names it in JSON and metrics.csv, `name` in sentences and headings.
 
-    `compute` maps the `SampleScores` of the task to the value. Values are fractions also where `is_percent` makes
-    reports show percent. `is_headline` metrics keep their column on a narrow page.
+    `compute` maps the tensors of `SampleScores` that `of` names to the value, which is None where one is missing.
+    Values are fractions also where `is_percent` makes reports show percent. `is_headline` metrics keep their column on
+    a narrow page.
     """
 
     key: str
     name: str
     direction: Direction
-    compute: Callable[[Any], MetricValue] = field(compare=False, repr=False)
+    compute: Callable[..., MetricValue] = field(compare=False, repr=False)
+    of: tuple[str, ...]
     short_name: str = ""  # in the headings of epoch rows, for primary and training metrics
     is_percent: bool = False
     has_error: bool = True
@@ -134,6 +135,32 @@ class TaskMetrics:
         return self.primary.is_lower_better if column.endswith(f"val_{self.primary.key}") else True
 
 
+@dataclass(frozen=True)
+class SampleScores:
+    """What metrics are computed of, for every sample of a split, so that two weight sets can be compared in pairs."""
+
+    metrics: TaskMetrics
+    values: Mapping[str, Tensor]  # each (N, ...), see the function of the task that scores a batch
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The keys of the metrics, in the order of JSON."""
+        return self.metrics.keys
+
+    def __len__(self) -> int:
+        return len(next(iter(self.values.values())))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.values[name]
+
+    def metric(self, key: str) -> MetricValue:
+        """Return a metric over all samples, in float64."""
+        metric = self.metrics[key]
+        if not all(name in self.values for name in metric.of):
+            return MetricValue(None)
+        return metric.compute(*(self.values[name] for name in metric.of))
+
+
 def mean_of(values: Tensor) -> MetricValue:
     """Return the mean of (N,) values and its standard error."""
     each = values.double()
@@ -167,8 +194,9 @@ def _accuracy(correct: Tensor) -> MetricValue:
     return MetricValue(value, each, math.sqrt(value * (1 - value) / len(each)))
 
 
-def _top5(correct: Tensor | None) -> MetricValue:
-    return MetricValue(None if correct is None else float(correct.double().mean()))
+def _mean(values: Tensor) -> MetricValue:
+    """Return the mean of (N,) values alone."""
+    return MetricValue(float(values.double().mean()))
 
 
 def _calibration_error(confidence: Tensor, correct: Tensor) -> MetricValue:
@@ -185,6 +213,19 @@ def _calibration_error(confidence: Tensor, correct: Tensor) -> MetricValue:
     return MetricValue(float(gaps.abs().sum()) / len(confidence))
 
 
+def _iou(right: Tensor, present: Tensor, predicted: Tensor) -> MetricValue:
+    return _ratio_over_images(right, present + predicted - right)
+
+
+def _dice(right: Tensor, present: Tensor, predicted: Tensor) -> MetricValue:
+    return _ratio_over_images(2 * right, present + predicted)
+
+
+def _over_pixels(part: Tensor, present: Tensor) -> MetricValue:
+    """Return the sum of (N, ...) over the number of counted pixels."""
+    return _ratio_over_images(part.view(len(part), -1).sum(1, keepdim=True), present.sum(1, keepdim=True))
+
+
 def _ratio_over_images(part: Tensor, whole: Tensor) -> MetricValue:
     """Return the mean over classes of sum(part) / sum(whole), both (N, K); classes without a whole are left out."""
     part, whole = part.double(), whole.double()
@@ -195,6 +236,14 @@ def _ratio_over_images(part: Tensor, whole: Tensor) -> MetricValue:
 def _mean_ratio(part: Tensor, whole: Tensor) -> Tensor:
     ratios = part / whole  # (..., K), NaN where the whole is empty
     return ratios.where(whole > 0, math.nan).nanmean(-1)
+
+
+def _mean_square(error: Tensor) -> MetricValue:
+    return mean_of(error.double().square().mean(1))
+
+
+def _mean_magnitude(error: Tensor) -> MetricValue:
+    return mean_of(error.double().abs().mean(1))
 
 
 def _r2(error: Tensor, target: Tensor) -> MetricValue:
@@ -212,35 +261,11 @@ def _r2(error: Tensor, target: Tensor) -> MetricValue:
 
 CLASSIFICATION = TaskMetrics(
     all=(
-        Metric(
-            "accuracy",
-            "accuracy",
-            "higher",
-            lambda scores: _accuracy(scores.correct),
-            short_name="acc",
-            is_percent=True,
-        ),
-        Metric(
-            "top5",
-            "top-5",
-            "higher",
-            lambda scores: _top5(scores.top5),
-            is_percent=True,
-            has_error=False,
-            is_optional=True,
-        ),
-        Metric("nll", "NLL", "lower", lambda scores: mean_of(scores.nll)),
-        Metric(
-            "ece",
-            "ECE",
-            "lower",
-            lambda scores: _calibration_error(scores.confidence, scores.correct),
-            has_error=False,
-            is_headline=True,
-        ),
-        Metric(
-            "brier", "Brier", "lower", lambda scores: MetricValue(float(scores.brier.double().mean())), has_error=False
-        ),
+        Metric("accuracy", "accuracy", "higher", _accuracy, ("correct",), short_name="acc", is_percent=True),
+        Metric("top5", "top-5", "higher", _mean, ("top5",), is_percent=True, has_error=False, is_optional=True),
+        Metric("nll", "NLL", "lower", mean_of, ("nll",)),
+        Metric("ece", "ECE", "lower", _calibration_error, ("confidence", "correct"), has_error=False, is_headline=True),
+        Metric("brier", "Brier", "lower", _mean, ("brier",), has_error=False),
     ),
     loss_key="nll",
     training_key="accuracy",
@@ -253,31 +278,22 @@ SEGMENTATION = TaskMetrics(  # of the counts (N, K) of pixels by class
             "mean_iou",
             "mean IoU",
             "higher",
-            lambda scores: _ratio_over_images(scores.right, scores.present + scores.predicted - scores.right),
+            _iou,
+            ("right", "present", "predicted"),
             short_name="mIoU",
             is_percent=True,
         ),
-        Metric(
-            "dice",
-            "Dice",
-            "higher",
-            lambda scores: _ratio_over_images(2 * scores.right, scores.present + scores.predicted),
-            is_percent=True,
-        ),
+        Metric("dice", "Dice", "higher", _dice, ("right", "present", "predicted"), is_percent=True),
         Metric(
             "pixel_accuracy",
             "pixel accuracy",
             "higher",
-            lambda scores: _ratio_over_images(scores.right.sum(1, keepdim=True), scores.present.sum(1, keepdim=True)),
+            _over_pixels,
+            ("right", "present"),
             short_name="px acc",
             is_percent=True,
         ),
-        Metric(
-            "nll",
-            "NLL",
-            "lower",
-            lambda scores: _ratio_over_images(scores.nll[:, None], scores.present.sum(1, keepdim=True)),
-        ),
+        Metric("nll", "NLL", "lower", _over_pixels, ("nll", "present")),
     ),
     loss_key="nll",
     training_key="pixel_accuracy",
@@ -286,16 +302,9 @@ SEGMENTATION = TaskMetrics(  # of the counts (N, K) of pixels by class
 )
 REGRESSION = TaskMetrics(  # of errors and targets (N, D)
     all=(
-        Metric("r2", "R2", "higher", lambda scores: _r2(scores.error, scores.target), short_name="R2"),
-        Metric("mse", "MSE", "lower", lambda scores: mean_of(scores.error.double().square().mean(1))),
-        Metric(
-            "mae",
-            "MAE",
-            "lower",
-            lambda scores: mean_of(scores.error.double().abs().mean(1)),
-            short_name="MAE",
-            is_headline=True,
-        ),
+        Metric("r2", "R2", "higher", _r2, ("error", "target")),
+        Metric("mse", "MSE", "lower", _mean_square, ("error",)),
+        Metric("mae", "MAE", "lower", _mean_magnitude, ("error",), is_headline=True),
     ),
     loss_key="mse",
     training_key="mae",
@@ -307,20 +316,9 @@ BY_TASK = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "regr
 def user_task_metrics(directions: Mapping[str, Direction]) -> TaskMetrics:
     """Return the metrics of a user's task, which are means of per-sample values; `loss` is one, and not the first."""
     metrics = tuple(
-        Metric(
-            key,
-            key.replace("_", " "),
-            direction,
-            partial(_user_value, key=key),
-            short_name=key.replace("_", " "),
-        )
-        for key, direction in directions.items()
+        Metric(key, key.replace("_", " "), direction, mean_of, (key,)) for key, direction in directions.items()
     )
     return TaskMetrics(metrics, loss_key="loss", training_key=metrics[0].key)
-
-
-def _user_value(scores: Any, *, key: str) -> MetricValue:
-    return mean_of(scores.values_of(key))
 
 
 def metrics_of(task: str, weights: Mapping[str, Mapping[str, Any]]) -> TaskMetrics:

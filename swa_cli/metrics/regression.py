@@ -7,35 +7,14 @@ Legend: B batch, D outputs, N samples.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import REGRESSION, MetricValue
+from swa_cli.metrics.metric import REGRESSION, SampleScores
 from swa_cli.metrics.task import Subject
-
-
-@dataclass(frozen=True)
-class SampleScores:
-    """The errors of every sample of a split, and the targets that R2 needs."""
-
-    error: Tensor  # (N, D) float32, prediction - target
-    target: Tensor  # (N, D) float32
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys of the metrics."""
-        return REGRESSION.keys
-
-    def __len__(self) -> int:
-        return len(self.error)
-
-    def metric(self, key: str) -> MetricValue:
-        """Return a metric over all samples, in float64; R2 of a constant target is NaN."""
-        return REGRESSION[key].compute(self)
 
 
 def loss(outputs: Tensor, targets: Tensor, *, label_smoothing: float) -> Tensor:
@@ -50,8 +29,8 @@ def predict(outputs: Tensor) -> Tensor:
 
 
 def score_predictions(predictions: Tensor, targets: Tensor) -> SampleScores:
-    """Return the errors of each sample, of one weight set or of the mean prediction of several."""
-    return SampleScores(_as_targets(predictions, targets) - targets, targets)
+    """Return the errors (B, D) of one weight set, or of the mean prediction of several, and the targets for R2."""
+    return SampleScores(REGRESSION, {"error": _as_targets(predictions, targets) - targets, "target": targets})
 
 
 def mean_absolute_error(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -8,8 +8,6 @@ Legend: B batch, K classes, H W pixels, N images.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,58 +15,29 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import SEGMENTATION, MetricValue
+from swa_cli.metrics.metric import SEGMENTATION, SampleScores
 from swa_cli.metrics.task import Subject
 
 IGNORED = 255  # of masks
 
 
-@dataclass(frozen=True)
-class SampleScores:
-    """Pixel counts of every image by class, without ignored pixels: diagonal and margins of its confusion matrix."""
-
-    right: Tensor  # (N, K) int64, pixels of a class that are predicted correctly
-    present: Tensor  # (N, K) int64, pixels of a class in the mask
-    predicted: Tensor  # (N, K) int64, pixels predicted as a class
-    nll: Tensor  # (N,) float32, summed over the pixels, nats
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys of the metrics."""
-        return SEGMENTATION.keys
-
-    def __len__(self) -> int:
-        return len(self.nll)
-
-    def metric(self, key: str) -> MetricValue:
-        """Return a metric over all pixels with its jackknife error over images, in float64."""
-        return SEGMENTATION[key].compute(self)
-
-
-def loss(outputs: Any, masks: Tensor, *, label_smoothing: float) -> Tensor:
-    """Return the mean cross-entropy over the pixels of a batch; 0 for a batch without counted pixels.
-
-    Args:
-        outputs: Logits (B, K, H, W), or a dict with them as `out`.
-        masks: (B, H, W).
-        label_smoothing: As in torch.
-    """
-    values = logits(outputs).float()
-    _require_classes(masks, num_classes=values.shape[1])
+def loss(logits: Tensor, masks: Tensor, *, label_smoothing: float) -> Tensor:
+    """Return the mean cross-entropy over the pixels of a batch: logits (B, K, H, W), masks (B, H, W)."""
+    _require_classes(masks, num_classes=logits.shape[1])
     total = F.cross_entropy(
-        values, masks.long(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
+        logits.float(), masks.long(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
     )
     return total / (masks != IGNORED).sum().clamp(min=1)  # 0 / 1, not NaN, for a batch without counted pixels
 
 
-def predict(outputs: Any) -> Tensor:
+def predict(logits: Tensor) -> Tensor:
     """Return probabilities (B, K, H, W) in float32; an ensemble keeps those of a whole split in memory."""
-    return logits(outputs).float().softmax(1)
+    return logits.float().softmax(1)
 
 
-def score_outputs(outputs: Any, masks: Tensor) -> SampleScores:
-    """Return the counts of each image for the outputs of one weight set."""
-    return _scores(logits(outputs).float().log_softmax(1), masks)
+def score_outputs(logits: Tensor, masks: Tensor) -> SampleScores:
+    """Return the counts of each image for the logits of one weight set."""
+    return _scores(logits.float().log_softmax(1), masks)
 
 
 def score_predictions(probabilities: Tensor, masks: Tensor) -> SampleScores:
@@ -77,9 +46,9 @@ def score_predictions(probabilities: Tensor, masks: Tensor) -> SampleScores:
     return _scores(p.clamp_min(torch.finfo(p.dtype).tiny).log(), masks)
 
 
-def pixel_accuracy(outputs: Any, masks: Tensor) -> Tensor:
+def pixel_accuracy(logits: Tensor, masks: Tensor) -> Tensor:
     """Return the fraction of the pixels of a batch that is correct, as a tensor on the device."""
-    right = logits(outputs).argmax(1) == masks
+    right = logits.argmax(1) == masks
     return right.sum() / (masks != IGNORED).sum().clamp(min=1)
 
 
@@ -88,20 +57,18 @@ def weight(masks: Tensor) -> int:
     return int((masks != IGNORED).sum())
 
 
-def logits(outputs: Any) -> Tensor:
-    """Return the logits (B, K, H, W); torchvision's networks return a dict that has them as `out`."""
-    values: Tensor = outputs["out"] if isinstance(outputs, Mapping) and "out" in outputs else outputs
-    return values
-
-
-def check(outputs: Any, masks: Any, *, subject: Subject) -> None:
-    """Raise unless the outputs are logits (B, K, H, W)."""
+def check(logits: Any, masks: Any, *, subject: Subject) -> None:
+    """Raise unless the outputs have the shape (B, K, H, W)."""
     shape = (subject.num_outputs, *subject.size)
-    subject.require_shape(logits(outputs), shape, cure="let the network return one logit per class and pixel")
+    subject.require_shape(logits, shape, cure="let the network return one logit per class and pixel")
 
 
 def _scores(log_p: Tensor, masks: Tensor) -> SampleScores:
-    """Return the counts of each image from log-probabilities (B, K, H, W)."""
+    """Return the counts of each image from log-probabilities (B, K, H, W), without ignored pixels.
+
+    They are the diagonal and the margins of its confusion matrix, (B, K) int64 pixels of each class: `right`, predicted
+    correctly; `present` in the mask; `predicted`. `nll` (B,) is the sum over its pixels, in nats.
+    """
     num_images, num_classes = log_p.shape[:2]
     _require_classes(masks, num_classes=num_classes)
     counted, labels = (masks != IGNORED).flatten(1), masks.long().flatten(1)  # (B, H W)
@@ -117,7 +84,8 @@ def _scores(log_p: Tensor, masks: Tensor) -> SampleScores:
         return torch.bincount(numbers, minlength=num_images * num_classes).view(num_images, num_classes)
 
     right = pixels(labels, counted & (found == labels))
-    return SampleScores(right, pixels(labels, counted), pixels(found, counted), nll)
+    values = {"right": right, "present": pixels(labels, counted), "predicted": pixels(found, counted), "nll": nll}
+    return SampleScores(SEGMENTATION, values)
 
 
 def _require_classes(masks: Tensor, *, num_classes: int) -> None:

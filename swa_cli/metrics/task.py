@@ -6,15 +6,15 @@ Legend: B batch, C channels, H W pixels, N samples of a split.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import Direction, MetricValue, TaskMetrics
+from swa_cli.metrics.metric import Direction, SampleScores, TaskMetrics
 
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]  # positional and keyword arguments of a network
 
@@ -44,23 +44,6 @@ class UserTask(Protocol):
 
     def metrics(self, predictions: Tensor, targets: Any) -> Mapping[str, Tensor]:
         """Return per-sample values, a tensor (B,) for each name in `scores`. Their means are reported."""
-
-
-class SampleScores(Protocol):
-    """The scores of every sample of a split: a frozen dataclass of tensors (N, ...), so that batches can be joined."""
-
-    @property
-    def keys(self) -> Sequence[str]:
-        """The keys of the metrics, in the order of JSON."""
-
-    def __len__(self) -> int:
-        """Return N."""
-
-    def metric(self, key: str) -> MetricValue:
-        """Return a metric over all samples, in float64."""
-
-
-Scores = TypeVar("Scores", bound=SampleScores)
 
 
 @dataclass(frozen=True)
@@ -109,15 +92,11 @@ class Task:
     tta: str = "none"  # one of `VIEWS`
 
 
-def concatenate(parts: Sequence[Scores]) -> Scores:
+def concatenate(parts: Sequence[SampleScores]) -> SampleScores:
     """Join the scores of all batches in order, on the CPU, with one transfer at the end."""
     assert parts, "loading refuses a split without samples"
-
-    def join(name: str) -> Any:
-        values = [getattr(part, name) for part in parts]
-        return torch.cat(values).cpu() if isinstance(values[0], Tensor) else values[0]
-
-    return type(parts[0])(**{field.name: join(field.name) for field in fields(parts[0])})  # type: ignore[arg-type]
+    values = {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0].values}
+    return SampleScores(parts[0].metrics, values)
 
 
 SHIFT = 1  # pixels

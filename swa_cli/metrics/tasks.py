@@ -18,7 +18,8 @@ from torch import Tensor
 
 from swa_cli.errors import UserError
 from swa_cli.metrics import classification, metric, regression, segmentation, user_task
-from swa_cli.metrics.task import SampleScores, Subject, Task, UserTask
+from swa_cli.metrics.metric import SampleScores
+from swa_cli.metrics.task import Subject, Task, UserTask
 
 __all__ = ["TASKS", "SampleScores", "Subject", "Task", "UserTask", "find"]
 
@@ -54,9 +55,9 @@ def _with_auxiliary(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return total
 
 
-def _on_main_output(score: Callable[[Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """Return `score` applied to the main output."""
-    return lambda outputs, targets: score(main_and_auxiliary(outputs)[0], targets)
+def _on_main_output(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `function` applied to the main output."""
+    return lambda outputs, *args, **options: function(main_and_auxiliary(outputs)[0], *args, **options)
 
 
 def _check_training(outputs: Any, *, subject: Subject) -> None:
@@ -98,12 +99,12 @@ TASKS = {
     "segmentation": Task(
         metrics=metric.SEGMENTATION,
         loss=_with_auxiliary(segmentation.loss),
-        predict=segmentation.predict,
+        predict=_on_main_output(segmentation.predict),
         score_predictions=segmentation.score_predictions,
-        score_outputs=segmentation.score_outputs,
+        score_outputs=_on_main_output(segmentation.score_outputs),
         train_score=_on_main_output(segmentation.pixel_accuracy),
         weight=segmentation.weight,
-        check=segmentation.check,
+        check=_on_main_output(segmentation.check),
         check_training=_check_training,
         families=("segmentation",),
         target="mask",

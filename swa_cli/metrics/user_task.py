@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from swa_cli.errors import UserError
 from swa_cli.import_path import import_object
-from swa_cli.metrics.metric import Direction, MetricValue, TaskMetrics, user_task_metrics
+from swa_cli.metrics.metric import Direction, SampleScores, TaskMetrics, user_task_metrics
 from swa_cli.metrics.task import Subject, Task, UserTask, batch_to_args
 
 EXPECTED = (
@@ -24,30 +23,6 @@ EXPECTED = (
 )
 FORMS = "a name is classification, segmentation, regression or package.module:attribute"
 NUM_ARGUMENTS = {"loss": 2, "predict": 1, "metrics": 2}  # function -> positional arguments
-
-
-@dataclass(frozen=True)
-class SampleScores:
-    """The values that `metrics` returned for every sample: (N, M) float32, a column for each of M metrics."""
-
-    metrics: TaskMetrics
-    values: Tensor
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The keys of the metrics."""
-        return self.metrics.keys
-
-    def __len__(self) -> int:
-        return len(self.values)
-
-    def values_of(self, key: str) -> Tensor:
-        """Return the (N,) values of a metric."""
-        return self.values[:, self.keys.index(key)]
-
-    def metric(self, key: str) -> MetricValue:
-        """Return the mean of a metric, in float64."""
-        return self.metrics[key].compute(self)
 
 
 def find(name: str) -> Task:
@@ -122,7 +97,7 @@ def _directions(found: Any, *, name: str) -> dict[str, Direction]:
 
 
 def _sample_scores(found: Any, table: TaskMetrics, *, num_samples: int, name: str) -> SampleScores:
-    """Stack the tensors that `metrics` returned.
+    """Return the tensors that `metrics` returned, (B,) float32 each.
 
     Raises:
         UserError: Their names are not those of `scores`, or one has not one value per sample.
@@ -137,4 +112,4 @@ def _sample_scores(found: Any, table: TaskMetrics, *, num_samples: int, name: st
                 f"task: metrics of {name} returned {shape} as {key} of {num_samples} samples",
                 hint="return one value per sample, a tensor (B,)",
             )
-    return SampleScores(table, torch.stack([found[key].float() for key in table.keys], dim=1))
+    return SampleScores(table, {key: found[key].float() for key in table.keys})

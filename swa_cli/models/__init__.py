@@ -1,1 +1,1 @@
-"""Networks by name (`build_model.py`, `libraries.py`) and the zoo, one file per architecture."""
+"""Networks by name (`build_model.py`) and the zoo, one file per architecture."""

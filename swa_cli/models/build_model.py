@@ -1,6 +1,6 @@
 """Build a network from the name and the arguments in a recipe.
 
-A name is one of the zoo (`names()`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for the user's own
+A name is one of the zoo (`ZOO`), `torchvision:NAME`, `timm:NAME`, or `package.module:Attribute` for the user's own
 network. Networks of the zoo map images (B, C, H, W) to logits (B, K), to K numbers, or to logits of each pixel
 (B, K, H, W); `num_classes` and `in_channels` follow the dataset. Initial weights come from torch's global generator:
 seed it first. Of a library only names that it lists itself are built, with new weights, and no argument may load
@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -49,11 +50,6 @@ FORMS = "a name is one of the zoo, torchvision:NAME, timm:NAME or package.module
 LIBRARIES = ("torchvision", "timm")  # their networks are not code of the user's own
 
 
-def names() -> list[str]:
-    """Return the names of the zoo."""
-    return list(ZOO)
-
-
 def build(
     name: str,
     *,
@@ -72,7 +68,7 @@ def build(
         in_channels: C; None if the inputs are not images. Unless it is 3, a torchvision network gets a new first
             convolution.
         args: Other constructor arguments.
-        families: The kinds of torchvision networks to choose from: classification, segmentation, or both.
+        families: Families of torchvision networks to choose from: classification, segmentation, or both.
 
     Raises:
         UserError: The name or an argument is wrong. Errors inside the user's own constructor pass through.
@@ -95,13 +91,13 @@ def build(
     if not colon:
         return _from_zoo(name, args=args, filled=filled, families=families)
     if source == "timm":
-        return from_timm(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
-    return from_torchvision(attribute, args=args, num_classes=num_classes, in_channels=in_channels, families=families)
+        return _from_timm(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
+    return _from_torchvision(attribute, args=args, num_classes=num_classes, in_channels=in_channels, families=families)
 
 
 def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int], families: Sequence[str]) -> nn.Module:
     if name not in ZOO:
-        found = find_in_libraries(name, families=families)
+        found = _find_in_libraries(name, families=families)
         suggestion = f"did you mean {found}? " if found else did_you_mean(name, ZOO)
         raise UserError(
             f"model.name: unknown network {name!r}", hint=f"{suggestion}the zoo has {', '.join(ZOO)}; {FORMS}"
@@ -145,10 +141,8 @@ def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int
         raise UserError(f"model.name: {name} is not a class or function", hint="name one that returns a network")
     signature = inspect.signature(constructor)
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values())
-    arguments = {**args}
-    for key, value in filled.items():
-        if takes_all or key in signature.parameters:
-            arguments[key] = value
+    taken = {key: value for key, value in filled.items() if takes_all or key in signature.parameters}
+    arguments = {**args, **taken}
     if "num_outputs" in signature.parameters and "num_classes" in filled:
         arguments["num_outputs"] = filled["num_classes"]
     try:
@@ -178,14 +172,9 @@ ARGUMENT_ERRORS = (TypeError, ValueError, LookupError, AttributeError, Assertion
 MEMORY_WORDS = ("memory", "verflow")
 
 
-def from_torchvision(
+def _from_torchvision(
     name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int, families: Sequence[str]
 ) -> nn.Module:
-    """Build the network `torchvision:NAME`; see `build` for the arguments.
-
-    Raises:
-        UserError: These families have no such network, or it does not accept the arguments.
-    """
     from torchvision import models  # takes half a second, which the zoo does not need
 
     known = _torchvision_networks(families)
@@ -199,10 +188,8 @@ def from_torchvision(
     _refuse_pretrained(args, file=f"{name}.pth", make=f"import {home} as m; net = m.{name}(weights='DEFAULT')")
     fresh = {"weights_backbone": None} if known[name] == "segmentation" else {}
     args = {**TORCHVISION_DEFAULTS.get(name, {}), **fresh, **args}
-    try:
+    with _explaining_args(f"torchvision:{name}", see=f"{home}.{name}"):
         model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
-    except ARGUMENT_ERRORS as error:
-        raise _args_error(f"torchvision:{name}", error, see=f"{home}.{name}") from error
     if in_channels != 3:
         _fit_first_conv(model, in_channels=in_channels)
     return model
@@ -218,12 +205,7 @@ def _fit_first_conv(model: nn.Module, *, in_channels: int) -> None:
     conv.in_channels = in_channels
 
 
-def from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int) -> nn.Module:
-    """Build the network `timm:NAME`; see `build` for the arguments.
-
-    Raises:
-        UserError: timm is not installed or has no such network, or the network does not accept the arguments.
-    """
+def _from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int) -> nn.Module:
     try:
         import timm  # takes seconds, which the zoo does not need
     except ModuleNotFoundError as error:
@@ -239,24 +221,13 @@ def from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_channe
     _refuse_pretrained(
         args, file=f"{name}.pth", make=f"import timm; net = timm.create_model('{name}', pretrained=True)"
     )
-    try:
+    with _explaining_args(f"timm:{name}", see=f"timm.create_model({name!r})"):
         model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **args)
-    except ARGUMENT_ERRORS as error:
-        raise _args_error(f"timm:{name}", error, see=f"timm.create_model({name!r})") from error
     return model
 
 
 def _refuse_pretrained(args: Mapping[str, Any], *, file: str, make: str) -> None:
-    """Refuse arguments that load weights, with a hint that shows how to start from those weights.
-
-    Args:
-        args: The constructor arguments.
-        file: Where the hint saves the weights.
-        make: Python code that creates `net`, the pretrained network.
-
-    Raises:
-        UserError: There is such an argument.
-    """
+    """Refuse arguments that load weights; `make`, Python code that creates the pretrained `net`, is for the hint."""
     for key in args:
         if key in PRETRAINED or key.startswith("pretrained"):
             save = f"import torch; {make}; torch.save(net.state_dict(), '{file}')"
@@ -266,17 +237,21 @@ def _refuse_pretrained(args: Mapping[str, Any], *, file: str, make: str) -> None
             )
 
 
-def _args_error(name: str, error: Exception, *, see: str) -> Exception:
-    """Return the error to raise for one that a library's constructor raised."""
-    if isinstance(error, RuntimeError) and any(word in str(error) for word in MEMORY_WORDS):
-        return error
-    text = str(error).partition("\n")[0]
-    explains = isinstance(error, TypeError | ValueError | AssertionError | RuntimeError) and text
-    reason = text if explains else f"{type(error).__name__} {text}".rstrip()
-    return UserError(f"model.args: {name} refuses them: {reason}", hint=f"see the arguments of {see}")
+@contextmanager
+def _explaining_args(name: str, *, see: str) -> Iterator[None]:
+    """Turn what a library's constructor raises for arguments that it does not accept into a `UserError`."""
+    try:
+        yield
+    except ARGUMENT_ERRORS as error:
+        if isinstance(error, RuntimeError) and any(word in str(error) for word in MEMORY_WORDS):
+            raise
+        text = str(error).partition("\n")[0]
+        explains = isinstance(error, TypeError | ValueError | AssertionError | RuntimeError) and text
+        reason = text if explains else f"{type(error).__name__} {text}".rstrip()
+        raise UserError(f"model.args: {name} refuses them: {reason}", hint=f"see the arguments of {see}") from error
 
 
-def find_in_libraries(name: str, *, families: Sequence[str]) -> str | None:
+def _find_in_libraries(name: str, *, families: Sequence[str]) -> str | None:
     """Return a name without its library, such as resnet18, as a recipe has to spell it."""
     if found := _find_spelling(name, _torchvision_networks(families)):
         return f"torchvision:{found}"

@@ -17,8 +17,6 @@ class ConvNet(nn.Module):
     Args:
         width: Channels of the first convolution; the last has four times as many.
         dropout: Probability of dropping a feature before the last layer.
-        num_classes: K.
-        in_channels: C.
     """
 
     def __init__(self, *, width: int = 32, dropout: float = 0.0, num_classes: int, in_channels: int) -> None:

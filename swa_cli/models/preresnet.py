@@ -22,8 +22,6 @@ class PreResNet(nn.Module):
 
     Args:
         depth: Layers with weights: 6n+2 below 44 (20, 26, 32, 38), 9n+2 from 44 on (47, 56, 110, 164).
-        num_classes: K.
-        in_channels: C.
 
     Raises:
         UserError: No network of this family has that depth.

@@ -25,8 +25,6 @@ class SpeedNet(nn.Module):
 
     Args:
         width: Channels of the first group; the other two have four times as many.
-        num_classes: K.
-        in_channels: C.
     """
 
     def __init__(self, *, width: int = 64, num_classes: int, in_channels: int) -> None:

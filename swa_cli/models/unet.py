@@ -23,8 +23,6 @@ class UNet(nn.Module):
         depth: How often the image is halved, L; 4 in the paper.
         width: Channels of the first level, w; the lowest has 2^L as many. 64 in the paper.
         batchnorm: Whether a BatchNorm follows each 3x3 convolution; the paper has none.
-        num_classes: K.
-        in_channels: C.
     """
 
     def __init__(

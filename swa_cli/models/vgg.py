@@ -24,8 +24,6 @@ class VGG(nn.Module):
     Args:
         depth: 16 or 19, the layers with weights of the original network.
         batch_norm: Whether a BatchNorm follows each convolution.
-        num_classes: K.
-        in_channels: C.
     """
 
     def __init__(self, *, depth: int, batch_norm: bool, num_classes: int, in_channels: int) -> None:

@@ -24,8 +24,6 @@ class WideResNet(nn.Module):
         depth: Layers with weights, 6n+4: 10, 16, 22, 28, 40.
         width: How many times wider than a plain residual network the stages are.
         dropout: Probability of dropping an activation between the convolutions of a block.
-        num_classes: K.
-        in_channels: C.
 
     Raises:
         UserError: No network of this family has that depth.

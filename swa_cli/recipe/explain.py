@@ -120,8 +120,10 @@ def suggest(path: KeyPath) -> str:
     if word in MEANT:
         return f"did you mean `{MEANT[word]}`?"
     here = [candidate[-1] for candidate in fields() if candidate[:-1] == section]
-    if close := closest(word, here):
-        return f"did you mean `{'.'.join(map(str, (*path[:-1], close)))}`?"
+    old_names = [old for old, new in MEANT.items() if tuple(new.split(".")[:-1]) == section]
+    if close := closest(word, [*here, *old_names]):
+        meant = MEANT[close] if close in old_names else ".".join(map(str, (*path[:-1], close)))
+        return f"did you mean `{meant}`?"
     if close := closest(word, [candidate[-1] for candidate in fields() if candidate[-1:] != section[-1:]]):
         return _belongs(close, _owners(close))
     return _known_keys(section)
@@ -135,13 +137,8 @@ def closest(word: str, choices: Iterable[str]) -> str | None:
     return close[0] if close else None
 
 
-def field_at(path: KeyPath) -> FieldInfo | None:
-    """Return the field of the schema at a path; None for keys that the schema leaves open."""
-    return fields().get(_general(path))
-
-
 def is_leaf(key: str) -> bool:
-    """Return whether a dotted key is a field of the schema that is no section."""
+    """Return whether a dotted key is a field of the schema and not a section."""
     path = _general(tuple(key.split(".")))
     return path in fields() and not any(known[: len(path)] == path != known for known in fields())
 
@@ -162,9 +159,14 @@ def _walk(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[tup
     for name, info in model.model_fields.items():
         yield (*prefix, name), info
         named = (NAME,) if get_origin(info.annotation) is dict else ()
-        for inner in (info.annotation, *get_args(info.annotation)):
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                yield from _walk(inner, (*prefix, name, *named))
+        if (section := section_of(info.annotation)) is not None:
+            yield from _walk(section, (*prefix, name, *named))
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """Return the class of the sections that a field holds: one, an optional one, a list, or some by name."""
+    types = (annotation, *get_args(annotation))
+    return next((one for one in types if isinstance(one, type) and issubclass(one, BaseModel)), None)
 
 
 def _general(path: KeyPath) -> tuple[str, ...]:
@@ -207,12 +209,17 @@ def _required(path: KeyPath) -> list[KeyPath]:
     return [leaf for leaf, info in fields().items() if leaf[:-1] == path and info.is_required()] or [path]
 
 
+def _description(path: KeyPath) -> str:
+    """Return the description of a key; empty for keys that the schema leaves open."""
+    info = fields().get(_general(path))
+    return (info.description if info else None) or ""
+
+
 def _missing(path: KeyPath) -> tuple[str, str]:
     """Return message and hint for a key that has to be there."""
-    info = field_at(path)
     section = f"to the section `{label(path[:-1])}`" if len(path) > 1 else "at the top"
-    meaning = f" ({info.description})" if info is not None and info.description else ""
-    return "is missing", f"add `{path[-1]}:` {section}{meaning}"
+    meaning = _description(path)
+    return "is missing", f"add `{path[-1]}:` {section}" + (f" ({meaning})" if meaning else "")
 
 
 def _as_written(values: Any, path: KeyPath, *, otherwise: Any) -> Any:
@@ -227,8 +234,7 @@ def _as_written(values: Any, path: KeyPath, *, otherwise: Any) -> Any:
 
 def _about_value(kind: str, *, path: KeyPath, value: Any, context: Mapping[str, Any]) -> tuple[str, str]:
     """Return message and hint for a value that its field refuses."""
-    info = field_at(path)
-    meaning = info.description if info is not None and info.description else "correct the value"
+    meaning = _description(path) or "correct the value"
     if kind == "value_error":
         return _split(str(context["error"]), meaning)
     if kind in ("model_type", "dict_type"):
@@ -253,20 +259,16 @@ def _about_choice(value: Any, *, choices: Sequence[str], meaning: str) -> tuple[
         word = scalars.written(value)
     except ValueError as error:
         return _split(str(error), meaning)
-    close = closest(word, choices)
-    message = f"{scalars.shown(value)} is not one of {', '.join(choices)}"
     if len(choices) == 1:
         return f"{scalars.shown(value)} is not {choices[0]}, the only choice", f"write {choices[0]}"
+    close, message = closest(word, choices), f"{scalars.shown(value)} is not one of {', '.join(choices)}"
     return message, f"did you mean `{close}`?" if close else f"choose one of them ({meaning})"
 
 
 def _about_section(path: KeyPath, value: Any) -> tuple[str, str]:
     name = label(path)
     if not path:
-        return (
-            "the recipe is not a section with keys",
-            "write `key: value` lines, such as `model: {name: ...}`",
-        )
+        return "the recipe is not a section with keys", "write `key: value` lines, such as `model: {name: ...}`"
     if scalars.is_null(value):
         required = [str(leaf[-1]) for leaf in _required(path) if leaf != path]
         otherwise = f", at least {', '.join(required)}" if required else ", or leave the section out"
@@ -274,7 +276,7 @@ def _about_section(path: KeyPath, value: Any) -> tuple[str, str]:
     message = f"{scalars.shown(value)} is a value, but `{name}` is a section"
     if isinstance(value, (list, tuple)):
         message = f"a list is given, but `{name}` is a section"
-    elif field_at((*path, "name")) is not None:
+    elif _general((*path, "name")) in fields():
         return message, f"write `{path[-1]}: {{name: {scalars.shown(value).strip('`')}}}`"
     return message, "indent its keys below it, or write them in braces, {key: value}"
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from swa_cli.errors import Problem
-from swa_cli.recipe.learning_rate import cyclic_names, minima, point_of
-from swa_cli.recipe.schema import Average, Recipe
+from swa_cli.recipe.learning_rate import chart, point_of
+from swa_cli.recipe.schedules import SCHEDULES
+from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.values import Duration
 
 ONE_EPOCH = Duration(Fraction(1), "ep")
@@ -46,16 +47,12 @@ class StepClock:
 
 def average_series(recipe: Recipe) -> list[Series]:
     """Return a series for each average of `recipe.all_averages`, in their order."""
-    return [
-        Series("swa" if name == "swa" else f"averages.{name}", *_start_and_every(average))
-        for name, average in recipe.all_averages.items()
-    ]
-
-
-def _start_and_every(average: Average) -> tuple[Duration, Duration]:
-    assert average.start is not None, "the schema fills it in"
-    assert average.every is not None, "the schema fills it in"
-    return average.start, average.every
+    found = []
+    for name, average in recipe.all_averages.items():
+        assert average.start is not None, "the schema fills it in"
+        assert average.every is not None, "the schema fills it in"
+        found.append(Series("swa" if name == "swa" else f"averages.{name}", average.start, average.every))
+    return found
 
 
 def snapshot_series(recipe: Recipe) -> list[Series]:
@@ -96,7 +93,7 @@ def series_problems(recipe: Recipe, series: Series, *, clock: StepClock, cycles_
 
 def _start_problems(recipe: Recipe, series: Series, *, clock: StepClock, cycles_known: bool) -> list[Problem]:
     key = f"{series.key}.start"
-    if series.start.unit == "cycle" and recipe.schedule.name not in cyclic_names():
+    if series.start.unit == "cycle" and SCHEDULES[recipe.schedule.name].cycles is None:
         return [_no_cycles(key, series.start, recipe)]
     if series.start.unit == "cycle" and not cycles_known:
         return []
@@ -112,7 +109,7 @@ def _every_problems(recipe: Recipe, series: Series) -> list[Problem]:
     key = f"{series.key}.every"
     if series.every.value == 0:
         return [Problem(key, f"{series.every} is not an interval", "write 1ep")]
-    if series.every.unit == "cycle" and recipe.schedule.name not in cyclic_names():
+    if series.every.unit == "cycle" and SCHEDULES[recipe.schedule.name].cycles is None:
         return [_no_cycles(key, series.every, recipe)]
     if series.every.unit == "cycle" and recipe.swa and recipe.swa.lr is not None:
         message = "there are no cycles from swa.start on, where the rate is swa.lr"
@@ -134,7 +131,8 @@ def _reach_problems(recipe: Recipe, series: Series, *, clock: StepClock) -> list
 
 def _no_cycles(key: str, duration: Duration, recipe: Recipe) -> Problem:
     message = f"{duration} needs a schedule with cycles, and {recipe.schedule.name} has none"
-    return Problem(key, message, f"write it in %, ep or step, or set schedule.name to {' or '.join(cyclic_names())}")
+    cyclic = " or ".join(name for name, kind in SCHEDULES.items() if kind.cycles is not None)
+    return Problem(key, message, f"write it in %, ep or step, or set schedule.name to {cyclic}")
 
 
 def _nothing(series: Series) -> str:
@@ -146,7 +144,7 @@ def _hint_to_end_at_minimum(recipe: Recipe, clock: StepClock) -> str:
     now = recipe.train.epochs
     for epochs in sorted(range(1, 2 * now + 9), key=lambda number: (abs(number - now), -number)):
         train = recipe.train.model_copy(update={"epochs": epochs})
-        lows = minima(recipe.model_copy(update={"train": train}), steps_per_epoch=clock.steps_per_epoch)
-        if epochs * clock.steps_per_epoch in lows:
+        course = chart(recipe.model_copy(update={"train": train}), steps_per_epoch=clock.steps_per_epoch)
+        if course.total in course.minima:
             return f"set train.epochs to {epochs}"
     return "write an interval such as 1ep"

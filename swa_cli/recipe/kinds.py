@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from swa_cli.errors import Problem
-from swa_cli.recipe.values import Count, Duration, DurationField, Flag, Key, Number, Whole, count_text
+from swa_cli.recipe.values import Count, Duration, DurationField, Flag, Key, Number, Whole, count_text, owners_of_keys
 
 Settings = Mapping[str, Any]  # the own keys of an average; those that the recipe leaves out have their defaults
 Exact = Callable[[Duration], Fraction]  # the steps of a length, before rounding
@@ -28,8 +28,11 @@ class Exclusion:
 
     key: str
     replaces: str
-    applies: Callable[[object], bool]  # to the value of `key`, which may be as it is written
     problem: Problem  # if both are written
+
+    def applies(self, values: Mapping[str, object]) -> bool:
+        """Return whether `key` is given, and is not false; its value may be as it is written."""
+        return str(values.get(self.key)).lower() not in ("none", "false")
 
 
 @dataclass(frozen=True)
@@ -39,20 +42,15 @@ class Kind:
     summary: str
     start: str  # default of the key `start`
     every: str  # default of the key `every`
-    fields: Mapping[str, Key]
+    keys: Mapping[str, Key]  # of this kind alone
     exclusions: tuple[Exclusion, ...]
     problems: Callable[[Settings, Duration, Exact], list[Problem]]  # in the values and `every`; keys are relative
-    resolve: Callable[[Settings, Duration, Exact], Settings]  # the settings of `WeightAverage`, with `every`
+    resolve: Callable[[Settings, Duration, Exact], Settings]  # the plain values that a checkpoint holds, with `every`
     few: int  # a plan warns of fewer weight sets
     warnings: Callable[[AveragePlan], list[str]]  # about the number of weight sets; the average's name goes before them
     text: Callable[[AveragePlan], str]
     memory: Callable[[AveragePlan], str]  # what it depends on beside the weights; empty for the size of one weight set
     share: Callable[[int, Settings], float] | None  # weight of the n-th weight set, from 1; None: WeightAverage has it
-
-    @property
-    def keys(self) -> Mapping[str, Any]:
-        """Return the keys of this kind alone, with their defaults."""
-        return {name: key.default for name, key in self.fields.items()}
 
 
 @dataclass(frozen=True)
@@ -82,25 +80,17 @@ def arguments(name: str, settings: Settings) -> dict[str, Any]:
     share = KINDS[name].share
     if share is None:
         return {"kind": name, **settings}
-    return {"kind": name, "share": lambda n: share(n, settings)}
-
-
-def owners(key: str) -> dict[str, Key]:
-    """Return the kinds that take a key, with what it means there."""
-    return {name: kind.fields[key] for name, kind in KINDS.items() if key in kind.fields}
-
-
-def own_keys() -> list[str]:
-    """Return every key that belongs to some kinds alone."""
-    return list(dict.fromkeys(key for kind in KINDS.values() for key in kind.fields))
+    for key, value in settings.items():
+        assert isinstance(value, str | int | float | None), f"kind {name}: resolve has to return plain values: {key}"
+    return {"kind": name, "share": lambda n: share(n, settings), "share_settings": dict(settings) or None}
 
 
 def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a section with the defaults of its kind."""
     kind = KINDS.get(str(values.get("kind")), KINDS["mean"])
-    defaults = {"start": kind.start, "every": kind.every, **kind.keys}
+    defaults = {"start": kind.start, "every": kind.every, **{name: key.default for name, key in kind.keys.items()}}
     for exclusion in kind.exclusions:
-        if exclusion.applies(values.get(exclusion.key)):
+        if exclusion.applies(values):
             del defaults[exclusion.replaces]
     return {key: value for key, value in defaults.items() if value is not None} | dict(values)
 
@@ -108,20 +98,19 @@ def with_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
 def misplaced(values: Mapping[str, object]) -> list[Problem]:
     """Return a problem for each key that this kind does not take, or not beside another key.
 
-    Args:
-        values: The section, whose values may be as they are written. The keys of the problems are relative to it.
+    The values may be as they are written; the keys of the problems are relative to the section.
     """
     name = str(values.get("kind"))
     if name not in KINDS:
         return []
     kind, given = KINDS[name], {key for key, value in values.items() if value is not None}
     found = []
-    for key in own_keys():
-        if key in given and key not in kind.fields:
-            hint = f"`{key}` goes with {' or '.join(f'`kind: {owner}`' for owner in owners(key))}"
+    for key, owners in owners_of_keys(KINDS).items():
+        if key in given and key not in kind.keys:
+            hint = f"`{key}` goes with {' or '.join(f'`kind: {owner}`' for owner in owners)}"
             found.append(Problem(key, f"an average of kind {name} has no such key", hint))
     for exclusion in kind.exclusions:
-        if exclusion.replaces in given and exclusion.applies(values.get(exclusion.key)):
+        if exclusion.replaces in given and exclusion.applies(values):
             found.append(exclusion.problem)
     return found
 
@@ -142,20 +131,12 @@ def _one_weight_set(plan: AveragePlan) -> str:
     return ""
 
 
-def _is_given(value: object) -> bool:
-    return value is not None
-
-
-def _is_true(value: object) -> bool:
-    return str(value).lower() == "true"
-
-
 def _mean_text(plan: AveragePlan) -> str:
     return count_text(plan.count, "weight")
 
 
 def _ema_problems(values: Settings, every: Duration, exact: Exact) -> list[Problem]:
-    """Return the mistake in a half-life that stands for no decay."""
+    """Return the mistake in a half-life that cannot be turned into a decay."""
     half_life = values["half_life"]
     if half_life is None:
         return []
@@ -164,7 +145,7 @@ def _ema_problems(values: Settings, every: Duration, exact: Exact) -> list[Probl
     if half_life.value == 0:
         return [Problem("half_life", f"{half_life} is too short", "write a longer one, such as 1ep")]
     if every.unit == "cycle":
-        message = f"{half_life} is no number of updates, which come every {every}"
+        message = f"{half_life} is not a number of updates, which come every {every}"
         return [Problem("half_life", message, "write decay, or an interval in %, ep or step")]
     if _ema_decay(values, every, exact) == 1:
         message = f"{half_life} is so long that nothing would ever be forgotten"
@@ -235,7 +216,7 @@ KINDS: Mapping[str, Kind] = {
         summary="mean of all weight sets",
         start="75%",
         every="1ep",
-        fields={},
+        keys={},
         exclusions=(),
         problems=_no_problems,
         resolve=_as_given,
@@ -249,7 +230,7 @@ KINDS: Mapping[str, Kind] = {
         summary="exponential moving average",
         start="0ep",
         every="1step",
-        fields={
+        keys={
             "decay": Key(Annotated[Number, Field(gt=0, lt=1)], 0.999, "weight of the past"),
             "half_life": Key(DurationField, None, "in place of decay, the time after which a weight set counts half"),
             "warmup": Key(Flag, False, "decay of update n at most (1 + n) / (10 + n)"),
@@ -259,7 +240,6 @@ KINDS: Mapping[str, Kind] = {
             Exclusion(
                 key="half_life",
                 replaces="decay",
-                applies=_is_given,
                 problem=Problem("half_life", "half_life and decay are mutually exclusive", "write one of the two"),
             ),
         ),
@@ -275,7 +255,7 @@ KINDS: Mapping[str, Kind] = {
         summary="mean of the last weight sets",
         start="75%",
         every="1ep",
-        fields={"window": Key(Count, 5, "number of weight sets")},
+        keys={"window": Key(Count, 5, "number of weight sets")},
         exclusions=(),
         problems=_no_problems,
         resolve=_as_given,
@@ -289,7 +269,7 @@ KINDS: Mapping[str, Kind] = {
         summary="mean with a Gaussian around it",
         start="75%",
         every="1ep",
-        fields={
+        keys={
             "rank": Key(Annotated[Whole, Field(ge=2)], 20, "number of deviations from the mean that are kept"),
             "diagonal": Key(Flag, False, "variances alone, no deviations"),
         },
@@ -297,7 +277,6 @@ KINDS: Mapping[str, Kind] = {
             Exclusion(
                 key="diagonal",
                 replaces="rank",
-                applies=_is_true,
                 problem=Problem(
                     "rank", "a diagonal swag keeps no deviations", "leave `rank` out, or write `diagonal: false`"
                 ),

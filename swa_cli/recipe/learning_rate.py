@@ -51,20 +51,10 @@ def learning_rate(recipe: Recipe, *, steps_per_epoch: int) -> Curve:
     return with_constant_phase
 
 
-def minima(recipe: Recipe, *, steps_per_epoch: int) -> tuple[int, ...]:
-    """Return the points at which a cycle is at its minimum; none if the schedule has no cycles."""
-    return chart(recipe, steps_per_epoch=steps_per_epoch).minima
-
-
 def bounds(recipe: Recipe) -> tuple[float, float]:
     """Return the lowest and the highest rate of the schedule, without swa.lr."""
     schedule = recipe.schedule
     return SCHEDULES[schedule.name].bounds(schedule.settings, recipe.optimizer.lr, _final_lr(recipe))
-
-
-def cyclic_names() -> list[str]:
-    """Return the names of the schedules that have cycles."""
-    return [name for name, kind in SCHEDULES.items() if kind.cycles is not None]
 
 
 def chart(recipe: Recipe, *, steps_per_epoch: int) -> ResolvedSchedule:
@@ -83,9 +73,10 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> ResolvedSchedule:
     start = point_of(swa.start, exact=exact, low_points=low_points, total=total) if swa else Fraction(total)
     holds = swa is not None and swa.lr is not None
     anneal = round_half_up(exact(swa.anneal)) if swa else 0
+    anneal_begin = round_half_up(start) - (anneal if anneal <= start else 0)
     end = start if _ends_at_start(recipe) else Fraction(total)
     drops = kind.drops(settings, exact)
-    limit = _warmup_limit(end=end, drops=drops, shape_end=round_half_up(start) - anneal if holds else total)
+    limit = min(round_half_up(end), anneal_begin if holds else total, *drops)
     warmup = explicit_warmup
     if schedule.warmup is None and kind.has_default_warmup:
         warmup = steps_per_epoch if steps_per_epoch < limit else max(0, limit // 10)
@@ -98,6 +89,7 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> ResolvedSchedule:
         lr=recipe.optimizer.lr,
         start=start,
         warmup=warmup,
+        warmup_limit=limit,
         anneal=anneal,
         end=end,
         final_lr=_final_lr(recipe),
@@ -153,14 +145,10 @@ def cycle_problems(lengths: Iterable[tuple[str, Duration]]) -> list[Problem]:
 def _fit_problems(recipe: Recipe, course: ResolvedSchedule) -> list[Problem]:
     """Return a problem for each length that does not fit into the run."""
     schedule, swa, problems = recipe.schedule, recipe.swa, []
-    start = round_half_up(course.start)
-    holds = swa is not None and swa.lr is not None
-    anneal_fits = course.anneal <= start
-    if swa is not None and not anneal_fits:
+    start, limit = round_half_up(course.start), course.warmup_limit
+    if swa is not None and course.anneal > start:
         message = f"{swa.anneal} is longer than the run up to swa.start, {course.epoch(start)} epochs"
         problems.append(Problem("swa.anneal", message, f"write at most {start}step"))
-    shape_end = start - (course.anneal if anneal_fits else 0) if holds else course.total
-    limit = _warmup_limit(end=course.end, drops=course.drops, shape_end=shape_end)
     if course.warmup and course.warmup >= limit:
         message = f"{schedule.warmup} is too long: the rate must be reached before epoch {course.epoch(limit)}"
         hint = f"write a shorter one, such as {limit // 10}step"
@@ -193,8 +181,3 @@ def _final_lr(recipe: Recipe) -> float:
     if kind.leads_to_swa_lr and swa_lr is not None:
         return swa_lr
     return kind.final_lr * recipe.optimizer.lr
-
-
-def _warmup_limit(*, end: Fraction, drops: Sequence[int], shape_end: int) -> int:
-    """Return the step before which a warmup has to end: the first drop, the decay's end or the anneal."""
-    return min(round_half_up(end), shape_end, *drops)

@@ -1,41 +1,35 @@
 """Load a recipe from YAML and KEY=VALUE words, or raise every problem with its place.
 
-One idea: YAML is parsed as a tree of sections, lists and texts, without aliases, tags or guesses at types. Each text
-goes to the schema as it is written, and each key keeps its place.
+One idea: each text of the tree that `yaml_document` reads goes to the schema as it is written, and each key keeps its
+place. A file that is not a recipe (a folder, a checkpoint) is refused before it is parsed.
 """
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
-import re
+import os
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from swa_cli.errors import Place, Problem, RecipeError
+from swa_cli.errors import Place, Problem, RecipeError, UserError
 from swa_cli.recipe import explain, scalars, yaml_document
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.yaml_document import (
     COMMAND_LINE,
-    MAX_DEPTH,
-    MAX_NODES,
     KeyPath,
-    Spot,
     Tree,
     copied,
-    file_text,
     in_order,
-    label,
-    recipe_path,
 )
 
-LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
-
-NO_CHARACTER = ("a text has a `\\u` or `\\U` escape of no character", "correct it, or use single quotes")
+MAX_BYTES = 1 << 20
+SHIPPED = Path(__file__).parent / "shipped"  # the folder `recipes` of the repository; installed, its files
 
 
 @dataclass(frozen=True)
@@ -76,21 +70,18 @@ class Loaded:
 
 
 def load(path: Path | str, overrides: Sequence[str] = (), *, allowed: Sequence[str] | None = None) -> Loaded:
-    """Read a recipe.
+    """Read a YAML file, or a recipe that comes with swa, such as `digits`.
 
-    Args:
-        path: The YAML file, or the name of a recipe that comes with swa, such as `digits`.
-        overrides: Words such as `optimizer.lr=0.2`, or `swa=null` to remove a section; later ones win. Below `args`
-            null is a value.
-        allowed: Patterns of the keys that may be changed, such as `dataset.*`; all of them if left out.
+    `overrides` are words such as `optimizer.lr=0.2`, or `swa=null` to remove a section; later ones win. Below `args`
+    null is a value. `allowed` are patterns of the keys that may be changed, such as `dataset.*`; None: all.
 
     Raises:
         RecipeError: Every problem of the recipe.
         UserError: The file is missing, cannot be read or is not text.
     """
-    path = recipe_path(path)
+    path = _recipe_path(path)
     source = str(path)
-    return _checked(_read_yaml(file_text(path), source=source), overrides, allowed=allowed)
+    return _checked(_read_yaml(_file_text(path), source=source), overrides, allowed=allowed)
 
 
 def from_values(
@@ -100,13 +91,9 @@ def from_values(
     source: str,
     allowed: Sequence[str] | None = None,
 ) -> Loaded:
-    """Return the recipe that a checkpoint holds.
+    """Return the recipe that the checkpoint `source` holds, as `Recipe.model_dump(mode="json")` returned it.
 
-    Args:
-        values: The result of `Recipe.model_dump(mode="json")`.
-        overrides: Words such as `dataset.root=/data`; later ones win.
-        source: Path of the checkpoint.
-        allowed: Patterns of the keys that may be changed, such as `dataset.*`; all of them if left out.
+    `overrides` and `allowed` as in `load`.
 
     Raises:
         RecipeError: Every problem of the recipe.
@@ -120,6 +107,11 @@ def from_values(
     return _checked(tree, overrides, allowed=allowed)
 
 
+def shipped_names() -> list[str]:
+    """Return the names of the recipes that come with swa."""
+    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml"))
+
+
 def is_among(word: str, patterns: Sequence[str]) -> bool:
     """Return whether the key of KEY=VALUE matches one of the patterns, such as `dataset.*`."""
     key = word.partition("=")[0].strip()
@@ -127,13 +119,7 @@ def is_among(word: str, patterns: Sequence[str]) -> bool:
 
 
 def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> list[tuple[str, object, object]]:
-    """Return dotted key, value before and value now of every difference.
-
-    Args:
-        before: The first recipe.
-        now: The second recipe.
-        ignored: Patterns of keys that may differ.
-    """
+    """Return dotted key, value before and value now of every difference; `ignored` are patterns of keys."""
     first, second = (dict(_leaves(recipe.model_dump(mode="json", exclude_none=True))) for recipe in (before, now))
     pairs = [(key, first.get(key, "left out"), second.get(key, "left out")) for key in dict.fromkeys([*first, *second])]
     return [
@@ -153,8 +139,59 @@ def _leaves(values: Mapping[str, Any], *, above: str = "") -> Iterator[tuple[str
 
 def dump(recipe: Recipe) -> str:
     """Return YAML text that loads as the same recipe; keys without a value are left out."""
-    values = recipe.model_dump(exclude_none=True)
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml_document.dump(recipe.model_dump(exclude_none=True))
+
+
+def _recipe_path(word: Path | str) -> Path | str:
+    """Return the file of a shipped recipe if a word is its name and no such file exists; else the word."""
+    name = str(word)
+    return SHIPPED / f"{name}.yaml" if name in shipped_names() and not os.path.isfile(name) else word
+
+
+def _file_text(path: Path | str) -> str:
+    """Return the text of a recipe file.
+
+    Raises:
+        UserError: The file is missing, cannot be read, is larger than `MAX_BYTES` or is not text.
+    """
+    hint = "name a recipe, a YAML file"
+    if not scalars.is_utf8(str(Path(path).absolute())):  # a run records where its recipe lay
+        raise UserError(f"{path}: its path has bytes that are not UTF-8", hint="rename the file or its folder")
+    try:
+        # O_NONBLOCK: opening a pipe without a writer would wait forever.
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise UserError(f"{path}: is no regular file", hint=hint)
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no such file", hint=_similar_recipe(Path(path)) or hint) from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path}: is a folder", hint=f"{hint} in it") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{path}: cannot be read ({reason})", hint=hint) from error
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path}: is larger than any recipe ({MAX_BYTES >> 20} MiB)", hint=hint)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}: is not text in UTF-8 (line {line})", hint=f"{hint} in UTF-8") from error
+    if "\0" in text:
+        raise UserError(f"{path}: is not a text file", hint=hint)
+    return text
+
+
+def _similar_recipe(path: Path) -> str | None:
+    """Return a hint at a recipe in the same folder, or at a shipped one, with a similar name."""
+    try:
+        names = [item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml")]
+    except (OSError, ValueError):
+        names = []
+    if close := difflib.get_close_matches(path.name, names, n=1):
+        return f"did you mean {path.parent / close[0]}?"
+    close = difflib.get_close_matches(path.stem, shipped_names(), n=1)
+    return f"did you mean {close[0]}, which comes with swa?" if close else None
 
 
 def _checked(tree: Tree, overrides: Sequence[str], *, allowed: Sequence[str] | None = None) -> Loaded:
@@ -190,9 +227,10 @@ def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterat
     elif text[:1] not in ("[", "{", '"', "'"):
         yield from tree.put(key, scalars.Plain(text), place)
     else:
-        reader = _Reader(text, source=tree.source)
+        problems: Sequence[Problem]
         try:
-            value, problems = reader.document(), reader.tree.problems
+            value, read = yaml_document.read(text, source=tree.source)
+            problems = read.problems
         except RecipeError as error:
             hint = f"put the word in quotes for the shell, such as '{key}=[a, b]'"
             value, problems = None, [replace(problem, hint=hint) for problem in error.problems]
@@ -202,177 +240,10 @@ def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterat
 
 def _read_yaml(text: str, *, source: str) -> Tree:
     """Return the tree of a recipe file, with its problems as YAML."""
-    reader = _Reader(text, source=source)
-    root = reader.document()
+    root, tree = yaml_document.read(text, source=source)
     if isinstance(root, dict):
-        reader.tree.values.update(root)
-        return reader.tree
+        tree.values.update(root)
+        return tree
     message = "the recipe is empty" if scalars.is_null(root) else "the recipe has no keys"
     hint = "write at least model.name, dataset.name, optimizer.lr and train.epochs"
-    raise in_order([*reader.tree.problems, Problem("", message, hint, Place(source))], source=source)
-
-
-class _Reader:
-    """Builds a tree from the events of PyYAML's parser; nothing is expanded or guessed."""
-
-    def __init__(self, text: str, *, source: str) -> None:
-        self.tree = Tree(source)
-        self._text = text
-        self._lines = LINE_BREAK.split(text)
-        self._events = yaml.parse(text, Loader=yaml.SafeLoader)
-        self._end = yaml.Mark("", 0, 0, 0, None, None)  # of the last event
-        self._num_nodes = 0
-
-    def document(self) -> object:
-        """Return the value of the text, which must be a single document; `tree` collects problems.
-
-        Raises:
-            RecipeError: The text is not YAML.
-        """
-        self._next()  # the stream begins
-        if isinstance(self._next(), yaml.StreamEndEvent):
-            return scalars.Plain("")
-        root = self._node(self._next(), (), depth=0)
-        self._next()  # the document ends
-        event = self._next()
-        if not isinstance(event, yaml.StreamEndEvent):
-            place = self._place(event.start_mark, event.end_mark)
-            self._complain((), "a second document begins here", "keep one recipe in a file", place)
-        return root
-
-    def _next(self) -> yaml.Event:
-        try:
-            event = next(self._events)
-        except yaml.MarkedYAMLError as error:
-            mark = error.problem_mark or error.context_mark
-            if yaml_document.is_left_open(error.problem or "", context=error.context or ""):
-                mark = error.context_mark or mark
-            said = yaml_document.meaning(error.problem or "", context=error.context or "")
-            place = self._place(mark, mark)
-        except yaml.reader.ReaderError as error:
-            *before, last = LINE_BREAK.split(self._text[: error.position])
-            said = yaml_document.meaning(error.reason)
-            place = Place(self.tree.source, len(before) + 1, len(last) + 1, 1, self._lines[len(before)])
-        except (ValueError, OverflowError):  # of chr(), for an escape such as "\UFFFFFFFF"
-            said = NO_CHARACTER
-            place = Place(self.tree.source)
-        else:
-            self._end = event.end_mark
-            if not isinstance(event, yaml.ScalarEvent) or scalars.is_utf8(event.value):
-                return event
-            said, place = NO_CHARACTER, self._place(event.start_mark, event.end_mark)
-        raise self._fatal(*said, place)
-
-    def _node(self, event: yaml.Event, path: KeyPath, *, depth: int) -> Any:
-        """Return the value that begins with this event: a section, a list or text."""
-        self._num_nodes += 1
-        if depth > MAX_DEPTH or self._num_nodes > MAX_NODES:
-            reason = "is nested too deeply" if depth > MAX_DEPTH else "is longer than any recipe"
-            place = self._place(event.start_mark, event.end_mark)
-            raise self._fatal(f"the recipe {reason}", "give the file of a recipe", place)
-        self._refuse_names_and_types(event, path)
-        if isinstance(event, yaml.MappingStartEvent):
-            return self._section(path, depth=depth)
-        if isinstance(event, yaml.SequenceStartEvent):
-            return self._list(path, depth=depth)
-        if isinstance(event, yaml.ScalarEvent):
-            return str(event.value) if event.style else scalars.Plain(event.value)
-        return scalars.Plain("")  # an alias
-
-    def _section(self, path: KeyPath, *, depth: int) -> dict[str, Any]:
-        section: dict[str, Any] = {}
-        lines: dict[str, int] = {}
-        while not isinstance(event := self._next(), yaml.MappingEndEvent):
-            place = self._place(event.start_mark, event.end_mark)
-            key = self._key(event, path, place, depth=depth)
-            if key in lines:
-                hint = "keep one of the two"
-                self._complain((*path, key), f"duplicate key, it is already in line {lines[key]}", hint, place)
-                key = None
-            below = (*path, -1 if key is None else key)  # -1: the value is parsed and discarded
-            value = self._value(self._next(), below, depth=depth, key_place=place)
-            if key is not None:
-                section[key], lines[key] = value, place.line
-        return section
-
-    def _list(self, path: KeyPath, *, depth: int) -> list[Any]:
-        items: list[Any] = []
-        while not isinstance(event := self._next(), yaml.SequenceEndEvent):
-            items.append(self._value(event, (*path, len(items)), depth=depth))
-        return items
-
-    def _value(self, event: yaml.Event, path: KeyPath, *, depth: int, key_place: Place | None = None) -> Any:
-        """Return the value at a path and keep its place; an empty value has the place of its key."""
-        value = self._node(event, path, depth=depth + 1)
-        place = self._place(event.start_mark, self._end)
-        if value == "" and isinstance(value, scalars.Plain):
-            place = key_place or place
-        self.tree.spots[path] = Spot(key_place or place, place)
-        return value
-
-    def _key(self, event: yaml.Event, path: KeyPath, place: Place, *, depth: int) -> str | None:
-        """Return the text of a key; None, and a problem, if it is not text."""
-        if not isinstance(event, yaml.ScalarEvent):
-            self._node(event, (*path, -1), depth=depth + 1)
-            self._complain(path, "a key is not text", "write `key: value`", place)
-            return None
-        self._refuse_names_and_types(event, path)
-        key = str(event.value)
-        if event.style:
-            return key
-        if key == "<<":
-            self.tree.opaque.add(path)
-            self._complain(path, "merge keys (`<<`) are not read", "write the keys out", place)
-            return None
-        if not scalars.is_text(key):
-            message = f"the key {scalars.shown(key)} is not text" if key else "a key is missing before the `:`"
-            self._complain(path, message, f'write "{key}" in quotes' if key else "write `key: value`", place)
-            return None
-        return key
-
-    def _refuse_names_and_types(self, event: yaml.Event, path: KeyPath) -> None:
-        if isinstance(event, yaml.AliasEvent):
-            words = f"aliases (`*{event.anchor}`) are not read", "write the value out"
-        elif event.anchor is not None:
-            words = (
-                f"anchors (`&{event.anchor}`) are not read",
-                "remove it, and write the values out where needed",
-            )
-        elif event.tag is not None:
-            words = f"types (`{event.tag}`) are not read", "remove it: each key knows its type"
-        else:
-            return
-        if event.anchor is None or isinstance(event, yaml.AliasEvent):
-            self.tree.opaque.add(path)
-        self._complain(path, *words, self._place(event.start_mark, event.end_mark))
-
-    def _complain(self, path: KeyPath, message: str, hint: str, place: Place) -> None:
-        self.tree.problems.append(Problem(label(path), message, hint, place))
-
-    def _fatal(self, message: str, hint: str, place: Place) -> RecipeError:
-        self._complain((), message, hint, place)
-        return in_order(self.tree.problems, source=self.tree.source)
-
-    def _place(self, start: yaml.Mark, end: yaml.Mark) -> Place:
-        """Return the place from one mark to the other, or to the end of the first line."""
-        text = self._lines[start.line] if start.line < len(self._lines) else ""
-        last = end.column if end.line == start.line else len(text.rstrip())
-        return Place(self.tree.source, start.line + 1, start.column + 1, max(last - start.column, 1), text)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Writes text so that `scalars` parses it as text again, and lists in one line."""
-
-    def ignore_aliases(self, data: object) -> bool:
-        return True
-
-    def represent_text(self, text: str) -> yaml.ScalarNode:
-        style = None if scalars.is_text(text) and text.isprintable() else '"'
-        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
-
-    def represent_list(self, items: list[object]) -> yaml.SequenceNode:
-        return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-
-
-_Dumper.add_representer(str, _Dumper.represent_text)
-_Dumper.add_representer(list, _Dumper.represent_list)
+    raise in_order([*tree.problems, Problem("", message, hint, Place(source))], source=source)

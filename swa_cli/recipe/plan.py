@@ -18,9 +18,7 @@ from swa_cli.recipe.kinds import KINDS, AveragePlan
 from swa_cli.recipe.learning_rate import (
     chart,
     cycle_problems,
-    cyclic_names,
     learning_rate,
-    minima,
     point_of,
     schedule_problems,
 )
@@ -34,10 +32,8 @@ from swa_cli.recipe.values import Duration, TimeSpan, count_text, length_text, r
 def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[Problem]:
     """Return every problem between keys that does not depend on the size of the data.
 
-    Args:
-        recipe: The recipe to check.
-        columns: Columns of metrics.csv with scores, which train.early_stopping may watch. None: the columns of
-            classification, and no check for another task.
+    `columns` of metrics.csv are scores, which train.early_stopping may watch. None: the columns of classification, and
+    no check for another task.
     """
     found = _interval_problems(recipe) + _stop_problems(recipe, columns) + _init_problems(recipe)
     return found + _task_problems(recipe) + _augment_problems(recipe) + _compile_problems(recipe)
@@ -139,19 +135,14 @@ MAX_STEPS = 10**8  # each point of a run is kept in memory
 
 
 def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None = None) -> Plan:
-    """Plan a run; the incomplete batch at the end of each epoch is dropped.
-
-    Args:
-        recipe: The recipe to plan.
-        num_train: Training samples.
-        columns: See `problems_between`.
+    """Plan a run on `num_train` samples; the incomplete batch at the end of each epoch is dropped.
 
     Raises:
         RecipeError: Every problem that was found, without places.
     """
     if recipe.swap is not None and (found := swap.swap_problems(recipe, recipe.swap, num_train=num_train)):
         raise RecipeError([*found, *_problems_without_swap(recipe, num_train=num_train, columns=columns)])
-    phase = phase_of(recipe)
+    phase = swap.phase_of(recipe)
     batch_size, num_batches = phase.batch_size, phase.grad_accum_steps
     steps_per_epoch = num_train // (batch_size * num_batches)
     if steps_per_epoch == 0:
@@ -173,6 +164,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
     if problems or course is None:
         raise RecipeError(problems)
 
+    rate = learning_rate(recipe, steps_per_epoch=steps_per_epoch)
     averages = tuple(_average_plans(recipe, clock))
     snapshots = [points(series, clock=clock) for series in snapshot_series(recipe)]
     return Plan(
@@ -184,27 +176,11 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         snapshots=snapshots[0] if snapshots else (),
         score_epochs=_score_epochs(recipe, averages, clock),
         saves=_saves(recipe, clock),
-        learning_rate=_rate(recipe, phase, steps_per_epoch=steps_per_epoch),
+        learning_rate=lambda step: phase.factor * rate(phase.before * steps_per_epoch + step),
         warnings=tuple(_warnings(recipe, averages, course)),
         phase=phase,
-        worker=make_plan(swap.worker_of(recipe, 1), num_train=num_train) if phase.has_workers else None,
+        worker=make_plan(swap.worker_of(recipe, 1), num_train=num_train) if swap.has_workers(recipe) else None,
     )
-
-
-def phase_of(recipe: Recipe) -> Phase:
-    """Return what a run of this recipe trains: all epochs, or a phase of SWAP."""
-    train = recipe.train
-    if recipe.swap is not None:
-        return swap.phase_of(recipe, recipe.swap)
-    return Phase(0, train.epochs, train.batch_size, train.grad_accum_steps)
-
-
-def _rate(recipe: Recipe, phase: Phase, *, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return the rate of the recipe at the same point of its epochs, times the factor of the phase."""
-    whole = learning_rate(recipe, steps_per_epoch=steps_per_epoch)
-    if phase.is_worker:
-        return lambda step: phase.factor * whole(phase.before * steps_per_epoch + step)
-    return whole
 
 
 def _problems_without_swap(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None) -> Sequence[Problem]:
@@ -238,18 +214,15 @@ def _saves(recipe: Recipe, clock: StepClock) -> frozenset[int]:
     return frozenset(points(Series("output", Duration(Fraction(0), "ep"), every), clock=clock)) | {clock.total}
 
 
-def _epochs_with(every: Duration, clock: StepClock) -> frozenset[int]:
-    """Return the epochs `e` with a multiple of `every` in (e - 1, e]."""
-    intervals_per_epoch = clock.steps_per_epoch / clock.exact(every)
-    epochs = range(1, clock.total // clock.steps_per_epoch + 1)
-    return frozenset(e for e in epochs if e * intervals_per_epoch // 1 > (e - 1) * intervals_per_epoch // 1)
-
-
 def _score_epochs(recipe: Recipe, averages: Iterable[AveragePlan], clock: StepClock) -> frozenset[int]:
-    """Return the epochs at whose end an average is evaluated; the end of the run evaluates all of them anyway."""
+    """Return the epochs `e` at whose end an average is evaluated: those with a multiple of `eval_every` in (e - 1, e].
+
+    The end of the run evaluates all averages anyway.
+    """
     first = min((average.steps[0] for average in averages), default=clock.total)
-    due = _epochs_with(recipe.average_scoring.eval_every, clock)
-    return frozenset(e for e in due if first <= e * clock.steps_per_epoch < clock.total)
+    per_epoch = clock.steps_per_epoch / clock.exact(recipe.average_scoring.eval_every)
+    epochs = [e for e in range(1, clock.total // clock.steps_per_epoch) if first <= e * clock.steps_per_epoch]
+    return frozenset(e for e in epochs if e * per_epoch // 1 > (e - 1) * per_epoch // 1)
 
 
 def _warnings(recipe: Recipe, averages: tuple[AveragePlan, ...], course: ResolvedSchedule) -> list[str]:
@@ -301,8 +274,8 @@ class Window:
             UserError: The run does not have an end, or nothing is between them.
         """
         plan = make_plan(recipe, num_train=num_train)
-        lows = minima(recipe, steps_per_epoch=plan.steps_per_epoch) if recipe.schedule.name in cyclic_names() else ()
-        clock = StepClock(plan.steps_per_epoch, plan.total_steps, lows)
+        course = chart(recipe, steps_per_epoch=plan.steps_per_epoch)
+        clock = StepClock(plan.steps_per_epoch, plan.total_steps, course.minima)
         start, end = (_point(duration, clock) for duration in (self.start, self.end))
         if start > end:
             raise UserError(f"--window {self}: ends before it starts", hint="write the earlier point first")

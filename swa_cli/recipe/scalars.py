@@ -41,15 +41,11 @@ def shown(value: object) -> str:
 
 
 def written(value: object) -> str:
-    """Return the text of a single value, whatever its type will be.
-
-    Raises:
-        ValueError: It is a section, a list or null.
-    """
+    """Return the text of a single value, whatever its type will be; refuse a section, a list and null."""
     if value == "" and isinstance(value, Plain):
         raise ValueError("has no value: write one, or leave the key out")
     if is_null(value):
-        raise ValueError(f'{shown(value)} is no value: leave the key out, or write "{value}" for text')
+        raise ValueError(f'{shown(value)} is not a value: leave the key out, or write "{value}" for text')
     if isinstance(value, (Mapping, list, tuple)):
         raise ValueError(f"takes a single value, not {shown(value)}: write one value")
     if "\0" in str(value):
@@ -58,11 +54,7 @@ def written(value: object) -> str:
 
 
 def text(value: object) -> str:
-    """Parse text; refuse unquoted words that YAML takes for truth values.
-
-    Raises:
-        ValueError: Such a word, or no single value.
-    """
+    """Parse text; refuse unquoted words that YAML takes for truth values."""
     word = written(value)
     if not isinstance(value, str):
         raise ValueError(f"{shown(value)} is not text: put it in quotes")
@@ -72,11 +64,7 @@ def text(value: object) -> str:
 
 
 def flag(value: object) -> bool:
-    """Parse true or false.
-
-    Raises:
-        ValueError: Anything else, `yes` and `True` included.
-    """
+    """Parse true or false; refuse anything else, `yes` and `True` included."""
     if isinstance(value, bool):
         return value
     word = written(value)
@@ -87,17 +75,12 @@ def flag(value: object) -> bool:
 
 
 def number(value: object) -> float:
-    """Parse a finite number: `1`, `.1`, `0.1`, `5e-4`.
-
-    Raises:
-        ValueError: Quoted, ambiguous, not finite, or no number.
-    """
+    """Parse a finite number: `1`, `.1`, `0.1`, `5e-4`; refuse quoted and ambiguous ones."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         found: float = value
     else:
         word = written(value)
-        if not isinstance(value, Plain):
-            _refuse_quoted(value, "a number")
+        _refuse_quoted(value)
         if not _NUMBER.fullmatch(word) or _LEADING_ZERO.fullmatch(word):
             raise ValueError(_why_no_number(word))
         found = float(word)
@@ -107,16 +90,11 @@ def number(value: object) -> float:
 
 
 def whole(value: object) -> int:
-    """Parse a whole number of digits alone.
-
-    Raises:
-        ValueError: `1.0`, `012`, `0x10`, `1_000`, `1e3` or no number.
-    """
+    """Parse a whole number of digits alone; refuse `1.0`, `012`, `0x10`, `1_000` and `1e3`."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     word = written(value)
-    if isinstance(value, str) and not isinstance(value, Plain):
-        _refuse_quoted(value, "a whole number")
+    _refuse_quoted(value)
     if _WHOLE.fullmatch(word) and not _LEADING_ZERO.fullmatch(word):
         if len(word) > MAX_DIGITS:
             raise ValueError(f"{shown(value)} is too large: write at most {MAX_DIGITS} digits")
@@ -128,22 +106,23 @@ def whole(value: object) -> int:
     raise ValueError(_why_no_number(word, kind="a whole number"))
 
 
-def free(value: object) -> object:
-    """Parse a value of a section with open keys (options of `optimizer`), typed by its form.
-
-    Raises:
-        ValueError: Ambiguous, none, or not a value of a recipe.
-    """
-    return _free(value, takes_null=False)
-
-
-def argument(value: object) -> object:
-    """Parse an argument of a constructor (`model.args`): like `free`, but null is a value, Python's None.
-
-    Raises:
-        ValueError: Ambiguous, empty, or not a value of a recipe.
-    """
-    return _free(value, takes_null=True)
+def free(value: object, *, takes_null: bool = False) -> object:
+    """Parse a value of a section with open keys, typed by its form; with `takes_null`, null is Python's None."""
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise ValueError("has a key that is not text: put it in quotes")
+        return {str(key): free(item, takes_null=takes_null) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [free(item, takes_null=takes_null) for item in value]
+    if takes_null and value != "" and is_null(value):
+        return None
+    if isinstance(value, Plain):
+        return _by_form(value)
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, (bool, int, str)):
+        return value
+    raise ValueError(f"{shown(value)} is not a value of a recipe: write a number, true, false or text")
 
 
 def is_utf8(text: str) -> bool:
@@ -159,24 +138,6 @@ def is_text(word: str) -> bool:
         return False
 
 
-def _free(value: object, *, takes_null: bool) -> object:
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise ValueError("has a key that is not text: put it in quotes")
-        return {str(key): _free(item, takes_null=takes_null) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_free(item, takes_null=takes_null) for item in value]
-    if takes_null and value != "" and is_null(value):
-        return None
-    if isinstance(value, Plain):
-        return _by_form(value)
-    if isinstance(value, float):
-        return number(value)
-    if isinstance(value, (bool, int, str)):
-        return value
-    raise ValueError(f"{shown(value)} is not a value of a recipe: write a number, true, false or text")
-
-
 def _by_form(value: Plain) -> bool | float | str:
     word = written(value)
     if word in ("true", "false"):
@@ -190,11 +151,9 @@ def _by_form(value: Plain) -> bool | float | str:
     return word
 
 
-def _refuse_quoted(value: object, kind: str) -> None:
-    quoted = f'`"{value}"`' if isinstance(value, str) else shown(value)
-    if isinstance(value, str) and _NUMBER.fullmatch(value):
-        raise ValueError(f"{quoted} is text: remove the quotes")
-    raise ValueError(f"{shown(value)} is not {kind}: write digits, such as {'10' if 'whole' in kind else '0.1'}")
+def _refuse_quoted(value: object) -> None:
+    if isinstance(value, str) and not isinstance(value, Plain) and _NUMBER.fullmatch(value):
+        raise ValueError(f'`"{value}"` is text: remove the quotes')
 
 
 def _why_no_number(word: str, *, kind: str = "a number") -> str:

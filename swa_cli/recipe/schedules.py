@@ -44,12 +44,13 @@ class ResolvedSchedule:
     lr: float  # optimizer.lr
     start: Fraction  # swa.start, exact; the end of the run without the section
     warmup: int
+    warmup_limit: int  # the step before which the warmup has to end: the first drop, the decay's end or the anneal
     anneal: int  # steps of the bridge to swa.lr, which ends at `start`
     end: Fraction  # of a decay, exact
     final_lr: float  # the rate at `end`
     drops: tuple[int, ...]  # points, sorted
     turns: tuple[int, ...]  # bounds of the pieces of cycles; the last one is after the end of the run
-    minima: tuple[int, ...]  # points
+    minima: tuple[int, ...]  # points at which a cycle is at its minimum; none without cycles
 
     def epoch(self, point: Fraction | int) -> str:
         """Write a point in epochs."""
@@ -124,15 +125,7 @@ def _no_drops(settings: Settings, exact: Exact) -> tuple[int, ...]:
     return ()
 
 
-# constant, cosine, linear
-
-
-def _constant(course: ResolvedSchedule) -> Curve:
-    return lambda step: course.lr
-
-
-def _constant_text(course: ResolvedSchedule) -> str:
-    return f"constant {course.lr:g}"
+# cosine, linear
 
 
 def _decay(course: ResolvedSchedule, *, shape: Callable[..., float]) -> Curve:
@@ -346,8 +339,8 @@ SCHEDULES: Mapping[str, ScheduleKind] = {
     "constant": ScheduleKind(
         required={},
         optional={"warmup": WARMUP},
-        curve=_constant,
-        text=_constant_text,
+        curve=lambda course: lambda step: course.lr,
+        text=lambda course: f"constant {course.lr:g}",
         bounds=_lr_bounds,
         problems=_no_problems,
         has_default_warmup=True,

@@ -2,7 +2,7 @@
 
 One idea: a phase is a run like any other, of some epochs of the recipe, with its own batch size and factor of the rate.
 `swap.worker` says that a run is a worker; without it the run is the common phase. A recipe without the section has one
-phase of all epochs, see `plan.phase_of`.
+phase of all epochs.
 """
 
 from __future__ import annotations
@@ -26,8 +26,6 @@ class Phase:
     batch_size: int  # samples of one forward pass
     grad_accum_steps: int  # batches of one optimizer step
     factor: float = 1.0  # of the schedule's rate
-    is_worker: bool = False
-    has_workers: bool = False
 
     @property
     def span(self) -> str:
@@ -41,26 +39,27 @@ class Phase:
         return f"batch {self.batch_size:,}" + (f" x {self.grad_accum_steps}" if self.grad_accum_steps > 1 else "")
 
 
-def phase_of(recipe: Recipe, swap: Swap) -> Phase:
-    """Return the phase that a run of this recipe with SWAP trains; `swap_problems` found nothing in it."""
-    train = recipe.train
+def has_workers(recipe: Recipe) -> bool:
+    """Return whether a run of this recipe is the common phase of SWAP, which workers follow."""
+    return recipe.swap is not None and recipe.swap.worker is None
+
+
+def phase_of(recipe: Recipe) -> Phase:
+    """Return what a run of this recipe trains: all epochs, or one phase of SWAP; `swap_problems` finds nothing."""
+    train, swap = recipe.train, recipe.swap
+    if swap is None:
+        return Phase(0, train.epochs, train.batch_size, train.grad_accum_steps)
     common = min(max(round_half_up(_start(swap, train.epochs)), 1), train.epochs - 1)
     if swap.worker is None:
-        return Phase(0, common, train.batch_size, train.grad_accum_steps, has_workers=True)
+        return Phase(0, common, train.batch_size, train.grad_accum_steps)
     step = train.batch_size * train.grad_accum_steps
     batch_size = swap.batch_size or max(step // swap.workers, 1)
     factor = batch_size / step if swap.lr is None else swap.lr  # the linear scaling rule of Goyal et al. (2017)
-    return Phase(common, train.epochs - common, batch_size, 1, factor, is_worker=True)
+    return Phase(common, train.epochs - common, batch_size, 1, factor)
 
 
 def worker_of(recipe: Recipe, number: int, *, init: str = COMMON_WEIGHTS) -> Recipe:
-    """Return the complete recipe of one worker of a SWAP run, which can be run by itself.
-
-    Args:
-        recipe: The recipe of the whole run.
-        number: The number of the worker, from 1.
-        init: The checkpoint with the common weights.
-    """
+    """Return the complete recipe of a worker, from 1, of a SWAP run; `init` is the checkpoint of the common weights."""
     assert recipe.swap is not None, "only SWAP has workers"
     swap = recipe.swap.model_copy(update={"worker": number})
     train = recipe.train.model_copy(update={"init": init, "init_weights": None, "init_skip": []})
@@ -76,10 +75,10 @@ def describe_swap(recipe: Recipe) -> str | None:
     swap = recipe.swap
     if swap is None:
         return None
-    phase = phase_of(recipe, swap)
-    if phase.is_worker:
+    phase = phase_of(recipe)
+    if swap.worker is not None:
         return f"worker {swap.worker} of {swap.workers}: {phase.span}, {phase.batch}, rate x {phase.factor:g}"
-    own = phase_of(recipe, swap.model_copy(update={"worker": 1}))
+    own = phase_of(worker_of(recipe, 1))
     each = f"{swap.workers} workers x {own.span}, {own.batch}, rate x {own.factor:g}"
     return f"common phase {phase.span}, {phase.batch}; {each}; BatchNorm of their mean recomputed at the end"
 
@@ -114,7 +113,7 @@ def _start_problems(swap: Swap, epochs: int) -> list[Problem]:
         message = f"{epochs} cannot be divided into a common phase and one of workers"
         return [Problem("train.epochs", message, "write at least 2, or leave the section swap out")]
     if swap.start.unit not in ("%", "ep"):
-        message = f"{swap.start} is no number of epochs, and the common phase has whole ones"
+        message = f"{swap.start} is not a number of epochs, and the common phase has whole ones"
         return [Problem("swap.start", message, "write it in % or ep")]
     if not 0 < _start(swap, epochs) < epochs:
         message = f"{swap.start} of {epochs} epochs leaves nothing {'to the workers' if swap.start.value else 'before'}"

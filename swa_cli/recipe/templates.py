@@ -11,23 +11,23 @@ link; an installed package has copies in its place. The comment at the top of a 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import textwrap
 from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from swa_cli.errors import UserError
-from swa_cli.recipe import load
+from swa_cli.errors import UserError, did_you_mean
+from swa_cli.recipe.explain import section_of
 from swa_cli.recipe.kinds import KINDS
+from swa_cli.recipe.load import SHIPPED, load, shipped_names
 from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import SGD_DEFAULTS, Recipe, Schedule
 from swa_cli.recipe.values import AVERAGE_PATTERN, INTERNAL
-from swa_cli.recipe.yaml_document import SHIPPED, shipped_names
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,17 @@ def keys(model: type[BaseModel]) -> list[Key]:
     for name, info in model.model_fields.items():
         if info.json_schema_extra == INTERNAL:
             continue
-        sections = list(_sections(info.annotation))
-        section = sections[0] if sections else None
-        origin = get_origin(info.annotation)
-        patterns = [about.pattern for about in info.metadata if getattr(about, "pattern", None)]
+        section = section_of(info.annotation)
+        origin = get_origin(info.annotation) if section else None
         found.append(
             Key(
                 name,
-                info.description or (section and _sentence(section)) or "",
+                info.description or (section.__doc__ if section and section.__doc__ else "").rstrip("."),
                 default=None if info.is_required() else defaults.get(name),
                 choices=tuple(_choices(info.annotation)),
                 section=section,
-                many="named" if origin is dict and section else "listed" if origin is list and section else "",
-                pattern=patterns[0] if patterns else None,
+                many="named" if origin is dict else "listed" if origin is list else "",
+                pattern=next((about.pattern for about in info.metadata if getattr(about, "pattern", None)), None),
             )
         )
     return found
@@ -76,13 +74,6 @@ def all_sections(model: type[BaseModel]) -> Iterator[type[BaseModel]]:
             yield from all_sections(key.section)
 
 
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _sections(part)
-
-
 def _choices(annotation: Any) -> Iterator[str]:
     """Return the choices of a field whose only type is a Literal."""
     parts = [part for part in get_args(annotation) if part is not type(None)]
@@ -90,10 +81,6 @@ def _choices(annotation: Any) -> Iterator[str]:
         yield from parts
     elif len(parts) == 1:
         yield from _choices(parts[0])
-
-
-def _sentence(section: type[BaseModel]) -> str:
-    return (section.__doc__ or "").strip().split("\n\n")[0].rstrip(".")
 
 
 WIDTH = 100
@@ -242,7 +229,7 @@ def _of_schedule(name: str) -> Node:
 
 def _of_kind(kind: str) -> Node:
     """Return the condition with the keys of an average of this kind."""
-    takes = ["kind", "start", "every", *KINDS[kind].fields]
+    takes = ["kind", "start", "every", *KINDS[kind].keys]
     return {
         "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
         "then": {"propertyNames": {"enum": takes}},
@@ -280,25 +267,19 @@ def shipped(name: str) -> Shipped:
     Raises:
         UserError: No shipped recipe has the name.
     """
-    wanted, names = name.removeprefix("recipes/").removesuffix(".yaml"), shipped_names()
-    if wanted in names:
+    wanted = name.removeprefix("recipes/").removesuffix(".yaml")
+    if wanted in shipped_names():
         return _read(wanted)
-    close = difflib.get_close_matches(wanted, names, n=1)
-    hint = f"did you mean {close[0]}?" if close else "`swa recipes` lists them"
+    hint = did_you_mean(wanted, shipped_names()).strip() or "`swa recipes` lists them"
     raise UserError(f"{name}: swa comes with no such recipe", hint=hint)
 
 
 def _read(name: str) -> Shipped:
     path = SHIPPED / f"{name}.yaml"
     text = path.read_text(encoding="utf-8")
-    told = [line[1:].strip() for line in text.splitlines()[: _length_of_comment(text)]]
+    told = [line[1:].strip() for line in takewhile(lambda line: line.startswith("#"), text.splitlines())]
     words = " ".join(line for line in told if not COMMAND.match(line))
     sentences = SENTENCE_END.split(words) if words else []
     measured = [sentence for sentence in sentences if "±" in sentence or "measured" in sentence]
     about = " ".join(sentence for sentence in sentences if sentence not in measured)
-    return Shipped(name, text, load.load(path).recipe, about, " ".join(measured) or None)
-
-
-def _length_of_comment(text: str) -> int:
-    lines = text.splitlines()
-    return next((number for number, line in enumerate(lines) if not line.startswith("#")), len(lines))
+    return Shipped(name, text, load(path).recipe, about, " ".join(measured) or None)

@@ -5,8 +5,8 @@ point of a series is rounded on its own. So `every: 0.25ep` with 351 steps per e
 epochs.
 
 A field parses the text that stands in the recipe and refuses ambiguous text. `_form` gives the JSON Schema of a field
-where its type does not. A validator's `ValueError` is `what is wrong: what to do`, which `explain` splits into message
-and hint.
+where its type does not. Text of another form raises a `ValueError`, `what is wrong: what to do`, which `explain` splits
+into message and hint.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, PlainSerializer, WithJsonSchema
@@ -42,11 +43,7 @@ class Duration:
 
     @classmethod
     def parse(cls, text: str) -> Duration:
-        """Parse `75%`, `23ep`, `200step` or `1cycle`.
-
-        Raises:
-            ValueError: The text has another form; the message names it and the forms that are allowed.
-        """
+        """Parse `75%`, `23ep`, `200step` or `1cycle`."""
         match = PATTERN.fullmatch(text.strip())
         if match is None:
             bare = re.fullmatch(r"[\d.]+", text.strip(), re.ASCII)
@@ -79,11 +76,7 @@ class TimeSpan:
 
     @classmethod
     def parse(cls, text: str) -> TimeSpan:
-        """Parse `90s`, `10min`, `2h` or `1.5d`.
-
-        Raises:
-            ValueError: The text has another form; the message names it and the forms that are allowed.
-        """
+        """Parse `90s`, `10min`, `2h` or `1.5d`."""
         match = TIME_PATTERN.fullmatch(text.strip())
         if match is None:
             raise ValueError(f"{shown(text)} is not a length of time: write it as 90s, 10min, 2h or 1d")
@@ -155,18 +148,25 @@ class Key:
         return self.description if default is None else f"{self.description}; default {default}"
 
 
-def field_of(key: str, owners: Mapping[str, Key]) -> tuple[Any, Any]:
-    """Return type and field of a key that some schedules, or some kinds of averages, take.
+def owners_of_keys(table: Mapping[str, Any]) -> dict[str, dict[str, Key]]:
+    """Return every key of the table of schedules or kinds, as each entry that takes it declares it."""
+    owners: dict[str, dict[str, Key]] = {}
+    for name, entry in table.items():
+        for key, declared in entry.keys.items():
+            owners.setdefault(key, {})[name] = declared
+    return owners
 
-    Args:
-        key: Its name.
-        owners: The key as each schedule or kind declares it.
-    """
-    declared = list(owners.values())
-    assert all(one.type == declared[0].type for one in declared), f"{key}: one name, several types"
-    shared = declared[0].text if len(declared) > 1 and all(one == declared[0] for one in declared) else None
-    text = shared or "; ".join(f"{name}: {one.text}" for name, one in owners.items())
-    return declared[0].type | None, Field(default=None, description=text)
+
+def fields_of(table: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return type and field of every key of a table."""
+    fields = {}
+    for key, owners in owners_of_keys(table).items():
+        first, *others = owners.values()
+        assert all(other.type == first.type for other in others), f"{key}: one name, several types"
+        is_shared = others and all(other == first for other in others)
+        text = first.text if is_shared else "; ".join(f"{name}: {one.text}" for name, one in owners.items())
+        fields[key] = first.type | None, Field(default=None, description=text)
+    return fields
 
 
 MAX_NAME = 100  # characters of a name of folders and files, well below the limits of file systems
@@ -174,6 +174,7 @@ NAME_PATTERN = rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{MAX_NAME - 1}}}"
 MAX_THREADS = 1024
 TASKS = ("classification", "segmentation", "regression")
 LOGGERS = ("tensorboard",)
+OWN_CODE = r"\w+(\.\w+)*:\w+"
 RESERVED_AVERAGES = ("last", "last_bn", "previous", "swa", "ensemble")
 DEVICES = r"con|prn|aux|nul|(?:com|lpt)[0-9]"  # Windows has no files of these names
 AVERAGE_PATTERN = rf"^(?!(?:{'|'.join(RESERVED_AVERAGES)}|{DEVICES})$)[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}$"
@@ -189,10 +190,10 @@ def _time_span(value: object) -> TimeSpan:
 
 def _duration_or_time(value: object) -> Duration | TimeSpan:
     """Parse a duration or a time, by its unit."""
-    if isinstance(value, TimeSpan):
+    if isinstance(value, Duration | TimeSpan):
         return value
-    is_time = not isinstance(value, Duration) and re.search(rf"[\d.]\s*({'|'.join(SECONDS)})$", scalars.written(value))
-    return _time_span(value) if is_time else _duration(value)
+    text = scalars.written(value)
+    return TimeSpan.parse(text) if re.search(rf"[\d.]\s*({'|'.join(SECONDS)})$", text) else Duration.parse(text)
 
 
 def _portion(value: object) -> str | int:
@@ -202,7 +203,7 @@ def _portion(value: object) -> str | int:
         return int(text)
     if re.fullmatch(r"\d{1,2}(\.\d{1,9})?%", text, re.ASCII):
         return text
-    raise ValueError(f"{scalars.shown(value)} is neither a share below 100% nor a count: write 10%, 5000 or 0")
+    raise ValueError(f"{shown(value)} is neither a share below 100% nor a count: write 10%, 5000 or 0")
 
 
 def _count_or(word: str) -> BeforeValidator:
@@ -214,7 +215,7 @@ def _count_or(word: str) -> BeforeValidator:
             return word
         if re.fullmatch(r"[1-9]\d{0,17}", text, re.ASCII):
             return int(text)
-        raise ValueError(f"{scalars.shown(value)} is neither `{word}` nor a count: write {word} or a number from 1 on")
+        raise ValueError(f"{shown(value)} is neither `{word}` nor a count: write {word} or a number from 1 on")
 
     return BeforeValidator(check)
 
@@ -228,7 +229,7 @@ def _flip(value: object) -> bool | str:
     except ValueError as error:
         if not str(error).endswith("true or false"):
             raise
-        raise ValueError(f"{scalars.shown(value)} is no way to flip: write true, false or alternating") from None
+        raise ValueError(f"{shown(value)} is not a way to flip: write true, false or alternating") from None
 
 
 def _few_threads(count: str | int) -> str | int:
@@ -240,26 +241,23 @@ def _few_threads(count: str | int) -> str | int:
 def _name_of_average(name: str) -> str:
     if not re.fullmatch(AVERAGE_PATTERN, name):
         raise ValueError(
-            f"{scalars.shown(name)} cannot name an average: use at most {MAX_NAME} small letters, digits and _,"
+            f"{shown(name)} cannot name an average: use at most {MAX_NAME} small letters, digits and _,"
             f" but not {', '.join(RESERVED_AVERAGES)} or a device of Windows (aux, con, nul, ...)"
         )
     return name
 
 
-def _name_of_task(name: str) -> str:
-    if name in TASKS or re.fullmatch(r"\w+(\.\w+)*:\w+", name):
-        return name
-    close = difflib.get_close_matches(name, TASKS, n=1)
-    meant = f"did you mean `{close[0]}`?" if close else f"write {', '.join(TASKS)} or package.module:attribute"
-    raise ValueError(f"{scalars.shown(name)} is no task: {meant}")
+def _one_of(choices: Sequence[str], *, noun: str) -> AfterValidator:
+    """Return a validator of one of these names, or of package.module:attribute."""
 
+    def check(name: str) -> str:
+        if name in choices or re.fullmatch(OWN_CODE, name):
+            return name
+        close = difflib.get_close_matches(name, choices, n=1)
+        meant = f"did you mean `{close[0]}`?" if close else f"write {', '.join(choices)} or package.module:attribute"
+        raise ValueError(f"{shown(name)} is not a {noun}: {meant}")
 
-def _name_of_logger(name: str) -> str:
-    if name in LOGGERS or re.fullmatch(r"\w+(\.\w+)*:\w+", name):
-        return name
-    close = difflib.get_close_matches(name, LOGGERS, n=1)
-    meant = f"did you mean `{close[0]}`?" if close else f"write {', '.join(LOGGERS)} or package.module:attribute"
-    raise ValueError(f"{scalars.shown(name)} is not a logger: {meant}")
+    return AfterValidator(check)
 
 
 def _multiple(value: object) -> float:
@@ -269,7 +267,7 @@ def _multiple(value: object) -> float:
     text = scalars.written(value)
     if re.fullmatch(r"\d{1,9}(\.\d{1,9})?x", text, re.ASCII):
         return float(text[:-1])
-    raise ValueError(f"{scalars.shown(value)} is no multiple of the rate: write 64x or 0.1x")
+    raise ValueError(f"{shown(value)} is not a multiple of the rate: write 64x or 0.1x")
 
 
 def _texts(value: object) -> list[str]:
@@ -294,8 +292,8 @@ DurationOrTime = Annotated[
     _form(PATTERN.pattern, TIME_PATTERN.pattern),
 ]
 Text = Annotated[str, BeforeValidator(scalars.text)]
-TaskName = Annotated[Text, AfterValidator(_name_of_task), _form(*TASKS, r"\w+(\.\w+)*:\w+")]
-LoggerName = Annotated[Text, AfterValidator(_name_of_logger), _form(*LOGGERS, r"\w+(\.\w+)*:\w+")]
+TaskName = Annotated[Text, _one_of(TASKS, noun="task"), _form(*TASKS, OWN_CODE)]
+LoggerName = Annotated[Text, _one_of(LOGGERS, noun="logger"), _form(*LOGGERS, OWN_CODE)]
 TextOrTexts = Annotated[
     list[str],
     BeforeValidator(_texts),
@@ -317,5 +315,5 @@ Multiple = Annotated[
 ]
 Rate = Annotated[Number, Field(ge=0)]
 Free = Annotated[Any, BeforeValidator(scalars.free)]
-Argument = Annotated[Any, BeforeValidator(scalars.argument)]  # of a constructor
+Argument = Annotated[Any, BeforeValidator(partial(scalars.free, takes_null=True))]  # of a constructor
 AverageName = Annotated[str, AfterValidator(_name_of_average)]

@@ -4,9 +4,9 @@ The baseline is the run that one would do without averaging: the same model, dat
 averaging sections, and a rate that decays over the whole run. An average has to beat it at the same cost. A schedule
 that is made for averaging, constant or in cycles, is replaced by a cosine from its highest to its lowest rate.
 
-With more epochs, whatever has happened must have happened in the longer run too. So beginnings that are written in %
-stay at their point, and the averages of the past have to be a part of the new plan. A schedule that spans the run moves
-all the same; a sentence says so, with the rates.
+With more epochs, the longer run must have averaged and kept the same weights up to now. So starts in % stay at their
+point, and the steps of the past must be part of the new plan. A schedule that spans the run moves nevertheless; a
+sentence reports this, with the rates.
 """
 
 from __future__ import annotations
@@ -68,13 +68,7 @@ def _baseline_schedule(recipe: Recipe) -> tuple[Schedule, float]:
 
 
 def with_more_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) -> tuple[dict[str, Any], list[str]]:
-    """Return the values of a recipe with more epochs, and sentences that say what this moves.
-
-    Args:
-        recipe: The recipe of the run as it was started.
-        epochs: Its new number of epochs.
-        num_train: Training samples.
-        step: Updates done.
+    """Return the values of a recipe with more epochs, and sentences that say what this moves after `step` updates.
 
     Raises:
         UserError: Not more epochs, or something of the past would not be a part of the longer run.

@@ -1,83 +1,21 @@
-"""The text of a recipe file as a tree of values with places, before it is checked.
+"""A recipe file as a tree of sections, lists and texts with their places, before it is checked.
 
-One idea: a path (a tuple of keys, with numbers for the items of lists) names a value and its place, so file and command
-line are changed and reported in the same way. A file that is no recipe (a folder, a checkpoint) is refused before it is
-parsed. `MEANINGS` turns what PyYAML expected into what a person wrote wrong, with one action.
+One idea: YAML is composed without aliases, types or guesses, and a path (a tuple of keys, with numbers for the items of
+lists) names a value and its place, so file and command line are changed and reported in the same way. `MEANINGS` turns
+what PyYAML expected into what a person wrote wrong, with one action.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
-import stat
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from swa_cli.errors import Place, Problem, RecipeError, UserError
+import yaml
+
+from swa_cli.errors import Place, Problem, RecipeError
 from swa_cli.recipe import scalars
-
-MAX_BYTES = 1 << 20
-SHIPPED = Path(__file__).parent / "shipped"  # the folder `recipes` of the repository; installed, its files
-
-
-def shipped_names() -> list[str]:
-    """Return the names of the recipes that come with swa."""
-    return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml"))
-
-
-def recipe_path(word: Path | str) -> Path | str:
-    """Return the file of a shipped recipe if a word is its name and no such file exists; else the word."""
-    name = str(word)
-    return SHIPPED / f"{name}.yaml" if name in shipped_names() and not os.path.isfile(name) else word
-
-
-def file_text(path: Path | str) -> str:
-    """Return the text of a recipe file.
-
-    Raises:
-        UserError: The file is missing, cannot be read, is larger than `MAX_BYTES` or is not text.
-    """
-    hint = "name a recipe, a YAML file"
-    if not scalars.is_utf8(str(Path(path).absolute())):  # a run records where its recipe lay
-        raise UserError(f"{path}: its path has bytes that are not UTF-8", hint="rename the file or its folder")
-    try:
-        # O_NONBLOCK: opening a pipe without a writer would wait forever.
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise UserError(f"{path}: is no regular file", hint=hint)
-            data = file.read(MAX_BYTES + 1)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: there is no such file", hint=_similar_recipe(Path(path)) or hint) from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path}: is a folder", hint=f"{hint} in it") from error
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"{path}: cannot be read ({reason})", hint=hint) from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: is larger than any recipe ({MAX_BYTES >> 20} MiB)", hint=hint)
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{path}: is not text in UTF-8 (line {line})", hint=f"{hint} in UTF-8") from error
-    if "\0" in text:
-        raise UserError(f"{path}: is not a text file", hint=hint)
-    return text
-
-
-def _similar_recipe(path: Path) -> str | None:
-    """Return a hint at a recipe in the same folder, or at a shipped one, with a similar name."""
-    try:
-        names = [item.name for item in path.parent.iterdir() if item.suffix in (".yaml", ".yml")]
-    except (OSError, ValueError):
-        names = []
-    if close := difflib.get_close_matches(path.name, names, n=1):
-        return f"did you mean {path.parent / close[0]}?"
-    close = difflib.get_close_matches(path.stem, shipped_names(), n=1)
-    return f"did you mean {close[0]}, which comes with swa?" if close else None
-
 
 KeyPath = tuple[str | int, ...]
 MAX_DEPTH = 20
@@ -137,8 +75,7 @@ class Tree:
                 yield Problem(key, f"`{above}` is a value, not a section", f"write {above}=VALUE", place)
                 return
         section[path[-1]] = value
-        for below in [spot for spot in self.spots if spot[: len(path)] == path]:
-            del self.spots[below]
+        self._forget_places(path)
         self.spots[path] = Spot(place, place)
 
     def remove(self, key: str) -> bool:
@@ -150,9 +87,12 @@ class Tree:
         if not isinstance(section, dict) or path[-1] not in section:
             return False
         del section[path[-1]]
+        self._forget_places(path)
+        return True
+
+    def _forget_places(self, path: KeyPath) -> None:
         for below in [spot for spot in self.spots if spot[: len(path)] == path]:
             del self.spots[below]
-        return True
 
 
 def label(path: KeyPath) -> str:
@@ -199,71 +139,215 @@ def in_order(problems: Sequence[Problem], *, source: str) -> RecipeError:
     return RecipeError(sorted(problems, key=order), source=source)
 
 
-# Words of PyYAML's message (or of its context) -> what is wrong, what to do. The first that fits is taken.
+LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
+NO_CHARACTER = ("a text has a `\\u` or `\\U` escape of no character", "correct it, or use single quotes")
+
+
+def read(text: str, *, source: str) -> tuple[Any, Tree]:
+    """Return the value of YAML text, which is a single document, and a tree of its places and problems.
+
+    Raises:
+        RecipeError: The text is not YAML.
+    """
+    reader = _Reader(text, source=source)
+    return reader.document(), reader.tree
+
+
+class _Reader(yaml.SafeLoader):
+    """Composes nodes with PyYAML, then values from them; aliases, anchors and types are reported, not followed."""
+
+    def __init__(self, text: str, *, source: str) -> None:
+        self.tree = Tree(source)
+        self._lines = LINE_BREAK.split(text)
+        self._depth = self._num_values = 0
+        self._refused: dict[yaml.Node, tuple[str, str, Place]] = {}  # message, hint, place
+        self._anchored: dict[yaml.Node, tuple[str, str, Place]] = {}
+        try:
+            super().__init__(text)
+        except yaml.reader.ReaderError as error:
+            *before, last = LINE_BREAK.split(text[: error.position])
+            place = Place(source, len(before) + 1, len(last) + 1, 1, self._lines[len(before)])
+            raise self._fatal(*meaning(error.reason), place) from error
+
+    def document(self) -> Any:
+        """Return the value of the text; `tree` collects places and problems."""
+        try:
+            self.get_event()  # the stream begins
+            if self.check_event(yaml.StreamEndEvent):
+                return scalars.Plain("")
+            root = self.compose_document()
+            if not self.check_event(yaml.StreamEndEvent):
+                place = self._place(self.peek_event())
+                self._complain((), "a second document begins here", "keep one recipe in a file", place)
+        except yaml.MarkedYAMLError as error:
+            problem, context = error.problem or "", error.context or ""
+            mark = error.problem_mark or error.context_mark
+            if is_left_open(problem, context=context):
+                mark = error.context_mark or mark
+            raise self._fatal(*meaning(problem, context=context), self._between(mark, mark)) from error
+        except (ValueError, OverflowError) as error:  # of chr(), for an escape such as "\UFFFFFFFF"
+            raise self._fatal(*NO_CHARACTER, Place(self.tree.source)) from error
+        return self._value(root, ())
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node:
+        """Compose a key, value or item; PyYAML calls this for each of them."""
+        event = self.peek_event()
+        place, anchor, tag = self._place(event), event.anchor, getattr(event, "tag", None)
+        self._num_values += index is not None  # the root and keys have no index
+        if self._depth > MAX_DEPTH or self._num_values > MAX_NODES:
+            reason = "is nested too deeply" if self._depth > MAX_DEPTH else "is longer than any recipe"
+            raise self._fatal(f"the recipe {reason}", "give the file of a recipe", place)
+        if isinstance(event, yaml.AliasEvent):
+            self.get_event()
+            alias = yaml.ScalarNode("", f"*{anchor}", event.start_mark, event.end_mark, style="'")
+            self._refused[alias] = (f"aliases (`*{anchor}`) are not read", "write the value out", place)
+            return alias
+        event.anchor = None
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        assert node is not None, "an event that is not an alias begins a node"
+        if isinstance(node, yaml.ScalarNode) and not scalars.is_utf8(node.value):
+            raise self._fatal(*NO_CHARACTER, place)
+        if anchor is not None:
+            hint = "remove it, and write the values out where needed"
+            self._anchored[node] = (f"anchors (`&{anchor}`) are not read", hint, place)
+        elif tag is not None:
+            self._refused[node] = (f"types (`{tag}`) are not read", "remove it: each key knows its type", place)
+        return node
+
+    def _value(self, node: yaml.Node, path: KeyPath, *, key_place: Place | None = None) -> Any:
+        """Return the value at a path and keep its place; an empty value has the place of its key."""
+        self._report(node, path)
+        place = self._place(node)
+        value: Any
+        if isinstance(node, yaml.MappingNode):
+            value = self._section(node, path)
+        elif isinstance(node, yaml.SequenceNode):
+            value = [self._value(item, (*path, number)) for number, item in enumerate(node.value)]
+        elif node.style:
+            value = node.value
+        else:
+            value = scalars.Plain(node.value)
+            place = place if value else key_place or place
+        if path:
+            self.tree.spots[path] = Spot(key_place or place, place)
+        return value
+
+    def _section(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, Any]:
+        section: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            place = self._place(key_node)
+            key = self._key(key_node, path, place)
+            if key in lines:
+                message = f"duplicate key, it is already in line {lines[key]}"
+                self._complain((*path, key), message, "keep one of the two", place)
+                key = None
+            below = (*path, -1 if key is None else key)  # -1: the value is read and discarded
+            value = self._value(value_node, below, key_place=place)
+            if key is not None:
+                section[key], lines[key] = value, place.line
+        return section
+
+    def _key(self, node: yaml.Node, path: KeyPath, place: Place) -> str | None:
+        """Return the text of a key; None, and a problem, if it is not text."""
+        self._report(node, path)
+        key = str(node.value)
+        if not isinstance(node, yaml.ScalarNode):
+            self._complain(path, "a key is not text", "write `key: value`", replace(place, length=1))
+        elif node.style:
+            return key
+        elif key == "<<":
+            self.tree.opaque.add(path)
+            self._complain(path, "merge keys (`<<`) are not read", "write the keys out", place)
+        elif not key:
+            self._complain(path, "a key is missing before the `:`", "write `key: value`", place)
+        elif not scalars.is_text(key):
+            self._complain(path, f"the key {scalars.shown(key)} is not text", f'write "{key}" in quotes', place)
+        else:
+            return key
+        return None
+
+    def _report(self, node: yaml.Node, path: KeyPath) -> None:
+        """Report the alias, anchor or type of a node."""
+        if node in self._refused:
+            self.tree.opaque.add(path)
+            self._complain(path, *self._refused[node])
+        elif node in self._anchored:
+            self._complain(path, *self._anchored[node])
+
+    def _complain(self, path: KeyPath, message: str, hint: str, place: Place) -> None:
+        self.tree.problems.append(Problem(label(path), message, hint, place))
+
+    def _fatal(self, message: str, hint: str, place: Place) -> RecipeError:
+        return RecipeError([Problem("", message, hint, place)], source=self.tree.source)
+
+    def _place(self, at: yaml.Node | yaml.Event) -> Place:
+        return self._between(at.start_mark, at.end_mark)
+
+    def _between(self, start: yaml.Mark, end: yaml.Mark) -> Place:
+        """Return the place from one mark to the other, or to the end of the first line."""
+        text = self._lines[start.line] if start.line < len(self._lines) else ""
+        last = end.column if end.line == start.line else len(text.rstrip())
+        return Place(self.tree.source, start.line + 1, start.column + 1, max(last - start.column, 1), text)
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """Return YAML text from which `read` returns the same values."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes text so that `scalars` parses it as text again, and lists in one line."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        style = None if scalars.is_text(text) and text.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+    def represent_list(self, items: list[object]) -> yaml.SequenceNode:
+        return self.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+_Dumper.add_representer(list, _Dumper.represent_list)
+
+
+# Pattern in PyYAML's message and context -> what is wrong, what to do. The first that fits is taken.
 MEANINGS: tuple[tuple[str, str, str], ...] = (
-    ("'\\t' that cannot start", "a tab indents this line", "indent with spaces, YAML takes no tabs"),
-    ("that cannot start any token", "text cannot begin with this character", "put the text in quotes"),
+    (r"'\\t' that cannot start", "a tab indents this line", "indent with spaces, YAML takes no tabs"),
     (
-        "mapping values are not allowed",
+        "cannot start any token|scanning an? (anchor|alias|tag)|parsing a node|directive|YAML document|mapping keys",
+        "text cannot begin with this character",
+        "put the text in quotes",
+    ),
+    (
+        "mapping values",
         "a second `:` in the line, or a line indented too far",
         "align the line with the keys of its section, or put the text in quotes",
     ),
+    ("find expected ':'", "a key without `: ` and a value", "write `key: value`, with a space after the colon"),
+    ("sequence entries", "a list begins where none can", "begin the list in a line of its own, or write [a, b]"),
     (
-        "could not find expected ':'",
-        "a key without `: ` and a value",
-        "write `key: value`, with a space after the colon",
-    ),
-    (
-        "sequence entries are not allowed",
-        "a list begins where none can",
-        "begin the list in a line of its own, or write [a, b]",
-    ),
-    (
-        "expected the node content",
+        "node content",
         "a value is missing, or it begins with a character of YAML",
         "close every bracket, or put the text in quotes",
     ),
-    ("but found '<scalar>'", "text stands after the end of the value", "put the whole value in quotes"),
-    ("mapping keys are not allowed", "a `?` where none can be", "put the text in quotes"),
+    ("found '<scalar>'", "text stands after the end of the value", "put the whole value in quotes"),
+    ("parsing a flow mapping", "a `{` is not closed, or a comma is missing", "write {key: value, key: value}"),
+    ("parsing a flow sequence", "a `[` is not closed, or a comma is missing", "write [a, b]"),
+    ("a quoted scalar", "a quote is not closed", "close the text with the quote that opened it"),
+    ("a double-quoted scalar", "a backslash in double quotes that means nothing", r"use single quotes, or write \\"),
     (
-        "while parsing a flow mapping",
-        "a `{` is not closed, or a comma is missing",
-        "write {key: value, key: value}",
+        "parsing a block (mapping|collection)|<document start>",
+        "this line does not line up with the keys above it, or with the items of its list",
+        "align it: keys of a section are two spaces deeper than the section",
     ),
-    ("while parsing a flow sequence", "a `[` is not closed, or a comma is missing", "write [a, b]"),
-    (
-        "while scanning a quoted scalar",
-        "a quote is not closed",
-        "close the text with the quote that opened it",
-    ),
-    (
-        "while scanning a double-quoted scalar",
-        "a backslash in double quotes that means nothing",
-        "use single quotes, or write \\\\ for a backslash",
-    ),
-    (
-        "while parsing a block mapping",
-        "this line does not line up with the keys above it",
-        "align the keys of a section, two spaces deeper than the section",
-    ),
-    (
-        "while parsing a block collection",
-        "this line does not line up with the list above it",
-        "align the items of the list",
-    ),
-    (
-        "while scanning a block scalar",
-        "text after `|` or `>` is not indented as it should be",
-        "write the text in one line, in quotes",
-    ),
-    ("while scanning an anchor", "`&` begins a name of YAML", "put the text in quotes"),
-    ("while scanning an alias", "`*` begins a name of YAML", "put the text in quotes"),
-    ("while scanning a tag", "`!` begins a type of YAML", "put the text in quotes"),
-    ("while parsing a node", "`!` begins a type of YAML", "put the text in quotes"),
-    ("directive", "a `%` begins the line", "put the text in quotes"),
-    ("YAML document", "a `%` begins the line", "put the text in quotes"),
-    ("special characters are not allowed", "an invisible control character", "remove it"),
-    ("expected '<document start>'", "this line belongs to no section", "align it with the keys above it"),
+    ("a block scalar", "text after `|` or `>` is not indented as it should be", "write it in one line, in quotes"),
+    ("special characters", "an invisible control character", "remove it"),
 )
 
 
@@ -275,8 +359,7 @@ def is_left_open(problem: str, *, context: str) -> bool:
 
 def meaning(problem: str, *, context: str = "") -> tuple[str, str]:
     """Return message and hint for an error of PyYAML."""
-    said = f"{problem} {context}"
-    for words, message, hint in MEANINGS:
-        if words in said:
+    for pattern, message, hint in MEANINGS:
+        if re.search(pattern, f"{problem} {context}"):
             return message, hint
     return "this is not YAML", "write `key: value` lines, and indent the keys of a section with two spaces"

@@ -1,18 +1,23 @@
-"""Make text safe for consoles, and wrap it.
+"""Lay out text for consoles: safe characters, wrapped paragraphs, numbers, and tables.
 
 Names come from recipes and files, so no text is parsed as markup, control characters never reach the terminal, and a
-character that the encoding lacks is replaced (`±` by `+-`).
+character that the encoding lacks is replaced (`±` by `+-`). A `Column` has a fixed width that includes the space before
+it, so each line can be printed as soon as its numbers are known and still stands under its heading. Columns that do not
+fit are left out by rank; lines of a table never wrap.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 Lines = Callable[[Console], list[Text]]  # lays out the same text for any console
+Cells = Mapping[str, str | tuple[str, str]]  # key of a column -> text, or text and style
 
 NOT_MEASURED = "·"
 PLUS_MINUS = "±"
@@ -20,19 +25,36 @@ MINUS = "−"
 _ASCII = {NOT_MEASURED: ".", PLUS_MINUS: "+-", MINUS: "-", "…": "..."}
 
 
+def open_console(file: TextIO | None = None, *, stderr: bool = False, **options: Any) -> Console:
+    """Open a console on `file`, or on stdout or stderr as they are when something is printed.
+
+    It prints plain lines in a notebook too, where rich would turn each line into HTML and lose stderr.
+    """
+    return Console(file=file, stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False, **options)
+
+
+def print_lines(lines: Iterable[Text], *, console: Console) -> None:
+    """Print lines as they are: rich wraps none of them."""
+    console.print(Text("\n").join(lines), soft_wrap=True)
+
+
 def printable(text: str) -> str:
     """Replace each control character by one harmless character, so that columns stay aligned."""
     return "".join(_replace_control(char) for char in text)
 
 
+def _replace_control(char: str) -> str:
+    if char.isprintable():
+        return char
+    return " " if char.isspace() else "\N{REPLACEMENT CHARACTER}"
+
+
 def safe(text: str, *, console: Console) -> str:
     """Return `text` as `console` can print it: no control characters, nothing outside its encoding."""
     text = printable(text)
-    try:
-        text.encode(console.encoding)
-    except UnicodeEncodeError:
-        return "".join(_encodable(char, encoding=console.encoding) for char in text)
-    return text
+    encodable = text.encode(console.encoding, "replace").decode(console.encoding)
+    pairs = zip(text, encodable, strict=True)
+    return "".join(_ASCII.get(char, "?") if replaced == "?" else char for char, replaced in pairs)
 
 
 def hanging(head: Text, text: str, *, console: Console, indent: int = 2) -> list[Text]:
@@ -49,15 +71,103 @@ def hanging(head: Text, text: str, *, console: Console, indent: int = 2) -> list
     return lines
 
 
-def _replace_control(char: str) -> str:
-    if char.isprintable():
-        return char
-    return " " if char.isspace() else "\N{REPLACEMENT CHARACTER}"
+def block(*parts: str | Lines) -> Lines:
+    """Lay out paragraphs and tables below each other."""
+
+    def lines(console: Console) -> list[Text]:
+        laid_out = (
+            hanging(Text(), part, console=console) if isinstance(part, str) else part(console) for part in parts
+        )
+        return [line for found in laid_out for line in found]
+
+    return lines
 
 
-def _encodable(char: str, *, encoding: str) -> str:
-    try:
-        char.encode(encoding)
-    except UnicodeEncodeError:
-        return _ASCII.get(char, "?")
-    return char
+@dataclass(frozen=True)
+class Column:
+    """A column; `key` finds its cells, and the column with the highest `rank` is left out first on a narrow page."""
+
+    key: str
+    heading: str
+    width: int  # in terminal cells, the space before the column included
+    rank: int
+    left: bool = False
+
+
+def table(columns: Sequence[Column], rows: Iterable[Cells]) -> Lines:
+    """Lay out rows of cells under headings."""
+    rows = list(rows)
+
+    def lines(console: Console) -> list[Text]:
+        fitting = fit(columns, width=console.width)
+        return [head_line(fitting, console=console), *(cell_line(fitting, row, console=console) for row in rows)]
+
+    return lines
+
+
+def fit(columns: Sequence[Column], *, width: int) -> list[Column]:
+    """Return the columns that fit into `width` cells, chosen by rank, in their given order."""
+    kept: list[Column] = []
+    for column in sorted(columns, key=lambda column: column.rank):
+        if sum(other.width for other in kept) + column.width <= width:
+            kept.append(column)
+    return [column for column in columns if column in kept]
+
+
+def head_line(columns: Sequence[Column], *, console: Console) -> Text:
+    """Return the line of headings."""
+    return cell_line(columns, {column.key: (column.heading, "bold") for column in columns}, console=console)
+
+
+def cell_line(columns: Sequence[Column], cells: Cells, *, console: Console) -> Text:
+    """Return one line of cells; a column without a cell stays empty."""
+    line = Text()
+    for column in columns:
+        cell = cells.get(column.key, "")
+        text, style = (cell, "") if isinstance(cell, str) else cell
+        text = safe(text, console=console)
+        padding = " " * (column.width - cell_len(text))
+        line.append(text + padding if column.left else padding + text, style=style)
+    line.rstrip()
+    return line
+
+
+def widest(key: str, heading: str, rows: Iterable[Cells]) -> int:
+    """Return the width of the widest cell of a column, its heading included."""
+    cells = [heading, *(row.get(key, "") for row in rows)]
+    return max(cell_len(cell if isinstance(cell, str) else cell[0]) for cell in cells)
+
+
+def number(value: float | None) -> str:
+    """Return a loss, NLL, ECE or Brier score: three decimals, at most 9 characters."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.2e}"
+
+
+def rate(value: float | None) -> str:
+    """Return a learning rate: four decimals, or two digits and an exponent for a small or large one."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 100 else f"{value:.1e}"
+
+
+def count(value: int | None) -> str:
+    """Return how many weight sets an average holds, in at most 4 characters."""
+    if not value:
+        return NOT_MEASURED
+    if value < 10_000:
+        return str(value)
+    return f"{value // 1000}k" if value < 1_000_000 else f"{value // 1_000_000}M"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time span in at most 7 characters: `0.4 s`, `12 s`, `3m 05s`, `2h 10m`."""
+    if seconds is None:
+        return NOT_MEASURED
+    if seconds < 59.5:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m {rest:02d}s"
+    return f"{minutes // 60}h {minutes % 60:02d}m"

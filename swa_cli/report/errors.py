@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.text import Text
 
 from swa_cli.errors import Place, Problem
-from swa_cli.report.console_text import safe
-from swa_cli.report.terminal import open_console
+from swa_cli.report.console_text import open_console, print_lines, safe
 
 
 def print_problems(problems: Sequence[Problem], *, source: str, file: TextIO | None = None) -> None:
@@ -35,14 +34,24 @@ def print_problems(problems: Sequence[Problem], *, source: str, file: TextIO | N
         lines += [_hint_line(problem.hint, indent=3, console=console), Text()]
     num_problems = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
     lines.append(Text(safe(f"{num_problems} in {source}. Nothing was run.", console=console)))
-    console.print(Text("\n").join(lines), soft_wrap=True)
+    print_lines(lines, console=console)
 
 
 def print_user_error(message: str, *, hint: str, file: TextIO | None = None) -> None:
     """Print one error and the one action that fixes it, to `file` or else stderr."""
     console = open_console(file, stderr=file is None)
-    lines = [*_error_lines(message, console=console), _hint_line(hint, indent=2, console=console)]
-    console.print(Text("\n").join(lines), soft_wrap=True)
+    print_lines([*_error_lines(message, console=console), _hint_line(hint, console=console)], console=console)
+
+
+def print_user_code_error(error: BaseException, frames: Sequence[str], *, file: TextIO | None = None) -> None:
+    """Print an exception of the user's code, its frames and its notes, to `file` or else stderr."""
+    console = open_console(file, stderr=file is None)
+    lines = _error_lines(_exception_text(error), console=console)
+    lines += [Text(safe(line, console=console)) for frame in frames for line in frame.split("\n")]
+    hint = "this is in your own code; `swa --traceback ...` shows the frames of swa and torch too"
+    lines.append(_hint_line(hint, console=console))
+    lines += [Text(safe(note, console=console)) for note in notes_of(error)]
+    print_lines(lines, console=console)
 
 
 def _error_lines(message: str, *, console: Console) -> list[Text]:
@@ -70,7 +79,7 @@ def _place_lines(place: Place, *, console: Console) -> list[Text]:
     return lines
 
 
-def _hint_line(hint: str, *, indent: int, console: Console) -> Text:
+def _hint_line(hint: str, *, console: Console, indent: int = 2) -> Text:
     return Text.assemble((f"{' ' * indent}= hint: ", "blue"), safe(hint, console=console))
 
 
@@ -90,19 +99,6 @@ def user_frames(error: BaseException) -> list[str]:
         elif not line.startswith(" "):  # the exception
             break
     return ["\n".join(frame) for frame in frames if _is_users(frame[0])]
-
-
-def print_user_code_error(error: BaseException, frames: Sequence[str], *, file: TextIO | None = None) -> None:
-    """Print an exception of the user's code, its frames and its notes, to `file` or else stderr."""
-    console = open_console(file, stderr=file is None)
-    first, *others = _exception_text(error).split("\n")
-    lines = [Text.assemble(("error: ", "bold red"), (safe(first, console=console), "bold"))]
-    lines += [Text("  " + safe(line, console=console)) for line in others]
-    lines += [Text(safe(line, console=console)) for frame in frames for line in frame.split("\n")]
-    hint = "this is in your own code; `swa --traceback ...` shows the frames of swa and torch too"
-    lines.append(Text.assemble(("  = hint: ", "blue"), safe(hint, console=console)))
-    lines += [Text(safe(note, console=console)) for note in notes_of(error)]
-    console.print(Text("\n").join(lines), soft_wrap=True)
 
 
 def notes_of(error: BaseException) -> list[str]:

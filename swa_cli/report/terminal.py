@@ -1,7 +1,9 @@
 """Print what a command says: the plan, one row per epoch, a live bar, the final tables.
 
 The conversation goes to stderr and the answer to stdout; everything permanent also goes to the run's log. Each console
-lays out the lines for its own width. A pipe gets the same lines without control codes and without a bar.
+lays out the lines for its own width. A pipe gets the same lines without control codes and without a bar. Epoch rows fit
+80 cells with one average. With more, the primary metric of each further average takes precedence over the learning rate
+and the validation loss; averages that still do not fit are counted in the heading (`+2 more`).
 """
 
 from __future__ import annotations
@@ -16,46 +18,32 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from swa_cli.metrics.metric import CLASSIFICATION, TaskMetrics
-from swa_cli.report.console_text import Lines, hanging, safe
-from swa_cli.report.tables.columns import Column, cell_line, epoch_cells, epoch_columns, fit, head_line
-from swa_cli.report.tables.scores import score_summary
+from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
+from swa_cli.report.console_text import (
+    Cells,
+    Column,
+    Lines,
+    cell_line,
+    count,
+    duration,
+    fit,
+    hanging,
+    head_line,
+    number,
+    open_console,
+    print_lines,
+    rate,
+    safe,
+    table,
+)
+from swa_cli.report.scores import cell, score_summary
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 LOG_WIDTH = 120
 _LABEL_WIDTH = 10
-
-
-def open_console(file: TextIO | None = None, *, stderr: bool = False) -> Console:
-    """Open a console on `file`, or on stdout or stderr as they are when something is printed.
-
-    It prints plain lines in a notebook too, where rich would turn each line into HTML and lose stderr.
-    """
-    return Console(file=file, stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False)
-
-
-def in_notebook() -> bool:
-    """Return whether this is a notebook's kernel or a command in a cell (`!swa ...`).
-
-    Such a command has a terminal, but the cell that shows its output cannot move the cursor up.
-    """
-    return "JPY_PARENT_PID" in os.environ
-
-
-def open_log(file: TextIO, *, width: int) -> Console:
-    """Open a console that writes plain text whatever the environment says about colors and terminals."""
-    return Console(
-        file=file,
-        width=width,
-        force_terminal=False,
-        force_jupyter=False,
-        color_system=None,
-        markup=False,
-        highlight=False,
-        emoji=False,
-    )
+_LONGEST_NAME = 12  # of an average, in the headings of epoch rows
 
 
 class Terminal:
@@ -64,15 +52,19 @@ class Terminal:
     Args:
         quiet: Print only warnings and the answer; the log still gets everything.
         json: Keep stdout free for one JSON object; tables become part of the conversation.
+
+    Attributes:
+        is_mute: Whether another process prints; the log still gets everything.
     """
 
     def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
+        self.is_mute = False
         self._stderr = open_console(stderr=True)
         self._stdout = open_console()
         self._quiet = quiet
         self._json = json
-        self._has_bars = not quiet and self._stderr.is_interactive and not in_notebook()
-        self._is_mute = False
+        # A command in a notebook's cell (`!swa ...`) has a terminal, but the cell cannot move the cursor up.
+        self._has_bars = not quiet and self._stderr.is_interactive and "JPY_PARENT_PID" not in os.environ
         self._log: Console | None = None
         self._unlogged: list[Lines] = []
         self._warned: set[str] = set()
@@ -81,26 +73,24 @@ class Terminal:
         self._header_width = 0
 
     def attach_log(self, file: TextIO) -> None:
-        """Write everything printed so far and from now on to `file`, which the caller closes."""
-        self._log = open_log(file, width=LOG_WIDTH)
-        for lines in self._unlogged:
-            _print(lines, console=self._log)
-        self._unlogged.clear()
+        """Write everything printed so far and from now on to `file`, which the caller closes.
 
-    @property
-    def is_mute(self) -> bool:
-        """Whether another process prints."""
-        return self._is_mute
+        It gets plain text whatever the environment says about colors and terminals.
+        """
+        self._log = open_console(file, width=LOG_WIDTH, force_terminal=False, color_system=None)
+        for lines in self._unlogged:
+            print_lines(lines(self._log), console=self._log)
+        self._unlogged.clear()
 
     def mute(self) -> None:
         """Print nothing from now on, except to the log: another process prints."""
-        self._is_mute, self._quiet, self._has_bars = True, True, False
+        self.is_mute, self._quiet, self._has_bars = True, True, False
 
     def part(self) -> Terminal:
         """Return a terminal for a part of the work: its answers are conversation, and it has a log of its own."""
         part = Terminal(quiet=self._quiet, json=True)
         part._warned = self._warned
-        if self._is_mute:
+        if self.is_mute:
             part.mute()
         return part
 
@@ -110,34 +100,17 @@ class Terminal:
 
     def plan(self, title: str, rows: Sequence[tuple[str, str]], *, warnings: Sequence[str] = ()) -> None:
         """Print what is about to happen: a title, labeled values, and warnings."""
-        self._say(lambda console: _labeled(title, rows, console=console))
+        self._say(_labeled(title, rows))
         for warning in warnings:
             self.warning(warning)
 
-    def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
-        """Print a part of the answer: a title and labeled values."""
-        self._say(lambda console: _labeled(title, rows, console=console), answer=not self._json)
-
-    def table(self, columns: Sequence[Column], rows: Sequence[Mapping[str, str]]) -> None:
-        """Print a part of the answer: rows of cells under headings; columns that do not fit are left out by rank."""
-
-        def lines(console: Console) -> list[Text]:
-            fitting = fit(columns, width=console.width)
-            return [
-                head_line(fitting, console=console),
-                *(cell_line(fitting, row, console=console) for row in rows),
-            ]
-
-        self._say(lines, answer=not self._json)
-
     def note(self, text: str) -> None:
         """Print a remark: one paragraph."""
-        self._say(lambda console: _remark(Text(), text, console=console))
+        self._say(_remark(Text(), text))
 
     def warning(self, text: str) -> None:
         """Print a warning: one paragraph. A quiet terminal prints it too, but only once."""
-        head = Text.assemble(("warning: ", "bold yellow"))
-        self._say(lambda console: _remark(head, text, console=console), always=text not in self._warned)
+        self._say(_remark(Text.assemble(("warning: ", "bold yellow")), text), always=text not in self._warned)
         self._warned.add(text)
 
     def will_stop_soon(self) -> None:
@@ -150,25 +123,15 @@ class Terminal:
         """Print the headings of the epoch rows that follow, for these averages and metrics."""
         self._averages, self._metrics = tuple(averages), metrics
         self._header_width = self._stderr.width
-
-        def lines(console: Console) -> list[Text]:
-            columns = epoch_columns(averages, width=console.width, metrics=metrics)
-            return [Text(), head_line(columns, console=console)]
-
-        self._say(lines)
+        self._say(lambda console: [Text(), head_line(_epoch_columns(averages, metrics, console), console=console)])
 
     def epoch_row(self, row: Mapping[str, Any]) -> None:
         """Print one epoch: a row of `metrics.csv`, None where something was not measured."""
         if self._stderr.width != self._header_width:  # the window was resized
             self.epoch_header(self._averages, metrics=self._metrics)
         averages, metrics = self._averages, self._metrics
-        cells = epoch_cells(row, averages=averages, metrics=metrics)
-
-        def lines(console: Console) -> list[Text]:
-            columns = epoch_columns(averages, width=console.width, metrics=metrics)
-            return [cell_line(columns, cells, console=console)]
-
-        self._say(lines)
+        cells = _epoch_cells(row, averages, metrics)
+        self._say(lambda console: [cell_line(_epoch_columns(averages, metrics, console), cells, console=console)])
 
     @contextmanager
     def progress(self, description: str, total: int, *, unit: int | None = None, done: int = 0) -> Iterator[Bar]:
@@ -203,9 +166,17 @@ class Terminal:
 
             yield report
 
+    def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
+        """Print a part of the answer: a title and labeled values."""
+        self._say(_labeled(title, rows), answer=not self._json)
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Cells]) -> None:
+        """Print a part of the answer: rows of cells under headings; columns that do not fit are left out by rank."""
+        self._say(table(columns, rows), answer=not self._json)
+
     def answer(self, text: str) -> None:
         """Print a sentence of the answer."""
-        self._say(lambda console: _remark(Text(), text, console=console), answer=not self._json)
+        self._say(_remark(Text(), text), answer=not self._json)
 
     def summary(
         self,
@@ -225,33 +196,89 @@ class Terminal:
         self._say(lines, answer=not self._json)
 
     def _say(self, lines: Lines, *, always: bool = False, answer: bool = False) -> None:
-        if self._is_mute:
+        if self.is_mute:
             pass
         elif answer:
-            _print(lines, console=self._stdout)
+            print_lines(lines(self._stdout), console=self._stdout)
         elif always or not self._quiet:
-            _print(lines, console=self._stderr)
+            print_lines(lines(self._stderr), console=self._stderr)
         if self._log is None:
             self._unlogged.append(lines)
         else:
-            _print(lines, console=self._log)
+            print_lines(lines(self._log), console=self._log)
 
 
-def _labeled(title: str, rows: Sequence[tuple[str, str]], *, console: Console) -> list[Text]:
-    block = [Text(safe(title, console=console), style="bold")]
-    labels = [safe(label, console=console) for label, _ in rows]
-    width = max([_LABEL_WIDTH, *(cell_len(label) + 1 for label in labels)])
-    for label, (_, value) in zip(labels, rows, strict=True):
-        head = Text.assemble(("  " + label + " " * (width - cell_len(label)), "cyan"))
-        block += hanging(head, value, console=console, indent=head.cell_len)
-    return block
+def _labeled(title: str, rows: Sequence[tuple[str, str]]) -> Lines:
+    def lines(console: Console) -> list[Text]:
+        found = [Text(safe(title, console=console), style="bold")]
+        labels = [safe(label, console=console) for label, _ in rows]
+        width = max([_LABEL_WIDTH, *(cell_len(label) + 1 for label in labels)])
+        for label, (_, value) in zip(labels, rows, strict=True):
+            head = Text.assemble(("  " + label + " " * (width - cell_len(label)), "cyan"))
+            found += hanging(head, value, console=console, indent=head.cell_len)
+        return found
+
+    return lines
 
 
-def _remark(head: Text, text: str, *, console: Console) -> list[Text]:
+def _remark(head: Text, text: str) -> Lines:
     """Return a wrapped paragraph for a terminal, one whole line for the tools behind a pipe."""
-    if console.is_terminal:
-        return hanging(head, text, console=console)
-    return [Text.assemble(head, safe(text, console=console))]
+
+    def lines(console: Console) -> list[Text]:
+        if console.is_terminal:
+            return hanging(head, text, console=console)
+        return [Text.assemble(head, safe(text, console=console))]
+
+    return lines
+
+
+def _epoch_columns(averages: Sequence[str], metrics: TaskMetrics, console: Console) -> list[Column]:
+    """Return the columns of epoch rows that fit a console, with as many of the averages as fit."""
+    training, primary = metrics.training, metrics.primary
+
+    def score(key: str, metric: Metric, *, prefix: str, rank: int) -> Column:
+        text = f"{prefix} {metric.short_name or metric.name}"
+        return Column(key, text, max(len(text) + 2, 9), rank=rank)
+
+    for num_shown in range(len(averages), -1, -1):
+        columns = [
+            Column("epoch", "epoch", 5, rank=0),
+            Column("lr", "lr", 9, rank=6),
+            Column("train_loss", "train loss", 12, rank=3),
+            score(f"train_{training.key}", training, prefix="train", rank=9),
+            Column("val_loss", "val loss", 10, rank=7),
+            score(f"val_{primary.key}", primary, prefix="val", rank=1),
+        ]
+        for index, name in enumerate(averages[:num_shown]):
+            prefix = name.upper()[:_LONGEST_NAME]
+            columns.append(score(f"{name}_val_{primary.key}", primary, prefix=prefix, rank=5 if index else 2))
+            columns.append(Column(f"{name}_count", "n", 5, rank=8))
+        columns.append(Column("seconds", "time", 8, rank=4))
+        if num_shown < len(averages):
+            more = f"+{len(averages) - num_shown} more"
+            columns.append(Column("more", more, len(more) + 2, rank=1))
+        columns = fit(columns, width=console.width)
+        if sum(column.key.endswith(f"_val_{primary.key}") for column in columns) == num_shown:
+            break
+    return columns
+
+
+def _epoch_cells(row: Mapping[str, Any], averages: Sequence[str], metrics: TaskMetrics) -> dict[str, str]:
+    """Return the cells of one row of `metrics.csv`; a column that is missing or None was not measured."""
+    training, primary = metrics.training, metrics.primary
+    cells = {
+        "epoch": str(row["epoch"]),
+        "lr": rate(row.get("lr")),
+        "train_loss": number(row.get("train_loss")),
+        f"train_{training.key}": cell(training, row.get(f"train_{training.key}")),
+        "val_loss": number(row.get("val_loss")),
+        f"val_{primary.key}": cell(primary, row.get(f"val_{primary.key}")),
+        "seconds": duration(row.get("seconds")),
+    }
+    for name in averages:
+        cells[f"{name}_val_{primary.key}"] = cell(primary, row.get(f"{name}_val_{primary.key}"))
+        cells[f"{name}_count"] = count(row.get(f"{name}_count"))
+    return cells
 
 
 class Bar:
@@ -297,7 +324,3 @@ def _live(console: Console, *, redirect_stdout: bool) -> Progress:
         refresh_per_second=4,
         redirect_stdout=redirect_stdout,
     )
-
-
-def _print(lines: Lines, *, console: Console) -> None:
-    console.print(Text("\n").join(lines(console)), soft_wrap=True)

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from conftest import SMALL, Swa
+from conftest import SMALL, Swa, run_swa
+from swa_cli.analysis import open
 from swa_cli.recipe.schema import Recipe
 
 RUN = "runs/small-001"
@@ -19,12 +20,10 @@ LAST, SHIPPED = f"{RUN}/checkpoints/last.pt", f"{RUN}/checkpoints/swa.pt"
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The working folder of a finished run with snapshots, an average and a second average."""
-    from swa_cli import cli
-
     folder = tmp_path_factory.mktemp("trained")
     recipe = SMALL.replace("epochs: 4", "epochs: 2") + "snapshots: {every: 0.5ep}\naverages: {ema: {kind: ema}}\n"
     (folder / "small.yaml").write_text(recipe)
-    assert cli.run(["train", str(folder / "small.yaml"), "-q", "--out", str(folder / "runs")]) == 0
+    run_swa("train", folder / "small.yaml", "-q", "--out", folder / "runs")
     return folder
 
 
@@ -44,6 +43,7 @@ def count(monkeypatch: pytest.MonkeyPatch, trained: Path, swa: Swa) -> Callable[
     def run(*words: str) -> int:
         nonlocal number
         number = 0
+        open._validated.cache_clear()  # as in a process of its own
         ended = swa(*words)
         assert ended.code == 0, ended.err
         return number
@@ -65,10 +65,7 @@ def count(monkeypatch: pytest.MonkeyPatch, trained: Path, swa: Swa) -> Callable[
         f"average {RUN} --window 0.5ep:2ep -o soup.pt",
         f"average {RUN} --weights swa -o swa.pt",
         f"plot {RUN} curves -o curves.png",
-        f"plot {RUN} plane --grid 3 --samples 64 -o plane.png",
-        f"plot {RUN} window --grid 3 -o window.png",
         f"report {RUN} --no-data -o page.html",
-        f"show {RUN}",
         f"show {LAST}",
         f"compare {RUN} {RUN}",
         f"export {SHIPPED} --format safetensors -o swa.safetensors",
@@ -77,6 +74,14 @@ def count(monkeypatch: pytest.MonkeyPatch, trained: Path, swa: Swa) -> Callable[
 def test_a_command_validates_a_recipe_once(count: Callable[..., int], words: str) -> None:
     """Validated recipes, against one per run folder: all files of a run carry the same recipe."""
     assert count(*words.split()) == (2 if words.startswith("compare") else 1)
+
+
+@pytest.mark.parametrize(
+    "words", ["plot {} plane --grid 3 --samples 64 -o plane.png", "plot {} window --grid 3 -o window.png", "show {}"]
+)
+def test_recipe_yaml_and_a_checkpoint_are_validated_once_each(count: Callable[..., int], words: str) -> None:
+    """Commands that read the text of the recipe beside the resume point, against one validation of each."""
+    assert count(*words.format(RUN).split()) == 2
 
 
 def test_changes_are_validated_beside_what_the_files_carry(count: Callable[..., int]) -> None:

@@ -193,3 +193,29 @@ def test_constant_buffers_and_growing_ones_stay() -> None:
     assert (update.num_layers, update.unmeasured) == (1, ())
     for name in ("table", "seen"):
         assert torch.equal(model.get_buffer(name), before[name])
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+@pytest.mark.parametrize("script", [lambda model: model, torch.jit.script])
+def test_a_buffer_that_a_forward_pass_replaces_is_restored_after_an_error(script) -> None:
+    """A pass that puts another tensor in the place of a buffer and then fails, against the values before."""
+
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+            self.register_buffer("level", torch.full((2,), 0.5))
+
+        def forward(self, values: Tensor) -> Tensor:
+            values = self.norm(values)
+            if self.training:
+                self.level = values.mean((0, 2, 3)) + 1
+                raise RuntimeError("broken")
+            return values
+
+    model = script(Broken())
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    with pytest.raises(Exception, match="broken"):
+        update_batchnorm(images().split(35), model)
+    for name, value in model.named_buffers():
+        assert torch.equal(value, before[name]), name

@@ -1,4 +1,4 @@
-"""What holds for any damage to a checkpoint: it is told, or what comes out is exactly what was written."""
+"""Any damage to a checkpoint is reported, or the content read is exactly what was written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from swa_cli import cli
+from conftest import run_swa
 from swa_cli.checkpoint import reader
 from swa_cli.errors import UserError
 
@@ -40,16 +40,13 @@ class Good:
 def good(tmp_path_factory: pytest.TempPathFactory) -> Good:
     folder = tmp_path_factory.mktemp("good")
     (folder / "small.yaml").write_text(RECIPE)
-    threads = torch.get_num_threads()
-    code = cli.run(["train", str(folder / "small.yaml"), "-q", "--out", str(folder)])
-    torch.set_num_threads(threads)
-    assert code == 0
+    run_swa("train", folder / "small.yaml", "-q", "--out", folder)
     return Good({name: (folder / "latest/checkpoints" / name).read_bytes() for name in NAMES})
 
 
 @dataclass(frozen=True)
 class Place:
-    """A share of the file and bytes from there on, so that both ends are met as well as the middle."""
+    """A share of the file plus a number of bytes, so that both ends are covered as well as the middle."""
 
     share: float
     further: int = 0
@@ -60,7 +57,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Flip:
-    """Bits of a few bytes."""
+    """Flip bits of a few bytes."""
 
     bits: list[tuple[Place, int]]
 
@@ -73,7 +70,7 @@ class Flip:
 
 @dataclass(frozen=True)
 class Cut:
-    """What lies between two places is left out, or what lies around them."""
+    """Remove the bytes between two places, or those around them."""
 
     first: Place
     second: Place
@@ -86,7 +83,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Write:
-    """Other bytes at a place: in between, or over what is there."""
+    """Insert bytes at a place, or overwrite those that are there."""
 
     place: Place
     more: bytes
@@ -99,7 +96,7 @@ class Write:
 
 @dataclass(frozen=True)
 class Zero:
-    """A stretch of zeros, as of a disk that lost a block."""
+    """Zero a range of bytes, like a disk that lost a block."""
 
     place: Place
     length: int
@@ -111,7 +108,7 @@ class Zero:
 
 @dataclass(frozen=True)
 class Move:
-    """A stretch written over another one, as of a disk that mixes up its blocks."""
+    """Copy a range of bytes over another one, like a disk that mixes up its blocks."""
 
     source: Place
     target: Place
@@ -135,7 +132,7 @@ DAMAGES = st.one_of(
 
 
 def assert_same(found: Any, expected: Any, *, key: str = "") -> None:
-    """Types, values and bits of tensors, all the way down."""
+    """Compare types, values and bits of tensors in nested content."""
     assert type(found) is type(expected), key
     if isinstance(expected, Tensor):
         assert (found.dtype, found.shape, found.stride()) == (expected.dtype, expected.shape, expected.stride()), key
@@ -154,7 +151,7 @@ def assert_same(found: Any, expected: Any, *, key: str = "") -> None:
 
 
 def is_read_as(path: Path, data: bytes, original: bytes) -> bool:
-    """Whether it is read at all; then it must be exactly what stood in the file before."""
+    """Whether the file is read; then the content must be exactly that of the undamaged file."""
     path.write_bytes(data)
     try:
         content = reader.read(path).content
@@ -187,7 +184,7 @@ def test_what_is_whole_is_read(good: Good, tmp_path: Path, name: str) -> None:
 @example(damage=Zero(BEGIN, 1 << 20))
 @example(damage=Zero(BEGIN, 4))
 def test_damage_is_told_or_harmless(good: Good, tmp_path: Path, name: str, damage: Damage) -> None:
-    """Bytes flipped, cut, inserted, zeroed, moved, against the only two ends: a UserError, or the same bits."""
+    """Bytes flipped, cut, inserted, zeroed or moved, against two outcomes: a UserError, or the same bits."""
     is_read_as(tmp_path / name, damage(good.files[name]), good.files[name])
 
 

@@ -1,13 +1,16 @@
-"""Files written by a thread: in order, from copies, with their faults told where the run can tell of them."""
+"""Atomic writes, also by a thread: order, permissions, copies, and errors raised where the run can report them."""
 
 from __future__ import annotations
 
+import os
+import stat
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
-from swa_cli.checkpoint.atomic import BackgroundWriter
+from swa_cli.checkpoint.atomic import BackgroundWriter, write_atomic
 from swa_cli.checkpoint.reader import copy_to_cpu
 
 
@@ -58,6 +61,17 @@ def test_another_fault_is_not_covered() -> None:
     with pytest.raises(ValueError, match="of the run"):
         run()
     assert ended == [True]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_a_file_has_the_mode_of_any_new_file(tmp_path: Path, umask: int) -> None:
+    """The permissions of an atomic write against those that the umask gives to `open`."""
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "a.pt", lambda file: file.write(b"x"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.pt").stat().st_mode) == 0o666 & ~umask
 
 
 def test_a_copy_stays_as_it_was() -> None:

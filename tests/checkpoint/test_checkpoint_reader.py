@@ -1,4 +1,4 @@
-"""Checkpoints: atomic writing, safe reading."""
+"""Atomic writes, safe reads and strict loading of checkpoints, against what a crash or a hostile file does."""
 
 from __future__ import annotations
 

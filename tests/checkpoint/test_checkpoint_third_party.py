@@ -1,4 +1,4 @@
-"""Other people's checkpoints: every layout as its program writes it, read back against the weights that went in."""
+"""Checkpoints of other programs: each layout as its program writes it, read back against the weights that went in."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_grey_images_are_said_to_have_no_colours(swa, recipe: Path) -> None:
             "write one of the two",
         ),
         ("dataset.augment.translate=8", "translate: 8 pixels are more than the 8x8 images", "at most 7"),
-        ("dataset.augment.flip=maybe", "`maybe` is no way to flip", "true, false or alternating"),
+        ("dataset.augment.flip=maybe", "`maybe` is not a way to flip", "true, false or alternating"),
         ("dataset.augment.flip=yes", "`yes` is not a truth value", "write true"),
         ("dataset.augment.jitter.hue=0.6", "`0.6` is above 0.5", "write 0.5 or less"),
         ("dataset.name=tinted_data:floats", "gives 3 channels of float32", "leave it out"),

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swa_cli import cli
+from conftest import load, run_swa
 from swa_cli.analysis import open
 from swa_cli.checkpoint import reader
 from swa_cli.engine import evaluate
@@ -35,10 +35,7 @@ POINTS = [10, 15, 20, 25, 30, 35, 40]  # 10 steps an epoch
 def trained(folder: Path, *words: str) -> Path:
     """The folder of a run of RECIPE."""
     (folder / "soup.yaml").write_text(RECIPE)
-    threads = torch.get_num_threads()
-    code = cli.run(["train", str(folder / "soup.yaml"), "-q", "--out", str(folder / "runs"), *words])
-    torch.set_num_threads(threads)
-    assert code == 0
+    run_swa("train", folder / "soup.yaml", "-q", "--out", folder / "runs", *words)
     return (folder / "runs/latest").resolve()
 
 
@@ -59,10 +56,6 @@ def every_step(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, 
     """The weights of the same run after each of its steps."""
     folder = trained(tmp_path_factory.mktemp("steps"), "snapshots={every: 1step}")
     return {load(path)["step"]: load(path)["state_dict"] for path in (folder / "snapshots").iterdir()}
-
-
-def load(path: Path | str) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
 
 
 def files(run: Path) -> list[Path]:
@@ -200,7 +193,7 @@ def test_search_finds_what_all_windows_hold(swa, run: Path) -> None:
     for count in range(1, 8):
         assert swa("average", run, "--last", str(count), "-o", f"{count}.pt").code == 0
         samples[count] = samples_of(f"{count}.pt")
-    nll = {count: float(found.nll.double().mean()) for count, found in samples.items()}
+    nll = {count: float(found["nll"].double().mean()) for count, found in samples.items()}
     for row in result["tried"]:
         if row["end"] == 40:
             assert row["nll"] == nll[row["count"]]

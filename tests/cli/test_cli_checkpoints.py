@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+
+from conftest import load
 
 
 @pytest.fixture
@@ -19,10 +20,6 @@ def run(swa, recipe: Path, tmp_path: Path) -> Path:
     ended = swa("train", recipe, "-q", *words)
     assert ended.code == 0, ended.err
     return tmp_path / "runs/latest/checkpoints"
-
-
-def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
 
 
 def test_eval_of_swa_repeats_the_result_of_train(swa, run: Path) -> None:

@@ -122,9 +122,9 @@ def test_inductor_without_a_cpp_compiler_is_refused_before_a_run(
 @pytest.mark.parametrize(
     ("value", "key", "cure"),
     [
-        ("aot_eagr", "train.compile", "did you mean `aot_eager`?"),
+        ("aot_eagr", "train.compile", "did you mean aot_eager?"),
         ("nothing_like_it", "train.compile", "inductor"),
-        ("{backend: aot_eagr}", "train.compile", "did you mean `aot_eager`?"),
+        ("{backend: aot_eagr}", "train.compile", "did you mean aot_eager?"),
         ("yes", "train.compile", "write true"),
         ("[eager]", "train.compile", "write one value"),
         ("{backend: eager, mode: max-autotune}", "train.compile.mode", "write backend: inductor"),

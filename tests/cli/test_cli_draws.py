@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from conftest import load
 from swa_cli.analysis import evaluate
 from swa_cli.data import sources
 from swa_cli.data.randomness import generator
@@ -37,10 +38,6 @@ def linear(swa, recipe: Path, tmp_path: Path) -> Path:
     recipe.write_text(recipe.read_text().replace("{name: convnet, args: {width: 4}}", "{name: 'flat_net:net'}"))
     assert swa("train", recipe, "-q", SWAG, "train.precision=fp32", "seed=3").code == 0
     return tmp_path / "runs/latest/checkpoints"
-
-
-def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
 
 
 def test_shipped_file_holds_the_mean_and_the_posterior(swa, run: Path) -> None:

@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conftest import OnStep
+from conftest import OnStep, load, run_swa
 from swa_cli import cli
 from swa_cli.analysis import evaluate
-from swa_cli.analysis.ensemble import Ensemble
+from swa_cli.analysis.passes import Ensemble
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data import sources
@@ -46,9 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "cycles.yaml").write_text(RECIPE)
-    threads = torch.get_num_threads()
-    assert cli.run(["train", str(folder / "cycles.yaml"), "-q", "-o", str(folder)]) == 0
-    torch.set_num_threads(threads)
+    run_swa("train", folder / "cycles.yaml", "-q", "-o", folder)
     return folder / "cycles-001"
 
 
@@ -57,10 +55,6 @@ def run(swa, trained: Path, tmp_path: Path) -> Path:
     """A copy of it that a test may change, and the recipe beside it."""
     (tmp_path / "cycles.yaml").write_text(RECIPE)
     return shutil.copytree(trained, tmp_path / "run")
-
-
-def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
 
 
 def snapshots(run: Path) -> list[dict[str, Any]]:

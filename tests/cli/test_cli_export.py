@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from conftest import load, run_swa
 from swa_cli import __version__, cli
 from swa_cli.analysis import export
 from swa_cli.models import build_model
@@ -40,16 +41,13 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run, and every export of its swa.pt."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "small.yaml").write_text(RECIPE)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    assert cli.run(["train", str(folder / "small.yaml"), "-q", "-o", str(folder)]) == 0
-    source = str((folder / "small-001").rename(folder / "run") / "checkpoints/swa.pt")
+    run_swa("train", folder / "small.yaml", "-q", "-o", folder)
+    source = (folder / "small-001").rename(folder / "run") / "checkpoints/swa.pt"
     for name, suffix in SUFFIXES.items():
-        words = ["export", source, "--format", name, "-q", "-o"]
-        assert cli.run([*words, str(folder / f"plain{suffix}")]) == 0
+        words = ("export", source, "--format", name, "-q", "-o")
+        run_swa(*words, folder / f"plain{suffix}")
         if name in GRAPHS:
-            assert cli.run([*words, str(folder / f"pixels{suffix}"), "--with-normalization"]) == 0
-    torch.set_num_threads(threads)
+            run_swa(*words, folder / f"pixels{suffix}", "--with-normalization")
     return folder
 
 
@@ -58,10 +56,6 @@ def run(swa, trained: Path, tmp_path: Path) -> Path:
     """The working folder has a copy of the run."""
     shutil.copytree(trained / "run", tmp_path / "run")
     return tmp_path / "run"
-
-
-def load(path: str | Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
 
 
 def plain_network(trained: Path) -> tuple[nn.Module, dict[str, Any]]:

@@ -12,8 +12,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-RESNET = "model={name: 'torchvision:resnet18'}"
-
 
 @pytest.mark.parametrize(
     ("words", "key", "cure"),
@@ -48,11 +46,13 @@ def test_muon_names_the_first_parameter_that_it_does_not_take(swa, recipe: Path)
     """Muon on a convolution, by name and shape; on a network of matrices alone it trains."""
     from swa_cli.engine import optimizers
     from swa_cli.models.build_model import build
+    from swa_cli.recipe import schema
 
     ended = swa("train", recipe, "optimizer.name=Muon")
     name, parameter = next(iter(build("convnet", num_classes=10, in_channels=1, args={"width": 4}).named_parameters()))
     assert f"{name} is {' x '.join(map(str, parameter.shape))}" in " ".join(ended.err.split())
-    assert optimizers.build(nn.Linear(3, 2, bias=False), name="Muon", lr=0.1, options={}).param_groups
+    muon = schema.Optimizer(name="Muon", lr=0.1)
+    assert optimizers.build(nn.Linear(3, 2, bias=False), muon).param_groups
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from swa_cli import cli
+from conftest import run_swa
 from swa_cli.checkpoint import reader
 from swa_cli.models import build_model
 
@@ -29,9 +29,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, whose weights are those of the files below."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "r.yaml").write_text(RECIPE)
-    threads = torch.get_num_threads()
-    assert cli.run(["train", str(folder / "r.yaml"), "-q", "-o", str(folder)]) == 0
-    torch.set_num_threads(threads)
+    run_swa("train", folder / "r.yaml", "-q", "-o", folder)
     return folder
 
 

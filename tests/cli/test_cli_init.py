@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from swa_cli import cli
+from conftest import load, run_swa
 from swa_cli.engine import train
 
 FIRST = """\
@@ -42,9 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run to start from."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "first.yaml").write_text(FIRST)
-    threads = torch.get_num_threads()
-    assert cli.run(["train", str(folder / "first.yaml"), "-q", "-o", str(folder)]) == 0
-    torch.set_num_threads(threads)
+    run_swa("train", folder / "first.yaml", "-q", "-o", folder)
     return folder / "first-001"
 
 
@@ -68,10 +66,6 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, torch.Tensor]]:
 
     monkeypatch.setattr(train, "start", look)
     return seen
-
-
-def load(path: str | Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
@@ -184,7 +178,7 @@ def test_a_run_without_a_save_begins_anew_from_the_same_weights_only(swa, second
         path.unlink()
     shutil.copy(LAST, "kept.pt")
     for damage, piece in (
-        (lambda: shutil.copy(SWA, LAST), "holds other weights than when the run was begun"),
+        (lambda: shutil.copy(SWA, LAST), "holds other weights than when the run began"),
         (lambda: Path(LAST).unlink(), "train.init: first/checkpoints/last.pt: no such checkpoint"),
     ):
         damage()

@@ -16,6 +16,7 @@ import torchvision
 from safetensors import safe_open
 from torch import Tensor
 
+from conftest import load
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.model_state import with_metadata
 from swa_cli.checkpoint import loading
@@ -177,12 +178,8 @@ def recipe_of(name: str, **sections: Any) -> str:
     return "r.yaml"
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
-
-
 def mean_of_snapshots(run: Path, steps: list[int]) -> dict[str, Tensor]:
-    states = [read(run / f"snapshots/step-{step:08d}.pt")["state_dict"] for step in steps]
+    states = [load(run / f"snapshots/step-{step:08d}.pt")["state_dict"] for step in steps]
     return {key: torch.stack([state[key].double() for state in states]).mean(0) for key in states[0]}
 
 
@@ -196,7 +193,7 @@ def run_through(swa, recipe: str, build: Any) -> Path:
     assert ended.code == 0, ended.err
     run = Path("runs/loading-001")
     shipped, told = run / "checkpoints/swa.pt", json.loads((run / "result.json").read_text())["weights"]["swa"]["nll"]
-    content = read(shipped)
+    content = load(shipped)
     build().load_state_dict(content["state_dict"])  # the four lines of the README
     for key, value in mean_of_snapshots(run, content["average"]["steps"]).items():
         if not is_statistic(key):
@@ -213,13 +210,13 @@ def run_through(swa, recipe: str, build: Any) -> Path:
         ended = swa(*words, "--allow-code", "-q")
         assert ended.code == 0, (words, ended.err)
     for file in ("updated.pt", "soup.pt", "taken.pt"):
-        build().load_state_dict(read(file)["state_dict"])
+        build().load_state_dict(load(file)["state_dict"])
         found = swa("eval", file, "--json", "--allow-code").json["weights"]
         assert abs(next(iter(found.values()))["nll"] - told) < 1e-5, file
     for file in ("weights.pth", "weights.safetensors"):
         found = swa("eval", file, "--recipe", recipe, "--json").json["weights"]["last"]["nll"]
         assert abs(found - told) < 1e-5, file
-    build().load_state_dict(read("weights.pth"))
+    build().load_state_dict(load("weights.pth"))
     return run
 
 
@@ -239,7 +236,7 @@ def test_a_versioned_network_of_torchvision_goes_through(swa, nets: Any) -> None
         return torchvision.models.mnasnet0_5(num_classes=3)
 
     run = run_through(swa, recipe, build)
-    assert read(run / "checkpoints/swa.pt")["state_dict"]._metadata[""] == {"version": 2}
+    assert load(run / "checkpoints/swa.pt")["state_dict"]._metadata[""] == {"version": 2}
     with safe_open("weights.safetensors", framework="pt") as file:  # as docs/your_own.md says
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
         build().load_state_dict(with_metadata(state, json.loads(file.metadata()["state_dict_metadata"])))
@@ -259,7 +256,7 @@ def test_files_of_an_older_layout_are_loaded_by_the_hooks(swa, nets: Any) -> Non
     )
     assert new == old
     assert swa("average", "new.pt", "old.pt", "--recipe", recipe, "-o", "mean.pt", "--no-bn").code == 0
-    for key, value in read("mean.pt")["state_dict"].items():
+    for key, value in load("mean.pt")["state_dict"].items():
         assert torch.equal(value, state[key])
     assert swa("train", recipe, "--dry-run", "train.init=old.pt").code == 0
     recipe = recipe_of("loading_nets:Versioned")

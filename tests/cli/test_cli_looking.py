@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from swa_cli import cli
+from conftest import run_swa
 from swa_cli.analysis import doctor
 from swa_cli.engine import estimate
 from swa_cli.models import build_model
@@ -31,12 +31,11 @@ train: {epochs: 2, batch_size: 256, threads: 1, precision: fp32}
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs, of which the second has another rate and one average more."""
-    folder, threads = tmp_path_factory.mktemp("looked"), torch.get_num_threads()
+    folder = tmp_path_factory.mktemp("looked")
     (folder / "recipe.yaml").write_text(RECIPE)
-    words = ["train", str(folder / "recipe.yaml"), "-q", "--out", str(folder / "runs")]
-    assert cli.run(words) == 0
-    assert cli.run([*words, "optimizer.lr=0.05", "averages.e.kind=ema"]) == 0
-    torch.set_num_threads(threads)
+    words = ("train", folder / "recipe.yaml", "-q", "--out", folder / "runs")
+    run_swa(*words)
+    run_swa(*words, "optimizer.lr=0.05", "averages.e.kind=ema")
     return folder / "runs"
 
 

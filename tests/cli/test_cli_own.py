@@ -6,11 +6,12 @@ import csv
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
+
+from conftest import load
 
 # Two inputs of a network go through a BatchNorm each; the task tells whether they are near, and has a loss of its own.
 NETWORK = """\
@@ -94,10 +95,6 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     sys.path[:] = path
     for name in [name for name in sys.modules if name.split(".")[0] == "pairwise"]:
         del sys.modules[name]
-
-
-def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
 
 
 def edit(path: Path, before: str, after: str) -> None:

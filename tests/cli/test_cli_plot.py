@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from conftest import SMALL, Swa
-from swa_cli import cli
+from conftest import SMALL, Swa, run_swa
 from swa_cli.metrics.metric import CLASSIFICATION
 from swa_cli.report.page import RunOnPage, document
 
@@ -25,9 +24,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with snapshots; only read, or copied."""
     folder = tmp_path_factory.mktemp("plotted")
     (folder / "small.yaml").write_text(RECIPE)
-    threads = torch.get_num_threads()
-    assert cli.run(["train", str(folder / "small.yaml"), "-q", "--out", str(folder)]) == 0
-    torch.set_num_threads(threads)
+    run_swa("train", folder / "small.yaml", "-q", "--out", folder)
     return folder / "small-001"
 
 

@@ -18,8 +18,7 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 
-from conftest import OnStep
-from swa_cli import cli
+from conftest import OnStep, run_swa
 from swa_cli.analysis.run_output import RunOutput
 from swa_cli.engine.events import PlanEvent, StepEvent
 
@@ -47,10 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repeat of seeds 0 to 2 that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "few.yaml").write_text(RECIPE)
-    threads = torch.get_num_threads()
-    code = cli.run(["repeat", str(folder / "few.yaml"), "--seeds", "0-2", "-q", "-o", str(folder)])
-    torch.set_num_threads(threads)
-    assert code == 0
+    run_swa("repeat", folder / "few.yaml", "--seeds", "0-2", "-q", "-o", folder)
     return folder / "few-repeat-001"
 
 

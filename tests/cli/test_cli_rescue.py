@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+from swa_cli.checkpoint import atomic
 from swa_cli.engine import validate as scoring
 
 NETS = """
@@ -113,14 +113,13 @@ def ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callabl
 
 def no_write_of(monkeypatch: pytest.MonkeyPatch, name: str) -> Callable[[], None]:
     """The file system has no room for a file that is to become `name`."""
-    mkstemp = tempfile.mkstemp
 
-    def refuse(**options: Any) -> Any:
-        if str(options["prefix"]).startswith(f".{name}"):
+    def refuse(path: Path, mode: str) -> Any:
+        if path.name.startswith(f".{name}"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return mkstemp(**options)
+        return open(path, mode)
 
-    return lambda: monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    return lambda: monkeypatch.setattr(atomic, "open", refuse, raising=False)
 
 
 def read(path: Path | str) -> dict[str, Any]:

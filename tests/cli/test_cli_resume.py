@@ -20,6 +20,7 @@ from equal_runs import assert_equal_runs, content
 from swa_cli.analysis.run_output import RunOutput
 from swa_cli.engine import state
 from swa_cli.engine import validate as scoring
+from swa_cli.report.terminal import Terminal
 
 # 22 steps an epoch, 88 in all: warmup to 22, schedule, anneal from 33 to 44, averaging from 44 on.
 RECIPE = """\
@@ -126,16 +127,16 @@ def test_stopped_while_scoring(swa, long: Path, tmp_path: Path, monkeypatch: pyt
     """A signal in a validation, in a BatchNorm pass and in the final scores, against the run to the end."""
     words = ["dataset.val=200", "eval.batch_size=100"]
     assert swa("train", long, "-q", *words).code == 0
-    progress, scorings = RunOutput.progress, []
+    progress, scorings = Terminal.progress, []
 
-    def interrupted(output: RunOutput, description: str, *args: Any, **options: Any) -> Any:
+    def interrupted(terminal: Terminal, description: str, *args: Any, **options: Any) -> Any:
         if description.startswith("scoring"):
             scorings.append(description)
             if len(scorings) == at:
                 os.kill(os.getpid(), signal.SIGINT)
-        return progress(output, description, *args, **options)
+        return progress(terminal, description, *args, **options)
 
-    monkeypatch.setattr(RunOutput, "progress", interrupted)
+    monkeypatch.setattr(Terminal, "progress", interrupted)
     assert swa("train", long, "-q", *words).code == 130
     assert swa("train", "--resume", "runs/latest", "-q").code == 0
     assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
@@ -202,7 +203,7 @@ def test_damaged_resume_point_falls_back_to_the_previous_one(
         signal_at(previous + 3)
         ended = swa("train", "--resume", run, "-q")
         assert ended.code == 130, ended.err
-        assert "going on from previous.pt" in " ".join(ended.err.split())
+        assert "continuing from previous.pt" in " ".join(ended.err.split())
         assert content(run, "last")["step"] == previous + 3
         assert content(run, "previous")["step"] == previous
     signal_at(-1)

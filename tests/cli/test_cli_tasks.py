@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import matplotlib.image
 import pytest
 import torch
 from torch import nn
 
+from conftest import load
 from swa_cli.data import sources
 from swa_cli.models import build_model
 
@@ -77,10 +77,6 @@ def turned(tmp_path: Path) -> Path:
     path = tmp_path / "turned.yaml"
     path.write_text(REGRESSION)
     return path
-
-
-def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
 
 
 def rows_of(run: Path) -> list[dict[str, str]]:

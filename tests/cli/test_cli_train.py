@@ -15,13 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
+from conftest import load
 from swa_cli.data.randomness import seed_globals
 from swa_cli.engine import hardware, state
 from swa_cli.models import build_model
-
-
-def load(path: Path) -> dict[str, Any]:
-    return torch.load(path, weights_only=True)
 
 
 def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:

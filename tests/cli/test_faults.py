@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from PIL import Image
 from conftest import OnStep
 from equal_runs import assert_equal_runs, content
 from processes import said_in, start
+from swa_cli.checkpoint import atomic
 from swa_cli.engine.events import PlanEvent, StepEvent
 
 # 22 steps an epoch, saved at the end of each; averages from step 33 on.
@@ -72,14 +72,13 @@ def no_write_of(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> Call
     """From now on the file system refuses to make a file that is to become `name`."""
 
     def begin() -> None:
-        mkstemp = tempfile.mkstemp
 
-        def refuse(**options: Any) -> Any:
-            if str(options["prefix"]).startswith(f".{name}"):
+        def refuse(path: Path, mode: str) -> Any:
+            if path.name.startswith(f".{name}"):
                 raise OSError(number, os.strerror(number))
-            return mkstemp(**options)
+            return open(path, mode)
 
-        monkeypatch.setattr(tempfile, "mkstemp", refuse)
+        monkeypatch.setattr(atomic, "open", refuse, raising=False)
 
     return begin
 
@@ -185,7 +184,7 @@ def test_folder_removed(swa, faulty: Path, tmp_path: Path, at: At) -> None:
     at(30, lambda: shutil.rmtree(tmp_path / "runs/faulty-001"))
     ended = swa("train", faulty, "-q")
     assert ended.code == 1
-    assert "was removed while the run went on" in " ".join(ended.err.split())
+    assert "was removed during the run" in " ".join(ended.err.split())
     assert not (tmp_path / "runs/faulty-001").exists()
 
 

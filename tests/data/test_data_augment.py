@@ -14,9 +14,8 @@ from torch import Tensor
 from torchvision import transforms
 from torchvision.transforms import functional as vision
 
-from swa_cli.data.augment import Augment, draw
+from swa_cli.data.augment import Augment, crop_and_flip, crop_and_flip_masks, cut_out, draw
 from swa_cli.data.color_jitter import ColorJitter, normalize
-from swa_cli.data.crop_flip import crop_and_flip, crop_and_flip_masks, cut_out
 from swa_cli.data.randomness import generator
 from swa_cli.errors import UserError
 

@@ -20,10 +20,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from swa_cli.data import batches
-from swa_cli.data.augment import Augment
+from swa_cli.data.augment import Augment, crop_and_flip
 from swa_cli.data.batches import Batches, epoch_batches, plain_batches, statistics_batches
 from swa_cli.data.color_jitter import ColorJitter
-from swa_cli.data.crop_flip import crop_and_flip
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split
 from swa_cli.errors import EXIT_FAILED, UserError

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from swa_cli.data.dataset_args import REQUIRED, Argument, whole
-from swa_cli.data.datasets import DATASETS, USER_DATASET, Dataset, Request
+from swa_cli.data.datasets import DATASETS, REQUIRED, USER_DATASET, Argument, Dataset, Request, whole
 from swa_cli.data.sources import known_num_train, load
 from swa_cli.data.splits import Arrays, Found
 from swa_cli.errors import UserError
@@ -89,7 +88,7 @@ def test_one_entry_gives_defaults_checks_and_suggestions(table: dict[str, Datase
             load("stripes", args=args)
     with pytest.raises(UserError) as caught:
         load("stripe")
-    assert "did you mean 'stripes'" in caught.value.hint
+    assert "did you mean stripes?" in caught.value.hint
 
 
 def stripes_of(*, width: int) -> torch.Tensor:

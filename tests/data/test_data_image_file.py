@@ -221,7 +221,7 @@ def test_a_mask_lies_on_its_upright_image(tmp_path: Path, orientation: int, draw
     else:
         (upright if orientation == 3 else stored).save(tmp_path / "mask.png")
     paths = (str(tmp_path / "image.png"),), (str(tmp_path / "mask.png"),)
-    image, mask = MaskDataset(*paths, 24, None, upright.size[::-1]).pixels(0)
+    image, mask = MaskDataset(*paths, tuple(range(24)), None, upright.size[::-1]).pixels(0)
     assert np.array_equal(image[0] // 10, mask)
 
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import functional as vision
 
-from swa_cli.data.augment import Augment, draw
+from swa_cli.data.augment import Augment, crop_and_flip, crop_and_flip_masks, draw
 from swa_cli.data.batches import epoch_batches, plain_batches, statistics_batches
-from swa_cli.data.crop_flip import crop_and_flip, crop_and_flip_masks
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import Split, load
 from swa_cli.data.stream import label_tensor
@@ -77,7 +76,8 @@ def test_masks_are_moved_in_the_distribution_of_images() -> None:
     """The windows of a mask are counted and held against those of the same picture as an image."""
     picture = torch.arange(1, 31, dtype=torch.uint8).view(6, 5)
     draws = draw(torch.arange(2000), augment=Augment(crop=1, flip=True), seed=0, key=("test",))
-    masks = crop_and_flip_masks(picture.expand(2000, 6, 5), draws=draws, fill=0)
+    masks = crop_and_flip_masks(picture.expand(2000, 6, 5), draws=draws)
+    masks[masks == 255] = 0
     images = crop_and_flip(picture.expand(2000, 1, 6, 5), draws=draws)[:, 0]
     counts = [Counter(out.numpy().tobytes() for out in outs) for outs in (masks, images)]
     assert len(counts[0]) == 18

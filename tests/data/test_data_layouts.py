@@ -264,3 +264,10 @@ def test_left_out_as_one_line() -> None:
     assert left_out.describe() == ["left out 21 files: 15 .heic, 6 .txt; folder extra/"]
     assert LeftOut((), tuple("abcdefg")).describe() == ["left out folders a/, b/, c/, d/, e/, ..."]
     assert (left_out + LeftOut(((".txt", 20),))).describe()[0].startswith("left out 41 files: 26 .txt, 15 .heic")
+
+
+def test_a_link_to_itself_is_listed(tmp_path: Path) -> None:
+    """An image that links to itself among the files, so that it is told with the broken ones."""
+    link = tmp_path / "0.png"
+    link.symlink_to(link)
+    assert images_below([tmp_path]).images == (str(link),)

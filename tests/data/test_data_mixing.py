@@ -10,7 +10,7 @@ from scipy import stats
 from torch.nn import functional
 from torchvision.transforms import v2
 
-from swa_cli.data.mixing import Mix, draw_mixes, mix_batch, one_hot
+from swa_cli.data.augment import Augment, Mix, draw_mixes, mix_batch, one_hot
 from swa_cli.data.randomness import generator
 from swa_cli.errors import UserError
 from swa_cli.metrics.tasks import TASKS
@@ -49,7 +49,7 @@ def test_mixed_batches_equal_torchvisions(
 @pytest.mark.parametrize(("name", "alpha"), [("mixup", 0.2), ("mixup", 1.0), ("cutmix", 1.0), ("cutmix", 4.0)])
 def test_shares_are_of_the_beta_distribution(name: str, alpha: float) -> None:
     """The shares of many batches are held against Beta(alpha, alpha), and centers against uniform ones (Kolmogorov)."""
-    mixes = draw_mixes(4000, **{"mixup": 0.0, "cutmix": 0.0, name: alpha}, seed=0, key=KEY)
+    mixes = draw_mixes(4000, augment=Augment(**{name: alpha}), seed=0, key=KEY)
     assert stats.kstest([mix.share for mix in mixes], "beta", args=(alpha, alpha)).pvalue > 0.001
     for axis in (0, 1) if name == "cutmix" else ():
         assert stats.kstest([mix.center[axis] for mix in mixes], "uniform").pvalue > 0.001
@@ -58,15 +58,15 @@ def test_shares_are_of_the_beta_distribution(name: str, alpha: float) -> None:
 def test_of_two_one_is_taken_evenly_and_their_draws_stay() -> None:
     """Batches with both on are held against those with one, which half of them are."""
     both, mixup, cutmix = (
-        draw_mixes(400, mixup=first, cutmix=second, seed=3, key=KEY)
+        draw_mixes(400, augment=Augment(mixup=first, cutmix=second), seed=3, key=KEY)
         for first, second in ((0.2, 1.0), (0.2, 0), (0, 1.0))
     )
     assert all(mix in pair for mix, pair in zip(both, zip(mixup, cutmix, strict=True), strict=True))
     assert 160 < sum(mix.center is None for mix in both) < 240  # four standard deviations
     for seed, key in ((4, KEY), (3, ("augment", 2))):
-        others = draw_mixes(400, mixup=0.2, cutmix=1.0, seed=seed, key=key)
+        others = draw_mixes(400, augment=Augment(mixup=0.2, cutmix=1.0), seed=seed, key=key)
         assert not {mix.share for mix in both} & {mix.share for mix in others}
-    assert draw_mixes(3, mixup=0, cutmix=0, seed=0, key=KEY) == (None, None, None)
+    assert draw_mixes(3, augment=Augment(), seed=0, key=KEY) == (None, None, None)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])

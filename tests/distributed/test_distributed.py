@@ -244,7 +244,7 @@ def test_another_number_of_processes_goes_on(folder: Path, size: int) -> None:
         (["optimizer.lrr=1"], 2, "optimizer.lrr"),
         (["dataset={name: image_folder, root: nowhere}"], 2, "nowhere"),
         (["train.batch_size=1"], 2, "1 samples leave some of 2 processes without one"),
-        (["train.sync_batchnorm=true"], 2, "torch has it for GPUs alone, and this run is on cpu"),
+        (["train.sync_batchnorm=true"], 2, "torch has it for GPUs only, and this run is on cpu"),
         (["model.args.odd=true"], 1, "of processes 0 and 1 differ"),
     ],
 )

@@ -94,7 +94,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = folder_in(tmp_path_factory.mktemp("runs"))
     train(folder, ["train", "deep.yaml", "-o", "whole"], 2)
     said = train(folder, ["train", "deep.yaml", "train.fsdp=true", "-o", "parts"], 2)
-    assert "25 or 26 samples of each batch; parameters, gradients, optimizer and averages in parts" in said
+    assert "25 or 26 samples of each batch; parameters, gradients, optimizer and averages sharded" in said
     return folder
 
 
@@ -183,10 +183,10 @@ def test_what_cannot_be_in_parts_is_refused(tmp_path: Path, swa: Swa) -> None:
     folder_in(tmp_path)
     alone = swa("train", "conv.yaml", "train.fsdp=true", "optimizer.name=Rprop")
     assert alone.code == 2
-    assert "train.fsdp: one process has nobody to share the network with" in alone.err
+    assert "train.fsdp: one process cannot shard a network" in alone.err
     assert "optimizer.name: torch's Rprop needs whole parameters" in alone.err
     said = train(tmp_path, ["train", "deep.yaml", "train.fsdp=true", "model.args.odd=true"], 2, 2)
-    assert "train.fsdp: scale is a number without rows to deal out" in said
+    assert "train.fsdp: scale is a number, which has no rows to shard" in said
     assert "parameters of one real type, and these are float32 and float64" in said
     assert not (tmp_path / "runs").exists()
 

@@ -16,7 +16,7 @@ from swa_cli.analysis import run_data
 from swa_cli.engine import evaluate
 from swa_cli.engine.hardware import Hardware
 from swa_cli.metrics import classification as tasks
-from swa_cli.metrics.metric import standard_error
+from swa_cli.metrics.metric import CLASSIFICATION, SampleScores, standard_error
 from swa_cli.metrics.tasks import TASKS
 
 CPU = Hardware(torch.device("cpu"), "fp32", 1, False, "test")
@@ -106,7 +106,8 @@ def test_a_confusion_matrix_has_a_row_for_each_true_class() -> None:
     expected = [[0] * 3 for _ in range(3)]
     for row, label in zip(p, labels, strict=True):
         expected[int(label)][int(row.argmax())] += 1
-    assert run_data.confusion(run, "last") == expected == [[1, 2, 0], [0, 0, 1], [1, 0, 0]]
+    assert expected == [[1, 2, 0], [0, 0, 1], [1, 0, 0]]
+    assert run_data.confusion(run, "last") == ("last", expected)
 
 
 def test_scores_of_probabilities_equal_those_of_logits(predictions: tuple[Tensor, Tensor]) -> None:
@@ -115,20 +116,17 @@ def test_scores_of_probabilities_equal_those_of_logits(predictions: tuple[Tensor
     exact = tasks.score_outputs(logits, labels)
     for probabilities in (logits.double().softmax(1), logits.softmax(1)):
         found = tasks.score_predictions(probabilities, labels)
-        assert found.top5 is not None
-        assert torch.equal(found.correct, exact.correct)
-        assert torch.equal(found.top5, exact.top5)
+        assert torch.equal(found["correct"], exact["correct"])
+        assert torch.equal(found["top5"], exact["top5"])
         for key in ("nll", "brier", "confidence"):
-            torch.testing.assert_close(
-                getattr(found, key), getattr(exact, key), rtol=1e-5, atol=1e-6, check_dtype=False
-            )
+            torch.testing.assert_close(found[key], exact[key], rtol=1e-5, atol=1e-6, check_dtype=False)
 
 
 def test_a_probability_of_0_has_a_finite_nll() -> None:
     """A label that was thought impossible: -log of the smallest normal number, in float32 also for bf16."""
     scores = tasks.score_predictions(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16), torch.tensor([1]))
-    assert scores.nll.item() == pytest.approx(-math.log(torch.finfo(torch.float32).tiny), rel=1e-6)
-    assert scores.nll.dtype == torch.float32
+    assert scores["nll"].item() == pytest.approx(-math.log(torch.finfo(torch.float32).tiny), rel=1e-6)
+    assert scores["nll"].dtype == torch.float32
 
 
 def test_predictions_are_the_softmax_of_every_sample(predictions: tuple[Tensor, Tensor]) -> None:
@@ -143,7 +141,9 @@ def test_predictions_are_the_softmax_of_every_sample(predictions: tuple[Tensor, 
 def test_standard_error_of_accuracy_is_the_binomial_one() -> None:
     """SE of 30 right of 40 against sqrt(p(1-p)/n)."""
     correct = torch.arange(40) < 30
-    scores = tasks.SampleScores(correct, None, torch.ones(40), torch.ones(40), torch.full((40,), 0.5))
+    scores = SampleScores(
+        CLASSIFICATION, {"correct": correct, **dict.fromkeys(("nll", "brier", "confidence"), torch.ones(40))}
+    )
     assert evaluate.summarize(scores)["accuracy_se"] == pytest.approx(math.sqrt(0.75 * 0.25 / 40), abs=1e-15)
 
 
@@ -153,10 +153,10 @@ def test_paired_error_uses_the_same_samples(predictions: tuple[Tensor, Tensor]) 
     first = tasks.score_outputs(logits, labels)
     second = tasks.score_outputs(logits + 0.1 * torch.randn(logits.shape, generator=torch.Generator()), labels)
     row = evaluate.compare(second, first)
-    difference = (second.nll - first.nll).double()
+    difference = (second["nll"] - first["nll"]).double()
     assert row["nll_diff"] == pytest.approx(float(difference.mean()), abs=1e-12)
     assert row["nll_diff_se"] == pytest.approx(float(difference.std()) / math.sqrt(1003), abs=1e-12)
-    unpaired = math.hypot(standard_error(first.nll), standard_error(second.nll))
+    unpaired = math.hypot(standard_error(first["nll"]), standard_error(second["nll"]))
     assert row["nll_diff_se"] < unpaired / 5
 
 
@@ -171,8 +171,8 @@ def test_means_are_over_samples_and_not_over_batches(predictions: tuple[Tensor, 
 
 def test_top5_is_left_out_for_five_classes() -> None:
     """Top-5 of five classes would always be 1: None against a number for six."""
-    assert tasks.score_outputs(torch.randn(3, 5), torch.zeros(3, dtype=torch.long)).top5 is None
-    assert tasks.score_outputs(torch.randn(3, 6), torch.zeros(3, dtype=torch.long)).top5 is not None
+    assert tasks.score_outputs(torch.randn(3, 5), torch.zeros(3, dtype=torch.long)).metric("top5").value is None
+    assert tasks.score_outputs(torch.randn(3, 6), torch.zeros(3, dtype=torch.long)).metric("top5").value is not None
 
 
 def test_scoring_keeps_the_mode_and_draws_nothing() -> None:

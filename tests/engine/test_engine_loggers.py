@@ -110,7 +110,7 @@ def test_a_logger_that_fails_ends_no_run(swa, recipe: Path, tmp_path: Path, meth
     ("text", "said"),
     [
         ("", "no attribute"),
-        ("Own = 3", "not a class"),
+        ("Own = 3", "not a logger"),
         ("class Own:\n    def __init__(self, project): pass", "other arguments"),
         ("class Own: pass", "none of the methods"),
     ],
@@ -142,7 +142,7 @@ def test_two_loggers_that_fail_are_each_warned_about_once() -> None:
 
     told = Events([Hears()], loggers={"a": Broken(), "b": Broken()})
     for step in (1, 2):
-        told.step(StepEvent(step=step, epoch=1, lr=0.1, loss=None))
+        told.emit(StepEvent(step=step, epoch=1, lr=0.1, loss=None))
     assert calls == [1]
     assert len(warnings) == 2
     assert {"a", "b"} == {text.split()[1] for text in warnings}
@@ -156,7 +156,7 @@ def test_a_listener_that_fails_ends_the_run() -> None:
             raise OSError
 
     with pytest.raises(OSError):
-        Events([Full()]).step(StepEvent(step=1, epoch=1, lr=0.1, loss=None))
+        Events([Full()]).emit(StepEvent(step=1, epoch=1, lr=0.1, loss=None))
 
 
 def test_a_protocol_of_eight_methods() -> None:

@@ -2,37 +2,58 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from swa_cli.engine import optimizers
 from swa_cli.errors import RecipeError
+from swa_cli.recipe import schema
 
 
 def small() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
 
 
+def group(**values: Any) -> schema.Group:
+    """Parameters with their own rate and options, as a recipe writes them."""
+    return schema.Group.model_validate(values)
+
+
+def settings(
+    name: str, options: dict[str, Any] | None = None, *, lr: float = 0.1, no_decay: Any = (), groups: Any = ()
+) -> schema.Optimizer:
+    """The section of a recipe with these values alone, without the defaults of SGD."""
+    return schema.Optimizer.model_construct(
+        name=name, lr=lr, no_decay=list(no_decay), groups=list(groups), **(options or {})
+    )
+
+
+def build(model: nn.Module, *, name: str, lr: float, options: dict[str, Any], **more: Any) -> torch.optim.Optimizer:
+    return optimizers.build(model, settings(name, options, lr=lr, **more))
+
+
 def test_misspelt_option_is_a_problem_with_a_suggestion() -> None:
     """`momentun` of SGD against the signature of torch.optim.SGD."""
-    [problem] = optimizers.check("SGD", {"momentun": 0.9})
+    [problem] = optimizers.check(settings("SGD", {"momentun": 0.9}))
     assert problem.key == "optimizer.momentun"
     assert problem.hint == "did you mean `optimizer.momentum`?"
 
 
 def test_unknown_optimizer_is_a_problem_with_a_suggestion() -> None:
     """`AdamV` against the names in torch.optim; the base class and closures are not offered."""
-    [problem] = optimizers.check("AdamV", {})
+    [problem] = optimizers.check(settings("AdamV"))
     assert "Adam" in problem.hint
-    assert optimizers.check("Optimizer", {})
-    assert optimizers.check("LBFGS", {})
+    assert optimizers.check(settings("Optimizer"))
+    assert optimizers.check(settings("LBFGS"))
 
 
 def test_refused_value_names_the_class() -> None:
     """A value that torch refuses (negative momentum) becomes a problem of the recipe."""
     with pytest.raises(RecipeError, match="momentum"):
-        optimizers.build(small(), name="SGD", lr=0.1, options={"momentum": -1.0}, no_decay=[])
+        build(small(), name="SGD", lr=0.1, options={"momentum": -1.0}, no_decay=[])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +69,7 @@ def test_refused_value_names_the_class() -> None:
 def test_no_decay_takes_parameters_out(no_decay: list[str], free: set[str]) -> None:
     """Parameters without weight decay against a list by hand; every parameter is in one group."""
     model = small()
-    built = optimizers.build(model, name="SGD", lr=0.1, options={"weight_decay": 0.5}, no_decay=no_decay)
+    built = build(model, name="SGD", lr=0.1, options={"weight_decay": 0.5}, no_decay=no_decay)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decay = {names[id(p)]: group["weight_decay"] for group in built.param_groups for p in group["params"]}
     assert set(decay) == set(names.values())
@@ -58,21 +79,21 @@ def test_no_decay_takes_parameters_out(no_decay: list[str], free: set[str]) -> N
 def test_pattern_that_matches_nothing_is_a_problem() -> None:
     """`head.*` against a model without a head."""
     with pytest.raises(RecipeError, match=r"head\.\*"):
-        optimizers.build(small(), name="SGD", lr=0.1, options={}, no_decay=["head.*"])
+        build(small(), name="SGD", lr=0.1, options={}, no_decay=["head.*"])
 
 
 def test_frozen_parameters_are_not_given_to_the_optimizer() -> None:
     """Parameters of the optimizer against those that take gradients."""
     model = small()
     model[0].requires_grad_(False)
-    built = optimizers.build(model, name="AdamW", lr=0.1, options={}, no_decay=[])
+    built = build(model, name="AdamW", lr=0.1, options={}, no_decay=[])
     assert sum(p.numel() for group in built.param_groups for p in group["params"]) == 4 + 27
 
 
 def test_learning_rate_reaches_the_step() -> None:
     """One SGD step at a set rate against w - lr * g (torchcontrib's wrapper lost the rate)."""
     model = nn.Linear(1, 1, bias=False)
-    built = optimizers.build(model, name="SGD", lr=9.0, options={}, no_decay=[])
+    built = build(model, name="SGD", lr=9.0, options={}, no_decay=[])
     before = model.weight.item()
     optimizers.set_learning_rate(built, 0.25)
     model.weight.grad = torch.full((1, 1), 2.0)
@@ -84,11 +105,11 @@ def test_groups_have_rates_and_options_of_their_own() -> None:
     """Rate, decay and momentum of every parameter against a list by hand; the first group that matches wins."""
     model = small()
     groups = [
-        optimizers.Group(("1.bias",), lr=64.0, options={"weight_decay": 0.01}),
-        optimizers.Group(("norm", "3.*"), lr=0.5, options={"momentum": 0.0}),
+        group(match="1.bias", lr="64x", weight_decay=0.01),
+        group(match=["norm", "3.*"], lr="0.5x", momentum=0.0),
     ]
     options = {"weight_decay": 0.1, "momentum": 0.9}
-    built = optimizers.build(model, name="SGD", lr=1.0, options=options, no_decay=["bias"], groups=groups)
+    built = build(model, name="SGD", lr=1.0, options=options, no_decay=["bias"], groups=groups)
     optimizers.set_learning_rate(built, 0.2)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found = {
@@ -109,9 +130,9 @@ def test_groups_have_rates_and_options_of_their_own() -> None:
 def test_a_group_that_matches_nothing_and_its_misspelt_option_are_problems() -> None:
     """Both against their place in the recipe."""
     with pytest.raises(RecipeError) as caught:
-        optimizers.build(small(), name="SGD", lr=0.1, options={}, groups=[optimizers.Group(("head.*",))])
+        build(small(), name="SGD", lr=0.1, options={}, groups=[group(match="head.*")])
     assert caught.value.problems[0].key == "optimizer.groups.0.match"
-    [problem] = optimizers.check("SGD", {}, [{}, {"weightdecay": 0}])
+    [problem] = optimizers.check(settings("SGD", groups=[group(match="bias"), group(match="norm", weightdecay=0)]))
     assert problem.key == "optimizer.groups.1.weightdecay"
     assert problem.hint == "did you mean `optimizer.groups.1.weight_decay`?"
 
@@ -122,7 +143,7 @@ def test_one_kernel_for_all_parameters_takes_the_steps_of_a_loop(name: str, opti
     torch.manual_seed(0)
     ours, plain = small(), small()
     plain.load_state_dict(ours.state_dict())
-    built = optimizers.build(ours, name=name, lr=0.05, options={"weight_decay": 0.1, **options})
+    built = build(ours, name=name, lr=0.05, options={"weight_decay": 0.1, **options})
     assert built.defaults["fused"] is True
     reference = getattr(torch.optim, name)(plain.parameters(), lr=0.05, weight_decay=0.1, foreach=False, **options)
     for _ in range(20):
@@ -133,7 +154,7 @@ def test_one_kernel_for_all_parameters_takes_the_steps_of_a_loop(name: str, opti
         reference.step()
     for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    said = optimizers.build(small(), name=name, lr=0.05, options={**options, "foreach": True})
+    said = build(small(), name=name, lr=0.05, options={**options, "foreach": True})
     assert not said.defaults["fused"]
 
 
@@ -161,16 +182,16 @@ def test_a_step_is_that_of_torch_without_its_compiler(name: str) -> None:
     plain.load_state_dict(ours.state_dict())
     options = {"foreach": False} | ({} if name == "Rprop" else {"weight_decay": 0.1})
 
-    def build() -> torch.optim.Optimizer:
-        return optimizers.build(ours, name=name, lr=0.05, options=options)
+    def built_anew() -> torch.optim.Optimizer:
+        return build(ours, name=name, lr=0.05, options=options)
 
-    built = build()
+    built = built_anew()
     parameters = list(plain.parameters())
     reference = getattr(torch.optim, name)(parameters, lr=0.05, **options)
     for step in range(6):
         if step == 3:
             state = built.state_dict()
-            built = build()
+            built = built_anew()
             built.load_state_dict(state)
         for a, b in zip(ours.parameters(), parameters, strict=True):
             a.grad = torch.randn_like(a)

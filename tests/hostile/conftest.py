@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
+from conftest import run_swa
 from hostile.making import GOOD, MEMORY, SECONDS
-from swa_cli import cli
 
 
 @pytest.fixture(scope="session")
@@ -19,10 +18,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working folder after training: the run is as it was after its first epoch."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "good.yaml").write_text(GOOD)
-    threads = torch.get_num_threads()
-    code = cli.run(["train", str(folder / "good.yaml"), "-q", "--out", str(folder)])
-    torch.set_num_threads(threads)
-    assert code == 0
+    run_swa("train", folder / "good.yaml", "-q", "--out", folder)
     (folder / "latest").unlink()
     run = (folder / "good-001").rename(folder / "run")
     for name in ("swa.pt", "swag.pt", "last_bn.pt"):

@@ -70,7 +70,7 @@ IMAGES = [
     images("size-text", pets, "dataset.args.size: 'big' is not", "dataset.args={size: big}"),
     images("size-endless", pets, "size", "dataset.args={size: 1000000000000}"),
     images("unknown-argument", pets, "dataset.args.color: unknown argument", "dataset.args={color: gray}"),
-    images("other-dataset", pets, "did you mean 'digits'", "dataset.name=digit"),
+    images("other-dataset", pets, "did you mean digits?", "dataset.name=digit"),
     images("not-downloaded", nothing, "the files of mnist are missing", "dataset.name=mnist", "dataset.download=false"),
-    images("no-factory", pets, "no_such_module:make cannot be imported", "dataset.name=no_such_module:make"),
+    images("no-factory", pets, "dataset.name: cannot import no_such_module", "dataset.name=no_such_module:make"),
 ]

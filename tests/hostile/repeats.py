@@ -77,7 +77,7 @@ REPEATS = [
     Row(
         "repeat-start", ["repeat", "good.yaml", "--seeds", "0-1", "swa.start=3ep"], "after the end of the run", nothing
     ),
-    Row("repeat-option", ["repeat", "good.yaml", "--seeds", "0-1", "optimizer.name=SDG"], "`SGD`?", nothing),
+    Row("repeat-option", ["repeat", "good.yaml", "--seeds", "0-1", "optimizer.name=SDG"], "SGD", nothing),
     Row("repeat-out", ["repeat", "good.yaml", "--seeds", "0-1", "-o", "swa.pt"], "output.root:", nothing),
     repeated("log-link", "runs/good-repeat-001/log.txt:", link(f"{REPEAT}/log.txt", "elsewhere")),
     repeated("seed-file", "runs/good-repeat-001/seed-1:", file(f"{REPEAT}/seed-1", "x")),

@@ -101,16 +101,13 @@ def test_a_name_that_is_derived_is_no_longer_than_one_that_is_given(swa, tmp_pat
     assert swa("train", "long.yaml", f"name={'x' * 100}", "-q").code == 0
 
 
-@pytest.mark.parametrize(
-    ("key", "said"),
-    [("model.name", "cannot import"), ("task", "cannot import"), ("dataset.name", "cannot be imported")],
-)
-def test_a_module_that_ends_the_program_is_no_success(swa, tmp_path: Path, key: str, said: str) -> None:
+@pytest.mark.parametrize("key", ["model.name", "task", "dataset.name"])
+def test_a_module_that_ends_the_program_is_no_success(swa, tmp_path: Path, key: str) -> None:
     """A script without a guard, which ends with `sys.exit(0)`, as one's own code: exit 2 and what to put there."""
     (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
     (tmp_path / "good.yaml").write_text(GOOD)
     word = f"{key}=script:Net" if key != "model.name" else "model={name: 'script:Net'}"
     ended = swa("train", "good.yaml", word)
     assert ended.code == 2
-    assert said in ended.err
+    assert "cannot import" in ended.err
     assert "__main__" in ended.err

@@ -22,7 +22,7 @@ from conftest import SMALL
 PACKAGE = Path(swa_cli.__file__).parent
 TABLE = "CLASSIFICATION = TaskMetrics(\n    all=(\n"
 ERROR_RATE = (
-    '        Metric("error_rate", "error rate", "lower", lambda scores: mean_of(~scores.correct),'
+    '        Metric("error_rate", "error rate", "lower", lambda correct: mean_of(~correct), ("correct",),'
     ' short_name="err", is_percent=True),\n'
 )
 
@@ -46,8 +46,8 @@ def fresh(source: str, path: Path) -> ModuleType:
     ("entry", "message"),
     [
         ('Metric("f1", "F1", "higher"),\n', "compute"),
-        ('Metric("f1", "F1", compute=lambda scores: mean_of(scores.nll)),\n', "direction"),
-        ('Metric("nll", "NLL", "lower", lambda scores: mean_of(scores.nll)),\n', "declared twice"),
+        ('Metric("f1", "F1", compute=mean_of, of=("nll",)),\n', "direction"),
+        ('Metric("nll", "NLL", "lower", mean_of, ("nll",)),\n', "declared twice"),
     ],
     ids=["no computation", "no direction", "a key twice"],
 )

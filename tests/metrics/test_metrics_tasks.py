@@ -91,9 +91,9 @@ def test_probabilities_score_as_their_logits_do() -> None:
     """Softmax of a batch scored as the mean of several weight sets would be, against its logits."""
     logits, masks = images_with_masks()
     exact = segmentation.score_outputs(logits, masks)
-    found = segmentation.score_predictions(segmentation.predict({"out": logits, "aux": None}), masks)
-    assert torch.equal(found.right, exact.right)
-    torch.testing.assert_close(found.nll, exact.nll, rtol=1e-5, atol=1e-4)
+    found = segmentation.score_predictions(TASKS["segmentation"].predict({"out": logits, "aux": None}), masks)
+    assert torch.equal(found["right"], exact["right"])
+    torch.testing.assert_close(found["nll"], exact["nll"], rtol=1e-5, atol=1e-4)
 
 
 def test_pixels_that_count_nowhere() -> None:
@@ -143,7 +143,7 @@ def test_outputs_without_a_dimension_are_not_broadcast() -> None:
     """Outputs (B,) for targets (B, 1) against the same as (B, 1): the difference is not (B, B)."""
     outputs, targets = torch.arange(5.0), torch.arange(5.0)[:, None]
     assert float(regression.loss(outputs, targets, label_smoothing=0)) == 0
-    assert regression.score_predictions(outputs, targets).error.shape == (5, 1)
+    assert regression.score_predictions(outputs, targets)["error"].shape == (5, 1)
 
 
 def test_jackknife_of_a_mean_is_its_standard_error() -> None:

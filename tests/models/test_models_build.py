@@ -17,7 +17,7 @@ from torch import nn
 
 from swa_cli.averaging.batchnorm import update_batchnorm
 from swa_cli.errors import UserError
-from swa_cli.models.build_model import build, names
+from swa_cli.models.build_model import ZOO, build
 
 OWN_NETWORKS = """
 from torch import nn
@@ -72,7 +72,7 @@ def test_unknown_name_suggests_and_lists_the_zoo() -> None:
     error = refusal("PreResNet165")
     assert "unknown network 'PreResNet165'" in error.message
     assert "did you mean preresnet164?" in error.hint
-    assert all(name in error.hint for name in names())
+    assert all(name in error.hint for name in ZOO)
     assert error.exit_code == 2
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from swa_cli.errors import UserError
-from swa_cli.models.build_model import build, names
+from swa_cli.models.build_model import ZOO, build
 
 # Parameters for 10 and for 100 classes, and BatchNorm layers: the networks of the SWA paper.
 PUBLISHED = {
@@ -248,4 +248,4 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 def test_names_lists_the_zoo() -> None:
     """The list of names is held against the networks that are promised."""
     general = {"convnet", "preresnet", "preresnet20", "preresnet56", "speednet", "unet", "wide_resnet"}
-    assert set(names()) == general | set(PUBLISHED)
+    assert set(ZOO) == general | set(PUBLISHED)

@@ -239,6 +239,7 @@ def test_later_overrides_win_and_mend(tmp_path: Path) -> None:
         ("train.epoch=1", "train.epoch", "unknown key", "did you mean `train.epochs`?"),
         ("model.args=[1,", "model.args", "a value is missing", "put the word in quotes for the shell"),
         ("model.args={a: *b}", "model.args", "aliases", "write the value out"),
+        ("train.acumulate=2", "train.acumulate", "unknown key", "did you mean `train.grad_accum_steps`?"),
         ("model.args={a: 1, a: 2}", "model.args", "duplicate", "keep one"),
         ("swa.lr=no", "swa.lr", "`no` is not a number", "write digits"),
         ("swa.lr={a: 1}", "swa.lr", "takes a single value", "write one value"),

@@ -373,7 +373,7 @@ def test_a_shortened_warmup_is_visible() -> None:
 @pytest.mark.parametrize(
     ("schedule", "swa", "text"),
     [
-        ("cosine", {"start": "22.75ep", "every": "0.25ep"}, "30 weights, 4 an epoch, epochs 22.75 to 30"),
+        ("cosine", {"start": "22.75ep", "every": "0.25ep"}, "30 weights, 4 per epoch, epochs 22.75 to 30"),
         ("cosine", {"start": "28ep", "every": "60step"}, "4 weights, every 60 steps, epochs 28.2 to 30"),
         ("cosine", {"start": "0ep", "every": "2.5ep"}, "12 weights, every 2.5 epochs, epochs 2.5 to 30"),
         ("cosine", {"start": "28ep", "every": "1step"}, "201 weights, every step from epoch 28"),
@@ -470,7 +470,7 @@ CYCLES_NEEDED = "needs a schedule with cycles, and cosine has none"
         (
             {"averages": {"a": {"kind": "ema", "half_life": "1ep", "every": "1cycle"}}, "schedule": RESTARTS},
             "averages.a.half_life",
-            "1ep is no number of updates, which come every 1cycle",
+            "1ep is not a number of updates, which come every 1cycle",
         ),
         (
             {"averages": {"a": {"kind": "ema", "half_life": "999999999999999ep"}}},

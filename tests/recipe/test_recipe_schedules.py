@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from swa_cli.recipe.learning_rate import chart, learning_rate, minima, schedule_problems
+from swa_cli.recipe.learning_rate import chart, learning_rate, schedule_problems
 from swa_cli.recipe.plan import make_plan
 from swa_cli.recipe.schema import Recipe, Snapshots
 
@@ -243,7 +243,7 @@ def test_cosine_restarts_are_snapshot_ensembles(epochs: int, cycles: int, cycle:
         for t in range(first, end)
     ]
     assert rates(restarts) == pytest.approx(expected, abs=1e-12)
-    lows = minima(restarts, steps_per_epoch=SPE)
+    lows = chart(restarts, steps_per_epoch=SPE).minima
     assert (lows[0], lows[-1], len(lows)) == (length, total, cycles)
 
 
@@ -255,7 +255,7 @@ def test_cycles_of_the_rounded_length_are_the_published_formula(epochs: int, cyc
     restarts = recipe({"name": "cosine_restarts", "T_0": f"{length}step"}, epochs=epochs)
     expected = [0.05 * (1 + math.cos(math.pi * (t % length) / length)) for t in range(total)]
     assert rates(restarts) == pytest.approx(expected, abs=1e-12)
-    assert minima(restarts, steps_per_epoch=SPE) == tuple(range(length, total + 1, length))
+    assert chart(restarts, steps_per_epoch=SPE).minima == tuple(range(length, total + 1, length))
 
 
 def test_snapshot_ensemble_rates_in_six_digits() -> None:
@@ -271,13 +271,13 @@ def test_cosine_restarts_are_sgdr() -> None:
     restarts = recipe({"name": "cosine_restarts", "T_0": "2ep", "T_mult": 2, "final_lr": 0.004})
     theirs = torch_rates(300, lambda opt: lr_scheduler.CosineAnnealingWarmRestarts(opt, 20, 2, eta_min=0.004))
     assert rates(restarts) == pytest.approx(theirs, rel=1e-9)
-    assert minima(restarts, steps_per_epoch=SPE) == (20, 60, 140, 300)
+    assert chart(restarts, steps_per_epoch=SPE).minima == (20, 60, 140, 300)
 
 
 def test_cycles_that_grow_by_a_fraction() -> None:
     """cycle_mult 1.1 against exact sums by hand: 100, 210, 331 steps, which binary floats would miss."""
     restarts = recipe({"name": "cosine_restarts", "T_0": "100step", "T_mult": 1.1}, epochs=40)
-    assert minima(restarts, steps_per_epoch=SPE) == (100, 210, 331)
+    assert chart(restarts, steps_per_epoch=SPE).minima == (100, 210, 331)
 
 
 MODES = [("triangular", None), ("triangular2", None), ("exp_range", 0.99)]
@@ -296,7 +296,7 @@ def test_cyclic_is_torch(mode: Any, gamma: float | None, up: int, down: int) -> 
         ),
     )
     assert rates(cycles) == pytest.approx(theirs, rel=1e-7)
-    assert minima(cycles, steps_per_epoch=SPE) == tuple(range(up + down, 301, up + down))
+    assert chart(cycles, steps_per_epoch=SPE).minima == tuple(range(up + down, 301, up + down))
 
 
 def test_fge_rates_in_six_digits() -> None:
@@ -328,7 +328,7 @@ def test_cyclic_lr_in_six_digits() -> None:
         }
         ours = rates(recipe(schedule, epochs=12), spe=1000)
         assert [round(ours[step], 6) for step in points] == list(expected)
-        assert minima(recipe(schedule, epochs=12), steps_per_epoch=1000) == (4000, 8000, 12000)
+        assert chart(recipe(schedule, epochs=12), steps_per_epoch=1000).minima == (4000, 8000, 12000)
 
 
 def test_cyclic_from_the_peak_is_fge() -> None:
@@ -344,7 +344,7 @@ def test_cyclic_from_the_peak_is_fge() -> None:
         t = step / spe % 4 / 4
         form = a1 * (1 - 2 * t) + a2 * 2 * t if t < 0.5 else a1 * (2 * t - 1) + a2 * (2 - 2 * t)
         assert rate == pytest.approx(form, abs=1e-12)
-    assert minima(fge, steps_per_epoch=spe) == (200, 600, 1000)
+    assert chart(fge, steps_per_epoch=spe).minima == (200, 600, 1000)
 
 
 def test_cycles_from_the_peak_count_from_minimum_to_minimum() -> None:
@@ -358,7 +358,7 @@ def test_cycles_from_the_peak_count_from_minimum_to_minimum() -> None:
 def test_fractional_cycles_do_not_drift() -> None:
     """Turning points of up 2.5 and down 1.25 steps against the ceiling of exact sums."""
     cycles = recipe({"name": "cyclic", "base_lr": 0.0, "step_size_up": "0.25ep", "step_size_down": "0.125ep"})
-    assert minima(cycles, steps_per_epoch=SPE) == tuple(math.ceil(3.75 * k) for k in range(1, 81))
+    assert chart(cycles, steps_per_epoch=SPE).minima == tuple(math.ceil(3.75 * k) for k in range(1, 81))
     assert max(rates(cycles)) == pytest.approx(0.1)
 
 
@@ -372,14 +372,14 @@ def test_cycles_begin_after_the_warmup() -> None:
         plain, warm = recipe(schedule), recipe(schedule | {"warmup": "1ep"})
         assert rates(warm)[10:] == pytest.approx(rates(plain)[:-10])
         assert rates(warm)[:10] == pytest.approx([first * (step + 1) / 10 for step in range(10)])
-        moved = [low + 10 for low in minima(plain, steps_per_epoch=SPE) if low + 10 <= 300]
-        assert minima(warm, steps_per_epoch=SPE) == tuple(moved)
+        moved = [low + 10 for low in chart(plain, steps_per_epoch=SPE).minima if low + 10 <= 300]
+        assert chart(warm, steps_per_epoch=SPE).minima == tuple(moved)
 
 
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear", "swa_paper"])
 def test_other_schedules_have_no_minima(name: str) -> None:
     """Minima of a schedule without cycles against none."""
-    assert minima(recipe({"name": name}), steps_per_epoch=SPE) == ()
+    assert chart(recipe({"name": name}), steps_per_epoch=SPE).minima == ()
 
 
 # The constant rate of swa.lr and the bridge to it.
@@ -562,6 +562,6 @@ def test_rates_are_finite_and_within_the_rates_of_the_recipe(
     for rate in rates(drawn, spe=spe):
         assert math.isfinite(rate)
         assert 0 <= rate <= largest * (1 + 1e-12)
-    lows = minima(drawn, steps_per_epoch=spe)
+    lows = chart(drawn, steps_per_epoch=spe).minima
     assert all(0 < low <= epochs * spe for low in lows)
     assert all(left < right for left, right in pairwise(lows))

@@ -15,11 +15,10 @@ from swa_cli.averaging.kinds import KINDS, OWNERS
 from swa_cli.recipe import scalars
 from swa_cli.recipe.explain import fields
 from swa_cli.recipe.kinds import KINDS as DECLARED
-from swa_cli.recipe.kinds import own_keys
 from swa_cli.recipe.scalars import Plain
 from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import Average, Optimizer, Recipe, Schedule
-from swa_cli.recipe.values import Duration
+from swa_cli.recipe.values import Duration, owners_of_keys
 
 SMALLEST: dict[str, Any] = {
     "model": {"name": "convnet"},
@@ -122,7 +121,7 @@ def test_defaults_of_an_average_follow_its_kind() -> None:
 
 def test_every_key_of_an_average_has_its_kind() -> None:
     """The table of keys is held against the fields of the section and against what is built from them."""
-    assert set(own_keys()) == set(Average.model_fields) - {"kind", "start", "every"}
+    assert set(owners_of_keys(DECLARED)) == set(Average.model_fields) - {"kind", "start", "every"}
     built = {key: name for name, kind in DECLARED.items() for key in kind.keys if key != "half_life"}  # becomes a decay
     assert built == OWNERS
     assert list(DECLARED) == list(KINDS)

@@ -12,8 +12,7 @@ import matplotlib.image
 import pytest
 
 from swa_cli.report.plots import DPI, MAX_MARKS
-from swa_cli.report.plots.curves import SIZE_INCHES, draw
-from swa_cli.report.plots.schedule import thinned
+from swa_cli.report.plots.curves import SIZE_INCHES, draw, thinned
 
 pytestmark = pytest.mark.pictures
 FINAL = {"last": {"accuracy": 0.9, "nll": 0.3}, "swa": {"accuracy": 0.92, "nll": float("nan")}}
@@ -65,6 +64,7 @@ def test_hostile_names_and_user_settings_change_nothing(tmp_path: Path) -> None:
             title=name,
             averaging={name: [1, 2]},
             steps_per_epoch=1,
+            lr=[0.1] * 3,
             final={name: FINAL["last"]},
         )
         assert dict(mpl.rcParams) == before
@@ -75,7 +75,7 @@ def test_hostile_names_and_user_settings_change_nothing(tmp_path: Path) -> None:
 
 def test_an_open_file_gets_the_same_picture(tmp_path: Path) -> None:
     """The bytes written to an open file, against those written to a path."""
-    arguments: dict[str, Any] = {"title": "x", "averaging": {"swa": [4]}, "steps_per_epoch": 2}
+    arguments: dict[str, Any] = {"title": "x", "averaging": {"swa": [4]}, "steps_per_epoch": 2, "lr": [0.1] * 4}
     file = io.BytesIO()
     draw(file, rows=rows_of(2), **arguments)
     draw(tmp_path / "curves.png", rows=rows_of(2), **arguments)

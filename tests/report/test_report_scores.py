@@ -13,8 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, Metric
-from swa_cli.report.tables.columns import difference_text
-from swa_cli.report.tables.scores import difference, score_table, standing, verdict
+from swa_cli.report.scores import difference, difference_text, score_table, standing, verdict
 from swa_cli.report.terminal import Terminal
 
 ACCURACY, NLL, MSE = CLASSIFICATION.primary, CLASSIFICATION.loss, REGRESSION.loss
@@ -37,8 +36,6 @@ REASON = "swa holds 1 weight set: nothing was averaged"
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of 80 cells, whatever terminal the tests run on."""
-    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLORTERM"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 
 
@@ -57,7 +54,7 @@ def scores_of(*, reference: str = "last_bn", **differences: float) -> dict[str, 
 
 def table_of(scores: dict[str, dict[str, Any]], *, width: int = 120) -> list[str]:
     console = Console(file=io.StringIO(), width=width, color_system=None)
-    return [line.plain for line in score_table(scores, console=console)]
+    return [line.plain for line in score_table(scores)(console)]
 
 
 # Two standard errors.
@@ -107,7 +104,7 @@ def test_colours_follow_two_standard_errors() -> None:
         scores = scores_of(
             accuracy_diff=0.002 * accuracy, accuracy_diff_se=0.002, nll_diff=-0.01 * nll, nll_diff_se=0.01
         )
-        styles = {str(span.style) for line in score_table(scores, console=console) for span in line.spans}
+        styles = {str(span.style) for line in score_table(scores)(console) for span in line.spans}
         assert styles & {"green", "red"} == expected
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from swa_cli.report.plots import schedule
-from swa_cli.report.tables.scores import search_table
-from swa_cli.report.terminal import open_console
+from swa_cli.report.console_text import open_console
+from swa_cli.report.plots import curves
+from swa_cli.report.scores import search_table
 
 
 def row(start: int, end: int, nll: float, *, chosen: bool = False) -> dict[str, Any]:
@@ -24,7 +24,7 @@ ROWS = [row(100, 200, 0.27), row(0, 200, 0.3), row(100, 150, 0.25, chosen=True)]
 def table(rows: list[dict[str, Any]], width: int = 80) -> list[str]:
     console = open_console(io.StringIO())
     console.width = width
-    return [line.plain for line in search_table(rows, console=console)]
+    return [line.plain for line in search_table(rows)(console)]
 
 
 def test_windows_stand_in_the_order_of_their_starts() -> None:
@@ -63,5 +63,5 @@ def test_narrow_pages_lose_columns_and_wrap_nothing(width: int) -> None:
 def test_picture_is_a_png(rows: list[dict[str, Any]]) -> None:
     """A picture of several windows, of one, and of a score that is not finite."""
     file = io.BytesIO()
-    schedule.draw_search(file, rows=rows, title="$run$: windows", steps_per_epoch=10)
+    curves.draw_search(file, rows=rows, title="$run$: windows", steps_per_epoch=10)
     assert file.getvalue().startswith(b"\x89PNG")

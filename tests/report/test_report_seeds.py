@@ -8,15 +8,13 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from swa_cli.report.tables.seeds import Against, seed_ranges, seed_summary, seed_verdict
+from swa_cli.report.seeds import Against, seed_ranges, seed_summary, seed_verdict
 from swa_cli.report.terminal import Terminal
 
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of 80 cells, whatever terminal the tests run on."""
-    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLORTERM"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "80")
 
 

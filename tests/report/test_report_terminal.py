@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
-from swa_cli.report.tables.scores import ensemble_summary, verdict
+from swa_cli.report.scores import ensemble_summary, verdict
 from swa_cli.report.terminal import Terminal
 
 DESIGN_ROWS = """
@@ -41,8 +41,6 @@ NAMES = ["swa", "ema", "latest", "a_rather_long_name_for_an_average"]
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A page of 80 cells, whatever terminal the tests run on."""
-    for name in ("FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "COLORTERM"):
-        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "80")
 

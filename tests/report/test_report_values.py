@@ -22,9 +22,7 @@ from matplotlib.patches import Rectangle
 
 from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, TaskMetrics
 from swa_cli.report.page import Line, RunOnPage, chart, document
-from swa_cli.report.plots import calibration, curves, loss_surface, schedule
-from swa_cli.report.plots import calibration as confusion
-from swa_cli.report.plots import schedule as window
+from swa_cli.report.plots import calibration, curves, loss_surface
 
 # What each task calls its score, and what a score of 0.75 is drawn as.
 TASKS = [
@@ -116,7 +114,7 @@ def test_curves_are_drawn_in_the_unit_of_their_axis(
 def test_a_schedule_is_drawn_over_epochs(drawn: list[matplotlib.figure.Figure]) -> None:
     """The rate of each step from its beginning, the marks of averages and snapshots, the shaded phase; in epochs."""
     lr = [0.4, 0.3, 0.2, 0.1]
-    schedule.draw_schedule(
+    curves.draw_schedule(
         io.BytesIO(),
         title="x",
         lr=lr,
@@ -231,7 +229,7 @@ def test_windows_are_drawn_in_the_unit_of_their_axis(
         }
         for start, end, score in ((10, 40, 0.5), (20, 40, 0.75), (30, 40, 0.625), (10, 30, 0.25))
     ]
-    window.draw_search(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
+    curves.draw_search(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
     upper, lower = drawn[0].axes
     assert lower.get_ylabel() == axis
     for axes, factor, values, errors in (
@@ -276,7 +274,7 @@ def test_reliability_is_drawn_in_fractions(drawn: list[matplotlib.figure.Figure]
 def test_a_confusion_matrix_has_true_classes_in_rows(drawn: list[matplotlib.figure.Figure]) -> None:
     """Shades and numbers of a matrix that is not symmetric, each at (predicted, true), the first class on top."""
     matrix = [[6, 2, 0], [1, 3, 0], [5, 0, 5]]
-    confusion.draw_confusion(io.BytesIO(), matrix=matrix, classes=["cat", "dog", "cow"], title="x")
+    calibration.draw_confusion(io.BytesIO(), matrix=matrix, classes=["cat", "dog", "cow"], title="x")
     axes, bar = drawn[0].axes
     (image,) = axes.get_images()
     np.testing.assert_allclose(image.get_array(), [[0.75, 0.25, 0], [0.25, 0.75, 0], [0.5, 0, 0.5]])

@@ -1,4 +1,4 @@
-"""Runs killed with SIGKILL at random instants and gone on with, against the run that nothing disturbed, bit for bit."""
+"""Runs killed with SIGKILL at random instants and resumed, against the undisturbed run, bit for bit."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ VARIANTS = {
 
 
 class Kill(NamedTuple):
-    """When a run is killed: at its `event`-th dealing with a file, or after a share of the undisturbed time."""
+    """When a run is killed: at its `event`-th file operation, or after a share of the undisturbed time."""
 
     event: int = 0
     share: float = 0.0
 
 
 class Undisturbed(NamedTuple):
-    """How the run goes when nothing happens: its folder, seconds, and dealings with files."""
+    """The undisturbed run: its folder, seconds, and file operations."""
 
     folder: Path
     seconds: float
@@ -90,7 +90,7 @@ def _run_undisturbed(folder: Path, words: list[str]) -> Undisturbed:
 
 
 def _chain(folder: Path, words: list[str], kills: Iterator[Kill], undisturbed: Undisturbed) -> int:
-    """Begin a run, kill it and go on with it until it ends; returns how many kills it took."""
+    """Start a run, kill and resume it until it ends; returns the number of kills."""
     _prepare(folder)
     num_kills, command, begun = 0, words, 0
     while True:
@@ -122,7 +122,7 @@ def _chain(folder: Path, words: list[str], kills: Iterator[Kill], undisturbed: U
 
 
 def _instants(generator: random.Random, undisturbed: Undisturbed, number: int) -> Iterator[Kill]:
-    """By turns at a dealing with a file, where a file may be half there, and at any time."""
+    """Alternately at a file operation, where a file may be incomplete, and at any time."""
     for index in range(number):
         if index % 2:
             yield Kill(share=generator.uniform(0.02, 1))
@@ -141,7 +141,7 @@ def test_five_kills(tmp_path: Path) -> None:
 @pytest.mark.torture
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_random_kills(tmp_path: Path, variant: str) -> None:
-    """At least nine kills at random instants, four a run at most, against the undisturbed run; the seed is told."""
+    """At least nine kills at random instants, at most four per run, against the undisturbed run; prints the seed."""
     words = ["train", "killed.yaml", *VARIANTS[variant]]
     undisturbed = _run_undisturbed(tmp_path / "undisturbed", words)
     seed = random.SystemRandom().randrange(10**6)

@@ -10,15 +10,36 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
 
+from swa_cli.recipe import scalars
 from swa_cli.recipe.schema.averages import Average, Swa, Swap
-from swa_cli.recipe.schema.inputs import Augment, Dataset, Model
-from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Optimizer, Schedule
-from swa_cli.recipe.schema.run import Compile, Eval, Output, Snapshots, Train
-from swa_cli.recipe.values import MAX_NAME, NAME_PATTERN, STRICT, AverageName, TaskName, Text, Whole
+from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Group, Optimizer, Schedule
+from swa_cli.recipe.values import (
+    MAX_NAME,
+    NAME_PATTERN,
+    STRICT,
+    Argument,
+    AverageName,
+    Count,
+    CountOrAll,
+    Duration,
+    DurationField,
+    DurationOrTime,
+    Flag,
+    Flip,
+    LoggerName,
+    Number,
+    Portion,
+    Rate,
+    TaskName,
+    Text,
+    Threads,
+    TimeField,
+    Whole,
+)
 
 __all__ = [
     "SGD_DEFAULTS",
@@ -26,6 +47,7 @@ __all__ = [
     "Average",
     "Compile",
     "Eval",
+    "Group",
     "Optimizer",
     "Output",
     "Recipe",
@@ -33,6 +55,188 @@ __all__ = [
     "Snapshots",
     "Swap",
 ]
+
+
+class Model(BaseModel):
+    """The network to train."""
+
+    model_config = STRICT
+    name: Text = Field(description="zoo name, torchvision:NAME, timm:NAME, or package.module:Attribute")
+    args: dict[str, Argument] = Field(
+        default={}, description="constructor arguments; num_classes and in_channels are filled in"
+    )
+
+
+class Jitter(BaseModel):
+    """Random changes of color in a random order; each value is the largest change, 0 for none."""
+
+    model_config = STRICT
+    brightness: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
+    contrast: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
+    saturation: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
+    hue: Rate = Field(default=0.0, le=0.5, description="rotation of the color circle from -x to x, in turns")
+
+
+class Augment(BaseModel):
+    """Random changes of the training images; each depends on the seed alone, whatever else is on."""
+
+    model_config = STRICT
+    crop: Whole = Field(default=0, ge=0, description="zero padding in pixels, then a random window of the old size")
+    translate: Whole = Field(default=0, ge=0, description="the same with reflected pixels around the image")
+    flip: Flip = Field(
+        default=False,
+        description="mirror left-right: true, every second image on average; alternating, each in every other epoch",
+    )
+    cutout: Whole = Field(default=0, ge=0, description="side in pixels of a square that is blanked out")
+    jitter: Jitter = Jitter()
+    mixup: Rate = Field(
+        default=0.0,
+        le=1000,
+        description="classification: alpha of the share of an image blended with another; 0 for none",
+    )
+    cutmix: Rate = Field(
+        default=0.0, le=1000, description="classification: alpha of the share of an image beside a box of another"
+    )
+
+
+class Dataset(BaseModel):
+    """Where the samples come from."""
+
+    model_config = STRICT
+    name: Text = Field(description="a named dataset, image_folder, or package.module:factory")
+    root: Text = Field(default="data", description="folder that holds, or will hold, the files")
+    val: Portion = Field(
+        default="10%", description="validation samples taken from train by the seed: 10%, 5000, or 0 for none"
+    )
+    stratify: Flag = Field(
+        default=True, description="the validation samples keep the proportions of the classes, where these are known"
+    )
+    augment: Augment = Augment()
+    cache: Literal["auto", "ram", "none"] = Field(
+        default="auto", description="images in memory (ram), streamed from disk (none), or by size (auto)"
+    )
+    workers: Whole = Field(default=2, ge=0, description="loader processes of a dataset that is streamed")
+    download: Flag = Field(default=True, description="fetch missing files where the dataset can be fetched")
+    args: dict[str, Argument] = Field(default={}, description="arguments of the dataset, such as size: 32")
+
+
+class EarlyStopping(BaseModel):
+    """Ends the run before its last epoch when a metric no longer improves."""
+
+    model_config = STRICT
+    patience: Count = Field(description="validations without a new best value after which the run ends")
+    metric: Text = Field(default="val_loss", description="a column of metrics.csv: a loss or an accuracy")
+
+
+class Compile(BaseModel):
+    """How torch.compile compiles the network."""
+
+    model_config = STRICT
+    backend: Text = Field(
+        default="inductor",
+        description="inductor, another backend that torch.compile knows, or package.module:attribute",
+    )
+    mode: Literal["default", "reduce-overhead", "max-autotune"] = Field(
+        default="default", description="inductor: reduce-overhead uses CUDA graphs, max-autotune also tries kernels"
+    )
+
+
+def _add_short_forms(node: dict[str, Any]) -> None:
+    """Let the JSON Schema of `train.compile` accept what `Train._short_compile` parses."""
+    node["anyOf"] = [{"type": "boolean"}, {"type": "string", "minLength": 1}, *node["anyOf"]]
+
+
+class Train(BaseModel):
+    """How the network is trained."""
+
+    model_config = STRICT
+    epochs: Count = Field(description="passes over the training set")
+    init: Text | None = Field(
+        default=None, description="checkpoint that the run starts from, instead of random weights of the seed"
+    )
+    init_weights: Text | None = Field(
+        default=None, description="which weights of it: last, swa, ...; default its raw weights, or its only ones"
+    )
+    init_skip: list[Text] = Field(
+        default=[], description="tensors that keep their fresh values instead, by name patterns such as head.*"
+    )
+    batch_size: Count = Field(default=128, description="samples of one forward pass")
+    grad_accum_steps: Count = Field(default=1, description="batches whose gradients make one optimizer step")
+    sync_batchnorm: Flag = Field(
+        default=False, description="several processes: BatchNorm normalises the whole batch, on GPUs only"
+    )
+    fsdp: Flag = Field(
+        default=False, description="several processes: shard parameters, gradients, optimizer and averages over them"
+    )
+    label_smoothing: Number = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    clip_norm: Number = Field(default=0.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto", description="auto: bf16 where the hardware computes in it natively and faster, else fp32"
+    )
+    device: Text = Field(
+        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"
+    )
+    compile: Compile | None = Field(
+        default=None,
+        description="torch.compile: true (inductor), false, the name of a backend, or a section with backend and mode",
+        json_schema_extra=_add_short_forms,
+    )
+    deterministic: Flag = Field(default=False, description="refuse operations that are not reproducible on a GPU")
+    threads: Threads = Field(default="auto", description="processor threads")
+    max_time: TimeField | None = Field(default=None, description="end the run after this time, such as 2h")
+    early_stopping: EarlyStopping | None = None
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _short_compile(cls, value: Any) -> Any:
+        """Parse `true` as the section with its defaults, `false` as none, and text as the backend."""
+        if value is None or isinstance(value, Mapping | Compile):
+            return value
+        if isinstance(value, bool) or str(value).lower() in scalars.TRUTH_WORDS:
+            return {} if scalars.flag(value) else None
+        return {"backend": scalars.text(value)}
+
+
+class Eval(BaseModel):
+    """How weight sets are evaluated, during the run and after it."""
+
+    model_config = STRICT
+    batch_size: Count = Field(default=512, description="samples of one forward pass without gradients")
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="of the forward pass; fp32: the scores that the shipped weights have in plain torch"
+    )
+    tta: Literal["none", "flip", "flip_translate"] = Field(
+        default="none", description="final scores by the mean logits of views of an image: mirrored, also moved a pixel"
+    )
+
+
+class Snapshots(BaseModel):
+    """Raw weights that are kept on disk during the run."""
+
+    model_config = STRICT
+    every: DurationField = Field(description="interval between snapshots; 1cycle: at each minimum")
+    start: DurationField = Field(default=Duration.parse("0ep"), description="nothing before this point is kept")
+    keep: CountOrAll = Field(default="all", description="all, or the last k")
+    cumulative: Flag = Field(
+        default=False,
+        description="each with the mean of the weights after every step so far: `swa average --window` is then exact",
+    )
+
+
+class Output(BaseModel):
+    """Where results are written."""
+
+    model_config = STRICT
+    root: Text = Field(default="runs", description="folder of the run folders")
+    save_every: DurationOrTime = Field(
+        default=Duration.parse("1ep"), description="interval between saves of last.pt: 1ep, 200step, or a time as 10min"
+    )
+    loggers: list[LoggerName] = Field(
+        default=[],
+        description="take the rows of metrics.csv too: tensorboard (pip install 'swa-cli[tensorboard]')"
+        " or package.module:attribute",
+    )
+    plots: Flag = Field(default=False, description="draw all pictures of `swa plot` at the end of the run")
 
 
 class Recipe(BaseModel):

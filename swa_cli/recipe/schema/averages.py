@@ -21,7 +21,7 @@ from swa_cli.recipe.values import (
     Multiple,
     Rate,
     Whole,
-    field_of,
+    fields_of,
     refuse,
 )
 
@@ -83,7 +83,7 @@ class _Average(BaseModel):
     @property
     def own(self) -> dict[str, Any]:
         """Return the values of the keys that belong to this kind alone."""
-        return {key: getattr(self, key) for key in KINDS[self.kind].fields}
+        return {key: getattr(self, key) for key in KINDS[self.kind].keys}
 
     @model_validator(mode="before")
     @classmethod
@@ -105,7 +105,7 @@ else:  # with the kinds and keys of the table
         __base__=_Average,
         __doc__=_Average.__doc__,
         kind=(Literal[tuple(KINDS)], Field(description=_SUMMARY)),
-        **{key: field_of(key, kinds.owners(key)) for key in kinds.own_keys()},
+        **fields_of(KINDS),
     )
 
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 
 from swa_cli.errors import Problem
 from swa_cli.recipe.schedules import SCHEDULES
-from swa_cli.recipe.values import STRICT, Duration, Free, Key, Multiple, Rate, Text, TextOrTexts, field_of, refuse
+from swa_cli.recipe.values import STRICT, Duration, Free, Multiple, Rate, Text, TextOrTexts, fields_of, refuse
 
 
 class Group(BaseModel):
@@ -65,11 +65,6 @@ class Optimizer(BaseModel):
 DEFAULT_SCHEDULE = "cosine"
 
 
-def _owners(key: str) -> dict[str, Key]:
-    """Return the schedules that take a key, with what it means there."""
-    return {name: kind.keys[key] for name, kind in SCHEDULES.items() if key in kind.keys}
-
-
 class _Schedule(BaseModel):
     """The learning rate; each name takes its own keys, see `schedules.SCHEDULES`."""
 
@@ -83,8 +78,8 @@ class _Schedule(BaseModel):
     @property
     def settings(self) -> dict[str, Any]:
         """Return the keys of this schedule with their values; a key that is left out has its default."""
-        given = {key: getattr(self, key) for key in SCHEDULES[self.name].keys}
-        return {key: SCHEDULES[self.name].keys[key].default if value is None else value for key, value in given.items()}
+        given = {name: (getattr(self, name), key.default) for name, key in SCHEDULES[self.name].keys.items()}
+        return {name: default if value is None else value for name, (value, default) in given.items()}
 
     @property
     def lengths(self) -> list[tuple[str, Duration]]:
@@ -108,16 +103,12 @@ else:  # with the names and keys of the table
         __base__=_Schedule,
         __doc__=_Schedule.__doc__,
         name=(Literal[tuple(SCHEDULES)], _NAME),
-        **{key: field_of(key, _owners(key)) for kind in SCHEDULES.values() for key in kind.keys},
+        **fields_of(SCHEDULES),
     )
 
 
 def misplaced_in_schedule(values: Mapping[str, object]) -> list[Problem]:
-    """Return a problem for each key that this schedule lacks or does not take.
-
-    Args:
-        values: The section, whose values may be as they are written. The keys of the problems are relative to it.
-    """
+    """Return a problem for each key that this schedule lacks or does not take; compare `kinds.misplaced`."""
     name = str(values.get("name", DEFAULT_SCHEDULE))
     if name not in SCHEDULES:
         return []

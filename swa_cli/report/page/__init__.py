@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -20,12 +20,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from swa_cli.metrics.metric import Metric, TaskMetrics
+from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.report import plots
 from swa_cli.report.console_text import MINUS, printable
 from swa_cli.report.plots import curves
-from swa_cli.report.tables.columns import heading
-from swa_cli.report.tables.scores import difference, is_compared, score_with_error, shown_metrics, standing
+from swa_cli.report.scores import difference, heading, is_compared, score_with_error, shown_metrics, standing
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -35,7 +34,7 @@ def render(template: str, **values: Any) -> Markup:
 
 @cache
 def _environment() -> Environment:
-    return Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         finalize=_printable,
@@ -43,6 +42,15 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
+    environment.globals |= {
+        "heading": heading,
+        "score_with_error": score_with_error,
+        "is_compared": is_compared,
+        "difference": difference,
+        "standing": standing,
+        "minus": MINUS,
+    }
+    return environment
 
 
 def _printable(value: Any) -> Any:
@@ -51,7 +59,6 @@ def _printable(value: Any) -> Any:
 
 
 _MAX_MARKERS = 12
-_STEEP, _LONG_RUN = 0.2, 10  # see `plots/curves.py`
 _DASHES = {"-": "", "--": "6 4", "-.": "7 3 2 3", ":": "2 3"}
 _MARKERS = {
     "o": "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
@@ -61,25 +68,8 @@ _MARKERS = {
     "D": "M0-4l4 4l-4 4l-4-4z",
     "P": "M-1-4h2v3h3v2h-3v3h-2v-3h-3v-2h3z",
 }
-
-
-@dataclass(frozen=True)
-class _Area:
-    """The drawing, and the area inside its axes."""
-
-    total_width: int = 420
-    total_height: int = 250
-    left: int = 52
-    right: int = 410
-    top: int = 8
-    height: int = 206
-
-    @property
-    def width(self) -> int:
-        return self.right - self.left
-
-
-_AREA = _Area()
+# The drawing, and the area inside its axes, in pixels.
+_AREA = {"total_width": 420, "total_height": 250, "left": 52, "top": 8, "width": 358, "height": 206}
 
 
 @dataclass(frozen=True)
@@ -114,42 +104,49 @@ def chart(
         is_lower_better: Which end of the scale cuts off the steep start of a long run.
         from_zero: Start the scale at 0.
     """
+    from matplotlib.ticker import MaxNLocator
+
     low, high = _scale(lines, end=end, is_lower_better=is_lower_better, from_zero=from_zero)
 
     def x(epoch: float) -> float:
-        return _AREA.left + _AREA.width * epoch / end
+        return round(_AREA["left"] + _AREA["width"] * epoch / end, 1)
 
     def y(value: float) -> float:
-        return _AREA.top + _AREA.height * (1 - (value - low) / (high - low))  # pixels count from the top
+        return round(_AREA["top"] + _AREA["height"] * (high - value) / (high - low), 1)  # pixels count from the top
 
-    return render(
-        "chart.html",
-        title=title,
-        area=_AREA,
-        values=_values(lines, end=end, unit=unit),
-        phase=None if phase is None else {"x": f"{x(phase):.1f}", "width": f"{x(end) - x(phase):.1f}"},
-        x_ticks=[{"at": f"{x(tick):.1f}", "text": f"{tick:g}"} for tick in _ticks(0, end)],
-        y_ticks=[
-            {"at": f"{y(tick):.1f}", "text_at": f"{y(tick) + 4:.1f}", "text": f"{tick:.6g}"}
-            for tick in _ticks(low, high)
-        ],
-        lines=[_drawn(line, x, y) for line in lines],
-    )
-
-
-def _values(lines: Sequence[Line], *, end: float, unit: str) -> str:
-    """Return what the page's script needs, as JSON."""
+    ticks = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
     series = [
         {"name": line.name, "points": [[epoch, value, f"{value:.4g}"] for epoch, value in line.points]}
         for line in lines
     ]
-    values = {"left": _AREA.left, "width": _AREA.width, "end": end, "unit": unit, "series": series}
-    return json.dumps(values, ensure_ascii=False)
+    values = {"left": _AREA["left"], "width": _AREA["width"], "end": end, "unit": unit, "series": series}
+    return render(
+        "chart.html",
+        title=title,
+        area=_AREA,
+        values=json.dumps(values, ensure_ascii=False),  # for the page's script
+        phase=None if phase is None else {"x": x(phase), "width": round(x(end) - x(phase), 1)},
+        x_ticks=[(x(tick), f"{tick:g}") for tick in ticks.tick_values(0, end) if 0 <= tick <= end],
+        y_ticks=[(y(tick), f"{tick:.6g}") for tick in ticks.tick_values(low, high) if low <= tick <= high],
+        lines=[_drawn(line, [(x(epoch), y(value)) for epoch, value in line.points]) for line in lines],
+    )
 
 
-def _drawn(line: Line, x: Callable[[float], float], y: Callable[[float], float]) -> dict[str, object]:
+def _scale(lines: Sequence[Line], *, end: float, is_lower_better: bool, from_zero: bool) -> tuple[float, float]:
+    """Return the ends of the scale."""
+    points = [point for line in lines for point in line.points]
+    values = [value for _, value in points]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if from_zero:
+        return 0.0, high + (0.05 * high or 1.0)
+    if settled := plots.settled(points, end=end):
+        low, high = (low, max(settled)) if is_lower_better else (min(settled), high)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return low - margin, high + margin
+
+
+def _drawn(line: Line, places: Sequence[tuple[float, float]]) -> dict[str, object]:
     """Return a line as the template draws it: its path, and the places of its markers."""
-    places = [(f"{x(epoch):.1f}", f"{y(value):.1f}") for epoch, value in line.points]
     every = max(1, math.ceil(len(places) / _MAX_MARKERS))
     return {
         "name": line.name,
@@ -159,27 +156,6 @@ def _drawn(line: Line, x: Callable[[float], float], y: Callable[[float], float])
         "marker": None if line.marker is None else _MARKERS[line.marker],
         "marks": [] if line.marker is None else places[::every],
     }
-
-
-def _scale(lines: Sequence[Line], *, end: float, is_lower_better: bool, from_zero: bool) -> tuple[float, float]:
-    """Return the ends of the scale, which may cut off the steep start of a long run."""
-    every = [value for line in lines for _, value in line.points]
-    settled = [value for line in lines for epoch, value in line.points if epoch > end * _STEEP]
-    low, high = min(every, default=0.0), max(every, default=1.0)
-    if settled and end >= _LONG_RUN and not from_zero:
-        low, high = (low, max(settled)) if is_lower_better else (min(settled), high)
-    low = 0.0 if from_zero else low
-    margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return (low if from_zero else low - margin), high + margin
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Return about five round numbers from `low` to `high`."""
-    rough = (high - low) / 6
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
-    first = math.ceil(low / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 Row = Mapping[str, Any]
@@ -222,31 +198,6 @@ class RunOnPage:
     commands: Sequence[str]  # how to run it again
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table."""
-
-    text: str
-    kind: str = ""  # CSS class
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """A row of a table."""
-
-    cells: Sequence[Cell]
-    kind: str = ""  # CSS class
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table."""
-
-    heads: Sequence[str]
-    rows: Sequence[TableRow]
-    caption: str = ""
-
-
 def document(runs: Sequence[RunOnPage], *, differences: Sequence[tuple[str, Sequence[str]]]) -> str:
     """Return the HTML of the page.
 
@@ -254,15 +205,19 @@ def document(runs: Sequence[RunOnPage], *, differences: Sequence[tuple[str, Sequ
         runs: At least one run.
         differences: Keys in which the recipes of several runs differ, with the value of each run.
     """
-    differing = [TableRow([Cell(key), *map(Cell, values)]) for key, values in differences]
+    groups: dict[tuple[Any, ...], list[RunOnPage]] = {}  # of runs that were evaluated on the same samples
+    for run in runs:
+        if run.weights:
+            groups.setdefault((run.split, run.samples, run.metrics), []).append(run)
     return render(
         "page.html",
         title=runs[0].title if len(runs) == 1 else f"{len(runs)} runs",
-        articles=[
-            {"run": run, "scores": _scores([run]) if run.weights else None, "charts": _charts(run)} for run in runs
-        ],
-        all_scores=[_scores(group) for group in _comparable(runs)],
-        differences=Table(["key", *(run.title for run in runs)], differing),
+        articles=[(run, _charts(run)) for run in runs],
+        groups=list(groups.values()),
+        differences=differences,
+        metrics_of=lambda group: shown_metrics(
+            [row for run in group for row in run.weights.values()], group[0].metrics
+        ),
     )
 
 
@@ -290,51 +245,3 @@ def _charts(run: RunOnPage) -> list[Markup]:
         rate = Line("learning rate", "val", "-", None, points)
         charts.append(chart([rate], title="learning rate of a step", unit="", end=end, phase=phase, from_zero=True))
     return charts
-
-
-def _comparable(runs: Sequence[RunOnPage]) -> list[list[RunOnPage]]:
-    """Group the ended runs that were evaluated on the same samples, a table for each group."""
-    groups: dict[tuple[Any, ...], list[RunOnPage]] = {}
-    for run in runs:
-        if run.weights:
-            groups.setdefault((run.split, run.samples, run.metrics), []).append(run)
-    return list(groups.values())
-
-
-def _scores(runs: Sequence[RunOnPage]) -> Table:
-    """Return a row for each weight set, and under each average its paired difference to the reference of its run."""
-    metrics, is_several = runs[0].metrics, len(runs) > 1
-    shown = shown_metrics([row for run in runs for row in run.weights.values()], metrics)
-    rows = []
-    for run in runs:
-        for name, row in run.weights.items():
-            rows.append(TableRow([*_labels(run.title, name, is_several=is_several), *_score_cells(row, shown)]))
-            if is_compared(row, metrics):
-                labels = _labels("", f"{MINUS} {row['reference']}", is_several=is_several)
-                rows.append(TableRow([*labels, *_difference_cells(row, shown, metrics)], kind="difference"))
-    return Table(
-        [*(["run"] if is_several else []), "weights", *map(heading, shown), "n", "BatchNorm"],
-        rows,
-        caption=f"{runs[0].split}: {runs[0].samples:,} samples, ± one standard error; differences are paired",
-    )
-
-
-def _labels(run: str, name: str, *, is_several: bool) -> list[Cell]:
-    return [*([Cell(run)] if is_several else []), Cell(name)]
-
-
-def _score_cells(row: Row, shown: Sequence[Metric]) -> list[Cell]:
-    count = row.get("members", row.get("count"))
-    cells = [Cell(score_with_error(row, metric)) for metric in shown]
-    return [*cells, Cell("" if count is None else f"{count:,}"), Cell(str(row.get("batchnorm", "")))]
-
-
-def _difference_cells(row: Row, shown: Sequence[Metric], metrics: TaskMetrics) -> list[Cell]:
-    cells = []
-    for metric in shown:
-        if metric not in metrics.compared:
-            cells.append(Cell(""))
-            continue
-        found = standing(row, metric)
-        cells.append(Cell(difference(row, metric), kind=found if found in ("better", "worse") else ""))
-    return [*cells, Cell(""), Cell("")]

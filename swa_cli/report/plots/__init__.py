@@ -1,17 +1,18 @@
 """Draw the pictures of a run in one style: the sheet, the palette, and the text of names and axes.
 
-Each `draw` function takes plain values and writes a PNG or an SVG. The same values give the same picture, whatever
-matplotlib's settings are. Things that differ in color also differ in dash, marker, hatch or label.
+Each `draw` function takes plain values and writes a picture under its `title` to the `target`, in the `form` png or
+svg. The same values give the same picture, whatever matplotlib's settings are. Things that differ in color also differ
+in dash, marker, hatch or label.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from os import PathLike
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
 from swa_cli.metrics.metric import Metric
 from swa_cli.report.console_text import printable
@@ -22,10 +23,12 @@ if TYPE_CHECKING:
 
 
 Row = Mapping[str, Any]
-Target = str | PathLike[str] | IO[bytes]
+Target = str | PathLike[str] | IO[bytes]  # a path, or a file open for bytes
 
 DPI = 150
 FORMATS = ("png", "svg")
+_LONG_RUN = 10  # epochs; the steep start of a longer run is cut off: it would flatten the rest
+_STEEP = 0.2  # of the run
 MAX_MARKS = 200  # more marks would merge into a bar
 PHASE = "#f3e9dd"  # background of the epochs in which weights are averaged
 SURFACE = "cividis"  # lightness rises evenly, so it can be read without color
@@ -53,14 +56,7 @@ AVERAGES: tuple[dict[str, Any], ...] = tuple(
 
 @contextmanager
 def sheet(target: Target, *, size: tuple[float, float], title: str, form: str = "png") -> Iterator[Figure]:
-    """Yield a figure, and write it when the block ends.
-
-    Args:
-        target: A path, or a file open for bytes.
-        size: Width and height in inches.
-        title: The title of the figure.
-        form: One of `FORMATS`.
-    """
+    """Yield a figure of this `size` in inches, and write it when the block ends."""
     import matplotlib.style
     from matplotlib.figure import Figure
 
@@ -109,9 +105,14 @@ def scale(metric: Metric) -> float:
     return 100.0 if metric.is_percent else 1.0
 
 
-def is_number(value: float | None) -> bool:
+def is_number(value: float | None) -> TypeGuard[float]:
     """Return whether the value can be drawn."""
     return value is not None and math.isfinite(value)
+
+
+def settled(points: Iterable[tuple[float, float]], *, end: float) -> list[float]:
+    """Return the values after the steep start of a long run, of points (epoch, value); none of a short run."""
+    return [value for epoch, value in points if epoch > end * _STEEP] if end >= _LONG_RUN else []
 
 
 def short(text: str) -> str:

@@ -24,36 +24,26 @@ Bins = Sequence[Mapping[str, Any]]  # `count`, `confidence` and `accuracy`: mean
 
 
 def draw_reliability(
-    target: plots.Target,
-    *,
-    sets: Mapping[str, Mapping[str, Any]],
-    title: str,
-    columns: int = _COLUMNS,
-    form: str = "png",
+    target: plots.Target, *, sets: Mapping[str, Mapping[str, Any]], title: str, form: str = "png"
 ) -> None:
     """Write the reliability diagrams of weight sets.
 
-    Args:
-        target: A path, or a file open for bytes.
-        sets: Weight set to its `ece` and `bins` of equal width from 0 to 1.
-        title: The title of the picture.
-        columns: The number of diagrams side by side.
-        form: png or svg.
+    `sets` maps a weight set to its `ece` and its `bins` of equal width from 0 to 1.
     """
-    columns = min(columns, len(sets))
+    columns = min(_COLUMNS, len(sets))
     rows = math.ceil(len(sets) / columns)
     with plots.sheet(target, size=(max(4.2 * columns, 5.0), 5.4 * rows + 0.4), title=title, form=form) as figure:
         grid = figure.subplots(2 * rows, columns, squeeze=False, sharex=True, height_ratios=[3, 1] * rows)
-        for index, (name, found) in enumerate(sets.items()):
-            row, column = divmod(index, columns)
-            upper, lower = grid[2 * row][column], grid[2 * row + 1][column]
+        places = [
+            (grid[2 * row][column], grid[2 * row + 1][column]) for row in range(rows) for column in range(columns)
+        ]
+        for (upper, lower), (name, found) in zip(places, sets.items(), strict=False):
             _reliability(upper, found["bins"])
             upper.set_title(f"{plots.short(name)}: ECE {found['ece']:.3f}", fontsize=11)
             _counts(lower, found["bins"])
-        for index in range(len(sets), rows * columns):
-            row, column = divmod(index, columns)
-            grid[2 * row][column].set_axis_off()
-            grid[2 * row + 1][column].set_axis_off()
+        for unused in places[len(sets) :]:
+            for axes in unused:
+                axes.set_axis_off()
         handles, labels = grid[0][0].get_legend_handles_labels()
         figure.legend(
             handles, labels, loc="outside lower center", ncols=1 if columns == 1 else 3, frameon=False, fontsize=9
@@ -100,12 +90,7 @@ def draw_confusion(
 ) -> None:
     """Write a confusion matrix; shades are fractions of the true class, numbers are samples.
 
-    Args:
-        target: A path, or a file open for bytes.
-        matrix: (K, K) samples, a row per true class, a column per predicted class.
-        classes: (K,) names.
-        title: The title of the picture.
-        form: png or svg.
+    `matrix` (K, K) has a row per true class and a column per predicted class, `classes` their names.
     """
     side = min(max(5.5, 2.5 + 0.42 * len(classes)), 14)
     with plots.sheet(target, size=(side + 1, side), title=title, form=form) as figure:

@@ -1,15 +1,19 @@
-"""Draw the curves of a run: loss, primary metric and learning rate over the epochs, with every averaged step."""
+"""Draw what happens over the epochs of a run: its curves, its schedule, and a search of windows.
+
+The schedule is known before the run begins. A search shows the scores over the start of the window, and so how flat
+the optimum is; its error bars are those of the difference to the chosen window on the same samples.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report import plots
-from swa_cli.report.plots import Row, schedule
-from swa_cli.report.tables.columns import value_with_unit
+from swa_cli.report.plots import MAX_MARKS, Row
+from swa_cli.report.scores import cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,9 +22,6 @@ Point = tuple[float, float]  # epoch, value
 
 SIZE_INCHES = (9.0, 10.0)
 _MAX_MARKERS = 15  # markers along one line
-# The steep start of a long run is cut off: it would flatten the rest.
-_LONG_RUN = 10  # epochs
-_STEEP = 0.2  # of the run
 
 
 def draw(
@@ -30,63 +31,85 @@ def draw(
     title: str,
     averaging: Mapping[str, Sequence[int]],
     steps_per_epoch: int,
-    lr: Sequence[float] | None = None,
+    lr: Sequence[float],
     worker_lr: Sequence[Point] = (),
     final: Mapping[str, Row] | None = None,
     metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
 ) -> None:
-    """Write `curves.png`: three panels over the epochs, the phase of averaging shaded.
+    """Write `curves.png`: three panels over the epochs, the phase of the first average shaded.
 
-    Args:
-        target: A path, or a file open for bytes.
-        rows: The rows of `metrics.csv`; None where something was not measured.
-        title: The title of the run.
-        averaging: Average to the steps it holds, in optimizer updates done; the first one's phase is shaded.
-        steps_per_epoch: Optimizer updates per epoch.
-        lr: The learning rate of each step; without it, that of each row is drawn.
-        worker_lr: Epochs done and the learning rate of a SWAP worker from then on.
-        final: Weight set (`last` and the averages) to its final scores.
-        metrics: The metrics of the task.
-        form: png or svg.
+    `rows` are those of `metrics.csv`, with None where something was not measured. `averaging` maps an average to the
+    steps it holds, in optimizer updates done. `lr` is the learning rate of each step; `worker_lr` pairs epochs done
+    with the learning rate of a SWAP worker from then on. `final` maps `last` and the averages to their final scores.
     """
+    from matplotlib.ticker import MaxNLocator
+
+    names, final = list(averaging), final or {}
     with plots.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
-        loss, score, rates = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
-        end = max([1.0, len(lr or ()) / steps_per_epoch, *(row["epoch"] for row in rows)])
-        _draw_scores(loss, rows, names=list(averaging), final=final or {}, end=end, metrics=metrics, is_loss=True)
-        _draw_scores(score, rows, names=list(averaging), final=final or {}, end=end, metrics=metrics, is_loss=False)
-        _draw_rates(rates, rows, lr=lr, steps_per_epoch=steps_per_epoch)
-        schedule.rates_of_workers(rates, worker_lr)
-        schedule.rug(rates, averaging, steps_per_epoch=steps_per_epoch)
-        schedule.shade((loss, score, rates), averaging, steps_per_epoch=steps_per_epoch, end=end)
-        rates.set_ylabel("learning rate of a step")
+        loss, score, rates = panels = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
+        end = max([1.0, len(lr) / steps_per_epoch, *(row["epoch"] for row in rows)])
+        _draw_scores(loss, rows, names=names, final=final, end=end, metrics=metrics, is_loss=True)
+        _draw_scores(score, rows, names=names, final=final, end=end, metrics=metrics, is_loss=False)
+        _draw_rates(rates, lr, worker_lr, averaging, steps_per_epoch=steps_per_epoch)
+        _shade(panels, averaging, steps_per_epoch=steps_per_epoch, end=end)
         rates.set_xlabel("epoch")
-        for panel in (loss, score, rates):
-            _finish(panel, end=end, room_for_final=bool(final))
+        for panel in panels:
+            panel.set_xlim(0, end * (1.06 if final else 1.02))
+            panel.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+            plots.tidy(panel)
+            plots.legend(panel)
 
 
-def _draw_scores(
-    axes: Axes,
-    rows: Sequence[Row],
+def draw_schedule(
+    target: plots.Target,
     *,
-    names: Sequence[str],
-    final: Mapping[str, Row],
-    end: float,
-    metrics: TaskMetrics,
-    is_loss: bool,
+    title: str,
+    lr: Sequence[float],
+    averaging: Mapping[str, Sequence[int]],
+    snapshots: Sequence[int],
+    steps_per_epoch: int,
+    worker_lr: Sequence[Point] = (),
+    form: str = "png",
 ) -> None:
-    """Draw the panel of the loss, or of the primary metric."""
-    metric = metrics.loss if is_loss else metrics.primary
-    points = _draw_lines(axes, rows, names=names, metrics=metrics, is_loss=is_loss)
-    points += _draw_final(axes, final, names=names, metric=metric, end=end)
-    settled = [value for epoch, value in points if epoch > end * _STEEP]
-    if settled and len(rows) >= _LONG_RUN:
-        margin = 0.05 * (max(settled) - min(settled))
-        if metric.is_lower_better:
-            axes.set_ylim(top=max(settled) + margin)
-        else:
-            axes.set_ylim(bottom=min(settled) - margin)
-    axes.set_ylabel(metrics.loss_axis if is_loss else plots.axis_title(metric))
+    """Write the picture of a schedule; `snapshots` are the steps whose raw weights are kept, the rest as in `draw`."""
+    with plots.sheet(target, size=(9.0, 4.5), title=title, form=form) as figure:
+        axes, end = figure.subplots(), max([len(lr) / steps_per_epoch, *(epoch for epoch, _ in worker_lr)])
+        _draw_rates(axes, lr, worker_lr, averaging, snapshots, steps_per_epoch=steps_per_epoch)
+        _shade([axes], averaging, steps_per_epoch=steps_per_epoch, end=end)
+        axes.set_xlim(0, end * 1.02)
+        axes.set_xlabel("epochs done")
+        plots.tidy(axes)
+        plots.legend(axes)
+
+
+def draw_search(
+    target: plots.Target,
+    *,
+    rows: Sequence[Row],
+    title: str,
+    steps_per_epoch: int,
+    chosen: str = "chosen",
+    reference: tuple[str, Row] | None = None,
+    metrics: TaskMetrics = CLASSIFICATION,
+    form: str = "png",
+) -> None:
+    """Write the picture of a search: the loss and the primary metric over the start of the window.
+
+    Each of `rows` has `start` and `end` in updates done, both metrics, their `_diff_se` to the chosen window, and
+    whether it is `chosen`. `chosen` is the label of that window, `reference` the name of the raw weights that averages
+    are judged against and their scores on the same samples.
+    """
+    with plots.sheet(target, size=(9.0, 7.0), title=title, form=form) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        for axes, metric in ((upper, metrics.loss), (lower, metrics.primary)):
+            _draw_windows(axes, rows, metric=metric, steps_per_epoch=steps_per_epoch, chosen=chosen)
+            if reference is not None and plots.is_number(reference[1].get(metric.key)):
+                level = plots.scale(metric) * reference[1][metric.key]
+                axes.axhline(level, color=plots.VAL["color"], linestyle=":", label=f"{reference[0]}, the reference")
+            axes.set_ylabel(plots.axis_title(metric))
+        lower.set_xlabel("start of the window (epochs done)")
+        plots.legend(upper)
 
 
 def with_workers(rows: Sequence[Row], workers: Mapping[str, Sequence[Row]]) -> list[Row]:
@@ -122,36 +145,28 @@ def lines(
     return found
 
 
-def _draw_lines(
-    axes: Axes, rows: Sequence[Row], *, names: Sequence[str], metrics: TaskMetrics, is_loss: bool
-) -> list[Point]:
+def _draw_scores(
+    axes: Axes,
+    rows: Sequence[Row],
+    *,
+    names: Sequence[str],
+    final: Mapping[str, Row],
+    end: float,
+    metrics: TaskMetrics,
+    is_loss: bool,
+) -> None:
+    """Draw the panel of the loss, or of the primary metric; final scores stand to the right of the run."""
+    metric = metrics.loss if is_loss else metrics.primary
     drawn: list[Point] = []
     for label, look, points in lines(rows, names=names, metrics=metrics, is_loss=is_loss):
         epochs, values = zip(*points, strict=True)
         every = math.ceil(len(points) / _MAX_MARKERS)
         axes.plot(epochs, values, label=plots.plain(label, longest=25), markevery=every, **look)
         drawn += points
-    return drawn
-
-
-def _draw_rates(axes: Axes, rows: Sequence[Row], *, lr: Sequence[float] | None, steps_per_epoch: int) -> None:
-    if lr:
-        schedule.rates(axes, lr, steps_per_epoch=steps_per_epoch)
-    else:
-        axes.plot([row["epoch"] for row in rows], [row["lr"] for row in rows], color="black", linewidth=1.2)
-        axes.set_ylim(bottom=0)
-
-
-def _draw_final(
-    axes: Axes, final: Mapping[str, Row], *, names: Sequence[str], metric: Metric, end: float
-) -> list[Point]:
-    """Mark the final score of each weight set to the right of the run, with its value in the legend."""
-    key, drawn = metric.key, list[Point]()
     for name, scores in final.items():
-        if not plots.is_number(scores.get(key)):
+        if not plots.is_number(scores.get(metric.key)):
             continue
-        look: dict[str, Any] = plots.look(name, names)
-        point = (1.03 * end, plots.scale(metric) * scores[key])
+        look, point = plots.look(name, names), (1.03 * end, plots.scale(metric) * scores[metric.key])
         axes.plot(
             *point,
             linestyle="none",
@@ -160,16 +175,107 @@ def _draw_final(
             markerfacecolor="none",
             markeredgewidth=1.8,
             color=look["color"],
-            label=f"{plots.short(name)}, final: {value_with_unit(metric, scores[key])}",
+            label=f"{plots.short(name)}, final: {cell(metric, scores[metric.key])}{' %' if metric.is_percent else ''}",
         )
         drawn.append(point)
-    return drawn
+    if settled := plots.settled(drawn, end=end):
+        margin = 0.05 * (max(settled) - min(settled))
+        if metric.is_lower_better:
+            axes.set_ylim(top=max(settled) + margin)
+        else:
+            axes.set_ylim(bottom=min(settled) - margin)
+    axes.set_ylabel(metrics.loss_axis if is_loss else plots.axis_title(metric))
 
 
-def _finish(axes: Axes, *, end: float, room_for_final: bool) -> None:
-    from matplotlib.ticker import MaxNLocator
+_ROW = 0.1  # of the panel's height, for each row of marks
+_MOST_ROWS = 5
 
-    axes.set_xlim(0, end * (1.06 if room_for_final else 1.02))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+
+def _draw_rates(
+    axes: Axes,
+    lr: Sequence[float],
+    worker_lr: Sequence[Point],
+    averaging: Mapping[str, Sequence[int]],
+    snapshots: Sequence[int] = (),
+    *,
+    steps_per_epoch: int,
+) -> None:
+    """Draw the learning rates; above them a row of marks per average at the steps it holds, and one for snapshots."""
+    rates = [*lr, *lr[-1:]]
+    epochs = [step / steps_per_epoch for step in range(len(rates))]
+    axes.plot(epochs, rates, drawstyle="steps-post", color="black", linewidth=1.2)
+    axes.set_ylim(bottom=0)
+    if worker_lr:
+        axes.plot(
+            *zip(*worker_lr, strict=True), drawstyle="steps-post", color="#D55E00", linewidth=1.2, label="each worker"
+        )
+    rows = [
+        (name, steps, plots.look(name, list(averaging))["color"], "|") for name, steps in averaging.items() if steps
+    ]
+    rows += [("", snapshots, "black", "2")] if snapshots else []
+    axes.set_ylim(top=axes.get_ylim()[1] / (1 - _ROW * min(len(rows), _MOST_ROWS)))
+    for index, (name, steps, color, marker) in enumerate(rows):
+        shown, plural = thinned(steps), "" if len(steps) == 1 else "s"
+        label = (
+            f"{plots.short(name)}: {len(steps):,} step{plural} averaged" if name else f"{len(steps):,} snapshot{plural}"
+        )
+        if len(shown) < len(steps):
+            label += f"\n({len(shown)} drawn)"
+        axes.plot(
+            [step / steps_per_epoch for step in shown],
+            [0.96 - _ROW * index] * len(shown),
+            transform=axes.get_xaxis_transform(),
+            linestyle="none",
+            marker=marker,
+            markersize=9,
+            color=color,
+            label=label,
+        )
+    axes.set_ylabel("learning rate of a step")
+
+
+def _shade(panels: Iterable[Axes], averaging: Mapping[str, Sequence[int]], *, steps_per_epoch: int, end: float) -> None:
+    """Shade the epochs of the first average."""
+    name, steps = next(iter(averaging.items()), ("", ()))
+    if steps:
+        for panel in panels:
+            panel.axvspan(
+                steps[0] / steps_per_epoch, end, color=plots.PHASE, zorder=0, label=f"phase of {plots.short(name)}"
+            )
+
+
+def thinned(steps: Sequence[int]) -> list[int]:
+    """Return at most `MAX_MARKS` of the steps, evenly spaced, with the first and the last."""
+    if len(steps) <= MAX_MARKS:
+        return list(steps)
+    last = len(steps) - 1
+    return [steps[round(index * last / (MAX_MARKS - 1))] for index in range(MAX_MARKS)]
+
+
+_TO_END: dict[str, Any] = {"color": "#0072B2", "marker": "o", "linestyle": "--", "linewidth": 1.2}
+_SHORTER: dict[str, Any] = {"color": "#E69F00", "marker": "s", "linestyle": "none"}
+_CHOSEN: dict[str, Any] = {"color": "#D55E00", "marker": "*", "markersize": 16, "linestyle": "none"}
+
+
+def _draw_windows(axes: Axes, rows: Sequence[Row], *, metric: Metric, steps_per_epoch: int, chosen: str) -> None:
+    """Draw one metric; the line joins the windows that reach the end of the run."""
+    key, scale = metric.key, plots.scale(metric)
+    end = max(row["end"] for row in rows)
+    groups = (
+        ("up to the end", _TO_END, [row for row in rows if row["end"] == end]),
+        ("ends before", _SHORTER, [row for row in rows if row["end"] < end]),
+        (chosen, _CHOSEN, [row for row in rows if row["chosen"]]),
+    )
+    for label, look, group in groups:
+        if group:
+            ordered = sorted(group, key=lambda row: row["start"])
+            axes.errorbar(
+                [row["start"] / steps_per_epoch for row in ordered],
+                [scale * row[key] for row in ordered],
+                yerr=None if label == chosen else [scale * row[f"{key}_diff_se"] for row in ordered],
+                label=label,
+                capsize=3,
+                elinewidth=0.8,
+                **look,
+            )
     plots.tidy(axes)
-    plots.legend(axes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report import plots
@@ -17,8 +17,6 @@ from swa_cli.report import plots
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-SIZE_INCHES = (9.0, 7.0)
 
 
 def draw_path(
@@ -31,15 +29,10 @@ def draw_path(
 ) -> None:
     """Write the picture of a line: a panel of the loss and one of the primary metric, on two splits.
 
-    Args:
-        target: A path, or a file open for bytes.
-        line: `x`, distances of weights from the first end; `train_loss`, `train_score`, `loss`, `score` and
-            `score_se` at each, None where not finite; `points`, the two ends with `name` and `x`; `split`.
-        title: The title of the picture.
-        metrics: The metrics of the task.
-        form: png or svg.
+    `line` has `x`, distances of weights from the first end; `train_loss`, `train_score`, `loss`, `score` and `score_se`
+    at each, None where not finite; `points`, the two ends with `name` and `x`; `split`.
     """
-    with plots.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
+    with plots.sheet(target, size=(9.0, 7.0), title=title, form=form) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, key in ((upper, "loss"), (lower, "score")):
             _lines(axes, line, key=key, metrics=metrics)
@@ -93,14 +86,9 @@ def draw_plane(
 ) -> None:
     """Write the picture of a plane: a panel of the training loss and one of the primary metric.
 
-    Args:
-        target: A path, or a file open for bytes.
-        surface: `x` (X,) and `y` (Y,), distances of weights; `loss` and `score`, Y rows of X values, None where not
-            finite; `points`, each with `name`, `x`, `y`, `loss`, `score`; `split` and `samples` of the score.
-        title: The title of the picture.
-        metrics: The metrics of the task.
-        panels: Some of `PANELS`.
-        form: png or svg.
+    `surface` has `x` (X,) and `y` (Y,), distances of weights; `loss` and `score`, Y rows of X values, None where not
+    finite; `points`, each with `name`, `x`, `y`, `loss`, `score`; `split` and `samples` of the score. `panels` are some
+    of `PANELS`.
     """
     with plots.sheet(target, size=(0.5 + 5.5 * len(panels), 6.2), title=title, form=form) as figure:
         for axes, key in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
@@ -113,14 +101,13 @@ def panel_title(metrics: TaskMetrics, key: str, *, split: str) -> str:
     """Return the title of a panel with its unit; accuracy is shown as the error."""
     if key == "loss":
         return f"train {metrics.loss_axis}"
-    return (
-        f"{split} error (%)" if _is_shown_as_error(metrics.primary) else f"{split} {plots.axis_title(metrics.primary)}"
-    )
+    shown = "error (%)" if _is_shown_as_error(metrics.primary) else plots.axis_title(metrics.primary)
+    return f"{split} {shown}"
 
 
 def panel_value(metrics: TaskMetrics, key: str, value: float | None) -> float:
     """Return a value as a panel shows it; NaN if there is none."""
-    if value is None or not math.isfinite(value):
+    if not plots.is_number(value):
         return math.nan
     if key == "loss":
         return value
@@ -141,15 +128,15 @@ def _panel(figure: Figure, axes: Axes, surface: Mapping[str, Any], *, key: str, 
     if len(levels) > 2:
         from matplotlib.colors import BoundaryNorm
 
-        colors = plots.SURFACE if is_lower_better else f"{plots.SURFACE}_r"
+        extend: Literal["max", "min"] = "max" if is_lower_better else "min"
         bands = axes.contourf(
             surface["x"],
             surface["y"],
             values,
             levels=levels,
-            cmap=colors,
-            norm=BoundaryNorm(levels, 256, extend="max" if is_lower_better else "min"),
-            extend="max" if is_lower_better else "min",
+            cmap=plots.SURFACE if is_lower_better else f"{plots.SURFACE}_r",
+            norm=BoundaryNorm(levels, 256, extend=extend),
+            extend=extend,
         )
         lines = axes.contour(surface["x"], surface["y"], values, levels=levels[1:-1], colors="black", linewidths=0.7)
         _label(axes, lines)

@@ -1,0 +1,250 @@
+"""Show scores of weight sets: metrics as text, the final comparison, an ensemble by size, and the trials of a search.
+
+An average (of weights, or of probabilities, which is an ensemble) is judged by its difference to the reference on the
+same samples, in units of the paired standard error of that difference: two of them make a difference, unless it rounds
+to zero. `engine/evaluate.py` chooses the reference. Fractions become percent here, and nowhere below `report/`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
+from swa_cli.report.console_text import (
+    MINUS,
+    PLUS_MINUS,
+    Cells,
+    Column,
+    Lines,
+    block,
+    count,
+    number,
+    printable,
+    table,
+    widest,
+)
+
+Row = Mapping[str, Any]  # the scores of a weight set, as JSON has them
+Judged = Mapping[str, tuple[str, str]]  # key of a metric -> its difference as text, and its standing
+
+CLEAR = 2.0  # standard errors that make a difference
+UNCLEAR = "no clear difference"
+NOT_FINITE = "no comparison: the scores are not finite"
+_LONGEST_NAME = 20
+_STYLES = {"better": "green", "worse": "red"}
+_LONGEST_FILE = 40
+
+
+def heading(metric: Metric) -> str:
+    """Return the heading of a metric's column."""
+    return f"{metric.name} %" if metric.is_percent else metric.name
+
+
+def cell(metric: Metric, value: float | None) -> str:
+    """Return a value as a table shows it."""
+    if value is None or not metric.is_percent:
+        return number(value)
+    return f"{100 * value:.2f}"
+
+
+def with_error(value: str, error: str | None) -> str:
+    """Return `value ± error`, or the value alone."""
+    return value if error is None else f"{value} {PLUS_MINUS} {error}"
+
+
+def difference_text(metric: Metric, value: float) -> str:
+    """Return the difference of two values with its sign; one that rounds to zero has a plus."""
+    text = f"{100 * value:+z.2f}" if metric.is_percent else f"{value:+z.3f}"
+    return text.replace("-", MINUS)
+
+
+def score_summary(
+    scores: Mapping[str, Row], *, split: str, samples: int, tta: str = "none", metrics: TaskMetrics = CLASSIFICATION
+) -> Lines:
+    """Return the lines of the final comparison: a title, the table of scores, a verdict for each average.
+
+    Args:
+        scores: Weight set to its metrics (`accuracy`, `nll`), their errors (`accuracy_se`), `count` and `batchnorm`. An
+            average also has a `reference`, and the differences to it (`accuracy_diff`) with paired errors
+            (`accuracy_diff_se`), or else `no_verdict`.
+        split: The split that was evaluated: test, val or train.
+        samples: The number of its samples.
+        tta: The test-time augmentation, as `eval.tta` names it.
+        metrics: The metrics of the task.
+    """
+    views = "" if tta == "none" else f", tta {tta}"
+    title = f"{split}: {samples:,} samples{views} (± one standard error)"
+    return block(title, score_table(scores, metrics=metrics), *verdict(scores, metrics=metrics))
+
+
+def ensemble_summary(curve: Sequence[Row], *, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
+    """Return the lines of an ensemble: its cost, and the judged metrics for each number of `members`."""
+    cost = (
+        f"ensemble: the mean {metrics.predictions} of the last {len(curve)} snapshots,"
+        f" which take {len(curve)} forward passes per image; every other row takes one. The last m snapshots:"
+    )
+    columns = [Column("members", "members", 7, rank=0), *(_column(metric, metrics) for metric in metrics.compared)]
+    rows = [
+        {"members": str(row["members"]), **{metric.key: cell(metric, row[metric.key]) for metric in metrics.compared}}
+        for row in curve
+    ]
+    return block(cost, table(columns, rows))
+
+
+def search_summary(rows: Sequence[Row], *, samples: int, passes: int, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
+    """Return the lines of a search: the validation scores of every trial, and which ones were chosen."""
+    took = f"{passes} BatchNorm pass{'es' if passes != 1 else ''}"
+    title = f"val: {samples:,} samples (± one standard error); {took}"
+    return block(title, search_table(rows, metrics=metrics), "")
+
+
+def score_table(scores: Mapping[str, Row], *, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
+    """Return a line for each weight set, and under each average its paired difference to the reference."""
+    shown = shown_metrics(scores.values(), metrics)
+    rows: list[Cells] = []
+    for name, row in scores.items():
+        values = {metric.key: score_with_error(row, metric) for metric in shown}
+        held = count(row.get("members", row.get("count")))
+        rows.append({"name": short(name), **values, "count": held, "batchnorm": row["batchnorm"]})
+        if is_compared(row, metrics):
+            rows.append(difference_cells(row["reference"], _judged(row, metrics)))
+    columns = [
+        Column("name", "weights", widest("name", "weights", rows), rank=0, left=True),
+        *(_column(metric, metrics) for metric in shown),
+        Column("count", "n", 5, rank=4),
+        Column("batchnorm", "BatchNorm", 12, rank=5),
+    ]
+    return table(columns, rows)
+
+
+def short(name: str) -> str:
+    """Return the name of a weight set as a table shows it."""
+    return printable(name)[:_LONGEST_NAME]
+
+
+def difference_cells(reference: str, judged: Judged) -> Cells:
+    """Return the line of differences to the reference."""
+    cells = {key: (text, _STYLES.get(found, "")) for key, (text, found) in judged.items()}
+    return {"name": (f"  {MINUS} {reference}", "dim"), **cells}
+
+
+def _column(metric: Metric, metrics: TaskMetrics) -> Column:
+    """Return a metric's column, wide enough for a value with its error; beside it `n` has rank 4, BatchNorm 5."""
+    if metric in metrics.compared:
+        rank = 1 + metrics.compared.index(metric)
+    else:
+        rank = 3 if metric.is_headline else 6 if metric == metrics.training else 7
+    widest_value = 0 if not metric.has_error else 15 if metric.is_percent else 16
+    text = heading(metric)
+    return Column(metric.key, text, max(widest_value, len(text) + 2, 7), rank=rank)
+
+
+def shown_metrics(rows: Iterable[Row], metrics: TaskMetrics) -> list[Metric]:
+    """Return the metrics of a table: optional ones only where a row has them."""
+    found = {key for row in rows for key, value in row.items() if value is not None}
+    return [metric for metric in metrics.all if not metric.is_optional or metric.key in found]
+
+
+def verdict(scores: Mapping[str, Row], *, metrics: TaskMetrics = CLASSIFICATION) -> list[str]:
+    """Return one sentence for each average: whether averaging helped, or why that cannot be said."""
+    sentences = []
+    for name, row in scores.items():
+        if is_compared(row, metrics):
+            sentences.append(f"{name} vs {row['reference']}: {_judgement(row, metrics)}")
+        elif row.get("no_verdict"):
+            sentences.append(row["no_verdict"])
+    return sentences
+
+
+def _judgement(row: Row, metrics: TaskMetrics) -> str:
+    if not math.isfinite(sum(row[f"{metric.key}_diff"] for metric in metrics.compared)):
+        return NOT_FINITE
+    judged = _judged(row, metrics)
+    method = "ensembling" if row.get("members") else "averaging"
+    concluded = conclusion(judged, better=f"{method} helped", worse=f"{method} did not help")
+    return f"{concluded} ({reasons(judged, metrics)})"
+
+
+def conclusion(judged: Judged, *, better: str, worse: str) -> str:
+    """Return the conclusion from the standings of the judged metrics, in the words of the caller."""
+    standings = {found for _, found in judged.values()}
+    if {"better", "worse"} <= standings:
+        return "mixed result"
+    return better if "better" in standings else worse if "worse" in standings else UNCLEAR
+
+
+def reasons(judged: Judged, metrics: TaskMetrics) -> str:
+    """Return the differences behind a conclusion: `accuracy +1.70 ± 0.20, better; NLL +0.001 ± 0.003`."""
+    return "; ".join(
+        f"{metrics[key].name} {text}{'' if found == UNCLEAR else f', {found}'}" for key, (text, found) in judged.items()
+    )
+
+
+def _judged(row: Row, metrics: TaskMetrics) -> Judged:
+    return {metric.key: (difference(row, metric), standing(row, metric)) for metric in metrics.compared}
+
+
+def is_compared(row: Row, metrics: TaskMetrics) -> bool:
+    """Return whether a weight set has differences to a reference."""
+    return bool(row.get("reference")) and all(
+        row.get(f"{metric.key}{suffix}") is not None for metric in metrics.compared for suffix in ("_diff", "_diff_se")
+    )
+
+
+def standing(row: Row, metric: Metric) -> str:
+    """Return how a metric compares with the reference: better, worse, or no clear difference."""
+    gain, error = metric.gain(row[f"{metric.key}_diff"]), row[f"{metric.key}_diff_se"]
+    if abs(gain) < metric.resolution(row[metric.key]):
+        return UNCLEAR
+    if gain > CLEAR * error:
+        return "better"
+    return "worse" if -gain > CLEAR * error else UNCLEAR
+
+
+def difference(row: Row, metric: Metric) -> str:
+    """Return the difference to the reference with its paired standard error."""
+    return with_error(difference_text(metric, row[f"{metric.key}_diff"]), cell(metric, row[f"{metric.key}_diff_se"]))
+
+
+def score_with_error(row: Row, metric: Metric) -> str:
+    """Return a score with its standard error, if it has one."""
+    error = row.get(f"{metric.key}_se")
+    return with_error(cell(metric, row.get(metric.key)), None if error is None else cell(metric, error))
+
+
+def search_table(rows: Sequence[Row], *, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
+    """Return a line for each trial: windows sorted by start, or soup members in the order in which they were tried."""
+    is_window = "start" in rows[0]
+    cells: list[Cells] = []
+    for row in sorted(rows, key=lambda row: (row["start"], row["end"])) if is_window else rows:
+        values = {metric.key: score_with_error(row, metric) for metric in metrics.compared}
+        kept = "chosen" if is_window else "kept"
+        cells.append(
+            {
+                "label": f"{row['start']}step:{row['end']}step" if is_window else _end_of(str(row["file"])),
+                "count": count(row["count"]),
+                "alone": cell(metrics.primary, row.get(f"own_{metrics.primary.key}")),
+                **values,
+                "difference": "" if row["chosen"] or not is_window else difference(row, metrics.loss),
+                "chosen": (kept, "green") if row["chosen"] else "",
+            }
+        )
+    label = "--window" if is_window else "offered"  # the label of a window is as the option takes it
+    columns = [
+        Column("label", label, widest("label", label, cells), rank=0, left=True),
+        Column("count", "n", 6, rank=3),
+        Column("alone", "alone %" if metrics.primary.is_percent else "alone", 9, rank=5),
+        replace(_column(metrics.primary, metrics), rank=2),
+        replace(_column(metrics.loss, metrics), rank=1),
+        Column("difference", f"{MINUS} chosen", 16, rank=4),
+        Column("chosen", "", 8, rank=3),
+    ]
+    left_out = "alone" if is_window else "difference"
+    return table([column for column in columns if column.key != left_out], cells)
+
+
+def _end_of(file: str) -> str:
+    return file if len(file) <= _LONGEST_FILE else f"…{file[1 - _LONGEST_FILE :]}"

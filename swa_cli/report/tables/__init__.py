@@ -1,1 +1,0 @@
-"""Tables of the terminal: rows per epoch, scores, seeds and searches."""
