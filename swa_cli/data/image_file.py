@@ -122,7 +122,7 @@ def read_rgb(source: str | bytes, *, name: str | None = None, divisor: int = 1) 
     """
     with open_image(source, name=name) as image:
         if divisor > 1:
-            image.draft(None, (-(-image.width // divisor), -(-image.height // divisor)))
+            image.draft(None, (image.width // divisor or 1, image.height // divisor or 1))
         image.load()
         return make_upright(to_rgb(image, name=name or str(source)), orientation_of(image))
 

@@ -1,0 +1,252 @@
+"""Photos of many sizes and kinds, from files to batches: against torchvision, and against themselves however read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.models import ResNet50_Weights
+from torchvision.transforms import v2
+
+from swa_cli.data.augment import Augment, draw, erase
+from swa_cli.data.batches import Batches, epoch_batches, plain_batches
+from swa_cli.data.image_file import EncodedPhoto
+from swa_cli.data.randomness import generator
+from swa_cli.data.sources import Source, load
+from swa_cli.data.splits import Split
+from swa_cli.data.transforms import EvaluationView, RandomResizedCrop, TrainingView, Views
+from swa_cli.errors import UserError
+
+MODES = ("RGB", "L", "P", "RGBA", "CMYK", "LA", "1", "I;16")
+SUFFIX = {"RGB": ".jpg", "L": ".jfif", "CMYK": ".jpeg"}  # the others are PNG
+PLAIN = Views(TrainingView(EvaluationView((32, 32), 37)), EvaluationView((32, 32), 37))
+RANDOM = Views(
+    TrainingView(EvaluationView((32, 32), 37), crop=RandomResizedCrop(), rotate=5, policy="trivial_augment"),
+    EvaluationView((32, 32), 37),
+)
+
+
+def photo(number: int, *, size: tuple[int, int], mode: str = "RGB") -> Image.Image:
+    """A smooth picture of (H, W)."""
+    coarse = torch.randint(0, 256, (4, 5, 3), generator=generator(number, "photo"), dtype=torch.uint8).numpy()
+    image = Image.fromarray(coarse).resize(size[::-1], Image.Resampling.BICUBIC)
+    if mode == "I;16":
+        return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+    if mode in ("LA", "RGBA"):
+        image.putalpha(Image.fromarray(np.linspace(0, 255, size[0] * size[1]).reshape(size).astype(np.uint8)))
+    return image.convert(mode)
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Forty photos of twenty sizes in two classes, of every mode."""
+    for number in range(40):
+        folder = tmp_path / "pets" / ("cat", "dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        mode = MODES[number // 2 % len(MODES)]
+        size = (30 + 7 * (number % 20), 90 - 3 * (number % 20))
+        photo(number, size=size, mode=mode).save(folder / f"{number:02}{SUFFIX.get(mode, '.png')}")
+    return tmp_path / "pets"
+
+
+def source(root: Path, *, views: Views = PLAIN, cache: str = "none", **options: object) -> Source:
+    return load("image_folder", root=root, val=8, workers=0, cache=cache, views=views, **options)  # type: ignore[arg-type]
+
+
+def epoch(found: Source, *, views: Views = RANDOM, workers: int = 0, number: int = 1, repeats: int = 1) -> Batches:
+    view = views.training if views.training.is_random else None
+    return epoch_batches(
+        found.train,
+        seed=0,
+        epoch=number,
+        batch_size=8,
+        augment=Augment(flip=True, vertical_flip=True, random_erasing=0.5),
+        view=view,
+        repeats=repeats,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        workers=workers,
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(70, 50), (300, 401), (33, 260)])
+def test_evaluation_images_equal_torchvisions(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
+    """Files of each mode against the transforms of torchvision's ResNet-50 on what Pillow decodes, to 1/255."""
+    path = tmp_path / f"photo{SUFFIX.get(mode, '.png')}"
+    photo(1, size=size, mode=mode).save(path)
+    with Image.open(path) as image:
+        if mode in ("LA", "RGBA"):
+            decoded = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA")).convert(
+                "RGB"
+            )
+        elif mode == "I;16":
+            decoded = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+        else:
+            decoded = image.convert("RGB")
+    transforms = ResNet50_Weights.IMAGENET1K_V2.transforms()
+    mean, std = (torch.tensor(values)[:, None, None] for values in (transforms.mean, transforms.std))
+    ours = EvaluationView((224, 224), 232).image(EncodedPhoto(str(path)))
+    assert ((ours.float() / 255) - (transforms(decoded) * std + mean)).abs().max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+def test_jpeg_files_are_decoded_at_a_part_of_their_size(tmp_path: Path, divisor: int) -> None:
+    """The size is rounded up; pixels are near those of the whole image, resized by torchvision."""
+    photo(2, size=(131, 202)).save(tmp_path / "a.jpg", quality=95)
+    encoded = EncodedPhoto(str(tmp_path / "a.jpg"))
+    found, whole = encoded.pixels(divisor=divisor), encoded.pixels()
+    assert encoded.size == (131, 202)
+    assert tuple(found.shape) == (3, math.ceil(131 / divisor), math.ceil(202 / divisor))
+    assert (found.float() - v2.functional.resize(whole, list(found.shape[1:])).float()).abs().mean() < 3
+
+
+def test_files_in_memory_and_streamed_are_the_same(pets: Path) -> None:
+    """Every split, held in memory and read anew, bit for bit."""
+    held, streamed = source(pets, cache="ram"), source(pets)
+    assert held.size == streamed.size == (32, 32)
+    assert held.mean == streamed.mean
+    for split in ("train", "val"):
+        first, second = (getattr(each, split) for each in (held, streamed))
+        assert first.images is not None
+        assert second.images is None
+        held_batches, read_batches = (
+            plain_batches(part, batch_size=5, mean=held.mean, std=held.std) for part in (first, second)
+        )
+        for (images, labels), (others, also) in zip(held_batches, read_batches, strict=True):
+            assert torch.equal(images, others)
+            assert torch.equal(labels, also)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_views_depend_on_seed_epoch_and_position_alone(pets: Path, workers: int) -> None:
+    """Batches read by loader processes, from any start, against those of this process; another epoch differs."""
+    found = source(pets, views=RANDOM)
+    expected = list(epoch(found))
+    batches = list(epoch(found, workers=workers))
+    assert all(torch.equal(a, b) for (a, _), (b, _) in zip(expected, batches, strict=True))
+    assert len(expected) == 4
+    others = list(epoch(found, number=2))
+    assert not any(torch.equal(a, b) for (a, _), (b, _) in zip(expected, others, strict=True))
+
+
+def test_random_views_are_not_held(pets: Path) -> None:
+    """With random training views a source in memory holds validation images alone, and says so."""
+    found = source(pets, views=RANDOM, cache="ram")
+    assert found.train is not None
+    assert found.train.images is None
+    assert found.val is not None
+    assert found.val.images is not None
+    assert any("each epoch" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+def test_repeated_images_stand_in_a_row(pets: Path, repeats: int) -> None:
+    """An epoch has as many samples, each image `repeats` times in a row, every time seen otherwise."""
+    found = source(pets, views=RANDOM)
+    rows = epoch(found, repeats=repeats).rows
+    assert len(rows) == len(found.train)
+    groups = rows[: len(rows) // repeats * repeats].view(-1, repeats)
+    assert (groups == groups[:, :1]).all()
+    assert len(groups[:, 0].unique()) == len(groups)
+    images = torch.cat([images for images, _ in epoch(found, repeats=repeats)])
+    assert len(images.flatten(1).unique(dim=0)) == len(images)
+
+
+def test_broken_files_are_left_out_on_request(pets: Path) -> None:
+    """Files cut short or no images: named without the option; with it left out, counted and named in the notes."""
+    whole = (pets / "cat/00.jpg").read_bytes()
+    (pets / "cat/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (pets / "dog/none.png").write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"2 image files cannot be read") as caught:
+        source(pets, cache="ram")
+    assert "dataset.skip_broken=true" in caught.value.hint
+    found = source(pets, cache="ram", skip_broken=True)
+    assert len(found.train) + len(found.val) == 40
+    note = next(note for note in found.notes if "left out 2 image files" in note)
+    assert "cat/cut.jpg" in note
+    assert "dog/none.png" in note
+
+
+def test_erased_rectangles_are_distributed_as_torchvisions() -> None:
+    """Shares of the area and places of the rectangles in 4,000 images against torchvision's RandomErasing."""
+    number, size = 4_000, (40, 60)
+    images = torch.ones((number, 1, *size))
+    drawn = draw(torch.arange(number), augment=Augment(random_erasing=0.5), seed=0, key=("erasing", 1))
+    ours = erase(images, draws=drawn) == 0
+    theirs = v2.RandomErasing(p=0.5)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected = torch.stack([theirs(torch.ones((1, *size))) for _ in range(number)]) == 0
+    assert abs(ours.flatten(1).any(1).float().mean() - 0.5) < 4 * 0.5 / number**0.5
+    for measure in (area, ratio, center):
+        samples = [np.sort(measure(hidden[hidden.flatten(1).any(1), 0])) for hidden in (ours, expected)]
+        grid = np.concatenate(samples)
+        shares = [np.searchsorted(sample, grid, side="right") / len(sample) for sample in samples]
+        bound = 1.95 * math.sqrt(sum(1 / len(sample) for sample in samples))  # KS, its 0.999 quantile
+        assert np.abs(shares[0] - shares[1]).max() < bound, measure.__name__
+
+
+def sides(hidden: Tensor) -> tuple[Tensor, Tensor]:
+    return hidden.any(2).sum(1), hidden.any(1).sum(1)
+
+
+def area(hidden: Tensor) -> np.ndarray:
+    rows, columns = sides(hidden)
+    assert torch.equal(rows * columns, hidden.flatten(1).sum(1)), "rectangles"
+    return (rows * columns).numpy()
+
+
+def ratio(hidden: Tensor) -> np.ndarray:
+    rows, columns = sides(hidden)
+    return (rows / columns).numpy()
+
+
+def center(hidden: Tensor) -> np.ndarray:
+    return (hidden.any(2).float().argmax(1) + sides(hidden)[0] / 2).numpy()
+
+
+def test_vertical_flips_turn_half_of_the_images() -> None:
+    """Each image of 400 is as it was or upside down, its mask alike, about half of each."""
+    images = torch.randint(0, 256, (400, 3, 6, 5), generator=generator(0, "flips"), dtype=torch.uint8)
+    masks = images[:, 0]
+    split = Split(masks, images, target="mask")
+    augment = Augment(vertical_flip=True)
+    constants = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+    batches = epoch_batches(split, seed=0, epoch=1, batch_size=400, augment=augment, **constants)
+    (found, found_masks), rows = next(iter(batches)), batches.rows
+    turned = torch.tensor([not torch.equal(a.round(), b.float()) for a, b in zip(found, images[rows], strict=True)])
+    expected = torch.where(turned[:, None, None, None], images[rows].flip(2), images[rows])
+    assert torch.equal(found.round(), expected.float())
+    assert torch.equal(found_masks, expected[:, 0].long())
+    assert 150 < turned.sum() < 250
+
+
+def test_images_in_memory_have_views_too() -> None:
+    """A view of images that lie in memory: random ones repeat, still ones are torchvision's resize of the batch."""
+    images = torch.randint(0, 256, (16, 1, 8, 8), generator=generator(0, "memory"), dtype=torch.uint8)
+    still = EvaluationView((12, 12), 12)
+    split = Split(torch.arange(16), images, view=still)
+    constants = {"mean": (0.0,), "std": (1 / 255,)}
+    (found, _), *_ = plain_batches(split, batch_size=16, **constants)
+    assert torch.equal(found.round(), v2.functional.resize(images, [12]).float())
+    view = TrainingView(still, crop=RandomResizedCrop(), policy="rand_augment")
+    drawn = [
+        torch.cat(
+            [
+                x
+                for x, _ in epoch_batches(
+                    split, seed=0, epoch=e, batch_size=4, augment=Augment(), view=view, **constants
+                )
+            ]
+        )
+        for e in (1, 1, 2)
+    ]
+    assert drawn[0].shape == (16, 1, 12, 12)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
