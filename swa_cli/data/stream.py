@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from swa_cli.data import pytree
+from swa_cli.data import pytree, transforms
 from swa_cli.data.image_file import to_8_bit, to_rgb
 from swa_cli.data.randomness import generator, preserve_global_rng, seed_globals
 from swa_cli.data.transforms import IGNORED, DrawnView, EvaluationView, Pixels, TrainingView, View, draw_views
@@ -113,6 +113,8 @@ def stream(
     Raises:
         UserError: A sample cannot be read, is not an image of the common size, is not finite, or has a wrong label.
     """
+    if view is not None and view != EvaluationView():
+        transforms.import_operators()
     positions = torch.arange(len(rows))
     loader = DataLoader(
         _BatchReader(dataset, target, seed, key, origin, view),

@@ -8,6 +8,7 @@ Shapes: H W pixels of a file, h w of a view.
 
 from __future__ import annotations
 
+import importlib
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
@@ -248,6 +249,11 @@ class Pixels:
     def pixels(self, *, divisor: int = 1) -> Tensor:
         """Return all pixels: nothing is left to be saved."""
         return self.decoded
+
+
+def import_operators() -> None:
+    """Import torchvision's functionals, so that loader processes that are forked later have them (half a second)."""
+    importlib.import_module("torchvision.transforms.v2.functional")
 
 
 def _part(pixels: Tensor, box: Box, *, of: Size) -> Tensor:
