@@ -74,9 +74,7 @@ def find_other_layers(batches: Batches, inputs: Any, before: ModelState) -> Othe
         return OtherLayers()
     with in_mode(before.modes):
         batches.forward(inputs)
-    moved = {
-        name: place for name, place in candidates.items() if not _is_equal(_buffer(place), before.buffers[place][1])
-    }
+    moved = {name: place for name, place in candidates.items() if _is_moved(_buffer(place), before.buffers[place][1])}
     before.restore()
     running = _calibrate(moved, batches, inputs, before)
     rest = {name: place for name, place in moved.items() if name not in running}
@@ -225,8 +223,10 @@ def _buffer(place: Place) -> Tensor:
     return value
 
 
-def _is_equal(found: Tensor, before: Tensor) -> bool:
-    """Whether all values are equal; NaN equals NaN."""
-    if found.shape != before.shape or not torch.equal(found.isnan(), before.isnan()):
+def _is_moved(found: Tensor, before: Tensor) -> bool:
+    """Return whether values differ; NaN equals NaN. A tensor of another shape is a cache that any pass fills anew."""
+    if found.shape != before.shape:
         return False
-    return torch.equal(found.nan_to_num(), before.nan_to_num())
+    if not torch.equal(found.isnan(), before.isnan()):
+        return True
+    return not torch.equal(found.nan_to_num(), before.nan_to_num())

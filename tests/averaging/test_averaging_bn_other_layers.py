@@ -128,6 +128,28 @@ def test_what_nobody_can_measure_is_named_and_left() -> None:
     assert model.norm_of_inputs == 0
 
 
+class Positions(nn.Module):
+    """A cache in a buffer: made anew for another number of samples, as timm's ConViT keeps its distances."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.register_buffer("cache", torch.zeros(1), persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if len(self.cache) != len(values):
+            self.cache = torch.arange(float(len(values)))
+        return values * self.weight + self.cache[:, None]
+
+
+def test_a_cache_of_another_shape_is_no_statistic() -> None:
+    """A buffer that a forward pass replaces by one of another shape, against a model without statistics."""
+    model = Positions().train()
+    update = update_batchnorm([torch.ones(6, 2)], model)
+    assert (update.unmeasured, update.moved, update.freshness) == ((), (), "none")
+    assert model.cache.shape == (1,)
+
+
 @pytest.mark.parametrize("method", ["pooled", "exact"])
 def test_a_batchnorm_that_keeps_something_else_is_named_and_left(method: str) -> None:
     """A subclass with statistics of another tensor than its input, beside a layer that is measured as ever."""
