@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -281,7 +281,8 @@ class Context:
 def augment_of(recipe: Recipe) -> Augment:
     """Return the augmentation of whole batches that the recipe asks for."""
     values = recipe.dataset.augment.model_dump()
-    return Augment(**values | {"jitter": ColorJitter(**values["jitter"])})
+    own = {field.name: values[field.name] for field in fields(Augment)}  # the other keys are those of a view
+    return Augment(**own | {"jitter": ColorJitter(**values["jitter"])})
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe import swap
+from swa_cli.recipe.image_sizes import image_problems
 from swa_cli.recipe.intervals import Series, StepClock, average_series, points, series_problems, snapshot_series
 from swa_cli.recipe.kinds import KINDS, AveragePlan
 from swa_cli.recipe.learning_rate import (
@@ -36,7 +37,8 @@ def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[P
     no check for another task.
     """
     found = _interval_problems(recipe) + _stop_problems(recipe, columns) + _init_problems(recipe)
-    return found + _task_problems(recipe) + _augment_problems(recipe) + _compile_problems(recipe)
+    found += _task_problems(recipe) + _augment_problems(recipe) + image_problems(recipe)
+    return found + _compile_problems(recipe)
 
 
 def _interval_problems(recipe: Recipe) -> list[Problem]:
