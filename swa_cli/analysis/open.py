@@ -61,7 +61,7 @@ def open_checkpoint(
     `overrides` change `CHANGEABLE_KEYS` and the keys in `also`.
     """
     loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code, also=also)
-    return open_context(found, loaded.recipe, terminal)
+    return open_context(found, loaded, terminal)
 
 
 def open_network(
@@ -75,7 +75,7 @@ def open_network(
     """Return recipe, `input` and network of a checkpoint, on the CPU; only a foreign one opens its data."""
     loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code)
     if found.kind == "foreign":
-        context, model = open_context(found, loaded.recipe, terminal)
+        context, model = open_context(found, loaded, terminal)
         return context.recipe, context.input, model.to(device="cpu").to(memory_format=torch.contiguous_format)
     input_ = found.content["input"]
     with preserve_global_rng():
@@ -89,11 +89,15 @@ def open_network(
     return loaded.recipe, input_, model
 
 
-def open_context(found: Checkpoint, recipe: Recipe, terminal: Terminal) -> tuple[Context, nn.Module]:
-    """Open data, hardware and network of a checkpoint by a recipe that is parsed and admitted already."""
+def open_context(found: Checkpoint, loaded: Loaded, terminal: Terminal) -> tuple[Context, nn.Module]:
+    """Open data, hardware and network of a checkpoint by a recipe that is admitted already."""
+    recipe = loaded.recipe
     with failures.before_a_run():
         recorded = found.content.get("input")
-        context = build_context(recipe, Events([terminal]), recorded=recorded, needs_training=False)
+        try:
+            context = build_context(recipe, Events([terminal]), recorded=recorded, needs_training=False)
+        except RecipeError as error:
+            raise loaded.locate(error.problems) from error
         model = context.build_model()
     terminal.note(f"{found.path}: {describe_model(recipe.model.name, model)}; {context.hardware.describe()}")
     if found.kind == "foreign":

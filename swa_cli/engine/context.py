@@ -29,10 +29,11 @@ from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import SILENT, Bar, Events
 from swa_cli.engine.hardware import Hardware
 from swa_cli.engine.network import build_network, channels_last, is_lazy, require_sizes
-from swa_cli.errors import UserError
+from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.tasks import Task
 from swa_cli.recipe import schema
+from swa_cli.recipe.image_sizes import image_problems
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
 
@@ -320,8 +321,11 @@ def build_context(
         needs_training: Refuse data without a training split; else they may lack it if there is a checkpoint.
 
     Raises:
+        RecipeError: Images cannot be shown as the recipe says.
         UserError: Data or device are missing, or the data are not those of the checkpoint.
     """
+    if problems := image_problems(recipe):
+        raise RecipeError(problems)
     settings, task = recipe.train, tasks.find(recipe.task)
     hardware = hardware_choice.choose(
         device=settings.device,
@@ -370,6 +374,11 @@ def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
         raise UserError(
             f"dataset.augment: changes images, and {source.name} gives {source.describe_inputs()}",
             hint="leave it out; the dataset may change its own samples at random",
+        )
+    if source.channels is None and recipe.dataset.image_size is not None:
+        raise UserError(
+            f"dataset.image_size: is of images, and {source.name} gives {source.describe_inputs()}",
+            hint="leave it out",
         )
     if source.channels is not None:
         augment_of(recipe).require_fitting(source.example[0][0], name=source.name)

@@ -94,7 +94,7 @@ def check_evaluation(replica: Replica) -> None:
             raise  # its author needs the traceback, and a lack of memory has other reasons
         raise UserError(
             f"model.name: {name} cannot take {source.describe_inputs()}: {_reason(error)}",
-            hint="choose a network for this size, or for an image_folder larger images: dataset.args.size=224",
+            hint="choose a network for this size, or show it images of another one: dataset.image_size=224",
         ) from error
     context.task.check(outputs, targets, subject=_subject(context))
 
