@@ -1,13 +1,13 @@
 """Augmentation of training images: settings, random numbers of an epoch, and what is done to whole batches.
 
 All random numbers of an epoch are drawn first (`draw`), then a slice of them is applied to each batch: nothing is
-drawn per batch, so a batch does not depend on the batches before it. Translation, alternating flips, jitter and mixing
-have their own generators: switching them on leaves the other draws as they were. `batches` applies them in this order:
-crop or translate and flip, color jitter and normalization (`color_jitter`), cutout (its square is 0 then, which is the
-mean), and mixup or CutMix.
+drawn in the order of batches, so a batch does not depend on the batches before it. Each purpose has its own numbers:
+switching one on leaves the others as they were. `batches` applies them in this order: vertical flip, crop or translate
+and flip, color jitter and normalization (`color_jitter`), cutout and random erasing (what they hide is 0 then, which is
+the mean), and mixup or CutMix. What changes each image by itself, before it lies in a batch, is in `transforms`.
 
-To add an augmentation, add its settings to `Augment`, its random numbers to `Draws` and `draw`, and a function on whole
-batches that `batches` calls.
+To add an augmentation, add its settings to `Augment` and a function on whole batches that `batches` calls; its random
+numbers are `Draws.uniforms` of its name.
 Shapes: N samples of an epoch, B batch, C channels, H W pixels, P pixels of padding, K classes.
 """
 
@@ -23,8 +23,11 @@ from torch import Tensor
 
 from swa_cli.data.color_jitter import ColorDraws, ColorJitter, draw_color_jitter
 from swa_cli.data.pytree import to_device, to_nchw, to_nhwc
-from swa_cli.data.randomness import generator, numpy_generator
+from swa_cli.data.randomness import generator, numpy_generator, uniforms
 from swa_cli.errors import UserError
+
+_TRIALS = 10  # of a rectangle to erase, as in torchvision
+_ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # shares of the area; height / width
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Augment:
         translate: The same with reflection padding; excludes `crop`.
         flip: Flip horizontally with probability 1/2; "alternating": in every other epoch, so that two epochs show each
             image once each way (Jordan 2024, arXiv:2404.00498).
+        vertical_flip: Flip upside down with probability 1/2.
         cutout: Side in pixels of a square set to the mean (DeVries and Taylor 2017, arXiv:1708.04552).
+        random_erasing: Probability of setting a rectangle to the mean (Zhong et al. 2017, arXiv:1708.04896).
         jitter: Random changes of color.
         mixup: alpha of the Beta distribution of an image's share in its mixture (Zhang et al. 2017, arXiv:1710.09412).
         cutmix: alpha of its share of the pixels (Yun et al. 2019, arXiv:1905.04899).
@@ -45,7 +50,9 @@ class Augment:
     crop: int = 0
     translate: int = 0
     flip: bool | Literal["alternating"] = False
+    vertical_flip: bool = False
     cutout: int = 0
+    random_erasing: float = 0.0
     jitter: ColorJitter = field(default_factory=ColorJitter)
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -86,12 +93,21 @@ class Draws:
     flipped: Tensor  # (N,) bool
     cut_y: Tensor  # (N,) float32 in [0, 1): center of the square in units of the height
     cut_x: Tensor  # (N,) float32 in [0, 1)
+    positions: Tensor  # (N,) int64: with seed and key they decide the numbers of `uniforms`
+    seed: int
+    key: tuple[str | int, ...]
     colors: ColorDraws | None = None
 
     def __getitem__(self, span: slice | Tensor) -> Draws:
-        drawn = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "augment"}
-        taken: dict[str, Any] = {name: None if part is None else part[span] for name, part in drawn.items()}
+        drawn = {each.name: getattr(self, each.name) for each in fields(self)}
+        taken: dict[str, Any] = {
+            name: part[span] for name, part in drawn.items() if isinstance(part, Tensor | ColorDraws)
+        }
         return replace(self, **taken)
+
+    def uniforms(self, number: int, *, purpose: str) -> Tensor:
+        """Return (N, number) uniform numbers of a purpose."""
+        return uniforms(self.positions, number, seed=self.seed, key=(*self.key, purpose))
 
 
 def draw(rows: Tensor, *, augment: Augment, seed: int, key: tuple[str | int, ...], epoch: int = 0) -> Draws:
@@ -121,6 +137,9 @@ def draw(rows: Tensor, *, augment: Augment, seed: int, key: tuple[str | int, ...
         flipped=flipped,
         cut_y=uniform[1],
         cut_x=uniform[2],
+        positions=torch.arange(num_samples),
+        seed=seed,
+        key=key,
         colors=draw_color_jitter(num_samples, jitter=augment.jitter, generator=generator(seed, *key, "jitter")),
     )
 
@@ -141,6 +160,9 @@ def crop_and_flip(images: Tensor, *, draws: Draws, fill: int = 0) -> Tensor:
         fill: The value of a crop's padding.
     """
     augment, padding = draws.augment, draws.augment.padding
+    if augment.vertical_flip:
+        is_flipped = draws.uniforms(1, purpose="vertical flip").flatten() < 0.5
+        images = _flipped_rows(images, to_device(is_flipped.nonzero().flatten(), images.device))
     if not (padding or augment.flip):
         return images
     pixels = to_nhwc(images)
@@ -163,6 +185,11 @@ def crop_and_flip(images: Tensor, *, draws: Draws, fill: int = 0) -> Tensor:
         flipped = to_device(draws.flipped.nonzero().flatten(), images.device)
         windows.index_copy_(0, flipped, windows.index_select(0, flipped).flip(2))
     return to_nchw(windows)
+
+
+def _flipped_rows(images: Tensor, which: Tensor) -> Tensor:
+    """Return images (B, C, H, W) of which some are turned upside down."""
+    return images.index_copy(0, which, images.index_select(0, which).flip(2))
 
 
 def crop_and_flip_masks(masks: Tensor, *, draws: Draws) -> Tensor:
@@ -191,6 +218,37 @@ def cut_out(images: Tensor, *, draws: Draws) -> Tensor:
         image = torch.arange(len(images), device=device)[:, None, None]
         images.permute(0, 2, 3, 1)[image, rows, columns] = 0.0
     return images
+
+
+def erase(images: Tensor, *, draws: Draws) -> Tensor:
+    """Set a random rectangle of some images to 0, the mean of normalized images; in place.
+
+    Equal in distribution to torchvision's `RandomErasing(p=random_erasing)`: a share of 0.02 to 0.33 of the area, a
+    ratio height / width of 0.3 to 3.3, uniform in the logarithm; the first of ten trials that fits.
+
+    Args:
+        images: (B, C, H, W) float, normalized.
+        draws: Those of the B images.
+    """
+    height, width = images.shape[2:]
+    numbers = draws.uniforms(3 + 2 * _TRIALS, purpose="erasing")
+    coins, y, x = numbers[:, :3].unbind(1)
+    shares, ratios = numbers[:, 3:].view(-1, _TRIALS, 2).unbind(2)  # (B, trials)
+    area = height * width * (_ERASED[0] + shares * (_ERASED[1] - _ERASED[0]))
+    low, high = (math.log(bound) for bound in _ERASED_RATIO)
+    ratio = torch.exp(low + ratios * (high - low))
+    rows, columns = (area * ratio).sqrt().round().long(), (area / ratio).sqrt().round().long()
+    fits = (rows < height) & (columns < width)
+    first = fits.int().argmax(1, keepdim=True)
+    rows, columns = (sides.gather(1, first)[:, 0] for sides in (rows, columns))
+    top, left = ((start * (side - sides + 1)).long() for start, side, sides in ((y, height, rows), (x, width, columns)))
+    is_erased = (coins < draws.augment.random_erasing) & fits.any(1)
+    inside = [
+        (place >= begin[:, None]) & (place < (begin + length)[:, None])
+        for place, begin, length in ((torch.arange(height), top, rows), (torch.arange(width), left, columns))
+    ]
+    hidden = inside[0][:, None, :, None] & inside[1][:, None, None, :] & is_erased[:, None, None, None]
+    return images.masked_fill_(to_device(hidden, images.device), 0.0)
 
 
 def _reflect(padded: Tensor, padding: int) -> None:

@@ -25,13 +25,15 @@ from swa_cli.data.augment import (
     cut_out,
     draw,
     draw_mixes,
+    erase,
     mix_batch,
     one_hot,
 )
 from swa_cli.data.color_jitter import jitter_colors, normalize
 from swa_cli.data.randomness import generator
-from swa_cli.data.splits import Split, cut_spans
+from swa_cli.data.splits import Split, cut_spans, show
 from swa_cli.data.stream import MakeError, Positions, stream
+from swa_cli.data.transforms import DrawnView, Pixels, TrainingView, draw_views
 from swa_cli.errors import UserError
 
 CPU = torch.device("cpu")
@@ -69,6 +71,7 @@ class Batches:
     device: torch.device = CPU
     workers: int = 0
     num_classes: int = 0  # K, if images are mixed
+    view: TrainingView | None = None  # of each image; None: as the split shows it
     error: MakeError = UserError
     is_part: bool = False  # of larger batches: a mixed one begins with an extra image, the one before its first
 
@@ -128,11 +131,14 @@ class Batches:
         return [replace(self, spans=self.spans[cut], mixes=self.mixes[cut]) for cut in cuts]
 
     def _normalized(self, images: Tensor, *, draws: Draws | None) -> Tensor:
-        """Apply color jitter, normalization and cutout to cropped images; return them channels last."""
+        """Apply color jitter, normalization, cutout and erasing to cropped images; return them channels last."""
         if draws is not None and draws.colors is not None:
             images = jitter_colors(images, draws=draws.colors)
         images = normalize(images, mean=self.mean, std=self.std).contiguous(memory_format=torch.channels_last)
-        return images if draws is None else cut_out(images, draws=draws)
+        if draws is not None:
+            images = cut_out(images, draws=draws)
+            images = erase(images, draws=draws) if draws.augment.random_erasing else images
+        return images
 
     def _to_device(self, batch: Any) -> Any:
         return pytree.map_tensors(batch, lambda part: pytree.to_device(part, self.device))
@@ -159,13 +165,27 @@ class Batches:
                 workers=self.workers,
                 error=self.error,
                 origin=split.origin,
+                view=self.view or split.view,
             )
             return
         assert split.images is not None
         assert split.labels is not None
         for group in groups:
-            rows = self.rows[_positions(self.spans[group])]
-            yield pytree.select_rows(split.images, rows), pytree.select_rows(split.labels, rows)
+            positions = _positions(self.spans[group])
+            images, labels = (
+                pytree.select_rows(values, self.rows[positions]) for values in (split.images, split.labels)
+            )
+            yield self._shown(images, labels, positions)
+
+    def _shown(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the views of images (B, C, H, W) that lie in memory, and of their masks."""
+        if self.view is None:
+            return show(images, labels, view=self.split.view, target=self.split.target)
+        views = [DrawnView(self.view, draws) for draws in draw_views(positions, seed=self.seed, key=self.key)]
+        shown = torch.stack([view.image(Pixels(image)) for view, image in zip(views, images, strict=True)])
+        if self.split.target == "mask":
+            labels = torch.stack([view.mask(mask) for view, mask in zip(views, labels, strict=True)])
+        return shown.contiguous(memory_format=torch.channels_last), labels
 
 
 def epoch_batches(
@@ -177,9 +197,14 @@ def epoch_batches(
     augment: Augment,
     start: int = 0,
     num_classes: int = 0,
+    view: TrainingView | None = None,
+    repeats: int = 1,
     **delivery: Unpack[Delivery],
 ) -> Batches:
     """Return the training batches of an epoch, shuffled and augmented; a last one that is not full is dropped.
+
+    With `repeats` an epoch has as many samples, and each of its images that many times in a row, augmented otherwise:
+    Hoffer et al. 2019 (arXiv:1901.09335).
 
     Args:
         split: Training samples.
@@ -189,10 +214,13 @@ def epoch_batches(
         augment: The settings.
         start: Number of batches to skip, at no cost.
         num_classes: K of the probabilities of mixed classes.
+        view: What is shown of each image.
+        repeats: How often an image stands in an epoch.
         delivery: See `Delivery`.
     """
     num_samples = len(split)
     rows = torch.randperm(num_samples, generator=generator(seed, "order", epoch))
+    rows = rows[: -(-num_samples // repeats)].repeat_interleave(repeats)[:num_samples]
     spans = tuple(cut_spans(num_samples - num_samples % batch_size, size=batch_size))
     key = ("augment", epoch)
     return Batches(
@@ -204,6 +232,7 @@ def epoch_batches(
         seed=seed,
         key=("sample", epoch),
         num_classes=num_classes,
+        view=view,
         **delivery,
     )
 
@@ -231,6 +260,7 @@ def statistics_batches(
     augment: Augment,
     samples: int | None = None,
     num_classes: int = 0,
+    view: TrainingView | None = None,
     **delivery: Unpack[Delivery],
 ) -> Batches:
     """Return the batches for BatchNorm statistics: one seeded shuffle, the same in every epoch, nothing dropped.
@@ -249,6 +279,7 @@ def statistics_batches(
         seed=seed,
         key=("statistics sample",),
         num_classes=num_classes,
+        view=view,
         **delivery,
     )
 

@@ -14,15 +14,13 @@ from typing import Any
 
 from swa_cli.data import folders, masks, user_dataset
 from swa_cli.data.splits import Found, Progress, Target, available_memory
-from swa_cli.data.stream import IGNORED
 from swa_cli.data.synthetic import CLASSES, NUM_DIGITS, NUM_TEST_DIGITS, draw_scenes, read_digits, read_rotated_digits
 from swa_cli.data.torchvision_sets import IDX_FILES, Files, read_arrays, unpacked_dataset
+from swa_cli.data.transforms import IGNORED, EvaluationView
 from swa_cli.errors import UserError, did_you_mean
 
 USER_DATASET = "package.module:factory"  # the entry for every dataset in a user's own code
 REQUIRED = object()  # the default of an argument that must be given
-MAX_SIDE = 65_536  # pixels
-_SIDES = range(1, MAX_SIDE + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,7 @@ class Request:
     root: Path
     download: bool  # whether missing files may be downloaded
     classes: Sequence[str] | None  # of weights that are only evaluated: training samples may be missing then
+    view: EvaluationView  # of each image, where nothing is drawn
     progress: Progress | None
 
 
@@ -56,6 +55,7 @@ class Dataset:
     class_names: tuple[str, ...] | None  # names of the classes or output numbers; None: the reader tells
     mean: tuple[float, ...] | None  # per channel, of pixels scaled to [0, 1]; None: measured on training samples
     std: tuple[float, ...] | None
+    image_size: tuple[int, int] | None  # that the images are resized to without dataset.image_size; None: as they are
     num_train: int | None  # training samples before dataset.val is split off; None: unknown until they are read
     has_val: bool  # whether it may have a validation split; if not, dataset.val is always split off
     args: Mapping[str, Argument] | None  # keys of `dataset.args`; None: they go to user code unchecked
@@ -118,22 +118,6 @@ def _choice(default: int, choices: Iterable[int]) -> Argument:
     return Argument(default, f"one of {', '.join(map(str, allowed))}", lambda value: _integer(value, allowed))
 
 
-def _square_side() -> Argument:
-    """S of square images; None keeps the size of the files."""
-    wanted = f"the side of square images, from 1 to {MAX_SIDE:,} pixels"
-    return Argument(None, wanted, lambda value: None if value is None else _integer(value, _SIDES))
-
-
-def _height_and_width(default: tuple[int, int] | None) -> Argument:
-    """(H, W) of images, given as S or [H, W]; None keeps the size of the files."""
-
-    def parse(value: Any) -> tuple[int, int]:
-        height, width = value if isinstance(value, list | tuple) else (value, value)
-        return _integer(height, _SIDES), _integer(width, _SIDES)
-
-    return Argument(default, "a size of images, such as 128 or [96, 128]", parse)
-
-
 def _class_names() -> Argument:
     """Class names in order; a number of classes names them 0, 1, ..."""
     allowed = range(2, IGNORED + 1)  # class numbers are smaller than IGNORED
@@ -181,25 +165,26 @@ def _read_photos_with_masks(
     """Read images with masks through torchvision.
 
     Args:
-        request: For a dataset with `files` and an argument `size`.
+        request: For a dataset with `files` and an image size.
         image_paths: The attribute of torchvision's class that lists the image files.
         mask_paths: The attribute that lists the mask files.
         class_of: The class of each value in the masks.
         notes: On the dataset.
     """
-    files, size = request.dataset.files, request.args["size"]
+    files, size = request.dataset.files, request.view.size
     assert files is not None
+    assert size is not None, "the entry has one"
     splits = {}
     for split in files.options:
         found = unpacked_dataset(request.name, files, split=split, root=request.root, download=request.download)
         images, labels = (tuple(map(str, getattr(found, attribute))) for attribute in (image_paths, mask_paths))
-        splits[split] = masks.MaskDataset(images, labels, tuple(class_of), size, size)
+        splits[split] = masks.MaskDataset(images, labels, tuple(class_of), size)
     return Found(splits=splits, notes=notes)
 
 
 def _read_mask_folder(request: Request) -> Found:
-    names, size = request.args["classes"], request.args["size"]
-    return masks.find(request.root, class_names=names, resize=size, needs_training=request.classes is None)
+    names = request.args["classes"]
+    return masks.find(request.root, class_names=names, view=request.view, needs_training=request.classes is None)
 
 
 # --- the table
@@ -217,22 +202,23 @@ _TRIMAP = (IGNORED, 1, 0, IGNORED)
 _BY_FLAG: dict[str, Any] = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME: dict[str, Any] = {"train": {"split": "train"}, "test": {"split": "test"}}
 # What several sets have in common; all other fields are left to the entries.
-_without_constants = partial(Dataset, mean=None, std=None, files=None)
+_without_constants = partial(Dataset, mean=None, std=None, image_size=None, files=None)
 _digits = partial(
     _without_constants,
     num_train=NUM_DIGITS - NUM_TEST_DIGITS,
     has_val=False,
     args={"test": whole(NUM_TEST_DIGITS, 1, NUM_DIGITS - 1)},
 )
-_small_images = partial(Dataset, target="class", has_val=False, args={}, read=_read_arrays)
+_small_images = partial(Dataset, target="class", image_size=None, has_val=False, args={}, read=_read_arrays)
 _photos_with_masks = partial(
     Dataset,
     target="mask",
     mean=(0.485, 0.456, 0.406),  # of ImageNet: photos too, and what pretrained networks expect
     std=(0.229, 0.224, 0.225),
+    image_size=(128, 128),  # the photos are of many sizes
     num_train=None,
     has_val=False,
-    args={"size": _height_and_width((128, 128))},  # the photos are of many sizes
+    args={},
 )
 
 _ENTRIES = (
@@ -316,8 +302,8 @@ _ENTRIES = (
         class_names=None,
         num_train=None,
         has_val=True,
-        args={"size": _square_side()},
-        read=lambda request: folders.find(request.root, resize=request.args["size"], classes=request.classes),
+        args={},
+        read=lambda request: folders.find(request.root, view=request.view, classes=request.classes),
     ),
     _without_constants(
         name="shapes",
@@ -370,7 +356,7 @@ _ENTRIES = (
         class_names=None,
         num_train=None,
         has_val=True,
-        args={"classes": _class_names(), "size": _height_and_width(None)},
+        args={"classes": _class_names()},
         read=_read_mask_folder,
     ),
     _without_constants(

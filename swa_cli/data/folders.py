@@ -7,19 +7,15 @@ Shapes: N images, H W pixels.
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from swa_cli.data.image_file import USUAL_SUFFIXES, describe_files, first_size, read_rgb, require_size
+from swa_cli.data.image_file import USUAL_SUFFIXES, EncodedPhoto, describe_files, first_size, require_size
 from swa_cli.data.listing import (
     NAMED,
     LeftOut,
@@ -32,47 +28,30 @@ from swa_cli.data.listing import (
     subfolders,
 )
 from swa_cli.data.splits import Found
+from swa_cli.data.transforms import EvaluationView, View
 from swa_cli.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)
-class FolderDataset(Dataset[tuple[Tensor, int]]):
-    """(image (3, H, W) uint8, label) of each path."""
+class FolderDataset:
+    """The image and the class of each path."""
 
     files: tuple[str, ...]
     labels: Tensor  # (N,) int64
-    resize: int | None  # side of the square images; None: all files have the same size
-    shape: tuple[int, int]  # (H, W) of the images
+    shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
 
     def __len__(self) -> int:
         return len(self.files)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all pixels."""
-        return 3 * math.prod(self.shape) * len(self)
-
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
-        (image,) = self.pixels(row)
-        return torch.from_numpy(np.ascontiguousarray(image)), int(self.labels[row])
-
-    def pixels(self, row: int) -> tuple[np.ndarray]:
-        """Read the image (3, H, W) uint8.
-
-        Raises:
-            OSError: The file is broken; the message names it.
-            UserError: The size differs from the other images', or it cannot become 8-bit RGB.
-        """
-        rgb = read_rgb(self.files[row])
-        if self.resize:
-            rgb = _resize(rgb, side=self.resize)
-        hint = "resize all with dataset.args={size: 224}, which networks for photos expect, or"
-        hint += f" {{size: {min(self.shape)}}} for small ones"
-        require_size(rgb, self.shape, path=self.files[row], first=self.files[0], hint=hint)
-        return (np.asarray(rgb).transpose(2, 0, 1),)
+    def read(self, row: int, view: View) -> tuple[Tensor]:
+        """Read the view (3, h, w) of an image; see `stream.FileDataset`."""
+        image = view.image(EncodedPhoto(self.files[row]))
+        if isinstance(view, EvaluationView):
+            require_size(image, self.shape, path=self.files[row], first=self.files[0])
+        return (image,)
 
 
-def find(root: Path, *, resize: int | None, classes: Sequence[str] | None = None) -> Found:
+def find(root: Path, *, view: EvaluationView, classes: Sequence[str] | None = None) -> Found:
     """Find the splits under a folder and the class names.
 
     The layout is root/train with optional root/val and root/test (`listing.SPLITS` has their other names), or class
@@ -80,7 +59,7 @@ def find(root: Path, *, resize: int | None, classes: Sequence[str] | None = None
 
     Args:
         root: The folder.
-        resize: Side of the square images: the shorter side is resized, then the center is cropped.
+        view: Of each image, where nothing is drawn.
         classes: Those of trained weights: they name the classes of root/val and root/test without root/train.
 
     Raises:
@@ -99,24 +78,14 @@ def find(root: Path, *, resize: int | None, classes: Sequence[str] | None = None
         raise _no_training(root, folders)
     files = {split: part.files(class_names) for split, part in parts.items()}
     paths = [path for split_paths, _ in files.values() for path in split_paths]
-    shape = (resize, resize) if resize else first_size(paths[0])
+    shape = view.size or first_size(paths[0])
     notes = [note for part in parts.values() for note in part.notes]
     return Found(
-        splits={split: FolderDataset(paths, labels, resize, shape) for split, (paths, labels) in files.items()},
+        splits={split: FolderDataset(paths, labels, shape) for split, (paths, labels) in files.items()},
         class_names=class_names,
         contents=(*describe_files(paths), *sum((part.left_out for part in parts.values()), beside).describe()),
         notes=(*notes, *(_siblings(root) if folders.get("train") == root else [])),
     )
-
-
-def _resize(image: Image.Image, *, side: int) -> Image.Image:
-    """Resize the shorter side to `side` (bilinear, antialiased) and crop the center, as torchvision does."""
-    shorter = min(image.size)
-    if shorter != side:
-        width, height = (side if length == shorter else int(side * length / shorter) for length in image.size)
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (round((length - side) / 2) for length in image.size)
-    return image.crop((left, top, left + side, top + side))
 
 
 def _siblings(root: Path) -> list[str]:

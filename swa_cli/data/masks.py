@@ -1,7 +1,7 @@
 """Images with masks that give each pixel a class: pairs of files found, checked and decoded.
 
-A mask is a PNG whose gray value or palette index is the class number; 255 is ignored. Image and mask are resized to
-the same size and not cropped, so every pixel of the mask counts.
+A mask is a PNG whose gray value or palette index is the class number; 255 is ignored. It is resized, cropped and moved
+like its image.
 
 An image is made upright as its EXIF says, and so is a mask with an orientation of its own. A mask without one is taken
 as drawn on the upright image, as programs show it, unless it has the size of the stored image: then it is rotated with
@@ -11,7 +11,6 @@ Shapes: N pairs, H W pixels.
 
 from __future__ import annotations
 
-import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,24 +18,22 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from swa_cli.data.image_file import (
     USUAL_SUFFIXES,
+    EncodedPhoto,
     describe_files,
     first_size,
     make_upright,
     open_image,
     orientation_of,
     read_header,
-    read_rgb,
     require_size,
 )
 from swa_cli.data.listing import LeftOut, images_below, left_out_of, split_folders, splits_under, subfolders
 from swa_cli.data.splits import Found
-from swa_cli.data.stream import IGNORED
+from swa_cli.data.transforms import IGNORED, EvaluationView, View
 from swa_cli.errors import UserError
 
 _CHECKED = 20  # masks that are read first to check their classes
@@ -44,14 +41,13 @@ _MASK_MODES = ("1", "L", "P", "I", "I;16")  # PIL's modes with one whole number 
 
 
 @dataclass(frozen=True, eq=False)
-class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
-    """(image (3, H, W) uint8, mask (H, W) uint8) of each pair of paths."""
+class MaskDataset:
+    """The image and the mask of each pair of paths."""
 
     images: tuple[str, ...]
     masks: tuple[str, ...]
     class_of: tuple[int, ...]  # the class of each value in the files
-    resize: tuple[int, int] | None  # (H, W); None: all files have the same size
-    shape: tuple[int, int]  # (H, W) of the images and masks
+    shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
     labels: None = None  # unknown without decoding
 
     def __len__(self) -> int:
@@ -62,32 +58,17 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
         """All files that are read."""
         return self.images + self.masks
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all pixels of images and masks."""
-        return 4 * math.prod(self.shape) * len(self)
+    def read(self, row: int, view: View) -> tuple[Tensor, Tensor]:
+        """Read the views (3, h, w) of an image and (h, w) of its mask; see `stream.FileDataset`."""
+        photo = EncodedPhoto(self.images[row])
+        mask = self.mask(row, size=photo.size)
+        image = view.image(photo)
+        if isinstance(view, EvaluationView):
+            require_size(image, self.shape, path=self.images[row], first=self.images[0])
+        return image, view.mask(mask)
 
-    def __getitem__(self, row: int) -> tuple[Tensor, Tensor]:
-        image, mask = self.pixels(row)
-        return torch.from_numpy(np.ascontiguousarray(image)), torch.from_numpy(mask)
-
-    def pixels(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Read (3, H, W) and (H, W), both uint8.
-
-        Raises:
-            OSError: A file is broken; the message names it.
-            UserError: The sizes differ, or the mask has an unknown class.
-        """
-        image = read_rgb(self.images[row])
-        mask = self.mask(row, size=image.size)
-        if self.resize:
-            image = image.resize(self.resize[::-1], Image.Resampling.BILINEAR)
-        hint = "resize all with dataset.args.size: 128, or another size"
-        require_size(image, self.shape, path=self.images[row], first=self.images[0], hint=hint)
-        return np.asarray(image).transpose(2, 0, 1), mask
-
-    def mask(self, row: int, *, size: tuple[int, int] | None = None) -> np.ndarray:
-        """Read (H, W) uint8; `size` is (W, H) of the upright image, which the mask must have too."""
+    def mask(self, row: int, *, size: tuple[int, int] | None = None) -> Tensor:
+        """Read (H, W) uint8; `size` is that of the upright image, which the mask must have too."""
         path = self.masks[row]
         with open_image(path, formats=("PNG",)) as file:
             if file.mode not in _MASK_MODES:
@@ -97,14 +78,14 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
                 )
             file.load()
             mask = make_upright(file, orientation_of(file))
-            if size not in (None, mask.size):
+            if size not in (None, mask.size[::-1]):
                 mask = make_upright(mask, read_header(self.images[row]).orientation)
-            if size not in (None, mask.size):
+            if size is not None and size != mask.size[::-1]:
                 raise UserError(
-                    f"{path}: is {file.width}x{file.height}, its image {self.images[row]} {size[0]}x{size[1]}",
+                    f"{path}: is {file.width}x{file.height}, its image {self.images[row]} {size[1]}x{size[0]}",
                     hint="save both in one size",
                 )
-            values = np.array(mask.resize(self.resize[::-1], Image.Resampling.NEAREST) if self.resize else mask)
+            values = np.array(mask)
         last = len(self.class_of) - 1
         wrong = ((values < 0) | (values > last)) & (values != IGNORED)
         if wrong.any():
@@ -114,12 +95,10 @@ class MaskDataset(Dataset[tuple[Tensor, Tensor]]):
             )
         classes = np.full(IGNORED + 1, IGNORED, dtype=np.uint8)
         classes[: last + 1] = self.class_of
-        return classes[values.astype(np.uint8)]
+        return torch.from_numpy(classes[values.astype(np.uint8)])
 
 
-def find(
-    root: Path, *, class_names: tuple[str, ...], resize: tuple[int, int] | None, needs_training: bool = True
-) -> Found:
+def find(root: Path, *, class_names: tuple[str, ...], view: EvaluationView, needs_training: bool = True) -> Found:
     """Find the splits under a folder: root/train with optional root/val and root/test, or root itself.
 
     Each has `images/` and `masks/`, whose files have the same names except for the suffix.
@@ -127,7 +106,7 @@ def find(
     Args:
         root: The folder.
         class_names: Mask values are below their number, or 255.
-        resize: (H, W) of images (bilinear) and masks (nearest).
+        view: Of each image and mask, where nothing is drawn.
         needs_training: Whether to refuse a root without a training split.
 
     Raises:
@@ -139,9 +118,9 @@ def find(
         raise _no_pairs(root / "train")
     pairs = {split: _pairs(folder) for split, folder in folders.items()}
     paths = [path for part in pairs.values() for path in part.images]
-    shape = resize or first_size(paths[0])
+    shape = view.size or first_size(paths[0])
     classes = tuple(range(len(class_names)))
-    datasets = {split: MaskDataset(part.images, part.masks, classes, resize, shape) for split, part in pairs.items()}
+    datasets = {split: MaskDataset(part.images, part.masks, classes, shape) for split, part in pairs.items()}
     _require_classes(next(iter(datasets.values())))
     contents = (*describe_files(paths), *sum((part.left_out for part in pairs.values()), beside).describe())
     return Found(splits=datasets, class_names=class_names, contents=contents)

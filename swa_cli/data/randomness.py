@@ -44,7 +44,7 @@ def uniforms(positions: Tensor, number: int, *, seed: int, key: tuple[str | int,
         1, number + 1, dtype=np.uint64
     )
     with np.errstate(over="ignore"):  # arithmetic modulo 2**64
-        bits = np.uint64(derive_seed(seed, *key)) + counters * np.uint64(0x9E3779B97F4A7C15)
+        bits: np.ndarray = np.uint64(derive_seed(seed, *key)) + counters * np.uint64(0x9E3779B97F4A7C15)
         bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     bits ^= bits >> np.uint64(31)

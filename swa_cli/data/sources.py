@@ -17,7 +17,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ from swa_cli.data.splits import (
     Reading,
     Split,
     Target,
+    bytes_in_memory,
     fits_memory,
     load_into_memory,
     mean_std,
@@ -39,10 +40,15 @@ from swa_cli.data.splits import (
     read_rows,
     require_classes,
     split_off_validation,
+    without_broken,
 )
 from swa_cli.data.stream import Origin
+from swa_cli.data.transforms import EvaluationView, TrainingView, Views
 from swa_cli.data.user_dataset import listed_part, with_checked_samples
 from swa_cli.errors import UserError
+
+AS_THEY_ARE = Views(TrainingView(EvaluationView()), EvaluationView())
+Constants = Literal["auto"] | tuple[float, ...]  # per channel
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +103,10 @@ def load(
     workers: int = 2,
     args: Mapping[str, Any] | None = None,
     classes: Sequence[str] | None = None,
+    views: Views = AS_THEY_ARE,
+    mean: Constants = "auto",
+    std: Constants = "auto",
+    skip_broken: bool = False,
     progress: Progress | None = None,
 ) -> Source:
     """Read a dataset, check its labels, split off validation samples, and hold it in memory where asked and possible.
@@ -114,6 +124,10 @@ def load(
         workers: Processes that read a streamed dataset.
         args: Those that the entry declares; the keyword arguments of a factory.
         classes: Those of weights that are only evaluated: a folder may then lack training images.
+        views: What is shown of the images. Where training views are random, training images are streamed.
+        mean: Per channel, of pixels scaled to [0, 1]; "auto": that of the dataset, or measured.
+        std: Likewise.
+        skip_broken: Whether to leave out image files that cannot be read, after a look at each of them.
         progress: Called while images are read.
 
     Raises:
@@ -121,15 +135,20 @@ def load(
             train, or a label is not one of the classes.
     """
     assert cache in ("auto", "ram", "none")
-    found = _read(name, root=Path(root), download=download, given=args or {}, classes=classes, progress=progress)
+    views = _of_dataset(views, datasets.find(name))
+    request: dict[str, Any] = {"root": Path(root), "download": download, "classes": classes, "progress": progress}
+    found = _read(name, given=args or {}, view=views.evaluation, **request)
     notes = [*found.notes]
-    splits = {split: _split(found, split) for split in found.splits}
+    splits = {split: _split(found, split, views) for split in found.splits}
+    if skip_broken:
+        splits, left_out = without_broken(splits, progress=progress)
+        notes += left_out
     streamed = [part.dataset for part in splits.values() if part.dataset is not None]
     files = [dataset for dataset in streamed if isinstance(dataset, FileDataset)]
     is_user_code = len(files) < len(streamed)
     hold = bool(streamed) and cache == "ram"
     if streamed and cache == "auto" and not is_user_code:
-        hold = fits_memory(sum(dataset.num_bytes for dataset in files))
+        hold = fits_memory(sum(map(bytes_in_memory, files)))
     if cache == "none" and not streamed:
         notes.append(f"{name} is held in memory whatever dataset.cache says")
     if hold and is_user_code:
@@ -149,16 +168,25 @@ def load(
         )
         splits |= parts
         warnings += more
+    is_varied = views.varies or views.training.is_random
+    if hold and is_varied and "train" in splits and streamed:
+        notes.append("training images are decoded in each epoch, which shows other views of them")
     if hold:
         for split, part in splits.items():
-            if part.dataset is not None:
+            if part.dataset is not None and not (split == "train" and is_varied):
                 splits[split] = load_into_memory(part, what=f"reading {split} images", reading=reading)
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
     example = next(read_rows(first, rows=torch.tensor([0]), reading=replace(reading, workers=0)))
     is_image = pytree.is_image(pytree.first_sample(example[0]))
     if is_image and example[0].is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalized already")
-    mean, std = _constants(found, first, example[0] if is_image else None, name=name, reading=reading)
+    constants = _constants(
+        replace(found, mean=found.mean if mean == "auto" else mean, std=found.std if std == "auto" else std),
+        first,
+        example[0] if is_image else None,
+        name=name,
+        reading=reading,
+    )
     return Source(
         name=name,
         train=splits.get("train"),
@@ -168,8 +196,8 @@ def load(
         class_names=found.class_names,
         channels=example[0].shape[1] if is_image else None,
         size=tuple(example[0].shape[2:]) if is_image else (),
-        mean=mean,
-        std=std,
+        mean=constants[0],
+        std=constants[1],
         example=example,
         data=data,
         notes=tuple(notes),
@@ -178,21 +206,11 @@ def load(
     )
 
 
-def _read(
-    name: str,
-    *,
-    root: Path,
-    download: bool,
-    given: Mapping[str, Any],
-    classes: Sequence[str] | None,
-    progress: Progress | None,
-) -> Found:
+def _read(name: str, *, given: Mapping[str, Any], **request: Any) -> Found:
     """Read a dataset by its entry, whose fields complete what the reader returns."""
     entry = datasets.find(name)
     args = dict(given) if entry.args is None else complete_args(entry.args, given, name=name)
-    found = entry.read(
-        Request(name=name, dataset=entry, args=args, root=root, download=download, classes=classes, progress=progress)
-    )
+    found = entry.read(Request(name=name, dataset=entry, args=args, **request))
     assert entry.has_val or "val" not in found.splits, f"{name} is declared to have no validation split"
     return replace(
         found,
@@ -203,14 +221,23 @@ def _read(
     )
 
 
-def _split(found: Found, name: str) -> Split:
+def _of_dataset(views: Views, entry: datasets.Dataset) -> Views:
+    """Return the views with the image size of a dataset that has one of its own, where the recipe has none."""
+    if entry.image_size is None or views.evaluation.size is not None:
+        return views
+    still = EvaluationView(entry.image_size, interpolation=views.evaluation.interpolation)
+    return replace(views, training=replace(views.training, still=still), evaluation=still)
+
+
+def _split(found: Found, name: str, views: Views) -> Split:
     stored, origin = found.splits[name], Origin(name, len(found.class_names))
+    view = None if views.evaluation.size is None else views.evaluation
     assert found.target is not None, "the entry or its reader declares the target"
     if isinstance(stored, Arrays):
-        return Split(stored.labels, stored.images, target=found.target, origin=origin)
+        return Split(stored.labels, stored.images, target=found.target, origin=origin, view=view)
     listed = stored.labels if isinstance(stored, FileDataset) else None
     rows = torch.arange(len(stored))  # type: ignore[arg-type]
-    return Split(listed, None, stored, rows, target=found.target, origin=origin)
+    return Split(listed, None, stored, rows, target=found.target, origin=origin, view=view)
 
 
 def _constants(

@@ -6,46 +6,30 @@ Shapes: N samples, C channels, H W pixels, V numbers, K classes.
 
 from __future__ import annotations
 
+import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from swa_cli.data import pytree
-from swa_cli.data.image_file import decode_rows
+from swa_cli.data.image_file import Progress, decode_rows, unreadable
 from swa_cli.data.randomness import generator
-from swa_cli.data.stream import UNKNOWN_ORIGIN, Origin, stream, unknown_class
+from swa_cli.data.stream import UNKNOWN_ORIGIN, FileDataset, Origin, stream, unknown_class
+from swa_cli.data.transforms import EvaluationView, Pixels
 from swa_cli.errors import UserError
 
 Target = Literal["class", "mask", "value", "own"]
-Progress = Callable[[str, int, int], None]  # (what, done, all)
 
 READ_BATCH = 64  # samples per streamed batch
 _STATISTICS_SAMPLES = 10_000  # that measure mean and std: the same number in memory and streamed
 _NAMED_CLASSES = 5  # that a warning lists
-
-
-@runtime_checkable
-class FileDataset(Protocol):
-    """A torch Dataset of image files, whose layout its reader has checked."""
-
-    labels: Tensor | None  # (N,) classes; None: a sample has a mask
-    files: tuple[str, ...]  # all that it reads
-    shape: tuple[int, int]  # (H, W) of the samples
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all decoded samples."""
-
-    def pixels(self, row: int) -> tuple[np.ndarray, ...]:
-        """Read the image (3, H, W) and, if there are no classes, the mask (H, W), all uint8."""
 
 
 class Arrays(NamedTuple):
@@ -55,7 +39,7 @@ class Arrays(NamedTuple):
     labels: Tensor  # as the target says, see `Split`
 
 
-Stored = Arrays | Dataset[Any]  # a split as it is found: in memory, or to be streamed
+Stored = Arrays | FileDataset | Dataset[Any]  # a split as it is found: in memory, or to be streamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +58,15 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Either inputs in memory (`images`), or rows (`indices`) of a torch Dataset that is streamed."""
+    """Either inputs in memory (`images`), or rows (`indices`) of files or of a torch Dataset that is streamed."""
 
     labels: Any = None  # as `target` says; None if unknown until the samples are read
     images: Any = None  # (N, C, H, W) uint8, best channels last; another type or no image if user code gives that
-    dataset: Dataset[Any] | None = None  # gives (image, label)
+    dataset: FileDataset | Dataset[Any] | None = None
     indices: Tensor | None = None  # (N,) int64 rows of `dataset`
     target: Target = "class"  # labels: class (N,) int64, mask (N, H, W) uint8 with 255 ignored, value (N, V) float32
     origin: Origin = UNKNOWN_ORIGIN
+    view: EvaluationView | None = None  # what is shown of each image; None: the image as it is
 
     def __len__(self) -> int:
         rows = self.images if self.images is not None else self.indices
@@ -105,6 +90,32 @@ def take(split: Split, rows: Tensor) -> Split:
         return None if values is None else pytree.select_rows(values, rows)
 
     return replace(split, labels=select(split.labels), images=select(split.images), indices=select(split.indices))
+
+
+def without_broken(splits: Mapping[str, Split], *, progress: Progress | None) -> tuple[dict[str, Split], list[str]]:
+    """Leave out the image files that cannot be read; decode each once for it, JPEG files at 1/8 of their size.
+
+    Returns:
+        The splits, and a sentence on what was left out, if anything was.
+
+    Raises:
+        UserError: A split has no readable files.
+    """
+    found, broken = dict(splits), list[str]()
+    for name, split in splits.items():
+        if isinstance(split.dataset, FileDataset) and split.indices is not None:
+            paths = [split.dataset.files[row] for row in split.indices.tolist()]
+            errors = unreadable(paths, what=f"looking at {name} images", progress=progress)
+            broken += errors.values()
+            is_readable = torch.ones(len(split), dtype=torch.bool)
+            is_readable[list(errors)] = False
+            if not bool(is_readable.any()):
+                raise UserError(f"no image of the {name} split can be read: {broken[-1]}", hint="repair the files")
+            found[name] = take(split, is_readable.nonzero()[:, 0])
+    if not broken:
+        return found, []
+    listed = "; ".join(broken[:_NAMED_CLASSES]) + "; ..." * (len(broken) > _NAMED_CLASSES)
+    return found, [f"left out {len(broken):,} image file{'s' * (len(broken) > 1)} that cannot be read: {listed}"]
 
 
 # --- the validation split
@@ -189,6 +200,11 @@ def _shares(counts: Tensor, *, number: int, ties: Tensor) -> Tensor:
 # --- in memory
 
 
+def bytes_in_memory(dataset: FileDataset) -> int:
+    """Return the bytes of all decoded samples."""
+    return (3 if dataset.labels is not None else 4) * math.prod(dataset.shape) * len(dataset)
+
+
 def fits_memory(num_bytes: int) -> bool:
     """Return whether `cache: auto` holds this much in memory: at most a quarter of what is available."""
     return num_bytes <= available_memory() / 4
@@ -212,12 +228,19 @@ def load_into_memory(split: Split, *, what: str, reading: Reading) -> Split:
     assert split.dataset is not None
     assert split.indices is not None
     if isinstance(split.dataset, FileDataset):
-        number, shape = len(split), split.dataset.shape
+        files, view = split.dataset, split.view or EvaluationView()
+        number, shape = len(split), files.shape
         images = torch.empty((number, 3, *shape), dtype=torch.uint8, memory_format=torch.channels_last)
         labels = torch.empty((number, *shape), dtype=torch.uint8) if split.labels is None else split.labels
         into = (images.numpy(), labels.numpy()) if split.labels is None else (images.numpy(),)
-        decode_rows(split.dataset.pixels, rows=split.indices, into=into, what=what, progress=reading.progress)
-        return replace(split, labels=labels, images=images, dataset=None, indices=None)
+        decode_rows(
+            lambda row: tuple(part.numpy() for part in files.read(row, view)),
+            rows=split.indices,
+            into=into,
+            what=what,
+            progress=reading.progress,
+        )
+        return replace(split, labels=labels, images=images, dataset=None, indices=None, view=None)
     batches: list[tuple[Any, Any]] = []
     num_read = 0
     for images, labels in stream_rows(split, rows=torch.arange(len(split)), key=("hold",), reading=reading):
@@ -232,7 +255,7 @@ def load_into_memory(split: Split, *, what: str, reading: Reading) -> Split:
             hint="let the dataset resize or crop all images to one size",
         )
     images, labels = (pytree.concatenate(parts) for parts in zip(*batches, strict=True))
-    return replace(split, labels=labels, images=images, dataset=None, indices=None)
+    return replace(split, labels=labels, images=images, dataset=None, indices=None, view=None)
 
 
 # --- some samples
@@ -247,7 +270,14 @@ def read_rows(split: Split, *, rows: Tensor, reading: Reading) -> Iterator[tuple
     size = max(1, 2**22 // num_values)  # float64 copies of 32 MB
     for span in cut_spans(len(rows), size=size):
         part = take(split, rows[span])
-        yield part.images, part.labels
+        yield show(part.images, part.labels, view=split.view, target=split.target)
+
+
+def show(images: Any, labels: Any, *, view: EvaluationView | None, target: Target) -> tuple[Any, Any]:
+    """Return the views of a batch that lies in memory, of its masks too; None shows it as it is."""
+    if view is None:
+        return images, labels
+    return view.image(Pixels(images)), view.mask(labels) if target == "mask" else labels
 
 
 def stream_rows(
@@ -265,6 +295,7 @@ def stream_rows(
         key=key,
         workers=reading.workers,
         origin=split.origin,
+        view=split.view,
     )
 
 

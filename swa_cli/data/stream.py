@@ -1,4 +1,4 @@
-"""Samples of a torch Dataset as stacked batches, read by loader processes.
+"""Image files, or samples of a torch Dataset, as stacked batches, read by loader processes.
 
 A sample is a function of (seed, key, position): the global generators are seeded with these before each sample, so
 random transforms in user code do not depend on the number of workers and repeat in a resumed run. A batch is read in
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader, Dataset
 from swa_cli.data import pytree
 from swa_cli.data.image_file import to_8_bit, to_rgb
 from swa_cli.data.randomness import generator, preserve_global_rng, seed_globals
+from swa_cli.data.transforms import IGNORED, DrawnView, EvaluationView, Pixels, TrainingView, View, draw_views
 from swa_cli.errors import UserError
 
-IGNORED = 255  # the class of mask pixels that count nowhere
 PARENT_ENDS_S = 1.0  # a killed process closes its connections shortly before it is gone
 Positions = slice | Tensor  # of the samples of a batch: a range, or each one (B,)
 _DEATH, _DEATH_HINT = "a loader process died", "if memory was short, set dataset.workers=0"
@@ -52,8 +52,36 @@ class Origin:
 UNKNOWN_ORIGIN = Origin()
 
 
+@runtime_checkable
+class FileDataset(Protocol):
+    """Image files whose layout its reader has checked."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes (N,); None: a sample has a mask."""
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All files that are read, the images first."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of the images where nothing is drawn."""
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def read(self, row: int, view: View) -> tuple[Tensor, ...]:
+        """Read the view (3, h, w) of an image and, if there are no classes, of its mask (h, w), all uint8.
+
+        Raises:
+            OSError: A file is broken; the message names it.
+            UserError: A file is not what the layout says, or it cannot become 8-bit RGB.
+        """
+
+
 def stream(
-    dataset: Dataset[Any],
+    dataset: Dataset[Any] | FileDataset,
     *,
     rows: Tensor,
     spans: Sequence[Positions],
@@ -63,12 +91,13 @@ def stream(
     workers: int = 0,
     error: MakeError = UserError,
     origin: Origin = UNKNOWN_ORIGIN,
+    view: TrainingView | EvaluationView | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (images (B, C, H, W), labels), or other inputs and targets, for each span of positions.
 
     Args:
-        dataset: Gives (image, label); an image is a uint8 or float tensor (C, H, W), a PIL image, any other tensor, or
-            a tuple or dict of tensors.
+        dataset: Image files, or a dataset that gives (image, label); an image is a uint8 or float tensor (C, H, W), a
+            PIL image, any other tensor, or a tuple or dict of tensors.
         rows: The row of the dataset at each position.
         spans: The positions of each batch.
         target: What labels are and become: `class`, a number, (B,) int64; `mask`, integers (H, W) or a gray or
@@ -79,13 +108,14 @@ def stream(
         workers: Number of loader processes; 0 reads in this one.
         error: Makes the exception to raise: the caller knows whether a failure ends a run.
         origin: What the dataset is a split of, and the range of its classes.
+        view: What is shown of each image; None: the image as it is.
 
     Raises:
         UserError: A sample cannot be read, is not an image of the common size, is not finite, or has a wrong label.
     """
     positions = torch.arange(len(rows))
     loader = DataLoader(
-        _BatchReader(dataset, target, seed, key, origin),
+        _BatchReader(dataset, target, seed, key, origin, view),
         batch_size=None,  # the sampler already gives whole batches
         sampler=[(positions[span].tolist(), rows[span].tolist()) for span in spans],
         num_workers=workers,
@@ -213,21 +243,22 @@ class _Failure:
 class _BatchReader(Dataset[Any]):
     """A dataset of batches, indexed by (positions, rows)."""
 
-    dataset: Dataset[Any]
+    dataset: Any
     target: str
     seed: int
     key: tuple[str | int, ...]
     origin: Origin
+    view: TrainingView | EvaluationView | None
 
     def __getitem__(self, batch: tuple[list[int], list[int]]) -> tuple[Any, Any] | _Failure:
         positions, rows = batch
         images: list[Any] = []
         labels: list[Any] = []
+        read = self._read_file if isinstance(self.dataset, FileDataset) else self._read_sample
         with preserve_global_rng():
-            for position, row in zip(positions, rows, strict=True):
-                seed_globals(self.seed, *self.key, position)
+            for position, row, view in zip(positions, rows, self._views(positions), strict=True):
                 try:
-                    image, label = _read_sample(self.dataset, row, target=self.target, origin=self.origin)
+                    image, label = read(row, position, view)
                     _require_same_kind(image, row, images, rows, what="images")
                     _require_same_kind(label, row, labels, rows, what="labels")
                 except UserError as error:
@@ -235,11 +266,40 @@ class _BatchReader(Dataset[Any]):
                 except (OSError, SyntaxError) as error:  # PIL raises SyntaxError on broken PNG files
                     return _Failure(
                         f"{self.origin.describe(row)} cannot be read: {error}",
-                        "repair the file, or remove it and start again",
+                        "repair or remove the file, or leave out what cannot be read with dataset.skip_broken=true",
                     )
                 images.append(image)
                 labels.append(label)
+        if pytree.is_image(images[0]) and images[0].stride(0) == 1:  # decoded channels last: whole rows are copied
+            return pytree.to_nchw(torch.stack([image.permute(1, 2, 0) for image in images])), pytree.stack(labels)
         return pytree.stack(images), pytree.stack(labels)
+
+    def _views(self, positions: list[int]) -> list[View | None]:
+        if not isinstance(self.view, TrainingView):
+            return [self.view] * len(positions)
+        return [
+            DrawnView(self.view, draws) for draws in draw_views(torch.tensor(positions), seed=self.seed, key=self.key)
+        ]
+
+    def _read_file(self, row: int, position: int, view: View | None) -> tuple[Any, Any]:
+        """Read an image file, and its class or mask."""
+        assert isinstance(self.dataset, FileDataset)
+        image, *mask = self.dataset.read(row, view or EvaluationView())
+        return image, mask[0] if self.dataset.labels is None else self.dataset.labels[row]
+
+    def _read_sample(self, row: int, position: int, view: View | None) -> tuple[Any, Any]:
+        """Read a sample of user code, whose random transforms depend on the seed and the position."""
+        seed_globals(self.seed, *self.key, position)
+        value, label = _read_sample(self.dataset, row, target=self.target, origin=self.origin)
+        if view is None:
+            return value, label
+        if not (pytree.is_image(value) and value.dtype == torch.uint8 and len(value) in (1, 3)):
+            raise UserError(
+                f"{self.origin.describe(row)}: dataset.image_size and the augmentations of single images need 8-bit"
+                f" gray or RGB images, and it is {pytree.describe(value)}",
+                hint="leave them out: the dataset may resize and augment its own samples",
+            )
+        return view.image(Pixels(value)), view.mask(label) if self.target == "mask" else label
 
 
 def _read_sample(dataset: Dataset[Any], row: int, *, target: str, origin: Origin) -> tuple[Any, Any]:

@@ -18,12 +18,13 @@ from PIL import Image
 from torch import Tensor
 
 from swa_cli.data import policies
+from swa_cli.data.randomness import uniforms
 
 Size = tuple[int, int]  # height and width
 Interpolation = Literal["bilinear", "bicubic"]
 NEAREST = "nearest-exact"  # of masks: "nearest" is half a pixel off
 NUM_CROP_DRAWS = 22  # ten trials of area and ratio, and the place
-IGNORED = 255  # the class of mask pixels that a change uncovers
+IGNORED = 255  # the class of mask pixels that count nowhere
 
 
 class Photo(Protocol):
@@ -84,33 +85,53 @@ class ViewDraws(NamedTuple):
     policy: Tensor  # (policies.NUM_DRAWS,)
 
 
+def draw_views(positions: Tensor, *, seed: int, key: tuple[str | int, ...]) -> list[ViewDraws]:
+    """Draw the numbers of the views at some positions (B,); each purpose has its own."""
+    crops, angles, choices = (
+        uniforms(positions, number, seed=seed, key=(*key, purpose))
+        for purpose, number in (("crop", NUM_CROP_DRAWS), ("rotate", 1), ("policy", policies.NUM_DRAWS))
+    )
+    return [ViewDraws(*row) for row in zip(crops, angles.flatten().tolist(), choices, strict=True)]
+
+
+class View(Protocol):
+    """What is shown of one image, and of its mask."""
+
+    def image(self, photo: Photo) -> Tensor:
+        """Return the view (C, h, w) uint8."""
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """Return the view (h, w) of a mask (H, W) of classes."""
+
+
 @dataclass(frozen=True)
 class EvaluationView:
     """The middle of an image: its shorter side is resized, and its center cropped.
 
     Args:
-        size: (h, w) of the view.
+        size: (h, w) of the view; None shows the image as it is.
         resize: Pixels of the shorter side before the crop; None resizes the whole image to `size`, whatever its ratio.
         interpolation: How pixels are resized, with antialiasing.
     """
 
-    size: Size
-    resize: int | None
+    size: Size | None = None
+    resize: int | None = None
     interpolation: Interpolation = "bilinear"
 
     def image(self, photo: Photo) -> Tensor:
-        """Return the view (3, h, w) uint8; what lies outside of a small image is black."""
+        """Return the view (C, h, w) uint8; what lies outside of a small image is black."""
         return self._apply(photo.pixels(), interpolation=self.interpolation, fill=0)
 
     def mask(self, mask: Tensor) -> Tensor:
-        """Return the view (h, w) of a mask (H, W) of classes."""
+        """Return the view (h, w) of a mask (H, W) of classes; what lies outside of it is ignored."""
         return self._apply(mask[None], interpolation=NEAREST, fill=IGNORED)[0]
 
     def _apply(self, pixels: Tensor, *, interpolation: str, fill: int) -> Tensor:
+        if self.size is None:
+            return pixels
         if self.resize is None:
             return _resized(pixels, self.size, interpolation)
-        pixels = _resized(pixels, (self.resize,), interpolation)
-        return _center(pixels, self.size, fill=fill)
+        return _center(_resized(pixels, (self.resize,), interpolation), self.size, fill=fill)
 
 
 @dataclass(frozen=True)
@@ -119,7 +140,7 @@ class TrainingView:
 
     Args:
         still: The view where nothing is drawn.
-        crop: The random part; None takes what `still` shows.
+        crop: The random part, which needs a size of `still`; None takes what `still` shows.
         rotate: Degrees; a uniform angle up to it, either way.
         policy: One of `policies.POLICIES`; None changes nothing.
         interpolation: How pixels are resized, rotated and sheared.
@@ -136,58 +157,97 @@ class TrainingView:
         """Whether two epochs may see different views of an image."""
         return self.crop is not None or self.rotate > 0 or self.policy is not None
 
-    def image(self, photo: Photo, draws: ViewDraws) -> Tensor:
-        """Return the view (3, h, w) uint8.
+
+@dataclass(frozen=True)
+class Views:
+    """How the images of a dataset are shown to the network."""
+
+    training: TrainingView
+    evaluation: EvaluationView
+    varies: bool = False  # whether other epochs have training views of other sizes
+
+
+@dataclass(frozen=True)
+class DrawnView:
+    """A training view with its random numbers."""
+
+    view: TrainingView
+    draws: ViewDraws
+
+    def image(self, photo: Photo) -> Tensor:
+        """Return the view (C, h, w) uint8.
 
         A file is decoded to a part of its size where its crop then still has the pixels of the view.
         """
-        if self.crop is None:
-            pixels = self.still.image(photo)
+        view = self.view
+        if view.crop is None:
+            pixels = view.still.image(photo)
         else:
-            box, divisor = self._box(photo.size, draws)
-            part = _part(photo.pixels(divisor=divisor), box, of=photo.size)
-            pixels = _resized(part, self.still.size, self.interpolation)
-        operations = self._operations(draws)
+            box, divisor = self._box(photo.size)
+            pixels = self._crop(photo.pixels(divisor=divisor), box, of=photo.size, interpolation=view.interpolation)
+        operations = self._operations(pixels)
         if operations:
-            image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+            image = _to_pil(pixels)
             for operation in operations:
-                image = operation.apply(image, interpolation=self.interpolation, fill=0)
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        if self.policy == "augmix":
-            pixels = policies.augmix(pixels, draws=draws.policy, interpolation=self.interpolation)
+                image = operation.apply(image, interpolation=view.interpolation, fill=0)
+            pixels = _from_pil(image)
+        if view.policy == "augmix":
+            pixels = policies.augmix(pixels, draws=self.draws.policy, interpolation=view.interpolation)
         return pixels
 
-    def mask(self, mask: Tensor, draws: ViewDraws) -> Tensor:
-        """Return the view (h, w) of a mask (H, W) of classes; a policy that blends images has none."""
-        if self.crop is None:
-            pixels = self.still.mask(mask)
+    def mask(self, mask: Tensor) -> Tensor:
+        """Return the view (h, w) of a mask (H, W) of classes, moved like its image; what is uncovered is ignored."""
+        if self.view.crop is None:
+            pixels = self.view.still.mask(mask)
         else:
             size = mask.shape[0], mask.shape[1]
-            part = _part(mask[None], self._box(size, draws)[0], of=size)
-            pixels = _resized(part, self.still.size, NEAREST)[0]
-        for operation in self._operations(draws):
+            pixels = self._crop(mask[None], self._box(size)[0], of=size, interpolation=NEAREST)[0]
+        for operation in self._operations(pixels):
             if operation.is_geometric:
-                image = operation.apply(
-                    Image.fromarray(pixels.contiguous().numpy()), interpolation="nearest", fill=IGNORED
-                )
-                pixels = torch.from_numpy(np.array(image))
+                image = operation.apply(_to_pil(pixels[None]), interpolation="nearest", fill=IGNORED)
+                pixels = _from_pil(image)[0]
         return pixels
 
-    def _box(self, size: Size, draws: ViewDraws) -> tuple[Box, int]:
+    def _box(self, size: Size) -> tuple[Box, int]:
         """Return the random part, and the divisor of both sides that its file may be decoded by.
 
         The part then begins and ends at decoded pixels: it moves by half a pixel of the view at most.
         """
-        assert self.crop is not None
-        box, (height, width) = self.crop.box(size, draws.crop), self.still.size
+        assert self.view.crop is not None
+        assert self.view.still.size is not None, "the recipe is checked: a random crop has a size"
+        box, (height, width) = self.view.crop.box(size, self.draws.crop), self.view.still.size
         divisor = next((d for d in (8, 4, 2) if box.height >= d * height and box.width >= d * width), 1)
         return Box(*(side // divisor * divisor for side in box)), divisor
 
-    def _operations(self, draws: ViewDraws) -> list[policies.Operation]:
-        turn = [policies.Operation("Rotate", self.rotate * (2 * draws.rotate - 1))] if self.rotate else []
-        if self.policy is not None and self.policy in policies.CHOICES:
-            turn += policies.chosen(self.policy, size=self.still.size, draws=draws.policy)
-        return [operation for operation in turn if operation.name != "Identity"]
+    def _crop(self, pixels: Tensor, box: Box, *, of: Size, interpolation: str) -> Tensor:
+        assert self.view.still.size is not None
+        return _resized(_part(pixels, box, of=of), self.view.still.size, interpolation)
+
+    def _operations(self, pixels: Tensor) -> list[policies.Operation]:
+        """Return what is applied to the pixels (..., h, w) one after another."""
+        view, found = self.view, []
+        if view.rotate:
+            found.append(policies.Operation("Rotate", view.rotate * (2 * self.draws.rotate - 1)))
+        if view.policy is not None and view.policy in policies.CHOICES:
+            size = pixels.shape[-2], pixels.shape[-1]
+            found += policies.chosen(view.policy, size=size, draws=self.draws.policy)
+        return [operation for operation in found if operation.name != "Identity"]
+
+
+@dataclass(frozen=True, eq=False)
+class Pixels:
+    """A `Photo` that is decoded already: (C, H, W) uint8, or a batch (B, C, H, W) of them for an evaluation view."""
+
+    decoded: Tensor
+
+    @property
+    def size(self) -> Size:
+        """(H, W)."""
+        return self.decoded.shape[-2], self.decoded.shape[-1]
+
+    def pixels(self, *, divisor: int = 1) -> Tensor:
+        """Return all pixels: nothing is left to be saved."""
+        return self.decoded
 
 
 def _part(pixels: Tensor, box: Box, *, of: Size) -> Tensor:
@@ -198,7 +258,7 @@ def _part(pixels: Tensor, box: Box, *, of: Size) -> Tensor:
 
 
 def _resized(pixels: Tensor, size: tuple[int, ...], interpolation: str) -> Tensor:
-    """Resize to (h, w), or the shorter side to (h,)."""
+    """Resize (..., H, W) to (h, w), or the shorter side to (h,)."""
     from torchvision.transforms.v2 import InterpolationMode, functional
 
     resized: Tensor = functional.resize(
@@ -208,13 +268,24 @@ def _resized(pixels: Tensor, size: tuple[int, ...], interpolation: str) -> Tenso
 
 
 def _center(pixels: Tensor, size: Size, *, fill: int) -> Tensor:
-    """Return the center (C, h, w) of (C, H, W) pixels, as torchvision's `center_crop`; missing ones get `fill`."""
+    """Return the center (..., h, w) of (..., H, W) pixels, as torchvision's `center_crop`; missing ones get `fill`."""
     from torchvision.transforms.v2 import functional
 
-    missing = [max(wanted - found, 0) for wanted, found in zip(size, pixels.shape[1:], strict=True)]
+    missing = [max(wanted - found, 0) for wanted, found in zip(size, pixels.shape[-2:], strict=True)]
     if any(missing):
         rows, columns = missing
         borders = [columns // 2, rows // 2, (columns + 1) // 2, (rows + 1) // 2]
         pixels = functional.pad(pixels, borders, fill=fill)
     cropped: Tensor = functional.center_crop(pixels, list(size))
     return cropped
+
+
+def _to_pil(pixels: Tensor) -> Image.Image:
+    """Return (1 or 3, H, W) uint8 as a PIL image: its operations are faster than those of tensors."""
+    values = pixels[0] if len(pixels) == 1 else pixels.permute(1, 2, 0)
+    return Image.fromarray(values.contiguous().numpy())
+
+
+def _from_pil(image: Image.Image) -> Tensor:
+    pixels = torch.from_numpy(np.array(image))
+    return pixels[None] if pixels.dim() == 2 else pixels.permute(2, 0, 1)

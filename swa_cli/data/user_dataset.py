@@ -275,7 +275,7 @@ def _listed_labels(split: Split) -> Tensor | None:
     return listed.long() if torch.equal(values[rows], read.double()) else None
 
 
-def listed_part(dataset: Dataset[Any], part: int) -> Tensor | None:
+def listed_part(dataset: Any, part: int) -> Tensor | None:
     """Return the inputs (part 0) or labels (part 1) of all samples, (N, ...), if the dataset lists them."""
     if isinstance(dataset, ChannelsFirst):
         return listed_part(dataset.dataset, part)

@@ -111,7 +111,7 @@ def test_images_of_several_sizes_are_told_of_224(swa, recipe: Path, tmp_path: Pa
     words = ["train", recipe, "dataset={name: image_folder, root: pets, val: 0, workers: 0}", "train.batch_size=4"]
     ended = swa(*words, "--dry-run")
     assert ended.code == 2
-    found = re.search(r"dataset\.args=\{size: (\d+)\}", ended.err)
+    found = re.search(r"dataset\.image_size=(\d+)", ended.err)
     assert found is not None
     assert found[1] == "224"
     assert swa(*words, found[0], "--dry-run").code == 0

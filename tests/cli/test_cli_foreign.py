@@ -164,7 +164,7 @@ def test_a_torchvision_network_from_torchvisions_weights(swa, tmp_path: Path) ->
 
     torch.manual_seed(1)
     torch.save(torchvision.models.shufflenet_v2_x0_5(weights=None).state_dict(), "imagenet.pt")
-    pets = [f"dataset={{name: image_folder, root: {tmp_path}/pets, val: 2, args: {{size: 32}}}}"]
+    pets = [f"dataset={{name: image_folder, root: {tmp_path}/pets, val: 2, image_size: 32}}"]
     for index in range(8):
         path = Path(f"pets/train/{'cat' if index % 2 else 'dog'}/{index}.png")
         path.parent.mkdir(parents=True, exist_ok=True)

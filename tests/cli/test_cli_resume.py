@@ -108,7 +108,7 @@ def test_streamed_images_go_on_inside_an_epoch(swa, long: Path, tmp_path: Path, 
             pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).save(tmp_path / "images" / label / f"{index}.png")
     words = [
-        "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, args: {size: 8}}",
+        "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, image_size: 8}",
         "train.batch_size=8",
         "train.epochs=3",
     ]

@@ -34,7 +34,7 @@ snapshots: {every: 0.5ep}
 train: {epochs: 3, batch_size: 64, threads: 1, precision: fp32}
 """
 STREAMED = [
-    "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, args: {size: 8}}",
+    "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, image_size: 8}",
     "train.batch_size=8",  # 4 steps an epoch
 ]
 At = Callable[[int, Callable[[], object]], None]
@@ -225,7 +225,7 @@ def test_loader_process_killed(swa, faulty: Path, tmp_path: Path, at: At) -> Non
 
 def test_out_of_memory(faulty: Path, tmp_path: Path) -> None:
     """A batch for which the machine has no memory: exit 2 names it, and what halving it would be; no folder."""
-    images = "dataset={name: image_folder, root: images, val: 8, args: {size: 256}}"
+    images = "dataset={name: image_folder, root: images, val: 8, image_size: 256}"
     words = ["train", "faulty.yaml", "-q", images, "model.args.width=64", "train.batch_size=32"]
     process = start(tmp_path, words, memory=512 << 20)  # the first convolution makes 512 MiB, and its BatchNorm again
     process.join()
@@ -238,7 +238,7 @@ def test_out_of_memory(faulty: Path, tmp_path: Path) -> None:
 
 def test_out_of_memory_before_a_run(faulty: Path, tmp_path: Path) -> None:
     """Not even two images go through the network: exit 2 says so, not that they are of a wrong size; no folder."""
-    images = "dataset={name: image_folder, root: images, val: 8, args: {size: 1024}}"  # 40 images of 3 MiB
+    images = "dataset={name: image_folder, root: images, val: 8, image_size: 1024}"  # 40 images of 3 MiB
     words = ["train", "faulty.yaml", "-q", images, "model.args.width=64", "train.batch_size=2"]
     process = start(tmp_path, words, memory=512 << 20)  # the first convolution makes 512 MiB of two
     process.join()

@@ -14,6 +14,7 @@ from torch.utils.data import TensorDataset
 from swa_cli.data.datasets import DATASETS, REQUIRED, USER_DATASET, Argument, Dataset, Request, whole
 from swa_cli.data.sources import known_num_train, load
 from swa_cli.data.splits import Arrays, Found
+from swa_cli.data.transforms import EvaluationView
 from swa_cli.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -46,6 +47,7 @@ ENTRY = Dataset(
     class_names=NAMES,
     mean=(0.5,),
     std=(0.5,),
+    image_size=None,
     num_train=48,
     has_val=False,
     args={"width": whole(1, 1, 4)},
@@ -93,7 +95,14 @@ def test_one_entry_gives_defaults_checks_and_suggestions(table: dict[str, Datase
 
 def stripes_of(*, width: int) -> torch.Tensor:
     request = Request(
-        name="", dataset=ENTRY, args={"width": width}, root=Path(), download=False, classes=None, progress=None
+        name="",
+        dataset=ENTRY,
+        args={"width": width},
+        root=Path(),
+        download=False,
+        classes=None,
+        view=EvaluationView(),
+        progress=None,
     )
     images, _ = stripes(request).splits["train"]  # type: ignore[misc]
     return images

@@ -15,6 +15,7 @@ from torchvision.transforms import functional as vision
 from swa_cli.data import splits
 from swa_cli.data.batches import plain_batches
 from swa_cli.data.sources import load
+from swa_cli.data.transforms import EvaluationView, TrainingView, Views
 from swa_cli.errors import UserError
 
 
@@ -109,11 +110,13 @@ def test_other_layouts_are_refused(tmp_path: Path, layout: str) -> None:
 def test_size_resizes_and_crops_as_torchvision_does(tmp_path: Path, width: int, height: int) -> None:
     """Pictures of other sizes are held against torchvision's resize of the shorter side and center crop."""
     write(tmp_path, count=2, width=width, height=height)
-    source = load("image_folder", root=tmp_path, val=0, args={"size": 4})
+    view = EvaluationView((4, 4), 4)
+    source = load("image_folder", root=tmp_path, val=0, views=Views(TrainingView(view), view))
     resized = vision.center_crop(vision.resize(picture(9700, width=width, height=height), 4), [4])
     assert source.size == (4, 4)
     assert source.train.images is not None
-    assert np.array_equal(source.train.images[0].numpy(), pixels(resized))
+    found = source.train.images[0].numpy().astype(int)
+    assert np.abs(found - pixels(resized)).max() <= 1  # torchvision resizes tensors to one level of Pillow
 
 
 @pytest.mark.parametrize("cache", ["ram", "none"])
@@ -123,12 +126,12 @@ def test_two_sizes_without_size_are_named(tmp_path: Path, cache: str) -> None:
     picture(0, width=8, height=6).save(tmp_path / "b" / "9.png")
     with pytest.raises(UserError, match=r"a/0\.png is 5x4, .*b/9\.png is 8x6") as caught:
         load("image_folder", root=tmp_path, val=0, cache=cache)
-    assert "size" in caught.value.hint
+    assert "dataset.image_size" in caught.value.hint
 
 
-@pytest.mark.parametrize("args", [{"sise": 3}, {"size": 0}, {"size": "32"}])
+@pytest.mark.parametrize("args", [{"sise": 3}, {"size": 32}])
 def test_wrong_arguments_are_refused(tmp_path: Path, args: dict[str, Any]) -> None:
-    """Anything but a size is held against an error."""
+    """The dataset has no arguments."""
     write(tmp_path)
     with pytest.raises(UserError, match=r"dataset\.args\.(sise|size)"):
         load("image_folder", root=tmp_path, args=args)

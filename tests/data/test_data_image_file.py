@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from swa_cli.data.image_file import FORMATS, MAX_PIXELS, describe_files, read_header, read_rgb
 from swa_cli.data.masks import MaskDataset
 from swa_cli.data.sources import load
+from swa_cli.data.transforms import EvaluationView
 from swa_cli.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
@@ -221,7 +222,7 @@ def test_a_mask_lies_on_its_upright_image(tmp_path: Path, orientation: int, draw
     else:
         (upright if orientation == 3 else stored).save(tmp_path / "mask.png")
     paths = (str(tmp_path / "image.png"),), (str(tmp_path / "mask.png"),)
-    image, mask = MaskDataset(*paths, tuple(range(24)), None, upright.size[::-1]).pixels(0)
+    image, mask = MaskDataset(*paths, tuple(range(24)), upright.size[::-1]).read(0, EvaluationView())
     assert np.array_equal(image[0] // 10, mask)
 
 

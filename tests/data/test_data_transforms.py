@@ -11,9 +11,16 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
-from swa_cli.data.policies import NUM_DRAWS
 from swa_cli.data.randomness import generator
-from swa_cli.data.transforms import NUM_CROP_DRAWS, Box, EvaluationView, RandomResizedCrop, TrainingView, ViewDraws
+from swa_cli.data.transforms import (
+    Box,
+    DrawnView,
+    EvaluationView,
+    RandomResizedCrop,
+    TrainingView,
+    ViewDraws,
+    draw_views,
+)
 
 SIZES = [(40, 60), (61, 37), (8, 9), (300, 200), (17, 400), (224, 224), (256, 341), (33, 1)]
 
@@ -35,9 +42,7 @@ class Decoded:
 
 
 def draws(key: str, number: int = 1) -> list[ViewDraws]:
-    random = generator(0, key)
-    rows = torch.rand((number, NUM_CROP_DRAWS + 1 + NUM_DRAWS), generator=random, dtype=torch.float64)
-    return [ViewDraws(row[:NUM_CROP_DRAWS], float(row[NUM_CROP_DRAWS]), row[NUM_CROP_DRAWS + 1 :]) for row in rows]
+    return draw_views(torch.arange(number), seed=0, key=(key,))
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -117,12 +122,12 @@ def test_a_training_view_equals_torchvisions_for_the_same_box(size: tuple[int, i
     photo, crop = Decoded(size), RandomResizedCrop()
     view = TrainingView(EvaluationView((48, 32), 64), crop=crop)
     for each in draws("views", 20):
-        box, divisor = view._box(size, each)
+        box, divisor = DrawnView(view, each)._box(size)
         drawn = crop.box(size, each.crop)
         assert max(abs(a - b) for a, b in zip(box, drawn, strict=True)) < divisor
         theirs = v2.functional.resized_crop(photo.whole, *box, size=[48, 32])
         photo.divisors.clear()
-        ours = view.image(photo, each)
+        ours = DrawnView(view, each).image(photo)
         if photo.divisors == [1]:
             assert torch.equal(ours, theirs)
         else:
@@ -143,10 +148,11 @@ def test_a_mask_moves_like_its_image(policy: str | None) -> None:
     )
     agreeing = []
     for each in draws(f"masks {policy}", 40):
-        operations = view._operations(each)
+        drawn = DrawnView(view, each)
+        operations = drawn._operations(photo.whole)
         if any(not operation.is_geometric for operation in operations):
             continue  # a color may hide the mask
-        image, moved = view.image(photo, each), view.mask(mask, each)
+        image, moved = drawn.image(photo), drawn.mask(mask)
         known = moved != 255
         agreeing.append(((image[0] > 127) == (moved == 1))[known].float().mean().item())
     assert len(agreeing) >= 5
@@ -158,8 +164,8 @@ def test_only_what_is_drawn_makes_a_view_random() -> None:
     still = EvaluationView((32, 32), 36)
     photo = Decoded((61, 37))
     assert not TrainingView(still).is_random
-    assert torch.equal(TrainingView(still).image(photo, draws("still")[0]), still.image(photo))
+    assert torch.equal(DrawnView(TrainingView(still), draws("still")[0]).image(photo), still.image(photo))
     for settings in ({"crop": RandomResizedCrop()}, {"rotate": 10.0}, {"policy": "augmix"}):
         view = TrainingView(still, **settings)  # type: ignore[arg-type]
         assert view.is_random
-        assert not torch.equal(view.image(photo, draws("drawn")[0]), still.image(photo))
+        assert not torch.equal(DrawnView(view, draws("drawn")[0]).image(photo), still.image(photo))

@@ -33,7 +33,7 @@ averages:
 snapshots: {every: 1ep, keep: 2, cumulative: true}
 train: {epochs: 4, batch_size: 64, threads: 1, precision: fp32}
 """
-STREAMED = "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, args: {size: 8}}"
+STREAMED = "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, image_size: 8}"
 VARIANTS = {
     "plain": [],
     "every-step": ["output.save_every=1step", "train.epochs=2"],
