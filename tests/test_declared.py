@@ -26,7 +26,6 @@ from conftest import SMALL
 from swa_cli.averaging import kinds
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.checkpoint import schema
-from swa_cli.data import augment as data_augment
 from swa_cli.engine.context import build_context
 from swa_cli.engine.events import Events
 from swa_cli.engine.plan_text import describe_averages, describe_data, describe_schedule
@@ -267,28 +266,19 @@ AUGMENTATIONS: dict[str, Any] = {
 }
 
 
-def augmented(**augment: Any) -> Recipe:
-    dataset = {"name": "digits", "image_size": 8, "augment": augment}
-    return recipe(dataset=dataset, train={"epochs": 1, "batch_size": 64})
-
-
 @pytest.mark.parametrize("key", Augment.model_fields)
-def test_every_augmentation_is_described(key: str) -> None:
-    """The words of the plan with a key of `dataset.augment`, against those of a run without it."""
+def test_every_augmentation_changes_batches_and_is_described(key: str) -> None:
+    """A key of `dataset.augment` against a run without it: the first training batch, and the words of the plan."""
+
+    def first_batch(**augment: Any) -> tuple[torch.Tensor, str]:
+        dataset = {"name": "digits", "image_size": 8, "augment": augment}
+        context = build_context(recipe(dataset=dataset, train={"epochs": 1, "batch_size": 64}), Events())
+        images, _ = next(iter(context.training_batches(1)))
+        return images, describe_data(context)
+
     value = AUGMENTATIONS[key]
-    text, plain_text = (
-        describe_data(build_context(made, Events())) for made in (augmented(**{key: value}), augmented())
-    )
+    images, text = first_batch(**{key: value})
+    plain, plain_text = first_batch()
+    assert not torch.equal(images, plain)
     assert "no augmentation" in plain_text
     assert (value if isinstance(value, str) else key) in text
-
-
-@pytest.mark.parametrize("key", [field.name for field in dataclasses.fields(data_augment.Augment)])
-def test_every_augmentation_changes_batches(key: str) -> None:
-    """The first training batch with a key of `dataset.augment`, against that of a run without it."""
-    batches = [
-        build_context(made, Events()).training_batches(1)
-        for made in (augmented(**{key: AUGMENTATIONS[key]}), augmented())
-    ]
-    (images, _), (plain, _) = (next(iter(each)) for each in batches)
-    assert not torch.equal(images, plain)

@@ -291,7 +291,8 @@ def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[
     if found.content["recipe"] != point.content["recipe"]:
         keys = (*DIFFERING_KEYS, *ignored)
         differences = load.differences(recipe_of(found), recipe_of(point), ignored=keys)
-    inputs = [{key: value for key, value in item.content["input"].items() if key != "data"} for item in (found, point)]
+    shared = (found.content["input"].keys() & point.content["input"].keys()) - {"data"}  # older files have fewer
+    inputs = [{key: item.content["input"][key] for key in sorted(shared)} for item in (found, point)]
     if inputs[0] != inputs[1]:
         differences.append(("input", inputs[0], inputs[1]))
     if differences:

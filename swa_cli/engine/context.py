@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,20 +20,21 @@ from swa_cli.averaging.bn_layers import bn_layers, gather_single_process, may_ha
 from swa_cli.data import batches, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
-from swa_cli.data.color_jitter import ColorJitter
 from swa_cli.data.randomness import derive_seed
 from swa_cli.data.sources import changes
+from swa_cli.data.transforms import TrainingView
 from swa_cli.engine import failures
 from swa_cli.engine import hardware as hardware_choice
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import SILENT, Bar, Events
 from swa_cli.engine.hardware import Hardware
 from swa_cli.engine.network import build_network, channels_last, is_lazy, require_sizes
+from swa_cli.engine.views import augment_of, constants, evaluation_view, training_view, views_of
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.tasks import Task
 from swa_cli.recipe import schema
-from swa_cli.recipe.image_sizes import image_problems
+from swa_cli.recipe.image_sizes import epochs_by_size, image_problems
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
 
@@ -113,14 +114,19 @@ class Context:
 
     @property
     def input(self) -> dict[str, Any]:
-        """The inputs and outputs of the network: shape, normalisation of pixels scaled to [0, 1], classes, outputs.
+        """The inputs and outputs of the network: how an image is prepared for it, classes, outputs.
 
-        `data` is what it was trained and scored on, see `fingerprint`.
+        The shorter side is resized to `resize` pixels, and the center of `size` is cropped; without a `crop` the whole
+        image is resized to `size`. Mean and std are of pixels scaled to [0, 1]. `data` is what the network was trained
+        and scored on, see `fingerprint`.
         """
-        source = self.source
+        source, view = self.source, evaluation_view(self.recipe)
         return {
             "channels": source.channels,
             "size": list(source.size),
+            "resize": view.resize,
+            "crop": "none" if view.resize is None else "center",
+            "interpolation": view.interpolation,
             "mean": list(source.mean),
             "std": list(source.std),
             "classes": list(source.class_names),
@@ -161,9 +167,15 @@ class Context:
             augment=augment_of(recipe),
             start=start,
             num_classes=self.source.num_classes,
+            view=self._training_view(self.phase.before + epoch),
+            repeats=recipe.dataset.repeats,
             **self._format(),
         )
         return whole.part(self.world.rank, size=self.world.size)
+
+    def epochs_by_size(self) -> list[tuple[int, int]]:
+        """Return the first epoch and the number of epochs that train on each size of images."""
+        return epochs_by_size(self.recipe, before=self.phase.before, epochs=self.phase.epochs)
 
     def statistics_batches(self) -> Batches:
         """Return the batches of the BatchNorm pass, which are always the same."""
@@ -175,6 +187,7 @@ class Context:
             augment=augment_of(self.recipe) if settings.augment else Augment(),
             samples=None if settings.samples == "all" else int(settings.samples),
             num_classes=self.source.num_classes,
+            view=self._training_view(self.recipe.train.epochs) if settings.augment else None,
             **self._format(),
         )
 
@@ -268,6 +281,14 @@ class Context:
         exact = self.recipe.average_scoring.batchnorm.method == "exact"
         return self.share(self.statistics_batches()).rounds * (max(len(bn_layers(model)), 1) if exact else 1)
 
+    def _training_view(self, epoch: int) -> TrainingView | None:
+        """Return what an epoch of the recipe shows of training images; None where they lie ready in their split."""
+        view = training_view(self.recipe, epoch=epoch)
+        if not (view.is_random or views_of(self.recipe).varies):
+            return None
+        own = self.split("train").view  # a dataset may have a size of its own
+        return view if own is None or view.still.size is not None else replace(view, still=own)
+
     def _format(self) -> dict[str, Any]:
         source = self.source
         return {
@@ -277,13 +298,6 @@ class Context:
             "workers": self.recipe.dataset.workers,
             "error": failures.run_error,
         }
-
-
-def augment_of(recipe: Recipe) -> Augment:
-    """Return the augmentation of whole batches that the recipe asks for."""
-    values = recipe.dataset.augment.model_dump()
-    own = {field.name: values[field.name] for field in fields(Augment)}  # the other keys are those of a view
-    return Augment(**own | {"jitter": ColorJitter(**values["jitter"])})
 
 
 @dataclass(frozen=True)
@@ -350,6 +364,10 @@ def build_context(
             workers=dataset.workers,
             args=dataset.args,
             classes=None if needs_training or recorded is None else recorded["classes"],
+            views=views_of(recipe),
+            mean=constants(recipe, "mean"),
+            std=constants(recipe, "std"),
+            skip_broken=dataset.skip_broken,
             progress=progress,
         )
     _require_labels(task, source, recipe)
@@ -374,11 +392,6 @@ def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
         raise UserError(
             f"dataset.augment: changes images, and {source.name} gives {source.describe_inputs()}",
             hint="leave it out; the dataset may change its own samples at random",
-        )
-    if source.channels is None and recipe.dataset.image_size is not None:
-        raise UserError(
-            f"dataset.image_size: is of images, and {source.name} gives {source.describe_inputs()}",
-            hint="leave it out",
         )
     if source.channels is not None:
         augment_of(recipe).require_fitting(source.example[0][0], name=source.name)

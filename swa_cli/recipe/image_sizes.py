@@ -7,6 +7,7 @@ of this follows from the recipe alone, so it is checked before any data are read
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 from swa_cli.errors import Problem
 from swa_cli.recipe.scalars import shown
@@ -24,6 +25,12 @@ def sizes_by_epoch(recipe: Recipe) -> list[tuple[int, Size]]:
         return []
     epochs = recipe.train.epochs
     return [(round_half_up(_in_epochs(start, epochs)) + 1, size) for start, size in sizes.points]
+
+
+def epochs_by_size(recipe: Recipe, *, before: int, epochs: int) -> list[tuple[int, int]]:
+    """Return the first epoch, from 1, and the number of epochs of each size in a phase of `epochs` after `before`."""
+    firsts = [1, *(first - before for first, _ in sizes_by_epoch(recipe) if 1 < first - before <= epochs)]
+    return [(first, following - first) for first, following in pairwise([*firsts, epochs + 1])]
 
 
 def training_size(recipe: Recipe, *, epoch: int) -> Size | None:
