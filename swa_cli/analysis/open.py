@@ -39,7 +39,11 @@ from swa_cli.report.terminal import Terminal
 CHANGEABLE_KEYS = ("dataset.*", "eval.*", "train.device", "train.precision", "train.threads")
 PASS_KEYS = ("swa.batchnorm.samples", "swap.batchnorm.samples")
 # Keys that may differ between the files of one run: `--resume` changes some, and `--extend-to` rewrites the others.
-DIFFERING_KEYS = (*RESUMABLE_KEYS, "train.epochs", "swa.start", "averages.*.start", "snapshots.start")
+DIFFERING_KEYS = (
+    *RESUMABLE_KEYS,
+    *("train.epochs", "dataset.image_size*", "swa.start", "averages.*.start", "averages.*.half_life"),
+    "snapshots.start",
+)
 
 
 def recipe_of(found: Checkpoint) -> Recipe:
