@@ -6,9 +6,9 @@ arguments and never see a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,6 +20,7 @@ from swa_cli.averaging.bn_layers import bn_layers, gather_single_process, may_ha
 from swa_cli.data import batches, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
+from swa_cli.data.color_jitter import ColorJitter
 from swa_cli.data.randomness import derive_seed
 from swa_cli.data.sources import changes
 from swa_cli.data.transforms import TrainingView
@@ -29,15 +30,17 @@ from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import SILENT, Bar, Events
 from swa_cli.engine.hardware import Hardware
 from swa_cli.engine.network import build_network, channels_last, is_lazy, require_sizes
-from swa_cli.engine.views import augment_of, constants, evaluation_view, training_view, views_of
+from swa_cli.engine.views import evaluation_view, training_view, views_of
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.tasks import Task
 from swa_cli.recipe import schema
-from swa_cli.recipe.image_sizes import epochs_by_size, image_problems
+from swa_cli.recipe.image_sizes import epochs_by_size
+from swa_cli.recipe.plan import image_problems
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 
 
@@ -175,6 +178,8 @@ class Context:
 
     def epochs_by_size(self) -> list[tuple[int, int]]:
         """Return the first epoch and the number of epochs that train on each size of images."""
+        if self.recipe.dataset.image_size is None:
+            return [(1, self.phase.epochs)]
         return epochs_by_size(self.recipe, before=self.phase.before, epochs=self.phase.epochs)
 
     def statistics_batches(self) -> Batches:
@@ -283,6 +288,8 @@ class Context:
 
     def _training_view(self, epoch: int) -> TrainingView | None:
         """Return what an epoch of the recipe shows of training images; None where they lie ready in their split."""
+        if not shows_views(self.recipe):
+            return None
         view = training_view(self.recipe, epoch=epoch)
         if not (view.is_random or views_of(self.recipe).varies):
             return None
@@ -298,6 +305,26 @@ class Context:
             "workers": self.recipe.dataset.workers,
             "error": failures.run_error,
         }
+
+
+def augment_of(recipe: Recipe) -> Augment:
+    """Return the augmentation of whole batches that the recipe asks for; the rest of its section is in the views."""
+    values = recipe.dataset.augment.model_dump()
+    own = {field.name: values[field.name] for field in fields(Augment)}
+    return Augment(**own | {"jitter": ColorJitter(**values["jitter"])})
+
+
+def shows_views(recipe: Recipe) -> bool:
+    """Return whether images are resized, or changed one by one."""
+    augment = recipe.dataset.augment
+    return recipe.dataset.image_size is not None or augment.rotate > 0 or augment.policy != "none"
+
+
+def constants(given: str | Sequence[float], *, imagenet: tuple[float, ...]) -> sources.Constants:
+    """Return the mean or std that `dataset.mean` or `dataset.std` gives."""
+    if isinstance(given, str):
+        return imagenet if given == "imagenet" else "auto"
+    return tuple(given)
 
 
 @dataclass(frozen=True)
@@ -364,9 +391,9 @@ def build_context(
             workers=dataset.workers,
             args=dataset.args,
             classes=None if needs_training or recorded is None else recorded["classes"],
-            views=views_of(recipe),
-            mean=constants(recipe, "mean"),
-            std=constants(recipe, "std"),
+            views=views_of(recipe) if shows_views(recipe) else sources.AS_THEY_ARE,
+            mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
+            std=constants(dataset.std, imagenet=IMAGENET_STD),
             skip_broken=dataset.skip_broken,
             progress=progress,
         )

@@ -29,9 +29,8 @@ from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_initial
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
-from swa_cli.recipe.image_sizes import image_problems
 from swa_cli.recipe.load import Loaded
-from swa_cli.recipe.plan import Plan, make_plan, problems_between
+from swa_cli.recipe.plan import Plan, image_problems, make_plan, problems_between
 from swa_cli.recipe.swap import name_of_worker
 
 

@@ -1,16 +1,11 @@
-"""Views and augmentation of a recipe: what an epoch of training, and an evaluation, show of each image.
+"""Views of a recipe: what an epoch of training, and an evaluation, show of each image.
 
-`recipe.image_sizes` says which size; what `data` needs is made here. Epochs count from 1, as in the recipe.
+`recipe.image_sizes` says which size; the views of `data.transforms` are made here. Epochs count from 1, as in the
+recipe.
 """
 
 from __future__ import annotations
 
-from dataclasses import fields
-from typing import Literal
-
-from swa_cli.data.augment import Augment
-from swa_cli.data.color_jitter import ColorJitter
-from swa_cli.data.sources import Constants
 from swa_cli.data.transforms import EvaluationView, RandomResizedCrop, TrainingView, Views
 from swa_cli.recipe.image_sizes import (
     evaluation_interpolation,
@@ -21,8 +16,6 @@ from swa_cli.recipe.image_sizes import (
     training_size,
 )
 from swa_cli.recipe.schema import Recipe
-
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
 def views_of(recipe: Recipe) -> Views:
@@ -53,18 +46,3 @@ def training_view(recipe: Recipe, *, epoch: int) -> TrainingView:
         policy=None if augment.policy == "none" else augment.policy,
         interpolation=dataset.interpolation,
     )
-
-
-def constants(recipe: Recipe, key: Literal["mean", "std"]) -> Constants:
-    """Return the mean or standard deviation that the recipe gives, or `auto`."""
-    value = recipe.dataset.mean if key == "mean" else recipe.dataset.std
-    if isinstance(value, str):
-        return IMAGENET[key] if value == "imagenet" else "auto"
-    return value
-
-
-def augment_of(recipe: Recipe) -> Augment:
-    """Return the augmentation of whole batches that the recipe asks for; the rest of its section is in the views."""
-    values = recipe.dataset.augment.model_dump()
-    own = {field.name: values[field.name] for field in fields(Augment)}
-    return Augment(**own | {"jitter": ColorJitter(**values["jitter"])})

@@ -70,33 +70,13 @@ def is_rounded(recipe: Recipe) -> bool:
     return any(_in_epochs(start, recipe.train.epochs).denominator != 1 for start, _ in points)
 
 
-def image_problems(recipe: Recipe) -> list[Problem]:
-    """Return the mistakes in how images are shown to the network."""
+def size_problems(recipe: Recipe) -> list[Problem]:
+    """Return the mistakes in the sizes of training and evaluation."""
     sizes = recipe.dataset.image_size
-    found = _problems_without_size(recipe) if sizes is None else _size_problems(sizes, recipe.train.epochs)
-    found += _resize_problems(recipe) if sizes else []
-    if recipe.dataset.augment.policy == "augmix" and recipe.task == "segmentation":
-        message = "augmix blends images that are moved differently, which no mask can follow"
-        found.append(Problem("dataset.augment.policy", message, "write trivial_augment, or leave it out"))
-    if recipe.dataset.repeats > recipe.train.batch_size:
-        message = f"{recipe.dataset.repeats} repeats of an image fill a batch of {recipe.train.batch_size} samples"
-        found.append(Problem("dataset.repeats", message, f"write at most {recipe.train.batch_size}"))
-    return found
+    return [] if sizes is None else _point_problems(sizes, recipe.train.epochs) + _resize_problems(recipe)
 
 
-def _problems_without_size(recipe: Recipe) -> list[Problem]:
-    given = {
-        "dataset.augment.random_resized_crop": recipe.dataset.augment.random_resized_crop is not None,
-        "eval.image_size": recipe.eval.image_size is not None,
-        "eval.resize": recipe.eval.resize != "auto",
-        "eval.crop": recipe.eval.crop != "center",
-    }
-    message = "images are not resized, since there is no dataset.image_size"
-    hint = "add dataset.image_size, such as 224"
-    return [Problem(key, message, hint) for key, is_given in given.items() if is_given]
-
-
-def _size_problems(sizes: ImageSize, epochs: int) -> list[Problem]:
+def _point_problems(sizes: ImageSize, epochs: int) -> list[Problem]:
     """Return the first mistake in the points of progressive sizes."""
     key, last = "dataset.image_size", Fraction(-1)
     for (start, size), before in zip(sizes.points, (None, *sizes.points), strict=False):

@@ -9,10 +9,10 @@ import torch
 
 from swa_cli.checkpoint.schema import Input
 from swa_cli.data.transforms import EvaluationView, RandomResizedCrop, TrainingView, Views
-from swa_cli.engine.context import Context, build_context
+from swa_cli.engine.context import IMAGENET_MEAN, IMAGENET_STD, Context, build_context, constants
 from swa_cli.engine.events import Events
 from swa_cli.engine.plan_text import describe_data, describe_views
-from swa_cli.engine.views import constants, training_view, views_of
+from swa_cli.engine.views import training_view, views_of
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import worker_of
 
@@ -175,10 +175,9 @@ def test_the_pass_of_batchnorm_is_augmented_unless_it_says_otherwise() -> None:
 
 def test_constants_of_the_recipe() -> None:
     """Mean and std against ImageNet's and those of a list; the batches are normalized by them."""
-    made = recipe({"mean": "imagenet", "std": [0.5]})
-    assert constants(made, "mean") == (0.485, 0.456, 0.406)
-    assert constants(made, "std") == (0.5,)
-    assert constants(recipe(), "std") == "auto"
+    assert constants("imagenet", imagenet=IMAGENET_MEAN) == (0.485, 0.456, 0.406)
+    assert constants("imagenet", imagenet=IMAGENET_STD) == (0.229, 0.224, 0.225)
+    assert constants("auto", imagenet=IMAGENET_STD) == "auto"
     own = context_of({"mean": [0.25], "std": [0.5]})
     assert (own.source.mean, own.source.std) == ((0.25,), (0.5,))
 

@@ -10,7 +10,7 @@ import pytest
 from swa_cli.errors import Problem, RecipeError
 from swa_cli.recipe import image_sizes
 from swa_cli.recipe.load import dump, from_values, load
-from swa_cli.recipe.plan import make_plan, problems_between
+from swa_cli.recipe.plan import image_problems, make_plan, problems_between
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import worker_of
 from swa_cli.recipe.variants import baseline_of, with_more_epochs
@@ -81,7 +81,7 @@ def test_what_is_evaluated(
 ) -> None:
     """Size and shorter side of evaluated images against size / 0.875, rounded."""
     made = recipe(dataset=dataset, evaluation=evaluation)
-    assert image_sizes.image_problems(made) == []
+    assert image_problems(made) == []
     assert (image_sizes.evaluation_size(made), image_sizes.evaluation_resize(made)) == (size, resize)
 
 

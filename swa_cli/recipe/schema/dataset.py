@@ -90,18 +90,18 @@ def _write_image_size(size: ImageSize) -> int | list[int] | dict[str, Any]:
 
 def _numbers(
     value: object, *, count: int | None, form: str, is_possible: Callable[[float], bool], bounds: str
-) -> tuple[float, ...]:
+) -> list[float]:
     """Parse a list of numbers that are all possible; `form` and `bounds` tell what to write."""
     if not isinstance(value, list | tuple) or not value or len(value) != (count or len(value)):
         raise ValueError(f"{shown(value)} is not {form}")
-    numbers = tuple(map(scalars.number, value))
+    numbers = list(map(scalars.number, value))
     for number in numbers:
         if not is_possible(number):
             raise ValueError(f"{number:g} is out of range: write {bounds}")
     return numbers
 
 
-def _constants(value: object, *, is_possible: Callable[[float], bool], bounds: str) -> str | tuple[float, ...]:
+def _constants(value: object, *, is_possible: Callable[[float], bool], bounds: str) -> str | list[float]:
     """Parse `auto`, `imagenet`, or a number for each channel."""
     if value in ("auto", "imagenet"):
         return str(value)
@@ -148,15 +148,13 @@ ImageSizeField = Annotated[
     WithJsonSchema({"anyOf": [*_SIZE_FORMS, _SIZES_BY_POINT]}),
 ]
 Mean = Annotated[
-    str | tuple[float, ...],
+    str | list[float],
     BeforeValidator(partial(_constants, is_possible=lambda number: True, bounds="a number")),
-    PlainSerializer(lambda value: value if isinstance(value, str) else list(value)),
     _constants_schema(),
 ]
 Std = Annotated[
-    str | tuple[float, ...],
+    str | list[float],
     BeforeValidator(partial(_constants, is_possible=lambda number: number > 0, bounds="numbers above 0")),
-    PlainSerializer(lambda value: value if isinstance(value, str) else list(value)),
     _constants_schema(exclusiveMinimum=0),
 ]
 Scale = Annotated[
