@@ -17,8 +17,10 @@ import torch
 
 from swa_cli.data import sources, splits
 from swa_cli.data.image_file import num_cores
+from swa_cli.engine.context import IMAGENET_MEAN, IMAGENET_STD, constants
 from swa_cli.engine.hardware import bf16_features, processor, speed_of_bf16
 from swa_cli.engine.user_code import make_importable
+from swa_cli.engine.views import views_of
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Output
 from swa_cli.report.terminal import Terminal
@@ -124,6 +126,10 @@ def _data(loaded: Loaded, terminal: Terminal) -> dict[str, Any]:
                 download=False,
                 workers=0,
                 args=dataset.args,
+                views=views_of(recipe),
+                mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
+                std=constants(dataset.std, imagenet=IMAGENET_STD),
+                skip_broken=dataset.skip_broken,
                 progress=progress,
             )
         assert source.train is not None, "training data are asked for"

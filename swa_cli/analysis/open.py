@@ -39,7 +39,11 @@ from swa_cli.report.terminal import Terminal
 CHANGEABLE_KEYS = ("dataset.*", "eval.*", "train.device", "train.precision", "train.threads")
 PASS_KEYS = ("swa.batchnorm.samples", "swap.batchnorm.samples")
 # Keys that may differ between the files of one run: `--resume` changes some, and `--extend-to` rewrites the others.
-DIFFERING_KEYS = (*RESUMABLE_KEYS, "train.epochs", "swa.start", "averages.*.start", "snapshots.start")
+DIFFERING_KEYS = (
+    *RESUMABLE_KEYS,
+    *("train.epochs", "dataset.image_size*", "swa.start", "averages.*.start", "averages.*.half_life"),
+    "snapshots.start",
+)
 
 
 def recipe_of(found: Checkpoint) -> Recipe:
@@ -61,7 +65,7 @@ def open_checkpoint(
     `overrides` change `CHANGEABLE_KEYS` and the keys in `also`.
     """
     loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code, also=also)
-    return open_context(found, loaded.recipe, terminal)
+    return open_context(found, loaded, terminal)
 
 
 def open_network(
@@ -75,7 +79,7 @@ def open_network(
     """Return recipe, `input` and network of a checkpoint, on the CPU; only a foreign one opens its data."""
     loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code)
     if found.kind == "foreign":
-        context, model = open_context(found, loaded.recipe, terminal)
+        context, model = open_context(found, loaded, terminal)
         return context.recipe, context.input, model.to(device="cpu").to(memory_format=torch.contiguous_format)
     input_ = found.content["input"]
     with preserve_global_rng():
@@ -89,11 +93,15 @@ def open_network(
     return loaded.recipe, input_, model
 
 
-def open_context(found: Checkpoint, recipe: Recipe, terminal: Terminal) -> tuple[Context, nn.Module]:
-    """Open data, hardware and network of a checkpoint by a recipe that is parsed and admitted already."""
+def open_context(found: Checkpoint, loaded: Loaded, terminal: Terminal) -> tuple[Context, nn.Module]:
+    """Open data, hardware and network of a checkpoint by a recipe that is admitted already."""
+    recipe = loaded.recipe
     with failures.before_a_run():
         recorded = found.content.get("input")
-        context = build_context(recipe, Events([terminal]), recorded=recorded, needs_training=False)
+        try:
+            context = build_context(recipe, Events([terminal]), recorded=recorded, needs_training=False)
+        except RecipeError as error:
+            raise loaded.locate(error.problems) from error
         model = context.build_model()
     terminal.note(f"{found.path}: {describe_model(recipe.model.name, model)}; {context.hardware.describe()}")
     if found.kind == "foreign":
@@ -287,7 +295,8 @@ def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[
     if found.content["recipe"] != point.content["recipe"]:
         keys = (*DIFFERING_KEYS, *ignored)
         differences = load.differences(recipe_of(found), recipe_of(point), ignored=keys)
-    inputs = [{key: value for key, value in item.content["input"].items() if key != "data"} for item in (found, point)]
+    shared = (found.content["input"].keys() & point.content["input"].keys()) - {"data"}  # older files have fewer
+    inputs = [{key: item.content["input"][key] for key in sorted(shared)} for item in (found, point)]
     if inputs[0] != inputs[1]:
         differences.append(("input", inputs[0], inputs[1]))
     if differences:

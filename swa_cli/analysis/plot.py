@@ -149,8 +149,9 @@ def of_recipe(loaded: Loaded, terminal: Terminal) -> Picture:
     number = known_num_train(recipe.dataset.name, recipe.dataset.val, args=recipe.dataset.args)
     if number is None:
         make_importable(loaded)
-        number = len(build_context(recipe, Events([terminal])).split("train"))
     try:
+        if number is None:
+            number = len(build_context(recipe, Events([terminal])).split("train"))
         return _planned(recipe.title, make_plan(recipe, num_train=number))
     except RecipeError as error:
         raise loaded.locate(error.problems) from error

@@ -189,7 +189,9 @@ def _input_text(values: Mapping[str, Any]) -> str:
     classes = f"{len(values['classes'])} classes ({_short(values['classes'])})"
     if values["channels"] is None:
         return f"no images; {classes}"
-    return f"images of {' x '.join(map(str, (values['channels'], *values['size'])))}; {classes}"
+    resize = values.get("resize")
+    framing = f" from a shorter side of {resize}" if resize else ""
+    return f"images of {' x '.join(map(str, (values['channels'], *values['size'])))}{framing}; {classes}"
 
 
 def _weights_text(values: Mapping[str, Any]) -> str:

@@ -50,6 +50,9 @@ class Input(_Stored):
 
     channels: int | None = Field(gt=0)  # None where the inputs are no images; size and scale are then empty
     size: list[int]  # height, width
+    resize: int | None = Field(default=None, gt=0)  # of the shorter side before the crop; None: of the whole image
+    crop: Literal["center", "none"] = "none"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     mean: list[float]  # (C,)
     std: list[float]  # (C,)
     classes: list[str]

@@ -6,9 +6,9 @@ arguments and never see a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,19 +23,24 @@ from swa_cli.data.batches import Batches
 from swa_cli.data.color_jitter import ColorJitter
 from swa_cli.data.randomness import derive_seed
 from swa_cli.data.sources import changes
+from swa_cli.data.transforms import TrainingView
 from swa_cli.engine import failures
 from swa_cli.engine import hardware as hardware_choice
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import SILENT, Bar, Events
 from swa_cli.engine.hardware import Hardware
 from swa_cli.engine.network import build_network, channels_last, is_lazy, require_sizes
-from swa_cli.errors import UserError
+from swa_cli.engine.views import evaluation_view, training_view, views_of
+from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.tasks import Task
 from swa_cli.recipe import schema
+from swa_cli.recipe.image_sizes import epochs_by_size
+from swa_cli.recipe.plan import image_problems
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 
 
@@ -112,14 +117,19 @@ class Context:
 
     @property
     def input(self) -> dict[str, Any]:
-        """The inputs and outputs of the network: shape, normalisation of pixels scaled to [0, 1], classes, outputs.
+        """The inputs and outputs of the network: how an image is prepared for it, classes, outputs.
 
-        `data` is what it was trained and scored on, see `fingerprint`.
+        The shorter side is resized to `resize` pixels, and the center of `size` is cropped; without a `crop` the whole
+        image is resized to `size`. Mean and std are of pixels scaled to [0, 1]. `data` is what the network was trained
+        and scored on, see `fingerprint`.
         """
-        source = self.source
+        source, view = self.source, evaluation_view(self.recipe)
         return {
             "channels": source.channels,
             "size": list(source.size),
+            "resize": view.resize,
+            "crop": "none" if view.resize is None else "center",
+            "interpolation": view.interpolation,
             "mean": list(source.mean),
             "std": list(source.std),
             "classes": list(source.class_names),
@@ -160,9 +170,17 @@ class Context:
             augment=augment_of(recipe),
             start=start,
             num_classes=self.source.num_classes,
+            view=self._training_view(self.phase.before + epoch),
+            repeats=recipe.dataset.repeats,
             **self._format(),
         )
         return whole.part(self.world.rank, size=self.world.size)
+
+    def epochs_by_size(self) -> list[tuple[int, int]]:
+        """Return the first epoch and the number of epochs that train on each size of images."""
+        if self.recipe.dataset.image_size is None:
+            return [(1, self.phase.epochs)]
+        return epochs_by_size(self.recipe, before=self.phase.before, epochs=self.phase.epochs)
 
     def statistics_batches(self) -> Batches:
         """Return the batches of the BatchNorm pass, which are always the same."""
@@ -174,6 +192,7 @@ class Context:
             augment=augment_of(self.recipe) if settings.augment else Augment(),
             samples=None if settings.samples == "all" else int(settings.samples),
             num_classes=self.source.num_classes,
+            view=self._training_view(self.recipe.train.epochs) if settings.augment else None,
             **self._format(),
         )
 
@@ -267,6 +286,16 @@ class Context:
         exact = self.recipe.average_scoring.batchnorm.method == "exact"
         return self.share(self.statistics_batches()).rounds * (max(len(bn_layers(model)), 1) if exact else 1)
 
+    def _training_view(self, epoch: int) -> TrainingView | None:
+        """Return what an epoch of the recipe shows of training images; None where they lie ready in their split."""
+        if not shows_views(self.recipe):
+            return None
+        view = training_view(self.recipe, epoch=epoch)
+        if not (view.is_random or views_of(self.recipe).varies):
+            return None
+        own = self.split("train").view  # a dataset may have a size of its own
+        return view if own is None or view.still.size is not None else replace(view, still=own)
+
     def _format(self) -> dict[str, Any]:
         source = self.source
         return {
@@ -279,9 +308,23 @@ class Context:
 
 
 def augment_of(recipe: Recipe) -> Augment:
-    """Return the augmentation of whole batches that the recipe asks for."""
+    """Return the augmentation of whole batches that the recipe asks for; the rest of its section is in the views."""
     values = recipe.dataset.augment.model_dump()
-    return Augment(**values | {"jitter": ColorJitter(**values["jitter"])})
+    own = {field.name: values[field.name] for field in fields(Augment)}
+    return Augment(**own | {"jitter": ColorJitter(**values["jitter"])})
+
+
+def shows_views(recipe: Recipe) -> bool:
+    """Return whether images are resized, or changed one by one."""
+    augment = recipe.dataset.augment
+    return recipe.dataset.image_size is not None or augment.rotate > 0 or augment.policy != "none"
+
+
+def constants(given: str | Sequence[float], *, imagenet: tuple[float, ...]) -> sources.Constants:
+    """Return the mean or std that `dataset.mean` or `dataset.std` gives."""
+    if isinstance(given, str):
+        return imagenet if given == "imagenet" else "auto"
+    return tuple(given)
 
 
 @dataclass(frozen=True)
@@ -319,8 +362,11 @@ def build_context(
         needs_training: Refuse data without a training split; else they may lack it if there is a checkpoint.
 
     Raises:
+        RecipeError: Images cannot be shown as the recipe says.
         UserError: Data or device are missing, or the data are not those of the checkpoint.
     """
+    if problems := image_problems(recipe):
+        raise RecipeError(problems)
     settings, task = recipe.train, tasks.find(recipe.task)
     hardware = hardware_choice.choose(
         device=settings.device,
@@ -345,6 +391,10 @@ def build_context(
             workers=dataset.workers,
             args=dataset.args,
             classes=None if needs_training or recorded is None else recorded["classes"],
+            views=views_of(recipe) if shows_views(recipe) else sources.AS_THEY_ARE,
+            mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
+            std=constants(dataset.std, imagenet=IMAGENET_STD),
+            skip_broken=dataset.skip_broken,
             progress=progress,
         )
     _require_labels(task, source, recipe)

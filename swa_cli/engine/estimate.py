@@ -23,6 +23,7 @@ from swa_cli.averaging.average import update_all
 from swa_cli.averaging.batchnorm import update_batchnorm
 from swa_cli.data.batches import Batches
 from swa_cli.engine import evaluate
+from swa_cli.engine.context import Context
 from swa_cli.engine.plan_text import plan_rows
 from swa_cli.engine.run import Run
 from swa_cli.engine.step import train_step, wrap_ddp
@@ -184,18 +185,26 @@ def _arithmetic(planned: Plan) -> dict[str, Any]:
 
 def measure(run: Run) -> StepTimes:
     """Time some steps with their batches, a scored batch, and a batch of the BatchNorm pass."""
-    context = run.context
-    batches, split = context.training_batches(1), context.scoring_split()
-    num_steps, step_s = time_steps(run, batches)
+    context, split = run.context, run.context.scoring_split()
+    num_steps, step_s = _time_sizes(run, context)
+    last = context.epochs_by_size()[-1][0]
     first = next(iter(context.plain_batches(split)))
     size = min(context.recipe.eval.batch_size, len(context.split(split)))
-    refresh_s = _refresh_s(run, next(iter(batches))) if run.statistics.num_layers else 0.0
+    refresh_s = _refresh_s(run, next(iter(context.training_batches(last)))) if run.statistics.num_layers else 0.0
     scored_s = _least(lambda: evaluate.score(run.model, [first], task=context.task, hardware=context.eval_hardware))
     worker_s = 0.0
     if run.plan.worker is not None:
         own = replace(context, recipe=worker_of(context.recipe, 1))
-        _, worker_s = time_steps(replace(run, context=own, plan=run.plan.worker), own.training_batches(1))
+        _, worker_s = _time_sizes(replace(run, context=own, plan=run.plan.worker), own)
     return StepTimes(num_steps, step_s, scored_s / size, refresh_s, worker_s)
+
+
+def _time_sizes(run: Run, context: Context, *, rank: int = 0, processes: int = 1) -> tuple[int, float]:
+    """Return the number of timed steps on a part of each batch, and their seconds: the mean over the epochs' sizes."""
+    epochs = context.epochs_by_size()
+    timed = [time_steps(run, context.training_batches(first).part(rank, size=processes)) for first, _ in epochs]
+    total = sum(seconds * number for (_, seconds), (_, number) in zip(timed, epochs, strict=True))
+    return sum(number for number, _ in timed), total / sum(number for _, number in epochs)
 
 
 def time_steps(run: Run, batches: Batches) -> tuple[int, float]:
@@ -229,7 +238,7 @@ def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
         per_machine = -(-cluster.processes // cluster.machines)  # the most that share one
         torch.set_num_threads(max(hardware.threads // per_machine, 1))
     try:
-        _, compute_s = time_steps(run, run.context.training_batches(1).part(last, size=cluster.processes))
+        _, compute_s = _time_sizes(run, run.context, rank=last, processes=cluster.processes)
     finally:
         torch.set_num_threads(hardware.threads)
     parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]

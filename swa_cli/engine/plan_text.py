@@ -13,12 +13,20 @@ from swa_cli.engine.context import Context
 from swa_cli.engine.events import PlanEvent
 from swa_cli.engine.network import describe_model
 from swa_cli.engine.run import Run
+from swa_cli.recipe.image_sizes import (
+    evaluation_interpolation,
+    evaluation_resize,
+    evaluation_size,
+    is_rounded,
+    pixels_text,
+    sizes_by_epoch,
+)
 from swa_cli.recipe.intervals import Series, average_series, snapshot_series
 from swa_cli.recipe.kinds import KINDS
 from swa_cli.recipe.learning_rate import chart, learning_rate
 from swa_cli.recipe.plan import Plan
 from swa_cli.recipe.schedules import SCHEDULES, ResolvedSchedule
-from swa_cli.recipe.schema import Augment, Recipe
+from swa_cli.recipe.schema import Dataset, Recipe
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.recipe.values import count_text, in_epochs, length_text
 from swa_cli.units import size_text
@@ -56,6 +64,7 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         phases = [(label, text.partition("; BatchNorm")[0]) for label, text in phases]
     rows = [
         ("data", describe_data(run.context)),
+        ("", describe_views(recipe)),
         ("", "; ".join(run.context.source.contents)),
         ("model", describe_model(recipe.model.name, run.model)),
         ("", str(run.initial or "")),
@@ -102,18 +111,58 @@ def _describe_memory(run: Run) -> str:
 
 def describe_data(context: Context) -> str:
     """Describe the splits and how training images are augmented."""
-    source = context.source
+    source, dataset = context.source, context.recipe.dataset
     counts = [
         f"{len(split):,} {name}"
         for name, split in (("train", source.train), ("val", source.val), ("test", source.test))
         if split is not None
     ]
-    changes = _describe_augment(context.recipe.dataset.augment, is_gray=source.channels == 1)
-    return "; ".join([f"{source.name}: {', '.join(counts)}", changes or "no augmentation", *source.notes])
+    changes = _describe_augment(dataset, is_gray=source.channels == 1) or "no augmentation"
+    repeats = [f"each image of an epoch {dataset.repeats} times (repeats)"] * (dataset.repeats > 1)
+    return "; ".join([f"{source.name}: {', '.join(counts)}", changes, *repeats, *source.notes])
 
 
-def _describe_augment(augment: Augment, *, is_gray: bool) -> str:
+def describe_views(recipe: Recipe) -> str:
+    """Describe the sizes of images and their constants, as far as the recipe gives them.
+
+    `trained at 128 x 128 in epochs 1 to 6, 160 x 160 in epochs 7 to 10; evaluated at 160 x 160 after resizing the
+    shorter side to 183`.
+    """
+    dataset = recipe.dataset
+    parts = [_describe_training_sizes(recipe), _describe_evaluation_size(recipe)]
+    for key, values in (("mean", dataset.mean), ("std", dataset.std)):
+        if values != "auto":
+            parts.append(f"{key} {values if isinstance(values, str) else ' '.join(f'{value:g}' for value in values)}")
+    return "; ".join(filter(None, parts))
+
+
+def _describe_training_sizes(recipe: Recipe) -> str:
+    sizes = sizes_by_epoch(recipe)
+    if len(sizes) == 1 and recipe.dataset.augment.random_resized_crop is None:
+        return f"trained at {pixels_text(sizes[0][1])}"
+    if len(sizes) < 2:
+        return ""  # as they are, or with the crop
+    ends = [first - 1 for first, _ in sizes[1:]] + [recipe.train.epochs]
+    spans = [
+        f"{pixels_text(size)} in {f'epochs {first} to {last}' if last > first else f'epoch {first}'}"
+        for (first, size), last in zip(sizes, ends, strict=True)
+    ]
+    rounded = " (points are rounded to the start of an epoch)" if is_rounded(recipe) else ""
+    return f"trained at {', '.join(spans)}{rounded}"
+
+
+def _describe_evaluation_size(recipe: Recipe) -> str:
+    size, resize = evaluation_size(recipe), evaluation_resize(recipe)
+    if size is None:
+        return ""
+    framing = "after resizing the whole image" if resize is None else f"after resizing the shorter side to {resize}"
+    kind = ", bicubic" if evaluation_interpolation(recipe) == "bicubic" else ""
+    return f"evaluated at {pixels_text(size)} {framing}{kind}"
+
+
+def _describe_augment(dataset: Dataset, *, is_gray: bool) -> str:
     """`crop 4, flip, jitter (brightness 0.2, hue 0.05), mixup 0.2 or cutmix 1`."""
+    augment = dataset.augment
     flip = {"alternating": "alternating flip", True: "flip", False: ""}[augment.flip]
     colors = {key: value for key, value in augment.jitter if value}
     jitter = [f"{key} {value:g}" for key, value in colors.items() if not (is_gray and key in ("saturation", "hue"))]
@@ -121,14 +170,30 @@ def _describe_augment(augment: Augment, *, is_gray: bool) -> str:
         jitter.append("the images are grey: no saturation, no hue")
     mixes = [f"{key} {alpha:g}" for key, alpha in (("mixup", augment.mixup), ("cutmix", augment.cutmix)) if alpha]
     changes = (
+        _describe_crop(dataset),
         f"crop {augment.crop}" * bool(augment.crop),
         f"translate {augment.translate}" * bool(augment.translate),
         flip,
+        "vertical_flip" * augment.vertical_flip,
+        f"rotate {augment.rotate:g}" * bool(augment.rotate),
+        augment.policy if augment.policy != "none" else "",
         f"cutout {augment.cutout}" * bool(augment.cutout),
+        f"random_erasing {augment.random_erasing:g}" * bool(augment.random_erasing),
         f"jitter ({', '.join(jitter)})" * bool(jitter),
         " or ".join(mixes),
     )
     return ", ".join(filter(None, changes))
+
+
+def _describe_crop(dataset: Dataset) -> str:
+    """`random_resized_crop 224 (scale 0.08 to 1, ratio 0.75 to 1.33)`."""
+    crop, sizes = dataset.augment.random_resized_crop, dataset.image_size
+    if crop is None or sizes is None:
+        return ""
+    height, width = sizes.last
+    size = f" {height if height == width else pixels_text(sizes.last)}" if not sizes.is_progressive else ""
+    scale, ratio = (f"{low:.3g} to {high:.3g}" for low, high in (crop.scale, crop.ratio))
+    return f"random_resized_crop{size} (scale {scale}, ratio {ratio})"
 
 
 def describe_schedule(recipe: Recipe, plan: Plan) -> str:

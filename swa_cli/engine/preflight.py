@@ -52,7 +52,8 @@ def check(replica: Replica, plan: Plan) -> Preflight:
     """
     context, warnings, is_sparse = replica.context, list[str](), False
     with preserve_global_rng(), context.events.progress("trying a step", 3) as bar:
-        batch = next(iter(context.training_batches(1)))
+        batches = [next(iter(context.training_batches(first))) for first, _ in context.epochs_by_size()]
+        batch = batches[-1]
         is_equal = is_made_anew(replica, batch)
         bar.advance()
         if replica.made_in_s > SLOW_S:
@@ -71,7 +72,8 @@ def check(replica: Replica, plan: Plan) -> Preflight:
             sizes = [common // context.world.size, *workers]  # each worker of a SWAP run is one process
             few = slice(max(min(sizes), 1))
             with context.memory():
-                is_sparse = _step(replica, pytree.slice_batch(batch[0], few), pytree.slice_batch(batch[1], few))
+                for inputs, targets in batches:
+                    is_sparse |= _step(replica, pytree.slice_batch(inputs, few), pytree.slice_batch(targets, few))
         bar.advance()
         update = check_refresh(replica, batch, num_train=plan.num_train)
         bar.advance()
@@ -94,7 +96,7 @@ def check_evaluation(replica: Replica) -> None:
             raise  # its author needs the traceback, and a lack of memory has other reasons
         raise UserError(
             f"model.name: {name} cannot take {source.describe_inputs()}: {_reason(error)}",
-            hint="choose a network for this size, or for an image_folder larger images: dataset.args.size=224",
+            hint="choose a network for this size, or show it images of another one: dataset.image_size=224",
         ) from error
     context.task.check(outputs, targets, subject=_subject(context))
 

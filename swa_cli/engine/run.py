@@ -30,7 +30,7 @@ from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_i
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.load import Loaded
-from swa_cli.recipe.plan import Plan, make_plan
+from swa_cli.recipe.plan import Plan, image_problems, make_plan, problems_between
 from swa_cli.recipe.swap import name_of_worker
 
 
@@ -138,6 +138,8 @@ def build_run(
         found, unusable = loggers.build(recipe.output.loggers) if recipe.output.loggers else ({}, [])
         problems += unusable
         events = events.extended(loggers.MetricsCsv(), loggers=found)
+    if image_problems(recipe):  # the data cannot be read so
+        raise loaded.locate([*problems, *problems_between(recipe, columns=None)])
     known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
     try:
         if context is None:

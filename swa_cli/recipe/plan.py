@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe import swap
+from swa_cli.recipe.image_sizes import size_problems
 from swa_cli.recipe.intervals import Series, StepClock, average_series, points, series_problems, snapshot_series
 from swa_cli.recipe.kinds import KINDS, AveragePlan
 from swa_cli.recipe.learning_rate import (
@@ -36,7 +37,8 @@ def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[P
     no check for another task.
     """
     found = _interval_problems(recipe) + _stop_problems(recipe, columns) + _init_problems(recipe)
-    return found + _task_problems(recipe) + _augment_problems(recipe) + _compile_problems(recipe)
+    found += _task_problems(recipe) + _augment_problems(recipe) + image_problems(recipe)
+    return found + _compile_problems(recipe)
 
 
 def _interval_problems(recipe: Recipe) -> list[Problem]:
@@ -83,6 +85,27 @@ def _augment_problems(recipe: Recipe) -> list[Problem]:
         if value and recipe.task != "classification":
             message = f"mixes the classes of two images, and the task is {recipe.task}"
             found.append(Problem(f"dataset.augment.{key}", message, "leave it out, or set task: classification"))
+    return found
+
+
+def image_problems(recipe: Recipe) -> list[Problem]:
+    """Return the mistakes in how images are shown, which have to be known before data are read."""
+    dataset, evaluation = recipe.dataset, recipe.eval
+    found = size_problems(recipe) if dataset.image_size else []
+    given = {
+        "dataset.augment.random_resized_crop": dataset.augment.random_resized_crop is not None,
+        "eval.image_size": evaluation.image_size is not None,
+        "eval.resize": evaluation.resize != "auto",
+        "eval.crop": evaluation.crop != "center",
+    }
+    message, hint = "there is no dataset.image_size, so images are not resized", "add dataset.image_size, such as 224"
+    found += [Problem(key, message, hint) for key, is_given in given.items() if is_given and not dataset.image_size]
+    if dataset.augment.policy == "augmix" and recipe.task == "segmentation":
+        message = "augmix blends images that are moved differently, which no mask can follow"
+        found.append(Problem("dataset.augment.policy", message, "write trivial_augment, or leave it out"))
+    if dataset.repeats > recipe.train.batch_size:
+        message = f"{dataset.repeats} repeats of an image fill a batch of {recipe.train.batch_size} samples"
+        found.append(Problem("dataset.repeats", message, f"write at most {recipe.train.batch_size}"))
     return found
 
 

@@ -305,7 +305,8 @@ Whole = Annotated[int, BeforeValidator(scalars.whole)]
 Count = Annotated[Whole, Field(ge=1)]
 Portion = Annotated[str | int, BeforeValidator(_portion), _form(r"\d{1,2}(\.\d{1,9})?%", whole=True)]
 CountOrAll = Annotated[str | int, _count_or("all"), _form("all", whole=True)]
-Threads = Annotated[str | int, _count_or("auto"), AfterValidator(_few_threads), _form("auto", whole=True)]
+CountOrAuto = Annotated[str | int, _count_or("auto"), _form("auto", whole=True)]
+Threads = Annotated[CountOrAuto, AfterValidator(_few_threads)]
 Number = Annotated[float, BeforeValidator(scalars.number)]
 Multiple = Annotated[
     float,

@@ -92,16 +92,28 @@ def with_more_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) 
 
 
 def _fix_percents(values: dict[str, Any], *, epochs: int) -> list[str]:
-    """Write each start and half-life in % as the same in epochs."""
+    """Write each start, half-life and point of progressive image sizes in % as the same in epochs."""
+    notes: list[str] = []
+
+    def fixed(length: Duration, key: str) -> str:
+        now = str(Duration(Fraction(round(length.value * epochs * 10**10), 10**12), "ep"))
+        notes.append(f"{key} stays at {now} ({length} of {epochs} epochs)")
+        return now
+
     sections = {"swa": values.get("swa"), "snapshots": values.get("snapshots")}
     sections |= {f"averages.{name}": average for name, average in values["averages"].items()}
-    notes = []
     for name, section in sections.items():
         for key in ("start", "half_life"):
             length = Duration.parse(section[key]) if section and key in section else None
             if section and length is not None and length.unit == "%":
-                section[key] = str(Duration(Fraction(round(length.value * epochs * 10**10), 10**12), "ep"))
-                notes.append(f"{name}.{key} stays at {section[key]} ({length} of {epochs} epochs)")
+                section[key] = fixed(length, f"{name}.{key}")
+    sizes = values["dataset"].get("image_size")
+    if isinstance(sizes, dict):
+        points = {point: Duration.parse(point) for point in sizes}
+        values["dataset"]["image_size"] = {
+            fixed(start, f"dataset.image_size {sizes[point]}") if start.unit == "%" else point: sizes[point]
+            for point, start in points.items()
+        }
     return notes
 
 

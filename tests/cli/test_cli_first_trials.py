@@ -22,8 +22,8 @@ from torch import nn
         (["model={name: ResNet-18}"], "model.name", "torchvision:resnet18"),
         (["model={name: shufflenet_v2_x0_5}"], "model.name", "torchvision:shufflenet_v2_x0_5"),
         (["model={name: test_byobnet}"], "model.name", "timm:test_byobnet"),
-        (["dataset.augment.randaugment=true"], "dataset.augment.randaugment", "flip"),
-        (["dataset.augment.autoaugment=true"], "dataset.augment.autoaugment", "mixup"),
+        (["dataset.augment.randaugment=true"], "dataset.augment.randaugment", "policy: rand_augment"),
+        (["dataset.augment.autoaugment=true"], "dataset.augment.autoaugment", "policy: auto_augment"),
     ],
 )
 def test_the_hint_holds_what_to_write_instead(swa, recipe: Path, words: list[str], key: str, cure: str) -> None:
@@ -34,7 +34,7 @@ def test_the_hint_holds_what_to_write_instead(swa, recipe: Path, words: list[str
     hint = " ".join(ended.err.partition("hint:")[2].split())
     assert cure in hint
     if key.startswith("dataset.augment"):
-        fixed = [f"dataset.augment.{cure}={'true' if cure == 'flip' else '0.2'}"]
+        fixed = [f"dataset.augment={{{cure}}}"]
     elif key == "model.name":
         fixed = [f"model={{name: '{cure}'}}"]
     else:

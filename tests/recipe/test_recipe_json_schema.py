@@ -105,6 +105,11 @@ def test_the_page_of_all_keys_is_valid(validator: Any) -> None:
         "eval: {tta: flop}",
         "eval: {eval_batch_size: 512}",
         "eval: bf16",
+        "eval: {image_size: 0}",
+        "eval: {image_size: {0ep: 8}}",
+        "eval: {resize: big}",
+        "eval: {crop: random}",
+        "eval: {interpolation: nearest}",
     ],
 )
 def test_mistakes_are_marked_where_the_loader_refuses(validator: Any, tmp_path: Path, lines: str) -> None:
@@ -128,6 +133,8 @@ def test_mistakes_are_marked_where_the_loader_refuses(validator: Any, tmp_path: 
         "eval: {precision: fp16}",
         "eval: {precision: fp32, tta: none}",
         "eval: {}",
+        "eval: {image_size: 224, resize: 256, crop: center, interpolation: bicubic}",
+        "eval: {image_size: [192, 256], resize: auto, crop: none}",
     ],
 )
 def test_ways_to_write_are_known(validator: Any, tmp_path: Path, lines: str) -> None:
@@ -170,6 +177,59 @@ def test_wrong_forms_of_compile_are_marked(validator: Any, tmp_path: Path, value
     text = SMALLEST.replace("epochs: 3", f"epochs: 3, compile: {value}")
     assert mistakes(validator, text)
     assert not is_loaded(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "wrong"),
+    [
+        (
+            "image_size",
+            ["1", "65536", "[3, 4]", "{0ep: 8}", "{0ep: 8, 50%: [9, 10], .8 ep: 12}"],
+            ["0", "65537", "1.5", "big", "[3]", "[3, 4, 5]", "{}", "{1 epoch: 8}", "{0ep: big}", "{0ep: {1ep: 3}}"],
+        ),
+        ("mean", ["auto", "imagenet", "[0]", "[0.5, -1, 1e-1]"], ["0.5", "[]", "[x]", "cifar10"]),
+        ("std", ["auto", "imagenet", "[0.5, 1, 1e-1]"], ["0.5", "[]", "[0]", "[1, -1]"]),
+        ("interpolation", ["bilinear", "bicubic"], ["nearest"]),
+        ("skip_broken", ["true", "false"], ["1"]),
+        ("repeats", ["1", "3"], ["0", "1.5"]),
+    ],
+)
+def test_forms_of_image_keys(validator: Any, tmp_path: Path, key: str, good: list[str], wrong: list[str]) -> None:
+    """Each form of a key of `dataset` in the loader and in the schema: both take it, or both refuse it."""
+    for value in [*good, *wrong]:
+        text = SMALLEST.replace("name: d", f"name: d, {key}: {value}")
+        assert is_loaded(tmp_path, text) is (value in good), value
+        assert (mistakes(validator, text) == []) is (value in good), value
+
+
+@pytest.mark.parametrize(
+    ("key", "good", "wrong"),
+    [
+        (
+            "random_resized_crop",
+            ["true", "false", "none", "{}", "{scale: [0.08, 1]}", "{scale: [1, 1], ratio: [0.5, 2]}"],
+            [
+                "1",
+                "center",
+                "[0.08, 1]",
+                "{scale: 0.5}",
+                "{scale: [0, 1]}",
+                "{scale: [0.5, 1.1]}",
+                "{ratio: [1, 2, 3]}",
+            ],
+        ),
+        ("policy", ["none", "trivial_augment", "rand_augment", "auto_augment", "augmix"], ["true", "trivial"]),
+        ("random_erasing", ["0", "0.25", "1"], ["1.1", "-0.1", "true"]),
+        ("vertical_flip", ["true", "false"], ["alternating"]),
+        ("rotate", ["0", "12.5", "180"], ["181", "-1"]),
+    ],
+)
+def test_forms_of_augmentations(validator: Any, tmp_path: Path, key: str, good: list[str], wrong: list[str]) -> None:
+    """Each form of a key of `dataset.augment` in the loader and in the schema: both take it, or both refuse it."""
+    for value in [*good, *wrong]:
+        text = SMALLEST.replace("name: d", f"name: d, augment: {{{key}: {value}}}")
+        assert is_loaded(tmp_path, text) is (value in good), value
+        assert (mistakes(validator, text) == []) is (value in good), value
 
 
 def test_every_key_says_what_it_means() -> None:

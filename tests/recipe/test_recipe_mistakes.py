@@ -228,6 +228,13 @@ WRONG = [
         "cannot name an average",
         "small letters",
     ),
+    # How images are shown.
+    Wrong(
+        "eval: {resize: 70000}", (5, 16, 5), "eval.resize", "are no side of an image", "write at most 65536, or auto"
+    ),
+    Wrong("eval: {image_size: [4]}", (5, 20, 3), "eval.image_size", "a list is not a size of images", "write 224, or"),
+    Wrong("eval: {image_size: 0}", (5, 20, 1), "eval.image_size", "0 pixels are no side", "from 1 to 65536"),
+    Wrong("img_size: 3", (5, 1, 8), "img_size", "unknown key", "did you mean `dataset.image_size`?"),
     # What YAML allows and a recipe does not.
     Wrong("seed: 1\nseed: 2", (6, 1, 4), "seed", "duplicate key, it is already in line 5", "keep one"),
     Wrong("seed: &s 1", (5, 7, 4), "seed", "anchors (`&s`) are not read", "remove it"),
@@ -263,6 +270,51 @@ def test_a_mistake_has_its_place_and_one_action(tmp_path: Path, wrong: Wrong) ->
     assert problem.key == wrong.key
     assert wrong.message in problem.message
     assert wrong.hint in problem.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "message", "hint"),
+    [
+        ("image_size: {50%: 3, 1 epoch: 4}", "image_size", "`1 epoch` is not a duration", "write it as 75%"),
+        ("image_size: {0ep: 65537}", "image_size", "`0ep`: 65537 pixels are no side", "from 1 to 65536"),
+        ("image_size: {}", "image_size", "has no sizes", "write one, such as 224"),
+        ("mean: 0.5", "mean", "`0.5` is not a number per channel", "a list such as [0.5, 0.5, 0.5]"),
+        ("std: [1, 0]", "std", "0 is out of range", "write numbers above 0"),
+        (
+            "augment: {random_resized_crop: {scale: [1, 0.5]}}",
+            "augment.random_resized_crop.scale",
+            "[1, 0.5] begins with the larger number",
+            "write [0.5, 1]",
+        ),
+        (
+            "augment: {random_resized_crop: {scale: [0.5, 2]}}",
+            "augment.random_resized_crop.scale",
+            "2 is out of range",
+            "write numbers above 0 and at most 1",
+        ),
+        (
+            "augment: {random_resized_crop: {ratio: [0, 2]}}",
+            "augment.random_resized_crop.ratio",
+            "0 is out of range",
+            "write numbers above 0",
+        ),
+        (
+            "augment: {random_resized_crop: 0.5}",
+            "augment.random_resized_crop",
+            "`0.5` is not a truth value",
+            "write true or false",
+        ),
+    ],
+)
+def test_a_mistake_in_the_images_of_a_dataset(tmp_path: Path, line: str, key: str, message: str, hint: str) -> None:
+    """One wrong value in the section `dataset` against its place, its sentence and its hint."""
+    text = SMALLEST.replace("dataset: {name: digits}", f"dataset:\n  name: digits\n  {line}")
+    (found,) = problems_of(tmp_path, text)
+    assert found.key == f"dataset.{key}"
+    assert found.place is not None
+    assert found.place.line == 4
+    assert message in found.message
+    assert hint in found.hint
 
 
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda wrong: wrong.text[:30].replace("\n", "|"))

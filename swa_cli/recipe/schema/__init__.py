@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator
 
 from swa_cli.recipe import scalars
 from swa_cli.recipe.schema.averages import Average, Swa, Swap
+from swa_cli.recipe.schema.dataset import MAX_SIDE, Augment, Dataset, Interpolation, SizeField
 from swa_cli.recipe.schema.optimizer import SGD_DEFAULTS, Group, Optimizer, Schedule
 from swa_cli.recipe.values import (
     MAX_NAME,
@@ -25,15 +26,13 @@ from swa_cli.recipe.values import (
     AverageName,
     Count,
     CountOrAll,
+    CountOrAuto,
     Duration,
     DurationField,
     DurationOrTime,
     Flag,
-    Flip,
     LoggerName,
     Number,
-    Portion,
-    Rate,
     TaskName,
     Text,
     Threads,
@@ -46,6 +45,7 @@ __all__ = [
     "Augment",
     "Average",
     "Compile",
+    "Dataset",
     "Eval",
     "Group",
     "Optimizer",
@@ -65,59 +65,6 @@ class Model(BaseModel):
     args: dict[str, Argument] = Field(
         default={}, description="constructor arguments; num_classes and in_channels are filled in"
     )
-
-
-class Jitter(BaseModel):
-    """Random changes of color in a random order; each value is the largest change, 0 for none."""
-
-    model_config = STRICT
-    brightness: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
-    contrast: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
-    saturation: Rate = Field(default=0.0, le=100, description="factor from 1 - x, at least 0, to 1 + x")
-    hue: Rate = Field(default=0.0, le=0.5, description="rotation of the color circle from -x to x, in turns")
-
-
-class Augment(BaseModel):
-    """Random changes of the training images; each depends on the seed alone, whatever else is on."""
-
-    model_config = STRICT
-    crop: Whole = Field(default=0, ge=0, description="zero padding in pixels, then a random window of the old size")
-    translate: Whole = Field(default=0, ge=0, description="the same with reflected pixels around the image")
-    flip: Flip = Field(
-        default=False,
-        description="mirror left-right: true, every second image on average; alternating, each in every other epoch",
-    )
-    cutout: Whole = Field(default=0, ge=0, description="side in pixels of a square that is blanked out")
-    jitter: Jitter = Jitter()
-    mixup: Rate = Field(
-        default=0.0,
-        le=1000,
-        description="classification: alpha of the share of an image blended with another; 0 for none",
-    )
-    cutmix: Rate = Field(
-        default=0.0, le=1000, description="classification: alpha of the share of an image beside a box of another"
-    )
-
-
-class Dataset(BaseModel):
-    """Where the samples come from."""
-
-    model_config = STRICT
-    name: Text = Field(description="a named dataset, image_folder, or package.module:factory")
-    root: Text = Field(default="data", description="folder that holds, or will hold, the files")
-    val: Portion = Field(
-        default="10%", description="validation samples taken from train by the seed: 10%, 5000, or 0 for none"
-    )
-    stratify: Flag = Field(
-        default=True, description="the validation samples keep the proportions of the classes, where these are known"
-    )
-    augment: Augment = Augment()
-    cache: Literal["auto", "ram", "none"] = Field(
-        default="auto", description="images in memory (ram), streamed from disk (none), or by size (auto)"
-    )
-    workers: Whole = Field(default=2, ge=0, description="loader processes of a dataset that is streamed")
-    download: Flag = Field(default=True, description="fetch missing files where the dataset can be fetched")
-    args: dict[str, Argument] = Field(default={}, description="arguments of the dataset, such as size: 32")
 
 
 class EarlyStopping(BaseModel):
@@ -197,11 +144,32 @@ class Train(BaseModel):
         return {"backend": scalars.text(value)}
 
 
+def _few_pixels(count: str | int) -> str | int:
+    if isinstance(count, int) and count > MAX_SIDE:
+        raise ValueError(f"`{count}` pixels are no side of an image: write at most {MAX_SIDE}, or auto")
+    return count
+
+
+Resize = Annotated[CountOrAuto, AfterValidator(_few_pixels)]
+
+
 class Eval(BaseModel):
     """How weight sets are evaluated, during the run and after it."""
 
     model_config = STRICT
     batch_size: Count = Field(default=512, description="samples of one forward pass without gradients")
+    image_size: SizeField | None = Field(
+        default=None, description="what the network sees: 224 or [H, W]; default the last dataset.image_size"
+    )
+    resize: Resize = Field(
+        default="auto", description="pixels of the shorter side before the crop; auto: those of the crop / 0.875"
+    )
+    crop: Literal["center", "none"] = Field(
+        default="center", description="center: of the resized image; none: the whole image, resized to image_size"
+    )
+    interpolation: Interpolation | None = Field(
+        default=None, description="how images are resized: bilinear or bicubic; default dataset.interpolation"
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32", description="of the forward pass; fp32: the scores that the shipped weights have in plain torch"
     )

@@ -1,0 +1,48 @@
+"""Views of a recipe: what an epoch of training, and an evaluation, show of each image.
+
+`recipe.image_sizes` says which size; the views of `data.transforms` are made here. Epochs count from 1, as in the
+recipe.
+"""
+
+from __future__ import annotations
+
+from swa_cli.data.transforms import EvaluationView, RandomResizedCrop, TrainingView, Views
+from swa_cli.recipe.image_sizes import (
+    evaluation_interpolation,
+    evaluation_resize,
+    evaluation_size,
+    shorter_side,
+    sizes_by_epoch,
+    training_size,
+)
+from swa_cli.recipe.schema import Recipe
+
+
+def views_of(recipe: Recipe) -> Views:
+    """Return the views of the last epoch; `varies` where training images may not be stored as evaluation shows them."""
+    evaluation = evaluation_view(recipe)
+    stills = [training_view(recipe, epoch=first).still for first, _ in sizes_by_epoch(recipe)]
+    return Views(
+        training_view(recipe, epoch=recipe.train.epochs),
+        evaluation,
+        varies=any(still != evaluation for still in stills),
+    )
+
+
+def evaluation_view(recipe: Recipe) -> EvaluationView:
+    """Return what an evaluation shows of each image."""
+    return EvaluationView(evaluation_size(recipe), evaluation_resize(recipe), evaluation_interpolation(recipe))
+
+
+def training_view(recipe: Recipe, *, epoch: int) -> TrainingView:
+    """Return what an epoch of training shows of each image; without a random crop it is framed as in evaluation."""
+    dataset, augment = recipe.dataset, recipe.dataset.augment
+    size, crop = training_size(recipe, epoch=epoch), augment.random_resized_crop
+    resize = None if size is None or recipe.eval.crop == "none" else shorter_side(size)
+    return TrainingView(
+        EvaluationView(size, resize, dataset.interpolation),
+        crop=None if crop is None else RandomResizedCrop(crop.scale, crop.ratio),
+        rotate=augment.rotate,
+        policy=None if augment.policy == "none" else augment.policy,
+        interpolation=dataset.interpolation,
+    )
