@@ -176,11 +176,11 @@ class Context:
         )
         return whole.part(self.world.rank, size=self.world.size)
 
-    def epochs_by_size(self) -> list[tuple[int, int]]:
-        """Return the first epoch and the number of epochs that train on each size of images."""
+    def epochs_by_size(self, *, epochs: int) -> list[tuple[int, int]]:
+        """Return the first one, and the number, of the next `epochs` that train on each size of images."""
         if self.recipe.dataset.image_size is None:
-            return [(1, self.phase.epochs)]
-        return epochs_by_size(self.recipe, before=self.phase.before, epochs=self.phase.epochs)
+            return [(1, epochs)]
+        return epochs_by_size(self.recipe, before=self.phase.before, epochs=epochs)
 
     def statistics_batches(self) -> Batches:
         """Return the batches of the BatchNorm pass, which are always the same."""

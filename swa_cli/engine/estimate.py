@@ -187,7 +187,7 @@ def measure(run: Run) -> StepTimes:
     """Time some steps with their batches, a scored batch, and a batch of the BatchNorm pass."""
     context, split = run.context, run.context.scoring_split()
     num_steps, step_s = _time_sizes(run, context)
-    last = context.epochs_by_size()[-1][0]
+    last = context.epochs_by_size(epochs=run.plan.epochs)[-1][0]
     first = next(iter(context.plain_batches(split)))
     size = min(context.recipe.eval.batch_size, len(context.split(split)))
     refresh_s = _refresh_s(run, next(iter(context.training_batches(last)))) if run.statistics.num_layers else 0.0
@@ -201,7 +201,7 @@ def measure(run: Run) -> StepTimes:
 
 def _time_sizes(run: Run, context: Context, *, rank: int = 0, processes: int = 1) -> tuple[int, float]:
     """Return the number of timed steps on a part of each batch, and their seconds: the mean over the epochs' sizes."""
-    epochs = context.epochs_by_size()
+    epochs = context.epochs_by_size(epochs=run.plan.epochs)
     timed = [time_steps(run, context.training_batches(first).part(rank, size=processes)) for first, _ in epochs]
     total = sum(seconds * number for (_, seconds), (_, number) in zip(timed, epochs, strict=True))
     return sum(number for number, _ in timed), total / sum(number for _, number in epochs)

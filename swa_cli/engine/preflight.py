@@ -52,7 +52,9 @@ def check(replica: Replica, plan: Plan) -> Preflight:
     """
     context, warnings, is_sparse = replica.context, list[str](), False
     with preserve_global_rng(), context.events.progress("trying a step", 3) as bar:
-        batches = [next(iter(context.training_batches(first))) for first, _ in context.epochs_by_size()]
+        epochs = plan.epochs + (plan.worker.epochs if plan.worker else 0)
+        sizes = context.epochs_by_size(epochs=epochs)
+        batches = [next(iter(context.training_batches(first))) for first, _ in sizes]
         batch = batches[-1]
         is_equal = is_made_anew(replica, batch)
         bar.advance()
@@ -69,8 +71,8 @@ def check(replica: Replica, plan: Plan) -> Preflight:
             )
         if not context.recipe.train.fsdp:  # a sharded process may not have the memory for it
             common, *workers = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
-            sizes = [common // context.world.size, *workers]  # each worker of a SWAP run is one process
-            few = slice(max(min(sizes), 1))
+            parts = [common // context.world.size, *workers]  # each worker of a SWAP run is one process
+            few = slice(max(min(parts), 1))
             with context.memory():
                 for inputs, targets in batches:
                     is_sparse |= _step(replica, pytree.slice_batch(inputs, few), pytree.slice_batch(targets, few))

@@ -111,3 +111,20 @@ def test_the_time_of_a_run_is_that_of_all_sizes(swa: Swa, pets: Path) -> None:
     planned = swa("plan", pets, "--json")
     assert planned.code == 0
     assert planned.json["timed_steps"] == 3 * 3  # of the 4 steps of an epoch, the first sets things up
+
+
+def test_a_network_has_to_take_every_size(swa: Swa, pets: Path) -> None:
+    """A network of one size, whose images grow in the last epochs of a SWAP run: nothing is run."""
+    (pets.parent / "own_net.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, num_classes))\n"
+    )
+    words = ["model={name: own_net:net}", "swa=null", "averages=null", "snapshots=null"]
+    words += ["dataset.image_size={0ep: 12, 90%: 16}", "train.epochs=8", "eval.image_size=12"]
+    for more in ([], ["swap={workers: 2, start: 50%}"]):
+        ended = swa("train", pets, *words, *more)
+        assert ended.code != 0
+        assert "768" in ended.err  # values of 16 x 16 pixels
+        assert not (pets.parent / "runs").exists()
+    assert swa("train", pets, "-q", *words, "dataset.image_size=12").code == 0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 from swa_cli.checkpoint.schema import Input
+from swa_cli.data import datasets
 from swa_cli.data.transforms import EvaluationView, RandomResizedCrop, TrainingView, Views
 from swa_cli.engine.context import IMAGENET_MEAN, IMAGENET_STD, Context, build_context, constants
 from swa_cli.engine.events import Events
@@ -130,7 +132,7 @@ def test_an_epoch_has_its_size() -> None:
     assert next(iter(context.plain_batches("val")))[0].shape[2:] == (14, 14)
     assert next(iter(context.statistics_batches()))[0].shape[2:] == (12, 12)
     assert context.probe()[0].shape[2:] == (14, 14)
-    assert context.epochs_by_size() == [(1, 5), (6, 4), (10, 1)]
+    assert context.epochs_by_size(epochs=10) == [(1, 5), (6, 4), (10, 1)]
     plain = context_of({"image_size": {"0ep": 6, "50%": 8}}, swa={"batchnorm": {"augment": False}})
     assert next(iter(plain.statistics_batches()))[0].shape[2:] == (8, 8)
 
@@ -139,10 +141,22 @@ def test_a_worker_trains_on_the_sizes_of_its_epochs() -> None:
     """Epochs of both phases of a SWAP run of 10 epochs, 7 of them common, against the sizes of the recipe."""
     swapped = recipe({"image_size": {"0ep": 6, "50%": 8, "90%": 10}}, swap={"workers": 2, "start": "70%"})
     common, worker = (build_context(made, Events()) for made in (swapped, worker_of(swapped, 1)))
-    assert common.epochs_by_size() == [(1, 5), (6, 2)]
-    assert worker.epochs_by_size() == [(1, 2), (3, 1)]
+    assert common.epochs_by_size(epochs=7) == [(1, 5), (6, 2)]
+    assert common.epochs_by_size(epochs=10) == [(1, 5), (6, 4), (10, 1)]  # with those of the workers
+    assert worker.epochs_by_size(epochs=3) == [(1, 2), (3, 1)]
     sides = [next(iter(worker.training_batches(epoch)))[0].shape[2] for epoch in (1, 2, 3)]
     assert sides == [8, 8, 10]
+
+
+def test_a_dataset_with_a_size_of_its_own_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digits that are declared to be resized to 6 x 7, as some photos are: batches with and without views."""
+    monkeypatch.setitem(datasets.DATASETS, "digits", replace(datasets.DATASETS["digits"], image_size=(6, 7)))
+    for augment in ({}, {"flip": True}, {"rotate": 10}, {"policy": "trivial_augment"}):
+        context = context_of({"augment": augment})
+        for batches in (context.training_batches(1), context.plain_batches("test"), context.statistics_batches()):
+            assert next(iter(batches))[0].shape[2:] == (6, 7)
+        keys = ("size", "resize", "crop", "interpolation")
+        assert [context.input[key] for key in keys] == [[6, 7], None, "none", "bilinear"]
 
 
 def test_what_draws_nothing_is_as_it_lies_in_memory() -> None:
