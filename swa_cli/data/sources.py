@@ -47,6 +47,7 @@ from swa_cli.data.transforms import EvaluationView, TrainingView, Views
 from swa_cli.data.user_dataset import listed_part, with_checked_samples
 from swa_cli.errors import UserError
 
+NAMED = 5  # files that a note lists
 AS_THEY_ARE = Views(TrainingView(EvaluationView()), EvaluationView())
 Constants = Literal["auto"] | tuple[float, ...]  # per channel
 
@@ -70,6 +71,7 @@ class Source:
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
     contents: tuple[str, ...] = ()  # classes and files found, and what was left out
     warnings: tuple[str, ...] = ()
+    num_broken: int = 0  # files that cannot be read and were left out
 
     @property
     def target(self) -> Target:
@@ -140,9 +142,12 @@ def load(
     found = _read(name, given=args or {}, view=views.evaluation, **request)
     notes = [*found.notes]
     splits = {split: _split(found, split, views) for split in found.splits}
+    broken: list[str] = []
     if skip_broken:
-        splits, left_out = without_broken(splits, progress=progress)
-        notes += left_out
+        splits, broken = without_broken(splits, progress=progress)
+        if broken:
+            listed = "; ".join(broken[:NAMED]) + "; ..." * (len(broken) > NAMED)
+            notes.append(f"left out {len(broken):,} image file{'s' * (len(broken) > 1)} that cannot be read: {listed}")
     streamed = [part.dataset for part in splits.values() if part.dataset is not None]
     files = [dataset for dataset in streamed if isinstance(dataset, FileDataset)]
     is_user_code = len(files) < len(streamed)
@@ -203,6 +208,7 @@ def load(
         notes=tuple(notes),
         contents=(*_describe_classes(first, found.class_names), *found.contents),
         warnings=tuple(warnings),
+        num_broken=len(broken),
     )
 
 

@@ -96,7 +96,7 @@ def without_broken(splits: Mapping[str, Split], *, progress: Progress | None) ->
     """Leave out the image files that cannot be read; decode each once for it, JPEG files at 1/8 of their size.
 
     Returns:
-        The splits, and a sentence on what was left out, if anything was.
+        The splits, and what is wrong with each file that is left out.
 
     Raises:
         UserError: A split has no readable files.
@@ -112,10 +112,7 @@ def without_broken(splits: Mapping[str, Split], *, progress: Progress | None) ->
             if not bool(is_readable.any()):
                 raise UserError(f"no image of the {name} split can be read: {broken[-1]}", hint="repair the files")
             found[name] = take(split, is_readable.nonzero()[:, 0])
-    if not broken:
-        return found, []
-    listed = "; ".join(broken[:_NAMED_CLASSES]) + "; ..." * (len(broken) > _NAMED_CLASSES)
-    return found, [f"left out {len(broken):,} image file{'s' * (len(broken) > 1)} that cannot be read: {listed}"]
+    return found, broken
 
 
 # --- the validation split

@@ -150,12 +150,14 @@ def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], spl
     """Return what `--json` prints and result.json holds."""
     context = run.context
     rows = itertools.chain(run.history, *(worker.history for worker in run.workers))
+    broken = {"broken_files": context.source.num_broken} if context.recipe.dataset.skip_broken else {}
     return {
         "command": "train",
         "checkpoint": str((folder.checkpoints / f"{next(iter(run.filled), RAW)}.pt").resolve()),
         "run": str(folder.path.resolve()),
         "split": split,
         "samples": len(context.split(split)),
+        **broken,
         "weights": weights,
         "seconds": round(sum(row["seconds"] for row in rows), 3),
         "device": str(context.hardware.device),

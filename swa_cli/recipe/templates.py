@@ -125,9 +125,13 @@ HEAD = """\
 """
 
 
-def template(task: str) -> str:
+def template_of(task: str) -> str:
     """Return the text of a recipe for one of the tasks in `STARTS`, which trains in seconds."""
-    written = {"task": task, **COMMON, **STARTS[task]}
+    return template({"task": task, **COMMON, **STARTS[task]})
+
+
+def template(written: Mapping[str, str]) -> str:
+    """Return the text of a recipe with some values, by dotted key, as YAML; all other keys are commented out."""
     return HEAD + "".join(f"{line}\n" for line in _section(keys(Recipe), "", written, depth=0))
 
 
@@ -145,6 +149,9 @@ def _section(
         yield from _comment(key, indent)
         if key.section is None:
             yield f"{mark}{indent}{key.name}: {written.get(own) or _text(key.default)}".rstrip()
+            continue
+        if own in written:  # a section in one line
+            yield f"{mark}{indent}{key.name}: {written[own]}"
             continue
         yield f"{mark}{indent}{key.name}:"
         inner = keys(key.section)

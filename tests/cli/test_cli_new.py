@@ -14,7 +14,7 @@ import pytest
 
 from swa_cli.recipe import load
 from swa_cli.recipe.explain import fields
-from swa_cli.recipe.templates import STARTS, json_schema, template
+from swa_cli.recipe.templates import STARTS, json_schema, template_of
 from swa_cli.recipe.values import INTERNAL
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_what_new_writes_can_be_trained(swa, tmp_path: Path, task: str) -> None:
 
 def test_new_names_every_key() -> None:
     """The keys of the text, commented out or not, against those of the schema without internal ones."""
-    told = set(re.findall(r"^#? *(?:- )?(\w+):", template("classification"), re.MULTILINE))
+    told = set(re.findall(r"^#? *(?:- )?(\w+):", template_of("classification"), re.MULTILINE))
     internal = {path for path, field in fields().items() if field.json_schema_extra == INTERNAL}
     assert internal == {("swap", "worker")}
     assert {path[-1] for path in fields().keys() - internal} <= told
@@ -55,7 +55,7 @@ def test_new_names_every_key() -> None:
 @pytest.mark.parametrize("task", STARTS)
 def test_a_default_that_is_uncommented_changes_nothing(tmp_path: Path, task: str) -> None:
     """Each commented default of a section that is there, written out alone: the same recipe."""
-    path, lines = tmp_path / "recipe.yaml", template(task).splitlines()
+    path, lines = tmp_path / "recipe.yaml", template_of(task).splitlines()
     path.write_text("\n".join(lines))
     expected, num_tried, section = load.load(path).recipe, 0, ""
     for number, line in enumerate(lines):

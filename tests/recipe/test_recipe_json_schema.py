@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from swa_cli.recipe import load
-from swa_cli.recipe.templates import STARTS, json_schema, template
+from swa_cli.recipe.templates import STARTS, json_schema, template_of
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -60,7 +60,7 @@ def test_shipped_recipes_are_valid(validator: Any, path: Path) -> None:
 @pytest.mark.parametrize("task", STARTS)
 def test_what_new_prints_is_valid(validator: Any, task: str) -> None:
     """The text of `swa new` against the schema."""
-    assert mistakes(validator, template(task)) == []
+    assert mistakes(validator, template_of(task)) == []
 
 
 def test_the_page_of_all_keys_is_valid(validator: Any) -> None:

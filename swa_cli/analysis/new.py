@@ -1,0 +1,82 @@
+"""`swa new --task photos`: look at a folder of photos, and write a recipe that trains on it as it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from swa_cli.data import folders
+from swa_cli.data.image_file import read_header, unreadable
+from swa_cli.data.transforms import EvaluationView
+from swa_cli.errors import UserError
+from swa_cli.recipe.templates import template
+from swa_cli.recipe.values import MAX_NAME
+from swa_cli.report.terminal import Terminal
+
+SIZES = (32, 64, 96, 128, 160, 192, 224)  # that networks for photos are used with
+LOOKED_AT = 500  # files whose sizes choose one of them
+FEW = 2_000  # training images that need more epochs and smaller batches
+
+
+def photos_recipe(root: Path, *, terminal: Terminal) -> str:
+    """Return the text of a recipe for a folder of photos, with one subfolder per class.
+
+    It has the largest of `SIZES` that the shorter side of most photos reaches, more epochs for few images, and leaves
+    out files that cannot be read, if there are any.
+
+    Raises:
+        UserError: The layout is not that of `image_folder`, or no image can be read.
+    """
+    found = folders.find(root, view=EvaluationView((1, 1)))
+    files = {split: part.files for split, part in found.splits.items() if isinstance(part, folders.FolderDataset)}
+    paths = [path for each in files.values() for path in each]
+    with terminal.progress("looking at images", len(paths)) as bar:
+        done = 0
+
+        def advance(what: str, number: int, total: int) -> None:
+            nonlocal done
+            bar.advance(number - done)
+            done = number
+
+        broken = unreadable(paths, what="looking at images", progress=advance)
+    readable = [path for place, path in enumerate(paths) if place not in broken]
+    if not readable:
+        raise UserError(f"{root}: no image can be read: {broken[0]}", hint="repair the files")
+    for reason in broken.values():
+        terminal.warning(f"left out: {reason}")
+    num_train = len(files["train"])
+    values = {
+        "name": re.sub(r"[^\w.+-]+", "-", root.resolve().name, flags=re.ASCII).strip("-.")[:MAX_NAME] or "photos",
+        "task": "classification",
+        "model.name": "torchvision:resnet18",
+        "dataset.name": "image_folder",
+        "dataset.root": json.dumps(str(root.absolute())),
+        "dataset.image_size": str(_image_size(readable)),
+        "dataset.mean": "imagenet",
+        "dataset.std": "imagenet",
+        "dataset.augment.random_resized_crop": "true",
+        "dataset.augment.flip": "true",
+        "dataset.augment.policy": "trivial_augment",
+        "dataset.augment.mixup": "0.2",
+        "optimizer.lr": "0.05",
+        "schedule.name": "cosine",
+        "swa.start": "75%",
+        "swa.every": "1ep",
+        "swa.lr": "0.01",
+        "averages": "{ema: {kind: ema, half_life: 5%}}",
+        "train.epochs": "60" if num_train < FEW else "30",
+        "train.batch_size": str(max(2, min(32 if num_train < FEW else 128, num_train // 4))),
+        "output.root": "runs",
+    }
+    if broken:
+        values["dataset.skip_broken"] = "true"
+    return template(values)
+
+
+def _image_size(paths: list[str]) -> int:
+    """Return the largest of `SIZES` that the shorter side of three in four photos reaches; the smallest at least."""
+    step = -(-len(paths) // LOOKED_AT)
+    sides = sorted(min(read_header(path).size) for path in paths[::step])
+    side = sides[len(sides) // 4]
+    return max((size for size in SIZES if size <= side), default=SIZES[0])

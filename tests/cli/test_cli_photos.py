@@ -1,0 +1,133 @@
+"""A folder of photos as people have them: `swa new --task photos`, the run of its recipe, and what that leaves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from conftest import Swa
+from equal_runs import assert_equal_runs
+from swa_cli.data.randomness import generator
+
+KINDS = [("RGB", "jpg"), ("L", "jfif"), ("P", "png"), ("RGBA", "webp"), ("CMYK", "jpeg"), ("I;16", "tif")]
+QUICK = ("train.epochs=2", "dataset.image_size=32", "dataset.val=8", "train.threads=1", "train.precision=fp32")
+
+
+@pytest.fixture
+def pets(tmp_path: Path) -> Path:
+    """Forty photos of twenty sizes in six modes: one turned by EXIF, one nested, one linked; and two broken ones."""
+    for number in range(40):
+        mode, suffix = KINDS[number // 2 % len(KINDS)]
+        folder = tmp_path / "my pets" / ("Cat", "Dog")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        size = (40 + 5 * (number % 20), 110 - 3 * (number % 20))
+        coarse = torch.randint(0, 256, (3, 4, 3), generator=generator(number, "pets"), dtype=torch.uint8).numpy()
+        image = Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)
+        deep = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
+        image = deep if mode == "I;16" else image.convert(mode)
+        turned = Image.Exif()
+        turned[0x0112] = 6
+        image.save(folder / f"{number:02}.{suffix}", **({"exif": turned} if number == 0 else {}))
+    nested = tmp_path / "my pets/Cat/holiday/2024"
+    nested.mkdir(parents=True)
+    (tmp_path / "my pets/Cat/00.jpg").rename(nested / "00.jpg")
+    (tmp_path / "my pets/Dog/linked.jpg").symlink_to(nested / "00.jpg")
+    whole = (nested / "00.jpg").read_bytes()
+    (tmp_path / "my pets/Dog/cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "my pets/Cat/empty.png").write_bytes(b"")
+    (tmp_path / "my pets/Cat/notes.txt").write_text("not a photo")
+    return tmp_path / "my pets"
+
+
+def test_a_folder_of_photos_trains_from_a_new_recipe(swa: Swa, pets: Path, tmp_path: Path) -> None:
+    """The recipe as it is written, but for its length and size: the plan, the files left out, and result.json."""
+    written = swa("new", "--task", "photos", "--data", pets, "-o", "r.yaml")
+    assert written.code == 0, written.err
+    for broken in ("Dog/cut.jpg", "Cat/empty.png"):
+        assert broken in " ".join(written.err.split())
+    assert "skip_broken: true" in Path("r.yaml").read_text()
+    ended = swa("train", "r.yaml", *QUICK)
+    assert ended.code == 0, ended.err
+    told = " ".join(ended.err.split())
+    for part in ("2 classes", "pixels", "left out 2 image files", "1 file: 1 .txt", "random_resized_crop"):
+        assert part in told, part
+    assert "evaluated at 32 x 32 after resizing the shorter side to 37" in told
+    result = json.loads(Path("runs/my-pets-001/result.json").read_text())
+    assert result["broken_files"] == 2
+    assert {"last", "last_bn", "swa", "ema"} == result["weights"].keys()
+    shipped = torch.load("runs/my-pets-001/checkpoints/swa.pt", weights_only=True)
+    expected = {
+        "size": [32, 32],
+        "resize": 37,
+        "crop": "center",
+        "interpolation": "bilinear",
+        "classes": ["Cat", "Dog"],
+    }
+    assert {key: shipped["input"][key] for key in expected} == expected
+    assert shipped["input"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    again = swa("eval", "runs/my-pets-001/checkpoints/swa.pt", "--split", "val", "--json")
+    assert again.json["weights"]["swa"]["nll"] == pytest.approx(result["weights"]["swa"]["nll"], abs=1e-6)
+
+
+def test_a_broken_file_is_named_with_the_way_to_leave_it_out(swa: Swa, pets: Path) -> None:
+    """Without skip_broken: exit 2 before anything is written where it is read then, and the key that helps."""
+    assert swa("new", "--task", "photos", "--data", pets, "-o", "r.yaml").code == 0
+    ended = swa("train", "r.yaml", *QUICK, "dataset.skip_broken=false", "dataset.augment={}", "dataset.cache=ram")
+    assert ended.code == 2
+    told = " ".join(ended.err.split())
+    assert "2 image files cannot be read" in told
+    assert "dataset.skip_broken=true" in told
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_on_photos_goes_on_to_the_same_end(
+    swa: Swa, pets: Path, tmp_path: Path, signal_at: object, workers: int
+) -> None:
+    """Ended in the middle of an epoch and resumed, with and without loader processes: against the undisturbed run."""
+    assert swa("new", "--task", "photos", "--data", pets, "-o", "r.yaml").code == 0
+    words = [*QUICK, f"dataset.workers={workers}", "train.batch_size=8", "output.save_every=1step"]
+    assert swa("train", "r.yaml", "-q", *words).code == 0
+    signal_at(3)  # type: ignore[operator]
+    assert swa("train", "r.yaml", "-q", *words).code == 130
+    assert swa("train", "--resume", "runs/latest", "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/my-pets-001", tmp_path / "runs/my-pets-002")
+
+
+def scored(swa: Swa, *words: str) -> Tensor:
+    ended = swa("train", "r.yaml", "-q", "--json", *QUICK, *words)
+    assert ended.code == 0, ended.err
+    state = torch.load(Path(ended.json["run"]) / "checkpoints/last.pt", weights_only=True)["model"]
+    return torch.cat([value.flatten().double() for value in state.values()])
+
+
+def test_loader_processes_change_no_bit(swa: Swa, pets: Path) -> None:
+    """The weights after two epochs with 0, 1 and 2 loader processes."""
+    assert swa("new", "--task", "photos", "--data", pets, "-o", "r.yaml").code == 0
+    first, *others = (scored(swa, f"dataset.workers={workers}") for workers in (0, 1, 2))
+    assert all(torch.equal(first, other) for other in others)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--task", "photos"), ("--data", "pets"), ("--task", "segmentation", "--data", "pets"), ("--task", "photoes")],
+)
+def test_photos_and_their_folder_go_together(swa: Swa, words: tuple[str, ...]) -> None:
+    """One without the other, or another task: exit 2, and the command that is meant."""
+    ended = swa("new", *words)
+    assert ended.code == 2
+    assert "photos" in ended.err
+
+
+def test_a_folder_that_is_not_there_is_refused(swa: Swa) -> None:
+    """Exit 2, and the layout that is read."""
+    ended = swa("new", "--task", "photos", "--data", "nowhere")
+    assert ended.code == 2
+    assert "nowhere" in ended.err
+    assert "<class>" in ended.err
