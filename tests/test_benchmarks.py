@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import asdict
 from io import StringIO
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from benchmarks.jobs import RECIPE, Job, changes
 from benchmarks.turns import by_turns
 from benchmarks.voice import Voice
 from swa_cli.data.augment import Augment
-from swa_cli.engine.context import Context, build_context
+from swa_cli.engine.context import Context, augment_of, build_context, shows_views
 from swa_cli.engine.events import Events
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import make_plan
@@ -57,7 +56,8 @@ def test_all_train_the_same_network_with_the_same_settings(ours: Context) -> Non
     assert float(options["weight_decay"]) == job.WEIGHT_DECAY
     assert recipe.swa is not None
     assert recipe.swa.lr == job.AVERAGING_RATE
-    assert recipe.dataset.augment.model_dump() == asdict(Augment(crop=job.CROP, flip=True))
+    assert augment_of(recipe) == Augment(crop=job.CROP, flip=True)
+    assert not shows_views(recipe)
 
 
 def test_all_see_the_same_images(ours: Context) -> None:

@@ -377,7 +377,7 @@ def test_a_network_sets_its_first_weights_by_the_training_images(swa, tmp_path: 
             Image.fromarray(pixels).save(tmp_path / "images" / label / f"{index}.png")
     (tmp_path / "white.yaml").write_text(
         "{name: white, model: {name: speednet, args: {width: 4}}, train: {epochs: 1, batch_size: 16, threads: 1},"
-        " dataset: {name: image_folder, root: images, val: 16, image_size: 12}, optimizer: {lr: 0.01}}"
+        " dataset: {name: image_folder, root: images, val: 16}, optimizer: {lr: 0.01}}"
     )
     assert swa("train", "white.yaml", "-q").code == 0
     content = load(tmp_path / "runs/white-001/checkpoints/last.pt")
