@@ -173,7 +173,7 @@ def load(
         )
         splits |= parts
         warnings += more
-    is_varied = views.varies or views.training.is_random
+    is_varied = bool(streamed) and (views.varies or views.training.is_random)
     if hold and is_varied and "train" in splits and streamed:
         notes.append("training images are decoded in each epoch, which shows other views of them")
     if hold:
