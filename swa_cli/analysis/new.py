@@ -47,7 +47,7 @@ def photos_recipe(root: Path, *, terminal: Terminal) -> str:
         terminal.warning(f"left out: {reason}")
     num_train = len(files["train"])
     values = {
-        "name": re.sub(r"[^\w.+-]+", "-", root.resolve().name, flags=re.ASCII).strip("-.")[:MAX_NAME] or "photos",
+        "name": re.sub(r"[^\w.+-]+", "-", root.resolve().name, flags=re.ASCII).strip("+-.")[:MAX_NAME] or "photos",
         "task": "classification",
         "model.name": "torchvision:resnet18",
         "dataset.name": "image_folder",

@@ -166,6 +166,16 @@ def crop_and_flip(images: Tensor, *, draws: Draws, fill: int = 0) -> Tensor:
     if not (padding or augment.flip):
         return images
     pixels = to_nhwc(images)
+    pixels = _windows(pixels, draws=draws, fill=fill) if padding else pixels.clone()
+    if augment.flip:
+        flipped = to_device(draws.flipped.nonzero().flatten(), images.device)
+        pixels.index_copy_(0, flipped, pixels.index_select(0, flipped).flip(2))
+    return to_nchw(pixels)
+
+
+def _windows(pixels: Tensor, *, draws: Draws, fill: int) -> Tensor:
+    """Return the window of each image (B, H, W, C) in its padded self."""
+    augment, padding, device = draws.augment, draws.augment.padding, pixels.device
     num_images, height, width, channels = pixels.shape
     padded = pixels.new_empty((num_images, height + 2 * padding, width + 2 * padding, channels))
     if augment.crop:
@@ -180,11 +190,7 @@ def crop_and_flip(images: Tensor, *, draws: Draws, fill: int = 0) -> Tensor:
     offsets = (offsets[:, None] + torch.arange(0, height * row, row)).flatten()  # (B H,) of their rows
     size = width * channels
     runs = padded.as_strided((padded.numel() - size + 1, size), (1, 1))  # the run at each offset: they overlap
-    windows = runs.index_select(0, to_device(offsets, images.device)).view(num_images, height, width, channels)
-    if augment.flip:
-        flipped = to_device(draws.flipped.nonzero().flatten(), images.device)
-        windows.index_copy_(0, flipped, windows.index_select(0, flipped).flip(2))
-    return to_nchw(windows)
+    return runs.index_select(0, to_device(offsets, device)).view(num_images, height, width, channels)
 
 
 def _flipped_rows(images: Tensor, which: Tensor) -> Tensor:

@@ -166,7 +166,6 @@ CHOICES: Mapping[str, Callable[[tuple[int, int], Iterator[float]], list[Operatio
     "rand_augment": _rand_augment,
     "auto_augment": _auto_augment,
 }
-POLICIES = (*CHOICES, "augmix")
 
 
 def chosen(policy: str, *, size: tuple[int, int], draws: Tensor) -> list[Operation]:

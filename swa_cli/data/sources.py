@@ -174,7 +174,7 @@ def load(
         splits |= parts
         warnings += more
     is_varied = bool(streamed) and (views.varies or views.training.is_random)
-    if hold and is_varied and "train" in splits and streamed:
+    if hold and is_varied and "train" in splits:
         notes.append("training images are decoded in each epoch, which shows other views of them")
     if hold:
         for split, part in splits.items():

@@ -143,7 +143,7 @@ class TrainingView:
         still: The view where nothing is drawn.
         crop: The random part, which needs a size of `still`; None takes what `still` shows.
         rotate: Degrees; a uniform angle up to it, either way.
-        policy: One of `policies.POLICIES`; None changes nothing.
+        policy: One of `policies.CHOICES`, or augmix; None changes nothing.
         interpolation: How pixels are resized, rotated and sheared.
     """
 
