@@ -1,7 +1,6 @@
-"""Folders of images with one subfolder per class: found, checked and decoded.
+"""Folders of images with one subfolder per class: found and checked.
 
-`FolderDataset` is a list of files that reads one image at a time. Images are RGB. A layout that must be a mistake is
-refused: a root one level too high, a single class, a split among the classes.
+A layout that must be a mistake is refused: a root one level too high, a single class, a split among the classes.
 Shapes: N images, H W pixels.
 """
 
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swa_cli.data.image_file import USUAL_SUFFIXES, EncodedPhoto, describe_files, first_size, require_size
+from swa_cli.data.image_file import USUAL_SUFFIXES
 from swa_cli.data.listing import (
     NAMED,
     LeftOut,
@@ -27,28 +26,10 @@ from swa_cli.data.listing import (
     splits_under,
     subfolders,
 )
+from swa_cli.data.photos import PhotoDataset, PhotoFiles, describe, first_size
 from swa_cli.data.splits import Found
-from swa_cli.data.transforms import EvaluationView, View
+from swa_cli.data.transforms import EvaluationView
 from swa_cli.errors import UserError
-
-
-@dataclass(frozen=True, eq=False)
-class FolderDataset:
-    """The image and the class of each path."""
-
-    files: tuple[str, ...]
-    labels: Tensor  # (N,) int64
-    shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, row: int, view: View) -> tuple[Tensor]:
-        """Read the view (3, h, w) of an image; see `stream.FileDataset`."""
-        image = view.image(EncodedPhoto(self.files[row]))
-        if isinstance(view, EvaluationView):
-            require_size(image, self.shape, path=self.files[row], first=self.files[0])
-        return (image,)
 
 
 def find(root: Path, *, view: EvaluationView, classes: Sequence[str] | None = None) -> Found:
@@ -77,13 +58,13 @@ def find(root: Path, *, view: EvaluationView, classes: Sequence[str] | None = No
     else:
         raise _no_training(root, folders)
     files = {split: part.files(class_names) for split, part in parts.items()}
-    paths = [path for split_paths, _ in files.values() for path in split_paths]
-    shape = view.size or first_size(paths[0])
+    photos = {split: PhotoFiles(paths) for split, (paths, _) in files.items()}
+    shape = view.size or first_size(next(iter(photos.values())))
     notes = [note for part in parts.values() for note in part.notes]
     return Found(
-        splits={split: FolderDataset(paths, labels, shape) for split, (paths, labels) in files.items()},
+        splits={split: PhotoDataset(photos[split], labels, shape) for split, (_, labels) in files.items()},
         class_names=class_names,
-        contents=(*describe_files(paths), *sum((part.left_out for part in parts.values()), beside).describe()),
+        contents=(*describe([*photos.values()]), *sum((part.left_out for part in parts.values()), beside).describe()),
         notes=(*notes, *(_siblings(root) if folders.get("train") == root else [])),
     )
 

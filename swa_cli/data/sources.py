@@ -14,7 +14,7 @@ import hashlib
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -312,7 +312,7 @@ def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerp
 def fingerprint(split: Split, *, root: Path) -> Fingerprint:
     """Return the fingerprint of a split, before validation samples are taken from it."""
     if isinstance(split.dataset, FileDataset):
-        return Fingerprint(len(split), _hash_files(split.dataset.files, root=root))
+        return Fingerprint(len(split), _hash_files(split.dataset, labels=split.labels, root=root))
     inputs, labels = split.images, split.labels
     if split.dataset is not None:
         inputs = listed_part(split.dataset, 0)
@@ -321,15 +321,18 @@ def fingerprint(split: Split, *, root: Path) -> Fingerprint:
     return Fingerprint(len(split), _hash_tensors([tensor for tensors in known for tensor in tensors.values()]))
 
 
-def _hash_files(paths: Iterable[str], *, root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
+def _hash_files(dataset: FileDataset, *, labels: Tensor | None, root: Path) -> str:
+    """Hash names and sizes of files, and the labels, which a table may give."""
+    digest = hashlib.sha256(dataset.checksum.encode())
+    for path in dataset.files:
         name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
         try:
             size = os.stat(path).st_size
         except OSError:
             size = -1  # the error names it when it is read
         digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
+    if labels is not None:
+        digest.update(labels.numpy().data)
     return digest.hexdigest()
 
 
