@@ -26,7 +26,7 @@ from swa_cli.data.listing import (
     splits_under,
     subfolders,
 )
-from swa_cli.data.photos import PhotoDataset, PhotoFiles, describe, first_size
+from swa_cli.data.photos import PhotoFiles, found
 from swa_cli.data.splits import Found
 from swa_cli.data.transforms import EvaluationView
 from swa_cli.errors import UserError
@@ -58,13 +58,13 @@ def find(root: Path, *, view: EvaluationView, classes: Sequence[str] | None = No
     else:
         raise _no_training(root, folders)
     files = {split: part.files(class_names) for split, part in parts.items()}
-    photos = {split: PhotoFiles(paths) for split, (paths, _) in files.items()}
-    shape = view.size or first_size(next(iter(photos.values())))
     notes = [note for part in parts.values() for note in part.notes]
-    return Found(
-        splits={split: PhotoDataset(photos[split], labels, shape) for split, (_, labels) in files.items()},
+    return found(
+        {split: PhotoFiles(paths) for split, (paths, _) in files.items()},
+        {split: labels for split, (_, labels) in files.items()},
         class_names=class_names,
-        contents=(*describe([*photos.values()]), *sum((part.left_out for part in parts.values()), beside).describe()),
+        view=view,
+        left_out=sum((part.left_out for part in parts.values()), beside).describe(),
         notes=(*notes, *(_siblings(root) if folders.get("train") == root else [])),
     )
 
@@ -108,15 +108,15 @@ class _Part:
 
 def _list_classes(folder: Path) -> _Part:
     """List the images in and below the class folders, whose names may be there in several Unicode forms."""
-    found: dict[str, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
     for name in subfolders(folder):
-        found.setdefault(unicodedata.normalize("NFC", name), []).append(folder / name)
-    listings = {name: images_below(found[name]) for name in sorted(found)}
-    used = [part.name for parts in found.values() for part in parts]
+        by_name.setdefault(unicodedata.normalize("NFC", name), []).append(folder / name)
+    listings = {name: images_below(by_name[name]) for name in sorted(by_name)}
+    used = [part.name for parts in by_name.values() for part in parts]
     directly = left_out_of(folder, used=used, where="outside of class folders")
     notes = (
         f"{folder / name} exists {len(parts)} times, in several Unicode forms: all are the class {name}"
-        for name, parts in sorted(found.items())
+        for name, parts in sorted(by_name.items())
         if len(parts) > 1
     )
     return _Part(folder, listings, sum((each.left_out for each in listings.values()), directly), tuple(notes))

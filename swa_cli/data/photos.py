@@ -7,13 +7,14 @@ Shapes: N photos, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from swa_cli.data.image_file import EncodedPhoto, Header, read_header, read_rgb, require_size
+from swa_cli.data.splits import Found
 from swa_cli.data.transforms import EvaluationView, View
 from swa_cli.errors import UserError
 
@@ -94,6 +95,37 @@ class PhotoDataset:
         """Decode a photo, a JPEG file at 1/8 of its size; see `stream.FileDataset`."""
         name, content = self.photos.encoded(row)
         read_rgb(name if content is None else content, name=name, divisor=8)
+
+
+def found(
+    photos: Mapping[str, Photos],
+    labels: Mapping[str, Tensor],
+    *,
+    class_names: Sequence[str],
+    view: EvaluationView,
+    left_out: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Found:
+    """Return the splits of photos with classes, and what the plan says of them.
+
+    Args:
+        photos: Those of each split; none is empty.
+        labels: Their classes (N,) int64.
+        class_names: In the order of the classes.
+        view: Of each photo, where nothing is drawn; without a size all have that of the first.
+        left_out: Sentences for the plan.
+        notes: What a person should know and did not ask for.
+
+    Raises:
+        UserError: The first photo cannot be read and its size is needed, or a photo has too many pixels.
+    """
+    shape = view.size or first_size(next(iter(photos.values())))
+    return Found(
+        splits={split: PhotoDataset(part, labels[split], shape) for split, part in photos.items()},
+        class_names=tuple(class_names),
+        contents=(*describe([*photos.values()]), *left_out),
+        notes=tuple(notes),
+    )
 
 
 def header_of(photos: Photos, row: int) -> Header:

@@ -138,7 +138,13 @@ def load(
     """
     assert cache in ("auto", "ram", "none")
     views = _of_dataset(views, datasets.find(name))
-    request: dict[str, Any] = {"root": Path(root), "download": download, "classes": classes, "progress": progress}
+    request: dict[str, Any] = {
+        "root": Path(root),
+        "download": download,
+        "skip_broken": skip_broken,
+        "classes": classes,
+        "progress": progress,
+    }
     found = _read(name, given=args or {}, view=views.evaluation, **request)
     notes = [*found.notes]
     splits = {split: _split(found, split, views) for split in found.splits}
