@@ -129,10 +129,12 @@ def _load(
             if hub_name is not None:
                 loaded = datasets.load_dataset(hub_name, config, revision=revision)
             elif any((root / name).is_file() for name in ("state.json", "dataset_dict.json")):
-                loaded = datasets.load_from_disk(str(root))  # what `save_to_disk` wrote
+                loaded = datasets.load_from_disk(str(root.absolute()))  # what `save_to_disk` wrote
             else:
                 _require_tables(root)
-                loaded = datasets.load_dataset(str(root), config)
+                loaded = datasets.load_dataset(
+                    str(root.absolute()), config
+                )  # `parquet` alone is a reader of the library
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise _not_loaded(source, error, is_hub=hub_name is not None, download=download) from error
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}

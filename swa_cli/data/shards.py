@@ -290,7 +290,10 @@ class _Index:
             sample.image = member
         else:
             tar.fileobj.seek(member.offset_data)
-            sample.label = self._label(tar.fileobj.read(member.size), where=f"{path}: {member.name}")
+            content = tar.fileobj.read(member.size)
+            if len(content) < member.size:
+                raise _damaged(path, f"it ends in {member.name}")
+            sample.label = self._label(content, where=f"{path}: {member.name}")
 
     def _refuse_second(self, sample: _Sample, kind: str, extension: str, *, path: str) -> None:
         first = Path(sample.image.name).name.partition(".")[2] if kind == "image" and sample.image else extension
@@ -307,7 +310,7 @@ class _Index:
             text = content.decode().strip()
         except UnicodeDecodeError as error:
             raise UserError(f"{where}: is not a label but binary", hint="write the class as text") from error
-        if self.members.field is not None:
+        if self.members.field is not None or text.startswith("{"):
             text = _json_field(text, self.members.field, where=where)
         if not text or "\n" in text:
             raise UserError(
@@ -324,9 +327,10 @@ class _Index:
             missing = "image" if sample.image is None else "label"
             wanted = ", ".join(self.members.images[:NAMED]) if missing == "image" else self.members.label
             others = [f".{extension}" for extension in sample.others if extension]
+            likely = [name for name in others if (name.rpartition(".")[2] in IMAGES) == (missing == "image")]
             hint = "put the members of a sample next to each other: tar --sort=name -cf new.tar FOLDER"
-            if others:
-                hint = f"name it with dataset.args.{missing}={others[0][1:]}"
+            if likely:
+                hint = f"name it with dataset.args.{missing}={likely[0][1:]}"
             raise UserError(
                 f"{path}: {sample.key} has no {missing} ({wanted})" + f", but {', '.join(others)}" * bool(others),
                 hint=hint,
@@ -376,17 +380,18 @@ def _damaged(path: str, reason: str) -> UserError:
     return UserError(f"{path}: is not a whole tar file: {reason}", hint="copy or download it again")
 
 
-def _json_field(text: str, name: str, *, where: str) -> str:
+def _json_field(text: str, name: str | None, *, where: str) -> str:
+    """Return the class in a field of a JSON object; None stands for a field that was not named."""
     try:
         values = json.loads(text)
     except ValueError as error:
         raise UserError(f"{where}: is not JSON: {error}", hint="correct it") from error
     value = values.get(name) if isinstance(values, dict) else None
     if not isinstance(value, str | int) or isinstance(value, bool):
-        keys = f"one of {', '.join(values)}" if isinstance(values, dict) and values else "a key of an object"
+        is_what = "is an object" if name is None else f"{name!r} is {json.dumps(value)[:40]}"
+        keys = f"with one of {', '.join(values)}" if isinstance(values, dict) and values else "of an object"
         raise UserError(
-            f"{where}: {name!r} is {json.dumps(value)[:40]}, not a class",
-            hint=f"name the field of the class with dataset.args.field={keys}",
+            f"{where}: {is_what}, not a class", hint=f"name the field of the class, dataset.args.field=FIELD, {keys}"
         )
     return str(value).strip()
 
