@@ -202,9 +202,10 @@ def _shares(counts: Tensor, *, number: int, ties: Tensor) -> Tensor:
 # --- in memory
 
 
-def bytes_in_memory(dataset: FileDataset) -> int:
-    """Return the bytes of all decoded samples."""
-    return (3 if dataset.labels is not None else 4) * math.prod(dataset.shape) * len(dataset)
+def bytes_in_memory(split: Split) -> int:
+    """Return the bytes of the decoded samples of a split of image files."""
+    assert isinstance(split.dataset, FileDataset)
+    return (3 if split.labels is not None else 4) * math.prod(split.dataset.shape) * len(split)
 
 
 def fits_memory(num_bytes: int) -> bool:
