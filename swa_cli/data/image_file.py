@@ -27,6 +27,7 @@ import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from swa_cli.data.transforms import Box
 from swa_cli.errors import UserError
 
 # Pillow's name of a format -> suffixes of its files. Formats that run other programs (EPS, WMF) or hold no photos are
@@ -165,14 +166,18 @@ class EncodedPhoto:
         """(H, W), upright."""
         return self.header.size
 
-    def pixels(self, *, divisor: int = 1) -> Tensor:
-        """Decode to (3, H, W) uint8; a JPEG file to 1/2, 1/4 or 1/8 of both sides, rounded up, by a divisor.
+    def pixels(self, *, box: Box | None = None, divisor: int = 1) -> Tensor:
+        """Decode a part, or all, to (3, H, W) uint8; a JPEG file at 1/2, 1/4 or 1/8 of both sides by a divisor.
 
         Raises:
             OSError: The file is broken; the message names it.
             UserError: It cannot become 8-bit RGB, or has too many pixels.
         """
-        return torch.from_numpy(np.array(read_rgb(self._data, name=self._path, divisor=divisor))).permute(2, 0, 1)
+        image = read_rgb(self._data, name=self._path, divisor=divisor)
+        if box is not None:
+            top, left, height, width = box // round(self.size[0] / image.height)
+            image = image.crop((left, top, left + width, top + height))  # a view converts no pixels that it hides
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def orientation_of(image: Image.Image) -> int:

@@ -35,6 +35,7 @@ PARENT_ENDS_S = 1.0  # a killed process closes its connections shortly before it
 Positions = slice | Tensor  # of the samples of a batch: a range, or each one (B,)
 _DEATH, _DEATH_HINT = "a loader process died", "if memory was short, set dataset.workers=0"
 MakeError = Callable[..., UserError]  # called with (message, hint=...)
+Change = Callable[[Any, Any, Tensor], tuple[Any, Any]]  # of a batch: (images, labels, positions (B,)) to both
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def stream(
     error: MakeError = UserError,
     origin: Origin = UNKNOWN_ORIGIN,
     view: TrainingView | EvaluationView | None = None,
+    change: Change | None = None,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (images (B, C, H, W), labels), or other inputs and targets, for each span of positions.
 
@@ -109,6 +111,7 @@ def stream(
         error: Makes the exception to raise: the caller knows whether a failure ends a run.
         origin: What the dataset is a split of, and the range of its classes.
         view: What is shown of each image; None: the image as it is.
+        change: Applied to each batch by the process that reads it.
 
     Raises:
         UserError: A sample cannot be read, is not an image of the common size, is not finite, or has a wrong label.
@@ -117,7 +120,7 @@ def stream(
         transforms.import_operators()
     positions = torch.arange(len(rows))
     loader = DataLoader(
-        _BatchReader(dataset, target, seed, key, origin, view),
+        _BatchReader(dataset, target, seed, key, origin, view, change),
         batch_size=None,  # the sampler already gives whole batches
         sampler=[(positions[span].tolist(), rows[span].tolist()) for span in spans],
         num_workers=workers,
@@ -251,6 +254,7 @@ class _BatchReader(Dataset[Any]):
     key: tuple[str | int, ...]
     origin: Origin
     view: TrainingView | EvaluationView | None
+    change: Change | None
 
     def __getitem__(self, batch: tuple[list[int], list[int]]) -> tuple[Any, Any] | _Failure:
         positions, rows = batch
@@ -273,8 +277,11 @@ class _BatchReader(Dataset[Any]):
                 images.append(image)
                 labels.append(label)
         if pytree.is_image(images[0]) and images[0].stride(0) == 1:  # decoded channels last: whole rows are copied
-            return pytree.to_nchw(torch.stack([image.permute(1, 2, 0) for image in images])), pytree.stack(labels)
-        return pytree.stack(images), pytree.stack(labels)
+            inputs = pytree.to_nchw(torch.stack([image.permute(1, 2, 0) for image in images]))
+        else:
+            inputs = pytree.stack(images)
+        targets = pytree.stack(labels)
+        return self.change(inputs, targets, torch.tensor(positions)) if self.change else (inputs, targets)
 
     def _views(self, positions: list[int]) -> list[View | None]:
         if not isinstance(self.view, TrainingView):
