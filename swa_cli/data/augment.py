@@ -26,7 +26,7 @@ from swa_cli.data.pytree import to_device, to_nchw, to_nhwc
 from swa_cli.data.randomness import generator, numpy_generator, uniforms
 from swa_cli.errors import UserError
 
-_CACHED = 256 << 10  # bytes of images that are flipped in one call: few enough for the cache of a core
+_LARGE = 64 << 10  # bytes of an image that is flipped by itself, in the cache (224 x 224: 8 times as fast)
 _TRIALS = 10  # of a rectangle to erase, as in torchvision
 _ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # shares of the area; height / width
 
@@ -170,8 +170,12 @@ def crop_and_flip(images: Tensor, *, draws: Draws, fill: int = 0) -> Tensor:
     if padding:
         pixels = _windows(pixels, draws=draws, fill=fill)
     if augment.flip:
-        at_once = max(1, _CACHED // max(1, pixels[:1].nbytes)) if images.device.type == "cpu" else len(pixels)
-        for flipped in to_device(draws.flipped.nonzero().flatten(), images.device).split(at_once):
+        flipped = draws.flipped.nonzero().flatten()
+        if images.device.type == "cpu" and pixels[:1].nbytes >= _LARGE:
+            for place in flipped.tolist():
+                pixels[place] = pixels[place].flip(1)
+        else:
+            flipped = to_device(flipped, images.device)
             pixels.index_copy_(0, flipped, pixels.index_select(0, flipped).flip(2))
     return to_nchw(pixels)
 

@@ -46,8 +46,7 @@ class FolderDataset:
     def read(self, row: int, view: View) -> tuple[Tensor]:
         """Read the view (3, h, w) of an image; see `stream.FileDataset`."""
         image = view.image(EncodedPhoto(self.files[row]))
-        if isinstance(view, EvaluationView):
-            require_size(image, self.shape, path=self.files[row], first=self.files[0])
+        require_size(image, view.size or self.shape, path=self.files[row], first=self.files[0])
         return (image,)
 
 

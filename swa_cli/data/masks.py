@@ -63,8 +63,7 @@ class MaskDataset:
         photo = EncodedPhoto(self.images[row])
         mask = self.mask(row, size=photo.size)
         image = view.image(photo)
-        if isinstance(view, EvaluationView):
-            require_size(image, self.shape, path=self.images[row], first=self.images[0])
+        require_size(image, view.size or self.shape, path=self.images[row], first=self.images[0])
         return image, view.mask(mask)
 
     def mask(self, row: int, *, size: tuple[int, int] | None = None) -> Tensor:

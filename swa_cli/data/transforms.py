@@ -101,6 +101,10 @@ def draw_views(positions: Tensor, *, seed: int, key: tuple[str | int, ...]) -> l
 class View(Protocol):
     """What is shown of one image, and of its mask."""
 
+    @property
+    def size(self) -> Size | None:
+        """(h, w) of each view; None: that of its image."""
+
     def image(self, photo: Photo) -> Tensor:
         """Return the view (C, h, w) uint8."""
 
@@ -157,6 +161,11 @@ class TrainingView:
     interpolation: Interpolation = "bilinear"
 
     @property
+    def size(self) -> Size | None:
+        """(h, w) of each view; None: that of its image."""
+        return self.still.size
+
+    @property
     def is_random(self) -> bool:
         """Whether two epochs may see different views of an image."""
         return self.crop is not None or self.rotate > 0 or self.policy is not None
@@ -177,6 +186,11 @@ class DrawnView:
 
     view: TrainingView
     draws: ViewDraws
+
+    @property
+    def size(self) -> Size | None:
+        """(h, w) of each view; None: that of its image."""
+        return self.view.size
 
     def image(self, photo: Photo) -> Tensor:
         """Return the view (C, h, w) uint8.
@@ -213,15 +227,15 @@ class DrawnView:
         The part then begins and ends at decoded pixels: it moves by half a pixel of the view at most.
         """
         assert self.view.crop is not None
-        assert self.view.still.size is not None, "the recipe is checked: a random crop has a size"
-        box, (height, width) = self.view.crop.box(size, self.draws.crop), self.view.still.size
+        assert self.view.size is not None, "the recipe is checked: a random crop has a size"
+        box, (height, width) = self.view.crop.box(size, self.draws.crop), self.view.size
         divisor = next((d for d in (8, 4, 2) if box.height >= d * height and box.width >= d * width), 1)
         return Box(*(side // divisor * divisor for side in box)), divisor
 
     def _crop(self, photo: Photo, *, interpolation: str) -> Tensor:
-        assert self.view.still.size is not None
+        assert self.view.size is not None
         box, divisor = self._box(photo.size)
-        return _resized(photo.pixels(box=box, divisor=divisor), self.view.still.size, interpolation)
+        return _resized(photo.pixels(box=box, divisor=divisor), self.view.size, interpolation)
 
     def _operations(self, pixels: Tensor) -> list[policies.Operation]:
         """Return what is applied to the pixels (..., h, w) one after another."""
