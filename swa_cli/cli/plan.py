@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer
+from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer, importing
 from swa_cli.recipe.plan import Plan
 from swa_cli.report.console_text import NOT_MEASURED, Column, duration, rate
 from swa_cli.report.terminal import Terminal
@@ -52,9 +52,10 @@ def plan(
     if machines > (processes or 1):
         raise typer.BadParameter(f"--machines: {machines} machines need at least as many --processes")
     loaded = load.load(recipe, changes or [])
-    from swa_cli.analysis.run_output import RunOutput
-    from swa_cli.engine import estimate, train
-    from swa_cli.engine.estimate import Cluster
+    with importing():
+        from swa_cli.analysis.run_output import RunOutput
+        from swa_cli.engine import estimate, train
+        from swa_cli.engine.estimate import Cluster
 
     terminal = Terminal(json=as_json, quiet=as_json)
     cluster = None if processes is None else Cluster(processes, machines, gigabits)
