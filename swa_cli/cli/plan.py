@@ -12,7 +12,7 @@ from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer, importing
 from swa_cli.recipe.plan import Plan
 from swa_cli.report.console_text import NOT_MEASURED, Column, duration, rate
 from swa_cli.report.terminal import Terminal
-from swa_cli.units import short_time, size_text
+from swa_cli.units import count_text, short_time, size_text
 
 if TYPE_CHECKING:
     from swa_cli.engine.estimate import Estimate, Scaled
@@ -79,10 +79,10 @@ def _print(found: Estimate, *, title: str, terminal: Terminal) -> None:
 
 def _time_text(found: Estimate) -> str:
     parts = ", ".join(f"{name} {duration(value)}" for name, value in found.seconds.items() if value)
-    number = f"{found.times.num_steps} step{'s' if found.times.num_steps != 1 else ''}"
+    number = count_text(found.times.num_steps, "step")
     return (
         f"about {duration(sum(found.seconds.values()))} ({parts}): {found.plan.total_steps:,} steps of"
-        f" {short_time(found.times.step_s)}, the median of {number} timed now; saves and pictures come on top"
+        f" {short_time(found.times.step_s)}, the mean of {number} timed now; saves and pictures come on top"
     )
 
 
