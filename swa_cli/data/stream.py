@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -116,16 +117,19 @@ def stream(
     if view is not None and view != EvaluationView():
         transforms.import_operators()
     positions = torch.arange(len(rows))
-    loader = DataLoader(
-        _BatchReader(dataset, target, seed, key, origin, view),
-        batch_size=None,  # the sampler already gives whole batches
-        sampler=[(positions[span].tolist(), rows[span].tolist()) for span in spans],
-        num_workers=workers,
-        collate_fn=_identity,
-        worker_init_fn=_start_worker,
-        generator=generator(seed, "workers"),  # otherwise the loader draws from the global one
-    )
-    batches = iter(loader)
+    with warnings.catch_warnings():
+        # The plan warns of more workers than cores, once; torch would at each pass over the data.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            _BatchReader(dataset, target, seed, key, origin, view),
+            batch_size=None,  # the sampler already gives whole batches
+            sampler=[(positions[span].tolist(), rows[span].tolist()) for span in spans],
+            num_workers=workers,
+            collate_fn=_identity,
+            worker_init_fn=_start_worker,
+            generator=generator(seed, "workers"),  # otherwise the loader draws from the global one
+        )
+        batches = iter(loader)
     if workers and threading.current_thread() is threading.main_thread():
         # torch's SIGCHLD handler raises wherever the main process happens to be (in a save, in a destructor). Its check
         # while it waits for a batch also notices a dead worker, and raises here.
