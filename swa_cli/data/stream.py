@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -130,18 +131,21 @@ def stream(
     if workers and isinstance(dataset, FileDataset):
         size = (view and view.size) or dataset.shape
         slots = _Slots.allocate(dataset, size, workers=workers, batch_size=max(map(len, places), default=0))
-    loader = DataLoader(
-        _BatchReader(dataset, target, seed, key, origin, view, change, slots),
-        batch_size=None,  # the sampler already gives whole batches
-        sampler=[(number, where.tolist(), rows[where].tolist()) for number, where in enumerate(places)],
-        num_workers=workers,
-        multiprocessing_context=CONTEXT if workers else None,
-        prefetch_factor=READ_AHEAD if workers else None,
-        collate_fn=_identity,
-        worker_init_fn=_start_worker,
-        generator=generator(seed, "workers"),  # otherwise the loader draws from the global one
-    )
-    batches = iter(loader)
+    with warnings.catch_warnings():
+        # The plan warns of more workers than cores, once; torch would at each pass over the data.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        loader = DataLoader(
+            _BatchReader(dataset, target, seed, key, origin, view, change, slots),
+            batch_size=None,  # the sampler already gives whole batches
+            sampler=[(number, where.tolist(), rows[where].tolist()) for number, where in enumerate(places)],
+            num_workers=workers,
+            multiprocessing_context=CONTEXT if workers else None,
+            prefetch_factor=READ_AHEAD if workers else None,
+            collate_fn=_identity,
+            worker_init_fn=_start_worker,
+            generator=generator(seed, "workers"),  # otherwise the loader draws from the global one
+        )
+        batches = iter(loader)
     if workers and threading.current_thread() is threading.main_thread():
         # torch's SIGCHLD handler raises wherever the main process happens to be (in a save, in a destructor). Its check
         # while it waits for a batch also notices a dead worker, and raises here.
