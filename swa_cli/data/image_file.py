@@ -15,7 +15,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +71,6 @@ _STILL_FORMATS = ("JPEG", "MPO")  # formats whose further frames are previews of
 _filters_lock = threading.Lock()  # warning filters are global
 Progress = Callable[[str, int, int], None]  # (what, done, all)
 _CHUNK = 256  # images per task: few enough for smooth progress, many enough to keep threads busy
-_MAX_HEADERS = 2_000  # that are read for the plan, some tenths of a second
 _MAX_NAMED = 5  # broken files that a message lists
 
 
@@ -307,13 +306,13 @@ def decode_rows(
         )
 
 
-def unreadable(paths: Sequence[str], *, what: str, progress: Progress | None) -> dict[int, str]:
-    """Return the places of the files that cannot be decoded, with the reasons; JPEG files are decoded at 1/8.
+def unreadable(check: Callable[[int], None], number: int, *, what: str, progress: Progress | None) -> dict[int, str]:
+    """Return the places from 0 to `number` at which `check` raises OSError, with the messages, which name the files.
 
     Raises:
-        UserError: A file has too many pixels, or its pixels have an unknown range.
+        UserError: `check` raises one.
     """
-    return _failures(lambda place: read_rgb(paths[place], divisor=8), len(paths), what=what, progress=progress)
+    return _failures(check, number, what=what, progress=progress)
 
 
 def _failures(work: Callable[[int], object], number: int, *, what: str, progress: Progress | None) -> dict[int, str]:
@@ -350,55 +349,6 @@ def require_size(image: Tensor, shape: tuple[int, int], *, path: str, first: str
             hint="show all in one size: dataset.image_size=224, which networks for photos expect, or"
             f" dataset.image_size={min(shape)} for small ones",
         )
-
-
-def first_size(path: str) -> tuple[int, int]:
-    """Return (H, W) of an upright image.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        return read_header(path).size
-    except OSError as error:
-        raise UserError(f"1 image file cannot be read:\n  {error}", hint="repair or remove it") from error
-
-
-def describe_files(paths: Sequence[str]) -> list[str]:
-    """Describe image files for the plan: their sizes, and how many are converted to 8-bit RGB.
-
-    Of many files an evenly spaced sample is read, and the text says how many.
-
-    Raises:
-        UserError: A file has too many pixels. Broken files are skipped: they raise when they are decoded.
-    """
-    number = min(len(paths), _MAX_HEADERS)
-    found = [each for each in (_header_or_none(paths[index * len(paths) // number]) for index in range(number)) if each]
-    if not found:
-        return []
-    of = "" if number == len(paths) else f", of {number:,} looked at"
-    sizes = sorted((each.size for each in found), key=lambda size: (size[0] * size[1], size))
-    least, most = (f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
-    facts = [f"image files of {least}{f' to {most}' if most != least else ''} pixels{of}"]
-    for what, holds in _CONVERTED.items():
-        if count := sum(map(holds, found)):
-            facts.append(f"{count:,} {what}{of}")
-    return facts
-
-
-_CONVERTED: dict[str, Callable[[Header], bool]] = {
-    "of 16 bits (65,535 becomes 255)": lambda each: each.is_16_bit,
-    "with transparency (put on white)": lambda each: each.is_transparent,
-    "of several frames (the first is read)": lambda each: each.has_frames,
-    "turned upright by EXIF": lambda each: each.orientation != 1,
-}
-
-
-def _header_or_none(path: str) -> Header | None:
-    try:
-        return read_header(path)
-    except OSError:
-        return None
 
 
 def num_cores() -> int:

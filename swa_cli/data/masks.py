@@ -23,15 +23,15 @@ from torch import Tensor
 from swa_cli.data.image_file import (
     USUAL_SUFFIXES,
     EncodedPhoto,
-    describe_files,
-    first_size,
     make_upright,
     open_image,
     orientation_of,
     read_header,
+    read_rgb,
     require_size,
 )
 from swa_cli.data.listing import LeftOut, images_below, left_out_of, split_folders, splits_under, subfolders
+from swa_cli.data.photos import PhotoFiles, describe, first_size
 from swa_cli.data.splits import Found
 from swa_cli.data.transforms import IGNORED, EvaluationView, View
 from swa_cli.errors import UserError
@@ -44,27 +44,37 @@ _MASK_MODES = ("1", "L", "P", "I", "I;16")  # PIL's modes with one whole number 
 class MaskDataset:
     """The image and the mask of each pair of paths."""
 
-    images: tuple[str, ...]
-    masks: tuple[str, ...]
+    images: Sequence[str]
+    masks: Sequence[str]
     class_of: tuple[int, ...]  # the class of each value in the files
     shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
     labels: None = None  # unknown without decoding
+    checksum: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
-    def files(self) -> tuple[str, ...]:
+    def files(self) -> Sequence[str]:
         """All files that are read."""
-        return self.images + self.masks
+        return (*self.images, *self.masks)
+
+    def photo(self, row: int) -> EncodedPhoto:
+        """Return an image; see `stream.FileDataset`."""
+        return EncodedPhoto(self.images[row])
 
     def read(self, row: int, view: View) -> tuple[Tensor, Tensor]:
         """Read the views (3, h, w) of an image and (h, w) of its mask; see `stream.FileDataset`."""
-        photo = EncodedPhoto(self.images[row])
+        photo = self.photo(row)
         mask = self.mask(row, size=photo.size)
         image = view.image(photo)
         require_size(image, view.size or self.shape, path=self.images[row], first=self.images[0])
         return image, view.mask(mask)
+
+    def check(self, row: int) -> None:
+        """Decode an image, a JPEG file at 1/8 of its size, and its mask; see `stream.FileDataset`."""
+        read_rgb(self.images[row], divisor=8)
+        self.mask(row, size=read_header(self.images[row]).size)
 
     def mask(self, row: int, *, size: tuple[int, int] | None = None) -> Tensor:
         """Read (H, W) uint8; `size` is that of the upright image, which the mask must have too."""
@@ -116,12 +126,12 @@ def find(root: Path, *, class_names: tuple[str, ...], view: EvaluationView, need
     if not folders or (needs_training and "train" not in folders):
         raise _no_pairs(root / "train")
     pairs = {split: _pairs(folder) for split, folder in folders.items()}
-    paths = [path for part in pairs.values() for path in part.images]
-    shape = view.size or first_size(paths[0])
+    photos = [PhotoFiles(part.images) for part in pairs.values()]
+    shape = view.size or first_size(photos[0])
     classes = tuple(range(len(class_names)))
     datasets = {split: MaskDataset(part.images, part.masks, classes, shape) for split, part in pairs.items()}
     _require_classes(next(iter(datasets.values())))
-    contents = (*describe_files(paths), *sum((part.left_out for part in pairs.values()), beside).describe())
+    contents = (*describe(photos), *sum((part.left_out for part in pairs.values()), beside).describe())
     return Found(splits=datasets, class_names=class_names, contents=contents)
 
 

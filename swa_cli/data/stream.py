@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from swa_cli.data import pytree, transforms
-from swa_cli.data.image_file import to_8_bit, to_rgb
+from swa_cli.data.image_file import EncodedPhoto, to_8_bit, to_rgb
 from swa_cli.data.randomness import generator, preserve_global_rng, seed_globals
 from swa_cli.data.transforms import IGNORED, DrawnView, EvaluationView, Pixels, TrainingView, View, draw_views
 from swa_cli.errors import UserError
@@ -67,8 +67,12 @@ class FileDataset(Protocol):
         """Classes (N,); None: a sample has a mask."""
 
     @property
-    def files(self) -> tuple[str, ...]:
-        """All files that are read, the images first."""
+    def files(self) -> Sequence[str]:
+        """All files that are read, the images first: with their sizes they are the fingerprint of the data."""
+
+    @property
+    def checksum(self) -> str:
+        """What identifies the data besides `files` and `labels`; empty if nothing else does."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -76,6 +80,20 @@ class FileDataset(Protocol):
 
     def __len__(self) -> int:
         """Return N."""
+
+    def photo(self, row: int) -> EncodedPhoto:
+        """Return the encoded image of a row.
+
+        Raises:
+            OSError: The file that holds it cannot be read; the message names it.
+        """
+
+    def check(self, row: int) -> None:
+        """Decode what `read` decodes, at a part of its size where that is faster.
+
+        Raises:
+            OSError, UserError: As `read` does.
+        """
 
     def read(self, row: int, view: View) -> tuple[Tensor, ...]:
         """Read the view (3, h, w) of an image and, if there are no classes, of its mask (h, w), all uint8.

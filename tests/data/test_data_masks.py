@@ -430,3 +430,21 @@ def test_only_missing_sets_are_downloaded(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="could not be downloaded"):
         load("voc", root=tmp_path / "elsewhere")
     assert len(started) == 1
+
+
+def test_broken_masks_are_left_out_on_request(tmp_path: Path) -> None:
+    """A mask cut short and an image cut short are named and left out; a mask of another size is still an error."""
+    write(tmp_path, count=6)
+    for path in (tmp_path / "masks" / "001.png", tmp_path / "images" / "003.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    args = {"classes": NUM_CLASSES}
+    source = load("mask_folder", root=tmp_path, val=0, workers=0, args=args, skip_broken=True)
+    assert source.num_broken == 2
+    assert source.train.labels is not None
+    assert np.array_equal(source.train.labels.numpy(), np.stack([values(number) for number in (0, 2, 4, 5)]))
+    (note,) = source.notes
+    assert "masks/001.png" in note
+    assert "images/003.png" in note
+    Image.fromarray(values(5, width=3)).save(tmp_path / "masks" / "005.png")
+    with pytest.raises(UserError, match=r"masks/005\.png: is 3x4"):
+        load("mask_folder", root=tmp_path, val=0, workers=0, args=args, skip_broken=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
-from swa_cli.data import image_file
+from swa_cli.data import image_file, splits
 from swa_cli.data.augment import Augment, draw, erase
 from swa_cli.data.batches import Batches, epoch_batches, plain_batches
 from swa_cli.data.image_file import EncodedPhoto
@@ -177,6 +177,19 @@ def test_random_views_are_not_held(pets: Path) -> None:
     assert found.val is not None
     assert found.val.images is not None
     assert any("each epoch" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("available", "is_held"), [(4 * 8 * 3 * 32 * 32, True), (4 * 8 * 3 * 32 * 32 - 1, False)])
+def test_auto_counts_only_what_it_would_hold(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, available: int, is_held: bool
+) -> None:
+    """Memory just large enough for the 8 validation images, and one byte short; training views are random."""
+    monkeypatch.setattr(splits, "available_memory", lambda: available)
+    found = source(pets, views=RANDOM, cache="auto")
+    assert found.train.images is None
+    assert found.val is not None
+    assert (found.val.images is not None) == is_held
+    assert any("each epoch" in note for note in found.notes) == is_held
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 3])
