@@ -19,7 +19,7 @@ from swa_cli.analysis.passes import Ensemble
 from swa_cli.averaging.bn_layers import is_refreshable
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import loading, reader
-from swa_cli.checkpoint.reader import WeightSet
+from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import evaluate as comparison
 from swa_cli.engine.context import Context
@@ -56,14 +56,7 @@ def evaluate_checkpoint(
     """
     folder = RunFolder(path) if path.is_dir() else None
     found = reader.read(path) if folder is None else open.resume_point(folder)
-    snapshots = None
-    if with_ensemble:
-        if folder is None:
-            raise UserError(
-                f"{found.path}: is a file, and an ensemble needs the snapshots of a run",
-                hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
-            )
-        snapshots = passes.read_ensemble(folder, found, terminal)
+    snapshots = _read_ensemble(folder, found, terminal) if with_ensemble else None
     limit = open.pass_of(found, samples, recipe=recipe)
     context, model = open.open_checkpoint(
         found,
@@ -100,7 +93,7 @@ def evaluate_checkpoint(
             scored[name] = _score_draws(item, model, name, context, on, num_draws)
             continue
         if name not in held:
-            passes.refresh(model, context=context, name=name)
+            context.refresh_batchnorm(model, name=name)
         scored[name] = _score(model, name, context, on)
         if name in candidates and len(candidates) > 1 and context.source.val is not None:
             val = scored[name] if on == "val" else _score(model, name, context, "val")
@@ -130,6 +123,15 @@ def evaluate_checkpoint(
         "tta": tta,
     }
     return {**result, "ensemble": curve} if curve else result
+
+
+def _read_ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Terminal) -> Ensemble:
+    if folder is None:
+        raise UserError(
+            f"{found.path}: is a file, and an ensemble needs the snapshots of a run",
+            hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
+        )
+    return passes.read_ensemble(folder, found, terminal)
 
 
 def _with_reference(every: Mapping[str, WeightSet], *, wanted: str, with_ensemble: bool) -> dict[str, WeightSet]:

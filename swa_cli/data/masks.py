@@ -68,8 +68,7 @@ class MaskDataset:
         photo = self.photo(row)
         mask = self.mask(row, size=photo.size)
         image = view.image(photo)
-        if isinstance(view, EvaluationView):
-            require_size(image, self.shape, path=self.images[row], first=self.images[0])
+        require_size(image, view.size or self.shape, path=self.images[row], first=self.images[0])
         return image, view.mask(mask)
 
     def check(self, row: int) -> None:

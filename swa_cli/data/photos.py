@@ -87,8 +87,9 @@ class PhotoDataset:
         """Read the view (3, h, w) of a photo; see `stream.FileDataset`."""
         name, content = self.photos.encoded(row)
         image = view.image(EncodedPhoto(name, content))
-        if isinstance(view, EvaluationView) and tuple(image.shape[1:]) != self.shape:
-            require_size(image, self.shape, path=name, first=self.photos.encoded(0)[0])
+        size = view.size or self.shape
+        if tuple(image.shape[1:]) != size:
+            require_size(image, size, path=name, first=self.photos.encoded(0)[0])
         return (image,)
 
     def check(self, row: int) -> None:

@@ -24,6 +24,7 @@ from swa_cli.data.image_file import num_cores
 from swa_cli.data.randomness import seed_globals
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.errors import UserError
+from swa_cli.units import count_text
 
 MIN_SPEEDUP = 1.2  # bf16 keeps 8 bits of 24: a gain within the noise of a measurement is not worth it
 BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "BF16"}
@@ -64,9 +65,8 @@ class Hardware:
 
     def describe(self) -> str:
         """Return one line of the plan: `cpu, 2 threads, fp32 (the processor has no native bf16)`."""
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         deterministic = ", deterministic" if self.deterministic else ""
-        return f"{self.device}, {threads}, {self.precision} ({self.reason}){deterministic}"
+        return f"{self.device}, {count_text(self.threads, 'thread')}, {self.precision} ({self.reason}){deterministic}"
 
 
 def choose(

@@ -56,7 +56,7 @@ def admit(loaded: Loaded, *, source: str, folder: Path, allow_code: bool) -> Non
 
 def named_code(recipe: Recipe) -> dict[KeyPath, str]:
     """Return every text of a recipe that names code to import, by its path."""
-    texts = _texts(recipe.model_dump(mode="json", exclude_none=True), ())
+    texts = _texts(recipe.values(), ())
     return {path: text for path, text in texts if _is_code(".".join(map(str, path)), text)}
 
 

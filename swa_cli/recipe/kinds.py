@@ -16,7 +16,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from swa_cli.errors import Problem
-from swa_cli.recipe.values import Count, Duration, DurationField, Flag, Key, Number, Whole, count_text, owners_of_keys
+from swa_cli.recipe.values import Count, Duration, DurationField, Flag, Key, Number, Whole, owners_of_keys
+from swa_cli.units import count_text
 
 Settings = Mapping[str, Any]  # the own keys of an average; those that the recipe leaves out have their defaults
 Exact = Callable[[Duration], Fraction]  # the steps of a length, before rounding

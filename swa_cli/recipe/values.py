@@ -27,6 +27,7 @@ from pydantic_core import PydanticCustomError
 from swa_cli.errors import Problem
 from swa_cli.recipe import scalars
 from swa_cli.recipe.scalars import shown
+from swa_cli.units import count_text
 
 # Few digits, so that every length is written out exactly.
 PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>%|ep|step|cycle)", re.ASCII)
@@ -114,11 +115,6 @@ def length_text(steps: int, steps_per_epoch: int) -> str:
         return count_text(steps, "step")
     epochs = in_epochs(steps, steps_per_epoch=steps_per_epoch)
     return f"{epochs} epoch" if epochs == "1" else f"{epochs} epochs"
-
-
-def count_text(number: int, noun: str) -> str:
-    """Write a count as `1 weight` or `1,200 weights`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 STRICT = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
