@@ -109,6 +109,7 @@ def load(
     mean: Constants = "auto",
     std: Constants = "auto",
     skip_broken: bool = False,
+    keep_in: Path | None = None,
     progress: Progress | None = None,
 ) -> Source:
     """Read a dataset, check its labels, split off validation samples, and hold it in memory where asked and possible.
@@ -130,7 +131,8 @@ def load(
         mean: Per channel, of pixels scaled to [0, 1]; "auto": that of the dataset, or measured.
         std: Likewise.
         skip_broken: Whether to leave out image files that cannot be read, after a look at each of them.
-        progress: Called while images are read.
+        keep_in: The folder where an index of many files is kept for the next time; None keeps nothing.
+        progress: Called while files are listed and images are read.
 
     Raises:
         UserError: The name is unknown, files are missing or damaged, the layout is wrong, `val` leaves nothing to
@@ -138,7 +140,8 @@ def load(
     """
     assert cache in ("auto", "ram", "none")
     views = _of_dataset(views, datasets.find(name))
-    request: dict[str, Any] = {"root": Path(root), "download": download, "classes": classes, "progress": progress}
+    request: dict[str, Any] = {"root": Path(root), "download": download, "classes": classes}
+    request |= {"keep_in": keep_in, "progress": progress}
     found = _read(name, given=args or {}, view=views.evaluation, **request)
     notes = [*found.notes]
     splits = {split: _split(found, split, views) for split in found.splits}

@@ -61,7 +61,7 @@ class FileDataset(Protocol):
         """Classes (N,); None: a sample has a mask."""
 
     @property
-    def files(self) -> tuple[str, ...]:
+    def files(self) -> Sequence[str]:
         """All files that are read, the images first."""
 
     @property

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -395,6 +396,7 @@ def build_context(
             mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
             std=constants(dataset.std, imagenet=IMAGENET_STD),
             skip_broken=dataset.skip_broken,
+            keep_in=Path(recipe.output.root) / ".index",
             progress=progress,
         )
     _require_labels(task, source, recipe)

@@ -102,6 +102,7 @@ def stripes_of(*, width: int) -> torch.Tensor:
         download=False,
         classes=None,
         view=EvaluationView(),
+        keep_in=None,
         progress=None,
     )
     images, _ = stripes(request).splits["train"]  # type: ignore[misc]
