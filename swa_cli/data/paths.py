@@ -52,9 +52,15 @@ class Paths(Sequence[str]):
     @overload
     def __getitem__(self, place: slice) -> Paths: ...
     def __getitem__(self, place: int | slice) -> str | Paths:
-        if isinstance(place, slice):
-            return Paths(map(self._at, range(len(self))[place]))
-        return self._at(range(len(self))[place])
+        if not isinstance(place, slice):
+            index = range(len(self))[place]
+            return self._decoded(self._start(index), int(self._ends[index]))
+        places = range(len(self))[place]
+        if places.step != 1:
+            return Paths(map(self.__getitem__, places))
+        part = Paths()
+        part._set(self._prefix, self._names[self._start(places.start) : self._start(places.stop)])
+        return part
 
     def __iter__(self) -> Iterator[str]:
         start = 0
@@ -71,8 +77,9 @@ class Paths(Sequence[str]):
     def __repr__(self) -> str:
         return f"Paths({[*self[:3]]}{f' and {len(self) - 3:,} more' if len(self) > 3 else ''})"
 
-    def _at(self, index: int) -> str:
-        return self._decoded(int(self._ends[index - 1]) + 1 if index else 0, int(self._ends[index]))
+    def _start(self, index: int) -> int:
+        """Return where a name begins."""
+        return int(self._ends[index - 1]) + 1 if index else 0
 
     def _decoded(self, start: int, end: int) -> str:
         return (self._prefix + self._names[start:end]).decode(errors="surrogatepass")

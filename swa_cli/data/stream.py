@@ -115,11 +115,10 @@ def stream(
     """
     if view is not None and view != EvaluationView():
         transforms.import_operators()
-    positions = torch.arange(len(rows))
     loader = DataLoader(
         _BatchReader(dataset, target, seed, key, origin, view),
         batch_size=None,  # the sampler already gives whole batches
-        sampler=[(positions[span].tolist(), rows[span].tolist()) for span in spans],
+        sampler=((_numbers(span), rows[span].tolist()) for span in spans),  # made as they are needed
         num_workers=workers,
         collate_fn=_identity,
         worker_init_fn=_start_worker,
@@ -383,6 +382,10 @@ def _start_worker(_: int) -> None:
             sys.__excepthook__(kind, error, traceback)
 
     sys.excepthook = report
+
+
+def _numbers(span: Positions) -> list[int]:
+    return [*range(span.start, span.stop)] if isinstance(span, slice) else span.tolist()
 
 
 def _identity(batch: Any) -> Any:

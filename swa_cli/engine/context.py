@@ -135,8 +135,13 @@ class Context:
             "std": list(source.std),
             "classes": list(source.class_names),
             "outputs": source.num_classes or None,
-            "data": {split: asdict(found) for split, found in source.data.items()},
+            "data": {split: asdict(found) for split, found in self.fingerprints().items()},
         }
+
+    def fingerprints(self) -> dict[str, sources.Fingerprint]:
+        """Return the fingerprint of each split as it is when this is first called, which looks at each file."""
+        with self.events.loading() as progress:
+            return self.source.data(progress)
 
     def scoring_split(self) -> str:
         """Return the split of the final scores: test, else val.
@@ -404,7 +409,9 @@ def build_context(
         events.warning(sentence)
     if recorded is not None:
         source = _as_recorded(source, recorded)
-        for sentence in changes(recorded.get("data", {}), source.data, name=dataset.name):
+        with events.loading() as progress:
+            sentences = changes(recorded.get("data", {}), source.data(progress), name=dataset.name)
+        for sentence in sentences:
             events.warning(sentence)
     return Context(recipe, task, hardware, source, events, world)
 
