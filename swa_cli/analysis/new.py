@@ -9,6 +9,7 @@ from pathlib import Path
 from swa_cli.data import folders
 from swa_cli.data.image_file import read_header, unreadable
 from swa_cli.data.transforms import EvaluationView
+from swa_cli.engine.events import Events
 from swa_cli.errors import UserError
 from swa_cli.recipe.templates import template
 from swa_cli.recipe.values import MAX_NAME
@@ -31,15 +32,8 @@ def photos_recipe(root: Path, *, terminal: Terminal) -> str:
     found = folders.find(root, view=EvaluationView((1, 1)))
     files = {split: part.files for split, part in found.splits.items() if isinstance(part, folders.FolderDataset)}
     paths = [path for each in files.values() for path in each]
-    with terminal.progress("looking at images", len(paths)) as bar:
-        done = 0
-
-        def advance(what: str, number: int, total: int) -> None:
-            nonlocal done
-            bar.advance(number - done)
-            done = number
-
-        broken = unreadable(paths, what="looking at images", progress=advance)
+    with Events([terminal]).loading() as progress:
+        broken = unreadable(paths, what="looking at images", progress=progress)
     readable = [path for place, path in enumerate(paths) if place not in broken]
     if not readable:
         raise UserError(f"{root}: no image can be read: {broken[0]}", hint="repair the files")
