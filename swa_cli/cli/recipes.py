@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import LOOKING_CODES, Json, NewFile, answer, deliver
+from swa_cli.cli.shared import LOOKING_CODES, Json, NewFile, answer, deliver, importing
 
 PHOTOS = "photos"
 NEW_EPILOG = f"""\b
@@ -39,7 +39,8 @@ def new(
     if (task == PHOTOS) != (data is not None):
         raise typer.BadParameter("--task photos and --data DIR go together: swa new --task photos --data DIR")
     if data is not None:
-        from swa_cli.analysis.new import photos_recipe
+        with importing():
+            from swa_cli.analysis.new import photos_recipe
         from swa_cli.report.terminal import Terminal
 
         deliver(photos_recipe(data, terminal=Terminal()), out)
