@@ -210,8 +210,7 @@ def average_checkpoints(
         "passes": trials.num_passes,
         "split": "val" if trials.rows else None,
         "plot": None if picture is None else str(picture),
-        "device": str(gathered.context.hardware.device),
-        "precision": gathered.context.hardware.precision,
+        **gathered.context.hardware.facts,
     }
 
 

@@ -83,8 +83,7 @@ def update_checkpoint(
             for name, update in updates.items()
         },
         "seconds": round(time.monotonic() - started, 3),
-        "device": str(context.hardware.device),
-        "precision": context.hardware.precision,
+        **context.hardware.facts,
     }
 
 

@@ -18,6 +18,7 @@ import torch
 from swa_cli.data import splits
 from swa_cli.data.image_file import num_cores
 from swa_cli.engine.context import load_source
+from swa_cli.engine.events import Events
 from swa_cli.engine.hardware import bf16_features, processor, speed_of_bf16
 from swa_cli.engine.user_code import make_importable
 from swa_cli.recipe.load import Loaded
@@ -116,7 +117,7 @@ def _data(loaded: Loaded, terminal: Terminal) -> dict[str, Any]:
     make_importable(loaded)
     is_there, state = False, ""
     try:
-        with terminal.loading() as progress:
+        with Events([terminal]).loading() as progress:
             source = load_source(recipe, progress=progress)
         assert source.train is not None, "training data are asked for"
         is_there, state = True, f"there, {len(source.train):,} training samples, {source.describe_inputs()}"

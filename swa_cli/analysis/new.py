@@ -11,6 +11,7 @@ from swa_cli.data import folders
 from swa_cli.data.image_file import unreadable
 from swa_cli.data.photos import PhotoDataset, Photos, header_of
 from swa_cli.data.transforms import EvaluationView
+from swa_cli.engine.events import Events
 from swa_cli.errors import UserError
 from swa_cli.recipe.templates import template
 from swa_cli.recipe.values import MAX_NAME
@@ -34,7 +35,7 @@ def photos_recipe(root: Path, *, terminal: Terminal) -> str:
     splits = {split: part for split, part in found.splits.items() if isinstance(part, PhotoDataset)}
     readable: list[tuple[Photos, int]] = []
     broken: list[str] = []
-    with terminal.loading() as progress:
+    with Events([terminal]).loading() as progress:
         for split, part in splits.items():
             errors = unreadable(part.check, len(part), what=f"looking at {split} images", progress=progress)
             broken += errors.values()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.data import folders, hugging_face, masks, shards, tables, user_dataset
+from swa_cli.data.paths import Paths
 from swa_cli.data.splits import Found, Progress, Target, available_memory
 from swa_cli.data.synthetic import CLASSES, NUM_DIGITS, NUM_TEST_DIGITS, draw_scenes, read_digits, read_rotated_digits
 from swa_cli.data.torchvision_sets import IDX_FILES, Files, read_arrays, unpacked_dataset
@@ -36,6 +37,7 @@ class Request:
     skip_broken: bool  # whether files that cannot be read, or are missing, are left out later
     classes: Sequence[str] | None  # of weights that are only evaluated: training samples may be missing then
     view: EvaluationView  # of each image, where nothing is drawn
+    keep_in: Path | None  # the folder where an index of many files is kept for the next time
     progress: Progress | None
 
 
@@ -217,7 +219,7 @@ def _read_photos_with_masks(
     splits = {}
     for split in files.options:
         found = unpacked_dataset(request.name, files, split=split, root=request.root, download=request.download)
-        images, labels = (tuple(map(str, getattr(found, attribute))) for attribute in (image_paths, mask_paths))
+        images, labels = (Paths(map(str, getattr(found, attribute))) for attribute in (image_paths, mask_paths))
         splits[split] = masks.MaskDataset(images, labels, tuple(class_of), size)
     return Found(splits=splits, notes=notes)
 
@@ -272,7 +274,24 @@ def _read_shards(request: Request) -> Found:
 
 def _read_mask_folder(request: Request) -> Found:
     names = request.args["classes"]
-    return masks.find(request.root, class_names=names, view=request.view, needs_training=request.classes is None)
+    return masks.find(
+        request.root,
+        class_names=names,
+        view=request.view,
+        needs_training=request.classes is None,
+        keep_in=request.keep_in,
+        progress=request.progress,
+    )
+
+
+def _read_class_folders(request: Request) -> Found:
+    return folders.find(
+        request.root,
+        view=request.view,
+        classes=request.classes,
+        keep_in=request.keep_in,
+        progress=request.progress,
+    )
 
 
 # --- the table
@@ -396,7 +415,7 @@ _ENTRIES = (
     _photos(
         name="image_folder",
         args={},
-        read=lambda request: folders.find(request.root, view=request.view, classes=request.classes),
+        read=_read_class_folders,
     ),
     _photos(
         name="csv",

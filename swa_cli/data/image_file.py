@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -70,6 +71,7 @@ _UPRIGHT = {
 _STILL_FORMATS = ("JPEG", "MPO")  # formats whose further frames are previews of the first
 _filters_lock = threading.Lock()  # warning filters are global
 Progress = Callable[[str, int, int], None]  # (what, done, all)
+T = TypeVar("T")
 _CHUNK = 256  # images per task: few enough for smooth progress, many enough to keep threads busy
 _MAX_NAMED = 5  # broken files that a message lists
 
@@ -318,9 +320,9 @@ def unreadable(check: Callable[[int], None], number: int, *, what: str, progress
 def _failures(work: Callable[[int], object], number: int, *, what: str, progress: Progress | None) -> dict[int, str]:
     """Call `work` with 0, 1, ... on all cores; return the messages of those that raise OSError, by their place."""
 
-    def work_on(first: int) -> dict[int, str]:
+    def work_on(places: range) -> dict[int, str]:
         failed = {}
-        for place in range(first, min(first + _CHUNK, number)):
+        for place in places:
             try:
                 work(place)
             except OSError as error:
@@ -328,16 +330,39 @@ def _failures(work: Callable[[int], object], number: int, *, what: str, progress
         return failed
 
     failed: dict[int, str] = {}
-    chunks = range(0, number, _CHUNK)
-    pool = ThreadPoolExecutor(num_cores())
+    for found in on_threads(work_on, number, what=what, progress=progress):
+        failed |= found
+    return failed
+
+
+def on_threads(
+    work: Callable[[range], T],
+    number: int,
+    *,
+    what: str,
+    progress: Progress | None,
+    threads: int | None = None,
+    chunk: int = _CHUNK,
+) -> Iterator[T]:
+    """Call `work` with parts of 0, 1, ..., number - 1 on several threads, and yield in order what it returns.
+
+    Args:
+        work: Gets a range of numbers.
+        number: Of all parts together.
+        what: Names the work for `progress`.
+        progress: Called with (what, numbers done, all numbers).
+        threads: By default one per core.
+        chunk: Numbers per part.
+    """
+    parts = [range(first, min(first + chunk, number)) for first in range(0, number, chunk)]
+    pool = ThreadPoolExecutor(num_cores() if threads is None else threads)
     try:
-        for first, found in zip(chunks, pool.map(work_on, chunks), strict=True):
-            failed |= found
+        for part, done in zip(parts, pool.map(work, parts), strict=True):
+            yield done
             if progress:
-                progress(what, min(first + _CHUNK, number), number)
+                progress(what, part.stop, number)
     finally:
         pool.shutdown(cancel_futures=True)  # stop at once on Ctrl-C and on images of another size
-    return failed
 
 
 def require_size(image: Tensor, shape: tuple[int, int], *, path: str, first: str) -> None:

@@ -23,6 +23,7 @@ from torch import Tensor
 from swa_cli.data.image_file import (
     USUAL_SUFFIXES,
     EncodedPhoto,
+    Progress,
     make_upright,
     open_image,
     orientation_of,
@@ -30,7 +31,17 @@ from swa_cli.data.image_file import (
     read_rgb,
     require_size,
 )
-from swa_cli.data.listing import LeftOut, images_below, left_out_of, split_folders, splits_under, subfolders
+from swa_cli.data.listing import (
+    FolderIndex,
+    LeftOut,
+    Listing,
+    images_below,
+    left_out_of,
+    split_folders,
+    splits_under,
+    subfolders,
+)
+from swa_cli.data.paths import Paths
 from swa_cli.data.photos import PhotoFiles, describe, first_size
 from swa_cli.data.splits import Found
 from swa_cli.data.transforms import IGNORED, EvaluationView, View
@@ -44,8 +55,8 @@ _MASK_MODES = ("1", "L", "P", "I", "I;16")  # PIL's modes with one whole number 
 class MaskDataset:
     """The image and the mask of each pair of paths."""
 
-    images: Sequence[str]
-    masks: Sequence[str]
+    images: Paths
+    masks: Paths
     class_of: tuple[int, ...]  # the class of each value in the files
     shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
     labels: None = None  # unknown without decoding
@@ -55,9 +66,9 @@ class MaskDataset:
         return len(self.images)
 
     @property
-    def files(self) -> Sequence[str]:
+    def files(self) -> Paths:
         """All files that are read."""
-        return (*self.images, *self.masks)
+        return Paths.joined([self.images, self.masks])
 
     def photo(self, row: int) -> EncodedPhoto:
         """Return an image; see `stream.FileDataset`."""
@@ -107,7 +118,15 @@ class MaskDataset:
         return torch.from_numpy(classes[values.astype(np.uint8)])
 
 
-def find(root: Path, *, class_names: tuple[str, ...], view: EvaluationView, needs_training: bool = True) -> Found:
+def find(
+    root: Path,
+    *,
+    class_names: tuple[str, ...],
+    view: EvaluationView,
+    needs_training: bool = True,
+    keep_in: Path | None = None,
+    progress: Progress | None = None,
+) -> Found:
     """Find the splits under a folder: root/train with optional root/val and root/test, or root itself.
 
     Each has `images/` and `masks/`, whose files have the same names except for the suffix.
@@ -117,6 +136,8 @@ def find(root: Path, *, class_names: tuple[str, ...], view: EvaluationView, need
         class_names: Mask values are below their number, or 255.
         view: Of each image and mask, where nothing is drawn.
         needs_training: Whether to refuse a root without a training split.
+        keep_in: Where the index of a large folder is kept, see `listing.FolderIndex`.
+        progress: Called while the folders are listed.
 
     Raises:
         UserError: The layout is wrong, an image has no mask or a mask no image, or the first masks have unknown
@@ -125,29 +146,34 @@ def find(root: Path, *, class_names: tuple[str, ...], view: EvaluationView, need
     folders, beside = splits_under(root)
     if not folders or (needs_training and "train" not in folders):
         raise _no_pairs(root / "train")
-    pairs = {split: _pairs(folder) for split, folder in folders.items()}
+    index = FolderIndex(root, keep_in=keep_in)
+    pairs = {split: _pairs(folder, split=split, index=index, progress=progress) for split, folder in folders.items()}
     photos = [PhotoFiles(part.images) for part in pairs.values()]
     shape = view.size or first_size(photos[0])
     classes = tuple(range(len(class_names)))
     datasets = {split: MaskDataset(part.images, part.masks, classes, shape) for split, part in pairs.items()}
     _require_classes(next(iter(datasets.values())))
     contents = (*describe(photos), *sum((part.left_out for part in pairs.values()), beside).describe())
-    return Found(splits=datasets, class_names=class_names, contents=contents)
+    return Found(splits=datasets, class_names=class_names, contents=contents, notes=tuple(index.save()))
 
 
 @dataclass(frozen=True)
 class _Pairs:
     """Images and their masks, sorted by name."""
 
-    images: tuple[str, ...]
-    masks: tuple[str, ...]
+    images: Paths
+    masks: Paths
     left_out: LeftOut
 
 
-def _pairs(folder: Path) -> _Pairs:
+def _pairs(folder: Path, *, split: str, index: FolderIndex, progress: Progress | None) -> _Pairs:
     if not ((folder / "images").is_dir() and (folder / "masks").is_dir()):
         raise _no_pairs(folder)
-    listings = [images_below([folder / kind]) for kind in ("images", "masks")]
+    listings = list[Listing]()
+    for kind in ("images", "masks"):
+        listings.append(images_below([folder / kind], index=index))
+        if progress:
+            progress(f"listing {split} images and masks", len(listings), 2)
     images, masks = (
         _by_name(listing.images, folder=folder / kind)
         for listing, kind in zip(listings, ("images", "masks"), strict=True)
@@ -167,7 +193,7 @@ def _pairs(folder: Path) -> _Pairs:
         more = f", and {len(missing) - 1:,} more like it" if len(missing) > 1 else ""
         raise UserError(f"{min(missing)}{more}", hint="add the missing files, or remove these")
     left_out = sum((listing.left_out for listing in listings), left_out_of(folder, used=("images", "masks")))
-    return _Pairs(tuple(images.values()), tuple(masks[name] for name in images), left_out)
+    return _Pairs(Paths(images.values()), Paths(masks[name] for name in images), left_out)
 
 
 def _by_name(paths: Sequence[str], *, folder: Path) -> dict[str, str]:

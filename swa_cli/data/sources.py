@@ -4,7 +4,7 @@
 for all of them. A run records the fingerprint of its data, so that changed data are noticed when it is resumed or
 evaluated: names under the root and sizes of files, not their modification times (a copy of a dataset is the same data);
 labels and pixels of data in memory; labels of a dataset that is streamed, if they are known. An edited file of the
-same size is not noticed.
+same size is not noticed. Sizes are asked for anew each time: nothing else tells of a file that was written in place.
 Shapes: N samples, C channels, H W pixels.
 """
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from swa_cli.data import datasets, pytree
 from swa_cli.data.datasets import Request, complete_args
+from swa_cli.data.image_file import on_threads
 from swa_cli.data.splits import (
     Arrays,
     FileDataset,
@@ -49,6 +50,8 @@ from swa_cli.errors import UserError
 
 NAMED = 5  # files that a note lists
 AS_THEY_ARE = Views(TrainingView(EvaluationView()), EvaluationView())
+_STAT_THREADS = 16  # they wait for the file system, not for a core
+_STATS = 4096  # files per task
 Constants = Literal["auto"] | tuple[float, ...]  # per channel
 
 
@@ -67,7 +70,7 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     example: tuple[Any, Any]  # the first training sample, as a stored batch of one
-    data: Mapping[str, Fingerprint]  # of each split, before validation samples are taken
+    data: Fingerprints  # of each split, before validation samples are taken
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
     contents: tuple[str, ...] = ()  # classes and files found, and what was left out
     warnings: tuple[str, ...] = ()
@@ -109,6 +112,7 @@ def load(
     mean: Constants = "auto",
     std: Constants = "auto",
     skip_broken: bool = False,
+    keep_in: Path | None = None,
     progress: Progress | None = None,
 ) -> Source:
     """Read a dataset, check its labels, split off validation samples, and hold it in memory where asked and possible.
@@ -130,7 +134,8 @@ def load(
         mean: Per channel, of pixels scaled to [0, 1]; "auto": that of the dataset, or measured.
         std: Likewise.
         skip_broken: Whether to leave out image files that cannot be read, after a look at each of them.
-        progress: Called while images are read.
+        keep_in: The folder where an index of many files is kept for the next time; None keeps nothing.
+        progress: Called while files are listed and images are read.
 
     Raises:
         UserError: The name is unknown, files are missing or damaged, the layout is wrong, `val` leaves nothing to
@@ -147,12 +152,13 @@ def load(
         download=download,
         skip_broken=skip_broken,
         classes=classes,
+        keep_in=keep_in,
         progress=progress,
     )
     splits = {split: _split(found, split, views) for split in found.splits}
     splits, broken = without_broken(splits, progress=progress) if skip_broken else (splits, [])
     splits, warnings = _checked(splits, found, name=name, read_all=cache == "ram", reading=reading)
-    data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
+    data = Fingerprints(splits, root=Path(root))
     if "train" in splits and "val" not in splits:
         parts, more = split_off_validation(
             splits["train"], val=val, seed=seed, stratify=stratify, class_names=found.class_names
@@ -327,6 +333,34 @@ class Fingerprint:
     sha256: str
 
 
+class Fingerprints:
+    """The fingerprint of each split; those of files are taken when they are first asked for: a plan does without them.
+
+    Args:
+        splits: By name.
+        root: The folder that names of files are relative to.
+    """
+
+    def __init__(self, splits: Mapping[str, Split], *, root: Path) -> None:
+        self._root = root
+        self._splits: dict[str, Split | None] = dict(splits)
+        self._taken: dict[str, Fingerprint] = {}
+        for name, split in splits.items():
+            if not isinstance(split.dataset, FileDataset):
+                self._take(name, None)  # of samples in memory, which may be let go of
+
+    def __call__(self, progress: Progress | None = None) -> dict[str, Fingerprint]:
+        """Return them by the name of the split; `progress` is called while files are looked at."""
+        return {name: self._take(name, progress) for name in self._splits}
+
+    def _take(self, name: str, progress: Progress | None) -> Fingerprint:
+        split = self._splits[name]
+        if split is not None:
+            self._taken[name] = fingerprint(split, root=self._root, progress=progress)
+            self._splits[name] = None
+        return self._taken[name]
+
+
 def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerprint], *, name: str) -> list[str]:
     """Return a sentence for each split that has changed."""
     sentences = []
@@ -341,10 +375,12 @@ def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerp
     return sentences
 
 
-def fingerprint(split: Split, *, root: Path) -> Fingerprint:
+def fingerprint(split: Split, *, root: Path, progress: Progress | None = None) -> Fingerprint:
     """Return the fingerprint of a split, before validation samples are taken from it."""
     if isinstance(split.dataset, FileDataset):
-        return Fingerprint(len(split), _hash_files(split.dataset, labels=split.labels, root=root))
+        what = f"looking at {split.origin.split} files"
+        files = _hash_files(split.dataset, labels=split.labels, root=root, what=what, progress=progress)
+        return Fingerprint(len(split), files)
     inputs, labels = split.images, split.labels
     if split.dataset is not None:
         inputs = listed_part(split.dataset, 0)
@@ -353,19 +389,30 @@ def fingerprint(split: Split, *, root: Path) -> Fingerprint:
     return Fingerprint(len(split), _hash_tensors([tensor for tensors in known for tensor in tensors.values()]))
 
 
-def _hash_files(dataset: FileDataset, *, labels: Tensor | None, root: Path) -> str:
+def _hash_files(
+    dataset: FileDataset, *, labels: Tensor | None, root: Path, what: str, progress: Progress | None
+) -> str:
     """Hash names and sizes of files, and the labels, which a table may give."""
+    paths = dataset.files
+
+    def describe(part: range) -> bytes:
+        return b"".join(_name_and_size(path, root=root) for path in paths[part.start : part.stop])
+
     digest = hashlib.sha256(dataset.checksum.encode())
-    for path in dataset.files:
-        name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
-        try:
-            size = os.stat(path).st_size
-        except OSError:
-            size = -1  # the error names it when it is read
-        digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
+    for text in on_threads(describe, len(paths), what=what, progress=progress, threads=_STAT_THREADS, chunk=_STATS):
+        digest.update(text)
     if labels is not None:
         digest.update(labels.numpy().data)
     return digest.hexdigest()
+
+
+def _name_and_size(path: str, *, root: Path) -> bytes:
+    name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
+    try:
+        size = os.stat(path).st_size
+    except OSError:
+        size = -1  # the error names it when it is read
+    return f"{name}\0{size}\0".encode(errors="surrogateescape")
 
 
 def _hash_tensors(tensors: Sequence[Tensor]) -> str:

@@ -182,8 +182,9 @@ def validation_rows(split: Split, *, number: int, seed: int, stratify: bool) -> 
         return order[:number].sort().values
     counts = split.labels.bincount()
     shares = _shares(counts, number=number, ties=torch.randperm(len(counts), generator=generator(seed, "val classes")))
-    labels = split.labels[order]
-    return torch.cat([order[labels == label][:share] for label, share in enumerate(shares.tolist())]).sort().values
+    by_class = order[split.labels[order].argsort(stable=True)]
+    place = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # of each in its class
+    return by_class[place < shares.repeat_interleave(counts)].sort().values
 
 
 def _shares(counts: Tensor, *, number: int, ties: Tensor) -> Tensor:
@@ -191,11 +192,12 @@ def _shares(counts: Tensor, *, number: int, ties: Tensor) -> Tensor:
     exact = counts.double() * number / counts.sum()
     shares, most = exact.floor().long(), (counts - 1).clamp(min=0)
     shares = shares.minimum(most)
-    while int(shares.sum()) < number:
+    while (missing := number - int(shares.sum())) > 0:
         if not bool((shares < most).any()):  # every class is down to its last training sample
             most = counts
         remainders = (exact - shares).where(shares < most, -torch.inf)[ties]
-        shares[ties[remainders.argmax()]] += 1
+        largest = ties[remainders.argsort(stable=True, descending=True)]
+        shares[largest[: min(missing, int((shares < most).sum()))]] += 1
     return shares
 
 

@@ -143,19 +143,18 @@ def stream(
     """
     if view is not None and view != EvaluationView():
         transforms.import_operators()
-    positions = torch.arange(len(rows))
-    places = [positions[span] for span in spans]
     slots = None
     if workers and isinstance(dataset, FileDataset):
         size = (view and view.size) or dataset.shape
-        slots = _Slots.allocate(dataset, size, workers=workers, batch_size=max(map(len, places), default=0))
+        batch_size = max((len(_numbers(span)) for span in spans), default=0)
+        slots = _Slots.allocate(dataset, size, workers=workers, batch_size=batch_size)
     with warnings.catch_warnings():
         # The plan warns of more workers than cores, once; torch would at each pass over the data.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
             _BatchReader(dataset, target, seed, key, origin, view, change, slots),
             batch_size=None,  # the sampler already gives whole batches
-            sampler=[(number, where.tolist(), rows[where].tolist()) for number, where in enumerate(places)],
+            sampler=((number, _numbers(span), rows[span].tolist()) for number, span in enumerate(spans)),
             num_workers=workers,
             multiprocessing_context=CONTEXT if workers else None,
             prefetch_factor=READ_AHEAD if workers else None,
@@ -479,6 +478,10 @@ def _start_worker(_: int) -> None:
             sys.__excepthook__(kind, error, traceback)
 
     sys.excepthook = report
+
+
+def _numbers(span: Positions) -> list[int]:
+    return [*range(span.start, span.stop)] if isinstance(span, slice) else span.tolist()
 
 
 def _identity(batch: Any) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -135,13 +136,18 @@ class Context:
             "std": list(source.std),
             "classes": list(source.class_names),
             "outputs": source.num_classes or None,
-            "data": {split: asdict(found) for split, found in source.data.items()},
+            "data": {split: asdict(found) for split, found in self.fingerprints().items()},
         }
 
     @property
     def origin(self) -> dict[str, Any]:
         """What every checkpoint tells of its run: the recipe with its defaults, as primitives, and `input`."""
         return {"recipe": self.recipe.values(), "input": self.input}
+
+    def fingerprints(self) -> dict[str, sources.Fingerprint]:
+        """Return the fingerprint of each split as it is when this is first called, which looks at each file."""
+        with self.events.loading() as progress:
+            return self.source.data(progress)
 
     def scoring_split(self) -> str:
         """Return the split of the final scores: test, else val.
@@ -330,7 +336,7 @@ def shows_views(recipe: Recipe) -> bool:
     return recipe.dataset.image_size is not None or augment.rotate > 0 or augment.policy != "none"
 
 
-def _constants(given: str | Sequence[float], *, imagenet: tuple[float, ...]) -> sources.Constants:
+def constants(given: str | Sequence[float], *, imagenet: tuple[float, ...]) -> sources.Constants:
     """Return the mean or std that `dataset.mean` or `dataset.std` gives."""
     if isinstance(given, str):
         return imagenet if given == "imagenet" else "auto"
@@ -354,9 +360,10 @@ def load_source(
         args=dataset.args,
         classes=classes,
         views=views_of(recipe) if shows_views(recipe) else sources.AS_THEY_ARE,
-        mean=_constants(dataset.mean, imagenet=IMAGENET_MEAN),
-        std=_constants(dataset.std, imagenet=IMAGENET_STD),
+        mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
+        std=constants(dataset.std, imagenet=IMAGENET_STD),
         skip_broken=dataset.skip_broken,
+        keep_in=Path(recipe.output.root) / ".index",
         progress=progress,
     )
 
@@ -420,7 +427,9 @@ def build_context(
         events.warning(sentence)
     if recorded is not None:
         source = _as_recorded(source, recorded)
-        for sentence in changes(recorded.get("data", {}), source.data, name=recipe.dataset.name):
+        with events.loading() as progress:
+            sentences = changes(recorded.get("data", {}), source.data(progress), name=recipe.dataset.name)
+        for sentence in sentences:
             events.warning(sentence)
     return Context(recipe, task, hardware, source, events, world)
 

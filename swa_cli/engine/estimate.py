@@ -138,8 +138,7 @@ def dry_run(run: Run) -> dict[str, Any]:
         **_arithmetic(run.plan),
         "loss": loss,
         "seconds": round(seconds, 3),
-        "device": str(context.hardware.device),
-        "precision": context.hardware.precision,
+        **context.hardware.facts,
     }
 
 
@@ -165,8 +164,7 @@ def estimate(run: Run, *, cluster: Cluster | None = None) -> Estimate:
         "step_seconds": times.step_s,
         "timed_steps": times.num_steps,
         **({} if scaled is None else {"processes": scaled.values}),
-        "device": str(context.hardware.device),
-        "precision": context.hardware.precision,
+        **context.hardware.facts,
         "warnings": list(planned.warnings),
     }
     return Estimate(plan_rows(run), planned, times, seconds, scaled, values)

@@ -46,6 +46,11 @@ class Hardware:
     processes: int = 1  # of the run
     shards: int = 1  # of its parameters
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """Device and precision, as the answers of commands have them."""
+        return {"device": str(self.device), "precision": self.precision}
+
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of mixed precision for a forward pass; a no-op in fp32."""
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
@@ -128,8 +133,7 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
         "threads": hardware.threads,
         "processes": hardware.processes,
         "shards": hardware.shards,
-        "device": str(hardware.device),
-        "precision": hardware.precision,
+        **hardware.facts,
         "processor": processor(),
     }
 

@@ -78,6 +78,7 @@ def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = A
 def start(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]:
     """Train a run from its first step to its end, in a new folder; see `train`."""
     recipe = run.context.recipe
+    run.context.fingerprints()  # of the data as they are now, not at the first save
     with folder.lock() as log:
         with failures.explain(folder):
             state.write_first_files(run, folder, recipe_folder=recipe_folder)

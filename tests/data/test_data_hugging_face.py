@@ -137,7 +137,7 @@ def test_images_that_other_programs_wrote(tmp_path: Path, kind: str) -> None:
     assert "no columns of the type Image" in refused(tmp_path / "set").message
     found = source(tmp_path / "set", image="photo", label="y")
     assert rows_of(found) == ([1, 2], [1, 0])
-    assert found.data["train"].sha256
+    assert found.data()["train"].sha256
 
 
 def test_test_sets_without_labels_are_left_out(tmp_path: Path) -> None:

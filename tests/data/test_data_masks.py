@@ -216,7 +216,8 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
     write(tmp_path, count=6)
     calls: list[tuple[str, int, int]] = []
     load("mask_folder", root=tmp_path, val=2, args={"classes": 3}, progress=lambda *call: calls.append(call))
-    assert calls == [("reading train images", 4, 4), ("reading val images", 2, 2)]
+    listed = [("listing train images and masks", done, 2) for done in (1, 2)]
+    assert calls == [*listed, ("reading train images", 4, 4), ("reading val images", 2, 2)]
 
 
 def mask(root: Path, name: str, numbers: Any, mode: str | None = None) -> None:

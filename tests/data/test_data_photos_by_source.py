@@ -59,7 +59,7 @@ def test_a_copy_is_the_same_data(tmp_path: Path, kind: str) -> None:
     write, name, args = WRITTEN[kind]
     for copy in ("one", "two"):
         write(tmp_path / copy)
-    one, two = (source(name, tmp_path / copy, args=args).data for copy in ("one", "two"))
+    one, two = (source(name, tmp_path / copy, args=args).data() for copy in ("one", "two"))
     assert one == two
     assert all(found.sha256 for found in one.values())
     if name == "csv":
@@ -70,6 +70,6 @@ def test_a_copy_is_the_same_data(tmp_path: Path, kind: str) -> None:
     else:
         args = {**args, "classes": ["dog", "cat"]}
     before = {split: {"samples": found.samples, "sha256": found.sha256} for split, found in one.items()}
-    changed = changes(before, source(name, tmp_path / "two", args=args).data, name=name)
+    changed = changes(before, source(name, tmp_path / "two", args=args).data(), name=name)
     number = {"csv": 1, "hf": 0, "webdataset": 3 * (kind == "json")}[name]  # numbers of classes stay as they were
     assert len(changed) == number
