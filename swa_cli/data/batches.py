@@ -101,6 +101,11 @@ class Batches:
                     batch, targets = (batch[1:], targets[1:]) if self.is_part else (batch, targets)
                 yield batch, targets
 
+    def first(self) -> tuple[Any, Any]:
+        """Return the first batch; loader processes read no others."""
+        (batch,) = replace(self, spans=self.spans[:1], mixes=self.mixes[:1])
+        return batch
+
     def part(self, rank: int, *, size: int) -> Batches:
         """Return the part of each batch for one of `size` processes: contiguous samples, equal to the whole batch's.
 

@@ -115,6 +115,7 @@ def stream(
     """
     if view is not None and view != EvaluationView():
         transforms.import_operators()
+    workers = min(workers, len(spans))
     loader = DataLoader(
         _BatchReader(dataset, target, seed, key, origin, view),
         batch_size=None,  # the sampler already gives whole batches

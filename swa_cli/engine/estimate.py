@@ -188,9 +188,9 @@ def measure(run: Run) -> StepTimes:
     context, split = run.context, run.context.scoring_split()
     num_steps, step_s = _time_sizes(run, context)
     last = context.epochs_by_size(epochs=run.plan.epochs)[-1][0]
-    first = next(iter(context.plain_batches(split)))
+    first = context.plain_batches(split).first()
     size = min(context.recipe.eval.batch_size, len(context.split(split)))
-    refresh_s = _refresh_s(run, next(iter(context.training_batches(last)))) if run.statistics.num_layers else 0.0
+    refresh_s = _refresh_s(run, context.training_batches(last).first()) if run.statistics.num_layers else 0.0
     scored_s = _least(lambda: evaluate.score(run.model, [first], task=context.task, hardware=context.eval_hardware))
     worker_s = 0.0
     if run.plan.worker is not None:
