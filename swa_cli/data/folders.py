@@ -83,6 +83,8 @@ def find(
     parts = {
         split: _list_classes(folder, split=split, index=index, progress=progress) for split, folder in folders.items()
     }
+    notes = index.save()
+    del index  # it takes as much memory as the files
     if "train" in parts:
         class_names = tuple(parts["train"].listings)
         _require_classes(parts["train"], root=root)
@@ -93,7 +95,7 @@ def find(
     files = {split: part.files(class_names) for split, part in parts.items()}
     paths = Paths.joined(split_paths for split_paths, _ in files.values())
     shape = view.size or first_size(paths[0])
-    notes = [note for part in parts.values() for note in part.notes] + index.save()
+    notes += [note for part in parts.values() for note in part.notes]
     return Found(
         splits={split: FolderDataset(paths, labels, shape) for split, (paths, labels) in files.items()},
         class_names=class_names,
