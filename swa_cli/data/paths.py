@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import AnyStr, overload
 
 import numpy as np
 
@@ -21,10 +21,14 @@ class Paths(Sequence[str]):
     """
 
     def __init__(self, paths: Iterable[str] = ()) -> None:
-        given = [path.encode(errors="surrogatepass") for path in paths]  # names that are no text have surrogates
-        self._prefix = _common_start(given) if len(given) > 1 else b""
-        self._names = b"".join(path[len(self._prefix) :] + b"\0" for path in given)  # a null byte ends each name
-        self._ends = np.flatnonzero(np.frombuffer(self._names, dtype=np.uint8) == 0)  # (N,) int64: of the null bytes
+        given = [*paths]
+        prefix = _common_start(given) if len(given) > 1 else ""
+        names = "\0".join(["", *given, ""]).replace(f"\0{prefix}", "\0", len(given))[1:]
+        # Names that are no text have surrogates.
+        self._prefix, self._names = (text.encode(errors="surrogatepass") for text in (prefix, names))
+        self._ends = np.flatnonzero(
+            np.frombuffer(self._names, dtype=np.uint8) == 0
+        )  # (N,) int64: of the null byte of each
         if len(self) != len(given):
             raise ValueError("a path has a null character")
 
@@ -35,7 +39,7 @@ class Paths(Sequence[str]):
         if len(parts) == 1:
             return parts[0]
         whole = cls()
-        whole._prefix = _common_start([part._prefix for part in parts])
+        whole._prefix = _common_start([part._prefix for part in parts] or [b""])
         names, ends, size = list[bytes](), list[np.ndarray](), 0
         for part in parts:
             rest = part._prefix[len(whole._prefix) :]
@@ -89,9 +93,9 @@ class Paths(Sequence[str]):
         return (self._prefix + self._names[start:end]).decode(errors="surrogatepass")
 
 
-def _common_start(texts: Sequence[bytes]) -> bytes:
-    """Return the longest start of all texts; where there are none, nothing."""
-    first, last = min(texts, default=b""), max(texts, default=b"")
+def _common_start(texts: Sequence[AnyStr]) -> AnyStr:
+    """Return the longest start of all texts."""
+    first, last = min(texts), max(texts)
     length = next(
         (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
     )
