@@ -26,6 +26,7 @@ from swa_cli.data.pytree import to_device, to_nchw, to_nhwc
 from swa_cli.data.randomness import generator, numpy_generator, uniforms
 from swa_cli.errors import UserError
 
+_LARGE = 64 << 10  # bytes of an image that is flipped by itself, in the cache (224 x 224: 8 times as fast)
 _TRIALS = 10  # of a rectangle to erase, as in torchvision
 _ERASED, _ERASED_RATIO = (0.02, 0.33), (0.3, 3.3)  # shares of the area; height / width
 
@@ -171,7 +172,7 @@ def crop_and_flip(images: Tensor, *, draws: Draws, fill: int = 0) -> Tensor:
     one contiguous run of the padded images: the rows of all windows are copied by their offsets in one call.
 
     Args:
-        images: (B, C, H, W) of any type, as stored.
+        images: (B, C, H, W) of any type, as stored; they may be changed in place.
         draws: Those of the B images.
         fill: The value of a crop's padding.
     """
@@ -182,10 +183,16 @@ def crop_and_flip(images: Tensor, *, draws: Draws, fill: int = 0) -> Tensor:
     if not (padding or augment.flip):
         return images
     pixels = to_nhwc(images)
-    pixels = _windows(pixels, draws=draws, fill=fill) if padding else pixels.clone()
+    if padding:
+        pixels = _windows(pixels, draws=draws, fill=fill)
     if augment.flip:
-        flipped = to_device(draws.flipped.nonzero().flatten(), images.device)
-        pixels.index_copy_(0, flipped, pixels.index_select(0, flipped).flip(2))
+        flipped = draws.flipped.nonzero().flatten()
+        if images.device.type == "cpu" and pixels[:1].nbytes >= _LARGE:
+            for place in flipped.tolist():
+                pixels[place] = pixels[place].flip(1)
+        else:
+            flipped = to_device(flipped, images.device)
+            pixels.index_copy_(0, flipped, pixels.index_select(0, flipped).flip(2))
     return to_nchw(pixels)
 
 

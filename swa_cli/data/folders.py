@@ -1,7 +1,6 @@
-"""Folders of images with one subfolder per class: found, checked and decoded.
+"""Folders of images with one subfolder per class: found and checked.
 
-`FolderDataset` is a list of files that reads one image at a time. Images are RGB. A layout that must be a mistake is
-refused: a root one level too high, a single class, a split among the classes.
+A layout that must be a mistake is refused: a root one level too high, a single class, a split among the classes.
 Shapes: N images, H W pixels.
 """
 
@@ -15,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swa_cli.data.image_file import USUAL_SUFFIXES, EncodedPhoto, Progress, describe_files, first_size, require_size
+from swa_cli.data.image_file import USUAL_SUFFIXES, Progress
 from swa_cli.data.listing import (
     NAMED,
     FolderIndex,
@@ -29,28 +28,10 @@ from swa_cli.data.listing import (
     subfolders,
 )
 from swa_cli.data.paths import Paths
+from swa_cli.data.photos import PhotoFiles, found
 from swa_cli.data.splits import Found
-from swa_cli.data.transforms import EvaluationView, View
+from swa_cli.data.transforms import EvaluationView
 from swa_cli.errors import UserError
-
-
-@dataclass(frozen=True, eq=False)
-class FolderDataset:
-    """The image and the class of each path."""
-
-    files: Paths
-    labels: Tensor  # (N,) int64
-    shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, row: int, view: View) -> tuple[Tensor]:
-        """Read the view (3, h, w) of an image; see `stream.FileDataset`."""
-        image = view.image(EncodedPhoto(self.files[row]))
-        if isinstance(view, EvaluationView):
-            require_size(image, self.shape, path=self.files[row], first=self.files[0])
-        return (image,)
 
 
 def find(
@@ -93,13 +74,13 @@ def find(
     else:
         raise _no_training(root, folders)
     files = {split: part.files(class_names) for split, part in parts.items()}
-    paths = Paths.joined(split_paths for split_paths, _ in files.values())
-    shape = view.size or first_size(paths[0])
     notes += [note for part in parts.values() for note in part.notes]
-    return Found(
-        splits={split: FolderDataset(paths, labels, shape) for split, (paths, labels) in files.items()},
+    return found(
+        {split: PhotoFiles(paths) for split, (paths, _) in files.items()},
+        {split: labels for split, (_, labels) in files.items()},
         class_names=class_names,
-        contents=(*describe_files(paths), *sum((part.left_out for part in parts.values()), beside).describe()),
+        view=view,
+        left_out=sum((part.left_out for part in parts.values()), beside).describe(),
         notes=(*notes, *(_siblings(root) if folders.get("train") == root else [])),
     )
 
@@ -143,19 +124,19 @@ class _Part:
 
 def _list_classes(folder: Path, *, split: str, index: FolderIndex, progress: Progress | None) -> _Part:
     """List the images in and below the class folders, whose names may be there in several Unicode forms."""
-    found: dict[str, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
     for name in subfolders(folder):
-        found.setdefault(unicodedata.normalize("NFC", name), []).append(folder / name)
+        by_name.setdefault(unicodedata.normalize("NFC", name), []).append(folder / name)
     listings = dict[str, Listing]()
-    for name in sorted(found):
-        listings[name] = images_below(found[name], index=index)
+    for name in sorted(by_name):
+        listings[name] = images_below(by_name[name], index=index)
         if progress:
-            progress(f"listing {split} images", len(listings), len(found))
-    used = [part.name for parts in found.values() for part in parts]
+            progress(f"listing {split} images", len(listings), len(by_name))
+    used = [part.name for parts in by_name.values() for part in parts]
     directly = left_out_of(folder, used=used, where="outside of class folders")
     notes = (
         f"{folder / name} exists {len(parts)} times, in several Unicode forms: all are the class {name}"
-        for name, parts in sorted(found.items())
+        for name, parts in sorted(by_name.items())
         if len(parts) > 1
     )
     return _Part(folder, listings, sum((each.left_out for each in listings.values()), directly), tuple(notes))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,11 @@ from swa_cli.data.image_file import (
     USUAL_SUFFIXES,
     EncodedPhoto,
     Progress,
-    describe_files,
-    first_size,
     make_upright,
     open_image,
     orientation_of,
     read_header,
+    read_rgb,
     require_size,
 )
 from swa_cli.data.listing import (
@@ -43,6 +43,7 @@ from swa_cli.data.listing import (
     subfolders,
 )
 from swa_cli.data.paths import Paths
+from swa_cli.data.photos import PhotoFiles, describe, first_size
 from swa_cli.data.splits import Found
 from swa_cli.data.transforms import IGNORED, EvaluationView, View
 from swa_cli.errors import UserError
@@ -60,23 +61,32 @@ class MaskDataset:
     class_of: tuple[int, ...]  # the class of each value in the files
     shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
     labels: None = None  # unknown without decoding
+    checksum: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
+    @cached_property
     def files(self) -> Paths:
         """All files that are read."""
         return Paths.joined([self.images, self.masks])
 
+    def photo(self, row: int) -> EncodedPhoto:
+        """Return an image; see `stream.FileDataset`."""
+        return EncodedPhoto(self.images[row])
+
     def read(self, row: int, view: View) -> tuple[Tensor, Tensor]:
         """Read the views (3, h, w) of an image and (h, w) of its mask; see `stream.FileDataset`."""
-        photo = EncodedPhoto(self.images[row])
+        photo = self.photo(row)
         mask = self.mask(row, size=photo.size)
         image = view.image(photo)
-        if isinstance(view, EvaluationView):
-            require_size(image, self.shape, path=self.images[row], first=self.images[0])
+        require_size(image, view.size or self.shape, path=self.images[row], first=self.images[0])
         return image, view.mask(mask)
+
+    def check(self, row: int) -> None:
+        """Decode an image, a JPEG file at 1/8 of its size, and its mask; see `stream.FileDataset`."""
+        read_rgb(self.images[row], divisor=8)
+        self.mask(row, size=read_header(self.images[row]).size)
 
     def mask(self, row: int, *, size: tuple[int, int] | None = None) -> Tensor:
         """Read (H, W) uint8; `size` is that of the upright image, which the mask must have too."""
@@ -139,12 +149,12 @@ def find(
         raise _no_pairs(root / "train")
     index = FolderIndex(root, keep_in=keep_in)
     pairs = {split: _pairs(folder, split=split, index=index, progress=progress) for split, folder in folders.items()}
-    paths = Paths.joined(part.images for part in pairs.values())
-    shape = view.size or first_size(paths[0])
+    photos = [PhotoFiles(part.images) for part in pairs.values()]
+    shape = view.size or first_size(photos[0])
     classes = tuple(range(len(class_names)))
     datasets = {split: MaskDataset(part.images, part.masks, classes, shape) for split, part in pairs.items()}
     _require_classes(next(iter(datasets.values())))
-    contents = (*describe_files(paths), *sum((part.left_out for part in pairs.values()), beside).describe())
+    contents = (*describe(photos), *sum((part.left_out for part in pairs.values()), beside).describe())
     return Found(splits=datasets, class_names=class_names, contents=contents, notes=tuple(index.save()))
 
 

@@ -14,7 +14,7 @@ import hashlib
 import math
 import os
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -124,8 +124,8 @@ def load(
             dataset with a validation split of its own.
         stratify: Whether the validation samples keep the class proportions.
         seed: Decides which samples validate.
-        cache: "auto" holds image files in memory if their pixels take at most a quarter of the available memory,
-            "ram" holds everything, "none" streams what comes from files or from user code.
+        cache: "auto" holds image files in memory if what is not streamed anyway takes at most a quarter of the
+            available memory, "ram" holds everything, "none" streams what comes from files or from user code.
         download: Whether missing files may be downloaded.
         workers: Processes that read a streamed dataset.
         args: Those that the entry declares; the keyword arguments of a factory.
@@ -143,61 +143,42 @@ def load(
     """
     assert cache in ("auto", "ram", "none")
     views = _of_dataset(views, datasets.find(name))
-    request: dict[str, Any] = {"root": Path(root), "download": download, "classes": classes}
-    request |= {"keep_in": keep_in, "progress": progress}
-    found = _read(name, given=args or {}, view=views.evaluation, **request)
-    notes = [*found.notes]
-    splits = {split: _split(found, split, views) for split in found.splits}
-    broken: list[str] = []
-    if skip_broken:
-        splits, broken = without_broken(splits, progress=progress)
-        if broken:
-            listed = "; ".join(broken[:NAMED]) + "; ..." * (len(broken) > NAMED)
-            notes.append(f"left out {len(broken):,} image file{'s' * (len(broken) > 1)} that cannot be read: {listed}")
-    streamed = [part.dataset for part in splits.values() if part.dataset is not None]
-    files = [dataset for dataset in streamed if isinstance(dataset, FileDataset)]
-    is_user_code = len(files) < len(streamed)
-    hold = bool(streamed) and cache == "ram"
-    if streamed and cache == "auto" and not is_user_code:
-        hold = fits_memory(sum(map(bytes_in_memory, files)))
-    if cache == "none" and not streamed:
-        notes.append(f"{name} is held in memory whatever dataset.cache says")
-    if hold and is_user_code:
-        notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
     reading = Reading(seed=seed, workers=workers, progress=progress)
-    warnings: list[str] = []
-    if any(part.dataset is not None for part in splits.values()):
-        splits, warnings = with_checked_samples(splits, layout=found.layout, name=name, read_all=hold, reading=reading)
-    for part in splits.values():
-        require_classes(part)
+    found = _read(
+        name,
+        given=args or {},
+        view=views.evaluation,
+        root=Path(root),
+        download=download,
+        skip_broken=skip_broken,
+        classes=classes,
+        keep_in=keep_in,
+        progress=progress,
+    )
+    splits = {split: _split(found, split, views) for split in found.splits}
+    splits, broken = without_broken(splits, progress=progress) if skip_broken else (splits, [])
+    splits, warnings = _checked(splits, found, name=name, read_all=cache == "ram", reading=reading)
     data = Fingerprints(splits, root=Path(root))
-    if "train" in splits and "val" in splits:
-        notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
-    elif "train" in splits:
+    if "train" in splits and "val" not in splits:
         parts, more = split_off_validation(
             splits["train"], val=val, seed=seed, stratify=stratify, class_names=found.class_names
         )
-        splits |= parts
-        warnings += more
-    is_varied = bool(streamed) and (views.varies or views.training.is_random)
-    if hold and is_varied and "train" in splits:
-        notes.append("training images are decoded in each epoch, which shows other views of them")
-    if hold:
-        for split, part in splits.items():
-            if part.dataset is not None and not (split == "train" and is_varied):
-                splits[split] = load_into_memory(part, what=f"reading {split} images", reading=reading)
+        splits, warnings = splits | parts, warnings + more
+    to_hold = _to_hold(splits, cache=cache, views=views)
+    notes = [
+        *found.notes,
+        *_broken_notes(broken),
+        *_notes(found, splits, name=name, cache=cache, to_hold=to_hold),
+    ]
+    for split in to_hold:
+        splits[split] = load_into_memory(splits[split], what=f"reading {split} images", reading=reading)
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
     example = next(read_rows(first, rows=torch.tensor([0]), reading=replace(reading, workers=0)))
-    is_image = pytree.is_image(pytree.first_sample(example[0]))
-    if is_image and example[0].is_floating_point() and found.mean is None:
+    images = example[0] if pytree.is_image(pytree.first_sample(example[0])) else None
+    if images is not None and images.is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalized already")
-    constants = _constants(
-        replace(found, mean=found.mean if mean == "auto" else mean, std=found.std if std == "auto" else std),
-        first,
-        example[0] if is_image else None,
-        name=name,
-        reading=reading,
-    )
+    declared = replace(found, mean=found.mean if mean == "auto" else mean, std=found.std if std == "auto" else std)
+    constants = _constants(declared, first, images, name=name, reading=reading)
     return Source(
         name=name,
         train=splits.get("train"),
@@ -205,8 +186,8 @@ def load(
         test=splits.get("test"),
         num_classes=len(found.class_names),
         class_names=found.class_names,
-        channels=example[0].shape[1] if is_image else None,
-        size=tuple(example[0].shape[2:]) if is_image else (),
+        channels=None if images is None else images.shape[1],
+        size=() if images is None else tuple(images.shape[2:]),
         mean=constants[0],
         std=constants[1],
         example=example,
@@ -216,6 +197,58 @@ def load(
         warnings=tuple(warnings),
         num_broken=len(broken),
     )
+
+
+def _checked(
+    splits: dict[str, Split], found: Found, *, name: str, read_all: bool, reading: Reading
+) -> tuple[dict[str, Split], list[str]]:
+    """Check the labels of all splits, and the samples of user code; return the splits with their labels, and warnings.
+
+    Raises:
+        UserError: A label is not one of the classes, or a sample is not what it must be.
+    """
+    warnings: list[str] = []
+    if any(part.dataset is not None for part in splits.values()):
+        splits, warnings = with_checked_samples(
+            splits, layout=found.layout, name=name, read_all=read_all, reading=reading
+        )
+    for part in splits.values():
+        require_classes(part)
+    return splits, warnings
+
+
+def _to_hold(splits: Mapping[str, Split], *, cache: str, views: Views) -> list[str]:
+    """Return the streamed splits to hold in memory; not training images of which each epoch shows other views."""
+    streamed = {split: part for split, part in splits.items() if part.dataset is not None}
+    parts = {
+        split: part
+        for split, part in streamed.items()
+        if not (split == "train" and (views.varies or views.training.is_random))
+    }
+    are_files = all(isinstance(part.dataset, FileDataset) for part in streamed.values())
+    fits = cache == "auto" and are_files and fits_memory(sum(map(bytes_in_memory, parts.values())))
+    return list(parts) if cache == "ram" or fits else []
+
+
+def _broken_notes(broken: Sequence[str]) -> list[str]:
+    listed = "; ".join(broken[:NAMED]) + "; ..." * (len(broken) > NAMED)
+    note = f"left out {len(broken):,} image file{'s' * (len(broken) > 1)} that cannot be read: {listed}"
+    return [note] if broken else []
+
+
+def _notes(
+    found: Found, splits: Mapping[str, Split], *, name: str, cache: str, to_hold: Sequence[str]
+) -> Iterator[str]:
+    """Yield what a person should know of where samples are held, and of the validation split."""
+    streamed = {split: part.dataset for split, part in splits.items() if part.dataset is not None}
+    if cache == "none" and not streamed:
+        yield f"{name} is held in memory whatever dataset.cache says"
+    if cache == "ram" and not all(isinstance(dataset, FileDataset) for dataset in streamed.values()):
+        yield "held in memory: random transforms of the dataset were applied once, for all epochs"
+    if "train" in found.splits and "val" in found.splits:
+        yield f"{name} has a validation split of its own: dataset.val is not applied"
+    if "train" in streamed and "train" not in to_hold and (cache == "ram" or to_hold):
+        yield "training images are decoded in each epoch, which shows other views of them"
 
 
 def _read(name: str, *, given: Mapping[str, Any], **request: Any) -> Found:
@@ -347,7 +380,8 @@ def fingerprint(split: Split, *, root: Path, progress: Progress | None = None) -
     """Return the fingerprint of a split, before validation samples are taken from it."""
     if isinstance(split.dataset, FileDataset):
         what = f"looking at {split.origin.split} files"
-        return Fingerprint(len(split), _hash_files(split.dataset.files, root=root, what=what, progress=progress))
+        files = _hash_files(split.dataset, labels=split.labels, root=root, what=what, progress=progress)
+        return Fingerprint(len(split), files)
     inputs, labels = split.images, split.labels
     if split.dataset is not None:
         inputs = listed_part(split.dataset, 0)
@@ -356,13 +390,20 @@ def fingerprint(split: Split, *, root: Path, progress: Progress | None = None) -
     return Fingerprint(len(split), _hash_tensors([tensor for tensors in known for tensor in tensors.values()]))
 
 
-def _hash_files(paths: Sequence[str], *, root: Path, what: str, progress: Progress | None) -> str:
+def _hash_files(
+    dataset: FileDataset, *, labels: Tensor | None, root: Path, what: str, progress: Progress | None
+) -> str:
+    """Hash names and sizes of files, and the labels, which a table may give."""
+    paths = dataset.files
+
     def describe(part: range) -> bytes:
         return b"".join(_name_and_size(path, root=root) for path in paths[part.start : part.stop])
 
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(dataset.checksum.encode())
     for text in on_threads(describe, len(paths), what=what, progress=progress, threads=_STAT_THREADS, chunk=_STATS):
         digest.update(text)
+    if labels is not None:
+        digest.update(labels.numpy().data)
     return digest.hexdigest()
 
 

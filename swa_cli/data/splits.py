@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -93,7 +94,7 @@ def take(split: Split, rows: Tensor) -> Split:
 
 
 def without_broken(splits: Mapping[str, Split], *, progress: Progress | None) -> tuple[dict[str, Split], list[str]]:
-    """Leave out the image files that cannot be read; decode each once for it, JPEG files at 1/8 of their size.
+    """Leave out the samples whose files cannot be read; decode each once for it, JPEG files at 1/8 of their size.
 
     Returns:
         The splits, and what is wrong with each file that is left out.
@@ -104,8 +105,8 @@ def without_broken(splits: Mapping[str, Split], *, progress: Progress | None) ->
     found, broken = dict(splits), list[str]()
     for name, split in splits.items():
         if isinstance(split.dataset, FileDataset) and split.indices is not None:
-            paths = [split.dataset.files[row] for row in split.indices.tolist()]
-            errors = unreadable(paths, what=f"looking at {name} images", progress=progress)
+            check = partial(_check, split.dataset, split.indices)
+            errors = unreadable(check, len(split), what=f"looking at {name} images", progress=progress)
             broken += errors.values()
             is_readable = torch.ones(len(split), dtype=torch.bool)
             is_readable[list(errors)] = False
@@ -113,6 +114,10 @@ def without_broken(splits: Mapping[str, Split], *, progress: Progress | None) ->
                 raise UserError(f"no image of the {name} split can be read: {broken[-1]}", hint="repair the files")
             found[name] = take(split, is_readable.nonzero()[:, 0])
     return found, broken
+
+
+def _check(dataset: FileDataset, rows: Tensor, place: int) -> None:
+    dataset.check(int(rows[place]))
 
 
 # --- the validation split
@@ -199,9 +204,10 @@ def _shares(counts: Tensor, *, number: int, ties: Tensor) -> Tensor:
 # --- in memory
 
 
-def bytes_in_memory(dataset: FileDataset) -> int:
-    """Return the bytes of all decoded samples."""
-    return (3 if dataset.labels is not None else 4) * math.prod(dataset.shape) * len(dataset)
+def bytes_in_memory(split: Split) -> int:
+    """Return the bytes of the decoded samples of a split of image files."""
+    assert isinstance(split.dataset, FileDataset)
+    return (3 if split.labels is not None else 4) * math.prod(split.dataset.shape) * len(split)
 
 
 def fits_memory(num_bytes: int) -> bool:

@@ -40,6 +40,7 @@ from swa_cli.recipe.image_sizes import epochs_by_size
 from swa_cli.recipe.plan import image_problems
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
+from swa_cli.units import some_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
@@ -138,6 +139,11 @@ class Context:
             "data": {split: asdict(found) for split, found in self.fingerprints().items()},
         }
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What every checkpoint tells of its run: the recipe with its defaults, as primitives, and `input`."""
+        return {"recipe": self.recipe.values(), "input": self.input}
+
     def fingerprints(self) -> dict[str, sources.Fingerprint]:
         """Return the fingerprint of each split as it is when this is first called, which looks at each file."""
         with self.events.loading() as progress:
@@ -210,16 +216,20 @@ class Context:
             shares[self.world.rank], max(map(len, shares)), self.world.gathered if is_shared else gather_single_process
         )
 
-    def initial_inputs(self) -> Any:
-        """Return some thousand training inputs, such as (N, C, H, W), without augmentation, for initial weights."""
-        few = batches.statistics_batches(
-            self.split("train"),
+    def fixed_batches(self, split: str, *, samples: int | None) -> Batches:
+        """Return the first samples of a fixed shuffle of a split, without augmentation; None for all."""
+        return batches.statistics_batches(
+            self.split(split),
             seed=self.recipe.seed,
             batch_size=self.recipe.eval.batch_size,
             augment=Augment(),
-            samples=INITIAL_INPUTS,
+            samples=samples,
             **self._format(),
         )
+
+    def initial_inputs(self) -> Any:
+        """Return some thousand training inputs, such as (N, C, H, W), without augmentation, for initial weights."""
+        few = self.fixed_batches("train", samples=INITIAL_INPUTS)
         return pytree.concatenate([inputs for inputs, _ in few])
 
     def probe(self) -> tuple[Any, Any]:
@@ -333,6 +343,31 @@ def constants(given: str | Sequence[float], *, imagenet: tuple[float, ...]) -> s
     return tuple(given)
 
 
+def load_source(
+    recipe: Recipe, *, classes: Sequence[str] | None = None, progress: Callable[[str, int, int], None]
+) -> sources.Source:
+    """Read the data of a recipe, see `sources.load`."""
+    dataset = recipe.dataset
+    return sources.load(
+        dataset.name,
+        root=dataset.root,
+        val=dataset.val,
+        stratify=dataset.stratify,
+        seed=recipe.seed,
+        cache=dataset.cache,
+        download=dataset.download,
+        workers=dataset.workers,
+        args=dataset.args,
+        classes=classes,
+        views=views_of(recipe) if shows_views(recipe) else sources.AS_THEY_ARE,
+        mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
+        std=constants(dataset.std, imagenet=IMAGENET_STD),
+        skip_broken=dataset.skip_broken,
+        keep_in=Path(recipe.output.root) / ".index",
+        progress=progress,
+    )
+
+
 @dataclass(frozen=True)
 class _Counted:
     share: Share
@@ -384,33 +419,16 @@ def build_context(
         shard=settings.fsdp,
     )
     hardware_choice.require_precision("eval.precision", recipe.eval.precision, hardware.device, instead="fp32")
-    dataset = recipe.dataset
+    classes = None if needs_training or recorded is None else recorded["classes"]
     with events.loading() as progress, world.local_rank0_first():
-        source = sources.load(
-            dataset.name,
-            root=dataset.root,
-            val=dataset.val,
-            stratify=dataset.stratify,
-            seed=recipe.seed,
-            cache=dataset.cache,
-            download=dataset.download,
-            workers=dataset.workers,
-            args=dataset.args,
-            classes=None if needs_training or recorded is None else recorded["classes"],
-            views=views_of(recipe) if shows_views(recipe) else sources.AS_THEY_ARE,
-            mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
-            std=constants(dataset.std, imagenet=IMAGENET_STD),
-            skip_broken=dataset.skip_broken,
-            keep_in=Path(recipe.output.root) / ".index",
-            progress=progress,
-        )
+        source = load_source(recipe, classes=classes, progress=progress)
     _require_labels(task, source, recipe)
     for sentence in source.warnings:
         events.warning(sentence)
     if recorded is not None:
         source = _as_recorded(source, recorded)
         with events.loading() as progress:
-            sentences = changes(recorded.get("data", {}), source.data(progress), name=dataset.name)
+            sentences = changes(recorded.get("data", {}), source.data(progress), name=recipe.dataset.name)
         for sentence in sentences:
             events.warning(sentence)
     return Context(recipe, task, hardware, source, events, world)
@@ -446,4 +464,4 @@ def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources
 
 
 def _short(value: Any) -> str:
-    return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)" if isinstance(value, list) else str(value)
+    return f"{len(value)} ({some_of(value)})" if isinstance(value, list) else str(value)

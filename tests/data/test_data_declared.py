@@ -100,6 +100,7 @@ def stripes_of(*, width: int) -> torch.Tensor:
         args={"width": width},
         root=Path(),
         download=False,
+        skip_broken=False,
         classes=None,
         view=EvaluationView(),
         keep_in=None,
@@ -147,7 +148,7 @@ def default_text(argument: Argument) -> str:
     if argument.default is REQUIRED:
         return "required"
     if argument.default is None:
-        return "as stored"
+        return "optional"
     return f"{argument.default[0]}" if isinstance(argument.default, tuple) else f"{argument.default}"
 
 

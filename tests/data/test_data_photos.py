@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +14,14 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
+from swa_cli.data import image_file, splits
 from swa_cli.data.augment import Augment, draw, erase
 from swa_cli.data.batches import Batches, epoch_batches, plain_batches
 from swa_cli.data.image_file import EncodedPhoto
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import Source, load
 from swa_cli.data.splits import Split
-from swa_cli.data.transforms import EvaluationView, RandomResizedCrop, TrainingView, Views
+from swa_cli.data.transforms import Box, EvaluationView, RandomResizedCrop, TrainingView, Views
 from swa_cli.errors import UserError
 
 MODES = ("RGB", "L", "P", "RGBA", "CMYK", "LA", "1", "I;16")
@@ -109,6 +111,35 @@ def test_jpeg_files_are_decoded_at_a_part_of_their_size(tmp_path: Path, divisor:
     assert (full.float() - v2.functional.resize(covered, list(full.shape[1:])).float()).abs().mean() < 3
 
 
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True, "subsampling": 1}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+def test_simplejpeg_gives_the_bits_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], mode: str, divisor: int
+) -> None:
+    """Whole files and parts of them, of odd sides, by each decoder."""
+    photo(3, size=(131, 202), mode=mode).save(tmp_path / "a.jpg", quality=90, **(options if mode == "RGB" else {}))
+    box = Box(8, 16, 104, 136)
+    assert image_file.fast_jpeg_decoder() is not None
+    fast = [EncodedPhoto(str(tmp_path / "a.jpg")).pixels(box=part, divisor=divisor) for part in (None, box)]
+    monkeypatch.setattr(image_file, "fast_jpeg_decoder", lambda: None)
+    slow = [EncodedPhoto(str(tmp_path / "a.jpg")).pixels(box=part, divisor=divisor) for part in (None, box)]
+    assert fast[1].shape[1:] == (104 // divisor, 136 // divisor)
+    for ours, theirs in zip(fast, slow, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_damaged_jpeg_file_is_named_whichever_decoder_finds_it(tmp_path: Path) -> None:
+    """A file whose second half is missing has a good header; Pillow says what is wrong."""
+    path = tmp_path / "half.jpg"
+    photo(3, size=(131, 202)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    encoded = EncodedPhoto(str(path))
+    assert encoded.size == (131, 202)
+    with pytest.raises(OSError, match=r"half\.jpg: .*truncated"):
+        encoded.pixels()
+
+
 def test_files_in_memory_and_streamed_are_the_same(pets: Path) -> None:
     """Every split, held in memory and read anew, bit for bit."""
     held, streamed = source(pets, cache="ram"), source(pets)
@@ -146,6 +177,19 @@ def test_random_views_are_not_held(pets: Path) -> None:
     assert found.val is not None
     assert found.val.images is not None
     assert any("each epoch" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("available", "is_held"), [(4 * 8 * 3 * 32 * 32, True), (4 * 8 * 3 * 32 * 32 - 1, False)])
+def test_auto_counts_only_what_it_would_hold(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, available: int, is_held: bool
+) -> None:
+    """Memory just large enough for the 8 validation images, and one byte short; training views are random."""
+    monkeypatch.setattr(splits, "available_memory", lambda: available)
+    found = source(pets, views=RANDOM, cache="auto")
+    assert found.train.images is None
+    assert found.val is not None
+    assert (found.val.images is not None) == is_held
+    assert any("each epoch" in note for note in found.notes) == is_held
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 3])
