@@ -14,6 +14,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class MaskDataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
+    @cached_property
     def files(self) -> Paths:
         """All files that are read."""
         return Paths.joined([self.images, self.masks])

@@ -55,7 +55,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
     with preserve_global_rng(), context.events.progress("trying a step", 3) as bar:
         epochs = plan.epochs + (plan.worker.epochs if plan.worker else 0)
         sizes = context.epochs_by_size(epochs=epochs)
-        batches = [next(iter(context.training_batches(first))) for first, _ in sizes]
+        batches = [context.training_batches(first).first() for first, _ in sizes]
         batch = batches[-1]
         is_equal = is_made_anew(replica, batch)
         bar.advance()

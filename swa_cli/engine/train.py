@@ -45,7 +45,7 @@ def train(
         loaded: The recipe and where its keys stand.
         listeners: They hear the events of the run, see `events.Listener`.
         world: The processes that train together.
-        dry_run: Stop after the plan and one real step, and write nothing.
+        dry_run: Stop after the plan and one real step, and make no run folder.
 
     Raises:
         RecipeError: Problems that show once data and classes are known; nothing was run.
@@ -62,7 +62,7 @@ def train(
 
 
 def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE) -> Run:
-    """Build a run that `start` can start; nothing is written.
+    """Build a run that `start` can start; it has no folder yet.
 
     Raises:
         RecipeError: Problems that show once data and classes are known.
