@@ -1,8 +1,8 @@
 """Photos as files: random crops of JPEG files to 224 pixels, against torchvision's ImageFolder in a DataLoader.
 
 Both read the same files with as many workers, and nothing is done with the batches. The limit is what the workers would
-decode if they did nothing else: their number times the rate of one thread of Pillow, which skips the pixels that a crop
-does not need as the pipeline does.
+decode if they did nothing else: their number times the rate of one thread, each file at the part of its size that its
+crop needs, by simplejpeg or, where that is missing, by Pillow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -28,6 +27,7 @@ from benchmarks.turns import by_turns
 from benchmarks.voice import Voice
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import epoch_batches
+from swa_cli.data.image_file import EncodedPhoto
 from swa_cli.data.sources import Source, load
 from swa_cli.data.transforms import (
     DrawnView,
@@ -38,6 +38,7 @@ from swa_cli.data.transforms import (
     Views,
     draw_views,
 )
+from swa_cli.engine.hardware import manage_memory
 
 BAR = 2.0
 SIDE = 224
@@ -50,6 +51,7 @@ POLICY = "trivial_augment"
 def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
     """An epoch of each, by turns: the plain crop with workers, with a policy, and without workers."""
     root = data.photo_folder(size.photos, voice=voice)
+    manage_memory(keep=True)  # as `swa train` does; the DataLoader has the good of it, too
     kinds = {"": (None, WORKERS), ", TrivialAugment": (POLICY, WORKERS), ", 0 workers": (None, 0)}
     contestants: dict[str, Callable[[], float]] = {"decoder": partial(decoded_per_second, root)}
     for kind, (policy, workers) in kinds.items():
@@ -125,17 +127,14 @@ def theirs(root: Path, *, policy: str | None = None, workers: int) -> Callable[[
 
 
 def decoded_per_second(root: Path) -> float:
-    """Photos that one thread of Pillow decodes in a second, each at the part of its size that a crop needs."""
+    """Photos that one thread decodes in a second, each at the part of its size that a crop needs."""
     files = sorted((root / "train").glob("*/*.jpg"))
     asked = _Asked()
     for draws in draw_views(torch.arange(len(files)), seed=0, key=("decoder",)):
         DrawnView(_views(None).training, draws).image(asked)
     began = time.perf_counter()
     for path, divisor in zip(files, asked.divisors, strict=True):
-        with Image.open(path) as image:
-            if divisor > 1:
-                image.draft(None, (image.width // divisor, image.height // divisor))
-            image.load()
+        EncodedPhoto(str(path)).pixels(divisor=divisor)
     return len(files) / (time.perf_counter() - began)
 
 
