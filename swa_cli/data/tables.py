@@ -7,6 +7,7 @@ Shapes: N rows.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from array import array
@@ -192,6 +193,8 @@ def _require_different(rows: _Rows) -> None:
 def _read_rows(table: Path, columns: Columns, *, delimiter: str, progress: Progress | None) -> Iterator[_Row]:
     """Yield the rows below the header; blank lines are skipped."""
     try:
+        if table.exists() and not table.is_file():  # a pipe would block for ever
+            raise OSError(errno.EINVAL, "it is not a regular file")
         with open(table, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
