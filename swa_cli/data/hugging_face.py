@@ -241,9 +241,7 @@ class _Bars(io.TextIOBase):
         found = _BAR.search(text)
         if found:
             self._progress(found[1].strip() or self._what, int(found[2]), 100)
-        elif text and (
-            self._in_line or not text.startswith(("\r", "\n", "\x1b"))
-        ):  # which bars without a total, and ends, do
+        elif text and (self._in_line or text[0] not in "\r\n\x1b"):  # bars without a total, and their ends, begin so
             self._stderr.write(text)
             self._in_line = not text.endswith("\n")
         return len(text)

@@ -21,13 +21,6 @@ from swa_cli.data.sources import Source, load
 from swa_cli.errors import UserError
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package writes into the folder of the test, and nothing reaches a network."""
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-
-
 def picture(level: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((4, 5, 3), level, dtype=np.uint8)).save(file, "PNG")
