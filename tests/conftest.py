@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +43,14 @@ class Ended:
 
 Swa = Callable[..., Ended]
 OnStep = Callable[[Callable[[Any, Any], object]], None]  # the plan event of a run, its step event
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Give Hugging Face's packages, which read this when they are imported, a folder of the tests and no network."""
+    folder = tempfile.TemporaryDirectory(prefix="swa-hugging-face-")
+    config.add_cleanup(folder.cleanup)
+    os.environ.update(HF_HOME=folder.name, HF_HUB_OFFLINE="1")
+
 
 SMALL = """\
 name: small

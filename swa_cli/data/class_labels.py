@@ -19,7 +19,7 @@ from torch import Tensor
 from swa_cli.data.listing import NAMED
 from swa_cli.errors import UserError, did_you_mean
 
-_WHOLE = re.compile(r"-?\d+")
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
 
 
 class LabelTexts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from swa_cli.errors import UserError, did_you_mean
 PREFIX = "hf:"  # of `dataset.name`, before a name on the hub
 _SUFFIXES = (".parquet", ".arrow")
 _UNLABELED = -1  # of a ClassLabel
+_FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)  # what damaged files raise, too
 _BAR = re.compile(r"\r?([^\r|]*?):? +(\d+)%\|")
 
 
@@ -42,6 +44,7 @@ class TablePhotos:
     table: Any
     column: str
     name: str  # of the split, for messages
+    root: str  # that paths of photos in files of their own are relative to
     checksum: str
     files: Sequence[str] = ()  # what identifies them are the photos alone, wherever the library keeps the table
 
@@ -57,6 +60,9 @@ class TablePhotos:
             return f"{self.name}, row {row}{f' ({path})' if path else ''}", content
         if path is None:
             raise OSError(f"{self.name}, row {row}: has no image")
+        path = os.path.join(self.root, path)
+        if not os.path.isfile(path):  # a pipe would block for ever
+            raise OSError(f"{path}: {'is not a regular file' if os.path.exists(path) else 'is not there'}")
         return path, None
 
 
@@ -109,7 +115,9 @@ def find(
     labels, class_names, unlabeled = _labels(parts, label, source=source, classes=classes, trained=trained)
     left_out += [f"left out {split}: {len(parts[split]):,} rows without labels" for split in unlabeled]
     photos = {
-        split: _photos(parts[split], image, name=f"{source}: {split}") for split in parts if split not in unlabeled
+        split: _photos(parts[split], image, name=f"{source}: {split}", root=str(root))
+        for split in parts
+        if split not in unlabeled
     }
     return found(photos, labels, class_names=class_names, view=view, left_out=left_out, notes=notes)
 
@@ -145,7 +153,7 @@ def _load(
                 loaded = datasets.load_dataset(
                     str(root.absolute()), config
                 )  # `parquet` alone is a reader of the library
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except (*_FAILURES, datasets.exceptions.DatasetsError) as error:
         raise _not_loaded(source, error, is_hub=hub_name is not None, download=download) from error
     return loaded if isinstance(loaded, Mapping) else {"train": loaded}
 
@@ -233,9 +241,7 @@ class _Bars(io.TextIOBase):
         found = _BAR.search(text)
         if found:
             self._progress(found[1].strip() or self._what, int(found[2]), 100)
-        elif text and (
-            self._in_line or not text.startswith(("\r", "\n", "\x1b"))
-        ):  # which bars without a total, and ends, do
+        elif text and (self._in_line or text[0] not in "\r\n\x1b"):  # bars without a total, and their ends, begin so
             self._stderr.write(text)
             self._in_line = not text.endswith("\n")
         return len(text)
@@ -288,7 +294,7 @@ def _column(table: Any, key: str, kind: str, given: str | None, *, source: str) 
     )
 
 
-def _photos(table: Any, column: str, *, name: str) -> TablePhotos:
+def _photos(table: Any, column: str, *, name: str, root: str) -> TablePhotos:
     """Return the photos of a column: of the type Image, or of bytes or paths, as files of other programs have them."""
     from datasets import Image
 
@@ -300,7 +306,7 @@ def _photos(table: Any, column: str, *, name: str) -> TablePhotos:
             f"{name}: its column {column!r} does not hold images: {str(error).splitlines()[0]}",
             hint="name the column of the images with dataset.args.image=COLUMN",
         ) from error
-    return TablePhotos(table, column, name, checksum=hashlib.sha256(lengths).hexdigest())
+    return TablePhotos(table, column, name, root, checksum=hashlib.sha256(lengths).hexdigest())
 
 
 def _lengths(table: Any, column: str) -> bytes:

@@ -34,6 +34,7 @@ from swa_cli.errors import UserError
 IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 _BLOCK = tarfile.BLOCKSIZE  # a member is a header of one block and its content
 _MAX_OPEN = 64  # files per process
+_MAX_LABEL = 1 << 20  # bytes
 _PER_REPORT = 2048  # members between two reports of progress
 _COMPRESSED = {  # first bytes -> the command that unpacks the file
     b"\x1f\x8b": "gunzip -k",
@@ -286,6 +287,11 @@ class _Index:
         elif kind == "image":
             sample.image = member
         else:
+            if member.size > _MAX_LABEL:
+                raise UserError(
+                    f"{path}: {member.name} has {member.size:,} bytes, which is no label",
+                    hint="name the extension of the labels with dataset.args.label=EXTENSION",
+                )
             tar.fileobj.seek(member.offset_data)
             content = tar.fileobj.read(member.size)
             if len(content) < member.size:
@@ -357,6 +363,8 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # the list would grow with the shard
+                    if member.size < 0:  # the next header would be this one again
+                        raise tarfile.TarError(f"{member.name} has a negative size")
                     if not member.isdir() and not _is_clutter(member.name):
                         yield tar, member
                 file.seek(tar.offset)
@@ -381,7 +389,7 @@ def _json_field(text: str, name: str | None, *, where: str) -> str:
     """Return the class in a field of a JSON object; None stands for a field that was not named."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: is not JSON: {error}", hint="correct it") from error
     value = values.get(name) if isinstance(values, dict) else None
     if not isinstance(value, str | int) or isinstance(value, bool):

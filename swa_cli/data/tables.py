@@ -7,11 +7,13 @@ Shapes: N rows.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import os
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ from swa_cli.errors import UserError, did_you_mean
 SPLIT_COLUMN = "split"  # the only column that may be missing, under this name
 _DELIMITERS = {".tsv": "\t", ".tab": "\t"}  # by suffix; others have commas
 _PER_REPORT = 4096  # rows between two reports of progress
+_BLOCK = 4096  # paths that are packed at once
 
 
 @dataclass(frozen=True)
@@ -73,7 +76,7 @@ def find(
     delimiter = delimiter or _DELIMITERS.get(table.suffix.lower(), ",")
     for row in _read_rows(table, columns, delimiter=delimiter, progress=progress):
         rows.add(row)
-    if not rows.lines:
+    if not len(rows):
         raise UserError(f"{table}: has no rows below its header", hint="add a row per photo")
     if rows.num_missing and not allow_missing:
         raise _missing(rows)
@@ -86,7 +89,7 @@ def find(
         source=str(table),
         describe=lambda line: f"{table}:{line}",
     )
-    photos = {split: PhotoFiles(Paths(part.paths)) for split, part in splits.items()}
+    photos = {split: PhotoFiles(part.paths) for split, part in splits.items()}
     return found(photos, labels, class_names=names, view=view)
 
 
@@ -97,10 +100,29 @@ class _Row(NamedTuple):
     split: str
 
 
-@dataclass(frozen=True)
+@dataclass
 class _SplitRows:
-    paths: list[str] = field(default_factory=list)
+    """The rows of a split; their paths are packed block by block, since a million strings would take 150 MB."""
+
     labels: LabelTexts = field(default_factory=LabelTexts)
+    lines: array[int] = field(default_factory=lambda: array("i"))
+    hashes: array[int] = field(default_factory=lambda: array("q"))  # of the paths
+    _blocks: list[Paths] = field(default_factory=list)
+    _last: list[str] = field(default_factory=list)
+
+    def add(self, path: str, row: _Row) -> None:
+        self._last.append(path)
+        if len(self._last) == _BLOCK:
+            self._blocks.append(Paths(self._last))
+            self._last.clear()
+        self.labels.add(row.label, place=row.line)
+        self.lines.append(row.line)
+        self.hashes.append(hash(path))
+
+    @cached_property
+    def paths(self) -> Paths:
+        """The paths, once all rows have been added."""
+        return Paths.joined([*self._blocks, Paths(self._last)])
 
 
 @dataclass
@@ -110,8 +132,6 @@ class _Rows:
     table: Path
     root: Path
     splits: dict[str, _SplitRows] = field(default_factory=dict)
-    paths: list[str] = field(default_factory=list)  # of all splits, in the order of the lines
-    lines: array[int] = field(default_factory=lambda: array("i"))
     missing: list[_Row] = field(default_factory=list)  # the first ones
     num_missing: int = 0
 
@@ -128,11 +148,20 @@ class _Rows:
         if not os.path.isfile(path):
             self.num_missing += 1
             self.missing += [row] * (self.num_missing <= NAMED)
-        part = self.splits.setdefault(split, _SplitRows())
-        part.paths.append(path)
-        part.labels.add(row.label, place=row.line)
-        self.paths.append(path)
-        self.lines.append(row.line)
+        if split not in self.splits:
+            self.splits[split] = _SplitRows()
+        self.splits[split].add(path, row)
+
+    def __len__(self) -> int:
+        return sum(len(part.lines) for part in self.splits.values())
+
+    def at(self, place: int) -> tuple[int, str]:
+        """Return the line and the path of a row; rows are counted split by split."""
+        for part in self.splits.values():
+            if place < len(part.lines):
+                break
+            place -= len(part.lines)
+        return part.lines[place], part.paths[place]
 
 
 def _missing(rows: _Rows) -> UserError:
@@ -143,7 +172,7 @@ def _missing(rows: _Rows) -> UserError:
     if all((beside / row.path).is_file() for row in rows.missing):
         hint = f"paths are relative to dataset.root: write dataset.root={beside} dataset.args.file={rows.table.name}"
     return UserError(
-        f"{rows.num_missing:,} of {len(rows.lines):,} photos are not there:\n  "
+        f"{rows.num_missing:,} of {len(rows):,} photos are not there:\n  "
         + "\n  ".join(told + ["..."] * (rows.num_missing > NAMED)),
         hint=hint,
     )
@@ -151,20 +180,21 @@ def _missing(rows: _Rows) -> UserError:
 
 def _require_different(rows: _Rows) -> None:
     """Check that no photo has two rows: they would train and validate, or have two labels."""
-    hashes = np.fromiter(map(hash, rows.paths), dtype=np.int64, count=len(rows.paths))
+    hashes = np.concatenate([np.frombuffer(part.hashes, np.int64) for part in rows.splits.values()])
     order = np.argsort(hashes, kind="stable")
     for place in (np.diff(hashes[order]) == 0).nonzero()[0].tolist():
-        first, second = int(order[place]), int(order[place + 1])
-        if rows.paths[first] == rows.paths[second]:
+        (first, path), (second, other) = sorted(rows.at(int(order[place + step])) for step in (0, 1))
+        if path == other:
             raise UserError(
-                f"{rows.table}:{rows.lines[second]}: {rows.paths[second]} stands on line {rows.lines[first]} already",
-                hint="keep one row per photo",
+                f"{rows.table}:{second}: {path} stands on line {first} already", hint="keep one row per photo"
             )
 
 
 def _read_rows(table: Path, columns: Columns, *, delimiter: str, progress: Progress | None) -> Iterator[_Row]:
     """Yield the rows below the header; blank lines are skipped."""
     try:
+        if table.exists() and not table.is_file():  # a pipe would block for ever
+            raise OSError(errno.EINVAL, "it is not a regular file")
         with open(table, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")

@@ -29,14 +29,6 @@ train: {{epochs: 2, batch_size: 3, threads: 1, precision: fp32}}
 """
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package datasets writes into the folder of the test."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def write_recipe(kind: str, *, workers: int) -> str:
     name, args = ("image_folder", {}) if kind == "folders" else WRITTEN[kind][1:]
     text = RECIPE.format(kind=kind, name=name, workers=workers, args=json.dumps(args))

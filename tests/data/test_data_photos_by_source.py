@@ -17,14 +17,6 @@ from swa_cli.data.transforms import EvaluationView, TrainingView, Views
 VIEW = EvaluationView((8, 8), 9)
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The package datasets writes into the folder of the test."""
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
 def source(name: str, root: Path, **options: Any) -> Source:
     views = Views(TrainingView(VIEW), VIEW)
     return load(name, **{"root": root, "val": 0, "workers": 0, "views": views, "cache": "none", **options})

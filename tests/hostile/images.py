@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tarfile
 import zlib
 
 from PIL import Image
@@ -39,6 +40,43 @@ def images(name: str, make: Make, piece: str, *words: str) -> Row:
     return Row(f"images-{name}", [*base, "train.batch_size=2", *words], piece, make)
 
 
+def source(name: str, words: list[str], make: Make, piece: str) -> Row:
+    base = ["train", "good.yaml", "dataset.root=pets", "dataset.val=1", "train.batch_size=2", *words]
+    return Row(name, base, piece, make)
+
+
+def table(name: str, make: Make, piece: str) -> Row:
+    return source(f"table-{name}", ["dataset.name=csv", "dataset.args.file=a.csv"], make, piece)
+
+
+def shards(name: str, make: Make, piece: str) -> Row:
+    return source(f"shards-{name}", ["dataset.name=webdataset", "dataset.args.train=a.tar"], make, piece)
+
+
+def hugging_face(name: str, make: Make, piece: str) -> Row:
+    return source(f"hugging-face-{name}", ["dataset.name=hf"], make, piece)
+
+
+def rows(last: str, *, header: str = "path,label\ncat/0.png,a\ndog/0.png,b\n") -> Make:
+    """A table with two good rows, or another header, and a last one."""
+    return file("pets/a.csv", f"{header or 'path,label'}\n{last}\n".replace("\n\n", "\n"))
+
+
+def tar(members: dict[str, bytes], *, size: int | None = None) -> Make:
+    """A tar file whose headers may state another size than there is."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    data = bytearray(buffer.getvalue())
+    if size is not None:
+        info.size = size
+        data[:512] = info.tobuf(tarfile.GNU_FORMAT)
+    return file("pets/a.tar", bytes(data))
+
+
 pets = all_of(*(picture(f"{label}/{index}.png") for label in ("cat", "dog") for index in range(3)))
 PNG = b"\x89PNG\r\n\x1a\n"
 GIGAPIXELS = PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
@@ -61,6 +99,30 @@ IMAGES = [
     images("postscript", all_of(pets, file("pets/dog/1.png", b"%!PS-Adobe-3.0 EPSF\n")), "1 image file cannot be read"),
     images("sizes", all_of(pets, picture("dog/1.png", (9, 8))), "images differ in size"),
     images("new-class", laid_out("train/a/1", "train/b/1", "test/c/1"), "has classes that"),
+    table("missing", pets, "cannot be read"),
+    table("fifo", all_of(pets, fifo("pets/a.csv")), "pets/a.csv:"),
+    table("directory", all_of(pets, directory("pets/a.csv")), "pets/a.csv:"),
+    table("binary", all_of(pets, file("pets/a.csv", bytes(range(128, 256)))), "pets/a.csv:1:"),
+    table("zeros", all_of(pets, file("pets/a.csv", bytes(5000))), "pets/a.csv:1:"),
+    table("image-is-fifo", all_of(pets, rows("cat/9.png,a"), fifo("pets/cat/9.png")), "pets/a.csv:4: pets/cat/9.png"),
+    table("image-is-folder", all_of(pets, rows("cat,a")), "pets/a.csv:4: pets/cat"),
+    table("image-is-text", all_of(pets, rows("a.csv,a")), "1 image file cannot be read"),
+    table("long-value", all_of(pets, rows("x" * 200_000 + ",a")), "pets/a.csv:4:"),
+    table("long-number", all_of(pets, rows("cat/1.png," + "7" * 9999, header="")), "a single class"),
+    table("escapes", all_of(pets, rows(f"cat/1.png,a,{ESC}", header="path,label,split\n")), "is not a split"),
+    shards("missing", pets, "a.tar is not there"),
+    shards("fifo", all_of(pets, fifo("pets/a.tar")), "a.tar is not there"),
+    shards("text", all_of(pets, file("pets/a.tar", "hello " * 999)), "pets/a.tar: is not a whole tar file"),
+    shards("zeros", all_of(pets, file("pets/a.tar", bytes(10_240))), "pets/a.tar: has no samples"),
+    shards("negative-size", all_of(pets, tar({"1.png": b"x"}, size=-1024)), "pets/a.tar: is not a whole tar file"),
+    shards("giant-size", all_of(pets, tar({"1.png": b"x"}, size=1 << 60)), "pets/a.tar: is not a whole tar file"),
+    shards("deep-json", all_of(pets, tar({"1.png": b"x", "1.cls": b"{" * 99_999})), "pets/a.tar: 1.cls"),
+    shards("long-label", all_of(pets, tar({"1.png": b"x", "1.cls": b"7" * (1 << 21)})), "pets/a.tar: 1.cls"),
+    shards("escapes", all_of(pets, tar({f"{ESC}.png": b"x"})), "has no label"),
+    hugging_face("missing", pets, "no .parquet or .arrow files"),
+    hugging_face("damaged", file("pets/a.parquet", b"PAR1" + bytes(999) + b"PAR1"), "pets:"),
+    hugging_face("state", file("pets/state.json", "{}"), "pets:"),
+    hugging_face("state-list", all_of(file("pets/dataset_dict.json", "[1]")), "pets:"),
     images("one-class", laid_out("cat/1", "cat/2"), "a single class, cat/"),
     images("one-level-up", laid_out("v1/train/a/1", "v1/train/b/1"), "write dataset.root=pets/v1"),
     images("split-in-class", laid_out("a/train/1", "a/test/1", "b/train/1"), "pets/a/test:"),
