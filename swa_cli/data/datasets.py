@@ -257,7 +257,10 @@ def _read_shards(request: Request) -> Found:
     args = request.args
     patterns = {split: args[split] for split in ("train", "val", "test") if args[split]}
     if not patterns or ("train" not in patterns and request.classes is None):
-        raise UserError("dataset.args.train: is missing", hint="give file names such as train-{000..099}.tar")
+        raise UserError(
+            "dataset.args.train: is missing",
+            hint="name files below dataset.root, such as 'dataset.args.train=train-*.tar'",
+        )
     return shards.find(
         request.root,
         patterns=patterns,

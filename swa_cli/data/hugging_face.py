@@ -8,9 +8,12 @@ Shapes: N rows.
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
+import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from swa_cli.errors import UserError, did_you_mean
 PREFIX = "hf:"  # of `dataset.name`, before a name on the hub
 _SUFFIXES = (".parquet", ".arrow")
 _UNLABELED = -1  # of a ClassLabel
+_BAR = re.compile(r"\r?([^\r|]*?):? +(\d+)%\|")
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +99,8 @@ def find(
             f"dataset.name: {name} is a dataset of the hub, and {hub_name} is there, too",
             hint=f"to read {hub_name}, write dataset.name=hf dataset.root={hub_name}; otherwise rename it",
         )
-    with _notes_of_library() as notes, _reported(f"loading {source}", progress):
+    _require_library(name)
+    with _notes_of_library() as notes, _shown(f"loading {source}", progress):
         tables = _load(hub_name, root=root, config=config, revision=revision, download=download)
     parts, left_out = _named_splits(tables, source=source)
     first = next(iter(parts.values()))
@@ -112,17 +117,22 @@ def find(
 # --- the library
 
 
+def _require_library(name: str) -> None:
+    """Import the package datasets, which takes seconds and is optional."""
+    try:
+        import datasets  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"dataset.name: {name} needs the package datasets: {error}", hint='pip install "swa-cli[hf]"'
+        ) from error
+
+
 def _load(
     hub_name: str | None, *, root: Path, config: str | None, revision: str | None, download: bool
 ) -> Mapping[str, Any]:
     """Return the tables of a dataset by the names of its splits."""
-    try:
-        import datasets  # takes seconds, and is optional
-    except ImportError as error:
-        raise UserError(
-            f"dataset.name: {'hf' if hub_name is None else PREFIX + hub_name} needs the package datasets: {error}",
-            hint='pip install "swa-cli[hf]"',
-        ) from error
+    import datasets
+
     source = hub_name or str(root)
     try:
         with _offline(not download):
@@ -141,6 +151,8 @@ def _load(
 
 
 def _require_tables(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"{root}: is not a folder", hint="write dataset.root=FOLDER with the folder of the tables")
     if not any(path.suffix in _SUFFIXES for path in root.rglob("*")):
         raise UserError(
             f"{root}: has no .parquet or .arrow files",
@@ -182,26 +194,54 @@ def _offline(is_offline: bool) -> Iterator[None]:
 
 @contextmanager
 def _notes_of_library() -> Iterator[list[str]]:
-    """Yield a list of what the package datasets warns of, such as a copy from its cache without a look at the hub."""
+    """Yield a list of what the package datasets warns of, such as a copy from its cache without a look at the hub.
+
+    What its client of the hub says, which are mostly its retries, is dropped.
+    """
     notes: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: notes.append(record.getMessage().strip())  # type: ignore[method-assign]
-    logger = logging.getLogger("datasets")
-    handlers, propagate = logger.handlers, logger.propagate
-    logger.handlers, logger.propagate = [handler], False
+    heard, dropped = logging.Handler(logging.WARNING), logging.NullHandler()
+    heard.emit = lambda record: notes.append(record.getMessage().strip())  # type: ignore[method-assign]
+    loggers = {logging.getLogger("datasets"): heard, logging.getLogger("huggingface_hub"): dropped}
+    before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
     try:
+        for logger, handler in loggers.items():
+            logger.handlers, logger.propagate = [handler], False
         yield notes
     finally:
-        logger.handlers, logger.propagate = handlers, propagate
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
 
 
 @contextmanager
-def _reported(what: str, progress: Progress | None) -> Iterator[None]:
-    if progress:
-        progress(what, 0, 1)
-    yield
-    if progress:
-        progress(what, 1, 1)
+def _shown(what: str, progress: Progress | None) -> Iterator[None]:
+    """Show the work of the library, and its bars, as progress."""
+    progress = progress or (lambda what, done, total: None)
+    progress(what, 0, 1)
+    with redirect_stderr(_Bars(what, progress)):
+        yield
+    progress(what, 1, 1)
+
+
+class _Bars(io.TextIOBase):
+    """A stand-in for stderr that reads the bars which tqdm draws, such as `Downloading data:  45%|...`."""
+
+    def __init__(self, what: str, progress: Progress) -> None:
+        self._what, self._progress, self._stderr = what, progress, sys.stderr
+        self._in_line = False  # of text that is no bar
+
+    def write(self, text: str) -> int:
+        found = _BAR.search(text)
+        if found:
+            self._progress(found[1].strip() or self._what, int(found[2]), 100)
+        elif text and (
+            self._in_line or not text.startswith(("\r", "\n", "\x1b"))
+        ):  # which bars without a total, and ends, do
+            self._stderr.write(text)
+            self._in_line = not text.endswith("\n")
+        return len(text)
+
+    def isatty(self) -> bool:
+        return True  # otherwise some bars are not drawn
 
 
 # --- splits and columns

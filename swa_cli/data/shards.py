@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tarfile
+import weakref
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,22 +99,18 @@ class _OpenFile:
     """A file that is closed when nobody reads it any more, which another thread may do."""
 
     def __init__(self, path: str) -> None:
-        self._path, self._descriptor = path, None
+        self._path = path
         try:
             self._descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
             raise OSError(f"{path}: {error.strerror}") from error
+        weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, size: int, offset: int) -> bytes:
-        assert self._descriptor is not None
         try:
             return os.pread(self._descriptor, size, offset)
         except OSError as error:
             raise OSError(f"{self._path}: {error.strerror}") from error
-
-    def __del__(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
 
 
 def find(

@@ -220,13 +220,12 @@ def _checked(
 def _to_hold(splits: Mapping[str, Split], *, cache: str, views: Views) -> list[str]:
     """Return the streamed splits to hold in memory; not training images of which each epoch shows other views."""
     streamed = {split: part for split, part in splits.items() if part.dataset is not None}
-    parts = {
-        split: part
-        for split, part in streamed.items()
-        if not (split == "train" and (views.varies or views.training.is_random))
-    }
+    if not streamed or cache == "none":
+        return []
+    is_varied = views.varies or views.training.is_random
+    parts = {split: part for split, part in streamed.items() if not (split == "train" and is_varied)}
     are_files = all(isinstance(part.dataset, FileDataset) for part in streamed.values())
-    fits = cache == "auto" and are_files and fits_memory(sum(map(bytes_in_memory, parts.values())))
+    fits = are_files and fits_memory(sum(map(bytes_in_memory, parts.values())))
     return list(parts) if cache == "ram" or fits else []
 
 

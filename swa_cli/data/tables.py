@@ -19,6 +19,7 @@ import numpy as np
 
 from swa_cli.data.class_labels import LabelTexts, number_classes
 from swa_cli.data.listing import NAMED, SPLITS, split_of
+from swa_cli.data.paths import Paths
 from swa_cli.data.photos import PhotoFiles, found
 from swa_cli.data.splits import Found, Progress
 from swa_cli.data.transforms import EvaluationView
@@ -85,7 +86,7 @@ def find(
         source=str(table),
         describe=lambda line: f"{table}:{line}",
     )
-    photos = {split: PhotoFiles(part.paths) for split, part in splits.items()}
+    photos = {split: PhotoFiles(Paths(part.paths)) for split, part in splits.items()}
     return found(photos, labels, class_names=names, view=view)
 
 
@@ -226,6 +227,8 @@ def _row(
     for name, value in (("path", path), ("label", label), ("split", split)):
         if not value:
             raise UserError(f"{where}: the {name} is empty", hint="fill it in, or remove the row")
+        if "\0" in value:
+            raise UserError(f"{where}: the {name} has a null character", hint="export the table as text once more")
     return _Row(line, path, label, split)
 
 

@@ -6,7 +6,7 @@ arguments and never see a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -53,13 +53,20 @@ class Share:
     batches: Batches
     rounds: int  # the most batches that any process has
     gathered: Callable[[Any], list[Any]]
+    after_batch: Callable[[], None] = lambda: None
+    check: Callable[[], None] = lambda: None  # called as often in all processes
 
-    def counted(self, bar: Bar, check: Callable[[], None]) -> Iterable[tuple[Any, Any]]:
-        """Return the batches as a re-iterable, which after each one advances `bar` and calls `check`.
+    def counted(self, bar: Bar, check: Callable[[], None]) -> Share:
+        """Return the same batches, after each of which `bar` advances and `check` is called."""
+        return replace(self, after_batch=bar.advance, check=check)
 
-        All processes call `check` equally often.
-        """
-        return _Counted(self, bar, check)
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for batch in self.batches:
+            yield batch
+            self.after_batch()
+            self.check()
+        for _ in range(self.rounds - len(self.batches)):
+            self.check()
 
 
 @dataclass(frozen=True)
@@ -366,21 +373,6 @@ def load_source(
         keep_in=Path(recipe.output.root) / ".index",
         progress=progress,
     )
-
-
-@dataclass(frozen=True)
-class _Counted:
-    share: Share
-    bar: Bar
-    check: Callable[[], None]
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for batch in self.share.batches:
-            yield batch
-            self.bar.advance()
-            self.check()
-        for _ in range(self.share.rounds - len(self.share.batches)):
-            self.check()
 
 
 def build_context(

@@ -104,6 +104,7 @@ def test_another_delimiter(tmp_path: Path) -> None:
         ("path,label,split\n0.png,a,train\n1.png,b,train\n2.png,c,val\n", "a.csv:4:", "'c'"),
         ("path,label,split\n0.png,a,train\n1.png,b,train\n2.png,c,test\n", "a.csv:4:", "'c'"),
         ("path,label,split\n0.png,a,val\n", "a.csv:", "no training"),
+        ("path,label\n0.png,a\n1\0.png,b\n", "a.csv:3:", "null character"),
         ("path,label\n0.png,caf\u00e9\n".encode("latin1"), "a.csv:2:", "UTF-8"),
         ("path,label\n0.png,a\n".encode("utf-16"), "a.csv:1:", "UTF-8"),
     ],
