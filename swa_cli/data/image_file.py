@@ -69,7 +69,7 @@ _UPRIGHT = {
 _STILL_FORMATS = ("JPEG", "MPO")  # formats whose further frames are previews of the first
 _filters_lock = threading.Lock()  # warning filters are global
 Progress = Callable[[str, int, int], None]  # (what, done, all)
-_CHUNK = 256  # images per task: few enough for smooth progress, many enough to keep threads busy
+_CHUNK = 32  # images per task: few enough for smooth progress and a quick end, many enough to keep threads busy
 _MAX_HEADERS = 2_000  # that are read for the plan, some tenths of a second
 _MAX_NAMED = 5  # broken files that a message lists
 
@@ -260,7 +260,16 @@ def decode_rows(
         for target, part in zip(into, read(int(rows[place])), strict=True):
             target[place] = part
 
-    broken = [*_failures(decode, len(rows), what=what, progress=progress).values()]
+    on_all_cores(decode, len(rows), what=what, progress=progress)
+
+
+def on_all_cores(work: Callable[[int], object], number: int, *, what: str, progress: Progress | None) -> None:
+    """Call `work` with 0, 1, ..., `number` - 1 on all cores; an OSError from it names a broken file.
+
+    Raises:
+        UserError: Files are broken (all are counted, five are named), or `work` raises one.
+    """
+    broken = [*_failures(work, number, what=what, progress=progress).values()]
     if broken:
         raise UserError(
             f"{len(broken)} image file{'s' * (len(broken) > 1)} cannot be read:\n  "

@@ -11,11 +11,12 @@ Shapes: N samples, C channels, H W pixels.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,8 +25,10 @@ from torch import Tensor
 
 from swa_cli.data import datasets, pytree
 from swa_cli.data.datasets import Request, complete_args
+from swa_cli.data.packed import PackedDataset, Packing, Store
 from swa_cli.data.splits import (
     Arrays,
+    Broken,
     FileDataset,
     Found,
     Progress,
@@ -72,6 +75,7 @@ class Source:
     contents: tuple[str, ...] = ()  # classes and files found, and what was left out
     warnings: tuple[str, ...] = ()
     num_broken: int = 0  # files that cannot be read and were left out
+    packed: Mapping[str, str] = field(default_factory=dict)  # what is stored of the images of each split
 
     @property
     def target(self) -> Target:
@@ -109,6 +113,8 @@ def load(
     mean: Constants = "auto",
     std: Constants = "auto",
     skip_broken: bool = False,
+    packing: Packing = "read",
+    tell: Callable[[str], object] = lambda text: None,
     progress: Progress | None = None,
 ) -> Source:
     """Read a dataset, check its labels, split off validation samples, and hold it in memory where asked and possible.
@@ -121,7 +127,8 @@ def load(
         stratify: Whether the validation samples keep the class proportions.
         seed: Decides which samples validate.
         cache: "auto" holds image files in memory if their pixels take at most a quarter of the available memory,
-            "ram" holds everything, "none" streams what comes from files or from user code.
+            "ram" holds everything, "none" streams what comes from files or from user code, "packed" reads image files
+            as `packed` stores them.
         download: Whether missing files may be downloaded.
         workers: Processes that read a streamed dataset.
         args: Those that the entry declares; the keyword arguments of a factory.
@@ -130,31 +137,42 @@ def load(
         mean: Per channel, of pixels scaled to [0, 1]; "auto": that of the dataset, or measured.
         std: Likewise.
         skip_broken: Whether to leave out image files that cannot be read, after a look at each of them.
+        packing: What `cache` "packed" does where images are not packed yet: "write" packs them, "plan" says how much
+            that would be, and "read" reads their files, to the same pixels.
+        tell: Called with what will be packed, before that.
         progress: Called while images are read.
 
     Raises:
         UserError: The name is unknown, files are missing or damaged, the layout is wrong, `val` leaves nothing to
             train, or a label is not one of the classes.
     """
-    assert cache in ("auto", "ram", "none")
+    assert cache in ("auto", "ram", "none", "packed")
     views = _of_dataset(views, datasets.find(name))
     request: dict[str, Any] = {"root": Path(root), "download": download, "classes": classes, "progress": progress}
     found = _read(name, given=args or {}, view=views.evaluation, **request)
     notes = [*found.notes]
     splits = {split: _split(found, split, views) for split in found.splits}
-    broken: list[str] = []
+    store = Store(Path(root), json.dumps([name, args], default=str), views) if cache == "packed" else None
+    left_out: dict[str, Broken] = {}
     if skip_broken:
-        splits, broken = without_broken(splits, progress=progress)
-        if broken:
-            listed = "; ".join(broken[:NAMED]) + "; ..." * (len(broken) > NAMED)
-            notes.append(f"left out {len(broken):,} image file{'s' * (len(broken) > 1)} that cannot be read: {listed}")
+        known = {} if store is None else store.known(splits)
+        splits, left_out = without_broken(splits, known=known, progress=progress)
+    broken = [reason for each in left_out.values() for reason in each.values()]
+    if broken:
+        listed = "; ".join(broken[:NAMED]) + "; ..." * (len(broken) > NAMED)
+        notes.append(f"left out {len(broken):,} image file{'s' * (len(broken) > 1)} that cannot be read: {listed}")
     streamed = [part.dataset for part in splits.values() if part.dataset is not None]
     files = [dataset for dataset in streamed if isinstance(dataset, FileDataset)]
     is_user_code = len(files) < len(streamed)
     hold = bool(streamed) and cache == "ram"
     if streamed and cache == "auto" and not is_user_code:
         hold = fits_memory(sum(map(bytes_in_memory, files)))
-    if cache == "none" and not streamed:
+    if store is not None and is_user_code:
+        raise UserError(
+            f"dataset.cache: {name} reads its samples in code, and only image files can be packed",
+            hint="set dataset.cache=none, or ram if its samples are the same in each epoch",
+        )
+    if cache in ("none", "packed") and not streamed:
         notes.append(f"{name} is held in memory whatever dataset.cache says")
     if hold and is_user_code:
         notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
@@ -165,6 +183,7 @@ def load(
     for part in splits.values():
         require_classes(part)
     data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
+    before = dict(splits)
     if "train" in splits and "val" in splits:
         notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
     elif "train" in splits:
@@ -180,6 +199,9 @@ def load(
         for split, part in splits.items():
             if part.dataset is not None and not (split == "train" and is_varied):
                 splits[split] = load_into_memory(part, what=f"reading {split} images", reading=reading)
+    if store is not None:
+        splits, more = store.pack(splits, before=before, broken=left_out, packing=packing, tell=tell, progress=progress)
+        notes += more
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
     example = next(read_rows(first, rows=torch.tensor([0]), reading=replace(reading, workers=0)))
     is_image = pytree.is_image(pytree.first_sample(example[0]))
@@ -209,6 +231,11 @@ def load(
         contents=(*_describe_classes(first, found.class_names), *found.contents),
         warnings=tuple(warnings),
         num_broken=len(broken),
+        packed={
+            split: part.dataset.form.describe()
+            for split, part in splits.items()
+            if isinstance(part.dataset, PackedDataset)
+        },
     )
 
 

@@ -119,6 +119,10 @@ class EvaluationView:
     resize: int | None = None
     interpolation: Interpolation = "bilinear"
 
+    def describe(self) -> str:
+        """Return `224 x 224 pixels`."""
+        return "whole images" if self.size is None else f"{self.size[0]} x {self.size[1]} pixels"
+
     def image(self, photo: Photo) -> Tensor:
         """Return the view (C, h, w) uint8; what lies outside of a small image is black."""
         return self._apply(photo.pixels(), interpolation=self.interpolation, fill=0)
@@ -133,6 +137,35 @@ class EvaluationView:
         if self.resize is None:
             return _resized(pixels, self.size, interpolation)
         return _center(_resized(pixels, (self.resize,), interpolation), self.size, fill=fill)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """The whole image, its shorter side resized to at most `side` pixels with antialiasing; a smaller one as it is."""
+
+    side: int
+    interpolation: Interpolation = "bilinear"
+
+    def describe(self) -> str:
+        """Return `a shorter side of at most 468 pixels`."""
+        return f"a shorter side of at most {self.side} pixels"
+
+    def size(self, of: Size) -> Size:
+        """Return the (h, w) of an image of (H, W)."""
+        shorter = min(of)
+        return of if shorter <= self.side else (of[0] * self.side // shorter, of[1] * self.side // shorter)
+
+    def image(self, photo: Photo) -> Tensor:
+        """Return the image (C, h, w) uint8."""
+        return self._apply(photo.pixels(), self.interpolation)
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """Return the mask (h, w) of classes."""
+        return self._apply(mask[None], NEAREST)[0]
+
+    def _apply(self, pixels: Tensor, interpolation: str) -> Tensor:
+        is_small = min(pixels.shape[-2:]) <= self.side
+        return pixels if is_small else _resized(pixels, (self.side,), interpolation)
 
 
 @dataclass(frozen=True)
@@ -165,7 +198,13 @@ class Views:
 
     training: TrainingView
     evaluation: EvaluationView
-    varies: bool = False  # whether other epochs have training views of other sizes
+    others: tuple[EvaluationView, ...] = ()  # of the epochs of other sizes, where nothing is drawn
+
+    @property
+    def varies(self) -> bool:
+        """Whether some epoch frames training images otherwise than evaluation."""
+        stills = (self.training.still, *self.others)
+        return any(still.size is not None and still != self.evaluation for still in stills)
 
 
 @dataclass(frozen=True)

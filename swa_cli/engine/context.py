@@ -21,6 +21,7 @@ from swa_cli.data import batches, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.data.color_jitter import ColorJitter
+from swa_cli.data.packed import Packing
 from swa_cli.data.randomness import derive_seed
 from swa_cli.data.sources import changes
 from swa_cli.data.transforms import TrainingView
@@ -350,6 +351,7 @@ def build_context(
     begun: Mapping[str, Any] | None = None,
     world: World = ALONE,
     needs_training: bool = True,
+    packing: Packing = "read",
 ) -> Context:
     """Choose the hardware and load the data.
 
@@ -360,6 +362,7 @@ def build_context(
         begun: `environment` of the run that continues, see `hardware.choose`.
         world: The processes of the run.
         needs_training: Refuse data without a training split; else they may lack it if there is a checkpoint.
+        packing: What is done where images are to be packed and are not yet, see `sources.load`.
 
     Raises:
         RecipeError: Images cannot be shown as the recipe says.
@@ -395,6 +398,8 @@ def build_context(
             mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
             std=constants(dataset.std, imagenet=IMAGENET_STD),
             skip_broken=dataset.skip_broken,
+            packing=packing,
+            tell=events.note,
             progress=progress,
         )
     _require_labels(task, source, recipe)
