@@ -69,7 +69,7 @@ _UPRIGHT = {
 _STILL_FORMATS = ("JPEG", "MPO")  # formats whose further frames are previews of the first
 _filters_lock = threading.Lock()  # warning filters are global
 Progress = Callable[[str, int, int], None]  # (what, done, all)
-_CHUNK = 32  # images per task: few enough for smooth progress and a quick end, many enough to keep threads busy
+_CHUNK = 256  # images per task: few enough for smooth progress, many enough to keep threads busy
 _MAX_HEADERS = 2_000  # that are read for the plan, some tenths of a second
 _MAX_NAMED = 5  # broken files that a message lists
 
@@ -263,13 +263,15 @@ def decode_rows(
     on_all_cores(decode, len(rows), what=what, progress=progress)
 
 
-def on_all_cores(work: Callable[[int], object], number: int, *, what: str, progress: Progress | None) -> None:
-    """Call `work` with 0, 1, ..., `number` - 1 on all cores; an OSError from it names a broken file.
+def on_all_cores(
+    work: Callable[[int], object], number: int, *, what: str, progress: Progress | None, chunk: int = _CHUNK
+) -> None:
+    """Call `work` with 0, 1, ..., `number` - 1 on all cores, `chunk` per task; an OSError names a broken file.
 
     Raises:
         UserError: Files are broken (all are counted, five are named), or `work` raises one.
     """
-    broken = [*_failures(work, number, what=what, progress=progress).values()]
+    broken = [*_failures(work, number, what=what, progress=progress, chunk=chunk).values()]
     if broken:
         raise UserError(
             f"{len(broken)} image file{'s' * (len(broken) > 1)} cannot be read:\n  "
@@ -287,12 +289,14 @@ def unreadable(paths: Sequence[str], *, what: str, progress: Progress | None) ->
     return _failures(lambda place: read_rgb(paths[place], divisor=8), len(paths), what=what, progress=progress)
 
 
-def _failures(work: Callable[[int], object], number: int, *, what: str, progress: Progress | None) -> dict[int, str]:
+def _failures(
+    work: Callable[[int], object], number: int, *, what: str, progress: Progress | None, chunk: int = _CHUNK
+) -> dict[int, str]:
     """Call `work` with 0, 1, ... on all cores; return the messages of those that raise OSError, by their place."""
 
     def work_on(first: int) -> dict[int, str]:
         failed = {}
-        for place in range(first, min(first + _CHUNK, number)):
+        for place in range(first, min(first + chunk, number)):
             try:
                 work(place)
             except OSError as error:
@@ -300,13 +304,13 @@ def _failures(work: Callable[[int], object], number: int, *, what: str, progress
         return failed
 
     failed: dict[int, str] = {}
-    chunks = range(0, number, _CHUNK)
+    chunks = range(0, number, chunk)
     pool = ThreadPoolExecutor(num_cores())
     try:
         for first, found in zip(chunks, pool.map(work_on, chunks), strict=True):
             failed |= found
             if progress:
-                progress(what, min(first + _CHUNK, number), number)
+                progress(what, min(first + chunk, number), number)
     finally:
         pool.shutdown(cancel_futures=True)  # stop at once on Ctrl-C and on images of another size
     return failed

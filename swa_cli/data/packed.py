@@ -44,6 +44,7 @@ FORMAT = "swa packed 1"
 UNENLARGED = 0.9  # about the share of the random parts of a photo of 4:3 that keep as many pixels as are shown
 _PIXELS_AT = 4096  # bytes before the pixels: the header, padded
 _MEASURED = 500  # images whose headers tell the size of a file that is to be written
+_CHUNK = 16  # images per task: large photos take tenths of a second, and Ctrl-C waits for the end of a task
 _WAIT = "waiting for another run that packs these images"
 _INDEX = {"rows": "<i8", "offsets": "<i8", "sizes": "<u4", "crc32": "<u4", "broken": "u1"}
 _DTYPES = {"<i8": "I64", "<u4": "U32", "u1": "U8"}  # as safetensors calls them
@@ -270,7 +271,7 @@ def write_file(
 
     try:
         with open(temporary, "xb") as file:
-            on_all_cores(store, len(rows), what=what, progress=progress)
+            on_all_cores(store, len(rows), what=what, progress=progress, chunk=_CHUNK)
             end = -(-end // 8) * 8  # the index is aligned, and can be searched where it is mapped
             texts = np.frombuffer(json.dumps(broken).encode(), np.uint8)
             index = dict(zip(_INDEX, (rows.astype("<i8"), offsets, sizes, crc32, texts), strict=True))

@@ -156,16 +156,16 @@ class Shrunk:
         return of if shorter <= self.side else (of[0] * self.side // shorter, of[1] * self.side // shorter)
 
     def image(self, photo: Photo) -> Tensor:
-        """Return the image (C, h, w) uint8."""
-        return self._apply(photo.pixels(), self.interpolation)
+        """Return the image (C, h, w) uint8; a file is decoded to a part of its size that is not smaller."""
+        size = self.size(photo.size)
+        divisor = next((d for d in (8, 4, 2) if min(photo.size) >= d * self.side), 1)
+        pixels = photo.pixels(divisor=divisor)
+        return pixels if size == photo.size else _resized(pixels, size, self.interpolation)
 
     def mask(self, mask: Tensor) -> Tensor:
         """Return the mask (h, w) of classes."""
-        return self._apply(mask[None], NEAREST)[0]
-
-    def _apply(self, pixels: Tensor, interpolation: str) -> Tensor:
-        is_small = min(pixels.shape[-2:]) <= self.side
-        return pixels if is_small else _resized(pixels, (self.side,), interpolation)
+        size = self.size((mask.shape[0], mask.shape[1]))
+        return mask if size == tuple(mask.shape) else _resized(mask[None], size, NEAREST)[0]
 
 
 @dataclass(frozen=True)

@@ -147,3 +147,11 @@ def test_too_little_room_is_told_before_anything_is_written(
         assert not (pets / ".swa-packed").exists()
     assert not Path("runs").exists()
     assert swa("train", "r.yaml", "-q", "dataset.cache=none").code == 0
+
+
+def test_the_seeds_of_a_repeat_share_the_training_images(swa: Swa, pets: Path) -> None:
+    """Two seeds: all training images are packed once, and the validation images of each seed."""
+    ended = swa("repeat", "r.yaml", "--seeds", "0,1", "train.epochs=1", "swa=null", "-q")
+    assert ended.code == 0, ended.err
+    names = sorted(path.name.partition("-")[0] for path in (pets / ".swa-packed").glob("*.safetensors"))
+    assert names == ["train", "val", "val"]

@@ -154,6 +154,17 @@ def test_training_images_have_a_bounded_shorter_side(pets: Path) -> None:
     assert found.packed == {"train": "a shorter side of at most 51 pixels", "val": "24 x 24 pixels"}
 
 
+def test_large_jpeg_files_are_shrunk_as_they_are_decoded(tmp_path: Path) -> None:
+    """An image of many times the bound: its size is exact, and its pixels are near those of the whole image."""
+    picture(1, (331, 442)).save(tmp_path / "a.jpg", quality=95)
+    photo = EncodedPhoto(str(tmp_path / "a.jpg"))
+    found = Shrunk(60).image(photo)
+    assert Shrunk(60).size((331, 442)) == tuple(found.shape[1:]) == (60, 80)
+    expected = functional.resize(photo.pixels(), [60], antialias=True)
+    assert (found.float() - expected.float()).abs().mean() < 2
+    assert Shrunk(60).mask(torch.zeros(331, 442, dtype=torch.uint8)).shape == (60, 80)
+
+
 def test_the_bound_leaves_most_random_parts_their_pixels() -> None:
     """The share of random parts of a 4:3 photo with fewer pixels than are shown; sizes by points take the largest."""
     still = EvaluationView((224, 224), 256)
