@@ -41,6 +41,7 @@ from swa_cli.errors import UserError
 
 FOLDER = ".swa-packed"
 FORMAT = "swa packed 1"
+_SUFFIX = ".safetensors"
 UNENLARGED = 0.9  # about the share of the random parts of a photo of 4:3 that keep as many pixels as are shown
 _PIXELS_AT = 4096  # bytes before the pixels: the header, padded
 _MEASURED = 500  # images whose headers tell the size of a file that is to be written
@@ -436,6 +437,11 @@ class Store:
             room = self._room()
             num_bytes = sum(item.measure() for item in missing)
             plan = f"{_listed(missing)} images in {self.folder}: about {_size(num_bytes)}, {_size(2 * room)} are free"
+            used = {item.path for item in wanted.values()}
+            if others := [path.stat().st_size for path in self.folder.glob(f"*{_SUFFIX}") if path not in used]:
+                plan += (
+                    f"; {len(others)} packed files of other recipes, seeds or images there take {_size(sum(others))}"
+                )
             if num_bytes > room:
                 raise _no_room(num_bytes, self.folder)
             if packing == "plan":
@@ -487,7 +493,7 @@ class Store:
         if rows is not None:
             digest.update(rows.tobytes())
         size = f"{form.side}px" if isinstance(form, Shrunk) else "x".join(map(str, form.size or ("whole",)))
-        return self.folder / f"{split}-{size}-{digest.hexdigest()[:12]}.safetensors"
+        return self.folder / f"{split}-{size}-{digest.hexdigest()[:12]}{_SUFFIX}"
 
     def _write(self, missing: list[_Wanted], *, room: int, progress: Progress | None) -> dict[str, PackedFile | None]:
         """Write the files that are missing, unless another process has done so meanwhile."""
@@ -567,7 +573,7 @@ def _checksum(dataset: FileDataset, root: Path) -> str:
 def _no_room(num_bytes: int, folder: Path) -> UserError:
     return UserError(
         f"dataset.cache: packed images would take {_size(num_bytes)} in {folder}, more than half of the free space",
-        hint=_CURE,
+        hint=f"{_CURE}; the files in {folder} can be removed: those that are needed are packed again",
     )
 
 

@@ -262,6 +262,9 @@ def test_a_plan_writes_nothing_and_tells_the_size(pets: Path) -> None:
     pixels = [file_of(source(pets, views=RANDOM), split)._pixels.size for split in ("train", "val")]
     assert f"about {sum(pixels) / 1e6:.1f} MB" in note
     assert not any("swa train" in note for note in source(pets, views=RANDOM, packing="plan").notes)
+    note = next(note for note in source(pets, packing="plan", seed=1).notes if "swa train" in note)
+    size = sum(path.stat().st_size for path in (pets / FOLDER).glob("*.safetensors"))
+    assert f"2 packed files of other recipes, seeds or images there take {size / 1e6:.1f} MB" in note
 
 
 @pytest.mark.parametrize("packing", ["plan", "write"])
@@ -362,9 +365,9 @@ def test_a_damaged_file_is_packed_anew(pets: Path, place: str) -> None:
 def test_a_damaged_image_is_an_error_once_it_is_read(pets: Path) -> None:
     """A flipped bit of a pixel: the file and the way out are named, and that way works."""
     expected = shown(source(pets).train)
-    path = file_of(source(pets), "train").path
-    content = bytearray(path.read_bytes())
-    content[4096 + 24 * 24 * 3 * 4 + 100] ^= 1
+    file = file_of(source(pets), "train")
+    path, content = file.path, bytearray(file.path.read_bytes())
+    content[4096 + int(file._offsets[4]) + 100] ^= 1
     path.write_bytes(content)
     for workers in (0, 1):
         found = source(pets)
