@@ -1,6 +1,18 @@
-"""Numbers with their units, as text: sizes and short times."""
+"""Numbers and lists as text: counts, sizes, short times, the first few of many."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def count_text(number: int, noun: str, *, plural: str = "") -> str:
+    """Return a count with its noun: `1 weight`, `1,200 weights`; the plural is in `s` if none is given."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def some_of(words: Sequence[object], *, most: int = 3) -> str:
+    """Return the first few of many words: `conv1, conv2, conv3, ...`."""
+    return ", ".join([*map(str, words[:most]), *["..."] * (len(words) > most)])
 
 
 def size_text(num_bytes: int) -> str:

@@ -19,7 +19,7 @@ ROOMS = ("recipe", "metrics", "data", "models", "averaging", "checkpoint", "engi
 _BASE = {"errors", "import_path"}
 _FOUNDATION = {*_BASE, "units", "recipe", "metrics", "data", "models", "averaging"}
 MAY_IMPORT = {
-    "recipe": {"errors"},
+    "recipe": {"errors", "units"},
     "metrics": _BASE,
     "data": _BASE,
     "models": _BASE,

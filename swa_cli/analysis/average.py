@@ -38,6 +38,7 @@ from swa_cli.recipe.swap import has_workers
 from swa_cli.report.plots import curves
 from swa_cli.report.scores import search_summary
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import count_text
 
 NAME = "soup"  # of the weight set that comes out
 MAX_PASSES = 8  # of BatchNorm in a search
@@ -85,7 +86,7 @@ class Trials:
         loading.load_unchecked(model, mean.state)
         update = None
         if not skip:
-            update = passes.refresh(model, context=context, name=NAME)
+            update = context.refresh_batchnorm(model, name=NAME)
             self.num_passes += update.num_layers > 0
         return Refreshed(mean, cloned(model.state_dict()), update)
 
@@ -209,8 +210,7 @@ def average_checkpoints(
         "passes": trials.num_passes,
         "split": "val" if trials.rows else None,
         "plot": None if picture is None else str(picture),
-        "device": str(gathered.context.hardware.device),
-        "precision": gathered.context.hardware.precision,
+        **gathered.context.hardware.facts,
     }
 
 
@@ -252,22 +252,22 @@ def _require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> No
 
 def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
     mean, update = refreshed.mean, refreshed.update
-    first = mean.shares[0][0].found
-    own = first.recipe if has_own_recipe else None
+    first, origin = mean.shares[0][0].found, gathered.context.origin
+    if first.recipe is not None:
+        origin = first.origin if has_own_recipe else {**origin, "input": first.content["input"]}
     fresh = (update or NOTHING).record
     if update is None and is_refreshable(gathered.model):
         fresh["batchnorm"] = "stale"
-    return {
-        "recipe": own or gathered.context.recipe.model_dump(mode="json", exclude_none=True),
-        "input": first.content["input"] if first.recipe is not None else gathered.context.input,
-        "state_dict": refreshed.state_dict,
-        "average": {"name": NAME, "kind": mean.kind, "count": mean.count, "steps": mean.steps},
-        **fresh,
-        "sources": [
+    return reader.weights_content(
+        origin,
+        {"name": NAME, "kind": mean.kind, "count": mean.count, "steps": mean.steps},
+        refreshed.state_dict,
+        fresh,
+        sources=[
             {"file": source.file, "name": source.name, "weight": share, "step": source.step}
             for source, share in mean.shares
         ],
-    }
+    )
 
 
 def _draw(picture: Path, trials: Trials) -> None:
@@ -329,13 +329,9 @@ def shipped(
 
     `state_dict` has the statistics that the average ships with, and `fresh` says how fresh they are.
     """
-    entry = point.content["averages"][name]
-    average = {"name": name, **{key: entry[key] for key in ("kind", "count")}, "steps": list(entry["steps"])}
-    content = {"recipe": point.content["recipe"], "input": point.content["input"], "state_dict": state_dict}
-    content |= {"average": average, **fresh}
-    if item.posterior is not None:
-        content["posterior"] = {key: getattr(item.posterior, key) for key in ("diagonal", "variance", "deviations")}
-    return content
+    steps = list(point.content["averages"][name]["steps"])
+    average = {"name": name, "kind": item.kind, "count": item.count, "steps": steps}
+    return reader.weights_content(point.origin, average, state_dict, fresh, posterior=item.posterior)
 
 
 def _require_held(point: Checkpoint, name: str) -> None:
@@ -398,7 +394,7 @@ def _answer(out: Path, content: Mapping[str, Any], *, what: str, started: float,
         next_command = f"refresh it with `swa bn-update {out}`, then {next_command}"
     elif batchnorm == "recomputed":
         batchnorm = f"recomputed from {content['samples']:,} samples ({content['batchnorm_method']})"
-    held = f"{what} of {average['count']:,} weight set{'s' * (average['count'] != 1)}"
+    held = f"{what} of {count_text(average['count'], 'weight set')}"
     if average["steps"]:
         held += f", steps {min(average['steps']):,} to {max(average['steps']):,}"
     terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {next_command}")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from swa_cli.analysis import open, passes
+from swa_cli.analysis import open
 from swa_cli.analysis.average import shipped
 from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.averaging.model_state import cloned, like
@@ -83,8 +83,7 @@ def update_checkpoint(
             for name, update in updates.items()
         },
         "seconds": round(time.monotonic() - started, 3),
-        "device": str(context.hardware.device),
-        "precision": context.hardware.precision,
+        **context.hardware.facts,
     }
 
 
@@ -116,7 +115,7 @@ def _updated(
     for name, item in sets.items():
         model = context.build_model()
         loading.load_weights(model, item.state_dict, source=f"{found.path} ({name})")
-        update = updates[name] = passes.refresh(model, context=context, name=name)
+        update = updates[name] = context.refresh_batchnorm(model, name=name)
         if not update.num_layers:
             what = "has only frozen BatchNorm layers" if update.is_frozen else "has no BatchNorm layers"
             events.note(f"{name}: {context.recipe.model.name} {what}: nothing to update")
@@ -125,7 +124,8 @@ def _updated(
         if found.kind == "resume" and (is_alone or name == RAW):
             content = _alone(found, name, item, model, update)
         elif found.kind == "foreign":
-            content = _of_foreign(name, item, model, update, context)
+            average = {"name": name, "kind": "foreign", "count": item.count, "steps": list[int]()}
+            content = reader.weights_content(context.origin, average, cloned(model.state_dict()), update.record)
         elif update.num_layers:
             content = _in_place(found, content, name, model, update)
     return content, updates
@@ -137,21 +137,8 @@ def _alone(found: Checkpoint, name: str, item: WeightSet, model: nn.Module, upda
     if name != RAW:
         return shipped(found, name, item, state_dict, update.record)
     own = recomputed(RAW) if update.num_layers else RAW
-    raw = reader.raw_content(own, state_dict, step=found.content["step"])
-    return {"recipe": found.content["recipe"], "input": found.content["input"], **raw, **update.record}
-
-
-def _of_foreign(
-    name: str, item: WeightSet, model: nn.Module, update: BatchNormUpdate, context: Context
-) -> dict[str, Any]:
-    """Return the content of a file of ours with weights that another program wrote."""
-    return {
-        "recipe": context.recipe.model_dump(mode="json", exclude_none=True),
-        "input": context.input,
-        "average": {"name": name, "kind": "foreign", "count": item.count, "steps": []},
-        "state_dict": cloned(model.state_dict()),
-        **update.record,
-    }
+    average = reader.raw_average(own, step=found.content["step"])
+    return reader.weights_content(found.origin, average, state_dict, update.record)
 
 
 def _in_place(

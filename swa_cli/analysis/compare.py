@@ -82,7 +82,8 @@ def compare(paths: Sequence[Path], *, terminal: Terminal) -> dict[str, Any]:
     if not different:
         terminal.answer("recipes: the same")
     for key, values in different.items():
-        terminal.facts(key, [(str(run.number), _as_written(value)) for run, value in zip(runs, values, strict=True)])
+        texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
+        terminal.facts(key, [(str(run.number), text) for run, text in zip(runs, texts, strict=True)])
     groups: dict[tuple[object, ...], list[Compared]] = {}
     for run in runs:
         if run.result is not None:
@@ -132,10 +133,6 @@ def differences(recipes: Sequence[Recipe]) -> dict[str, tuple[object, ...]]:
     keys = dict.fromkeys(key for found in against_first for key in found)
     unchanged = {key: found[key][0] for found in against_first for key in found}
     return {key: tuple(found[key][1] if key in found else unchanged[key] for found in against_first) for key in keys}
-
-
-def _as_written(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def read_result(

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from swa_cli.data import sources, splits
+from swa_cli.data import splits
 from swa_cli.data.image_file import num_cores
-from swa_cli.engine.context import IMAGENET_MEAN, IMAGENET_STD, constants
+from swa_cli.engine.context import load_source
+from swa_cli.engine.events import Events
 from swa_cli.engine.hardware import bf16_features, processor, speed_of_bf16
 from swa_cli.engine.user_code import make_importable
-from swa_cli.engine.views import views_of
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Output
 from swa_cli.report.terminal import Terminal
@@ -28,7 +28,7 @@ from swa_cli.units import size_text
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "pydantic", "pyyaml", "rich", "typer", "safetensors", "matplotlib"),
-    *("scipy", "timm", "onnx", "onnxruntime", "tensorboard"),
+    *("scipy", "simplejpeg", "timm", "onnx", "onnxruntime", "tensorboard"),
 )
 
 
@@ -112,26 +112,13 @@ def _disk(root: Path) -> dict[str, Any]:
 
 def _data(loaded: Loaded, terminal: Terminal) -> dict[str, Any]:
     """Read the data as a run would, without a download, and return whether they are there."""
-    recipe, dataset = loaded.recipe, loaded.recipe.dataset
+    dataset = loaded.recipe.dataset.model_copy(update={"cache": "none", "download": False, "workers": 0})
+    recipe = loaded.recipe.model_copy(update={"dataset": dataset})
     make_importable(loaded)
     is_there, state = False, ""
     try:
-        with terminal.loading() as progress:
-            source = sources.load(
-                dataset.name,
-                root=dataset.root,
-                val=dataset.val,
-                seed=recipe.seed,
-                cache="none",
-                download=False,
-                workers=0,
-                args=dataset.args,
-                views=views_of(recipe),
-                mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
-                std=constants(dataset.std, imagenet=IMAGENET_STD),
-                skip_broken=dataset.skip_broken,
-                progress=progress,
-            )
+        with Events([terminal]).loading() as progress:
+            source = load_source(recipe, progress=progress)
         assert source.train is not None, "training data are asked for"
         is_there, state = True, f"there, {len(source.train):,} training samples, {source.describe_inputs()}"
     except Exception as error:  # a user's own dataset may raise anything

@@ -19,7 +19,7 @@ from swa_cli.analysis.passes import Ensemble
 from swa_cli.averaging.bn_layers import is_refreshable
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import loading, reader
-from swa_cli.checkpoint.reader import WeightSet
+from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import evaluate as comparison
 from swa_cli.engine.context import Context
@@ -56,14 +56,7 @@ def evaluate_checkpoint(
     """
     folder = RunFolder(path) if path.is_dir() else None
     found = reader.read(path) if folder is None else open.resume_point(folder)
-    snapshots = None
-    if with_ensemble:
-        if folder is None:
-            raise UserError(
-                f"{found.path}: is a file, and an ensemble needs the snapshots of a run",
-                hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
-            )
-        snapshots = passes.read_ensemble(folder, found, terminal)
+    snapshots = _read_ensemble(folder, found, terminal) if with_ensemble else None
     limit = open.pass_of(found, samples, recipe=recipe)
     context, model = open.open_checkpoint(
         found,
@@ -89,23 +82,7 @@ def evaluate_checkpoint(
 
     terminal.note(f"scored in {context.recipe.eval.precision}")
     started, on = time.monotonic(), split or context.scoring_split()
-    scored: dict[str, SampleScores] = {}
-    losses: dict[str, float | None] = {}  # on validation images, of what averages may be judged against
-    candidates = _candidates(sets)
-    for name, item in sets.items():
-        model = context.build_model()  # a new one: a network may keep what it has computed from other weights
-        loaded = loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
-        sets[name] = replace(item, state_dict=loaded)
-        if num_draws is not None and name in drawn:
-            scored[name] = _score_draws(item, model, name, context, on, num_draws)
-            continue
-        if name not in held:
-            passes.refresh(model, context=context, name=name)
-        scored[name] = _score(model, name, context, on)
-        if name in candidates and len(candidates) > 1 and context.source.val is not None:
-            val = scored[name] if on == "val" else _score(model, name, context, "val")
-            losses[name] = val.metric(context.task.metrics.loss_key).value
-    reference = comparison.reference(candidates, losses) if candidates else None
+    scored, reference = _score_sets(sets, context, on, path=path, held=held, drawn=drawn, num_draws=num_draws)
     judged, curve = _judged(sets, reference, model), list[dict[str, Any]]()
     if snapshots is not None:
         judged["ensemble"] = None
@@ -125,11 +102,52 @@ def evaluate_checkpoint(
         "weights": rows,
         "reference": reference,
         "seconds": round(time.monotonic() - started, 3),
-        "device": str(context.hardware.device),
-        "precision": context.recipe.eval.precision,
+        **context.eval_hardware.facts,
         "tta": tta,
     }
     return {**result, "ensemble": curve} if curve else result
+
+
+def _score_sets(
+    sets: dict[str, WeightSet],
+    context: Context,
+    split: str,
+    *,
+    path: Path,
+    held: set[str],
+    drawn: set[str],
+    num_draws: int | None,
+) -> tuple[dict[str, SampleScores], str | None]:
+    """Score the weight sets, which get the names and shapes of the network, and choose what averages are judged by.
+
+    Those that the checkpoint has not `held` are refreshed first; `drawn` are scored by `num_draws` draws.
+    """
+    scored: dict[str, SampleScores] = {}
+    losses: dict[str, float | None] = {}  # on validation images, of what averages may be judged against
+    candidates = _candidates(sets)
+    for name, item in sets.items():
+        model = context.build_model()  # a new one: a network may keep what it has computed from other weights
+        loaded = loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
+        sets[name] = replace(item, state_dict=loaded)
+        if num_draws is not None and name in drawn:
+            scored[name] = _score_draws(item, model, name, context, split, num_draws)
+            continue
+        if name not in held:
+            context.refresh_batchnorm(model, name=name)
+        scored[name] = _score(model, name, context, split)
+        if name in candidates and len(candidates) > 1 and context.source.val is not None:
+            val = scored[name] if split == "val" else _score(model, name, context, "val")
+            losses[name] = val.metric(context.task.metrics.loss_key).value
+    return scored, comparison.reference(candidates, losses) if candidates else None
+
+
+def _read_ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Terminal) -> Ensemble:
+    if folder is None:
+        raise UserError(
+            f"{found.path}: is a file, and an ensemble needs the snapshots of a run",
+            hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
+        )
+    return passes.read_ensemble(folder, found, terminal)
 
 
 def _with_reference(every: Mapping[str, WeightSet], *, wanted: str, with_ensemble: bool) -> dict[str, WeightSet]:

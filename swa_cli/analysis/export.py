@@ -241,7 +241,7 @@ def _metadata(
 ) -> dict[str, str]:
     """Return the metadata of the file: texts, and JSON texts for structured values."""
     values: dict[str, Any] = {
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "recipe": recipe.values(),
         "input": input_,
         "average": _average(found, name, item),
         "scores": _scores(request.path, name, item, metrics=tasks.find(recipe.task).metrics),

@@ -211,7 +211,7 @@ def default_points(run: OpenRun) -> dict[str, str]:
     if run.plan.worker is not None:
         return {name: name for name in (RAW, name_of_worker(1), name_of_worker(2))}
     start = run.averaging[average][0]
-    steps = sorted(int(path.stem.removeprefix("step-")) for path in run.folder.snapshots.glob("step-????????.pt"))
+    steps = [int(path.stem.removeprefix("step-")) for path in run.folder.snapshot_files]
     before_the_end = [step for step in steps if step < run.step]
     if not before_the_end:
         raise UserError(
@@ -295,7 +295,8 @@ def _samples_of(run: OpenRun, *, samples: int | None) -> Samples:
     context, model = run.opened
     split = context.scoring_split()
     size = len(context.split(split))
-    train, scored = (passes.fixed_batches(context, name, samples=samples) for name in ("train", split))
+    found = [context.fixed_batches(name, samples=samples) for name in ("train", split)]
+    train, scored = found if samples is None else map(list, found)  # a few stay in memory
     return Samples(context, model, split, size if samples is None else min(samples, size), train, scored)
 
 
@@ -304,7 +305,7 @@ def _measured(state: Mapping[str, Tensor], ground: Samples, *, bar: Bar, is_anch
     context, metrics, model = ground.context, ground.context.task.metrics, ground.context.build_model()
     loading.load_unchecked(model, state)
     try:
-        passes.refresh(model, context=context, name="a point", bar=bar)
+        context.refresh_batchnorm(model, name="a point", bar=bar)
     except UserError:
         if is_anchor:
             raise  # the reason is not the distance

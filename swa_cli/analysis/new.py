@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from swa_cli.data import folders
-from swa_cli.data.image_file import read_header, unreadable
+from swa_cli.data.image_file import unreadable
+from swa_cli.data.photos import PhotoDataset, Photos, header_of
 from swa_cli.data.transforms import EvaluationView
+from swa_cli.engine.events import Events
 from swa_cli.errors import UserError
 from swa_cli.recipe.templates import template
 from swa_cli.recipe.values import MAX_NAME
@@ -29,23 +32,19 @@ def photos_recipe(root: Path, *, terminal: Terminal) -> str:
         UserError: The layout is not that of `image_folder`, or no image can be read.
     """
     found = folders.find(root, view=EvaluationView((1, 1)))
-    files = {split: part.files for split, part in found.splits.items() if isinstance(part, folders.FolderDataset)}
-    paths = [path for each in files.values() for path in each]
-    with terminal.progress("looking at images", len(paths)) as bar:
-        done = 0
-
-        def advance(what: str, number: int, total: int) -> None:
-            nonlocal done
-            bar.advance(number - done)
-            done = number
-
-        broken = unreadable(paths, what="looking at images", progress=advance)
-    readable = [path for place, path in enumerate(paths) if place not in broken]
+    splits = {split: part for split, part in found.splits.items() if isinstance(part, PhotoDataset)}
+    readable: list[tuple[Photos, int]] = []
+    broken: list[str] = []
+    with Events([terminal]).loading() as progress:
+        for split, part in splits.items():
+            errors = unreadable(part.check, len(part), what=f"looking at {split} images", progress=progress)
+            broken += errors.values()
+            readable += [(part.photos, row) for row in range(len(part)) if row not in errors]
     if not readable:
         raise UserError(f"{root}: no image can be read: {broken[0]}", hint="repair the files")
-    for reason in broken.values():
+    for reason in broken:
         terminal.warning(f"left out: {reason}")
-    num_train = len(files["train"])
+    num_train = len(splits["train"])
     values = {
         "name": re.sub(r"[^\w.+-]+", "-", root.resolve().name, flags=re.ASCII).strip("+-.")[:MAX_NAME] or "photos",
         "task": "classification",
@@ -74,9 +73,9 @@ def photos_recipe(root: Path, *, terminal: Terminal) -> str:
     return template(values)
 
 
-def _image_size(paths: list[str]) -> int:
+def _image_size(photos: Sequence[tuple[Photos, int]]) -> int:
     """Return the largest of `SIZES` that the shorter side of three in four photos reaches; the smallest at least."""
-    step = -(-len(paths) // LOOKED_AT)
-    sides = sorted(min(read_header(path).size) for path in paths[::step])
+    step = -(-len(photos) // LOOKED_AT)
+    sides = sorted(min(header_of(source, row).size) for source, row in photos[::step])
     side = sides[len(sides) // 4]
     return max((size for size in SIZES if size <= side), default=SIZES[0])

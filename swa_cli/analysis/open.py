@@ -218,16 +218,12 @@ def resume_point(folder: RunFolder) -> Checkpoint:
     Raises:
         UserError: There is none, or it cannot be read.
     """
-    path = next((path for path in (folder.last, folder.previous) if os.path.lexists(path)), None)
-    if path is None:
+    if not folder.resume_points:
         raise UserError(
             f"{folder.path}: has no checkpoints/last.pt: it is not a run folder, or its run has saved nothing yet",
             hint="name a checkpoint (.pt), or a run folder such as runs/latest",
         )
-    found = reader.read(path)
-    if found.kind != "resume":
-        raise UserError(f"{found.path}: is not a resume point", hint="name a run folder that `swa train` made")
-    return found
+    return reader.read_resume_point(folder.resume_points[0])
 
 
 def weight_sets_of_run(

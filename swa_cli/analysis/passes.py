@@ -1,4 +1,4 @@
-"""Refresh, score and predict with the weight sets of a checkpoint, one by one or as the mean of several.
+"""Score and predict with the weight sets of a checkpoint, one by one or as the mean of several.
 
 Each pass shows its progress, and names the batch size to halve where memory runs out. The mean prediction of several
 networks, softmax or numbers, is summed member by member, so one network is in memory at a time. Snapshots (Huang et
@@ -19,14 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.analysis import open
-from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.averaging.model_state import read, require_same_shapes, shapes
 from swa_cli.averaging.swag import Posterior
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.data import batches
-from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.data.randomness import generator
 from swa_cli.engine import evaluate, failures
@@ -35,16 +32,11 @@ from swa_cli.engine.events import Bar
 from swa_cli.errors import UserError
 from swa_cli.metrics.tasks import SampleScores, Task
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import count_text
 
 FEWEST = 2  # members of an ensemble
 
 Loader = Batches | list[Any]  # inputs and targets, batch by batch
-
-
-def refresh(model: nn.Module, *, context: Context, name: str, bar: Bar | None = None) -> BatchNormUpdate:
-    """Recompute the BatchNorm statistics of a network as its recipe says; `bar` is that of a longer pass."""
-    with failures.memory("train.batch_size", context.recipe.train.batch_size):
-        return context.refresh_batchnorm(model, name=name, bar=bar)
 
 
 def score(
@@ -80,27 +72,6 @@ def predict(
         )
 
 
-def fixed_batches(context: Context, split: str, *, samples: int | None) -> Loader:
-    """Return the first samples of a fixed shuffle of a split, without augmentation; None for all.
-
-    Raises:
-        UserError: The dataset has no such split.
-    """
-    found = batches.statistics_batches(
-        context.split(split),
-        seed=context.recipe.seed,
-        batch_size=context.recipe.eval.batch_size,
-        augment=Augment(),
-        samples=samples,
-        mean=context.source.mean,
-        std=context.source.std,
-        device=context.hardware.device,
-        workers=context.recipe.dataset.workers,
-        error=failures.run_error,
-    )
-    return found if samples is None else list(found)  # a few stay in memory
-
-
 @contextmanager
 def _pass(context: Context, loader: Loader, *, name: str, bar: Bar | None) -> Iterator[Bar]:
     with failures.memory("eval.batch_size", context.recipe.eval.batch_size):
@@ -130,7 +101,7 @@ def read_ensemble(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> E
     Raises:
         UserError: There are fewer than two, or a file that cannot be read or is not of this run.
     """
-    paths, members = list(folder.snapshots.glob("step-*.pt")), []
+    paths, members = folder.snapshot_files, []
     with terminal.progress("reading snapshots", len(paths)) as bar:
         for path in paths:
             found = reader.read(path)
@@ -139,7 +110,7 @@ def read_ensemble(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> E
             members.append(found)
             bar.advance()
     if len(members) < FEWEST:
-        has = f"{len(members)} snapshot{'' if len(members) == 1 else 's'}"
+        has = count_text(len(members), "snapshot")
         raise UserError(
             f"{folder.path}: has {has}, and an ensemble takes at least {FEWEST}",
             hint="train with snapshots.every=1ep, or 1cycle for a schedule with cycles",
@@ -198,7 +169,7 @@ def score_swag(
         for index in range(num_draws):
             model = context.build_model()
             model.load_state_dict(posterior.draw(generator(context.recipe.seed, "swag draw", index)))
-            refresh(model, context=context, name=name, bar=bar)
+            context.refresh_batchnorm(model, name=name, bar=bar)
             p, targets = predict(model, loader, context=context, bar=bar)
             total = total + p
     return context.task.score_predictions(total / num_draws, targets)

@@ -29,6 +29,7 @@ from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
 from swa_cli.report.plots import loss_surface as surface_picture
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import count_text
 
 
 @dataclass(frozen=True)
@@ -228,9 +229,9 @@ def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
     Raises:
         UserError: The run has fewer than two snapshots, or no validation split.
     """
-    paths = sorted(run.folder.snapshots.glob("step-????????.pt"))
+    paths = run.folder.snapshot_files
     if len(paths) < 2:
-        has = f"{len(paths)} snapshot{'' if len(paths) == 1 else 's'}"
+        has = count_text(len(paths), "snapshot")
         raise UserError(
             f"{run.folder.path}: has {has}, and starts are compared with at least 2",
             hint="train with snapshots.every=1ep",

@@ -322,7 +322,7 @@ def _compare(
         answer["weights"][name]["against"] = differences
     answer["against"] = {
         "name": series.label,
-        "recipe": series.loaded.recipe.model_dump(mode="json", exclude_none=True),
+        "recipe": series.loaded.recipe.values(),
         "outcome": scores,
         **{key: other[key] for key in ("run", "runs", "weights", "seconds")},
     }

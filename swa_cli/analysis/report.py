@@ -27,6 +27,7 @@ from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
 from swa_cli.report.scores import verdict
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import count_text
 
 
 def write_page(
@@ -59,9 +60,7 @@ def write_page(
     table = [(key, [str(value) for value in values]) for key, values in found.items()]
     content = document(shown, differences=table).encode()
     write_atomic(out, lambda file: file.write(content))
-    terminal.answer(
-        f"{out}: {len(runs)} run{'s' * (len(runs) != 1)}, {len(content) / 1e6:.1f} MB; open it in a browser"
-    )
+    terminal.answer(f"{out}: {count_text(len(runs), 'run')}, {len(content) / 1e6:.1f} MB; open it in a browser")
     return {
         "command": "report",
         "path": str(out),

@@ -7,7 +7,7 @@ foreign file is described by its layout and its tensors.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from swa_cli.checkpoint.run_folder import RunFolder, about
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.terminal import Terminal
-from swa_cli.units import size_text
+from swa_cli.units import count_text, size_text, some_of
 
 Rows = list[tuple[str, str]]
 STATES = ("state", "m2", "deviations")  # tensors of an average that takes more weights
@@ -61,7 +61,7 @@ def _facts(found: Checkpoint) -> dict[str, Any]:
     kept: dict[str, Any] = {key: content[key] for key in keys if key in content}
     return {
         "format": content["format"],
-        "recipe": recipe_of(found).model_dump(mode="json", exclude_none=True),
+        "recipe": recipe_of(found).values(),
         "input": content["input"],
         **kept,
         "weights": _weights(found),
@@ -117,7 +117,7 @@ def _rows(found: Checkpoint, facts: Mapping[str, Any]) -> Rows:
             rows.append(("reached", f"step {facts['step']:,}, epoch {facts['epoch']}{stopped}"))
     rows += [(name, _weights_text(values)) for name, values in facts["weights"].items()]
     if facts.get("sources"):
-        rows.append(("made of", _short([source["file"] for source in facts["sources"]])))
+        rows.append(("made of", some_of([source["file"] for source in facts["sources"]], most=4)))
     if "environment" in facts:
         rows.append(("made with", _environment_text(facts["environment"])))
     return rows
@@ -127,11 +127,10 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
     """Show the state, recipe, files and scores of a run."""
     folder = RunFolder(path)
     run = read_run(1, path)
-    point = next((file for file in (folder.last, folder.previous) if os.path.lexists(file)), None)
-    values = run.recipe.model_dump(mode="json", exclude_none=True)
+    values = run.recipe.values()
     facts: dict[str, Any] = {"finished": run.result is not None, "resume_point": None, "files": {}}
-    if point is not None:
-        found = reader.read(point)
+    if folder.resume_points:
+        found = reader.read(folder.resume_points[0])
         facts["resume_point"] = _facts(found)
         for name in dict.fromkeys([*facts["resume_point"]["weights"], *shipped_by(found, run.recipe)]):
             shipped = folder.checkpoints / f"{name}.pt"
@@ -173,7 +172,9 @@ def _run_rows(run: Compared, facts: Mapping[str, Any], environment: Mapping[str,
         rows.append(("reached", f"step {point['step']:,}, epoch {point['epoch']}"))
         rows += [(name, _weights_text(values)) for name, values in point["weights"].items()]
     files = facts["files"]
-    rows.append(("files", f"{len(files)} checkpoints, {size_text(sum(files.values()))}: {_short(list(files))}"))
+    rows.append(
+        ("files", f"{len(files)} checkpoints, {size_text(sum(files.values()))}: {some_of(list(files), most=4)}")
+    )
     return rows + ([("made with", _environment_text(environment))] if environment else [])
 
 
@@ -186,7 +187,7 @@ def _recipe_text(recipe: Recipe) -> str:
 
 
 def _input_text(values: Mapping[str, Any]) -> str:
-    classes = f"{len(values['classes'])} classes ({_short(values['classes'])})"
+    classes = f"{len(values['classes'])} classes ({some_of(values['classes'], most=4)})"
     if values["channels"] is None:
         return f"no images; {classes}"
     resize = values.get("resize")
@@ -202,13 +203,9 @@ def _weights_text(values: Mapping[str, Any]) -> str:
         what += f", steps {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f", step {steps[0]:,}"
     parts = [what, *([f"BatchNorm {values['batchnorm']}"] if "batchnorm" in values else [])]
     numbers = f"{values['numbers']:,} numbers ({', '.join(values['dtypes'])})"
-    tensors = f"{values['tensors']} tensor{'s' if values['tensors'] != 1 else ''}"
+    tensors = count_text(values["tensors"], "tensor")
     return "; ".join([*parts, f"{tensors}, {numbers}, {size_text(values['bytes'])}"])
 
 
 def _environment_text(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in values.items() if key != "recipe_folder")
-
-
-def _short(words: Sequence[str]) -> str:
-    return ", ".join(words[:4]) + (", ..." if len(words) > 4 else "")

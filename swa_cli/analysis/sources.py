@@ -32,6 +32,7 @@ from swa_cli.recipe import load
 from swa_cli.recipe.plan import Window
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import some_of
 
 INPUT_KEYS = ("channels", "mean", "std", "classes")  # of `Context.input`, on which the meaning of weights depends
 
@@ -219,14 +220,11 @@ def _require_same_meaning(source: Source, context: Context) -> None:
     for key in INPUT_KEYS:
         given, wanted = source.found.content["input"][key], context.input[key]
         if given != wanted:
+            found, here = (some_of(value) if isinstance(value, list) else value for value in (given, wanted))
             raise UserError(
-                f"{source.file}: was trained on images of another {key} ({_few(given)}, elsewhere {_few(wanted)})",
+                f"{source.file}: was trained on images of another {key} ({found}, elsewhere {here})",
                 hint="name weights that were trained on the same data",
             )
-
-
-def _few(value: Any) -> str:
-    return ", ".join(map(str, value[:3])) if isinstance(value, list) else str(value)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ training | `stale` averaged weights, not recomputed | `recomputed`, `partial` by
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -43,6 +43,11 @@ class Checkpoint:
     def recipe(self) -> dict[str, Any] | None:
         """The values of its recipe; None in a foreign file."""
         return None if self.kind == "foreign" else self.content["recipe"]
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """Recipe and input of a file of ours."""
+        return {key: self.content[key] for key in ("recipe", "input")}
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,18 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, content, schema.kind_of(content, source=str(path)))
 
 
+def read_resume_point(path: Path) -> Checkpoint:
+    """Read a resume point, see `read`.
+
+    Raises:
+        UserError: There is something else in its place.
+    """
+    found = read(path)
+    if found.kind != "resume":
+        raise UserError(f"{path}: is not a resume point", hint="name a run folder that `swa train` made")
+    return found
+
+
 def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet]:
     """Return every weight set of a checkpoint by name; raw weights are `last`, in a snapshot `snapshot`.
 
@@ -159,13 +176,30 @@ def raw_batchnorm(model: nn.Module) -> str:
     return "frozen" if is_frozen(model) else "running"
 
 
-def raw_content(name: str, state_dict: dict[str, Tensor], *, step: int | None) -> dict[str, Any]:
-    """Return what a file of raw weights holds beside recipe, input and `BatchNormUpdate.record`.
+def weights_content(
+    origin: Mapping[str, Any],
+    average: Mapping[str, Any],
+    state_dict: dict[str, Tensor],
+    fresh: Mapping[str, Any],
+    *,
+    posterior: Posterior | None = None,
+    sources: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return the content of a file of weights to ship, see `schema.Weights`.
 
-    `step` is None where the updates done are not known.
+    `origin` is `recipe` and `input`, and `fresh` says how fresh the statistics are: a `BatchNormUpdate.record`.
     """
-    average = {"name": name, "kind": "raw", "count": None, "steps": [] if step is None else [step]}
-    return {"state_dict": state_dict, "average": average}
+    content = {**origin, "state_dict": state_dict, "average": dict(average), **fresh}
+    if sources:
+        content["sources"] = list(sources)
+    if posterior is not None:
+        content["posterior"] = {key: getattr(posterior, key) for key in ("diagonal", "variance", "deviations")}
+    return content
+
+
+def raw_average(name: str, *, step: int) -> dict[str, Any]:
+    """Return what a file of raw weights says in place of an average."""
+    return {"name": name, "kind": "raw", "count": None, "steps": [step]}
 
 
 def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:

@@ -111,6 +111,16 @@ class RunFolder:
         return any(file.is_file() for file in (self.last, self.previous, self.about))
 
     @property
+    def resume_points(self) -> list[Path]:
+        """What stands in the places of resume points, the newest first; links and folders too."""
+        return [path for path in (self.last, self.previous) if os.path.lexists(path)]
+
+    @property
+    def snapshot_files(self) -> list[Path]:
+        """The snapshots, in the order of their steps."""
+        return sorted(path for path in self.snapshots.glob("step-*.pt") if path.stem[5:].isdecimal())
+
+    @property
     def run_to_resume(self) -> RunFolder:
         """The folder to resume: that of the SWAP run for a worker's folder, else this one."""
         above = RunFolder(self.path.parent.parent)

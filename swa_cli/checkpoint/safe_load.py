@@ -15,7 +15,7 @@ import re
 import shlex
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from swa_cli.averaging.model_state import with_metadata
 from swa_cli.errors import UserError
+from swa_cli.units import some_of
 
 MAX_VALUES = 20_000_000  # beside tensors: enough for averages of a million steps
 MAX_CONTAINERS = 1_000_000  # the state of an optimizer has one per parameter
@@ -152,11 +153,6 @@ def find_weights(content: object) -> list[Place]:
     return sorted(_find(content, ()), key=lambda place: -place.num_tensors)
 
 
-def describe(places: Sequence[Place]) -> str:
-    """Return at most three places as text: `['generator'] (12 tensors), ['critic'] (8 tensors)`."""
-    return ", ".join(map(str, places[:3])) + ", ..." * (len(places) > 3)
-
-
 def extract_command(path: Path, place: Place, *, weights_only: bool) -> str:
     """Return a shell command that writes these weights to a file of their own."""
     name, loader = str(path), f"weights_only={weights_only}"
@@ -190,14 +186,14 @@ def _needed_objects(path: Path, error: Exception) -> DamagedError | None:
         objects = UNSUPPORTED.findall(str(error))
     if not objects:
         return None
-    names = ", ".join(objects[:3]) + ", ..." * (len(objects) > 3)
     hint = "ask whoever wrote it for a state_dict of dense tensors"
     if found := _find_in_file(path):
-        others = f" (it also holds weights at {describe(found[1:])})" if len(found) > 1 else ""
+        others = f" (it also holds weights at {some_of(found[1:])})" if len(found) > 1 else ""
         command = extract_command(path, found[0], weights_only=False)
         hint = f"take its weights out where you trust who wrote it, since this runs its code: {command}{others}"
     return DamagedError(
-        f"{path}: cannot be read as a checkpoint without running code: beside tensors it holds {names}", hint=hint
+        f"{path}: cannot be read as a checkpoint without running code: beside tensors it holds {some_of(objects)}",
+        hint=hint,
     )
 
 

@@ -21,6 +21,7 @@ from swa_cli.averaging.model_state import like, metadata_of, with_metadata, with
 from swa_cli.checkpoint import safe_load
 from swa_cli.checkpoint.safe_load import Place
 from swa_cli.errors import UserError
+from swa_cli.units import some_of
 
 State = dict[str, Tensor]
 # Keys under which programs keep raw weights, and those of an average with the name that the average gets here.
@@ -78,7 +79,7 @@ class Foreign:
             details += [f"of {item.count}"] * (item.count is not None)
             details += [f"left out beside it: {item.num_left_out}"] * bool(item.num_left_out)
             parts.append(f"{name} ({' '.join(details)})" if details else name)
-        unread = f"; not read: {safe_load.describe(self.unread)}" if self.unread else ""
+        unread = f"; not read: {some_of(self.unread)}" if self.unread else ""
         return f"{self.layout} with {', '.join(parts)}{unread}"
 
 
@@ -103,7 +104,7 @@ def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -
     if places := safe_load.find_weights(content):
         lines = " or ".join(safe_load.extract_command(path, place, weights_only=True) for place in places[:2])
         raise UserError(
-            f"{path}: its weights stand under keys that swa does not know: {safe_load.describe(places)}",
+            f"{path}: its weights stand under keys that swa does not know: {some_of(places)}",
             hint=f"write the ones you mean to a file of their own: {lines}",
         )
     keys = ", ".join(map(str, list(content)[:5]))

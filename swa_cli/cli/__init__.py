@@ -24,13 +24,11 @@ from swa_cli.cli import (
     doctor,
     evaluate,
     export,
-    new,
     plan,
     plot,
     recipes,
     repeat,
     report,
-    schema,
     show,
     train,
 )
@@ -61,8 +59,8 @@ Examples:
 {EXIT_CODES}""",
 )
 app.callback()(options)
-app.command("new", epilog=new.EPILOG)(new.new)
-app.command("recipes", epilog=recipes.EPILOG)(recipes.recipes)
+app.command("new", epilog=recipes.NEW_EPILOG)(recipes.new)
+app.command("recipes", epilog=recipes.RECIPES_EPILOG)(recipes.recipes)
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("repeat", epilog=repeat.EPILOG)(repeat.repeat)
@@ -73,7 +71,7 @@ app.command("export", epilog=export.EPILOG)(export.export)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("compare", epilog=compare.EPILOG)(compare.compare)
 app.command("doctor", epilog=doctor.EPILOG)(doctor.doctor)
-app.command("schema", epilog=schema.EPILOG)(schema.schema)
+app.command("schema", epilog=recipes.SCHEMA_EPILOG)(recipes.schema)
 app.command("plot", epilog=plot.EPILOG)(plot.plot)
 app.command("report", epilog=report.EPILOG)(report.report)
 

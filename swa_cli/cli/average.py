@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, RecipeOption, answer
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, RecipeOption, answer, importing
 
 EPILOG = f"""\b
 Examples:
@@ -99,7 +99,8 @@ def average(
     if is_name and (len(sources) != 1 or recipe is not None):
         raise typer.BadParameter(f"--weights {weights} needs one run folder or its last.pt, and no --recipe")
     numbers = None if weights is None or is_name else _numbers(weights)
-    from swa_cli.analysis import average as averaging
+    with importing():
+        from swa_cli.analysis import average as averaging
 
     changes, terminal = [word for word in words if CHANGE.fullmatch(word)], Terminal(quiet=quiet, json=as_json)
     if weights is not None and is_name:

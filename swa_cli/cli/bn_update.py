@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Checkpoint, Json, Quiet, RecipeOption, answer
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Checkpoint, Json, Quiet, RecipeOption, answer, importing
 
 EPILOG = f"""\b
 Examples:
@@ -41,7 +41,8 @@ def bn_update(
 
     Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
-    from swa_cli.analysis.bn_update import update_checkpoint
+    with importing():
+        from swa_cli.analysis.bn_update import update_checkpoint
     from swa_cli.report.terminal import Terminal
 
     result = update_checkpoint(

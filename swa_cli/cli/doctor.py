@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from swa_cli import __version__
-from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer
+from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer, importing
 
 EPILOG = f"""\b
 Examples:
@@ -33,6 +33,7 @@ def doctor(
     from swa_cli.report.terminal import Terminal
 
     loaded = None if recipe is None else load.load(recipe, changes or [])
-    from swa_cli.analysis.doctor import examine
+    with importing():
+        from swa_cli.analysis.doctor import examine
 
     answer(examine(loaded, version=__version__, terminal=Terminal(json=as_json, quiet=as_json)), as_json=as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, RecipeOption, answer
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, RecipeOption, answer, importing
 
 EPILOG = f"""\b
 Examples:
@@ -67,7 +67,8 @@ def evaluate(
         raise typer.BadParameter(f"--split {split}: choose test, val or train")
     if samples is not None and draws is None:
         raise typer.BadParameter("--samples goes with --draws; other BatchNorm passes follow the recipe")
-    from swa_cli.analysis.evaluate import evaluate_checkpoint
+    with importing():
+        from swa_cli.analysis.evaluate import evaluate_checkpoint
     from swa_cli.report.terminal import Terminal
 
     result = evaluate_checkpoint(

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from swa_cli import __version__
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Checkpoint, Json, Quiet, RecipeOption, answer
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Checkpoint, Json, Quiet, RecipeOption, answer, importing
 
 EPILOG = f"""\b
 Examples:
@@ -52,7 +52,8 @@ def export(
     """
     if format_ not in FORMATS:
         raise typer.BadParameter(f"--format {format_}: choose {', '.join(FORMATS)}")
-    from swa_cli.analysis.export import Request, export_checkpoint
+    with importing():
+        from swa_cli.analysis.export import Request, export_checkpoint
     from swa_cli.report.terminal import Terminal
 
     request = Request(

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer
+from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer, importing
 from swa_cli.recipe.plan import Plan
 from swa_cli.report.console_text import NOT_MEASURED, Column, duration, rate
 from swa_cli.report.terminal import Terminal
-from swa_cli.units import short_time, size_text
+from swa_cli.units import count_text, short_time, size_text
 
 if TYPE_CHECKING:
     from swa_cli.engine.estimate import Estimate, Scaled
@@ -41,7 +41,7 @@ def plan(
 ) -> None:
     """Show steps, learning rates, averaged epochs and memory, and estimate the time from a few timed steps.
 
-    The data are read and a few steps are run; nothing is written.
+    The data are read and a few steps are run. Nothing is written but the index of a folder with many images.
     """
     from swa_cli.recipe import load
 
@@ -52,9 +52,10 @@ def plan(
     if machines > (processes or 1):
         raise typer.BadParameter(f"--machines: {machines} machines need at least as many --processes")
     loaded = load.load(recipe, changes or [])
-    from swa_cli.analysis.run_output import RunOutput
-    from swa_cli.engine import estimate, train
-    from swa_cli.engine.estimate import Cluster
+    with importing():
+        from swa_cli.analysis.run_output import RunOutput
+        from swa_cli.engine import estimate, train
+        from swa_cli.engine.estimate import Cluster
 
     terminal = Terminal(json=as_json, quiet=as_json)
     cluster = None if processes is None else Cluster(processes, machines, gigabits)
@@ -78,10 +79,10 @@ def _print(found: Estimate, *, title: str, terminal: Terminal) -> None:
 
 def _time_text(found: Estimate) -> str:
     parts = ", ".join(f"{name} {duration(value)}" for name, value in found.seconds.items() if value)
-    number = f"{found.times.num_steps} step{'s' if found.times.num_steps != 1 else ''}"
+    number = count_text(found.times.num_steps, "step")
     return (
         f"about {duration(sum(found.seconds.values()))} ({parts}): {found.plan.total_steps:,} steps of"
-        f" {short_time(found.times.step_s)}, the median of {number} timed now; saves and pictures come on top"
+        f" {short_time(found.times.step_s)}, the mean of {number} timed now; saves and pictures come on top"
     )
 
 

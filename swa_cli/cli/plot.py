@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer, importing
 
 EPILOG = f"""\b
 Pictures:
@@ -91,7 +91,8 @@ def plot(
     if kind not in KINDS:
         raise typer.BadParameter(f"unknown picture {kind}: choose {', '.join(KINDS)}")
     _require_fitting(kind, points=points, between=between, weights=weights, grid=grid, samples=samples)
-    from swa_cli.analysis import plot as plotting
+    with importing():
+        from swa_cli.analysis import plot as plotting
     from swa_cli.report.terminal import Terminal
 
     request = plotting.Request(

@@ -1,14 +1,57 @@
-"""`swa recipes`: list or print the recipes that come with swa."""
+"""`swa new`, `swa recipes`, `swa schema`: a recipe to start from, those that come with swa, and their JSON Schema."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import LOOKING_CODES, Json, NewFile, answer, deliver
+from swa_cli.cli.shared import LOOKING_CODES, Json, NewFile, answer, deliver, importing
 
-EPILOG = f"""\b
+PHOTOS = "photos"
+NEW_EPILOG = f"""\b
+Examples:
+  swa new -o recipe.yaml
+  swa new --task segmentation -o masks.yaml
+  swa new --task photos --data pets -o pets.yaml
+  swa train recipe.yaml
+
+{LOOKING_CODES}"""
+
+
+def new(
+    task: Annotated[
+        str, typer.Option("--task", metavar="TASK", help="classification, segmentation, regression, or photos.")
+    ] = "classification",
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="photos: the folder, with a subfolder per class.")
+    ] = None,
+    out: NewFile = None,
+) -> None:
+    """Write a recipe that trains as it is, with every key, its meaning and its default.
+
+    For photos it looks at the folder: image size, epochs and batch size follow from what it finds.
+    """
+    from swa_cli.recipe.templates import STARTS, template_of
+
+    if (task == PHOTOS) != (data is not None):
+        raise typer.BadParameter("--task photos and --data DIR go together: swa new --task photos --data DIR")
+    if data is not None:
+        with importing():
+            from swa_cli.analysis.new import photos_recipe
+        from swa_cli.report.terminal import Terminal
+
+        deliver(photos_recipe(data, terminal=Terminal()), out)
+        return
+    if task not in STARTS:
+        choices = ", ".join([*STARTS, PHOTOS])
+        raise typer.BadParameter(f"--task {task}: choose {choices}; a task of your own is set in the recipe")
+    deliver(template_of(task), out)
+
+
+RECIPES_EPILOG = f"""\b
 Examples:
   swa recipes
   swa recipes digits
@@ -58,3 +101,19 @@ def recipes(
         for item in found
     ]
     answer({"command": "recipes", "recipes": listed}, as_json=as_json)
+
+
+SCHEMA_EPILOG = f"""\b
+Examples:
+  swa schema -o recipe.schema.json
+  echo '# yaml-language-server: $schema=recipe.schema.json' > recipe.yaml
+  swa new >> recipe.yaml
+
+{LOOKING_CODES}"""
+
+
+def schema(out: NewFile = None) -> None:
+    """Print the JSON Schema of recipes, with which editors complete and explain keys and mark mistakes."""
+    from swa_cli.recipe.templates import json_schema
+
+    deliver(json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n", out)

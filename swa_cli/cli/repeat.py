@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swa_cli.cli.shared import Changes, Json, Quiet, answer, exit_codes, root_change
+from swa_cli.cli.shared import Changes, Json, Quiet, answer, exit_codes, importing, root_change
 from swa_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def repeat(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Print the plan and the seeds to run, write nothing.")
+        bool, typer.Option("--dry-run", "-n", help="Print the plan and the seeds to run, make no run.")
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -70,7 +70,8 @@ def repeat(
     other: Loaded | str | None = against
     if against is not None and against != BASELINE:
         other = load.load(against, [word for word in overrides if load.is_among(word, RESUMABLE_KEYS)])
-    from swa_cli.analysis import repeat as repeating
+    with importing():
+        from swa_cli.analysis import repeat as repeating
 
     terminal = Terminal(quiet=quiet, json=as_json)
     result = repeating.repeat(loaded, wanted, terminal=terminal, against=other, dry_run=dry_run)

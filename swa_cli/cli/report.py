@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from swa_cli import __version__
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, answer
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, answer, importing
 
 EPILOG = f"""\b
 Examples:
@@ -41,7 +41,8 @@ def report(
     """
     if plane and no_data:
         raise typer.BadParameter("--plane needs the data: leave out --no-data")
-    from swa_cli.analysis.report import write_page
+    with importing():
+        from swa_cli.analysis.report import write_page
     from swa_cli.report.terminal import Terminal
 
     result = write_page(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import LOOKING_CODES, Json, answer
+from swa_cli.cli.shared import LOOKING_CODES, Json, answer, importing
 
 EPILOG = f"""\b
 Examples:
@@ -26,7 +26,8 @@ def show(
 
     The file is read as untrusted input and runs no code; no network is built and no data are opened.
     """
-    from swa_cli.analysis import show as showing
+    with importing():
+        from swa_cli.analysis import show as showing
     from swa_cli.report.terminal import Terminal
 
     answer(showing.show(path, terminal=Terminal(json=as_json, quiet=as_json)), as_json=as_json)

@@ -14,6 +14,7 @@ from swa_cli.cli.shared import (
     Json,
     Quiet,
     answer,
+    importing,
     is_rank0,
     one_a_machine,
     root_change,
@@ -45,7 +46,7 @@ def train(
         Path | None, typer.Option("--resume", "-r", metavar="RUN", help="Continue this run folder.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Print the plan, do one real step, write nothing.")
+        bool, typer.Option("--dry-run", "-n", help="Print the plan, do one real step, make no run.")
     ] = False,
     extend_to: Annotated[
         int | None,
@@ -97,8 +98,9 @@ def train(
         words = [recipe, *overrides, *(["--dry-run"] if dry_run else []), *flags]
     if processes is not None:
         start(words, processes=processes, max_restarts=max_restarts, terminal=terminal)
-    from swa_cli.analysis.run_output import RunOutput
-    from swa_cli.engine import resume as resuming
+    with importing():
+        from swa_cli.analysis.run_output import RunOutput
+        from swa_cli.engine import resume as resuming
 
     output = RunOutput(terminal)
     if resume is not None:

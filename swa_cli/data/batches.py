@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, Required, TypedDict, Unpack
 
@@ -31,8 +32,8 @@ from swa_cli.data.augment import (
 )
 from swa_cli.data.color_jitter import jitter_colors, normalize
 from swa_cli.data.randomness import generator
-from swa_cli.data.splits import Split, cut_spans, show
-from swa_cli.data.stream import MakeError, Positions, stream
+from swa_cli.data.splits import Split, Target, cut_spans, show
+from swa_cli.data.stream import MakeError, Positions, length_of, stream
 from swa_cli.data.transforms import DrawnView, Pixels, TrainingView, draw_views
 from swa_cli.errors import UserError
 
@@ -82,12 +83,8 @@ class Batches:
         groups = self._groups()
         for group, (images, labels) in zip(groups, self._stored(groups), strict=True):
             spans = self.spans[group]
-            draws = self.draws[_positions(spans)] if self.draws is not None and self.mean else None
+            draws = None if self._image_draws is None else self._image_draws[_positions(spans)]
             images = self._to_device(images)
-            if draws is not None:
-                images = crop_and_flip(images, draws=draws)
-                if self.split.target == "mask":
-                    labels = crop_and_flip_masks(self._to_device(labels), draws=draws)
             for place, mix in zip(_places(spans), self.mixes[group], strict=True):
                 batch, targets = pytree.slice_batch(images, place), pytree.slice_batch(labels, place)
                 if mix is not None:
@@ -100,6 +97,15 @@ class Batches:
                     batch, targets = mix_batch(batch, targets, mix=mix)
                     batch, targets = (batch[1:], targets[1:]) if self.is_part else (batch, targets)
                 yield batch, targets
+
+    def first(self) -> tuple[Any, Any]:
+        """Return the first batch; loader processes read no others."""
+        (batch,) = replace(self, spans=self.spans[:1], mixes=self.mixes[:1])
+        return batch
+
+    @property
+    def _image_draws(self) -> Draws | None:
+        return self.draws if self.mean else None
 
     def part(self, rank: int, *, size: int) -> Batches:
         """Return the part of each batch for one of `size` processes: contiguous samples, equal to the whole batch's.
@@ -122,7 +128,7 @@ class Batches:
 
         A tiny last batch, which a BatchNorm pass joins to the one before it, stays with that one.
         """
-        sizes = [_length(span) for span in self.spans[-2:]]
+        sizes = [length_of(span) for span in self.spans[-2:]]
         num_units = len(self) - (len(sizes) == 2 and 2 * sizes[1] < sizes[0])
         if size == 1 or num_units < size:
             return [self] * size
@@ -134,7 +140,7 @@ class Batches:
         """Apply color jitter, normalization, cutout and erasing to cropped images; return them channels last."""
         if draws is not None and draws.colors is not None:
             images = jitter_colors(images, draws=draws.colors)
-        images = normalize(images, mean=self.mean, std=self.std).contiguous(memory_format=torch.channels_last)
+        images = normalize(images, mean=self.mean, std=self.std)
         if draws is not None:
             images = cut_out(images, draws=draws)
             images = erase(images, draws=draws) if draws.augment.random_erasing else images
@@ -148,11 +154,15 @@ class Batches:
         if self.split.dataset is not None or not self.spans:
             return cut_spans(len(self), size=1)
         num_bytes = sum(part[:1].nbytes for part in pytree.named_tensors(self.split.images).values())
-        return cut_spans(len(self), size=max(1, GROUP_BYTES // (num_bytes * _length(self.spans[0]))))
+        return cut_spans(len(self), size=max(1, GROUP_BYTES // (num_bytes * length_of(self.spans[0]))))
 
     def _stored(self, groups: Sequence[slice]) -> Iterator[tuple[Any, Any]]:
-        """Yield the batches of each group as they are stored: not augmented, not normalized, on the CPU."""
-        split = self.split
+        """Yield the batches of each group, cropped and flipped: where they are read, or on the device.
+
+        Labels other than masks stay on the CPU.
+        """
+        split, draws = self.split, self._image_draws
+        change = None if draws is None else partial(_crop_and_flip, draws=draws, target=split.target)
         if split.dataset is not None:
             assert split.indices is not None
             yield from stream(
@@ -166,6 +176,7 @@ class Batches:
                 error=self.error,
                 origin=split.origin,
                 view=self.view or split.view,
+                change=change,
             )
             return
         assert split.images is not None
@@ -175,7 +186,10 @@ class Batches:
             images, labels = (
                 pytree.select_rows(values, self.rows[positions]) for values in (split.images, split.labels)
             )
-            yield self._shown(images, labels, positions)
+            images, labels = self._shown(images, labels, positions)
+            images = self._to_device(images)
+            labels = self._to_device(labels) if split.target == "mask" else labels
+            yield change(images, labels, positions) if change else (images, labels)
 
     def _shown(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return the views of images (B, C, H, W) that lie in memory, and of their masks."""
@@ -284,8 +298,11 @@ def statistics_batches(
     )
 
 
-def _length(span: Positions) -> int:
-    return span.stop - span.start if isinstance(span, slice) else len(span)
+def _crop_and_flip(images: Any, labels: Any, positions: Tensor, *, draws: Draws, target: Target) -> tuple[Any, Any]:
+    draws = draws[positions]
+    if target == "mask":
+        labels = crop_and_flip_masks(labels, draws=draws)
+    return crop_and_flip(images, draws=draws), labels
 
 
 def _positions(spans: Sequence[Positions]) -> Tensor:
@@ -295,5 +312,5 @@ def _positions(spans: Sequence[Positions]) -> Tensor:
 
 def _places(spans: Sequence[Positions]) -> list[slice]:
     """Return the place of each span's samples among the concatenated ones."""
-    ends = list(accumulate(map(_length, spans)))
+    ends = list(accumulate(map(length_of, spans)))
     return [slice(first, last) for first, last in zip([0, *ends[:-1]], ends, strict=True)]

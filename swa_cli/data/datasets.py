@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from swa_cli.data import folders, masks, user_dataset
+from swa_cli.data import folders, hugging_face, masks, shards, tables, user_dataset
+from swa_cli.data.paths import Paths
 from swa_cli.data.splits import Found, Progress, Target, available_memory
 from swa_cli.data.synthetic import CLASSES, NUM_DIGITS, NUM_TEST_DIGITS, draw_scenes, read_digits, read_rotated_digits
 from swa_cli.data.torchvision_sets import IDX_FILES, Files, read_arrays, unpacked_dataset
@@ -20,6 +21,7 @@ from swa_cli.data.transforms import IGNORED, EvaluationView
 from swa_cli.errors import UserError, did_you_mean
 
 USER_DATASET = "package.module:factory"  # the entry for every dataset in a user's own code
+HUB_DATASET = "hf:NAME"  # the entry for every dataset of the hub of Hugging Face
 REQUIRED = object()  # the default of an argument that must be given
 
 
@@ -32,8 +34,10 @@ class Request:
     args: Mapping[str, Any]  # all arguments that the entry declares, checked
     root: Path
     download: bool  # whether missing files may be downloaded
+    skip_broken: bool  # whether files that cannot be read, or are missing, are left out later
     classes: Sequence[str] | None  # of weights that are only evaluated: training samples may be missing then
     view: EvaluationView  # of each image, where nothing is drawn
+    keep_in: Path | None  # the folder where an index of many files is kept for the next time
     progress: Progress | None
 
 
@@ -69,11 +73,17 @@ def find(name: str) -> Dataset:
     Raises:
         UserError: There is no dataset of this name.
     """
-    entry = DATASETS.get(USER_DATASET if ":" in name else name)
+    is_on_hub = name.startswith(hugging_face.PREFIX)
+    entry = DATASETS.get(HUB_DATASET if is_on_hub else USER_DATASET if is_user_code(name) else name)
     if entry is None:
         hint = f"{did_you_mean(name, DATASETS)}There are {', '.join(DATASETS)}"
         raise UserError(f"unknown dataset {name!r}", hint=hint)
     return entry
+
+
+def is_user_code(name: str) -> bool:
+    """Return whether `dataset.name` is `package.module:factory`."""
+    return ":" in name and not name.startswith(hugging_face.PREFIX)
 
 
 # --- arguments
@@ -118,7 +128,39 @@ def _choice(default: int, choices: Iterable[int]) -> Argument:
     return Argument(default, f"one of {', '.join(map(str, allowed))}", lambda value: _integer(value, allowed))
 
 
-def _class_names() -> Argument:
+def _text(default: Any, wanted: str) -> Argument:
+    """A text that is not empty; a number stands for its digits."""
+
+    def parse(value: Any) -> str:
+        if not isinstance(value, str | int) or isinstance(value, bool) or not str(value):
+            raise ValueError
+        return str(value)
+
+    return Argument(default, wanted, parse)
+
+
+def _texts(default: Any, wanted: str, *, least: int = 1) -> Argument:
+    """Several different texts in a list, or a single one."""
+
+    def parse(value: Any) -> tuple[str, ...]:
+        texts = tuple(map(_text(None, "").parse, value if isinstance(value, list | tuple) else [value]))
+        if len(texts) < least or len(set(texts)) != len(texts):
+            raise ValueError
+        return texts
+
+    return Argument(default, wanted, parse)
+
+
+def _delimiter() -> Argument:
+    def parse(value: Any) -> str:
+        if not isinstance(value, str) or len(value) != 1 or value in '"\r\n':
+            raise ValueError
+        return value
+
+    return Argument(None, "a single character, such as ; (left out: a tab in .tsv files, a comma in others)", parse)
+
+
+def _mask_classes() -> Argument:
     """Class names in order; a number of classes names them 0, 1, ..."""
     allowed = range(2, IGNORED + 1)  # class numbers are smaller than IGNORED
 
@@ -177,14 +219,79 @@ def _read_photos_with_masks(
     splits = {}
     for split in files.options:
         found = unpacked_dataset(request.name, files, split=split, root=request.root, download=request.download)
-        images, labels = (tuple(map(str, getattr(found, attribute))) for attribute in (image_paths, mask_paths))
+        images, labels = (Paths(map(str, getattr(found, attribute))) for attribute in (image_paths, mask_paths))
         splits[split] = masks.MaskDataset(images, labels, tuple(class_of), size)
     return Found(splits=splits, notes=notes)
 
 
+def _read_table(request: Request) -> Found:
+    args = request.args
+    return tables.find(
+        request.root / args["file"],
+        root=request.root,
+        columns=tables.Columns(path=args["path"], label=args["label"], split=args["split"]),
+        delimiter=args["delimiter"],
+        view=request.view,
+        classes=args["classes"],
+        trained=request.classes,
+        allow_missing=request.skip_broken,
+        progress=request.progress,
+    )
+
+
+def _read_hugging_face(request: Request) -> Found:
+    args = dict(request.args)
+    return hugging_face.find(
+        request.name,
+        root=request.root,
+        revision=args.pop("revision", None),
+        download=request.download,
+        view=request.view,
+        trained=request.classes,
+        progress=request.progress,
+        **args,
+    )
+
+
+def _read_shards(request: Request) -> Found:
+    args = request.args
+    patterns = {split: args[split] for split in ("train", "val", "test") if args[split]}
+    if not patterns or ("train" not in patterns and request.classes is None):
+        raise UserError(
+            "dataset.args.train: is missing",
+            hint="name files below dataset.root, such as 'dataset.args.train=train-*.tar'",
+        )
+    return shards.find(
+        request.root,
+        patterns=patterns,
+        members=shards.Members(args["image"] or shards.IMAGES, args["label"], args["field"]),
+        view=request.view,
+        classes=args["classes"],
+        trained=request.classes,
+        progress=request.progress,
+    )
+
+
 def _read_mask_folder(request: Request) -> Found:
     names = request.args["classes"]
-    return masks.find(request.root, class_names=names, view=request.view, needs_training=request.classes is None)
+    return masks.find(
+        request.root,
+        class_names=names,
+        view=request.view,
+        needs_training=request.classes is None,
+        keep_in=request.keep_in,
+        progress=request.progress,
+    )
+
+
+def _read_class_folders(request: Request) -> Found:
+    return folders.find(
+        request.root,
+        view=request.view,
+        classes=request.classes,
+        keep_in=request.keep_in,
+        progress=request.progress,
+    )
 
 
 # --- the table
@@ -201,8 +308,17 @@ _NUM_SCENES = 2_000  # for training
 _TRIMAP = (IGNORED, 1, 0, IGNORED)
 _BY_FLAG: dict[str, Any] = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME: dict[str, Any] = {"train": {"split": "train"}, "test": {"split": "test"}}
+_CLASSES = _texts(None, "2 or more different class names, in the order of the outputs", least=2)
+_SHARDS = _texts(None, "file names below dataset.root, such as train-{000..099}.tar or train-*.tar")
+_FROM_HUGGING_FACE = {
+    "config": _text(None, "the name of a configuration"),
+    "image": _text(None, "the name of the column of the images"),
+    "label": _text(None, "the name of the column of the classes"),
+    "classes": _CLASSES,
+}
 # What several sets have in common; all other fields are left to the entries.
 _without_constants = partial(Dataset, mean=None, std=None, image_size=None, files=None)
+_photos = partial(_without_constants, target="class", class_names=None, num_train=None, has_val=True)
 _digits = partial(
     _without_constants,
     num_train=NUM_DIGITS - NUM_TEST_DIGITS,
@@ -296,14 +412,41 @@ _ENTRIES = (
         num_train=5_000,
         files=Files(torchvision="STL10", paths=("stl10_binary/",), options=_BY_NAME),
     ),
-    _without_constants(
+    _photos(
         name="image_folder",
-        target="class",
-        class_names=None,
-        num_train=None,
-        has_val=True,
         args={},
-        read=lambda request: folders.find(request.root, view=request.view, classes=request.classes),
+        read=_read_class_folders,
+    ),
+    _photos(
+        name="csv",
+        args={
+            "file": _text(REQUIRED, "the name of a file below dataset.root, such as labels.csv"),
+            "path": _text("path", "the name of the column of the paths"),
+            "label": _text("label", "the name of the column of the classes"),
+            "split": _text("split", "the name of the column of train, val and test"),
+            "delimiter": _delimiter(),
+            "classes": _CLASSES,
+        },
+        read=_read_table,
+    ),
+    _photos(name="hf", args=_FROM_HUGGING_FACE, read=_read_hugging_face),
+    _photos(
+        name=HUB_DATASET,
+        args={**_FROM_HUGGING_FACE, "revision": _text(None, "a branch, tag or commit")},
+        read=_read_hugging_face,
+    ),
+    _photos(
+        name="webdataset",
+        args={
+            "train": _SHARDS,
+            "val": _SHARDS,
+            "test": _SHARDS,
+            "image": _texts(None, "extensions of images, such as jpg or [jpg, png]"),
+            "label": _text("cls", "the extension of the labels, such as cls, txt or json"),
+            "field": _text(None, "the field of a JSON label that is the class"),
+            "classes": _CLASSES,
+        },
+        read=_read_shards,
     ),
     _without_constants(
         name="shapes",
@@ -356,7 +499,7 @@ _ENTRIES = (
         class_names=None,
         num_train=None,
         has_val=True,
-        args={"classes": _class_names()},
+        args={"classes": _mask_classes()},
         read=_read_mask_folder,
     ),
     _without_constants(

@@ -1,7 +1,6 @@
-"""Folders of images with one subfolder per class: found, checked and decoded.
+"""Folders of images with one subfolder per class: found and checked.
 
-`FolderDataset` is a list of files that reads one image at a time. Images are RGB. A layout that must be a mistake is
-refused: a root one level too high, a single class, a split among the classes.
+A layout that must be a mistake is refused: a root one level too high, a single class, a split among the classes.
 Shapes: N images, H W pixels.
 """
 
@@ -15,9 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from swa_cli.data.image_file import USUAL_SUFFIXES, EncodedPhoto, describe_files, first_size, require_size
+from swa_cli.data.image_file import USUAL_SUFFIXES, Progress
 from swa_cli.data.listing import (
     NAMED,
+    FolderIndex,
     LeftOut,
     Listing,
     images_below,
@@ -27,31 +27,21 @@ from swa_cli.data.listing import (
     splits_under,
     subfolders,
 )
+from swa_cli.data.paths import Paths
+from swa_cli.data.photos import PhotoFiles, found
 from swa_cli.data.splits import Found
-from swa_cli.data.transforms import EvaluationView, View
+from swa_cli.data.transforms import EvaluationView
 from swa_cli.errors import UserError
 
 
-@dataclass(frozen=True, eq=False)
-class FolderDataset:
-    """The image and the class of each path."""
-
-    files: tuple[str, ...]
-    labels: Tensor  # (N,) int64
-    shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def read(self, row: int, view: View) -> tuple[Tensor]:
-        """Read the view (3, h, w) of an image; see `stream.FileDataset`."""
-        image = view.image(EncodedPhoto(self.files[row]))
-        if isinstance(view, EvaluationView):
-            require_size(image, self.shape, path=self.files[row], first=self.files[0])
-        return (image,)
-
-
-def find(root: Path, *, view: EvaluationView, classes: Sequence[str] | None = None) -> Found:
+def find(
+    root: Path,
+    *,
+    view: EvaluationView,
+    classes: Sequence[str] | None = None,
+    keep_in: Path | None = None,
+    progress: Progress | None = None,
+) -> Found:
     """Find the splits under a folder and the class names.
 
     The layout is root/train with optional root/val and root/test (`listing.SPLITS` has their other names), or class
@@ -61,6 +51,8 @@ def find(root: Path, *, view: EvaluationView, classes: Sequence[str] | None = No
         root: The folder.
         view: Of each image, where nothing is drawn.
         classes: Those of trained weights: they name the classes of root/val and root/test without root/train.
+        keep_in: Where the index of a large folder is kept, see `listing.FolderIndex`.
+        progress: Called while the class folders are listed.
 
     Raises:
         UserError: The layout is wrong, a class has no images, or a split has classes that training lacks.
@@ -68,7 +60,12 @@ def find(root: Path, *, view: EvaluationView, classes: Sequence[str] | None = No
     folders, beside = splits_under(root)
     if not folders:
         raise _no_images(root / "train")
-    parts = {split: _list_classes(folder) for split, folder in folders.items()}
+    index = FolderIndex(root, keep_in=keep_in)
+    parts = {
+        split: _list_classes(folder, split=split, index=index, progress=progress) for split, folder in folders.items()
+    }
+    notes = index.save()
+    del index  # it takes as much memory as the files
     if "train" in parts:
         class_names = tuple(parts["train"].listings)
         _require_classes(parts["train"], root=root)
@@ -77,13 +74,13 @@ def find(root: Path, *, view: EvaluationView, classes: Sequence[str] | None = No
     else:
         raise _no_training(root, folders)
     files = {split: part.files(class_names) for split, part in parts.items()}
-    paths = [path for split_paths, _ in files.values() for path in split_paths]
-    shape = view.size or first_size(paths[0])
-    notes = [note for part in parts.values() for note in part.notes]
-    return Found(
-        splits={split: FolderDataset(paths, labels, shape) for split, (paths, labels) in files.items()},
+    notes += [note for part in parts.values() for note in part.notes]
+    return found(
+        {split: PhotoFiles(paths) for split, (paths, _) in files.items()},
+        {split: labels for split, (_, labels) in files.items()},
         class_names=class_names,
-        contents=(*describe_files(paths), *sum((part.left_out for part in parts.values()), beside).describe()),
+        view=view,
+        left_out=sum((part.left_out for part in parts.values()), beside).describe(),
         notes=(*notes, *(_siblings(root) if folders.get("train") == root else [])),
     )
 
@@ -106,7 +103,7 @@ class _Part:
     left_out: LeftOut
     notes: tuple[str, ...]
 
-    def files(self, classes: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
+    def files(self, classes: Sequence[str]) -> tuple[Paths, Tensor]:
         """Return the images, sorted by class and path, and their labels (N,).
 
         Raises:
@@ -118,24 +115,28 @@ class _Part:
                 f"{self.folder} has classes that the training folder lacks: {', '.join(unknown[:NAMED])}",
                 hint=f"the training folder has {', '.join(classes[:NAMED])}...: name the class folders alike",
             )
-        images = [self.listings[name].images if name in self.listings else () for name in classes]
+        images = [self.listings[name].images if name in self.listings else Paths() for name in classes]
         if not any(images):
             raise _no_images(self.folder, self.left_out)
         labels = torch.arange(len(classes)).repeat_interleave(torch.tensor([*map(len, images)]))
-        return tuple(path for paths in images for path in paths), labels
+        return Paths.joined(images), labels
 
 
-def _list_classes(folder: Path) -> _Part:
+def _list_classes(folder: Path, *, split: str, index: FolderIndex, progress: Progress | None) -> _Part:
     """List the images in and below the class folders, whose names may be there in several Unicode forms."""
-    found: dict[str, list[Path]] = {}
+    by_name: dict[str, list[Path]] = {}
     for name in subfolders(folder):
-        found.setdefault(unicodedata.normalize("NFC", name), []).append(folder / name)
-    listings = {name: images_below(found[name]) for name in sorted(found)}
-    used = [part.name for parts in found.values() for part in parts]
+        by_name.setdefault(unicodedata.normalize("NFC", name), []).append(folder / name)
+    listings = dict[str, Listing]()
+    for name in sorted(by_name):
+        listings[name] = images_below(by_name[name], index=index)
+        if progress:
+            progress(f"listing {split} images", len(listings), len(by_name))
+    used = [part.name for parts in by_name.values() for part in parts]
     directly = left_out_of(folder, used=used, where="outside of class folders")
     notes = (
         f"{folder / name} exists {len(parts)} times, in several Unicode forms: all are the class {name}"
-        for name, parts in sorted(found.items())
+        for name, parts in sorted(by_name.items())
         if len(parts) > 1
     )
     return _Part(folder, listings, sum((each.left_out for each in listings.values()), directly), tuple(notes))
@@ -149,7 +150,7 @@ def _require_classes(train: _Part, *, root: Path) -> None:
     """
     if not any(listing.images for listing in train.listings.values()):
         raise _no_images(train.folder, train.left_out)
-    _require_no_splits(train.folder, tuple(train.listings), root=root)
+    _require_no_splits(train, root=root)
     if len(train.listings) == 1:
         raise _single_class(train.folder, next(iter(train.listings)), root=root)
     for name, listing in train.listings.items():
@@ -161,10 +162,11 @@ def _require_classes(train: _Part, *, root: Path) -> None:
             )
 
 
-def _require_no_splits(folder: Path, classes: Sequence[str], *, root: Path) -> None:
+def _require_no_splits(train: _Part, *, root: Path) -> None:
     """Check that there are no split folders among or below the class folders."""
+    folder = train.folder
     nested = [
-        folder / name / below for name in classes for below in _subfolders_if_any(folder / name) if split_of(below)
+        folder / name / below for name, each in train.listings.items() for below in each.folders if split_of(below)
     ]
     tops = sorted({path.parent for path in nested})
     if nested:
@@ -175,7 +177,7 @@ def _require_no_splits(folder: Path, classes: Sequence[str], *, root: Path) -> N
             if are_datasets
             else f"move the images to {root / 'train'}/<class>/ and {root / 'test'}/<class>/",
         )
-    splits = [name for name in classes if split_of(name) and _subfolders_if_any(folder / name)]
+    splits = [name for name, listing in train.listings.items() if split_of(name) and listing.folders]
     if splits:
         raise UserError(
             f"{folder / splits[0]}: is a split among the class folders",

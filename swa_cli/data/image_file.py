@@ -9,24 +9,26 @@ Shapes: N images, H W pixels.
 
 from __future__ import annotations
 
+import importlib
 import os
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from io import BytesIO
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
+from swa_cli.data.transforms import Box
 from swa_cli.errors import UserError
 
 # Pillow's name of a format -> suffixes of its files. Formats that run other programs (EPS, WMF) or hold no photos are
@@ -69,8 +71,8 @@ _UPRIGHT = {
 _STILL_FORMATS = ("JPEG", "MPO")  # formats whose further frames are previews of the first
 _filters_lock = threading.Lock()  # warning filters are global
 Progress = Callable[[str, int, int], None]  # (what, done, all)
+T = TypeVar("T")
 _CHUNK = 256  # images per task: few enough for smooth progress, many enough to keep threads busy
-_MAX_HEADERS = 2_000  # that are read for the plan, some tenths of a second
 _MAX_NAMED = 5  # broken files that a message lists
 
 
@@ -83,6 +85,7 @@ class Header:
     is_16_bit: bool  # gray
     is_transparent: bool
     has_frames: bool  # more than one
+    is_plain_jpeg: bool  # gray or RGB, which every decoder of libjpeg-turbo decodes to the same bits
 
 
 @contextmanager
@@ -137,6 +140,7 @@ def read_header(source: str | bytes, *, name: str | None = None) -> Header:
             is_16_bit=image.mode in _DEEP_GRAY or (image.mode == "I" and image.format in _SIXTEEN_BIT_FORMATS),
             is_transparent=image.has_transparency_data,
             has_frames=image.format not in _STILL_FORMATS and getattr(image, "is_animated", False),
+            is_plain_jpeg=image.format == "JPEG" and image.mode in ("L", "RGB"),
         )
 
 
@@ -153,7 +157,7 @@ class EncodedPhoto:
 
     def __init__(self, path: str, data: bytes | None = None) -> None:
         self._path = path
-        self._data = Path(path).read_bytes() if data is None else data
+        self._data = _content(path) if data is None else data
 
     @cached_property
     def header(self) -> Header:
@@ -165,14 +169,49 @@ class EncodedPhoto:
         """(H, W), upright."""
         return self.header.size
 
-    def pixels(self, *, divisor: int = 1) -> Tensor:
-        """Decode to (3, H, W) uint8; a JPEG file to 1/2, 1/4 or 1/8 of both sides, rounded up, by a divisor.
+    def pixels(self, *, box: Box | None = None, divisor: int = 1) -> Tensor:
+        """Decode a part, or all, to (3, H, W) uint8; a JPEG file at 1/2, 1/4 or 1/8 of both sides by a divisor.
 
         Raises:
             OSError: The file is broken; the message names it.
             UserError: It cannot become 8-bit RGB, or has too many pixels.
         """
-        return torch.from_numpy(np.array(read_rgb(self._data, name=self._path, divisor=divisor))).permute(2, 0, 1)
+        decoded = self._decode_jpeg(divisor)
+        if decoded is not None:
+            if box is not None:
+                top, left, height, width = box // divisor
+                decoded = np.ascontiguousarray(decoded[top : top + height, left : left + width])
+            return torch.from_numpy(decoded).permute(2, 0, 1)
+        image = read_rgb(self._data, name=self._path, divisor=divisor)
+        if box is not None:
+            top, left, height, width = box // round(self.size[0] / image.height)
+            image = image.crop((left, top, left + width, top + height))  # what the view hides is not converted
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+    def _decode_jpeg(self, divisor: int) -> np.ndarray | None:
+        """Decode an upright JPEG file to (H, W, 3) by simplejpeg; None leaves it and its faults to Pillow."""
+        decode = fast_jpeg_decoder()
+        if decode is None or not self.header.is_plain_jpeg or self.header.orientation != 1:
+            return None
+        height, width = (-(-side // divisor) if divisor > 1 else 0 for side in self.size)
+        try:
+            return decode(self._data, min_height=height, min_width=width, min_factor=divisor)
+        except ValueError:
+            return None
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:  # pathlib would take twice the time
+        return file.read()
+
+
+@cache
+def fast_jpeg_decoder() -> Callable[..., np.ndarray] | None:
+    """Return the decoder of the optional package simplejpeg: the bits of Pillow's, sooner; None without it."""
+    try:
+        return importlib.import_module("simplejpeg").decode_jpeg
+    except ImportError:
+        return None
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -280,13 +319,13 @@ def on_all_cores(
         )
 
 
-def unreadable(paths: Sequence[str], *, what: str, progress: Progress | None) -> dict[int, str]:
-    """Return the places of the files that cannot be decoded, with the reasons; JPEG files are decoded at 1/8.
+def unreadable(check: Callable[[int], None], number: int, *, what: str, progress: Progress | None) -> dict[int, str]:
+    """Return the places from 0 to `number` at which `check` raises OSError, with the messages, which name the files.
 
     Raises:
-        UserError: A file has too many pixels, or its pixels have an unknown range.
+        UserError: `check` raises one.
     """
-    return _failures(lambda place: read_rgb(paths[place], divisor=8), len(paths), what=what, progress=progress)
+    return _failures(check, number, what=what, progress=progress)
 
 
 def _failures(
@@ -294,9 +333,9 @@ def _failures(
 ) -> dict[int, str]:
     """Call `work` with 0, 1, ... on all cores; return the messages of those that raise OSError, by their place."""
 
-    def work_on(first: int) -> dict[int, str]:
+    def work_on(places: range) -> dict[int, str]:
         failed = {}
-        for place in range(first, min(first + chunk, number)):
+        for place in places:
             try:
                 work(place)
             except OSError as error:
@@ -304,16 +343,39 @@ def _failures(
         return failed
 
     failed: dict[int, str] = {}
-    chunks = range(0, number, chunk)
-    pool = ThreadPoolExecutor(num_cores())
+    for found in on_threads(work_on, number, what=what, progress=progress, chunk=chunk):
+        failed |= found
+    return failed
+
+
+def on_threads(
+    work: Callable[[range], T],
+    number: int,
+    *,
+    what: str,
+    progress: Progress | None,
+    threads: int | None = None,
+    chunk: int = _CHUNK,
+) -> Iterator[T]:
+    """Call `work` with parts of 0, 1, ..., number - 1 on several threads, and yield in order what it returns.
+
+    Args:
+        work: Gets a range of numbers.
+        number: Of all parts together.
+        what: Names the work for `progress`.
+        progress: Called with (what, numbers done, all numbers).
+        threads: By default one per core.
+        chunk: Numbers per part.
+    """
+    parts = [range(first, min(first + chunk, number)) for first in range(0, number, chunk)]
+    pool = ThreadPoolExecutor(num_cores() if threads is None else threads)
     try:
-        for first, found in zip(chunks, pool.map(work_on, chunks), strict=True):
-            failed |= found
+        for part, done in zip(parts, pool.map(work, parts), strict=True):
+            yield done
             if progress:
-                progress(what, min(first + chunk, number), number)
+                progress(what, part.stop, number)
     finally:
         pool.shutdown(cancel_futures=True)  # stop at once on Ctrl-C and on images of another size
-    return failed
 
 
 def require_size(image: Tensor, shape: tuple[int, int], *, path: str, first: str) -> None:
@@ -325,55 +387,6 @@ def require_size(image: Tensor, shape: tuple[int, int], *, path: str, first: str
             hint="show all in one size: dataset.image_size=224, which networks for photos expect, or"
             f" dataset.image_size={min(shape)} for small ones",
         )
-
-
-def first_size(path: str) -> tuple[int, int]:
-    """Return (H, W) of an upright image.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        return read_header(path).size
-    except OSError as error:
-        raise UserError(f"1 image file cannot be read:\n  {error}", hint="repair or remove it") from error
-
-
-def describe_files(paths: Sequence[str]) -> list[str]:
-    """Describe image files for the plan: their sizes, and how many are converted to 8-bit RGB.
-
-    Of many files an evenly spaced sample is read, and the text says how many.
-
-    Raises:
-        UserError: A file has too many pixels. Broken files are skipped: they raise when they are decoded.
-    """
-    number = min(len(paths), _MAX_HEADERS)
-    found = [each for each in (_header_or_none(paths[index * len(paths) // number]) for index in range(number)) if each]
-    if not found:
-        return []
-    of = "" if number == len(paths) else f", of {number:,} looked at"
-    sizes = sorted((each.size for each in found), key=lambda size: (size[0] * size[1], size))
-    least, most = (f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
-    facts = [f"image files of {least}{f' to {most}' if most != least else ''} pixels{of}"]
-    for what, holds in _CONVERTED.items():
-        if count := sum(map(holds, found)):
-            facts.append(f"{count:,} {what}{of}")
-    return facts
-
-
-_CONVERTED: dict[str, Callable[[Header], bool]] = {
-    "of 16 bits (65,535 becomes 255)": lambda each: each.is_16_bit,
-    "with transparency (put on white)": lambda each: each.is_transparent,
-    "of several frames (the first is read)": lambda each: each.has_frames,
-    "turned upright by EXIF": lambda each: each.orientation != 1,
-}
-
-
-def _header_or_none(path: str) -> Header | None:
-    try:
-        return read_header(path)
-    except OSError:
-        return None
 
 
 def num_cores() -> int:

@@ -3,17 +3,32 @@
 Links are followed, each real folder once and none upwards, so loops end. Hidden files and folders, and what systems
 and archives leave behind (`CLUTTER`), are skipped silently; everything else that is not read is counted in `LeftOut`.
 Shared by folders of classes (`folders`) and of masks (`masks`).
+
+A `FolderIndex` keeps what is in the folders of a large dataset in a file, so that they are listed once. It is a cache:
+a folder is listed again when its inode, its modification time or its change time is another one, and whatever is wrong
+with the file means that all are. It holds names only; what a link leads to, and the size of a file, is not in it.
 """
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import json
 import os
+import secrets
+import time
+import zlib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from swa_cli.data.image_file import SUFFIXES
+from swa_cli.data.paths import Paths
 from swa_cli.errors import UserError
 
 NAMED = 5  # classes or folders that a message lists
@@ -23,6 +38,10 @@ SPLITS = {  # folder names, case-insensitive
     "test": ("test", "testing"),
 }
 CLUTTER = ("thumbs.db", "desktop.ini", "__macosx", "@eadir")
+KEPT_FROM = 20_000  # images: fewer are listed in some hundredths of a second
+_FORMAT = 1  # of the file of a `FolderIndex`
+_SETTLED_NS = 2_000_000_000  # file systems round times, to 2 s at most
+_SUFFIXES = frozenset(SUFFIXES)
 _SPLIT_OF = {name: split for split, names in SPLITS.items() for name in names}
 
 
@@ -53,8 +72,9 @@ class LeftOut:
 class Listing:
     """The image files in and below some folders, sorted by path."""
 
-    images: tuple[str, ...]
+    images: Paths
     left_out: LeftOut
+    folders: tuple[str, ...]  # names of those directly inside
 
 
 def split_of(name: str) -> str | None:
@@ -110,34 +130,168 @@ def left_out_of(folder: Path, *, used: Iterable[str], where: str = "") -> LeftOu
     return LeftOut(tuple(kinds.most_common()), tuple(folders))
 
 
-def images_below(folders: Sequence[Path]) -> Listing:
+def images_below(folders: Sequence[Path], *, index: FolderIndex | None = None) -> Listing:
     """List all image files in and below some folders.
 
     Raises:
         UserError: A folder cannot be listed, or an image is not a regular file.
     """
+    index = FolderIndex() if index is None else index
     images: list[str] = []
     others: Counter[str] = Counter()
     above = {parent for folder in folders for path in (folder.absolute(), folder.resolve()) for parent in path.parents}
-    visited = {_identity(folder) for folder in above}  # a link upwards would add the images of other classes
-    waiting = [str(folder) for folder in folders]
+    visited = {_identity(os.stat(folder)) for folder in above}  # a link upwards would add the images of other classes
+    tops = [*map(str, folders)]
+    directly: list[str] = []
+    waiting = [*tops]
     while waiting:
         folder = waiting.pop()
-        if _identity(folder) in visited:
+        status = os.stat(folder)
+        if _identity(status) in visited:
             continue
-        visited.add(_identity(folder))
-        below = []
-        for entry in _entries(folder):
-            if _is_folder(entry):
-                below.append(entry.path)
-            elif not entry.name.lower().endswith(SUFFIXES):
-                others[_kind(entry.path)] += 1
-            elif not os.path.exists(entry.path) or entry.is_file():  # a broken link is reported with the broken files
-                images.append(entry.path)
-            else:  # a pipe, which would block for ever
-                raise UserError(f"{entry.path}: is not a regular file", hint="remove it")
-        waiting += reversed(below)
-    return Listing(tuple(sorted(images)), LeftOut(tuple(others.most_common())))
+        visited.add(_identity(status))
+        found = index.contents(folder, status)
+        prefix = os.path.join(folder, "")
+        images += [prefix + name for name in _split(found.images)]
+        others.update(found.others)
+        below = _split(found.folders)
+        waiting += [prefix + name for name in reversed(below)]
+        directly += below if folder in tops else []
+    return Listing(Paths(sorted(images)), LeftOut(tuple(others.most_common())), tuple(directly))
+
+
+# --- what is in a folder
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is directly inside a folder, hidden names and clutter excluded.
+
+    Names are sorted, and joined with slashes: a million strings would take 100 MB.
+    """
+
+    images: str  # names of image files, and of links to them, also broken ones
+    folders: str  # names of folders, and of links to them
+    others: Mapping[str, int]  # the number of other files of each kind
+
+
+def contents_of(folder: str) -> Contents:
+    """List a folder.
+
+    Raises:
+        UserError: It cannot be listed, or an image is not a regular file.
+    """
+    images, folders = list[str](), list[str]()
+    others: Counter[str] = Counter()
+    for entry in _entries(folder):
+        if _is_folder(entry):
+            folders.append(entry.name)
+        elif not _is_image(entry.name):
+            others[_kind(entry.path)] += 1
+        elif _is_file(entry) or not os.path.exists(entry.path):  # a broken link is reported with the broken files
+            images.append(entry.name)
+        else:  # a pipe, which would block for ever
+            raise UserError(f"{entry.path}: is not a regular file", hint="remove it")
+    return Contents("/".join(images), "/".join(folders), others)
+
+
+class FolderIndex:
+    """The contents of folders, which are kept in a file if they hold many images.
+
+    Args:
+        root: The folder that all others are below.
+        keep_in: The folder of the file; None: nothing is read or kept.
+        least: The number of images from which on the contents are kept.
+        clock: The time in ns.
+    """
+
+    def __init__(
+        self,
+        root: Path = Path(),
+        *,
+        keep_in: Path | None = None,
+        least: int = KEPT_FROM,
+        clock: Callable[[], int] = time.time_ns,
+    ) -> None:
+        self._root, self._least, self._clock = os.path.abspath(root), least, clock
+        self._prefix = os.path.join(root, "")
+        digest = hashlib.sha256(self._root.encode(errors="surrogatepass")).hexdigest()
+        self._file = None if keep_in is None else keep_in / f"{digest[:16]}.jsonl.gz"
+        self._kept = {} if self._file is None else self._read(self._file)
+        self._used: dict[str, _Record] = {}  # to be kept
+        self._is_changed = False
+
+    def contents(self, folder: str, status: os.stat_result) -> Contents:
+        """Return what is directly inside a folder of this status; it is listed only if that has changed.
+
+        Raises:
+            UserError: It cannot be listed, or an image is not a regular file.
+        """
+        name = folder.removeprefix(self._prefix)
+        state = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+        record = self._kept.get(name)
+        if record is None or record.state != state:
+            began = self._clock()
+            record = _Record(state, contents_of(folder))
+            if status.st_ctime_ns > began - _SETTLED_NS:
+                return record.contents  # another change may give the same time
+            self._is_changed = True
+        self._used[name] = record
+        return record.contents
+
+    def save(self) -> list[str]:
+        """Keep the contents for the next time, if they are new and hold many images; return a note if that fails."""
+        number = sum(record.contents.images.count("/") + 1 for record in self._used.values() if record.contents.images)
+        is_changed = self._is_changed or len(self._used) < len(self._kept)
+        if self._file is None or number < self._least or not is_changed:
+            return []
+        temporary = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}.tmp")
+        lines = ((name, record.state, *vars(record.contents).values()) for name, record in self._used.items())
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with gzip.open(temporary, "wt", compresslevel=1, encoding="ascii") as file:
+                file.writelines(f"{json.dumps(line)}\n" for line in chain([self._head], lines))
+            os.replace(temporary, self._file)
+        except BaseException as error:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            if not isinstance(error, OSError):
+                raise
+            return [f"the list of {number:,} files is made anew each time: {self._file}: {error.strerror}"]
+        return []
+
+    def _read(self, path: Path) -> dict[str, _Record]:
+        """Return the records of a file; none if it is missing, damaged (gzip has a checksum), or of another format."""
+        try:
+            with gzip.open(path, "rt", encoding="ascii") as file:
+                if json.loads(next(file)) != self._head:
+                    return {}
+                lines = map(json.loads, file)
+                return {name: _Record(tuple(state), Contents(*found)) for name, state, *found in lines}
+        except (OSError, EOFError, zlib.error, ValueError, TypeError, StopIteration, RecursionError):
+            return {}
+
+    @property
+    def _head(self) -> list[Any]:
+        """What must be as it was: the format, the root, and which names are images."""
+        return [_FORMAT, self._root, [*SUFFIXES], [*CLUTTER]]
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The contents of a folder while it had a state."""
+
+    state: tuple[int, ...]  # inode, modification time and change time in ns
+    contents: Contents
+
+
+def _split(names: str) -> list[str]:
+    return names.split("/") if names else []
+
+
+def _is_image(name: str) -> bool:
+    """Return whether a file name has the suffix of an image."""
+    return name[name.rfind(".") :].lower() in _SUFFIXES
 
 
 def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
@@ -147,12 +301,11 @@ def _entries(folder: Path | str) -> list[os.DirEntry[str]]:
             seen = [entry for entry in entries if entry.name[0] != "." and entry.name.lower() not in CLUTTER]
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed: {error.strerror}", hint="make it readable, or move it") from error
-    return sorted(seen, key=lambda entry: entry.name)
+    return sorted(seen, key=attrgetter("name"))
 
 
-def _identity(folder: Path | str) -> tuple[int, int]:
+def _identity(status: os.stat_result) -> tuple[int, int]:
     """Return what all links to a folder have in common."""
-    status = os.stat(folder)
     return status.st_dev, status.st_ino
 
 
@@ -160,6 +313,14 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Return whether an entry is a folder or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry is a regular file or a link to one."""
+    try:
+        return entry.is_file()
     except OSError:
         return False
 

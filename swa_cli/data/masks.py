@@ -14,6 +14,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,26 @@ from torch import Tensor
 from swa_cli.data.image_file import (
     USUAL_SUFFIXES,
     EncodedPhoto,
-    describe_files,
-    first_size,
+    Progress,
     make_upright,
     open_image,
     orientation_of,
     read_header,
+    read_rgb,
     require_size,
 )
-from swa_cli.data.listing import LeftOut, images_below, left_out_of, split_folders, splits_under, subfolders
+from swa_cli.data.listing import (
+    FolderIndex,
+    LeftOut,
+    Listing,
+    images_below,
+    left_out_of,
+    split_folders,
+    splits_under,
+    subfolders,
+)
+from swa_cli.data.paths import Paths
+from swa_cli.data.photos import PhotoFiles, describe, first_size
 from swa_cli.data.splits import Found
 from swa_cli.data.transforms import IGNORED, EvaluationView, View
 from swa_cli.errors import UserError
@@ -44,28 +56,37 @@ _MASK_MODES = ("1", "L", "P", "I", "I;16")  # PIL's modes with one whole number 
 class MaskDataset:
     """The image and the mask of each pair of paths."""
 
-    images: tuple[str, ...]
-    masks: tuple[str, ...]
+    images: Paths
+    masks: Paths
     class_of: tuple[int, ...]  # the class of each value in the files
     shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
     labels: None = None  # unknown without decoding
+    checksum: str = ""
 
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
-    def files(self) -> tuple[str, ...]:
+    @cached_property
+    def files(self) -> Paths:
         """All files that are read."""
-        return self.images + self.masks
+        return Paths.joined([self.images, self.masks])
+
+    def photo(self, row: int) -> EncodedPhoto:
+        """Return an image; see `stream.FileDataset`."""
+        return EncodedPhoto(self.images[row])
 
     def read(self, row: int, view: View) -> tuple[Tensor, Tensor]:
         """Read the views (3, h, w) of an image and (h, w) of its mask; see `stream.FileDataset`."""
-        photo = EncodedPhoto(self.images[row])
+        photo = self.photo(row)
         mask = self.mask(row, size=photo.size)
         image = view.image(photo)
-        if isinstance(view, EvaluationView):
-            require_size(image, self.shape, path=self.images[row], first=self.images[0])
+        require_size(image, view.size or self.shape, path=self.images[row], first=self.images[0])
         return image, view.mask(mask)
+
+    def check(self, row: int) -> None:
+        """Decode an image, a JPEG file at 1/8 of its size, and its mask; see `stream.FileDataset`."""
+        read_rgb(self.images[row], divisor=8)
+        self.mask(row, size=read_header(self.images[row]).size)
 
     def mask(self, row: int, *, size: tuple[int, int] | None = None) -> Tensor:
         """Read (H, W) uint8; `size` is that of the upright image, which the mask must have too."""
@@ -98,7 +119,15 @@ class MaskDataset:
         return torch.from_numpy(classes[values.astype(np.uint8)])
 
 
-def find(root: Path, *, class_names: tuple[str, ...], view: EvaluationView, needs_training: bool = True) -> Found:
+def find(
+    root: Path,
+    *,
+    class_names: tuple[str, ...],
+    view: EvaluationView,
+    needs_training: bool = True,
+    keep_in: Path | None = None,
+    progress: Progress | None = None,
+) -> Found:
     """Find the splits under a folder: root/train with optional root/val and root/test, or root itself.
 
     Each has `images/` and `masks/`, whose files have the same names except for the suffix.
@@ -108,6 +137,8 @@ def find(root: Path, *, class_names: tuple[str, ...], view: EvaluationView, need
         class_names: Mask values are below their number, or 255.
         view: Of each image and mask, where nothing is drawn.
         needs_training: Whether to refuse a root without a training split.
+        keep_in: Where the index of a large folder is kept, see `listing.FolderIndex`.
+        progress: Called while the folders are listed.
 
     Raises:
         UserError: The layout is wrong, an image has no mask or a mask no image, or the first masks have unknown
@@ -116,29 +147,34 @@ def find(root: Path, *, class_names: tuple[str, ...], view: EvaluationView, need
     folders, beside = splits_under(root)
     if not folders or (needs_training and "train" not in folders):
         raise _no_pairs(root / "train")
-    pairs = {split: _pairs(folder) for split, folder in folders.items()}
-    paths = [path for part in pairs.values() for path in part.images]
-    shape = view.size or first_size(paths[0])
+    index = FolderIndex(root, keep_in=keep_in)
+    pairs = {split: _pairs(folder, split=split, index=index, progress=progress) for split, folder in folders.items()}
+    photos = [PhotoFiles(part.images) for part in pairs.values()]
+    shape = view.size or first_size(photos[0])
     classes = tuple(range(len(class_names)))
     datasets = {split: MaskDataset(part.images, part.masks, classes, shape) for split, part in pairs.items()}
     _require_classes(next(iter(datasets.values())))
-    contents = (*describe_files(paths), *sum((part.left_out for part in pairs.values()), beside).describe())
-    return Found(splits=datasets, class_names=class_names, contents=contents)
+    contents = (*describe(photos), *sum((part.left_out for part in pairs.values()), beside).describe())
+    return Found(splits=datasets, class_names=class_names, contents=contents, notes=tuple(index.save()))
 
 
 @dataclass(frozen=True)
 class _Pairs:
     """Images and their masks, sorted by name."""
 
-    images: tuple[str, ...]
-    masks: tuple[str, ...]
+    images: Paths
+    masks: Paths
     left_out: LeftOut
 
 
-def _pairs(folder: Path) -> _Pairs:
+def _pairs(folder: Path, *, split: str, index: FolderIndex, progress: Progress | None) -> _Pairs:
     if not ((folder / "images").is_dir() and (folder / "masks").is_dir()):
         raise _no_pairs(folder)
-    listings = [images_below([folder / kind]) for kind in ("images", "masks")]
+    listings = list[Listing]()
+    for kind in ("images", "masks"):
+        listings.append(images_below([folder / kind], index=index))
+        if progress:
+            progress(f"listing {split} images and masks", len(listings), 2)
     images, masks = (
         _by_name(listing.images, folder=folder / kind)
         for listing, kind in zip(listings, ("images", "masks"), strict=True)
@@ -158,7 +194,7 @@ def _pairs(folder: Path) -> _Pairs:
         more = f", and {len(missing) - 1:,} more like it" if len(missing) > 1 else ""
         raise UserError(f"{min(missing)}{more}", hint="add the missing files, or remove these")
     left_out = sum((listing.left_out for listing in listings), left_out_of(folder, used=("images", "masks")))
-    return _Pairs(tuple(images.values()), tuple(masks[name] for name in images), left_out)
+    return _Pairs(Paths(images.values()), Paths(masks[name] for name in images), left_out)
 
 
 def _by_name(paths: Sequence[str], *, folder: Path) -> dict[str, str]:

@@ -23,7 +23,7 @@ import secrets
 import shutil
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swa_cli.data.image_file import Progress, on_all_cores
+from swa_cli.data.image_file import EncodedPhoto, Progress, on_all_cores, on_threads
 from swa_cli.data.splits import Broken, Split
 from swa_cli.data.stream import FileDataset
 from swa_cli.data.transforms import Box, DrawnView, EvaluationView, Photo, Pixels, Shrunk, View, Views
@@ -46,6 +46,7 @@ UNENLARGED = 0.9  # about the share of the random parts of a photo of 4:3 that k
 _PIXELS_AT = 4096  # bytes before the pixels: the header, padded
 _MEASURED = 500  # images whose headers tell the size of a file that is to be written
 _CHUNK = 16  # images per task: large photos take tenths of a second, and Ctrl-C waits for the end of a task
+_STAT_THREADS, _STATS = 16, 4096  # threads that wait for the file system, and files per task
 _WAIT = "waiting for another run that packs these images"
 _INDEX = {"rows": "<i8", "offsets": "<i8", "sizes": "<u4", "crc32": "<u4", "broken": "u1"}
 _DTYPES = {"<i8": "I64", "<u4": "U32", "u1": "U8"}  # as safetensors calls them
@@ -91,9 +92,14 @@ class PackedDataset:
         return self.photos.labels
 
     @property
-    def files(self) -> tuple[str, ...]:
+    def files(self) -> Sequence[str]:
         """The image files."""
         return self.photos.files
+
+    @property
+    def checksum(self) -> str:
+        """What identifies the images besides their files and labels."""
+        return self.photos.checksum
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -103,11 +109,19 @@ class PackedDataset:
     def __len__(self) -> int:
         return len(self.photos)
 
+    def photo(self, row: int) -> EncodedPhoto:
+        """Return an encoded image, which is not that of the packed file; see `stream.FileDataset`."""
+        return self.photos.photo(row)
+
+    def check(self, row: int) -> None:
+        """Decode an image file; see `stream.FileDataset`."""
+        self.photos.check(row)
+
     def read(self, row: int, view: View) -> tuple[Tensor, ...]:
         """Read the view (3, h, w) of an image, and of its mask (h, w); see `stream.FileDataset`."""
         photo: Photo
         if self.file is None:
-            pixels, *mask = self.photos.read(row, self.form)
+            pixels, *mask = _read_stored(self.photos, row, self.form)
             photo = Pixels(pixels)
         else:
             photo, *mask = self.file.read(row)  # type: ignore[assignment]
@@ -255,7 +269,7 @@ def write_file(
 
     def store(place: int) -> None:
         nonlocal end
-        image, *mask = dataset.read(int(rows[place]), form)
+        image, *mask = _read_stored(dataset, int(rows[place]), form)
         pixels = [image.permute(1, 2, 0).contiguous().numpy(), *(part.contiguous().numpy() for part in mask)]
         with lock:
             offsets[place] = end
@@ -352,25 +366,35 @@ class _Wanted:
         measured = []
         for row in self.rows[np.arange(number) * len(self.rows) // number]:
             with contextlib.suppress(OSError):  # a broken file is named when it is decoded
-                measured.append(sum(part.numel() for part in self.dataset.read(int(row), _Measured(self.form))))
+                parts = self.dataset.read(int(row), _OfAnySize(self.form, is_measured=True))
+                measured.append(sum(part.numel() for part in parts))
         return round(sum(measured) / max(len(measured), 1) * len(self.rows))
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """A view of the size alone: no pixels are decoded."""
+@dataclass
+class _OfAnySize:
+    """What is stored of one image as a `View`, which has the size of that image; with `is_measured` without pixels."""
 
     form: Form
+    is_measured: bool = False
+    size: tuple[int, int] | None = None
 
     def image(self, photo: Photo) -> Tensor:
-        return self._empty(photo.size, 3)
+        pixels = self._empty(photo.size, 3) if self.is_measured else self.form.image(photo)
+        self.size = pixels.shape[1], pixels.shape[2]
+        return pixels
 
     def mask(self, mask: Tensor) -> Tensor:
-        return self._empty((mask.shape[0], mask.shape[1]), 1)
+        return self._empty((mask.shape[0], mask.shape[1]), 1)[0] if self.is_measured else self.form.mask(mask)
 
     def _empty(self, size: tuple[int, int], planes: int) -> Tensor:
-        size = self.form.size(size) if isinstance(self.form, Shrunk) else self.form.size or size
+        size = self.form.size_of(size) if isinstance(self.form, Shrunk) else self.form.size or size
         return torch.empty((planes, *size), dtype=torch.uint8, device="meta")
+
+
+def _read_stored(dataset: FileDataset, row: int, form: Form) -> tuple[Tensor, ...]:
+    """Read what is stored of an image file, and of its mask; images that are not resized must have one size."""
+    return dataset.read(row, _OfAnySize(form) if isinstance(form, Shrunk) else form)
 
 
 @dataclass(frozen=True)
@@ -392,13 +416,13 @@ class Store:
         """Where the files lie."""
         return self.root / FOLDER
 
-    def known(self, splits: Mapping[str, Split]) -> dict[str, Broken]:
+    def known(self, splits: Mapping[str, Split], *, progress: Progress | None) -> dict[str, Broken]:
         """Return the broken image files of the splits, as they are found, that are packed already."""
         found = {}
         for split, part in splits.items():
             if isinstance(part.dataset, FileDataset):
                 path = self._path(split, form_of(self.views, split=split), rows=None)
-                file, _ = _open(path, _checksum(part.dataset, self.root))
+                file, _ = _open(path, _checksum(part.dataset, self.root, progress))
                 if file is not None:
                     found[split] = {int(row): reason for row, reason in file.broken.items()}
         return found
@@ -428,7 +452,7 @@ class Store:
             UserError: Image files are broken, the packed ones would take more than half of the free space, or they
                 cannot be written.
         """
-        wanted = self._wanted(splits, before=before, broken=broken)
+        wanted = self._wanted(splits, before=before, broken=broken, progress=progress)
         opened = {split: item.open() for split, item in wanted.items()}
         notes = [f"{reason}: it is packed anew" for _, reason in opened.values() if reason and packing != "read"]
         files = {split: file for split, (file, _) in opened.items()}
@@ -462,16 +486,26 @@ class Store:
         return {**splits, **packed}, notes
 
     def _wanted(
-        self, splits: Mapping[str, Split], *, before: Mapping[str, Split], broken: Mapping[str, Broken]
+        self,
+        splits: Mapping[str, Split],
+        *,
+        before: Mapping[str, Split],
+        broken: Mapping[str, Broken],
+        progress: Progress | None,
     ) -> dict[str, _Wanted]:
         checksums: dict[int, str] = {}
         wanted = {}
         for split, part in splits.items():
             dataset = part.dataset
+            if dataset is None:
+                continue  # in memory, as is said elsewhere
             if not isinstance(dataset, FileDataset):
-                continue
+                raise UserError(
+                    "dataset.cache: packed stores image files, and this dataset reads its samples in code",
+                    hint="set dataset.cache=none, or ram if its samples are the same in each epoch",
+                )
             if id(dataset) not in checksums:
-                checksums[id(dataset)] = _checksum(dataset, self.root)
+                checksums[id(dataset)] = _checksum(dataset, self.root, progress)
             whole = before.get(split)
             indices = part.indices if whole is None else whole.indices
             assert indices is not None
@@ -557,16 +591,25 @@ def _open(path: Path, sources: str) -> tuple[PackedFile | None, str]:
     return file, ""
 
 
-def _checksum(dataset: FileDataset, root: Path) -> str:
+def _checksum(dataset: FileDataset, root: Path, progress: Progress | None) -> str:
     """Return a checksum of the names, sizes and modification times of all files of a dataset."""
-    digest = hashlib.sha256()
-    for path in dataset.files:
+    paths = dataset.files
+
+    def describe(part: range) -> bytes:
+        return b"".join(map(_state, paths[part.start : part.stop]))
+
+    def _state(path: str) -> bytes:
         try:
             status = os.stat(path)
             state = f"{status.st_size} {status.st_mtime_ns}"
         except OSError:
             state = "missing"
-        digest.update(f"{os.path.relpath(path, root)}\0{state}\0".encode(errors="surrogateescape"))
+        return f"{path.removeprefix(f'{root}{os.sep}')}\0{state}\0".encode(errors="surrogateescape")
+
+    digest = hashlib.sha256(dataset.checksum.encode())
+    what = "looking at the files of packed images"
+    for text in on_threads(describe, len(paths), what=what, progress=progress, threads=_STAT_THREADS, chunk=_STATS):
+        digest.update(text)
     return digest.hexdigest()
 
 

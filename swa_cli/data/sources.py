@@ -4,7 +4,7 @@
 for all of them. A run records the fingerprint of its data, so that changed data are noticed when it is resumed or
 evaluated: names under the root and sizes of files, not their modification times (a copy of a dataset is the same data);
 labels and pixels of data in memory; labels of a dataset that is streamed, if they are known. An edited file of the
-same size is not noticed.
+same size is not noticed. Sizes are asked for anew each time: nothing else tells of a file that was written in place.
 Shapes: N samples, C channels, H W pixels.
 """
 
@@ -15,7 +15,7 @@ import json
 import math
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from swa_cli.data import datasets, pytree
 from swa_cli.data.datasets import Request, complete_args
+from swa_cli.data.image_file import on_threads
 from swa_cli.data.packed import PackedDataset, Packing, Store
 from swa_cli.data.splits import (
     Arrays,
@@ -52,6 +53,8 @@ from swa_cli.errors import UserError
 
 NAMED = 5  # files that a note lists
 AS_THEY_ARE = Views(TrainingView(EvaluationView()), EvaluationView())
+_STAT_THREADS = 16  # they wait for the file system, not for a core
+_STATS = 4096  # files per task
 Constants = Literal["auto"] | tuple[float, ...]  # per channel
 
 
@@ -70,7 +73,7 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     example: tuple[Any, Any]  # the first training sample, as a stored batch of one
-    data: Mapping[str, Fingerprint]  # of each split, before validation samples are taken
+    data: Fingerprints  # of each split, before validation samples are taken
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
     contents: tuple[str, ...] = ()  # classes and files found, and what was left out
     warnings: tuple[str, ...] = ()
@@ -115,6 +118,7 @@ def load(
     skip_broken: bool = False,
     packing: Packing = "read",
     tell: Callable[[str], object] = lambda text: None,
+    keep_in: Path | None = None,
     progress: Progress | None = None,
 ) -> Source:
     """Read a dataset, check its labels, split off validation samples, and hold it in memory where asked and possible.
@@ -126,9 +130,9 @@ def load(
             dataset with a validation split of its own.
         stratify: Whether the validation samples keep the class proportions.
         seed: Decides which samples validate.
-        cache: "auto" holds image files in memory if their pixels take at most a quarter of the available memory,
-            "ram" holds everything, "none" streams what comes from files or from user code, "packed" reads image files
-            as `packed` stores them.
+        cache: "auto" holds image files in memory if what is not streamed anyway takes at most a quarter of the
+            available memory, "ram" holds everything, "none" streams what comes from files or from user code, "packed"
+            reads image files as `packed` stores them.
         download: Whether missing files may be downloaded.
         workers: Processes that read a streamed dataset.
         args: Those that the entry declares; the keyword arguments of a factory.
@@ -140,7 +144,8 @@ def load(
         packing: What `cache` "packed" does where images are not packed yet: "write" packs them, "plan" says how much
             that would be, and "read" reads their files, to the same pixels.
         tell: Called with what will be packed, before that.
-        progress: Called while images are read.
+        keep_in: The folder where an index of many files is kept for the next time; None keeps nothing.
+        progress: Called while files are listed and images are read.
 
     Raises:
         UserError: The name is unknown, files are missing or damaged, the layout is wrong, `val` leaves nothing to
@@ -148,72 +153,50 @@ def load(
     """
     assert cache in ("auto", "ram", "none", "packed")
     views = _of_dataset(views, datasets.find(name))
-    request: dict[str, Any] = {"root": Path(root), "download": download, "classes": classes, "progress": progress}
-    found = _read(name, given=args or {}, view=views.evaluation, **request)
-    notes = [*found.notes]
+    reading = Reading(seed=seed, workers=workers, progress=progress)
+    found = _read(
+        name,
+        given=args or {},
+        view=views.evaluation,
+        root=Path(root),
+        download=download,
+        skip_broken=skip_broken,
+        classes=classes,
+        keep_in=keep_in,
+        progress=progress,
+    )
     splits = {split: _split(found, split, views) for split in found.splits}
     store = Store(Path(root), json.dumps([name, args], default=str), views) if cache == "packed" else None
     left_out: dict[str, Broken] = {}
     if skip_broken:
-        known = {} if store is None else store.known(splits)
+        known = {} if store is None else store.known(splits, progress=progress)
         splits, left_out = without_broken(splits, known=known, progress=progress)
     broken = [reason for each in left_out.values() for reason in each.values()]
-    if broken:
-        listed = "; ".join(broken[:NAMED]) + "; ..." * (len(broken) > NAMED)
-        notes.append(f"left out {len(broken):,} image file{'s' * (len(broken) > 1)} that cannot be read: {listed}")
-    streamed = [part.dataset for part in splits.values() if part.dataset is not None]
-    files = [dataset for dataset in streamed if isinstance(dataset, FileDataset)]
-    is_user_code = len(files) < len(streamed)
-    hold = bool(streamed) and cache == "ram"
-    if streamed and cache == "auto" and not is_user_code:
-        hold = fits_memory(sum(map(bytes_in_memory, files)))
-    if store is not None and is_user_code:
-        raise UserError(
-            f"dataset.cache: {name} reads its samples in code, and only image files can be packed",
-            hint="set dataset.cache=none, or ram if its samples are the same in each epoch",
-        )
-    if cache in ("none", "packed") and not streamed:
-        notes.append(f"{name} is held in memory whatever dataset.cache says")
-    if hold and is_user_code:
-        notes.append("held in memory: random transforms of the dataset were applied once, for all epochs")
-    reading = Reading(seed=seed, workers=workers, progress=progress)
-    warnings: list[str] = []
-    if any(part.dataset is not None for part in splits.values()):
-        splits, warnings = with_checked_samples(splits, layout=found.layout, name=name, read_all=hold, reading=reading)
-    for part in splits.values():
-        require_classes(part)
-    data = {split: fingerprint(part, root=Path(root)) for split, part in splits.items()}
-    before = dict(splits)
-    if "train" in splits and "val" in splits:
-        notes.append(f"{name} has a validation split of its own: dataset.val is not applied")
-    elif "train" in splits:
+    splits, warnings = _checked(splits, found, name=name, read_all=cache == "ram", reading=reading)
+    data, before = Fingerprints(splits, root=Path(root)), splits
+    if "train" in splits and "val" not in splits:
         parts, more = split_off_validation(
             splits["train"], val=val, seed=seed, stratify=stratify, class_names=found.class_names
         )
-        splits |= parts
-        warnings += more
-    is_varied = bool(streamed) and (views.varies or views.training.is_random)
-    if hold and is_varied and "train" in splits:
-        notes.append("training images are decoded in each epoch, which shows other views of them")
-    if hold:
-        for split, part in splits.items():
-            if part.dataset is not None and not (split == "train" and is_varied):
-                splits[split] = load_into_memory(part, what=f"reading {split} images", reading=reading)
+        splits, warnings = splits | parts, warnings + more
+    to_hold = _to_hold(splits, cache=cache, views=views)
+    notes = [
+        *found.notes,
+        *_broken_notes(broken),
+        *_notes(found, splits, name=name, cache=cache, to_hold=to_hold),
+    ]
+    for split in to_hold:
+        splits[split] = load_into_memory(splits[split], what=f"reading {split} images", reading=reading)
     if store is not None:
         splits, more = store.pack(splits, before=before, broken=left_out, packing=packing, tell=tell, progress=progress)
         notes += more
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
     example = next(read_rows(first, rows=torch.tensor([0]), reading=replace(reading, workers=0)))
-    is_image = pytree.is_image(pytree.first_sample(example[0]))
-    if is_image and example[0].is_floating_point() and found.mean is None:
+    images = example[0] if pytree.is_image(pytree.first_sample(example[0])) else None
+    if images is not None and images.is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalized already")
-    constants = _constants(
-        replace(found, mean=found.mean if mean == "auto" else mean, std=found.std if std == "auto" else std),
-        first,
-        example[0] if is_image else None,
-        name=name,
-        reading=reading,
-    )
+    declared = replace(found, mean=found.mean if mean == "auto" else mean, std=found.std if std == "auto" else std)
+    constants = _constants(declared, first, images, name=name, reading=reading)
     return Source(
         name=name,
         train=splits.get("train"),
@@ -221,8 +204,8 @@ def load(
         test=splits.get("test"),
         num_classes=len(found.class_names),
         class_names=found.class_names,
-        channels=example[0].shape[1] if is_image else None,
-        size=tuple(example[0].shape[2:]) if is_image else (),
+        channels=None if images is None else images.shape[1],
+        size=() if images is None else tuple(images.shape[2:]),
         mean=constants[0],
         std=constants[1],
         example=example,
@@ -237,6 +220,57 @@ def load(
             if isinstance(part.dataset, PackedDataset)
         },
     )
+
+
+def _checked(
+    splits: dict[str, Split], found: Found, *, name: str, read_all: bool, reading: Reading
+) -> tuple[dict[str, Split], list[str]]:
+    """Check the labels of all splits, and the samples of user code; return the splits with their labels, and warnings.
+
+    Raises:
+        UserError: A label is not one of the classes, or a sample is not what it must be.
+    """
+    warnings: list[str] = []
+    if any(part.dataset is not None for part in splits.values()):
+        splits, warnings = with_checked_samples(
+            splits, layout=found.layout, name=name, read_all=read_all, reading=reading
+        )
+    for part in splits.values():
+        require_classes(part)
+    return splits, warnings
+
+
+def _to_hold(splits: Mapping[str, Split], *, cache: str, views: Views) -> list[str]:
+    """Return the streamed splits to hold in memory; not training images of which each epoch shows other views."""
+    streamed = {split: part for split, part in splits.items() if part.dataset is not None}
+    if not streamed or cache in ("none", "packed"):
+        return []
+    is_varied = views.varies or views.training.is_random
+    parts = {split: part for split, part in streamed.items() if not (split == "train" and is_varied)}
+    are_files = all(isinstance(part.dataset, FileDataset) for part in streamed.values())
+    fits = are_files and fits_memory(sum(map(bytes_in_memory, parts.values())))
+    return list(parts) if cache == "ram" or fits else []
+
+
+def _broken_notes(broken: Sequence[str]) -> list[str]:
+    listed = "; ".join(broken[:NAMED]) + "; ..." * (len(broken) > NAMED)
+    note = f"left out {len(broken):,} image file{'s' * (len(broken) > 1)} that cannot be read: {listed}"
+    return [note] if broken else []
+
+
+def _notes(
+    found: Found, splits: Mapping[str, Split], *, name: str, cache: str, to_hold: Sequence[str]
+) -> Iterator[str]:
+    """Yield what a person should know of where samples are held, and of the validation split."""
+    streamed = {split: part.dataset for split, part in splits.items() if part.dataset is not None}
+    if cache in ("none", "packed") and not streamed:
+        yield f"{name} is held in memory whatever dataset.cache says"
+    if cache == "ram" and not all(isinstance(dataset, FileDataset) for dataset in streamed.values()):
+        yield "held in memory: random transforms of the dataset were applied once, for all epochs"
+    if "train" in found.splits and "val" in found.splits:
+        yield f"{name} has a validation split of its own: dataset.val is not applied"
+    if "train" in streamed and "train" not in to_hold and (cache == "ram" or to_hold):
+        yield "training images are decoded in each epoch, which shows other views of them"
 
 
 def _read(name: str, *, given: Mapping[str, Any], **request: Any) -> Found:
@@ -322,6 +356,34 @@ class Fingerprint:
     sha256: str
 
 
+class Fingerprints:
+    """The fingerprint of each split; those of files are taken when they are first asked for: a plan does without them.
+
+    Args:
+        splits: By name.
+        root: The folder that names of files are relative to.
+    """
+
+    def __init__(self, splits: Mapping[str, Split], *, root: Path) -> None:
+        self._root = root
+        self._splits: dict[str, Split | None] = dict(splits)
+        self._taken: dict[str, Fingerprint] = {}
+        for name, split in splits.items():
+            if not isinstance(split.dataset, FileDataset):
+                self._take(name, None)  # of samples in memory, which may be let go of
+
+    def __call__(self, progress: Progress | None = None) -> dict[str, Fingerprint]:
+        """Return them by the name of the split; `progress` is called while files are looked at."""
+        return {name: self._take(name, progress) for name in self._splits}
+
+    def _take(self, name: str, progress: Progress | None) -> Fingerprint:
+        split = self._splits[name]
+        if split is not None:
+            self._taken[name] = fingerprint(split, root=self._root, progress=progress)
+            self._splits[name] = None
+        return self._taken[name]
+
+
 def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerprint], *, name: str) -> list[str]:
     """Return a sentence for each split that has changed."""
     sentences = []
@@ -336,10 +398,12 @@ def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerp
     return sentences
 
 
-def fingerprint(split: Split, *, root: Path) -> Fingerprint:
+def fingerprint(split: Split, *, root: Path, progress: Progress | None = None) -> Fingerprint:
     """Return the fingerprint of a split, before validation samples are taken from it."""
     if isinstance(split.dataset, FileDataset):
-        return Fingerprint(len(split), _hash_files(split.dataset.files, root=root))
+        what = f"looking at {split.origin.split} files"
+        files = _hash_files(split.dataset, labels=split.labels, root=root, what=what, progress=progress)
+        return Fingerprint(len(split), files)
     inputs, labels = split.images, split.labels
     if split.dataset is not None:
         inputs = listed_part(split.dataset, 0)
@@ -348,16 +412,30 @@ def fingerprint(split: Split, *, root: Path) -> Fingerprint:
     return Fingerprint(len(split), _hash_tensors([tensor for tensors in known for tensor in tensors.values()]))
 
 
-def _hash_files(paths: Iterable[str], *, root: Path) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
-        try:
-            size = os.stat(path).st_size
-        except OSError:
-            size = -1  # the error names it when it is read
-        digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
+def _hash_files(
+    dataset: FileDataset, *, labels: Tensor | None, root: Path, what: str, progress: Progress | None
+) -> str:
+    """Hash names and sizes of files, and the labels, which a table may give."""
+    paths = dataset.files
+
+    def describe(part: range) -> bytes:
+        return b"".join(_name_and_size(path, root=root) for path in paths[part.start : part.stop])
+
+    digest = hashlib.sha256(dataset.checksum.encode())
+    for text in on_threads(describe, len(paths), what=what, progress=progress, threads=_STAT_THREADS, chunk=_STATS):
+        digest.update(text)
+    if labels is not None:
+        digest.update(labels.numpy().data)
     return digest.hexdigest()
+
+
+def _name_and_size(path: str, *, root: Path) -> bytes:
+    name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
+    try:
+        size = os.stat(path).st_size
+    except OSError:
+        size = -1  # the error names it when it is read
+    return f"{name}\0{size}\0".encode(errors="surrogateescape")
 
 
 def _hash_tensors(tensors: Sequence[Tensor]) -> str:

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -98,7 +99,7 @@ Broken = dict[int, str]  # what is wrong with the image files that cannot be rea
 def without_broken(
     splits: Mapping[str, Split], *, known: Mapping[str, Broken], progress: Progress | None
 ) -> tuple[dict[str, Split], dict[str, Broken]]:
-    """Leave out the image files that cannot be read; decode each once for it, JPEG files at 1/8 of their size.
+    """Leave out the samples whose files cannot be read; decode each once for it, JPEG files at 1/8 of their size.
 
     `known` are the broken files of splits that need no look.
 
@@ -113,17 +114,20 @@ def without_broken(
         if isinstance(split.dataset, FileDataset) and split.indices is not None:
             errors = known.get(name)
             if errors is None:
-                paths = [split.dataset.files[row] for row in split.indices.tolist()]
-                errors = unreadable(paths, what=f"looking at {name} images", progress=progress)
+                check = partial(_check, split.dataset, split.indices)
+                errors = unreadable(check, len(split), what=f"looking at {name} images", progress=progress)
             broken[name] = errors
             is_readable = torch.ones(len(split), dtype=torch.bool)
             is_readable[list(errors)] = False
             if not bool(is_readable.any()):
-                raise UserError(
-                    f"no image of the {name} split can be read: {errors[len(split) - 1]}", hint="repair the files"
-                )
+                reason = errors[len(split) - 1]
+                raise UserError(f"no image of the {name} split can be read: {reason}", hint="repair the files")
             found[name] = take(split, is_readable.nonzero()[:, 0])
     return found, broken
+
+
+def _check(dataset: FileDataset, rows: Tensor, place: int) -> None:
+    dataset.check(int(rows[place]))
 
 
 # --- the validation split
@@ -188,8 +192,9 @@ def validation_rows(split: Split, *, number: int, seed: int, stratify: bool) -> 
         return order[:number].sort().values
     counts = split.labels.bincount()
     shares = _shares(counts, number=number, ties=torch.randperm(len(counts), generator=generator(seed, "val classes")))
-    labels = split.labels[order]
-    return torch.cat([order[labels == label][:share] for label, share in enumerate(shares.tolist())]).sort().values
+    by_class = order[split.labels[order].argsort(stable=True)]
+    place = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # of each in its class
+    return by_class[place < shares.repeat_interleave(counts)].sort().values
 
 
 def _shares(counts: Tensor, *, number: int, ties: Tensor) -> Tensor:
@@ -197,20 +202,22 @@ def _shares(counts: Tensor, *, number: int, ties: Tensor) -> Tensor:
     exact = counts.double() * number / counts.sum()
     shares, most = exact.floor().long(), (counts - 1).clamp(min=0)
     shares = shares.minimum(most)
-    while int(shares.sum()) < number:
+    while (missing := number - int(shares.sum())) > 0:
         if not bool((shares < most).any()):  # every class is down to its last training sample
             most = counts
         remainders = (exact - shares).where(shares < most, -torch.inf)[ties]
-        shares[ties[remainders.argmax()]] += 1
+        largest = ties[remainders.argsort(stable=True, descending=True)]
+        shares[largest[: min(missing, int((shares < most).sum()))]] += 1
     return shares
 
 
 # --- in memory
 
 
-def bytes_in_memory(dataset: FileDataset) -> int:
-    """Return the bytes of all decoded samples."""
-    return (3 if dataset.labels is not None else 4) * math.prod(dataset.shape) * len(dataset)
+def bytes_in_memory(split: Split) -> int:
+    """Return the bytes of the decoded samples of a split of image files."""
+    assert isinstance(split.dataset, FileDataset)
+    return (3 if split.labels is not None else 4) * math.prod(split.dataset.shape) * len(split)
 
 
 def fits_memory(num_bytes: int) -> bool:

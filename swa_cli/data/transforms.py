@@ -28,17 +28,6 @@ NUM_CROP_DRAWS = 22  # ten trials of area and ratio, and the place
 IGNORED = 255  # the class of mask pixels that count nowhere
 
 
-class Photo(Protocol):
-    """An image file that is decoded when its pixels are asked for."""
-
-    @property
-    def size(self) -> Size:
-        """(H, W), upright."""
-
-    def pixels(self, *, divisor: int = 1) -> Tensor:
-        """Decode to (3, H, W) uint8; with a divisor of 2, 4 or 8 to that part of both sides, if the format can."""
-
-
 class Box(NamedTuple):
     """A part of an image, in pixels."""
 
@@ -46,6 +35,20 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+    def __floordiv__(self, divisor: int) -> Box:
+        return Box(*(side // divisor for side in self))
+
+
+class Photo(Protocol):
+    """An image file that is decoded when its pixels are asked for."""
+
+    @property
+    def size(self) -> Size:
+        """(H, W), upright."""
+
+    def pixels(self, *, box: Box | None = None, divisor: int = 1) -> Tensor:
+        """Decode a part, or all, to (3, H, W) uint8; with a divisor of 2, 4, 8 at 1/2, 1/4, 1/8, if the format can."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,10 @@ def draw_views(positions: Tensor, *, seed: int, key: tuple[str | int, ...]) -> l
 
 class View(Protocol):
     """What is shown of one image, and of its mask."""
+
+    @property
+    def size(self) -> Size | None:
+        """(h, w) of each view; None: that of its image."""
 
     def image(self, photo: Photo) -> Tensor:
         """Return the view (C, h, w) uint8."""
@@ -150,21 +157,21 @@ class Shrunk:
         """Return `a shorter side of at most 468 pixels`."""
         return f"a shorter side of at most {self.side} pixels"
 
-    def size(self, of: Size) -> Size:
+    def size_of(self, of: Size) -> Size:
         """Return the (h, w) of an image of (H, W)."""
         shorter = min(of)
         return of if shorter <= self.side else (of[0] * self.side // shorter, of[1] * self.side // shorter)
 
     def image(self, photo: Photo) -> Tensor:
         """Return the image (C, h, w) uint8; a file is decoded to a part of its size that is not smaller."""
-        size = self.size(photo.size)
+        size = self.size_of(photo.size)
         divisor = next((d for d in (8, 4, 2) if min(photo.size) >= d * self.side), 1)
         pixels = photo.pixels(divisor=divisor)
         return pixels if size == photo.size else _resized(pixels, size, self.interpolation)
 
     def mask(self, mask: Tensor) -> Tensor:
         """Return the mask (h, w) of classes."""
-        size = self.size((mask.shape[0], mask.shape[1]))
+        size = self.size_of((mask.shape[0], mask.shape[1]))
         return mask if size == tuple(mask.shape) else _resized(mask[None], size, NEAREST)[0]
 
 
@@ -185,6 +192,11 @@ class TrainingView:
     rotate: float = 0.0
     policy: str | None = None
     interpolation: Interpolation = "bilinear"
+
+    @property
+    def size(self) -> Size | None:
+        """(h, w) of each view; None: that of its image."""
+        return self.still.size
 
     @property
     def is_random(self) -> bool:
@@ -214,17 +226,18 @@ class DrawnView:
     view: TrainingView
     draws: ViewDraws
 
+    @property
+    def size(self) -> Size | None:
+        """(h, w) of each view; None: that of its image."""
+        return self.view.size
+
     def image(self, photo: Photo) -> Tensor:
         """Return the view (C, h, w) uint8.
 
         A file is decoded to a part of its size where its crop then still has the pixels of the view.
         """
         view = self.view
-        if view.crop is None:
-            pixels = view.still.image(photo)
-        else:
-            box, divisor = self._box(photo.size)
-            pixels = self._crop(photo.pixels(divisor=divisor), box, of=photo.size, interpolation=view.interpolation)
+        pixels = view.still.image(photo) if view.crop is None else self._crop(photo, interpolation=view.interpolation)
         operations = self._operations(pixels)
         if operations:
             image = _to_pil(pixels)
@@ -240,8 +253,7 @@ class DrawnView:
         if self.view.crop is None:
             pixels = self.view.still.mask(mask)
         else:
-            size = mask.shape[0], mask.shape[1]
-            pixels = self._crop(mask[None], self._box(size)[0], of=size, interpolation=NEAREST)[0]
+            pixels = self._crop(Pixels(mask[None]), interpolation=NEAREST)[0]
         for operation in self._operations(pixels):
             if operation.is_geometric:
                 image = operation.apply(_to_pil(pixels[None]), interpolation="nearest", fill=IGNORED)
@@ -254,14 +266,15 @@ class DrawnView:
         The part then begins and ends at decoded pixels: it moves by half a pixel of the view at most.
         """
         assert self.view.crop is not None
-        assert self.view.still.size is not None, "the recipe is checked: a random crop has a size"
-        box, (height, width) = self.view.crop.box(size, self.draws.crop), self.view.still.size
+        assert self.view.size is not None, "the recipe is checked: a random crop has a size"
+        box, (height, width) = self.view.crop.box(size, self.draws.crop), self.view.size
         divisor = next((d for d in (8, 4, 2) if box.height >= d * height and box.width >= d * width), 1)
         return Box(*(side // divisor * divisor for side in box)), divisor
 
-    def _crop(self, pixels: Tensor, box: Box, *, of: Size, interpolation: str) -> Tensor:
-        assert self.view.still.size is not None
-        return _resized(_part(pixels, box, of=of), self.view.still.size, interpolation)
+    def _crop(self, photo: Photo, *, interpolation: str) -> Tensor:
+        assert self.view.size is not None
+        box, divisor = self._box(photo.size)
+        return _resized(photo.pixels(box=box, divisor=divisor), self.view.size, interpolation)
 
     def _operations(self, pixels: Tensor) -> list[policies.Operation]:
         """Return what is applied to the pixels (..., h, w) one after another."""
@@ -285,9 +298,9 @@ class Pixels:
         """(H, W)."""
         return self.decoded.shape[-2], self.decoded.shape[-1]
 
-    def pixels(self, *, divisor: int = 1) -> Tensor:
-        """Return all pixels: nothing is left to be saved."""
-        return self.decoded
+    def pixels(self, *, box: Box | None = None, divisor: int = 1) -> Tensor:
+        """Return a part of the pixels, or all, at full size."""
+        return self.decoded if box is None else part_of(self.decoded, box)
 
 
 def import_operators() -> None:
@@ -295,11 +308,10 @@ def import_operators() -> None:
     importlib.import_module("torchvision.transforms.v2.functional")
 
 
-def _part(pixels: Tensor, box: Box, *, of: Size) -> Tensor:
-    """Return a box of an image of `of` (H, W) from its pixels, which may be those of a smaller decoding."""
-    divisor = round(of[0] / pixels.shape[1])
-    top, left, height, width = (side // divisor for side in box)
-    return pixels[:, top : top + height, left : left + width]
+def part_of(pixels: Tensor, box: Box) -> Tensor:
+    """Return a box of pixels (..., H, W) as a view."""
+    top, left, height, width = box
+    return pixels[..., top : top + height, left : left + width]
 
 
 def _resized(pixels: Tensor, size: tuple[int, ...], interpolation: str) -> Tensor:

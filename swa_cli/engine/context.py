@@ -6,10 +6,11 @@ arguments and never see a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ from swa_cli.recipe.image_sizes import epochs_by_size
 from swa_cli.recipe.plan import image_problems
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
+from swa_cli.units import some_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
@@ -52,13 +54,20 @@ class Share:
     batches: Batches
     rounds: int  # the most batches that any process has
     gathered: Callable[[Any], list[Any]]
+    after_batch: Callable[[], None] = lambda: None
+    check: Callable[[], None] = lambda: None  # called as often in all processes
 
-    def counted(self, bar: Bar, check: Callable[[], None]) -> Iterable[tuple[Any, Any]]:
-        """Return the batches as a re-iterable, which after each one advances `bar` and calls `check`.
+    def counted(self, bar: Bar, check: Callable[[], None]) -> Share:
+        """Return the same batches, after each of which `bar` advances and `check` is called."""
+        return replace(self, after_batch=bar.advance, check=check)
 
-        All processes call `check` equally often.
-        """
-        return _Counted(self, bar, check)
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for batch in self.batches:
+            yield batch
+            self.after_batch()
+            self.check()
+        for _ in range(self.rounds - len(self.batches)):
+            self.check()
 
 
 @dataclass(frozen=True)
@@ -135,8 +144,18 @@ class Context:
             "std": list(source.std),
             "classes": list(source.class_names),
             "outputs": source.num_classes or None,
-            "data": {split: asdict(found) for split, found in source.data.items()},
+            "data": {split: asdict(found) for split, found in self.fingerprints().items()},
         }
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What every checkpoint tells of its run: the recipe with its defaults, as primitives, and `input`."""
+        return {"recipe": self.recipe.values(), "input": self.input}
+
+    def fingerprints(self) -> dict[str, sources.Fingerprint]:
+        """Return the fingerprint of each split as it is when this is first called, which looks at each file."""
+        with self.events.loading() as progress:
+            return self.source.data(progress)
 
     def scoring_split(self) -> str:
         """Return the split of the final scores: test, else val.
@@ -205,16 +224,20 @@ class Context:
             shares[self.world.rank], max(map(len, shares)), self.world.gathered if is_shared else gather_single_process
         )
 
-    def initial_inputs(self) -> Any:
-        """Return some thousand training inputs, such as (N, C, H, W), without augmentation, for initial weights."""
-        few = batches.statistics_batches(
-            self.split("train"),
+    def fixed_batches(self, split: str, *, samples: int | None) -> Batches:
+        """Return the first samples of a fixed shuffle of a split, without augmentation; None for all."""
+        return batches.statistics_batches(
+            self.split(split),
             seed=self.recipe.seed,
             batch_size=self.recipe.eval.batch_size,
             augment=Augment(),
-            samples=INITIAL_INPUTS,
+            samples=samples,
             **self._format(),
         )
+
+    def initial_inputs(self) -> Any:
+        """Return some thousand training inputs, such as (N, C, H, W), without augmentation, for initial weights."""
+        few = self.fixed_batches("train", samples=INITIAL_INPUTS)
         return pytree.concatenate([inputs for inputs, _ in few])
 
     def probe(self) -> tuple[Any, Any]:
@@ -328,19 +351,36 @@ def constants(given: str | Sequence[float], *, imagenet: tuple[float, ...]) -> s
     return tuple(given)
 
 
-@dataclass(frozen=True)
-class _Counted:
-    share: Share
-    bar: Bar
-    check: Callable[[], None]
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for batch in self.share.batches:
-            yield batch
-            self.bar.advance()
-            self.check()
-        for _ in range(self.share.rounds - len(self.share.batches)):
-            self.check()
+def load_source(
+    recipe: Recipe,
+    *,
+    classes: Sequence[str] | None = None,
+    packing: Packing = "read",
+    tell: Callable[[str], object] = lambda text: None,
+    progress: Callable[[str, int, int], None],
+) -> sources.Source:
+    """Read the data of a recipe, see `sources.load`."""
+    dataset = recipe.dataset
+    return sources.load(
+        dataset.name,
+        root=dataset.root,
+        val=dataset.val,
+        stratify=dataset.stratify,
+        seed=recipe.seed,
+        cache=dataset.cache,
+        download=dataset.download,
+        workers=dataset.workers,
+        args=dataset.args,
+        classes=classes,
+        views=views_of(recipe) if shows_views(recipe) else sources.AS_THEY_ARE,
+        mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
+        std=constants(dataset.std, imagenet=IMAGENET_STD),
+        skip_broken=dataset.skip_broken,
+        packing=packing,
+        tell=tell,
+        keep_in=Path(recipe.output.root) / ".index",
+        progress=progress,
+    )
 
 
 def build_context(
@@ -381,33 +421,17 @@ def build_context(
         shard=settings.fsdp,
     )
     hardware_choice.require_precision("eval.precision", recipe.eval.precision, hardware.device, instead="fp32")
-    dataset = recipe.dataset
+    classes = None if needs_training or recorded is None else recorded["classes"]
     with events.loading() as progress, world.local_rank0_first():
-        source = sources.load(
-            dataset.name,
-            root=dataset.root,
-            val=dataset.val,
-            stratify=dataset.stratify,
-            seed=recipe.seed,
-            cache=dataset.cache,
-            download=dataset.download,
-            workers=dataset.workers,
-            args=dataset.args,
-            classes=None if needs_training or recorded is None else recorded["classes"],
-            views=views_of(recipe) if shows_views(recipe) else sources.AS_THEY_ARE,
-            mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
-            std=constants(dataset.std, imagenet=IMAGENET_STD),
-            skip_broken=dataset.skip_broken,
-            packing=packing,
-            tell=events.note,
-            progress=progress,
-        )
+        source = load_source(recipe, classes=classes, packing=packing, tell=events.note, progress=progress)
     _require_labels(task, source, recipe)
     for sentence in source.warnings:
         events.warning(sentence)
     if recorded is not None:
         source = _as_recorded(source, recorded)
-        for sentence in changes(recorded.get("data", {}), source.data, name=dataset.name):
+        with events.loading() as progress:
+            sentences = changes(recorded.get("data", {}), source.data(progress), name=recipe.dataset.name)
+        for sentence in sentences:
             events.warning(sentence)
     return Context(recipe, task, hardware, source, events, world)
 
@@ -442,4 +466,4 @@ def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources
 
 
 def _short(value: Any) -> str:
-    return f"{len(value)} ({', '.join(map(str, value[:3]))}, ...)" if isinstance(value, list) else str(value)
+    return f"{len(value)} ({some_of(value)})" if isinstance(value, list) else str(value)

@@ -13,8 +13,9 @@ import itertools
 import statistics
 import time
 import timeit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from swa_cli.averaging.batchnorm import update_batchnorm
 from swa_cli.data.batches import Batches
 from swa_cli.engine import evaluate
 from swa_cli.engine.context import Context
+from swa_cli.engine.events import Bar
 from swa_cli.engine.plan_text import plan_rows
 from swa_cli.engine.run import Run
 from swa_cli.engine.step import train_step, wrap_ddp
@@ -136,8 +138,7 @@ def dry_run(run: Run) -> dict[str, Any]:
         **_arithmetic(run.plan),
         "loss": loss,
         "seconds": round(seconds, 3),
-        "device": str(context.hardware.device),
-        "precision": context.hardware.precision,
+        **context.hardware.facts,
     }
 
 
@@ -163,8 +164,7 @@ def estimate(run: Run, *, cluster: Cluster | None = None) -> Estimate:
         "step_seconds": times.step_s,
         "timed_steps": times.num_steps,
         **({} if scaled is None else {"processes": scaled.values}),
-        "device": str(context.hardware.device),
-        "precision": context.hardware.precision,
+        **context.hardware.facts,
         "warnings": list(planned.warnings),
     }
     return Estimate(plan_rows(run), planned, times, seconds, scaled, values)
@@ -184,14 +184,13 @@ def _arithmetic(planned: Plan) -> dict[str, Any]:
 
 
 def measure(run: Run) -> StepTimes:
-    """Time some steps with their batches, a scored batch, and a batch of the BatchNorm pass."""
+    """Time some steps, some scored batches, and some batches of the BatchNorm pass, each with their reading."""
     context, split = run.context, run.context.scoring_split()
     num_steps, step_s = _time_sizes(run, context)
-    last = context.epochs_by_size(epochs=run.plan.epochs)[-1][0]
-    first = next(iter(context.plain_batches(split)))
     size = min(context.recipe.eval.batch_size, len(context.split(split)))
-    refresh_s = _refresh_s(run, next(iter(context.training_batches(last)))) if run.statistics.num_layers else 0.0
-    scored_s = _least(lambda: evaluate.score(run.model, [first], task=context.task, hardware=context.eval_hardware))
+    score = partial(evaluate.score, run.model, task=context.task, hardware=context.eval_hardware)
+    _, scored_s = _mean_s(score([batch]) for batch in context.plain_batches(split))
+    refresh_s = _refresh_s(run) if run.statistics.num_layers else 0.0
     worker_s = 0.0
     if run.plan.worker is not None:
         own = replace(context, recipe=worker_of(context.recipe, 1))
@@ -208,21 +207,34 @@ def _time_sizes(run: Run, context: Context, *, rank: int = 0, processes: int = 1
 
 
 def time_steps(run: Run, batches: Batches) -> tuple[int, float]:
-    """Return the number of timed steps, and their median seconds; the time to read batches is included."""
-    taken: list[float] = []
-    started = time.perf_counter()
-    with run.context.events.progress("timing steps", total=MAX_STEPS + 1) as bar:
+    """Return the number of timed steps, and the mean of their seconds; the time to read batches is included.
+
+    Not the median: loader processes hand over several batches at once, and then nothing until the next ones.
+    """
+
+    def steps(bar: Bar) -> Iterator[None]:
         reading = iter(batches)
-        for _ in range(min(MAX_STEPS + 1, run.plan.steps_per_epoch)):
+        for _ in range(run.plan.steps_per_epoch):
             run.model.train()
             *_, last = train_step(run, run.model, reading)
             float(last.loss)  # waits for a GPU
-            taken.append(time.perf_counter() - started - sum(taken))
             bar.advance()
-            if sum(taken[1:]) > MAX_SECONDS:
-                break
-    timed = taken[1:] or taken  # the first one sets things up
-    return len(timed), statistics.median(timed)
+            yield
+
+    with run.context.events.progress("timing steps", total=MAX_STEPS + 1) as bar:
+        return _mean_s(steps(bar))
+
+
+def _mean_s(work: Iterable[object]) -> tuple[int, float]:
+    """Return how many parts of `work` were timed, and the mean of their seconds; the first one sets things up."""
+    taken: list[float] = []
+    started = time.perf_counter()
+    for _ in itertools.islice(work, MAX_STEPS + 1):
+        taken.append(time.perf_counter() - started - sum(taken))
+        if sum(taken[1:]) > MAX_SECONDS:
+            break
+    timed = taken[1:] or taken
+    return len(timed), statistics.fmean(timed)
 
 
 def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
@@ -251,20 +263,25 @@ def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
     )
 
 
-def _refresh_s(run: Run, batch: tuple[Any, Any]) -> float:
-    """Return the seconds that one more batch of the BatchNorm pass takes, without the start of a pass."""
+def _refresh_s(run: Run) -> float:
+    """Return the seconds that one more batch of the BatchNorm pass takes, without the start of a pass.
+
+    Loader processes read the next batch meanwhile.
+    """
+    context = run.context
+    batch = next(iter(context.statistics_batches()))
     with run.replica.refreshing() as model:
 
-        def go(number: int) -> None:
-            with run.context.hardware.autocast():
-                update_batchnorm([batch] * number, model, batch_to_args=run.context.task.batch_to_args)
+        def least_s(number: int) -> float:
+            with context.hardware.autocast():
+                refresh = partial(update_batchnorm, [batch] * number, model, batch_to_args=context.task.batch_to_args)
+                return min(timeit.repeat(refresh, repeat=2, number=1))
 
-        return max(0.0, _least(lambda: go(6)) - _least(lambda: go(1))) / 5
-
-
-def _least(work: Callable[[], object]) -> float:
-    """Return the seconds of the faster of two runs of `work`."""
-    return min(timeit.repeat(work, repeat=2, number=1))
+        refresh_s = max(0.0, least_s(6) - least_s(1)) / 5
+    if context.split("train").dataset is None:
+        return refresh_s
+    _, read_s = _mean_s(context.statistics_batches())
+    return max(refresh_s, read_s) if context.recipe.dataset.workers else refresh_s + read_s
 
 
 def _estimate_seconds(run: Run, times: StepTimes) -> dict[str, float]:

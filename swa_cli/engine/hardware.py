@@ -24,6 +24,7 @@ from swa_cli.data.image_file import num_cores
 from swa_cli.data.randomness import seed_globals
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.errors import UserError
+from swa_cli.units import count_text
 
 MIN_SPEEDUP = 1.2  # bf16 keeps 8 bits of 24: a gain within the noise of a measurement is not worth it
 BF16_FLAGS = {"amx_bf16": "AMX-BF16", "avx512_bf16": "AVX512-BF16", "bf16": "BF16"}
@@ -45,6 +46,11 @@ class Hardware:
     processes: int = 1  # of the run
     shards: int = 1  # of its parameters
 
+    @property
+    def facts(self) -> dict[str, str]:
+        """Device and precision, as the answers of commands have them."""
+        return {"device": str(self.device), "precision": self.precision}
+
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of mixed precision for a forward pass; a no-op in fp32."""
         return torch.autocast(self.device.type, dtype=DTYPES[self.precision], enabled=self.precision != "fp32")
@@ -64,9 +70,8 @@ class Hardware:
 
     def describe(self) -> str:
         """Return one line of the plan: `cpu, 2 threads, fp32 (the processor has no native bf16)`."""
-        threads = f"{self.threads} thread{'s' if self.threads > 1 else ''}"
         deterministic = ", deterministic" if self.deterministic else ""
-        return f"{self.device}, {threads}, {self.precision} ({self.reason}){deterministic}"
+        return f"{self.device}, {count_text(self.threads, 'thread')}, {self.precision} ({self.reason}){deterministic}"
 
 
 def choose(
@@ -128,8 +133,7 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
         "threads": hardware.threads,
         "processes": hardware.processes,
         "shards": hardware.shards,
-        "device": str(hardware.device),
-        "precision": hardware.precision,
+        **hardware.facts,
         "processor": processor(),
     }
 

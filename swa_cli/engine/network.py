@@ -37,6 +37,7 @@ from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.models import build_model
 from swa_cli.recipe.scalars import shown
 from swa_cli.recipe.schema import Recipe
+from swa_cli.units import count_text, some_of
 
 if TYPE_CHECKING:
     from swa_cli.engine.context import Context
@@ -122,7 +123,7 @@ def describe_model(name: str, model: nn.Module) -> str:
     parameters = f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
     layers = len(norm_layers(model))
     frozen = layers - len(bn_layers(model))
-    norm = f"{layers} BatchNorm layer{'s' if layers != 1 else ''}" if layers else "no BatchNorm"
+    norm = count_text(layers, "BatchNorm layer") if layers else "no BatchNorm"
     norm += f", {frozen} of them frozen" if frozen else ""
     return f"{name}: {parameters} parameters, {norm}"
 
@@ -207,7 +208,7 @@ class InitialWeights:
     fresh: tuple[str, ...] = ()  # tensors that kept the values of the seed
 
     def __str__(self) -> str:
-        fresh = f"; fresh: {', '.join(self.fresh[:3])}{', ...' * (len(self.fresh) > 3)}" if self.fresh else ""
+        fresh = f"; fresh: {some_of(self.fresh)}" if self.fresh else ""
         return f"initial weights from {self.path} ({self.name}){fresh}"
 
     @property

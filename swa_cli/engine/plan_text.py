@@ -28,8 +28,8 @@ from swa_cli.recipe.plan import Plan
 from swa_cli.recipe.schedules import SCHEDULES, ResolvedSchedule
 from swa_cli.recipe.schema import Dataset, Recipe
 from swa_cli.recipe.swap import describe_swap
-from swa_cli.recipe.values import count_text, in_epochs, length_text
-from swa_cli.units import size_text
+from swa_cli.recipe.values import in_epochs, length_text
+from swa_cli.units import count_text, size_text
 
 
 def plan_event(
@@ -45,7 +45,7 @@ def plan_event(
     return PlanEvent(
         title=title,
         rows=[row for row in plan_rows(run) if not labels or row[0] in labels],
-        recipe=run.context.recipe.model_dump(mode="json", exclude_none=True),
+        recipe=run.context.recipe.values(),
         averages=list(run.averages),
         metrics=run.context.task.metrics,
         folder=folder,

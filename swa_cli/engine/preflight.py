@@ -28,6 +28,7 @@ from swa_cli.engine.user_code import is_own_code
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import Subject
 from swa_cli.recipe.plan import Plan
+from swa_cli.units import some_of
 
 ONE_VALUE = "Expected more than 1 value per channel"  # what torch says of BatchNorm in training
 PROBE_SAMPLES = 2
@@ -54,7 +55,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
     with preserve_global_rng(), context.events.progress("trying a step", 3) as bar:
         epochs = plan.epochs + (plan.worker.epochs if plan.worker else 0)
         sizes = context.epochs_by_size(epochs=epochs)
-        batches = [next(iter(context.training_batches(first))) for first, _ in sizes]
+        batches = [context.training_batches(first).first() for first, _ in sizes]
         batch = batches[-1]
         is_equal = is_made_anew(replica, batch)
         bar.advance()
@@ -248,7 +249,7 @@ def warnings_of(update: BatchNormUpdate) -> tuple[str, ...]:
     """Return warnings about buffers that a BatchNorm pass cannot recompute."""
     if not update.unmeasured:
         return ()
-    names = ", ".join(update.unmeasured[:3]) + ", ..." * (len(update.unmeasured) > 3)
+    names = some_of(update.unmeasured)
     return (
         f"{names}: training moves these buffers, evaluation reads them, and swa cannot recompute them: an average has"
         " those of the raw weights (batchnorm: partial)",

@@ -20,6 +20,7 @@ from swa_cli.averaging.bn_layers import bn_layers, statistics_of
 from swa_cli.averaging.model_state import read
 from swa_cli.checkpoint.atomic import BackgroundWriter
 from swa_cli.checkpoint.reader import Checkpoint
+from swa_cli.data.image_file import num_cores
 from swa_cli.data.packed import Packing
 from swa_cli.engine import fsdp, loggers, optimizers, preflight, step
 from swa_cli.engine.context import Context, build_context
@@ -33,6 +34,7 @@ from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, image_problems, make_plan, problems_between
 from swa_cli.recipe.swap import name_of_worker
+from swa_cli.units import count_text
 
 
 @dataclass
@@ -186,7 +188,15 @@ def build_run(
     device = context.hardware.device
     return Run(
         context,
-        replace(plan, warnings=(*plan.warnings, *(initial.warnings if initial else ()), *seen.warnings)),
+        replace(
+            plan,
+            warnings=(
+                *plan.warnings,
+                *_warnings_of_workers(context),
+                *(initial.warnings if initial else ()),
+                *seen.warnings,
+            ),
+        ),
         model,
         replica,
         optimizer,
@@ -240,6 +250,17 @@ def _problems_of_processes(context: Context) -> list[Problem]:
         message = f"torch has it for GPUs only, and this run is on {device}"
         problems.append(Problem("train.sync_batchnorm", message, "write false, or train.device=cuda"))
     return problems
+
+
+def _warnings_of_workers(context: Context) -> list[str]:
+    """Return a warning if there are more loader processes than cores."""
+    workers, cores = context.recipe.dataset.workers * context.world.local_size, num_cores()
+    splits = (context.source.train, context.source.val, context.source.test)
+    if workers <= cores or not any(split is not None and split.dataset is not None for split in splits):
+        return []
+    best = max(cores // context.world.local_size, 1)
+    message = f"dataset.workers: {workers} loader processes for {count_text(cores, 'core')}"
+    return [f"{message}: more than one per core read no faster, so write dataset.workers={best}"]
 
 
 def _problem_of_layers(model: nn.Module, context: Context) -> Problem | None:

@@ -57,7 +57,7 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
     loss, score = map(sum, zip(*parts, strict=True))
     so_far = {"loss": loss, _key_so_far(run): score, "seconds": time.monotonic() - run.clock}
     content = {
-        **_origin(run),
+        **run.context.origin,
         "num_train": run.plan.num_train,
         "epoch": len(run.history),
         "step": run.step,
@@ -165,16 +165,12 @@ def newest_resume_point(folder: RunFolder, events: Events) -> reader.Checkpoint 
         UserError: Neither can be read, or there is something else in its place.
     """
     damage = None
-    for path in (folder.last, folder.previous):
-        if not os.path.lexists(path):
-            continue
+    for path in folder.resume_points:
         try:
-            point = reader.read(path)
+            point = reader.read_resume_point(path)
         except DamagedError as error:
             damage = damage or error
             continue
-        if point.kind != "resume":
-            raise UserError(f"{path}: is no resume point", hint="name a run folder that `swa train` made")
         if damage is not None:
             events.warning(f"{damage.message}: continuing from {path.name}, the one before")
         return point
@@ -273,21 +269,19 @@ def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, T
     run.context.world.require_equal(state_dict, what=f"the weights of {name}")
     if not folder.writes and not run.sharding.is_used:
         return
-    content: dict[str, Any] = {
-        **_origin(run),
-        "state_dict": state_dict,
-        "average": {"name": name, "kind": average.kind, "count": average.count, "steps": average.steps},
-        **refreshed.update.record,
-    }
-    if run.workers:
-        share = 1 / len(run.workers)
-        content["sources"] = [
-            {"file": worker.file, "name": "last", "weight": share, "step": worker.step} for worker in run.workers
-        ]
-    if average.kind == "swag":
-        posterior = average.posterior()
-        kept = {key: getattr(posterior, key) for key in ("diagonal", "variance", "deviations")}
-        content["posterior"] = run.sharding.gather(kept, keep=folder.writes)
+    content = reader.weights_content(
+        run.context.origin,
+        {"name": name, "kind": average.kind, "count": average.count, "steps": average.steps},
+        state_dict,
+        refreshed.update.record,
+        posterior=average.posterior() if average.kind == "swag" else None,
+        sources=[
+            {"file": worker.file, "name": "last", "weight": 1 / len(run.workers), "step": worker.step}
+            for worker in run.workers
+        ],
+    )
+    if "posterior" in content:
+        content["posterior"] = run.sharding.gather(content["posterior"], keep=folder.writes)
     _ship(run, folder, name, content, kind="average", step=average.steps[-1])
 
 
@@ -296,7 +290,8 @@ def save_recomputed(
 ) -> None:
     """Write <name>.pt, such as last_bn.pt: raw weights with recomputed statistics."""
     run.context.world.require_equal(state_dict, what=f"the weights of {name}")
-    content = _origin(run) | reader.raw_content(name, state_dict, step=refreshed.step) | refreshed.update.record
+    average = reader.raw_average(name, step=refreshed.step)
+    content = reader.weights_content(run.context.origin, average, state_dict, refreshed.update.record)
     _ship(run, folder, name, content, kind="raw", step=refreshed.step)
 
 
@@ -311,7 +306,7 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
     """Write the raw weights as they are; remove the oldest of more than `keep`."""
     _require_equal(run)
     content = {
-        **_origin(run),
+        **run.context.origin,
         "state_dict": run.model.state_dict(),
         "num_train": run.plan.num_train,
         "epoch": run.step // run.plan.steps_per_epoch,
@@ -348,8 +343,3 @@ def _running_mean(cumulative: WeightAverage, model: nn.Module) -> dict[str, Any]
 def _key_so_far(run: Run) -> str:
     """Return the key of the training score of the present epoch."""
     return run.context.task.metrics.training.key
-
-
-def _origin(run: Run) -> dict[str, Any]:
-    """Return what every checkpoint tells of its run: the recipe with its defaults, as primitives, and the input."""
-    return {"recipe": run.context.recipe.model_dump(mode="json", exclude_none=True), "input": run.context.input}

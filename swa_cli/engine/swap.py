@@ -153,7 +153,7 @@ def _load_worker(run: Run, folder: RunFolder, number: int) -> tuple[Checkpoint |
     """
     own = folder.worker(number)
     recipe = worker_of(run.context.recipe, number, init=str(folder.last.resolve()))
-    loaded = load.from_values(recipe.model_dump(mode="json", exclude_none=True), source=str(own.recipe))
+    loaded = load.from_values(recipe.values(), source=str(own.recipe))
     point = state.newest_resume_point(own, run.context.events)
     if point is not None:
         resume.require_same(point, loaded, ignored=(*RESUMABLE_KEYS, "train.init"))  # the folder may have moved

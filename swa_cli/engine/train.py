@@ -46,7 +46,7 @@ def train(
         loaded: The recipe and where its keys stand.
         listeners: They hear the events of the run, see `events.Listener`.
         world: The processes that train together.
-        dry_run: Stop after the plan and one real step, and write nothing.
+        dry_run: Stop after the plan and one real step, and make no run folder.
 
     Raises:
         RecipeError: Problems that show once data and classes are known; nothing was run.
@@ -63,7 +63,7 @@ def train(
 
 
 def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE, packing: Packing = "plan") -> Run:
-    """Build a run that `start` can start; nothing is written, except for packed images where `packing` is `write`.
+    """Build a run that `start` can start; it has no folder yet. Where `packing` is `write`, its images are packed.
 
     Raises:
         RecipeError: Problems that show once data and classes are known.
@@ -79,6 +79,7 @@ def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = A
 def start(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]:
     """Train a run from its first step to its end, in a new folder; see `train`."""
     recipe = run.context.recipe
+    run.context.fingerprints()  # of the data as they are now, not at the first save
     with folder.lock() as log:
         with failures.explain(folder):
             state.write_first_files(run, folder, recipe_folder=recipe_folder)

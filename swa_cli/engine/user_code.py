@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.checkpoint.run_folder import about
+from swa_cli.data import datasets
 from swa_cli.errors import UserError
 from swa_cli.models import build_model
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.yaml_document import KeyPath
 
-IMPORTED = ("model.name", "dataset.name", "task", "optimizer.name")  # any colon in them makes them an import path
+IMPORTED = ("task", "optimizer.name")  # any colon in them makes them an import path
 PATHS = ("dataset.root", "output.root", "train.init")  # a colon is part of a file name, as in C:data
 
 
@@ -55,7 +56,7 @@ def admit(loaded: Loaded, *, source: str, folder: Path, allow_code: bool) -> Non
 
 def named_code(recipe: Recipe) -> dict[KeyPath, str]:
     """Return every text of a recipe that names code to import, by its path."""
-    texts = _texts(recipe.model_dump(mode="json", exclude_none=True), ())
+    texts = _texts(recipe.values(), ())
     return {path: text for path, text in texts if _is_code(".".join(map(str, path)), text)}
 
 
@@ -68,6 +69,8 @@ def is_own_code(name: str) -> bool:
 def _is_code(key: str, text: str) -> bool:
     if key == "model.name":
         return is_own_code(text)
+    if key == "dataset.name":
+        return datasets.is_user_code(text)
     if key in IMPORTED:
         return ":" in text
     return key not in PATHS and _is_import_path(text)

@@ -16,7 +16,8 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from swa_cli.errors import Problem
-from swa_cli.recipe.values import Count, Duration, DurationField, Flag, Key, Number, Whole, count_text, owners_of_keys
+from swa_cli.recipe.values import Count, Duration, DurationField, Flag, Key, Number, Whole, owners_of_keys
+from swa_cli.units import count_text
 
 Settings = Mapping[str, Any]  # the own keys of an average; those that the recipe leaves out have their defaults
 Exact = Callable[[Duration], Fraction]  # the steps of a length, before rounding
@@ -123,16 +124,8 @@ def _as_given(values: Settings, every: Duration, exact: Exact) -> Settings:
     return values
 
 
-def _no_warnings(plan: AveragePlan) -> list[str]:
-    return []
-
-
 def _one_weight_set(plan: AveragePlan) -> str:
     return ""
-
-
-def _mean_text(plan: AveragePlan) -> str:
-    return count_text(plan.count, "weight")
 
 
 def _ema_problems(values: Settings, every: Duration, exact: Exact) -> list[Problem]:
@@ -189,22 +182,10 @@ def _lawa_warnings(plan: AveragePlan) -> list[str]:
     return [f"holds the last {window} weights, but takes only {plan.count}"] if window > plan.count else []
 
 
-def _lawa_text(plan: AveragePlan) -> str:
-    return f"LAWA, last {plan.settings['window']} of {count_text(plan.count, 'weight')}"
-
-
-def _lawa_memory(plan: AveragePlan) -> str:
-    return f"lawa {plan.settings['window']}"
-
-
 def _swag_warnings(plan: AveragePlan) -> list[str]:
     rank = plan.settings["rank"]
     too_few = rank is not None and rank > plan.count
     return [f"keeps the last {rank} deviations, but takes only {plan.count}"] if too_few else []
-
-
-def _swag_text(plan: AveragePlan) -> str:
-    return f"SWAG of {count_text(plan.count, 'weight')}, {_swag_memory(plan)}"
 
 
 def _swag_memory(plan: AveragePlan) -> str:
@@ -221,8 +202,8 @@ KINDS: Mapping[str, Kind] = {
         problems=_no_problems,
         resolve=_as_given,
         few=5,  # such a mean is hardly flatter than its members
-        warnings=_no_warnings,
-        text=_mean_text,
+        warnings=lambda plan: [],
+        text=lambda plan: count_text(plan.count, "weight"),
         memory=_one_weight_set,
         share=None,
     ),
@@ -261,8 +242,8 @@ KINDS: Mapping[str, Kind] = {
         resolve=_as_given,
         few=0,
         warnings=_lawa_warnings,
-        text=_lawa_text,
-        memory=_lawa_memory,
+        text=lambda plan: f"LAWA, last {plan.settings['window']} of {count_text(plan.count, 'weight')}",
+        memory=lambda plan: f"lawa {plan.settings['window']}",
         share=None,
     ),
     "swag": Kind(
@@ -286,7 +267,7 @@ KINDS: Mapping[str, Kind] = {
         resolve=_as_given,
         few=5,
         warnings=_swag_warnings,
-        text=_swag_text,
+        text=lambda plan: f"SWAG of {count_text(plan.count, 'weight')}, {_swag_memory(plan)}",
         memory=_swag_memory,
         share=None,
     ),

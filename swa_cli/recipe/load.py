@@ -120,7 +120,7 @@ def is_among(word: str, patterns: Sequence[str]) -> bool:
 
 def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> list[tuple[str, object, object]]:
     """Return dotted key, value before and value now of every difference; `ignored` are patterns of keys."""
-    first, second = (dict(_leaves(recipe.model_dump(mode="json", exclude_none=True))) for recipe in (before, now))
+    first, second = (dict(_leaves(recipe.values())) for recipe in (before, now))
     pairs = [(key, first.get(key, "left out"), second.get(key, "left out")) for key in dict.fromkeys([*first, *second])]
     return [
         (key, value, other)

@@ -27,7 +27,8 @@ from swa_cli.recipe.scalars import shown
 from swa_cli.recipe.schedules import ResolvedSchedule
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase
-from swa_cli.recipe.values import Duration, TimeSpan, count_text, length_text, round_half_up
+from swa_cli.recipe.values import Duration, TimeSpan, length_text, round_half_up
+from swa_cli.units import count_text
 
 
 def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[Problem]:

@@ -134,17 +134,13 @@ def _decay(course: ResolvedSchedule, *, shape: Callable[..., float]) -> Curve:
     return lambda step: shape((step - warmup) / (end - warmup) if step < end else 1.0, **rates)
 
 
-def _decay_text(course: ResolvedSchedule) -> str:
-    return f"{course.name} to {course.final_lr:g} at epoch {course.epoch(course.end)}"
-
-
 def _decay_kind(shape: Callable[..., float]) -> ScheduleKind:
     """Return the entry of a decay from optimizer.lr to final_lr on this shape."""
     return ScheduleKind(
         required={},
         optional={"warmup": WARMUP, "span": SPAN, "final_lr": FINAL_LR},
         curve=partial(_decay, shape=shape),
-        text=_decay_text,
+        text=lambda course: f"{course.name} to {course.final_lr:g} at epoch {course.epoch(course.end)}",
         bounds=_lr_bounds,
         problems=_no_problems,
         has_default_warmup=True,
@@ -214,10 +210,6 @@ def _cyclic_lengths(settings: Settings, exact: Exact) -> Iterable[Fraction]:
     return cycle((down, up) if settings["begin"] == "max" else (up, down))
 
 
-def _cyclic_minima(settings: Settings) -> slice:
-    return slice(1 if settings["begin"] == "max" else 2, None, 2)
-
-
 def _cyclic_problems(course: ResolvedSchedule) -> list[Problem]:
     found, gamma, mode = [], course.settings["gamma"], course.settings["mode"]
     base_lr, max_lr = _cyclic_bounds(course.settings, course.lr, course.final_lr)
@@ -256,10 +248,6 @@ def _milestones(settings: Settings, exact: Exact) -> tuple[int, ...]:
     return tuple(sorted(round_half_up(exact(point)) for point in settings["milestones"]))
 
 
-def _multistep_bounds(settings: Settings, lr: float, final_lr: float) -> tuple[float, float]:
-    return lr * settings["gamma"] ** len(settings["milestones"]), lr
-
-
 def _multistep_text(course: ResolvedSchedule) -> str:
     drops = ", ".join(course.epoch(point) for point in course.drops)
     return f"steps from {course.lr:g}, times {course.settings['gamma']:g} at epoch {drops}"
@@ -289,10 +277,6 @@ def _peak(course: ResolvedSchedule) -> Fraction:
     """Return the point of the highest rate, exact."""
     pct_start = course.settings["pct_start"]
     return course.exact(pct_start) if pct_start else course.end * DEFAULT_PEAK
-
-
-def _one_cycle_bounds(settings: Settings, lr: float, final_lr: float) -> tuple[float, float]:
-    return final_lr, settings["max_lr"]
 
 
 def _one_cycle_problems(course: ResolvedSchedule) -> list[Problem]:
@@ -396,14 +380,18 @@ SCHEDULES: Mapping[str, ScheduleKind] = {
         final_lr=0.0,
         is_decay=False,
         drops=_no_drops,
-        cycles=Cycles(("step_size_up", "step_size_down"), _cyclic_lengths, _cyclic_minima),
+        cycles=Cycles(
+            keys=("step_size_up", "step_size_down"),
+            lengths=_cyclic_lengths,
+            minima=lambda settings: slice(1 if settings["begin"] == "max" else 2, None, 2),
+        ),
     ),
     "multistep": ScheduleKind(
         required={"milestones": Key(list[DurationField], None, "points at which the rate drops")},
         optional={"warmup": WARMUP, "gamma": Key(Factor, 0.1, "factor of each drop")},
         curve=_multistep,
         text=_multistep_text,
-        bounds=_multistep_bounds,
+        bounds=lambda settings, lr, final_lr: (lr * settings["gamma"] ** len(settings["milestones"]), lr),
         problems=_no_problems,
         has_default_warmup=True,
         leads_to_swa_lr=False,
@@ -417,7 +405,7 @@ SCHEDULES: Mapping[str, ScheduleKind] = {
         optional={"pct_start": Key(DurationField, None, "point of the highest rate; default 30%"), "span": SPAN},
         curve=_one_cycle,
         text=_one_cycle_text,
-        bounds=_one_cycle_bounds,
+        bounds=lambda settings, lr, final_lr: (final_lr, settings["max_lr"]),
         problems=_one_cycle_problems,
         has_default_warmup=False,
         leads_to_swa_lr=False,

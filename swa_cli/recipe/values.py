@@ -27,11 +27,13 @@ from pydantic_core import PydanticCustomError
 from swa_cli.errors import Problem
 from swa_cli.recipe import scalars
 from swa_cli.recipe.scalars import shown
+from swa_cli.units import count_text
 
 # Few digits, so that every length is written out exactly.
-PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>%|ep|step|cycle)", re.ASCII)
+_VALUE = r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*"
+PATTERN = re.compile(_VALUE + r"(?P<unit>%|ep|step|cycle)", re.ASCII)
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
-TIME_PATTERN = re.compile(r"(?P<value>\d{1,15}(?:\.\d{1,12})?|\.\d{1,12})\s*(?P<unit>s|min|h|d)", re.ASCII)
+TIME_PATTERN = re.compile(_VALUE + r"(?P<unit>s|min|h|d)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -116,11 +118,6 @@ def length_text(steps: int, steps_per_epoch: int) -> str:
     return f"{epochs} epoch" if epochs == "1" else f"{epochs} epochs"
 
 
-def count_text(number: int, noun: str) -> str:
-    """Write a count as `1 weight` or `1,200 weights`."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 STRICT = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
 INTERNAL: JsonDict = {"internal": True}  # of a field that swa alone writes: no template or JSON Schema has it
 
@@ -180,12 +177,8 @@ DEVICES = r"con|prn|aux|nul|(?:com|lpt)[0-9]"  # Windows has no files of these n
 AVERAGE_PATTERN = rf"^(?!(?:{'|'.join(RESERVED_AVERAGES)}|{DEVICES})$)[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}$"
 
 
-def _duration(value: object) -> Duration:
-    return value if isinstance(value, Duration) else Duration.parse(scalars.written(value))
-
-
-def _time_span(value: object) -> TimeSpan:
-    return value if isinstance(value, TimeSpan) else TimeSpan.parse(scalars.written(value))
+def _parsed_as(kind: type[Duration] | type[TimeSpan]) -> BeforeValidator:
+    return BeforeValidator(lambda value: value if isinstance(value, kind) else kind.parse(scalars.written(value)))
 
 
 def _duration_or_time(value: object) -> Duration | TimeSpan:
@@ -283,8 +276,8 @@ def _form(*patterns: str, whole: bool = False) -> WithJsonSchema:
 
 
 _ONE_TEXT = {"type": "string", "minLength": 1}
-DurationField = Annotated[Duration, BeforeValidator(_duration), PlainSerializer(str), _form(PATTERN.pattern)]
-TimeField = Annotated[TimeSpan, BeforeValidator(_time_span), PlainSerializer(str), _form(TIME_PATTERN.pattern)]
+DurationField = Annotated[Duration, _parsed_as(Duration), PlainSerializer(str), _form(PATTERN.pattern)]
+TimeField = Annotated[TimeSpan, _parsed_as(TimeSpan), PlainSerializer(str), _form(TIME_PATTERN.pattern)]
 DurationOrTime = Annotated[
     Duration | TimeSpan,
     BeforeValidator(_duration_or_time),

@@ -82,7 +82,7 @@ def with_more_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) 
         raise UserError(
             f"--extend-to {epochs}: the run has {before} epochs", hint=f"name more, such as --extend-to {before + 1}"
         )
-    values = recipe.model_dump(mode="json", exclude_none=True)
+    values = recipe.values()
     values["train"]["epochs"] = epochs
     kept = _fix_percents(values, epochs=before)
     old = make_plan(recipe, num_train=num_train)

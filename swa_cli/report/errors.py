@@ -20,6 +20,7 @@ from rich.text import Text
 
 from swa_cli.errors import Place, Problem
 from swa_cli.report.console_text import open_console, print_lines, safe
+from swa_cli.units import count_text
 
 
 def print_problems(problems: Sequence[Problem], *, source: str, file: TextIO | None = None) -> None:
@@ -32,8 +33,7 @@ def print_problems(problems: Sequence[Problem], *, source: str, file: TextIO | N
         if problem.place is not None:
             lines += _place_lines(problem.place, console=console)
         lines += [_hint_line(problem.hint, indent=3, console=console), Text()]
-    num_problems = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    lines.append(Text(safe(f"{num_problems} in {source}. Nothing was run.", console=console)))
+    lines.append(Text(safe(f"{count_text(len(problems), 'problem')} in {source}. Nothing was run.", console=console)))
     print_lines(lines, console=console)
 
 

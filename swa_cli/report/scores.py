@@ -26,6 +26,7 @@ from swa_cli.report.console_text import (
     table,
     widest,
 )
+from swa_cli.units import count_text
 
 Row = Mapping[str, Any]  # the scores of a weight set, as JSON has them
 Judged = Mapping[str, tuple[str, str]]  # key of a metric -> its difference as text, and its standing
@@ -96,7 +97,7 @@ def ensemble_summary(curve: Sequence[Row], *, metrics: TaskMetrics = CLASSIFICAT
 
 def search_summary(rows: Sequence[Row], *, samples: int, passes: int, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
     """Return the lines of a search: the validation scores of every trial, and which ones were chosen."""
-    took = f"{passes} BatchNorm pass{'es' if passes != 1 else ''}"
+    took = count_text(passes, "BatchNorm pass", plural="BatchNorm passes")
     title = f"val: {samples:,} samples (± one standard error); {took}"
     return block(title, search_table(rows, metrics=metrics), "")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -149,22 +149,6 @@ class Terminal:
         with _live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
             task = progress.add_task(safe(description, console=self._stderr), total=total, completed=done, state="")
             yield Bar(progress, task=task, unit=unit)
-
-    @contextmanager
-    def loading(self) -> Iterator[Callable[[str, int, int], None]]:
-        """Show a live bar for each thing that is read while the block runs: yields `report(what, done, total)`."""
-        if not self._has_bars:
-            yield lambda what, done, total: None
-            return
-        with _live(self._stderr, redirect_stdout=self._stdout.is_terminal) as progress:
-            tasks: dict[str, TaskID] = {}
-
-            def report(what: str, done: int, total: int) -> None:
-                if what not in tasks:
-                    tasks[what] = progress.add_task(safe(what, console=self._stderr), total=total, state="")
-                progress.update(tasks[what], completed=done)
-
-            yield report
 
     def facts(self, title: str, rows: Sequence[tuple[str, str]]) -> None:
         """Print a part of the answer: a title and labeled values."""

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from processes import ENDS_WITHIN_S
+from swa_cli.cli.shared import importing
 
 
 @pytest.mark.parametrize(
@@ -180,3 +183,18 @@ def test_completion_knows_commands_and_options(tmp_path: Path) -> None:
 
     assert sorted(offered("swa re", 1)) == ["recipes", "repeat", "report"]
     assert {"--task", "--out"} <= set(offered("swa new --", 2))
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_imports_leave_the_garbage_collector_as_it_was(is_enabled: bool) -> None:
+    """The collector inside a block of imports that fails, where it is off, and after it."""
+    (gc.enable if is_enabled else gc.disable)()
+    inside = []
+    try:
+        with suppress(ImportError), importing():
+            inside.append(gc.isenabled())
+            raise ImportError
+        assert inside == [False]
+        assert gc.isenabled() is is_enabled
+    finally:
+        gc.enable()

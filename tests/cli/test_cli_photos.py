@@ -13,6 +13,7 @@ from torch import Tensor
 
 from conftest import Swa
 from equal_runs import assert_equal_runs
+from swa_cli.data.image_file import num_cores
 from swa_cli.data.randomness import generator
 
 KINDS = [("RGB", "jpg"), ("L", "jfif"), ("P", "png"), ("RGBA", "webp"), ("CMYK", "jpeg"), ("I;16", "tif")]
@@ -112,6 +113,17 @@ def test_loader_processes_change_no_bit(swa: Swa, pets: Path) -> None:
     assert swa("new", "--task", "photos", "--data", pets, "-o", "r.yaml").code == 0
     first, *others = (scored(swa, f"dataset.workers={workers}") for workers in (0, 1, 2))
     assert all(torch.equal(first, other) for other in others)
+
+
+def test_more_loader_processes_than_cores_are_warned_of_once(swa: Swa, pets: Path) -> None:
+    """One warning in the plan, which names the key and the cores, and none of torch's own."""
+    assert swa("new", "--task", "photos", "--data", pets, "-o", "r.yaml").code == 0
+    cores = num_cores()
+    ended = swa("train", "r.yaml", "--dry-run", *QUICK, f"dataset.workers={cores + 1}")
+    assert ended.code == 0, ended.err
+    assert ended.err.count(f"write dataset.workers={cores}") == 1
+    assert "DataLoader" not in ended.err
+    assert "dataset.workers" not in swa("train", "r.yaml", "--dry-run", *QUICK, "dataset.workers=1").err
 
 
 @pytest.mark.parametrize(

@@ -94,11 +94,24 @@ def test_draws_of_crop_flip_and_cutout_stay_as_they_were_whatever_is_on() -> Non
     random = generator(7, "augment", 3)
     offsets, uniform = torch.randint(0, 9, (2, 100), generator=random), torch.rand((3, 100), generator=random)
     everything = Augment(crop=4, flip=True, cutout=8, jitter=ColorJitter(0.1, 0.2, 0.3, 0.1), mixup=0.2, cutmix=1.0)
-    for augment in (Augment(crop=4), everything):
+    for augment in (Augment(crop=4), Augment(flip=True), Augment(cutout=8), everything):
         draws = draw(torch.randperm(100), augment=augment, seed=7, key=("augment", 3), epoch=3)
-        assert torch.equal(torch.stack((draws.top, draws.left)), offsets)
-        assert torch.equal(draws.flipped, uniform[0] < 0.5)
-        assert torch.equal(torch.stack((draws.cut_y, draws.cut_x)), uniform[1:])
+        assert torch.equal(torch.stack((draws.top, draws.left)), offsets.int() * bool(augment.crop))
+        assert torch.equal(draws.flipped, (uniform[0] < 0.5) & bool(augment.flip))
+        assert torch.equal(torch.stack((draws.cut_y, draws.cut_x)), uniform[1:] * bool(augment.cutout))
+
+
+def test_what_is_off_takes_no_memory() -> None:
+    """The bytes of a million samples' draws against those of what is on; parts of both against each other."""
+    rows = torch.arange(1_000_000)
+    for augment, expected in ((Augment(vertical_flip=True, random_erasing=0.5), 0), (Augment(flip=True), 1)):
+        draws = draw(rows, augment=augment, seed=7, key=("augment", 3))
+        tensors = [value for value in vars(draws).values() if isinstance(value, torch.Tensor)]
+        assert sum(each.untyped_storage().nbytes() for each in tensors) <= expected * len(rows) + 100
+        first, second = draws[rows[70:90]][5:15], draws[slice(75, 85)]
+        assert torch.equal(first.uniforms(2, purpose="any"), second.uniforms(2, purpose="any"))
+        assert torch.equal(first.flipped, second.flipped)
+        assert torch.equal(first.positions, rows[75:85])
 
 
 @settings(max_examples=25)

@@ -100,8 +100,10 @@ def stripes_of(*, width: int) -> torch.Tensor:
         args={"width": width},
         root=Path(),
         download=False,
+        skip_broken=False,
         classes=None,
         view=EvaluationView(),
+        keep_in=None,
         progress=None,
     )
     images, _ = stripes(request).splits["train"]  # type: ignore[misc]
@@ -119,7 +121,7 @@ def test_one_entry_may_stream(monkeypatch: pytest.MonkeyPatch) -> None:
     held, ours = (load(name, val=6, cache="none", workers=0) for name in ("stripes", "streamed"))
     assert (ours.train.images is None, ours.mean, ours.std) == (True, held.mean, held.std)
     assert torch.equal(ours.train.labels, held.train.labels)
-    assert ours.data == held.data
+    assert ours.data() == held.data()
 
 
 @pytest.mark.parametrize("forgotten", [field.name for field in fields(Dataset)])
@@ -146,7 +148,7 @@ def default_text(argument: Argument) -> str:
     if argument.default is REQUIRED:
         return "required"
     if argument.default is None:
-        return "as stored"
+        return "optional"
     return f"{argument.default[0]}" if isinstance(argument.default, tuple) else f"{argument.default}"
 
 

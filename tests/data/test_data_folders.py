@@ -205,11 +205,13 @@ def test_auto_cache_holds_what_takes_a_quarter_of_memory(tmp_path: Path, monkeyp
 
 
 def test_progress_reaches_the_total(tmp_path: Path) -> None:
-    """The calls are held against (what, done, total), rising to the number of images of each split."""
+    """The calls are held against (what, done, total), rising to the numbers of classes and of images of each split."""
     write(tmp_path, count=200)
     calls: list[tuple[str, int, int]] = []
     load("image_folder", root=tmp_path, val=40, progress=lambda *call: calls.append(call))
     assert calls == [
+        ("listing train images", 1, 2),
+        ("listing train images", 2, 2),
         ("reading train images", 256, 360),
         ("reading train images", 360, 360),
         ("reading val images", 40, 40),

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from swa_cli.data.image_file import FORMATS, MAX_PIXELS, describe_files, read_header, read_rgb
+from swa_cli.data.image_file import FORMATS, MAX_PIXELS, read_header, read_rgb
 from swa_cli.data.masks import MaskDataset
+from swa_cli.data.photos import PhotoFiles, describe
 from swa_cli.data.sources import load
 from swa_cli.data.transforms import EvaluationView
 from swa_cli.errors import UserError
@@ -192,7 +193,7 @@ def test_what_is_told_of_files(tmp_path: Path) -> None:
     Image.fromarray(DEEP).save(tmp_path / "1.png")
     Image.new("RGBA", (30, 20)).save(tmp_path / "2.png")
     (tmp_path / "3.png").write_bytes(b"no image")
-    facts = describe_files([str(path) for path in sorted(tmp_path.iterdir())])
+    facts = describe([PhotoFiles([str(path)]) for path in sorted(tmp_path.iterdir())])
     assert facts == [
         "image files of 2x6 to 30x20 pixels",
         "1 of 16 bits (65,535 becomes 255)",

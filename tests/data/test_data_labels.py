@@ -66,7 +66,7 @@ def test_a_mask_moves_as_one_image_at_a_time(height: int, width: int, crop: int,
     """The gather of a batch of masks is held against pad with 255, slice and torchvision's hflip of each."""
     masks = torch.randint(0, 256, (7, height, width), generator=generator(0, "masks"), dtype=torch.uint8)
     draws = draw(torch.arange(7), augment=Augment(crop=crop, flip=flip), seed=1, key=("draws",))
-    moved = crop_and_flip_masks(masks, draws=draws)
+    moved = crop_and_flip_masks(masks.clone(), draws=draws)
     for mask, out, top, left, flipped in zip(masks, moved, draws.top, draws.left, draws.flipped, strict=True):
         window = vision.pad(mask[None], [crop], fill=255)[0, top : top + height, left : left + width]
         assert torch.equal(out, vision.hflip(window) if flip and flipped else window)

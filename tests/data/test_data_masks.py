@@ -14,7 +14,8 @@ from PIL import Image
 from torchvision.transforms.v2 import functional as vision
 
 from swa_cli.data import splits
-from swa_cli.data.batches import plain_batches
+from swa_cli.data.augment import Augment
+from swa_cli.data.batches import Batches, plain_batches, statistics_batches
 from swa_cli.data.sources import AS_THEY_ARE, Source, Split, load
 from swa_cli.data.transforms import EvaluationView, TrainingView, Views
 from swa_cli.errors import UserError
@@ -175,6 +176,27 @@ def test_streamed_folder_equals_the_one_in_memory(tmp_path: Path) -> None:
         assert first[1].dtype == torch.int64
 
 
+def test_loader_processes_crop_and_flip_masks_with_their_images(tmp_path: Path) -> None:
+    """Batches of two sizes, from one and two loader processes, against those in memory."""
+    write(tmp_path / "train", count=7)
+    held, streamed = (folder(tmp_path, cache=cache, views=squeezed(5, 7)) for cache in ("ram", "none"))
+
+    def batches(source: Source, workers: int) -> Batches:
+        options: dict[str, Any] = {
+            "seed": 1,
+            "batch_size": 2,
+            "augment": Augment(crop=2, flip=True, vertical_flip=True),
+        }
+        return statistics_batches(source.train, mean=held.mean, std=held.std, workers=workers, **options)
+
+    expected = list(batches(held, 0))
+    assert [len(images) for images, _ in expected] == [2, 2, 2, 1]
+    for workers in (1, 2):
+        for (images, masks), (others, found) in zip(expected, batches(streamed, workers), strict=True):
+            assert torch.equal(images, others)
+            assert torch.equal(masks, found)
+
+
 def part(source: Source, name: str) -> Split:
     split = getattr(source, name)
     assert split is not None
@@ -194,7 +216,8 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
     write(tmp_path, count=6)
     calls: list[tuple[str, int, int]] = []
     load("mask_folder", root=tmp_path, val=2, args={"classes": 3}, progress=lambda *call: calls.append(call))
-    assert calls == [("reading train images", 4, 4), ("reading val images", 2, 2)]
+    listed = [("listing train images and masks", done, 2) for done in (1, 2)]
+    assert calls == [*listed, ("reading train images", 4, 4), ("reading val images", 2, 2)]
 
 
 def mask(root: Path, name: str, numbers: Any, mode: str | None = None) -> None:
@@ -408,3 +431,21 @@ def test_only_missing_sets_are_downloaded(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="could not be downloaded"):
         load("voc", root=tmp_path / "elsewhere")
     assert len(started) == 1
+
+
+def test_broken_masks_are_left_out_on_request(tmp_path: Path) -> None:
+    """A mask cut short and an image cut short are named and left out; a mask of another size is still an error."""
+    write(tmp_path, count=6)
+    for path in (tmp_path / "masks" / "001.png", tmp_path / "images" / "003.png"):
+        path.write_bytes(path.read_bytes()[:60])
+    args = {"classes": NUM_CLASSES}
+    source = load("mask_folder", root=tmp_path, val=0, workers=0, args=args, skip_broken=True)
+    assert source.num_broken == 2
+    assert source.train.labels is not None
+    assert np.array_equal(source.train.labels.numpy(), np.stack([values(number) for number in (0, 2, 4, 5)]))
+    (note,) = source.notes
+    assert "masks/001.png" in note
+    assert "images/003.png" in note
+    Image.fromarray(values(5, width=3)).save(tmp_path / "masks" / "005.png")
+    with pytest.raises(UserError, match=r"masks/005\.png: is 3x4"):
+        load("mask_folder", root=tmp_path, val=0, workers=0, args=args, skip_broken=True)

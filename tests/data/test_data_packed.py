@@ -159,7 +159,7 @@ def test_large_jpeg_files_are_shrunk_as_they_are_decoded(tmp_path: Path) -> None
     picture(1, (331, 442)).save(tmp_path / "a.jpg", quality=95)
     photo = EncodedPhoto(str(tmp_path / "a.jpg"))
     found = Shrunk(60).image(photo)
-    assert Shrunk(60).size((331, 442)) == tuple(found.shape[1:]) == (60, 80)
+    assert Shrunk(60).size_of((331, 442)) == tuple(found.shape[1:]) == (60, 80)
     expected = functional.resize(photo.pixels(), [60], antialias=True)
     assert (found.float() - expected.float()).abs().mean() < 2
     assert Shrunk(60).mask(torch.zeros(331, 442, dtype=torch.uint8)).shape == (60, 80)
@@ -173,7 +173,7 @@ def test_the_bound_leaves_most_random_parts_their_pixels() -> None:
         form = form_of(Views(TrainingView(still, crop=crop), still), split="train")
         assert isinstance(form, Shrunk)
         boxes = [
-            crop.box(form.size((3000, 4000)), torch.rand(22, generator=generator(n, "box"), dtype=torch.float64))
+            crop.box(form.size_of((3000, 4000)), torch.rand(22, generator=generator(n, "box"), dtype=torch.float64))
             for n in range(2_000)
         ]
         enlarged = sum(box.height * box.width < 224**2 for box in boxes) / len(boxes)
@@ -451,7 +451,7 @@ def test_broken_files_are_named_or_left_out_once(pets: Path, monkeypatch: pytest
     monkeypatch.setattr(image_file, "read_rgb", lambda *_, **__: pytest.fail("an image file is decoded"))
     again = source(pets, skip_broken=True)
     assert again.num_broken == first.num_broken == 1
-    assert again.data == first.data
+    assert again.data() == first.data()
     told = [next(note for note in found.notes if "cut.jpg" in note) for found in (first, again)]
     assert told[0] == told[1]
     assert torch.equal(shown(again.val), shown(first.val))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,16 +14,21 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
+from swa_cli.data import image_file, splits
 from swa_cli.data.augment import Augment, draw, erase
 from swa_cli.data.batches import Batches, epoch_batches, plain_batches
 from swa_cli.data.image_file import EncodedPhoto
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import Source, load
 from swa_cli.data.splits import Split
-from swa_cli.data.transforms import EvaluationView, RandomResizedCrop, TrainingView, Views
+from swa_cli.data.transforms import Box, EvaluationView, RandomResizedCrop, TrainingView, Views
 from swa_cli.errors import UserError
 
 MODES = ("RGB", "L", "P", "RGBA", "CMYK", "LA", "1", "I;16")
+SIZES = [(70, 50), (300, 401), (33, 260)]  # (H, W) of every mode, and 26 more photos below
+FIFTY = [(mode, size) for mode in MODES for size in SIZES] + [
+    (MODES[number % len(MODES)], (19 + number * 67 % 480, 19 + number * 131 % 500)) for number in range(26)
+]
 SUFFIX = {"RGB": ".jpg", "L": ".jfif", "CMYK": ".jpeg"}  # the others are PNG
 PLAIN = Views(TrainingView(EvaluationView((32, 32), 37)), EvaluationView((32, 32), 37))
 RANDOM = Views(
@@ -74,10 +80,9 @@ def epoch(found: Source, *, views: Views = RANDOM, workers: int = 0, number: int
     )
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", [(70, 50), (300, 401), (33, 260)])
+@pytest.mark.parametrize(("mode", "size"), FIFTY)
 def test_evaluation_images_equal_torchvisions(tmp_path: Path, mode: str, size: tuple[int, int]) -> None:
-    """Files of each mode against the transforms of torchvision's ResNet-50 on what Pillow decodes, to 1/255."""
+    """Fifty photos of 29 sizes and 8 modes against torchvision's transforms of ResNet-50 on what Pillow decodes."""
     path = tmp_path / f"photo{SUFFIX.get(mode, '.png')}"
     photo(1, size=size, mode=mode).save(path)
     with Image.open(path) as image:
@@ -107,6 +112,35 @@ def test_jpeg_files_are_decoded_at_a_part_of_their_size(tmp_path: Path, divisor:
     full = found[:, : size[0] // divisor, : size[1] // divisor]  # the last row may stand for less
     covered = whole[:, : full.shape[1] * divisor, : full.shape[2] * divisor]
     assert (full.float() - v2.functional.resize(covered, list(full.shape[1:])).float()).abs().mean() < 3
+
+
+@pytest.mark.parametrize("options", [{"subsampling": 0}, {"subsampling": 2}, {"progressive": True, "subsampling": 1}])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+def test_simplejpeg_gives_the_bits_of_pillow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], mode: str, divisor: int
+) -> None:
+    """Whole files and parts of them, of odd sides, by each decoder."""
+    photo(3, size=(131, 202), mode=mode).save(tmp_path / "a.jpg", quality=90, **(options if mode == "RGB" else {}))
+    box = Box(8, 16, 104, 136)
+    assert image_file.fast_jpeg_decoder() is not None
+    fast = [EncodedPhoto(str(tmp_path / "a.jpg")).pixels(box=part, divisor=divisor) for part in (None, box)]
+    monkeypatch.setattr(image_file, "fast_jpeg_decoder", lambda: None)
+    slow = [EncodedPhoto(str(tmp_path / "a.jpg")).pixels(box=part, divisor=divisor) for part in (None, box)]
+    assert fast[1].shape[1:] == (104 // divisor, 136 // divisor)
+    for ours, theirs in zip(fast, slow, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_damaged_jpeg_file_is_named_whichever_decoder_finds_it(tmp_path: Path) -> None:
+    """A file whose second half is missing has a good header; Pillow says what is wrong."""
+    path = tmp_path / "half.jpg"
+    photo(3, size=(131, 202)).save(path)
+    path.write_bytes(path.read_bytes()[:2000])
+    encoded = EncodedPhoto(str(path))
+    assert encoded.size == (131, 202)
+    with pytest.raises(OSError, match=r"half\.jpg: .*truncated"):
+        encoded.pixels()
 
 
 def test_files_in_memory_and_streamed_are_the_same(pets: Path) -> None:
@@ -146,6 +180,19 @@ def test_random_views_are_not_held(pets: Path) -> None:
     assert found.val is not None
     assert found.val.images is not None
     assert any("each epoch" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("available", "is_held"), [(4 * 8 * 3 * 32 * 32, True), (4 * 8 * 3 * 32 * 32 - 1, False)])
+def test_auto_counts_only_what_it_would_hold(
+    pets: Path, monkeypatch: pytest.MonkeyPatch, available: int, is_held: bool
+) -> None:
+    """Memory just large enough for the 8 validation images, and one byte short; training views are random."""
+    monkeypatch.setattr(splits, "available_memory", lambda: available)
+    found = source(pets, views=RANDOM, cache="auto")
+    assert found.train.images is None
+    assert found.val is not None
+    assert (found.val.images is not None) == is_held
+    assert any("each epoch" in note for note in found.notes) == is_held
 
 
 @pytest.mark.parametrize("repeats", [1, 2, 3])

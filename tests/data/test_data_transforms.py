@@ -16,6 +16,7 @@ from swa_cli.data.transforms import (
     Box,
     DrawnView,
     EvaluationView,
+    Pixels,
     RandomResizedCrop,
     TrainingView,
     ViewDraws,
@@ -35,10 +36,11 @@ class Decoded:
         self.whole = (smooth[0] * 255).to(torch.uint8)
         self.divisors: list[int] = []
 
-    def pixels(self, *, divisor: int = 1) -> Tensor:
+    def pixels(self, *, box: Box | None = None, divisor: int = 1) -> Tensor:
         self.divisors.append(divisor)
         size = [-(-side // divisor) for side in self.size]
-        return v2.functional.resize(self.whole, size) if divisor > 1 else self.whole
+        whole = v2.functional.resize(self.whole, size) if divisor > 1 else self.whole
+        return Pixels(whole).pixels(box=None if box is None else box // divisor)
 
 
 def draws(key: str, number: int = 1) -> list[ViewDraws]:

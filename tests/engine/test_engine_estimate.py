@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,3 +79,13 @@ def test_a_timed_step_is_a_whole_one(run: Run, monkeypatch: pytest.MonkeyPatch) 
     assert seen == each * (num_timed + 1)
     assert 1 <= num_timed < run.plan.steps_per_epoch
     assert seconds > 0
+
+
+def test_the_time_of_a_step_counts_waits_for_batches(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds of steps of which every third waits, by a clock of this test: their mean, without the first step."""
+    waits = [9.0, *itertools.islice(itertools.cycle([0.0, 0.0, 0.3]), 20)]
+    clock = iter([0.0, *itertools.accumulate(waits)])
+    monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    num_timed, seconds = estimate.time_steps(run, run.context.training_batches(1))
+    assert num_timed >= 3
+    assert seconds == pytest.approx(sum(waits[1 : num_timed + 1]) / num_timed)

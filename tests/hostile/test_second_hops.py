@@ -37,7 +37,7 @@ TAKES_A_RECIPE = {"plan": ["bad.pt"], "doctor": ["bad.pt"], "repeat": ["bad.pt",
 OPENS_NO_FILE = {"new", "recipes", "schema"}
 NO_CODE = {  # places where text with a colon is a file name, or a network that a library does not have
     *("dataset.root", "output.root", "train.init"),
-    *("model.name=torchvision", "model.name=timm", "model.name=timm hub"),
+    *("model.name=torchvision", "model.name=timm", "model.name=timm hub", "dataset.name=hf"),
 }
 OPENS = {**RUNS_CODE, **ONLY_READS, **TAKES_A_RECIPE}
 
@@ -81,6 +81,7 @@ def changes() -> dict[str, dict[str, Any]]:
         found[f"task={library}"] = {"task": f"{library}:trap"}
         found[f"args of {library}"] = {"model": {"name": f"{library}:resnet18", "args": {"norm_layer": TRAP}}}
     found["model.name=torchvision.models"] = {"model": {"name": "torchvision.models:resnet18"}}
+    found["dataset.name=hf"] = {"dataset": {"name": "hf:trap", "download": False}}
     found["model.name=timm hub"] = {"model": {"name": "timm:hf-hub:trap"}}
     return found
 

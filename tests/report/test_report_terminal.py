@@ -280,6 +280,7 @@ def on_a_terminal(**environment: str) -> str:
     code = textwrap.dedent(
         """
         import time
+        from swa_cli.engine.events import Events
         from swa_cli.report.terminal import Terminal
         terminal = Terminal()
         terminal.epoch_header(["swa"])
@@ -289,7 +290,7 @@ def on_a_terminal(**environment: str) -> str:
                 terminal.note("said meanwhile")
                 bar.advance()
             terminal.epoch_row({"epoch": epoch})
-        with terminal.loading() as report:
+        with Events([terminal]).loading() as report:
             report("reading", 1, 2)
             report("reading", 2, 2)
         """

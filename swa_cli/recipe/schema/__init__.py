@@ -239,6 +239,10 @@ class Recipe(BaseModel):
         """Read an empty section as no snapshots."""
         return None if isinstance(values, Mapping) and not values else values
 
+    def values(self) -> dict[str, Any]:
+        """Return the recipe as primitives, complete with its defaults; keys without a value are left out."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     @property
     def title(self) -> str:
         """Return the name of the run folder: `name`, or dataset-model."""

@@ -242,7 +242,7 @@ class Dataset(BaseModel):
     """Where the samples come from."""
 
     model_config = STRICT
-    name: Text = Field(description="a named dataset, image_folder, or package.module:factory")
+    name: Text = Field(description="a named dataset, image_folder, csv, hf:NAME, webdataset, or package.module:factory")
     root: Text = Field(default="data", description="folder that holds, or will hold, the files")
     val: Portion = Field(
         default="10%", description="validation samples taken from train by the seed: 10%, 5000, or 0 for none"

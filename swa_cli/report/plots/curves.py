@@ -14,6 +14,7 @@ from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report import plots
 from swa_cli.report.plots import MAX_MARKS, Row
 from swa_cli.report.scores import cell
+from swa_cli.units import count_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -215,10 +216,9 @@ def _draw_rates(
     rows += [("", snapshots, "black", "2")] if snapshots else []
     axes.set_ylim(top=axes.get_ylim()[1] / (1 - _ROW * min(len(rows), _MOST_ROWS)))
     for index, (name, steps, color, marker) in enumerate(rows):
-        shown, plural = thinned(steps), "" if len(steps) == 1 else "s"
-        label = (
-            f"{plots.short(name)}: {len(steps):,} step{plural} averaged" if name else f"{len(steps):,} snapshot{plural}"
-        )
+        shown = thinned(steps)
+        held = f"{plots.short(name)}: {count_text(len(steps), 'step')} averaged"
+        label = held if name else count_text(len(steps), "snapshot")
         if len(shown) < len(steps):
             label += f"\n({len(shown)} drawn)"
         axes.plot(

@@ -1,0 +1,366 @@
+"""Datasets of Hugging Face: photos and classes in tables, from the hub or from a folder of parquet or arrow files.
+
+The package `datasets` downloads, converts to Arrow and maps the tables into memory; a photo stays encoded until it is
+read. Its splits are named as `listing.SPLITS` says.
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from swa_cli.data.class_labels import LabelTexts, number_classes
+from swa_cli.data.listing import SPLITS, split_of
+from swa_cli.data.photos import found
+from swa_cli.data.splits import Found, Progress
+from swa_cli.data.transforms import EvaluationView
+from swa_cli.errors import UserError, did_you_mean
+
+PREFIX = "hf:"  # of `dataset.name`, before a name on the hub
+_SUFFIXES = (".parquet", ".arrow")
+_UNLABELED = -1  # of a ClassLabel
+_BAR = re.compile(r"\r?([^\r|]*?):? +(\d+)%\|")
+
+
+@dataclass(frozen=True, eq=False)
+class TablePhotos:
+    """`photos.Photos` in a column of a `datasets.Dataset` that is not decoded."""
+
+    table: Any
+    column: str
+    name: str  # of the split, for messages
+    checksum: str
+    files: Sequence[str] = ()  # what identifies them are the photos alone, wherever the library keeps the table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def encoded(self, row: int) -> tuple[str, bytes | None]:
+        """Return a photo, which may be a file of its own; see `photos.Photos`."""
+        value = self.table[row][self.column] or {}
+        path: str | None = value.get("path")
+        content: bytes | None = value.get("bytes")
+        if content is not None:
+            return f"{self.name}, row {row}{f' ({path})' if path else ''}", content
+        if path is None:
+            raise OSError(f"{self.name}, row {row}: has no image")
+        return path, None
+
+
+def find(
+    name: str,
+    *,
+    root: Path,
+    config: str | None,
+    revision: str | None,
+    image: str | None,
+    label: str | None,
+    download: bool,
+    view: EvaluationView,
+    classes: Sequence[str] | None = None,
+    trained: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Found:
+    """Load a dataset of the hub, or the folder `root`.
+
+    Args:
+        name: `hf:NAME`, such as hf:user/pets; `hf` loads the folder.
+        root: The folder.
+        config: The configuration, where a dataset has several.
+        revision: A branch, tag or commit of a dataset of the hub.
+        image: The column of the photos; None: the only one of the type Image.
+        label: The column of the labels; None: the only one of the type ClassLabel.
+        download: Whether what is not in the library's cache may be downloaded.
+        view: Of each photo, where nothing is drawn.
+        classes: The names of the classes; None: those of the column, or the labels of the training split, sorted.
+        trained: Classes of weights; they stand in for a training split that is not there.
+        progress: Called before and after the library works.
+
+    Raises:
+        UserError: The package is missing, the dataset cannot be had, or its columns are not photos and classes.
+    """
+    hub_name = name.removeprefix(PREFIX) if name.startswith(PREFIX) else None
+    source = hub_name or str(root)
+    if hub_name is not None and Path(hub_name).exists():  # which the library would read instead
+        raise UserError(
+            f"dataset.name: {name} is a dataset of the hub, and {hub_name} is there, too",
+            hint=f"to read {hub_name}, write dataset.name=hf dataset.root={hub_name}; otherwise rename it",
+        )
+    _require_library(name)
+    with _notes_of_library() as notes, _shown(f"loading {source}", progress):
+        tables = _load(hub_name, root=root, config=config, revision=revision, download=download)
+    parts, left_out = _named_splits(tables, source=source)
+    first = next(iter(parts.values()))
+    image = _column(first, "image", "Image", image, source=source)
+    label = _column(first, "label", "ClassLabel", label, source=source)
+    labels, class_names, unlabeled = _labels(parts, label, source=source, classes=classes, trained=trained)
+    left_out += [f"left out {split}: {len(parts[split]):,} rows without labels" for split in unlabeled]
+    photos = {
+        split: _photos(parts[split], image, name=f"{source}: {split}") for split in parts if split not in unlabeled
+    }
+    return found(photos, labels, class_names=class_names, view=view, left_out=left_out, notes=notes)
+
+
+# --- the library
+
+
+def _require_library(name: str) -> None:
+    """Import the package datasets, which takes seconds and is optional."""
+    try:
+        import datasets  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"dataset.name: {name} needs the package datasets: {error}", hint='pip install "swa-cli[hf]"'
+        ) from error
+
+
+def _load(
+    hub_name: str | None, *, root: Path, config: str | None, revision: str | None, download: bool
+) -> Mapping[str, Any]:
+    """Return the tables of a dataset by the names of its splits."""
+    import datasets
+
+    source = hub_name or str(root)
+    try:
+        with _offline(not download):
+            if hub_name is not None:
+                loaded = datasets.load_dataset(hub_name, config, revision=revision)
+            elif any((root / name).is_file() for name in ("state.json", "dataset_dict.json")):
+                loaded = datasets.load_from_disk(str(root.absolute()))  # what `save_to_disk` wrote
+            else:
+                _require_tables(root)
+                loaded = datasets.load_dataset(
+                    str(root.absolute()), config
+                )  # `parquet` alone is a reader of the library
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise _not_loaded(source, error, is_hub=hub_name is not None, download=download) from error
+    return loaded if isinstance(loaded, Mapping) else {"train": loaded}
+
+
+def _require_tables(root: Path) -> None:
+    if not root.is_dir():
+        raise UserError(f"{root}: is not a folder", hint="write dataset.root=FOLDER with the folder of the tables")
+    if not any(path.suffix in _SUFFIXES for path in root.rglob("*")):
+        raise UserError(
+            f"{root}: has no .parquet or .arrow files",
+            hint="hf reads dataset.root/train*.parquet (and test*, validation*), or what save_to_disk wrote; "
+            "hf:NAME reads a dataset of the hub",
+        )
+
+
+def _not_loaded(source: str, error: BaseException, *, is_hub: bool, download: bool) -> UserError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    hint = "check the files, and dataset.args.config where there are several configurations"
+    if isinstance(error, ConnectionError):
+        reason = "is not in the cache of the package datasets, and the hub cannot be reached"
+        hint = f"download it where there is a network: hf download --repo-type dataset {source}"
+        if not download:
+            reason = "is not in the cache of the package datasets, and dataset.download is false"
+            hint = "allow it with dataset.download=true"
+    elif is_hub:
+        hint = f"see https://huggingface.co/datasets/{source}: the name, dataset.args.config and dataset.args.revision"
+    return UserError(f"{source}: {reason}", hint=hint)
+
+
+@contextmanager
+def _offline(is_offline: bool) -> Iterator[None]:
+    """Keep the library from the network; its environment variable is read when it is imported."""
+    import datasets
+    import huggingface_hub
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants)
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places if is_offline else ():
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
+
+
+@contextmanager
+def _notes_of_library() -> Iterator[list[str]]:
+    """Yield a list of what the package datasets warns of, such as a copy from its cache without a look at the hub.
+
+    What its client of the hub says, which are mostly its retries, is dropped.
+    """
+    notes: list[str] = []
+    heard, dropped = logging.Handler(logging.WARNING), logging.NullHandler()
+    heard.emit = lambda record: notes.append(record.getMessage().strip())  # type: ignore[method-assign]
+    loggers = {logging.getLogger("datasets"): heard, logging.getLogger("huggingface_hub"): dropped}
+    before = [(logger, logger.handlers, logger.propagate) for logger in loggers]
+    try:
+        for logger, handler in loggers.items():
+            logger.handlers, logger.propagate = [handler], False
+        yield notes
+    finally:
+        for logger, handlers, propagate in before:
+            logger.handlers, logger.propagate = handlers, propagate
+
+
+@contextmanager
+def _shown(what: str, progress: Progress | None) -> Iterator[None]:
+    """Show the work of the library, and its bars, as progress."""
+    progress = progress or (lambda what, done, total: None)
+    progress(what, 0, 1)
+    with redirect_stderr(_Bars(what, progress)):
+        yield
+    progress(what, 1, 1)
+
+
+class _Bars(io.TextIOBase):
+    """A stand-in for stderr that reads the bars which tqdm draws, such as `Downloading data:  45%|...`."""
+
+    def __init__(self, what: str, progress: Progress) -> None:
+        self._what, self._progress, self._stderr = what, progress, sys.stderr
+        self._in_line = False  # of text that is no bar
+
+    def write(self, text: str) -> int:
+        found = _BAR.search(text)
+        if found:
+            self._progress(found[1].strip() or self._what, int(found[2]), 100)
+        elif text and (
+            self._in_line or not text.startswith(("\r", "\n", "\x1b"))
+        ):  # which bars without a total, and ends, do
+            self._stderr.write(text)
+            self._in_line = not text.endswith("\n")
+        return len(text)
+
+    def isatty(self) -> bool:
+        return True  # otherwise some bars are not drawn
+
+
+# --- splits and columns
+
+
+def _named_splits(tables: Mapping[str, Any], *, source: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the tables by the splits that they are, and sentences on those that are none."""
+    parts: dict[str, Any] = {}
+    names: dict[str, str] = {}
+    left_out = []
+    for name, table in tables.items():
+        split = split_of(name)
+        if split is None or not len(table):
+            left_out.append(f"left out split {name}: {len(table):,} rows")
+        elif split in parts:
+            raise UserError(
+                f"{source}: has {names[split]} and {name}, which both mean the {split} split",
+                hint="name another configuration with dataset.args.config, or rename one of them",
+            )
+        else:
+            parts[split], names[split] = table, name
+    if not parts:
+        raise UserError(
+            f"{source}: has no rows in a split that is known; it has {', '.join(tables) or 'none'}",
+            hint="name its splits train, validation and test",
+        )
+    return {split: parts[split] for split in SPLITS if split in parts}, left_out
+
+
+def _column(table: Any, key: str, kind: str, given: str | None, *, source: str) -> str:
+    """Return the column that is given, or the only one whose feature is of a kind."""
+    features = table.features
+    names = [given] if given in features else []
+    if given is None:
+        names = [name for name, feature in features.items() if type(feature).__name__ == kind]
+    if len(names) == 1 and names[0] is not None:
+        return names[0]
+    listed = ", ".join(f"{name} ({getattr(feature, 'dtype', kind)})" for name, feature in features.items())
+    message = f"has no column {given!r}" if given else f"has {len(names) or 'no'} columns of the type {kind}"
+    suggestion = did_you_mean(given, features) if given else ""
+    raise UserError(
+        f"{source}: {message}; its columns are {listed}",
+        hint=f"{suggestion}Name the column with dataset.args.{key}={names[0] if names else 'COLUMN'}",
+    )
+
+
+def _photos(table: Any, column: str, *, name: str) -> TablePhotos:
+    """Return the photos of a column: of the type Image, or of bytes or paths, as files of other programs have them."""
+    from datasets import Image
+
+    try:
+        table = table.select_columns([column]).cast_column(column, Image(decode=False))
+        lengths = _lengths(table, column)
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's errors are of these types
+        raise UserError(
+            f"{name}: its column {column!r} does not hold images: {str(error).splitlines()[0]}",
+            hint="name the column of the images with dataset.args.image=COLUMN",
+        ) from error
+    return TablePhotos(table, column, name, checksum=hashlib.sha256(lengths).hexdigest())
+
+
+def _lengths(table: Any, column: str) -> bytes:
+    """Return the lengths of the photos in bytes, as int64; -1 of those that are files of their own."""
+    import pyarrow.compute as pc
+
+    lengths = []
+    for batch in table.with_format("arrow").iter(1024):
+        sizes = pc.binary_length(pc.struct_field(batch[column], "bytes"))
+        lengths.append(pc.fill_null(pc.cast(sizes, "int64"), -1).to_numpy())
+    return np.concatenate(lengths).tobytes()
+
+
+def _labels(
+    parts: Mapping[str, Any],
+    column: str,
+    *,
+    source: str,
+    classes: Sequence[str] | None,
+    trained: Sequence[str] | None,
+) -> tuple[dict[str, Tensor], tuple[str, ...], list[str]]:
+    """Return the classes of each split, their names, and the splits that have no labels (-1, as test sets may)."""
+    feature = next(iter(parts.values())).features[column]
+    values = {split: table.select_columns([column]).with_format("arrow")[:][column] for split, table in parts.items()}
+    for split, found_values in values.items():
+        if found_values.null_count:
+            row = next(row for row, value in enumerate(found_values) if not value.is_valid)
+            raise UserError(f"{source}: {split}, row {row}: has no {column}", hint="remove the row, or fill it in")
+    if type(feature).__name__ == "ClassLabel":
+        numbers = {split: torch.from_numpy(column.to_numpy().astype(np.int64)) for split, column in values.items()}
+        unlabeled = [split for split, found_labels in numbers.items() if bool((found_labels == _UNLABELED).all())]
+        known = {split: found_labels for split, found_labels in numbers.items() if split not in unlabeled}
+        if not known or "train" in unlabeled:
+            raise UserError(f"{source}: its column {column!r} has no labels", hint="name another dataset.args.label")
+        if len(classes or feature.names) != len(feature.names):
+            raise UserError(
+                f"dataset.args.classes: has {len(classes or ())} names, {source} has {len(feature.names)} classes",
+                hint="leave it out: the dataset has names of its own",
+            )
+        return known, tuple(classes or feature.names), unlabeled
+    if str(getattr(feature, "dtype", "")) not in _TEXTS_AND_NUMBERS:
+        raise UserError(
+            f"{source}: its column {column!r} is {getattr(feature, 'dtype', feature)}, not classes",
+            hint="name a column of class names or numbers with dataset.args.label=COLUMN",
+        )
+    texts = {split: _texts(found_values, place=f"{source}: {split}") for split, found_values in values.items()}
+    known, names = number_classes(texts, classes=classes, trained=trained, source=source, describe=str)
+    return known, names, []
+
+
+_TEXTS_AND_NUMBERS = (
+    "string",
+    "large_string",
+    "bool",
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)),
+)
+
+
+def _texts(column: Any, *, place: str) -> LabelTexts:
+    texts = LabelTexts()
+    for row, value in enumerate(column):
+        texts.add(str(value.as_py()), place=f"{place}, row {row}")
+    return texts

@@ -1,0 +1,191 @@
+"""Photos by row, wherever they lie: in files of their own, or inside other files.
+
+`Photos` finds the encoded photos, and `PhotoDataset` reads them with their classes, one at a time. Each source of
+photos (folders, tables, shards, Hugging Face) is a `Photos`; what follows is the same for all of them.
+Shapes: N photos, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from swa_cli.data.image_file import EncodedPhoto, Header, read_header, read_rgb, require_size
+from swa_cli.data.splits import Found
+from swa_cli.data.transforms import EvaluationView, View
+from swa_cli.errors import UserError
+
+_MAX_HEADERS = 2_000  # that are read for the plan, some tenths of a second
+
+
+class Photos(Protocol):
+    """Encoded photos by row."""
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The files that hold the photos; see `stream.FileDataset`."""
+
+    @property
+    def checksum(self) -> str:
+        """What identifies the photos besides names and sizes of the files; see `stream.FileDataset`."""
+
+    def __len__(self) -> int:
+        """Return N."""
+
+    def encoded(self, row: int) -> tuple[str, bytes | None]:
+        """Return what messages call a photo, and its content; None: it is the file at this path.
+
+        Raises:
+            OSError: The file that holds it cannot be read; the message names it.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoFiles:
+    """A photo per file."""
+
+    files: Sequence[str]
+    checksum: str = ""
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def encoded(self, row: int) -> tuple[str, None]:
+        """Return the path of a photo; see `Photos`."""
+        return self.files[row], None
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoDataset:
+    """A `stream.FileDataset`: photos and their classes."""
+
+    photos: Photos
+    labels: Tensor  # (N,) int64
+    shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The files that hold the photos."""
+        return self.photos.files
+
+    @property
+    def checksum(self) -> str:
+        """What identifies the photos besides names and sizes of the files."""
+        return self.photos.checksum
+
+    def photo(self, row: int) -> EncodedPhoto:
+        """Return a photo; see `stream.FileDataset`."""
+        return EncodedPhoto(*self.photos.encoded(row))
+
+    def read(self, row: int, view: View) -> tuple[Tensor]:
+        """Read the view (3, h, w) of a photo; see `stream.FileDataset`."""
+        name, content = self.photos.encoded(row)
+        image = view.image(EncodedPhoto(name, content))
+        size = view.size or self.shape
+        if tuple(image.shape[1:]) != size:
+            require_size(image, size, path=name, first=self.photos.encoded(0)[0])
+        return (image,)
+
+    def check(self, row: int) -> None:
+        """Decode a photo, a JPEG file at 1/8 of its size; see `stream.FileDataset`."""
+        name, content = self.photos.encoded(row)
+        read_rgb(name if content is None else content, name=name, divisor=8)
+
+
+def found(
+    photos: Mapping[str, Photos],
+    labels: Mapping[str, Tensor],
+    *,
+    class_names: Sequence[str],
+    view: EvaluationView,
+    left_out: Sequence[str] = (),
+    notes: Sequence[str] = (),
+) -> Found:
+    """Return the splits of photos with classes, and what the plan says of them.
+
+    Args:
+        photos: Those of each split; none is empty.
+        labels: Their classes (N,) int64.
+        class_names: In the order of the classes.
+        view: Of each photo, where nothing is drawn; without a size all have that of the first.
+        left_out: Sentences for the plan.
+        notes: What a person should know and did not ask for.
+
+    Raises:
+        UserError: The first photo cannot be read and its size is needed, or a photo has too many pixels.
+    """
+    shape = view.size or first_size(next(iter(photos.values())))
+    return Found(
+        splits={split: PhotoDataset(part, labels[split], shape) for split, part in photos.items()},
+        class_names=tuple(class_names),
+        contents=(*describe([*photos.values()]), *left_out),
+        notes=tuple(notes),
+    )
+
+
+def header_of(photos: Photos, row: int) -> Header:
+    """Read what an encoded photo says about itself; raise as `image_file.open_image` does."""
+    name, content = photos.encoded(row)
+    return read_header(name if content is None else content, name=name)
+
+
+def first_size(photos: Photos) -> tuple[int, int]:
+    """Return (H, W) of the first photo, upright.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        return header_of(photos, 0).size
+    except OSError as error:
+        raise UserError(f"1 image file cannot be read:\n  {error}", hint="repair or remove it") from error
+
+
+def describe(splits: Sequence[Photos]) -> list[str]:
+    """Describe the photos of all splits for the plan: their sizes, and how many are converted to 8-bit RGB.
+
+    Of many photos an evenly spaced sample is read, and the text says how many.
+
+    Raises:
+        UserError: A photo has too many pixels. Broken ones are skipped: they raise when they are decoded.
+    """
+    total = sum(map(len, splits))
+    number = min(total, _MAX_HEADERS)
+    found = [_header_or_none(splits, index * total // number) for index in range(number)]
+    headers = [header for header in found if header]
+    if not headers:
+        return []
+    of = "" if number == total else f", of {number:,} looked at"
+    sizes = sorted((header.size for header in headers), key=lambda size: (size[0] * size[1], size))
+    least, most = (f"{width}x{height}" for height, width in (sizes[0], sizes[-1]))
+    facts = [f"image files of {least}{f' to {most}' if most != least else ''} pixels{of}"]
+    for what, holds in _CONVERTED.items():
+        if count := sum(map(holds, headers)):
+            facts.append(f"{count:,} {what}{of}")
+    return facts
+
+
+_CONVERTED: dict[str, Callable[[Header], bool]] = {
+    "of 16 bits (65,535 becomes 255)": lambda each: each.is_16_bit,
+    "with transparency (put on white)": lambda each: each.is_transparent,
+    "of several frames (the first is read)": lambda each: each.has_frames,
+    "turned upright by EXIF": lambda each: each.orientation != 1,
+}
+
+
+def _header_or_none(splits: Sequence[Photos], row: int) -> Header | None:
+    """Read the header at a row of all splits in a row."""
+    for photos in splits:
+        if row < len(photos):
+            break
+        row -= len(photos)
+    try:
+        return header_of(photos, row)
+    except OSError:
+        return None

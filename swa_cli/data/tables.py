@@ -1,0 +1,262 @@
+"""Tables of photos: a csv or tsv file with a path, a label and perhaps a split in each row.
+
+Paths are relative to the root of the dataset, wherever the table lies. Every mistake is told with its line.
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from array import array
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from swa_cli.data.class_labels import LabelTexts, number_classes
+from swa_cli.data.listing import NAMED, SPLITS, split_of
+from swa_cli.data.paths import Paths
+from swa_cli.data.photos import PhotoFiles, found
+from swa_cli.data.splits import Found, Progress
+from swa_cli.data.transforms import EvaluationView
+from swa_cli.errors import UserError, did_you_mean
+
+SPLIT_COLUMN = "split"  # the only column that may be missing, under this name
+_DELIMITERS = {".tsv": "\t", ".tab": "\t"}  # by suffix; others have commas
+_PER_REPORT = 4096  # rows between two reports of progress
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of the columns."""
+
+    path: str
+    label: str
+    split: str
+
+
+def find(
+    table: Path,
+    *,
+    root: Path,
+    columns: Columns,
+    delimiter: str | None,
+    view: EvaluationView,
+    classes: Sequence[str] | None = None,
+    trained: Sequence[str] | None = None,
+    allow_missing: bool = False,
+    progress: Progress | None = None,
+) -> Found:
+    """Read a table of photos; without a column of splits all rows are the training split.
+
+    Spaces around values do not count; the splits have the names of `listing.SPLITS`.
+
+    Args:
+        table: The file, UTF-8, whose first row names the columns.
+        root: The folder that paths in it are relative to.
+        columns: Those that are read.
+        delimiter: Between columns; None: a tab in .tsv and .tab files, a comma in others.
+        view: Of each photo, where nothing is drawn.
+        classes: Their names, in order; None: the labels of the training split, sorted.
+        trained: Classes of weights; they stand in for a training split that is not there.
+        allow_missing: Whether photos may be missing because unreadable ones are left out later.
+        progress: Called with the bytes read.
+
+    Raises:
+        UserError: The table is not one, photos are missing or named twice, or a label or split is not what it may be.
+    """
+    rows = _Rows(table, root)
+    delimiter = delimiter or _DELIMITERS.get(table.suffix.lower(), ",")
+    for row in _read_rows(table, columns, delimiter=delimiter, progress=progress):
+        rows.add(row)
+    if not rows.lines:
+        raise UserError(f"{table}: has no rows below its header", hint="add a row per photo")
+    if rows.num_missing and not allow_missing:
+        raise _missing(rows)
+    _require_different(rows)
+    splits = {split: rows.splits[split] for split in SPLITS if split in rows.splits}
+    labels, names = number_classes(
+        {split: part.labels for split, part in splits.items()},
+        classes=classes,
+        trained=trained,
+        source=str(table),
+        describe=lambda line: f"{table}:{line}",
+    )
+    photos = {split: PhotoFiles(Paths(part.paths)) for split, part in splits.items()}
+    return found(photos, labels, class_names=names, view=view)
+
+
+class _Row(NamedTuple):
+    line: int  # from 1
+    path: str
+    label: str
+    split: str
+
+
+@dataclass(frozen=True)
+class _SplitRows:
+    paths: list[str] = field(default_factory=list)
+    labels: LabelTexts = field(default_factory=LabelTexts)
+
+
+@dataclass
+class _Rows:
+    """What has been read of a table."""
+
+    table: Path
+    root: Path
+    splits: dict[str, _SplitRows] = field(default_factory=dict)
+    paths: list[str] = field(default_factory=list)  # of all splits, in the order of the lines
+    lines: array[int] = field(default_factory=lambda: array("i"))
+    missing: list[_Row] = field(default_factory=list)  # the first ones
+    num_missing: int = 0
+
+    def add(self, row: _Row) -> None:
+        split = split_of(row.split)
+        if split is None:
+            known = [name for names in SPLITS.values() for name in names]
+            raise UserError(
+                f"{self.table}:{row.line}: {row.split!r} is not a split",
+                hint=f"{did_you_mean(row.split, known)}write train, val or test, or name the column of the splits with "
+                "dataset.args.split=COLUMN",
+            )
+        path = os.path.join(self.root, row.path)
+        if not os.path.isfile(path):
+            self.num_missing += 1
+            self.missing += [row] * (self.num_missing <= NAMED)
+        part = self.splits.setdefault(split, _SplitRows())
+        part.paths.append(path)
+        part.labels.add(row.label, place=row.line)
+        self.paths.append(path)
+        self.lines.append(row.line)
+
+
+def _missing(rows: _Rows) -> UserError:
+    """Return the error for photos that are not there; they may be relative to the folder of the table."""
+    beside = rows.table.absolute().parent
+    told = [f"{rows.table}:{row.line}: {rows.root / row.path}" for row in rows.missing]
+    hint = "correct the paths, remove these rows, or leave them out with dataset.skip_broken=true"
+    if all((beside / row.path).is_file() for row in rows.missing):
+        hint = f"paths are relative to dataset.root: write dataset.root={beside} dataset.args.file={rows.table.name}"
+    return UserError(
+        f"{rows.num_missing:,} of {len(rows.lines):,} photos are not there:\n  "
+        + "\n  ".join(told + ["..."] * (rows.num_missing > NAMED)),
+        hint=hint,
+    )
+
+
+def _require_different(rows: _Rows) -> None:
+    """Check that no photo has two rows: they would train and validate, or have two labels."""
+    hashes = np.fromiter(map(hash, rows.paths), dtype=np.int64, count=len(rows.paths))
+    order = np.argsort(hashes, kind="stable")
+    for place in (np.diff(hashes[order]) == 0).nonzero()[0].tolist():
+        first, second = int(order[place]), int(order[place + 1])
+        if rows.paths[first] == rows.paths[second]:
+            raise UserError(
+                f"{rows.table}:{rows.lines[second]}: {rows.paths[second]} stands on line {rows.lines[first]} already",
+                hint="keep one row per photo",
+            )
+
+
+def _read_rows(table: Path, columns: Columns, *, delimiter: str, progress: Progress | None) -> Iterator[_Row]:
+    """Yield the rows below the header; blank lines are skipped."""
+    try:
+        with open(table, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            places = _places(table, header, columns)
+            for number, values in enumerate(reader):
+                if values:
+                    yield _row(values, header, places, where=f"{table}:{reader.line_num}", line=reader.line_num)
+                if progress and number % _PER_REPORT == 0:
+                    progress(f"reading {table.name}", file.tell(), size)
+            if progress:
+                progress(f"reading {table.name}", size, size)
+    except OSError as error:
+        raise _no_table(table, error) from error
+    except UnicodeDecodeError as error:
+        raise _not_utf8(table) from error
+    except csv.Error as error:
+        raise UserError(
+            f"{table}:{reader.line_num}: is not a row of a table: {error}",
+            hint='close every quote, and double quotes inside quotes: "a ""b"".jpg"',
+        ) from error
+
+
+def _places(table: Path, header: Sequence[str], columns: Columns) -> tuple[int, int, int | None]:
+    """Return where the columns of paths, labels and splits stand."""
+    if not any(header):
+        raise UserError(f"{table}:1: is empty", hint="name the columns in the first row, such as path,label")
+    for key, name in vars(columns).items():
+        if header.count(name) > 1:
+            raise UserError(
+                f"{table}:1: has {header.count(name)} columns {name!r}",
+                hint=f"rename all but one, or name another column with dataset.args.{key}=COLUMN",
+            )
+        if name not in header and not key == name == SPLIT_COLUMN:
+            raise _no_column(table, header, key, name)
+    split = header.index(columns.split) if columns.split in header else None
+    return header.index(columns.path), header.index(columns.label), split
+
+
+def _no_column(table: Path, header: Sequence[str], key: str, name: str) -> UserError:
+    marks = [mark for mark in (";", "\t", "|", ",") if len(header) == 1 and mark in header[0]]
+    hint = f"{did_you_mean(name, header)}Write dataset.args.{key}=COLUMN with one of {', '.join(header)}"
+    if marks:
+        hint = f"its columns are separated by {marks[0]!r}: write 'dataset.args.delimiter={marks[0]}'"
+    if marks == ["\t"]:
+        hint = "its columns are separated by tabs: give the file the suffix .tsv"
+    return UserError(f"{table}:1: has no column {name!r}", hint=hint)
+
+
+def _row(
+    values: Sequence[str], header: Sequence[str], places: tuple[int, int, int | None], *, where: str, line: int
+) -> _Row:
+    if len(values) != len(header):
+        raise UserError(
+            f"{where}: has {len(values)} values, the header {len(header)}",
+            hint="give each column a value, and quote a value with a delimiter in it",
+        )
+    path, label, split = ("train" if place is None else values[place].strip() for place in places)
+    for name, value in (("path", path), ("label", label), ("split", split)):
+        if not value:
+            raise UserError(f"{where}: the {name} is empty", hint="fill it in, or remove the row")
+        if "\0" in value:
+            raise UserError(f"{where}: the {name} has a null character", hint="export the table as text once more")
+    return _Row(line, path, label, split)
+
+
+def _no_table(table: Path, error: OSError) -> UserError:
+    folder = table.parent
+    others = sorted(path.name for path in folder.glob("*.[ct]sv")) if folder.is_dir() else []
+    hint = f"dataset.args.file is relative to dataset.root, {folder}"
+    if others:
+        hint = (
+            f"{did_you_mean(table.name, others)}Write dataset.args.file={' or dataset.args.file='.join(others[:NAMED])}"
+        )
+    return UserError(f"{table}: cannot be read: {error.strerror}", hint=hint)
+
+
+def _not_utf8(table: Path) -> UserError:
+    """Return the error for a file of another encoding, with the first line that is not UTF-8."""
+    number = 0
+    with open(table, "rb") as file:
+        start = file.read(4)
+        file.seek(0)
+        for number, line in enumerate(file, start=1):  # noqa: B007
+            try:
+                line.decode()
+            except UnicodeDecodeError:
+                break
+    hint = f"save it as UTF-8: iconv -f latin1 -t utf-8 '{table}' > new.csv"
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        hint = f"save it as UTF-8: iconv -f utf-16 -t utf-8 '{table}' > new.csv"
+    elif start.startswith((b"\x1f\x8b", b"PK", b"\x28\xb5\x2f\xfd")):
+        hint = "unpack it, or export it as csv"
+    return UserError(f"{table}:{number}: is not UTF-8 text", hint=hint)
