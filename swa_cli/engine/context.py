@@ -22,6 +22,7 @@ from swa_cli.data import batches, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.data.color_jitter import ColorJitter
+from swa_cli.data.packed import Packing
 from swa_cli.data.randomness import derive_seed
 from swa_cli.data.sources import changes
 from swa_cli.data.transforms import TrainingView
@@ -351,7 +352,12 @@ def constants(given: str | Sequence[float], *, imagenet: tuple[float, ...]) -> s
 
 
 def load_source(
-    recipe: Recipe, *, classes: Sequence[str] | None = None, progress: Callable[[str, int, int], None]
+    recipe: Recipe,
+    *,
+    classes: Sequence[str] | None = None,
+    packing: Packing = "read",
+    tell: Callable[[str], object] = lambda text: None,
+    progress: Callable[[str, int, int], None],
 ) -> sources.Source:
     """Read the data of a recipe, see `sources.load`."""
     dataset = recipe.dataset
@@ -370,6 +376,8 @@ def load_source(
         mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
         std=constants(dataset.std, imagenet=IMAGENET_STD),
         skip_broken=dataset.skip_broken,
+        packing=packing,
+        tell=tell,
         keep_in=Path(recipe.output.root) / ".index",
         progress=progress,
     )
@@ -383,6 +391,7 @@ def build_context(
     begun: Mapping[str, Any] | None = None,
     world: World = ALONE,
     needs_training: bool = True,
+    packing: Packing = "read",
 ) -> Context:
     """Choose the hardware and load the data.
 
@@ -393,6 +402,7 @@ def build_context(
         begun: `environment` of the run that continues, see `hardware.choose`.
         world: The processes of the run.
         needs_training: Refuse data without a training split; else they may lack it if there is a checkpoint.
+        packing: What is done where images are to be packed and are not yet, see `sources.load`.
 
     Raises:
         RecipeError: Images cannot be shown as the recipe says.
@@ -413,7 +423,7 @@ def build_context(
     hardware_choice.require_precision("eval.precision", recipe.eval.precision, hardware.device, instead="fp32")
     classes = None if needs_training or recorded is None else recorded["classes"]
     with events.loading() as progress, world.local_rank0_first():
-        source = load_source(recipe, classes=classes, progress=progress)
+        source = load_source(recipe, classes=classes, packing=packing, tell=events.note, progress=progress)
     _require_labels(task, source, recipe)
     for sentence in source.warnings:
         events.warning(sentence)
