@@ -204,13 +204,13 @@ class Context:
 
     def statistics_batches(self) -> Batches:
         """Return the batches of the BatchNorm pass, which are always the same."""
-        settings = self.recipe.average_scoring.batchnorm
+        settings, train = self.recipe.average_scoring.batchnorm, self.split("train")
         return batches.statistics_batches(
-            self.split("train"),
+            train,
             seed=self.recipe.seed,
             batch_size=self.recipe.train.batch_size,
             augment=augment_of(self.recipe) if settings.augment else Augment(),
-            samples=None if settings.samples == "all" else int(settings.samples),
+            samples=settings.num_samples(len(train)),
             num_classes=self.source.num_classes,
             view=self._training_view(self.recipe.train.epochs) if settings.augment else None,
             **self._format(),

@@ -127,7 +127,7 @@ def check_refresh(replica: Replica, batch: tuple[Any, Any], *, num_train: int) -
     """
     context = replica.context
     settings, size = context.recipe.average_scoring.batchnorm, context.recipe.train.batch_size
-    total = num_train if settings.samples == "all" else min(int(settings.samples), num_train)
+    total = settings.num_samples(num_train)
     last = total % size
     sizes = [size] * (total >= size) + [last] * (last > 0)
     if settings.method == "exact":  # many passes; a layer then sees any samples one by one
