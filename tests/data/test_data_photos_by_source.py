@@ -65,3 +65,21 @@ def test_a_copy_is_the_same_data(tmp_path: Path, kind: str) -> None:
     changed = changes(before, source(name, tmp_path / "two", args=args).data(), name=name)
     number = {"csv": 1, "hf": 0, "webdataset": 3 * (kind == "json")}[name]  # numbers of classes stay as they were
     assert len(changed) == number
+
+
+@pytest.mark.parametrize("kind", WRITTEN)
+def test_photos_of_each_source_are_packed(tmp_path: Path, kind: str) -> None:
+    """Packed and read again, every split against the photos as they are held in memory."""
+    write, name, args = WRITTEN[kind]
+    root = tmp_path / "photos"
+    write(root)
+    expected = source(name, root, args=args, cache="ram")
+    source(name, root, args=args, cache="packed", packing="write")
+    found = source(name, root, args=args, cache="packed")
+    assert found.packed.keys() == SPLITS.keys()
+    for split in SPLITS:
+        ours, held = getattr(found, split), getattr(expected, split)
+        assert ours.dataset.file is not None
+        images = torch.stack([ours.dataset.read(row, VIEW)[0] for row in range(len(ours))])
+        assert torch.equal(images, held.images)
+        assert torch.equal(ours.labels, held.labels)
