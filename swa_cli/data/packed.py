@@ -4,7 +4,7 @@ The one idea: a view defines what is stored (`form_of`), so a file is only a fas
 each image is brought into that form when it is read. Evaluation images are stored as evaluation shows them. Training
 images are stored as their epochs show them, or, where these differ, with a bounded shorter side.
 
-A file of `.swa-packed` is a safetensors file: `pixels`, flat, holds each image (H, W, 3) and then its mask (H, W), if
+A packed file is a safetensors file: `pixels`, flat, holds each image (H, W, 3) and then its mask (H, W), if
 it has one; `rows`, `offsets`, `sizes` and `crc32` say which row of the dataset lies where. Its name stands for what is
 asked for, and `sources` in it for the image files that it was made from.
 Shapes: N stored images, H W pixels of one.
@@ -39,7 +39,7 @@ from swa_cli.data.stream import FileDataset
 from swa_cli.data.transforms import Box, DrawnView, EvaluationView, Photo, Pixels, Shrunk, View, Views
 from swa_cli.errors import UserError
 
-FOLDER = ".swa-packed"
+FOLDER_SUFFIX = ".swa-packed"  # photos.swa-packed lies beside photos
 FORMAT = "swa packed 1"
 _SUFFIX = ".safetensors"
 UNENLARGED = 0.9  # about the share of the random parts of a photo of 4:3 that keep as many pixels as are shown
@@ -53,6 +53,12 @@ _DTYPES = {"<i8": "I64", "<u4": "U32", "u1": "U8"}  # as safetensors calls them
 _CURE = "free space, name a dataset.root on a larger disk, or set dataset.cache=none"
 Form = EvaluationView | Shrunk
 Packing = Literal["read", "plan", "write"]
+
+
+def folder_of(root: Path) -> Path:
+    """Return where packed images of a dataset lie: not inside its folder, where other programs would see a class."""
+    named = root.resolve() if root.name in ("", "..") else root
+    return named.with_name(named.name + FOLDER_SUFFIX)
 
 
 def form_of(views: Views, *, split: str) -> Form:
@@ -414,7 +420,7 @@ class Store:
     @property
     def folder(self) -> Path:
         """Where the files lie."""
-        return self.root / FOLDER
+        return folder_of(self.root)
 
     def known(self, splits: Mapping[str, Split], *, progress: Progress | None) -> dict[str, Broken]:
         """Return the broken image files of the splits, as they are found, that are packed already."""

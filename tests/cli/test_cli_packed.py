@@ -14,6 +14,7 @@ from torch import Tensor
 from conftest import Swa
 from equal_runs import assert_equal_runs
 from swa_cli.data import image_file
+from swa_cli.data.packed import folder_of
 from swa_cli.data.randomness import generator
 
 RECIPE = """\
@@ -64,15 +65,15 @@ def test_later_runs_read_what_the_first_has_packed(swa: Swa, pets: Path, monkeyp
         planned = swa(*words)
         assert planned.code == 0, planned.err
         told = " ".join((planned.out + planned.err).split())
-        assert "`swa train` packs 40 train, 8 val images in pets/.swa-packed: about" in told
-        assert not (pets / ".swa-packed").exists()
+        assert "`swa train` packs 40 train, 8 val images in pets.swa-packed: about" in told
+        assert not folder_of(pets).exists()
     first = swa("train", "r.yaml")
     assert first.code == 0, first.err
     told = " ".join(first.err.split())
     assert told.index("packing 40 train, 8 val images") < told.index("40 train, 8 val images are packed")
     about = json.loads(Path("runs/pets-001/run.json").read_text())
     assert about["packed"] == {"train": "a shorter side of at most 34 pixels", "val": "16 x 16 pixels"}
-    files = {path: path.stat().st_mtime_ns for path in (pets / ".swa-packed").glob("*.safetensors")}
+    files = {path: path.stat().st_mtime_ns for path in folder_of(pets).glob("*.safetensors")}
     assert len(files) == 2
 
     refuse_decoding(monkeypatch)
@@ -92,14 +93,14 @@ def test_evaluation_needs_no_packed_images(swa: Swa, pets: Path) -> None:
     trained = swa("train", "r.yaml", "--json")
     assert trained.code == 0, trained.err
     packed = swa("bn-update", "runs/latest/checkpoints/swa.pt", "-o", "a.pt")
-    (pets / ".swa-packed").rename(pets.parent / "packed")
+    folder_of(pets).rename(pets.parent / "packed")
     files = swa("bn-update", "runs/latest/checkpoints/swa.pt", "-o", "b.pt")
     assert packed.code == files.code == 0, files.err
     first, second = (torch.load(path, weights_only=True)["state_dict"] for path in ("a.pt", "b.pt"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     scored = swa("eval", "b.pt", "--split", "val", "--json")
     assert scored.json["weights"]["swa"]["nll"] == pytest.approx(trained.json["weights"]["swa"]["nll"], abs=1e-6)
-    assert not (pets / ".swa-packed").exists()
+    assert not folder_of(pets).exists()
 
 
 def test_a_stopped_run_packs_again_and_goes_on(swa: Swa, pets: Path, tmp_path: Path, signal_at: Any) -> None:
@@ -108,17 +109,17 @@ def test_a_stopped_run_packs_again_and_goes_on(swa: Swa, pets: Path, tmp_path: P
     assert swa("train", "r.yaml", *words).code == 0
     signal_at(3)
     assert swa("train", "r.yaml", *words).code == 130
-    for path in (pets / ".swa-packed").glob("*"):
+    for path in folder_of(pets).glob("*"):
         path.unlink()
     assert swa("train", "--resume", "runs/latest", "-q").code == 0
     assert_equal_runs(tmp_path / "runs/pets-001", tmp_path / "runs/pets-002")
-    assert len(list((pets / ".swa-packed").glob("*.safetensors"))) == 2
+    assert len(list(folder_of(pets).glob("*.safetensors"))) == 2
 
 
 def test_damaged_images_are_refused_with_the_way_on(swa: Swa, pets: Path) -> None:
     """Flipped bits in the packed training images: exit 2, the file is named, and removing it helps."""
     assert swa("train", "r.yaml", "-q").code == 0
-    path = next((pets / ".swa-packed").glob("train-*"))
+    path = next(folder_of(pets).glob("train-*"))
     content = bytearray(path.read_bytes())
     for place in range(4096, len(content) - 4096, 1000):
         content[place] ^= 1
@@ -144,7 +145,7 @@ def test_too_little_room_is_told_before_anything_is_written(
         assert ended.code == 2
         assert "more than half" in " ".join(ended.err.split())
         assert "dataset.cache=none" in ended.err
-        assert not (pets / ".swa-packed").exists()
+        assert not folder_of(pets).exists()
     assert not Path("runs").exists()
     assert swa("train", "r.yaml", "-q", "dataset.cache=none").code == 0
 
@@ -153,5 +154,5 @@ def test_the_seeds_of_a_repeat_share_the_training_images(swa: Swa, pets: Path) -
     """Two seeds: all training images are packed once, and the validation images of each seed."""
     ended = swa("repeat", "r.yaml", "--seeds", "0,1", "train.epochs=1", "swa=null", "-q")
     assert ended.code == 0, ended.err
-    names = sorted(path.name.partition("-")[0] for path in (pets / ".swa-packed").glob("*.safetensors"))
+    names = sorted(path.name.partition("-")[0] for path in folder_of(pets).glob("*.safetensors"))
     assert names == ["train", "val", "val"]

@@ -26,7 +26,7 @@ from swa_cli.data import image_file, packed
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import epoch_batches, plain_batches
 from swa_cli.data.image_file import EncodedPhoto
-from swa_cli.data.packed import FOLDER, PackedDataset, PackedFile, form_of
+from swa_cli.data.packed import PackedDataset, PackedFile, folder_of, form_of
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import AS_THEY_ARE, Source, load
 from swa_cli.data.splits import Split
@@ -93,7 +93,7 @@ def file_of(found: Source, split: str) -> PackedFile:
 
 def files_in(root: Path) -> list[str]:
     """The names of everything in the folder of packed images, but for the lock."""
-    return sorted(path.name for path in (root / FOLDER).glob("*") if path.name != ".lock")
+    return sorted(path.name for path in folder_of(root).glob("*") if path.name != ".lock")
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_evaluation_images_are_those_of_the_files(pets: Path, view: EvaluationVi
     views = Views(TrainingView(view), view)
     expected = source(pets, views=views, cache="none")
     before = source(pets, views=views, packing="read")
-    assert not (pets / FOLDER).exists()
+    assert not folder_of(pets).exists()
     for found in (before, source(pets, views=views), source(pets, views=views, packing="read")):
         for split in ("train", "val"):
             assert torch.equal(shown(getattr(found, split)), shown(getattr(expected, split)))
@@ -222,18 +222,19 @@ def test_masks_are_packed_with_their_images(tmp_path: Path) -> None:
 
 def test_images_of_one_size_are_packed_as_they_are(tmp_path: Path) -> None:
     """Without an image size: against the files; and images of two sizes are refused before any file is there."""
+    root = tmp_path / "set"
     for number in range(6):
-        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
-        picture(number, (9, 7)).save(tmp_path / "ab"[number % 2] / f"{number}.png")
-    expected = source(tmp_path, views=AS_THEY_ARE, cache="none", val=2)
-    found = source(tmp_path, views=AS_THEY_ARE, val=2)
+        (root / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
+        picture(number, (9, 7)).save(root / "ab"[number % 2] / f"{number}.png")
+    expected = source(root, views=AS_THEY_ARE, cache="none", val=2)
+    found = source(root, views=AS_THEY_ARE, val=2)
     for split in ("train", "val"):
         assert torch.equal(shown(getattr(found, split)), shown(getattr(expected, split)))
-    picture(0, (9, 8)).save(tmp_path / "a/9.png")
-    shutil.rmtree(tmp_path / FOLDER)
+    picture(0, (9, 8)).save(root / "a/9.png")
+    shutil.rmtree(folder_of(root))
     with pytest.raises(UserError, match="images differ in size"):
-        source(tmp_path, views=AS_THEY_ARE, val=2)
-    assert not files_in(tmp_path)
+        source(root, views=AS_THEY_ARE, val=2)
+    assert not files_in(root)
 
 
 def test_packed_images_are_not_decoded_again(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +256,7 @@ def test_a_plan_writes_nothing_and_tells_the_size(pets: Path) -> None:
     """The size that the plan names, against that of the files, and what is told before they are written."""
     told: list[str] = []
     note = next(note for note in source(pets, views=RANDOM, packing="plan").notes if "swa train" in note)
-    assert not (pets / FOLDER).exists()
+    assert not folder_of(pets).exists()
     source(pets, views=RANDOM, tell=told.append)
     assert "30 train, 6 val" in note
     assert told == [note.replace("`swa train` packs", "packing")]
@@ -263,7 +264,7 @@ def test_a_plan_writes_nothing_and_tells_the_size(pets: Path) -> None:
     assert f"about {sum(pixels) / 1e6:.1f} MB" in note
     assert not any("swa train" in note for note in source(pets, views=RANDOM, packing="plan").notes)
     note = next(note for note in source(pets, packing="plan", seed=1).notes if "swa train" in note)
-    size = sum(path.stat().st_size for path in (pets / FOLDER).glob("*.safetensors"))
+    size = sum(path.stat().st_size for path in folder_of(pets).glob("*.safetensors"))
     assert f"2 packed files of other recipes, seeds or images there take {size / 1e6:.1f} MB" in note
 
 
@@ -277,7 +278,7 @@ def test_no_more_than_half_of_the_free_space_is_taken(
     with pytest.raises(UserError, match=r"would take 0\.\d MB .* more than half") as caught:
         source(pets, views=RANDOM, packing=packing)
     assert "dataset.cache=none" in caught.value.hint
-    assert not (pets / FOLDER).exists()
+    assert not folder_of(pets).exists()
     source(pets, views=RANDOM, packing="read")
 
 
@@ -294,7 +295,7 @@ def test_a_file_that_cannot_be_written_leaves_nothing(pets: Path, monkeypatch: p
         usage = shutil.disk_usage(pets)._replace(free=200_000)
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     elif kind == "file":
-        (pets / FOLDER).write_text("in the way")
+        folder_of(pets).write_text("in the way")
     else:
         monkeypatch.setattr(os, "pwrite", fail)
     with pytest.raises(UserError, match="free space" if kind == "estimate" else "cannot be written") as caught:
@@ -313,10 +314,10 @@ def test_an_interrupted_packing_leaves_nothing(pets: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         source(pets, progress=interrupt)
     assert not files_in(pets)
-    (pets / FOLDER / ".train-24x24-0.safetensors.01234567.tmp").write_bytes(b"half")
+    (folder_of(pets) / ".train-24x24-0.safetensors.01234567.tmp").write_bytes(b"half")
     found = source(pets)
     assert len(files_in(pets)) == 2
-    assert not list((pets / FOLDER).glob(".*.tmp"))
+    assert not list(folder_of(pets).glob(".*.tmp"))
     assert torch.equal(shown(found.train), shown(source(pets, cache="none").train))
 
 
@@ -324,20 +325,20 @@ def test_two_runs_pack_once(pets: Path, monkeypatch: pytest.MonkeyPatch) -> None
     """A run that finds another one packing waits, says so, and reads what that has written."""
     other = source(pets)
     names = files_in(pets)
-    (pets / FOLDER).rename(pets / ".elsewhere")
-    (pets / FOLDER).mkdir()
+    folder_of(pets).rename(pets / ".elsewhere")
+    folder_of(pets).mkdir()
     waits, found = threading.Event(), list[Source]()
 
     def report(what: str, done: int, number: int) -> None:
         assert not what.startswith("packing")
         waits.set()
 
-    with filelock.FileLock(pets / FOLDER / ".lock"):
+    with filelock.FileLock(folder_of(pets) / ".lock"):
         run = threading.Thread(target=lambda: found.append(source(pets, progress=report)))
         run.start()
         assert waits.wait(30)
         for name in names:
-            (pets / ".elsewhere" / name).rename(pets / FOLDER / name)
+            (pets / ".elsewhere" / name).rename(folder_of(pets) / name)
     run.join(30)
     assert torch.equal(shown(found[0].train), shown(other.train))
 
