@@ -22,7 +22,7 @@ browser: $(VENV)/installed-dev ## the page of `swa report` in Chromium (apt-get 
 	@command -v chromedriver > /dev/null || { echo "chromedriver is missing: apt-get install chromium chromium-driver" >&2; exit 1; }
 	$(BIN)/pytest -m browser
 
-torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk: some minutes
+torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk, list a million files: some minutes
 	$(BIN)/pytest -m torture --durations=0
 
 sweep: $(VENV)/installed-dev ## every network of torchvision, one of each family of timm: about 10 minutes

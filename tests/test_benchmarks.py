@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 
 from benchmarks import __main__ as door
@@ -16,6 +17,7 @@ from benchmarks import data, picture, processes, table, topics
 from benchmarks.contestants import bare, documentation, job, lightning_swa
 from benchmarks.figures import Figure, faster, rate
 from benchmarks.jobs import RECIPE, Job, changes
+from benchmarks.topics import photos
 from benchmarks.turns import by_turns
 from benchmarks.voice import Voice
 from swa_cli.data.augment import Augment
@@ -75,6 +77,27 @@ def test_all_see_the_same_images(ours: Context) -> None:
     ready, _ = bare.ready_batches(*data.arrays(0, 51)["test"])[0]
     torch.testing.assert_close(images[: len(ready)], ready)
     assert ready.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("policy", [None, photos.POLICY])
+def test_both_pipelines_show_the_same_photos(policy: str | None, tmp_path: Path) -> None:
+    """Number, shape, labels and mean pixel of an epoch of ours against torchvision's; a second call makes no files."""
+    root = data.photo_folder(100, voice=SILENT, folder=tmp_path)
+    files = sorted(root.glob("train/*/*.jpg"))
+    assert len(files) == 100
+    with Image.open(files[0]) as image:
+        assert image.size == (500, 375)
+    assert root == data.photo_folder(100, voice=SILENT, folder=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["100"], "nothing unfinished is left"
+    found = []
+    for contestant in (photos.ours, photos.theirs):
+        batches = list(contestant(root, policy=policy, workers=0)())
+        assert [tuple(images.shape) for images, _ in batches] == [(50, 3, 224, 224)] * 2
+        assert {images.dtype for images, _ in batches} == {torch.float32}
+        labels = torch.cat([labels for _, labels in batches])
+        found.append((torch.bincount(labels), torch.cat([images for images, _ in batches]).mean().item()))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][1] == pytest.approx(found[1][1], abs=0.15)
 
 
 @pytest.mark.parametrize("epochs", [3, 4, 30])

@@ -226,8 +226,9 @@ def _score_draws(
     scores = passes.score_swag(item.posterior, model, num_draws=num_draws, name=name, context=context, split=split)
     statistics = "no BatchNorm"
     if is_refreshable(model):
-        samples = context.recipe.average_scoring.batchnorm.samples
-        count = samples if samples == "all" else f"{samples:,}"
+        num_train = len(context.split("train"))
+        number = context.recipe.average_scoring.batchnorm.num_samples(num_train)
+        count = "all" if number == num_train else f"{number:,}"
         statistics = f"BatchNorm of each from {count} training samples"
     context.events.note(f"{name}: the mean prediction of {num_draws} draws, {statistics}")
     return scores

@@ -96,7 +96,9 @@ def repeat(
         return _dry_run(every, seeds, terminal=terminal)
     for series in every:  # fail before a folder is made
         if series.folder is None:
-            run = train.set_up(series.loaded.with_seed(seeds[0]), listeners=[RunOutput(terminal.part())])
+            run = train.set_up(
+                series.loaded.with_seed(seeds[0]), listeners=[RunOutput(terminal.part())], packing="write"
+            )
             if series is every[0]:  # two datasets at once may not fit into memory
                 series.ready[seeds[0]] = run
     with ExitStack() as claims:
@@ -236,7 +238,9 @@ def _run(member: Member, series: Series, *, terminal: Terminal) -> None:
     own = series.loaded.with_seed(member.seed)
     if member.state == "new":
         # pop: its network and data must not stay in memory while the other seeds run.
-        run = series.ready.pop(member.seed, None) or train.set_up(own, listeners=[RunOutput(terminal.part())])
+        run = series.ready.pop(member.seed, None) or train.set_up(
+            own, listeners=[RunOutput(terminal.part())], packing="write"
+        )
         train.start(run, RunFolder.at(member.folder.path), recipe_folder=own.folder)
         return
     moved = [

@@ -30,7 +30,7 @@ def bn_update(
     ] = None,
     samples: Annotated[
         str | None,
-        typer.Option("--samples", metavar="N|all", help="Training samples of the pass; default: the recipe's."),
+        typer.Option("--samples", metavar="N|auto|all", help="Training samples of the pass; default: the recipe's."),
     ] = None,
     recipe: RecipeOption = None,
     allow_code: AllowCode = False,

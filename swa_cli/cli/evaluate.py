@@ -43,7 +43,7 @@ def evaluate(
         str | None,
         typer.Option(
             "--samples",
-            metavar="N|all",
+            metavar="N|auto|all",
             help="With --draws: training samples of the BatchNorm pass of each; default: the recipe's.",
         ),
     ] = None,

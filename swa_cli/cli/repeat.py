@@ -43,7 +43,7 @@ def repeat(
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Print the plan and the seeds to run, write nothing.")
+        bool, typer.Option("--dry-run", "-n", help="Print the plan and the seeds to run, make no run.")
     ] = False,
     quiet: Quiet = False,
     as_json: Json = False,

@@ -46,7 +46,7 @@ def train(
         Path | None, typer.Option("--resume", "-r", metavar="RUN", help="Continue this run folder.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "-n", help="Print the plan, do one real step, write nothing.")
+        bool, typer.Option("--dry-run", "-n", help="Print the plan, do one real step, make no run.")
     ] = False,
     extend_to: Annotated[
         int | None,

@@ -33,7 +33,7 @@ from swa_cli.data.augment import (
 from swa_cli.data.color_jitter import jitter_colors, normalize
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split, Target, cut_spans, show
-from swa_cli.data.stream import MakeError, Positions, stream
+from swa_cli.data.stream import MakeError, Positions, length_of, stream
 from swa_cli.data.transforms import DrawnView, Pixels, TrainingView, draw_views
 from swa_cli.errors import UserError
 
@@ -98,6 +98,11 @@ class Batches:
                     batch, targets = (batch[1:], targets[1:]) if self.is_part else (batch, targets)
                 yield batch, targets
 
+    def first(self) -> tuple[Any, Any]:
+        """Return the first batch; loader processes read no others."""
+        (batch,) = replace(self, spans=self.spans[:1], mixes=self.mixes[:1])
+        return batch
+
     @property
     def _image_draws(self) -> Draws | None:
         return self.draws if self.mean else None
@@ -123,7 +128,7 @@ class Batches:
 
         A tiny last batch, which a BatchNorm pass joins to the one before it, stays with that one.
         """
-        sizes = [_length(span) for span in self.spans[-2:]]
+        sizes = [length_of(span) for span in self.spans[-2:]]
         num_units = len(self) - (len(sizes) == 2 and 2 * sizes[1] < sizes[0])
         if size == 1 or num_units < size:
             return [self] * size
@@ -149,7 +154,7 @@ class Batches:
         if self.split.dataset is not None or not self.spans:
             return cut_spans(len(self), size=1)
         num_bytes = sum(part[:1].nbytes for part in pytree.named_tensors(self.split.images).values())
-        return cut_spans(len(self), size=max(1, GROUP_BYTES // (num_bytes * _length(self.spans[0]))))
+        return cut_spans(len(self), size=max(1, GROUP_BYTES // (num_bytes * length_of(self.spans[0]))))
 
     def _stored(self, groups: Sequence[slice]) -> Iterator[tuple[Any, Any]]:
         """Yield the batches of each group, cropped and flipped: where they are read, or on the device.
@@ -300,10 +305,6 @@ def _crop_and_flip(images: Any, labels: Any, positions: Tensor, *, draws: Draws,
     return crop_and_flip(images, draws=draws), labels
 
 
-def _length(span: Positions) -> int:
-    return span.stop - span.start if isinstance(span, slice) else len(span)
-
-
 def _positions(spans: Sequence[Positions]) -> Tensor:
     """Concatenate the positions of all spans."""
     return torch.cat([torch.arange(span.start, span.stop) if isinstance(span, slice) else span for span in spans])
@@ -311,5 +312,5 @@ def _positions(spans: Sequence[Positions]) -> Tensor:
 
 def _places(spans: Sequence[Positions]) -> list[slice]:
     """Return the place of each span's samples among the concatenated ones."""
-    ends = list(accumulate(map(_length, spans)))
+    ends = list(accumulate(map(length_of, spans)))
     return [slice(first, last) for first, last in zip([0, *ends[:-1]], ends, strict=True)]

@@ -64,6 +64,8 @@ def find(
     parts = {
         split: _list_classes(folder, split=split, index=index, progress=progress) for split, folder in folders.items()
     }
+    notes = index.save()
+    del index  # it takes as much memory as the files
     if "train" in parts:
         class_names = tuple(parts["train"].listings)
         _require_classes(parts["train"], root=root)
@@ -72,7 +74,7 @@ def find(
     else:
         raise _no_training(root, folders)
     files = {split: part.files(class_names) for split, part in parts.items()}
-    notes = [note for part in parts.values() for note in part.notes] + index.save()
+    notes += [note for part in parts.values() for note in part.notes]
     return found(
         {split: PhotoFiles(paths) for split, (paths, _) in files.items()},
         {split: labels for split, (_, labels) in files.items()},

@@ -299,7 +299,18 @@ def decode_rows(
         for target, part in zip(into, read(int(rows[place])), strict=True):
             target[place] = part
 
-    broken = [*_failures(decode, len(rows), what=what, progress=progress).values()]
+    on_all_cores(decode, len(rows), what=what, progress=progress)
+
+
+def on_all_cores(
+    work: Callable[[int], object], number: int, *, what: str, progress: Progress | None, chunk: int = _CHUNK
+) -> None:
+    """Call `work` with 0, 1, ..., `number` - 1 on all cores, `chunk` per task; an OSError names a broken file.
+
+    Raises:
+        UserError: Files are broken (all are counted, five are named), or `work` raises one.
+    """
+    broken = [*_failures(work, number, what=what, progress=progress, chunk=chunk).values()]
     if broken:
         raise UserError(
             f"{len(broken)} image file{'s' * (len(broken) > 1)} cannot be read:\n  "
@@ -317,7 +328,9 @@ def unreadable(check: Callable[[int], None], number: int, *, what: str, progress
     return _failures(check, number, what=what, progress=progress)
 
 
-def _failures(work: Callable[[int], object], number: int, *, what: str, progress: Progress | None) -> dict[int, str]:
+def _failures(
+    work: Callable[[int], object], number: int, *, what: str, progress: Progress | None, chunk: int = _CHUNK
+) -> dict[int, str]:
     """Call `work` with 0, 1, ... on all cores; return the messages of those that raise OSError, by their place."""
 
     def work_on(places: range) -> dict[int, str]:
@@ -330,7 +343,7 @@ def _failures(work: Callable[[int], object], number: int, *, what: str, progress
         return failed
 
     failed: dict[int, str] = {}
-    for found in on_threads(work_on, number, what=what, progress=progress):
+    for found in on_threads(work_on, number, what=what, progress=progress, chunk=chunk):
         failed |= found
     return failed
 

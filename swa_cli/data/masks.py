@@ -11,9 +11,10 @@ Shapes: N pairs, H W pixels.
 
 from __future__ import annotations
 
+import os
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class MaskDataset:
     def __len__(self) -> int:
         return len(self.images)
 
-    @property
+    @cached_property
     def files(self) -> Paths:
         """All files that are read."""
         return Paths.joined([self.images, self.masks])
@@ -174,36 +175,38 @@ def _pairs(folder: Path, *, split: str, index: FolderIndex, progress: Progress |
         listings.append(images_below([folder / kind], index=index))
         if progress:
             progress(f"listing {split} images and masks", len(listings), 2)
-    images, masks = (
-        _by_name(listing.images, folder=folder / kind)
-        for listing, kind in zip(listings, ("images", "masks"), strict=True)
-    )
+    images, masks = (listing.images for listing in listings)
     if not images:
         raise UserError(f"no images in {folder / 'images'}", hint=f"add some ({USUAL_SUFFIXES})")
-    for path in masks.values():
+    for path in masks:
         if not path.lower().endswith(".png"):
             raise UserError(
                 f"{path}: is not a PNG", hint="save masks as PNG: other formats may change the class numbers"
             )
-    missing = [f"{images[name]}: its mask {folder / 'masks' / name}.png is missing" for name in images.keys() - masks]
-    missing = missing or [
-        f"{masks[name]}: its image {folder / 'images' / name}.* is missing" for name in masks.keys() - images
+    image_of = _places(images, folder=folder / "images")
+    mask_of = _places(masks, folder=folder / "masks")
+    missing = [
+        f"{images[image_of[name]]}: its mask {folder / 'masks' / name}.png is missing"
+        for name in image_of.keys() - mask_of
+    ] or [
+        f"{masks[mask_of[name]]}: its image {folder / 'images' / name}.* is missing"
+        for name in mask_of.keys() - image_of
     ]
     if missing:
         more = f", and {len(missing) - 1:,} more like it" if len(missing) > 1 else ""
         raise UserError(f"{min(missing)}{more}", hint="add the missing files, or remove these")
     left_out = sum((listing.left_out for listing in listings), left_out_of(folder, used=("images", "masks")))
-    return _Pairs(Paths(images.values()), Paths(masks[name] for name in images), left_out)
+    return _Pairs(images, Paths(masks[mask_of[name]] for name in image_of), left_out)
 
 
-def _by_name(paths: Sequence[str], *, folder: Path) -> dict[str, str]:
-    """Return each path by its path inside the folder without the suffix, in the Unicode form NFC."""
-    found: dict[str, str] = {}
-    for path in paths:
-        name = unicodedata.normalize("NFC", str(Path(path).relative_to(folder).with_suffix("")))
-        if name in found:
-            raise UserError(f"{found[name]} and {path} have the same name", hint="rename or remove one of them")
-        found[name] = path
+def _places(paths: Paths, *, folder: Path) -> dict[str, int]:
+    """Return the place of each path by its part inside the folder without the suffix, in the Unicode form NFC."""
+    start = len(os.path.join(folder, ""))
+    found: dict[str, int] = {}
+    for place, path in enumerate(paths):
+        name = unicodedata.normalize("NFC", path[start : path.rindex(".")])
+        if found.setdefault(name, place) != place:
+            raise UserError(f"{paths[found[name]]} and {path} have the same name", hint="rename or remove one of them")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import overload
+from typing import AnyStr, overload
 
 import numpy as np
 
@@ -21,27 +21,33 @@ class Paths(Sequence[str]):
     """
 
     def __init__(self, paths: Iterable[str] = ()) -> None:
-        given = [path.encode(errors="surrogatepass") for path in paths]  # names that are no text have surrogates
-        prefix = _common_start(given) if len(given) > 1 else b""
-        self._set(prefix, b"".join(path[len(prefix) :] + b"\0" for path in given))
+        given = [*paths]
+        prefix = _common_start(given) if len(given) > 1 else ""
+        names = "\0".join(["", *given, ""]).replace(f"\0{prefix}", "\0", len(given))[1:]
+        # Names that are no text have surrogates.
+        self._prefix, self._names = (text.encode(errors="surrogatepass") for text in (prefix, names))
+        self._ends = np.flatnonzero(
+            np.frombuffer(self._names, dtype=np.uint8) == 0
+        )  # (N,) int64: of the null byte of each
         if len(self) != len(given):
             raise ValueError("a path has a null character")
-
-    def _set(self, prefix: bytes, names: bytes) -> None:
-        self._prefix, self._names = prefix, names  # each name ends with a null byte
-        self._ends = np.flatnonzero(np.frombuffer(names, dtype=np.uint8) == 0)  # (N,) int64
 
     @classmethod
     def joined(cls, parts: Iterable[Paths]) -> Paths:
         """Return the paths of all parts, one part after the other."""
         parts = [part for part in parts if len(part)]
-        prefix = _common_start([part._prefix for part in parts])
-        blocks = []
-        for part in parts:
-            rest = part._prefix[len(prefix) :]
-            blocks.append(rest + part._names[:-1].replace(b"\0", b"\0" + rest) + b"\0")
+        if len(parts) == 1:
+            return parts[0]
         whole = cls()
-        whole._set(prefix, b"".join(blocks))
+        whole._prefix = _common_start([part._prefix for part in parts] or [b""])
+        names, ends, size = list[bytes](), list[np.ndarray](), 0
+        for part in parts:
+            rest = part._prefix[len(whole._prefix) :]
+            names.append(rest + part._names[:-1].replace(b"\0", b"\0" + rest) + b"\0")
+            ends.append(part._ends + np.arange(1, len(part) + 1) * len(rest) + size)
+            size += len(names[-1])
+        whole._names = b"".join(names)
+        whole._ends = np.concatenate([whole._ends, *ends])
         return whole
 
     def __len__(self) -> int:
@@ -58,8 +64,10 @@ class Paths(Sequence[str]):
         places = range(len(self))[place]
         if places.step != 1:
             return Paths(map(self.__getitem__, places))
-        part = Paths()
-        part._set(self._prefix, self._names[self._start(places.start) : self._start(places.stop)])
+        part, start = Paths(), self._start(places.start)
+        part._prefix = self._prefix
+        part._names = self._names[start : self._start(places.stop)]
+        part._ends = self._ends[place] - start
         return part
 
     def __iter__(self) -> Iterator[str]:
@@ -85,9 +93,9 @@ class Paths(Sequence[str]):
         return (self._prefix + self._names[start:end]).decode(errors="surrogatepass")
 
 
-def _common_start(texts: Sequence[bytes]) -> bytes:
-    """Return the longest start of all texts; where there are none, nothing."""
-    first, last = min(texts, default=b""), max(texts, default=b"")
+def _common_start(texts: Sequence[AnyStr]) -> AnyStr:
+    """Return the longest start of all texts."""
+    first, last = min(texts), max(texts)
     length = next(
         (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
     )

@@ -11,11 +11,12 @@ Shapes: N samples, C channels, H W pixels.
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,8 +26,10 @@ from torch import Tensor
 from swa_cli.data import datasets, pytree
 from swa_cli.data.datasets import Request, complete_args
 from swa_cli.data.image_file import on_threads
+from swa_cli.data.packed import PackedDataset, Packing, Store
 from swa_cli.data.splits import (
     Arrays,
+    Broken,
     FileDataset,
     Found,
     Progress,
@@ -75,6 +78,7 @@ class Source:
     contents: tuple[str, ...] = ()  # classes and files found, and what was left out
     warnings: tuple[str, ...] = ()
     num_broken: int = 0  # files that cannot be read and were left out
+    packed: Mapping[str, str] = field(default_factory=dict)  # what is stored of the images of each split
 
     @property
     def target(self) -> Target:
@@ -112,6 +116,8 @@ def load(
     mean: Constants = "auto",
     std: Constants = "auto",
     skip_broken: bool = False,
+    packing: Packing = "read",
+    tell: Callable[[str], object] = lambda text: None,
     keep_in: Path | None = None,
     progress: Progress | None = None,
 ) -> Source:
@@ -125,7 +131,8 @@ def load(
         stratify: Whether the validation samples keep the class proportions.
         seed: Decides which samples validate.
         cache: "auto" holds image files in memory if what is not streamed anyway takes at most a quarter of the
-            available memory, "ram" holds everything, "none" streams what comes from files or from user code.
+            available memory, "ram" holds everything, "none" streams what comes from files or from user code, "packed"
+            reads image files as `packed` stores them.
         download: Whether missing files may be downloaded.
         workers: Processes that read a streamed dataset.
         args: Those that the entry declares; the keyword arguments of a factory.
@@ -134,6 +141,9 @@ def load(
         mean: Per channel, of pixels scaled to [0, 1]; "auto": that of the dataset, or measured.
         std: Likewise.
         skip_broken: Whether to leave out image files that cannot be read, after a look at each of them.
+        packing: What `cache` "packed" does where images are not packed yet: "write" packs them, "plan" says how much
+            that would be, and "read" reads their files, to the same pixels.
+        tell: Called with what will be packed, before that.
         keep_in: The folder where an index of many files is kept for the next time; None keeps nothing.
         progress: Called while files are listed and images are read.
 
@@ -141,7 +151,7 @@ def load(
         UserError: The name is unknown, files are missing or damaged, the layout is wrong, `val` leaves nothing to
             train, or a label is not one of the classes.
     """
-    assert cache in ("auto", "ram", "none")
+    assert cache in ("auto", "ram", "none", "packed")
     views = _of_dataset(views, datasets.find(name))
     reading = Reading(seed=seed, workers=workers, progress=progress)
     found = _read(
@@ -156,9 +166,14 @@ def load(
         progress=progress,
     )
     splits = {split: _split(found, split, views) for split in found.splits}
-    splits, broken = without_broken(splits, progress=progress) if skip_broken else (splits, [])
+    store = Store(Path(root), json.dumps([name, args], default=str), views) if cache == "packed" else None
+    left_out: dict[str, Broken] = {}
+    if skip_broken:
+        known = {} if store is None else store.known(splits, progress=progress)
+        splits, left_out = without_broken(splits, known=known, progress=progress)
+    broken = [reason for each in left_out.values() for reason in each.values()]
     splits, warnings = _checked(splits, found, name=name, read_all=cache == "ram", reading=reading)
-    data = Fingerprints(splits, root=Path(root))
+    data, before = Fingerprints(splits, root=Path(root)), splits
     if "train" in splits and "val" not in splits:
         parts, more = split_off_validation(
             splits["train"], val=val, seed=seed, stratify=stratify, class_names=found.class_names
@@ -172,6 +187,9 @@ def load(
     ]
     for split in to_hold:
         splits[split] = load_into_memory(splits[split], what=f"reading {split} images", reading=reading)
+    if store is not None:
+        splits, more = store.pack(splits, before=before, broken=left_out, packing=packing, tell=tell, progress=progress)
+        notes += more
     first = next(splits[split] for split in ("train", "val", "test") if split in splits)
     example = next(read_rows(first, rows=torch.tensor([0]), reading=replace(reading, workers=0)))
     images = example[0] if pytree.is_image(pytree.first_sample(example[0])) else None
@@ -196,6 +214,11 @@ def load(
         contents=(*_describe_classes(first, found.class_names), *found.contents),
         warnings=tuple(warnings),
         num_broken=len(broken),
+        packed={
+            split: part.dataset.form.describe()
+            for split, part in splits.items()
+            if isinstance(part.dataset, PackedDataset)
+        },
     )
 
 
@@ -220,7 +243,7 @@ def _checked(
 def _to_hold(splits: Mapping[str, Split], *, cache: str, views: Views) -> list[str]:
     """Return the streamed splits to hold in memory; not training images of which each epoch shows other views."""
     streamed = {split: part for split, part in splits.items() if part.dataset is not None}
-    if not streamed or cache == "none":
+    if not streamed or cache in ("none", "packed"):
         return []
     is_varied = views.varies or views.training.is_random
     parts = {split: part for split, part in streamed.items() if not (split == "train" and is_varied)}
@@ -240,7 +263,7 @@ def _notes(
 ) -> Iterator[str]:
     """Yield what a person should know of where samples are held, and of the validation split."""
     streamed = {split: part.dataset for split, part in splits.items() if part.dataset is not None}
-    if cache == "none" and not streamed:
+    if cache in ("none", "packed") and not streamed:
         yield f"{name} is held in memory whatever dataset.cache says"
     if cache == "ram" and not all(isinstance(dataset, FileDataset) for dataset in streamed.values()):
         yield "held in memory: random transforms of the dataset were applied once, for all epochs"

@@ -93,25 +93,35 @@ def take(split: Split, rows: Tensor) -> Split:
     return replace(split, labels=select(split.labels), images=select(split.images), indices=select(split.indices))
 
 
-def without_broken(splits: Mapping[str, Split], *, progress: Progress | None) -> tuple[dict[str, Split], list[str]]:
+Broken = dict[int, str]  # what is wrong with the image files that cannot be read, by their places in a split
+
+
+def without_broken(
+    splits: Mapping[str, Split], *, known: Mapping[str, Broken], progress: Progress | None
+) -> tuple[dict[str, Split], dict[str, Broken]]:
     """Leave out the samples whose files cannot be read; decode each once for it, JPEG files at 1/8 of their size.
 
+    `known` are the broken files of splits that need no look.
+
     Returns:
-        The splits, and what is wrong with each file that is left out.
+        The splits, and the files that are left out of each.
 
     Raises:
         UserError: A split has no readable files.
     """
-    found, broken = dict(splits), list[str]()
+    found, broken = dict(splits), dict[str, Broken]()
     for name, split in splits.items():
         if isinstance(split.dataset, FileDataset) and split.indices is not None:
-            check = partial(_check, split.dataset, split.indices)
-            errors = unreadable(check, len(split), what=f"looking at {name} images", progress=progress)
-            broken += errors.values()
+            errors = known.get(name)
+            if errors is None:
+                check = partial(_check, split.dataset, split.indices)
+                errors = unreadable(check, len(split), what=f"looking at {name} images", progress=progress)
+            broken[name] = errors
             is_readable = torch.ones(len(split), dtype=torch.bool)
             is_readable[list(errors)] = False
             if not bool(is_readable.any()):
-                raise UserError(f"no image of the {name} split can be read: {broken[-1]}", hint="repair the files")
+                reason = errors[len(split) - 1]
+                raise UserError(f"no image of the {name} split can be read: {reason}", hint="repair the files")
             found[name] = take(split, is_readable.nonzero()[:, 0])
     return found, broken
 

@@ -143,10 +143,11 @@ def stream(
     """
     if view is not None and view != EvaluationView():
         transforms.import_operators()
+    workers = min(workers, len(spans))
     slots = None
     if workers and isinstance(dataset, FileDataset):
         size = (view and view.size) or dataset.shape
-        batch_size = max((len(_numbers(span)) for span in spans), default=0)
+        batch_size = max((length_of(span) for span in spans), default=0)
         slots = _Slots.allocate(dataset, size, workers=workers, batch_size=batch_size)
     with warnings.catch_warnings():
         # The plan warns of more workers than cores, once; torch would at each pass over the data.
@@ -478,6 +479,11 @@ def _start_worker(_: int) -> None:
             sys.__excepthook__(kind, error, traceback)
 
     sys.excepthook = report
+
+
+def length_of(span: Positions) -> int:
+    """Return the number of positions."""
+    return span.stop - span.start if isinstance(span, slice) else len(span)
 
 
 def _numbers(span: Positions) -> list[int]:

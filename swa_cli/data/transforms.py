@@ -126,6 +126,10 @@ class EvaluationView:
     resize: int | None = None
     interpolation: Interpolation = "bilinear"
 
+    def describe(self) -> str:
+        """Return `224 x 224 pixels`."""
+        return "whole images" if self.size is None else f"{self.size[0]} x {self.size[1]} pixels"
+
     def image(self, photo: Photo) -> Tensor:
         """Return the view (C, h, w) uint8; what lies outside of a small image is black."""
         return self._apply(photo.pixels(), interpolation=self.interpolation, fill=0)
@@ -140,6 +144,35 @@ class EvaluationView:
         if self.resize is None:
             return _resized(pixels, self.size, interpolation)
         return _center(_resized(pixels, (self.resize,), interpolation), self.size, fill=fill)
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """The whole image, its shorter side resized to at most `side` pixels with antialiasing; a smaller one as it is."""
+
+    side: int
+    interpolation: Interpolation = "bilinear"
+
+    def describe(self) -> str:
+        """Return `a shorter side of at most 468 pixels`."""
+        return f"a shorter side of at most {self.side} pixels"
+
+    def size_of(self, of: Size) -> Size:
+        """Return the (h, w) of an image of (H, W)."""
+        shorter = min(of)
+        return of if shorter <= self.side else (of[0] * self.side // shorter, of[1] * self.side // shorter)
+
+    def image(self, photo: Photo) -> Tensor:
+        """Return the image (C, h, w) uint8; a file is decoded to a part of its size that is not smaller."""
+        size = self.size_of(photo.size)
+        divisor = next((d for d in (8, 4, 2) if min(photo.size) >= d * self.side), 1)
+        pixels = photo.pixels(divisor=divisor)
+        return pixels if size == photo.size else _resized(pixels, size, self.interpolation)
+
+    def mask(self, mask: Tensor) -> Tensor:
+        """Return the mask (h, w) of classes."""
+        size = self.size_of((mask.shape[0], mask.shape[1]))
+        return mask if size == tuple(mask.shape) else _resized(mask[None], size, NEAREST)[0]
 
 
 @dataclass(frozen=True)
@@ -177,7 +210,13 @@ class Views:
 
     training: TrainingView
     evaluation: EvaluationView
-    varies: bool = False  # whether other epochs have training views of other sizes
+    others: tuple[EvaluationView, ...] = ()  # of the epochs of other sizes, where nothing is drawn
+
+    @property
+    def varies(self) -> bool:
+        """Whether some epoch frames training images otherwise than evaluation."""
+        stills = (self.training.still, *self.others)
+        return any(still.size is not None and still != self.evaluation for still in stills)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ arguments and never see a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -22,6 +22,7 @@ from swa_cli.data import batches, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.data.color_jitter import ColorJitter
+from swa_cli.data.packed import Packing
 from swa_cli.data.randomness import derive_seed
 from swa_cli.data.sources import changes
 from swa_cli.data.transforms import TrainingView
@@ -53,13 +54,20 @@ class Share:
     batches: Batches
     rounds: int  # the most batches that any process has
     gathered: Callable[[Any], list[Any]]
+    after_batch: Callable[[], None] = lambda: None
+    check: Callable[[], None] = lambda: None  # called as often in all processes
 
-    def counted(self, bar: Bar, check: Callable[[], None]) -> Iterable[tuple[Any, Any]]:
-        """Return the batches as a re-iterable, which after each one advances `bar` and calls `check`.
+    def counted(self, bar: Bar, check: Callable[[], None]) -> Share:
+        """Return the same batches, after each of which `bar` advances and `check` is called."""
+        return replace(self, after_batch=bar.advance, check=check)
 
-        All processes call `check` equally often.
-        """
-        return _Counted(self, bar, check)
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for batch in self.batches:
+            yield batch
+            self.after_batch()
+            self.check()
+        for _ in range(self.rounds - len(self.batches)):
+            self.check()
 
 
 @dataclass(frozen=True)
@@ -196,13 +204,13 @@ class Context:
 
     def statistics_batches(self) -> Batches:
         """Return the batches of the BatchNorm pass, which are always the same."""
-        settings = self.recipe.average_scoring.batchnorm
+        settings, train = self.recipe.average_scoring.batchnorm, self.split("train")
         return batches.statistics_batches(
-            self.split("train"),
+            train,
             seed=self.recipe.seed,
             batch_size=self.recipe.train.batch_size,
             augment=augment_of(self.recipe) if settings.augment else Augment(),
-            samples=None if settings.samples == "all" else int(settings.samples),
+            samples=settings.num_samples(len(train)),
             num_classes=self.source.num_classes,
             view=self._training_view(self.recipe.train.epochs) if settings.augment else None,
             **self._format(),
@@ -344,7 +352,12 @@ def constants(given: str | Sequence[float], *, imagenet: tuple[float, ...]) -> s
 
 
 def load_source(
-    recipe: Recipe, *, classes: Sequence[str] | None = None, progress: Callable[[str, int, int], None]
+    recipe: Recipe,
+    *,
+    classes: Sequence[str] | None = None,
+    packing: Packing = "read",
+    tell: Callable[[str], object] = lambda text: None,
+    progress: Callable[[str, int, int], None],
 ) -> sources.Source:
     """Read the data of a recipe, see `sources.load`."""
     dataset = recipe.dataset
@@ -363,24 +376,11 @@ def load_source(
         mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
         std=constants(dataset.std, imagenet=IMAGENET_STD),
         skip_broken=dataset.skip_broken,
+        packing=packing,
+        tell=tell,
         keep_in=Path(recipe.output.root) / ".index",
         progress=progress,
     )
-
-
-@dataclass(frozen=True)
-class _Counted:
-    share: Share
-    bar: Bar
-    check: Callable[[], None]
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for batch in self.share.batches:
-            yield batch
-            self.bar.advance()
-            self.check()
-        for _ in range(self.share.rounds - len(self.share.batches)):
-            self.check()
 
 
 def build_context(
@@ -391,6 +391,7 @@ def build_context(
     begun: Mapping[str, Any] | None = None,
     world: World = ALONE,
     needs_training: bool = True,
+    packing: Packing = "read",
 ) -> Context:
     """Choose the hardware and load the data.
 
@@ -401,6 +402,7 @@ def build_context(
         begun: `environment` of the run that continues, see `hardware.choose`.
         world: The processes of the run.
         needs_training: Refuse data without a training split; else they may lack it if there is a checkpoint.
+        packing: What is done where images are to be packed and are not yet, see `sources.load`.
 
     Raises:
         RecipeError: Images cannot be shown as the recipe says.
@@ -421,7 +423,7 @@ def build_context(
     hardware_choice.require_precision("eval.precision", recipe.eval.precision, hardware.device, instead="fp32")
     classes = None if needs_training or recorded is None else recorded["classes"]
     with events.loading() as progress, world.local_rank0_first():
-        source = load_source(recipe, classes=classes, progress=progress)
+        source = load_source(recipe, classes=classes, packing=packing, tell=events.note, progress=progress)
     _require_labels(task, source, recipe)
     for sentence in source.warnings:
         events.warning(sentence)

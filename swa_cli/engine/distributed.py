@@ -16,6 +16,7 @@ import re
 import signal
 import struct
 import sys
+import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -32,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from swa_cli.engine.failures import HANDLED_SIGNALS
 from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, RecipeError, Terminated, UserError
 
+POLL_S = 0.05  # between two looks at what other processes have reached
 SAVE_WITHIN_S = 300  # what processes have for their last step and save, once a signal has reached them
 
 
@@ -111,12 +113,13 @@ class World:
 
     @contextmanager
     def local_rank0_first(self) -> Iterator[None]:
-        """Let local rank 0 run the block first, so that the others find what it downloads."""
-        if self.local_rank:
-            self.gathered(None)
+        """Let local rank 0 run the block first, so that the others find what it downloads or packs, however long."""
+        where = f"the block of rank {self.rank - self.local_rank}"
+        while self.local_rank and not self.num_arrived(where):
+            time.sleep(POLL_S)
         yield
         if not self.local_rank:
-            self.gathered(None)
+            self.arrive(where)
 
     def arrive(self, where: str) -> None:
         """Tell the other processes that this one has reached a point of the run."""

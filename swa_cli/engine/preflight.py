@@ -55,7 +55,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
     with preserve_global_rng(), context.events.progress("trying a step", 3) as bar:
         epochs = plan.epochs + (plan.worker.epochs if plan.worker else 0)
         sizes = context.epochs_by_size(epochs=epochs)
-        batches = [next(iter(context.training_batches(first))) for first, _ in sizes]
+        batches = [context.training_batches(first).first() for first, _ in sizes]
         batch = batches[-1]
         is_equal = is_made_anew(replica, batch)
         bar.advance()
@@ -127,7 +127,7 @@ def check_refresh(replica: Replica, batch: tuple[Any, Any], *, num_train: int) -
     """
     context = replica.context
     settings, size = context.recipe.average_scoring.batchnorm, context.recipe.train.batch_size
-    total = num_train if settings.samples == "all" else min(int(settings.samples), num_train)
+    total = settings.num_samples(num_train)
     last = total % size
     sizes = [size] * (total >= size) + [last] * (last > 0)
     if settings.method == "exact":  # many passes; a layer then sees any samples one by one

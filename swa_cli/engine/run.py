@@ -21,6 +21,7 @@ from swa_cli.averaging.model_state import read
 from swa_cli.checkpoint.atomic import BackgroundWriter
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.data.image_file import num_cores
+from swa_cli.data.packed import Packing
 from swa_cli.engine import fsdp, loggers, optimizers, preflight, step
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
@@ -114,6 +115,7 @@ def build_run(
     point: Checkpoint | None = None,
     world: World = ALONE,
     context: Context | None = None,
+    packing: Packing = "plan",
 ) -> Run:
     """Build everything a run needs.
 
@@ -123,6 +125,7 @@ def build_run(
         point: The resume point, if the run continues from one.
         world: The processes that train together.
         context: The context of this recipe, if its data were loaded before.
+        packing: What is done where images are to be packed and are not yet, see `sources.load`.
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
@@ -145,7 +148,7 @@ def build_run(
     known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
     try:
         if context is None:
-            context = build_context(recipe, events, world=world, **known)
+            context = build_context(recipe, events, world=world, packing=packing, **known)
         context = replace(context, events=events)
     except UserError:
         if problems:

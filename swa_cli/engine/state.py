@@ -39,7 +39,10 @@ def write_first_files(run: Run, folder: RunFolder, *, recipe_folder: Path) -> No
     about |= {"init_sha256": run.initial.sha256} if run.initial else {}
     about |= {"launch": launch} if (launch := name_of_launch()) else {}
     folder.write_text(folder.recipe.name, load.dump(run.context.recipe))
-    folder.write_json(folder.about.name, environment(run.context.hardware) | about)
+    packed = dict(run.context.source.packed)
+    folder.write_json(
+        folder.about.name, environment(run.context.hardware) | about | ({"packed": packed} if packed else {})
+    )
 
 
 def save_resume_point(run: Run, folder: RunFolder) -> None:

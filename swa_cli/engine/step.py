@@ -132,7 +132,7 @@ def _warm_up(run: Run, forward: Forward) -> None:
     kept = copy_to_cpu(dict(run.model.named_buffers()))
     run.model.train()
     with context.events.progress("compiling", total=1), context.memory():
-        forward_backward(run, forward, next(iter(context.training_batches(run.epoch))))
+        forward_backward(run, forward, context.training_batches(run.epoch).first())
     loading.load_buffers(run.model, kept)  # the statistics of BatchNorm moved, the weights did not
     run.model.zero_grad(set_to_none=True)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.model_state import NonFiniteWeightsError, read, require_finite
 from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.data.packed import Packing
 from swa_cli.engine import estimate, failures, state, swap, validate
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import EpochEvent, Events, StepEvent
@@ -45,13 +46,13 @@ def train(
         loaded: The recipe and where its keys stand.
         listeners: They hear the events of the run, see `events.Listener`.
         world: The processes that train together.
-        dry_run: Stop after the plan and one real step, and write nothing.
+        dry_run: Stop after the plan and one real step, and make no run folder.
 
     Raises:
         RecipeError: Problems that show once data and classes are known; nothing was run.
         UserError: Missing data or device, or the run failed (exit code 1).
     """
-    run = set_up(loaded, listeners=listeners, world=world)
+    run = set_up(loaded, listeners=listeners, world=world, packing="plan" if dry_run else "write")
     recipe = run.context.recipe
     if dry_run:
         run.context.events.emit(plan_event(run, title=f"{recipe.title} (dry run)", warnings=run.plan.warnings))
@@ -61,8 +62,8 @@ def train(
     return start(run, RunFolder(path, writes=world.is_rank0), recipe_folder=loaded.folder)
 
 
-def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE) -> Run:
-    """Build a run that `start` can start; nothing is written.
+def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE, packing: Packing = "plan") -> Run:
+    """Build a run that `start` can start; it has no folder yet. Where `packing` is `write`, its images are packed.
 
     Raises:
         RecipeError: Problems that show once data and classes are known.
@@ -70,7 +71,7 @@ def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = A
     """
     make_importable(loaded)
     with failures.before_a_run():
-        run = build_run(loaded, Events(listeners), world=world)
+        run = build_run(loaded, Events(listeners), world=world, packing=packing)
     run.context.scoring_split()
     return run
 

@@ -127,7 +127,7 @@ def _warn_of_hidden_state(run: Run, split: str) -> None:
     context, replica = run.context, run.replica
     if replica.borrows or run.sharding.is_used:
         return
-    if not preflight.is_made_anew(replica, next(iter(context.plain_batches(split)))):
+    if not preflight.is_made_anew(replica, context.plain_batches(split).first()):
         context.events.warning(
             f"{context.recipe.model.name} keeps state that training changes outside its state dict: {RAW} is"
             " evaluated as it was trained, averages and files without that state"

@@ -19,14 +19,10 @@ from swa_cli.recipe.schema import Recipe
 
 
 def views_of(recipe: Recipe) -> Views:
-    """Return the views of the last epoch; `varies` where training images may not be stored as evaluation shows them."""
-    evaluation = evaluation_view(recipe)
+    """Return the views of the last epoch, and of those of other sizes."""
+    training = training_view(recipe, epoch=recipe.train.epochs)
     stills = [training_view(recipe, epoch=first).still for first, _ in sizes_by_epoch(recipe)]
-    return Views(
-        training_view(recipe, epoch=recipe.train.epochs),
-        evaluation,
-        varies=any(still != evaluation for still in stills),
-    )
+    return Views(training, evaluation_view(recipe), tuple(still for still in stills if still != training.still))
 
 
 def evaluation_view(recipe: Recipe) -> EvaluationView:

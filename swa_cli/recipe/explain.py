@@ -16,8 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from swa_cli.recipe import kinds, scalars
-from swa_cli.recipe.schema import Recipe
-from swa_cli.recipe.schema.optimizer import misplaced_in_schedule
+from swa_cli.recipe.schema import Recipe, misplaced_in_schedule
 from swa_cli.recipe.yaml_document import KeyPath, Tree, label
 
 NAME = "NAME"  # stands for a name of the user's own, as in averages.NAME.decay

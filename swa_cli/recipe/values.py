@@ -199,16 +199,17 @@ def _portion(value: object) -> str | int:
     raise ValueError(f"{shown(value)} is neither a share below 100% nor a count: write 10%, 5000 or 0")
 
 
-def _count_or(word: str) -> BeforeValidator:
-    """Return a validator of a positive whole number, or of one word."""
+def _count_or(*words: str) -> BeforeValidator:
+    """Return a validator of a positive whole number, or of one of these words."""
 
     def check(value: object) -> str | int:
         text = scalars.written(value)
-        if text == word:
-            return word
+        if text in words:
+            return text
         if re.fullmatch(r"[1-9]\d{0,17}", text, re.ASCII):
             return int(text)
-        raise ValueError(f"{shown(value)} is neither `{word}` nor a count: write {word} or a number from 1 on")
+        quoted, plain = " nor ".join(f"`{word}`" for word in words), ", ".join(words)
+        raise ValueError(f"{shown(value)} is neither {quoted} nor a count: write {plain} or a number from 1 on")
 
     return BeforeValidator(check)
 
@@ -298,6 +299,7 @@ Whole = Annotated[int, BeforeValidator(scalars.whole)]
 Count = Annotated[Whole, Field(ge=1)]
 Portion = Annotated[str | int, BeforeValidator(_portion), _form(r"\d{1,2}(\.\d{1,9})?%", whole=True)]
 CountOrAll = Annotated[str | int, _count_or("all"), _form("all", whole=True)]
+CountAutoOrAll = Annotated[str | int, _count_or("auto", "all"), _form("auto", "all", whole=True)]
 CountOrAuto = Annotated[str | int, _count_or("auto"), _form("auto", whole=True)]
 Threads = Annotated[CountOrAuto, AfterValidator(_few_threads)]
 Number = Annotated[float, BeforeValidator(scalars.number)]

@@ -21,6 +21,8 @@ class Size:
     pass_rounds: int
     pipeline_images: int
     pipeline_rounds: int
+    photos: int
+    photo_rounds: int
     average_images: int  # of the runs with averages and without; an epoch is short, and many are by turns
     average_rounds: int
     growth_images: int  # x1; up to four times as many
@@ -38,6 +40,8 @@ FULL = Size(
     pass_rounds=5,
     pipeline_images=10_000,
     pipeline_rounds=5,
+    photos=2_000,
+    photo_rounds=5,
     average_images=640,
     average_rounds=3,
     growth_images=1_280,
@@ -54,6 +58,8 @@ QUICK = Size(
     pass_rounds=3,
     pipeline_images=5_120,
     pipeline_rounds=3,
+    photos=200,
+    photo_rounds=1,
     average_images=256,
     average_rounds=1,
     growth_images=256,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def test_update_with_fewer_samples_is_recorded(swa, run: Path, tmp_path: Path) -
     assert load(out)["samples"] == 500
     assert ended.json["weights"]["swa"]["samples"] == 500
     assert (run / "swa.pt").read_bytes() == before
+
+
+def test_a_large_training_set_is_read_in_part(swa, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a limit of 1,000 for whole passes: plan, `swa bn-update` and `swa average` take a tenth; `all` takes all."""
+    num_train = load(run / "swa.pt")["samples"]
+    assert num_train > 1000
+    monkeypatch.setattr("swa_cli.recipe.schema.averages.MAX_WHOLE_PASS", 1000)
+    part = math.ceil(num_train / 10)
+    planned = swa("plan", run.parent / "recipe.yaml")
+    assert f"reads {part} of {num_train:,} training samples" in " ".join((planned.out + planned.err).split())
+    for words, number in ((["auto"], part), (["all"], num_train), ([], part)):
+        samples = ["--samples", *words] if words else []
+        ended = swa("bn-update", run / "swa.pt", *samples, "-o", tmp_path / "new.pt", "--json")
+        assert ended.code == 0, ended.err
+        assert ended.json["weights"]["swa"]["samples"] == load(tmp_path / "new.pt")["samples"] == number
+        (tmp_path / "new.pt").unlink()
+    ended = swa("average", run.parent, "-o", tmp_path / "mean.pt", "--json")
+    assert ended.code == 0, ended.err
+    assert load(tmp_path / "mean.pt")["samples"] == part
 
 
 def test_snapshots_are_scored_and_updated(swa, run: Path) -> None:

@@ -11,6 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from swa_cli.engine import train
+from swa_cli.recipe import load
+
 RECIPE = """\
 name: pets
 model: {name: convnet, args: {width: 4}}
@@ -65,6 +68,28 @@ def test_changed_data_are_told_by_every_command_that_reads_them(swa: Any, run: P
         told = " ".join(ended.err.split())
         assert f"the train {CHANGED}: 32 samples as before, but not the same ones" in told
         assert f"the test {CHANGED}" not in told
+
+
+class GrowsAFile:
+    """A listener that makes a file longer once the plan is told; the image in it stays as it is."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def plan(self, _: object) -> None:
+        self.path.write_bytes(self.path.read_bytes() + b"more")
+
+
+def test_the_data_of_the_start_are_recorded(swa: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that grows in place before the first save of a run, against a warning when the run is evaluated."""
+    monkeypatch.chdir(tmp_path)
+    for name, level in (("cat", 40), ("dog", 200)):
+        write(tmp_path / "pets" / name, count=16, level=level)
+    (tmp_path / "pets.yaml").write_text(RECIPE)
+    train.train(
+        load.load("pets.yaml", ["train.epochs=1", "swa=null"]), listeners=[GrowsAFile(tmp_path / "pets/cat/0.png")]
+    )
+    assert f"the train {CHANGED}" in swa("eval", tmp_path / "runs/pets-001").err
 
 
 def test_a_copy_of_the_data_is_the_same(swa: Any, run: Path, tmp_path: Path) -> None:

@@ -216,3 +216,19 @@ def test_progress_reaches_the_total(tmp_path: Path) -> None:
         ("reading train images", 360, 360),
         ("reading val images", 40, 40),
     ]
+
+
+def test_files_are_looked_at_once_when_their_fingerprint_is_asked_for(tmp_path: Path) -> None:
+    """A file that grows after loading, and again after the fingerprint, against the fingerprint of another loading."""
+    write(tmp_path)
+    file = next(tmp_path.rglob("*.png"))
+    sources = [load("image_folder", root=tmp_path, val=1) for _ in range(2)]
+    before = sources[0].data()
+    file.write_bytes(file.read_bytes() + b"more")
+    calls: list[tuple[str, int, int]] = []
+    after = sources[1].data(lambda *call: calls.append(call))
+    assert before["train"].samples == after["train"].samples == 6
+    assert before["train"].sha256 != after["train"].sha256
+    assert sources[0].data() == before
+    assert calls == [("looking at train files", 6, 6)]
+    assert load("image_folder", root=tmp_path, val=1).data() == after

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swa_cli.engine.plan_text import describe_averages, describe_schedule
+from swa_cli.engine.plan_text import describe_averages, describe_pass, describe_schedule
 from swa_cli.errors import RecipeError
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe
@@ -415,6 +415,43 @@ def test_texts_of_several_averages_and_snapshots() -> None:
         "snapshots: 3, ends of epochs 10, 20, ..., 30; the last 2 kept",
     ]
     assert describe_averages(recipe(), plan()) == []
+
+
+@pytest.mark.parametrize(
+    ("samples", "num_train", "number"),
+    [
+        ("auto", 50, 50),
+        ("auto", 100_000, 100_000),
+        ("auto", 100_001, 10_001),
+        ("auto", 1_281_167, 128_117),
+        ("all", 1_281_167, 1_281_167),
+        (640, 1_281_167, 640),
+        (640, 500, 500),
+    ],
+)
+@pytest.mark.parametrize("section", ["swa", "swap"])
+def test_samples_of_a_batchnorm_pass(section: str, samples: str | int, num_train: int, number: int) -> None:
+    """The number of samples against the rule by hand; the plan tells those of a part, and at most 10 % of an epoch."""
+    values: dict[str, Any] = {"swa": {}, "swap": {"workers": 2}}
+    described = recipe(**{section: values[section] | {"batchnorm": {"samples": samples}}})
+    assert described.average_scoring.batchnorm.num_samples(num_train) == number
+    text = describe_pass(described, make_plan(described, num_train=num_train))
+    if number == num_train:
+        assert text == ""
+        return
+    assert f"{number:,} of {num_train:,} training samples" in text
+    cost = float(text.partition("about ")[2].partition(" %")[0])
+    assert cost == pytest.approx(100 / 3 * number / num_train, rel=0.05)
+    assert cost < 10
+    assert text.endswith(f"({section}.batchnorm.samples: {samples})")
+
+
+def test_an_exact_pass_tells_no_cost() -> None:
+    """Method exact runs a partial pass per layer, and the plan does not name the cost of one."""
+    described = recipe(swa={"batchnorm": {"method": "exact", "samples": 100}})
+    text = describe_pass(described, make_plan(described, num_train=1000))
+    assert "100 of 1,000" in text
+    assert " %" not in text
 
 
 @pytest.mark.parametrize(

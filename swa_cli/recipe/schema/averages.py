@@ -14,7 +14,7 @@ from swa_cli.recipe.values import (
     INTERNAL,
     STRICT,
     Count,
-    CountOrAll,
+    CountAutoOrAll,
     Duration,
     DurationField,
     Flag,
@@ -25,6 +25,9 @@ from swa_cli.recipe.values import (
     refuse,
 )
 
+MAX_WHOLE_PASS = 100_000  # training samples, all of which a pass reads
+PART_OF_LARGE_SETS = 10  # one sample in so many; a tenth leaves statistics an error that docs/runs.md states
+
 
 class BatchNorm(BaseModel):
     """How the BatchNorm statistics of averaged weights are recomputed."""
@@ -33,8 +36,17 @@ class BatchNorm(BaseModel):
     method: Literal["pooled", "exact"] = Field(
         default="pooled", description="pooled: one pass; exact: layer by layer, independent of the batches"
     )
-    samples: CountOrAll = Field(default="all", description="training samples of the pass: all, or a number")
+    samples: CountAutoOrAll = Field(
+        default="auto",
+        description="training samples of the pass: all, a number, or auto: all of up to 100,000, a tenth of more",
+    )
     augment: Flag = Field(default=True, description="augment images as in training (the weights fit those statistics)")
+
+    def num_samples(self, num_train: int) -> int:
+        """Return the number of samples of a pass over `num_train` training samples."""
+        if self.samples == "auto":
+            return num_train if num_train <= MAX_WHOLE_PASS else -(-num_train // PART_OF_LARGE_SETS)
+        return num_train if self.samples == "all" else min(int(self.samples), num_train)
 
 
 class Swa(BaseModel):

@@ -270,8 +270,10 @@ class Dataset(BaseModel):
     skip_broken: Flag = Field(
         default=False, description="leave out image files that cannot be read, and report their number"
     )
-    cache: Literal["auto", "ram", "none"] = Field(
-        default="auto", description="images in memory (ram), streamed from disk (none), or by size (auto)"
+    cache: Literal["auto", "ram", "none", "packed"] = Field(
+        default="auto",
+        description="images in memory (ram), streamed from disk (none), by size (auto), or decoded and shrunk once into"
+        " files beside the dataset (packed)",
     )
     workers: Whole = Field(default=2, ge=0, description="loader processes of a dataset that is streamed")
     download: Flag = Field(default=True, description="fetch missing files where the dataset can be fetched")

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.figures import Figure
 from benchmarks.size import Size
-from benchmarks.topics import averaging, growth, job, loop, passes, pipeline, save, startup
+from benchmarks.topics import averaging, growth, job, loop, passes, photos, pipeline, save, startup
 from benchmarks.voice import Voice
 
 Measured = tuple[list[Figure], dict[str, Any]]
@@ -27,6 +27,7 @@ TOPICS: Mapping[str, Topic] = {
     "job": Topic(job.measure, 40, 480),
     "loop": Topic(loop.measure, 40, 180),
     "pipeline": Topic(pipeline.measure, 5, 10),
+    "photos": Topic(photos.measure, 15, 150),
     "passes": Topic(passes.measure, 10, 50),
     "averaging": Topic(averaging.measure, 15, 60),
     "startup": Topic(startup.measure, 20, 40),
