@@ -14,6 +14,7 @@ from typing import Any
 
 from swa_cli.data import folders, hugging_face, masks, shards, tables, user_dataset
 from swa_cli.data.paths import Paths
+from swa_cli.data.shard_index import IMAGES, Members
 from swa_cli.data.splits import Found, Progress, Target, available_memory
 from swa_cli.data.synthetic import CLASSES, NUM_DIGITS, NUM_TEST_DIGITS, draw_scenes, read_digits, read_rotated_digits
 from swa_cli.data.torchvision_sets import IDX_FILES, Files, read_arrays, unpacked_dataset
@@ -264,7 +265,7 @@ def _read_shards(request: Request) -> Found:
     return shards.find(
         request.root,
         patterns=patterns,
-        members=shards.Members(args["image"] or shards.IMAGES, args["label"], args["field"]),
+        members=Members(args["image"] or IMAGES, args["label"], args["field"]),
         view=request.view,
         classes=args["classes"],
         trained=request.classes,

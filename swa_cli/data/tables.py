@@ -11,7 +11,7 @@ import errno
 import io
 import os
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -74,8 +74,7 @@ def find(
     """
     rows = _Rows(table, root)
     delimiter = delimiter or _DELIMITERS.get(table.suffix.lower(), ",")
-    for row in _read_rows(table, columns, delimiter=delimiter, progress=progress):
-        rows.add(row)
+    _read(rows, columns, delimiter=delimiter, progress=progress)
     if not len(rows):
         raise UserError(f"{table}: has no rows below its header", hint="add a row per photo")
     if rows.num_missing and not allow_missing:
@@ -90,7 +89,8 @@ def find(
         describe=lambda line: f"{table}:{line}",
     )
     photos = {split: PhotoFiles(part.paths) for split, part in splits.items()}
-    return found(photos, labels, class_names=names, view=view)
+    unread = f"left out columns: {', '.join(rows.unread[:NAMED])}{', ...' * (len(rows.unread) > NAMED)}"
+    return found(photos, labels, class_names=names, view=view, left_out=[unread] if rows.unread else [])
 
 
 class _Row(NamedTuple):
@@ -134,6 +134,7 @@ class _Rows:
     splits: dict[str, _SplitRows] = field(default_factory=dict)
     missing: list[_Row] = field(default_factory=list)  # the first ones
     num_missing: int = 0
+    unread: list[str] = field(default_factory=list)  # names of columns
 
     def add(self, row: _Row) -> None:
         split = split_of(row.split)
@@ -190,8 +191,9 @@ def _require_different(rows: _Rows) -> None:
             )
 
 
-def _read_rows(table: Path, columns: Columns, *, delimiter: str, progress: Progress | None) -> Iterator[_Row]:
-    """Yield the rows below the header; blank lines are skipped."""
+def _read(rows: _Rows, columns: Columns, *, delimiter: str, progress: Progress | None) -> None:
+    """Add the rows below the header; blank lines are skipped."""
+    table = rows.table
     try:
         if table.exists() and not table.is_file():  # a pipe would block for ever
             raise OSError(errno.EINVAL, "it is not a regular file")
@@ -201,9 +203,10 @@ def _read_rows(table: Path, columns: Columns, *, delimiter: str, progress: Progr
             reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
             header = [name.strip() for name in next(reader, [])]
             places = _places(table, header, columns)
+            rows.unread += [name or "(no name)" for place, name in enumerate(header) if place not in places]
             for number, values in enumerate(reader):
                 if values:
-                    yield _row(values, header, places, where=f"{table}:{reader.line_num}", line=reader.line_num)
+                    rows.add(_row(values, header, places, where=f"{table}:{reader.line_num}", line=reader.line_num))
                 if progress and number % _PER_REPORT == 0:
                     progress(f"reading {table.name}", file.tell(), size)
             if progress:

@@ -109,6 +109,7 @@ def test_shards_of_several_patterns_keep_their_order(tmp_path: Path) -> None:
     found = source(tmp_path, train=["3.tar", "[12].tar"], test="{0..0}.tar")
     assert levels(found) == [6, 7, 2, 3, 4, 5]
     assert levels(found, "test") == [0, 1]
+    assert levels(source(tmp_path / "elsewhere", train=f"{tmp_path}/[12].tar")) == [2, 3, 4, 5]
 
 
 @pytest.mark.parametrize(

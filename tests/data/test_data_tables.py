@@ -71,6 +71,7 @@ def test_columns_by_other_names_quotes_and_spaces(tmp_path: Path) -> None:
     text = "\r\n".join(['\ufeff"kind", more, image,part', *rows])
     found = source(tmp_path, text, path="image", label="kind", split="part")
     assert found.class_names == ("a, b", "c")
+    assert found.contents[-1] == "left out columns: more"
     assert rows_of(found) == ([0, 1], [0, 1])
     assert rows_of(found, "val") == ([2], [1])
     assert found.test is None
