@@ -211,14 +211,20 @@ def test_readme_is_short() -> None:
     assert len(README.splitlines()) <= 200
 
 
-def test_own_photos_train_as_shown(swa, tmp_path: Path) -> None:
-    """The commands under "Your own photos" on JPEG files of several sizes: one epoch, every test image scored."""
+@pytest.fixture
+def pets(tmp_path: Path) -> None:
+    """JPEG files of several sizes in two splits of two classes."""
     generator = torch.Generator().manual_seed(0)
     for split, label in itertools.product(("train", "test"), ("cat", "dog")):
         (tmp_path / "pets" / split / label).mkdir(parents=True)
         for index in range(12):
             pixels = torch.randint(256, (70 + index, 80, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).save(tmp_path / "pets" / split / label / f"{index}.jpg")
+
+
+@pytest.mark.usefixtures("pets")
+def test_own_photos_train_as_shown(swa) -> None:
+    """The commands under "Your own photos": one epoch, every test image scored."""
     shown = README.partition("## Your own photos")[2].partition("## ")[0]
     commands = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^swa .*", shown, re.MULTILINE)]
     assert [words[0] for words in commands] == ["new", "train"]
@@ -226,6 +232,18 @@ def test_own_photos_train_as_shown(swa, tmp_path: Path) -> None:
     ended = swa(*commands[1], "train.epochs=1", "train.batch_size=8", "--json")
     assert ended.code == 0, ended.err
     assert ended.json["samples"] == 24
+
+
+@pytest.mark.usefixtures("pets")
+def test_every_command_on_photos_runs(swa) -> None:
+    """Each line of docs/photos.md that begins with `swa`, in their order, with a small network."""
+    small = ["model={name: convnet, args: {width: 4}}", "train.epochs=2", "train.batch_size=8", "dataset.workers=0"]
+    lines = re.findall(r"^swa .*", (ROOT / "docs/photos.md").read_text(), re.MULTILINE)
+    commands = [shlex.split(line, comments=True)[1:] for line in lines]
+    assert [words[0] for words in commands] == ["new", "plan", "train", "train", "train"]
+    for words in commands:
+        ended = swa(*words, *([] if words[0] == "new" else small))
+        assert ended.code == 0, f"swa {' '.join(words)}: {ended.err}"
 
 
 def test_every_command_shown_runs(swa, tmp_path: Path) -> None:

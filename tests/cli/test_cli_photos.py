@@ -87,7 +87,7 @@ def test_a_broken_file_is_named_with_the_way_to_leave_it_out(swa: Swa, pets: Pat
     assert not Path("runs").exists()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_a_stopped_run_on_photos_goes_on_to_the_same_end(
     swa: Swa, pets: Path, tmp_path: Path, signal_at: object, workers: int
 ) -> None:

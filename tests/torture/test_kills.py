@@ -34,6 +34,10 @@ snapshots: {every: 1ep, keep: 2, cumulative: true}
 train: {epochs: 4, batch_size: 64, threads: 1, precision: fp32}
 """
 STREAMED = "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, image_size: 8}"
+PHOTOS = (
+    "dataset={{name: image_folder, root: photos, val: 8, workers: {workers}, image_size: 16, augment: {{flip: true,"
+    " random_resized_crop: true, policy: trivial_augment, random_erasing: 0.5, mixup: 0.2}}}}"
+)
 VARIANTS = {
     "plain": [],
     "every-step": ["output.save_every=1step", "train.epochs=2"],
@@ -41,6 +45,10 @@ VARIANTS = {
     "adam": ["optimizer={name: AdamW, lr: 0.01}", "swa.lr=0.005", "output.save_every=0.1s"],
     "exact": ["swa.batchnorm.method=exact", "output.save_every=7step", "snapshots.keep=all"],
     "streamed": [STREAMED, "train.batch_size=8", "output.save_every=1step"],
+    **{
+        f"photos, workers: {workers}": [PHOTOS.format(workers=workers), "train.batch_size=8", "output.save_every=1step"]
+        for workers in (0, 1, 2)
+    },
 }
 
 
@@ -77,6 +85,9 @@ def _prepare(folder: Path) -> None:
         for index in range(20):
             pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).save(folder / "images" / label / f"{index}.png")
+            photo = Image.fromarray(pixels).resize((20 + 9 * index, 200 - 7 * index), Image.Resampling.BICUBIC)
+            (folder / "photos" / label).mkdir(parents=True, exist_ok=True)
+            photo.save(folder / "photos" / label / f"{index}.jpg")
 
 
 def _run_undisturbed(folder: Path, words: list[str]) -> Undisturbed:
