@@ -27,6 +27,7 @@ from swa_cli.data import datasets, pytree
 from swa_cli.data.datasets import Request, complete_args
 from swa_cli.data.image_file import on_threads
 from swa_cli.data.packed import PackedDataset, Packing, Store
+from swa_cli.data.samples import Origin
 from swa_cli.data.splits import (
     Arrays,
     Broken,
@@ -46,7 +47,6 @@ from swa_cli.data.splits import (
     split_off_validation,
     without_broken,
 )
-from swa_cli.data.stream import Origin
 from swa_cli.data.transforms import EvaluationView, TrainingView, Views
 from swa_cli.data.user_dataset import listed_part, with_checked_samples
 from swa_cli.errors import UserError

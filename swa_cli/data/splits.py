@@ -22,7 +22,8 @@ from torch.utils.data import Dataset
 from swa_cli.data import pytree
 from swa_cli.data.image_file import Progress, decode_rows, unreadable
 from swa_cli.data.randomness import generator
-from swa_cli.data.stream import UNKNOWN_ORIGIN, FileDataset, Origin, stream, unknown_class
+from swa_cli.data.samples import UNKNOWN_ORIGIN, Origin, unknown_class
+from swa_cli.data.stream import FileDataset, stream
 from swa_cli.data.transforms import EvaluationView, Pixels
 from swa_cli.errors import UserError
 

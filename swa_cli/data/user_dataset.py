@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
 from swa_cli.data import pytree
+from swa_cli.data.samples import not_finite
 from swa_cli.data.splits import FileDataset, Found, Reading, Split, Target, cut_spans, stream_rows
-from swa_cli.data.stream import not_finite
 from swa_cli.errors import UserError
 from swa_cli.import_path import import_object
 

@@ -18,8 +18,8 @@ from torchvision.transforms import functional as vision
 from swa_cli.data.augment import Augment, crop_and_flip, crop_and_flip_masks, draw
 from swa_cli.data.batches import epoch_batches, plain_batches, statistics_batches
 from swa_cli.data.randomness import generator
+from swa_cli.data.samples import label_tensor
 from swa_cli.data.sources import Split, load
-from swa_cli.data.stream import label_tensor
 from swa_cli.errors import UserError
 
 AUGMENT = Augment(crop=2, flip=True, cutout=3)
