@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
+import sys
 from pathlib import Path
+
+import pytest
+from PIL import Image
 
 from conftest import Swa
 
@@ -21,3 +26,28 @@ def test_a_network_dataset_and_task_of_ones_own(swa: Swa) -> None:
     evaluated = swa("eval", ship, "--allow-code", "--json")
     assert evaluated.code == 0, evaluated.err
     assert evaluated.json["weights"]["swa"]["loss"] == scores["loss"]
+
+
+def test_photos_are_enlarged_once_each(swa: Swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script on 20 images per class: counts, sizes and ratios by its text; the recipe beside it reads them."""
+    for label in ("cat", "dog"):
+        (tmp_path / "cifar" / label).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (32, 32), (9 * number, 0, 0)).save(tmp_path / f"cifar/{label}/{number}.png")
+    monkeypatch.setattr(sys, "argv", ["enlarged_photos.py", "cifar", "photos64"])
+    script = runpy.run_path(str(EXAMPLES / "enlarged_photos.py"))
+    script["SPLITS"].update(train=20, val=6, test=10)
+    script["main"]()
+    files = sorted(tmp_path.glob("photos64/*/*/*.jpg"))
+    counts = {split: len(list(tmp_path.glob(f"photos64/{split}/*/*.jpg"))) for split in ("train", "val", "test")}
+    assert counts == {"train": 20, "val": 6, "test": 10}
+    assert len({(path.parent.name, path.name) for path in files}) == 36, "no image twice"
+    for path in files:
+        with Image.open(path) as image:
+            assert 80 <= min(image.size) <= 320
+            assert min(abs(image.width / image.height - ratio) for ratio in script["RATIOS"]) < 0.03
+    planned = swa("train", EXAMPLES / "enlarged_photos.yaml", "--dry-run", "train.batch_size=10", "model.name=convnet")
+    assert planned.code == 0, planned.err
+    assert "20 train, 6 val, 10 test" in " ".join(planned.err.split())
+    with pytest.raises(SystemExit, match="photos64 exists"):
+        script["main"]()
