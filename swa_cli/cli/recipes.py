@@ -43,12 +43,13 @@ def new(
             from swa_cli.analysis.new import photos_recipe
         from swa_cli.report.terminal import Terminal
 
-        deliver(photos_recipe(data, terminal=Terminal()), out)
-        return
-    if task not in STARTS:
+        text = photos_recipe(data, terminal=Terminal())
+    elif task in STARTS:
+        text = template_of(task)
+    else:
         choices = ", ".join([*STARTS, PHOTOS])
         raise typer.BadParameter(f"--task {task}: choose {choices}; a task of your own is set in the recipe")
-    deliver(template_of(task), out)
+    deliver(text.replace("swa train recipe.yaml", f"swa train {out or 'recipe.yaml'}", 1), out)
 
 
 RECIPES_EPILOG = f"""\b
