@@ -211,7 +211,7 @@ def test_loader_process_killed(swa, faulty: Path, tmp_path: Path, at: At) -> Non
 
     def kill() -> None:
         for child in multiprocessing.active_children():
-            if "Loader" in child.name or child.name.startswith("Process"):
+            if "Process-" in child.name:  # those of torch's DataLoader
                 os.kill(child.pid or 0, signal.SIGKILL)
 
     at(5, kill)
