@@ -81,11 +81,15 @@ def _forward(
     """Call `take` with the outputs and targets of every batch; see `score`."""
     with evaluation_mode(model), torch.inference_mode():
         for inputs, targets in batches:
-            args, kwargs = task.batch_to_args(inputs)
-            with hardware.autocast():
-                outputs = model(*args, **kwargs) if task.tta == "none" else weighted_mean(model, *args, kind=task.tta)
-            take(outputs, targets)
+            take(outputs_of(model, inputs, task=task, hardware=hardware), targets)
             advance()
+
+
+def outputs_of(model: nn.Module, inputs: Any, *, task: Task, hardware: Hardware) -> Any:
+    """Return the outputs of a network for a batch: with test-time augmentation their mean over its views."""
+    args, kwargs = task.batch_to_args(inputs)
+    with hardware.autocast():
+        return model(*args, **kwargs) if task.tta == "none" else weighted_mean(model, *args, kind=task.tta)
 
 
 def summarize(scores: SampleScores, keys: Sequence[str] | None = None) -> dict[str, float | None]:
