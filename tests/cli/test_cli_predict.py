@@ -72,6 +72,25 @@ def rows_of(path: str) -> list[dict[str, str]]:
         return [*csv.DictReader(file)]
 
 
+def test_from_photos_to_predictions_in_three_commands(swa: Swa, tmp_path: Path) -> None:
+    """new, train and predict, nothing edited but the length, a broken photo in each folder: a row per photo."""
+    make_photos(tmp_path / "my pets", number=24, seed=0)
+    make_photos(tmp_path / "others", number=9, seed=1)
+    for broken in ("my pets/cat/cut.jpg", "others/cut.jpg"):
+        (tmp_path / broken).write_bytes(b"\xff\xd8\xff")
+    assert swa("new", "--task", "photos", "--data", "my pets", "-o", "r.yaml").code == 0
+    ended = swa("train", "r.yaml", "train.epochs=1", "train.threads=1", "dataset.image_size=32")
+    assert ended.code == 0, ended.err
+    ended = swa("predict", "runs/latest", "others", "-o", "p.csv")
+    assert ended.code == 0, ended.err
+    rows = rows_of("p.csv")
+    assert [row["path"] for row in rows] == sorted(
+        f"others/{path.relative_to('others')}" for path in Path("others").glob("*/*")
+    )
+    assert {row["class"] for row in rows} <= set(CLASSES)
+    assert all(1 / 3 - 1e-6 <= float(row["probability"]) <= 1 for row in rows)
+
+
 @pytest.mark.parametrize("weights", ["swa", "last", "ema"])
 def test_the_accuracy_is_that_of_eval(swa: Swa, trained: Path, run: Path, weights: str) -> None:
     """Predicted classes of the test folder against its class folders: the accuracy and NLL of `swa eval`."""
