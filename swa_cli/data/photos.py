@@ -80,6 +80,10 @@ class PhotoDataset:
         """What identifies the photos besides names and sizes of the files."""
         return self.photos.checksum
 
+    def name(self, row: int) -> str:
+        """Return what messages call a photo; see `stream.FileDataset`."""
+        return self.photos.encoded(row)[0]
+
     def photo(self, row: int) -> EncodedPhoto:
         """Return a photo; see `stream.FileDataset`."""
         return EncodedPhoto(*self.photos.encoded(row))
@@ -127,6 +131,10 @@ class UnlabeledPhotos:
         """What identifies the photos besides names and sizes of the files."""
         return self.photos.checksum
 
+    def name(self, row: int) -> str:
+        """Return what messages call a photo; see `stream.FileDataset`."""
+        return self.photos.encoded(row)[0]
+
     def photo(self, row: int) -> EncodedPhoto:
         """Return a photo; see `stream.FileDataset`."""
         return EncodedPhoto(*self.photos.encoded(row))
@@ -153,8 +161,7 @@ class UnlabeledPhotos:
             reason = error.message
         else:
             reason = "could not be read at first"
-        name = self.photos.encoded(row)[0]
-        return reason.removeprefix(f"{name}: ")
+        return reason.removeprefix(f"{self.name(row)}: ")
 
 
 def found(

@@ -81,6 +81,13 @@ class FileDataset(Protocol):
     def __len__(self) -> int:
         """Return N."""
 
+    def name(self, row: int) -> str:
+        """Return what messages call the image of a row: its path, or its place in another file.
+
+        Raises:
+            OSError: The file that holds it cannot be read; the message names it.
+        """
+
     def photo(self, row: int) -> EncodedPhoto:
         """Return the encoded image of a row.
 

@@ -27,6 +27,7 @@ from swa_cli.metrics.metric import SampleScores, standard_error
 from swa_cli.metrics.task import Task, concatenate, weighted_mean
 
 Batch = tuple[Any, Any]  # inputs and targets of B samples, on the device
+Keep = Callable[[Tensor, Any], object]  # gets predictions and targets
 
 
 def score(
@@ -37,6 +38,7 @@ def score(
     hardware: Hardware,
     advance: Callable[[], None] = lambda: None,
     gathered: Callable[[Any], list[Any]] = gather_single_process,
+    keep: Keep | None = None,
 ) -> SampleScores:
     """Score every sample in float32 or better; modes are restored, and no random number is drawn.
 
@@ -47,9 +49,16 @@ def score(
         hardware: Device and precision of the forward pass.
         advance: Called after each batch.
         gathered: Returns what all processes that share the batches pass to it, in order.
+        keep: Gets the predictions (B, ...) and the targets of each batch of this process.
     """
     parts: list[SampleScores] = []
-    _forward(model, batches, lambda *batch: parts.append(task.score_outputs(*batch)), task, hardware, advance)
+
+    def take(outputs: Any, targets: Any) -> None:
+        parts.append(task.score_outputs(outputs, targets))
+        if keep is not None:
+            keep(task.predict(outputs), targets)
+
+    _forward(model, batches, take, task, hardware, advance)
     return concatenate(gathered(concatenate(parts)))
 
 
