@@ -6,6 +6,7 @@ import ast
 import itertools
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,15 +224,50 @@ def pets(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("pets")
-def test_own_photos_train_as_shown(swa) -> None:
-    """The commands under "Your own photos": one epoch, every test image scored."""
+def test_own_photos_train_as_shown(swa, tmp_path: Path) -> None:
+    """The commands under "Your own photos": one epoch, every test image scored, new photos predicted."""
     shown = README.partition("## Your own photos")[2].partition("## ")[0]
     commands = [shlex.split(line, comments=True)[1:] for line in re.findall(r"^swa .*", shown, re.MULTILINE)]
-    assert [words[0] for words in commands] == ["new", "train"]
+    assert [words[0] for words in commands] == ["new", "train", "predict"]
+    shutil.copytree(tmp_path / "pets/test/dog", tmp_path / "photos")
     assert swa(*commands[0]).code == 0
     ended = swa(*commands[1], "train.epochs=1", "train.batch_size=8", "--json")
     assert ended.code == 0, ended.err
     assert ended.json["samples"] == 24
+    ended = swa(*commands[2])
+    assert ended.code == 0, ended.err
+    assert (tmp_path / "predictions.csv").read_text().count("\nphotos/") == 12
+
+
+def test_ten_lines_of_plain_torch_predict_what_swa_predicts(
+    swa, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example in docs/your_own.md on a turned gray photo against `swa predict`: the class, and 1e-5."""
+    random = torch.Generator().manual_seed(0)
+    for label, number in itertools.product(("cat", "dog"), range(4)):
+        (tmp_path / "pets" / label).mkdir(parents=True, exist_ok=True)
+        pixels = torch.randint(256, (40, 44, 3), generator=random, dtype=torch.uint8).numpy()
+        Image.fromarray(pixels).save(tmp_path / "pets" / label / f"{number}.jpg")
+    (tmp_path / "pets.yaml").write_text(
+        "model: {name: torchvision:resnet18}\noptimizer: {lr: 0.01}\nswa: {start: 0ep}\n"
+        "dataset: {name: image_folder, root: pets, image_size: 32, interpolation: bicubic, val: 2}\n"
+        "train: {epochs: 1, batch_size: 4, threads: 1, precision: fp32}\n"
+    )
+    assert swa("train", "pets.yaml", "-q").code == 0
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    pixels = torch.randint(256, (61, 90), generator=random, dtype=torch.uint8).numpy()
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=turned)
+    (row,) = swa("predict", "runs/latest", "photo.jpg", "--json").json["predictions"]
+    page = (ROOT / "docs/your_own.md").read_text().partition("## Predict")[2].partition("\n## ")[0]
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    lines = [line for line in example.splitlines() if line and not re.match("import|from", line)]
+    assert len(lines) == 10
+    exec(example, names := {})
+    name, probability = capsys.readouterr().out.split()
+    assert name == row["class"]
+    assert float(probability) == pytest.approx(row["probability"], abs=1e-5)
+    assert names["how"]["crop"] == "center"
 
 
 @pytest.mark.usefixtures("pets")
@@ -247,8 +283,13 @@ def test_every_command_on_photos_runs(swa) -> None:
 
 
 def test_every_command_shown_runs(swa, tmp_path: Path) -> None:
-    """Each line of README that begins with `swa`, in their order, with a small recipe in the place of `digits`."""
-    lines = [line.partition("#")[0].split() for line in README.splitlines() if re.match(r"swa [a-z].* # ", line)]
+    """Each line of README that begins with `swa`, in their order, with a small recipe in the place of `digits`.
+
+    `test_own_photos_train_as_shown` has those on photos.
+    """
+    before, _, photos = README.partition("## Your own photos")
+    shown = before + photos.partition("\n## ")[2]
+    lines = [line.partition("#")[0].split() for line in shown.splitlines() if re.match(r"swa [a-z].* # ", line)]
     commands = [words[1:] for words in lines if words[1:]]
     assert {words[0] for words in commands} >= {
         *("new", "recipes", "plan", "train", "eval", "average", "repeat", "bn-update"),

@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import nn
 
-from swa_cli.analysis import open, passes
+from swa_cli.analysis import open, outcomes, passes
+from swa_cli.analysis.outcomes import Kept
 from swa_cli.analysis.passes import Ensemble
 from swa_cli.averaging.bn_layers import is_refreshable
 from swa_cli.averaging.model_state import read as read_tensors
@@ -23,7 +24,7 @@ from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import evaluate as comparison
 from swa_cli.engine.context import Context
-from swa_cli.engine.evaluate import RAW
+from swa_cli.engine.evaluate import RAW, Keep
 from swa_cli.errors import UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.swap import number_of_worker
@@ -42,18 +43,24 @@ def evaluate_checkpoint(
     num_draws: int | None = None,
     samples: str | None = None,
     with_ensemble: bool = False,
+    with_classes: bool = False,
+    predictions: Path | None = None,
     recipe: Path | None = None,
     allow_code: bool = False,
 ) -> dict[str, Any]:
     """Score the weight sets of a checkpoint or a run on a split (default: test, or val where there is no test).
 
     With `num_draws`, swag averages are scored by the mean prediction of that many draws; `samples` is then the
-    number of training samples, or `all`, in the BatchNorm pass of each draw.
+    number of training samples, or `all`, in the BatchNorm pass of each draw. `with_classes` adds the scores of each
+    class; `predictions` is a csv file that gets a row for each sample.
 
     Raises:
         UserError: Unknown weights or split, stale BatchNorm statistics, draws from an average that is not swag, a
-            checkpoint that does not fit, or an ensemble of something else than the snapshots of a run.
+            checkpoint that does not fit, an ensemble of something else than the snapshots of a run, or classes where
+            the task has none.
     """
+    if predictions is not None:
+        outcomes.require_csv(predictions, source=path)
     folder = RunFolder(path) if path.is_dir() else None
     found = reader.read(path) if folder is None else open.resume_point(folder)
     snapshots = _read_ensemble(folder, found, terminal) if with_ensemble else None
@@ -80,20 +87,36 @@ def evaluate_checkpoint(
         batchnorm = {name: item["batchnorm"] for name, item in details.items()}
         open.require_fresh(batchnorm, path=path, hint=open.how_to_refresh(found))
 
+    wanted = {"--per-class": with_classes, "--predictions": predictions is not None}
+    for option in (option for option, is_wanted in wanted.items() if is_wanted):
+        outcomes.require_classification(context, option=option)
+    kept = {name: Kept() for name in details} if any(wanted.values()) else {}
     terminal.note(f"scored in {context.recipe.eval.precision}")
     started, on = time.monotonic(), split or context.scoring_split()
-    scored, reference = _score_sets(sets, context, on, path=path, held=held, drawn=drawn, num_draws=num_draws)
+    scored, reference = _score_sets(
+        sets, context, on, path=path, held=held, drawn=drawn, num_draws=num_draws, kept=kept
+    )
     judged, curve = _judged(sets, reference, model), list[dict[str, Any]]()
     if snapshots is not None:
         judged["ensemble"] = None
-        scored["ensemble"], curve = passes.score_ensemble(snapshots, context.plain_batches(on), context=context)
+        scored["ensemble"], curve = passes.score_ensemble(
+            snapshots, context.plain_batches(on), context=context, keep=_keep(kept, "ensemble")
+        )
     table = comparison.table(scored, reference=reference, judged=judged)
     rows = {name: {**row, **details[name]} for name, row in table.items()}
     num_samples, tta = len(next(iter(scored.values()))), context.recipe.eval.tta
     terminal.summary(rows, split=on, samples=num_samples, tta=tta, metrics=context.task.metrics)
     if curve:
         terminal.print(ensemble_summary(curve, metrics=context.task.metrics))
-    result = {
+    beside: dict[str, Any] = {"ensemble": curve} if curve else {}
+    if with_classes:
+        shown = next((name for name in kept if name in judged), next(iter(kept)))
+        beside["per_class"] = outcomes.per_class(kept, context, shown=shown, terminal=terminal)
+    if predictions is not None:
+        outcomes.write_predictions(predictions, kept, scored, context, on)
+        terminal.answer(f"predictions of {', '.join(kept)} -> {predictions}")
+        beside["predictions"] = str(predictions)
+    return {
         "command": "eval",
         "checkpoint": str(path),
         "run": open.run_of(found.path),
@@ -104,8 +127,8 @@ def evaluate_checkpoint(
         "seconds": round(time.monotonic() - started, 3),
         **context.eval_hardware.facts,
         "tta": tta,
+        **beside,
     }
-    return {**result, "ensemble": curve} if curve else result
 
 
 def _score_sets(
@@ -117,10 +140,12 @@ def _score_sets(
     held: set[str],
     drawn: set[str],
     num_draws: int | None,
+    kept: Mapping[str, Kept],
 ) -> tuple[dict[str, SampleScores], str | None]:
     """Score the weight sets, which get the names and shapes of the network, and choose what averages are judged by.
 
-    Those that the checkpoint has not `held` are refreshed first; `drawn` are scored by `num_draws` draws.
+    Those that the checkpoint has not `held` are refreshed first; `drawn` are scored by `num_draws` draws. What is
+    `kept` gets the predictions.
     """
     scored: dict[str, SampleScores] = {}
     losses: dict[str, float | None] = {}  # on validation images, of what averages may be judged against
@@ -130,11 +155,11 @@ def _score_sets(
         loaded = loading.load_weights(model, item.state_dict, source=f"{path} ({name})")
         sets[name] = replace(item, state_dict=loaded)
         if num_draws is not None and name in drawn:
-            scored[name] = _score_draws(item, model, name, context, split, num_draws)
+            scored[name] = _score_draws(item, model, name, context, split, num_draws, keep=_keep(kept, name))
             continue
         if name not in held:
             context.refresh_batchnorm(model, name=name)
-        scored[name] = _score(model, name, context, split)
+        scored[name] = _score(model, name, context, split, keep=_keep(kept, name))
         if name in candidates and len(candidates) > 1 and context.source.val is not None:
             val = scored[name] if split == "val" else _score(model, name, context, "val")
             losses[name] = val.metric(context.task.metrics.loss_key).value
@@ -215,15 +240,29 @@ def _drawable(sets: Mapping[str, WeightSet], every: Mapping[str, WeightSet], pat
     return drawn
 
 
-def _score(model: nn.Module, name: str, context: Context, split: str) -> SampleScores:
-    return passes.score(model, context.plain_batches(split), context=context, name=f"{name} on {split}")
+def _keep(kept: Mapping[str, Kept], name: str) -> Keep | None:
+    """Return what takes the predictions of a weight set, if any are kept."""
+    return kept[name].add if name in kept else None
+
+
+def _score(model: nn.Module, name: str, context: Context, split: str, *, keep: Keep | None = None) -> SampleScores:
+    return passes.score(model, context.plain_batches(split), context=context, name=f"{name} on {split}", keep=keep)
 
 
 def _score_draws(
-    item: WeightSet, model: nn.Module, name: str, context: Context, split: str, num_draws: int
+    item: WeightSet,
+    model: nn.Module,
+    name: str,
+    context: Context,
+    split: str,
+    num_draws: int,
+    *,
+    keep: Keep | None,
 ) -> SampleScores:
     assert item.posterior is not None, "only swag averages are drawn from"
-    scores = passes.score_swag(item.posterior, model, num_draws=num_draws, name=name, context=context, split=split)
+    scores = passes.score_swag(
+        item.posterior, model, num_draws=num_draws, name=name, context=context, split=split, keep=keep
+    )
     statistics = "no BatchNorm"
     if is_refreshable(model):
         num_train = len(context.split("train"))

@@ -64,7 +64,8 @@ def open_checkpoint(
 
     `overrides` change `CHANGEABLE_KEYS` and the keys in `also`.
     """
-    loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code, also=also)
+    allowed = (*CHANGEABLE_KEYS, *also)
+    loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code, allowed=allowed)
     return open_context(found, loaded, terminal)
 
 
@@ -75,22 +76,31 @@ def open_network(
     recipe: Path | None,
     terminal: Terminal,
     allow_code: bool,
+    allowed: Sequence[str] = CHANGEABLE_KEYS,
 ) -> tuple[Recipe, dict[str, Any], nn.Module]:
-    """Return recipe, `input` and network of a checkpoint, on the CPU; only a foreign one opens its data."""
-    loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code)
+    """Return recipe, `input` and network of a checkpoint, on the CPU; only a foreign one opens its data.
+
+    `overrides` change the keys that are `allowed`.
+    """
+    loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code, allowed=allowed)
     if found.kind == "foreign":
         context, model = open_context(found, loaded, terminal)
         return context.recipe, context.input, model.to(device="cpu").to(memory_format=torch.contiguous_format)
     input_ = found.content["input"]
-    with preserve_global_rng():
-        model = build_network(
-            loaded.recipe,
-            num_classes=input_["outputs"],
-            in_channels=input_["channels"],
-            families=tasks.find(loaded.recipe.task).families,
-        )
+    model = network_of(loaded.recipe, input_)
     terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}")
     return loaded.recipe, input_, model
+
+
+def network_of(recipe: Recipe, input_: Mapping[str, Any]) -> nn.Module:
+    """Build the network of a recipe for the `input` of a checkpoint, on the CPU."""
+    with preserve_global_rng():
+        return build_network(
+            recipe,
+            num_classes=input_["outputs"],
+            in_channels=input_["channels"],
+            families=tasks.find(recipe.task).families,
+        )
 
 
 def open_context(found: Checkpoint, loaded: Loaded, terminal: Terminal) -> tuple[Context, nn.Module]:
@@ -116,10 +126,9 @@ def _loaded(
     *,
     recipe: Path | None,
     allow_code: bool,
-    also: Sequence[str] = (),
+    allowed: Sequence[str],
 ) -> Loaded:
     """Return the recipe that was passed, or else that of the checkpoint, whose code needs permission."""
-    allowed = (*CHANGEABLE_KEYS, *also)
     if recipe is not None:
         loaded = load.load(recipe, overrides, allowed=allowed)
         make_importable(loaded)

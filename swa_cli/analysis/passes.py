@@ -28,6 +28,7 @@ from swa_cli.data.batches import Batches
 from swa_cli.data.randomness import generator
 from swa_cli.engine import evaluate, failures
 from swa_cli.engine.context import Context
+from swa_cli.engine.evaluate import Keep
 from swa_cli.engine.events import Bar
 from swa_cli.errors import UserError
 from swa_cli.metrics.tasks import SampleScores, Task
@@ -47,10 +48,12 @@ def score(
     name: str = "",
     bar: Bar | None = None,
     task: Task | None = None,
+    keep: Keep | None = None,
 ) -> SampleScores:
     """Score every sample of some batches; by default, `task` has the test-time augmentation of final scores.
 
-    `name` stands beside a progress bar of this pass alone; `bar` is that of a longer pass.
+    `name` stands beside a progress bar of this pass alone; `bar` is that of a longer pass. `keep` gets predictions and
+    targets.
     """
     with _pass(context, loader, name=name, bar=bar) as shown:
         return evaluate.score(
@@ -59,6 +62,7 @@ def score(
             task=task or context.final_task,
             hardware=context.eval_hardware,
             advance=shown.advance,
+            keep=keep,
         )
 
 
@@ -130,7 +134,7 @@ def _require_snapshot(folder: RunFolder, found: Checkpoint) -> None:
 
 
 def score_ensemble(
-    ensemble: Ensemble, loader: Batches, *, context: Context
+    ensemble: Ensemble, loader: Batches, *, context: Context, keep: Keep | None = None
 ) -> tuple[SampleScores, list[dict[str, Any]]]:
     """Score the whole ensemble, and the last 1 to M members by the metrics that averages are judged by.
 
@@ -147,11 +151,20 @@ def score_ensemble(
         scores = context.task.score_predictions(total / number, targets)
         compared = {each.key: scores.metric(each.key).value for each in context.task.metrics.compared}
         curve.append({"members": number, **compared})
+    if keep is not None:
+        keep(total / num_members, targets)
     return scores, curve
 
 
 def score_swag(
-    posterior: Posterior, model: nn.Module, *, num_draws: int, name: str, context: Context, split: str
+    posterior: Posterior,
+    model: nn.Module,
+    *,
+    num_draws: int,
+    name: str,
+    context: Context,
+    split: str,
+    keep: Keep | None = None,
 ) -> SampleScores:
     """Score the mean prediction of draws from a swag average, each with its own BatchNorm statistics.
 
@@ -172,4 +185,6 @@ def score_swag(
             context.refresh_batchnorm(model, name=name, bar=bar)
             p, targets = predict(model, loader, context=context, bar=bar)
             total = total + p
+    if keep is not None:
+        keep(total / num_draws, targets)
     return context.task.score_predictions(total / num_draws, targets)

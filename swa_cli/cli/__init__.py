@@ -26,6 +26,7 @@ from swa_cli.cli import (
     export,
     plan,
     plot,
+    predict,
     recipes,
     repeat,
     report,
@@ -66,6 +67,7 @@ app.command("train", epilog=train.EPILOG)(train.train)
 app.command("repeat", epilog=repeat.EPILOG)(repeat.repeat)
 app.command("bn-update", epilog=bn_update.EPILOG)(bn_update.bn_update)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("predict", epilog=predict.EPILOG)(predict.predict)
 app.command("average", epilog=average.EPILOG)(average.average)
 app.command("export", epilog=export.EPILOG)(export.export)
 app.command("show", epilog=show.EPILOG)(show.show)

@@ -13,6 +13,7 @@ EPILOG = f"""\b
 Examples:
   swa eval runs/latest
   swa eval runs/latest --ensemble
+  swa eval runs/latest --weights swa --per-class --predictions samples.csv
   swa eval runs/latest/checkpoints/last.pt --weights last --split val
   swa eval runs/latest/checkpoints/swag.pt --draws 30
   swa eval theirs.safetensors --recipe recipe.yaml --json
@@ -53,6 +54,15 @@ def evaluate(
             "--ensemble", help="Of a run: also score the mean prediction of its M snapshots, at M times the cost."
         ),
     ] = False,
+    per_class: Annotated[
+        bool, typer.Option("--per-class", help="Also precision, recall, F1 and AUROC of each class, and their means.")
+    ] = False,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            "--predictions", metavar="FILE.csv", help="Write path, label, prediction and loss of each sample."
+        ),
+    ] = None,
     recipe: RecipeOption = None,
     allow_code: AllowCode = False,
     quiet: Quiet = False,
@@ -83,5 +93,7 @@ def evaluate(
         recipe=recipe,
         allow_code=allow_code,
         with_ensemble=ensemble,
+        with_classes=per_class,
+        predictions=predictions,
     )
     answer(result, as_json=as_json)

@@ -27,7 +27,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from swa_cli.data.image_file import SUFFIXES
+from swa_cli.data.image_file import SUFFIXES, USUAL_SUFFIXES
 from swa_cli.data.paths import Paths
 from swa_cli.errors import UserError
 
@@ -158,6 +158,45 @@ def images_below(folders: Sequence[Path], *, index: FolderIndex | None = None) -
         waiting += [prefix + name for name in reversed(below)]
         directly += below if folder in tops else []
     return Listing(Paths(sorted(images)), LeftOut(tuple(others.most_common())), tuple(directly))
+
+
+@dataclass(frozen=True)
+class NamedImages:
+    """Image files that a person named, or folders of them, in the order that they were named."""
+
+    images: Paths
+    names: Paths  # of each, below the folder that was named; of a file alone its own
+    left_out: LeftOut
+
+
+def images_at(paths: Sequence[Path]) -> NamedImages:
+    """List the files that are named, whatever their suffix, and all image files in and below the folders.
+
+    Raises:
+        UserError: A path is neither, a folder cannot be listed, or there is no image.
+    """
+    images, names, left_out = list[Paths](), list[Paths](), LeftOut()
+    for path in paths:
+        if path.is_dir():
+            listing = images_below([path])
+            prefix = os.path.join(path, "")
+            images.append(listing.images)
+            names.append(Paths(image.removeprefix(prefix) for image in listing.images))
+            left_out += listing.left_out
+        elif path.is_file():
+            images.append(Paths([str(path)]))
+            names.append(Paths([path.name]))
+        else:
+            what = "is not a regular file" if os.path.exists(path) else "there is no such file or folder"
+            raise UserError(f"{path}: {what}", hint="name images, or folders of images")
+    found = NamedImages(Paths.joined(images), Paths.joined(names), left_out)
+    if not found.images:
+        others = "; ".join(left_out.describe())
+        raise UserError(
+            f"no images in {', '.join(map(str, paths))}{f' ({others})' if others else ''}",
+            hint=f"name images, or folders with files {USUAL_SUFFIXES}",
+        )
+    return found
 
 
 # --- what is in a folder

@@ -71,6 +71,10 @@ class MaskDataset:
         """All files that are read."""
         return Paths.joined([self.images, self.masks])
 
+    def name(self, row: int) -> str:
+        """Return the path of an image."""
+        return self.images[row]
+
     def photo(self, row: int) -> EncodedPhoto:
         """Return an image; see `stream.FileDataset`."""
         return EncodedPhoto(self.images[row])

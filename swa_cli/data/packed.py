@@ -115,6 +115,10 @@ class PackedDataset:
     def __len__(self) -> int:
         return len(self.photos)
 
+    def name(self, row: int) -> str:
+        """Return what messages call an image; see `stream.FileDataset`."""
+        return self.photos.name(row)
+
     def photo(self, row: int) -> EncodedPhoto:
         """Return an encoded image, which is not that of the packed file; see `stream.FileDataset`."""
         return self.photos.photo(row)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from swa_cli.data.image_file import EncodedPhoto, Header, read_header, read_rgb, require_size
@@ -79,6 +80,10 @@ class PhotoDataset:
         """What identifies the photos besides names and sizes of the files."""
         return self.photos.checksum
 
+    def name(self, row: int) -> str:
+        """Return what messages call a photo; see `stream.FileDataset`."""
+        return self.photos.encoded(row)[0]
+
     def photo(self, row: int) -> EncodedPhoto:
         """Return a photo; see `stream.FileDataset`."""
         return EncodedPhoto(*self.photos.encoded(row))
@@ -96,6 +101,67 @@ class PhotoDataset:
         """Decode a photo, a JPEG file at 1/8 of its size; see `stream.FileDataset`."""
         name, content = self.photos.encoded(row)
         read_rgb(name if content is None else content, name=name, divisor=8)
+
+
+@dataclass(frozen=True, eq=False)
+class UnlabeledPhotos:
+    """A `stream.FileDataset`: photos whose classes nobody knows, each with its size (H, W) in place of a label.
+
+    One that cannot be read is black and has the size (0, 0), so that the others are read.
+    """
+
+    photos: Photos
+    shape: tuple[int, int]  # (h, w) of every view
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    @property
+    def labels(self) -> Tensor:
+        """No classes: what `read` gives takes their place."""
+        return torch.empty(0, dtype=torch.int64)
+
+    @property
+    def files(self) -> Sequence[str]:
+        """The files that hold the photos."""
+        return self.photos.files
+
+    @property
+    def checksum(self) -> str:
+        """What identifies the photos besides names and sizes of the files."""
+        return self.photos.checksum
+
+    def name(self, row: int) -> str:
+        """Return what messages call a photo; see `stream.FileDataset`."""
+        return self.photos.encoded(row)[0]
+
+    def photo(self, row: int) -> EncodedPhoto:
+        """Return a photo; see `stream.FileDataset`."""
+        return EncodedPhoto(*self.photos.encoded(row))
+
+    def check(self, row: int) -> None:
+        """Decode a photo; see `stream.FileDataset`."""
+        self.photo(row).pixels()
+
+    def read(self, row: int, view: View) -> tuple[Tensor, Tensor]:
+        """Read the view (3, h, w) of a photo, and its size (2,) int64."""
+        try:
+            photo = self.photo(row)
+            return view.image(photo), torch.tensor(photo.size)
+        except (OSError, UserError):
+            return torch.zeros(3, *self.shape, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+
+    def problem(self, row: int) -> str:
+        """Return what is wrong with a photo that could not be read."""
+        try:
+            self.check(row)
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except UserError as error:
+            reason = error.message
+        else:
+            reason = "could not be read at first"
+        return reason.removeprefix(f"{self.name(row)}: ")
 
 
 def found(

@@ -69,6 +69,15 @@ class Split:
     target: Target = "class"  # labels: class (N,) int64, mask (N, H, W) uint8 with 255 ignored, value (N, V) float32
     origin: Origin = UNKNOWN_ORIGIN
     view: EvaluationView | None = None  # what is shown of each image; None: the image as it is
+    read_from: tuple[FileDataset, Tensor] | None = None  # the files and their rows (N,) that `images` were read from
+
+    @property
+    def names(self) -> Iterator[str] | None:
+        """The path of each sample, or its place in another file; None where samples are no image files."""
+        files, rows = self.read_from or (self.dataset, self.indices)
+        if not isinstance(files, FileDataset) or rows is None:
+            return None
+        return map(files.name, rows.tolist())
 
     def __len__(self) -> int:
         rows = self.images if self.images is not None else self.indices
@@ -91,7 +100,14 @@ def take(split: Split, rows: Tensor) -> Split:
     def select(values: Any) -> Any:
         return None if values is None else pytree.select_rows(values, rows)
 
-    return replace(split, labels=select(split.labels), images=select(split.images), indices=select(split.indices))
+    files = split.read_from and (split.read_from[0], select(split.read_from[1]))
+    return replace(
+        split,
+        labels=select(split.labels),
+        images=select(split.images),
+        indices=select(split.indices),
+        read_from=files,
+    )
 
 
 Broken = dict[int, str]  # what is wrong with the image files that cannot be read, by their places in a split
@@ -256,7 +272,8 @@ def load_into_memory(split: Split, *, what: str, reading: Reading) -> Split:
             what=what,
             progress=reading.progress,
         )
-        return replace(split, labels=labels, images=images, dataset=None, indices=None, view=None)
+        read_from = (files, split.indices)
+        return replace(split, labels=labels, images=images, dataset=None, indices=None, view=None, read_from=read_from)
     batches: list[tuple[Any, Any]] = []
     num_read = 0
     for images, labels in stream_rows(split, rows=torch.arange(len(split)), key=("hold",), reading=reading):

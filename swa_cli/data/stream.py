@@ -49,7 +49,7 @@ class FileDataset(Protocol):
 
     @property
     def labels(self) -> Tensor | None:
-        """Classes (N,); None: a sample has a mask."""
+        """Classes (N,); None: a sample has a mask. `read` may give another label, which is then taken."""
 
     @property
     def files(self) -> Sequence[str]:
@@ -65,6 +65,13 @@ class FileDataset(Protocol):
 
     def __len__(self) -> int:
         """Return N."""
+
+    def name(self, row: int) -> str:
+        """Return what messages call the image of a row: its path, or its place in another file.
+
+        Raises:
+            OSError: The file that holds it cannot be read; the message names it.
+        """
 
     def photo(self, row: int) -> EncodedPhoto:
         """Return the encoded image of a row.
@@ -82,6 +89,8 @@ class FileDataset(Protocol):
 
     def read(self, row: int, view: View) -> tuple[Tensor, ...]:
         """Read the view (3, h, w) of an image and, if there are no classes, of its mask (h, w), all uint8.
+
+        What is only known once an image is read may stand in place of its class: a tensor of one shape for all.
 
         Raises:
             OSError: A file is broken; the message names it.
@@ -280,9 +289,9 @@ class _BatchReader(Dataset[Any]):
         ]
 
     def _read_file(self, row: int, position: int, view: View | None) -> tuple[Any, Any]:
-        """Read an image file, and its class or mask."""
-        image, *mask = self.dataset.read(row, view or EvaluationView())
-        return image, mask[0] if self.dataset.labels is None else self.dataset.labels[row]
+        """Read an image file, and its label: the mask or what else comes with it, or else its class."""
+        image, *label = self.dataset.read(row, view or EvaluationView())
+        return image, label[0] if label else self.dataset.labels[row]
 
     def _read_sample(self, row: int, position: int, view: View | None) -> tuple[Any, Any]:
         """Read a sample of user code, whose random transforms depend on the seed and the position."""

@@ -138,6 +138,21 @@ class EvaluationView:
         """Return the view (h, w) of a mask (H, W) of classes; what lies outside of it is ignored."""
         return self._apply(mask[None], interpolation=NEAREST, fill=IGNORED)[0]
 
+    def shown_part(self, of: Size) -> tuple[Box, Box]:
+        """Return the part of an image (H, W) that the view shows, and where this part lies in the view."""
+        whole = Box(0, 0, *of)
+        if self.size is None or self.resize is None:
+            return whole, Box(0, 0, *(self.size or of))
+        shorter, spans = min(of), []
+        for side, shown in zip(of, self.size, strict=True):
+            resized = self.resize if side == shorter else int(self.resize * side / shorter)
+            start = round((resized - shown) / 2) if resized >= shown else -((shown - resized) // 2)  # as `_center`
+            first, last = max(start, 0), min(start + shown, resized)
+            own = round(first * side / resized), round(last * side / resized)
+            spans.append((own[0], own[1] - own[0], first - start, last - first))
+        (top, height, into_top, rows), (left, width, into_left, columns) = spans
+        return Box(top, left, height, width), Box(into_top, into_left, rows, columns)
+
     def _apply(self, pixels: Tensor, *, interpolation: str, fill: int) -> Tensor:
         if self.size is None:
             return pixels

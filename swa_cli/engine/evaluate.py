@@ -27,6 +27,7 @@ from swa_cli.metrics.metric import SampleScores, standard_error
 from swa_cli.metrics.task import Task, concatenate, weighted_mean
 
 Batch = tuple[Any, Any]  # inputs and targets of B samples, on the device
+Keep = Callable[[Tensor, Any], object]  # gets predictions and targets
 
 
 def score(
@@ -37,6 +38,7 @@ def score(
     hardware: Hardware,
     advance: Callable[[], None] = lambda: None,
     gathered: Callable[[Any], list[Any]] = gather_single_process,
+    keep: Keep | None = None,
 ) -> SampleScores:
     """Score every sample in float32 or better; modes are restored, and no random number is drawn.
 
@@ -47,9 +49,16 @@ def score(
         hardware: Device and precision of the forward pass.
         advance: Called after each batch.
         gathered: Returns what all processes that share the batches pass to it, in order.
+        keep: Gets the predictions (B, ...) and the targets of each batch of this process.
     """
     parts: list[SampleScores] = []
-    _forward(model, batches, lambda *batch: parts.append(task.score_outputs(*batch)), task, hardware, advance)
+
+    def take(outputs: Any, targets: Any) -> None:
+        parts.append(task.score_outputs(outputs, targets))
+        if keep is not None:
+            keep(task.predict(outputs), targets)
+
+    _forward(model, batches, take, task, hardware, advance)
     return concatenate(gathered(concatenate(parts)))
 
 
@@ -81,11 +90,15 @@ def _forward(
     """Call `take` with the outputs and targets of every batch; see `score`."""
     with evaluation_mode(model), torch.inference_mode():
         for inputs, targets in batches:
-            args, kwargs = task.batch_to_args(inputs)
-            with hardware.autocast():
-                outputs = model(*args, **kwargs) if task.tta == "none" else weighted_mean(model, *args, kind=task.tta)
-            take(outputs, targets)
+            take(outputs_of(model, inputs, task=task, hardware=hardware), targets)
             advance()
+
+
+def outputs_of(model: nn.Module, inputs: Any, *, task: Task, hardware: Hardware) -> Any:
+    """Return the outputs of a network for a batch: with test-time augmentation their mean over its views."""
+    args, kwargs = task.batch_to_args(inputs)
+    with hardware.autocast():
+        return model(*args, **kwargs) if task.tta == "none" else weighted_mean(model, *args, kind=task.tta)
 
 
 def summarize(scores: SampleScores, keys: Sequence[str] | None = None) -> dict[str, float | None]:

@@ -45,8 +45,8 @@ def accuracy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def predict(logits: Tensor) -> Tensor:
-    """Return probabilities (B, K) in float32."""
-    return logits.float().softmax(1)
+    """Return probabilities (B, K) in float32, to the bit those that `score_outputs` scores."""
+    return logits.float().log_softmax(1).exp()
 
 
 def score_outputs(logits: Tensor, labels: Tensor) -> SampleScores:

@@ -158,6 +158,15 @@ class Terminal:
         """Print a part of the answer: rows of cells under headings; columns that do not fit are left out by rank."""
         self._say(table(columns, rows), answer=not self._json)
 
+    def rows(self, columns: Sequence[Column], rows: Sequence[Cells], *, head: bool) -> None:
+        """Print rows of a long table as they come, whole on a narrow page too; the first under headings (`head`)."""
+
+        def lines(console: Console) -> list[Text]:
+            heading = [head_line(columns, console=console)] if head else []
+            return [*heading, *(cell_line(columns, row, console=console) for row in rows)]
+
+        self._say(lines, answer=not self._json)
+
     def answer(self, text: str) -> None:
         """Print a sentence of the answer."""
         self._say(_remark(Text(), text), answer=not self._json)
