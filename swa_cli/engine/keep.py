@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -44,6 +44,12 @@ class Kept:
     def content(self, origin: Mapping[str, Any]) -> dict[str, Any]:
         """Return the content of a file of these weights."""
         return reader.weights_content(origin, self.average, self.state_dict, self.fresh)
+
+
+def from_entry(entry: Mapping[str, Any]) -> Kept:
+    """Return an entry of last.pt."""
+    fresh = {key: entry[key] for key in ("batchnorm", "batchnorm_method", "samples") if key in entry}
+    return Kept(entry["epoch"], entry["state_dict"], dict(entry["average"]), fresh)
 
 
 def copy_of(model: nn.Module, average: Mapping[str, Any], fresh: Mapping[str, Any], *, epoch: int) -> Kept:
@@ -91,8 +97,9 @@ def restored(run: Run, stored: Mapping[str, Mapping[str, Any]], history: Sequenc
             weights[key].shape != own[key].shape for key, owner in tensors.owners.items() if owner in tensors.weights
         ):
             return None
-        fresh = {key: entry[key] for key in ("batchnorm", "batchnorm_method", "samples") if key in entry}
-        kept[name] = Kept(entry["epoch"], reader.copy_to_cpu(weights), dict(entry["average"]), fresh)
+        kept[name] = replace(
+            from_entry(entry), state_dict=reader.copy_to_cpu(weights)
+        )  # the file stays mapped otherwise
     return kept
 
 

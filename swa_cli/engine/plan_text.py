@@ -235,12 +235,12 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
         when = _when(series, average.steps, plan.steps_per_epoch)
         kept = ""
         if recipe.all_averages[average.name].keep == "best":
-            file, every = f"{average.name}.pt", recipe.average_scoring.eval_every
-            kept = f"; {file} is that of its lowest {average.name}_val_loss (looked for every {every}, swa.eval_every)"
+            every = recipe.average_scoring.eval_every
+            kept = f"; {average.name}.pt ships its lowest {average.name}_val_loss (swa.eval_every: {every})"
         text = f"{average.name}: {KINDS[average.kind].text(average)}, {when}{kept}"
         lines.append(f"{text}; BatchNorm recomputed {'at each evaluation' if kept else 'at the end'}")
     if recipe.train.keep_best is not None:
-        lines.append(f"best.pt: raw weights of the epoch with the best {recipe.train.keep_best}")
+        lines.append(f"best.pt ships the raw weights of the epoch of the best {recipe.train.keep_best}")
     for series in snapshot_series(recipe):
         assert recipe.snapshots is not None
         when = _when(series, plan.snapshots, plan.steps_per_epoch)

@@ -34,6 +34,8 @@ MEANT = {
     "accumulate": "train.grad_accum_steps",
     "gradient_accumulation_steps": "train.grad_accum_steps",
     "stop": "train.early_stopping",
+    "save_best": "train.keep_best",
+    "monitor": "train.early_stopping.metric",
     "criterion": "train.loss",
     "smoothing": "train.label_smoothing",
     "weighted_sampler": "dataset.sampler",

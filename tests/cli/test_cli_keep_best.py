@@ -106,17 +106,38 @@ def test_any_column_decides(train, column: str) -> None:
 def test_the_plan_says_what_ships(swa: Swa, train) -> None:
     """The plan of the recipe against the files that it will write."""
     said = " ".join(swa("plan", "recipe.yaml").out.split()) + " ".join(swa("plan", "recipe.yaml").err.split())
-    assert "best.pt: raw weights of the epoch with the best val_loss" in said
-    assert "ema.pt is that of its lowest ema_val_loss" in said
+    assert "best.pt ships the raw weights of the epoch of the best val_loss" in said
+    assert "ema.pt ships its lowest ema_val_loss" in said
 
 
-@pytest.mark.parametrize("kill_at", [3, 4, 5, 6, 7, 8, 11])
+def test_what_was_kept_is_taken_out_of_a_resume_point(train, swa: Swa) -> None:
+    """Averages and raw weights that last.pt has kept against the files of the run."""
+    run = train()
+    for name in ("best", "ema"):
+        ended = swa("average", run, "--weights", name, "-o", f"{name}.pt", "--json")
+        assert ended.code == 0, ended.err
+        out = load(f"{name}.pt")
+        assert_same_weights(out["state_dict"], content(run, name)["state_dict"])
+        for key in ("average", "batchnorm", "samples"):
+            assert out[key] == content(run, name)[key]
+    assert swa("average", run, "--weights", "swa", "-o", "swa.pt").code == 0
+    shown = swa("show", run / "checkpoints/last.pt", "--json").json["weights"]
+    assert shown["best"]["kind"] == "raw"
+    assert shown["best"]["epoch"] == content(run, "last")["kept"]["best"]["epoch"]
+    assert shown["ema"]["kept_epoch"] == content(run, "last")["kept"]["ema"]["epoch"]
+
+
+# Events 12 and 13 open and rename best.pt of epoch 1, after the resume point of its end.
+@pytest.mark.parametrize("kill_at", [11, 12, 13, 14, 26])
 def test_a_kill_at_any_file_leads_to_the_same_end(train, swa: Swa, tmp_path: Path, kill_at: int) -> None:
     """A run killed as it opens or renames a checkpoint, and continued, against the run without a kill, bit for bit."""
     whole = train("whole")
     words = ["train", "recipe.yaml", "output.save_every=5step"]
     process = start(tmp_path, words, kill_at=kill_at, within="checkpoints/")
     assert exit_codes(process) == [-9]
+    if kill_at in (12, 13):
+        assert content(RUN, "last")["kept"]["best"]["epoch"] == 1
+        assert not (RUN / "checkpoints/best.pt").exists()
     assert swa("train", "--resume", RUN).code == 0
     assert_equal_runs(whole, RUN)
 
