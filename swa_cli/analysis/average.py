@@ -27,7 +27,7 @@ from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.engine import evaluate, swap
+from swa_cli.engine import evaluate, keep, swap
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW
 from swa_cli.errors import RecipeError, UserError
@@ -296,6 +296,7 @@ def extract_average(
 ) -> dict[str, Any]:
     """Write an average that a resume point holds to `out`, atomically; its BatchNorm stays stale where that fails.
 
+    Weights that the run keeps of their best epoch have their statistics, and are written as they are.
     `path` is a run folder or its resume point. Without `refresh` no data are read, and the result says `stale`.
 
     Raises:
@@ -305,7 +306,14 @@ def extract_average(
     point = open.resume_point(RunFolder(path)) if path.is_dir() else reader.read(path)
     _require_writable(out, [point.path], suffix=".pt")
     _require_held(point, name)
+    source = {"file": str(point.path), "name": name, "weight": 1.0, "step": point.content["step"]}
     with open.lock_run_of(out):
+        if name in (kept := point.content.get("kept", {})):
+            best = keep.from_entry(kept[name])
+            content = best.content(point.origin)
+            reader.save(out, content)
+            what = f"{name} of epoch {best.epoch}"
+            return {**_answer(out, content, what=what, started=started, terminal=terminal), "sources": [source]}
         context = model = None
         if refresh:
             context, model = _opened(point, overrides, name, terminal=terminal, allow_code=allow_code)
@@ -318,7 +326,6 @@ def extract_average(
         content = shipped(point, name, item, cloned(model.state_dict()), fresh if update is None else update.record)
         reader.save(out, content)
     answer = _answer(out, content, what=name, started=started, terminal=terminal)
-    source = {"file": str(point.path), "name": name, "weight": 1.0, "step": point.content["step"]}
     return {**answer, "sources": [source]}
 
 
@@ -342,7 +349,7 @@ def _require_held(point: Checkpoint, name: str) -> None:
             hint="name a run folder or its checkpoints/last.pt; --weights also takes numbers, such as 3,1",
         )
     held = [other for other, entry in point.content["averages"].items() if entry["count"]]
-    if name in held:
+    if name in held or name in point.content.get("kept", {}):
         return
     if name == swap.NAME and has_workers(open.recipe_of(point)):
         workers = RunFolder(point.path.parent.parent).workers / "*/checkpoints/last.pt"
@@ -394,7 +401,7 @@ def _answer(out: Path, content: Mapping[str, Any], *, what: str, started: float,
         next_command = f"refresh it with `swa bn-update {out}`, then {next_command}"
     elif batchnorm == "recomputed":
         batchnorm = f"recomputed from {content['samples']:,} samples ({content['batchnorm_method']})"
-    held = f"{what} of {count_text(average['count'], 'weight set')}"
+    held = f"{what} of {count_text(average['count'] or 1, 'weight set')}"
     if average["steps"]:
         held += f", steps {min(average['steps']):,} to {max(average['steps']):,}"
     terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {next_command}")

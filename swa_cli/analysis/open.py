@@ -26,6 +26,7 @@ from swa_cli.engine import failures, swap
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.evaluate import RAW, recomputed
 from swa_cli.engine.events import Events
+from swa_cli.engine.keep import BEST
 from swa_cli.engine.network import build_network, describe_model
 from swa_cli.engine.user_code import admit, make_importable
 from swa_cli.errors import RecipeError, UserError
@@ -270,7 +271,8 @@ def _shipped(folder: RunFolder, name: str, point: Checkpoint) -> Checkpoint | No
 
 def shipped_by(point: Checkpoint, recipe: Recipe) -> list[str]:
     """Return the averages of a run by name, whether they are shipped by now or not."""
-    return [*point.content["averages"], *([swap.NAME] if has_workers(recipe) else [])]
+    best = [BEST] if recipe.train.keep_best is not None else []
+    return [*best, *point.content["averages"], *([swap.NAME] if has_workers(recipe) else [])]
 
 
 def points_of_workers(folder: RunFolder, point: Checkpoint, recipe: Recipe) -> dict[str, Checkpoint]:

@@ -89,6 +89,12 @@ def _weights(found: Checkpoint) -> dict[str, Any]:
         state = {f"{part}.{key}": value for part in STATES for key, value in (entry.get(part) or {}).items()}
         rest = {key: entry[key] for key in ("kind", "count", "steps", "batchnorm")}
         sets[name] = {**rest, **_sizes(state)}
+    for name, entry in content.get("kept", {}).items():
+        if name in sets:
+            sets[name]["kept_epoch"] = entry["epoch"]
+        else:
+            raw = {"kind": "raw", "epoch": entry["epoch"], "batchnorm": entry["batchnorm"]}
+            sets[name] = {**raw, **_sizes(entry["state_dict"])}
     return sets
 
 

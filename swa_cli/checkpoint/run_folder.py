@@ -44,6 +44,7 @@ class RunFolder:
         self.snapshots = path / "snapshots"
         self.last = self.checkpoints / "last.pt"
         self.previous = self.checkpoints / "previous.pt"  # the save before, until the next one is durable
+        self.best = self.checkpoints / "best.pt"  # with train.keep_best
         self.recipe = path / "recipe.yaml"
         self.about = path / "run.json"
         self.result = path / "result.json"

@@ -139,6 +139,26 @@ class _File(_Stored):
     input: Input
 
 
+class ShippedAverage(_Stored):
+    """Name and kind of a weight set to ship, and the steps whose weights it holds."""
+
+    name: str
+    kind: str
+    count: int | None
+    steps: list[int]
+
+
+class StoredKept(_Stored):
+    """The weights of the best epoch so far, see `keep.Kept`; the tensors are whole and load into the plain model."""
+
+    epoch: int = Field(gt=0)
+    state_dict: State
+    average: ShippedAverage
+    batchnorm: Freshness
+    batchnorm_method: str | None = None
+    samples: int
+
+
 class ResumePoint(_File):
     """last.pt and previous.pt: everything that the rest of a run depends on."""
 
@@ -155,15 +175,7 @@ class ResumePoint(_File):
     epoch_so_far: EpochSoFar
     stopped: Literal["max_time", "patience"] | None
     cumulative: StoredAverage | None
-
-
-class ShippedAverage(_Stored):
-    """Name and kind of a weight set to ship, and the steps whose weights it holds."""
-
-    name: str
-    kind: str
-    count: int | None
-    steps: list[int]
+    kept: dict[str, StoredKept] = {}  # by the name of its file
 
 
 class StoredSource(_Stored):

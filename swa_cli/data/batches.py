@@ -213,6 +213,7 @@ def epoch_batches(
     num_classes: int = 0,
     view: TrainingView | None = None,
     repeats: int = 1,
+    balanced: bool = False,
     **delivery: Unpack[Delivery],
 ) -> Batches:
     """Return the training batches of an epoch, shuffled and augmented; a last one that is not full is dropped.
@@ -230,11 +231,12 @@ def epoch_batches(
         num_classes: K of the probabilities of mixed classes.
         view: What is shown of each image.
         repeats: How often an image stands in an epoch.
+        balanced: Draw each class equally often, see `_balanced_rows`.
         delivery: See `Delivery`.
     """
     num_samples = len(split)
-    rows = torch.randperm(num_samples, generator=generator(seed, "order", epoch))
-    rows = rows[: -(-num_samples // repeats)].repeat_interleave(repeats)[:num_samples]
+    number, draw_rows = -(-num_samples // repeats), _balanced_rows if balanced else _shuffled_rows
+    rows = draw_rows(split, number, seed=seed, key=("order", epoch)).repeat_interleave(repeats)[:num_samples]
     spans = tuple(cut_spans(num_samples - num_samples % batch_size, size=batch_size))
     key = ("augment", epoch)
     return Batches(
@@ -275,13 +277,16 @@ def statistics_batches(
     samples: int | None = None,
     num_classes: int = 0,
     view: TrainingView | None = None,
+    balanced: bool = False,
     **delivery: Unpack[Delivery],
 ) -> Batches:
     """Return the batches for BatchNorm statistics: one seeded shuffle, the same in every epoch, nothing dropped.
 
     `samples` is their number, the first ones of the shuffle, or None for all; the others are as in `epoch_batches`.
+    With `balanced`, they are drawn as in training: weights fit the distribution that they were trained on.
     """
-    rows = torch.randperm(len(split), generator=generator(seed, "statistics order"))
+    draw_rows = _balanced_rows if balanced else _shuffled_rows
+    rows = draw_rows(split, len(split), seed=seed, key=("statistics order",))
     spans = tuple(cut_spans(len(split) if samples is None else min(samples, len(split)), size=batch_size))
     key = ("statistics augment",)
     return Batches(
@@ -296,6 +301,39 @@ def statistics_batches(
         view=view,
         **delivery,
     )
+
+
+def _shuffled_rows(split: Split, number: int, *, seed: int, key: tuple[str | int, ...]) -> Tensor:
+    """Return the first `number` rows of a permutation of the split."""
+    return torch.randperm(len(split), generator=generator(seed, *key))[:number]
+
+
+def _balanced_rows(split: Split, number: int, *, seed: int, key: tuple[str | int, ...]) -> Tensor:
+    """Return `number` rows in random order, of each class that has samples equally many, or one more.
+
+    The rows of a class are those of a permutation, and of further ones where they are not enough: no sample of a class
+    is drawn twice more than another. Which classes get one more is random.
+    """
+    labels, source = split.labels, generator(seed, *key)
+    assert isinstance(labels, Tensor), "a run without known labels is refused"
+    counts = labels.bincount()
+    present = counts.nonzero()[:, 0]
+    shares = torch.full((len(present),), number // len(present))
+    shares[torch.randperm(len(present), generator=source)[: number % len(present)]] += 1
+    sizes = counts[present]
+    # All copies of all rows that are needed: whole permutations of each class, of which the last one is cut.
+    by_class = labels.argsort(stable=True)
+    copies = torch.div(shares + sizes - 1, sizes, rounding_mode="floor").repeat_interleave(sizes)  # of each row
+    rows = by_class.repeat_interleave(copies)
+    group = labels[rows]
+    turn = torch.arange(len(rows)) - (copies.cumsum(0) - copies).repeat_interleave(copies)  # 0, 1, ... of each row
+    order = torch.rand(len(rows), generator=source, dtype=torch.float64).argsort()
+    order = order[turn[order].argsort(stable=True)]
+    order = order[group[order].argsort(stable=True)]  # by class, then by permutation, then at random
+    totals = copies.new_zeros(len(counts)).index_add_(0, labels[by_class], copies)[present]
+    place = torch.arange(len(rows)) - (totals.cumsum(0) - totals).repeat_interleave(totals)  # of each in its class
+    drawn = rows[order[place < shares.repeat_interleave(totals)]]
+    return drawn[torch.randperm(number, generator=source)]
 
 
 def _crop_and_flip(images: Any, labels: Any, positions: Tensor, *, draws: Draws, target: Target) -> tuple[Any, Any]:

@@ -52,6 +52,7 @@ from swa_cli.data.user_dataset import listed_part, with_checked_samples
 from swa_cli.errors import UserError
 
 NAMED = 5  # files that a note lists
+TELLING_RATIO = 10  # of the largest class to the smallest one: a plan says it from here on
 AS_THEY_ARE = Views(TrainingView(EvaluationView()), EvaluationView())
 _STAT_THREADS = 16  # they wait for the file system, not for a core
 _STATS = 4096  # files per task
@@ -341,8 +342,10 @@ def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ..
     number = f"{len(class_names):,} classes of"
     if counts[least] == counts[most]:
         return (f"{number} {int(counts[least]):,} {split.origin.split} samples each",)
+    ratio = int(counts[most]) / max(int(counts[least]), 1)
+    times = f", {int(ratio):,} times as many" if ratio >= TELLING_RATIO else ""
     few, many = (f"{int(counts[label]):,} ({class_names[label]})" for label in (least, most))
-    return (f"{number} {few} to {many} {split.origin.split} samples",)
+    return (f"{number} {few} to {many} {split.origin.split} samples{times}",)
 
 
 # --- fingerprints

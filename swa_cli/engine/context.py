@@ -28,6 +28,7 @@ from swa_cli.data.sources import changes
 from swa_cli.data.transforms import TrainingView
 from swa_cli.engine import failures
 from swa_cli.engine import hardware as hardware_choice
+from swa_cli.engine.class_balance import class_weights
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import SILENT, Bar, Events
 from swa_cli.engine.hardware import Hardware
@@ -35,7 +36,7 @@ from swa_cli.engine.network import build_network, channels_last, is_lazy, requir
 from swa_cli.engine.views import evaluation_view, training_view, views_of
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics import tasks
-from swa_cli.metrics.tasks import Task
+from swa_cli.metrics.tasks import Task, TrainingLoss
 from swa_cli.recipe import schema
 from swa_cli.recipe.image_sizes import epochs_by_size
 from swa_cli.recipe.plan import image_problems
@@ -85,6 +86,18 @@ class Context:
     def phase(self) -> Phase:
         """The part of the recipe that is trained here: its epochs and batches."""
         return phase_of(self.recipe)
+
+    @cached_property
+    def loss(self) -> TrainingLoss:
+        """The loss that is trained."""
+        train, weights = self.recipe.train, class_weights(self.recipe, self.source)
+        return tasks.training_loss(
+            self.task,
+            name=train.loss,
+            label_smoothing=train.label_smoothing,
+            class_weights=None if weights is None else weights.to(self.hardware.device),
+            focal_gamma=train.focal_gamma,
+        )
 
     @property
     def seed(self) -> int:
@@ -192,6 +205,7 @@ class Context:
             num_classes=self.source.num_classes,
             view=self._training_view(self.phase.before + epoch),
             repeats=recipe.dataset.repeats,
+            balanced=recipe.dataset.sampler == "balanced",
             **self._format(),
         )
         return whole.part(self.world.rank, size=self.world.size)
@@ -213,6 +227,7 @@ class Context:
             samples=settings.num_samples(len(train)),
             num_classes=self.source.num_classes,
             view=self._training_view(self.recipe.train.epochs) if settings.augment else None,
+            balanced=self.recipe.dataset.sampler == "balanced",
             **self._format(),
         )
 

@@ -71,18 +71,18 @@ class World:
 
     def largest(self, number: int) -> int:
         """Return the largest number of all processes."""
-        return self._reduced(number, dist.ReduceOp.MAX)
+        return int(self._reduced(number, dist.ReduceOp.MAX))
 
-    def total(self, number: int) -> int:
+    def total(self, number: float) -> float:
         """Return the sum of the numbers of all processes."""
         return self._reduced(number, dist.ReduceOp.SUM)
 
-    def _reduced(self, number: int, operation: Any) -> int:
+    def _reduced(self, number: float, operation: Any) -> float:
         if self.size == 1:
             return number
-        value = torch.tensor(number)
+        value = torch.tensor(number, dtype=torch.float64)
         dist.all_reduce(value, operation)
-        return int(value)
+        return float(value)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each of these tensors, of one type and device, by its mean over the processes."""

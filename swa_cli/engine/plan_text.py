@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
+from swa_cli.engine import class_balance
 from swa_cli.engine.context import Context
 from swa_cli.engine.events import PlanEvent
 from swa_cli.engine.network import describe_model
@@ -66,11 +67,13 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         ("data", describe_data(run.context)),
         ("", describe_views(recipe)),
         ("", "; ".join(run.context.source.contents)),
+        ("", class_balance.describe_sampler(recipe, run.context.source)),
         ("model", describe_model(recipe.model.name, run.model)),
         ("", str(run.initial or "")),
         ("device", run.context.hardware.describe()),
         ("processes", _describe_processes(run) if run.context.world.size > 1 else ""),
         ("schedule", describe_schedule(recipe, run.plan)),
+        ("loss", class_balance.describe_loss(recipe, run.context.source)),
         *phases,
         ("", describe_pass(recipe, run.plan) if run.statistics.num_layers else ""),
         ("memory", _describe_memory(run) if run.averages else ""),
@@ -230,7 +233,14 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
     lines = []
     for series, average in zip(average_series(recipe), plan.averages, strict=True):
         when = _when(series, average.steps, plan.steps_per_epoch)
-        lines.append(f"{average.name}: {KINDS[average.kind].text(average)}, {when}; BatchNorm recomputed at the end")
+        kept = ""
+        if recipe.all_averages[average.name].keep == "best":
+            every = recipe.average_scoring.eval_every
+            kept = f"; {average.name}.pt ships its lowest {average.name}_val_loss (swa.eval_every: {every})"
+        text = f"{average.name}: {KINDS[average.kind].text(average)}, {when}{kept}"
+        lines.append(f"{text}; BatchNorm recomputed {'at each evaluation' if kept else 'at the end'}")
+    if recipe.train.keep_best is not None:
+        lines.append(f"best.pt ships the raw weights of the epoch of the best {recipe.train.keep_best}")
     for series in snapshot_series(recipe):
         assert recipe.snapshots is not None
         when = _when(series, plan.snapshots, plan.steps_per_epoch)

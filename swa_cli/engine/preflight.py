@@ -205,7 +205,7 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
             with context.hardware.autocast():
                 outputs = network(*args, **kwargs)
             context.task.check_training(outputs, subject=_subject(context))
-            context.task.loss(outputs, targets, label_smoothing=recipe.train.label_smoothing).backward()
+            context.loss(outputs, targets).backward()
         sparse = [key for key, value in network.named_parameters() if value.grad is not None and value.grad.is_sparse]
         optimizer = optimizers.build(network, recipe.optimizer, is_sparse=bool(sparse))
         try:
@@ -226,7 +226,7 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
 @contextmanager
 def _explain_step(network: nn.Module, context: Context, *, num_samples: int) -> Iterator[None]:
     """Explain why the network cannot be trained if a step fails."""
-    name, processes = context.recipe.model.name, context.world.size
+    recipe, name, processes = context.recipe, context.recipe.model.name, context.world.size
     with _executing(network) as layers:
         try:
             yield
@@ -237,7 +237,7 @@ def _explain_step(network: nn.Module, context: Context, *, num_samples: int) -> 
                 message = f"BatchNorm cannot train on {num_samples} sample in {part}: {where} has one value per channel"
                 hint = f"write train.batch_size={2 * processes} or more"
                 raise RecipeError([Problem("train.batch_size", message, hint)]) from error
-            if is_own_code(name) or is_own_code(context.recipe.task) or is_out_of_memory(error):
+            if any(map(is_own_code, (name, recipe.task, recipe.train.loss or ""))) or is_out_of_memory(error):
                 raise
             raise UserError(
                 f"model.name: {name} cannot be trained on {context.source.describe_inputs()}: {_reason(error)}",

@@ -15,7 +15,7 @@ from typing import Any
 
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about, folder_of_launch
-from swa_cli.engine import failures, state, train
+from swa_cli.engine import failures, keep, state, train
 from swa_cli.engine.distributed import World, is_restarted, join_processes, name_of_launch
 from swa_cli.engine.events import Events
 from swa_cli.engine.hardware import Hardware, environment
@@ -99,6 +99,7 @@ def _resume(
             run.initial.require(about(folder.about).get("init_sha256"))
         with failures.explain(folder):
             state.prepare_folder(folder, point, load.dump(run.context.recipe), extended=extend_to is not None)
+            keep.write_best(run, folder)
         where = f"after step {run.step:,} of {run.plan.total_steps:,}" if run.step else "from the beginning"
         title = f"{run.context.recipe.title} -> {folder.path}, continued {where}"
         return train.run_to_end(run, folder, log, title=title, warnings=changed)

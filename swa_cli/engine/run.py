@@ -22,17 +22,18 @@ from swa_cli.checkpoint.atomic import BackgroundWriter
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.data.image_file import num_cores
 from swa_cli.data.packed import Packing
-from swa_cli.engine import fsdp, loggers, optimizers, preflight, step
+from swa_cli.engine import class_balance, fsdp, loggers, optimizers, preflight, step
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.failures import Interrupt
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
+from swa_cli.engine.keep import Kept
 from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_initial
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.recipe.load import Loaded
-from swa_cli.recipe.plan import Plan, image_problems, make_plan, problems_between
+from swa_cli.recipe.plan import Plan, image_problems, make_plan, problems_between, watched_columns
 from swa_cli.recipe.swap import name_of_worker
 from swa_cli.units import count_text
 
@@ -61,6 +62,8 @@ class Run:
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
     stopped: str | None = None  # max_time | patience: what ended the run before its last epoch
+    kept: dict[str, Kept] = field(default_factory=dict)  # the best so far, by the name of its file
+    saved_best: int | None = None  # the epoch that best.pt holds
     refreshed: dict[str, Refreshed] = field(default_factory=dict)
     validated: dict[str, SampleScores] = field(default_factory=dict)  # the weight sets of the last epoch
     workers: tuple[Worker, ...] = ()  # of a SWAP run at its end
@@ -226,14 +229,14 @@ def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Pla
     except RecipeError as error:
         problems += error.problems
     problems += _problems_of_processes(context)
+    problems += class_balance.problems(recipe, context.source)
     if recipe.train.fsdp:
         problems += fsdp.problems(recipe, world=context.world)
-    stop = recipe.train.early_stopping
-    if stop is not None and "val" in stop.metric and context.source.val is None:
-        message = f"there is no validation split to measure {stop.metric} on"
-        problems.append(
-            Problem("train.early_stopping.metric", message, "set dataset.val to 10%, or the metric to train_loss")
-        )
+    for key, column in watched_columns(recipe).items():
+        if "val" in column and context.source.val is None:
+            message = f"there is no validation split to measure {column} on"
+            other = "leave it out" if key.startswith("averages.") else "name train_loss"
+            problems.append(Problem(key, message, f"set dataset.val to 10%, or {other}"))
     if problems or plan is None:
         raise loaded.locate(problems)
     return plan

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from swa_cli.engine.distributed import name_of_launch
 from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.failures import Stopped
 from swa_cli.engine.hardware import environment
+from swa_cli.engine.keep import BEST, Kept, restored
 from swa_cli.engine.run import Refreshed, Run
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
@@ -75,7 +77,7 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(copy=False), "batchnorm": stale},
     }
     event = SavedEvent(path=folder.last, kind="resume", step=run.step)
-    _write(run, folder, event, content, keep=folder.previous)
+    _write(run, folder, event, content, keep=folder.previous, kept=dict(run.kept))
 
 
 def save_if_due(run: Run, folder: RunFolder) -> None:
@@ -106,11 +108,13 @@ def _write(
     content: Mapping[str, Any],
     *,
     keep: Path | None = None,
+    kept: Mapping[str, Kept] = MappingProxyType({}),
     outdated: Sequence[Path] = (),
 ) -> None:
     """Write a copy of `content` while training continues; `wait_for_files` announces it by `event`.
 
-    A file that is replaced becomes `keep`; `outdated` files are removed afterwards.
+    A file that is replaced becomes `keep`; `outdated` files are removed afterwards. What is `kept` never changes, and
+    is written without a copy; once it is durable, best.pt follows.
     """
     if not folder.writes and not run.sharding.is_used:
         return
@@ -121,12 +125,21 @@ def _write(
     def write() -> None:
         event.path.parent.mkdir(exist_ok=True)
         reader.save(event.path, copy_of_now, keep=keep)
+        if best is not None:
+            reader.save(folder.best, best.content(origin))
         for path in outdated:
             path.unlink(missing_ok=True)
 
+    best, origin = kept.get(BEST), run.context.origin
+    best = None if best is None or best.epoch == run.saved_best else best
+    if kept:
+        copy_of_now = {**copy_of_now, "kept": {name: entry.values for name, entry in kept.items()}}
     wait_for_files(run)
     run.writer.begin(write)
     run.unannounced.append(event)
+    if best is not None:
+        run.saved_best = best.epoch
+        run.unannounced.append(SavedEvent(path=folder.best, kind="raw", step=best.average["steps"][0]))
 
 
 @contextmanager
@@ -208,6 +221,8 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     num_rows, step, running = content["epoch"], content["step"], content["cumulative"]
     is_between = 0 <= step - num_rows * per_epoch <= per_epoch or content["stopped"] is not None
     columns, so_far = run.context.task.metrics.columns(list(run.averages)), content["epoch_so_far"]
+    has_columns = all(key in row for row in content["history"] for key in columns)
+    kept = restored(run, content.get("kept", {}), content["history"]) if has_columns else {}
     faults = {
         "its epochs, steps and history do not agree": (
             num_rows != len(content["history"]) or step > plan.total_steps or not is_between
@@ -216,7 +231,8 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         "its running mean is not that of its steps": (
             (running is None) != (run.cumulative is None) or (running is not None and running["count"] != step)
         ),
-        "its history is not that of its recipe": any(key not in row for row in content["history"] for key in columns),
+        "its history is not that of its recipe": not has_columns,
+        "what it has kept is not the best of its history": kept is None,
         f"has no epoch_so_far.{_key_so_far(run)}": _key_so_far(run) not in so_far,
     }
     for fault, is_there in faults.items():
@@ -238,7 +254,7 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         run.averages[name].load_state_dict(run.sharding.local_rows(entry))
     if run.cumulative is not None:
         run.cumulative.load_state_dict(run.sharding.local_rows(running))
-    run.history, run.step, run.stopped = content["history"], step, content["stopped"]
+    run.history, run.step, run.stopped, run.kept = content["history"], step, content["stopped"], kept or {}
     world, parts = run.context.world, so_far.get("parts")
     if parts is None or len(parts) != world.size:  # saved by another number of processes: rank 0 takes it all
         parts = [(so_far["loss"], so_far[_key_so_far(run)])] + [(0.0, 0.0)] * (world.size - 1)
@@ -271,7 +287,7 @@ def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, T
         return
     content = reader.weights_content(
         run.context.origin,
-        {"name": name, "kind": average.kind, "count": average.count, "steps": average.steps},
+        average_facts(run, name),
         state_dict,
         refreshed.update.record,
         posterior=average.posterior() if average.kind == "swag" else None,
@@ -283,6 +299,18 @@ def save_average(run: Run, folder: RunFolder, name: str, state_dict: dict[str, T
     if "posterior" in content:
         content["posterior"] = run.sharding.gather(content["posterior"], keep=folder.writes)
     _ship(run, folder, name, content, kind="average", step=average.steps[-1])
+
+
+def average_facts(run: Run, name: str) -> dict[str, Any]:
+    """Return what the file of an average says of it."""
+    average = run.averages[name]
+    return {"name": name, "kind": average.kind, "count": average.count, "steps": list(average.steps)}
+
+
+def save_kept(run: Run, folder: RunFolder, name: str) -> None:
+    """Write <name>.pt: the average at its best epoch."""
+    kept = run.kept[name]
+    _ship(run, folder, name, kept.content(run.context.origin), kind="average", step=kept.average["steps"][-1])
 
 
 def save_recomputed(

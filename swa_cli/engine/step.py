@@ -1,7 +1,9 @@
 """One optimizer step: forward, backward, update; in one or several processes, compiled or not.
 
 Each process computes its part of a batch, and weights its loss so that the mean of the gradients over the processes is
-the gradient of the mean loss of the whole batch. In one process the part is the batch, with weight 1.
+the gradient of the mean loss of the whole batch. In one process the part is the batch, with weight 1. A mean whose
+weight depends on the targets (class weights, counted pixels) is one over all batches of a step, not a mean of means:
+each batch counts by its weight relative to the first one, and the gradients are scaled once all weights are known.
 
 `train.compile` names inductor, another backend of torch.compile, or a user's function. Its name, its import and the C++
 compiler that inductor needs on a CPU are checked before the run folder is made. Without `train.compile`, nothing here
@@ -11,7 +13,7 @@ imports torch's compiler, which takes more than a second.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 FORMS = "train.compile is true, false, a backend of torch.compile, or package.module:attribute"
 INDUCTOR = "inductor"
 WAY_OUT = "write train.compile=false"
+TINY = torch.finfo(torch.float32).tiny  # for the share of a batch without weight
 
 Backend = Callable[..., Any]  # a graph and example inputs -> a function that does what the graph does
 Forward = Callable[..., Any]  # of the network: arguments as the task makes them of a batch -> outputs
@@ -78,13 +81,16 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
     The network is in training mode. The weights change after the last batch, when the iterator runs to its end.
     """
     context, last = run.context, run.plan.phase.grad_accum_steps - 1
+    weights: list[Tensor] = []
     for index in range(last + 1):
         batch = next(batches)
         if index == 0:  # only now: reading a batch may draw random numbers, which must not change those of the step
             context.hardware.seed(context.seed, "step", run.step, *context.world.words)
             set_learning_rate(run.optimizer, run.plan.learning_rate(run.step))
             run.optimizer.zero_grad(set_to_none=True)
-        yield forward_backward(run, forward, batch, is_last=index == last)
+        yield forward_backward(run, forward, batch, is_last=index == last, weights=weights)
+    if len(weights) > 1:
+        _divide_by_weight(run, weights)
     clip_norm = context.recipe.train.clip_norm
     if clip_norm > 0:
         run.scaler.unscale_(run.optimizer)
@@ -97,33 +103,64 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
         context.world.average([buffers[name] for name in run.statistics.moved])
 
 
-def forward_backward(run: Run, forward: Forward, batch: tuple[Any, Any], *, is_last: bool = True) -> StepResult:
+def forward_backward(
+    run: Run,
+    forward: Forward,
+    batch: tuple[Any, Any],
+    *,
+    is_last: bool = True,
+    weights: list[Tensor] | None = None,
+) -> StepResult:
     """Pass this process's part of a batch through the network, and add its gradients to those that are there.
 
-    The last batch of a step exchanges the gradients of the processes.
+    The last batch of a step exchanges the gradients of the processes. `weights` are those of the batches of the step
+    before this one, to which its own is added, if the loss has any.
     """
-    context = run.context
+    context, size = run.context, run.context.world.size
     task, (inputs, targets) = context.task, batch
     args, kwargs = task.batch_to_args(inputs)
-    share = _share(context, inputs, targets)
+    share = score_share = _share(context, inputs, targets)
+    relative: float | Tensor = 1.0  # weight of the batch in multiples of that of the first one
+    weight = context.loss.weight(targets)
+    if weight is not None:
+        whole = weight.detach() if size == 1 else torch.tensor(context.world.total(float(weight)))
+        share = 1.0 if size == 1 else float(weight) / max(float(whole), TINY)
+        weights = [] if weights is None else weights
+        weights.append(whole)
+        relative = 1.0 if len(weights) == 1 else whole / _or_one(weights[0])
     # Sharded gradients are exchanged for each batch: whole gradients would need the memory of a whole network.
     with context.world.backward_of(forward, is_last=is_last or run.sharding.is_used):
         with context.hardware.autocast():
             outputs = forward(*args, **kwargs)
-        loss = task.loss(outputs, targets, label_smoothing=context.recipe.train.label_smoothing)
-        run.scaler.scale(loss * (share * context.world.size) / context.phase.grad_accum_steps).backward()
-    part = torch.stack([loss.detach(), task.train_score(outputs, targets)]) * share
+        loss = context.loss(outputs, targets)
+        run.scaler.scale(loss * (share * size) * relative / context.phase.grad_accum_steps).backward()
+    part = torch.stack([loss.detach() * share, task.train_score(outputs, targets) * score_share])
     return StepResult(loss.detach(), part)
 
 
 def _share(context: Context, inputs: Any, targets: Any) -> float:
-    """Return this process's fraction of all that the loss of the whole batch is the mean of."""
+    """Return this process's fraction of all that the score of the whole batch is the mean of."""
     if context.world.size == 1:
         return 1.0
     if context.task.weight is None:
         return num_samples(inputs) / context.phase.batch_size
     weight = context.task.weight(targets)
     return weight / max(context.world.total(weight), 1)
+
+
+def _divide_by_weight(run: Run, weights: Sequence[Tensor]) -> None:
+    """Scale the gradients of a step, whose batches were counted relative to the first one, to those of its mean loss.
+
+    `weights` (S,) are those of all batches of the step; without any, the gradients are 0 anyway.
+    """
+    total = torch.stack(list(weights)).sum()
+    factor = len(weights) * _or_one(weights[0]) / _or_one(total)
+    gradients = [parameter.grad for parameter in run.model.parameters() if parameter.grad is not None]
+    torch._foreach_mul_(gradients, factor if run.context.world.size == 1 else float(factor))
+
+
+def _or_one(weight: Tensor) -> Tensor:
+    return weight.where(weight > 0, 1)
 
 
 def _warm_up(run: Run, forward: Forward) -> None:

@@ -21,7 +21,7 @@ from swa_cli.averaging.average import update_all
 from swa_cli.averaging.model_state import NonFiniteWeightsError, read, require_finite
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.packed import Packing
-from swa_cli.engine import estimate, failures, state, swap, validate
+from swa_cli.engine import estimate, failures, keep, state, swap, validate
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import EpochEvent, Events, StepEvent
 from swa_cli.engine.plan_text import plan_event
@@ -201,6 +201,7 @@ def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
         raise
     row["seconds"] = round(time.monotonic() - run.clock, 3)
     run.history.append(row)
+    validate.keep_best(run)
     run.totals.zero_()
     run.clock = time.monotonic()
     run.context.events.emit(EpochEvent(row=row, history=run.history))
@@ -224,11 +225,9 @@ def _out_of_patience(run: Run) -> str | None:
     stop = run.context.recipe.train.early_stopping
     if stop is None or run.epoch > run.plan.epochs:
         return None
-    measured = [row[stop.metric] for row in run.history if row[stop.metric] is not None]
-    if not measured:
-        return None
-    best = min(measured) if run.context.task.metrics.is_lower_better(stop.metric) else max(measured)
-    return "patience" if len(measured) - 1 - measured.index(best) >= stop.patience else None
+    measured = [row for row in run.history if row[stop.metric] is not None]
+    best = keep.best_row(measured, stop.metric, run.context.task.metrics)
+    return "patience" if best is not None and len(measured) - 1 - best >= stop.patience else None
 
 
 def _require_finite(loss: Tensor, run: Run) -> None:

@@ -18,7 +18,7 @@ from swa_cli.averaging.model_state import cloned
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.engine import evaluate, failures, preflight, state
+from swa_cli.engine import evaluate, failures, keep, preflight, state
 from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.events import Curves, ResultEvent
 from swa_cli.engine.hardware import release_memory
@@ -54,6 +54,21 @@ def _columns(prefix: str, metrics: TaskMetrics, scores: SampleScores | None) -> 
     return {name: None if scores is None else scores.metric(key).value for name, key in names.items()}
 
 
+def keep_best(run: Run) -> None:
+    """Keep a copy of each weight set whose best epoch is the one that has just ended."""
+    epoch = len(run.history)
+    for name in keep.due(run):
+        if name == keep.BEST:
+            with run.replica.holding() as model:
+                fresh = {"batchnorm": reader.raw_batchnorm(model), "batchnorm_method": None, "samples": 0}
+                average = reader.raw_average(name, step=run.step)
+                run.kept[name] = keep.copy_of(model, average, fresh, epoch=epoch)
+        else:
+            with _averaged(run, name) as model:
+                fresh = run.refreshed[name].update.record
+                run.kept[name] = keep.copy_of(model, state.average_facts(run, name), fresh, epoch=epoch)
+
+
 @dataclass
 class _Board:
     """The weight sets that were scored at the end, in the order of the table."""
@@ -67,8 +82,13 @@ class _Board:
 def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     """Ship every average, score every weight set on the same samples, and judge the averages."""
     context, board = run.context, _Board()
+    for name in run.kept:  # the scores of the last epoch may be of other weights
+        run.validated.pop(name, None)
     split = context.scoring_split()
     raw = _score_raw(run, folder, board, split)
+    if keep.BEST in run.kept:
+        with _kept(run, keep.BEST) as model:
+            _add(run, board, keep.BEST, model, split, count=None, **_details(run.kept[keep.BEST]))
     _warn_of_hidden_state(run, split)
     losses = {name: board.val[name].metric(context.task.metrics.loss_key).value for name in board.val}
     against = evaluate.reference(list(raw), losses)
@@ -76,13 +96,26 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
         if not average.count:
             context.events.warning(f"{name} holds no weights: the run ended before its first weights")
             continue
-        with _averaged(run, name) as model:
-            freshness = run.refreshed[name].update.freshness
-            _add(run, board, name, model, split, count=average.count, batchnorm=freshness)
+        kept = run.kept.get(name)
+        with _averaged(run, name) if kept is None else _kept(run, name) as model:
+            count = average.count if kept is None else kept.average["count"]
+            if kept is None:
+                _add(run, board, name, model, split, count=count, batchnorm=run.refreshed[name].update.freshness)
+            else:
+                _add(run, board, name, model, split, count=count, **_details(kept))
             weights, names = model.state_dict(), list(read_tensors(model).weights)
-            reason = evaluate.unjudged(name, count=average.count, weights=weights, raw=raw[against], names=names)
+            reason = evaluate.unjudged(name, count=count, weights=weights, raw=raw[against], names=names)
             board.judged[name] = reason
-            state.save_average(run, folder, name, weights)
+            if kept is None:
+                state.save_average(run, folder, name, weights)
+            else:
+                state.save_kept(run, folder, name)
+    if run.kept:
+        told = ", ".join(f"{name} of epoch {kept.epoch}" for name, kept in run.kept.items())
+        context.events.note(f"kept as the best: {told}")
+    for name in keep.columns(context.recipe).keys() - run.kept.keys() - {keep.BEST}:
+        if run.averages[name].count:
+            context.events.warning(f"{name} was never evaluated before the run ended: {name}.pt is that of the end")
     rows = evaluate.table(board.samples, reference=against, judged=board.judged)
     for name, row in rows.items():
         val = board.val.get(name)
@@ -219,6 +252,17 @@ def _averaged(run: Run, name: str) -> Iterator[nn.Module]:
         else:
             run.refreshed[name] = _refresh(run, model, name=name, step=average.steps[-1])
         yield model
+
+
+@contextmanager
+def _kept(run: Run, name: str) -> Iterator[nn.Module]:
+    """Yield a network with weights in it that were kept."""
+    with run.replica.holding(run.sharding.local_rows(run.kept[name].state_dict)) as model:
+        yield model
+
+
+def _details(kept: keep.Kept) -> dict[str, Any]:
+    return {"batchnorm": kept.fresh["batchnorm"], "epoch": kept.epoch}
 
 
 def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:

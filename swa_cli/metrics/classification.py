@@ -12,25 +12,26 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swa_cli.errors import UserError
+from swa_cli.metrics import losses
 from swa_cli.metrics.metric import CLASSIFICATION, SampleScores
 from swa_cli.metrics.task import Subject
 
 
-def loss(logits: Tensor, labels: Tensor, *, label_smoothing: float) -> Tensor:
-    """Return the mean cross-entropy of a batch, in float32 under autocast too.
+def loss(logits: Tensor, labels: Tensor, *, label_smoothing: float, **options: Any) -> Tensor:
+    """Return the mean loss of a batch, see `losses.mean_loss`: logits (B, K), labels (B,) or mixtures (B, K)."""
+    num_classes = logits.shape[1]
+    if not labels.is_floating_point() and labels.device.type == "cpu" and int(labels.max()) >= num_classes:
+        raise UserError(  # on a GPU this check would synchronize
+            f"the dataset gives the label {int(labels.max())} for {num_classes} classes",
+            hint=f"let labels be 0 to {num_classes - 1}, or correct num_classes",
+        )
+    return losses.mean_loss(logits, labels, label_smoothing=label_smoothing, **options)
 
-    Args:
-        logits: (B, K).
-        labels: (B,), or mixtures of classes (B, K).
-        label_smoothing: As in torch.
-    """
-    try:
-        return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
-    except IndexError as error:
-        raise UserError(
-            f"the dataset gives the label {int(labels.max())} for {logits.shape[1]} classes",
-            hint=f"let labels be 0 to {logits.shape[1] - 1}, or correct num_classes",
-        ) from error
+
+def loss_weight(labels: Tensor, *, class_weights: Tensor | None) -> Tensor | None:
+    """Return what the loss of a batch is divided by; None for its samples."""
+    weight = losses.weight_of(labels, class_weights=class_weights)
+    return weight if isinstance(weight, Tensor) else None
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Tensor:

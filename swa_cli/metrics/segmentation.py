@@ -11,23 +11,28 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from swa_cli.errors import UserError
+from swa_cli.metrics import losses
 from swa_cli.metrics.metric import SEGMENTATION, SampleScores
 from swa_cli.metrics.task import Subject
 
 IGNORED = 255  # of masks
 
 
-def loss(logits: Tensor, masks: Tensor, *, label_smoothing: float) -> Tensor:
-    """Return the mean cross-entropy over the pixels of a batch: logits (B, K, H, W), masks (B, H, W)."""
+def loss(logits: Tensor, masks: Tensor, *, label_smoothing: float, **options: Any) -> Tensor:
+    """Return the mean loss over the pixels of a batch, see `losses.mean_loss`: logits (B, K, H, W), masks (B, H, W).
+
+    It is 0, not NaN, for a batch without counted pixels.
+    """
     _require_classes(masks, num_classes=logits.shape[1])
-    total = F.cross_entropy(
-        logits.float(), masks.long(), ignore_index=IGNORED, label_smoothing=label_smoothing, reduction="sum"
-    )
-    return total / (masks != IGNORED).sum().clamp(min=1)  # 0 / 1, not NaN, for a batch without counted pixels
+    return losses.mean_loss(logits, masks, label_smoothing=label_smoothing, ignored=IGNORED, **options)
+
+
+def loss_weight(masks: Tensor, *, class_weights: Tensor | None) -> Tensor:
+    """Return what the loss of a batch is divided by: its counted pixels, or the sum of their class weights."""
+    return torch.as_tensor(losses.weight_of(masks, class_weights=class_weights, ignored=IGNORED))
 
 
 def predict(logits: Tensor) -> Tensor:

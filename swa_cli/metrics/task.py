@@ -78,7 +78,7 @@ class Task:
     """A task as the engine uses it: functions on whole batches, and the table of its metrics."""
 
     metrics: TaskMetrics
-    loss: Callable[..., Tensor]  # (outputs, targets, *, label_smoothing) -> ()
+    loss: Callable[..., Tensor]  # (outputs, targets, *, label_smoothing) -> (); of classes also `mean_loss`'s options
     predict: Callable[[Any], Tensor]  # outputs -> (B, ...) float32
     score_predictions: Callable[[Tensor, Any], SampleScores]  # (predictions, targets): one weight set's or a mean
     score_outputs: Callable[[Any, Any], SampleScores]  # (outputs, targets) of one weight set
@@ -88,7 +88,8 @@ class Task:
     families: tuple[str, ...] = ("classification",)  # of torchvision's networks
     target: str | None = "class"  # the labels that the dataset must have: class, mask or value; None: any
     batch_to_args: Callable[[Any], Arguments] = batch_to_args
-    weight: Callable[[Any], int] | None = None  # targets -> what a batch's loss is the mean of; None: its samples
+    loss_weight: Callable[..., Tensor | None] | None = None  # see `losses.weight_of`; None: the task has no classes
+    weight: Callable[[Any], int] | None = None  # targets -> what a batch's score is the mean of; None: its samples
     tta: str = "none"  # one of `VIEWS`
 
 

@@ -1,4 +1,4 @@
-"""List the tasks, and find one by its name in a recipe, or a user's by its import path.
+"""List the tasks and the losses that are trained, and find those of a recipe, or a user's by their import paths.
 
 Each task has a file of its own, and its table of metrics in `metric.py`. Whatever trains, scores, compares or draws
 takes a `Task` and knows no task by name. A user's task, see `UserTask`, returns a value for each sample and metric,
@@ -14,13 +14,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from swa_cli.errors import UserError
-from swa_cli.import_path import import_object
+from swa_cli.import_path import import_callable, import_object
 from swa_cli.metrics import classification, metric, regression, segmentation
 from swa_cli.metrics.metric import Direction, SampleScores, TaskMetrics, user_task_metrics
 from swa_cli.metrics.task import Subject, Task, UserTask, batch_to_args
@@ -49,11 +51,11 @@ def main_and_auxiliary(outputs: Any) -> tuple[Any, list[tuple[float, Any]]]:
 def _with_auxiliary(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Return a loss that adds the weighted loss of each auxiliary head to that of the main output."""
 
-    def total(outputs: Any, targets: Any, *, label_smoothing: float) -> Tensor:
+    def total(outputs: Any, targets: Any, **options: Any) -> Tensor:
         main, auxiliary = main_and_auxiliary(outputs)
-        value = loss(main, targets, label_smoothing=label_smoothing)
+        value = loss(main, targets, **options)
         for weight, head in auxiliary:
-            value = value + weight * loss(head, targets, label_smoothing=label_smoothing)
+            value = value + weight * loss(head, targets, **options)
         return value
 
     return total
@@ -93,6 +95,7 @@ TASKS = {
     "classification": Task(
         metrics=metric.CLASSIFICATION,
         loss=_with_auxiliary(classification.loss),
+        loss_weight=classification.loss_weight,
         predict=classification.predict,
         score_predictions=classification.score_predictions,
         score_outputs=classification.score_outputs,
@@ -103,6 +106,7 @@ TASKS = {
     "segmentation": Task(
         metrics=metric.SEGMENTATION,
         loss=_with_auxiliary(segmentation.loss),
+        loss_weight=segmentation.loss_weight,
         predict=_on_main_output(segmentation.predict),
         score_predictions=segmentation.score_predictions,
         score_outputs=_on_main_output(segmentation.score_outputs),
@@ -134,6 +138,86 @@ def find(name: str) -> Task:
         UserError: No task has this name.
     """
     return _own_task(name) if ":" in name else TASKS[name]
+
+
+# The loss that is trained.
+
+LOSS_FORMS = "a loss is cross_entropy, bce, focal or package.module:function"
+
+
+@dataclass(frozen=True)
+class TrainingLoss:
+    """The loss that a run minimizes; validation and test losses are always the task's plain loss."""
+
+    mean: Callable[[Any, Any], Tensor]  # (outputs, targets) -> (), the mean over a batch
+    weight: Callable[[Any], Tensor | None] = lambda targets: None  # what the mean divides by; None: its samples
+
+    def __call__(self, outputs: Any, targets: Any) -> Tensor:
+        """Return the mean over a batch."""
+        return self.mean(outputs, targets)
+
+
+def training_loss(
+    task: Task,
+    *,
+    name: str | None = None,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+    focal_gamma: float | None = None,
+) -> TrainingLoss:
+    """Return the loss that is trained.
+
+    Args:
+        task: The task.
+        name: One of `losses.LOSSES`, or `package.module:function`; None for the task's own.
+        label_smoothing: Share of the target that is spread over all classes.
+        class_weights: (K,) float32 on the device of the targets.
+        focal_gamma: The exponent of focal; None for its default.
+
+    Raises:
+        UserError: The function cannot be imported, or takes other arguments.
+    """
+    if name is not None and ":" in name:
+        return TrainingLoss(_own_loss(name, label_smoothing=label_smoothing, class_weights=class_weights))
+    if task.loss_weight is None:
+        assert name is None, "the plan refuses losses over classes for a task without classes"
+        return TrainingLoss(partial(task.loss, label_smoothing=label_smoothing))
+    options: dict[str, Any] = {"name": name or "cross_entropy", "class_weights": class_weights}
+    options |= {} if focal_gamma is None else {"focal_gamma": focal_gamma}
+    return TrainingLoss(
+        partial(task.loss, label_smoothing=label_smoothing, **options),
+        partial(task.loss_weight, class_weights=class_weights),
+    )
+
+
+def _own_loss(name: str, *, label_smoothing: float, class_weights: Tensor | None) -> Callable[[Any, Any], Tensor]:
+    """Return a user's loss of outputs and targets; it gets those options that the recipe sets.
+
+    Raises:
+        UserError: It cannot be imported, or takes other arguments.
+    """
+    options: dict[str, Any] = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    options |= {} if class_weights is None else {"class_weights": class_weights}
+    keywords = f", *, {', '.join(options)}" if options else ""
+    function = import_callable(
+        name,
+        lambda signature: signature.bind(None, None, **options),
+        key="train.loss",
+        what="a loss",
+        forms=LOSS_FORMS,
+        expected=f"let it be a function (outputs, targets{keywords}) that returns the mean over a batch",
+    )
+
+    def mean(outputs: Any, targets: Any) -> Tensor:
+        value = function(outputs.float(), targets, **options)
+        if not isinstance(value, Tensor) or value.dim():
+            found = f"a tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(
+                f"train.loss: {name} returned {found}", hint="return the mean over a batch, a scalar tensor"
+            )
+        return value
+
+    return _with_auxiliary(mean)
 
 
 # A user's task.

@@ -34,10 +34,10 @@ from swa_cli.units import count_text
 def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[Problem]:
     """Return every problem between keys that does not depend on the size of the data.
 
-    `columns` of metrics.csv are scores, which train.early_stopping may watch. None: the columns of classification, and
-    no check for another task.
+    `columns` of metrics.csv are scores, which train.early_stopping and train.keep_best may watch. None: the columns of
+    classification, and no check for another task.
     """
-    found = _interval_problems(recipe) + _stop_problems(recipe, columns) + _init_problems(recipe)
+    found = _interval_problems(recipe) + _column_problems(recipe, columns) + _init_problems(recipe)
     found += _task_problems(recipe) + _augment_problems(recipe) + image_problems(recipe)
     return found + _compile_problems(recipe)
 
@@ -50,29 +50,61 @@ def _interval_problems(recipe: Recipe) -> list[Problem]:
     return cycle_problems(named) + empty
 
 
-def _stop_problems(recipe: Recipe, columns: Sequence[str] | None) -> list[Problem]:
-    """Check that early stopping watches a column that the run measures."""
-    stop = recipe.train.early_stopping
-    if stop is None or (columns is None and recipe.task != "classification"):
-        return []
-    if columns is None:
+def _column_problems(recipe: Recipe, columns: Sequence[str] | None) -> list[Problem]:
+    """Check that early stopping and kept weights watch columns that the run measures."""
+    found = []
+    if columns is None and recipe.task == "classification":
         columns = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
         columns += [f"{name}_{column}" for name in recipe.all_averages for column in ("val_loss", "val_accuracy")]
-    if stop.metric in columns:
-        return []
-    message = f"a run of this recipe measures no {shown(stop.metric)}"
-    return [Problem("train.early_stopping.metric", message, f"choose from {', '.join(columns)}")]
+    for key, column in watched_columns(recipe).items():
+        if columns is not None and column not in columns:
+            message = f"a run of this recipe measures no {shown(column)}"
+            found.append(Problem(key, message, f"choose from {', '.join(columns)}"))
+    for name, average in recipe.averages.items():
+        if average.keep == "best" and average.kind == "swag":
+            message = "a swag average ships with its posterior, which is kept of the end only"
+            found.append(Problem(f"averages.{name}.keep", message, "leave it out, or write kind: mean"))
+    return found
+
+
+def watched_columns(recipe: Recipe) -> dict[str, str]:
+    """Return the columns of metrics.csv that decide what happens, by the key that names each."""
+    stop, best = recipe.train.early_stopping, recipe.train.keep_best
+    found = {} if stop is None else {"train.early_stopping.metric": stop.metric}
+    found |= {} if best is None else {"train.keep_best": best}
+    kept = [name for name, average in recipe.averages.items() if average.keep == "best"]
+    return found | {f"averages.{name}.keep": f"{name}_val_loss" for name in kept}
 
 
 def _task_problems(recipe: Recipe) -> list[Problem]:
     """Check for keys that have no meaning for the task."""
     found = []
+    train = recipe.train
+    if recipe.task not in ("classification", "segmentation"):
+        found += _problems_without_classes(recipe)
+    if train.focal_gamma is not None and train.loss != "focal":
+        message = f"the loss {train.loss or 'cross_entropy'} has no gamma"
+        found.append(Problem("train.focal_gamma", message, "leave it out, or write loss: focal"))
     if recipe.task == "regression" and recipe.train.label_smoothing:
         message = "regression has no classes that a target could be spread over"
         found.append(Problem("train.label_smoothing", message, "leave it out"))
     if recipe.task != "classification" and recipe.eval.tta != "none":
         message = f"the views of an image share a class, but not what {recipe.task} predicts"
         found.append(Problem("eval.tta", message, "leave it out"))
+    return found
+
+
+def _problems_without_classes(recipe: Recipe) -> list[Problem]:
+    """Check that regression, or a user's task, is not given a loss over classes."""
+    train, found = recipe.train, []
+    why = "regression has no classes" if recipe.task == "regression" else f"{recipe.task} has a loss of its own"
+    if train.loss is not None and (recipe.task != "regression" or ":" not in train.loss):
+        hint = "leave it out" + (", or write package.module:function" if recipe.task == "regression" else "")
+        found.append(Problem("train.loss", f"is {train.loss}, and {why}", hint))
+    if train.class_weights != "none":
+        found.append(Problem("train.class_weights", why, "leave it out"))
+    if recipe.dataset.sampler != "uniform" and recipe.task == "regression":
+        found.append(Problem("dataset.sampler", why, "leave it out"))
     return found
 
 

@@ -149,6 +149,7 @@ def _excluded_problems(recipe: Recipe) -> list[Problem]:
         "averages": (bool(recipe.averages), one),
         "snapshots": (recipe.snapshots is not None, one),
         "train.early_stopping": (recipe.train.early_stopping is not None, ends),
+        "train.keep_best": (recipe.train.keep_best is not None, "is one epoch of a trajectory, and swap has several"),
         "train.max_time": (recipe.train.max_time is not None, ends),
         "train.fsdp": (recipe.train.fsdp, "deals a network out over processes, and each worker has one to itself"),
     }

@@ -236,7 +236,7 @@ def _of_schedule(name: str) -> Node:
 
 def _of_kind(kind: str) -> Node:
     """Return the condition with the keys of an average of this kind."""
-    takes = ["kind", "start", "every", *KINDS[kind].keys]
+    takes = ["kind", "start", "every", "keep", *KINDS[kind].keys]
     return {
         "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
         "then": {"propertyNames": {"enum": takes}},

@@ -170,9 +170,10 @@ MAX_NAME = 100  # characters of a name of folders and files, well below the limi
 NAME_PATTERN = rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{MAX_NAME - 1}}}"
 MAX_THREADS = 1024
 TASKS = ("classification", "segmentation", "regression")
+LOSSES = ("cross_entropy", "bce", "focal")
 LOGGERS = ("tensorboard",)
 OWN_CODE = r"\w+(\.\w+)*:\w+"
-RESERVED_AVERAGES = ("last", "last_bn", "previous", "swa", "ensemble")
+RESERVED_AVERAGES = ("last", "last_bn", "best", "previous", "swa", "ensemble")
 DEVICES = r"con|prn|aux|nul|(?:com|lpt)[0-9]"  # Windows has no files of these names
 AVERAGE_PATTERN = rf"^(?!(?:{'|'.join(RESERVED_AVERAGES)}|{DEVICES})$)[a-z][a-z0-9_]{{0,{MAX_NAME - 1}}}$"
 
@@ -264,6 +265,18 @@ def _multiple(value: object) -> float:
     raise ValueError(f"{shown(value)} is not a multiple of the rate: write 64x or 0.1x")
 
 
+def _class_weights(value: object) -> str | list[float]:
+    """Parse `none`, `balanced`, or a weight for each class, of which one is above 0."""
+    if value in ("none", "balanced"):
+        return str(value)
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError(f"{shown(value)} is not a weight per class: write none, balanced or a list such as [1, 2.5]")
+    weights = list(map(scalars.number, value))
+    if min(weights) < 0 or max(weights) == 0:
+        raise ValueError(f"{shown(value)} is out of range: write weights of 0 or more, one of them above 0")
+    return weights
+
+
 def _texts(value: object) -> list[str]:
     """Parse one text, or a list of them."""
     return [scalars.text(item) for item in (value if isinstance(value, list | tuple) and value else [value])]
@@ -287,11 +300,19 @@ DurationOrTime = Annotated[
 ]
 Text = Annotated[str, BeforeValidator(scalars.text)]
 TaskName = Annotated[Text, _one_of(TASKS, noun="task"), _form(*TASKS, OWN_CODE)]
+LossName = Annotated[Text, _one_of(LOSSES, noun="loss"), _form(*LOSSES, OWN_CODE)]
 LoggerName = Annotated[Text, _one_of(LOGGERS, noun="logger"), _form(*LOGGERS, OWN_CODE)]
 TextOrTexts = Annotated[
     list[str],
     BeforeValidator(_texts),
     WithJsonSchema({"anyOf": [_ONE_TEXT, {"type": "array", "items": _ONE_TEXT, "minItems": 1}]}),
+]
+ClassWeights = Annotated[
+    str | list[float],
+    BeforeValidator(_class_weights),
+    WithJsonSchema(
+        {"anyOf": [{"enum": ["none", "balanced"]}, {"type": "array", "items": {"type": "number", "minimum": 0}}]}
+    ),
 ]
 Flag = Annotated[bool, BeforeValidator(scalars.flag)]
 Flip = Annotated[bool | Literal["alternating"], BeforeValidator(_flip)]

@@ -31,14 +31,12 @@ def baseline_of(recipe: Recipe) -> Recipe:
     """
     schedule, lr = _baseline_schedule(recipe)
     train = recipe.train
-    if train.early_stopping is not None:
-        metric = train.early_stopping.metric
-        for name in recipe.all_averages:  # a metric of an average becomes that of the raw weights
-            if metric.startswith(f"{name}_val_"):
-                metric = metric.removeprefix(f"{name}_")
-                break
-        stopping = train.early_stopping.model_copy(update={"metric": metric})
-        train = train.model_copy(update={"early_stopping": stopping})
+    stop, best = train.early_stopping, train.keep_best
+    changed: dict[str, Any] = (
+        {} if stop is None else {"early_stopping": stop.model_copy(update={"metric": _raw(stop.metric, recipe)})}
+    )
+    changed |= {} if best is None else {"keep_best": _raw(best, recipe)}
+    train = train.model_copy(update=changed)
     changes: dict[str, Any] = {
         "name": f"{recipe.title}-baseline",
         "optimizer": recipe.optimizer.model_copy(update={"lr": lr}),
@@ -50,6 +48,14 @@ def baseline_of(recipe: Recipe) -> Recipe:
         "train": train,
     }
     return recipe.model_copy(update=changes)
+
+
+def _raw(column: str, recipe: Recipe) -> str:
+    """Return the column of the raw weights for that of an average."""
+    for name in recipe.all_averages:
+        if column.startswith(f"{name}_val_"):
+            return column.removeprefix(f"{name}_")
+    return column
 
 
 def describe_baseline(recipe: Recipe) -> str:

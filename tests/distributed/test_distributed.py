@@ -144,6 +144,11 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
         (3, ["train.clip_norm=1"]),
         (2, ["train.grad_accum_steps=3", "dataset.augment.mixup=0.4"]),
         (3, ["dataset.augment.cutmix=1", "optimizer.name=AdamW", "optimizer.lr=0.002"]),
+        (
+            2,
+            ["train.grad_accum_steps=3", "train.class_weights=[1,1,1,1,1,0.5,1,1,1,30]", "train.label_smoothing=0.1"],
+        ),
+        (3, ["train.loss=bce", "train.class_weights=[1,1,1,1,1,0.5,1,1,1,30]", "dataset.sampler=balanced"]),
     ],
     ids=str,
 )

@@ -43,6 +43,10 @@ VARIANTS = {
     "every-step": ["output.save_every=1step", "train.epochs=2"],
     "accumulate": ["train.grad_accum_steps=3", "train.clip_norm=1", "output.save_every=3step"],
     "adam": ["optimizer={name: AdamW, lr: 0.01}", "swa.lr=0.005", "output.save_every=0.1s"],
+    "kept": [
+        *("train.keep_best=val_loss", "averages.ema.keep=best", "averages.tail.keep=best", "output.save_every=5step"),
+        *("dataset.sampler=balanced", "train.loss=bce", "train.class_weights=balanced", "train.grad_accum_steps=2"),
+    ],
     "exact": ["swa.batchnorm.method=exact", "output.save_every=7step", "snapshots.keep=all"],
     "streamed": [STREAMED, "train.batch_size=8", "output.save_every=1step"],
     **{

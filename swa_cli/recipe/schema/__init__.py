@@ -25,6 +25,7 @@ from swa_cli.recipe.values import (
     STRICT,
     Argument,
     AverageName,
+    ClassWeights,
     Count,
     CountOrAll,
     CountOrAuto,
@@ -34,6 +35,7 @@ from swa_cli.recipe.values import (
     Flag,
     Free,
     LoggerName,
+    LossName,
     Multiple,
     Number,
     Rate,
@@ -194,7 +196,9 @@ class EarlyStopping(BaseModel):
 
     model_config = STRICT
     patience: Count = Field(description="validations without a new best value after which the run ends")
-    metric: Text = Field(default="val_loss", description="a column of metrics.csv: a loss or an accuracy")
+    metric: Text = Field(
+        default="val_loss", description="a loss or score of metrics.csv, of an average too, such as ema_val_loss"
+    )
 
 
 class Compile(BaseModel):
@@ -237,6 +241,15 @@ class Train(BaseModel):
     fsdp: Flag = Field(
         default=False, description="several processes: shard parameters, gradients, optimizer and averages over them"
     )
+    loss: LossName | None = Field(
+        default=None,
+        description="cross_entropy, bce, focal, or package.module:function; default that of the task. Validation and"
+        " test losses are always the task's",
+    )
+    focal_gamma: Rate | None = Field(default=None, description="focal: exponent of 1 - p; default 2")
+    class_weights: ClassWeights = Field(
+        default="none", description="of the loss: none, balanced (n / (K n_k) of the training samples), or a list"
+    )
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     clip_norm: Number = Field(default=0.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -254,6 +267,15 @@ class Train(BaseModel):
     threads: Threads = Field(default="auto", description="processor threads")
     max_time: TimeField | None = Field(default=None, description="end the run after this time, such as 2h")
     early_stopping: EarlyStopping | None = None
+    keep_best: Text | None = Field(
+        default=None,
+        description="a loss or score of metrics.csv, such as val_loss: best.pt holds the raw weights of its best epoch",
+    )
+
+    @property
+    def gamma(self) -> float:
+        """Return the exponent of the focal loss."""
+        return 2.0 if self.focal_gamma is None else self.focal_gamma
 
     @field_validator("compile", mode="before")
     @classmethod

@@ -87,6 +87,9 @@ class _Average(BaseModel):
     every: DurationField | None = Field(
         default=None, description=_default_text({name: kind.every for name, kind in KINDS.items()})
     )
+    keep: Literal["last", "best"] = Field(
+        default="last", description="what is shipped: the average at the end, or at its evaluation of the lowest loss"
+    )
     if TYPE_CHECKING:
 
         def __getattr__(self, key: str) -> Any:

@@ -250,6 +250,10 @@ class Dataset(BaseModel):
     stratify: Flag = Field(
         default=True, description="the validation samples keep the proportions of the classes, where these are known"
     )
+    sampler: Literal["uniform", "balanced"] = Field(
+        default="uniform",
+        description="balanced: each class is drawn equally often; an epoch has as many samples as the training set",
+    )
     image_size: ImageSizeField | None = Field(
         default=None,
         description="what the network sees: 224, [H, W], or sizes from points of the run on, such as"
