@@ -57,6 +57,7 @@ AS_THEY_ARE = Views(TrainingView(EvaluationView()), EvaluationView())
 _STAT_THREADS = 16  # they wait for the file system, not for a core
 _STATS = 4096  # files per task
 Constants = Literal["auto"] | tuple[float, ...]  # per channel
+PerChannel = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,6 +117,7 @@ def load(
     views: Views = AS_THEY_ARE,
     mean: Constants = "auto",
     std: Constants = "auto",
+    expected: PerChannel | None = None,
     skip_broken: bool = False,
     packing: Packing = "read",
     tell: Callable[[str], object] = lambda text: None,
@@ -139,8 +141,9 @@ def load(
         args: Those that the entry declares; the keyword arguments of a factory.
         classes: Those of weights that are only evaluated: a folder may then lack training images.
         views: What is shown of the images. Where training views are random, training images are streamed.
-        mean: Per channel, of pixels scaled to [0, 1]; "auto": that of the dataset, or measured.
+        mean: Per channel, of pixels scaled to [0, 1]; "auto": that in `expected`, that of the dataset, or measured.
         std: Likewise.
+        expected: Mean and std that pretrained weights expect of 8-bit images, instead of those of the dataset.
         skip_broken: Whether to leave out image files that cannot be read, after a look at each of them.
         packing: What `cache` "packed" does where images are not packed yet: "write" packs them, "plan" says how much
             that would be, and "read" reads their files, to the same pixels.
@@ -196,6 +199,9 @@ def load(
     images = example[0] if pytree.is_image(pytree.first_sample(example[0])) else None
     if images is not None and images.is_floating_point() and found.mean is None:
         notes.append(f"{name} gives floating-point images: they are taken as normalized already")
+    if expected is not None and images is not None and not images.is_floating_point():
+        fitting = [_of_channels(values, images.shape[1]) for values in expected]
+        found = replace(found, mean=fitting[0], std=fitting[1])
     declared = replace(found, mean=found.mean if mean == "auto" else mean, std=found.std if std == "auto" else std)
     constants = _constants(declared, first, images, name=name, reading=reading)
     return Source(
@@ -331,6 +337,11 @@ def _constants(
             hint="give one number per channel, std above 0, or leave them out",
         )
     return mean, std
+
+
+def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Return the constants of colors for images of C channels: their mean for each where there are not three."""
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ...]:

@@ -32,11 +32,13 @@ from swa_cli.engine.class_balance import class_weights
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import SILENT, Bar, Events
 from swa_cli.engine.hardware import Hardware
-from swa_cli.engine.network import build_network, channels_last, is_lazy, require_sizes
+from swa_cli.engine.network import build_network, channels_last, is_lazy, keep_fewer_activations, require_sizes
+from swa_cli.engine.pretrained import with_inputs
 from swa_cli.engine.views import evaluation_view, training_view, views_of
-from swa_cli.errors import RecipeError, UserError
+from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.tasks import Task, TrainingLoss
+from swa_cli.models.freezing import freeze, frozen_names
 from swa_cli.recipe import schema
 from swa_cli.recipe.image_sizes import epochs_by_size
 from swa_cli.recipe.plan import image_problems
@@ -286,7 +288,29 @@ class Context:
             with torch.no_grad():
                 model.eval()(*args, **kwargs)
             require_sizes(model, name=self.recipe.model.name)
+        if self.recipe.train.grad_checkpointing:
+            keep_fewer_activations(model, name=self.recipe.model.name)
+        if self.recipe.model.freeze and self.recipe.model.unfreeze is None:
+            freeze(model, self.frozen_names(model))
         return channels_last(model).train()
+
+    def frozen_names(self, model: nn.Module) -> frozenset[str]:
+        """Return the names of the parameters that the recipe freezes, for the whole run or up to a later epoch.
+
+        Raises:
+            RecipeError: A pattern matches none, or nothing would be trained.
+        """
+        patterns = self.recipe.model.freeze
+        try:
+            names = frozen_names(model, patterns)
+        except UserError as error:
+            problem = Problem("model.freeze", error.message.removeprefix("model.freeze: "), error.hint)
+            raise RecipeError([problem]) from error
+        if all(name in names or not value.requires_grad for name, value in model.named_parameters()):
+            message = f"{', '.join(patterns)} leaves nothing to train"
+            hint = "let the head train, by a pattern with ! such as !fc.*"
+            raise RecipeError([Problem("model.freeze", message, hint)])
+        return names
 
     def refresh_batchnorm(
         self, model: nn.Module, *, name: str, check: Callable[[], None] = lambda: None, bar: Bar | None = None
@@ -371,6 +395,7 @@ def load_source(
     *,
     classes: Sequence[str] | None = None,
     packing: Packing = "read",
+    expected: sources.PerChannel | None = None,
     tell: Callable[[str], object] = lambda text: None,
     progress: Callable[[str, int, int], None],
 ) -> sources.Source:
@@ -390,6 +415,7 @@ def load_source(
         views=views_of(recipe) if shows_views(recipe) else sources.AS_THEY_ARE,
         mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
         std=constants(dataset.std, imagenet=IMAGENET_STD),
+        expected=expected,
         skip_broken=dataset.skip_broken,
         packing=packing,
         tell=tell,
@@ -423,6 +449,9 @@ def build_context(
         RecipeError: Images cannot be shown as the recipe says.
         UserError: Data or device are missing, or the data are not those of the checkpoint.
     """
+    expected = None
+    if recorded is None:  # else its recipe has the inputs of pretrained weights, as it has been trained with them
+        recipe, expected = with_inputs(recipe)
     if problems := image_problems(recipe):
         raise RecipeError(problems)
     settings, task = recipe.train, tasks.find(recipe.task)
@@ -438,7 +467,9 @@ def build_context(
     hardware_choice.require_precision("eval.precision", recipe.eval.precision, hardware.device, instead="fp32")
     classes = None if needs_training or recorded is None else recorded["classes"]
     with events.loading() as progress, world.local_rank0_first():
-        source = load_source(recipe, classes=classes, packing=packing, tell=events.note, progress=progress)
+        source = load_source(
+            recipe, classes=classes, packing=packing, expected=expected, tell=events.note, progress=progress
+        )
     _require_labels(task, source, recipe)
     for sentence in source.warnings:
         events.warning(sentence)

@@ -164,7 +164,8 @@ def unjudged(
     """
     if count == 1:
         return f"{name} holds 1 weight set: nothing was averaged"
-    if distance(weights, raw, names=names) <= EQUAL:
+    moved = [key for key in names if not torch.equal(weights[key], raw[key])]  # the others, such as frozen ones, dilute
+    if distance(weights, raw, names=moved) <= EQUAL:
         return f"{name} equals the raw weights: averaging changed nothing"
     return None
 

@@ -19,7 +19,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ from swa_cli.engine.failures import is_out_of_memory
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.models import build_model
+from swa_cli.models.freezing import freeze
 from swa_cli.recipe.scalars import shown
 from swa_cli.recipe.schema import Recipe
 from swa_cli.units import count_text, some_of
@@ -56,7 +57,12 @@ def build_network(
     model = recipe.model
     try:
         network = build_model.build(
-            model.name, num_classes=num_classes, in_channels=in_channels, args=model.args, families=families
+            model.name,
+            num_classes=num_classes,
+            in_channels=in_channels,
+            args=model.args,
+            families=families,
+            published=model.pretrained if model.is_published else None,
         )
         return unwrapped(network)
     except (MemoryError, OverflowError, RuntimeError) as error:
@@ -117,15 +123,30 @@ def channels_last(model: nn.Module) -> nn.Module:
     return model
 
 
+def keep_fewer_activations(model: nn.Module, *, name: str) -> None:
+    """Let a network compute activations again in the backward pass (`set_grad_checkpointing` of timm).
+
+    Raises:
+        RecipeError: It cannot.
+    """
+    problem = f"{name} has no set_grad_checkpointing(), as most networks of timm do"
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError) as error:
+        raise RecipeError([Problem("train.grad_checkpointing", problem, "leave it out")]) from error
+
+
 def describe_model(name: str, model: nn.Module) -> str:
     """Return a description: `preresnet20: 0.27 M parameters, 19 BatchNorm layers`."""
     number = sum(parameter.numel() for parameter in model.parameters())
     parameters = f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number:,}"
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    parameters += f" parameters, {trained:,} of them trained" if trained < number else " parameters"
     layers = len(norm_layers(model))
     frozen = layers - len(bn_layers(model))
     norm = count_text(layers, "BatchNorm layer") if layers else "no BatchNorm"
     norm += f", {frozen} of them frozen" if frozen else ""
-    return f"{name}: {parameters} parameters, {norm}"
+    return f"{name}: {parameters}, {norm}"
 
 
 @contextmanager
@@ -150,6 +171,7 @@ class Replica:
     sharding: Sharding = UNSHARDED
     made_in_s: float = 0.0  # seconds to build the last one
     borrows: bool = False  # the trained network itself holds other weights for a while
+    frozen: frozenset[str] = frozenset()  # parameters that are frozen up to a later epoch
 
     @contextmanager
     def holding(self, weights: Mapping[str, Tensor] | None = None) -> Iterator[nn.Module]:
@@ -181,6 +203,7 @@ class Replica:
         device, started = self.context.hardware.device, time.monotonic()
         with preserve_global_rng(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             network = self.context.build_model()
+        freeze(network, self.frozen)
         self.made_in_s = time.monotonic() - started
         return network
 
@@ -201,15 +224,33 @@ class Replica:
 class InitialWeights:
     """The source of the initial weights of a run."""
 
-    path: Path
+    key: str  # of the recipe, that names them
+    source: str  # a file, or a network of a library
     name: str
     batchnorm: str
     sha256: str  # of the weights, not of the file
     fresh: tuple[str, ...] = ()  # tensors that kept the values of the seed
+    unread: tuple[str, ...] = ()  # tensors that the network does not have
+    adapted: tuple[str, ...] = ()  # tensors of another number of channels
 
     def __str__(self) -> str:
-        fresh = f"; fresh: {some_of(self.fresh)}" if self.fresh else ""
-        return f"initial weights from {self.path} ({self.name}){fresh}"
+        named = (("fresh", self.fresh), ("adapted to the channels", self.adapted), ("left out", self.unread))
+        parts = [f"{what}: {some_of(names)}" for what, names in named if names]
+        return "; ".join([f"initial weights from {self.source} ({self.name})", *parts])
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What run.json tells of them."""
+        if self.key == "train.init":
+            return {"init_sha256": self.sha256}
+        return {
+            "pretrained": {
+                "source": self.source,
+                "weights": self.name,
+                "sha256": self.sha256,
+                "fresh": list(self.fresh),
+            }
+        }
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -217,19 +258,19 @@ class InitialWeights:
         if self.batchnorm != "stale":
             return ()
         return (
-            f"train.init: {self.name} of {self.path} has stale BatchNorm statistics, from which the moving averages of"
-            " training start",
+            f"{self.key}: {self.name} of {self.source} has stale BatchNorm statistics, from which the moving averages"
+            " of training start",
         )
 
-    def require(self, sha256: str | None) -> None:
-        """Refuse weights that differ from those the run was begun with.
+    def require(self, recorded: Mapping[str, Any]) -> None:
+        """Refuse weights that differ from those that run.json records.
 
         Raises:
             UserError: The checksum is another one.
         """
-        if sha256 != self.sha256:
+        if any(recorded.get(key) != value for key, value in self.record.items()):
             raise UserError(
-                f"train.init: {self.path} holds other weights than when the run began",
+                f"{self.key}: {self.source} holds other weights than when the run began",
                 hint="start a new run, or restore the old file",
             )
 
@@ -274,7 +315,8 @@ def load_initial(found: Checkpoint, model: nn.Module, *, name: str | None, skip:
         raise RecipeError([Problem("train.init", error.message, _hint(own, error))]) from error
     except UserError as error:
         raise RecipeError([Problem("train.init", error.message, error.hint)]) from error
-    return InitialWeights(found.path, name, sets[name].batchnorm, checksum(model.state_dict()), tuple(fresh))
+    sha256 = checksum(model.state_dict())
+    return InitialWeights("train.init", str(found.path), name, sets[name].batchnorm, sha256, tuple(fresh))
 
 
 def _matching(patterns: Sequence[str], names: Mapping[str, Tensor]) -> set[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,7 +47,7 @@ def check(settings: schema.Optimizer) -> list[Problem]:
         return []  # the class checks its options itself
     known = [parameter.name for parameter in parameters[1:] if parameter.name != "lr"]  # the first: the parameters
     problems = []
-    places = [("optimizer", settings.options, ["lr", "no_decay", "groups"])]
+    places = [("optimizer", settings.options, ["lr", "no_decay", "groups", "layer_decay"])]
     places += [(f"optimizer.groups.{i}", group.options, ["lr", "match"]) for i, group in enumerate(settings.groups)]
     for place, given, ours in places:
         for key in given:
@@ -71,11 +71,19 @@ def require_trained(model: nn.Module) -> None:
         raise RecipeError([Problem("model.name", message, "let the layers to be trained keep requires_grad=True")])
 
 
-def build(model: nn.Module, settings: schema.Optimizer, *, is_sparse: bool = False) -> torch.optim.Optimizer:
+def build(
+    model: nn.Module,
+    settings: schema.Optimizer,
+    *,
+    is_sparse: bool = False,
+    later: Collection[str] = (),
+) -> torch.optim.Optimizer:
     """Build the optimizer over the parameters that require gradients; `set_learning_rate` sets the rate of each step.
 
     A parameter belongs to the first group that matches, if any; the weight decay of those in `no_decay` is 0 in every
-    group. torch's fused kernels do not take sparse gradients.
+    group. With `layer_decay` d a parameter of block i of n has d^(n - 1 - i) times the rate, see `depths`. torch's
+    fused kernels do not take sparse gradients, nor parameters of one group some of which have no momentum yet: those
+    that train `later` have groups of their own, and no state until then.
 
     Raises:
         RecipeError: Nothing is trained, the class refuses a value, or a pattern matches no parameter.
@@ -89,15 +97,19 @@ def build(model: nn.Module, settings: schema.Optimizer, *, is_sparse: bool = Fal
         _matched(model, trained, group.match, place=f"optimizer.groups.{index}.match")
         for index, group in enumerate(groups)
     ]
-    built: dict[tuple[int, bool], dict[str, Any]] = {}
+    decay, depth = settings.layer_decay, depths(model)
+    last = max(depth.values())
+    built: dict[tuple[int, bool, int, bool], dict[str, Any]] = {}
     for key, parameter in trained.items():
         index = next((index for index, names in enumerate(matched) if key in names), len(groups))
         own: dict[str, Any] = {LR_MULTIPLE: 1.0}
         if index < len(groups):
             own = {LR_MULTIPLE: groups[index].lr, **groups[index].options}
+        block = last if decay == 1 else depth[key]
+        own[LR_MULTIPLE] *= decay ** (last - block)
         if key in free:
             own["weight_decay"] = 0.0
-        built.setdefault((index, key in free), {"params": [], **own})["params"].append(parameter)
+        built.setdefault((index, key in free, block, key in later), {"params": [], **own})["params"].append(parameter)
     parts = [built[key] for key in sorted(built, reverse=True)]
     fused = {"fused": True} if not is_sparse and _is_fusible(name, trained, options) else {}
     make = _find(name)
@@ -114,6 +126,59 @@ def build(model: nn.Module, settings: schema.Optimizer, *, is_sparse: bool = Fal
     step = kind.profile_hook_step(torch.no_grad()(inspect.unwrap(kind.step)))  # profilers and hooks still see it
     optimizer.step = partial(step, optimizer)  # type: ignore[method-assign]
     return optimizer
+
+
+def depths(model: nn.Module) -> dict[str, int]:
+    """Return the block, from 0, of each parameter by name: the head is in the last one.
+
+    A network of timm tells its blocks (`group_matcher`, as in timm's `param_groups_layer_decay`, after BEiT, Bao et al.
+    2022). Of another one each child with parameters is a block, in the order of the children; a plain Sequential or
+    ModuleList, and a child with more than half of the parameters, stand for their own children. Parameters that lie in
+    the network itself are in block 0.
+    """
+    matcher = getattr(model, "group_matcher", None)
+    if callable(matcher):
+        from timm.models import group_parameters
+
+        found: dict[str, int] = group_parameters(model, matcher(coarse=False), reverse=True)
+        return found
+    half = sum(parameter.numel() for parameter in model.parameters()) / 2
+    blocks: dict[str, int] = {}
+
+    def count(module: nn.Module, prefix: str, first: int) -> int:
+        """Number the blocks of a module from `first` on; return the number after its last one."""
+        blocks.update({f"{prefix}{name}": first for name, _ in module.named_parameters(recurse=False)})
+        block = first
+        for name, child in module.named_children():
+            size = sum(parameter.numel() for parameter in child.parameters())
+            has_parts = next(child.children(), None) is not None
+            if has_parts and (type(child) in (nn.Sequential, nn.ModuleList) or size > half):
+                block = count(child, f"{prefix}{name}.", block)
+            elif next(child.parameters(), None) is not None:
+                own = [f"{prefix}{name}.{key}" for key, _ in child.named_parameters()]
+                blocks.update(dict.fromkeys(own, block))
+                block += 1
+        return block
+
+    count(model, "", 0)
+    return {name: blocks[name] for name, _ in model.named_parameters()}
+
+
+def describe(optimizer: torch.optim.Optimizer, settings: schema.Optimizer) -> str:
+    """Describe groups of parameters with rates or options of their own; empty without any.
+
+    `layer_decay 0.75: 12 rates, 0.0422 to 1 times that of the schedule; head.*: lr 10x, weight_decay 0`.
+    """
+    parts = []
+    if settings.layer_decay != 1:
+        rates = sorted({group[LR_MULTIPLE] for group in optimizer.param_groups})
+        blocks = f"{len(rates)} rates, {rates[0]:.3g} to {rates[-1]:.3g} times that of the schedule"
+        parts.append(f"layer_decay {settings.layer_decay:g}: {blocks}")
+    for group in settings.groups:
+        options = [f"lr {group.lr:g}x"] * (group.lr != 1)
+        options += [f"{key} {value}" for key, value in group.options.items()]
+        parts.append(f"{', '.join(group.match)}: {', '.join(options) or 'as the others'}")
+    return "; ".join(parts)
 
 
 def _find(name: str) -> Callable[..., torch.optim.Optimizer]:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TextIO
 
-from swa_cli.engine import class_balance
+from swa_cli.engine import class_balance, optimizers
 from swa_cli.engine.context import Context
 from swa_cli.engine.events import PlanEvent
 from swa_cli.engine.network import describe_model
@@ -70,6 +70,8 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         ("", class_balance.describe_sampler(recipe, run.context.source)),
         ("model", describe_model(recipe.model.name, run.model)),
         ("", str(run.initial or "")),
+        ("", _describe_freezing(run)),
+        ("optimizer", optimizers.describe(run.optimizer, recipe.optimizer)),
         ("device", run.context.hardware.describe()),
         ("processes", _describe_processes(run) if run.context.world.size > 1 else ""),
         ("schedule", describe_schedule(recipe, run.plan)),
@@ -79,6 +81,17 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         ("memory", _describe_memory(run) if run.averages else ""),
     ]
     return [(label, text) for label, text in rows if text]
+
+
+def _describe_freezing(run: Run) -> str:
+    """`frozen up to epoch 3: 60 of 62 tensors (*, !fc.*)`; empty without frozen ones."""
+    model, first = run.context.recipe.model, run.plan.unfreeze
+    if not model.freeze:
+        return ""
+    names = run.context.frozen_names(run.model)
+    span = "frozen" if first is None else f"frozen up to epoch {run.plan.phase.before + first - 1}"
+    number = sum(1 for _ in run.model.parameters())
+    return f"{span}: {len(names)} of {number} parameter tensors ({', '.join(model.freeze)})"
 
 
 def _describe_processes(run: Run) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about, folder_of_launch
-from swa_cli.engine import failures, keep, state, train
+from swa_cli.engine import failures, keep, pretrained, state, train
 from swa_cli.engine.distributed import World, is_restarted, join_processes, name_of_launch
 from swa_cli.engine.events import Events
 from swa_cli.engine.hardware import Hardware, environment
@@ -95,8 +95,10 @@ def _resume(
         changed = changes_since(point, run.context.hardware)
         if point is not None:
             state.restore(run, point.content, source=source)
+            recorded = about(folder.about).get("pretrained") if folder.about.is_file() else None
+            changed += pretrained.changes(run.context.recipe, recorded, run.model)
         elif run.initial is not None:
-            run.initial.require(about(folder.about).get("init_sha256"))
+            run.initial.require(about(folder.about))
         with failures.explain(folder):
             state.prepare_folder(folder, point, load.dump(run.context.recipe), extended=extend_to is not None)
             keep.write_best(run, folder)

@@ -30,10 +30,12 @@ from swa_cli.engine.failures import Interrupt
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.engine.keep import Kept
 from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_initial
+from swa_cli.engine.pretrained import load_pretrained
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
+from swa_cli.models.freezing import freeze, unfreeze
 from swa_cli.recipe.load import Loaded
-from swa_cli.recipe.plan import Plan, image_problems, make_plan, problems_between, watched_columns
+from swa_cli.recipe.plan import Plan, image_problems, make_plan, model_problems, problems_between, watched_columns
 from swa_cli.recipe.swap import name_of_worker
 from swa_cli.units import count_text
 
@@ -146,19 +148,24 @@ def build_run(
         found, unusable = loggers.build(recipe.output.loggers) if recipe.output.loggers else ({}, [])
         problems += unusable
         events = events.extended(loggers.MetricsCsv(), loggers=found)
-    if image_problems(recipe):  # the data cannot be read so
+    if image_problems(recipe) or model_problems(recipe):  # the data cannot be read so
         raise loaded.locate([*problems, *problems_between(recipe, columns=None)])
     known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
     try:
         if context is None:
             context = build_context(recipe, events, world=world, packing=packing, **known)
         context = replace(context, events=events)
-    except UserError:
-        if problems:
-            raise loaded.locate(problems) from None
+        recipe = context.recipe  # with the inputs of pretrained weights
+    except UserError as error:
+        found_too = error.problems if isinstance(error, RecipeError) else ()
+        if problems or found_too:
+            raise loaded.locate([*problems, *found_too]) from None
         raise
     plan = _make_plan(loaded, context, problems)
-    model = context.build_model()
+    try:
+        model = context.build_model()
+    except RecipeError as error:
+        raise loaded.locate(error.problems) from error
     if problem := _problem_of_layers(model, context):
         raise loaded.locate([problem])
     read(model)  # refuses a state dict that can be neither averaged nor saved
@@ -174,6 +181,8 @@ def build_run(
         initial = None
         if warm is not None:
             initial = load_initial(warm, model, name=settings.init_weights, skip=settings.init_skip)
+        elif recipe.model.pretrained is not None and point is None:
+            initial = load_pretrained(context, model)
         seen = preflight.check(replica, plan)
         context = replica.context = preflight.with_defined_gradients(replica)
         sharding = UNSHARDED
@@ -185,7 +194,9 @@ def build_run(
                 model, world=world, device=context.hardware.device, sync_batchnorm=settings.sync_batchnorm
             )
             replica = Replica(context, model, sharding)
-        optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse)
+        frozen = context.frozen_names(model) if plan.unfreeze is not None else frozenset()
+        optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse, later=frozen)
+        replica.frozen = freeze(model, frozen)  # after all that has to see the whole network
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
     device = context.hardware.device
@@ -212,8 +223,24 @@ def build_run(
         initial=initial,
         sharding=sharding,
         statistics=seen.update,
-        running=tuple(statistics for layer in bn_layers(model) for statistics in statistics_of(layer)),
+        running=running_statistics(model),
     )
+
+
+def running_statistics(model: nn.Module) -> tuple[Tensor, ...]:
+    """Return the statistics that training moves."""
+    return tuple(statistics for layer in bn_layers(model) for statistics in statistics_of(layer))
+
+
+def unfreeze_if_due(run: Run) -> bool:
+    """Let all parameters train from the epoch on that the plan says; return whether that is now."""
+    start, frozen = run.plan.unfreeze, run.replica.frozen
+    if start is None or not frozen or run.epoch < start:
+        return False
+    unfreeze(run.model, frozen)
+    run.model.train()
+    run.replica.frozen, run.running = frozenset(), running_statistics(run.model)
+    return True
 
 
 def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Plan:

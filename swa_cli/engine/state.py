@@ -38,7 +38,7 @@ from swa_cli.recipe.values import TimeSpan
 def write_first_files(run: Run, folder: RunFolder, *, recipe_folder: Path) -> None:
     """Write recipe.yaml and run.json, from which a run continues that has saved nothing yet."""
     about = {"python": platform.python_version(), "recipe_folder": str(recipe_folder.resolve())}
-    about |= {"init_sha256": run.initial.sha256} if run.initial else {}
+    about |= run.initial.record if run.initial else {}
     about |= {"launch": launch} if (launch := name_of_launch()) else {}
     folder.write_text(folder.recipe.name, load.dump(run.context.recipe))
     packed = dict(run.context.source.packed)

@@ -25,7 +25,7 @@ from swa_cli.engine import estimate, failures, keep, state, swap, validate
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import EpochEvent, Events, StepEvent
 from swa_cli.engine.plan_text import plan_event
-from swa_cli.engine.run import Run, build_run
+from swa_cli.engine.run import Run, build_run, unfreeze_if_due
 from swa_cli.engine.step import Forward, build_forward, train_step
 from swa_cli.engine.user_code import make_importable
 from swa_cli.errors import EXIT_FAILED, Terminated, UserError
@@ -109,8 +109,11 @@ def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings
 def train_epochs(run: Run, folder: RunFolder) -> None:
     """Train the epochs that are left: the steps of each, validation, its row, the resume point."""
     with state.saved_on_signals(run, folder):
-        forward = build_forward(run)
+        forward = None
         while run.epoch <= run.plan.epochs and run.stopped is None:
+            if unfreeze_if_due(run):
+                forward = None  # the processes exchange the gradients of those parameters that trained when it was made
+            forward = forward or build_forward(run)
             with run.context.memory():
                 _train_epoch(run, forward, folder)
             run.optimizer.zero_grad(set_to_none=True)  # validation and saves need the memory

@@ -21,7 +21,12 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.yaml_document import KeyPath
 
 IMPORTED = ("task", "optimizer.name", "train.loss")  # any colon in them makes them an import path
-PATHS = ("dataset.root", "output.root", "train.init")  # a colon is part of a file name, as in C:data
+PATHS = (
+    "dataset.root",
+    "output.root",
+    "train.init",
+    "model.pretrained",
+)  # a colon is part of a file name, as in C:data
 
 
 def make_importable(loaded: Loaded) -> None:

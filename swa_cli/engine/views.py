@@ -13,6 +13,7 @@ from swa_cli.recipe.image_sizes import (
     evaluation_size,
     shorter_side,
     sizes_by_epoch,
+    training_interpolation,
     training_size,
 )
 from swa_cli.recipe.schema import Recipe
@@ -32,13 +33,13 @@ def evaluation_view(recipe: Recipe) -> EvaluationView:
 
 def training_view(recipe: Recipe, *, epoch: int) -> TrainingView:
     """Return what an epoch of training shows of each image; without a random crop it is framed as in evaluation."""
-    dataset, augment = recipe.dataset, recipe.dataset.augment
+    augment = recipe.dataset.augment
     size, crop = training_size(recipe, epoch=epoch), augment.random_resized_crop
     resize = None if size is None or recipe.eval.crop == "none" else shorter_side(size)
     return TrainingView(
-        EvaluationView(size, resize, dataset.interpolation),
+        EvaluationView(size, resize, training_interpolation(recipe)),
         crop=None if crop is None else RandomResizedCrop(crop.scale, crop.ratio),
         rotate=augment.rotate,
         policy=None if augment.policy == "none" else augment.policy,
-        interpolation=dataset.interpolation,
+        interpolation=training_interpolation(recipe),
     )

@@ -4,7 +4,7 @@ A name is one of the zoo (`ZOO`), `torchvision:NAME`, `timm:NAME`, or `package.m
 network. Networks of the zoo map images (B, C, H, W) to logits (B, K), to K numbers, or to logits of each pixel
 (B, K, H, W); `num_classes` and `in_channels` follow the dataset. Initial weights come from torch's global generator:
 seed it first. Of a library only names that it lists itself are built, with new weights, and no argument may load
-weights: an untrusted recipe can neither download nor unpickle anything through a library.
+weights: opening an untrusted recipe can neither download nor unpickle anything through a library.
 B batch; C channels; H W pixels; K classes or other outputs.
 """
 
@@ -22,6 +22,7 @@ from torch import nn
 
 from swa_cli.errors import UserError, did_you_mean
 from swa_cli.import_path import import_object
+from swa_cli.models import pretrained
 from swa_cli.models.convnet import ConvNet
 from swa_cli.models.preresnet import PreResNet
 from swa_cli.models.speednet import SpeedNet
@@ -57,6 +58,7 @@ def build(
     in_channels: int | None,
     args: Mapping[str, Any] | None = None,
     families: Sequence[str] = ("classification",),
+    published: str | bool | None = None,
 ) -> nn.Module:
     """Build the network `name` with new weights on the CPU.
 
@@ -69,6 +71,8 @@ def build(
             convolution.
         args: Other constructor arguments.
         families: Families of torchvision networks to choose from: classification, segmentation, or both.
+        published: The published weights that the network will take, by name, True for the library's choice: some need
+            other constructor arguments.
 
     Raises:
         UserError: The name or an argument is wrong. Errors inside the user's own constructor pass through.
@@ -91,8 +95,15 @@ def build(
     if not colon:
         return _from_zoo(name, args=args, filled=filled, families=families)
     if source == "timm":
-        return _from_timm(attribute, args=args, num_classes=num_classes, in_channels=in_channels)
-    return _from_torchvision(attribute, args=args, num_classes=num_classes, in_channels=in_channels, families=families)
+        return _from_timm(attribute, args=args, num_classes=num_classes, in_channels=in_channels, published=published)
+    return _from_torchvision(
+        attribute,
+        args=args,
+        num_classes=num_classes,
+        in_channels=in_channels,
+        families=families,
+        published=published,
+    )
 
 
 def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int], families: Sequence[str]) -> nn.Module:
@@ -173,7 +184,13 @@ MEMORY_WORDS = ("memory", "verflow")
 
 
 def _from_torchvision(
-    name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int, families: Sequence[str]
+    name: str,
+    *,
+    args: Mapping[str, Any],
+    num_classes: int,
+    in_channels: int,
+    families: Sequence[str],
+    published: str | bool | None,
 ) -> nn.Module:
     from torchvision import models  # takes half a second, which the zoo does not need
 
@@ -185,9 +202,10 @@ def _from_torchvision(
             hint=did_you_mean(name, known) + f"`torchvision.models.list_models(module={places})` lists them",
         )
     home = HOMES[known[name]]
-    _refuse_pretrained(args, file=f"{name}.pth", make=f"import {home} as m; net = m.{name}(weights='DEFAULT')")
+    _refuse_pretrained(args)
     fresh = {"weights_backbone": None} if known[name] == "segmentation" else {}
-    args = {**TORCHVISION_DEFAULTS.get(name, {}), **fresh, **args}
+    needed = {} if published is None else pretrained.find(f"torchvision:{name}", published).args
+    args = {**TORCHVISION_DEFAULTS.get(name, {}), **fresh, **needed, **args}
     with _explaining_args(f"torchvision:{name}", see=f"{home}.{name}"):
         model: nn.Module = models.get_model(name, weights=None, num_classes=num_classes, **args)
     if in_channels != 3:
@@ -205,7 +223,9 @@ def _fit_first_conv(model: nn.Module, *, in_channels: int) -> None:
     conv.in_channels = in_channels
 
 
-def _from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int) -> nn.Module:
+def _from_timm(
+    name: str, *, args: Mapping[str, Any], num_classes: int, in_channels: int, published: str | bool | None
+) -> nn.Module:
     try:
         import timm  # takes seconds, which the zoo does not need
     except ModuleNotFoundError as error:
@@ -214,26 +234,27 @@ def _from_timm(name: str, *, args: Mapping[str, Any], num_classes: int, in_chann
         ) from error
     known = timm.list_models()
     if name not in known:  # a name with a tag or a hub would name pretrained weights
+        network, _, tag = name.partition(".")
+        weights = f"with model.pretrained={tag} if you mean its weights; " if tag and network in known else ""
         raise UserError(
             f"model.name: timm has no network {name!r}",
-            hint=did_you_mean(name.partition(".")[0], known) + "`timm.list_models()` lists them",
+            hint=f"{did_you_mean(network, known)}{weights}`timm.list_models()` lists them",
         )
-    _refuse_pretrained(
-        args, file=f"{name}.pth", make=f"import timm; net = timm.create_model('{name}', pretrained=True)"
-    )
+    _refuse_pretrained(args)
+    # The tag decides details of some networks, such as their image size.
+    tagged = name if published is None else f"{name}.{pretrained.find(f'timm:{name}', published).name}"
     with _explaining_args(f"timm:{name}", see=f"timm.create_model({name!r})"):
-        model: nn.Module = timm.create_model(name, num_classes=num_classes, in_chans=in_channels, **args)
+        model: nn.Module = timm.create_model(tagged, num_classes=num_classes, in_chans=in_channels, **args)
     return model
 
 
-def _refuse_pretrained(args: Mapping[str, Any], *, file: str, make: str) -> None:
-    """Refuse arguments that load weights; `make`, Python code that creates the pretrained `net`, is for the hint."""
+def _refuse_pretrained(args: Mapping[str, Any]) -> None:
+    """Refuse arguments that load weights: `model.pretrained` does."""
     for key in args:
         if key in PRETRAINED or key.startswith("pretrained"):
-            save = f"import torch; {make}; torch.save(net.state_dict(), '{file}')"
             raise UserError(
-                f"model.args.{key}: a run starts from new weights; pretrained weights are read from a file",
-                hint=f'leave {key} out, save the weights once with `python -c "{save}"`, and add train.init={file}',
+                f"model.args.{key}: the weights to start from are named by model.pretrained",
+                hint=f"leave {key} out, and write model.pretrained=true, a name such as IMAGENET1K_V2, or a file",
             )
 
 

@@ -73,8 +73,10 @@ MEANT = {
     "peak": "schedule.pct_start",
     "swa_freq": "swa.every",
     "ema": "averages.ema",
-    "pretrained": "train.init",
-    "weights": "train.init",
+    "pretrained": "model.pretrained",
+    "weights": "model.pretrained",
+    "frozen": "model.freeze",
+    "gradient_checkpointing": "train.grad_checkpointing",
 }
 BOUNDS = {  # error of pydantic -> what the value is not, what to write
     "greater_than_equal": ("ge", "is below {0}", "write {0} or more"),

@@ -55,7 +55,12 @@ def evaluation_resize(recipe: Recipe) -> int | None:
 
 def evaluation_interpolation(recipe: Recipe) -> Interpolation:
     """Return how evaluated images are resized: `eval.interpolation`, else as those of training."""
-    return recipe.eval.interpolation or recipe.dataset.interpolation
+    return recipe.eval.interpolation or training_interpolation(recipe)
+
+
+def training_interpolation(recipe: Recipe) -> Interpolation:
+    """Return how training images are resized and rotated."""
+    return recipe.dataset.interpolation or "bilinear"
 
 
 def shorter_side(size: Size) -> int:

@@ -25,7 +25,7 @@ from swa_cli.recipe.learning_rate import (
 )
 from swa_cli.recipe.scalars import shown
 from swa_cli.recipe.schedules import ResolvedSchedule
-from swa_cli.recipe.schema import Recipe
+from swa_cli.recipe.schema import PUBLISHERS, Recipe
 from swa_cli.recipe.swap import Phase
 from swa_cli.recipe.values import Duration, TimeSpan, length_text, round_half_up
 from swa_cli.units import count_text
@@ -39,7 +39,7 @@ def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[P
     """
     found = _interval_problems(recipe) + _column_problems(recipe, columns) + _init_problems(recipe)
     found += _task_problems(recipe) + _augment_problems(recipe) + image_problems(recipe)
-    return found + _compile_problems(recipe)
+    return found + _compile_problems(recipe) + model_problems(recipe)
 
 
 def _interval_problems(recipe: Recipe) -> list[Problem]:
@@ -124,15 +124,16 @@ def _augment_problems(recipe: Recipe) -> list[Problem]:
 def image_problems(recipe: Recipe) -> list[Problem]:
     """Return the mistakes in how images are shown, which have to be known before data are read."""
     dataset, evaluation = recipe.dataset, recipe.eval
+    is_resized = dataset.image_size is not None or recipe.model.pretrained is not None  # weights may give a size
     found = size_problems(recipe) if dataset.image_size else []
     given = {
         "dataset.augment.random_resized_crop": dataset.augment.random_resized_crop is not None,
         "eval.image_size": evaluation.image_size is not None,
         "eval.resize": evaluation.resize != "auto",
-        "eval.crop": evaluation.crop != "center",
+        "eval.crop": evaluation.crop == "none",
     }
     message, hint = "there is no dataset.image_size, so images are not resized", "add dataset.image_size, such as 224"
-    found += [Problem(key, message, hint) for key, is_given in given.items() if is_given and not dataset.image_size]
+    found += [Problem(key, message, hint) for key, is_given in given.items() if is_given and not is_resized]
     if dataset.augment.policy == "augmix" and recipe.task == "segmentation":
         message = "augmix blends images that are moved differently, which no mask can follow"
         found.append(Problem("dataset.augment.policy", message, "write trivial_augment, or leave it out"))
@@ -149,6 +150,38 @@ def _init_problems(recipe: Recipe) -> list[Problem]:
     given = {"train.init_weights": recipe.train.init_weights, "train.init_skip": recipe.train.init_skip}
     message, hint = "there is no checkpoint to take them from", "add train.init, or leave it out"
     return [Problem(key, message, hint) for key, value in given.items() if value]
+
+
+def model_problems(recipe: Recipe) -> list[Problem]:
+    """Check the keys about the weights to start from, and about parameters that are frozen."""
+    model, found = recipe.model, []
+    if model.pretrained is True and model.name.partition(":")[0] not in PUBLISHERS:
+        message = f"nobody publishes weights of {model.name}, as torchvision and timm do of their networks"
+        found.append(Problem("model.pretrained", message, "name a file, such as model.pretrained=weights.pth"))
+    if model.pretrained is not None and recipe.train.init is not None and recipe.swap is None:
+        message = "train.init names other weights to start from"
+        found.append(Problem("model.pretrained", message, "write one of the two"))
+    if model.unfreeze is None:
+        return found
+    key, point, epochs = "model.unfreeze", model.unfreeze, recipe.train.epochs
+    if not model.freeze:
+        found.append(Problem(key, "there is no model.freeze, so all parameters train anyway", "leave it out"))
+    if recipe.train.fsdp:
+        message = "a sharded network cannot train more parameters from a later epoch on"
+        found.append(Problem(key, message, "write train.fsdp=false, or leave it out"))
+    if point.unit not in ("%", "ep"):
+        found.append(Problem(key, f"{point} is not a share of the epochs", "write the point in % or ep"))
+    elif not 1 < (first := unfreeze_epoch(recipe)) <= epochs:
+        message = f"{point} is the start of epoch {first}, and the run has {count_text(epochs, 'epoch')}"
+        found.append(Problem(key, message, "write a point between, such as 50%, or leave it out"))
+    return found
+
+
+def unfreeze_epoch(recipe: Recipe) -> int:
+    """Return the epoch, from 1, at whose start `model.unfreeze` is, rounded as the sizes of images are."""
+    point = recipe.model.unfreeze
+    assert point is not None, "only a recipe that has the key"
+    return round_half_up(point.exact_steps(steps_per_epoch=1, total_steps=recipe.train.epochs)) + 1
 
 
 def _compile_problems(recipe: Recipe) -> list[Problem]:
@@ -176,6 +209,7 @@ class Plan:
     warnings: tuple[str, ...]
     phase: Phase  # the epochs of the recipe that the run does
     worker: Plan | None = None  # of each SWAP worker, after the common phase
+    unfreeze: int | None = None  # epoch of this run from which on all parameters train; 1 or less: from the beginning
 
     @property
     def worker_rates(self) -> list[tuple[float, float]]:
@@ -236,6 +270,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         warnings=tuple(_warnings(recipe, averages, course)),
         phase=phase,
         worker=make_plan(swap.worker_of(recipe, 1), num_train=num_train) if swap.has_workers(recipe) else None,
+        unfreeze=unfreeze_epoch(recipe) - phase.before if recipe.model.unfreeze is not None else None,
     )
 
 

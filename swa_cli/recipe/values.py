@@ -282,6 +282,11 @@ def _texts(value: object) -> list[str]:
     return [scalars.text(item) for item in (value if isinstance(value, list | tuple) and value else [value])]
 
 
+def pretrained(value: object) -> bool | str:
+    """Parse a flag, or text: a name of weights, or a file."""
+    return scalars.flag(value) if str(value).lower() in scalars.TRUTH_WORDS else scalars.text(value)
+
+
 def _form(*patterns: str, whole: bool = False) -> WithJsonSchema:
     """Return the JSON Schema of text in one of these forms, or of a whole number, which is not text in YAML."""
     plain = "|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern in patterns)
@@ -314,8 +319,18 @@ ClassWeights = Annotated[
         {"anyOf": [{"enum": ["none", "balanced"]}, {"type": "array", "items": {"type": "number", "minimum": 0}}]}
     ),
 ]
+Patterns = Annotated[
+    list[str],
+    BeforeValidator(lambda value: value if value == [] else _texts(value)),
+    WithJsonSchema({"anyOf": [_ONE_TEXT, {"type": "array", "items": _ONE_TEXT}]}),
+]
 Flag = Annotated[bool, BeforeValidator(scalars.flag)]
 Flip = Annotated[bool | Literal["alternating"], BeforeValidator(_flip)]
+Pretrained = Annotated[
+    bool | str,
+    BeforeValidator(pretrained),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, _ONE_TEXT]}),
+]
 Whole = Annotated[int, BeforeValidator(scalars.whole)]
 Count = Annotated[Whole, Field(ge=1)]
 Portion = Annotated[str | int, BeforeValidator(_portion), _form(r"\d{1,2}(\.\d{1,9})?%", whole=True)]
@@ -331,6 +346,7 @@ Multiple = Annotated[
     _form(r"\d{1,9}(\.\d{1,9})?x"),
 ]
 Rate = Annotated[Number, Field(ge=0)]
+LayerDecay = Annotated[Number, Field(gt=0, le=1)]
 Free = Annotated[Any, BeforeValidator(scalars.free)]
 Argument = Annotated[Any, BeforeValidator(partial(scalars.free, takes_null=True))]  # of a constructor
 AverageName = Annotated[str, AfterValidator(_name_of_average)]

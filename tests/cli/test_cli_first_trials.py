@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from torch import nn
+
+from published import in_cache
 
 
 @pytest.mark.parametrize(
@@ -56,49 +56,28 @@ def test_muon_names_the_first_parameter_that_it_does_not_take(swa, recipe: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "key", "maker"),
+    ("name", "key"),
     [
-        ("torchvision:resnet18", "pretrained", "torchvision.models.resnet18"),
-        ("torchvision:resnet18", "weights", "torchvision.models.resnet18"),
-        ("timm:test_byobnet", "pretrained", "timm.create_model"),
-        ("timm:test_byobnet", "checkpoint_path", "timm.create_model"),
-        ("timm:test_byobnet", "pretrained_cfg", "timm.create_model"),
+        ("torchvision:resnet18", "pretrained"),
+        ("torchvision:resnet18", "weights"),
+        ("timm:test_byobnet", "pretrained"),
+        ("timm:test_byobnet", "checkpoint_path"),
+        ("timm:test_byobnet", "pretrained_cfg"),
     ],
 )
-def test_pretrained_weights_come_from_a_file(
-    swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str, maker: str
+def test_arguments_that_load_weights_name_the_key_that_does(
+    swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, key: str
 ) -> None:
-    """The python line of the hint, run with a library that downloads nothing, and then `train.init` as it says."""
-    import timm
-    import torchvision
-
-    network = f"model={{name: '{name}', args: {{{key}: true}}}}"
-    ended = swa("train", recipe, network)
+    """The hint of a library's own argument, taken as it says, with the weights in the library's cache."""
+    ended = swa("train", recipe, f"model={{name: '{name}', args: {{{key}: true}}}}")
     assert ended.code == 2
     assert ended.err.startswith(f"error: model.args.{key}:")
-    line = re.search(r'python -c "(.*?)"', " ".join(ended.err.split()))
-    assert line is not None
-
-    def without_download(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
-        def made(*words: str, pretrained: bool = False, weights: str | None = None) -> nn.Module:
-            assert pretrained or weights == "DEFAULT"
-            return make(*words)
-
-        return made
-
-    monkeypatch.setattr(torchvision.models, "resnet18", without_download(torchvision.models.resnet18))
-    monkeypatch.setattr(timm, "create_model", without_download(timm.create_model))
-    exec(line[1], {})
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    found = re.search(r"train\.init=(\S+)", ended.err)
-    assert found is not None
-    state = torch.load(found[1], weights_only=True)
-    assert maker.split(".")[0] in line[1]
-    words = ["train", recipe, f"model={{name: '{name}'}}", f"train.init={found[1]}", "--dry-run"]
-    fresh = [key for key, value in state.items() if value.shape[:1] == (1000,) or value.shape[1:2] == (3,)]
-    skipped = f"train.init_skip=[{', '.join(fresh)}]"  # a head of other classes, and grey images
-    assert swa(*words, skipped).code == 0
+    cure = re.search(r"model\.pretrained=true", ended.err)
+    assert cure is not None
+    in_cache(name, tmp_path, monkeypatch)
+    said = swa("train", recipe, f"model={{name: '{name}'}}", cure[0], "dataset.image_size=32", "--dry-run")
+    assert said.code == 0, said.err
+    assert f"initial weights from {name} (" in " ".join(said.err.split())
 
 
 def test_images_of_several_sizes_are_told_of_224(swa, recipe: Path, tmp_path: Path) -> None:

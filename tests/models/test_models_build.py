@@ -334,9 +334,10 @@ def test_mistakes_with_timm(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "timm has no network 'resnet19'" in error.message
     assert "did you mean resnet1" in error.hint
     assert "did you mean resnet18?" in refusal("timm:resnet18.a1_in1k").hint
+    assert "model.pretrained=a1_in1k" in refusal("timm:resnet18.a1_in1k").hint
     assert "no network 'hf-hub:timm/resnet18'" in refusal("timm:hf-hub:timm/resnet18").message
     assert "widht" in refusal("timm:resnet18", widht=2).message
-    assert "train.init" in refusal("timm:resnet18", pretrained=True).hint
+    assert "model.pretrained=true" in refusal("timm:resnet18", pretrained=True).hint
     assert "in_chans" in refusal("timm:resnet18", in_chans=3).message
     monkeypatch.setitem(sys.modules, "timm", None)
     error = refusal("timm:resnet18")

