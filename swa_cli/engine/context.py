@@ -451,7 +451,7 @@ def build_context(
     """
     expected = None
     if recorded is None:  # else its recipe has the inputs of pretrained weights, as it has been trained with them
-        recipe, expected = with_inputs(recipe)
+        recipe, expected = (recipe, None) if recipe.model.pretrained is None else with_inputs(recipe)
     if problems := image_problems(recipe):
         raise RecipeError(problems)
     settings, task = recipe.train, tasks.find(recipe.task)

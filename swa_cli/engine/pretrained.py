@@ -50,7 +50,7 @@ class Inputs:
 
 
 def with_inputs(recipe: Recipe) -> tuple[Recipe, PerChannel | None]:
-    """Return the recipe with the inputs that its pretrained weights expect, where it leaves them out; mean and std.
+    """Return a recipe with the inputs that its pretrained weights expect, where it leaves them out; mean and std.
 
     A recipe that is resolved already does not change.
 
@@ -58,8 +58,6 @@ def with_inputs(recipe: Recipe) -> tuple[Recipe, PerChannel | None]:
         RecipeError: There are no such weights, or the file cannot be read.
     """
     model, dataset, evaluation = recipe.model, recipe.dataset, recipe.eval
-    if model.pretrained is None:
-        return recipe, None
     try:
         name, inputs = _inputs(recipe)
     except UserError as error:
