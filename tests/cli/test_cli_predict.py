@@ -16,6 +16,7 @@ from torch import Tensor
 
 from conftest import Swa, run_swa
 from swa_cli.analysis import predict
+from swa_cli.data.photos import UnlabeledPhotos
 from swa_cli.data.randomness import generator
 from swa_cli.data.transforms import EvaluationView
 
@@ -152,6 +153,28 @@ def test_each_format_says_the_same(swa: Swa, trained: Path, run: Path) -> None:
         assert line.startswith(row["path"])
         assert line.split()[-1] == f"{float(row['probability']):.4f}"
     assert not [*Path().glob(".*.tmp")]
+
+
+def test_rows_are_written_while_files_are_read(
+    swa: Swa, trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files that were read and are not written yet, at each moment: those of one batch, of 41 files."""
+    waiting = [0, 0]  # now, and the most so far
+    read, rows = UnlabeledPhotos.read, predict._ranked
+
+    def counted(photos: UnlabeledPhotos, row: int, view: Any) -> tuple[Tensor, Tensor]:
+        waiting[0] += 1
+        waiting[1] = max(waiting)
+        return read(photos, row, view)
+
+    def written(p: Tensor, **options: Any) -> Any:
+        waiting[0] -= len(p)
+        return rows(p, **options)
+
+    monkeypatch.setattr(UnlabeledPhotos, "read", counted)
+    monkeypatch.setattr(predict, "_ranked", written)
+    assert swa("predict", run, trained / "pets/test", "--batch-size", "5", "-o", "p.csv").code == 0
+    assert waiting == [0, 5]
 
 
 def test_broken_files_are_told_and_left_out(swa: Swa, trained: Path, run: Path) -> None:
