@@ -334,6 +334,7 @@ class _Table:
         else:
             widths = {"path": max(map(len, images.images)), **self.widths}
             files.print_rows(columns, widths, work, terminal=terminal)
+            terminal.note(_done(facts))
 
 
 class _Masks:
@@ -466,4 +467,5 @@ def _done(facts: Mapping[str, Any]) -> str:
     """Say what was written, and what was left out."""
     broken = len(facts["broken"])
     left_out = f"; {count_text(broken, 'broken file')} left out" if broken else ""
-    return f"{count_text(facts['images'], 'image')} -> {facts['file']}{left_out}"
+    place = f" -> {facts['file']}" if facts["file"] else ""
+    return f"{count_text(facts['images'], 'image')}{place}{left_out}"

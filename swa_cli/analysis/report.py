@@ -15,7 +15,7 @@ from typing import Any
 from swa_cli.analysis import loss_surface, open
 from swa_cli.analysis.compare import differences
 from swa_cli.analysis.plot import GRID
-from swa_cli.analysis.run_data import OpenRun, confusion, reliability
+from swa_cli.analysis.run_data import OpenRun, confusion, hardest, reliability
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import about
 from swa_cli.engine.plan_text import describe_averages, describe_schedule
@@ -25,6 +25,7 @@ from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.page import Drawing, RunOnPage, document
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
+from swa_cli.report.plots import samples as sheet_of_images
 from swa_cli.report.scores import verdict
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
@@ -75,7 +76,11 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     notes: list[str] = []
     makers: list[tuple[str, Callable[[], list[Drawing]]]] = [("plane", lambda: _plane(run, measure=with_plane))]
     if with_data and run.recipe.task == "classification":
-        makers += [("calibration", lambda: _calibration(run)), ("confusion", lambda: _confusion(run))]
+        makers += [
+            ("calibration", lambda: _calibration(run)),
+            ("confusion", lambda: _confusion(run)),
+            ("the hardest images", lambda: _hardest(run)),
+        ]
     for name, make in makers:
         try:
             drawings += make()
@@ -177,6 +182,12 @@ def _confusion(run: OpenRun) -> list[Drawing]:
     classes = run.opened[0].source.class_names
     drawn = _svg(calibration_picture.draw_confusion, matrix=matrix, classes=classes)
     return [Drawing(f"Classes as {name} predicts them, on {run.opened[0].scoring_split()}", drawn)]
+
+
+def _hardest(run: OpenRun) -> list[Drawing]:
+    name, samples = hardest(run)
+    drawn = _svg(sheet_of_images.draw_samples, samples=samples)
+    return [Drawing(f"Images of {run.opened[0].scoring_split()} with the highest loss of {name}", drawn)]
 
 
 def _svg(draw: Callable[..., None], **values: Any) -> bytes:

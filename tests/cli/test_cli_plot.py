@@ -236,7 +236,7 @@ def test_a_page_needs_nothing_else(run: Path, swa: Swa) -> None:
     page.feed(text)
     assert page.links
     assert all(link.startswith("data:") for link in page.links)
-    assert page.tags.count("img") == 2 + 3 + 1  # plane, calibration of three weight sets, confusion
+    assert page.tags.count("img") == 2 + 3 + 1 + 1  # plane, calibration of three weight sets, confusion, images
     result = json.loads((run / "result.json").read_text())
     assert f"{100 * result['weights']['swa']['accuracy']:.2f} ±" in text
     for words in ("swa train recipe.yaml", "batch_size: 64", "torch"):
