@@ -239,6 +239,8 @@ def test_a_network_of_gray_images_takes_any_photo(swa: Swa, recipe: Path) -> Non
         (["a.png", "--weights", "all"], ["--weights all", "swa"]),
         (["a.png", "dataset.image_size=32"], ["dataset.image_size"]),
         (["a.png", "--tta", "rotate"], ["--tta rotate"]),
+        (["a.png", "eval.image_size=2"], ["2 x 2 pixels", "eval.image_size"]),
+        (["a.png", "eval.resize=3"], ["eval.resize", "smaller than the crop"]),
         (["eval.batch_size=3"], ["name images"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -316,7 +318,11 @@ def test_masks_have_the_size_of_their_images(swa: Swa) -> None:
             edge = height // 10
             assert set(np.unique(values[: height // 2 - edge])) <= {1, 255}
             assert set(np.unique(values[height // 2 + edge :])) <= {0, 255}
+    unasked = swa("predict", "runs/latest", "photos", "-o", "unasked")
+    assert unasked.code == 2
+    assert "--allow-code" in unasked.err
     assert swa(*words, "-o", "masks").code == 2  # not empty
+    assert swa(*words, "-o", "photos/masks").code == 2  # the next call would read them
     assert swa(*words).code == 2
     shutil.copy("photos/a.png", "photos/b.png")
     ended = swa(*words, "-o", "others")
