@@ -91,6 +91,7 @@ def test_cli_takes_only_light_rooms_at_its_top() -> None:
         ["repeat", "-h"],
         ["average", "-h"],
         ["export", "-h"],
+        ["predict", "-h"],
         ["new"],
         ["recipes", "digits"],
         ["schema"],

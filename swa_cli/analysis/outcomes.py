@@ -71,11 +71,13 @@ def require_csv(target: Path, *, source: Path) -> None:
 def per_class(kept: Mapping[str, Kept], context: Context, *, shown: str, terminal: Terminal) -> dict[str, Any]:
     """Return the scores of each class by weight set; print the means, and the classes of the weight set `shown`."""
     found: dict[str, Any] = {}
-    for name, each in kept.items():
-        outcomes = each.outcomes
-        number = outcomes.p.shape[1]
-        names = context.source.class_names
-        found[name] = class_scores(outcomes, names=names if len(names) == number else [*map(str, range(number))])
+    classes = context.source.class_names
+    with terminal.progress("scores of classes", len(kept) * len(CLASS_METRICS)) as bar:
+        for name, each in kept.items():
+            outcomes = each.outcomes
+            number = outcomes.p.shape[1]
+            names = classes if len(classes) == number else [*map(str, range(number))]
+            found[name] = class_scores(outcomes, names=names, advance=bar.advance)
     title = f"classes of {shown} (± one standard error)"
     scores = [(metric.key, metric.name) for metric in CLASS_METRICS]
     terminal.print(class_table(title, found[shown]["classes"], scores))

@@ -90,9 +90,21 @@ class Predictor:
         return total.cpu() / len(self.networks)
 
     def probe(self) -> tuple[int, ...]:
-        """Return the shape of a prediction, without its batch dimension."""
+        """Return the shape of a prediction, without its batch dimension.
+
+        Raises:
+            UserError: The network does not take images of the size of the view.
+        """
         assert self.view.size is not None, "the view has the size of `input`"
-        return tuple(self(torch.zeros(2, 3, *self.view.size, dtype=torch.uint8)).shape[1:])
+        height, width = self.view.size
+        try:
+            with failures.memory("eval.batch_size", 2):
+                return tuple(self(torch.zeros(2, 3, height, width, dtype=torch.uint8)).shape[1:])
+        except RuntimeError as error:
+            raise UserError(
+                f"the network does not take images of {width} x {height} pixels: {str(error).partition(chr(10))[0]}",
+                hint="leave eval.image_size out: the checkpoint has the size that it was scored on",
+            ) from error
 
     def batches(self, photos: UnlabeledPhotos, *, tell: Callable[[int], None], bar: Bar) -> Iterator[Batch]:
         """Yield the predictions of all photos that can be read; `tell` gets the place of each other one."""
@@ -249,7 +261,7 @@ def _view_of(found: Checkpoint, recipe: Recipe, input_: Mapping[str, Any]) -> Ev
             raise RecipeError(problems)
         changed = evaluation_view(recipe)
         return replace(changed, size=changed.size or (height, width))
-    return EvaluationView((height, width), input_["resize"], input_["interpolation"])
+    return EvaluationView((height, width), input_.get("resize"), input_.get("interpolation", "bilinear"))
 
 
 def _hardware_of(recipe: Recipe) -> Hardware:
@@ -334,6 +346,7 @@ class _Table:
         else:
             widths = {"path": max(map(len, images.images)), **self.widths}
             files.print_rows(columns, widths, work, terminal=terminal)
+            terminal.note(_done(facts))
 
 
 class _Masks:
@@ -387,7 +400,7 @@ def _answer_of(predictor: Predictor, shape: tuple[int, ...], request: Request) -
     if is_mask:
         if out is None:
             raise UserError("the predictions are masks, which are files", hint="name a new folder with -o FOLDER")
-        files.require_new_folder(out)
+        files.require_new_folder(out, sources=request.sources)
         return _Masks(predictor.view)
     if len(shape) > 1:
         raise UserError(
@@ -466,4 +479,5 @@ def _done(facts: Mapping[str, Any]) -> str:
     """Say what was written, and what was left out."""
     broken = len(facts["broken"])
     left_out = f"; {count_text(broken, 'broken file')} left out" if broken else ""
-    return f"{count_text(facts['images'], 'image')} -> {facts['file']}{left_out}"
+    place = f" -> {facts['file']}" if facts["file"] else ""
+    return f"{count_text(facts['images'], 'image')}{place}{left_out}"

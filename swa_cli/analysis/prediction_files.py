@@ -178,8 +178,8 @@ def new_folder(target: Path) -> Iterator[Path]:
         raise
 
 
-def require_new_folder(target: Path) -> None:
-    """Refuse a folder that holds something, or that cannot be made.
+def require_new_folder(target: Path, *, sources: Sequence[Path]) -> None:
+    """Refuse a folder that holds something, that cannot be made, or that lies in one of the folders of images.
 
     Raises:
         UserError: It is one.
@@ -189,6 +189,11 @@ def require_new_folder(target: Path) -> None:
         raise UserError(f"{target}: the predictions are masks, which are written into a folder", hint=other)
     if not target.absolute().parent.is_dir():
         raise UserError(f"{target.parent}: no such folder", hint=f"make it, or {other}")
+    for source in sources:
+        if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
+            raise UserError(
+                f"{target}: lies in {source}, and the masks would be images of the next call", hint=f"{other} elsewhere"
+            )
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise UserError(f"{target}: is not a folder", hint=other)
     if target.is_dir() and any(target.iterdir()):

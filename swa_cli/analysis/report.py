@@ -15,16 +15,19 @@ from typing import Any
 from swa_cli.analysis import loss_surface, open
 from swa_cli.analysis.compare import differences
 from swa_cli.analysis.plot import GRID
-from swa_cli.analysis.run_data import OpenRun, confusion, reliability
+from swa_cli.analysis.run_data import OpenRun, confusion, hardest, reliability
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import about
 from swa_cli.engine.plan_text import describe_averages, describe_schedule
 from swa_cli.errors import UserError
+from swa_cli.metrics.per_class import CLASS_METRICS, Outcomes, class_scores
 from swa_cli.recipe import load
 from swa_cli.recipe.swap import describe_swap
-from swa_cli.report.page import Drawing, RunOnPage, document
+from swa_cli.report.class_scores import percent
+from swa_cli.report.page import Drawing, RunOnPage, TextTable, document
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
+from swa_cli.report.plots import samples as sheet_of_images
 from swa_cli.report.scores import verdict
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
@@ -71,14 +74,21 @@ def write_page(
 
 
 def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -> RunOnPage:
-    drawings: list[Drawing] = []
+    made: list[Drawing | TextTable] = []
     notes: list[str] = []
-    makers: list[tuple[str, Callable[[], list[Drawing]]]] = [("plane", lambda: _plane(run, measure=with_plane))]
+    makers: list[tuple[str, Callable[[], Sequence[Drawing | TextTable]]]] = [
+        ("plane", lambda: _plane(run, measure=with_plane))
+    ]
     if with_data and run.recipe.task == "classification":
-        makers += [("calibration", lambda: _calibration(run)), ("confusion", lambda: _confusion(run))]
+        makers += [
+            ("calibration", lambda: _calibration(run)),
+            ("confusion", lambda: _confusion(run)),
+            ("scores of classes", lambda: [_classes(run)]),
+            ("the hardest images", lambda: _hardest(run)),
+        ]
     for name, make in makers:
         try:
-            drawings += make()
+            made += make()
         except UserError as error:
             reason = error.message.removeprefix(f"{run.folder.path}: ")
             notes.append(f"Left out: {name} ({reason}; {error.hint})")
@@ -97,7 +107,8 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
         samples=result.get("samples", 0),
         weights=weights,
         verdict=verdict(weights, metrics=run.metrics) if weights else [],
-        drawings=drawings,
+        drawings=[each for each in made if isinstance(each, Drawing)],
+        tables=[each for each in made if isinstance(each, TextTable)],
         notes=notes,
         recipe=load.dump(run.recipe),
         versions=_versions(run, version),
@@ -177,6 +188,33 @@ def _confusion(run: OpenRun) -> list[Drawing]:
     classes = run.opened[0].source.class_names
     drawn = _svg(calibration_picture.draw_confusion, matrix=matrix, classes=classes)
     return [Drawing(f"Classes as {name} predicts them, on {run.opened[0].scoring_split()}", drawn)]
+
+
+def _classes(run: OpenRun) -> TextTable:
+    """Return the scores of each class for the best weight set, and their means."""
+    classes, split = run.opened[0].source.class_names, run.opened[0].scoring_split()
+    p, labels = run.predictions[run.best]
+    found = class_scores(Outcomes(p, labels), names=classes)
+    rows = [
+        [
+            row["class"],
+            f"{row['support']:,}",
+            *(percent(row[each.key], row[f"{each.key}_se"]) for each in CLASS_METRICS),
+        ]
+        for row in found["classes"]
+    ]
+    means = [percent(found[each.mean_key], found[f"{each.mean_key}_se"]) for each in CLASS_METRICS]
+    return TextTable(
+        f"Classes of {run.best} on {split} (± one standard error); the mean recall is the balanced accuracy",
+        ["class", "samples", *(f"{each.name} %" for each in CLASS_METRICS)],
+        [*rows, ["mean", f"{len(labels):,}", *means]],
+    )
+
+
+def _hardest(run: OpenRun) -> list[Drawing]:
+    name, samples = hardest(run)
+    drawn = _svg(sheet_of_images.draw_samples, samples=samples)
+    return [Drawing(f"Images of {run.opened[0].scoring_split()} with the highest loss of {name}", drawn)]
 
 
 def _svg(draw: Callable[..., None], **values: Any) -> bytes:

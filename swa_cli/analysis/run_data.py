@@ -12,7 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swa_cli.analysis import open, passes
@@ -20,6 +22,7 @@ from swa_cli.analysis.compare import read_result
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.data.splits import Reading, read_rows, take
 from swa_cli.engine import swap
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW, recomputed
@@ -30,6 +33,7 @@ from swa_cli.metrics.metric import ECE_BINS, TaskMetrics
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.plots.curves import with_workers
+from swa_cli.report.plots.samples import Sample
 from swa_cli.report.terminal import Terminal
 
 
@@ -260,3 +264,47 @@ def confusion(run: OpenRun, name: str | None = None) -> tuple[str, list[list[int
     p, labels = run.predictions[name]
     number = p.shape[1]
     return name, torch.bincount(labels * number + p.argmax(1), minlength=number**2).view(number, number).tolist()
+
+
+NUM_HARDEST = 18  # three rows of a contact sheet
+_SHOWN_PIXELS = 128  # the longer side of an image on a sheet
+
+
+def hardest(run: OpenRun) -> tuple[str, list[Sample]]:
+    """Return the samples on which the best weight set has the highest loss, the worst first.
+
+    Raises:
+        UserError: The task is not classification, or the inputs are not gray or RGB images.
+    """
+    _require_classes(run, "a sheet of images")
+    name, (context, _) = run.best, run.opened
+    p, labels = run.predictions[name]
+    losses = context.task.score_predictions(p, labels)[context.task.metrics.loss_key]
+    rows = losses.topk(min(NUM_HARDEST, len(losses))).indices
+    split, classes = context.split(context.scoring_split()), context.source.class_names
+    if context.source.channels not in (1, 3):
+        raise UserError(f"{run.folder.path}: its inputs are not gray or RGB images", hint="nothing is to be done")
+    images = torch.cat([images for images, _ in read_rows(split, rows=rows, reading=Reading())])
+    shown = take(split, rows).names
+    names = [f"row {row}" for row in rows.tolist()] if shown is None else [*shown]
+    return name, [
+        Sample(
+            _shown(image),
+            names[place],
+            label=classes[int(labels[row])],
+            predicted=classes[int(p[row].argmax())],
+            probability=float(p[row].max()),
+            loss=float(losses[row]),
+        )
+        for place, (row, image) in enumerate(zip(rows.tolist(), images, strict=True))
+    ]
+
+
+def _shown(image: Tensor) -> np.ndarray:
+    """Return an image (C, H, W) as uint8 (H, W) or (H, W, 3), not larger than a sheet shows; floats fill the range."""
+    if image.is_floating_point():
+        low, high = image.aminmax()
+        image = 255 * (image - low) / (high - low).clamp(min=1e-12)
+    divisor = -(-max(image.shape[1:]) // _SHOWN_PIXELS)
+    pixels = F.avg_pool2d(image.float(), divisor) if divisor > 1 else image
+    return pixels.to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()

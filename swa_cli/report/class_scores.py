@@ -42,10 +42,11 @@ def _columns(scores: Named) -> list[Column]:
 
 
 def _percents(row: Row, scores: Named) -> dict[str, str]:
-    return {key: _percent(row[key], row[f"{key}_se"]) for key, _ in scores}
+    return {key: percent(row[key], row[f"{key}_se"]) for key, _ in scores}
 
 
-def _percent(value: float | None, error: float | None) -> str:
+def percent(value: float | None, error: float | None) -> str:
+    """Return a fraction as percent with its standard error; a dot where it is not defined."""
     if value is None:
         return NOT_MEASURED
     return with_error(f"{100 * value:.2f}", None if error is None else f"{100 * error:.2f}")

@@ -21,7 +21,7 @@ from swa_cli.cli.shared import importing
 @pytest.mark.parametrize(
     "words",
     [["-h"], ["train", "-h"], ["bn-update", "--help"], ["eval", "-h"], ["repeat", "-h"], ["export", "-h"]]
-    + [[name, "-h"] for name in ("new", "recipes", "schema", "show", "compare", "doctor", "plan")],
+    + [[name, "-h"] for name in ("predict", "new", "recipes", "schema", "show", "compare", "doctor", "plan")],
     ids=" ".join,
 )
 def test_help_ends_with_examples_and_exit_codes(swa, words: list[str]) -> None:
@@ -37,6 +37,7 @@ def test_help_ends_with_examples_and_exit_codes(swa, words: list[str]) -> None:
     ("words", "what"),
     [
         (["eval", "x.pt"], "swa eval"),
+        (["predict", "x.pt", "a.png"], "swa predict"),
         (["repeat", "x.yaml"], "swa repeat"),
         (["train", "small.yaml", "--processes", "2"], "--processes"),
     ],

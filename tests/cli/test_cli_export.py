@@ -132,6 +132,8 @@ def test_metadata_are_those_of_the_checkpoint_and_its_run(trained: Path, file: s
     assert found["normalization"] == ("inside" if file.startswith("pixels") else "outside")
     for key in ("recipe", "input", "average"):
         assert json.loads(found[key]) == expected[key], key
+    preprocessing = {"channels", "size", "resize", "crop", "interpolation", "mean", "std", "classes"}
+    assert preprocessing <= json.loads(found["input"]).keys()
     result = json.loads((trained / "run/result.json").read_text())
     scores = {"split": "test", "samples": 360, **result["weights"]["swa"]}
     assert json.loads(found["scores"]) == scores

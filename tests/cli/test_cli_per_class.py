@@ -11,7 +11,12 @@ import torch
 from PIL import Image
 
 from conftest import Swa, run_swa
+from swa_cli.analysis import run_data
+from swa_cli.data.image_file import EncodedPhoto
 from swa_cli.data.randomness import generator
+from swa_cli.data.transforms import EvaluationView
+from swa_cli.report.plots.samples import draw_samples
+from swa_cli.report.terminal import Terminal
 
 RECIPE = """\
 name: photos
@@ -85,6 +90,25 @@ def test_predictions_agree_with_predict(swa: Swa, trained: Path) -> None:
         with open(name, newline="") as file:
             found.append([(row["path"], row[key], float(row["probability"])) for row in csv.DictReader(file)])
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("cache", ["ram", "none"])
+def test_the_hardest_images_are_those_of_the_highest_loss(swa: Swa, trained: Path, cache: str) -> None:
+    """The contact sheet of the page against the csv of eval: files, classes and losses in order, pixels of the file."""
+    run = trained / cache / "photos-001"
+    assert swa("eval", run, "--weights", "swa", "--predictions", "s.csv").code == 0
+    with open("s.csv", newline="") as file:
+        rows = sorted(csv.DictReader(file), key=lambda row: -float(row["loss"]))
+    name, samples = run_data.hardest(run_data.OpenRun(run, terminal=Terminal(quiet=True)))
+    assert name == "swa"
+    assert len(samples) == run_data.NUM_HARDEST
+    view = EvaluationView((8, 8), 9)
+    for sample, row in zip(samples, rows, strict=False):
+        assert (sample.name, sample.label, sample.predicted) == (row["path"], row["label"], row["prediction"])
+        assert sample.loss == pytest.approx(float(row["loss"]), abs=1e-5)
+        assert (view.image(EncodedPhoto(row["path"])).permute(1, 2, 0).numpy() == sample.pixels).all()
+    draw_samples("sheet.png", samples=samples[:7], title="sheet")
+    assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_samples_that_are_no_files_have_rows(swa: Swa, recipe: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_page_needs_nothing_else(run: Path, swa: Swa) -> None:
     page.feed(text)
     assert page.links
     assert all(link.startswith("data:") for link in page.links)
-    assert page.tags.count("img") == 2 + 3 + 1  # plane, calibration of three weight sets, confusion
+    assert page.tags.count("img") == 2 + 3 + 1 + 1  # plane, calibration of three weight sets, confusion, images
     result = json.loads((run / "result.json").read_text())
     assert f"{100 * result['weights']['swa']['accuracy']:.2f} ±" in text
     for words in ("swa train recipe.yaml", "batch_size: 64", "torch"):
@@ -245,6 +245,10 @@ def test_a_page_needs_nothing_else(run: Path, swa: Swa) -> None:
     assert [row[0] for row in rows] == ["last", "last_bn", "swa", f"− {result['reference']}"]
     for name, accuracy, *_ in rows[:3]:
         assert accuracy.startswith(f"{100 * result['weights'][name]['accuracy']:.2f} ±")
+    classes = {row[0]: row for row in page.rows if len(row) == 6}
+    recalls = {name: float(row[3].split()[0]) for name, row in classes.items()}
+    assert recalls["mean"] == pytest.approx(sum(recalls[str(number)] for number in range(10)) / 10, abs=0.011)
+    assert sum(int(classes[str(number)][1]) for number in range(10)) == result["samples"]
     gain = result["weights"]["swa"]["accuracy"] - result["weights"][result["reference"]]["accuracy"]
     assert float(rows[3][1].split()[0].replace("−", "-")) == pytest.approx(100 * gain, abs=0.00501)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from conftest import Swa, run_swa
 from swa_cli.analysis import predict
+from swa_cli.data.photos import UnlabeledPhotos
 from swa_cli.data.randomness import generator
 from swa_cli.data.transforms import EvaluationView
 
@@ -154,6 +155,28 @@ def test_each_format_says_the_same(swa: Swa, trained: Path, run: Path) -> None:
     assert not [*Path().glob(".*.tmp")]
 
 
+def test_rows_are_written_while_files_are_read(
+    swa: Swa, trained: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files that were read and are not written yet, at each moment: those of one batch, of 41 files."""
+    waiting = [0, 0]  # now, and the most so far
+    read, rows = UnlabeledPhotos.read, predict._ranked
+
+    def counted(photos: UnlabeledPhotos, row: int, view: Any) -> tuple[Tensor, Tensor]:
+        waiting[0] += 1
+        waiting[1] = max(waiting)
+        return read(photos, row, view)
+
+    def written(p: Tensor, **options: Any) -> Any:
+        waiting[0] -= len(p)
+        return rows(p, **options)
+
+    monkeypatch.setattr(UnlabeledPhotos, "read", counted)
+    monkeypatch.setattr(predict, "_ranked", written)
+    assert swa("predict", run, trained / "pets/test", "--batch-size", "5", "-o", "p.csv").code == 0
+    assert waiting == [0, 5]
+
+
 def test_broken_files_are_told_and_left_out(swa: Swa, trained: Path, run: Path) -> None:
     """An empty, a cut and a text file, and what is not searched: exit 0, counts and names; alone: exit 1, no file."""
     photos = Path("photos")
@@ -216,6 +239,8 @@ def test_a_network_of_gray_images_takes_any_photo(swa: Swa, recipe: Path) -> Non
         (["a.png", "--weights", "all"], ["--weights all", "swa"]),
         (["a.png", "dataset.image_size=32"], ["dataset.image_size"]),
         (["a.png", "--tta", "rotate"], ["--tta rotate"]),
+        (["a.png", "eval.image_size=2"], ["2 x 2 pixels", "eval.image_size"]),
+        (["a.png", "eval.resize=3"], ["eval.resize", "smaller than the crop"]),
         (["eval.batch_size=3"], ["name images"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
@@ -293,7 +318,11 @@ def test_masks_have_the_size_of_their_images(swa: Swa) -> None:
             edge = height // 10
             assert set(np.unique(values[: height // 2 - edge])) <= {1, 255}
             assert set(np.unique(values[height // 2 + edge :])) <= {0, 255}
+    unasked = swa("predict", "runs/latest", "photos", "-o", "unasked")
+    assert unasked.code == 2
+    assert "--allow-code" in unasked.err
     assert swa(*words, "-o", "masks").code == 2  # not empty
+    assert swa(*words, "-o", "photos/masks").code == 2  # the next call would read them
     assert swa(*words).code == 2
     shutil.copy("photos/a.png", "photos/b.png")
     ended = swa(*words, "-o", "others")

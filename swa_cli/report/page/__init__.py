@@ -177,6 +177,15 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class TextTable:
+    """A table of texts under its title."""
+
+    title: str
+    heading: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
 class RunOnPage:
     """The values of a run that the page shows."""
 
@@ -196,6 +205,7 @@ class RunOnPage:
     recipe: str
     versions: Sequence[tuple[str, str]]
     commands: Sequence[str]  # how to run it again
+    tables: Sequence[TextTable] = ()
 
 
 def document(runs: Sequence[RunOnPage], *, differences: Sequence[tuple[str, Sequence[str]]]) -> str:

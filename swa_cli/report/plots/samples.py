@@ -1,0 +1,43 @@
+"""Draw a contact sheet: images in rows, each under what it is and what was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from swa_cli.report import plots
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+_COLUMNS = 6
+_LONGEST_CLASS = 16
+_LONGEST_NAME = 24
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image (H, W) or (H, W, 3) uint8, with the names of its class and of the predicted one."""
+
+    pixels: ndarray
+    name: str  # of its file, or its row
+    label: str
+    predicted: str
+    probability: float  # of the predicted class
+    loss: float
+
+
+def draw_samples(target: plots.Target, *, samples: Sequence[Sample], title: str, form: str = "png") -> None:
+    """Write the images in their order, row by row."""
+    rows = -(-len(samples) // _COLUMNS)
+    with plots.sheet(target, size=(2.1 * _COLUMNS, 2.75 * rows + 0.3), title=title, form=form) as figure:
+        places = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
+        for axes in places:
+            axes.set_axis_off()
+        for axes, sample in zip(places, samples, strict=False):
+            axes.imshow(sample.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            label, predicted = (plots.plain(text, longest=_LONGEST_CLASS) for text in (sample.label, sample.predicted))
+            name = plots.plain(sample.name[-_LONGEST_NAME:], longest=_LONGEST_NAME)
+            text = f"is {label}\n{predicted} {100 * sample.probability:.0f} %, loss {sample.loss:.2f}\n{name}"
+            axes.set_title(text, fontsize=7)
