@@ -313,9 +313,16 @@ def _balanced_rows(split: Split, number: int, *, seed: int, key: tuple[str | int
 
     The rows of a class are those of a permutation, and of further ones where they are not enough: no sample of a class
     is drawn twice more than another. Which classes get one more is random.
+
+    Raises:
+        UserError: The labels are unknown, or no classes.
     """
     labels, source = split.labels, generator(seed, *key)
-    assert isinstance(labels, Tensor), "a run without known labels is refused"
+    if split.target != "class" or not isinstance(labels, Tensor):  # a run is refused before, data of a checkpoint here
+        raise UserError(
+            f"dataset.sampler: the classes of the {split.origin.split} samples are not known, as balanced needs them",
+            hint="write dataset.sampler=uniform",
+        )
     counts = labels.bincount()
     present = counts.nonzero()[:, 0]
     shares = torch.full((len(present),), number // len(present))

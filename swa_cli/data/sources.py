@@ -353,8 +353,8 @@ def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ..
     number = f"{len(class_names):,} classes of"
     if counts[least] == counts[most]:
         return (f"{number} {int(counts[least]):,} {split.origin.split} samples each",)
-    ratio = int(counts[most]) / max(int(counts[least]), 1)
-    times = f", {int(ratio):,} times as many" if ratio >= TELLING_RATIO else ""
+    ratio = int(counts[most]) // int(counts[least]) if counts[least] else 0
+    times = f", {ratio:,} times as many" if ratio >= TELLING_RATIO else ""
     few, many = (f"{int(counts[label]):,} ({class_names[label]})" for label in (least, most))
     return (f"{number} {few} to {many} {split.origin.split} samples{times}",)
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from swa_cli.data.sources import TELLING_RATIO, Source
 from swa_cli.errors import Problem
-from swa_cli.metrics.losses import NOT_IGNORED, balanced_weights
-from swa_cli.metrics.segmentation import IGNORED
+from swa_cli.metrics.losses import balanced_weights
 from swa_cli.recipe.schema import Recipe
 from swa_cli.units import some_of
 
@@ -75,8 +74,7 @@ def _unknown_labels(source: Source) -> str:
 
 def _balanced(source: Source) -> Tensor:
     assert source.train is not None
-    ignored = IGNORED if source.target == "mask" else NOT_IGNORED
-    return balanced_weights(source.train.labels, num_classes=source.num_classes, ignored=ignored)
+    return balanced_weights(source.train.labels, num_classes=source.num_classes)
 
 
 def describe_loss(recipe: Recipe, source: Source) -> str:
@@ -104,7 +102,7 @@ def describe_sampler(recipe: Recipe, source: Source) -> str:
     if split is None or split.target != "class" or not _has_known_labels(source):
         return ""
     counts = split.labels.bincount(minlength=source.num_classes)
-    is_uneven = int(counts.max()) >= TELLING_RATIO * max(int(counts.min()), 1)
+    is_uneven = int(counts.max()) >= TELLING_RATIO * int(counts[counts > 0].min())
     if not is_uneven or recipe.train.class_weights != "none" or recipe.task != "classification":
         return ""
     return (

@@ -256,7 +256,7 @@ def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Pla
     except RecipeError as error:
         problems += error.problems
     problems += _problems_of_processes(context)
-    problems += class_balance.problems(recipe, context.source)
+    problems += class_balance.problems(recipe, context.source) or _problems_of_loss(context)
     if recipe.train.fsdp:
         problems += fsdp.problems(recipe, world=context.world)
     for key, column in watched_columns(recipe).items():
@@ -267,6 +267,18 @@ def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Pla
     if problems or plan is None:
         raise loaded.locate(problems)
     return plan
+
+
+def _problems_of_loss(context: Context) -> list[Problem]:
+    """Return the problem of a user's loss that cannot be imported or called."""
+    name = context.recipe.train.loss
+    if name is None or ":" not in name:
+        return []
+    try:
+        _ = context.loss
+    except UserError as error:
+        return [Problem("train.loss", error.message.removeprefix("train.loss: "), error.hint)]
+    return []
 
 
 def _problems_of_processes(context: Context) -> list[Problem]:

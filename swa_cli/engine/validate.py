@@ -113,8 +113,8 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     if run.kept:
         told = ", ".join(f"{name} of epoch {kept.epoch}" for name, kept in run.kept.items())
         context.events.note(f"kept as the best: {told}")
-    for name in keep.columns(context.recipe).keys() - run.kept.keys() - {keep.BEST}:
-        if run.averages[name].count:
+    for name in keep.columns(context.recipe):
+        if name not in run.kept and name in run.filled:
             context.events.warning(f"{name} was never evaluated before the run ended: {name}.pt is that of the end")
     rows = evaluate.table(board.samples, reference=against, judged=board.judged)
     for name, row in rows.items():

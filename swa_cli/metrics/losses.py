@@ -148,10 +148,13 @@ def _weights_of_labels(labels: Tensor, class_weights: Tensor, *, ignored: int) -
     return class_weights[labels.where(counted, 0)].where(counted, 0)
 
 
-def balanced_weights(labels: Tensor, *, num_classes: int, ignored: int = NOT_IGNORED) -> Tensor:
+def balanced_weights(labels: Tensor, *, num_classes: int) -> Tensor:
     """Return n / (K n_k) for each class, of n labels of which n_k are of class k, as scikit-learn's `balanced`.
 
-    A class without labels gets infinity. Returns (K,) float64.
+    A class without labels gets infinity; labels of K and more, such as 255 of pixels, do not count.
+
+    Returns:
+        (K,) float64.
     """
-    counts = labels[labels != ignored].long().bincount(minlength=num_classes).double()
+    counts = labels.flatten().bincount(minlength=num_classes)[:num_classes].double()
     return counts.sum() / (num_classes * counts)

@@ -13,6 +13,7 @@ from torch import Tensor
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import epoch_batches, statistics_batches
 from swa_cli.data.splits import Split
+from swa_cli.errors import UserError
 
 PLAIN: dict[str, Any] = {"augment": Augment(), "mean": (0.5,), "std": (0.5,)}
 
@@ -72,6 +73,14 @@ def test_repeats_show_drawn_images_in_a_row(repeats: int) -> None:
     assert len(rows) == 90
     assert torch.equal(rows.view(-1, repeats), rows.view(-1, repeats)[:, :1].expand(-1, repeats))
     assert abs(int((split.labels[rows] == 1).sum()) - 45) < repeats
+
+
+def test_unknown_labels_are_refused() -> None:
+    """A split whose labels are read with its samples, and one of masks, against the key to change."""
+    images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    for split in (Split(None, images), Split(torch.zeros(4, 2, 2, dtype=torch.uint8), images, target="mask")):
+        with pytest.raises(UserError, match=r"dataset\.sampler"):
+            rows_of(split)
 
 
 def test_batchnorm_statistics_see_what_training_sees() -> None:

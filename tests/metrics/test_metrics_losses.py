@@ -171,7 +171,7 @@ def test_a_label_that_is_no_class(name: str) -> None:
 def test_balanced_weights() -> None:
     """Against n / (K n_k) as scikit-learn documents it, with ignored labels left out and a class without any."""
     labels = torch.tensor([0] * 6 + [1] * 3 + [2] + [255] * 4)
-    assert balanced_weights(labels, num_classes=3, ignored=255).tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
+    assert balanced_weights(labels.to(torch.uint8), num_classes=3).tolist() == pytest.approx([10 / 18, 10 / 9, 10 / 3])
     assert balanced_weights(labels[:10], num_classes=4)[3] == math.inf
 
 

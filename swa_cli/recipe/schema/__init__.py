@@ -232,13 +232,18 @@ def misplaced_in_schedule(values: Mapping[str, object]) -> list[Problem]:
     return found
 
 
+COLUMN = r"^\w+$"  # of metrics.csv
+
+
 class EarlyStopping(BaseModel):
     """Ends the run before its last epoch when a metric no longer improves."""
 
     model_config = STRICT
     patience: Count = Field(description="validations without a new best value after which the run ends")
     metric: Text = Field(
-        default="val_loss", description="a loss or score of metrics.csv, of an average too, such as ema_val_loss"
+        default="val_loss",
+        pattern=COLUMN,
+        description="a loss or score of metrics.csv, of an average too, such as ema_val_loss",
     )
 
 
@@ -314,6 +319,7 @@ class Train(BaseModel):
     early_stopping: EarlyStopping | None = None
     keep_best: Text | None = Field(
         default=None,
+        pattern=COLUMN,
         description="a loss or score of metrics.csv, such as val_loss: best.pt holds the raw weights of its best epoch",
     )
 
