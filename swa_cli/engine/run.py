@@ -234,13 +234,19 @@ def running_statistics(model: nn.Module) -> tuple[Tensor, ...]:
 
 def unfreeze_if_due(run: Run) -> bool:
     """Let all parameters train from the epoch on that the plan says; return whether that is now."""
-    start, frozen = run.plan.unfreeze, run.replica.frozen
-    if start is None or not frozen or run.epoch < start:
+    if run.plan.unfreeze is None or not run.replica.frozen or run.epoch < run.plan.unfreeze:
         return False
-    unfreeze(run.model, frozen)
+    end_freezing(run)
+    return True
+
+
+def end_freezing(run: Run) -> None:
+    """Let the parameters train that were frozen up to an epoch, and their statistics be recomputed."""
+    if not run.replica.frozen:
+        return
+    unfreeze(run.model, run.replica.frozen)
     run.model.train()
     run.replica.frozen, run.running = frozenset(), running_statistics(run.model)
-    return True
 
 
 def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Plan:

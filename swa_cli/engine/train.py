@@ -25,7 +25,7 @@ from swa_cli.engine import estimate, failures, keep, state, swap, validate
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import EpochEvent, Events, StepEvent
 from swa_cli.engine.plan_text import plan_event
-from swa_cli.engine.run import Run, build_run, unfreeze_if_due
+from swa_cli.engine.run import Run, build_run, end_freezing, unfreeze_if_due
 from swa_cli.engine.step import Forward, build_forward, train_step
 from swa_cli.engine.user_code import make_importable
 from swa_cli.errors import EXIT_FAILED, Terminated, UserError
@@ -96,6 +96,7 @@ def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings
         train_epochs(run, folder)
         if run.plan.worker is not None:
             run = swap.train_workers(run, folder, train_epochs=train_epochs)
+        end_freezing(run)  # where the run ended before, or the workers of a SWAP run have done it
         with state.saved_on_signals(run, folder):
             return validate.finish(run, folder)
     except (KeyboardInterrupt, Terminated):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from urllib.error import URLError
 
 import pytest
 import torch
 from torchvision.utils import save_image
 
+from published import in_cache
 from swa_cli.models import build_model
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import make_plan
@@ -106,4 +108,33 @@ def test_dry_run_of_the_paper_shows_its_plan(swa, tmp_path: Path) -> None:
     golden = {0: 0.1, 63: 0.1, 64: 0.099008, 80: 0.083135, 100: 0.063294, 113: 0.050397, 114: 0.05, 224: 0.05}
     rates = ended.json["learning_rates"]
     assert {epoch: round(rates[epoch], 6) for epoch in golden} == golden
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_of_fine_tuning_takes_the_weights_of_the_cache(
+    swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the file the message names it and its folder; with it four weight sets per epoch from 2 on."""
+    words = [*stand_in(tmp_path, classes=2, train=9), "dataset.workers=0"]
+    name = "torchvision:shufflenet_v2_x0_5"
+    command = ["train", RECIPES / "finetune.yaml", "--dry-run", "--json", *words, f"model.name={name}"]
+
+    def fail(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
+    ended = swa(*command)
+    assert ended.code == 2
+    said = " ".join(ended.err.split())
+    assert f"error: model.pretrained: IMAGENET1K_V1 of {name} cannot be downloaded" in said
+    assert f"shufflenetv2_x0.5-f707e7126e.pth into {tmp_path}/hub/checkpoints" in said
+    in_cache(name, tmp_path, monkeypatch)
+    ended = swa(*command, "dataset.image_size=32")
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "evaluated at 32 x 32 after resizing the shorter side to 37" in said
+    assert "fresh: fc.weight, fc.bias" in said
+    assert "optimizer fc.*: lr 10x" in said
+    assert ended.json["averages"]["swa"]["steps"] == list(range(8, 41))
     assert not (tmp_path / "runs").exists()

@@ -36,7 +36,7 @@ ONLY_READS = {"show": ["bad.pt"], "compare": ["run", "run"]}
 TAKES_A_RECIPE = {"plan": ["bad.pt"], "doctor": ["bad.pt"], "repeat": ["bad.pt", "--seeds", "0-1"]}
 OPENS_NO_FILE = {"new", "recipes", "schema"}
 NO_CODE = {  # places where text with a colon is a file name, or a network that a library does not have
-    *("dataset.root", "output.root", "train.init"),
+    *("dataset.root", "output.root", "train.init", "model.pretrained"),
     *("model.name=torchvision", "model.name=timm", "model.name=timm hub", "dataset.name=hf"),
 }
 OPENS = {**RUNS_CODE, **ONLY_READS, **TAKES_A_RECIPE}
