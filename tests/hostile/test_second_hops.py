@@ -15,6 +15,7 @@ import pytest
 import torch
 import typer.main
 import yaml
+from PIL import Image
 
 from hostile.making import GOOD
 from swa_cli.cli import app
@@ -28,6 +29,7 @@ RUNS_CODE = {  # a command that makes the network of a checkpoint or run, or loo
     "bn-update": ["bad.pt", "-o", "new.pt"],
     "average": ["bad.pt", "-o", "new.pt"],
     "export": ["bad.pt", "--format", "state-dict", "-o", "new.pt"],
+    "predict": ["bad.pt", "photo.png"],
     "train": ["--resume", "run"],
     "plot": ["run", "curves", "-o", "new.png"],
     "report": ["run", "--no-data", "-o", "new.html"],
@@ -111,6 +113,7 @@ def _nothing_stays_imported() -> Iterator[None]:
 def planted(trained: Path, folder: Path, change: dict[str, Any]) -> None:
     """Put a change into the recipes of a checkpoint and of a run, and the trap beside them."""
     shutil.copytree(trained, folder, dirs_exist_ok=True)
+    Image.new("RGB", (9, 9)).save(folder / "photo.png")
     for trap in (folder / "trap.py", folder / "run/trap.py", folder / "run/checkpoints/trap.py"):
         trap.write_text(f"import pathlib\npathlib.Path({str(folder / MARK)!r}).touch()\nclass Trap: pass\n")
     for source, target in (("swa.pt", "bad.pt"), ("run/checkpoints/last.pt", "run/checkpoints/last.pt")):
