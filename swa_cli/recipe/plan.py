@@ -155,10 +155,11 @@ def _init_problems(recipe: Recipe) -> list[Problem]:
 def model_problems(recipe: Recipe) -> list[Problem]:
     """Check the keys about the weights to start from, and about parameters that are frozen."""
     model, found = recipe.model, []
+    is_worker = recipe.swap is not None and recipe.swap.worker is not None  # it starts from the common weights
     if model.pretrained is True and model.name.partition(":")[0] not in PUBLISHERS:
         message = f"nobody publishes weights of {model.name}, as torchvision and timm do of their networks"
         found.append(Problem("model.pretrained", message, "name a file, such as model.pretrained=weights.pth"))
-    if model.pretrained is not None and recipe.train.init is not None and recipe.swap is None:
+    if model.pretrained is not None and recipe.train.init is not None and not is_worker:
         message = "train.init names other weights to start from"
         found.append(Problem("model.pretrained", message, "write one of the two"))
     if model.unfreeze is None:

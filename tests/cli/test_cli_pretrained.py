@@ -313,3 +313,22 @@ def test_real_weights_in_two_networks(swa, photos: Path, tmp_path: Path) -> None
     ended = swa("train", photos, *words, "model={name: 'timm:tf_efficientnet_lite0', pretrained: lite0.pth}")
     assert ended.code == 0, ended.err
     assert torch.equal(content(tmp_path / "runs/tuned-002", "last")["model"]["conv_stem.weight"], tensors[0])
+
+
+def test_checkpointing_computes_the_same_gradients(
+    swa, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of timm's network that computes activations again against one that keeps them."""
+    from torch.utils import checkpoint
+
+    used: list[Any] = []
+    plain = checkpoint.checkpoint
+    monkeypatch.setattr(checkpoint, "checkpoint", lambda *a, **k: used.append(a) or plain(*a, **k))
+    words = ["model={name: 'timm:test_vit'}", "dataset.image_size=160", "-q"]
+    assert swa("train", photos, *words).code == 0
+    assert not used
+    assert swa("train", photos, *words, "train.grad_checkpointing=true").code == 0
+    assert used
+    first, second = (weights_of(tmp_path / f"runs/tuned-00{n}/checkpoints/last.pt") for n in (1, 2))
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value)
