@@ -128,7 +128,8 @@ def test_an_ensemble_and_views_are_those_of_eval(swa: Swa, trained: Path, run: P
 
 def test_each_format_says_the_same(swa: Swa, trained: Path, run: Path) -> None:
     """csv, json, parquet, JSON on stdout and the table, of any batch size and number of workers: the same rows."""
-    pandas = pytest.importorskip("pandas")
+    import pandas
+
     test = trained / "pets/test"
     for name, *words in (("a.csv",), ("b.json", "--batch-size", "1"), ("c.parquet", "dataset.workers=2")):
         ended = swa("predict", run, test, "--top", "2", "-o", name, *words)
