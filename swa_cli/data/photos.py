@@ -60,12 +60,10 @@ class PhotoFiles:
 
 
 @dataclass(frozen=True, eq=False)
-class PhotoDataset:
-    """A `stream.FileDataset`: photos and their classes."""
+class _FromPhotos:
+    """What every `stream.FileDataset` of photos has in common."""
 
     photos: Photos
-    labels: Tensor  # (N,) int64
-    shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -87,6 +85,14 @@ class PhotoDataset:
     def photo(self, row: int) -> EncodedPhoto:
         """Return a photo; see `stream.FileDataset`."""
         return EncodedPhoto(*self.photos.encoded(row))
+
+
+@dataclass(frozen=True, eq=False)
+class PhotoDataset(_FromPhotos):
+    """A `stream.FileDataset`: photos and their classes."""
+
+    labels: Tensor  # (N,) int64
+    shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
 
     def read(self, row: int, view: View) -> tuple[Tensor]:
         """Read the view (3, h, w) of a photo; see `stream.FileDataset`."""
@@ -104,40 +110,18 @@ class PhotoDataset:
 
 
 @dataclass(frozen=True, eq=False)
-class UnlabeledPhotos:
+class UnlabeledPhotos(_FromPhotos):
     """A `stream.FileDataset`: photos whose classes nobody knows, each with its size (H, W) in place of a label.
 
     One that cannot be read is black and has the size (0, 0), so that the others are read.
     """
 
-    photos: Photos
     shape: tuple[int, int]  # (h, w) of every view
-
-    def __len__(self) -> int:
-        return len(self.photos)
 
     @property
     def labels(self) -> Tensor:
         """No classes: what `read` gives takes their place."""
         return torch.empty(0, dtype=torch.int64)
-
-    @property
-    def files(self) -> Sequence[str]:
-        """The files that hold the photos."""
-        return self.photos.files
-
-    @property
-    def checksum(self) -> str:
-        """What identifies the photos besides names and sizes of the files."""
-        return self.photos.checksum
-
-    def name(self, row: int) -> str:
-        """Return what messages call a photo; see `stream.FileDataset`."""
-        return self.photos.encoded(row)[0]
-
-    def photo(self, row: int) -> EncodedPhoto:
-        """Return a photo; see `stream.FileDataset`."""
-        return EncodedPhoto(*self.photos.encoded(row))
 
     def check(self, row: int) -> None:
         """Decode a photo; see `stream.FileDataset`."""
