@@ -392,6 +392,11 @@ class Fingerprints:
             if not isinstance(split.dataset, FileDataset):
                 self._take(name, None)  # of samples in memory, which may be let go of
 
+    @property
+    def splits(self) -> frozenset[str]:
+        """The names of the splits."""
+        return frozenset(self._splits)
+
     def __call__(self, progress: Progress | None = None) -> dict[str, Fingerprint]:
         """Return them by the name of the split; `progress` is called while files are looked at."""
         return {name: self._take(name, progress) for name in self._splits}
