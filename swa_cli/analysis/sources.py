@@ -249,15 +249,24 @@ def _require_same_meaning(source: Source, context: Context) -> None:
                 f"{source.file}: {key} is {before}, elsewhere {here}: weights of two networks are not averaged",
                 hint="name weights of one network",
             )
-    for key in INPUT_KEYS:
-        given, wanted = source.found.content["input"][key], context.input[key]
+    require_same_inputs(source.found, context)
+
+
+def require_same_inputs(found: Checkpoint, context: Context) -> None:
+    """Refuse weights that were trained on other inputs; a foreign file does not tell.
+
+    Raises:
+        UserError: They were.
+    """
+    for key in INPUT_KEYS if found.kind != "foreign" else ():
+        given, wanted = found.content["input"][key], context.input[key]
         if given != wanted:
-            found, here = (some_of(value) if isinstance(value, list) else value for value in (given, wanted))
+            there, here = (some_of(value) if isinstance(value, list) else value for value in (given, wanted))
             hint = "name weights that were trained on the same data"
             if key in ("mean", "std"):  # measured on what is left of the training images
                 hint += "; runs of several seeds measure the same with dataset.val_seed=0"
             raise UserError(
-                f"{source.file}: was trained on images of another {key} ({found}, elsewhere {here})", hint=hint
+                f"{found.path}: was trained on images of another {key} ({there}, elsewhere {here})", hint=hint
             )
 
 
