@@ -146,8 +146,11 @@ def shipped_files(path: Path) -> list[Path]:
     """
     if not RunFolder(path).repeat.is_file():
         return [_shipped(path)]
-    seeds = [folder for folder in path.glob("seed-*") if folder.name.removeprefix("seed-").isdecimal()]
-    return [_shipped(folder) for folder in sorted(seeds, key=lambda folder: int(folder.name.removeprefix("seed-")))]
+    seeds = {folder.name.removeprefix("seed-"): folder for folder in path.glob("seed-*")}
+    numbers = sorted(filter(str.isdecimal, seeds), key=int)
+    if not numbers:
+        raise UserError(f"{path}: has no run", hint="run the same `swa repeat` again, or name other runs")
+    return [_shipped(seeds[number]) for number in numbers]
 
 
 def _shipped(path: Path) -> Path:
