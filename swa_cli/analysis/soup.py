@@ -100,20 +100,7 @@ def make_soup(
         terminal.facts("sources", [(str(number), file) for number, file in enumerate(map(str, files), start=1)])
         trials = Trials(gathered)
         scored = {name: trials.score_alone(source) for name, source in _named(gathered).items() if is_scored}
-        members, stock = gathered.sets, None
-        if method == GREEDY:
-            refreshed = greedy(trials)
-            scored[NAME] = trials.samples[max(index for index, row in enumerate(trials.rows) if row["chosen"])]
-            barrier = basin.check(trials, refreshed, scores=scored[NAME])
-        else:
-            refreshed = trials.refresh(gathered.mean(UNIFORM, members, [1.0] * len(members)))
-            name = NAME if method == UNIFORM else MEAN
-            scored |= {name: trials.score()} if is_scored else {}
-            barrier = basin.check(trials, refreshed, scores=scored.get(name))
-        if origin is not None:
-            stock, mean = _model_stock(gathered, *origin, terminal)
-            refreshed = trials.refresh(mean)
-            scored |= {NAME: trials.score()} if is_scored else {}
+        refreshed, stock, barrier = _combine(trials, method, scored, origin=origin, terminal=terminal)
         content = content_of(refreshed, gathered, has_own_recipe=recipe is None)
         content["sources"] += [] if stock is None else [stock.source]
         reader.save(out, content)
@@ -136,6 +123,37 @@ def make_soup(
         **({"pretrained": None, "layers": {}} if stock is None else stock.values),
         **gathered.context.hardware.facts,
     }
+
+
+def _combine(
+    trials: Trials,
+    method: str,
+    scored: dict[str, SampleScores],
+    *,
+    origin: tuple[InitialWeights, dict[str, Tensor]] | None,
+    terminal: Terminal,
+) -> tuple[Refreshed, Stock | None, dict[str, Any] | None]:
+    """Make the soup, which is refreshed last; return it, what Model Stock says of it, and the barrier of its mean.
+
+    `scored` gets the validation scores of what is made, if it has those of the candidates.
+    """
+    gathered, members = trials.sources, trials.sources.sets
+    if method == GREEDY:
+        refreshed = greedy(trials)
+        scored[NAME] = trials.samples[max(index for index, row in enumerate(trials.rows) if row["chosen"])]
+        return refreshed, None, basin.check(trials, refreshed, scores=scored[NAME])
+    refreshed = trials.refresh(gathered.mean(UNIFORM, members, [1.0] * len(members)))
+    name = NAME if origin is None else MEAN
+    if is_scored := bool(scored):
+        scored[name] = trials.score()
+    barrier = basin.check(trials, refreshed, scores=scored.get(name))
+    if origin is None:
+        return refreshed, None, barrier
+    stock, mean = _model_stock(gathered, *origin, terminal)
+    refreshed = trials.refresh(mean)
+    if is_scored:
+        scored[NAME] = trials.score()
+    return refreshed, stock, barrier
 
 
 def shipped_files(path: Path) -> list[Path]:
@@ -213,9 +231,9 @@ def _model_stock(
 ) -> tuple[Stock, Mean]:
     """Put each tensor of the network between the pretrained weights and the mean of the sources."""
     members, names = gathered.sets, list(read_tensors(gathered.model).weights)
-    with gathered.context.events.progress(TITLES[MODEL_STOCK], 1) as bar:
-        state, ratios = soup.model_stock(origin, [source.state for source in members], averaged=gathered.averaged)
-        bar.advance()
+    with gathered.context.events.progress(TITLES[MODEL_STOCK], len(members) + len(gathered.averaged)) as bar:
+        sets = [source.state for source in members]
+        state, ratios = soup.model_stock(origin, sets, averaged=gathered.averaged, advance=bar.advance)
     uniform = [name for name in names if name not in origin]
     t = {name: ratios[name].t if name in ratios else 1.0 for name in names if name in ratios or name in uniform}
     sizes = {name: state[name].numel() for name in t}

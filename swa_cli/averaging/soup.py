@@ -10,7 +10,7 @@ n: weight sets of a run, in the order of time; (first, last): a window of them, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +103,11 @@ class Ratio:
 
 @torch.no_grad()
 def model_stock(
-    pretrained: State, sets: Sequence[State], *, averaged: Collection[str]
+    pretrained: State,
+    sets: Sequence[State],
+    *,
+    averaged: Collection[str],
+    advance: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, Tensor], dict[str, Ratio]]:
     """Put each tensor between pretrained weights w0 and the mean of N fine-tuned ones: w0 + t (mean - w0).
 
@@ -115,6 +119,7 @@ def model_stock(
         pretrained: w0; averaged tensors that it lacks, such as those of a new head, become the uniform mean.
         sets: The N >= 2 complete state dicts.
         averaged: Names of the parameters; the other tensors come from the last set.
+        advance: Called after each set, and then after each averaged tensor.
 
     Returns:
         The averaged tensors in float64 (complex128), the others as they are; and the ratio of each tensor of w0 that
@@ -123,8 +128,15 @@ def model_stock(
     Raises:
         UserError: A set is of another architecture.
     """
-    state, ratios = mean(sets, averaged=averaged), dict[str, Ratio]()
+
+    def read() -> Iterator[State]:
+        for one in sets:
+            yield one
+            advance()
+
+    state, ratios = mean(read(), averaged=averaged), dict[str, Ratio]()
     for name in averaged:
+        advance()
         if name not in pretrained:
             continue
         origin = pretrained[name].to(state[name].device, state[name].dtype)

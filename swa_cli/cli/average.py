@@ -74,6 +74,7 @@ def average(
 
     A run folder stands for its snapshots; of a file with several weight sets the raw weights count.
     --greedy and --search choose on the validation split.
+    Weight sets of different runs are checked for a barrier; `swa soup` takes what runs ship.
     Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     given = {"--last": last, "--window": window, "--weights": weights, "--greedy": greedy, "--search": search}
