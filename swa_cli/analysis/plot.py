@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.analysis import loss_surface, open, sources
-from swa_cli.analysis.average import Trials
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
+from swa_cli.analysis.snapshot_series import snapshot_series
+from swa_cli.analysis.trials import Trials
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
@@ -242,7 +243,7 @@ def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
             f"{run.folder.path}: has no validation split to score starts on", hint="train with dataset.val=10%"
         )
     gathered = sources.of_run(paths, context, model)
-    series, trials = sources.snapshot_series(gathered, option="window"), Trials(gathered)
+    series, trials = snapshot_series(gathered, option="window"), Trials(gathered)
     last, most = len(paths) - 1, min(len(paths), size)
     for first in (round(index * last / (most - 1)) for index in range(most)):
         trials.note_window(series, first, last)

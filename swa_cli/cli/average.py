@@ -101,10 +101,11 @@ def average(
     numbers = None if weights is None or is_name else _numbers(weights)
     with importing():
         from swa_cli.analysis import average as averaging
+        from swa_cli.analysis import extract
 
     changes, terminal = [word for word in words if CHANGE.fullmatch(word)], Terminal(quiet=quiet, json=as_json)
     if weights is not None and is_name:
-        result = averaging.extract_average(
+        result = extract.extract_average(
             sources[0], changes, name=weights, out=out, terminal=terminal, refresh=not no_bn, allow_code=allow_code
         )
     else:
