@@ -14,33 +14,36 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.analysis import open, sources
-from swa_cli.analysis.search import search
-from swa_cli.analysis.snapshot_series import snapshot_series
-from swa_cli.analysis.sources import Source, Sources
+from swa_cli.analysis.search import PASSES, draw_trials, search
+from swa_cli.analysis.snapshot_series import ProfileOption, snapshot_series
+from swa_cli.analysis.sources import Mean, Source, Sources
 from swa_cli.analysis.trials import NAME, Refreshed, Trials
 from swa_cli.averaging import soup
 from swa_cli.averaging.batchnorm import NOTHING
 from swa_cli.averaging.bn_layers import is_refreshable
 from swa_cli.checkpoint import reader
-from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.errors import UserError
 from swa_cli.recipe.plan import Window
-from swa_cli.report.plots import curves
 from swa_cli.report.scores import search_summary
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
 
+EXACT = 1e-9  # a smaller error is rounding
+
 
 @dataclass(frozen=True)
 class Choice:
-    """What is averaged: at most one of these, or else all sources alike."""
+    """What is averaged: at most one of these, or else all sources alike; a profile may have a window or a share."""
 
     last: int | None = None
     window: Window | None = None
     weights: tuple[float, ...] | None = None
     greedy: bool = False
     search: bool = False
+    passes: int = PASSES  # of a search
+    profile: ProfileOption | None = None
+    share: float | None = None  # the last percent of the run, in place of a window
 
 
 def greedy(trials: Trials) -> Refreshed:
@@ -96,23 +99,23 @@ def average_checkpoints(
     """
     files = sources.files_of(paths)
     picture = (plot or out.with_suffix(".png")) if choice.search else None
-    require_target(out, files, suffix=".pt")
+    require_writable(out, files, suffix=".pt")
     if picture is not None:
-        require_target(picture, files, suffix=".png")
+        require_writable(picture, files, suffix=".png")
     with open.lock_run_of(out):
         started = time.monotonic()
         gathered = sources.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
         trials = Trials(gathered)
         refreshed = _chosen_mean(choice, trials, refresh=refresh)
-        content = _content(refreshed, gathered, has_own_recipe=recipe is None)
+        content = content_of(refreshed, gathered, has_own_recipe=recipe is None)
         reader.save(out, content)
         if picture is not None:
-            _draw(picture, trials)
+            draw_trials(picture, trials)
     if trials.rows:
         samples, passes = len(trials.samples[0]), trials.num_passes
         terminal.print(search_summary(trials.rows, samples=samples, passes=passes, metrics=trials.metrics))
     return {
-        **answer_of(out, content, what=f"{content['average']['kind']} mean", started=started, terminal=terminal),
+        **answer(out, content, what=describe(content["average"]), started=started, terminal=terminal),
         "sources": content["sources"],
         "tried": trials.rows,
         "passes": trials.num_passes,
@@ -131,7 +134,9 @@ def _chosen_mean(choice: Choice, trials: Trials, *, refresh: bool) -> Refreshed:
     if choice.search:
         series = snapshot_series(gathered, option="--search")
         sources.require_held_out(gathered)
-        return search(trials, series)
+        return search(trials, series, passes=choice.passes)
+    if choice.profile is not None:
+        return trials.refresh(_by_profile(choice, choice.profile, gathered), skip=not refresh)
     if choice.window is not None:
         series = snapshot_series(gathered, option="--window")
         return trials.refresh(series.mean(*series.window(choice.window)), skip=not refresh)
@@ -148,7 +153,18 @@ def _chosen_mean(choice: Choice, trials: Trials, *, refresh: bool) -> Refreshed:
     return trials.refresh(gathered.mean(kind, members, weights), skip=not refresh)
 
 
-def require_target(target: Path, files: Sequence[Path], *, suffix: str) -> None:
+def _by_profile(choice: Choice, option: ProfileOption, gathered: Sources) -> Mean:
+    """Return the average by a profile of the whole run, of a window, or of the last share."""
+    series = snapshot_series(gathered, option=option.text)
+    first, last = 0, len(series.sets) - 1
+    if choice.window is not None:
+        first, last = series.window(choice.window)
+    elif choice.share is not None:
+        first = series.last_share(choice.share, last=last)
+    return series.weighted(series.profile(option), first, last)
+
+
+def require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> None:
     """Refuse a place where a result cannot be written, or would replace a source or a resume point."""
     open.require_writable(target, sources=files)
     if target.suffix != suffix:
@@ -158,7 +174,8 @@ def require_target(target: Path, files: Sequence[Path], *, suffix: str) -> None:
         raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
 
 
-def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
+def content_of(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
+    """Return the content of the file of an average."""
     mean, update = refreshed.mean, refreshed.update
     first, origin = mean.shares[0][0].found, gathered.context.origin
     if first.recipe is not None:
@@ -168,7 +185,13 @@ def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -
         fresh["batchnorm"] = "stale"
     return reader.weights_content(
         origin,
-        {"name": NAME, "kind": mean.kind, "count": mean.count, "steps": mean.steps},
+        {
+            "name": NAME,
+            "kind": mean.kind,
+            "count": mean.count,
+            "steps": mean.steps,
+            **({"profile": dict(mean.profile.settings), "error": mean.error} if mean.profile is not None else {}),
+        },
         refreshed.state_dict,
         fresh,
         sources=[
@@ -178,23 +201,28 @@ def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -
     )
 
 
-def _draw(picture: Path, trials: Trials) -> None:
-    newest, recipe = trials.sources.sets[-1].found.content, trials.sources.context.recipe
-    write_atomic(
-        picture,
-        lambda file: curves.draw_search(
-            file,
-            rows=trials.rows,
-            metrics=trials.metrics,
-            title=f"{recipe.title}: windows of the run, on validation images",
-            steps_per_epoch=newest["num_train"] // (recipe.train.batch_size * recipe.train.grad_accum_steps),
-        ),
-    )
+def describe(average: Mapping[str, Any]) -> str:
+    """Return what an average is, for a sentence: `window mean`, `EMA of half-life 46 steps`."""
+    settings = average.get("profile")
+    if settings is None:
+        return f"{average['kind']} mean"
+    if average["kind"] == "ema":
+        return f"EMA of half-life {settings['half_life']:.6g} steps"
+    if average["kind"] == "power_ema":
+        return f"power-function EMA of width {settings['width']:g}"
+    return f"merge for a {settings['decay']} decay"
 
 
-def answer_of(
-    out: Path, content: Mapping[str, Any], *, what: str, started: float, terminal: Terminal
-) -> dict[str, Any]:
+def _error_text(error: float | None) -> str:
+    """Return the error of an average by a profile."""
+    if error is None:
+        return "the error of what lies between snapshots is not known"
+    if error < EXACT:
+        return "exact"
+    return f"error of what lies between snapshots about {100 * error:.2g} % of the distance from the last weights"
+
+
+def answer(out: Path, content: Mapping[str, Any], *, what: str, started: float, terminal: Terminal) -> dict[str, Any]:
     """Say what was written, and the next command; return the part of the answer that every average has."""
     average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {out}`"
     if batchnorm == "stale":
@@ -204,6 +232,8 @@ def answer_of(
     held = f"{what} of {count_text(average['count'] or 1, 'weight set')}"
     if average["steps"]:
         held += f", steps {min(average['steps']):,} to {max(average['steps']):,}"
+    if "profile" in average:
+        held += f"; {_error_text(average['error'])}"
     terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {next_command}")
     return {
         "command": "average",

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from swa_cli.analysis import open
-from swa_cli.analysis.average import answer_of, require_target
+from swa_cli.analysis.average import answer, require_writable
 from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.averaging.model_state import cloned
 from swa_cli.checkpoint import loading, reader
@@ -47,7 +47,7 @@ def extract_average(
     """
     started = time.monotonic()
     point = open.resume_point(RunFolder(path)) if path.is_dir() else reader.read(path)
-    require_target(out, [point.path], suffix=".pt")
+    require_writable(out, [point.path], suffix=".pt")
     _require_held(point, name)
     source = {"file": str(point.path), "name": name, "weight": 1.0, "step": point.content["step"]}
     with open.lock_run_of(out):
@@ -56,7 +56,7 @@ def extract_average(
             content = best.content(point.origin)
             reader.save(out, content)
             what = f"{name} of epoch {best.epoch}"
-            return {**answer_of(out, content, what=what, started=started, terminal=terminal), "sources": [source]}
+            return {**answer(out, content, what=what, started=started, terminal=terminal), "sources": [source]}
         context = model = None
         if refresh:
             context, model = _opened(point, overrides, name, terminal=terminal, allow_code=allow_code)
@@ -68,8 +68,7 @@ def extract_average(
         fresh = {"batchnorm": item.batchnorm, "batchnorm_method": None, "samples": 0}
         content = shipped(point, name, item, cloned(model.state_dict()), fresh if update is None else update.record)
         reader.save(out, content)
-    answer = answer_of(out, content, what=name, started=started, terminal=terminal)
-    return {**answer, "sources": [source]}
+    return {**answer(out, content, what=name, started=started, terminal=terminal), "sources": [source]}
 
 
 def shipped(

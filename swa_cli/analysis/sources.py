@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from swa_cli.analysis import open
 from swa_cli.averaging import model_state, soup
+from swa_cli.averaging.profiles import Profile
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder
@@ -61,6 +62,9 @@ class Mean:
     steps: list[int]
     count: int
     state: dict[str, Tensor]  # float64
+    profile: Profile | None = None  # of an average by a profile
+    error: float | None = None  # of such an average, as a part of its distance to the raw weights at its end
+    mean_age: float | None = None  # in steps before that end
 
 
 @dataclass(frozen=True)

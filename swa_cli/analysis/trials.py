@@ -55,11 +55,11 @@ class Trials:
             self.num_passes += update.num_layers > 0
         return Refreshed(mean, cloned(model.state_dict()), update)
 
-    def score(self, *, name: str = NAME) -> SampleScores:
-        """Score every validation image with the mean that was refreshed last."""
+    def score(self, *, name: str = NAME, loader: passes.Loader | None = None) -> SampleScores:
+        """Score some batches, by default every validation image, with the mean that was refreshed last."""
         assert self.network is not None, "a mean is refreshed before it is scored"
         context = self.sources.context
-        return passes.score(self.network, context.plain_batches("val"), context=context, name=name)
+        return passes.score(self.network, loader or context.plain_batches("val"), context=context, name=name)
 
     def note(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score the mean that was refreshed last, and keep the row with its scores."""

@@ -99,14 +99,14 @@ class Shares:
     rough_means: list[float]
     rough_raw: list[float]
     error_factor: float | None
-    mean_age: float  # in steps before the end of the window
+    mean_age: float  # in steps before the last snapshot
 
 
 def of_running_means(profile: Profile, points: Sequence[int], *, start: int) -> Shares:
     """Return the weights of snapshots with running means.
 
-    The rougher sum leaves out how the weights moved within each segment. The distance to it is the error of weights
-    that are constant in each segment, and so an upper estimate: most of that error is corrected.
+    The rougher sum leaves out how the weights moved within each segment. The distance to it is about the error of
+    weights that are constant in each segment; what is left of it after the correction is usually less than half.
 
     Args:
         profile: Over the steps start + 1 to points[-1].
@@ -147,15 +147,16 @@ def _add_segment(weights: list[float], weight: float, index: int, *, a: int, b: 
 def of_snapshots(profile: Profile, points: Sequence[int], *, start: int) -> Shares:
     """Return the weights of plain snapshots, each of which stands for the steps that are nearest to it.
 
-    An EMA ends at the last snapshot, and the first stands for all steps from `start` on. The snapshots of a merge all
-    count as if others lay beyond them, so evenly spaced ones are alike in a linear decay, as in WSM. The rougher sum
-    leaves out every second snapshot; the error is about half the distance to it.
+    The profile of an EMA begins at `start` and ends at the last snapshot; steps that lie further before the first
+    snapshot than the second lies after it are left out. The snapshots of a merge all count as if others lay beyond
+    them, so evenly spaced ones are alike in a linear decay, as in WSM. The rougher sum leaves out every second
+    snapshot; the error is about half the distance to it.
     """
-    every_second = points[::-1][::2][::-1]
+    every_second = points[::-2][::-1]
     raw, cells = _nearest(profile, points, start=start)
     coarse, _ = _nearest(profile, every_second, start=start)
     rough = dict(zip(every_second, coarse, strict=True))
-    nothing, end = [0.0] * len(points), cells[-1]
+    nothing, end = [0.0] * len(points), points[-1]
     return Shares(
         nothing,
         [_rounded(weight, max(raw)) for weight in raw],
@@ -166,16 +167,17 @@ def of_snapshots(profile: Profile, points: Sequence[int], *, start: int) -> Shar
     )
 
 
-def _nearest(profile: Profile, points: Sequence[int], *, start: int) -> tuple[list[float], list[float]]:
+def _nearest(profile: Profile, points: Sequence[int], *, start: float) -> tuple[list[float], list[float]]:
     """Return the weights of snapshots, and the edges of the steps that each stands for."""
     middles = [(a + b) / 2 for a, b in pairwise(points)]
+    first, last = (middles[0] - points[0], points[-1] - middles[-1]) if middles else (0.5, 0.5)
     if profile.kind == "decay":
-        first, last = (middles[0] - points[0], points[-1] - middles[-1]) if middles else (0.5, 0.5)
         edges = [points[0] - first, *middles, points[-1] + last]
+        start = edges[0]
     else:
-        edges = [min(start, points[0] - 1), *middles, points[-1]]
-    places = torch.tensor(edges, dtype=torch.float64) - edges[0]
-    return profile.share(places, edges[-1] - edges[0]).diff().tolist(), edges
+        edges = [max(float(start), points[0] - 2 * first), *middles, float(points[-1])]
+    counts = profile.share(torch.tensor(edges, dtype=torch.float64) - start, edges[-1] - start).diff()
+    return (counts / counts.sum()).tolist(), edges
 
 
 def _rounded(weight: float, largest: float) -> float:

@@ -150,7 +150,7 @@ def test_linear_merge_is_the_mean_of_the_window(first: int, number: int, spacing
 
 
 def test_correction_and_its_estimate() -> None:
-    """A curve with some noise, half-life of a segment: the estimate is the uncorrected error; the correction lowers it."""
+    """A curve with noise, half-life of a segment: the estimate is the uncorrected error; the correction lowers it."""
     profile, points, steps = profiles.ema(20), list(range(20, LENGTH + 1, 20)), path(0.02)
     true, shares = counts(profile, LENGTH) @ steps, profiles.of_running_means(profile, points, start=0)
     found, last = averaged(shares, points, steps), steps[-1]

@@ -229,14 +229,14 @@ def test_windows_are_drawn_in_the_unit_of_their_axis(
         }
         for start, end, score in ((10, 40, 0.5), (20, 40, 0.75), (30, 40, 0.625), (10, 30, 0.25))
     ]
-    curves.draw_search(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
+    curves.draw_starts(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
     upper, lower = drawn[0].axes
     assert lower.get_ylabel() == axis
     for axes, factor, values, errors in (
-        (upper, 1.0, {"up to the end": [0.5, 0.25, 0.375], "ends before": [0.75], "chosen": [0.25]}, 0.02),
-        (lower, scale, {"up to the end": [0.5, 0.75, 0.625], "ends before": [0.25], "chosen": [0.75]}, 0.01),
+        (upper, 1.0, {"up to the end": [0.5, 0.25, 0.375], "ends before": [0.75], "best": [0.25]}, 0.02),
+        (lower, scale, {"up to the end": [0.5, 0.75, 0.625], "ends before": [0.25], "best": [0.75]}, 0.01),
     ):
-        starts = {"up to the end": [1.0, 2.0, 3.0], "ends before": [1.0], "chosen": [2.0]}
+        starts = {"up to the end": [1.0, 2.0, 3.0], "ends before": [1.0], "best": [2.0]}
         containers = {str(item.get_label()): item for item in axes.containers}
         assert containers.keys() == values.keys()
         for label, (line, _, bars) in containers.items():
