@@ -15,7 +15,7 @@ from typing import Any
 
 from swa_cli.analysis import open, sources
 from swa_cli.analysis.search import PASSES, draw_trials, search
-from swa_cli.analysis.snapshot_series import ProfileOption, snapshot_series
+from swa_cli.analysis.snapshot_series import CUMULATIVE, ProfileOption, snapshot_series
 from swa_cli.analysis.sources import Mean, Source, Sources
 from swa_cli.analysis.trials import NAME, Refreshed, Trials
 from swa_cli.averaging import soup
@@ -213,13 +213,15 @@ def describe(average: Mapping[str, Any]) -> str:
     return f"merge for a {settings['decay']} decay"
 
 
-def _error_text(error: float | None) -> str:
-    """Return the error of an average by a profile."""
+def _error_text(content: Mapping[str, Any]) -> str:
+    """Return the error of an average by a profile; that from running means is usually less, see `profiles.Shares`."""
+    error, is_corrected = content["average"]["error"], any(item["name"] == CUMULATIVE for item in content["sources"])
     if error is None:
         return "the error of what lies between snapshots is not known"
     if error < EXACT:
         return "exact"
-    return f"error of what lies between snapshots about {100 * error:.2g} % of the distance from the last weights"
+    about = f"{'at most ' if is_corrected else ''}about {100 * error:.2g} %"
+    return f"error of what lies between snapshots {about} of the distance from the last weights"
 
 
 def answer(out: Path, content: Mapping[str, Any], *, what: str, started: float, terminal: Terminal) -> dict[str, Any]:
@@ -233,7 +235,7 @@ def answer(out: Path, content: Mapping[str, Any], *, what: str, started: float, 
     if average["steps"]:
         held += f", steps {min(average['steps']):,} to {max(average['steps']):,}"
     if "profile" in average:
-        held += f"; {_error_text(average['error'])}"
+        held += f"; {_error_text(content)}"
     terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {next_command}")
     return {
         "command": "average",
