@@ -160,6 +160,7 @@ def test_error_is_told_beside_the_result(swa, run: Path) -> None:
     """The one line on stdout: the error in percent, of a plain mean of every step none."""
     ended = swa("average", run, "--ema", "1ep", "--no-bn", "-o", "x.pt")
     assert "EMA of half-life 10 steps" in ended.out
+    assert "ema 10 of 40 weights" in " ".join(swa("show", "x.pt").out.split())
     assert f"at most about {100 * load('x.pt')['average']['error']:.2g} %" in ended.out
     assert "; exact; " in swa("average", run, "--decay", "linear", "--no-bn", "-o", "x.pt").out
 
