@@ -2,7 +2,7 @@
 
 `Choice` says what is averaged: all sources, the last few, a window of the run, or what scores on validation images
 choose (the greedy soup, the search for a window). Every candidate gets BatchNorm statistics of its own first. The
-test set is never used: scores on it would mean nothing afterwards.
+test set is never used: scores on it would mean nothing afterwards. `swa soup` shares what follows a choice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import open, sources
+from swa_cli.analysis import basin, open, sources
 from swa_cli.analysis.search import PASSES, draw_trials, search
 from swa_cli.analysis.snapshot_series import CUMULATIVE, ProfileOption, snapshot_series
 from swa_cli.analysis.sources import Mean, Source, Sources
@@ -49,7 +49,7 @@ class Choice:
 def greedy(trials: Trials) -> Refreshed:
     """Add sources in the order of their own scores; keep each with which the score of the soup does not fall."""
     gathered, members, own = trials.sources, trials.sources.sets, trials.metrics.primary
-    alone = [_score_alone(source, trials) for source in members]
+    alone = [_own_score(source, trials) for source in members]
     made: dict[tuple[int, ...], Refreshed] = {}
 
     def try_out(indices: list[int]) -> float:
@@ -67,11 +67,8 @@ def greedy(trials: Trials) -> Refreshed:
     return made[tuple(kept)]
 
 
-def _score_alone(source: Source, trials: Trials) -> float:
-    """Score a source as it is; averaged weights that were never refreshed get statistics of their own."""
-    mean = trials.sources.mean("uniform", [source], [1.0])
-    trials.refresh(mean, skip=source.batchnorm != "stale")
-    value = trials.score(name=source.file).metric(trials.metrics.primary.key).value
+def _own_score(source: Source, trials: Trials) -> float:
+    value = trials.score_alone(source).metric(trials.metrics.primary.key).value
     assert value is not None, "only an optional metric may be undefined"
     return value
 
@@ -109,6 +106,7 @@ def average_checkpoints(
         refreshed = _chosen_mean(choice, trials, refresh=refresh)
         content = content_of(refreshed, gathered, has_own_recipe=recipe is None)
         reader.save(out, content)
+        barrier = basin.check(trials, refreshed)
         if picture is not None:
             draw_trials(picture, trials)
     if trials.rows:
@@ -117,6 +115,7 @@ def average_checkpoints(
     return {
         **answer(out, content, what=describe(content["average"]), started=started, terminal=terminal),
         "sources": content["sources"],
+        "barrier": barrier,
         "tried": trials.rows,
         "passes": trials.num_passes,
         "split": "val" if trials.rows else None,
@@ -175,7 +174,7 @@ def require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> Non
 
 
 def content_of(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
-    """Return the content of the file of an average."""
+    """Return the content of the file of a mean; without a recipe of their own, sources have that of the command."""
     mean, update = refreshed.mean, refreshed.update
     first, origin = mean.shares[0][0].found, gathered.context.origin
     if first.recipe is not None:
@@ -224,7 +223,15 @@ def _error_text(content: Mapping[str, Any]) -> str:
     return f"error of what lies between snapshots {about} of the distance from the last weights"
 
 
-def answer(out: Path, content: Mapping[str, Any], *, what: str, started: float, terminal: Terminal) -> dict[str, Any]:
+def answer(
+    out: Path,
+    content: Mapping[str, Any],
+    *,
+    what: str,
+    started: float,
+    terminal: Terminal,
+    command: str = "average",
+) -> dict[str, Any]:
     """Say what was written, and the next command; return the part of the answer that every average has."""
     average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {out}`"
     if batchnorm == "stale":
@@ -238,7 +245,7 @@ def answer(out: Path, content: Mapping[str, Any], *, what: str, started: float, 
         held += f"; {_error_text(content)}"
     terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {next_command}")
     return {
-        "command": "average",
+        "command": command,
         "checkpoint": str(out),
         "run": open.run_of(out),
         **{key: content[key] for key in ("average", "batchnorm", "batchnorm_method", "samples")},

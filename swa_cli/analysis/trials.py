@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from swa_cli.analysis import passes
 from swa_cli.analysis.snapshot_series import SnapshotSeries
-from swa_cli.analysis.sources import Mean, Sources
+from swa_cli.analysis.sources import Mean, Source, Sources
 from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.averaging.model_state import cloned
 from swa_cli.checkpoint import loading
@@ -36,6 +36,7 @@ class Trials:
     sources: Sources
     rows: list[dict[str, Any]] = field(default_factory=list)
     samples: list[SampleScores] = field(default_factory=list)
+    alone: dict[str, SampleScores] = field(default_factory=dict)  # of each source, by its file
     num_passes: int = 0
     network: nn.Module | None = None  # with the mean that was refreshed last
 
@@ -55,11 +56,23 @@ class Trials:
             self.num_passes += update.num_layers > 0
         return Refreshed(mean, cloned(model.state_dict()), update)
 
+    def hold(self, refreshed: Refreshed) -> None:
+        """Put a mean that was refreshed before into the network again."""
+        self.network = self.sources.context.build_model()
+        loading.load_unchecked(self.network, refreshed.state_dict)
+
     def score(self, *, name: str = NAME, loader: passes.Loader | None = None) -> SampleScores:
         """Score some batches, by default every validation image, with the mean that was refreshed last."""
         assert self.network is not None, "a mean is refreshed before it is scored"
         context = self.sources.context
         return passes.score(self.network, loader or context.plain_batches("val"), context=context, name=name)
+
+    def score_alone(self, source: Source) -> SampleScores:
+        """Score a source on validation images as it is, once; stale weights get statistics of their own."""
+        if source.file not in self.alone:
+            self.refresh(self.sources.mean("uniform", [source], [1.0]), skip=source.batchnorm != "stale")
+            self.alone[source.file] = self.score(name=source.file)
+        return self.alone[source.file]
 
     def note(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score the mean that was refreshed last, and keep the row with its scores."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, RecipeOption, answer, importing
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, RecipeOption, answer, importing, sources_and_changes
 
 if TYPE_CHECKING:
     from swa_cli.recipe.values import Duration
@@ -28,7 +28,6 @@ Examples:
 
 {EXIT_CODES}"""
 
-CHANGE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)  # a file with such a name is written ./lr=1.pt
 PROFILES = ("--ema", "--power-ema", "--decay")
 DECAYS = ("linear", "cosine", "1-sqrt")  # of `averaging.profiles`, which imports torch
 WIDEST = 0.28  # likewise
@@ -125,6 +124,7 @@ def average(
 
     A run folder stands for its snapshots; of a file with several weight sets the raw weights count.
     --greedy and --search choose on the validation split; --at chooses nothing.
+    Weight sets of different runs are checked for a barrier; `swa soup` takes what runs ship.
     Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     given = {"--last": last, "--weights": weights, "--greedy": greedy, "--search": search}
@@ -145,9 +145,7 @@ def average(
             raise typer.BadParameter(f"{option} goes with --decay, --ema or --power-ema")
         if value is not None and window is not None:
             raise typer.BadParameter(f"{option} and --window exclude each other: give one")
-    sources = [Path(word) for word in words if not CHANGE.fullmatch(word)]
-    if not sources:
-        raise typer.BadParameter("name a run folder, snapshots or other checkpoints")
+    sources, changes = sources_and_changes(words)
     if out is None and at is None:
         raise typer.BadParameter("name the file to write with -o FILE.pt")
     if at is not None and (len(sources) != 1 or recipe is not None):
@@ -175,7 +173,7 @@ def average(
         from swa_cli.analysis.search import PASSES
         from swa_cli.analysis.snapshot_series import ProfileOption
 
-    changes, terminal = [word for word in words if CHANGE.fullmatch(word)], Terminal(quiet=quiet, json=as_json)
+    terminal = Terminal(quiet=quiet, json=as_json)
     profile = ProfileOption(half_life, width, decay) if by_profile else None
     if points is not None and profile is not None:
         result = budgets.average_at(

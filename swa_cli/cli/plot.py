@@ -21,6 +21,7 @@ Pictures:
   window       score of an average against its start, from snapshots
   budget       score by budget, of `swa average RUN --decay linear --at ...`
 
+\b
 Examples:
   swa plot runs/latest
   swa plot digits schedule swa.start=50%
