@@ -147,7 +147,7 @@ def average(
             raise typer.BadParameter(f"{option} and --window exclude each other: give one")
     sources, changes = sources_and_changes(words)
     if out is None and at is None:
-        raise typer.BadParameter("name the file to write with -o FILE.pt")
+        raise typer.BadParameter("Missing option '-o': name the file to write, such as -o FILE.pt")
     if at is not None and (len(sources) != 1 or recipe is not None):
         raise typer.BadParameter("--at needs one run folder, and no --recipe")
     from swa_cli.recipe.plan import Window
