@@ -40,8 +40,8 @@ class Barrier:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the mean is worse than its members by more than the standard error, or has no finite loss."""
-        return not self.difference <= self.se
+        """Whether the mean is worse than its members by two standard errors, or has no finite loss."""
+        return not self.difference <= 2 * self.se
 
     def describe(self, metrics: TaskMetrics) -> str:
         """Return the numbers as a sentence."""
