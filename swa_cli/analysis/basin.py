@@ -10,20 +10,18 @@ held out, of training images.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from swa_cli.analysis import sources
 from swa_cli.analysis.passes import Loader
+from swa_cli.analysis.trials import Refreshed, Trials
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.context import Context
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import SampleScores, TaskMetrics, standard_error
 from swa_cli.report.scores import cell, difference_text, with_error
-
-if TYPE_CHECKING:
-    from swa_cli.analysis.average import Refreshed, Trials  # which imports this module
 
 NEEDS_PASS = ("running", "stale")  # BatchNorm statistics that are not measured as those of the mean are
 TRAINING_SAMPLES = 10_000  # at most, as each weight set is scored on them

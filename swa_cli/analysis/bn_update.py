@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from swa_cli.analysis import open
-from swa_cli.analysis.average import shipped
+from swa_cli.analysis.extract import shipped
 from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.averaging.model_state import cloned, like
 from swa_cli.checkpoint import loading, reader

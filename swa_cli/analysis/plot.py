@@ -12,9 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import loss_surface, open, sources
-from swa_cli.analysis.average import Trials
+from swa_cli.analysis import budgets, loss_surface, open, sources
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
+from swa_cli.analysis.snapshot_series import snapshot_series
+from swa_cli.analysis.trials import Trials
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
@@ -25,6 +26,7 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.report.plots import FORMATS
+from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
 from swa_cli.report.plots import loss_surface as surface_picture
@@ -217,15 +219,22 @@ def _window(run: OpenRun, request: Request) -> Picture:
     name = result.get("reference", "")
     val = result["weights"][name].get("val") if result else None
     draw = partial(
-        curves_picture.draw_search,
+        curves_picture.draw_starts,
         rows=rows,
         title=f"{run.title}: start of averaging, scored on validation images",
         steps_per_epoch=run.plan.steps_per_epoch,
-        chosen="best",
         reference=None if val is None else (name, val),
         metrics=run.metrics,
     )
     return Picture(draw, {"windows": rows})
+
+
+def _budget(run: OpenRun, _: Request) -> Picture:
+    series = budgets.require(run.folder, metrics=run.metrics)
+    raw = budgets.raw_scores(run.rows, series, metrics=run.metrics)
+    title = f"{run.title}: score by budget"
+    draw = partial(budget_picture.draw, series=series, raw=raw, title=title, metrics=run.metrics)
+    return Picture(draw, {"series": series})
 
 
 def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
@@ -250,7 +259,7 @@ def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
             f"{run.folder.path}: has no validation split to score starts on", hint="train with dataset.val=10%"
         )
     gathered = sources.of_run(paths, context, model)
-    series, trials = sources.snapshot_series(gathered, option="window"), Trials(gathered)
+    series, trials = snapshot_series(gathered, option="window"), Trials(gathered)
     last, most = len(paths) - 1, min(len(paths), size)
     for first in (round(index * last / (most - 1)) for index in range(most)):
         trials.note_window(series, first, last)
@@ -267,6 +276,7 @@ KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {
     "calibration": _calibration,
     "confusion": _confusion,
     "window": _window,
+    "budget": _budget,
 }
 
 

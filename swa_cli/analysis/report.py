@@ -1,7 +1,8 @@
 """`swa report`: write one self-contained HTML page of runs.
 
 Calibration needs the predictions of each weight set, so it opens the data. A plane is shown if one was measured
-before, or measured on request. The page says what was left out, and why.
+before, or measured on request; scores by budget are shown if `swa average --at` has made some. The page says what was
+left out, and why.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import loss_surface, open
+from swa_cli.analysis import budgets, loss_surface, open
 from swa_cli.analysis.compare import differences
 from swa_cli.analysis.plot import GRID
 from swa_cli.analysis.run_data import OpenRun, confusion, hardest, reliability
@@ -25,10 +26,11 @@ from swa_cli.recipe import load
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.class_scores import percent
 from swa_cli.report.page import Drawing, RunOnPage, TextTable, document
+from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
 from swa_cli.report.plots import samples as sheet_of_images
-from swa_cli.report.scores import verdict
+from swa_cli.report.scores import budget_cells, verdict
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
 
@@ -79,6 +81,8 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     makers: list[tuple[str, Callable[[], Sequence[Drawing | TextTable]]]] = [
         ("plane", lambda: _plane(run, measure=with_plane))
     ]
+    if run.folder.budget.is_file():
+        makers.append(("scores by budget", lambda: _budgets(run)))
     if with_data and run.recipe.task == "classification":
         makers += [
             ("calibration", lambda: _calibration(run)),
@@ -173,6 +177,18 @@ def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
         drawn = _svg(surface_picture.draw_plane, surface=surface, metrics=run.metrics, panels=(key,))
         drawings.append(Drawing(f"Plane through {names}: {what}", drawn))
     return drawings
+
+
+def _budgets(run: OpenRun) -> list[Drawing | TextTable]:
+    """Draw the networks of each budget that `swa average --at` has scored, and list their scores."""
+    series = budgets.require(run.folder, metrics=run.metrics)
+    raw = budgets.raw_scores(run.rows, series, metrics=run.metrics)
+    drawn = _svg(budget_picture.draw, series=series, raw=raw, metrics=run.metrics)
+    tables = [
+        TextTable(f"Scores by budget, {each['name']}", *budget_cells(each["rows"], metrics=run.metrics))
+        for each in series
+    ]
+    return [Drawing("Scores of averages of this run by the budget of their training", drawn), *tables]
 
 
 def _calibration(run: OpenRun) -> list[Drawing]:

@@ -18,9 +18,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from swa_cli.analysis import basin, open, sources
-from swa_cli.analysis.average import NAME, Refreshed, Trials, answer, content_of, greedy, require_writable
+from swa_cli.analysis.average import answer, content_of, greedy, require_writable
 from swa_cli.analysis.compare import read_run
 from swa_cli.analysis.sources import Mean, Sources
+from swa_cli.analysis.trials import NAME, Refreshed, Trials
 from swa_cli.averaging import soup
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.averaging.soup import Ratio

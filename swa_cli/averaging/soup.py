@@ -158,33 +158,54 @@ def _ratio(moves: Tensor) -> Ratio:
     return Ratio(n * known / (1 + (n - 1) * known), cosine)
 
 
-def search(n: int, score: Callable[[int, int], float], *, budget: int) -> tuple[int, int]:
-    """Search the window (first, last) of the lowest score with few trials.
+def search(
+    n: int, score: Callable[[str, int, int], float], *, lengths: Mapping[str, float], budget: int
+) -> tuple[str, int, int]:
+    """Search the shape and the window (first, last) of the lowest score with few trials.
 
-    Windows up to the end of the run come first, of n, n/2, n/4, ... sets (at most five): the score is flat where many
-    sets are averaged. Then the search tries the middle of the wider gap beside the best start until there is no gap,
-    and then does the same for the end. It is exact for a score with one minimum and a budget that closes the gaps.
+    Windows of the first shape up to the end of the run come first, of n, n/2, n/4, ... sets (at most five): the score
+    is flat where many sets are averaged. Half of the trials go to this shape. Then each other shape is tried at the
+    length that gives the weights the same mean age as the best one so far. With the best of all, the search tries the
+    middle of the wider gap beside the best start until there is no gap, and then does the same for the end. For one
+    shape it is exact where the score has one minimum and the budget closes the gaps.
 
     Args:
         n: Weight sets, at least 1.
-        score: Scores the window (first, last), both included; lower is better, nan is the worst.
+        score: Scores a shape over the window (first, last), both included; lower is better, nan is the worst.
+        lengths: Shape to the length of its window at which the mean age of the weights is that of the first shape, in
+            lengths of the first shape's window.
         budget: How often `score` may be called, at least 1.
     """
-    starts: dict[int, float] = {}
+    usual, *others = lengths
+    tried: dict[str, dict[int, float]] = {shape: {} for shape in lengths}
+    spent = 0
+
+    def try_out(shape: str, first: int, last: int = n - 1) -> float:
+        nonlocal spent
+        spent += 1
+        return _or_worst(score(shape, first, last))
+
     for halving in range(min(COARSE, budget)):
         first = n - max(n >> halving, 1)
-        if first not in starts:
-            starts[first] = _or_worst(score(first, n - 1))
-    _narrow(starts, lambda first: score(first, n - 1), low=0, high=n - 1, budget=budget)
+        if first not in tried[usual]:
+            tried[usual][first] = try_out(usual, first)
+    _narrow(tried[usual], lambda first: try_out(usual, first), low=0, high=n - 1, number=(budget + 1) // 2 - spent)
+    length = n - min(tried[usual], key=tried[usual].__getitem__)
+    for shape in others[: budget - spent]:
+        first = n - min(max(round(length * lengths[shape]), 1), n)
+        tried[shape][first] = try_out(shape, first)
+    best = min((shape for shape in lengths if tried[shape]), key=lambda shape: min(tried[shape].values()))
+    starts = tried[best]
+    _narrow(starts, lambda first: try_out(best, first), low=0, high=n - 1, number=budget - spent)
     first = min(starts, key=starts.__getitem__)
     ends = {n - 1: starts[first]}
-    _narrow(ends, lambda last: score(first, last), low=first, high=n - 1, budget=budget - len(starts) + 1)
-    return first, min(ends, key=ends.__getitem__)
+    _narrow(ends, lambda last: try_out(best, first, last), low=first, high=n - 1, number=budget - spent)
+    return best, first, min(ends, key=ends.__getitem__)
 
 
-def _narrow(tried: dict[int, float], score: Callable[[int], float], *, low: int, high: int, budget: int) -> None:
-    """Try the middle of the wider gap beside the best point until there is no gap or the budget is spent."""
-    while len(tried) < budget:
+def _narrow(tried: dict[int, float], score: Callable[[int], float], *, low: int, high: int, number: int) -> None:
+    """Try the middle of the wider gap beside the best point, until there is no gap or after `number` trials."""
+    for _ in range(number):
         best = min(tried, key=tried.__getitem__)
         left = max((point for point in tried if point < best), default=low - 1)
         right = min((point for point in tried if point > best), default=high + 1)

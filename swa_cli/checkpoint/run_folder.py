@@ -50,6 +50,7 @@ class RunFolder:
         self.about = path / "run.json"
         self.result = path / "result.json"
         self.repeat = path / "repeat.json"  # only in the folder of a repeat
+        self.budget = path / "budget.json"  # scores by budget, of `swa average --at`
         self.log = path / "log.txt"
         self.board = path / "tensorboard"  # with the logger tensorboard
         self.workers = path / "workers"  # of a SWAP run: one run folder per worker

@@ -140,12 +140,18 @@ class _File(_Stored):
 
 
 class ShippedAverage(_Stored):
-    """Name and kind of a weight set to ship, and the steps whose weights it holds."""
+    """Name and kind of a weight set to ship, and the steps whose weights it holds.
+
+    Of an average by a profile, `profile` has its settings (`half_life` in steps, `width`, `decay`), and `error` what is
+    lost between snapshots, as a part of its distance to the raw weights at its end.
+    """
 
     name: str
     kind: str
     count: int | None
     steps: list[int]
+    profile: dict[str, float | str] | None = None
+    error: float | None = None
 
 
 class StoredKept(_Stored):

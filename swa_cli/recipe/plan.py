@@ -365,10 +365,8 @@ class Window:
             RecipeError: A run of this recipe cannot be planned.
             UserError: The run does not have an end, or nothing is between them.
         """
-        plan = make_plan(recipe, num_train=num_train)
-        course = chart(recipe, steps_per_epoch=plan.steps_per_epoch)
-        clock = StepClock(plan.steps_per_epoch, plan.total_steps, course.minima)
-        start, end = (_point(duration, clock) for duration in (self.start, self.end))
+        clock = clock_of(recipe, num_train=num_train)
+        start, end = (point_on(clock, duration, option="--window") for duration in (self.start, self.end))
         if start > end:
             raise UserError(f"--window {self}: ends before it starts", hint="write the earlier point first")
         return start, end
@@ -377,16 +375,32 @@ class Window:
         return f"{self.start}:{self.end}"
 
 
-def _point(duration: Duration, clock: StepClock) -> int:
+def clock_of(recipe: Recipe, *, num_train: int) -> StepClock:
+    """Return the clock of a run on `num_train` samples.
+
+    Raises:
+        RecipeError: A run of this recipe cannot be planned.
+    """
+    plan = make_plan(recipe, num_train=num_train)
+    course = chart(recipe, steps_per_epoch=plan.steps_per_epoch)
+    return StepClock(plan.steps_per_epoch, plan.total_steps, course.minima)
+
+
+def point_on(clock: StepClock, duration: Duration, *, option: str) -> int:
+    """Return the updates done at a point of a run, rounded half up; `option` names it in errors.
+
+    Raises:
+        UserError: The run does not have this point.
+    """
     if duration.unit == "cycle" and duration.value > len(clock.minima):
         raise UserError(
-            f"--window: {duration} is not there: the schedule of the run has {len(clock.minima)} minima",
+            f"{option}: {duration} is not there: the schedule of the run has {len(clock.minima)} minima",
             hint="write the point in %, ep or step",
         )
     point = point_of(duration, exact=clock.exact, low_points=clock.minima, total=clock.total)
     if point > clock.total:
         epochs = clock.total // clock.steps_per_epoch
         raise UserError(
-            f"--window: {duration} is after the end of the run, epoch {epochs}", hint=f"write at most {epochs}ep"
+            f"{option}: {duration} is after the end of the run, epoch {epochs}", hint=f"write at most {epochs}ep"
         )
     return round_half_up(point)

@@ -170,18 +170,22 @@ def test_model_stock_of_complex_weights_counts_both_parts() -> None:
     assert torch.equal(real[0], before)
 
 
-@given(st.integers(1, 60), st.integers(0, 59), st.integers(1, 12))
-def test_search_keeps_to_its_budget(n: int, lowest: int, budget: int) -> None:
+ONE = {"linear": 1.0}
+FOUR = {"linear": 1.0, "cosine": 1.0, "1-sqrt": 0.75, "ema": 1.0}
+
+
+@given(st.integers(1, 60), st.integers(0, 59), st.integers(1, 16), st.sampled_from([ONE, FOUR]))
+def test_search_keeps_to_its_budget(n: int, lowest: int, budget: int, lengths: dict[str, float]) -> None:
     """Every window is inside the run, none is tried twice, there are no more than the budget, the best is returned."""
-    tried: dict[tuple[int, int], float] = {}
+    tried: dict[tuple[str, int, int], float] = {}
 
-    def score(first: int, last: int) -> float:
+    def score(shape: str, first: int, last: int) -> float:
         assert 0 <= first <= last < n
-        assert (first, last) not in tried
-        tried[first, last] = abs(first - lowest) + 0.1 * (n - last)
-        return tried[first, last]
+        assert (shape, first, last) not in tried
+        tried[shape, first, last] = abs(first - lowest) + 0.1 * (n - last) + 0.01 * len(shape)
+        return tried[shape, first, last]
 
-    found = soup.search(n, score, budget=budget)
+    found = soup.search(n, score, lengths=lengths, budget=budget)
     assert 1 <= len(tried) <= budget
     assert tried[found] == min(tried.values())
 
@@ -191,21 +195,47 @@ def test_search_finds_the_one_minimum(n: int, lowest: int, steepness: float) -> 
     """With trials enough, the start of a score with one minimum is found exactly, whatever its two slopes."""
     lowest = min(lowest, n - 1)
 
-    def score(first: int, last: int) -> float:
+    def score(shape: str, first: int, last: int) -> float:
         side = first - lowest
         return (side * steepness if side > 0 else -side) + 100 * (n - 1 - last)
 
-    assert soup.search(n, score, budget=60) == (lowest, n - 1)
+    assert soup.search(n, score, lengths=ONE, budget=60) == ("linear", lowest, n - 1)
+
+
+@given(st.integers(8, 60), st.sampled_from(list(FOUR)))
+def test_search_finds_the_best_shape(n: int, best: str) -> None:
+    """One shape is better at the length of the same mean age: it is found, and its start is narrowed down exactly."""
+    lowest = {shape: n - round(n / 2 * length) for shape, length in FOUR.items()}
+
+    def score(shape: str, first: int, last: int) -> float:
+        return abs(first - lowest[shape]) + (shape != best) * n + 100 * (n - 1 - last)
+
+    assert soup.search(n, score, lengths=FOUR, budget=60) == (best, lowest[best], n - 1)
+
+
+def test_half_of_the_trials_go_to_windows() -> None:
+    """12 trials over 30 sets: six windows of the first shape, one of each other at its length, three to narrow."""
+    tried: list[tuple[str, int, int]] = []
+
+    def score(shape: str, first: int, last: int) -> float:
+        tried.append((shape, first, last))
+        return abs(first - 14) - 8 * (shape == "1-sqrt")
+
+    soup.search(30, score, lengths=FOUR, budget=12)
+    assert [shape for shape, _, _ in tried] == ["linear"] * 6 + ["cosine", "1-sqrt", "ema"] + ["1-sqrt"] * 3
+    assert [first for shape, first, _ in tried[:5]] == [0, 15, 23, 27, 29]
+    assert tried[6:9] == [("cosine", 15, 29), ("1-sqrt", 19, 29), ("ema", 15, 29)]
 
 
 def test_search_closes_in_on_the_end() -> None:
     """Trials that are left go to the end of the window: the last weights are bad, and are left out."""
     bad_end = {(first, last): (5.0 if last == 7 else 0.0) + abs(first - 2) for first in range(8) for last in range(8)}
-    first, last = soup.search(8, lambda *window: bad_end[window], budget=20)
+    _, first, last = soup.search(8, lambda shape, *window: bad_end[window], lengths=ONE, budget=20)
     assert first == 2
     assert last < 7
 
 
 def test_nan_is_the_worst_score() -> None:
     """A window whose score is nan is never chosen while another has a score."""
-    assert soup.search(4, lambda first, last: math.nan if first != 1 else 9.0, budget=8)[0] == 1
+    found = soup.search(4, lambda shape, first, last: math.nan if first != 1 else 9.0, lengths=ONE, budget=8)
+    assert found[1] == 1

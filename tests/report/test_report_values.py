@@ -22,7 +22,7 @@ from matplotlib.patches import Rectangle
 
 from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, TaskMetrics
 from swa_cli.report.page import Line, RunOnPage, chart, document
-from swa_cli.report.plots import calibration, curves, loss_surface
+from swa_cli.report.plots import budgets, calibration, curves, loss_surface
 
 # What each task calls its score, and what a score of 0.75 is drawn as.
 TASKS = [
@@ -231,14 +231,14 @@ def test_windows_are_drawn_in_the_unit_of_their_axis(
         }
         for start, end, score in ((10, 40, 0.5), (20, 40, 0.75), (30, 40, 0.625), (10, 30, 0.25))
     ]
-    curves.draw_search(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
+    curves.draw_starts(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
     upper, lower = drawn[0].axes
     assert lower.get_ylabel() == axis
     for axes, factor, values, errors in (
-        (upper, 1.0, {"up to the end": [0.5, 0.25, 0.375], "ends before": [0.75], "chosen": [0.25]}, 0.02),
-        (lower, scale, {"up to the end": [0.5, 0.75, 0.625], "ends before": [0.25], "chosen": [0.75]}, 0.01),
+        (upper, 1.0, {"up to the end": [0.5, 0.25, 0.375], "ends before": [0.75], "best": [0.25]}, 0.02),
+        (lower, scale, {"up to the end": [0.5, 0.75, 0.625], "ends before": [0.25], "best": [0.75]}, 0.01),
     ):
-        starts = {"up to the end": [1.0, 2.0, 3.0], "ends before": [1.0], "chosen": [2.0]}
+        starts = {"up to the end": [1.0, 2.0, 3.0], "ends before": [1.0], "best": [2.0]}
         containers = {str(item.get_label()): item for item in axes.containers}
         assert containers.keys() == values.keys()
         for label, (line, _, bars) in containers.items():
@@ -248,6 +248,73 @@ def test_windows_are_drawn_in_the_unit_of_their_axis(
             for segment, middle in zip(bars[0].get_segments() if bars else (), expected, strict=bool(bars)):
                 ends = (middle - factor * errors, middle + factor * errors)
                 assert (segment[0][1], segment[1][1]) == pytest.approx(ends)
+
+
+@pytest.mark.parametrize(("metrics", "axis", "scale"), TASKS)
+def test_searches_are_drawn_over_the_mean_age(
+    metrics: TaskMetrics, axis: str, scale: float, drawn: list[matplotlib.figure.Figure]
+) -> None:
+    """Trials of each shape over the mean age in epochs; shorter windows and the chosen one apart."""
+    own, loss = metrics.primary.key, metrics.loss.key
+    rows = [
+        {
+            "shape": shape,
+            "mean_age": age,
+            "end": end,
+            "chosen": age == 20,
+            own: score,
+            f"{own}_diff_se": 0.01,
+            loss: 1 - score,
+            f"{loss}_diff_se": 0.02,
+        }
+        for shape, age, end, score in (
+            ("linear", 30, 40, 0.5),
+            ("cosine", 20, 40, 0.75),
+            ("linear", 10, 40, 0.625),
+            ("cosine", 5, 30, 0.25),
+        )
+    ]
+    curves.draw_search(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
+    upper, lower = drawn[0].axes
+    assert lower.get_ylabel() == axis
+    ages = {"linear": [1.0, 3.0], "cosine": [2.0], "ends before": [0.5], "chosen": [2.0]}
+    values = {"linear": [0.625, 0.5], "cosine": [0.75], "ends before": [0.25], "chosen": [0.75]}
+    for axes, shown in ((upper, lambda score: 1 - score), (lower, lambda score: scale * score)):
+        containers = {str(item.get_label()): item for item in axes.containers}
+        assert containers.keys() == ages.keys()
+        for label, (line, _, _) in containers.items():
+            assert list(line.get_xdata()) == pytest.approx(ages[label])
+            assert list(line.get_ydata()) == pytest.approx([shown(score) for score in values[label]])
+
+
+@pytest.mark.parametrize(("metrics", "axis", "scale"), TASKS)
+def test_budgets_are_drawn_in_the_unit_of_their_axis(
+    metrics: TaskMetrics, axis: str, scale: float, drawn: list[matplotlib.figure.Figure]
+) -> None:
+    """Scores on both splits over the epochs, of a series without validation one; and those of the raw weights."""
+    own, loss = metrics.primary.key, metrics.loss.key
+    scores = [{own: score, f"{own}_se": 0.01, loss: 1 - score, f"{loss}_se": 0.02} for score in (0.5, 0.75)]
+    both = [{"epochs": epochs, "val": one, "test": one} for epochs, one in zip((2, 4), scores, strict=True)]
+    series = [
+        {"name": "--decay linear", "rows": both},
+        {"name": "--ema 2ep", "rows": [{**row, "val": None} for row in both]},
+    ]
+    raw = [{"epochs": 3, own: 0.25, loss: 0.5}]
+    budgets.draw(io.BytesIO(), series=series, raw=raw, title="x", metrics=metrics)
+    upper, lower = drawn[0].axes
+    assert (upper.get_ylabel(), lower.get_ylabel()) == (metrics.loss.name, axis)
+    for axes, values, error, raw_value in (
+        (upper, [0.5, 0.25], 0.02, 0.5),
+        (lower, [0.5 * scale, 0.75 * scale], 0.01 * scale, 0.25 * scale),
+    ):
+        containers = {str(item.get_label()): item for item in axes.containers}
+        assert containers.keys() == {"--decay linear, val", "--decay linear, test", "--ema 2ep, test"}
+        for line, _, bars in containers.values():
+            assert list(line.get_xdata()) == [2, 4]
+            assert list(line.get_ydata()) == pytest.approx(values)
+            for segment, middle in zip(bars[0].get_segments(), values, strict=True):
+                assert (segment[0][1], segment[1][1]) == pytest.approx((middle - error, middle + error))
+        assert lines(axes)["raw weights, val"] == ([3.0], [pytest.approx(raw_value)])
 
 
 def test_reliability_is_drawn_in_fractions(drawn: list[matplotlib.figure.Figure]) -> None:
