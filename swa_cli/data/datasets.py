@@ -23,6 +23,7 @@ from swa_cli.errors import UserError, did_you_mean
 
 USER_DATASET = "package.module:factory"  # the entry for every dataset in a user's own code
 HUB_DATASET = "hf:NAME"  # the entry for every dataset of the hub of Hugging Face
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of photos, as most networks expect them
 REQUIRED = object()  # the default of an argument that must be given
 
 
@@ -330,8 +331,8 @@ _small_images = partial(Dataset, target="class", image_size=None, has_val=False,
 _photos_with_masks = partial(
     Dataset,
     target="mask",
-    mean=(0.485, 0.456, 0.406),  # of ImageNet: photos too, and what pretrained networks expect
-    std=(0.229, 0.224, 0.225),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     image_size=(128, 128),  # the photos are of many sizes
     num_train=None,
     has_val=False,

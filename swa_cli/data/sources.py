@@ -74,6 +74,7 @@ class Source:
     size: tuple[int, ...]  # (H, W)
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    measured: frozenset[str]  # those of mean and std that are of its own images, and not declared
     example: tuple[Any, Any]  # the first training sample, as a stored batch of one
     data: Fingerprints  # of each split, before validation samples are taken
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
@@ -86,6 +87,11 @@ class Source:
     def target(self) -> Target:
         """What a label is: a class, a mask with a class per pixel (255 ignored), or `num_classes` numbers."""
         return next(split.target for split in (self.train, self.val, self.test) if split is not None)
+
+    @property
+    def is_8_bit(self) -> bool:
+        """Whether the inputs are 8-bit images; others are taken as normalized already."""
+        return self.channels is not None and not self.example[0].is_floating_point()
 
     def describe_inputs(self) -> str:
         """Describe what goes into the network."""
@@ -215,6 +221,7 @@ def load(
         size=() if images is None else tuple(images.shape[2:]),
         mean=constants[0],
         std=constants[1],
+        measured=frozenset(key for key in ("mean", "std") if images is not None and getattr(declared, key) is None),
         example=example,
         data=data,
         notes=tuple(notes),

@@ -22,18 +22,19 @@ from swa_cli.data import batches, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.data.color_jitter import ColorJitter
+from swa_cli.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from swa_cli.data.packed import Packing
 from swa_cli.data.randomness import derive_seed
 from swa_cli.data.sources import changes
 from swa_cli.data.transforms import TrainingView
-from swa_cli.engine import failures
+from swa_cli.engine import failures, pretrained
 from swa_cli.engine import hardware as hardware_choice
 from swa_cli.engine.class_balance import class_weights
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import SILENT, Bar, Events
 from swa_cli.engine.hardware import Hardware
 from swa_cli.engine.network import build_network, channels_last, is_lazy, keep_fewer_activations, require_sizes
-from swa_cli.engine.pretrained import with_inputs
+from swa_cli.engine.pretrained import Pretrained
 from swa_cli.engine.views import evaluation_view, training_view, views_of
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics import tasks
@@ -46,7 +47,6 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
 from swa_cli.units import some_of
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 
 
@@ -83,6 +83,7 @@ class Context:
     source: sources.Source
     events: Events = SILENT
     world: World = ALONE
+    pretrained: Pretrained | None = None  # None also for weights that have been trained
 
     @cached_property
     def phase(self) -> Phase:
@@ -449,9 +450,11 @@ def build_context(
         RecipeError: Images cannot be shown as the recipe says.
         UserError: Data or device are missing, or the data are not those of the checkpoint.
     """
-    expected = None
-    if recorded is None:  # else its recipe has the inputs of pretrained weights, as it has been trained with them
-        recipe, expected = (recipe, None) if recipe.model.pretrained is None else with_inputs(recipe)
+    found = None
+    if recorded is None and recipe.model.pretrained is not None:  # a recorded recipe has the inputs already
+        found = pretrained.find(recipe)
+        recipe = pretrained.with_inputs(recipe, found)
+    expected = None if found is None else found.inputs.constants
     if problems := image_problems(recipe):
         raise RecipeError(problems)
     settings, task = recipe.train, tasks.find(recipe.task)
@@ -471,7 +474,7 @@ def build_context(
             recipe, classes=classes, packing=packing, expected=expected, tell=events.note, progress=progress
         )
     _require_labels(task, source, recipe)
-    for sentence in source.warnings:
+    for sentence in (*source.warnings, *(() if found is None else found.warnings)):
         events.warning(sentence)
     if recorded is not None:
         source = _as_recorded(source, recorded)
@@ -479,7 +482,7 @@ def build_context(
             sentences = changes(recorded.get("data", {}), source.data(progress), name=recipe.dataset.name)
         for sentence in sentences:
             events.warning(sentence)
-    return Context(recipe, task, hardware, source, events, world)
+    return Context(recipe, task, hardware, source, events, world, found)
 
 
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:

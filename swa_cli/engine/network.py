@@ -228,15 +228,17 @@ class InitialWeights:
     source: str  # a file, or a network of a library
     name: str
     batchnorm: str
-    sha256: str  # of the weights, not of the file
+    sha256: str | None  # of the weights, not of the file; None where they were not read
     fresh: tuple[str, ...] = ()  # tensors that kept the values of the seed
     unread: tuple[str, ...] = ()  # tensors that the network does not have
     adapted: tuple[str, ...] = ()  # tensors of another number of channels
+    where: str = ""  # where a run finds weights that were not read
 
     def __str__(self) -> str:
         named = (("fresh", self.fresh), ("adapted to the channels", self.adapted), ("left out", self.unread))
         parts = [f"{what}: {some_of(names)}" for what, names in named if names]
-        return "; ".join([f"initial weights from {self.source} ({self.name})", *parts])
+        where = f", {self.where}" if self.where else ""
+        return "; ".join([f"initial weights from {self.source} ({self.name}){where}", *parts])
 
     @property
     def record(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from swa_cli.engine.failures import Interrupt
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.engine.keep import Kept
 from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_initial
-from swa_cli.engine.pretrained import load_pretrained
+from swa_cli.engine.pretrained import Purpose, load_pretrained
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.models.freezing import freeze, unfreeze
@@ -120,7 +120,7 @@ def build_run(
     point: Checkpoint | None = None,
     world: World = ALONE,
     context: Context | None = None,
-    packing: Packing = "plan",
+    purpose: Purpose = "plan",
 ) -> Run:
     """Build everything a run needs.
 
@@ -130,7 +130,7 @@ def build_run(
         point: The resume point, if the run continues from one.
         world: The processes that train together.
         context: The context of this recipe, if its data were loaded before.
-        packing: What is done where images are to be packed and are not yet, see `sources.load`.
+        purpose: A run that is built to `train` may pack images and download weights.
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
@@ -153,6 +153,7 @@ def build_run(
     known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
     try:
         if context is None:
+            packing: Packing = "write" if purpose == "train" else "plan"
             context = build_context(recipe, events, world=world, packing=packing, **known)
         context = replace(context, events=events)
         recipe = context.recipe  # with the inputs of pretrained weights
@@ -182,7 +183,7 @@ def build_run(
         if warm is not None:
             initial = load_initial(warm, model, name=settings.init_weights, skip=settings.init_skip)
         elif recipe.model.pretrained is not None and point is None:
-            initial = load_pretrained(context, model)
+            initial = load_pretrained(context, model, purpose=purpose)
         seen = preflight.check(replica, plan)
         context = replica.context = preflight.with_defined_gradients(replica)
         sharding = UNSHARDED

@@ -96,6 +96,11 @@ class Model(BaseModel):
     )
 
     @property
+    def is_of_library(self) -> bool:
+        """Whether the network is one of torchvision or timm, which publish weights."""
+        return ":" in self.name and self.name.partition(":")[0] in PUBLISHERS
+
+    @property
     def is_published(self) -> bool:
         """Whether the weights to start from are those that torchvision or timm publish."""
         return self.pretrained is not None and self.pretrained_file is None
@@ -105,8 +110,7 @@ class Model(BaseModel):
         """The file that `pretrained` names: in a library, what is not a name of letters, digits, _ and -."""
         if not isinstance(self.pretrained, str):
             return None
-        is_library = self.name.partition(":")[0] in PUBLISHERS and ":" in self.name
-        return None if is_library and re.fullmatch(r"[\w-]+", self.pretrained, re.ASCII) else self.pretrained
+        return None if self.is_of_library and re.fullmatch(r"[\w-]+", self.pretrained, re.ASCII) else self.pretrained
 
     @field_validator("pretrained", mode="before")
     @classmethod
