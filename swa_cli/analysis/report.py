@@ -99,6 +99,7 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
         title=run.title,
         facts=_facts(run),
         metrics=run.metrics,
+        trained=run.recipe.train.loss_text,
         rows=run.rows,
         averaging=run.averaging,
         steps_per_epoch=run.plan.steps_per_epoch,

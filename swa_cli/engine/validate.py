@@ -227,6 +227,7 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
                 steps_per_epoch=plan.steps_per_epoch,
                 lr=[plan.learning_rate(step) for step in range(run.step)],
                 worker_lr=plan.worker_rates,
+                trained=context.recipe.train.loss_text,
             ),
         )
     )

@@ -328,9 +328,10 @@ class Train(BaseModel):
     )
 
     @property
-    def gamma(self) -> float:
-        """Return the exponent of the focal loss."""
-        return 2.0 if self.focal_gamma is None else self.focal_gamma
+    def loss_text(self) -> str | None:
+        """The loss that is trained, such as `bce` or `focal (gamma 2)`; None for that of the task."""
+        gamma = 2.0 if self.focal_gamma is None else self.focal_gamma
+        return f"focal (gamma {gamma:g})" if self.loss == "focal" else self.loss
 
     @field_validator("compile", mode="before")
     @classmethod
