@@ -25,7 +25,7 @@ from torch import Tensor
 
 from swa_cli.data import datasets, pytree
 from swa_cli.data.datasets import Request, complete_args
-from swa_cli.data.image_file import on_threads
+from swa_cli.data.image_file import hash_files
 from swa_cli.data.packed import PackedDataset, Packing, Store
 from swa_cli.data.samples import Origin
 from swa_cli.data.splits import (
@@ -54,8 +54,6 @@ from swa_cli.errors import UserError
 NAMED = 5  # files that a note lists
 TELLING_RATIO = 10  # of the largest class to the smallest one: a plan says it from here on
 AS_THEY_ARE = Views(TrainingView(EvaluationView()), EvaluationView())
-_STAT_THREADS = 16  # they wait for the file system, not for a core
-_STATS = 4096  # files per task
 Constants = Literal["auto"] | tuple[float, ...]  # per channel
 PerChannel = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std
 
@@ -437,26 +435,16 @@ def _hash_files(
     dataset: FileDataset, *, labels: Tensor | None, root: Path, what: str, progress: Progress | None
 ) -> str:
     """Hash names and sizes of files, and the labels, which a table may give."""
-    paths = dataset.files
 
-    def describe(part: range) -> bytes:
-        return b"".join(_name_and_size(path, root=root) for path in paths[part.start : part.stop])
+    def describe(path: str, status: os.stat_result | None) -> str:
+        name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
+        return f"{name}\0{-1 if status is None else status.st_size}\0"  # a missing one is named when it is read
 
     digest = hashlib.sha256(dataset.checksum.encode())
-    for text in on_threads(describe, len(paths), what=what, progress=progress, threads=_STAT_THREADS, chunk=_STATS):
-        digest.update(text)
+    hash_files(digest, dataset.files, describe, what=what, progress=progress)
     if labels is not None:
         digest.update(labels.numpy().data)
     return digest.hexdigest()
-
-
-def _name_and_size(path: str, *, root: Path) -> bytes:
-    name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
-    try:
-        size = os.stat(path).st_size
-    except OSError:
-        size = -1  # the error names it when it is read
-    return f"{name}\0{size}\0".encode(errors="surrogateescape")
 
 
 def _hash_tensors(tensors: Sequence[Tensor]) -> str:
