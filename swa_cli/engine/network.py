@@ -35,7 +35,7 @@ from swa_cli.engine.failures import is_out_of_memory
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.models import build_model
-from swa_cli.models.freezing import freeze
+from swa_cli.models.freezing import freeze, frozen_names
 from swa_cli.recipe.scalars import shown
 from swa_cli.recipe.schema import Recipe
 from swa_cli.units import count_text, some_of
@@ -134,6 +134,24 @@ def keep_fewer_activations(model: nn.Module, *, name: str) -> None:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError) as error:
         raise RecipeError([Problem("train.grad_checkpointing", problem, "leave it out")]) from error
+
+
+def names_to_freeze(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
+    """Return the names of the parameters that `model.freeze` freezes, for the whole run or up to a later epoch.
+
+    Raises:
+        RecipeError: A pattern matches none, or nothing would be trained.
+    """
+    try:
+        names = frozen_names(model, patterns)
+    except UserError as error:
+        problem = Problem("model.freeze", error.message.removeprefix("model.freeze: "), error.hint)
+        raise RecipeError([problem]) from error
+    if all(name in names or not value.requires_grad for name, value in model.named_parameters()):
+        message = f"{', '.join(patterns)} leaves nothing to train"
+        hint = "let the head train, by a pattern with ! such as !fc.*"
+        raise RecipeError([Problem("model.freeze", message, hint)])
+    return names
 
 
 def describe_model(name: str, model: nn.Module) -> str:

@@ -12,7 +12,7 @@ from typing import TextIO
 from swa_cli.engine import class_balance, optimizers
 from swa_cli.engine.context import Context
 from swa_cli.engine.events import PlanEvent
-from swa_cli.engine.network import describe_model
+from swa_cli.engine.network import describe_model, names_to_freeze
 from swa_cli.engine.pretrained import describe_constants
 from swa_cli.engine.run import Run
 from swa_cli.recipe.image_sizes import (
@@ -90,7 +90,7 @@ def _describe_freezing(run: Run) -> str:
     model, first = run.context.recipe.model, run.plan.unfreeze
     if not model.freeze:
         return ""
-    names = run.context.frozen_names(run.model)
+    names = names_to_freeze(run.model, model.freeze)
     span = "frozen" if first is None else f"frozen up to epoch {run.plan.phase.before + first - 1}"
     number = sum(1 for _ in run.model.parameters())
     return f"{span}: {len(names)} of {number} parameter tensors ({', '.join(model.freeze)})"

@@ -29,7 +29,7 @@ from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.failures import Interrupt
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.engine.keep import Kept
-from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_initial
+from swa_cli.engine.network import InitialWeights, Replica, load_initial, names_to_freeze, read_initial
 from swa_cli.engine.pretrained import Purpose, load_pretrained
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
@@ -195,7 +195,7 @@ def build_run(
                 model, world=world, device=context.hardware.device, sync_batchnorm=settings.sync_batchnorm
             )
             replica = Replica(context, model, sharding)
-        frozen = context.frozen_names(model) if plan.unfreeze is not None else frozenset()
+        frozen = names_to_freeze(model, recipe.model.freeze) if plan.unfreeze is not None else frozenset()
         optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse, later=frozen)
         replica.frozen = freeze(model, frozen)  # after all that has to see the whole network
     except RecipeError as error:

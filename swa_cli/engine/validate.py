@@ -272,7 +272,7 @@ def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
 
 
 def _score(run: Run, model: nn.Module, name: str, split: str, *, task: Task) -> SampleScores:
-    context, share = run.context, run.context.share(run.context.plain_batches(split))
+    context, share = run.context, run.context.world.share(run.context.plain_batches(split))
     with (
         context.events.progress(f"scoring {name} on {split}", share.rounds) as bar,
         failures.memory("eval.batch_size", context.recipe.eval.batch_size),

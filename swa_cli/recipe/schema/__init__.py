@@ -454,6 +454,12 @@ class Recipe(BaseModel):
         return self.name or derived[:MAX_NAME].strip("-.")
 
     @property
+    def shows_views(self) -> bool:
+        """Whether images are resized, or changed one by one."""
+        augment = self.dataset.augment
+        return self.dataset.image_size is not None or augment.rotate > 0 or augment.policy != "none"
+
+    @property
     def all_averages(self) -> dict[str, Average]:
         """Return every average by name, `swa` first."""
         if self.swa is None:
