@@ -23,8 +23,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from swa_cli.data import datasets, pytree
-from swa_cli.data.datasets import Request, complete_args
+from swa_cli.data import arguments, datasets, pytree
+from swa_cli.data.datasets import Request
 from swa_cli.data.image_file import hash_files
 from swa_cli.data.packed import PackedDataset, Packing, Store
 from swa_cli.data.samples import Origin
@@ -288,7 +288,7 @@ def _notes(
 def _read(name: str, *, given: Mapping[str, Any], **request: Any) -> Found:
     """Read a dataset by its entry, whose fields complete what the reader returns."""
     entry = datasets.find(name)
-    args = dict(given) if entry.args is None else complete_args(entry.args, given, name=name)
+    args = dict(given) if entry.args is None else arguments.complete(entry.args, given, name=name)
     found = entry.read(Request(name=name, dataset=entry, args=args, **request))
     assert entry.has_val or "val" not in found.splits, f"{name} is declared to have no validation split"
     return replace(

@@ -263,7 +263,9 @@ def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Pla
     except RecipeError as error:
         problems += error.problems
     problems += _problems_of_processes(context)
-    problems += class_balance.problems(recipe, context.source) or _problems_of_loss(context)
+    counts_classes = recipe.train.class_weights != "none" or recipe.dataset.sampler == "balanced"
+    of_classes = class_balance.problems(recipe, context.source) if counts_classes else []
+    problems += of_classes or _problems_of_loss(context)
     if recipe.train.fsdp:
         problems += fsdp.problems(recipe, world=context.world)
     for key, column in watched_columns(recipe).items():
