@@ -132,6 +132,7 @@ def _curves(run: OpenRun, _: Request) -> Picture:
         steps_per_epoch=run.plan.steps_per_epoch,
         lr=[run.plan.learning_rate(step) for step in range(run.step)],
         worker_lr=run.plan.worker_rates if len(rows) > run.plan.epochs else [],
+        trained=run.recipe.train.loss_text,
         final=None if run.result is None else run.result["weights"],
         metrics=run.metrics,
     )

@@ -60,7 +60,10 @@ def write_page(
         twice = next(path for path, real in zip(paths, resolved, strict=True) if resolved.count(real) > 1)
         raise UserError(f"{twice}: is named twice", hint="name each run once")
     runs = [OpenRun(path, terminal=terminal, samples=1000, allow_code=allow_code) for path in paths]
-    shown = [_on_page(run, version=version, with_plane=with_plane, with_data=with_data) for run in runs]
+    shown = [
+        _on_page(run, title=title, version=version, with_plane=with_plane, with_data=with_data)
+        for run, title in zip(runs, _titles(runs), strict=True)
+    ]
     found = differences([run.recipe for run in runs])
     table = [(key, [str(value) for value in values]) for key, values in found.items()]
     content = document(shown, differences=table).encode()
@@ -75,7 +78,19 @@ def write_page(
     }
 
 
-def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -> RunOnPage:
+def _titles(runs: Sequence[OpenRun]) -> list[str]:
+    """Return the title of each run, with as many of the folders above it as tell it from the other runs."""
+    paths = [run.folder.path.resolve().parts for run in runs]
+    titles = []
+    for run, own in zip(runs, paths, strict=True):
+        number = run.title.count("/") + 1
+        while sum(other[-number:] == own[-number:] for other in paths) > 1:
+            number += 1
+        titles.append("/".join(own[-number:]))
+    return titles
+
+
+def _on_page(run: OpenRun, *, title: str, version: str, with_plane: bool, with_data: bool) -> RunOnPage:
     made: list[Drawing | TextTable] = []
     notes: list[str] = []
     makers: list[tuple[str, Callable[[], Sequence[Drawing | TextTable]]]] = [
@@ -100,9 +115,10 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     result = run.result or {}
     weights = result.get("weights", {})
     return RunOnPage(
-        title=run.title,
+        title=title,
         facts=_facts(run),
         metrics=run.metrics,
+        trained=run.recipe.train.loss_text,
         rows=run.rows,
         averaging=run.averaging,
         steps_per_epoch=run.plan.steps_per_epoch,

@@ -81,7 +81,7 @@ class OpenRun:
     @property
     def title(self) -> str:
         """The title of its pictures."""
-        return self.folder.path.resolve().name
+        return self.folder.title
 
     @property
     def step(self) -> int:

@@ -27,10 +27,9 @@ from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.averaging.soup import Ratio
 from swa_cli.checkpoint import reader
 from swa_cli.checkpoint.run_folder import RunFolder, about
-from swa_cli.engine import evaluate
+from swa_cli.engine import evaluate, pretrained
 from swa_cli.engine.context import Context
 from swa_cli.engine.network import InitialWeights, load_initial, read_initial
-from swa_cli.engine.pretrained import load_pretrained
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.report.scores import search_summary
@@ -296,7 +295,8 @@ def _initial(context: Context, model: nn.Module, gathered: Sources) -> InitialWe
     """Put the weights into a network that the recipe names in model.pretrained, or else in train.init."""
     settings = context.recipe.train
     if context.recipe.model.pretrained is not None:
-        return load_pretrained(context, model)
+        context = replace(context, pretrained=pretrained.find(context.recipe))
+        return pretrained.load_pretrained(context, model, purpose="train")
     if settings.init is None:
         raise UserError(
             f"{gathered.sets[0].file}: its recipe names no weights that it started from, in model.pretrained or"

@@ -109,6 +109,16 @@ class RunFolder:
         return path.relative_to(here) if path.is_relative_to(here) and path != here else self.path
 
     @property
+    def title(self) -> str:
+        """Its name in pictures and pages, after that of the repeat or the SWAP run that it is a part of."""
+        path = self.path.resolve()
+        own = RunFolder(path)
+        above = own.run_to_resume
+        if above is not own:
+            return f"{above.title}/{path.parent.name}/{path.name}"
+        return f"{path.parent.name}/{path.name}" if own.is_in_repeat else path.name
+
+    @property
     def has_begun(self) -> bool:
         """Whether there is a run that can continue."""
         return any(file.is_file() for file in (self.last, self.previous, self.about))

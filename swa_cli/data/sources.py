@@ -23,9 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from swa_cli.data import datasets, pytree
-from swa_cli.data.datasets import Request, complete_args
-from swa_cli.data.image_file import on_threads
+from swa_cli.data import arguments, datasets, pytree
+from swa_cli.data.datasets import Request
+from swa_cli.data.image_file import hash_files
 from swa_cli.data.packed import PackedDataset, Packing, Store
 from swa_cli.data.samples import Origin
 from swa_cli.data.splits import (
@@ -54,8 +54,6 @@ from swa_cli.errors import UserError
 NAMED = 5  # files that a note lists
 TELLING_RATIO = 10  # of the largest class to the smallest one: a plan says it from here on
 AS_THEY_ARE = Views(TrainingView(EvaluationView()), EvaluationView())
-_STAT_THREADS = 16  # they wait for the file system, not for a core
-_STATS = 4096  # files per task
 Constants = Literal["auto"] | tuple[float, ...]  # per channel
 PerChannel = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std
 
@@ -74,6 +72,7 @@ class Source:
     size: tuple[int, ...]  # (H, W)
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    measured: frozenset[str]  # those of mean and std that are of its own images, and not declared
     example: tuple[Any, Any]  # the first training sample, as a stored batch of one
     data: Fingerprints  # of each split, before validation samples are taken
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
@@ -86,6 +85,11 @@ class Source:
     def target(self) -> Target:
         """What a label is: a class, a mask with a class per pixel (255 ignored), or `num_classes` numbers."""
         return next(split.target for split in (self.train, self.val, self.test) if split is not None)
+
+    @property
+    def is_8_bit(self) -> bool:
+        """Whether the inputs are 8-bit images; others are taken as normalized already."""
+        return self.channels is not None and not self.example[0].is_floating_point()
 
     def describe_inputs(self) -> str:
         """Describe what goes into the network."""
@@ -221,6 +225,7 @@ def load(
         size=() if images is None else tuple(images.shape[2:]),
         mean=constants[0],
         std=constants[1],
+        measured=frozenset(key for key in ("mean", "std") if images is not None and getattr(declared, key) is None),
         example=example,
         data=data,
         notes=tuple(notes),
@@ -289,7 +294,7 @@ def _notes(
 def _read(name: str, *, given: Mapping[str, Any], **request: Any) -> Found:
     """Read a dataset by its entry, whose fields complete what the reader returns."""
     entry = datasets.find(name)
-    args = dict(given) if entry.args is None else complete_args(entry.args, given, name=name)
+    args = dict(given) if entry.args is None else arguments.complete(entry.args, given, name=name)
     found = entry.read(Request(name=name, dataset=entry, args=args, **request))
     assert entry.has_val or "val" not in found.splits, f"{name} is declared to have no validation split"
     return replace(
@@ -441,26 +446,16 @@ def _hash_files(
     dataset: FileDataset, *, labels: Tensor | None, root: Path, what: str, progress: Progress | None
 ) -> str:
     """Hash names and sizes of files, and the labels, which a table may give."""
-    paths = dataset.files
 
-    def describe(part: range) -> bytes:
-        return b"".join(_name_and_size(path, root=root) for path in paths[part.start : part.stop])
+    def describe(path: str, status: os.stat_result | None) -> str:
+        name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
+        return f"{name}\0{-1 if status is None else status.st_size}\0"  # a missing one is named when it is read
 
     digest = hashlib.sha256(dataset.checksum.encode())
-    for text in on_threads(describe, len(paths), what=what, progress=progress, threads=_STAT_THREADS, chunk=_STATS):
-        digest.update(text)
+    hash_files(digest, dataset.files, describe, what=what, progress=progress)
     if labels is not None:
         digest.update(labels.numpy().data)
     return digest.hexdigest()
-
-
-def _name_and_size(path: str, *, root: Path) -> bytes:
-    name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
-    try:
-        size = os.stat(path).st_size
-    except OSError:
-        size = -1  # the error names it when it is read
-    return f"{name}\0{size}\0".encode(errors="surrogateescape")
 
 
 def _hash_tensors(tensors: Sequence[Tensor]) -> str:

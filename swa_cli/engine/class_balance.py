@@ -83,7 +83,7 @@ def describe_loss(recipe: Recipe, source: Source) -> str:
     `focal (gamma 2), class weights balanced: 0.51 (cat) to 25 (dog), label smoothing 0.1`.
     """
     train, weights = recipe.train, class_weights(recipe, source)
-    parts = [] if train.loss is None else [train.loss if train.loss != "focal" else f"focal (gamma {train.gamma:g})"]
+    parts = [] if train.loss_text is None else [train.loss_text]
     if weights is not None:
         least, most = int(weights.argmin()), int(weights.argmax())
         low, high = (f"{float(weights[label]):.3g} ({source.class_names[label]})" for label in (least, most))

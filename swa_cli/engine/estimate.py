@@ -131,7 +131,9 @@ def dry_run(run: Run) -> dict[str, Any]:
         evaluate.score(model, scored, task=context.task, hardware=context.eval_hardware)
     seconds = time.monotonic() - started
     samples = phase.batch_size * phase.grad_accum_steps
-    context.events.note(f"one step of {samples} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written")
+    is_seeded = run.initial is not None and run.initial.sha256 is None
+    what = f"one step of {samples} samples{' with weights of the seed' if is_seeded else ''}"
+    context.events.note(f"{what}: loss {loss:.3f}, {seconds:.1f} s; nothing was written")
     return {
         "command": "train",
         "dry_run": True,

@@ -29,8 +29,8 @@ from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.failures import Interrupt
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.engine.keep import Kept
-from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_initial
-from swa_cli.engine.pretrained import load_pretrained
+from swa_cli.engine.network import InitialWeights, Replica, load_initial, names_to_freeze, read_initial
+from swa_cli.engine.pretrained import Purpose, load_pretrained
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.models.freezing import freeze, unfreeze
@@ -120,7 +120,7 @@ def build_run(
     point: Checkpoint | None = None,
     world: World = ALONE,
     context: Context | None = None,
-    packing: Packing = "plan",
+    purpose: Purpose = "plan",
 ) -> Run:
     """Build everything a run needs.
 
@@ -130,7 +130,7 @@ def build_run(
         point: The resume point, if the run continues from one.
         world: The processes that train together.
         context: The context of this recipe, if its data were loaded before.
-        packing: What is done where images are to be packed and are not yet, see `sources.load`.
+        purpose: A run that is built to `train` may pack images and download weights.
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
@@ -153,6 +153,7 @@ def build_run(
     known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
     try:
         if context is None:
+            packing: Packing = "write" if purpose == "train" else "plan"
             context = build_context(recipe, events, world=world, packing=packing, **known)
         context = replace(context, events=events)
         recipe = context.recipe  # with the inputs of pretrained weights
@@ -182,7 +183,7 @@ def build_run(
         if warm is not None:
             initial = load_initial(warm, model, name=settings.init_weights, skip=settings.init_skip)
         elif recipe.model.pretrained is not None and point is None:
-            initial = load_pretrained(context, model)
+            initial = load_pretrained(context, model, purpose=purpose)
         seen = preflight.check(replica, plan)
         context = replica.context = preflight.with_defined_gradients(replica)
         sharding = UNSHARDED
@@ -194,7 +195,7 @@ def build_run(
                 model, world=world, device=context.hardware.device, sync_batchnorm=settings.sync_batchnorm
             )
             replica = Replica(context, model, sharding)
-        frozen = context.frozen_names(model) if plan.unfreeze is not None else frozenset()
+        frozen = names_to_freeze(model, recipe.model.freeze) if plan.unfreeze is not None else frozenset()
         optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse, later=frozen)
         replica.frozen = freeze(model, frozen)  # after all that has to see the whole network
     except RecipeError as error:
@@ -262,7 +263,9 @@ def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Pla
     except RecipeError as error:
         problems += error.problems
     problems += _problems_of_processes(context)
-    problems += class_balance.problems(recipe, context.source) or _problems_of_loss(context)
+    counts_classes = recipe.train.class_weights != "none" or recipe.dataset.sampler == "balanced"
+    of_classes = class_balance.problems(recipe, context.source) if counts_classes else []
+    problems += of_classes or _problems_of_loss(context)
     if recipe.train.fsdp:
         problems += fsdp.problems(recipe, world=context.world)
     for key, column in watched_columns(recipe).items():

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -133,9 +133,21 @@ def forward_backward(
         with context.hardware.autocast():
             outputs = forward(*args, **kwargs)
         loss = context.loss(outputs, targets)
-        run.scaler.scale(loss * (share * size) * relative / context.phase.grad_accum_steps).backward()
+        with _buffers_kept(run.model) if context.recipe.train.grad_checkpointing else nullcontext():
+            run.scaler.scale(loss * (share * size) * relative / context.phase.grad_accum_steps).backward()
     part = torch.stack([loss.detach() * share, task.train_score(outputs, targets) * score_share])
     return StepResult(loss.detach(), part)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Give buffers their values back after a backward pass that computes activations again, in training mode.
+
+    Without it BatchNorm would count each batch twice.
+    """
+    kept = {name: value.clone() for name, value in model.named_buffers()}
+    yield
+    loading.load_buffers(model, kept)
 
 
 def _share(context: Context, inputs: Any, targets: Any) -> float:

@@ -20,11 +20,11 @@ from torch import Tensor
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.model_state import NonFiniteWeightsError, read, require_finite
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.data.packed import Packing
 from swa_cli.engine import estimate, failures, keep, state, swap, validate
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import EpochEvent, Events, StepEvent
 from swa_cli.engine.plan_text import plan_event
+from swa_cli.engine.pretrained import Purpose
 from swa_cli.engine.run import Run, build_run, end_freezing, unfreeze_if_due
 from swa_cli.engine.step import Forward, build_forward, train_step
 from swa_cli.engine.user_code import make_importable
@@ -52,7 +52,7 @@ def train(
         RecipeError: Problems that show once data and classes are known; nothing was run.
         UserError: Missing data or device, or the run failed (exit code 1).
     """
-    run = set_up(loaded, listeners=listeners, world=world, packing="plan" if dry_run else "write")
+    run = set_up(loaded, listeners=listeners, world=world, purpose="dry run" if dry_run else "train")
     recipe = run.context.recipe
     if dry_run:
         run.context.events.emit(plan_event(run, title=f"{recipe.title} (dry run)", warnings=run.plan.warnings))
@@ -62,8 +62,8 @@ def train(
     return start(run, RunFolder(path, writes=world.is_rank0), recipe_folder=loaded.folder)
 
 
-def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE, packing: Packing = "plan") -> Run:
-    """Build a run that `start` can start; it has no folder yet. Where `packing` is `write`, its images are packed.
+def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE, purpose: Purpose = "plan") -> Run:
+    """Build a run, which `start` can start if its purpose is to train; it has no folder yet.
 
     Raises:
         RecipeError: Problems that show once data and classes are known.
@@ -71,7 +71,7 @@ def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = A
     """
     make_importable(loaded)
     with failures.before_a_run():
-        run = build_run(loaded, Events(listeners), world=world, packing=packing)
+        run = build_run(loaded, Events(listeners), world=world, purpose=purpose)
     run.context.scoring_split()
     return run
 

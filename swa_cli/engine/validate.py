@@ -225,6 +225,7 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
                 steps_per_epoch=plan.steps_per_epoch,
                 lr=[plan.learning_rate(step) for step in range(run.step)],
                 worker_lr=plan.worker_rates,
+                trained=context.recipe.train.loss_text,
             ),
         )
     )
@@ -260,7 +261,7 @@ def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
 
 
 def _score(run: Run, model: nn.Module, name: str, split: str, *, task: Task) -> SampleScores:
-    context, share = run.context, run.context.share(run.context.plain_batches(split))
+    context, share = run.context, run.context.world.share(run.context.plain_batches(split))
     with (
         context.events.progress(f"scoring {name} on {split}", share.rounds) as bar,
         failures.memory("eval.batch_size", context.recipe.eval.batch_size),

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from swa_cli.data.datasets import DATASETS, REQUIRED, USER_DATASET, Argument, Dataset, Request, whole
+from swa_cli.data.arguments import REQUIRED, Argument, whole
+from swa_cli.data.datasets import DATASETS, USER_DATASET, Dataset, Request
 from swa_cli.data.sources import known_num_train, load
 from swa_cli.data.splits import Arrays, Found
 from swa_cli.data.transforms import EvaluationView

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.patches import Rectangle
 
-from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, TaskMetrics
+from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, TaskMetrics, user_task_metrics
 from swa_cli.report.page import Line, RunOnPage, chart, document
 from swa_cli.report.plots import budgets, calibration, curves, loss_surface
 
@@ -109,6 +109,47 @@ def test_curves_are_drawn_in_the_unit_of_their_axis(
     steps = next(line for line in rates.get_lines() if line.get_drawstyle() == "steps-post")
     assert list(steps.get_ydata()) == [0.1] * 10 + [0.05] * 11
     assert list(steps.get_xdata())[10] == 1.0
+
+
+def page_of(metrics: TaskMetrics, **values: Any) -> RunOnPage:
+    """A run of two epochs."""
+    return RunOnPage(
+        title="x",
+        facts=[],
+        metrics=metrics,
+        rows=rows_of(metrics),
+        averaging={},
+        steps_per_epoch=10,
+        lr=[0.1] * 20,
+        split="test",
+        samples=1,
+        weights={},
+        verdict=[],
+        drawings=[],
+        notes=[],
+        recipe="",
+        versions=[],
+        commands=[],
+        **values,
+    )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "title"),
+    [
+        (CLASSIFICATION, "loss (val: nats per sample; train: focal (gamma 2))"),
+        (user_task_metrics({"score": "higher", "loss": "lower"}), "loss (train: focal (gamma 2))"),
+    ],
+)
+def test_another_training_loss_has_no_unit_of_the_task(
+    drawn: list[matplotlib.figure.Figure], metrics: TaskMetrics, title: str
+) -> None:
+    """Axis of curves.png and chart of the page: training by its loss, validation in the unit of the task's."""
+    rows: dict[str, Any] = {"rows": rows_of(metrics), "averaging": {}, "steps_per_epoch": 10, "lr": [0.1] * 20}
+    curves.draw(io.BytesIO(), **rows, title="x", trained="focal (gamma 2)", metrics=metrics)
+    assert drawn[0].axes[0].get_ylabel() == title
+    page = page_of(metrics, trained="focal (gamma 2)")
+    assert f"<figcaption>{title}</figcaption>" in document([page], differences=[])
 
 
 def test_a_schedule_is_drawn_over_epochs(drawn: list[matplotlib.figure.Figure]) -> None:
@@ -417,24 +458,7 @@ def test_a_chart_is_read_as_it_was_meant(from_zero: bool) -> None:
 @pytest.mark.parametrize(("metrics", "axis", "scale"), TASKS)
 def test_charts_of_a_page_are_in_the_unit_of_their_title(metrics: TaskMetrics, axis: str, scale: float) -> None:
     """Of the chart of the score: the points of validation by its axis, times 100 where its title says %."""
-    page = RunOnPage(
-        title="x",
-        facts=[],
-        metrics=metrics,
-        rows=rows_of(metrics),
-        averaging={},
-        steps_per_epoch=10,
-        lr=[0.1] * 20,
-        split="test",
-        samples=1,
-        weights={},
-        verdict=[],
-        drawings=[],
-        notes=[],
-        recipe="",
-        versions=[],
-        commands=[],
-    )
+    page = page_of(metrics)
     charts: Sequence[str] = document([page], differences=[]).split('<figure class="chart"')[1:]
     titled = {re.search(r"<figcaption>(.*?)</figcaption>", text)[1]: text for text in charts}  # type: ignore[index]
     assert list(titled) == [metrics.loss_axis, axis, "learning rate of a step"]

@@ -47,6 +47,11 @@ VARIANTS = {
         *("train.keep_best=val_loss", "averages.ema.keep=best", "averages.tail.keep=best", "output.save_every=5step"),
         *("dataset.sampler=balanced", "train.loss=bce", "train.class_weights=balanced", "train.grad_accum_steps=2"),
     ],
+    "frozen": [
+        *('model.freeze=["*", "!features.12.*", "!classifier.*"]', "model.unfreeze=50%", "output.save_every=5step"),
+        "optimizer={name: AdamW, lr: 0.01, layer_decay: 0.75, no_decay: [norm], groups: [{match: bias, lr: 2x}]}",
+        *("swa.lr=0.005", "averages.ema.keep=best"),
+    ],
     "exact": ["swa.batchnorm.method=exact", "output.save_every=7step", "snapshots.keep=all"],
     "streamed": [STREAMED, "train.batch_size=8", "output.save_every=1step"],
     **{

@@ -96,6 +96,11 @@ class Model(BaseModel):
     )
 
     @property
+    def is_of_library(self) -> bool:
+        """Whether the network is one of torchvision or timm, which publish weights."""
+        return ":" in self.name and self.name.partition(":")[0] in PUBLISHERS
+
+    @property
     def is_published(self) -> bool:
         """Whether the weights to start from are those that torchvision or timm publish."""
         return self.pretrained is not None and self.pretrained_file is None
@@ -105,8 +110,7 @@ class Model(BaseModel):
         """The file that `pretrained` names: in a library, what is not a name of letters, digits, _ and -."""
         if not isinstance(self.pretrained, str):
             return None
-        is_library = self.name.partition(":")[0] in PUBLISHERS and ":" in self.name
-        return None if is_library and re.fullmatch(r"[\w-]+", self.pretrained, re.ASCII) else self.pretrained
+        return None if self.is_of_library and re.fullmatch(r"[\w-]+", self.pretrained, re.ASCII) else self.pretrained
 
     @field_validator("pretrained", mode="before")
     @classmethod
@@ -324,9 +328,10 @@ class Train(BaseModel):
     )
 
     @property
-    def gamma(self) -> float:
-        """Return the exponent of the focal loss."""
-        return 2.0 if self.focal_gamma is None else self.focal_gamma
+    def loss_text(self) -> str | None:
+        """The loss that is trained, such as `bce` or `focal (gamma 2)`; None for that of the task."""
+        gamma = 2.0 if self.focal_gamma is None else self.focal_gamma
+        return f"focal (gamma {gamma:g})" if self.loss == "focal" else self.loss
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -447,6 +452,12 @@ class Recipe(BaseModel):
         """Return the name of the run folder: `name`, or dataset-model."""
         derived = re.sub(r"[^A-Za-z0-9_.+-]+", "-", f"{self.dataset.name}-{self.model.name}")
         return self.name or derived[:MAX_NAME].strip("-.")
+
+    @property
+    def shows_views(self) -> bool:
+        """Whether images are resized, or changed one by one."""
+        augment = self.dataset.augment
+        return self.dataset.image_size is not None or augment.rotate > 0 or augment.policy != "none"
 
     @property
     def all_averages(self) -> dict[str, Average]:

@@ -35,6 +35,7 @@ def draw(
     steps_per_epoch: int,
     lr: Sequence[float],
     worker_lr: Sequence[Point] = (),
+    trained: str | None = None,
     final: Mapping[str, Row] | None = None,
     metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
@@ -43,7 +44,8 @@ def draw(
 
     `rows` are those of `metrics.csv`, with None where something was not measured. `averaging` maps an average to the
     steps it holds, in optimizer updates done. `lr` is the learning rate of each step; `worker_lr` pairs epochs done
-    with the learning rate of a SWAP worker from then on. `final` maps `last` and the averages to their final scores.
+    with the learning rate of a SWAP worker from then on. `trained` is the loss that is trained, if it is not that of
+    the task. `final` maps `last` and the averages to their final scores.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -53,6 +55,8 @@ def draw(
         end = max([1.0, len(lr) / steps_per_epoch, *(row["epoch"] for row in rows)])
         _draw_scores(loss, rows, names=names, final=final, end=end, metrics=metrics, is_loss=True)
         _draw_scores(score, rows, names=names, final=final, end=end, metrics=metrics, is_loss=False)
+        loss.set_ylabel(plots.loss_title(metrics, trained=trained))
+        score.set_ylabel(plots.axis_title(metrics.primary))
         _draw_rates(rates, lr, worker_lr, averaging, steps_per_epoch=steps_per_epoch)
         _shade(panels, averaging, steps_per_epoch=steps_per_epoch, end=end)
         rates.set_xlabel("epoch")
@@ -223,7 +227,6 @@ def _draw_scores(
             axes.set_ylim(top=max(settled) + margin)
         else:
             axes.set_ylim(bottom=min(settled) - margin)
-    axes.set_ylabel(metrics.loss_axis if is_loss else plots.axis_title(metric))
 
 
 _ROW = 0.1  # of the panel's height, for each row of marks
