@@ -51,7 +51,6 @@ from swa_cli.data.splits import (
 from swa_cli.data.transforms import EvaluationView, TrainingView, Views
 from swa_cli.data.user_dataset import listed_part, with_checked_samples
 from swa_cli.errors import UserError
-from swa_cli.units import count_text
 
 NAMED = 5  # files that a note lists
 TELLING_RATIO = 10  # of the largest class to the smallest one: a plan says it from here on
@@ -360,7 +359,7 @@ def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ..
         none = f"{int((per_sample == 0).sum()):,} {split.origin.split} samples without any"
         beside = (f"{float(per_sample.double().mean()):.3g} labels per sample, {none}",)
     least, most = int(counts.argmin()), int(counts.argmax())
-    number = f"{count_text(len(class_names), 'class', plural='classes')} of"
+    number = f"{len(class_names):,} class{'es' * (len(class_names) > 1)} of"
     if counts[least] == counts[most]:
         return (f"{number} {int(counts[least]):,} {split.origin.split} samples each", *beside)
     ratio = int(counts[most]) // int(counts[least]) if counts[least] else 0

@@ -301,7 +301,9 @@ def _row(
         label = values[places.label].strip()
     for name, value in (("path", path), ("label", label), ("split", split)):
         if not value and not (name == "label" and columns.delimiter):
-            raise UserError(f"{where}: the {name} is empty", hint="fill it in, or remove the row")
+            several = "; if rows have several labels, or none, write dataset.args.label_delimiter='|'"
+            hint = f"fill it in, or remove the row{several if name == 'label' else ''}"
+            raise UserError(f"{where}: the {name} is empty", hint=hint)
         if "\0" in value:
             raise UserError(f"{where}: the {name} has a null character", hint="export the table as text once more")
     return _Row(line, path, label, split)

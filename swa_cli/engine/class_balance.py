@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swa_cli.data.sources import TELLING_RATIO, Source
 from swa_cli.errors import Problem
-from swa_cli.metrics.losses import balanced_weights
+from swa_cli.metrics.losses import balanced_positive_weights, balanced_weights
 from swa_cli.recipe.schema import Recipe
 from swa_cli.units import some_of
 
@@ -38,7 +38,8 @@ def problems(recipe: Recipe, source: Source) -> list[Problem]:
     if recipe.dataset.sampler == "balanced":
         if source.target != "class":
             message = f"the labels of {source.name} are {source.target}, and a class is drawn by the label of a sample"
-            found.append(Problem("dataset.sampler", message, "write sampler: uniform"))
+            beside = ", and class_weights: balanced below train" if source.target == "multilabel" else ""
+            found.append(Problem("dataset.sampler", message, f"write sampler: uniform{beside}"))
         elif not _has_known_labels(source):
             hint = "write sampler: uniform, or give the dataset an attribute `targets`"
             found.append(Problem("dataset.sampler", _unknown_labels(source), hint))
@@ -47,7 +48,7 @@ def problems(recipe: Recipe, source: Source) -> list[Problem]:
 
 def _problems_of_balance(source: Source) -> list[Problem]:
     key = "train.class_weights"
-    if source.target not in ("class", "mask") or not source.num_classes:
+    if source.target not in ("class", "multilabel", "mask") or not source.num_classes:
         what = f"the labels of {source.name} are {source.target}" if source.num_classes else "its classes are unknown"
         return [Problem(key, f"there are no classes to count: {what}", "leave it out")]
     if not _has_known_labels(source):
@@ -56,11 +57,16 @@ def _problems_of_balance(source: Source) -> list[Problem]:
         else:
             hint = "write one weight per class, such as [1, 2.5], or give the dataset an attribute `targets`"
         return [Problem(key, _unknown_labels(source), hint)]
-    empty = (~_balanced(source).isfinite()).nonzero()[:, 0].tolist()
-    if empty:
-        names = some_of([source.class_names[label] for label in empty])
-        message = f"balanced is n / (K n_k), and there are no training samples of {names}"
-        return [Problem(key, message, "write one weight per class, or take those classes out of the dataset")]
+    weights, is_several = _balanced(source), source.target == "multilabel"
+    formula = "the samples without a label / those with it" if is_several else "n / (K n_k)"
+    for label, what in (
+        (~weights.isfinite(), "there are no training samples of"),
+        (weights == 0, "all training samples are"),
+    ):
+        if wrong := label.nonzero()[:, 0].tolist():
+            names = some_of([source.class_names[number] for number in wrong])
+            message = f"balanced is {formula}, and {what} {names}"
+            return [Problem(key, message, "write one weight per class, or take those classes out of the dataset")]
     return []
 
 
@@ -74,6 +80,8 @@ def _unknown_labels(source: Source) -> str:
 
 def _balanced(source: Source) -> Tensor:
     assert source.train is not None
+    if source.target == "multilabel":
+        return balanced_positive_weights(source.train.labels)
     return balanced_weights(source.train.labels, num_classes=source.num_classes)
 
 

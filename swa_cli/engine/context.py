@@ -18,7 +18,7 @@ from torch import nn
 
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
 from swa_cli.averaging.bn_layers import bn_layers, gather_single_process, may_have_statistics
-from swa_cli.data import batches, pytree, sources
+from swa_cli.data import batches, datasets, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.data.color_jitter import ColorJitter
@@ -47,6 +47,7 @@ from swa_cli.recipe.swap import Phase, phase_of
 from swa_cli.units import some_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+DELIMITERS = ("|", ";", ",", " ")  # that stand between labels in tables of other programs
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 
 
@@ -485,10 +486,9 @@ def build_context(
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
     """Require labels that the task learns, and inputs that the augmentation can change."""
     if task.target not in (None, source.target):
-        fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
         raise UserError(
             f"task: {recipe.task} learns labels that are {task.target}, and those of {source.name} are {source.target}",
-            hint=f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset",
+            hint=_how_to_fit(task, source),
         )
     if source.channels is None and recipe.dataset.augment != schema.Augment():
         raise UserError(
@@ -497,6 +497,19 @@ def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
         )
     if source.channels is not None:
         augment_of(recipe).require_fitting(source.example[0][0], name=source.name)
+
+
+def _how_to_fit(task: Task, source: sources.Source) -> str:
+    """Return the hint for a dataset whose labels the task does not learn."""
+    args = datasets.find(source.name).args
+    if task.target == "multilabel" and args is None:  # user code
+        return f'let {source.name} return "target": "multilabel", with 0 or 1 per class as the label of a sample'
+    if task.target == "multilabel" and args is not None and "label_delimiter" in args:
+        found = [mark for mark in DELIMITERS if any(mark in name for name in source.class_names)]
+        option = f"""'dataset.args.label_delimiter="{[*found, *DELIMITERS][0]}"'"""
+        return f"say what is between two labels: {option}, or name columns of 0 and 1 in dataset.args.labels"
+    fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
+    return f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset"
 
 
 def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:
