@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from array import array
-from collections.abc import Callable, Collection, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from swa_cli.data.listing import NAMED
 from swa_cli.errors import UserError, did_you_mean
 
+DELIMITERS = ("|", ";", ",", " ")  # that stand between several labels in tables of other programs
 UNLABELED = -1  # in place of a class
 FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}  # values of a column of a class, in small letters
 _WHOLE = re.compile(r"-?[0-9]{1,18}")
@@ -80,6 +81,7 @@ def number_classes(
     source: str,
     describe: Callable[[Any], str],
     delimiter: str | None = None,
+    may_have_several: bool = False,
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Return the classes of the samples of each split, and the names of the classes.
 
@@ -90,6 +92,7 @@ def number_classes(
         source: What holds the labels, for messages.
         describe: Names the place of a sample.
         delimiter: Between the labels of a sample that has several; None: each has one.
+        may_have_several: Whether `dataset.args` takes a delimiter, for messages.
 
     Returns:
         (N,) int64 for each split; with a delimiter (N, K) uint8 of 0 and 1.
@@ -119,10 +122,19 @@ def number_classes(
     for split, found in texts.items():
         for text, place in found:
             if text not in class_of:
-                raise _unknown(text, split=split, place=describe(place), names=names, are_given=bool(classes))
+                error = _unknown(text, split=split, place=describe(place), names=names, are_given=bool(classes))
+                if may_have_several and delimiter is None and (several := how_to_have_several([text])):
+                    error = UserError(error.message, hint=f"{error.hint}. If it is several labels, write {several}")
+                raise error
     if delimiter is None:
         return {split: found.classes(class_of) for split, found in labels.items()}, names
     return {split: found.class_sets(class_of, delimiter=delimiter) for split, found in labels.items()}, names
+
+
+def how_to_have_several(texts: Iterable[str], *, default: str = "") -> str:
+    """Return the argument that names what is between the labels in some texts; `default` if nothing seems to be."""
+    found = [mark for mark in DELIMITERS if any(mark in text for text in texts)] or [default]
+    return f"""'dataset.args.label_delimiter="{found[0]}"'""" if found[0] else ""
 
 
 def without_unlabeled(labels: Mapping[str, Tensor], *, source: str) -> tuple[dict[str, Tensor], list[str]]:

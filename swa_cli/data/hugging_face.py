@@ -374,7 +374,9 @@ def _labels(
         )
     texts = {split: _texts(found_values, place=f"{source}: {split}") for split, found_values in values.items()}
     delimiter = _BETWEEN if is_list else delimiter
-    return number_classes(texts, classes=classes, trained=trained, source=source, describe=str, delimiter=delimiter)
+    return number_classes(
+        texts, classes=classes, trained=trained, source=source, describe=str, delimiter=delimiter, may_have_several=True
+    )
 
 
 def _sets(column: Any, num_classes: int, *, place: str) -> Tensor:

@@ -22,7 +22,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swa_cli.data.class_labels import FLAGS, LabelTexts, number_classes, without_unlabeled
+from swa_cli.data.class_labels import (
+    DELIMITERS,
+    FLAGS,
+    LabelTexts,
+    how_to_have_several,
+    number_classes,
+    without_unlabeled,
+)
 from swa_cli.data.listing import NAMED, SPLITS, split_of
 from swa_cli.data.paths import Paths
 from swa_cli.data.photos import PhotoFiles, found
@@ -97,6 +104,7 @@ def find(
             source=str(table),
             describe=lambda line: f"{table}:{line}",
             delimiter=columns.delimiter,
+            may_have_several=True,
         )
     if columns.labels or columns.delimiter:
         labels, left_out = without_unlabeled(labels, source=str(table))
@@ -301,9 +309,9 @@ def _row(
         label = values[places.label].strip()
     for name, value in (("path", path), ("label", label), ("split", split)):
         if not value and not (name == "label" and columns.delimiter):
-            several = "; if rows have several labels, or none, write dataset.args.label_delimiter='|'"
-            hint = f"fill it in, or remove the row{several if name == 'label' else ''}"
-            raise UserError(f"{where}: the {name} is empty", hint=hint)
+            several = how_to_have_several([], default=DELIMITERS[0])
+            beside = f". If rows have several labels, or none, write {several}" if name == "label" else ""
+            raise UserError(f"{where}: the {name} is empty", hint=f"fill it in, or remove the row{beside}")
         if "\0" in value:
             raise UserError(f"{where}: the {name} has a null character", hint="export the table as text once more")
     return _Row(line, path, label, split)

@@ -21,6 +21,7 @@ from swa_cli.averaging.bn_layers import bn_layers, gather_single_process, may_ha
 from swa_cli.data import batches, datasets, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
+from swa_cli.data.class_labels import DELIMITERS, how_to_have_several
 from swa_cli.data.color_jitter import ColorJitter
 from swa_cli.data.packed import Packing
 from swa_cli.data.randomness import derive_seed
@@ -47,7 +48,6 @@ from swa_cli.recipe.swap import Phase, phase_of
 from swa_cli.units import some_of
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-DELIMITERS = ("|", ";", ",", " ")  # that stand between labels in tables of other programs
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
 
 
@@ -505,8 +505,7 @@ def _how_to_fit(task: Task, source: sources.Source) -> str:
     if task.target == "multilabel" and args is None:  # user code
         return f'let {source.name} return "target": "multilabel", with 0 or 1 per class as the label of a sample'
     if task.target == "multilabel" and args is not None and "label_delimiter" in args:
-        found = [mark for mark in DELIMITERS if any(mark in name for name in source.class_names)]
-        option = f"""'dataset.args.label_delimiter="{[*found, *DELIMITERS][0]}"'"""
+        option = how_to_have_several(source.class_names, default=DELIMITERS[0])
         return f"say what is between two labels: {option}, or name columns of 0 and 1 in dataset.args.labels"
     fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
     return f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset"

@@ -312,3 +312,14 @@ def test_batches_mix_their_labels(tmp_path: Path, streamed: bool) -> None:
     torch.testing.assert_close(targets, mix.share * plain + (1 - mix.share) * plain.roll(1, 0))
     levels = order.float() / 255
     torch.testing.assert_close(images[:, 0, 0, 0], mix.share * levels + (1 - mix.share) * levels.roll(1, 0))
+
+
+def test_several_labels_without_a_delimiter_have_a_hint(tmp_path: Path) -> None:
+    """A combination that training lacks, in a table of one class per row: the argument is named, and works."""
+    text = table("a|b,train", "a,train", "b,val", head="path,label,split").replace("b,val", "b|a,val")
+    for delimiter, words in (("|", text), (" ", text.replace("|", " "))):
+        error = refused(tmp_path, words)
+        assert "a.csv:4:" in error.message
+        assert f"""'dataset.args.label_delimiter="{delimiter}"'""" in error.hint
+        assert source(tmp_path, words, label_delimiter=delimiter).class_names == ("a", "b")
+    assert "label_delimiter" not in refused(tmp_path, text.replace("b|a,val", "c,val")).hint
