@@ -25,7 +25,7 @@ def average_precision(scores: Tensor, positive: Tensor) -> tuple[float, Tensor]:
         positive: (N,) bool, the samples that have the class.
     """
     found, has_class = scores.numpy(), positive.numpy()
-    order = np.argsort(-found, kind="stable")  # numpy sorts ten times as fast as torch
+    order = np.argsort(-found)  # numpy sorts ten times as fast as torch
     ordered = found[order]
     starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])  # (G,) of each threshold
     sizes = np.diff(np.r_[starts, len(ordered)])
