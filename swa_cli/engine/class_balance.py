@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from swa_cli.data.sources import TELLING_RATIO, Source
+from swa_cli.data.splits import class_counts
 from swa_cli.errors import Problem
 from swa_cli.metrics.losses import balanced_positive_weights, balanced_weights
 from swa_cli.recipe.schema import Recipe
@@ -107,12 +108,14 @@ def describe_sampler(recipe: Recipe, source: Source) -> str:
     if recipe.dataset.sampler == "balanced":
         return "balanced sampler: each class is drawn equally often, also for BatchNorm statistics"
     split = source.train
-    if split is None or split.target != "class" or not _has_known_labels(source):
+    if split is None or split.target not in ("class", "multilabel") or not _has_known_labels(source):
         return ""
-    counts = split.labels.bincount(minlength=source.num_classes)
+    counts = class_counts(split, num_classes=source.num_classes)
     is_uneven = int(counts.max()) >= TELLING_RATIO * int(counts[counts > 0].min())
-    if not is_uneven or recipe.train.class_weights != "none" or recipe.task != "classification":
+    if not is_uneven or recipe.train.class_weights != "none" or recipe.task not in ("classification", "multilabel"):
         return ""
+    if recipe.task == "multilabel":
+        return "a class and its absence count alike with train.class_weights=balanced"
     return (
         "classes of such different sizes count alike with train.class_weights=balanced, and are drawn equally often"
         " with dataset.sampler=balanced"
