@@ -90,6 +90,7 @@ def test_cli_takes_only_light_rooms_at_its_top() -> None:
         ["bn-update", "-h"],
         ["repeat", "-h"],
         ["average", "-h"],
+        ["soup", "-h"],
         ["export", "-h"],
         ["predict", "-h"],
         ["new"],

@@ -2,7 +2,7 @@
 
 `Choice` says what is averaged: all sources, the last few, a window of the run, or what scores on validation images
 choose (the greedy soup, the search for a window). Every candidate gets BatchNorm statistics of its own first. The
-test set is never used: scores on it would mean nothing afterwards.
+test set is never used: scores on it would mean nothing afterwards. `swa soup` shares `Trials` and what follows it.
 
 `extract_average` rescues an average where the end of a run fails: last.pt holds it before anything is scored.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from swa_cli.analysis import open, passes, sources
+from swa_cli.analysis import basin, open, passes, sources
 from swa_cli.analysis.sources import Mean, SnapshotSeries, Source, Sources, snapshot_series
 from swa_cli.averaging import soup
 from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
@@ -71,6 +71,7 @@ class Trials:
     sources: Sources
     rows: list[dict[str, Any]] = field(default_factory=list)
     samples: list[SampleScores] = field(default_factory=list)
+    alone: dict[str, SampleScores] = field(default_factory=dict)  # of each source, by its file
     num_passes: int = 0
     network: nn.Module | None = None  # with the mean that was refreshed last
 
@@ -90,11 +91,23 @@ class Trials:
             self.num_passes += update.num_layers > 0
         return Refreshed(mean, cloned(model.state_dict()), update)
 
-    def score(self, *, name: str = NAME) -> SampleScores:
-        """Score every validation image with the mean that was refreshed last."""
+    def hold(self, refreshed: Refreshed) -> None:
+        """Put a mean that was refreshed before into the network again."""
+        self.network = self.sources.context.build_model()
+        loading.load_unchecked(self.network, refreshed.state_dict)
+
+    def score(self, *, name: str = NAME, loader: passes.Loader | None = None) -> SampleScores:
+        """Score some batches, by default every validation image, with the mean that was refreshed last."""
         assert self.network is not None, "a mean is refreshed before it is scored"
         context = self.sources.context
-        return passes.score(self.network, context.plain_batches("val"), context=context, name=name)
+        return passes.score(self.network, loader or context.plain_batches("val"), context=context, name=name)
+
+    def score_alone(self, source: Source) -> SampleScores:
+        """Score a source on validation images as it is, once; stale weights get statistics of their own."""
+        if source.file not in self.alone:
+            self.refresh(self.sources.mean("uniform", [source], [1.0]), skip=source.batchnorm != "stale")
+            self.alone[source.file] = self.score(name=source.file)
+        return self.alone[source.file]
 
     def note(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score the mean that was refreshed last, and keep the row with its scores."""
@@ -120,7 +133,7 @@ class Trials:
 def greedy(trials: Trials) -> Refreshed:
     """Add sources in the order of their own scores; keep each with which the score of the soup does not fall."""
     gathered, members, own = trials.sources, trials.sources.sets, trials.metrics.primary
-    alone = [_score_alone(source, trials) for source in members]
+    alone = [_own_score(source, trials) for source in members]
     made: dict[tuple[int, ...], Refreshed] = {}
 
     def try_out(indices: list[int]) -> float:
@@ -156,11 +169,8 @@ def search(trials: Trials, series: SnapshotSeries) -> Refreshed:
     return made[chosen][1]
 
 
-def _score_alone(source: Source, trials: Trials) -> float:
-    """Score a source as it is; averaged weights that were never refreshed get statistics of their own."""
-    mean = trials.sources.mean("uniform", [source], [1.0])
-    trials.refresh(mean, skip=source.batchnorm != "stale")
-    value = trials.score(name=source.file).metric(trials.metrics.primary.key).value
+def _own_score(source: Source, trials: Trials) -> float:
+    value = trials.score_alone(source).metric(trials.metrics.primary.key).value
     assert value is not None, "only an optional metric may be undefined"
     return value
 
@@ -188,24 +198,26 @@ def average_checkpoints(
     """
     files = sources.files_of(paths)
     picture = (plot or out.with_suffix(".png")) if choice.search else None
-    _require_writable(out, files, suffix=".pt")
+    require_writable(out, files, suffix=".pt")
     if picture is not None:
-        _require_writable(picture, files, suffix=".png")
+        require_writable(picture, files, suffix=".png")
     with open.lock_run_of(out):
         started = time.monotonic()
         gathered = sources.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
         trials = Trials(gathered)
         refreshed = _chosen_mean(choice, trials, refresh=refresh)
-        content = _content(refreshed, gathered, has_own_recipe=recipe is None)
+        content = content_of(refreshed, gathered, has_own_recipe=recipe is None)
         reader.save(out, content)
+        barrier = basin.check(trials, refreshed)
         if picture is not None:
             _draw(picture, trials)
     if trials.rows:
         samples, passes = len(trials.samples[0]), trials.num_passes
         terminal.print(search_summary(trials.rows, samples=samples, passes=passes, metrics=trials.metrics))
     return {
-        **_answer(out, content, what=f"{content['average']['kind']} mean", started=started, terminal=terminal),
+        **answer(out, content, what=f"{content['average']['kind']} mean", started=started, terminal=terminal),
         "sources": content["sources"],
+        "barrier": barrier,
         "tried": trials.rows,
         "passes": trials.num_passes,
         "split": "val" if trials.rows else None,
@@ -240,7 +252,7 @@ def _chosen_mean(choice: Choice, trials: Trials, *, refresh: bool) -> Refreshed:
     return trials.refresh(gathered.mean(kind, members, weights), skip=not refresh)
 
 
-def _require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> None:
+def require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> None:
     """Refuse a place where a result cannot be written, or would replace a source or a resume point."""
     open.require_writable(target, sources=files)
     if target.suffix != suffix:
@@ -250,7 +262,8 @@ def _require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> No
         raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
 
 
-def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
+def content_of(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
+    """Return the content of the file of a mean; without a recipe of their own, sources have that of the command."""
     mean, update = refreshed.mean, refreshed.update
     first, origin = mean.shares[0][0].found, gathered.context.origin
     if first.recipe is not None:
@@ -304,7 +317,7 @@ def extract_average(
     """
     started = time.monotonic()
     point = open.resume_point(RunFolder(path)) if path.is_dir() else reader.read(path)
-    _require_writable(out, [point.path], suffix=".pt")
+    require_writable(out, [point.path], suffix=".pt")
     _require_held(point, name)
     source = {"file": str(point.path), "name": name, "weight": 1.0, "step": point.content["step"]}
     with open.lock_run_of(out):
@@ -313,7 +326,7 @@ def extract_average(
             content = best.content(point.origin)
             reader.save(out, content)
             what = f"{name} of epoch {best.epoch}"
-            return {**_answer(out, content, what=what, started=started, terminal=terminal), "sources": [source]}
+            return {**answer(out, content, what=what, started=started, terminal=terminal), "sources": [source]}
         context = model = None
         if refresh:
             context, model = _opened(point, overrides, name, terminal=terminal, allow_code=allow_code)
@@ -325,8 +338,7 @@ def extract_average(
         fresh = {"batchnorm": item.batchnorm, "batchnorm_method": None, "samples": 0}
         content = shipped(point, name, item, cloned(model.state_dict()), fresh if update is None else update.record)
         reader.save(out, content)
-    answer = _answer(out, content, what=name, started=started, terminal=terminal)
-    return {**answer, "sources": [source]}
+    return {**answer(out, content, what=name, started=started, terminal=terminal), "sources": [source]}
 
 
 def shipped(
@@ -394,7 +406,15 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}"
 
 
-def _answer(out: Path, content: Mapping[str, Any], *, what: str, started: float, terminal: Terminal) -> dict[str, Any]:
+def answer(
+    out: Path,
+    content: Mapping[str, Any],
+    *,
+    what: str,
+    started: float,
+    terminal: Terminal,
+    command: str = "average",
+) -> dict[str, Any]:
     """Say what was written, and the next command; return the part of the answer that every average has."""
     average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {out}`"
     if batchnorm == "stale":
@@ -406,7 +426,7 @@ def _answer(out: Path, content: Mapping[str, Any], *, what: str, started: float,
         held += f", steps {min(average['steps']):,} to {max(average['steps']):,}"
     terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {next_command}")
     return {
-        "command": "average",
+        "command": command,
         "checkpoint": str(out),
         "run": open.run_of(out),
         **{key: content[key] for key in ("average", "batchnorm", "batchnorm_method", "samples")},

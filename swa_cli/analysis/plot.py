@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ class Picture:
 
     draw: Callable[..., None]
     values: dict[str, Any]
+    finding: str = ""  # what it shows, as a sentence
 
 
 GRID, LINE, STARTS = 15, 21, 12  # points by default
@@ -86,7 +87,7 @@ def plot(
     else:
         picture = of_recipe(load.load(path, overrides), terminal)
     _write(target, picture)
-    terminal.answer(f"{target}: {kind} of {path}")
+    terminal.answer(f"{target}: {kind} of {path}" + (f"; {picture.finding}" if picture.finding else ""))
     return {
         "command": "plot",
         "kind": kind,
@@ -186,7 +187,14 @@ def _path(run: OpenRun, request: Request) -> Picture:
     first, second = (point["name"] for point in line["points"])
     title = f"{run.title}: the line from {first} to {second}"
     draw = partial(surface_picture.draw_path, line=line, title=title, metrics=run.metrics)
-    return Picture(draw, {"cache": str(cache), **line})
+    return Picture(draw, {"cache": str(cache), **line}, _barriers(line))
+
+
+def _barriers(line: Mapping[str, Any]) -> str:
+    """Return the barriers of a line as text: of training images, and of the images that were scored."""
+    splits = {"train": line["barrier"]["train_loss"], line["split"]: line["barrier"]["loss"]}
+    known = [f"{found['height']:.3g} on {split}" for split, found in splits.items() if found is not None]
+    return f"barrier of the loss: {', '.join(known)}" if known else ""
 
 
 def _calibration(run: OpenRun, _: Request) -> Picture:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swa_cli.analysis import open, passes
+from swa_cli.analysis import open, passes, sources
 from swa_cli.analysis.compare import read_result
 from swa_cli.analysis.outcomes import delimiter_of, label_texts
 from swa_cli.checkpoint import loading, reader
@@ -183,7 +183,7 @@ def anchor_of(run: OpenRun, word: str) -> Anchor:
     Every point has statistics of its own, so raw weights are called `last_bn`, as in tables with such.
 
     Raises:
-        UserError: There is none, or it does not fit the network of the run.
+        UserError: There is none, or it does not fit the network of the run, or its inputs.
     """
     if word in run.sets:
         item = run.sets[word]
@@ -199,9 +199,13 @@ def anchor_of(run: OpenRun, word: str) -> Anchor:
     sets = reader.weight_sets(found, model)
     if RAW not in sets and len(sets) != 1:
         raise UserError(f"{path}: holds {len(sets)} weight sets", hint="name a file with one of them")
+    sources.require_same_inputs(found, run.opened[0])
     state = (sets.get(RAW) or next(iter(sets.values()))).state_dict
     state = loading.load_weights(model, state, source=str(path))
-    return Anchor(f"{path.name}, epoch {found.content['epoch']}" if found.kind == "snapshot" else path.name, state)
+    folder, name = RunFolder.containing(path), path.name
+    if folder is not None and folder.path != run.folder.path.resolve():  # another run has files of the same names
+        name = f"{folder.path.name}/{name}"
+    return Anchor(f"{name}, epoch {found.content['epoch']}" if found.kind == "snapshot" else name, state)
 
 
 def _require_classes(run: OpenRun, kind: str) -> None:

@@ -1,7 +1,8 @@
 """Read the weight sets that go into an average, and check that they belong together.
 
-A run folder stands for its snapshots, in the order of their steps. A file with several weight sets counts with its raw
-weights, one with an average alone with that. All stay mapped to their files: none is copied into memory.
+A run folder stands for its snapshots, in the order of their steps, or in a soup for the weights that it ships. A file
+with several weight sets counts with its raw weights, one with an average alone with that. All stay mapped to their
+files: none is copied into memory.
 
 `SnapshotSeries`: the snapshots of one run, with the mean of any window of them. Between plain snapshots a window is
 some of them. With running means (`snapshots.cumulative`) it is every step between two of them, and two files give its
@@ -11,7 +12,7 @@ snapshot, or with running means the steps after one snapshot up to the next.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,13 +96,28 @@ class Sources:
         return Mean(kind, shares, steps if len(steps) == len(shares) else [], len(shares), state)
 
 
-def files_of(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that paths stand for.
+def snapshots_of(path: Path) -> list[Path]:
+    """Return the snapshots of a run folder, in the order of their steps.
 
     Raises:
-        UserError: A folder without snapshots, or a file that is named twice.
+        UserError: There are none.
     """
-    files = [file for path in paths for file in (_snapshots(path) if path.is_dir() else [path])]
+    found = sorted(RunFolder(path).snapshots.glob("*.pt"))  # names sort by step
+    if not found:
+        raise UserError(
+            f"{path}: is neither a regular file nor a run folder with snapshots/*.pt",
+            hint="train with snapshots={every: 1ep}, or name files",
+        )
+    return found
+
+
+def files_of(paths: Sequence[Path], *, of_folder: Callable[[Path], Iterable[Path]] = snapshots_of) -> list[Path]:
+    """Return the files that paths stand for, where `of_folder` says what a folder stands for.
+
+    Raises:
+        UserError: A folder that stands for nothing, or a file that is named twice.
+    """
+    files = [file for path in paths for file in (of_folder(path) if path.is_dir() else [path])]
     seen: set[Path] = set()
     for file in files:
         if file.resolve() in seen:
@@ -160,38 +176,54 @@ def averaged_names(model: nn.Module) -> list[str]:
     return [name for name, owner in present.owners.items() if owner in present.weights]
 
 
-def require_held_out(sources: Sources) -> None:
-    """Require validation images that no source was trained on.
+def require_held_out(sources: Sources, *, otherwise: str = "choose by hand with --last or --window") -> None:
+    """Require validation images that no source was trained on; `otherwise` names the way without any.
 
     Raises:
         UserError: There are none, or a source was.
     """
-    context, by_hand = sources.context, "or choose by hand with --last or --window"
+    context = sources.context
     if context.source.val is None:
         raise UserError(
-            f"{context.source.name} has no validation split to choose on", hint=f"train with dataset.val=10%, {by_hand}"
+            f"{context.source.name} has no validation split to choose on",
+            hint=f"train with dataset.val=10%, or {otherwise}",
         )
-    now = context.recipe
+    now = _held_out(context.recipe, splits=context.source.data.splits)
     for source in sources.sets:
         then = source.recipe
-        if then is None or then.dataset.name != now.dataset.name:
+        if then is None or then.dataset.name != context.recipe.dataset.name:
             continue
-        if (then.dataset.val, then.seed) != (now.dataset.val, now.seed):
+        before = _held_out(then, splits=source.found.content["input"].get("data", {}))
+        if before != now:
             raise UserError(
-                f"{source.file}: was trained on validation images: its run held out dataset.val={then.dataset.val} with"
-                f" seed {then.seed}, and what is scored here is dataset.val={now.dataset.val} with seed {now.seed}",
-                hint=f"name sources that held out the same images, {by_hand}",
+                f"{source.file}: was trained on validation images: its run held out {before}, and what is scored here"
+                f" is {now}",
+                hint=f"train all with dataset.val_seed=0, which holds out the same images, or {otherwise}",
             )
 
 
-def _snapshots(path: Path) -> Iterator[Path]:
-    found = sorted(RunFolder(path).snapshots.glob("*.pt"))  # names sort by step
-    if not found:
-        raise UserError(
-            f"{path}: is neither a regular file nor a run folder with snapshots/*.pt",
-            hint="train with snapshots={every: 1ep}, or name files",
-        )
-    yield from found
+def _held_out(recipe: Recipe, *, splits: Container[str]) -> str:
+    """Return which validation images a run holds out; `splits` are those that the dataset itself has."""
+    dataset = recipe.dataset
+    if "val" in splits:
+        return "the validation split of the dataset"
+    seed = recipe.seed if dataset.val_seed is None else dataset.val_seed
+    return f"dataset.val={dataset.val} with seed {seed}" + ("" if dataset.stratify else ", not stratified")
+
+
+def are_of_one_run(sources: Sequence[Source]) -> bool:
+    """Return whether weight sets come from one run: its folder, or outside of folders its recipe. SWAP is one run."""
+    return all(_are_of_one_run(sources[0], other) for other in sources[1:])
+
+
+def _are_of_one_run(first: Source, second: Source) -> bool:
+    folders = [RunFolder.containing(source.found.path) for source in (first, second)]
+    paths = [folder.run_to_resume.path for folder in folders if folder is not None]
+    if len(paths) == 2:
+        return paths[0] == paths[1]
+    if first.recipe is None or second.recipe is None:
+        return False
+    return not load.differences(first.recipe, second.recipe, ignored=open.DIFFERING_KEYS)
 
 
 def _source(found: Checkpoint, model: nn.Module) -> Source:
@@ -217,13 +249,24 @@ def _require_same_meaning(source: Source, context: Context) -> None:
                 f"{source.file}: {key} is {before}, elsewhere {here}: weights of two networks are not averaged",
                 hint="name weights of one network",
             )
-    for key in INPUT_KEYS:
-        given, wanted = source.found.content["input"][key], context.input[key]
+    require_same_inputs(source.found, context)
+
+
+def require_same_inputs(found: Checkpoint, context: Context) -> None:
+    """Refuse weights that were trained on other inputs; a foreign file does not tell.
+
+    Raises:
+        UserError: They were.
+    """
+    for key in INPUT_KEYS if found.kind != "foreign" else ():
+        given, wanted = found.content["input"][key], context.input[key]
         if given != wanted:
-            found, here = (some_of(value) if isinstance(value, list) else value for value in (given, wanted))
+            there, here = (some_of(value) if isinstance(value, list) else value for value in (given, wanted))
+            hint = "name weights that were trained on the same data"
+            if key in ("mean", "std"):  # measured on what is left of the training images
+                hint += "; runs of several seeds measure the same with dataset.val_seed=0"
             raise UserError(
-                f"{source.file}: was trained on images of another {key} ({found}, elsewhere {here})",
-                hint="name weights that were trained on the same data",
+                f"{found.path}: was trained on images of another {key} ({there}, elsewhere {here})", hint=hint
             )
 
 

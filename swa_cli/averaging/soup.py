@@ -1,4 +1,4 @@
-"""Averages of saved weight sets: mean, window, greedy soup, search.
+"""Averages of saved weight sets: mean, window, greedy soup, Model Stock, search.
 
 One idea: sets are mappings of names to tensors and are chosen by their indices; the caller's `score` alone decides
 among them, so there are no files, data or networks here. Means are computed in float64 by name; tensors that are not
@@ -10,7 +10,8 @@ n: weight sets of a run, in the order of time; (first, last): a window of them, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -90,6 +91,71 @@ def greedy(order: Iterable[int], score: Callable[[list[int]], float]) -> list[in
         if value >= best or not soup:
             soup, best = [*soup, candidate], value
     return soup
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Where Model Stock puts a tensor: at w0 + t (mean - w0); t follows from the cosine."""
+
+    t: float
+    cosine: float
+
+
+@torch.no_grad()
+def model_stock(
+    pretrained: State,
+    sets: Sequence[State],
+    *,
+    averaged: Collection[str],
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Tensor], dict[str, Ratio]]:
+    """Put each tensor between pretrained weights w0 and the mean of N fine-tuned ones: w0 + t (mean - w0).
+
+    t = N c / (1 + (N - 1) c), Jang, Yun, Han 2024, Model Stock (arXiv:2403.19522), where c is the cosine of the angle
+    between two differences w_i - w0. The paper has one angle for all pairs; here, as in mergekit, c is the mean of the
+    cosines of all pairs of a tensor. A negative c gives t = 0: the result never lies beyond w0.
+
+    Args:
+        pretrained: w0; averaged tensors that it lacks, such as those of a new head, become the uniform mean.
+        sets: The N >= 2 complete state dicts.
+        averaged: Names of the parameters; the other tensors come from the last set.
+        advance: Called after each set, and then after each averaged tensor.
+
+    Returns:
+        The averaged tensors in float64 (complex128), the others as they are; and the ratio of each tensor of w0 that
+        a set has moved. A tensor that none has moved stays as it is.
+
+    Raises:
+        UserError: A set is of another architecture.
+    """
+
+    def read() -> Iterator[State]:
+        for one in sets:
+            yield one
+            advance()
+
+    state, ratios = mean(read(), averaged=averaged), dict[str, Ratio]()
+    for name in averaged:
+        advance()
+        if name not in pretrained:
+            continue
+        origin = pretrained[name].to(state[name].device, state[name].dtype)
+        moves = torch.stack([(one[name].to(origin.dtype) - origin).flatten() for one in sets])  # (N, ...)
+        if not moves.any():
+            continue
+        ratios[name] = ratio = _ratio(torch.view_as_real(moves).flatten(1) if moves.is_complex() else moves)
+        state[name] = origin.lerp(state[name], ratio.t)
+    return state, ratios
+
+
+def _ratio(moves: Tensor) -> Ratio:
+    """Return the ratio of a tensor with differences (N, P) to w0; a set that did not move has cosine 0 to all."""
+    n = len(moves)
+    directions = moves / moves.norm(dim=1, keepdim=True).clamp(min=torch.finfo(moves.dtype).tiny)
+    cosines = directions @ directions.T
+    cosine = float(cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1))
+    known = max(cosine, 0.0)
+    return Ratio(n * known / (1 + (n - 1) * known), cosine)
 
 
 def search(n: int, score: Callable[[int, int], float], *, budget: int) -> tuple[int, int]:

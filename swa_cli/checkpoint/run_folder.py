@@ -27,6 +27,7 @@ from swa_cli.checkpoint.atomic import LEFTOVER, json_text, write_atomic
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.scalars import is_utf8
+from swa_cli.recipe.swap import number_of_worker
 
 # Keys of the recipe that the result does not depend on: a run may continue with other values of them.
 RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.fsdp", "output.*")
@@ -130,6 +131,11 @@ class RunFolder:
     def worker(self, number: int) -> RunFolder:
         """Return the folder of a worker of this SWAP run."""
         return RunFolder(self.workers / str(number))
+
+    def weights_file(self, name: str) -> Path:
+        """Return the file of a weight set of the final table; that of a worker is its resume point."""
+        number = number_of_worker(name)
+        return self.checkpoints / f"{name}.pt" if number is None else self.worker(number).last
 
     @property
     def is_in_repeat(self) -> bool:

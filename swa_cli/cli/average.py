@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, RecipeOption, answer, importing
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, RecipeOption, answer, importing, sources_and_changes
 
 EPILOG = f"""\b
 Examples:
@@ -22,7 +22,6 @@ Examples:
 
 {EXIT_CODES}"""
 
-CHANGE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)  # a file with such a name is written ./lr=1.pt
 AVERAGE = re.compile(r"[A-Za-z_][\w-]*")  # the name of an average, not numbers
 
 
@@ -75,6 +74,7 @@ def average(
 
     A run folder stands for its snapshots; of a file with several weight sets the raw weights count.
     --greedy and --search choose on the validation split.
+    Weight sets of different runs are checked for a barrier; `swa soup` takes what runs ship.
     Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     given = {"--last": last, "--window": window, "--weights": weights, "--greedy": greedy, "--search": search}
@@ -85,9 +85,7 @@ def average(
         raise typer.BadParameter(f"{chosen[0]} scores refreshed averages: leave out --no-bn")
     if plot is not None and not search:
         raise typer.BadParameter("--plot goes with --search")
-    sources = [Path(word) for word in words if not CHANGE.fullmatch(word)]
-    if not sources:
-        raise typer.BadParameter("name a run folder, snapshots or other checkpoints")
+    sources, changes = sources_and_changes(words)
     from swa_cli.recipe.plan import Window
     from swa_cli.report.terminal import Terminal
 
@@ -102,7 +100,7 @@ def average(
     with importing():
         from swa_cli.analysis import average as averaging
 
-    changes, terminal = [word for word in words if CHANGE.fullmatch(word)], Terminal(quiet=quiet, json=as_json)
+    terminal = Terminal(quiet=quiet, json=as_json)
     if weights is not None and is_name:
         result = averaging.extract_average(
             sources[0], changes, name=weights, out=out, terminal=terminal, refresh=not no_bn, allow_code=allow_code

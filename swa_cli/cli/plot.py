@@ -20,6 +20,7 @@ Pictures:
   confusion    true class against predicted class
   window       score of an average against its start, from snapshots
 
+\b
 Examples:
   swa plot runs/latest
   swa plot digits schedule swa.start=50%

@@ -110,6 +110,7 @@ def load(
     val: str | int = "10%",
     stratify: bool = True,
     seed: int = 0,
+    val_seed: int | None = None,
     cache: str = "auto",
     download: bool = True,
     workers: int = 2,
@@ -130,10 +131,11 @@ def load(
     Args:
         name: One of `datasets.DATASETS`, or `package.module:factory`.
         root: The folder of the files.
-        val: Validation samples, "10%" or a number, taken from the training set by the seed alone; ignored for a
-            dataset with a validation split of its own.
+        val: Validation samples, "10%" or a number, taken from the training set by a seed alone; ignored for a dataset
+            with a validation split of its own.
         stratify: Whether the validation samples keep the class proportions.
-        seed: Decides which samples validate.
+        seed: Decides what random transforms do to samples that are held in memory.
+        val_seed: Decides which samples validate; None for `seed`.
         cache: "auto" holds image files in memory if what is not streamed anyway takes at most a quarter of the
             available memory, "ram" holds everything, "none" streams what comes from files or from user code, "packed"
             reads image files as `packed` stores them.
@@ -181,7 +183,11 @@ def load(
     data, before = Fingerprints(splits, root=Path(root)), splits
     if "train" in splits and "val" not in splits:
         parts, more = split_off_validation(
-            splits["train"], val=val, seed=seed, stratify=stratify, class_names=found.class_names
+            splits["train"],
+            val=val,
+            seed=seed if val_seed is None else val_seed,
+            stratify=stratify,
+            class_names=found.class_names,
         )
         splits, warnings = splits | parts, warnings + more
     to_hold = _to_hold(splits, cache=cache, views=views)
@@ -394,6 +400,11 @@ class Fingerprints:
         for name, split in splits.items():
             if not isinstance(split.dataset, FileDataset):
                 self._take(name, None)  # of samples in memory, which may be let go of
+
+    @property
+    def splits(self) -> frozenset[str]:
+        """The names of the splits."""
+        return frozenset(self._splits)
 
     def __call__(self, progress: Progress | None = None) -> dict[str, Fingerprint]:
         """Return them by the name of the split; `progress` is called while files are looked at."""

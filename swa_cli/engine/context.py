@@ -408,6 +408,7 @@ def load_source(
         val=dataset.val,
         stratify=dataset.stratify,
         seed=recipe.seed,
+        val_seed=dataset.val_seed,
         cache=dataset.cache,
         download=dataset.download,
         workers=dataset.workers,

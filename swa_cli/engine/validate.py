@@ -25,7 +25,6 @@ from swa_cli.engine.hardware import release_memory
 from swa_cli.engine.run import Refreshed, Run, Worker
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores, Task
-from swa_cli.recipe.swap import number_of_worker
 
 
 def validate(run: Run) -> dict[str, Any]:
@@ -203,9 +202,8 @@ def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], spl
 def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
     """Announce the scores, the weight set to ship, and all that a plot of the run shows."""
     context, plan = run.context, run.plan
-    name, why = _best(run, result["weights"])
-    number = number_of_worker(name)
-    ship = folder.checkpoints / f"{name}.pt" if number is None else folder.worker(number).last
+    loss_key = context.task.metrics.loss_key
+    name, why = evaluate.to_ship(result["weights"], loss_key=loss_key, averages=run.filled)
     workers = {worker.name: worker.history for worker in run.workers}
     averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
     averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
@@ -215,7 +213,7 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
         ResultEvent(
             values=result,
             folder=folder.path,
-            ship=ship,
+            ship=folder.weights_file(name),
             ship_reason=why,
             swag=[folder.checkpoints / f"{name}.pt" for name in swag],
             metrics=context.task.metrics,
@@ -230,15 +228,6 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
             ),
         )
     )
-
-
-def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    """Return the weight set to ship, and why: the lowest validation loss, else the first average."""
-    loss_key = run.context.task.metrics.loss_key
-    best = evaluate.lowest({name: row["val"][loss_key] for name, row in weights.items() if row["val"] is not None})
-    if best is not None:
-        return best, "best on validation"
-    return next(iter(run.filled), RAW), "no validation split to choose on"
 
 
 @contextmanager

@@ -322,6 +322,18 @@ def test_weights_that_cannot_be_balanced(swa: Swa, trained: Path) -> None:
         assert said in " ".join(ended.err.split())
 
 
+def test_a_rare_class_is_hinted_at(swa: Swa, trained: Path) -> None:
+    """Two labels of one class and many of another: the plan names class_weights, and not the sampler."""
+    tags = rows_of(trained / "marks/tags.csv")
+    lines = [f"{trained}/marks/{row['path']},red{'|rare' * (i < 2)},{row['split']}" for i, row in enumerate(tags)]
+    Path("tags.csv").write_text("\n".join(["path,tags,split", *lines]))
+    words = ("plan", trained / "r.yaml", "dataset.root=.", "train.class_weights=none")
+    told = " ".join(swa(*words).out.split())
+    assert "2 classes of 2 (rare) to 60 (red) train samples, 30 times as many" in told
+    assert "train.class_weights=balanced" in told
+    assert "dataset.sampler" not in told
+
+
 def test_the_loss_of_a_run_is_torchs(swa: Swa, recipe: Path, trained: Path) -> None:
     """A run with a rate of 0 against BCEWithLogitsLoss of its saved weights, with negatives per positive."""
     words = ("train.batch_size=60", "model.args={width: 2}", "optimizer.lr=0.0", "train.epochs=1")

@@ -156,12 +156,14 @@ def test_a_path_is_drawn_in_the_unit_of_its_axis(
         "score_se": [0.01, 0.02, 0.03],
         "points": [{"name": "last", "x": 0.0}, {"name": "swa", "x": 4.0}],
         "split": "test",
+        "barrier": {"train_loss": None, "loss": {"height": 2.0, "x": 1.0, "line": 0.75}},
     }
     loss_surface.draw_path(io.BytesIO(), line=line, title="x", metrics=metrics)
     upper, lower = drawn[0].axes
     assert (upper.get_ylabel(), lower.get_ylabel()) == (metrics.loss_axis, axis)
     assert lines(upper)["train"] == (line["x"], line["train_loss"])
     assert lines(upper)["test"] == (line["x"], line["loss"])
+    assert lines(upper)["barrier 2 (test)"] == ([1.0, 1.0], [0.75, 2.75])
     assert lines(lower)["train"] == (line["x"], pytest.approx([shown(value) for value in line["train_score"]]))
     assert lines(lower)["test"] == (line["x"], pytest.approx([shown(value) for value in line["score"]]))
     (band,) = (item for item in lower.collections if isinstance(item, FillBetweenPolyCollection))
