@@ -89,8 +89,8 @@ def evaluate_checkpoint(
 
     wanted = {"--per-class": with_classes, "--predictions": predictions is not None}
     for option in (option for option, is_wanted in wanted.items() if is_wanted):
-        outcomes.require_classification(context, option=option)
-    kept = {name: Kept() for name in details} if any(wanted.values()) else {}
+        outcomes.require_classes(context.recipe.task, option=option)
+    kept = {name: Kept(context.recipe.task) for name in details} if any(wanted.values()) else {}
     terminal.note(f"scored in {context.recipe.eval.precision}")
     started, on = time.monotonic(), split or context.scoring_split()
     scored, reference = _score_sets(

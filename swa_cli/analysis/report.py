@@ -21,7 +21,7 @@ from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import about
 from swa_cli.engine.plan_text import describe_averages, describe_schedule
 from swa_cli.errors import UserError
-from swa_cli.metrics.per_class import CLASS_METRICS, Outcomes, class_scores
+from swa_cli.metrics.per_class import OUTCOMES, class_scores
 from swa_cli.recipe import load
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.class_scores import percent
@@ -99,9 +99,9 @@ def _on_page(run: OpenRun, *, title: str, version: str, with_plane: bool, with_d
     if run.folder.budget.is_file():
         makers.append(("scores by budget", lambda: _budgets(run)))
     if with_data and run.recipe.task == "classification":
+        makers += [("calibration", lambda: _calibration(run)), ("confusion", lambda: _confusion(run))]
+    if with_data and run.recipe.task in OUTCOMES:
         makers += [
-            ("calibration", lambda: _calibration(run)),
-            ("confusion", lambda: _confusion(run)),
             ("scores of classes", lambda: [_classes(run)]),
             ("the hardest images", lambda: _hardest(run)),
         ]
@@ -225,21 +225,23 @@ def _confusion(run: OpenRun) -> list[Drawing]:
 def _classes(run: OpenRun) -> TextTable:
     """Return the scores of each class for the best weight set, and their means."""
     classes, split = run.opened[0].source.class_names, run.opened[0].scoring_split()
-    p, labels = run.predictions[run.best]
-    found = class_scores(Outcomes(p, labels), names=classes)
+    outcomes = OUTCOMES[run.recipe.task](*run.predictions[run.best])
+    metrics, found = outcomes.metrics, class_scores(outcomes, names=classes)
     rows = [
         [
             row["class"],
             f"{row['support']:,}",
-            *(percent(row[each.key], row[f"{each.key}_se"]) for each in CLASS_METRICS),
+            *(percent(row[each.key], row[f"{each.key}_se"]) for each in metrics),
         ]
         for row in found["classes"]
     ]
-    means = [percent(found[each.mean_key], found[f"{each.mean_key}_se"]) for each in CLASS_METRICS]
+    means = [percent(found[each.mean_key], found[f"{each.mean_key}_se"]) for each in metrics]
+    named = [each for each in metrics if each.mean_name != f"macro {each.name}"]
+    names = ", ".join(f"the mean {each.name} is the {each.mean_name}" for each in named)
     return TextTable(
-        f"Classes of {run.best} on {split} (± one standard error); the mean recall is the balanced accuracy",
-        ["class", "samples", *(f"{each.name} %" for each in CLASS_METRICS)],
-        [*rows, ["mean", f"{len(labels):,}", *means]],
+        f"Classes of {run.best} on {split} (± one standard error); {names}",
+        ["class", "samples", *(f"{each.name} %" for each in metrics)],
+        [*rows, ["mean", f"{len(outcomes.p):,}", *means]],
     )
 
 

@@ -55,7 +55,8 @@ def evaluate(
         ),
     ] = False,
     per_class: Annotated[
-        bool, typer.Option("--per-class", help="Also precision, recall, F1 and AUROC of each class, and their means.")
+        bool,
+        typer.Option("--per-class", help="Also the scores of each class (precision, recall, F1, ...) and their means."),
     ] = False,
     predictions: Annotated[
         Path | None,

@@ -47,7 +47,7 @@ class Dataset:
     """An entry of the table."""
 
     name: str  # `dataset.name`
-    target: Target | None  # what a label is; None: the reader tells
+    target: Target | None  # what a label is; None: the reader tells (for photos in tables class or multilabel)
     class_names: tuple[str, ...] | None  # names of the classes or output numbers; None: the reader tells
     mean: tuple[float, ...] | None  # per channel, of pixels scaled to [0, 1]; None: measured on training samples
     std: tuple[float, ...] | None
@@ -128,12 +128,36 @@ def _read_photos_with_masks(
     return Found(splits=splits, notes=notes)
 
 
+def _require_one_form(request: Request) -> None:
+    """Check that the labels are given in one form: a column of classes, with a delimiter, or a column per class.
+
+    Raises:
+        UserError: They are given in two.
+    """
+    args = request.args
+    default = request.dataset.args["label"].default if request.dataset.args else None
+    beside = [key for key in ("label_delimiter", "classes") if args[key]]
+    beside += ["label"] if args["label"] != default else []
+    if args["labels"] and beside:
+        raise UserError(
+            f"dataset.args.{beside[0]}: is for one column of labels, and dataset.args.labels names a column per class",
+            hint=f"leave {' and '.join(beside)} out, or labels",
+        )
+
+
 def _read_table(request: Request) -> Found:
     args = request.args
+    _require_one_form(request)
     return tables.find(
         request.root / args["file"],
         root=request.root,
-        columns=tables.Columns(path=args["path"], label=args["label"], split=args["split"]),
+        columns=tables.Columns(
+            path=args["path"],
+            label=args["label"],
+            split=args["split"],
+            labels=args["labels"] or (),
+            delimiter=args["label_delimiter"],
+        ),
         delimiter=args["delimiter"],
         view=request.view,
         classes=args["classes"],
@@ -145,6 +169,7 @@ def _read_table(request: Request) -> Found:
 
 def _read_hugging_face(request: Request) -> Found:
     args = dict(request.args)
+    _require_one_form(request)
     return hugging_face.find(
         request.name,
         root=request.root,
@@ -214,15 +239,21 @@ _BY_FLAG: dict[str, Any] = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME: dict[str, Any] = {"train": {"split": "train"}, "test": {"split": "test"}}
 _CLASSES = arguments.several_texts(None, "2 or more different class names, in the order of the outputs", least=2)
 _SHARDS = arguments.several_texts(None, "file names below dataset.root, such as train-{000..099}.tar or train-*.tar")
+_SEVERAL_LABELS = {
+    "label_delimiter": arguments.text(None, "the text between several labels, such as '|' or ' '"),
+    "labels": arguments.several_texts(None, "the names of the columns of 0 and 1, a class each"),
+}
 _FROM_HUGGING_FACE = {
     "config": arguments.text(None, "the name of a configuration"),
     "image": arguments.text(None, "the name of the column of the images"),
     "label": arguments.text(None, "the name of the column of the classes"),
+    **_SEVERAL_LABELS,
     "classes": _CLASSES,
 }
 # What several sets have in common; all other fields are left to the entries.
 _without_constants = partial(Dataset, mean=None, std=None, image_size=None, files=None)
 _photos = partial(_without_constants, target="class", class_names=None, num_train=None, has_val=True)
+_tables = partial(_photos, target=None)
 _digits = partial(
     _without_constants,
     num_train=NUM_DIGITS - NUM_TEST_DIGITS,
@@ -321,20 +352,21 @@ _ENTRIES = (
         args={},
         read=_read_class_folders,
     ),
-    _photos(
+    _tables(
         name="csv",
         args={
             "file": arguments.text(arguments.REQUIRED, "the name of a file below dataset.root, such as labels.csv"),
             "path": arguments.text("path", "the name of the column of the paths"),
             "label": arguments.text("label", "the name of the column of the classes"),
+            **_SEVERAL_LABELS,
             "split": arguments.text("split", "the name of the column of train, val and test"),
             "delimiter": arguments.delimiter(),
             "classes": _CLASSES,
         },
         read=_read_table,
     ),
-    _photos(name="hf", args=_FROM_HUGGING_FACE, read=_read_hugging_face),
-    _photos(
+    _tables(name="hf", args=_FROM_HUGGING_FACE, read=_read_hugging_face),
+    _tables(
         name=HUB_DATASET,
         args={**_FROM_HUGGING_FACE, "revision": arguments.text(None, "a branch, tag or commit")},
         read=_read_hugging_face,

@@ -38,6 +38,7 @@ from swa_cli.data.splits import (
     Split,
     Target,
     bytes_in_memory,
+    class_counts,
     fits_memory,
     load_into_memory,
     mean_std,
@@ -83,7 +84,7 @@ class Source:
 
     @property
     def target(self) -> Target:
-        """What a label is: a class, a mask with a class per pixel (255 ignored), or `num_classes` numbers."""
+        """What a label is: a class, several, a mask with a class per pixel (255 ignored), or `num_classes` numbers."""
         return next(split.target for split in (self.train, self.val, self.test) if split is not None)
 
     @property
@@ -356,18 +357,26 @@ def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return `3 classes of 12 (dog) to 400 (cat) train samples`; nothing where labels are unknown."""
-    if split.target != "class" or split.labels is None or not class_names:
+    """Return `3 classes of 12 (dog) to 400 (cat) train samples`; nothing where labels are unknown.
+
+    Of several labels also `1.8 labels per sample, 31 train samples without any`.
+    """
+    if split.target not in ("class", "multilabel") or split.labels is None or not class_names:
         return ()
-    counts = split.labels.bincount(minlength=len(class_names))
+    counts = class_counts(split, num_classes=len(class_names))
+    beside: tuple[str, ...] = ()
+    if split.target == "multilabel":
+        per_sample = split.labels.sum(1, dtype=torch.int64)
+        none = f"{int((per_sample == 0).sum()):,} {split.origin.split} samples without any"
+        beside = (f"{float(per_sample.double().mean()):.3g} labels per sample, {none}",)
     least, most = int(counts.argmin()), int(counts.argmax())
-    number = f"{len(class_names):,} classes of"
+    number = f"{len(class_names):,} class{'es' * (len(class_names) > 1)} of"
     if counts[least] == counts[most]:
-        return (f"{number} {int(counts[least]):,} {split.origin.split} samples each",)
+        return (f"{number} {int(counts[least]):,} {split.origin.split} samples each", *beside)
     ratio = int(counts[most]) // int(counts[least]) if counts[least] else 0
     times = f", {ratio:,} times as many" if ratio >= TELLING_RATIO else ""
     few, many = (f"{int(counts[label]):,} ({class_names[label]})" for label in (least, most))
-    return (f"{number} {few} to {many} {split.origin.split} samples{times}",)
+    return (f"{number} {few} to {many} {split.origin.split} samples{times}", *beside)
 
 
 # --- fingerprints

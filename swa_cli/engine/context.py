@@ -18,9 +18,10 @@ from torch import nn
 
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
 from swa_cli.averaging.bn_layers import bn_layers, may_have_statistics
-from swa_cli.data import batches, pytree, sources
+from swa_cli.data import batches, datasets, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
+from swa_cli.data.class_labels import DELIMITERS, how_to_have_several
 from swa_cli.data.color_jitter import ColorJitter
 from swa_cli.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from swa_cli.data.packed import Packing
@@ -420,10 +421,9 @@ def build_context(
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
     """Require labels that the task learns, and inputs that the augmentation can change."""
     if task.target not in (None, source.target):
-        fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
         raise UserError(
             f"task: {recipe.task} learns labels that are {task.target}, and those of {source.name} are {source.target}",
-            hint=f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset",
+            hint=_how_to_fit(task, source),
         )
     if source.channels is None and recipe.dataset.augment != schema.Augment():
         raise UserError(
@@ -432,6 +432,18 @@ def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
         )
     if source.channels is not None:
         augment_of(recipe).require_fitting(source.example[0][0], name=source.name)
+
+
+def _how_to_fit(task: Task, source: sources.Source) -> str:
+    """Return the hint for a dataset whose labels the task does not learn."""
+    args = datasets.find(source.name).args
+    if task.target == "multilabel" and args is None:  # user code
+        return f'let {source.name} return "target": "multilabel", with 0 or 1 per class as the label of a sample'
+    if task.target == "multilabel" and args is not None and "label_delimiter" in args:
+        option = how_to_have_several(source.class_names, default=DELIMITERS[0])
+        return f"say what is between two labels: {option}, or name columns of 0 and 1 in dataset.args.labels"
+    fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
+    return f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset"
 
 
 def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:

@@ -298,7 +298,9 @@ class Train(BaseModel):
     )
     focal_gamma: Rate | None = Field(default=None, description="focal: exponent of 1 - p; default 2")
     class_weights: ClassWeights = Field(
-        default="none", description="of the loss: none, balanced (n / (K n_k) of the training samples), or a list"
+        default="none",
+        description="of the loss: none, balanced (n / (K n_k) of the training samples; multilabel: those without the"
+        " label / those with it), or a list",
     )
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     clip_norm: Number = Field(default=0.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
@@ -423,7 +425,7 @@ class Recipe(BaseModel):
     seed: Whole = Field(default=0, ge=0, lt=2**63, description="data order, augmentation and initial weights")
     task: TaskName = Field(
         default="classification",
-        description="classification, segmentation, regression, or package.module:attribute",
+        description="classification, multilabel, segmentation, regression, or package.module:attribute",
     )
     model: Model
     dataset: Dataset
