@@ -186,6 +186,7 @@ def _with_reference(every: Mapping[str, WeightSet], *, wanted: str, with_ensembl
         sets[name] = item
         twin = comparison.recomputed(name)
         is_raw = name == RAW or number_of_worker(name) is not None
+        is_raw &= item.batchnorm == "running"  # else its statistics are recomputed, or to be: it is its own twin
         if is_raw and twin not in every and (wanted == twin or (wanted == "all" and is_judged)):
             sets[twin] = replace(item, batchnorm="recomputed")
     return sets
@@ -225,7 +226,8 @@ def _details(
             details[name] |= {"batchnorm": "recomputed" if is_refreshable(model) else "none", "draws": num_draws}
     if snapshots is not None:
         members = len(snapshots.members)
-        details["ensemble"] = {"count": None, "batchnorm": snapshots.batchnorm, "members": members}
+        fresh = "recomputed" if snapshots.batchnorm == "stale" else snapshots.batchnorm  # see `score_ensemble`
+        details["ensemble"] = {"count": None, "batchnorm": fresh, "members": members}
     return details
 
 

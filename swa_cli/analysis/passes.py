@@ -138,6 +138,8 @@ def score_ensemble(
 ) -> tuple[SampleScores, list[dict[str, Any]]]:
     """Score the whole ensemble, and the last 1 to M members by the metrics that averages are judged by.
 
+    Members with stale statistics, as those of an optimizer that averages inside, are refreshed first.
+
     Raises:
         UserError: A member does not fit the network.
     """
@@ -146,6 +148,8 @@ def score_ensemble(
     for number, member in enumerate(ensemble.members, start=1):
         model = context.build_model()
         loading.load_weights(model, member.content["state_dict"], source=str(member.path))
+        if member.content["batchnorm"] == "stale":
+            context.refresh_batchnorm(model, name=f"member {number} of {num_members}")
         p, targets = predict(model, loader, context=context, name=f"member {number} of {num_members}")
         total = total + p
         scores = context.task.score_predictions(total / number, targets)
