@@ -1,4 +1,4 @@
-"""`swa eval`: score every weight set of a checkpoint or a run, draws from a swag average, or a snapshot ensemble.
+"""`swa eval`: score every weight set of a checkpoint or a run, draws from a swag average, or an ensemble.
 
 Averages are judged as at the end of a run, see `engine/evaluate.py`. Averaged weights with stale statistics are
 scored only if the user insists.
@@ -50,6 +50,8 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Score the weight sets of a checkpoint or a run on a split (default: test, or val where there is no test).
 
+    Of a repeat, the ensemble of its runs is scored, see `seed_ensemble`.
+
     With `num_draws`, swag averages are scored by the mean prediction of that many draws; `samples` is then the
     number of training samples, or `all`, in the BatchNorm pass of each draw. `with_classes` adds the scores of each
     class; `predictions` is a csv file that gets a row for each sample.
@@ -62,6 +64,28 @@ def evaluate_checkpoint(
     if predictions is not None:
         outcomes.require_csv(predictions, source=path)
     folder = RunFolder(path) if path.is_dir() else None
+    if folder is not None and folder.repeat.is_file():
+        if recipe is not None or not with_ensemble:
+            what = "its runs have their recipe" if recipe is not None else "is the folder of a repeat"
+            raise UserError(
+                f"{path}: {what}",
+                hint=f"score the ensemble of its runs with `swa eval {path} --ensemble`, or the folder of one of them",
+            )
+        from swa_cli.analysis.seed_ensemble import evaluate_repeat
+
+        return evaluate_repeat(
+            path,
+            overrides,
+            terminal=terminal,
+            weights=weights,
+            split=split,
+            allow_stale_bn=allow_stale_bn,
+            num_draws=num_draws,
+            samples=samples,
+            with_classes=with_classes,
+            predictions=predictions,
+            allow_code=allow_code,
+        )
     found = reader.read(path) if folder is None else open.resume_point(folder)
     snapshots = _read_ensemble(folder, found, terminal) if with_ensemble else None
     limit = open.pass_of(found, samples, recipe=recipe)
