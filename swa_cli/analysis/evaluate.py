@@ -196,7 +196,8 @@ def _read_ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Termin
             f"{found.path}: is a file, and an ensemble needs the snapshots of a run",
             hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
         )
-    return passes.read_ensemble(folder, found, terminal)
+    averages_inside = "trained" in found.content  # its optimizer: the statistics of training are of other weights
+    return passes.read_ensemble(folder, found, terminal, refreshes=averages_inside)
 
 
 def _with_reference(every: Mapping[str, WeightSet], *, wanted: str, with_ensemble: bool) -> dict[str, WeightSet]:
@@ -250,8 +251,7 @@ def _details(
             details[name] |= {"batchnorm": "recomputed" if is_refreshable(model) else "none", "draws": num_draws}
     if snapshots is not None:
         members = len(snapshots.members)
-        fresh = "recomputed" if snapshots.batchnorm == "stale" else snapshots.batchnorm  # see `score_ensemble`
-        details["ensemble"] = {"count": None, "batchnorm": fresh, "members": members}
+        details["ensemble"] = {"count": None, "batchnorm": snapshots.batchnorm, "members": members}
     return details
 
 

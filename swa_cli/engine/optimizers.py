@@ -263,7 +263,7 @@ def depths(model: nn.Module) -> dict[str, int]:
     return {name: blocks[name] for name, _ in model.named_parameters()}
 
 
-def describe(optimizer: torch.optim.Optimizer, settings: schema.Optimizer, *, has_batchnorm: bool) -> str:
+def describe(optimizer: torch.optim.Optimizer, settings: schema.Optimizer, *, has_batchnorm: bool = True) -> str:
     """Describe what an optimizer does besides `step()`, and groups with rates or options; empty without any.
 
     `layer_decay 0.75: 12 rates, 0.0422 to 1 times that of the schedule; head.*: lr 10x, weight_decay 0`. Where groups
