@@ -7,7 +7,7 @@ fill in what the recipe leaves out, so a run records them as if they had been wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -111,6 +111,7 @@ def load_pretrained(context: Context, model: nn.Module) -> InitialWeights:
         )
     except UserError as error:
         raise _located(error) from error
+    _draw_heads(model, fresh)
     return InitialWeights(KEY, source, name, batchnorm, checksum(given), tuple(fresh), tuple(unread), tuple(adapted))
 
 
@@ -241,6 +242,18 @@ def _fit(
             error.message + f"; {len(weights)} of {len(own)} tensors fit", hint=error.hint, names=error.names
         ) from error
     return fresh, unread, adapted
+
+
+def _draw_heads(model: nn.Module, fresh: Sequence[str]) -> None:
+    """Give fresh linear heads the initial values of `nn.Linear`, uniform within 1 / sqrt(inputs).
+
+    The EfficientNets of torchvision and timm draw from +-1 / sqrt(outputs), which is made for 1,000 classes: with 10,
+    the first steps have so large a loss that they undo what the features know.
+    """
+    for head in dict.fromkeys(name.rpartition(".")[0] for name in fresh):
+        layer = model.get_submodule(head)
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
 
 
 def _cure(outputs: int | None) -> str:
