@@ -13,6 +13,7 @@ import fnmatch
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -103,59 +104,66 @@ def build(
         RecipeError: Nothing is trained, a class refuses a value, or a pattern matches no parameter.
     """
     require_trained(model)
-    groups = settings.groups
+    found = _owned(model, settings, later)
+    _require_matrices(settings, found)
+    if not found[None].trained:
+        message = f"the groups take all parameters, and none is left for {settings.name}"
+        hint = "name the optimizer of one group here, and leave that group out"
+        raise RecipeError([Problem("optimizer.name", message, hint)])
+    _avoid_the_compiler()
+    optimizers = {}
+    for owner, own in found.items():
+        key, name = _place(settings, owner)
+        options = (settings if owner is None else settings.groups[owner]).options
+        if not is_sparse and _is_fusible(name, own.trained, options):
+            options = {"fused": True, **options}
+        optimizers[key] = _make(name, own.groups, lr=settings.lr, options=options, key=key)
+        if len(found) > 1 and needs_closure(optimizers[key]):
+            message = f"{name} passes each batch several times, and no other optimizer can stand beside it"
+            raise RecipeError([Problem(key, message, "let it train all parameters: leave out the names of groups")])
+    if len(optimizers) == 1:
+        return optimizers["optimizer.name"]
+    from swa_cli.engine.several_optimizers import SeveralOptimizers
+
+    return SeveralOptimizers(list(optimizers.values()))
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """The parameters of one optimizer by name, and in groups of equal rate and options."""
+
+    trained: dict[str, nn.Parameter]
+    groups: list[dict[str, Any]]
+
+
+def _owned(model: nn.Module, settings: schema.Optimizer, later: Collection[str]) -> dict[int | None, _Owned]:
+    """Return what each optimizer trains, by the index of the group that names it; None for that of the section."""
+    sections = settings.groups
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
     free = _matched(model, trained, settings.no_decay, place="optimizer.no_decay")
     matched = [
-        _matched(model, trained, group.match, place=f"optimizer.groups.{index}.match")
-        for index, group in enumerate(groups)
+        _matched(model, trained, section.match, place=f"optimizer.groups.{index}.match")
+        for index, section in enumerate(sections)
     ]
     decay, depth = settings.layer_decay, depths(model)
     last = max(depth.values())
     built: dict[tuple[int, bool, int, bool], dict[str, Any]] = {}
-    owned: dict[int | None, dict[str, nn.Parameter]] = {None: {}}  # by the group that names their optimizer
+    found: dict[int | None, _Owned] = {None: _Owned({}, [])}
+    owners = {index: index for index, section in enumerate(sections) if section.name is not None}
     for key, parameter in trained.items():
-        index = next((index for index, names in enumerate(matched) if key in names), len(groups))
+        index = next((index for index, names in enumerate(matched) if key in names), len(sections))
         own: dict[str, Any] = {LR_MULTIPLE: 1.0}
-        owner = None
-        if index < len(groups):
-            owner = None if groups[index].name is None else index
-            own = {LR_MULTIPLE: groups[index].lr, **({} if owner is not None else groups[index].options)}
+        if index < len(sections):
+            own = {LR_MULTIPLE: sections[index].lr, **({} if index in owners else sections[index].options)}
         block = last if decay == 1 else depth[key]
         own[LR_MULTIPLE] *= decay ** (last - block)
         if key in free:
             own["weight_decay"] = 0.0
         built.setdefault((index, key in free, block, key in later), {"params": [], **own})["params"].append(parameter)
-        owned.setdefault(owner, {})[key] = parameter
-    _require_matrices(settings, owned)
-    if not owned[None]:
-        message = f"the groups take all parameters, and none is left for {settings.name}"
-        hint = "name the optimizer of one group here, and leave that group out"
-        raise RecipeError([Problem("optimizer.name", message, hint)])
-    _avoid_the_compiler()
-    optimizers = []
-    for owner, parameters in owned.items():
-        parts = [built[key] for key in sorted(built, reverse=True) if _owner(key[0], settings) == owner]
-        key, name = _place(settings, owner)
-        options = (settings if owner is None else groups[owner]).options
-        if not is_sparse and _is_fusible(name, parameters, options):
-            options = {"fused": True, **options}
-        optimizers.append(_make(name, parts, lr=settings.lr, options=options, key=key))
-    if len(optimizers) == 1:
-        return optimizers[0]
-    from swa_cli.engine.several_optimizers import SeveralOptimizers
-
-    for owner, optimizer in zip(owned, optimizers, strict=True):
-        if needs_closure(optimizer):
-            key, name = _place(settings, owner)
-            message = f"{name} passes each batch several times, and no other optimizer can stand beside it"
-            raise RecipeError([Problem(key, message, "let it train all parameters: leave out the names of groups")])
-    return SeveralOptimizers(optimizers)
-
-
-def _owner(index: int, settings: schema.Optimizer) -> int | None:
-    """Return the group that names the optimizer of the parameters in group `index`; None for that of the section."""
-    return index if index < len(settings.groups) and settings.groups[index].name is not None else None
+        found.setdefault(owners.get(index), _Owned({}, [])).trained[key] = parameter
+    for place in sorted(built, reverse=True):
+        found[owners.get(place[0])].groups.append(built[place])
+    return found
 
 
 def _place(settings: schema.Optimizer, owner: int | None) -> tuple[str, str]:
@@ -360,9 +368,10 @@ def _is_optimizer(value: object) -> bool:
     return inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
 
 
-def _require_matrices(settings: schema.Optimizer, owned: Mapping[int | None, Mapping[str, nn.Parameter]]) -> None:
+def _require_matrices(settings: schema.Optimizer, found: Mapping[int | None, _Owned]) -> None:
     """Refuse parameters for an optimizer of matrices that are none, with the group that takes them."""
-    for owner, parameters in owned.items():
+    for owner, own in found.items():
+        parameters = own.trained
         key, name = _place(settings, owner)
         others = {key: value for key, value in parameters.items() if value.dim() != 2}
         if name not in MATRICES_ONLY or not others:

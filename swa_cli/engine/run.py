@@ -61,6 +61,7 @@ class Run:
     unannounced: list[SavedEvent] = field(default_factory=list)  # files that are being written
     sharding: Sharding = UNSHARDED
     statistics: BatchNormUpdate = NOTHING  # what a BatchNorm pass does to this network, tried on some samples
+    needs_closure: bool = False  # the optimizer passes each batch several times, see `optimizers.needs_closure`
     running: tuple[Tensor, ...] = ()  # BatchNorm's running statistics, which are averaged over processes
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -236,6 +237,7 @@ def build_run(
         initial=initial,
         sharding=sharding,
         statistics=seen.update,
+        needs_closure=optimizers.needs_closure(optimizer),
         running=running_statistics(model),
     )
 

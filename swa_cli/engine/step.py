@@ -25,7 +25,7 @@ from swa_cli.averaging.bn_layers import num_samples
 from swa_cli.checkpoint import loading
 from swa_cli.checkpoint.reader import copy_to_cpu
 from swa_cli.engine.context import Context
-from swa_cli.engine.optimizers import needs_closure, set_learning_rate
+from swa_cli.engine.optimizers import set_learning_rate
 from swa_cli.errors import Problem, UserError, did_you_mean
 from swa_cli.import_path import import_callable
 from swa_cli.recipe.schema import Compile
@@ -82,7 +82,7 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
     """
     context, last = run.context, run.plan.phase.grad_accum_steps - 1
     weights: list[Tensor] = []
-    again: list[tuple[Any, Any]] | None = [] if needs_closure(run.optimizer) else None
+    again: list[tuple[Any, Any]] | None = [] if run.needs_closure else None
     for index in range(last + 1):
         batch = next(batches)
         if index == 0:  # only now: reading a batch may draw random numbers, which must not change those of the step

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch import Tensor, nn
 import plain_loop
 from conftest import load
 from equal_runs import assert_equal_runs
+from swa_cli.engine import run, train
+from swa_cli.errors import RecipeError
+from swa_cli.recipe.load import load as load_recipe
 
 EXAMPLE = Path(__file__).parents[2] / "docs/examples/optimizers.py"
 OTHERS = """\
@@ -187,3 +191,20 @@ def test_the_plan_tells_of_the_passes(swa, recipe: Path) -> None:
     told = swa("train", recipe, *words("optimizers:SAM"), "--dry-run")
     assert told.code == 0, told.err
     assert "passes its batch several times" in " ".join(told.err.split())
+
+
+@pytest.mark.parametrize(
+    ("key", "precision", "fsdp"), [("train.precision", "fp16", False), ("train.fsdp", "fp32", True)]
+)
+def test_closures_go_with_no_scaler_and_no_shards(recipe: Path, key: str, precision: str, fsdp: bool) -> None:
+    """The key of what is refused: gradients of a closure cannot be unscaled, and shards were never tried."""
+    built = train.set_up(load_recipe(recipe, words("optimizers:SAM")))
+    settings = built.context.recipe.train.model_copy(update={"fsdp": fsdp})
+    context = replace(
+        built.context,
+        hardware=replace(built.context.hardware, precision=precision),
+        recipe=built.context.recipe.model_copy(update={"train": settings}),
+    )
+    with pytest.raises(RecipeError) as caught:
+        run._require_closure_possible(built.optimizer, context)
+    assert [problem.key for problem in caught.value.problems] == [key]
