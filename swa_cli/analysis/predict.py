@@ -226,7 +226,10 @@ def _predictor(
         states = [(item.state_dict, f"{path} ({name})")]
         batchnorm, held = item.batchnorm, {"count": item.count}
     if not request.allow_stale_bn:
-        open.require_fresh({name: batchnorm}, path=path, hint=open.how_to_refresh(found))
+        hint = open.how_to_refresh(found)
+        if folder is not None and request.with_ensemble:
+            hint = f"run `swa bn-update FILE` with each file in {folder.snapshots}, or insist with --allow-stale-bn"
+        open.require_fresh({name: batchnorm}, path=path, hint=hint)
     networks = [model, *(open.network_of(about, input_) for _ in states[1:])]
     for network, (state, source) in zip(networks, states, strict=True):
         loading.load_weights(network, state, source=source)

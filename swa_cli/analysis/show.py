@@ -84,6 +84,7 @@ def _weights(found: Checkpoint) -> dict[str, Any]:
         return {"snapshot": raw} | ({"running mean": mean} if mean else {})
     raw = content["model"]
     batchnorm = "running" if any(name.endswith("running_mean") for name in raw) else "none"
+    batchnorm = content.get("batchnorm") or batchnorm
     sets: dict[str, Any] = {"last": {"kind": "raw", "batchnorm": batchnorm, **_sizes(raw)}}
     for name, entry in content["averages"].items():
         state = {f"{part}.{key}": value for part in STATES for key, value in (entry.get(part) or {}).items()}

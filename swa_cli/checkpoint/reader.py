@@ -173,8 +173,8 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
 
 
 def raw_weights(point: Checkpoint, model: nn.Module) -> WeightSet:
-    """Return the weights in a resume point from which training continues."""
-    return WeightSet(point.content["model"], raw_batchnorm(model))
+    """Return the raw weights in a resume point: training continues from them, or from `trained`, which they average."""
+    return WeightSet(point.content["model"], point.content.get("batchnorm") or raw_batchnorm(model))
 
 
 def raw_batchnorm(model: nn.Module) -> str:

@@ -182,6 +182,8 @@ class ResumePoint(_File):
     epoch: int = Field(ge=0)
     step: int = Field(ge=0)
     model: State
+    batchnorm: Freshness | None = None  # of `model`, if the optimizer averages inside: else they are those of training
+    trained: State | None = None  # what the next step starts from, if the optimizer averages inside
     averages: dict[str, StoredAverage]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]

@@ -73,7 +73,10 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         ("model", describe_model(recipe.model.name, run.model)),
         ("", str(run.initial or "")),
         ("", _describe_freezing(run)),
-        ("optimizer", optimizers.describe(run.optimizer, recipe.optimizer)),
+        (
+            "optimizer",
+            optimizers.describe(run.optimizer, recipe.optimizer, has_batchnorm=bool(run.statistics.num_layers)),
+        ),
         ("device", run.context.hardware.describe()),
         ("processes", _describe_processes(run) if run.context.world.size > 1 else ""),
         ("schedule", describe_schedule(recipe, run.plan)),

@@ -262,7 +262,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 def _from_file(found: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], str, str]:
     """Return weights of a checkpoint: the raw ones where it has several; their name, and their BatchNorm."""
     if found.kind == "resume":  # its averages are of its own network
-        return found.content["model"], "last", "running"
+        return found.content["model"], "last", found.content.get("batchnorm") or "running"
     sets = reader.weight_sets(found, model)
     name = "last" if "last" in sets else next(iter(sets))
     return sets[name].state_dict, name, sets[name].batchnorm

@@ -97,7 +97,7 @@ def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings
         if run.plan.worker is not None:
             run = swap.train_workers(run, folder, train_epochs=train_epochs)
         end_freezing(run)  # where the run ended before, or the workers of a SWAP run have done it
-        with state.saved_on_signals(run, folder):
+        with state.saved_on_signals(run, folder), run.eval_weights():
             return validate.finish(run, folder)
     except (KeyboardInterrupt, Terminated):
         events.warning(f"stopped: {failures.how_to_continue(folder)}")
@@ -176,7 +176,8 @@ def _count_step(run: Run, folder: RunFolder) -> None:
     due += [run.cumulative] if run.cumulative is not None else []
     if due:
         try:
-            update_all(due, run.model, step=done)
+            with run.eval_weights():
+                update_all(due, run.model, step=done)
         except NonFiniteWeightsError as error:
             raise _diverged(f"epoch {run.epoch}, step {done}: {error}") from error
     run.step = done
@@ -196,7 +197,8 @@ def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
         f"train_{run.context.task.metrics.training.key}": score,
     }
     try:
-        row |= validate.validate(run)
+        with run.eval_weights():
+            row |= validate.validate(run)
     except Exception:
         if run.context.world.size == 1:  # others would wait for this process, or it for them
             with suppress(OSError):  # the first error tells more
@@ -205,7 +207,8 @@ def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
         raise
     row["seconds"] = round(time.monotonic() - run.clock, 3)
     run.history.append(row)
-    validate.keep_best(run)
+    with run.eval_weights():
+        validate.keep_best(run)
     run.totals.zero_()
     run.clock = time.monotonic()
     run.context.events.emit(EpochEvent(row=row, history=run.history))

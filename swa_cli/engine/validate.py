@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,9 +34,10 @@ def validate(run: Run) -> dict[str, Any]:
     is_last = run.epoch == plan.epochs or run.stopped is not None
     has_val = context.source.val is not None
     run.validated.clear()
-    if has_val:
-        with run.replica.holding() as model:
-            run.validated[RAW] = _score(run, model, RAW, "val", task=context.task)
+    if has_val or (is_last and run.averages_inside):  # last.pt then has the statistics of its weights
+        with _raw(run) as model:
+            if has_val:
+                run.validated[RAW] = _score(run, model, RAW, "val", task=context.task)
     for name, average in run.averages.items():
         if has_val and average.count and (run.epoch in plan.score_epochs or is_last):
             with _averaged(run, name) as model:
@@ -58,8 +59,9 @@ def keep_best(run: Run) -> None:
     epoch = len(run.history)
     for name in keep.due(run):
         if name == keep.BEST:
-            with run.replica.holding() as model:
+            with _raw(run) as model:
                 fresh = {"batchnorm": reader.raw_batchnorm(model), "batchnorm_method": None, "samples": 0}
+                fresh = run.refreshed[RAW].update.record if run.averages_inside else fresh
                 average = reader.raw_average(name, step=run.step)
                 run.kept[name] = keep.copy_of(model, average, fresh, epoch=epoch)
         else:
@@ -138,11 +140,16 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
         weights = None if worker is None else worker.state_dict
         known = {"count": None} | ({} if worker is None else {"worker": worker.number})
         is_judge = worker is not None or not run.workers
-        with run.replica.holding(weights) as model:
-            _add(run, board, name, model, split, batchnorm=reader.raw_batchnorm(model), **known)
+        with _raw(run) if worker is None else run.replica.holding(weights) as model:
+            fresh = reader.raw_batchnorm(model)
+            if run.averages_inside and worker is None:
+                fresh = run.refreshed[RAW].update.freshness
+            elif worker is not None:
+                fresh = worker.batchnorm or fresh
+            _add(run, board, name, model, split, batchnorm=fresh, **known)
             if is_judge:
                 raw[name] = cloned(model.state_dict())
-        if not run.statistics.num_layers:
+        if not run.statistics.num_layers or run.averages_inside:
             continue
         twin = evaluate.recomputed(name)
         with run.replica.refreshing(weights) as model:
@@ -231,16 +238,28 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
     )
 
 
-@contextmanager
-def _averaged(run: Run, name: str) -> Iterator[nn.Module]:
-    """Yield a network with an average in it; BatchNorm is recomputed once for each state of the average."""
+def _raw(run: Run) -> AbstractContextManager[nn.Module]:
+    """Hold the raw weights as they are scored: as trained, or averaged inside the optimizer and with own statistics."""
+    if not run.averages_inside:
+        return run.replica.holding()
+    return _refreshed(run, RAW, cloned(run.model.state_dict()), step=run.step)
+
+
+def _averaged(run: Run, name: str) -> AbstractContextManager[nn.Module]:
+    """Hold an average with its own statistics."""
     average = run.averages[name]
-    with run.replica.holding(average.averaged_state()) as model:
+    return _refreshed(run, name, average.averaged_state(), step=average.steps[-1])
+
+
+@contextmanager
+def _refreshed(run: Run, name: str, weights: Mapping[str, Tensor], *, step: int) -> Iterator[nn.Module]:
+    """Yield a network with a weight set of some step; BatchNorm is recomputed once for each step."""
+    with run.replica.holding(weights) as model:
         known = run.refreshed.get(name)
-        if known is not None and known.step == average.steps[-1]:
+        if known is not None and known.step == step:
             loading.load_buffers(model, known.buffers)
         else:
-            run.refreshed[name] = _refresh(run, model, name=name, step=average.steps[-1])
+            run.refreshed[name] = _refresh(run, model, name=name, step=step)
         yield model
 
 

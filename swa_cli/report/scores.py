@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report.console_text import (
@@ -81,11 +81,27 @@ def score_summary(
     return block(title, score_table(scores, metrics=metrics), *verdict(scores, metrics=metrics))
 
 
-def ensemble_summary(curve: Sequence[Row], *, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
-    """Return the lines of an ensemble: its cost, and the judged metrics for each number of `members`."""
+def ensemble_summary(
+    curve: Sequence[Row],
+    *,
+    of: Literal["snapshots", "runs"] = "snapshots",
+    draws: int = 1,
+    metrics: TaskMetrics = CLASSIFICATION,
+) -> Lines:
+    """Return the lines of an ensemble: its cost, and the judged metrics for each number of `members`.
+
+    Args:
+        curve: A row for each number of members.
+        of: The members: the last snapshots of a run, or the first runs of a repeat.
+        draws: The forward passes of a member, each with weights drawn from its swag average.
+        metrics: The metrics of the task.
+    """
+    which = "last" if of == "snapshots" else "first"
+    number = f"the last {len(curve)} snapshots" if of == "snapshots" else f"{len(curve)} runs"
+    each = f", {draws} draws from each" * (draws > 1)
     cost = (
-        f"ensemble: the mean {metrics.predictions} of the last {len(curve)} snapshots,"
-        f" which take {len(curve)} forward passes per image; every other row takes one. The last m snapshots:"
+        f"ensemble: the mean {metrics.predictions} of {number}{each}, which take {len(curve) * draws} forward passes"
+        f" per image; every other row takes {'one' if draws == 1 else draws}. The {which} m {of}:"
     )
     columns = [Column("members", "members", 7, rank=0), *(_column(metric, metrics) for metric in metrics.compared)]
     rows = [

@@ -119,21 +119,41 @@ class Model(BaseModel):
         return None if value is not None and pretrained(value) is False else value
 
 
+SGD_DEFAULTS: Mapping[str, object] = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+
+
+def _with_sgd_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the usual SGD of image classification: momentum 0.9, Nesterov, weight decay 5e-4."""
+    filled = {**SGD_DEFAULTS, **values}
+    no_momentum = str(filled["momentum"]) in ("0", "0.0") or "dampening" in values
+    if no_momentum and "nesterov" not in values:
+        filled["nesterov"] = False
+    return filled
+
+
 class Group(BaseModel):
     """Parameters with their own settings; keys that are not listed are options of the optimizer for them."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Free] = Field(init=False)
-    match: TextOrTexts = Field(description="norm, bias, or patterns of parameter names such as *norm*.bias")
+    match: TextOrTexts = Field(
+        description="norm, bias, not_2d (all but matrices), or patterns of parameter names such as *norm*.bias"
+    )
+    name: Text | None = Field(
+        default=None, description="another optimizer for them, named as in optimizer.name, which has its own options"
+    )
     lr: Multiple = Field(default=1.0, description="rate in multiples of the schedule's: 64x")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sgd_defaults(cls, values: Any) -> Any:
+        is_sgd = isinstance(values, Mapping) and values.get("name") == "SGD"
+        return _with_sgd_defaults(values) if is_sgd else values
 
     @property
     def options(self) -> dict[str, Any]:
         """Return the options that differ from those of the other parameters."""
         return dict(self.__pydantic_extra__ or {})
-
-
-SGD_DEFAULTS: Mapping[str, object] = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
 
 class Optimizer(BaseModel):
@@ -144,11 +164,11 @@ class Optimizer(BaseModel):
     name: Text = Field(default="SGD", description="any class of torch.optim")
     lr: Rate = Field(description="learning rate that the schedule scales")
     no_decay: list[Text] = Field(
-        default=[], description="parameters without weight decay: norm, bias, or name patterns such as head.*"
+        default=[], description="parameters without weight decay: norm, bias, not_2d, or name patterns such as head.*"
     )
     groups: list[Group] = Field(
         default=[],
-        description="parameters with their own rate or options; a parameter belongs to the first group that matches",
+        description="parameters with their own rate, options or optimizer, each in the first group that matches",
     )
     layer_decay: LayerDecay = Field(
         default=1.0, description="factor of the rate from each block to the one before it; the head has the whole rate"
@@ -157,14 +177,8 @@ class Optimizer(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _sgd_defaults(cls, values: Any) -> Any:
-        """Fill in the usual SGD of image classification: momentum 0.9, Nesterov, weight decay 5e-4."""
-        if not isinstance(values, Mapping) or values.get("name", "SGD") != "SGD":
-            return values
-        filled = {**SGD_DEFAULTS, **values}
-        no_momentum = str(filled["momentum"]) in ("0", "0.0") or "dampening" in values
-        if no_momentum and "nesterov" not in values:
-            filled["nesterov"] = False
-        return filled
+        is_sgd = isinstance(values, Mapping) and values.get("name", "SGD") == "SGD"
+        return _with_sgd_defaults(values) if is_sgd else values
 
     @property
     def options(self) -> dict[str, Any]:
