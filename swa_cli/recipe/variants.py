@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from swa_cli.errors import UserError
+from swa_cli.recipe.kinds import KINDS
 from swa_cli.recipe.learning_rate import bounds
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schedules import SCHEDULES
@@ -109,7 +110,7 @@ def _fix_percents(values: dict[str, Any], *, epochs: int) -> list[str]:
     sections = {"swa": values.get("swa"), "snapshots": values.get("snapshots")}
     sections |= {f"averages.{name}": average for name, average in values["averages"].items()}
     for name, section in sections.items():
-        for key in ("start", "half_life"):
+        for key in ("start", *(KINDS[section["kind"]].lengths if section and "kind" in section else ())):
             length = Duration.parse(section[key]) if section and key in section else None
             if section and length is not None and length.unit == "%":
                 section[key] = fixed(length, f"{name}.{key}")

@@ -34,6 +34,7 @@ averages:
   ema: {kind: ema, decay: 0.9, start: 0ep, every: 1step}
   warm: {kind: ema, half_life: 0.5ep, warmup: true, start: 10step, every: 2step}
   plain: {kind: ema, half_life: 10%, bias_correction: false}
+  power: {kind: power_ema, half_life: 10%, every: 2step}
   tail: {kind: lawa, window: 3, start: 25%, every: 5step}
   swag: {kind: swag, rank: 4, start: 25%, every: 3step}
   thin: {kind: swag, diagonal: true, start: 50%, every: 0.25ep}
@@ -165,7 +166,7 @@ def test_average_of_a_stopped_run_is_usable(swa, long: Path, signal_at: Callable
     assert swa("bn-update", "runs/latest/checkpoints/last.pt", "-q").code == 0
     ended = swa("eval", "runs/latest/checkpoints/last.pt", "--json")
     assert list(ended.json["weights"])[:2] == ["last", "last_bn"]
-    assert set(list(ended.json["weights"])[2:]) == {"swa", "ema", "warm", "plain", "tail", "swag", "thin"}
+    assert set(list(ended.json["weights"])[2:]) == {"swa", "ema", "warm", "plain", "power", "tail", "swag", "thin"}
     assert ended.json["weights"]["swa"]["count"] == 3  # after 44, 50 (0.25 of 22 steps, rounded) and 55
 
 
