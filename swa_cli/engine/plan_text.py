@@ -14,6 +14,7 @@ from swa_cli.engine.context import Context
 from swa_cli.engine.events import PlanEvent
 from swa_cli.engine.network import describe_model
 from swa_cli.engine.run import Run
+from swa_cli.recipe.curves import ResolvedSchedule
 from swa_cli.recipe.image_sizes import (
     evaluation_interpolation,
     evaluation_resize,
@@ -26,7 +27,7 @@ from swa_cli.recipe.intervals import Series, average_series, snapshot_series
 from swa_cli.recipe.kinds import KINDS
 from swa_cli.recipe.learning_rate import chart, learning_rate
 from swa_cli.recipe.plan import Plan
-from swa_cli.recipe.schedules import SCHEDULES, ResolvedSchedule
+from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import Dataset, Recipe
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.recipe.values import in_epochs, length_text

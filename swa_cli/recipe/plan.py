@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe import swap
+from swa_cli.recipe.curves import ResolvedSchedule
 from swa_cli.recipe.image_sizes import size_problems
 from swa_cli.recipe.intervals import Series, StepClock, average_series, points, series_problems, snapshot_series
 from swa_cli.recipe.kinds import KINDS, AveragePlan
@@ -24,7 +25,6 @@ from swa_cli.recipe.learning_rate import (
     schedule_problems,
 )
 from swa_cli.recipe.scalars import shown
-from swa_cli.recipe.schedules import ResolvedSchedule
 from swa_cli.recipe.schema import PUBLISHERS, Recipe
 from swa_cli.recipe.swap import Phase
 from swa_cli.recipe.values import Duration, TimeSpan, length_text, round_half_up
