@@ -265,6 +265,9 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
         lines.append(f"{text}; BatchNorm recomputed {'at each evaluation' if kept else 'at the end'}")
     if recipe.train.keep_best is not None:
         lines.append(f"best.pt ships the raw weights of the epoch of the best {recipe.train.keep_best}")
+    if plan.plateau is not None:
+        point = in_epochs(plan.plateau, steps_per_epoch=plan.steps_per_epoch)
+        lines.append(f"plateau.pt keeps the run at epoch {point}, where the decay begins, for --extend-to")
     for series in snapshot_series(recipe):
         assert recipe.snapshots is not None
         when = _when(series, plan.snapshots, plan.steps_per_epoch)

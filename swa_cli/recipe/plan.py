@@ -206,6 +206,7 @@ class Plan:
     snapshots: tuple[int, ...]  # updates done
     score_epochs: frozenset[int]  # the averages are evaluated at their ends; the last epoch is not listed
     saves: frozenset[int]  # updates done when last.pt is saved; the end of the run is always one
+    plateau: int | None  # updates done when plateau.pt is saved: the rate decays from there to the end of the run
     learning_rate: Callable[[int], float]
     warnings: tuple[str, ...]
     phase: Phase  # the epochs of the recipe that the run does
@@ -267,6 +268,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         snapshots=snapshots[0] if snapshots else (),
         score_epochs=_score_epochs(recipe, averages, clock),
         saves=_saves(recipe, clock),
+        plateau=(course.plateau or None) if course.end == total and recipe.swap is None else None,
         learning_rate=lambda step: phase.factor * rate(phase.before * steps_per_epoch + step),
         warnings=tuple(_warnings(recipe, averages, course)),
         phase=phase,
