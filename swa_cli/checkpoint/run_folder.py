@@ -46,6 +46,7 @@ class RunFolder:
         self.last = self.checkpoints / "last.pt"
         self.previous = self.checkpoints / "previous.pt"  # the save before, until the next one is durable
         self.best = self.checkpoints / "best.pt"  # with train.keep_best
+        self.plateau = self.checkpoints / "plateau.pt"  # the resume point where a decay at the end of the run begins
         self.recipe = path / "recipe.yaml"
         self.about = path / "run.json"
         self.result = path / "result.json"

@@ -15,6 +15,7 @@ from swa_cli.engine.events import PlanEvent
 from swa_cli.engine.network import describe_model, names_to_freeze
 from swa_cli.engine.pretrained import describe_constants
 from swa_cli.engine.run import Run
+from swa_cli.recipe.curves import ResolvedSchedule
 from swa_cli.recipe.image_sizes import (
     evaluation_interpolation,
     evaluation_resize,
@@ -27,7 +28,7 @@ from swa_cli.recipe.intervals import Series, average_series, snapshot_series
 from swa_cli.recipe.kinds import KINDS
 from swa_cli.recipe.learning_rate import chart, learning_rate
 from swa_cli.recipe.plan import Plan
-from swa_cli.recipe.schedules import SCHEDULES, ResolvedSchedule
+from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import Dataset, Recipe
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.recipe.values import in_epochs, length_text
@@ -259,6 +260,9 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
         lines.append(f"{text}; BatchNorm recomputed {'at each evaluation' if kept else 'at the end'}")
     if recipe.train.keep_best is not None:
         lines.append(f"best.pt ships the raw weights of the epoch of the best {recipe.train.keep_best}")
+    if plan.plateau is not None:
+        point = in_epochs(plan.plateau, steps_per_epoch=plan.steps_per_epoch)
+        lines.append(f"plateau.pt keeps the run at epoch {point}, where the decay begins, for --extend-to")
     for series in snapshot_series(recipe):
         assert recipe.snapshots is not None
         when = _when(series, plan.snapshots, plan.steps_per_epoch)

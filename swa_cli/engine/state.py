@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.model_state import cloned, like, read
 from swa_cli.checkpoint import loading, reader
+from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.checkpoint.safe_load import DamagedError
 from swa_cli.engine import failures
@@ -48,10 +50,11 @@ def write_first_files(run: Run, folder: RunFolder, *, recipe_folder: Path) -> No
     )
 
 
-def save_resume_point(run: Run, folder: RunFolder) -> None:
-    """Write last.pt: everything that the rest of the run depends on. The one before becomes previous.pt.
+def save_resume_point(run: Run, folder: RunFolder, *, is_plateau: bool = False) -> None:
+    """Write last.pt, or plateau.pt: everything that the rest of the run depends on.
 
-    Training continues meanwhile; `wait_for_files` returns once the file is complete.
+    The last.pt before becomes previous.pt. Training continues meanwhile; `wait_for_files` returns once the file is
+    complete.
     """
     parts = run.context.world.gathered(run.totals.tolist())
     _require_equal(run)
@@ -77,8 +80,8 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "stopped": run.stopped,
         "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(copy=False), "batchnorm": stale},
     }
-    event = SavedEvent(path=folder.last, kind="resume", step=run.step)
-    _write(run, folder, event, content, keep=folder.previous, kept=dict(run.kept))
+    path, before = (folder.plateau, None) if is_plateau else (folder.last, folder.previous)
+    _write(run, folder, SavedEvent(path=path, kind="resume", step=run.step), content, keep=before, kept=dict(run.kept))
 
 
 def _raw_weights(run: Run) -> dict[str, Any]:
@@ -104,7 +107,12 @@ def raw_batchnorm(run: Run) -> str:
 
 
 def save_if_due(run: Run, folder: RunFolder) -> None:
-    """Write last.pt if `output.save_every` asks for it after this update, or after this time."""
+    """Write last.pt if `output.save_every` asks for it after this update, or after this time; first plateau.pt.
+
+    So every last.pt from the plateau on stands beside a plateau.pt, wherever the run is killed.
+    """
+    if run.step == run.plan.plateau:
+        save_resume_point(run, folder, is_plateau=True)
     every = run.context.recipe.output.save_every
     is_time = isinstance(every, TimeSpan) and run.context.world.broadcast_from_rank0(
         lambda: time.monotonic() - run.saved_at >= every.seconds
@@ -215,18 +223,51 @@ def newest_resume_point(folder: RunFolder, events: Events) -> reader.Checkpoint 
     return None
 
 
-def prepare_folder(folder: RunFolder, point: reader.Checkpoint | None, recipe: str, *, extended: bool) -> None:
-    """Put the folder in order before a run continues: the good resume point first, the recipe as it is now."""
+def prepare_folder(
+    folder: RunFolder, point: reader.Checkpoint | None, recipe: str, *, extended: reader.Checkpoint | None
+) -> None:
+    """Put the folder in order before a run continues: the good resume point first, the recipe as it is now.
+
+    `extended` is the newest resume point of a run that gets more epochs. Beside the longer recipe, result.json means
+    that the longer run is finished, and snapshots are those of the longer run: so both are put away first.
+    """
     if not folder.writes:
         return
     if point is not None and point.path == folder.previous:
         os.replace(folder.previous, folder.last)  # else the next save would keep the damaged one
-    # The result first: beside the longer recipe, result.json means that the longer run is finished.
-    if extended and folder.result.is_file():
-        assert point is not None, "only what has epochs can be given more"
-        os.replace(folder.result, folder.path / f"result-{point.content['epoch']:03d}.json")
+    if extended is not None:
+        if folder.result.is_file():
+            os.replace(folder.result, folder.path / f"result-{extended.content['epoch']:03d}.json")
+        if point is not None and point.path == folder.plateau:
+            _go_back(folder, point, ended=extended)
     if not folder.recipe.is_file() or folder.recipe.read_text() != recipe:
         folder.write_text(folder.recipe.name, recipe)
+
+
+def ended_name(point: reader.Checkpoint) -> str:
+    """Return the name under which a resume point is kept when its run goes back to its plateau."""
+    return f"last-{point.content['epoch']:03d}.pt"
+
+
+def _go_back(folder: RunFolder, plateau: reader.Checkpoint, *, ended: reader.Checkpoint) -> None:
+    """Let the run stand where its decay began; what the decay led to is kept under other names.
+
+    It may be killed at any instant: up to the last line the run is at its end, and the same can be done again.
+    """
+    _copy(ended.path, folder.checkpoints / ended_name(ended))
+    for path in folder.snapshot_files:
+        if int(path.stem[5:]) > plateau.content["step"]:
+            away = folder.path / f"snapshots-{ended.content['epoch']:03d}"
+            away.mkdir(exist_ok=True)
+            os.replace(path, away / path.name)
+    if ended.path == folder.last:
+        folder.previous.unlink(missing_ok=True)  # it lies in the decay, and would stand for a damaged last.pt
+    _copy(folder.plateau, folder.last)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as file:
+        write_atomic(target, lambda to: shutil.copyfileobj(file, to))
 
 
 def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:

@@ -85,7 +85,7 @@ def _open_worker(run: Run, folder: RunFolder, number: int) -> Iterator[tuple[Run
                 state.write_first_files(worker, own, recipe_folder=Path(about(folder.about)["recipe_folder"]))
             else:
                 state.restore(worker, point.content, source=str(point.path))
-                state.prepare_folder(own, point, load.dump(worker.context.recipe), extended=False)
+                state.prepare_folder(own, point, load.dump(worker.context.recipe), extended=None)
         where = f", continued after step {worker.step:,} of {worker.plan.total_steps:,}" if worker.step else ""
         events.note(f"{title}{where}")
         worker.context.events.emit(

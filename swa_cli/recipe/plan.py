@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe import swap
+from swa_cli.recipe.curves import ResolvedSchedule
 from swa_cli.recipe.image_sizes import size_problems
 from swa_cli.recipe.intervals import Series, StepClock, average_series, points, series_problems, snapshot_series
 from swa_cli.recipe.kinds import KINDS, AveragePlan
@@ -24,7 +25,6 @@ from swa_cli.recipe.learning_rate import (
     schedule_problems,
 )
 from swa_cli.recipe.scalars import shown
-from swa_cli.recipe.schedules import ResolvedSchedule
 from swa_cli.recipe.schema import PUBLISHERS, Recipe
 from swa_cli.recipe.swap import Phase
 from swa_cli.recipe.values import Duration, TimeSpan, length_text, round_half_up
@@ -212,6 +212,7 @@ class Plan:
     snapshots: tuple[int, ...]  # updates done
     score_epochs: frozenset[int]  # the averages are evaluated at their ends; the last epoch is not listed
     saves: frozenset[int]  # updates done when last.pt is saved; the end of the run is always one
+    plateau: int | None  # updates done when plateau.pt is saved: the rate decays from there to the end of the run
     learning_rate: Callable[[int], float]
     warnings: tuple[str, ...]
     phase: Phase  # the epochs of the recipe that the run does
@@ -273,6 +274,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         snapshots=snapshots[0] if snapshots else (),
         score_epochs=_score_epochs(recipe, averages, clock),
         saves=_saves(recipe, clock),
+        plateau=(course.plateau or None) if course.end == total and recipe.swap is None else None,
         learning_rate=lambda step: phase.factor * rate(phase.before * steps_per_epoch + step),
         warnings=tuple(_warnings(recipe, averages, course)),
         phase=phase,

@@ -28,6 +28,7 @@ averages:
   ema: {kind: ema, decay: 0.9, start: 0ep, every: 1step}
   warm: {kind: ema, half_life: 10step, warmup: true, start: 0ep, every: 3step}
   tail: {kind: lawa, window: 3, start: 25%, every: 5step}
+  power: {kind: power_ema, half_life: 20%, every: 2step}
   swag: {kind: swag, rank: 4, start: 25%, every: 4step}
   thin: {kind: swag, diagonal: true, start: 0ep, every: 7step}
 snapshots: {every: 1ep, keep: 2, cumulative: true}
