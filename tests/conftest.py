@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from processes import OF_A_TERMINAL, render_blank_figures
+from processes import OF_A_TERMINAL, render_blank_figures, skip_fsync
 
 # The same inputs in every run, however slow the machine is at the moment.
 settings.register_profile(
@@ -83,6 +83,13 @@ def _no_terminal_and_no_launcher() -> None:
     """What they set here would speak to the commands under test too."""
     for name in (*OF_A_TERMINAL, *OF_A_LAUNCHER):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting_for_disks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        skip_fsync(patch.setattr)
+        yield
 
 
 @pytest.fixture(autouse=True)
