@@ -15,7 +15,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from processes import OF_A_TERMINAL, render_blank_figures, skip_fsync
+from processes import OF_A_TERMINAL, render_blank_figures, skip_fsync, use_one_thread
 
 # The same inputs in every run, however slow the machine is at the moment.
 settings.register_profile(
@@ -86,9 +86,11 @@ def _no_terminal_and_no_launcher() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_waiting_for_disks() -> Iterator[None]:
+def _no_waiting() -> Iterator[None]:
+    """Runs wait for no disk, and their threads not for each other; those of fixtures too."""
     with pytest.MonkeyPatch.context() as patch:
         skip_fsync(patch.setattr)
+        use_one_thread(patch.setattr)
         yield
 
 

@@ -94,6 +94,13 @@ def skip_fsync(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
     setattr_(os, "fsync", lambda file: os.fstat(file) and None)
 
 
+def use_one_thread(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Let `train.threads: auto` stand for one thread: several wait for each other while other tests use the cores."""
+    from swa_cli.engine import hardware
+
+    setattr_(hardware, "num_cores", lambda: 1)
+
+
 def exit_codes(*processes: BaseProcess) -> list[int | None]:
     """The exit codes of processes once they have ended; None for one that does not end, which is killed."""
     until = time.monotonic() + ENDS_WITHIN_S
@@ -215,6 +222,7 @@ def _work(
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     render_blank_figures()
     skip_fsync()
+    use_one_thread()
     code = cli.run(words)
     if counted is not None:
         counted.write_text(str(num_events))
