@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -71,6 +72,14 @@ def run_swa(*words: str | Path) -> None:
     code = cli.run([str(word) for word in words])
     torch.set_num_threads(threads)
     assert code == 0
+
+
+def copy_runs(source: Path, target: Path) -> Path:
+    """Copy `runs` of one working folder into another; return its latest run, which is as if it was trained there."""
+    shutil.copytree(source / "runs", target / "runs", symlinks=True)
+    for file in (target / "runs").glob("*/*.json"):
+        file.write_text(file.read_text().replace(str(source), str(target)))
+    return (target / "runs/latest").resolve()
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -162,3 +171,17 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
     return path
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.yaml").write_text(SMALL)
+    run_swa("train", folder / "small.yaml", "-q", "-o", folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def finished(recipe: Path, _finished: Path) -> Path:
+    """The folder of a finished run of `recipe`: the test's own copy of one training, as `swa train` would leave it."""
+    return copy_runs(_finished, recipe.parent)
