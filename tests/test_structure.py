@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -139,12 +140,30 @@ def test_data_knows_no_exit_codes(path: Path) -> None:
     assert taken <= {"swa_cli.errors.UserError", "swa_cli.errors.did_you_mean"}
 
 
-def test_a_small_run_enters_few_files_and_parses_its_recipe_once() -> None:
+TRACED = """
+import sys, trace_run
+trace_run.main()
+print("loaded:", *{"torch._dynamo", "sympy", "torchvision", "torchmetrics"} & set(sys.modules))
+"""
+
+
+@pytest.fixture(scope="module")
+def traced() -> str:
+    """What a process says that traces a whole run of the digits, and then what it has loaded."""
+    words, folder = [sys.executable, "-c", TRACED], Path(__file__).parent
+    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_small_run_enters_few_files_and_parses_its_recipe_once(traced: str) -> None:
     """The trace of the digits against the 45 files of ours that may be entered before the first forward pass."""
-    ended = subprocess.run(
-        [sys.executable, Path(__file__).with_name("trace_run.py")], capture_output=True, text=True, check=True
-    )
-    counts = re.search(r"first forward pass: (\d+) own files.*recipe parsed (\d+) times", ended.stdout)
-    assert counts is not None, ended.stdout
+    counts = re.search(r"first forward pass: (\d+) own files.*recipe parsed (\d+) times", traced)
+    assert counts is not None, traced
     assert int(counts[1]) <= 45
     assert int(counts[2]) == 1
+
+
+def test_a_run_imports_no_more_than_it_needs(traced: str) -> None:
+    """Modules that a whole run has loaded, averages and scores included, against four that take long to import."""
+    assert traced.endswith("\nloaded:\n")
