@@ -75,11 +75,11 @@ def run_swa(*words: str | Path) -> None:
 
 
 def copy_runs(source: Path, target: Path) -> Path:
-    """Copy `runs` of one working folder into another; return its latest run, which is as if it was trained there."""
-    shutil.copytree(source / "runs", target / "runs", symlinks=True)
-    for file in (target / "runs").glob("*/*.json"):
+    """Copy a folder of runs, as if they had been trained in the copy; return its latest run."""
+    shutil.copytree(source, target, symlinks=True)
+    for file in target.glob("*/*.json"):
         file.write_text(file.read_text().replace(str(source), str(target)))
-    return (target / "runs/latest").resolve()
+    return (target / "latest").resolve()
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -178,10 +178,10 @@ def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     (folder / "small.yaml").write_text(SMALL)
     run_swa("train", folder / "small.yaml", "-q", "-o", folder / "runs")
-    return folder
+    return folder / "runs"
 
 
 @pytest.fixture
 def finished(recipe: Path, _finished: Path) -> Path:
     """The folder of a finished run of `recipe`: the test's own copy of one training, as `swa train` would leave it."""
-    return copy_runs(_finished, recipe.parent)
+    return copy_runs(_finished, recipe.parent / "runs")
