@@ -5,6 +5,7 @@ The processes are forked from one that has imported what `swa train` needs: a ki
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import random
@@ -30,6 +31,8 @@ WHITE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABA
 SECOND_SAVE, THIRD_SAVE = 3, 5  # `kill_at` within "checkpoints/.last": a save opens that file and renames it
 ENDS_WITHIN_S = 600  # far more than any takes, on a busy machine too
 PRELOADED = [
+    "swa_cli.cli",
+    "swa_cli.analysis.run_output",
     "swa_cli.engine.train",
     "matplotlib.figure",
     "torch._dynamo",
@@ -182,6 +185,7 @@ def _work(
 ) -> None:
     from swa_cli import cli
 
+    gc.freeze()  # a collection would write to the pages of a million objects, and so copy them
     multiprocessing.set_start_method("fork", force=True)  # its loader processes are made as those of a plain `swa`
     os.chdir(folder)
     if terminal is None:
