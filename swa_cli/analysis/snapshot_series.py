@@ -23,6 +23,7 @@ from swa_cli.checkpoint import loading
 from swa_cli.engine.events import Bar, Events
 from swa_cli.errors import UserError
 from swa_cli.recipe.intervals import StepClock
+from swa_cli.recipe.kinds import power_exponent
 from swa_cli.recipe.plan import Window, clock_of, point_on
 from swa_cli.recipe.values import Duration
 
@@ -131,7 +132,7 @@ class SnapshotSeries:
         if option.decay is not None:
             return profiles.decay(option.decay)
         if option.width is not None:
-            return profiles.power_ema(option.width)
+            return profiles.power_ema(option.width, exponent=power_exponent(option.width))
         assert option.half_life is not None, "an option names one profile"
         if option.half_life.unit == "cycle":
             raise UserError(f"{option.text}: a cycle has no fixed length", hint="write it in %, ep or step")

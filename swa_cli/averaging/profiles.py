@@ -22,13 +22,11 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 State = Mapping[str, Tensor]
 
-WIDEST = 0.28  # of a power-function EMA; at 0.2887 its exponent is 0, and it is the plain mean
 NEGLIGIBLE = 1e-13  # of the largest weight: what rounding leaves of a weight that is 0
 
 
@@ -55,23 +53,12 @@ def ema(half_life: float) -> Profile:
     return Profile("ema", {"half_life": half_life}, share)
 
 
-def power_ema(width: float) -> Profile:
+def power_ema(width: float, *, exponent: float) -> Profile:
     """Return the profile of a power-function EMA: F = (x / L)^(g + 1), whose standard deviation is `width` L.
 
-    Karras et al. 2024 (EDM2, arXiv:2312.02696), section 3.1 and appendix C.
+    `exponent` is g. Karras et al. 2024 (EDM2, arXiv:2312.02696), section 3.1.
     """
-    exponent = power_exponent(width)
     return Profile("power_ema", {"width": width}, lambda x, length: (x / length) ** (exponent + 1))
-
-
-def power_exponent(width: float) -> float:
-    """Return g of a relative width: the largest real root of g^3 + 7 g^2 + (16 - 1/s^2) g + (12 - 1/s^2).
-
-    It inverts s = sqrt((g + 1) / ((g + 2)^2 (g + 3))); EDM2, appendix C.
-    """
-    assert 0 < width <= WIDEST, "the caller checks the width"
-    roots = np.roots([1, 7, 16 - width**-2, 12 - width**-2])
-    return float(roots.real.max())  # the one positive root
 
 
 DECAYS: Mapping[str, Callable[[Tensor], Tensor]] = {  # 1 - w of the share of the window that is over

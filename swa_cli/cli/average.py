@@ -30,7 +30,6 @@ Examples:
 
 PROFILES = ("--ema", "--power-ema", "--decay")
 DECAYS = ("linear", "cosine", "1-sqrt")  # of `averaging.profiles`, which imports torch
-WIDEST = 0.28  # likewise
 AVERAGE = re.compile(r"[A-Za-z_][\w-]*")  # the name of an average, not numbers
 
 
@@ -230,6 +229,8 @@ def _duration(option: str, text: str) -> Duration:
 
 def _width(text: str) -> float:
     """Parse the relative width of a power-function EMA."""
+    from swa_cli.recipe.kinds import WIDEST
+
     if not _is_number(text) or not 0 < float(text) <= WIDEST:
         raise typer.BadParameter(f"--power-ema {text}: write a number above 0 and at most {WIDEST}, such as 0.1")
     return float(text)

@@ -14,8 +14,14 @@ from hypothesis import strategies as st
 from swa_cli.averaging import profiles
 from swa_cli.averaging.kinds import ema_share
 from swa_cli.averaging.profiles import Profile, Shares
+from swa_cli.recipe.kinds import power_exponent
 
 LENGTH = 240
+
+
+def power_ema(width: float) -> Profile:
+    """The profile of a relative width."""
+    return profiles.power_ema(width, exponent=power_exponent(width))
 
 
 def counts(profile: Profile, length: int) -> np.ndarray:
@@ -26,8 +32,8 @@ def counts(profile: Profile, length: int) -> np.ndarray:
 ALL = [
     profiles.ema(7.5),
     profiles.ema(1e4),
-    profiles.power_ema(0.05),
-    profiles.power_ema(0.28),
+    power_ema(0.05),
+    power_ema(0.28),
     *map(profiles.decay, profiles.DECAYS),
 ]
 NAMES = [f"{profile.kind} {next(iter(profile.settings.values()))}" for profile in ALL]
@@ -47,9 +53,9 @@ def test_ema_is_the_one_that_training_keeps(half_life: float) -> None:
 @pytest.mark.parametrize("width", [0.01, 0.05, 0.1, 0.2, 0.28])
 def test_power_ema_has_its_width(width: float) -> None:
     """EDM2: the exponent inverts s(g), the counts have that standard deviation, and are those of its update."""
-    g = profiles.power_exponent(width)
+    g = power_exponent(width)
     assert math.sqrt((g + 1) / ((g + 2) ** 2 * (g + 3))) == pytest.approx(width, rel=1e-9)
-    found = counts(profiles.power_ema(width), 100_000)
+    found = counts(power_ema(width), 100_000)
     place = (np.arange(100_000) + 0.5) / 100_000
     assert math.sqrt(found @ place**2 - (found @ place) ** 2) == pytest.approx(width, rel=1e-3)
     weights = np.zeros(LENGTH)
@@ -57,13 +63,13 @@ def test_power_ema_has_its_width(width: float) -> None:
         share = 1 - (1 - 1 / t) ** (g + 1)
         weights *= 1 - share
         weights[t - 1] = share
-    np.testing.assert_allclose(counts(profiles.power_ema(width), LENGTH), weights, rtol=1e-9, atol=1e-15)
+    np.testing.assert_allclose(counts(power_ema(width), LENGTH), weights, rtol=1e-9, atol=1e-15)
 
 
 @pytest.mark.parametrize("width", [0.05, 0.1])
 def test_exponents_of_the_paper(width: float) -> None:
     """EDM2, table of appendix C: relative widths of 5 % and 10 % have the exponents 16.97 and 6.94."""
-    assert profiles.power_exponent(width) == pytest.approx({0.05: 16.97, 0.1: 6.94}[width], abs=0.005)
+    assert power_exponent(width) == pytest.approx({0.05: 16.97, 0.1: 6.94}[width], abs=0.005)
 
 
 @pytest.mark.parametrize(

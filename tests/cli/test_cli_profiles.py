@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from conftest import load, run_swa
@@ -17,6 +18,7 @@ from swa_cli.analysis.snapshot_series import SnapshotSeries, snapshot_series
 from swa_cli.averaging import profiles
 from swa_cli.cli import average as cli_average
 from swa_cli.models import build_model
+from swa_cli.recipe.curves import SHAPES
 from swa_cli.report.terminal import Terminal
 
 RECIPE = """\
@@ -40,6 +42,7 @@ averages:
   one: {kind: ema, half_life: 1ep}
   two: {kind: ema, half_life: 2ep}
   four: {kind: ema, half_life: 4ep}
+  power: {kind: power_ema, width: 0.1}
 snapshots: {every: 1ep, cumulative: true}
 train: {epochs: 12, batch_size: 64, threads: 1, precision: fp32}
 """
@@ -89,11 +92,16 @@ def series_of(run: Path) -> SnapshotSeries:
 
 @pytest.mark.parametrize("recipe", [ONLINE, ROTATED], ids=["digits", "rotated digits"])
 def test_ema_after_the_run_is_the_one_of_the_run(swa, recipe: str, tmp_path: Path) -> None:
-    """Against `kind: ema` of the same run: within 5, 2, 2 % of |last - true|; what the file says of it fits."""
+    """Against `kind: ema` and `power_ema` of the same run: within 5, 2, 2, 5 % of |last - true|, as the file says."""
     trained(tmp_path, recipe, "seed=1")
     last = load("runs/latest/checkpoints/last.pt")["model"]
-    for name, half_life, bar in (("one", "1ep", 0.05), ("two", "2ep", 0.02), ("four", "4ep", 0.02)):
-        ended = swa("average", "runs/latest", "--ema", half_life, "--no-bn", "-o", "ema.pt", "--json")
+    for name, option, value, bar in (
+        ("one", "--ema", "1ep", 0.05),
+        ("two", "--ema", "2ep", 0.02),
+        ("four", "--ema", "4ep", 0.02),
+        ("power", "--power-ema", "0.1", 0.05),
+    ):
+        ended = swa("average", "runs/latest", option, value, "--no-bn", "-o", "ema.pt", "--json")
         assert ended.code == 0, ended.err
         true, found = (load(path)["state_dict"] for path in (f"runs/latest/checkpoints/{name}.pt", "ema.pt"))
         names = [key for key in true if key.endswith(("weight", "bias"))]
@@ -264,9 +272,17 @@ def test_one_file_or_budgets(swa, run: Path) -> None:
 
 
 def test_words_of_the_command_line_are_those_of_the_arithmetic() -> None:
-    """Shapes and the widest power-function EMA, which the command line knows without torch."""
+    """Shapes of decays, which the command line knows without torch, and those that `wsd` trains."""
     assert tuple(profiles.DECAYS) == cli_average.DECAYS
-    assert cli_average.WIDEST == profiles.WIDEST
+    assert set(profiles.DECAYS) == set(SHAPES)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_merge_stands_for_the_decay_of_wsd(shape: str) -> None:
+    """What the first x of L steps have counted against the rate that `wsd` has lost there, for each shape."""
+    steps = torch.arange(101, dtype=torch.float64)
+    lost = [1 - SHAPES[shape](step / 100, first=1.0, last=0.0) for step in range(101)]
+    assert profiles.decay(shape).share(steps, 100).tolist() == pytest.approx(lost, abs=1e-12)
 
 
 def test_search_over_shapes(swa, run: Path) -> None:
