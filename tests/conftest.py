@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from processes import OF_A_TERMINAL, render_blank_figures
+from processes import OF_A_TERMINAL, render_blank_figures, skip_fsync, use_one_thread
 
 # The same inputs in every run, however slow the machine is at the moment.
 settings.register_profile(
@@ -73,6 +74,14 @@ def run_swa(*words: str | Path) -> None:
     assert code == 0
 
 
+def copy_runs(source: Path, target: Path) -> Path:
+    """Copy a folder of runs, as if they had been trained in the copy; return its latest run."""
+    shutil.copytree(source, target, symlinks=True)
+    for file in target.glob("*/*.json"):
+        file.write_text(file.read_text().replace(str(source), str(target)))
+    return (target / "latest").resolve()
+
+
 def load(path: str | Path) -> dict[str, Any]:
     """Load a checkpoint as any program can."""
     return torch.load(path, weights_only=True)
@@ -83,6 +92,15 @@ def _no_terminal_and_no_launcher() -> None:
     """What they set here would speak to the commands under test too."""
     for name in (*OF_A_TERMINAL, *OF_A_LAUNCHER):
         os.environ.pop(name, None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_waiting() -> Iterator[None]:
+    """Runs wait for no disk, and their threads not for each other; those of fixtures too."""
+    with pytest.MonkeyPatch.context() as patch:
+        skip_fsync(patch.setattr)
+        use_one_thread(patch.setattr)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +171,17 @@ def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(SMALL)
     return path
+
+
+@pytest.fixture(scope="session")
+def _finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.yaml").write_text(SMALL)
+    run_swa("train", folder / "small.yaml", "-q", "-o", folder / "runs")
+    return folder / "runs"
+
+
+@pytest.fixture
+def finished(recipe: Path, _finished: Path) -> Path:
+    """The folder of a finished run of `recipe`: the test's own copy of one training, as `swa train` would leave it."""
+    return copy_runs(_finished, recipe.parent / "runs")

@@ -5,6 +5,7 @@ The processes are forked from one that has imported what `swa train` needs: a ki
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import random
@@ -30,6 +31,8 @@ WHITE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABA
 SECOND_SAVE, THIRD_SAVE = 3, 5  # `kill_at` within "checkpoints/.last": a save opens that file and renames it
 ENDS_WITHIN_S = 600  # far more than any takes, on a busy machine too
 PRELOADED = [
+    "swa_cli.cli",
+    "swa_cli.analysis.run_output",
     "swa_cli.engine.train",
     "matplotlib.figure",
     "torch._dynamo",
@@ -84,6 +87,21 @@ def render_blank_figures(setattr_: Callable[[Any, str, Any], None] = setattr) ->
             file.write(pictures[format])
 
     setattr_(Figure, "savefig", savefig)
+
+
+def skip_fsync(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Let `os.fsync` return at once: it waits milliseconds for the disk, and only a loss of power can tell.
+
+    What is checked is its argument, so that a closed file is still an error.
+    """
+    setattr_(os, "fsync", lambda file: os.fstat(file) and None)
+
+
+def use_one_thread(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
+    """Let `train.threads: auto` stand for one thread: several wait for each other while other tests use the cores."""
+    from swa_cli.engine import hardware
+
+    setattr_(hardware, "num_cores", lambda: 1)
 
 
 def exit_codes(*processes: BaseProcess) -> list[int | None]:
@@ -167,6 +185,7 @@ def _work(
 ) -> None:
     from swa_cli import cli
 
+    gc.freeze()  # a collection would write to the pages of a million objects, and so copy them
     multiprocessing.set_start_method("fork", force=True)  # its loader processes are made as those of a plain `swa`
     os.chdir(folder)
     if terminal is None:
@@ -206,6 +225,8 @@ def _work(
         most = pages * resource.getpagesize() + memory
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     render_blank_figures()
+    skip_fsync()
+    use_one_thread()
     code = cli.run(words)
     if counted is not None:
         counted.write_text(str(num_events))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import json
 import re
 import shlex
 import shutil
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from processes import exit_codes, start_ranks
 from swa_cli.recipe import load
 
 ROOT = Path(__file__).parent.parent
@@ -203,7 +205,7 @@ dataset: {name: digits}
 optimizer: {lr: 0.1}
 swa: {start: 50%}
 snapshots: {every: 1ep}
-train: {epochs: 4, batch_size: 128, threads: 1, precision: fp32}
+train: {epochs: 4, batch_size: 256, threads: 1, precision: fp32}
 """
 
 
@@ -282,11 +284,19 @@ def test_every_command_on_photos_runs(swa) -> None:
         assert ended.code == 0, f"swa {' '.join(words)}: {ended.err}"
 
 
-def test_every_command_shown_runs(swa, tmp_path: Path) -> None:
+def test_every_command_shown_runs(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each line of README that begins with `swa`, in their order, with a small recipe in the place of `digits`.
 
-    `test_own_photos_train_as_shown` has those on photos.
+    `test_own_photos_train_as_shown` has those on photos. Several processes are forked from one that has imported torch;
+    `test_a_kill_is_gone_on_from` launches them as a user does.
     """
+    launched: list[int] = []
+
+    def launch(words: list[str], *, processes: int, **_: Any) -> int:
+        launched.append(processes)
+        return max(code or 0 for code in exit_codes(*start_ranks(tmp_path, words, processes)))
+
+    monkeypatch.setattr("swa_cli.engine.distributed.launch", launch)
     before, _, photos = README.partition("## Your own photos")
     shown = before + photos.partition("\n## ")[2]
     lines = [line.partition("#")[0].split() for line in shown.splitlines() if re.match(r"swa [a-z].* # ", line)]
@@ -302,3 +312,5 @@ def test_every_command_shown_runs(swa, tmp_path: Path) -> None:
         assert ended.code == 0, f"swa {' '.join(words)}: {ended.err}"
         if words[0] == "report":
             assert "left out" not in ended.err
+    assert launched == [2]
+    assert json.loads((tmp_path / "runs/digits-convnet-003/run.json").read_text())["processes"] == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -81,40 +82,56 @@ def test_cli_takes_only_light_rooms_at_its_top() -> None:
         assert {name.split(".")[1] for name in names} <= {"cli", "errors", "units", "recipe", "report", "__version__"}
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--help"],
-        ["train", "-h"],
-        ["eval", "-h"],
-        ["bn-update", "-h"],
-        ["repeat", "-h"],
-        ["average", "-h"],
-        ["export", "-h"],
-        ["predict", "-h"],
-        ["new"],
-        ["recipes", "digits"],
-        ["schema"],
-        ["compare", "nowhere", "nowhere"],
-        ["plan", "nowhere.yaml"],
-        ["doctor", "nowhere.yaml"],
-        ["plot", "-h"],
-        ["report", "-h"],
-        ["train", "nowhere.yaml"],
-        ["train"],
-    ],
-    ids=" ".join,
-)
-def test_help_and_recipe_errors_come_without_torch(words: list[str]) -> None:
-    """Modules loaded by help and by a missing recipe: torch is not among them."""
-    program = (
-        "import sys; sys.argv = ['swa', *sys.argv[1:]]\n"
-        "from swa_cli import cli\n"
-        "try: cli.main()\n"
-        "finally: print('torch' in sys.modules, 'matplotlib' in sys.modules, file=sys.stderr)\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=False)
-    assert ended.stderr.splitlines()[-1] == "False False", ended.stderr
+WITHOUT_TORCH = [
+    "--help",
+    "train -h",
+    "eval -h",
+    "bn-update -h",
+    "repeat -h",
+    "average -h",
+    "soup -h",
+    "export -h",
+    "predict -h",
+    "new",
+    "recipes digits",
+    "schema",
+    "compare nowhere nowhere",
+    "plan nowhere.yaml",
+    "doctor nowhere.yaml",
+    "plot -h",
+    "report -h",
+    "train nowhere.yaml",
+    "train",
+]
+# The process that has imported the command line alone is forked for each command.
+LOADED = """
+import os, sys
+from swa_cli import cli
+for line in sys.argv[1:]:
+    if os.fork():
+        os.wait()
+        continue
+    sys.argv = ["swa", *line.split()]
+    try:
+        cli.main()
+    finally:
+        print(f"{line}:", *sorted({"torch", "matplotlib"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def loaded() -> dict[str, str]:
+    """Which of the large packages are loaded when a command ends."""
+    command = [sys.executable, "-c", LOADED, *WITHOUT_TORCH]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr.splitlines()
+    found = (line.rpartition(":") for line in said)
+    return {line: packages.strip() for line, _, packages in found if line in WITHOUT_TORCH}
+
+
+@pytest.mark.parametrize("line", WITHOUT_TORCH)
+def test_help_and_recipe_errors_come_without_torch(loaded: dict[str, str], line: str) -> None:
+    """Modules loaded by help and by a missing recipe: neither torch nor matplotlib is among them."""
+    assert loaded[line] == ""
 
 
 @pytest.mark.parametrize("path", sorted((HOUSE / "data").glob("*.py")), ids=lambda path: path.name)
@@ -124,12 +141,30 @@ def test_data_knows_no_exit_codes(path: Path) -> None:
     assert taken <= {"swa_cli.errors.UserError", "swa_cli.errors.did_you_mean"}
 
 
-def test_a_small_run_enters_few_files_and_parses_its_recipe_once() -> None:
+TRACED = """
+import sys, trace_run
+trace_run.main()
+print("loaded:", *{"torch._dynamo", "sympy", "torchvision", "torchmetrics"} & set(sys.modules))
+"""
+
+
+@pytest.fixture(scope="module")
+def traced() -> str:
+    """What a process says that traces a whole run of the digits, and then what it has loaded."""
+    words, folder = [sys.executable, "-c", TRACED], Path(__file__).parent
+    paths = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_small_run_enters_few_files_and_parses_its_recipe_once(traced: str) -> None:
     """The trace of the digits against the 45 files of ours that may be entered before the first forward pass."""
-    ended = subprocess.run(
-        [sys.executable, Path(__file__).with_name("trace_run.py")], capture_output=True, text=True, check=True
-    )
-    counts = re.search(r"first forward pass: (\d+) own files.*recipe parsed (\d+) times", ended.stdout)
-    assert counts is not None, ended.stdout
+    counts = re.search(r"first forward pass: (\d+) own files.*recipe parsed (\d+) times", traced)
+    assert counts is not None, traced
     assert int(counts[1]) <= 45
     assert int(counts[2]) == 1
+
+
+def test_a_run_imports_no_more_than_it_needs(traced: str) -> None:
+    """Modules that a whole run has loaded, averages and scores included, against four that take long to import."""
+    assert traced.endswith("\nloaded:\n")

@@ -12,7 +12,8 @@ from typing import TextIO
 from swa_cli.engine import class_balance, optimizers
 from swa_cli.engine.context import Context
 from swa_cli.engine.events import PlanEvent
-from swa_cli.engine.network import describe_model
+from swa_cli.engine.network import describe_model, names_to_freeze
+from swa_cli.engine.pretrained import describe_constants
 from swa_cli.engine.run import Run
 from swa_cli.recipe.curves import ResolvedSchedule
 from swa_cli.recipe.image_sizes import (
@@ -68,15 +69,19 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
     phases = [("swap", describe_swap(recipe) or ""), *averages]
     if not run.statistics.num_layers:
         phases = [(label, text.partition("; BatchNorm")[0]) for label, text in phases]
+    constants = "" if run.context.pretrained is None else describe_constants(run.context)
     rows = [
         ("data", describe_data(run.context)),
-        ("", "; ".join(filter(None, (describe_views(recipe), _describe_constants(run.context))))),
+        ("", "; ".join(filter(None, (describe_views(recipe), constants)))),
         ("", "; ".join(run.context.source.contents)),
         ("", class_balance.describe_sampler(recipe, run.context.source)),
         ("model", describe_model(recipe.model.name, run.model)),
         ("", str(run.initial or "")),
         ("", _describe_freezing(run)),
-        ("optimizer", optimizers.describe(run.optimizer, recipe.optimizer)),
+        (
+            "optimizer",
+            optimizers.describe(run.optimizer, recipe.optimizer, has_batchnorm=bool(run.statistics.num_layers)),
+        ),
         ("device", run.context.hardware.describe()),
         ("processes", _describe_processes(run) if run.context.world.size > 1 else ""),
         ("schedule", describe_schedule(recipe, run.plan)),
@@ -94,7 +99,7 @@ def _describe_freezing(run: Run) -> str:
     model, first = run.context.recipe.model, run.plan.unfreeze
     if not model.freeze:
         return ""
-    names = run.context.frozen_names(run.model)
+    names = names_to_freeze(run.model, model.freeze)
     span = "frozen" if first is None else f"frozen up to epoch {run.plan.phase.before + first - 1}"
     number = sum(1 for _ in run.model.parameters())
     return f"{span}: {len(names)} of {number} parameter tensors ({', '.join(model.freeze)})"
@@ -157,16 +162,6 @@ def describe_views(recipe: Recipe) -> str:
         if values != "auto":
             parts.append(f"{key} {values if isinstance(values, str) else ' '.join(f'{value:g}' for value in values)}")
     return "; ".join(filter(None, parts))
-
-
-def _describe_constants(context: Context) -> str:
-    """`mean 0.485 0.456 0.406 and std 0.229 0.224 0.225`; empty without pretrained weights, which may expect them."""
-    dataset, source = context.recipe.dataset, context.source
-    if context.recipe.model.pretrained is None or source.channels is None:
-        return ""
-    both = (("mean", dataset.mean, source.mean), ("std", dataset.std, source.std))
-    taken = [f"{key} {' '.join(f'{value:.4g}' for value in found)}" for key, given, found in both if given == "auto"]
-    return " and ".join(taken)
 
 
 def _describe_training_sizes(recipe: Recipe) -> str:

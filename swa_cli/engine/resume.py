@@ -94,7 +94,7 @@ def _resume(
         source = str(folder.recipe if point is None else point.path)
         admit(loaded, source=source, folder=folder.path, allow_code=allow_code)
         with failures.before_a_run():
-            run = build_run(loaded, events, point=point, world=world, packing="write")
+            run = build_run(loaded, events, point=point, world=world, purpose="train")
         changed = changes_since(point, run.context.hardware)
         if point is not None:
             state.restore(run, point.content, source=source)

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.average import WeightAverage
-from swa_cli.averaging.model_state import read
+from swa_cli.averaging.model_state import cloned, like, read
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.checkpoint.safe_load import DamagedError
 from swa_cli.engine import failures
 from swa_cli.engine.distributed import name_of_launch
+from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.failures import Stopped
 from swa_cli.engine.hardware import environment
@@ -66,7 +67,7 @@ def save_resume_point(run: Run, folder: RunFolder, *, is_plateau: bool = False) 
         "num_train": run.plan.num_train,
         "epoch": len(run.history),
         "step": run.step,
-        "model": run.model.state_dict(),
+        **_raw_weights(run),
         "averages": {
             name: {**average.state_dict(copy=False), "batchnorm": stale} for name, average in run.averages.items()
         },
@@ -81,6 +82,28 @@ def save_resume_point(run: Run, folder: RunFolder, *, is_plateau: bool = False) 
     }
     path, before = (folder.plateau, None) if is_plateau else (folder.last, folder.previous)
     _write(run, folder, SavedEvent(path=path, kind="resume", step=run.step), content, keep=before, kept=dict(run.kept))
+
+
+def _raw_weights(run: Run) -> dict[str, Any]:
+    """Return the raw weights as a resume point has them, with the statistics that they are scored with, if known.
+
+    Of an optimizer that averages inside they are its eval weights, and beside them are those that it trains on.
+    """
+    if not run.averages_inside:
+        return {"model": run.model.state_dict()}
+    with run.eval_weights():
+        weights = cloned(run.model.state_dict())
+    known, fresh = run.refreshed.get(RAW), raw_batchnorm(run)
+    if known is not None and known.step == run.step:
+        weights = like(weights, {**weights, **{key: known.buffers[key] for key in weights if key in known.buffers}})
+        fresh = known.update.freshness
+    return {"model": weights, "batchnorm": fresh, "trained": run.model.state_dict()}
+
+
+def raw_batchnorm(run: Run) -> str:
+    """Return how fresh the statistics of training are for the raw weights: eval weights never ran with them."""
+    found = reader.raw_batchnorm(run.model)
+    return "stale" if run.averages_inside and found == "running" else found
 
 
 def save_if_due(run: Run, folder: RunFolder) -> None:
@@ -262,12 +285,14 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     num_rows, step, running = content["epoch"], content["step"], content["cumulative"]
     is_between = 0 <= step - num_rows * per_epoch <= per_epoch or content["stopped"] is not None
     columns, so_far = run.context.task.metrics.columns(list(run.averages)), content["epoch_so_far"]
+    trained = content.get("trained")
     has_columns = all(key in row for row in content["history"] for key in columns)
     kept = restored(run, content.get("kept", {}), content["history"]) if has_columns else {}
     faults = {
         "its epochs, steps and history do not agree": (
             num_rows != len(content["history"]) or step > plan.total_steps or not is_between
         ),
+        "its weights are not those of its optimizer": (trained is not None) != run.averages_inside,
         "its averages are not those of its recipe": content["averages"].keys() != run.averages.keys(),
         "its running mean is not that of its steps": (
             (running is None) != (run.cumulative is None) or (running is not None and running["count"] != step)
@@ -280,12 +305,14 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         if is_there:
             raise UserError(f"{source}: {fault}", hint="take another copy of the file")
     load = None if not run.sharding.is_used else partial(run.sharding.load, run.model)
-    loading.load_strict(run.model, content["model"], source=source, load=load)
+    loading.load_strict(run.model, trained or content["model"], source=source, load=load)
     try:
         # A copy: the file stays mapped otherwise.
         run.optimizer.load_state_dict(run.sharding.of_optimizer(run.optimizer, content["optimizer"]))
         run.scaler.load_state_dict(content["scaler"])
-        if ":" not in run.context.recipe.optimizer.name:  # a user's class may keep what it likes
+        settings = run.context.recipe.optimizer
+        names = [settings.name, *(group.name or "" for group in settings.groups)]
+        if not any(":" in name for name in names):  # a user's class may keep what it likes
             _require_shapes(run.optimizer)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
@@ -374,13 +401,15 @@ def _ship(run: Run, folder: RunFolder, name: str, content: Mapping[str, Any], *,
 def save_snapshot(run: Run, folder: RunFolder) -> None:
     """Write the raw weights as they are; remove the oldest of more than `keep`."""
     _require_equal(run)
+    with run.eval_weights():
+        weights = cloned(run.model.state_dict()) if run.averages_inside else run.model.state_dict()
     content = {
         **run.context.origin,
-        "state_dict": run.model.state_dict(),
+        "state_dict": weights,
         "num_train": run.plan.num_train,
         "epoch": run.step // run.plan.steps_per_epoch,
         "step": run.step,
-        "batchnorm": reader.raw_batchnorm(run.model),
+        "batchnorm": raw_batchnorm(run),
         "cumulative": None if run.cumulative is None else _running_mean(run.cumulative, run.model),
     }
     settings = run.context.recipe.snapshots

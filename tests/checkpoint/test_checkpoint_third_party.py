@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -320,11 +321,20 @@ def test_a_mismatch_is_counted_behind_the_prefix(tmp_path: Path) -> None:
     assert "(missing 1.weight; unexpected extra; missing 1.bias)" in caught.value.message
 
 
-def pasted(hint: str, tmp_path: Path) -> dict[str, WeightSet]:
-    """What the line of a message makes, run by a shell in a folder of its own."""
-    line = hint[hint.index("python -c") :]
-    command = line.replace("python", sys.executable, 1).partition(" (it also")[0]
-    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+def pasted(hint: str, tmp_path: Path, *, in_a_process: bool = False) -> dict[str, WeightSet]:
+    """What the line of a message makes, in a folder of its own.
+
+    A shell reads the line. Its Python code runs in this process, or in one of its own, which takes seconds to import
+    torch.
+    """
+    command = hint[hint.index("python -c") :].partition(" (it also")[0]
+    if in_a_process:
+        subprocess.run(command.replace("python", sys.executable, 1), shell=True, check=True, cwd=tmp_path)
+    else:
+        reader_of_code = f'python() {{ printf %s "$2"; }}\n{command}'
+        code = subprocess.run(reader_of_code, shell=True, check=True, capture_output=True, text=True).stdout
+        with contextlib.chdir(tmp_path):
+            exec(code, {})
     return read(tmp_path / "weights.pt")
 
 
@@ -394,4 +404,4 @@ def test_a_whole_model_under_a_key(tmp_path: Path) -> None:
     torch.save({"epoch": 3, "model": network()}, tmp_path / "a.pt")
     with pytest.raises(UserError) as caught:
         reader.read(tmp_path / "a.pt")
-    assert same(pasted(caught.value.hint, tmp_path)["last"].state_dict, weights())
+    assert same(pasted(caught.value.hint, tmp_path, in_a_process=True)["last"].state_dict, weights())

@@ -11,16 +11,23 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import load
+from conftest import SMALL, copy_runs, load, run_swa
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `runs` of a finished run with three averages."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "small.yaml").write_text(SMALL)
+    words = ["snapshots.every=2ep", "averages.ema={kind: ema, decay: 0.9}", "averages.early={kind: mean, start: 1ep}"]
+    run_swa("train", folder / "small.yaml", "-q", "-o", folder / "runs", *words)
+    return folder / "runs"
 
 
 @pytest.fixture
-def run(swa, recipe: Path, tmp_path: Path) -> Path:
-    """The checkpoints of a finished run with three averages."""
-    words = ["snapshots.every=2ep", "averages.ema={kind: ema, decay: 0.9}", "averages.early={kind: mean, start: 1ep}"]
-    ended = swa("train", recipe, "-q", *words)
-    assert ended.code == 0, ended.err
-    return tmp_path / "runs/latest/checkpoints"
+def run(trained: Path, recipe: Path) -> Path:
+    """The checkpoints of the finished run, in a copy of its own for each test."""
+    return copy_runs(trained, recipe.parent / "runs") / "checkpoints"
 
 
 def test_eval_of_swa_repeats_the_result_of_train(swa, run: Path) -> None:

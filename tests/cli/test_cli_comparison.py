@@ -53,21 +53,20 @@ def test_the_table_is_what_the_shipped_weights_give(swa: Swa, recipe: Path, prec
         assert row["nll"] == pytest.approx(nll, rel=1e-5)
 
 
-def test_scores_in_another_precision_are_asked_for(swa: Swa, recipe: Path) -> None:
+def test_scores_in_another_precision_are_asked_for(swa: Swa, finished: Path) -> None:
     """eval.precision=bf16 against fp32: other scores of the same weights, and the file says which."""
-    run = swa("train", recipe, "-q", "--json").json["run"]
-    fine, coarse = (swa("eval", run, f"eval.precision={name}", "--json").json for name in ("fp32", "bf16"))
+    fine, coarse = (swa("eval", finished, f"eval.precision={name}", "--json").json for name in ("fp32", "bf16"))
     assert (fine["precision"], coarse["precision"]) == ("fp32", "bf16")
     assert fine["weights"]["swa"]["nll"] != coarse["weights"]["swa"]["nll"]
     assert fine["weights"]["swa"]["nll"] == pytest.approx(coarse["weights"]["swa"]["nll"], rel=0.05)
-    refused = swa("eval", run, "eval.precision=fp16", "train.device=cpu")
+    refused = swa("eval", finished, "eval.precision=fp16", "train.device=cpu")
     assert refused.code == 2
     assert "eval.precision" in refused.err
 
 
-def test_rows_and_reference_of_a_run(swa: Swa, recipe: Path) -> None:
+def test_rows_and_reference_of_a_run(swa: Swa, finished: Path) -> None:
     """last, last_bn and swa; the reference has the lower validation loss, and differences are to it."""
-    result = swa("train", recipe, "--json").json
+    result = json.loads((finished / "result.json").read_text())
     rows = result["weights"]
     assert list(rows) == ["last", "last_bn", "swa"]
     assert [rows[name]["batchnorm"] for name in rows] == ["running", "recomputed", "recomputed"]
@@ -133,9 +132,9 @@ def test_a_network_without_batchnorm_has_no_such_row(swa: Swa, recipe: Path) -> 
     assert not list(Path(result["run"]).glob("checkpoints/last_bn.pt"))
 
 
-def test_eval_of_a_run_and_of_its_file_have_the_rows_of_the_run(swa: Swa, recipe: Path) -> None:
+def test_eval_of_a_run_and_of_its_file_have_the_rows_of_the_run(swa: Swa, finished: Path) -> None:
     """`swa eval` of the folder, and of last.pt with refreshed averages, against what the run itself has told."""
-    result = swa("train", recipe, "--json").json
+    result = json.loads((finished / "result.json").read_text())
     run = Path(result["run"])
     swa("bn-update", run / "checkpoints/last.pt")
     for path in (run, run / "checkpoints/last.pt"):
@@ -146,9 +145,9 @@ def test_eval_of_a_run_and_of_its_file_have_the_rows_of_the_run(swa: Swa, recipe
             assert row == {key: value for key, value in result["weights"][name].items() if key != "val"}
 
 
-def test_eval_of_one_weight_set_compares_nothing(swa: Swa, recipe: Path) -> None:
+def test_eval_of_one_weight_set_compares_nothing(swa: Swa, finished: Path) -> None:
     """swa.pt alone and `--weights last`: one row; `--weights last_bn` gives the row of the run."""
-    result = swa("train", recipe, "--json").json
+    result = json.loads((finished / "result.json").read_text())
     run = Path(result["run"])
     alone = swa("eval", run / "checkpoints/swa.pt", "--json").json
     assert (list(alone["weights"]), alone["reference"]) == (["swa"], None)
@@ -159,9 +158,9 @@ def test_eval_of_one_weight_set_compares_nothing(swa: Swa, recipe: Path) -> None
         assert row["nll"] == result["weights"]["last_bn"]["nll"]
 
 
-def test_raw_weights_are_refreshed_into_a_file_of_their_own(swa: Swa, recipe: Path) -> None:
+def test_raw_weights_are_refreshed_into_a_file_of_their_own(swa: Swa, finished: Path) -> None:
     """`bn-update last.pt --weights last`: refused in place, with -o the tensors of last_bn.pt; last.pt stays."""
-    result = swa("train", recipe, "--json").json
+    result = json.loads((finished / "result.json").read_text())
     last = Path(result["run"]) / "checkpoints/last.pt"
     before = last.read_bytes()
     for words in ((), ("-o", last)):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import Swa, load
+from conftest import Swa, copy_runs, load, run_swa
 from equal_runs import assert_equal_runs, content
 from processes import exit_codes, start
 
@@ -31,6 +31,27 @@ train: {epochs: 5, batch_size: 64, threads: 1, precision: fp32, keep_best: val_l
 """
 PLAIN = RECIPE.replace(", keep: best", "").replace(", keep_best: val_loss", "")
 RUN = Path("runs/run-001")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder `runs` after the recipe was trained."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "recipe.yaml").write_text(RECIPE)
+    run_swa("train", folder / "recipe.yaml", "-q", "-o", folder / "runs")
+    return folder / "runs"
+
+
+@pytest.fixture
+def finished(trained: Path, tmp_path: Path) -> Path:
+    """The finished run of the recipe in runs/run-001: a copy of one training."""
+    return copy_runs(trained, tmp_path / "runs")
+
+
+@pytest.fixture
+def whole(trained: Path, tmp_path: Path) -> Path:
+    """The same run in whole/run-001."""
+    return copy_runs(trained, tmp_path / "whole")
 
 
 @pytest.fixture
@@ -62,9 +83,9 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
         assert torch.equal(value, other[name]), name
 
 
-def test_what_is_kept_is_the_best_epoch(train, swa: Swa) -> None:
+def test_what_is_kept_is_the_best_epoch(train, swa: Swa, finished: Path) -> None:
     """best.pt and the averages against those of a run that ends in that epoch; neither is the last epoch."""
-    run = train()
+    run = finished
     result = json.loads((run / "result.json").read_text())["weights"]
     for name, column in (("best", "val_loss"), ("ema", "ema_val_loss"), ("late", "late_val_loss")):
         epoch = best_epoch(run, column)
@@ -85,9 +106,9 @@ def test_what_is_kept_is_the_best_epoch(train, swa: Swa) -> None:
     assert set(swa("eval", run, "--json").json["weights"]) >= {"last", "best", "ema", "late", "swa"}
 
 
-def test_keeping_does_not_change_the_trajectory(train) -> None:
+def test_keeping_does_not_change_the_trajectory(train, finished: Path) -> None:
     """Raw weights, averages in the resume point and all columns against the run that keeps nothing, bit for bit."""
-    kept, plain = train("kept"), train("plain", name="plain.yaml")
+    kept, plain = finished, train("plain", name="plain.yaml")
     for part in ("model", "averages", "optimizer"):
         one, other = (content(run, "last")[part] for run in (kept, plain))
         assert str(one) == str(other)
@@ -110,9 +131,9 @@ def test_the_plan_says_what_ships(swa: Swa, train) -> None:
     assert "ema.pt ships its lowest ema_val_loss" in said
 
 
-def test_what_was_kept_is_taken_out_of_a_resume_point(train, swa: Swa) -> None:
+def test_what_was_kept_is_taken_out_of_a_resume_point(swa: Swa, finished: Path) -> None:
     """Averages and raw weights that last.pt has kept against the files of the run."""
-    run = train()
+    run = finished
     for name in ("best", "ema"):
         ended = swa("average", run, "--weights", name, "-o", f"{name}.pt", "--json")
         assert ended.code == 0, ended.err
@@ -129,9 +150,9 @@ def test_what_was_kept_is_taken_out_of_a_resume_point(train, swa: Swa) -> None:
 
 # Events 12 and 13 open and rename best.pt of epoch 1, after the resume point of its end.
 @pytest.mark.parametrize("kill_at", [11, 12, 13, 14, 26])
-def test_a_kill_at_any_file_leads_to_the_same_end(train, swa: Swa, tmp_path: Path, kill_at: int) -> None:
+@pytest.mark.usefixtures("train")
+def test_a_kill_at_any_file_leads_to_the_same_end(swa: Swa, tmp_path: Path, whole: Path, kill_at: int) -> None:
     """A run killed as it opens or renames a checkpoint, and continued, against the run without a kill, bit for bit."""
-    whole = train("whole")
     words = ["train", "recipe.yaml", "output.save_every=5step"]
     process = start(tmp_path, words, kill_at=kill_at, within="checkpoints/")
     assert exit_codes(process) == [-9]
@@ -142,9 +163,9 @@ def test_a_kill_at_any_file_leads_to_the_same_end(train, swa: Swa, tmp_path: Pat
     assert_equal_runs(whole, RUN)
 
 
-def test_what_a_killed_process_left_in_best_is_forgotten(train, swa: Swa) -> None:
+def test_what_a_killed_process_left_in_best_is_forgotten(swa: Swa, finished: Path) -> None:
     """best.pt of an epoch after the resume point against what the resume point has kept, as soon as the run goes on."""
-    run = train()
+    run = finished
     epoch = content(run, "last")["kept"]["best"]["epoch"]
     saved = load(run / "checkpoints/best.pt")
     for name in ("result.json", "checkpoints/ema.pt"):
@@ -157,9 +178,9 @@ def test_what_a_killed_process_left_in_best_is_forgotten(train, swa: Swa) -> Non
     assert json.loads((run / "result.json").read_text())["weights"]["best"]["epoch"] == epoch
 
 
-def test_a_resume_point_whose_kept_weights_are_not_of_its_history(train, swa: Swa) -> None:
+def test_a_resume_point_whose_kept_weights_are_not_of_its_history(swa: Swa, finished: Path) -> None:
     """Kept weights of another epoch, or none, against the refusal to go on from them."""
-    run = train()
+    run = finished
     (run / "result.json").unlink()
     (run / "checkpoints/previous.pt").unlink()
     whole = load(run / "checkpoints/last.pt")
@@ -170,9 +191,9 @@ def test_a_resume_point_whose_kept_weights_are_not_of_its_history(train, swa: Sw
         assert "not the best of its history" in " ".join(ended.err.split())
 
 
-def test_more_epochs_go_on_with_what_was_kept(train, swa: Swa) -> None:
+def test_more_epochs_go_on_with_what_was_kept(train, swa: Swa, whole: Path) -> None:
     """A run that was extended against one of as many epochs from the start."""
-    run, whole = train("runs", "train.epochs=3"), train("whole")
+    run = train("runs", "train.epochs=3")
     assert swa("train", "--resume", run, "--extend-to", "5").code == 0
     for name in ("best", "ema", "late"):
         assert_same_weights(content(run, name)["state_dict"], content(whole, name)["state_dict"])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -354,17 +352,6 @@ def test_clipping_bounds_the_gradient(swa, recipe: Path, tmp_path: Path) -> None
     moved = [last["model"][key] - value.detach() for key, value in initial.named_parameters()]
     norm = torch.linalg.vector_norm(torch.cat([value.flatten() for value in moved]))
     assert float(norm) == pytest.approx(0.1 * 0.01, rel=1e-3)
-
-
-def test_a_run_imports_no_more_than_it_needs(recipe: Path, tmp_path: Path) -> None:
-    """Modules that a whole run has loaded, averages and scores included, against four that take long to import."""
-    code = (
-        "import sys; from swa_cli.cli import run; assert run(['train', sys.argv[1], '-q']) == 0;"
-        "print({'torch._dynamo', 'sympy', 'torchvision', 'torchmetrics'} & set(sys.modules))"
-    )
-    words = [sys.executable, "-c", code, str(recipe)]
-    ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert ended.stdout.endswith("set()\n")
 
 
 def test_a_network_sets_its_first_weights_by_the_training_images(swa, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from swa_cli.engine import hardware
+from swa_cli.engine.distributed import World
 from swa_cli.errors import UserError
 
 
@@ -57,6 +58,15 @@ def test_a_run_goes_on_in_the_precision_it_was_begun_in(monkeypatch: pytest.Monk
     assert chosen(begun={"device": "cpu", "precision": "bf16"}, precision="fp32").precision == "fp32"
 
 
+def test_auto_takes_all_cores_and_shares_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads of `auto` on five cores: all of them, or an even share for each process of this machine."""
+    monkeypatch.setattr(hardware, "num_cores", lambda: 5)
+    assert chosen(threads="auto").threads == torch.get_num_threads() == 5
+    assert chosen(threads="auto", world=World(local_size=2)).threads == torch.get_num_threads() == 2
+    assert chosen(threads="auto", world=World(local_size=8)).threads == 1
+    assert chosen(threads=3).threads == torch.get_num_threads() == 3
+
+
 def test_half_precision_needs_a_gpu() -> None:
     """fp16 on a processor is refused with the way out."""
     with pytest.raises(UserError, match="fp16 needs a CUDA device"):
@@ -72,31 +82,65 @@ def test_choosing_does_not_import_the_compiler() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-FAULTS = """
-import resource, sys, torch
+# Each line of the command is measured in a fork of a process that has imported torch and chosen nothing.
+MEMORY = """
+import os, resource, sys, torch
 from swa_cli.engine import hardware
+from swa_cli.engine.distributed import World
 
-def faults():
+def choose(**words):
+    hardware.choose(device="cpu", precision="fp32", threads=1, deterministic=False, **words)
+
+def faults(megabytes):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(int(sys.argv[1]) << 18)
+    torch.ones(megabytes << 18)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-if sys.argv[2] != "nothing":
-    hardware.choose(device="cpu", precision="fp32", threads=1, deterministic=False, shard=sys.argv[2] == "parts")
-print(min(faults() for _ in range(10)))  # the system moves pages too, and a small block may take the large one's place
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+
+def released():
+    choose()
+    blocks = [torch.ones(5 << 18) for _ in range(16)]
+    last = torch.ones(1 << 18)  # it holds the end of the heap
+    del blocks
+    kept = resident()
+    hardware.release_memory()
+    return kept - resident()
+
+def fewest_faults(megabytes, chosen_for):
+    if chosen_for != "nothing":
+        choose(shard=chosen_for == "parts")
+    return min(faults(megabytes) for _ in range(10))  # the system moves pages too, and a small block may take its place
+
+for line in sys.argv[1:]:
+    if os.fork():
+        os.wait()
+        continue
+    megabytes, chosen_for = line.split()
+    found = released() if chosen_for == "released" else fewest_faults(int(megabytes), chosen_for)
+    print(line, found, flush=True)
+    os._exit(0)
 """
+BLOCKS = [(80, "nothing", False), (80, "whole", True), (20, "nothing", True), (20, "parts", False)]
 
 
-@pytest.mark.parametrize(
-    ("size_mb", "chosen_for", "is_kept"),
-    [(80, "nothing", False), (80, "whole", True), (20, "nothing", True), (20, "parts", False)],
-)
-def test_what_becomes_of_memory_that_is_freed(size_mb: int, chosen_for: str, is_kept: bool) -> None:
+@pytest.fixture(scope="module")
+def measured() -> dict[str, int]:
+    """What was measured in a process of its own for each line."""
+    lines = [f"{size_mb} {chosen_for}" for size_mb, chosen_for, _ in BLOCKS]
+    words = [sys.executable, "-c", MEMORY, *lines, "80 released"]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return {line: int(found) for line, _, found in (row.rpartition(" ") for row in said.splitlines())}
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="of another C library nothing is asked")
+@pytest.mark.parametrize(("size_mb", "chosen_for", "is_kept"), BLOCKS)
+def test_what_becomes_of_memory_that_is_freed(
+    measured: dict[str, int], size_mb: int, chosen_for: str, is_kept: bool
+) -> None:
     """Fewest page faults of taking a block, with hardware chosen or not: glibc itself keeps up to 32 MB."""
-    if not hasattr(ctypes.CDLL(None), "mallopt"):
-        return  # of another C library nothing is asked
-    words = [sys.executable, "-c", FAULTS, str(size_mb), chosen_for]
-    found = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    found = measured[f"{size_mb} {chosen_for}"]
     all_pages = (size_mb << 20) // resource.getpagesize()
     if is_kept:
         assert found < all_pages / 1024
@@ -104,26 +148,7 @@ def test_what_becomes_of_memory_that_is_freed(size_mb: int, chosen_for: str, is_
         assert found >= all_pages / 512  # pages may be huge, 512 in one
 
 
-RELEASED = """
-import torch
-from swa_cli.engine import hardware
-
-def resident():
-    return int(open("/proc/self/statm").read().split()[1])
-
-hardware.choose(device="cpu", precision="fp32", threads=1, deterministic=False)
-blocks = [torch.ones(5 << 18) for _ in range(16)]
-last = torch.ones(1 << 18)  # it holds the end of the heap
-del blocks
-kept = resident()
-hardware.release_memory()
-print(kept - resident())
-"""
-
-
-def test_memory_that_is_kept_can_be_released() -> None:
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="of another C library nothing is asked")
+def test_memory_that_is_kept_can_be_released(measured: dict[str, int]) -> None:
     """Resident pages of 80 MB in blocks that were freed, before and after their release."""
-    if not hasattr(ctypes.CDLL(None), "malloc_trim"):
-        return  # of another C library nothing is asked
-    said = subprocess.run([sys.executable, "-c", RELEASED], capture_output=True, text=True, check=True).stdout
-    assert int(said) * resource.getpagesize() > 0.9 * (80 << 20)
+    assert measured["80 released"] * resource.getpagesize() > 0.9 * (80 << 20)

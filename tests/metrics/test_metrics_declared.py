@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -58,30 +57,37 @@ def test_an_incomplete_metric_cannot_be_imported(entry: str, message: str, tmp_p
         fresh(source.replace(TABLE, TABLE + entry), tmp_path / "metric.py")
 
 
-@pytest.fixture(scope="module")
-def extended(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run `swa` from a copy of the package whose one change is an error rate, as the primary metric."""
-    folder = tmp_path_factory.mktemp("extended")
-    shutil.copytree(PACKAGE, folder / "swa_cli", ignore=shutil.ignore_patterns("__pycache__"))
-    table = folder / "swa_cli" / "metrics" / "metric.py"
+RUN_ALL = """
+import json, sys
+from swa_cli import cli
+for words in json.loads(sys.argv[1]):
+    print("== swa", *words, flush=True)
+    assert cli.run(words) == 0, words
+"""
+
+
+def test_one_entry_is_all_that_a_metric_needs(tmp_path: Path) -> None:
+    """Rows of a run, JSON and the table of `swa eval` with an error rate, against 1 - accuracy and its direction.
+
+    A process runs the commands from a copy of the package whose one change is an error rate, as the primary metric.
+    """
+    shutil.copytree(PACKAGE, tmp_path / "swa_cli", ignore=shutil.ignore_patterns("__pycache__"))
+    table = tmp_path / "swa_cli" / "metrics" / "metric.py"
     source = table.read_text()
     assert source.count(TABLE) == 1
     table.write_text(source.replace(TABLE, TABLE + ERROR_RATE))
-    (folder / "small.yaml").write_text(SMALL)
-
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "PYTHONPATH": str(folder), "COLUMNS": "120"}
-        command = [sys.executable, "-m", "swa_cli", *words]
-        return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
-
-    return run
-
-
-def test_one_entry_is_all_that_a_metric_needs(extended: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    """Rows of a run, JSON and the table of `swa eval` with an error rate, against 1 - accuracy and its direction."""
-    trained = extended("train", "small.yaml", "train.epochs=2", "output.root=runs")
-    assert "val err" in trained.stderr
-    answer: dict[str, Any] = json.loads(extended("eval", "runs/latest", "--json").stdout)
+    (tmp_path / "small.yaml").write_text(SMALL)
+    commands = [
+        ["train", "small.yaml", "train.epochs=2", "output.root=runs"],
+        ["eval", "runs/latest", "--json"],
+        ["eval", "runs/latest"],
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "COLUMNS": "120"}
+    words = [sys.executable, "-c", RUN_ALL, json.dumps(commands)]
+    ended = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    _, evaluated, shown = (said.partition("\n")[2] for said in ended.stdout.split("== swa")[1:])
+    assert "val err" in ended.stderr
+    answer: dict[str, Any] = json.loads(evaluated)
     with open(Path(answer["run"]) / "metrics.csv", newline="") as file:
         header = next(csv.reader(file))
     assert {"val_error_rate", "swa_val_error_rate"} <= set(header)
@@ -90,7 +96,6 @@ def test_one_entry_is_all_that_a_metric_needs(extended: Callable[..., subprocess
         assert row["error_rate"] == pytest.approx(1 - row["accuracy"], abs=1e-12)
         assert row["error_rate_se"] > 0
     averaged = answer["weights"]["swa"]
-    shown = extended("eval", "runs/latest").stdout
     line = next(line for line in shown.splitlines() if line.startswith("swa "))
     assert "error rate %" in shown
     assert f"{100 * averaged['error_rate']:.2f} ± {100 * averaged['error_rate_se']:.2f}" in line

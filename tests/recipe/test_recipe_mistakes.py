@@ -167,7 +167,13 @@ WRONG = [
     Wrong("name:", (5, 1, 4), "name", "has no value", "write one, or leave the key out"),
     Wrong("name: my run", (5, 7, 6), "name", "`my run` is not possible here", "letters, digits"),
     Wrong('name: "a\\0"', (5, 7, 5), "name", "has a character that no text can have", "remove"),
-    Wrong("task: swimming", (5, 7, 8), "task", "`swimming` is not a task", "write classification, segmentation"),
+    Wrong(
+        "task: swimming",
+        (5, 7, 8),
+        "task",
+        "`swimming` is not a task",
+        "write classification, multilabel, segmentation",
+    ),
     Wrong("task: segmentaton", (5, 7, 11), "task", "`segmentaton` is not a task", "`segmentation`?"),
     Wrong(
         "schedule: {name: cosin}",
