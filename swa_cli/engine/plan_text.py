@@ -34,6 +34,10 @@ from swa_cli.recipe.swap import describe_swap
 from swa_cli.recipe.values import in_epochs, length_text
 from swa_cli.units import count_text, size_text
 
+NEARLY_ZERO = 0.01  # of the highest rate
+WIDE_WINDOW = 0.05  # of the run
+WHEN_TO_AVERAGE = "Ajroldi et al. 2025, arXiv:2502.06761; docs/study.md"
+
 
 def plan_event(
     run: Run,
@@ -84,6 +88,7 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
         ("loss", class_balance.describe_loss(recipe, run.context.source)),
         *phases,
         ("", describe_pass(recipe, run.plan) if run.statistics.num_layers else ""),
+        *[("" if index else "advice", text) for index, text in enumerate(describe_advice(run.plan))],
         ("memory", _describe_memory(run) if run.averages else ""),
     ]
     return [(label, text) for label, text in rows if text]
@@ -270,6 +275,27 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
         mean = ", with the running mean" if recipe.snapshots.cumulative else ""
         lines.append(f"snapshots: {len(plan.snapshots)}, {when}; {kept} kept{mean}")
     return lines
+
+
+def describe_advice(plan: Plan) -> list[str]:
+    """Return what is known to leave an average little to gain, each with its reason; it changes nothing."""
+    found = []
+    last, some = plan.total_steps - 1, range(0, plan.total_steps, -(-plan.total_steps // 1000))
+    final, highest = plan.learning_rate(last), max(map(plan.learning_rate, some))
+    if plan.averages and plan.plateau is None and final < NEARLY_ZERO * highest:
+        found.append(
+            f"the rate ends near 0 ({final:.1g}), where weights hardly move, which leaves an average little to gain"
+            f" ({WHEN_TO_AVERAGE}): a constant rate, or swa.lr, leaves it more"
+        )
+    for average in plan.averages:
+        steps = average.steps[-average.settings["window"] :] if average.kind == "lawa" else ()
+        share = len(steps) * (steps[-1] - steps[-2]) / plan.total_steps if len(steps) > 1 else 0
+        if share > WIDE_WINDOW:
+            found.append(
+                f"{average.name} holds the last {share:.0%} of the run, and about 1% was best on seven benchmarks"
+                f" ({WHEN_TO_AVERAGE}): a shorter {average.key}.every narrows it"
+            )
+    return found
 
 
 def describe_pass(recipe: Recipe, plan: Plan) -> str:

@@ -84,9 +84,10 @@ FREE = st.dictionaries(
 DURATIONS = st.sampled_from(["75%", "0.25ep", "3ep", "200step", "1cycle", "0ep"])
 RATES = st.floats(0, 1e6)
 SCHEDULE_VALUES: dict[str, st.SearchStrategy[Any]] = {
-    **dict.fromkeys(["warmup", "T_0", "step_size_up", "step_size_down", "pct_start"], DURATIONS),
+    **dict.fromkeys(["warmup", "T_0", "step_size_up", "step_size_down", "pct_start", "decay", "hold"], DURATIONS),
     **dict.fromkeys(["final_lr", "base_lr", "max_lr"], RATES),
     "span": st.sampled_from(["auto", "start", "run"]),
+    "shape": st.sampled_from(["linear", "cosine", "1-sqrt"]),
     "T_mult": st.floats(1, 9),
     "begin": st.sampled_from(["base", "max"]),
     "mode": st.sampled_from(["triangular", "exp_range"]),
@@ -98,6 +99,8 @@ SCHEDULE_VALUES: dict[str, st.SearchStrategy[Any]] = {
 AVERAGES: list[dict[str, Any]] = [
     {"kind": "ema"},
     {"kind": "ema", "half_life": "10%", "warmup": True, "bias_correction": False},
+    {"kind": "power_ema", "width": 0.05},
+    {"kind": "power_ema", "half_life": "10%"},
     {"kind": "lawa", "window": 3},
     {"kind": "mean", "start": "3ep"},
     {"kind": "swag"},

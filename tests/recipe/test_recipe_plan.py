@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swa_cli.engine.plan_text import describe_averages, describe_pass, describe_schedule
+from swa_cli.engine.plan_text import describe_advice, describe_averages, describe_pass, describe_schedule
 from swa_cli.errors import RecipeError
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe
@@ -474,6 +474,38 @@ def test_texts_of_every_kind(average: Mapping[str, Any], text: str) -> None:
     described = recipe(averages={"a": average})
     lines = describe_averages(described, make_plan(described, num_train=1000))
     assert lines == [f"a: {text}; BatchNorm recomputed at the end"]
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"swa": {}}, ["the rate ends near 0 (3e-08)"]),
+        ({"swa": {}, "schedule": {"name": "one_cycle", "max_lr": 0.3}}, ["the rate ends near 0 (1e-05)"]),
+        ({"swa": {"lr": 0.05}}, []),
+        ({"swa": {}, "schedule": {"name": "cosine", "final_lr": 0.01}}, []),
+        ({"swa": {}, "schedule": {"name": "wsd"}}, []),
+        ({"schedule": {"name": "cosine"}}, []),
+        ({"averages": {"t": {"kind": "lawa"}}, "swa": {"lr": 0.05}}, ["t holds the last 17% of the run, and about 1%"]),
+        ({"averages": {"t": {"kind": "lawa", "every": "0.3ep"}}, "swa": {"lr": 0.05}}, []),
+    ],
+)
+def test_advice(sections: Mapping[str, Any], words: list[str]) -> None:
+    """What leaves an average little to gain, with reason and source; a recipe without it gets none."""
+    found = describe_advice(plan(**sections))
+    assert len(found) == len(words)
+    for text, word in zip(found, words, strict=True):
+        assert word in text
+        assert "arXiv:2502.06761; docs/study.md" in text
+
+
+def test_the_plan_tells_the_plateau() -> None:
+    """The row of a wsd run, whose decay begins after 80 % of 30 epochs; of a decay that ends before the run, none."""
+    described = recipe(schedule={"name": "wsd"})
+    assert describe_averages(described, make_plan(described, num_train=1000)) == [
+        "plateau.pt keeps the run at epoch 24, where the decay begins, for --extend-to"
+    ]
+    assert plan(schedule={"name": "wsd"}, swa={"start": "50%", "lr": 0.05}).plateau is None
+    assert plan(schedule={"name": "wsd", "decay": "100%", "warmup": "0ep"}).plateau is None
 
 
 # What is refused.

@@ -44,18 +44,19 @@ def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
     )
     epoch_s = {name: statistics.median(chain.from_iterable(rounds)) for name, rounds in runs.items()}
     update_s = {number: update_seconds(number) for number in BARS}
-    return _figures(epoch_s, update_s, size), {"epochs_s": runs, "update_s": update_s}
+    emas_s = update_seconds(10, kind="ema", decay=0.99)
+    return _figures(epoch_s, update_s, emas_s, size), {"epochs_s": runs, "update_s": update_s, "emas_s": emas_s}
 
 
-def update_seconds(num_averages: int, model: Any = None) -> float:
+def update_seconds(num_averages: int, model: Any = None, **settings: Any) -> float:
     """The median time of one update of so many averages, after those that take memory."""
     model = model or network()
-    averages = [WeightAverage(model) for _ in range(num_averages)]
+    averages = [WeightAverage(model, **settings) for _ in range(num_averages)]
     update_all(averages, model)
     return statistics.median(seconds(lambda: update_all(averages, model)) for _ in range(UPDATES))
 
 
-def _figures(epoch_s: Mapping[str, float], update_s: Mapping[int, float], size: Size) -> list[Figure]:
+def _figures(epoch_s: Mapping[str, float], update_s: Mapping[int, float], emas_s: float, size: Size) -> list[Figure]:
     """Shares of an epoch of 10,000 images, and the runs as they came out."""
     whole_s = epoch_s["none"] * JOB_IMAGES / size.average_images
     step_s = epoch_s["none"] * BATCH_SIZE / size.average_images
@@ -84,6 +85,20 @@ def _figures(epoch_s: Mapping[str, float], update_s: Mapping[int, float], size: 
             "ms",
             100 * update_s[1] / step_s,
             "%",
+            note="time of an update, of a step",
+        )
+    )
+    shares.append(
+        Figure(
+            "averaging",
+            "ten EMAs, every step",
+            1e3 * emas_s,
+            1e3 * step_s,
+            "ms",
+            100 * emas_s / step_s,
+            "%",
+            BARS[10],
+            "at most",
             note="time of an update, of a step",
         )
     )
