@@ -21,7 +21,7 @@ from benchmarks.topics import photos
 from benchmarks.turns import by_turns
 from benchmarks.voice import Voice
 from swa_cli.data.augment import Augment
-from swa_cli.engine.context import Context, augment_of, build_context, shows_views
+from swa_cli.engine.context import Context, augment_of, build_context
 from swa_cli.engine.events import Events
 from swa_cli.recipe import load
 from swa_cli.recipe.plan import make_plan
@@ -59,7 +59,7 @@ def test_all_train_the_same_network_with_the_same_settings(ours: Context) -> Non
     assert recipe.swa is not None
     assert recipe.swa.lr == job.AVERAGING_RATE
     assert augment_of(recipe) == Augment(crop=job.CROP, flip=True)
-    assert not shows_views(recipe)
+    assert not recipe.shows_views
 
 
 def test_all_see_the_same_images(ours: Context) -> None:

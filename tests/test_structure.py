@@ -89,6 +89,7 @@ WITHOUT_TORCH = [
     "bn-update -h",
     "repeat -h",
     "average -h",
+    "soup -h",
     "export -h",
     "predict -h",
     "new",

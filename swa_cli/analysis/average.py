@@ -1,126 +1,55 @@
-"""`swa average`: one weight set from several on disk, or the average that a resume point holds, ready to ship.
+"""`swa average`: one weight set from several on disk, ready to ship.
 
 `Choice` says what is averaged: all sources, the last few, a window of the run, or what scores on validation images
 choose (the greedy soup, the search for a window). Every candidate gets BatchNorm statistics of its own first. The
-test set is never used: scores on it would mean nothing afterwards.
-
-`extract_average` rescues an average where the end of a run fails: last.pt holds it before anything is scored.
+test set is never used: scores on it would mean nothing afterwards. `swa soup` shares what follows a choice.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
-
-from swa_cli.analysis import open, passes, sources
-from swa_cli.analysis.sources import Mean, SnapshotSeries, Source, Sources, snapshot_series
+from swa_cli.analysis import basin, open, sources
+from swa_cli.analysis.search import PASSES, draw_trials, search
+from swa_cli.analysis.snapshot_series import CUMULATIVE, ProfileOption, snapshot_series
+from swa_cli.analysis.sources import Mean, Source, Sources
+from swa_cli.analysis.trials import NAME, Refreshed, Trials
 from swa_cli.averaging import soup
-from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
+from swa_cli.averaging.batchnorm import NOTHING
 from swa_cli.averaging.bn_layers import is_refreshable
-from swa_cli.averaging.model_state import cloned
-from swa_cli.checkpoint import loading, reader
-from swa_cli.checkpoint.atomic import write_atomic
-from swa_cli.checkpoint.reader import Checkpoint, WeightSet
+from swa_cli.checkpoint import reader
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.engine import evaluate, keep, swap
-from swa_cli.engine.context import Context
-from swa_cli.engine.evaluate import RAW
-from swa_cli.errors import RecipeError, UserError
-from swa_cli.metrics.metric import TaskMetrics
-from swa_cli.metrics.tasks import SampleScores
+from swa_cli.errors import UserError
 from swa_cli.recipe.plan import Window
-from swa_cli.recipe.swap import has_workers
-from swa_cli.report.plots import curves
 from swa_cli.report.scores import search_summary
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
 
-NAME = "soup"  # of the weight set that comes out
-MAX_PASSES = 8  # of BatchNorm in a search
+EXACT = 1e-9  # a smaller error is rounding
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What is averaged: at most one of these, or else all sources alike."""
+    """What is averaged: at most one of these, or else all sources alike; a profile may have a window or a share."""
 
     last: int | None = None
     window: Window | None = None
     weights: tuple[float, ...] | None = None
     greedy: bool = False
     search: bool = False
-
-
-@dataclass(frozen=True)
-class Refreshed:
-    """A mean in the types of the model; `update` records its BatchNorm pass, None without one."""
-
-    mean: Mean
-    state_dict: dict[str, Tensor]
-    update: BatchNormUpdate | None
-
-
-@dataclass
-class Trials:
-    """The means that were tried: a row and the scores per sample of each, and the BatchNorm passes they took."""
-
-    sources: Sources
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[SampleScores] = field(default_factory=list)
-    num_passes: int = 0
-    network: nn.Module | None = None  # with the mean that was refreshed last
-
-    @property
-    def metrics(self) -> TaskMetrics:
-        """The metrics of the task."""
-        return self.sources.context.task.metrics
-
-    def refresh(self, mean: Mean, *, skip: bool = False) -> Refreshed:
-        """Put a mean into a network and give it BatchNorm statistics of its own, unless they are to stay."""
-        context = self.sources.context
-        self.network = model = context.build_model()
-        loading.load_unchecked(model, mean.state)
-        update = None
-        if not skip:
-            update = context.refresh_batchnorm(model, name=NAME)
-            self.num_passes += update.num_layers > 0
-        return Refreshed(mean, cloned(model.state_dict()), update)
-
-    def score(self, *, name: str = NAME) -> SampleScores:
-        """Score every validation image with the mean that was refreshed last."""
-        assert self.network is not None, "a mean is refreshed before it is scored"
-        context = self.sources.context
-        return passes.score(self.network, context.plain_batches("val"), context=context, name=name)
-
-    def note(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score the mean that was refreshed last, and keep the row with its scores."""
-        samples = self.score()
-        row |= evaluate.summarize(samples, [metric.key for metric in self.metrics.compared])
-        self.rows.append(row)
-        self.samples.append(samples)
-        return row
-
-    def note_window(self, series: SnapshotSeries, first: int, last: int) -> tuple[Refreshed, dict[str, Any]]:
-        """Refresh and score the mean of a window; return it and its row."""
-        refreshed = self.refresh(series.mean(first, last))
-        start, end = series.bounds(first, last)
-        return refreshed, self.note({"start": start, "end": end, "count": refreshed.mean.count})
-
-    def compare_to(self, best: int) -> None:
-        """Add the differences to the row of this index, and mark it as chosen."""
-        for row, samples in zip(self.rows, self.samples, strict=True):
-            row |= evaluate.compare(samples, self.samples[best])
-            row["chosen"] = row is self.rows[best]
+    passes: int = PASSES  # of a search
+    profile: ProfileOption | None = None
+    share: float | None = None  # the last percent of the run, in place of a window
 
 
 def greedy(trials: Trials) -> Refreshed:
     """Add sources in the order of their own scores; keep each with which the score of the soup does not fall."""
     gathered, members, own = trials.sources, trials.sources.sets, trials.metrics.primary
-    alone = [_score_alone(source, trials) for source in members]
+    alone = [_own_score(source, trials) for source in members]
     made: dict[tuple[int, ...], Refreshed] = {}
 
     def try_out(indices: list[int]) -> float:
@@ -138,29 +67,8 @@ def greedy(trials: Trials) -> Refreshed:
     return made[tuple(kept)]
 
 
-def search(trials: Trials, series: SnapshotSeries) -> Refreshed:
-    """Find the window whose mean has the lowest validation loss, within `MAX_PASSES` passes."""
-    made: dict[tuple[int, int], tuple[float, Refreshed]] = {}  # the best one alone
-
-    def try_out(first: int, last: int) -> float:
-        refreshed, row = trials.note_window(series, first, last)
-        loss = float(row[trials.metrics.loss_key])
-        if all(loss < other for other, _ in made.values()):
-            made.clear()
-            made[first, last] = loss, refreshed
-        return loss
-
-    chosen = soup.search(len(series.sets), try_out, budget=MAX_PASSES)
-    bounds = series.bounds(*chosen)
-    trials.compare_to(next(i for i, row in enumerate(trials.rows) if (row["start"], row["end"]) == bounds))
-    return made[chosen][1]
-
-
-def _score_alone(source: Source, trials: Trials) -> float:
-    """Score a source as it is; averaged weights that were never refreshed get statistics of their own."""
-    mean = trials.sources.mean("uniform", [source], [1.0])
-    trials.refresh(mean, skip=source.batchnorm != "stale")
-    value = trials.score(name=source.file).metric(trials.metrics.primary.key).value
+def _own_score(source: Source, trials: Trials) -> float:
+    value = trials.score_alone(source).metric(trials.metrics.primary.key).value
     assert value is not None, "only an optional metric may be undefined"
     return value
 
@@ -188,24 +96,26 @@ def average_checkpoints(
     """
     files = sources.files_of(paths)
     picture = (plot or out.with_suffix(".png")) if choice.search else None
-    _require_writable(out, files, suffix=".pt")
+    require_writable(out, files, suffix=".pt")
     if picture is not None:
-        _require_writable(picture, files, suffix=".png")
+        require_writable(picture, files, suffix=".png")
     with open.lock_run_of(out):
         started = time.monotonic()
         gathered = sources.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
         trials = Trials(gathered)
         refreshed = _chosen_mean(choice, trials, refresh=refresh)
-        content = _content(refreshed, gathered, has_own_recipe=recipe is None)
+        content = content_of(refreshed, gathered, has_own_recipe=recipe is None)
         reader.save(out, content)
+        barrier = basin.check(trials, refreshed)
         if picture is not None:
-            _draw(picture, trials)
+            draw_trials(picture, trials)
     if trials.rows:
         samples, passes = len(trials.samples[0]), trials.num_passes
         terminal.print(search_summary(trials.rows, samples=samples, passes=passes, metrics=trials.metrics))
     return {
-        **_answer(out, content, what=f"{content['average']['kind']} mean", started=started, terminal=terminal),
+        **answer(out, content, what=describe(content["average"]), started=started, terminal=terminal),
         "sources": content["sources"],
+        "barrier": barrier,
         "tried": trials.rows,
         "passes": trials.num_passes,
         "split": "val" if trials.rows else None,
@@ -223,7 +133,9 @@ def _chosen_mean(choice: Choice, trials: Trials, *, refresh: bool) -> Refreshed:
     if choice.search:
         series = snapshot_series(gathered, option="--search")
         sources.require_held_out(gathered)
-        return search(trials, series)
+        return search(trials, series, passes=choice.passes)
+    if choice.profile is not None:
+        return trials.refresh(_by_profile(choice, choice.profile, gathered), skip=not refresh)
     if choice.window is not None:
         series = snapshot_series(gathered, option="--window")
         return trials.refresh(series.mean(*series.window(choice.window)), skip=not refresh)
@@ -240,7 +152,18 @@ def _chosen_mean(choice: Choice, trials: Trials, *, refresh: bool) -> Refreshed:
     return trials.refresh(gathered.mean(kind, members, weights), skip=not refresh)
 
 
-def _require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> None:
+def _by_profile(choice: Choice, option: ProfileOption, gathered: Sources) -> Mean:
+    """Return the average by a profile of the whole run, of a window, or of the last share."""
+    series = snapshot_series(gathered, option=option.text)
+    first, last = 0, len(series.sets) - 1
+    if choice.window is not None:
+        first, last = series.window(choice.window)
+    elif choice.share is not None:
+        first = series.last_share(choice.share, last=last)
+    return series.weighted(series.profile(option), first, last)
+
+
+def require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> None:
     """Refuse a place where a result cannot be written, or would replace a source or a resume point."""
     open.require_writable(target, sources=files)
     if target.suffix != suffix:
@@ -250,7 +173,8 @@ def _require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> No
         raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
 
 
-def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
+def content_of(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:
+    """Return the content of the file of a mean; without a recipe of their own, sources have that of the command."""
     mean, update = refreshed.mean, refreshed.update
     first, origin = mean.shares[0][0].found, gathered.context.origin
     if first.recipe is not None:
@@ -260,7 +184,13 @@ def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -
         fresh["batchnorm"] = "stale"
     return reader.weights_content(
         origin,
-        {"name": NAME, "kind": mean.kind, "count": mean.count, "steps": mean.steps},
+        {
+            "name": NAME,
+            "kind": mean.kind,
+            "count": mean.count,
+            "steps": mean.steps,
+            **({"profile": dict(mean.profile.settings), "error": mean.error} if mean.profile is not None else {}),
+        },
         refreshed.state_dict,
         fresh,
         sources=[
@@ -270,131 +200,38 @@ def _content(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -
     )
 
 
-def _draw(picture: Path, trials: Trials) -> None:
-    newest, recipe = trials.sources.sets[-1].found.content, trials.sources.context.recipe
-    write_atomic(
-        picture,
-        lambda file: curves.draw_search(
-            file,
-            rows=trials.rows,
-            metrics=trials.metrics,
-            title=f"{recipe.title}: windows of the run, on validation images",
-            steps_per_epoch=newest["num_train"] // (recipe.train.batch_size * recipe.train.grad_accum_steps),
-        ),
-    )
+def describe(average: Mapping[str, Any]) -> str:
+    """Return what an average is, for a sentence: `window mean`, `EMA of half-life 46 steps`."""
+    settings = average.get("profile")
+    if settings is None:
+        return f"{average['kind']} mean"
+    if average["kind"] == "ema":
+        return f"EMA of half-life {settings['half_life']:.6g} steps"
+    if average["kind"] == "power_ema":
+        return f"power-function EMA of width {settings['width']:g}"
+    return f"merge for a {settings['decay']} decay"
 
 
-def extract_average(
-    path: Path,
-    overrides: Sequence[str],
-    *,
-    name: str,
+def _error_text(content: Mapping[str, Any]) -> str:
+    """Return the error of an average by a profile; that from running means is usually less, see `profiles.Shares`."""
+    error, is_corrected = content["average"]["error"], any(item["name"] == CUMULATIVE for item in content["sources"])
+    if error is None:
+        return "the error of what lies between snapshots is not known"
+    if error < EXACT:
+        return "exact"
+    about = f"{'at most ' if is_corrected else ''}about {100 * error:.2g} %"
+    return f"error of what lies between snapshots {about} of the distance from the last weights"
+
+
+def answer(
     out: Path,
+    content: Mapping[str, Any],
+    *,
+    what: str,
+    started: float,
     terminal: Terminal,
-    refresh: bool = True,
-    allow_code: bool = False,
+    command: str = "average",
 ) -> dict[str, Any]:
-    """Write an average that a resume point holds to `out`, atomically; its BatchNorm stays stale where that fails.
-
-    Weights that the run keeps of their best epoch have their statistics, and are written as they are.
-    `path` is a run folder or its resume point. Without `refresh` no data are read, and the result says `stale`.
-
-    Raises:
-        UserError: No resume point, no such average in it, or a place that cannot be written to.
-    """
-    started = time.monotonic()
-    point = open.resume_point(RunFolder(path)) if path.is_dir() else reader.read(path)
-    _require_writable(out, [point.path], suffix=".pt")
-    _require_held(point, name)
-    source = {"file": str(point.path), "name": name, "weight": 1.0, "step": point.content["step"]}
-    with open.lock_run_of(out):
-        if name in (kept := point.content.get("kept", {})):
-            best = keep.from_entry(kept[name])
-            content = best.content(point.origin)
-            reader.save(out, content)
-            what = f"{name} of epoch {best.epoch}"
-            return {**_answer(out, content, what=what, started=started, terminal=terminal), "sources": [source]}
-        context = model = None
-        if refresh:
-            context, model = _opened(point, overrides, name, terminal=terminal, allow_code=allow_code)
-        if model is None:
-            _, _, model = open.open_network(point, overrides, recipe=None, terminal=terminal, allow_code=allow_code)
-        item = reader.weight_sets(point, model)[name]
-        loading.load_weights(model, item.state_dict, source=f"{point.path} ({name})")
-        update = None if context is None else _refreshed(context, model, name)
-        fresh = {"batchnorm": item.batchnorm, "batchnorm_method": None, "samples": 0}
-        content = shipped(point, name, item, cloned(model.state_dict()), fresh if update is None else update.record)
-        reader.save(out, content)
-    answer = _answer(out, content, what=name, started=started, terminal=terminal)
-    return {**answer, "sources": [source]}
-
-
-def shipped(
-    point: Checkpoint, name: str, item: WeightSet, state_dict: dict[str, Tensor], fresh: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the content of the file of an average that a resume point holds.
-
-    `state_dict` has the statistics that the average ships with, and `fresh` says how fresh they are.
-    """
-    steps = list(point.content["averages"][name]["steps"])
-    average = {"name": name, "kind": item.kind, "count": item.count, "steps": steps}
-    return reader.weights_content(point.origin, average, state_dict, fresh, posterior=item.posterior)
-
-
-def _require_held(point: Checkpoint, name: str) -> None:
-    """Require the average in a resume point; the hint says how to get raw weights and the mean of SWAP workers."""
-    if point.kind != "resume":
-        raise UserError(
-            f"{point.path}: is not a resume point, and --weights NAME takes an average out of one",
-            hint="name a run folder or its checkpoints/last.pt; --weights also takes numbers, such as 3,1",
-        )
-    held = [other for other, entry in point.content["averages"].items() if entry["count"]]
-    if name in held or name in point.content.get("kept", {}):
-        return
-    if name == swap.NAME and has_workers(open.recipe_of(point)):
-        workers = RunFolder(point.path.parent.parent).workers / "*/checkpoints/last.pt"
-        raise UserError(
-            f"{point.path}: {name} is the mean of the workers, each of which has a resume point of its own",
-            hint=f"average these: swa average {workers} -o FILE.pt",
-        )
-    if name == RAW:
-        hint = f"write them to a file of their own: swa bn-update {point.path} --weights {RAW} -o FILE.pt"
-        raise UserError(f"{point.path}: {RAW} are its raw weights, and no average", hint=hint)
-    if not held:
-        open.chosen({}, name, point.path)
-    raise UserError(f"{point.path}: holds no average {name!r}", hint=f"choose from {', '.join(held)}")
-
-
-def _opened(
-    point: Checkpoint, overrides: Sequence[str], name: str, *, terminal: Terminal, allow_code: bool
-) -> tuple[Context | None, nn.Module | None]:
-    """Open data and network; return neither where the user's own dataset fails, as at the end of the run."""
-    try:
-        return open.open_checkpoint(point, overrides, recipe=None, terminal=terminal, allow_code=allow_code)
-    except (UserError, RecipeError):
-        raise
-    except Exception as error:
-        terminal.warning(f"{name}: the dataset cannot be opened ({_reason(error)}); BatchNorm statistics stay stale")
-        return None, None
-
-
-def _refreshed(context: Context, model: nn.Module, name: str) -> BatchNormUpdate | None:
-    """Recompute BatchNorm; keep the statistics where that fails, as at the end of the run."""
-    kept = {key: value.clone() for key, value in model.named_buffers()}
-    try:
-        return context.refresh_batchnorm(model, name=name)
-    except Exception as error:  # in the network, the data or the machine: the average must not be lost with it
-        loading.load_buffers(model, kept)
-        context.events.warning(f"{name}: BatchNorm cannot be recomputed ({_reason(error)}); its statistics stay stale")
-        return None
-
-
-def _reason(error: Exception) -> str:
-    first_line = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}"
-
-
-def _answer(out: Path, content: Mapping[str, Any], *, what: str, started: float, terminal: Terminal) -> dict[str, Any]:
     """Say what was written, and the next command; return the part of the answer that every average has."""
     average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {out}`"
     if batchnorm == "stale":
@@ -404,9 +241,11 @@ def _answer(out: Path, content: Mapping[str, Any], *, what: str, started: float,
     held = f"{what} of {count_text(average['count'] or 1, 'weight set')}"
     if average["steps"]:
         held += f", steps {min(average['steps']):,} to {max(average['steps']):,}"
+    if "profile" in average:
+        held += f"; {_error_text(content)}"
     terminal.answer(f"{out}: {held}; BatchNorm {batchnorm}; {next_command}")
     return {
-        "command": "average",
+        "command": command,
         "checkpoint": str(out),
         "run": open.run_of(out),
         **{key: content[key] for key in ("average", "batchnorm", "batchnorm_method", "samples")},

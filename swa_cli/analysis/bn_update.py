@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from swa_cli.analysis import open
-from swa_cli.analysis.average import shipped
+from swa_cli.analysis.extract import shipped
 from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.averaging.model_state import cloned, like
 from swa_cli.checkpoint import loading, reader
@@ -37,9 +37,10 @@ def update_checkpoint(
     """Recompute the BatchNorm statistics in a checkpoint, in place and atomically, or into `out`.
 
     In a resume point the averages are refreshed, and the raw weights keep the running statistics that training
-    continues with. With `out` and a name, one weight set goes into a file of its own: an average as it ships, raw
-    weights as `last_bn`, the reference of every comparison. A foreign file has no place to record the refresh, so
-    its weights are written to `out` in our format.
+    continues with, unless its optimizer averages inside and training continues from other weights. With `out` and a
+    name, one weight set goes into a file of its own: an average as it ships, raw weights as `last_bn`, the reference
+    of every comparison. A foreign file has no place to record the refresh, so its weights are written to `out` in our
+    format.
 
     Raises:
         UserError: Unknown weights, or a place where they cannot be written.
@@ -54,7 +55,7 @@ def update_checkpoint(
             found, changes, recipe=recipe, terminal=terminal, allow_code=allow_code, also=open.PASS_KEYS
         )
         sets = reader.weight_sets(found, model)
-        if weights is None and found.kind == "resume":
+        if weights is None and _continues_from_raw(found):
             sets = {name: item for name, item in sets.items() if name != RAW}
         sets = open.chosen(sets, weights or "all", path)
         _require_place(found, sets, target=target, out=out)
@@ -87,11 +88,16 @@ def update_checkpoint(
     }
 
 
+def _continues_from_raw(found: Checkpoint) -> bool:
+    """Return whether training continues from the raw weights of a checkpoint and their running statistics."""
+    return found.kind == "resume" and "trained" not in found.content
+
+
 def _require_place(found: Checkpoint, sets: dict[str, WeightSet], *, target: Path, out: Path | None) -> None:
     """Refuse a .safetensors file, raw weights in the resume point itself, and a foreign file in place."""
     if target.suffix == ".safetensors":
         raise UserError(f"{target}: swa writes checkpoints as .pt files", hint="name a .pt file with -o FILE")
-    is_raw = found.kind == "resume" and RAW in sets
+    is_raw = _continues_from_raw(found) and RAW in sets
     if is_raw and (len(sets) > 1 or target.resolve() == found.path.resolve()):
         raise UserError(
             f"{found.path}: training continues from its raw weights and their running statistics, which stay",
@@ -121,7 +127,7 @@ def _updated(
             events.note(f"{name}: {context.recipe.model.name} {what}: nothing to update")
         for warning in warnings_of(update):
             events.warning(warning)
-        if found.kind == "resume" and (is_alone or name == RAW):
+        if found.kind == "resume" and (is_alone or (name == RAW and _continues_from_raw(found))):
             content = _alone(found, name, item, model, update)
         elif found.kind == "foreign":
             average = {"name": name, "kind": "foreign", "count": item.count, "steps": list[int]()}
@@ -136,7 +142,7 @@ def _alone(found: Checkpoint, name: str, item: WeightSet, model: nn.Module, upda
     state_dict = cloned(model.state_dict())
     if name != RAW:
         return shipped(found, name, item, state_dict, update.record)
-    own = recomputed(RAW) if update.num_layers else RAW
+    own = recomputed(RAW) if update.num_layers and _continues_from_raw(found) else RAW
     average = reader.raw_average(own, step=found.content["step"])
     return reader.weights_content(found.origin, average, state_dict, update.record)
 
@@ -147,6 +153,8 @@ def _in_place(
     """Return the content of a checkpoint with the new statistics of one of its weight sets."""
     if found.kind != "resume":
         return {**content, "state_dict": cloned(model.state_dict()), **update.record}
+    if name == RAW:
+        return {**content, "model": cloned(model.state_dict()), "batchnorm": update.freshness}
     entry = content["averages"][name]
     buffers = {key: value.clone() for key, value in model.named_buffers() if key in entry["state"]}
     state = like(entry["state"], {**entry["state"], **buffers})

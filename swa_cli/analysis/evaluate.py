@@ -1,4 +1,4 @@
-"""`swa eval`: score every weight set of a checkpoint or a run, draws from a swag average, or a snapshot ensemble.
+"""`swa eval`: score every weight set of a checkpoint or a run, draws from a swag average, or an ensemble.
 
 Averages are judged as at the end of a run, see `engine/evaluate.py`. Averaged weights with stale statistics are
 scored only if the user insists.
@@ -50,6 +50,8 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Score the weight sets of a checkpoint or a run on a split (default: test, or val where there is no test).
 
+    Of a repeat, the ensemble of its runs is scored, see `seed_ensemble`.
+
     With `num_draws`, swag averages are scored by the mean prediction of that many draws; `samples` is then the
     number of training samples, or `all`, in the BatchNorm pass of each draw. `with_classes` adds the scores of each
     class; `predictions` is a csv file that gets a row for each sample.
@@ -62,6 +64,28 @@ def evaluate_checkpoint(
     if predictions is not None:
         outcomes.require_csv(predictions, source=path)
     folder = RunFolder(path) if path.is_dir() else None
+    if folder is not None and folder.repeat.is_file():
+        if recipe is not None or not with_ensemble:
+            what = "its runs have their recipe" if recipe is not None else "is the folder of a repeat"
+            raise UserError(
+                f"{path}: {what}",
+                hint=f"score the ensemble of its runs with `swa eval {path} --ensemble`, or the folder of one of them",
+            )
+        from swa_cli.analysis.seed_ensemble import evaluate_repeat
+
+        return evaluate_repeat(
+            path,
+            overrides,
+            terminal=terminal,
+            weights=weights,
+            split=split,
+            allow_stale_bn=allow_stale_bn,
+            num_draws=num_draws,
+            samples=samples,
+            with_classes=with_classes,
+            predictions=predictions,
+            allow_code=allow_code,
+        )
     found = reader.read(path) if folder is None else open.resume_point(folder)
     snapshots = _read_ensemble(folder, found, terminal) if with_ensemble else None
     limit = open.pass_of(found, samples, recipe=recipe)
@@ -89,8 +113,8 @@ def evaluate_checkpoint(
 
     wanted = {"--per-class": with_classes, "--predictions": predictions is not None}
     for option in (option for option, is_wanted in wanted.items() if is_wanted):
-        outcomes.require_classification(context, option=option)
-    kept = {name: Kept() for name in details} if any(wanted.values()) else {}
+        outcomes.require_classes(context.recipe.task, option=option)
+    kept = {name: Kept(context.recipe.task) for name in details} if any(wanted.values()) else {}
     terminal.note(f"scored in {context.recipe.eval.precision}")
     started, on = time.monotonic(), split or context.scoring_split()
     scored, reference = _score_sets(
@@ -172,7 +196,8 @@ def _read_ensemble(folder: RunFolder | None, found: Checkpoint, terminal: Termin
             f"{found.path}: is a file, and an ensemble needs the snapshots of a run",
             hint=f"name the folder of its run, such as {open.run_of(found.path) or 'runs/latest'}",
         )
-    return passes.read_ensemble(folder, found, terminal)
+    averages_inside = "trained" in found.content  # its optimizer: the statistics of training are of other weights
+    return passes.read_ensemble(folder, found, terminal, refreshes=averages_inside)
 
 
 def _with_reference(every: Mapping[str, WeightSet], *, wanted: str, with_ensemble: bool) -> dict[str, WeightSet]:
@@ -186,6 +211,7 @@ def _with_reference(every: Mapping[str, WeightSet], *, wanted: str, with_ensembl
         sets[name] = item
         twin = comparison.recomputed(name)
         is_raw = name == RAW or number_of_worker(name) is not None
+        is_raw &= item.batchnorm == "running"  # else its statistics are recomputed, or to be: it is its own twin
         if is_raw and twin not in every and (wanted == twin or (wanted == "all" and is_judged)):
             sets[twin] = replace(item, batchnorm="recomputed")
     return sets

@@ -134,7 +134,39 @@ def score_line(
     about = {"x": [share * length for share in shares], "points": places}
     content, path = _scores(run, ends, points, kind="path", samples=samples, about=about)
     rows = content.pop("rows")
-    return {**content, **{key: [row[key] for row in rows[2:]] for key in KEYS}}, path
+    line = {**content, **{key: [row[key] for row in rows[2:]] for key in KEYS}}
+    barriers = {
+        key: barrier_of(line["x"], line[key], ends=(rows[0][key], rows[1][key]), length=length)
+        for key in ("train_loss", "loss")
+    }
+    return {**line, "barrier": barriers}, path
+
+
+def barrier_of(
+    xs: Sequence[float], losses: Sequence[float | None], *, ends: tuple[float | None, float | None], length: float
+) -> dict[str, float] | None:
+    """Return how far the loss between two weight sets rises above the straight line from loss to loss, and where.
+
+    This is the barrier of Frankle et al. 2020, Linear mode connectivity: 0 where it nowhere rises above that line.
+
+    Args:
+        xs: Distances from the first end.
+        losses: The loss at each, None where it is not finite, which counts as no rise.
+        ends: The losses of the two ends; without them there is no barrier.
+        length: The distance of the second end.
+
+    Returns:
+        `height` and `x` of the highest rise, and `line`, the loss of the straight line there.
+    """
+    first, second = ends
+    if first is None or second is None:
+        return None
+    rises = [{"height": 0.0, "x": 0.0, "line": first}]
+    for x, loss in zip(xs, losses, strict=True):
+        if loss is not None and 0 < x < length:
+            straight = first + (second - first) * x / length
+            rises.append({"height": loss - straight, "x": x, "line": straight})
+    return max(rises, key=lambda rise: rise["height"])
 
 
 def plane_of(model: nn.Module, anchors: Sequence[Anchor]) -> Plane:

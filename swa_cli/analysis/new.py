@@ -26,7 +26,8 @@ def photos_recipe(root: Path, *, terminal: Terminal) -> str:
     """Return the text of a recipe for a folder of photos, with one subfolder per class.
 
     It has the largest of `SIZES` that the shorter side of most photos reaches, more epochs for few images, and leaves
-    out files that cannot be read, if there are any.
+    out files that cannot be read, if there are any. Mean and std are left out: they follow `model.pretrained`, or are
+    measured.
 
     Raises:
         UserError: The layout is not that of `image_folder`, or no image can be read.
@@ -52,8 +53,6 @@ def photos_recipe(root: Path, *, terminal: Terminal) -> str:
         "dataset.name": "image_folder",
         "dataset.root": json.dumps(str(root.absolute())),
         "dataset.image_size": str(_image_size(readable)),
-        "dataset.mean": "imagenet",
-        "dataset.std": "imagenet",
         "dataset.augment.random_resized_crop": "true",
         "dataset.augment.flip": "true",
         "dataset.augment.policy": "trivial_augment",

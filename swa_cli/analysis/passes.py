@@ -88,18 +88,23 @@ def _pass(context: Context, loader: Loader, *, name: str, bar: Bar | None) -> It
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Snapshots of one run, newest first; their files stay mapped until it is their turn."""
+    """Snapshots of one run, newest first; their files stay mapped until it is their turn.
+
+    `refreshes` says that members with stale statistics are refreshed before they predict.
+    """
 
     members: tuple[Checkpoint, ...]
+    refreshes: bool = False
 
     @property
     def batchnorm(self) -> str:
         """How fresh the statistics of the members are; `mixed` if only some were recomputed."""
         found = {member.content["batchnorm"] for member in self.members}
+        found = {"recomputed" if self.refreshes and each == "stale" else each for each in found}
         return found.pop() if len(found) == 1 else "stale" if "stale" in found else "mixed"
 
 
-def read_ensemble(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> Ensemble:
+def read_ensemble(folder: RunFolder, point: Checkpoint, terminal: Terminal, *, refreshes: bool = False) -> Ensemble:
     """Read the snapshots of a run, whose resume point is `point`.
 
     Raises:
@@ -119,7 +124,7 @@ def read_ensemble(folder: RunFolder, point: Checkpoint, terminal: Terminal) -> E
             f"{folder.path}: has {has}, and an ensemble takes at least {FEWEST}",
             hint="train with snapshots.every=1ep, or 1cycle for a schedule with cycles",
         )
-    return Ensemble(tuple(sorted(members, key=lambda member: -member.content["step"])))
+    return Ensemble(tuple(sorted(members, key=lambda member: -member.content["step"])), refreshes)
 
 
 def _require_snapshot(folder: RunFolder, found: Checkpoint) -> None:
@@ -146,6 +151,8 @@ def score_ensemble(
     for number, member in enumerate(ensemble.members, start=1):
         model = context.build_model()
         loading.load_weights(model, member.content["state_dict"], source=str(member.path))
+        if ensemble.refreshes and member.content["batchnorm"] == "stale":
+            context.refresh_batchnorm(model, name=f"member {number} of {num_members}")
         p, targets = predict(model, loader, context=context, name=f"member {number} of {num_members}")
         total = total + p
         scores = context.task.score_predictions(total / number, targets)

@@ -6,15 +6,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import loss_surface, open, sources
-from swa_cli.analysis.average import Trials
+from swa_cli.analysis import budgets, loss_surface, open, sources
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
+from swa_cli.analysis.snapshot_series import snapshot_series
+from swa_cli.analysis.trials import Trials
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
@@ -25,6 +26,7 @@ from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.report.plots import FORMATS
+from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
 from swa_cli.report.plots import loss_surface as surface_picture
@@ -49,6 +51,7 @@ class Picture:
 
     draw: Callable[..., None]
     values: dict[str, Any]
+    finding: str = ""  # what it shows, as a sentence
 
 
 GRID, LINE, STARTS = 15, 21, 12  # points by default
@@ -86,7 +89,7 @@ def plot(
     else:
         picture = of_recipe(load.load(path, overrides), terminal)
     _write(target, picture)
-    terminal.answer(f"{target}: {kind} of {path}")
+    terminal.answer(f"{target}: {kind} of {path}" + (f"; {picture.finding}" if picture.finding else ""))
     return {
         "command": "plot",
         "kind": kind,
@@ -129,6 +132,7 @@ def _curves(run: OpenRun, _: Request) -> Picture:
         steps_per_epoch=run.plan.steps_per_epoch,
         lr=[run.plan.learning_rate(step) for step in range(run.step)],
         worker_lr=run.plan.worker_rates if len(rows) > run.plan.epochs else [],
+        trained=run.recipe.train.loss_text,
         final=None if run.result is None else run.result["weights"],
         metrics=run.metrics,
     )
@@ -186,7 +190,14 @@ def _path(run: OpenRun, request: Request) -> Picture:
     first, second = (point["name"] for point in line["points"])
     title = f"{run.title}: the line from {first} to {second}"
     draw = partial(surface_picture.draw_path, line=line, title=title, metrics=run.metrics)
-    return Picture(draw, {"cache": str(cache), **line})
+    return Picture(draw, {"cache": str(cache), **line}, _barriers(line))
+
+
+def _barriers(line: Mapping[str, Any]) -> str:
+    """Return the barriers of a line as text: of training images, and of the images that were scored."""
+    splits = {"train": line["barrier"]["train_loss"], line["split"]: line["barrier"]["loss"]}
+    known = [f"{found['height']:.3g} on {split}" for split, found in splits.items() if found is not None]
+    return f"barrier of the loss: {', '.join(known)}" if known else ""
 
 
 def _calibration(run: OpenRun, _: Request) -> Picture:
@@ -209,15 +220,22 @@ def _window(run: OpenRun, request: Request) -> Picture:
     name = result.get("reference", "")
     val = result["weights"][name].get("val") if result else None
     draw = partial(
-        curves_picture.draw_search,
+        curves_picture.draw_starts,
         rows=rows,
         title=f"{run.title}: start of averaging, scored on validation images",
         steps_per_epoch=run.plan.steps_per_epoch,
-        chosen="best",
         reference=None if val is None else (name, val),
         metrics=run.metrics,
     )
     return Picture(draw, {"windows": rows})
+
+
+def _budget(run: OpenRun, _: Request) -> Picture:
+    series = budgets.require(run.folder, metrics=run.metrics)
+    raw = budgets.raw_scores(run.rows, series, metrics=run.metrics)
+    title = f"{run.title}: score by budget"
+    draw = partial(budget_picture.draw, series=series, raw=raw, title=title, metrics=run.metrics)
+    return Picture(draw, {"series": series})
 
 
 def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
@@ -242,7 +260,7 @@ def start_sweep(run: OpenRun, *, size: int) -> list[dict[str, Any]]:
             f"{run.folder.path}: has no validation split to score starts on", hint="train with dataset.val=10%"
         )
     gathered = sources.of_run(paths, context, model)
-    series, trials = sources.snapshot_series(gathered, option="window"), Trials(gathered)
+    series, trials = snapshot_series(gathered, option="window"), Trials(gathered)
     last, most = len(paths) - 1, min(len(paths), size)
     for first in (round(index * last / (most - 1)) for index in range(most)):
         trials.note_window(series, first, last)
@@ -259,6 +277,7 @@ KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {
     "calibration": _calibration,
     "confusion": _confusion,
     "window": _window,
+    "budget": _budget,
 }
 
 

@@ -1,4 +1,4 @@
-"""`swa predict`: what a checkpoint says of image files: classes with their probabilities, masks, or numbers.
+"""`swa predict`: what a checkpoint says of image files: classes, labels with their probabilities, masks, or numbers.
 
 The files stream through: loader processes decode them and show them as an evaluation does, by the `input` of the
 checkpoint; the network answers batch by batch, and rows are written as they come. So ten files and a million take the
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from swa_cli.analysis import open, passes
 from swa_cli.analysis import prediction_files as files
+from swa_cli.analysis.outcomes import delimiter_of, names_of, probability_columns
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
@@ -40,6 +42,7 @@ from swa_cli.engine.network import channels_last
 from swa_cli.engine.views import evaluation_view
 from swa_cli.errors import EXIT_FAILED, RecipeError, UserError
 from swa_cli.metrics import tasks
+from swa_cli.metrics.metric import THRESHOLD
 from swa_cli.metrics.tasks import Task
 from swa_cli.recipe.plan import image_problems
 from swa_cli.recipe.schema import Recipe
@@ -47,6 +50,7 @@ from swa_cli.report.terminal import Bar, Terminal
 from swa_cli.units import count_text
 
 CHANGEABLE_KEYS = ("dataset.workers", "eval.*", "train.device", "train.threads")
+LABELS_WIDTH = 32  # of a column of labels in a table on the terminal
 GRAY = (19_595, 38_470, 7_471)  # shares of red, green and blue in 65,536: ITU-R 601, as Pillow rounds it
 
 Batch = tuple[Tensor, Tensor, list[int]]  # predictions (B, ...), sizes (B, 2) of the files, and their places
@@ -76,6 +80,7 @@ class Predictor:
     input: Mapping[str, Any]  # as the checkpoint has it
     batch_size: int
     workers: int
+    delimiter: str  # between several labels
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
@@ -150,7 +155,7 @@ def predict_files(
         terminal.note(sentence)
     started = time.monotonic()
     predictor, about = _predictor(request, overrides, terminal=terminal, recipe=recipe, allow_code=allow_code)
-    answer = _answer_of(predictor, predictor.probe(), request)
+    answer = _answer_of(predictor, predictor.probe(), request, as_json=as_json)
     result: dict[str, Any] = {
         "command": "predict",
         "checkpoint": str(request.path),
@@ -221,14 +226,18 @@ def _predictor(
         states = [(item.state_dict, f"{path} ({name})")]
         batchnorm, held = item.batchnorm, {"count": item.count}
     if not request.allow_stale_bn:
-        open.require_fresh({name: batchnorm}, path=path, hint=open.how_to_refresh(found))
+        hint = open.how_to_refresh(found)
+        if folder is not None and request.with_ensemble:
+            hint = f"run `swa bn-update FILE` with each file in {folder.snapshots}, or insist with --allow-stale-bn"
+        open.require_fresh({name: batchnorm}, path=path, hint=hint)
     networks = [model, *(open.network_of(about, input_) for _ in states[1:])]
     for network, (state, source) in zip(networks, states, strict=True):
         loading.load_weights(network, state, source=source)
         channels_last(network.to(hardware.device)).eval()
     task = replace(tasks.find(about.task), tta=about.eval.tta)
     workers = about.dataset.workers
-    predictor = Predictor(networks, task, hardware, view, input_, about.eval.batch_size, workers)
+    delimiter = delimiter_of(about)
+    predictor = Predictor(networks, task, hardware, view, input_, about.eval.batch_size, workers, delimiter)
     return predictor, {"run": open.run_of(found.path), "weights": name, **held, "batchnorm": batchnorm}
 
 
@@ -387,7 +396,7 @@ class _Masks:
         terminal.answer(_done(facts))
 
 
-def _answer_of(predictor: Predictor, shape: tuple[int, ...], request: Request) -> _Table | _Masks:
+def _answer_of(predictor: Predictor, shape: tuple[int, ...], request: Request, *, as_json: bool) -> _Table | _Masks:
     """Return what is told of images whose predictions have a shape, without the batch dimension.
 
     Raises:
@@ -396,7 +405,8 @@ def _answer_of(predictor: Predictor, shape: tuple[int, ...], request: Request) -
     target, out, classes = predictor.task.target, request.out, predictor.input["classes"]
     is_ranked, is_mask = target == "class", target == "mask"
     if request.top > 1 and not is_ranked:
-        raise UserError(f"--top {request.top}: only classes have an order", hint="leave --top out")
+        why = "all labels above 0.5 are told" if target == "multilabel" else "only classes have an order"
+        raise UserError(f"--top {request.top}: {why}", hint="leave --top out")
     if is_mask:
         if out is None:
             raise UserError("the predictions are masks, which are files", hint="name a new folder with -o FOLDER")
@@ -411,12 +421,18 @@ def _answer_of(predictor: Predictor, shape: tuple[int, ...], request: Request) -
         files.require_format(out)
         open.require_writable(out, sources=[request.path, *request.sources])
     number = shape[0] if shape else 1
+    if target == "multilabel":
+        names = names_of(classes, number)
+        is_list = as_json if out is None else out.suffix.lower() != ".csv"
+        cells = partial(_several, names=names, delimiter=None if is_list else predictor.delimiter)
+        widths = {"labels": min(LABELS_WIDTH, len(predictor.delimiter.join(names)))}
+        return _Table(["labels", *probability_columns(names)], cells, widths)
     if not is_ranked:
         names = _value_names(classes, number)
         return _Table(names, partial(_values, names=names), {})
     if request.top > number:
         raise UserError(f"--top {request.top}: there are {number} classes", hint=f"write --top {number} or less")
-    names = classes if len(classes) == number else [*map(str, range(number))]
+    names = names_of(classes, number)
     ends = ["", *(f"_{place}" for place in range(2, request.top + 1))]
     columns = [f"{what}{end}" for end in ends for what in ("class", "probability")]
     widths = {f"class{end}": max(map(len, names)) for end in ends}
@@ -432,6 +448,15 @@ def _ranked(p: Tensor, *, names: Sequence[str], ends: Sequence[str]) -> Iterator
         for end, value, number in zip(ends, values, found, strict=True):
             row |= {f"class{end}": names[number], f"probability{end}": _shortest(value)}
         yield row
+
+
+def _several(p: Tensor, *, names: Sequence[str], delimiter: str | None) -> Iterator[dict[str, Any]]:
+    """Return the labels of probabilities (B, K), as a list without a delimiter, and the probability of each class."""
+    columns = probability_columns(names)
+    for values in p.numpy():
+        labels = [*compress(names, values > THRESHOLD)]
+        found = dict(zip(columns, map(_shortest, values), strict=True))
+        yield {"labels": labels if delimiter is None else delimiter.join(labels), **found}
 
 
 def _value_names(classes: Sequence[str], number: int) -> list[str]:

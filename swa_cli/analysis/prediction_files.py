@@ -30,7 +30,7 @@ from swa_cli.report.terminal import Terminal
 ROW_GROUP = 10_000  # rows of a parquet file that are written at once
 _CELL = 10  # of a number in a table: two spaces and eight characters
 
-Row = Mapping[str, Any]  # column -> text or number, or None
+Row = Mapping[str, Any]  # column -> text, number, None, or (not in csv files) a list of texts
 Add = Callable[[Sequence[Row]], None]
 Facts = Mapping[str, Any]  # what is told beside the rows, complete once they all are written
 Writer = Callable[[IO[bytes], Sequence[str], Facts], AbstractContextManager[Add]]
@@ -74,6 +74,9 @@ def _parquet(file: IO[bytes], columns: Sequence[str], facts: Facts) -> Iterator[
         texts = ({key: _text(row[key]) for key in columns} for row in waiting)
         schema = None if writer is None else writer.schema
         table = pa.Table.from_pylist([*texts], schema=schema)
+        for place, field in enumerate(table.schema):
+            if field.type == pa.list_(pa.null()):  # so far all lists are empty
+                table = table.cast(table.schema.set(place, field.with_type(pa.list_(pa.string()))))
         waiting.clear()
         if writer is None:
             writer = ParquetWriter(file, table.schema)
@@ -150,14 +153,16 @@ def print_rows(
 
     def add(rows: Sequence[Row]) -> None:
         nonlocal head
-        terminal.rows(shown, [{key: _cell(value) for key, value in row.items()} for row in rows], head=head)
+        cells = [{key: _cell(value, widths.get(key)) for key, value in row.items()} for row in rows]
+        terminal.rows(shown, cells, head=head)
         head = False
 
     work(add)
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _cell(value: Any, width: int | None) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text if width is None or len(text) <= width else f"{text[: width - 1]}…"
 
 
 # --- masks

@@ -97,7 +97,7 @@ def repeat(
     for series in every:  # fail before a folder is made
         if series.folder is None:
             run = train.set_up(
-                series.loaded.with_seed(seeds[0]), listeners=[RunOutput(terminal.part())], packing="write"
+                series.loaded.with_seed(seeds[0]), listeners=[RunOutput(terminal.part())], purpose="train"
             )
             if series is every[0]:  # two datasets at once may not fit into memory
                 series.ready[seeds[0]] = run
@@ -239,7 +239,7 @@ def _run(member: Member, series: Series, *, terminal: Terminal) -> None:
     if member.state == "new":
         # pop: its network and data must not stay in memory while the other seeds run.
         run = series.ready.pop(member.seed, None) or train.set_up(
-            own, listeners=[RunOutput(terminal.part())], packing="write"
+            own, listeners=[RunOutput(terminal.part())], purpose="train"
         )
         train.start(run, RunFolder.at(member.folder.path), recipe_folder=own.folder)
         return

@@ -1,7 +1,8 @@
 """`swa report`: write one self-contained HTML page of runs.
 
 Calibration needs the predictions of each weight set, so it opens the data. A plane is shown if one was measured
-before, or measured on request. The page says what was left out, and why.
+before, or measured on request; scores by budget are shown if `swa average --at` has made some. The page says what was
+left out, and why.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import loss_surface, open
+from swa_cli.analysis import budgets, loss_surface, open
 from swa_cli.analysis.compare import differences
 from swa_cli.analysis.plot import GRID
 from swa_cli.analysis.run_data import OpenRun, confusion, hardest, reliability
@@ -20,15 +21,16 @@ from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import about
 from swa_cli.engine.plan_text import describe_averages, describe_schedule
 from swa_cli.errors import UserError
-from swa_cli.metrics.per_class import CLASS_METRICS, Outcomes, class_scores
+from swa_cli.metrics.per_class import OUTCOMES, class_scores
 from swa_cli.recipe import load
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.class_scores import percent
 from swa_cli.report.page import Drawing, RunOnPage, TextTable, document
+from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
 from swa_cli.report.plots import samples as sheet_of_images
-from swa_cli.report.scores import verdict
+from swa_cli.report.scores import budget_cells, verdict
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
 
@@ -58,7 +60,10 @@ def write_page(
         twice = next(path for path, real in zip(paths, resolved, strict=True) if resolved.count(real) > 1)
         raise UserError(f"{twice}: is named twice", hint="name each run once")
     runs = [OpenRun(path, terminal=terminal, samples=1000, allow_code=allow_code) for path in paths]
-    shown = [_on_page(run, version=version, with_plane=with_plane, with_data=with_data) for run in runs]
+    shown = [
+        _on_page(run, title=title, version=version, with_plane=with_plane, with_data=with_data)
+        for run, title in zip(runs, _titles(runs), strict=True)
+    ]
     found = differences([run.recipe for run in runs])
     table = [(key, [str(value) for value in values]) for key, values in found.items()]
     content = document(shown, differences=table).encode()
@@ -73,16 +78,30 @@ def write_page(
     }
 
 
-def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -> RunOnPage:
+def _titles(runs: Sequence[OpenRun]) -> list[str]:
+    """Return the title of each run, with as many of the folders above it as tell it from the other runs."""
+    paths = [run.folder.path.resolve().parts for run in runs]
+    titles = []
+    for run, own in zip(runs, paths, strict=True):
+        number = run.title.count("/") + 1
+        while sum(other[-number:] == own[-number:] for other in paths) > 1:
+            number += 1
+        titles.append("/".join(own[-number:]))
+    return titles
+
+
+def _on_page(run: OpenRun, *, title: str, version: str, with_plane: bool, with_data: bool) -> RunOnPage:
     made: list[Drawing | TextTable] = []
     notes: list[str] = []
     makers: list[tuple[str, Callable[[], Sequence[Drawing | TextTable]]]] = [
         ("plane", lambda: _plane(run, measure=with_plane))
     ]
+    if run.folder.budget.is_file():
+        makers.append(("scores by budget", lambda: _budgets(run)))
     if with_data and run.recipe.task == "classification":
+        makers += [("calibration", lambda: _calibration(run)), ("confusion", lambda: _confusion(run))]
+    if with_data and run.recipe.task in OUTCOMES:
         makers += [
-            ("calibration", lambda: _calibration(run)),
-            ("confusion", lambda: _confusion(run)),
             ("scores of classes", lambda: [_classes(run)]),
             ("the hardest images", lambda: _hardest(run)),
         ]
@@ -96,9 +115,10 @@ def _on_page(run: OpenRun, *, version: str, with_plane: bool, with_data: bool) -
     result = run.result or {}
     weights = result.get("weights", {})
     return RunOnPage(
-        title=run.title,
+        title=title,
         facts=_facts(run),
         metrics=run.metrics,
+        trained=run.recipe.train.loss_text,
         rows=run.rows,
         averaging=run.averaging,
         steps_per_epoch=run.plan.steps_per_epoch,
@@ -175,6 +195,18 @@ def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
     return drawings
 
 
+def _budgets(run: OpenRun) -> list[Drawing | TextTable]:
+    """Draw the networks of each budget that `swa average --at` has scored, and list their scores."""
+    series = budgets.require(run.folder, metrics=run.metrics)
+    raw = budgets.raw_scores(run.rows, series, metrics=run.metrics)
+    drawn = _svg(budget_picture.draw, series=series, raw=raw, metrics=run.metrics)
+    tables = [
+        TextTable(f"Scores by budget, {each['name']}", *budget_cells(each["rows"], metrics=run.metrics))
+        for each in series
+    ]
+    return [Drawing("Scores of averages of this run by the budget of their training", drawn), *tables]
+
+
 def _calibration(run: OpenRun) -> list[Drawing]:
     split = run.opened[0].scoring_split()
     return [
@@ -193,21 +225,23 @@ def _confusion(run: OpenRun) -> list[Drawing]:
 def _classes(run: OpenRun) -> TextTable:
     """Return the scores of each class for the best weight set, and their means."""
     classes, split = run.opened[0].source.class_names, run.opened[0].scoring_split()
-    p, labels = run.predictions[run.best]
-    found = class_scores(Outcomes(p, labels), names=classes)
+    outcomes = OUTCOMES[run.recipe.task](*run.predictions[run.best])
+    metrics, found = outcomes.metrics, class_scores(outcomes, names=classes)
     rows = [
         [
             row["class"],
             f"{row['support']:,}",
-            *(percent(row[each.key], row[f"{each.key}_se"]) for each in CLASS_METRICS),
+            *(percent(row[each.key], row[f"{each.key}_se"]) for each in metrics),
         ]
         for row in found["classes"]
     ]
-    means = [percent(found[each.mean_key], found[f"{each.mean_key}_se"]) for each in CLASS_METRICS]
+    means = [percent(found[each.mean_key], found[f"{each.mean_key}_se"]) for each in metrics]
+    named = [each for each in metrics if each.mean_name != f"macro {each.name}"]
+    names = ", ".join(f"the mean {each.name} is the {each.mean_name}" for each in named)
     return TextTable(
-        f"Classes of {run.best} on {split} (± one standard error); the mean recall is the balanced accuracy",
-        ["class", "samples", *(f"{each.name} %" for each in CLASS_METRICS)],
-        [*rows, ["mean", f"{len(labels):,}", *means]],
+        f"Classes of {run.best} on {split} (± one standard error); {names}",
+        ["class", "samples", *(f"{each.name} %" for each in metrics)],
+        [*rows, ["mean", f"{len(outcomes.p):,}", *means]],
     )
 
 

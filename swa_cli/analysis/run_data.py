@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swa_cli.analysis import open, passes
+from swa_cli.analysis import open, passes, sources
 from swa_cli.analysis.compare import read_result
+from swa_cli.analysis.outcomes import delimiter_of, label_texts
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
@@ -30,6 +31,7 @@ from swa_cli.engine.user_code import admit
 from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import ECE_BINS, TaskMetrics
+from swa_cli.metrics.per_class import OUTCOMES, LabelOutcomes
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.plots.curves import with_workers
@@ -81,7 +83,7 @@ class OpenRun:
     @property
     def title(self) -> str:
         """The title of its pictures."""
-        return self.folder.path.resolve().name
+        return self.folder.title
 
     @property
     def step(self) -> int:
@@ -181,7 +183,7 @@ def anchor_of(run: OpenRun, word: str) -> Anchor:
     Every point has statistics of its own, so raw weights are called `last_bn`, as in tables with such.
 
     Raises:
-        UserError: There is none, or it does not fit the network of the run.
+        UserError: There is none, or it does not fit the network of the run, or its inputs.
     """
     if word in run.sets:
         item = run.sets[word]
@@ -197,9 +199,13 @@ def anchor_of(run: OpenRun, word: str) -> Anchor:
     sets = reader.weight_sets(found, model)
     if RAW not in sets and len(sets) != 1:
         raise UserError(f"{path}: holds {len(sets)} weight sets", hint="name a file with one of them")
+    sources.require_same_inputs(found, run.opened[0])
     state = (sets.get(RAW) or next(iter(sets.values()))).state_dict
     state = loading.load_weights(model, state, source=str(path))
-    return Anchor(f"{path.name}, epoch {found.content['epoch']}" if found.kind == "snapshot" else path.name, state)
+    folder, name = RunFolder.containing(path), path.name
+    if folder is not None and folder.path != run.folder.path.resolve():  # another run has files of the same names
+        name = f"{folder.path.name}/{name}"
+    return Anchor(f"{name}, epoch {found.content['epoch']}" if found.kind == "snapshot" else name, state)
 
 
 def _require_classes(run: OpenRun, kind: str) -> None:
@@ -274,9 +280,8 @@ def hardest(run: OpenRun) -> tuple[str, list[Sample]]:
     """Return the samples on which the best weight set has the highest loss, the worst first.
 
     Raises:
-        UserError: The task is not classification, or the inputs are not gray or RGB images.
+        UserError: The inputs are not gray or RGB images.
     """
-    _require_classes(run, "a sheet of images")
     name, (context, _) = run.best, run.opened
     p, labels = run.predictions[name]
     losses = context.task.score_predictions(p, labels)[context.task.metrics.loss_key]
@@ -287,13 +292,25 @@ def hardest(run: OpenRun) -> tuple[str, list[Sample]]:
     images = torch.cat([images for images, _ in read_rows(split, rows=rows, reading=Reading())])
     shown = take(split, rows).names
     names = [f"row {row}" for row in rows.tolist()] if shown is None else [*shown]
+    outcomes = OUTCOMES[run.recipe.task](p[rows], labels[rows])
+    probabilities: Sequence[float | None] = [None] * len(rows)
+    if isinstance(outcomes, LabelOutcomes):
+        of_labels, of_predictions = (
+            [text or "no label" for text in label_texts(flags, classes, delimiter=delimiter_of(run.recipe))]
+            for flags in (outcomes.positive, outcomes.predicted_labels)
+        )
+    else:
+        of_labels, of_predictions = (
+            [classes[number] for number in numbers.tolist()] for numbers in (outcomes.labels, outcomes.p.argmax(1))
+        )
+        probabilities = outcomes.p.max(1).values.tolist()
     return name, [
         Sample(
             _shown(image),
             names[place],
-            label=classes[int(labels[row])],
-            predicted=classes[int(p[row].argmax())],
-            probability=float(p[row].max()),
+            label=of_labels[place],
+            predicted=of_predictions[place],
+            probability=probabilities[place],
             loss=float(losses[row]),
         )
         for place, (row, image) in enumerate(zip(rows.tolist(), images, strict=True))

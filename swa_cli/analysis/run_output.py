@@ -82,6 +82,7 @@ def _draw_curves(event: ResultEvent) -> None:
             steps_per_epoch=shown.steps_per_epoch,
             lr=shown.lr,
             worker_lr=shown.worker_lr,
+            trained=shown.trained,
             final=event.values["weights"],
             metrics=event.metrics,
         ),

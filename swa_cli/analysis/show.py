@@ -74,7 +74,7 @@ def _weights(found: Checkpoint) -> dict[str, Any]:
     if found.kind == "weights":
         average = content["average"]
         more = {"batchnorm": content["batchnorm"], "samples": content["samples"]}
-        rest = {key: average[key] for key in ("kind", "count", "steps")}
+        rest = {key: average[key] for key in ("kind", "count", "steps", "profile", "error") if key in average}
         shipped = {average["name"]: {**rest, **more, **_sizes(content["state_dict"])}}
         return shipped | ({"posterior": _posterior(content["posterior"])} if "posterior" in content else {})
     if found.kind == "snapshot":
@@ -84,6 +84,7 @@ def _weights(found: Checkpoint) -> dict[str, Any]:
         return {"snapshot": raw} | ({"running mean": mean} if mean else {})
     raw = content["model"]
     batchnorm = "running" if any(name.endswith("running_mean") for name in raw) else "none"
+    batchnorm = content.get("batchnorm") or batchnorm
     sets: dict[str, Any] = {"last": {"kind": "raw", "batchnorm": batchnorm, **_sizes(raw)}}
     for name, entry in content["averages"].items():
         state = {f"{part}.{key}": value for part in STATES for key, value in (entry.get(part) or {}).items()}
@@ -204,7 +205,10 @@ def _input_text(values: Mapping[str, Any]) -> str:
 def _weights_text(values: Mapping[str, Any]) -> str:
     """Return `mean of 17 weights, steps 480 to 800; BatchNorm recomputed; 42 tensors, 71,018 numbers, 0.3 MB`."""
     kind, count, steps = values["kind"], values.get("count"), values.get("steps")
-    what = kind if count is None else f"{kind} of {count:,} weights"
+    settings = "".join(  # of an average by a profile
+        f" {value:g}" if isinstance(value, float) else f" {value}" for value in (values.get("profile") or {}).values()
+    )
+    what = kind if count is None else f"{kind}{settings} of {count:,} weights"
     if steps:
         what += f", steps {steps[0]:,} to {steps[-1]:,}" if len(steps) > 1 else f", step {steps[0]:,}"
     parts = [what, *([f"BatchNorm {values['batchnorm']}"] if "batchnorm" in values else [])]

@@ -1,17 +1,13 @@
 """Read the weight sets that go into an average, and check that they belong together.
 
-A run folder stands for its snapshots, in the order of their steps. A file with several weight sets counts with its raw
-weights, one with an average alone with that. All stay mapped to their files: none is copied into memory.
-
-`SnapshotSeries`: the snapshots of one run, with the mean of any window of them. Between plain snapshots a window is
-some of them. With running means (`snapshots.cumulative`) it is every step between two of them, and two files give its
-mean exactly. Legend: n stretches in the order of time; (first, last) a window, both included. A stretch is one
-snapshot, or with running means the steps after one snapshot up to the next.
+A run folder stands for its snapshots, in the order of their steps, or in a soup for the weights that it ships. A file
+with several weight sets counts with its raw weights, one with an average alone with that. All stay mapped to their
+files: none is copied into memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +16,7 @@ from torch import Tensor, nn
 
 from swa_cli.analysis import open
 from swa_cli.averaging import model_state, soup
-from swa_cli.averaging.model_state import require_same_shapes, shapes
+from swa_cli.averaging.profiles import Profile
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder
@@ -29,7 +25,6 @@ from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.events import Events
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
-from swa_cli.recipe.plan import Window
 from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import some_of
@@ -68,6 +63,9 @@ class Mean:
     steps: list[int]
     count: int
     state: dict[str, Tensor]  # float64
+    profile: Profile | None = None  # of an average by a profile
+    error: float | None = None  # of such an average, as a part of its distance to the raw weights at its end
+    mean_age: float | None = None  # in steps before that end
 
 
 @dataclass(frozen=True)
@@ -95,13 +93,28 @@ class Sources:
         return Mean(kind, shares, steps if len(steps) == len(shares) else [], len(shares), state)
 
 
-def files_of(paths: Sequence[Path]) -> list[Path]:
-    """Return the files that paths stand for.
+def snapshots_of(path: Path) -> list[Path]:
+    """Return the snapshots of a run folder, in the order of their steps.
 
     Raises:
-        UserError: A folder without snapshots, or a file that is named twice.
+        UserError: There are none.
     """
-    files = [file for path in paths for file in (_snapshots(path) if path.is_dir() else [path])]
+    found = sorted(RunFolder(path).snapshots.glob("*.pt"))  # names sort by step
+    if not found:
+        raise UserError(
+            f"{path}: is neither a regular file nor a run folder with snapshots/*.pt",
+            hint="train with snapshots={every: 1ep}, or name files",
+        )
+    return found
+
+
+def files_of(paths: Sequence[Path], *, of_folder: Callable[[Path], Iterable[Path]] = snapshots_of) -> list[Path]:
+    """Return the files that paths stand for, where `of_folder` says what a folder stands for.
+
+    Raises:
+        UserError: A folder that stands for nothing, or a file that is named twice.
+    """
+    files = [file for path in paths for file in (of_folder(path) if path.is_dir() else [path])]
     seen: set[Path] = set()
     for file in files:
         if file.resolve() in seen:
@@ -160,38 +173,54 @@ def averaged_names(model: nn.Module) -> list[str]:
     return [name for name, owner in present.owners.items() if owner in present.weights]
 
 
-def require_held_out(sources: Sources) -> None:
-    """Require validation images that no source was trained on.
+def require_held_out(sources: Sources, *, otherwise: str = "choose by hand with --last or --window") -> None:
+    """Require validation images that no source was trained on; `otherwise` names the way without any.
 
     Raises:
         UserError: There are none, or a source was.
     """
-    context, by_hand = sources.context, "or choose by hand with --last or --window"
+    context = sources.context
     if context.source.val is None:
         raise UserError(
-            f"{context.source.name} has no validation split to choose on", hint=f"train with dataset.val=10%, {by_hand}"
+            f"{context.source.name} has no validation split to choose on",
+            hint=f"train with dataset.val=10%, or {otherwise}",
         )
-    now = context.recipe
+    now = _held_out(context.recipe, splits=context.source.data.splits)
     for source in sources.sets:
         then = source.recipe
-        if then is None or then.dataset.name != now.dataset.name:
+        if then is None or then.dataset.name != context.recipe.dataset.name:
             continue
-        if (then.dataset.val, then.seed) != (now.dataset.val, now.seed):
+        before = _held_out(then, splits=source.found.content["input"].get("data", {}))
+        if before != now:
             raise UserError(
-                f"{source.file}: was trained on validation images: its run held out dataset.val={then.dataset.val} with"
-                f" seed {then.seed}, and what is scored here is dataset.val={now.dataset.val} with seed {now.seed}",
-                hint=f"name sources that held out the same images, {by_hand}",
+                f"{source.file}: was trained on validation images: its run held out {before}, and what is scored here"
+                f" is {now}",
+                hint=f"train all with dataset.val_seed=0, which holds out the same images, or {otherwise}",
             )
 
 
-def _snapshots(path: Path) -> Iterator[Path]:
-    found = sorted(RunFolder(path).snapshots.glob("*.pt"))  # names sort by step
-    if not found:
-        raise UserError(
-            f"{path}: is neither a regular file nor a run folder with snapshots/*.pt",
-            hint="train with snapshots={every: 1ep}, or name files",
-        )
-    yield from found
+def _held_out(recipe: Recipe, *, splits: Container[str]) -> str:
+    """Return which validation images a run holds out; `splits` are those that the dataset itself has."""
+    dataset = recipe.dataset
+    if "val" in splits:
+        return "the validation split of the dataset"
+    seed = recipe.seed if dataset.val_seed is None else dataset.val_seed
+    return f"dataset.val={dataset.val} with seed {seed}" + ("" if dataset.stratify else ", not stratified")
+
+
+def are_of_one_run(sources: Sequence[Source]) -> bool:
+    """Return whether weight sets come from one run: its folder, or outside of folders its recipe. SWAP is one run."""
+    return all(_are_of_one_run(sources[0], other) for other in sources[1:])
+
+
+def _are_of_one_run(first: Source, second: Source) -> bool:
+    folders = [RunFolder.containing(source.found.path) for source in (first, second)]
+    paths = [folder.run_to_resume.path for folder in folders if folder is not None]
+    if len(paths) == 2:
+        return paths[0] == paths[1]
+    if first.recipe is None or second.recipe is None:
+        return False
+    return not load.differences(first.recipe, second.recipe, ignored=open.DIFFERING_KEYS)
 
 
 def _source(found: Checkpoint, model: nn.Module) -> Source:
@@ -217,115 +246,22 @@ def _require_same_meaning(source: Source, context: Context) -> None:
                 f"{source.file}: {key} is {before}, elsewhere {here}: weights of two networks are not averaged",
                 hint="name weights of one network",
             )
-    for key in INPUT_KEYS:
-        given, wanted = source.found.content["input"][key], context.input[key]
-        if given != wanted:
-            found, here = (some_of(value) if isinstance(value, list) else value for value in (given, wanted))
-            raise UserError(
-                f"{source.file}: was trained on images of another {key} ({found}, elsewhere {here})",
-                hint="name weights that were trained on the same data",
-            )
+    require_same_inputs(source.found, context)
 
 
-@dataclass(frozen=True)
-class SnapshotSeries:
-    """Snapshots of one run by step; `points` are their steps, in which windows are written."""
-
-    sets: list[Source]
-    points: list[int]
-    averaged: list[str]
-    is_exact: bool
-
-    def bounds(self, first: int, last: int) -> tuple[int, int]:
-        """Return the steps of the first and last snapshot; where exact, (start, end] of the steps."""
-        start = self.points[first] if not self.is_exact else self.points[first - 1] if first else 0
-        return start, self.points[last]
-
-    def mean(self, first: int, last: int) -> Mean:
-        """Return the mean of a window; names that are not averaged come from its last snapshot."""
-        if not self.is_exact:
-            members, steps = self.sets[first : last + 1], self.points[first : last + 1]
-            state = soup.mean((source.state for source in members), averaged=self.averaged)
-            return Mean("window", [(source, 1 / len(members)) for source in members], steps, len(steps), state)
-        start, end = self.bounds(first, last)
-        newer = self.sets[last]
-        shares, older = [(newer, end / (end - start))], dict[str, Tensor]()
-        if first:
-            shares.insert(0, (self.sets[first - 1], -start / (end - start)))
-            older = _running(self.sets[first - 1])
-        averaged = soup.between(older, _running(newer), num_earlier=start, num_later=end)
-        return Mean("window", shares, list(range(start + 1, end + 1)), end - start, {**newer.state, **averaged})
-
-    def window(self, window: Window) -> tuple[int, int]:
-        """Return the stretches of a window that is written in durations of the run.
-
-        Raises:
-            UserError: It holds nothing, or an exact window begins or ends between two snapshots.
-        """
-        newest = self.sets[-1]  # after `--extend-to` it alone carries the recipe as it is now
-        assert newest.recipe is not None, "a snapshot carries its recipe"
-        start, end = window.points(newest.recipe, num_train=newest.found.content["num_train"])
-        if self.is_exact:
-            ends = [0, *self.points]
-            for point in (start, end):
-                if point not in ends:
-                    raise UserError(
-                        f"--window {window}: step {point:,} is not a snapshot; {self._nearest(point)}",
-                        hint="end the window at a snapshot, and begin it at one or at 0ep",
-                    )
-            if start == end:
-                raise UserError(f"--window {window}: holds no step", hint="write a wider window")
-            return ends.index(start), ends.index(end) - 1
-        held = [index for index, point in enumerate(self.points) if start <= point <= end]
-        if not held:
-            raise UserError(
-                f"--window {window}: holds no snapshot from step {start:,} to {end:,}; {self._nearest(start)}",
-                hint="write a wider window",
-            )
-        return held[0], held[-1]
-
-    def _nearest(self, point: int) -> str:
-        before = [0] * self.is_exact + [other for other in self.points if other < point]
-        after = [other for other in self.points if other > point]
-        nearest = [f"step {other:,}" for other in (*before[-1:], *after[:1])]
-        return f"the nearest {'are' if len(nearest) > 1 else 'is'} {' and '.join(nearest)}"
-
-
-def snapshot_series(sources: Sources, *, option: str) -> SnapshotSeries:
-    """Put the sources, which have to be snapshots of one run, in the order of their steps.
-
-    The series is exact if each snapshot keeps its running mean.
+def require_same_inputs(found: Checkpoint, context: Context) -> None:
+    """Refuse weights that were trained on other inputs; a foreign file does not tell.
 
     Raises:
-        UserError: A source is not a snapshot, or they are of two runs, or a running mean does not fit the model.
+        UserError: They were.
     """
-    hint = "name the snapshots of one run"
-    for source in sources.sets:
-        if source.found.kind != "snapshot":
+    for key in INPUT_KEYS if found.kind != "foreign" else ():
+        given, wanted = found.content["input"][key], context.input[key]
+        if given != wanted:
+            there, here = (some_of(value) if isinstance(value, list) else value for value in (given, wanted))
+            hint = "name weights that were trained on the same data"
+            if key in ("mean", "std"):  # measured on what is left of the training images
+                hint += "; runs of several seeds measure the same with dataset.val_seed=0"
             raise UserError(
-                f"{source.file}: is not a snapshot, and {option} chooses among the snapshots of a run",
-                hint="name a run folder or its snapshots",
+                f"{found.path}: was trained on images of another {key} ({there}, elsewhere {here})", hint=hint
             )
-    if len({Path(source.file).resolve().parent for source in sources.sets}) > 1:
-        raise UserError(f"{option}: the snapshots lie in two folders or more", hint=hint)
-    ordered = sorted(sources.sets, key=lambda source: source.found.content["step"])
-    points = [int(source.found.content["step"]) for source in ordered]
-    if len(set(points)) < len(points):
-        raise UserError(f"{option}: two snapshots are of one step", hint=hint)
-    lacking = [source for source in ordered if source.running is None]
-    if lacking and len(lacking) < len(ordered):
-        raise UserError(f"{lacking[0].file}: keeps no running mean, and others do", hint=hint)
-    if not lacking:
-        state = sources.model.state_dict()
-        expected = shapes({name: state[name] for name in sources.averaged})
-        for source in ordered:
-            means = _running(source)
-            require_same_shapes(shapes(means), expected, what=f"running mean in {source.file}")
-            loading.require_numbers(means, like=state, source=f"{source.file} (running mean)")
-    return SnapshotSeries(ordered, points, sources.averaged, is_exact=not lacking)
-
-
-def _running(source: Source) -> dict[str, Tensor]:
-    assert source.running is not None, "an exact series has a running mean in each snapshot"
-    state: dict[str, Tensor] = source.running["state"]
-    return state

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging import kinds
-from swa_cli.averaging.kinds import accumulator_dtype, blend
+from swa_cli.averaging.kinds import accumulator_dtype, blend_all
 from swa_cli.averaging.model_state import (
     Tensors,
     cloned,
@@ -99,6 +99,7 @@ class WeightAverage:
         self._devices = {name: value.device for name, value in (present.weights | present.buffers).items()}
         # The model's tensors on the meta device: shapes, strides and types without memory.
         self._layout = Tensors(on_meta(present.weights), on_meta(present.buffers), present.owners, present.metadata)
+        self._shapes = shapes(self._layout.weights)
 
     @property
     def kind(self) -> str:
@@ -237,13 +238,10 @@ class WeightAverage:
             )
         return share
 
-    def _take(self, present: Tensors, *, share: float, step: int | None) -> None:
-        """Add tensors that are known to be finite and to have the right names and shapes."""
-        target = self._next_slot({name: value.device for name, value in present.weights.items()})
-        blend(target, present.weights, share=share)
+    def _count_taken(self, target: Mapping[str, Tensor], present: Tensors, *, step: int | None) -> None:
+        """Count the weight set that has just been blended into `target`."""
         if self._spread is not None:
             self._spread.take(present.weights, mean=target, count=self.count + 1)
-        self._buffers = {name: value.clone() for name, value in present.buffers.items()}
         if step is None:
             step = self.steps[-1] + 1 if self.steps else 1
         self.steps.append(step)
@@ -253,7 +251,7 @@ class WeightAverage:
 
 @torch.no_grad()
 def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int | None = None) -> None:
-    """Update several averages of one model: read and check its weights once, change all averages or none.
+    """Update several averages of one model: read, check and copy its state once, change all averages or none.
 
     Raises:
         NonFiniteWeightsError: A parameter holds NaN or infinity.
@@ -262,15 +260,21 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
     if not averages:
         return
     present = read(model)
+    found = shapes(present.weights)
     for average in averages:
         layout = average._layout
-        require_same_shapes(shapes(present.weights), shapes(layout.weights), what="model")
+        require_same_shapes(found, average._shapes, what="model")
         if present.buffers.keys() != layout.buffers.keys():  # they are copied, so their shapes may change
             require_same_shapes(shapes(present.buffers), shapes(layout.buffers), what="model")
     require_finite(present.weights)
     shares = [average._next_share() for average in averages]
-    for average, share in zip(averages, shares, strict=True):
-        average._take(present, share=share, step=step)
+    devices = {name: value.device for name, value in present.weights.items()}
+    targets = [average._next_slot(devices) for average in averages]
+    blend_all(targets, present.weights, shares=shares)
+    buffers = {name: value.clone() for name, value in present.buffers.items()}  # nothing writes into them
+    for average, target in zip(averages, targets, strict=True):
+        average._count_taken(target, present, step=step)
+        average._buffers = buffers
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

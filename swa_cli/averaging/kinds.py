@@ -10,7 +10,8 @@ n: number of the weight set being added, from 1; d_n: decay of update n; w: its 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -180,25 +181,36 @@ def accumulator_dtype(dtype: torch.dtype, *, wide: torch.dtype | None, device: t
 
 
 def blend(kept: Mapping[str, Tensor], offered: Mapping[str, Tensor], *, share: float) -> None:
-    """Do kept += (offered - kept) * share in place, in the type of `kept`; a share of 1 copies.
+    """Do kept += (offered - kept) * share in place, see `blend_all`."""
+    blend_all([kept], offered, shares=[share])
 
-    One foreach pass per device and type, so all owners of averages compute the same bits.
+
+def blend_all(
+    averages: Sequence[Mapping[str, Tensor]], offered: Mapping[str, Tensor], *, shares: Sequence[float]
+) -> None:
+    """Do kept += (offered - kept) * share in place for each average, in the type of `kept`; a share of 1 copies.
+
+    One foreach pass over all averages whose type is that of the weights: parameter after parameter, so a parameter that
+    was read for one average is still in the cache for the next. An average has the same bits alone and among others.
     """
-    for names in groups(kept):
-        old, new = [kept[name] for name in names], [offered[name] for name in names]
-        if share == 1:
-            torch._foreach_copy_(old, new)
-        else:
-            _move_towards(old, new, share)
-
-
-def _move_towards(kept: list[Tensor], offered: list[Tensor], share: float) -> None:
-    if kept[0].dtype in (torch.float64, torch.complex128) and offered[0].dtype != kept[0].dtype:
-        # No wide copy of the weights. In float32 the rounding of `1 - share` would add up over the updates of an EMA.
-        torch._foreach_mul_(kept, 1 - share)
-        torch._foreach_add_(kept, offered, alpha=share)
-    else:
-        torch._foreach_lerp_(kept, [new.to(old) for new, old in zip(offered, kept, strict=True)], share)
+    for names in groups(offered):
+        new = [offered[name] for name in names]
+        moves: dict[tuple[torch.device, torch.dtype], list[tuple[list[Tensor], float]]] = defaultdict(list)
+        for average, share in zip(averages, shares, strict=True):
+            old = [average[name] for name in names]
+            if share == 1:
+                torch._foreach_copy_(old, new)
+            elif old[0].dtype in (torch.float64, torch.complex128) and new[0].dtype != old[0].dtype:
+                # No wide copy of the weights. In float32 the rounding of `1 - share` would add up over many updates.
+                torch._foreach_mul_(old, 1 - share)
+                torch._foreach_add_(old, new, alpha=share)
+            else:
+                moves[old[0].device, old[0].dtype].append((old, share))
+        for (device, dtype), some in moves.items():
+            same = [value.to(device, dtype) for value in new]
+            kept = [value for values in zip(*(old for old, _ in some), strict=True) for value in values]
+            repeated = [value for value in same for _ in some]
+            torch._foreach_lerp_(kept, repeated, [share for _, share in some] * len(names))
 
 
 def _misfit(kind: str, key: str, value: Any, *, hint: str) -> UserError:

@@ -1,4 +1,4 @@
-"""Averages of saved weight sets: mean, window, greedy soup, search.
+"""Averages of saved weight sets: mean, window, greedy soup, Model Stock, search.
 
 One idea: sets are mappings of names to tensors and are chosen by their indices; the caller's `score` alone decides
 among them, so there are no files, data or networks here. Means are computed in float64 by name; tensors that are not
@@ -10,7 +10,8 @@ n: weight sets of a run, in the order of time; (first, last): a window of them, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -92,33 +93,119 @@ def greedy(order: Iterable[int], score: Callable[[list[int]], float]) -> list[in
     return soup
 
 
-def search(n: int, score: Callable[[int, int], float], *, budget: int) -> tuple[int, int]:
-    """Search the window (first, last) of the lowest score with few trials.
+@dataclass(frozen=True)
+class Ratio:
+    """Where Model Stock puts a tensor: at w0 + t (mean - w0); t follows from the cosine."""
 
-    Windows up to the end of the run come first, of n, n/2, n/4, ... sets (at most five): the score is flat where many
-    sets are averaged. Then the search tries the middle of the wider gap beside the best start until there is no gap,
-    and then does the same for the end. It is exact for a score with one minimum and a budget that closes the gaps.
+    t: float
+    cosine: float
+
+
+@torch.no_grad()
+def model_stock(
+    pretrained: State,
+    sets: Sequence[State],
+    *,
+    averaged: Collection[str],
+    advance: Callable[[], None] = lambda: None,
+) -> tuple[dict[str, Tensor], dict[str, Ratio]]:
+    """Put each tensor between pretrained weights w0 and the mean of N fine-tuned ones: w0 + t (mean - w0).
+
+    t = N c / (1 + (N - 1) c), Jang, Yun, Han 2024, Model Stock (arXiv:2403.19522), where c is the cosine of the angle
+    between two differences w_i - w0. The paper has one angle for all pairs; here, as in mergekit, c is the mean of the
+    cosines of all pairs of a tensor. A negative c gives t = 0: the result never lies beyond w0.
+
+    Args:
+        pretrained: w0; averaged tensors that it lacks, such as those of a new head, become the uniform mean.
+        sets: The N >= 2 complete state dicts.
+        averaged: Names of the parameters; the other tensors come from the last set.
+        advance: Called after each set, and then after each averaged tensor.
+
+    Returns:
+        The averaged tensors in float64 (complex128), the others as they are; and the ratio of each tensor of w0 that
+        a set has moved. A tensor that none has moved stays as it is.
+
+    Raises:
+        UserError: A set is of another architecture.
+    """
+
+    def read() -> Iterator[State]:
+        for one in sets:
+            yield one
+            advance()
+
+    state, ratios = mean(read(), averaged=averaged), dict[str, Ratio]()
+    for name in averaged:
+        advance()
+        if name not in pretrained:
+            continue
+        origin = pretrained[name].to(state[name].device, state[name].dtype)
+        moves = torch.stack([(one[name].to(origin.dtype) - origin).flatten() for one in sets])  # (N, ...)
+        if not moves.any():
+            continue
+        ratios[name] = ratio = _ratio(torch.view_as_real(moves).flatten(1) if moves.is_complex() else moves)
+        state[name] = origin.lerp(state[name], ratio.t)
+    return state, ratios
+
+
+def _ratio(moves: Tensor) -> Ratio:
+    """Return the ratio of a tensor with differences (N, P) to w0; a set that did not move has cosine 0 to all."""
+    n = len(moves)
+    directions = moves / moves.norm(dim=1, keepdim=True).clamp(min=torch.finfo(moves.dtype).tiny)
+    cosines = directions @ directions.T
+    cosine = float(cosines.sum() - cosines.diagonal().sum()) / (n * (n - 1))
+    known = max(cosine, 0.0)
+    return Ratio(n * known / (1 + (n - 1) * known), cosine)
+
+
+def search(
+    n: int, score: Callable[[str, int, int], float], *, lengths: Mapping[str, float], budget: int
+) -> tuple[str, int, int]:
+    """Search the shape and the window (first, last) of the lowest score with few trials.
+
+    Windows of the first shape up to the end of the run come first, of n, n/2, n/4, ... sets (at most five): the score
+    is flat where many sets are averaged. Half of the trials go to this shape. Then each other shape is tried at the
+    length that gives the weights the same mean age as the best one so far. With the best of all, the search tries the
+    middle of the wider gap beside the best start until there is no gap, and then does the same for the end. For one
+    shape it is exact where the score has one minimum and the budget closes the gaps.
 
     Args:
         n: Weight sets, at least 1.
-        score: Scores the window (first, last), both included; lower is better, nan is the worst.
+        score: Scores a shape over the window (first, last), both included; lower is better, nan is the worst.
+        lengths: Shape to the length of its window at which the mean age of the weights is that of the first shape, in
+            lengths of the first shape's window.
         budget: How often `score` may be called, at least 1.
     """
-    starts: dict[int, float] = {}
+    usual, *others = lengths
+    tried: dict[str, dict[int, float]] = {shape: {} for shape in lengths}
+    spent = 0
+
+    def try_out(shape: str, first: int, last: int = n - 1) -> float:
+        nonlocal spent
+        spent += 1
+        return _or_worst(score(shape, first, last))
+
     for halving in range(min(COARSE, budget)):
         first = n - max(n >> halving, 1)
-        if first not in starts:
-            starts[first] = _or_worst(score(first, n - 1))
-    _narrow(starts, lambda first: score(first, n - 1), low=0, high=n - 1, budget=budget)
+        if first not in tried[usual]:
+            tried[usual][first] = try_out(usual, first)
+    _narrow(tried[usual], lambda first: try_out(usual, first), low=0, high=n - 1, number=(budget + 1) // 2 - spent)
+    length = n - min(tried[usual], key=tried[usual].__getitem__)
+    for shape in others[: budget - spent]:
+        first = n - min(max(round(length * lengths[shape]), 1), n)
+        tried[shape][first] = try_out(shape, first)
+    best = min((shape for shape in lengths if tried[shape]), key=lambda shape: min(tried[shape].values()))
+    starts = tried[best]
+    _narrow(starts, lambda first: try_out(best, first), low=0, high=n - 1, number=budget - spent)
     first = min(starts, key=starts.__getitem__)
     ends = {n - 1: starts[first]}
-    _narrow(ends, lambda last: score(first, last), low=first, high=n - 1, budget=budget - len(starts) + 1)
-    return first, min(ends, key=ends.__getitem__)
+    _narrow(ends, lambda last: try_out(best, first, last), low=first, high=n - 1, number=budget - spent)
+    return best, first, min(ends, key=ends.__getitem__)
 
 
-def _narrow(tried: dict[int, float], score: Callable[[int], float], *, low: int, high: int, budget: int) -> None:
-    """Try the middle of the wider gap beside the best point until there is no gap or the budget is spent."""
-    while len(tried) < budget:
+def _narrow(tried: dict[int, float], score: Callable[[int], float], *, low: int, high: int, number: int) -> None:
+    """Try the middle of the wider gap beside the best point, until there is no gap or after `number` trials."""
+    for _ in range(number):
         best = min(tried, key=tried.__getitem__)
         left = max((point for point in tried if point < best), default=low - 1)
         right = min((point for point in tried if point > best), default=high + 1)

@@ -38,11 +38,17 @@ class Checkpoint:
     path: Path
     content: dict[str, Any]
     kind: str
+    exported: Mapping[str, Any] | None = None  # recipe and input in the metadata of a file of `swa export`
 
     @property
     def recipe(self) -> dict[str, Any] | None:
         """The values of its recipe; None in a foreign file."""
         return None if self.kind == "foreign" else self.content["recipe"]
+
+    @property
+    def trained_on(self) -> Mapping[str, Any] | None:
+        """Recipe and input that the weights were trained with; None where the file does not say it."""
+        return self.exported if self.kind == "foreign" else self.origin
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -96,17 +102,19 @@ def read(path: Path) -> Checkpoint:
     if not path.is_file():
         reason = "is no regular file" if os.path.lexists(path) else "no such checkpoint"
         raise UserError(f"{path}: {reason}", hint="name a .pt file, such as runs/latest/checkpoints/swa.pt")
+    exported = None
     if path.name.endswith(".safetensors.index.json"):
         content = safe_load.read_shards(path)
     elif path.suffix == ".safetensors":
         content = safe_load.read_safetensors(path)
+        exported = schema.exported(safe_load.safetensors_metadata(path), source=str(path))
     else:
         content = safe_load.read_archive(path)
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: holds a {type(content).__name__} and no weights", hint="save a state_dict, not a model"
         )
-    return Checkpoint(path, content, schema.kind_of(content, source=str(path)))
+    return Checkpoint(path, content, schema.kind_of(content, source=str(path)), exported)
 
 
 def read_resume_point(path: Path) -> Checkpoint:
@@ -165,8 +173,8 @@ def weight_sets(checkpoint: Checkpoint, model: nn.Module) -> dict[str, WeightSet
 
 
 def raw_weights(point: Checkpoint, model: nn.Module) -> WeightSet:
-    """Return the weights in a resume point from which training continues."""
-    return WeightSet(point.content["model"], raw_batchnorm(model))
+    """Return the raw weights in a resume point: training continues from them, or from `trained`, which they average."""
+    return WeightSet(point.content["model"], point.content.get("batchnorm") or raw_batchnorm(model))
 
 
 def raw_batchnorm(model: nn.Module) -> str:

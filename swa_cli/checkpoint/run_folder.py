@@ -27,6 +27,7 @@ from swa_cli.checkpoint.atomic import LEFTOVER, json_text, write_atomic
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.scalars import is_utf8
+from swa_cli.recipe.swap import number_of_worker
 
 # Keys of the recipe that the result does not depend on: a run may continue with other values of them.
 RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.fsdp", "output.*")
@@ -45,10 +46,12 @@ class RunFolder:
         self.last = self.checkpoints / "last.pt"
         self.previous = self.checkpoints / "previous.pt"  # the save before, until the next one is durable
         self.best = self.checkpoints / "best.pt"  # with train.keep_best
+        self.plateau = self.checkpoints / "plateau.pt"  # the resume point where a decay at the end of the run begins
         self.recipe = path / "recipe.yaml"
         self.about = path / "run.json"
         self.result = path / "result.json"
         self.repeat = path / "repeat.json"  # only in the folder of a repeat
+        self.budget = path / "budget.json"  # scores by budget, of `swa average --at`
         self.log = path / "log.txt"
         self.board = path / "tensorboard"  # with the logger tensorboard
         self.workers = path / "workers"  # of a SWAP run: one run folder per worker
@@ -107,6 +110,16 @@ class RunFolder:
         return path.relative_to(here) if path.is_relative_to(here) and path != here else self.path
 
     @property
+    def title(self) -> str:
+        """Its name in pictures and pages, after that of the repeat or the SWAP run that it is a part of."""
+        path = self.path.resolve()
+        own = RunFolder(path)
+        above = own.run_to_resume
+        if above is not own:
+            return f"{above.title}/{path.parent.name}/{path.name}"
+        return f"{path.parent.name}/{path.name}" if own.is_in_repeat else path.name
+
+    @property
     def has_begun(self) -> bool:
         """Whether there is a run that can continue."""
         return any(file.is_file() for file in (self.last, self.previous, self.about))
@@ -130,6 +143,11 @@ class RunFolder:
     def worker(self, number: int) -> RunFolder:
         """Return the folder of a worker of this SWAP run."""
         return RunFolder(self.workers / str(number))
+
+    def weights_file(self, name: str) -> Path:
+        """Return the file of a weight set of the final table; that of a worker is its resume point."""
+        number = number_of_worker(name)
+        return self.checkpoints / f"{name}.pt" if number is None else self.worker(number).last
 
     @property
     def is_in_repeat(self) -> bool:

@@ -103,6 +103,21 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise _unreadable(path, "safetensors", error) from error
 
 
+def safetensors_metadata(path: Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file.
+
+    Raises:
+        DamagedError: The file cannot be read.
+    """
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return dict(file.metadata() or {})
+    except Exception as error:  # of the parser, of the file system
+        raise _unreadable(path, "safetensors", error) from error
+
+
 def read_shards(path: Path) -> dict[str, Tensor]:
     """Return the tensors of all files in a safetensors index, as transformers and accelerate write large networks.
 

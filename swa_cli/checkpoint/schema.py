@@ -9,6 +9,8 @@ Legend: C channels, K deviations, `step` updates done, `epoch` epochs done.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from pydantic import (
@@ -16,6 +18,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    Json,
     ValidationError,
     ValidationInfo,
     create_model,
@@ -139,13 +142,26 @@ class _File(_Stored):
     input: Input
 
 
+class Exported(_Stored):
+    """What the metadata of a safetensors file tell of its weights, as JSON texts."""
+
+    recipe: Json[dict[str, Any]]
+    input: Json[Input]
+
+
 class ShippedAverage(_Stored):
-    """Name and kind of a weight set to ship, and the steps whose weights it holds."""
+    """Name and kind of a weight set to ship, and the steps whose weights it holds.
+
+    Of an average by a profile, `profile` has its settings (`half_life` in steps, `width`, `decay`), and `error` what is
+    lost between snapshots, as a part of its distance to the raw weights at its end.
+    """
 
     name: str
     kind: str
     count: int | None
     steps: list[int]
+    profile: dict[str, float | str] | None = None
+    error: float | None = None
 
 
 class StoredKept(_Stored):
@@ -166,6 +182,8 @@ class ResumePoint(_File):
     epoch: int = Field(ge=0)
     step: int = Field(ge=0)
     model: State
+    batchnorm: Freshness | None = None  # of `model`, if the optimizer averages inside: else they are those of training
+    trained: State | None = None  # what the next step starts from, if the optimizer averages inside
     averages: dict[str, StoredAverage]
     optimizer: dict[str, Any]
     scaler: dict[str, Any]
@@ -270,8 +288,28 @@ def kind_of(content: dict[str, Any], *, source: str) -> str:
             hint="read it with the version of swa that wrote it, or update swa",
         )
     kind = "resume" if "model" in content else "weights" if "average" in content else "snapshot"
-    try:
+    with _explained(source):
         FILES[kind].model_validate(content)
+    return kind
+
+
+def exported(metadata: Mapping[str, str], *, source: str) -> dict[str, Any] | None:
+    """Return recipe and input in the metadata of a safetensors file; None if `swa export` has not written it.
+
+    Raises:
+        UserError: They are not as it writes them.
+    """
+    if "swa_version" not in metadata:
+        return None
+    with _explained(source):
+        return Exported.model_validate(metadata).model_dump()
+
+
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """Raise a `UserError` for content that is not as it was written."""
+    try:
+        yield
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
@@ -279,4 +317,3 @@ def kind_of(content: dict[str, Any], *, source: str) -> str:
             f"{source}: is not as swa writes it: {place}: {first['msg']} (one of {error.error_count()} differences)",
             hint="take another copy of the file",
         ) from error
-    return kind

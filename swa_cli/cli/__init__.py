@@ -31,6 +31,7 @@ from swa_cli.cli import (
     repeat,
     report,
     show,
+    soup,
     train,
 )
 from swa_cli.cli.shared import EXIT_CODES, calm_torch, options
@@ -69,6 +70,7 @@ app.command("bn-update", epilog=bn_update.EPILOG)(bn_update.bn_update)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("predict", epilog=predict.EPILOG)(predict.predict)
 app.command("average", epilog=average.EPILOG)(average.average)
+app.command("soup", epilog=soup.EPILOG)(soup.soup)
 app.command("export", epilog=export.EPILOG)(export.export)
 app.command("show", epilog=show.EPILOG)(show.show)
 app.command("compare", epilog=compare.EPILOG)(compare.compare)

@@ -5,24 +5,31 @@ from __future__ import annotations
 import math
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, RecipeOption, answer, importing
+from swa_cli.cli.shared import EXIT_CODES, AllowCode, Json, Quiet, RecipeOption, answer, importing, sources_and_changes
+
+if TYPE_CHECKING:
+    from swa_cli.recipe.values import Duration
 
 EPILOG = f"""\b
 Examples:
   swa average runs/latest -o all.pt
   swa average runs/latest --window 20ep:30ep -o window.pt
-  swa average runs/latest --search -o best.pt
+  swa average runs/latest --search --passes 20 -o best.pt
+  swa average runs/latest --ema 2ep -o ema.pt
+  swa average runs/latest --decay 1-sqrt --share 40% -o merged.pt
+  swa average runs/latest --decay linear --at 25%,50%,100%
   swa average runs/latest --weights swa -o swa.pt
   swa average first.pt second.pt --weights 3,1 -o mixed.pt
   swa average theirs/*.pt --recipe recipe.yaml --greedy -o soup.pt
 
 {EXIT_CODES}"""
 
-CHANGE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)  # a file with such a name is written ./lr=1.pt
+PROFILES = ("--ema", "--power-ema", "--decay")
+DECAYS = ("linear", "cosine", "1-sqrt")  # of `averaging.profiles`, which imports torch
 AVERAGE = re.compile(r"[A-Za-z_][\w-]*")  # the name of an average, not numbers
 
 
@@ -34,7 +41,10 @@ def average(
             help="Run folders (their snapshots) and checkpoints, then KEY=VALUE changes to the recipe.",
         ),
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Write the average here.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FILE", help="Write the average here; with --at, one file for each point."),
+    ] = None,
     last: Annotated[
         int | None, typer.Option("--last", metavar="K", min=1, help="Average only the last K sources.")
     ] = None,
@@ -56,14 +66,52 @@ def average(
             " stopped or finished: it is written to a file of its own.",
         ),
     ] = None,
+    ema: Annotated[
+        str | None,
+        typer.Option(
+            "--ema", metavar="HALF_LIFE", help="The EMA of every step that training would have kept, such as 2ep."
+        ),
+    ] = None,
+    power_ema: Annotated[
+        str | None,
+        typer.Option("--power-ema", metavar="S", help="The power-function EMA of relative width S, such as 0.1."),
+    ] = None,
+    decay: Annotated[
+        str | None,
+        typer.Option("--decay", metavar="|".join(DECAYS), help="The merge that stands for this decay of the rate."),
+    ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            "--share",
+            metavar="P%",
+            help="With one of these three: only the last P% of the steps, in place of --window; default: the whole run,"
+            " with --decay --at 40%.",
+        ),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="P1,P2,...",
+            help="With one of these three: the network of each of these points of the run, such as 25%,50%,100%,"
+            " scored on validation and test.",
+        ),
+    ] = None,
     greedy: Annotated[
         bool, typer.Option("--greedy", help="Add sources, best first, while validation accuracy does not fall.")
     ] = False,
     search: Annotated[
-        bool, typer.Option("--search", help="Find the window of the run with the lowest validation NLL.")
+        bool,
+        typer.Option("--search", help="Find the window, decay or half-life with the lowest validation NLL."),
     ] = False,
+    passes: Annotated[
+        int | None,
+        typer.Option("--passes", metavar="N", min=1, help="With --search: at most N BatchNorm passes; default: 12."),
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE.png", help="With --search: the picture; default: beside -o.")
+        Path | None,
+        typer.Option("--plot", metavar="FILE.png", help="With --search or --at: the picture; default: beside -o."),
     ] = None,
     no_bn: Annotated[bool, typer.Option("--no-bn", help="Leave BatchNorm statistics stale.")] = False,
     recipe: RecipeOption = None,
@@ -74,20 +122,33 @@ def average(
     """Average weight sets on disk, recompute BatchNorm statistics, and write a file like swa.pt.
 
     A run folder stands for its snapshots; of a file with several weight sets the raw weights count.
-    --greedy and --search choose on the validation split.
+    --greedy and --search choose on the validation split; --at chooses nothing.
+    Weight sets of different runs are checked for a barrier; `swa soup` takes what runs ship.
     Changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
-    given = {"--last": last, "--window": window, "--weights": weights, "--greedy": greedy, "--search": search}
+    given = {"--last": last, "--weights": weights, "--greedy": greedy, "--search": search}
+    given |= {"--ema": ema, "--power-ema": power_ema, "--decay": decay}
+    by_profile = [option for option in PROFILES if given[option] is not None]
+    given |= {"--window": None if by_profile else window}
     chosen = [option for option, value in given.items() if value not in (None, False)]
     if len(chosen) > 1:
         raise typer.BadParameter(f"{chosen[0]} and {chosen[1]} exclude each other: give one")
-    if no_bn and (greedy or search):
-        raise typer.BadParameter(f"{chosen[0]} scores refreshed averages: leave out --no-bn")
-    if plot is not None and not search:
-        raise typer.BadParameter("--plot goes with --search")
-    sources = [Path(word) for word in words if not CHANGE.fullmatch(word)]
-    if not sources:
-        raise typer.BadParameter("name a run folder, snapshots or other checkpoints")
+    if no_bn and (greedy or search or at):
+        raise typer.BadParameter(f"{'--at' if at else chosen[0]} scores refreshed averages: leave out --no-bn")
+    if plot is not None and not (search or at):
+        raise typer.BadParameter("--plot goes with --search or --at")
+    if passes is not None and not search:
+        raise typer.BadParameter("--passes goes with --search")
+    for option, value in (("--share", share), ("--at", at)):
+        if value is not None and not by_profile:
+            raise typer.BadParameter(f"{option} goes with --decay, --ema or --power-ema")
+        if value is not None and window is not None:
+            raise typer.BadParameter(f"{option} and --window exclude each other: give one")
+    sources, changes = sources_and_changes(words)
+    if out is None and at is None:
+        raise typer.BadParameter("Missing option '-o': name the file to write, such as -o FILE.pt")
+    if at is not None and (len(sources) != 1 or recipe is not None):
+        raise typer.BadParameter("--at needs one run folder, and no --recipe")
     from swa_cli.recipe.plan import Window
     from swa_cli.report.terminal import Terminal
 
@@ -99,12 +160,37 @@ def average(
     if is_name and (len(sources) != 1 or recipe is not None):
         raise typer.BadParameter(f"--weights {weights} needs one run folder or its last.pt, and no --recipe")
     numbers = None if weights is None or is_name else _numbers(weights)
+    half_life = None if ema is None else _duration("--ema", ema)
+    width = None if power_ema is None else _width(power_ema)
+    if decay is not None and decay not in DECAYS:
+        raise typer.BadParameter(f"--decay {decay}: choose {', '.join(DECAYS)}")
+    percent = None if share is None else _percent(share)
+    points = None if at is None else [_duration("--at", word) for word in at.split(",")]
     with importing():
         from swa_cli.analysis import average as averaging
+        from swa_cli.analysis import budgets, extract
+        from swa_cli.analysis.search import PASSES
+        from swa_cli.analysis.snapshot_series import ProfileOption
 
-    changes, terminal = [word for word in words if CHANGE.fullmatch(word)], Terminal(quiet=quiet, json=as_json)
+    terminal = Terminal(quiet=quiet, json=as_json)
+    profile = ProfileOption(half_life, width, decay) if by_profile else None
+    if points is not None and profile is not None:
+        result = budgets.average_at(
+            sources[0],
+            changes,
+            profile=profile,
+            points=points,
+            share=percent,
+            out=out,
+            plot=plot,
+            terminal=terminal,
+            allow_code=allow_code,
+        )
+        answer(result, as_json=as_json)
+        return
+    assert out is not None, "without --at a file is named"
     if weights is not None and is_name:
-        result = averaging.extract_average(
+        result = extract.extract_average(
             sources[0], changes, name=weights, out=out, terminal=terminal, refresh=not no_bn, allow_code=allow_code
         )
     else:
@@ -112,7 +198,16 @@ def average(
             sources,
             changes,
             out=out,
-            choice=averaging.Choice(last=last, window=stretch, weights=numbers, greedy=greedy, search=search),
+            choice=averaging.Choice(
+                last=last,
+                window=stretch,
+                weights=numbers,
+                greedy=greedy,
+                search=search,
+                passes=passes or PASSES,
+                profile=profile,
+                share=percent,
+            ),
             terminal=terminal,
             refresh=not no_bn,
             plot=plot,
@@ -120,6 +215,33 @@ def average(
             allow_code=allow_code,
         )
     answer(result, as_json=as_json)
+
+
+def _duration(option: str, text: str) -> Duration:
+    """Parse a length or a point of the run."""
+    from swa_cli.recipe.values import Duration
+
+    try:
+        return Duration.parse(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}") from error
+
+
+def _width(text: str) -> float:
+    """Parse the relative width of a power-function EMA."""
+    from swa_cli.recipe.kinds import WIDEST
+
+    if not _is_number(text) or not 0 < float(text) <= WIDEST:
+        raise typer.BadParameter(f"--power-ema {text}: write a number above 0 and at most {WIDEST}, such as 0.1")
+    return float(text)
+
+
+def _percent(text: str) -> float:
+    """Parse a share of the run: above 0 % and at most 100 %."""
+    number = text.removesuffix("%")
+    if number == text or not _is_number(number) or not 0 < float(number) <= 100:
+        raise typer.BadParameter(f"--share {text}: write a percentage above 0% and up to 100%, such as 40%")
+    return float(number)
 
 
 def _is_number(text: str) -> bool:

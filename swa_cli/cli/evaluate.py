@@ -16,13 +16,16 @@ Examples:
   swa eval runs/latest --weights swa --per-class --predictions samples.csv
   swa eval runs/latest/checkpoints/last.pt --weights last --split val
   swa eval runs/latest/checkpoints/swag.pt --draws 30
+  swa eval runs/digits-repeat-001 --ensemble --draws 30
   swa eval theirs.safetensors --recipe recipe.yaml --json
 
 {EXIT_CODES}"""
 
 
 def evaluate(
-    ckpt: Annotated[Path, typer.Argument(metavar="CKPT|RUN", help="Checkpoint (.pt, .safetensors) or run folder.")],
+    ckpt: Annotated[
+        Path, typer.Argument(metavar="CKPT|RUN|REPEAT", help="Checkpoint (.pt, .safetensors) or run folder.")
+    ],
     changes: Changes = None,
     weights: Annotated[str, typer.Option("--weights", metavar="NAME|all", help="Weight sets to score.")] = "all",
     split: Annotated[
@@ -51,11 +54,13 @@ def evaluate(
     ensemble: Annotated[
         bool,
         typer.Option(
-            "--ensemble", help="Of a run: also score the mean prediction of its M snapshots, at M times the cost."
+            "--ensemble",
+            help="Also score the mean prediction of the M snapshots of a run, or of the M runs of a repeat.",
         ),
     ] = False,
     per_class: Annotated[
-        bool, typer.Option("--per-class", help="Also precision, recall, F1 and AUROC of each class, and their means.")
+        bool,
+        typer.Option("--per-class", help="Also the scores of each class (precision, recall, F1, ...) and their means."),
     ] = False,
     predictions: Annotated[
         Path | None,

@@ -19,7 +19,9 @@ Pictures:
   calibration  confidence against accuracy of each weight set (ECE)
   confusion    true class against predicted class
   window       score of an average against its start, from snapshots
+  budget       score by budget, of `swa average RUN --decay linear --at ...`
 
+\b
 Examples:
   swa plot runs/latest
   swa plot digits schedule swa.start=50%
@@ -31,7 +33,7 @@ Examples:
 
 {EXIT_CODES}"""
 
-KINDS = ("curves", "schedule", "plane", "path", "calibration", "confusion", "window")
+KINDS = ("curves", "schedule", "plane", "path", "calibration", "confusion", "window", "budget")
 GRID_KINDS = ("plane", "path", "window")
 LARGEST_GRID = 201
 

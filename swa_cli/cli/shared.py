@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -44,6 +45,7 @@ Exit codes:
 
 EXIT_CODES = exit_codes(way_on="`swa train --resume RUN`")
 
+CHANGE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
 Changes = Annotated[list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Changes to the recipe.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the answer.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
@@ -102,6 +104,15 @@ def importing() -> Iterator[None]:
             gc.enable()
         if is_first:
             gc.freeze()
+
+
+def sources_and_changes(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Tell files and folders from KEY=VALUE changes; a file with such a name is written ./lr=1.pt."""
+    changes = [word for word in words if CHANGE.fullmatch(word)]
+    sources = [Path(word) for word in words if not CHANGE.fullmatch(word)]
+    if not sources:
+        raise typer.BadParameter("name a run folder, snapshots or other checkpoints")
+    return sources, changes
 
 
 def root_change(out: Path | None) -> list[str]:

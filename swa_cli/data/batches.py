@@ -55,9 +55,9 @@ class Delivery(TypedDict, total=False):
 class Batches:
     """Re-iterable pairs (images (B, C, H, W) float32, labels), or other inputs and targets, the same in each pass.
 
-    Labels depend on the split's `target`: classes (B,) int64, masks (B, H, W) int64 where 255 is ignored, or values
-    (B, V) float32. Masks are cropped and flipped with their images, padded with 255. Classes of mixed images are
-    probabilities (B, K) float32.
+    Labels depend on the split's `target`: classes (B,) int64, several labels (B, K) float32 of 0 and 1, masks (B, H, W)
+    int64 where 255 is ignored, or values (B, V) float32. Masks are cropped and flipped with their images, padded with
+    255. Classes of mixed images are probabilities (B, K) float32.
     """
 
     split: Split
@@ -87,9 +87,11 @@ class Batches:
             images = self._to_device(images)
             for place, mix in zip(_places(spans), self.mixes[group], strict=True):
                 batch, targets = pytree.slice_batch(images, place), pytree.slice_batch(labels, place)
-                if mix is not None:
+                if mix is not None and self.split.target == "class":
                     targets = one_hot(targets, num_classes=self.num_classes, error=self.error)
                 targets = self._to_device(targets)
+                if self.split.target == "multilabel":
+                    targets = targets.float()
                 if self.mean:
                     batch = self._normalized(batch, draws=None if draws is None else draws[place])
                     targets = targets.long() if self.split.target == "mask" else targets

@@ -6,13 +6,13 @@ their defaults, sizes known without files, `swa doctor` and the list in docs/dat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from swa_cli.data import folders, hugging_face, masks, shards, tables, user_dataset
+from swa_cli.data import arguments, folders, hugging_face, masks, shards, tables, user_dataset
 from swa_cli.data.paths import Paths
 from swa_cli.data.shard_index import IMAGES, Members
 from swa_cli.data.splits import Found, Progress, Target, available_memory
@@ -23,7 +23,7 @@ from swa_cli.errors import UserError, did_you_mean
 
 USER_DATASET = "package.module:factory"  # the entry for every dataset in a user's own code
 HUB_DATASET = "hf:NAME"  # the entry for every dataset of the hub of Hugging Face
-REQUIRED = object()  # the default of an argument that must be given
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of photos, as most networks expect them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,28 +42,19 @@ class Request:
     progress: Progress | None
 
 
-@dataclass(frozen=True)
-class Argument:
-    """A key of `dataset.args`."""
-
-    default: Any  # the value if the key is left out, as `parse` would return it
-    wanted: str  # completes the message "... is not"
-    parse: Callable[[Any], Any]  # returns the value for the reader; raises ValueError for one that is not wanted
-
-
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
     """An entry of the table."""
 
     name: str  # `dataset.name`
-    target: Target | None  # what a label is; None: the reader tells
+    target: Target | None  # what a label is; None: the reader tells (for photos in tables class or multilabel)
     class_names: tuple[str, ...] | None  # names of the classes or output numbers; None: the reader tells
     mean: tuple[float, ...] | None  # per channel, of pixels scaled to [0, 1]; None: measured on training samples
     std: tuple[float, ...] | None
     image_size: tuple[int, int] | None  # that the images are resized to without dataset.image_size; None: as they are
     num_train: int | None  # training samples before dataset.val is split off; None: unknown until they are read
     has_val: bool  # whether it may have a validation split; if not, dataset.val is always split off
-    args: Mapping[str, Argument] | None  # keys of `dataset.args`; None: they go to user code unchecked
+    args: Mapping[str, arguments.Argument] | None  # keys of `dataset.args`; None: they go to user code unchecked
     files: Files | None  # what is looked for under dataset.root; None: no files, or whatever lies there
     read: Callable[[Request], Found]
 
@@ -85,94 +76,6 @@ def find(name: str) -> Dataset:
 def is_user_code(name: str) -> bool:
     """Return whether `dataset.name` is `package.module:factory`."""
     return ":" in name and not name.startswith(hugging_face.PREFIX)
-
-
-# --- arguments
-
-
-def complete_args(declared: Mapping[str, Argument], given: Mapping[str, Any], *, name: str) -> dict[str, Any]:
-    """Check the arguments of the dataset `name` and complete them with their defaults.
-
-    Raises:
-        UserError: An argument is unknown, missing or not what is wanted.
-    """
-    for key in given:
-        if key not in declared:
-            takes = f"takes {', '.join(declared)}" if declared else "takes no arguments: remove dataset.args"
-            raise UserError(f"dataset.args.{key}: unknown argument of {name}", hint=f"{name} {takes}")
-    values = {}
-    for key, argument in declared.items():
-        hint = f"give {argument.wanted}"
-        if key not in given and argument.default is REQUIRED:
-            raise UserError(f"dataset.args.{key}: is missing", hint=hint)
-        try:
-            values[key] = argument.parse(given[key]) if key in given else argument.default
-        except ValueError as error:
-            raise UserError(f"dataset.args.{key}: {given[key]!r} is not {argument.wanted}", hint=hint) from error
-    return values
-
-
-def _integer(value: Any, allowed: Container[int]) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value not in allowed:
-        raise ValueError
-    return value
-
-
-def whole(default: int, low: int, high: int) -> Argument:
-    """A whole number in a range."""
-    wanted = f"a whole number from {low:,} to {high:,}"
-    return Argument(default, wanted, lambda value: _integer(value, range(low, high + 1)))
-
-
-def _choice(default: int, choices: Iterable[int]) -> Argument:
-    allowed = tuple(choices)
-    return Argument(default, f"one of {', '.join(map(str, allowed))}", lambda value: _integer(value, allowed))
-
-
-def _text(default: Any, wanted: str) -> Argument:
-    """A text that is not empty; a number stands for its digits."""
-
-    def parse(value: Any) -> str:
-        if not isinstance(value, str | int) or isinstance(value, bool) or not str(value):
-            raise ValueError
-        return str(value)
-
-    return Argument(default, wanted, parse)
-
-
-def _texts(default: Any, wanted: str, *, least: int = 1) -> Argument:
-    """Several different texts in a list, or a single one."""
-
-    def parse(value: Any) -> tuple[str, ...]:
-        texts = tuple(map(_text(None, "").parse, value if isinstance(value, list | tuple) else [value]))
-        if len(texts) < least or len(set(texts)) != len(texts):
-            raise ValueError
-        return texts
-
-    return Argument(default, wanted, parse)
-
-
-def _delimiter() -> Argument:
-    def parse(value: Any) -> str:
-        if not isinstance(value, str) or len(value) != 1 or value in '"\r\n':
-            raise ValueError
-        return value
-
-    return Argument(None, "a single character, such as ; (left out: a tab in .tsv files, a comma in others)", parse)
-
-
-def _mask_classes() -> Argument:
-    """Class names in order; a number of classes names them 0, 1, ..."""
-    allowed = range(2, IGNORED + 1)  # class numbers are smaller than IGNORED
-
-    def parse(value: Any) -> tuple[str, ...]:
-        names = value if isinstance(value, list | tuple) else range(_integer(value, allowed))
-        texts = tuple(map(str, names))
-        if len(texts) not in allowed or len(set(texts)) != len(texts):
-            raise ValueError
-        return texts
-
-    return Argument(REQUIRED, f"2 to {IGNORED} different classes, such as 2 or [background, pet]", parse)
 
 
 # --- readers
@@ -225,12 +128,36 @@ def _read_photos_with_masks(
     return Found(splits=splits, notes=notes)
 
 
+def _require_one_form(request: Request) -> None:
+    """Check that the labels are given in one form: a column of classes, with a delimiter, or a column per class.
+
+    Raises:
+        UserError: They are given in two.
+    """
+    args = request.args
+    default = request.dataset.args["label"].default if request.dataset.args else None
+    beside = [key for key in ("label_delimiter", "classes") if args[key]]
+    beside += ["label"] if args["label"] != default else []
+    if args["labels"] and beside:
+        raise UserError(
+            f"dataset.args.{beside[0]}: is for one column of labels, and dataset.args.labels names a column per class",
+            hint=f"leave {' and '.join(beside)} out, or labels",
+        )
+
+
 def _read_table(request: Request) -> Found:
     args = request.args
+    _require_one_form(request)
     return tables.find(
         request.root / args["file"],
         root=request.root,
-        columns=tables.Columns(path=args["path"], label=args["label"], split=args["split"]),
+        columns=tables.Columns(
+            path=args["path"],
+            label=args["label"],
+            split=args["split"],
+            labels=args["labels"] or (),
+            delimiter=args["label_delimiter"],
+        ),
         delimiter=args["delimiter"],
         view=request.view,
         classes=args["classes"],
@@ -242,6 +169,7 @@ def _read_table(request: Request) -> Found:
 
 def _read_hugging_face(request: Request) -> Found:
     args = dict(request.args)
+    _require_one_form(request)
     return hugging_face.find(
         request.name,
         root=request.root,
@@ -309,29 +237,35 @@ _NUM_SCENES = 2_000  # for training
 _TRIMAP = (IGNORED, 1, 0, IGNORED)
 _BY_FLAG: dict[str, Any] = {"train": {"train": True}, "test": {"train": False}}
 _BY_NAME: dict[str, Any] = {"train": {"split": "train"}, "test": {"split": "test"}}
-_CLASSES = _texts(None, "2 or more different class names, in the order of the outputs", least=2)
-_SHARDS = _texts(None, "file names below dataset.root, such as train-{000..099}.tar or train-*.tar")
+_CLASSES = arguments.several_texts(None, "2 or more different class names, in the order of the outputs", least=2)
+_SHARDS = arguments.several_texts(None, "file names below dataset.root, such as train-{000..099}.tar or train-*.tar")
+_SEVERAL_LABELS = {
+    "label_delimiter": arguments.text(None, "the text between several labels, such as '|' or ' '"),
+    "labels": arguments.several_texts(None, "the names of the columns of 0 and 1, a class each"),
+}
 _FROM_HUGGING_FACE = {
-    "config": _text(None, "the name of a configuration"),
-    "image": _text(None, "the name of the column of the images"),
-    "label": _text(None, "the name of the column of the classes"),
+    "config": arguments.text(None, "the name of a configuration"),
+    "image": arguments.text(None, "the name of the column of the images"),
+    "label": arguments.text(None, "the name of the column of the classes"),
+    **_SEVERAL_LABELS,
     "classes": _CLASSES,
 }
 # What several sets have in common; all other fields are left to the entries.
 _without_constants = partial(Dataset, mean=None, std=None, image_size=None, files=None)
 _photos = partial(_without_constants, target="class", class_names=None, num_train=None, has_val=True)
+_tables = partial(_photos, target=None)
 _digits = partial(
     _without_constants,
     num_train=NUM_DIGITS - NUM_TEST_DIGITS,
     has_val=False,
-    args={"test": whole(NUM_TEST_DIGITS, 1, NUM_DIGITS - 1)},
+    args={"test": arguments.whole(NUM_TEST_DIGITS, 1, NUM_DIGITS - 1)},
 )
 _small_images = partial(Dataset, target="class", image_size=None, has_val=False, args={}, read=_read_arrays)
 _photos_with_masks = partial(
     Dataset,
     target="mask",
-    mean=(0.485, 0.456, 0.406),  # of ImageNet: photos too, and what pretrained networks expect
-    std=(0.229, 0.224, 0.225),
+    mean=IMAGENET_MEAN,
+    std=IMAGENET_STD,
     image_size=(128, 128),  # the photos are of many sizes
     num_train=None,
     has_val=False,
@@ -418,22 +352,23 @@ _ENTRIES = (
         args={},
         read=_read_class_folders,
     ),
-    _photos(
+    _tables(
         name="csv",
         args={
-            "file": _text(REQUIRED, "the name of a file below dataset.root, such as labels.csv"),
-            "path": _text("path", "the name of the column of the paths"),
-            "label": _text("label", "the name of the column of the classes"),
-            "split": _text("split", "the name of the column of train, val and test"),
-            "delimiter": _delimiter(),
+            "file": arguments.text(arguments.REQUIRED, "the name of a file below dataset.root, such as labels.csv"),
+            "path": arguments.text("path", "the name of the column of the paths"),
+            "label": arguments.text("label", "the name of the column of the classes"),
+            **_SEVERAL_LABELS,
+            "split": arguments.text("split", "the name of the column of train, val and test"),
+            "delimiter": arguments.delimiter(),
             "classes": _CLASSES,
         },
         read=_read_table,
     ),
-    _photos(name="hf", args=_FROM_HUGGING_FACE, read=_read_hugging_face),
-    _photos(
+    _tables(name="hf", args=_FROM_HUGGING_FACE, read=_read_hugging_face),
+    _tables(
         name=HUB_DATASET,
-        args={**_FROM_HUGGING_FACE, "revision": _text(None, "a branch, tag or commit")},
+        args={**_FROM_HUGGING_FACE, "revision": arguments.text(None, "a branch, tag or commit")},
         read=_read_hugging_face,
     ),
     _photos(
@@ -442,9 +377,9 @@ _ENTRIES = (
             "train": _SHARDS,
             "val": _SHARDS,
             "test": _SHARDS,
-            "image": _texts(None, "extensions of images, such as jpg or [jpg, png]"),
-            "label": _text("cls", "the extension of the labels, such as cls, txt or json"),
-            "field": _text(None, "the field of a JSON label that is the class"),
+            "image": arguments.several_texts(None, "extensions of images, such as jpg or [jpg, png]"),
+            "label": arguments.text("cls", "the extension of the labels, such as cls, txt or json"),
+            "field": arguments.text(None, "the field of a JSON label that is the class"),
             "classes": _CLASSES,
         },
         read=_read_shards,
@@ -456,12 +391,12 @@ _ENTRIES = (
         num_train=_NUM_SCENES,
         has_val=False,
         args={
-            "size": whole(64, 16, 1024),  # the digits of a smaller scene would be dots
-            "train": whole(_NUM_SCENES, 1, 10**8),
-            "test": whole(500, 1, 10**8),
-            "classes": _choice(2, CLASSES),
-            "channels": _choice(3, (1, 3)),
-            "seed": whole(0, 0, 2**63 - 1),  # the scenes do not depend on the seed of the recipe
+            "size": arguments.whole(64, 16, 1024),  # the digits of a smaller scene would be dots
+            "train": arguments.whole(_NUM_SCENES, 1, 10**8),
+            "test": arguments.whole(500, 1, 10**8),
+            "classes": arguments.choice(2, CLASSES),
+            "channels": arguments.choice(3, (1, 3)),
+            "seed": arguments.whole(0, 0, 2**63 - 1),  # the scenes do not depend on the seed of the recipe
         },
         read=_read_shapes,
     ),
@@ -500,7 +435,7 @@ _ENTRIES = (
         class_names=None,
         num_train=None,
         has_val=True,
-        args={"classes": _mask_classes()},
+        args={"classes": arguments.mask_classes()},
         read=_read_mask_folder,
     ),
     _without_constants(

@@ -1,8 +1,9 @@
 """Datasets of Hugging Face: photos and classes in tables, from the hub or from a folder of parquet or arrow files.
 
 The package `datasets` downloads, converts to Arrow and maps the tables into memory; a photo stays encoded until it is
-read. Its splits are named as `listing.SPLITS` says.
-Shapes: N rows.
+read. Its splits are named as `listing.SPLITS` says. A row may have several labels: a list, a text with a delimiter
+between them, or a column of 0 and 1 per class.
+Shapes: N rows, K classes.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swa_cli.data.class_labels import LabelTexts, number_classes
+from swa_cli.data.class_labels import FLAGS, UNLABELED, LabelTexts, number_classes, without_unlabeled
 from swa_cli.data.listing import SPLITS, split_of
 from swa_cli.data.photos import found
 from swa_cli.data.splits import Found, Progress
@@ -32,7 +33,7 @@ from swa_cli.errors import UserError, did_you_mean
 
 PREFIX = "hf:"  # of `dataset.name`, before a name on the hub
 _SUFFIXES = (".parquet", ".arrow")
-_UNLABELED = -1  # of a ClassLabel
+_BETWEEN = "\0"  # labels of a list, in one text
 _FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)  # what damaged files raise, too
 _BAR = re.compile(r"\r?([^\r|]*?):? +(\d+)%\|")
 
@@ -76,6 +77,8 @@ def find(
     label: str | None,
     download: bool,
     view: EvaluationView,
+    labels: Sequence[str] | None = None,
+    label_delimiter: str | None = None,
     classes: Sequence[str] | None = None,
     trained: Sequence[str] | None = None,
     progress: Progress | None = None,
@@ -88,9 +91,11 @@ def find(
         config: The configuration, where a dataset has several.
         revision: A branch, tag or commit of a dataset of the hub.
         image: The column of the photos; None: the only one of the type Image.
-        label: The column of the labels; None: the only one of the type ClassLabel.
+        label: The column of the labels; None: the only one of the type ClassLabel, or of lists of it.
         download: Whether what is not in the library's cache may be downloaded.
         view: Of each photo, where nothing is drawn.
+        labels: Columns of 0 and 1, a class each, in place of `label`; None: there are none.
+        label_delimiter: Between several labels in a column of texts.
         classes: The names of the classes; None: those of the column, or the labels of the training split, sorted.
         trained: Classes of weights; they stand in for a training split that is not there.
         progress: Called before and after the library works.
@@ -111,15 +116,18 @@ def find(
     parts, left_out = _named_splits(tables, source=source)
     first = next(iter(parts.values()))
     image = _column(first, "image", "Image", image, source=source)
-    label = _column(first, "label", "ClassLabel", label, source=source)
-    labels, class_names, unlabeled = _labels(parts, label, source=source, classes=classes, trained=trained)
-    left_out += [f"left out {split}: {len(parts[split]):,} rows without labels" for split in unlabeled]
-    photos = {
-        split: _photos(parts[split], image, name=f"{source}: {split}", root=str(root))
-        for split in parts
-        if split not in unlabeled
-    }
-    return found(photos, labels, class_names=class_names, view=view, left_out=left_out, notes=notes)
+    class_names: Sequence[str] = labels or ()
+    if labels:
+        known = {split: _flags(part, labels, source=f"{source}: {split}") for split, part in parts.items()}
+    else:
+        label = _column(first, "label", "ClassLabel", label, source=source)
+        known, class_names = _labels(
+            parts, label, source=source, classes=classes, trained=trained, delimiter=label_delimiter
+        )
+    known, unlabeled = without_unlabeled(known, source=source)
+    photos = {split: _photos(parts[split], image, name=f"{source}: {split}", root=str(root)) for split in known}
+    left_out += unlabeled
+    return found(photos, known, class_names=class_names, view=view, left_out=left_out, notes=notes)
 
 
 # --- the library
@@ -282,7 +290,7 @@ def _column(table: Any, key: str, kind: str, given: str | None, *, source: str) 
     features = table.features
     names = [given] if given in features else []
     if given is None:
-        names = [name for name, feature in features.items() if type(feature).__name__ == kind]
+        names = [name for name, feature in features.items() if type(_item(feature)).__name__ == kind]
     if len(names) == 1 and names[0] is not None:
         return names[0]
     listed = ", ".join(f"{name} ({getattr(feature, 'dtype', kind)})" for name, feature in features.items())
@@ -292,6 +300,11 @@ def _column(table: Any, key: str, kind: str, given: str | None, *, source: str) 
         f"{source}: {message}; its columns are {listed}",
         hint=f"{suggestion}Name the column with dataset.args.{key}={names[0] if names else 'COLUMN'}",
     )
+
+
+def _item(feature: Any) -> Any:
+    """Return the feature of the items of a list; another feature as it is."""
+    return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
 
 
 def _photos(table: Any, column: str, *, name: str, root: str) -> TablePhotos:
@@ -327,34 +340,84 @@ def _labels(
     source: str,
     classes: Sequence[str] | None,
     trained: Sequence[str] | None,
-) -> tuple[dict[str, Tensor], tuple[str, ...], list[str]]:
-    """Return the classes of each split, their names, and the splits that have no labels (-1, as test sets may)."""
+    delimiter: str | None,
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Return the classes of each split, (N,) or (N, K), and their names; -1 is no class, as test sets may have it."""
     feature = next(iter(parts.values())).features[column]
+    kind = _item(feature)
+    is_list, is_numbered = kind is not feature, type(kind).__name__ == "ClassLabel"
     values = {split: table.select_columns([column]).with_format("arrow")[:][column] for split, table in parts.items()}
+    if delimiter is not None and (is_list or is_numbered):
+        raise UserError(
+            f"dataset.args.label_delimiter: the column {column!r} of {source} holds no texts to divide",
+            hint="leave it out",
+        )
     for split, found_values in values.items():
-        if found_values.null_count:
+        if found_values.null_count and not (is_list or delimiter):
             row = next(row for row, value in enumerate(found_values) if not value.is_valid)
             raise UserError(f"{source}: {split}, row {row}: has no {column}", hint="remove the row, or fill it in")
-    if type(feature).__name__ == "ClassLabel":
-        numbers = {split: torch.from_numpy(column.to_numpy().astype(np.int64)) for split, column in values.items()}
-        unlabeled = [split for split, found_labels in numbers.items() if bool((found_labels == _UNLABELED).all())]
-        known = {split: found_labels for split, found_labels in numbers.items() if split not in unlabeled}
-        if not known or "train" in unlabeled:
-            raise UserError(f"{source}: its column {column!r} has no labels", hint="name another dataset.args.label")
-        if len(classes or feature.names) != len(feature.names):
+    if is_numbered:
+        names = tuple(classes or kind.names)
+        if len(names) != len(kind.names):
             raise UserError(
-                f"dataset.args.classes: has {len(classes or ())} names, {source} has {len(feature.names)} classes",
+                f"dataset.args.classes: has {len(names)} names, {source} has {len(kind.names)} classes",
                 hint="leave it out: the dataset has names of its own",
             )
-        return known, tuple(classes or feature.names), unlabeled
-    if str(getattr(feature, "dtype", "")) not in _TEXTS_AND_NUMBERS:
+        if is_list:
+            places = {split: f"{source}: {split}" for split in values}
+            return {split: _sets(each, len(names), place=places[split]) for split, each in values.items()}, names
+        return {split: torch.from_numpy(each.to_numpy().astype(np.int64)) for split, each in values.items()}, names
+    if str(getattr(kind, "dtype", "")) not in _TEXTS_AND_NUMBERS:
         raise UserError(
-            f"{source}: its column {column!r} is {getattr(feature, 'dtype', feature)}, not classes",
+            f"{source}: its column {column!r} is {getattr(kind, 'dtype', kind)}, not classes",
             hint="name a column of class names or numbers with dataset.args.label=COLUMN",
         )
     texts = {split: _texts(found_values, place=f"{source}: {split}") for split, found_values in values.items()}
-    known, names = number_classes(texts, classes=classes, trained=trained, source=source, describe=str)
-    return known, names, []
+    delimiter = _BETWEEN if is_list else delimiter
+    return number_classes(
+        texts, classes=classes, trained=trained, source=source, describe=str, delimiter=delimiter, may_have_several=True
+    )
+
+
+def _sets(column: Any, num_classes: int, *, place: str) -> Tensor:
+    """Return the labels (N, K) uint8 of a column of lists of classes; a missing list is an empty one."""
+    import pyarrow.compute as pc
+
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    rows = torch.arange(len(lengths)).repeat_interleave(torch.from_numpy(lengths.astype(np.int64)))
+    numbers = torch.from_numpy(pc.fill_null(pc.list_flatten(column), UNLABELED).to_numpy().astype(np.int64))
+    if len(wrong := ((numbers < 0) | (numbers >= num_classes)).nonzero()):
+        first = int(wrong[0])
+        raise UserError(
+            f"{place}, row {int(rows[first])}: the label {int(numbers[first])} is not one of {num_classes} classes",
+            hint="correct the list, or leave it empty where there is no label",
+        )
+    found = torch.zeros(len(lengths), num_classes, dtype=torch.uint8)
+    found[rows, numbers] = 1
+    return found
+
+
+def _flags(table: Any, columns: Sequence[str], *, source: str) -> Tensor:
+    """Return the labels (N, K) uint8 of a column of 0 and 1 per class."""
+    for column in columns:
+        if column not in table.features:
+            raise UserError(
+                f"{source}: has no column {column!r}; its columns are {', '.join(table.features)}",
+                hint=f"{did_you_mean(column, table.features)}Correct dataset.args.labels",
+            )
+    values = table.select_columns([*columns]).with_format("arrow")[:]
+    found = []
+    for column in columns:
+        texts = (str(value).lower() for value in values[column].to_pylist())
+        flags = [FLAGS.get(text) for text in texts]
+        if None in flags:
+            row = flags.index(None)
+            raise UserError(
+                f"{source}, row {row}: {values[column][row].as_py()!r} in the column {column!r} is neither 0 nor 1",
+                hint="write 1 if the photo has the label, 0 if not, or remove the row",
+            )
+        found.append(torch.tensor(flags, dtype=torch.uint8))
+    return torch.stack(found, dim=1)
 
 
 _TEXTS_AND_NUMBERS = (
@@ -368,5 +431,7 @@ _TEXTS_AND_NUMBERS = (
 def _texts(column: Any, *, place: str) -> LabelTexts:
     texts = LabelTexts()
     for row, value in enumerate(column):
-        texts.add(str(value.as_py()), place=f"{place}, row {row}")
+        found = value.as_py()
+        found = _BETWEEN.join(map(str, found)) if isinstance(found, list) else found
+        texts.add("" if found is None else str(found), place=f"{place}, row {row}")
     return texts

@@ -9,13 +9,14 @@ Shapes: N images, H W pixels.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ USUAL_SUFFIXES = "such as .jpg, .png, .webp, .tif, .gif, .avif"  # in messages
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # a file with more may be a decompression bomb
 BACKGROUND = 255  # behind transparent pixels: white
 
+_STAT_THREADS, _STATS = 16, 4096  # threads that wait for the file system, not for a core; files per task
 # What PIL raises on files that are not images, truncated or damaged.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 _DEEP_GRAY = ("I;16", "I;16L", "I;16B", "I;16N")
@@ -376,6 +378,30 @@ def on_threads(
                 progress(what, part.stop, number)
     finally:
         pool.shutdown(cancel_futures=True)  # stop at once on Ctrl-C and on images of another size
+
+
+def hash_files(
+    digest: hashlib._Hash,
+    paths: Sequence[str],
+    describe: Callable[[str, os.stat_result | None], str],
+    *,
+    what: str,
+    progress: Progress | None,
+) -> None:
+    """Add to a digest what `describe` says of each path and its status, which is None for a file that is missing."""
+
+    def status(path: str) -> os.stat_result | None:
+        try:
+            return os.stat(path)
+        except OSError:
+            return None
+
+    def work(part: range) -> bytes:
+        texts = (describe(path, status(path)) for path in paths[part.start : part.stop])
+        return "".join(texts).encode(errors="surrogateescape")
+
+    for text in on_threads(work, len(paths), what=what, progress=progress, threads=_STAT_THREADS, chunk=_STATS):
+        digest.update(text)
 
 
 def require_size(image: Tensor, shape: tuple[int, int], *, path: str, first: str) -> None:

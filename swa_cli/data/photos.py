@@ -2,7 +2,7 @@
 
 `Photos` finds the encoded photos, and `PhotoDataset` reads them with their classes, one at a time. Each source of
 photos (folders, tables, shards, Hugging Face) is a `Photos`; what follows is the same for all of them.
-Shapes: N photos, H W pixels.
+Shapes: N photos, H W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class _FromPhotos:
 class PhotoDataset(_FromPhotos):
     """A `stream.FileDataset`: photos and their classes."""
 
-    labels: Tensor  # (N,) int64
+    labels: Tensor  # (N,) int64, or (N, K) uint8 of 0 and 1
     shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
 
     def read(self, row: int, view: View) -> tuple[Tensor]:
@@ -161,7 +161,7 @@ def found(
 
     Args:
         photos: Those of each split; none is empty.
-        labels: Their classes (N,) int64.
+        labels: Their classes (N,) int64, or several for each, (N, K) uint8 of 0 and 1.
         class_names: In the order of the classes.
         view: Of each photo, where nothing is drawn; without a size all have that of the first.
         left_out: Sentences for the plan.
@@ -174,6 +174,7 @@ def found(
     return Found(
         splits={split: PhotoDataset(part, labels[split], shape) for split, part in photos.items()},
         class_names=tuple(class_names),
+        target="class" if all(part.dim() == 1 for part in labels.values()) else "multilabel",
         contents=(*describe([*photos.values()]), *left_out),
         notes=tuple(notes),
     )

@@ -1,6 +1,6 @@
 """Samples of user code, converted and checked: what a dataset gives becomes tensors, or an error that names the sample.
 
-Shapes: C channels, H W pixels, V numbers.
+Shapes: C channels, H W pixels, K classes, V numbers.
 """
 
 from __future__ import annotations
@@ -70,7 +70,9 @@ def _part_tensor(value: Any) -> Tensor:
 
 
 def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
-    """Convert a label: () int64 of a class, (H, W) uint8 of a mask, (V,) float32 of numbers, or a user's own.
+    """Convert a label: () int64 of a class, (K,) uint8 of 0 and 1, (H, W) uint8 of a mask, (V,) float32 of numbers.
+
+    That of a user's own task is taken as it is.
 
     A mask must have the `shape` (H, W) of its image; () if the input is not an image.
 
@@ -81,6 +83,8 @@ def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
         return _mask(label, shape=shape)
     if target == "own":
         return pytree.map_tensors(label, _part_tensor)
+    if target == "multilabel":
+        return _label_set(label)
     try:
         if target == "value":
             return torch.as_tensor(label, dtype=torch.float32).reshape(-1)
@@ -91,8 +95,27 @@ def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
         raise UserError(
             f"the dataset gave a label that is not a {target}: {_kind(label)}",
             hint='give a number; if labels are masks, return "target": "mask" from the factory beside "train", '
-            'and "target": "value" if they are numbers to predict',
+            '"target": "value" if they are numbers to predict, and "target": "multilabel" if each class is 0 or 1',
         ) from error
+
+
+def _label_set(label: Any) -> Tensor:
+    try:
+        values = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError):
+        values = None
+    if values is None or values.dim() != 1:
+        raise UserError(
+            f"the dataset gave labels of the wrong kind: {_kind(label)}",
+            hint="give a vector with 0 or 1 for each class, of floats or bools",
+        )
+    wrong = values[(values != 0) & (values != 1)]
+    if len(wrong):
+        raise UserError(
+            f"the dataset gave the label {float(wrong[0]):g}, which is neither 0 nor 1",
+            hint="give 1 for each class that the sample has, and 0 for the others",
+        )
+    return values.to(torch.uint8)
 
 
 def _mask(label: Any, *, shape: tuple[int, ...]) -> Tensor:
@@ -169,6 +192,11 @@ def _require_valid_label(label: Any, *, row: int, target: str, origin: Origin) -
     number = origin.num_classes
     if target == "class" and number and not 0 <= int(label) < number:
         raise unknown_class(int(label), row=row, origin=origin)
+    if target == "multilabel" and number and len(label) != number:
+        raise UserError(
+            f"{origin.describe(row)}: has {len(label)} labels, there are {number} classes",
+            hint="give a vector with 0 or 1 for each class, or correct num_classes",
+        )
     if target == "mask" and number and bool((wrong := (label >= number) & (label != IGNORED)).any()):
         raise UserError(
             f"{origin.describe(row)}: its mask has the class {int(label[wrong][0])}, there are {number} classes",

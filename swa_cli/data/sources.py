@@ -23,9 +23,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from swa_cli.data import datasets, pytree
-from swa_cli.data.datasets import Request, complete_args
-from swa_cli.data.image_file import on_threads
+from swa_cli.data import arguments, datasets, pytree
+from swa_cli.data.datasets import Request
+from swa_cli.data.image_file import hash_files
 from swa_cli.data.packed import PackedDataset, Packing, Store
 from swa_cli.data.samples import Origin
 from swa_cli.data.splits import (
@@ -38,6 +38,7 @@ from swa_cli.data.splits import (
     Split,
     Target,
     bytes_in_memory,
+    class_counts,
     fits_memory,
     load_into_memory,
     mean_std,
@@ -54,8 +55,6 @@ from swa_cli.errors import UserError
 NAMED = 5  # files that a note lists
 TELLING_RATIO = 10  # of the largest class to the smallest one: a plan says it from here on
 AS_THEY_ARE = Views(TrainingView(EvaluationView()), EvaluationView())
-_STAT_THREADS = 16  # they wait for the file system, not for a core
-_STATS = 4096  # files per task
 Constants = Literal["auto"] | tuple[float, ...]  # per channel
 PerChannel = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std
 
@@ -74,6 +73,7 @@ class Source:
     size: tuple[int, ...]  # (H, W)
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    measured: frozenset[str]  # those of mean and std that are of its own images, and not declared
     example: tuple[Any, Any]  # the first training sample, as a stored batch of one
     data: Fingerprints  # of each split, before validation samples are taken
     notes: tuple[str, ...] = ()  # what a person should know and did not ask for
@@ -84,8 +84,13 @@ class Source:
 
     @property
     def target(self) -> Target:
-        """What a label is: a class, a mask with a class per pixel (255 ignored), or `num_classes` numbers."""
+        """What a label is: a class, several, a mask with a class per pixel (255 ignored), or `num_classes` numbers."""
         return next(split.target for split in (self.train, self.val, self.test) if split is not None)
+
+    @property
+    def is_8_bit(self) -> bool:
+        """Whether the inputs are 8-bit images; others are taken as normalized already."""
+        return self.channels is not None and not self.example[0].is_floating_point()
 
     def describe_inputs(self) -> str:
         """Describe what goes into the network."""
@@ -109,6 +114,7 @@ def load(
     val: str | int = "10%",
     stratify: bool = True,
     seed: int = 0,
+    val_seed: int | None = None,
     cache: str = "auto",
     download: bool = True,
     workers: int = 2,
@@ -129,10 +135,11 @@ def load(
     Args:
         name: One of `datasets.DATASETS`, or `package.module:factory`.
         root: The folder of the files.
-        val: Validation samples, "10%" or a number, taken from the training set by the seed alone; ignored for a
-            dataset with a validation split of its own.
+        val: Validation samples, "10%" or a number, taken from the training set by a seed alone; ignored for a dataset
+            with a validation split of its own.
         stratify: Whether the validation samples keep the class proportions.
-        seed: Decides which samples validate.
+        seed: Decides what random transforms do to samples that are held in memory.
+        val_seed: Decides which samples validate; None for `seed`.
         cache: "auto" holds image files in memory if what is not streamed anyway takes at most a quarter of the
             available memory, "ram" holds everything, "none" streams what comes from files or from user code, "packed"
             reads image files as `packed` stores them.
@@ -180,7 +187,11 @@ def load(
     data, before = Fingerprints(splits, root=Path(root)), splits
     if "train" in splits and "val" not in splits:
         parts, more = split_off_validation(
-            splits["train"], val=val, seed=seed, stratify=stratify, class_names=found.class_names
+            splits["train"],
+            val=val,
+            seed=seed if val_seed is None else val_seed,
+            stratify=stratify,
+            class_names=found.class_names,
         )
         splits, warnings = splits | parts, warnings + more
     to_hold = _to_hold(splits, cache=cache, views=views)
@@ -215,6 +226,7 @@ def load(
         size=() if images is None else tuple(images.shape[2:]),
         mean=constants[0],
         std=constants[1],
+        measured=frozenset(key for key in ("mean", "std") if images is not None and getattr(declared, key) is None),
         example=example,
         data=data,
         notes=tuple(notes),
@@ -283,7 +295,7 @@ def _notes(
 def _read(name: str, *, given: Mapping[str, Any], **request: Any) -> Found:
     """Read a dataset by its entry, whose fields complete what the reader returns."""
     entry = datasets.find(name)
-    args = dict(given) if entry.args is None else complete_args(entry.args, given, name=name)
+    args = dict(given) if entry.args is None else arguments.complete(entry.args, given, name=name)
     found = entry.read(Request(name=name, dataset=entry, args=args, **request))
     assert entry.has_val or "val" not in found.splits, f"{name} is declared to have no validation split"
     return replace(
@@ -345,18 +357,26 @@ def _of_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
 
 
 def _describe_classes(split: Split, class_names: Sequence[str]) -> tuple[str, ...]:
-    """Return `3 classes of 12 (dog) to 400 (cat) train samples`; nothing where labels are unknown."""
-    if split.target != "class" or split.labels is None or not class_names:
+    """Return `3 classes of 12 (dog) to 400 (cat) train samples`; nothing where labels are unknown.
+
+    Of several labels also `1.8 labels per sample, 31 train samples without any`.
+    """
+    if split.target not in ("class", "multilabel") or split.labels is None or not class_names:
         return ()
-    counts = split.labels.bincount(minlength=len(class_names))
+    counts = class_counts(split, num_classes=len(class_names))
+    beside: tuple[str, ...] = ()
+    if split.target == "multilabel":
+        per_sample = split.labels.sum(1, dtype=torch.int64)
+        none = f"{int((per_sample == 0).sum()):,} {split.origin.split} samples without any"
+        beside = (f"{float(per_sample.double().mean()):.3g} labels per sample, {none}",)
     least, most = int(counts.argmin()), int(counts.argmax())
-    number = f"{len(class_names):,} classes of"
+    number = f"{len(class_names):,} class{'es' * (len(class_names) > 1)} of"
     if counts[least] == counts[most]:
-        return (f"{number} {int(counts[least]):,} {split.origin.split} samples each",)
+        return (f"{number} {int(counts[least]):,} {split.origin.split} samples each", *beside)
     ratio = int(counts[most]) // int(counts[least]) if counts[least] else 0
     times = f", {ratio:,} times as many" if ratio >= TELLING_RATIO else ""
     few, many = (f"{int(counts[label]):,} ({class_names[label]})" for label in (least, most))
-    return (f"{number} {few} to {many} {split.origin.split} samples{times}",)
+    return (f"{number} {few} to {many} {split.origin.split} samples{times}", *beside)
 
 
 # --- fingerprints
@@ -385,6 +405,11 @@ class Fingerprints:
         for name, split in splits.items():
             if not isinstance(split.dataset, FileDataset):
                 self._take(name, None)  # of samples in memory, which may be let go of
+
+    @property
+    def splits(self) -> frozenset[str]:
+        """The names of the splits."""
+        return frozenset(self._splits)
 
     def __call__(self, progress: Progress | None = None) -> dict[str, Fingerprint]:
         """Return them by the name of the split; `progress` is called while files are looked at."""
@@ -430,26 +455,16 @@ def _hash_files(
     dataset: FileDataset, *, labels: Tensor | None, root: Path, what: str, progress: Progress | None
 ) -> str:
     """Hash names and sizes of files, and the labels, which a table may give."""
-    paths = dataset.files
 
-    def describe(part: range) -> bytes:
-        return b"".join(_name_and_size(path, root=root) for path in paths[part.start : part.stop])
+    def describe(path: str, status: os.stat_result | None) -> str:
+        name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
+        return f"{name}\0{-1 if status is None else status.st_size}\0"  # a missing one is named when it is read
 
     digest = hashlib.sha256(dataset.checksum.encode())
-    for text in on_threads(describe, len(paths), what=what, progress=progress, threads=_STAT_THREADS, chunk=_STATS):
-        digest.update(text)
+    hash_files(digest, dataset.files, describe, what=what, progress=progress)
     if labels is not None:
         digest.update(labels.numpy().data)
     return digest.hexdigest()
-
-
-def _name_and_size(path: str, *, root: Path) -> bytes:
-    name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
-    try:
-        size = os.stat(path).st_size
-    except OSError:
-        size = -1  # the error names it when it is read
-    return f"{name}\0{size}\0".encode(errors="surrogateescape")
 
 
 def _hash_tensors(tensors: Sequence[Tensor]) -> str:

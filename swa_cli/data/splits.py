@@ -1,6 +1,6 @@
 """Splits of a dataset: as they are found, in memory or streamed; divided, read into memory, measured.
 
-A sample is an input and a label: a class, a mask that gives each pixel a class, or numbers.
+A sample is an input and a label: a class, several classes, a mask that gives each pixel a class, or numbers.
 Shapes: N samples, C channels, H W pixels, V numbers, K classes.
 """
 
@@ -27,7 +27,7 @@ from swa_cli.data.stream import FileDataset, stream
 from swa_cli.data.transforms import EvaluationView, Pixels
 from swa_cli.errors import UserError
 
-Target = Literal["class", "mask", "value", "own"]
+Target = Literal["class", "multilabel", "mask", "value", "own"]
 
 READ_BATCH = 64  # samples per streamed batch
 _STATISTICS_SAMPLES = 10_000  # that measure mean and std: the same number in memory and streamed
@@ -66,7 +66,8 @@ class Split:
     images: Any = None  # (N, C, H, W) uint8, best channels last; another type or no image if user code gives that
     dataset: FileDataset | Dataset[Any] | None = None
     indices: Tensor | None = None  # (N,) int64 rows of `dataset`
-    target: Target = "class"  # labels: class (N,) int64, mask (N, H, W) uint8 with 255 ignored, value (N, V) float32
+    target: Target = "class"  # labels: class (N,) int64, multilabel (N, K) uint8 of 0 and 1, mask (N, H, W) uint8 with
+    # 255 ignored, value (N, V) float32
     origin: Origin = UNKNOWN_ORIGIN
     view: EvaluationView | None = None  # what is shown of each image; None: the image as it is
     read_from: tuple[FileDataset, Tensor] | None = None  # the files and their rows (N,) that `images` were read from
@@ -161,7 +162,7 @@ def split_off_validation(
     is_left = torch.ones(len(train), dtype=torch.bool)
     is_left[rows] = False
     parts = {"val": take(train, rows), "train": take(train, is_left.nonzero()[:, 0])}
-    if train.target != "class":
+    if train.target not in ("class", "multilabel"):
         return parts, []
     if train.labels is None:
         unknown = (
@@ -169,7 +170,7 @@ def split_off_validation(
             "keep the class proportions. Give the dataset an attribute `targets`, or set dataset.stratify=false"
         )
         return parts, [unknown] if stratify else []
-    before, after = (part.labels.bincount(minlength=len(class_names)) for part in (train, parts["train"]))
+    before, after = (class_counts(part, num_classes=len(class_names)) for part in (train, parts["train"]))
     lost = [class_names[label] for label in ((before > 0) & (after == 0)).nonzero()[:, 0].tolist()]
     listed = ", ".join(lost[:_NAMED_CLASSES]) + ", ..." * (len(lost) > _NAMED_CLASSES)
     return parts, [
@@ -202,16 +203,34 @@ def validation_rows(split: Split, *, number: int, seed: int, stratify: bool) -> 
 
     With `stratify` each class gives its share of `number` (largest remainders; the seed breaks ties) and keeps at
     least one training sample where possible. The samples of a class are the first ones in one permutation of the
-    split. Without `stratify` or known classes they are the first ones of the permutation itself.
+    split. Without `stratify` or known classes they are the first ones of the permutation itself. A sample with several
+    labels counts as one of the class that is rarest among them; samples without any are a class of their own.
     """
     order = torch.randperm(len(split), generator=generator(seed, "val"))
-    if not stratify or split.target != "class" or split.labels is None:
+    if not stratify or split.target not in ("class", "multilabel") or split.labels is None:
         return order[:number].sort().values
-    counts = split.labels.bincount()
+    classes = split.labels if split.target == "class" else _rarest(split.labels)
+    counts = classes.bincount()
     shares = _shares(counts, number=number, ties=torch.randperm(len(counts), generator=generator(seed, "val classes")))
-    by_class = order[split.labels[order].argsort(stable=True)]
+    by_class = order[classes[order].argsort(stable=True)]
     place = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # of each in its class
     return by_class[place < shares.repeat_interleave(counts)].sort().values
+
+
+def class_counts(split: Split, *, num_classes: int) -> Tensor:
+    """Return the number of samples (K,) of each class; one with several labels counts for each of them."""
+    assert split.labels is not None, "the caller knows the labels"
+    if split.target == "multilabel":
+        return split.labels.sum(0, dtype=torch.int64)
+    return split.labels.bincount(minlength=num_classes)
+
+
+def _rarest(labels: Tensor) -> Tensor:
+    """Return of each sample (N, K) the class that the fewest samples have, K without labels."""
+    counts = labels.sum(0, dtype=torch.int64)
+    by_count = counts.argsort(stable=True)
+    ordered = torch.cat([labels[:, by_count], labels.new_ones(len(labels), 1)], dim=1)
+    return torch.cat([by_count, by_count.new_tensor([len(counts)])])[ordered.argmax(1)]  # the first 1
 
 
 def _shares(counts: Tensor, *, number: int, ties: Tensor) -> Tensor:

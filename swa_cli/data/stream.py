@@ -121,9 +121,9 @@ def stream(
             PIL image, any other tensor, or a tuple or dict of tensors.
         rows: The row of the dataset at each position.
         spans: The positions of each batch.
-        target: What labels are and become: `class`, a number, (B,) int64; `mask`, integers (H, W) or a gray or
-            palette PIL image, (B, H, W) uint8; `value`, one or V numbers, (B, V) float32; `own`, a tensor or number,
-            or a tuple or dict of them.
+        target: What labels are and become: `class`, a number, (B,) int64; `multilabel`, K zeros and ones, (B, K)
+            uint8; `mask`, integers (H, W) or a gray or palette PIL image, (B, H, W) uint8; `value`, one or V numbers,
+            (B, V) float32; `own`, a tensor or number, or a tuple or dict of them.
         seed: Together with `key` and the position it decides what a random transform does.
         key: The purpose of the reading, and the epoch if there is one.
         workers: Number of loader processes; 0 reads in this one.

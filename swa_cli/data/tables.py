@@ -1,7 +1,8 @@
 """Tables of photos: a csv or tsv file with a path, a label and perhaps a split in each row.
 
-Paths are relative to the root of the dataset, wherever the table lies. Every mistake is told with its line.
-Shapes: N rows.
+A row may have several labels, or none: in one column with a delimiter between them, or in a column of 0 and 1 per
+class. Paths are relative to the root of the dataset, wherever the table lies. Every mistake is told with its line.
+Shapes: N rows, K classes.
 """
 
 from __future__ import annotations
@@ -18,8 +19,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from swa_cli.data.class_labels import LabelTexts, number_classes
+from swa_cli.data.class_labels import (
+    DELIMITERS,
+    FLAGS,
+    LabelTexts,
+    how_to_have_several,
+    number_classes,
+    without_unlabeled,
+)
 from swa_cli.data.listing import NAMED, SPLITS, split_of
 from swa_cli.data.paths import Paths
 from swa_cli.data.photos import PhotoFiles, found
@@ -40,6 +50,8 @@ class Columns:
     path: str
     label: str
     split: str
+    labels: tuple[str, ...] = ()  # a class each, of 0 and 1, in place of `label`
+    delimiter: str | None = None  # between several labels in `label`
 
 
 def find(
@@ -81,16 +93,43 @@ def find(
         raise _missing(rows)
     _require_different(rows)
     splits = {split: rows.splits[split] for split in SPLITS if split in rows.splits}
-    labels, names = number_classes(
-        {split: part.labels for split, part in splits.items()},
-        classes=classes,
-        trained=trained,
-        source=str(table),
-        describe=lambda line: f"{table}:{line}",
-    )
-    photos = {split: PhotoFiles(part.paths) for split, part in splits.items()}
+    texts, left_out = {split: part.labels for split, part in splits.items()}, list[str]()
+    if columns.labels:
+        labels, names = {split: _flags(part) for split, part in texts.items()}, columns.labels
+    else:
+        labels, names = number_classes(
+            texts,
+            classes=classes,
+            trained=trained,
+            source=str(table),
+            describe=lambda line: f"{table}:{line}",
+            delimiter=columns.delimiter,
+            may_have_several=True,
+        )
+    if columns.labels or columns.delimiter:
+        labels, left_out = without_unlabeled(labels, source=str(table))
+    photos = {split: PhotoFiles(splits[split].paths) for split in labels}
     unread = f"left out columns: {', '.join(rows.unread[:NAMED])}{', ...' * (len(rows.unread) > NAMED)}"
-    return found(photos, labels, class_names=names, view=view, left_out=[unread] if rows.unread else [])
+    left_out += [unread] if rows.unread else []
+    return found(photos, labels, class_names=names, view=view, left_out=left_out)
+
+
+def _flags(texts: LabelTexts) -> Tensor:
+    """Return the labels (N, K) uint8 of texts such as `0110`."""
+    return texts.of_texts(torch.tensor([[int(flag) for flag in text] for text in texts.texts], dtype=torch.uint8))
+
+
+class _Places(NamedTuple):
+    """Where the columns stand."""
+
+    path: int
+    label: int | None  # None: the labels are in `labels`
+    labels: tuple[int, ...]
+    split: int | None  # None: all rows are training samples
+
+    @property
+    def read(self) -> set[int | None]:
+        return {self.path, self.label, self.split, *self.labels}
 
 
 class _Row(NamedTuple):
@@ -203,10 +242,10 @@ def _read(rows: _Rows, columns: Columns, *, delimiter: str, progress: Progress |
             reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
             header = [name.strip() for name in next(reader, [])]
             places = _places(table, header, columns)
-            rows.unread += [name or "(no name)" for place, name in enumerate(header) if place not in places]
+            rows.unread += [name or "(no name)" for place, name in enumerate(header) if place not in places.read]
             for number, values in enumerate(reader):
                 if values:
-                    rows.add(_row(values, header, places, where=f"{table}:{reader.line_num}", line=reader.line_num))
+                    rows.add(_row(values, header, places, columns, table=table, line=reader.line_num))
                 if progress and number % _PER_REPORT == 0:
                     progress(f"reading {table.name}", file.tell(), size)
             if progress:
@@ -222,11 +261,12 @@ def _read(rows: _Rows, columns: Columns, *, delimiter: str, progress: Progress |
         ) from error
 
 
-def _places(table: Path, header: Sequence[str], columns: Columns) -> tuple[int, int, int | None]:
+def _places(table: Path, header: Sequence[str], columns: Columns) -> _Places:
     """Return where the columns of paths, labels and splits stand."""
     if not any(header):
         raise UserError(f"{table}:1: is empty", hint="name the columns in the first row, such as path,label")
-    for key, name in vars(columns).items():
+    of_labels = [("labels", name) for name in columns.labels] or [("label", columns.label)]
+    for key, name in [("path", columns.path), *of_labels, ("split", columns.split)]:
         if header.count(name) > 1:
             raise UserError(
                 f"{table}:1: has {header.count(name)} columns {name!r}",
@@ -234,8 +274,12 @@ def _places(table: Path, header: Sequence[str], columns: Columns) -> tuple[int, 
             )
         if name not in header and not key == name == SPLIT_COLUMN:
             raise _no_column(table, header, key, name)
-    split = header.index(columns.split) if columns.split in header else None
-    return header.index(columns.path), header.index(columns.label), split
+    return _Places(
+        header.index(columns.path),
+        None if columns.labels else header.index(columns.label),
+        tuple(map(header.index, columns.labels)),
+        header.index(columns.split) if columns.split in header else None,
+    )
 
 
 def _no_column(table: Path, header: Sequence[str], key: str, name: str) -> UserError:
@@ -249,20 +293,39 @@ def _no_column(table: Path, header: Sequence[str], key: str, name: str) -> UserE
 
 
 def _row(
-    values: Sequence[str], header: Sequence[str], places: tuple[int, int, int | None], *, where: str, line: int
+    values: Sequence[str], header: Sequence[str], places: _Places, columns: Columns, *, table: Path, line: int
 ) -> _Row:
+    where = f"{table}:{line}"
     if len(values) != len(header):
         raise UserError(
             f"{where}: has {len(values)} values, the header {len(header)}",
             hint="give each column a value, and quote a value with a delimiter in it",
         )
-    path, label, split = ("train" if place is None else values[place].strip() for place in places)
+    path = values[places.path].strip()
+    split = "train" if places.split is None else values[places.split].strip()
+    if places.label is None:
+        label = "".join(_flag(values[place], header[place], where=where) for place in places.labels)
+    else:
+        label = values[places.label].strip()
     for name, value in (("path", path), ("label", label), ("split", split)):
-        if not value:
-            raise UserError(f"{where}: the {name} is empty", hint="fill it in, or remove the row")
+        if not value and not (name == "label" and columns.delimiter):
+            several = how_to_have_several([], default=DELIMITERS[0])
+            beside = f". If rows have several labels, or none, write {several}" if name == "label" else ""
+            raise UserError(f"{where}: the {name} is empty", hint=f"fill it in, or remove the row{beside}")
         if "\0" in value:
             raise UserError(f"{where}: the {name} has a null character", hint="export the table as text once more")
     return _Row(line, path, label, split)
+
+
+def _flag(value: str, column: str, *, where: str) -> str:
+    """Return the 0 or 1 of a column of a class."""
+    flag = FLAGS.get(value.strip().lower())
+    if flag is None:
+        raise UserError(
+            f"{where}: {value!r} in the column {column!r} is neither 0 nor 1",
+            hint="write 1 if the photo has the label, 0 if not, or remove the row",
+        )
+    return str(flag)
 
 
 def _no_table(table: Path, error: OSError) -> UserError:

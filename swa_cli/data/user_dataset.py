@@ -2,12 +2,13 @@
 
 The factory returns a dict with "train" and "num_classes", and optionally "val", "test", "mean", "std", "class_names",
 "target" and "layout"; or a pair (train, test) of datasets with an attribute `classes`. "target" says what a label is:
-"class", "mask" (a class per pixel), "value" ("num_outputs" numbers), or "own" (whatever the user's own task takes).
+"class", "multilabel" (0 or 1 per class), "mask" (a class per pixel), "value" ("num_outputs" numbers), or "own"
+(whatever the user's own task takes).
 "layout" says how images lie where their shape does not tell: "CHW" or "HWC".
 
 Labels are taken from where datasets list them (`targets`, `labels`, a `TensorDataset`) after a few samples were read
 to compare; without a list they are read from the samples, if there are few enough.
-Shapes: N samples, C channels, H W pixels.
+Shapes: N samples, C channels, H W pixels, K classes.
 """
 
 from __future__ import annotations
@@ -170,7 +171,7 @@ def with_checked_samples(
         if split.dataset is not None:
             warnings += _require_finite(split)
             few = len(split) <= LABELS_READ
-            if split.target == "class" and split.labels is None:
+            if split.target in ("class", "multilabel") and split.labels is None:
                 labels = _listed_labels(split)
                 if labels is None and (read_all or few):
                     labels = _read_labels(split, reading=reading)
@@ -261,18 +262,21 @@ def _has_channels_last(image: Tensor, *, layout: str | None, name: str) -> bool:
 
 
 def _listed_labels(split: Split) -> Tensor | None:
-    """Return the labels (N,) that the dataset lists, if they agree with a few samples that are read."""
+    """Return the labels (N,) or (N, K) that the dataset lists, if they agree with a few samples that are read."""
     assert split.dataset is not None
-    listed = listed_part(split.dataset, 1)
-    if listed is None or listed.shape != (len(split),):
+    listed, number = listed_part(split.dataset, 1), split.origin.num_classes
+    is_several = split.target == "multilabel"
+    if listed is None or listed.shape != ((len(split), number) if is_several else (len(split),)):
         return None
     values = listed.double()
-    number = split.origin.num_classes or np.inf
-    wrong = ((values != values.floor()) | (values < 0) | (values >= number)).nonzero()
+    if is_several:
+        wrong = ((values != 0) & (values != 1)).any(1).nonzero()
+    else:
+        wrong = ((values != values.floor()) | (values < 0) | (values >= (number or np.inf))).nonzero()
     rows = torch.tensor(sorted({0, len(split) // 2, len(split) - 1, *wrong[:1, 0].tolist()}))
-    plain = replace(split, origin=replace(split.origin, num_classes=None))
+    plain = split if is_several else replace(split, origin=replace(split.origin, num_classes=None))
     read = torch.cat([labels for _, labels in stream_rows(plain, rows=rows, key=_KEY, reading=Reading())])
-    return listed.long() if torch.equal(values[rows], read.double()) else None
+    return listed.to(read.dtype) if torch.equal(values[rows], read.double()) else None
 
 
 def listed_part(dataset: Any, part: int) -> Tensor | None:
@@ -296,7 +300,7 @@ def listed_part(dataset: Any, part: int) -> Tensor | None:
 
 
 def _read_labels(split: Split, *, reading: Reading) -> Tensor:
-    """Read the labels (N,) of all samples."""
+    """Read the labels (N,) or (N, K) of all samples."""
     parts: list[Tensor] = []
     for _, labels in stream_rows(split, rows=torch.arange(len(split)), key=_KEY, reading=reading):
         parts.append(labels)

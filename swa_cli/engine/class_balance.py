@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from swa_cli.data.sources import TELLING_RATIO, Source
+from swa_cli.data.splits import class_counts
 from swa_cli.errors import Problem
-from swa_cli.metrics.losses import balanced_weights
+from swa_cli.metrics.losses import balanced_positive_weights, balanced_weights
 from swa_cli.recipe.schema import Recipe
 from swa_cli.units import some_of
 
@@ -38,7 +39,8 @@ def problems(recipe: Recipe, source: Source) -> list[Problem]:
     if recipe.dataset.sampler == "balanced":
         if source.target != "class":
             message = f"the labels of {source.name} are {source.target}, and a class is drawn by the label of a sample"
-            found.append(Problem("dataset.sampler", message, "write sampler: uniform"))
+            beside = ", and class_weights: balanced below train" if source.target == "multilabel" else ""
+            found.append(Problem("dataset.sampler", message, f"write sampler: uniform{beside}"))
         elif not _has_known_labels(source):
             hint = "write sampler: uniform, or give the dataset an attribute `targets`"
             found.append(Problem("dataset.sampler", _unknown_labels(source), hint))
@@ -47,7 +49,7 @@ def problems(recipe: Recipe, source: Source) -> list[Problem]:
 
 def _problems_of_balance(source: Source) -> list[Problem]:
     key = "train.class_weights"
-    if source.target not in ("class", "mask") or not source.num_classes:
+    if source.target not in ("class", "multilabel", "mask") or not source.num_classes:
         what = f"the labels of {source.name} are {source.target}" if source.num_classes else "its classes are unknown"
         return [Problem(key, f"there are no classes to count: {what}", "leave it out")]
     if not _has_known_labels(source):
@@ -56,11 +58,16 @@ def _problems_of_balance(source: Source) -> list[Problem]:
         else:
             hint = "write one weight per class, such as [1, 2.5], or give the dataset an attribute `targets`"
         return [Problem(key, _unknown_labels(source), hint)]
-    empty = (~_balanced(source).isfinite()).nonzero()[:, 0].tolist()
-    if empty:
-        names = some_of([source.class_names[label] for label in empty])
-        message = f"balanced is n / (K n_k), and there are no training samples of {names}"
-        return [Problem(key, message, "write one weight per class, or take those classes out of the dataset")]
+    weights, is_several = _balanced(source), source.target == "multilabel"
+    formula = "the samples without a label / those with it" if is_several else "n / (K n_k)"
+    for label, what in (
+        (~weights.isfinite(), "there are no training samples of"),
+        (weights == 0, "all training samples are"),
+    ):
+        if wrong := label.nonzero()[:, 0].tolist():
+            names = some_of([source.class_names[number] for number in wrong])
+            message = f"balanced is {formula}, and {what} {names}"
+            return [Problem(key, message, "write one weight per class, or take those classes out of the dataset")]
     return []
 
 
@@ -74,6 +81,8 @@ def _unknown_labels(source: Source) -> str:
 
 def _balanced(source: Source) -> Tensor:
     assert source.train is not None
+    if source.target == "multilabel":
+        return balanced_positive_weights(source.train.labels)
     return balanced_weights(source.train.labels, num_classes=source.num_classes)
 
 
@@ -83,7 +92,7 @@ def describe_loss(recipe: Recipe, source: Source) -> str:
     `focal (gamma 2), class weights balanced: 0.51 (cat) to 25 (dog), label smoothing 0.1`.
     """
     train, weights = recipe.train, class_weights(recipe, source)
-    parts = [] if train.loss is None else [train.loss if train.loss != "focal" else f"focal (gamma {train.gamma:g})"]
+    parts = [] if train.loss_text is None else [train.loss_text]
     if weights is not None:
         least, most = int(weights.argmin()), int(weights.argmax())
         low, high = (f"{float(weights[label]):.3g} ({source.class_names[label]})" for label in (least, most))
@@ -99,12 +108,14 @@ def describe_sampler(recipe: Recipe, source: Source) -> str:
     if recipe.dataset.sampler == "balanced":
         return "balanced sampler: each class is drawn equally often, also for BatchNorm statistics"
     split = source.train
-    if split is None or split.target != "class" or not _has_known_labels(source):
+    if split is None or split.target not in ("class", "multilabel") or not _has_known_labels(source):
         return ""
-    counts = split.labels.bincount(minlength=source.num_classes)
+    counts = class_counts(split, num_classes=source.num_classes)
     is_uneven = int(counts.max()) >= TELLING_RATIO * int(counts[counts > 0].min())
-    if not is_uneven or recipe.train.class_weights != "none" or recipe.task != "classification":
+    if not is_uneven or recipe.train.class_weights != "none" or recipe.task not in ("classification", "multilabel"):
         return ""
+    if recipe.task == "multilabel":
+        return "a class and its absence count alike with train.class_weights=balanced"
     return (
         "classes of such different sizes count alike with train.class_weights=balanced, and are drawn equally often"
         " with dataset.sampler=balanced"

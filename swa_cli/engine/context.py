@@ -6,7 +6,7 @@ arguments and never see a recipe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -17,28 +17,27 @@ import torch
 from torch import nn
 
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
-from swa_cli.averaging.bn_layers import bn_layers, gather_single_process, may_have_statistics
-from swa_cli.data import batches, pytree, sources
+from swa_cli.averaging.bn_layers import bn_layers, may_have_statistics
+from swa_cli.data import batches, datasets, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
+from swa_cli.data.class_labels import DELIMITERS, how_to_have_several
 from swa_cli.data.color_jitter import ColorJitter
+from swa_cli.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from swa_cli.data.packed import Packing
 from swa_cli.data.randomness import derive_seed
-from swa_cli.data.sources import changes
-from swa_cli.data.transforms import TrainingView
-from swa_cli.engine import failures
+from swa_cli.engine import failures, network, pretrained
 from swa_cli.engine import hardware as hardware_choice
 from swa_cli.engine.class_balance import class_weights
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import SILENT, Bar, Events
 from swa_cli.engine.hardware import Hardware
-from swa_cli.engine.network import build_network, channels_last, is_lazy, keep_fewer_activations, require_sizes
-from swa_cli.engine.pretrained import with_inputs
-from swa_cli.engine.views import evaluation_view, training_view, views_of
-from swa_cli.errors import Problem, RecipeError, UserError
+from swa_cli.engine.pretrained import Pretrained
+from swa_cli.engine.views import framing, random_view, views_of
+from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.tasks import Task, TrainingLoss
-from swa_cli.models.freezing import freeze, frozen_names
+from swa_cli.models.freezing import freeze
 from swa_cli.recipe import schema
 from swa_cli.recipe.image_sizes import epochs_by_size
 from swa_cli.recipe.plan import image_problems
@@ -46,31 +45,7 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import Phase, phase_of
 from swa_cli.units import some_of
 
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
-
-
-@dataclass(frozen=True)
-class Share:
-    """The batches of a pass that this process works on, and how the results of all processes are gathered in order."""
-
-    batches: Batches
-    rounds: int  # the most batches that any process has
-    gathered: Callable[[Any], list[Any]]
-    after_batch: Callable[[], None] = lambda: None
-    check: Callable[[], None] = lambda: None  # called as often in all processes
-
-    def counted(self, bar: Bar, check: Callable[[], None]) -> Share:
-        """Return the same batches, after each of which `bar` advances and `check` is called."""
-        return replace(self, after_batch=bar.advance, check=check)
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for batch in self.batches:
-            yield batch
-            self.after_batch()
-            self.check()
-        for _ in range(self.rounds - len(self.batches)):
-            self.check()
 
 
 @dataclass(frozen=True)
@@ -83,6 +58,7 @@ class Context:
     source: sources.Source
     events: Events = SILENT
     world: World = ALONE
+    pretrained: Pretrained | None = None  # None also for weights that have been trained
 
     @cached_property
     def phase(self) -> Phase:
@@ -148,18 +124,16 @@ class Context:
         image is resized to `size`. Mean and std are of pixels scaled to [0, 1]. `data` is what the network was trained
         and scored on, see `fingerprint`.
         """
-        source, view = self.source, evaluation_view(self.recipe)
+        source, data = self.source, {split: asdict(found) for split, found in self.fingerprints().items()}
         return {
             "channels": source.channels,
             "size": list(source.size),
-            "resize": view.resize,
-            "crop": "none" if view.resize is None else "center",
-            "interpolation": view.interpolation,
+            **framing(self.recipe),
             "mean": list(source.mean),
             "std": list(source.std),
             "classes": list(source.class_names),
             "outputs": source.num_classes or None,
-            "data": {split: asdict(found) for split, found in self.fingerprints().items()},
+            "data": data,
         }
 
     @property
@@ -196,16 +170,16 @@ class Context:
 
         Each process has its part of every batch.
         """
-        recipe = self.recipe
+        recipe, train = self.recipe, self.split("train")
         whole = batches.epoch_batches(
-            self.split("train"),
+            train,
             seed=self.seed,
             epoch=epoch,
             batch_size=self.phase.batch_size,
             augment=augment_of(recipe),
             start=start,
             num_classes=self.source.num_classes,
-            view=self._training_view(self.phase.before + epoch),
+            view=random_view(recipe, epoch=self.phase.before + epoch, own=train.view),
             repeats=recipe.dataset.repeats,
             balanced=recipe.dataset.sampler == "balanced",
             **self._format(),
@@ -220,25 +194,18 @@ class Context:
 
     def statistics_batches(self) -> Batches:
         """Return the batches of the BatchNorm pass, which are always the same."""
-        settings, train = self.recipe.average_scoring.batchnorm, self.split("train")
+        recipe, train = self.recipe, self.split("train")
+        settings = recipe.average_scoring.batchnorm
         return batches.statistics_batches(
             train,
-            seed=self.recipe.seed,
-            batch_size=self.recipe.train.batch_size,
-            augment=augment_of(self.recipe) if settings.augment else Augment(),
+            seed=recipe.seed,
+            batch_size=recipe.train.batch_size,
+            augment=augment_of(recipe) if settings.augment else Augment(),
             samples=settings.num_samples(len(train)),
             num_classes=self.source.num_classes,
-            view=self._training_view(self.recipe.train.epochs) if settings.augment else None,
-            balanced=self.recipe.dataset.sampler == "balanced",
+            view=random_view(recipe, epoch=recipe.train.epochs, own=train.view) if settings.augment else None,
+            balanced=recipe.dataset.sampler == "balanced",
             **self._format(),
-        )
-
-    def share(self, whole: Batches) -> Share:
-        """Return the batches of a pass that this process works on."""
-        shares = whole.shares(self.world.size)
-        is_shared = any(share is not whole for share in shares)
-        return Share(
-            shares[self.world.rank], max(map(len, shares)), self.world.gathered if is_shared else gather_single_process
         )
 
     def fixed_batches(self, split: str, *, samples: int | None) -> Batches:
@@ -276,41 +243,23 @@ class Context:
             UserError: The recipe does not describe one, or a lazy layer is not reached by a forward pass.
         """
         self.hardware.seed(self.recipe.seed, "initial weights")
-        model = build_network(
+        model = network.build_network(
             self.recipe,
             num_classes=self.source.num_classes or None,
             in_channels=self.source.channels,
             families=self.task.families,
         )
         model = model.to(self.hardware.device)
-        if is_lazy(model):
+        if network.is_lazy(model):
             args, kwargs = self.task.batch_to_args(self.probe()[0])
             with torch.no_grad():
                 model.eval()(*args, **kwargs)
-            require_sizes(model, name=self.recipe.model.name)
+            network.require_sizes(model, name=self.recipe.model.name)
         if self.recipe.train.grad_checkpointing:
-            keep_fewer_activations(model, name=self.recipe.model.name)
+            network.keep_fewer_activations(model, name=self.recipe.model.name)
         if self.recipe.model.freeze and self.recipe.model.unfreeze is None:
-            freeze(model, self.frozen_names(model))
-        return channels_last(model).train()
-
-    def frozen_names(self, model: nn.Module) -> frozenset[str]:
-        """Return the names of the parameters that the recipe freezes, for the whole run or up to a later epoch.
-
-        Raises:
-            RecipeError: A pattern matches none, or nothing would be trained.
-        """
-        patterns = self.recipe.model.freeze
-        try:
-            names = frozen_names(model, patterns)
-        except UserError as error:
-            problem = Problem("model.freeze", error.message.removeprefix("model.freeze: "), error.hint)
-            raise RecipeError([problem]) from error
-        if all(name in names or not value.requires_grad for name, value in model.named_parameters()):
-            message = f"{', '.join(patterns)} leaves nothing to train"
-            hint = "let the head train, by a pattern with ! such as !fc.*"
-            raise RecipeError([Problem("model.freeze", message, hint)])
-        return names
+            freeze(model, network.names_to_freeze(model, self.recipe.model.freeze))
+        return network.channels_last(model).train()
 
     def refresh_batchnorm(
         self, model: nn.Module, *, name: str, check: Callable[[], None] = lambda: None, bar: Bar | None = None
@@ -329,7 +278,7 @@ class Context:
         method, length = self.recipe.average_scoring.batchnorm.method, self.refresh_length(model)
         if not length:
             return update_batchnorm((), model, method=method)
-        share = self.share(self.statistics_batches())
+        share = self.world.share(self.statistics_batches())
         own = self.events.progress(f"BatchNorm of {name}", length) if bar is None else nullcontext(bar)
         memory = failures.memory("train.batch_size", self.recipe.train.batch_size)
         with memory, own as shown, self.hardware.autocast():
@@ -347,17 +296,7 @@ class Context:
         if not may_have_statistics(model):
             return 0
         exact = self.recipe.average_scoring.batchnorm.method == "exact"
-        return self.share(self.statistics_batches()).rounds * (max(len(bn_layers(model)), 1) if exact else 1)
-
-    def _training_view(self, epoch: int) -> TrainingView | None:
-        """Return what an epoch of the recipe shows of training images; None where they lie ready in their split."""
-        if not shows_views(self.recipe):
-            return None
-        view = training_view(self.recipe, epoch=epoch)
-        if not (view.is_random or views_of(self.recipe).varies):
-            return None
-        own = self.split("train").view  # a dataset may have a size of its own
-        return view if own is None or view.still.size is not None else replace(view, still=own)
+        return self.world.share(self.statistics_batches()).rounds * (max(len(bn_layers(model)), 1) if exact else 1)
 
     def _format(self) -> dict[str, Any]:
         source = self.source
@@ -375,12 +314,6 @@ def augment_of(recipe: Recipe) -> Augment:
     values = recipe.dataset.augment.model_dump()
     own = {field.name: values[field.name] for field in fields(Augment)}
     return Augment(**own | {"jitter": ColorJitter(**values["jitter"])})
-
-
-def shows_views(recipe: Recipe) -> bool:
-    """Return whether images are resized, or changed one by one."""
-    augment = recipe.dataset.augment
-    return recipe.dataset.image_size is not None or augment.rotate > 0 or augment.policy != "none"
 
 
 def constants(given: str | Sequence[float], *, imagenet: tuple[float, ...]) -> sources.Constants:
@@ -407,12 +340,13 @@ def load_source(
         val=dataset.val,
         stratify=dataset.stratify,
         seed=recipe.seed,
+        val_seed=dataset.val_seed,
         cache=dataset.cache,
         download=dataset.download,
         workers=dataset.workers,
         args=dataset.args,
         classes=classes,
-        views=views_of(recipe) if shows_views(recipe) else sources.AS_THEY_ARE,
+        views=views_of(recipe) if recipe.shows_views else sources.AS_THEY_ARE,
         mean=constants(dataset.mean, imagenet=IMAGENET_MEAN),
         std=constants(dataset.std, imagenet=IMAGENET_STD),
         expected=expected,
@@ -449,9 +383,11 @@ def build_context(
         RecipeError: Images cannot be shown as the recipe says.
         UserError: Data or device are missing, or the data are not those of the checkpoint.
     """
-    expected = None
-    if recorded is None:  # else its recipe has the inputs of pretrained weights, as it has been trained with them
-        recipe, expected = (recipe, None) if recipe.model.pretrained is None else with_inputs(recipe)
+    found = None
+    if recorded is None and recipe.model.pretrained is not None:  # a recorded recipe has the inputs already
+        found = pretrained.find(recipe)
+        recipe = pretrained.with_inputs(recipe, found)
+    expected = None if found is None else found.inputs.constants
     if problems := image_problems(recipe):
         raise RecipeError(problems)
     settings, task = recipe.train, tasks.find(recipe.task)
@@ -471,24 +407,23 @@ def build_context(
             recipe, classes=classes, packing=packing, expected=expected, tell=events.note, progress=progress
         )
     _require_labels(task, source, recipe)
-    for sentence in source.warnings:
+    for sentence in (*source.warnings, *(() if found is None else found.warnings)):
         events.warning(sentence)
     if recorded is not None:
         source = _as_recorded(source, recorded)
         with events.loading() as progress:
-            sentences = changes(recorded.get("data", {}), source.data(progress), name=recipe.dataset.name)
+            sentences = sources.changes(recorded.get("data", {}), source.data(progress), name=recipe.dataset.name)
         for sentence in sentences:
             events.warning(sentence)
-    return Context(recipe, task, hardware, source, events, world)
+    return Context(recipe, task, hardware, source, events, world, found)
 
 
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
     """Require labels that the task learns, and inputs that the augmentation can change."""
     if task.target not in (None, source.target):
-        fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
         raise UserError(
             f"task: {recipe.task} learns labels that are {task.target}, and those of {source.name} are {source.target}",
-            hint=f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset",
+            hint=_how_to_fit(task, source),
         )
     if source.channels is None and recipe.dataset.augment != schema.Augment():
         raise UserError(
@@ -497,6 +432,18 @@ def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:
         )
     if source.channels is not None:
         augment_of(recipe).require_fitting(source.example[0][0], name=source.name)
+
+
+def _how_to_fit(task: Task, source: sources.Source) -> str:
+    """Return the hint for a dataset whose labels the task does not learn."""
+    args = datasets.find(source.name).args
+    if task.target == "multilabel" and args is None:  # user code
+        return f'let {source.name} return "target": "multilabel", with 0 or 1 per class as the label of a sample'
+    if task.target == "multilabel" and args is not None and "label_delimiter" in args:
+        option = how_to_have_several(source.class_names, default=DELIMITERS[0])
+        return f"say what is between two labels: {option}, or name columns of 0 and 1 in dataset.args.labels"
+    fitting = [name for name, other in tasks.TASKS.items() if other.target == source.target]
+    return f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset"
 
 
 def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:

@@ -21,7 +21,7 @@ import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -30,11 +30,37 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from swa_cli.averaging.bn_layers import gather_single_process
+from swa_cli.data.batches import Batches
+from swa_cli.engine.events import Bar
 from swa_cli.engine.failures import HANDLED_SIGNALS
 from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, RecipeError, Terminated, UserError
 
 POLL_S = 0.05  # between two looks at what other processes have reached
 SAVE_WITHIN_S = 300  # what processes have for their last step and save, once a signal has reached them
+
+
+@dataclass(frozen=True)
+class Share:
+    """The batches of a pass that this process works on, and how the results of all processes are gathered in order."""
+
+    batches: Batches
+    rounds: int  # the most batches that any process has
+    gathered: Callable[[Any], list[Any]]
+    after_batch: Callable[[], None] = lambda: None
+    check: Callable[[], None] = lambda: None  # called as often in all processes
+
+    def counted(self, bar: Bar, check: Callable[[], None]) -> Share:
+        """Return the same batches, after each of which `bar` advances and `check` is called."""
+        return replace(self, after_batch=bar.advance, check=check)
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        for batch in self.batches:
+            yield batch
+            self.after_batch()
+            self.check()
+        for _ in range(self.rounds - len(self.batches)):
+            self.check()
 
 
 @dataclass(frozen=True)
@@ -64,6 +90,12 @@ class World:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def share(self, whole: Batches) -> Share:
+        """Return the batches of a pass that this process works on."""
+        shares = whole.shares(self.size)
+        is_shared = any(share is not whole for share in shares)
+        return Share(shares[self.rank], max(map(len, shares)), self.gathered if is_shared else gather_single_process)
 
     def broadcast_from_rank0(self, make: Callable[[], Any]) -> Any:
         """Return what rank 0 makes, on every rank."""

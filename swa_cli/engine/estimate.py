@@ -125,13 +125,16 @@ def dry_run(run: Run) -> dict[str, Any]:
     run.model.train()
     passed = list(train_step(run, wrap_ddp(run), iter(context.training_batches(1))))
     loss = sum(context.world.gathered(sum(float(each.part[0]) for each in passed))) / len(passed)
-    update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
-    scored = itertools.islice(context.plain_batches(context.scoring_split()), 1)
-    with run.replica.holding() as model:
-        evaluate.score(model, scored, task=context.task, hardware=context.eval_hardware)
+    with run.eval_weights():
+        update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
+        scored = itertools.islice(context.plain_batches(context.scoring_split()), 1)
+        with run.replica.holding() as model:
+            evaluate.score(model, scored, task=context.task, hardware=context.eval_hardware)
     seconds = time.monotonic() - started
     samples = phase.batch_size * phase.grad_accum_steps
-    context.events.note(f"one step of {samples} samples: loss {loss:.3f}, {seconds:.1f} s; nothing was written")
+    is_seeded = run.initial is not None and run.initial.sha256 is None
+    what = f"one step of {samples} samples{' with weights of the seed' if is_seeded else ''}"
+    context.events.note(f"{what}: loss {loss:.3f}, {seconds:.1f} s; nothing was written")
     return {
         "command": "train",
         "dry_run": True,
@@ -298,10 +301,15 @@ def _estimate_seconds(run: Run, times: StepTimes) -> dict[str, float]:
         num_workers = context.recipe.swap.workers
         samples += num_val * num_workers * planned.worker.epochs
         workers = {"workers": num_workers * planned.worker.total_steps * times.worker_s}
-    num_twins = 1 + num_workers if run.statistics.num_layers else 0  # raw weights with recomputed statistics
+    num_raw = 1 + num_workers
+    num_twins = num_raw if run.statistics.num_layers and not run.averages_inside else 0  # raw, statistics recomputed
+    own = 0  # passes for the raw weights of each epoch
+    if run.averages_inside:
+        epochs = planned.epochs + (num_workers * planned.worker.epochs if planned.worker else 0)
+        own = epochs if num_val else num_raw
     samples += num_val * (num_workers + num_twins)
     samples += len(context.split(context.scoring_split())) * (1 + num_workers + num_twins + num_averages)
-    num_passes = in_between + num_averages + num_twins
+    num_passes = in_between + num_averages + num_twins + own
     return {
         "training": planned.total_steps * times.step_s,
         **workers,

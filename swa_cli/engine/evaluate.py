@@ -150,6 +150,20 @@ def lowest(losses: Mapping[str, float | None]) -> str | None:
     return min(known, key=lambda name: known[name], default=None)
 
 
+def to_ship(weights: Mapping[str, Mapping[str, Any]], *, loss_key: str, averages: Sequence[str]) -> tuple[str, str]:
+    """Return the weight set that a run ships, and why: the lowest validation loss, else the first average.
+
+    Args:
+        weights: Weight set -> its scores, with those of the validation split, or None, under `val`.
+        loss_key: The metric that is trained.
+        averages: The averages of the run that hold any weights.
+    """
+    best = lowest({name: row["val"][loss_key] for name, row in weights.items() if row.get("val") is not None})
+    if best is not None:
+        return best, "best on validation"
+    return next(iter(averages), RAW), "no validation split to choose on"
+
+
 def unjudged(
     name: str, *, count: int | None, weights: Mapping[str, Tensor], raw: Mapping[str, Tensor], names: Sequence[str]
 ) -> str | None:

@@ -71,6 +71,7 @@ class Curves:
     steps_per_epoch: int
     lr: Sequence[float]  # of each step
     worker_lr: Sequence[tuple[float, float]]
+    trained: str | None  # the loss that is trained, if it is not that of the task
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,9 +132,11 @@ def problems(recipe: Recipe, *, world: World) -> list[Problem]:
     if world.size == 1:
         message = "one process cannot shard a network"
         found.append(Problem("train.fsdp", message, "start several processes: --processes 2, or write false"))
-    if recipe.optimizer.name in NOT_ROWWISE:
-        message = f"torch's {recipe.optimizer.name} needs whole parameters, and train.fsdp shards them"
-        found.append(Problem("optimizer.name", message, "choose SGD or AdamW, or write train.fsdp=false"))
+    names = {f"optimizer.groups.{index}.name": group.name for index, group in enumerate(recipe.optimizer.groups)}
+    for key, name in {"optimizer.name": recipe.optimizer.name, **names}.items():
+        if name in NOT_ROWWISE:
+            message = f"torch's {name} needs whole parameters, and train.fsdp shards them"
+            found.append(Problem(key, message, "choose SGD or AdamW, or write train.fsdp=false"))
     return found
 
 

@@ -35,7 +35,7 @@ from swa_cli.engine.failures import is_out_of_memory
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.models import build_model
-from swa_cli.models.freezing import freeze
+from swa_cli.models.freezing import freeze, frozen_names
 from swa_cli.recipe.scalars import shown
 from swa_cli.recipe.schema import Recipe
 from swa_cli.units import count_text, some_of
@@ -136,6 +136,24 @@ def keep_fewer_activations(model: nn.Module, *, name: str) -> None:
         raise RecipeError([Problem("train.grad_checkpointing", problem, "leave it out")]) from error
 
 
+def names_to_freeze(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
+    """Return the names of the parameters that `model.freeze` freezes, for the whole run or up to a later epoch.
+
+    Raises:
+        RecipeError: A pattern matches none, or nothing would be trained.
+    """
+    try:
+        names = frozen_names(model, patterns)
+    except UserError as error:
+        problem = Problem("model.freeze", error.message.removeprefix("model.freeze: "), error.hint)
+        raise RecipeError([problem]) from error
+    if all(name in names or not value.requires_grad for name, value in model.named_parameters()):
+        message = f"{', '.join(patterns)} leaves nothing to train"
+        hint = "let the head train, by a pattern with ! such as !fc.*"
+        raise RecipeError([Problem("model.freeze", message, hint)])
+    return names
+
+
 def describe_model(name: str, model: nn.Module) -> str:
     """Return a description: `preresnet20: 0.27 M parameters, 19 BatchNorm layers`."""
     number = sum(parameter.numel() for parameter in model.parameters())
@@ -228,15 +246,17 @@ class InitialWeights:
     source: str  # a file, or a network of a library
     name: str
     batchnorm: str
-    sha256: str  # of the weights, not of the file
+    sha256: str | None  # of the weights, not of the file; None where they were not read
     fresh: tuple[str, ...] = ()  # tensors that kept the values of the seed
     unread: tuple[str, ...] = ()  # tensors that the network does not have
     adapted: tuple[str, ...] = ()  # tensors of another number of channels
+    where: str = ""  # where a run finds weights that were not read
 
     def __str__(self) -> str:
         named = (("fresh", self.fresh), ("adapted to the channels", self.adapted), ("left out", self.unread))
         parts = [f"{what}: {some_of(names)}" for what, names in named if names]
-        return "; ".join([f"initial weights from {self.source} ({self.name})", *parts])
+        where = f", {self.where}" if self.where else ""
+        return "; ".join([f"initial weights from {self.source} ({self.name}){where}", *parts])
 
     @property
     def record(self) -> dict[str, Any]:

@@ -1,8 +1,9 @@
-"""Optimizers by name: the class, its options, and groups of parameters with their own rate or options.
+"""Optimizers by name: the class, its options, and groups of parameters with their own rate, options or optimizer.
 
 Options are checked against the signature of the class before anything runs, so a misspelt `momentun` is a problem with
 a suggestion. A name is a class of torch.optim, or the import path of a user's class that derives from torch's
-Optimizer, or of a function that returns one.
+Optimizer, or of a function that returns one. Two kinds need more than `step()`: those that average inside
+(Schedule-Free) have modes, see `eval_weights`, and those with `needs_closure` (SAM) pass a batch several times.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,11 +23,16 @@ from torch import nn
 from swa_cli.errors import Problem, RecipeError, UserError, did_you_mean
 from swa_cli.import_path import import_callable
 from swa_cli.recipe import schema
+from swa_cli.units import some_of
 
 NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-# Steps of these need a closure or sparse gradients, which the training loop does not give.
-UNSUPPORTED = {"Optimizer", "LBFGS", "SparseAdam"}
+UNSUPPORTED = {
+    "Optimizer": "it is the base class of the others",
+    "LBFGS": "its curvature compares gradients of one loss, and each step here has another batch",
+    "SparseAdam": "it takes sparse gradients only",
+}
 MATRICES_ONLY = {"Muon"}
+NOT_2D = "not_2d"  # of match: the parameters that those refuse
 FORMS = "an optimizer is a class of torch.optim or package.module:Class"
 # torch does not choose its fused kernels by itself (0.42 against 0.93 ms a step of PreResNet-20).
 FUSED = {"SGD", "Adam", "AdamW"}
@@ -33,13 +41,24 @@ LR_MULTIPLE = "lr_multiple"  # of a group, kept in the optimizer's state
 
 
 def check(settings: schema.Optimizer) -> list[Problem]:
-    """Return the problems of `optimizer.name`, of its options, and of the options of each group.
+    """Return the problems of the names of optimizers, of their options, and of the options of each group.
 
     Errors inside a user's module pass through.
     """
-    name = settings.name
+    ours = ["lr", "no_decay", "groups", "layer_decay"]
+    problems = _check_options(settings.name, settings.options, ours, place="optimizer")
+    for index, group in enumerate(settings.groups):
+        if group.name is None and problems and problems[0].key == "optimizer.name":
+            continue  # there is no class to hold the options against
+        place = f"optimizer.groups.{index}"
+        problems += _check_options(group.name or settings.name, group.options, ["lr", "match", "name"], place=place)
+    return problems
+
+
+def _check_options(name: str, options: Mapping[str, Any], ours: Sequence[str], *, place: str) -> list[Problem]:
+    """Return the problem of a name at `place`, or those of the options that its class does not have."""
     try:
-        make = _find(name)
+        make = _find(name, key=f"{place}.name")
     except RecipeError as error:
         return list(error.problems)
     parameters = list(inspect.signature(make).parameters.values())
@@ -47,15 +66,10 @@ def check(settings: schema.Optimizer) -> list[Problem]:
         return []  # the class checks its options itself
     known = [parameter.name for parameter in parameters[1:] if parameter.name != "lr"]  # the first: the parameters
     problems = []
-    places = [("optimizer", settings.options, ["lr", "no_decay", "groups", "layer_decay"])]
-    places += [(f"optimizer.groups.{i}", group.options, ["lr", "match"]) for i, group in enumerate(settings.groups)]
-    for place, given, ours in places:
-        for key in given:
-            if key in known:
-                continue
-            close = difflib.get_close_matches(key, [*known, *ours], n=1)
-            hint = f"did you mean `{place}.{close[0]}`?" if close else f"{name} takes {', '.join(sorted(known))}"
-            problems.append(Problem(f"{place}.{key}", f"{_full_name(name)} has no option {key!r}", hint))
+    for key in (key for key in options if key not in known):
+        close = difflib.get_close_matches(key, [*known, *ours], n=1)
+        hint = f"did you mean `{place}.{close[0]}`?" if close else f"{name} takes {', '.join(sorted(known))}"
+        problems.append(Problem(f"{place}.{key}", f"{_full_name(name)} has no option {key!r}", hint))
     return problems
 
 
@@ -83,49 +97,142 @@ def build(
     A parameter belongs to the first group that matches, if any; the weight decay of those in `no_decay` is 0 in every
     group. With `layer_decay` d a parameter of block i of n has d^(n - 1 - i) times the rate, see `depths`. torch's
     fused kernels do not take sparse gradients, nor parameters of one group some of which have no momentum yet: those
-    that train `later` have groups of their own, and no state until then.
+    that train `later` have groups of their own, and no state until then. Groups that name other optimizers are steps
+    of one, see `several_optimizers`.
 
     Raises:
-        RecipeError: Nothing is trained, the class refuses a value, or a pattern matches no parameter.
+        RecipeError: Nothing is trained, a class refuses a value, or a pattern matches no parameter.
     """
     require_trained(model)
-    name, options, groups = settings.name, settings.options, settings.groups
+    found = _owned(model, settings, later)
+    _require_matrices(settings, found)
+    if not found[None].trained:
+        message = f"the groups take all parameters, and none is left for {settings.name}"
+        hint = "name the optimizer of one group here, and leave that group out"
+        raise RecipeError([Problem("optimizer.name", message, hint)])
+    _avoid_the_compiler()
+    optimizers = {}
+    for owner, own in found.items():
+        key, name = _place(settings, owner)
+        options = (settings if owner is None else settings.groups[owner]).options
+        if not is_sparse and _is_fusible(name, own.trained, options):
+            options = {"fused": True, **options}
+        optimizers[key] = _make(name, own.groups, lr=settings.lr, options=options, key=key)
+        if len(found) > 1 and needs_closure(optimizers[key]):
+            message = f"{name} passes each batch several times, and no other optimizer can stand beside it"
+            raise RecipeError([Problem(key, message, "let it train all parameters: leave out the names of groups")])
+    if len(optimizers) == 1:
+        return optimizers["optimizer.name"]
+    from swa_cli.engine.several_optimizers import SeveralOptimizers
+
+    return SeveralOptimizers(list(optimizers.values()))
+
+
+@dataclass(frozen=True)
+class _Owned:
+    """The parameters of one optimizer by name, and in groups of equal rate and options."""
+
+    trained: dict[str, nn.Parameter]
+    groups: list[dict[str, Any]]
+
+
+def _owned(model: nn.Module, settings: schema.Optimizer, later: Collection[str]) -> dict[int | None, _Owned]:
+    """Return what each optimizer trains, by the index of the group that names it; None for that of the section."""
+    sections = settings.groups
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
-    _require_matrices(name, trained)
     free = _matched(model, trained, settings.no_decay, place="optimizer.no_decay")
     matched = [
-        _matched(model, trained, group.match, place=f"optimizer.groups.{index}.match")
-        for index, group in enumerate(groups)
+        _matched(model, trained, section.match, place=f"optimizer.groups.{index}.match")
+        for index, section in enumerate(sections)
     ]
     decay, depth = settings.layer_decay, depths(model)
     last = max(depth.values())
     built: dict[tuple[int, bool, int, bool], dict[str, Any]] = {}
+    found: dict[int | None, _Owned] = {None: _Owned({}, [])}
+    owners = {index: index for index, section in enumerate(sections) if section.name is not None}
     for key, parameter in trained.items():
-        index = next((index for index, names in enumerate(matched) if key in names), len(groups))
+        index = next((index for index, names in enumerate(matched) if key in names), len(sections))
         own: dict[str, Any] = {LR_MULTIPLE: 1.0}
-        if index < len(groups):
-            own = {LR_MULTIPLE: groups[index].lr, **groups[index].options}
+        if index < len(sections):
+            own = {LR_MULTIPLE: sections[index].lr, **({} if index in owners else sections[index].options)}
         block = last if decay == 1 else depth[key]
         own[LR_MULTIPLE] *= decay ** (last - block)
         if key in free:
             own["weight_decay"] = 0.0
         built.setdefault((index, key in free, block, key in later), {"params": [], **own})["params"].append(parameter)
-    parts = [built[key] for key in sorted(built, reverse=True)]
-    fused = {"fused": True} if not is_sparse and _is_fusible(name, trained, options) else {}
-    make = _find(name)
-    _avoid_the_compiler()
+        found.setdefault(owners.get(index), _Owned({}, [])).trained[key] = parameter
+    for place in sorted(built, reverse=True):
+        found[owners.get(place[0])].groups.append(built[place])
+    return found
+
+
+def _place(settings: schema.Optimizer, owner: int | None) -> tuple[str, str]:
+    """Return key and name of the optimizer of the group `owner`, or of the section."""
+    name = None if owner is None else settings.groups[owner].name
+    return ("optimizer.name", settings.name) if name is None else (f"optimizer.groups.{owner}.name", name)
+
+
+def _make(
+    name: str, parts: Sequence[dict[str, Any]], *, lr: float, options: Mapping[str, Any], key: str
+) -> torch.optim.Optimizer:
+    """Build one optimizer, whose name stands at `key` of the recipe, over some groups of parameters."""
+    make = _find(name, key=key)
     try:
-        optimizer = make(parts, lr=settings.lr, **fused, **options)
+        optimizer = make(parts, lr=lr, **options)
     except (ValueError, TypeError, RuntimeError) as error:
         message = f"{_full_name(name)} refuses its options: {error}"
-        raise RecipeError([Problem("optimizer", message, "correct that option")]) from error
+        raise RecipeError([Problem(key.removesuffix(".name"), message, "correct that option")]) from error
     if _is_own(name):
-        _require_usable(optimizer, name)
-        return optimizer
-    kind = type(optimizer)
-    step = kind.profile_hook_step(torch.no_grad()(inspect.unwrap(kind.step)))  # profilers and hooks still see it
-    optimizer.step = partial(step, optimizer)  # type: ignore[method-assign]
+        _require_usable(optimizer, name, key=key)
+    else:
+        kind = type(optimizer)
+        step = kind.profile_hook_step(torch.no_grad()(inspect.unwrap(kind.step)))  # profilers and hooks still see it
+        optimizer.step = partial(step, optimizer)  # type: ignore[method-assign]
+    if averages_inside(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
     return optimizer
+
+
+def averages_inside(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer averages inside: then it has `train()` and `eval()`, as Schedule-Free does.
+
+    In training mode the parameters are those whose gradients it takes, in evaluation mode their average (Defazio et
+    al. 2024, arXiv:2405.15682: y and x). A run trains in the one mode, and reads weights in the other.
+    """
+    declared = getattr(optimizer, "averages_inside", None)
+    if declared is not None:
+        return bool(declared)
+    return all(callable(getattr(optimizer, mode, None)) for mode in ("train", "eval"))
+
+
+@contextmanager
+def eval_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let the network hold the weights that an optimizer averages inside while the block runs.
+
+    The weights that are trained come back bit for bit: an optimizer computes them from the average, with rounding, and
+    weights that are read must not change the trajectory. Without an average inside, nothing happens. Not to be nested.
+    """
+    if not averages_inside(optimizer):
+        yield
+        return
+    parameters = [parameter.detach() for group in optimizer.param_groups for parameter in group["params"]]
+    trained = [parameter.clone() for parameter in parameters]
+    optimizer.eval()  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        optimizer.train()  # type: ignore[attr-defined]
+        for parameter, value in zip(parameters, trained, strict=True):
+            parameter.copy_(value)
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether `step` has to be called with a closure: it says so by `needs_closure`, or by its signature."""
+    declared = getattr(optimizer, "needs_closure", None)
+    if declared is not None:
+        return bool(declared)
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 def depths(model: nn.Module) -> dict[str, int]:
@@ -164,40 +271,48 @@ def depths(model: nn.Module) -> dict[str, int]:
     return {name: blocks[name] for name, _ in model.named_parameters()}
 
 
-def describe(optimizer: torch.optim.Optimizer, settings: schema.Optimizer) -> str:
-    """Describe groups of parameters with rates or options of their own; empty without any.
+def describe(optimizer: torch.optim.Optimizer, settings: schema.Optimizer, *, has_batchnorm: bool = True) -> str:
+    """Describe what an optimizer does besides `step()`, and groups with rates or options; empty without any.
 
-    `layer_decay 0.75: 12 rates, 0.0422 to 1 times that of the schedule; head.*: lr 10x, weight_decay 0`.
+    `layer_decay 0.75: 12 rates, 0.0422 to 1 times that of the schedule; head.*: lr 10x, weight_decay 0`. Where groups
+    name others, it begins with the name of the first: `Muon; not_2d: AdamW, lr 0.1x`.
     """
-    parts = []
+    parts = [settings.name] * any(group.name is not None for group in settings.groups)
+    if averages_inside(optimizer):
+        refreshed = ", BatchNorm refreshed before each score" * has_batchnorm
+        parts.append(f"averages inside: scores and files have its eval weights{refreshed}")
+    if needs_closure(optimizer):
+        parts.append("each step passes its batch several times" + "; BatchNorm counts the first pass" * has_batchnorm)
     if settings.layer_decay != 1:
         rates = sorted({group[LR_MULTIPLE] for group in optimizer.param_groups})
         blocks = f"{len(rates)} rates, {rates[0]:.3g} to {rates[-1]:.3g} times that of the schedule"
         parts.append(f"layer_decay {settings.layer_decay:g}: {blocks}")
     for group in settings.groups:
-        options = [f"lr {group.lr:g}x"] * (group.lr != 1)
+        options = [group.name] if group.name is not None else []
+        options += [f"lr {group.lr:g}x"] * (group.lr != 1)
         options += [f"{key} {value}" for key, value in group.options.items()]
         parts.append(f"{', '.join(group.match)}: {', '.join(options) or 'as the others'}")
     return "; ".join(parts)
 
 
-def _find(name: str) -> Callable[..., torch.optim.Optimizer]:
-    """Return the class of torch.optim, or what `package.module:Class` names.
+def _find(name: str, *, key: str) -> Callable[..., torch.optim.Optimizer]:
+    """Return the class of torch.optim, or what `package.module:Class` names; `key` is that of the recipe.
 
     Raises:
         RecipeError: There is none that this training loop can use.
     """
     if _is_own(name):
-        return _import(name)
-    classes = [key for key, value in vars(torch.optim).items() if _is_optimizer(value) and key not in UNSUPPORTED]
+        return _import(name, key=key)
+    classes = [each for each, value in vars(torch.optim).items() if _is_optimizer(value) and each not in UNSUPPORTED]
     if name not in classes:
+        reason = f": {UNSUPPORTED[name]}" if name in UNSUPPORTED else ""
         hint = did_you_mean(name, classes) + f"choose from {', '.join(sorted(classes))}; {FORMS}"
-        raise RecipeError([Problem("optimizer.name", f"torch.optim has no optimizer {name!r} for this loop", hint)])
+        raise RecipeError([Problem(key, f"torch.optim has no optimizer {name!r} for this loop{reason}", hint)])
     found: Callable[..., torch.optim.Optimizer] = getattr(torch.optim, name)
     return found
 
 
-def _import(name: str) -> Callable[..., torch.optim.Optimizer]:
+def _import(name: str, *, key: str) -> Callable[..., torch.optim.Optimizer]:
     """Import a user's optimizer.
 
     Raises:
@@ -208,36 +323,37 @@ def _import(name: str) -> Callable[..., torch.optim.Optimizer]:
         found = import_callable(
             name,
             lambda signature: signature.bind_partial([], lr=1.0),
-            key="optimizer.name",
+            key=key,
             what="an optimizer",
             forms=FORMS,
             expected=hint,
         )
     except UserError as error:
-        message = error.message.removeprefix("optimizer.name: ")
-        raise RecipeError([Problem("optimizer.name", message, error.hint)]) from error
+        message = error.message.removeprefix(f"{key}: ")
+        raise RecipeError([Problem(key, message, error.hint)]) from error
     if inspect.isclass(found) and not _is_optimizer(found):
-        raise RecipeError([Problem("optimizer.name", f"{name} is not an optimizer", hint)])
+        raise RecipeError([Problem(key, f"{name} is not an optimizer", hint)])
     return found
 
 
-def _require_usable(optimizer: object, name: str) -> None:
+def _require_usable(optimizer: object, name: str, *, key: str) -> None:
     """Refuse what the training loop cannot use.
 
     Raises:
-        RecipeError: It is no optimizer, has lost its groups, or needs a closure.
+        RecipeError: It is no optimizer, has lost its groups, or its step takes something else than a closure.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         message = f"{name} returned {type(optimizer).__name__}, not a torch.optim.Optimizer"
-        raise RecipeError([Problem("optimizer.name", message, "return an object of a class that derives from it")])
+        raise RecipeError([Problem(key, message, "return an object of a class that derives from it")])
     if any(LR_MULTIPLE not in group for group in optimizer.param_groups):
         hint = "hand the parameter groups on to the __init__ of torch.optim.Optimizer as they are"
-        raise RecipeError([Problem("optimizer.name", f"{name} does not keep the parameter groups it is given", hint)])
+        raise RecipeError([Problem(key, f"{name} does not keep the parameter groups it is given", hint)])
+    closure = {"closure": None} if needs_closure(optimizer) else {}
     try:
-        inspect.signature(optimizer.step).bind()
+        inspect.signature(optimizer.step).bind(**closure)
     except TypeError as error:
-        hint = "give its arguments defaults: the training loop calls step()"
-        raise RecipeError([Problem("optimizer.name", f"{name}.step takes other arguments: {error}", hint)]) from error
+        hint = "give its arguments defaults: the training loop calls step(), or step(closure) if it needs one"
+        raise RecipeError([Problem(key, f"{name}.step takes other arguments: {error}", hint)]) from error
 
 
 def _is_own(name: str) -> bool:
@@ -252,12 +368,26 @@ def _is_optimizer(value: object) -> bool:
     return inspect.isclass(value) and issubclass(value, torch.optim.Optimizer)
 
 
-def _require_matrices(name: str, trained: Mapping[str, nn.Parameter]) -> None:
-    other = next((key for key, value in trained.items() if value.dim() != 2), None)
-    if name in MATRICES_ONLY and other is not None:
-        shape = " x ".join(map(str, trained[other].shape)) or "a single number"
-        message = f"{name} takes parameters of 2 dimensions only, and {other} is {shape}"
-        raise RecipeError([Problem("optimizer.name", message, "write optimizer.name=SGD, or optimizer.name=AdamW")])
+def _require_matrices(settings: schema.Optimizer, found: Mapping[int | None, _Owned]) -> None:
+    """Refuse parameters for an optimizer of matrices that are none, with the group that takes them."""
+    for owner, own in found.items():
+        parameters = own.trained
+        key, name = _place(settings, owner)
+        others = {key: value for key, value in parameters.items() if value.dim() != 2}
+        if name not in MATRICES_ONLY or not others:
+            continue
+        named = [f"{each} ({' x '.join(map(str, value.shape)) or 'a number'})" for each, value in others.items()]
+        message = f"{name} takes parameters of 2 dimensions only, and {len(others)} of {len(parameters)} are not"
+        group = f"{{match: {NOT_2D}, name: AdamW, lr: 0.1x}}"
+        if owner is not None:
+            hint = f"let AdamW train them: put {group} before this group"
+        elif settings.groups:
+            hint = f"let AdamW train them: add {group} at the end of optimizer.groups"
+        else:
+            hint = f"let AdamW train them: 'optimizer.groups=[{group}]'"
+        if len(others) == len(parameters):
+            hint = f"write AdamW in place of {name}"
+        raise RecipeError([Problem(key, f"{message}: {some_of(named, most=8)}", hint)])
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -283,7 +413,7 @@ def _avoid_the_compiler() -> None:
 
 
 def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Sequence[str], *, place: str) -> set[str]:
-    """Return the names of the parameters that `norm`, `bias` or patterns match.
+    """Return the names of the parameters that `norm`, `bias`, `not_2d` or patterns match.
 
     Raises:
         RecipeError: A pattern matches none; `place` is its key.
@@ -300,6 +430,8 @@ def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Seque
             found = in_norm_layers & trained.keys()
         elif word == "bias":
             found = {key for key in trained if key.rpartition(".")[2] == "bias"}
+        elif word == NOT_2D:
+            found = {key for key, value in trained.items() if value.dim() != 2}
         else:
             found = set(fnmatch.filter(trained, word))
             if not found:

@@ -12,8 +12,10 @@ from typing import TextIO
 from swa_cli.engine import class_balance, optimizers
 from swa_cli.engine.context import Context
 from swa_cli.engine.events import PlanEvent
-from swa_cli.engine.network import describe_model
+from swa_cli.engine.network import describe_model, names_to_freeze
+from swa_cli.engine.pretrained import describe_constants
 from swa_cli.engine.run import Run
+from swa_cli.recipe.curves import ResolvedSchedule
 from swa_cli.recipe.image_sizes import (
     evaluation_interpolation,
     evaluation_resize,
@@ -26,7 +28,7 @@ from swa_cli.recipe.intervals import Series, average_series, snapshot_series
 from swa_cli.recipe.kinds import KINDS
 from swa_cli.recipe.learning_rate import chart, learning_rate
 from swa_cli.recipe.plan import Plan
-from swa_cli.recipe.schedules import SCHEDULES, ResolvedSchedule
+from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import Dataset, Recipe
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.recipe.values import in_epochs, length_text
@@ -63,15 +65,19 @@ def plan_rows(run: Run) -> list[tuple[str, str]]:
     phases = [("swap", describe_swap(recipe) or ""), *averages]
     if not run.statistics.num_layers:
         phases = [(label, text.partition("; BatchNorm")[0]) for label, text in phases]
+    constants = "" if run.context.pretrained is None else describe_constants(run.context)
     rows = [
         ("data", describe_data(run.context)),
-        ("", "; ".join(filter(None, (describe_views(recipe), _describe_constants(run.context))))),
+        ("", "; ".join(filter(None, (describe_views(recipe), constants)))),
         ("", "; ".join(run.context.source.contents)),
         ("", class_balance.describe_sampler(recipe, run.context.source)),
         ("model", describe_model(recipe.model.name, run.model)),
         ("", str(run.initial or "")),
         ("", _describe_freezing(run)),
-        ("optimizer", optimizers.describe(run.optimizer, recipe.optimizer)),
+        (
+            "optimizer",
+            optimizers.describe(run.optimizer, recipe.optimizer, has_batchnorm=bool(run.statistics.num_layers)),
+        ),
         ("device", run.context.hardware.describe()),
         ("processes", _describe_processes(run) if run.context.world.size > 1 else ""),
         ("schedule", describe_schedule(recipe, run.plan)),
@@ -88,7 +94,7 @@ def _describe_freezing(run: Run) -> str:
     model, first = run.context.recipe.model, run.plan.unfreeze
     if not model.freeze:
         return ""
-    names = run.context.frozen_names(run.model)
+    names = names_to_freeze(run.model, model.freeze)
     span = "frozen" if first is None else f"frozen up to epoch {run.plan.phase.before + first - 1}"
     number = sum(1 for _ in run.model.parameters())
     return f"{span}: {len(names)} of {number} parameter tensors ({', '.join(model.freeze)})"
@@ -151,16 +157,6 @@ def describe_views(recipe: Recipe) -> str:
         if values != "auto":
             parts.append(f"{key} {values if isinstance(values, str) else ' '.join(f'{value:g}' for value in values)}")
     return "; ".join(filter(None, parts))
-
-
-def _describe_constants(context: Context) -> str:
-    """`mean 0.485 0.456 0.406 and std 0.229 0.224 0.225`; empty without pretrained weights, which may expect them."""
-    dataset, source = context.recipe.dataset, context.source
-    if context.recipe.model.pretrained is None or source.channels is None:
-        return ""
-    both = (("mean", dataset.mean, source.mean), ("std", dataset.std, source.std))
-    taken = [f"{key} {' '.join(f'{value:.4g}' for value in found)}" for key, given, found in both if given == "auto"]
-    return " and ".join(taken)
 
 
 def _describe_training_sizes(recipe: Recipe) -> str:
@@ -264,6 +260,9 @@ def describe_averages(recipe: Recipe, plan: Plan) -> list[str]:
         lines.append(f"{text}; BatchNorm recomputed {'at each evaluation' if kept else 'at the end'}")
     if recipe.train.keep_best is not None:
         lines.append(f"best.pt ships the raw weights of the epoch of the best {recipe.train.keep_best}")
+    if plan.plateau is not None:
+        point = in_epochs(plan.plateau, steps_per_epoch=plan.steps_per_epoch)
+        lines.append(f"plateau.pt keeps the run at epoch {point}, where the decay begins, for --extend-to")
     for series in snapshot_series(recipe):
         assert recipe.snapshots is not None
         when = _when(series, plan.snapshots, plan.steps_per_epoch)

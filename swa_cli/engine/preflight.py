@@ -200,19 +200,39 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
     args, kwargs = context.task.batch_to_args(inputs)
     with replica.refreshing() as network:
         network.train()
-        context.hardware.seed(context.seed, "preflight")
-        with _explain_step(network, context, num_samples=pytree.batch_size(inputs)):
+
+        def passed() -> Tensor:
+            context.hardware.seed(context.seed, "preflight")
+            network.zero_grad(set_to_none=True)
             with context.hardware.autocast():
                 outputs = network(*args, **kwargs)
             context.task.check_training(outputs, subject=_subject(context))
-            context.loss(outputs, targets).backward()
+            loss = context.loss(outputs, targets)
+            loss.backward()
+            return loss.detach()
+
+        def clip() -> None:
+            if recipe.train.clip_norm > 0:
+                nn.utils.clip_grad_norm_(network.parameters(), recipe.train.clip_norm)
+
+        def closure() -> Tensor:
+            with torch.enable_grad():
+                loss = passed()
+            clip()
+            return loss
+
+        with _explain_step(network, context, num_samples=pytree.batch_size(inputs)):
+            passed()
         sparse = [key for key, value in network.named_parameters() if value.grad is not None and value.grad.is_sparse]
         optimizer = optimizers.build(network, recipe.optimizer, is_sparse=bool(sparse))
         try:
-            if recipe.train.clip_norm > 0:
-                nn.utils.clip_grad_norm_(network.parameters(), recipe.train.clip_norm)
-            optimizer.step()
+            clip()
+            optimizer.step(*([closure] if optimizers.needs_closure(optimizer) else []))  # type: ignore[arg-type]
         except FAULTS as error:
+            if "closure" in str(error) and not optimizers.needs_closure(optimizer):
+                message = f"{recipe.optimizer.name}.step() cannot be called without a closure: {_reason(error)}"
+                hint = "let it have the attribute needs_closure = True: then it is called as step(closure)"
+                raise RecipeError([Problem("optimizer.name", message, hint)]) from error
             if not sparse:
                 raise
             message = f"{recipe.optimizer.name} cannot use the sparse gradient of {sparse[0]}: {_reason(error)}"

@@ -7,11 +7,11 @@ fill in what the recipe leaves out, so a run records them as if they had been wr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,12 @@ from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.loading import MisfitError
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.data import datasets
+from swa_cli.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from swa_cli.data.sources import PerChannel
 from swa_cli.engine.network import InitialWeights, checksum
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.models import pretrained
+from swa_cli.models.pretrained import Published
 from swa_cli.recipe.image_sizes import evaluation_size
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.schema.dataset import ImageSize
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 KEY = "model.pretrained"
 MAX_HEADS = 3  # a head, one of distillation, an auxiliary one
 COUNTER = "num_batches_tracked"
+Purpose = Literal["plan", "dry run", "train"]  # of a run that is built: only `train` may write and download
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,47 @@ class Inputs:
     constants: PerChannel | None = None  # mean and std
 
 
-def with_inputs(recipe: Recipe) -> tuple[Recipe, PerChannel | None]:
-    """Return a recipe with the inputs that its pretrained weights expect, where it leaves them out; mean and std.
+@dataclass(frozen=True)
+class Pretrained:
+    """The pretrained weights of a recipe, found and not yet loaded: those of a library, or a file."""
 
-    A recipe that is resolved already does not change.
+    name: str
+    inputs: Inputs
+    published: Published | None = None
+    checkpoint: Checkpoint | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def find(recipe: Recipe) -> Pretrained:
+    """Find the pretrained weights of a recipe, and what they expect; a file is opened and verified.
 
     Raises:
         RecipeError: There are no such weights, or the file cannot be read.
     """
-    model, dataset, evaluation = recipe.model, recipe.dataset, recipe.eval
+    model = recipe.model
+    assert model.pretrained is not None, "only a recipe that has the key"
     try:
-        name, inputs = _inputs(recipe)
+        if not model.is_published:
+            checkpoint = _read(recipe)
+            return Pretrained(str(model.pretrained), _inputs_of_file(checkpoint), checkpoint=checkpoint)
+        found = pretrained.find(model.name, model.pretrained)
     except UserError as error:
         raise _located(error) from error
+    constants = (found.mean, found.std)
+    if found.size is None:
+        return Pretrained(found.name, Inputs(constants=constants), published=found)
+    inputs = Inputs(found.size, found.resize, found.interpolation, constants)
+    is_told = found.note and recipe.eval.crop is None
+    warning = f"{KEY}: {recipe.model.name} shows {found.name} {found.note}"
+    return Pretrained(found.name, inputs, published=found, warnings=(warning,) if is_told else ())
+
+
+def with_inputs(recipe: Recipe, found: Pretrained) -> Recipe:
+    """Return a recipe with the name of its pretrained weights and the images they expect, where it leaves them out.
+
+    A recipe that is resolved already does not change.
+    """
+    model, dataset, evaluation, inputs = recipe.model, recipe.dataset, recipe.eval, found.inputs
     shown: dict[str, Any] = {}
     if inputs.size is not None and not datasets.is_user_code(dataset.name):  # one's own shows what it makes
         is_left_out = dataset.image_size is None
@@ -80,28 +111,38 @@ def with_inputs(recipe: Recipe) -> tuple[Recipe, PerChannel | None]:
     if dataset.interpolation is None and inputs.interpolation is not None:
         shown["interpolation"] = inputs.interpolation
     update = {
-        "model": model.model_copy(update={"pretrained": name}),
+        "model": model.model_copy(update={"pretrained": found.name}),
         "dataset": dataset.model_copy(update=shown),
         "eval": evaluation,
     }
-    return recipe.model_copy(update=update), inputs.constants
+    return recipe.model_copy(update=update)
 
 
-def load_pretrained(context: Context, model: nn.Module) -> InitialWeights:
+def load_pretrained(context: Context, model: nn.Module, *, purpose: Purpose) -> InitialWeights:
     """Put the pretrained weights of the recipe into a network that has the weights of the seed.
+
+    A plan reads no published weights, and a dry run those in the cache of the library: else the network stays as it is,
+    and shapes alone say what would fit. A file is read for each purpose.
 
     Raises:
         RecipeError: They cannot be had, or do not fit the network.
     """
-    recipe = context.recipe
+    recipe, found = context.recipe, context.pretrained
+    assert found is not None, "only a run that begins"
+    where, own, is_read = "", None, True
     try:
-        if recipe.model.is_published:
-            given, batchnorm = _published(context, model), "running"
-            source, name = recipe.model.name, str(recipe.model.pretrained)
+        if found.published is not None:
+            source, name, batchnorm, cached = recipe.model.name, found.name, "running", found.published.cached()
+            is_read = purpose == "train" or (purpose == "dry run" and cached is not None)
+            if is_read:
+                given = _published(context, model)
+            else:
+                given = pretrained.shapes(found.published, **_shape(context))
+                own, where = cloned(model.state_dict()), _where(found.published, cached, given)
         else:
-            found = _read(recipe)
-            given, name, batchnorm = _from_file(found, model)
-            source = str(found.path)
+            assert found.checkpoint is not None
+            given, name, batchnorm = _from_file(found.checkpoint, model)
+            source = str(found.checkpoint.path)
         fresh, unread, adapted = _fit(
             model,
             given,
@@ -109,9 +150,56 @@ def load_pretrained(context: Context, model: nn.Module) -> InitialWeights:
             outputs=context.source.num_classes or None,
             channels=context.source.channels,
         )
+        if own is not None:
+            loading.load_unchecked(model, own)
     except UserError as error:
         raise _located(error) from error
-    return InitialWeights(KEY, source, name, batchnorm, checksum(given), tuple(fresh), tuple(unread), tuple(adapted))
+    _draw_heads(model, fresh)
+    sha256 = checksum(given) if is_read else None
+    return InitialWeights(KEY, source, name, batchnorm, sha256, tuple(fresh), tuple(unread), tuple(adapted), where)
+
+
+def describe_constants(context: Context) -> str:
+    """Say which mean and std of `auto` the images of a network with pretrained weights get, and why.
+
+    `mean 0.485 0.456 0.406 and std 0.229 0.224 0.225 of IMAGENET1K_V2`; `mean 0.2 and std 0.3 measured on training
+    images: lite0.pth names none; ...`.
+    """
+    recipe, source, found = context.recipe, context.source, context.pretrained
+    dataset = recipe.dataset
+    both = (("mean", dataset.mean, source.mean), ("std", dataset.std, source.std))
+    taken = {key: values for key, given, values in both if given == "auto"}
+    assert found is not None, "only a recipe that has the key"
+    if source.channels is None or not taken:
+        return ""
+    text = " and ".join(f"{key} {' '.join(f'{value:.4g}' for value in values)}" for key, values in taken.items())
+    if found.inputs.constants is not None and source.is_8_bit:
+        return f"{text} of {found.name}"
+    if not source.is_8_bit or not source.measured & taken.keys():
+        return text
+    written = " ".join(f"dataset.{key}={value}" for key, value in _usual_constants(recipe).items() if key in taken)
+    return f"{text} measured on training images: {found.name} names none; write {written}, or those it was trained with"
+
+
+def _usual_constants(recipe: Recipe) -> dict[str, str]:
+    """Return mean and std of the default weights of the network, if it is one of a library; else those of ImageNet."""
+    try:
+        usual = pretrained.find(recipe.model.name, True) if recipe.model.is_of_library else None
+    except UserError:  # the library publishes none
+        usual = None
+    if usual is None or (usual.mean, usual.std) == (IMAGENET_MEAN, IMAGENET_STD):
+        return {"mean": "imagenet", "std": "imagenet"}
+    return {key: f"[{','.join(f'{value:g}' for value in getattr(usual, key))}]" for key in ("mean", "std")}
+
+
+def _where(published: Published, cached: Path | None, given: Mapping[str, Tensor]) -> str:
+    """Say which file a run reads, or downloads before."""
+    if cached is not None:
+        return f"which a run reads from {cached} ({size_text(cached.stat().st_size)})"
+    total = sum(value.numel() * value.element_size() for value in given.values())
+    size = f"about {size_text(total)}" if published.num_bytes is None else size_text(published.num_bytes)
+    place = f"{published.file} of {published.url}" if published.is_on_hub else published.url
+    return f"which a run downloads: {place} ({size}) into {published.folder}"
 
 
 def changes(recipe: Recipe, recorded: Any, model: nn.Module) -> list[str]:
@@ -127,25 +215,15 @@ def changes(recipe: Recipe, recorded: Any, model: nn.Module) -> list[str]:
     return [] if checksum(given) == recorded.get("sha256") else [kept]
 
 
-def _inputs(recipe: Recipe) -> tuple[str, Inputs]:
-    """Return the name of the weights, and what they expect."""
-    model = recipe.model
-    assert model.pretrained is not None, "only a recipe that has the key"
-    if model.is_published:
-        found = pretrained.find(model.name, model.pretrained)
-        constants = (found.mean, found.std)
-        if found.size is None:
-            return found.name, Inputs(constants=constants)
-        return found.name, Inputs(found.size, found.resize, found.interpolation, constants)
-    checkpoint = _read(recipe)
-    if checkpoint.recipe is None:
-        return str(model.pretrained), Inputs()
-    stored = checkpoint.content["input"]
+def _inputs_of_file(checkpoint: Checkpoint) -> Inputs:
+    """Return the images that the weights of a file were trained on, as far as it tells."""
+    if checkpoint.trained_on is None:
+        return Inputs()
+    stored, dataset = checkpoint.trained_on["input"], checkpoint.trained_on["recipe"].get("dataset")
     known = (tuple(stored["mean"]), tuple(stored["std"])) if stored["mean"] else None
-    if checkpoint.recipe["dataset"].get("image_size") is None:
-        return str(model.pretrained), Inputs(constants=known)
-    size = (stored["size"][0], stored["size"][1])
-    return str(model.pretrained), Inputs(size, stored.get("resize"), stored.get("interpolation"), known)
+    if not isinstance(dataset, dict) or dataset.get("image_size") is None or len(stored["size"]) != 2:
+        return Inputs(constants=known)
+    return Inputs((stored["size"][0], stored["size"][1]), stored.get("resize"), stored.get("interpolation"), known)
 
 
 def _read(recipe: Recipe) -> Checkpoint:
@@ -153,14 +231,20 @@ def _read(recipe: Recipe) -> Checkpoint:
     return reader.read(Path(recipe.model.pretrained_file))
 
 
-def _published(context: Context, model: nn.Module) -> dict[str, Tensor]:
-    """Return published weights. A download shows its progress, as if it were of the size of the network."""
-    settings, events = context.recipe.model, context.events
-    assert settings.pretrained is not None, "only a recipe that has the key"
+def _shape(context: Context) -> dict[str, Any]:
+    """Return what decides the shapes of published weights."""
     assert context.source.channels is not None, "networks of libraries take images"
-    total = sum(value.nbytes for value in model.state_dict().values())
-    what = f"loading {settings.pretrained} of {settings.name}, about {size_text(total)}"
-    with events.progress(what, total) as bar:
+    return {"in_channels": context.source.channels, "args": context.recipe.model.args}
+
+
+def _published(context: Context, model: nn.Module) -> dict[str, Tensor]:
+    """Return published weights. A download shows its progress, of the size of the network where no other is known."""
+    found, name = context.pretrained, context.recipe.model.name
+    assert found is not None
+    assert found.published is not None
+    total = found.published.num_bytes or sum(value.nbytes for value in model.state_dict().values())
+    what = f"loading {found.name} of {name}, about {size_text(total)}"
+    with context.events.progress(what, total) as bar:
         shown = 0
 
         def report(done: int) -> None:
@@ -168,13 +252,7 @@ def _published(context: Context, model: nn.Module) -> dict[str, Tensor]:
             bar.advance(min(done, total) - shown)
             shown = min(done, total)
 
-        return pretrained.load(
-            pretrained.find(settings.name, settings.pretrained),
-            in_channels=context.source.channels,
-            args=settings.args,
-            read=_state_dict,
-            progress=report,
-        )
+        return pretrained.load(found.published, **_shape(context), read=_state_dict, progress=report)
 
 
 def _state_dict(path: Path) -> dict[str, Tensor]:
@@ -184,7 +262,7 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
 def _from_file(found: Checkpoint, model: nn.Module) -> tuple[dict[str, Tensor], str, str]:
     """Return weights of a checkpoint: the raw ones where it has several; their name, and their BatchNorm."""
     if found.kind == "resume":  # its averages are of its own network
-        return found.content["model"], "last", "running"
+        return found.content["model"], "last", found.content.get("batchnorm") or "running"
     sets = reader.weight_sets(found, model)
     name = "last" if "last" in sets else next(iter(sets))
     return sets[name].state_dict, name, sets[name].batchnorm
@@ -241,6 +319,18 @@ def _fit(
             error.message + f"; {len(weights)} of {len(own)} tensors fit", hint=error.hint, names=error.names
         ) from error
     return fresh, unread, adapted
+
+
+def _draw_heads(model: nn.Module, fresh: Sequence[str]) -> None:
+    """Give fresh linear heads the initial values of `nn.Linear`, uniform within 1 / sqrt(inputs).
+
+    The EfficientNets of torchvision and timm draw from +-1 / sqrt(outputs), which is made for 1,000 classes: with 10,
+    the first steps have so large a loss that they undo what the features know.
+    """
+    for head in dict.fromkeys(name.rpartition(".")[0] for name in fresh):
+        layer = model.get_submodule(head)
+        if isinstance(layer, nn.Linear):
+            layer.reset_parameters()
 
 
 def _cure(outputs: int | None) -> str:

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from swa_cli.checkpoint import reader
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about, folder_of_launch
 from swa_cli.engine import failures, keep, pretrained, state, train
@@ -24,6 +25,7 @@ from swa_cli.engine.user_code import admit, named_code
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.plan import make_plan
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.variants import with_more_epochs
 
@@ -84,14 +86,15 @@ def _resume(
         result = _finished_result(folder, extend_to=extend_to) if is_restarted() else None
         if result is not None:  # the run had ended when a process was killed
             return result
-        point = _find_point(folder, world, events)
+        newest = _find_point(folder, world, events)
+        point = newest if extend_to is None else _point_to_extend(folder, newest, extend_to)
         loaded = _load_recipe(folder, point, overrides, world=world, events=events, extend_to=extend_to)
         if extend_to is None and folder.result.is_file():
             raise _finished_error(folder, point, loaded.recipe)
         source = str(folder.recipe if point is None else point.path)
         admit(loaded, source=source, folder=folder.path, allow_code=allow_code)
         with failures.before_a_run():
-            run = build_run(loaded, events, point=point, world=world, packing="write")
+            run = build_run(loaded, events, point=point, world=world, purpose="train")
         changed = changes_since(point, run.context.hardware)
         if point is not None:
             state.restore(run, point.content, source=source)
@@ -100,7 +103,13 @@ def _resume(
         elif run.initial is not None:
             run.initial.require(about(folder.about))
         with failures.explain(folder):
-            state.prepare_folder(folder, point, load.dump(run.context.recipe), extended=extend_to is not None)
+            extended = None if extend_to is None else newest
+            state.prepare_folder(folder, point, load.dump(run.context.recipe), extended=extended)
+            if newest is not None and point is not newest:
+                events.note(
+                    f"continues from {folder.plateau.name}, after step {run.step:,}, where the decay began;"
+                    f" what the decay led to is kept as {state.ended_name(newest)}"
+                )
             keep.write_best(run, folder)
         where = f"after step {run.step:,} of {run.plan.total_steps:,}" if run.step else "from the beginning"
         title = f"{run.context.recipe.title} -> {folder.path}, continued {where}"
@@ -121,6 +130,31 @@ def _find_point(folder: RunFolder, world: World, events: Events) -> Checkpoint |
             hint="let all machines have the run folder on one file system",
         )
     return point
+
+
+def _point_to_extend(folder: RunFolder, newest: Checkpoint | None, epochs: int) -> Checkpoint | None:
+    """Return the resume point from which a run gets more epochs: plateau.pt where the newest one lies in a decay.
+
+    Weights that have decayed are not those of the longer run, which decays later.
+
+    Raises:
+        UserError: plateau.pt is missing, or is that of another run.
+    """
+    if newest is None or newest.content["stopped"] is not None or _recipe_of(newest).train.epochs >= epochs:
+        return newest
+    planned = make_plan(_recipe_of(newest), num_train=newest.content["num_train"])
+    if planned.plateau is None or newest.content["step"] <= planned.plateau:
+        return newest
+    where = f"the decay of this run began after step {planned.plateau:,}"
+    if not folder.plateau.exists():
+        hint = f"put the file back, or start a new run with train.epochs={epochs}"
+        raise UserError(f"{folder.plateau}: is missing, and {where}", hint=hint)
+    found = reader.read_resume_point(folder.plateau)
+    differing = load.differences(_recipe_of(newest), _recipe_of(found), ignored=RESUMABLE_KEYS)
+    if found.content["step"] != planned.plateau or differing:
+        message = f"{folder.plateau}: is of step {found.content['step']:,}, or of another recipe, and {where}"
+        raise UserError(message, hint="put the file of this run in its place")
+    return found
 
 
 def _load_recipe(
@@ -177,7 +211,8 @@ def _finished_error(folder: RunFolder, point: Checkpoint | None, recipe: Recipe)
     longer = 2 * recipe.train.epochs
     with suppress(UserError, RecipeError):  # a longer run would have been another one from the start
         if point is not None and point.content["stopped"] is None:
-            with_more_epochs(recipe, longer, num_train=point.content["num_train"], step=point.content["step"])
+            start = _point_to_extend(folder, point, longer) or point
+            with_more_epochs(recipe, longer, num_train=start.content["num_train"], step=start.content["step"])
             words = ["swa", "train", "--resume", str(folder.display_path), "--extend-to", str(longer), *flags]
             hint += f", train {recipe.train.epochs} more epochs with `{shlex.join(words)}`"
     return UserError(f"{folder.display_path}: this run is finished", hint=f"{hint}, or start a new run")

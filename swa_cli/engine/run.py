@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,8 +30,8 @@ from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.failures import Interrupt
 from swa_cli.engine.fsdp import UNSHARDED, Sharding
 from swa_cli.engine.keep import Kept
-from swa_cli.engine.network import InitialWeights, Replica, load_initial, read_initial
-from swa_cli.engine.pretrained import load_pretrained
+from swa_cli.engine.network import InitialWeights, Replica, load_initial, names_to_freeze, read_initial
+from swa_cli.engine.pretrained import Purpose, load_pretrained
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
 from swa_cli.models.freezing import freeze, unfreeze
@@ -60,6 +61,7 @@ class Run:
     unannounced: list[SavedEvent] = field(default_factory=list)  # files that are being written
     sharding: Sharding = UNSHARDED
     statistics: BatchNormUpdate = NOTHING  # what a BatchNorm pass does to this network, tried on some samples
+    needs_closure: bool = False  # the optimizer passes each batch several times, see `optimizers.needs_closure`
     running: tuple[Tensor, ...] = ()  # BatchNorm's running statistics, which are averaged over processes
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -83,6 +85,15 @@ class Run:
         return float(sum(row["seconds"] for row in self.history)) + time.monotonic() - self.clock
 
     @property
+    def averages_inside(self) -> bool:
+        """Whether the optimizer averages inside: what is read are its eval weights, see `eval_weights`."""
+        return optimizers.averages_inside(self.optimizer)
+
+    def eval_weights(self) -> AbstractContextManager[None]:
+        """Let the network hold the weights to be read while a block runs, see `optimizers.eval_weights`."""
+        return optimizers.eval_weights(self.optimizer)
+
+    @property
     def filled(self) -> list[str]:
         """The names of the averages that hold any weights."""
         return [name for name, average in self.averages.items() if average.count]
@@ -97,6 +108,7 @@ class Worker:
     state_dict: Mapping[str, Tensor]
     step: int
     history: list[dict[str, Any]]
+    batchnorm: str | None = None  # of `state_dict`, if the optimizer averages inside
 
     @property
     def name(self) -> str:
@@ -120,7 +132,7 @@ def build_run(
     point: Checkpoint | None = None,
     world: World = ALONE,
     context: Context | None = None,
-    packing: Packing = "plan",
+    purpose: Purpose = "plan",
 ) -> Run:
     """Build everything a run needs.
 
@@ -130,7 +142,7 @@ def build_run(
         point: The resume point, if the run continues from one.
         world: The processes that train together.
         context: The context of this recipe, if its data were loaded before.
-        packing: What is done where images are to be packed and are not yet, see `sources.load`.
+        purpose: A run that is built to `train` may pack images and download weights.
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
@@ -153,6 +165,7 @@ def build_run(
     known = {} if point is None else {"recorded": point.content["input"], "begun": point.content["environment"]}
     try:
         if context is None:
+            packing: Packing = "write" if purpose == "train" else "plan"
             context = build_context(recipe, events, world=world, packing=packing, **known)
         context = replace(context, events=events)
         recipe = context.recipe  # with the inputs of pretrained weights
@@ -182,7 +195,7 @@ def build_run(
         if warm is not None:
             initial = load_initial(warm, model, name=settings.init_weights, skip=settings.init_skip)
         elif recipe.model.pretrained is not None and point is None:
-            initial = load_pretrained(context, model)
+            initial = load_pretrained(context, model, purpose=purpose)
         seen = preflight.check(replica, plan)
         context = replica.context = preflight.with_defined_gradients(replica)
         sharding = UNSHARDED
@@ -194,9 +207,10 @@ def build_run(
                 model, world=world, device=context.hardware.device, sync_batchnorm=settings.sync_batchnorm
             )
             replica = Replica(context, model, sharding)
-        frozen = context.frozen_names(model) if plan.unfreeze is not None else frozenset()
+        frozen = names_to_freeze(model, recipe.model.freeze) if plan.unfreeze is not None else frozenset()
         optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse, later=frozen)
         replica.frozen = freeze(model, frozen)  # after all that has to see the whole network
+        _require_closure_possible(optimizer, context)
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
     device = context.hardware.device
@@ -207,6 +221,7 @@ def build_run(
             warnings=(
                 *plan.warnings,
                 *_warnings_of_workers(context),
+                *_warnings_of_inner_average(context, optimizer),
                 *(initial.warnings if initial else ()),
                 *seen.warnings,
             ),
@@ -223,6 +238,7 @@ def build_run(
         initial=initial,
         sharding=sharding,
         statistics=seen.update,
+        needs_closure=optimizers.needs_closure(optimizer),
         running=running_statistics(model),
     )
 
@@ -262,7 +278,9 @@ def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Pla
     except RecipeError as error:
         problems += error.problems
     problems += _problems_of_processes(context)
-    problems += class_balance.problems(recipe, context.source) or _problems_of_loss(context)
+    counts_classes = recipe.train.class_weights != "none" or recipe.dataset.sampler == "balanced"
+    of_classes = class_balance.problems(recipe, context.source) if counts_classes else []
+    problems += of_classes or _problems_of_loss(context)
     if recipe.train.fsdp:
         problems += fsdp.problems(recipe, world=context.world)
     for key, column in watched_columns(recipe).items():
@@ -309,6 +327,37 @@ def _warnings_of_workers(context: Context) -> list[str]:
     best = max(cores // context.world.local_size, 1)
     message = f"dataset.workers: {workers} loader processes for {count_text(cores, 'core')}"
     return [f"{message}: more than one per core read no faster, so write dataset.workers={best}"]
+
+
+def _warnings_of_inner_average(context: Context, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return warnings about what hardly goes with an optimizer that averages inside: a decay, and further averages."""
+    recipe, found = context.recipe, list[str]()
+    if not optimizers.averages_inside(optimizer):
+        return found
+    if recipe.schedule.name != "constant":
+        message = f"schedule.name: {recipe.schedule.name} changes the rate, and the optimizer averages inside"
+        found.append(f"{message}, which takes the place of a decay: write `schedule: {{name: constant}}`")
+    if recipe.all_averages:
+        names = ", ".join(recipe.all_averages)
+        found.append(f"{names}: the optimizer averages inside, and an average of its averages lags behind them")
+    return found
+
+
+def _require_closure_possible(optimizer: torch.optim.Optimizer, context: Context) -> None:
+    """Refuse what cannot be combined with an optimizer that passes each batch several times.
+
+    Raises:
+        RecipeError: The precision scales gradients, or the network is sharded.
+    """
+    if not optimizers.needs_closure(optimizer):
+        return
+    name, reason = context.recipe.optimizer.name, "passes each batch several times within a step"
+    if context.hardware.precision == "fp16":
+        message = f"fp16 scales the gradients of one pass, and {name} {reason}"
+        raise RecipeError([Problem("train.precision", message, "write train.precision=bf16 or fp32")])
+    if context.recipe.train.fsdp:
+        message = f"{name} {reason}, which was never tried with sharded weights"
+        raise RecipeError([Problem("train.fsdp", message, "write train.fsdp=false")])
 
 
 def _problem_of_layers(model: nn.Module, context: Context) -> Problem | None:

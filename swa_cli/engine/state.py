@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.average import WeightAverage
-from swa_cli.averaging.model_state import read
+from swa_cli.averaging.model_state import cloned, like, read
 from swa_cli.checkpoint import loading, reader
+from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.checkpoint.safe_load import DamagedError
 from swa_cli.engine import failures
 from swa_cli.engine.distributed import name_of_launch
+from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.events import Events, SavedEvent
 from swa_cli.engine.failures import Stopped
 from swa_cli.engine.hardware import environment
@@ -47,10 +50,11 @@ def write_first_files(run: Run, folder: RunFolder, *, recipe_folder: Path) -> No
     )
 
 
-def save_resume_point(run: Run, folder: RunFolder) -> None:
-    """Write last.pt: everything that the rest of the run depends on. The one before becomes previous.pt.
+def save_resume_point(run: Run, folder: RunFolder, *, is_plateau: bool = False) -> None:
+    """Write last.pt, or plateau.pt: everything that the rest of the run depends on.
 
-    Training continues meanwhile; `wait_for_files` returns once the file is complete.
+    The last.pt before becomes previous.pt. Training continues meanwhile; `wait_for_files` returns once the file is
+    complete.
     """
     parts = run.context.world.gathered(run.totals.tolist())
     _require_equal(run)
@@ -63,7 +67,7 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "num_train": run.plan.num_train,
         "epoch": len(run.history),
         "step": run.step,
-        "model": run.model.state_dict(),
+        **_raw_weights(run),
         "averages": {
             name: {**average.state_dict(copy=False), "batchnorm": stale} for name, average in run.averages.items()
         },
@@ -76,12 +80,39 @@ def save_resume_point(run: Run, folder: RunFolder) -> None:
         "stopped": run.stopped,
         "cumulative": None if run.cumulative is None else {**run.cumulative.state_dict(copy=False), "batchnorm": stale},
     }
-    event = SavedEvent(path=folder.last, kind="resume", step=run.step)
-    _write(run, folder, event, content, keep=folder.previous, kept=dict(run.kept))
+    path, before = (folder.plateau, None) if is_plateau else (folder.last, folder.previous)
+    _write(run, folder, SavedEvent(path=path, kind="resume", step=run.step), content, keep=before, kept=dict(run.kept))
+
+
+def _raw_weights(run: Run) -> dict[str, Any]:
+    """Return the raw weights as a resume point has them, with the statistics that they are scored with, if known.
+
+    Of an optimizer that averages inside they are its eval weights, and beside them are those that it trains on.
+    """
+    if not run.averages_inside:
+        return {"model": run.model.state_dict()}
+    with run.eval_weights():
+        weights = cloned(run.model.state_dict())
+    known, fresh = run.refreshed.get(RAW), raw_batchnorm(run)
+    if known is not None and known.step == run.step:
+        weights = like(weights, {**weights, **{key: known.buffers[key] for key in weights if key in known.buffers}})
+        fresh = known.update.freshness
+    return {"model": weights, "batchnorm": fresh, "trained": run.model.state_dict()}
+
+
+def raw_batchnorm(run: Run) -> str:
+    """Return how fresh the statistics of training are for the raw weights: eval weights never ran with them."""
+    found = reader.raw_batchnorm(run.model)
+    return "stale" if run.averages_inside and found == "running" else found
 
 
 def save_if_due(run: Run, folder: RunFolder) -> None:
-    """Write last.pt if `output.save_every` asks for it after this update, or after this time."""
+    """Write last.pt if `output.save_every` asks for it after this update, or after this time; first plateau.pt.
+
+    So every last.pt from the plateau on stands beside a plateau.pt, wherever the run is killed.
+    """
+    if run.step == run.plan.plateau:
+        save_resume_point(run, folder, is_plateau=True)
     every = run.context.recipe.output.save_every
     is_time = isinstance(every, TimeSpan) and run.context.world.broadcast_from_rank0(
         lambda: time.monotonic() - run.saved_at >= every.seconds
@@ -192,18 +223,51 @@ def newest_resume_point(folder: RunFolder, events: Events) -> reader.Checkpoint 
     return None
 
 
-def prepare_folder(folder: RunFolder, point: reader.Checkpoint | None, recipe: str, *, extended: bool) -> None:
-    """Put the folder in order before a run continues: the good resume point first, the recipe as it is now."""
+def prepare_folder(
+    folder: RunFolder, point: reader.Checkpoint | None, recipe: str, *, extended: reader.Checkpoint | None
+) -> None:
+    """Put the folder in order before a run continues: the good resume point first, the recipe as it is now.
+
+    `extended` is the newest resume point of a run that gets more epochs. Beside the longer recipe, result.json means
+    that the longer run is finished, and snapshots are those of the longer run: so both are put away first.
+    """
     if not folder.writes:
         return
     if point is not None and point.path == folder.previous:
         os.replace(folder.previous, folder.last)  # else the next save would keep the damaged one
-    # The result first: beside the longer recipe, result.json means that the longer run is finished.
-    if extended and folder.result.is_file():
-        assert point is not None, "only what has epochs can be given more"
-        os.replace(folder.result, folder.path / f"result-{point.content['epoch']:03d}.json")
+    if extended is not None:
+        if folder.result.is_file():
+            os.replace(folder.result, folder.path / f"result-{extended.content['epoch']:03d}.json")
+        if point is not None and point.path == folder.plateau:
+            _go_back(folder, point, ended=extended)
     if not folder.recipe.is_file() or folder.recipe.read_text() != recipe:
         folder.write_text(folder.recipe.name, recipe)
+
+
+def ended_name(point: reader.Checkpoint) -> str:
+    """Return the name under which a resume point is kept when its run goes back to its plateau."""
+    return f"last-{point.content['epoch']:03d}.pt"
+
+
+def _go_back(folder: RunFolder, plateau: reader.Checkpoint, *, ended: reader.Checkpoint) -> None:
+    """Let the run stand where its decay began; what the decay led to is kept under other names.
+
+    It may be killed at any instant: up to the last line the run is at its end, and the same can be done again.
+    """
+    _copy(ended.path, folder.checkpoints / ended_name(ended))
+    for path in folder.snapshot_files:
+        if int(path.stem[5:]) > plateau.content["step"]:
+            away = folder.path / f"snapshots-{ended.content['epoch']:03d}"
+            away.mkdir(exist_ok=True)
+            os.replace(path, away / path.name)
+    if ended.path == folder.last:
+        folder.previous.unlink(missing_ok=True)  # it lies in the decay, and would stand for a damaged last.pt
+    _copy(folder.plateau, folder.last)
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open(source, "rb") as file:
+        write_atomic(target, lambda to: shutil.copyfileobj(file, to))
 
 
 def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
@@ -221,12 +285,14 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     num_rows, step, running = content["epoch"], content["step"], content["cumulative"]
     is_between = 0 <= step - num_rows * per_epoch <= per_epoch or content["stopped"] is not None
     columns, so_far = run.context.task.metrics.columns(list(run.averages)), content["epoch_so_far"]
+    trained = content.get("trained")
     has_columns = all(key in row for row in content["history"] for key in columns)
     kept = restored(run, content.get("kept", {}), content["history"]) if has_columns else {}
     faults = {
         "its epochs, steps and history do not agree": (
             num_rows != len(content["history"]) or step > plan.total_steps or not is_between
         ),
+        "its weights are not those of its optimizer": (trained is not None) != run.averages_inside,
         "its averages are not those of its recipe": content["averages"].keys() != run.averages.keys(),
         "its running mean is not that of its steps": (
             (running is None) != (run.cumulative is None) or (running is not None and running["count"] != step)
@@ -239,12 +305,14 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         if is_there:
             raise UserError(f"{source}: {fault}", hint="take another copy of the file")
     load = None if not run.sharding.is_used else partial(run.sharding.load, run.model)
-    loading.load_strict(run.model, content["model"], source=source, load=load)
+    loading.load_strict(run.model, trained or content["model"], source=source, load=load)
     try:
         # A copy: the file stays mapped otherwise.
         run.optimizer.load_state_dict(run.sharding.of_optimizer(run.optimizer, content["optimizer"]))
         run.scaler.load_state_dict(content["scaler"])
-        if ":" not in run.context.recipe.optimizer.name:  # a user's class may keep what it likes
+        settings = run.context.recipe.optimizer
+        names = [settings.name, *(group.name or "" for group in settings.groups)]
+        if not any(":" in name for name in names):  # a user's class may keep what it likes
             _require_shapes(run.optimizer)
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
@@ -333,13 +401,15 @@ def _ship(run: Run, folder: RunFolder, name: str, content: Mapping[str, Any], *,
 def save_snapshot(run: Run, folder: RunFolder) -> None:
     """Write the raw weights as they are; remove the oldest of more than `keep`."""
     _require_equal(run)
+    with run.eval_weights():
+        weights = cloned(run.model.state_dict()) if run.averages_inside else run.model.state_dict()
     content = {
         **run.context.origin,
-        "state_dict": run.model.state_dict(),
+        "state_dict": weights,
         "num_train": run.plan.num_train,
         "epoch": run.step // run.plan.steps_per_epoch,
         "step": run.step,
-        "batchnorm": reader.raw_batchnorm(run.model),
+        "batchnorm": raw_batchnorm(run),
         "cumulative": None if run.cumulative is None else _running_mean(run.cumulative, run.model),
     }
     settings = run.context.recipe.snapshots

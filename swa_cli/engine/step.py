@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -82,25 +82,65 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
     """
     context, last = run.context, run.plan.phase.grad_accum_steps - 1
     weights: list[Tensor] = []
+    again: list[tuple[Any, Any]] | None = [] if run.needs_closure else None
     for index in range(last + 1):
         batch = next(batches)
         if index == 0:  # only now: reading a batch may draw random numbers, which must not change those of the step
             context.hardware.seed(context.seed, "step", run.step, *context.world.words)
             set_learning_rate(run.optimizer, run.plan.learning_rate(run.step))
             run.optimizer.zero_grad(set_to_none=True)
+        if again is not None:
+            again.append(batch)
         yield forward_backward(run, forward, batch, is_last=index == last, weights=weights)
-    if len(weights) > 1:
-        _divide_by_weight(run, weights)
-    clip_norm = context.recipe.train.clip_norm
-    if clip_norm > 0:
-        run.scaler.unscale_(run.optimizer)
-        nn.utils.clip_grad_norm_(run.model.parameters(), clip_norm)
-    run.scaler.step(run.optimizer)
+    _finish_gradients(run, weights)
+    if again is None:
+        run.scaler.step(run.optimizer)
+    else:
+        _step_with_closure(run, forward, again)
     run.scaler.update()
     context.world.average(run.running)
     if run.statistics.moved:
         buffers = dict(run.model.named_buffers())  # anew at each step: they may be other tensors
         context.world.average([buffers[name] for name in run.statistics.moved])
+
+
+def _finish_gradients(run: Run, weights: Sequence[Tensor]) -> None:
+    """Divide gradients by the weight of their batches, and clip them."""
+    if len(weights) > 1:
+        _divide_by_weight(run, weights)
+    clip_norm = run.context.recipe.train.clip_norm
+    if clip_norm > 0:
+        run.scaler.unscale_(run.optimizer)
+        nn.utils.clip_grad_norm_(run.model.parameters(), clip_norm)
+
+
+def _step_with_closure(run: Run, forward: Forward, batches: Sequence[tuple[Any, Any]]) -> None:
+    """Let the optimizer pass the batches of a step again as often as it likes, each time with the same dropout.
+
+    The gradients of the first pass are there, as SAM expects (Foret et al. 2021); an optimizer that begins with its
+    closure computes them once more. Buffers, such as running statistics, stay those of the first pass: others belong to
+    weights at which the optimizer only looks.
+    """
+    context = run.context
+
+    def closure() -> Tensor:
+        weights: list[Tensor] = []
+        context.hardware.seed(context.seed, "step", run.step, *context.world.words)
+        run.optimizer.zero_grad(set_to_none=True)
+        with torch.enable_grad():
+            passed = [
+                forward_backward(run, forward, batch, is_last=batch is batches[-1], weights=weights)
+                for batch in batches
+            ]
+        _finish_gradients(run, weights)
+        losses = torch.stack([each.part[0] for each in passed])  # (S,)
+        shares = torch.stack(weights) if weights else torch.ones_like(losses)
+        loss = (losses * shares).sum() / _or_one(shares.sum())
+        return loss if context.world.size == 1 else loss.new_tensor(context.world.total(float(loss)))
+
+    first = {name: buffer.clone() for name, buffer in run.model.named_buffers()}
+    run.optimizer.step(closure)  # type: ignore[arg-type]
+    loading.load_buffers(run.model, first)
 
 
 def forward_backward(
@@ -133,9 +173,21 @@ def forward_backward(
         with context.hardware.autocast():
             outputs = forward(*args, **kwargs)
         loss = context.loss(outputs, targets)
-        run.scaler.scale(loss * (share * size) * relative / context.phase.grad_accum_steps).backward()
+        with _buffers_kept(run.model) if context.recipe.train.grad_checkpointing else nullcontext():
+            run.scaler.scale(loss * (share * size) * relative / context.phase.grad_accum_steps).backward()
     part = torch.stack([loss.detach() * share, task.train_score(outputs, targets) * score_share])
     return StepResult(loss.detach(), part)
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Give buffers their values back after a backward pass that computes activations again, in training mode.
+
+    Without it BatchNorm would count each batch twice.
+    """
+    kept = {name: value.clone() for name, value in model.named_buffers()}
+    yield
+    loading.load_buffers(model, kept)
 
 
 def _share(context: Context, inputs: Any, targets: Any) -> float:

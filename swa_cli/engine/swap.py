@@ -85,7 +85,7 @@ def _open_worker(run: Run, folder: RunFolder, number: int) -> Iterator[tuple[Run
                 state.write_first_files(worker, own, recipe_folder=Path(about(folder.about)["recipe_folder"]))
             else:
                 state.restore(worker, point.content, source=str(point.path))
-                state.prepare_folder(own, point, load.dump(worker.context.recipe), extended=False)
+                state.prepare_folder(own, point, load.dump(worker.context.recipe), extended=None)
         where = f", continued after step {worker.step:,} of {worker.plan.total_steps:,}" if worker.step else ""
         events.note(f"{title}{where}")
         worker.context.events.emit(
@@ -175,4 +175,5 @@ def _read_worker(run: Run, folder: RunFolder, number: int) -> Worker:
     content, file = point.content, point.path.relative_to(folder.path)
     with run.replica.refreshing() as model:
         loading.load_weights(model, content["model"], source=str(point.path))
-    return Worker(number, str(file), content["model"], content["step"], content["history"])
+    fresh = content.get("batchnorm")
+    return Worker(number, str(file), content["model"], content["step"], content["history"], fresh)

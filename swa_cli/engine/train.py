@@ -20,11 +20,11 @@ from torch import Tensor
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.model_state import NonFiniteWeightsError, read, require_finite
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.data.packed import Packing
 from swa_cli.engine import estimate, failures, keep, state, swap, validate
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import EpochEvent, Events, StepEvent
 from swa_cli.engine.plan_text import plan_event
+from swa_cli.engine.pretrained import Purpose
 from swa_cli.engine.run import Run, build_run, end_freezing, unfreeze_if_due
 from swa_cli.engine.step import Forward, build_forward, train_step
 from swa_cli.engine.user_code import make_importable
@@ -52,7 +52,7 @@ def train(
         RecipeError: Problems that show once data and classes are known; nothing was run.
         UserError: Missing data or device, or the run failed (exit code 1).
     """
-    run = set_up(loaded, listeners=listeners, world=world, packing="plan" if dry_run else "write")
+    run = set_up(loaded, listeners=listeners, world=world, purpose="dry run" if dry_run else "train")
     recipe = run.context.recipe
     if dry_run:
         run.context.events.emit(plan_event(run, title=f"{recipe.title} (dry run)", warnings=run.plan.warnings))
@@ -62,8 +62,8 @@ def train(
     return start(run, RunFolder(path, writes=world.is_rank0), recipe_folder=loaded.folder)
 
 
-def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE, packing: Packing = "plan") -> Run:
-    """Build a run that `start` can start; it has no folder yet. Where `packing` is `write`, its images are packed.
+def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE, purpose: Purpose = "plan") -> Run:
+    """Build a run, which `start` can start if its purpose is to train; it has no folder yet.
 
     Raises:
         RecipeError: Problems that show once data and classes are known.
@@ -71,7 +71,7 @@ def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = A
     """
     make_importable(loaded)
     with failures.before_a_run():
-        run = build_run(loaded, Events(listeners), world=world, packing=packing)
+        run = build_run(loaded, Events(listeners), world=world, purpose=purpose)
     run.context.scoring_split()
     return run
 
@@ -97,7 +97,7 @@ def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings
         if run.plan.worker is not None:
             run = swap.train_workers(run, folder, train_epochs=train_epochs)
         end_freezing(run)  # where the run ended before, or the workers of a SWAP run have done it
-        with state.saved_on_signals(run, folder):
+        with state.saved_on_signals(run, folder), run.eval_weights():
             return validate.finish(run, folder)
     except (KeyboardInterrupt, Terminated):
         events.warning(f"stopped: {failures.how_to_continue(folder)}")
@@ -176,7 +176,8 @@ def _count_step(run: Run, folder: RunFolder) -> None:
     due += [run.cumulative] if run.cumulative is not None else []
     if due:
         try:
-            update_all(due, run.model, step=done)
+            with run.eval_weights():
+                update_all(due, run.model, step=done)
         except NonFiniteWeightsError as error:
             raise _diverged(f"epoch {run.epoch}, step {done}: {error}") from error
     run.step = done
@@ -196,7 +197,8 @@ def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
         f"train_{run.context.task.metrics.training.key}": score,
     }
     try:
-        row |= validate.validate(run)
+        with run.eval_weights():
+            row |= validate.validate(run)
     except Exception:
         if run.context.world.size == 1:  # others would wait for this process, or it for them
             with suppress(OSError):  # the first error tells more
@@ -205,7 +207,8 @@ def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
         raise
     row["seconds"] = round(time.monotonic() - run.clock, 3)
     run.history.append(row)
-    validate.keep_best(run)
+    with run.eval_weights():
+        validate.keep_best(run)
     run.totals.zero_()
     run.clock = time.monotonic()
     run.context.events.emit(EpochEvent(row=row, history=run.history))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,6 @@ from swa_cli.engine.hardware import release_memory
 from swa_cli.engine.run import Refreshed, Run, Worker
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.metrics.tasks import SampleScores, Task
-from swa_cli.recipe.swap import number_of_worker
 
 
 def validate(run: Run) -> dict[str, Any]:
@@ -35,9 +34,10 @@ def validate(run: Run) -> dict[str, Any]:
     is_last = run.epoch == plan.epochs or run.stopped is not None
     has_val = context.source.val is not None
     run.validated.clear()
-    if has_val:
-        with run.replica.holding() as model:
-            run.validated[RAW] = _score(run, model, RAW, "val", task=context.task)
+    if has_val or (is_last and run.averages_inside):  # last.pt then has the statistics of its weights
+        with _raw(run) as model:
+            if has_val:
+                run.validated[RAW] = _score(run, model, RAW, "val", task=context.task)
     for name, average in run.averages.items():
         if has_val and average.count and (run.epoch in plan.score_epochs or is_last):
             with _averaged(run, name) as model:
@@ -59,8 +59,9 @@ def keep_best(run: Run) -> None:
     epoch = len(run.history)
     for name in keep.due(run):
         if name == keep.BEST:
-            with run.replica.holding() as model:
+            with _raw(run) as model:
                 fresh = {"batchnorm": reader.raw_batchnorm(model), "batchnorm_method": None, "samples": 0}
+                fresh = run.refreshed[RAW].update.record if run.averages_inside else fresh
                 average = reader.raw_average(name, step=run.step)
                 run.kept[name] = keep.copy_of(model, average, fresh, epoch=epoch)
         else:
@@ -139,11 +140,16 @@ def _score_raw(run: Run, folder: RunFolder, board: _Board, split: str) -> dict[s
         weights = None if worker is None else worker.state_dict
         known = {"count": None} | ({} if worker is None else {"worker": worker.number})
         is_judge = worker is not None or not run.workers
-        with run.replica.holding(weights) as model:
-            _add(run, board, name, model, split, batchnorm=reader.raw_batchnorm(model), **known)
+        with _raw(run) if worker is None else run.replica.holding(weights) as model:
+            fresh = reader.raw_batchnorm(model)
+            if run.averages_inside and worker is None:
+                fresh = run.refreshed[RAW].update.freshness
+            elif worker is not None:
+                fresh = worker.batchnorm or fresh
+            _add(run, board, name, model, split, batchnorm=fresh, **known)
             if is_judge:
                 raw[name] = cloned(model.state_dict())
-        if not run.statistics.num_layers:
+        if not run.statistics.num_layers or run.averages_inside:
             continue
         twin = evaluate.recomputed(name)
         with run.replica.refreshing(weights) as model:
@@ -203,9 +209,8 @@ def _result(run: Run, folder: RunFolder, weights: dict[str, dict[str, Any]], spl
 def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
     """Announce the scores, the weight set to ship, and all that a plot of the run shows."""
     context, plan = run.context, run.plan
-    name, why = _best(run, result["weights"])
-    number = number_of_worker(name)
-    ship = folder.checkpoints / f"{name}.pt" if number is None else folder.worker(number).last
+    loss_key = context.task.metrics.loss_key
+    name, why = evaluate.to_ship(result["weights"], loss_key=loss_key, averages=run.filled)
     workers = {worker.name: worker.history for worker in run.workers}
     averaging = {item.name: [step for step in item.steps if step <= run.step] for item in plan.averages}
     averaging |= {name: [] for name in (*run.averages, *workers)} if workers else {}
@@ -215,7 +220,7 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
         ResultEvent(
             values=result,
             folder=folder.path,
-            ship=ship,
+            ship=folder.weights_file(name),
             ship_reason=why,
             swag=[folder.checkpoints / f"{name}.pt" for name in swag],
             metrics=context.task.metrics,
@@ -227,30 +232,34 @@ def _announce(run: Run, folder: RunFolder, result: Mapping[str, Any]) -> None:
                 steps_per_epoch=plan.steps_per_epoch,
                 lr=[plan.learning_rate(step) for step in range(run.step)],
                 worker_lr=plan.worker_rates,
+                trained=context.recipe.train.loss_text,
             ),
         )
     )
 
 
-def _best(run: Run, weights: Mapping[str, Mapping[str, Any]]) -> tuple[str, str]:
-    """Return the weight set to ship, and why: the lowest validation loss, else the first average."""
-    loss_key = run.context.task.metrics.loss_key
-    best = evaluate.lowest({name: row["val"][loss_key] for name, row in weights.items() if row["val"] is not None})
-    if best is not None:
-        return best, "best on validation"
-    return next(iter(run.filled), RAW), "no validation split to choose on"
+def _raw(run: Run) -> AbstractContextManager[nn.Module]:
+    """Hold the raw weights as they are scored: as trained, or averaged inside the optimizer and with own statistics."""
+    if not run.averages_inside:
+        return run.replica.holding()
+    return _refreshed(run, RAW, cloned(run.model.state_dict()), step=run.step)
+
+
+def _averaged(run: Run, name: str) -> AbstractContextManager[nn.Module]:
+    """Hold an average with its own statistics."""
+    average = run.averages[name]
+    return _refreshed(run, name, average.averaged_state(), step=average.steps[-1])
 
 
 @contextmanager
-def _averaged(run: Run, name: str) -> Iterator[nn.Module]:
-    """Yield a network with an average in it; BatchNorm is recomputed once for each state of the average."""
-    average = run.averages[name]
-    with run.replica.holding(average.averaged_state()) as model:
+def _refreshed(run: Run, name: str, weights: Mapping[str, Tensor], *, step: int) -> Iterator[nn.Module]:
+    """Yield a network with a weight set of some step; BatchNorm is recomputed once for each step."""
+    with run.replica.holding(weights) as model:
         known = run.refreshed.get(name)
-        if known is not None and known.step == average.steps[-1]:
+        if known is not None and known.step == step:
             loading.load_buffers(model, known.buffers)
         else:
-            run.refreshed[name] = _refresh(run, model, name=name, step=average.steps[-1])
+            run.refreshed[name] = _refresh(run, model, name=name, step=step)
         yield model
 
 
@@ -271,7 +280,7 @@ def _refresh(run: Run, model: nn.Module, *, name: str, step: int) -> Refreshed:
 
 
 def _score(run: Run, model: nn.Module, name: str, split: str, *, task: Task) -> SampleScores:
-    context, share = run.context, run.context.share(run.context.plain_batches(split))
+    context, share = run.context, run.context.world.share(run.context.plain_batches(split))
     with (
         context.events.progress(f"scoring {name} on {split}", share.rounds) as bar,
         failures.memory("eval.batch_size", context.recipe.eval.batch_size),

@@ -6,6 +6,9 @@ recipe.
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 from swa_cli.data.transforms import EvaluationView, RandomResizedCrop, TrainingView, Views
 from swa_cli.recipe.image_sizes import (
     evaluation_interpolation,
@@ -43,3 +46,26 @@ def training_view(recipe: Recipe, *, epoch: int) -> TrainingView:
         policy=None if augment.policy == "none" else augment.policy,
         interpolation=training_interpolation(recipe),
     )
+
+
+def random_view(recipe: Recipe, *, epoch: int, own: EvaluationView | None) -> TrainingView | None:
+    """Return what an epoch of the recipe shows of training images; None where they lie ready in their split.
+
+    `own` is the view of a dataset that has a size of its own.
+    """
+    if not recipe.shows_views:
+        return None
+    view = training_view(recipe, epoch=epoch)
+    if not (view.is_random or views_of(recipe).varies):
+        return None
+    return view if own is None or view.still.size is not None else replace(view, still=own)
+
+
+def framing(recipe: Recipe) -> dict[str, Any]:
+    """Return how an evaluated image becomes one of the network's size, as a checkpoint stores it."""
+    view = evaluation_view(recipe)
+    return {
+        "resize": view.resize,
+        "crop": "none" if view.resize is None else "center",
+        "interpolation": view.interpolation,
+    }

@@ -1,9 +1,14 @@
 """Losses over classes by name: cross-entropy, binary cross-entropy and focal, with class weights and label smoothing.
 
+Where a sample has one class (`LOSSES`):
+
 Each is a sum over samples (or pixels), divided by what `weight_of` counts, so that a batch may be computed in parts:
 several batches of one optimizer step, or one part per process. Targets are labels, or probabilities of mixed classes.
 Class weights follow torch.nn.CrossEntropyLoss: of labels, the mean is weighted by the weights of the labels; of
 probabilities, the weighted losses are divided by the number of samples.
+
+Where a sample has several (`MULTILABEL_LOSSES`), a loss is the mean over samples and classes, and class weights are
+those of the labels that are there, as `pos_weight` of torch.nn.BCEWithLogitsLoss.
 
 Legend: B batch, K classes, `...` pixels of a segmentation, nothing for a classification.
 """
@@ -146,6 +151,66 @@ def _weights_of_labels(labels: Tensor, class_weights: Tensor, *, ignored: int) -
         return class_weights[labels]
     counted = labels != ignored
     return class_weights[labels.where(counted, 0)].where(counted, 0)
+
+
+def multilabel_loss(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    label_smoothing: float,
+    name: str = "bce",
+    class_weights: Tensor | None = None,
+    focal_gamma: float = FOCAL_GAMMA,
+) -> Tensor:
+    """Return the mean loss of a batch over samples and classes in float32, under autocast too.
+
+    Args:
+        logits: (B, K).
+        labels: (B, K) of 0 and 1, or mixtures.
+        label_smoothing: Share s of each label that is spread evenly over all classes: y (1 - s) + s / K, as in timm.
+        name: One of `MULTILABEL_LOSSES`.
+        class_weights: (K,) float32 on the device of the labels.
+        focal_gamma: The exponent of focal.
+    """
+    smooth = labels.float() * (1 - label_smoothing) + label_smoothing / logits.shape[1]
+    options: dict[str, Any] = {"focal_gamma": focal_gamma} if name == "focal" else {}
+    return MULTILABEL_LOSSES[name](logits.float(), smooth, class_weights=class_weights, **options)
+
+
+def sigmoid_cross_entropy(logits: Tensor, labels: Tensor, *, class_weights: Tensor | None) -> Tensor:
+    """Return the mean binary cross-entropy of each class's sigmoid, as torch.nn.BCEWithLogitsLoss(pos_weight=)."""
+    return F.binary_cross_entropy_with_logits(logits, labels, pos_weight=class_weights)
+
+
+def sigmoid_focal(logits: Tensor, labels: Tensor, *, class_weights: Tensor | None, focal_gamma: float) -> Tensor:
+    """Return the mean of -(1 - q)^gamma log q, q the probability that the sigmoid of a class gives to the truth.
+
+    The focal loss for two classes (Lin et al. 2017, arXiv:1708.02002, equation 4), as torchvision's sigmoid_focal_loss
+    without alpha. Of a smoothed or mixed label both terms count with their shares: with gamma 0 it is
+    `sigmoid_cross_entropy`.
+    """
+    log_p, log_rest = F.logsigmoid(logits), F.logsigmoid(-logits)
+    present = -labels * (focal_gamma * log_rest).exp() * log_p
+    absent = -(1 - labels) * (focal_gamma * log_p).exp() * log_rest
+    return ((present if class_weights is None else present * class_weights) + absent).mean()
+
+
+MULTILABEL_LOSSES: Mapping[str, Callable[..., Tensor]] = {"bce": sigmoid_cross_entropy, "focal": sigmoid_focal}
+
+
+def balanced_positive_weights(labels: Tensor) -> Tensor:
+    """Return (N - n_k) / n_k for each class: the samples without it in multiples of the n_k that have it.
+
+    A class without samples gets infinity, and one that all samples have gets 0.
+
+    Args:
+        labels: (N, K) uint8 of 0 and 1.
+
+    Returns:
+        (K,) float64.
+    """
+    counts = labels.sum(0, dtype=torch.int64).double()
+    return (len(labels) - counts) / counts
 
 
 def balanced_weights(labels: Tensor, *, num_classes: int) -> Tensor:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Direction = Literal["higher", "lower"]  # which values are better
 
+THRESHOLD = 0.5  # of a probability, above which a sample has a label
 ECE_BINS = 15  # as in Guo et al. 2017, On Calibration of Modern Neural Networks
 
 
@@ -221,6 +222,22 @@ def _dice(right: Tensor, present: Tensor, predicted: Tensor) -> MetricValue:
     return _ratio_over_images(2 * right, present + predicted)
 
 
+def _mean_average_precision(p: Tensor, positive: Tensor) -> MetricValue:
+    from swa_cli.metrics.average_precision import mean_average_precision
+
+    return mean_average_precision(p, positive)
+
+
+def _macro_f1(p: Tensor, positive: Tensor) -> MetricValue:
+    predicted = p > THRESHOLD
+    return _dice(predicted & positive, positive.double(), predicted)
+
+
+def _micro_f1(p: Tensor, positive: Tensor) -> MetricValue:
+    predicted = p > THRESHOLD
+    return _dice(*(part.sum(1, keepdim=True) for part in (predicted & positive, positive, predicted)))
+
+
 def _over_pixels(part: Tensor, present: Tensor) -> MetricValue:
     """Return the sum of (N, ...) over the number of counted pixels."""
     return _ratio_over_images(part.view(len(part), -1).sum(1, keepdim=True), present.sum(1, keepdim=True))
@@ -310,7 +327,41 @@ REGRESSION = TaskMetrics(  # of errors and targets (N, D)
     training_key="mae",
     loss_axis="loss (squared error)",
 )
-BY_TASK = {"classification": CLASSIFICATION, "segmentation": SEGMENTATION, "regression": REGRESSION}
+MULTILABEL = TaskMetrics(  # of probabilities and labels (N, K)
+    all=(
+        Metric(
+            "map",
+            "mAP",
+            "higher",
+            _mean_average_precision,
+            ("p", "positive"),
+            short_name="mAP",
+            is_percent=True,
+        ),
+        Metric("macro_f1", "macro F1", "higher", _macro_f1, ("p", "positive"), is_percent=True, is_headline=True),
+        Metric("micro_f1", "micro F1", "higher", _micro_f1, ("p", "positive"), is_percent=True),
+        Metric(
+            "label_accuracy",
+            "label accuracy",
+            "higher",
+            mean_of,
+            ("right",),
+            short_name="label acc",
+            is_percent=True,
+        ),
+        Metric("nll", "NLL", "lower", mean_of, ("nll",)),
+    ),
+    loss_key="nll",
+    training_key="label_accuracy",
+    loss_axis="loss (nats per label)",
+    predictions="probabilities",
+)
+BY_TASK = {
+    "classification": CLASSIFICATION,
+    "multilabel": MULTILABEL,
+    "segmentation": SEGMENTATION,
+    "regression": REGRESSION,
+}
 
 
 def user_task_metrics(directions: Mapping[str, Direction]) -> TaskMetrics:

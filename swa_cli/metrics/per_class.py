@@ -1,11 +1,13 @@
-"""Scores of each class of a classification: precision, recall, F1, AUROC and their means over classes, with errors.
+"""Scores of each class: precision, recall, F1, AUROC or average precision and their means over classes, with errors.
 
-`CLASS_METRICS` is the table. Standard errors are in closed form, nothing is drawn:
+`CLASS_METRICS` is the table of a classification, `LABEL_METRICS` that of samples with several labels. Standard errors
+are in closed form, nothing is drawn:
 
 - recall and precision: binomial, sqrt(p (1 - p) / n) for n samples of the class, or predicted as it;
 - F1: the delta method on the multinomial counts of the confusion matrix (Takahashi et al. 2022, Applied Intelligence
   52, 4961, equations 6 to 9), by the influence of each cell on the ratio 2 TP / (support + predicted);
 - AUROC of a class against all others: DeLong, DeLong and Clarke-Pearson 1988, by sorting, as Sun and Xu 2014;
+- average precision: the jackknife over samples, see `average_precision`;
 - a mean over classes: the influences of a sample on all classes are added up first, as the classes share samples.
 
 A score that is not defined (precision of a class that is never predicted, recall of one without samples) is None, and
@@ -15,13 +17,16 @@ counts in no mean. Balanced accuracy is the mean recall. Legend: N samples, K cl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from swa_cli.metrics.average_precision import average_precision
+from swa_cli.metrics.metric import THRESHOLD
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,63 @@ class Outcomes:
     labels: Tensor  # (N,) int64
 
     @property
+    def metrics(self) -> Sequence[ClassMetric]:
+        """What is computed of each class."""
+        return CLASS_METRICS
+
+    @property
+    def support(self) -> Tensor:
+        """The number of samples (K,) of each class."""
+        return self.confusion.sum(1)
+
+    @property
+    def predicted(self) -> Tensor:
+        """The number of samples (K,) that are predicted as each class."""
+        return self.confusion.sum(0)
+
+    @property
     def confusion(self) -> Tensor:
         """C (K, K) float64: row true class, column predicted class."""
         number = self.p.shape[1]
         return (
             torch.bincount(self.labels * number + self.p.argmax(1), minlength=number**2).view(number, number).double()
         )
+
+
+@dataclass(frozen=True)
+class LabelOutcomes:
+    """What was predicted for some samples that have several labels each, and what they are."""
+
+    p: Tensor  # (N, K) probabilities
+    labels: Tensor  # (N, K) of 0 and 1
+
+    @property
+    def metrics(self) -> Sequence[ClassMetric]:
+        """What is computed of each class."""
+        return LABEL_METRICS
+
+    @property
+    def positive(self) -> Tensor:
+        """(N, K) bool: the labels that are there."""
+        return self.labels > 0.5
+
+    @property
+    def predicted_labels(self) -> Tensor:
+        """(N, K) bool: the labels that are predicted."""
+        return self.p > THRESHOLD
+
+    @property
+    def support(self) -> Tensor:
+        """The number of samples (K,) of each class."""
+        return self.positive.sum(0)
+
+    @property
+    def predicted(self) -> Tensor:
+        """The number of samples (K,) that are predicted to have each class."""
+        return self.predicted_labels.sum(0)
+
+
+OUTCOMES: Mapping[str, type[Outcomes | LabelOutcomes]] = {"classification": Outcomes, "multilabel": LabelOutcomes}
 
 
 @dataclass(frozen=True)
@@ -62,7 +118,7 @@ class ClassMetric:
     name: str
     mean_key: str
     mean_name: str
-    compute: Callable[[Outcomes], ClassValues]
+    compute: Callable[[Any], ClassValues]  # of outcomes
 
 
 def _precision(outcomes: Outcomes) -> ClassValues:
@@ -120,6 +176,47 @@ def _share_below(values: Tensor, *, among: Tensor) -> Tensor:
     return torch.from_numpy(lower + upper).double() / (2 * len(among))
 
 
+def _label_precision(outcomes: LabelOutcomes) -> ClassValues:
+    predicted = outcomes.predicted_labels
+    return _ratio(predicted & outcomes.positive, predicted)
+
+
+def _label_recall(outcomes: LabelOutcomes) -> ClassValues:
+    return _ratio(outcomes.predicted_labels & outcomes.positive, outcomes.positive)
+
+
+def _label_f1(outcomes: LabelOutcomes) -> ClassValues:
+    predicted, positive = outcomes.predicted_labels, outcomes.positive
+    return _ratio(2.0 * (predicted & positive), predicted.double() + positive)  # whole: 2 TP + FP + FN
+
+
+def _ratio(part: Tensor, whole: Tensor) -> ClassValues:
+    """Return sum(part) / sum(whole) of each class, both (N, K); errors by the delta method are binomial for a share."""
+    part, whole = part.double(), whole.double()
+    total = whole.sum(0)
+    each = part.sum(0) / total
+    return _of_influences(each, (part - each * whole) / total)
+
+
+def _average_precision(outcomes: LabelOutcomes) -> ClassValues:
+    num_samples = len(outcomes.p)
+    found = [
+        average_precision(scores.contiguous(), positive)
+        for scores, positive in zip(outcomes.p.T, outcomes.positive.T, strict=True)
+    ]
+    left_out = torch.stack([values for _, values in found], dim=1)  # (N, K)
+    factor = (num_samples - 1) / math.sqrt(max(num_samples * (num_samples - 1), 1))  # of jackknife pseudo-values
+    each = torch.tensor([value for value, _ in found], dtype=torch.float64)
+    return _of_influences(each, factor * (left_out.nanmean(0) - left_out))
+
+
+def _of_influences(each: Tensor, influence: Tensor) -> ClassValues:
+    """Return scores (K,) with the errors that follow from the influence (N, K) of each sample on each of them."""
+    influence = influence.nan_to_num()
+    errors = influence.square().sum(0).sqrt().where(~each.isnan(), math.nan)
+    return ClassValues(each, errors, float(influence.sum(1).square().sum().sqrt()) / _num_defined(each))
+
+
 def _num_defined(each: Tensor) -> int:
     return int((~each.isnan()).sum()) or 1
 
@@ -132,23 +229,30 @@ CLASS_METRICS = (
 )
 
 
+LABEL_METRICS = (
+    ClassMetric("precision", "precision", "macro_precision", "macro precision", _label_precision),
+    ClassMetric("recall", "recall", "macro_recall", "macro recall", _label_recall),
+    ClassMetric("f1", "F1", "macro_f1", "macro F1", _label_f1),
+    ClassMetric("ap", "AP", "map", "mAP", _average_precision),
+)
+
+
 def class_scores(
-    outcomes: Outcomes, *, names: Sequence[str], advance: Callable[[], None] = lambda: None
+    outcomes: Outcomes | LabelOutcomes, *, names: Sequence[str], advance: Callable[[], None] = lambda: None
 ) -> dict[str, Any]:
     """Return the scores as JSON has them: `classes`, a row each, and the means over them, all with `_se`.
 
     Args:
         outcomes: Of all samples of a split.
         names: Of the K classes.
-        advance: Called after each of `CLASS_METRICS`.
+        advance: Called after each of the metrics.
     """
-    counts = outcomes.confusion
+    counts = zip(names, outcomes.support.tolist(), outcomes.predicted.tolist(), strict=True)
     rows: list[dict[str, Any]] = [
-        {"class": name, "support": int(counts[number].sum()), "predicted": int(counts[:, number].sum())}
-        for number, name in enumerate(names)
+        {"class": name, "support": int(support), "predicted": int(predicted)} for name, support, predicted in counts
     ]
     means: dict[str, float | None] = {}
-    for metric in CLASS_METRICS:
+    for metric in outcomes.metrics:
         found = metric.compute(outcomes)
         for row, value, error in zip(rows, found.each.tolist(), found.errors.tolist(), strict=True):
             row |= {metric.key: _or_none(value), f"{metric.key}_se": _or_none(error)}

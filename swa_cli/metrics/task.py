@@ -86,9 +86,10 @@ class Task:
     check: Callable[..., None]  # (outputs, targets, *, subject): raises if this cannot be trained
     check_training: Callable[..., None] = lambda outputs, *, subject: None  # the same for outputs in training mode
     families: tuple[str, ...] = ("classification",)  # of torchvision's networks
-    target: str | None = "class"  # the labels that the dataset must have: class, mask or value; None: any
+    target: str | None = "class"  # the labels that the dataset must have: class, multilabel, mask, value; None: any
     batch_to_args: Callable[[Any], Arguments] = batch_to_args
     loss_weight: Callable[..., Tensor | None] | None = None  # see `losses.weight_of`; None: the task has no classes
+    loss_name: str = "cross_entropy"  # of a task with classes: its loss where a recipe names none
     weight: Callable[[Any], int] | None = None  # targets -> what a batch's score is the mean of; None: its samples
     tta: str = "none"  # one of `VIEWS`
 

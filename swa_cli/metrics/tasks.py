@@ -23,7 +23,7 @@ from torch import Tensor
 
 from swa_cli.errors import UserError
 from swa_cli.import_path import import_callable, import_object
-from swa_cli.metrics import classification, metric, regression, segmentation
+from swa_cli.metrics import classification, losses, metric, multilabel, regression, segmentation
 from swa_cli.metrics.metric import Direction, SampleScores, TaskMetrics, user_task_metrics
 from swa_cli.metrics.task import Subject, Task, UserTask, batch_to_args
 
@@ -103,6 +103,19 @@ TASKS = {
         check=classification.check,
         check_training=_check_training,
     ),
+    "multilabel": Task(
+        metrics=metric.MULTILABEL,
+        loss=_with_auxiliary(losses.multilabel_loss),
+        loss_weight=lambda labels, *, class_weights: None,
+        loss_name="bce",
+        predict=multilabel.predict,
+        score_predictions=multilabel.score_predictions,
+        score_outputs=multilabel.score_outputs,
+        train_score=_on_main_output(multilabel.label_accuracy),
+        check=multilabel.check,
+        check_training=_check_training,
+        target="multilabel",
+    ),
     "segmentation": Task(
         metrics=metric.SEGMENTATION,
         loss=_with_auxiliary(segmentation.loss),
@@ -169,7 +182,8 @@ def training_loss(
 
     Args:
         task: The task.
-        name: One of `losses.LOSSES`, or `package.module:function`; None for the task's own.
+        name: One of `losses.LOSSES` or `losses.MULTILABEL_LOSSES`, or `package.module:function`; None for the task's
+            own.
         label_smoothing: Share of the target that is spread over all classes.
         class_weights: (K,) float32 on the device of the targets.
         focal_gamma: The exponent of focal; None for its default.
@@ -182,7 +196,7 @@ def training_loss(
     if task.loss_weight is None:
         assert name is None, "the plan refuses losses over classes for a task without classes"
         return TrainingLoss(partial(task.loss, label_smoothing=label_smoothing))
-    options: dict[str, Any] = {"name": name or "cross_entropy", "class_weights": class_weights}
+    options: dict[str, Any] = {"name": name or task.loss_name, "class_weights": class_weights}
     options |= {} if focal_gamma is None else {"focal_gamma": focal_gamma}
     return TrainingLoss(
         partial(task.loss, label_smoothing=label_smoothing, **options),
@@ -225,7 +239,7 @@ def _own_loss(name: str, *, label_smoothing: float, class_weights: Tensor | None
 EXPECTED = (
     'define loss, predict, metrics, and scores such as {"accuracy": "higher", "loss": "lower"}, with "loss" not first'
 )
-FORMS = "a name is classification, segmentation, regression or package.module:attribute"
+FORMS = f"a name is {', '.join(TASKS)} or package.module:attribute"
 NUM_ARGUMENTS = {"loss": 2, "predict": 1, "metrics": 2}  # function -> positional arguments
 
 

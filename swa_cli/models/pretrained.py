@@ -1,6 +1,6 @@
 """Weights that torchvision and timm publish: found by name, with the inputs they were trained on, and loaded.
 
-Names and inputs stand in the libraries, so only `load` may download: through the library, into its own cache.
+Names, inputs and shapes stand in the libraries, so only `load` may download: through the library, into its own cache.
 C channels; H W pixels.
 """
 
@@ -12,16 +12,28 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from swa_cli.errors import UserError, did_you_mean
 
 LOOK_EVERY_S = 0.2  # at the growth of a download
+MEBIBYTE = 1 << 20  # the unit of torchvision's file sizes
+# What torchvision's files have beside the networks that its builders make without weights.
+WITH_AUXILIARY: Mapping[str, Mapping[str, Any]] = {
+    **{name: {"aux_logits": True, "init_weights": False} for name in ("googlenet", "inception_v3")},
+    **{
+        name: {"aux_loss": True}
+        for name in ("fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101")
+    },
+    "deeplabv3_mobilenet_v3_large": {"aux_loss": True},
+}
+HUB = "https://huggingface.co/"
 Progress = Callable[[int], None]  # bytes of the download so far
 
 
@@ -29,19 +41,50 @@ Progress = Callable[[int], None]  # bytes of the download so far
 class Published:
     """Weights that a library publishes, and what they expect.
 
-    `size` (H, W) is None where images of any size fit, and `resize`, the shorter side before a center crop, where the
-    whole image is resized. Mean and std are of pixels from 0 to 1. `args` are constructor arguments that they need.
+    `file` is named as in `folder`, and `num_bytes` is None where the library does not say its size. `size` (H, W) is
+    None where images of any size fit, and `resize`, the shorter side before a center crop, where the whole image is
+    resized; `note` says how the library shows images where that is neither of the two. Mean and std are of pixels from
+    0 to 1. `args` are constructor arguments that they need.
     """
 
     network: str
     name: str
     url: str
+    file: str
+    num_bytes: int | None
+    num_classes: int
     size: tuple[int, int] | None
     resize: int | None
     interpolation: str
     mean: tuple[float, ...]
     std: tuple[float, ...]
     args: Mapping[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether they lie on the hub of Hugging Face."""
+        return self.url.startswith(HUB)
+
+    @property
+    def folder(self) -> Path:
+        """The cache of the library."""
+        if not self.is_on_hub:
+            return Path(torch.hub.get_dir()) / "checkpoints"
+        from huggingface_hub import constants
+
+        return Path(constants.HF_HUB_CACHE)
+
+    def cached(self) -> Path | None:
+        """Return the file in the cache, if it is there."""
+        if not self.is_on_hub:
+            return path if (path := self.folder / self.file).is_file() else None
+        from huggingface_hub import try_to_load_from_cache
+
+        repository, _, revision = self.url.removeprefix(HUB).partition("@")
+        look = partial(try_to_load_from_cache, repository, cache_dir=self.folder, revision=revision or None)
+        found = [text for file in (self.file, "pytorch_model.bin") if isinstance(text := look(file), str)]
+        return Path(found[0]) if found else None
 
 
 def find(network: str, weights: str | bool) -> Published:
@@ -52,6 +95,33 @@ def find(network: str, weights: str | bool) -> Published:
     """
     library, _, name = network.partition(":")
     return (_find_in_timm if library == "timm" else _find_in_torchvision)(network, name, weights)
+
+
+def shapes(published: Published, *, in_channels: int, args: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the state dict that `load` returns with zeros in it that take no memory: nothing is read."""
+    network = partial(_network_of_file, published, in_channels=in_channels, args=args)
+    try:
+        with torch.device("meta"):
+            model = network()
+    except NotImplementedError:  # its constructor computes with tensors
+        with torch.random.fork_rng(devices=[]):
+            model = network()
+    return {key: torch.zeros((), dtype=value.dtype).expand(value.shape) for key, value in model.state_dict().items()}
+
+
+def _network_of_file(published: Published, *, in_channels: int, args: Mapping[str, Any]) -> nn.Module:
+    library, _, name = published.network.partition(":")
+    if library == "timm":
+        import timm
+
+        network: nn.Module = timm.create_model(f"{name}.{published.name}", in_chans=in_channels, **args)
+        return network
+    from torchvision import models
+
+    is_segmentation = name in models.list_models(module=models.segmentation)
+    fixed = {"weights_backbone": None} if is_segmentation else {}
+    own = {**fixed, **WITH_AUXILIARY.get(name, {}), **published.args}
+    return models.get_model(name, weights=None, num_classes=published.num_classes, **own)
 
 
 def load(
@@ -117,6 +187,9 @@ def _find_in_torchvision(network: str, name: str, weights: str | bool) -> Publis
         network,
         found.name,
         found.url,
+        Path(found.url).name,
+        round(found.meta["_file_size"] * MEBIBYTE) if "_file_size" in found.meta else None,
+        len(found.meta["categories"]),
         None if crop is None else (crop[0], crop[0]),
         None if crop is None else resize,
         view.interpolation.value,
@@ -129,8 +202,8 @@ def _find_in_torchvision(network: str, name: str, weights: str | bool) -> Publis
 def _load_from_torchvision(
     published: Published, *, read: Callable[[Path], dict[str, Tensor]], progress: Progress | None
 ) -> dict[str, Tensor]:
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / Path(published.url).name
+    folder = published.folder
+    file = folder / published.file
     if not file.is_file():
         checksum = re.search(r"-([0-9a-f]{8,})\.", file.name)
         try:
@@ -160,26 +233,44 @@ def _find_in_timm(network: str, name: str, weights: str | bool) -> Published:
     assert found is not None, "it is in the list"
     view = resolve_data_config({}, pretrained_cfg=found.to_dict())
     size: tuple[int, int] = view["input_size"][1:]
+    mode, share = view["crop_mode"], view["crop_pct"]
     return Published(
         network,
         str(tag),
-        f"https://huggingface.co/{found.hf_hub_id}" if found.hf_hub_id else str(found.url),
+        f"{HUB}{found.hf_hub_id}" if found.hf_hub_id else str(found.url),
+        (found.hf_hub_filename or "model.safetensors") if found.hf_hub_id else Path(str(found.url)).name,
+        None,
+        found.num_classes,
         size,
-        None if view["crop_mode"] == "squash" else int(min(size) / view["crop_pct"]),
+        None if mode == "squash" else int(min(size) / share),
         "bilinear" if view["interpolation"] == "bilinear" else "bicubic",
         tuple(view["mean"]),
         tuple(view["std"]),
+        note=_note_of_crop(mode, share, size),
     )
+
+
+def _note_of_crop(mode: str, share: float, size: tuple[int, int]) -> str:
+    """Return how timm shows images to weights for which neither a center crop nor the whole image is meant.
+
+    Its `squash` resizes the whole image to `size` / `share` before the crop, and its `border` fits the whole image into
+    that and fills up the rest.
+    """
+    if mode == "border":
+        return "whole images between borders (crop_mode border), and here it is a center crop: eval.crop=none stretches"
+    if mode == "squash" and share < 1:
+        within = " x ".join(str(int(side / share)) for side in size)
+        return f"the center of whole images stretched to {within} (crop_mode squash), and here it is all of the image"
+    return ""
 
 
 def _load_from_timm(
     published: Published, *, in_channels: int, args: Mapping[str, Any], progress: Progress | None
 ) -> dict[str, Tensor]:
     import timm
-    from huggingface_hub import constants
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    had_bars, cache = not are_progress_bars_disabled(), Path(constants.HF_HUB_CACHE)
+    had_bars, cache = not are_progress_bars_disabled(), published.folder
     name = f"{published.network.partition(':')[2]}.{published.name}"
     disable_progress_bars()  # the terminal shows its own
     try:

@@ -8,6 +8,7 @@ form and needs no other code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -45,6 +46,7 @@ class Kind:
     every: str  # default of the key `every`
     keys: Mapping[str, Key]  # of this kind alone
     exclusions: tuple[Exclusion, ...]
+    lengths: tuple[str, ...]  # keys that in % are a share of the whole run
     problems: Callable[[Settings, Duration, Exact], list[Problem]]  # in the values and `every`; keys are relative
     resolve: Callable[[Settings, Duration, Exact], Settings]  # the plain values that a checkpoint holds, with `every`
     few: int  # a plan warns of fewer weight sets
@@ -177,6 +179,76 @@ def _ema_text(plan: AveragePlan) -> str:
     return pace + warmup + ("" if plan.settings["bias_correction"] else ", no bias correction")
 
 
+MOSTLY_ONE = 0.5  # weight of the newest weight set at the end, from which on hardly anything is averaged
+WIDEST = 0.28  # relative width of a power-function EMA; that of the plain mean is 0.2887
+
+
+def _power_problems(values: Settings, every: Duration, exact: Exact) -> list[Problem]:
+    """Return the mistake in a width or half-life that no power function has."""
+    half_life, width = values["half_life"], values["width"]
+    if half_life is None:
+        if width > WIDEST:
+            message = f"{width:g} is above {WIDEST}, where the average is nearly the plain mean"
+            return [Problem("width", message, f"write at most {WIDEST}, or kind: mean")]
+        return []
+    if half_life.unit != "%":
+        message = f"{half_life} is not a share of the elapsed run, as power_ema takes it"
+        return [Problem("half_life", message, "write it in %, such as 10%, or kind: ema")]
+    if not 0 < half_life.value < 100:
+        message = f"{half_life} is not between 0% and 100% of the elapsed run"
+        return [Problem("half_life", message, "write a share such as 10%, or kind: mean")]
+    return []
+
+
+def _power_settings(values: Settings, every: Duration, exact: Exact) -> Settings:
+    """Return the exponent g of the profile g tau^g of a time tau (Karras et al. 2024, arXiv:2312.02696, section 3.1).
+
+    A half-life h is a share of the elapsed run: (1 - h)^g = 1/2, so g = ln(1/2) / ln(1 - h).
+    """
+    half_life = values["half_life"]
+    if half_life is None:
+        return {"exponent": power_exponent(values["width"])}
+    return {"exponent": -math.log(2) / math.log1p(-float(half_life.value / 100))}
+
+
+def power_exponent(width: float) -> float:
+    """Return the exponent g of a power-function EMA whose profile has this standard deviation, in elapsed runs.
+
+    The inverse of width = sqrt((g + 1) / ((g + 2)^2 (g + 3))), the largest real root of
+    g^3 + 7 g^2 + (16 - 1/width^2) g + (12 - 1/width^2) (Karras et al. 2024, appendix C). The width falls from g = 0 on.
+    """
+    low, high = 0.0, 1 / width
+    while low < (middle := (low + high) / 2) < high:
+        is_wider = (middle + 1) / ((middle + 2) ** 2 * (middle + 3)) > width**2
+        low, high = (middle, high) if is_wider else (low, middle)
+    return low
+
+
+def power_share(n: int, *, exponent: float) -> float:
+    """Return the share of the n-th weight set in a power-function EMA: 1 - (1 - 1/n)^(g + 1), 1 for the first.
+
+    The time t counts from one interval before the first weight set, in intervals of `every`: t = n, and a weight set
+    stands for the interval before it. Of n weight sets the i-th then has the weight (i^(g + 1) - (i - 1)^(g + 1)) /
+    n^(g + 1), the integral of the profile (g + 1) tau^g / t^(g + 1) over its interval, whatever its length is.
+    """
+    return 1.0 if n == 1 else -math.expm1((exponent + 1) * math.log1p(-1 / n))
+
+
+def _power_warnings(plan: AveragePlan) -> list[str]:
+    share = power_share(plan.count, exponent=plan.settings["exponent"])
+    if share < MOSTLY_ONE:
+        return []
+    key = "width" if plan.given["half_life"] is None else "half_life"
+    return [f"is mostly its newest weight set ({share:.0%} at the end): shorten {plan.key}.every or raise its {key}"]
+
+
+def _power_text(plan: AveragePlan) -> str:
+    half_life, exponent = plan.given["half_life"], plan.settings["exponent"]
+    if half_life is None:
+        return f"power EMA of width {plan.given['width']:g} (exponent {exponent:.4g})"
+    return f"power EMA of half-life {half_life} of the elapsed run (exponent {exponent:.4g})"
+
+
 def _lawa_warnings(plan: AveragePlan) -> list[str]:
     window = plan.settings["window"]
     return [f"holds the last {window} weights, but takes only {plan.count}"] if window > plan.count else []
@@ -199,6 +271,7 @@ KINDS: Mapping[str, Kind] = {
         every="1ep",
         keys={},
         exclusions=(),
+        lengths=(),
         problems=_no_problems,
         resolve=_as_given,
         few=5,  # such a mean is hardly flatter than its members
@@ -224,6 +297,7 @@ KINDS: Mapping[str, Kind] = {
                 problem=Problem("half_life", "half_life and decay are mutually exclusive", "write one of the two"),
             ),
         ),
+        lengths=("half_life",),
         problems=_ema_problems,
         resolve=_ema_settings,
         few=0,
@@ -232,12 +306,41 @@ KINDS: Mapping[str, Kind] = {
         memory=_one_weight_set,
         share=None,
     ),
+    "power_ema": Kind(
+        summary="EMA whose memory grows with the run",
+        start="0ep",
+        every="1step",
+        keys={
+            "width": Key(
+                Annotated[Number, Field(gt=0)], 0.1, "standard deviation of its profile, as a share of the elapsed run"
+            ),
+            "half_life": Key(
+                DurationField, None, "in place of width, the share of the elapsed run after which a weight counts half"
+            ),
+        },
+        exclusions=(
+            Exclusion(
+                key="half_life",
+                replaces="width",
+                problem=Problem("half_life", "half_life and width are mutually exclusive", "write one of the two"),
+            ),
+        ),
+        lengths=(),
+        problems=_power_problems,
+        resolve=_power_settings,
+        few=0,
+        warnings=_power_warnings,
+        text=_power_text,
+        memory=_one_weight_set,
+        share=lambda n, settings: power_share(n, exponent=settings["exponent"]),
+    ),
     "lawa": Kind(
         summary="mean of the last weight sets",
         start="75%",
         every="1ep",
         keys={"window": Key(Count, 5, "number of weight sets")},
         exclusions=(),
+        lengths=(),
         problems=_no_problems,
         resolve=_as_given,
         few=0,
@@ -263,6 +366,7 @@ KINDS: Mapping[str, Kind] = {
                 ),
             ),
         ),
+        lengths=(),
         problems=_no_problems,
         resolve=_as_given,
         few=5,

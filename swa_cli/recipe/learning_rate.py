@@ -14,7 +14,8 @@ from functools import partial
 from itertools import accumulate
 
 from swa_cli.errors import Problem
-from swa_cli.recipe.schedules import SCHEDULES, Curve, Exact, ResolvedSchedule, cosine, linear
+from swa_cli.recipe.curves import Curve, Exact, ResolvedSchedule, cosine, linear
+from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.values import Duration, round_half_up
 
@@ -76,7 +77,8 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> ResolvedSchedule:
     anneal_begin = round_half_up(start) - (anneal if anneal <= start else 0)
     end = start if _ends_at_start(recipe) else Fraction(total)
     drops = kind.drops(settings, exact)
-    limit = min(round_half_up(end), anneal_begin if holds else total, *drops)
+    plateau = round_half_up(kind.plateau(settings, exact, end)) if kind.plateau else None
+    limit = min(round_half_up(end), anneal_begin if holds else total, *drops, *([] if plateau is None else [plateau]))
     warmup = explicit_warmup
     if schedule.warmup is None and kind.has_default_warmup:
         warmup = steps_per_epoch if steps_per_epoch < limit else max(0, limit // 10)
@@ -92,6 +94,7 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> ResolvedSchedule:
         warmup_limit=limit,
         anneal=anneal,
         end=end,
+        plateau=plateau,
         final_lr=_final_lr(recipe),
         drops=drops,
         turns=turns,

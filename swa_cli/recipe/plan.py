@@ -13,6 +13,7 @@ from fractions import Fraction
 
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe import swap
+from swa_cli.recipe.curves import ResolvedSchedule
 from swa_cli.recipe.image_sizes import size_problems
 from swa_cli.recipe.intervals import Series, StepClock, average_series, points, series_problems, snapshot_series
 from swa_cli.recipe.kinds import KINDS, AveragePlan
@@ -24,11 +25,12 @@ from swa_cli.recipe.learning_rate import (
     schedule_problems,
 )
 from swa_cli.recipe.scalars import shown
-from swa_cli.recipe.schedules import ResolvedSchedule
 from swa_cli.recipe.schema import PUBLISHERS, Recipe
 from swa_cli.recipe.swap import Phase
 from swa_cli.recipe.values import Duration, TimeSpan, length_text, round_half_up
 from swa_cli.units import count_text
+
+OF_WHOLE_IMAGES = ("classification", "multilabel")  # tasks whose labels no flip changes, and which can be mixed
 
 
 def problems_between(recipe: Recipe, *, columns: Sequence[str] | None) -> list[Problem]:
@@ -80,15 +82,18 @@ def _task_problems(recipe: Recipe) -> list[Problem]:
     """Check for keys that have no meaning for the task."""
     found = []
     train = recipe.train
-    if recipe.task not in ("classification", "segmentation"):
+    if recipe.task not in (*OF_WHOLE_IMAGES, "segmentation"):
         found += _problems_without_classes(recipe)
+    if recipe.task == "multilabel" and train.loss == "cross_entropy":
+        message = "is the cross_entropy of one class per image, and an image of multilabel has any number of them"
+        found.append(Problem("train.loss", message, "write loss: bce or loss: focal, or leave it out"))
     if train.focal_gamma is not None and train.loss != "focal":
-        message = f"the loss {train.loss or 'cross_entropy'} has no gamma"
+        message = f"the loss {train.loss or ('bce' if recipe.task == 'multilabel' else 'cross_entropy')} has no gamma"
         found.append(Problem("train.focal_gamma", message, "leave it out, or write loss: focal"))
     if recipe.task == "regression" and recipe.train.label_smoothing:
         message = "regression has no classes that a target could be spread over"
         found.append(Problem("train.label_smoothing", message, "leave it out"))
-    if recipe.task != "classification" and recipe.eval.tta != "none":
+    if recipe.task not in OF_WHOLE_IMAGES and recipe.eval.tta != "none":
         message = f"the views of an image share a class, but not what {recipe.task} predicts"
         found.append(Problem("eval.tta", message, "leave it out"))
     return found
@@ -115,9 +120,10 @@ def _augment_problems(recipe: Recipe) -> list[Problem]:
         message = "crop and translate are mutually exclusive: both move the image"
         found.append(Problem("dataset.augment.translate", message, "write one of the two"))
     for key, value in (("mixup", augment.mixup), ("cutmix", augment.cutmix)):
-        if value and recipe.task != "classification":
+        if value and recipe.task not in OF_WHOLE_IMAGES:
             message = f"mixes the classes of two images, and the task is {recipe.task}"
-            found.append(Problem(f"dataset.augment.{key}", message, "leave it out, or set task: classification"))
+            hint = f"leave it out, or set task: {' or '.join(OF_WHOLE_IMAGES)}"
+            found.append(Problem(f"dataset.augment.{key}", message, hint))
     return found
 
 
@@ -206,6 +212,7 @@ class Plan:
     snapshots: tuple[int, ...]  # updates done
     score_epochs: frozenset[int]  # the averages are evaluated at their ends; the last epoch is not listed
     saves: frozenset[int]  # updates done when last.pt is saved; the end of the run is always one
+    plateau: int | None  # updates done when plateau.pt is saved: the rate decays from there to the end of the run
     learning_rate: Callable[[int], float]
     warnings: tuple[str, ...]
     phase: Phase  # the epochs of the recipe that the run does
@@ -267,6 +274,7 @@ def make_plan(recipe: Recipe, *, num_train: int, columns: Sequence[str] | None =
         snapshots=snapshots[0] if snapshots else (),
         score_epochs=_score_epochs(recipe, averages, clock),
         saves=_saves(recipe, clock),
+        plateau=(course.plateau or None) if course.end == total and recipe.swap is None else None,
         learning_rate=lambda step: phase.factor * rate(phase.before * steps_per_epoch + step),
         warnings=tuple(_warnings(recipe, averages, course)),
         phase=phase,
@@ -365,10 +373,8 @@ class Window:
             RecipeError: A run of this recipe cannot be planned.
             UserError: The run does not have an end, or nothing is between them.
         """
-        plan = make_plan(recipe, num_train=num_train)
-        course = chart(recipe, steps_per_epoch=plan.steps_per_epoch)
-        clock = StepClock(plan.steps_per_epoch, plan.total_steps, course.minima)
-        start, end = (_point(duration, clock) for duration in (self.start, self.end))
+        clock = clock_of(recipe, num_train=num_train)
+        start, end = (point_on(clock, duration, option="--window") for duration in (self.start, self.end))
         if start > end:
             raise UserError(f"--window {self}: ends before it starts", hint="write the earlier point first")
         return start, end
@@ -377,16 +383,32 @@ class Window:
         return f"{self.start}:{self.end}"
 
 
-def _point(duration: Duration, clock: StepClock) -> int:
+def clock_of(recipe: Recipe, *, num_train: int) -> StepClock:
+    """Return the clock of a run on `num_train` samples.
+
+    Raises:
+        RecipeError: A run of this recipe cannot be planned.
+    """
+    plan = make_plan(recipe, num_train=num_train)
+    course = chart(recipe, steps_per_epoch=plan.steps_per_epoch)
+    return StepClock(plan.steps_per_epoch, plan.total_steps, course.minima)
+
+
+def point_on(clock: StepClock, duration: Duration, *, option: str) -> int:
+    """Return the updates done at a point of a run, rounded half up; `option` names it in errors.
+
+    Raises:
+        UserError: The run does not have this point.
+    """
     if duration.unit == "cycle" and duration.value > len(clock.minima):
         raise UserError(
-            f"--window: {duration} is not there: the schedule of the run has {len(clock.minima)} minima",
+            f"{option}: {duration} is not there: the schedule of the run has {len(clock.minima)} minima",
             hint="write the point in %, ep or step",
         )
     point = point_of(duration, exact=clock.exact, low_points=clock.minima, total=clock.total)
     if point > clock.total:
         epochs = clock.total // clock.steps_per_epoch
         raise UserError(
-            f"--window: {duration} is after the end of the run, epoch {epochs}", hint=f"write at most {epochs}ep"
+            f"{option}: {duration} is after the end of the run, epoch {epochs}", hint=f"write at most {epochs}ep"
         )
     return round_half_up(point)

@@ -2,59 +2,31 @@
 
 One idea: a schedule is one entry of `SCHEDULES`. The section `schedule`, its JSON Schema, the template, the plan and
 the baseline are derived from the entry. No field of an entry has a default, so a part that is left out is an error at
-import. Every curve is a convex combination of two rates, so it meets both exactly at its ends.
+import. Every curve but `sqrt` is a convex combination of two rates, so it meets both exactly at its ends.
 
 `step` counts optimizer updates from 0. A *point* (end of warmup, minimum of a cycle) counts updates done, so step `p`
-is the first one after point `p`. `position` runs from 0 to 1.
+is the first one after point `p`.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
-from itertools import accumulate, cycle, pairwise, repeat
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from swa_cli.errors import Problem
-from swa_cli.recipe.values import Duration, DurationField, Key, Number, Rate, in_epochs, length_text, round_half_up
-
-Curve = Callable[[int], float]  # the rate of a step
-Exact = Callable[[Duration], Fraction]  # the steps of a length, before rounding
-Settings = Mapping[str, Any]  # the keys of a schedule; a key that the recipe leaves out has its default
+from swa_cli.recipe import cycles
+from swa_cli.recipe.curves import SHAPES, Curve, Exact, ResolvedSchedule, Settings, cosine, linear
+from swa_cli.recipe.values import Duration, DurationField, Key, Number, Rate, round_half_up
 
 ONE_CYCLE_END = 1e-4  # torch's final_div_factor
 DEFAULT_PEAK = Fraction(3, 10)  # of one_cycle
-
-
-@dataclass(frozen=True)
-class ResolvedSchedule:
-    """A schedule in a run: its settings, with durations in steps and every default filled in."""
-
-    name: str
-    settings: Settings
-    exact: Exact
-    steps_per_epoch: int
-    total: int
-    lr: float  # optimizer.lr
-    start: Fraction  # swa.start, exact; the end of the run without the section
-    warmup: int
-    warmup_limit: int  # the step before which the warmup has to end: the first drop, the decay's end or the anneal
-    anneal: int  # steps of the bridge to swa.lr, which ends at `start`
-    end: Fraction  # of a decay, exact
-    final_lr: float  # the rate at `end`
-    drops: tuple[int, ...]  # points, sorted
-    turns: tuple[int, ...]  # bounds of the pieces of cycles; the last one is after the end of the run
-    minima: tuple[int, ...]  # points at which a cycle is at its minimum; none without cycles
-
-    def epoch(self, point: Fraction | int) -> str:
-        """Write a point in epochs."""
-        return in_epochs(point, steps_per_epoch=self.steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -81,6 +53,7 @@ class ScheduleKind:
     final_lr: float  # default, in multiples of optimizer.lr
     is_decay: bool  # ends at its lowest rate; the baseline of the others is a cosine
     drops: Callable[[Settings, Exact], tuple[int, ...]]  # points at which the rate drops
+    plateau: Callable[[Settings, Exact, Fraction], Fraction] | None  # where the decay begins that ends at a point
     cycles: Cycles | None
 
     @property
@@ -95,22 +68,6 @@ SPAN = Key(
     Literal["auto", "start", "run"], None, "what a decay spans; auto: up to swa.start if swa.lr is given, else the run"
 )
 FINAL_LR = Key(Rate, None, "end of the decay; default swa.lr if the span ends at swa.start, else 0")
-
-
-def linear(position: float, *, first: float, last: float) -> float:
-    """Return the point between `first` (position 0) and `last` (position 1) on a straight line."""
-    return first * (1 - position) + last * position
-
-
-def cosine(position: float, *, first: float, last: float) -> float:
-    """Return the point between `first` and `last` on half a cosine (Loshchilov and Hutter 2017)."""
-    return linear((1 - math.cos(math.pi * position)) / 2, first=first, last=last)
-
-
-def _segment(step: int, bounds: Sequence[int]) -> tuple[int, float]:
-    """Return the piece that a step is in, and its position there, in [0, 1)."""
-    piece = bisect_right(bounds, step) - 1
-    return piece, (step - bounds[piece]) / (bounds[piece + 1] - bounds[piece])
 
 
 def _lr_bounds(settings: Settings, lr: float, final_lr: float) -> tuple[float, float]:
@@ -148,91 +105,58 @@ def _decay_kind(shape: Callable[..., float]) -> ScheduleKind:
         final_lr=0.0,
         is_decay=True,
         drops=_no_drops,
+        plateau=None,
         cycles=None,
     )
 
 
-# cosine_restarts
+# wsd, sqrt
 
 
-def _restarts(course: ResolvedSchedule) -> Curve:
-    """Decay on a cosine in each cycle.
-
-    With final_lr 0 and cycles of ceil(T/M) steps: the snapshot ensembles of Huang et al. 2017.
-    """
-    return lambda step: cosine(_segment(step, course.turns)[1], first=course.lr, last=course.final_lr)
-
-
-def _restart_lengths(settings: Settings, exact: Exact) -> Iterable[Fraction]:
-    growth = Fraction(str(settings["T_mult"]))  # 1.1 as 11/10
-    return accumulate(repeat(growth), Fraction.__mul__, initial=exact(settings["T_0"]))
+def _wsd(course: ResolvedSchedule) -> Curve:
+    """Stay at `lr`, then decay to `final_lr` (WSD: Hu et al. 2024; shapes: Haegele et al. 2024, arXiv:2405.18392)."""
+    begin, end, rates = course.plateau or 0, round_half_up(course.end), {"first": course.lr, "last": course.final_lr}
+    shape = SHAPES[course.settings["shape"]]
+    return lambda step: shape(min(1.0, max(0, step - begin) / (end - begin)), **rates)
 
 
-def _restarts_text(course: ResolvedSchedule) -> str:
-    growth = f", each {course.settings['T_mult']:g} x longer" if course.settings["T_mult"] > 1 else ""
-    first = length_text(course.turns[1] - course.turns[0], course.steps_per_epoch)
-    return f"cosine cycles of {first} from {course.lr:g} to {course.final_lr:g}{growth}"
+def _wsd_plateau(settings: Settings, exact: Exact, end: Fraction) -> Fraction:
+    return max(Fraction(0), end - exact(settings["decay"]))
 
 
-# cyclic
+def _wsd_problems(course: ResolvedSchedule) -> list[Problem]:
+    length, end = course.settings["decay"], round_half_up(course.end)
+    if course.exact(length) > course.end:
+        message = f"{length} is longer than the run up to the end of the decay, epoch {course.epoch(end)}"
+        return [Problem("schedule.decay", message, "write a shorter one, such as 20%")]
+    if course.plateau == end:
+        return [Problem("schedule.decay", f"{length} is shorter than one step", "write a longer one, such as 20%")]
+    return []
 
 
-def _cyclic(course: ResolvedSchedule) -> Curve:
-    """Straight lines between `base_lr` and `max_lr` that turn at `turns` (Smith 2017).
-
-    A cycle counts from minimum to minimum: triangular2 halves its height each cycle, exp_range multiplies it by
-    gamma^(steps since the cycles began). `begin: max` goes down first, as FGE does (Garipov et al. 2018).
-    """
-    settings, turns = course.settings, course.turns
-    base_lr, max_lr = _cyclic_bounds(settings, course.lr, course.final_lr)
-    begins_at_max, mode, gamma = settings["begin"] == "max", settings["mode"], settings["gamma"]
-
-    def rate(step: int) -> float:
-        segment, position = _segment(step, turns)
-        segment += begins_at_max  # as if a rise had gone before
-        height = position if segment % 2 == 0 else 1 - position
-        if mode == "triangular2":
-            height *= 0.5 ** (segment // 2)
-        elif mode == "exp_range":
-            height *= gamma ** (step - turns[0])
-        return linear(height, first=base_lr, last=max_lr)
-
-    return rate
+def _wsd_text(course: ResolvedSchedule) -> str:
+    fall = f"{course.settings['shape']} to {course.final_lr:g} at epoch {course.epoch(course.end)}"
+    return f"stable at {course.lr:g} to epoch {course.epoch(course.plateau or 0)}, {fall}"
 
 
-def _cyclic_bounds(settings: Settings, lr: float, final_lr: float) -> tuple[float, float]:
-    return settings["base_lr"], lr if settings["max_lr"] is None else settings["max_lr"]
+def _sqrt(course: ResolvedSchedule) -> Curve:
+    """Stay at `lr` up to `hold`, then fall as sqrt(hold / step) (Vaswani et al. 2017; with a later `hold`, EDM2)."""
+    hold = _hold(course)
+    return lambda step: course.lr * math.sqrt(hold / max(step, hold))
 
 
-def _cyclic_lengths(settings: Settings, exact: Exact) -> Iterable[Fraction]:
-    up = exact(settings["step_size_up"])
-    down = exact(settings["step_size_down"]) if settings["step_size_down"] else up
-    return cycle((down, up) if settings["begin"] == "max" else (up, down))
+def _hold(course: ResolvedSchedule) -> int:
+    """Return the point up to which the rate stays."""
+    hold = course.settings["hold"]
+    return round_half_up(course.exact(hold)) if hold else course.warmup or course.steps_per_epoch
 
 
-def _cyclic_problems(course: ResolvedSchedule) -> list[Problem]:
-    found, gamma, mode = [], course.settings["gamma"], course.settings["mode"]
-    base_lr, max_lr = _cyclic_bounds(course.settings, course.lr, course.final_lr)
-    if base_lr > max_lr:
-        message = f"{base_lr:g} is above the peak of the cycles, {max_lr:g}"
-        found.append(Problem("schedule.base_lr", message, "lower it, or raise schedule.max_lr"))
-    if mode == "exp_range" and gamma is None:
-        found.append(Problem("schedule.mode", "exp_range needs gamma", "add `gamma: 0.9999` to the section"))
-    if mode != "exp_range" and gamma is not None:
-        hint = "add `mode: exp_range` or leave it out"
-        found.append(Problem("schedule.gamma", "only exp_range uses it", hint))
-    if gamma is not None and gamma > 1:
-        found.append(Problem("schedule.gamma", f"{gamma:g} is above 1", "write 1 or less: cycles do not grow"))
-    return found
-
-
-def _cyclic_text(course: ResolvedSchedule) -> str:
-    base_lr, max_lr = _cyclic_bounds(course.settings, course.lr, course.final_lr)
-    ways = ("down", "up") if course.settings["begin"] == "max" else ("up", "down")
-    pieces = [length_text(right - left, course.steps_per_epoch) for left, right in pairwise(course.turns)]
-    paces = " and ".join(f"{piece} {way}" for piece, way in zip(pieces, ways, strict=False))
-    mode = "" if course.settings["mode"] == "triangular" else f", {course.settings['mode']}"
-    return f"cycles between {base_lr:g} and {max_lr:g}, {paces}{mode}"
+def _sqrt_problems(course: ResolvedSchedule) -> list[Problem]:
+    hold, warmup = _hold(course), course.warmup
+    if hold >= max(warmup, 1):
+        return []
+    where = f"before the end of the warmup, epoch {course.epoch(warmup)}" if warmup else "before the first step"
+    return [Problem("schedule.hold", f"{course.settings['hold']} is {where}", "write a later point, or leave it out")]
 
 
 # multistep
@@ -332,10 +256,52 @@ SCHEDULES: Mapping[str, ScheduleKind] = {
         final_lr=0.0,
         is_decay=False,
         drops=_no_drops,
+        plateau=None,
         cycles=None,
     ),
     "cosine": _decay_kind(cosine),
     "linear": _decay_kind(linear),
+    "wsd": ScheduleKind(
+        required={},
+        optional={
+            "warmup": WARMUP,
+            "decay": Key(DurationField, Duration.parse("20%"), "length of the decay"),
+            "shape": Key(Literal[tuple(SHAPES)], "1-sqrt", "of the decay"),
+            "span": SPAN,
+            "final_lr": FINAL_LR,
+        },
+        curve=_wsd,
+        text=_wsd_text,
+        bounds=_lr_bounds,
+        problems=_wsd_problems,
+        has_default_warmup=True,
+        leads_to_swa_lr=True,
+        final_lr=0.0,
+        is_decay=True,
+        drops=_no_drops,
+        plateau=_wsd_plateau,
+        cycles=None,
+    ),
+    "sqrt": ScheduleKind(
+        required={},
+        optional={
+            "warmup": WARMUP,
+            "hold": Key(
+                DurationField, None, "where the fall begins; default the end of the warmup, or 1ep without one"
+            ),
+        },
+        curve=_sqrt,
+        text=lambda course: f"{course.lr:g} to epoch {course.epoch(_hold(course))}, then inverse square root",
+        bounds=_lr_bounds,
+        problems=_sqrt_problems,
+        has_default_warmup=True,
+        leads_to_swa_lr=False,
+        final_lr=0.0,
+        is_decay=False,
+        drops=_no_drops,
+        plateau=None,
+        cycles=None,
+    ),
     "cosine_restarts": ScheduleKind(
         required={"T_0": Key(DurationField, None, "length of the first cycle")},
         optional={
@@ -343,8 +309,8 @@ SCHEDULES: Mapping[str, ScheduleKind] = {
             "T_mult": Key(Annotated[Number, Field(ge=1)], 1.0, "growth of the cycles"),
             "final_lr": FINAL_LR,
         },
-        curve=_restarts,
-        text=_restarts_text,
+        curve=cycles.restarts,
+        text=cycles.restarts_text,
         bounds=_lr_bounds,
         problems=_no_problems,
         has_default_warmup=False,
@@ -352,7 +318,8 @@ SCHEDULES: Mapping[str, ScheduleKind] = {
         final_lr=0.0,
         is_decay=False,
         drops=_no_drops,
-        cycles=Cycles(("T_0",), _restart_lengths, lambda settings: slice(1, None)),
+        plateau=None,
+        cycles=Cycles(("T_0",), cycles.restart_lengths, lambda settings: slice(1, None)),
     ),
     "cyclic": ScheduleKind(
         required={
@@ -371,18 +338,19 @@ SCHEDULES: Mapping[str, ScheduleKind] = {
             ),
             "gamma": Key(Factor, None, "factor of each step with exp_range, at most 1"),
         },
-        curve=_cyclic,
-        text=_cyclic_text,
-        bounds=_cyclic_bounds,
-        problems=_cyclic_problems,
+        curve=cycles.cyclic,
+        text=cycles.cyclic_text,
+        bounds=cycles.cyclic_bounds,
+        problems=cycles.cyclic_problems,
         has_default_warmup=False,
         leads_to_swa_lr=False,
         final_lr=0.0,
         is_decay=False,
         drops=_no_drops,
+        plateau=None,
         cycles=Cycles(
             keys=("step_size_up", "step_size_down"),
-            lengths=_cyclic_lengths,
+            lengths=cycles.cyclic_lengths,
             minima=lambda settings: slice(1 if settings["begin"] == "max" else 2, None, 2),
         ),
     ),
@@ -398,6 +366,7 @@ SCHEDULES: Mapping[str, ScheduleKind] = {
         final_lr=0.0,
         is_decay=True,
         drops=_milestones,
+        plateau=None,
         cycles=None,
     ),
     "one_cycle": ScheduleKind(
@@ -412,6 +381,7 @@ SCHEDULES: Mapping[str, ScheduleKind] = {
         final_lr=ONE_CYCLE_END,
         is_decay=True,
         drops=_no_drops,
+        plateau=None,
         cycles=None,
     ),
     "swa_paper": ScheduleKind(
@@ -426,6 +396,7 @@ SCHEDULES: Mapping[str, ScheduleKind] = {
         final_lr=0.01,
         is_decay=True,
         drops=_no_drops,
+        plateau=None,
         cycles=None,
     ),
 }

@@ -169,7 +169,7 @@ def fields_of(table: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
 MAX_NAME = 100  # characters of a name of folders and files, well below the limits of file systems
 NAME_PATTERN = rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{MAX_NAME - 1}}}"
 MAX_THREADS = 1024
-TASKS = ("classification", "segmentation", "regression")
+TASKS = ("classification", "multilabel", "segmentation", "regression")
 LOSSES = ("cross_entropy", "bce", "focal")
 LOGGERS = ("tensorboard",)
 OWN_CODE = r"\w+(\.\w+)*:\w+"

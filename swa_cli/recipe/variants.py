@@ -4,9 +4,9 @@ The baseline is the run that one would do without averaging: the same model, dat
 averaging sections, and a rate that decays over the whole run. An average has to beat it at the same cost. A schedule
 that is made for averaging, constant or in cycles, is replaced by a cosine from its highest to its lowest rate.
 
-With more epochs, the longer run must have averaged and kept the same weights up to now. So starts in % stay at their
-point, and the steps of the past must be part of the new plan. A schedule that spans the run moves nevertheless; a
-sentence reports this, with the rates.
+With more epochs, the longer run must have averaged and kept the same weights up to now. So starts in % that the run has
+passed stay at their point, and the steps of the past must be part of the new plan. A schedule that spans the run moves
+nevertheless; a sentence reports this, with the rates.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 
 from swa_cli.errors import UserError
+from swa_cli.recipe.kinds import KINDS
 from swa_cli.recipe.learning_rate import bounds
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schedules import SCHEDULES
@@ -90,15 +91,18 @@ def with_more_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) 
         )
     values = recipe.values()
     values["train"]["epochs"] = epochs
-    kept = _fix_percents(values, epochs=before)
     old = make_plan(recipe, num_train=num_train)
+    kept = _fix_percents(values, epochs=before, passed=Fraction(100 * step, old.total_steps))
     new = make_plan(Recipe.model_validate(values), num_train=num_train)
     _require_same_past(old, new, step=step)
     return values, [f"train.epochs {before} -> {epochs}", *kept, *_moved(old, new, step=step)]
 
 
-def _fix_percents(values: dict[str, Any], *, epochs: int) -> list[str]:
-    """Write each start, half-life and point of progressive image sizes in % as the same in epochs."""
+def _fix_percents(values: dict[str, Any], *, epochs: int, passed: Fraction) -> list[str]:
+    """Write each start, half-life and point of progressive image sizes in % as the same in epochs.
+
+    A start after `passed` % of the run stays in %: nothing was taken so far.
+    """
     notes: list[str] = []
 
     def fixed(length: Duration, key: str) -> str:
@@ -109,9 +113,13 @@ def _fix_percents(values: dict[str, Any], *, epochs: int) -> list[str]:
     sections = {"swa": values.get("swa"), "snapshots": values.get("snapshots")}
     sections |= {f"averages.{name}": average for name, average in values["averages"].items()}
     for name, section in sections.items():
-        for key in ("start", "half_life"):
+        for key in ("start", *(KINDS[section["kind"]].lengths if section and "kind" in section else ())):
             length = Duration.parse(section[key]) if section and key in section else None
-            if section and length is not None and length.unit == "%":
+            if section is None or length is None or length.unit != "%":
+                continue
+            if key == "start" and length.value > passed:
+                notes.append(f"{name}.start stays at {length}, now of {values['train']['epochs']} epochs")
+            else:
                 section[key] = fixed(length, f"{name}.{key}")
     sizes = values["dataset"].get("image_size")
     if isinstance(sizes, dict):

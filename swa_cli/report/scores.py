@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report.console_text import (
@@ -81,11 +81,27 @@ def score_summary(
     return block(title, score_table(scores, metrics=metrics), *verdict(scores, metrics=metrics))
 
 
-def ensemble_summary(curve: Sequence[Row], *, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
-    """Return the lines of an ensemble: its cost, and the judged metrics for each number of `members`."""
+def ensemble_summary(
+    curve: Sequence[Row],
+    *,
+    of: Literal["snapshots", "runs"] = "snapshots",
+    draws: int = 1,
+    metrics: TaskMetrics = CLASSIFICATION,
+) -> Lines:
+    """Return the lines of an ensemble: its cost, and the judged metrics for each number of `members`.
+
+    Args:
+        curve: A row for each number of members.
+        of: The members: the last snapshots of a run, or the first runs of a repeat.
+        draws: The forward passes of a member, each with weights drawn from its swag average.
+        metrics: The metrics of the task.
+    """
+    which = "last" if of == "snapshots" else "first"
+    number = f"the last {len(curve)} snapshots" if of == "snapshots" else f"{len(curve)} runs"
+    each = f", {draws} draws from each" * (draws > 1)
     cost = (
-        f"ensemble: the mean {metrics.predictions} of the last {len(curve)} snapshots,"
-        f" which take {len(curve)} forward passes per image; every other row takes one. The last m snapshots:"
+        f"ensemble: the mean {metrics.predictions} of {number}{each}, which take {len(curve) * draws} forward passes"
+        f" per image; every other row takes {'one' if draws == 1 else draws}. The {which} m {of}:"
     )
     columns = [Column("members", "members", 7, rank=0), *(_column(metric, metrics) for metric in metrics.compared)]
     rows = [
@@ -217,34 +233,73 @@ def score_with_error(row: Row, metric: Metric) -> str:
 
 
 def search_table(rows: Sequence[Row], *, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
-    """Return a line for each trial: windows sorted by start, or soup members in the order in which they were tried."""
+    """Return a line for each trial: averages by window and shape, or soup members as they were tried."""
     is_window = "start" in rows[0]
     cells: list[Cells] = []
-    for row in sorted(rows, key=lambda row: (row["start"], row["end"])) if is_window else rows:
+    for row in sorted(rows, key=lambda row: (row["start"], row["end"], row["shape"])) if is_window else rows:
         values = {metric.key: score_with_error(row, metric) for metric in metrics.compared}
-        kept = "chosen" if is_window else "kept"
         cells.append(
             {
                 "label": f"{row['start']}step:{row['end']}step" if is_window else _end_of(str(row["file"])),
+                "shape": _shape(row) if is_window else "",
                 "count": count(row["count"]),
                 "alone": cell(metrics.primary, row.get(f"own_{metrics.primary.key}")),
                 **values,
-                "difference": "" if row["chosen"] or not is_window else difference(row, metrics.loss),
-                "chosen": (kept, "green") if row["chosen"] else "",
+                "difference": ("chosen", "green")
+                if row["chosen"]
+                else difference(row, metrics.loss)
+                if is_window
+                else "",
+                "chosen": ("kept", "green") if row["chosen"] else "",
             }
         )
     label = "--window" if is_window else "offered"  # the label of a window is as the option takes it
     columns = [
         Column("label", label, widest("label", label, cells), rank=0, left=True),
-        Column("count", "n", 6, rank=3),
+        Column("shape", "shape", widest("shape", "shape", cells) + 2, rank=3),
+        Column("count", "n", 6, rank=6),
         Column("alone", "alone %" if metrics.primary.is_percent else "alone", 9, rank=5),
-        replace(_column(metrics.primary, metrics), rank=2),
+        replace(_column(metrics.primary, metrics), rank=4),
         replace(_column(metrics.loss, metrics), rank=1),
-        Column("difference", f"{MINUS} chosen", 16, rank=4),
-        Column("chosen", "", 8, rank=3),
+        Column("difference", f"{MINUS} chosen", 16, rank=2),
+        Column("chosen", "", 8, rank=4),
     ]
-    left_out = "alone" if is_window else "difference"
-    return table([column for column in columns if column.key != left_out], cells)
+    left_out = ("alone", "chosen") if is_window else ("difference", "shape")
+    return table([column for column in columns if column.key not in left_out], cells)
+
+
+def _shape(row: Row) -> str:
+    """Return the shape of an average; an EMA has its half-life as `--ema` takes it."""
+    return str(row["shape"]) if row["half_life"] is None else f"{row['shape']} {row['half_life']}step"
+
+
+def budget_summary(rows: Sequence[Row], *, name: str, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
+    """Return the lines of scores by budget: `epochs`, the window `steps`, and scores on `val` and `test` of each."""
+    headings, table_rows = budget_cells(rows, metrics=metrics)
+    cells: list[Cells] = [dict(zip(headings, row, strict=True)) for row in table_rows]
+    columns = [
+        Column(text, text, widest(text, text, cells) + (2 if rank else 0), rank=_BUDGET_RANKS[rank])
+        for rank, text in enumerate(headings)
+    ]
+    return block(f"{name} (± one standard error)", table(columns, cells), "")
+
+
+_BUDGET_RANKS = (0, 5, 2, 1, 4, 3)  # epochs, window, primary metric and loss on val and on test
+
+
+def budget_cells(rows: Sequence[Row], *, metrics: TaskMetrics) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and the cells of scores by budget; a split without images has empty cells."""
+    shown = [(split, metric) for split in ("val", "test") for metric in metrics.compared]
+    headings = ["epochs", "--window", *(f"{split} {heading(metric)}" for split, metric in shown)]
+    cells = [
+        [
+            f"{row['epochs']:g}",
+            f"{row['steps'][0]}step:{row['steps'][1]}step",
+            *("" if row[split] is None else score_with_error(row[split], metric) for split, metric in shown),
+        ]
+        for row in rows
+    ]
+    return headings, cells
 
 
 def _end_of(file: str) -> str:

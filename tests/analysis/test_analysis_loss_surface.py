@@ -117,3 +117,12 @@ def test_a_score_of_the_line_is_that_of_its_place(run: Path, swa: Swa, measured:
         for number in numbers:
             torch.testing.assert_close(scored[int(number)], first + x * along, rtol=1e-6, atol=1e-6)
     assert told["points"][1]["x"] == pytest.approx(float((second - first).norm()), rel=1e-9)
+
+
+def test_a_barrier_is_the_highest_rise_above_the_line_between_the_ends() -> None:
+    """Rises over a line from 1 to 3 by hand; points beyond the ends and without a loss do not count."""
+    ends, xs = (1.0, 3.0), [-1.0, 0.5, 1.0, 1.5, 2.5]
+    found = loss_surface.barrier_of(xs, [9.0, 1.6, None, 3.0, 9.0], ends=ends, length=2.0)
+    assert found == {"height": pytest.approx(0.5), "x": 1.5, "line": pytest.approx(2.5)}
+    assert loss_surface.barrier_of(xs, [9.0, 1.0, 1.5, 2.0, 9.0], ends=ends, length=2.0)["height"] == 0
+    assert loss_surface.barrier_of(xs, [1.0] * 5, ends=(1.0, None), length=2.0) is None

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from swa_cli.checkpoint import loading, reader
@@ -117,3 +118,15 @@ def test_mismatch_counts_and_shows_names() -> None:
     state["0.weight"] = torch.zeros(5, 3)
     with pytest.raises(UserError, match=r"1 tensors missing, 1 unexpected, 1 of another shape.*0\.weight"):
         loading.load_weights(small(), state, source="x.pt")
+
+
+@pytest.mark.parametrize("about", [None, "{", '{"channels": 3}', "[" * 100_000])
+def test_metadata_of_an_export_are_checked(tmp_path: Path, about: str | None) -> None:
+    """A safetensors file that says `swa export` wrote it, with other metadata than that writes: refused by its key."""
+    metadata = {"swa_version": "1", "recipe": "{}", **({} if about is None else {"input": about})}
+    path = tmp_path / "a.safetensors"
+    save_file({"weight": torch.zeros(2)}, path, metadata)
+    with pytest.raises(UserError, match=r"is not as swa writes it: input"):
+        reader.read(path)
+    save_file({"weight": torch.zeros(2)}, path, {"input": "of another program"})
+    assert reader.read(path).trained_on is None

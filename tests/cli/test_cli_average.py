@@ -183,11 +183,11 @@ def test_greedy_is_recipe_1_of_model_soups(swa, run: Path) -> None:
 
 
 def test_search_finds_what_all_windows_hold(swa, run: Path) -> None:
-    """--search against all windows up to the end: within a paired standard error of the best, in 8 passes at most."""
+    """--search against all windows up to the end: within a paired standard error of the best, in 12 passes at most."""
     ended = swa("average", run, "--search", "-o", "best.pt", "--json")
     assert ended.code == 0, ended.err
     result = ended.json
-    assert result["passes"] == len(result["tried"]) <= 8
+    assert result["passes"] == len(result["tried"]) <= 12
     assert Path("best.png").read_bytes().startswith(b"\x89PNG")
     samples = {}
     for count in range(1, 8):
@@ -195,13 +195,14 @@ def test_search_finds_what_all_windows_hold(swa, run: Path) -> None:
         samples[count] = samples_of(f"{count}.pt")
     nll = {count: float(found["nll"].double().mean()) for count, found in samples.items()}
     for row in result["tried"]:
-        if row["end"] == 40:
+        if row["end"] == 40 and row["shape"] == "linear":
             assert row["nll"] == nll[row["count"]]
     difference = evaluate.compare(samples_of("best.pt"), samples[min(nll, key=nll.__getitem__)])
     assert difference["nll_diff"] <= difference["nll_diff_se"]
     chosen = [row for row in result["tried"] if row["chosen"]]
     assert [row["nll"] for row in chosen] == [min(row["nll"] for row in result["tried"])]
-    assert load("best.pt")["average"]["steps"] == [p for p in POINTS if chosen[0]["start"] <= p <= chosen[0]["end"]]
+    start = chosen[0]["start"]
+    assert load("best.pt")["average"]["steps"] == [p for p in POINTS if start <= p <= chosen[0]["end"]]
 
 
 def samples_of(path: str) -> Any:
@@ -277,6 +278,7 @@ def test_search_over_running_means(swa, exact: Path, every_step) -> None:
     assert ended.code == 0, ended.err
     assert {row["start"] for row in ended.json["tried"]} <= {0, *POINTS}
     assert all(row["count"] == row["end"] - row["start"] for row in ended.json["tried"])
+    ended = swa("average", exact, "--search", "--passes", "5", "-o", "best.pt", "--json")  # windows alone
     chosen = next(row for row in ended.json["tried"] if row["chosen"])
     assert_mean("best.pt", [every_step[step] for step in range(chosen["start"] + 1, chosen["end"] + 1)])
 

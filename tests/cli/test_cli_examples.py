@@ -51,3 +51,16 @@ def test_photos_are_enlarged_once_each(swa: Swa, tmp_path: Path, monkeypatch: py
     assert "20 train, 6 val, 10 test" in " ".join(planned.err.split())
     with pytest.raises(SystemExit, match="photos64 exists"):
         script["main"]()
+
+
+def test_fine_tuning_of_published_weights(swa: Swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script writes weights that the recipe beside it takes: all but the head come from them."""
+    for split in ("train", "val", "test"):
+        for label in ("cat", "dog"):
+            (tmp_path / "photos64" / split / label).mkdir(parents=True)
+            Image.new("RGB", (120, 100)).save(tmp_path / f"photos64/{split}/{label}/0.png")
+    monkeypatch.setattr(sys, "argv", ["transfer_weights.py"])
+    runpy.run_path(str(EXAMPLES / "transfer_weights.py"), run_name="__main__")
+    planned = swa("plan", EXAMPLES / "transfer.yaml", "train.batch_size=2")
+    assert planned.code == 0, planned.err
+    assert "fresh: classifier.weight, classifier.bias" in " ".join((planned.out + planned.err).split())

@@ -156,3 +156,27 @@ def test_the_seeds_of_a_repeat_share_the_training_images(swa: Swa, pets: Path) -
     assert ended.code == 0, ended.err
     names = sorted(path.name.partition("-")[0] for path in folder_of(pets).glob("*.safetensors"))
     assert names == ["train", "val", "val"]
+
+
+def test_files_that_are_no_longer_read_are_named_with_the_way_to_remove_them(swa: Swa, pets: Path) -> None:
+    """Another size in a folder whose name has a space: the files of the first size, and a command that removes them."""
+    import subprocess
+
+    pets.rename(pets.with_name("my pets"))
+    words = ("r.yaml", "dataset.root=my pets")
+    assert swa("train", *words, "-q").code == 0
+    old = set(folder_of(Path("my pets")).glob("*.safetensors"))
+    other = (*words, "dataset.image_size=20")
+    planned, ended = swa("plan", *other), swa("train", *other)
+    for told in (planned.err + planned.out, ended.err):
+        lines = "".join(told.split())
+        assert all(f"{path.name}({path.stat().st_size / 1e6:.1f}MB)" in lines for path in old)
+    told = " ".join(ended.err.split())
+    command = told[told.index("free their space: rm") :].removeprefix("free their space: ")
+    command = command[: command.rindex(".safetensors'") + len(".safetensors'")]
+    subprocess.run(["sh", "-c", command.replace("- ", "-")], check=True)
+    left = set(folder_of(Path("my pets")).glob("*.safetensors"))
+    assert len(left) == 2
+    assert not left & old
+    assert swa("train", *words, "-q").code == 0
+    assert "packed files of" not in swa("plan", *words).err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from conftest import Swa
 from equal_runs import assert_equal_runs
+from published import in_cache
 from swa_cli.data.image_file import num_cores
 from swa_cli.data.randomness import generator
 
@@ -53,7 +55,9 @@ def test_a_folder_of_photos_trains_from_a_new_recipe(swa: Swa, pets: Path, tmp_p
     assert written.code == 0, written.err
     for broken in ("Dog/cut.jpg", "Cat/empty.png"):
         assert broken in " ".join(written.err.split())
-    assert "skip_broken: true" in Path("r.yaml").read_text()
+    recipe = Path("r.yaml").read_text()
+    assert "skip_broken: true" in recipe
+    assert re.search(r"^# +mean: auto", recipe, re.MULTILINE)
     ended = swa("train", "r.yaml", *QUICK)
     assert ended.code == 0, ended.err
     told = " ".join(ended.err.split())
@@ -72,9 +76,29 @@ def test_a_folder_of_photos_trains_from_a_new_recipe(swa: Swa, pets: Path, tmp_p
         "classes": ["Cat", "Dog"],
     }
     assert {key: shipped["input"][key] for key in expected} == expected
-    assert shipped["input"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    pixels = [shipped["input"][key] for key in ("mean", "std")]  # random pixels, enlarged: mean 0.5, less than uniform
+    assert all(0.4 < value < 0.6 for value in pixels[0])
+    assert all(0.1 < value < 12**-0.5 for value in pixels[1])
     again = swa("eval", "runs/my-pets-001/checkpoints/swa.pt", "--split", "val", "--json")
     assert again.json["weights"]["swa"]["nll"] == pytest.approx(result["weights"]["swa"]["nll"], abs=1e-6)
+
+
+def test_the_statistics_follow_pretrained_weights(
+    swa: Swa, pets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new recipe with a network of timm whose weights expect 0.5: that is what its images get, without an edit."""
+    assert swa("new", "--task", "photos", "--data", pets, "-o", "r.yaml").code == 0
+    in_cache("timm:test_vit", tmp_path, monkeypatch)
+    network = (
+        "model={name: 'timm:test_vit', pretrained: true}",
+        "train.epochs=1",
+        "dataset.image_size=160",
+        "swa=null",
+    )
+    ended = swa("train", "r.yaml", *QUICK, *network)
+    assert ended.code == 0, ended.err
+    shipped = torch.load("runs/my-pets-001/checkpoints/last.pt", weights_only=True)
+    assert shipped["input"]["mean"] == shipped["input"]["std"] == [0.5, 0.5, 0.5]
 
 
 def test_a_broken_file_is_named_with_the_way_to_leave_it_out(swa: Swa, pets: Path) -> None:

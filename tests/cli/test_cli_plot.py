@@ -263,6 +263,22 @@ def test_two_runs_stand_side_by_side(run: Path, trained: Path, swa: Swa) -> None
     assert "plane is left out" in ended.err
 
 
+def test_runs_of_a_page_have_names_of_their_own(trained: Path, tmp_path: Path, swa: Swa) -> None:
+    """Seeds of two repeats, and runs of one name under two roots, against titles and picture titles that tell them."""
+    places = ("runs/a-001/seed-0", "runs/a-001/seed-1", "runs/b-001/seed-0", "runs/c-001", "others/c-001")
+    for place in places:
+        shutil.copytree(trained, tmp_path / place)
+    for repeat in ("a", "b"):
+        (tmp_path / f"runs/{repeat}-001/repeat.json").write_text("{}")
+    assert swa("report", *places, "--no-data", "-o", "page.html", "-q").code == 0
+    titles = ["a-001/seed-0", "a-001/seed-1", "b-001/seed-0", "runs/c-001", "others/c-001"]
+    assert re.findall(r"<h2>(\S*)</h2>", Path("page.html").read_text()) == titles
+    assert swa("report", "runs/a-001/seed-1", "--no-data", "-o", "one.html", "-q").code == 0
+    assert "<title>a-001/seed-1</title>" in Path("one.html").read_text()
+    assert swa("plot", "runs/b-001/seed-0", "schedule", "-o", "s.svg", "-q").code == 0
+    assert "b-001/seed-0" in Path("s.svg").read_text()
+
+
 def test_text_of_a_user_is_escaped() -> None:
     """Names and values that are HTML: none of their tags is in the page."""
     hostile = "<script>alert(1)</script>\"'><img src=x onerror=alert(1)>"

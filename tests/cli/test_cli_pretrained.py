@@ -314,23 +314,155 @@ def test_real_weights_in_two_networks(swa, photos: Path, tmp_path: Path) -> None
         assert torch.equal(network(images), theirs(images))
     ended = swa("train", photos, *words, "model={name: 'timm:tf_efficientnet_lite0', pretrained: lite0.pth}")
     assert ended.code == 0, ended.err
-    assert torch.equal(content(tmp_path / "runs/tuned-002", "last")["model"]["conv_stem.weight"], tensors[0])
+    trained = content(tmp_path / "runs/tuned-002", "last")["model"]
+    assert torch.equal(trained["conv_stem.weight"], tensors[0])
+    widest = float(trained["classifier.weight"].abs().max())  # timm draws from 1 / sqrt(2 classes), nn.Linear does not
+    assert 0.9 / 1280**0.5 < widest <= 1 / 1280**0.5
 
 
-def test_checkpointing_computes_the_same_gradients(
-    swa, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("name", "size"), [("test_vit", 160), ("test_byobnet", 64)])
+def test_checkpointing_trains_the_same_network(
+    swa, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, size: int
 ) -> None:
-    """A step of timm's network that computes activations again against one that keeps them."""
+    """Networks that compute activations again against those that keep them: the same weights, and running statistics
+    that take each batch once, bit for bit.
+    """
     from torch.utils import checkpoint
 
     used: list[Any] = []
     plain = checkpoint.checkpoint
     monkeypatch.setattr(checkpoint, "checkpoint", lambda *a, **k: used.append(a) or plain(*a, **k))
-    words = ["model={name: 'timm:test_vit'}", "dataset.image_size=160", "-q"]
+    words = [f"model={{name: 'timm:{name}'}}", f"dataset.image_size={size}", "train.epochs=2", "-q"]
     assert swa("train", photos, *words).code == 0
     assert not used
-    assert swa("train", photos, *words, "train.grad_checkpointing=true").code == 0
+    ended = swa("train", photos, *words, "train.grad_checkpointing=true")
+    assert ended.code == 0, ended.err
     assert used
-    first, second = (weights_of(tmp_path / f"runs/tuned-00{n}/checkpoints/last.pt") for n in (1, 2))
-    for key, value in first.items():
-        torch.testing.assert_close(second[key], value)
+    assert_equal_runs(tmp_path / "runs/tuned-001", tmp_path / "runs/tuned-002")
+
+
+REENTRANT = """\
+from torch.utils.checkpoint import checkpoint
+from swa_cli.models.convnet import ConvNet
+class Again(ConvNet):
+    is_checkpointed = False
+    def set_grad_checkpointing(self, enable):
+        self.is_checkpointed = enable
+    def forward(self, images):
+        if self.is_checkpointed:
+            images = checkpoint(self.features, images.requires_grad_(), use_reentrant=True)
+        else:
+            images = self.features(images)
+        return self.classifier(images.mean((2, 3)))
+"""
+
+
+@pytest.mark.parametrize("words", [[], ["train.grad_accum_steps=2"]])
+def test_checkpointing_of_a_network_of_ones_own(swa, probe: Path, tmp_path: Path, words: list[str]) -> None:
+    """Reentrant checkpointing, also in accumulated steps, against none: the same bits."""
+    (tmp_path / "again.py").write_text(REENTRANT)
+    words = ["train", probe, "-q", "model={name: 'again:Again', args: {width: 4}}", "train.epochs=1", *words]
+    assert swa(*words).code == 0
+    ended = swa(*words, "train.grad_checkpointing=true")
+    assert ended.code == 0, ended.err
+    assert_equal_runs(tmp_path / "runs/probe-001", tmp_path / "runs/probe-002")
+
+
+@pytest.mark.parametrize("name", ["torchvision:shufflenet_v2_x0_5", "timm:test_byobnet"])
+def test_a_plan_names_the_file_and_reads_none(
+    swa, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Plan, dry run and run with an empty cache, then with one: what is named, what is loaded, and what is written."""
+    from swa_cli.models import pretrained
+
+    given = in_cache(name, tmp_path, monkeypatch)
+    fresh = [key for key, value in given.items() if value.shape[:1] == (1000,)]
+    published, words = pretrained.find(name, True), (photos, f"model.name={name}")
+    file = published.cached()
+    assert file is not None
+    (tmp_path / "hub").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("a download"))
+    for command in (["plan", *words], ["train", *words, "--dry-run"]):
+        ended = swa(*command)
+        assert ended.code == 0, ended.err
+        said = "".join((ended.err + ended.out).split())
+        size = "5.5MB" if name.startswith("torchvision") else "about"
+        assert f"whicharundownloads:{published.file if published.is_on_hub else published.url}" in said
+        assert f"({size}" in said
+        assert f"fresh:{','.join(fresh)}" in said
+        assert not (tmp_path / "hub").exists()
+    assert "weightsoftheseed" in said
+    (tmp_path / "elsewhere").rename(tmp_path / "hub")
+    load_published = pretrained.load
+    monkeypatch.setattr(pretrained, "load", lambda *_, **__: pytest.fail("weights are loaded"))
+    ended = swa("plan", *words)
+    assert ended.code == 0, ended.err
+    assert f"reads from {file}".replace(" ", "") in "".join((ended.err + ended.out).split())
+    monkeypatch.setattr(pretrained, "load", load_published)
+    ended = swa("train", *words, "--dry-run")
+    assert ended.code == 0, ended.err
+    assert "weights of the seed" not in " ".join(ended.err.split())
+
+
+def test_a_plan_refuses_weights_that_a_run_could_not_load(swa, photos: Path) -> None:
+    """A network of half the width, and no file: exit 2 with the tensors of other shapes."""
+    ended = swa("plan", photos, "model={name: 'torchvision:mobilenet_v2', args: {width_mult: 0.5}, pretrained: true}")
+    assert ended.code == 2
+    assert "0 tensors missing, 0 unexpected" in " ".join(ended.err.split())
+
+
+TRAINED_ON = ["dataset.mean=[0.1, 0.2, 0.3]", "dataset.std=[0.4, 0.5, 0.6]", "dataset.image_size=24", "eval.crop=none"]
+
+
+@pytest.mark.parametrize("form", ["checkpoint", "safetensors"])
+def test_a_file_of_swa_brings_the_inputs_it_was_trained_on(swa, photos: Path, tmp_path: Path, form: str) -> None:
+    """Mean, std, size, crop and interpolation of a checkpoint, and of an export of it, against those of its run."""
+    words = ["train", photos, "model={name: convnet, args: {width: 4}}"]
+    assert swa(*words, "-q", *TRAINED_ON, "dataset.interpolation=bicubic").code == 0
+    file = tmp_path / "runs/tuned-001/checkpoints/swa.pt"
+    if form == "safetensors":
+        assert swa("export", file, "--format", "safetensors", "-o", "swa.safetensors").code == 0
+        file = tmp_path / "swa.safetensors"
+    ended = swa(*words, f"model.pretrained={file}")
+    assert ended.code == 0, ended.err
+    first, second = (content(tmp_path / f"runs/tuned-00{number}", "last")["input"] for number in (1, 2))
+    assert {**second, "data": first["data"]} == first
+    assert f"mean 0.1 0.2 0.3 and std 0.4 0.5 0.6 of {file}".replace(" ", "") in "".join(ended.err.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("timm:test_convnext", "dataset.mean=[0.5,0.5,0.5] dataset.std=[0.5,0.5,0.5]"),
+        ("torchvision:shufflenet_v2_x0_5", "dataset.mean=imagenet dataset.std=imagenet"),
+    ],
+)
+def test_a_file_that_names_no_inputs_is_told(swa, photos: Path, tmp_path: Path, name: str, written: str) -> None:
+    """Constants that are measured, the file that names none, and those of the network's usual weights, as keys."""
+    torch.save(build(name, num_classes=2, in_channels=3).state_dict(), tmp_path / "their.pth")
+    words = ["train", photos, f"model={{name: '{name}', pretrained: their.pth}}", "dataset.image_size=64", "--dry-run"]
+    ended = swa(*words)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "measured on training images: their.pth names none" in said
+    assert f"write {written}" in said
+    ended = swa(*words, *written.split())
+    assert ended.code == 0, ended.err
+    assert "measured" not in ended.err
+
+
+def test_another_crop_of_timm_is_told_unless_the_recipe_writes_one(
+    swa, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights shown between borders: a warning of the plan that names it, and none with a crop of one's own."""
+    from dataclasses import replace
+
+    from swa_cli.models import pretrained
+
+    in_cache("timm:test_byobnet", tmp_path, monkeypatch)
+    found = replace(pretrained.find("timm:test_byobnet", True), note="between borders (crop_mode border)")
+    monkeypatch.setattr(pretrained, "find", lambda *_: found)
+    for words, is_told in (([], True), (["eval.crop=none"], False)):
+        ended = swa("plan", photos, "model.name=timm:test_byobnet", *words)
+        assert ended.code == 0, ended.err
+        assert ("crop_mode border" in " ".join(ended.err.split())) == is_told

@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from conftest import run_swa
 from equal_runs import assert_equal_runs, content
 from swa_cli.analysis.run_output import RunOutput
+from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import state
 from swa_cli.engine import validate as scoring
 from swa_cli.report.terminal import Terminal
@@ -34,6 +36,7 @@ averages:
   ema: {kind: ema, decay: 0.9, start: 0ep, every: 1step}
   warm: {kind: ema, half_life: 0.5ep, warmup: true, start: 10step, every: 2step}
   plain: {kind: ema, half_life: 10%, bias_correction: false}
+  power: {kind: power_ema, half_life: 10%, every: 2step}
   tail: {kind: lawa, window: 3, start: 25%, every: 5step}
   swag: {kind: swag, rank: 4, start: 25%, every: 3step}
   thin: {kind: swag, diagonal: true, start: 50%, every: 0.25ep}
@@ -165,7 +168,7 @@ def test_average_of_a_stopped_run_is_usable(swa, long: Path, signal_at: Callable
     assert swa("bn-update", "runs/latest/checkpoints/last.pt", "-q").code == 0
     ended = swa("eval", "runs/latest/checkpoints/last.pt", "--json")
     assert list(ended.json["weights"])[:2] == ["last", "last_bn"]
-    assert set(list(ended.json["weights"])[2:]) == {"swa", "ema", "warm", "plain", "tail", "swag", "thin"}
+    assert set(list(ended.json["weights"])[2:]) == {"swa", "ema", "warm", "plain", "power", "tail", "swag", "thin"}
     assert ended.json["weights"]["swa"]["count"] == 3  # after 44, 50 (0.25 of 22 steps, rounded) and 55
 
 
@@ -379,6 +382,137 @@ def test_more_epochs_may_be_asked_for_again(swa, long: Path, tmp_path: Path, mon
     assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
     assert (tmp_path / "runs/long-002/result-004.json").is_file()
     assert "the run has 6 epochs" in " ".join(swa(*extend).err.split())
+
+
+# 88 steps: the decay begins after step 58, inside an epoch; of 132 after step 102.
+WSD = ["schedule={name: wsd, decay: 30step}", "swa={start: 2ep, every: 0.25ep, eval_every: 1ep}"]
+IN_EPOCHS = ["averages.tail.start=1ep", "averages.swag.start=1ep", "averages.thin.start=2ep"]
+EXTEND = ["train", "--resume", "runs/long-002", "--extend-to", "6"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 6 epochs from the start."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "long.yaml").write_text(RECIPE)
+    changes = [*WSD, *IN_EPOCHS, "averages.plain.half_life=0.4ep", "train.epochs=6", f"output.root={folder}"]
+    run_swa("train", folder / "long.yaml", "-q", *changes)
+    return folder / "long-001"
+
+
+def wsd_run(swa, long: Path, *words: str, code: int = 0) -> Path:
+    """The shorter run, in runs/long-002 as the commands name it."""
+    (long.parent / "runs/long-001").mkdir(parents=True)
+    assert swa("train", long, "-q", *WSD, *words).code == code
+    return long.parent / "runs/long-002"
+
+
+def test_more_epochs_of_wsd_continue_from_the_plateau(swa, long: Path, undisturbed: Path) -> None:
+    """4 epochs extended to 6 against 6 from the start, bit for bit; what the decay led to is still there."""
+    run = wsd_run(swa, long)
+    last, scores = (run / "checkpoints/last.pt").read_bytes(), (run / "result.json").read_bytes()
+    before = [path.name for path in sorted((run / "snapshots").iterdir())]
+    ended = swa(*EXTEND)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "continued after step 58 of 132" in said
+    assert "the rate goes on at 0.1 after 0.1" in said
+    assert "kept as last-004.pt" in said
+    assert "the schedule spans the run and moves" not in said
+    assert [path.name for path in sorted((run / "snapshots-004").iterdir())] == before
+    assert (run / "result-004.json").read_bytes() == scores
+    kept = run / "checkpoints/last-004.pt"
+    assert kept.read_bytes() == last
+    assert swa("average", kept, "--weights", "swa", "-o", "short.pt").code == 0
+    kept.unlink()
+    assert_equal_runs(undisturbed, run)
+    again = dict(content(run, "plateau"))
+    assert (again["step"], again["recipe"]["train"]["epochs"]) == (102, 6)
+
+
+@pytest.mark.parametrize(("step", "kept"), [(40, False), (58, False), (59, True), (80, True)])
+def test_more_epochs_of_a_stopped_wsd_run(
+    swa, long: Path, undisturbed: Path, signal_at: Callable[..., None], step: int, kept: bool
+) -> None:
+    """Stopped before, where and after the decay begins, then extended, against the longer run from the start."""
+    signal_at(step)
+    run = wsd_run(swa, long, *IN_EPOCHS, code=130)
+    signal_at(-1)
+    ended = swa(*EXTEND)
+    assert ended.code == 0, ended.err
+    left = [path.name for path in (run / "checkpoints").glob("last-*.pt")]
+    assert left == [f"last-{step // 22:03d}.pt"] * kept
+    for name in left:
+        (run / "checkpoints" / name).unlink()
+    assert_equal_runs(undisturbed, run)
+
+
+def test_going_back_to_the_plateau_may_be_killed(
+    swa, long: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, signal_at: Callable[..., None]
+) -> None:
+    """Ended at each write of the extension, then in the new decay: the same command goes on to the undisturbed end."""
+    run = wsd_run(swa, long)
+    copy, write_text = state._copy, RunFolder.write_text
+
+    def ended(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def last_fails(source: Path, target: Path) -> None:
+        copy(source, target) if target.name != "last.pt" else ended()
+
+    def recipe_fails(folder: RunFolder, name: str, text: str) -> None:
+        write_text(folder, name, text) if name != "recipe.yaml" else ended()
+
+    for owner, name, failing in (
+        (state, "_copy", ended),
+        (state, "_copy", last_fails),
+        (RunFolder, "write_text", recipe_fails),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, failing)
+            assert swa(*EXTEND, "-q").code == 130
+    assert content(run, "last")["step"] == 58
+    for step in (59, 120):
+        signal_at(step)
+        assert swa(*EXTEND, "-q").code == 130
+        assert content(run, "last")["step"] == step
+    signal_at(-1)
+    assert swa(*EXTEND, "-q").code == 0
+    (run / "checkpoints/last-004.pt").unlink()
+    assert_equal_runs(undisturbed, run)
+
+
+def test_more_epochs_without_the_plateau(swa, long: Path) -> None:
+    """plateau.pt missing, and of another run: exit 2 with an action, and nothing has changed."""
+    run = wsd_run(swa, long, "averages={}", "snapshots=null")
+    before = {path: path.read_bytes() for path in run.rglob("*.[pjy]*") if path.is_file()}
+    plateau = run / "checkpoints/plateau.pt"
+    assert {plateau, run / "checkpoints/last.pt", run / "result.json", run / "recipe.yaml"} <= before.keys()
+    plateau.unlink()
+    ended = swa(*EXTEND)
+    assert ended.code == 2
+    assert "plateau.pt: is missing, and the decay of this run began after step 58" in " ".join(ended.err.split())
+    assert "--extend-to" not in swa("train", "--resume", run).err  # is not offered
+    plateau.write_bytes(before[run / "checkpoints/last.pt"])
+    ended = swa(*EXTEND)
+    assert ended.code == 2
+    assert "is of step 88, or of another recipe" in " ".join(ended.err.split())
+    plateau.write_bytes(before[plateau])
+    assert {path: path.read_bytes() for path in run.rglob("*.[pjy]*") if path.is_file()} == before
+    assert "--extend-to 8" in " ".join(swa("train", "--resume", run).err.split())
+
+
+def test_starts_in_percent_that_are_not_reached_move(swa, long: Path, signal_at: Callable[..., None]) -> None:
+    """An average over the last quarter: of the longer run where nothing was taken yet, against the plan of 6 epochs."""
+    signal_at(30)
+    run = wsd_run(swa, long, "averages={late: {kind: mean, start: 75%, every: 0.5ep}}", "swa.start=25%", code=130)
+    signal_at(-1)
+    ended = swa(*EXTEND)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "averages.late.start stays at 75%, now of 6 epochs" in said
+    assert "swa.start stays at 1ep (25% of 4 epochs)" in said
+    assert content(run, "late")["average"]["steps"] == [99, 110, 121, 132]
 
 
 def test_more_epochs_say_that_the_schedule_moves(swa, long: Path) -> None:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
 from processes import exit_codes, said_in, start
+from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data import sources
 from swa_cli.models import build_model
 
@@ -324,6 +325,7 @@ def test_what_looks_at_runs(tiny: Path, swa: Swa) -> None:
         f"workers/{number}/checkpoints/last.pt" for number in (1, 2)
     ]
     assert "part of the run" in swa("show", RUN / "workers/1").out
+    assert RunFolder(RUN / "workers/1").title == f"{RUN.name}/workers/1"
     compared = swa("compare", RUN, RUN / "workers/1", "--json").json
     assert compared["differences"].keys() == {"swap.worker", "train.init"}
     assert swa("report", RUN, "-o", "page.html").code == 0

@@ -26,7 +26,8 @@ from swa_cli.data import image_file, packed
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import epoch_batches, plain_batches
 from swa_cli.data.image_file import EncodedPhoto
-from swa_cli.data.packed import PackedDataset, PackedFile, folder_of, form_of
+from swa_cli.data.packed import PackedDataset, folder_of, form_of
+from swa_cli.data.packed_file import PackedFile
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import AS_THEY_ARE, Source, load
 from swa_cli.data.splits import Split
@@ -263,7 +264,7 @@ def test_a_plan_writes_nothing_and_tells_the_size(pets: Path) -> None:
     pixels = [file_of(source(pets, views=RANDOM), split)._pixels.size for split in ("train", "val")]
     assert f"about {sum(pixels) / 1e6:.1f} MB" in note
     assert not any("swa train" in note for note in source(pets, views=RANDOM, packing="plan").notes)
-    note = next(note for note in source(pets, packing="plan", seed=1).notes if "swa train" in note)
+    note = next(note for note in source(pets, packing="plan", seed=1).notes if "other recipes" in note)
     size = sum(path.stat().st_size for path in folder_of(pets).glob("*.safetensors"))
     assert f"2 packed files of other recipes, seeds or images there take {size / 1e6:.1f} MB" in note
 

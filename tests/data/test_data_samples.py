@@ -347,3 +347,13 @@ def test_classes_without_a_training_image_are_named(use: Use) -> None:
     (warning,) = use(made, val=9).warnings
     assert "1 of the classes" in warning
     assert "dataset.val = 9" in warning
+
+
+def test_validation_samples_of_a_seed_of_their_own() -> None:
+    """Samples held out with `val_seed` 3 in runs of two seeds against those of a run with seed 3, bit for bit."""
+    expected = load("digits", val="10%", seed=3)
+    for seed in (0, 1):
+        assert not torch.equal(load("digits", val="10%", seed=seed).val.images, expected.val.images)
+        found = load("digits", val="10%", seed=seed, val_seed=3)
+        assert torch.equal(found.val.images, expected.val.images)
+        assert torch.equal(found.train.images, expected.train.images)

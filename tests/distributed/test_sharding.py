@@ -65,6 +65,7 @@ optimizer: {lr: 0.05, foreach: true}
 swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
 averages:
   ema: {kind: ema, decay: 0.9, every: 1step}
+  power: {kind: power_ema, every: 2step}
   late: {kind: lawa, window: 3, every: 2step, keep: best}
   swag: {kind: swag, rank: 3, every: 3step}
 snapshots: {every: 1ep, cumulative: true}

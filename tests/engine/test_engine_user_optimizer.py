@@ -37,9 +37,9 @@ def make(params, lr, **options):
 def wrong(params, lr):
     return object()
 
-class Closed(Signs):
-    def step(self, closure):
-        return closure()
+class Batched(Signs):
+    def step(self, batch):
+        return batch
 
 class Flat(Signs):
     def __init__(self, params, lr):
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_it_needs_permission(swa, recipe: Path, tmp_path: Path) 
         ("Nobody", "", "optimizer.name", "no attribute"),
         ("torch", "", "optimizer.name", "not an optimizer"),
         ("wrong", "", "optimizer.name", "not a torch.optim.Optimizer"),
-        ("Closed", "", "optimizer.name", "other arguments"),
+        ("Batched", "", "optimizer.name", "other arguments"),
         ("Flat", "", "optimizer.name", "parameter groups"),
         ("Signs", ", betta: 0.8", "optimizer.betta", "optimizer.beta"),
         ("Signs", ", beta: wide", "", ""),

@@ -10,8 +10,9 @@ import torch
 
 from swa_cli.checkpoint.schema import Input
 from swa_cli.data import datasets
+from swa_cli.data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from swa_cli.data.transforms import EvaluationView, RandomResizedCrop, TrainingView, Views
-from swa_cli.engine.context import IMAGENET_MEAN, IMAGENET_STD, Context, build_context, constants
+from swa_cli.engine.context import Context, build_context, constants
 from swa_cli.engine.events import Events
 from swa_cli.engine.plan_text import describe_data, describe_views
 from swa_cli.engine.views import training_view, views_of

@@ -36,6 +36,10 @@ def averaged(name: str, command: str, piece: str, make: Make = nothing) -> Row:
     return Row(f"average-{name}", ["average", *command.split()], piece, make)
 
 
+def souped(name: str, command: str, piece: str, make: Make = nothing) -> Row:
+    return Row(f"soup-{name}", ["soup", *command.split()], piece, make)
+
+
 def each(*edits: Edit) -> Edit:
     """One edit after the other; without any, the content as it is."""
 
@@ -60,6 +64,14 @@ other_width = edited("swa.pt", "bad.pt", lambda content: {**content, "recipe": {
 WIDE = {"name": "convnet", "args": {"width": 8}}
 two = snapshots(as_is, as_is)
 AVERAGES = [
+    souped("nothing", "", "Missing argument"),
+    souped("no-out", "swa.pt swa.pt", "Missing option"),
+    souped("one", "swa.pt -o out.pt", "at least 2"),
+    souped("twice", "swa.pt ./swa.pt -o out.pt", "is named twice"),
+    souped("method", "swa.pt bad.pt -o out.pt --method mean", "'greedy', 'uniform', 'model_stock'"),
+    souped("folder", "run/checkpoints swa.pt -o out.pt", "run/checkpoints:"),
+    souped("empty-repeat", "run swa.pt -o out.pt", "has no run", lambda place: (place / "run/repeat.json").touch()),
+    souped("other-recipe", "swa.pt bad.pt -o out.pt --method uniform", "model.args.width", other_width),
     averaged("nothing", "", "Missing argument"),
     averaged("no-out", "swa.pt", "Missing option"),
     averaged("no-source", "train.threads=1 -o out.pt", "name a run folder"),

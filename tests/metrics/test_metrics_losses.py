@@ -197,5 +197,5 @@ def test_every_loss_is_in_the_schema() -> None:
     from swa_cli.recipe.schema import Train
 
     assert tuple(LOSSES) == values.LOSSES
-    assert Train(epochs=1).gamma == losses.FOCAL_GAMMA
+    assert Train(epochs=1, loss="focal").loss_text == f"focal (gamma {losses.FOCAL_GAMMA:g})"
     assert isinstance(training_loss(TASKS["classification"]), TrainingLoss)

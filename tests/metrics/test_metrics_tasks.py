@@ -167,6 +167,7 @@ def test_every_task_is_known_to_recipes_and_scores_what_it_says() -> None:
     generator = torch.Generator().manual_seed(6)
     batches = {
         "classification": (torch.randn(80, 10, generator=generator), torch.arange(80) % 10),
+        "multilabel": (torch.randn(40, 5, generator=generator), (torch.arange(200) % 3 == 0).float().view(40, 5)),
         "segmentation": (logits, masks),
         "regression": (torch.randn(8, 2, generator=generator), torch.randn(8, 2, generator=generator)),
     }

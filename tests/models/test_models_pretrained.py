@@ -133,3 +133,60 @@ def test_a_download_tells_how_far_it_is(tmp_path: Path, monkeypatch: pytest.Monk
     found = pretrained.find("torchvision:shufflenet_v2_x0_5", True)
     pretrained.load(found, in_channels=3, args={}, read=safe_load.read_archive, progress=told.append)
     assert told[-1] == sum(path.stat().st_size for path in (tmp_path / "checkpoints").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("network", "in_channels"),
+    [("torchvision:shufflenet_v2_x0_5", 3), ("timm:test_byobnet", 1), ("torchvision:regnet_y_400mf", 3)],
+)
+def test_shapes_are_known_without_a_file(network: str, in_channels: int) -> None:
+    """Names, shapes and kinds of number against the library's network; no memory, and no random numbers are drawn."""
+    found = pretrained.find(network, True)
+    before = torch.get_rng_state()
+    given = pretrained.shapes(found, in_channels=in_channels, args={})
+    assert torch.equal(torch.get_rng_state(), before)
+    network, _, name = network.rpartition(":")
+    if network == "timm":
+        import timm
+
+        expected = timm.create_model(name, in_chans=in_channels).state_dict()
+    else:
+        from torchvision import models
+
+        expected = models.get_model(name, weights=None).state_dict()
+    assert {key: (value.shape, value.dtype) for key, value in given.items()} == {
+        key: (value.shape, value.dtype) for key, value in expected.items()
+    }
+    assert all(value.untyped_storage().nbytes() <= 8 for value in given.values())
+
+
+@pytest.mark.parametrize("network", ["torchvision:googlenet", "torchvision:fcn_resnet50"])
+def test_shapes_have_the_auxiliary_heads_of_the_files(network: str) -> None:
+    """Weights that torchvision publishes with heads that a network made without weights has not."""
+    given = pretrained.shapes(pretrained.find(network, True), in_channels=3, args={})
+    assert any(key.startswith("aux") for key in given)
+
+
+def test_sizes_of_files_are_those_that_torchvision_names() -> None:
+    """Bytes against MiB of its metadata; timm names none."""
+    from torchvision import models
+
+    meta = models.ResNet18_Weights.DEFAULT.meta
+    assert pretrained.find("torchvision:resnet18", True).num_bytes == pytest.approx(meta["_file_size"] * 2**20, abs=1)
+    assert pretrained.find("timm:resnet18", True).num_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("network", "weights", "words"),
+    [
+        ("timm:vit_base_patch16_clip_384", "openai_ft_in12k_in1k", ["squash", "404 x 404"]),
+        ("timm:deepseek_vit_412m", True, ["border"]),
+        ("timm:resnet18", True, []),
+        ("timm:convnext_tiny", "in12k_ft_in1k_384", []),
+    ],
+)
+def test_other_crops_of_timm_are_named(network: str, weights: str | bool, words: list[str]) -> None:
+    """`crop_mode` of weights whose images are neither cropped at the center nor shown whole, against the note."""
+    note = pretrained.find(network, weights).note
+    assert bool(note) == bool(words)
+    assert all(word in note for word in words)

@@ -90,6 +90,17 @@ def of_the_paper(step: int) -> float:
     return LR * (1 if t <= 0.5 else 1 - 0.99 * (t - 0.5) / 0.4 if t <= 0.9 else 0.01)
 
 
+def stable(last: float, *, length: int, shape: Callable[[float], float]) -> Rate:
+    """An epoch of warmup, LR, and a decay over the last `length` steps."""
+
+    def rate(step: int) -> float:
+        if step < SPE:
+            return LR * (step + 1) / SPE
+        return last + (LR - last) * shape(max(0.0, (step - STEPS + length) / length))
+
+    return rate
+
+
 # name -> (section, the rate of its baseline at each step, where its decay begins and ends as the plan says it)
 COURSES: dict[str, list[tuple[dict[str, Any], Rate, float, float]]] = {
     "constant": [
@@ -107,6 +118,19 @@ COURSES: dict[str, list[tuple[dict[str, Any], Rate, float, float]]] = {
         ({}, decay(LR, 0, warmup=SPE, shape=straight), LR, 0),
         ({"final_lr": 0.04}, decay(LR, 0.04, warmup=SPE, shape=straight), LR, 0.04),
         ({"span": "start", "final_lr": 0.04}, decay(LR, 0.04, warmup=SPE, shape=straight), LR, 0.04),
+    ],
+    "wsd": [
+        ({}, stable(0, length=STEPS // 5, shape=lambda t: 1 - math.sqrt(t)), LR, 0),
+        (
+            {"decay": "7ep", "shape": "linear", "span": "start", "final_lr": 0.02},
+            stable(0.02, length=7 * SPE, shape=straight),
+            LR,
+            0.02,
+        ),
+    ],
+    "sqrt": [
+        ({}, decay(LR, 0, warmup=SPE, shape=half_cosine), LR, 0),
+        ({"hold": "40%", "warmup": "2ep"}, decay(LR, 0, warmup=2 * SPE, shape=half_cosine), LR, 0),
     ],
     "cosine_restarts": [
         ({"T_0": "5ep"}, decay(LR, 0, warmup=SPE, shape=half_cosine), LR, 0),
@@ -167,7 +191,7 @@ def test_the_rate_of_every_step(schedule: dict[str, Any], expected: Rate, first:
     rate = learning_rate(baseline, steps_per_epoch=SPE)
     expected_rates = [expected(step) for step in range(STEPS)]
     assert [rate(step) for step in range(STEPS)] == pytest.approx(expected_rates, rel=1e-9, abs=1e-12)
-    assert rate(STEPS - 1) == pytest.approx(last, abs=2 * first / STEPS)
+    assert rate(STEPS - 1) == pytest.approx(last, abs=2 * first / (STEPS // 5 if schedule["name"] == "wsd" else STEPS))
     assert max(expected_rates) == pytest.approx(first)
 
 
@@ -250,7 +274,7 @@ def test_the_baseline_in_words(schedule: dict[str, Any], first: float, last: flo
     """Schedule, highest and final rate and epochs in the text of the plan against values by hand."""
     baseline = baseline_of(recipe(schedule, **AVERAGING))
     said = describe_baseline(baseline)
-    name = "cosine" if schedule["name"] in ("constant", "cyclic", "cosine_restarts") else schedule["name"]
+    name = "cosine" if schedule["name"] in ("constant", "sqrt", "cyclic", "cosine_restarts") else schedule["name"]
     found = re.search(r"(\w+) from (\S+) to (\S+) over all (\d+) epochs", said)
     assert found
     assert found[1] == name

@@ -51,7 +51,13 @@ WRONG = [
     Wrong("output: {tensorboard: true}", (5, 10, 11), "output.tensorboard", "unknown key", "output.loggers"),
     Wrong("output: {loggers: tensorboard}", (5, 19, 11), "output.loggers", "takes a list", "write [tensorboard]"),
     Wrong("output: {loggers: [tensorbord]}", (5, 20, 10), "output.loggers", "is not a logger", "`tensorboard`"),
-    Wrong("averages: {late: {kind: latest}}", (5, 25, 6), "averages.late.kind", "not one of mean, ema, lawa", "choose"),
+    Wrong(
+        "averages: {late: {kind: latest}}",
+        (5, 25, 6),
+        "averages.late.kind",
+        "not one of mean, ema, power_ema, lawa",
+        "choose",
+    ),
     Wrong(
         "grad_accum_steps: 1",
         (5, 1, 16),
@@ -78,6 +84,13 @@ WRONG = [
     Wrong(
         "averages: {e: {kind: ema, decay: 0.9, half_life: 2ep}}",
         (5, 39, 9),
+        "averages.e.half_life",
+        "mutually exclusive",
+        "write one of the two",
+    ),
+    Wrong(
+        "averages: {e: {kind: power_ema, width: 0.1, half_life: 10%}}",
+        (5, 45, 9),
         "averages.e.half_life",
         "mutually exclusive",
         "write one of the two",
@@ -154,7 +167,13 @@ WRONG = [
     Wrong("name:", (5, 1, 4), "name", "has no value", "write one, or leave the key out"),
     Wrong("name: my run", (5, 7, 6), "name", "`my run` is not possible here", "letters, digits"),
     Wrong('name: "a\\0"', (5, 7, 5), "name", "has a character that no text can have", "remove"),
-    Wrong("task: swimming", (5, 7, 8), "task", "`swimming` is not a task", "write classification, segmentation"),
+    Wrong(
+        "task: swimming",
+        (5, 7, 8),
+        "task",
+        "`swimming` is not a task",
+        "write classification, multilabel, segmentation",
+    ),
     Wrong("task: segmentaton", (5, 7, 11), "task", "`segmentaton` is not a task", "`segmentation`?"),
     Wrong(
         "schedule: {name: cosin}",

@@ -460,6 +460,11 @@ def test_an_exact_pass_tells_no_cost() -> None:
         ({"kind": "ema", "decay": 0.9, "warmup": True}, "EMA 0.9, warmed up, every step from epoch 1"),
         ({"kind": "ema", "bias_correction": False}, "EMA 0.999, no bias correction, every step from epoch 1"),
         ({"kind": "ema", "half_life": "2ep"}, "EMA of half-life 2ep (0.99654), every step from epoch 1"),
+        ({"kind": "power_ema"}, "power EMA of width 0.1 (exponent 6.937), every step from epoch 1"),
+        (
+            {"kind": "power_ema", "half_life": "10%", "start": "3ep", "every": "16step"},
+            "power EMA of half-life 10% of the elapsed run (exponent 6.579), every 16 steps, epochs 3.04 to 29.92",
+        ),
         ({"kind": "swag"}, "SWAG of 8 weights, rank 20, ends of epochs 23 to 30 (from 75 %)"),
         ({"kind": "swag", "diagonal": True}, "SWAG of 8 weights, diagonal, ends of epochs 23 to 30 (from 75 %)"),
     ],
@@ -514,6 +519,10 @@ CYCLES_NEEDED = "needs a schedule with cycles, and cosine has none"
             "averages.a.half_life",
             "so long that nothing would ever be forgotten",
         ),
+        ({"averages": {"a": {"kind": "power_ema", "width": 0.29}}}, "averages.a.width", "0.29 is above 0.28"),
+        ({"averages": {"a": {"kind": "power_ema", "half_life": "2ep"}}}, "averages.a.half_life", "kind: ema"),
+        ({"averages": {"a": {"kind": "power_ema", "half_life": "0%"}}}, "averages.a.half_life", "0% is not between"),
+        ({"averages": {"a": {"kind": "power_ema", "half_life": "100%"}}}, "averages.a.half_life", "100% is not be"),
         ({"snapshots": {"every": "1cycle"}}, "snapshots.every", CYCLES_NEEDED),
         ({"snapshots": {"every": "1ep", "start": "40ep"}}, "snapshots.start", "nothing would be kept"),
         ({"snapshots": {"every": "40ep"}}, "snapshots.every", "nothing would be kept"),
@@ -624,6 +633,14 @@ def test_cycles_are_not_counted_while_the_schedule_is_wrong() -> None:
         (
             {"averages": {"ema": {"kind": "ema", "half_life": "21ep"}}},
             "ema looks back over 3,030 updates, but has 3,000: shorten averages.ema.half_life",
+        ),
+        (
+            {"averages": {"p": {"kind": "power_ema", "every": "3ep"}}},
+            "p is mostly its newest weight set (57% at the end): shorten averages.p.every or raise its width",
+        ),
+        (
+            {"averages": {"p": {"kind": "power_ema", "every": "2ep", "half_life": "5%"}}},
+            "shorten averages.p.every or raise its half_life",
         ),
         (
             {"averages": {"s": {"kind": "swag", "rank": 9}}},

@@ -114,6 +114,56 @@ def test_linear_without_warmup_is_torch() -> None:
     assert ours == pytest.approx(theirs, rel=1e-9)
 
 
+FALLS: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda t: 1 - t,
+    "cosine": lambda t: 0.5 * (1 + math.cos(math.pi * t)),
+    "1-sqrt": lambda t: 1 - math.sqrt(t),
+}
+
+
+@pytest.mark.parametrize("shape", [None, *FALLS])
+@pytest.mark.parametrize(
+    ("keys", "swa", "begin", "end", "final_lr"),
+    [
+        ({}, None, 240, 300, 0.0),
+        ({"decay": "4.55ep", "final_lr": 0.01}, None, 255, 300, 0.01),  # 45.5 steps: from 254.5 on, rounded up
+        ({"decay": "100%", "warmup": "0ep"}, None, 0, 300, 0.0),
+        ({"decay": "30step"}, {"start": "75%", "lr": 0.05}, 195, 225, 0.05),
+        ({"decay": "30step", "span": "run"}, {"start": "75%"}, 270, 300, 0.0),
+    ],
+)
+def test_wsd_is_warmup_plateau_and_decay(
+    shape: str | None, keys: Mapping[str, Any], swa: Mapping[str, Any] | None, begin: int, end: int, final_lr: float
+) -> None:
+    """Every rate against the closed form of Haegele et al. 2024; the step after the plateau still has its rate."""
+    wsd = recipe({"name": "wsd", **keys, **({} if shape is None else {"shape": shape})}, swa=swa)
+    course, ours = chart(wsd, steps_per_epoch=SPE), rates(wsd)
+    assert (course.plateau, course.end, course.final_lr) == (begin, end, final_lr)
+    assert ours[:10] == ([pytest.approx(0.1 * (s + 1) / 10) for s in range(10)] if begin else ours[:10])
+    assert set(ours[10 if begin else 0 : begin + 1]) == {0.1}
+    fall = FALLS[shape or "1-sqrt"]
+    expected = [final_lr + (0.1 - final_lr) * fall(t / (end - begin)) for t in range(end - begin)]
+    assert ours[begin:end] == pytest.approx(expected, abs=1e-15)
+    assert set(ours[end:]) <= {(swa or {}).get("lr", final_lr)}
+
+
+@pytest.mark.parametrize(
+    ("keys", "warmup", "hold"),
+    [
+        ({}, 10, 10),
+        ({"warmup": "2ep"}, 20, 20),
+        ({"warmup": "0ep"}, 0, 10),
+        ({"hold": "40%", "warmup": "25step"}, 25, 120),
+    ],
+)
+def test_sqrt_is_the_inverse_square_root(keys: Mapping[str, Any], warmup: int, hold: int) -> None:
+    """Every rate against lr sqrt(hold / max(step, hold)), behind the line of the warmup."""
+    ours = rates(recipe({"name": "sqrt", **keys}))
+    assert ours[:warmup] == pytest.approx([0.1 * (step + 1) / warmup for step in range(warmup)])
+    assert ours[warmup:] == pytest.approx([0.1 * math.sqrt(hold / max(s, hold)) for s in range(warmup, 300)], rel=1e-15)
+    assert ours[hold] == 0.1
+
+
 @pytest.mark.parametrize("name", ["constant", "cosine", "linear"])
 def test_warmup_is_a_line_and_the_shape_begins_after_it(name: str) -> None:
     """Warmup of 2 epochs against lr (s + 1) / w, and the shape behind it against the closed form."""
@@ -132,6 +182,8 @@ def test_warmup_is_a_line_and_the_shape_begins_after_it(name: str) -> None:
     ("schedule", "warmup"),
     [
         ({"name": "constant"}, 10),
+        ({"name": "wsd"}, 10),
+        ({"name": "sqrt"}, 10),
         ({"name": "cosine"}, 10),
         ({"name": "linear"}, 10),
         ({"name": "multistep", "milestones": ["20ep"]}, 10),
@@ -158,6 +210,7 @@ def test_default_warmup_is_an_epoch_where_the_shape_does_not_begin_itself(
         ({"name": "cosine"}, {"start": "3ep", "lr": 0.05, "anneal": "2.5ep"}, 4, 5),
         ({"name": "multistep", "milestones": ["0.5ep"]}, None, 4, 5),
         ({"name": "cosine"}, {"start": "0ep", "lr": 0.05}, 4, 0),
+        ({"name": "wsd", "decay": "80%"}, None, 4, 8),
     ],
 )
 def test_a_default_warmup_that_does_not_fit_is_a_tenth(
@@ -464,6 +517,18 @@ def test_swa_lr_from_a_minimum_on() -> None:
             "only exp_range",
         ),
         ({"name": "multistep", "milestones": ["10ep", "2cycle"]}, None, "schedule.milestones", "2cycle"),
+        ({"name": "wsd", "decay": "31ep"}, None, "schedule.decay", "31ep is longer than the run up to the end"),
+        ({"name": "wsd", "decay": "60%"}, {"start": "50%", "lr": 0.1}, "schedule.decay", "of the decay, epoch 15"),
+        ({"name": "wsd", "decay": "0.04ep"}, None, "schedule.decay", "shorter than one step"),
+        ({"name": "wsd", "decay": "1cycle"}, None, "schedule.decay", "no fixed length"),
+        ({"name": "wsd", "decay": "20ep", "warmup": "10ep"}, None, "schedule.warmup", "before epoch 10"),
+        (
+            {"name": "sqrt", "hold": "1ep", "warmup": "2ep"},
+            None,
+            "schedule.hold",
+            "1ep is before the end of the warmup",
+        ),
+        ({"name": "sqrt", "hold": "0ep", "warmup": "0ep"}, None, "schedule.hold", "0ep is before the first step"),
         ({"name": "one_cycle", "max_lr": 0.05}, None, "schedule.max_lr", "0.05 is below optimizer.lr, 0.1"),
         ({"name": "one_cycle", "max_lr": 0.2, "pct_start": "100%"}, None, "schedule.pct_start", "100% is not before"),
         (
@@ -493,6 +558,8 @@ def test_the_actions_of_problems_work() -> None:
         ({"name": "cosine", "warmup": "30ep"}, None),
         ({"name": "one_cycle", "max_lr": 0.2, "pct_start": "60%"}, {"start": "50%", "lr": 0.1}),
         ({"name": "cosine"}, {"lr": 0.1, "start": "5ep", "anneal": "6ep"}),
+        ({"name": "wsd", "decay": "31ep"}, None),
+        ({"name": "wsd", "decay": "0step"}, None),
     ]
     for schedule, swa in cases:
         (problem,) = schedule_problems(recipe(schedule, swa=swa), steps_per_epoch=SPE)
@@ -519,6 +586,11 @@ _schedules = st.one_of(
     st.fixed_dictionaries(
         {"name": st.sampled_from(["cosine", "linear"]), "final_lr": st.none() | _rate} | _warm | _span
     ),
+    st.fixed_dictionaries(
+        {"name": st.just("wsd"), "decay": _lengths, "final_lr": st.none() | _rate} | _warm | _span,
+        optional={"shape": st.sampled_from(["linear", "cosine", "1-sqrt"])},
+    ),
+    st.fixed_dictionaries({"name": st.just("sqrt"), "hold": st.none() | _lengths} | _warm),
     st.fixed_dictionaries(
         {"name": st.just("cosine_restarts"), "T_0": _lengths, "final_lr": st.none() | _rate} | _warm,
         optional={"T_mult": st.sampled_from([1, 1.1, 1.5, 2])},

@@ -12,13 +12,21 @@ from swa_cli.report.plots import curves
 from swa_cli.report.scores import search_table
 
 
-def row(start: int, end: int, nll: float, *, chosen: bool = False) -> dict[str, Any]:
+def row(
+    start: int, end: int, nll: float, *, shape: str = "linear", half_life: int | None = None, chosen: bool = False
+) -> dict[str, Any]:
     scores = {"accuracy": 0.9, "accuracy_se": 0.01, "nll": nll, "nll_se": 0.02}
     differences = {"accuracy_diff": 0.0, "accuracy_diff_se": 0.005, "nll_diff": nll - 0.25, "nll_diff_se": 0.004}
-    return {"start": start, "end": end, "count": end - start, **scores, **differences, "chosen": chosen}
+    window = {"start": start, "end": end, "count": end - start, "shape": shape, "half_life": half_life}
+    return {**window, "mean_age": (end - start) / 2, **scores, **differences, "chosen": chosen}
 
 
-ROWS = [row(100, 200, 0.27), row(0, 200, 0.3), row(100, 150, 0.25, chosen=True)]
+ROWS = [
+    row(100, 200, 0.27),
+    row(0, 200, 0.3, shape="ema", half_life=35),
+    row(100, 200, 0.26, shape="cosine"),
+    row(100, 150, 0.25, chosen=True),
+]
 
 
 def table(rows: list[dict[str, Any]], width: int = 80) -> list[str]:
@@ -28,12 +36,13 @@ def table(rows: list[dict[str, Any]], width: int = 80) -> list[str]:
 
 
 def test_windows_stand_in_the_order_of_their_starts() -> None:
-    """Each line against the whole text that is expected."""
+    """Each line against the whole text that is expected, 80 columns wide."""
     assert table(ROWS) == [
-        "--window            n     accuracy %             NLL        − chosen",
-        "0step:200step     200   90.00 ± 1.00   0.300 ± 0.020  +0.050 ± 0.004",
-        "100step:150step    50   90.00 ± 1.00   0.250 ± 0.020                  chosen",
-        "100step:200step   100   90.00 ± 1.00   0.270 ± 0.020  +0.020 ± 0.004",
+        "--window              shape     n     accuracy %             NLL        − chosen",
+        "0step:200step    ema 35step   200   90.00 ± 1.00   0.300 ± 0.020  +0.050 ± 0.004",
+        "100step:150step      linear    50   90.00 ± 1.00   0.250 ± 0.020          chosen",
+        "100step:200step      cosine   100   90.00 ± 1.00   0.260 ± 0.020  +0.010 ± 0.004",
+        "100step:200step      linear   100   90.00 ± 1.00   0.270 ± 0.020  +0.020 ± 0.004",
     ]
 
 
@@ -55,7 +64,7 @@ def test_members_stand_in_the_order_in_which_they_were_offered() -> None:
 def test_narrow_pages_lose_columns_and_wrap_nothing(width: int) -> None:
     """No line is wider than the page; window and NLL are what stays."""
     lines = table(ROWS, width=width)
-    assert len(lines) == 4
+    assert len(lines) == 1 + len(ROWS)
     assert all(len(line) <= width for line in lines)
 
 

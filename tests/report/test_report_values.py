@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.patches import Rectangle
 
-from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, TaskMetrics
+from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, TaskMetrics, user_task_metrics
 from swa_cli.report.page import Line, RunOnPage, chart, document
-from swa_cli.report.plots import calibration, curves, loss_surface
+from swa_cli.report.plots import budgets, calibration, curves, loss_surface
 
 # What each task calls its score, and what a score of 0.75 is drawn as.
 TASKS = [
@@ -111,6 +111,47 @@ def test_curves_are_drawn_in_the_unit_of_their_axis(
     assert list(steps.get_xdata())[10] == 1.0
 
 
+def page_of(metrics: TaskMetrics, **values: Any) -> RunOnPage:
+    """A run of two epochs."""
+    return RunOnPage(
+        title="x",
+        facts=[],
+        metrics=metrics,
+        rows=rows_of(metrics),
+        averaging={},
+        steps_per_epoch=10,
+        lr=[0.1] * 20,
+        split="test",
+        samples=1,
+        weights={},
+        verdict=[],
+        drawings=[],
+        notes=[],
+        recipe="",
+        versions=[],
+        commands=[],
+        **values,
+    )
+
+
+@pytest.mark.parametrize(
+    ("metrics", "title"),
+    [
+        (CLASSIFICATION, "loss (val: nats per sample; train: focal (gamma 2))"),
+        (user_task_metrics({"score": "higher", "loss": "lower"}), "loss (train: focal (gamma 2))"),
+    ],
+)
+def test_another_training_loss_has_no_unit_of_the_task(
+    drawn: list[matplotlib.figure.Figure], metrics: TaskMetrics, title: str
+) -> None:
+    """Axis of curves.png and chart of the page: training by its loss, validation in the unit of the task's."""
+    rows: dict[str, Any] = {"rows": rows_of(metrics), "averaging": {}, "steps_per_epoch": 10, "lr": [0.1] * 20}
+    curves.draw(io.BytesIO(), **rows, title="x", trained="focal (gamma 2)", metrics=metrics)
+    assert drawn[0].axes[0].get_ylabel() == title
+    page = page_of(metrics, trained="focal (gamma 2)")
+    assert f"<figcaption>{title}</figcaption>" in document([page], differences=[])
+
+
 def test_a_schedule_is_drawn_over_epochs(drawn: list[matplotlib.figure.Figure]) -> None:
     """The rate of each step from its beginning, the marks of averages and snapshots, the shaded phase; in epochs."""
     lr = [0.4, 0.3, 0.2, 0.1]
@@ -156,12 +197,14 @@ def test_a_path_is_drawn_in_the_unit_of_its_axis(
         "score_se": [0.01, 0.02, 0.03],
         "points": [{"name": "last", "x": 0.0}, {"name": "swa", "x": 4.0}],
         "split": "test",
+        "barrier": {"train_loss": None, "loss": {"height": 2.0, "x": 1.0, "line": 0.75}},
     }
     loss_surface.draw_path(io.BytesIO(), line=line, title="x", metrics=metrics)
     upper, lower = drawn[0].axes
     assert (upper.get_ylabel(), lower.get_ylabel()) == (metrics.loss_axis, axis)
     assert lines(upper)["train"] == (line["x"], line["train_loss"])
     assert lines(upper)["test"] == (line["x"], line["loss"])
+    assert lines(upper)["barrier 2 (test)"] == ([1.0, 1.0], [0.75, 2.75])
     assert lines(lower)["train"] == (line["x"], pytest.approx([shown(value) for value in line["train_score"]]))
     assert lines(lower)["test"] == (line["x"], pytest.approx([shown(value) for value in line["score"]]))
     (band,) = (item for item in lower.collections if isinstance(item, FillBetweenPolyCollection))
@@ -229,14 +272,14 @@ def test_windows_are_drawn_in_the_unit_of_their_axis(
         }
         for start, end, score in ((10, 40, 0.5), (20, 40, 0.75), (30, 40, 0.625), (10, 30, 0.25))
     ]
-    curves.draw_search(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
+    curves.draw_starts(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
     upper, lower = drawn[0].axes
     assert lower.get_ylabel() == axis
     for axes, factor, values, errors in (
-        (upper, 1.0, {"up to the end": [0.5, 0.25, 0.375], "ends before": [0.75], "chosen": [0.25]}, 0.02),
-        (lower, scale, {"up to the end": [0.5, 0.75, 0.625], "ends before": [0.25], "chosen": [0.75]}, 0.01),
+        (upper, 1.0, {"up to the end": [0.5, 0.25, 0.375], "ends before": [0.75], "best": [0.25]}, 0.02),
+        (lower, scale, {"up to the end": [0.5, 0.75, 0.625], "ends before": [0.25], "best": [0.75]}, 0.01),
     ):
-        starts = {"up to the end": [1.0, 2.0, 3.0], "ends before": [1.0], "chosen": [2.0]}
+        starts = {"up to the end": [1.0, 2.0, 3.0], "ends before": [1.0], "best": [2.0]}
         containers = {str(item.get_label()): item for item in axes.containers}
         assert containers.keys() == values.keys()
         for label, (line, _, bars) in containers.items():
@@ -246,6 +289,73 @@ def test_windows_are_drawn_in_the_unit_of_their_axis(
             for segment, middle in zip(bars[0].get_segments() if bars else (), expected, strict=bool(bars)):
                 ends = (middle - factor * errors, middle + factor * errors)
                 assert (segment[0][1], segment[1][1]) == pytest.approx(ends)
+
+
+@pytest.mark.parametrize(("metrics", "axis", "scale"), TASKS)
+def test_searches_are_drawn_over_the_mean_age(
+    metrics: TaskMetrics, axis: str, scale: float, drawn: list[matplotlib.figure.Figure]
+) -> None:
+    """Trials of each shape over the mean age in epochs; shorter windows and the chosen one apart."""
+    own, loss = metrics.primary.key, metrics.loss.key
+    rows = [
+        {
+            "shape": shape,
+            "mean_age": age,
+            "end": end,
+            "chosen": age == 20,
+            own: score,
+            f"{own}_diff_se": 0.01,
+            loss: 1 - score,
+            f"{loss}_diff_se": 0.02,
+        }
+        for shape, age, end, score in (
+            ("linear", 30, 40, 0.5),
+            ("cosine", 20, 40, 0.75),
+            ("linear", 10, 40, 0.625),
+            ("cosine", 5, 30, 0.25),
+        )
+    ]
+    curves.draw_search(io.BytesIO(), rows=rows, title="x", steps_per_epoch=10, metrics=metrics)
+    upper, lower = drawn[0].axes
+    assert lower.get_ylabel() == axis
+    ages = {"linear": [1.0, 3.0], "cosine": [2.0], "ends before": [0.5], "chosen": [2.0]}
+    values = {"linear": [0.625, 0.5], "cosine": [0.75], "ends before": [0.25], "chosen": [0.75]}
+    for axes, shown in ((upper, lambda score: 1 - score), (lower, lambda score: scale * score)):
+        containers = {str(item.get_label()): item for item in axes.containers}
+        assert containers.keys() == ages.keys()
+        for label, (line, _, _) in containers.items():
+            assert list(line.get_xdata()) == pytest.approx(ages[label])
+            assert list(line.get_ydata()) == pytest.approx([shown(score) for score in values[label]])
+
+
+@pytest.mark.parametrize(("metrics", "axis", "scale"), TASKS)
+def test_budgets_are_drawn_in_the_unit_of_their_axis(
+    metrics: TaskMetrics, axis: str, scale: float, drawn: list[matplotlib.figure.Figure]
+) -> None:
+    """Scores on both splits over the epochs, of a series without validation one; and those of the raw weights."""
+    own, loss = metrics.primary.key, metrics.loss.key
+    scores = [{own: score, f"{own}_se": 0.01, loss: 1 - score, f"{loss}_se": 0.02} for score in (0.5, 0.75)]
+    both = [{"epochs": epochs, "val": one, "test": one} for epochs, one in zip((2, 4), scores, strict=True)]
+    series = [
+        {"name": "--decay linear", "rows": both},
+        {"name": "--ema 2ep", "rows": [{**row, "val": None} for row in both]},
+    ]
+    raw = [{"epochs": 3, own: 0.25, loss: 0.5}]
+    budgets.draw(io.BytesIO(), series=series, raw=raw, title="x", metrics=metrics)
+    upper, lower = drawn[0].axes
+    assert (upper.get_ylabel(), lower.get_ylabel()) == (metrics.loss.name, axis)
+    for axes, values, error, raw_value in (
+        (upper, [0.5, 0.25], 0.02, 0.5),
+        (lower, [0.5 * scale, 0.75 * scale], 0.01 * scale, 0.25 * scale),
+    ):
+        containers = {str(item.get_label()): item for item in axes.containers}
+        assert containers.keys() == {"--decay linear, val", "--decay linear, test", "--ema 2ep, test"}
+        for line, _, bars in containers.values():
+            assert list(line.get_xdata()) == [2, 4]
+            assert list(line.get_ydata()) == pytest.approx(values)
+            for segment, middle in zip(bars[0].get_segments(), values, strict=True):
+                assert (segment[0][1], segment[1][1]) == pytest.approx((middle - error, middle + error))
+        assert lines(axes)["raw weights, val"] == ([3.0], [pytest.approx(raw_value)])
 
 
 def test_reliability_is_drawn_in_fractions(drawn: list[matplotlib.figure.Figure]) -> None:
@@ -348,24 +458,7 @@ def test_a_chart_is_read_as_it_was_meant(from_zero: bool) -> None:
 @pytest.mark.parametrize(("metrics", "axis", "scale"), TASKS)
 def test_charts_of_a_page_are_in_the_unit_of_their_title(metrics: TaskMetrics, axis: str, scale: float) -> None:
     """Of the chart of the score: the points of validation by its axis, times 100 where its title says %."""
-    page = RunOnPage(
-        title="x",
-        facts=[],
-        metrics=metrics,
-        rows=rows_of(metrics),
-        averaging={},
-        steps_per_epoch=10,
-        lr=[0.1] * 20,
-        split="test",
-        samples=1,
-        weights={},
-        verdict=[],
-        drawings=[],
-        notes=[],
-        recipe="",
-        versions=[],
-        commands=[],
-    )
+    page = page_of(metrics)
     charts: Sequence[str] = document([page], differences=[]).split('<figure class="chart"')[1:]
     titled = {re.search(r"<figcaption>(.*?)</figcaption>", text)[1]: text for text in charts}  # type: ignore[index]
     assert list(titled) == [metrics.loss_axis, axis, "learning rate of a step"]

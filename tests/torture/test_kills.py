@@ -28,6 +28,7 @@ averages:
   ema: {kind: ema, decay: 0.9, start: 0ep, every: 1step}
   warm: {kind: ema, half_life: 10step, warmup: true, start: 0ep, every: 3step}
   tail: {kind: lawa, window: 3, start: 25%, every: 5step}
+  power: {kind: power_ema, half_life: 20%, every: 2step}
   swag: {kind: swag, rank: 4, start: 25%, every: 4step}
   thin: {kind: swag, diagonal: true, start: 0ep, every: 7step}
 snapshots: {every: 1ep, keep: 2, cumulative: true}
@@ -38,14 +39,27 @@ PHOTOS = (
     "dataset={{name: image_folder, root: photos, val: 8, workers: {workers}, image_size: 16, augment: {{flip: true,"
     " random_resized_crop: true, policy: trivial_augment, random_erasing: 0.5, mixup: 0.2}}}}"
 )
+SEVERAL_LABELS = (
+    "dataset={name: csv, root: images, val: 8, workers: 0, args: {file: tags.csv, label_delimiter: '|'},"
+    " augment: {mixup: 0.5, cutmix: 1.0}}"
+)
 VARIANTS = {
     "plain": [],
+    "several labels": [
+        *("task=multilabel", SEVERAL_LABELS, "train.class_weights=balanced", "train.keep_best=val_map"),
+        *("train.batch_size=8", "train.grad_accum_steps=2", "train.loss=focal", "output.save_every=1step"),
+    ],
     "every-step": ["output.save_every=1step", "train.epochs=2"],
     "accumulate": ["train.grad_accum_steps=3", "train.clip_norm=1", "output.save_every=3step"],
     "adam": ["optimizer={name: AdamW, lr: 0.01}", "swa.lr=0.005", "output.save_every=0.1s"],
     "kept": [
         *("train.keep_best=val_loss", "averages.ema.keep=best", "averages.tail.keep=best", "output.save_every=5step"),
         *("dataset.sampler=balanced", "train.loss=bce", "train.class_weights=balanced", "train.grad_accum_steps=2"),
+    ],
+    "frozen": [
+        *('model.freeze=["*", "!features.12.*", "!classifier.*"]', "model.unfreeze=50%", "output.save_every=5step"),
+        "optimizer={name: AdamW, lr: 0.01, layer_decay: 0.75, no_decay: [norm], groups: [{match: bias, lr: 2x}]}",
+        *("swa.lr=0.005", "averages.ema.keep=best"),
     ],
     "exact": ["swa.batchnorm.method=exact", "output.save_every=7step", "snapshots.keep=all"],
     "streamed": [STREAMED, "train.batch_size=8", "output.save_every=1step"],
@@ -92,6 +106,8 @@ def _prepare(folder: Path) -> None:
             photo = Image.fromarray(pixels).resize((20 + 9 * index, 200 - 7 * index), Image.Resampling.BICUBIC)
             (folder / "photos" / label).mkdir(parents=True, exist_ok=True)
             photo.save(folder / "photos" / label / f"{index}.jpg")
+    tags = [f"{label}/{index}.png,{label}{'|odd' * (index % 2)}" for label in ("cat", "dog") for index in range(20)]
+    (folder / "images/tags.csv").write_text("\n".join(["path,label", *tags]))
 
 
 def _run_undisturbed(folder: Path, words: list[str]) -> Undisturbed:

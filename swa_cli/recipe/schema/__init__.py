@@ -96,6 +96,11 @@ class Model(BaseModel):
     )
 
     @property
+    def is_of_library(self) -> bool:
+        """Whether the network is one of torchvision or timm, which publish weights."""
+        return ":" in self.name and self.name.partition(":")[0] in PUBLISHERS
+
+    @property
     def is_published(self) -> bool:
         """Whether the weights to start from are those that torchvision or timm publish."""
         return self.pretrained is not None and self.pretrained_file is None
@@ -105,8 +110,7 @@ class Model(BaseModel):
         """The file that `pretrained` names: in a library, what is not a name of letters, digits, _ and -."""
         if not isinstance(self.pretrained, str):
             return None
-        is_library = self.name.partition(":")[0] in PUBLISHERS and ":" in self.name
-        return None if is_library and re.fullmatch(r"[\w-]+", self.pretrained, re.ASCII) else self.pretrained
+        return None if self.is_of_library and re.fullmatch(r"[\w-]+", self.pretrained, re.ASCII) else self.pretrained
 
     @field_validator("pretrained", mode="before")
     @classmethod
@@ -115,21 +119,41 @@ class Model(BaseModel):
         return None if value is not None and pretrained(value) is False else value
 
 
+SGD_DEFAULTS: Mapping[str, object] = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
+
+
+def _with_sgd_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in the usual SGD of image classification: momentum 0.9, Nesterov, weight decay 5e-4."""
+    filled = {**SGD_DEFAULTS, **values}
+    no_momentum = str(filled["momentum"]) in ("0", "0.0") or "dampening" in values
+    if no_momentum and "nesterov" not in values:
+        filled["nesterov"] = False
+    return filled
+
+
 class Group(BaseModel):
     """Parameters with their own settings; keys that are not listed are options of the optimizer for them."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Free] = Field(init=False)
-    match: TextOrTexts = Field(description="norm, bias, or patterns of parameter names such as *norm*.bias")
+    match: TextOrTexts = Field(
+        description="norm, bias, not_2d (all but matrices), or patterns of parameter names such as *norm*.bias"
+    )
+    name: Text | None = Field(
+        default=None, description="another optimizer for them, named as in optimizer.name, which has its own options"
+    )
     lr: Multiple = Field(default=1.0, description="rate in multiples of the schedule's: 64x")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _sgd_defaults(cls, values: Any) -> Any:
+        is_sgd = isinstance(values, Mapping) and values.get("name") == "SGD"
+        return _with_sgd_defaults(values) if is_sgd else values
 
     @property
     def options(self) -> dict[str, Any]:
         """Return the options that differ from those of the other parameters."""
         return dict(self.__pydantic_extra__ or {})
-
-
-SGD_DEFAULTS: Mapping[str, object] = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
 
 
 class Optimizer(BaseModel):
@@ -140,11 +164,11 @@ class Optimizer(BaseModel):
     name: Text = Field(default="SGD", description="any class of torch.optim")
     lr: Rate = Field(description="learning rate that the schedule scales")
     no_decay: list[Text] = Field(
-        default=[], description="parameters without weight decay: norm, bias, or name patterns such as head.*"
+        default=[], description="parameters without weight decay: norm, bias, not_2d, or name patterns such as head.*"
     )
     groups: list[Group] = Field(
         default=[],
-        description="parameters with their own rate or options; a parameter belongs to the first group that matches",
+        description="parameters with their own rate, options or optimizer, each in the first group that matches",
     )
     layer_decay: LayerDecay = Field(
         default=1.0, description="factor of the rate from each block to the one before it; the head has the whole rate"
@@ -153,14 +177,8 @@ class Optimizer(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _sgd_defaults(cls, values: Any) -> Any:
-        """Fill in the usual SGD of image classification: momentum 0.9, Nesterov, weight decay 5e-4."""
-        if not isinstance(values, Mapping) or values.get("name", "SGD") != "SGD":
-            return values
-        filled = {**SGD_DEFAULTS, **values}
-        no_momentum = str(filled["momentum"]) in ("0", "0.0") or "dampening" in values
-        if no_momentum and "nesterov" not in values:
-            filled["nesterov"] = False
-        return filled
+        is_sgd = isinstance(values, Mapping) and values.get("name", "SGD") == "SGD"
+        return _with_sgd_defaults(values) if is_sgd else values
 
     @property
     def options(self) -> dict[str, Any]:
@@ -294,7 +312,9 @@ class Train(BaseModel):
     )
     focal_gamma: Rate | None = Field(default=None, description="focal: exponent of 1 - p; default 2")
     class_weights: ClassWeights = Field(
-        default="none", description="of the loss: none, balanced (n / (K n_k) of the training samples), or a list"
+        default="none",
+        description="of the loss: none, balanced (n / (K n_k) of the training samples; multilabel: those without the"
+        " label / those with it), or a list",
     )
     label_smoothing: Number = Field(default=0.0, ge=0, lt=1, description="share of the target spread over all classes")
     clip_norm: Number = Field(default=0.0, ge=0, description="largest norm of the gradient; 0 for no clipping")
@@ -324,9 +344,10 @@ class Train(BaseModel):
     )
 
     @property
-    def gamma(self) -> float:
-        """Return the exponent of the focal loss."""
-        return 2.0 if self.focal_gamma is None else self.focal_gamma
+    def loss_text(self) -> str | None:
+        """The loss that is trained, such as `bce` or `focal (gamma 2)`; None for that of the task."""
+        gamma = 2.0 if self.focal_gamma is None else self.focal_gamma
+        return f"focal (gamma {gamma:g})" if self.loss == "focal" else self.loss
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -418,7 +439,7 @@ class Recipe(BaseModel):
     seed: Whole = Field(default=0, ge=0, lt=2**63, description="data order, augmentation and initial weights")
     task: TaskName = Field(
         default="classification",
-        description="classification, segmentation, regression, or package.module:attribute",
+        description="classification, multilabel, segmentation, regression, or package.module:attribute",
     )
     model: Model
     dataset: Dataset
@@ -447,6 +468,12 @@ class Recipe(BaseModel):
         """Return the name of the run folder: `name`, or dataset-model."""
         derived = re.sub(r"[^A-Za-z0-9_.+-]+", "-", f"{self.dataset.name}-{self.model.name}")
         return self.name or derived[:MAX_NAME].strip("-.")
+
+    @property
+    def shows_views(self) -> bool:
+        """Whether images are resized, or changed one by one."""
+        augment = self.dataset.augment
+        return self.dataset.image_size is not None or augment.rotate > 0 or augment.policy != "none"
 
     @property
     def all_averages(self) -> dict[str, Average]:

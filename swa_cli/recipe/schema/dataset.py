@@ -247,6 +247,13 @@ class Dataset(BaseModel):
     val: Portion = Field(
         default="10%", description="validation samples taken from train by the seed: 10%, 5000, or 0 for none"
     )
+    val_seed: Whole | None = Field(
+        default=None,
+        ge=0,
+        lt=2**63,
+        description="seed that takes the validation samples, so that runs of several seeds hold out the same ones;"
+        " default: that of the run",
+    )
     stratify: Flag = Field(
         default=True, description="the validation samples keep the proportions of the classes, where these are known"
     )

@@ -206,6 +206,7 @@ class RunOnPage:
     versions: Sequence[tuple[str, str]]
     commands: Sequence[str]  # how to run it again
     tables: Sequence[TextTable] = ()
+    trained: str | None = None  # the loss that is trained, if it is not that of the task
 
 
 def document(runs: Sequence[RunOnPage], *, differences: Sequence[tuple[str, Sequence[str]]]) -> str:
@@ -245,7 +246,7 @@ def _charts(run: RunOnPage) -> list[Markup]:
             for name, look, points in found
         ]
         if lines:
-            title = run.metrics.loss_axis if is_loss else plots.axis_title(metric)
+            title = plots.loss_title(run.metrics, trained=run.trained) if is_loss else plots.axis_title(metric)
             unit = " %" if metric.is_percent else ""
             is_lower_better = metric.is_lower_better
             charts.append(chart(lines, title=title, unit=unit, end=end, phase=phase, is_lower_better=is_lower_better))

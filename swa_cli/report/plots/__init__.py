@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
-from swa_cli.metrics.metric import Metric
+from swa_cli.metrics.metric import Metric, TaskMetrics
 from swa_cli.report.console_text import printable
 
 if TYPE_CHECKING:
@@ -98,6 +98,14 @@ def legend(axes: Axes) -> None:
 def axis_title(metric: Metric) -> str:
     """Return the name of a metric with its unit."""
     return f"{metric.name} (%)" if metric.is_percent else metric.name
+
+
+def loss_title(metrics: TaskMetrics, *, trained: str | None) -> str:
+    """Return `loss (nats per sample)`; `loss (val: nats per sample; train: bce)` where another loss is trained."""
+    if trained is None:
+        return metrics.loss_axis
+    unit = metrics.loss_axis.removeprefix("loss").strip(" ()")
+    return f"loss ({f'val: {unit}; ' if unit else ''}train: {plain(trained, longest=40)})"
 
 
 def scale(metric: Metric) -> float:

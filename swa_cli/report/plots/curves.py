@@ -1,13 +1,14 @@
 """Draw what happens over the epochs of a run: its curves, its schedule, and a search of windows.
 
-The schedule is known before the run begins. A search shows the scores over the start of the window, and so how flat
-the optimum is; its error bars are those of the difference to the chosen window on the same samples.
+The schedule is known before the run begins. A search shows how flat the optimum is: scores over the start of the
+window, or over the mean age of the weights, which averages of any shape have. Its error bars are those of the
+difference to the chosen average on the same samples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
@@ -34,6 +35,7 @@ def draw(
     steps_per_epoch: int,
     lr: Sequence[float],
     worker_lr: Sequence[Point] = (),
+    trained: str | None = None,
     final: Mapping[str, Row] | None = None,
     metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
@@ -42,7 +44,8 @@ def draw(
 
     `rows` are those of `metrics.csv`, with None where something was not measured. `averaging` maps an average to the
     steps it holds, in optimizer updates done. `lr` is the learning rate of each step; `worker_lr` pairs epochs done
-    with the learning rate of a SWAP worker from then on. `final` maps `last` and the averages to their final scores.
+    with the learning rate of a SWAP worker from then on. `trained` is the loss that is trained, if it is not that of
+    the task. `final` maps `last` and the averages to their final scores.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -52,6 +55,8 @@ def draw(
         end = max([1.0, len(lr) / steps_per_epoch, *(row["epoch"] for row in rows)])
         _draw_scores(loss, rows, names=names, final=final, end=end, metrics=metrics, is_loss=True)
         _draw_scores(score, rows, names=names, final=final, end=end, metrics=metrics, is_loss=False)
+        loss.set_ylabel(plots.loss_title(metrics, trained=trained))
+        score.set_ylabel(plots.axis_title(metrics.primary))
         _draw_rates(rates, lr, worker_lr, averaging, steps_per_epoch=steps_per_epoch)
         _shade(panels, averaging, steps_per_epoch=steps_per_epoch, end=end)
         rates.set_xlabel("epoch")
@@ -84,32 +89,69 @@ def draw_schedule(
         plots.legend(axes)
 
 
+def draw_starts(
+    target: plots.Target,
+    *,
+    rows: Sequence[Row],
+    title: str,
+    steps_per_epoch: int,
+    reference: tuple[str, Row] | None = None,
+    metrics: TaskMetrics = CLASSIFICATION,
+    form: str = "png",
+) -> None:
+    """Write the picture of windows with different starts: the loss and the primary metric over the start.
+
+    Each of `rows` has `start` and `end` in updates done, both metrics, their `_diff_se` to the best window, and whether
+    it is `chosen`, the best. `reference` is the name of the raw weights that averages are judged against and their
+    scores on the same samples.
+    """
+    end = max(row["end"] for row in rows)
+    groups = [
+        ("up to the end", _TO_END, [row for row in rows if row["end"] == end]),
+        ("ends before", _SHORTER, [row for row in rows if row["end"] < end]),
+        ("best", _CHOSEN, [row for row in rows if row["chosen"]]),
+    ]
+    with plots.sheet(target, size=(9.0, 7.0), title=title, form=form) as figure:
+        upper, lower = figure.subplots(2, 1, sharex=True)
+        for axes, metric in ((upper, metrics.loss), (lower, metrics.primary)):
+            _draw_trials(axes, groups, lambda row: row["start"] / steps_per_epoch, metric=metric)
+            if reference is not None and plots.is_number(reference[1].get(metric.key)):
+                level = plots.scale(metric) * reference[1][metric.key]
+                axes.axhline(level, color=plots.VAL["color"], linestyle=":", label=f"{reference[0]}, the reference")
+            axes.set_ylabel(plots.axis_title(metric))
+        lower.set_xlabel("start of the window (epochs done)")
+        plots.legend(upper)
+
+
 def draw_search(
     target: plots.Target,
     *,
     rows: Sequence[Row],
     title: str,
     steps_per_epoch: int,
-    chosen: str = "chosen",
-    reference: tuple[str, Row] | None = None,
     metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
 ) -> None:
-    """Write the picture of a search: the loss and the primary metric over the start of the window.
+    """Write the picture of a search: the loss and the primary metric over the mean age of the averaged weights.
 
-    Each of `rows` has `start` and `end` in updates done, both metrics, their `_diff_se` to the chosen window, and
-    whether it is `chosen`. `chosen` is the label of that window, `reference` the name of the raw weights that averages
-    are judged against and their scores on the same samples.
+    Each of `rows` has the `shape` of its average, its `mean_age` in steps before the end of its window, `end` in
+    updates done, both metrics, their `_diff_se` to the chosen average, and whether it is `chosen`.
     """
+    end = max(row["end"] for row in rows)
+    whole = [row for row in rows if row["end"] == end]
+    groups = [
+        (shape, {**plots.AVERAGES[index % len(plots.AVERAGES)], "linewidth": 1.2}, found)
+        for index, shape in enumerate(dict.fromkeys(row["shape"] for row in rows))
+        if (found := [row for row in whole if row["shape"] == shape])
+    ]
+    groups.append(("ends before", _SHORTER, [row for row in rows if row["end"] < end]))
+    groups.append(("chosen", _CHOSEN, [row for row in rows if row["chosen"]]))
     with plots.sheet(target, size=(9.0, 7.0), title=title, form=form) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, metric in ((upper, metrics.loss), (lower, metrics.primary)):
-            _draw_windows(axes, rows, metric=metric, steps_per_epoch=steps_per_epoch, chosen=chosen)
-            if reference is not None and plots.is_number(reference[1].get(metric.key)):
-                level = plots.scale(metric) * reference[1][metric.key]
-                axes.axhline(level, color=plots.VAL["color"], linestyle=":", label=f"{reference[0]}, the reference")
+            _draw_trials(axes, groups, lambda row: row["mean_age"] / steps_per_epoch, metric=metric)
             axes.set_ylabel(plots.axis_title(metric))
-        lower.set_xlabel("start of the window (epochs done)")
+        lower.set_xlabel("mean age of the averaged weights (epochs before the end of their window)")
         plots.legend(upper)
 
 
@@ -185,7 +227,6 @@ def _draw_scores(
             axes.set_ylim(top=max(settled) + margin)
         else:
             axes.set_ylim(bottom=min(settled) - margin)
-    axes.set_ylabel(metrics.loss_axis if is_loss else plots.axis_title(metric))
 
 
 _ROW = 0.1  # of the panel's height, for each row of marks
@@ -253,26 +294,26 @@ def thinned(steps: Sequence[int]) -> list[int]:
 
 
 _TO_END: dict[str, Any] = {"color": "#0072B2", "marker": "o", "linestyle": "--", "linewidth": 1.2}
-_SHORTER: dict[str, Any] = {"color": "#E69F00", "marker": "s", "linestyle": "none"}
-_CHOSEN: dict[str, Any] = {"color": "#D55E00", "marker": "*", "markersize": 16, "linestyle": "none"}
+_SHORTER: dict[str, Any] = {"color": "#777777", "marker": "x", "linestyle": "none"}
+_CHOSEN: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 15, "linestyle": "none", "zorder": 1}
 
 
-def _draw_windows(axes: Axes, rows: Sequence[Row], *, metric: Metric, steps_per_epoch: int, chosen: str) -> None:
-    """Draw one metric; the line joins the windows that reach the end of the run."""
+def _draw_trials(
+    axes: Axes,
+    groups: Iterable[tuple[str, Mapping[str, Any], Sequence[Row]]],
+    place: Callable[[Row], float],
+    *,
+    metric: Metric,
+) -> None:
+    """Draw one metric of the trials in each group, which has a label, a look and rows; the best has no error bar."""
     key, scale = metric.key, plots.scale(metric)
-    end = max(row["end"] for row in rows)
-    groups = (
-        ("up to the end", _TO_END, [row for row in rows if row["end"] == end]),
-        ("ends before", _SHORTER, [row for row in rows if row["end"] < end]),
-        (chosen, _CHOSEN, [row for row in rows if row["chosen"]]),
-    )
     for label, look, group in groups:
         if group:
-            ordered = sorted(group, key=lambda row: row["start"])
+            ordered = sorted(group, key=place)
             axes.errorbar(
-                [row["start"] / steps_per_epoch for row in ordered],
+                [place(row) for row in ordered],
                 [scale * row[key] for row in ordered],
-                yerr=None if label == chosen else [scale * row[f"{key}_diff_se"] for row in ordered],
+                yerr=None if look is _CHOSEN else [scale * row[f"{key}_diff_se"] for row in ordered],
                 label=label,
                 capsize=3,
                 elinewidth=0.8,

@@ -30,12 +30,14 @@ def draw_path(
     """Write the picture of a line: a panel of the loss and one of the primary metric, on two splits.
 
     `line` has `x`, distances of weights from the first end; `train_loss`, `train_score`, `loss`, `score` and `score_se`
-    at each, None where not finite; `points`, the two ends with `name` and `x`; `split`.
+    at each, None where not finite; `points`, the two ends with `name` and `x`; `split`; and `barrier`, of which
+    `loss` has the `height`, its `x`, and the loss `line` that it rises above there, or is None.
     """
     with plots.sheet(target, size=(9.0, 7.0), title=title, form=form) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, key in ((upper, "loss"), (lower, "score")):
             _lines(axes, line, key=key, metrics=metrics)
+        _barrier(upper, line["barrier"]["loss"], split=line["split"])
         upper.set_ylabel(metrics.loss_axis)
         lower.set_ylabel(panel_title(metrics, "score", split="").strip())
         lower.set_xlabel(f"distance of weights (L2) from {plots.plain(line['points'][0]['name'], longest=30)}")
@@ -63,6 +65,15 @@ def _lines(axes: Axes, line: Mapping[str, Any], *, key: str, metrics: TaskMetric
     for point in line["points"]:
         axes.axvline(point["x"], color="black", linewidth=1, linestyle=":")
     plots.tidy(axes)
+
+
+def _barrier(axes: Axes, barrier: Mapping[str, float] | None, *, split: str) -> None:
+    """Mark the highest rise of a loss above the line between its ends."""
+    if barrier is None or not barrier["height"]:
+        return
+    ends = (barrier["line"], barrier["line"] + barrier["height"])
+    label = f"barrier {barrier['height']:.3g} ({split})"
+    axes.plot([barrier["x"]] * 2, ends, color=plots.VAL["color"], linewidth=4, alpha=0.4, label=label)
 
 
 PANELS = ("loss", "score")

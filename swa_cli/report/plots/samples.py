@@ -18,13 +18,13 @@ _LONGEST_NAME = 24
 
 @dataclass(frozen=True)
 class Sample:
-    """An image (H, W) or (H, W, 3) uint8, with the names of its class and of the predicted one."""
+    """An image (H, W) or (H, W, 3) uint8, with the names of its class, or classes, and of the predicted ones."""
 
     pixels: ndarray
     name: str  # of its file, or its row
     label: str
     predicted: str
-    probability: float  # of the predicted class
+    probability: float | None  # of the predicted class; None where there may be several
     loss: float
 
 
@@ -39,5 +39,6 @@ def draw_samples(target: plots.Target, *, samples: Sequence[Sample], title: str,
             axes.imshow(sample.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             label, predicted = (plots.plain(text, longest=_LONGEST_CLASS) for text in (sample.label, sample.predicted))
             name = plots.plain(sample.name[-_LONGEST_NAME:], longest=_LONGEST_NAME)
-            text = f"is {label}\n{predicted} {100 * sample.probability:.0f} %, loss {sample.loss:.2f}\n{name}"
+            p = "" if sample.probability is None else f" {100 * sample.probability:.0f} %"
+            text = f"is {label}\n{predicted}{p}, loss {sample.loss:.2f}\n{name}"
             axes.set_title(text, fontsize=7)
