@@ -82,7 +82,7 @@ def listed(outputs, targets):
 UNEVEN = """\
 name: run
 model: {name: "losses:Net"}
-dataset: {name: "losses:uneven", val: 0}
+dataset: {name: "losses:uneven", val: 0, cache: ram}
 optimizer: {lr: 0.02}
 train: {epochs: 8, batch_size: 25, threads: 1, precision: fp32}
 """
@@ -206,8 +206,16 @@ def test_only_the_training_loss_is_another(run) -> None:
         ([*REGRESSION, "train.class_weights=balanced"], "train.class_weights", "regression has no classes"),
         ([*REGRESSION, "dataset.sampler=balanced"], "dataset.sampler", "regression has no classes"),
         (["task=losses:Own", "train.loss=bce"], "train.loss", "has a loss of its own"),
-        (["dataset.name=losses:streamed", "dataset.sampler=balanced"], "dataset.sampler", "targets"),
-        (["dataset.name=losses:streamed", "train.class_weights=balanced"], "train.class_weights", "are unknown"),
+        (
+            ["dataset.name=losses:streamed", "dataset.cache=auto", "dataset.sampler=balanced"],
+            "dataset.sampler",
+            "targets",
+        ),
+        (
+            ["dataset.name=losses:streamed", "dataset.cache=auto", "train.class_weights=balanced"],
+            "train.class_weights",
+            "are unknown",
+        ),
         (
             ["task=segmentation", "model.name=losses:Pixels", "dataset.name=losses:masked", "dataset.sampler=balanced"],
             "dataset.sampler",

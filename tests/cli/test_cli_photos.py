@@ -20,6 +20,7 @@ from swa_cli.data.randomness import generator
 
 KINDS = [("RGB", "jpg"), ("L", "jfif"), ("P", "png"), ("RGBA", "webp"), ("CMYK", "jpeg"), ("I;16", "tif")]
 QUICK = ("train.epochs=2", "dataset.image_size=32", "dataset.val=8", "train.threads=1", "train.precision=fp32")
+TINY = (*QUICK, "model={name: convnet, args: {width: 4}}")  # in place of a resnet18, whose checkpoints have 90 MB
 
 
 @pytest.fixture
@@ -117,7 +118,7 @@ def test_a_stopped_run_on_photos_goes_on_to_the_same_end(
 ) -> None:
     """Ended in the middle of an epoch and resumed, with and without loader processes: against the undisturbed run."""
     assert swa("new", "--task", "photos", "--data", pets, "-o", "r.yaml").code == 0
-    words = [*QUICK, f"dataset.workers={workers}", "train.batch_size=8", "output.save_every=1step"]
+    words = [*TINY, f"dataset.workers={workers}", "train.batch_size=8", "output.save_every=1step"]
     assert swa("train", "r.yaml", "-q", *words).code == 0
     signal_at(3)  # type: ignore[operator]
     assert swa("train", "r.yaml", "-q", *words).code == 130
@@ -126,7 +127,7 @@ def test_a_stopped_run_on_photos_goes_on_to_the_same_end(
 
 
 def scored(swa: Swa, *words: str) -> Tensor:
-    ended = swa("train", "r.yaml", "-q", "--json", *QUICK, *words)
+    ended = swa("train", "r.yaml", "-q", "--json", *TINY, *words)
     assert ended.code == 0, ended.err
     state = torch.load(Path(ended.json["run"]) / "checkpoints/last.pt", weights_only=True)["model"]
     return torch.cat([value.flatten().double() for value in state.values()])
@@ -143,11 +144,11 @@ def test_more_loader_processes_than_cores_are_warned_of_once(swa: Swa, pets: Pat
     """One warning in the plan, which names the key and the cores, and none of torch's own."""
     assert swa("new", "--task", "photos", "--data", pets, "-o", "r.yaml").code == 0
     cores = num_cores()
-    ended = swa("train", "r.yaml", "--dry-run", *QUICK, f"dataset.workers={cores + 1}")
+    ended = swa("train", "r.yaml", "--dry-run", *TINY, f"dataset.workers={cores + 1}")
     assert ended.code == 0, ended.err
     assert ended.err.count(f"write dataset.workers={cores}") == 1
     assert "DataLoader" not in ended.err
-    assert "dataset.workers" not in swa("train", "r.yaml", "--dry-run", *QUICK, "dataset.workers=1").err
+    assert "dataset.workers" not in swa("train", "r.yaml", "--dry-run", *TINY, "dataset.workers=1").err
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import load
+from conftest import SMALL, copy_runs, load, run_swa
 from swa_cli.data.randomness import seed_globals
 from swa_cli.engine import hardware, state
 from swa_cli.models import build_model
@@ -116,17 +116,17 @@ def test_average_is_the_float64_mean_of_the_recorded_steps(swa, recipe: Path, tm
 
 
 @pytest.mark.parametrize(
-    ("keep", "kept"), [("1", [80]), ("2", [70, 80]), ("3", [60, 70, 80]), ("9", None), ("all", None)]
+    ("keep", "kept"), [("1", [40]), ("2", [30, 40]), ("3", [20, 30, 40]), ("9", None), ("all", None)]
 )
 def test_as_many_snapshots_are_kept_as_the_recipe_says(
     keep: str, kept: list[int] | None, swa, recipe: Path, tmp_path: Path
 ) -> None:
-    """Names of the files after 4 epochs of 20 steps, two snapshots each, against the last `keep` of all eight."""
-    words = ["train.epochs=4", "snapshots={start: 0ep, every: 0.5ep}", f"snapshots.keep={keep}"]
+    """Names of the files after 2 epochs of 20 steps, two snapshots each, against the last `keep` of all four."""
+    words = ["train.epochs=2", "snapshots={start: 0ep, every: 0.5ep}", f"snapshots.keep={keep}"]
     assert swa("train", recipe, "-q", *words).code == 0
     names = sorted(path.name for path in (tmp_path / "runs/latest/snapshots").iterdir())
-    assert names == [f"step-{step:08d}.pt" for step in kept or range(10, 81, 10)]
-    assert load(tmp_path / "runs/latest/checkpoints/last.pt")["step"] == 80
+    assert names == [f"step-{step:08d}.pt" for step in kept or range(10, 41, 10)]
+    assert load(tmp_path / "runs/latest/checkpoints/last.pt")["step"] == 40
 
 
 def test_window_moves_between_two_scores(swa, recipe: Path, tmp_path: Path) -> None:
@@ -180,16 +180,25 @@ class Killed(BaseException):
     """Stands for a kill after an epoch's end."""
 
 
+DROPPING = SMALL.replace("args: {width: 4}", "args: {width: 4, dropout: 0.3}")
+AVERAGING = ["averages.ema.kind=ema", "averages.late={kind: lawa, start: 25%}", "train.grad_accum_steps=2"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    (folder / "small.yaml").write_text(DROPPING)
+    run_swa("train", folder / "small.yaml", "-q", "-o", folder / "runs", *AVERAGING)
+    return folder / "runs"
+
+
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_resume_ends_bit_identical(
-    swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+    swa, recipe: Path, tmp_path: Path, uninterrupted: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
 ) -> None:
     """Stopped before and inside the averaging phase and resumed, against the uninterrupted run, bit for bit."""
-    text = recipe.read_text().replace("args: {width: 4}", "args: {width: 4, dropout: 0.3}")
-    recipe.write_text(text)
-    words = ["averages.ema.kind=ema", "averages.late={kind: lawa, start: 25%}", "train.grad_accum_steps=2"]
-    whole = swa("train", recipe, "--json", *words)
-    assert whole.code == 0, whole.err
+    recipe.write_text(DROPPING)
+    whole = json.loads((copy_runs(uninterrupted, tmp_path / "runs") / "result.json").read_text())
     save = state.save_resume_point
 
     def save_then_stop(run: Any, folder: Any) -> None:
@@ -199,7 +208,7 @@ def test_resume_ends_bit_identical(
 
     monkeypatch.setattr(state, "save_resume_point", save_then_stop)
     with pytest.raises(Killed):
-        swa("train", recipe, *words)
+        swa("train", recipe, *AVERAGING)
     monkeypatch.setattr(state, "save_resume_point", save)
     run = tmp_path / "runs/small-002"
     # A refresh of the unfinished file's averages must not leak into the rest of the run.
@@ -213,22 +222,22 @@ def test_resume_ends_bit_identical(
             for key, average in first["averages"].items():
                 assert same(average["state"], second["averages"][key]["state"])
                 assert average["steps"] == second["averages"][key]["steps"]
-    assert resumed.json["weights"] == whole.json["weights"]
+    assert resumed.json["weights"] == whole["weights"]
     tables = [(tmp_path / f"runs/small-{n}/metrics.csv").read_text().splitlines() for n in ("001", "002")]
     assert [line.rpartition(",")[0] for line in tables[0]] == [line.rpartition(",")[0] for line in tables[1]]
 
 
-def test_a_finished_run_says_so(swa, recipe: Path) -> None:
+@pytest.mark.usefixtures("finished")
+def test_a_finished_run_says_so(swa) -> None:
     """Resuming a finished run: exit 2 and the place of its result."""
-    swa("train", recipe, "-q")
     ended = swa("train", "--resume", "runs/latest")
     assert ended.code == 2
     assert "finished" in ended.err
 
 
-def test_resume_refuses_what_would_change_the_result(swa, recipe: Path) -> None:
+@pytest.mark.usefixtures("finished")
+def test_resume_refuses_what_would_change_the_result(swa) -> None:
     """An override of the optimizer on resume: exit 2, nothing run."""
-    swa("train", recipe, "-q")
     ended = swa("train", "--resume", "runs/latest", "optimizer.lr=3")
     assert ended.code == 2
     assert "optimizer.lr" in ended.err
@@ -292,7 +301,7 @@ def test_shipped_weights_load_strictly_into_the_plain_model(swa, recipe: Path, t
     import torchvision
 
     recipe.write_text(recipe.read_text().replace("{name: convnet, args: {width: 4}}", "{name: 'torchvision:resnet18'}"))
-    words = ["train.epochs=1", "swa.start=0%", "swa.every=8step", "dataset.val=1000", "train.batch_size=32"]
+    words = ["train.epochs=1", "swa.start=0%", "swa.every=1step", "dataset.val=1000", "train.batch_size=400"]
     ended = swa("train", recipe, "-q", *words)
     assert ended.code == 0, ended.err
     model = torchvision.models.resnet18(num_classes=10)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from conftest import OnStep
+from conftest import OnStep, copy_runs, run_swa
 from equal_runs import assert_equal_runs, content
 from processes import said_in, start
 from swa_cli.checkpoint import atomic
@@ -51,6 +51,20 @@ def faulty(tmp_path: Path) -> Path:
             pixels = torch.randint(256, (12, 12, 3), generator=generator, dtype=torch.uint8).numpy()
             Image.fromarray(pixels).save(tmp_path / "images" / label / f"{index}.png")
     return path
+
+
+@pytest.fixture(scope="module")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "faulty.yaml").write_text(RECIPE)
+    run_swa("train", folder / "faulty.yaml", "-q", "-o", folder / "runs")
+    return folder / "runs"
+
+
+@pytest.fixture
+def undisturbed(_trained: Path, tmp_path: Path) -> Path:
+    """The run to which nothing happened, in runs/faulty-001: a copy of one training."""
+    return copy_runs(_trained, tmp_path / "runs")
 
 
 @pytest.fixture
@@ -101,6 +115,7 @@ def no_write_of(monkeypatch: pytest.MonkeyPatch, name: str, number: int) -> Call
 def test_a_file_that_cannot_be_written(
     swa,
     faulty: Path,
+    undisturbed: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     at: At,
@@ -109,7 +124,6 @@ def test_a_file_that_cannot_be_written(
     said: str,
 ) -> None:
     """Each file of a run, refused by the disk from step 30 on, against the run to which nothing happened."""
-    assert swa("train", faulty, "-q").code == 0
     with monkeypatch.context() as patched:
         at(30, no_write_of(patched, name, number))
         ended = swa("train", faulty, "-q")
@@ -121,12 +135,11 @@ def test_a_file_that_cannot_be_written(
     assert not list(run.rglob("*.tmp"))
     assert content(run, "last")["step"] in (22, 66)
     assert swa("train", "--resume", run, "-q").code == 0
-    assert_equal_runs(tmp_path / "runs/faulty-001", run)
+    assert_equal_runs(undisturbed, run)
 
 
-def test_log_on_a_full_disk(swa, faulty: Path, tmp_path: Path, at: At) -> None:
+def test_log_on_a_full_disk(swa, faulty: Path, undisturbed: Path, tmp_path: Path, at: At) -> None:
     """The log becomes /dev/full (ENOSPC) in epoch 2: exit 1; the run goes on to the undisturbed end."""
-    assert swa("train", faulty, "-q").code == 0
     log = tmp_path / "runs/faulty-002/log.txt"
 
     def fill() -> None:
@@ -140,7 +153,7 @@ def test_log_on_a_full_disk(swa, faulty: Path, tmp_path: Path, at: At) -> None:
     assert ended.code == 1
     assert "no room to write (No space left on device)" in " ".join(ended.err.split())
     assert swa("train", "--resume", "runs/faulty-002", "-q").code == 0
-    assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")
+    assert_equal_runs(undisturbed, tmp_path / "runs/faulty-002")
 
 
 @pytest.mark.parametrize("largest_file", [20_000, 60_000], ids=["first-save", "save-with-averages"])
@@ -250,10 +263,9 @@ def test_out_of_memory_before_a_run(faulty: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite(
-    swa, faulty: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: At, value: float
+    swa, faulty: Path, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: At, value: float
 ) -> None:
     """One loss of step 41, in the averaging phase: exit 1 before its update; gone on with, the undisturbed end."""
-    assert swa("train", faulty, "-q").code == 0
     with monkeypatch.context() as patched:
 
         def poison() -> None:
@@ -266,12 +278,11 @@ def test_loss_that_is_not_finite(
     assert "epoch 2" in ended.err
     assert content(tmp_path / "runs/faulty-002", "last")["step"] == 40
     assert swa("train", "--resume", "runs/faulty-002", "-q").code == 0
-    assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")
+    assert_equal_runs(undisturbed, tmp_path / "runs/faulty-002")
 
 
-def test_second_process_on_one_folder_is_refused(swa, faulty: Path, tmp_path: Path, at: At) -> None:
+def test_second_process_on_one_folder_is_refused(swa, faulty: Path, undisturbed: Path, tmp_path: Path, at: At) -> None:
     """A resume and a bn-update while the run goes on: exit 2, and the run ends as if nothing had been tried."""
-    assert swa("train", faulty, "-q").code == 0
     codes = []
 
     def intrude() -> None:
@@ -283,4 +294,4 @@ def test_second_process_on_one_folder_is_refused(swa, faulty: Path, tmp_path: Pa
     at(50, intrude)
     assert swa("train", faulty, "-q").code == 0
     assert codes == [(2, True), (2, True)]
-    assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")
+    assert_equal_runs(undisturbed, tmp_path / "runs/faulty-002")

@@ -16,7 +16,7 @@ import torch
 
 from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
-from processes import ENDS_WITHIN_S, SECOND_SAVE, exit_codes, free_port, said_in, start_ranks, train
+from processes import ENDS_WITHIN_S, SECOND_SAVE, exit_codes, free_port, said_in, start, start_ranks, train
 
 NETWORK = """\
 import os
@@ -213,8 +213,8 @@ def test_one_speaks(folder: Path) -> None:
 
 def test_a_signal_to_one_process_stops_all_at_one_step(folder: Path) -> None:
     """SIGTERM to the last of three processes: all end, and go on to the undisturbed end, bit for bit."""
-    train(folder, ["train", "normed.yaml", "train.epochs=6", "-o", "whole"], 3)
-    processes = start_ranks(folder, ["train", "normed.yaml", "train.epochs=6", "output.save_every=3step"], 3)
+    train(folder, ["train", "normed.yaml", "train.epochs=4", "-o", "whole"], 3)
+    processes = start_ranks(folder, ["train", "normed.yaml", "train.epochs=4", "output.save_every=3step"], 3)
     last = folder / "runs/run-001/checkpoints/last.pt"
     while not last.is_file():
         time.sleep(0.01)
@@ -265,15 +265,14 @@ def test_a_kill_is_gone_on_from(folder: Path) -> None:
     """SIGKILL to one of `--processes 2 --max-restarts 1` after the first save, against the undisturbed run, by bits."""
     train(folder, ["train", "normed.yaml", "train.epochs=4", "-o", "whole"], 2)
     words = ["train", "normed.yaml", "train.epochs=4", "output.save_every=5step", "--max-restarts=1", "--processes=2"]
-    with subprocess.Popen(
-        [sys.executable, "-m", "swa_cli", *words], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as launcher:
-        while not (folder / "runs/run-001/checkpoints/last.pt").is_file():
-            time.sleep(0.01)
-            assert launcher.poll() is None
-        os.kill(second_process_of(launcher.pid), signal.SIGKILL)
-        _, said = launcher.communicate(timeout=ENDS_WITHIN_S)
-    assert launcher.returncode == 0, said
+    launcher = start(folder, words)
+    while not (folder / "runs/run-001/checkpoints/last.pt").is_file():
+        time.sleep(0.01)
+        assert launcher.is_alive(), said_in(folder)
+    assert launcher.pid is not None
+    os.kill(second_process_of(launcher.pid), signal.SIGKILL)
+    assert exit_codes(launcher) == [0], said_in(folder)
+    said = said_in(folder)
     assert "a process was killed (SIGKILL): all start again, attempt 2 of 2" in said
     assert said.count("continued after step") == 1
     assert_equal_runs(folder / "whole/run-001", folder / "runs/run-001")
@@ -368,8 +367,8 @@ def test_the_one_that_tells_is_not_ended_before(folder: Path) -> None:
 def test_the_launcher_ends_as_one_process(folder: Path) -> None:
     """A failure in the processes, and a recipe that is wrong before any: one message each, codes 1 and 2."""
     for word, code in (("optimizer.lr=1e20", 1), ("optimizer.lrr=1", 2)):
-        words = [sys.executable, "-m", "swa_cli", "train", "plain.yaml", word, "--processes=2", "--max-restarts=2"]
-        ended = subprocess.run(words, cwd=folder, capture_output=True, text=True, check=False)
-        assert ended.returncode == code, ended.stderr
-        assert ended.stderr.count("error:") == 1, ended.stderr
-        assert "Traceback" not in ended.stderr
+        words = ["train", "plain.yaml", word, "--processes=2", "--max-restarts=2"]
+        assert exit_codes(start(folder, words)) == [code]
+        said = said_in(folder)
+        assert said.count("error:") == 1, said
+        assert "Traceback" not in said
