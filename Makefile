@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test coverage browser torture sweep bench bench-quick bench-long lint clean
+.PHONY: help train test coverage browser torture sweep study bench bench-quick bench-long lint clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -28,6 +28,13 @@ torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk, 
 sweep: $(VENV)/installed-dev ## every network of torchvision, one of each family of timm: about 10 minutes
 	$(BIN)/pytest tests/sweep -m sweep -k 'not one_at_a_time' -n 2 --dist worksteal --durations=10
 	$(BIN)/pytest tests/sweep -m sweep -k one_at_a_time --durations=10
+
+STUDY := $(BIN)/python docs/study/study.py
+
+study: $(VENV)/installed-dev ## train what docs/study.md lacks, in WORK=DIR (images: docs/study/cifar_subset.py): days
+	@test -d "$(WORK)/cifar_subset" || { echo "make study WORK=DIR, with DIR/cifar_subset from docs/study/cifar_subset.py" >&2; exit 1; }
+	for name in vgg fashion preresnet20; do $(STUDY) tune $$name --work $(WORK) && $(STUDY) run $$name --work $(WORK) || exit 1; done
+	$(STUDY) tables
 
 BENCH := PYTHONPATH=tests $(BIN)/python -m benchmarks
 
