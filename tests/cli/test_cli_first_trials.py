@@ -16,8 +16,7 @@ from published import in_cache
 @pytest.mark.parametrize(
     ("words", "key", "cure"),
     [
-        (["optimizer.name=Muon"], "optimizer.name", "optimizer.name=SGD"),
-        (["optimizer.name=Muon"], "optimizer.name", "optimizer.name=AdamW"),
+        (["optimizer.name=Muon"], "optimizer.name", "optimizer.groups=[{match: not_2d, name: AdamW, lr: 0.1x}]"),
         (["model={name: resnet18}"], "model.name", "torchvision:resnet18"),
         (["model={name: ResNet-18}"], "model.name", "torchvision:resnet18"),
         (["model={name: shufflenet_v2_x0_5}"], "model.name", "torchvision:shufflenet_v2_x0_5"),
@@ -38,7 +37,7 @@ def test_the_hint_holds_what_to_write_instead(swa, recipe: Path, words: list[str
     elif key == "model.name":
         fixed = [f"model={{name: '{cure}'}}"]
     else:
-        fixed = [cure]
+        fixed = [*words, cure]
     assert swa("train", recipe, *fixed, "--dry-run").code == 0
 
 
@@ -50,7 +49,7 @@ def test_muon_names_the_first_parameter_that_it_does_not_take(swa, recipe: Path)
 
     ended = swa("train", recipe, "optimizer.name=Muon")
     name, parameter = next(iter(build("convnet", num_classes=10, in_channels=1, args={"width": 4}).named_parameters()))
-    assert f"{name} is {' x '.join(map(str, parameter.shape))}" in " ".join(ended.err.split())
+    assert f"{name} ({' x '.join(map(str, parameter.shape))})" in " ".join(ended.err.split())
     muon = schema.Optimizer(name="Muon", lr=0.1)
     assert optimizers.build(nn.Linear(3, 2, bias=False), muon).param_groups
 

@@ -114,10 +114,10 @@ def test_dry_run_of_the_paper_shows_its_plan(swa, tmp_path: Path) -> None:
 def test_dry_run_of_fine_tuning_takes_the_weights_of_the_cache(
     swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the file the message names it and its folder; with it four weight sets per epoch from 2 on."""
+    """Without the file a run ends with its name and folder, a dry run tells them; with it four sets per epoch from 2."""
     words = [*stand_in(tmp_path, classes=2, train=9), "dataset.workers=0"]
     name = "torchvision:shufflenet_v2_x0_5"
-    command = ["train", RECIPES / "finetune.yaml", "--dry-run", "--json", *words, f"model.name={name}"]
+    command = ["train", RECIPES / "finetune.yaml", "--json", *words, f"model.name={name}"]
 
     def fail(*_: object, **__: object) -> None:
         raise URLError("no network")
@@ -127,8 +127,15 @@ def test_dry_run_of_fine_tuning_takes_the_weights_of_the_cache(
     ended = swa(*command)
     assert ended.code == 2
     said = " ".join(ended.err.split())
-    assert f"error: model.pretrained: IMAGENET1K_V1 of {name} cannot be downloaded" in said
+    assert f"model.pretrained: IMAGENET1K_V1 of {name} cannot be downloaded" in said
     assert f"shufflenetv2_x0.5-f707e7126e.pth into {tmp_path}/hub/checkpoints" in said
+    command.append("--dry-run")
+    ended = swa(*command)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert "shufflenetv2_x0.5-f707e7126e.pth" in said
+    assert f"{tmp_path}/hub/checkpoints" in said
+    assert "with weights of the seed" in said
     in_cache(name, tmp_path, monkeypatch)
     ended = swa(*command, "dataset.image_size=32")
     assert ended.code == 0, ended.err

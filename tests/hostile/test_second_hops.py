@@ -28,6 +28,7 @@ RUNS_CODE = {  # a command that makes the network of a checkpoint or run, or loo
     "eval": ["bad.pt"],
     "bn-update": ["bad.pt", "-o", "new.pt"],
     "average": ["bad.pt", "-o", "new.pt"],
+    "soup": ["bad.pt", "swa.pt", "--method", "uniform", "-o", "new.pt"],
     "export": ["bad.pt", "--format", "state-dict", "-o", "new.pt"],
     "predict": ["bad.pt", "photo.png"],
     "train": ["--resume", "run"],
