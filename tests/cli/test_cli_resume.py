@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import signal
 import time
@@ -16,7 +15,7 @@ import torch
 from PIL import Image
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from conftest import run_swa
+from conftest import copy_runs, run_swa
 from equal_runs import assert_equal_runs, content
 from swa_cli.analysis.run_output import RunOutput
 from swa_cli.checkpoint.run_folder import RunFolder
@@ -52,6 +51,28 @@ def long(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Train the recipe with changes, once each, and return the folder of its runs."""
+    folders: dict[tuple[str, ...], Path] = {}
+
+    def train(*words: str) -> Path:
+        if words not in folders:
+            folder = tmp_path_factory.mktemp("trained")
+            (folder / "long.yaml").write_text(RECIPE)
+            run_swa("train", folder / "long.yaml", "-q", *words, "-o", folder / "runs")
+            folders[words] = folder / "runs"
+        return folders[words]
+
+    return train
+
+
+@pytest.fixture
+def to_the_end(long: Path, _trained: Callable[..., Path]) -> Callable[..., Path]:
+    """The run of the recipe with changes that nothing has stopped, in runs/long-001: a copy of one training."""
+    return lambda *words: copy_runs(_trained(*words), long.parent / "runs")
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Callable[[float], list[float]]:
     """Let time stand still but for so many seconds per update; the list holds the time."""
@@ -79,14 +100,11 @@ def clock(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Ca
     ids=["plain", "accumulate"],
 )
 def test_stopped_at_steps_of_every_phase_and_resumed(
-    swa, long: Path, tmp_path: Path, signal_at: Callable[..., None], words: list[str]
+    swa, long: Path, tmp_path: Path, to_the_end: Callable[..., Path], signal_at: Callable[..., None], words: list[str]
 ) -> None:
     """A chain of stops in the warmup, schedule, anneal, averaging and at an epoch's end, against one run to the end."""
-    assert swa("train", long, "-q", *words).code == 0
-    steps = (
-        json.loads((tmp_path / "runs/long-001/result.json").read_text())
-        and content(tmp_path / "runs/long-001", "last")["step"]
-    )
+    whole = to_the_end(*words)
+    steps = content(whole, "last")["step"]
     points = sorted({round(steps * part) for part in (0.05, 0.3, 0.42, 0.5, 0.64, 0.97)} | {steps // 4 * 3})
     run = tmp_path / "runs/long-002"
     command: list[str | Path] = ["train", long, "-q", *words]
@@ -99,7 +117,7 @@ def test_stopped_at_steps_of_every_phase_and_resumed(
         command = ["train", "--resume", run, "-q"]
     signal_at(-1)
     assert swa(*command).code == 0
-    assert_equal_runs(tmp_path / "runs/long-001", run)
+    assert_equal_runs(whole, run)
 
 
 def test_streamed_images_go_on_inside_an_epoch(swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]) -> None:
@@ -114,6 +132,7 @@ def test_streamed_images_go_on_inside_an_epoch(swa, long: Path, tmp_path: Path, 
         "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, image_size: 8}",
         "train.batch_size=8",
         "train.epochs=3",
+        "averages={}",
     ]
     assert swa("train", long, "-q", *words).code == 0
     signal_at(2)
@@ -126,10 +145,12 @@ def test_streamed_images_go_on_inside_an_epoch(swa, long: Path, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("at", [1, 3, 8])
-def test_stopped_while_scoring(swa, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+def test_stopped_while_scoring(
+    swa, long: Path, tmp_path: Path, to_the_end: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
     """A signal in a validation, in a BatchNorm pass and in the final scores, against the run to the end."""
     words = ["dataset.val=200", "eval.batch_size=100"]
-    assert swa("train", long, "-q", *words).code == 0
+    whole = to_the_end(*words)
     progress, scorings = Terminal.progress, []
 
     def interrupted(terminal: Terminal, description: str, *args: Any, **options: Any) -> Any:
@@ -142,14 +163,14 @@ def test_stopped_while_scoring(swa, long: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(Terminal, "progress", interrupted)
     assert swa("train", long, "-q", *words).code == 130
     assert swa("train", "--resume", "runs/latest", "-q").code == 0
-    assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
+    assert_equal_runs(whole, tmp_path / "runs/long-002")
 
 
 def test_second_signal_stops_at_once_and_harms_nothing(
-    swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]
+    swa, long: Path, tmp_path: Path, to_the_end: Callable[..., Path], signal_at: Callable[..., None]
 ) -> None:
     """Two signals in one step: 130, the save from before is what is left, and goes on to the same end."""
-    assert swa("train", long, "-q").code == 0
+    whole = to_the_end()
     signal_at(50, times=2)
     ended = swa("train", long, "-q", "output.save_every=12step")
     run = tmp_path / "runs/long-002"
@@ -158,7 +179,7 @@ def test_second_signal_stops_at_once_and_harms_nothing(
     assert not list(run.rglob("*.tmp"))
     signal_at(-1)
     assert swa("train", "--resume", run, "-q").code == 0
-    assert_equal_runs(tmp_path / "runs/long-001", run)
+    assert_equal_runs(whole, run)
 
 
 def test_average_of_a_stopped_run_is_usable(swa, long: Path, signal_at: Callable[..., None]) -> None:
@@ -192,10 +213,10 @@ def test_saves_by_the_clock(
 
 
 def test_damaged_resume_point_falls_back_to_the_previous_one(
-    swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]
+    swa, long: Path, tmp_path: Path, to_the_end: Callable[..., Path], signal_at: Callable[..., None]
 ) -> None:
     """A flipped byte, a cut, and nothing at all in place of last.pt: a warning, and the same end from previous.pt."""
-    assert swa("train", long, "-q").code == 0
+    whole = to_the_end()
     run = tmp_path / "runs/long-002"
     signal_at(60)
     assert swa("train", long, "-q").code == 130
@@ -211,7 +232,7 @@ def test_damaged_resume_point_falls_back_to_the_previous_one(
         assert content(run, "previous")["step"] == previous
     signal_at(-1)
     assert swa("train", "--resume", run, "-q").code == 0
-    assert_equal_runs(tmp_path / "runs/long-001", run)
+    assert_equal_runs(whole, run)
 
 
 def test_both_resume_points_damaged_is_an_error(
@@ -230,15 +251,20 @@ def test_both_resume_points_damaged_is_an_error(
 
 
 def test_stopped_before_the_first_save_begins_anew(
-    swa, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signal_at: Callable[..., None]
+    swa,
+    long: Path,
+    tmp_path: Path,
+    to_the_end: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    signal_at: Callable[..., None],
 ) -> None:
     """A run that was ended at once before it had saved: --resume does it from the beginning, to the same end."""
-    assert swa("train", long, "-q").code == 0
+    whole = to_the_end()
     signal_at(5, times=2)
     assert swa("train", long, "-q").code == 130
     signal_at(-1)
     assert swa("train", "--resume", "runs/long-002", "-q").code == 0
-    assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
+    assert_equal_runs(whole, tmp_path / "runs/long-002")
 
 
 def test_leftovers_of_a_crash_are_swept_and_nothing_else(
@@ -540,7 +566,7 @@ def test_more_epochs_that_make_no_sense(
 ) -> None:
     """Exit 2 with the reason; the result stays."""
     clock(0.05)
-    assert swa("train", long, "-q", *words).code == 0
+    assert swa("train", long, "-q", "averages={}", *words).code == 0
     before = Path("runs/latest/result.json").read_bytes()
     ended = swa("train", "--resume", "runs/latest", "--extend-to", extend_to)
     assert ended.code == 2
