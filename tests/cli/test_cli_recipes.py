@@ -114,7 +114,7 @@ def test_dry_run_of_the_paper_shows_its_plan(swa, tmp_path: Path) -> None:
 def test_dry_run_of_fine_tuning_takes_the_weights_of_the_cache(
     swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Without the file a run ends with its name and folder, a dry run tells them; with it four sets per epoch from 2."""
+    """Without the file a run ends, a dry run tells name and folder; with it four weight sets per epoch from 2 on."""
     words = [*stand_in(tmp_path, classes=2, train=9), "dataset.workers=0"]
     name = "torchvision:shufflenet_v2_x0_5"
     command = ["train", RECIPES / "finetune.yaml", "--json", *words, f"model.name={name}"]
