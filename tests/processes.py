@@ -6,6 +6,7 @@ The processes are forked from one that has imported what `swa train` needs: a ki
 from __future__ import annotations
 
 import gc
+import math
 import multiprocessing
 import os
 import random
@@ -20,7 +21,10 @@ from contextlib import nullcontext
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from swa_cli.engine.events import ResultEvent
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.symlink", "os.truncate", "fcntl.flock")
 os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as `cli.main` has it, before torch is imported
@@ -29,6 +33,7 @@ OF_A_TERMINAL += ("TTY_COMPATIBLE", "TTY_INTERACTIVE")  # of rich
 NOTHING: Mapping[str, str] = {}
 WHITE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
 SECOND_SAVE, THIRD_SAVE = 3, 5  # `kill_at` within "checkpoints/.last": a save opens that file and renames it
+DRAWN: set[str] = set()  # kinds of curves that this process has drawn
 ENDS_WITHIN_S = 600  # far more than any takes, on a busy machine too
 PRELOADED = [
     "swa_cli.cli",
@@ -37,7 +42,8 @@ PRELOADED = [
     "matplotlib.figure",
     "torch._dynamo",
     "torch.distributed.fsdp",
-]  # the last two are imported late
+    "torch.distributed.launcher.api",
+]  # the last three are imported late
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(PRELOADED)  # before any test can make the server, which is one for all of them
 
@@ -78,15 +84,50 @@ def start(
 
 
 def render_blank_figures(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
-    """Let matplotlib build every figure as usual, and write a white pixel or an empty SVG in place of its rendering."""
+    """Let matplotlib build every figure as usual, and write a white pixel or an empty SVG in place of its rendering.
+
+    The curves of a run are built for the first run of their kind: the same columns, averages and scores.
+    """
     from matplotlib.figure import Figure
+
+    from swa_cli.analysis import run_output
+
+    draw_curves = run_output._draw_curves
 
     def savefig(figure: Figure, target: Any, *, format: str = "png", **options: Any) -> None:
         pictures = {"png": b64decode(WHITE_PIXEL), "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>'}
         with nullcontext(target) if hasattr(target, "write") else open(target, "wb") as file:
             file.write(pictures[format])
 
+    def draw_first_of_kind(event: ResultEvent) -> None:
+        if (kind := _kind_of_curves(event)) in DRAWN:
+            leave_white_curves(event)
+        else:
+            DRAWN.add(kind)
+            draw_curves(event)
+
     setattr_(Figure, "savefig", savefig)
+    setattr_(run_output, "_draw_curves", draw_first_of_kind)
+
+
+def leave_white_curves(event: ResultEvent) -> None:
+    """Write a white pixel as the curves of a run."""
+    from swa_cli.checkpoint.atomic import write_atomic
+
+    write_atomic(event.folder / "curves.png", lambda file: file.write(b64decode(WHITE_PIXEL)))
+
+
+def _kind_of_curves(event: ResultEvent) -> str:
+    """What decides how curves are drawn, but for the numbers."""
+
+    def numbers(row: Mapping[str, Any]) -> list[str]:
+        return sorted(key for key, value in row.items() if isinstance(value, float) and math.isfinite(value))
+
+    shown, rows = event.curves, [numbers(row) for row in event.history]
+    workers = {name: [numbers(row) for row in own] for name, own in shown.workers.items()}
+    averaging = {name: len(steps) for name, steps in shown.averaging.items()}
+    scores = {name: numbers(row) for name, row in event.values["weights"].items()}
+    return repr((event.metrics, rows, workers, averaging, scores, len(shown.lr), shown.worker_lr, shown.trained))
 
 
 def skip_fsync(setattr_: Callable[[Any, str, Any], None] = setattr) -> None:
@@ -184,6 +225,7 @@ def _work(
     environment: dict[str, str],
 ) -> None:
     from swa_cli import cli
+    from swa_cli.analysis import run_output
 
     gc.freeze()  # a collection would write to the pages of a million objects, and so copy them
     multiprocessing.set_start_method("fork", force=True)  # its loader processes are made as those of a plain `swa`
@@ -225,6 +267,7 @@ def _work(
         most = pages * resource.getpagesize() + memory
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
     render_blank_figures()
+    run_output._draw_curves = leave_white_curves
     skip_fsync()
     use_one_thread()
     code = cli.run(words)

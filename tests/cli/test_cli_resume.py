@@ -131,7 +131,7 @@ def test_streamed_images_go_on_inside_an_epoch(swa, long: Path, tmp_path: Path, 
     words = [
         "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, image_size: 8}",
         "train.batch_size=8",
-        "train.epochs=3",
+        "train.epochs=2",
         "averages={}",
     ]
     assert swa("train", long, "-q", *words).code == 0

@@ -174,7 +174,7 @@ def test_a_resume_point_of_another_task_is_refused(swa, blobs: Path, tmp_path: P
         assert said in ended.err
 
 
-@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "fcn_resnet50"])
+@pytest.mark.parametrize("name", ["lraspp_mobilenet_v3_large", "deeplabv3_mobilenet_v3_large"])
 def test_torchvisions_networks_of_segmentation(swa, blobs: Path, name: str) -> None:
     """A dry run with one grey channel: one step of the loss on their `out`, with fresh weights and no download."""
     ended = swa("train", blobs, "--dry-run", "--json", f"model={{name: 'torchvision:{name}'}}", "train.batch_size=2")

@@ -35,7 +35,8 @@ train: {epochs: 3, batch_size: 64, threads: 1, precision: fp32}
 """
 STREAMED = [
     "dataset={name: image_folder, root: images, val: 8, cache: none, workers: 1, image_size: 8}",
-    "train.batch_size=8",  # 4 steps an epoch
+    *("train.batch_size=8", "train.epochs=2"),  # 4 steps an epoch
+    *("averages={}", "snapshots=null"),
 ]
 At = Callable[[int, Callable[[], object]], None]
 

@@ -216,8 +216,8 @@ def test_auxiliary_heads_have_their_documented_share(name: str, outputs: str, sh
 
 
 def test_the_auxiliary_head_of_a_segmentation_network_is_trained(swa, tmp_path) -> None:
-    """Weights of the auxiliary head of FCN, with `aux_loss`, at two snapshots: all have moved."""
-    words = ["task=segmentation", "model.name=torchvision:fcn_resnet50", "model.args.aux_loss=true"]
+    """Weights of the auxiliary head of DeepLabV3, with `aux_loss`, at two snapshots: all have moved."""
+    words = ["task=segmentation", "model.name=torchvision:deeplabv3_mobilenet_v3_large", "model.args.aux_loss=true"]
     (tmp_path / "recipe.yaml").write_text(
         "dataset: {name: shapes, val: 0, args: {size: 16, classes: 2, train: 4, test: 2}}\n"
         "model: {name: unet}\noptimizer: {lr: 0.01}\nschedule: {name: constant, warmup: 0ep}\n"
