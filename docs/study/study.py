@@ -53,7 +53,7 @@ class Setting:
 SETTINGS = {
     "fashion": Setting((4, 6, 8, 12), (0, 1, 2, 3, 4), (0.05, 0.1, 0.2), (0.01, 0.03, 0.1), (0.01, 0.03)),
     "preresnet20": Setting((10, 15, 20, 30), (0, 1, 2), (0.1, 0.2), (0.03, 0.1), (0.02, 0.05)),
-    "vgg": Setting((10, 15, 20, 30), (0, 1, 2), (0.01, 0.02, 0.04), (0.005, 0.01, 0.02), (0.003, 0.01)),
+    "vgg": Setting((10, 15, 20, 30), (0, 1, 2), (0.01, 0.02, 0.04, 0.08), (0.005, 0.01, 0.02, 0.04), (0.01, 0.02)),
 }
 
 
@@ -96,7 +96,7 @@ def tuning_runs(name: str) -> Iterator[Run]:
     lr = chosen(name)["cosine"]
     for swa_lr in setting.swa_lr:
         for start in setting.starts:
-            yield Run(name, f"swa-{swa_lr}-{start}", TUNING_SEED, _swa(lr, swa_lr, start, epochs))
+            yield Run(name, f"swa-{lr}-{swa_lr}-{start}", TUNING_SEED, _swa(lr, swa_lr, start, epochs))
 
 
 def chosen(name: str) -> dict[str, Any]:
@@ -117,14 +117,14 @@ def chosen(name: str) -> dict[str, Any]:
             elif kind == "constant" and not is_raw:
                 offer("constant", nll, float(numbers[0]))
             elif kind == "swa" and row["method"] == "swa":
-                offer("swa", nll, (float(numbers[0]), int(numbers[1])))
+                offer("swa", nll, (float(numbers[0]), float(numbers[1]), int(numbers[2])))
     return {kind: what for kind, (_, what) in best.items()}
 
 
 def study_runs(name: str) -> Iterator[Run]:
     """Every run of the comparison."""
     setting, found = SETTINGS[name], chosen(name)
-    lr, constant, (swa_lr, start) = found["cosine"], found["constant"], found["swa"]
+    lr, constant, (high, swa_lr, start) = found["cosine"], found["constant"], found["swa"]
     epochs = setting.epochs
     kept = {"ema": "kind: ema, half_life: 2%", "ema_best": "kind: ema, half_life: 2%, keep: best"}
     for seed in setting.seeds:
@@ -145,7 +145,7 @@ def study_runs(name: str) -> Iterator[Run]:
             name,
             "swa",
             seed,
-            _swa(lr, swa_lr, start, epochs, _averages(**kept, **dense)),
+            _swa(high, swa_lr, start, epochs, _averages(**kept, **dense)),
             extra={"swag_draws": ("--weights", "swag", "--draws", "10")},
         )
         merges = {
