@@ -16,7 +16,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from processes import OF_A_TERMINAL, render_blank_figures, skip_fsync, use_one_thread
+from processes import OF_A_TERMINAL, render_blank_figures, render_real_figures, skip_fsync, use_one_thread
 
 # The same inputs in every run, however slow the machine is at the moment.
 settings.register_profile(
@@ -95,11 +95,12 @@ def _no_terminal_and_no_launcher() -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _no_waiting() -> Iterator[None]:
-    """Runs wait for no disk, and their threads not for each other; those of fixtures too."""
+def _cheap_runs() -> Iterator[None]:
+    """Runs of tests and fixtures wait for no disk, use one thread, and render no figure, a third of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         skip_fsync(patch.setattr)
         use_one_thread(patch.setattr)
+        render_blank_figures(patch.setattr)
         yield
 
 
@@ -113,10 +114,10 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _blank_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render no figure but in tests marked `pictures`: it takes 0.2 s, a third of a small run."""
-    if request.node.get_closest_marker("pictures") is None:
-        render_blank_figures(monkeypatch.setattr)
+def _real_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render the figures of tests marked `pictures`."""
+    if request.node.get_closest_marker("pictures") is not None:
+        render_real_figures(monkeypatch.setattr)
 
 
 @pytest.fixture

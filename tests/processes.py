@@ -5,6 +5,7 @@ The processes are forked from one that has imported what `swa train` needs: a ki
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import multiprocessing
@@ -94,11 +95,13 @@ def render_blank_figures(setattr_: Callable[[Any, str, Any], None] = setattr) ->
 
     draw_curves = run_output._draw_curves
 
+    @functools.wraps(Figure.savefig)
     def savefig(figure: Figure, target: Any, *, format: str = "png", **options: Any) -> None:
         pictures = {"png": b64decode(WHITE_PIXEL), "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>'}
         with nullcontext(target) if hasattr(target, "write") else open(target, "wb") as file:
             file.write(pictures[format])
 
+    @functools.wraps(draw_curves)
     def draw_first_of_kind(event: ResultEvent) -> None:
         if (kind := _kind_of_curves(event)) in DRAWN:
             leave_white_curves(event)
@@ -108,6 +111,16 @@ def render_blank_figures(setattr_: Callable[[Any, str, Any], None] = setattr) ->
 
     setattr_(Figure, "savefig", savefig)
     setattr_(run_output, "_draw_curves", draw_first_of_kind)
+
+
+def render_real_figures(setattr_: Callable[[Any, str, Any], None]) -> None:
+    """Take back what `render_blank_figures` has done."""
+    from matplotlib.figure import Figure
+
+    from swa_cli.analysis import run_output
+
+    for owner, name in ((Figure, "savefig"), (run_output, "_draw_curves")):
+        setattr_(owner, name, getattr(owner, name).__wrapped__)
 
 
 def leave_white_curves(event: ResultEvent) -> None:

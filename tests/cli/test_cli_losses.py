@@ -41,7 +41,7 @@ def uneven():
     # 100 samples of the classes 0 to 4, and 2 of the classes 5 to 9.
     train, test = read_digits()["train"], read_digits()["test"]
     rows = [row for label in range(10) for row in (train[1] == label).nonzero()[: 100 if label < 5 else 2, 0].tolist()]
-    sets = {"train": (train[0][rows], train[1][rows]), "test": test}
+    sets = {"train": (train[0][rows], train[1][rows]), "test": [part[:100] for part in test]}
     return {**{name: torch.utils.data.TensorDataset(*arrays) for name, arrays in sets.items()}, "num_classes": 10}
 
 def scenes(count, seed):
