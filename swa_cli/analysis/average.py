@@ -219,7 +219,7 @@ def _error_text(content: Mapping[str, Any]) -> str:
         return "the error of what lies between snapshots is not known"
     if error < EXACT:
         return "exact"
-    about = f"{'at most ' if is_corrected else ''}about {100 * error:.2g} %"
+    about = f"{'usually less than' if is_corrected else 'about'} {100 * error:.2g} %"
     return f"error of what lies between snapshots {about} of the distance from the last weights"
 
 

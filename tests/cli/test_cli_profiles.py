@@ -92,8 +92,8 @@ def series_of(run: Path) -> SnapshotSeries:
 
 @pytest.mark.parametrize("recipe", [ONLINE, ROTATED], ids=["digits", "rotated digits"])
 def test_ema_after_the_run_is_the_one_of_the_run(swa, recipe: str, tmp_path: Path) -> None:
-    """Against `kind: ema` and `power_ema` of the same run: within 5, 2, 2, 5 % of |last - true|, as the file says."""
-    trained(tmp_path, recipe, "seed=1")
+    """Against `kind: ema` and `power_ema` of the same run: within 5, 2, 2, 5 % of |last - true|, told by the file."""
+    trained(tmp_path, recipe)
     last = load("runs/latest/checkpoints/last.pt")["model"]
     for name, option, value, bar in (
         ("one", "--ema", "1ep", 0.05),
@@ -108,7 +108,7 @@ def test_ema_after_the_run_is_the_one_of_the_run(swa, recipe: str, tmp_path: Pat
         off = sum(float((found[key].double() - true[key]).square().sum()) for key in names) ** 0.5
         away = sum(float((last[key].double() - true[key]).square().sum()) for key in names) ** 0.5
         assert off < bar * away
-        assert off / away < ended.json["average"]["error"] < 2 * bar
+        assert off / away < 1.5 * ended.json["average"]["error"] < 3 * bar, "an estimate, and no bound"
 
 
 @pytest.mark.parametrize("bounds", [(0, 7), (0, 2), (3, 6), (7, 7)])
@@ -169,7 +169,7 @@ def test_error_is_told_beside_the_result(swa, run: Path) -> None:
     ended = swa("average", run, "--ema", "1ep", "--no-bn", "-o", "x.pt")
     assert "EMA of half-life 10 steps" in ended.out
     assert "ema 10 of 40 weights" in " ".join(swa("show", "x.pt").out.split())
-    assert f"at most about {100 * load('x.pt')['average']['error']:.2g} %" in ended.out
+    assert f"usually less than {100 * load('x.pt')['average']['error']:.2g} %" in ended.out
     assert "; exact; " in swa("average", run, "--decay", "linear", "--no-bn", "-o", "x.pt").out
 
 
