@@ -51,7 +51,7 @@ class Setting:
 
 SETTINGS = {
     "fashion": Setting((4, 6, 8, 12), (0, 1, 2, 3, 4), (0.05, 0.1, 0.2), (0.01, 0.03, 0.1), (0.01, 0.03)),
-    "preresnet20": Setting((5, 10, 15, 20), (0, 1, 2), (0.1, 0.2), (0.03, 0.1), (0.02, 0.05)),
+    "preresnet20": Setting((5, 10, 15, 20), (0, 1, 2), (0.1, 0.2, 0.4), (0.03, 0.1), (0.02, 0.05)),
     "vgg": Setting(
         (10, 15, 20, 30), (0, 1, 2), (0.01, 0.02, 0.04, 0.08), (0.005, 0.01, 0.02, 0.04, 0.08), (0.01, 0.02, 0.04)
     ),
@@ -171,7 +171,7 @@ def study_runs(name: str) -> Iterator[Run]:
             "cycles",
             seed,
             (
-                f"optimizer.lr={lr}",
+                f"optimizer.lr={constant}",  # each restart has to bear it without a warmup
                 f"schedule={{name: cosine_restarts, T_0: {cycle}ep, warmup: 0ep}}",
                 f"train.epochs={epochs}",
                 "snapshots={every: 1cycle}",
