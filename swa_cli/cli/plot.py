@@ -40,7 +40,7 @@ LARGEST_GRID = 201
 
 def plot(
     run: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="Run folder; for schedule, also a recipe.")],
-    kind: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = "curves",
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}.")] = "curves",
     changes: Changes = None,
     out: Annotated[
         Path | None,

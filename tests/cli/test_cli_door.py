@@ -173,19 +173,6 @@ def test_completion_is_shown_for_each_shell(swa, shell: str, monkeypatch: pytest
     assert "swa" in ended.out
 
 
-def test_completion_knows_commands_and_options(tmp_path: Path) -> None:
-    """What bash is offered after `swa re` and after `swa new --`."""
-
-    def offered(line: str, number: int) -> list[str]:
-        asked = {"_SWA_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(number)}
-        words = [sys.executable, "-m", "swa_cli"]
-        ended = subprocess.run(words, env=os.environ | asked, capture_output=True, text=True, check=False)
-        return ended.stdout.split()
-
-    assert sorted(offered("swa re", 1)) == ["recipes", "repeat", "report"]
-    assert {"--task", "--out"} <= set(offered("swa new --", 2))
-
-
 @pytest.mark.parametrize("is_enabled", [True, False])
 def test_imports_leave_the_garbage_collector_as_it_was(is_enabled: bool) -> None:
     """The collector inside a block of imports that fails, where it is off, and after it."""
