@@ -7,6 +7,7 @@ errors come without it. Only `run` turns exceptions into messages and exit codes
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -95,6 +96,8 @@ app.command("report", epilog=report.EPILOG)(report.report)
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    # Its warnings are not for people who run a command: of a home folder that is read-only, of fonts that are searched.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if "WORLD_SIZE" in os.environ:  # started by torchrun
         calm_torch()
     code = run(sys.argv[1:])

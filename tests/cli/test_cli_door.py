@@ -173,6 +173,21 @@ def test_completion_is_shown_for_each_shell(swa, shell: str, monkeypatch: pytest
     assert "swa" in ended.out
 
 
+def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    """HOME is a file: matplotlib, which keeps a cache there, says nothing in the process of a command."""
+    (tmp_path / "home").write_text("")
+    program = (
+        "import contextlib, sys; sys.argv = ['swa', '--version']; from swa_cli import cli\n"
+        "with contextlib.suppress(SystemExit): cli.main()\n"
+        "import matplotlib; print(matplotlib.get_cachedir())"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MPL", "XDG"))}
+    env = kept | {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
+    ended = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+    assert str(tmp_path) in ended.stdout.splitlines()[-1]  # the cache is a folder for this process
+
+
 @pytest.mark.parametrize("is_enabled", [True, False])
 def test_imports_leave_the_garbage_collector_as_it_was(is_enabled: bool) -> None:
     """The collector inside a block of imports that fails, where it is off, and after it."""
