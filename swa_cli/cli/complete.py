@@ -102,8 +102,8 @@ def complete_changes(typed: str, given: Mapping[str, Any]) -> Iterator[Item]:
     """
     values = _recipe_values(given.get("recipe") or given.get("run"))
     keys = dict(_keys(Recipe, "", names=tuple(values.get("averages") or ()) or (FIRST_AVERAGE,)))
-    words = [word for word in given.values() if isinstance(word, list | tuple)]
-    *_, before, last = ["", "", *(words[-1] if words else ())]
+    words = [word for value in given.values() if isinstance(value, (list, tuple)) for word in value]
+    *_, before, last = ["", "", *words]
     if last == "=" and before in keys:  # bash splits KEY=VALUE into three words
         yield from map(Item, _choices(before, keys[before], values))
         return
