@@ -76,7 +76,7 @@ def key_lines(model: type[BaseModel], path: str, level: int) -> Iterator[str]:
         for key in plain:
             node = own["properties"][key.name]
             default = "required" if key.name in required else code(key.default)
-            cells = cell(type_of(node)), default, cell(key.description), example(key, node, path)
+            cells = type_of(node), default, cell(key.description), example(key, node, path)
             yield f"| `{path}{key.name}` | {' | '.join(cells)} |"
         yield ""
     for key in keys(model):
@@ -118,7 +118,7 @@ def example(key: Key, node: dict[str, Any], path: str) -> str:
         value = json.dumps(not key.default)
     else:
         value = key.default
-    if value is None or value == "" or "NAME" in path or "groups" in path:
+    if value in (None, "", {}, []) or "NAME" in path or "groups" in path:
         return ""
     return f"`{path}{key.name}={value if isinstance(value, str) else json.dumps(value)}`"
 
@@ -167,4 +167,4 @@ def code(value: object) -> str:
 
 def cell(text: str) -> str:
     """Return a text for a cell of a table."""
-    return re.sub(r"(?<!\\)\|", "\\|", text).replace("<", "&lt;").replace("\n", " ")
+    return re.sub(r"(?<!\\)([|*_\[\]])", r"\\\1", text).replace("<", "&lt;").replace("\n", " ")
