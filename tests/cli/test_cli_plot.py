@@ -46,9 +46,9 @@ def test_each_picture_lands_in_the_run_folder(kind: str, run: Path, swa: Swa) ->
 
 
 def test_final_markers_of_the_curves_are_the_scores_of_the_run(run: Path, swa: Swa) -> None:
-    """The legends of both panels in the SVG, which names each text in a comment, against result.json: a mark a row."""
+    """The legends of both panels in the SVG, whose text is text, against result.json: a mark per row."""
     assert swa("plot", run, "curves", "-o", "own.svg", "-q").code == 0
-    marks = re.findall(r"<!-- (\S+), final: ([\d.]+)", Path("own.svg").read_text())
+    marks = re.findall(r">(\S+), test: ([\d.]+)", re.sub("<!--.*?-->", "", Path("own.svg").read_text()))
     rows = json.loads((run / "result.json").read_text())["weights"]
     assert [name for name, _ in marks] == ["last", "last_bn", "swa"] * 2
     for (name, value), key in zip(marks, ["nll"] * 3 + ["accuracy"] * 3, strict=True):
@@ -166,7 +166,10 @@ def test_a_run_draws_its_pictures_where_the_recipe_says_so(tmp_path: Path, swa: 
         (["RUN", "plane", "--points", "last", "swa", "nowhere.pt"], "neither a file nor a weight set"),
         (["RUN", "path", "--between", "swa", "swa"], "the same weights"),
         (["RUN", "confusion", "--weights", "ema"], "choose from last, last_bn, swa"),
-        (["RUN", "-o", "curves.pdf"], "PNG or SVG"),
+        (["RUN", "-o", "curves.gif"], "PNG, SVG or PDF"),
+        (["RUN", "--format", "pdf", "-o", "curves.svg"], "does not end in .pdf"),
+        (["RUN", "--format", "gif"], "choose png, svg, pdf"),
+        (["RUN", "--width", "0.5"], "--width"),
         (["RUN", "-o", "nowhere/curves.png"], "no such folder"),
         (["RUN", "curves", "optimizer.lr=0.2"], ""),
         (["small.yaml", "curves"], "is a file"),

@@ -254,5 +254,5 @@ def _charts(run: RunOnPage) -> list[Markup]:
     points = [(step / run.steps_per_epoch, run.lr[step]) for step in range(0, len(run.lr), every)]
     if points:
         rate = Line("learning rate", "val", "-", None, points)
-        charts.append(chart([rate], title="learning rate of a step", unit="", end=end, phase=phase, from_zero=True))
+        charts.append(chart([rate], title="learning rate", unit="", end=end, phase=phase, from_zero=True))
     return charts
