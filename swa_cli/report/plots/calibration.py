@@ -110,7 +110,7 @@ def _counts(axes: Axes, bins: Bins) -> None:
     plots.tidy(axes)
 
 
-_MOST_NUMBERS = 25  # classes; with more, the numbers would not fit into their cells
+MOST_NUMBERS = 25  # classes; with more, the numbers would not fit into their cells
 _LONGEST_CLASS = 24
 _TEXT_HEIGHT = 1.25 / 72  # inches per point of the font, with the space between lines
 _SHADES = ("white", "#08306b")  # between them lightness falls evenly, and paper stays white
@@ -132,7 +132,7 @@ def draw_confusion(
     """
     from matplotlib.colors import LinearSegmentedColormap
 
-    cell = 0.42 if len(classes) <= _MOST_NUMBERS else 0.15
+    cell = 0.42 if len(classes) <= MOST_NUMBERS else 0.15
     side = min(max(5.5, 2.5 + cell * len(classes)), 20)
     size = (side + 1, side) if width is None else (width, width * side / (side + 1))
     with plots.sheet(target, size=size, title=title, form=form, width=width) as figure:
@@ -140,7 +140,7 @@ def draw_confusion(
         fractions = [[count / max(1, sum(row)) for count in row] for row in matrix]
         image = axes.imshow(fractions, cmap=LinearSegmentedColormap.from_list("shades", _SHADES), vmin=0, vmax=1)
         figure.colorbar(image, ax=axes, shrink=0.8, label="fraction of the true class")
-        if len(classes) <= _MOST_NUMBERS:
+        if len(classes) <= MOST_NUMBERS:
             _numbers(axes, matrix, fractions)
         room = 0.75 * min(figure.get_figwidth() - 1, figure.get_figheight())
         if (every := _names(axes, classes, room=room)) > 1:
@@ -164,7 +164,7 @@ def _names(axes: Axes, classes: Sequence[str], *, room: float) -> int:
     import matplotlib as mpl
 
     size = min(8.0, 0.8 * mpl.rcParams["font.size"])
-    if len(classes) > _MOST_NUMBERS:
+    if len(classes) > MOST_NUMBERS:
         size = min(size, 6.5)
     every = math.ceil(len(classes) * size * _TEXT_HEIGHT / room)
     names, places = plots.distinct(classes, longest=_LONGEST_CLASS), list(range(0, len(classes), every))

@@ -23,7 +23,7 @@ Point = tuple[float, float]  # epoch, value
 
 SIZE_INCHES = (9.0, 10.0)
 _WIDE = 50  # times the lowest loss: on a linear scale, the end of such a run is a flat line
-_MAX_MARKERS = 30  # on a line; where there are more points, marks on some of them would look like all
+MAX_MARKERS = 30  # on a line; where there are more points, marks on some of them would look like all
 
 
 def draw(
@@ -212,7 +212,7 @@ def _draw_lines(
     """
     drawn: list[Point] = []
     for label, look, points in lines(rows, names=names, metrics=metrics, is_loss=is_loss):
-        marks = {"marker": None} if len(points) > _MAX_MARKERS else {}
+        marks = {"marker": None} if len(points) > MAX_MARKERS else {}
         axes.plot(*zip(*points, strict=True), label=plots.plain(label, longest=30, cut="middle"), **{**look, **marks})
         drawn += points
     settled = plots.settled(drawn, end=end)
