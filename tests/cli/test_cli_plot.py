@@ -8,11 +8,14 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 import torch
 
 from conftest import SMALL, Swa, run_swa
+from swa_cli.cli.plot import FORMATS
 from swa_cli.metrics.metric import CLASSIFICATION
+from swa_cli.report import plots
 from swa_cli.report.page import RunOnPage, document
 
 pytestmark = pytest.mark.pictures
@@ -43,6 +46,20 @@ def test_each_picture_lands_in_the_run_folder(kind: str, run: Path, swa: Swa) ->
     if kind == "curves":
         assert swa("plot", run, "-o", "own.svg", "-q").code == 0
         assert Path("own.svg").read_text().startswith("<?xml")
+
+
+def test_a_picture_for_a_paper(run: Path, swa: Swa, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--format` names the default file, `--width` its inches at 150 dpi; a script that no font has is a warning."""
+    ended = swa("plot", run, "schedule", "--format", "pdf", "--json", "-q")
+    assert ended.json["path"] == str(run / "schedule.pdf")
+    assert (run / "schedule.pdf").read_bytes().startswith(b"%PDF")
+    assert swa("plot", run, "schedule", "--width", "3.3", "-o", "narrow.png", "-q").code == 0
+    assert matplotlib.image.imread("narrow.png").shape[1] == 495
+    monkeypatch.setattr(plots, "FONTS", ("DejaVu Sans",))
+    ended = swa("plot", run.rename(run.with_name("日本-001")), "schedule", "-o", "named.png")
+    assert ended.code == 0, ended.err
+    assert "no installed font has 日 本" in " ".join(ended.err.split())
+    assert FORMATS == plots.FORMATS
 
 
 def test_final_markers_of_the_curves_are_the_scores_of_the_run(run: Path, swa: Swa) -> None:

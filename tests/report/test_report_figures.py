@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from figures import bars, notes
 from swa_cli.report import plots
-from swa_cli.report.plots import calibration, curves, loss_surface
+from swa_cli.report.page import Line, chart
+from swa_cli.report.plots import budgets, calibration, curves, loss_surface
 
 
 def percent_rows(*accuracies: float) -> list[dict[str, Any]]:
@@ -150,3 +153,47 @@ def test_four_weight_sets_fill_a_square(drawn: list[Figure]) -> None:
     lower = [one for one in axes if one.get_xlabel()]
     assert len(lower) == 4
     assert all(one.xaxis.get_tick_params()["labelbottom"] for one in lower)
+
+
+def test_accuracies_of_budgets_and_paths_have_wilsons_interval(drawn: list[Figure]) -> None:
+    """All of 20 right and 15 of 20: one standard error by scipy, not sqrt(p (1 - p) / n), which is 0 for the first."""
+    level = math.erf(math.sqrt(0.5))
+    expected = [binomtest(right, 20).proportion_ci(level, method="wilson") for right in (20, 15)]
+    scores = [{"accuracy": right / 20, "accuracy_se": 0.0, "nll": 0.5, "nll_se": 0.1} for right in (20, 15)]
+    rows = [{"epochs": n, "val": None, "test": {**row, "samples": 20}} for n, row in enumerate(scores, 1)]
+    budgets.draw(io.BytesIO(), series=[{"name": "ema", "rows": rows}], raw=[], title="x")
+    loss, score = drawn[0].axes
+    assert bars(score)["ema, test"] == [pytest.approx((100 * ends.low, 100 * ends.high)) for ends in expected]
+    assert bars(loss)["ema, test"] == [pytest.approx((0.4, 0.6))] * 2
+    assert score.get_ylim()[1] == 100
+    assert "one standard error" in notes(drawn[0])
+    line = {
+        "x": [0.0, 1.0],
+        **{key: [0.5, 0.5] for key in ("train_loss", "train_score", "loss")},
+        "score": [1.0, 0.75],
+        "score_se": [0.0, 0.1],
+        "points": [{"name": "last", "x": 0.0}, {"name": "swa", "x": 1.0}],
+        "split": "test",
+        "samples": 20,
+        "barrier": {"train_loss": None, "loss": None},
+    }
+    loss_surface.draw_path(io.BytesIO(), line=line, title="x")
+    (band,) = (item for item in drawn[1].axes[1].collections if isinstance(item, FillBetweenPolyCollection))
+    for x, ends in enumerate(expected):
+        found = [y for at, y in band.get_paths()[0].vertices if at == x]
+        assert (min(found), max(found)) == pytest.approx((100 * (1 - ends.high), 100 * (1 - ends.low)))
+    assert drawn[1].axes[1].get_ylim()[0] == 0
+
+
+@pytest.mark.parametrize(("epochs", "marks"), [(30, 30), (31, 0)])
+def test_a_chart_ends_where_values_can_and_marks_all_or_none(epochs: int, marks: int) -> None:
+    """A line from 0 to 100 % in the chart of a page: its ends at the edges of the panel; a mark per epoch, or none."""
+    values = [(float(epoch), 100.0 * (epoch > 1)) for epoch in range(1, epochs + 1)]
+    one = Line("validation", "val", "--", "o", values)
+    drawing = chart([one], title="accuracy (%)", unit=" %", end=epochs, is_lower_better=True, limits=(0.0, 100.0))
+    assert drawing.count('<path d="M-3 0a3') == marks + 1, "and one in the legend"
+    (path,) = re.findall(r'<path d="(M[^"]*L[^"]*)"', drawing)
+    tops = [float(point.split()[1]) for point in path[1:].split("L")]
+    (panel,) = re.findall(r'class="axis" fill="none" d="M\d+ (\d+)v(\d+)', drawing)
+    top, height = map(float, panel)
+    assert (tops[-1], tops[0]) == (top, top + height)
