@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from figures import bars, notes
 from swa_cli.report import plots
 from swa_cli.report.page import Line, chart
-from swa_cli.report.plots import budgets, calibration, curves, loss_surface
+from swa_cli.report.plots import budgets, calibration, curves, loss_surface, samples
 
 
 def percent_rows(*accuracies: float) -> list[dict[str, Any]]:
@@ -70,6 +70,14 @@ def test_lines_of_a_curve_differ_without_color() -> None:
     assert len({str(look["linestyle"]) for look in plots.AVERAGES}) == len(plots.AVERAGES) == 5
     assert len({look["marker"] for look in plots.AVERAGES}) == 5
     assert plots.TRAIN["linestyle"] != plots.VAL["linestyle"]
+
+
+def test_weights_with_recomputed_statistics_go_with_those_without() -> None:
+    """Colors and markers of raw weights and two SWAP workers, each also as `_bn`: pairs of one color, six looks."""
+    names = ["last", "last_bn", "worker-1", "worker-1_bn", "worker-2", "worker-2_bn"]
+    looks = [plots.look(name, ["swa", "worker-1", "worker-2"]) for name in names]
+    assert [one["color"] == other["color"] for one, other in zip(looks[::2], looks[1::2], strict=True)] == [True] * 3
+    assert len({(look["color"], look["marker"]) for look in looks}) == 6
 
 
 def test_a_plane_marks_what_is_noise(drawn: list[Figure]) -> None:
@@ -197,3 +205,18 @@ def test_a_chart_ends_where_values_can_and_marks_all_or_none(epochs: int, marks:
     (panel,) = re.findall(r'class="axis" fill="none" d="M\d+ (\d+)v(\d+)', drawing)
     top, height = map(float, panel)
     assert (tops[-1], tops[0]) == (top, top + height)
+
+
+def test_images_are_told_apart_by_their_names(drawn: list[Figure]) -> None:
+    """Titles of two images whose long names differ in the middle, of classes that differ in the middle."""
+    pixels = np.zeros((4, 4), dtype=np.uint8)
+    listed = [
+        samples.Sample(pixels, f"{'n' * 20} {n} {'m' * 20}.png", f"{'a' * 20} {n} {'b' * 20}", "cat", 0.5, 1.25)
+        for n in (1, 2)
+    ]
+    samples.draw_samples(io.BytesIO(), samples=listed, title="x")
+    titles = [axes.get_title() for axes in drawn[0].axes[:2]]
+    for part in range(3):
+        texts = [title.splitlines()[part] for title in titles]
+        assert (texts[0] != texts[1]) == (part != 1), "both are predicted as cat"
+    assert all("cat 50 %" in title and "loss 1.25" in title for title in titles)

@@ -175,11 +175,11 @@ def _wrapped(text: str, figure: Figure, *, size: float) -> str:
 def look(name: str, averages: Sequence[str]) -> dict[str, Any]:
     """Return the line style of a weight set: one per average; raw weights look like their validation line.
 
-    Raw weights with recomputed statistics (`last_bn`) have a marker of their own.
+    Weights with recomputed statistics (`last_bn`) have the color of those without, and a marker of their own.
     """
-    if name in averages:
-        return AVERAGES[averages.index(name) % len(AVERAGES)]
-    return {**VAL, "marker": "D"} if name.endswith("_bn") else VAL
+    if name not in averages and name.endswith("_bn"):
+        return {**look(name.removesuffix("_bn"), averages), "marker": "h"}
+    return AVERAGES[averages.index(name) % len(AVERAGES)] if name in averages else VAL
 
 
 def tidy(axes: Axes, *, grid: bool = True) -> None:
@@ -224,8 +224,11 @@ def limit(axes: Axes, metric: Metric, *, limits: tuple[float, float] | None = No
 
     lines: list[Any] = axes.get_lines()
     drawn = [float(value) for line in lines for value in line.get_ydata() if is_number(value)]
-    axes.set_ylim(*within(*axes.get_ylim(), drawn, bounds(metric) if limits is None else limits))
-    room = TransformedBbox(Bbox([[0, -0.02], [1, 1.02]]), axes.transAxes)
+    limits = bounds(metric) if limits is None else limits
+    ends = within(*axes.get_ylim(), drawn, limits)
+    axes.set_ylim(*ends)
+    below, above = (0.02 * (end == edge) for end, edge in zip(ends, limits, strict=True))
+    room = TransformedBbox(Bbox([[0, -below], [1, 1 + above]]), axes.transAxes)
     for line in lines:
         line.set_clip_path(None)
         line.set_clip_box(room)

@@ -37,9 +37,9 @@ def draw_samples(target: plots.Target, *, samples: Sequence[Sample], title: str,
             axes.set_axis_off()
         texts = list(dict.fromkeys(text for sample in samples for text in (sample.label, sample.predicted)))
         shown = dict(zip(texts, plots.distinct(texts, longest=_LONGEST_CLASS), strict=True))
-        for axes, sample in zip(places, samples, strict=False):
+        names = plots.distinct([sample.name for sample in samples], longest=_LONGEST_NAME)
+        for axes, sample, name in zip(places, samples, names, strict=False):
             axes.imshow(sample.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            name = plots.plain(sample.name, longest=_LONGEST_NAME, cut="start")
             p = "" if sample.probability is None else f" {100 * sample.probability:.0f} %"
             text = f"is {shown[sample.label]}\n{shown[sample.predicted]}{p}\nloss {sample.loss:.2f}, {name}"
             axes.set_title(text, fontsize=7)
