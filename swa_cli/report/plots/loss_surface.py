@@ -127,7 +127,7 @@ def draw_plane(
             what = panel_title(metrics, "score", split=surface["split"])
             text = (
                 f"Dotted: within one standard error ({error:#.2g}) of the {best} {what}, on {surface['samples']:,} "
-                "samples; differences there are within the sampling noise"
+                "samples; differences there can be sampling noise"
             )
         plots.legend_below(figure, figure.axes[0].get_legend_handles_labels()[0], note=text)
 
