@@ -49,7 +49,7 @@ def plot(
         typer.Option("--out", "-o", metavar="FILE", help="A .png, .svg or .pdf; default: KIND.png in the run folder."),
     ] = None,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="png, svg or pdf, of the default file.")
+        str | None, typer.Option("--format", metavar="|".join(FORMATS), help="Format of the default file.")
     ] = None,
     width: Annotated[
         float | None,

@@ -85,6 +85,7 @@ def test_values_after_the_equals_sign(completions: Complete, line: str) -> None:
     [
         ("swa plot runs/x ", [*plot.KINDS]),
         ("swa plot runs/x cal", ["calibration"]),
+        ("swa plot runs/x --format p", ["png", "pdf"]),
         ("swa export x.pt --format s", ["safetensors", "state-dict"]),
         ("swa eval x.pt --split t", ["test", "train"]),
         ("swa repeat digits --against b", ["baseline"]),
