@@ -69,7 +69,7 @@ class WandB:
         settings = wandb.Settings(
             silent=True, console="off", init_timeout=INIT_TIMEOUT_S, finish_timeout=FINISH_TIMEOUT_S
         )
-        with _environment(WANDB_CACHE_DIR=self._folder.path / "wandb/cache"):
+        with _environment(**self._caches()):
             self._run = wandb.init(
                 **self._where,
                 id=kept["id"],
@@ -89,6 +89,10 @@ class WandB:
             for old in session.parent.glob(f"offline-run-*-{kept['id']}"):
                 if old != session and not list(old.glob("*.synced")):
                     shutil.rmtree(old)
+
+    def _caches(self) -> dict[str, Path]:
+        """Return environment variables that keep W&B out of the user's home."""
+        return {f"WANDB_{name}_DIR": self._folder.path / "wandb/cache" for name in ("CACHE", "DATA")}
 
     def epoch(self, event: EpochEvent) -> None:
         """Add the row of an epoch."""
@@ -111,11 +115,12 @@ class WandB:
         if self._run is None:
             return
         if event.exit_code == EXIT_DONE:
-            artifact = wandb.Artifact(f"run-{self._run.id}", type="run")
-            for path in _files(self._folder):  # copied neither to a cache nor to a staging folder
-                artifact.add_file(str(path), skip_cache=True, policy="immutable")
-            artifact.add_reference(self._ship.resolve().as_uri(), checksum=False)
-            self._run.log_artifact(artifact)
+            with _environment(**self._caches()):
+                artifact = wandb.Artifact(f"run-{self._run.id}", type="run")
+                for path in _files(self._folder):  # copied neither to a cache nor to a staging folder
+                    artifact.add_file(str(path), skip_cache=True, policy="immutable")
+                artifact.add_reference(self._ship.resolve().as_uri(), checksum=False)
+                self._run.log_artifact(artifact)
         self._run.finish(exit_code=event.exit_code)
 
 

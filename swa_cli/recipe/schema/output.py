@@ -40,12 +40,12 @@ LOGGERS: Mapping[str, LoggerKind] = {
         text="a run of Weights & Biases",
         packages=("wandb",),
         keys={
-            "project": Key(Text, "swa", "wandb: project of the run"),
-            "entity": Key(Text, None, "wandb: user or team that owns the project; default that of the login"),
+            "project": Key(Text, "swa", "project of the run"),
+            "entity": Key(Text, None, "user or team that owns the project; default that of the login"),
             "mode": Key(
                 Literal["online", "offline"],
                 "online",
-                "wandb: offline writes to the run folder alone, for `wandb sync`",
+                "offline writes to the run folder alone, for `wandb sync`",
             ),
         },
     ),
@@ -53,9 +53,9 @@ LOGGERS: Mapping[str, LoggerKind] = {
         text="a run of MLflow",
         packages=("mlflow", "sqlalchemy", "alembic"),
         keys={
-            "experiment": Key(Text, "swa", "mlflow: experiment of the run"),
+            "experiment": Key(Text, "swa", "experiment of the run"),
             "tracking_uri": Key(
-                Text, None, "mlflow: server or database, as sqlite:///mlflow.db; default a database in the run folder"
+                Text, None, "server or database, as sqlite:///mlflow.db; default a database in the run folder"
             ),
         },
     ),
@@ -119,6 +119,8 @@ else:  # with the options of the table
 def misplaced_in_logger(values: Mapping[str, object]) -> list[Problem]:
     """Return a problem for each option that the logger does not take."""
     name = str(values.get("name"))
+    if name not in LOGGERS and ":" not in name:  # missing or wrong, which is another problem
+        return []
     taken = LOGGERS[name].keys if name in LOGGERS else {}
     known = {key for kind in LOGGERS.values() for key in kind.keys}
     hint = f"its options are {', '.join(taken)}" if taken else "write its name alone"
