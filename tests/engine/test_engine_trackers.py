@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import trackers
 from swa_cli.engine.events import EpochEvent
 
@@ -171,3 +172,19 @@ def test_what_mlflow_and_wandb_cannot_use_is_refused_before_the_run(swa, recipe:
         assert "output.loggers: " in ended.err
     assert "mode: offline" in " ".join(ended.err.split())
     assert not (tmp_path / "runs").exists()
+
+
+def test_seeds_of_a_repeat_share_a_group(tmp_path: Path) -> None:
+    """A run folder in that of a repeat, and one that is not."""
+    (tmp_path / "repeat-001/seed-0").mkdir(parents=True)
+    (tmp_path / "repeat-001/repeat.json").write_text("{}")
+    assert trackers._group(RunFolder(tmp_path / "repeat-001/seed-0")) == "repeat-001"
+    assert trackers._group(RunFolder(tmp_path / "repeat-001")) is None
+
+
+def test_what_is_too_long_for_mlflow_says_so() -> None:
+    """Nested keys and lists as parameters, and a text that is cut to a length."""
+    assert dict(trackers._flat({"a": {"b": [1, 2.5], "c": {}}, "d": "x"})) == {"a.b": "[1, 2.5]", "a.c": "{}", "d": "x"}
+    assert trackers._cut("x" * 50, 50) == "x" * 50
+    assert len(cut := trackers._cut("x" * 60, 50)) == 50
+    assert cut.endswith("see recipe.yaml)")
