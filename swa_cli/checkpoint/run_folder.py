@@ -54,6 +54,7 @@ class RunFolder:
         self.budget = path / "budget.json"  # scores by budget, of `swa average --at`
         self.log = path / "log.txt"
         self.board = path / "tensorboard"  # with the logger tensorboard
+        self.loggers = path / "loggers.json"  # the runs of wandb and mlflow that this run goes on with
         self.workers = path / "workers"  # of a SWAP run: one run folder per worker
 
     @classmethod
@@ -194,7 +195,15 @@ class RunFolder:
             os.register_at_fork(after_in_child=partial(_close, weakref.ref(file)))
 
     def _refuse_links(self, *more: Path) -> None:
-        for part in (*more, self.checkpoints, self.snapshots, self.board, self.workers):
+        for part in (
+            *more,
+            self.checkpoints,
+            self.snapshots,
+            self.board,
+            self.workers,
+            self.path / "wandb",
+            self.path / "mlflow",
+        ):
             if part.is_symlink():
                 raise UserError(
                     f"{part}: is a symbolic link, which is not followed for writing",
