@@ -14,6 +14,7 @@ import torch
 from conftest import SMALL, Swa, run_swa
 from swa_cli.metrics.metric import CLASSIFICATION
 from swa_cli.report.page import RunOnPage, document
+from swa_cli.report.tables import SettingRow, SettingTable
 
 pytestmark = pytest.mark.pictures
 RECIPE = SMALL.replace("epochs: 4", "epochs: 3, precision: fp32") + "snapshots: {every: 0.5ep}\n"
@@ -297,12 +298,14 @@ def test_text_of_a_user_is_escaped() -> None:
         weights={"last": scores, hostile: scores},
         verdict=[hostile],
         drawings=[],
-        notes=[hostile],
         recipe=hostile,
         versions=[(hostile, hostile)],
         commands=[hostile],
     )
-    text = document([page, page], differences=[(hostile, [hostile, hostile])])
+    of = {"label": hostile, "runs": [hostile], "seeds": [0], "params": {hostile: hostile}, "weights": hostile}
+    row = SettingRow(**of, state=hostile, scores={}, against={}, is_best=True)
+    table = SettingTable(hostile, CLASSIFICATION, {hostile: 1}, [hostile], {hostile: hostile}, [row], hostile, hostile)
+    text = document([page, page], title=hostile, tables=[table], notes=[hostile])
     found = Links()
     found.feed(text)
     assert found.tags.count("script") == 1
