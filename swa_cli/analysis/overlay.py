@@ -9,6 +9,7 @@ from swa_cli.analysis.settings import RAW, Setting
 from swa_cli.report import plots
 from swa_cli.report.plots.overlay import LONGEST_LABEL, MOST, Curve, Point, SettingCurves
 from swa_cli.report.tables import SettingTable, value_text
+from swa_cli.units import count_text, some_of
 
 
 def overlaid(settings: Sequence[Setting], table: SettingTable) -> tuple[list[SettingCurves], list[str]]:
@@ -34,6 +35,14 @@ def overlaid(settings: Sequence[Setting], table: SettingTable) -> tuple[list[Set
         else:
             left_out.append(row.label)
     return found, left_out
+
+
+def not_drawn(left_out: Sequence[str]) -> str:
+    """Return what is left out, and why, as words."""
+    return (
+        f"{count_text(len(left_out), 'setting')} without validation scores, or after the first {MOST}:"
+        f" {some_of(left_out, most=8)}"
+    )
 
 
 def _curves(setting: Setting, prefix: str, table: SettingTable) -> dict[str, Curve]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.analysis import budgets, loss_surface, open, settings, sources, table
-from swa_cli.analysis.overlay import overlaid
+from swa_cli.analysis.overlay import not_drawn, overlaid
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.analysis.snapshot_series import snapshot_series
 from swa_cli.analysis.trials import Trials
@@ -33,7 +33,6 @@ from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
 from swa_cli.report.plots import loss_surface as surface_picture
 from swa_cli.report.plots import overlay as overlay_picture
-from swa_cli.report.plots.overlay import MOST
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
 
@@ -124,7 +123,7 @@ def plot_several(
         raise UserError(f"{overrides[0]}: curves of several runs are drawn as they are", hint="leave it out")
     target = out or (paths[0] if len(paths) == 1 else Path()) / f"{kind}.png"
     _require_picture(target)
-    found = settings.find(paths, warn=terminal.warning)
+    found = settings.find(paths, terminal=terminal)
     tables = table.tabulate(found, warn=lambda text: None)
     if len(tables) > 1:
         raise UserError(
@@ -135,7 +134,7 @@ def plot_several(
     if not curves:
         raise UserError(f"{paths[0]}: has no validation scores to draw", hint="train with dataset.val=10%")
     if left_out:
-        terminal.warning(f"not drawn, without validation scores or after the first {MOST}: {', '.join(left_out)}")
+        terminal.warning(f"not drawn: {not_drawn(left_out)}")
     title = f"validation curves of {count_text(len(curves), 'setting')}"
     _write(target, Picture(partial(overlay_picture.draw, settings=curves, title=title, metrics=tables[0].metrics), {}))
     terminal.answer(f"{target}: {title}")

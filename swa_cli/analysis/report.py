@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.analysis import budgets, loss_surface, open, plot, settings, table
-from swa_cli.analysis.overlay import overlaid
+from swa_cli.analysis.overlay import not_drawn, overlaid
 from swa_cli.analysis.plot import GRID
 from swa_cli.analysis.run_data import OpenRun, confusion, hardest, reliability
 from swa_cli.analysis.settings import Setting
@@ -34,7 +34,6 @@ from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
 from swa_cli.report.plots import overlay as overlay_picture
 from swa_cli.report.plots import samples as sheet_of_images
-from swa_cli.report.plots.overlay import MOST
 from swa_cli.report.scores import budget_cells, verdict
 from swa_cli.report.tables import SettingTable
 from swa_cli.report.terminal import Terminal
@@ -65,7 +64,7 @@ def write_page(
         raise UserError(f"{out}: the name must end in .html", hint="name an .html file with -o FILE")
     open.require_writable(out)
     is_single = len(paths) == 1 and not plot.holds_runs(paths[0])
-    found = [] if is_single else settings.find(paths, warn=terminal.warning)
+    found = [] if is_single else settings.find(paths, terminal=terminal)
     places = list(paths) if is_single else [run.path for setting in found for run in setting.runs]
     tables = table.tabulate(found, warn=terminal.warning) if found else []
     if with_data and len(places) > MOST_WITH_DATA:
@@ -150,13 +149,11 @@ def _overlay(found: Sequence[Setting], shown: SettingTable, terminal: Terminal) 
     if not curves:
         return []
     if left_out:
-        terminal.warning(
-            f"not in the curves, without validation scores or after the first {MOST}: {', '.join(left_out)}"
-        )
+        terminal.warning(f"not in the curves: {not_drawn(left_out)}")
     caption = f" of {count_text(len(curves), 'setting')} on validation images"
     if any(len(row.seeds) > 1 for row in shown.rows):
         caption += ": a thin line per seed, their mean, and a band of one standard deviation"
-    caption += f"; not drawn: {', '.join(left_out)}" if left_out else ""
+    caption += f"; not drawn: {not_drawn(left_out)}" if left_out else ""
     return [
         Drawing(
             each.name + caption, _svg(overlay_picture.draw, settings=curves, metrics=shown.metrics, panels=(each.key,))

@@ -23,6 +23,7 @@ from swa_cli.errors import UserError
 from swa_cli.metrics.metric import BY_TASK, TaskMetrics, metrics_of, user_task_metrics
 from swa_cli.recipe import load
 from swa_cli.recipe.schema import Recipe
+from swa_cli.report.terminal import Terminal
 from swa_cli.units import some_of
 
 RAW = "last"
@@ -30,7 +31,7 @@ IGNORED = (*RESUMABLE_KEYS, "seed", "name")  # keys that make no other setting
 Row = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FoundRun:
     """A run, read from the text files of its folder; one that is not finished has no `result`."""
 
@@ -98,7 +99,7 @@ class FoundRun:
         return [key for key in (self.rows or [{}])[0] if key.endswith("_count")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Setting:
     """Runs of one recipe with different seeds, in the order of their seeds; `folder` is that of their repeat."""
 
@@ -179,7 +180,7 @@ def read_run(path: Path) -> FoundRun:
     return FoundRun(path, recipe, result)
 
 
-def find(paths: Sequence[Path], *, warn: Callable[[str], None], may_be_one: bool = True) -> list[Setting]:
+def find(paths: Sequence[Path], *, terminal: Terminal, may_be_one: bool = True) -> list[Setting]:
     """Return the settings of all runs in folders of runs, repeats and sweeps, in the order of the folders.
 
     What is no run is left out, with one warning. `may_be_one`: whether one run alone will do.
@@ -209,13 +210,18 @@ def find(paths: Sequence[Path], *, warn: Callable[[str], None], may_be_one: bool
                 f"{some_of(others, most=8)}: {reason}",
                 hint=f"name run folders, such as {others[0]}/*" if _has_runs(others[0]) else "name run folders",
             )
-        warn(f"{some_of(others, most=8)}: {reason}, and left out")
+        terminal.warning(f"{some_of(others, most=8)}: {reason}, and left out")
     if len(members) == len(single) == 1 and not may_be_one:
         raise UserError(
             f"{single[0]}: is one run: name at least two, or a repeat or a sweep",
             hint=f"`swa show {single[0]}` shows one",
         )
-    return _labeled(_grouped([(read_run(named[real]), repeat) for real, repeat in members.items()], warn))
+    runs = []
+    with terminal.progress("reading runs", len(members)) as bar:
+        for real, repeat in members.items():
+            runs.append((read_run(named[real]), repeat))
+            bar.advance()
+    return _labeled(_grouped(runs, terminal.warning))
 
 
 def _reason(number: int) -> str:

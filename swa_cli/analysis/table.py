@@ -20,6 +20,7 @@ from swa_cli.errors import UserError, did_you_mean
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.report.tables import CAUTION, SettingRow, SettingTable
 from swa_cli.report.tables.formats import csv_rows
+from swa_cli.report.terminal import Terminal
 from swa_cli.units import some_of
 
 ALL, BEST = "all", "best"
@@ -29,7 +30,7 @@ SPLITS = ("val", "test", "train")
 def compare(
     paths: Sequence[Path],
     *,
-    warn: Callable[[str], None],
+    terminal: Terminal,
     split: str | None = None,
     sort: str | None = None,
     other: str | None = None,
@@ -39,7 +40,7 @@ def compare(
 
     Args:
         paths: Folders of any of them.
-        warn: Hears what is left out.
+        terminal: Hears what is left out.
         split: `val` or `test`; None for all that were scored.
         sort: The name of a column, as in CSV; None for the validation loss.
         other: The row that all others are compared with: a label or a folder, with `:NAME` for a weight set.
@@ -48,8 +49,8 @@ def compare(
     Raises:
         UserError: No run, no such column, row or weight set.
     """
-    found = settings.find(paths, warn=warn, may_be_one=False)
-    tables = tabulate(found, warn=warn, split=split, sort=sort, other=other, weights=weights)
+    found = settings.find(paths, terminal=terminal, may_be_one=False)
+    tables = tabulate(found, warn=terminal.warning, split=split, sort=sort, other=other, weights=weights)
     return tables, {"command": "compare", "tables": [_table_values(table) for table in tables]}
 
 
@@ -132,30 +133,27 @@ def _row_named(word: str, chosen: Sequence[tuple[Setting, str]]) -> tuple[Settin
     Raises:
         UserError: None, or several.
     """
-    found = [
-        (setting, name)
-        for setting, name in chosen
-        if any(text == word or f"{text}:{name}" == word for text in (setting.label, str(setting.path)))
-        or any(Path(text).resolve() == place.resolve() for text in _places(word, name) for place in _folders(setting))
-    ]
+    found = [pair for pair in chosen if _is_named(word, *pair)]
+    if not found:  # the terminal shows the ends of labels
+        end = word.removeprefix("…")
+        found = [pair for pair in chosen if f"{pair[0].label}:{pair[1]}".endswith(end) or pair[0].label.endswith(end)]
     exact = [pair for pair in found if len(found) > 1 and pair[1] == pair[0].best]
     if len(found) == 1 or len(exact) == 1:
         return (exact or found)[0]
-    labels = list(dict.fromkeys(setting.label for setting, _ in chosen))
+    labels = list(dict.fromkeys(setting.label for setting, _ in found or chosen))
     raise UserError(
         f"--against {word}: names {'no row' if not found else f'{len(found)} rows'}",
         hint=f"add its weight set, such as {word}:{found[0][1]}"
-        if found
+        if found and len(labels) == 1
         else f"{did_you_mean(word, labels)}choose from {some_of(labels, most=8)}",
     )
 
 
-def _places(word: str, name: str) -> list[str]:
-    return [word, word.removesuffix(f":{name}")]
-
-
-def _folders(setting: Setting) -> list[Path]:
-    return [setting.path, *(run.path for run in setting.runs)]
+def _is_named(word: str, setting: Setting, name: str) -> bool:
+    """Return whether a word is the label or a folder of a setting, alone or with `:` and the name of a weight set."""
+    folders = [setting.path.resolve(), *(run.path.resolve() for run in setting.runs)]
+    texts = {word, word.removesuffix(f":{name}")}
+    return setting.label in texts or any(Path(text).resolve() in folders for text in texts)
 
 
 def _table(

@@ -62,7 +62,7 @@ def compare(
     from swa_cli.report.terminal import Terminal
 
     terminal = Terminal(json=as_json, quiet=as_json)
-    tables, values = table.compare(runs, warn=terminal.warning, split=split, sort=sort, other=against, weights=weights)
+    tables, values = table.compare(runs, terminal=terminal, split=split, sort=sort, other=against, weights=weights)
     if as_json:
         answer(values, as_json=True)
     elif form == "table":

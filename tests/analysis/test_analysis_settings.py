@@ -10,13 +10,29 @@ from swa_cli.analysis.settings import Setting, differing, find, short_names, tit
 from swa_cli.engine.evaluate import to_ship
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
+from swa_cli.report.terminal import Terminal
 from written_runs import RECIPE, Scores, write_repeat, write_run
 
 GOOD: Scores = (0.9, 0.3)
 
 
-def quiet(text: str) -> None:
-    pytest.fail(f"warned: {text}")
+class Heard(Terminal):
+    """A terminal that keeps warnings."""
+
+    def __init__(self) -> None:
+        super().__init__(quiet=True)
+        self.said: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.said.append(text)
+
+
+def found_in(*paths: Path, **options: bool) -> list[Setting]:
+    """The settings of some folders, which are found without a warning."""
+    terminal = Heard()
+    found = find(paths, terminal=terminal, **options)
+    assert terminal.said == []
+    return found
 
 
 def shape(settings: list[Setting]) -> list[tuple[str, list[int]]]:
@@ -40,8 +56,8 @@ def test_a_pattern_that_includes_everything(tmp_path: Path) -> None:
     (runs / "gone").symlink_to("b-009")
     (runs / "page.html").write_text("")
     (runs / "notes").mkdir()
-    said: list[str] = []
-    found = find(sorted(runs.iterdir()), warn=said.append)
+    terminal = Heard()
+    found = find(sorted(runs.iterdir()), terminal=terminal)
     assert shape(found) == [
         ("a-repeat-001", [0, 1]),
         ("b-001 +1", [0, 1]),
@@ -49,35 +65,35 @@ def test_a_pattern_that_includes_everything(tmp_path: Path) -> None:
         ("trial-001", [0]),
         ("seeds/trial-000", [0]),
     ]
-    assert len(said) == 1
-    assert all(name in said[0] for name in ("gone", "page.html", "notes"))
-    assert not any(name in said[0] for name in ("latest", "recipe.yaml"))
+    assert len(terminal.said) == 1
+    assert all(name in terminal.said[0] for name in ("gone", "page.html", "notes"))
+    assert not any(name in terminal.said[0] for name in ("latest", "recipe.yaml"))
 
 
 def test_a_seed_that_is_named_beside_its_repeat_is_no_further_run(tmp_path: Path) -> None:
     """seed-0 before and after its repeat, and through a link, against the repeat alone."""
     repeat = write_repeat(tmp_path / "r", swa=[(GOOD, GOOD), (GOOD, GOOD)])
     (tmp_path / "link").symlink_to(repeat / "seed-0")
-    alone = shape(find([repeat], warn=quiet))
-    assert shape(find([repeat / "seed-0", repeat, tmp_path / "link"], warn=quiet)) == alone == [("r", [0, 1])]
+    alone = shape(found_in(repeat))
+    assert shape(found_in(repeat / "seed-0", repeat, tmp_path / "link")) == alone == [("r", [0, 1])]
 
 
 def test_a_second_run_of_the_same_seed_is_no_further_seed(tmp_path: Path) -> None:
     """Two runs with seed 0 and one with seed 1: seeds 0 and 1 together, the copy alone, and said."""
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         write_run(tmp_path / name, f"seed={seed}", f"name=n{name}", test={"last": GOOD})
-    said: list[str] = []
-    found = find([tmp_path / name for name in "abc"], warn=said.append)
+    terminal = Heard()
+    found = find([tmp_path / name for name in "abc"], terminal=terminal)
     assert shape(found) == [("a +1", [0, 1]), ("b", [0])]
-    assert len(said) == 1
-    assert str(tmp_path / "b") in said[0]
+    assert len(terminal.said) == 1
+    assert str(tmp_path / "b") in terminal.said[0]
 
 
 def test_a_repeat_whose_seeds_have_other_recipes_is_several_settings(tmp_path: Path) -> None:
     """A seed with a changed rate in the folder of a repeat: two settings, each named by its own folder."""
     repeat = write_repeat(tmp_path / "r", swa=[(GOOD, GOOD), (GOOD, GOOD)])
     write_run(repeat / "seed-2", "seed=2", "optimizer.lr=0.2", test={"last": GOOD})
-    assert shape(find([repeat], warn=quiet)) == [("r/seed-0 +1", [0, 1]), ("r/seed-2", [2])]
+    assert shape(found_in(repeat)) == [("r/seed-0 +1", [0, 1]), ("r/seed-2", [2])]
 
 
 @pytest.mark.parametrize("change", ["optimizer.lr=0.2", "train.epochs=5", "averages.e.kind=ema"])
@@ -87,9 +103,9 @@ def test_other_recipes_and_other_samples_are_other_settings(tmp_path: Path, chan
     write_run(tmp_path / "b", "seed=1", change, test={"last": GOOD})
     write_run(tmp_path / "c", "seed=1", test={"last": GOOD}, samples=90)
     write_run(tmp_path / "d", "seed=1", "train.threads=2", test={"last": GOOD})
-    assert len(find([tmp_path / "a", tmp_path / "b"], warn=quiet)) == 2
-    assert len(find([tmp_path / "a", tmp_path / "c"], warn=quiet)) == 2
-    assert len(find([tmp_path / "a", tmp_path / "d"], warn=quiet)) == 1
+    assert len(found_in(tmp_path / "a", tmp_path / "b")) == 2
+    assert len(found_in(tmp_path / "a", tmp_path / "c")) == 2
+    assert len(found_in(tmp_path / "a", tmp_path / "d")) == 1
 
 
 def test_the_seeds_that_have_finished_count(tmp_path: Path) -> None:
@@ -98,12 +114,12 @@ def test_the_seeds_that_have_finished_count(tmp_path: Path) -> None:
         rows = [{"epoch": n, "val_loss": 1.0 / n, "val_accuracy": seed / 10} for n in range(1, seed + 1)]
         write_run(tmp_path / f"s{seed}", f"seed={seed}", epochs=rows)
     write_run(tmp_path / "s0", test={"last": GOOD}, val={"last": (0.8, 0.6)})
-    (setting,) = find([tmp_path / f"s{seed}" for seed in (2, 1, 0)], warn=quiet)
+    (setting,) = found_in(*(tmp_path / f"s{seed}" for seed in (2, 1, 0)))
     assert (list(setting.counted), setting.state) == ([0], "1 of 3 seeds finished")
-    (setting,) = find([tmp_path / "s1", tmp_path / "s2"], warn=quiet)
+    (setting,) = found_in(tmp_path / "s1", tmp_path / "s2")
     assert list(setting.counted) == [1, 2]
     assert setting.scores("last") == {"val": {1: {"nll": 1.0, "accuracy": 0.1}, 2: {"nll": 0.5, "accuracy": 0.2}}}
-    (setting,) = find([tmp_path / "s2"], warn=quiet)
+    (setting,) = found_in(tmp_path / "s2")
     assert setting.state == "epoch 2 of 4"
 
 
@@ -122,11 +138,11 @@ def test_an_unfinished_run_stands_by_its_best_weight_set(tmp_path: Path) -> None
         {"epoch": 3, "val_loss": 0.7, "val_accuracy": 0.65, "swa_count": 2},
     ]
     write_run(tmp_path / "a", epochs=rows)
-    (setting,) = find([tmp_path / "a"], warn=quiet)
+    (setting,) = found_in(tmp_path / "a")
     assert (setting.best, setting.names) == ("swa", ["last", "swa"])
     assert setting.scores("swa") == {"val": {0: {"nll": 0.4, "accuracy": 0.7}}}
     write_run(tmp_path / "b")
-    (setting,) = find([tmp_path / "b"], warn=quiet)
+    (setting,) = found_in(tmp_path / "b")
     assert (setting.best, setting.names, setting.state) == ("last", [], "epoch 0 of 4")
 
 
@@ -143,7 +159,7 @@ def test_an_unfinished_run_stands_by_its_best_weight_set(tmp_path: Path) -> None
 def test_one_run_stands_by_the_weights_that_it_ships(tmp_path: Path, val: dict[str, Scores] | None) -> None:
     """The chosen weight set against that of the end of a run, from the same result.json."""
     write_run(tmp_path / "a", test={"last": GOOD, "swa": GOOD}, val=val)
-    (setting,) = find([tmp_path / "a"], warn=quiet)
+    (setting,) = found_in(tmp_path / "a")
     result = setting.first.result
     assert result is not None
     assert setting.best == to_ship(result.weights, loss_key="nll", averages=result.averages)[0]
@@ -157,7 +173,7 @@ def test_one_weight_set_stands_for_all_seeds(tmp_path: Path) -> None:
         if seed == 0:
             val["ema"] = (0.9, 0.01)
         write_run(tmp_path / f"s{seed}", f"seed={seed}", test=dict.fromkeys(val, GOOD), val=val)
-    (setting,) = find([tmp_path / "s0", tmp_path / "s1"], warn=quiet)
+    (setting,) = found_in(tmp_path / "s0", tmp_path / "s1")
     assert setting.best == "swa"
 
 
@@ -171,12 +187,12 @@ def test_what_is_no_run_is_refused_where_nothing_else_is_named(tmp_path: Path) -
         ([tmp_path / "runs"], "runs/*"),
     ):
         with pytest.raises(UserError) as caught:
-            find(paths, warn=quiet)
+            find(paths, terminal=Heard())
         assert word in caught.value.message + str(caught.value.hint)
     with pytest.raises(UserError, match="at least two"):
-        find([run], warn=quiet, may_be_one=False)
-    assert len(find([run], warn=quiet)) == 1
-    assert len(find([run, run], warn=quiet, may_be_one=False)) == 1
+        found_in(run, may_be_one=False)
+    assert len(found_in(run)) == 1
+    assert len(found_in(run, run, may_be_one=False)) == 1
 
 
 @pytest.mark.parametrize("text", ["epoch,val_loss\n1,x\n", "a,b\n1,2\n", "epoch\n1,2\n", 'epoch\n"'])
@@ -184,7 +200,7 @@ def test_metrics_that_swa_did_not_write_are_refused(tmp_path: Path, text: str) -
     """A text for a number, no epochs, too many values, an open quote: the file is named."""
     run = write_run(tmp_path / "a")
     (run / "metrics.csv").write_text(text)
-    (setting,) = find([run], warn=quiet)
+    (setting,) = found_in(run)
     with pytest.raises(UserError, match=r"metrics\.csv: is not as swa writes it"):
         _ = setting.best
 

@@ -238,6 +238,19 @@ def test_the_terminal_names_what_does_not_fit(swa: Swa, runs: Path) -> None:
     assert "70.00 (1.10)" in next(line for line in lines if line.startswith("c-001"))
 
 
+def test_long_labels_lose_what_they_share(swa: Swa, tmp_path: Path) -> None:
+    """Two long labels where a column does not fit: without their common words, which --against takes; whole in CSV."""
+    for name, scores in (("repeat-001", A), ("baseline-repeat-001", B)):
+        write_repeat(tmp_path / f"cifar10-preresnet20-{name}", f"swa.lr={len(name) / 1000}", swa=scores)
+    paths = sorted(tmp_path.iterdir())
+    lines = swa("compare", *paths, "--against", "…baseline-repeat-001").out.splitlines()
+    labels = [line.partition("  ")[0] for line in lines if line.startswith("…")]
+    assert labels == ["…repeat-001", "…baseline-repeat-001"]
+    assert any(line.startswith("  difference") for line in lines)
+    rows = parsed(swa("compare", *paths, "--format", "csv").out)
+    assert {row["label"] for row in rows} == {path.name for path in paths}
+
+
 def test_markdown_is_a_table_of_github(swa: Swa, tmp_path: Path) -> None:
     """A name with a pipe and a star is escaped, every line has as many cells, the best row by validation is bold."""
     write_run(tmp_path / "a|b*c", "swa=null", test={"last": (0.7, 0.8)}, val={"last": (0.75, 0.7)})
@@ -262,7 +275,7 @@ def test_latex_is_a_table_of_booktabs(swa: Swa, tmp_path: Path) -> None:
     columns = re.search(r"\\begin\{tabular\}\{([lr]+)\}", out)
     assert columns is not None
     assert {len(cells) for cells in lines} == {len(columns[1])}
-    assert [cells[0].strip() for cells in lines] == ["run", r"\textbf{50\%\_a\&b}", r"\quad $-$ [c]", "{}[c]"]
+    assert [cells[0].strip() for cells in lines] == ["run", r"\textbf{50\%\_a\&b}", r"\quad difference", "{}[c]"]
     assert r"\textbf{92.00 $\pm$ 1.00}" in out
     assert not re.search(r"(?<![\\$])%", body)
 
@@ -329,6 +342,8 @@ def test_scores_that_are_not_finite_are_said(swa: Swa, tmp_path: Path) -> None:
     [
         (["--sort", "val_nil"], "val_nll"),
         (["--against", "nothing"], "a-001"),
+        (["--against", "-001"], "choose from a-001, b-001"),
+        (["--against", "…b-001"], None),
         (["--weights", "ema"], "swa"),
         (["--weights", "all", "--against", "a-001"], None),
         (["--split", "train"], "val or test"),

@@ -14,6 +14,7 @@ from swa_cli.analysis.settings import find
 from swa_cli.analysis.table import tabulate
 from swa_cli.metrics.metric import CLASSIFICATION
 from swa_cli.report.plots.overlay import MOST, Curve, SettingCurves, draw
+from swa_cli.report.terminal import Terminal
 from written_runs import Scores, write_repeat, write_run
 
 pytestmark = pytest.mark.pictures
@@ -32,7 +33,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 def curves_of(*paths: Path) -> tuple[list[SettingCurves], list[str]]:
-    found = find(paths, warn=pytest.fail)
+    found = find(paths, terminal=Terminal(quiet=True))
     (table,) = tabulate(found, warn=pytest.fail)
     return overlaid(found, table)
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swa_cli.metrics.metric import Metric, TaskMetrics
-from swa_cli.report.console_text import MINUS, NOT_MEASURED, PLUS_MINUS, printable
+from swa_cli.report.console_text import NOT_MEASURED, PLUS_MINUS, printable
 from swa_cli.report.scores import cell, difference_text, heading, with_error
 from swa_cli.units import count_text
 
@@ -71,7 +71,7 @@ class SettingTable:
         single = any(len(row.seeds) == 1 and _has_error(row) for row in self.rows)
         words = [f"mean {PLUS_MINUS} standard deviation over seeds"] if several else []
         words += ["(standard error) of a single run"] if single else []
-        words += ["[95 % interval]"] if self.against is not None else []
+        words += [f"differences to {self.against} with [95 % interval]"] if self.against is not None else []
         return "; ".join([*on, ", ".join(words)] if words else on)
 
     @property
@@ -107,7 +107,7 @@ class TableColumn:
 def columns(table: SettingTable) -> list[TableColumn]:
     """Return the columns of a table for people: the two judged metrics of each split, and what tells rows apart."""
     rows, names = table.rows, table.names
-    found = [TableColumn("label", "run", 0, lambda row: row.label, _difference_label(table), is_text=True)]
+    found = [TableColumn("label", "run", 0, lambda row: row.label, lambda row: "  difference", is_text=True)]
     different = {
         key: name for key, name in names.items() if any(row.params[key] != rows[0].params[key] for row in rows)
     }
@@ -145,6 +145,8 @@ def value_text(value: Any) -> str:
     """Return a value of a recipe as text."""
     if value is None:
         return NOT_MEASURED
+    if isinstance(value, float):
+        return f"{value:.6g}"  # the values of a grid may be 0.009000000000000001
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -176,10 +178,6 @@ def _difference_text(split: str, metric: Metric) -> Callable[[SettingRow], str]:
         return f"{mean} [{difference_text(metric, found['low'])}, {difference_text(metric, found['high'])}]"
 
     return text
-
-
-def _difference_label(table: SettingTable) -> Callable[[SettingRow], str]:
-    return lambda row: f"  {MINUS} {table.against}"
 
 
 def _pairs_text(row: SettingRow) -> str:

@@ -11,6 +11,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from rich.console import Console
@@ -24,27 +25,48 @@ LONGEST_CELL = 40
 
 
 def terminal_lines(table: SettingTable) -> Lines:
-    """Lay out a table for a console: title, rows, the names of the columns that do not fit, and notes."""
+    """Lay out a table for a console: title, rows, the names of the columns that do not fit, and notes.
+
+    Where a column does not fit, labels lose what they all begin with.
+    """
+    prefix = _common_start([row.label for row in table.rows])
+
+    def found(console: Console) -> list[Text]:
+        laid_out, rows = _terminal_columns(table, prefix="")
+        if prefix and len(fit(laid_out, width=console.width)) < len(laid_out):
+            laid_out, rows = _terminal_columns(table, prefix=prefix)
+        fitting = {column.key for column in fit(laid_out, width=console.width)}
+        missing = ", ".join(column.heading for column in laid_out if column.key not in fitting)
+        said = [f"Too wide for this page: {missing}. `--format csv` has every column."] if missing else []
+        return block(table.title, console_table(laid_out, rows), *said, *table.notes)(console)
+
+    return found
+
+
+def _terminal_columns(table: SettingTable, *, prefix: str) -> tuple[list[Column], list[Cells]]:
+    """Return the columns and the cells of a console, with `…` in the place of `prefix` in labels."""
     shown = columns(table)
     rows: list[Cells] = []
     for row, is_difference in lines(table):
+        texts = {each.key: line_text(each, row, is_difference=is_difference) for each in shown}
+        if prefix and not is_difference:
+            texts["label"] = f"…{texts['label'].removeprefix(prefix)}"
         style = "dim" if is_difference else "bold" if row.is_best else ""
-        rows.append({each.key: (_cut(line_text(each, row, is_difference=is_difference)), style) for each in shown})
+        rows.append({key: (_cut(text), style) for key, text in texts.items()})
     laid_out = [
         Column(
             each.key, each.heading, widest(each.key, each.heading, rows) + 2 * bool(index), each.rank, left=not index
         )
         for index, each in enumerate(shown)
     ]
+    return laid_out, rows
 
-    def left_out(console: Console) -> list[Text]:
-        fitting = {column.key for column in fit(laid_out, width=console.width)}
-        missing = [column.heading for column in laid_out if column.key not in fitting]
-        if not missing:
-            return []
-        return block(f"Too wide for this page: {', '.join(missing)}. `--format csv` has every column.")(console)
 
-    return block(table.title, console_table(laid_out, rows), left_out, *table.notes)
+def _common_start(labels: Sequence[str]) -> str:
+    """Return the words that all labels begin with, up to a hyphen or slash; nothing if that saves little."""
+    start = "".join(first for first, *_ in takewhile(lambda chars: len(set(chars)) == 1, zip(*labels, strict=False)))
+    start = start[: max(start.rfind("-"), start.rfind("/")) + 1]
+    return start if len(set(labels)) > 1 and len(start) > 4 else ""
 
 
 def markdown(tables: Sequence[SettingTable]) -> str:
