@@ -74,9 +74,9 @@ def write_page(
         )
         with_data = False
     shown, left_out = [], []
-    for number, (path, title) in enumerate(zip(places, settings.titles(places), strict=True), start=1):
+    for place, (path, title) in enumerate(zip(places, settings.titles(places), strict=True), start=1):
         if len(places) > 1:
-            terminal.note(f"{path}: run {number} of {len(places)}")
+            terminal.note(f"{path}: run {place} of {len(places)}")
         try:
             run = OpenRun(path, terminal=terminal, samples=1000, allow_code=allow_code)
             page, missing = _on_page(run, title=title, version=version, with_plane=with_plane, with_data=with_data)
@@ -89,10 +89,12 @@ def write_page(
         left_out += missing
     notes = _told(left_out, num_runs=len(places), terminal=terminal)
     overlays = [drawing for each in tables for drawing in _overlay(found, each, terminal)]
-    title = shown[0].title if is_single else f"{count_text(len(places), 'run')} of {count_text(len(found), 'setting')}"
-    content = document(shown, title=title, tables=tables, overlays=overlays, notes=notes).encode()
+    number = count_text(len(places), "run")
+    what = f"{found[0].label}: {number}" if len(found) == 1 else f"{number} of {count_text(len(found), 'setting')}"
+    page_title = shown[0].title if is_single else what
+    content = document(shown, title=page_title, tables=tables, overlays=overlays, notes=notes).encode()
     write_atomic(out, lambda file: file.write(content))
-    terminal.answer(f"{out}: {count_text(len(places), 'run')}, {len(content) / 1e6:.1f} MB; open it in a browser")
+    terminal.answer(f"{out}: {number}, {len(content) / 1e6:.1f} MB; open it in a browser")
     return {
         "command": "report",
         "path": str(out),

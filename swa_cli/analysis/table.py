@@ -257,7 +257,8 @@ def _sorted(table: SettingTable, sort: str | None) -> SettingTable:
     is_reversed = is_score and key != table.metrics.loss_key and not table.metrics[key].is_lower_better
     order = [_sort_key(row.get(column), is_reversed=is_reversed) for row in values]
     rows = [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
-    words = f"Sorted by {column}, the {'highest' if is_reversed else 'lowest'} first."
+    order_text = ("the highest first" if is_reversed else "the lowest first") if is_score else "ascending"
+    words = f"Sorted by {column}, {order_text}."
     return replace(table, rows=rows, sort=words, caution=CAUTION if is_score and split == "test" else None)
 
 

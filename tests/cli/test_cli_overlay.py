@@ -137,4 +137,7 @@ def test_a_page_of_repeats_begins_with_their_table(swa: Swa, runs: Path) -> None
     assert len(ended.json["runs"]) == 7
     assert len([line for line in ended.err.splitlines() if line.startswith("warning: ")]) == 1
     assert "every run" in ended.err
+    assert "<title>7 runs of 3 settings</title>" in text
+    assert swa("report", runs / "a-001", "-o", "page.html", "-q").code == 0
+    assert "<title>a-001: 3 runs</title>" in Path("page.html").read_text()
     assert all(len(notes) == 1 for notes in ended.json["left_out"].values())
