@@ -69,7 +69,7 @@ def test_curves_of_several_settings_are_one_picture(swa: Swa, runs: Path) -> Non
         ("b-001", [0, 1, 2]),
         ("c-001", [0]),
     ]
-    said = re.findall(r"<!-- (.*?) -->", Path("o.svg").read_text())
+    said = re.findall(r"<text[^>]*>(.*?)</text>", Path("o.svg").read_text())
     for text in ("a-001 (swa.lr 0.01)", "b-001 (swa.lr 0.02)", "c-001", "validation loss", "validation accuracy"):
         assert any(text in each for each in said), text
     assert swa("plot", runs / "a-001").code == 0

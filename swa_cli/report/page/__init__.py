@@ -61,8 +61,14 @@ def _printable(value: Any) -> Any:
 
 
 MOST_UNFOLDED = 3  # runs; more are folded
-_MAX_MARKERS = 12
-_DASHES = {"-": "", "--": "6 4", "-.": "7 3 2 3", ":": "2 3"}
+_DASHES: dict[Any, str] = {
+    "-": "",
+    "--": "6 4",
+    "-.": "7 3 2 3",
+    ":": "2 3",
+    (0, (6, 1)): "10 2",
+    (0, (4, 1, 1, 1, 1, 1)): "7 2 2 2 2 2",
+}
 _MARKERS = {
     "o": "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
     "s": "M-3-3h6v6h-6z",
@@ -81,7 +87,7 @@ class Line:
 
     name: str
     color: str
-    dash: str
+    dash: Any
     marker: str | None
     points: Sequence[tuple[float, float]]  # epoch, value
 
@@ -134,27 +140,36 @@ def chart(
     )
 
 
-def _scale(lines: Sequence[Line], *, end: float, is_lower_better: bool) -> tuple[float, float]:
-    """Return the ends of the scale; `is_lower_better`: which of them cuts off the steep start of a long run."""
+def ends_of_scale(
+    lines: Sequence[Line], *, end: float, is_lower_better: bool, limits: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float]:
+    """Return the ends of a scale.
+
+    Args:
+        lines: The lines.
+        end: The last epoch.
+        is_lower_better: Which end of the scale cuts off the steep start of a long run.
+        limits: The ends of what values can be; the scale leaves them only where a value does.
+    """
     points = [point for line in lines for point in line.points]
     values = [value for _, value in points]
     low, high = min(values, default=0.0), max(values, default=1.0)
     if settled := plots.settled(points, end=end):
         low, high = (low, max(settled)) if is_lower_better else (min(settled), high)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
+    return plots.within(low - margin, high + margin, values, limits)
 
 
 def _drawn(line: Line, places: Sequence[tuple[float, float]]) -> dict[str, object]:
     """Return a line as the template draws it: its path, and the places of its markers."""
-    every = max(1, math.ceil(len(places) / _MAX_MARKERS))
+    has_marks = line.marker is not None and len(places) <= curves.MAX_MARKERS
     return {
         "name": line.name,
         "color": line.color,
         "dash": _DASHES[line.dash],
         "path": "M" + "L".join(f"{left} {top}" for left, top in places),
         "marker": None if line.marker is None else _MARKERS[line.marker],
-        "marks": [] if line.marker is None else places[::every],
+        "marks": places if has_marks else [],
     }
 
 
@@ -165,10 +180,11 @@ _COLORS |= {plots.TRAIN["color"]: "train", plots.VAL["color"]: "val"}
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture as SVG."""
+    """A picture as SVG; a wide one has much detail."""
 
     title: str
     svg: bytes
+    is_wide: bool = False
 
     @property
     def base64(self) -> str:
@@ -231,7 +247,8 @@ def document(
     for run in runs:
         of_task = scales.setdefault(run.metrics.keys, {})
         for metric, shown in _metric_lines(run):
-            low, high = _scale(shown, end=_end(run), is_lower_better=metric.is_lower_better)
+            limits = plots.bounds(metric)
+            low, high = ends_of_scale(shown, end=_end(run), is_lower_better=metric.is_lower_better, limits=limits)
             known = of_task.get(metric.key, (low, high))
             of_task[metric.key] = min(low, known[0]), max(high, known[1])
     return render(
@@ -280,5 +297,5 @@ def _charts(run: RunOnPage, scales: Mapping[str, tuple[float, float]]) -> list[M
     points = [(step / run.steps_per_epoch, run.lr[step]) for step in range(0, len(run.lr), every)]
     if points:
         rate = Line("learning rate", "val", "-", None, points)
-        charts.append(chart([rate], title="learning rate of a step", unit="", end=_end(run), phase=phase))
+        charts.append(chart([rate], title="learning rate", unit="", end=_end(run), phase=phase))
     return charts

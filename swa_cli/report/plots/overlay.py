@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report import plots
+from swa_cli.report.plots import curves
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]  # epoch, value
 
-WIDTH, NARROW, PANEL, LEGEND_LINE = 9.0, 5.4, 3.4, 0.2  # inches; a single panel is narrow, for a narrow page
+WIDTH, PANEL, LEGEND_LINE = 9.0, 3.4, 0.2  # inches
 MOST = 12  # settings that can be told apart
 LONGEST_LABEL = 52
 COLORS = (plots.VAL["color"], *(look["color"] for look in plots.AVERAGES), "#000000", "#8C6D1F")
@@ -55,32 +56,35 @@ def draw(
     metrics: TaskMetrics = CLASSIFICATION,
     panels: Sequence[str] | None = None,
     form: str = "png",
+    width: float | None = None,
 ) -> None:
     """Write the picture of at most `MOST` settings; `panels` are the metrics to draw, by default loss and primary."""
     from matplotlib.ticker import MaxNLocator
 
     shown = (metrics.loss, metrics.primary) if panels is None else [metrics[key] for key in panels]
     num_lines = sum(1 + bool(each.averaged) for each in settings)
-    size = (WIDTH if len(shown) > 1 else NARROW, PANEL * len(shown) + LEGEND_LINE * num_lines + 0.4)
-    with plots.sheet(target, size=size, title=title, form=form) as figure:
+    size = (WIDTH, PANEL * len(shown) + LEGEND_LINE * num_lines + 0.4)
+    with plots.sheet(target, size=size, title=title, form=form, width=width) as figure:
         places = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
         end = max([1.0, *(epoch for each in settings for curve in _curves(each) for epoch, _ in curve.mean)])
         for axes, metric in zip(places, shown, strict=True):
             for index, each in enumerate(settings):
                 _draw_setting(axes, each, metric, _look(index))
-            _limit(axes, settings, metric, end=end)
-            name = metrics.loss_axis if metric == metrics.loss else plots.axis_title(metric)
-            axes.set_ylabel(f"validation {name}")
+            is_loss = metric == metrics.loss
+            points = [point for each in settings for point in _points(each, metric)]
+            curves.fit_scale(axes, points, metric=metric, is_loss=is_loss, end=end)
+            plots.limit(axes, metric)
+            name = f"validation {metrics.loss_axis if is_loss else plots.axis_title(metric)}"
+            name += ", log scale" if axes.get_yscale() == "log" else ""
+            axes.set_ylabel(name.replace(" (", "\n(", 1) if plots.is_narrow(figure) else name)
             plots.tidy(axes)
-            axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=6 if plots.is_narrow(figure) else 12, integer=True))
         places[-1].set_xlabel("epoch")
         places[-1].set_xlim(0, 1.02 * end)
         entries: dict[str, Artist] = {}  # a metric may have lines that the other lacks
         for axes in places:
             entries |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(
-            handles=list(entries.values()), labels=list(entries), loc="outside lower left", frameon=False, fontsize=9
-        )
+        figure.legend(handles=list(entries.values()), labels=list(entries), loc="outside lower left", frameon=False)
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -91,13 +95,19 @@ def _curves(setting: SettingCurves) -> list[Curve]:
     return [*setting.raw.values(), *setting.averaged.values()]
 
 
+def _points(setting: SettingCurves, metric: Metric) -> list[Point]:
+    """Return all points of a metric as they are drawn."""
+    found = [curve for kind in (setting.raw, setting.averaged) if (curve := kind.get(metric.key)) is not None]
+    scale = plots.scale(metric)
+    return [(epoch, scale * value) for curve in found for line in (curve.mean, *curve.seeds) for epoch, value in line]
+
+
 def _draw_setting(axes: Axes, setting: SettingCurves, metric: Metric, look: Mapping[str, Any]) -> None:
     """Draw the raw weights of a setting, and its average."""
-    label, scale = plots.plain(setting.label, longest=LONGEST_LABEL), plots.scale(metric)
+    label, scale = plots.plain(setting.label, longest=LONGEST_LABEL, cut="middle"), plots.scale(metric)
     for curve, is_average in ((setting.raw.get(metric.key), False), (setting.averaged.get(metric.key), True)):
         if curve is None or not curve.mean:
             continue
-        epochs = [epoch for epoch, _ in curve.mean]
         if len(curve.seeds) > 1:
             for points in curve.seeds:
                 axes.plot(*_axes_of(points, scale), linewidth=0.6, alpha=0.45, **look)
@@ -119,7 +129,7 @@ def _draw_setting(axes: Axes, setting: SettingCurves, metric: Metric, look: Mapp
             *_axes_of(curve.mean, scale),
             label=f"{name}{number}",
             linewidth=2.2 if is_average else 1.5,
-            markevery=math.ceil(len(epochs) / _MAX_MARKERS),
+            markevery=math.ceil(len(curve.mean) / _MAX_MARKERS),
             **look,
             **(marker if is_average else {}),
         )
@@ -127,24 +137,3 @@ def _draw_setting(axes: Axes, setting: SettingCurves, metric: Metric, look: Mapp
 
 def _axes_of(points: Sequence[Point], scale: float) -> tuple[list[float], list[float]]:
     return [epoch for epoch, _ in points], [scale * value for _, value in points]
-
-
-def _limit(axes: Axes, settings: Sequence[SettingCurves], metric: Metric, *, end: float) -> None:
-    """Cut off the steep start of a long run, and end the scale where the metric ends."""
-    scale = plots.scale(metric)
-    curves = [found[metric.key] for each in settings for found in (each.raw, each.averaged) if metric.key in found]
-    points = [
-        (epoch, scale * value) for curve in curves for line in (curve.mean, *curve.seeds) for epoch, value in line
-    ]
-    if settled := plots.settled(points, end=end):
-        margin = 0.05 * (max(settled) - min(settled))
-        if metric.is_lower_better:
-            axes.set_ylim(top=max(settled) + margin)
-        else:
-            axes.set_ylim(bottom=min(settled) - margin)
-    low, high = axes.get_ylim()
-    if points and min(value for _, value in points) >= 0:
-        low = max(low, 0.0)
-    if metric.is_percent:
-        high = min(high, 100.0)
-    axes.set_ylim(low, high)
