@@ -127,8 +127,7 @@ def plot_several(
     """
     started = time.monotonic()
     if kind != "curves":
-        hint = f"name one run, such as {paths[0]}/seed-0" if holds_runs(paths[0]) else "name one run"
-        raise UserError(f"{kind}: shows one run, and only curves are drawn of several", hint=hint)
+        raise UserError(f"{kind}: shows one run, and only curves are drawn of several", hint="name one run")
     if overrides:
         raise UserError(f"{overrides[0]}: curves of several runs are drawn as they are", hint="leave it out")
     target = out or (paths[0] if len(paths) == 1 else Path()) / f"{kind}.{form or plots.FORMATS[0]}"

@@ -114,7 +114,7 @@ def plot(
     )
     terminal = Terminal(quiet=quiet, json=as_json)
     shape: dict[str, Any] = {"out": out, "form": form, "width": width}
-    if runs or plotting.holds_runs(run):
+    if runs or (kind == "curves" and plotting.holds_runs(run)):
         result = plotting.plot_several([run, *runs], kind, changes, **shape, terminal=terminal)
     else:
         result = plotting.plot(run, kind, changes, **shape, request=request, terminal=terminal, allow_code=allow_code)

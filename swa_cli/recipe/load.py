@@ -125,10 +125,10 @@ def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> 
     return [(key, value, other) for key, value, other in pairs if value != other]
 
 
-def leaves(recipe: Recipe, *, ignored: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the value of every dotted key of a recipe with its defaults, without the keys of some patterns."""
-    found = _leaves(recipe.values())
-    return {key: value for key, value in found if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored)}
+def leaves(recipe: Recipe, *, ignored: Sequence[str] = ()) -> dict[str, object]:
+    """Return every value of a recipe by its dotted key; `ignored` are patterns of keys."""
+    every = _leaves(recipe.values())
+    return {key: value for key, value in every if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored)}
 
 
 def _leaves(values: Mapping[str, Any], *, above: str = "") -> Iterator[tuple[str, object]]:
