@@ -51,6 +51,7 @@ class RunFolder:
         self.about = path / "run.json"
         self.result = path / "result.json"
         self.repeat = path / "repeat.json"  # only in the folder of a repeat
+        self.sweep = path / "sweep.json"  # only in the folder of a sweep
         self.budget = path / "budget.json"  # scores by budget, of `swa average --at`
         self.log = path / "log.txt"
         self.board = path / "tensorboard"  # with the logger tensorboard
