@@ -32,6 +32,7 @@ from swa_cli.cli import (
     report,
     show,
     soup,
+    sweep,
     train,
 )
 from swa_cli.cli.shared import EXIT_CODES, calm_torch, options
@@ -66,6 +67,7 @@ app.command("recipes", epilog=recipes.RECIPES_EPILOG)(recipes.recipes)
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("repeat", epilog=repeat.EPILOG)(repeat.repeat)
+app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("bn-update", epilog=bn_update.EPILOG)(bn_update.bn_update)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("predict", epilog=predict.EPILOG)(predict.predict)

@@ -135,13 +135,15 @@ def is_among(word: str, patterns: Sequence[str]) -> bool:
 
 def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> list[tuple[str, object, object]]:
     """Return dotted key, value before and value now of every difference; `ignored` are patterns of keys."""
-    first, second = (dict(_leaves(recipe.values())) for recipe in (before, now))
+    first, second = (leaves(recipe, ignored=ignored) for recipe in (before, now))
     pairs = [(key, first.get(key, "left out"), second.get(key, "left out")) for key in dict.fromkeys([*first, *second])]
-    return [
-        (key, value, other)
-        for key, value, other in pairs
-        if value != other and not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored)
-    ]
+    return [(key, value, other) for key, value, other in pairs if value != other]
+
+
+def leaves(recipe: Recipe, *, ignored: Sequence[str] = ()) -> dict[str, object]:
+    """Return every value of a recipe by its dotted key; `ignored` are patterns of keys."""
+    every = _leaves(recipe.values())
+    return {key: value for key, value in every if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored)}
 
 
 def _leaves(values: Mapping[str, Any], *, above: str = "") -> Iterator[tuple[str, object]]:
