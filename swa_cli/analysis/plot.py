@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import budgets, loss_surface, open, sources
+from swa_cli.analysis import budgets, loss_surface, open, sources, sweep_picture
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.analysis.snapshot_series import snapshot_series
 from swa_cli.analysis.trials import Trials
@@ -83,7 +83,9 @@ def plot(
     if target.suffix.lower().removeprefix(".") not in FORMATS:
         raise UserError(f"{target}: pictures are PNG or SVG", hint="name a .png or .svg file with -o FILE")
     open.require_writable(target)
-    if is_run:
+    if kind == "sweep":
+        picture = Picture(*sweep_picture.read_picture(path))
+    elif is_run:
         run = OpenRun(path, overrides, terminal=terminal, samples=request.samples, allow_code=allow_code)
         picture = KINDS[kind](run, request)
     else:

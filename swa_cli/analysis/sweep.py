@@ -110,7 +110,8 @@ def sweep(
         return _dry_run(loaded, recipes[0], settings, limit, folder, rows, terminal=terminal)
     if folder is None:
         folder = _make(loaded.recipe, settings, options, terminal)
-    study = SweepStudy(folder.path, settings, storage=options.url, name=_study_name(loaded.recipe, settings))
+    name = {} if options.url is None else {"name": _study_name(loaded.recipe, settings)}
+    study = SweepStudy(folder.path, settings, storage=options.url, **name)
     found = Sweep(loaded, settings, limit, metrics, folder, study, options.timeout_s)
     if options.worker is not None:
         work(found, terminal=terminal, table=None)

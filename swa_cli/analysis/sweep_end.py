@@ -85,18 +85,6 @@ def _answer(
     sweep: Sweep, records: Sequence[Record], chosen: Record, *, seeds: Sequence[int], over_seeds: dict[int, list[float]]
 ) -> dict[str, Any]:
     """Return the content of result.json; paths are relative to the folder of the sweep, but for `run`."""
-    trials = [
-        {
-            "number": record.number,
-            "state": record.state,
-            "params": record.texts,
-            "value": record.value,
-            "seconds": record.seconds,
-            "run": record.name,
-            **({"reason": record.reason} if record.reason else {}),
-        }
-        for record in records
-    ]
     values = sweep.settings.values
     repeats = [
         {
@@ -114,7 +102,7 @@ def _answer(
         "split": "val",
         **{key: values[key] for key in ("metric", "direction", "sampler", "pruner", "space")},
         "finished": len(records) == sweep.limit and all(record.is_finished for record in records),
-        "trials": trials,
+        "trials": [record.values for record in records],
         "best": {"number": chosen.number, "params": chosen.texts, "value": chosen.value, "recipe": BEST},
         "seeds": list(seeds),
         "repeats": repeats,

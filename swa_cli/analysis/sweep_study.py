@@ -24,7 +24,7 @@ import filelock
 from swa_cli.checkpoint.run_folder import RunFolder, try_lock
 from swa_cli.data.randomness import derive_seed
 from swa_cli.errors import UserError
-from swa_cli.recipe.space import Choices, Parameter, Space
+from swa_cli.recipe.space import Choices, Parameter, Space, domain_of
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -93,9 +93,30 @@ class Record:
         return trial_name(self.number)
 
     @property
+    def values(self) -> dict[str, Any]:
+        """The entry of result.json; `run` is relative to the folder of the sweep."""
+        reason = {"reason": self.reason} if self.reason else {}
+        known = {"number": self.number, "state": self.state, "params": self.texts, "value": self.value}
+        return {**known, "seconds": self.seconds, "run": self.name, **reason}
+
+    @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do."""
         return self.state != RUNNING
+
+
+def settings_of(stored: Mapping[str, Any], *, epochs: int) -> Settings:
+    """Return the settings of a sweep.json."""
+    parameters = [Parameter(key, domain_of(values), "") for key, values in stored["space"].items()]
+    return Settings(
+        Space(tuple(parameters)),
+        stored["metric"],
+        stored["direction"] == "minimize",
+        stored["sampler"]["name"],
+        stored["sampler"]["seed"],
+        stored["pruner"]["name"],
+        epochs,
+    )
 
 
 def trial_name(number: int) -> str:
@@ -127,7 +148,7 @@ class SweepStudy:
         name: Of the study in a database, where it has to be the same on all machines.
     """
 
-    def __init__(self, folder: Path, settings: Settings, *, storage: str | None, name: str) -> None:
+    def __init__(self, folder: Path, settings: Settings, *, storage: str | None = None, name: str = "sweep") -> None:
         self.folder, self.settings = folder, settings
         self._optuna = optuna = require_optuna()
         self.is_local = storage is None  # else machines share it that may not see each other's folders

@@ -20,6 +20,7 @@ Pictures:
   confusion    true class against predicted class
   window       score of an average against its start, from snapshots
   budget       score by budget, of `swa average RUN --decay linear --at ...`
+  sweep        the trials of `swa sweep`, and how much each key matters
 
 \b
 Examples:
@@ -33,7 +34,7 @@ Examples:
 
 {EXIT_CODES}"""
 
-KINDS = ("curves", "schedule", "plane", "path", "calibration", "confusion", "window", "budget")
+KINDS = ("curves", "schedule", "plane", "path", "calibration", "confusion", "window", "budget", "sweep")
 GRID_KINDS = ("plane", "path", "window")
 LARGEST_GRID = 201
 

@@ -101,6 +101,13 @@ class Range:
         return f"{kind}{self.text(self.low)} to {self.text(self.high)}{scale}"
 
 
+def domain_of(values: Mapping[str, Any]) -> Choices | Range:
+    """Return the domain of an entry of sweep.json."""
+    if "choices" in values:
+        return Choices(tuple(values["choices"]))
+    return Range(values["low"], values["high"], values["unit"], is_log=values["log"], is_whole=values["int"])
+
+
 @dataclass(frozen=True)
 class Parameter:
     """A key that a sweep varies; `word` is the argument of the command line."""
