@@ -20,7 +20,16 @@ from swa_cli.analysis import sweep_metric
 from swa_cli.analysis.run_output import RunOutput
 from swa_cli.analysis.several_runs import newest
 from swa_cli.analysis.sweep_end import finish
-from swa_cli.analysis.sweep_study import JOURNAL, Settings, SweepStudy, is_url, require_optuna, without_password
+from swa_cli.analysis.sweep_study import (
+    JOURNAL,
+    Settings,
+    SweepStudy,
+    close_storage,
+    is_url,
+    open_storage,
+    require_optuna,
+    without_password,
+)
 from swa_cli.analysis.sweep_table import Table
 from swa_cli.analysis.sweep_trials import Sweep, launch, work
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_next
@@ -108,6 +117,8 @@ def sweep(
     rows = _plan_rows(settings, limit, options, metrics, reason)
     if dry_run:
         return _dry_run(loaded, recipes[0], settings, limit, folder, rows, terminal=terminal)
+    if options.url is not None:
+        close_storage(open_storage(Path(), options.url))  # fail before a folder is made
     if folder is None:
         folder = _make(loaded.recipe, settings, options, terminal)
     name = {} if options.url is None else {"name": _study_name(loaded.recipe, settings)}
@@ -130,6 +141,8 @@ def sweep(
     except (KeyboardInterrupt, Terminated):
         terminal.warning("the sweep is stopped: run the same command again to continue")
         raise
+    finally:
+        study.close()
 
 
 # What is to be done.

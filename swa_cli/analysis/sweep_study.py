@@ -152,9 +152,10 @@ class SweepStudy:
         self.folder, self.settings = folder, settings
         self._optuna = optuna = require_optuna()
         self.is_local = storage is None  # else machines share it that may not see each other's folders
+        self._owner = f"{socket.gethostname()}:{folder.resolve()}"  # of the trials whose locks are in this folder
         self._locks = folder / LOCKS
         self._locks.mkdir(exist_ok=True)
-        self._storage = _open_storage(folder, storage)
+        self._storage = open_storage(folder, storage)
         pruner = optuna.pruners.NopPruner()
         if settings.pruner == "asha":
             pruner = optuna.pruners.SuccessiveHalvingPruner(
@@ -169,6 +170,10 @@ class SweepStudy:
                 direction=settings.direction,
                 load_if_exists=True,
             )
+
+    def close(self) -> None:
+        """Close the connections to a database."""
+        close_storage(self._storage)
 
     def records(self) -> list[Record]:
         """Return all trials in the order of their numbers."""
@@ -224,7 +229,7 @@ class SweepStudy:
             if try_lock(file):
                 trial = self.study.get_trials(deepcopy=False)[number]  # anew: it may have been finished just now
                 if not trial.state.is_finished():
-                    self._storage.set_trial_user_attr(trial._trial_id, "host", socket.gethostname())
+                    self._storage.set_trial_user_attr(trial._trial_id, "owner", self._owner)
                     claim = Claim(self, number, self._point(trial), file)
                     file = None  # type: ignore[assignment]
                     return claim
@@ -237,10 +242,10 @@ class SweepStudy:
         """Return whether the lock of a trial would be in this folder: a database has trials of other machines too."""
         if self.is_local:
             return True
-        host = trial.user_attrs.get("host")
-        if host is None and trial.datetime_start is not None:
+        owner = trial.user_attrs.get("owner")
+        if owner is None and trial.datetime_start is not None:
             return datetime.now() - trial.datetime_start > ORPHAN_AFTER
-        return bool(host == socket.gethostname())
+        return bool(owner == self._owner)
 
     def _point(self, trial: FrozenTrial) -> dict[str, Any]:
         """Return the point of a trial, which is drawn once and stored before anything else knows it."""
@@ -337,7 +342,7 @@ def without_password(storage: str) -> str:
     return make_url(storage).render_as_string(hide_password=True)
 
 
-def _open_storage(folder: Path, url: str | None) -> BaseStorage:
+def open_storage(folder: Path, url: str | None) -> BaseStorage:
     """Open the journal of a folder, or a database.
 
     Raises:
@@ -364,6 +369,13 @@ def _open_storage(folder: Path, url: str | None) -> BaseStorage:
         message = f"--storage {without_password(url)}: cannot be opened ({reason})"
         raise UserError(message, hint="start the database, or name a folder that all machines see") from error
     return storage
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Close the connections to a database."""
+    storage.remove_session()
+    if hasattr(storage, "engine"):
+        storage.engine.dispose()
 
 
 def best_of(records: Sequence[Record], *, is_lower_better: bool) -> list[Record]:

@@ -50,8 +50,8 @@ class Table:
                     self._terminal.warning(f"trial {record.number} failed: {record.reason}")
 
     def _left(self, records: Sequence[Record]) -> str:
-        """Return the time that the other trials will take, by the mean of those that are complete."""
-        taken = [record.seconds for record in records if record.state == COMPLETE and record.seconds]
+        """Return the time that the other trials will take, by the mean of those that have not failed."""
+        taken = [record.seconds for record in records if record.seconds and record.state != FAILED]
         left = self._limit - sum(record.is_finished for record in records)
         return duration(left * statistics.fmean(taken) / self._processes) if taken else NOT_MEASURED
 

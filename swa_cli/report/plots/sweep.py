@@ -97,11 +97,19 @@ def _draw_history(axes: Axes, trials: Sequence[Row], metric: Metric, label: str)
     choose = min if metric.is_lower_better else max
     best = [choose(values[: index + 1]) for index in range(len(values))]
     axes.plot(numbers, values, "o", color=plots.VAL["color"], markersize=4, label="trial")
-    axes.step(numbers, best, where="post", color="#D55E00", linewidth=1.5, label="best so far")
+    axes.step(
+        [*numbers, trials[-1]["number"]],
+        [*best, best[-1]],
+        where="post",
+        color="#D55E00",
+        linewidth=1.5,
+        label="best so far",
+    )
     others = [trial["number"] for trial in trials if trial["value"] is None]
     if others:
-        worst = (max if metric.is_lower_better else min)(values)
-        axes.plot(others, [worst] * len(others), "x", color="#999999", markersize=5, label="pruned or failed")
+        # At the upper edge, as they have no value.
+        edge: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(others, [1.0] * len(others), "x", color="#999999", markersize=5, label="pruned or failed", **edge)
     axes.set_xlabel("trial")
     axes.set_ylabel(label)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
