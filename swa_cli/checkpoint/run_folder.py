@@ -223,6 +223,7 @@ class RunFolder:
             return
         temporary = root / ".latest.tmp"  # the same name in all processes, so that none is left behind
         while True:
+            root.mkdir(parents=True, exist_ok=True)  # the folder may be elsewhere, as a trial of a shared sweep is
             temporary.unlink(missing_ok=True)
             try:
                 temporary.symlink_to(os.path.relpath(self.path, root), target_is_directory=True)

@@ -15,6 +15,7 @@ import yaml
 
 from conftest import OnStep, run_swa
 from equal_runs import assert_equal_runs
+from processes import exit_codes, said_in, start
 from swa_cli.analysis import sweep_trials
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.events import EpochEvent, PlanEvent, Stopped
@@ -282,3 +283,19 @@ def test_the_picture_of_a_sweep(swa, whole: Path, tmp_path: Path) -> None:
     assert ended.json["trials"] == read(copy / "result.json")["trials"]
     assert set(ended.json["importances"]) <= {"swa.lr", "swa.start"}
     assert swa("plot", copy / "trial-000", "sweep").code == 2
+
+
+def test_two_processes_share_one_folder(whole: Path, tmp_path: Path) -> None:
+    """The same command twice at once with one --storage: every trial is run once, with the values of one process."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "few.yaml").write_text(RECIPE)
+    words = ["sweep", "few.yaml", *GRID, "--storage", str(tmp_path / "shared")]
+    processes = [start(folder, words) for folder in folders]
+    assert exit_codes(*processes) == [0, 0], [said_in(folder) for folder in folders]
+    trials = read(tmp_path / "shared/result.json")["trials"]
+    alone = read(whole / "result.json")["trials"]
+    assert [trial | {"seconds": 0} for trial in trials] == [trial | {"seconds": 0} for trial in alone]
+    logs = [(tmp_path / "shared" / trial["run"] / "log.txt").read_text() for trial in trials]
+    assert [log.count("train loss") for log in logs] == [1] * 4  # the head of the table: no trial was begun twice
