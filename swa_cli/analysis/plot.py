@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import budgets, loss_surface, open, settings, sources, table
+from swa_cli.analysis import budgets, loss_surface, open, settings, sources, sweep_picture, table
 from swa_cli.analysis.overlay import not_drawn, overlaid
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.analysis.snapshot_series import snapshot_series
@@ -87,7 +87,9 @@ def plot(
         _refuse_file(path, kind)
     target = out or (path if is_run else Path()) / f"{kind}.{form or plots.FORMATS[0]}"
     _require_picture(target, form)
-    if is_run:
+    if kind == "sweep":
+        picture = Picture(*sweep_picture.read_picture(path))
+    elif is_run:
         run = OpenRun(path, overrides, terminal=terminal, samples=request.samples, allow_code=allow_code)
         picture = KINDS[kind](run, request)
     else:

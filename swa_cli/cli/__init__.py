@@ -26,6 +26,7 @@ from swa_cli.cli import (
     doctor,
     evaluate,
     export,
+    find_lr,
     plan,
     plot,
     predict,
@@ -34,6 +35,7 @@ from swa_cli.cli import (
     report,
     show,
     soup,
+    sweep,
     train,
 )
 from swa_cli.cli.shared import EXIT_CODES, calm_torch, options
@@ -79,6 +81,8 @@ app.command("recipes", epilog=recipes.RECIPES_EPILOG)(recipes.recipes)
 app.command("plan", epilog=plan.EPILOG)(plan.plan)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("repeat", epilog=repeat.EPILOG)(repeat.repeat)
+app.command("find-lr", epilog=find_lr.EPILOG)(find_lr.find_lr)
+app.command("sweep", epilog=sweep.EPILOG)(sweep.sweep)
 app.command("bn-update", epilog=bn_update.EPILOG)(bn_update.bn_update)
 app.command("eval", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("predict", epilog=predict.EPILOG)(predict.predict)

@@ -21,6 +21,7 @@ Pictures:
   confusion    true class against predicted class
   window       score of an average against its start, from snapshots
   budget       score by budget, of `swa average RUN --decay linear --at ...`
+  sweep        the trials of `swa sweep`, and how much each key matters
 
 \b
 Examples:
@@ -36,7 +37,7 @@ Examples:
 
 {EXIT_CODES}"""
 
-KINDS = ("curves", "schedule", "plane", "path", "calibration", "confusion", "window", "budget")
+KINDS = ("curves", "schedule", "plane", "path", "calibration", "confusion", "window", "budget", "sweep")
 FORMATS = ("png", "svg", "pdf")
 GRID_KINDS = ("plane", "path", "window")
 LARGEST_GRID = 201
@@ -44,7 +45,7 @@ LARGEST_GRID = 201
 
 def plot(
     run: Annotated[Path, typer.Argument(metavar="RUN...|RECIPE", help="Run folders; for schedule, also a recipe.")],
-    kind: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = "curves",
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}.")] = "curves",
     changes: Changes = None,
     out: Annotated[
         Path | None,

@@ -142,6 +142,17 @@ class Listener(Protocol):
         """
 
 
+class Stopped(BaseException):
+    """Stops a run at a safe point, after a save; `ending` is the exception with which the run then ends.
+
+    A signal raises it, and so may a listener on the event of an epoch, once all listeners have heard it.
+    """
+
+    def __init__(self, ending: BaseException) -> None:
+        super().__init__(ending)
+        self.ending = ending
+
+
 METHOD_OF = {
     PlanEvent: "plan",
     StepEvent: "step",
@@ -220,9 +231,13 @@ class Events:
             yield report
 
     def _tell(self, method: str, event: Any) -> None:
+        stopped = None
         for listener in self._listeners:
-            if hasattr(listener, method):
-                getattr(listener, method)(event)
+            try:
+                if hasattr(listener, method):
+                    getattr(listener, method)(event)
+            except Stopped as error:
+                stopped = error
         for name, logger in list(self._loggers.items()):
             if name not in self._loggers:  # it failed on the warning about another one
                 continue
@@ -233,6 +248,8 @@ class Events:
                 del self._loggers[name]
                 reason = f"{type(error).__name__}: {error}"
                 self.warning(f"output.loggers: {name} failed in `{method}` and is left out from now on ({reason})")
+        if stopped is not None:
+            raise stopped
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ place. A file that is not a recipe (a folder, a checkpoint) is refused before it
 
 from __future__ import annotations
 
+import copy
 import difflib
 import fnmatch
 import os
@@ -48,6 +49,20 @@ class Loaded:
     def is_changed(self, path: KeyPath) -> bool:
         """Return whether the value at a path comes from the command line."""
         return self._tree.place(path, at_key=False).source.startswith(COMMAND_LINE)
+
+    def has(self, key: str) -> bool:
+        """Return whether the recipe, as it is written, has a dotted key."""
+        values: Any = self._tree.values
+        for part in key.split("."):
+            if not isinstance(values, Mapping) or part not in values:
+                return False
+            values = values[part]
+        return True
+
+    def with_changes(self, overrides: Sequence[str]) -> Loaded:
+        """Return the recipe, as it is written, with further KEY=VALUE words; see `load`."""
+        tree = Tree(self.source, copy.deepcopy(self._tree.values), dict(self._tree.spots))
+        return _checked(tree, overrides)
 
     def with_seed(self, seed: int) -> Loaded:
         """Return the same recipe with another seed."""

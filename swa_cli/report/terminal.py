@@ -87,9 +87,12 @@ class Terminal:
         """Print nothing from now on, except to the log: another process prints."""
         self.is_mute, self._quiet, self._has_bars = True, True, False
 
-    def part(self) -> Terminal:
-        """Return a terminal for a part of the work: its answers are conversation, and it has a log of its own."""
-        part = Terminal(quiet=self._quiet, json=True)
+    def part(self, *, quiet: bool = False) -> Terminal:
+        """Return a terminal for a part of the work: its answers are conversation, and it has a log of its own.
+
+        A `quiet` one prints warnings only, each once.
+        """
+        part = Terminal(quiet=self._quiet or quiet, json=True)
         part._warned = self._warned
         if self.is_mute:
             part.mute()
@@ -159,14 +162,14 @@ class Terminal:
         """Print a part of the answer: rows of cells under headings; columns that do not fit are left out by rank."""
         self._say(table(columns, rows), answer=not self._json)
 
-    def rows(self, columns: Sequence[Column], rows: Sequence[Cells], *, head: bool) -> None:
+    def rows(self, columns: Sequence[Column], rows: Sequence[Cells], *, head: bool, answer: bool = True) -> None:
         """Print rows of a long table as they come, whole on a narrow page too; the first under headings (`head`)."""
 
         def lines(console: Console) -> list[Text]:
             heading = [head_line(columns, console=console)] if head else []
             return [*heading, *(cell_line(columns, row, console=console) for row in rows)]
 
-        self._say(lines, answer=not self._json)
+        self._say(lines, answer=answer and not self._json)
 
     def answer(self, text: str) -> None:
         """Print a sentence of the answer."""
