@@ -254,9 +254,10 @@ def _facts(folder: RunFolder) -> dict[str, str]:
 
 
 def _group(folder: RunFolder) -> str | None:
-    """Return the name of the repeat that the run is a seed of, or None."""
+    """Return the name of the repeat or sweep that the run is in, or None."""
     path = folder.path.resolve()
-    return path.parent.name if RunFolder(path).is_in_repeat else None
+    own = RunFolder(path)
+    return path.parent.name if own.is_in_repeat or own.is_in_sweep else None
 
 
 def _files(folder: RunFolder) -> Sequence[Path]:
