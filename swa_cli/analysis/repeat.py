@@ -1,14 +1,11 @@
 """`swa repeat`: run a recipe with several seeds and report them together.
 
-`runs/<name>-repeat-001` has a run folder per seed. The one idea: a seed is an ordinary run, whose folder says how far
-it is: finished, stopped, or new. So a repeat has no progress of its own to save: the same command looks at the
-folders of the seeds and does what is left. The baseline, or another recipe to compare with, is a repeat in a folder
-of its own, run seed by seed beside it.
+`runs/<name>-repeat-001` has a run folder per seed, an ordinary run: see `several_runs`. The baseline, or another recipe
+to compare with, is a repeat in a folder of its own, run seed by seed beside it.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -18,11 +15,12 @@ from typing import Any
 from swa_cli.analysis import plot
 from swa_cli.analysis.compare import Result, over_pairs, over_seeds, read_result
 from swa_cli.analysis.run_output import RunOutput
-from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_next, numbered
-from swa_cli.engine import failures, resume, train
+from swa_cli.analysis.several_runs import STATES, newest, run_or_continue, state_of
+from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_next
+from swa_cli.engine import failures, train
 from swa_cli.engine.run import Run
 from swa_cli.engine.user_code import make_importable
-from swa_cli.errors import EXIT_FAILED, RecipeError, Terminated, UserError
+from swa_cli.errors import EXIT_FAILED, Terminated, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe import load
@@ -32,7 +30,6 @@ from swa_cli.recipe.variants import BASELINE, baseline_of, describe_baseline
 from swa_cli.report.seeds import Against, seed_ranges, seed_summary
 from swa_cli.report.terminal import Terminal
 
-STATES = {"finished": "finished", "stopped": "to continue", "new": "to run"}
 Results = dict[int, tuple[dict[str, Any], Result]]  # seed -> result.json, and its compared part
 
 
@@ -76,13 +73,15 @@ def repeat(
     terminal: Terminal,
     against: Loaded | str | None = None,
     dry_run: bool = False,
+    at: Path | None = None,
 ) -> dict[str, Any]:
     """Run the seeds that are not finished, and report all of them.
 
     The newest repeat folder with the same recipe is continued; without one, a new folder is made.
 
     The seed of the recipe itself is ignored. `against` is another recipe, or `baseline`, to run with the same seeds
-    and to compare pairwise. `dry_run` shows the plan of the first seed and the seeds to run, and writes nothing.
+    and to compare pairwise. `dry_run` shows the plan of the first seed and the seeds to run, and writes nothing. `at`
+    is the folder, if it is not to be chosen.
 
     Raises:
         RecipeError: Problems of a recipe; nothing was run.
@@ -91,7 +90,7 @@ def repeat(
     make_importable(loaded)
     with failures.before_a_run():
         metrics = tasks.find(loaded.recipe.task).metrics
-    every = [_series(loaded, "", terminal), *_others(loaded, against, terminal)]
+    every = [_series(loaded, "", terminal, at=at), *_others(loaded, against, terminal)]
     if dry_run:
         return _dry_run(every, seeds, terminal=terminal)
     for series in every:  # fail before a folder is made
@@ -124,8 +123,14 @@ def repeat(
         return _report(every, seeds, metrics=metrics, terminal=terminal)
 
 
-def _series(loaded: Loaded, label: str, terminal: Terminal) -> Series:
-    folder, reason = _choose(loaded.recipe, terminal)
+def _series(loaded: Loaded, label: str, terminal: Terminal, *, at: Path | None = None) -> Series:
+    if at is not None:
+        at.mkdir(parents=True, exist_ok=True)
+        return Series(loaded, label, RunFolder(at), "is that of the trial")
+    recipe, ignored = loaded.recipe, (*RESUMABLE_KEYS, "seed")
+    folder, reason = newest(
+        recipe, _name(recipe), is_kind=lambda found: found.repeat.is_file(), terminal=terminal, ignored=ignored
+    )
     return Series(loaded, label, folder, reason)
 
 
@@ -162,59 +167,13 @@ def _locked(series: Series, seeds: Sequence[int]) -> Iterator[Any]:
         yield log
 
 
-def _choose(recipe: Recipe, terminal: Terminal) -> tuple[RunFolder | None, str]:
-    """Return the newest repeat folder with this recipe, if there is one, and the reason of the choice."""
-    reason = "is new"
-    for _, path in reversed(numbered(Path(recipe.output.root), _name(recipe))):
-        folder = RunFolder(path)
-        if not (folder.repeat.is_file() and folder.recipe.is_file()):
-            continue
-        try:
-            found = load.load(folder.recipe).recipe
-        except (RecipeError, UserError) as error:
-            terminal.warning(f"{path} is not continued, because its recipe cannot be read: {error}")
-            continue
-        differences = load.differences(found, recipe, ignored=(*RESUMABLE_KEYS, "seed"))
-        if not differences:
-            return folder, "has the same recipe and is continued"
-        if reason == "is new":
-            key, before, now = differences[0]
-            reason = f"is new: {path.name} has another recipe ({key} is {before} there and {now} here)"
-    return None, reason
-
-
 def _members(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> list[Member]:
-    """Return each seed with the state of its folder.
-
-    Raises:
-        UserError: Something else is in its place, or its recipe was changed since.
-    """
+    """Return each seed with the state of its folder; see `state_of` for the errors."""
     members = []
     for seed in seeds:
-        run = RunFolder(folder.path / f"seed-{seed}")
-        if run.path.is_symlink() or (run.path.exists() and not run.path.is_dir()):
-            raise UserError(
-                f"{run.path}: is not the folder of a seed", hint="move it elsewhere, and run the same again"
-            )
-        state = "new"
-        if run.has_begun:
-            state = "finished" if run.result.is_file() else "stopped"
-            _recipe_of(run, recipe.model_copy(update={"seed": seed}))
-        members.append(Member(seed, run, state))
+        run, own = RunFolder(folder.path / f"seed-{seed}"), recipe.model_copy(update={"seed": seed})
+        members.append(Member(seed, run, state_of(run, own, noun="seed", command="repeat")))
     return members
-
-
-def _recipe_of(run: RunFolder, wanted: Recipe) -> Recipe:
-    """Return the recipe of a seed that has started, which has to be the wanted one."""
-    found = load.load(run.recipe).recipe
-    differences = load.differences(found, wanted, ignored=RESUMABLE_KEYS)
-    if differences:
-        key, before, now = differences[0]
-        raise UserError(
-            f"{run.recipe}: {key} is {before}, and the repeat has {now}",
-            hint=f"move {run.path} elsewhere: the same command runs the seed again",
-        )
-    return found
 
 
 def _run_seeds(every: Sequence[Series], seeds: Sequence[int], *, metrics: TaskMetrics, terminal: Terminal) -> None:
@@ -235,21 +194,10 @@ def _run_seeds(every: Sequence[Series], seeds: Sequence[int], *, metrics: TaskMe
 
 
 def _run(member: Member, series: Series, *, terminal: Terminal) -> None:
-    own = series.loaded.with_seed(member.seed)
-    if member.state == "new":
-        # pop: its network and data must not stay in memory while the other seeds run.
-        run = series.ready.pop(member.seed, None) or train.set_up(
-            own, listeners=[RunOutput(terminal.part())], purpose="train"
-        )
-        train.start(run, RunFolder.at(member.folder.path), recipe_folder=own.folder)
-        return
-    moved = [
-        f"{key}={json.dumps(now, ensure_ascii=False)}"
-        for key, _, now in load.differences(_recipe_of(member.folder, own.recipe), own.recipe)
-        if (key, now) != ("train.threads", "auto")  # bits depend on it: the recorded number stays
-    ]
-    # Its recipe names the same code as the recipe of the user.
-    resume.resume(member.folder.path, moved, listeners=[RunOutput(terminal.part())], allow_code=True)
+    # pop: its network and data must not stay in memory while the other seeds run.
+    ready = series.ready.pop(member.seed, None)
+    own, output = series.loaded.with_seed(member.seed), RunOutput(terminal.part())
+    run_or_continue(own, member.folder, state=member.state, listeners=[output], ready=ready)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 A run folder is `runs/<name>-001`: a new one for each run, never overwritten. recipe.yaml re-runs the run verbatim;
 run.json says what it ran on; metrics.csv has one row per epoch (fractions; empty = not measured); result.json holds the
 final scores, checkpoints/ and snapshots/ the weights. `runs/latest` points to the newest. The folder of a repeat has
-repeat.json and one run folder per seed in place of the checkpoints.
+repeat.json and one run folder per seed in place of the checkpoints, that of a sweep sweep.json and one per trial.
 The log is also the lock: a process that works on the folder holds it, and the lock ends with that process.
 """
 
@@ -51,9 +51,11 @@ class RunFolder:
         self.about = path / "run.json"
         self.result = path / "result.json"
         self.repeat = path / "repeat.json"  # only in the folder of a repeat
+        self.sweep = path / "sweep.json"  # only in the folder of a sweep
         self.budget = path / "budget.json"  # scores by budget, of `swa average --at`
         self.log = path / "log.txt"
         self.board = path / "tensorboard"  # with the logger tensorboard
+        self.loggers = path / "loggers.json"  # the runs of wandb and mlflow that this run goes on with
         self.workers = path / "workers"  # of a SWAP run: one run folder per worker
 
     @classmethod
@@ -93,6 +95,11 @@ class RunFolder:
                 f"{path}: is the folder of a repeat, not of a run",
                 hint="run the same `swa repeat` again, or name the folder of a seed in it",
             )
+        if folder.sweep.is_file():
+            raise UserError(
+                f"{path}: is the folder of a sweep, not of a run",
+                hint="run the same `swa sweep` again, or name the folder of a trial in it",
+            )
         folder._refuse_links()
         return folder
 
@@ -117,7 +124,7 @@ class RunFolder:
         above = own.run_to_resume
         if above is not own:
             return f"{above.title}/{path.parent.name}/{path.name}"
-        return f"{path.parent.name}/{path.name}" if own.is_in_repeat else path.name
+        return f"{path.parent.name}/{path.name}" if own.is_in_repeat or own.is_in_sweep else path.name
 
     @property
     def has_begun(self) -> bool:
@@ -154,6 +161,11 @@ class RunFolder:
         """Whether this is a seed of a repeat."""
         return RunFolder(self.path.parent).repeat.is_file()
 
+    @property
+    def is_in_sweep(self) -> bool:
+        """Whether this is a trial of a sweep."""
+        return RunFolder(self.path.parent).sweep.is_file()
+
     @contextmanager
     def lock(self) -> Iterator[TextIO]:
         """Lock the folder for this process while the block runs; yields the log, open for appending.
@@ -182,7 +194,7 @@ class RunFolder:
     def _acquire_lock(self, file: io.FileIO) -> None:
         """Lock the open log until it is closed or this process ends."""
         try:
-            is_free = filelock.lock_descriptor(file.fileno(), blocking=False)
+            is_free = try_lock(file)
         except OSError as error:
             message = f"{self.path}: cannot be locked against other processes ({error.strerror})"
             raise UserError(message, hint="use a folder on another file system") from error
@@ -190,11 +202,17 @@ class RunFolder:
             raise UserError(
                 f"{self.path}: another process is working on this run{_holder(file)}", hint="wait for it, or stop it"
             )
-        if hasattr(os, "register_at_fork"):  # loader processes would keep the lock of a killed run
-            os.register_at_fork(after_in_child=partial(_close, weakref.ref(file)))
 
     def _refuse_links(self, *more: Path) -> None:
-        for part in (*more, self.checkpoints, self.snapshots, self.board, self.workers):
+        for part in (
+            *more,
+            self.checkpoints,
+            self.snapshots,
+            self.board,
+            self.workers,
+            self.path / "wandb",
+            self.path / "mlflow",
+        ):
             if part.is_symlink():
                 raise UserError(
                     f"{part}: is a symbolic link, which is not followed for writing",
@@ -214,6 +232,7 @@ class RunFolder:
             return
         temporary = root / ".latest.tmp"  # the same name in all processes, so that none is left behind
         while True:
+            root.mkdir(parents=True, exist_ok=True)  # the folder may be elsewhere, as a trial of a shared sweep is
             temporary.unlink(missing_ok=True)
             try:
                 temporary.symlink_to(os.path.relpath(self.path, root), target_is_directory=True)
@@ -245,6 +264,14 @@ class RunFolder:
     def snapshot_path(self, step: int) -> Path:
         """Return the file of the raw weights after `step` updates; names sort by step."""
         return self.snapshots / f"step-{step:08d}.pt"
+
+
+def try_lock(file: io.FileIO) -> bool:
+    """Lock an open file until it is closed or this process ends; return False if another process holds it."""
+    is_free = filelock.lock_descriptor(file.fileno(), blocking=False)
+    if is_free and hasattr(os, "register_at_fork"):  # loader processes would keep the lock of a killed run
+        os.register_at_fork(after_in_child=partial(_close, weakref.ref(file)))
+    return is_free
 
 
 def make_next(root: Path, name: str) -> Path:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine.events import Stopped
 from swa_cli.engine.user_code import named_code
 from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, NOTHING_WAS_RUN, RecipeError, Terminated, UserError
 from swa_cli.recipe import load
@@ -106,8 +107,8 @@ def how_to_continue(folder: RunFolder) -> str:
         return "nothing was saved yet: start it again"
     good = folder.last if folder.last.is_file() else folder.previous
     command = f"`{runnable(('swa', 'train', '--resume', folder.path), folder)}`"
-    if folder.is_in_repeat:
-        command = "the same `swa repeat`"
+    if folder.is_in_repeat or folder.is_in_sweep:
+        command = f"the same `swa {'repeat' if folder.is_in_repeat else 'sweep'}`"
     return f"its last good state is {good}: continue with {command}"
 
 
@@ -139,14 +140,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return any(words in str(error) for words in OUT_OF_MEMORY)
 
 
-class Stopped(BaseException):
-    """A signal stopped the run at a safe point; `ending` is the exception that gives the exit code."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.ending = _ending(number)
-
-
 class Interrupt:
     """Defers the first signal while its block runs, until `check`; a second one is raised at once.
 
@@ -175,7 +168,7 @@ class Interrupt:
             Stopped: A signal has arrived, here or in another process.
         """
         if number := self._agree(self._number or 0):
-            raise Stopped(number)
+            raise Stopped(_ending(number))
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self._number is not None:

@@ -28,8 +28,7 @@ from swa_cli.checkpoint.safe_load import DamagedError
 from swa_cli.engine import failures
 from swa_cli.engine.distributed import name_of_launch
 from swa_cli.engine.evaluate import RAW
-from swa_cli.engine.events import Events, SavedEvent
-from swa_cli.engine.failures import Stopped
+from swa_cli.engine.events import Events, SavedEvent, Stopped
 from swa_cli.engine.hardware import environment
 from swa_cli.engine.keep import BEST, Kept, restored
 from swa_cli.engine.run import Refreshed, Run
@@ -182,7 +181,9 @@ def saved_on_signals(run: Run, folder: RunFolder) -> Iterator[None]:
         except Stopped as stopped:
             save_resume_point(run, folder)
             wait_for_files(run)
-            run.context.events.warning(f"stopped after step {run.step:,}, which is saved")
+            is_signal = not isinstance(stopped.ending, Exception)
+            tell = run.context.events.warning if is_signal else run.context.events.note
+            tell(f"stopped after step {run.step:,}, which is saved")
             raise stopped.ending from None
 
 

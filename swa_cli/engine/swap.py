@@ -18,7 +18,8 @@ from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about
 from swa_cli.engine import failures, resume, state
 from swa_cli.engine.distributed import ALONE
-from swa_cli.engine.failures import Interrupt, Stopped
+from swa_cli.engine.events import Stopped
+from swa_cli.engine.failures import Interrupt
 from swa_cli.engine.plan_text import plan_event
 from swa_cli.engine.run import Run, Worker, build_run
 from swa_cli.errors import UserError

@@ -6,6 +6,7 @@ place. A file that is not a recipe (a folder, a checkpoint) is refused before it
 
 from __future__ import annotations
 
+import copy
 import difflib
 import fnmatch
 import os
@@ -48,6 +49,20 @@ class Loaded:
     def is_changed(self, path: KeyPath) -> bool:
         """Return whether the value at a path comes from the command line."""
         return self._tree.place(path, at_key=False).source.startswith(COMMAND_LINE)
+
+    def has(self, key: str) -> bool:
+        """Return whether the recipe, as it is written, has a dotted key."""
+        values: Any = self._tree.values
+        for part in key.split("."):
+            if not isinstance(values, Mapping) or part not in values:
+                return False
+            values = values[part]
+        return True
+
+    def with_changes(self, overrides: Sequence[str]) -> Loaded:
+        """Return the recipe, as it is written, with further KEY=VALUE words; see `load`."""
+        tree = Tree(self.source, copy.deepcopy(self._tree.values), dict(self._tree.spots))
+        return _checked(tree, overrides)
 
     def with_seed(self, seed: int) -> Loaded:
         """Return the same recipe with another seed."""
@@ -120,13 +135,15 @@ def is_among(word: str, patterns: Sequence[str]) -> bool:
 
 def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> list[tuple[str, object, object]]:
     """Return dotted key, value before and value now of every difference; `ignored` are patterns of keys."""
-    first, second = (dict(_leaves(recipe.values())) for recipe in (before, now))
+    first, second = (leaves(recipe, ignored=ignored) for recipe in (before, now))
     pairs = [(key, first.get(key, "left out"), second.get(key, "left out")) for key in dict.fromkeys([*first, *second])]
-    return [
-        (key, value, other)
-        for key, value, other in pairs
-        if value != other and not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored)
-    ]
+    return [(key, value, other) for key, value, other in pairs if value != other]
+
+
+def leaves(recipe: Recipe, *, ignored: Sequence[str] = ()) -> dict[str, object]:
+    """Return every value of a recipe by its dotted key; `ignored` are patterns of keys."""
+    every = _leaves(recipe.values())
+    return {key: value for key, value in every if not any(fnmatch.fnmatchcase(key, pattern) for pattern in ignored)}
 
 
 def _leaves(values: Mapping[str, Any], *, above: str = "") -> Iterator[tuple[str, object]]:

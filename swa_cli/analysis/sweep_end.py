@@ -1,0 +1,141 @@
+"""Finish a sweep: repeat the best trials with several seeds, write the best recipe, and say what was found.
+
+Nothing here reads a score of test images: trials are compared on validation images alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import filelock
+
+from swa_cli.analysis import sweep_metric, sweep_table
+from swa_cli.analysis.repeat import repeat
+from swa_cli.analysis.sweep_study import COMPLETE, LOCKS, Record, best_of
+from swa_cli.analysis.sweep_trials import Sweep
+from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.errors import EXIT_FAILED, UserError
+from swa_cli.recipe import load
+from swa_cli.report.terminal import Terminal
+from swa_cli.units import count_text
+
+BEST = "best.yaml"
+SEEDS = "seeds"  # the folder of the repeats
+SHOWN = 10  # trials in the last table
+
+
+def finish(sweep: Sweep, *, seeds: Sequence[int], top: int, terminal: Terminal) -> dict[str, Any]:
+    """Write best.yaml and result.json, print the best trials and the next commands, and return result.json.
+
+    With `seeds`, the `top` best are repeated, and the one with the best mean over the seeds is the best.
+
+    Raises:
+        UserError: No trial has succeeded.
+    """
+    records, folder, lower = sweep.records(), sweep.folder, sweep.settings.is_lower_better
+    best = best_of(records, is_lower_better=lower)
+    if not best:
+        reasons = sorted({record.reason for record in records if record.reason})
+        message = "; ".join([f"{folder.display_path}: no trial is complete", *reasons[:3]])
+        raise UserError(message, hint="run the same command again, or try other values", exit_code=EXIT_FAILED)
+    over_seeds: dict[int, list[float]] = {}
+    if seeds:
+        with filelock.FileLock(folder.path / LOCKS / SEEDS):  # another process may be at its end, too
+            over_seeds = _repeat(sweep, best[:top], seeds, terminal=terminal)
+    chosen = best[0]
+    if over_seeds:
+        means = {number: statistics.fmean(values) for number, values in over_seeds.items()}
+        number = (min if lower else max)(means, key=lambda number: means[number])
+        chosen = next(record for record in best if record.number == number)
+    folder.write_text(BEST, load.dump(sweep.recipe_of(chosen.texts).recipe))
+    answer = _answer(sweep, records, chosen, seeds=seeds, over_seeds=over_seeds)
+    folder.write_json(folder.result.name, answer)
+    _print(sweep, records, best, chosen, over_seeds, terminal=terminal)
+    return answer
+
+
+def _repeat(
+    sweep: Sweep, best: Sequence[Record], seeds: Sequence[int], *, terminal: Terminal
+) -> dict[int, list[float]]:
+    """Repeat trials with several seeds; return the final values of each trial, seed by seed."""
+    found = {}
+    with terminal.progress(f"the best {len(best)} with {len(seeds)} seeds", len(best)) as bar:
+        for record in best:
+            own = sweep.recipe_of(record.texts)
+            path = sweep.folder.path / SEEDS / record.name
+            repeat(own, seeds, terminal=terminal.part(quiet=True), at=path)
+            values = []
+            for seed in seeds:
+                result = json.loads(RunFolder(path / f"seed-{seed}").result.read_text())
+                value = sweep_metric.final_value(result, sweep.settings.metric, own.recipe, sweep.metrics)
+                values += [] if value is None else [value]
+            if len(values) == len(seeds):
+                found[record.number] = values
+            else:
+                terminal.warning(f"trial {record.number} has no finite {sweep.settings.metric} with some seed")
+            bar.advance()
+    return found
+
+
+def _answer(
+    sweep: Sweep, records: Sequence[Record], chosen: Record, *, seeds: Sequence[int], over_seeds: dict[int, list[float]]
+) -> dict[str, Any]:
+    """Return the content of result.json; paths are relative to the folder of the sweep, but for `run`."""
+    values = sweep.settings.values
+    repeats = [
+        {
+            "number": number,
+            "run": f"{SEEDS}/trial-{number:03d}",
+            "values": found,
+            "mean": statistics.fmean(found),
+            "sd": statistics.stdev(found) if len(found) > 1 else None,
+        }
+        for number, found in over_seeds.items()
+    ]
+    return {
+        "command": "sweep",
+        "run": str(sweep.folder.path.resolve()),
+        "split": "val",
+        **{key: values[key] for key in ("metric", "direction", "sampler", "pruner", "space")},
+        "finished": len(records) == sweep.limit and all(record.is_finished for record in records),
+        "trials": [record.values for record in records],
+        "best": {"number": chosen.number, "params": chosen.texts, "value": chosen.value, "recipe": BEST},
+        "seeds": list(seeds),
+        "repeats": repeats,
+        "importances": sweep.study.importances(),
+        "seconds": round(sum(record.seconds or 0.0 for record in records), 3),
+    }
+
+
+def _print(
+    sweep: Sweep,
+    records: Sequence[Record],
+    best: Sequence[Record],
+    chosen: Record,
+    over_seeds: dict[int, list[float]],
+    *,
+    terminal: Terminal,
+) -> None:
+    states = [record.state for record in records]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys([COMPLETE, *states]))
+    terminal.facts("", [("trials", f"{counts}; scored on validation images")])
+    sweep_table.print_best(best[:SHOWN], sweep.settings, sweep.metrics, seeds=over_seeds, terminal=terminal)
+    if len(best) > SHOWN:
+        terminal.answer(f"and {count_text(len(best) - SHOWN, 'more trial')} in {sweep.folder.result.name}")
+    path = sweep.folder.display_path
+    shown, recipe = shlex.quote(str(path)), shlex.quote(str(path / BEST))
+    why = "the best mean over the seeds" if over_seeds else "the best on validation images"
+    terminal.facts(
+        "",
+        [
+            ("best", f"{path / BEST}: trial {chosen.number}, {why}"),
+            ("next", f"swa repeat {recipe} --seeds 0-4" if not over_seeds else f"swa train {recipe}"),
+            ("", f"swa compare {shown}"),
+            ("", f"swa report {shown} -o report.html"),
+            ("", f"swa plot {shown} sweep"),
+        ],
+    )

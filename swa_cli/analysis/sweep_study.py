@@ -1,0 +1,389 @@
+"""The Optuna study of a sweep: it draws a point for each trial, prunes, and gives a trial to one process at a time.
+
+A point is a function of (seed, number of the trial, trials before it), so a sweep that was killed draws what it would
+have drawn: the sampler is made anew for each trial, on a copy of the study with the trials of lower numbers. A process
+that works on a trial holds a lock in the folder of the sweep, which ends with the process. So a trial that Optuna calls
+running, and whose lock is free, was killed: it is taken again, with the same point and in the same folder.
+"""
+
+from __future__ import annotations
+
+import io
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from pathlib import Path
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+import filelock
+
+from swa_cli.checkpoint.run_folder import RunFolder, try_lock
+from swa_cli.data.randomness import derive_seed
+from swa_cli.errors import UserError
+from swa_cli.recipe.space import Choices, Parameter, Space, domain_of
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial
+
+FORMAT = 1  # of sweep.json
+JOURNAL = "journal.log"
+LOCKS = ".locks"  # a file per trial that is run, and one for drawing
+ORPHAN_AFTER = timedelta(minutes=1)  # for a trial of a database that nobody has put his name on
+REDUCTION = 4  # of the trials, the best quarter goes on to the next rung (Li et al. 2020, "A System for ... (ASHA)")
+NUM_RUNGS = 2  # of pruning before the end: at 1/16 and 1/4 of the epochs
+COMPLETE, PRUNED, FAILED, RUNNING = "complete", "pruned", "failed", "running"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the trials of a sweep depend on besides its recipe; two sweeps with other settings are different ones."""
+
+    space: Space
+    metric: str  # column of metrics.csv
+    is_lower_better: bool
+    sampler: str  # grid | tpe | random
+    seed: int
+    pruner: str  # asha | none
+    epochs: int  # of the recipe, from which the rungs of pruning follow
+
+    @property
+    def direction(self) -> str:
+        """The direction in Optuna's words."""
+        return "minimize" if self.is_lower_better else "maximize"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The content of sweep.json, but for the storage."""
+        asha = {"name": "asha", "min_epochs": self.min_epochs, "reduction": REDUCTION}
+        return {
+            "format": FORMAT,
+            "space": self.space.values,
+            "metric": self.metric,
+            "direction": self.direction,
+            "sampler": {"name": self.sampler, "seed": self.seed},
+            "pruner": {"name": "none"} if self.pruner == "none" else asha,
+        }
+
+    @property
+    def min_epochs(self) -> int:
+        """The epochs after which pruning looks at a trial first."""
+        return max(self.epochs // REDUCTION**NUM_RUNGS, 1)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A trial as plain values; `texts` are the values of its point as they stand in KEY=VALUE."""
+
+    number: int
+    state: str
+    texts: dict[str, str]
+    value: float | None
+    reason: str  # why it failed
+    seconds: float | None
+
+    @property
+    def name(self) -> str:
+        """The name of its run folder."""
+        return trial_name(self.number)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The entry of result.json; `run` is relative to the folder of the sweep."""
+        reason = {"reason": self.reason} if self.reason else {}
+        known = {"number": self.number, "state": self.state, "params": self.texts, "value": self.value}
+        return {**known, "seconds": self.seconds, "run": self.name, **reason}
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.state != RUNNING
+
+
+def settings_of(stored: Mapping[str, Any], *, epochs: int) -> Settings:
+    """Return the settings of a sweep.json."""
+    parameters = [Parameter(key, domain_of(values), "") for key, values in stored["space"].items()]
+    return Settings(
+        Space(tuple(parameters)),
+        stored["metric"],
+        stored["direction"] == "minimize",
+        stored["sampler"]["name"],
+        stored["sampler"]["seed"],
+        stored["pruner"]["name"],
+        epochs,
+    )
+
+
+def trial_name(number: int) -> str:
+    """Return the name of the run folder of a trial."""
+    return f"trial-{number:03d}"
+
+
+def require_optuna() -> ModuleType:
+    """Return the package optuna, which prints warnings only.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise UserError(f"a sweep needs the package optuna: {error}", hint="pip install 'swa-cli[sweep]'") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+class SweepStudy:
+    """The trials of a sweep.
+
+    Args:
+        folder: The folder of the sweep, which exists.
+        settings: What the trials depend on.
+        storage: The URL of a database; None for the journal in the folder.
+        name: Of the study in a database, where it has to be the same on all machines.
+    """
+
+    def __init__(self, folder: Path, settings: Settings, *, storage: str | None = None, name: str = "sweep") -> None:
+        self.folder, self.settings = folder, settings
+        self._optuna = optuna = require_optuna()
+        self.is_local = storage is None  # else machines share it that may not see each other's folders
+        self._owner = f"{socket.gethostname()}:{folder.resolve()}"  # of the trials whose locks are in this folder
+        self._locks = folder / LOCKS
+        self._locks.mkdir(exist_ok=True)
+        self._storage = open_storage(folder, storage)
+        pruner = optuna.pruners.NopPruner()
+        if settings.pruner == "asha":
+            pruner = optuna.pruners.SuccessiveHalvingPruner(
+                min_resource=settings.min_epochs, reduction_factor=REDUCTION
+            )
+        with self._drawing():
+            self.study = optuna.create_study(
+                study_name=name,
+                storage=self._storage,
+                sampler=optuna.samplers.RandomSampler(seed=0),  # never asked: see `_draw`
+                pruner=pruner,
+                direction=settings.direction,
+                load_if_exists=True,
+            )
+
+    def close(self) -> None:
+        """Close the connections to a database."""
+        close_storage(self._storage)
+
+    def records(self) -> list[Record]:
+        """Return all trials in the order of their numbers."""
+        states = self._optuna.trial.TrialState
+        names = {states.COMPLETE: COMPLETE, states.PRUNED: PRUNED, states.FAIL: FAILED}
+        return [
+            Record(
+                trial.number,
+                names.get(trial.state, RUNNING),
+                self.settings.space.texts(trial.user_attrs.get("point", {})),
+                trial.value if trial.state == states.COMPLETE else None,
+                trial.user_attrs.get("reason", ""),
+                trial.user_attrs.get("seconds"),
+            )
+            for trial in self.study.get_trials(deepcopy=False)
+        ]
+
+    def claim(self, *, limit: int, may_draw: bool = True) -> Claim | None:
+        """Take a trial that was killed, or else draw the next one of the first `limit`; None if there is none now."""
+        with self._drawing():
+            trials = self.study.get_trials(deepcopy=False)
+            for trial in trials[:limit]:
+                if not trial.state.is_finished() and self._is_ours(trial):
+                    claimed = self._take(trial.number)
+                    if claimed is not None:
+                        return claimed
+            if may_draw and len(trials) < limit:
+                number = self.study.ask().number
+                if number < limit:  # another machine may have drawn the last one meanwhile
+                    return self._take(number)
+        return None
+
+    def importances(self) -> dict[str, float]:
+        """Return the share of each parameter in the spread of the values (PED-ANOVA); empty where nothing is known."""
+        complete = [record for record in self.records() if record.state == COMPLETE]
+        values = {record.value for record in complete}
+        if len(values) < 2:
+            return {}
+        found: dict[str, float] = self._optuna.importance.get_param_importances(self.study)
+        return found
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        """Let one process of this folder draw at a time."""
+        with open(self._locks / "draw", "ab") as file:
+            filelock.lock_descriptor(file.fileno(), blocking=True)
+            yield
+
+    def _take(self, number: int) -> Claim | None:
+        """Lock a trial and make sure that it has its point; None if another process has it, or it is finished."""
+        file = io.FileIO(self._locks / trial_name(number), "a")
+        try:
+            if try_lock(file):
+                trial = self.study.get_trials(deepcopy=False)[number]  # anew: it may have been finished just now
+                if not trial.state.is_finished():
+                    self._storage.set_trial_user_attr(trial._trial_id, "owner", self._owner)
+                    claim = Claim(self, number, self._point(trial), file)
+                    file = None  # type: ignore[assignment]
+                    return claim
+        finally:
+            if file is not None:
+                file.close()
+        return None
+
+    def _is_ours(self, trial: FrozenTrial) -> bool:
+        """Return whether the lock of a trial would be in this folder: a database has trials of other machines too."""
+        if self.is_local:
+            return True
+        owner = trial.user_attrs.get("owner")
+        if owner is None and trial.datetime_start is not None:
+            return datetime.now() - trial.datetime_start > ORPHAN_AFTER
+        return bool(owner == self._owner)
+
+    def _point(self, trial: FrozenTrial) -> dict[str, Any]:
+        """Return the point of a trial, which is drawn once and stored before anything else knows it."""
+        point = trial.user_attrs.get("point")
+        if point is None:
+            point = self._draw(trial.number)
+            self._storage.set_trial_user_attr(trial._trial_id, "point", point)
+        for each in self.settings.space.parameters:
+            if each.key in point and each.key not in trial.params:
+                distribution = self._distribution(each)
+                inner = distribution.to_internal_repr(point[each.key])
+                self._storage.set_trial_param(trial._trial_id, each.key, inner, distribution)
+        return dict(point)
+
+    def _draw(self, number: int) -> dict[str, Any]:
+        """Draw the point of a trial from the trials of lower numbers."""
+        space, settings, samplers = self.settings.space, self.settings, self._optuna.samplers
+        if settings.sampler == "grid":
+            return next(point for index, point in enumerate(space.grid()) if index == number)
+        seed = derive_seed(settings.seed, "sweep", number) % 2**32  # numpy takes no more bits
+        sampler = samplers.TPESampler(seed=seed) if settings.sampler == "tpe" else samplers.RandomSampler(seed=seed)
+        copy = self._optuna.create_study(sampler=sampler, direction=settings.direction)
+        copy.add_trials(self.study.get_trials(deepcopy=False)[:number])
+        return space.draw(partial(self._suggest, copy.ask()))
+
+    def _suggest(self, trial: Any, parameter: Parameter) -> Any:
+        return trial._suggest(parameter.key, self._distribution(parameter))
+
+    def _distribution(self, parameter: Parameter) -> BaseDistribution:
+        domain, kinds = parameter.domain, self._optuna.distributions
+        if isinstance(domain, Choices):
+            found: BaseDistribution = kinds.CategoricalDistribution(domain.texts)
+        elif domain.is_whole:
+            found = kinds.IntDistribution(int(domain.low), int(domain.high), log=domain.is_log)
+        else:
+            found = kinds.FloatDistribution(domain.low, domain.high, log=domain.is_log)
+        return found
+
+
+class Claim:
+    """A trial that this process runs; leaving the block gives it up, finished or not."""
+
+    def __init__(self, study: SweepStudy, number: int, point: Mapping[str, Any], file: io.FileIO) -> None:
+        optuna = require_optuna()
+        self.number, self.texts = number, study.settings.space.texts(point)
+        self._study, self._file, self._states = study, file, optuna.trial.TrialState
+        frozen = study.study.get_trials(deepcopy=False)[number]
+        self._trial = optuna.trial.Trial(study.study, frozen._trial_id)
+        self._reported = dict(frozen.intermediate_values)
+
+    @property
+    def name(self) -> str:
+        """The name of the run folder."""
+        return trial_name(self.number)
+
+    def __enter__(self) -> Claim:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._file.close()
+
+    def report(self, epoch: int, value: float) -> bool:
+        """Report the metric after an epoch; return whether the trial is to be pruned.
+
+        An epoch that was reported before the process was killed counts as it was then.
+        """
+        if epoch not in self._reported:
+            self._reported[epoch] = value
+            self._trial.report(value, step=epoch)
+        return epoch == max(self._reported) and self._trial.should_prune()
+
+    def finish(self, state: str, *, seconds: float, value: float | None = None, reason: str = "") -> None:
+        """Record how the trial ended: `COMPLETE` with a value, `PRUNED`, or `FAILED` for a reason."""
+        self._trial.set_user_attr("seconds", round(seconds, 3))
+        if reason:
+            self._trial.set_user_attr("reason", reason)
+        names = {COMPLETE: self._states.COMPLETE, PRUNED: self._states.PRUNED, FAILED: self._states.FAIL}
+        if state == COMPLETE:
+            assert value is not None, "a trial without a value is failed"
+            self._study.study.tell(self.number, value)
+        else:
+            self._study.study.tell(self.number, state=names[state])
+
+
+def is_url(storage: str) -> bool:
+    """Return whether a storage is a database, not a folder."""
+    return "://" in storage
+
+
+def without_password(storage: str) -> str:
+    """Return the URL of a database as it may be shown and stored."""
+    from sqlalchemy.engine import make_url
+
+    return make_url(storage).render_as_string(hide_password=True)
+
+
+def open_storage(folder: Path, url: str | None) -> BaseStorage:
+    """Open the journal of a folder, or a database.
+
+    Raises:
+        UserError: The database cannot be opened.
+    """
+    optuna = require_optuna()
+    if url is None:
+        # Absolute, and no link: Optuna would wait forever for a link that was left behind and points nowhere here.
+        path = str((folder / JOURNAL).absolute())
+        backend = optuna.storages.journal
+        storage: BaseStorage = optuna.storages.JournalStorage(
+            backend.JournalFileBackend(path, lock_obj=backend.JournalFileOpenLock(path))
+        )
+        return storage
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    try:
+        storage = optuna.storages.RDBStorage(url)
+    except ArgumentError as error:
+        hint = "write one such as postgresql://user:password@host/database, or name a folder"
+        raise UserError(f"--storage: {error}", hint=hint) from error
+    except (SQLAlchemyError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        message = f"--storage {without_password(url)}: cannot be opened ({reason})"
+        raise UserError(message, hint="start the database, or name a folder that all machines see") from error
+    return storage
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Close the connections to a database."""
+    storage.remove_session()
+    if hasattr(storage, "engine"):
+        storage.engine.dispose()
+
+
+def best_of(records: Sequence[Record], *, is_lower_better: bool) -> list[Record]:
+    """Return the complete trials, the best first; of equal ones the earlier."""
+    complete = [record for record in records if record.state == COMPLETE and record.value is not None]
+    return sorted(complete, key=lambda record: (record.value or 0.0) * (1 if is_lower_better else -1))
+
+
+def folder_of(sweep: RunFolder, number: int) -> RunFolder:
+    """Return the run folder of a trial."""
+    return RunFolder(sweep.path / trial_name(number))

@@ -1,0 +1,57 @@
+"""`swa find-lr`: find a learning rate with a range test."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, Quiet, answer, importing
+
+EPILOG = f"""\b
+Examples:
+  swa find-lr digits
+  swa find-lr recipe.yaml -o lr.png
+  swa find-lr recipe.yaml optimizer.name=AdamW --max 1 --steps 200
+
+{LOOKING_CODES}"""
+
+
+def find_lr(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).")],
+    changes: Changes = None,
+    low: Annotated[float, typer.Option("--min", metavar="RATE", help="Rate of the first step.")] = 1e-6,
+    high: Annotated[float, typer.Option("--max", metavar="RATE", help="Rate of the last step.")] = 10.0,
+    steps: Annotated[int, typer.Option("--steps", metavar="N", min=20, max=100_000, help="Steps, one per rate.")] = 100,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Draw the losses: a .png or .svg file.")
+    ] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train some steps at growing learning rates; suggest one, and say where training diverges.
+
+    The network, data and optimizer are those of the recipe, and its schedule is left out. Weights are not kept, and no
+    run is made.
+    """
+    from swa_cli.recipe import load
+    from swa_cli.report.terminal import Terminal
+
+    if not (math.isfinite(high) and 0 < low < high):
+        raise typer.BadParameter(f"--min {low:g} --max {high:g}: write two rates above 0, the smaller one first")
+    loaded = load.load(recipe, changes or [])
+    with importing():
+        from swa_cli.analysis import find_lr as finding
+
+    result = finding.find_lr(
+        loaded,
+        low=low,
+        high=high,
+        steps=steps,
+        out=out,
+        words=[recipe, *(changes or [])],
+        terminal=Terminal(quiet=quiet, json=as_json),
+    )
+    answer(result, as_json=as_json)

@@ -1,0 +1,134 @@
+"""The study of a sweep: points are a function of what came before, and a trial belongs to one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from swa_cli.analysis.sweep_study import COMPLETE, FAILED, PRUNED, Settings, SweepStudy, best_of, settings_of
+from swa_cli.recipe.space import Choices, Parameter, Range, Space
+
+SPACE = Space(
+    (
+        Parameter("optimizer.lr", Range(1e-3, 1.0, is_log=True), ""),
+        Parameter("swa", Choices(("null", "{start: 50%}")), ""),
+        Parameter("swa.lr", Range(0.01, 0.1), ""),
+    )
+)
+
+
+def settings(sampler: str = "tpe", *, pruner: str = "none", epochs: int = 16, space: Space = SPACE) -> Settings:
+    return Settings(space, "val_loss", True, sampler, 3, pruner, epochs)
+
+
+def value_of(texts: dict[str, str]) -> float:
+    """A stand-in for training: a loss that depends on the point alone."""
+    return (float(texts["optimizer.lr"]) - 0.1) ** 2 + float(texts.get("swa.lr", 0.5))
+
+
+def run(folder: Path, *, until: int, killed: tuple[int, ...] = (), sampler: str = "tpe") -> list[dict[str, str]]:
+    """Run trials; in the trials `killed`, the process ends inside, and another one goes on."""
+    folder.mkdir(exist_ok=True)
+    study, left = SweepStudy(folder, settings(sampler)), list(killed)
+    while (claim := study.claim(limit=until)) is not None:
+        if claim.number in left:
+            left.remove(claim.number)
+            claim.__exit__(None, None, None)  # the lock ends with the process
+            study = SweepStudy(folder, settings(sampler))
+            continue
+        with claim:
+            claim.finish(COMPLETE, seconds=1.0, value=value_of(claim.texts))
+    return [record.values["params"] | {"value": record.value} for record in study.records()]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_sweep_killed_five_times_has_the_trials_of_an_undisturbed_one(tmp_path: Path, sampler: str) -> None:
+    """Points and values of 14 trials, beyond the random start of TPE, against the same with five kills."""
+    whole = run(tmp_path / "whole", until=14, sampler=sampler)
+    killed = run(tmp_path / "killed", until=14, killed=(0, 3, 11, 11, 13), sampler=sampler)
+    assert len(whole) == 14
+    assert killed == whole
+    assert len({json.dumps(params) for params in whole}) > 10
+
+
+def test_more_trials_continue_the_same_sequence(tmp_path: Path) -> None:
+    """6 trials, then 14, against 14 at once."""
+    run(tmp_path / "more", until=6)
+    assert run(tmp_path / "more", until=14) == run(tmp_path / "whole", until=14)
+
+
+def test_two_processes_share_the_trials(tmp_path: Path) -> None:
+    """Two studies on one folder: never the same trial, and what one leaves the other takes, with the same point."""
+    first, second = (SweepStudy(tmp_path, settings("random")) for _ in range(2))
+    claims = [study.claim(limit=3) for study in (first, second, first)]
+    assert [claim.number for claim in claims if claim] == [0, 1, 2]
+    assert second.claim(limit=3) is None
+    dead = claims[0]
+    dead.__exit__(None, None, None)
+    again = second.claim(limit=3)
+    assert (again.number, again.texts) == (0, dead.texts)
+    claims[1].finish(COMPLETE, seconds=1, value=1.0)
+    claims[1].__exit__(None, None, None)
+    assert second.claim(limit=3) is None, "finished, or run by the first"
+    for claim in (again, claims[2]):
+        claim.__exit__(None, None, None)
+
+
+def test_a_point_is_kept_if_the_process_ends_while_it_is_drawn(tmp_path: Path) -> None:
+    """A trial that Optuna has numbered and that has no values yet, against the undisturbed first trial."""
+    study = SweepStudy(tmp_path, settings())
+    study.study.ask()
+    with study.claim(limit=1) as claim:
+        assert claim.number == 0
+    (tmp_path / "other").mkdir()
+    with SweepStudy(tmp_path / "other", settings()).claim(limit=1) as undisturbed:
+        assert claim.texts == undisturbed.texts
+
+
+def test_a_database_is_shared(tmp_path: Path) -> None:
+    """SQLite under two folders, as two machines have them: the trials have consecutive numbers and other points."""
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first, second = (SweepStudy(tmp_path / name, settings(), storage=url, name="s") for name in ("a", "b"))
+    with first.claim(limit=2) as one, second.claim(limit=2) as two:
+        assert (one.number, two.number) == (0, 1)
+        assert one.texts != two.texts
+        one.finish(COMPLETE, seconds=1, value=1.0)
+    assert second.records()[0].state == COMPLETE
+    first.close()
+    second.close()
+
+
+def test_asha_prunes_the_worse_trials_and_not_the_first(tmp_path: Path) -> None:
+    """Losses 1, 2, 3 after epoch 1 of 16: the first goes on, the worse ones end; epoch 1 again prunes nothing more."""
+    study = SweepStudy(tmp_path, settings(pruner="asha"))
+    assert study.settings.min_epochs == 1
+    told = []
+    for loss in (1.0, 2.0, 0.5, 3.0):
+        with study.claim(limit=4) as claim:
+            told.append(claim.report(1, loss))
+            assert claim.report(1, loss) is False
+            claim.finish(PRUNED if told[-1] else COMPLETE, seconds=1, value=None if told[-1] else loss)
+    assert told == [False, True, False, True]
+    assert [record.state for record in study.records()] == [COMPLETE, PRUNED, COMPLETE, PRUNED]
+
+
+def test_records_are_plain_and_the_best_is_found(tmp_path: Path) -> None:
+    """Three trials, one failed: their values as in result.json, the order of the best, and importances."""
+    study = SweepStudy(tmp_path, settings("random"))
+    for value in (2.0, None, 1.0):
+        with study.claim(limit=3) as claim:
+            if value is None:
+                claim.finish(FAILED, seconds=1, reason="epoch 1, step 3: the loss is nan")
+            else:
+                claim.finish(COMPLETE, seconds=1, value=value)
+    records = study.records()
+    assert [record.number for record in best_of(records, is_lower_better=True)] == [2, 0]
+    assert [record.number for record in best_of(records, is_lower_better=False)] == [0, 2]
+    assert records[1].values["reason"].startswith("epoch 1")
+    assert json.loads(json.dumps([record.values for record in records]))
+    assert set(study.importances()) <= {"optimizer.lr", "swa", "swa.lr"}
+    assert settings_of(study.settings.values, epochs=16).space.values == SPACE.values

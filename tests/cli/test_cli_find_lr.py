@@ -1,0 +1,68 @@
+"""The learning rate range test: its loss against a loop written by hand, its suggestion against known curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from swa_cli.analysis.find_lr import smooth, steepest
+
+
+def test_the_smoothed_loss_is_the_corrected_moving_average() -> None:
+    """The recursion against the weighted sum that it stands for, in float64."""
+    losses = np.random.default_rng(0).normal(2, 1, 30)
+    for end in range(1, 31):
+        weights = 0.9 ** np.arange(end)[::-1]
+        assert smooth(losses[:end])[-1] == pytest.approx((weights * losses[:end]).sum() / weights.sum(), rel=1e-12)
+
+
+def test_the_suggestion_is_the_steepest_descent() -> None:
+    """A logistic curve in log(rate), which is steepest at 0.01, and then rises; a rising line has no descent."""
+    rates = np.geomspace(1e-5, 10, 200)
+    loss = 1 / (1 + (rates / 0.01)) + np.where(rates > 1, rates, 0)
+    assert steepest(list(rates), list(loss), skipped=10) == pytest.approx(0.01, rel=0.1)
+    assert steepest(list(rates), list(np.arange(200.0)), skipped=10) is None
+
+
+def test_rates_grow_by_one_factor_until_training_diverges(swa, recipe: Path) -> None:
+    """A test on digits: the rates, where it ends, a picture, the next command, and no run."""
+    ended = swa("find-lr", recipe, "--min", "1e-4", "--max", "1000", "--steps", "60", "-o", "lr.svg", "--json")
+    assert ended.code == 0, ended.err
+    found = ended.json
+    ratios = np.diff(np.log(found["rates"]))
+    assert ratios == pytest.approx(np.full(len(ratios), np.log(1e7) / 59))
+    assert found["steps"] == len(found["losses"]) == len(found["smoothed"])
+    assert 1e-3 < found["suggested"] < found["diverges"] <= 1000
+    assert Path("lr.svg").read_text().startswith(("<?xml", "<svg"))
+    assert not Path("runs").exists()
+    assert f"optimizer.lr={found['suggested']:g}" in ended.err
+
+
+def test_groups_keep_their_multiples(swa, recipe: Path) -> None:
+    """A group with rate 0x, against the whole network: with all of it frozen so, the loss falls at no rate."""
+    words = ("find-lr", recipe, "--steps", "30", "--min", "1e-3", "--max", "0.5", "--json")
+    frozen = swa(*words, 'optimizer.groups=[{match: "*", lr: 0x}]')
+    trained = swa(*words)
+    assert frozen.code == trained.code == 0, frozen.err
+    assert min(trained.json["smoothed"]) < min(frozen.json["smoothed"]) - 0.2
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--min", "1", "--max", "0.1"), "the smaller one first"),
+        (("--min", "nan"), "the smaller one first"),
+        (("-o", "lr.gif"), "PNG or SVG"),
+        (("optimizer.lrr=1",), "optimizer.lr"),
+        (("--steps", "3"), "--steps"),
+    ],
+)
+def test_wrong_options_are_refused(swa, recipe: Path, words: tuple[str, ...], said: str) -> None:
+    """A wrong option or recipe: exit code 2, and no picture."""
+    ended = swa("find-lr", recipe, *words)
+    assert ended.code == 2
+    assert said in " ".join(ended.err.split())
+    assert json.dumps(sorted(path.name for path in Path.cwd().iterdir())) == '["small.yaml"]'

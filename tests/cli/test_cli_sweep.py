@@ -1,0 +1,301 @@
+"""A sweep as its user meets it: the same runs as one by one, stopped and continued, refused, failed, pruned."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import OnStep, run_swa
+from equal_runs import assert_equal_runs
+from processes import exit_codes, said_in, start
+from swa_cli.analysis import sweep_trials
+from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine.events import EpochEvent, PlanEvent, Stopped
+from swa_cli.errors import UserError
+from swa_cli.recipe import load
+from swa_cli.recipe.load import Loaded
+
+RECIPE = """\
+name: few
+seed: 7
+model: {name: convnet, args: {width: 4, dropout: 0.3}}
+dataset: {name: digits, val: 200}
+optimizer: {lr: 0.1}
+swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
+train: {epochs: 2, batch_size: 256, threads: 1, precision: fp32}
+"""
+GRID = ("swa.lr=0.05,0.1", "swa.start=50%,75%")
+FOLDER = Path("runs/few-sweep-001")
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Path:
+    path = tmp_path / "few.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A grid of four trials that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "few.yaml").write_text(RECIPE)
+    run_swa("sweep", folder / "few.yaml", *GRID, "-q", "-o", folder)
+    return folder / "few-sweep-001"
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let a stand-in take the place of training, with a loss of |lr - 0.1|; return the folders that it was given.
+
+    A trial fails where its rate is above 1, and for the same reason.
+    """
+    folders: list[str] = []
+
+    def run(loaded: Loaded, folder: RunFolder, *, state: str, listeners: Sequence[Any], ready: Any = None) -> None:
+        folders.append(folder.path.name)
+        rate, epochs = loaded.recipe.optimizer.lr, loaded.recipe.train.epochs
+        folder.path.mkdir(parents=True, exist_ok=True)
+        if rate > 1:
+            raise UserError(f"epoch 1, step {len(folders)}: the loss is nan", hint="lower the rate")
+        loss, history = abs(rate - 0.1), []
+        plan = PlanEvent(title="", rows=(), recipe=loaded.recipe.values(), averages=["swa"], metrics=None)  # type: ignore[arg-type]
+        listeners[1].plan(plan)
+        for epoch in range(1, epochs + 1):
+            row = {"epoch": epoch, "val_loss": loss + 1 / epoch, "swa_val_loss": None}
+            history.append(row)
+            try:
+                listeners[1].epoch(EpochEvent(row=row, history=history))
+            except Stopped as stopped:
+                raise stopped.ending from None
+        weights = {name: {"val": {"nll": loss, "accuracy": 1 - loss}} for name in ("last", "swa")}
+        folder.write_text("recipe.yaml", load.dump(loaded.recipe))
+        folder.write_json("result.json", {"weights": weights, "seconds": 1.0})
+
+    monkeypatch.setattr(sweep_trials, "run_or_continue", run)
+    return folders
+
+
+@pytest.fixture
+def signal_in(on_step: OnStep) -> Callable[..., None]:
+    """Let this process get a signal once, after the update that makes a step of a trial."""
+
+    def arm(trial: int, step: int, number: int = signal.SIGINT) -> None:
+        def hear(run: PlanEvent, event: Any) -> None:
+            if run.folder is not None and (run.folder.name, event.step) == (f"trial-{trial:03d}", step):
+                on_step(lambda *_: None)
+                os.kill(os.getpid(), number)
+
+        on_step(hear)
+
+    return arm
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def test_a_grid_has_a_run_per_combination(swa, few: Path, whole: Path) -> None:
+    """Four trials against result.json of each run, and trial 1 against `swa train` with its values: equal weights."""
+    answer, sweep = read(whole / "result.json"), read(whole / "sweep.json")
+    assert (sweep["format"], sweep["metric"], sweep["direction"]) == (1, "swa_val_loss", "minimize")
+    assert [trial["params"] for trial in answer["trials"]] == [
+        {"swa.lr": rate, "swa.start": start} for rate in ("0.05", "0.1") for start in ("50%", "75%")
+    ]
+    for trial in answer["trials"]:
+        result = read(whole / trial["run"] / "result.json")
+        assert trial["value"] == result["weights"]["swa"]["val"]["nll"]
+    best = min(answer["trials"], key=lambda trial: trial["value"])
+    assert answer["best"]["number"] == best["number"]
+    assert "test" not in json.dumps(answer)
+    recipe = yaml.safe_load((whole / "best.yaml").read_text())
+    assert (str(recipe["swa"]["lr"]), recipe["swa"]["start"]) == tuple(best["params"].values())
+    assert swa("train", few, "swa.lr=0.05", "swa.start=75%", "-q").code == 0
+    assert_equal_runs(whole / "trial-001", Path("runs/few-001"))
+
+
+def test_a_stopped_sweep_continues_inside_its_trial(swa, few: Path, whole: Path, signal_in) -> None:
+    """Ctrl-C and SIGTERM inside two trials, against the undisturbed sweep: the same trials, values and weights."""
+    signal_in(trial=1, step=5)
+    ended = swa("sweep", few, *GRID)
+    assert ended.code == 130
+    assert "run the same command again" in ended.err
+    assert [trial.name for trial in sorted(FOLDER.glob("trial-*"))] == ["trial-000", "trial-001"]
+    signal_in(trial=2, step=3)
+    assert swa("sweep", few, *GRID).code == 130
+    again = swa("sweep", few, *GRID, "--json")
+    assert again.code == 0
+    for trial, other in zip(again.json["trials"], read(whole / "result.json")["trials"], strict=True):
+        assert {**trial, "seconds": 0} == {**other, "seconds": 0}
+        assert_equal_runs(FOLDER / trial["run"], whole / other["run"])
+    assert not Path("runs/few-sweep-002").exists()
+
+
+def test_a_finished_sweep_is_told_again(swa, few: Path, trained: list[str]) -> None:
+    """The same command twice: no trial is run the second time; with another metric it is a sweep of its own."""
+    words = ("sweep", few, "optimizer.lr=0.05,0.2,0.1")
+    first = swa(*words, "--json").json
+    assert len(trained) == 3
+    assert swa(*words, "--json").json == first
+    assert len(trained) == 3
+    assert first["best"]["params"] == {"optimizer.lr": "0.1"}
+    other = swa(*words, "--metric", "val_accuracy", "--json")
+    assert (other.json["direction"], Path(other.json["run"]).name) == ("maximize", "few-sweep-002")
+    assert "metric is" in other.err
+
+
+def test_more_trials_of_a_range_continue(swa, few: Path, trained: list[str]) -> None:
+    """3 trials, then 5 of the same sweep: the first three stay, and each number in a recipe is that of the trial."""
+    words = ("sweep", few, "optimizer.lr=log(1e-2,1)", "--sampler", "random", "--json")
+    first = swa(*words, "--trials", "3").json
+    more = swa(*words, "--trials", "5").json
+    assert more["trials"][:3] == first["trials"]
+    assert trained == [f"trial-{number:03d}" for number in range(5)]
+    for trial in more["trials"]:
+        rate = yaml.safe_load((Path(more["run"]) / trial["run"] / "recipe.yaml").read_text())["optimizer"]["lr"]
+        assert float(rate) == float(trial["params"]["optimizer.lr"])
+
+
+def test_a_failed_trial_is_told_and_the_sweep_goes_on(swa, few: Path, trained: list[str]) -> None:
+    """One diverging rate among three: failed with its reason, and not run again."""
+    ended = swa("sweep", few, "optimizer.lr=0.2,2,0.1", "--json")
+    assert ended.code == 0
+    assert [trial["state"] for trial in ended.json["trials"]] == ["complete", "failed", "complete"]
+    assert "loss is nan" in ended.json["trials"][1]["reason"]
+    assert "trial 1 failed: epoch 1" in ended.err
+
+
+def test_the_same_error_in_the_first_trials_ends_the_sweep(swa, few: Path, trained: list[str]) -> None:
+    """Three trials of four that diverge in different steps: exit code 1, and the fourth is not run."""
+    ended = swa("sweep", few, "optimizer.lr=2,3,4,0.1")
+    assert (ended.code, len(trained)) == (1, 3)
+    assert "the first 3 trials fail with the same error" in ended.err
+
+
+def test_asha_prunes_by_the_metric_where_it_is_measured(swa, few: Path, trained: list[str]) -> None:
+    """val_loss of each epoch: worse trials are pruned; swa_val_loss, never measured before the end: none is."""
+    words = ("sweep", few, "optimizer.lr=0.1,0.9,0.8,0.7", "train.epochs=4", "--pruner", "asha", "--json")
+    pruned = swa(*words, "--metric", "val_loss")
+    assert [trial["state"] for trial in pruned.json["trials"]] == ["complete", "pruned", "pruned", "pruned"]
+    assert "pruned" in pruned.err
+    whole = swa(*words)
+    assert {trial["state"] for trial in whole.json["trials"]} == {"complete"}
+
+
+def test_a_pruned_run_is_saved_and_can_be_resumed(swa, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real run that the pruner ends after epoch 1: its rows, no result, and `swa train --resume` finishes it."""
+    monkeypatch.setattr(sweep_trials.Claim, "report", lambda claim, epoch, value: claim.number == 1 and epoch == 1)
+    assert swa("sweep", few, "swa.lr=0.05,0.1", "--pruner", "asha", "--metric", "val_loss", "-q").code == 0
+    trial = FOLDER / "trial-001"
+    assert len((trial / "metrics.csv").read_text().splitlines()) == 2
+    assert not (trial / "result.json").exists()
+    assert read(FOLDER / "result.json")["trials"][1]["state"] == "pruned"
+    assert swa("train", "--resume", trial, "-q").code == 0
+    assert (trial / "result.json").is_file()
+
+
+def test_the_best_are_repeated_with_seeds(swa, few: Path, trained: list[str], whole: Path, monkeypatch) -> None:
+    """Two of three trials with two seeds: the best mean wins, and best.yaml is its recipe."""
+    from swa_cli.analysis import sweep_end
+
+    def repeat(loaded: Loaded, seeds: Sequence[int], *, terminal: Any, at: Path) -> None:
+        for seed in seeds:
+            loss = 0.5 if loaded.recipe.optimizer.lr == 0.1 else (0.2, 0.3)[seed]
+            RunFolder(at / f"seed-{seed}").path.mkdir(parents=True, exist_ok=True)
+            RunFolder(at / f"seed-{seed}").write_json("result.json", {"weights": {"swa": {"val": {"nll": loss}}}})
+
+    monkeypatch.setattr(sweep_end, "repeat", repeat)
+    ended = swa("sweep", few, "optimizer.lr=0.1,0.12,0.9", "--seeds", "0-1", "--top", "2", "--json")
+    assert [(each["number"], each["values"]) for each in ended.json["repeats"]] == [(0, [0.5, 0.5]), (1, [0.2, 0.3])]
+    assert ended.json["best"]["number"] == 1
+    assert yaml.safe_load((FOLDER / "best.yaml").read_text())["optimizer"]["lr"] == 0.12
+    assert sorted(path.name for path in (FOLDER / "seeds").iterdir()) == ["trial-000", "trial-001"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (("swa.lr=0.05,0.1", "dataset.val=0"), "dataset.val is 0", "dataset.val=10%"),
+        (("optimizer.lr=log(1e-3,1)",), "optimizer.lr=log(1e-3,1) is a range", "--trials 20"),
+        (("optimizer.lr=log(1e-3,1)", "--sampler", "grid"), "has no grid", "tpe"),
+        (("swa.lr=0.05,0.1", "--sampler", "grid", "--trials", "3"), "the grid has 2 trials", "--sampler random"),
+        (("swa.lr=0.05,0.1", "--metric", "train_loss"), "training images", "val_loss"),
+        (("swa=null,{start: 50%}", "--metric", "swa_val_loss"), "not measured by every trial", "val_loss"),
+        (("swa.lr=0.05,0.1", "--timeout", "2"), "`2` is not a length of time", "10min"),
+        (("swa.lr=0.05,0.1", "--top", "2"), "--top goes with --seeds", ""),
+        (("swa.lr=0.05,0.1", "--storage", "nowhere://x"), "nowhere", ""),
+        (("swa.start=50%,100ep",), "swa.start=50%,100ep", ""),
+        (("optimizer.name=SGD,Adma", "swa.lr=0.05,0.1"), "Adma", "Adam"),
+    ],
+)
+def test_what_cannot_be_swept_is_refused_before_anything_is_made(swa, few: Path, words, said: str, hint: str) -> None:
+    """A wrong sweep: exit code 2, the value and a fix, and no folder."""
+    ended = swa("sweep", few, *words)
+    assert ended.code == 2, ended.err
+    text = " ".join(ended.err.split())
+    assert said in text
+    assert hint in text
+    assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def test_a_dry_run_writes_nothing(swa, few: Path) -> None:
+    """The plan of a sweep with --dry-run: values, metric, number of trials; no folder."""
+    ended = swa("sweep", few, *GRID, "--dry-run", "--json")
+    assert (ended.code, ended.json["trials"], ended.json["metric"]) == (0, 4, "swa_val_loss")
+    assert ended.json["plan"]["epochs"] == 2
+    assert not Path("runs").exists()
+
+
+def test_a_storage_folder_is_the_folder_of_the_sweep(swa, few: Path, trained: list[str]) -> None:
+    """--storage DIR twice with one recipe, and once with another: continued, and refused."""
+    words = ("optimizer.lr=0.1,0.2", "--storage", "shared/mine", "-q")
+    assert swa("sweep", few, *words).code == 0
+    assert read(Path("shared/mine/result.json"))["finished"]
+    assert swa("sweep", few, *words).code == 0
+    assert len(trained) == 2
+    refused = swa("sweep", few, *words, "train.epochs=3")
+    assert refused.code == 2
+    assert "train.epochs is 2 there" in refused.err
+
+
+def test_a_sweep_is_no_run(swa, whole: Path) -> None:
+    """`swa train --resume SWEEP`: refused with the command that continues it."""
+    ended = swa("train", "--resume", whole)
+    assert ended.code == 2
+    assert "swa sweep" in ended.err
+
+
+def test_the_picture_of_a_sweep(swa, whole: Path, tmp_path: Path) -> None:
+    """`swa plot SWEEP sweep`: a picture, and the trials of result.json; other folders have none."""
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    ended = swa("plot", copy, "sweep", "--json")
+    assert ended.code == 0, ended.err
+    assert (copy / "sweep.png").is_file()
+    assert ended.json["trials"] == read(copy / "result.json")["trials"]
+    assert set(ended.json["importances"]) <= {"swa.lr", "swa.start"}
+    assert swa("plot", copy / "trial-000", "sweep").code == 2
+
+
+def test_two_processes_share_one_folder(whole: Path, tmp_path: Path) -> None:
+    """The same command twice at once with one --storage: every trial is run once, with the values of one process."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "few.yaml").write_text(RECIPE)
+    words = ["sweep", "few.yaml", *GRID, "--storage", str(tmp_path / "shared")]
+    processes = [start(folder, words) for folder in folders]
+    assert exit_codes(*processes) == [0, 0], [said_in(folder) for folder in folders]
+    trials = read(tmp_path / "shared/result.json")["trials"]
+    alone = read(whole / "result.json")["trials"]
+    assert [trial | {"seconds": 0} for trial in trials] == [trial | {"seconds": 0} for trial in alone]
+    logs = [(tmp_path / "shared" / trial["run"] / "log.txt").read_text() for trial in trials]
+    assert [log.count("train loss") for log in logs] == [1] * 4  # the head of the table: no trial was begun twice
