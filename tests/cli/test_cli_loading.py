@@ -237,7 +237,7 @@ def test_a_versioned_network_of_torchvision_goes_through(swa, nets: Any) -> None
 
     run = run_through(swa, recipe, build)
     assert load(run / "checkpoints/swa.pt")["state_dict"]._metadata[""] == {"version": 2}
-    with safe_open("weights.safetensors", framework="pt") as file:  # as docs/your_own.md says
+    with safe_open("weights.safetensors", framework="pt") as file:  # as docs/predict.md says
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dict)
         build().load_state_dict(with_metadata(state, json.loads(file.metadata()["state_dict_metadata"])))
     ended = swa("train", "--resume", run, "--extend-to", "3", "-q", "--allow-code")

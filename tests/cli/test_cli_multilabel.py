@@ -364,7 +364,7 @@ def test_the_loss_of_a_run_is_torchs(swa: Swa, recipe: Path, trained: Path) -> N
 def test_the_tables_of_the_documentation_train(swa: Swa) -> None:
     """Both tables and both lines of docs/data.md, with enough photos of the same names: a run each."""
     section = DATA_PAGE.partition("## Several labels per image")[2].partition("\n## ")[0]
-    tables = re.findall(r"```\n(path,.*?)```", section, re.DOTALL)
+    tables = re.findall(r"```csv\n(path,.*?)```", section, re.DOTALL)
     lines = re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
     assert (len(tables), len(lines)) == (2, 2)
     Path("tiles").mkdir()

@@ -15,7 +15,7 @@ import pytest
 from swa_cli.engine import events
 from swa_cli.engine.events import Events, StepEvent
 
-DOCS = (Path(__file__).parents[2] / "docs/your_own.md").read_text()
+DOCS = (Path(__file__).parents[2] / "docs/loggers.md").read_text()
 EXAMPLE = re.search(r"```python\n(import json\n.*?)```", DOCS.partition("## A logger of your own")[2], re.DOTALL)
 HEARS = """\
 from pathlib import Path
@@ -54,7 +54,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 def test_the_example_of_the_page_writes_every_epoch_once(
     swa, recipe: Path, tmp_path: Path, signal_at: Callable[..., None]
 ) -> None:
-    """The logger of docs/your_own.md, the run stopped in epoch 3 and resumed: the rows of metrics.csv."""
+    """The logger of docs/loggers.md, the run stopped in epoch 3 and resumed: the rows of metrics.csv."""
     assert EXAMPLE is not None
     words = write(tmp_path, EXAMPLE[1], "JsonLines")
     signal_at(2 * 23 + 5, signal.SIGTERM)

@@ -160,7 +160,7 @@ class Optimizer(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
     __pydantic_extra__: dict[str, Free] = Field(init=False)
-    name: Text = Field(default="SGD", description="any class of torch.optim")
+    name: Text = Field(default="SGD", description="a class of torch.optim, or package.module:Class")
     lr: Rate = Field(description="learning rate that the schedule scales")
     no_decay: list[Text] = Field(
         default=[], description="parameters without weight decay: norm, bias, not_2d, or name patterns such as head.*"
@@ -189,7 +189,7 @@ DEFAULT_SCHEDULE = "cosine"
 
 
 class _Schedule(BaseModel):
-    """The learning rate; each name takes its own keys, see `schedules.SCHEDULES`."""
+    """The learning rate over the run; each schedule takes keys of its own."""
 
     model_config = STRICT
     name: str = DEFAULT_SCHEDULE

@@ -26,7 +26,7 @@ from swa_cli.recipe.values import (
 )
 
 MAX_WHOLE_PASS = 100_000  # training samples, all of which a pass reads
-PART_OF_LARGE_SETS = 10  # one sample in so many; a tenth leaves statistics an error that docs/runs.md states
+PART_OF_LARGE_SETS = 10  # one sample in so many; a tenth leaves statistics an error that docs/batchnorm.md states
 
 
 class BatchNorm(BaseModel):
