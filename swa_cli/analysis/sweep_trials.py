@@ -139,6 +139,8 @@ def _run_trial(sweep: Sweep, claim: Claim, *, terminal: Terminal, shown: _Shown)
     quiet = terminal.part(quiet=True)
     listeners = [RunOutput(quiet), _Listener(sweep, claim, own.recipe, terminal, shown)]
     try:
+        if state == "stopped" and claim.was_pruned:
+            raise Pruned
         if state != "finished":
             run_or_continue(own, folder, state=state, listeners=listeners)
             if own.recipe.output.plots:
