@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import budgets, loss_surface, open, sources, sweep_picture
+from swa_cli.analysis import budgets, loss_surface, open, settings, sources, sweep_picture, table
+from swa_cli.analysis.overlay import not_drawn, overlaid
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.analysis.snapshot_series import snapshot_series
 from swa_cli.analysis.trials import Trials
 from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
 from swa_cli.engine.events import Events
@@ -25,11 +27,12 @@ from swa_cli.errors import RecipeError, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, make_plan
-from swa_cli.report.plots import FORMATS
+from swa_cli.report import plots
 from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
 from swa_cli.report.plots import loss_surface as surface_picture
+from swa_cli.report.plots import overlay as overlay_picture
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
 
@@ -47,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to draw with `draw(file, form=...)`; `values` go into the JSON answer."""
+    """A picture to draw with `draw(file, form=..., width=...)`; `values` go into the JSON answer."""
 
     draw: Callable[..., None]
     values: dict[str, Any]
@@ -64,13 +67,16 @@ def plot(
     *,
     out: Path | None,
     request: Request,
+    form: str | None = None,
+    width: float | None = None,
     terminal: Terminal,
     allow_code: bool = False,
 ) -> dict[str, Any]:
     """Draw one picture of a run, or the schedule of a recipe.
 
-    `overrides` change the recipe; for a run, only keys that the weights do not depend on. `out` is a .png or .svg
-    file, by default KIND.png in the run folder, or in the working directory.
+    `overrides` change the recipe; for a run, only keys that the weights do not depend on. `out` is a .png, .svg
+    or .pdf file, by default KIND.png in the run folder, or in the working directory; `form` is png, svg or pdf where no
+    file is named. `width` is that of the picture in inches.
 
     Raises:
         RecipeError: Problems of the recipe.
@@ -79,10 +85,8 @@ def plot(
     started, is_run = time.monotonic(), path.is_dir()
     if not is_run and kind != "schedule":
         _refuse_file(path, kind)
-    target = out or (path if is_run else Path()) / f"{kind}.png"
-    if target.suffix.lower().removeprefix(".") not in FORMATS:
-        raise UserError(f"{target}: pictures are PNG or SVG", hint="name a .png or .svg file with -o FILE")
-    open.require_writable(target)
+    target = out or (path if is_run else Path()) / f"{kind}.{form or plots.FORMATS[0]}"
+    _require_picture(target, form)
     if kind == "sweep":
         picture = Picture(*sweep_picture.read_picture(path))
     elif is_run:
@@ -90,7 +94,7 @@ def plot(
         picture = KINDS[kind](run, request)
     else:
         picture = of_recipe(load.load(path, overrides), terminal)
-    _write(target, picture)
+    _write(target, picture, width=width, terminal=terminal)
     terminal.answer(f"{target}: {kind} of {path}" + (f"; {picture.finding}" if picture.finding else ""))
     return {
         "command": "plot",
@@ -98,6 +102,65 @@ def plot(
         "path": str(target),
         "run": str(path) if is_run else None,
         **picture.values,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def holds_runs(path: Path) -> bool:
+    """Return whether a folder is that of a repeat or a sweep."""
+    folder = RunFolder(path)
+    return folder.repeat.is_file() or folder.sweep.is_file()
+
+
+def plot_several(
+    paths: Sequence[Path],
+    kind: str,
+    overrides: Sequence[str],
+    *,
+    out: Path | None,
+    form: str | None = None,
+    width: float | None = None,
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """Draw the validation curves of runs, repeats and sweeps over each other, from their metrics.csv.
+
+    Raises:
+        UserError: Another kind of picture, changes, a folder that cannot be read, or none with validation scores.
+    """
+    started = time.monotonic()
+    if kind != "curves":
+        raise UserError(f"{kind}: shows one run, and only curves are drawn of several", hint="name one run")
+    if overrides:
+        raise UserError(f"{overrides[0]}: curves of several runs are drawn as they are", hint="leave it out")
+    target = out or (paths[0] if len(paths) == 1 else Path()) / f"{kind}.{form or plots.FORMATS[0]}"
+    _require_picture(target, form)
+    found = settings.find(paths, terminal=terminal)
+    tables = table.tabulate(found, warn=lambda text: None)
+    if len(tables) > 1:
+        raise UserError(
+            "the runs are of different tasks, or were scored on different samples: they have no common curves",
+            hint="name runs with the same task and data",
+        )
+    curves, left_out = overlaid(found, tables[0])
+    if not curves:
+        raise UserError(f"{paths[0]}: has no validation scores to draw", hint="train with dataset.val=10%")
+    if left_out:
+        terminal.warning(f"not drawn: {not_drawn(left_out)}")
+    title = f"validation curves of {count_text(len(curves), 'setting')}"
+    draw = partial(overlay_picture.draw, settings=curves, title=title, metrics=tables[0].metrics)
+    _write(target, Picture(draw, {}), width=width, terminal=terminal)
+    terminal.answer(f"{target}: {title}")
+    return {
+        "command": "plot",
+        "kind": kind,
+        "path": str(target),
+        "run": None,
+        "settings": [
+            {"label": row.label, "seeds": list(row.seeds), "runs": list(row.runs)}
+            for row in tables[0].rows
+            if row.label not in left_out
+        ],
+        "left_out": left_out,
         "seconds": round(time.monotonic() - started, 3),
     }
 
@@ -115,7 +178,7 @@ def draw_all(folder: Path, *, terminal: Terminal) -> list[Path]:
             left_out.append(f"{kind} ({error.message.removeprefix(f'{run.folder.path}: ')})")
             continue
         drawn.append(folder / f"{kind}.png")
-        _write(drawn[-1], picture)
+        _write(drawn[-1], picture, terminal=terminal)
     terminal.note(f"{folder}: drew {', '.join(path.name for path in drawn)}")
     if left_out:
         terminal.note(f"left out: {'; '.join(left_out)}")
@@ -136,6 +199,8 @@ def _curves(run: OpenRun, _: Request) -> Picture:
         worker_lr=run.plan.worker_rates if len(rows) > run.plan.epochs else [],
         trained=run.recipe.train.loss_text,
         final=None if run.result is None else run.result["weights"],
+        split="test" if run.result is None else run.result["split"],
+        samples=None if run.result is None else run.result["samples"],
         metrics=run.metrics,
     )
     return Picture(draw, {})
@@ -204,14 +269,14 @@ def _barriers(line: Mapping[str, Any]) -> str:
 
 def _calibration(run: OpenRun, _: Request) -> Picture:
     sets = reliability(run)
-    title = f"{run.title}: calibration on {run.opened[0].scoring_split()}"
+    title = f"{run.title}: calibration on the {plots.SPLITS[run.opened[0].scoring_split()]} set"
     return Picture(partial(calibration_picture.draw_reliability, sets=sets, title=title), {"weights": sets})
 
 
 def _confusion(run: OpenRun, request: Request) -> Picture:
     name, matrix = confusion(run, request.weights)
     classes = list(run.opened[0].source.class_names)
-    title = f"{run.title}: classes of {name} on {run.opened[0].scoring_split()}"
+    title = f"{run.title}: confusion matrix of {name} on the {plots.SPLITS[run.opened[0].scoring_split()]} set"
     draw = partial(calibration_picture.draw_confusion, matrix=matrix, classes=classes, title=title)
     return Picture(draw, {"weights": name, "classes": classes, "matrix": matrix})
 
@@ -224,7 +289,7 @@ def _window(run: OpenRun, request: Request) -> Picture:
     draw = partial(
         curves_picture.draw_starts,
         rows=rows,
-        title=f"{run.title}: start of averaging, scored on validation images",
+        title=f"{run.title}: averages by the start of their window, on the validation set",
         steps_per_epoch=run.plan.steps_per_epoch,
         reference=None if val is None else (name, val),
         metrics=run.metrics,
@@ -235,7 +300,7 @@ def _window(run: OpenRun, request: Request) -> Picture:
 def _budget(run: OpenRun, _: Request) -> Picture:
     series = budgets.require(run.folder, metrics=run.metrics)
     raw = budgets.raw_scores(run.rows, series, metrics=run.metrics)
-    title = f"{run.title}: score by budget"
+    title = f"{run.title}: scores by budget"
     draw = partial(budget_picture.draw, series=series, raw=raw, title=title, metrics=run.metrics)
     return Picture(draw, {"series": series})
 
@@ -283,9 +348,19 @@ KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {
 }
 
 
-def _write(target: Path, picture: Picture) -> None:
+def _require_picture(target: Path, form: str | None) -> None:
+    ending = target.suffix.lower().removeprefix(".")
+    if ending not in plots.FORMATS:
+        raise UserError(f"{target}: pictures are PNG, SVG or PDF", hint="name a .png, .svg or .pdf file with -o FILE")
+    if form not in (None, ending):
+        raise UserError(f"{target}: does not end in .{form}", hint=f"leave out --format, or write -o FILE.{form}")
+    open.require_writable(target)
+
+
+def _write(target: Path, picture: Picture, *, terminal: Terminal, width: float | None = None) -> None:
     form = target.suffix.lower().removeprefix(".")
-    write_atomic(target, lambda file: picture.draw(file, form=form))
+    with plots.telling(terminal.warning):
+        write_atomic(target, lambda file: picture.draw(file, form=form, width=width))
 
 
 def _refuse_file(path: Path, kind: str) -> None:
