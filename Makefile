@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test coverage browser torture sweep study bench bench-quick bench-long lint clean
+.PHONY: help train test coverage browser torture sweep docs study bench bench-quick bench-long lint clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -28,6 +28,9 @@ torture: $(VENV)/installed-dev ## kill runs at 50 random instants, fill a disk, 
 sweep: $(VENV)/installed-dev ## every network of torchvision, one of each family of timm: about 10 minutes
 	$(BIN)/pytest tests/sweep -m sweep -k 'not one_at_a_time' -n 2 --dist worksteal --durations=10
 	$(BIN)/pytest tests/sweep -m sweep -k one_at_a_time --durations=10
+
+docs: $(VENV)/installed-dev ## the documentation site, into site/: open site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
 
 STUDY := $(BIN)/python docs/study/study.py
 
@@ -53,7 +56,7 @@ lint: $(VENV)/installed-dev ## ruff (format and lint) and mypy
 	$(BIN)/mypy
 
 clean: ## remove the environment and the caches
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

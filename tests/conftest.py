@@ -10,13 +10,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
 from processes import OF_A_TERMINAL, render_blank_figures, render_real_figures, skip_fsync, use_one_thread
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The same inputs in every run, however slow the machine is at the moment.
 settings.register_profile(
@@ -118,6 +121,22 @@ def _real_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """Render the figures of tests marked `pictures`."""
     if request.node.get_closest_marker("pictures") is not None:
         render_real_figures(monkeypatch.setattr)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are written, in their order."""
+    from matplotlib.figure import Figure
+
+    seen: list[Figure] = []
+    real = Figure.savefig
+
+    def keep(figure: Figure, *args: Any, **options: Any) -> None:
+        seen.append(figure)
+        real(figure, *args, **options)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return seen
 
 
 @pytest.fixture

@@ -97,7 +97,11 @@ def render_blank_figures(setattr_: Callable[[Any, str, Any], None] = setattr) ->
 
     @functools.wraps(Figure.savefig)
     def savefig(figure: Figure, target: Any, *, format: str = "png", **options: Any) -> None:
-        pictures = {"png": b64decode(WHITE_PIXEL), "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>'}
+        pictures = {
+            "png": b64decode(WHITE_PIXEL),
+            "svg": b'<svg xmlns="http://www.w3.org/2000/svg"/>',
+            "pdf": b"%PDF-1.4",
+        }
         with nullcontext(target) if hasattr(target, "write") else open(target, "wb") as file:
             file.write(pictures[format])
 

@@ -28,6 +28,7 @@ from swa_cli.engine import evaluate
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.values import Duration, in_epochs
+from swa_cli.report import plots
 from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.scores import budget_summary
 from swa_cli.report.terminal import Terminal
@@ -91,8 +92,11 @@ def average_at(
     made = {"name": name, "rows": [{key: row[key] for key in ("epochs", "steps", *SPLITS)} for row in rows]}
     shown = _kept(folder, made, overrides, metrics=metrics, terminal=terminal)
     raw = raw_scores(point.content["history"], shown, metrics=metrics)
-    title = f"{path.resolve().name}: score by budget"
-    write_atomic(picture, lambda file: budget_picture.draw(file, series=shown, raw=raw, title=title, metrics=metrics))
+    title = f"{path.resolve().name}: scores by budget"
+    with plots.telling(terminal.warning):
+        write_atomic(
+            picture, lambda file: budget_picture.draw(file, series=shown, raw=raw, title=title, metrics=metrics)
+        )
     terminal.print(budget_summary(rows, name=name, metrics=metrics))
     written = ", ".join(str(place) for place in (*targets, picture) if place is not None)
     terminal.answer(f"{written}: {name}; see `swa report {path} -o report.html`")
@@ -200,7 +204,10 @@ def _scores(trials: Trials) -> dict[str, Any]:
     return {
         split: None
         if getattr(context.source, split) is None
-        else evaluate.summarize(trials.score(loader=context.plain_batches(split)))
+        else {
+            **evaluate.summarize(trials.score(loader=context.plain_batches(split))),
+            "samples": len(context.split(split)),
+        }
         for split in SPLITS
     }
 
@@ -225,6 +232,7 @@ def _row(row: Mapping[str, Any], metrics: TaskMetrics) -> dict[str, Any]:
     for split in SPLITS:
         if row[split] is not None:
             numbers += [row[split][metric.key] for metric in (metrics.loss, metrics.primary)]
+            numbers.append(row[split].get("samples"))
     if not all(isinstance(value, int | float | None) and (value is None or math.isfinite(value)) for value in numbers):
         raise ValueError("has values that are no numbers")
     return dict(row)

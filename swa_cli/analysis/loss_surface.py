@@ -206,7 +206,8 @@ def surface_of(content: Mapping[str, Any]) -> dict[str, Any]:
         {**point, "loss": row["train_loss"], "score": row["score"]}
         for point, row in zip(content["points"], corners, strict=True)
     ]
-    return {**content, "points": points, "loss": values("train_loss"), "score": values("score")}
+    found = {"loss": values("train_loss"), "score": values("score"), "score_se": values("score_se")}
+    return {**content, "points": points, **found}
 
 
 def read_plane(path: Path) -> dict[str, Any] | None:

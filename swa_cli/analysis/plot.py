@@ -25,7 +25,7 @@ from swa_cli.errors import RecipeError, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, make_plan
-from swa_cli.report.plots import FORMATS
+from swa_cli.report import plots
 from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
@@ -47,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to draw with `draw(file, form=...)`; `values` go into the JSON answer."""
+    """A picture to draw with `draw(file, form=..., width=...)`; `values` go into the JSON answer."""
 
     draw: Callable[..., None]
     values: dict[str, Any]
@@ -64,13 +64,16 @@ def plot(
     *,
     out: Path | None,
     request: Request,
+    form: str | None = None,
+    width: float | None = None,
     terminal: Terminal,
     allow_code: bool = False,
 ) -> dict[str, Any]:
     """Draw one picture of a run, or the schedule of a recipe.
 
-    `overrides` change the recipe; for a run, only keys that the weights do not depend on. `out` is a .png or .svg
-    file, by default KIND.png in the run folder, or in the working directory.
+    `overrides` change the recipe; for a run, only keys that the weights do not depend on. `out` is a .png, .svg
+    or .pdf file, by default KIND.png in the run folder, or in the working directory; `form` is png, svg or pdf where no
+    file is named. `width` is that of the picture in inches.
 
     Raises:
         RecipeError: Problems of the recipe.
@@ -79,9 +82,12 @@ def plot(
     started, is_run = time.monotonic(), path.is_dir()
     if not is_run and kind != "schedule":
         _refuse_file(path, kind)
-    target = out or (path if is_run else Path()) / f"{kind}.png"
-    if target.suffix.lower().removeprefix(".") not in FORMATS:
-        raise UserError(f"{target}: pictures are PNG or SVG", hint="name a .png or .svg file with -o FILE")
+    target = out or (path if is_run else Path()) / f"{kind}.{form or plots.FORMATS[0]}"
+    ending = target.suffix.lower().removeprefix(".")
+    if ending not in plots.FORMATS:
+        raise UserError(f"{target}: pictures are PNG, SVG or PDF", hint="name a .png, .svg or .pdf file with -o FILE")
+    if form not in (None, ending):
+        raise UserError(f"{target}: does not end in .{form}", hint=f"leave out --format, or write -o FILE.{form}")
     open.require_writable(target)
     if kind == "sweep":
         picture = Picture(*sweep_picture.read_picture(path))
@@ -90,7 +96,7 @@ def plot(
         picture = KINDS[kind](run, request)
     else:
         picture = of_recipe(load.load(path, overrides), terminal)
-    _write(target, picture)
+    _write(target, picture, width=width, terminal=terminal)
     terminal.answer(f"{target}: {kind} of {path}" + (f"; {picture.finding}" if picture.finding else ""))
     return {
         "command": "plot",
@@ -115,7 +121,7 @@ def draw_all(folder: Path, *, terminal: Terminal) -> list[Path]:
             left_out.append(f"{kind} ({error.message.removeprefix(f'{run.folder.path}: ')})")
             continue
         drawn.append(folder / f"{kind}.png")
-        _write(drawn[-1], picture)
+        _write(drawn[-1], picture, terminal=terminal)
     terminal.note(f"{folder}: drew {', '.join(path.name for path in drawn)}")
     if left_out:
         terminal.note(f"left out: {'; '.join(left_out)}")
@@ -136,6 +142,8 @@ def _curves(run: OpenRun, _: Request) -> Picture:
         worker_lr=run.plan.worker_rates if len(rows) > run.plan.epochs else [],
         trained=run.recipe.train.loss_text,
         final=None if run.result is None else run.result["weights"],
+        split="test" if run.result is None else run.result["split"],
+        samples=None if run.result is None else run.result["samples"],
         metrics=run.metrics,
     )
     return Picture(draw, {})
@@ -204,14 +212,14 @@ def _barriers(line: Mapping[str, Any]) -> str:
 
 def _calibration(run: OpenRun, _: Request) -> Picture:
     sets = reliability(run)
-    title = f"{run.title}: calibration on {run.opened[0].scoring_split()}"
+    title = f"{run.title}: calibration on the {plots.SPLITS[run.opened[0].scoring_split()]} set"
     return Picture(partial(calibration_picture.draw_reliability, sets=sets, title=title), {"weights": sets})
 
 
 def _confusion(run: OpenRun, request: Request) -> Picture:
     name, matrix = confusion(run, request.weights)
     classes = list(run.opened[0].source.class_names)
-    title = f"{run.title}: classes of {name} on {run.opened[0].scoring_split()}"
+    title = f"{run.title}: confusion matrix of {name} on the {plots.SPLITS[run.opened[0].scoring_split()]} set"
     draw = partial(calibration_picture.draw_confusion, matrix=matrix, classes=classes, title=title)
     return Picture(draw, {"weights": name, "classes": classes, "matrix": matrix})
 
@@ -224,7 +232,7 @@ def _window(run: OpenRun, request: Request) -> Picture:
     draw = partial(
         curves_picture.draw_starts,
         rows=rows,
-        title=f"{run.title}: start of averaging, scored on validation images",
+        title=f"{run.title}: averages by the start of their window, on the validation set",
         steps_per_epoch=run.plan.steps_per_epoch,
         reference=None if val is None else (name, val),
         metrics=run.metrics,
@@ -235,7 +243,7 @@ def _window(run: OpenRun, request: Request) -> Picture:
 def _budget(run: OpenRun, _: Request) -> Picture:
     series = budgets.require(run.folder, metrics=run.metrics)
     raw = budgets.raw_scores(run.rows, series, metrics=run.metrics)
-    title = f"{run.title}: score by budget"
+    title = f"{run.title}: scores by budget"
     draw = partial(budget_picture.draw, series=series, raw=raw, title=title, metrics=run.metrics)
     return Picture(draw, {"series": series})
 
@@ -283,9 +291,10 @@ KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {
 }
 
 
-def _write(target: Path, picture: Picture) -> None:
+def _write(target: Path, picture: Picture, *, terminal: Terminal, width: float | None = None) -> None:
     form = target.suffix.lower().removeprefix(".")
-    write_atomic(target, lambda file: picture.draw(file, form=form))
+    with plots.telling(terminal.warning):
+        write_atomic(target, lambda file: picture.draw(file, form=form, width=width))
 
 
 def _refuse_file(path: Path, kind: str) -> None:

@@ -26,6 +26,7 @@ from swa_cli.recipe import load
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.class_scores import percent
 from swa_cli.report.page import Drawing, RunOnPage, TextTable, document
+from swa_cli.report.plots import SPLITS
 from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
@@ -33,6 +34,8 @@ from swa_cli.report.plots import samples as sheet_of_images
 from swa_cli.report.scores import budget_cells, verdict
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
+
+COLUMN = 4.0  # inches of a picture in a column of the page
 
 
 def write_page(
@@ -199,7 +202,7 @@ def _budgets(run: OpenRun) -> list[Drawing | TextTable]:
     """Draw the networks of each budget that `swa average --at` has scored, and list their scores."""
     series = budgets.require(run.folder, metrics=run.metrics)
     raw = budgets.raw_scores(run.rows, series, metrics=run.metrics)
-    drawn = _svg(budget_picture.draw, series=series, raw=raw, metrics=run.metrics)
+    drawn = _svg(budget_picture.draw, series=series, raw=raw, metrics=run.metrics, width=COLUMN)
     tables = [
         TextTable(f"Scores by budget, {each['name']}", *budget_cells(each["rows"], metrics=run.metrics))
         for each in series
@@ -210,7 +213,10 @@ def _budgets(run: OpenRun) -> list[Drawing | TextTable]:
 def _calibration(run: OpenRun) -> list[Drawing]:
     split = run.opened[0].scoring_split()
     return [
-        Drawing(f"Calibration of {name} on {split}", _svg(calibration_picture.draw_reliability, sets={name: found}))
+        Drawing(
+            f"Calibration of {name} on the {SPLITS[split]} set",
+            _svg(calibration_picture.draw_reliability, sets={name: found}, width=COLUMN),
+        )
         for name, found in reliability(run).items()
     ]
 
@@ -218,8 +224,10 @@ def _calibration(run: OpenRun) -> list[Drawing]:
 def _confusion(run: OpenRun) -> list[Drawing]:
     name, matrix = confusion(run)
     classes = run.opened[0].source.class_names
-    drawn = _svg(calibration_picture.draw_confusion, matrix=matrix, classes=classes)
-    return [Drawing(f"Classes as {name} predicts them, on {run.opened[0].scoring_split()}", drawn)]
+    is_wide = len(classes) > calibration_picture.MOST_NUMBERS
+    width = None if is_wide else COLUMN
+    drawn = _svg(calibration_picture.draw_confusion, matrix=matrix, classes=classes, width=width)
+    return [Drawing(f"Confusion matrix of {name} on the {SPLITS[run.opened[0].scoring_split()]} set", drawn, is_wide)]
 
 
 def _classes(run: OpenRun) -> TextTable:
@@ -248,7 +256,8 @@ def _classes(run: OpenRun) -> TextTable:
 def _hardest(run: OpenRun) -> list[Drawing]:
     name, samples = hardest(run)
     drawn = _svg(sheet_of_images.draw_samples, samples=samples)
-    return [Drawing(f"Images of {run.opened[0].scoring_split()} with the highest loss of {name}", drawn)]
+    title = f"Images of the {SPLITS[run.opened[0].scoring_split()]} set with the highest loss of {name}"
+    return [Drawing(title, drawn, is_wide=True)]
 
 
 def _svg(draw: Callable[..., None], **values: Any) -> bytes:

@@ -7,6 +7,7 @@ import shlex
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.events import EpochEvent, PlanEvent, ResultEvent
+from swa_cli.report import plots
 from swa_cli.report.plots import curves
 from swa_cli.report.terminal import Terminal
 
@@ -48,7 +49,8 @@ class RunOutput:
     def result(self, event: ResultEvent) -> None:
         """Draw curves.png; print the scores, what to ship, and what to do next."""
         if not self.terminal.is_mute:  # elsewhere, another process draws
-            _draw_curves(event)
+            with plots.telling(self.terminal.warning):
+                _draw_curves(event)
         values, terminal = event.values, self.terminal
         terminal.summary(
             values["weights"],
@@ -84,6 +86,8 @@ def _draw_curves(event: ResultEvent) -> None:
             worker_lr=shown.worker_lr,
             trained=shown.trained,
             final=event.values["weights"],
+            split=event.values["split"],
+            samples=event.values["samples"],
             metrics=event.metrics,
         ),
     )

@@ -15,6 +15,7 @@ from swa_cli.analysis.sources import Mean
 from swa_cli.analysis.trials import Refreshed, Trials
 from swa_cli.averaging import profiles, soup
 from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.report import plots
 from swa_cli.report.plots import curves
 
 PASSES = 12  # of BatchNorm, by default
@@ -60,13 +61,14 @@ def _average(series: SnapshotSeries, shape: str, first: int, last: int) -> tuple
 def draw_trials(picture: Path, trials: Trials) -> None:
     """Draw what a search has tried."""
     newest, recipe = trials.sources.sets[-1].found.content, trials.sources.context.recipe
-    write_atomic(
-        picture,
-        lambda file: curves.draw_search(
-            file,
-            rows=trials.rows,
-            metrics=trials.metrics,
-            title=f"{recipe.title}: averages of the run, on validation images",
-            steps_per_epoch=newest["num_train"] // (recipe.train.batch_size * recipe.train.grad_accum_steps),
-        ),
-    )
+    with plots.telling(trials.sources.context.events.warning):
+        write_atomic(
+            picture,
+            lambda file: curves.draw_search(
+                file,
+                rows=trials.rows,
+                metrics=trials.metrics,
+                title=f"{recipe.title}: averages of the run, on the validation set",
+                steps_per_epoch=newest["num_train"] // (recipe.train.batch_size * recipe.train.grad_accum_steps),
+            ),
+        )

@@ -31,10 +31,12 @@ Examples:
   swa plot runs/latest plane --points other.pt last swa
   swa plot runs/latest path --between last swa
   swa plot runs/latest confusion --weights swa
+  swa plot runs/latest curves --width 3.3 -o curves.pdf
 
 {EXIT_CODES}"""
 
 KINDS = ("curves", "schedule", "plane", "path", "calibration", "confusion", "window", "budget", "sweep")
+FORMATS = ("png", "svg", "pdf")
 GRID_KINDS = ("plane", "path", "window")
 LARGEST_GRID = 201
 
@@ -45,7 +47,16 @@ def plot(
     changes: Changes = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", "-o", metavar="FILE", help="A .png or .svg; default: KIND.png in the run folder."),
+        typer.Option("--out", "-o", metavar="FILE", help="A .png, .svg or .pdf; default: KIND.png in the run folder."),
+    ] = None,
+    form: Annotated[
+        str | None, typer.Option("--format", metavar="NAME", help="png, svg or pdf, of the default file.")
+    ] = None,
+    width: Annotated[
+        float | None,
+        typer.Option(
+            "--width", metavar="INCHES", min=2, max=20, help="Width for print, such as 3.3 for a column of a paper."
+        ),
     ] = None,
     grid: Annotated[
         int | None,
@@ -84,7 +95,7 @@ def plot(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Draw a picture of a run as PNG, or as SVG if FILE ends in .svg.
+    """Draw a picture of a run as PNG, SVG or PDF; the same run gives the same bytes.
 
     The points of a plane or a path are kept in the run folder (plane-*.json): the same command continues them.
     For a run, changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
@@ -93,6 +104,8 @@ def plot(
         kind, changes = "curves", [kind, *(changes or [])]
     if kind not in KINDS:
         raise typer.BadParameter(f"unknown picture {kind}: choose {', '.join(KINDS)}")
+    if form is not None and form not in FORMATS:
+        raise typer.BadParameter(f"--format {form}: choose {', '.join(FORMATS)}")
     _require_fitting(kind, points=points, between=between, weights=weights, grid=grid, samples=samples)
     with importing():
         from swa_cli.analysis import plot as plotting
@@ -107,6 +120,8 @@ def plot(
         changes or [],
         out=out,
         request=request,
+        form=form,
+        width=width,
         terminal=Terminal(quiet=quiet, json=as_json),
         allow_code=allow_code,
     )

@@ -8,11 +8,14 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib.image
 import pytest
 import torch
 
 from conftest import SMALL, Swa, run_swa
+from swa_cli.cli.plot import FORMATS
 from swa_cli.metrics.metric import CLASSIFICATION
+from swa_cli.report import plots
 from swa_cli.report.page import RunOnPage, document
 
 pytestmark = pytest.mark.pictures
@@ -45,10 +48,24 @@ def test_each_picture_lands_in_the_run_folder(kind: str, run: Path, swa: Swa) ->
         assert Path("own.svg").read_text().startswith("<?xml")
 
 
+def test_a_picture_for_a_paper(run: Path, swa: Swa, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--format` names the default file, `--width` its inches at 150 dpi; a script that no font has is a warning."""
+    ended = swa("plot", run, "schedule", "--format", "pdf", "--json", "-q")
+    assert ended.json["path"] == str(run / "schedule.pdf")
+    assert (run / "schedule.pdf").read_bytes().startswith(b"%PDF")
+    assert swa("plot", run, "schedule", "--width", "3.3", "-o", "narrow.png", "-q").code == 0
+    assert matplotlib.image.imread("narrow.png").shape[1] == 495
+    monkeypatch.setattr(plots, "FONTS", ("DejaVu Sans",))
+    ended = swa("plot", run.rename(run.with_name("日本-001")), "schedule", "-o", "named.png")
+    assert ended.code == 0, ended.err
+    assert "no installed font has 日 本" in " ".join(ended.err.split())
+    assert FORMATS == plots.FORMATS
+
+
 def test_final_markers_of_the_curves_are_the_scores_of_the_run(run: Path, swa: Swa) -> None:
-    """The legends of both panels in the SVG, which names each text in a comment, against result.json: a mark a row."""
+    """The legends of both panels in the SVG, whose text is text, against result.json: a mark per row."""
     assert swa("plot", run, "curves", "-o", "own.svg", "-q").code == 0
-    marks = re.findall(r"<!-- (\S+), final: ([\d.]+)", Path("own.svg").read_text())
+    marks = re.findall(r">(\S+), test: ([\d.]+)(?: %)?</text>", Path("own.svg").read_text())
     rows = json.loads((run / "result.json").read_text())["weights"]
     assert [name for name, _ in marks] == ["last", "last_bn", "swa"] * 2
     for (name, value), key in zip(marks, ["nll"] * 3 + ["accuracy"] * 3, strict=True):
@@ -166,7 +183,10 @@ def test_a_run_draws_its_pictures_where_the_recipe_says_so(tmp_path: Path, swa: 
         (["RUN", "plane", "--points", "last", "swa", "nowhere.pt"], "neither a file nor a weight set"),
         (["RUN", "path", "--between", "swa", "swa"], "the same weights"),
         (["RUN", "confusion", "--weights", "ema"], "choose from last, last_bn, swa"),
-        (["RUN", "-o", "curves.pdf"], "PNG or SVG"),
+        (["RUN", "-o", "curves.gif"], "PNG, SVG or PDF"),
+        (["RUN", "--format", "pdf", "-o", "curves.svg"], "does not end in .pdf"),
+        (["RUN", "--format", "gif"], "choose png, svg, pdf"),
+        (["RUN", "--width", "0.5"], "--width"),
         (["RUN", "-o", "nowhere/curves.png"], "no such folder"),
         (["RUN", "curves", "optimizer.lr=0.2"], ""),
         (["small.yaml", "curves"], "is a file"),

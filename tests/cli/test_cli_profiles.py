@@ -184,7 +184,8 @@ def test_network_of_each_budget(swa, run: Path) -> None:
         start, end = row["steps"]
         assert swa("average", run, "--window", f"{start}step:{end}step", "-o", "w.pt").code == 0
         for split in ("val", "test"):
-            scored = swa("eval", "w.pt", "--split", split, "--json").json["weights"]["soup"]
+            answer = swa("eval", "w.pt", "--split", split, "--json").json
+            scored = {**answer["weights"]["soup"], "samples": answer["samples"]}
             assert row[split] == pytest.approx({key: scored[key] for key in row[split]}, rel=1e-5)
             assert {"accuracy", "accuracy_se", "nll"} <= row[split].keys()
         assert swa("eval", name, "--split", "val", "--json").json["weights"]["soup"]["nll"] == row["val"]["nll"]

@@ -337,13 +337,13 @@ def test_what_looks_at_runs(tiny: Path, swa: Swa) -> None:
     assert swa("report", RUN, "-o", "page.html").code == 0
     page = Path("page.html").read_text()
     assert "common phase epochs 1 to 2, batch 128; 2 workers x epochs 3 to 4, batch 64, rate x 0.5" in page
-    assert "worker-2, val" in page
+    assert "worker-2, validation" in page
     differences = re.findall(r'<tr class="difference"><td>− ([^<]*)</td>', page)
     assert differences == [result["reference"]]
     assert all(f"<tr><td>{name}</td>" in page for name in result["weights"])
     assert f"  − {result['reference']} " in swa("show", RUN).out
     assert swa("plot", RUN, "curves", "-o", "curves.svg").code == 0
-    marks = re.findall(r"<!-- (\S+), final: ([\d.]+) -->", Path("curves.svg").read_text())
+    marks = re.findall(r">(\S+), test: ([\d.]+)</text>", Path("curves.svg").read_text())
     assert [name for name, _ in marks] == list(result["weights"])  # of the loss; those of the accuracy are in percent
     for name, value in marks:
         assert float(value) == pytest.approx(result["weights"][name]["nll"], abs=0.000501)

@@ -112,7 +112,7 @@ LOOKING = [
     looking("plot-missing", "plot nowhere", "nowhere"),
     looking("plot-kind", "plot run plain", "plane"),
     looking("plot-checkpoint", "plot swa.pt", "swa.pt"),
-    looking("plot-suffix", "plot run curves -o curves.gif", ".png or .svg"),
+    looking("plot-suffix", "plot run curves -o curves.gif", ".png, .svg or .pdf"),
     looking("plot-no-folder", "plot run curves -o nowhere/curves.png", "nowhere"),
     looking("plot-on-folder", "plot run curves -o empty.png", "empty.png", directory("empty.png")),
     looking("plot-plane-unfinished", "plot run plane", "section `swa`"),

@@ -10,7 +10,11 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.image
 import pytest
+from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
+from matplotlib.text import Text
 
+from swa_cli.report import plots
 from swa_cli.report.plots import DPI, MAX_MARKS
 from swa_cli.report.plots.curves import SIZE_INCHES, draw, thinned
 
@@ -92,3 +96,70 @@ def test_marks_are_thinned_evenly() -> None:
     gaps = {after - before for before, after in itertools.pairwise(shown)}
     assert max(gaps) - min(gaps) <= 7
     assert thinned(steps[:MAX_MARKS]) == steps[:MAX_MARKS]
+
+
+ARGUMENTS: dict[str, Any] = {"title": "x", "averaging": {"swa": [4]}, "steps_per_epoch": 2, "lr": [0.1] * 4}
+
+
+@pytest.mark.parametrize(("form", "begins"), [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
+def test_the_same_values_give_the_same_bytes(form: str, begins: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each form, drawn twice at times that differ; SVG and PDF hold text, and fonts that journals take."""
+    written = []
+    for seconds in ("1", "1000000000"):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", seconds)  # matplotlib's clock for dates in files
+        file = io.BytesIO()
+        draw(file, rows=rows_of(2), **ARGUMENTS, form=form)
+        written.append(file.getvalue())
+    assert written[0] == written[1]
+    assert written[0].startswith(begins)
+    if form == "svg":
+        assert b">learning rate</text>" in written[0]
+    if form == "pdf":
+        assert b"/Type0" in written[0] or b"/CIDFontType2" in written[0]
+        assert b"/Type3" not in written[0]
+
+
+def test_a_column_of_a_paper_has_its_width_and_size_of_text(tmp_path: Path) -> None:
+    """3.3 inches at 150 dpi; text of 5 to 9 points, and nothing of it outside the picture."""
+    seen: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            Figure, "savefig", lambda figure, *_, **__: (figure.draw_without_rendering(), seen.append(figure))
+        )
+        draw(tmp_path / "x.png", rows=rows_of(4), **{**ARGUMENTS, "lr": [0.1] * 8}, final=FINAL, samples=90, width=3.3)
+        (figure,) = seen
+        assert figure.get_figwidth() == 3.3
+        texts = [text for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+        assert texts
+        for text in texts:
+            assert 5 <= text.get_fontsize() <= 9
+            box = text.get_window_extent()
+            assert (box.x0 >= -1, box.x1 <= 3.3 * DPI + 1) == (True, True), text.get_text()
+
+
+def test_a_script_without_a_font_is_told_in_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name in Linear B, drawn with matplotlib's own font: one sentence, not a line per character; none in SVG."""
+    monkeypatch.setattr(plots, "FONTS", ("DejaVu Sans", "no such font"))
+    said: list[str] = []
+    values = {**ARGUMENTS, "title": "\U00010000\U00010001 Кошка قطة"}
+    for form in ("png", "svg"):
+        with plots.telling(said.append):
+            draw(io.BytesIO(), rows=rows_of(2), **values, form=form)
+    (sentence,) = said
+    assert "\U00010000 \U00010001, so boxes" in sentence
+
+
+def test_a_font_of_the_system_is_taken_for_its_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A character that the first font lacks and the second one has, both part of matplotlib: nothing to tell."""
+    found: dict[str, list[str]] = {}
+    for name in ("DejaVu Sans", "STIXNonUnicode"):
+        found[name] = list(map(chr, get_font(findfont(name)).get_charmap()))
+    character = next(one for one in found["STIXNonUnicode"] if one not in found["DejaVu Sans"])
+    monkeypatch.setattr(plots, "printable", str)  # it is of the private area
+    values = {**ARGUMENTS, "title": character}
+    said: list[str] = []
+    for fonts in (("DejaVu Sans", "STIXNonUnicode"), ("DejaVu Sans",)):
+        monkeypatch.setattr(plots, "FONTS", fonts)
+        with plots.telling(said.append):
+            draw(io.BytesIO(), rows=rows_of(2), **values)
+        assert len(said) == 2 - len(fonts)

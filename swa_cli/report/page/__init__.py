@@ -58,8 +58,14 @@ def _printable(value: Any) -> Any:
     return value if isinstance(value, Markup) else printable(str(value))
 
 
-_MAX_MARKERS = 12
-_DASHES = {"-": "", "--": "6 4", "-.": "7 3 2 3", ":": "2 3"}
+_DASHES: dict[Any, str] = {
+    "-": "",
+    "--": "6 4",
+    "-.": "7 3 2 3",
+    ":": "2 3",
+    (0, (6, 1)): "10 2",
+    (0, (4, 1, 1, 1, 1, 1)): "7 2 2 2 2 2",
+}
 _MARKERS = {
     "o": "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0-6 0z",
     "s": "M-3-3h6v6h-6z",
@@ -78,7 +84,7 @@ class Line:
 
     name: str
     color: str
-    dash: str
+    dash: Any
     marker: str | None
     points: Sequence[tuple[float, float]]  # epoch, value
 
@@ -92,6 +98,7 @@ def chart(
     phase: float | None = None,
     is_lower_better: bool = True,
     from_zero: bool = False,
+    limits: tuple[float, float] = (-math.inf, math.inf),
 ) -> Markup:
     """Return the HTML of a chart with its legend and the place for the values.
 
@@ -103,10 +110,12 @@ def chart(
         phase: The epoch at which averaging begins; the rest is shaded.
         is_lower_better: Which end of the scale cuts off the steep start of a long run.
         from_zero: Start the scale at 0.
+        limits: The ends of what values can be; the scale leaves them only where a value does.
     """
     from matplotlib.ticker import MaxNLocator
 
     low, high = _scale(lines, end=end, is_lower_better=is_lower_better, from_zero=from_zero)
+    low, high = plots.within(low, high, [value for line in lines for _, value in line.points], limits)
 
     def x(epoch: float) -> float:
         return round(_AREA["left"] + _AREA["width"] * epoch / end, 1)
@@ -147,14 +156,14 @@ def _scale(lines: Sequence[Line], *, end: float, is_lower_better: bool, from_zer
 
 def _drawn(line: Line, places: Sequence[tuple[float, float]]) -> dict[str, object]:
     """Return a line as the template draws it: its path, and the places of its markers."""
-    every = max(1, math.ceil(len(places) / _MAX_MARKERS))
+    has_marks = line.marker is not None and len(places) <= curves.MAX_MARKERS
     return {
         "name": line.name,
         "color": line.color,
         "dash": _DASHES[line.dash],
         "path": "M" + "L".join(f"{left} {top}" for left, top in places),
         "marker": None if line.marker is None else _MARKERS[line.marker],
-        "marks": [] if line.marker is None else places[::every],
+        "marks": places if has_marks else [],
     }
 
 
@@ -165,10 +174,11 @@ _COLORS |= {plots.TRAIN["color"]: "train", plots.VAL["color"]: "val"}
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture as SVG."""
+    """A picture as SVG; a wide one has much detail."""
 
     title: str
     svg: bytes
+    is_wide: bool = False
 
     @property
     def base64(self) -> str:
@@ -248,11 +258,11 @@ def _charts(run: RunOnPage) -> list[Markup]:
         if lines:
             title = plots.loss_title(run.metrics, trained=run.trained) if is_loss else plots.axis_title(metric)
             unit = " %" if metric.is_percent else ""
-            is_lower_better = metric.is_lower_better
-            charts.append(chart(lines, title=title, unit=unit, end=end, phase=phase, is_lower_better=is_lower_better))
+            shape: dict[str, Any] = {"is_lower_better": metric.is_lower_better, "limits": plots.bounds(metric)}
+            charts.append(chart(lines, title=title, unit=unit, end=end, phase=phase, **shape))
     every = max(1, run.steps_per_epoch // 4)
     points = [(step / run.steps_per_epoch, run.lr[step]) for step in range(0, len(run.lr), every)]
     if points:
         rate = Line("learning rate", "val", "-", None, points)
-        charts.append(chart([rate], title="learning rate of a step", unit="", end=end, phase=phase, from_zero=True))
+        charts.append(chart([rate], title="learning rate", unit="", end=end, phase=phase, from_zero=True))
     return charts

@@ -26,3 +26,5 @@ for (const chart of document.querySelectorAll('.chart')) {
     show();
   });
 }
+// Paper cannot be unfolded.
+addEventListener('beforeprint', () => document.querySelectorAll('details').forEach(one => { one.open = true; }));

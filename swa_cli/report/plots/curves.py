@@ -7,7 +7,6 @@ difference to the chosen average on the same samples.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,8 @@ if TYPE_CHECKING:
 Point = tuple[float, float]  # epoch, value
 
 SIZE_INCHES = (9.0, 10.0)
-_MAX_MARKERS = 15  # markers along one line
+_WIDE = 50  # times the lowest loss: on a linear scale, the end of such a run is a flat line
+MAX_MARKERS = 30  # on a line; where there are more points, marks on some of them would look like all
 
 
 def draw(
@@ -37,32 +37,41 @@ def draw(
     worker_lr: Sequence[Point] = (),
     trained: str | None = None,
     final: Mapping[str, Row] | None = None,
+    split: str = "test",
+    samples: int | None = None,
     metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
+    width: float | None = None,
 ) -> None:
     """Write `curves.png`: three panels over the epochs, the phase of the first average shaded.
 
     `rows` are those of `metrics.csv`, with None where something was not measured. `averaging` maps an average to the
     steps it holds, in optimizer updates done. `lr` is the learning rate of each step; `worker_lr` pairs epochs done
     with the learning rate of a SWAP worker from then on. `trained` is the loss that is trained, if it is not that of
-    the task. `final` maps `last` and the averages to their final scores.
+    the task. `final` maps `last` and the averages to their final scores on the `samples` of a `split`.
     """
     from matplotlib.ticker import MaxNLocator
 
     names, final = list(averaging), final or {}
-    with plots.sheet(target, size=SIZE_INCHES, title=title, form=form) as figure:
+    with plots.sheet(target, size=SIZE_INCHES, title=title, form=form, width=width) as figure:
         loss, score, rates = panels = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 2])
         end = max([1.0, len(lr) / steps_per_epoch, *(row["epoch"] for row in rows)])
-        _draw_scores(loss, rows, names=names, final=final, end=end, metrics=metrics, is_loss=True)
-        _draw_scores(score, rows, names=names, final=final, end=end, metrics=metrics, is_loss=False)
-        loss.set_ylabel(plots.loss_title(metrics, trained=trained))
+        for panel in (loss, score):
+            _draw_lines(panel, rows, names=names, end=end, metrics=metrics, is_loss=panel is loss)
+            metric = metrics.loss if panel is loss else metrics.primary
+            _draw_final(panel, final, names=names, end=end, metric=metric, split=split, samples=samples)
+            plots.limit(panel, metric)
+        is_log = loss.get_yscale() == "log"
+        loss.set_ylabel(plots.loss_title(metrics, trained=trained) + (", log scale" if is_log else ""))
         score.set_ylabel(plots.axis_title(metrics.primary))
         _draw_rates(rates, lr, worker_lr, averaging, steps_per_epoch=steps_per_epoch)
+        nbins = 6 if plots.is_narrow(figure) else 12
+        ticks = MaxNLocator(nbins=nbins, integer=True).tick_values(0, end)
         _shade(panels, averaging, steps_per_epoch=steps_per_epoch, end=end)
         rates.set_xlabel("epoch")
         for panel in panels:
-            panel.set_xlim(0, end * (1.06 if final else 1.02))
-            panel.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True))
+            panel.set_xlim(0, end * (_beside(len(final)) if final else 1.02))
+            panel.set_xticks([tick for tick in ticks if tick <= end])
             plots.tidy(panel)
             plots.legend(panel)
 
@@ -77,9 +86,10 @@ def draw_schedule(
     steps_per_epoch: int,
     worker_lr: Sequence[Point] = (),
     form: str = "png",
+    width: float | None = None,
 ) -> None:
     """Write the picture of a schedule; `snapshots` are the steps whose raw weights are kept, the rest as in `draw`."""
-    with plots.sheet(target, size=(9.0, 4.5), title=title, form=form) as figure:
+    with plots.sheet(target, size=(9.0, 4.5), title=title, form=form, width=width) as figure:
         axes, end = figure.subplots(), max([len(lr) / steps_per_epoch, *(epoch for epoch, _ in worker_lr)])
         _draw_rates(axes, lr, worker_lr, averaging, snapshots, steps_per_epoch=steps_per_epoch)
         _shade([axes], averaging, steps_per_epoch=steps_per_epoch, end=end)
@@ -98,6 +108,7 @@ def draw_starts(
     reference: tuple[str, Row] | None = None,
     metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
+    width: float | None = None,
 ) -> None:
     """Write the picture of windows with different starts: the loss and the primary metric over the start.
 
@@ -109,18 +120,20 @@ def draw_starts(
     groups = [
         ("up to the end", _TO_END, [row for row in rows if row["end"] == end]),
         ("ends before", _SHORTER, [row for row in rows if row["end"] < end]),
-        ("best", _CHOSEN, [row for row in rows if row["chosen"]]),
+        (_best(metrics), _CHOSEN, [row for row in rows if row["chosen"]]),
     ]
-    with plots.sheet(target, size=(9.0, 7.0), title=title, form=form) as figure:
+    with plots.sheet(target, size=(9.0, 7.0), title=title, form=form, width=width) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, metric in ((upper, metrics.loss), (lower, metrics.primary)):
             _draw_trials(axes, groups, lambda row: row["start"] / steps_per_epoch, metric=metric)
             if reference is not None and plots.is_number(reference[1].get(metric.key)):
                 level = plots.scale(metric) * reference[1][metric.key]
-                axes.axhline(level, color=plots.VAL["color"], linestyle=":", label=f"{reference[0]}, the reference")
-            axes.set_ylabel(plots.axis_title(metric))
+                label = f"{plots.short(reference[0])}, the reference"
+                axes.axhline(level, color=plots.VAL["color"], linestyle=":", label=label)
+            _finish_trials(axes, metric)
         lower.set_xlabel("start of the window (epochs done)")
         plots.legend(upper)
+        plots.note(figure, _BARS)
 
 
 def draw_search(
@@ -131,6 +144,7 @@ def draw_search(
     steps_per_epoch: int,
     metrics: TaskMetrics = CLASSIFICATION,
     form: str = "png",
+    width: float | None = None,
 ) -> None:
     """Write the picture of a search: the loss and the primary metric over the mean age of the averaged weights.
 
@@ -145,14 +159,15 @@ def draw_search(
         if (found := [row for row in whole if row["shape"] == shape])
     ]
     groups.append(("ends before", _SHORTER, [row for row in rows if row["end"] < end]))
-    groups.append(("chosen", _CHOSEN, [row for row in rows if row["chosen"]]))
-    with plots.sheet(target, size=(9.0, 7.0), title=title, form=form) as figure:
+    groups.append((_best(metrics), _CHOSEN, [row for row in rows if row["chosen"]]))
+    with plots.sheet(target, size=(9.0, 7.0), title=title, form=form, width=width) as figure:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for axes, metric in ((upper, metrics.loss), (lower, metrics.primary)):
             _draw_trials(axes, groups, lambda row: row["mean_age"] / steps_per_epoch, metric=metric)
-            axes.set_ylabel(plots.axis_title(metric))
+            _finish_trials(axes, metric)
         lower.set_xlabel("mean age of the averaged weights (epochs before the end of their window)")
         plots.legend(upper)
+        plots.note(figure, _BARS)
 
 
 def with_workers(rows: Sequence[Row], workers: Mapping[str, Sequence[Row]]) -> list[Row]:
@@ -177,9 +192,9 @@ def lines(
     """Return the lines of one metric: label, style and points; lines without a point are left out."""
     metric = metrics.loss if is_loss else metrics.primary
     what = "loss" if is_loss else metric.key
-    looks = {f"train_{what}": ("train", plots.TRAIN), f"val_{what}": ("val", plots.VAL)}
+    looks = {f"train_{what}": ("training", plots.TRAIN), f"val_{what}": ("validation", plots.VAL)}
     for name in names:
-        looks[f"{name}_val_{what}"] = (f"{name}, val", plots.look(name, names))
+        looks[f"{name}_val_{what}"] = (f"{name}, validation", plots.look(name, names))
     scale, found = plots.scale(metric), []
     for key, (label, look) in looks.items():
         points = [(float(row["epoch"]), scale * row[key]) for row in rows if plots.is_number(row.get(key))]
@@ -188,45 +203,71 @@ def lines(
     return found
 
 
-def _draw_scores(
-    axes: Axes,
-    rows: Sequence[Row],
-    *,
-    names: Sequence[str],
-    final: Mapping[str, Row],
-    end: float,
-    metrics: TaskMetrics,
-    is_loss: bool,
+def _draw_lines(
+    axes: Axes, rows: Sequence[Row], *, names: Sequence[str], end: float, metrics: TaskMetrics, is_loss: bool
 ) -> None:
-    """Draw the panel of the loss, or of the primary metric; final scores stand to the right of the run."""
-    metric = metrics.loss if is_loss else metrics.primary
+    """Draw the lines of the loss, or of the primary metric; the steep start of a long run is cut off.
+
+    A loss whose highest value is far above its lowest one has a logarithmic scale instead.
+    """
     drawn: list[Point] = []
     for label, look, points in lines(rows, names=names, metrics=metrics, is_loss=is_loss):
-        epochs, values = zip(*points, strict=True)
-        every = math.ceil(len(points) / _MAX_MARKERS)
-        axes.plot(epochs, values, label=plots.plain(label, longest=25), markevery=every, **look)
+        marks = {"marker": None} if len(points) > MAX_MARKERS else {}
+        axes.plot(*zip(*points, strict=True), label=plots.plain(label, longest=30, cut="middle"), **{**look, **marks})
         drawn += points
-    for name, scores in final.items():
-        if not plots.is_number(scores.get(metric.key)):
-            continue
-        look, point = plots.look(name, names), (1.03 * end, plots.scale(metric) * scores[metric.key])
-        axes.plot(
-            *point,
-            linestyle="none",
-            marker=look["marker"],
-            markersize=9,
-            markerfacecolor="none",
-            markeredgewidth=1.8,
-            color=look["color"],
-            label=f"{plots.short(name)}, final: {cell(metric, scores[metric.key])}{' %' if metric.is_percent else ''}",
-        )
-        drawn.append(point)
-    if settled := plots.settled(drawn, end=end):
+    settled = plots.settled(drawn, end=end)
+    values = settled or [value for _, value in drawn]
+    if is_loss and values and max(values) > _WIDE * min(values) > 0:
+        axes.set_yscale("log")
+    elif settled:
         margin = 0.05 * (max(settled) - min(settled))
-        if metric.is_lower_better:
+        if is_loss or metrics.primary.is_lower_better:
             axes.set_ylim(top=max(settled) + margin)
         else:
             axes.set_ylim(bottom=min(settled) - margin)
+
+
+def _beside(index: int) -> float:
+    """Return the place of a final score, to the right of the run, in lengths of the run."""
+    return 1.03 + 0.025 * index
+
+
+def _draw_final(
+    axes: Axes,
+    final: Mapping[str, Row],
+    *,
+    names: Sequence[str],
+    end: float,
+    metric: Metric,
+    split: str,
+    samples: int | None,
+) -> None:
+    """Draw the final scores side by side to the right of the run, each with one standard error."""
+    known = {name: row for name, row in final.items() if plots.is_number(row.get(metric.key))}
+    scale, unit = plots.scale(metric), " %" if metric.is_percent else ""
+    low, high = axes.get_ylim()
+    is_log = axes.get_yscale() == "log"
+    margin = 0.0 if is_log else 0.05 * (high - low)
+    for index, (name, row) in enumerate(known.items()):
+        look, value = plots.look(name, names), row[metric.key]
+        found = plots.interval(metric, value, row.get(f"{metric.key}_se"), samples=samples)
+        axes.errorbar(
+            _beside(index) * end,
+            scale * value,
+            yerr=None if found is None else plots.bars([scale * value], [(scale * found[0], scale * found[1])]),
+            linestyle="none",
+            marker=look["marker"],
+            markersize=7,
+            markerfacecolor="none",
+            markeredgewidth=1.6,
+            elinewidth=1.0,
+            color=look["color"],
+            label=f"{plots.short(name)}, {plots.SPLITS.get(split, split)}: {cell(metric, value)}{unit}",
+        )
+        low, high = min(low, (0.8 if is_log else 1) * scale * value - margin), max(high, scale * value + margin)
+    if known:
+        axes.set_ylim(max(low, 1e-12) if is_log else low, high)
+        axes.axvline(1.01 * end, color="#999999", linewidth=0.8)
 
 
 _ROW = 0.1  # of the panel's height, for each row of marks
@@ -242,19 +283,17 @@ def _draw_rates(
     *,
     steps_per_epoch: int,
 ) -> None:
-    """Draw the learning rates; above them a row of marks per average at the steps it holds, and one for snapshots."""
+    """Draw the rate of each step; above it a row of marks per average at the steps it holds, and one of snapshots."""
     rates = [*lr, *lr[-1:]]
     epochs = [step / steps_per_epoch for step in range(len(rates))]
-    axes.plot(epochs, rates, drawstyle="steps-post", color="black", linewidth=1.2)
+    axes.plot(epochs, rates, color="black", linewidth=1.2)
     axes.set_ylim(bottom=0)
     if worker_lr:
-        axes.plot(
-            *zip(*worker_lr, strict=True), drawstyle="steps-post", color="#D55E00", linewidth=1.2, label="each worker"
-        )
+        axes.plot(*zip(*worker_lr, strict=True), color="#D55E00", linestyle="--", linewidth=1.2, label="each worker")
     rows = [
         (name, steps, plots.look(name, list(averaging))["color"], "|") for name, steps in averaging.items() if steps
     ]
-    rows += [("", snapshots, "black", "2")] if snapshots else []
+    rows += [("", snapshots, "black", "d")] if snapshots else []
     axes.set_ylim(top=axes.get_ylim()[1] / (1 - _ROW * min(len(rows), _MOST_ROWS)))
     for index, (name, steps, color, marker) in enumerate(rows):
         shown = thinned(steps)
@@ -268,11 +307,11 @@ def _draw_rates(
             transform=axes.get_xaxis_transform(),
             linestyle="none",
             marker=marker,
-            markersize=9,
+            markersize=5 if marker == "d" else 9,
             color=color,
             label=label,
         )
-    axes.set_ylabel("learning rate of a step")
+    axes.set_ylabel("learning rate")
 
 
 def _shade(panels: Iterable[Axes], averaging: Mapping[str, Sequence[int]], *, steps_per_epoch: int, end: float) -> None:
@@ -281,7 +320,7 @@ def _shade(panels: Iterable[Axes], averaging: Mapping[str, Sequence[int]], *, st
     if steps:
         for panel in panels:
             panel.axvspan(
-                steps[0] / steps_per_epoch, end, color=plots.PHASE, zorder=0, label=f"phase of {plots.short(name)}"
+                steps[0] / steps_per_epoch, end, color=plots.PHASE, zorder=0, label=f"{plots.short(name)} averages"
             )
 
 
@@ -293,6 +332,10 @@ def thinned(steps: Sequence[int]) -> list[int]:
     return [steps[round(index * last / (MAX_MARKS - 1))] for index in range(MAX_MARKS)]
 
 
+_BARS = (
+    "Error bars: ± one standard error of the paired difference to the best average on the same samples; "
+    "without a bar, the score of every sample is that of the best"
+)
 _TO_END: dict[str, Any] = {"color": "#0072B2", "marker": "o", "linestyle": "--", "linewidth": 1.2}
 _SHORTER: dict[str, Any] = {"color": "#777777", "marker": "x", "linestyle": "none"}
 _CHOSEN: dict[str, Any] = {"color": "black", "marker": "*", "markersize": 15, "linestyle": "none", "zorder": 1}
@@ -320,3 +363,13 @@ def _draw_trials(
                 **look,
             )
     plots.tidy(axes)
+
+
+def _best(metrics: TaskMetrics) -> str:
+    """Return what the chosen average is best by."""
+    return f"best: {'lowest' if metrics.loss.is_lower_better else 'highest'} validation {metrics.loss.name}"
+
+
+def _finish_trials(axes: Axes, metric: Metric) -> None:
+    axes.set_ylabel(f"validation {plots.axis_title(metric)}")
+    plots.limit(axes, metric)

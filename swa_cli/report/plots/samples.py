@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 _COLUMNS = 6
-_LONGEST_CLASS = 16
+_LONGEST_CLASS = 22
 _LONGEST_NAME = 24
 
 
@@ -35,10 +35,11 @@ def draw_samples(target: plots.Target, *, samples: Sequence[Sample], title: str,
         places = figure.subplots(rows, _COLUMNS, squeeze=False).flatten()
         for axes in places:
             axes.set_axis_off()
-        for axes, sample in zip(places, samples, strict=False):
+        texts = list(dict.fromkeys(text for sample in samples for text in (sample.label, sample.predicted)))
+        shown = dict(zip(texts, plots.distinct(texts, longest=_LONGEST_CLASS), strict=True))
+        names = plots.distinct([sample.name for sample in samples], longest=_LONGEST_NAME)
+        for axes, sample, name in zip(places, samples, names, strict=False):
             axes.imshow(sample.pixels, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            label, predicted = (plots.plain(text, longest=_LONGEST_CLASS) for text in (sample.label, sample.predicted))
-            name = plots.plain(sample.name[-_LONGEST_NAME:], longest=_LONGEST_NAME)
             p = "" if sample.probability is None else f" {100 * sample.probability:.0f} %"
-            text = f"is {label}\n{predicted}{p}, loss {sample.loss:.2f}\n{name}"
+            text = f"is {shown[sample.label]}\n{shown[sample.predicted]}{p}\nloss {sample.loss:.2f}, {name}"
             axes.set_title(text, fontsize=7)

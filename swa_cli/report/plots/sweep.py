@@ -28,13 +28,14 @@ def draw(
     column: str,
     title: str,
     form: str = "png",
+    width: float | None = None,
 ) -> None:
     """Write the picture.
 
     `space` and `trials` are those of sweep.json and result.json: a trial has `params`, texts by key, a `state`, and a
     `value` unless it was pruned or has failed. `column` names the value.
     """
-    with plots.sheet(target, size=(10.0, 8.0), title=title, form=form) as figure:
+    with plots.sheet(target, size=(10.0, 8.0), title=title, form=form, width=width) as figure:
         grid = figure.add_gridspec(2, 2, height_ratios=[5, 4])
         label = f"{column}{' (%)' if metric.is_percent else ''}"
         _draw_coordinates(figure.add_subplot(grid[0, :]), space, trials, metric, label)
