@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test coverage browser torture sweep docs study bench bench-quick bench-long lint clean
+.PHONY: help train test coverage browser torture sweep docs study bench bench-quick bench-long lint package clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -55,8 +55,16 @@ lint: $(VENV)/installed-dev ## ruff (format and lint) and mypy
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+package: $(VENV)/installed-dev ## build and check wheel and sdist in dist/, and train with the wheel in a new environment
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv build/venv
+	build/venv/bin/pip install --disable-pip-version-check -q dist/*.whl
+	cd build && venv/bin/swa train digits --dry-run
+
 clean: ## remove the environment and the caches
-	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

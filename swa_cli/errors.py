@@ -13,7 +13,8 @@ from dataclasses import dataclass
 EXIT_DONE = 0
 EXIT_FAILED = 1  # the run failed: NaN loss, disk full, a bug
 EXIT_USAGE = 2  # wrong usage, recipe, data or checkpoint; nothing was run
-EXIT_TERMINATED = 143  # SIGTERM (128 + 15); Ctrl-C is 130, which typer gives
+EXIT_INTERRUPTED = 130  # Ctrl-C (128 + 2)
+EXIT_TERMINATED = 143  # SIGTERM (128 + 15)
 
 NOTHING_WAS_RUN = "Nothing was run."  # the note on errors that come before any work
 

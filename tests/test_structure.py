@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "models": _BASE,
     "averaging": {"errors"},
     "checkpoint": _FOUNDATION,
-    "engine": {*_FOUNDATION, "checkpoint"},
+    "engine": {*_FOUNDATION, "checkpoint", "__version__"},
     "analysis": {*_FOUNDATION, "checkpoint", "engine", "report"},
     "report": {"errors", "units", "metrics"},
 }

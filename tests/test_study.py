@@ -36,7 +36,7 @@ def test_tables_by_hand(tmp_path: Path) -> None:
             stored = {"seed": seed, "reference": "last", "rows": [row], "labels": {method: labels[seed]}}
             (folder / f"{run}-s{seed}.json").write_text(json.dumps(stored))
     tables = runpy.run_path(str(tmp_path / "tables.py"))
-    rows = [line.split(" | ") for line in tables["methods_table"]("toy", 2)][2:]
+    rows = [line.split(" | ") for line in tables["methods_table"]("toy", 2, share=40)][2:]
     assert [row[1] for row in rows] == ["91.00 ± 1.41", "92.50 ± 0.71"]
     assert [row[4] for row in rows] == ["25.0", "25.0"], "one of four images"
     center, half = 1.5, 12.706 * 0.70710678 / 2**0.5

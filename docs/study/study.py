@@ -30,7 +30,6 @@ HERE = Path(__file__).parent
 RESULTS, TUNING = HERE / "results", HERE / "tuning"
 TUNING_SEED = 9
 SCORES = ("accuracy", "nll", "ece")
-SHARE = 40  # percent of a budget that a merge averages
 
 
 @dataclass(frozen=True)
@@ -52,8 +51,10 @@ class Setting:
 
 SETTINGS = {
     "fashion": Setting((4, 6, 8, 12), (0, 1, 2, 3, 4), (0.05, 0.1, 0.2), (0.01, 0.03, 0.1), (0.01, 0.03)),
-    "preresnet20": Setting((10, 15, 20, 30), (0, 1, 2), (0.1, 0.2), (0.03, 0.1), (0.02, 0.05)),
-    "vgg": Setting((10, 15, 20, 30), (0, 1, 2), (0.01, 0.02, 0.04, 0.08), (0.005, 0.01, 0.02, 0.04), (0.01, 0.02)),
+    "preresnet20": Setting((5, 10, 15, 20), (0, 1, 2), (0.1, 0.2, 0.4), (0.03, 0.1), (0.02, 0.05)),
+    "vgg": Setting(
+        (10, 15, 20, 30), (0, 1, 2), (0.01, 0.02, 0.04, 0.08), (0.005, 0.01, 0.02, 0.04, 0.08), (0.01, 0.02, 0.04)
+    ),
 }
 
 
@@ -115,7 +116,7 @@ def chosen(name: str) -> dict[str, Any]:
             if kind == "cosine" and is_raw:
                 offer("cosine", nll, float(numbers[0]))
             elif kind == "constant" and not is_raw:
-                offer("constant", nll, float(numbers[0]))
+                offer("constant", nll, (float(numbers[0]), int(row["method"].removeprefix("mean"))))
             elif kind == "swa" and row["method"] == "swa":
                 offer("swa", nll, (float(numbers[0]), float(numbers[1]), int(numbers[2])))
     return {kind: what for kind, (_, what) in best.items()}
@@ -124,7 +125,7 @@ def chosen(name: str) -> dict[str, Any]:
 def study_runs(name: str) -> Iterator[Run]:
     """Every run of the comparison."""
     setting, found = SETTINGS[name], chosen(name)
-    lr, constant, (high, swa_lr, start) = found["cosine"], found["constant"], found["swa"]
+    lr, (constant, merged_from), (high, swa_lr, start) = found["cosine"], found["constant"], found["swa"]
     epochs = setting.epochs
     kept = {"ema": "kind: ema, half_life: 2%", "ema_best": "kind: ema, half_life: 2%, keep: best"}
     for seed in setting.seeds:
@@ -148,11 +149,9 @@ def study_runs(name: str) -> Iterator[Run]:
             _swa(high, swa_lr, start, epochs, _averages(**kept, **dense)),
             extra={"swag_draws": ("--weights", "swag", "--draws", "10")},
         )
-        merges = {
-            f"linear{budget}": ("--decay", "linear", "--window", f"{budget * (100 - SHARE) / 100:g}ep:{budget}ep")
-            for budget in setting.budgets
-        }
-        merges[f"1-sqrt{epochs}"] = ("--decay", "1-sqrt", "--window", f"{epochs * (100 - SHARE) / 100:g}ep:{epochs}ep")
+        windows = {budget: ("--window", f"{budget * merged_from / 100:g}ep:{budget}ep") for budget in setting.budgets}
+        merges = {f"linear{budget}": ("--decay", "linear", *window) for budget, window in windows.items()}
+        merges[f"1-sqrt{epochs}"] = ("--decay", "1-sqrt", *windows[epochs])
         merges[f"power_ema{epochs}"] = ("--power-ema", "0.1")
         yield Run(
             name,
@@ -161,7 +160,7 @@ def study_runs(name: str) -> Iterator[Run]:
             (
                 f"optimizer.lr={constant}",
                 f"train.epochs={epochs}",
-                "snapshots={every: 1ep, cumulative: true}",
+                "snapshots={every: 0.2ep, cumulative: true}",
                 _averages(**kept),
             ),
             after=merges,
@@ -172,7 +171,7 @@ def study_runs(name: str) -> Iterator[Run]:
             "cycles",
             seed,
             (
-                f"optimizer.lr={lr}",
+                f"optimizer.lr={constant}",  # each restart has to bear it without a warmup
                 f"schedule={{name: cosine_restarts, T_0: {cycle}ep, warmup: 0ep}}",
                 f"train.epochs={epochs}",
                 "snapshots={every: 1cycle}",

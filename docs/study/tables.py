@@ -18,29 +18,29 @@ PAGE = HERE.parent / "study.md"
 RAW = ("last", "last_bn")
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776}  # two-sided quantiles of Student's t by degrees of freedom
 
-METHODS = (  # run, row (None: raw weights, the better of their two treatments on validation), text, passes of inference
-    ("cosine{E}", None, "cosine to 0 (baseline)", 1),
-    ("cosine{E}", "tail", "its last 15 % averaged", 1),
-    ("cosine{E}", "ema", "its EMA, half-life 2 %", 1),
-    ("cosine{E}", "ema_best", "its EMA, best epoch", 1),
-    ("cosine{E}", "lawa", "its LAWA, 5 weight sets of 0.2 epochs", 1),
-    ("swa", None, "SWA run, raw weights", 1),
-    ("swa", "swa", "SWA, once per epoch", 1),
-    ("swa", "dense", "SWA, every 10 steps", 1),
-    ("swa", "ema", "its EMA, half-life 2 %", 1),
-    ("swa", "ema_best", "its EMA, best epoch", 1),
-    ("swa", "lawa", "its LAWA, 5 weight sets of 0.2 epochs", 1),
-    ("swa", "power_ema", "its power EMA, width 0.1", 1),
-    ("swa", "swag", "SWAG, its mean", 1),
-    ("swa", "swag_draws", "SWAG, 10 draws", 10),
-    ("constant", None, "constant rate, raw weights", 1),
-    ("constant", "linear{E}", "its last 40 % merged, linear", 1),
-    ("constant", "1-sqrt{E}", "its last 40 % merged, 1-sqrt", 1),
-    ("constant", "power_ema{E}", "its power EMA, width 0.1", 1),
-    ("constant", "ema", "its EMA, half-life 2 %", 1),
-    ("constant", "ema_best", "its EMA, best epoch", 1),
-    ("cycles", None, "cosine cycles, raw weights", 1),
-    ("cycles", "ensemble", "snapshot ensemble", 0),
+METHODS = (  # run, row (None: raw weights, the better of their two treatments on validation), text
+    ("cosine{E}", None, "cosine to 0 (baseline)"),
+    ("cosine{E}", "tail", "its last 15 % averaged"),
+    ("cosine{E}", "ema", "its EMA, half-life 2 %"),
+    ("cosine{E}", "ema_best", "its EMA, best epoch"),
+    ("cosine{E}", "lawa", "its LAWA, 5 weight sets of 0.2 epochs"),
+    ("swa", None, "SWA run, raw weights"),
+    ("swa", "swa", "SWA, once per epoch"),
+    ("swa", "dense", "SWA, every 10 steps"),
+    ("swa", "ema", "its EMA, half-life 2 %"),
+    ("swa", "ema_best", "its EMA, best epoch"),
+    ("swa", "lawa", "its LAWA, 5 weight sets of 0.2 epochs"),
+    ("swa", "power_ema", "its power EMA, width 0.1"),
+    ("swa", "swag", "SWAG, its mean"),
+    ("swa", "swag_draws", "SWAG, 10 draws"),
+    ("constant", None, "constant rate, raw weights"),
+    ("constant", "linear{E}", "its last {S} % merged, linear"),
+    ("constant", "1-sqrt{E}", "its last {S} % merged, 1-sqrt"),
+    ("constant", "power_ema{E}", "its power EMA, width 0.1"),
+    ("constant", "ema", "its EMA, half-life 2 %"),
+    ("constant", "ema_best", "its EMA, best epoch"),
+    ("cycles", None, "cosine cycles, raw weights"),
+    ("cycles", "ensemble", "snapshot ensemble"),
 )
 
 
@@ -80,7 +80,8 @@ def write(settings: Mapping[str, tuple[Sequence[int], Mapping[str, Any]]]) -> No
     filled: dict[str, Iterator[str]] = {}
     for name, (budgets, chosen) in settings.items():
         filled[f"{name}: choices"] = choices(name, chosen)
-        filled[f"{name}: methods"] = methods_table(name, budgets[-1])
+        share = 100 - chosen["constant"][1] if "constant" in chosen else 0
+        filled[f"{name}: methods"] = methods_table(name, budgets[-1], share=share)
         lines = list(budgets_table(name, budgets))
         if all(
             scores(name, *of)
@@ -108,12 +109,12 @@ def choices(setting: str, chosen: Mapping[str, Any]) -> Iterator[str]:
         yield "Chosen: " + "; ".join(f"{kind} {what}" for kind, what in sorted(chosen.items())) + "."
 
 
-def methods_table(setting: str, epochs: int) -> Iterator[str]:
-    """One row per method: means and standard deviations over seeds, and the paired difference to the baseline."""
+def methods_table(setting: str, epochs: int, *, share: int) -> Iterator[str]:
+    """One row per method: means and deviations over seeds, paired differences to the baseline; `share` % was merged."""
     baseline = {score.seed: score for score in scores(setting, f"cosine{epochs}", None)}
     yield "| method | accuracy % | NLL | ECE | churn % | accuracy − baseline | NLL − baseline | seeds |"
     yield "|---|---|---|---|---|---|---|---|"
-    for run, row, text, _ in METHODS:
+    for run, row, text in METHODS:
         found = scores(setting, run.format(E=epochs), row and row.format(E=epochs))
         if not found:
             continue
@@ -128,7 +129,7 @@ def methods_table(setting: str, epochs: int) -> Iterator[str]:
             )
         )
         cells = [
-            text,
+            text.format(S=share),
             spread([100 * score.accuracy for score in found], digits=2),
             spread([score.nll for score in found], digits=3),
             f"{mean(score.ece for score in found):.3f}",

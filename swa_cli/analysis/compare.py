@@ -1,9 +1,9 @@
-"""`swa compare`: where the recipes of finished runs differ, and their scores; statistics over the seeds of one recipe.
+"""Scores of finished runs, and statistics over seeds: means, spreads and intervals of differences.
 
-Everything is read from recipe.yaml and result.json, without torch. Scores of different runs come from different
-seeds, so they have sampling errors here and no paired difference. With the same seeds there is one: an average and
-its reference come from one run and one set of samples, two recipes from the same seeds, so differences are taken seed
-by seed. The mean of n such differences has the interval mean ± t(0.975; n-1) sd / sqrt(n), Student (1908).
+Everything is read from result.json, without torch. An average and its reference come from one run and one set of
+samples, two recipes from the same seeds, so differences are taken seed by seed. The mean of n such differences has the
+interval mean ± t(0.975; n-1) sd / sqrt(n), Student (1908). Recipes without common seeds have the interval of Welch
+(1947), which is wider.
 """
 
 from __future__ import annotations
@@ -11,19 +11,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.errors import UserError
-from swa_cli.metrics.metric import BY_TASK, CLASSIFICATION, TaskMetrics, metrics_of
-from swa_cli.recipe import load
-from swa_cli.recipe.schema import Recipe
-from swa_cli.report.console_text import duration
-from swa_cli.report.terminal import Terminal
+from swa_cli.metrics.metric import CLASSIFICATION, TaskMetrics
 
 CONFIDENCE = 0.95
 
@@ -50,89 +44,6 @@ class Result(BaseModel):
     def outcome(self) -> str:
         """The weight set that stands for the run: its first average, or else its reference."""
         return next(iter(self.averages), self.reference)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A run; `number` names it in the tables, and a run that is not finished has no `result`."""
-
-    number: int
-    path: Path
-    recipe: Recipe
-    result: Result | None
-    metrics: TaskMetrics
-
-    def describe(self) -> str:
-        """Return the path of the run, its time, device and precision."""
-        if self.result is None:
-            return f"{self.path}: not finished, no scores"
-        took = f"{duration(self.result.seconds)}, {self.result.device}, {self.result.precision}"
-        return f"{self.path}: {took}"
-
-
-def compare(paths: Sequence[Path], *, terminal: Terminal) -> dict[str, Any]:
-    """Show where the recipes of runs differ, and their scores.
-
-    Raises:
-        UserError: One of them is not a run, or not as swa writes it.
-    """
-    runs = [read_run(number, path) for number, path in enumerate(paths, start=1)]
-    different = differences([run.recipe for run in runs])
-    terminal.facts("runs", [(str(run.number), run.describe()) for run in runs])
-    if not different:
-        terminal.answer("recipes: the same")
-    for key, values in different.items():
-        texts = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in values]
-        terminal.facts(key, [(str(run.number), text) for run, text in zip(runs, texts, strict=True)])
-    groups: dict[tuple[object, ...], list[Compared]] = {}
-    for run in runs:
-        if run.result is not None:
-            groups.setdefault((run.recipe.task, run.result.split, run.result.samples), []).append(run)
-    if len(groups) > 1:
-        terminal.warning("the runs were scored on different samples: a table for each")
-    for (_, split, samples), members in groups.items():
-        scores = {
-            f"{run.number} {name}": row for run in members if run.result for name, row in run.result.weights.items()
-        }
-        terminal.summary(scores, split=str(split), samples=int(str(samples)), metrics=members[0].metrics)
-    return {
-        "command": "compare",
-        "runs": [
-            {"run": str(run.path.resolve()), "finished": run.result is not None}
-            | (run.result.model_dump() if run.result is not None else {})
-            for run in runs
-        ],
-        "differences": {key: list(values) for key, values in different.items()},
-    }
-
-
-def read_run(number: int, path: Path) -> Compared:
-    """Read a run folder, without its checkpoints.
-
-    Raises:
-        UserError: It is none, or not as swa writes it.
-    """
-    folder = RunFolder.open(path)
-    if not folder.recipe.is_file():
-        raise UserError(f"{path}: has no recipe.yaml to compare", hint="name another run folder")
-    recipe = load.load(folder.recipe).recipe
-    result, metrics = None, BY_TASK.get(recipe.task, CLASSIFICATION)
-    if folder.result.is_file():
-        hint = "name another run folder, or score its checkpoints with `swa eval`"
-        unknown = TaskMetrics((), loss_key="", training_key="")  # a user's task is not imported here
-        expected = metrics if recipe.task in BY_TASK else unknown
-        _, result = read_result(folder.result, metrics=expected, hint=hint)
-        metrics = metrics_of(recipe.task, result.weights)
-    return Compared(number, path, recipe, result, metrics)
-
-
-def differences(recipes: Sequence[Recipe]) -> dict[str, tuple[object, ...]]:
-    """Return every key that differs between the recipes, with its value in each."""
-    first = recipes[0]
-    against_first = [{key: (before, now) for key, before, now in load.differences(first, recipe)} for recipe in recipes]
-    keys = dict.fromkeys(key for found in against_first for key in found)
-    unchanged = {key: found[key][0] for found in against_first for key in found}
-    return {key: tuple(found[key][1] if key in found else unchanged[key] for found in against_first) for key in keys}
 
 
 def read_result(
@@ -176,20 +87,43 @@ def over_pairs(
     """
     chosen = {seed: other.weights[other.outcome] for seed, other in others.items() if seed in results}
     row: dict[str, Any] = {"n": len(chosen), "names": {str(seed): others[seed].outcome for seed in chosen}}
-    for each in metrics.over_seeds:
-        row[each.key] = spread([_number(scores[each.key]) for scores in chosen.values()])
+    row |= spreads(chosen, [each.key for each in metrics.over_seeds])
     averages = dict.fromkeys(name for seed in chosen for name in results[seed].averages)
     raw = dict.fromkeys(name for seed in chosen for name in results[seed].weights)
     pairs = {}
     for name in averages or raw:
-        held = [seed for seed in chosen if name in results[seed].weights]
-        pairs[name] = {
-            each.key: interval(
-                [_number(results[seed].weights[name][each.key]) - _number(chosen[seed][each.key]) for seed in held]
-            )
-            for each in metrics.compared
-        }
+        held = {seed: results[seed].weights[name] for seed in chosen if name in results[seed].weights}
+        pairs[name] = {each.key: paired(held, chosen, each.key) for each in metrics.compared}
     return row, pairs
+
+
+def spreads(rows: Mapping[int, Mapping[str, Any]], keys: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return mean and deviation of each metric over the scores of each seed; see `spread`."""
+    return {key: spread([_number(scores[key]) for scores in rows.values()]) for key in keys}
+
+
+def paired(rows: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """Return the interval of the differences of a metric in each seed that both have; see `interval`."""
+    return interval(
+        [_number(scores[key]) - _number(others[seed][key]) for seed, scores in rows.items() if seed in others]
+    )
+
+
+def against(rows: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """Return the difference of a metric between two settings, each the scores of its seeds.
+
+    Two common seeds or more are compared in pairs, and no other seeds count; otherwise the means are compared.
+
+    Returns:
+        `mean`, its 95 % interval from `low` to `high` (None where there is none), and the number of `pairs`: 0 where
+        the seeds are not paired.
+    """
+    common = [seed for seed in rows if seed in others]
+    if len(common) > 1 or (common and min(len(rows), len(others)) == 1):
+        found = paired(rows, others, key)
+        return {name: found[name] for name in ("mean", "low", "high")} | {"pairs": len(common)}
+    own, theirs = ([_number(scores[key]) for scores in side.values()] for side in (rows, others))
+    return welch(own, theirs) | {"pairs": 0}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -211,6 +145,24 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "low": mean - half, "high": mean + half, "values": list(values)}
 
 
+def welch(values: Sequence[float], others: Sequence[float]) -> dict[str, Any]:
+    """Return the difference of two means and its 95 % interval, Welch (1947); no interval of a single value."""
+    from scipy.special import stdtrit
+
+    means = [math.fsum(side) / len(side) for side in (values, others)]
+    difference = means[0] - means[1]
+    errors = []  # squared standard errors of both means
+    for side, mean in zip((values, others), means, strict=True):
+        deviation = _deviation(side, mean=mean)
+        if deviation is None:
+            return {"mean": difference, "low": None, "high": None}
+        errors.append(deviation**2 / len(side))
+    freedom = sum(error**2 / (len(side) - 1) for error, side in zip(errors, (values, others), strict=True))
+    quantile = float(stdtrit(sum(errors) ** 2 / freedom, (1 + CONFIDENCE) / 2)) if freedom else 0.0  # no spread at all
+    half = quantile * math.sqrt(sum(errors))
+    return {"mean": difference, "low": difference - half, "high": difference + half}
+
+
 def _of_weights(name: str, results: Mapping[int, Result], metrics: TaskMetrics) -> dict[str, Any]:
     held = {seed: result.weights for seed, result in results.items() if name in result.weights}
 
@@ -218,7 +170,7 @@ def _of_weights(name: str, results: Mapping[int, Result], metrics: TaskMetrics) 
         return [_number(weights[name][key]) for weights in held.values()]
 
     row: dict[str, Any] = {"n": len(held), "seeds": list(held)}
-    row |= {each.key: spread(values(each.key)) for each in metrics.over_seeds}
+    row |= spreads({seed: weights[name] for seed, weights in held.items()}, [each.key for each in metrics.over_seeds])
     for key in (each.key for each in metrics.all if each.is_optional):
         is_said = all(weights[name][key] is not None for weights in held.values())
         row[key] = spread(values(key)) if is_said else None

@@ -28,7 +28,7 @@ from swa_cli.units import size_text
 
 PACKAGES = (
     *("torch", "torchvision", "numpy", "pillow", "pydantic", "pyyaml", "rich", "typer", "safetensors", "matplotlib"),
-    *("scipy", "simplejpeg", "timm", "onnx", "onnxruntime", "tensorboard"),
+    *("scipy", "simplejpeg", "timm", "onnx", "onnxruntime", "tensorboard", "wandb", "mlflow-skinny"),
 )
 
 

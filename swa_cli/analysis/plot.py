@@ -12,11 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import budgets, loss_surface, open, sources, sweep_picture
+from swa_cli.analysis import budgets, loss_surface, open, settings, sources, sweep_picture, table
+from swa_cli.analysis.overlay import not_drawn, overlaid
 from swa_cli.analysis.run_data import OpenRun, confusion, reliability
 from swa_cli.analysis.snapshot_series import snapshot_series
 from swa_cli.analysis.trials import Trials
 from swa_cli.checkpoint.atomic import write_atomic
+from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
 from swa_cli.engine.events import Events
@@ -30,6 +32,7 @@ from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import curves as curves_picture
 from swa_cli.report.plots import loss_surface as surface_picture
+from swa_cli.report.plots import overlay as overlay_picture
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
 
@@ -83,12 +86,7 @@ def plot(
     if not is_run and kind != "schedule":
         _refuse_file(path, kind)
     target = out or (path if is_run else Path()) / f"{kind}.{form or plots.FORMATS[0]}"
-    ending = target.suffix.lower().removeprefix(".")
-    if ending not in plots.FORMATS:
-        raise UserError(f"{target}: pictures are PNG, SVG or PDF", hint="name a .png, .svg or .pdf file with -o FILE")
-    if form not in (None, ending):
-        raise UserError(f"{target}: does not end in .{form}", hint=f"leave out --format, or write -o FILE.{form}")
-    open.require_writable(target)
+    _require_picture(target, form)
     if kind == "sweep":
         picture = Picture(*sweep_picture.read_picture(path))
     elif is_run:
@@ -104,6 +102,65 @@ def plot(
         "path": str(target),
         "run": str(path) if is_run else None,
         **picture.values,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def holds_runs(path: Path) -> bool:
+    """Return whether a folder is that of a repeat or a sweep."""
+    folder = RunFolder(path)
+    return folder.repeat.is_file() or folder.sweep.is_file()
+
+
+def plot_several(
+    paths: Sequence[Path],
+    kind: str,
+    overrides: Sequence[str],
+    *,
+    out: Path | None,
+    form: str | None = None,
+    width: float | None = None,
+    terminal: Terminal,
+) -> dict[str, Any]:
+    """Draw the validation curves of runs, repeats and sweeps over each other, from their metrics.csv.
+
+    Raises:
+        UserError: Another kind of picture, changes, a folder that cannot be read, or none with validation scores.
+    """
+    started = time.monotonic()
+    if kind != "curves":
+        raise UserError(f"{kind}: shows one run, and only curves are drawn of several", hint="name one run")
+    if overrides:
+        raise UserError(f"{overrides[0]}: curves of several runs are drawn as they are", hint="leave it out")
+    target = out or (paths[0] if len(paths) == 1 else Path()) / f"{kind}.{form or plots.FORMATS[0]}"
+    _require_picture(target, form)
+    found = settings.find(paths, terminal=terminal)
+    tables = table.tabulate(found, warn=lambda text: None)
+    if len(tables) > 1:
+        raise UserError(
+            "the runs are of different tasks, or were scored on different samples: they have no common curves",
+            hint="name runs with the same task and data",
+        )
+    curves, left_out = overlaid(found, tables[0])
+    if not curves:
+        raise UserError(f"{paths[0]}: has no validation scores to draw", hint="train with dataset.val=10%")
+    if left_out:
+        terminal.warning(f"not drawn: {not_drawn(left_out)}")
+    title = f"validation curves of {count_text(len(curves), 'setting')}"
+    draw = partial(overlay_picture.draw, settings=curves, title=title, metrics=tables[0].metrics)
+    _write(target, Picture(draw, {}), width=width, terminal=terminal)
+    terminal.answer(f"{target}: {title}")
+    return {
+        "command": "plot",
+        "kind": kind,
+        "path": str(target),
+        "run": None,
+        "settings": [
+            {"label": row.label, "seeds": list(row.seeds), "runs": list(row.runs)}
+            for row in tables[0].rows
+            if row.label not in left_out
+        ],
+        "left_out": left_out,
         "seconds": round(time.monotonic() - started, 3),
     }
 
@@ -289,6 +346,15 @@ KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {
     "window": _window,
     "budget": _budget,
 }
+
+
+def _require_picture(target: Path, form: str | None) -> None:
+    ending = target.suffix.lower().removeprefix(".")
+    if ending not in plots.FORMATS:
+        raise UserError(f"{target}: pictures are PNG, SVG or PDF", hint="name a .png, .svg or .pdf file with -o FILE")
+    if form not in (None, ending):
+        raise UserError(f"{target}: does not end in .{form}", hint=f"leave out --format, or write -o FILE.{form}")
+    open.require_writable(target)
 
 
 def _write(target: Path, picture: Picture, *, terminal: Terminal, width: float | None = None) -> None:

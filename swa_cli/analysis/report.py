@@ -1,5 +1,6 @@
-"""`swa report`: write one self-contained HTML page of runs.
+"""`swa report`: write one self-contained HTML page of runs, repeats and sweeps.
 
+The table of `swa compare` and the curves of all settings over each other come first, then each run.
 Calibration needs the predictions of each weight set, so it opens the data. A plane is shown if one was measured
 before, or measured on request; scores by budget are shown if `swa average --at` has made some. The page says what was
 left out, and why.
@@ -10,13 +11,15 @@ from __future__ import annotations
 import io
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import budgets, loss_surface, open
-from swa_cli.analysis.compare import differences
+from swa_cli.analysis import budgets, loss_surface, open, plot, settings, table
+from swa_cli.analysis.overlay import not_drawn, overlaid
 from swa_cli.analysis.plot import GRID
 from swa_cli.analysis.run_data import OpenRun, confusion, hardest, reliability
+from swa_cli.analysis.settings import Setting
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import about
 from swa_cli.engine.plan_text import describe_averages, describe_schedule
@@ -30,10 +33,14 @@ from swa_cli.report.plots import SPLITS
 from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.plots import calibration as calibration_picture
 from swa_cli.report.plots import loss_surface as surface_picture
+from swa_cli.report.plots import overlay as overlay_picture
 from swa_cli.report.plots import samples as sheet_of_images
 from swa_cli.report.scores import budget_cells, verdict
+from swa_cli.report.tables import SettingTable
 from swa_cli.report.terminal import Terminal
-from swa_cli.units import count_text
+from swa_cli.units import count_text, some_of
+
+MOST_WITH_DATA = 12  # runs of a page whose data are opened
 
 COLUMN = 4.0  # inches of a picture in a column of the page
 
@@ -48,9 +55,10 @@ def write_page(
     with_data: bool = True,
     allow_code: bool = False,
 ) -> dict[str, Any]:
-    """Write the page of these runs to an .html file.
+    """Write the page of runs, repeats and sweeps to an .html file.
 
-    `with_plane`: measure the plane of each run; `with_data`: open the data, for calibration and confusion.
+    `with_plane`: measure the plane of each run; `with_data`: open the data, for calibration and confusion. Each run is
+    read in turn, and of several a part that cannot be made is left out and named.
 
     Raises:
         UserError: No run folder, one that cannot be read, or a place that cannot be written to.
@@ -58,44 +66,115 @@ def write_page(
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"{out}: the name must end in .html", hint="name an .html file with -o FILE")
     open.require_writable(out)
-    resolved = [path.resolve() for path in paths]
-    if len(set(resolved)) < len(paths):
-        twice = next(path for path, real in zip(paths, resolved, strict=True) if resolved.count(real) > 1)
-        raise UserError(f"{twice}: is named twice", hint="name each run once")
-    runs = [OpenRun(path, terminal=terminal, samples=1000, allow_code=allow_code) for path in paths]
-    shown = [
-        _on_page(run, title=title, version=version, with_plane=with_plane, with_data=with_data)
-        for run, title in zip(runs, _titles(runs), strict=True)
-    ]
-    found = differences([run.recipe for run in runs])
-    table = [(key, [str(value) for value in values]) for key, values in found.items()]
-    content = document(shown, differences=table).encode()
+    is_single = len(paths) == 1 and not plot.holds_runs(paths[0])
+    found = [] if is_single else settings.find(paths, terminal=terminal)
+    places = list(paths) if is_single else [run.path for setting in found for run in setting.runs]
+    tables = table.tabulate(found, warn=terminal.warning) if found else []
+    if with_data and len(places) > MOST_WITH_DATA:
+        terminal.warning(
+            f"what needs the data, such as calibration, is left out: {len(places)} runs are more than"
+            f" {MOST_WITH_DATA}; name fewer for it"
+        )
+        with_data = False
+    shown, left_out = [], []
+    for place, (path, title) in enumerate(zip(places, settings.titles(places), strict=True), start=1):
+        if len(places) > 1:
+            terminal.note(f"{path}: run {place} of {len(places)}")
+        try:
+            run = OpenRun(path, terminal=terminal, samples=1000, allow_code=allow_code)
+            page, missing = _on_page(run, title=title, version=version, with_plane=with_plane, with_data=with_data)
+        except UserError as error:
+            if is_single:
+                raise
+            left_out.append(LeftOut(path, "everything but its scores", error))
+            continue
+        shown.append(page)
+        left_out += missing
+    notes = _told(left_out, num_runs=len(places), terminal=terminal)
+    overlays = [drawing for each in tables for drawing in _overlay(found, each, terminal)]
+    number = count_text(len(places), "run")
+    what = f"{found[0].label}: {number}" if len(found) == 1 else f"{number} of {count_text(len(found), 'setting')}"
+    page_title = shown[0].title if is_single else what
+    content = document(shown, title=page_title, tables=tables, overlays=overlays, notes=notes).encode()
     write_atomic(out, lambda file: file.write(content))
-    terminal.answer(f"{out}: {count_text(len(runs), 'run')}, {len(content) / 1e6:.1f} MB; open it in a browser")
+    terminal.answer(f"{out}: {number}, {len(content) / 1e6:.1f} MB; open it in a browser")
     return {
         "command": "report",
         "path": str(out),
-        "runs": [str(path) for path in paths],
+        "runs": [str(path) for path in places],
         "bytes": len(content),
-        "left_out": {str(path): list(page.notes) for path, page in zip(paths, shown, strict=True)},
+        "left_out": {str(path): [each.note for each in left_out if each.path == path] for path in places},
     }
 
 
-def _titles(runs: Sequence[OpenRun]) -> list[str]:
-    """Return the title of each run, with as many of the folders above it as tell it from the other runs."""
-    paths = [run.folder.path.resolve().parts for run in runs]
-    titles = []
-    for run, own in zip(runs, paths, strict=True):
-        number = run.title.count("/") + 1
-        while sum(other[-number:] == own[-number:] for other in paths) > 1:
-            number += 1
-        titles.append("/".join(own[-number:]))
-    return titles
+@dataclass(frozen=True)
+class LeftOut:
+    """A part of a page that a run lacks."""
+
+    path: Path
+    part: str
+    error: UserError
+
+    @property
+    def reason(self) -> str:
+        """Why, and what to do, without the name of the run."""
+        return self.error.message.removeprefix(f"{self.path}: ") + f"; {self.error.hint}"
+
+    @property
+    def note(self) -> str:
+        """What is left out, and why."""
+        return f"Left out: {self.part} ({self.reason})"
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What is equal where the same is left out of several runs."""
+        return self.part, self.reason.replace(str(self.path), "RUN")
 
 
-def _on_page(run: OpenRun, *, title: str, version: str, with_plane: bool, with_data: bool) -> RunOnPage:
+def _told(left_out: Sequence[LeftOut], *, num_runs: int, terminal: Terminal) -> list[str]:
+    """Warn of what is left out, once for all runs with the same reason; return the notes of the page."""
+    kinds: dict[tuple[str, str], list[LeftOut]] = {}
+    for each in left_out:
+        kinds.setdefault(each.kind, []).append(each)
+    notes = []
+    for (part, reason), same in kinds.items():
+        if num_runs == 1:
+            notes.append(same[0].note)
+            terminal.warning(f"{same[0].path}: {part} is left out: {same[0].reason}")
+            continue
+        of = "every run" if len(same) == num_runs else some_of([each.path for each in same])
+        notes.append(f"Left out: {part} of {of} ({reason})")
+        terminal.warning(f"{part} is left out of {of}: {reason}")
+    return notes
+
+
+def _overlay(found: Sequence[Setting], shown: SettingTable, terminal: Terminal) -> list[Drawing]:
+    """Draw the validation curves of the settings of a table over each other."""
+    curves, left_out = overlaid(found, shown)
+    if not curves:
+        return []
+    if left_out:
+        terminal.warning(f"not in the curves: {not_drawn(left_out)}")
+    caption = f"of {count_text(len(curves), 'setting')}"
+    if any(len(row.seeds) > 1 for row in shown.rows):
+        caption += ": a thin line per seed, their mean, and a band of one standard deviation"
+    caption += f"; not drawn: {not_drawn(left_out)}" if left_out else ""
+    return [
+        Drawing(
+            f"Validation {each.name} {caption}",
+            _svg(overlay_picture.draw, settings=curves, metrics=shown.metrics, panels=(each.key,), width=COLUMN),
+        )
+        for each in shown.metrics.compared[::-1]
+        if any(each.key in curve.raw for curve in curves)
+    ]
+
+
+def _on_page(
+    run: OpenRun, *, title: str, version: str, with_plane: bool, with_data: bool
+) -> tuple[RunOnPage, list[LeftOut]]:
+    """Return what the page shows of a run, and what it leaves out."""
     made: list[Drawing | TextTable] = []
-    notes: list[str] = []
+    left_out: list[LeftOut] = []
     makers: list[tuple[str, Callable[[], Sequence[Drawing | TextTable]]]] = [
         ("plane", lambda: _plane(run, measure=with_plane))
     ]
@@ -112,12 +191,10 @@ def _on_page(run: OpenRun, *, title: str, version: str, with_plane: bool, with_d
         try:
             made += make()
         except UserError as error:
-            reason = error.message.removeprefix(f"{run.folder.path}: ")
-            notes.append(f"Left out: {name} ({reason}; {error.hint})")
-            run.terminal.warning(f"{run.folder.path}: {name} is left out: {reason}; {error.hint}")
+            left_out.append(LeftOut(run.folder.path, name, error))
     result = run.result or {}
     weights = result.get("weights", {})
-    return RunOnPage(
+    page = RunOnPage(
         title=title,
         facts=_facts(run),
         metrics=run.metrics,
@@ -132,11 +209,11 @@ def _on_page(run: OpenRun, *, title: str, version: str, with_plane: bool, with_d
         verdict=verdict(weights, metrics=run.metrics) if weights else [],
         drawings=[each for each in made if isinstance(each, Drawing)],
         tables=[each for each in made if isinstance(each, TextTable)],
-        notes=notes,
         recipe=load.dump(run.recipe),
         versions=_versions(run, version),
         commands=_commands(run),
     )
+    return page, left_out
 
 
 def _facts(run: OpenRun) -> list[tuple[str, str]]:

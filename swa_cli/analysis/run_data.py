@@ -67,7 +67,9 @@ class OpenRun:
     ) -> None:
         self.folder = RunFolder(path)
         if self.folder.repeat.is_file():
-            raise UserError(f"{path}: is the folder of a repeat", hint="name the folder of a seed in it")
+            raise UserError(
+                f"{path}: is the folder of a repeat", hint=f"name the folder of a seed in it, such as {path}/seed-0"
+            )
         self.point = open.resume_point(self.folder)
         self.terminal = terminal
         self._loaded = open.carried_recipe(self.point, overrides, allowed=open.CHANGEABLE_KEYS)

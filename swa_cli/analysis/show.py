@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from swa_cli.analysis.compare import Compared, read_run
 from swa_cli.analysis.open import recipe_of, shipped_by
+from swa_cli.analysis.settings import FoundRun, read_run
 from swa_cli.checkpoint import reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder, about
@@ -133,7 +133,7 @@ def _rows(found: Checkpoint, facts: Mapping[str, Any]) -> Rows:
 def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
     """Show the state, recipe, files and scores of a run."""
     folder = RunFolder(path)
-    run = read_run(1, path)
+    run = read_run(path)
     values = run.recipe.values()
     facts: dict[str, Any] = {"finished": run.result is not None, "resume_point": None, "files": {}}
     if folder.resume_points:
@@ -163,7 +163,7 @@ def _files_of(folder: RunFolder) -> list[Path]:
     return sorted(file for file in files if file.is_file())
 
 
-def _run_rows(run: Compared, facts: Mapping[str, Any], environment: Mapping[str, Any]) -> Rows:
+def _run_rows(run: FoundRun, facts: Mapping[str, Any], environment: Mapping[str, Any]) -> Rows:
     folder = RunFolder(run.path.resolve())
     state = "finished" if run.result is not None else "not finished"
     rows = [

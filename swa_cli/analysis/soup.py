@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from swa_cli.analysis import basin, open, sources
 from swa_cli.analysis.average import answer, content_of, greedy, require_writable
-from swa_cli.analysis.compare import read_run
+from swa_cli.analysis.settings import read_run
 from swa_cli.analysis.sources import Mean, Sources
 from swa_cli.analysis.trials import NAME, Refreshed, Trials
 from swa_cli.averaging import soup
@@ -172,7 +172,7 @@ def shipped_files(path: Path) -> list[Path]:
 
 
 def _shipped(path: Path) -> Path:
-    run = read_run(1, path)
+    run = read_run(path)
     if run.result is None:
         raise UserError(
             f"{path}: has not finished, and only a finished run ships weights",

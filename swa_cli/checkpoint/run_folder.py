@@ -55,6 +55,7 @@ class RunFolder:
         self.budget = path / "budget.json"  # scores by budget, of `swa average --at`
         self.log = path / "log.txt"
         self.board = path / "tensorboard"  # with the logger tensorboard
+        self.loggers = path / "loggers.json"  # the runs of wandb and mlflow that this run goes on with
         self.workers = path / "workers"  # of a SWAP run: one run folder per worker
 
     @classmethod
@@ -203,7 +204,15 @@ class RunFolder:
             )
 
     def _refuse_links(self, *more: Path) -> None:
-        for part in (*more, self.checkpoints, self.snapshots, self.board, self.workers):
+        for part in (
+            *more,
+            self.checkpoints,
+            self.snapshots,
+            self.board,
+            self.workers,
+            self.path / "wandb",
+            self.path / "mlflow",
+        ):
             if part.is_symlink():
                 raise UserError(
                     f"{part}: is a symbolic link, which is not followed for writing",
@@ -223,6 +232,7 @@ class RunFolder:
             return
         temporary = root / ".latest.tmp"  # the same name in all processes, so that none is left behind
         while True:
+            root.mkdir(parents=True, exist_ok=True)  # the folder may be elsewhere, as a trial of a shared sweep is
             temporary.unlink(missing_ok=True)
             try:
                 temporary.symlink_to(os.path.relpath(self.path, root), target_is_directory=True)

@@ -7,6 +7,7 @@ errors come without it. Only `run` turns exceptions into messages and exit codes
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from functools import cache
 from typing import Any, NoReturn
 
 import typer
+import typer.core
 
 from swa_cli.cli import (
     average,
@@ -48,8 +50,19 @@ from swa_cli.errors import (
     UserError,
 )
 
+
+class Commands(typer.core.TyperGroup):
+    """The commands, listed in the help each with its whole sentence; typer cuts it at the end of the line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """Write the names of the commands and the first sentences of their help."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, each.get_short_help_str(limit=1000)) for name, each in self.commands.items()])
+
+
 app = typer.Typer(
     name="swa",
+    cls=Commands,
     no_args_is_help=True,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -87,6 +100,8 @@ app.command("report", epilog=report.EPILOG)(report.report)
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     signal.signal(signal.SIGTERM, _terminate)
+    # Its warnings are not for people who run a command: of a home folder that is read-only, of fonts that are searched.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if "WORLD_SIZE" in os.environ:  # started by torchrun
         calm_torch()
     code = run(sys.argv[1:])
@@ -105,7 +120,12 @@ def run(words: list[str]) -> int:
     from swa_cli.report.errors import notes_of, print_problems, print_user_code_error, print_user_error, user_frames
 
     try:
-        _command()(words, prog_name="swa")
+        command = _command()
+        if "_SWA_COMPLETE" in os.environ:  # the shell asks for completions
+            from swa_cli.cli.complete import attach
+
+            attach(command)
+        command(words, prog_name="swa")
         return EXIT_DONE
     except SystemExit as end:  # from typer: help, wrong usage (2), Ctrl-C (130)
         return end.code if isinstance(end.code, int) else EXIT_DONE

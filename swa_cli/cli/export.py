@@ -25,7 +25,7 @@ FORMATS = ("safetensors", "torch-export", "onnx", "state-dict")
 
 def export(
     ckpt: Checkpoint,
-    format_: Annotated[str, typer.Option("--format", metavar="FORMAT", help=f"One of {', '.join(FORMATS)}.")],
+    format_: Annotated[str, typer.Option("--format", metavar="|".join(FORMATS), help="Kind of file to write.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The file to write.")],
     changes: Changes = None,
     weights: Annotated[

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from swa_cli.cli.shared import EXIT_CODES, AllowCode, Changes, Json, Quiet, answer, importing
+from swa_cli.cli.shared import CHANGE, EXIT_CODES, AllowCode, Changes, Json, Quiet, answer, importing
 
 EPILOG = f"""\b
 Pictures:
-  curves       losses, scores and learning rate over the epochs
+  curves       losses, scores and learning rate over the epochs; of several
+               runs, repeats and sweeps the validation curves, overlaid
   schedule     learning rate, averaged steps and snapshots; also of a recipe
   plane        loss and score over the plane through three weight sets
   path         loss and score along the line through two weight sets
@@ -25,6 +26,7 @@ Pictures:
 \b
 Examples:
   swa plot runs/latest
+  swa plot runs/a-repeat-001 runs/b-repeat-001 curves -o curves.png
   swa plot digits schedule swa.start=50%
   swa plot runs/latest plane
   swa plot runs/latest plane --grid 25 --samples all -o plane.svg
@@ -42,15 +44,15 @@ LARGEST_GRID = 201
 
 
 def plot(
-    run: Annotated[Path, typer.Argument(metavar="RUN|RECIPE", help="Run folder; for schedule, also a recipe.")],
-    kind: Annotated[str, typer.Argument(metavar="[KIND]", help=f"One of {', '.join(KINDS)}.")] = "curves",
+    run: Annotated[Path, typer.Argument(metavar="RUN...|RECIPE", help="Run folders; for schedule, also a recipe.")],
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"One of {', '.join(KINDS)}.")] = "curves",
     changes: Changes = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="A .png, .svg or .pdf; default: KIND.png in the run folder."),
     ] = None,
     form: Annotated[
-        str | None, typer.Option("--format", metavar="NAME", help="png, svg or pdf, of the default file.")
+        str | None, typer.Option("--format", metavar="|".join(FORMATS), help="Format of the default file.")
     ] = None,
     width: Annotated[
         float | None,
@@ -100,10 +102,7 @@ def plot(
     The points of a plane or a path are kept in the run folder (plane-*.json): the same command continues them.
     For a run, changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
-    if "=" in kind:
-        kind, changes = "curves", [kind, *(changes or [])]
-    if kind not in KINDS:
-        raise typer.BadParameter(f"unknown picture {kind}: choose {', '.join(KINDS)}")
+    runs, kind, changes = _sorted_words([kind, *(changes or [])])
     if form is not None and form not in FORMATS:
         raise typer.BadParameter(f"--format {form}: choose {', '.join(FORMATS)}")
     _require_fitting(kind, points=points, between=between, weights=weights, grid=grid, samples=samples)
@@ -114,18 +113,26 @@ def plot(
     request = plotting.Request(
         size=grid, samples=parse_samples(samples), points=points, between=between, weights=weights
     )
-    result = plotting.plot(
-        run,
-        kind,
-        changes or [],
-        out=out,
-        request=request,
-        form=form,
-        width=width,
-        terminal=Terminal(quiet=quiet, json=as_json),
-        allow_code=allow_code,
-    )
+    terminal = Terminal(quiet=quiet, json=as_json)
+    shape: dict[str, Any] = {"out": out, "form": form, "width": width}
+    if runs or (kind == "curves" and plotting.holds_runs(run)):
+        result = plotting.plot_several([run, *runs], kind, changes, **shape, terminal=terminal)
+    else:
+        result = plotting.plot(run, kind, changes, **shape, request=request, terminal=terminal, allow_code=allow_code)
     answer(result, as_json=as_json)
+
+
+def _sorted_words(words: list[str]) -> tuple[list[Path], str, list[str]]:
+    """Tell what follows the first run: further runs, the kind of picture, and changes; a run may be ./curves."""
+    changes = [word for word in words if CHANGE.fullmatch(word)]
+    kinds = [word for word in words if word in KINDS]
+    others = [word for word in words if word not in changes and word not in KINDS]
+    for word in others:
+        if "/" not in word and not Path(word).is_dir():
+            raise typer.BadParameter(f"unknown picture {word}: choose {', '.join(KINDS)}")
+    if len(set(kinds)) > 1:
+        raise typer.BadParameter(f"name one picture, not {' and '.join(kinds)}")
+    return [Path(word) for word in others], (kinds or ["curves"])[0], changes
 
 
 def parse_samples(text: str | None) -> int | None:

@@ -50,7 +50,7 @@ def predict(
     ] = None,
     tta: Annotated[
         str | None,
-        typer.Option("--tta", metavar="KIND", help=f"{', '.join(TTA)}; default: the recipe's eval.tta."),
+        typer.Option("--tta", metavar="|".join(TTA), help="Test-time augmentation; default: the recipe's eval.tta."),
     ] = None,
     ensemble: Annotated[
         bool, typer.Option("--ensemble", help="Of a run: the mean prediction of its M snapshots, at M times the cost.")

@@ -63,7 +63,7 @@ Examples:
 
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Recipe to print; default: list all.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Recipe to print; default: list all.")] = None,
     out: NewFile = None,
     as_json: Json = False,
 ) -> None:

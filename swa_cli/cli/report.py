@@ -1,4 +1,4 @@
-"""`swa report`: write one page about runs."""
+"""`swa report`: write one page about runs, repeats and sweeps."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ EPILOG = f"""\b
 Examples:
   swa report runs/latest -o report.html
   swa report runs/latest --plane -o report.html
-  swa report runs/digits-convnet-001 runs/digits-convnet-002 -o both.html
+  swa report runs/a-repeat-001 runs/b-repeat-001 -o both.html
+  swa report runs/* --no-data -o all.html
   swa report runs/latest --no-data -o quick.html
 
 {EXIT_CODES}"""
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN|REPEAT|SWEEP...", help="Folders.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The .html file to write.")] = Path(
         "report.html"
     ),
@@ -37,7 +38,7 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about runs: scores, curves, pictures, recipe, versions.
 
-    It works offline and alone. Several runs stand side by side.
+    It works offline and alone. Several runs have one table, as `swa compare` shows it, and one picture of their curves.
     """
     if plane and no_data:
         raise typer.BadParameter("--plane needs the data: leave out --no-data")

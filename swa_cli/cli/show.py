@@ -19,7 +19,7 @@ Examples:
 
 
 def show(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Checkpoint (.pt, .safetensors) or run folder.")],
+    path: Annotated[Path, typer.Argument(metavar="CKPT|RUN", help="Checkpoint (.pt, .safetensors) or run folder.")],
     as_json: Json = False,
 ) -> None:
     """Show the recipe, weight sets, averages and BatchNorm freshness of a file or a run.

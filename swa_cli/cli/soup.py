@@ -20,16 +20,19 @@ from swa_cli.cli.shared import (
 
 EPILOG = f"""\b
 Methods:
-  greedy       candidates are added, best first, while the validation score does not fall (Wortsman et al. 2022)
+  greedy       candidates are added, best first, while the validation score
+               does not fall (Wortsman et al. 2022)
   uniform      the mean of all
-  model_stock  per tensor between the pretrained weights and the mean, by the angle of the moves (Jang et al. 2024)
+  model_stock  per tensor between the pretrained weights and the mean, by the
+               angle of the moves (Jang et al. 2024)
 
 \b
 Examples:
   swa repeat recipe.yaml dataset.val_seed=0 --seeds 0-4
   swa soup runs/name-repeat-001 -o soup.pt
   swa soup runs/name-repeat-001 --method model_stock -o stock.pt
-  swa soup runs/a-001 runs/b-001 --method model_stock --pretrained weights.pth -o stock.pt
+  swa soup runs/a-001 runs/b-001 --method model_stock \\
+    --pretrained weights.pth -o stock.pt
   swa soup first.pt second.pt --method uniform -o mean.pt
 
 {LOOKING_CODES}"""

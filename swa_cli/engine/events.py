@@ -1,7 +1,7 @@
 """The events of a run, and the listeners that hear them.
 
-The trainer emits events without knowing its listeners: the terminal, log.txt, metrics.csv, TensorBoard and a user's
-logger. A listener is any object with some of the methods of `Listener`; it gets plain values, and changes nothing. An
+The trainer emits events without knowing its listeners: the terminal, log.txt, metrics.csv, and the loggers of the
+recipe. A listener is any object with some of the methods of `Listener`; it gets plain values, and changes nothing. An
 error of a *logger* never ends a run: a warning names it once, and the logger hears no more.
 """
 
@@ -88,6 +88,13 @@ class ResultEvent:
     curves: Curves
 
 
+@dataclass(frozen=True, kw_only=True)
+class EndEvent:
+    """The run has ended, and all its files are written; after a kill nobody hears it."""
+
+    exit_code: int  # 0 finished, 1 failed, 130 Ctrl-C, 143 SIGTERM
+
+
 class Bar(Protocol):
     """The progress of one piece of work."""
 
@@ -112,6 +119,9 @@ class Listener(Protocol):
 
     def result(self, event: ResultEvent) -> None:
         """Hear the final scores."""
+
+    def end(self, event: EndEvent) -> None:
+        """Hear how the run ended: the last event, to close what is open."""
 
     def warning(self, text: str) -> None:
         """Hear something that a person should think about."""
@@ -143,7 +153,14 @@ class Stopped(BaseException):
         self.ending = ending
 
 
-METHOD_OF = {PlanEvent: "plan", StepEvent: "step", EpochEvent: "epoch", SavedEvent: "saved", ResultEvent: "result"}
+METHOD_OF = {
+    PlanEvent: "plan",
+    StepEvent: "step",
+    EpochEvent: "epoch",
+    SavedEvent: "saved",
+    ResultEvent: "result",
+    EndEvent: "end",
+}
 METHODS = tuple(name for name in vars(Listener) if not name.startswith("_"))
 
 
@@ -173,7 +190,7 @@ class Events:
             if hasattr(listener, "will_stop_soon"):
                 listener.will_stop_soon()
 
-    def emit(self, event: PlanEvent | StepEvent | EpochEvent | SavedEvent | ResultEvent) -> None:
+    def emit(self, event: PlanEvent | StepEvent | EpochEvent | SavedEvent | ResultEvent | EndEvent) -> None:
         """Pass an event to the method of its kind, see `Listener`."""
         self._tell(METHOD_OF[type(event)], event)
 

@@ -1,4 +1,4 @@
-"""Loggers of a run: metrics.csv, TensorBoard, and a user's class by its import path (`output.loggers`).
+"""Loggers of a run (`output.loggers`): metrics.csv, TensorBoard, those in `trackers.py`, and a user's own class.
 
 All of them are listeners, see `events.py`. On `plan` a logger gets the rows so far, so that a resumed run repeats no
 epoch and misses none.
@@ -18,11 +18,12 @@ from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.events import METHODS, EpochEvent, PlanEvent, Row
 from swa_cli.errors import Problem, UserError
 from swa_cli.import_path import import_callable
+from swa_cli.recipe.schema.output import LOGGERS, Logger
 
 VERSION = "brain.Event:2"  # what TensorBoard wants to read first
 FILES = "events.out.tfevents.*"
-KEY, TENSORBOARD = "output.loggers", "tensorboard"
-FORMS = f"a logger is {TENSORBOARD} or package.module:Class"
+KEY = "output.loggers"
+FORMS = f"a logger is {', '.join(LOGGERS)} or package.module:Class"
 
 
 class MetricsCsv:
@@ -85,25 +86,32 @@ def _append(path: Path, event: Any) -> None:
         RecordWriter(file).write(event.SerializeToString())
 
 
-def build(names: Sequence[str]) -> tuple[dict[str, object], list[Problem]]:
+def build(entries: Sequence[Logger]) -> tuple[dict[str, object], list[Problem]]:
     """Return the loggers of `output.loggers` by their names, and the problems of those that cannot be built.
 
     A user's class is called without arguments. Errors inside a user's own module pass through.
     """
     loggers, problems = dict[str, object](), list[Problem]()
-    for name in names:
+    for entry in entries:
         try:
-            loggers[name] = _build_tensorboard() if name == TENSORBOARD else _build_own(name)
+            if entry.name in loggers:
+                raise UserError(f"{entry.name} is listed twice", hint="list each logger once")
+            loggers[entry.name] = _build_known(entry) if entry.name in LOGGERS else _build_own(entry.name)
         except UserError as error:
             problems.append(Problem(KEY, error.message.removeprefix(f"{KEY}: "), error.hint))
     return loggers, problems
 
 
-def _build_tensorboard() -> TensorBoard:
-    if importlib.util.find_spec("tensorboard") is None:
-        hint = "pip install 'swa-cli[tensorboard]', or leave it out: metrics.csv has the same rows"
-        raise UserError("the package tensorboard is not installed", hint=hint)
-    return TensorBoard()
+def _build_known(entry: Logger) -> object:
+    for package in LOGGERS[entry.name].packages:
+        if importlib.util.find_spec(package) is None:
+            hint = f"pip install 'swa-cli[{entry.name}]', or leave it out: metrics.csv has the same rows"
+            raise UserError(f"the package {package} is not installed", hint=hint)
+    if entry.name == "tensorboard":
+        return TensorBoard()
+    from swa_cli.engine import trackers  # only for runs that ask for them
+
+    return trackers.TRACKERS[entry.name](**entry.options)
 
 
 def _build_own(name: str) -> object:

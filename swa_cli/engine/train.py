@@ -22,13 +22,13 @@ from swa_cli.averaging.model_state import NonFiniteWeightsError, read, require_f
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import estimate, failures, keep, state, swap, validate
 from swa_cli.engine.distributed import ALONE, World
-from swa_cli.engine.events import EpochEvent, Events, StepEvent
+from swa_cli.engine.events import EndEvent, EpochEvent, Events, StepEvent
 from swa_cli.engine.plan_text import plan_event
 from swa_cli.engine.pretrained import Purpose
 from swa_cli.engine.run import Run, build_run, end_freezing, unfreeze_if_due
 from swa_cli.engine.step import Forward, build_forward, train_step
 from swa_cli.engine.user_code import make_importable
-from swa_cli.errors import EXIT_FAILED, Terminated, UserError
+from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, UserError
 from swa_cli.recipe.load import Loaded
 
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
@@ -90,7 +90,7 @@ def start(run: Run, folder: RunFolder, *, recipe_folder: Path) -> dict[str, Any]
 
 def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings: Sequence[str]) -> dict[str, Any]:
     """Do the steps that are left, then score and ship the weights."""
-    events = run.context.events
+    events, exit_code = run.context.events, EXIT_FAILED
     try:
         events.emit(plan_event(run, title=title, warnings=warnings, folder=folder.path, log=log))
         train_epochs(run, folder)
@@ -98,10 +98,15 @@ def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings
             run = swap.train_workers(run, folder, train_epochs=train_epochs)
         end_freezing(run)  # where the run ended before, or the workers of a SWAP run have done it
         with state.saved_on_signals(run, folder), run.eval_weights():
-            return validate.finish(run, folder)
-    except (KeyboardInterrupt, Terminated):
+            result = validate.finish(run, folder)
+        exit_code = EXIT_DONE
+        return result
+    except (KeyboardInterrupt, Terminated) as stop:
+        exit_code = EXIT_TERMINATED if isinstance(stop, Terminated) else EXIT_INTERRUPTED
         events.warning(f"stopped: {failures.how_to_continue(folder)}")
         raise
+    finally:
+        events.emit(EndEvent(exit_code=exit_code))
 
 
 # Loop.

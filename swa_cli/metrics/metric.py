@@ -375,10 +375,11 @@ def user_task_metrics(directions: Mapping[str, Direction]) -> TaskMetrics:
 def metrics_of(task: str, weights: Mapping[str, Mapping[str, Any]]) -> TaskMetrics:
     """Return the metrics of a task by its name in a recipe; those of a user's task are read from a result.
 
-    The direction of a user's metrics is not in a result. "higher" stands in for it, in tables without a verdict.
+    The direction of a user's metrics, but for the loss, is not in a result. "higher" stands in for it, in tables
+    without a verdict.
     """
     if task in BY_TASK:
         return BY_TASK[task]
     first = next(iter(weights.values()), {})
     keys = [key for key, value in first.items() if isinstance(value, float) and not key.endswith(("_se", "_diff"))]
-    return user_task_metrics(dict.fromkeys([*keys, "loss"], "higher"))
+    return user_task_metrics({key: "lower" if key == "loss" else "higher" for key in [*keys, "loss"]})

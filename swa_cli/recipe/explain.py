@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from swa_cli.recipe import kinds, scalars
 from swa_cli.recipe.schema import Recipe, misplaced_in_schedule
+from swa_cli.recipe.schema.output import misplaced_in_logger
 from swa_cli.recipe.yaml_document import KeyPath, Tree, label
 
 NAME = "NAME"  # stands for a name of the user's own, as in averages.NAME.decay
@@ -41,6 +42,8 @@ MEANT = {
     "weighted_sampler": "dataset.sampler",
     "shard": "train.fsdp",
     "tensorboard": "output.loggers",
+    "wandb": "output.loggers",
+    "mlflow": "output.loggers",
     "data": "dataset.name",
     "data_dir": "dataset.root",
     "num_workers": "dataset.workers",
@@ -108,6 +111,10 @@ def add_misplaced(tree: Tree) -> None:
     averages = tree.values.get("averages")
     if isinstance(averages, Mapping):
         sections += [(("averages", name), section, kinds.misplaced) for name, section in averages.items()]
+    output = tree.values.get("output")
+    loggers = output.get("loggers") if isinstance(output, Mapping) else None
+    for index, section in enumerate(loggers if isinstance(loggers, list | tuple) else ()):
+        sections.append((("output", "loggers", index), section, misplaced_in_logger))
     for path, section, misplaced in sections:
         for problem in misplaced(section) if isinstance(section, Mapping) else ():
             tree.add_problem((*path, problem.key), problem.message, problem.hint, at_key=True)
@@ -197,7 +204,8 @@ def _owners(key: str) -> list[tuple[str, ...]]:
     found = [
         path
         for path in fields()
-        if _normal(path[-1]) == _normal(key) != "name" and path[:-1] != ("optimizer", "groups")
+        if _normal(path[-1]) == _normal(key) != "name"
+        and path[:-1] not in (("optimizer", "groups"), ("output", "loggers"))
     ]
     return [path for path in found if path[0] != "swap"] or found
 

@@ -27,6 +27,7 @@ from swa_cli.recipe.kinds import KINDS
 from swa_cli.recipe.load import SHIPPED, load, shipped_names
 from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import SGD_DEFAULTS, Recipe, Schedule
+from swa_cli.recipe.schema.output import LOGGERS
 from swa_cli.recipe.values import AVERAGE_PATTERN, INTERNAL
 
 
@@ -210,6 +211,7 @@ def json_schema() -> Node:
             section["properties"][key.name] = node
     sections["Schedule"]["allOf"] = [_of_schedule(name) for name in SCHEDULES]
     sections["Average"]["allOf"] = [_of_kind(kind) for kind in KINDS]
+    sections["Logger"]["allOf"] = [_of_logger(name) for name in LOGGERS]
     whole["properties"]["averages"]["propertyNames"] = {"pattern": AVERAGE_PATTERN}
     return {"$schema": DIALECT, "title": "Recipe of swa", **whole, "$defs": _without(sections, {"Recipe"})}
 
@@ -241,6 +243,12 @@ def _of_kind(kind: str) -> Node:
         "if": {"properties": {"kind": {"const": kind}}, "required": ["kind"]},
         "then": {"propertyNames": {"enum": takes}},
     }
+
+
+def _of_logger(name: str) -> Node:
+    """Return the condition with the options of a logger of this name."""
+    takes = ["name", *LOGGERS[name].keys]
+    return {"if": {"properties": {"name": {"const": name}}}, "then": {"propertyNames": {"enum": takes}}}
 
 
 def _without(values: Mapping[str, Any], names: Set[str]) -> Node:

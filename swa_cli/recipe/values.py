@@ -171,7 +171,6 @@ NAME_PATTERN = rf"[A-Za-z0-9_][A-Za-z0-9_.+-]{{0,{MAX_NAME - 1}}}"
 MAX_THREADS = 1024
 TASKS = ("classification", "multilabel", "segmentation", "regression")
 LOSSES = ("cross_entropy", "bce", "focal")
-LOGGERS = ("tensorboard",)
 OWN_CODE = r"\w+(\.\w+)*:\w+"
 RESERVED_AVERAGES = ("last", "last_bn", "best", "previous", "swa", "ensemble")
 DEVICES = r"con|prn|aux|nul|(?:com|lpt)[0-9]"  # Windows has no files of these names
@@ -242,7 +241,7 @@ def _name_of_average(name: str) -> str:
     return name
 
 
-def _one_of(choices: Sequence[str], *, noun: str) -> AfterValidator:
+def one_of(choices: Sequence[str], *, noun: str) -> AfterValidator:
     """Return a validator of one of these names, or of package.module:attribute."""
 
     def check(name: str) -> str:
@@ -287,7 +286,7 @@ def pretrained(value: object) -> bool | str:
     return scalars.flag(value) if str(value).lower() in scalars.TRUTH_WORDS else scalars.text(value)
 
 
-def _form(*patterns: str, whole: bool = False) -> WithJsonSchema:
+def form_of(*patterns: str, whole: bool = False) -> WithJsonSchema:
     """Return the JSON Schema of text in one of these forms, or of a whole number, which is not text in YAML."""
     plain = "|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern in patterns)
     text = {"type": "string", "pattern": f"^(?:{plain})$"}
@@ -295,18 +294,17 @@ def _form(*patterns: str, whole: bool = False) -> WithJsonSchema:
 
 
 _ONE_TEXT = {"type": "string", "minLength": 1}
-DurationField = Annotated[Duration, _parsed_as(Duration), PlainSerializer(str), _form(PATTERN.pattern)]
-TimeField = Annotated[TimeSpan, _parsed_as(TimeSpan), PlainSerializer(str), _form(TIME_PATTERN.pattern)]
+DurationField = Annotated[Duration, _parsed_as(Duration), PlainSerializer(str), form_of(PATTERN.pattern)]
+TimeField = Annotated[TimeSpan, _parsed_as(TimeSpan), PlainSerializer(str), form_of(TIME_PATTERN.pattern)]
 DurationOrTime = Annotated[
     Duration | TimeSpan,
     BeforeValidator(_duration_or_time),
     PlainSerializer(str),
-    _form(PATTERN.pattern, TIME_PATTERN.pattern),
+    form_of(PATTERN.pattern, TIME_PATTERN.pattern),
 ]
 Text = Annotated[str, BeforeValidator(scalars.text)]
-TaskName = Annotated[Text, _one_of(TASKS, noun="task"), _form(*TASKS, OWN_CODE)]
-LossName = Annotated[Text, _one_of(LOSSES, noun="loss"), _form(*LOSSES, OWN_CODE)]
-LoggerName = Annotated[Text, _one_of(LOGGERS, noun="logger"), _form(*LOGGERS, OWN_CODE)]
+TaskName = Annotated[Text, one_of(TASKS, noun="task"), form_of(*TASKS, OWN_CODE)]
+LossName = Annotated[Text, one_of(LOSSES, noun="loss"), form_of(*LOSSES, OWN_CODE)]
 TextOrTexts = Annotated[
     list[str],
     BeforeValidator(_texts),
@@ -333,17 +331,17 @@ Pretrained = Annotated[
 ]
 Whole = Annotated[int, BeforeValidator(scalars.whole)]
 Count = Annotated[Whole, Field(ge=1)]
-Portion = Annotated[str | int, BeforeValidator(_portion), _form(r"\d{1,2}(\.\d{1,9})?%", whole=True)]
-CountOrAll = Annotated[str | int, _count_or("all"), _form("all", whole=True)]
-CountAutoOrAll = Annotated[str | int, _count_or("auto", "all"), _form("auto", "all", whole=True)]
-CountOrAuto = Annotated[str | int, _count_or("auto"), _form("auto", whole=True)]
+Portion = Annotated[str | int, BeforeValidator(_portion), form_of(r"\d{1,2}(\.\d{1,9})?%", whole=True)]
+CountOrAll = Annotated[str | int, _count_or("all"), form_of("all", whole=True)]
+CountAutoOrAll = Annotated[str | int, _count_or("auto", "all"), form_of("auto", "all", whole=True)]
+CountOrAuto = Annotated[str | int, _count_or("auto"), form_of("auto", whole=True)]
 Threads = Annotated[CountOrAuto, AfterValidator(_few_threads)]
 Number = Annotated[float, BeforeValidator(scalars.number)]
 Multiple = Annotated[
     float,
     BeforeValidator(_multiple),
     PlainSerializer(lambda times: f"{times:.9f}".rstrip("0").rstrip(".") + "x"),
-    _form(r"\d{1,9}(\.\d{1,9})?x"),
+    form_of(r"\d{1,9}(\.\d{1,9})?x"),
 ]
 Rate = Annotated[Number, Field(ge=0)]
 LayerDecay = Annotated[Number, Field(gt=0, le=1)]

@@ -66,7 +66,7 @@ class Terminal:
         # A command in a notebook's cell (`!swa ...`) has a terminal, but the cell cannot move the cursor up.
         self._has_bars = not quiet and self._stderr.is_interactive and "JPY_PARENT_PID" not in os.environ
         self._log: Console | None = None
-        self._unlogged: list[Lines] = []
+        self._unlogged: list[tuple[str, Lines]] = []  # with the time of each
         self._warned: set[str] = set()
         self._averages: Sequence[str] = ()
         self._metrics = CLASSIFICATION
@@ -75,11 +75,12 @@ class Terminal:
     def attach_log(self, file: TextIO) -> None:
         """Write everything printed so far and from now on to `file`, which the caller closes.
 
-        It gets plain text whatever the environment says about colors and terminals.
+        It gets plain text whatever the environment says about colors and terminals. What was printed at once begins
+        with the local date and time, in a column of its own.
         """
         self._log = open_console(file, width=LOG_WIDTH, force_terminal=False, color_system=None)
-        for lines in self._unlogged:
-            print_lines(lines(self._log), console=self._log)
+        for when, lines in self._unlogged:
+            print_lines(_dated(lines(self._log), when), console=self._log)
         self._unlogged.clear()
 
     def mute(self) -> None:
@@ -198,10 +199,17 @@ class Terminal:
             print_lines(lines(self._stdout), console=self._stdout)
         elif always or not self._quiet:
             print_lines(lines(self._stderr), console=self._stderr)
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
         if self._log is None:
-            self._unlogged.append(lines)
+            self._unlogged.append((when, lines))
         else:
-            print_lines(lines(self._log), console=self._log)
+            print_lines(_dated(lines(self._log), when), console=self._log)
+
+
+def _dated(lines: Sequence[Text], when: str) -> list[Text]:
+    """Return lines with the date and time before the first that is not empty, and as much space before the others."""
+    heads = iter([f"{when}  "])
+    return [Text(next(heads, " " * (len(when) + 2))) + line if line else line for line in lines]
 
 
 def _labeled(title: str, rows: Sequence[tuple[str, str]]) -> Lines:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from pathlib import Path
@@ -113,19 +115,24 @@ def assert_same_table(found: list[tuple[str, float]], expected: list[tuple[str, 
 
 
 def test_scores_of_runs_stand_against_their_reference(swa, trained: Path) -> None:
-    """Rows and differences in `show` and `compare` of runs without validation images, against last_bn by hand."""
+    """Rows and differences to last_bn in `show` and `compare` of runs without validation images, by hand."""
     runs = [trained / "looked-at-001", trained / "looked-at-002"]
     assert [name for name, _ in in_percent(runs[0])][:2] == ["last", "last_bn"]
     assert_same_table(accuracies(swa("show", runs[0]).out.splitlines()), in_percent(runs[0]))
-    expected = [
-        (label if label == "− last_bn" else f"{number} {label}", value)
-        for number, run in enumerate(runs, start=1)
-        for label, value in in_percent(run)
-    ]
-    ended = swa("compare", *runs)
-    assert_same_table(accuracies(ended.out.splitlines()), expected)
-    said = " ".join(ended.out.split())
-    assert all(f"{name} vs last_bn: " in said for name in ("1 swa", "1 g", "2 swa", "2 g", "2 e"))
+    words = ("compare", *runs, "--weights", "all", "--against", "looked-at-001:last_bn")
+    rows = list(csv.DictReader(io.StringIO(swa(*words, "--format", "csv").out)))
+    results = {run.name: json.loads((run / "result.json").read_text())["weights"] for run in runs}
+    base = results["looked-at-001"]["last_bn"]["accuracy"]
+    found = {(row["label"], row["weights"]): row for row in rows}
+    assert set(found) == {(run, name) for run, weights in results.items() for name in weights}
+    for (run, name), row in found.items():
+        accuracy = results[run][name]["accuracy"]
+        assert float(row["test_accuracy"]) == accuracy
+        if (run, name) != ("looked-at-001", "last_bn"):
+            assert float(row["test_accuracy_diff"]) == pytest.approx(accuracy - base)
+    ended = swa(*words)
+    assert ended.code == 0
+    assert "no validation scores" in ended.out
 
 
 def test_show_tells_a_file_of_another_program(swa, tmp_path: Path) -> None:
@@ -148,27 +155,36 @@ def test_show_tells_a_file_of_another_program(swa, tmp_path: Path) -> None:
 def test_compare_shows_what_differs(swa, trained: Path) -> None:
     """Two runs: the keys that were changed and no others; every score of both result.json."""
     runs = [trained / "looked-at-001", trained / "looked-at-002"]
-    told = swa("compare", *runs, "--json").json
-    assert told["differences"]["optimizer.lr"] == [0.1, 0.05]
-    assert told["differences"]["averages.e.kind"] == ["left out", "ema"]
-    assert all(key == "optimizer.lr" or key.startswith("averages.e.") for key in told["differences"])
-    for run, entry in zip(runs, told["runs"], strict=True):
-        assert entry["weights"] == json.loads((run / "result.json").read_text())["weights"]
-    ended = swa("compare", *runs)
-    assert ended.code == 0
-    for name in ("1 last ", "1 last_bn", "1 swa", "2 last ", "2 last_bn", "2 e"):
-        assert any(line.startswith(name) for line in ended.out.splitlines())
-    assert "recipes: the same" in swa("compare", runs[0], runs[0]).out
+    (table,) = swa("compare", *runs, "--json").json["tables"]
+    first, second = (row["params"] for row in table["rows"])
+    assert (first["optimizer.lr"], second["optimizer.lr"]) == (0.1, 0.05)
+    assert (first["averages.e"], second["averages.e"]) == (None, True)
+    assert first.keys() == second.keys() == {"optimizer.lr", "averages.e"}
+    (table,) = swa("compare", *runs, "--weights", "all", "--json").json["tables"]
+    for run in runs:
+        weights = json.loads((run / "result.json").read_text())["weights"]
+        rows = {row["weights"]: row["test"] for row in table["rows"] if row["label"] == run.name}
+        assert rows.keys() == weights.keys()
+        for name, scores in weights.items():
+            for key in ("accuracy", "top5", "nll", "ece", "brier"):
+                assert rows[name][key]["values"] == [scores[key]]
+            assert rows[name]["nll"]["se"] == scores["nll_se"]
+    out = swa("compare", *runs, "--weights", "all", "--format", "markdown").out
+    cells = [[cell.strip() for cell in line.split("|")] for line in out.splitlines()]
+    for run, name in ((1, "last"), (1, "last_bn"), (1, "swa"), (2, "last"), (2, "last_bn"), (2, "e")):
+        assert any(f"looked-at-00{run}" in row and name in row for row in cells)
+    (table,) = swa("compare", runs[0], runs[0], "--json").json["tables"]
+    assert [(row["label"], row["params"]) for row in table["rows"]] == [("looked-at-001", {})]
 
 
 def test_compare_of_a_run_that_is_not_finished(swa, trained: Path, tmp_path: Path) -> None:
     """A folder with a recipe alone: told as not finished, the recipes compared."""
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/recipe.yaml").write_text(RECIPE.replace("0.1", "0.3"))
-    told = swa("compare", trained / "looked-at-001", "begun", "--json").json
-    assert [run["finished"] for run in told["runs"]] == [True, False]
-    assert told["differences"]["optimizer.lr"] == [0.1, 0.3]
-    assert "not finished, no scores" in swa("compare", trained / "looked-at-001", "begun").out
+    (table,) = swa("compare", trained / "looked-at-001", "begun", "--json").json["tables"]
+    assert [row["state"] for row in table["rows"]] == ["finished", "epoch 0 of 2"]
+    assert [row["params"] for row in table["rows"]] == [{"optimizer.lr": 0.1}, {"optimizer.lr": 0.3}]
+    assert "epoch 0 of 2" in swa("compare", trained / "looked-at-001", "begun").out
 
 
 def test_doctor_never_fails_because_something_is_missing(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -114,25 +110,3 @@ def test_schema_is_json(swa) -> None:
     values = json.loads(swa("schema").out)
     assert set(values["required"]) == {"model", "dataset", "optimizer", "train"}
     assert values["additionalProperties"] is False
-
-
-def test_an_installed_package_is_whole(tmp_path: Path) -> None:
-    """A wheel made of the sources, unpacked far from them: `swa recipes` there against recipes/; digits and types."""
-    source, wheels, unpacked = tmp_path / "source", tmp_path / "wheels", tmp_path / "unpacked"
-    ignored = shutil.ignore_patterns("__pycache__")
-    for name in ("swa_cli", "recipes"):
-        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
-    subprocess.run([*pip, "-q", "-w", str(wheels), str(source)], check=True, capture_output=True)
-    (wheel,) = wheels.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(unpacked)
-    shutil.rmtree(source)
-    words = [sys.executable, "-m", "swa_cli", "recipes", "--json"]
-    ended = subprocess.run(words, cwd=unpacked, env={"PYTHONPATH": str(unpacked)}, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert len(json.loads(ended.stdout)["recipes"]) == len(list(RECIPES.rglob("*.yaml")))
-    for name in ("data/digits.gz", "py.typed"):
-        assert (unpacked / "swa_cli" / name).is_file()

@@ -17,6 +17,7 @@ from swa_cli.cli.plot import FORMATS
 from swa_cli.metrics.metric import CLASSIFICATION
 from swa_cli.report import plots
 from swa_cli.report.page import RunOnPage, document
+from swa_cli.report.tables import SettingRow, SettingTable
 
 pytestmark = pytest.mark.pictures
 RECIPE = SMALL.replace("epochs: 4", "epochs: 3, precision: fp32") + "snapshots: {every: 0.5ep}\n"
@@ -280,7 +281,8 @@ def test_two_runs_stand_side_by_side(run: Path, trained: Path, swa: Swa) -> None
     text = Path("page.html").read_text()
     assert text.count("<article>") == 2
     assert "Left out: plane" in text
-    assert "plane is left out" in ended.err
+    assert ended.err.count("plane is left out") == 1
+    assert "<details><summary><h2>" not in text
 
 
 def test_runs_of_a_page_have_names_of_their_own(trained: Path, tmp_path: Path, swa: Swa) -> None:
@@ -292,7 +294,9 @@ def test_runs_of_a_page_have_names_of_their_own(trained: Path, tmp_path: Path, s
         (tmp_path / f"runs/{repeat}-001/repeat.json").write_text("{}")
     assert swa("report", *places, "--no-data", "-o", "page.html", "-q").code == 0
     titles = ["a-001/seed-0", "a-001/seed-1", "b-001/seed-0", "runs/c-001", "others/c-001"]
-    assert re.findall(r"<h2>(\S*)</h2>", Path("page.html").read_text()) == titles
+    text = Path("page.html").read_text()
+    assert re.findall(r"<h2>(\S*)</h2>", text) == titles
+    assert text.count("<details><summary><h2>") == len(titles)  # more than three runs are folded
     assert swa("report", "runs/a-001/seed-1", "--no-data", "-o", "one.html", "-q").code == 0
     assert "<title>a-001/seed-1</title>" in Path("one.html").read_text()
     assert swa("plot", "runs/b-001/seed-0", "schedule", "-o", "s.svg", "-q").code == 0
@@ -317,12 +321,14 @@ def test_text_of_a_user_is_escaped() -> None:
         weights={"last": scores, hostile: scores},
         verdict=[hostile],
         drawings=[],
-        notes=[hostile],
         recipe=hostile,
         versions=[(hostile, hostile)],
         commands=[hostile],
     )
-    text = document([page, page], differences=[(hostile, [hostile, hostile])])
+    of = {"label": hostile, "runs": [hostile], "seeds": [0], "params": {hostile: hostile}, "weights": hostile}
+    row = SettingRow(**of, state=hostile, scores={}, against={}, is_best=True)
+    table = SettingTable(hostile, CLASSIFICATION, {hostile: 1}, [hostile], {hostile: hostile}, [row], hostile, hostile)
+    text = document([page, page], title=hostile, tables=[table], notes=[hostile])
     found = Links()
     found.feed(text)
     assert found.tags.count("script") == 1

@@ -332,8 +332,8 @@ def test_what_looks_at_runs(tiny: Path, swa: Swa) -> None:
     ]
     assert "part of the run" in swa("show", RUN / "workers/1").out
     assert RunFolder(RUN / "workers/1").title == f"{RUN.name}/workers/1"
-    compared = swa("compare", RUN, RUN / "workers/1", "--json").json
-    assert compared["differences"].keys() == {"swap.worker", "train.init"}
+    (table,) = swa("compare", RUN, RUN / "workers/1", "--json").json["tables"]
+    assert table["rows"][0]["params"].keys() == {"swap.worker", "train.init"}
     assert swa("report", RUN, "-o", "page.html").code == 0
     page = Path("page.html").read_text()
     assert "common phase epochs 1 to 2, batch 128; 2 workers x epochs 3 to 4, batch 64, rate x 0.5" in page

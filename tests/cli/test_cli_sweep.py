@@ -15,7 +15,8 @@ import yaml
 
 from conftest import OnStep, run_swa
 from equal_runs import assert_equal_runs
-from swa_cli.analysis import sweep, sweep_trials
+from processes import exit_codes, said_in, start
+from swa_cli.analysis import sweep_trials
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.events import EpochEvent, PlanEvent, Stopped
 from swa_cli.errors import UserError
@@ -80,7 +81,6 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         folder.write_json("result.json", {"weights": weights, "seconds": 1.0})
 
     monkeypatch.setattr(sweep_trials, "run_or_continue", run)
-    monkeypatch.setattr(sweep, "_check_with_data", lambda *_, **__: None)  # no data are read either
     return folders
 
 
@@ -105,8 +105,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def test_a_grid_has_a_run_per_combination(swa, few: Path, whole: Path) -> None:
     """Four trials against result.json of each run, and trial 1 against `swa train` with its values: equal weights."""
-    answer, about = read(whole / "result.json"), read(whole / "sweep.json")
-    assert (about["format"], about["metric"], about["direction"]) == (1, "swa_val_loss", "minimize")
+    answer, sweep = read(whole / "result.json"), read(whole / "sweep.json")
+    assert (sweep["format"], sweep["metric"], sweep["direction"]) == (1, "swa_val_loss", "minimize")
     assert [trial["params"] for trial in answer["trials"]] == [
         {"swa.lr": rate, "swa.start": start} for rate in ("0.05", "0.1") for start in ("50%", "75%")
     ]
@@ -283,3 +283,19 @@ def test_the_picture_of_a_sweep(swa, whole: Path, tmp_path: Path) -> None:
     assert ended.json["trials"] == read(copy / "result.json")["trials"]
     assert set(ended.json["importances"]) <= {"swa.lr", "swa.start"}
     assert swa("plot", copy / "trial-000", "sweep").code == 2
+
+
+def test_two_processes_share_one_folder(whole: Path, tmp_path: Path) -> None:
+    """The same command twice at once with one --storage: every trial is run once, with the values of one process."""
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "few.yaml").write_text(RECIPE)
+    words = ["sweep", "few.yaml", *GRID, "--storage", str(tmp_path / "shared")]
+    processes = [start(folder, words) for folder in folders]
+    assert exit_codes(*processes) == [0, 0], [said_in(folder) for folder in folders]
+    trials = read(tmp_path / "shared/result.json")["trials"]
+    alone = read(whole / "result.json")["trials"]
+    assert [trial | {"seconds": 0} for trial in trials] == [trial | {"seconds": 0} for trial in alone]
+    logs = [(tmp_path / "shared" / trial["run"] / "log.txt").read_text() for trial in trials]
+    assert [log.count("train loss") for log in logs] == [1] * 4  # the head of the table: no trial was begun twice

@@ -25,6 +25,7 @@ class Hears:
     def epoch(self, event): self.say(f"epoch {event.row['epoch']} {len(event.history)}")
     def saved(self, event): self.say(f"saved {event.kind} {event.path.name} {event.path.is_file()}")
     def result(self, event): self.say(f"result {sorted(event.values['weights'])}")
+    def end(self, event): self.say(f"end {event.exit_code}")
     def say(self, text):
         with open("heard.txt", "a") as file:
             file.write(text + "\\n")
@@ -61,11 +62,13 @@ def test_the_example_of_the_page_writes_every_epoch_once(
     signal_at(-1)
     run = tmp_path / "runs/small-001"
     assert len((run / "epochs.jsonl").read_text().splitlines()) in (1, 2)
+    assert (run / "exit_code.txt").read_text() == "143"
     refused = swa("train", "--resume", run)
     assert refused.code == 2
     assert "output.loggers.0 own:JsonLines" in " ".join(refused.err.split())
     assert "--allow-code" in refused.err
     assert swa("train", "--resume", run, "--allow-code", "-q").code == 0
+    assert (run / "exit_code.txt").read_text() == "0"
     logged = [json.loads(line) for line in (run / "epochs.jsonl").read_text().splitlines()]
     written = rows(run / "metrics.csv")
     assert [row["epoch"] for row in logged] == [1, 2, 3, 4]
@@ -74,7 +77,7 @@ def test_the_example_of_the_page_writes_every_epoch_once(
 
 
 def test_each_event_is_heard_in_its_order(swa, recipe: Path, tmp_path: Path) -> None:
-    """A logger with five methods: the plan first, then each step, save and epoch, the result last."""
+    """A logger with six methods: the plan first, then each step, save and epoch, the result, the end last."""
     words = write(tmp_path, HEARS, "Hears")
     assert swa("train", recipe, *words, "train.epochs=2", "snapshots.every=1ep").code == 0
     heard = Path("heard.txt").read_text().splitlines()
@@ -85,13 +88,13 @@ def test_each_event_is_heard_in_its_order(swa, recipe: Path, tmp_path: Path) -> 
     saved = [line for line in heard if line.startswith("saved")]
     assert all(line.endswith("True") for line in saved)
     assert {line.split()[1] for line in saved} == {"resume", "snapshot", "average", "raw"}
-    assert heard[-1] == "result ['last', 'last_bn', 'swa']"
+    assert heard[-2:] == ["result ['last', 'last_bn', 'swa']", "end 0"]
     Path("heard.txt").unlink()
     assert swa("train", recipe, *words, "--dry-run").code == 0
     assert Path("heard.txt").read_text() == "plan False 0\n"
 
 
-@pytest.mark.parametrize("method", ["plan", "step", "epoch", "saved", "result"])
+@pytest.mark.parametrize("method", ["plan", "step", "epoch", "saved", "result", "end"])
 def test_a_logger_that_fails_ends_no_run(swa, recipe: Path, tmp_path: Path, finished: Path, method: str) -> None:
     """An error in each method: exit 0, one warning that names the logger, the scores of a run without it."""
     words = write(tmp_path, f"class Own:\n    def {method}(self, event): raise RuntimeError('no network')\n")
@@ -158,6 +161,6 @@ def test_a_listener_that_fails_ends_the_run() -> None:
         Events([Full()]).emit(StepEvent(step=1, epoch=1, lr=0.1, loss=None))
 
 
-def test_a_protocol_of_eight_methods() -> None:
+def test_a_protocol_of_nine_methods() -> None:
     """The methods that a listener may have."""
-    assert events.METHODS == ("plan", "step", "epoch", "saved", "result", "warning", "note", "progress")
+    assert events.METHODS == ("plan", "step", "epoch", "saved", "result", "end", "warning", "note", "progress")

@@ -53,6 +53,8 @@ LOOKING = [
     looking("show-run-recipe", "show run", "optimizer.lr:", file("run/recipe.yaml", GOOD.replace("0.1", "fast"))),
     looking("show-run-about", "show run", "run/run.json:", file("run/run.json", "[]")),
     looking("show-run-result", "show run", "run/result.json:", file("run/result.json", "[]")),
+    looking("wandb-link", "train --resume run", "run/wandb:", link("run/wandb", "elsewhere")),
+    looking("mlflow-link", "train --resume run", "run/mlflow:", link("run/mlflow", "elsewhere")),
     looking("board-link", "train --resume run", "run/tensorboard:", link("run/tensorboard", "elsewhere")),
     looking("show-repeat", "show run", "run:", file("run/repeat.json", "{}")),
     looking("compare-nothing", "compare", "Missing argument"),

@@ -171,6 +171,30 @@ def test_short_and_long_forms_of_compile(
     assert load.from_values(stored, source="stored").recipe == recipe
 
 
+@pytest.mark.parametrize(
+    ("value", "is_right"),
+    [
+        ("[tensorboard, {name: wandb, mode: offline, project: a}, mlflow, 'my.own:Logger']", True),
+        ("[{name: mlflow, tracking_uri: 'sqlite:///a.db'}]", True),
+        ("[csv]", False),
+        ("[{project: a}]", False),
+        ("[{name: wandb, experiment: a}]", False),
+        ("[{name: wandb, mode: never}]", False),
+        ("[{name: tensorboard, project: a}]", False),
+    ],
+)
+def test_forms_of_loggers(validator: Any, tmp_path: Path, value: str, is_right: bool) -> None:
+    """Names and sections of output.loggers, in the schema and the loader; a stored recipe has them as they were."""
+    text = SMALLEST + f"\noutput: {{loggers: {value}}}\n"
+    assert (mistakes(validator, text) == []) is is_right
+    assert is_loaded(tmp_path, text) is is_right
+    if is_right:
+        (tmp_path / "recipe.yaml").write_text(text)
+        recipe = load.load(tmp_path / "recipe.yaml").recipe
+        assert recipe.values()["output"]["loggers"] == yaml.safe_load(value)
+        assert load.from_values(recipe.values(), source="stored").recipe == recipe
+
+
 @pytest.mark.parametrize("value", ["[eager]", "{mode: fastest}", "{backends: eager}"])
 def test_wrong_forms_of_compile_are_marked(validator: Any, tmp_path: Path, value: str) -> None:
     """A value of train.compile that the loader refuses, against the schema."""

@@ -50,6 +50,15 @@ WRONG = [
     Wrong("schedule: {peak: 30%}", (5, 12, 4), "schedule.peak", "unknown key", "schedule.pct_start"),
     Wrong("output: {tensorboard: true}", (5, 10, 11), "output.tensorboard", "unknown key", "output.loggers"),
     Wrong("output: {loggers: tensorboard}", (5, 19, 11), "output.loggers", "takes a list", "write [tensorboard]"),
+    Wrong("output: {loggers: [csv]}", (5, 20, 3), "output.loggers", "always written", "leave it out"),
+    Wrong(
+        "output: {loggers: [{name: wandb, experiment: a}]}",
+        (5, 34, 10),
+        "output.loggers.experiment",
+        "wandb",
+        "project, entity",
+    ),
+    Wrong("output: {loggers: [{project: a}]}", (5, 20, 12), "output.loggers.name", "is missing", "name:"),
     Wrong("output: {loggers: [tensorbord]}", (5, 20, 10), "output.loggers", "is not a logger", "`tensorboard`"),
     Wrong(
         "averages: {late: {kind: latest}}",

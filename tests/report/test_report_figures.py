@@ -18,7 +18,7 @@ from scipy.stats import binomtest
 
 from figures import bars, notes
 from swa_cli.report import plots
-from swa_cli.report.page import Line, chart
+from swa_cli.report.page import Line, chart, ends_of_scale
 from swa_cli.report.plots import budgets, calibration, curves, loss_surface, samples
 
 
@@ -198,7 +198,8 @@ def test_a_chart_ends_where_values_can_and_marks_all_or_none(epochs: int, marks:
     """A line from 0 to 100 % in the chart of a page: its ends at the edges of the panel; a mark per epoch, or none."""
     values = [(float(epoch), 100.0 * (epoch > 1)) for epoch in range(1, epochs + 1)]
     one = Line("validation", "val", "--", "o", values)
-    drawing = chart([one], title="accuracy (%)", unit=" %", end=epochs, is_lower_better=True, limits=(0.0, 100.0))
+    scale = ends_of_scale([one], end=epochs, is_lower_better=True, limits=(0.0, 100.0))
+    drawing = chart([one], title="accuracy (%)", unit=" %", end=epochs, scale=scale)
     assert drawing.count('<path d="M-3 0a3') == marks + 1, "and one in the legend"
     (path,) = re.findall(r'<path d="(M[^"]*L[^"]*)"', drawing)
     tops = [float(point.split()[1]) for point in path[1:].split("L")]

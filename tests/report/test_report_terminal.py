@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import time
 from typing import Any
 
 import pytest
@@ -222,19 +223,26 @@ def test_a_poor_encoding_is_spelled_out() -> None:
 
 
 def test_the_log_holds_what_was_said_before_it_was_attached(capsys: pytest.CaptureFixture[str]) -> None:
-    """A log attached late, under a quiet terminal with colours forced, against what a pipe shows."""
+    """A log attached late, under a quiet terminal with colours forced, against what a pipe shows after the time."""
+    before = time.strptime(time.strftime("%Y-%m-%d %H:%M:%S"), "%Y-%m-%d %H:%M:%S")
     log = io.StringIO()
     terminal = Terminal(quiet=True)
     terminal.note("first")
     terminal.attach_log(log)
     say_everything(terminal)
     out, err = capsys.readouterr()
-    assert log.getvalue().startswith("first\ndigits -> runs/digits-001\n")
-    assert DESIGN_ROWS in log.getvalue()
-    assert "averaging helped" in log.getvalue()
+    times = [line[:21] for line in log.getvalue().splitlines() if line]
+    said = "".join(f"{line[21:]}\n" for line in log.getvalue().splitlines())
+    assert said.startswith("first\ndigits -> runs/digits-001\n")
+    assert DESIGN_ROWS in said
+    assert "averaging helped" in said
     assert "\x1b" not in log.getvalue()
     assert err == "warning: only 3 weights\n"
     assert "averaging helped" in out
+    stamped = [time.strptime(each, "%Y-%m-%d %H:%M:%S  ") for each in times if each.strip()]
+    assert len(stamped) > 5
+    assert all(before <= each <= time.localtime() for each in stamped)
+    assert times[0].strip()
 
 
 def test_json_keeps_stdout_free(capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 
 from figures import lines, notes, points
 from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, TaskMetrics, user_task_metrics
-from swa_cli.report.page import Line, RunOnPage, chart, document
+from swa_cli.report.page import Line, RunOnPage, chart, document, ends_of_scale
 from swa_cli.report.plots import budgets, calibration, curves, loss_surface
 
 # What each task calls its score, and what a score of 0.75 is drawn as.
@@ -109,7 +109,6 @@ def page_of(metrics: TaskMetrics, **values: Any) -> RunOnPage:
         weights={},
         verdict=[],
         drawings=[],
-        notes=[],
         recipe="",
         versions=[],
         commands=[],
@@ -132,7 +131,7 @@ def test_another_training_loss_has_no_unit_of_the_task(
     curves.draw(io.BytesIO(), **rows, title="x", trained="focal (gamma 2)", metrics=metrics)
     assert drawn[0].axes[0].get_ylabel() == title
     page = page_of(metrics, trained="focal (gamma 2)")
-    assert f"<figcaption>{title}</figcaption>" in document([page], differences=[])
+    assert f"<figcaption>{title}</figcaption>" in document([page], title="x")
 
 
 def test_a_schedule_is_drawn_over_epochs(drawn: list[matplotlib.figure.Figure]) -> None:
@@ -439,7 +438,8 @@ def test_a_chart_is_read_as_it_was_meant(from_zero: bool) -> None:
     """Each point of two lines by the numbers at the axes, to a pixel: right way up, and at its epoch; the phase too."""
     wanted = [[(0.5, 20.0), (1.0, 60.0), (3.0, 90.0), (4.0, 80.0)], [(2.0, 10.0), (4.0, 95.0)]]
     drawing = [Line(f"line {n}", "val", "-", "o", points) for n, points in enumerate(wanted)]
-    html = chart(drawing, title="accuracy (%)", unit=" %", end=4, phase=3.0, from_zero=from_zero)
+    scale = None if from_zero else ends_of_scale(drawing, end=4, is_lower_better=False)
+    html = chart(drawing, title="accuracy (%)", unit=" %", end=4, phase=3.0, scale=scale)
     svg = svg_of(html)
     for found, expected in zip(points_of(svg), wanted, strict=True):
         assert [x for x, _ in found] == pytest.approx([x for x, _ in expected], abs=0.01)
@@ -459,7 +459,7 @@ def test_a_chart_is_read_as_it_was_meant(from_zero: bool) -> None:
 def test_charts_of_a_page_are_in_the_unit_of_their_title(metrics: TaskMetrics, axis: str, scale: float) -> None:
     """Of the chart of the score: the points of validation by its axis, times 100 where its title says %."""
     page = page_of(metrics)
-    charts: Sequence[str] = document([page], differences=[]).split('<figure class="chart"')[1:]
+    charts: Sequence[str] = document([page], title="x").split('<figure class="chart"')[1:]
     titled = {re.search(r"<figcaption>(.*?)</figcaption>", text)[1]: text for text in charts}  # type: ignore[index]
     assert list(titled) == [metrics.loss_axis, axis, "learning rate"]
     found = points_of(svg_of(titled[axis]))[-1]

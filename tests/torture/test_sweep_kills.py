@@ -1,79 +1,65 @@
-"""A sweep killed with SIGKILL, and one in two processes, against the undisturbed sweep."""
+"""A sweep killed with SIGKILL and continued, against the undisturbed sweep."""
 
 from __future__ import annotations
 
 import json
 import random
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from equal_runs import assert_equal_runs
+from processes import said_in, start
 
-pytestmark = pytest.mark.torture
 RECIPE = """\
-name: few
-model: {name: convnet, args: {width: 4, dropout: 0.3}}
-dataset: {name: digits, val: 200}
+name: killed
+model: {name: convnet, args: {width: 4}}
+dataset: {name: digits, val: 50%}
 optimizer: {lr: 0.1}
-swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
-train: {epochs: 6, batch_size: 64, threads: 1, precision: fp32}
-output: {save_every: 3step}
+swa: {start: 50%, every: 1step}
+train: {epochs: 2, batch_size: 128, threads: 1, precision: fp32}
+output: {save_every: 1step}
 """
-WORDS = ["few.yaml", "optimizer.lr=log(1e-2,1)", "swa.start=30%..80%", "--pruner", "asha", "--metric", "val_loss"]
-TRIALS = 12  # beyond the ten with which TPE starts
+GRID = ["swa.lr=0.05,0.1,0.5", "swa.start=0ep,50%,75%"]
+DRAWN = ["optimizer.lr=log(1e-3,1)", "swa=null,{start: 50%}", "--trials", "14"]  # TPE draws 10 at random first
+NUM_KILLS = 5
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "swa_cli", "sweep", *WORDS, "--trials", str(TRIALS), "-q", *more]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL)
+def _trials(folder: Path) -> list[dict[str, Any]]:
+    result = json.loads((folder / "runs/killed-sweep-001/result.json").read_text())
+    return [{key: trial.get(key) for key in ("number", "state", "params", "value")} for trial in result["trials"]]
 
 
-def undisturbed(folder: Path, *more: str) -> dict[str, Any]:
-    folder.mkdir()
-    (folder / "few.yaml").write_text(RECIPE)
-    assert start(folder, *more).wait() == 0
-    return result(folder)
+@pytest.mark.torture
+@pytest.mark.parametrize("words", [GRID, DRAWN], ids=["grid", "tpe"])
+def test_a_sweep_killed_five_times(tmp_path: Path, words: list[str]) -> None:
+    """Five kills at random file operations: the same trials, parameters and values, and the same bits; prints the seed.
 
-
-def result(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "runs/few-sweep-001/result.json").read_text())
-
-
-def test_five_kills_leave_the_trials_of_an_undisturbed_sweep(tmp_path: Path) -> None:
-    """SIGKILL at five random instants of a serial sweep with TPE and ASHA: trials, values and weights, bit for bit."""
-    started = time.monotonic()
-    whole = undisturbed(tmp_path / "whole")
-    seconds, draw = time.monotonic() - started, random.Random(0)
-    killed = tmp_path / "killed"
-    killed.mkdir()
-    (killed / "few.yaml").write_text(RECIPE)
-    for _ in range(5):
-        process = start(killed)
-        try:
-            process.wait(timeout=seconds * draw.uniform(0.2, 0.6))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-    assert start(killed).wait() == 0
-    again = result(killed)
-    for trial, other in zip(again["trials"], whole["trials"], strict=True):
-        assert {**trial, "seconds": 0} == {**other, "seconds": 0}
-        if trial["state"] == "complete":
-            folders = [folder / "runs/few-sweep-001" / trial["run"] for folder in (tmp_path / "whole", killed)]
-            assert_equal_runs(*folders)
-
-
-def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
-    """`--processes 2`: each trial is begun once, by one of two processes, and all are finished."""
-    found = undisturbed(tmp_path / "two", "--processes", "2", "--sampler", "random")
-    assert found["finished"]
-    assert [trial["number"] for trial in found["trials"]] == list(range(TRIALS))
-    owners = (tmp_path / "two/runs/few-sweep-001/journal.log").read_text()
-    workers = {json.loads(line)["worker_id"].split("-")[0] for line in owners.splitlines()}
-    assert len(workers) >= 2
+    A kill counts if the process died of it, so each is inside the sweep.
+    """
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for folder in (undisturbed, killed):
+        folder.mkdir()
+        (folder / "killed.yaml").write_text(RECIPE)
+    command = ["sweep", "killed.yaml", *words]
+    process = start(undisturbed, command, counted=undisturbed / "events.txt")
+    process.join()
+    assert process.exitcode == 0, said_in(undisturbed)
+    num_events = int((undisturbed / "events.txt").read_text())
+    seed = random.SystemRandom().randrange(10**6)
+    generator = random.Random(seed)
+    for _ in range(NUM_KILLS):
+        process = start(killed, command, kill_at=generator.randint(num_events // 50, num_events // (NUM_KILLS + 1)))
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, said_in(killed)
+    process = start(killed, command)
+    process.join()
+    assert process.exitcode == 0, said_in(killed)
+    assert _trials(killed) == _trials(undisturbed)
+    assert [path.name for path in (killed / "runs").glob("killed-sweep-*")] == ["killed-sweep-001"]
+    for trial in _trials(undisturbed):
+        name = f"runs/killed-sweep-001/trial-{trial['number']:03d}"
+        assert_equal_runs(undisturbed / name, killed / name)
+    print(f"{words[0]}: {NUM_KILLS} kills, {len(_trials(killed))} trials, seed {seed}: 0 differences")

@@ -19,6 +19,7 @@ from swa_cli.recipe import scalars
 from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema.averages import Average, Swa, Swap
 from swa_cli.recipe.schema.dataset import MAX_SIDE, Augment, Dataset, Interpolation, SizeField
+from swa_cli.recipe.schema.output import Output
 from swa_cli.recipe.values import (
     MAX_NAME,
     NAME_PATTERN,
@@ -31,11 +32,9 @@ from swa_cli.recipe.values import (
     CountOrAuto,
     Duration,
     DurationField,
-    DurationOrTime,
     Flag,
     Free,
     LayerDecay,
-    LoggerName,
     LossName,
     Multiple,
     Number,
@@ -409,22 +408,6 @@ class Snapshots(BaseModel):
         default=False,
         description="each with the mean of the weights after every step so far: `swa average --window` is then exact",
     )
-
-
-class Output(BaseModel):
-    """Where results are written."""
-
-    model_config = STRICT
-    root: Text = Field(default="runs", description="folder of the run folders")
-    save_every: DurationOrTime = Field(
-        default=Duration.parse("1ep"), description="interval between saves of last.pt: 1ep, 200step, or a time as 10min"
-    )
-    loggers: list[LoggerName] = Field(
-        default=[],
-        description="take the rows of metrics.csv too: tensorboard (pip install 'swa-cli[tensorboard]')"
-        " or package.module:attribute",
-    )
-    plots: Flag = Field(default=False, description="draw all pictures of `swa plot` at the end of the run")
 
 
 class Recipe(BaseModel):

@@ -1,9 +1,10 @@
 """Render the page of `swa report`: one HTML file without network access, other files or scripts from elsewhere.
 
-The values of one run, or of several side by side, are assembled for the template `page.html`. A chart is inline SVG of
-`chart.html`: lines over the epochs that differ in dash and marker as well as in color, whose values the page's script
-shows under the pointer. Colors are CSS variables, so they follow light and dark; lengths are pixels at the width of
-`_AREA`. Text from recipes and files is escaped and stripped of control characters wherever a template writes it.
+The table and the curves of several runs come first; the values of each run are assembled for the template `page.html`.
+A chart is inline SVG of `chart.html`: lines over the epochs that differ in dash and marker as well as in color, whose
+values the page's script shows under the pointer. Colors are CSS variables, so they follow light and dark; lengths are
+pixels at the width of `_AREA`. Text from recipes and files is escaped and stripped of control characters wherever a
+template writes it.
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from swa_cli.metrics.metric import TaskMetrics
+from swa_cli.metrics.metric import Metric, TaskMetrics
 from swa_cli.report import plots
 from swa_cli.report.console_text import MINUS, printable
 from swa_cli.report.plots import curves
 from swa_cli.report.scores import difference, heading, is_compared, score_with_error, shown_metrics, standing
+from swa_cli.report.tables import SettingTable, columns, line_text, lines
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -58,6 +60,7 @@ def _printable(value: Any) -> Any:
     return value if isinstance(value, Markup) else printable(str(value))
 
 
+MOST_UNFOLDED = 3  # runs; more are folded
 _DASHES: dict[Any, str] = {
     "-": "",
     "--": "6 4",
@@ -96,9 +99,7 @@ def chart(
     unit: str,
     end: float,
     phase: float | None = None,
-    is_lower_better: bool = True,
-    from_zero: bool = False,
-    limits: tuple[float, float] = (-math.inf, math.inf),
+    scale: tuple[float, float] | None = None,
 ) -> Markup:
     """Return the HTML of a chart with its legend and the place for the values.
 
@@ -108,14 +109,12 @@ def chart(
         unit: The text after each value, such as ` %`.
         end: The last epoch.
         phase: The epoch at which averaging begins; the rest is shaded.
-        is_lower_better: Which end of the scale cuts off the steep start of a long run.
-        from_zero: Start the scale at 0.
-        limits: The ends of what values can be; the scale leaves them only where a value does.
+        scale: The ends of the scale; None: from 0 to beyond the largest value.
     """
     from matplotlib.ticker import MaxNLocator
 
-    low, high = _scale(lines, end=end, is_lower_better=is_lower_better, from_zero=from_zero)
-    low, high = plots.within(low, high, [value for line in lines for _, value in line.points], limits)
+    largest = max((value for line in lines for _, value in line.points), default=0.0)
+    low, high = scale or (0.0, 1.05 * largest or 1.0)
 
     def x(epoch: float) -> float:
         return round(_AREA["left"] + _AREA["width"] * epoch / end, 1)
@@ -141,17 +140,24 @@ def chart(
     )
 
 
-def _scale(lines: Sequence[Line], *, end: float, is_lower_better: bool, from_zero: bool) -> tuple[float, float]:
-    """Return the ends of the scale."""
+def ends_of_scale(
+    lines: Sequence[Line], *, end: float, is_lower_better: bool, limits: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[float, float]:
+    """Return the ends of a scale.
+
+    Args:
+        lines: The lines.
+        end: The last epoch.
+        is_lower_better: Which end of the scale cuts off the steep start of a long run.
+        limits: The ends of what values can be; the scale leaves them only where a value does.
+    """
     points = [point for line in lines for point in line.points]
     values = [value for _, value in points]
     low, high = min(values, default=0.0), max(values, default=1.0)
-    if from_zero:
-        return 0.0, high + (0.05 * high or 1.0)
     if settled := plots.settled(points, end=end):
         low, high = (low, max(settled)) if is_lower_better else (min(settled), high)
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
-    return low - margin, high + margin
+    return plots.within(low - margin, high + margin, values, limits)
 
 
 def _drawn(line: Line, places: Sequence[tuple[float, float]]) -> dict[str, object]:
@@ -211,7 +217,6 @@ class RunOnPage:
     weights: Mapping[str, Row]  # final scores; empty if the run has not ended
     verdict: Sequence[str]
     drawings: Sequence[Drawing]
-    notes: Sequence[str]  # what was left out, and why
     recipe: str
     versions: Sequence[tuple[str, str]]
     commands: Sequence[str]  # how to run it again
@@ -219,50 +224,78 @@ class RunOnPage:
     trained: str | None = None  # the loss that is trained, if it is not that of the task
 
 
-def document(runs: Sequence[RunOnPage], *, differences: Sequence[tuple[str, Sequence[str]]]) -> str:
+def document(
+    runs: Sequence[RunOnPage],
+    *,
+    title: str,
+    tables: Sequence[SettingTable] = (),
+    overlays: Sequence[Drawing] = (),
+    notes: Sequence[str] = (),
+) -> str:
     """Return the HTML of the page.
 
     Args:
-        runs: At least one run.
-        differences: Keys in which the recipes of several runs differ, with the value of each run.
+        runs: The runs to show one by one.
+        title: The title of the page.
+        tables: The tables of several runs.
+        overlays: Their curves.
+        notes: What was left out, and why.
     """
-    groups: dict[tuple[Any, ...], list[RunOnPage]] = {}  # of runs that were evaluated on the same samples
+    scales: dict[
+        tuple[str, ...], dict[str, tuple[float, float]]
+    ] = {}  # metrics of a task -> metric -> ends of the scale
     for run in runs:
-        if run.weights:
-            groups.setdefault((run.split, run.samples, run.metrics), []).append(run)
+        of_task = scales.setdefault(run.metrics.keys, {})
+        for metric, shown in _metric_lines(run):
+            limits = plots.bounds(metric)
+            low, high = ends_of_scale(shown, end=_end(run), is_lower_better=metric.is_lower_better, limits=limits)
+            known = of_task.get(metric.key, (low, high))
+            of_task[metric.key] = min(low, known[0]), max(high, known[1])
     return render(
         "page.html",
-        title=runs[0].title if len(runs) == 1 else f"{len(runs)} runs",
-        articles=[(run, _charts(run)) for run in runs],
-        groups=list(groups.values()),
-        differences=differences,
-        metrics_of=lambda group: shown_metrics(
-            [row for run in group for row in run.weights.values()], group[0].metrics
-        ),
+        title=title,
+        articles=[(run, _charts(run, scales[run.metrics.keys])) for run in runs],
+        is_folded=len(runs) > MOST_UNFOLDED,
+        tables=[(table, columns(table), lines(table)) for table in tables],
+        line_text=line_text,
+        overlays=overlays,
+        notes=notes,
+        metrics_of=lambda run: shown_metrics(run.weights.values(), run.metrics),
     )
 
 
-def _charts(run: RunOnPage) -> list[Markup]:
-    """Draw the loss, the primary metric and the learning rate over the epochs."""
-    steps = next(iter(run.averaging.values()), ())
-    phase = steps[0] / run.steps_per_epoch if steps else None
-    end = max([1.0, len(run.lr) / run.steps_per_epoch, *(row["epoch"] for row in run.rows)])
-    charts = []
+def _end(run: RunOnPage) -> float:
+    return max([1.0, len(run.lr) / run.steps_per_epoch, *(row["epoch"] for row in run.rows)])
+
+
+def _metric_lines(run: RunOnPage) -> list[tuple[Metric, list[Line]]]:
+    """Return the lines of the loss and of the primary metric, where there are any."""
+    found = []
     for metric in run.metrics.loss, run.metrics.primary:
         is_loss = metric is run.metrics.loss
-        found = curves.lines(run.rows, names=list(run.averaging), metrics=run.metrics, is_loss=is_loss)
-        lines = [
+        drawn = curves.lines(run.rows, names=list(run.averaging), metrics=run.metrics, is_loss=is_loss)
+        shown = [
             Line(printable(name), _COLORS[look["color"]], look["linestyle"], look.get("marker"), points)
-            for name, look, points in found
+            for name, look, points in drawn
         ]
-        if lines:
-            title = plots.loss_title(run.metrics, trained=run.trained) if is_loss else plots.axis_title(metric)
-            unit = " %" if metric.is_percent else ""
-            shape: dict[str, Any] = {"is_lower_better": metric.is_lower_better, "limits": plots.bounds(metric)}
-            charts.append(chart(lines, title=title, unit=unit, end=end, phase=phase, **shape))
+        if shown:
+            found.append((metric, shown))
+    return found
+
+
+def _charts(run: RunOnPage, scales: Mapping[str, tuple[float, float]]) -> list[Markup]:
+    """Draw the loss, the primary metric and the learning rate over the epochs; all runs of a task have one scale."""
+    steps = next(iter(run.averaging.values()), ())
+    phase = steps[0] / run.steps_per_epoch if steps else None
+    charts = []
+    for metric, shown in _metric_lines(run):
+        is_loss = metric is run.metrics.loss
+        title = plots.loss_title(run.metrics, trained=run.trained) if is_loss else plots.axis_title(metric)
+        unit = " %" if metric.is_percent else ""
+        charts.append(chart(shown, title=title, unit=unit, end=_end(run), phase=phase, scale=scales[metric.key]))
     every = max(1, run.steps_per_epoch // 4)
     points = [(step / run.steps_per_epoch, run.lr[step]) for step in range(0, len(run.lr), every)]
     if points:
         rate = Line("learning rate", "val", "-", None, points)
-        charts.append(chart([rate], title="learning rate", unit="", end=end, phase=phase, from_zero=True))
+        charts.append(chart([rate], title="learning rate", unit="", end=_end(run), phase=phase))
     return charts

@@ -206,22 +206,24 @@ def lines(
 def _draw_lines(
     axes: Axes, rows: Sequence[Row], *, names: Sequence[str], end: float, metrics: TaskMetrics, is_loss: bool
 ) -> None:
-    """Draw the lines of the loss, or of the primary metric; the steep start of a long run is cut off.
-
-    A loss whose highest value is far above its lowest one has a logarithmic scale instead.
-    """
+    """Draw the lines of the loss, or of the primary metric."""
     drawn: list[Point] = []
     for label, look, points in lines(rows, names=names, metrics=metrics, is_loss=is_loss):
         marks = {"marker": None} if len(points) > MAX_MARKERS else {}
         axes.plot(*zip(*points, strict=True), label=plots.plain(label, longest=30, cut="middle"), **{**look, **marks})
         drawn += points
+    fit_scale(axes, drawn, metric=metrics.loss if is_loss else metrics.primary, is_loss=is_loss, end=end)
+
+
+def fit_scale(axes: Axes, drawn: Sequence[Point], *, metric: Metric, is_loss: bool, end: float) -> None:
+    """Cut off the steep start of a long run; a loss that falls very far has a logarithmic scale instead."""
     settled = plots.settled(drawn, end=end)
     values = settled or [value for _, value in drawn]
     if is_loss and values and max(values) > _WIDE * min(values) > 0:
         axes.set_yscale("log")
     elif settled:
         margin = 0.05 * (max(settled) - min(settled))
-        if is_loss or metrics.primary.is_lower_better:
+        if is_loss or metric.is_lower_better:
             axes.set_ylim(top=max(settled) + margin)
         else:
             axes.set_ylim(bottom=min(settled) - margin)
