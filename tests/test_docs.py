@@ -164,7 +164,8 @@ def test_the_reference_has_every_key_and_command(site: Path) -> None:
     group: Any = typer.main.get_command(app)
     for name, command in group.commands.items():
         assert f"swa {name}" in commands_page
-        for option in (option for param in command.params for option in param.opts if option.startswith("--")):
+        shown_params = [param for param in command.params if not getattr(param, "hidden", False)]
+        for option in (option for param in shown_params for option in param.opts if option.startswith("--")):
             assert option in commands_page, (name, option)
     python = (site / "reference/python.html").read_text()
     assert all(name in python for name in ("WeightAverage", "update_batchnorm", "SWA"))
