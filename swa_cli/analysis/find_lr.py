@@ -52,7 +52,7 @@ def find_lr(
         low: The rate of the first step.
         high: The rate of the last step.
         steps: The number of steps, of which fewer are done where training diverges.
-        out: Where to draw the losses, a .png or .svg file.
+        out: Where to draw the losses, a .png, .svg or .pdf file.
         words: The recipe and its changes, as the next command takes them.
         terminal: Where to print.
 
@@ -62,7 +62,7 @@ def find_lr(
     """
     if out is not None:
         if out.suffix.lower().removeprefix(".") not in FORMATS:
-            raise UserError(f"{out}: pictures are PNG or SVG", hint="name a .png or .svg file with -o FILE")
+            raise UserError(f"{out}: pictures are PNG, SVG or PDF", hint="name such a file with -o FILE")
         open.require_writable(out)
     run = train.set_up(loaded, listeners=[RunOutput(terminal)])
     rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]

@@ -206,6 +206,26 @@ class SweepStudy:
                     return self._take(number)
         return None
 
+    def is_to_be_pruned(self, number: int) -> bool:
+        """Return whether a trial is to be pruned after its last report, by the rungs that other trials have reached.
+
+        The pruner of Optuna says it once: it stores that the rung is reached, and a process that is killed then loses
+        the answer. So it is asked about a copy of the trial that has reached only the rungs of earlier reports.
+        """
+        trials = self.study.get_trials()
+        trial = trials.pop(number)
+        if self.settings.pruner == "none" or not trial.intermediate_values:
+            return False
+        earlier = max(sorted(trial.intermediate_values)[:-1], default=0)
+        rungs = {f"completed_rung_{k}" for k in range(64) if self.settings.min_epochs * REDUCTION**k > earlier}
+        trial.system_attrs = {key: value for key, value in trial.system_attrs.items() if key not in rungs}
+        copy = self._optuna.create_study(direction=self.settings.direction, pruner=self.study.pruner)
+        copy.add_trials([*trials, trial])
+        pruned = copy.pruner.prune(copy, copy.get_trials()[-1])
+        for key, value in copy.get_trials(deepcopy=False)[-1].system_attrs.items():
+            self._storage.set_trial_system_attr(trial._trial_id, key, value)
+        return pruned
+
     def importances(self) -> dict[str, float]:
         """Return the share of each parameter in the spread of the values (PED-ANOVA); empty where nothing is known."""
         complete = [record for record in self.records() if record.state == COMPLETE]
@@ -315,7 +335,12 @@ class Claim:
         if epoch not in self._reported:
             self._reported[epoch] = value
             self._trial.report(value, step=epoch)
-        return epoch == max(self._reported) and self._trial.should_prune()
+        return epoch == max(self._reported) and self._study.is_to_be_pruned(self.number)
+
+    @property
+    def was_pruned(self) -> bool:
+        """Whether the trial was to be pruned after its last report, and its process was killed before it was."""
+        return bool(self._reported) and self._study.is_to_be_pruned(self.number)
 
     def finish(self, state: str, *, seconds: float, value: float | None = None, reason: str = "") -> None:
         """Record how the trial ended: `COMPLETE` with a value, `PRUNED`, or `FAILED` for a reason."""

@@ -85,7 +85,7 @@ def work(sweep: Sweep, *, terminal: Terminal, table: Table | None) -> None:
             if claim is not None:
                 with claim:
                     _run_trial(sweep, claim, terminal=terminal, shown=shown)
-                _refuse_hopeless(sweep.records())
+                _refuse_hopeless(sweep)
             elif sweep.study.is_local and not all(record.is_finished for record in sweep.records()):
                 time.sleep(POLL_S)
             else:
@@ -126,7 +126,7 @@ def launch(sweep: Sweep, words: Sequence[str], *, processes: int, terminal: Term
     table.tell(sweep.records())
     if codes := [child.returncode for child in children if child.returncode]:
         terminal.warning(f"{len(codes)} of {processes} processes ended early (exit code {codes[0]})")
-        _refuse_hopeless(sweep.records())
+        _refuse_hopeless(sweep)
     if len(codes) == processes:
         raise UserError("all processes ended early", hint="run the same command again", exit_code=EXIT_FAILED)
 
@@ -139,6 +139,8 @@ def _run_trial(sweep: Sweep, claim: Claim, *, terminal: Terminal, shown: _Shown)
     quiet = terminal.part(quiet=True)
     listeners = [RunOutput(quiet), _Listener(sweep, claim, own.recipe, terminal, shown)]
     try:
+        if state == "stopped" and claim.was_pruned:
+            raise Pruned
         if state != "finished":
             run_or_continue(own, folder, state=state, listeners=listeners)
             if own.recipe.output.plots:
@@ -167,27 +169,22 @@ def _reason(error: Exception) -> str:
     return text if isinstance(error, UserError | RecipeError) else f"{type(error).__name__}: {text}"
 
 
-def _refuse_hopeless(records: Sequence[Record]) -> None:
+def _refuse_hopeless(sweep: Sweep) -> None:
     """Stop a sweep whose first trials fail with the same error.
 
     Raises:
         UserError: They do.
     """
-    ended = [record for record in records if record.is_finished]
+    ended = [record for record in sweep.records() if record.is_finished]
     if len(ended) < HOPELESS or any(record.state != FAILED for record in ended):
         return
     reasons = Counter(_general(record.reason) for record in ended)
     if len(reasons) == 1:
         raise UserError(
             f"the first {len(ended)} trials fail with the same error: {ended[0].reason}",
-            hint=f"correct that, and move {folder_name(ended[0])} and the other trials elsewhere with their sweep",
+            hint=f"correct that, and move {sweep.folder.display_path} elsewhere: the same command begins anew",
             exit_code=EXIT_FAILED,
         )
-
-
-def folder_name(record: Record) -> str:
-    """Return the name of the run folder of a trial."""
-    return record.name
 
 
 def _general(reason: str) -> str:

@@ -26,7 +26,7 @@ def find_lr(
     high: Annotated[float, typer.Option("--max", metavar="RATE", help="Rate of the last step.")] = 10.0,
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=20, max=100_000, help="Steps, one per rate.")] = 100,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Draw the losses: a .png or .svg file.")
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Draw the losses: a .png, .svg or .pdf.")
     ] = None,
     quiet: Quiet = False,
     as_json: Json = False,

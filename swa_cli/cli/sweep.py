@@ -13,18 +13,18 @@ from swa_cli.errors import UserError
 
 EPILOG = f"""\b
 Values of a key:
-  swa.lr=0.02,0.05,0.1            a list; without --trials, every combination
-  optimizer.lr=log(1e-3,1)        a range, even in the logarithm
-  swa.start=50%..90%              a range, also linear(50%,90%); the unit stays
-  model.args.depth=int(1,4)       whole numbers
-  swa=null,{{start: 75%}}           without the section, or with it
+  swa.lr=0.02,0.05,0.1       a list; without --trials, every combination
+  optimizer.lr=log(1e-3,1)   a range, even in the logarithm
+  swa.start=50%..90%         a range, also linear(50%,90%); the unit stays
+  model.args.depth=int(1,4)  whole numbers
+  swa=null,{{start: 75%}}      without the section, or with it
 
 \b
 Examples:
   swa sweep digits swa.lr=0.02,0.05,0.1 swa.start=50%,75% train.epochs=5
-  swa sweep recipe.yaml 'optimizer.lr=log(1e-3,1)' swa.start=50%..90% --trials 30
+  swa sweep recipe.yaml 'optimizer.lr=log(1e-3,1)' --trials 30 --pruner asha
   swa sweep recipe.yaml swa=null,'{{start: 75%}}' --seeds 0-4 --top 2
-  swa sweep recipe.yaml swa.lr=0.02,0.05 --storage /shared/sweep --processes 4
+  swa sweep recipe.yaml swa.lr=0.02,0.05 --storage /shared/sweep
 
 {exit_codes(way_on="the same command")}"""
 

@@ -72,8 +72,8 @@ def count(monkeypatch: pytest.MonkeyPatch, trained: Path, swa: Swa) -> Callable[
     ],
 )
 def test_a_command_validates_a_recipe_once(count: Callable[..., int], words: str) -> None:
-    """Validated recipes, against one per run folder: all files of a run carry the same recipe."""
-    assert count(*words.split()) == (2 if words.startswith("compare") else 1)
+    """Validated recipes, against one: all files of a run carry the same recipe, and a run named twice is read once."""
+    assert count(*words.split()) == 1
 
 
 @pytest.mark.parametrize(

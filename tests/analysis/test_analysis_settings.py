@@ -62,7 +62,7 @@ def test_a_pattern_that_includes_everything(tmp_path: Path) -> None:
         ("a-repeat-001", [0, 1]),
         ("b-001 +1", [0, 1]),
         ("c-sweep-001/trial-000", [0]),
-        ("trial-001", [0]),
+        ("c-sweep-001/trial-001", [0]),
         ("seeds/trial-000", [0]),
     ]
     assert len(terminal.said) == 1

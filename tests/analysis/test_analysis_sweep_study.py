@@ -103,14 +103,20 @@ def test_a_database_is_shared(tmp_path: Path) -> None:
 
 
 def test_asha_prunes_the_worse_trials_and_not_the_first(tmp_path: Path) -> None:
-    """Losses 1, 2, 3 after epoch 1 of 16: the first goes on, the worse ones end; epoch 1 again prunes nothing more."""
+    """Losses 1, 2, 3 after epoch 1 of 16: the first goes on, the worse ones end.
+
+    Asked again after a kill, also in another process, the answer is the same.
+    """
     study = SweepStudy(tmp_path, settings(pruner="asha"))
     assert study.settings.min_epochs == 1
     told = []
     for loss in (1.0, 2.0, 0.5, 3.0):
         with study.claim(limit=4) as claim:
             told.append(claim.report(1, loss))
-            assert claim.report(1, loss) is False
+            assert claim.report(1, loss) is claim.was_pruned is told[-1]
+        with SweepStudy(tmp_path, settings(pruner="asha")).claim(limit=4) as claim:
+            assert claim.number == len(told) - 1
+            assert claim.was_pruned is claim.report(1, loss) is told[-1]
             claim.finish(PRUNED if told[-1] else COMPLETE, seconds=1, value=None if told[-1] else loss)
     assert told == [False, True, False, True]
     assert [record.state for record in study.records()] == [COMPLETE, PRUNED, COMPLETE, PRUNED]

@@ -55,7 +55,7 @@ def test_groups_keep_their_multiples(swa, recipe: Path) -> None:
     [
         (("--min", "1", "--max", "0.1"), "the smaller one first"),
         (("--min", "nan"), "the smaller one first"),
-        (("-o", "lr.gif"), "PNG or SVG"),
+        (("-o", "lr.gif"), "PNG, SVG or PDF"),
         (("optimizer.lrr=1",), "optimizer.lr"),
         (("--steps", "3"), "--steps"),
     ],

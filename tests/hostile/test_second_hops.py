@@ -36,7 +36,13 @@ RUNS_CODE = {  # a command that makes the network of a checkpoint or run, or loo
     "report": ["run", "--no-data", "-o", "new.html"],
 }
 ONLY_READS = {"show": ["bad.pt"], "compare": ["run", "run"]}
-TAKES_A_RECIPE = {"plan": ["bad.pt"], "doctor": ["bad.pt"], "repeat": ["bad.pt", "--seeds", "0-1"]}
+TAKES_A_RECIPE = {
+    "plan": ["bad.pt"],
+    "doctor": ["bad.pt"],
+    "find-lr": ["bad.pt"],
+    "repeat": ["bad.pt", "--seeds", "0-1"],
+    "sweep": ["bad.pt", "swa.lr=0.1,0.2"],
+}
 OPENS_NO_FILE = {"new", "recipes", "schema"}
 NO_CODE = {  # places where text with a colon is a file name, or a network that a library does not have
     *("dataset.root", "output.root", "train.init", "model.pretrained"),
