@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test coverage browser torture sweep docs study bench bench-quick bench-long lint package clean
+.PHONY: help train test coverage browser torture sweep docs docs-version study bench bench-quick bench-long lint package clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -31,6 +31,11 @@ sweep: $(VENV)/installed-dev ## every network of torchvision, one of each family
 
 docs: $(VENV)/installed-dev ## the documentation site, into site/: open site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -q
+
+docs-version: $(VENV)/installed-dev ## the site of this version beside those before it, on the branch gh-pages; pushes nothing
+	version=$$($(BIN)/python -c 'import swa_cli; print(swa_cli.__version__)') && \
+	  NO_MKDOCS_2_WARNING=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mike deploy --update-aliases "$$version" latest && \
+	  PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/mike set-default latest
 
 STUDY := $(BIN)/python docs/study/study.py
 

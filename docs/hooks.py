@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
@@ -39,8 +40,11 @@ KEYS_HEAD = (
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Name the version in the head of each page."""
+    """Name the version in the head of each page; `make docs-version` adds a menu of the versions that are published."""
     config.site_name = f"swa {swa_cli.__version__}"
+    if "MIKE_DOCS_VERSION" in os.environ:
+        config.site_name = "swa"
+        config.extra["version"] = {"provider": "mike"}
     return config
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import glob
 import itertools
 import json
 import re
@@ -307,8 +306,7 @@ def test_every_command_shown_runs(swa, tmp_path: Path, monkeypatch: pytest.Monke
         *("plot", "report", "show", "compare", "doctor", "schema"),
     }
     (tmp_path / "digits").write_text(TINY)
-    for shown_words in commands:
-        words = [path for word in shown_words for path in (sorted(glob.glob(word)) if "*" in word else [word])]
+    for words in commands:
         small = ["--grid", "3", "--samples", "50"] if words[0] == "plot" and "plane" in words else []
         ended = swa(*words, *small)
         assert ended.code == 0, f"swa {' '.join(words)}: {ended.err}"
