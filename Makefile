@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 .PHONY: help train test coverage browser torture sweep docs docs-version study bench bench-quick bench-long lint package clean
 
 help: ## list the tasks
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 train: $(VENV)/installed ## install into .venv and run the recipe digits
 	$(BIN)/swa train digits
@@ -18,7 +18,7 @@ test: $(VENV)/installed-dev ## install with the dev tools and run every test
 coverage: $(VENV)/installed-dev ## the same, and which lines no test runs: slower by a third
 	$(BIN)/pytest -n auto --dist worksteal --cov=swa_cli --cov-report=term:skip-covered
 
-browser: $(VENV)/installed-dev ## the page of `swa report` in Chromium (apt-get install chromium chromium-driver)
+browser: $(VENV)/installed-dev ## the page of `swa report` and the site in Chromium (apt-get install chromium chromium-driver)
 	@command -v chromedriver > /dev/null || { echo "chromedriver is missing: apt-get install chromium chromium-driver" >&2; exit 1; }
 	$(BIN)/pytest -m browser
 

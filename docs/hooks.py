@@ -260,6 +260,7 @@ def kind_lines() -> Iterator[str]:
     for name, schedule in SCHEDULES.items():
         required, optional = (linked("schedule", names) for names in (schedule.required, schedule.optional))
         yield f"| `{name}` | {required} | {optional} | `{schedule_example(name)}` |"
+    yield from ("", "![The learning rate of each schedule over 20 epochs](../pictures/schedules.svg)", "")
     yield from ("", "## Averages", "")
     yield from ("| `averages.NAME.kind` | what it is | `start` | `every` | its own keys |", "|---|---|---|---|---|")
     for name, kind in KINDS.items():

@@ -5,29 +5,16 @@ What can be held of its look is held, too: contrast, whole words, shadows of wha
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chromium import overflow, show
 from conftest import SMALL, run_swa
 from processes import render_blank_figures, render_real_figures
 
 pytestmark = pytest.mark.browser
-
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 @pytest.fixture(scope="module")
@@ -46,33 +33,6 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     finally:
         render_blank_figures()
     return {"one": folder / "one.html", "two": folder / "two.html"}
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    """A Chromium of its own profile."""
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    driver = shutil.which("chromedriver")
-    if driver is None:
-        pytest.fail("chromedriver is missing: `apt-get install chromium chromium-driver`")
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    chromium = webdriver.Chrome(options=options, service=Service(driver))
-    yield chromium
-    chromium.quit()
-
-
-def show(browser: Any, page: Path, *, width: int, scheme: str) -> None:
-    """Open the page at a width, in light or dark."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-    browser.get(page.as_uri())
 
 
 def test_the_page_works_in_a_browser(browser: Any, pages: dict[str, Path]) -> None:
@@ -101,12 +61,6 @@ def test_the_page_works_in_a_browser(browser: Any, pages: dict[str, Path]) -> No
                 assert overflow(browser) <= 0
         assert len(backgrounds) == 2
     assert browser.get_log("browser") == []
-
-
-def overflow(browser: Any) -> int:
-    """By how many pixels the page is wider than its window."""
-    sizes = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
-    return int(browser.execute_script(sizes))
 
 
 CONTRASTS = """
