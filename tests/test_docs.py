@@ -78,8 +78,8 @@ def blocks(page: Path, *languages: str) -> list[Block]:
     return [block for block in found if not languages or block.language in languages]
 
 
-def problems(check: Callable[[str], object], texts: Iterator[tuple[str, str]]) -> list[str]:
-    """What a check raises about each text, with its place; a test shows all of them at once."""
+def require(check: Callable[[str], object], texts: Iterator[tuple[str, str]]) -> None:
+    """Check each text, and fail with all that is wrong, each with its place."""
     found = []
     for place, text in texts:
         try:
@@ -87,7 +87,7 @@ def problems(check: Callable[[str], object], texts: Iterator[tuple[str, str]]) -
         except (Exception, SystemExit) as error:
             details = "; ".join(f"{each.key}: {each.message}" for each in getattr(error, "problems", ()))
             found.append(f"{place}: {text.strip()[:100]}: {type(error).__name__}: {error} {details}")
-    return found
+    assert not found, "\n".join(found)
 
 
 def every_page(test: Callable[..., None]) -> Callable[..., None]:
@@ -184,8 +184,8 @@ def make_targets() -> set[str]:
 @every_page
 def test_each_command_is_one(page: Path) -> None:
     """Against the options and arguments of the command; a change of a recipe against its loader."""
-    assert problems(check_line, shell_lines(page)) == []
-    assert problems(lambda line: parse(line, whole=False), inline_commands(page)) == []
+    require(check_line, shell_lines(page))
+    require(lambda line: parse(line, whole=False), inline_commands(page))
 
 
 def test_shell_blocks_are_shell() -> None:
@@ -202,6 +202,9 @@ def test_extras_and_tasks_in_the_text_exist() -> None:
     assert named
     assert named <= set(extras), named - set(extras)
     assert set(re.findall(r"`make ([a-z-]+)`", text)) <= make_targets()
+    table = (ROOT / "docs/install.md").read_text().partition("| part |")[2].partition("\n\n")[0]
+    listed = set(re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE))))
+    assert listed == set(extras) - {"bench", "dev", "docs"}
 
 
 # --- other blocks
@@ -232,7 +235,7 @@ def check_recipe(text: str) -> None:
 @every_page
 def test_each_recipe_is_one(page: Path) -> None:
     """Against the loader, which refuses any key and value that is not."""
-    assert problems(check_recipe, ((block.place, block.text) for block in blocks(page, "yaml"))) == []
+    require(check_recipe, ((block.place, block.text) for block in blocks(page, "yaml")))
 
 
 def check_python(text: str) -> None:
@@ -279,7 +282,7 @@ def imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Any]]:
 @every_page
 def test_each_name_in_python_exists(page: Path) -> None:
     """Against what the example defines and imports, and what the imported modules have."""
-    assert problems(check_python, ((block.place, block.text) for block in blocks(page, "python"))) == []
+    require(check_python, ((block.place, block.text) for block in blocks(page, "python")))
 
 
 def check_table(text: str) -> None:
@@ -290,7 +293,7 @@ def check_table(text: str) -> None:
 
 @every_page
 def test_each_table_has_its_columns(page: Path) -> None:
-    assert problems(check_table, ((block.place, block.text) for block in blocks(page, "csv"))) == []
+    require(check_table, ((block.place, block.text) for block in blocks(page, "csv")))
 
 
 @cache
@@ -325,7 +328,7 @@ def test_each_output_has_the_words_of_the_source(page: Path) -> None:
     The map of CONTRIBUTING.md is held against the files by `test_the_map_has_every_file`.
     """
     shown = ((block.place, re.sub(r"^\$ .*$", "", block.text, flags=re.M)) for block in blocks(page, "text", "console"))
-    assert problems(check_output, shown) == []
+    require(check_output, shown)
 
 
 @every_page
@@ -483,7 +486,7 @@ def test_the_reference_has_every_key_with_an_example_that_loads(site: Path) -> N
         context = [word.replace(NAME, "example") for word in context_of(dotted)]
         load.load("digits", [*context, renamed])
 
-    assert problems(check, ((name, name) for name in names)) == []
+    require(check, ((name, name) for name in names))
 
 
 def test_the_notebook_is_one() -> None:

@@ -42,7 +42,7 @@ def predict(
         str | None, typer.Option("--weights", metavar="NAME", help="Weight set; default: the average of the run.")
     ] = None,
     top: Annotated[
-        int, typer.Option("--top", metavar="K", min=1, help="Tell the K most probable classes of each image.")
+        int, typer.Option("--top", metavar="K", min=1, help="Give the K most probable classes of each image.")
     ] = 1,
     batch_size: Annotated[
         int | None,
@@ -66,7 +66,7 @@ def predict(
     """Predict what image files show: classes, masks or numbers, as the task is.
 
     Images have any size and mode; they are shown to the network as `swa eval` shows them, by what the checkpoint says.
-    Broken files are told and left out. Changes (KEY=VALUE among the paths) are limited to dataset.workers, eval.* and
+    Broken files are named and left out. Changes (KEY=VALUE among the paths) are limited to dataset.workers, eval.* and
     train.{device,threads}.
     """
     if tta is not None and tta not in TTA:

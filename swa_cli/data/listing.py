@@ -296,7 +296,7 @@ class FolderIndex:
                 temporary.unlink(missing_ok=True)
             if not isinstance(error, OSError):
                 raise
-            return [f"the list of {number:,} files is made anew each time: {self._file}: {error.strerror}"]
+            return [f"the list of {number:,} files is rebuilt each time: {self._file}: {error.strerror}"]
         return []
 
     def _read(self, path: Path) -> dict[str, _Record]:

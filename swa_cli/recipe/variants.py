@@ -161,5 +161,5 @@ def _moved(old: Plan, new: Plan, *, step: int) -> list[str]:
             f" {new.epochs} epochs from the start, so this run will not equal it"
         )
     if step and step < new.total_steps:
-        notes.append(f"the rate goes on at {new.learning_rate(step):g} after {old.learning_rate(step - 1):g}")
+        notes.append(f"the rate continues at {new.learning_rate(step):g} after {old.learning_rate(step - 1):g}")
     return notes

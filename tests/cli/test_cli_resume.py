@@ -442,7 +442,7 @@ def test_more_epochs_of_wsd_continue_from_the_plateau(swa, long: Path, undisturb
     assert ended.code == 0, ended.err
     said = " ".join(ended.err.split())
     assert "continued after step 58 of 132" in said
-    assert "the rate goes on at 0.1 after 0.1" in said
+    assert "the rate continues at 0.1 after 0.1" in said
     assert "kept as last-004.pt" in said
     assert "the schedule spans the run and moves" not in said
     assert [path.name for path in sorted((run / "snapshots-004").iterdir())] == before
