@@ -59,7 +59,8 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     """Link to the pages of the top folder, and name files of the source: the site does not hold them."""
     for name, page in TOP_PAGES.items():
         markdown = markdown.replace(f"](../{name}", f"]({page}")
-    return re.sub(r"\[([^\]]*)\]\(\.\./((?!\w+\.md)[\w/.]+)\)", r"\1 (`\2`)", markdown)
+    named = re.sub(r"\[`?([\w/.]+)`?\]\(\.\./\1\)", r"`\1`", markdown)
+    return re.sub(r"\[([^\]]*)\]\(\.\./((?!\w+\.md)[\w/.]+)\)", r"\1 (`\2`)", named)
 
 
 def pages() -> dict[str, str]:

@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import tomllib
 from collections.abc import Callable, Iterator
+from fnmatch import fnmatch
 from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
@@ -30,6 +31,7 @@ import typer
 import yaml
 
 import swa_cli
+from conftest import SMALL
 from swa_cli.cli import app
 from swa_cli.cli.shared import CHANGE
 from swa_cli.data.datasets import DATASETS
@@ -487,6 +489,29 @@ def test_the_reference_has_every_key_with_an_example_that_loads(site: Path) -> N
         load.load("digits", [*context, renamed])
 
     require(check, ((name, name) for name in names))
+
+
+def test_the_table_of_files_has_what_a_run_leaves(swa: Any, tmp_path: Path) -> None:
+    """Each file of a real run against the table in docs/checkpoints.md, and those that every such run has."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    changes = [
+        "train.keep_best=val_loss",
+        "snapshots={every: 1ep}",
+        "schedule={name: wsd, warmup: 0ep}",
+        "swa={start: 50%}",
+    ]
+    ended = swa("train", "small.yaml", *changes, "-q")
+    assert ended.code == 0, ended.err
+    table = (ROOT / "docs/checkpoints.md").read_text().partition("| file |")[2].partition("\n\n")[0]
+    shown = re.findall(r"`([\w/.*]+)`", " ".join(re.findall(r"^\| (.*?) \|", table, re.MULTILINE)))
+    shown += re.findall(r"`(\w+\.pt)` is the one before", table)
+    folder = tmp_path / "runs/latest"
+    left = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    unknown = [name for name in left if not any(fnmatch(name, f"*{pattern}") for pattern in shown)]
+    assert unknown == []
+    assert {pattern for pattern in shown if not any(fnmatch(name, f"*{pattern}") for name in left)} <= {
+        *("budget.json", "tensorboard/", "wandb/", "mlflow/", "loggers.json"),
+    }
 
 
 def test_the_notebook_is_one() -> None:
