@@ -61,6 +61,8 @@ class WandB:
         """Begin or continue the run, and fill in the rows that it lacks."""
         if event.folder is None:
             return
+        if self._where["mode"] == "offline":  # before the first import: reports of errors would use the network
+            os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
         self._folder = RunFolder(event.folder)

@@ -25,6 +25,8 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home that has to stay empty."""
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "")  # is put back at the end
+    monkeypatch.delenv("WANDB_ERROR_REPORTING")
     for name in ("CACHE", "DATA", "CONFIG"):
         monkeypatch.delenv(f"XDG_{name}_HOME", raising=False)
 
@@ -86,6 +88,8 @@ def test_every_row_once_also_in_a_run_that_was_killed_and_extended(
     swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The rows of metrics.csv in both logs: stopped with rows too many and too few, resumed, extended; one run each."""
+    import wandb
+
     run, send = tmp_path / "runs/small-001", trackers.MLflow.epoch
 
     def stop(logger: trackers.MLflow, event: EpochEvent) -> None:
@@ -122,6 +126,7 @@ def test_every_row_once_also_in_a_run_that_was_killed_and_extended(
     assert mlflow_run(run)[1].data.tags["train.epochs"] == "4"
     assert mlflow_run(run)[1].data.params["train.epochs"] == "3"
     check_the_rest(run)
+    assert not wandb.env.error_reporting_enabled(), "these reports use the network, also offline"
     assert list((tmp_path / "home").rglob("*")) == []
     assert {path.name for path in tmp_path.iterdir()} <= {"home", "runs", recipe.name}
 
@@ -175,11 +180,14 @@ def test_what_mlflow_and_wandb_cannot_use_is_refused_before_the_run(swa, recipe:
 
 
 def test_seeds_of_a_repeat_share_a_group(tmp_path: Path) -> None:
-    """A run folder in that of a repeat, and one that is not."""
+    """A run folder in that of a repeat, in that of a sweep, and one that is in neither."""
     (tmp_path / "repeat-001/seed-0").mkdir(parents=True)
     (tmp_path / "repeat-001/repeat.json").write_text("{}")
     assert trackers._group(RunFolder(tmp_path / "repeat-001/seed-0")) == "repeat-001"
     assert trackers._group(RunFolder(tmp_path / "repeat-001")) is None
+    (tmp_path / "few-sweep-001/trial-000").mkdir(parents=True)
+    (tmp_path / "few-sweep-001/sweep.json").write_text("{}")
+    assert trackers._group(RunFolder(tmp_path / "few-sweep-001/trial-000")) == "few-sweep-001"
 
 
 def test_what_is_too_long_for_mlflow_says_so() -> None:
