@@ -166,6 +166,13 @@ class RunFolder:
         """Whether this is a trial of a sweep."""
         return RunFolder(self.path.parent).sweep.is_file()
 
+    @property
+    def command(self) -> str | None:
+        """The command that made this run among others, `repeat` or `sweep`; None for a run of its own."""
+        if self.is_in_sweep or (self.is_in_repeat and RunFolder(self.path.parent.parent).is_in_sweep):
+            return "sweep"  # a sweep repeats its best trials in a folder below its own
+        return "repeat" if self.is_in_repeat else None
+
     @contextmanager
     def lock(self) -> Iterator[TextIO]:
         """Lock the folder for this process while the block runs; yields the log, open for appending.

@@ -107,8 +107,8 @@ def how_to_continue(folder: RunFolder) -> str:
         return "nothing was saved yet: start it again"
     good = folder.last if folder.last.is_file() else folder.previous
     command = f"`{runnable(('swa', 'train', '--resume', folder.path), folder)}`"
-    if folder.is_in_repeat or folder.is_in_sweep:
-        command = f"the same `swa {'repeat' if folder.is_in_repeat else 'sweep'}`"
+    if folder.command is not None:
+        command = f"the same `swa {folder.command}`"
     return f"its last good state is {good}: continue with {command}"
 
 

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -120,6 +121,51 @@ def test_a_grid_has_a_run_per_combination(swa, few: Path, whole: Path) -> None:
     assert (str(recipe["swa"]["lr"]), recipe["swa"]["start"]) == tuple(best["params"].values())
     assert swa("train", few, "swa.lr=0.05", "swa.start=75%", "-q").code == 0
     assert_equal_runs(whole / "trial-001", Path("runs/few-001"))
+
+
+def test_a_grid_with_seeds_becomes_a_table_and_a_page(swa, few: Path, tmp_path: Path) -> None:
+    """Three commands from a recipe to LaTeX and a page: each mean and deviation against result.json of the seeds."""
+    ended = swa("sweep", few, *GRID, "train.epochs=1", "swa.every=1step", "--seeds", "0-2", "--top", "4", "--json")
+    assert ended.code == 0, ended.err
+    latex = swa("compare", FOLDER, "--format", "latex", "--weights", "swa").out
+    rows = [line.removesuffix(" " + 2 * "\\").split(" & ") for line in latex.splitlines() if line.count(" & ") > 5]
+    shown = {row[0]: row[1:] for row in (list(map(plain, row)) for row in rows)}
+    for trial in ended.json["trials"]:
+        results = [read(FOLDER / "seeds" / trial["run"] / f"seed-{seed}/result.json") for seed in range(3)]
+        expected = [trial["params"]["swa.start"], trial["params"]["swa.lr"], "swa", "3"]
+        for split in ("val", "test"):
+            rows_of_seeds = [result["weights"]["swa"] for result in results]
+            scores = [row["val"] if split == "val" else row for row in rows_of_seeds]
+            for key, factor, digits in (("accuracy", 100, 2), ("nll", 1, 3)):
+                values = [factor * score[key] for score in scores]
+                expected.append(f"{fmean(values):.{digits}f} ± {stdev(values):.{digits}f}")
+        found = shown[f"seeds/{trial['run']}"]
+        assert sorted(found[:2]) + found[2:] == sorted(expected[:2]) + expected[2:]
+    assert swa("report", FOLDER, "--no-data", "-o", "page.html").code == 0
+    page = (tmp_path / "page.html").read_text()
+    assert all(f"seeds/{trial['run']}" in page for trial in ended.json["trials"])
+
+
+def plain(cell: str) -> str:
+    """A cell of a LaTeX table as plain text."""
+    text = cell.removeprefix(r"\textbf{").removesuffix("}") if cell.startswith(r"\textbf{") else cell
+    return text.replace(r"\%", "%").replace(r"$\pm$", "±").replace(r"\_", "_")
+
+
+def test_a_stopped_repeat_of_a_sweep_names_the_sweep(swa, few: Path, on_step: OnStep) -> None:
+    """Ctrl-C in a seed of the best trial: the command to continue with is that of the sweep."""
+    words = ("sweep", few, "swa.lr=0.05,0.1", "train.epochs=1", "--seeds", "0-1", "--top", "1")
+
+    def hear(run: PlanEvent, event: Any) -> None:
+        if run.folder is not None and run.folder.name == "seed-1":
+            on_step(lambda *_: None)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    on_step(hear)
+    ended = swa(*words)
+    assert ended.code == 130
+    assert "continue with the same `swa sweep`" in " ".join(ended.err.split())
+    assert "swa repeat" not in ended.err
 
 
 def test_a_stopped_sweep_continues_inside_its_trial(swa, few: Path, whole: Path, signal_in) -> None:
