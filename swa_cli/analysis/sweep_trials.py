@@ -182,7 +182,7 @@ def _refuse_hopeless(sweep: Sweep) -> None:
     if len(reasons) == 1:
         raise UserError(
             f"the first {len(ended)} trials fail with the same error: {ended[0].reason}",
-            hint=f"correct that, and move {sweep.folder.display_path} elsewhere: the same command then starts a new sweep",
+            hint=f"correct that, and move {sweep.folder.display_path} elsewhere: the same command starts a new one",
             exit_code=EXIT_FAILED,
         )
 

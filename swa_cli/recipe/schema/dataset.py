@@ -284,7 +284,7 @@ class Dataset(BaseModel):
     augment: Augment = Augment()
     repeats: Count = Field(
         default=1,
-        description="times that each image of an epoch is shown, with different augmentation; the epoch then has fewer images",
+        description="times that each image of an epoch is shown, augmented anew; the epoch then has fewer images",
     )
     skip_broken: Flag = Field(
         default=False, description="leave out image files that cannot be read, and report their number"
