@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -90,9 +90,7 @@ def opened(series: Series, seeds: Sequence[int], terminal: Terminal) -> Iterator
             if series.folder is None:
                 series.folder = RunFolder(make_next(root, _name(recipe)))
                 describe(series.folder, recipe, seeds)
-    with ExitStack() as stack:
-        with locks.holding(series.folder.lock_of(FILES)):  # it removes temporary files
-            log = stack.enter_context(series.folder.lock(is_shared=True))
+    with series.folder.lock(is_shared=True) as log:
         series.members = members_of(series.folder, recipe, seeds)
         yield log
 
@@ -100,6 +98,7 @@ def opened(series: Series, seeds: Sequence[int], terminal: Terminal) -> Iterator
 def describe(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> None:
     """Write what the folder of a repeat is; in this order: with recipe.yaml alone it would be the folder of a run."""
     with locks.holding(folder.lock_of(FILES)):
+        folder.remove_temporary_files()
         folder.write_json(folder.repeat.name, {"seeds": list(seeds)})
         folder.write_text(folder.recipe.name, load.dump(recipe))
 

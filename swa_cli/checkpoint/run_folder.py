@@ -174,8 +174,8 @@ class RunFolder:
     def lock(self, *, is_shared: bool = False) -> Iterator[TextIO]:
         """Lock the folder for this process while the block runs; yields the log, open for appending.
 
-        Temporary files of a crashed process are removed first. Where processes share the folder, one of them has the
-        log, and the others a log that goes nowhere.
+        Temporary files of a crashed process are removed first. Where processes share the folder, they are left, one of
+        the processes has the log, and the others have a log that goes nowhere.
 
         Raises:
             UserError: Another process holds the lock, or the log cannot be written.
@@ -193,7 +193,8 @@ class RunFolder:
         # Unbuffered: a log that cannot be written fails at once, not a second time when it is closed.
         with io.TextIOWrapper(file, encoding="utf-8", write_through=True) as log:
             if locks.lock(file, self.path):
-                self._sweep()
+                if not is_shared:
+                    self.remove_temporary_files()
                 yield log
                 return
             if not is_shared:
@@ -229,7 +230,8 @@ class RunFolder:
                     hint="put the folder itself there",
                 )
 
-    def _sweep(self) -> None:
+    def remove_temporary_files(self) -> None:
+        """Remove what a crashed process has left; no other process may write files of this folder meanwhile."""
         for folder in (self.path, self.checkpoints, self.snapshots):
             for entry in folder.glob(".*.tmp"):
                 if LEFTOVER.fullmatch(entry.name):

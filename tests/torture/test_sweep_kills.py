@@ -71,7 +71,7 @@ def test_a_sweep_killed_five_times(tmp_path: Path, words: list[str]) -> None:
 
 
 def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
-    """`--processes 2`: each trial, and each seed of the best, is run once, by one of two processes; all are finished."""
+    """`--processes 2`: each trial, and each seed of the best, is run once, by one of two processes."""
     (tmp_path / "two").mkdir()
     (tmp_path / "two/killed.yaml").write_text(RECIPE)
     words = ["sweep", "killed.yaml", *RATES, "--processes", "2", "--sampler", "random", "--seeds", "0-1", "--top", "2"]
