@@ -90,13 +90,14 @@ def test_each_directive_is_an_option_of_sbatch() -> None:
 
 STAND_INS = {
     "scontrol": 'if [ "$1" = show ]; then echo one; echo two; else echo "$@" >> requeued; fi',
-    # It stands for the run: it ends when `end` is there, with its result, or when scancel has said TERM.
+    # It stands for the run: it ends with the code in `end`, or when scancel has said TERM; `last` is its last step.
     "srun": """\
 echo "$@" > words
 mkdir -p "$RUN" && touch "$RUN/recipe.yaml"
 for _ in {1..3000}; do
-  if [ -e stopped ]; then exit 143; fi
-  if [ -e end ]; then touch "$RUN/result.json"; exit "$(cat end)"; fi
+  if [ -e stopped ] && [ ! -e last ]; then exit 143; fi
+  if [ -e stopped ] || [ "$(cat end 2> /dev/null)" = 0 ]; then touch "$RUN/result.json"; exit 0; fi
+  if [ -e end ]; then exit "$(cat end)"; fi
   sleep 0.01
 done
 exit 9""",
@@ -146,6 +147,18 @@ def test_a_late_job_is_saved_queued_again_and_continued(tmp_path: Path, job) -> 
         (tmp_path / "end").write_text("0")
         assert process.wait(timeout=60) == 0
     assert (tmp_path / "requeued").read_text() == "requeue 7\n", "a finished run is not queued again"
+
+
+def test_a_run_that_ends_as_its_time_does_is_not_queued_again(tmp_path: Path, job) -> None:
+    """USR1 in the last step, after which the run is finished: exit 0, and no requeue."""
+    (tmp_path / "last").touch()
+    with job() as process:
+        wait_for(tmp_path / "words")
+        wait_for_run(tmp_path)
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(timeout=60) == 0
+    assert (tmp_path / "stopped").exists()
+    assert not (tmp_path / "requeued").exists()
 
 
 def wait_for_run(folder: Path) -> None:
