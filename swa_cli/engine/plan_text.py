@@ -147,7 +147,8 @@ def describe_data(context: Context) -> str:
     ]
     changes = _describe_augment(dataset, is_gray=source.channels == 1) or "no augmentation"
     repeats = [f"each image of an epoch {dataset.repeats} times (repeats)"] * (dataset.repeats > 1)
-    return "; ".join([f"{source.name}: {', '.join(counts)}", changes, *repeats, *source.notes])
+    place = [f"on the device ({size_text(source.num_bytes)})"] * context.is_resident
+    return "; ".join([f"{source.name}: {', '.join(counts)}", changes, *repeats, *place, *source.notes])
 
 
 def describe_views(recipe: Recipe) -> str:
