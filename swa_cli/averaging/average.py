@@ -19,6 +19,7 @@ from swa_cli.averaging import kinds
 from swa_cli.averaging.kinds import accumulator_dtype, blend_all
 from swa_cli.averaging.model_state import (
     Tensors,
+    all_finite,
     cloned,
     float64_device,
     in_memory,
@@ -250,11 +251,21 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int | None = None) -> None:
+def update_all(
+    averages: Sequence[WeightAverage], model: nn.Module, *, step: int | None = None, finite: Tensor | None = None
+) -> None:
     """Update several averages of one model: read, check and copy its state once, change all averages or none.
 
+    Args:
+        averages: They change.
+        model: The network.
+        step: See `WeightAverage.update`.
+        finite: A bool tensor on the device of the weights, which becomes false where a weight is not finite, so that
+            the host does not wait for the device. The averages then hold what is not finite, too: read this tensor
+            before they are used.
+
     Raises:
-        NonFiniteWeightsError: A parameter holds NaN or infinity.
+        NonFiniteWeightsError: A parameter holds NaN or infinity, and there is no `finite` to tell it.
         UserError: A tensor is missing, unexpected or of another shape, or a `share` is out of range.
     """
     if not averages:
@@ -266,7 +277,10 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
         require_same_shapes(found, average._shapes, what="model")
         if present.buffers.keys() != layout.buffers.keys():  # they are copied, so their shapes may change
             require_same_shapes(shapes(present.buffers), shapes(layout.buffers), what="model")
-    require_finite(present.weights)
+    if finite is None:
+        require_finite(present.weights)
+    else:
+        finite.logical_and_(all_finite(present.weights).to(finite.device))
     shares = [average._next_share() for average in averages]
     devices = {name: value.device for name, value in present.weights.items()}
     targets = [average._next_slot(devices) for average in averages]

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from swa_cli.data.image_file import num_cores
 from swa_cli.data.randomness import seed_globals
@@ -124,6 +125,26 @@ def require_precision(key: str, precision: str, device: torch.device, *, instead
     """
     if precision == "fp16" and device.type != "cuda":
         raise UserError(f"{key}: fp16 needs a CUDA device, not {device}", hint=f"set {key}={instead}")
+
+
+class HostCopy:
+    """A copy of a few numbers on the device for the host, which does not wait for it where the device can tell."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.detach()
+        self._done: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values = pinned.copy_(self._values, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def read(self) -> list[float] | None:
+        """Return the numbers; None while the device has not come that far."""
+        if self._done is not None and not self._done.query():
+            return None
+        numbers: list[float] = self._values.tolist()
+        return numbers
 
 
 def environment(hardware: Hardware) -> dict[str, str | int]:
@@ -238,6 +259,12 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free bytes of an accelerator; None where torch does not tell."""
+    memory = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return None if memory is None else int(memory(device)[0])
 
 
 def _cpu_flags() -> frozenset[str]:

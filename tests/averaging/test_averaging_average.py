@@ -375,6 +375,18 @@ def test_huge_finite_weights_are_finite(dtype: torch.dtype) -> None:
     assert torch.equal(average.averaged_state()["weight"], model.weight)
 
 
+def test_weights_that_are_not_finite_can_be_told_later() -> None:
+    """`finite` stays true over finite weights, and false from the first others on; nothing is raised."""
+    model, finite = nn.Linear(2, 1), torch.tensor(True)
+    average = WeightAverage(model)
+    for value, expected in ((1.0, True), (2.0, True), (float("nan"), False), (1.0, False)):
+        nn.init.constant_(model.weight, value)
+        update_all([average], model, finite=finite)
+        assert bool(finite) is expected
+    assert average.count == 4
+    assert average.averaged_state()["weight"].isnan().all()
+
+
 def test_another_model_is_refused() -> None:
     """Missing, extra and reshaped parameters against the average's names; torch's positions let one pass."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
