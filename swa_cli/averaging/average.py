@@ -10,6 +10,7 @@ n: weight sets averaged so far; k: weight sets that `lawa` holds, stored as stac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,6 +62,8 @@ class WeightAverage:
             n. The first one always has all the weight. It is not part of `state_dict`.
         share_settings: For a name of your own: the plain values that `share` depends on. They are part of `state_dict`,
             and an average with other values is not continued.
+        device: Where the average lies; default: where the parameters lie. On the CPU it takes no memory of a GPU, and
+            each update copies the weights to the host, which waits for that.
 
     Attributes:
         steps: Optimizer updates that had been done when each of the weight sets held was taken.
@@ -83,6 +86,7 @@ class WeightAverage:
         diagonal: bool | None = None,
         share: Callable[[int], float] | None = None,
         share_settings: dict[str, Any] | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         self._kind = kinds.find(kind, share=share)
         given: dict[str, Any] = {"decay": decay, "warmup": warmup, "bias_correction": bias_correction}
@@ -97,7 +101,10 @@ class WeightAverage:
         for name, value in present.weights.items():
             if kind == "swag" and value.is_complex():
                 raise UserError(f"{name}: is complex, which swag does not support", hint="use kind mean")
-        self._devices = {name: value.device for name, value in (present.weights | present.buffers).items()}
+        self._device = None if device is None else torch.device(device)
+        self._devices = {
+            name: self._device or value.device for name, value in (present.weights | present.buffers).items()
+        }
         # The model's tensors on the meta device: shapes, strides and types without memory.
         self._layout = Tensors(on_meta(present.weights), on_meta(present.buffers), present.owners, present.metadata)
         self._shapes = shapes(self._layout.weights)
@@ -282,13 +289,28 @@ def update_all(
     else:
         finite.logical_and_(all_finite(present.weights).to(finite.device))
     shares = [average._next_share() for average in averages]
-    devices = {name: value.device for name, value in present.weights.items()}
-    targets = [average._next_slot(devices) for average in averages]
-    blend_all(targets, present.weights, shares=shares)
-    buffers = {name: value.clone() for name, value in present.buffers.items()}  # nothing writes into them
+    taken = {place: _copied_to(place, present) for place in {average._device for average in averages}}
+    targets = [
+        average._next_slot({name: value.device for name, value in taken[average._device].weights.items()})
+        for average in averages
+    ]
+    for place, there in taken.items():
+        mine = [number for number, average in enumerate(averages) if average._device == place]
+        blend_all([targets[number] for number in mine], there.weights, shares=[shares[number] for number in mine])
     for average, target in zip(averages, targets, strict=True):
-        average._count_taken(target, present, step=step)
-        average._buffers = buffers
+        there = taken[average._device]
+        average._count_taken(target, there, step=step)
+        average._buffers = there.buffers  # nothing writes into them
+
+
+def _copied_to(device: torch.device | None, present: Tensors) -> Tensors:
+    """Return the weights on a device, or as they lie, and copies of the buffers there."""
+    if device is None:
+        return replace(present, buffers={name: value.clone() for name, value in present.buffers.items()})
+    weights = {name: value.to(device) for name, value in present.weights.items()}
+    return replace(
+        present, weights=weights, buffers={name: value.to(device, copy=True) for name, value in present.buffers.items()}
+    )
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

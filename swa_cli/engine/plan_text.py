@@ -134,6 +134,7 @@ def _describe_memory(run: Run) -> str:
         what = KINDS[item.kind].memory(item)
         parts.append(f"{item.name} {what}: {size}" if what else f"{item.name} {size_text(held)}")
     text = "; ".join([*parts, *([f"{size_text(total)} in all"] if len(parts) > 1 else [])])
+    text += ", on the host" * (run.context.recipe.train.averages_device == "cpu")
     return text if not run.sharding.is_used else f"{text}, in each process"
 
 

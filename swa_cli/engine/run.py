@@ -233,7 +233,7 @@ def build_run(
         _require_closure_possible(optimizer, context)
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
-    device = context.hardware.device
+    device, place = context.hardware.device, None if settings.averages_device == "auto" else settings.averages_device
     return Run(
         context,
         replace(
@@ -250,8 +250,8 @@ def build_run(
         replica,
         optimizer,
         torch.amp.GradScaler(device.type, enabled=context.hardware.precision == "fp16"),
-        {item.name: WeightAverage(model, **item.arguments) for item in plan.averages},
-        WeightAverage(model) if recipe.snapshots and recipe.snapshots.cumulative else None,
+        {item.name: WeightAverage(model, **item.arguments, device=place) for item in plan.averages},
+        WeightAverage(model, device=place) if recipe.snapshots and recipe.snapshots.cumulative else None,
         {item.name: frozenset(item.steps) for item in plan.averages},
         torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device),
         None if device.type == "cpu" else torch.ones((), dtype=torch.bool, device=device),
