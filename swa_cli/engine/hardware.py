@@ -72,7 +72,9 @@ class Hardware:
     def describe(self) -> str:
         """Return one line of the plan: `cpu, 2 threads, fp32 (the processor has no native bf16)`."""
         deterministic = ", deterministic" if self.deterministic else ""
-        return f"{self.device}, {count_text(self.threads, 'thread')}, {self.precision} ({self.reason}){deterministic}"
+        rounded = f", fp32 {' and '.join(names)} in TF32" if (names := _in_tf32(self.device)) else ""
+        what = f"{self.device}, {count_text(self.threads, 'thread')}, {self.precision} ({self.reason})"
+        return f"{what}{rounded}{deterministic}"
 
 
 def choose(
@@ -259,6 +261,17 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def _in_tf32(device: torch.device) -> list[str]:
+    """Return what a GPU computes in TF32, of 10 bits, where fp32 is asked for, as torch is set."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return []
+    settings = {
+        "convolutions": torch.backends.cudnn.allow_tf32,
+        "matrix products": torch.backends.cuda.matmul.allow_tf32,
+    }
+    return [name for name, is_on in settings.items() if is_on]
 
 
 def free_memory(device: torch.device) -> int | None:
