@@ -9,6 +9,7 @@ Shapes: N samples, B batch, C channels, H W pixels.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 
@@ -65,20 +66,23 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
     Floating-point images that a user's dataset has normalized already have mean 0 and std 1.
     """
     scale = 1 if images.is_floating_point() else 255
-    # Whole rows (W C,) at once: looping over the three channels of a pixel is three times as slow.
-    shift, width = (
-        torch.tensor([*values] * images.shape[3], dtype=torch.float64, device="cpu")
-        .mul(scale)
-        .float()
-        .to(images.device)
-        for values in (mean, std)
-    )
+    shift, width = (_row_of(tuple(values), scale, images.shape[3], images.device) for values in (mean, std))
     images = images.contiguous(memory_format=torch.channels_last)
     normalized = torch.empty_like(images, dtype=torch.float32)
     parts = (_rows(values).split(_rows_at_once(images)) for values in (images, normalized))
     for source, target in zip(*parts, strict=True):
         target.copy_(source).sub_(shift).div_(width)
     return normalized
+
+
+@functools.lru_cache(maxsize=32)  # a copy to the device per batch would let the host wait for it
+def _row_of(values: tuple[float, ...], scale: int, num_columns: int, device: torch.device) -> Tensor:
+    """Return the value of each channel times `scale`, repeated for a row (W C,) of pixels.
+
+    Whole rows at once: looping over the three channels of a pixel is three times as slow.
+    """
+    row = torch.tensor([*values] * num_columns, dtype=torch.float64, device="cpu").mul(scale).float()
+    return row.to(device)
 
 
 def _rows(images: Tensor) -> Tensor:
