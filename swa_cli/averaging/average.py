@@ -250,11 +250,16 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int | None = None) -> None:
+def update_all(
+    averages: Sequence[WeightAverage], model: nn.Module, *, step: int | None = None, check_finite: bool = True
+) -> None:
     """Update several averages of one model: read, check and copy its state once, change all averages or none.
 
+    With `check_finite`, the host waits until the device has computed the weights. Without it, weights that are not
+    finite spoil the averages, and the caller has to look at them before an average is used: NaN stays in weights.
+
     Raises:
-        NonFiniteWeightsError: A parameter holds NaN or infinity.
+        NonFiniteWeightsError: A parameter holds NaN or infinity, and `check_finite`.
         UserError: A tensor is missing, unexpected or of another shape, or a `share` is out of range.
     """
     if not averages:
@@ -266,7 +271,8 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
         require_same_shapes(found, average._shapes, what="model")
         if present.buffers.keys() != layout.buffers.keys():  # they are copied, so their shapes may change
             require_same_shapes(shapes(present.buffers), shapes(layout.buffers), what="model")
-    require_finite(present.weights)
+    if check_finite:
+        require_finite(present.weights)
     shares = [average._next_share() for average in averages]
     devices = {name: value.device for name, value in present.weights.items()}
     targets = [average._next_slot(devices) for average in averages]

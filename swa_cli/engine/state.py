@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from swa_cli.averaging.average import WeightAverage
-from swa_cli.averaging.model_state import cloned, like, read
+from swa_cli.averaging.model_state import NonFiniteWeightsError, cloned, like, read, require_finite
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
@@ -55,6 +55,7 @@ def save_resume_point(run: Run, folder: RunFolder, *, is_plateau: bool = False) 
     The last.pt before becomes previous.pt. Training continues meanwhile; `wait_for_files` returns once the file is
     complete.
     """
+    _require_finite(run)
     parts = run.context.world.gathered(run.totals.tolist())
     _require_equal(run)
     run.saved_at = time.monotonic()
@@ -401,6 +402,7 @@ def _ship(run: Run, folder: RunFolder, name: str, content: Mapping[str, Any], *,
 
 def save_snapshot(run: Run, folder: RunFolder) -> None:
     """Write the raw weights as they are; remove the oldest of more than `keep`."""
+    _require_finite(run)
     _require_equal(run)
     with run.eval_weights():
         weights = cloned(run.model.state_dict()) if run.averages_inside else run.model.state_dict()
@@ -419,6 +421,18 @@ def save_snapshot(run: Run, folder: RunFolder) -> None:
     old = [] if settings.keep == "all" else kept[: -int(settings.keep)]
     event = SavedEvent(path=folder.snapshot_path(run.step), kind="snapshot", step=run.step)
     _write(run, folder, event, content, outdated=[folder.snapshot_path(step) for step in old])
+
+
+def _require_finite(run: Run) -> None:
+    """Require finite weights: on a GPU averages take weights that nobody has looked at yet.
+
+    Raises:
+        UserError: They are not finite.
+    """
+    try:
+        require_finite(read(run.model).weights)
+    except NonFiniteWeightsError as error:
+        raise failures.diverged(f"epoch {run.epoch}, step {run.step:,}: {error}") from error
 
 
 def _require_equal(run: Run) -> None:

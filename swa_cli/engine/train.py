@@ -8,14 +8,12 @@ the raw weights, and draw no random numbers: they never change the trajectory.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, TextIO
-
-import torch
-from torch import Tensor
 
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.model_state import NonFiniteWeightsError, read, require_finite
@@ -28,7 +26,7 @@ from swa_cli.engine.pretrained import Purpose
 from swa_cli.engine.run import Run, build_run, end_freezing, unfreeze_if_due
 from swa_cli.engine.step import Forward, build_forward, train_step
 from swa_cli.engine.user_code import make_importable
-from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, UserError
+from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated
 from swa_cli.recipe.load import Loaded
 
 READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
@@ -126,7 +124,7 @@ def train_epochs(run: Run, folder: RunFolder) -> None:
             try:
                 require_finite(read(run.model).weights)
             except NonFiniteWeightsError as error:
-                raise _diverged(f"epoch {run.epoch}: {error}") from error
+                raise failures.diverged(f"epoch {run.epoch}: {error}") from error
             if num_steps := _num_steps_of_epoch(run):  # 0 where the time was over
                 _end_epoch(run, folder, num_steps=num_steps)
             run.stopped = run.stopped or _out_of_patience(run)
@@ -160,31 +158,34 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
             for result in train_step(run, forward, batches):
                 if device.type == "cpu" or time.monotonic() > next_reading:
                     loss = float(result.loss)
-                    _require_finite(result.loss, run)
+                    _require_finite(loss, run)
                     next_reading = time.monotonic() + READ_LOSS_EVERY_S
                     bar.advance(loss=loss)
                 else:
                     bar.advance()
                 run.totals += result.part
-            _count_step(run, folder)
+            _count_step(run, folder, check_finite=loss is not None)  # either waits for the GPU
             rate = plan.learning_rate(run.step - 1)
             context.events.emit(StepEvent(step=run.step, epoch=epoch, lr=rate, loss=loss))
             if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
                 state.save_if_due(run, folder)
-    _require_finite(run.totals[0], run)
+    _require_finite(float(run.totals[0]), run)
 
 
-def _count_step(run: Run, folder: RunFolder) -> None:
-    """Count an optimizer update; take the averages and the snapshot that the plan has after it."""
+def _count_step(run: Run, folder: RunFolder, *, check_finite: bool) -> None:
+    """Count an optimizer update; take the averages and the snapshot that the plan has after it.
+
+    Weights that were not checked are so at the next reading, save or end of the epoch.
+    """
     done = run.step + 1
     due = [average for name, average in run.averages.items() if done in run.due[name]]
     due += [run.cumulative] if run.cumulative is not None else []
     if due:
         try:
             with run.eval_weights():
-                update_all(due, run.model, step=done)
+                update_all(due, run.model, step=done, check_finite=check_finite)
         except NonFiniteWeightsError as error:
-            raise _diverged(f"epoch {run.epoch}, step {done}: {error}") from error
+            raise failures.diverged(f"epoch {run.epoch}, step {done}: {error}") from error
     run.step = done
     if done in run.plan.snapshots:
         state.save_snapshot(run, folder)
@@ -242,11 +243,6 @@ def _out_of_patience(run: Run) -> str | None:
     return "patience" if best is not None and len(measured) - 1 - best >= stop.patience else None
 
 
-def _require_finite(loss: Tensor, run: Run) -> None:
-    if not torch.isfinite(loss):
-        raise _diverged(f"epoch {run.epoch}, step {run.step + 1}: the loss is {float(loss)}")
-
-
-def _diverged(what: str) -> UserError:
-    hint = "start again with a lower optimizer.lr, or with train.clip_norm=1"
-    return UserError(what, hint=hint, exit_code=EXIT_FAILED)
+def _require_finite(loss: float, run: Run) -> None:
+    if not math.isfinite(loss):
+        raise failures.diverged(f"epoch {run.epoch}, step {run.step + 1}: the loss is {loss}")
