@@ -136,7 +136,8 @@ def _hue(images: Tensor, turns: Tensor) -> Tensor:
     hue = torch.where((value == green) & (value != red), 2 + (blue - red) / unit, hue)
     hue = torch.where((value != green) & (value != red), 4 + (red - green) / unit, hue)
     # Each channel falls linearly by the chroma and rises again, at its own third of the turn.
-    sixth = (torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None] + hue + 6 * turns) % 6
+    offsets = torch.arange(5.0, 0.0, -2.0, device=images.device)[:, None, None]  # not copied there, which would wait
+    sixth = (offsets + hue + 6 * turns) % 6
     return value - chroma * torch.minimum(sixth, 4 - sixth).clamp_(0, 1)
 
 
