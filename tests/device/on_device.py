@@ -13,10 +13,12 @@ import pickle
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from processes import CONTEXT, exit_codes, leave_white_curves, render_blank_figures, skip_fsync, use_one_thread
 from device.simulated import DEVICE, Entry, register
+from processes import CONTEXT, exit_codes, leave_white_curves, render_blank_figures, skip_fsync, use_one_thread
 
 Change = Callable[[], None]
 
@@ -35,38 +37,39 @@ class Told:
 
 
 def on_device(folder: Path, *commands: Sequence[str | Path], change: Change | None = None) -> list[Told]:
-    """Run commands one after the other in `folder`, with `change` made to the product before; each has to succeed."""
-    told = run(folder, *commands, change=change)
-    for one in told:
-        assert one.code == 0, one.said
+    """Run commands of swa one after the other in `folder`, with `change` made to the product before."""
+    told: list[Told] = there(folder, partial(_run, [[str(word) for word in command] for command in commands], change))
     return told
 
 
-def run(folder: Path, *commands: Sequence[str | Path], change: Change | None = None) -> list[Told]:
-    """Run commands one after the other in `folder`, with `change` made to the product before."""
-    target = folder / "told.pickle"
-    words = [[str(word) for word in command] for command in commands]
-    process = CONTEXT.Process(target=_work, args=(folder, words, change, target))
+def there(folder: Path, work: Callable[[], Any]) -> Any:
+    """Return what a function of a module returns in a process that has the device and works in `folder`."""
+    target = folder / "returned.pickle"
+    process = CONTEXT.Process(target=_work, args=(folder, work, target))
     process.start()
-    assert exit_codes(process) == [0], "the process of the device has ended by itself"
-    told: list[Told] = pickle.loads(target.read_bytes())
+    assert exit_codes(process) == [0], "the process of the device has failed"
+    returned = pickle.loads(target.read_bytes())
     target.unlink()
-    return told
+    return returned
 
 
-def _work(folder: Path, commands: list[list[str]], change: Change | None, target: Path) -> None:
+def _work(folder: Path, work: Callable[[], Any], target: Path) -> None:
+    os.chdir(folder)
+    register()
+    target.write_bytes(pickle.dumps(work()))
+
+
+def _run(commands: list[list[str]], change: Change | None) -> list[Told]:
     from swa_cli import cli
     from swa_cli.analysis import run_output
     from swa_cli.engine import train
 
-    os.chdir(folder)
     os.environ["COLUMNS"] = "200"
     render_blank_figures()
     run_output._draw_curves = leave_white_curves
     skip_fsync()
     use_one_thread()
-    train.READ_LOSS_EVERY_S = math.inf  # so that an epoch has one reading, however slow the machine is
-    register()
+    train.READ_LOSS_EVERY_S = math.inf  # an epoch has one reading, that of its first batch, however slow the machine is
     if change is not None:
         change()
     told = []
@@ -74,6 +77,6 @@ def _work(folder: Path, commands: list[list[str]], change: Change | None, target
         DEVICE.journal.clear()
         said = io.StringIO()
         with redirect_stdout(said), redirect_stderr(said):
-            code = cli.run(["--traceback", *words])
+            code = cli.run(words)
         told.append(Told(code, said.getvalue(), list(DEVICE.journal)))
-    target.write_bytes(pickle.dumps(told))
+    return told

@@ -203,7 +203,7 @@ def take_back(values: Tensor) -> Tensor:
 
 def _renamed(values: Tensor, device_type: int) -> Tensor:
     """Return the same memory as a tensor of another type of device, with the same strides."""
-    capsule = torch._C._to_dlpack(values)
+    capsule = torch._C._to_dlpack(values.detach())  # which keeps its memory, also if `values` is given other `data`
     address = _capsule_pointer(capsule, b"dltensor")
     assert address is not None
     ctypes.c_int.from_address(address + DEVICE_OFFSET).value = device_type
@@ -247,6 +247,7 @@ def _fallback(operation: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _compute(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Lend the operands to the CPU, compute, and take the results back; what is written in place is what was given."""
+    args = [_as_declared(value, argument) for value, argument in zip(args, operation._schema.arguments, strict=False)]
     leaves, spec = trees.tree_flatten((tuple(args), kwargs))
     for value in leaves:
         if isinstance(value, Tensor) and not _is_here(value) and value.dim() > 0:
@@ -255,25 +256,37 @@ def _compute(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any
                 f"{tuple(value.shape)} beside {NAME}: {' < '.join(project_frames())}"
             )
     lent_args, lent_kwargs = trees.tree_unflatten([_lent(value) for value in leaves], spec)
+    written = _written(operation, args, kwargs)
+    for name, value in kwargs.items():
+        if _is_here(value) and value.numel() <= 1 and any(value is result for result in written.values()):
+            lent_kwargs[name] = torch.empty(0, dtype=value.dtype)  # some operations give `out` other sizes meanwhile
     with _random_numbers_of_device(operation):
         results = operation(*lent_args, **lent_kwargs)
-    written, computed = _written(operation, args, kwargs), _written(operation, lent_args, lent_kwargs)
-    for memory, value in written.items():
-        if _is_here(value) and value.shape != computed[memory].shape:  # an empty result that was given its size
-            value.data = take_back(computed[memory])
+    for memory, computed in _written(operation, lent_args, lent_kwargs).items():
+        value = written[memory]
+        if _is_here(value) and value.shape != computed.shape:  # an empty result that was given its size
+            value.data = take_back(computed)
+        elif _is_here(value) and value.numel() == 1:
+            lend(value).copy_(computed)
     returns = operation._schema.returns
     if len(returns) == 1:
-        return _result(results, returns[0], written)
+        return _result(results, returns[0], written, args[0])
     if isinstance(results, tuple):
-        return tuple(_result(result, declared, written) for result, declared in zip(results, returns, strict=True))
+        return tuple(_result(*each, written, args[0]) for each in zip(results, returns, strict=True))
     return results
+
+
+def _as_declared(value: Any, argument: Any) -> Any:
+    """Return a number as a tensor where the operation has one: torch gives the fallback numbers in their place."""
+    is_number = isinstance(value, int | float) and isinstance(argument.type, torch.TensorType)
+    return torch.tensor(value) if is_number else value
 
 
 def _lent(value: Any) -> Any:
     if isinstance(value, torch.device) and value.type == NAME:
         return torch.device("cpu")
     if _is_here(value):
-        return lend(value) if value.numel() else torch.empty_like(value, device="cpu")  # may be given a size
+        return lend(value)
     return value
 
 
@@ -287,10 +300,14 @@ def _written(operation: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> dic
     }
 
 
-def _result(result: Any, declared: Any, written: dict[frozenset[str], Any]) -> Any:
-    if declared.alias_info is not None and declared.alias_info.is_write:
+def _result(result: Any, declared: Any, written: dict[frozenset[str], Any], first: Any) -> Any:
+    """Return what a result is on the device: what was written to, a view of the first operand, or new memory."""
+    if declared.alias_info is None:
+        return trees.tree_map_only(Tensor, take_back, result)
+    if declared.alias_info.is_write:
         return written[frozenset(declared.alias_info.before_set)]
-    return trees.tree_map_only(Tensor, take_back, result)
+    with torch.inference_mode(first.is_inference()):  # in inference mode too, a view of a parameter is an ordinary one
+        return trees.tree_map_only(Tensor, take_back, result)
 
 
 def _copy(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
