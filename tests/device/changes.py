@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -36,19 +37,29 @@ def add_noise_of_host() -> None:
 
 def interrupt_once() -> None:
     """Let Ctrl-C come once, in one step of the second epoch."""
+    _in_one_step(lambda run: None)
+
+
+def spoil_and_interrupt() -> None:
+    """Let one step of the second epoch leave NaN in the weights, and Ctrl-C come in the same step."""
+    _in_one_step(lambda run: next(run.model.parameters()).data.fill_(torch.nan))
+
+
+def _in_one_step(work: Callable[[Any], Any]) -> None:
     train_step, num_steps = train.train_step, 0
 
-    def changed(*args: Any) -> Any:
+    def changed(run: Any, *args: Any) -> Iterator[step.StepResult]:
         nonlocal num_steps
         num_steps += 1
+        yield from train_step(run, *args)
         if num_steps == STOPPED_IN:
+            work(run)
             os.kill(os.getpid(), signal.SIGINT)
-        return train_step(*args)
 
     train.train_step = changed
 
 
-def _after_backward(work: Any) -> None:
+def _after_backward(work: Callable[[step.StepResult], Any]) -> None:
     forward_backward = step.forward_backward
 
     def changed(*args: Any, **options: Any) -> step.StepResult:

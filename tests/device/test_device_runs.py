@@ -145,6 +145,18 @@ def test_resumed_run_equals_the_undisturbed_one(small: tuple[Path, dict[str, Tol
         assert len(first) == len(second) > LAYERS
 
 
+def test_weights_that_nobody_read_are_not_saved(tmp_path: Path) -> None:
+    """NaN in the weights between two readings, and Ctrl-C then: last.pt stays that of the epoch before, and finite."""
+    (told,) = on_device(written(tmp_path), ["train", "small.yaml"], change=changes.spoil_and_interrupt)
+    assert told.code == 1, told.said
+    assert f"epoch 2, step {changes.STOPPED_IN}" in told.said
+    (folder,) = (tmp_path / "runs").glob("small-*")
+    point = load(folder / "checkpoints" / "last.pt")
+    assert point["step"] == STEPS
+    assert point["averages"]["ema"]["count"] == STEPS
+    assert all(value.isfinite().all() for value in _tensors(point))
+
+
 def test_no_setting_makes_a_step_wait(tmp_path: Path) -> None:
     """Steps with mixed images, clipped gradients, bf16 and other losses and tasks, against their copies per batch."""
     written(tmp_path)
@@ -162,7 +174,7 @@ def test_pixels_are_scored_without_a_wait(tmp_path: Path) -> None:
     changed = changed.replace("digits, augment: {crop: 1, flip: true}", "shapes, args: {size: 16, train: 48, test: 16}")
     words = ["train.batch_size=16", "train.class_weights=balanced", "train.grad_accum_steps=2", "eval.batch_size=8"]
     written(tmp_path, f"task: segmentation\n{changed}")
-    (told,) = on_device(tmp_path, ["train", "small.yaml", "train.epochs=1", "averages.swag=null", *words])
+    (told,) = on_device(tmp_path, [*SHORT, *words])
     require_quiet_steps(told)
     evaluation = told.within("_forward")
     assert len([entry for entry in evaluation if entry.kind == "to device"]) > 2
