@@ -182,11 +182,13 @@ def test_pixels_are_scored_without_a_wait(tmp_path: Path) -> None:
 
 
 def test_bf16_is_computed_in(tmp_path: Path) -> None:
-    """Losses of the first epoch in bf16 against fp32: near, and not equal."""
+    """Losses of an epoch in bf16 against fp32, on the device by its number and by `auto`: near, and not equal."""
     written(tmp_path)
-    told = on_device(tmp_path, *([*SHORT, f"train.precision={precision}", "--json"] for precision in ("fp32", "bf16")))
+    words = (["train.precision=fp32", "train.device=auto"], ["train.precision=bf16", "train.device=simulated:0"])
+    told = on_device(tmp_path, *([*SHORT, *own, "--json"] for own in words))
     exact, coarse = (float(metrics(tmp_path / "runs" / name)[0]["train_loss"]) for name in ("small-001", "small-002"))
-    assert [json.loads(one.said[one.said.index("{") :])["precision"] for one in told] == ["fp32", "bf16"]
+    facts = [json.loads(one.said[one.said.index("{") :]) for one in told]
+    assert [(each["device"], each["precision"]) for each in facts] == [("simulated:0", "fp32"), ("simulated:0", "bf16")]
     assert exact != coarse == pytest.approx(exact, rel=0.02)
 
 
