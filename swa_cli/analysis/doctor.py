@@ -19,7 +19,7 @@ from swa_cli.data import splits
 from swa_cli.data.image_file import num_cores
 from swa_cli.engine.context import load_source
 from swa_cli.engine.events import Events
-from swa_cli.engine.hardware import bf16_features, processor, speed_of_bf16
+from swa_cli.engine.hardware import accelerators, bf16_features, processor, speed_of_bf16
 from swa_cli.engine.user_code import make_importable
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.schema import Output
@@ -90,13 +90,14 @@ def _bf16() -> dict[str, Any]:
 
 
 def _devices() -> list[str]:
-    found = ["cpu"]
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        about = torch.cuda.get_device_properties(index)
-        found.append(f"cuda:{index} {about.name} ({size_text(about.total_memory)})")
-    if torch.backends.mps.is_available():
-        found.append("mps")
-    return found if len(found) > 1 else ["cpu", "no GPU that torch sees"]
+    return ["cpu", *([_described(device) for device in accelerators()] or ["no GPU that torch sees"])]
+
+
+def _described(device: torch.device) -> str:
+    if device.type != "cuda":
+        return str(device)
+    about = torch.cuda.get_device_properties(device)
+    return f"{device} {about.name} ({size_text(about.total_memory)})"
 
 
 def _disk(root: Path) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from swa_cli.averaging.bn_layers import (
     norm_layers,
 )
 from swa_cli.averaging.bn_other_layers import OtherStatistics, find_other_layers
-from swa_cli.averaging.model_state import plain_model
+from swa_cli.averaging.model_state import fork_rng, plain_model
 from swa_cli.errors import UserError
 
 METHODS = ("pooled", "exact")
@@ -201,8 +201,7 @@ def _preserved(model: nn.Module, *, device: torch.device) -> Iterator[ModelState
     before = ModelState(model)
     momenta = {layer: layer.momentum for layer in norm_layers(model)}
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
-    fork_rng = torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
-    with fork_rng, eager, in_mode(dict.fromkeys(before.modes, False)):
+    with fork_rng(device), eager, in_mode(dict.fromkeys(before.modes, False)):
         try:
             yield before
         finally:

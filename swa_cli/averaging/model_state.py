@@ -11,6 +11,7 @@ import copy
 import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -161,6 +162,11 @@ def without_compile(name: str) -> str:
 def float64_device(device: torch.device) -> torch.device:
     """Return a device for float64 arithmetic on tensors of `device`: mps has none."""
     return torch.device("cpu") if device.type == "mps" else device
+
+
+def fork_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Restore torch's global generators of the CPU and of a device on exit; torch cannot do so for mps."""
+    return torch.random.fork_rng(devices=[] if device.type in ("cpu", "mps") else [device], device_type=device.type)
 
 
 def on_meta(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

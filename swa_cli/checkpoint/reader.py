@@ -73,11 +73,13 @@ class WeightSet:
 def save(path: Path, content: Mapping[str, Any], *, keep: Path | None = None) -> None:
     """Write a checkpoint of ours atomically; the previous file goes to `keep` once the new one is durable.
 
+    Tensors of a device are written as those of the CPU, so that any machine can load them.
+
     Raises:
         OSError: No room or no permission; nothing has changed. (On a full disk, torch.save alone raises a RuntimeError
             without errno, and leaves a part of the file.)
     """
-    whole = {"format": schema.FORMAT, **content}
+    whole = {"format": schema.FORMAT, **map_tensors(content, lambda _, value: value.cpu())}
 
     def write(file: IO[bytes]) -> None:
         sink = _Sink(file)

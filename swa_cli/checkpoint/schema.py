@@ -132,7 +132,7 @@ class Environment(_Stored, extra="allow"):
 
     __pydantic_extra__: dict[str, int | str]
     threads: int = Field(gt=0)
-    device: str = Field(pattern=r"^(cpu|mps|cuda(:\d+)?)$")
+    device: str = Field(pattern=r"^[a-z]+(:\d+)?$")
     precision: Literal["fp32", "bf16", "fp16"]
 
 

@@ -108,7 +108,7 @@ def to_nchw(pixels: Tensor) -> Tensor:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Move to a device; through pinned memory to a GPU, so that the copy overlaps with its work."""
-    if device.type == "cuda" and values.device.type == "cpu":
+    """Move to a device; through pinned memory where it has some, so that the copy overlaps with its work."""
+    if device.type not in ("cpu", "mps") and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)

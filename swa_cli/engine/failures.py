@@ -35,6 +35,12 @@ def run_error(message: str, *, hint: str) -> UserError:
     return UserError(message, hint=hint, exit_code=EXIT_FAILED)
 
 
+def diverged(what: str) -> UserError:
+    """Return the error of a run whose loss or weights are not finite."""
+    hint = "start again with a lower optimizer.lr, or with train.clip_norm=1"
+    return UserError(what, hint=hint, exit_code=EXIT_FAILED)
+
+
 @contextmanager
 def explain(folder: RunFolder, *, ways: Callable[[], Sequence[str]] = tuple) -> Iterator[None]:
     """Turn failures of disk and memory into one message and exit code 1; say how to continue the run.
@@ -94,12 +100,6 @@ def memory(key: str, batch_size: int) -> Iterator[None]:
         raise UserError(
             f"out of memory with a batch of {batch_size} images", hint=remedy, exit_code=EXIT_FAILED
         ) from error
-
-
-def diverged(what: str) -> UserError:
-    """Return the error of a training whose numbers are not finite any more."""
-    hint = "start again with a lower optimizer.lr, or with train.clip_norm=1"
-    return UserError(what, hint=hint, exit_code=EXIT_FAILED)
 
 
 def _has_saved(folder: RunFolder) -> bool:

@@ -64,10 +64,8 @@ class Hardware:
         """
         # Not torch.manual_seed: without a GPU it formats a stack trace per call.
         seed_globals(seed, *words)
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(torch.initial_seed())
-        elif self.device.type == "mps":
-            torch.mps.manual_seed(torch.initial_seed())
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(torch.initial_seed())
 
     def describe(self) -> str:
         """Return one line of the plan: `cpu, 2 threads, fp32 (the processor has no native bf16)`."""
@@ -102,7 +100,7 @@ def choose(
         UserError: The device is absent, or cannot compute in the precision that was asked for.
     """
     chosen = _device(device) if world.size == 1 else _device_of_process(device, world)
-    if precision == "auto" and begun is not None and torch.device(begun["device"]).type == chosen.type:
+    if precision == "auto" and begun is not None and begun["device"].partition(":")[0] == chosen.type:
         chosen_precision, reason = str(begun["precision"]), "as the run was begun"
     else:
         # Rank 0 decides, since `auto` measures.
@@ -162,19 +160,23 @@ def environment(hardware: Hardware) -> dict[str, str | int]:
 
 
 def _device(name: str) -> torch.device:
+    present = accelerators()
     if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", 0)
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        return present[0] if present else torch.device("cpu")
+    kind, _, index = name.partition(":")
+    if name != "cpu" and (kind not in {device.type for device in present} or int(index or 0) >= len(present)):
+        found = ", ".join(map(str, present)) or "no accelerator"
         raise UserError(
-            f"train.device: {name} is not available: torch sees {torch.cuda.device_count()} CUDA devices",
+            f"train.device: {name} is not available: torch sees {found}",
             hint="set train.device=auto, or install a torch build that fits your GPU's driver",
         )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("train.device: mps is not available", hint="set train.device=auto")
-    return device
+    return torch.device(name)
+
+
+def accelerators() -> list[torch.device]:
+    """Return the devices beside the CPU: those of the one kind of accelerator that torch has here, or none."""
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return [] if kind is None else [torch.device(kind.type, index) for index in range(torch.accelerator.device_count())]
 
 
 def _device_of_process(name: str, world: World) -> torch.device:
@@ -207,8 +209,8 @@ def _gains_by_bf16(device: torch.device) -> tuple[bool, str]:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return native, f"the GPU has {'' if native else 'no '}native bf16"
-    if device.type == "mps":
-        return False, "fp32 on mps"
+    if device.type != "cpu":
+        return False, f"fp32 on {device.type}"
     features = bf16_features()
     if not features:
         return False, "the processor has no native bf16"

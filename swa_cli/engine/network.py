@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_lazy_tensor
 
 from swa_cli.averaging.bn_layers import bn_layers, norm_layers
-from swa_cli.averaging.model_state import cloned, like
+from swa_cli.averaging.model_state import cloned, fork_rng, like
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.loading import MisfitError
 from swa_cli.checkpoint.reader import Checkpoint
@@ -219,7 +219,7 @@ class Replica:
     def make(self) -> nn.Module:
         """Build another network of the recipe on the device, without touching any random generator."""
         device, started = self.context.hardware.device, time.monotonic()
-        with preserve_global_rng(), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with preserve_global_rng(), fork_rng(device):
             network = self.context.build_model()
         freeze(network, self.frozen)
         self.made_in_s = time.monotonic() - started

@@ -304,7 +304,8 @@ def _executing(network: nn.Module) -> Iterator[list[str]]:
 
 
 def _repeated(batch: tuple[Any, Any], number: int) -> tuple[Any, Any]:
-    rows = torch.arange(number) % pytree.batch_size(batch[0])
+    (device,) = {values.device for values in pytree.named_tensors(batch[0]).values()}
+    rows = torch.arange(number, device=device) % pytree.batch_size(batch[0])
     inputs, targets = (pytree.select_rows(part, rows) for part in batch)
     return inputs, targets
 

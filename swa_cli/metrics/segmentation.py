@@ -85,8 +85,11 @@ def _scores(log_p: Tensor, masks: Tensor) -> SampleScores:
 
     def pixels(classes: Tensor, which: Tensor) -> Tensor:
         """Return (B, K): the number of pixels of each image and class."""
-        numbers = (image + classes)[which]
-        return torch.bincount(numbers, minlength=num_images * num_classes).view(num_images, num_classes)
+        # Not bincount of the chosen pixels: a GPU would wait for their number, twice. The last place takes the others.
+        places = torch.where(which, image + classes, num_images * num_classes).flatten()
+        counts = torch.zeros(num_images * num_classes + 1, dtype=torch.int64, device=places.device)
+        counts.scatter_add_(0, places, torch.ones_like(places))
+        return counts[:-1].view(num_images, num_classes)
 
     right = pixels(labels, counted & (found == labels))
     values = {"right": right, "present": pixels(labels, counted), "predicted": pixels(found, counted), "nll": nll}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -560,15 +561,19 @@ def test_trained_weights_enter_without_a_graph() -> None:
 @pytest.mark.parametrize("kind", ["mean", "ema", "lawa", "swag"])
 def test_an_average_on_another_device_has_the_same_bits(kind: str) -> None:
     """On the CPU by name, together with one beside the weights, against that one; and a continued one."""
-    settings: dict[str, Any] = {"ema": {"decay": 0.9}, "lawa": {"window": 2}, "swag": {"rank": 2}}.get(kind, {})
+    own: dict[str, dict[str, Any]] = {"ema": {"decay": 0.9}, "lawa": {"window": 2}, "swag": {"rank": 2}}
+    settings = {"kind": kind, **own.get(kind, {})}
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    beside, named = WeightAverage(model, kind=kind, **settings), WeightAverage(model, kind=kind, **settings, device="cpu")
+    beside, named = (
+        WeightAverage(model, **settings),
+        WeightAverage(model, **settings, device="cpu"),
+    )
     for seed in range(3):
         torch.manual_seed(seed)
         nn.init.normal_(model[0].weight)
         nn.init.normal_(model[1].running_mean)
         update_all([beside, named], model)
-    continued = WeightAverage(model, kind=kind, **settings, device="cpu")
+    continued = WeightAverage(model, **settings, device="cpu")
     continued.load_state_dict(named.state_dict())
     for other in (named, continued):
         for name, value in beside.averaged_state().items():

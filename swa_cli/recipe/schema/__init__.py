@@ -321,7 +321,9 @@ class Train(BaseModel):
         default="auto", description="auto: bf16 where the hardware computes in it natively and faster, else fp32"
     )
     device: Text = Field(
-        default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"
+        default="auto",
+        pattern=r"^[a-z]+(:\d+)?$",
+        description="auto, cpu, cuda, cuda:1, mps, xpu, or another that torch has here",
     )
     averages_device: Literal["auto", "cpu"] = Field(
         default="auto", description="where averages lie: auto, beside the weights; cpu spares the memory of a GPU"
