@@ -35,6 +35,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 import swa_cli
 
 NAME = "simulated"
+MEMORY = 1 << 30  # bytes, always free
 PROJECT = Path(swa_cli.__file__).parent
 ON_HOST, ON_DEVICE = 1, 12  # kDLCPU and kDLExtDev of dlpack.h, which torch takes for PrivateUse1
 DEVICE_OFFSET, STRIDES_OFFSET = 8, 32  # in a DLTensor: of `device.device_type`, of `strides`
@@ -138,6 +139,9 @@ class BackendModule:
 
     def _is_in_bad_fork(self) -> bool:
         return False
+
+    def mem_get_info(self, device: object = None) -> tuple[int, int]:
+        return MEMORY, MEMORY
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
