@@ -1,69 +1,41 @@
 """`swa repeat`: run a recipe with several seeds and report them together.
 
 `runs/<name>-repeat-001` has a run folder per seed, an ordinary run: see `several_runs`. The baseline, or another recipe
-to compare with, is a repeat in a folder of its own, run seed by seed beside it.
+to compare with, is a repeat in a folder of its own, run seed by seed beside it. `repeat_seeds` runs what is left to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from swa_cli.analysis import plot
 from swa_cli.analysis.compare import Result, over_pairs, over_seeds, read_result
+from swa_cli.analysis.repeat_seeds import (
+    Series,
+    describe,
+    members_of,
+    newest_repeat,
+    opened,
+    require_same_samples,
+    run_seeds,
+    seeds_text,
+    write_result,
+)
 from swa_cli.analysis.run_output import RunOutput
-from swa_cli.analysis.several_runs import STATES, newest, run_or_continue, state_of
-from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_next
+from swa_cli.analysis.several_runs import STATES
+from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder
 from swa_cli.engine import failures, train
-from swa_cli.engine.run import Run
 from swa_cli.engine.user_code import make_importable
-from swa_cli.errors import EXIT_FAILED, Terminated, UserError
+from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
-from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.variants import BASELINE, baseline_of, describe_baseline
 from swa_cli.report.seeds import Against, seed_ranges, seed_summary
 from swa_cli.report.terminal import Terminal
-
-Results = dict[int, tuple[dict[str, Any], Result]]  # seed -> result.json, and its compared part
-
-
-@dataclass(frozen=True)
-class Member:
-    """A seed of a repeat and its run folder; `state` is one of `STATES`."""
-
-    seed: int
-    folder: RunFolder
-    state: str
-
-
-@dataclass
-class Series:
-    """A recipe of a repeat, its folder and its seeds; `label` names it where two are compared."""
-
-    loaded: Loaded
-    label: str
-    folder: RunFolder | None  # None until it is made
-    reason: str  # why this folder was chosen
-    ready: dict[int, Run] = field(default_factory=dict)
-    members: list[Member] = field(default_factory=list)
-    results: Results = field(default_factory=dict)
-
-    @property
-    def place(self) -> RunFolder:
-        """The folder, once it is made."""
-        assert self.folder is not None, "made before a seed is run"
-        return self.folder
-
-    def in_state(self, wanted: str, seeds: Sequence[int]) -> list[int]:
-        """Return the seeds in a state; all are new where there is no folder."""
-        states = {member.seed: member.state for member in self.members} or dict.fromkeys(seeds, "new")
-        return [seed for seed, state in states.items() if state == wanted]
 
 
 def repeat(
@@ -74,14 +46,16 @@ def repeat(
     against: Loaded | str | None = None,
     dry_run: bool = False,
     at: Path | None = None,
+    waits: bool = True,
 ) -> dict[str, Any]:
-    """Run the seeds that are not finished, and report all of them.
+    """Run the seeds that are not finished and that no other process works on, and report all of them.
 
-    The newest repeat folder with the same recipe is continued; without one, a new folder is made.
+    The newest repeat folder with the same recipe is continued; without one, a new folder is made. Seeds of other
+    processes are waited for, and run here if those processes end before them.
 
     The seed of the recipe itself is ignored. `against` is another recipe, or `baseline`, to run with the same seeds
     and to compare pairwise. `dry_run` shows the plan of the first seed and the seeds to run, and writes nothing. `at`
-    is the folder, if it is not to be chosen.
+    is the folder, if it is not to be chosen. Without `waits` the answer is empty while other processes work on seeds.
 
     Raises:
         RecipeError: Problems of a recipe; nothing was run.
@@ -100,26 +74,26 @@ def repeat(
             )
             if series is every[0]:  # two datasets at once may not fit into memory
                 series.ready[seeds[0]] = run
-    with ExitStack() as claims:
-        logs = [claims.enter_context(_locked(series, seeds)) for series in every]
+    with ExitStack() as stack:
+        logs = [stack.enter_context(opened(series, seeds, terminal)) for series in every]
         for series in every:
             for member in series.members:
                 if member.state == "finished":
                     series.results[member.seed] = read_result(member.folder.result, metrics=metrics)
-            _require_same_samples(series)
+            require_same_samples(series)
         terminal.attach_log(logs[0])
-        for series in every:  # in this order: with recipe.yaml alone it would be the folder of a run
-            series.place.write_json(series.place.repeat.name, {"seeds": list(seeds)})
-            series.place.write_text(series.place.recipe.name, load.dump(series.loaded.recipe))
+        for series in every:
+            describe(series.place, series.loaded.recipe, seeds)
         _tell_plan(
             f"{loaded.recipe.title}, {len(seeds)} seeds -> {every[0].place.display_path}",
             every,
             seeds,
             terminal=terminal,
         )
-        _run_seeds(every, seeds, metrics=metrics, terminal=terminal)
+        if not run_seeds(every, seeds, metrics=metrics, terminal=terminal, waits=waits):
+            return {}
         if len(every) > 1:
-            every[1].place.write_json(every[1].place.result.name, _answer(every[1], seeds, metrics=metrics))
+            write_result(every[1].place, _answer(every[1], seeds, metrics=metrics))
         return _report(every, seeds, metrics=metrics, terminal=terminal)
 
 
@@ -127,11 +101,7 @@ def _series(loaded: Loaded, label: str, terminal: Terminal, *, at: Path | None =
     if at is not None:
         at.mkdir(parents=True, exist_ok=True)
         return Series(loaded, label, RunFolder(at), "is that of the trial")
-    recipe, ignored = loaded.recipe, (*RESUMABLE_KEYS, "seed")
-    folder, reason = newest(
-        recipe, _name(recipe), is_kind=lambda found: found.repeat.is_file(), terminal=terminal, ignored=ignored
-    )
-    return Series(loaded, label, folder, reason)
+    return Series(loaded, label, *newest_repeat(loaded.recipe, terminal))
 
 
 def _others(loaded: Loaded, against: Loaded | str | None, terminal: Terminal) -> list[Series]:
@@ -156,67 +126,9 @@ def _others(loaded: Loaded, against: Loaded | str | None, terminal: Terminal) ->
     return [_series(against, label, terminal)]
 
 
-@contextmanager
-def _locked(series: Series, seeds: Sequence[int]) -> Iterator[Any]:
-    """Claim the folder of a series, which is made if there is none, for this process; yield its log."""
-    recipe = series.loaded.recipe
-    if series.folder is None:
-        series.folder = RunFolder(make_next(Path(recipe.output.root), _name(recipe)))
-    with series.folder.lock() as log:
-        series.members = _members(series.folder, recipe, seeds)
-        yield log
-
-
-def _members(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> list[Member]:
-    """Return each seed with the state of its folder; see `state_of` for the errors."""
-    members = []
-    for seed in seeds:
-        run, own = RunFolder(folder.path / f"seed-{seed}"), recipe.model_copy(update={"seed": seed})
-        members.append(Member(seed, run, state_of(run, own, noun="seed", command="repeat")))
-    return members
-
-
-def _run_seeds(every: Sequence[Series], seeds: Sequence[int], *, metrics: TaskMetrics, terminal: Terminal) -> None:
-    """Run each seed that is not finished, with each recipe in turn, and put its result into `results`."""
-    has_run = False
-    for number, members in enumerate(zip(*(series.members for series in every), strict=True), start=1):
-        for series, member in zip(every, members, strict=True):
-            title = f"seed {member.seed} ({number} of {len(seeds)})" + (f", {series.label}" if series.label else "")
-            terminal.heading(title if member.state != "finished" else f"{title} is finished")
-            if member.state == "finished":
-                continue
-            with _named(title, finished=list(series.results), has_run=has_run, terminal=terminal):
-                _run(member, series, terminal=terminal)
-                if series.loaded.recipe.output.plots:
-                    plot.draw_all(member.folder.path, terminal=terminal.part())
-                series.results[member.seed] = read_result(member.folder.result, metrics=metrics)
-            has_run = True
-
-
-def _run(member: Member, series: Series, *, terminal: Terminal) -> None:
-    # pop: its network and data must not stay in memory while the other seeds run.
-    ready = series.ready.pop(member.seed, None)
-    own, output = series.loaded.with_seed(member.seed), RunOutput(terminal.part())
-    run_or_continue(own, member.folder, state=member.state, listeners=[output], ready=ready)
-
-
-@contextmanager
-def _named(title: str, *, finished: Sequence[int], has_run: bool, terminal: Terminal) -> Iterator[None]:
-    """Name the seed in which the repeat ended; the exit code is 1 once a seed has run."""
-    try:
-        yield
-    except UserError as error:
-        kept = f"; {_seeds(sorted(finished))}: finished and kept" if finished else ""
-        code = EXIT_FAILED if has_run else error.exit_code
-        raise UserError(f"{title}: {error.message}", hint=error.hint + kept, exit_code=code) from error
-    except (KeyboardInterrupt, Terminated):
-        terminal.warning(f"stopped in {title}: run the same command again to continue")
-        raise
-
-
 def _answer(series: Series, seeds: Sequence[int], *, metrics: TaskMetrics) -> dict[str, Any]:
     """Return the results of the seeds of one recipe."""
-    _require_same_samples(series)
+    require_same_samples(series)
     results = {seed: series.results[seed] for seed in seeds}
     compared = {seed: result for seed, (_, result) in results.items()}
     first = next(iter(compared.values()))
@@ -240,14 +152,13 @@ def _report(
     weights, compared = answer["weights"], {seed: every[0].results[seed][1] for seed in seeds}
     for name, row in weights.items():
         if missing := [seed for seed in compared if seed not in row["seeds"]]:
-            terminal.warning(f"{name} is missing in {_seeds(missing)}: only the other seeds count for it")
+            terminal.warning(f"{name} is missing in {seeds_text(missing)}: only the other seeds count for it")
     for key in ("device", "precision"):
         kinds = dict.fromkeys(getattr(result, key) for result in compared.values())
         if len(kinds) > 1:
             terminal.warning(f"the seeds ran with {key} {' and '.join(kinds)}: this adds to their spread")
     against = _compare(answer, every[1], compared, metrics=metrics) if len(every) > 1 else None
-    folder = every[0].place
-    folder.write_json(folder.result.name, answer)
+    write_result(every[0].place, answer)
     split, samples = answer["split"], answer["samples"]
     terminal.print(seed_summary(weights, split=split, samples=samples, seeds=seeds, metrics=metrics, against=against))
     return answer
@@ -279,21 +190,10 @@ def _compare(
     return Against(series.label, scores, pairs)
 
 
-def _require_same_samples(series: Series) -> None:
-    """Refuse to compare scores of different splits or numbers of samples."""
-    kinds = {(result.split, result.samples): seed for seed, (_, result) in series.results.items()}
-    if len(kinds) > 1:
-        said = ", ".join(f"seed {seed} on {samples:,} {split}" for (split, samples), seed in kinds.items())
-        raise UserError(
-            f"{series.place.path}: its seeds were scored on different samples ({said})",
-            hint="move the seeds of the older data elsewhere: the same command runs them again",
-        )
-
-
 def _dry_run(every: Sequence[Series], seeds: Sequence[int], *, terminal: Terminal) -> dict[str, Any]:
     for series in every:
         if series.folder is not None:
-            series.members = _members(series.folder, series.loaded.recipe, seeds)
+            series.members = members_of(series.folder, series.loaded.recipe, seeds)
     loaded, folder = every[0].loaded, every[0].folder
     _tell_plan(f"{loaded.recipe.title}, {len(seeds)} seeds (dry run)", every, seeds, terminal=terminal)
     plans = []
@@ -325,11 +225,3 @@ def _tell_plan(title: str, every: Sequence[Series], seeds: Sequence[int], *, ter
             rows.append(("against", describe_baseline(recipe) if series.label == BASELINE else recipe.title))
         rows += [("folder", series.reason), ("seeds", "; ".join(left))]
     terminal.plan(title, rows)
-
-
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"seed{'s' if len(seeds) > 1 else ''} {seed_ranges(seeds)}"
-
-
-def _name(recipe: Recipe) -> str:
-    return f"{recipe.title}-repeat"

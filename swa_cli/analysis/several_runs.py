@@ -1,16 +1,19 @@
 """Runs within one folder, such as the seeds of a repeat or the trials of a sweep: find the folder, and do what is left.
 
 One idea: each is an ordinary run, whose folder says how far it is: finished, stopped, or new. So whatever consists of
-runs has no progress of its own to save: the same command looks at the folders and does what is left.
+runs has no progress of its own to save: the same command looks at the folders and does what is left. Given in several
+processes, on machines that share the folder, each of them does what no other one works on.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, numbered
+from swa_cli.checkpoint import locks
+from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_root, numbered
 from swa_cli.engine import resume, train
 from swa_cli.engine.run import Run
 from swa_cli.errors import RecipeError, UserError
@@ -20,6 +23,7 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
 
 STATES = {"finished": "finished", "stopped": "to continue", "new": "to run"}
+POLL_S = 0.5  # between two looks at runs of other processes
 
 
 def newest(
@@ -61,6 +65,18 @@ def newest(
         elif reason == "is new":
             reason = f"is new: {path.name} differs ({difference})"
     return None, reason
+
+
+@contextmanager
+def making(root: Path, name: str) -> Iterator[None]:
+    """Let one process at a time look for a folder `<name>-NNN` and make it: those that start at once share it.
+
+    Raises:
+        UserError: No folder can be made there.
+    """
+    make_root(root)
+    with locks.holding(root / f".{name}.lock"):
+        yield
 
 
 def state_of(folder: RunFolder, wanted: Recipe, *, noun: str, command: str) -> str:

@@ -14,16 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
-
 from swa_cli.analysis import sweep_metric
 from swa_cli.analysis.run_output import RunOutput
-from swa_cli.analysis.several_runs import newest
-from swa_cli.analysis.sweep_end import finish
+from swa_cli.analysis.several_runs import making, newest
+from swa_cli.analysis.sweep_end import finish, share_repeats
 from swa_cli.analysis.sweep_study import (
     JOURNAL,
     Settings,
     SweepStudy,
+    best_of,
     close_storage,
     is_url,
     open_storage,
@@ -126,6 +125,9 @@ def sweep(
     found = Sweep(loaded, settings, limit, metrics, folder, study, options.timeout_s)
     if options.worker is not None:
         work(found, terminal=terminal, table=None)
+        if options.seeds and found.is_finished:  # else each process may have other trials for the best
+            best = best_of(found.records(), is_lower_better=settings.is_lower_better)[: options.top]
+            share_repeats(found, best, seeds=options.seeds, terminal=terminal)
         return {}
     if number := sum(record.is_finished for record in study.records()):
         rows.append(("trials", f"{number} of {limit} are finished"))
@@ -228,8 +230,7 @@ def _difference(folder: RunFolder, settings: Settings, options: Options) -> str 
 def _make(recipe: Recipe, settings: Settings, options: Options, terminal: Terminal) -> RunFolder:
     """Make the folder of a sweep, unless another process has made it just now."""
     root = Path(recipe.output.root) if options.folder is None else options.folder.absolute().parent
-    root.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(root / f".{_name(recipe)}.lock"):
+    with making(root, _name(recipe)):
         folder, _ = _choose(recipe, settings, options, terminal)
         if folder is None:
             folder = RunFolder(make_next(root, _name(recipe)) if options.folder is None else options.folder)

@@ -9,17 +9,17 @@ import json
 import shlex
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
-
-import filelock
 
 from swa_cli.analysis import sweep_metric, sweep_table
 from swa_cli.analysis.repeat import repeat
-from swa_cli.analysis.sweep_study import COMPLETE, LOCKS, Record, best_of
+from swa_cli.analysis.sweep_study import COMPLETE, Record, best_of
 from swa_cli.analysis.sweep_trials import Sweep
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.recipe import load
+from swa_cli.recipe.load import Loaded
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
 
@@ -44,8 +44,7 @@ def finish(sweep: Sweep, *, seeds: Sequence[int], top: int, terminal: Terminal) 
         raise UserError(message, hint="run the same command again, or try other values", exit_code=EXIT_FAILED)
     over_seeds: dict[int, list[float]] = {}
     if seeds:
-        with filelock.FileLock(folder.path / LOCKS / SEEDS):  # another process may be at its end, too
-            over_seeds = _repeat(sweep, best[:top], seeds, terminal=terminal)
+        over_seeds = _repeat_all(sweep, best[:top], seeds, terminal=terminal)
     chosen = best[0]
     if over_seeds:
         means = {number: statistics.fmean(values) for number, values in over_seeds.items()}
@@ -58,27 +57,44 @@ def finish(sweep: Sweep, *, seeds: Sequence[int], top: int, terminal: Terminal) 
     return answer
 
 
-def _repeat(
-    sweep: Sweep, best: Sequence[Record], seeds: Sequence[int], *, terminal: Terminal
-) -> dict[int, list[float]]:
-    """Repeat trials with several seeds; return the final values of each trial, seed by seed."""
-    found = {}
+def share_repeats(sweep: Sweep, best: Sequence[Record], *, seeds: Sequence[int], terminal: Terminal) -> None:
+    """Run the seeds of trials that are not finished and that no other process works on."""
     with terminal.progress(f"the best {len(best)} with {len(seeds)} seeds", len(best)) as bar:
         for record in best:
-            own = sweep.recipe_of(record.texts)
-            path = sweep.folder.path / SEEDS / record.name
-            repeat(own, seeds, terminal=terminal.part(quiet=True), at=path)
-            values = []
-            for seed in seeds:
-                result = json.loads(RunFolder(path / f"seed-{seed}").result.read_text())
-                value = sweep_metric.final_value(result, sweep.settings.metric, own.recipe, sweep.metrics)
-                values += [] if value is None else [value]
-            if len(values) == len(seeds):
-                found[record.number] = values
-            else:
-                terminal.warning(f"trial {record.number} has no finite {sweep.settings.metric} with some seed")
+            _repeat(sweep, record, seeds, terminal=terminal, waits=False)
             bar.advance()
+
+
+def _repeat_all(
+    sweep: Sweep, best: Sequence[Record], seeds: Sequence[int], *, terminal: Terminal
+) -> dict[int, list[float]]:
+    """Repeat trials with several seeds; return the final values of each trial, seed by seed.
+
+    Other processes at the end of the same sweep share the seeds; this one waits for them when nothing else is left.
+    """
+    share_repeats(sweep, best, seeds=seeds, terminal=terminal)
+    found = {}
+    for record in best:
+        own, path = _repeat(sweep, record, seeds, terminal=terminal, waits=True)
+        values = []
+        for seed in seeds:
+            result = json.loads(RunFolder(path / f"seed-{seed}").result.read_text())
+            value = sweep_metric.final_value(result, sweep.settings.metric, own.recipe, sweep.metrics)
+            values += [] if value is None else [value]
+        if len(values) == len(seeds):
+            found[record.number] = values
+        else:
+            terminal.warning(f"trial {record.number} has no finite {sweep.settings.metric} with some seed")
     return found
+
+
+def _repeat(
+    sweep: Sweep, record: Record, seeds: Sequence[int], *, terminal: Terminal, waits: bool
+) -> tuple[Loaded, Path]:
+    """Repeat a trial; return its recipe and the folder of the repeat."""
+    own, path = sweep.recipe_of(record.texts), sweep.folder.path / SEEDS / record.name
+    repeat(own, seeds, terminal=terminal.part(quiet=True), at=path, waits=waits)
+    return own, path
 
 
 def _answer(
@@ -101,7 +117,7 @@ def _answer(
         "run": str(sweep.folder.path.resolve()),
         "split": "val",
         **{key: values[key] for key in ("metric", "direction", "sampler", "pruner", "space")},
-        "finished": len(records) == sweep.limit and all(record.is_finished for record in records),
+        "finished": sweep.is_finished,
         "trials": [record.values for record in records],
         "best": {"number": chosen.number, "params": chosen.texts, "value": chosen.value, "recipe": BEST},
         "seeds": list(seeds),

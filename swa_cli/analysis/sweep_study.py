@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import io
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -19,9 +19,8 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-import filelock
-
-from swa_cli.checkpoint.run_folder import RunFolder, try_lock
+from swa_cli.checkpoint import locks
+from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.randomness import derive_seed
 from swa_cli.errors import UserError
 from swa_cli.recipe.space import Choices, Parameter, Space, domain_of
@@ -33,7 +32,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1  # of sweep.json
 JOURNAL = "journal.log"
-LOCKS = ".locks"  # a file per trial that is run, and one for drawing
+DRAWING = "draw"  # the lock of drawing trials, beside one per trial
 ORPHAN_AFTER = timedelta(minutes=1)  # for a trial of a database that nobody has put his name on
 REDUCTION = 4  # of the trials, the best quarter goes on to the next rung (Li et al. 2020, "A System for ... (ASHA)")
 NUM_RUNGS = 2  # of pruning before the end: at 1/16 and 1/4 of the epochs
@@ -153,15 +152,14 @@ class SweepStudy:
         self._optuna = optuna = require_optuna()
         self.is_local = storage is None  # else machines share it that may not see each other's folders
         self._owner = f"{socket.gethostname()}:{folder.resolve()}"  # of the trials whose locks are in this folder
-        self._locks = folder / LOCKS
-        self._locks.mkdir(exist_ok=True)
+        self._lock_of = RunFolder(folder).lock_of
         self._storage = open_storage(folder, storage)
         pruner = optuna.pruners.NopPruner()
         if settings.pruner == "asha":
             pruner = optuna.pruners.SuccessiveHalvingPruner(
                 min_resource=settings.min_epochs, reduction_factor=REDUCTION
             )
-        with self._drawing():
+        with locks.holding(self._lock_of(DRAWING)):
             self.study = optuna.create_study(
                 study_name=name,
                 storage=self._storage,
@@ -193,7 +191,7 @@ class SweepStudy:
 
     def claim(self, *, limit: int, may_draw: bool = True) -> Claim | None:
         """Take a trial that was killed, or else draw the next one of the first `limit`; None if there is none now."""
-        with self._drawing():
+        with locks.holding(self._lock_of(DRAWING)):
             trials = self.study.get_trials(deepcopy=False)
             for trial in trials[:limit]:
                 if not trial.state.is_finished() and self._is_ours(trial):
@@ -235,28 +233,20 @@ class SweepStudy:
         found: dict[str, float] = self._optuna.importance.get_param_importances(self.study)
         return found
 
-    @contextmanager
-    def _drawing(self) -> Iterator[None]:
-        """Let one process of this folder draw at a time."""
-        with open(self._locks / "draw", "ab") as file:
-            filelock.lock_descriptor(file.fileno(), blocking=True)
-            yield
-
     def _take(self, number: int) -> Claim | None:
         """Lock a trial and make sure that it has its point; None if another process has it, or it is finished."""
-        file = io.FileIO(self._locks / trial_name(number), "a")
-        try:
-            if try_lock(file):
-                trial = self.study.get_trials(deepcopy=False)[number]  # anew: it may have been finished just now
-                if not trial.state.is_finished():
-                    self._storage.set_trial_user_attr(trial._trial_id, "owner", self._owner)
-                    claim = Claim(self, number, self._point(trial), file)
-                    file = None  # type: ignore[assignment]
-                    return claim
-        finally:
-            if file is not None:
-                file.close()
-        return None
+        file = locks.take(self._lock_of(trial_name(number)))
+        if file is None:
+            return None
+        with ExitStack() as stack:
+            stack.enter_context(file)
+            trial = self.study.get_trials(deepcopy=False)[number]  # anew: it may have been finished just now
+            if trial.state.is_finished():
+                return None
+            self._storage.set_trial_user_attr(trial._trial_id, "owner", self._owner)
+            claim = Claim(self, number, self._point(trial), file)
+            stack.pop_all()  # the claim closes it
+        return claim
 
     def _is_ours(self, trial: FrozenTrial) -> bool:
         """Return whether the lock of a trial would be in this folder: a database has trials of other machines too."""

@@ -21,7 +21,7 @@ import torch
 
 from swa_cli.analysis import plot, sweep_metric
 from swa_cli.analysis.run_output import RunOutput
-from swa_cli.analysis.several_runs import run_or_continue, state_of
+from swa_cli.analysis.several_runs import POLL_S, run_or_continue, state_of
 from swa_cli.analysis.sweep_study import COMPLETE, FAILED, PRUNED, Claim, Record, Settings, SweepStudy, folder_of
 from swa_cli.analysis.sweep_table import Table
 from swa_cli.checkpoint.run_folder import RunFolder
@@ -34,7 +34,6 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.space import words_of
 from swa_cli.report.terminal import Terminal
 
-POLL_S = 0.5  # between two looks at trials of other processes
 PARTS = 1000  # of the bar, per trial
 HOPELESS = 3  # if the first so many trials fail with the same error, so will the others
 
@@ -58,6 +57,12 @@ class Sweep:
     def records(self) -> list[Record]:
         """Return the trials that count."""
         return self.study.records()[: self.limit]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no trial is left to run."""
+        records = self.records()
+        return len(records) == self.limit and all(record.is_finished for record in records)
 
 
 class Pruned(Exception):  # noqa: N818 - no error

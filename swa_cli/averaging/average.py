@@ -10,6 +10,7 @@ n: weight sets averaged so far; k: weight sets that `lawa` holds, stored as stac
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from swa_cli.averaging import kinds
 from swa_cli.averaging.kinds import accumulator_dtype, blend_all
 from swa_cli.averaging.model_state import (
     Tensors,
+    all_finite,
     cloned,
     float64_device,
     in_memory,
@@ -60,6 +62,8 @@ class WeightAverage:
             n. The first one always has all the weight. It is not part of `state_dict`.
         share_settings: For a name of your own: the plain values that `share` depends on. They are part of `state_dict`,
             and an average with other values is not continued.
+        device: Where the average lies; default: where the parameters lie. On the CPU it takes no memory of a GPU, and
+            each update copies the weights to the host, which waits for that.
 
     Attributes:
         steps: Optimizer updates that had been done when each of the weight sets held was taken.
@@ -82,6 +86,7 @@ class WeightAverage:
         diagonal: bool | None = None,
         share: Callable[[int], float] | None = None,
         share_settings: dict[str, Any] | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         self._kind = kinds.find(kind, share=share)
         given: dict[str, Any] = {"decay": decay, "warmup": warmup, "bias_correction": bias_correction}
@@ -96,7 +101,10 @@ class WeightAverage:
         for name, value in present.weights.items():
             if kind == "swag" and value.is_complex():
                 raise UserError(f"{name}: is complex, which swag does not support", hint="use kind mean")
-        self._devices = {name: value.device for name, value in (present.weights | present.buffers).items()}
+        self._device = None if device is None else torch.device(device)
+        self._devices = {
+            name: self._device or value.device for name, value in (present.weights | present.buffers).items()
+        }
         # The model's tensors on the meta device: shapes, strides and types without memory.
         self._layout = Tensors(on_meta(present.weights), on_meta(present.buffers), present.owners, present.metadata)
         self._shapes = shapes(self._layout.weights)
@@ -250,11 +258,21 @@ class WeightAverage:
 
 
 @torch.no_grad()
-def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int | None = None) -> None:
+def update_all(
+    averages: Sequence[WeightAverage], model: nn.Module, *, step: int | None = None, finite: Tensor | None = None
+) -> None:
     """Update several averages of one model: read, check and copy its state once, change all averages or none.
 
+    Args:
+        averages: They change.
+        model: The network.
+        step: See `WeightAverage.update`.
+        finite: A bool tensor on the device of the weights, which becomes false where a weight is not finite, so that
+            the host does not wait for the device. The averages then hold what is not finite, too: read this tensor
+            before they are used.
+
     Raises:
-        NonFiniteWeightsError: A parameter holds NaN or infinity.
+        NonFiniteWeightsError: A parameter holds NaN or infinity, and there is no `finite` to tell it.
         UserError: A tensor is missing, unexpected or of another shape, or a `share` is out of range.
     """
     if not averages:
@@ -266,15 +284,33 @@ def update_all(averages: Sequence[WeightAverage], model: nn.Module, *, step: int
         require_same_shapes(found, average._shapes, what="model")
         if present.buffers.keys() != layout.buffers.keys():  # they are copied, so their shapes may change
             require_same_shapes(shapes(present.buffers), shapes(layout.buffers), what="model")
-    require_finite(present.weights)
+    if finite is None:
+        require_finite(present.weights)
+    else:
+        finite.logical_and_(all_finite(present.weights).to(finite.device))
     shares = [average._next_share() for average in averages]
-    devices = {name: value.device for name, value in present.weights.items()}
-    targets = [average._next_slot(devices) for average in averages]
-    blend_all(targets, present.weights, shares=shares)
-    buffers = {name: value.clone() for name, value in present.buffers.items()}  # nothing writes into them
+    taken = {place: _copied_to(place, present) for place in {average._device for average in averages}}
+    targets = [
+        average._next_slot({name: value.device for name, value in taken[average._device].weights.items()})
+        for average in averages
+    ]
+    for place, there in taken.items():
+        mine = [number for number, average in enumerate(averages) if average._device == place]
+        blend_all([targets[number] for number in mine], there.weights, shares=[shares[number] for number in mine])
     for average, target in zip(averages, targets, strict=True):
-        average._count_taken(target, present, step=step)
-        average._buffers = buffers
+        there = taken[average._device]
+        average._count_taken(target, there, step=step)
+        average._buffers = there.buffers  # nothing writes into them
+
+
+def _copied_to(device: torch.device | None, present: Tensors) -> Tensors:
+    """Return the weights on a device, or as they lie, and copies of the buffers there."""
+    if device is None:
+        return replace(present, buffers={name: value.clone() for name, value in present.buffers.items()})
+    weights = {name: value.to(device) for name, value in present.weights.items()}
+    return replace(
+        present, weights=weights, buffers={name: value.to(device, copy=True) for name, value in present.buffers.items()}
+    )
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -215,19 +215,25 @@ def groups(tensors: Mapping[str, Tensor]) -> Iterable[list[str]]:
     return found.values()
 
 
-def require_finite(weights: Mapping[str, Tensor]) -> None:
-    """Refuse weights with NaN or infinity, in one pass over them and with one host synchronisation.
+def all_finite(weights: Mapping[str, Tensor]) -> Tensor:
+    """Return whether no weight is NaN or infinite, in one pass over them: a bool tensor, on the device of the first.
 
-    A 2-norm is infinite or NaN if any value is. It may also overflow over finite values, so then each value is checked.
+    A 2-norm is infinite or NaN if any value is. It may also overflow over finite values, which then count as infinite.
     (On a CPU the infinity norm, which cannot overflow, takes ten times as long.)
+    """
+    lengths = [torch.stack(torch._foreach_norm([weights[name] for name in names], 2)) for names in groups(weights)]
+    finite = [norms.isfinite().all() for norms in lengths]
+    return torch.stack([flag.to(finite[0].device) for flag in finite]).all() if finite else torch.tensor(True)
+
+
+def require_finite(weights: Mapping[str, Tensor]) -> None:
+    """Refuse weights with NaN or infinity, with one host synchronisation.
 
     Raises:
         NonFiniteWeightsError: A value is not finite.
     """
-    lengths = [torch.stack(torch._foreach_norm([weights[name] for name in names], 2)) for names in groups(weights)]
-    finite = [norms.isfinite().all() for norms in lengths]
-    if not finite or torch.stack([flag.to(finite[0].device) for flag in finite]).all():
+    if all_finite(weights):
         return
-    for name, value in weights.items():
+    for name, value in weights.items():  # each by itself: a norm over finite values may overflow
         if not value.isfinite().all():
             raise NonFiniteWeightsError(name)

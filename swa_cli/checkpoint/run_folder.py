@@ -4,7 +4,8 @@ A run folder is `runs/<name>-001`: a new one for each run, never overwritten. re
 run.json says what it ran on; metrics.csv has one row per epoch (fractions; empty = not measured); result.json holds the
 final scores, checkpoints/ and snapshots/ the weights. `runs/latest` points to the newest. The folder of a repeat has
 repeat.json and one run folder per seed in place of the checkpoints, that of a sweep sweep.json and one per trial.
-The log is also the lock: a process that works on the folder holds it, and the lock ends with that process.
+The log is also the lock: a process that works on the folder holds it, and the lock ends with that process. Processes
+share the folder of a repeat or a sweep: `.locks` has a file for each part that one of them works on.
 """
 
 from __future__ import annotations
@@ -14,15 +15,12 @@ import io
 import json
 import os
 import re
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
-import filelock
-
+from swa_cli.checkpoint import locks
 from swa_cli.checkpoint.atomic import LEFTOVER, json_text, write_atomic
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
@@ -31,8 +29,7 @@ from swa_cli.recipe.swap import number_of_worker
 
 # Keys of the recipe that the result does not depend on: a run may continue with other values of them.
 RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.fsdp", "output.*")
-# Windows has neither of the last two.
-_LOG_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+LOCKS = ".locks"
 
 
 class RunFolder:
@@ -174,10 +171,11 @@ class RunFolder:
         return "repeat" if self.is_in_repeat else None
 
     @contextmanager
-    def lock(self) -> Iterator[TextIO]:
+    def lock(self, *, is_shared: bool = False) -> Iterator[TextIO]:
         """Lock the folder for this process while the block runs; yields the log, open for appending.
 
-        Temporary files of a crashed process are removed first.
+        Temporary files of a crashed process are removed first. Where processes share the folder, they are left, one of
+        the processes has the log, and the others have a log that goes nowhere.
 
         Raises:
             UserError: Another process holds the lock, or the log cannot be written.
@@ -187,28 +185,34 @@ class RunFolder:
                 yield nowhere
             return
         try:
-            descriptor = os.open(self.log, _LOG_FLAGS, 0o666)
+            descriptor = os.open(self.log, locks.APPEND_FLAGS, 0o666)
         except OSError as error:
             reason = "is a symbolic link" if self.log.is_symlink() else error.strerror
             raise UserError(f"{self.log}: cannot be written ({reason})", hint="let it be a file of yours") from error
         file = io.FileIO(descriptor, "w")
         # Unbuffered: a log that cannot be written fails at once, not a second time when it is closed.
         with io.TextIOWrapper(file, encoding="utf-8", write_through=True) as log:
-            self._acquire_lock(file)
-            self._sweep()
-            yield log
+            if locks.lock(file, self.path):
+                if not is_shared:
+                    self.remove_temporary_files()
+                yield log
+                return
+            if not is_shared:
+                message = f"{self.path}: another process is working on this run{locks.holder(file)}"
+                raise UserError(message, hint="wait for it, or stop it")
+        with open(os.devnull, "w") as nowhere:
+            yield nowhere
 
-    def _acquire_lock(self, file: io.FileIO) -> None:
-        """Lock the open log until it is closed or this process ends."""
-        try:
-            is_free = try_lock(file)
-        except OSError as error:
-            message = f"{self.path}: cannot be locked against other processes ({error.strerror})"
-            raise UserError(message, hint="use a folder on another file system") from error
-        if not is_free:
-            raise UserError(
-                f"{self.path}: another process is working on this run{_holder(file)}", hint="wait for it, or stop it"
-            )
+    def lock_of(self, part: str) -> Path:
+        """Return the lock file of a part of this folder, for `locks.take` and `locks.holding`.
+
+        Raises:
+            UserError: A symbolic link is in the place of the folder of locks.
+        """
+        folder = self.path / LOCKS
+        self._refuse_links(folder)
+        folder.mkdir(exist_ok=True)
+        return folder / part
 
     def _refuse_links(self, *more: Path) -> None:
         for part in (
@@ -226,7 +230,8 @@ class RunFolder:
                     hint="put the folder itself there",
                 )
 
-    def _sweep(self) -> None:
+    def remove_temporary_files(self) -> None:
+        """Remove what a crashed process has left; no other process may write files of this folder meanwhile."""
         for folder in (self.path, self.checkpoints, self.snapshots):
             for entry in folder.glob(".*.tmp"):
                 if LEFTOVER.fullmatch(entry.name):
@@ -273,16 +278,8 @@ class RunFolder:
         return self.snapshots / f"step-{step:08d}.pt"
 
 
-def try_lock(file: io.FileIO) -> bool:
-    """Lock an open file until it is closed or this process ends; return False if another process holds it."""
-    is_free = filelock.lock_descriptor(file.fileno(), blocking=False)
-    if is_free and hasattr(os, "register_at_fork"):  # loader processes would keep the lock of a killed run
-        os.register_at_fork(after_in_child=partial(_close, weakref.ref(file)))
-    return is_free
-
-
-def make_next(root: Path, name: str) -> Path:
-    """Make the next free folder `<name>-NNN` under `root`.
+def make_root(root: Path) -> None:
+    """Make the folder of run folders, if there is none.
 
     Raises:
         UserError: No folder can be made there.
@@ -298,6 +295,15 @@ def make_next(root: Path, name: str) -> Path:
             f"output.root: {root} cannot hold run folders ({error.strerror or error})",
             hint="name another with -o DIR",
         ) from error
+
+
+def make_next(root: Path, name: str) -> Path:
+    """Make the next free folder `<name>-NNN` under `root`.
+
+    Raises:
+        UserError: No folder can be made there.
+    """
+    make_root(root)
     number = max((number for number, _ in numbered(root, name)), default=0) + 1
     while True:
         path = root / f"{name}-{number:03d}"
@@ -340,18 +346,3 @@ def numbered(root: Path, name: str) -> list[tuple[int, Path]]:
     pattern = re.compile(re.escape(name) + r"-(\d+)")
     entries = root.iterdir() if root.is_dir() else ()
     return sorted((int(match[1]), entry) for entry in entries if (match := pattern.fullmatch(entry.name)))
-
-
-def _close(file: weakref.ref[io.FileIO]) -> None:
-    if (found := file()) is not None:
-        found.close()
-
-
-def _holder(file: io.FileIO) -> str:
-    """Return the process that holds the lock of a file, if the system tells it."""
-    try:
-        inode, lines = os.fstat(file.fileno()).st_ino, Path("/proc/locks").read_text().splitlines()
-    except OSError:
-        return ""
-    found = (re.search(rf" FLOCK .* (\d+) \w+:\w+:{inode} ", line) for line in lines)
-    return next((f" (process {match[1]})" for match in found if match and match[1] != "0"), "")

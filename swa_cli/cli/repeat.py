@@ -51,9 +51,10 @@ def repeat(
     """Train a recipe with several seeds: means, spreads, and whether averaging helped.
 
     Each seed is an ordinary run in a folder of the repeat. The same command continues after a stop, and with more
-    seeds it runs only the missing ones; a changed recipe gets a new folder. The baseline has the same model, data,
-    seeds and epochs, no averaging, and a learning rate that decays over the whole run. Another recipe takes only
-    changes that its result does not depend on, such as dataset.root.
+    seeds it runs only the missing ones; given again in another terminal, or on another machine that sees the folder, it
+    shares them. A changed recipe gets a new folder. The baseline has the same model, data, seeds and epochs, no
+    averaging, and a learning rate that decays over the whole run. Another recipe takes only changes that its result
+    does not depend on, such as dataset.root.
     """
     wanted = parse_seeds(seeds)
     overrides = list(changes or [])

@@ -108,6 +108,7 @@ def sweep(
         worker=worker,
     )
     given = {"--trials": trials, "--metric": metric, "--sampler": sampler, "--storage": storage, "--timeout": timeout}
+    given |= {"--seeds": seeds, "--top": top}
     words = ["sweep", recipe, *changes, *root_change(out), "--pruner", pruner]
     words += [f"{name}={value}" for name, value in given.items() if value is not None]
     terminal = Terminal(quiet=quiet, json=as_json)

@@ -330,18 +330,18 @@ def draw_mixes(num_batches: int, *, augment: Augment, seed: int, key: tuple[str 
 
 
 def one_hot(labels: Tensor, *, num_classes: int, error: Callable[..., UserError] = UserError) -> Tensor:
-    """Convert classes (B,) on the CPU to probabilities (B, K) float32.
+    """Convert classes (B,) to probabilities (B, K) float32.
 
     Raises:
-        UserError: A label is not a class; `error` makes the exception.
+        UserError: A label is not a class; `error` makes the exception. On an accelerator they are not looked at.
     """
-    wrong = labels[(labels < 0) | (labels >= num_classes)]
-    if len(wrong):
+    if labels.device.type == "cpu" and len(wrong := labels[(labels < 0) | (labels >= num_classes)]):
         raise error(
             f"the dataset gives the label {int(wrong[0])} for {num_classes} classes",
             hint=f"use labels from 0 to {num_classes - 1}, or correct num_classes",
         )
-    return torch.nn.functional.one_hot(labels, num_classes).to(torch.float32)
+    probabilities = torch.zeros((len(labels), num_classes), device=labels.device)
+    return probabilities.scatter_(1, labels[:, None], 1.0)  # one_hot would wait for some devices
 
 
 def mix_batch(images: Tensor, targets: Tensor, *, mix: Mix) -> tuple[Tensor, Tensor]:

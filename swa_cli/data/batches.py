@@ -39,6 +39,7 @@ from swa_cli.errors import UserError
 
 CPU = torch.device("cpu")
 GROUP_BYTES = 4 << 20  # of stored images that are cropped in one call: several small batches, few enough for the cache
+GROUP_BYTES_ON_DEVICE = 64 << 20  # the same of images that lie on an accelerator: each call costs the host its launch
 
 
 class Delivery(TypedDict, total=False):
@@ -47,6 +48,7 @@ class Delivery(TypedDict, total=False):
     mean: Required[tuple[float, ...]]  # per channel, see `normalize`; none if the inputs are not images: not changed
     std: Required[tuple[float, ...]]
     device: torch.device  # where the batches go, and are augmented
+    is_resident: bool  # the samples lie on the device, too: of each group just rows and random numbers go there
     workers: int  # processes that read a streamed split
     error: MakeError  # makes the exception for a sample that cannot be read: the caller knows whether that ends a run
 
@@ -70,6 +72,7 @@ class Batches:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     device: torch.device = CPU
+    is_resident: bool = False
     workers: int = 0
     num_classes: int = 0  # K, if images are mixed
     view: TrainingView | None = None  # of each image; None: as the split shows it
@@ -156,12 +159,13 @@ class Batches:
         if self.split.dataset is not None or not self.spans:
             return cut_spans(len(self), size=1)
         num_bytes = sum(part[:1].nbytes for part in pytree.named_tensors(self.split.images).values())
-        return cut_spans(len(self), size=max(1, GROUP_BYTES // (num_bytes * length_of(self.spans[0]))))
+        limit = GROUP_BYTES_ON_DEVICE if self.is_resident else GROUP_BYTES
+        return cut_spans(len(self), size=max(1, limit // (num_bytes * length_of(self.spans[0]))))
 
     def _stored(self, groups: Sequence[slice]) -> Iterator[tuple[Any, Any]]:
         """Yield the batches of each group, cropped and flipped: where they are read, or on the device.
 
-        Labels other than masks stay on the CPU.
+        Labels other than masks stay where they lie.
         """
         split, draws = self.split, self._image_draws
         change = None if draws is None else partial(_crop_and_flip, draws=draws, target=split.target)
@@ -183,11 +187,12 @@ class Batches:
             return
         assert split.images is not None
         assert split.labels is not None
+        stored = split.on(self.device) if self.is_resident else (split.images, split.labels)
         for group in groups:
             positions = _positions(self.spans[group])
-            images, labels = (
-                pytree.select_rows(values, self.rows[positions]) for values in (split.images, split.labels)
-            )
+            rows = self.rows[positions]
+            rows = pytree.to_device(rows, self.device) if self.is_resident else rows
+            images, labels = (pytree.select_rows(values, rows) for values in stored)
             images, labels = self._shown(images, labels, positions)
             images = self._to_device(images)
             labels = self._to_device(labels) if split.target == "mask" else labels

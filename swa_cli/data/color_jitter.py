@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -67,11 +68,7 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
     scale = 1 if images.is_floating_point() else 255
     # Whole rows (W C,) at once: looping over the three channels of a pixel is three times as slow.
     shift, width = (
-        torch.tensor([*values] * images.shape[3], dtype=torch.float64, device="cpu")
-        .mul(scale)
-        .float()
-        .to(images.device)
-        for values in (mean, std)
+        _constant((*values,) * images.shape[3], scale=scale, device=images.device) for values in (mean, std)
     )
     images = images.contiguous(memory_format=torch.channels_last)
     normalized = torch.empty_like(images, dtype=torch.float32)
@@ -79,6 +76,13 @@ def normalize(images: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
     for source, target in zip(*parts, strict=True):
         target.copy_(source).sub_(shift).div_(width)
     return normalized
+
+
+@lru_cache(maxsize=64)
+def _constant(values: tuple[float, ...], *, scale: int = 1, device: torch.device) -> Tensor:
+    """Return numbers in float32 on a device, to which they are copied once: a copy in each step would wait for it."""
+    with torch.inference_mode(False):  # else it could not be used outside of the pass that made it
+        return torch.tensor(values, dtype=torch.float64, device="cpu").mul(scale).float().to(device)
 
 
 def _rows(images: Tensor) -> Tensor:
@@ -132,7 +136,7 @@ def _hue(images: Tensor, turns: Tensor) -> Tensor:
     hue = torch.where((value == green) & (value != red), 2 + (blue - red) / unit, hue)
     hue = torch.where((value != green) & (value != red), 4 + (red - green) / unit, hue)
     # Each channel falls linearly by the chroma and rises again, at its own third of the turn.
-    sixth = (torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None] + hue + 6 * turns) % 6
+    sixth = (_constant((5.0, 3.0, 1.0), device=images.device)[:, None, None] + hue + 6 * turns) % 6
     return value - chroma * torch.minimum(sixth, 4 - sixth).clamp_(0, 1)
 
 

@@ -88,6 +88,11 @@ class Source:
         return next(split.target for split in (self.train, self.val, self.test) if split is not None)
 
     @property
+    def num_bytes(self) -> int:
+        """The memory of the samples that are not streamed."""
+        return sum(split.num_bytes for split in (self.train, self.val, self.test) if split is not None)
+
+    @property
     def is_8_bit(self) -> bool:
         """Whether the inputs are 8-bit images; others are taken as normalized already."""
         return self.channels is not None and not self.example[0].is_floating_point()

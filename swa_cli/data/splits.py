@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -84,6 +84,25 @@ class Split:
         rows = self.images if self.images is not None else self.indices
         assert rows is not None, "a split has images or indices"
         return pytree.batch_size(rows)
+
+    @property
+    def num_bytes(self) -> int:
+        """The memory of the samples that lie in it, labels included; 0 where they are streamed."""
+        held = (self.images, self.labels) if self.images is not None else ()
+        return sum(part.nbytes for values in held for part in pytree.named_tensors(values).values())
+
+    @cached_property
+    def _copies(self) -> dict[torch.device, tuple[Any, Any]]:
+        return {}
+
+    def on(self, device: torch.device) -> tuple[Any, Any]:
+        """Return `images` and `labels` on a device, to which they are copied once; images stay channels last."""
+        if device not in self._copies:
+            images, labels = (
+                pytree.map_tensors(values, lambda part: part.to(device)) for values in (self.images, self.labels)
+            )
+            self._copies[device] = images, labels
+        return self._copies[device]
 
 
 @dataclass(frozen=True, kw_only=True)

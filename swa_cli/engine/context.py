@@ -46,6 +46,7 @@ from swa_cli.recipe.swap import Phase, phase_of
 from swa_cli.units import some_of
 
 INITIAL_INPUTS = 5000  # as in airbench (Jordan 2024)
+SHARE_OF_DEVICE = 0.25  # of the free memory, that samples may take: the rest is for weights, activations and averages
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Context:
     events: Events = SILENT
     world: World = ALONE
     pretrained: Pretrained | None = None  # None also for weights that have been trained
+    is_resident: bool = False  # the samples lie on the device, see `_lies_on_device`
 
     @cached_property
     def phase(self) -> Phase:
@@ -304,6 +306,7 @@ class Context:
             "mean": source.mean,
             "std": source.std,
             "device": self.hardware.device,
+            "is_resident": self.is_resident,
             "workers": self.recipe.dataset.workers,
             "error": failures.run_error,
         }
@@ -415,7 +418,31 @@ def build_context(
             sentences = sources.changes(recorded.get("data", {}), source.data(progress), name=recipe.dataset.name)
         for sentence in sentences:
             events.warning(sentence)
-    return Context(recipe, task, hardware, source, events, world, found)
+    is_resident = _lies_on_device(recipe, source, hardware)
+    return Context(recipe, task, hardware, source, events, world, found, is_resident)
+
+
+def _lies_on_device(recipe: Recipe, source: sources.Source, hardware: Hardware) -> bool:
+    """Whether the samples are kept on the GPU, as `dataset.on_device` says; images that change one by one are not.
+
+    Raises:
+        UserError: They should be, and cannot.
+    """
+    wanted, device = recipe.dataset.on_device, hardware.device
+    if wanted is False or device.type == "cpu":
+        return False
+    obstacle = _obstacle_to_device(recipe, source)
+    if wanted is True and obstacle:
+        raise UserError(f"dataset.on_device: {obstacle}", hint="set dataset.on_device=auto")
+    free = hardware_choice.free_memory(device)
+    fits = free is not None and source.num_bytes <= SHARE_OF_DEVICE * free
+    return not obstacle and (wanted is True or fits)
+
+
+def _obstacle_to_device(recipe: Recipe, source: sources.Source) -> str:
+    if recipe.shows_views:
+        return "its images are resized, or changed one by one, before they lie in a batch"
+    return "" if source.num_bytes else f"the samples of {source.name} are streamed"
 
 
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:

@@ -96,6 +96,12 @@ def memory(key: str, batch_size: int) -> Iterator[None]:
         ) from error
 
 
+def diverged(what: str) -> UserError:
+    """Return the error of a training whose numbers are not finite any more."""
+    hint = "start again with a lower optimizer.lr, or with train.clip_norm=1"
+    return UserError(what, hint=hint, exit_code=EXIT_FAILED)
+
+
 def _has_saved(folder: RunFolder) -> bool:
     return folder.last.is_file() or folder.previous.is_file()
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from swa_cli.data.image_file import num_cores
 from swa_cli.data.randomness import seed_globals
@@ -71,7 +72,9 @@ class Hardware:
     def describe(self) -> str:
         """Return one line of the plan: `cpu, 2 threads, fp32 (the processor has no native bf16)`."""
         deterministic = ", deterministic" if self.deterministic else ""
-        return f"{self.device}, {count_text(self.threads, 'thread')}, {self.precision} ({self.reason}){deterministic}"
+        rounded = f", fp32 {' and '.join(names)} in TF32" if (names := _in_tf32(self.device)) else ""
+        what = f"{self.device}, {count_text(self.threads, 'thread')}, {self.precision} ({self.reason})"
+        return f"{what}{rounded}{deterministic}"
 
 
 def choose(
@@ -124,6 +127,26 @@ def require_precision(key: str, precision: str, device: torch.device, *, instead
     """
     if precision == "fp16" and device.type != "cuda":
         raise UserError(f"{key}: fp16 needs a CUDA device, not {device}", hint=f"set {key}={instead}")
+
+
+class HostCopy:
+    """A copy of a few numbers on the device for the host, which does not wait for it where the device can tell."""
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.detach()
+        self._done: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values = pinned.copy_(self._values, non_blocking=True)
+            self._done = torch.cuda.Event()
+            self._done.record()
+
+    def read(self) -> list[float] | None:
+        """Return the numbers; None while the device has not come that far."""
+        if self._done is not None and not self._done.query():
+            return None
+        numbers: list[float] = self._values.tolist()
+        return numbers
 
 
 def environment(hardware: Hardware) -> dict[str, str | int]:
@@ -238,6 +261,23 @@ def release_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def _in_tf32(device: torch.device) -> list[str]:
+    """Return what a GPU computes in TF32, of 10 bits, where fp32 is asked for, as torch is set."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return []
+    settings = {
+        "convolutions": torch.backends.cudnn.allow_tf32,
+        "matrix products": torch.backends.cuda.matmul.allow_tf32,
+    }
+    return [name for name, is_on in settings.items() if is_on]
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the free bytes of an accelerator; None where torch does not tell."""
+    memory = getattr(torch.get_device_module(device), "mem_get_info", None)
+    return None if memory is None else int(memory(device)[0])
 
 
 def _cpu_flags() -> frozenset[str]:

@@ -134,6 +134,7 @@ def _describe_memory(run: Run) -> str:
         what = KINDS[item.kind].memory(item)
         parts.append(f"{item.name} {what}: {size}" if what else f"{item.name} {size_text(held)}")
     text = "; ".join([*parts, *([f"{size_text(total)} in all"] if len(parts) > 1 else [])])
+    text += ", on the host" * (run.context.recipe.train.averages_device == "cpu")
     return text if not run.sharding.is_used else f"{text}, in each process"
 
 
@@ -147,7 +148,8 @@ def describe_data(context: Context) -> str:
     ]
     changes = _describe_augment(dataset, is_gray=source.channels == 1) or "no augmentation"
     repeats = [f"each image of an epoch {dataset.repeats} times (repeats)"] * (dataset.repeats > 1)
-    return "; ".join([f"{source.name}: {', '.join(counts)}", changes, *repeats, *source.notes])
+    place = [f"on the device ({size_text(source.num_bytes)})"] * context.is_resident
+    return "; ".join([f"{source.name}: {', '.join(counts)}", changes, *repeats, *place, *source.notes])
 
 
 def describe_views(recipe: Recipe) -> str:

@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
 from swa_cli.averaging.bn_layers import bn_layers, statistics_of
-from swa_cli.averaging.model_state import read
+from swa_cli.averaging.model_state import NonFiniteWeightsError, read, require_finite
 from swa_cli.checkpoint.atomic import BackgroundWriter
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.data.image_file import num_cores
 from swa_cli.data.packed import Packing
-from swa_cli.engine import class_balance, fsdp, loggers, optimizers, preflight, step
+from swa_cli.engine import class_balance, failures, fsdp, loggers, optimizers, preflight, step
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import Events, SavedEvent
@@ -55,6 +55,7 @@ class Run:
     cumulative: WeightAverage | None  # the mean of the weights after every step, for the snapshots only
     due: dict[str, frozenset[int]]  # average -> the numbers of updates after which it takes the weights
     totals: Tensor  # (2,) loss and score, summed over the batches of the present epoch
+    finite: Tensor | None  # () whether all weights that averages took were; None on a CPU, where they are looked at
     interrupt: Interrupt
     initial: InitialWeights | None = None  # None where they come from the seed or a resume point
     writer: BackgroundWriter = field(default_factory=BackgroundWriter)
@@ -92,6 +93,25 @@ class Run:
     def eval_weights(self) -> AbstractContextManager[None]:
         """Let the network hold the weights to be read while a block runs, see `optimizers.eval_weights`."""
         return optimizers.eval_weights(self.optimizer)
+
+    def require_finite_averages(self) -> None:
+        """Refuse to go on with averages of weights that are not finite: a GPU lets them take any, see `update_all`.
+
+        Raises:
+            UserError: The run has diverged.
+        """
+        if self.finite is None or self.finite:
+            return
+        weights = read(self.model).weights
+        taken = [*self.averages.values(), *([] if self.cumulative is None else [self.cumulative])]
+        try:
+            require_finite(weights)
+            for average in taken:
+                state = average.averaged_state() if average.count else {}
+                require_finite({name: value for name, value in state.items() if name in weights})
+        except NonFiniteWeightsError as error:
+            raise failures.diverged(f"epoch {self.epoch}, step {self.step}: {error}") from error
+        self.finite.fill_(True)  # the norm of finite weights had overflowed
 
     @property
     def filled(self) -> list[str]:
@@ -213,7 +233,7 @@ def build_run(
         _require_closure_possible(optimizer, context)
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
-    device = context.hardware.device
+    device, place = context.hardware.device, None if settings.averages_device == "auto" else settings.averages_device
     return Run(
         context,
         replace(
@@ -230,10 +250,11 @@ def build_run(
         replica,
         optimizer,
         torch.amp.GradScaler(device.type, enabled=context.hardware.precision == "fp16"),
-        {item.name: WeightAverage(model, **item.arguments) for item in plan.averages},
-        WeightAverage(model) if recipe.snapshots and recipe.snapshots.cumulative else None,
+        {item.name: WeightAverage(model, **item.arguments, device=place) for item in plan.averages},
+        WeightAverage(model, device=place) if recipe.snapshots and recipe.snapshots.cumulative else None,
         {item.name: frozenset(item.steps) for item in plan.averages},
         torch.zeros(2, dtype=torch.float64 if device.type != "mps" else torch.float32, device=device),
+        None if device.type == "cpu" else torch.ones((), dtype=torch.bool, device=device),
         Interrupt(announce=events.will_stop_soon, agree=context.world.largest),
         initial=initial,
         sharding=sharding,

@@ -55,6 +55,7 @@ def save_resume_point(run: Run, folder: RunFolder, *, is_plateau: bool = False) 
     The last.pt before becomes previous.pt. Training continues meanwhile; `wait_for_files` returns once the file is
     complete.
     """
+    run.require_finite_averages()
     parts = run.context.world.gathered(run.totals.tolist())
     _require_equal(run)
     run.saved_at = time.monotonic()
@@ -401,6 +402,7 @@ def _ship(run: Run, folder: RunFolder, name: str, content: Mapping[str, Any], *,
 
 def save_snapshot(run: Run, folder: RunFolder) -> None:
     """Write the raw weights as they are; remove the oldest of more than `keep`."""
+    run.require_finite_averages()
     _require_equal(run)
     with run.eval_weights():
         weights = cloned(run.model.state_dict()) if run.averages_inside else run.model.state_dict()

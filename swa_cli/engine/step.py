@@ -86,6 +86,7 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
     for index in range(last + 1):
         batch = next(batches)
         if index == 0:  # only now: reading a batch may draw random numbers, which must not change those of the step
+            _begin_graphs(context)
             context.hardware.seed(context.seed, "step", run.step, *context.world.words)
             set_learning_rate(run.optimizer, run.plan.learning_rate(run.step))
             run.optimizer.zero_grad(set_to_none=True)
@@ -102,6 +103,13 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
     if run.statistics.moved:
         buffers = dict(run.model.named_buffers())  # anew at each step: they may be other tensors
         context.world.average([buffers[name] for name in run.statistics.moved])
+
+
+def _begin_graphs(context: Context) -> None:
+    """Tell CUDA graphs that a step begins: what those of the step before returned may be written over."""
+    settings = context.recipe.train.compile
+    if settings is not None and settings.mode != "default" and context.hardware.device.type == "cuda":
+        torch.compiler.cudagraph_mark_step_begin()
 
 
 def _finish_gradients(run: Run, weights: Sequence[Tensor]) -> None:

@@ -8,6 +8,7 @@ the raw weights, and draw no random numbers: they never change the trajectory.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import closing, suppress
@@ -23,15 +24,16 @@ from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import estimate, failures, keep, state, swap, validate
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import EndEvent, EpochEvent, Events, StepEvent
+from swa_cli.engine.hardware import HostCopy
 from swa_cli.engine.plan_text import plan_event
 from swa_cli.engine.pretrained import Purpose
 from swa_cli.engine.run import Run, build_run, end_freezing, unfreeze_if_due
 from swa_cli.engine.step import Forward, build_forward, train_step
 from swa_cli.engine.user_code import make_importable
-from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated, UserError
+from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_TERMINATED, Terminated
 from swa_cli.recipe.load import Loaded
 
-READ_LOSS_EVERY_S = 0.5  # reading a loss waits for the GPU: only as often as a person reads it
+READ_EVERY_S = 0.5  # as often as a person reads a loss: an accelerator runs behind the host, which would wait for it
 
 
 # Set-up.
@@ -126,7 +128,7 @@ def train_epochs(run: Run, folder: RunFolder) -> None:
             try:
                 require_finite(read(run.model).weights)
             except NonFiniteWeightsError as error:
-                raise _diverged(f"epoch {run.epoch}: {error}") from error
+                raise failures.diverged(f"epoch {run.epoch}: {error}") from error
             if num_steps := _num_steps_of_epoch(run):  # 0 where the time was over
                 _end_epoch(run, folder, num_steps=num_steps)
             run.stopped = run.stopped or _out_of_patience(run)
@@ -141,7 +143,7 @@ def train_epochs(run: Run, folder: RunFolder) -> None:
 def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     """Do the steps of an epoch that are left."""
     context, plan, phase, epoch = run.context, run.plan, run.plan.phase, run.epoch
-    device, start = context.hardware.device, _num_steps_of_epoch(run) * phase.grad_accum_steps
+    start = _num_steps_of_epoch(run) * phase.grad_accum_steps
     num_batches = plan.steps_per_epoch * phase.grad_accum_steps
     run.model.train()
     if context.split("train").dataset is not None:
@@ -150,7 +152,7 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
         context.events.progress(f"epoch {epoch}", num_batches, unit=phase.batch_size, done=start) as bar,
         closing(iter(context.training_batches(epoch, start=start))) as batches,
     ):
-        next_reading = 0.0
+        readings = _Readings(run)
         while run.step < epoch * plan.steps_per_epoch:
             run.interrupt.check()
             if _out_of_time(run):
@@ -158,20 +160,46 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
                 return
             loss = None
             for result in train_step(run, forward, batches):
-                if device.type == "cpu" or time.monotonic() > next_reading:
-                    loss = float(result.loss)
-                    _require_finite(result.loss, run)
-                    next_reading = time.monotonic() + READ_LOSS_EVERY_S
-                    bar.advance(loss=loss)
-                else:
-                    bar.advance()
                 run.totals += result.part
+                if (found := readings.take(result.loss)) is None:
+                    bar.advance()
+                else:
+                    loss = found
+                    bar.advance(loss=loss)
             _count_step(run, folder)
             rate = plan.learning_rate(run.step - 1)
             context.events.emit(StepEvent(step=run.step, epoch=epoch, lr=rate, loss=loss))
             if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
                 state.save_if_due(run, folder)
-    _require_finite(run.totals[0], run)
+    _require_finite(float(run.totals[0]), run)
+    run.require_finite_averages()
+
+
+class _Readings:
+    """What the host reads of the device between steps: the loss, and whether it was finite in all steps so far."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._is_cpu = run, run.context.hardware.device.type == "cpu"
+        self._copy: HostCopy | None = None
+        self._next = 0.0
+
+    def take(self, loss: Tensor) -> float | None:
+        """Return the loss of this batch on a CPU, else one of the last ones as often as is worth it; None in between.
+
+        Raises:
+            UserError: It is not finite.
+        """
+        if self._is_cpu:
+            return _require_finite(float(loss), self._run)
+        found = None
+        if self._copy is not None and (numbers := self._copy.read()) is not None:
+            found, total = numbers
+            self._copy = None
+            _require_finite(found if math.isfinite(total) else total, self._run)
+        if self._copy is None and time.monotonic() > self._next:
+            self._copy = HostCopy(torch.stack([loss.detach().float(), self._run.totals[0].float()]))
+            self._next = time.monotonic() + READ_EVERY_S
+        return found
 
 
 def _count_step(run: Run, folder: RunFolder) -> None:
@@ -182,9 +210,9 @@ def _count_step(run: Run, folder: RunFolder) -> None:
     if due:
         try:
             with run.eval_weights():
-                update_all(due, run.model, step=done)
+                update_all(due, run.model, step=done, finite=run.finite)
         except NonFiniteWeightsError as error:
-            raise _diverged(f"epoch {run.epoch}, step {done}: {error}") from error
+            raise failures.diverged(f"epoch {run.epoch}, step {done}: {error}") from error
     run.step = done
     if done in run.plan.snapshots:
         state.save_snapshot(run, folder)
@@ -242,11 +270,7 @@ def _out_of_patience(run: Run) -> str | None:
     return "patience" if best is not None and len(measured) - 1 - best >= stop.patience else None
 
 
-def _require_finite(loss: Tensor, run: Run) -> None:
-    if not torch.isfinite(loss):
-        raise _diverged(f"epoch {run.epoch}, step {run.step + 1}: the loss is {float(loss)}")
-
-
-def _diverged(what: str) -> UserError:
-    hint = "start again with a lower optimizer.lr, or with train.clip_norm=1"
-    return UserError(what, hint=hint, exit_code=EXIT_FAILED)
+def _require_finite(loss: float, run: Run) -> float:
+    if not math.isfinite(loss):
+        raise failures.diverged(f"epoch {run.epoch}, step {run.step + 1}: the loss is {loss}")
+    return loss

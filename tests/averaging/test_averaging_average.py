@@ -375,6 +375,18 @@ def test_huge_finite_weights_are_finite(dtype: torch.dtype) -> None:
     assert torch.equal(average.averaged_state()["weight"], model.weight)
 
 
+def test_weights_that_are_not_finite_can_be_told_later() -> None:
+    """`finite` stays true over finite weights, and false from the first others on; nothing is raised."""
+    model, finite = nn.Linear(2, 1), torch.tensor(True)
+    average = WeightAverage(model)
+    for value, expected in ((1.0, True), (2.0, True), (float("nan"), False), (1.0, False)):
+        nn.init.constant_(model.weight, value)
+        update_all([average], model, finite=finite)
+        assert bool(finite) is expected
+    assert average.count == 4
+    assert average.averaged_state()["weight"].isnan().all()
+
+
 def test_another_model_is_refused() -> None:
     """Missing, extra and reshaped parameters against the average's names; torch's positions let one pass."""
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
@@ -543,3 +555,23 @@ def test_trained_weights_enter_without_a_graph() -> None:
     average.update(model)
     state = average.averaged_state()
     assert not any(value.requires_grad or isinstance(value, nn.Parameter) for value in state.values())
+
+
+@pytest.mark.parametrize("kind", ["mean", "ema", "lawa", "swag"])
+def test_an_average_on_another_device_has_the_same_bits(kind: str) -> None:
+    """On the CPU by name, together with one beside the weights, against that one; and a continued one."""
+    settings: dict[str, Any] = {"ema": {"decay": 0.9}, "lawa": {"window": 2}, "swag": {"rank": 2}}.get(kind, {})
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    beside, named = WeightAverage(model, kind=kind, **settings), WeightAverage(model, kind=kind, **settings, device="cpu")
+    for seed in range(3):
+        torch.manual_seed(seed)
+        nn.init.normal_(model[0].weight)
+        nn.init.normal_(model[1].running_mean)
+        update_all([beside, named], model)
+    continued = WeightAverage(model, kind=kind, **settings, device="cpu")
+    continued.load_state_dict(named.state_dict())
+    for other in (named, continued):
+        for name, value in beside.averaged_state().items():
+            assert torch.equal(value, other.averaged_state()[name]), name
+    nn.init.zeros_(model[1].running_mean)
+    assert named.averaged_state()["1.running_mean"].all()

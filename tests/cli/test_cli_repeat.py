@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from conftest import OnStep, run_swa
+from processes import exit_codes, said_in, start
 from swa_cli.analysis.run_output import RunOutput
 from swa_cli.engine.events import PlanEvent, StepEvent
 
@@ -121,7 +122,7 @@ def test_seeds_are_the_runs_of_train(swa, few: Path, tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
     repeat = tmp_path / "runs/few-repeat-001"
     assert sorted(entry.name for entry in repeat.iterdir()) == [
-        *("log.txt", "recipe.yaml", "repeat.json", "result.json", "seed-0", "seed-2")
+        *(".locks", "log.txt", "recipe.yaml", "repeat.json", "result.json", "seed-0", "seed-2")
     ]
     assert json.loads((repeat / "repeat.json").read_text()) == {"seeds": [0, 2]}
     assert (tmp_path / "runs/latest").resolve() == repeat / "seed-2"
@@ -321,22 +322,59 @@ def test_weights_that_a_seed_lacks_are_said(swa, few: Path, finished: Callable[[
     assert ended.json["weights"]["last"]["n"] == 3
 
 
-def test_two_processes_do_not_share_a_repeat(swa, few: Path, finished: Callable[[int], Path]) -> None:
-    """The lock of the folder in another process: exit 2, and nothing is written."""
-    repeat = finished(2)
+def test_a_seed_of_another_process_is_waited_for(
+    swa, few: Path, whole: Path, finished: Callable[[int], Path], begun: list[str], on_step: OnStep
+) -> None:
+    """Another process holds seed 1 and is killed while seed 2 is trained here: then seed 1 is run, to the same end."""
+    repeat = finished(1)
+    log = (repeat / "log.txt").read_text()
     program = (
-        "import filelock, sys; file = open(sys.argv[1], 'a'); filelock.lock_descriptor(file.fileno());"
-        " print(flush=True); input()"
+        "import filelock, sys; files = [open(path, 'a') for path in sys.argv[1:]];"
+        " [filelock.lock_descriptor(file.fileno()) for file in files]; print(flush=True); input()"
     )
-    words = [sys.executable, "-c", program, str(repeat / "log.txt")]
+    words = [sys.executable, "-c", program, str(repeat / ".locks/seed-1"), str(repeat / "log.txt")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        ended = swa("repeat", few, "--seeds", "0-2")
-        process.communicate("\n")
-    assert ended.code == 2
-    assert f"another process is working on this run (process {process.pid})" in ended.err
-    assert not (repeat / "seed-2").exists()
+        on_step(lambda *_: process.kill())
+        ended = swa("repeat", few, "--seeds", "0-2", "--json")
+    assert ended.code == 0, ended.err
+    assert begun == ["seed-2", "seed-1"]
+    assert "other processes work on seed 1 (2 of 3)" in " ".join(ended.err.split())
+    assert (repeat / "log.txt").read_text() == log, "the log is that of the process which has locked it"
+    assert scores(repeat) == scores(whole)
+    for seed in (1, 2):
+        assert_equal_runs(repeat / f"seed-{seed}", whole / f"seed-{seed}")
+
+
+def test_two_processes_share_four_seeds(few: Path, finished: Callable[[int], Path], tmp_path: Path) -> None:
+    """The same command twice at once with one output.root: one folder, each seed run once, one process's result."""
+    alone = finished(3)
+    run_swa("repeat", few, "--seeds", "0-3", "-q", "-o", tmp_path / "runs")
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        shutil.copy(few, folder)
+    words = ["repeat", "few.yaml", "--seeds", "0-3", "--json", "-q", "-o", str(tmp_path / "shared")]
+    processes = [start(folder, words) for folder in folders]
+    assert exit_codes(*processes) == [0, 0], [said_in(folder) for folder in folders]
+    (repeat,) = (tmp_path / "shared").glob("few-repeat-*")
+    for seed in range(4):
+        assert_equal_runs(repeat / f"seed-{seed}", alone / f"seed-{seed}")
+        assert (repeat / f"seed-{seed}/log.txt").read_text().count("train loss") == 1  # the head of its table
+    assert scores(repeat) == scores(alone)
+    answer = json.loads((repeat / "result.json").read_text())
+    assert [json.loads(said_in(folder).splitlines()[-1]) for folder in folders] == [answer, answer]
+
+
+def test_the_result_is_written_once(swa, few: Path, finished: Callable[[int], Path]) -> None:
+    """result.json after a second process has come to the same end: the same file; with a seed less, another one."""
+    result = finished(3) / "result.json"
+    files = []
+    for seeds in ("0-2", "0-2", "0-1"):
+        assert swa("repeat", few, "--seeds", seeds, "-q").code == 0
+        files.append((result.stat().st_ino, result.stat().st_mtime_ns))
+    assert files[0] == files[1] != files[2]
 
 
 def test_unreadable_recipe_of_an_older_repeat_is_said(swa, few: Path, finished: Callable[[int], Path]) -> None:

@@ -252,7 +252,7 @@ def test_the_best_are_repeated_with_seeds(swa, few: Path, trained: list[str], wh
     """Two of three trials with two seeds: the best mean wins, and best.yaml is its recipe."""
     from swa_cli.analysis import sweep_end
 
-    def repeat(loaded: Loaded, seeds: Sequence[int], *, terminal: Any, at: Path) -> None:
+    def repeat(loaded: Loaded, seeds: Sequence[int], *, terminal: Any, at: Path, waits: bool) -> None:
         for seed in seeds:
             loss = 0.5 if loaded.recipe.optimizer.lr == 0.1 else (0.2, 0.3)[seed]
             RunFolder(at / f"seed-{seed}").path.mkdir(parents=True, exist_ok=True)
@@ -345,3 +345,22 @@ def test_two_processes_share_one_folder(whole: Path, tmp_path: Path) -> None:
     assert [trial | {"seconds": 0} for trial in trials] == [trial | {"seconds": 0} for trial in alone]
     logs = [(tmp_path / "shared" / trial["run"] / "log.txt").read_text() for trial in trials]
     assert [log.count("train loss") for log in logs] == [1] * 4  # the head of the table: no trial was begun twice
+
+
+def test_two_processes_share_the_repeats(few: Path, tmp_path: Path) -> None:
+    """The same command twice at once with --seeds: each seed is run once, and the answer is that of one process."""
+    folders = [tmp_path / "alone", tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
+        folder.mkdir()
+        shutil.copy(few, folder)
+    words = ["sweep", "few.yaml", GRID[0], "train.epochs=1", "--seeds", "0-1", "--top", "2"]
+    processes = [
+        start(folder, [*words, "--storage", str(tmp_path / ("first" if folder.name == "alone" else "shared"))])
+        for folder in folders
+    ]
+    assert exit_codes(*processes) == [0, 0, 0], [said_in(folder) for folder in folders]
+    alone, shared = (read(tmp_path / name / "result.json") for name in ("first", "shared"))
+    assert len(shared["repeats"]) == 2
+    assert (shared["repeats"], shared["best"]) == (alone["repeats"], alone["best"])
+    logs = [path.read_text() for path in (tmp_path / "shared").glob("seeds/trial-*/seed-*/log.txt")]
+    assert [log.count("train loss") for log in logs] == [1] * 4  # the head of the table: no seed was begun twice

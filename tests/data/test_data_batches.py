@@ -137,6 +137,29 @@ def test_batches_do_not_depend_on_how_many_are_cropped_at_once(
     assert_equal(made[2], whole[2])
 
 
+@pytest.mark.parametrize("augment", [AUGMENT, EVERYTHING], ids=["some", "all"])
+def test_samples_that_lie_on_the_device_give_the_same_bits(augment: Augment) -> None:
+    """Of all three makers, of masks and of a part of a batch, against samples that go there batch by batch."""
+    held = in_memory()
+    masks = torch.randint(0, 9, (23, 6, 5), generator=generator(0, "masks"), dtype=torch.uint8)
+    unmixed = replace(augment, mixup=0, cutmix=0)
+    common: dict[str, Any] = {"seed": 0, "batch_size": 10, "augment": augment, "num_classes": 23, **CONSTANTS}
+
+    def made(**more: Any) -> list[Batches]:
+        return [
+            epoch_of(held, augment=augment, **more),
+            epoch_of(held, augment=augment, **more).part(1, size=3),
+            epoch_of(Split(masks, held.images, target="mask"), augment=unmixed, **more),
+            plain_batches(held, batch_size=10, **CONSTANTS, **more),
+            statistics_batches(held, **common, **more),
+        ]
+
+    stored = held.images.clone()
+    for ours, theirs in zip(made(is_resident=True), made(), strict=True):
+        assert_equal(ours, theirs)
+    assert torch.equal(held.on(torch.device("cpu"))[0], stored)
+
+
 def test_same_epoch_same_batches_other_epoch_or_seed_others() -> None:
     """Two makings and iterations of an epoch are held against each other; other epochs and seeds differ."""
     split, first = in_memory(), epoch_of(in_memory())

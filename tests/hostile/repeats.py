@@ -80,6 +80,12 @@ REPEATS = [
     Row("repeat-option", ["repeat", "good.yaml", "--seeds", "0-1", "optimizer.name=SDG"], "SGD", nothing),
     Row("repeat-out", ["repeat", "good.yaml", "--seeds", "0-1", "-o", "swa.pt"], "output.root:", nothing),
     repeated("log-link", "runs/good-repeat-001/log.txt:", link(f"{REPEAT}/log.txt", "elsewhere")),
+    repeated("locks-link", "runs/good-repeat-001/.locks:", link(f"{REPEAT}/.locks", "elsewhere")),
+    repeated(
+        "lock-link",
+        "runs/good-repeat-001/.locks/files:",
+        all_of(file(f"{REPEAT}/.locks/files", ""), link(f"{REPEAT}/.locks/files", "elsewhere")),
+    ),
     repeated("seed-file", "runs/good-repeat-001/seed-1:", file(f"{REPEAT}/seed-1", "x")),
     repeated("seed-link", "runs/good-repeat-001/seed-0:", link(f"{REPEAT}/seed-0", "elsewhere")),
     repeated("seed-of-other-rate", "optimizer.lr", seed_of_other_rate),

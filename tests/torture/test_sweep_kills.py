@@ -1,4 +1,4 @@
-"""A sweep killed with SIGKILL and continued, and one in two processes, against the undisturbed sweep."""
+"""A sweep and a repeat, killed with SIGKILL and continued, also in two processes, against undisturbed ones."""
 
 from __future__ import annotations
 
@@ -71,10 +71,11 @@ def test_a_sweep_killed_five_times(tmp_path: Path, words: list[str]) -> None:
 
 
 def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
-    """`--processes 2`: each trial is run once, by one of two processes, and all are finished."""
+    """`--processes 2`: each trial, and each seed of the best, is run once, by one of two processes."""
     (tmp_path / "two").mkdir()
     (tmp_path / "two/killed.yaml").write_text(RECIPE)
-    process = start(tmp_path / "two", ["sweep", "killed.yaml", *RATES, "--processes", "2", "--sampler", "random"])
+    words = ["sweep", "killed.yaml", *RATES, "--processes", "2", "--sampler", "random", "--seeds", "0-1", "--top", "2"]
+    process = start(tmp_path / "two", words)
     process.join()
     assert process.exitcode == 0, said_in(tmp_path / "two")
     assert [trial["number"] for trial in _trials(tmp_path / "two")] == list(range(12))
@@ -84,3 +85,45 @@ def test_two_processes_share_a_sweep(tmp_path: Path) -> None:
     workers = [entry["worker_id"].split("-")[0] for entry in finished]
     assert len(workers) == 12
     assert len(set(workers)) == 2
+    logs = [path.read_text() for path in (tmp_path / "two").glob("runs/*/seeds/trial-*/seed-*/log.txt")]
+    assert [log.count("train loss") for log in logs] == [1] * 4  # the head of the table: no seed was begun twice
+
+
+def test_a_repeat_that_two_processes_share_and_are_killed_in(tmp_path: Path) -> None:
+    """Two processes share eight seeds and are killed at random file operations: the result of one process.
+
+    A killed one is started again while the other goes on; prints the seed.
+    """
+    alone, shared = tmp_path / "alone", tmp_path / "shared"
+    for folder in (alone, shared):
+        folder.mkdir()
+        (folder / "killed.yaml").write_text(RECIPE)
+    words = ["repeat", "killed.yaml", "--seeds", "0-7"]
+    process = start(alone, words, counted=alone / "events.txt")
+    process.join()
+    assert process.exitcode == 0, said_in(alone)
+    num_events = int((alone / "events.txt").read_text())
+    seed = random.SystemRandom().randrange(10**6)
+    generator, num_killed = random.Random(seed), 0
+
+    def begin() -> Any:
+        return start(shared, words, kill_at=generator.randint(1, num_events // 8) if num_killed < NUM_KILLS else 0)
+
+    running = [begin(), begin()]
+    while running:
+        process = running.pop(0)
+        process.join(0.1)
+        if process.exitcode is None:
+            running.append(process)
+        elif process.exitcode == -signal.SIGKILL:
+            num_killed += 1
+            running.append(begin())
+        else:
+            assert process.exitcode == 0, said_in(shared)
+    assert num_killed >= NUM_KILLS
+    folders = [folder / "runs/killed-repeat-001" for folder in (shared, alone)]
+    for number in range(8):
+        assert_equal_runs(*(folder / f"seed-{number}" for folder in folders))
+    results = [json.loads((folder / "result.json").read_text())["weights"] for folder in folders]
+    assert results[0] == results[1]
+    print(f"repeat: {num_killed} kills, seed {seed}: 0 differences")

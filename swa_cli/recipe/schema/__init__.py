@@ -323,6 +323,9 @@ class Train(BaseModel):
     device: Text = Field(
         default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps"
     )
+    averages_device: Literal["auto", "cpu"] = Field(
+        default="auto", description="where averages lie: auto, beside the weights; cpu spares the memory of a GPU"
+    )
     compile: Compile | None = Field(
         default=None,
         description="torch.compile: true (inductor), false, the name of a backend, or a section with backend and mode",

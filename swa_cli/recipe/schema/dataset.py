@@ -294,6 +294,11 @@ class Dataset(BaseModel):
         description="images in memory (ram), streamed from disk (none), by size (auto), or decoded and shrunk once into"
         " files beside the dataset (packed)",
     )
+    on_device: Flag | Literal["auto"] = Field(
+        default="auto",
+        description="whether images in memory lie on the GPU and are augmented there: auto, where they take at most a"
+        " quarter of its free memory",
+    )
     workers: Whole = Field(default=2, ge=0, description="loader processes of a dataset that is streamed")
     download: Flag = Field(default=True, description="fetch missing files where the dataset can be fetched")
     args: dict[str, Argument] = Field(default={}, description="arguments of the dataset, such as classes: 2")
