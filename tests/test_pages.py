@@ -30,7 +30,6 @@ NOT_RUN = {  # how it begins, and why it cannot run in a test
     "docker": "it builds on images of the network",
     "make": "each target installs, or takes minutes; the continuous integration is made of them",
     "python tests/golden_runs.py": "it takes minutes: it trains every shipped recipe",
-    "#!/bin/bash\n#SBATCH": "it needs Slurm; test_shell_blocks_are_shell parses it",
     'dataset: {name: "hf:user/pets"': "it is downloaded; test_data_hugging_face.py has a hub of its own",
 }
 RUN_BY = {  # how it begins, and the test that runs it
