@@ -2,7 +2,7 @@
 
 Commands are parsed by the command line itself and their changes by the loader of recipes, YAML is loaded as a recipe,
 names in Python are resolved, tables are read, and the words of outputs stand in the source. A block of another kind
-fails. The blocks that are also run are in test_readme.py and beside their subjects.
+fails. test_pages.py runs them.
 """
 
 from __future__ import annotations
@@ -22,51 +22,25 @@ from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import typer
 import yaml
 
 from conftest import SMALL
+from pages import BASE, BLOCK, PAGES, ROOT, blocks, recipes_in, shell_lines
 from swa_cli.cli import app
 from swa_cli.cli.shared import CHANGE
 from swa_cli.recipe import load, space
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^( *)```(\w*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
 GROUP: Any = typer.main.get_command(app)
-BASE: dict[str, Any] = {  # what the parts of recipes that pages show are put into
-    "model": {"name": "convnet"},
-    "dataset": {"name": "digits"},
-    "optimizer": {"lr": 0.1},
-    "train": {"epochs": 9},
-}
 PROGRAMS = ("swa", "pip", "pipx", "make", "docker", "python")
 OF_THE_READER = {  # names that an example for a loop of one's own supposes
     *("model", "optimizer", "train_loader", "loss_function", "epochs", "start", "train_one_epoch"),
 }
 NOT_IMPORTED = ("lightning", "accelerate")  # slow to import; test_readme.py runs their examples
 OF_EXAMPLES = {"bad", "dig", "forest", "water"}  # names of classes and files in outputs
-
-
-class Block(NamedTuple):
-    """A block of code of a page."""
-
-    place: str
-    language: str
-    text: str
-
-
-def blocks(page: Path, *languages: str) -> list[Block]:
-    """The blocks of a page in these languages, or all."""
-    text = page.read_text()
-    found = [
-        Block(f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}", match[2], match[3])
-        for match in BLOCK.finditer(text)
-    ]
-    return [block for block in found if not languages or block.language in languages]
 
 
 def require(check: Callable[[str], object], texts: Iterator[tuple[str, str]]) -> None:
@@ -88,15 +62,9 @@ def every_page(test: Callable[..., None]) -> Callable[..., None]:
 # --- commands
 
 
-def shell_lines(page: Path) -> Iterator[tuple[str, str]]:
-    """The lines of shell blocks, and those after a prompt, with continued lines joined and comments removed."""
-    for block in blocks(page, "bash", "console"):
-        text = block.text.replace("\\\n", " ")
-        if block.language == "console":
-            text = "\n".join(re.findall(r"^\$ (.*)$", text, re.MULTILINE))
-        elif text.startswith("#!"):  # a script
-            continue
-        yield from ((block.place, line) for line in text.splitlines() if line and not line.startswith("#"))
+def lines_of(page: Path) -> Iterator[tuple[str, str]]:
+    """The lines of the shell blocks of a page, with their places."""
+    yield from ((block.place, line) for block in blocks(page, "bash", "console") for line in shell_lines(block))
 
 
 def inline_commands(page: Path) -> Iterator[tuple[str, str]]:
@@ -175,7 +143,7 @@ def make_targets() -> set[str]:
 @every_page
 def test_each_command_is_one(page: Path) -> None:
     """Against the options and arguments of the command; a change of a recipe against its loader."""
-    require(check_line, shell_lines(page))
+    require(check_line, lines_of(page))
     require(lambda line: parse(line, whole=False), inline_commands(page))
 
 
@@ -210,14 +178,8 @@ def test_every_block_is_of_a_kind_that_is_checked(page: Path) -> None:
 
 
 def check_recipe(text: str) -> None:
-    """Load a recipe, or a part of one inside a small recipe; a line that repeats a key begins another part."""
-    starts = re.findall(r"^(\w+):", text, re.MULTILINE)
-    for part in text.splitlines() if len(set(starts)) < len(starts) else [text]:
-        document = yaml.safe_load(part)
-        whole = {**BASE, **document}
-        for key in BASE:
-            is_complete = key in ("model", "dataset") and "name" in whole[key]
-            whole[key] = whole[key] if is_complete else {**BASE[key], **whole[key]}
+    """Load each recipe of a block."""
+    for whole in recipes_in(text):
         path = parse_command.folder / "shown.yaml"  # type: ignore[attr-defined]
         path.write_text(yaml.safe_dump(whole))
         load.load(path, [])

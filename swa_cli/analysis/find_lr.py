@@ -18,15 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from swa_cli.analysis import open
+from swa_cli.analysis import plot
 from swa_cli.analysis.run_output import RunOutput
-from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.engine import train
 from swa_cli.engine.run import Run
 from swa_cli.engine.step import train_step, wrap_ddp
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.recipe.load import Loaded
-from swa_cli.report.plots import FORMATS
 from swa_cli.report.plots import find_lr as picture
 from swa_cli.report.terminal import Terminal
 
@@ -42,6 +40,8 @@ def find_lr(
     high: float,
     steps: int,
     out: Path | None,
+    form: str | None,
+    width: float | None,
     words: Sequence[str],
     terminal: Terminal,
 ) -> dict[str, Any]:
@@ -53,6 +53,8 @@ def find_lr(
         high: The rate of the last step.
         steps: The number of steps, of which fewer are done where training diverges.
         out: Where to draw the losses, a .png, .svg or .pdf file.
+        form: png, svg or pdf, which the name of the file then has to end in.
+        width: The width of the picture in inches.
         words: The recipe and its changes, as the next command takes them.
         terminal: Where to print.
 
@@ -61,9 +63,7 @@ def find_lr(
         UserError: Missing data or device, or training diverges at once.
     """
     if out is not None:
-        if out.suffix.lower().removeprefix(".") not in FORMATS:
-            raise UserError(f"{out}: pictures are PNG, SVG or PDF", hint="name such a file with -o FILE")
-        open.require_writable(out)
+        plot.require_picture(out, form)
     run = train.set_up(loaded, listeners=[RunOutput(terminal)])
     rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
     losses, smoothed = list[float](), list[float]()
@@ -92,9 +92,8 @@ def find_lr(
             diverges=diverges,
             title=f"{loaded.recipe.title}: learning rate range test",
             loss_axis=run.context.task.metrics.loss_axis,
-            form=out.suffix.lower().removeprefix("."),
         )
-        write_atomic(out, draw)
+        plot.write_picture(out, plot.Picture(draw, {}), width=width, terminal=terminal)
     _tell(suggested, diverges, rates[-1], out, words, terminal=terminal)
     return {
         "command": "find-lr",

@@ -86,7 +86,7 @@ def plot(
     if not is_run and kind != "schedule":
         _refuse_file(path, kind)
     target = out or (path if is_run else Path()) / f"{kind}.{form or plots.FORMATS[0]}"
-    _require_picture(target, form)
+    require_picture(target, form)
     if kind == "sweep":
         picture = Picture(*sweep_picture.read_picture(path))
     elif is_run:
@@ -94,7 +94,7 @@ def plot(
         picture = KINDS[kind](run, request)
     else:
         picture = of_recipe(load.load(path, overrides), terminal)
-    _write(target, picture, width=width, terminal=terminal)
+    write_picture(target, picture, width=width, terminal=terminal)
     terminal.answer(f"{target}: {kind} of {path}" + (f"; {picture.finding}" if picture.finding else ""))
     return {
         "command": "plot",
@@ -133,7 +133,7 @@ def plot_several(
     if overrides:
         raise UserError(f"{overrides[0]}: curves of several runs are drawn as they are", hint="leave it out")
     target = out or (paths[0] if len(paths) == 1 else Path()) / f"{kind}.{form or plots.FORMATS[0]}"
-    _require_picture(target, form)
+    require_picture(target, form)
     found = settings.find(paths, terminal=terminal)
     tables = table.tabulate(found, warn=lambda text: None)
     if len(tables) > 1:
@@ -148,7 +148,7 @@ def plot_several(
         terminal.warning(f"not drawn: {not_drawn(left_out)}")
     title = f"validation curves of {count_text(len(curves), 'setting')}"
     draw = partial(overlay_picture.draw, settings=curves, title=title, metrics=tables[0].metrics)
-    _write(target, Picture(draw, {}), width=width, terminal=terminal)
+    write_picture(target, Picture(draw, {}), width=width, terminal=terminal)
     terminal.answer(f"{target}: {title}")
     return {
         "command": "plot",
@@ -178,7 +178,7 @@ def draw_all(folder: Path, *, terminal: Terminal) -> list[Path]:
             left_out.append(f"{kind} ({error.message.removeprefix(f'{run.folder.path}: ')})")
             continue
         drawn.append(folder / f"{kind}.png")
-        _write(drawn[-1], picture, terminal=terminal)
+        write_picture(drawn[-1], picture, terminal=terminal)
     terminal.note(f"{folder}: drew {', '.join(path.name for path in drawn)}")
     if left_out:
         terminal.note(f"left out: {'; '.join(left_out)}")
@@ -348,7 +348,12 @@ KINDS: dict[str, Callable[[OpenRun, Request], Picture]] = {
 }
 
 
-def _require_picture(target: Path, form: str | None) -> None:
+def require_picture(target: Path, form: str | None) -> None:
+    """Check that a picture can be written to `target`, in the `form` that was asked for if any.
+
+    Raises:
+        UserError: Another ending, or no permission.
+    """
     ending = target.suffix.lower().removeprefix(".")
     if ending not in plots.FORMATS:
         raise UserError(f"{target}: pictures are PNG, SVG or PDF", hint="name a .png, .svg or .pdf file with -o FILE")
@@ -357,7 +362,8 @@ def _require_picture(target: Path, form: str | None) -> None:
     open.require_writable(target)
 
 
-def _write(target: Path, picture: Picture, *, terminal: Terminal, width: float | None = None) -> None:
+def write_picture(target: Path, picture: Picture, *, terminal: Terminal, width: float | None = None) -> None:
+    """Write a picture in the form of the ending of `target`, `width` inches wide."""
     form = target.suffix.lower().removeprefix(".")
     with plots.telling(terminal.warning):
         write_atomic(target, lambda file: picture.draw(file, form=form, width=width))

@@ -8,12 +8,24 @@ from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, Quiet, answer, importing
+from swa_cli.cli.shared import (
+    LOOKING_CODES,
+    PICTURE_FORMATS,
+    Changes,
+    Json,
+    PictureFormat,
+    PictureWidth,
+    Quiet,
+    answer,
+    importing,
+    require_format,
+)
 
 EPILOG = f"""\b
 Examples:
   swa find-lr digits
   swa find-lr recipe.yaml -o lr.png
+  swa find-lr recipe.yaml --width 3.3 -o lr.pdf
   swa find-lr recipe.yaml optimizer.name=AdamW --max 1 --steps 200
 
 {LOOKING_CODES}"""
@@ -26,13 +38,22 @@ def find_lr(
     high: Annotated[float, typer.Option("--max", metavar="RATE", help="Rate of the last step.")] = 10.0,
     steps: Annotated[int, typer.Option("--steps", metavar="N", min=20, max=100_000, help="Steps, one per rate.")] = 100,
     out: Annotated[
-        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Draw the losses: a .png, .svg or .pdf.")
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Draw the losses: a .png, .svg or .pdf.",
+        ),
     ] = None,
+    form: PictureFormat = None,
+    width: PictureWidth = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train some steps at growing learning rates; suggest one, and say where training diverges.
 
+    With --format or --width and without -o, the losses are drawn in find-lr.png (.svg, .pdf).
     The network, data and optimizer are those of the recipe, and its schedule is left out. Weights are not kept, and no
     run is made.
     """
@@ -41,6 +62,9 @@ def find_lr(
 
     if not (math.isfinite(high) and 0 < low < high):
         raise typer.BadParameter(f"--min {low:g} --max {high:g}: write two rates above 0, the smaller one first")
+    require_format(form)
+    if out is None and (form or width):
+        out = Path(f"find-lr.{form or PICTURE_FORMATS[0]}")
     loaded = load.load(recipe, changes or [])
     with importing():
         from swa_cli.analysis import find_lr as finding
@@ -51,6 +75,8 @@ def find_lr(
         high=high,
         steps=steps,
         out=out,
+        form=form,
+        width=width,
         words=[recipe, *(changes or [])],
         terminal=Terminal(quiet=quiet, json=as_json),
     )

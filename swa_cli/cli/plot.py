@@ -8,7 +8,19 @@ from typing import Annotated, Any
 
 import typer
 
-from swa_cli.cli.shared import CHANGE, EXIT_CODES, AllowCode, Changes, Json, Quiet, answer, importing
+from swa_cli.cli.shared import (
+    CHANGE,
+    EXIT_CODES,
+    AllowCode,
+    Changes,
+    Json,
+    PictureFormat,
+    PictureWidth,
+    Quiet,
+    answer,
+    importing,
+    require_format,
+)
 
 EPILOG = f"""\b
 Pictures:
@@ -38,7 +50,6 @@ Examples:
 {EXIT_CODES}"""
 
 KINDS = ("curves", "schedule", "plane", "path", "calibration", "confusion", "window", "budget", "sweep")
-FORMATS = ("png", "svg", "pdf")
 GRID_KINDS = ("plane", "path", "window")
 LARGEST_GRID = 201
 
@@ -51,15 +62,8 @@ def plot(
         Path | None,
         typer.Option("--out", "-o", metavar="FILE", help="A .png, .svg or .pdf; default: KIND.png in the run folder."),
     ] = None,
-    form: Annotated[
-        str | None, typer.Option("--format", metavar="|".join(FORMATS), help="Format of the default file.")
-    ] = None,
-    width: Annotated[
-        float | None,
-        typer.Option(
-            "--width", metavar="INCHES", min=2, max=20, help="Width for print, such as 3.3 for a column of a paper."
-        ),
-    ] = None,
+    form: PictureFormat = None,
+    width: PictureWidth = None,
     grid: Annotated[
         int | None,
         typer.Option(
@@ -103,8 +107,7 @@ def plot(
     For a run, changes are limited to dataset.*, eval.* and train.{device,precision,threads}.
     """
     runs, kind, changes = _sorted_words([kind, *(changes or [])])
-    if form is not None and form not in FORMATS:
-        raise typer.BadParameter(f"--format {form}: choose {', '.join(FORMATS)}")
+    require_format(form)
     _require_fitting(kind, points=points, between=between, weights=weights, grid=grid, samples=samples)
     with importing():
         from swa_cli.analysis import plot as plotting

@@ -57,6 +57,16 @@ AllowCode = Annotated[
     typer.Option("--allow-code", help="Import and run the code that the recipe inside names, because you trust it."),
 ]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint (.pt, .safetensors).")]
+PICTURE_FORMATS = ("png", "svg", "pdf")
+PictureFormat = Annotated[
+    str | None, typer.Option("--format", metavar="|".join(PICTURE_FORMATS), help="Format of the default file.")
+]
+PictureWidth = Annotated[
+    float | None,
+    typer.Option(
+        "--width", metavar="INCHES", min=2, max=20, help="Width for print, such as 3.3 for a column of a paper."
+    ),
+]
 NewFile = Annotated[
     Path | None, typer.Option("--out", "-o", metavar="FILE", help="New file to write; default: stdout.")
 ]
@@ -86,6 +96,12 @@ def answer(result: dict[str, Any], *, as_json: bool) -> None:
         from swa_cli.checkpoint.atomic import json_text
 
         typer.echo(json_text(result))
+
+
+def require_format(form: str | None) -> None:
+    """Refuse a format of pictures that there is not."""
+    if form is not None and form not in PICTURE_FORMATS:
+        raise typer.BadParameter(f"--format {form}: choose {', '.join(PICTURE_FORMATS)}")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ error of a *logger* never ends a run: a warning names it once, and the logger he
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
@@ -122,6 +122,9 @@ class Listener(Protocol):
 
     def end(self, event: EndEvent) -> None:
         """Hear how the run ended: the last event, to close what is open."""
+
+    def left_out(self) -> None:
+        """Close what is open: it has raised an error, and hears nothing more of this run. Loggers alone hear this."""
 
     def warning(self, text: str) -> None:
         """Hear something that a person should think about."""
@@ -246,6 +249,8 @@ class Events:
                     getattr(logger, method)(event)
             except Exception as error:  # no error of a logger may end a run
                 del self._loggers[name]
+                with suppress(Exception):  # its first error is the one to tell
+                    getattr(logger, "left_out", lambda: None)()
                 reason = f"{type(error).__name__}: {error}"
                 self.warning(f"output.loggers: {name} failed in `{method}` and is left out from now on ({reason})")
         if stopped is not None:

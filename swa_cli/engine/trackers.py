@@ -125,6 +125,11 @@ class WandB:
                 self._run.log_artifact(artifact)
         self._run.finish(exit_code=event.exit_code)
 
+    def left_out(self) -> None:
+        """Close the tracker's run as failed: its log has a gap."""
+        if self._run is not None:
+            self._run.finish(exit_code=EXIT_FAILED)
+
 
 class MLflow:
     """Logs to MLflow: a server, or a database with the folder `mlartifacts` beside it.
@@ -235,6 +240,11 @@ class MLflow:
                 self._client.log_artifact(self._id, str(path))
         status = {EXIT_DONE: "FINISHED", EXIT_FAILED: "FAILED"}.get(event.exit_code, "KILLED")
         self._client.set_terminated(self._id, status=status)
+
+    def left_out(self) -> None:
+        """Set the tracker's run to FAILED: its log has a gap."""
+        if self._id is not None:
+            self._client.set_terminated(self._id, status="FAILED")
 
 
 TRACKERS: Mapping[str, Callable[..., object]] = {"wandb": WandB, "mlflow": MLflow}

@@ -190,7 +190,7 @@ def test_a_run_tells_where_it_is_and_what_to_ship(swa: Swa, recipe: Path) -> Non
     assert swa(*out[-1].split()[2:]).code == 0
 
 
-BASELINE = ("--seeds", "0-2", "--against", "baseline", "train.epochs=2")
+BASELINE = ("--seeds", "0-2", "--against", "baseline", "train.epochs=2", "dataset.args={test: 1600}")
 
 
 def test_the_baseline_is_compared_seed_by_seed(swa: Swa, recipe: Path) -> None:

@@ -86,11 +86,18 @@ def test_a_recipe_names_a_backend_and_a_resumed_run_ends_the_same(
 
 
 def test_inductor_trains_the_same_network(swa, recipe: Path, tmp_path: Path) -> None:
-    """Weights and statistics of a run that inductor compiled against one that is not compiled."""
+    """Weights and statistics of a run that inductor compiled against one that is not compiled, of one layer each."""
+    (tmp_path / "single.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes, in_channels):\n"
+        "    layers = [nn.Conv2d(in_channels, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten()]\n"
+        "    return nn.Sequential(*layers, nn.Linear(144, num_classes))\n"
+    )
     words = [
         "train",
         recipe,
         "-q",
+        "model={name: 'single:net'}",
         "train.precision=fp32",
         "train.epochs=1",
         "schedule.warmup=0ep",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from swa_cli.analysis.find_lr import smooth, steepest
 
@@ -41,6 +42,15 @@ def test_rates_grow_by_one_factor_until_training_diverges(swa, recipe: Path) -> 
     assert f"optimizer.lr={found['suggested']:g}" in ended.err
 
 
+def test_a_picture_is_as_wide_as_for_a_paper(swa, recipe: Path, drawn: list[Figure]) -> None:
+    """--width and --format without -o, against the figure that is drawn and the file in the working directory."""
+    ended = swa("find-lr", recipe, "--steps", "30", "--width", "3.3", "--format", "pdf", "--json")
+    assert ended.code == 0, ended.err
+    assert ended.json["picture"] == "find-lr.pdf"
+    assert Path("find-lr.pdf").read_bytes().startswith(b"%PDF")
+    assert [figure.get_figwidth() for figure in drawn] == [3.3]
+
+
 def test_groups_keep_their_multiples(swa, recipe: Path) -> None:
     """A group with rate 0x, against the whole network: with all of it frozen so, the loss falls at no rate."""
     words = ("find-lr", recipe, "--steps", "30", "--min", "1e-3", "--max", "0.5", "--json")
@@ -56,6 +66,9 @@ def test_groups_keep_their_multiples(swa, recipe: Path) -> None:
         (("--min", "1", "--max", "0.1"), "the smaller one first"),
         (("--min", "nan"), "the smaller one first"),
         (("-o", "lr.gif"), "PNG, SVG or PDF"),
+        (("--format", "gif"), "choose png, svg, pdf"),
+        (("--format", "pdf", "-o", "lr.svg"), "does not end in .pdf"),
+        (("--width", "1"), "--width"),
         (("optimizer.lrr=1",), "optimizer.lr"),
         (("--steps", "3"), "--steps"),
     ],

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from conftest import SMALL, Swa, run_swa
-from swa_cli.cli.plot import FORMATS
+from swa_cli.cli.shared import PICTURE_FORMATS
 from swa_cli.metrics.metric import CLASSIFICATION
 from swa_cli.report import plots
 from swa_cli.report.page import RunOnPage, document
@@ -60,7 +60,7 @@ def test_a_picture_for_a_paper(run: Path, swa: Swa, monkeypatch: pytest.MonkeyPa
     ended = swa("plot", run.rename(run.with_name("日本-001")), "schedule", "-o", "named.png")
     assert ended.code == 0, ended.err
     assert "no installed font has 日 本" in " ".join(ended.err.split())
-    assert FORMATS == plots.FORMATS
+    assert PICTURE_FORMATS == plots.FORMATS
 
 
 def test_final_markers_of_the_curves_are_the_scores_of_the_run(run: Path, swa: Swa) -> None:

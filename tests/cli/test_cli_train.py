@@ -301,7 +301,7 @@ def test_shipped_weights_load_strictly_into_the_plain_model(swa, recipe: Path, t
     import torchvision
 
     recipe.write_text(recipe.read_text().replace("{name: convnet, args: {width: 4}}", "{name: 'torchvision:resnet18'}"))
-    words = ["train.epochs=1", "swa.start=0%", "swa.every=1step", "dataset.val=1000", "train.batch_size=400"]
+    words = ["train.epochs=1", "swa.start=0%", "swa.every=1step", "dataset.args={test: 1600}", "train.batch_size=64"]
     ended = swa("train", recipe, "-q", *words)
     assert ended.code == 0, ended.err
     model = torchvision.models.resnet18(num_classes=10)
@@ -314,11 +314,11 @@ def test_no_gradients_that_torch_leaves_undefined(swa, recipe: Path, monkeypatch
     monkeypatch.setattr(hardware, "_cpu_flags", lambda: frozenset({"avx512_bf16"}))
     monkeypatch.setattr(hardware, "speed_of_bf16", lambda: 2.0)
     recipe.write_text(recipe.read_text().replace("{name: convnet, args: {width: 4}}", "{name: 'torchvision:resnet18'}"))
-    ended = swa("train", recipe, "--dry-run")
+    ended = swa("train", recipe, "--dry-run", "train.batch_size=8")
     assert ended.code == 0, ended.err
     said = " ".join(ended.err.split())
     assert "fp32 (torch has no bf16 gradient of layer3.0.conv1 for images so small)" in said
-    ended = swa("train", recipe, "--dry-run", "train.precision=bf16")
+    ended = swa("train", recipe, "--dry-run", "train.batch_size=8", "train.precision=bf16")
     assert ended.code == 2
     assert "layer3.0.conv1" in ended.err
 

@@ -1,7 +1,8 @@
-"""Memory that a run does without: copies of copies in a resume point, and gradients while nothing is trained."""
+"""Memory that a run does without: copies of copies in a resume point, gradients while nothing is trained; of a GPU."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swa_cli.checkpoint import reader, safe_load
-from swa_cli.engine import state, validate
+from swa_cli.data.sources import Source
+from swa_cli.engine import context, state, validate
+from swa_cli.engine.events import Events
+from swa_cli.engine.hardware import Hardware
+from swa_cli.errors import UserError
+from swa_cli.recipe.schema import Recipe
 
 COPIES = (torch.ops.aten.clone.default, torch.ops.aten._to_copy.default)
 KINDS = {
@@ -70,3 +76,41 @@ def test_gradients_are_gone_when_an_epoch_is_scored(swa, recipe: Path, monkeypat
         monkeypatch.setattr(validate, name, partial(watched, getattr(validate, name)))
     assert swa("train", recipe).code == 0
     assert seen == [False] * 5
+
+
+@pytest.mark.parametrize(
+    ("dataset", "free", "expected"),
+    [
+        ({}, 4, True),
+        ({}, 3.9, False),
+        ({}, None, False),
+        ({"on_device": True}, None, True),
+        ({"on_device": False}, 9, False),
+        ({"image_size": 16}, 9, False),
+    ],
+)
+def test_samples_lie_on_a_gpu_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch, dataset: dict[str, Any], free: float | None, expected: bool
+) -> None:
+    """`dataset.on_device` against the free memory of the device, in multiples of what the samples take."""
+    settings, source, cpu = digits(dataset)
+    gpu = replace(cpu, device=torch.device("cuda"))
+    memory = None if free is None else int(free * source.num_bytes)
+    monkeypatch.setattr(context.hardware_choice, "free_memory", lambda device: memory)
+    assert source.num_bytes == sum(len(split) for split in (source.train, source.val, source.test)) * (64 + 8)
+    assert context._lies_on_device(settings, source, gpu) is expected
+    assert not context._lies_on_device(settings, source, cpu)
+
+
+def test_samples_that_change_one_by_one_cannot_lie_on_a_gpu() -> None:
+    settings, source, cpu = digits({"image_size": 16, "on_device": True})
+    with pytest.raises(UserError, match=r"^dataset\.on_device: "):
+        context._lies_on_device(settings, source, replace(cpu, device=torch.device("cuda")))
+
+
+def digits(dataset: dict[str, Any]) -> tuple[Recipe, Source, Hardware]:
+    """A recipe of the digits, which have 64 pixels of a byte, and a label of 8 bytes."""
+    sections = {"model": {"name": "convnet"}, "optimizer": {"lr": 0.1}, "train": {"epochs": 1}}
+    settings = Recipe.model_validate({**sections, "dataset": {"name": "digits", **dataset}})
+    made = context.build_context(settings, Events())
+    return settings, made.source, made.hardware

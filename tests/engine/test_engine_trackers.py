@@ -131,6 +131,31 @@ def test_every_row_once_also_in_a_run_that_was_killed_and_extended(
     assert {path.name for path in tmp_path.iterdir()} <= {"home", "runs", recipe.name}
 
 
+@pytest.mark.parametrize("method", ["plan", "epoch"])
+def test_a_tracker_that_fails_is_closed_as_failed(
+    swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """An error in the first row, or before it: the run ends well, those of the trackers failed, until it goes on."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no server")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trackers.MLflow, {"plan": "_describe", "epoch": "_log"}[method], fail)
+        patch.setattr(trackers.WandB, "_log", fail)
+        ended = swa("train", recipe, "train.epochs=1", "schedule.name=constant", BOTH)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.err.split())
+    assert f"mlflow failed in `{method}`" in said
+    assert "wandb failed in `epoch`" in said
+    run = tmp_path / "runs/small-001"
+    assert mlflow_run(run)[1].info.status == "FAILED"
+    assert [record.exit.exit_code for record in records(run) if record.HasField("exit")] == [1]
+    assert swa("train", "--resume", run, "--extend-to", "2", "-q").code == 0
+    assert mlflow_run(run)[1].info.status == "FINISHED"
+    assert [step for step, _ in logged_by_mlflow(run)["epoch"]] == [step for step, _ in measured(run)["epoch"]]
+
+
 def check_the_rest(run: Path) -> None:
     """Recipe, final scores, files, tags and status of a finished run."""
     result, about = (json.loads((run / name).read_text()) for name in ("result.json", "run.json"))

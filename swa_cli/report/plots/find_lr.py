@@ -18,9 +18,10 @@ def draw(
     title: str,
     loss_axis: str,
     form: str = "png",
+    width: float | None = None,
 ) -> None:
     """Write the picture; `rates`, `losses` and `smoothed` have an entry for each step."""
-    with plots.sheet(target, size=(9.0, 4.5), title=title, form=form) as figure:
+    with plots.sheet(target, size=(9.0, 4.5), title=title, form=form, width=width) as figure:
         axes = figure.subplots()
         axes.plot(rates, losses, label="each batch", **{**plots.TRAIN, "linewidth": 0.8, "alpha": 0.6})
         axes.plot(rates, smoothed, label="smoothed", color=plots.VAL["color"], linewidth=1.8)
