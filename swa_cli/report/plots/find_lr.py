@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from swa_cli.report import plots
@@ -30,9 +31,9 @@ def draw(
         if diverges is not None:
             axes.axvline(diverges, color="#D55E00", linestyle=":", label=f"diverges: {diverges:.2g}")
         axes.set_xscale("log")
-        low, high = min(smoothed), max(smoothed[: max(len(smoothed) // 2, 1)])
+        low, high = min(filter(math.isfinite, (*losses, *smoothed))), max(smoothed[: max(len(smoothed) // 2, 1)])
         margin = 0.15 * (high - low) or 0.1
-        axes.set_ylim(low - 2 * margin, high + 3 * margin)  # single batches, and the end, would flatten the rest
+        axes.set_ylim(low - margin / 2, high + 3 * margin)  # high single batches, and the end, would flatten the rest
         axes.set_xlabel("learning rate")
         axes.set_ylabel(f"training {loss_axis}")
         plots.tidy(axes)
