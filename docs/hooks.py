@@ -165,6 +165,7 @@ EXAMPLES: Mapping[str, Any] = {
     "schedule.name": "wsd",
     "dataset.val_seed": 0,
     "dataset.cache": "packed",
+    "dataset.on_device": False,
     "dataset.augment.random_resized_crop.ratio": [0.5, 2],
     "schedule.decay": "20%",
     "schedule.hold": "5ep",

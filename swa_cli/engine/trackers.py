@@ -76,7 +76,7 @@ class WandB:
                 **self._where,
                 id=kept["id"],
                 resume="allow" if self._where["mode"] == "online" else None,
-                dir=event.folder,
+                dir=event.folder.absolute(),  # its process keeps the working directory in which the first run began
                 name=self._folder.title,
                 group=_group(self._folder),
                 tags=[facts["device"], facts["precision"], f"swa {__version__}"],
