@@ -119,6 +119,7 @@ class Reader:
         line, _, target = line.partition(" > ")
         program, *given = shlex.split(line, comments=True)
         assert program == "swa", line
+        given = [re.sub("^/shared/", "shared/", word) for word in given]  # a folder of several machines lies here too
         words = [found for word in given for found in (sorted(glob.glob(word)) or [word])]
         if "--resume" in words and "--extend-to" not in words:  # of a run that was stopped
             self.signal_at(3)

@@ -291,7 +291,7 @@ BEFORE: dict[str, dict[str, Prepare]] = {  # page -> the heading above a block -
     "howto.md": {"The averaged": howto},
     "photos.md": {"": new_photos},
     "predict.md": {"Predict": predict, "Export": after_the_run},
-    "processes.md": {"One machine": small_recipe},
+    "processes.md": {"One machine": small_recipe, "Many runs": one_epoch},
     "recipe.md": {"": whole_recipe},
     "sweep.md": {"": one_epoch},
     "your_own.md": {"Several labels": few_scenes, "Optimizers": reset},
