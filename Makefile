@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test coverage browser torture sweep docs docs-version study bench bench-quick bench-long lint package clean
+.PHONY: help train test coverage browser torture sweep docs docs-version study bench bench-quick bench-long gpu-tests lint package clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ bench-quick: $(VENV)/installed-dev ## the same on few images: about 2 minutes, a
 
 bench-long: $(VENV)/installed-dev ## jobs of 10 minutes, really run: about 27 minutes
 	$(BENCH) --long
+
+gpu-tests: $(VENV)/installed-dev ## train, resume, score and export on a GPU; without one on a simulated device
+	$(BIN)/pytest tests/gpu -m gpu --durations=5
 
 lint: $(VENV)/installed-dev ## ruff (format and lint) and mypy
 	$(BIN)/ruff format --check .

@@ -158,6 +158,7 @@ EXAMPLES: Mapping[str, Any] = {
     "train.loss": "focal",
     "train.compile": True,
     "train.threads": 4,
+    "train.averages_device": "cpu",
     "eval.crop": "none",
     "eval.interpolation": "bicubic",
     "output.loggers.tracking_uri": "sqlite:///mlflow.db",

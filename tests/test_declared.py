@@ -137,7 +137,7 @@ def test_settings_of_averages_are_the_same_everywhere() -> None:
     known = {"kind", *kinds.OWNERS}
     of_the_class = {name: kind for name, kind in DECLARED.items() if kind.share is None}
     assert {"kind", *owners_of_keys(of_the_class)} - {"half_life"} == known
-    assert inspect.signature(WeightAverage).parameters.keys() - {"model", "share", "share_settings"} == known
+    assert inspect.signature(WeightAverage).parameters.keys() - {"model", "share", "share_settings", "device"} == known
     assert known <= schema.StoredAverage.model_fields.keys()
 
 

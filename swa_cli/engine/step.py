@@ -183,7 +183,7 @@ def forward_backward(
         loss = context.loss(outputs, targets)
         with _buffers_kept(run.model) if context.recipe.train.grad_checkpointing else nullcontext():
             run.scaler.scale(loss * (share * size) * relative / context.phase.grad_accum_steps).backward()
-    part = torch.stack([loss.detach() * share, task.train_score(outputs, targets) * score_share])
+    part = torch.stack([loss.detach() * share, task.train_score(outputs, targets).detach() * score_share])
     return StepResult(loss.detach(), part)
 
 

@@ -36,16 +36,22 @@ class Told:
         return [entry for entry in self.journal if entry.within(function)]
 
 
-def on_device(folder: Path, *commands: Sequence[str | Path], change: Change | None = None) -> list[Told]:
+def on_device(
+    folder: Path, *commands: Sequence[str | Path], change: Change | None = None, simulated: bool = True
+) -> list[Told]:
     """Run commands of swa one after the other in `folder`, with `change` made to the product before."""
-    told: list[Told] = there(folder, partial(_run, [[str(word) for word in command] for command in commands], change))
+    words = [[str(word) for word in command] for command in commands]
+    told: list[Told] = there(folder, partial(_run, words, change), simulated=simulated)
     return told
 
 
-def there(folder: Path, work: Callable[[], Any]) -> Any:
-    """Return what a function of a module returns in a process that has the device and works in `folder`."""
+def there(folder: Path, work: Callable[[], Any], *, simulated: bool = True) -> Any:
+    """Return what a function of a module returns in a process that works in `folder`.
+
+    The process has the simulated device, or else only the devices of this machine, whose journal stays empty.
+    """
     target = folder / "returned.pickle"
-    process = CONTEXT.Process(target=_work, args=(folder, work, target))
+    process = CONTEXT.Process(target=_work, args=(folder, work, target, simulated))
     process.start()
     assert exit_codes(process) == [0], "the process of the device has failed"
     returned = pickle.loads(target.read_bytes())
@@ -53,9 +59,10 @@ def there(folder: Path, work: Callable[[], Any]) -> Any:
     return returned
 
 
-def _work(folder: Path, work: Callable[[], Any], target: Path) -> None:
+def _work(folder: Path, work: Callable[[], Any], target: Path, simulated: bool) -> None:
     os.chdir(folder)
-    register()
+    if simulated:
+        register()
     target.write_bytes(pickle.dumps(work()))
 
 
