@@ -150,6 +150,7 @@ def test_a_tracker_that_fails_is_closed_as_failed(
     assert "wandb failed in `epoch`" in said
     run = tmp_path / "runs/small-001"
     assert mlflow_run(run)[1].info.status == "FAILED"
+    assert [record.exit.exit_code for record in records(run) if record.HasField("exit")] == [1]
     assert swa("train", "--resume", run, "--extend-to", "2", "-q").code == 0
     assert mlflow_run(run)[1].info.status == "FINISHED"
     assert [step for step, _ in logged_by_mlflow(run)["epoch"]] == [step for step, _ in measured(run)["epoch"]]
