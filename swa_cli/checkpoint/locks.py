@@ -20,7 +20,7 @@ import filelock
 from swa_cli.errors import UserError
 
 # A link in the place of the file is not followed. Windows has neither of the last two.
-APPEND_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 
 
 def lock(file: io.FileIO, path: Path, *, blocking: bool = False) -> bool:
@@ -50,7 +50,7 @@ def take(path: Path) -> io.FileIO | None:
     Raises:
         UserError: It cannot be opened or locked.
     """
-    file = _opened(path)
+    file = opened(path)
     if lock(file, path):
         return file
     file.close()
@@ -64,7 +64,7 @@ def holding(path: Path) -> Iterator[None]:
     Raises:
         UserError: It cannot be opened or locked.
     """
-    with _opened(path) as file:
+    with opened(path) as file:
         lock(file, path, blocking=True)
         yield
 
@@ -79,9 +79,14 @@ def holder(file: io.FileIO) -> str:
     return next((f" (process {match[1]})" for match in found if match and match[1] != "0"), "")
 
 
-def _opened(path: Path) -> io.FileIO:
+def opened(path: Path) -> io.FileIO:
+    """Open a file to be locked, for appending; it is made if there is none.
+
+    Raises:
+        UserError: It cannot be opened.
+    """
     try:
-        return io.FileIO(os.open(path, APPEND_FLAGS, 0o666), "a")
+        return io.FileIO(os.open(path, _FLAGS, 0o666), "a")
     except OSError as error:
         reason = "is a symbolic link" if path.is_symlink() else error.strerror
         raise UserError(f"{path}: cannot be written ({reason})", hint="let it be a file of yours") from error

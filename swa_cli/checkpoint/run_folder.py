@@ -184,12 +184,7 @@ class RunFolder:
             with open(os.devnull, "w") as nowhere:
                 yield nowhere
             return
-        try:
-            descriptor = os.open(self.log, locks.APPEND_FLAGS, 0o666)
-        except OSError as error:
-            reason = "is a symbolic link" if self.log.is_symlink() else error.strerror
-            raise UserError(f"{self.log}: cannot be written ({reason})", hint="let it be a file of yours") from error
-        file = io.FileIO(descriptor, "w")
+        file = locks.opened(self.log)
         # Unbuffered: a log that cannot be written fails at once, not a second time when it is closed.
         with io.TextIOWrapper(file, encoding="utf-8", write_through=True) as log:
             if locks.lock(file, self.path):
