@@ -125,14 +125,14 @@ def test_a_grid_has_a_run_per_combination(swa, few: Path, whole: Path) -> None:
 
 def test_a_grid_with_seeds_becomes_a_table_and_a_page(swa, few: Path, tmp_path: Path) -> None:
     """Three commands from a recipe to LaTeX and a page: each mean and deviation against result.json of the seeds."""
-    ended = swa("sweep", few, *GRID, "train.epochs=1", "swa.every=1step", "--seeds", "0-1", "--top", "4", "--json")
+    ended = swa("sweep", few, *GRID, "train.epochs=1", "swa.every=1step", "--seeds", "0-2", "--top", "4", "--json")
     assert ended.code == 0, ended.err
     latex = swa("compare", FOLDER, "--format", "latex", "--weights", "swa").out
     rows = [line.removesuffix(" " + 2 * "\\").split(" & ") for line in latex.splitlines() if line.count(" & ") > 5]
     shown = {row[0]: row[1:] for row in (list(map(plain, row)) for row in rows)}
     for trial in ended.json["trials"]:
-        results = [read(FOLDER / "seeds" / trial["run"] / f"seed-{seed}/result.json") for seed in range(2)]
-        expected = [trial["params"]["swa.start"], trial["params"]["swa.lr"], "swa", "2"]
+        results = [read(FOLDER / "seeds" / trial["run"] / f"seed-{seed}/result.json") for seed in range(3)]
+        expected = [trial["params"]["swa.start"], trial["params"]["swa.lr"], "swa", "3"]
         for split in ("val", "test"):
             rows_of_seeds = [result["weights"]["swa"] for result in results]
             scores = [row["val"] if split == "val" else row for row in rows_of_seeds]
