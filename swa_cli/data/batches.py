@@ -31,9 +31,10 @@ from swa_cli.data.augment import (
     one_hot,
 )
 from swa_cli.data.color_jitter import jitter_colors, normalize
+from swa_cli.data.device_decoding import stream_decoded
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split, Target, cut_spans, show
-from swa_cli.data.stream import MakeError, Positions, length_of, stream
+from swa_cli.data.stream import FileDataset, MakeError, Positions, length_of, stream
 from swa_cli.data.transforms import DrawnView, Pixels, TrainingView, draw_views
 from swa_cli.errors import UserError
 
@@ -50,6 +51,7 @@ class Delivery(TypedDict, total=False):
     device: torch.device  # where the batches go, and are augmented
     is_resident: bool  # the samples lie on the device, too: of each group just rows and random numbers go there
     workers: int  # processes that read a streamed split
+    decodes_on_device: bool  # the device, not these processes, decodes the JPEG files of a streamed split
     error: MakeError  # makes the exception for a sample that cannot be read: the caller knows whether that ends a run
 
 
@@ -74,6 +76,7 @@ class Batches:
     device: torch.device = CPU
     is_resident: bool = False
     workers: int = 0
+    decodes_on_device: bool = False
     num_classes: int = 0  # K, if images are mixed
     view: TrainingView | None = None  # of each image; None: as the split shows it
     error: MakeError = UserError
@@ -171,19 +174,22 @@ class Batches:
         change = None if draws is None else partial(_crop_and_flip, draws=draws, target=split.target)
         if split.dataset is not None:
             assert split.indices is not None
-            yield from stream(
-                split.dataset,
-                rows=split.indices[self.rows],
-                spans=self.spans,
-                target=split.target,
-                seed=self.seed,
-                key=self.key,
-                workers=self.workers,
-                error=self.error,
-                origin=split.origin,
-                view=self.view or split.view,
-                change=change,
-            )
+            reading: dict[str, Any] = {
+                "rows": split.indices[self.rows],
+                "spans": self.spans,
+                "seed": self.seed,
+                "key": self.key,
+                "workers": self.workers,
+                "error": self.error,
+                "origin": split.origin,
+                "view": self.view or split.view,
+                "change": change,
+            }
+            if self.decodes_on_device:
+                assert isinstance(split.dataset, FileDataset), "the data are checked when they are opened"
+                yield from stream_decoded(split.dataset, device=self.device, **reading)
+            else:
+                yield from stream(split.dataset, target=split.target, **reading)
             return
         assert split.images is not None
         assert split.labels is not None
