@@ -9,6 +9,7 @@ Shapes: B batch, C channels, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -108,7 +109,31 @@ def to_nchw(pixels: Tensor) -> Tensor:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Move to a device; through pinned memory where it has some, so that the copy overlaps with its work."""
+    """Move to a device; through pinned memory where it has some, so that the host does not wait for the copy."""
     if device.type not in ("cpu", "mps") and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def batch_to_device(batch: Any, device: torch.device) -> Any:
+    """Move a batch to a device; on a GPU the copy overlaps with the steps before it, for which it does not wait.
+
+    The host asks for a batch long before the GPU has done the step before. Among the operations of that step the copy
+    would come last, so it has a stream of its own, and only what comes after it waits for it.
+    """
+    move = partial(to_device, device=device)
+    if device.type != "cuda" or all(values.device.type == "cuda" for values in named_tensors(batch).values()):
+        return map_tensors(batch, move)
+    copying, computing = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        moved = map_tensors(batch, move)
+    computing.wait_stream(copying)
+    for values in named_tensors(moved).values():
+        values.record_stream(computing)  # else a later copy may take its memory as soon as the host has let it go
+    return moved
+
+
+@cache  # torch keeps free memory by stream: another one for each epoch would get its own
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    """Return the stream in which batches are copied to a GPU."""
+    return torch.cuda.Stream(device)

@@ -17,6 +17,8 @@ PRODUCT = Path(swa_cli.__file__).parent
 CUDA_ONLY = {
     "analysis/doctor.py _described": "name and memory of a GPU",
     "analysis/sweep_trials.py launch": "CUDA_VISIBLE_DEVICES gives each process of a sweep one GPU",
+    "data/pytree.py _copy_stream": "a stream of its own for copies of batches",
+    "data/pytree.py batch_to_device": "what computes waits for such a copy; tests/data/test_data_streams.py",
     "engine/distributed.py join_processes": "processes exchange gradients over nccl",
     "engine/distributed.py one_a_gpu": "one process per GPU",
     "engine/hardware.py __init__": "the copy of a loss whose end an event tells",
