@@ -90,12 +90,12 @@ class Batches:
         for group, (images, labels) in zip(groups, self._stored(groups), strict=True):
             spans = self.spans[group]
             draws = None if self._image_draws is None else self._image_draws[_positions(spans)]
-            images = self._to_device(images)
+            images = pytree.batch_to_device(images, self.device)
             for place, mix in zip(_places(spans), self.mixes[group], strict=True):
                 batch, targets = pytree.slice_batch(images, place), pytree.slice_batch(labels, place)
                 if mix is not None and self.split.target == "class":
                     targets = one_hot(targets, num_classes=self.num_classes, error=self.error)
-                targets = self._to_device(targets)
+                targets = pytree.batch_to_device(targets, self.device)
                 if self.split.target == "multilabel":
                     targets = targets.float()
                 if self.mean:
@@ -154,9 +154,6 @@ class Batches:
             images = erase(images, draws=draws) if draws.augment.random_erasing else images
         return images
 
-    def _to_device(self, batch: Any) -> Any:
-        return pytree.map_tensors(batch, lambda part: pytree.to_device(part, self.device))
-
     def _groups(self) -> list[slice]:
         """Return the batches that are read and cropped in one call; streamed ones come one by one."""
         if self.split.dataset is not None or not self.spans:
@@ -200,8 +197,8 @@ class Batches:
             rows = pytree.to_device(rows, self.device) if self.is_resident else rows
             images, labels = (pytree.select_rows(values, rows) for values in stored)
             images, labels = self._shown(images, labels, positions)
-            images = self._to_device(images)
-            labels = self._to_device(labels) if split.target == "mask" else labels
+            images = pytree.batch_to_device(images, self.device)
+            labels = pytree.batch_to_device(labels, self.device) if split.target == "mask" else labels
             yield change(images, labels, positions) if change else (images, labels)
 
     def _shown(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

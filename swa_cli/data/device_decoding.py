@@ -3,8 +3,8 @@
 A view of pixels on the device is computed there by the same code as on the host, so only the decoder differs. What is
 no usual JPEG file is decoded by the loader processes, as without the device.
 The decoder is torchvision's, by nvJPEG; on the CPU it is libjpeg-turbo behind the same call. On some GPUs nvJPEG writes
-at once, also into memory that work in the queue still reads (pytorch/vision 9606). So decoding has a stream, and with
-it memory, of its own, which is idle when the decoder is called; the work of the step goes on meanwhile.
+at once, also into memory that work in the queue still reads (pytorch/vision 9606). So it has the
+stream of copies, and with it memory, that no step uses, and is called when that is idle; the step goes on meanwhile.
 Shapes: B batch, H W pixels of a file, h w of a view, N bytes.
 """
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -64,7 +64,7 @@ def stream_decoded(
         positions = torch.arange(span.start, span.stop) if isinstance(span, slice) else span
         own = rows[positions]
         show = partial(reader.show, batch, positions.tolist(), own.tolist(), device=device, error=error)
-        images, labels = _beside_the_step(show, device), dataset.labels[own]
+        images, labels = pytree.beside_the_step(show, device), dataset.labels[own]
         yield change(images, labels, positions) if change else (images, labels)
 
 
@@ -211,20 +211,3 @@ def _upright(pixels: Tensor, orientation: int) -> Tensor:
         pixels = pixels.transpose(1, 2) if orientation >= 5 else pixels
         pixels = pixels.flip(_FLIPPED_TO_UPRIGHT[orientation])
     return pixels
-
-
-def _beside_the_step(work: Callable[[], Tensor], device: torch.device) -> Tensor:
-    """Return what `work` makes on the stream of the decoder; the queue of the step waits for it on the device."""
-    if device.type != "cuda":
-        return work()
-    own, queue = _stream(device), torch.cuda.current_stream(device)
-    with torch.cuda.stream(own):
-        made = work()
-    queue.wait_stream(own)
-    made.record_stream(queue)
-    return made
-
-
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)
