@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test coverage browser torture sweep docs docs-version study bench bench-quick bench-long gpu-tests lint package clean
+.PHONY: help train test coverage browser torture sweep docs docs-version study bench bench-quick bench-long gpu gpu-tests gpu-speed gpu-paper gpu-wheels lint package clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -55,8 +55,36 @@ bench-quick: $(VENV)/installed-dev ## the same on few images: about 2 minutes, a
 bench-long: $(VENV)/installed-dev ## jobs of 10 minutes, really run: about 27 minutes
 	$(BENCH) --long
 
-gpu-tests: $(VENV)/installed-dev ## train, resume, score and export on a GPU; without one on a simulated device
-	$(BIN)/pytest tests/gpu -m gpu --durations=5
+# On a GPU. A folder wheels/ (make gpu-wheels) stands for a machine without network: what its Python, which has torch
+# for CUDA, lacks is installed from there, into .gpu.
+GPU_PYTHON ?= $(PYTHON)
+GPU_ENV := $(if $(wildcard wheels/*.whl),.gpu,$(VENV))
+GPU_BIN := $(GPU_ENV)/bin
+GPU_READY := $(if $(wildcard wheels/*.whl),.gpu/installed,$(VENV)/installed-dev)
+GPU_PARTS := gpu-tests gpu-speed gpu-paper
+GPU_BENCH := PYTHONPATH=tests $(GPU_BIN)/python -m benchmarks.gpu
+CIFAR_FILE = $(if $(CIFAR),--cifar $(CIFAR))
+
+gpu: ## the three below, on one card in under 25 minutes: bench/gpu.json, gpu.md, gpu.png
+	@failed=0; for part in $(GPU_PARTS); do $(MAKE) $$part || failed=1; done; exit $$failed
+
+gpu-tests: $(GPU_READY) ## train, resume, score and export on a GPU; without one on a simulated device
+	$(GPU_BIN)/python -m pytest tests/gpu -m gpu --durations=5 --junitxml=bench/gpu-tests.xml
+
+gpu-speed: $(GPU_READY) ## beside bare loops and scripts (CIFAR=JPEG files of CIFAR-10, an archive or a folder)
+	$(GPU_BENCH) speed $(CIFAR_FILE)
+
+gpu-paper: $(GPU_READY) ## VGG-16 and PreResNet-110, SGD and SWA (needs CIFAR=FILE); given again it goes on
+	$(GPU_BENCH) paper $(CIFAR_FILE)
+
+WHEELS_FOR := --python-version 3.12 --implementation cp $(foreach tag,_2_28 _2_27 _2_17 2014,--platform manylinux$(tag)_x86_64)
+
+gpu-wheels: $(VENV)/installed ## wheels/ for a GPU machine without network: Python 3.12, torch is there (WITHOUT="scipy numpy")
+	@mkdir -p build
+	$(BIN)/python tests/gpu/wheels.py > build/gpu-requirements.txt
+	$(BIN)/pip download --disable-pip-version-check -q --only-binary=:all: $(WHEELS_FOR) -d wheels -r build/gpu-requirements.txt
+	rm -f $(foreach name,$(WITHOUT),wheels/$(name)-*.whl)
+	du -sh wheels
 
 lint: $(VENV)/installed-dev ## ruff (format and lint) and mypy
 	$(BIN)/ruff format --check .
@@ -72,7 +100,7 @@ package: $(VENV)/installed-dev ## build and check wheel and sdist in dist/, and 
 	cd build && venv/bin/swa train digits --dry-run
 
 clean: ## remove the environment and the caches
-	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .gpu build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -85,3 +113,10 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 $(VENV)/installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/pip install --disable-pip-version-check -q -e '.[dev]'
 	@touch $@ $(VENV)/installed
+
+.gpu/installed: pyproject.toml $(wildcard wheels/*.whl)
+	rm -rf .gpu
+	$(GPU_PYTHON) -m venv --without-pip .gpu
+	$(GPU_PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(echo .gpu/lib/python3.*/site-packages)/torch.pth"
+	$(GPU_PYTHON) -m pip --python .gpu/bin/python install -q --no-index --find-links wheels -e '.[jpeg]' pytest hypothesis
+	@touch $@

@@ -3,36 +3,35 @@
 from __future__ import annotations
 
 import datetime
-import os
 import platform
 from importlib import metadata
-from pathlib import Path
+
+import torch
+
+from swa_cli.data.image_file import num_cores
+from swa_cli.engine.hardware import processor
 
 PACKAGES = ("torch", "torchvision", "lightning")
+ON_CARD = PACKAGES[:2]  # what `benchmarks.gpu` needs
 
 
-def describe() -> dict[str, str | int]:
-    """Processor, cores, versions, date."""
-    return {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+def describe(device: str = "cpu") -> dict[str, str | int]:
+    """Processor, cores, versions, date; on a GPU its name and CUDA's version, too."""
+    on_card: dict[str, str | int] = {}
+    if device == "cuda":
+        card = torch.cuda.get_device_properties(0)
+        on_card = {"card": f"{card.name}, {card.total_memory / 2**30:.0f} GiB", "cuda": str(torch.version.cuda)}
+    return on_card | {
+        "processor": processor(),
+        "cores": num_cores(),
         "python": platform.python_version(),
-        **{name: metadata.version(name) for name in PACKAGES},
+        **{name: metadata.version(name) for name in (ON_CARD if device == "cuda" else PACKAGES)},
         "date": datetime.date.today().isoformat(),
     }
 
 
 def in_words(machine: dict[str, str | int]) -> str:
     """One line of it."""
-    versions = ", ".join(f"{name} {machine[name]}" for name in PACKAGES)
-    return f"{machine['processor']}, {machine['cores']} cores, {versions}, {machine['date']}"
-
-
-def _processor() -> str:
-    """Its name as the system gives it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    versions = ", ".join(f"{name} {machine[name]}" for name in PACKAGES if name in machine)
+    card = f"{machine['card']}, CUDA {machine['cuda']}, " if "card" in machine else ""
+    return f"{card}{machine['processor']}, {machine['cores']} cores, {versions}, {machine['date']}"

@@ -28,6 +28,7 @@ class Size:
     growth_images: int  # x1; up to four times as many
     growth_rounds: int
     start_rounds: int
+    device: str = "cpu"
 
 
 FULL = Size(

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TypeVar
 
+import torch
+
 from benchmarks.voice import Voice
 
 T = TypeVar("T")
@@ -30,7 +32,15 @@ def by_turns(contestants: Mapping[str, Callable[[], T]], *, rounds: int, voice: 
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """How long a call takes."""
+    """How long a call takes, with all that it has started on an accelerator."""
+    wait()
     started = time.perf_counter()
     work()
+    wait()
     return time.perf_counter() - started
+
+
+def wait() -> None:
+    """Wait for the accelerator, if there is one."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()

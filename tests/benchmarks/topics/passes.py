@@ -10,12 +10,11 @@ import statistics
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from benchmarks import data
-from benchmarks.contestants.bare import Batch, forward_passes, ready_batches
+from benchmarks.contestants.bare import Batch, autocast, forward_passes, ready_batches
 from benchmarks.figures import Figure, rate
 from benchmarks.jobs import RECIPE, changes
 from benchmarks.size import Size
@@ -34,8 +33,8 @@ def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
     """Each pass and its bare twin in each precision, by turns."""
     figures, details = [], {}
     for precision in PRECISIONS:
-        words = [*changes(images=size.pass_images, epochs=3), f"train.precision={precision}"]
-        words.append(f"dataset.args.test={size.pass_images}")
+        words = [*changes(images=size.pass_images, epochs=3), f"dataset.args.test={size.pass_images}"]
+        words += [f"train.precision={precision}", f"train.device={size.device}"]
         context = build_context(load.load(RECIPE, words).recipe, Events())
         times = by_turns(_contestants(context, precision), rounds=size.pass_rounds + 1, voice=voice)
         rates = {name: size.pass_images / statistics.median(each[1:]) for name, each in times.items()}
@@ -47,8 +46,9 @@ def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
 def _contestants(context: Context, precision: str) -> dict[str, Any]:
     """What is timed; the first round warms it up."""
     split, recipe = context.source.train, context.recipe
-    train = ready_batches(split.images, split.labels)
-    test = ready_batches(*data.arrays(0, len(split))["test"], batch_size=recipe.eval.batch_size)
+    device = recipe.train.device
+    train = ready_batches(split.images, split.labels, device=device)
+    test = ready_batches(*data.arrays(0, len(split))["test"], batch_size=recipe.eval.batch_size, device=device)
     models = {name: context.build_model() for name in ("ours", "train", "torch", "eval")}
     models["train"].train()
     models["eval"].eval()
@@ -66,7 +66,7 @@ def _contestants(context: Context, precision: str) -> dict[str, Any]:
 
 
 def _torch_update(model: nn.Module, batches: list[Batch], precision: str) -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(batches[0][0].device.type, precision):
         update_bn(batches, copy.deepcopy(model))
 
 
