@@ -166,6 +166,7 @@ EXAMPLES: Mapping[str, Any] = {
     "schedule.name": "wsd",
     "dataset.val_seed": 0,
     "dataset.cache": "packed",
+    "dataset.decode": "device",
     "dataset.on_device": False,
     "dataset.augment.random_resized_crop.ratio": [0.5, 2],
     "schedule.decay": "20%",

@@ -28,7 +28,10 @@ from swa_cli.recipe.scalars import is_utf8
 from swa_cli.recipe.swap import number_of_worker
 
 # Keys of the recipe that the result does not depend on: a run may continue with other values of them.
-RESUMABLE_KEYS = ("dataset.root", "dataset.workers", "train.device", "train.threads", "train.fsdp", "output.*")
+RESUMABLE_KEYS = (
+    *("dataset.root", "dataset.workers", "dataset.decode"),
+    *("train.device", "train.threads", "train.fsdp", "output.*"),
+)
 LOCKS = ".locks"
 
 

@@ -31,9 +31,10 @@ from swa_cli.data.augment import (
     one_hot,
 )
 from swa_cli.data.color_jitter import jitter_colors, normalize
+from swa_cli.data.device_decoding import stream_decoded
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split, Target, cut_spans, show
-from swa_cli.data.stream import MakeError, Positions, length_of, stream
+from swa_cli.data.stream import FileDataset, MakeError, Positions, length_of, stream
 from swa_cli.data.transforms import DrawnView, Pixels, TrainingView, draw_views
 from swa_cli.errors import UserError
 
@@ -50,6 +51,7 @@ class Delivery(TypedDict, total=False):
     device: torch.device  # where the batches go, and are augmented
     is_resident: bool  # the samples lie on the device, too: of each group just rows and random numbers go there
     workers: int  # processes that read a streamed split
+    decodes_on_device: bool  # the device, not these processes, decodes the JPEG files of a streamed split
     error: MakeError  # makes the exception for a sample that cannot be read: the caller knows whether that ends a run
 
 
@@ -74,6 +76,7 @@ class Batches:
     device: torch.device = CPU
     is_resident: bool = False
     workers: int = 0
+    decodes_on_device: bool = False
     num_classes: int = 0  # K, if images are mixed
     view: TrainingView | None = None  # of each image; None: as the split shows it
     error: MakeError = UserError
@@ -87,12 +90,12 @@ class Batches:
         for group, (images, labels) in zip(groups, self._stored(groups), strict=True):
             spans = self.spans[group]
             draws = None if self._image_draws is None else self._image_draws[_positions(spans)]
-            images = self._to_device(images)
+            images = pytree.batch_to_device(images, self.device)
             for place, mix in zip(_places(spans), self.mixes[group], strict=True):
                 batch, targets = pytree.slice_batch(images, place), pytree.slice_batch(labels, place)
                 if mix is not None and self.split.target == "class":
                     targets = one_hot(targets, num_classes=self.num_classes, error=self.error)
-                targets = self._to_device(targets)
+                targets = pytree.batch_to_device(targets, self.device)
                 if self.split.target == "multilabel":
                     targets = targets.float()
                 if self.mean:
@@ -151,9 +154,6 @@ class Batches:
             images = erase(images, draws=draws) if draws.augment.random_erasing else images
         return images
 
-    def _to_device(self, batch: Any) -> Any:
-        return pytree.map_tensors(batch, lambda part: pytree.to_device(part, self.device))
-
     def _groups(self) -> list[slice]:
         """Return the batches that are read and cropped in one call; streamed ones come one by one."""
         if self.split.dataset is not None or not self.spans:
@@ -171,19 +171,22 @@ class Batches:
         change = None if draws is None else partial(_crop_and_flip, draws=draws, target=split.target)
         if split.dataset is not None:
             assert split.indices is not None
-            yield from stream(
-                split.dataset,
-                rows=split.indices[self.rows],
-                spans=self.spans,
-                target=split.target,
-                seed=self.seed,
-                key=self.key,
-                workers=self.workers,
-                error=self.error,
-                origin=split.origin,
-                view=self.view or split.view,
-                change=change,
-            )
+            reading: dict[str, Any] = {
+                "rows": split.indices[self.rows],
+                "spans": self.spans,
+                "seed": self.seed,
+                "key": self.key,
+                "workers": self.workers,
+                "error": self.error,
+                "origin": split.origin,
+                "view": self.view or split.view,
+                "change": change,
+            }
+            if self.decodes_on_device:
+                assert isinstance(split.dataset, FileDataset), "the data are checked when they are opened"
+                yield from stream_decoded(split.dataset, device=self.device, **reading)
+            else:
+                yield from stream(split.dataset, target=split.target, **reading)
             return
         assert split.images is not None
         assert split.labels is not None
@@ -194,8 +197,8 @@ class Batches:
             rows = pytree.to_device(rows, self.device) if self.is_resident else rows
             images, labels = (pytree.select_rows(values, rows) for values in stored)
             images, labels = self._shown(images, labels, positions)
-            images = self._to_device(images)
-            labels = self._to_device(labels) if split.target == "mask" else labels
+            images = pytree.batch_to_device(images, self.device)
+            labels = pytree.batch_to_device(labels, self.device) if split.target == "mask" else labels
             yield change(images, labels, positions) if change else (images, labels)
 
     def _shown(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:

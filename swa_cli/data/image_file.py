@@ -70,6 +70,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_END_OF_JPEG = b"\xff\xd9"  # the last marker
 _STILL_FORMATS = ("JPEG", "MPO")  # formats whose further frames are previews of the first
 _filters_lock = threading.Lock()  # warning filters are global
 Progress = Callable[[str, int, int], None]  # (what, done, all)
@@ -88,6 +89,7 @@ class Header:
     is_transparent: bool
     has_frames: bool  # more than one
     is_plain_jpeg: bool  # gray or RGB, which every decoder of libjpeg-turbo decodes to the same bits
+    holds_rgb: bool  # a JPEG file that is marked as RGB, not as the usual YCbCr
 
 
 @contextmanager
@@ -143,6 +145,7 @@ def read_header(source: str | bytes, *, name: str | None = None) -> Header:
             is_transparent=image.has_transparency_data,
             has_frames=image.format not in _STILL_FORMATS and getattr(image, "is_animated", False),
             is_plain_jpeg=image.format == "JPEG" and image.mode in ("L", "RGB"),
+            holds_rgb=image.info.get("adobe_transform") == 0,
         )
 
 
@@ -170,6 +173,12 @@ class EncodedPhoto:
     def size(self) -> tuple[int, int]:
         """(H, W), upright."""
         return self.header.size
+
+    @property
+    def jpeg(self) -> bytes | None:
+        """The content of a gray or YCbCr JPEG file that does not lack its end; None leaves a file to Pillow."""
+        is_usual = self.header.is_plain_jpeg and not self.header.holds_rgb
+        return self._data if is_usual and self._data.rstrip(b"\0").endswith(_END_OF_JPEG) else None
 
     def pixels(self, *, box: Box | None = None, divisor: int = 1) -> Tensor:
         """Decode a part, or all, to (3, H, W) uint8; a JPEG file at 1/2, 1/4 or 1/8 of both sides by a divisor.

@@ -9,6 +9,7 @@ Shapes: B batch, C channels, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -108,7 +109,37 @@ def to_nchw(pixels: Tensor) -> Tensor:
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Move to a device; through pinned memory where it has some, so that the copy overlaps with its work."""
+    """Move to a device; through pinned memory where it has some, so that the host does not wait for the copy."""
     if device.type not in ("cpu", "mps") and values.device.type == "cpu":
         return values.pin_memory().to(device, non_blocking=True)
     return values.to(device)
+
+
+def batch_to_device(batch: Any, device: torch.device) -> Any:
+    """Move a batch to a device; on a GPU the copy overlaps with the steps before it, for which it does not wait.
+
+    The host asks for a batch long before the GPU has done the step before, and the copy would come last among the
+    operations of that step.
+    """
+    move = partial(map_tensors, batch, partial(to_device, device=device))
+    if all(values.device.type == device.type for values in named_tensors(batch).values()):
+        return move()
+    return beside_the_step(move, device)
+
+
+def beside_the_step(work: Callable[[], Any], device: torch.device) -> Any:
+    """Return the tensors that `work` makes; on a GPU in a stream of its own, for which only what comes after waits."""
+    if device.type != "cuda":
+        return work()
+    own, computing = _own_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(own):
+        made = work()
+    computing.wait_stream(own)
+    for values in named_tensors(made).values():
+        values.record_stream(computing)  # else later work may take its memory as soon as the host has let it go
+    return made
+
+
+@cache  # torch keeps free memory by stream: another one for each epoch would get its own
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -38,6 +38,7 @@ PARENT_ENDS_S = 1.0  # a killed process closes its connections shortly before it
 READ_AHEAD = 2  # batches per loader process
 CONTEXT = "fork" if sys.platform == "linux" else None  # how they start; None: the way of the system
 Positions = slice | Tensor  # of the samples of a batch: a range, or each one (B,)
+UNREADABLE = (UserError, OSError, SyntaxError)  # what a sample raises; SyntaxError: PIL, on broken PNG files
 _DEATH, _DEATH_HINT = "a loader process died", "if memory was short, set dataset.workers=0"
 MakeError = Callable[..., UserError]  # called with (message, hint=...)
 Change = Callable[[Any, Any, Tensor], tuple[Any, Any]]  # of a batch: (images, labels, positions (B,)) to both
@@ -143,11 +144,32 @@ def stream(
         size = (view and view.size) or dataset.shape
         batch_size = max((length_of(span) for span in spans), default=0)
         slots = _Slots.allocate(dataset, size, workers=workers, batch_size=batch_size)
+    reader = _BatchReader(dataset, target, seed, key, origin, view, change, slots)
+    loaded = load_batches(reader, rows=rows, spans=spans, seed=seed, workers=workers, error=error)
+    yield from loaded if slots is None else (slots.read(*batch) for batch in loaded)
+
+
+def load_batches(
+    reader: Dataset[Any], *, rows: Tensor, spans: Sequence[Positions], seed: int, workers: int, error: MakeError
+) -> Iterator[Any]:
+    """Yield what a reader of batches gives for each span of positions, in order; `workers` processes read ahead.
+
+    Args:
+        reader: Indexed by (number of the batch, positions, rows); it returns a `Failure` where it fails.
+        rows: The row of the dataset at each position.
+        spans: The positions of each batch.
+        seed: That of the epoch.
+        workers: Number of loader processes; 0 reads in this one.
+        error: Makes the exception to raise.
+
+    Raises:
+        UserError: The reader has failed, or a loader process has died.
+    """
     with warnings.catch_warnings():
         # The plan warns of more workers than cores, once; torch would at each pass over the data.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
-            _BatchReader(dataset, target, seed, key, origin, view, change, slots),
+            reader,
             batch_size=None,  # the sampler already gives whole batches
             sampler=((number, _numbers(span), rows[span].tolist()) for number, span in enumerate(spans)),
             num_workers=workers,
@@ -164,9 +186,9 @@ def stream(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     try:
         for batch in batches:
-            if isinstance(batch, _Failure):
+            if isinstance(batch, Failure):
                 raise error(batch.message, hint=batch.hint)
-            yield batch if slots is None else slots.read(*batch)
+            yield batch
     except (OSError, EOFError) as cause:
         if not workers:
             raise
@@ -230,11 +252,21 @@ def _shared_memory(*shape: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Failure:
+class Failure:
     """A UserError sent from a loader process: exceptions lose their fields on the way."""
 
     message: str
     hint: str
+
+    @classmethod
+    def of(cls, error: Exception, *, sample: str) -> Failure:
+        """Return the failure of a sample that cannot be read."""
+        if isinstance(error, UserError):
+            return cls(error.message, error.hint)
+        return cls(
+            f"{sample} cannot be read: {error}",
+            "repair or remove the file, or leave out what cannot be read with dataset.skip_broken=true",
+        )
 
 
 @dataclass(frozen=True)
@@ -250,7 +282,7 @@ class _BatchReader(Dataset[Any]):
     change: Change | None
     slots: _Slots | None
 
-    def __getitem__(self, batch: tuple[int, list[int], list[int]]) -> tuple[Any, ...] | _Failure:
+    def __getitem__(self, batch: tuple[int, list[int], list[int]]) -> tuple[Any, ...] | Failure:
         number, positions, rows = batch
         images: list[Any] = []
         labels: list[Any] = []
@@ -261,13 +293,8 @@ class _BatchReader(Dataset[Any]):
                     image, label = read(row, position, view)
                     _require_same_kind(image, row, images, rows, what="images")
                     _require_same_kind(label, row, labels, rows, what="labels")
-                except UserError as error:
-                    return _Failure(error.message, error.hint)
-                except (OSError, SyntaxError) as error:  # PIL raises SyntaxError on broken PNG files
-                    return _Failure(
-                        f"{self.origin.describe(row)} cannot be read: {error}",
-                        "repair or remove the file, or leave out what cannot be read with dataset.skip_broken=true",
-                    )
+                except UNREADABLE as error:
+                    return Failure.of(error, sample=self.origin.describe(row))
                 images.append(image)
                 labels.append(label)
         if self.slots:
@@ -281,12 +308,10 @@ class _BatchReader(Dataset[Any]):
             inputs, targets = self.change(inputs, targets, torch.tensor(positions))
         return self.slots.write(number, inputs, targets) if self.slots else (inputs, targets)
 
-    def _views(self, positions: list[int]) -> list[View | None]:
-        if not isinstance(self.view, TrainingView):
-            return [self.view] * len(positions)
-        return [
-            DrawnView(self.view, draws) for draws in draw_views(torch.tensor(positions), seed=self.seed, key=self.key)
-        ]
+    def _views(self, positions: list[int]) -> Sequence[View | None]:
+        if self.view is None:
+            return [None] * len(positions)
+        return views_at(positions, view=self.view, seed=self.seed, key=self.key)
 
     def _read_file(self, row: int, position: int, view: View | None) -> tuple[Any, Any]:
         """Read an image file, and its label: the mask or what else comes with it, or else its class."""
@@ -306,6 +331,15 @@ class _BatchReader(Dataset[Any]):
                 hint="leave them out: the dataset may resize and augment its own samples",
             )
         return view.image(Pixels(value)), view.mask(label) if self.target == "mask" else label
+
+
+def views_at(
+    positions: Sequence[int], *, view: TrainingView | EvaluationView, seed: int, key: tuple[str | int, ...]
+) -> Sequence[View]:
+    """Return the view of each position: drawn from (seed, key, position) in training."""
+    if not isinstance(view, TrainingView):
+        return [view] * len(positions)
+    return [DrawnView(view, draws) for draws in draw_views(torch.tensor(positions), seed=seed, key=key)]
 
 
 def _require_same_kind(value: Any, row: int, values: list[Any], rows: Sequence[int], *, what: str) -> None:

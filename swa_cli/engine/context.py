@@ -18,7 +18,7 @@ from torch import nn
 
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
 from swa_cli.averaging.bn_layers import bn_layers, may_have_statistics
-from swa_cli.data import batches, datasets, pytree, sources
+from swa_cli.data import batches, datasets, device_decoding, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
 from swa_cli.data.class_labels import DELIMITERS, how_to_have_several
@@ -308,6 +308,7 @@ class Context:
             "device": self.hardware.device,
             "is_resident": self.is_resident,
             "workers": self.recipe.dataset.workers,
+            "decodes_on_device": self.recipe.dataset.decode == "device",
             "error": failures.run_error,
         }
 
@@ -344,7 +345,7 @@ def load_source(
         stratify=dataset.stratify,
         seed=recipe.seed,
         val_seed=dataset.val_seed,
-        cache=dataset.cache,
+        cache="none" if dataset.decode == "device" else dataset.cache,
         download=dataset.download,
         workers=dataset.workers,
         args=dataset.args,
@@ -410,6 +411,8 @@ def build_context(
             recipe, classes=classes, packing=packing, expected=expected, tell=events.note, progress=progress
         )
     _require_labels(task, source, recipe)
+    if recipe.dataset.decode == "device":
+        _require_device_decoding(source, hardware)
     for sentence in (*source.warnings, *(() if found is None else found.warnings)):
         events.warning(sentence)
     if recorded is not None:
@@ -443,6 +446,20 @@ def _obstacle_to_device(recipe: Recipe, source: sources.Source) -> str:
     if recipe.shows_views:
         return "its images are resized, or changed one by one, before they lie in a batch"
     return "" if source.num_bytes else f"the samples of {source.name} are streamed"
+
+
+def _require_device_decoding(source: sources.Source, hardware: Hardware) -> None:
+    """Require a device that decodes JPEG files, and photos for it.
+
+    Raises:
+        UserError: There are none.
+    """
+    device_decoding.require_decoder(hardware.device)
+    splits = [split for split in (source.train, source.val, source.test) if split is not None]
+    if not all(isinstance(split.dataset, sources.FileDataset) for split in splits):
+        raise UserError(
+            f"dataset.decode: the samples of {source.name} are not image files", hint="set dataset.decode=cpu"
+        )
 
 
 def _require_labels(task: Task, source: sources.Source, recipe: Recipe) -> None:

@@ -149,7 +149,8 @@ def describe_data(context: Context) -> str:
     changes = _describe_augment(dataset, is_gray=source.channels == 1) or "no augmentation"
     repeats = [f"each image of an epoch {dataset.repeats} times (repeats)"] * (dataset.repeats > 1)
     place = [f"on the device ({size_text(source.num_bytes)})"] * context.is_resident
-    return "; ".join([f"{source.name}: {', '.join(counts)}", changes, *repeats, *place, *source.notes])
+    decoder = ["JPEG files are decoded on the device, others by loader processes"] * (dataset.decode == "device")
+    return "; ".join([f"{source.name}: {', '.join(counts)}", changes, *repeats, *place, *decoder, *source.notes])
 
 
 def describe_views(recipe: Recipe) -> str:

@@ -146,7 +146,25 @@ def image_problems(recipe: Recipe) -> list[Problem]:
     if dataset.repeats > recipe.train.batch_size:
         message = f"{dataset.repeats} repeats of an image fill a batch of {recipe.train.batch_size} samples"
         found.append(Problem("dataset.repeats", message, f"write at most {recipe.train.batch_size}"))
-    return found
+    return found + _decode_problems(recipe, is_resized=is_resized)
+
+
+def _decode_problems(recipe: Recipe, *, is_resized: bool) -> list[Problem]:
+    """Check for keys that a device which decodes photos cannot follow."""
+    dataset, augment = recipe.dataset, recipe.dataset.augment
+    if dataset.decode == "cpu":
+        return []
+    obstacles = {
+        "train.device is cpu": recipe.train.device == "cpu",
+        f"the policy {augment.policy} works on the images of loader processes": augment.policy != "none",
+        "dataset.augment.rotate works on the images of loader processes": augment.rotate > 0,
+        "there is no dataset.image_size, so images are not resized": not is_resized,
+        "the masks of segmentation are decoded together with their images": recipe.task == "segmentation",
+        f"dataset.cache={dataset.cache} keeps decoded images": dataset.cache in ("ram", "packed"),
+    }
+    found = [what for what, is_there in obstacles.items() if is_there]
+    message = f"a device cannot decode these photos: {'; '.join(found)}"
+    return [Problem("dataset.decode", message, "write dataset.decode=cpu")] if found else []
 
 
 def _init_problems(recipe: Recipe) -> list[Problem]:

@@ -8,7 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torchvision
+from torch.utils.data import get_worker_info
 
+from swa_cli.data import pytree
+from swa_cli.data.image_file import EncodedPhoto
 from swa_cli.engine import step, train
 
 STOPPED_IN = 13  # of 10 steps per epoch: within the second
@@ -43,6 +47,21 @@ def interrupt_once() -> None:
 def spoil_and_interrupt() -> None:
     """Let one step of the second epoch leave NaN in the weights, and Ctrl-C come in the same step."""
     _in_one_step(lambda run: next(run.model.parameters()).data.fill_(torch.nan))
+
+
+def decode_on_device() -> None:
+    """Let torchvision decode for the device, as nvJPEG would on CUDA, and let no loader process decode."""
+    decode_jpeg, pixels = torchvision.io.decode_jpeg, EncodedPhoto.pixels
+
+    def decoded(files: list[torch.Tensor], *, mode: Any, device: torch.device) -> list[torch.Tensor]:
+        return [pytree.to_device(image, device) for image in decode_jpeg(files, mode=mode)]
+
+    def read(photo: EncodedPhoto, **options: Any) -> torch.Tensor:
+        assert get_worker_info() is None, "a loader process decodes"
+        return pixels(photo, **options)
+
+    torchvision.io.decode_jpeg = decoded
+    EncodedPhoto.pixels = read  # type: ignore[method-assign]
 
 
 def _in_one_step(work: Callable[[Any], Any]) -> None:

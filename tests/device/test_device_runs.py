@@ -226,6 +226,53 @@ def test_photos_come_through_loader_processes(tmp_path: Path) -> None:
     assert batches == ["to device", "to host"]
 
 
+def test_photos_are_decoded_on_the_device(tmp_path: Path) -> None:
+    """A run with `dataset.decode: device`, and its scores: each image is decoded there, once, and no step waits; loss
+    and scores are near those of loader processes.
+    """
+    in_folders(tmp_path / "photos")
+    written(
+        tmp_path,
+        SMALL.replace(
+            "name: digits, augment: {crop: 1, flip: true}",
+            "name: image_folder, root: photos, workers: 1, image_size: 16, mean: imagenet, std: imagenet,"
+            " augment: {random_resized_crop: true, flip: true}",
+        ),
+    )
+    words = ["train.epochs=1", "train.batch_size=2", "averages.swag=null", "snapshots=null"]
+    told, scored, refused = on_device(
+        tmp_path,
+        ["train", "small.yaml", *words, "dataset.decode=device"],
+        ["eval", "runs/small-001", "--json"],
+        [
+            "train",
+            "small.yaml",
+            *words,
+            "dataset.decode=device",
+            "dataset.name=digits",
+            "dataset.mean=auto",
+            "dataset.std=auto",
+        ],
+        change=changes.decode_on_device,
+    )
+    require_quiet_steps(told)
+    assert [entry.kind for entry in told.within("_decode") if entry.within("_train_epoch")] == ["to device"] * 6
+    assert refused.code == 2
+    assert "dataset.decode=cpu" in refused.said
+    trained, again = on_device(
+        tmp_path, ["train", "small.yaml", *words], ["eval", "runs/small-001", "dataset.decode=cpu", "--json"]
+    )
+    assert trained.code == again.code == 0, trained.said + again.said
+    assert not trained.within("_decode") + again.within("_decode")
+    losses = [float(metrics(tmp_path / "runs" / name)[0]["train_loss"]) for name in ("small-001", "small-002")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    scores = [json.loads(one.said[one.said.index("{") :])["weights"] for one in (scored, again)]
+    # Four test images for each set, two of val for each of the raw weights, and a trial.
+    assert len(scored.within("_decode")) == 4 * len(scores[0]) + 2 * 2 + 1
+    for name, values in scores[0].items():
+        assert values["nll"] == pytest.approx(scores[1][name]["nll"], rel=0.05)
+
+
 @pytest.mark.parametrize(
     ("change", "found"),
     [

@@ -17,6 +17,9 @@ PRODUCT = Path(swa_cli.__file__).parent
 CUDA_ONLY = {
     "analysis/doctor.py _described": "name and memory of a GPU",
     "analysis/sweep_trials.py launch": "CUDA_VISIBLE_DEVICES gives each process of a sweep one GPU",
+    "data/device_decoding.py _decode": "the decoder needs a stream that is idle",
+    "data/pytree.py _own_stream": "the stream of copies and of the decoder, beside that of the step",
+    "data/pytree.py beside_the_step": "what computes waits for that stream; tests/data/test_data_streams.py",
     "engine/distributed.py join_processes": "processes exchange gradients over nccl",
     "engine/distributed.py one_a_gpu": "one process per GPU",
     "engine/hardware.py __init__": "the copy of a loss whose end an event tells",

@@ -175,6 +175,7 @@ def test_evaluation_is_resized_as_training_unless_it_says_otherwise() -> None:
             "trivial_augment",
         ),
         ({"dataset": {"repeats": 11}}, "dataset.repeats", "fill a batch of 10 samples", "write at most 10"),
+        ({"dataset": {"decode": "device"}}, "dataset.decode", "no dataset.image_size", "dataset.decode=cpu"),
     ],
 )
 def test_a_mistake_in_how_images_are_shown(sections: Any, key: str, message: str, hint: str) -> None:
@@ -183,6 +184,30 @@ def test_a_mistake_in_how_images_are_shown(sections: Any, key: str, message: str
     assert found.key == key
     assert message in found.message
     assert hint in found.hint
+
+
+DECODED = {"decode": "device", "image_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"dataset": DECODED, "train": {"device": "cpu", "epochs": 10}}, "train.device is cpu"),
+        ({"dataset": DECODED | {"augment": {"policy": "rand_augment"}}}, "policy rand_augment"),
+        ({"dataset": DECODED | {"augment": {"rotate": 5}}}, "dataset.augment.rotate"),
+        ({"dataset": DECODED | {"cache": "ram"}}, "dataset.cache=ram"),
+        ({"dataset": DECODED | {"cache": "packed"}}, "dataset.cache=packed"),
+        ({"dataset": DECODED, "task": "segmentation"}, "masks"),
+    ],
+)
+def test_what_a_device_that_decodes_cannot_follow(sections: Any, message: str) -> None:
+    """One obstacle against its words; without it, and with what the hint says, there is no problem."""
+    assert image_problems(recipe(dataset=DECODED)) == []
+    found = problem(**sections)
+    assert found.key == "dataset.decode"
+    assert message in found.message
+    assert "dataset.decode=cpu" in found.hint
+    assert image_problems(recipe(**sections | {"dataset": sections["dataset"] | {"decode": "cpu"}})) == []
 
 
 def test_mistakes_have_their_places(tmp_path: Path) -> None:

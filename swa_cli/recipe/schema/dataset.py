@@ -294,6 +294,10 @@ class Dataset(BaseModel):
         description="images in memory (ram), streamed from disk (none), by size (auto), or decoded and shrunk once into"
         " files beside the dataset (packed)",
     )
+    decode: Literal["cpu", "device"] = Field(
+        default="cpu",
+        description="what decodes image files: loader processes (cpu), or the GPU the JPEG files among them (device)",
+    )
     on_device: Flag | Literal["auto"] = Field(
         default="auto",
         description="whether images in memory lie on the GPU and are augmented there: auto, where they take at most a"

@@ -84,7 +84,8 @@ def measure(options: Namespace) -> dict[str, Any]:
             row = {"network": network.name, "epochs": epochs[network.name], "published": network.published}
             rows.append(row | scores)
     about = machine.describe(options.device)
-    data = "45,000 training images of CIFAR-10 as JPEG files, scored on 5,000 others of them"
+    train, test = (sum(1 for _ in (root / split).rglob("*.jpg")) for split in cifar.SPLITS)
+    data = f"{train:,} training images of CIFAR-10 as JPEG files, scored on {test:,} others of them"
     return {"machine": about, "seed": SEED, "data": data, "rows": rows, "unfinished": unfinished}
 
 
