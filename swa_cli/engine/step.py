@@ -308,6 +308,9 @@ def _compiled(forward: Forward, settings: Compile) -> Forward:
 def _explain_compile_failures(settings: Compile) -> Iterator[None]:
     """Name the backend where it cannot compile the network; an error in a user's own backend passes through.
 
+    The network has trained a step without it, so a RuntimeError is of the compiled one: eager gives one for BatchNorm
+    whose activations are computed again.
+
     Raises:
         UserError: It cannot.
     """
@@ -315,7 +318,7 @@ def _explain_compile_failures(settings: Compile) -> Iterator[None]:
 
     try:
         yield
-    except TorchDynamoException as error:
+    except (TorchDynamoException, RuntimeError) as error:
         cause = error.inner_exception if isinstance(error, BackendCompilerFailed) else error
         if isinstance(cause, UserError):
             raise cause from error

@@ -154,6 +154,15 @@ def test_what_cannot_compile_is_refused_before_a_run(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_backend_without_checkpointing_is_named(swa, recipe: Path) -> None:
+    """Activations computed again, whose BatchNorm the backend eager cannot follow: exit 1, its name, the way out."""
+    words = ["model={name: timm:test_resnet}", "dataset.image_size=32", "train.grad_checkpointing=true"]
+    ended = swa("train", recipe, "-q", *words, "train.compile=eager")
+    assert ended.code == 1
+    assert "train.compile: eager cannot compile the network: " in ended.err
+    assert "train.compile=false" in ended.err
+
+
 def test_a_backend_that_fails_is_named(swa, beside: Path) -> None:
     """A backend that is not installed, one that returns nothing, and an error in the user's own: exit 1, no mistake."""
     missing = swa("train", beside, "-q", "train.compile=tvm")  # which no extra of swa installs
