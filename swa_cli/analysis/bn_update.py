@@ -120,7 +120,7 @@ def _updated(
     content, updates, events = found.content, dict[str, BatchNormUpdate](), context.events
     for name, item in sets.items():
         model = context.build_model()
-        loading.load_weights(model, item.state_dict, source=f"{found.path} ({name})")
+        loading.load_strict(model, item.state_dict, source=f"{found.path} ({name})")
         update = updates[name] = context.refresh_batchnorm(model, name=name)
         if not update.num_layers:
             what = "has only frozen BatchNorm layers" if update.is_frozen else "has no BatchNorm layers"

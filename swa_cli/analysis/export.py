@@ -145,7 +145,7 @@ def export_checkpoint(
     found = reader.read(request.path)
     about, input_, model = open.open_network(found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
     name, item = _chosen(found, reader.weight_sets(found, model), request)
-    loading.load_weights(model, item.state_dict, source=f"{request.path} ({name})")
+    loading.load_strict(model, item.state_dict, source=f"{request.path} ({name})")
     metadata = _metadata(found, name, item, about, input_, request)
     with torch.no_grad(), terminal.progress(f"{name} as {request.name}", len(BATCHES) + 1) as bar:
         data, difference = _checked_bytes(request, model, input_, metadata, source=about.model.name, bar=bar)

@@ -63,7 +63,7 @@ def extract_average(
         if model is None:
             _, _, model = open.open_network(point, overrides, recipe=None, terminal=terminal, allow_code=allow_code)
         item = reader.weight_sets(point, model)[name]
-        loading.load_weights(model, item.state_dict, source=f"{point.path} ({name})")
+        loading.load_strict(model, item.state_dict, source=f"{point.path} ({name})")
         update = None if context is None else _refreshed(context, model, name)
         fresh = {"batchnorm": item.batchnorm, "batchnorm_method": None, "samples": 0}
         content = shipped(point, name, item, cloned(model.state_dict()), fresh if update is None else update.record)

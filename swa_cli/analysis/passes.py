@@ -150,7 +150,7 @@ def score_ensemble(
     curve: list[dict[str, Any]] = []
     for number, member in enumerate(ensemble.members, start=1):
         model = context.build_model()
-        loading.load_weights(model, member.content["state_dict"], source=str(member.path))
+        loading.load_strict(model, member.content["state_dict"], source=str(member.path))
         if ensemble.refreshes and member.content["batchnorm"] == "stale":
             context.refresh_batchnorm(model, name=f"member {number} of {num_members}")
         p, targets = predict(model, loader, context=context, name=f"member {number} of {num_members}")

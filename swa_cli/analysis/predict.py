@@ -232,7 +232,7 @@ def _predictor(
         open.require_fresh({name: batchnorm}, path=path, hint=hint)
     networks = [model, *(open.network_of(about, input_) for _ in states[1:])]
     for network, (state, source) in zip(networks, states, strict=True):
-        loading.load_weights(network, state, source=source)
+        loading.load_strict(network, state, source=source)
         channels_last(network.to(hardware.device)).eval()
     task = replace(tasks.find(about.task), tta=about.eval.tta)
     workers = about.dataset.workers

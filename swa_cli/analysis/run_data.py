@@ -174,7 +174,7 @@ class OpenRun:
         loader = context.plain_batches(context.scoring_split())
         for name, item in self.sets.items():
             model = context.build_model()
-            loading.load_weights(model, item.state_dict, source=f"{self.folder.path} ({name})")
+            loading.load_strict(model, item.state_dict, source=f"{self.folder.path} ({name})")
             found[name] = passes.predict(model, loader, context=context, name=name)
         return found
 

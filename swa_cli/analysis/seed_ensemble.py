@@ -215,7 +215,7 @@ def _predict(
         if not allow_stale_bn:
             file = member.folder.checkpoints / f"{name}.pt"
             open.require_fresh({name: item.batchnorm}, path=file, hint=f"run `swa bn-update {file}` first")
-        loading.load_weights(model, item.state_dict, source=f"{member.folder.path} ({name})")
+        loading.load_strict(model, item.state_dict, source=f"{member.folder.path} ({name})")
         p, targets = passes.predict(
             model, context.plain_batches(on), context=context, name=f"{name} of {member.name} on {on}"
         )

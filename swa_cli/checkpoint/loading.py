@@ -35,21 +35,16 @@ class MisfitError(UserError):
 def load_weights(
     model: nn.Module, state_dict: Mapping[str, Tensor], *, source: str, cure: str = RECIPE_OF_WEIGHTS
 ) -> dict[str, Tensor]:
-    """Load a state dict strictly, and require finite numbers.
+    """Load a state dict as `load_strict` does, and return it as the network has it.
 
-    Args:
-        model: Takes the weights; if they are refused it may have taken some of them.
-        state_dict: With the metadata that it was saved with, if there is any.
-        source: Where the weights come from, for messages.
-        cure: What to do if they do not fit.
+    To see whether layers have changed it, each tensor is copied to the device of the network once more.
 
     Returns:
         The state dict under the names and in the shapes of the network: the tensors of `state_dict`, which may be
         mapped to a file, if they have these, else copies.
 
     Raises:
-        MisfitError: torch refuses it (the message counts the differences and shows three).
-        UserError: A tensor is of another kind of number, or not finite.
+        MisfitError, UserError: As `load_strict` does.
     """
     load_strict(model, state_dict, source=source, cure=cure)
     own = model.state_dict()
@@ -68,10 +63,17 @@ def load_strict(
     cure: str = RECIPE_OF_WEIGHTS,
     load: Callable[[Mapping[str, Tensor]], object] | None = None,
 ) -> None:
-    """Let torch load a state dict strictly, or `load` if the network is not loaded as a whole.
+    """Let torch load a state dict strictly, and require finite numbers.
+
+    Args:
+        model: Takes the weights; if they are refused it may have taken some of them.
+        state_dict: With the metadata that it was saved with, if there is any.
+        source: Where the weights come from, for messages.
+        cure: What to do if they do not fit.
+        load: Takes the place of torch's loader if the network is not loaded as a whole.
 
     Raises:
-        MisfitError: torch refuses it.
+        MisfitError: torch refuses it (the message counts the differences and shows three).
         UserError: A tensor is not finite, or of another kind of number, which torch would cast.
     """
     require_numbers(state_dict, like=model.state_dict(), source=source)

@@ -328,7 +328,7 @@ def load_initial(found: Checkpoint, model: nn.Module, *, name: str | None, skip:
         skipped = _matching(skip, {**own, **given})
         fresh = {key: value for key, value in own.items() if key in skipped}
         weights = {**{key: value for key, value in given.items() if key not in skipped}, **fresh}
-        loading.load_weights(
+        loading.load_strict(
             model, like(given, weights), source=f"{found.path} ({name})", cure="name weights of this network"
         )
     except MisfitError as error:

@@ -307,12 +307,12 @@ def _fit(
         if key not in own and (key.partition(".")[0] not in children or any(key.startswith(f"{at}.") for at in heads))
     ]
     if not (fresh or adapted or unread) or len(weights) <= len(fresh):
-        loading.load_weights(model, given, source=source, cure=_cure(outputs))
+        loading.load_strict(model, given, source=source, cure=_cure(outputs))
         return [], [], []
     kept = {**{key: value for key, value in given.items() if key not in unread}, **weights}
     kept |= {key: own[key] for key in fresh}
     try:
-        loading.load_weights(model, like(given, kept), source=source, cure=_cure(outputs))
+        loading.load_strict(model, like(given, kept), source=source, cure=_cure(outputs))
     except MisfitError as error:
         loading.load_unchecked(model, own)
         raise MisfitError(

@@ -175,6 +175,6 @@ def _read_worker(run: Run, folder: RunFolder, number: int) -> Worker:
         )
     content, file = point.content, point.path.relative_to(folder.path)
     with run.replica.refreshing() as model:
-        loading.load_weights(model, content["model"], source=str(point.path))
+        loading.load_strict(model, content["model"], source=str(point.path))
     fresh = content.get("batchnorm")
     return Worker(number, str(file), content["model"], content["step"], content["history"], fresh)

@@ -117,6 +117,15 @@ def test_batchnorm_pass_waits_per_layer_not_per_batch(small: tuple[Path, dict[st
     assert len(waits) == 5 * LAYERS + 2  # two copies, one flag and two copies; places of full and last batches
 
 
+def test_weights_go_to_the_device_once(small: tuple[Path, dict[str, Told]]) -> None:
+    """Copies of `swa bn-update` outside its pass over the data, against the tensors of the file."""
+    entries = small[1]["bn-update"].within("_updated")
+    loads = [one for one in entries if not one.within("refresh_batchnorm") and not one.within("build_model")]
+    state = load(small[0] / "runs/small-001/checkpoints/swa.pt")["state_dict"]
+    assert len([one for one in loads if one.kind == "to device"]) == len(state)
+    assert not [str(one) for one in loads if one.kind == "wait"]
+
+
 def test_files_hold_no_tensor_of_the_device(small: tuple[Path, dict[str, Told]]) -> None:
     """Every file of a run, and those made of them, loaded where there is no such device."""
     files = [*small[0].rglob("*.pt")]
