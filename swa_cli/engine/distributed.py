@@ -348,6 +348,8 @@ def _attempt(words: Sequence[str], *, name: str, processes: int) -> tuple[int | 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    # The variable, not `shutdown_timeout`, which torch 2.11 refuses: there the processes have 30 s.
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_WITHIN_S))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -358,7 +360,6 @@ def _attempt(words: Sequence[str], *, name: str, processes: int) -> tuple[int | 
         local_addr="localhost",
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(),
-        shutdown_timeout=SAVE_WITHIN_S,
     )
     try:
         with _silent_engine():
