@@ -170,15 +170,12 @@ words = sys.argv[1:]
 if words[0] == "--resume":
     sys.exit(print(json.dumps({"resumed": words[1]})))
 pathlib.Path(words[words.index("-o") + 1], "latest").mkdir(parents=True)
-try:
-    time.sleep(100)
-except KeyboardInterrupt:
-    sys.exit(130)
+time.sleep(100)
 """
 
 
 def test_a_run_of_the_paper_goes_on_where_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that is interrupted when its time is over, is resumed by the next call, and not run once it is done."""
+    """A process that is terminated when its time is over, is resumed by the next call, and not run once it is done."""
     script, out = tmp_path / "trains.py", tmp_path / "runs/sgd"
     script.write_text(TRAINS)
     monkeypatch.setattr(paper, "TRAIN", (sys.executable, str(script)))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import signal
 import subprocess
 import sys
 import time
@@ -136,7 +135,7 @@ def _run(out: Path, words: Sequence[str], *, seconds: float) -> dict[str, Any] |
         try:
             said, _ = process.communicate(timeout=None if math.isinf(seconds) else seconds - GRACE_S)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)  # it saves, and the next call goes on
+            process.terminate()  # it saves, and the next call goes on
             process.communicate()
             return None
     if process.returncode:
