@@ -144,6 +144,13 @@ def test_a_job_of_another_size_from_its_parts() -> None:
     assert run.seconds(images=1000, epochs=10) == pytest.approx(5 + 2 + 10 * 10 + 5)
 
 
+@pytest.mark.parametrize(("precision", "bar"), [("bf16", 1.9), ("fp32", None)])
+def test_bars_of_a_job_suppose_bf16(precision: str, bar: float | None) -> None:
+    """The bar against the documentation script, where `auto` takes bf16 and where it does not."""
+    run = Job(10, wall_s=1, epochs_s=(1, 1), finish_s=0, peak_mb=0, workers_mb=0, phases={"precision": precision})
+    assert topics.job.bar_of("documentation", run) == bar
+
+
 def test_each_round_begins_with_another_contestant() -> None:
     """The order of three contestants in four rounds, against the rotation."""
     order: list[str] = []

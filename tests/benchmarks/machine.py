@@ -9,10 +9,16 @@ from importlib import metadata
 import torch
 
 from swa_cli.data.image_file import num_cores
-from swa_cli.engine.hardware import processor
+from swa_cli.engine.hardware import choose, processor
 
 PACKAGES = ("torch", "torchvision", "lightning")
 ON_CARD = PACKAGES[:2]  # what `benchmarks.gpu` needs
+
+
+def precisions(device: str) -> tuple[str, ...]:
+    """Fp32, and bf16 where `train.precision: auto` takes it: elsewhere nobody would train in it."""
+    found = choose(device=device, precision="auto", threads="auto", deterministic=False)
+    return ("fp32",) if found.precision == "fp32" else ("fp32", "bf16")
 
 
 def describe(device: str = "cpu") -> dict[str, str | int]:

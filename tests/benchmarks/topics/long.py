@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.figures import Figure, faster
 from benchmarks.jobs import ours, theirs
 from benchmarks.size import JOB_EPOCHS, JOB_IMAGES, Size
-from benchmarks.topics.job import BARS, CONTESTANTS, epochs_of_long_job
+from benchmarks.topics.job import CONTESTANTS, bar_of, epochs_of_long_job
 from benchmarks.turns import by_turns
 from benchmarks.voice import Voice
 
@@ -35,7 +35,7 @@ def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
             f"{epochs} epochs against {CONTESTANTS[name]}",
             ours=seconds["swa"],
             theirs=seconds[name],
-            bar=BARS[name],
+            bar=bar_of(name, runs["swa"][0]),
         )
         for name in CONTESTANTS
     ]

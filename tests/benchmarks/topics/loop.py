@@ -15,12 +15,12 @@ from benchmarks.contestants.bare import network
 from benchmarks.data import num_test
 from benchmarks.figures import Figure, rate
 from benchmarks.jobs import Job, ours, theirs
+from benchmarks.machine import precisions
 from benchmarks.size import Size
 from benchmarks.turns import by_turns
 from benchmarks.voice import Voice
 
 EPOCHS = 3
-PRECISIONS = ("fp32", "bf16")
 BAR = 0.97
 ALLOWED_MB = 150.0
 NUM_AVERAGES = 1
@@ -30,7 +30,7 @@ def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
     """Ours and the bare loop in each precision, by turns."""
     job = {"images": size.loop_images, "epochs": EPOCHS}
     contestants = {}
-    for precision in PRECISIONS:
+    for precision in precisions(size.device):
         contestants[f"bare, {precision}"] = partial(theirs, "bare", **job, options=(f"--precision={precision}",))
         contestants[f"swa, {precision}"] = partial(ours, **job, precision=precision)
     runs = by_turns(contestants, rounds=size.loop_rounds, voice=voice)
@@ -42,7 +42,7 @@ def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
             theirs=_images_per_s(runs[f"bare, {precision}"]),
             bar=BAR,
         )
-        for precision in PRECISIONS
+        for precision in precisions(size.device)
     ]
     figures.append(_memory(runs["swa, fp32"], runs["bare, fp32"]))
     return figures, {name: [vars(run) for run in jobs] for name, jobs in runs.items()}

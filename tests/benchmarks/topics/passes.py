@@ -17,6 +17,7 @@ from benchmarks import data
 from benchmarks.contestants.bare import Batch, autocast, forward_passes, ready_batches
 from benchmarks.figures import Figure, rate
 from benchmarks.jobs import RECIPE, changes
+from benchmarks.machine import precisions
 from benchmarks.size import Size
 from benchmarks.turns import by_turns, seconds
 from benchmarks.voice import Voice
@@ -25,14 +26,13 @@ from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.events import Events
 from swa_cli.recipe import load
 
-PRECISIONS = ("fp32", "bf16")
 BAR = 0.95
 
 
 def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
     """Each pass and its bare twin in each precision, by turns."""
     figures, details = [], {}
-    for precision in PRECISIONS:
+    for precision in precisions(size.device):
         words = [*changes(images=size.pass_images, epochs=3), f"dataset.args.test={size.pass_images}"]
         words += [f"train.precision={precision}", f"train.device={size.device}"]
         context = build_context(load.load(RECIPE, words).recipe, Events())
