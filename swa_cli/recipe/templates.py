@@ -87,8 +87,8 @@ def _choices(annotation: Any) -> Iterator[str]:
 WIDTH = 100
 INDENT = "  "
 NAME = "NAME"  # placeholder of a user-defined name
-# Values that are written out, by dotted key. The data are in the package, or drawn from a seed. docs/study.md found a
-# quarter of the rate better than more of it, and several weight sets per epoch better than one.
+# Values that are written out, by dotted key. The data are in the package, or drawn from a seed. In docs/study.md
+# a quarter of the rate was chosen for two of three networks, and several weight sets per epoch were better than one.
 COMMON = {"schedule.name": "cosine", "swa.start": "75%", "swa.every": "0.25ep", "output.root": "runs"}
 STARTS: Mapping[str, Mapping[str, str]] = {
     "classification": {
