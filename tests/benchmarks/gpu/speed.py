@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
 
 from benchmarks import data, machine
 from benchmarks.contestants.bare import Batch, network, ready_batches, train_epoch
@@ -30,8 +29,9 @@ from benchmarks.gpu import airbench, cifar
 from benchmarks.in_process import epochs_s, trained
 from benchmarks.size import FULL, QUICK, Size
 from benchmarks.topics import Topic, passes
-from benchmarks.topics.averaging import update_seconds
-from benchmarks.topics.photos import MEAN, STD
+from benchmarks.topics.averaging import BARS, shares_of_epoch, update_seconds
+from benchmarks.topics.loop import BAR
+from benchmarks.topics.photos import preset
 from benchmarks.turns import by_turns, seconds
 from benchmarks.voice import Voice
 from swa_cli.data.image_file import num_cores
@@ -39,7 +39,6 @@ from swa_cli.engine.context import build_context
 from swa_cli.engine.events import Events
 from swa_cli.recipe import load
 
-BAR, AVERAGING_BARS = 0.97, {1: 1.0, 10: 3.0}
 CIFAR_IMAGES = 50_000  # of the epoch that an update of averages is a share of
 FEW = 8  # photos that a run needs to validate on; as a DataLoader drops its last batch, both train on the same number
 LARGE = "torchvision:resnet50"
@@ -227,27 +226,12 @@ def averaging(size: GpuSize, voice: Voice) -> tuple[list[Figure], dict[str, Any]
     variant = Variant(SMALL, "bf16")
     voice.turn("updates", number=1, rounds=1)
     model = network(SMALL).to(size.device)
-    update_s = {number: update_seconds(number, model) for number in AVERAGING_BARS}
+    update_s = {number: update_seconds(number, model) for number in BARS}
     emas_s = update_seconds(10, model, kind="ema", decay=0.99)
     step_s = statistics.median(_bare(variant, size)) * size.small_batch / size.small_images
     epoch_s = step_s * CIFAR_IMAGES / size.small_batch
-    extra_s = {1: update_s[1], 10: update_s[10] - update_s[1]}
-    names = {1: "one average, every epoch", 10: "ten averages instead of one"}
-    figures = [
-        Figure(
-            "averaging",
-            name,
-            1e3 * extra_s[number],
-            1e3 * epoch_s,
-            "ms",
-            100 * extra_s[number] / epoch_s,
-            "%",
-            AVERAGING_BARS[number],
-            "at most",
-            note="time of an update that is waited for, of an epoch of 50,000 images of the bare loop",
-        )
-        for number, name in names.items()
-    ]
+    note = "time of an update that is waited for, of an epoch of 50,000 images of the bare loop"
+    figures = shares_of_epoch(update_s, epoch_s, note=note)
     share = 100 * emas_s / step_s
     figures.append(
         Figure("averaging", "ten EMAs, every step", 1e3 * emas_s, 1e3 * step_s, "ms", share, "%", note=f"{variant}")
@@ -311,18 +295,8 @@ def photos(size: GpuSize, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
 
 def _photos_by_torchvision(root: Path, variant: Variant, size: GpuSize) -> list[float]:
     """Seconds of each epoch but the first with the training preset of torchvision's references."""
-    transform = v2.Compose(
-        [
-            v2.RandomResizedCrop(size.side, interpolation=v2.InterpolationMode.BILINEAR, antialias=True),
-            v2.RandomHorizontalFlip(0.5),
-            v2.PILToTensor(),
-            v2.ToDtype(torch.float, scale=True),
-            v2.Normalize(mean=MEAN, std=STD),
-            v2.ToPureTensor(),
-        ]
-    )
     loader = DataLoader(
-        ImageFolder(str(root / "train"), transform),
+        ImageFolder(str(root / "train"), preset(size.side)),
         batch_size=_batch_size(variant, size),
         shuffle=True,
         drop_last=True,

@@ -56,26 +56,32 @@ def update_seconds(num_averages: int, model: Any = None, **settings: Any) -> flo
     return statistics.median(seconds(lambda: update_all(averages, model)) for _ in range(UPDATES))
 
 
-def _figures(epoch_s: Mapping[str, float], update_s: Mapping[int, float], emas_s: float, size: Size) -> list[Figure]:
-    """Shares of an epoch of 10,000 images, and the runs as they came out."""
-    whole_s = epoch_s["none"] * JOB_IMAGES / size.average_images
-    step_s = epoch_s["none"] * BATCH_SIZE / size.average_images
+def shares_of_epoch(update_s: Mapping[int, float], epoch_s: float, *, note: str) -> list[Figure]:
+    """What an update per epoch of one average costs, and of nine more, held against the bars."""
     extra_s = {1: update_s[1], 10: update_s[10] - update_s[1]}
-    shares = [
+    names = {1: "one average, every epoch", 10: "ten averages instead of one"}
+    return [
         Figure(
             "averaging",
             name,
             1e3 * extra_s[number],
-            1e3 * whole_s,
+            1e3 * epoch_s,
             "ms",
-            100 * extra_s[number] / whole_s,
+            100 * extra_s[number] / epoch_s,
             "%",
             BARS[number],
             "at most",
-            note="time of an update, of an epoch of 10,000 images",
+            note=note,
         )
-        for number, name in ((1, "one average, every epoch"), (10, "ten averages instead of one"))
+        for number, name in names.items()
     ]
+
+
+def _figures(epoch_s: Mapping[str, float], update_s: Mapping[int, float], emas_s: float, size: Size) -> list[Figure]:
+    """Shares of an epoch of 10,000 images, and the runs as they came out."""
+    whole_s = epoch_s["none"] * JOB_IMAGES / size.average_images
+    step_s = epoch_s["none"] * BATCH_SIZE / size.average_images
+    shares = shares_of_epoch(update_s, whole_s, note="time of an update, of an epoch of 10,000 images")
     shares.append(
         Figure(
             "averaging",

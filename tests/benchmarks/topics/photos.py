@@ -106,14 +106,20 @@ def ours(root: Path, *, policy: str | None = None, workers: int) -> Callable[[],
 
 
 def theirs(root: Path, *, policy: str | None = None, workers: int) -> Callable[[], Iterable[tuple[Tensor, Tensor]]]:
-    """The same of torchvision: the training preset of references/classification, backend PIL.
+    """The same of torchvision."""
+    photos = ImageFolder(str(root / "train"), preset(SIDE, policy=policy))
+    return lambda: DataLoader(photos, batch_size=BATCH_SIZE, shuffle=True, num_workers=workers, drop_last=True)
+
+
+def preset(side: int, *, policy: str | None = None) -> v2.Compose:
+    """The training preset of torchvision's references/classification, backend PIL.
 
     https://github.com/pytorch/vision/blob/main/references/classification/presets.py
     """
     chosen = [v2.TrivialAugmentWide(interpolation=v2.InterpolationMode.BILINEAR)] if policy else []
-    transform = v2.Compose(
+    return v2.Compose(
         [
-            v2.RandomResizedCrop(SIDE, interpolation=v2.InterpolationMode.BILINEAR, antialias=True),
+            v2.RandomResizedCrop(side, interpolation=v2.InterpolationMode.BILINEAR, antialias=True),
             v2.RandomHorizontalFlip(0.5),
             *chosen,
             v2.PILToTensor(),
@@ -122,8 +128,6 @@ def theirs(root: Path, *, policy: str | None = None, workers: int) -> Callable[[
             v2.ToPureTensor(),
         ]
     )
-    photos = ImageFolder(str(root / "train"), transform)
-    return lambda: DataLoader(photos, batch_size=BATCH_SIZE, shuffle=True, num_workers=workers, drop_last=True)
 
 
 def decoded_per_second(root: Path) -> float:
