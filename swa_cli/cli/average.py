@@ -141,7 +141,7 @@ def average(
         raise typer.BadParameter("--passes goes with --search")
     for option, value in (("--share", share), ("--at", at)):
         if value is not None and not by_profile:
-            raise typer.BadParameter(f"{option} goes with --decay, --ema or --power-ema")
+            raise typer.BadParameter(f"{option} goes with --decay, --ema or --power-ema: add --decay linear")
         if value is not None and window is not None:
             raise typer.BadParameter(f"{option} and --window exclude each other: give one")
     sources, changes = sources_and_changes(words)
