@@ -117,8 +117,6 @@ def main() -> NoReturn:
 
 def run(words: list[str]) -> int:
     """Run one command and return its exit code; show a traceback only with --traceback."""
-    from swa_cli.report.errors import notes_of, print_problems, print_user_code_error, print_user_error, user_frames
-
     try:
         command = _command()
         if "_SWA_COMPLETE" in os.environ:  # the shell asks for completions
@@ -132,24 +130,31 @@ def run(words: list[str]) -> int:
     except Terminated:
         return EXIT_TERMINATED
     except Exception as error:
-        if "--traceback" in words:
-            traceback_module.print_exception(error)
-        if isinstance(error, RecipeError):
-            print_problems(error.problems, source=error.source)
-            return EXIT_USAGE
-        if isinstance(error, UserError):
-            print_user_error(error.message, hint=error.hint)
-            return error.exit_code
-        frames = user_frames(error)
-        if frames:
-            print_user_code_error(error, frames)
-            return EXIT_USAGE if NOTHING_WAS_RUN in notes_of(error) else EXIT_FAILED
-        if isinstance(error, OSError) and error.strerror:
-            print_user_error(f"{error.filename or 'file'}: {error.strerror}", hint="free space, or use another folder")
-            return EXIT_FAILED
-        hint = "; ".join(("this is a mistake of swa: see `swa --traceback ...`", *notes_of(error)))
-        print_user_error(f"{type(error).__name__}: {error}", hint=hint)
+        return _report(error, with_traceback="--traceback" in words)
+
+
+def _report(error: Exception, *, with_traceback: bool) -> int:
+    """Print an error and return its exit code; only here is what prints it imported, which help does not need."""
+    from swa_cli.report.errors import notes_of, print_problems, print_user_code_error, print_user_error, user_frames
+
+    if with_traceback:
+        traceback_module.print_exception(error)
+    if isinstance(error, RecipeError):
+        print_problems(error.problems, source=error.source)
+        return EXIT_USAGE
+    if isinstance(error, UserError):
+        print_user_error(error.message, hint=error.hint)
+        return error.exit_code
+    frames = user_frames(error)
+    if frames:
+        print_user_code_error(error, frames)
+        return EXIT_USAGE if NOTHING_WAS_RUN in notes_of(error) else EXIT_FAILED
+    if isinstance(error, OSError) and error.strerror:
+        print_user_error(f"{error.filename or 'file'}: {error.strerror}", hint="free space, or use another folder")
         return EXIT_FAILED
+    hint = "; ".join(("this is a mistake of swa: see `swa --traceback ...`", *notes_of(error)))
+    print_user_error(f"{type(error).__name__}: {error}", hint=hint)
+    return EXIT_FAILED
 
 
 @cache

@@ -2,7 +2,8 @@
 
 One idea: the metavar of a parameter says what it takes, and so what completes it, for every command alike. `RUN` is a
 run folder; `KIND` is one of the `KINDS` of the command's module; a part in lower case, as in `test|val`, is itself a
-choice. Where nothing is offered, shells complete the names of files. Nothing here imports torch.
+choice. Where nothing is offered, shells complete the names of files. A key press must not wait: nothing here imports
+torch, and only completions of recipes and keys import what reads recipes.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from pydantic import BaseModel
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from swa_cli.errors import RecipeError, UserError
-from swa_cli.recipe import load, templates
-from swa_cli.recipe.schema import SGD_DEFAULTS, Recipe
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from swa_cli.recipe.templates import Key
 
 RUN_MARKS = ("run.json", "repeat.json", "sweep.json")  # the file that makes a folder one of a run, repeat or sweep
 FIRST_AVERAGE = "ema"  # the name that is offered where the recipe has no `averages`
@@ -66,7 +68,9 @@ def complete_recipes(typed: str, given: Mapping[str, Any]) -> Iterator[Item]:
     if given.get("resume") is not None:
         yield from complete_changes(typed, given)
         return
-    yield from map(Item, load.shipped_names())
+    from swa_cli.recipe.load import shipped_names
+
+    yield from map(Item, shipped_names())
     yield from _files(typed, (".yaml", ".yml"))
 
 
@@ -100,6 +104,8 @@ def complete_changes(typed: str, given: Mapping[str, Any]) -> Iterator[Item]:
     Shells put a space after a sole completion. So a sole section is replaced by its keys, and a sole key is shown with
     its values too.
     """
+    from swa_cli.recipe.schema import Recipe
+
     values = _recipe_values(given.get("recipe") or given.get("run"))
     keys = dict(_keys(Recipe, "", names=tuple(values.get("averages") or ()) or (FIRST_AVERAGE,)))
     words = [word for value in given.values() if isinstance(value, (list, tuple)) for word in value]
@@ -131,8 +137,11 @@ COMPLETERS: Mapping[str, Completer] = {
 }
 
 
-def _keys(model: type[BaseModel], prefix: str, *, names: tuple[str, ...]) -> Iterator[tuple[str, templates.Key]]:
+def _keys(model: type[BaseModel], prefix: str, *, names: tuple[str, ...]) -> Iterator[tuple[str, Key]]:
     """Return the dotted keys of a section and of those below it; `names` are the names of averages."""
+    from swa_cli.recipe import templates
+    from swa_cli.recipe.schema import SGD_DEFAULTS
+
     for key in templates.keys(model):
         own = f"{prefix}{key.name}"
         if key.section is None or key.many == "listed":
@@ -147,7 +156,7 @@ def _keys(model: type[BaseModel], prefix: str, *, names: tuple[str, ...]) -> Ite
                 yield f"{own}.{name}", templates.Key(name, "Option of SGD", value, (), None, "", None)
 
 
-def _level(keys: Mapping[str, templates.Key], typed: str) -> list[Item]:
+def _level(keys: Mapping[str, Key], typed: str) -> list[Item]:
     """Return the keys that begin as typed, cut after the next dot."""
     found: dict[str, Item] = {}
     for name, key in keys.items():
@@ -158,7 +167,7 @@ def _level(keys: Mapping[str, templates.Key], typed: str) -> list[Item]:
     return list(found.values())
 
 
-def _choices(name: str, key: templates.Key, values: Mapping[str, Any]) -> list[str]:
+def _choices(name: str, key: Key, values: Mapping[str, Any]) -> list[str]:
     """Return the values of a key: its choices, or else the value of the recipe and the default."""
     if key.choices:
         return list(key.choices)
@@ -173,6 +182,8 @@ def _choices(name: str, key: templates.Key, values: Mapping[str, Any]) -> list[s
 
 def _recipe_values(recipe: object) -> Mapping[str, Any]:
     """Return the values of the recipe that the command line names; none where it cannot be read."""
+    from swa_cli.recipe import load
+
     try:
         return load.load(str(recipe)).recipe.model_dump(mode="json") if recipe else {}
     except (RecipeError, UserError):

@@ -13,13 +13,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from swa_cli import __version__
 from swa_cli.errors import EXIT_USAGE, RecipeError, UserError
-from swa_cli.report.terminal import Terminal
+
+if TYPE_CHECKING:
+    from swa_cli.report.terminal import Terminal
 
 
 def exit_codes(*, way_on: str) -> str:

@@ -123,16 +123,24 @@ def test_runs_and_their_checkpoints(completions: Complete, tmp_path: Path) -> No
     assert "optimizer.lr=" in completions("swa train --resume runs/latest optimizer.l")
 
 
-def test_completion_is_quick() -> None:
-    """A process that completes a key imports neither torch nor what only a command needs."""
+@pytest.mark.parametrize(
+    ("words", "position", "found", "loaded"),
+    [
+        ("swa train digits opt", 3, "optimizer.lr=", ["swa_cli.recipe.schema"]),
+        ("swa tra", 1, "train", []),
+        ("swa show r", 2, "", []),
+    ],
+)
+def test_completion_is_quick(words: str, position: int, found: str, loaded: list[str]) -> None:
+    """What a process has imported that completes a key, a command and a run: recipes are read for the key alone."""
     program = (
-        "import os, sys; os.environ.update(_SWA_COMPLETE='complete_bash', COMP_WORDS='swa train digits opt',"
-        " COMP_CWORD='3'); from swa_cli import cli; code = cli.run([]);"
-        " print(code, *({'torch', 'numpy', 'matplotlib'} & set(sys.modules)), file=sys.stderr)"
+        f"import os, sys; os.environ.update(_SWA_COMPLETE='complete_bash', COMP_WORDS='{words}',"
+        f" COMP_CWORD='{position}'); from swa_cli import cli; code = cli.run([]);"
+        " print(code, *({'torch', 'numpy', 'matplotlib', 'swa_cli.recipe.schema'} & set(sys.modules)), file=sys.stderr)"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert ended.stderr.split() == ["0"]
-    assert "optimizer.lr=" in ended.stdout
+    assert ended.stderr.split() == ["0", *loaded]
+    assert found in ended.stdout
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
