@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help train test coverage browser torture sweep docs docs-version study bench bench-quick bench-long gpu gpu-tests gpu-speed gpu-paper gpu-wheels lint package clean
+.PHONY: help train test slow coverage browser torture sweep docs docs-version study bench bench-quick bench-long gpu gpu-tests gpu-speed gpu-paper gpu-wheels lint package clean
 
 help: ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -12,11 +12,14 @@ help: ## list the tasks
 train: $(VENV)/installed ## install into .venv and run the recipe digits
 	$(BIN)/swa train digits
 
-test: $(VENV)/installed-dev ## install with the dev tools and run every test
+test: $(VENV)/installed-dev ## install with the dev tools and run all tests but the slow ones
 	$(BIN)/pytest -n auto --dist worksteal
 
-coverage: $(VENV)/installed-dev ## the same, and which lines no test runs: slower by a third
-	$(BIN)/pytest -n auto --dist worksteal --cov=swa_cli --cov-report=term:skip-covered
+slow: $(VENV)/installed-dev ## the tests of seconds each: pages, kills, several processes, the simulated device
+	$(BIN)/pytest -n auto --dist worksteal -m slow
+
+coverage: $(VENV)/installed-dev ## both of these, and which lines no test runs: slower by a third
+	$(BIN)/pytest -n auto --dist worksteal -m 'slow or not (torture or browser or sweep or gpu)' --cov=swa_cli --cov-report=term:skip-covered
 
 browser: $(VENV)/installed-dev ## the page of `swa report` and the site in Chromium (apt-get install chromium chromium-driver)
 	@command -v chromedriver > /dev/null || { echo "chromedriver is missing: apt-get install chromium chromium-driver" >&2; exit 1; }

@@ -200,6 +200,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_a_schedule_and_a_kind_are_one_entry_each(tmp_path: Path) -> None:
     """A new schedule and a new kind, one entry each: template, schema, plan, training, resume and `eval`.
 

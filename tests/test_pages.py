@@ -24,6 +24,8 @@ from processes import exit_codes, start_ranks
 from published import in_cache
 from written_runs import write_repeat
 
+pytestmark = pytest.mark.slow
+
 NOT_RUN = {  # how it begins, and why it cannot run in a test
     "pip install": "it would change the environment of the tests, from the network",
     "pipx install": "likewise",

@@ -230,6 +230,7 @@ def test_own_photos_train_as_shown(swa, tmp_path: Path) -> None:
     assert (tmp_path / "predictions.csv").read_text().count("\nphotos/") == 12
 
 
+@pytest.mark.slow
 def test_ten_lines_of_plain_torch_predict_what_swa_predicts(
     swa, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

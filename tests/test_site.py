@@ -71,6 +71,7 @@ def linked(site: Path) -> dict[Path, Links]:
     return {page: Links(page.read_text()) for page in site.rglob("*.html") if page.name != "404.html"}
 
 
+@pytest.mark.slow
 def test_the_site_needs_no_network(site: Path, linked: dict[Path, Links]) -> None:
     """Scripts, styles, fonts and images of every page, and what its styles name, lie in the site."""
     assert len(linked) > 30

@@ -164,6 +164,7 @@ def traced() -> str:
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_a_small_run_enters_few_files_and_parses_its_recipe_once(traced: str) -> None:
     """The trace of the digits against the 45 files of ours that may be entered before the first forward pass."""
     counts = re.search(r"first forward pass: (\d+) own files.*recipe parsed (\d+) times", traced)
@@ -172,6 +173,7 @@ def test_a_small_run_enters_few_files_and_parses_its_recipe_once(traced: str) ->
     assert int(counts[2]) == 1
 
 
+@pytest.mark.slow
 def test_a_run_imports_no_more_than_it_needs(traced: str) -> None:
     """Modules that a whole run has loaded, averages and scores included, against four that take long to import."""
     assert traced.endswith("\nloaded:\n")

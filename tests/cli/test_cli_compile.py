@@ -70,6 +70,7 @@ def test_a_users_backend_runs_every_step_and_changes_no_bit(swa, beside: Path, t
     assert_equal_runs(tmp_path / "runs/small-001", tmp_path / "runs/small-002")
 
 
+@pytest.mark.slow
 def test_a_recipe_names_a_backend_and_a_resumed_run_ends_the_same(
     swa, recipe: Path, tmp_path: Path, signal_at: Callable[..., None]
 ) -> None:

@@ -143,6 +143,7 @@ def test_quiet_says_only_the_answer(swa, recipe: Path) -> None:
     assert len(ended.out.splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_with_their_codes_and_a_way_to_go_on(
     swa, recipe: Path, tmp_path: Path, number: signal.Signals, code: int

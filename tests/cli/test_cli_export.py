@@ -81,6 +81,7 @@ def run_exported(path: Path) -> Callable[[Tensor], Tensor]:
 RUN = {"onnx": run_onnx, "torch-export": run_exported}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pixels", [False, True], ids=["plain", "pixels"])
 @pytest.mark.parametrize("name", GRAPHS)
 def test_a_graph_computes_what_the_network_does(trained: Path, name: str, pixels: bool) -> None:

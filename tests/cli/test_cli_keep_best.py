@@ -83,6 +83,7 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
         assert torch.equal(value, other[name]), name
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_the_best_epoch(train, swa: Swa, finished: Path) -> None:
     """best.pt and the averages against those of a run that ends in that epoch; neither is the last epoch."""
     run = finished
@@ -149,6 +150,7 @@ def test_what_was_kept_is_taken_out_of_a_resume_point(swa: Swa, finished: Path) 
 
 
 # Events 12 and 13 open and rename best.pt of epoch 1, after the resume point of its end.
+@pytest.mark.slow
 @pytest.mark.parametrize("kill_at", [11, 12, 13, 14, 26])
 @pytest.mark.usefixtures("train")
 def test_a_kill_at_any_file_leads_to_the_same_end(swa: Swa, tmp_path: Path, whole: Path, kill_at: int) -> None:

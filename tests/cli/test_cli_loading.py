@@ -226,6 +226,7 @@ def test_a_network_with_a_state_of_its_own_goes_through(swa, nets: Any, name: st
     run_through(swa, recipe_of(f"loading_nets:{name}"), getattr(nets, name))
 
 
+@pytest.mark.slow
 def test_a_versioned_network_of_torchvision_goes_through(swa, nets: Any) -> None:
     """MNASNet, which refuses a state without its version: all commands, a resumed run, and plain torchvision."""
     dataset = {"name": "loading_nets:photos", "val": 0, "workers": 0}

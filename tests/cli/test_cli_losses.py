@@ -139,6 +139,7 @@ def balanced_accuracy(root: str) -> float:
     return mean(float((found[labels == label] == label).float().mean()) for label in range(10))
 
 
+@pytest.mark.slow
 def test_balanced_accuracy_rises_on_uneven_classes(run) -> None:
     """Classes 1 to 50 in size: class weights and the sampler against neither, in each of two seeds."""
     for seed in range(2):
@@ -234,6 +235,7 @@ def test_what_cannot_be_is_said_before_the_run(run, words: list[str], key: str, 
     assert not Path("none").exists()
 
 
+@pytest.mark.slow
 def test_the_sampler_and_losses_continue_to_the_same_bits(run, swa: Swa) -> None:
     """A run stopped inside an epoch and continued, against the same run without a stop, bit for bit."""
     words = ["dataset.sampler=balanced", "train.loss=bce", "train.class_weights=balanced", "dataset.augment.mixup=0.2"]

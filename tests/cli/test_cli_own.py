@@ -122,6 +122,7 @@ def by_hand(state: dict[str, torch.Tensor], project: Path) -> dict[str, float]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_own_package_trains_updates_and_evaluates(swa, project: Path, tmp_path: Path, workers: int) -> None:
     """Three commands on a network with two inputs, dict batches and an own loss; scores and statistics by hand."""
@@ -261,6 +262,7 @@ def test_names_and_sections_that_do_not_go_together(swa, project: Path, word: st
     assert said in " ".join(ended.err.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "before", "after", "code", "frames"),
     [

@@ -103,6 +103,7 @@ def test_evaluation_needs_no_packed_images(swa: Swa, pets: Path) -> None:
     assert not folder_of(pets).exists()
 
 
+@pytest.mark.slow
 def test_a_stopped_run_packs_again_and_goes_on(swa: Swa, pets: Path, tmp_path: Path, signal_at: Any) -> None:
     """Stopped in the middle of an epoch, its packed images removed: resumed to the undisturbed run, bit for bit."""
     words = ("-q", "dataset.workers=1", "output.save_every=1step")

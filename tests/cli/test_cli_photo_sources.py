@@ -45,6 +45,7 @@ def rows(run: str) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key != "seconds"} for row in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_runs_by_each_source_are_equal(swa: Swa, tmp_path: Path, workers: int) -> None:
     """The average and metrics.csv of csv, parquet and shards against those of folders, bit for bit."""

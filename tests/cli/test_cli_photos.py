@@ -50,6 +50,7 @@ def pets(tmp_path: Path) -> Path:
     return tmp_path / "my pets"
 
 
+@pytest.mark.slow
 def test_a_folder_of_photos_trains_from_a_new_recipe(swa: Swa, pets: Path, tmp_path: Path) -> None:
     """The recipe as it is written, but for its length and size: the plan, the files left out, and result.json."""
     written = swa("new", "--task", "photos", "--data", pets, "-o", "r.yaml")

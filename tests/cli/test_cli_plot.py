@@ -246,6 +246,7 @@ class Links(HTMLParser):
             self.rows[-1][-1] += data
 
 
+@pytest.mark.slow
 def test_a_page_needs_nothing_else(run: Path, swa: Swa) -> None:
     """Every address in the page is a data URI; scores, recipe and the way to run it again are there."""
     swa("plot", run, "plane", "--grid", "3", "--samples", "64", "-q")

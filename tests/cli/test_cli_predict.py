@@ -73,6 +73,7 @@ def rows_of(path: str) -> list[dict[str, str]]:
         return [*csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_from_photos_to_predictions_in_three_commands(swa: Swa, tmp_path: Path) -> None:
     """new, train and predict, nothing edited but the length, a broken photo in each folder: a row per photo."""
     make_photos(tmp_path / "my pets", number=24, seed=0)

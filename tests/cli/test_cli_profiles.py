@@ -90,6 +90,7 @@ def series_of(run: Path) -> SnapshotSeries:
     return snapshot_series(gathered, option="--decay linear")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [ONLINE, ROTATED], ids=["digits", "rotated digits"])
 def test_ema_after_the_run_is_the_one_of_the_run(swa, recipe: str, tmp_path: Path) -> None:
     """Against `kind: ema` and `power_ema` of the same run: within 5, 2, 2, 5 % of |last - true|, told by the file."""

@@ -94,6 +94,7 @@ def clock(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Ca
 # Any step, any signal.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [[], ["train.grad_accum_steps=3", "dataset.val=100", "output.save_every=3step"]],
@@ -120,6 +121,7 @@ def test_stopped_at_steps_of_every_phase_and_resumed(
     assert_equal_runs(whole, run)
 
 
+@pytest.mark.slow
 def test_streamed_images_go_on_inside_an_epoch(swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]) -> None:
     """Images decoded by loader processes, stopped inside epochs, against the run to the end."""
     generator = torch.Generator().manual_seed(0)
@@ -144,6 +146,7 @@ def test_streamed_images_go_on_inside_an_epoch(swa, long: Path, tmp_path: Path, 
     assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [1, 3, 8])
 def test_stopped_while_scoring(
     swa, long: Path, tmp_path: Path, to_the_end: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, at: int
@@ -357,6 +360,7 @@ def test_time_limit_counts_the_time_before_a_stop(
     assert content(tmp_path / "runs/long-001", "last")["step"] == 60
 
 
+@pytest.mark.slow
 def test_patience_ends_when_the_metric_stands_still(
     swa, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -375,6 +379,7 @@ def test_patience_ends_when_the_metric_stands_still(
 # More epochs.
 
 
+@pytest.mark.slow
 def test_more_epochs_of_a_flat_schedule_equal_the_longer_run(swa, long: Path, tmp_path: Path) -> None:
     """Constant rate, 4 epochs extended to 6, against 6 from the start with the beginnings written in epochs."""
     flat_rate = ["schedule={name: constant}", "swa={start: 2ep, every: 0.25ep, eval_every: 1ep}"]
@@ -433,6 +438,7 @@ def wsd_run(swa, long: Path, *words: str, code: int = 0) -> Path:
     return long.parent / "runs/long-002"
 
 
+@pytest.mark.slow
 def test_more_epochs_of_wsd_continue_from_the_plateau(swa, long: Path, undisturbed: Path) -> None:
     """4 epochs extended to 6 against 6 from the start, bit for bit; what the decay led to is still there."""
     run = wsd_run(swa, long)
@@ -456,6 +462,7 @@ def test_more_epochs_of_wsd_continue_from_the_plateau(swa, long: Path, undisturb
     assert (again["step"], again["recipe"]["train"]["epochs"]) == (102, 6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "kept"), [(40, False), (58, False), (59, True), (80, True)])
 def test_more_epochs_of_a_stopped_wsd_run(
     swa, long: Path, undisturbed: Path, signal_at: Callable[..., None], step: int, kept: bool
@@ -473,6 +480,7 @@ def test_more_epochs_of_a_stopped_wsd_run(
     assert_equal_runs(undisturbed, run)
 
 
+@pytest.mark.slow
 def test_going_back_to_the_plateau_may_be_killed(
     swa, long: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch, signal_at: Callable[..., None]
 ) -> None:

@@ -195,6 +195,7 @@ def test_killed_and_gone_on(tiny: Path, whole: Path, swa: Swa, within: str, even
         assert_equal_points(whole / "workers" / number, RUN / "workers" / number)
 
 
+@pytest.mark.slow
 def test_stopped_in_a_worker_and_moved(tiny: Path, swa: Swa) -> None:
     """SIGINT in the first worker: exit code 130 with its step saved; moved elsewhere, the run goes on to its end."""
     words = ["train", "tiny.yaml", "train.epochs=12", "swap.start=1ep"]
@@ -315,6 +316,7 @@ def test_plan(tiny: Path, swa: Swa, words: list[str], common: int, batch_size: i
     assert worker["learning_rates"] == pytest.approx([factor * rate(epoch) for epoch in range(common, 10)])
 
 
+@pytest.mark.slow
 @pytest.mark.pictures
 def test_what_looks_at_runs(tiny: Path, swa: Swa) -> None:
     """eval, show, compare, report, pictures and a dry run of a SWAP run: its workers are there, with their scores."""

@@ -123,6 +123,7 @@ def test_a_grid_has_a_run_per_combination(swa, few: Path, whole: Path) -> None:
     assert_equal_runs(whole / "trial-001", Path("runs/few-001"))
 
 
+@pytest.mark.slow
 def test_a_grid_with_seeds_becomes_a_table_and_a_page(swa, few: Path, tmp_path: Path) -> None:
     """Three commands from a recipe to LaTeX and a page: each mean and deviation against result.json of the seeds."""
     ended = swa("sweep", few, *GRID, "train.epochs=1", "swa.every=1step", "--seeds", "0-2", "--top", "4", "--json")

@@ -114,6 +114,7 @@ def test_segmentation_by_hand(swa, blobs: Path, tmp_path: Path) -> None:
     assert matplotlib.image.imread(run / "curves.png").std() > 0.02
 
 
+@pytest.mark.slow
 def test_segmentation_through_every_command(swa, blobs: Path, tmp_path: Path) -> None:
     """dry run, eval, draws, ensemble, bn-update, resume and repeat: done, and the same scores where they must be."""
     assert swa("train", blobs, "--dry-run").code == 0

@@ -71,6 +71,7 @@ def test_metrics_have_the_promised_columns(swa, recipe: Path, tmp_path: Path) ->
     assert all(0 <= float(row["val_accuracy"]) <= 1 for row in rows)
 
 
+@pytest.mark.slow
 def test_averages_and_scores_and_saves_never_change_the_raw_weights(swa, recipe: Path, tmp_path: Path) -> None:
     """Raw weights at the end, bit for bit: without any average against every way to average, score and save."""
     text = recipe.read_text().replace("args: {width: 4}", "args: {width: 4, dropout: 0.3}")
@@ -296,6 +297,7 @@ def test_weights_that_diverge_in_the_last_step_fail(swa, recipe: Path, tmp_path:
     assert not (tmp_path / "runs/latest/checkpoints/last.pt").exists()
 
 
+@pytest.mark.slow
 def test_shipped_weights_load_strictly_into_the_plain_model(swa, recipe: Path, tmp_path: Path) -> None:
     """swa.pt of a torchvision:resnet18 recipe into torchvision's own network with strict=True."""
     import torchvision

@@ -202,6 +202,7 @@ def test_folder_removed(swa, faulty: Path, tmp_path: Path, at: At) -> None:
     assert not (tmp_path / "runs/faulty-001").exists()
 
 
+@pytest.mark.slow
 def test_image_that_becomes_unreadable(swa, faulty: Path, tmp_path: Path, at: At) -> None:
     """A streamed image damaged in epoch 2: exit 1 names it; mended, the run goes on to the undisturbed end."""
     assert swa("train", faulty, "-q", *STREAMED).code == 0
@@ -219,6 +220,7 @@ def test_image_that_becomes_unreadable(swa, faulty: Path, tmp_path: Path, at: At
     assert_equal_runs(tmp_path / "runs/faulty-001", tmp_path / "runs/faulty-002")
 
 
+@pytest.mark.slow
 def test_loader_process_killed(swa, faulty: Path, tmp_path: Path, at: At) -> None:
     """SIGKILL to the process that reads images: exit 1 says what died; the run goes on to the undisturbed end."""
     assert swa("train", faulty, "-q", *STREAMED).code == 0

@@ -232,6 +232,7 @@ def test_large_batches_are_decoded_in_parts(pets: Path, monkeypatch: pytest.Monk
     assert any(len(call) > 1 for call in sizes) == (limit > 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("kind", ["cut", "no image", "marker"])
 def test_a_broken_file_is_the_same_error(pets: Path, kind: str, workers: int) -> None:

@@ -17,6 +17,8 @@ from device.on_device import Change, Told, on_device
 from device.simulated import Entry
 from photo_sources import in_folders
 
+pytestmark = pytest.mark.slow
+
 SMALL = """\
 name: small
 model: {name: convnet, args: {width: 4, dropout: 0.1}}

@@ -18,6 +18,8 @@ from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
 from processes import ENDS_WITHIN_S, SECOND_SAVE, exit_codes, free_port, said_in, start, start_ranks, train
 
+pytestmark = pytest.mark.slow
+
 NETWORK = """\
 import os
 import torch

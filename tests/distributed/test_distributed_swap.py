@@ -14,6 +14,8 @@ from distributed.test_distributed import train
 from equal_runs import assert_equal_runs, content, flat
 from processes import exit_codes, said_in, start_ranks
 
+pytestmark = pytest.mark.slow
+
 RECIPE = """\
 name: run
 model: {name: convnet, args: {width: 4, dropout: 0.2}}

@@ -15,6 +15,8 @@ from conftest import Swa
 from equal_runs import assert_equal_runs, content, flat
 from processes import CONTEXT, THIRD_SAVE, exit_codes, free_port, said_in, start_ranks, train
 
+pytestmark = pytest.mark.slow
+
 NETWORKS = """\
 import torch
 from torch import nn

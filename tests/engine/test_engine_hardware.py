@@ -134,6 +134,7 @@ def measured() -> dict[str, int]:
     return {line: int(found) for line, _, found in (row.rpartition(" ") for row in said.splitlines())}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="of another C library nothing is asked")
 @pytest.mark.parametrize(("size_mb", "chosen_for", "is_kept"), BLOCKS)
 def test_what_becomes_of_memory_that_is_freed(

@@ -84,6 +84,7 @@ def logged_by_mlflow(run: Path) -> Numbers:
     return {key: [(one.step, one.value) for one in history] for key, history in histories.items()}
 
 
+@pytest.mark.slow
 def test_every_row_once_also_in_a_run_that_was_killed_and_extended(
     swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

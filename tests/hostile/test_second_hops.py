@@ -163,6 +163,7 @@ def test_no_command_imports_what_a_recipe_inside_names(swa, trained: Path, tmp_p
         assert sys.path == path, name
 
 
+@pytest.mark.slow
 def test_other_places_take_no_import_path(swa, trained: Path, tmp_path: Path) -> None:
     """The trap at every key that holds no free text: the recipe is refused by name, and there is no mark."""
     others = CHANGES.keys() - READABLE.keys()

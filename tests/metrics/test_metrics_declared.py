@@ -66,6 +66,7 @@ for words in json.loads(sys.argv[1]):
 """
 
 
+@pytest.mark.slow
 def test_one_entry_is_all_that_a_metric_needs(tmp_path: Path) -> None:
     """Rows of a run, JSON and the table of `swa eval` with an error rate, against 1 - accuracy and its direction.
 

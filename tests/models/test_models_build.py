@@ -217,6 +217,7 @@ def test_none_reaches_the_constructor() -> None:
     assert model.momentum is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["torchvision:resnet18", "timm:resnet18"])
 def test_no_argument_of_a_library_loads_anything(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A module, and a pickle, that leave a mark, as every argument that constructors have: a refusal, or a network."""

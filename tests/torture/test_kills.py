@@ -161,6 +161,7 @@ def _instants(generator: random.Random, undisturbed: Undisturbed, number: int) -
             yield Kill(event=generator.randint(1, undisturbed.num_events))
 
 
+@pytest.mark.slow
 def test_five_kills(tmp_path: Path) -> None:
     """Five kills at instants that are the same in every run of this test, against the undisturbed run."""
     words = ["train", "killed.yaml", "output.save_every=10step", "train.epochs=3"]
