@@ -32,7 +32,7 @@ from swa_cli.data.listing import NamedImages
 from swa_cli.data.photos import PhotoFiles, UnlabeledPhotos
 from swa_cli.data.pytree import to_device
 from swa_cli.data.splits import cut_spans
-from swa_cli.data.stream import stream
+from swa_cli.data.stream import Pass, stream
 from swa_cli.data.transforms import IGNORED, EvaluationView
 from swa_cli.engine import evaluate, failures
 from swa_cli.engine import hardware as hardware_choice
@@ -114,8 +114,7 @@ class Predictor:
     def batches(self, photos: UnlabeledPhotos, *, tell: Callable[[int], None], bar: Bar) -> Iterator[Batch]:
         """Yield the predictions of all photos that can be read; `tell` gets the place of each other one."""
         spans = cut_spans(len(photos), size=self.batch_size)
-        loader = stream(
-            photos,
+        reading = Pass(
             rows=torch.arange(len(photos)),
             spans=spans,
             seed=0,
@@ -125,7 +124,7 @@ class Predictor:
             view=self.view,
         )
         with failures.memory("eval.batch_size", self.batch_size):
-            for span, (images, sizes) in zip(spans, loader, strict=True):
+            for span, (images, sizes) in zip(spans, stream(photos, reading), strict=True):
                 is_read = sizes[:, 0] > 0
                 for place in (~is_read).nonzero()[:, 0].tolist():
                     tell(span.start + place)

@@ -34,7 +34,7 @@ from swa_cli.data.color_jitter import jitter_colors, normalize
 from swa_cli.data.device_decoding import stream_decoded
 from swa_cli.data.randomness import generator
 from swa_cli.data.splits import Split, Target, cut_spans, show
-from swa_cli.data.stream import FileDataset, MakeError, Positions, length_of, stream
+from swa_cli.data.stream import FileDataset, MakeError, Pass, Positions, length_of, stream
 from swa_cli.data.transforms import DrawnView, Pixels, TrainingView, draw_views
 from swa_cli.errors import UserError
 
@@ -171,22 +171,22 @@ class Batches:
         change = None if draws is None else partial(_crop_and_flip, draws=draws, target=split.target)
         if split.dataset is not None:
             assert split.indices is not None
-            reading: dict[str, Any] = {
-                "rows": split.indices[self.rows],
-                "spans": self.spans,
-                "seed": self.seed,
-                "key": self.key,
-                "workers": self.workers,
-                "error": self.error,
-                "origin": split.origin,
-                "view": self.view or split.view,
-                "change": change,
-            }
+            reading = Pass(
+                rows=split.indices[self.rows],
+                spans=self.spans,
+                seed=self.seed,
+                key=self.key,
+                workers=self.workers,
+                error=self.error,
+                origin=split.origin,
+                view=self.view or split.view,
+                change=change,
+            )
             if self.decodes_on_device:
                 assert isinstance(split.dataset, FileDataset), "the data are checked when they are opened"
-                yield from stream_decoded(split.dataset, device=self.device, **reading)
+                yield from stream_decoded(split.dataset, reading, device=self.device)
             else:
-                yield from stream(split.dataset, target=split.target, **reading)
+                yield from stream(split.dataset, reading, target=split.target)
             return
         assert split.images is not None
         assert split.labels is not None

@@ -25,7 +25,7 @@ from torch.utils.data import Dataset
 
 from swa_cli.data import pytree, transforms
 from swa_cli.data.samples import Origin
-from swa_cli.data.stream import UNREADABLE, Change, Failure, FileDataset, MakeError, Positions, load_batches, views_at
+from swa_cli.data.stream import UNREADABLE, Failure, FileDataset, MakeError, Pass, load_batches, views_at
 from swa_cli.data.transforms import EvaluationView, Pixels, TrainingView, View
 from swa_cli.errors import UserError
 
@@ -34,38 +34,25 @@ MAX_DECODED = 1 << 30  # bytes of pixels that lie on the device at a time, unles
 _FLIPPED_TO_UPRIGHT = {2: (2,), 3: (1, 2), 4: (1,), 5: (), 6: (2,), 7: (1, 2), 8: (1,)}
 
 
-def stream_decoded(
-    dataset: FileDataset,
-    *,
-    rows: Tensor,
-    spans: Sequence[Positions],
-    device: torch.device,
-    seed: int,
-    key: tuple[str | int, ...],
-    workers: int,
-    error: MakeError,
-    origin: Origin,
-    view: TrainingView | EvaluationView,
-    change: Change | None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (images (B, 3, h, w) uint8 on the device, labels) for each span of positions.
+def stream_decoded(dataset: FileDataset, reading: Pass, *, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (images (B, 3, h, w) uint8 on the device, labels) for each batch of a pass.
 
-    The arguments are those of `stream.stream`; the images are decoded and changed on `device`. The labels of the
-    dataset are known, and the view has a size and no operations of PIL images: the recipe is checked.
+    The images are decoded and changed on `device`. The labels of the dataset are known, and the view has a size and no
+    operations of PIL images: the recipe is checked.
 
     Raises:
         UserError: A file cannot be read.
     """
     assert dataset.labels is not None
+    assert reading.view is not None
     transforms.import_operators()
-    reader = _FileReader(dataset, seed, key, origin, view)
-    loaded = load_batches(reader, rows=rows, spans=spans, seed=seed, workers=min(workers, len(spans)), error=error)
-    for span, batch in zip(spans, loaded, strict=True):
+    reader = _FileReader(dataset, reading.seed, reading.key, reading.origin, reading.view)
+    for span, batch in zip(reading.spans, load_batches(reader, reading), strict=True):
         positions = torch.arange(span.start, span.stop) if isinstance(span, slice) else span
-        own = rows[positions]
-        show = partial(reader.show, batch, positions.tolist(), own.tolist(), device=device, error=error)
+        own = reading.rows[positions]
+        show = partial(reader.show, batch, positions.tolist(), own.tolist(), device=device, error=reading.error)
         images, labels = pytree.beside_the_step(show, device), dataset.labels[own]
-        yield change(images, labels, positions) if change else (images, labels)
+        yield reading.change(images, labels, positions) if reading.change else (images, labels)
 
 
 def require_decoder(device: torch.device) -> None:

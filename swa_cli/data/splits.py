@@ -23,7 +23,7 @@ from swa_cli.data import pytree
 from swa_cli.data.image_file import Progress, decode_rows, unreadable
 from swa_cli.data.randomness import generator
 from swa_cli.data.samples import UNKNOWN_ORIGIN, Origin, unknown_class
-from swa_cli.data.stream import FileDataset, stream
+from swa_cli.data.stream import FileDataset, Pass, stream
 from swa_cli.data.transforms import EvaluationView, Pixels
 from swa_cli.errors import UserError
 
@@ -357,17 +357,16 @@ def stream_rows(
     """Yield batches of (inputs, labels) at some rows of a streamed split; `key` names the purpose (see `stream`)."""
     assert split.dataset is not None
     assert split.indices is not None
-    return stream(
-        split.dataset,
+    batches = Pass(
         rows=split.indices[rows],
         spans=cut_spans(len(rows), size=READ_BATCH),
-        target=split.target,
         seed=reading.seed,
         key=key,
         workers=reading.workers,
         origin=split.origin,
         view=split.view,
     )
+    return stream(split.dataset, batches, target=split.target)
 
 
 def mean_std(split: Split, *, reading: Reading) -> tuple[tuple[float, ...], tuple[float, ...]]:

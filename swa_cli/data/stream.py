@@ -99,85 +99,76 @@ class FileDataset(Protocol):
         """
 
 
-def stream(
-    dataset: Dataset[Any] | FileDataset,
-    *,
-    rows: Tensor,
-    spans: Sequence[Positions],
-    target: str = "class",
-    seed: int,
-    key: tuple[str | int, ...],
-    workers: int = 0,
-    error: MakeError = UserError,
-    origin: Origin = UNKNOWN_ORIGIN,
-    view: TrainingView | EvaluationView | None = None,
-    change: Change | None = None,
-) -> Iterator[tuple[Any, Any]]:
-    """Yield (images (B, C, H, W), labels), or other inputs and targets, for each span of positions.
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """A pass over a dataset: which samples are read, in which batches, and what is done to them there."""
+
+    rows: Tensor  # of the dataset, at each position
+    spans: Sequence[Positions]  # the positions of each batch
+    seed: int  # together with `key` and the position it decides what a random transform does
+    key: tuple[str | int, ...]  # the purpose of the pass, and the epoch if there is one
+    workers: int = 0  # processes that read; 0 reads in this one
+    error: MakeError = UserError  # makes the exception to raise: the caller knows whether a failure ends a run
+    origin: Origin = UNKNOWN_ORIGIN  # what the dataset is a split of, and the range of its classes
+    view: TrainingView | EvaluationView | None = None  # what is shown of each image; None: the image as it is
+    change: Change | None = None  # applied to each batch by the process that reads it
+
+
+def stream(dataset: Dataset[Any] | FileDataset, reading: Pass, *, target: str = "class") -> Iterator[tuple[Any, Any]]:
+    """Yield (images (B, C, H, W), labels), or other inputs and targets, for each batch of a pass.
 
     Views of files that loader processes read lie in memory that later batches overwrite: use them before the next.
 
     Args:
         dataset: Image files, or a dataset that gives (image, label); an image is a uint8 or float tensor (C, H, W), a
             PIL image, any other tensor, or a tuple or dict of tensors.
-        rows: The row of the dataset at each position.
-        spans: The positions of each batch.
+        reading: The pass.
         target: What labels are and become: `class`, a number, (B,) int64; `multilabel`, K zeros and ones, (B, K)
             uint8; `mask`, integers (H, W) or a gray or palette PIL image, (B, H, W) uint8; `value`, one or V numbers,
             (B, V) float32; `own`, a tensor or number, or a tuple or dict of them.
-        seed: Together with `key` and the position it decides what a random transform does.
-        key: The purpose of the reading, and the epoch if there is one.
-        workers: Number of loader processes; 0 reads in this one.
-        error: Makes the exception to raise: the caller knows whether a failure ends a run.
-        origin: What the dataset is a split of, and the range of its classes.
-        view: What is shown of each image; None: the image as it is.
-        change: Applied to each batch by the process that reads it.
 
     Raises:
         UserError: A sample cannot be read, is not an image of the common size, is not finite, or has a wrong label.
     """
+    view, spans = reading.view, reading.spans
     if view is not None and view != EvaluationView():
         transforms.import_operators()
-    workers = min(workers, len(spans))
     slots = None
-    if workers and isinstance(dataset, FileDataset):
+    if reading.workers and spans and isinstance(dataset, FileDataset):
         size = (view and view.size) or dataset.shape
-        batch_size = max((length_of(span) for span in spans), default=0)
-        slots = _Slots.allocate(dataset, size, workers=workers, batch_size=batch_size)
-    reader = _BatchReader(dataset, target, seed, key, origin, view, change, slots)
-    loaded = load_batches(reader, rows=rows, spans=spans, seed=seed, workers=workers, error=error)
+        workers = min(reading.workers, len(spans))
+        slots = _Slots.allocate(dataset, size, workers=workers, batch_size=max(length_of(span) for span in spans))
+    reader = _BatchReader(dataset, target, reading.seed, reading.key, reading.origin, view, reading.change, slots)
+    loaded = load_batches(reader, reading)
     yield from loaded if slots is None else (slots.read(*batch) for batch in loaded)
 
 
-def load_batches(
-    reader: Dataset[Any], *, rows: Tensor, spans: Sequence[Positions], seed: int, workers: int, error: MakeError
-) -> Iterator[Any]:
-    """Yield what a reader of batches gives for each span of positions, in order; `workers` processes read ahead.
+def load_batches(reader: Dataset[Any], reading: Pass) -> Iterator[Any]:
+    """Yield what a reader of batches gives for each batch of a pass, in order; its processes read ahead.
 
     Args:
         reader: Indexed by (number of the batch, positions, rows); it returns a `Failure` where it fails.
-        rows: The row of the dataset at each position.
-        spans: The positions of each batch.
-        seed: That of the epoch.
-        workers: Number of loader processes; 0 reads in this one.
-        error: Makes the exception to raise.
+        reading: The pass.
 
     Raises:
         UserError: The reader has failed, or a loader process has died.
     """
+    workers, error = min(reading.workers, len(reading.spans)), reading.error
     with warnings.catch_warnings():
         # The plan warns of more workers than cores, once; torch would at each pass over the data.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader = DataLoader(
             reader,
             batch_size=None,  # the sampler already gives whole batches
-            sampler=((number, _numbers(span), rows[span].tolist()) for number, span in enumerate(spans)),
+            sampler=(
+                (number, _numbers(span), reading.rows[span].tolist()) for number, span in enumerate(reading.spans)
+            ),
             num_workers=workers,
             multiprocessing_context=CONTEXT if workers else None,
             prefetch_factor=READ_AHEAD if workers else None,
             collate_fn=_identity,
             worker_init_fn=_start_worker,
-            generator=generator(seed, "workers"),  # otherwise the loader draws from the global one
+            generator=generator(reading.seed, "workers"),  # otherwise the loader draws from the global one
         )
         batches = iter(loader)
     if workers and threading.current_thread() is threading.main_thread():

@@ -32,7 +32,8 @@ class Images(torch.utils.data.Dataset):
             os._exit(0)
         return torch.zeros(1, 2, 2), 7
 
-batches = reading.stream(Images(), rows=torch.arange(1), spans=[slice(0, 1)], seed=0, key=(), workers=1)
+one = reading.Pass(rows=torch.arange(1), spans=[slice(0, 1)], seed=0, key=(), workers=1)
+batches = reading.stream(Images(), one)
 print([labels.tolist() for _, labels in batches])
 """
 
