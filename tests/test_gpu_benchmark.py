@@ -223,38 +223,40 @@ def test_parts_are_kept_and_told_together(tmp_path: Path) -> None:
     )
     row = {"network": "vgg16", "epochs": 20, "published": "93.25, 93.59", "sgd": SCORES, "swa": SCORES}
 
-    def spoken(figures: dict[str, Any], *, left_out: list[str], unfinished: list[str]) -> tuple[str, bool]:
+    def spoken(figures: dict[str, Any], *, left_out: dict[str, str], unfinished: list[str]) -> tuple[str, bool]:
         topics = {name: {"figures": [asdict(figure)], "details": {}} for name, figure in figures.items()}
         results.keep(tmp_path, "speed", {"machine": ABOUT, "topics": topics, "left_out": left_out})
         section = {"machine": ABOUT, "seed": 0, "data": "images", "rows": [row], "unfinished": unfinished}
         results.keep(tmp_path, "paper", section)
         return results.tell(tmp_path)
 
-    text, is_met = spoken({"training": met}, left_out=[], unfinished=[])
+    text, is_met = spoken({"training": met}, left_out={}, unfinished=[])
     assert is_met
     assert "| fast | 98.0 img/s | 100 img/s | 0.98 x | >= 0.97 x | met |" in text
     assert "| vgg16 | 20 | 90.00 ± 0.40 | 90.00 ± 0.40 | 0.300 ± 0.010 | 0.300 ± 0.010 | 93.25, 93.59 |" in text
-    text, is_met = spoken({"more": missed}, left_out=[], unfinished=[])
+    text, is_met = spoken({"more": missed}, left_out={}, unfinished=[])
     assert not is_met
     assert "fast" in text, "the figures of topics that were not measured again stay"
     assert (tmp_path / results.PICTURE).stat().st_size > 5_000
-    assert spoken({"more": met}, left_out=["photos"], unfinished=[])[1] is False
-    assert spoken({"more": met}, left_out=[], unfinished=["vgg16, swa"])[1] is False
-    assert spoken({"more": met}, left_out=[], unfinished=[])[1] is True
+    assert spoken({"more": met}, left_out={"photos": "short"}, unfinished=[])[1] is False
+    assert spoken({"more": met}, left_out={}, unfinished=["vgg16, swa"])[1] is False
+    assert spoken({"more": met}, left_out={}, unfinished=[])[1] is True
 
 
 def test_what_the_time_does_not_allow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Topics of 1 and 1,000 s in a minute, and one that has no images."""
+    """Topics of 1 and 1,000 s in a minute, one that has no images, and one that fails before the others."""
     made_up = {
         name: speed.Topic(lambda size, voice: ([rate("t", "it", ours=1, theirs=1)], {}), 1, full_s)
-        for name, full_s in (("training", 1.0), ("airbench", 1.0), ("photos", 1000.0))
+        for name, full_s in (("broken", 1.0), ("training", 1.0), ("airbench", 1.0), ("photos", 1000.0))
     }
+    made_up["broken"] = speed.Topic(lambda size, voice: 1 / 0, 1, 1.0)
     monkeypatch.setattr(speed, "TOPICS", made_up)
     monkeypatch.setattr(speed.machine, "describe", lambda device: ABOUT)
     options = Namespace(minutes=1.0, only=None, quick=False, cifar=None, device="cuda", out=tmp_path)
-    measured = speed.measure(options)
+    *_, measured = speed.measure(options)
     assert list(measured["topics"]) == ["training"]
-    assert measured["left_out"] == ["airbench", "photos"]
+    assert measured["left_out"].keys() == {"broken", "airbench", "photos"}
+    assert "ZeroDivisionError" in measured["left_out"]["broken"]
 
 
 @pytest.mark.parametrize("words", [["speed"], ["paper", "--cifar", "x"], ["speed", "--device", "cpu"]])

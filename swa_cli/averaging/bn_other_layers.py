@@ -115,12 +115,17 @@ class OtherStatistics:
     def result(self, gather: Gather) -> dict[str, Tensor]:
         """Return the statistic of all samples in float64 by the name of its buffer, over all processes."""
         items = self._running.values()
-        processes = gather([(item.sum, item.weight, item.moments and item.moments.on_cpu()) for item in items])
+        processes = gather(
+            [
+                (None if item.sum is None else item.sum.cpu(), item.weight, item.moments and item.moments.on_cpu())
+                for item in items
+            ]
+        )
         found = {}
         for name, parts in zip(self._running, zip(*processes, strict=True), strict=True):
             taken = [part for part in parts if part[1] or part[2] is not None]
             if taken[0][2] is None:
-                found[name] = sum(total.cpu() for total, _, _ in taken) / sum(weight for _, weight, _ in taken)
+                found[name] = sum(total for total, _, _ in taken) / sum(weight for _, weight, _ in taken)
             else:
                 moments = reduce(merge_moments, (moments for _, _, moments in taken))
                 found[name] = moments.m2 / (moments.n - 1)

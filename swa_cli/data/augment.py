@@ -245,7 +245,8 @@ def cut_out(images: Tensor, *, draws: Draws) -> Tensor:
         rows = to_device(_covered_pixels(draws.cut_y, length=height, side=side), device)[:, :, None]
         columns = to_device(_covered_pixels(draws.cut_x, length=width, side=side), device)[:, None, :]
         image = torch.arange(len(images), device=device)[:, None, None]
-        images.permute(0, 2, 3, 1)[image, rows, columns] = 0.0
+        # An assigned number would be copied from the host, for which torch waits (2.14).
+        images.permute(0, 2, 3, 1).index_put_((image, rows, columns), images.new_zeros(()))
     return images
 
 

@@ -100,6 +100,8 @@ def choose(
         UserError: The device is absent, or cannot compute in the precision that was asked for.
     """
     chosen = _device(device) if world.size == 1 else _device_of_process(device, world)
+    if chosen.index is not None:
+        torch.accelerator.set_device_index(chosen.index)  # whose generator `Hardware.seed` seeds
     if precision == "auto" and begun is not None and begun["device"].partition(":")[0] == chosen.type:
         chosen_precision, reason = str(begun["precision"]), "as the run was begun"
     else:
@@ -137,7 +139,7 @@ class HostCopy:
             pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._values = pinned.copy_(self._values, non_blocking=True)
             self._done = torch.cuda.Event()
-            self._done.record()
+            self._done.record(torch.cuda.current_stream(values.device))
 
     def read(self) -> list[float] | None:
         """Return the numbers; None while the device has not come that far."""

@@ -90,6 +90,7 @@ def build(
     settings: schema.Optimizer,
     *,
     is_sparse: bool = False,
+    is_scaled: bool = False,
     later: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """Build the optimizer over the parameters that require gradients; `set_learning_rate` sets the rate of each step.
@@ -98,7 +99,7 @@ def build(
     group. With `layer_decay` d a parameter of block i of n has d^(n - 1 - i) times the rate, see `depths`. torch's
     fused kernels do not take sparse gradients, nor parameters of one group some of which have no momentum yet: those
     that train `later` have groups of their own, and no state until then. Groups that name other optimizers are steps
-    of one, see `several_optimizers`.
+    of one, see `several_optimizers`. `is_scaled`: a GradScaler skips steps whose gradients are not finite.
 
     Raises:
         RecipeError: Nothing is trained, a class refuses a value, or a pattern matches no parameter.
@@ -118,6 +119,8 @@ def build(
         if not is_sparse and _is_fusible(name, own.trained, options):
             options = {"fused": True, **options}
         optimizers[key] = _make(name, own.groups, lr=settings.lr, options=options, key=key)
+        if is_scaled and isinstance(optimizers[key], torch.optim.SGD):
+            _begin_momentum(optimizers[key])
         if len(found) > 1 and needs_closure(optimizers[key]):
             message = f"{name} passes each batch several times, and no other optimizer can stand beside it"
             raise RecipeError([Problem(key, message, "let it train all parameters: leave out the names of groups")])
@@ -191,6 +194,22 @@ def _make(
     if averages_inside(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
     return optimizer
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let a fused SGD bear that a GradScaler skips its first step.
+
+    Its kernel then leaves the momentum as it was allocated, with any numbers (torch 2.14). Momentum 0 gives the same
+    first step. With dampening it would not: there the scaler skips on the host, which waits for the device.
+    """
+    if not optimizer.defaults["fused"]:
+        return
+    groups = [group for group in optimizer.param_groups if group["momentum"]]
+    if any(group["dampening"] for group in groups):
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        return
+    for parameter in (parameter for group in groups for parameter in group["params"]):
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def averages_inside(optimizer: torch.optim.Optimizer) -> bool:

@@ -259,9 +259,12 @@ def _explain_step(network: nn.Module, context: Context, *, num_samples: int) -> 
                 raise RecipeError([Problem("train.batch_size", message, hint)]) from error
             if any(map(is_own_code, (name, recipe.task, recipe.train.loss or ""))) or is_out_of_memory(error):
                 raise
+            hint = "choose another network, or other model.args"
+            if "deterministic" in str(error) and context.hardware.deterministic:
+                hint = "set train.deterministic=false: the device has no such form of a layer"
             raise UserError(
                 f"model.name: {name} cannot be trained on {context.source.describe_inputs()}: {_reason(error)}",
-                hint="choose another network, or other model.args",
+                hint=hint,
             ) from error
 
 

@@ -228,7 +228,10 @@ def build_run(
             )
             replica = Replica(context, model, sharding)
         frozen = names_to_freeze(model, recipe.model.freeze) if plan.unfreeze is not None else frozenset()
-        optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse, later=frozen)
+        is_scaled = context.hardware.precision == "fp16"
+        optimizer = optimizers.build(
+            model, recipe.optimizer, is_sparse=seen.is_sparse, is_scaled=is_scaled, later=frozen
+        )
         replica.frozen = freeze(model, frozen)  # after all that has to see the whole network
         _require_closure_possible(optimizer, context)
     except RecipeError as error:
@@ -249,7 +252,7 @@ def build_run(
         model,
         replica,
         optimizer,
-        torch.amp.GradScaler(device.type, enabled=context.hardware.precision == "fp16"),
+        torch.amp.GradScaler(device.type, enabled=is_scaled),
         {item.name: WeightAverage(model, **item.arguments, device=place) for item in plan.averages},
         WeightAverage(model, device=place) if recipe.snapshots and recipe.snapshots.cumulative else None,
         {item.name: frozenset(item.steps) for item in plan.averages},

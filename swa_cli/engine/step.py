@@ -107,9 +107,13 @@ def train_step(run: Run, forward: Forward, batches: Iterator[tuple[Any, Any]]) -
 
 def _begin_graphs(context: Context) -> None:
     """Tell CUDA graphs that a step begins: what those of the step before returned may be written over."""
-    settings = context.recipe.train.compile
-    if settings is not None and settings.mode != "default" and context.hardware.device.type == "cuda":
+    if _uses_graphs(context):
         torch.compiler.cudagraph_mark_step_begin()
+
+
+def _uses_graphs(context: Context) -> bool:
+    settings = context.recipe.train.compile
+    return settings is not None and settings.mode != "default" and context.hardware.device.type == "cuda"
 
 
 def _finish_gradients(run: Run, weights: Sequence[Tensor]) -> None:
@@ -183,6 +187,10 @@ def forward_backward(
         loss = context.loss(outputs, targets)
         with _buffers_kept(run.model) if context.recipe.train.grad_checkpointing else nullcontext():
             run.scaler.scale(loss * (share * size) * relative / context.phase.grad_accum_steps).backward()
+    if not is_last and _uses_graphs(context) and size == 1:
+        # The first gradients lie where the graph of the next batch writes; with several processes in DDP's buckets.
+        for parameter in run.model.parameters():
+            parameter.grad = None if parameter.grad is None else parameter.grad.clone()
     part = torch.stack([loss.detach() * share, task.train_score(outputs, targets).detach() * score_share])
     return StepResult(loss.detach(), part)
 

@@ -57,7 +57,7 @@ class SpeedNet(nn.Module):
         """Return the logits."""
         x = F.gelu(self.whiten(images))
         x = self.group3(self.group2(self.group1(x)))  # (B, 4 width, H/8, W/8)
-        x = F.adaptive_max_pool2d(x, 1).flatten(1)
+        x = x.flatten(2).max(2).values  # of adaptive_max_pool2d CUDA has no deterministic gradient
         logits: Tensor = self.head(x) * LOGIT_SCALE
         return logits
 

@@ -28,7 +28,7 @@ CUDA_ONLY = {
     "engine/hardware.py _gains_by_bf16": "whether a GPU computes in bf16 natively",
     "engine/hardware.py require_precision": "fp16 scales its gradients: GradScaler",
     "engine/plan_text.py _describe_processes": "what processes exchange gradients over",
-    "engine/step.py _begin_graphs": "CUDA graphs",
+    "engine/step.py _uses_graphs": "CUDA graphs",
     "engine/run.py _problem_of_layers": "SyncBatchNorm in a network",
     "engine/run.py _problems_of_processes": "SyncBatchNorm by train.sync_batchnorm",
 }

@@ -203,3 +203,27 @@ def test_a_step_is_that_of_torch_without_its_compiler(name: str) -> None:
         assert torch.equal(a, b)
         assert a.is_leaf
         assert a.grad is None
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"nesterov": True}, {"dampening": 0.5}], ids=lambda options: ", ".join(options)
+)
+def test_sgd_bears_a_first_step_that_is_skipped(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps of scaled gradients after one that overflowed, against SGD that never saw that one."""
+    monkeypatch.setattr(torch, "empty_like", lambda values: torch.full_like(values, float("nan")))  # as memory may be
+    ours, theirs = small(), small()
+    theirs.load_state_dict(ours.state_dict())
+    options = {"momentum": 0.9, **options}
+    optimizer = optimizers.build(ours, settings("SGD", options), is_scaled=True)
+    plain = torch.optim.SGD(theirs.parameters(), lr=0.1, foreach=False, **options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
+    for factor in (float("inf"), 1.0, 2.0):
+        for network, step in ((ours, lambda: scaler.step(optimizer)), (theirs, plain.step)):
+            network.zero_grad()
+            loss = factor * sum(value.sum() for value in network.parameters())
+            (scaler.scale(loss) if network is ours else loss).backward()
+            if network is ours or factor < float("inf"):
+                step()
+        scaler.update()
+        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(own, other)

@@ -53,6 +53,15 @@ def test_compiled_training_is_that_of_the_plain_network(folder: Path, on_card: O
         assert float(row["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=0.02)
 
 
+def test_gradients_accumulate_outside_of_a_graph(folder: Path, on_card: OnCard) -> None:
+    """Losses of a network in CUDA graphs with two batches in a step, against the plain one."""
+    words = ["train", "digits.yaml", FIXED, "train.grad_accum_steps=2"]
+    require_done(*on_card(folder, [*words, "train.compile.mode=reduce-overhead"], words))
+    first, second = (rows(folder / "runs" / f"digits-00{number}") for number in (1, 2))
+    for row, other in zip(first, second, strict=True):
+        assert float(row["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=0.02)
+
+
 def test_one_process_of_torchrun_is_a_plain_run(folder: Path, on_card: OnCard) -> None:
     """metrics.csv of a run under torchrun with `train.sync_batchnorm`, against that of a plain process."""
     words = ["train", "digits.yaml", "train.deterministic=true"]

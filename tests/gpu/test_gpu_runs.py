@@ -16,6 +16,7 @@ from gpu.recipes import OnCard, facts, require_done, rows
 pytestmark = pytest.mark.gpu
 LOSSES = {"digits": "nll", "angles": "mse", "shapes": "nll"}
 EXACT = "train.deterministic=true"
+TWO_SAMPLES = 2.5 / 900  # of the test split of the digits: near a tie TF32 and the CPU may decide otherwise
 SHIPPED = "runs/{}-001/checkpoints/swa.pt"
 
 
@@ -78,7 +79,7 @@ def test_checkpoints_go_to_the_device_and_back(folder: Path, on_card: OnCard, de
         expected, found = (facts(one)["weights"] for one in (home, away))
         assert found.keys() == expected.keys() >= {"last", "last_bn", "swa", "ema"}
         for name, scores in found.items():
-            assert scores["accuracy"] == expected[name]["accuracy"], name
+            assert scores["accuracy"] == pytest.approx(expected[name]["accuracy"], abs=TWO_SAMPLES), name
             assert scores["nll"] == pytest.approx(expected[name]["nll"], abs=1e-3), name
 
 

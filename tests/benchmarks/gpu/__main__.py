@@ -38,7 +38,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print("error: --device cpu takes days at full size; add --quick", file=sys.stderr)
         return NO_CARD
     part = speed if options.part == "speed" else paper
-    results.keep(options.out, options.part, part.measure(options))
+    for section in part.measure(options):
+        results.keep(options.out, options.part, section)
     return _told(options)
 
 

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ TRAIN = (sys.executable, "-m", "swa_cli", "train")
 RECIPE = Path(__file__).with_name("paper.yaml")
 
 
-def measure(options: Namespace) -> dict[str, Any]:
-    """Go on with the runs until the time is over; the rows of the networks both of whose runs are done."""
+def measure(options: Namespace) -> Iterator[dict[str, Any]]:
+    """Go on with the runs until the time is over; yield the rows of the networks both of whose runs are done."""
     ends = time.monotonic() + 60 * options.minutes
     out = options.out / "paper"
     root = cifar.folder(options.cifar, options.out)
@@ -85,7 +85,7 @@ def measure(options: Namespace) -> dict[str, Any]:
     about = machine.describe(options.device)
     train, test = (sum(1 for _ in (root / split).rglob("*.jpg")) for split in cifar.SPLITS)
     data = f"{train:,} training images of CIFAR-10 as JPEG files, scored on {test:,} others of them"
-    return {"machine": about, "seed": SEED, "data": data, "rows": rows, "unfinished": unfinished}
+    yield {"machine": about, "seed": SEED, "data": data, "rows": rows, "unfinished": unfinished}
 
 
 def _epochs(out: Path, common: Sequence[str], options: Namespace) -> dict[str, int]:

@@ -22,7 +22,7 @@ def keep(folder: Path, part: str, section: dict[str, Any]) -> None:
     content = read(folder)
     before = content.get(part, {})
     if part == "speed":
-        section["topics"] = before.get("topics", {}) | section["topics"]
+        section = {**section, "topics": before.get("topics", {}) | section["topics"]}
     content[part] = section
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / f"{JSON}.unfinished"
@@ -45,7 +45,7 @@ def tell(folder: Path) -> tuple[str, bool]:
         figures = [Figure(**figure) for topic in speed["topics"].values() for figure in topic["figures"]]
         lines += [*table.markdown(figures, title=in_words(speed["machine"])).splitlines(), ""]
         lines += [f"{figure.name}: {figure.note}" for figure in figures if figure.note]
-        lines += [f"left out, the time was too short: {name}" for name in speed["left_out"]]
+        lines += [f"{name} is left out: {reason}" for name, reason in speed["left_out"].items()]
         is_met = not speed["left_out"] and not any(figure.is_missed for figure in figures)
     if (paper := content.get("paper")) is not None:
         lines += ["", *_paper(paper)]

@@ -6,8 +6,8 @@ The time of an epoch is that of training alone, the first epoch left out: it com
 from __future__ import annotations
 
 import statistics
-import sys
 import time
+import traceback
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -106,24 +106,28 @@ def size_of(options: Namespace) -> GpuSize:
     return GpuSize(**vars(QUICK) | common | few | {"variants": (Variant(SMALL, "bf16"), Variant(LARGE, "fp32"))})
 
 
-def measure(options: Namespace) -> dict[str, Any]:
-    """The figures of each topic that the time allows, and the names of those that it does not."""
+def measure(options: Namespace) -> Iterator[dict[str, Any]]:
+    """Yield, after each topic, the figures so far, and why topics are left out: one that fails takes no other along."""
     ends = time.monotonic() + 60 * options.minutes
     chosen = {name: topic for name, topic in TOPICS.items() if not options.only or name in options.only}
     voice = Voice({name: topic.quick_s if options.quick else topic.full_s for name, topic in chosen.items()})
     found: dict[str, Any] = {}
-    left_out: list[str] = []
+    left_out: dict[str, str] = {}
     for name, topic in chosen.items():
         if name == "airbench" and options.cifar is None:
-            print("airbench: no --cifar FILE, left out", file=sys.stderr)
-            left_out.append(name)
+            left_out[name] = "no --cifar FILE"
         elif not options.quick and time.monotonic() + topic.full_s > ends:
-            left_out.append(name)
+            left_out[name] = "the time was too short"
         else:
             voice.topic(name)
-            figures, details = topic.measure(size_of(options), voice)
-            found[name] = {"figures": [asdict(figure) for figure in figures], "details": details}
-    return {"machine": machine.describe(options.device), "topics": found, "left_out": left_out}
+            try:
+                figures, details = topic.measure(size_of(options), voice)
+            except Exception as error:
+                traceback.print_exc()
+                left_out[name] = f"{type(error).__name__}: {error}"
+            else:
+                found[name] = {"figures": [asdict(figure) for figure in figures], "details": details}
+        yield {"machine": machine.describe(options.device), "topics": found, "left_out": left_out}
 
 
 # Training against a bare loop.
