@@ -23,6 +23,8 @@ class Size:
     pipeline_rounds: int
     photos: int
     photo_rounds: int
+    predicted: int  # of the photos
+    predict_rounds: int
     average_images: int  # of the runs with averages and without; an epoch is short, and many are by turns
     average_rounds: int
     growth_images: int  # x1; up to four times as many
@@ -38,11 +40,13 @@ FULL = Size(
     loop_images=2_560,
     loop_rounds=2,
     pass_images=5_120,
-    pass_rounds=5,
+    pass_rounds=9,
     pipeline_images=10_000,
     pipeline_rounds=5,
     photos=2_000,
     photo_rounds=5,
+    predicted=500,
+    predict_rounds=5,
     average_images=640,
     average_rounds=3,
     growth_images=1_280,
@@ -61,6 +65,8 @@ QUICK = Size(
     pipeline_rounds=3,
     photos=200,
     photo_rounds=1,
+    predicted=100,
+    predict_rounds=1,
     average_images=256,
     average_rounds=1,
     growth_images=256,

@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.figures import Figure
 from benchmarks.size import Size
-from benchmarks.topics import averaging, growth, job, loop, passes, photos, pipeline, save, startup
+from benchmarks.topics import averaging, growth, job, loop, passes, photos, pipeline, predict, save, startup
 from benchmarks.voice import Voice
 
 Measured = tuple[list[Figure], dict[str, Any]]
@@ -28,7 +28,8 @@ TOPICS: Mapping[str, Topic] = {
     "loop": Topic(loop.measure, 40, 180),
     "pipeline": Topic(pipeline.measure, 5, 10),
     "photos": Topic(photos.measure, 15, 150),
-    "passes": Topic(passes.measure, 10, 50),
+    "predict": Topic(predict.measure, 20, 90),
+    "passes": Topic(passes.measure, 10, 90),
     "averaging": Topic(averaging.measure, 15, 60),
     "startup": Topic(startup.measure, 20, 40),
     "growth": Topic(growth.measure, 10, 60),
