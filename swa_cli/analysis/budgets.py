@@ -33,9 +33,10 @@ from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.scores import budget_summary
 from swa_cli.report.terminal import Terminal
 
-FORMAT = 1  # of budget.json
+FORMAT = 2  # of budget.json
 SHARE = 40.0  # percent of the steps of a budget that a merge takes, by default
 SPLITS = ("val", "test")
+KEPT = ("epochs", "steps", "count", "error", *SPLITS)  # of a row, in budget.json
 
 
 def average_at(
@@ -88,8 +89,12 @@ def average_at(
                     **_scores(trials),
                 }
             )
+            if refreshed.mean.count == 1:
+                terminal.warning(
+                    f"{_epochs(series, last):g} epochs: 1 weight set, nothing was averaged: a larger --share takes more"
+                )
     metrics = trials.metrics
-    made = {"name": name, "rows": [{key: row[key] for key in ("epochs", "steps", *SPLITS)} for row in rows]}
+    made = {"name": name, "rows": [{key: row[key] for key in KEPT} for row in rows]}
     shown = _kept(folder, made, overrides, metrics=metrics, terminal=terminal)
     raw = raw_scores(point.content["history"], shown, metrics=metrics)
     title = f"{path.resolve().name}: scores by budget"
@@ -228,7 +233,7 @@ def _kept(
 def _row(row: Mapping[str, Any], metrics: TaskMetrics) -> dict[str, Any]:
     """Return the row of a budget after checking what pictures and tables take of it."""
     start, end = row["steps"]
-    numbers = [row["epochs"], start, end]
+    numbers = [row["epochs"], start, end, row["count"], row["error"]]
     for split in SPLITS:
         if row[split] is not None:
             numbers += [row[split][metric.key] for metric in (metrics.loss, metrics.primary)]

@@ -111,9 +111,11 @@ def open_context(found: Checkpoint, loaded: Loaded, terminal: Terminal) -> tuple
         recorded = found.content.get("input")
         try:
             context = build_context(recipe, Events([terminal]), recorded=recorded, needs_training=False)
-        except RecipeError as error:
-            raise loaded.locate(error.problems) from error
-        model = context.build_model()
+            model = context.build_model()
+        except (UserError, RecipeError) as error:
+            if problems := loaded.problems_of(error):
+                raise loaded.locate(problems) from error
+            raise
     terminal.note(f"{found.path}: {describe_model(recipe.model.name, model)}; {context.hardware.describe()}")
     if found.kind == "foreign":
         layout = third_party.read(found.content, found.path, owners=read_tensors(model).owners)

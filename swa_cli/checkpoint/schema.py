@@ -31,7 +31,7 @@ from swa_cli.averaging.swag import is_spread
 from swa_cli.errors import UserError
 from swa_cli.recipe.kinds import KINDS
 
-FORMAT = 1
+FORMAT = 2
 STRICT = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
 Freshness = Literal["none", "running", "frozen", "stale", "recomputed", "partial"]  # of BatchNorm statistics
 State = dict[str, Tensor]

@@ -69,7 +69,7 @@ def find(name: str) -> Dataset:
     entry = DATASETS.get(HUB_DATASET if is_on_hub else USER_DATASET if is_user_code(name) else name)
     if entry is None:
         hint = f"{did_you_mean(name, DATASETS)}There are {', '.join(DATASETS)}"
-        raise UserError(f"unknown dataset {name!r}", hint=hint)
+        raise UserError(f"dataset.name: unknown dataset {name!r}", hint=hint)
     return entry
 
 

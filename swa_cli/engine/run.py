@@ -34,6 +34,7 @@ from swa_cli.engine.network import InitialWeights, Replica, load_initial, names_
 from swa_cli.engine.pretrained import Purpose, load_pretrained
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import SampleScores
+from swa_cli.models import build_model
 from swa_cli.models.freezing import freeze, unfreeze
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, image_problems, make_plan, model_problems, problems_between, watched_columns
@@ -166,10 +167,22 @@ def build_run(
 
     Raises:
         RecipeError: Every problem that data, plan and optimizer show, with its place in the recipe.
-        UserError: Data or device are missing.
+        UserError: Something is wrong that no key of the recipe says, such as a broken file.
     """
+    try:
+        return _build_run(loaded, events, point=point, world=world, context=context, purpose=purpose)
+    except UserError as error:
+        if found := loaded.problems_of(error):
+            raise loaded.locate(found) from error
+        raise
+
+
+def _build_run(
+    loaded: Loaded, events: Events, *, point: Checkpoint | None, world: World, context: Context | None, purpose: Purpose
+) -> Run:
     recipe, settings = loaded.recipe, loaded.recipe.train
     problems = optimizers.check(recipe.optimizer)
+    problems += build_model.problems(recipe.model.name, recipe.model.args)
     if settings.compile is not None:
         problems += step.compile_problems(settings.compile)
     warm = None
@@ -189,10 +202,10 @@ def build_run(
             context = build_context(recipe, events, world=world, packing=packing, **known)
         context = replace(context, events=events)
         recipe = context.recipe  # with the inputs of pretrained weights
-    except UserError as error:
-        found_too = error.problems if isinstance(error, RecipeError) else ()
+    except (UserError, RecipeError) as error:
+        found_too = loaded.problems_of(error)
         if problems or found_too:
-            raise loaded.locate([*problems, *found_too]) from None
+            raise loaded.locate([*problems, *found_too]) from error
         raise
     plan = _make_plan(loaded, context, problems)
     try:

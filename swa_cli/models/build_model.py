@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swa_cli.errors import UserError, did_you_mean
+from swa_cli.errors import Problem, UserError, did_you_mean
 from swa_cli.import_path import import_object
 from swa_cli.models import pretrained
 from swa_cli.models.convnet import ConvNet
@@ -47,6 +47,7 @@ ZOO: Mapping[str, partial[Any]] = {
     "wide_resnet": partial(WideResNet),
     "wide_resnet28x10": partial(WideResNet, depth=28, width=10),
 }
+FOLLOW_DATA = ("num_classes", "in_channels")  # arguments that nobody gives
 FORMS = "a name is one of the zoo, torchvision:NAME, timm:NAME or package.module:Attribute"
 LIBRARIES = ("torchvision", "timm")  # their networks are not code of the user's own
 
@@ -106,33 +107,46 @@ def build(
     )
 
 
-def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int], families: Sequence[str]) -> nn.Module:
+def problems(name: str, args: Mapping[str, Any], *, families: Sequence[str] = ("classification",)) -> list[Problem]:
+    """Return the problems of the name of a network without `:`, one of the zoo, and of its arguments."""
+    if ":" in name:
+        return []
     if name not in ZOO:
         found = _find_in_libraries(name, families=families)
         suggestion = f"did you mean {found}? " if found else did_you_mean(name, ZOO)
-        raise UserError(
-            f"model.name: unknown network {name!r}", hint=f"{suggestion}the zoo has {', '.join(ZOO)}; {FORMS}"
-        )
+        hint = f"{suggestion}the zoo has {', '.join(ZOO)}; {FORMS}"
+        return [Problem("model.name", f"unknown network {name!r}", hint)]
     constructor = ZOO[name]
     accepted = {
         key: parameter
         for key, parameter in inspect.signature(constructor, eval_str=True).parameters.items()
-        if key not in filled and key not in constructor.keywords
+        if key not in FOLLOW_DATA and key not in constructor.keywords
     }
     takes = f"{name} takes {', '.join(accepted) or 'no arguments'}"
+    found_in = []
     for key, value in args.items():
-        if key not in accepted:
-            raise UserError(f"model.args.{key}: unknown argument of {name}", hint=did_you_mean(key, accepted) + takes)
-        _check_value(key, value, kind=accepted[key].annotation)
+        if key in FOLLOW_DATA:
+            found_in.append(Problem(f"model.args.{key}", "this follows the dataset", f"leave {key} out"))
+        elif key not in accepted:
+            hint = did_you_mean(key, accepted) + takes
+            found_in.append(Problem(f"model.args.{key}", f"unknown argument of {name}", hint))
+        elif expected := _what_is_expected(value, kind=accepted[key].annotation):
+            found_in.append(Problem(f"model.args.{key}", f"{value!r} is not {expected}", f"give {expected}"))
     for key, parameter in accepted.items():
         if parameter.default is parameter.empty and key not in args:
-            raise UserError(f"model.args.{key}: {name} needs this argument", hint=f"give it; {takes}")
-    network: nn.Module = constructor(**args, **filled)
+            found_in.append(Problem(f"model.args.{key}", f"{name} needs this argument", f"give it; {takes}"))
+    return found_in
+
+
+def _from_zoo(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int], families: Sequence[str]) -> nn.Module:
+    for problem in problems(name, args, families=families):
+        raise UserError(f"{problem.key}: {problem.message}", hint=problem.hint)
+    network: nn.Module = ZOO[name](**args, **filled)
     return network
 
 
-def _check_value(key: str, value: object, *, kind: type) -> None:
-    """Refuse a wrong value; in the zoo every `int` is a count and every `float` a probability of dropout."""
+def _what_is_expected(value: object, *, kind: type) -> str:
+    """Return what a wrong value is not, else "": every `int` is a count, every `float` a probability of dropout."""
     if kind is bool:
         is_valid, expected = isinstance(value, bool), "true or false"
     elif kind is int:
@@ -142,8 +156,7 @@ def _check_value(key: str, value: object, *, kind: type) -> None:
         assert kind is float
         is_valid = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1
         expected = "a number from 0 to below 1"
-    if not is_valid:
-        raise UserError(f"model.args.{key}: {value!r} is not {expected}", hint=f"give {expected}")
+    return "" if is_valid else expected
 
 
 def _from_import(name: str, *, args: Mapping[str, Any], filled: Mapping[str, int]) -> nn.Module:

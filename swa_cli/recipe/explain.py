@@ -164,6 +164,12 @@ def is_leaf(key: str) -> bool:
     return path in fields() and not any(known[: len(path)] == path != known for known in fields())
 
 
+def is_key(key: str) -> bool:
+    """Return whether a dotted key is a field or a section of the schema, or below `args`."""
+    path = _general(tuple(key.split(".")))
+    return is_argument(key) or any(known[: len(path)] == path for known in fields())
+
+
 def is_argument(key: str) -> bool:
     """Return whether a dotted key is below `model.args` or `dataset.args`, where null is a value."""
     section, *below = key.split(".", 2)

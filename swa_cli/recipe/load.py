@@ -72,6 +72,13 @@ class Loaded:
         """Return a recipe that is derived from this one; its problems are shown at the places of this one."""
         return replace(self, recipe=recipe)
 
+    def problems_of(self, error: UserError | RecipeError) -> list[Problem]:
+        """Return the problems of a later check; none where its message does not begin with a key (`model.name: `)."""
+        if isinstance(error, RecipeError):
+            return list(error.problems)
+        key, colon, message = error.message.partition(": ")
+        return [Problem(key, message, error.hint)] if colon and explain.is_key(key) else []
+
     def locate(self, problems: Sequence[Problem]) -> RecipeError:
         """Return the problems of a later check, each placed at its key or at the nearest section in the file."""
         located = []

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from swa_cli.metrics.metric import CLASSIFICATION, Metric, TaskMetrics
 from swa_cli.report.console_text import (
     MINUS,
+    NOT_MEASURED,
     PLUS_MINUS,
     Cells,
     Column,
@@ -274,7 +275,7 @@ def _shape(row: Row) -> str:
 
 
 def budget_summary(rows: Sequence[Row], *, name: str, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
-    """Return the lines of scores by budget: `epochs`, the window `steps`, and scores on `val` and `test` of each."""
+    """Return the lines of scores by budget: `epochs`, window, weight sets, error, and scores on `val` and `test`."""
     headings, table_rows = budget_cells(rows, metrics=metrics)
     cells: list[Cells] = [dict(zip(headings, row, strict=True)) for row in table_rows]
     columns = [
@@ -284,17 +285,19 @@ def budget_summary(rows: Sequence[Row], *, name: str, metrics: TaskMetrics = CLA
     return block(f"{name} (± one standard error)", table(columns, cells), "")
 
 
-_BUDGET_RANKS = (0, 5, 2, 1, 4, 3)  # epochs, window, primary metric and loss on val and on test
+_BUDGET_RANKS = (0, 7, 6, 5, 2, 1, 4, 3)  # epochs, window, n, error, primary metric and loss on val and on test
 
 
 def budget_cells(rows: Sequence[Row], *, metrics: TaskMetrics) -> tuple[list[str], list[list[str]]]:
     """Return the headings and the cells of scores by budget; a split without images has empty cells."""
     shown = [(split, metric) for split in ("val", "test") for metric in metrics.compared]
-    headings = ["epochs", "--window", *(f"{split} {heading(metric)}" for split, metric in shown)]
+    headings = ["epochs", "--window", "n", "error", *(f"{split} {heading(metric)}" for split, metric in shown)]
     cells = [
         [
             f"{row['epochs']:g}",
             f"{row['steps'][0]}step:{row['steps'][1]}step",
+            str(row["count"]),
+            NOT_MEASURED if row["error"] is None else f"{100 * row['error']:.1f} %",
             *("" if row[split] is None else score_with_error(row[split], metric) for split, metric in shown),
         ]
         for row in rows

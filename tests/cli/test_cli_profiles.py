@@ -219,12 +219,24 @@ def test_default_share_of_a_merge(swa, run: Path) -> None:
     assert ((run / "budget.json").read_bytes() if (run / "budget.json").exists() else None) == before
 
 
+def test_a_budget_of_one_weight_set_is_no_average(swa, plain: Path) -> None:
+    """--at with a share below the distance of snapshots: the warning, and n and error of the table and the file."""
+    ended = swa("average", plain, "--decay", "linear", "--at", "100%", "--share", "1%")
+    kept = json.loads((plain / "budget.json").read_text())["series"][0]["rows"][0]
+    (plain / "budget.json").unlink()
+    assert ended.code == 0, ended.err
+    assert "1 weight set, nothing was averaged" in ended.err
+    assert (kept["count"], kept["error"]) == (1, None)
+    heading, row = (line.split() for line in ended.out.splitlines()[1:3])
+    assert dict(zip(heading, row, strict=False))["n"] == "1"
+
+
 def test_budgets_are_made_first(swa, plain: Path) -> None:
     """plot of a run without scores by budget: the command that makes them; a broken file is refused, or left out."""
     refused = swa("plot", plain, "budget")
     assert refused.code == 2
     assert "--decay linear --at" in refused.err
-    (plain / "budget.json").write_text('{"format": 1, "series": [{"name": "x", "rows": [{"epochs": "1"}]}]}')
+    (plain / "budget.json").write_text('{"format": 2, "series": [{"name": "x", "rows": [{"epochs": "1"}]}]}')
     broken, page = swa("plot", plain, "budget"), swa("report", plain, "-o", "page.html", "--no-data")
     (plain / "budget.json").unlink()
     assert broken.code == 2
