@@ -76,14 +76,14 @@ def cross_entropy(
     logits: Tensor, targets: Tensor, *, label_smoothing: float, class_weights: Tensor | None, ignored: int
 ) -> Tensor:
     """Return the sum of the softmax cross-entropies, as torch.nn.CrossEntropyLoss with reduction `sum`."""
-    sum_ = "none" if logits.ndim > 2 else "sum"  # CUDA's sum over pixels is not deterministic
+    reduction = "none" if logits.ndim > 2 else "sum"  # CUDA's sum over pixels is not deterministic
     return F.cross_entropy(
         logits,
         targets,
         weight=class_weights,
         label_smoothing=label_smoothing,
         ignore_index=ignored,
-        reduction=sum_,
+        reduction=reduction,
     ).sum()
 
 

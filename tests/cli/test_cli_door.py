@@ -202,3 +202,31 @@ def test_imports_leave_the_garbage_collector_as_it_was(is_enabled: bool) -> None
         assert gc.isenabled() is is_enabled
     finally:
         gc.enable()
+
+
+def test_mistakes_that_only_later_checks_see_come_together_each_at_its_place(swa, tmp_path: Path) -> None:
+    """Network, dataset argument and optimizer, and then a device and a network of a library: lines and columns."""
+    text = """\
+model:
+  name: nonet
+dataset:
+  name: digits
+  args: {bogus: 1}
+optimizer:
+  name: SDG
+  lr: 0.1
+train: {epochs: 2, batch_size: 64}
+"""
+    (tmp_path / "r.yaml").write_text(text)
+    refused = swa("train", "r.yaml")
+    assert refused.code == 2
+    assert all(f"r.yaml:{place}" in refused.err for place in ("2:9", "5:10", "7:9"))
+    assert "3 problems" in refused.err
+    (tmp_path / "r.yaml").write_text(text.replace("nonet", "torchvision:resnet19"))
+    alone = swa("train", "r.yaml", "optimizer.name=SGD", "dataset.args=null")
+    assert alone.code == 2
+    assert "r.yaml:2:9" in alone.err
+    other = swa(
+        "train", "r.yaml", "optimizer.name=SGD", "dataset.args=null", "model.name=convnet", "dataset.name=digitz"
+    )
+    assert "command line: dataset.name=digitz" in other.err
