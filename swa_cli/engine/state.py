@@ -31,6 +31,7 @@ from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.events import Events, SavedEvent, Stopped
 from swa_cli.engine.hardware import environment
 from swa_cli.engine.keep import BEST, Kept, restored
+from swa_cli.engine.optimizers import KERNELS
 from swa_cli.engine.run import Refreshed, Run
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
@@ -310,7 +311,10 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     loading.load_strict(run.model, trained or content["model"], source=source, load=load)
     try:
         # A copy: the file stays mapped otherwise.
+        kernels = [{key: group[key] for key in KERNELS if key in group} for group in run.optimizer.param_groups]
         run.optimizer.load_state_dict(run.sharding.of_optimizer(run.optimizer, content["optimizer"]))
+        for group, own in zip(run.optimizer.param_groups, kernels, strict=True):
+            group.update(own)
         run.scaler.load_state_dict(content["scaler"])
         settings = run.context.recipe.optimizer
         names = [settings.name, *(group.name or "" for group in settings.groups)]

@@ -96,10 +96,11 @@ def run_to_end(run: Run, folder: RunFolder, log: TextIO, *, title: str, warnings
     try:
         events.emit(plan_event(run, title=title, warnings=warnings, folder=folder.path, log=log))
         train_epochs(run, folder)
+        common = run  # what is resumed: of a SWAP run the state before its workers, whose mean is made again
         if run.plan.worker is not None:
             run = swap.train_workers(run, folder, train_epochs=train_epochs)
         end_freezing(run)  # where the run ended before, or the workers of a SWAP run have done it
-        with state.saved_on_signals(run, folder), run.eval_weights():
+        with state.saved_on_signals(common, folder), run.eval_weights():
             result = validate.finish(run, folder)
         exit_code = EXIT_DONE
         return result
@@ -239,9 +240,14 @@ def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
                 state.wait_for_files(run)
         raise
     row["seconds"] = round(time.monotonic() - run.clock, 3)
+    row = run.context.world.gathered(row)[0]  # processes that all score a whole split may differ in the last bits
     run.history.append(row)
-    with run.eval_weights():
-        validate.keep_best(run)
+    try:
+        with run.eval_weights():
+            validate.keep_best(run)
+    except BaseException:  # a signal: a resumed run validates, and keeps, once more
+        run.history.pop()
+        raise
     run.totals.zero_()
     run.clock = time.monotonic()
     run.context.events.emit(EpochEvent(row=row, history=run.history))

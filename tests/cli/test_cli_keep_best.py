@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import torch
 from conftest import Swa, copy_runs, load, run_swa
 from equal_runs import assert_equal_runs, content
 from processes import exit_codes, start
+from swa_cli.engine import validate
+from swa_cli.engine.run import Run
 
 # The rate is so high that the last epochs are not the best ones.
 RECIPE = """\
@@ -230,3 +234,23 @@ def test_what_cannot_be_kept(train, swa: Swa, words: list[str], key: str, messag
     assert f"error: {key}" in said
     assert message in said
     assert not Path("runs").exists()
+
+
+def test_stopped_while_the_best_is_kept(
+    train: Callable[..., Path], whole: Path, swa: Swa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGINT when a row of history is there and its weights are not kept yet, then --resume, bit for bit."""
+    keep, calls = validate.keep_best, []
+
+    def stopped(run: Run) -> None:
+        calls.append(run.epoch)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            run.interrupt.check()
+        keep(run)
+
+    monkeypatch.setattr(validate, "keep_best", stopped)
+    train(code=130)
+    ended = swa("train", "--resume", RUN)
+    assert ended.code == 0, ended.err
+    assert_equal_runs(whole, RUN)

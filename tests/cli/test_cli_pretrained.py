@@ -466,3 +466,24 @@ def test_another_crop_of_timm_is_told_unless_the_recipe_writes_one(
         ended = swa("plan", photos, "model.name=timm:test_byobnet", *words)
         assert ended.code == 0, ended.err
         assert ("crop_mode border" in " ".join(ended.err.split())) == is_told
+
+
+FROZEN = """\
+name: frozen
+model: {name: convnet, args: {width: 4}, freeze: ["features.*"], unfreeze: 3ep}
+dataset: {name: digits}
+optimizer: {lr: 0.1}
+schedule: {name: constant}
+swa: {start: 1ep, every: 2ep, eval_every: 1ep}
+train: {epochs: 4, batch_size: 128, threads: 1, precision: fp32}
+"""
+
+
+def test_an_average_from_before_the_unfreezing_gets_statistics_like_the_others(swa, tmp_path: Path) -> None:
+    """Weight sets of epochs 1 and 3, layers that train in epoch 4: recomputed, as those of the raw weights are."""
+    (tmp_path / "frozen.yaml").write_text(FROZEN)
+    assert swa("train", "frozen.yaml").code == 0
+    swa_file, last_bn = (content(Path("runs/frozen-001"), name) for name in ("swa", "last_bn"))
+    assert swa_file["average"]["count"] == 2
+    for found in (swa_file, last_bn):
+        assert found["state_dict"]["features.1.running_mean"].abs().min() > 0, "frozen layers keep zeros"

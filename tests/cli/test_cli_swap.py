@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -19,6 +20,8 @@ from equal_runs import assert_equal_runs, content, flat
 from processes import exit_codes, said_in, start
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data import sources
+from swa_cli.engine import validate
+from swa_cli.engine.run import Run
 from swa_cli.models import build_model
 
 RECIPE = """\
@@ -193,6 +196,23 @@ def test_killed_and_gone_on(tiny: Path, whole: Path, swa: Swa, within: str, even
     assert_equal_runs(whole, RUN)
     for number in ("1", "2"):
         assert_equal_points(whole / "workers" / number, RUN / "workers" / number)
+
+
+def test_stopped_in_the_final_passes(tiny: Path, whole: Path, swa: Swa, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGINT once the workers are done, then --resume, against the undisturbed run, bit for bit."""
+    finish = validate.finish
+
+    def stopped(run: Run, folder: RunFolder) -> dict[str, Any]:
+        monkeypatch.setattr(validate, "finish", finish)
+        os.kill(os.getpid(), signal.SIGINT)
+        return finish(run, folder)
+
+    monkeypatch.setattr(validate, "finish", stopped)
+    assert swa("train", "tiny.yaml").code == 130
+    assert not (RUN / "result.json").exists()
+    ended = swa("train", "--resume", RUN)
+    assert ended.code == 0, ended.err
+    assert_equal_runs(whole, RUN)
 
 
 @pytest.mark.slow
