@@ -10,6 +10,7 @@ B samples; C channels; n values per channel; M2 sum of squared distances from th
 from __future__ import annotations
 
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -144,6 +145,8 @@ def _measure(
     others = find_other_layers(batches, first, before)
     unmeasured = (*_remove_unlike(layers, batches, first, before), *others.unmeasured)
     if not layers and not others.running:
+        if gather is not gather_single_process:  # processes read in step: the others may have more batches
+            deque(stream, maxlen=0)
         return BatchNormUpdate(0, 0, method, unmeasured, others.moved), {}
     statistics: dict[str, Tensor] = {}
     if method == "exact" and layers:

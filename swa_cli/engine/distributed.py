@@ -19,7 +19,7 @@ import sys
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -35,6 +35,7 @@ from swa_cli.data.batches import Batches
 from swa_cli.engine.events import Bar
 from swa_cli.engine.failures import HANDLED_SIGNALS
 from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, RecipeError, Terminated, UserError
+from swa_cli.models import freezing
 
 POLL_S = 0.05  # between two looks at what other processes have reached
 SAVE_WITHIN_S = 300  # what processes have for their last step and save, once a signal has reached them
@@ -179,7 +180,7 @@ class World:
         if self.size == 1:
             return model
         if sync_batchnorm:
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(sharing(model, make())).train()
+            model = with_sync_batchnorm(sharing(model, make()).train(), kept=freezing.kept_layers(model))
         # Find unused parameters: networks leave some layers untrained, or drop some at random. Gradients then have one
         # layout from the first step on, so a resumed run sums them in the same order.
         options: dict[str, Any] = {_BUFFERS: False}
@@ -194,6 +195,14 @@ ALONE = World()
 # Rank 0 must not overwrite the buffers of the others at each step; torch 2.14 has renamed the option.
 _NAMES = inspect.signature(DistributedDataParallel).parameters
 _BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"
+
+
+def with_sync_batchnorm(model: nn.Module, *, kept: Collection[str]) -> nn.Module:
+    """Return the network with SyncBatchNorm in place of BatchNorm; the layers `kept` stay in eval mode."""
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    for name in kept:
+        freezing.keep(model.get_submodule(name))
+    return model
 
 
 def sharing(model: nn.Module, other: nn.Module) -> nn.Module:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from swa_cli.averaging.model_state import like
 from swa_cli.checkpoint.reader import copy_to_cpu, map_tensors
-from swa_cli.engine.distributed import ALONE, World
+from swa_cli.engine.distributed import ALONE, World, with_sync_batchnorm
 from swa_cli.errors import Problem, RecipeError
+from swa_cli.models import freezing
 from swa_cli.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -156,7 +157,7 @@ def shard(model: nn.Module, *, world: World, device: torch.device, sync_batchnor
 
     _require_divisible(model)
     if sync_batchnorm:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model = with_sync_batchnorm(model, kept=freezing.kept_layers(model))
     model = model.to(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(device.type, (world.size,))
     ignored = {value for value in model.parameters() if not value.is_floating_point()}  # averages copy those

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from swa_cli.averaging.average import WeightAverage
 from swa_cli.averaging.batchnorm import NOTHING, BatchNormUpdate
@@ -294,12 +295,14 @@ def unfreeze_if_due(run: Run) -> bool:
 
 
 def end_freezing(run: Run) -> None:
-    """Let the parameters train that were frozen up to an epoch, and their statistics be recomputed."""
+    """Let the parameters train that were frozen up to an epoch, and recompute their statistics for every average."""
     if not run.replica.frozen:
         return
     unfreeze(run.model, run.replica.frozen)
     run.model.train()
     run.replica.frozen, run.running = frozenset(), running_statistics(run.model)
+    run.refreshed.clear()
+    run.validated.clear()
 
 
 def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Plan:
@@ -404,11 +407,15 @@ def _problem_of_layers(model: nn.Module, context: Context) -> Problem | None:
             message = f"{name} is a sparse tensor ({value.layout}), which a checkpoint does not hold"
             hint = "register it with persistent=False where forward can make it anew, or keep it dense"
             return Problem("model.name", message, hint)
-    if context.world.size == 1 or context.hardware.device.type == "cuda":
+    if context.world.size == 1:
         return None
     for name, layer in model.named_modules():
         if isinstance(layer, nn.SyncBatchNorm):
-            message = f"{name} is a SyncBatchNorm, which torch has for GPUs only"
-            hint = f"start one process, or let the network have BatchNorm on a {context.hardware.device.type}"
+            message = f"{name} is a SyncBatchNorm, which would exchange in passes that processes do not make together"
+            hint = "let the network have BatchNorm, and on GPUs write train.sync_batchnorm=true, or start one process"
             return Problem("model.name", message, hint)
+        is_own = isinstance(layer, _BatchNorm) and type(layer).forward is not _BatchNorm.forward
+        if is_own and context.recipe.train.sync_batchnorm:  # torch would replace it with a layer that does less
+            message = f"{name} is a {type(layer).__name__}, which does more than BatchNorm"
+            return Problem("train.sync_batchnorm", message, "write train.sync_batchnorm=false")
     return None

@@ -146,7 +146,7 @@ def _step_with_closure(run: Run, forward: Forward, batches: Sequence[tuple[Any, 
             ]
         _finish_gradients(run, weights)
         losses = torch.stack([each.part[0] for each in passed])  # (S,)
-        shares = torch.stack(weights) if weights else torch.ones_like(losses)
+        shares = torch.stack(weights).to(losses.device) if weights else torch.ones_like(losses)
         loss = (losses * shares).sum() / _or_one(shares.sum())
         return loss if context.world.size == 1 else loss.new_tensor(context.world.total(float(loss)))
 

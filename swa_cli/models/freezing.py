@@ -46,9 +46,19 @@ def freeze(model: nn.Module, names: Collection[str]) -> frozenset[str]:
             parameter.requires_grad = False
             parameter.grad = None
     for layer in _layers_of(model, names):
-        layer.eval()
-        layer.train = _keep_mode.__get__(layer)  # type: ignore[method-assign]
+        keep(layer)
     return fresh
+
+
+def keep(layer: nn.Module) -> None:
+    """Keep a layer in eval mode, whatever `model.train()` says."""
+    layer.eval()
+    layer.train = _keep_mode.__get__(layer)  # type: ignore[method-assign]
+
+
+def kept_layers(model: nn.Module) -> list[str]:
+    """Return the names of the layers that are kept in eval mode: a layer that replaces one of them is not."""
+    return [name for name, layer in model.named_modules() if "train" in vars(layer)]
 
 
 def unfreeze(model: nn.Module, names: Collection[str]) -> None:

@@ -459,3 +459,27 @@ def test_unknown_method() -> None:
     """A method against the two there are."""
     with pytest.raises(UserError, match="'precise'"):
         update_batchnorm([sorted_images()], network(), method="precise")
+
+
+@pytest.mark.parametrize(("is_shared", "expected"), [(True, 5), (False, 3)])
+def test_processes_read_a_pass_to_its_end(is_shared: bool, expected: int) -> None:
+    """A pass with nothing to measure: one process looks at its first batches, and several read all, to stay in step."""
+
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.ones(3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) + self.table
+
+    read: list[int] = []
+
+    def batches() -> Iterator[Tensor]:
+        for index in range(5):
+            read.append(index)
+            yield sorted_images(4)
+
+    options = {"gather": lambda value: [value]} if is_shared else {}
+    assert update_batchnorm(batches(), Positions(), **options).num_layers == 0
+    assert len(read) == expected

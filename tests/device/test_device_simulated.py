@@ -29,7 +29,6 @@ CUDA_ONLY = {
     "engine/hardware.py require_precision": "fp16 scales its gradients: GradScaler",
     "engine/plan_text.py _describe_processes": "what processes exchange gradients over",
     "engine/step.py _uses_graphs": "CUDA graphs",
-    "engine/run.py _problem_of_layers": "SyncBatchNorm in a network",
     "engine/run.py _problems_of_processes": "SyncBatchNorm by train.sync_batchnorm",
 }
 

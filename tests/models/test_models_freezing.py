@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from swa_cli.engine.distributed import with_sync_batchnorm
 from swa_cli.errors import UserError
-from swa_cli.models.freezing import freeze, frozen_names, unfreeze
+from swa_cli.models.freezing import freeze, frozen_names, kept_layers, unfreeze
 
 
 def small() -> nn.ModuleDict:
@@ -64,6 +65,15 @@ def test_frozen_norms_keep_eval_mode_until_they_are_unfrozen() -> None:
     assert {name for name, value in model.named_parameters() if not value.requires_grad} == {"head.bias"}
     freeze(model, {"norm.weight", "block.0.weight"})
     assert [layer.training for layer in norms] == [True, True]
+
+
+def test_a_norm_that_replaces_a_frozen_one_keeps_eval_mode() -> None:
+    """SyncBatchNorm in place of two norms, of which one is frozen: kinds and modes after `train()`."""
+    model = small().train()
+    freeze(model, {"norm.weight", "norm.bias"})
+    converted = with_sync_batchnorm(model, kept=kept_layers(model)).train()
+    norms = [converted["norm"], converted["block"][1]]
+    assert [(type(layer), layer.training) for layer in norms] == [(nn.SyncBatchNorm, False), (nn.SyncBatchNorm, True)]
 
 
 def test_frozen_parameters_take_no_gradient() -> None:
