@@ -345,30 +345,31 @@ def one_hot(labels: Tensor, *, num_classes: int, error: Callable[..., UserError]
     return probabilities.scatter_(1, labels[:, None], 1.0)  # one_hot would wait for some devices
 
 
-def mix_batch(images: Tensor, targets: Tensor, *, mix: Mix) -> tuple[Tensor, Tensor]:
-    """Mix each image with the one before it in the batch, the first with the last, and their targets alike.
+def mix_batch(images: Tensor, targets: Tensor, *, mix: Mix, distance: int = 1) -> tuple[Tensor, Tensor]:
+    """Mix each image with the one `distance` places before it in the batch, around its end, and their targets alike.
 
     Args:
         images: (B, C, H, W) float, normalized.
         targets: (B, K) probabilities.
         mix: That of the batch.
+        distance: The number of views of an image that stand side by side: they are not mixed with each other.
     """
     pixels = to_nhwc(images)
     if mix.center is None:
-        return to_nchw(_blend(pixels, mix.share)), _blend(targets, mix.share)
+        return to_nchw(_blend(pixels, mix.share, distance)), _blend(targets, mix.share, distance)
     height, width = images.shape[2:]
     rows, columns = (
         _box_side(center, length=length, share=mix.share)
         for center, length in zip(mix.center, (height, width), strict=True)
     )
     pixels = pixels.clone()
-    pixels[:, rows, columns] = pixels[:, rows, columns].roll(1, 0)
+    pixels[:, rows, columns] = pixels[:, rows, columns].roll(distance, 0)
     covered = (rows.stop - rows.start) * (columns.stop - columns.start)
-    return to_nchw(pixels), _blend(targets, 1 - covered / (height * width))
+    return to_nchw(pixels), _blend(targets, 1 - covered / (height * width), distance)
 
 
-def _blend(values: Tensor, share: float) -> Tensor:
-    return values.roll(1, 0).mul_(1 - share).add_(values.mul(share))
+def _blend(values: Tensor, share: float, distance: int) -> Tensor:
+    return values.roll(distance, 0).mul_(1 - share).add_(values.mul(share))
 
 
 def _box_side(center: float, *, length: int, share: float) -> slice:

@@ -80,7 +80,10 @@ class Batches:
     num_classes: int = 0  # K, if images are mixed
     view: TrainingView | None = None  # of each image; None: as the split shows it
     error: MakeError = UserError
-    is_part: bool = False  # of larger batches: a mixed one begins with an extra image, the one before its first
+    mix_distance: int = 1  # an image is mixed with the one so many places before it
+    is_part: bool = (
+        False  # of larger batches: a mixed one begins with `mix_distance` images more, those before its first
+    )
 
     def __len__(self) -> int:
         return len(self.spans)
@@ -102,8 +105,9 @@ class Batches:
                     batch = self._normalized(batch, draws=None if draws is None else draws[place])
                     targets = targets.long() if self.split.target == "mask" else targets
                 if mix is not None:
-                    batch, targets = mix_batch(batch, targets, mix=mix)
-                    batch, targets = (batch[1:], targets[1:]) if self.is_part else (batch, targets)
+                    batch, targets = mix_batch(batch, targets, mix=mix, distance=self.mix_distance)
+                    skipped = self.mix_distance if self.is_part else 0
+                    batch, targets = batch[skipped:], targets[skipped:]
                 yield batch, targets
 
     def first(self) -> tuple[Any, Any]:
@@ -118,17 +122,18 @@ class Batches:
     def part(self, rank: int, *, size: int) -> Batches:
         """Return the part of each batch for one of `size` processes: contiguous samples, equal to the whole batch's.
 
-        The parts of a batch differ by one sample at most. Each image is mixed with the one before it in the whole
-        batch, so a part is read together with the image before its first.
+        The parts of a batch differ by one sample at most. Each image is mixed with one before it in the whole batch, so
+        a part is read together with the images before its first.
         """
         if size == 1:
             return self
         spans: list[Positions] = []
         for span, mix in zip(self.spans, self.mixes, strict=True):
             assert isinstance(span, slice), "a part cannot be divided"
-            first, last = (span.start + (span.stop - span.start) * bound // size for bound in (rank, rank + 1))
-            before = first - 1 if rank else span.stop - 1
-            spans.append(slice(first, last) if mix is None else torch.tensor([before, *range(first, last)]))
+            length = span.stop - span.start
+            first, last = (span.start + length * bound // size for bound in (rank, rank + 1))
+            before = torch.arange(first - self.mix_distance, first).sub_(span.start).remainder_(length).add_(span.start)
+            spans.append(slice(first, last) if mix is None else torch.cat([before, torch.arange(first, last)]))
         return replace(self, spans=tuple(spans), is_part=True)
 
     def shares(self, size: int) -> list[Batches]:
@@ -229,7 +234,7 @@ def epoch_batches(
     """Return the training batches of an epoch, shuffled and augmented; a last one that is not full is dropped.
 
     With `repeats` an epoch has as many samples, and each of its images that many times in a row, augmented otherwise:
-    Hoffer et al. 2019 (arXiv:1901.09335).
+    Hoffer et al. 2019 (arXiv:1901.09335). Mixed images are different ones then, too.
 
     Args:
         split: Training samples.
@@ -259,6 +264,7 @@ def epoch_batches(
         key=("sample", epoch),
         num_classes=num_classes,
         view=view,
+        mix_distance=repeats,
         **delivery,
     )
 

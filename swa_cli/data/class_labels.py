@@ -108,7 +108,8 @@ def number_classes(
         for split, found in labels.items()
     }
     known = {split: {text for text, _ in found} for split, found in texts.items()}
-    names = tuple(classes or (_sorted(known["train"]) if "train" in known else trained or ()))
+    given = [unicodedata.normalize("NFC", name) for name in classes or ()]
+    names = tuple(given or (_sorted(known["train"]) if "train" in known else trained or ()))
     if not names:
         raise _no_labels(source)
     if len(names) < 2 and delimiter is None:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from swa_cli.data.class_labels import FLAGS, UNLABELED, LabelTexts, number_classes, without_unlabeled
-from swa_cli.data.listing import SPLITS, split_of
+from swa_cli.data.listing import NAMED, SPLITS, split_of
 from swa_cli.data.photos import found
 from swa_cli.data.splits import Found, Progress
 from swa_cli.data.transforms import EvaluationView
@@ -357,16 +357,18 @@ def _labels(
             row = next(row for row, value in enumerate(found_values) if not value.is_valid)
             raise UserError(f"{source}: {split}, row {row}: has no {column}", hint="remove the row, or fill it in")
     if is_numbered:
-        names = tuple(classes or kind.names)
-        if len(names) != len(kind.names):
-            raise UserError(
-                f"dataset.args.classes: has {len(names)} names, {source} has {len(kind.names)} classes",
-                hint="leave it out: the dataset has names of its own",
-            )
-        if is_list:
-            places = {split: f"{source}: {split}" for split in values}
-            return {split: _sets(each, len(names), place=places[split]) for split, each in values.items()}, names
-        return {split: torch.from_numpy(each.to_numpy().astype(np.int64)) for split, each in values.items()}, names
+        number_of, names = _numbers_of(kind.names, classes, source=source)
+        labels = {}
+        for split, each in values.items():
+            place = f"{source}: {split}"
+            numbers = _numbers_in(_item(parts[split].features[column]).names, number_of, place=place)
+            if is_list:
+                sets = _sets(each, len(numbers), place=place)
+                labels[split] = torch.zeros(len(sets), len(names), dtype=torch.uint8)
+                labels[split][:, numbers] = sets
+            else:
+                labels[split] = _renumbered(torch.from_numpy(each.to_numpy().astype(np.int64)), numbers, place=place)
+        return labels, names
     if str(getattr(kind, "dtype", "")) not in _TEXTS_AND_NUMBERS:
         raise UserError(
             f"{source}: its column {column!r} is {getattr(kind, 'dtype', kind)}, not classes",
@@ -374,9 +376,64 @@ def _labels(
         )
     texts = {split: _texts(found_values, place=f"{source}: {split}") for split, found_values in values.items()}
     delimiter = _BETWEEN if is_list else delimiter
+    for each in texts.values():
+        if delimiter is None and "" in each.texts:
+            raise UserError(
+                f"{each.places[each.texts.index('')]}: the {column} is empty",
+                hint="fill it in, or remove the row",
+            )
     return number_classes(
         texts, classes=classes, trained=trained, source=source, describe=str, delimiter=delimiter, may_have_several=True
     )
+
+
+def _numbers_of(
+    own: Sequence[str], classes: Sequence[str] | None, *, source: str
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Return the number of each class that the dataset names, and the names: its own, those given, or its own renamed.
+
+    Raises:
+        UserError: `classes` are neither the names of the dataset in some order nor as many other names.
+    """
+    names = tuple(classes or own)
+    if set(names) == set(own):
+        return {name: names.index(name) for name in own}, names
+    if len(names) != len(own):
+        raise UserError(
+            f"dataset.args.classes: has {len(names)} names, {source} has {len(own)} classes",
+            hint="leave it out: the dataset has names of its own",
+        )
+    if same := [name for name in own if name in names]:
+        raise UserError(
+            f"dataset.args.classes: {source} has a class {same[0]!r}, too, and others: it is not told which is which",
+            hint=f"order the names of the dataset, or leave it out: {', '.join(own[:NAMED])}",
+        )
+    return {name: number for number, name in enumerate(own)}, names
+
+
+def _numbers_in(own: Sequence[str], number_of: Mapping[str, int], *, place: str) -> Tensor:
+    """Return the class (K,) of each name that a split has for its numbers: splits may be encoded one by one.
+
+    Raises:
+        UserError: It has a name that the first split lacks.
+    """
+    if unknown := [name for name in own if name not in number_of]:
+        raise UserError(
+            f"{place}: has a class {unknown[0]!r}, which the first split lacks",
+            hint=f"encode all splits together, or remove the rows of this class: {', '.join([*number_of][:NAMED])}",
+        )
+    return torch.tensor([number_of[name] for name in own])
+
+
+def _renumbered(labels: Tensor, numbers: Tensor, *, place: str) -> Tensor:
+    """Return the classes of labels (N,) that count the names of their own split; -1 stays: no label."""
+    if len(wrong := (labels >= len(numbers)).nonzero()):
+        row = int(wrong[0])
+        raise UserError(
+            f"{place}, row {row}: the label {int(labels[row])} is not one of {len(numbers)} classes",
+            hint="correct the label, or remove the row",
+        )
+    return torch.where(labels < 0, labels, numbers[labels.clamp(min=0)])
 
 
 def _sets(column: Any, num_classes: int, *, place: str) -> Tensor:
@@ -433,5 +490,5 @@ def _texts(column: Any, *, place: str) -> LabelTexts:
     for row, value in enumerate(column):
         found = value.as_py()
         found = _BETWEEN.join(map(str, found)) if isinstance(found, list) else found
-        texts.add("" if found is None else str(found), place=f"{place}, row {row}")
+        texts.add("" if found is None else str(found).strip(), place=f"{place}, row {row}")
     return texts

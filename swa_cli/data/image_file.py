@@ -22,11 +22,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from io import BytesIO
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
 from swa_cli.data.transforms import Box
@@ -72,6 +73,8 @@ _UPRIGHT = {
 }
 _END_OF_JPEG = b"\xff\xd9"  # the last marker
 _STILL_FORMATS = ("JPEG", "MPO")  # formats whose further frames are previews of the first
+_PNG_SIGNATURE, _PNG_CHUNK, _PNG_CRC, _PNG_KEYWORD = 8, 8, 4, 22  # bytes; the last: of the longest text below
+_PNG_TEXTS, _PNG_ORIENTED = (b"tEXt", b"zTXt", b"iTXt"), (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 _filters_lock = threading.Lock()  # warning filters are global
 Progress = Callable[[str, int, int], None]  # (what, done, all)
 T = TypeVar("T")
@@ -137,7 +140,8 @@ def read_rgb(source: str | bytes, *, name: str | None = None, divisor: int = 1) 
 def read_header(source: str | bytes, *, name: str | None = None) -> Header:
     """Read what a file says about its image; raise as `open_image` does."""
     with open_image(source, name=name) as image:
-        orientation = 1 if image.format == "TIFF" else orientation_of(image)  # Pillow rotates TIFF files itself
+        is_upright = image.format == "TIFF" or (isinstance(image, PngImageFile) and not _may_be_turned(image.fp))
+        orientation = 1 if is_upright else orientation_of(image)  # Pillow rotates TIFF files itself
         return Header(
             size=image.size if orientation in _SWAPS_SIDES else (image.height, image.width),
             orientation=orientation,
@@ -233,6 +237,24 @@ def orientation_of(image: Image.Image) -> int:
         except _BROKEN:
             return 1
     return orientation if orientation in _UPRIGHT else 1
+
+
+def _may_be_turned(png: IO[bytes] | None) -> bool:
+    """Return whether a PNG file has a chunk that may hold an orientation: else Pillow would decode it to find none."""
+    assert png is not None, "the file is open"
+    begun = png.tell()
+    try:
+        png.seek(_PNG_SIGNATURE)
+        while len(head := png.read(_PNG_CHUNK + _PNG_KEYWORD)) >= _PNG_CHUNK:
+            length, kind = struct.unpack(">I4s", head[:_PNG_CHUNK])
+            if kind == b"eXIf" or (kind in _PNG_TEXTS and head[_PNG_CHUNK:].startswith(_PNG_ORIENTED)):
+                return True
+            if kind == b"IEND":
+                return False
+            png.seek(length + _PNG_CRC - (len(head) - _PNG_CHUNK), os.SEEK_CUR)
+        return False
+    finally:
+        png.seek(begun)
 
 
 def make_upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -130,7 +130,7 @@ def _mask(label: Any, *, shape: tuple[int, ...]) -> Tensor:
             f"the dataset gave an image of {shape[1]}x{shape[0]} pixels with a mask of {mask.shape[1]}x{mask.shape[0]}",
             hint="resize both to one size, the mask with nearest neighbors",
         )
-    first, last = int(mask.min()), int(mask.max())
+    first, last = map(int, mask.long().aminmax())  # torch has no minimum of uint16
     if not 0 <= first <= last <= 255:
         raise UserError(
             f"the dataset gave a mask with classes from {first} to {last}",

@@ -11,6 +11,7 @@ import csv
 import errno
 import io
 import os
+import unicodedata
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,6 +53,13 @@ class Columns:
     split: str
     labels: tuple[str, ...] = ()  # a class each, of 0 and 1, in place of `label`
     delimiter: str | None = None  # between several labels in `label`
+
+    def in_nfc(self) -> Columns:
+        """Return the names in the Unicode form NFC: what is typed and what a program wrote may differ in it."""
+        path, label, split, *labels = (
+            unicodedata.normalize("NFC", name) for name in (self.path, self.label, self.split, *self.labels)
+        )
+        return Columns(path, label, split, tuple(labels), self.delimiter)
 
 
 def find(
@@ -156,7 +164,7 @@ class _SplitRows:
             self._last.clear()
         self.labels.add(row.label, place=row.line)
         self.lines.append(row.line)
-        self.hashes.append(hash(path))
+        self.hashes.append(hash(os.path.abspath(path)))
 
     @cached_property
     def paths(self) -> Paths:
@@ -224,9 +232,9 @@ def _require_different(rows: _Rows) -> None:
     order = np.argsort(hashes, kind="stable")
     for place in (np.diff(hashes[order]) == 0).nonzero()[0].tolist():
         (first, path), (second, other) = sorted(rows.at(int(order[place + step])) for step in (0, 1))
-        if path == other:
+        if os.path.abspath(path) == os.path.abspath(other):
             raise UserError(
-                f"{rows.table}:{second}: {path} stands on line {first} already", hint="keep one row per photo"
+                f"{rows.table}:{second}: {other} stands on line {first} already", hint="keep one row per photo"
             )
 
 
@@ -240,7 +248,7 @@ def _read(rows: _Rows, columns: Columns, *, delimiter: str, progress: Progress |
             size = os.fstat(file.fileno()).st_size
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
             reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
-            header = [name.strip() for name in next(reader, [])]
+            header = [unicodedata.normalize("NFC", name.strip()) for name in next(reader, [])]
             places = _places(table, header, columns)
             rows.unread += [name or "(no name)" for place, name in enumerate(header) if place not in places.read]
             for number, values in enumerate(reader):
@@ -265,6 +273,7 @@ def _places(table: Path, header: Sequence[str], columns: Columns) -> _Places:
     """Return where the columns of paths, labels and splits stand."""
     if not any(header):
         raise UserError(f"{table}:1: is empty", hint="name the columns in the first row, such as path,label")
+    columns = columns.in_nfc()
     of_labels = [("labels", name) for name in columns.labels] or [("label", columns.label)]
     for key, name in [("path", columns.path), *of_labels, ("split", columns.split)]:
         if header.count(name) > 1:

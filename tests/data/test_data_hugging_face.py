@@ -177,6 +177,50 @@ def test_broken_and_missing_images_are_named(tmp_path: Path) -> None:
     assert found.num_broken == 2
 
 
+@pytest.mark.parametrize("is_list", [False, True])
+def test_splits_that_were_encoded_one_by_one(tmp_path: Path, is_list: bool) -> None:
+    """Numbers that count the names of their own split, against the names; a name that training lacks is refused."""
+
+    def part(names: list[str], labels: list[int]) -> datasets.Dataset:
+        kind: Any = datasets.ClassLabel(names=names)
+        columns = {"image": images(1, 2), "y": [[label] for label in labels] if is_list else labels}
+        return table(columns, image=PHOTOS, y=datasets.Sequence(kind) if is_list else kind)
+
+    def saved(name: str, names: list[str]) -> Path:
+        parts = {"train": part(["cat", "dog", "fox"], [2, 0]), "test": part(names, [1, 0])}
+        datasets.DatasetDict(parts).save_to_disk(str(tmp_path / name))
+        return tmp_path / name
+
+    found = source(saved("some", ["dog", "fox"]), label="y")
+    assert found.class_names == ("cat", "dog", "fox")
+    for split, expected in (("train", [2, 0]), ("test", [2, 1])):
+        labels = getattr(found, split).labels
+        assert (labels.argmax(1) if is_list else labels).tolist() == expected
+    error = refused(saved("more", ["dog", "owl"]), label="y")
+    assert "test: has a class 'owl'" in error.message
+
+
+def test_names_given_for_class_labels(tmp_path: Path) -> None:
+    """The dataset's own in another order number the labels anew; other names rename them; a mixture is refused."""
+    root = save(tmp_path / "set", train=table({"image": images(1, 2), "label": [0, 1]}, image=PHOTOS, label=KINDS))
+    for classes, numbers in ((["dog", "cat"], [1, 0]), (["cat", "dog"], [0, 1]), (["Katze", "Hund"], [0, 1])):
+        found = source(root, classes=classes)
+        assert found.class_names == tuple(classes)
+        assert rows_of(found) == ([1, 2], numbers)
+    assert "'cat'" in refused(root, classes=["Hund", "cat"]).message
+
+
+def test_texts_are_read_as_in_a_table(tmp_path: Path) -> None:
+    """Spaces around labels do not count, and an empty one is named with its row."""
+    parts = [
+        table({"image": images(1, 2, 3), "y": labels}, image=PHOTOS, y=datasets.Value("string"))
+        for labels in (["b", " a ", "b\n"], ["a", "b", " "])
+    ]
+    found = source(save(tmp_path / "set", train=parts[0]), label="y")
+    assert (found.class_names, rows_of(found)) == (("a", "b"), ([1, 2, 3], [1, 0, 1]))
+    assert "train, row 2: the y is empty" in refused(save(tmp_path / "holes", train=parts[1]), label="y").message
+
+
 def test_other_classes_in_a_test_split(tmp_path: Path) -> None:
     """A text label that training lacks: named with its row."""
     parts = {

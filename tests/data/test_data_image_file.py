@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from swa_cli.data.image_file import FORMATS, MAX_PIXELS, read_header, read_rgb
 from swa_cli.data.masks import MaskDataset
@@ -38,6 +38,31 @@ def png(width: int, height: int, *, bits: int = 8, colour: int = 2, data: bytes 
     """A PNG by its specification; without data it is a header that announces pixels."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["nothing", "title", "XMP", "profile"])
+def test_a_png_is_decoded_for_its_orientation_only_if_it_may_have_one(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Size and orientation of files with texts of several kinds, before the pixels and behind them."""
+    texts, behind = PngImagePlugin.PngInfo(), {"nothing": b"", "title": b"tEXtTitle\0a cat"}
+    if kind == "XMP":
+        texts.add_itxt("XML:com.adobe.xmp", '<rdf:Description tiff:Orientation="6"/>')
+    elif kind == "profile":
+        data = b"Exif\0\0" + exif(6).tobytes().removeprefix(b"Exif\0\0")
+        texts.add_text("Raw profile type exif", f"\nexif\n{len(data):8d}\n{data.hex()}\n", zip=True)
+    path = tmp_path / "image.png"
+    Image.fromarray(PIXELS).save(path, pnginfo=texts)
+    if text := behind.get(kind):
+        content = path.read_bytes()
+        end = content.rindex(b"IEND") - 4
+        path.write_bytes(content[:end] + chunk(text[:4], text[4:]) + content[end:])
+    loads: list[None] = []
+    load_pixels = PngImagePlugin.PngImageFile.load
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: (loads.append(None), load_pixels(self))[1])
+    header = read_header(str(path))
+    assert bool(loads) == (kind in ("XMP", "profile"))
+    assert (header.size, header.orientation) == (((6, 4), 6) if loads else ((4, 6), 1))
 
 
 @pytest.mark.parametrize("orientation", range(9))

@@ -255,7 +255,7 @@ def test_each_split_has_a_layout_of_its_own(use: Use) -> None:
 def test_masks_of_images_with_their_channels_last(use: Use) -> None:
     """Masks (H, W) of images (H, W, C), PIL ones too, against themselves."""
     image, mask = torch.zeros(9, 8, 3, dtype=torch.uint8), torch.ones(9, 8, dtype=torch.uint8)
-    for label in (mask, Image.fromarray(mask.numpy())):
+    for label in (mask, Image.fromarray(mask.numpy()), Image.fromarray(mask.numpy().astype("uint16"))):
         source = use({"train": Plain([label] * 4, image), "num_classes": 2, "target": "mask"})
         assert source.size == (9, 8)
         assert torch.equal(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,8 +30,11 @@ def split(count: int) -> Split:
     size=st.integers(1, 4),
     start=st.integers(0, 2),
     is_mixed=st.booleans(),
+    repeats=st.integers(1, 4),
 )
-def test_parts_are_the_whole_batch(count: int, batch_size: int, size: int, start: int, is_mixed: bool) -> None:
+def test_parts_are_the_whole_batch(
+    count: int, batch_size: int, size: int, start: int, is_mixed: bool, repeats: int
+) -> None:
     """Parts of all processes, put together in order, against the whole batch to the bit, its partners included."""
     whole = epoch_batches(
         split(count),
@@ -42,6 +46,7 @@ def test_parts_are_the_whole_batch(count: int, batch_size: int, size: int, start
         std=STD,
         start=start,
         num_classes=count if is_mixed else 0,
+        repeats=repeats,
     )
     parts = [list(whole.part(rank, size=size)) for rank in range(size)]
     assert [len(part) for part in parts] == [len(whole)] * size
@@ -51,6 +56,25 @@ def test_parts_are_the_whole_batch(count: int, batch_size: int, size: int, start
         assert max(sizes) - min(sizes) <= 1
         assert torch.equal(torch.cat([part[index][0] for part in parts]), images)
         assert torch.equal(torch.cat([part[index][1] for part in parts]), labels)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 3])
+def test_an_image_is_not_mixed_with_another_view_of_itself(repeats: int) -> None:
+    """Two classes in the target of each sample, where each image has a class of its own, and their shares as drawn."""
+    batches = epoch_batches(
+        split(30),
+        seed=0,
+        epoch=1,
+        batch_size=12,
+        augment=Augment(mixup=1.0),
+        mean=MEAN,
+        std=STD,
+        num_classes=30,
+        repeats=repeats,
+    )
+    for (_, targets), span, mix in zip(batches, batches.spans, batches.mixes, strict=True):
+        assert ((targets > 0).sum(1) == 2).all()
+        torch.testing.assert_close(targets[torch.arange(12), batches.rows[span]], torch.full((12,), mix.share))
 
 
 @settings(max_examples=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,7 @@ def rows_of(found: Source, split: str = "train") -> tuple[list[int], list[int]]:
         (["1", "0", "1", "1"], ["cat", "dog", "fox"], ("cat", "dog", "fox"), [1, 0, 1, 1]),
         (["1", "0", "1", "1"], [1, 0], ("1", "0"), [0, 1, 0, 0]),
         (["e\u0301", "\u00e9", "a", "a"], None, ("a", "\u00e9"), [1, 1, 0, 0]),
+        (["e\u0301", "\u00e9", "a", "a"], ["e\u0301", "a"], ("\u00e9", "a"), [0, 0, 1, 1]),
     ],
 )
 def test_classes_are_named_and_numbered(
@@ -75,6 +77,15 @@ def test_columns_by_other_names_quotes_and_spaces(tmp_path: Path) -> None:
     assert rows_of(found) == ([0, 1], [0, 1])
     assert rows_of(found, "val") == ([2], [1])
     assert found.test is None
+
+
+@pytest.mark.parametrize("typed", ["NFC", "NFD"])
+@pytest.mark.parametrize("written", ["NFC", "NFD"])
+def test_names_of_columns_in_both_forms_of_unicode(tmp_path: Path, written: str, typed: str) -> None:
+    """A column with an accent, as two programs write it, against its labels."""
+    header = unicodedata.normalize(written, "path,Qualit\u00e9")
+    found = source(tmp_path, f"{header}\n0.png,a\n1.png,b\n", label=unicodedata.normalize(typed, "Qualit\u00e9"))
+    assert rows_of(found) == ([0, 1], [0, 1])
 
 
 def test_another_delimiter(tmp_path: Path) -> None:
@@ -100,6 +111,8 @@ def test_another_delimiter(tmp_path: Path) -> None:
         ("path,label,split\n0.png,a,train\n1.png,b,trian\n", "a.csv:3:", "'trian'"),
         ("path,label,split\n0.png,a,train\n1.png,b,\n", "a.csv:3:", "split is empty"),
         ("path,label\n0.png,a\n1.png,b\n\n0.png,a\n", "a.csv:5:", "line 2"),
+        ("path,label,split\n0.png,a,train\n1.png,b,train\n./0.png,a,test\n", "a.csv:4:", "line 2"),
+        ("path,label\n0.png,a\n1.png,b\n.//1.png,b\n", "a.csv:4:", "line 3"),
         ('path,label\n0.png,a\n"1.png,b\n', "a.csv:3:", "unexpected end"),
         ("path,label\n0.png,a\n1.png,a\n", "a.csv:", "single class"),
         ("path,label,split\n0.png,a,train\n1.png,b,train\n2.png,c,val\n", "a.csv:4:", "'c'"),
