@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swa_cli.analysis import open, outcomes, passes
+from swa_cli.analysis import open, outcomes, passes, sources
 from swa_cli.analysis.compare import read_result
 from swa_cli.analysis.outcomes import Kept
 from swa_cli.averaging.bn_layers import is_refreshable
@@ -262,11 +262,15 @@ def _require_same_images(members: Sequence[Member], split: str) -> None:
     Raises:
         UserError: It is one, or it cannot be told.
     """
-    data = [member.point.content["input"]["data"].get(split) for member in members]
-    is_same = all(each == data[0] for each in data)
-    if is_same and (split == "test" or (data[0] is not None and data[0]["sha256"])):
+    every = [member.point.content["input"]["data"] for member in members]
+    held = {sources.held_out(open.recipe_of(m.point), splits=data) for m, data in zip(members, every, strict=True)}
+    taken_from = "train" if split == "val" and "val" not in every[0] else split
+    data = [each.get(taken_from) for each in every]
+    is_known = data[0] is not None and bool(data[0]["sha256"])
+    if all(each == data[0] for each in data) and (split == "test" or (is_known and len(held) == 1)):
         return
     raise UserError(
-        f"split {split}: the seeds do not have the same images there: some were trained on what others held out",
-        hint="score them on images that no run has seen: a test split (--split test)",
+        f"split {split}: it is not known that the seeds have the same images there: runs are trained on what others"
+        " held out, unless dataset.val_seed is one number for all",
+        hint="score them on images that no run has seen (--split test), or train the seeds with dataset.val_seed=0",
     )

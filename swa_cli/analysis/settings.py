@@ -27,7 +27,8 @@ from swa_cli.report.terminal import Terminal
 from swa_cli.units import some_of
 
 RAW = "last"
-IGNORED = (*RESUMABLE_KEYS, "seed", "name")  # keys that make no other setting
+# Keys that make no other setting. Another root may hold other images, and nothing here opens them.
+IGNORED = (*(key for key in RESUMABLE_KEYS if key != "dataset.root"), "seed", "name")
 Row = Mapping[str, Any]
 
 
@@ -260,7 +261,8 @@ def _grouped(runs: Sequence[tuple[FoundRun, Path | None]], warn: Callable[[str],
     groups: dict[str, list[list[FoundRun]]] = {}
     folders: dict[str, Path | None] = {}
     for run, repeat in runs:
-        key = json.dumps([str(repeat), load.leaves(run.recipe, ignored=IGNORED)], sort_keys=True)
+        ignored = IGNORED if repeat is None else (*IGNORED, "dataset.root")  # its seeds may have been trained in places
+        key = json.dumps([str(repeat), load.leaves(run.recipe, ignored=ignored)], sort_keys=True)
         folders[key], alike = repeat, groups.setdefault(key, [])
         twin = next((other for group in alike for other in group if other.recipe.seed == run.recipe.seed), None)
         if twin is not None:

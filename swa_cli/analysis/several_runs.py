@@ -58,6 +58,11 @@ def newest(
             terminal.warning(f"{path} is not continued, because it cannot be read: {error}")
             continue
         if not differences and not difference:
+            if found.dataset.root != recipe.dataset.root:
+                terminal.warning(
+                    f"{path}: what has finished there was trained on dataset.root={found.dataset.root} and is kept;"
+                    f" whether {recipe.dataset.root} holds the same images is not compared"
+                )
             return folder, "has the same recipe and is continued"
         if reason == "is new" and differences:
             key, before, now = differences[0]

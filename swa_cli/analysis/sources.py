@@ -185,12 +185,12 @@ def require_held_out(sources: Sources, *, otherwise: str = "choose by hand with 
             f"{context.source.name} has no validation split to choose on",
             hint=f"train with dataset.val=10%, or {otherwise}",
         )
-    now = _held_out(context.recipe, splits=context.source.data.splits)
+    now = held_out(context.recipe, splits=context.source.data.splits)
     for source in sources.sets:
         then = source.recipe
         if then is None or then.dataset.name != context.recipe.dataset.name:
             continue
-        before = _held_out(then, splits=source.found.content["input"].get("data", {}))
+        before = held_out(then, splits=source.found.content["input"].get("data", {}))
         if before != now:
             raise UserError(
                 f"{source.file}: was trained on validation images: its run held out {before}, and what is scored here"
@@ -199,7 +199,7 @@ def require_held_out(sources: Sources, *, otherwise: str = "choose by hand with 
             )
 
 
-def _held_out(recipe: Recipe, *, splits: Container[str]) -> str:
+def held_out(recipe: Recipe, *, splits: Container[str]) -> str:
     """Return which validation images a run holds out; `splits` are those that the dataset itself has."""
     dataset = recipe.dataset
     if "val" in splits:

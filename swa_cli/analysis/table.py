@@ -69,7 +69,7 @@ def tabulate(
     names = dict(zip(params, settings.short_names(list(params)), strict=True))
     values = {setting.label: {key: each[index] for key, each in params.items()} for index, setting in enumerate(found)}
     if len(groups) > 1:
-        warn("the runs are of different tasks, or were scored on different samples: a table for each")
+        warn("the runs are of different tasks or datasets, or were scored on different samples: a table for each")
     chosen = _weights(found, weights, warn)
     base = None if other is None else _row_named(other, chosen)
     tables = []
@@ -93,13 +93,13 @@ def _warn_of_seeds(found: Sequence[Setting], warn: Callable[[str], None]) -> Non
 
 
 def _on_the_same_samples(found: Sequence[Setting]) -> list[list[Setting]]:
-    """Group settings by task, split and number of samples; one without scores joins those of its task and dataset."""
-    groups: dict[object, list[Setting]] = {}
+    """Group settings by task, dataset, split and number of samples; one without scores joins those of its dataset."""
+    groups: dict[tuple[object, ...], list[Setting]] = {}
     for setting in sorted(found, key=lambda setting: setting.first.result is None):
         run = setting.first
-        key: object = (run.recipe.task, run.recipe.dataset.name)
+        key: tuple[object, ...] = (run.recipe.task, run.recipe.dataset.name)
         if run.result is not None:
-            key = (run.recipe.task, run.metrics.keys, run.result.split, run.result.samples)
+            key = (*key, run.metrics.keys, run.result.split, run.result.samples)
         elif alike := [k for k, group in groups.items() if _is_alike(group[0], setting)]:
             key = alike[0]
         groups.setdefault(key, []).append(setting)

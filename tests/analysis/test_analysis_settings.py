@@ -96,7 +96,9 @@ def test_a_repeat_whose_seeds_have_other_recipes_is_several_settings(tmp_path: P
     assert shape(found_in(repeat)) == [("r/seed-0 +1", [0, 1]), ("r/seed-2", [2])]
 
 
-@pytest.mark.parametrize("change", ["optimizer.lr=0.2", "train.epochs=5", "averages.e.kind=ema"])
+@pytest.mark.parametrize(
+    "change", ["optimizer.lr=0.2", "train.epochs=5", "averages.e.kind=ema", "dataset.root=elsewhere"]
+)
 def test_other_recipes_and_other_samples_are_other_settings(tmp_path: Path, change: str) -> None:
     """A changed key, and scores on another number of samples, against two settings; other threads against one."""
     write_run(tmp_path / "a", test={"last": GOOD})

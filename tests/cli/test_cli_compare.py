@@ -296,6 +296,15 @@ def test_other_tasks_and_samples_have_tables_of_their_own(swa: Swa, tmp_path: Pa
     ]
 
 
+def test_other_datasets_have_tables_of_their_own(swa: Swa, tmp_path: Path) -> None:
+    """Two datasets with as many test images: no common best row, and no pairs of seeds."""
+    for folder, dataset in (("a", "mnist"), ("b", "fashion_mnist")):
+        write_run(tmp_path / folder, f"dataset.name={dataset}", test={"last": (0.7, 0.8)}, val={"last": (0.75, 0.7)})
+    ended = swa("compare", "a", "b", "--json")
+    assert [[row["label"] for row in table["rows"]] for table in ended.json["tables"]] == [["a"], ["b"]]
+    assert "datasets" in ended.err
+
+
 def test_runs_of_a_task_of_ones_own(swa: Swa, tmp_path: Path) -> None:
     """A task whose code is not there, finished and not: its metrics from the files, its loss sorted as a loss."""
     recipe = RECIPE.replace("name: written", "name: own\ntask: nowhere.at:all")

@@ -231,6 +231,7 @@ def test_changed_recipe_gets_a_new_folder(
     ended = swa("repeat", few, "--seeds", "0-1", "output.save_every=2ep", "dataset.root=elsewhere", "--json")
     assert ended.json["run"].endswith("few-repeat-001")
     assert begun == []
+    assert "elsewhere holds the same images is not compared" in " ".join(ended.err.split())
 
 
 def test_keys_that_may_differ_reach_a_seed_that_goes_on(

@@ -153,6 +153,19 @@ def test_what_cannot_be_scored_is_refused(swa, repeat: Path, words: list[str], s
     assert said in " ".join(ended.err.split())
 
 
+def test_validation_images_that_all_seeds_held_out(swa, tmp_path: Path) -> None:
+    """With one val_seed for all, the ensemble is scored on 90 of the 900 digits as each seed alone is."""
+    (tmp_path / "lines.yaml").write_text(RECIPE)
+    (tmp_path / "flat_net.py").write_text(NET)
+    assert swa("repeat", "lines.yaml", "--seeds", "0-1", "dataset.val_seed=3", "-q").code == 0
+    folder = tmp_path / "runs/lines-repeat-001"
+    ended = swa("eval", folder, "--ensemble", "--split", "val", "--allow-code", "--json")
+    assert ended.code == 0, ended.err
+    assert (ended.json["split"], ended.json["seeds"]) == ("val", [0, 1])
+    single = json.loads((folder / "seed-0/result.json").read_text())["weights"]["swa"]["val"]
+    assert ended.json["weights"]["seed-0"]["nll"] == pytest.approx(single["nll"], rel=1e-5)
+
+
 def test_a_seed_of_another_recipe_is_refused(swa, repeat: Path) -> None:
     """Another rate in one resume point; and without --allow-code, nothing of a user's is imported."""
     refused = swa("eval", repeat, "--ensemble")
