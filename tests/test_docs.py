@@ -312,7 +312,7 @@ def test_the_table_of_files_has_what_a_run_leaves(swa: Any, tmp_path: Path) -> N
     unknown = [name for name in left if not any(fnmatch(name, f"*{pattern}") for pattern in shown)]
     assert unknown == []
     assert {pattern for pattern in shown if not any(fnmatch(name, f"*{pattern}") for name in left)} <= {
-        *("budget.json", "tensorboard/", "wandb/", "mlflow/", "loggers.json"),
+        *("budget.json", "workers/", "tensorboard/", "wandb/", "mlflow/", "loggers.json"),
     }
 
 
