@@ -25,10 +25,10 @@ class Topic:
 
 TOPICS: Mapping[str, Topic] = {
     "job": Topic(job.measure, 40, 480),
-    "loop": Topic(loop.measure, 40, 180),
+    "loop": Topic(loop.measure, 40, 360),
     "pipeline": Topic(pipeline.measure, 5, 10),
     "photos": Topic(photos.measure, 15, 150),
-    "predict": Topic(predict.measure, 20, 90),
+    "predict": Topic(predict.measure, 20, 150),
     "passes": Topic(passes.measure, 10, 90),
     "averaging": Topic(averaging.measure, 15, 60),
     "startup": Topic(startup.measure, 20, 40),

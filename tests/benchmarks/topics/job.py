@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.figures import Figure, faster
 from benchmarks.jobs import Job, ours, theirs
+from benchmarks.machine import precisions
 from benchmarks.size import JOB_EPOCHS, JOB_IMAGES, LONG_JOB_S, Size
 from benchmarks.turns import by_turns
 from benchmarks.voice import Voice
@@ -22,14 +23,15 @@ BARS = {"documentation": 1.9, "lightning_swa": 2.2}
 
 
 def measure(size: Size, voice: Voice) -> tuple[list[Figure], dict[str, Any]]:
-    """Jobs by turns, with torch.compile too, whose cost is paid by a long job alone."""
+    """Jobs by turns, with torch.compile too, whose cost is paid by a long job alone; one round where none is judged."""
     job = {"images": size.job_images, "epochs": JOB_EPOCHS}
     contestants = {
         "swa": partial(ours, **job),
         **{name: partial(theirs, name, **job) for name in CONTESTANTS},
         "swa, compiled": partial(ours, **job, compiled=True),
     }
-    runs = by_turns(contestants, rounds=size.job_rounds, voice=voice)
+    rounds = size.job_rounds if "bf16" in precisions(size.device) else 1
+    runs = by_turns(contestants, rounds=rounds, voice=voice)
     figures = [*(_whole(runs["swa"], runs[name], name) for name in CONTESTANTS), *_long(runs)]
     return figures, {name: [vars(run) for run in jobs] for name, jobs in runs.items()}
 
