@@ -49,7 +49,7 @@ study: $(VENV)/installed-dev ## train what docs/study.md lacks, in WORK=DIR (ima
 
 BENCH := PYTHONPATH=tests $(BIN)/python -m benchmarks
 
-bench: $(VENV)/installed-dev ## ratios to the alternatives, measured side by side: about 10 minutes
+bench: $(VENV)/installed-dev ## ratios to the alternatives, measured side by side: 10 minutes, or 40 on a slow machine
 	$(BENCH)
 
 bench-quick: $(VENV)/installed-dev ## the same on few images: about 2 minutes, and rough
