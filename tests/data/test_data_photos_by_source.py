@@ -63,7 +63,7 @@ def test_a_copy_is_the_same_data(tmp_path: Path, kind: str) -> None:
         args = {**args, "classes": ["dog", "cat"]}
     before = {split: {"samples": found.samples, "sha256": found.sha256} for split, found in one.items()}
     changed = changes(before, source(name, tmp_path / "two", args=args).data(), name=name)
-    number = {"csv": 1, "hf": 0, "webdataset": 3 * (kind == "json")}[name]  # numbers of classes stay as they were
+    number = {"csv": 1, "hf": 3, "webdataset": 3 * (kind == "json")}[name]  # labels that are numbers stay as they were
     assert len(changed) == number
 
 
