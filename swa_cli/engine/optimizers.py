@@ -37,7 +37,7 @@ FORMS = "an optimizer is a class of torch.optim or package.module:Class"
 # torch does not choose its fused kernels by itself (0.42 against 0.93 ms a step of PreResNet-20).
 FUSED = {"SGD", "Adam", "AdamW"}
 FUSED_SHARDED = {"Adam", "AdamW"}  # for DTensors
-KERNELS = ("fused", "foreach")  # options of a group that follow the device and the sharding, not what was saved
+KERNELS = ("fused", "foreach")  # options of a group that name how torch computes a step
 LR_MULTIPLE = "lr_multiple"  # of a group, kept in the optimizer's state
 
 

@@ -313,8 +313,9 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         # A copy: the file stays mapped otherwise.
         kernels = [{key: group[key] for key in KERNELS if key in group} for group in run.optimizer.param_groups]
         run.optimizer.load_state_dict(run.sharding.of_optimizer(run.optimizer, content["optimizer"]))
-        for group, own in zip(run.optimizer.param_groups, kernels, strict=True):
-            group.update(own)
+        if run.sharding.is_used:  # a whole run may have had kernels that sharded weights lack
+            for group, own in zip(run.optimizer.param_groups, kernels, strict=True):
+                group.update(own)
         run.scaler.load_state_dict(content["scaler"])
         settings = run.context.recipe.optimizer
         names = [settings.name, *(group.name or "" for group in settings.groups)]

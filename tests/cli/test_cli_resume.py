@@ -43,15 +43,6 @@ snapshots: {every: 1ep, keep: 2}
 train: {epochs: 4, batch_size: 64, threads: 1, precision: fp32}
 """
 
-SHORT = """\
-name: short
-model: {name: convnet, args: {width: 4}}
-dataset: {name: digits}
-optimizer: {lr: 0.1}
-schedule: {name: constant}
-train: {epochs: 1, batch_size: 128, threads: 1, precision: fp32}
-"""
-
 
 @pytest.fixture
 def long(tmp_path: Path) -> Path:
@@ -601,19 +592,3 @@ def test_more_epochs_that_would_change_a_decay(swa, long: Path, signal_at: Calla
     assert "the average e had a decay of 0.87" in " ".join(ended.err.split())
     signal_at(-1)
     assert swa("train", "--resume", "runs/latest", "-q").code == 0
-
-
-def test_a_run_goes_on_with_the_kernels_of_its_machine(swa, tmp_path: Path) -> None:
-    """Options of torch's kernels in a resume point, as sharded weights leave them, against those of the optimizer."""
-    (tmp_path / "short.yaml").write_text(SHORT)
-    assert swa("train", "short.yaml").code == 0
-    last = tmp_path / "runs/short-001/checkpoints/last.pt"
-    saved = torch.load(last, weights_only=True)
-    (group,) = saved["optimizer"]["param_groups"][:1]
-    assert group["fused"] is True
-    for group in saved["optimizer"]["param_groups"]:
-        group |= {"fused": None, "foreach": True, "momentum": 0.8}
-    torch.save(saved, last)
-    assert swa("train", "--resume", "runs/short-001", "--extend-to", "2").code == 0
-    group = torch.load(last, weights_only=True)["optimizer"]["param_groups"][0]
-    assert (group["fused"], group["foreach"], group["momentum"]) == (True, None, 0.8)
