@@ -261,7 +261,7 @@ def _grouped(runs: Sequence[tuple[FoundRun, Path | None]], warn: Callable[[str],
     groups: dict[str, list[list[FoundRun]]] = {}
     folders: dict[str, Path | None] = {}
     for run, repeat in runs:
-        ignored = IGNORED if repeat is None else (*IGNORED, "dataset.root")  # its seeds may have been trained in places
+        ignored = IGNORED if repeat is None else (*IGNORED, "dataset.root")  # its seeds may lie on several machines
         key = json.dumps([str(repeat), load.leaves(run.recipe, ignored=ignored)], sort_keys=True)
         folders[key], alike = repeat, groups.setdefault(key, [])
         twin = next((other for group in alike for other in group if other.recipe.seed == run.recipe.seed), None)

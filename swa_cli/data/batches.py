@@ -81,9 +81,7 @@ class Batches:
     view: TrainingView | None = None  # of each image; None: as the split shows it
     error: MakeError = UserError
     mix_distance: int = 1  # an image is mixed with the one so many places before it
-    is_part: bool = (
-        False  # of larger batches: a mixed one begins with `mix_distance` images more, those before its first
-    )
+    is_part: bool = False  # of larger batches: a mixed one begins with the `mix_distance` images before its first
 
     def __len__(self) -> int:
         return len(self.spans)

@@ -310,12 +310,14 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     load = None if not run.sharding.is_used else partial(run.sharding.load, run.model)
     loading.load_strict(run.model, trained or content["model"], source=source, load=load)
     try:
-        # A copy: the file stays mapped otherwise.
         kernels = [{key: group[key] for key in KERNELS if key in group} for group in run.optimizer.param_groups]
+        # A copy: the file stays mapped otherwise.
         run.optimizer.load_state_dict(run.sharding.of_optimizer(run.optimizer, content["optimizer"]))
         if run.sharding.is_used:  # a whole run may have had kernels that sharded weights lack
             for group, own in zip(run.optimizer.param_groups, kernels, strict=True):
                 group.update(own)
+        else:
+            _lay_out(run.optimizer)
         run.scaler.load_state_dict(content["scaler"])
         settings = run.context.recipe.optimizer
         names = [settings.name, *(group.name or "" for group in settings.groups)]
@@ -335,6 +337,14 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         parts = [(so_far["loss"], so_far[_key_so_far(run)])] + [(0.0, 0.0)] * (world.size - 1)
     run.totals.copy_(torch.tensor(parts[world.rank], dtype=run.totals.dtype))
     run.clock = time.monotonic() - so_far["seconds"]
+
+
+def _lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """Lay moments out in memory as their parameters are: fused kernels suppose it and do not look."""
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def _require_shapes(optimizer: torch.optim.Optimizer) -> None:
