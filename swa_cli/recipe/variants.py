@@ -20,7 +20,7 @@ from swa_cli.recipe.learning_rate import bounds
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import Recipe, Schedule
-from swa_cli.recipe.values import Duration
+from swa_cli.recipe.values import Duration, round_half_up
 
 BASELINE = "baseline"
 
@@ -99,11 +99,12 @@ def with_more_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) 
 
 
 def _fix_percents(values: dict[str, Any], *, epochs: int, passed: Fraction) -> list[str]:
-    """Write each start, half-life and point of progressive image sizes in % as the same in epochs.
+    """Write each start, half-life, end of freezing and point of progressive image sizes in % as the same in epochs.
 
-    A start after `passed` % of the run stays in %: nothing was taken so far.
+    A start after `passed` % of the run stays in %, as nothing was taken so far; so does an end of freezing.
     """
     notes: list[str] = []
+    longer = values["train"]["epochs"]
 
     def fixed(length: Duration, key: str) -> str:
         now = str(Duration(Fraction(round(length.value * epochs * 10**10), 10**12), "ep"))
@@ -118,9 +119,16 @@ def _fix_percents(values: dict[str, Any], *, epochs: int, passed: Fraction) -> l
             if section is None or length is None or length.unit != "%":
                 continue
             if key == "start" and length.value > passed:
-                notes.append(f"{name}.start stays at {length}, now of {values['train']['epochs']} epochs")
+                notes.append(f"{name}.start stays at {length}, now of {longer} epochs")
             else:
                 section[key] = fixed(length, f"{name}.{key}")
+    unfreeze = values["model"].get("unfreeze")
+    point = None if unfreeze is None else Duration.parse(unfreeze)
+    if point is not None and point.unit == "%":
+        if round_half_up(point.value * epochs / 100) * 100 > passed * epochs:  # the epoch at whose start it is
+            notes.append(f"model.unfreeze stays at {point}, now of {longer} epochs")
+        else:
+            values["model"]["unfreeze"] = fixed(point, "model.unfreeze")
     sizes = values["dataset"].get("image_size")
     if isinstance(sizes, dict):
         points = {point: Duration.parse(point) for point in sizes}

@@ -150,6 +150,34 @@ def test_stopped_before_and_after_the_end_of_freezing(
     assert all(torch.equal(early[key], untrained[key]) for key in early if key.startswith("features."))
 
 
+def test_more_epochs_end_the_freezing_where_it_ended(swa, probe: Path, tmp_path: Path) -> None:
+    """50% of 2 epochs, and 2 more, against 4 epochs that end the freezing after the first: nothing freezes again."""
+    words = ["schedule={name: constant}", "swa.start=1ep", "averages={}", "snapshots=null"]
+    assert swa("train", probe, "-q", *words, "train.epochs=4", "model.unfreeze=1ep").code == 0
+    assert swa("train", probe, "-q", *words, "train.epochs=2", "model.unfreeze=50%").code == 0
+    run = tmp_path / "runs/probe-002"
+    ended = swa("train", "--resume", run, "--extend-to", "4")
+    assert ended.code == 0, ended.err
+    assert "model.unfreeze stays at 1ep (50% of 2 epochs)" in " ".join(ended.err.split())
+    assert_equal_runs(tmp_path / "runs/probe-001", run)
+
+
+def test_a_freezing_that_has_not_ended_follows_the_longer_run(
+    swa, probe: Path, tmp_path: Path, signal_at: Callable[..., None]
+) -> None:
+    """Stopped in the first of 2 epochs, then of 4: all parameters train from the third on, as in a run of 4."""
+    words = ["schedule={name: constant}", "swa.start=1ep", "averages={}", "snapshots=null", "model.unfreeze=50%"]
+    assert swa("train", probe, "-q", *words, "train.epochs=4").code == 0
+    signal_at(5)
+    assert swa("train", probe, "-q", *words, "train.epochs=2").code == 130
+    signal_at(-1)
+    run = tmp_path / "runs/probe-002"
+    ended = swa("train", "--resume", run, "--extend-to", "4")
+    assert ended.code == 0, ended.err
+    assert "model.unfreeze stays at 50%, now of 4 epochs" in " ".join(ended.err.split())
+    assert_equal_runs(tmp_path / "runs/probe-001", run)
+
+
 def test_workers_of_a_swap_run_end_the_freezing(swa, probe: Path, tmp_path: Path) -> None:
     """A point inside the workers' epochs: the common weights keep their start, and all of a worker's weights move."""
     swap = ["swa=null", "averages={}", "snapshots=null", "swap={workers: 2, start: 50%}", "train.epochs=4"]
