@@ -50,7 +50,7 @@ FULL = Size(
     average_images=640,
     average_rounds=3,
     growth_images=1_280,
-    growth_rounds=3,
+    growth_rounds=6,
     start_rounds=5,
 )
 QUICK = Size(

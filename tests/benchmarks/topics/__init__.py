@@ -32,6 +32,6 @@ TOPICS: Mapping[str, Topic] = {
     "passes": Topic(passes.measure, 10, 125),
     "averaging": Topic(averaging.measure, 15, 60),
     "startup": Topic(startup.measure, 20, 40),
-    "growth": Topic(growth.measure, 10, 60),
+    "growth": Topic(growth.measure, 10, 110),
     "save": Topic(save.measure, 5, 10),
 }
