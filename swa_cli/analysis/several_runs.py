@@ -11,10 +11,11 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from swa_cli.checkpoint import locks
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_root, numbered
-from swa_cli.engine import resume, train
+from swa_cli.engine import pretrained, resume, train
 from swa_cli.engine.run import Run
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.recipe import load
@@ -23,6 +24,8 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
 
 STATES = {"finished": "finished", "stopped": "to continue", "new": "to run"}
+# What the inputs of pretrained weights fill in, see `pretrained.with_inputs`.
+FILLED_KEYS = ("dataset.image_size*", "dataset.interpolation", "eval.crop", "eval.resize")
 POLL_S = 0.5  # between two looks at runs of other processes
 
 
@@ -96,7 +99,7 @@ def state_of(folder: RunFolder, wanted: Recipe, *, noun: str, command: str) -> s
         )
     if not folder.has_begun:
         return "new"
-    differences = load.differences(load.load(folder.recipe).recipe, wanted, ignored=RESUMABLE_KEYS)
+    differences = _differences(folder, wanted, ignored=RESUMABLE_KEYS)
     if differences:
         key, before, now = differences[0]
         raise UserError(
@@ -104,6 +107,19 @@ def state_of(folder: RunFolder, wanted: Recipe, *, noun: str, command: str) -> s
             hint=f"move {folder.path} elsewhere: the same command runs the {noun} again",
         )
     return "finished" if folder.result.is_file() else "stopped"
+
+
+def _differences(folder: RunFolder, wanted: Recipe, *, ignored: Sequence[str]) -> list[tuple[str, Any, Any]]:
+    """Return the keys in which the recipe of a run that has begun differs from the one wanted.
+
+    The run has recorded the images that its pretrained weights expect, where the recipe leaves them out.
+    """
+    if wanted.model.pretrained is not None:
+        try:
+            wanted = pretrained.with_inputs(wanted, pretrained.find(wanted))
+        except RecipeError:  # the run goes on without a file that has gone
+            ignored = (*ignored, *FILLED_KEYS)
+    return load.differences(load.load(folder.recipe).recipe, wanted, ignored=ignored)
 
 
 def run_or_continue(
@@ -124,7 +140,7 @@ def run_or_continue(
         return
     moved = [
         f"{key}={json.dumps(now, ensure_ascii=False)}"
-        for key, _, now in load.differences(load.load(folder.recipe).recipe, loaded.recipe)
+        for key, _, now in _differences(folder, loaded.recipe, ignored=())
         if (key, now) != ("train.threads", "auto")  # bits depend on it: the recorded number stays
     ]
     # Its recipe names the same code as the recipe of the user.

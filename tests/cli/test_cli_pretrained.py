@@ -150,6 +150,36 @@ def test_stopped_before_and_after_the_end_of_freezing(
     assert all(torch.equal(early[key], untrained[key]) for key in early if key.startswith("features."))
 
 
+FEW = """\
+name: few
+model: {name: convnet, args: {width: 4}}
+dataset: {name: digits, val: 200}
+optimizer: {lr: 0.1}
+swa: {start: 50%, every: 0.5ep, eval_every: 1ep}
+train: {epochs: 1, batch_size: 256, threads: 1, precision: fp32}
+"""
+
+
+def test_runs_from_weights_whose_images_are_known_go_on(swa, tmp_path: Path) -> None:
+    """A repeat with a seed more, also when the file has gone, and a sweep with seeds: what they trained is theirs.
+
+    Their runs record image_size and crop of the weights, which the recipe leaves out.
+    """
+    (tmp_path / "few.yaml").write_text(FEW)
+    assert swa("train", "few.yaml", "-q", "dataset.image_size=16", "-o", "first").code == 0
+    weights = tmp_path / "first/few-001/checkpoints/swa.pt"
+    words = ("few.yaml", "-q", f"model.pretrained={weights}")
+    for seeds in ("0,1", "0-2"):
+        ended = swa("repeat", *words, "--seeds", seeds)
+        assert ended.code == 0, ended.err
+    assert swa("sweep", *words, "swa.lr=0.05,0.1", "--seeds", "0,1", "--top", "1").code == 0
+    weights.rename(tmp_path / "moved.pt")
+    ended = swa("repeat", *words, "--seeds", "0-2")
+    assert ended.code == 0, ended.err
+    assert [path.name for path in (tmp_path / "runs").iterdir()].count("few-repeat-001") == 1
+    assert not (tmp_path / "runs/few-repeat-002").exists()
+
+
 def test_more_epochs_end_the_freezing_where_it_ended(swa, probe: Path, tmp_path: Path) -> None:
     """50% of 2 epochs, and 2 more, against 4 epochs that end the freezing after the first: nothing freezes again."""
     words = ["schedule={name: constant}", "swa.start=1ep", "averages={}", "snapshots=null"]
