@@ -156,6 +156,8 @@ def of_snapshots(profile: Profile, points: Sequence[int], *, start: int) -> Shar
 
 def _nearest(profile: Profile, points: Sequence[int], *, start: float) -> tuple[list[float], list[float]]:
     """Return the weights of snapshots, and the edges of the steps that each stands for."""
+    if len(points) == 1 and profile.kind != "decay":
+        return [1.0], [points[0] - 1.0, float(points[0])]
     middles = [(a + b) / 2 for a, b in pairwise(points)]
     first, last = (middles[0] - points[0], points[-1] - middles[-1]) if middles else (0.5, 0.5)
     if profile.kind == "decay":

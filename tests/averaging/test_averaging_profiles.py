@@ -182,6 +182,13 @@ def test_plain_snapshots_stand_for_the_nearest_steps() -> None:
     assert profiles.of_snapshots(profile, [40], start=0).error_factor is None
 
 
+@pytest.mark.parametrize("profile", [profiles.ema(8), profiles.power_ema(0.1, exponent=6.94), profiles.decay("linear")])
+def test_a_window_of_one_plain_snapshot_is_that_snapshot(profile: profiles.Profile) -> None:
+    """A window that begins where its only snapshot lies, as that of a late one does: its weight is 1, not 0 / 0."""
+    shares = profiles.of_snapshots(profile, [40], start=40)
+    assert shares.raw == shares.rough_raw == [1.0]
+
+
 def test_sums_and_distances() -> None:
     """Two weighted sums of mixed types against float64 by hand, and their distance in units of that to the last set."""
     generator = torch.Generator().manual_seed(0)
