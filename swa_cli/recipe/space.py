@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from swa_cli.errors import Place, Problem, RecipeError, did_you_mean
-from swa_cli.recipe import load
+from swa_cli.recipe import explain, load
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.scalars import Plain, is_null
 from swa_cli.recipe.yaml_document import COMMAND_LINE, in_order
@@ -219,6 +219,7 @@ def read(recipe: Path | str, words: Sequence[str]) -> tuple[Loaded, Space, list[
     space = Space(tuple(parameters))
     try:
         loaded = load.load(recipe, fixed)
+        problems += _seed_problems(loaded, space)
         recipes = check(loaded, space)
         if not problems and parameters:
             return loaded, space, recipes
@@ -230,10 +231,24 @@ def read(recipe: Path | str, words: Sequence[str]) -> tuple[Loaded, Space, list[
     raise in_order(problems, source=str(recipe))
 
 
+def _seed_problems(loaded: Loaded, space: Space) -> list[Problem]:
+    """Return a problem if the seeds of a sweep would hold out different validation images."""
+    dataset, seed = loaded.recipe.dataset, next((each for each in space.parameters if each.key == "seed"), None)
+    if seed is None or dataset.val_seed is not None or dataset.val in (0, "0%"):
+        return []
+    message = "each seed would hold out other validation images, and trials are compared on the same ones"
+    hint = "add dataset.val_seed=0, or repeat the best trials with --seeds"
+    return [Problem("seed", message, hint, Place(COMMAND_LINE + seed.word))]
+
+
 def words_of(loaded: Loaded, texts: Mapping[str, str]) -> list[str]:
     """Return the changes of a recipe for the texts of a point: sections first, and no removal of what is not there."""
     pairs = sorted(texts.items(), key=lambda pair: pair[0].count("."))
-    return [f"{key}={text}" for key, text in pairs if not (_removes(text) and not loaded.has(key))]
+    return [
+        f"{key}={text}"
+        for key, text in pairs
+        if not _removes(text) or explain.is_argument(key) or loaded.has(key)  # null is a value of an argument
+    ]
 
 
 def check(

@@ -99,6 +99,24 @@ def test_a_removed_section_has_no_keys_and_the_grid_no_duplicates(small: Path) -
     assert space.words_of(loaded, {"swa.lr": "0.01", "swa": "{start: 75%}"}) == ["swa={start: 75%}", "swa.lr=0.01"]
 
 
+def test_null_is_a_value_of_an_argument(small: Path) -> None:
+    """`null` below model.args, which the recipe does not have: it reaches the network and is no default."""
+    loaded, found, _ = space.read(small, ["model.args.width=null,2"])
+    words = [space.words_of(loaded, found.texts(point)) for point in found.grid()]
+    assert words == [["model.args.width=null"], ["model.args.width=2"]]
+
+
+def test_seeds_that_hold_out_other_images_are_refused(small: Path) -> None:
+    """Trials of several seeds, with the images of each seed and with those of one number or none."""
+    with pytest.raises(RecipeError) as caught:
+        space.read(small, ["seed=0,1"])
+    assert [(each.key, each.place and each.place.source) for each in caught.value.problems] == [
+        ("seed", "command line: seed=0,1")
+    ]
+    for word in ("dataset.val_seed=0", "dataset.val=0"):
+        assert len(space.read(small, ["seed=0,1", word])[2]) == 2
+
+
 def test_null_of_a_section_that_is_not_there_changes_nothing(tmp_path: Path) -> None:
     """averages=null,{...} for a recipe without averages: the first choice is the recipe itself."""
     path = tmp_path / "small.yaml"
