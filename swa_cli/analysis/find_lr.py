@@ -71,14 +71,16 @@ def find_lr(
     for rate, loss in zip(rates, _losses(run, rates), strict=False):
         losses.append(loss)
         smoothed = smooth(losses)
-        if not math.isfinite(loss) or smoothed[-1] > DIVERGED * min(smoothed):
+        lowest = min(smoothed)
+        if not math.isfinite(loss) or smoothed[-1] > lowest + (DIVERGED - 1) * abs(lowest):  # a loss may be negative
             diverges = rate
             break
     if not math.isfinite(losses[-1]):
         losses, smoothed = losses[:-1], smoothed[:-1]
     skipped = max(int(WARM_UP * steps), 3)
     if len(losses) < 2 * skipped:
-        message = f"training diverges in step {len(losses) + 1} of {steps}, at a rate of {diverges:.2g}"
+        assert diverges is not None, "only divergence ends the test early"
+        message = f"training diverges in step {rates.index(diverges) + 1} of {steps}, at a rate of {diverges:.2g}"
         raise UserError(message, hint=f"begin lower, with --min {low / 100:.2g}", exit_code=EXIT_FAILED)
     rates = rates[: len(losses)]
     suggested = steepest(rates, smoothed, skipped=skipped)

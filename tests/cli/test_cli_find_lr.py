@@ -42,6 +42,17 @@ def test_rates_grow_by_one_factor_until_training_diverges(swa, recipe: Path) -> 
     assert f"optimizer.lr={found['suggested']:g}" in ended.err
 
 
+def test_a_negative_loss_may_fall(swa, recipe: Path, tmp_path: Path) -> None:
+    """Cross entropy less 10, whose lowest value times any factor is below it: the same test as without the offset."""
+    code = "def loss(outputs, targets):\n    return F.cross_entropy(outputs, targets) - 10\n"
+    (tmp_path / "offset.py").write_text(f"import torch.nn.functional as F\n{code}")
+    words = ("find-lr", recipe, "--min", "1e-4", "--max", "0.1", "--steps", "40", "--json")
+    plain, moved = swa(*words), swa(*words, "train.loss=offset:loss")
+    assert moved.code == 0, moved.err
+    assert moved.json["steps"] == plain.json["steps"] == 40
+    assert moved.json["smoothed"] == pytest.approx([value - 10 for value in plain.json["smoothed"]], abs=1e-3)
+
+
 def test_a_picture_is_as_wide_as_for_a_paper(swa, recipe: Path, drawn: list[Figure]) -> None:
     """--width and --format without -o, against the figure that is drawn and the file in the working directory."""
     ended = swa("find-lr", recipe, "--steps", "30", "--width", "3.3", "--format", "pdf", "--json")
