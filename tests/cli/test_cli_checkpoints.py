@@ -40,6 +40,16 @@ def test_eval_of_swa_repeats_the_result_of_train(swa, run: Path) -> None:
     assert Path(ended.json["run"]) == run.parent.resolve()
 
 
+def test_a_resume_point_makes_no_room_for_another_file(swa, run: Path) -> None:
+    """bn-update of swa.pt with -o last.pt or previous.pt of a run: exit 2, and the run can still go on from them."""
+    before = (run / "last.pt").read_bytes()
+    for name in ("last.pt", "previous.pt"):
+        ended = swa("bn-update", run / "swa.pt", "-o", run / name)
+        assert ended.code == 2
+        assert "is the resume point of its run" in " ".join(ended.err.split())
+    assert (run / "last.pt").read_bytes() == before
+
+
 def test_stale_guard_then_update_equals_swa_exactly(swa, run: Path) -> None:
     """last.pt: refused with a hint; after bn-update each average equals its file; a second update changes no bit."""
     refused = swa("eval", run / "last.pt")
