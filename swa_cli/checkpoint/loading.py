@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from swa_cli.averaging.model_state import cloned, like, metadata_of, takes, with_metadata
+from swa_cli.averaging.model_state import like, metadata_of, takes, with_metadata
 from swa_cli.errors import UserError
 
 RECIPE_OF_WEIGHTS = "pass the recipe that the weights were trained with"
@@ -41,7 +41,7 @@ def load_weights(
 
     Returns:
         The state dict under the names and in the shapes of the network: the tensors of `state_dict`, which may be
-        mapped to a file, if they have these, else copies.
+        mapped to a file, if they have these, else copies on the CPU, where files are read.
 
     Raises:
         MisfitError, UserError: As `load_strict` does.
@@ -52,7 +52,9 @@ def load_weights(
         value.shape == state_dict[name].shape and torch.equal(value, state_dict[name].to(value.device, value.dtype))
         for name, value in own.items()
     )
-    return like(own, {name: state_dict[name] for name in own}) if is_same else cloned(own)
+    if is_same:
+        return like(own, {name: state_dict[name] for name in own})
+    return like(own, {name: value.detach().to("cpu", copy=True) for name, value in own.items()})
 
 
 def load_strict(

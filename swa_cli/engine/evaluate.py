@@ -178,7 +178,8 @@ def unjudged(
     """
     if count == 1:
         return f"{name} holds 1 weight set: nothing was averaged"
-    moved = [key for key in names if not torch.equal(weights[key], raw[key])]  # the others, such as frozen ones, dilute
+    # The others, such as frozen ones, dilute. A file may have other types, and lie in another memory.
+    moved = [key for key in names if not torch.equal(weights[key].cpu(), raw[key].to("cpu", weights[key].dtype))]
     if distance(weights, raw, names=moved) <= EQUAL:
         return f"{name} equals the raw weights: averaging changed nothing"
     return None
