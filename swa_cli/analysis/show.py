@@ -18,6 +18,7 @@ from swa_cli.analysis.settings import FoundRun, read_run
 from swa_cli.checkpoint import reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder, about
+from swa_cli.metrics.metric import BY_TASK
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import describe_swap
 from swa_cli.report.terminal import Terminal
@@ -149,7 +150,13 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
     terminal.facts(str(path), _run_rows(run, facts, environment))
     if run.result is not None:
         scores, split, samples = run.result.weights, run.result.split, run.result.samples
-        terminal.summary(scores, split=split, samples=samples, metrics=run.metrics)
+        shown = scores
+        if run.recipe.task not in BY_TASK:  # which way is better, only the code of the task says
+            shown = {
+                name: {key: value for key, value in row.items() if key not in ("reference", "no_verdict")}
+                for name, row in scores.items()
+            }
+        terminal.summary(shown, split=split, samples=samples, tta=run.recipe.eval.tta, metrics=run.metrics)
         facts["weights"] = scores
     return {"command": "show", "path": str(path), "kind": "run", "recipe": values, "environment": environment, **facts}
 

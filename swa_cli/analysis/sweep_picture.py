@@ -11,8 +11,10 @@ from typing import Any
 from swa_cli.analysis import sweep_metric
 from swa_cli.analysis.sweep_study import FORMAT, JOURNAL, SweepStudy, settings_of
 from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine.user_code import admit
 from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
+from swa_cli.metrics.metric import BY_TASK
 from swa_cli.recipe import load
 from swa_cli.report.plots import sweep as picture
 
@@ -40,18 +42,24 @@ def read(path: Path) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, fl
     return stored, result["trials"], result["importances"]
 
 
-def read_picture(path: Path) -> tuple[Callable[..., None], dict[str, Any]]:
-    """Return the function that draws a sweep, and the values for the JSON answer; see `read` for the errors."""
+def read_picture(path: Path, *, allow_code: bool) -> tuple[Callable[..., None], dict[str, Any]]:
+    """Return the function that draws a sweep, and the values for the JSON answer; see `read` for the errors.
+
+    The task says which values are better: that of a user is imported, if `allow_code`.
+    """
     stored, trials, importances = read(path)
     if not any(trial["value"] is not None for trial in trials):
         raise UserError(f"{path}: no trial is complete yet", hint="wait until the sweep has finished one")
-    recipe = load.load(RunFolder(path).recipe).recipe
+    source = RunFolder(path).recipe
+    loaded = load.load(source)
+    if loaded.recipe.task not in BY_TASK:
+        admit(loaded, source=str(source), folder=path / trials[0]["run"], allow_code=allow_code)
     draw = partial(
         picture.draw,
         space=stored["space"],
         trials=trials,
         importances=importances,
-        metric=sweep_metric.metric_of(stored["metric"], tasks.find(recipe.task).metrics),
+        metric=sweep_metric.metric_of(stored["metric"], tasks.find(loaded.recipe.task).metrics),
         column=stored["metric"],
         title=f"{path.resolve().name}: {len(trials)} trials",
     )

@@ -123,6 +123,21 @@ def by_hand(state: dict[str, torch.Tensor], project: Path) -> dict[str, float]:
 
 
 @pytest.mark.slow
+def test_a_sweep_of_an_own_task_is_drawn_where_its_code_is_allowed(swa, project: Path) -> None:
+    """The direction of scores is in the code of the task: exit 2 without --allow-code, and a picture with it."""
+    ended = swa("sweep", project / "own.yaml", "optimizer.lr=0.05,0.1", "-q")
+    assert ended.code == 0, ended.err
+    refused = swa("plot", "runs/own-sweep-001", "sweep")
+    assert refused.code == 2
+    assert "add --allow-code" in refused.err
+    for name in [name for name in sys.modules if name.split(".")[0] == "pairwise"]:
+        del sys.modules[name]
+    sys.path[:] = [path for path in sys.path if path != str(project)]
+    drawn = swa("plot", "runs/own-sweep-001", "sweep", "--allow-code", "-o", "sweep.png")
+    assert drawn.code == 0, drawn.err
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_own_package_trains_updates_and_evaluates(swa, project: Path, tmp_path: Path, workers: int) -> None:
     """Three commands on a network with two inputs, dict batches and an own loss; scores and statistics by hand."""
@@ -132,6 +147,11 @@ def test_own_package_trains_updates_and_evaluates(swa, project: Path, tmp_path: 
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert list(rows[0])[3:9] == ["train_loss", "train_hits", "val_loss", "val_hits", "swa_val_loss", "swa_val_hits"]
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+
+    shown = swa("show", run)
+    assert shown.code == 0, shown.err
+    assert "hits" in shown.out
+    assert "swa vs " not in shown.out  # a verdict needs the task, which is not imported
 
     shipped = load(run / "checkpoints/swa.pt")
     updated = swa("bn-update", run / "checkpoints/swa.pt", "--allow-code", "--json", "-q")
