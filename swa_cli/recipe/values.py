@@ -214,16 +214,20 @@ def _count_or(*words: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-def _flip(value: object) -> bool | str:
-    """Parse a flag, or the word `alternating`."""
-    if value == "alternating":
-        return "alternating"
-    try:
-        return scalars.flag(value)
-    except ValueError as error:
-        if not str(error).endswith("true or false"):
-            raise
-        raise ValueError(f"{shown(value)} is not a way to flip: write true, false or alternating") from None
+def _flag_or(word: str, *, what: str) -> BeforeValidator:
+    """Return what parses a flag, or one word; `what` names both."""
+
+    def parse(value: object) -> bool | str:
+        if value == word:
+            return word
+        try:
+            return scalars.flag(value)
+        except ValueError as error:
+            if not str(error).endswith("true or false"):
+                raise
+            raise ValueError(f"{shown(value)} is not {what}: write true, false or {word}") from None
+
+    return BeforeValidator(parse)
 
 
 def _few_threads(count: str | int) -> str | int:
@@ -323,7 +327,8 @@ Patterns = Annotated[
     WithJsonSchema({"anyOf": [_ONE_TEXT, {"type": "array", "items": _ONE_TEXT}]}),
 ]
 Flag = Annotated[bool, BeforeValidator(scalars.flag)]
-Flip = Annotated[bool | Literal["alternating"], BeforeValidator(_flip)]
+Flip = Annotated[bool | Literal["alternating"], _flag_or("alternating", what="a way to flip")]
+FlagOrAuto = Annotated[bool | Literal["auto"], _flag_or("auto", what="a truth value")]
 Pretrained = Annotated[
     bool | str,
     BeforeValidator(pretrained),

@@ -305,6 +305,8 @@ def test_a_mistake_has_its_place_and_one_action(tmp_path: Path, wrong: Wrong) ->
     [
         ("image_size: {50%: 3, 1 epoch: 4}", "image_size", "`1 epoch` is not a duration", "write it as 75%"),
         ("image_size: {0ep: 65537}", "image_size", "`0ep`: 65537 pixels are no side", "from 1 to 65536"),
+        ("on_device: gpu", "on_device", "`gpu` is not a truth value", "true, false or auto"),
+        ("on_device: yes", "on_device", "`yes` is not a truth value", "write true"),
         ("image_size: {}", "image_size", "has no sizes", "write one, such as 224"),
         ("mean: 0.5", "mean", "`0.5` is not a number per channel", "a list such as [0.5, 0.5, 0.5]"),
         ("std: [1, 0]", "std", "0 is out of range", "write numbers above 0"),

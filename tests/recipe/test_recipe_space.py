@@ -101,9 +101,9 @@ def test_a_removed_section_has_no_keys_and_the_grid_no_duplicates(small: Path) -
 
 def test_null_is_a_value_of_an_argument(small: Path) -> None:
     """`null` below model.args, which the recipe does not have: it reaches the network and is no default."""
-    loaded, found, _ = space.read(small, ["model.args.width=null,2"])
+    loaded, found, _ = space.read(small, ["model={name: 'nets.own:Net'}", "model.args.momentum=null,0.1"])
     words = [space.words_of(loaded, found.texts(point)) for point in found.grid()]
-    assert words == [["model.args.width=null"], ["model.args.width=2"]]
+    assert words == [["model.args.momentum=null"], ["model.args.momentum=0.1"]]
 
 
 def test_seeds_that_hold_out_other_images_are_refused(small: Path) -> None:

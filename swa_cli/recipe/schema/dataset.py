@@ -20,6 +20,7 @@ from swa_cli.recipe.values import (
     Count,
     Duration,
     Flag,
+    FlagOrAuto,
     Flip,
     Portion,
     Rate,
@@ -298,7 +299,7 @@ class Dataset(BaseModel):
         default="cpu",
         description="what decodes image files: loader processes (cpu), or the GPU the JPEG files among them (device)",
     )
-    on_device: Flag | Literal["auto"] = Field(
+    on_device: FlagOrAuto = Field(
         default="auto",
         description="whether images in memory lie on the GPU and are augmented there: auto, where they take at most a"
         " quarter of its free memory",
