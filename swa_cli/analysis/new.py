@@ -51,7 +51,7 @@ def photos_recipe(root: Path, *, terminal: Terminal) -> str:
         "task": "classification",
         "model.name": "torchvision:resnet18",
         "dataset.name": "image_folder",
-        "dataset.root": json.dumps(str(root.absolute())),
+        "dataset.root": json.dumps(str(root.absolute()), ensure_ascii=False),
         "dataset.image_size": str(_image_size(readable)),
         "dataset.augment.random_resized_crop": "true",
         "dataset.augment.flip": "true",

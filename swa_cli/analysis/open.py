@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import lru_cache
@@ -319,7 +320,7 @@ def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[
 def how_to_refresh(found: Checkpoint) -> str:
     """Return the hint for a checkpoint whose averages have stale BatchNorm statistics."""
     beside = " --recipe RECIPE --weights NAME -o FILE.pt" if found.kind == "foreign" else ""
-    return f"run `swa bn-update {found.path}{beside}` first, or insist with --allow-stale-bn"
+    return f"run `swa bn-update {shlex.quote(str(found.path))}{beside}` first, or insist with --allow-stale-bn"
 
 
 def run_of(path: Path) -> str | None:

@@ -192,6 +192,8 @@ def require_new_folder(target: Path, *, sources: Sequence[Path]) -> None:
     other = "name a new folder with -o FOLDER"
     if target.suffix.lower() in FORMATS:
         raise UserError(f"{target}: the predictions are masks, which are written into a folder", hint=other)
+    if not target.name:
+        raise UserError(f"{target}: is the folder that the command runs in", hint=other)
     if not target.absolute().parent.is_dir():
         raise UserError(f"{target.parent}: no such folder", hint=f"make it, or {other}")
     for source in sources:

@@ -205,6 +205,7 @@ def _on_page(
         lr=[run.plan.learning_rate(step) for step in range(run.step)],
         split=result.get("split", ""),
         samples=result.get("samples", 0),
+        tta=run.recipe.eval.tta,
         weights=weights,
         verdict=verdict(weights, metrics=run.metrics) if weights else [],
         drawings=[each for each in made if isinstance(each, Drawing)],
@@ -247,7 +248,7 @@ def _commands(run: OpenRun) -> list[str]:
     pinned = [f"train.precision={environment['precision']}", f"train.threads={environment['threads']}"]
     return [
         shlex.join(["swa", "train", "recipe.yaml", *pinned, f"train.device={environment['device']}"]),
-        "swa eval runs/latest",
+        shlex.join(["swa", "eval", str(Path(run.recipe.output.root) / "latest")]),
     ]
 
 

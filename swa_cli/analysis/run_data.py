@@ -6,6 +6,7 @@ what has to be scored opens data, hardware and network once. The run may still t
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -159,7 +160,9 @@ class OpenRun:
         sets = open.weight_sets_of_run(self.folder, self.point, self.opened[1], recipe=self.recipe)
         for name, item in sets.items():
             path = self.folder.checkpoints / f"{name}.pt"
-            open.require_fresh({name: item.batchnorm}, path=path, hint=f"run `swa bn-update {path}` first")
+            open.require_fresh(
+                {name: item.batchnorm}, path=path, hint=f"run `swa bn-update {shlex.quote(str(path))}` first"
+            )
         return sets
 
     @property
@@ -325,5 +328,6 @@ def _shown(image: Tensor) -> np.ndarray:
         low, high = image.aminmax()
         image = 255 * (image - low) / (high - low).clamp(min=1e-12)
     divisor = -(-max(image.shape[1:]) // _SHOWN_PIXELS)
-    pixels = F.avg_pool2d(image.float(), divisor) if divisor > 1 else image
+    kernel = [min(divisor, side) for side in image.shape[1:]]
+    pixels = F.avg_pool2d(image.float(), kernel) if divisor > 1 else image
     return pixels.to(torch.uint8).permute(1, 2, 0).squeeze(2).numpy()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def new(
     else:
         choices = ", ".join([*STARTS, PHOTOS])
         raise typer.BadParameter(f"--task {task}: choose {choices}; a task of your own is set in the recipe")
-    deliver(text.replace("swa train recipe.yaml", f"swa train {out or 'recipe.yaml'}", 1), out)
+    deliver(text.replace("swa train recipe.yaml", f"swa train {shlex.quote(str(out or 'recipe.yaml'))}", 1), out)
 
 
 RECIPES_EPILOG = f"""\b

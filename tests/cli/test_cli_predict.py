@@ -76,11 +76,11 @@ def rows_of(path: str) -> list[dict[str, str]]:
 @pytest.mark.slow
 def test_from_photos_to_predictions_in_three_commands(swa: Swa, tmp_path: Path) -> None:
     """new, train and predict, nothing edited but the length, a broken photo in each folder: a row per photo."""
-    make_photos(tmp_path / "my pets", number=24, seed=0)
+    make_photos(tmp_path / "my \U0001f4f7 pets", number=24, seed=0)
     make_photos(tmp_path / "others", number=9, seed=1)
-    for broken in ("my pets/cat/cut.jpg", "others/cut.jpg"):
+    for broken in ("my \U0001f4f7 pets/cat/cut.jpg", "others/cut.jpg"):
         (tmp_path / broken).write_bytes(b"\xff\xd8\xff")
-    assert swa("new", "--task", "photos", "--data", "my pets", "-o", "r.yaml").code == 0
+    assert swa("new", "--task", "photos", "--data", "my \U0001f4f7 pets", "-o", "r.yaml").code == 0
     ended = swa("train", "r.yaml", "train.epochs=1", "train.threads=1", "dataset.image_size=32")
     assert ended.code == 0, ended.err
     ended = swa("predict", "runs/latest", "others", "-o", "p.csv")
@@ -292,6 +292,19 @@ def test_a_network_without_images_is_refused(swa: Swa, run: Path) -> None:
 
 
 # --- other tasks
+
+
+def test_masks_do_not_replace_the_working_directory(swa: Swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`-o .` in an empty folder: exit 2 with another place."""
+    Path("bright.py").write_text(BRIGHT)
+    Path("bright.yaml").write_text(SEGMENTATION)
+    assert swa("train", "bright.yaml", "-q").code == 0
+    Image.new("RGB", (16, 16)).save("a.png")
+    Path("empty").mkdir()
+    monkeypatch.chdir("empty")
+    ended = swa("predict", tmp_path / "runs/latest", tmp_path / "a.png", "--allow-code", "-o", ".")
+    assert ended.code == 2, ended.err
+    assert "-o FOLDER" in ended.err
 
 
 def test_masks_have_the_size_of_their_images(swa: Swa) -> None:

@@ -222,6 +222,7 @@ class RunOnPage:
     commands: Sequence[str]  # how to run it again
     tables: Sequence[TextTable] = ()
     trained: str | None = None  # the loss that is trained, if it is not that of the task
+    tta: str = "none"  # the test-time augmentation, as `eval.tta` names it
 
 
 def document(
