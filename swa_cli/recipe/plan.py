@@ -143,10 +143,21 @@ def image_problems(recipe: Recipe) -> list[Problem]:
     if dataset.augment.policy == "augmix" and recipe.task == "segmentation":
         message = "augmix blends images that are moved differently, which no mask can follow"
         found.append(Problem("dataset.augment.policy", message, "write trivial_augment, or leave it out"))
-    if dataset.repeats > recipe.train.batch_size:
-        message = f"{dataset.repeats} repeats of an image fill a batch of {recipe.train.batch_size} samples"
-        found.append(Problem("dataset.repeats", message, f"write at most {recipe.train.batch_size}"))
-    return found + _decode_problems(recipe, is_resized=is_resized)
+    return found + _repeats_problems(recipe) + _decode_problems(recipe, is_resized=is_resized)
+
+
+def _repeats_problems(recipe: Recipe) -> list[Problem]:
+    """Check that the repeats of an image leave room in a batch, and for another image where two are mixed."""
+    repeats, augment, batch_size = recipe.dataset.repeats, recipe.dataset.augment, recipe.train.batch_size
+    if recipe.swap is not None:
+        batch_size = min(batch_size, swap.phase_of(swap.worker_of(recipe, 1)).batch_size)
+    most, why = batch_size, ""
+    if (augment.mixup or augment.cutmix) and repeats > 1:
+        most, why = max(batch_size // 2, 1), ", and mixup and cutmix need another image"
+    if repeats <= most:
+        return []
+    message = f"{repeats} repeats of an image fill a batch of {batch_size} samples{why}"
+    return [Problem("dataset.repeats", message, f"write at most {most}")]
 
 
 def _decode_problems(recipe: Recipe, *, is_resized: bool) -> list[Problem]:

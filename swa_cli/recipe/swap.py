@@ -126,10 +126,6 @@ def _worker_problems(recipe: Recipe, swap: Swap, num_train: int) -> list[Problem
     if swap.batch_size is not None and swap.batch_size > num_train:
         message = f"{swap.batch_size} is more than the {num_train:,} training samples"
         found.append(Problem("swap.batch_size", message, f"write at most {num_train}"))
-    own = phase_of(worker_of(recipe, 1)).batch_size
-    if recipe.dataset.repeats > own:
-        message = f"{recipe.dataset.repeats} repeats of an image fill a worker's batch of {own} samples"
-        found.append(Problem("dataset.repeats", message, f"write at most {own}"))
     if swap.worker is None:
         return found
     if swap.worker > swap.workers:

@@ -242,7 +242,12 @@ def test_stopped_in_a_worker_and_moved(tiny: Path, swa: Swa) -> None:
         (["train.early_stopping.patience=3"], "train.early_stopping", "would end one phase before the other"),
         (["train.max_time=1h"], "train.max_time", "would end one phase before the other"),
         (["train.fsdp=true"], "train.fsdp", "deals a network out over processes"),
-        (["dataset.repeats=4", "swap.batch_size=2"], "dataset.repeats", "fill a worker's batch of 2"),
+        (["dataset.repeats=4", "swap.batch_size=2"], "dataset.repeats", "fill a batch of 2 samples"),
+        (
+            ["dataset={name: digits, repeats: 4, augment: {mixup: 0.2}}", "swap.batch_size=7"],
+            "dataset.repeats",
+            "mixup and cutmix need another image",
+        ),
         (["swap.start=0%"], "swap.start", "0% of 4 epochs leaves nothing before"),
         (["swap.start=4ep"], "swap.start", "4ep of 4 epochs leaves nothing to the workers"),
         (["swap.start=1cycle"], "swap.start", "is not a number of epochs"),
