@@ -22,7 +22,6 @@ from swa_cli.averaging import soup
 from swa_cli.averaging.batchnorm import NOTHING
 from swa_cli.averaging.bn_layers import is_refreshable
 from swa_cli.checkpoint import reader
-from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.errors import UserError
 from swa_cli.recipe.plan import Window
 from swa_cli.report.scores import search_summary
@@ -168,9 +167,7 @@ def require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> Non
     open.require_writable(target, sources=files)
     if target.suffix != suffix:
         raise UserError(f"{target}: the name must end in {suffix}", hint=f"name a {suffix} file")
-    folder = RunFolder.containing(target)
-    if folder is not None and target.resolve() in (folder.last, folder.previous):
-        raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
+    open.require_no_resume_point(target)
 
 
 def content_of(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:

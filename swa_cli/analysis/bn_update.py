@@ -16,7 +16,6 @@ from swa_cli.averaging.batchnorm import BatchNormUpdate
 from swa_cli.averaging.model_state import cloned, like
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
-from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW, recomputed
 from swa_cli.engine.preflight import warnings_of
@@ -49,10 +48,8 @@ def update_checkpoint(
     target = out or path
     if out is not None or os.path.lexists(path):
         open.require_writable(target)
-    folder = RunFolder.containing(target)
-    points = () if folder is None else (folder.last, folder.previous)
-    if target.resolve() != path.resolve() and target.resolve() in points:
-        raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
+    if target.resolve() != path.resolve():
+        open.require_no_resume_point(target)
     with open.lock_run_of(target):
         found = reader.read(path)
         changes = [*overrides, *open.pass_of(found, samples, recipe=recipe)]

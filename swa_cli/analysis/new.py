@@ -13,6 +13,7 @@ from swa_cli.data.photos import PhotoDataset, Photos, header_of
 from swa_cli.data.transforms import EvaluationView
 from swa_cli.engine.events import Events
 from swa_cli.errors import UserError
+from swa_cli.recipe import scalars
 from swa_cli.recipe.templates import template
 from swa_cli.recipe.values import MAX_NAME
 from swa_cli.report.terminal import Terminal
@@ -30,8 +31,10 @@ def photos_recipe(root: Path, *, terminal: Terminal) -> str:
     measured.
 
     Raises:
-        UserError: The layout is not that of `image_folder`, or no image can be read.
+        UserError: The layout is not that of `image_folder`, no image can be read, or no recipe can hold the path.
     """
+    if not scalars.is_utf8(str(root.absolute())):
+        raise UserError(f"{root}: its path has bytes that are not UTF-8", hint="rename the folder")
     found = folders.find(root, view=EvaluationView((1, 1)))
     splits = {split: part for split, part in found.splits.items() if isinstance(part, PhotoDataset)}
     readable: list[tuple[Photos, int]] = []

@@ -317,6 +317,17 @@ def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[
         )
 
 
+def require_no_resume_point(target: Path) -> None:
+    """Refuse to replace the resume point of a run.
+
+    Raises:
+        UserError: The file is one.
+    """
+    folder = RunFolder.containing(target)
+    if folder is not None and target.resolve() in (folder.last, folder.previous):
+        raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
+
+
 def how_to_refresh(found: Checkpoint) -> str:
     """Return the hint for a checkpoint whose averages have stale BatchNorm statistics."""
     beside = " --recipe RECIPE --weights NAME -o FILE.pt" if found.kind == "foreign" else ""

@@ -24,8 +24,6 @@ from swa_cli.recipe.schema import Recipe
 from swa_cli.report.terminal import Terminal
 
 STATES = {"finished": "finished", "stopped": "to continue", "new": "to run"}
-# What the inputs of pretrained weights fill in, see `pretrained.with_inputs`.
-FILLED_KEYS = ("dataset.image_size*", "dataset.interpolation", "eval.crop", "eval.resize")
 POLL_S = 0.5  # between two looks at runs of other processes
 
 
@@ -118,7 +116,7 @@ def _differences(folder: RunFolder, wanted: Recipe, *, ignored: Sequence[str]) -
         try:
             wanted = pretrained.with_inputs(wanted, pretrained.find(wanted))
         except RecipeError:  # the run goes on without a file that has gone
-            ignored = (*ignored, *FILLED_KEYS)
+            ignored = (*ignored, *pretrained.INPUT_KEYS)
     return load.differences(load.load(folder.recipe).recipe, wanted, ignored=ignored)
 
 

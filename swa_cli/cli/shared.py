@@ -149,8 +149,9 @@ def deliver(text: str, out: Path | None) -> None:
         return
     hint = "name another file with -o"
     try:
-        with open(out, "x", encoding="utf-8") as file:
-            file.write(text)
+        content = text.encode()  # fails before there is a file
+        with open(out, "xb") as file:
+            file.write(content)
     except FileExistsError as error:
         raise UserError(f"{out}: already exists and is not overwritten", hint=hint) from error
     except (OSError, ValueError) as error:

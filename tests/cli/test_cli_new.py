@@ -76,6 +76,15 @@ def test_an_existing_file_is_never_overwritten(swa, tmp_path: Path) -> None:
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 
 
+def test_a_path_that_no_recipe_can_hold_leaves_no_file(swa, tmp_path: Path) -> None:
+    """A folder whose name is not UTF-8: exit 2 that names the fault, and no empty recipe."""
+    (tmp_path / "p\udcff").mkdir()
+    ended = swa("new", "--task", "photos", "--data", "p\udcff", "-o", "r.yaml")
+    assert ended.code == 2
+    assert "bytes that are not UTF-8" in ended.err
+    assert not (tmp_path / "r.yaml").exists()
+
+
 def test_recipes_are_listed_with_their_results(swa) -> None:
     """Every file of recipes/ in the list, with all figures of the comment that it begins with, and none without any."""
     listed = {item["name"]: item for item in swa("recipes", "--json").json["recipes"]}
