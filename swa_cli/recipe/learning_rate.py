@@ -102,6 +102,14 @@ def chart(recipe: Recipe, *, steps_per_epoch: int) -> ResolvedSchedule:
     )
 
 
+def end_of_schedule(recipe: Recipe, *, steps_per_epoch: int) -> int | None:
+    """Return the point from which on the rate is constant, whatever the length of the run; None without one."""
+    holds = recipe.swa is not None and recipe.swa.lr is not None
+    if not holds and recipe.schedule.span != "start":
+        return None
+    return round_half_up(chart(recipe, steps_per_epoch=steps_per_epoch).start)
+
+
 def point_of(start: Duration, *, exact: Exact, low_points: Sequence[int], total: int) -> Fraction:
     """Return a point of the run; `2cycle` is the second minimum, or the end of the run if it has fewer."""
     if start.unit != "cycle":

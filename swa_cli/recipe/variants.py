@@ -16,7 +16,7 @@ from typing import Any
 
 from swa_cli.errors import UserError
 from swa_cli.recipe.kinds import KINDS
-from swa_cli.recipe.learning_rate import bounds
+from swa_cli.recipe.learning_rate import bounds, end_of_schedule
 from swa_cli.recipe.plan import Plan, make_plan
 from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import Recipe, Schedule
@@ -93,6 +93,8 @@ def with_more_epochs(recipe: Recipe, epochs: int, *, num_train: int, step: int) 
     values["train"]["epochs"] = epochs
     old = make_plan(recipe, num_train=num_train)
     kept = _fix_percents(values, epochs=before, passed=Fraction(100 * step, old.total_steps))
+    if (over := end_of_schedule(recipe, steps_per_epoch=old.steps_per_epoch)) is not None and over <= step:
+        kept += _fix_schedule(values, recipe)
     new = make_plan(Recipe.model_validate(values), num_train=num_train)
     _require_same_past(old, new, step=step)
     return values, [f"train.epochs {before} -> {epochs}", *kept, *_moved(old, new, step=step)]
@@ -107,7 +109,7 @@ def _fix_percents(values: dict[str, Any], *, epochs: int, passed: Fraction) -> l
     longer = values["train"]["epochs"]
 
     def fixed(length: Duration, key: str) -> str:
-        now = str(Duration(Fraction(round(length.value * epochs * 10**10), 10**12), "ep"))
+        now = _in_epochs(length, epochs)
         notes.append(f"{key} stays at {now} ({length} of {epochs} epochs)")
         return now
 
@@ -137,6 +139,26 @@ def _fix_percents(values: dict[str, Any], *, epochs: int, passed: Fraction) -> l
             for point, start in points.items()
         }
     return notes
+
+
+def _fix_schedule(values: dict[str, Any], recipe: Recipe) -> list[str]:
+    """Write the lengths in % of a schedule that is over, and of the bridge to swa.lr, as the same in epochs."""
+    schedule, swa, epochs, notes = values["schedule"], values["swa"], recipe.train.epochs, []
+    written = [(schedule, "schedule", key, value) for key, value in recipe.schedule.settings.items()]
+    for section, name, key, value in [*written, (swa, "swa", "anneal", Duration.parse(swa["anneal"]))]:
+        lengths = value if isinstance(value, list) else [value]
+        if not any(isinstance(length, Duration) and length.unit == "%" and length.value for length in lengths):
+            continue
+        now = [_in_epochs(length, epochs) if length.unit == "%" else str(length) for length in lengths]
+        section[key] = now if isinstance(value, list) else now[0]
+        was = ", ".join(map(str, lengths))
+        notes.append(f"{name}.{key} stays at {', '.join(now)} ({was} of {epochs} epochs)")
+    return notes
+
+
+def _in_epochs(length: Duration, epochs: int) -> str:
+    """Write a length in % of so many epochs in epochs."""
+    return str(Duration(Fraction(round(length.value * epochs * 10**10), 10**12), "ep"))
 
 
 def _require_same_past(old: Plan, new: Plan, *, step: int) -> None:

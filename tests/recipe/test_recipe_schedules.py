@@ -17,6 +17,7 @@ from torch.optim import lr_scheduler
 from swa_cli.recipe.learning_rate import chart, learning_rate, schedule_problems
 from swa_cli.recipe.plan import make_plan
 from swa_cli.recipe.schema import Recipe, Snapshots
+from swa_cli.recipe.variants import with_more_epochs
 
 SPE = 10  # steps an epoch
 
@@ -471,6 +472,39 @@ def test_swa_lr_from_a_minimum_on() -> None:
     ours = rates(recipe({"name": "cosine_restarts", "T_0": "7ep"}, swa=swa))
     assert ours[139] < 0.001
     assert set(ours[140:]) == {0.03}
+
+
+IN_PERCENT: list[dict[str, Any]] = [
+    {"name": "constant", "warmup": "15%"},
+    {"name": "cosine", "warmup": "40%"},
+    {"name": "wsd"},  # its decay is 20% where the recipe leaves it out
+    {"name": "wsd", "decay": "35%", "warmup": "5%"},
+    {"name": "sqrt", "hold": "25%"},
+    {"name": "cosine_restarts", "T_0": "7.5%"},
+    {"name": "cyclic", "base_lr": 0.01, "step_size_up": "5%", "step_size_down": "3step"},
+    {"name": "multistep", "milestones": ["20%", "10ep", "45%"]},
+    {"name": "one_cycle", "max_lr": 0.4, "pct_start": "45%"},
+]
+
+
+@pytest.mark.parametrize("schedule", IN_PERCENT, ids=lambda schedule: schedule["name"])
+def test_more_epochs_leave_a_schedule_that_is_over(schedule: Mapping[str, Any]) -> None:
+    """The rates of every step before and after, for lengths in % of a run that has reached swa.lr."""
+    swa = {"start": "50%", "lr": 0.03, "anneal": "5%"} | ({"anneal": "0ep"} if schedule["name"] == "wsd" else {})
+    before = recipe(schedule, epochs=20, swa=swa)
+    values, notes = with_more_epochs(before, 50, num_train=128 * SPE, step=20 * SPE)
+    after = rates(Recipe.model_validate(values))
+    assert after == [*rates(before), *[0.03] * 30 * SPE]
+    assert not any("moves" in note for note in notes)
+    assert all(note in " ".join(notes) for note in ("swa.start stays at 10ep", "schedule."))
+
+
+def test_more_epochs_move_a_schedule_that_goes_on() -> None:
+    """A run that has not reached swa.lr: lengths in % stay in %, and the sentence that the past had other rates."""
+    before = recipe({"name": "cosine", "warmup": "10%"}, epochs=20, swa={"start": "50%", "lr": 0.03})
+    values, notes = with_more_epochs(before, 40, num_train=128 * SPE, step=5 * SPE)
+    assert (values["schedule"]["warmup"], values["swa"]["start"]) == ("10%", "50%")
+    assert any("the schedule spans the run and moves" in note for note in notes)
 
 
 # What is refused.
