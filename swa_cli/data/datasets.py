@@ -193,7 +193,7 @@ def _read_shards(request: Request) -> Found:
     return shards.find(
         request.root,
         patterns=patterns,
-        members=Members(args["image"] or IMAGES, args["label"], args["field"]),
+        members=Members([name.lower() for name in args["image"] or IMAGES], args["label"].lower(), args["field"]),
         view=request.view,
         classes=args["classes"],
         trained=request.classes,

@@ -14,6 +14,7 @@ import logging
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ PREFIX = "hf:"  # of `dataset.name`, before a name on the hub
 _SUFFIXES = (".parquet", ".arrow")
 _BETWEEN = "\0"  # labels of a list, in one text
 _FAILURES = (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError)  # what damaged files raise, too
+_SPAN = 4096  # bytes of a photo that are looked at, at its begin, in its middle and at its end
 _BAR = re.compile(r"\r?([^\r|]*?):? +(\d+)%\|")
 
 
@@ -47,7 +49,7 @@ class TablePhotos:
     name: str  # of the split, for messages
     root: str  # that paths of photos in files of their own are relative to
     checksum: str
-    files: Sequence[str] = ()  # what identifies them are the photos alone, wherever the library keeps the table
+    files: Sequence[str]  # those of photos in files of their own; not the table's, which the library keeps anywhere
 
     def __len__(self) -> int:
         return len(self.table)
@@ -121,6 +123,8 @@ def find(
         known = {split: _flags(part, labels, source=f"{source}: {split}") for split, part in parts.items()}
     else:
         label = _column(first, "label", "ClassLabel", label, source=source)
+        for split in [split for split, part in parts.items() if label not in part.features]:
+            left_out.append(f"left out split {split}: {len(parts.pop(split)):,} rows without the column {label!r}")
         known, class_names = _labels(
             parts, label, source=source, classes=classes, trained=trained, delimiter=label_delimiter
         )
@@ -302,6 +306,13 @@ def _column(table: Any, key: str, kind: str, given: str | None, *, source: str) 
     )
 
 
+def _described(feature: Any) -> str:
+    """Return `ClassLabel`, `int64`, or `a list of string`."""
+    kind = _item(feature)
+    name = "ClassLabel" if type(kind).__name__ == "ClassLabel" else str(getattr(kind, "dtype", type(kind).__name__))
+    return name if kind is feature else f"a list of {name}"
+
+
 def _item(feature: Any) -> Any:
     """Return the feature of the items of a list; another feature as it is."""
     return feature[0] if isinstance(feature, list) else getattr(feature, "feature", feature)
@@ -313,24 +324,39 @@ def _photos(table: Any, column: str, *, name: str, root: str) -> TablePhotos:
 
     try:
         table = table.select_columns([column]).cast_column(column, Image(decode=False))
-        lengths = _lengths(table, column)
+        checksum, paths = _identify(table, column)
     except (TypeError, ValueError, KeyError, NotImplementedError) as error:  # pyarrow's errors are of these types
         raise UserError(
             f"{name}: its column {column!r} does not hold images: {str(error).splitlines()[0]}",
             hint="name the column of the images with dataset.args.image=COLUMN",
         ) from error
-    return TablePhotos(table, column, name, root, checksum=hashlib.sha256(lengths).hexdigest())
+    return TablePhotos(table, column, name, root, checksum, files=[os.path.join(root, path) for path in paths])
 
 
-def _lengths(table: Any, column: str) -> bytes:
-    """Return the lengths of the photos in bytes, as int64; -1 of those that are files of their own."""
+def _identify(table: Any, column: str) -> tuple[str, list[str]]:
+    """Return a checksum of the photos whose bytes are in a column, and the paths of the others.
+
+    The checksum is of lengths and names, and of parts of the photos that these do not tell apart, such as bitmaps.
+    """
     import pyarrow.compute as pc
 
-    lengths = []
+    described: list[tuple[int, str]] = []  # length and name; -1 and a path of a photo in a file of its own
     for batch in table.with_format("arrow").iter(1024):
-        sizes = pc.binary_length(pc.struct_field(batch[column], "bytes"))
-        lengths.append(pc.fill_null(pc.cast(sizes, "int64"), -1).to_numpy())
-    return np.concatenate(lengths).tobytes()
+        contents, names = (pc.struct_field(batch[column], field) for field in ("bytes", "path"))
+        lengths = pc.fill_null(pc.cast(pc.binary_length(contents), "int64"), -1)
+        described += zip(lengths.to_pylist(), pc.fill_null(names, "").to_pylist(), strict=True)
+    digest = hashlib.sha256()
+    for length, name in described:
+        digest.update(f"{length}\0{name if length >= 0 else ''}\0".encode(errors="surrogateescape"))
+    found = Counter(described)
+    alike = [row for row, known in enumerate(described) if known[0] >= 0 and found[known] > 1]
+    for first in range(0, len(alike), 1024):
+        batch = table.with_format("arrow").select(alike[first : first + 1024])[:]
+        for content in pc.struct_field(batch[column], "bytes"):
+            photo = memoryview(content.as_buffer())
+            for begin in (0, max(len(photo) // 2 - _SPAN // 2, 0), max(len(photo) - _SPAN, 0)):
+                digest.update(photo[begin : begin + _SPAN])
+    return digest.hexdigest(), [name for length, name in described if length < 0 and name]
 
 
 def _labels(
@@ -346,6 +372,14 @@ def _labels(
     feature = next(iter(parts.values())).features[column]
     kind = _item(feature)
     is_list, is_numbered = kind is not feature, type(kind).__name__ == "ClassLabel"
+    for split, part in parts.items():
+        own = part.features[column]
+        if (_item(own) is not own, type(_item(own)).__name__ == "ClassLabel") != (is_list, is_numbered):
+            raise UserError(
+                f"{source}: {split} has {_described(own)} in the column {column!r}, and {next(iter(parts))}"
+                f" {_described(feature)}",
+                hint=f"encode all splits together, or take the column {column!r} out of the one that has no labels",
+            )
     values = {split: table.select_columns([column]).with_format("arrow")[:][column] for split, table in parts.items()}
     if delimiter is not None and (is_list or is_numbered):
         raise UserError(
@@ -489,6 +523,12 @@ def _texts(column: Any, *, place: str) -> LabelTexts:
     texts = LabelTexts()
     for row, value in enumerate(column):
         found = value.as_py()
-        found = _BETWEEN.join(map(str, found)) if isinstance(found, list) else found
+        if isinstance(found, list):
+            if None in found:
+                raise UserError(
+                    f"{place}, row {row}: a label of the list is missing",
+                    hint="take it out; an empty list is a photo without labels",
+                )
+            found = _BETWEEN.join(map(str, found))
         texts.add("" if found is None else str(found).strip(), place=f"{place}, row {row}")
     return texts

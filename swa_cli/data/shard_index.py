@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tarfile
 from array import array
 from collections import Counter
@@ -26,6 +27,7 @@ from swa_cli.errors import UserError
 
 IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 BLOCK = tarfile.BLOCKSIZE  # a member is a header of one block and its content
+_META = re.compile(r"__[^.]*__(\.|$)")
 _MAX_LABEL = 1 << 20  # bytes
 _PER_REPORT = 2048  # members between two reports of progress
 _COMPRESSED = {  # first bytes -> the command that unpacks the file
@@ -59,6 +61,7 @@ class _Sample:
     image: tarfile.TarInfo | None = None
     label: str | None = None
     others: list[str] = field(default_factory=list)  # extensions
+    links: list[str] = field(default_factory=list)  # names of members without a content of their own
 
 
 class Index:
@@ -102,10 +105,12 @@ class Index:
         yield os.path.getsize(path)
 
     def _take(self, sample: _Sample, member: tarfile.TarInfo, extension: str, *, tar: Any, path: str) -> None:
-        kind = self.members.kind(extension) if member.isreg() and not member.issparse() else None
-        if kind is None:
-            shown = f".{extension}" if extension else "without suffix"
-            self._others[shown if member.isreg() else "link"] += 1
+        kind = self.members.kind(extension)
+        if not member.isreg() or member.issparse():
+            self._others["link"] += 1
+            sample.links.append(member.name)
+        elif kind is None:
+            self._others[f".{extension}" if extension else "without suffix"] += 1
             sample.others.append(extension)
         elif getattr(sample, kind) is not None:
             self._refuse_second(sample, kind, extension, path=path)
@@ -124,7 +129,9 @@ class Index:
             sample.label = self._label(content, where=f"{path}: {member.name}")
 
     def _refuse_second(self, sample: _Sample, kind: str, extension: str, *, path: str) -> None:
-        first = Path(sample.image.name).name.partition(".")[2] if kind == "image" and sample.image else extension
+        first = (
+            Path(sample.image.name).name.partition(".")[2].lower() if kind == "image" and sample.image else extension
+        )
         raise UserError(
             f"{path}: {sample.key} has two {kind}s, .{first} and .{extension}",
             hint=f"name the one to read with dataset.args.{kind}={first}"
@@ -159,6 +166,11 @@ class Index:
             hint = "put the members of a sample next to each other: tar --sort=name -cf new.tar FOLDER"
             if likely:
                 hint = f"name it with dataset.args.{missing}={likely[0][1:]}"
+            elif sample.links:
+                others = [f"the link {sample.links[0]}"]
+                hint = (
+                    "put the files themselves in: tar --dereference --hard-dereference --sort=name -cf new.tar FOLDER"
+                )
             raise UserError(
                 f"{path}: {sample.key} has no {missing} ({wanted})" + f", but {', '.join(others)}" * bool(others),
                 hint=hint,
@@ -201,9 +213,9 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
 
 
 def _is_clutter(name: str) -> bool:
-    return any(
-        part.startswith((".", "__")) or part.lower() in CLUTTER for part in name.split("/") if part not in ("", ".")
-    )
+    """Return whether a part of a path is hidden, as `__meta__` is to webdataset, or left behind by a system."""
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    return any(part.startswith(".") or part.lower() in CLUTTER or _META.match(part) for part in parts)
 
 
 def _damaged(path: str, reason: str) -> UserError:

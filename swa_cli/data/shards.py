@@ -58,7 +58,7 @@ class ShardPhotos:
         """Return an open file; the oldest one is closed where there are many. Threads may call this at one time."""
         opened = self._open.get(path)
         if opened is None:
-            for oldest in [*self._open][: len(self._open) - _MAX_OPEN + 1]:
+            for oldest in [*self._open][: max(len(self._open) - _MAX_OPEN + 1, 0)]:
                 self._open.pop(oldest, None)
             opened = self._open[path] = _OpenFile(path)
         return opened
@@ -174,8 +174,10 @@ def _choices(text: str, index: int) -> list[str]:
     bounds = re.fullmatch(r"(\d+)\.\.(\d+)", text) if index % 2 else None
     if bounds:
         first, last = (int(bound) for bound in bounds.groups())
-        width = len(bounds[1]) if bounds[1].startswith("0") else 0
-        return [f"{number:0{width}}" for number in range(first, last + 1)]
+        is_padded = any(len(bound) > 1 and bound.startswith("0") for bound in bounds.groups())
+        width = max(map(len, bounds.groups())) if is_padded else 0
+        step = 1 if first <= last else -1
+        return [f"{number:0{width}}" for number in range(first, last + step, step)]
     return text.split(",") if index % 2 else [text]
 
 

@@ -459,10 +459,15 @@ def fingerprint(split: Split, *, root: Path, progress: Progress | None = None) -
 def _hash_files(
     dataset: FileDataset, *, labels: Tensor | None, root: Path, what: str, progress: Progress | None
 ) -> str:
-    """Hash names and sizes of files, and the labels, which a table may give."""
+    """Hash names and sizes of files, and the labels, which a table may give.
+
+    Of a file outside the root, such as one in the cache of a library, the folder does not count.
+    """
+    inside = f"{root}{os.sep}"
 
     def describe(path: str, status: os.stat_result | None) -> str:
-        name = unicodedata.normalize("NFC", path.removeprefix(f"{root}{os.sep}"))
+        name = path.removeprefix(inside) if path.startswith(inside) else os.path.basename(path)
+        name = unicodedata.normalize("NFC", name)
         return f"{name}\0{-1 if status is None else status.st_size}\0"  # a missing one is named when it is read
 
     digest = hashlib.sha256(dataset.checksum.encode())

@@ -17,13 +17,20 @@ import pytest
 import torch
 from PIL import Image
 
-from swa_cli.data.sources import Source, load
+from swa_cli.data import packed
+from swa_cli.data.sources import Source, fingerprint, load
 from swa_cli.errors import UserError
 
 
 def picture(level: int) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((4, 5, 3), level, dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def bitmap(level: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 5, 3), level, dtype=np.uint8)).save(file, "BMP")
     return file.getvalue()
 
 
@@ -131,6 +138,56 @@ def test_images_that_other_programs_wrote(tmp_path: Path, kind: str) -> None:
     found = source(tmp_path / "set", image="photo", label="y")
     assert rows_of(found) == ([1, 2], [1, 0])
     assert found.data()["train"].sha256
+
+
+@pytest.mark.parametrize("kind", ["png", "bitmaps", "nameless", "paths"])
+def test_what_identifies_photos(tmp_path: Path, kind: str) -> None:
+    """Photos in another order, or others, against the same again: of one length, and in files of their own, too."""
+
+    def known(*levels: int) -> tuple[str, str]:
+        root = tmp_path / "set"
+        root.mkdir(exist_ok=True)
+        for level in (1, 2, 3):
+            (root / f"{level}.png").write_bytes(picture(level))
+        rows: list[Any] = images(*levels)
+        if kind == "bitmaps":
+            rows = [{"bytes": bitmap(level), "path": None} for level in levels]
+        elif kind == "nameless":
+            rows = [{"bytes": picture(level), "path": None} for level in levels]
+        elif kind == "paths":
+            rows = [f"{level}.png" for level in levels]
+        pq.write_table(pa.table({"photo": rows, "y": ["a", "b", "a"]}), root / "train.parquet")
+        dataset = load("hf", root=root, val=0, workers=0, cache="none", args={"image": "photo", "label": "y"})
+        part = dataset.train
+        return fingerprint(part, root=root).sha256, packed._checksum(part.dataset, root, None)
+
+    first = known(1, 2, 3)
+    again, other, more = known(1, 2, 3), known(2, 1, 3), known(1, 2, 2)
+    assert first[0] == again[0]
+    assert len({first, other, more}) == 3
+    assert len({first[0], other[0], more[0]}) == len({first[1], other[1], more[1]}) == 3
+
+
+def test_splits_that_lack_labels_or_have_others(tmp_path: Path) -> None:
+    """A test split without the column is left out with a word; one with numbers in place of classes is refused."""
+    part = table({"image": images(1, 2), "label": [1, 0]}, image=PHOTOS, label=KINDS)
+    hidden = table({"image": images(3, 4)}, image=PHOTOS)
+    datasets.DatasetDict({"train": part, "test": hidden}).save_to_disk(str(tmp_path / "hidden"))
+    found = source(tmp_path / "hidden")
+    assert found.test is None
+    assert "left out split test: 2 rows without the column 'label'" in found.contents
+    numbers = table({"image": images(3), "label": [0]}, image=PHOTOS, label=datasets.Value("int64"))
+    datasets.DatasetDict({"train": part, "test": numbers}).save_to_disk(str(tmp_path / "numbers"))
+    assert "test has int64 in the column 'label', and train ClassLabel" in refused(tmp_path / "numbers").message
+
+
+def test_a_label_that_is_missing_in_a_list(tmp_path: Path) -> None:
+    """Lists of texts, one of them with a null: refused with its row; an empty one is a photo without labels."""
+    texts = datasets.Sequence(datasets.Value("string"))
+    for name, labels in (("null", [["a"], ["b", None]]), ("empty", [["a", "b"], []])):
+        save(tmp_path / name, train=table({"image": images(1, 2), "label": labels}, image=PHOTOS, label=texts))
+    assert "train, row 1: a label of the list is missing" in refused(tmp_path / "null", label="label").message
+    assert source(tmp_path / "empty", label="label").train.labels.tolist() == [[1, 1], [0, 0]]
 
 
 def test_test_sets_without_labels_are_left_out(tmp_path: Path) -> None:

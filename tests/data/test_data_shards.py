@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import subprocess
 import tarfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,8 @@ def levels(found: Source, split: str = "train") -> list[int]:
         ("a-{8..11}.tar", ["a-8.tar", "a-9.tar", "a-10.tar", "a-11.tar"]),
         ("{a,b}/{0..1}.tar", ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]),
         ("{08..10}.tar", ["08.tar", "09.tar", "10.tar"]),
+        ("{9..010}.tar", ["009.tar", "010.tar"]),
+        ("{10..08}.tar", ["10.tar", "09.tar", "08.tar"]),
     ],
 )
 def test_braces_as_in_a_shell(pattern: str, expected: list[str]) -> None:
@@ -177,6 +180,46 @@ def test_extensions_in_hints_work(tmp_path: Path) -> None:
     assert levels(source(tmp_path, label="y", image="png")) == [1, 2]
 
 
+def test_extensions_in_capitals(tmp_path: Path) -> None:
+    """Members and arguments in capitals, and the hint of two images of which the first is: applied, it reads that."""
+    members = {}
+    for number in (1, 2):
+        members |= {f"{number}.PNG": picture(number), f"{number}.Y": str(number).encode()}
+    write(tmp_path / "a.tar", members)
+    assert levels(source(tmp_path, label="Y", image=["PNG"])) == [1, 2]
+    twice = {}
+    for name, content in members.items():
+        twice |= {name: content} | ({name.replace(".PNG", ".jpg"): b"x"} if "PNG" in name else {})
+    write(tmp_path / "a.tar", twice)
+    assert "dataset.args.image=png" in refused(tmp_path, label="y").hint
+    assert levels(source(tmp_path, label="y", image=["png"])) == [1, 2]
+
+
+def test_links_are_named_with_what_puts_the_files_in(tmp_path: Path) -> None:
+    """A tar file of links to photos: the command of the hint, run as it stands, makes one that is read."""
+    (tmp_path / "FOLDER").mkdir()
+    for name, content in samples(1, 2).items():
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / "FOLDER" / name).symlink_to(tmp_path / name)
+        if name.endswith(".cls"):
+            (tmp_path / "FOLDER" / name).unlink()
+            (tmp_path / "FOLDER" / name).write_bytes(content)
+    subprocess.run(["tar", "--sort=name", "-cf", "a.tar", "FOLDER"], cwd=tmp_path, check=True)
+    error = refused(tmp_path)
+    assert "the link FOLDER/001.png" in error.message
+    subprocess.run(error.hint.partition(": ")[2], shell=True, cwd=tmp_path, check=True)
+    assert levels(source(tmp_path, train="new.tar")) == [1, 2]
+
+
+def test_names_that_begin_with_two_underscores(tmp_path: Path) -> None:
+    """Folders and files of such names are samples, unless they end so, too, as webdataset's `__key__`."""
+    members = {f"__more/{name}": content for name, content in samples(1).items()}
+    members |= {f"__{name}": content for name, content in samples(2).items()}
+    members |= {f"__meta__/{name}": b"?" for name in samples(3)}
+    write(tmp_path / "a.tar", members)
+    assert levels(source(tmp_path)) == [1, 2]
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     """Tar files cut at every kind of place, with a damaged header, compressed, or none at all."""
     path = write(tmp_path / "a.tar", samples(1, 2, 3))
@@ -241,6 +284,12 @@ def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         images = [*pool.map(lambda row: dataset.read(row, EvaluationView())[0], rows)]
     assert [int(image[0, 0, 0]) for image in images] == rows
     assert len(os.listdir("/proc/self/fd")) <= before + 3
+    monkeypatch.setattr(shards, "_MAX_OPEN", 64)  # more than there are: each is opened once
+    before = len(os.listdir("/proc/self/fd"))
+    fresh = source(tmp_path, train="*.tar", cache="none").train.dataset
+    for row in rows:
+        fresh.read(row, EvaluationView())
+    assert len(os.listdir("/proc/self/fd")) == before + 40
 
 
 def test_the_index_is_small_and_its_reading_is_shown(tmp_path: Path) -> None:
