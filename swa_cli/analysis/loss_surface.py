@@ -72,6 +72,7 @@ class Samples:
     model: nn.Module
     split: str
     num_samples: int  # of that split
+    num_train: int  # training samples
     train: Loader
     scored: Loader
 
@@ -327,10 +328,11 @@ def _samples_of(run: OpenRun, *, samples: int | None) -> Samples:
     """Take the first samples of a fixed shuffle of both splits, or all of them."""
     context, model = run.opened
     split = context.scoring_split()
-    size = len(context.split(split))
+    sizes = [len(context.split(name)) for name in (split, "train")]
+    num_scored, num_train = sizes if samples is None else (min(samples, size) for size in sizes)
     found = [context.fixed_batches(name, samples=samples) for name in ("train", split)]
     train, scored = found if samples is None else map(list, found)  # a few stay in memory
-    return Samples(context, model, split, size if samples is None else min(samples, size), train, scored)
+    return Samples(context, model, split, num_scored, num_train, train, scored)
 
 
 def _measured(state: Mapping[str, Tensor], ground: Samples, *, bar: Bar, is_anchor: bool) -> Row:
@@ -364,7 +366,7 @@ def _fingerprint(ground: Samples, anchors: Sequence[Anchor], points: Sequence[Co
     recipe = context.recipe.model_dump(mode="json")
     settings = {key: recipe[key] for key in ("seed", "task", "model", "dataset")}
     settings |= {"batchnorm": context.recipe.average_scoring.batchnorm.model_dump(mode="json")}
-    settings |= {"batch_size": context.recipe.train.batch_size, "samples": ground.num_samples}
+    settings |= {"batch_size": context.recipe.train.batch_size, "samples": [ground.num_train, ground.num_samples]}
     settings |= {"precision": [context.hardware.precision, context.recipe.eval.precision]}
     settings |= {"split": ground.split, "points": [list(point) for point in points]}
     sha.update(json.dumps(settings, sort_keys=True).encode())

@@ -27,6 +27,7 @@ from swa_cli.analysis.sweep_study import (
     is_url,
     open_storage,
     require_optuna,
+    require_url,
     without_password,
 )
 from swa_cli.analysis.sweep_table import Table
@@ -105,6 +106,8 @@ def sweep(
         UserError: Missing data, no validation images, options that do not go together, or no trial has succeeded.
     """
     require_optuna()
+    if options.url is not None:
+        require_url(options.url)
     make_importable(loaded)
     with failures.before_a_run():
         metrics = tasks.find(loaded.recipe.task).metrics
@@ -112,7 +115,7 @@ def sweep(
     limit = _limit(space, settings, options)
     folder, reason = _choose(loaded.recipe, settings, options, terminal)
     if folder is None:  # fail before a folder is made
-        _check_with_data(loaded, space, recipes, metrics, terminal=terminal)
+        _check_with_data(loaded, space, recipes, settings, metrics, terminal=terminal)
     rows = _plan_rows(settings, limit, options, metrics, reason)
     if dry_run:
         return _dry_run(loaded, recipes[0], settings, limit, folder, rows, terminal=terminal)
@@ -139,7 +142,10 @@ def sweep(
             work(found, terminal=terminal, table=table)
         else:
             launch(found, words, processes=options.processes, terminal=terminal, table=table)
-        return finish(found, seeds=options.seeds, top=options.top, terminal=terminal)
+        seeds = options.seeds if found.is_finished else ()
+        if options.seeds and not seeds:
+            terminal.note("the repeats with seeds follow once all trials are finished: the same command continues")
+        return finish(found, seeds=seeds, top=options.top, terminal=terminal)
     except (KeyboardInterrupt, Terminated):
         terminal.warning("the sweep is stopped: run the same command again to continue")
         raise
@@ -248,13 +254,19 @@ def _study_name(recipe: Recipe, settings: Settings) -> str:
 
 
 def _check_with_data(
-    loaded: Loaded, space: Space, recipes: Sequence[Loaded], metrics: TaskMetrics, *, terminal: Terminal
+    loaded: Loaded,
+    space: Space,
+    recipes: Sequence[Loaded],
+    settings: Settings,
+    metrics: TaskMetrics,
+    *,
+    terminal: Terminal,
 ) -> None:
     """Build the run of the first recipe, and check the plans of all with the data that it has read.
 
     Raises:
         RecipeError: Every problem of every value.
-        UserError: The data are missing, or have no validation split.
+        UserError: The data are missing, or have no validation split; or pruning would compare what is not alike.
     """
     run = train.set_up(recipes[0], listeners=[RunOutput(terminal.part())])
     if run.context.source.val is None:
@@ -272,6 +284,14 @@ def _check_with_data(
         return found
 
     check(loaded, space, further=further)
+    if settings.pruner == "asha":
+        firsts = {sweep_metric.first_measured(settings.metric, each.recipe, num_train=num_train) for each in recipes}
+        if len(firsts) > 1:
+            listed = " and ".join(f"{column} from epoch {epoch} on" for column, epoch in sorted(firsts)[:2])
+            raise UserError(
+                f"--pruner asha: trials would be compared by different things: {listed}",
+                hint="add --metric val_loss, which each trial measures after each epoch, or leave --pruner out",
+            )
 
 
 def _plan_rows(

@@ -15,7 +15,7 @@ from typing import Any
 from swa_cli.analysis import sweep_metric, sweep_table
 from swa_cli.analysis.repeat import repeat
 from swa_cli.analysis.sweep_study import COMPLETE, Record, best_of
-from swa_cli.analysis.sweep_trials import Sweep
+from swa_cli.analysis.sweep_trials import Sweep, is_of_disk, reason_of
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.recipe import load
@@ -41,7 +41,8 @@ def finish(sweep: Sweep, *, seeds: Sequence[int], top: int, terminal: Terminal) 
     if not best:
         reasons = sorted({record.reason for record in records if record.reason})
         message = "; ".join([f"{folder.display_path}: no trial is complete", *reasons[:3]])
-        raise UserError(message, hint="run the same command again, or try other values", exit_code=EXIT_FAILED)
+        hint = f"correct that, and {sweep.how_to_begin_anew}" if sweep.is_finished else "run the same command again"
+        raise UserError(message, hint=hint, exit_code=EXIT_FAILED)
     over_seeds: dict[int, list[float]] = {}
     if seeds:
         over_seeds = _repeat_all(sweep, best[:top], seeds, terminal=terminal)
@@ -57,12 +58,19 @@ def finish(sweep: Sweep, *, seeds: Sequence[int], top: int, terminal: Terminal) 
     return answer
 
 
-def share_repeats(sweep: Sweep, best: Sequence[Record], *, seeds: Sequence[int], terminal: Terminal) -> None:
-    """Run the seeds of trials that are not finished and that no other process works on."""
+def share_repeats(sweep: Sweep, best: Sequence[Record], *, seeds: Sequence[int], terminal: Terminal) -> list[Record]:
+    """Run the seeds of trials that are not finished and that no other process works on.
+
+    Returns:
+        The trials of which no seed has failed here.
+    """
+    found = []
     with terminal.progress(f"the best {len(best)} with {len(seeds)} seeds", len(best)) as bar:
         for record in best:
-            _repeat(sweep, record, seeds, terminal=terminal, waits=False)
+            if _repeat(sweep, record, seeds, terminal=terminal, waits=False) is not None:
+                found.append(record)
             bar.advance()
+    return found
 
 
 def _repeat_all(
@@ -72,13 +80,14 @@ def _repeat_all(
 
     Other processes at the end of the same sweep share the seeds; this one waits for them when nothing else is left.
     """
-    share_repeats(sweep, best, seeds=seeds, terminal=terminal)
     found = {}
-    for record in best:
-        own, path = _repeat(sweep, record, seeds, terminal=terminal, waits=True)
+    for record in share_repeats(sweep, best, seeds=seeds, terminal=terminal):
+        own = _repeat(sweep, record, seeds, terminal=terminal, waits=True)
+        if own is None:
+            continue
         values = []
         for seed in seeds:
-            result = json.loads(RunFolder(path / f"seed-{seed}").result.read_text())
+            result = json.loads(RunFolder(_folder(sweep, record) / f"seed-{seed}").result.read_text())
             value = sweep_metric.final_value(result, sweep.settings.metric, own.recipe, sweep.metrics)
             values += [] if value is None else [value]
         if len(values) == len(seeds):
@@ -88,13 +97,22 @@ def _repeat_all(
     return found
 
 
-def _repeat(
-    sweep: Sweep, record: Record, seeds: Sequence[int], *, terminal: Terminal, waits: bool
-) -> tuple[Loaded, Path]:
-    """Repeat a trial; return its recipe and the folder of the repeat."""
-    own, path = sweep.recipe_of(record.texts), sweep.folder.path / SEEDS / record.name
-    repeat(own, seeds, terminal=terminal.part(quiet=True), at=path, waits=waits)
-    return own, path
+def _repeat(sweep: Sweep, record: Record, seeds: Sequence[int], *, terminal: Terminal, waits: bool) -> Loaded | None:
+    """Repeat a trial; return its recipe, or None if a seed fails, such as one that diverges."""
+    own = sweep.recipe_of(record.texts)
+    try:
+        repeat(own, seeds, terminal=terminal.part(quiet=True), at=_folder(sweep, record), waits=waits)
+    except Exception as error:  # whatever ended this trial, others may do better
+        if is_of_disk(error):
+            raise
+        terminal.warning(f"trial {record.number} is left out of the repeats: {reason_of(error)}")
+        return None
+    return own
+
+
+def _folder(sweep: Sweep, record: Record) -> Path:
+    """Return the folder of the repeat of a trial."""
+    return sweep.folder.path / SEEDS / record.name
 
 
 def _answer(

@@ -13,6 +13,7 @@ from typing import Any
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import Metric, TaskMetrics
 from swa_cli.recipe.load import Loaded
+from swa_cli.recipe.plan import make_plan
 from swa_cli.recipe.schema import Recipe
 
 FIRST_AVERAGE = "first_average_val_loss"  # where the first average of the trials differs, or some have none
@@ -44,6 +45,16 @@ def column_of(metric: str, recipe: Recipe) -> str:
         return metric
     first = next(iter(recipe.all_averages), None)
     return "val_loss" if first is None else f"{first}_val_loss"
+
+
+def first_measured(metric: str, recipe: Recipe, *, num_train: int) -> tuple[str, int]:
+    """Return the column of a run, and the first epoch in which it is measured there."""
+    column, plan = column_of(metric, recipe), make_plan(recipe, num_train=num_train)
+    for average in plan.averages:
+        if column.startswith(f"{average.name}_val_"):
+            scored = [*sorted(plan.score_epochs), plan.epochs]
+            return column, next(epoch for epoch in scored if average.steps[0] <= epoch * plan.steps_per_epoch)
+    return column, 1
 
 
 def metric_of(metric: str, metrics: TaskMetrics) -> Metric:

@@ -345,6 +345,9 @@ class Claim:
             self._study.study.tell(self.number, state=names[state])
 
 
+_URL_HINT = "write one such as postgresql://user:password@host:5432/database, or name a folder"
+
+
 def is_url(storage: str) -> bool:
     """Return whether a storage is a database, not a folder."""
     return "://" in storage
@@ -355,6 +358,21 @@ def without_password(storage: str) -> str:
     from sqlalchemy.engine import make_url
 
     return make_url(storage).render_as_string(hide_password=True)
+
+
+def require_url(url: str) -> None:
+    """Refuse what is no URL of a database.
+
+    Raises:
+        UserError: It is none.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        make_url(url)
+    except (ArgumentError, ValueError) as error:  # ValueError: a port that is no number
+        raise UserError(f"--storage: is no URL of a database ({error})", hint=_URL_HINT) from error
 
 
 def open_storage(folder: Path, url: str | None) -> BaseStorage:
@@ -372,13 +390,12 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
             backend.JournalFileBackend(path, lock_obj=backend.JournalFileOpenLock(path))
         )
         return storage
-    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+    from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
     try:
         storage = optuna.storages.RDBStorage(url)
-    except ArgumentError as error:
-        hint = "write one such as postgresql://user:password@host/database, or name a folder"
-        raise UserError(f"--storage: {error}", hint=hint) from error
+    except NoSuchModuleError as error:
+        raise UserError(f"--storage: {error}", hint=_URL_HINT) from error
     except (SQLAlchemyError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         message = f"--storage {without_password(url)}: cannot be opened ({reason})"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -63,6 +64,16 @@ class Sweep:
         """Whether no trial is left to run."""
         records = self.records()
         return len(records) == self.limit and all(record.is_finished for record in records)
+
+    @property
+    def how_to_begin_anew(self) -> str:
+        """What a hint says to a person who wants none of the trials so far."""
+        move = f"move {self.folder.display_path} elsewhere"
+        if not self.study.is_local:
+            url = shlex.quote(json.loads(self.folder.sweep.read_text())["storage"])
+            words = f"optuna delete-study --study-name {shlex.quote(self.study.study.study_name)} --storage {url}"
+            move = f"{move}, and take its trials out of the database: `{words}`"
+        return f"{move}; the same command then starts a new one"
 
 
 class Pruned(Exception):  # noqa: N818 - no error
@@ -158,9 +169,9 @@ def _run_trial(sweep: Sweep, claim: Claim, *, terminal: Terminal, shown: _Shown)
         terminal.warning(f"stopped in {claim.name}")
         raise
     except Exception as error:  # whatever ended this trial, others may do better
-        if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
-            raise  # of the disk, not of the values
-        claim.finish(FAILED, seconds=time.monotonic() - started, reason=_reason(error))
+        if is_of_disk(error):
+            raise
+        claim.finish(FAILED, seconds=time.monotonic() - started, reason=reason_of(error))
     else:
         column = sweep_metric.column_of(sweep.settings.metric, own.recipe)
         reason = "" if value is not None else f"{column} was not measured at the end, or is not finite"
@@ -169,7 +180,13 @@ def _run_trial(sweep: Sweep, claim: Claim, *, terminal: Terminal, shown: _Shown)
     gc.collect()  # the network and the data of this trial
 
 
-def _reason(error: Exception) -> str:
+def is_of_disk(error: BaseException) -> bool:
+    """Return whether an error is of the disk, not of the values of a trial."""
+    return isinstance(error, OSError) or (error.__cause__ is not None and is_of_disk(error.__cause__))
+
+
+def reason_of(error: Exception) -> str:
+    """Return an error in a line."""
     text = next(iter(str(error).strip().splitlines()), "")
     return text if isinstance(error, UserError | RecipeError) else f"{type(error).__name__}: {text}"
 
@@ -187,7 +204,7 @@ def _refuse_hopeless(sweep: Sweep) -> None:
     if len(reasons) == 1:
         raise UserError(
             f"the first {len(ended)} trials fail with the same error: {ended[0].reason}",
-            hint=f"correct that, and move {sweep.folder.display_path} elsewhere: the same command starts a new one",
+            hint=f"correct that, and {sweep.how_to_begin_anew}",
             exit_code=EXIT_FAILED,
         )
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -267,6 +271,66 @@ def test_the_best_are_repeated_with_seeds(swa, few: Path, trained: list[str], wh
     assert sorted(path.name for path in (FOLDER / "seeds").iterdir()) == ["trial-000", "trial-001"]
 
 
+def test_a_trial_that_diverges_with_a_seed_is_left_out(swa, few: Path, trained: list[str], monkeypatch) -> None:
+    """The best trial fails with a seed: a warning names it, another one is the best, and the files are written."""
+    from swa_cli.analysis import sweep_end
+
+    def repeat(loaded: Loaded, seeds: Sequence[int], *, terminal: Any, at: Path, waits: bool) -> None:
+        if loaded.recipe.optimizer.lr == 0.1:
+            raise UserError("seed 1 (2 of 2): epoch 1: the loss is nan", hint="lower the rate")
+        if loaded.recipe.optimizer.lr == 0.3:
+            raise UserError("seed 1: cannot be written", hint="") from OSError("disk full")
+        for seed in seeds:
+            RunFolder(at / f"seed-{seed}").path.mkdir(parents=True, exist_ok=True)
+            RunFolder(at / f"seed-{seed}").write_json("result.json", {"weights": {"swa": {"val": {"nll": 0.5}}}})
+
+    monkeypatch.setattr(sweep_end, "repeat", repeat)
+    ended = swa("sweep", few, "optimizer.lr=0.1,0.12,0.9", "--seeds", "0-1", "--top", "2", "--json")
+    assert ended.code == 0, ended.err
+    assert [each["number"] for each in ended.json["repeats"]] == [1] == [ended.json["best"]["number"]]
+    assert "trial 0 is left out of the repeats: seed 1 (2 of 2): epoch 1: the loss is nan" in " ".join(
+        ended.err.split()
+    )
+    assert (FOLDER / "result.json").is_file()
+    assert swa("sweep", few, "optimizer.lr=0.3,0.9", "--seeds", "0-1", "-q").code == 2  # of the disk
+
+
+def test_repeats_wait_for_the_last_trial(swa, few: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A timeout after two of three trials: no seed is run, and the same command runs the rest and the seeds."""
+    from swa_cli.analysis import sweep_end
+
+    repeated = []
+    monkeypatch.setattr(sweep_end, "_repeat_all", lambda *_, **__: repeated.append(len(trained)) or {})
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: float(next(ticks)), sleep=time.sleep)
+    words = ("sweep", few, "optimizer.lr=0.1,0.2,0.3", "--seeds", "0-1")
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep_trials, "time", clock)
+        ended = swa(*words, "--timeout", "5s", "--json")
+    assert (len(trained), repeated, ended.json["finished"]) == (2, [], False)
+    assert "the repeats with seeds follow" in " ".join(ended.err.split())
+    assert swa(*words, "-q").code == 0
+    assert (len(trained), repeated) == (3, [3])
+
+
+@pytest.mark.parametrize("words", [[], ["--storage", "sqlite:///trials.db"]], ids=["folder", "database"])
+def test_trials_that_failed_are_run_again_as_the_hint_says(swa, few: Path, trained: list[str], words) -> None:
+    """Two trials of two fail: the same command says the same, and after what the hint says it runs both again."""
+    import optuna
+
+    command = ("sweep", few, "optimizer.lr=2,3", *words)
+    for _ in range(2):
+        ended = swa(*command)
+        assert (ended.code, len(trained)) == (1, 2)
+    said = " ".join(ended.err.split())
+    assert f"move {FOLDER} elsewhere" in said
+    shutil.move(FOLDER, "before")
+    if words:
+        name, storage = re.findall(r"`optuna delete-study --study-name (\S+) --storage (\S+)`", said)[0]
+        optuna.delete_study(study_name=name, storage=storage)
+    assert (swa(*command).code, len(trained)) == (1, 4)
+
+
 @pytest.mark.parametrize(
     ("words", "said", "hint"),
     [
@@ -279,6 +343,13 @@ def test_the_best_are_repeated_with_seeds(swa, few: Path, trained: list[str], wh
         (("swa.lr=0.05,0.1", "--timeout", "2"), "`2` is not a length of time", "10min"),
         (("swa.lr=0.05,0.1", "--top", "2"), "--top goes with --seeds", ""),
         (("swa.lr=0.05,0.1", "--storage", "nowhere://x"), "nowhere", ""),
+        (("swa.lr=0.05,0.1", "--storage", "postgresql://me@host:port/x"), "--storage: is no URL", "host:5432"),
+        (("swa=null,{start: 50%}", "--pruner", "asha"), "by different things: swa_val_loss", "--metric val_loss"),
+        (
+            ("swa.start=0%,75%", "--pruner", "asha"),
+            "from epoch 1 on and swa_val_loss from epoch 2",
+            "--metric val_loss",
+        ),
         (("swa.start=50%,100ep",), "swa.start=50%,100ep", ""),
         (("optimizer.name=SGD,Adma", "swa.lr=0.05,0.1"), "Adma", "Adam"),
     ],
