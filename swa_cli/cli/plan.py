@@ -33,7 +33,8 @@ def plan(
 ) -> None:
     """Show steps, learning rates, averaged epochs and memory, and estimate the time from a few timed steps.
 
-    The data are read and a few steps are run. Nothing is written but the index of a folder with many images.
+    The data are read, a dataset that is missing is downloaded, and a few steps are run. Nothing else is written but the
+    index of a folder with many images.
     """
     from swa_cli.recipe import load
 

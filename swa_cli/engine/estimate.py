@@ -14,11 +14,13 @@ import statistics
 import time
 import timeit
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.batchnorm import update_batchnorm
@@ -27,9 +29,10 @@ from swa_cli.engine import evaluate
 from swa_cli.engine.context import Context
 from swa_cli.engine.events import Bar
 from swa_cli.engine.plan_text import plan_rows
-from swa_cli.engine.run import Run
+from swa_cli.engine.run import Run, end_freezing, running_statistics
 from swa_cli.engine.step import train_step, wrap_ddp
 from swa_cli.errors import UserError
+from swa_cli.models.freezing import freeze
 from swa_cli.recipe.plan import Plan
 from swa_cli.recipe.swap import worker_of
 
@@ -66,7 +69,7 @@ class Scaled:
     samples: int  # of a batch, in the slowest process
     alone_s: float
     compute_s: float
-    gradient_bytes: int
+    gradient_bytes: int  # of a step, the mean over the epochs
 
     @property
     def exchange_s(self) -> float:
@@ -189,24 +192,55 @@ def _arithmetic(planned: Plan) -> dict[str, Any]:
 def measure(run: Run) -> StepTimes:
     """Time some steps, some scored batches, and some batches of the BatchNorm pass, each with their reading."""
     context, split = run.context, run.context.scoring_split()
-    num_steps, step_s = _time_sizes(run, context)
-    size = min(context.recipe.eval.batch_size, len(context.split(split)))
+    num_steps, step_s = _time_periods(run, context)
+    number = len(context.split(split))
+    size = min(context.recipe.eval.batch_size, number)
     score = partial(evaluate.score, run.model, task=context.task, hardware=context.eval_hardware)
-    _, scored_s = _mean_s(score([batch]) for batch in context.plain_batches(split))
-    refresh_s = _refresh_s(run) if run.statistics.num_layers else 0.0
+    whole = itertools.islice(context.plain_batches(split), number // size)  # not the rest at the end
+    _, scored_s = _mean_s(score([batch]) for batch in whole)
+    with _all_trained(run):
+        refresh_s = _refresh_s(run) if run.statistics.num_layers else 0.0
     worker_s = 0.0
     if run.plan.worker is not None:
         own = replace(context, recipe=worker_of(context.recipe, 1))
-        _, worker_s = _time_sizes(replace(run, context=own, plan=run.plan.worker), own)
+        _, worker_s = _time_periods(replace(run, context=own, plan=run.plan.worker), own)
     return StepTimes(num_steps, step_s, scored_s / size, refresh_s, worker_s)
 
 
-def _time_sizes(run: Run, context: Context, *, rank: int = 0, processes: int = 1) -> tuple[int, float]:
-    """Return the number of timed steps on a part of each batch, and their seconds: the mean over the epochs' sizes."""
-    epochs = context.epochs_by_size(epochs=run.plan.epochs)
-    timed = [time_steps(run, context.training_batches(first).part(rank, size=processes)) for first, _ in epochs]
-    total = sum(seconds * number for (_, seconds), (_, number) in zip(timed, epochs, strict=True))
-    return sum(number for number, _ in timed), total / sum(number for _, number in epochs)
+def _time_periods(run: Run, context: Context, *, rank: int = 0, processes: int = 1) -> tuple[int, float]:
+    """Return the number of timed steps on a part of each batch, and their seconds: the mean over the epochs."""
+    num_steps, total_s = 0, 0.0
+    for first, number in _periods(run, context):
+        timed, seconds = time_steps(run, context.training_batches(first).part(rank, size=processes))
+        num_steps, total_s = num_steps + timed, total_s + seconds * number
+    return num_steps, total_s / run.plan.epochs
+
+
+def _periods(run: Run, context: Context) -> Iterator[tuple[int, int]]:
+    """Iterate over the first one, and the number, of epochs that train the same parameters on one size of images.
+
+    Until the next one, the parameters that train are those of these epochs.
+    """
+    until = run.plan.unfreeze if run.plan.unfreeze is not None and run.replica.frozen else 1
+    for first, number in context.epochs_by_size(epochs=run.plan.epochs):
+        num_frozen = min(max(until - first, 0), number)
+        if num_frozen:
+            yield first, num_frozen
+        if num_frozen < number:
+            with _all_trained(run):
+                yield first + num_frozen, number - num_frozen
+
+
+@contextmanager
+def _all_trained(run: Run) -> Iterator[None]:
+    """Let the parameters train that are frozen up to an epoch, as they do at the end of the run."""
+    frozen = run.replica.frozen
+    end_freezing(run)
+    try:
+        yield
+    finally:
+        if frozen:
+            run.replica.frozen, run.running = freeze(run.model, frozen), running_statistics(run.model)
 
 
 def time_steps(run: Run, batches: Batches) -> tuple[int, float]:
@@ -253,17 +287,22 @@ def _scaled(run: Run, cluster: Cluster, *, alone_s: float) -> Scaled:
         per_machine = -(-cluster.processes // cluster.machines)  # the most that share one
         torch.set_num_threads(max(hardware.threads // per_machine, 1))
     try:
-        _, compute_s = _time_sizes(run, run.context, rank=last, processes=cluster.processes)
+        _, compute_s = _time_periods(run, run.context, rank=last, processes=cluster.processes)
     finally:
         torch.set_num_threads(hardware.threads)
-    parameters = [parameter for parameter in run.model.parameters() if parameter.requires_grad]
+    exchanged = sum(number * _gradient_bytes(run.model) for _, number in _periods(run, run.context))
     return Scaled(
         cluster,
         samples=-(-settings.batch_size // cluster.processes),
         alone_s=alone_s,
         compute_s=compute_s,
-        gradient_bytes=sum(parameter.numel() * parameter.element_size() for parameter in parameters),
+        gradient_bytes=round(exchanged / run.plan.epochs),
     )
+
+
+def _gradient_bytes(model: nn.Module) -> int:
+    trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
+    return sum(parameter.numel() * parameter.element_size() for parameter in trained)
 
 
 def _refresh_s(run: Run) -> float:
@@ -307,7 +346,8 @@ def _estimate_seconds(run: Run, times: StepTimes) -> dict[str, float]:
     if run.averages_inside:
         epochs = planned.epochs + (num_workers * planned.worker.epochs if planned.worker else 0)
         own = epochs if num_val else num_raw
-    samples += num_val * (num_workers + num_twins)
+    if context.scoring_split() != "val":  # else these are the scores below
+        samples += num_val * (num_workers + num_twins)
     samples += len(context.split(context.scoring_split())) * (1 + num_workers + num_twins + num_averages)
     num_passes = in_between + num_averages + num_twins + own
     return {

@@ -12,6 +12,7 @@ import functools
 import os
 import platform
 import time
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -271,10 +272,11 @@ def _in_tf32(device: torch.device) -> list[str]:
     """Return what a GPU computes in TF32, of 10 bits, where fp32 is asked for, as torch is set."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
         return []
-    settings = {
-        "convolutions": torch.backends.cudnn.allow_tf32,
-        "matrix products": torch.backends.cuda.matmul.allow_tf32,
-    }
+    with warnings.catch_warnings(action="ignore"):  # torch 2.9 warns of these, and its new ones hide the defaults
+        settings = {
+            "convolutions": torch.backends.cudnn.allow_tf32,
+            "matrix products": torch.backends.cuda.matmul.allow_tf32,
+        }
     return [name for name, is_on in settings.items() if is_on]
 
 

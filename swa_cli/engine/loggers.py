@@ -23,6 +23,7 @@ from swa_cli.recipe.schema.output import LOGGERS, Logger
 VERSION = "brain.Event:2"  # what TensorBoard wants to read first
 FILES = "events.out.tfevents.*"
 KEY = "output.loggers"
+HEARD = [name for name in METHODS if name != "progress"]  # what loggers are told
 FORMS = f"a logger is {', '.join(LOGGERS)} or package.module:Class"
 
 
@@ -115,10 +116,10 @@ def _build_known(entry: Logger) -> object:
 
 
 def _build_own(name: str) -> object:
-    expected = f"let it be a class without arguments that has some of the methods {', '.join(METHODS)}"
+    expected = f"let it be a class without arguments that has some of the methods {', '.join(HEARD)}"
     logger: object = import_callable(
         name, lambda signature: signature.bind(), key=KEY, what="a logger", forms=FORMS, expected=expected
     )()
-    if not any(callable(getattr(logger, method, None)) for method in METHODS):
+    if not any(callable(getattr(logger, method, None)) for method in HEARD):
         raise UserError(f"{name} has none of the methods of a logger", hint=expected)
     return logger

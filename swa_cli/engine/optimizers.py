@@ -11,14 +11,14 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swa_cli.errors import Problem, RecipeError, UserError, did_you_mean
 from swa_cli.import_path import import_callable
@@ -91,22 +91,19 @@ def build(
     settings: schema.Optimizer,
     *,
     is_sparse: bool = False,
-    is_scaled: bool = False,
-    later: Collection[str] = (),
 ) -> torch.optim.Optimizer:
     """Build the optimizer over the parameters that require gradients; `set_learning_rate` sets the rate of each step.
 
     A parameter belongs to the first group that matches, if any; the weight decay of those in `no_decay` is 0 in every
     group. With `layer_decay` d a parameter of block i of n has d^(n - 1 - i) times the rate, see `depths`. torch's
-    fused kernels do not take sparse gradients, nor parameters of one group some of which have no momentum yet: those
-    that train `later` have groups of their own, and no state until then. Groups that name other optimizers are steps
-    of one, see `several_optimizers`. `is_scaled`: a GradScaler skips steps whose gradients are not finite.
+    fused kernels do not take sparse gradients. Groups that name other optimizers are steps of one, see
+    `several_optimizers`.
 
     Raises:
         RecipeError: Nothing is trained, a class refuses a value, or a pattern matches no parameter.
     """
     require_trained(model)
-    found = _owned(model, settings, later)
+    found = _owned(model, settings)
     _require_matrices(settings, found)
     if not found[None].trained:
         message = f"the groups take all parameters, and none is left for {settings.name}"
@@ -120,8 +117,6 @@ def build(
         if not is_sparse and _is_fusible(name, own.trained, options):
             options = {"fused": True, **options}
         optimizers[key] = _make(name, own.groups, lr=settings.lr, options=options, key=key)
-        if is_scaled and isinstance(optimizers[key], torch.optim.SGD):
-            _begin_momentum(optimizers[key])
         if len(found) > 1 and needs_closure(optimizers[key]):
             message = f"{name} passes each batch several times, and no other optimizer can stand beside it"
             raise RecipeError([Problem(key, message, "let it train all parameters: leave out the names of groups")])
@@ -140,7 +135,7 @@ class _Owned:
     groups: list[dict[str, Any]]
 
 
-def _owned(model: nn.Module, settings: schema.Optimizer, later: Collection[str]) -> dict[int | None, _Owned]:
+def _owned(model: nn.Module, settings: schema.Optimizer) -> dict[int | None, _Owned]:
     """Return what each optimizer trains, by the index of the group that names it; None for that of the section."""
     sections = settings.groups
     trained = {key: parameter for key, parameter in model.named_parameters() if parameter.requires_grad}
@@ -151,7 +146,7 @@ def _owned(model: nn.Module, settings: schema.Optimizer, later: Collection[str])
     ]
     decay, depth = settings.layer_decay, depths(model)
     last = max(depth.values())
-    built: dict[tuple[int, bool, int, bool], dict[str, Any]] = {}
+    built: dict[tuple[int, bool, int], dict[str, Any]] = {}
     found: dict[int | None, _Owned] = {None: _Owned({}, [])}
     owners = {index: index for index, section in enumerate(sections) if section.name is not None}
     for key, parameter in trained.items():
@@ -163,7 +158,7 @@ def _owned(model: nn.Module, settings: schema.Optimizer, later: Collection[str])
         own[LR_MULTIPLE] *= decay ** (last - block)
         if key in free:
             own["weight_decay"] = 0.0
-        built.setdefault((index, key in free, block, key in later), {"params": [], **own})["params"].append(parameter)
+        built.setdefault((index, key in free, block), {"params": [], **own})["params"].append(parameter)
         found.setdefault(owners.get(index), _Owned({}, [])).trained[key] = parameter
     for place in sorted(built, reverse=True):
         found[owners.get(place[0])].groups.append(built[place])
@@ -197,20 +192,24 @@ def _make(
     return optimizer
 
 
-def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
-    """Let a fused SGD bear that a GradScaler skips its first step.
+def begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let a fused SGD bear parameters without a first gradient, and a GradScaler that skips its first step.
 
-    Its kernel then leaves the momentum as it was allocated, with any numbers (torch 2.14). Momentum 0 gives the same
-    first step. With dampening it would not: there the scaler skips on the host, which waits for the device.
+    To be called before the first step, and again when more parameters train. Its kernel takes no group of which some
+    have a momentum and some have none yet, as of layers that a network drops at random; after a skipped step it leaves
+    the momentum as it was allocated, with any numbers (torch 2.14). Momentum 0 gives the same first step. With
+    dampening it would not: such a group is not fused, and a scaler skips on the host, which waits for the device.
     """
-    if not optimizer.defaults["fused"]:
-        return
-    groups = [group for group in optimizer.param_groups if group["momentum"]]
-    if any(group["dampening"] for group in groups):
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-        return
-    for parameter in (parameter for group in groups for parameter in group["params"]):
-        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    for part in getattr(optimizer, "parts", (optimizer,)):  # of several
+        if not isinstance(part, torch.optim.SGD) or not part.defaults["fused"]:
+            continue
+        for group in (group for group in part.param_groups if group["momentum"]):
+            if group["dampening"]:
+                group["fused"] = part._step_supports_amp_scaling = False
+                continue
+            for parameter in group["params"]:
+                if parameter.requires_grad and part.state[parameter].get("momentum_buffer") is None:
+                    part.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def averages_inside(optimizer: torch.optim.Optimizer) -> bool:
@@ -414,7 +413,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Set the rate of every parameter group: its multiple of `lr`."""
     for group in optimizer.param_groups:
         rate = lr * group[LR_MULTIPLE]
-        if isinstance(group["lr"], torch.Tensor):
+        if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
@@ -441,15 +440,15 @@ def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Seque
     in_norm_layers = {
         f"{prefix}.{key}" if prefix else key
         for prefix, layer in model.named_modules()
-        if isinstance(layer, NORM_LAYERS)
-        for key, _ in layer.named_parameters(recurse=False)
+        for key, value in layer.named_parameters(recurse=False)
+        if isinstance(layer, NORM_LAYERS) or ("Norm" in type(layer).__name__ and value.dim() < 2)  # timm has its own
     }
     names: set[str] = set()
     for word in words:
         if word == "norm":
             found = in_norm_layers & trained.keys()
         elif word == "bias":
-            found = {key for key in trained if key.rpartition(".")[2] == "bias"}
+            found = {key for key, value in trained.items() if _is_bias(key.rpartition(".")[2], value)}
         elif word == NOT_2D:
             found = {key for key, value in trained.items() if value.dim() != 2}
         else:
@@ -459,6 +458,11 @@ def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Seque
                 raise RecipeError([Problem(place, f"{word!r} matches no parameter", f"names look like {some}")])
         names |= found
     return names
+
+
+def _is_bias(name: str, value: Tensor) -> bool:
+    """Return whether a parameter is a bias; `in_proj_bias` and `bias_ih_l0` are names of torch."""
+    return name == "bias" or (value.dim() < 2 and (name.endswith("_bias") or name.startswith("bias_")))
 
 
 def _is_fusible(name: str, trained: Mapping[str, nn.Parameter], options: Mapping[str, Any]) -> bool:

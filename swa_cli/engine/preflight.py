@@ -43,6 +43,7 @@ class Preflight:
     update: BatchNormUpdate
     warnings: tuple[str, ...]
     is_sparse: bool  # whether any gradient is
+    samples: tuple[Any, ...]  # inputs of a few samples in each size that trains
 
 
 def check(replica: Replica, plan: Plan) -> Preflight:
@@ -62,7 +63,8 @@ def check(replica: Replica, plan: Plan) -> Preflight:
         if replica.made_in_s > SLOW_S:
             warnings.append(
                 f"model.name: making {context.recipe.model.name} takes {replica.made_in_s:.1f} s, and a run makes one"
-                " each time that it evaluates an average: swa.eval_every says how often"
+                " each time that it evaluates an average"
+                + (": swa.eval_every says how often" if context.recipe.swap is None else "")
             )
         if not is_equal:
             replica.borrows = True
@@ -72,15 +74,19 @@ def check(replica: Replica, plan: Plan) -> Preflight:
             )
         if not context.recipe.train.fsdp:  # a sharded process may not have the memory for it
             common, *workers = [phase.phase.batch_size for phase in (plan, plan.worker) if phase is not None]
-            parts = [common // context.world.size, *workers]  # each worker of a SWAP run is one process
-            few = slice(max(min(parts), 1))
+            part = max(common // context.world.size, 1)
+            few, key = slice(part), "train.batch_size"
+            if workers and workers[0] < part:  # each worker of a SWAP run is one process
+                few, key = slice(workers[0]), "swap.batch_size"
             with context.memory():
                 for inputs, targets in batches:
-                    is_sparse |= _step(replica, pytree.slice_batch(inputs, few), pytree.slice_batch(targets, few))
+                    small = pytree.slice_batch(inputs, few), pytree.slice_batch(targets, few)
+                    is_sparse |= _step(replica, *small, key=key)
         bar.advance()
         update = check_refresh(replica, batch, num_train=plan.num_train)
         bar.advance()
-    return Preflight(update, (*warnings, *warnings_of(update)), is_sparse)
+    samples = tuple(pytree.slice_batch(inputs, slice(PROBE_SAMPLES)) for inputs, _ in batches)
+    return Preflight(update, (*warnings, *warnings_of(update)), is_sparse, samples)
 
 
 def check_evaluation(replica: Replica) -> None:
@@ -149,13 +155,18 @@ def check_refresh(replica: Replica, batch: tuple[Any, Any], *, num_train: int) -
             whole = total - last
             hint = "let the layer take batches of any size"
             if last and whole:
-                hint += f", or leave the last samples out of the pass: swa.batchnorm.samples={whole}"
+                section = "swap" if context.recipe.swap else "swa"
+                hint += f", or leave the last samples out of the pass: {section}.batchnorm.samples={whole}"
             text = f"{where}: cannot be refreshed in batches of {' and '.join(map(str, sizes))}: {_reason(error)}"
             raise UserError(f"model.name: {text}", hint=hint) from error
 
 
-def with_defined_gradients(replica: Replica) -> Context:
+def with_defined_gradients(replica: Replica, samples: Sequence[Any]) -> Context:
     """Return the context in a precision in which all gradients of the network are defined.
+
+    Args:
+        replica: Of the network.
+        samples: Inputs in each size that trains.
 
     Raises:
         UserError: The recipe insists on bf16, in which one is not.
@@ -164,7 +175,9 @@ def with_defined_gradients(replica: Replica) -> Context:
     if hardware.device.type != "cpu" or hardware.precision != "bf16":
         return context
     with replica.refreshing() as network:
-        name = _undefined_in_bf16(network.eval(), *context.task.batch_to_args(context.probe()[0]))
+        network.eval()
+        names = [_undefined_in_bf16(network, *context.task.batch_to_args(inputs)) for inputs in samples]
+    name = next(filter(None, names), None)
     if name is None:
         return context
     reason = f"torch has no bf16 gradient of {name} for images so small"
@@ -194,8 +207,11 @@ def _undefined_in_bf16(model: nn.Module, args: Sequence[Any], kwargs: Mapping[st
     return found[0] if found else None
 
 
-def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
-    """Try one step: forward, loss, backward, clipping, optimizer. Return whether gradients are sparse."""
+def _step(replica: Replica, inputs: Any, targets: Any, *, key: str) -> bool:
+    """Try one step: forward, loss, backward, clipping, optimizer. Return whether gradients are sparse.
+
+    `key` of the recipe decides how many samples it has.
+    """
     context, recipe = replica.context, replica.context.recipe
     args, kwargs = context.task.batch_to_args(inputs)
     with replica.refreshing() as network:
@@ -221,7 +237,7 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
             clip()
             return loss
 
-        with _explain_step(network, context, num_samples=pytree.batch_size(inputs)):
+        with _explain_step(network, context, num_samples=pytree.batch_size(inputs), key=key):
             passed()
         sparse = [key for key, value in network.named_parameters() if value.grad is not None and value.grad.is_sparse]
         optimizer = optimizers.build(network, recipe.optimizer, is_sparse=bool(sparse))
@@ -244,7 +260,7 @@ def _step(replica: Replica, inputs: Any, targets: Any) -> bool:
 
 
 @contextmanager
-def _explain_step(network: nn.Module, context: Context, *, num_samples: int) -> Iterator[None]:
+def _explain_step(network: nn.Module, context: Context, *, num_samples: int, key: str) -> Iterator[None]:
     """Explain why the network cannot be trained if a step fails."""
     recipe, name, processes = context.recipe, context.recipe.model.name, context.world.size
     with _executing(network) as layers:
@@ -252,11 +268,14 @@ def _explain_step(network: nn.Module, context: Context, *, num_samples: int) -> 
             yield
         except FAULTS as error:
             if ONE_VALUE in str(error):
-                part = "a batch" if processes == 1 else f"the part of a batch that one of {processes} processes has"
+                part, least = "a batch", 2
+                if key == "swap.batch_size":
+                    part = "a batch of a SWAP worker"
+                elif processes > 1:
+                    part, least = f"the part of a batch that one of {processes} processes has", 2 * processes
                 where = layers[-1] if layers else "a layer"
                 message = f"BatchNorm cannot train on {num_samples} sample in {part}: {where} has one value per channel"
-                hint = f"write train.batch_size={2 * processes} or more"
-                raise RecipeError([Problem("train.batch_size", message, hint)]) from error
+                raise RecipeError([Problem(key, message, f"write {key}={least} or more")]) from error
             if any(map(is_own_code, (name, recipe.task, recipe.train.loss or ""))) or is_out_of_memory(error):
                 raise
             hint = "choose another network, or other model.args"

@@ -191,7 +191,8 @@ def _build_run(
         warm, unreadable = read_initial(settings.init)
         problems += unreadable
     if world.is_rank0:
-        found, unusable = loggers.build(recipe.output.loggers) if recipe.output.loggers else ({}, [])
+        is_worker = recipe.swap is not None and recipe.swap.worker is not None  # its rows are in its metrics.csv alone
+        found, unusable = loggers.build([] if is_worker else recipe.output.loggers)
         problems += unusable
         events = events.extended(loggers.MetricsCsv(), loggers=found)
     if image_problems(recipe) or model_problems(recipe):  # the data cannot be read so
@@ -231,7 +232,7 @@ def _build_run(
         elif recipe.model.pretrained is not None and point is None:
             initial = load_pretrained(context, model, purpose=purpose)
         seen = preflight.check(replica, plan)
-        context = replica.context = preflight.with_defined_gradients(replica)
+        context = replica.context = preflight.with_defined_gradients(replica, seen.samples)
         sharding = UNSHARDED
         if settings.fsdp:
             if replica.borrows:
@@ -243,10 +244,9 @@ def _build_run(
             replica = Replica(context, model, sharding)
         frozen = names_to_freeze(model, recipe.model.freeze) if plan.unfreeze is not None else frozenset()
         is_scaled = context.hardware.precision == "fp16"
-        optimizer = optimizers.build(
-            model, recipe.optimizer, is_sparse=seen.is_sparse, is_scaled=is_scaled, later=frozen
-        )
+        optimizer = optimizers.build(model, recipe.optimizer, is_sparse=seen.is_sparse)
         replica.frozen = freeze(model, frozen)  # after all that has to see the whole network
+        optimizers.begin_momentum(optimizer)
         _require_closure_possible(optimizer, context)
     except RecipeError as error:
         raise loaded.locate(error.problems) from error
@@ -299,6 +299,7 @@ def end_freezing(run: Run) -> None:
     if not run.replica.frozen:
         return
     unfreeze(run.model, run.replica.frozen)
+    optimizers.begin_momentum(run.optimizer)
     run.model.train()
     run.replica.frozen, run.running = frozenset(), running_statistics(run.model)
     run.refreshed.clear()

@@ -444,6 +444,8 @@ def _require_equal(run: Run) -> None:
     Raises:
         UserError: They do not.
     """
+    if run.context.world.size == 1:
+        return  # and leave out the stacks of swag and lawa
     averages = [average.state_dict(copy=False) for average in run.averages.values()]
     state = [run.model.state_dict(), averages, run.optimizer.state_dict()["state"]]
     run.context.world.require_equal(run.sharding.replicated(state), what=f"the weights after step {run.step:,}")

@@ -163,7 +163,9 @@ def _load_worker(run: Run, folder: RunFolder, number: int) -> tuple[Checkpoint |
 
 def _is_complete(point: Checkpoint | None, run: Run) -> bool:
     assert run.plan.worker is not None, "the plan of a common phase has that of its workers"
-    return point is not None and point.content["step"] == run.plan.worker.total_steps
+    if point is None or point.content["step"] != run.plan.worker.total_steps:
+        return False
+    return bool(point.content["epoch"] == run.plan.worker.epochs)  # else it was stopped in its last validation
 
 
 def _read_worker(run: Run, folder: RunFolder, number: int) -> Worker:

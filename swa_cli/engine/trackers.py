@@ -170,7 +170,11 @@ class MLflow:
         self._id = _kept(folder, name, lambda: {"id": self._create(uri)})["id"]
         self._client.update_run(self._id, status="RUNNING")
         data = self._client.get_run(self._id).data
-        self._sent = {(key, one.step) for key in data.metrics for one in self._client.get_metric_history(self._id, key)}
+        sent = {(key, one.step) for key in data.metrics for one in self._client.get_metric_history(self._id, key)}
+        epochs, last = str(event.recipe["train"]["epochs"]), event.history[-1]["step"] if event.history else 0
+        if {"train.epochs": epochs, **data.params, **data.tags}["train.epochs"] != epochs:  # --extend-to
+            sent = {(key, step) for key, step in sent if step <= last}  # a decay after it is trained again, otherwise
+        self._sent = sent
         self._describe(event, data.params)
         for row in event.history:
             self._log(_numbers(row), step=row["step"])

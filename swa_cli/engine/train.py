@@ -119,7 +119,8 @@ def train_epochs(run: Run, folder: RunFolder) -> None:
     """Train the epochs that are left: the steps of each, validation, its row, the resume point."""
     with state.saved_on_signals(run, folder):
         forward = None
-        while run.epoch <= run.plan.epochs and run.stopped is None:
+        # A run that was stopped in the validation after train.max_time still lacks the row of its last epoch.
+        while run.epoch <= run.plan.epochs and (run.stopped is None or _num_steps_of_epoch(run) > 0):
             if unfreeze_if_due(run):
                 forward = None  # the processes exchange the gradients of those parameters that trained when it was made
             forward = build_forward(run) if forward is None else forward
@@ -147,8 +148,7 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
     start = _num_steps_of_epoch(run) * phase.grad_accum_steps
     num_batches = plan.steps_per_epoch * phase.grad_accum_steps
     run.model.train()
-    if context.split("train").dataset is not None:
-        state.wait_for_files(run)  # forking its loader processes is not safe beside another thread
+    _wait_before_forking(run)
     with (
         context.events.progress(f"epoch {epoch}", num_batches, unit=phase.batch_size, done=start) as bar,
         closing(iter(context.training_batches(epoch, start=start))) as batches,
@@ -221,6 +221,7 @@ def _count_step(run: Run, folder: RunFolder) -> None:
 
 def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
     """Validate, and add the row of an epoch in which `num_steps` were done."""
+    _wait_before_forking(run)
     parts = run.context.world.gathered(run.totals.tolist())
     loss, score = (sum(part) / (num_steps * run.plan.phase.grad_accum_steps) for part in zip(*parts, strict=True))
     row = {
@@ -251,6 +252,13 @@ def _end_epoch(run: Run, folder: RunFolder, *, num_steps: int) -> None:
     run.totals.zero_()
     run.clock = time.monotonic()
     run.context.events.emit(EpochEvent(row=row, history=run.history))
+
+
+def _wait_before_forking(run: Run) -> None:
+    """Wait for the thread that writes files, beside which forking loader processes is not safe."""
+    source = run.context.source
+    if any(split is not None and split.dataset is not None for split in (source.train, source.val, source.test)):
+        state.wait_for_files(run)
 
 
 def _num_steps_of_epoch(run: Run) -> int:

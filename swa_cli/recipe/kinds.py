@@ -287,7 +287,7 @@ KINDS: Mapping[str, Kind] = {
         keys={
             "decay": Key(Annotated[Number, Field(gt=0, lt=1)], 0.999, "weight of the past"),
             "half_life": Key(DurationField, None, "in place of decay, the time after which a weight set counts half"),
-            "warmup": Key(Flag, False, "decay of update n at most (1 + n) / (10 + n)"),
+            "warmup": Key(Flag, False, "decay of update n, from 1, at most n / (n + 9)"),
             "bias_correction": Key(Flag, True, "the first weight set counts like the others"),
         },
         exclusions=(

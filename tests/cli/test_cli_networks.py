@@ -107,6 +107,10 @@ NETWORKS = {
         "if self.weight is None:\n    self.weight = self.head.weight * 1.0\n"
         "return F.linear(self.body(x).flatten(1), self.weight, self.head.bias)",
     ),
+    "a mask of infinite values": network(
+        PLAIN + "\nself.register_buffer('mask', torch.full((4, 4), float('-inf')).triu(1))",
+        "return self.head((self.body(x) + self.mask.exp()[0, 0]).flatten(1))",
+    ),
     "spectral norm": network(PLAIN + "\nself.head = nn.utils.parametrizations.spectral_norm(self.head)"),
     "statistics that do not move": network(
         "from torchvision.ops import FrozenBatchNorm2d"
@@ -349,6 +353,10 @@ def test_the_cure_for_ragged_parts_works(swa, person: Path) -> None:
     """The samples that the refusal names, pasted: the run ends."""
     (person / "nets.py").write_text(REFUSED["parts of a batch that the pass cannot have"][0])
     assert swa("train", "recipe.yaml", "swa.batchnorm.samples=96").code == 0
+    swap = ["swa=null", "snapshots=null", "swap={workers: 2, start: 50%}", "train.epochs=2"]
+    refused = " ".join(swa("train", "recipe.yaml", *swap).err.split())
+    assert "swap.batchnorm.samples=96" in refused
+    assert swa("train", "recipe.yaml", *swap, "swap.batchnorm.samples=96").code == 0
 
 
 def test_state_beside_the_state_dict_is_told(swa, person: Path) -> None:

@@ -138,7 +138,9 @@ def test_stopped_before_and_after_the_end_of_freezing(
         signal_at(step)
         assert swa(*command).code == 130
         state = content(run, "last")
-        assert len(state["optimizer"]["state"]) == (2 if step <= steps else 17)
+        assert len(state["optimizer"]["state"]) == (
+            2 if step < steps else 17
+        )  # the stop at the end is seen once it has ended
         command = ["train", "--resume", run, "-q"]
     signal_at(-1)
     assert swa(*command).code == 0

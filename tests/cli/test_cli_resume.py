@@ -360,6 +360,29 @@ def test_time_limit_counts_the_time_before_a_stop(
     assert content(tmp_path / "runs/long-001", "last")["step"] == 60
 
 
+def test_stopped_in_the_validation_after_the_time_limit(
+    swa, long: Path, tmp_path: Path, clock: Callable[[float], list[float]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal there, then --resume: the row of the last epoch, and what is kept by it, as without the stop."""
+    clock(1)
+    words = ["train", long, "-q", "train.max_time=1min", "dataset.val=29", "train.keep_best=val_loss"]
+    assert swa(*words).code == 0
+    validate = scoring.validate
+
+    def stopped(run: Any) -> Any:
+        if run.stopped is not None:
+            monkeypatch.setattr(scoring, "validate", validate)
+            os.kill(os.getpid(), signal.SIGINT)
+        return validate(run)
+
+    monkeypatch.setattr(scoring, "validate", stopped)
+    assert swa(*words).code == 130
+    ended = swa("train", "--resume", "runs/latest", "-q")
+    assert ended.code == 0, ended.err
+    assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
+    assert len((tmp_path / "runs/long-002/metrics.csv").read_text().splitlines()) == 4
+
+
 @pytest.mark.slow
 def test_patience_ends_when_the_metric_stands_still(
     swa, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -413,6 +436,16 @@ def test_more_epochs_may_be_asked_for_again(swa, long: Path, tmp_path: Path, mon
     assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
     assert (tmp_path / "runs/long-002/result-004.json").is_file()
     assert "the run has 6 epochs" in " ".join(swa(*extend).err.split())
+
+
+def test_an_average_of_the_shorter_run_is_not_scored_with_the_longer_one(swa, long: Path, signal_at) -> None:
+    """A run that --extend-to continues, stopped after its average has taken more: eval has the raw weights alone."""
+    words = ["schedule={name: constant}", "swa={start: 2ep, every: 1ep}", "averages={}", "snapshots=null"]
+    assert swa("train", long, "-q", *words).code == 0
+    assert swa("eval", "runs/latest", "--json").json["weights"].keys() >= {"last", "swa"}
+    signal_at(117)
+    assert swa("train", "--resume", "runs/latest", "--extend-to", "8", "-q").code == 130
+    assert list(swa("eval", "runs/latest", "--json").json["weights"]) == ["last"]
 
 
 # 88 steps: the decay begins after step 58, inside an epoch; of 132 after step 102.

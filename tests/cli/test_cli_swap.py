@@ -198,6 +198,27 @@ def test_killed_and_gone_on(tiny: Path, whole: Path, swa: Swa, within: str, even
         assert_equal_points(whole / "workers" / number, RUN / "workers" / number)
 
 
+def test_stopped_in_the_last_validation_of_a_worker(
+    tiny: Path, whole: Path, swa: Swa, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGINT there, then --resume: the worker has the row of its last epoch, and the run its end."""
+    real = validate.validate
+
+    def stopped(run: Run) -> dict[str, Any]:
+        if run.context.recipe.swap.worker == 1 and run.step == run.plan.total_steps:  # type: ignore[union-attr]
+            monkeypatch.setattr(validate, "validate", real)
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(run)
+
+    monkeypatch.setattr(validate, "validate", stopped)
+    assert swa("train", "tiny.yaml").code == 130
+    assert content(RUN / "workers/1", "last")["step"] == content(whole / "workers/1", "last")["step"]
+    ended = swa("train", "--resume", RUN)
+    assert ended.code == 0, ended.err
+    assert_equal_runs(whole, RUN)
+    assert_equal_points(whole / "workers/1", RUN / "workers/1")
+
+
 def test_stopped_in_the_final_passes(tiny: Path, whole: Path, swa: Swa, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGINT once the workers are done, then --resume, against the undisturbed run, bit for bit."""
     finish = validate.finish
@@ -279,6 +300,34 @@ def test_all_mistakes_at_once(tiny: Path, swa: Swa) -> None:
     ended = swa("train", "tiny.yaml", "swap.start=0%", "swa.start=50%", "schedule.warmup=9ep")
     assert [f"error: {key}:" in ended.err for key in ("swap.start", "swa", "schedule.warmup")] == [True] * 3
     assert "3 problems in tiny.yaml" in ended.err
+
+
+def test_loggers_hear_the_common_phase_alone(tiny: Path, swa: Swa) -> None:
+    """A logger of one's own: made once, with the epochs of the common phase, and ended once."""
+    (tiny / "heard.py").write_text(
+        "class Log:\n"
+        "    heard = []\n"
+        "    def __init__(self): self.heard.append('made')\n"
+        "    def plan(self, event): self.heard.append(event.folder.name)\n"
+        "    def epoch(self, event): self.heard.append(event.row['epoch'])\n"
+        "    def end(self, event): self.heard.append('end')\n"
+    )
+    assert swa("train", "tiny.yaml", "-q", "output.loggers=[heard:Log]").code == 0
+    import heard  # type: ignore[import-not-found]
+
+    assert heard.Log.heard == ["made", "tiny-001", 1, 2, "end"]
+    assert (RUN / "workers/1/metrics.csv").is_file()
+
+
+def test_a_batch_of_a_worker_that_is_too_small_is_named(tiny: Path, swa: Swa) -> None:
+    """BatchNorm with one value per channel in a batch of one: the key of the worker, whose hint then works."""
+    network = ["model={name: 'torchvision:resnet18'}", "train.batch_size=4", "swap.workers=4"]
+    refused = swa("train", "tiny.yaml", "--dry-run", *network)
+    assert refused.code == 2
+    said = " ".join(refused.err.split())
+    assert "swap.batch_size" in said
+    assert "write swap.batch_size=2 or more" in said
+    assert swa("train", "tiny.yaml", "--dry-run", *network, "swap.batch_size=2").code == 0
 
 
 @pytest.mark.usefixtures("trained")

@@ -323,6 +323,14 @@ def test_no_gradients_that_torch_leaves_undefined(swa, recipe: Path, monkeypatch
     ended = swa("train", recipe, "--dry-run", "train.batch_size=8", "train.precision=bf16")
     assert ended.code == 2
     assert "layer3.0.conv1" in ended.err
+    few = ("train", recipe, "--dry-run", "train.batch_size=8")
+    sizes = {
+        "evaluated": ["dataset.image_size=8", "eval.image_size=64"],
+        "grown": ["dataset.image_size={0ep: 8, 50%: 64}"],
+    }
+    for words in sizes.values():  # what trains decides, whatever is evaluated
+        assert "no bf16 gradient of layer3.0.conv1" in " ".join(swa(*few, *words).err.split())
+    assert "no bf16 gradient" not in swa(*few, "dataset.image_size=64", "eval.image_size=8").err
 
 
 def test_gradients_of_accumulated_batches_make_one_step(swa, recipe: Path, tmp_path: Path) -> None:

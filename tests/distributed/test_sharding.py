@@ -126,9 +126,9 @@ def test_its_files_are_those_of_any_run(runs: Path, swa: Swa, monkeypatch: pytes
     assert shipped["swa"]["nll"] == scores["swa"]["nll"]
 
 
-def killed(folder: Path, words: list[str], size: int) -> Path:
-    """A run in parts, of so many processes, that was killed as it began its third save."""
-    words = ["train", *words, "train.fsdp=true", "output.save_every=3step"]
+def killed(folder: Path, words: list[str], size: int, *, in_parts: bool = True) -> Path:
+    """A run, of so many processes, that was killed as it began its third save."""
+    words = ["train", *words, *(["train.fsdp=true"] if in_parts else []), "output.save_every=3step"]
     processes = start_ranks(folder, words, size, kill_at=THIRD_SAVE, within="checkpoints/.last")
     assert -signal.SIGKILL in exit_codes(*processes), said_in(folder)
     run = folder / "runs/run-001"
@@ -154,6 +154,17 @@ def test_one_process_goes_on_with_parts(tmp_path: Path) -> None:
     folder = folder_in(tmp_path)
     run = killed(folder, ["conv.yaml"], 3)
     train(folder, ["train", "--resume", str(run), "--allow-code", "output.save_every=1ep", "train.fsdp=false"], 1)
+    train(folder, ["train", "conv.yaml", "-o", "one"], 1)
+    assert_close(folder / "one/run-001", run)
+
+
+def test_parts_go_on_with_a_whole_run(tmp_path: Path) -> None:
+    """A run of one process, whose kernels parts lack, goes on in parts of two: against one, to the rounding."""
+    folder = folder_in(tmp_path)
+    run = killed(folder, ["conv.yaml"], 1, in_parts=False)
+    assert content(run, "last")["optimizer"]["param_groups"][0]["fused"]
+    train(folder, ["train", "--resume", str(run), "--allow-code", "output.save_every=1ep", "train.fsdp=true"], 2)
+    assert not content(run, "last")["optimizer"]["param_groups"][0]["fused"]
     train(folder, ["train", "conv.yaml", "-o", "one"], 1)
     assert_close(folder / "one/run-001", run)
 

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from conftest import SMALL, Swa
 from swa_cli.engine import estimate, step, train
 from swa_cli.engine.run import Run
+from swa_cli.models.freezing import kept_layers
 from swa_cli.recipe import load
 
 CLIP, ACCUMULATE, LR = 0.05, 3, 0.1
@@ -89,3 +91,62 @@ def test_the_time_of_a_step_counts_waits_for_batches(run: Run, monkeypatch: pyte
     num_timed, seconds = estimate.time_steps(run, run.context.training_batches(1))
     assert num_timed >= 3
     assert seconds == pytest.approx(sum(waits[1 : num_timed + 1]) / num_timed)
+
+
+def test_the_steps_of_an_unfreezing_are_timed_before_and_after(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pace by what trains, of three epochs with a frozen first one, by hand; the run is frozen again afterwards."""
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE.replace("epochs: 2", "epochs: 3"))
+    run = begun_from(path, "model.freeze=[features*]", "model.unfreeze=1ep")
+    sizes = {name: values.numel() for name, values in run.model.named_parameters()}
+    head = {name for name in sizes if not name.startswith("features")}
+    kept = kept_layers(run.model)
+    assert len(kept) == 5  # BatchNorm layers of the frozen part
+
+    def trained() -> set[str]:
+        return {name for name, values in run.model.named_parameters() if values.requires_grad}
+
+    def paced(run: Run, batches: object) -> tuple[int, float]:
+        return 4, {frozenset(head): 1.0, frozenset(sizes): 7.0}[frozenset(trained())]
+
+    monkeypatch.setattr(estimate, "time_steps", paced)
+    cluster = estimate.Cluster(processes=2, machines=2, gigabits=1.0)
+    found = estimate.estimate(run, cluster=cluster)
+    assert found.scaled is not None
+    assert found.scaled.alone_s == found.scaled.compute_s == (1.0 + 7.0 + 7.0) / 3
+    exchanged = sum(sizes[name] for name in head) + 2 * sum(sizes.values())
+    assert found.scaled.gradient_bytes == round(exchanged * 4 / 3)
+    assert trained() == head
+    assert kept_layers(run.model) == kept
+
+
+def test_whole_batches_are_timed_in_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples of each scored batch that is timed, of 360 in batches of 100 and of 500: never those of the rest."""
+    path, sizes = tmp_path / "small.yaml", list[int]()
+    path.write_text(RECIPE)
+
+    def score(model: object, batches: list[Any], **_: object) -> None:
+        sizes.extend(len(labels) for _, labels in batches)
+
+    monkeypatch.setattr(estimate.evaluate, "score", score)
+    monkeypatch.setattr(estimate, "time_steps", lambda run, batches: (1, 1.0))
+    for size in (100, 500):
+        estimate.measure(begun_from(path, f"eval.batch_size={size}"))
+    assert sizes == [100] * 3 + [360]
+
+
+def test_scores_on_validation_images_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples scored without a test split, by hand: those of the end are the last scores, not others in addition."""
+    images = tmp_path / "pets"
+    for label in ("cat", "dog"):
+        (images / label).mkdir(parents=True)
+        for number in range(20):
+            Image.new("L", (8, 8), number).save(images / label / f"{number}.png")
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    run = begun_from(path, f"dataset={{name: image_folder, root: {images}, val: 10}}", "train.batch_size=6")
+    assert (run.context.source.test, run.context.scoring_split()) == (None, "val")
+    monkeypatch.setattr(estimate, "measure", lambda run: estimate.StepTimes(1, 1.0, 1.0, 1.0))
+    seconds = estimate.estimate(run).seconds
+    # Epochs and the average after each; at the end the raw weights as they are and refreshed, and the average.
+    assert seconds["scoring"] == 10 * (2 + 2) + 10 * 3

@@ -78,19 +78,20 @@ def test_a_group_multiplies_the_rate_of_its_block() -> None:
     assert "head.*: lr 10x, weight_decay 0" in said
 
 
-def test_parameters_that_train_later_have_groups_and_no_state() -> None:
+def test_parameters_that_train_later_have_no_state_before() -> None:
     """Momentum of fused SGD with parameters that train from the second step on, against torch's plain loop."""
     torch.manual_seed(0)
     models = [nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)) for _ in range(2)]
     models[1].load_state_dict(models[0].state_dict())
     settings = schema.Optimizer.model_validate({"name": "SGD", "lr": 0.1})
-    ours = optimizers.build(models[0], settings, later={"0.weight", "0.bias"})
+    ours = optimizers.build(models[0], settings)
     optimizers.set_learning_rate(ours, 0.1)
     options = {"momentum": 0.9, "nesterov": True, "weight_decay": 5e-4, "foreach": False}
     theirs = torch.optim.SGD(models[1].parameters(), lr=0.1, **options)
     for step in range(3):
         for model, optimizer in zip(models, (ours, theirs), strict=True):
             model[0].requires_grad_(step > 0)
+            optimizers.begin_momentum(ours)
             optimizer.zero_grad()
             model(torch.ones(4, 3)).square().mean().backward()
             optimizer.step()

@@ -76,6 +76,50 @@ def test_no_decay_takes_parameters_out(no_decay: list[str], free: set[str]) -> N
     assert {name for name, value in decay.items() if value == 0} == free
 
 
+def test_no_decay_knows_the_biases_and_norms_of_others() -> None:
+    """Biases of torch's attention and LSTM, and a norm of timm's own, against a list by hand."""
+    timm = pytest.importorskip("timm")
+    model = nn.ModuleDict(
+        {
+            "attention": nn.MultiheadAttention(4, 2),
+            "lstm": nn.LSTM(3, 2),
+            "norm": timm.layers.RmsNorm(5),
+            "table": nn.ParameterDict({"relative_bias": torch.zeros(3, 3)}),
+        }
+    )
+    built = build(model, name="SGD", lr=0.1, options={"weight_decay": 0.5}, no_decay=["norm", "bias"])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    free = {names[id(p)] for group in built.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert free == {
+        "attention.in_proj_bias",
+        "attention.out_proj.bias",
+        "lstm.bias_ih_l0",
+        "lstm.bias_hh_l0",
+        "norm.weight",
+    }
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"nesterov": True}, {"dampening": 0.5}], ids=lambda options: ", ".join(options)
+)
+def test_sgd_bears_layers_that_are_dropped_at_first(options: dict[str, Any]) -> None:
+    """A layer without a gradient in the first two steps and in the fourth, against torch's plain loop."""
+    ours, theirs = small(), small()
+    theirs.load_state_dict(ours.state_dict())
+    options = {"momentum": 0.9, **options}
+    optimizer = optimizers.build(ours, settings("SGD", options))
+    optimizers.begin_momentum(optimizer)
+    plain = torch.optim.SGD(theirs.parameters(), lr=0.1, foreach=False, **options)
+    for step in range(5):
+        for network, each in ((ours, optimizer), (theirs, plain)):
+            each.zero_grad()
+            used = [value for name, value in network.named_parameters() if step in (2, 4) or not name.startswith("0.")]
+            sum((step + 1.0) * value.square().sum() for value in used).backward()  # type: ignore[union-attr]
+            each.step()
+        for own, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+            torch.testing.assert_close(own, other)
+
+
 def test_pattern_that_matches_nothing_is_a_problem() -> None:
     """`head.*` against a model without a head."""
     with pytest.raises(RecipeError, match=r"head\.\*"):
@@ -214,7 +258,8 @@ def test_sgd_bears_a_first_step_that_is_skipped(options: dict[str, Any], monkeyp
     ours, theirs = small(), small()
     theirs.load_state_dict(ours.state_dict())
     options = {"momentum": 0.9, **options}
-    optimizer = optimizers.build(ours, settings("SGD", options), is_scaled=True)
+    optimizer = optimizers.build(ours, settings("SGD", options))
+    optimizers.begin_momentum(optimizer)
     plain = torch.optim.SGD(theirs.parameters(), lr=0.1, foreach=False, **options)
     scaler = torch.amp.GradScaler("cpu", init_scale=16.0)
     for factor in (float("inf"), 1.0, 2.0):

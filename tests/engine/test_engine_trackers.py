@@ -132,6 +132,22 @@ def test_every_row_once_also_in_a_run_that_was_killed_and_extended(
     assert {path.name for path in tmp_path.iterdir()} <= {"home", "runs", recipe.name}
 
 
+@pytest.mark.slow
+def test_a_decay_that_is_trained_again_has_its_new_numbers(swa, recipe: Path, tmp_path: Path) -> None:
+    """A run of wsd that is extended from its plateau: the last number of each step is that of metrics.csv."""
+    run = tmp_path / "runs/small-001"
+    words = [BOTH, "train.epochs=3", "schedule={name: wsd, decay: 1ep}", "swa={start: 1ep, every: 1ep}"]
+    assert swa("train", recipe, "-q", *words).code == 0
+    before = measured(run)["lr"]
+    assert swa("train", "--resume", run, "--extend-to", "5", "-q").code == 0
+    expected, sent = measured(run), logged_by_mlflow(run)
+    assert before[2] != expected["lr"][2]
+    last = {key: dict(values) for key, values in sent.items()}  # of several at a step
+    assert {key: [(step, last[key][step]) for step, _ in values] for key, values in expected.items()} == expected
+    assert len(sent["lr"]) == 6  # the third epoch is there twice
+    assert logged_by_wandb(run) == expected
+
+
 @pytest.mark.parametrize("method", ["plan", "epoch"])
 def test_a_tracker_that_fails_is_closed_as_failed(
     swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str

@@ -53,6 +53,8 @@ def test_weights_that_need_another_network_get_it() -> None:
         assert not build("torchvision:googlenet", num_classes=3, in_channels=3).transform_input
         vit = build("torchvision:vit_b_16", num_classes=3, in_channels=3, published="IMAGENET1K_SWAG_E2E_V1")
     assert vit.image_size == 384
+    gray = build("torchvision:googlenet", num_classes=3, in_channels=1, published=True)  # no red, green and blue
+    assert not gray.transform_input
 
 
 @pytest.mark.parametrize(
