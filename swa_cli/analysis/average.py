@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from swa_cli.analysis.sources import Mean, Source, Sources
 from swa_cli.analysis.trials import NAME, Refreshed, Trials
 from swa_cli.averaging import soup
 from swa_cli.averaging.batchnorm import NOTHING
-from swa_cli.averaging.bn_layers import is_refreshable
+from swa_cli.averaging.bn_layers import is_frozen, is_refreshable
 from swa_cli.checkpoint import reader
 from swa_cli.errors import UserError
 from swa_cli.recipe.plan import Window
@@ -176,7 +176,7 @@ def content_of(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool)
     first, origin = mean.shares[0][0].found, gathered.context.origin
     if first.recipe is not None:
         origin = first.origin if has_own_recipe else {**origin, "input": first.content["input"]}
-    fresh = (update or NOTHING).record
+    fresh = (update or replace(NOTHING, is_frozen=is_frozen(gathered.model))).record
     if update is None and is_refreshable(gathered.model):
         fresh["batchnorm"] = "stale"
     return reader.weights_content(

@@ -53,16 +53,28 @@ Outputs = Callable[[Tensor], Tensor]
 class Format:
     """A format of files.
 
-    `write` takes the network in eval mode, an example (B, C, H, W) of its input and the metadata. `run` takes the
-    written bytes and a network of the same kind, into which a format without a graph loads its weights.
+    `write` takes the network in eval mode, an example (B, C, H, W) of its input and the metadata. A format with a graph
+    has `run`, which takes the written bytes; one without has `read`, which returns the weights, for a network.
     """
 
     suffixes: tuple[str, ...]
     write: Callable[[nn.Module, Tensor, Metadata], bytes]
-    run: Callable[[bytes, nn.Module], Outputs]
-    has_graph: bool
+    run: Callable[[bytes], Outputs] | None = None
+    read: Callable[[bytes, nn.Module], dict[str, Tensor]] | None = None
     has_metadata: bool = True
     packages: tuple[str, ...] = ()  # in addition to those that swa needs
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether the file runs without the code of the network."""
+        return self.run is not None
+
+    def outputs(self, data: bytes, network: nn.Module) -> Outputs:
+        """Return what a written file computes; `network` is of the same kind, for one without a graph."""
+        if self.run is not None:
+            return self.run(data)
+        assert self.read is not None, "a format has one of both"
+        return _with_weights(network, self.read(data, network))
 
 
 @dataclass(frozen=True)
@@ -151,11 +163,12 @@ def export_checkpoint(
         data, difference = _checked_bytes(request, model, input_, metadata, source=about.model.name, bar=bar)
     write_atomic(request.target, lambda file: file.write(data), reserve=len(data))
     takes = "pixels from 0 to 1" if request.with_normalization else "normalized images"
+    num_inputs = sum(BATCHES) if takes_images(input_) else 0
+    agrees = f", takes {takes}): agrees with torch to {difference:.1e} on {num_inputs} random images"
+    if not num_inputs:
+        agrees = "): read again, its weights are the same"
     beside = "" if request.format.has_metadata else "; the format has no place for metadata"
-    terminal.answer(
-        f"{name} -> {request.target} ({request.name}, {size_text(len(data))}, takes {takes}): agrees with torch to"
-        f" {difference:.1e} on {sum(BATCHES)} random images{beside}"
-    )
+    terminal.answer(f"{name} -> {request.target} ({request.name}, {size_text(len(data))}{agrees}{beside}")
     return {
         "command": "export",
         "checkpoint": str(request.path),
@@ -165,7 +178,7 @@ def export_checkpoint(
         "batchnorm": item.batchnorm,
         "normalization": metadata["normalization"],
         "max_difference": difference,
-        "inputs": sum(BATCHES),
+        "inputs": num_inputs,
         "metadata": sorted(metadata) if request.format.has_metadata else [],
         "bytes": len(data),
         "seconds": round(time.monotonic() - started, 3),
@@ -192,14 +205,22 @@ def _checked_bytes(
     """Return the content of the file, and the largest difference of its outputs to those of the network."""
     mean, std = input_["mean"], input_["std"]
     network = (Normalized(model, mean=mean, std=std) if request.with_normalization else model).eval()
+    is_of_images = takes_images(input_)
+    if request.format.has_graph and not is_of_images:
+        raise UserError(
+            f"{source}: takes no images, with which {request.name} would be written and checked",
+            hint="export the weights alone with --format safetensors",
+        )
     try:
+        if not is_of_images:
+            return _compared_bytes(request.format, network, metadata), 0.0
         shape = (input_["channels"], *input_["size"])
         batches = [torch.rand(size, *shape, generator=generator(0, "export images", size)) for size in BATCHES]
         if not request.with_normalization:
             batches = [normalize(batch, mean=mean, std=std) for batch in batches]
         data = request.format.write(network, batches[-1][:2], metadata)
         bar.advance()
-        difference = _difference(network, request.format.run(data, network), batches, bar)
+        difference = _difference(network, request.format.outputs(data, network), batches, bar)
     except UserError:
         raise
     except Exception as error:  # exporters raise many types of error
@@ -209,6 +230,29 @@ def _checked_bytes(
             hint="see the whole error with `swa --traceback`, or export the weights alone with --format safetensors",
         ) from error
     return data, difference
+
+
+def takes_images(input_: Mapping[str, Any]) -> bool:
+    """Return whether the inputs of a checkpoint are images."""
+    return input_["channels"] is not None
+
+
+def _compared_bytes(format_: Format, network: nn.Module, metadata: Metadata) -> bytes:
+    """Return the content of a file of weights, which hold the bits of those of the network."""
+    assert format_.read is not None, "it has no graph"
+    data, weights = format_.write(network, torch.empty(0), metadata), network.state_dict()
+    read = format_.read(data, network)
+    different = [name for name in weights if name not in read or not _same_bits(read[name], weights[name])]
+    if different or len(read) != len(weights):
+        raise _differs(f"other weights ({(different or [*read])[0]})")
+    return data
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    first, second = (value.contiguous().reshape(-1).view(torch.uint8) for value in (one, other))
+    return torch.equal(first, second)
 
 
 def _difference(network: nn.Module, outputs: Outputs, batches: Sequence[Tensor], bar: Bar) -> float:
@@ -283,8 +327,9 @@ def _write_state_dict(model: nn.Module, example: Tensor, metadata: Metadata) -> 
     return file.getvalue()
 
 
-def _run_state_dict(data: bytes, model: nn.Module) -> Outputs:
-    return _with_weights(model, torch.load(io.BytesIO(data), weights_only=True))
+def _read_state_dict(data: bytes, model: nn.Module) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = torch.load(io.BytesIO(data), weights_only=True)
+    return weights
 
 
 def _write_safetensors(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
@@ -295,10 +340,10 @@ def _write_safetensors(model: nn.Module, example: Tensor, metadata: Metadata) ->
     return save(tensors, {"format": "pt", **versions, **metadata})
 
 
-def _run_safetensors(data: bytes, model: nn.Module) -> Outputs:
+def _read_safetensors(data: bytes, model: nn.Module) -> dict[str, Tensor]:
     from safetensors.torch import load
 
-    return _with_weights(model, like(model.state_dict(), load(data)))
+    return like(model.state_dict(), load(data))
 
 
 def _write_torch_export(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
@@ -308,7 +353,7 @@ def _write_torch_export(model: nn.Module, example: Tensor, metadata: Metadata) -
     return file.getvalue()
 
 
-def _run_torch_export(data: bytes, model: nn.Module) -> Outputs:
+def _run_torch_export(data: bytes) -> Outputs:
     with _silent():
         module = torch.export.load(io.BytesIO(data)).module()
     outputs: Outputs = module
@@ -337,7 +382,7 @@ def _write_onnx(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
     return data
 
 
-def _run_onnx(data: bytes, model: nn.Module) -> Outputs:
+def _run_onnx(data: bytes) -> Outputs:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -348,10 +393,10 @@ def _run_onnx(data: bytes, model: nn.Module) -> Outputs:
 
 
 FORMATS: Mapping[str, Format] = {
-    "safetensors": Format((".safetensors",), _write_safetensors, _run_safetensors, has_graph=False),
-    "state-dict": Format((".pt", ".pth"), _write_state_dict, _run_state_dict, has_graph=False, has_metadata=False),
-    "torch-export": Format((".pt2",), _write_torch_export, _run_torch_export, has_graph=True),
-    "onnx": Format((".onnx",), _write_onnx, _run_onnx, has_graph=True, packages=("onnx", "onnxscript", "onnxruntime")),
+    "safetensors": Format((".safetensors",), _write_safetensors, read=_read_safetensors),
+    "state-dict": Format((".pt", ".pth"), _write_state_dict, read=_read_state_dict, has_metadata=False),
+    "torch-export": Format((".pt2",), _write_torch_export, _run_torch_export),
+    "onnx": Format((".onnx",), _write_onnx, _run_onnx, packages=("onnx", "onnxscript", "onnxruntime")),
 }
 
 

@@ -65,7 +65,12 @@ def extract_average(
         item = reader.weight_sets(point, model)[name]
         loading.load_strict(model, item.state_dict, source=f"{point.path} ({name})")
         update = None if context is None else _refreshed(context, model, name)
-        fresh = {"batchnorm": item.batchnorm, "batchnorm_method": None, "samples": 0}
+        entry = point.content["averages"][name]  # which `swa bn-update` may have recomputed
+        fresh = {
+            "batchnorm": item.batchnorm,
+            "batchnorm_method": entry.get("batchnorm_method"),
+            "samples": entry.get("samples", 0),
+        }
         content = shipped(point, name, item, cloned(model.state_dict()), fresh if update is None else update.record)
         reader.save(out, content)
     return {**answer(out, content, what=name, started=started, terminal=terminal), "sources": [source]}

@@ -255,9 +255,20 @@ def weight_sets_of_run(
             sets |= reader.weight_sets(shipped, model)
     for name in shipped_by(point, recipe):
         shipped = _shipped(folder, name, point)
-        if shipped is not None:
+        if shipped is not None and shipped.content["average"]["steps"] == _steps_of(name, point, default=shipped):
             sets |= reader.weight_sets(shipped, model)
     return sets
+
+
+def _steps_of(name: str, point: Checkpoint, *, default: Checkpoint) -> list[int]:
+    """Return the steps of a weight set in a resume point; that of SWAP workers is not in it.
+
+    The file of a run that `--extend-to` continues is still that of the shorter run.
+    """
+    kept, averages = point.content.get("kept", {}), point.content["averages"]
+    if name in kept:
+        return list(kept[name]["average"]["steps"])
+    return list(averages[name]["steps"] if name in averages else default.content["average"]["steps"])
 
 
 def _shipped(folder: RunFolder, name: str, point: Checkpoint) -> Checkpoint | None:

@@ -6,7 +6,7 @@ nothing is compared before torch is asked. Afterwards the network says what the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any
 
@@ -76,9 +76,10 @@ def load_strict(
 
     Raises:
         MisfitError: torch refuses it (the message counts the differences and shows three).
-        UserError: A tensor is not finite, or of another kind of number, which torch would cast.
+        UserError: A tensor is not finite, or of another kind of number, which torch would cast. A buffer may be
+            infinite, as masks and unset ranges are, but no statistic of a normalization layer.
     """
-    require_numbers(state_dict, like=model.state_dict(), source=source)
+    require_numbers(state_dict, like=model.state_dict(), source=source, may_be_infinite=_other_buffers(model))
     if all(name in state_dict and state_dict[name].shape == value.shape for name, value in model.named_parameters()):
         _resize_buffers(model, state_dict)  # the weights are those of this network
     if load is None:
@@ -124,7 +125,13 @@ def load_buffers(model: nn.Module, buffers: Mapping[str, Tensor]) -> None:
                 buffer.copy_(buffers[name])
 
 
-def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tensor], source: str) -> None:
+def require_numbers(
+    state_dict: Mapping[str, Tensor],
+    *,
+    like: Mapping[str, Tensor],
+    source: str,
+    may_be_infinite: Collection[str] = (),
+) -> None:
     """Require finite tensors, each real, complex or whole like the tensor of its name in `like`, if there is one.
 
     Raises:
@@ -136,8 +143,19 @@ def require_numbers(state_dict: Mapping[str, Tensor], *, like: Mapping[str, Tens
             raise UserError(
                 f"{source}: {key} is of {given.dtype}, not {value.dtype}", hint="take another copy of the file"
             )
-        if not bool(torch.isfinite(given).all()):
+        wrong = given.isnan() if key in may_be_infinite else ~given.isfinite()
+        if bool(wrong.any()):
             raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
+
+
+def _other_buffers(model: nn.Module) -> set[str]:
+    """Return the names of the buffers that are no statistics of normalization layers."""
+    return {
+        f"{prefix}.{key}" if prefix else key
+        for prefix, module in model.named_modules(remove_duplicate=False)
+        if not isinstance(module, _NormBase)
+        for key, _ in module.named_buffers(recurse=False)
+    }
 
 
 def _resize_buffers(model: nn.Module, values: Mapping[str, Tensor]) -> None:

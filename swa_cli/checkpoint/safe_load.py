@@ -15,7 +15,7 @@ import re
 import shlex
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -168,12 +168,23 @@ def find_weights(content: object) -> list[Place]:
     return sorted(_find(content, ()), key=lambda place: -place.num_tensors)
 
 
-def extract_command(path: Path, place: Place, *, weights_only: bool) -> str:
-    """Return a shell command that writes these weights to a file of their own."""
-    name, loader = str(path), f"weights_only={weights_only}"
-    code = f"import torch; torch.save(torch.load({name!r}, {loader}){place.expression}, 'weights.pt')"
-    is_plain = not any(character in code for character in '"$`\\!')
-    return f'python -c "{code}"' if is_plain else f"python -c {shlex.quote(code)}"
+def extract_command(path: Path, places: Sequence[Place]) -> str:
+    """Return how to write weights of a file to one of their own: a shell command for each place.
+
+    torch itself lacks our stand-ins, so where the file names objects its command has to run their code; it says so.
+    """
+    try:
+        torch.load(path, weights_only=True, mmap=zipfile.is_zipfile(path), map_location="cpu")
+        trust, loader = "", "weights_only=True"
+    except Exception:  # at objects, torch raises what pickle does
+        trust, loader = " where you trust who wrote it, since this runs its code", "weights_only=False"
+    commands = []
+    for place in places:
+        load = f"torch.load({str(path)!r}, map_location='cpu', {loader}){place.expression}"
+        code = f"import torch; torch.save({load}, 'weights.pt')"
+        is_plain = not any(character in code for character in '"$`\\!')
+        commands.append(f'python -c "{code}"' if is_plain else f"python -c {shlex.quote(code)}")
+    return f"{trust}: {' or '.join(commands)}"
 
 
 def _verify(path: Path) -> None:
@@ -204,8 +215,7 @@ def _needed_objects(path: Path, error: Exception) -> DamagedError | None:
     hint = "ask whoever wrote it for a state_dict of dense tensors"
     if found := _find_in_file(path):
         others = f" (it also holds weights at {some_of(found[1:])})" if len(found) > 1 else ""
-        command = extract_command(path, found[0], weights_only=False)
-        hint = f"take its weights out where you trust who wrote it, since this runs its code: {command}{others}"
+        hint = f"take its weights out{extract_command(path, found[:1])}{others}"
     return DamagedError(
         f"{path}: cannot be read as a checkpoint without running code: beside tensors it holds {some_of(objects)}",
         hint=hint,

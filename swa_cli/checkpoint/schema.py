@@ -88,6 +88,8 @@ class _AverageState(_Stored):
     m2: State | None = None  # swag
     deviations: State | None = None  # swag
     batchnorm: Freshness
+    batchnorm_method: str | None = None  # with the next one, of `swa bn-update`
+    samples: int = Field(default=0, ge=0)
 
 
 if TYPE_CHECKING:

@@ -102,10 +102,9 @@ def read(content: Mapping[str, Any], path: Path, *, owners: Mapping[str, str]) -
     except ValueError as error:
         raise UserError(f"{path}: {error}", hint="take another copy of the file") from error
     if places := safe_load.find_weights(content):
-        lines = " or ".join(safe_load.extract_command(path, place, weights_only=True) for place in places[:2])
         raise UserError(
             f"{path}: its weights stand under keys that swa does not know: {some_of(places)}",
-            hint=f"write the ones you mean to a file of their own: {lines}",
+            hint=f"write the ones you mean to a file of their own{safe_load.extract_command(path, places[:2])}",
         )
     keys = ", ".join(map(str, list(content)[:5]))
     raise UserError(

@@ -175,8 +175,10 @@ def jackknife(value: float, left_out: Tensor) -> MetricValue:
 
     Args:
         value: The metric over all samples.
-        left_out: (N,) float64, the metric without sample i, for each i.
+        left_out: (N,) float64, the metric without sample i, for each i; NaN, where no other sample defines it, tells
+            nothing and counts as `value`.
     """
+    left_out = left_out.where(~left_out.isnan(), value)
     if len(left_out) < 2:
         return MetricValue(value, left_out.new_full(left_out.shape, value), 0.0)
     each = value - (len(left_out) - 1) * (left_out - left_out.mean())
@@ -272,7 +274,8 @@ def _r2(error: Tensor, target: Tensor) -> MetricValue:
     # Without sample i the mean of the others is -y_i / (n - 1), as the centered y sum to 0.
     left_total = total - centered.square() * (n / max(n - 1, 1))
     value = (1 - residual / total).where(total > 0, math.nan).mean()
-    left_out = (1 - (residual - squared) / left_total).where(left_total > 0, math.nan).mean(1)
+    # Where the others have one target, rounding leaves a little of the total.
+    left_out = (1 - (residual - squared) / left_total).where(left_total > 1e-12 * total, math.nan).mean(1)
     return jackknife(float(value), left_out)
 
 

@@ -374,11 +374,17 @@ def test_harmless_values_beside_weights_are_read(tmp_path: Path, name: str) -> N
     assert same(read(tmp_path / "a.pt")["last"].state_dict, weights())
 
 
-def test_unknown_keys_are_told_with_a_line_that_takes_them_out(tmp_path: Path) -> None:
-    """Two state dicts under keys of their own: both are named, and the pasted line makes a file that is read."""
-    torch.save({"critic": weights(), "nested": {"actor": weights(1)}}, tmp_path / "a.pt")
+@pytest.mark.parametrize("beside", [1, Namespace(lr=0.1), numpy.float64(93.1)], ids=["plain", "options", "numpy"])
+def test_unknown_keys_are_told_with_a_line_that_takes_them_out(tmp_path: Path, beside: Any) -> None:
+    """Two state dicts under keys of their own: both are named, and the pasted line makes a file that is read.
+
+    Also where torch alone would refuse what stands beside them, and on a machine without the GPU that wrote it.
+    """
+    torch.save({"critic": weights(), "nested": {"actor": weights(1)}, "beside": beside}, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"\['critic'\] \(7 tensors\), \['nested'\]\['actor'\]") as caught:
         read(tmp_path / "a.pt")
+    assert ("where you trust who wrote it" in caught.value.hint) == (beside != 1)
+    assert caught.value.hint.count("map_location='cpu'") == 2
     first, second = caught.value.hint.split(" or ")
     assert same(pasted(second, tmp_path)["last"].state_dict, weights(1))
     assert same(pasted(first, tmp_path)["last"].state_dict, weights())

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from conftest import load, run_swa
+from conftest import SMALL, load, run_swa
 from swa_cli.analysis import open
 from swa_cli.checkpoint import reader
 from swa_cli.engine import evaluate
@@ -135,6 +135,16 @@ def test_window_holds_the_snapshots_between_its_ends(swa, run: Path, window: str
     assert ended.code == 0, ended.err
     assert_mean("window.pt", [load(path)["state_dict"] for path in files(run) if load(path)["step"] in kept])
     assert load("window.pt")["average"] == {"name": "soup", "kind": "window", "count": len(kept), "steps": kept}
+
+
+def test_frozen_statistics_are_called_so(swa, tmp_path: Path) -> None:
+    """A network whose BatchNorm is all frozen: the mark of an average with --no-bn is that of one without."""
+    (tmp_path / "small.yaml").write_text(SMALL)
+    words = ["model.freeze=[features*]", "snapshots.every=1ep", "train.epochs=2"]
+    assert swa("train", "small.yaml", "-q", *words).code == 0
+    for more in ([], ["--no-bn"]):
+        ended = swa("average", "runs/latest", *more, "-o", f"a{len(more)}.pt", "--json")
+        assert (ended.code, ended.json["batchnorm"]) == (0, "frozen"), ended.err
 
 
 def test_stale_then_updated_equals_refreshed(swa, run: Path) -> None:

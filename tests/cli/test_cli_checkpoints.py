@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -48,6 +51,17 @@ def test_a_resume_point_makes_no_room_for_another_file(swa, run: Path) -> None:
         assert ended.code == 2
         assert "is the resume point of its run" in " ".join(ended.err.split())
     assert (run / "last.pt").read_bytes() == before
+
+
+def test_the_hint_of_the_guard_works_when_pasted(swa, run: Path) -> None:
+    """A checkpoint whose path has spaces: the command that the refusal names, word by word, then eval."""
+    path = Path("my runs/last one.pt")
+    path.parent.mkdir()
+    shutil.copy(run / "last.pt", path)
+    refused = " ".join(swa("eval", path).err.split())
+    (command,) = re.findall(r"run `(swa bn-update [^`]*)`", refused)
+    assert swa(*shlex.split(command)[1:]).code == 0
+    assert swa("eval", path).code == 0
 
 
 def test_stale_guard_then_update_equals_swa_exactly(swa, run: Path) -> None:

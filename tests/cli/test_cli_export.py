@@ -6,7 +6,6 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +214,34 @@ def test_no_data_are_needed(swa, run: Path) -> None:
     assert swa("export", "far.pt", "--format", "safetensors", "-o", "a.safetensors").code == 0
 
 
+@pytest.mark.parametrize("name", ["safetensors", "state-dict"])
+def test_a_network_of_other_inputs_is_exported_as_weights(swa, run: Path, name: str) -> None:
+    """A checkpoint whose inputs are no images: the weights bit for bit; graphs are refused, and damage is found."""
+    content = load(SWA)
+    content["input"] |= {"channels": None, "size": [], "mean": [], "std": [], "resize": None, "crop": "none"}
+    content["recipe"] |= {"model": {"name": "vectors:Net"}}
+    content["state_dict"] = {"last.weight": torch.randn(10, 5), "last.bias": torch.randn(10).double()}
+    torch.save(content, "far.pt")
+    Path("vectors.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.last = torch.nn.Linear(5, 10)\n"
+        "        self.last.bias = torch.nn.Parameter(torch.zeros(10).double())\n"
+    )
+    target = "a.pt" if name == "state-dict" else "a.safetensors"
+    ended = swa("export", "far.pt", "--allow-code", "--format", name, "-o", target, "--json")
+    assert ended.code == 0, ended.err
+    assert (ended.json["inputs"], ended.json["max_difference"]) == (0, 0.0)
+    written = load_file(target) if name == "safetensors" else load(Path(target))
+    assert all(torch.equal(written[key], value) for key, value in content["state_dict"].items())
+    ended = swa("export", "far.pt", "--allow-code", "--format", "torch-export", "-o", "a.pt2")
+    assert ended.code == 2
+    assert "takes no images" in ended.err
+    assert not Path("a.pt2").exists()
+
+
 def test_foreign_weights_are_exported(swa, run: Path, trained: Path) -> None:
     """A Lightning checkpoint with --recipe: its weights against those that went in, under clean names."""
     state = load(SWA)["state_dict"]
@@ -232,13 +259,13 @@ def test_a_failed_check_leaves_the_file_as_it_was(
     swa, run: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
     """A format that adds 2e-4 to an output: exit 1, and no file, or the one of before."""
-    good = export.FORMATS["safetensors"]
+    good = export.Format.outputs
 
-    def wrong(data: bytes, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        outputs = good.run(data, model)
+    def wrong(self: export.Format, data: bytes, model: nn.Module) -> Callable[[Tensor], Tensor]:
+        outputs = good(self, data, model)
         return lambda images: outputs(images) + 2e-4 * outputs(images).abs().max().clamp(min=1)
 
-    monkeypatch.setitem(export.FORMATS, "safetensors", replace(good, run=wrong))  # type: ignore[arg-type]
+    monkeypatch.setattr(export.Format, "outputs", wrong)
     if content is not None:
         Path("a.safetensors").write_bytes(content)
     before = sorted(Path().iterdir())

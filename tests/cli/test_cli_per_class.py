@@ -111,6 +111,14 @@ def test_the_hardest_images_are_those_of_the_highest_loss(swa: Swa, trained: Pat
     assert Path("sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_sheet_shows_images_of_any_shape(swa: Swa, trained: Path) -> None:
+    """Images of 4 x 600 pixels, whose height is below the factor that makes them small: 1 x 120 on the sheet."""
+    changes = ("dataset.image_size=[4,600]", "train.epochs=1", "swa.start=0ep")
+    assert swa("train", trained / "ram.yaml", "-q", "-o", "flat", *changes).code == 0
+    _, samples = run_data.hardest(run_data.OpenRun(Path("flat/photos-001"), terminal=Terminal(quiet=True)))
+    assert {sample.pixels.shape for sample in samples} == {(1, 120, 3)}
+
+
 def test_samples_that_are_no_files_have_rows(swa: Swa, recipe: Path) -> None:
     """Digits in memory: the column `row` counts from 0."""
     assert swa("train", recipe, "-q").code == 0

@@ -203,6 +203,9 @@ def test_validation_that_fails_loses_no_step(swa, ending, monkeypatch: pytest.Mo
     assert json.loads((RUN / "result.json").read_text())["weights"]["swa"]["count"] == 3
 
 
+BN_RECORD = ("batchnorm", "batchnorm_method", "samples")
+
+
 def test_a_stopped_run_gives_its_average(swa, ending) -> None:
     """A run ended by train.max_time: --weights ema --no-bn, bn-update on last.pt and --weights swa agree."""
     ending(lambda: None)
@@ -225,6 +228,11 @@ def test_a_stopped_run_gives_its_average(swa, ending) -> None:
     assert updated["batchnorm"] == again["batchnorm"] == "recomputed"
     assert all(torch.equal(again["state_dict"][key], value) for key, value in updated["state_dict"].items())
     assert swa("eval", "updated.pt", "--allow-code").code == 0
+    assert swa("bn-update", RUN / "checkpoints/last.pt", "--allow-code").code == 0  # in place, and its record with it
+    assert swa("average", RUN, "--weights", "ema", "-o", "kept.pt", "--no-bn", "--allow-code").code == 0
+    kept = read("kept.pt")
+    assert [kept[key] for key in BN_RECORD] == [updated[key] for key in BN_RECORD]
+    assert kept["samples"] > 0
     scored = swa("bn-update", RUN / "checkpoints/swa.pt", "-o", "plain.pt", "--allow-code")
     assert scored.code == 0
 

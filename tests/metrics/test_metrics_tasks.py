@@ -157,6 +157,26 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     assert jackknife(0.5, torch.tensor([math.nan], dtype=torch.float64)).error == 0
 
 
+def test_a_score_that_one_sample_defines_has_an_error() -> None:
+    """IoU of masks of which all but one are ignored, and R2 of targets that are alike but for one: finite errors."""
+    logits, masks = images_with_masks(4)
+    masks[[0, 2, 3]] = segmentation.IGNORED
+    row = scored("segmentation", logits, masks)
+    assert row["mean_iou"] > 0
+    assert row["mean_iou_se"] == pytest.approx(0)
+    targets = torch.full((30, 1), 0.1)
+    targets[7] = 3.0
+    row = scored("regression", targets + torch.linspace(-1, 1, 30)[:, None], targets)
+    assert math.isfinite(row["r2"])
+    assert row["r2_se"] < 10
+
+
+def scored(task: str, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+    """The scores of outputs, as a network that gives them has them."""
+    found = evaluate.score(nn.Identity(), [(outputs, targets)], task=TASKS[task], hardware=CPU)
+    return evaluate.summarize(found)
+
+
 def test_every_task_is_known_to_recipes_and_scores_what_it_says() -> None:
     """Names in recipes against the tasks, and the keys of each task's scores against its table of metrics.
 

@@ -38,7 +38,10 @@ def test_mean_of_views_is_airbenchs(kind: str, reference) -> None:
 
 
 def test_final_scores_have_the_views_and_rows_do_not(swa, recipe: Path, tmp_path: Path) -> None:
-    """A run with and without tta: equal rows, other final scores, those of `swa eval` with the key changed."""
+    """A run with and without tta: equal rows, other final scores, those of `swa eval` with the key changed.
+
+    The screen, `swa show` and the page say so.
+    """
     plain = swa("train", recipe, "--json")
     viewed = swa("train", recipe, "eval.tta=flip", "--json")
     assert plain.code == viewed.code == 0, plain.err + viewed.err
@@ -52,6 +55,11 @@ def test_final_scores_have_the_views_and_rows_do_not(swa, recipe: Path, tmp_path
     assert "360 samples, tta flip" in viewed.err
     again = swa("eval", tmp_path / "runs/small-001/checkpoints/swa.pt", "eval.tta=flip", "--json")
     assert again.json["weights"]["swa"]["nll"] == viewed.json["weights"]["swa"]["nll"]
+    for run, said in (("small-001", False), ("small-002", True)):
+        shown, page = swa("show", tmp_path / "runs" / run), tmp_path / f"{run}.html"
+        assert ("360 samples, tta flip" in shown.out + shown.err) is said
+        assert swa("report", tmp_path / "runs" / run, "-o", page).code == 0
+        assert ("360 samples, tta flip" in page.read_text()) is said
 
 
 def test_views_are_for_classes(swa, recipe: Path) -> None:
