@@ -72,7 +72,7 @@ gpu: ## the three below, on one card in under 25 minutes: bench/gpu.json, gpu.md
 	@failed=0; for part in $(GPU_PARTS); do $(MAKE) $$part || failed=1; done; exit $$failed
 
 gpu-tests: $(GPU_READY) ## train, resume, score and export on a GPU; without one on a simulated device
-	$(GPU_BIN)/python -m pytest tests/gpu -m gpu --durations=5 --junitxml=bench/gpu-tests.xml
+	$(GPU_BIN)/python -m pytest tests/gpu -m gpu -v --durations=5 --junitxml=bench/gpu-tests.xml
 
 gpu-speed: $(GPU_READY) ## beside bare loops and scripts (CIFAR=JPEG files of CIFAR-10, an archive or a folder)
 	$(GPU_BENCH) speed $(CIFAR_FILE)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from argparse import Namespace
 from dataclasses import asdict
 from pathlib import Path
@@ -158,10 +159,40 @@ def test_settings_are_those_of_the_paper(number: int) -> None:
 def test_epochs_are_as_many_as_the_time_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Epochs of networks of 1 and 5 s an epoch in 10 minutes, worked out by hand; a later call keeps them."""
     seconds = {"vgg16": 1.0, "preresnet110": 5.0}
-    monkeypatch.setattr(paper, "_epoch_s", lambda out, network, common: seconds[network.name])
-    found = paper._epochs(tmp_path, [], Namespace(epochs=None, minutes=10))
-    assert found == {"vgg16": 124, "preresnet110": 24}  # 600 s / 4 runs - 25 s to start, less the moment of the timing
-    assert paper._epochs(tmp_path, [], Namespace(epochs=7, minutes=1)) == found
+    monkeypatch.setattr(paper, "_epoch_s", lambda out, network, common, ends: seconds[network.name])
+    ends = time.monotonic() + 600
+    found = paper._epochs(tmp_path, [], Namespace(epochs=None), ends=ends)
+    assert found == {"vgg16": 107, "preresnet110": 21}  # (600 s - 30 s to stop) / 4 runs - 35 s to start
+    assert paper._epochs(tmp_path, [], Namespace(epochs=7), ends=ends) == found
+
+
+def test_a_run_that_fails_takes_no_other_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows and what is unfinished after each network, where one run of the second fails."""
+
+    def run(out: Path, words: list[str], *, seconds: float) -> dict[str, Any]:
+        if out.parts[-2:] == ("preresnet110", "sgd"):
+            raise subprocess.CalledProcessError(1, ["swa"])
+        return {"weights": {"swa": SCORES, "last": SCORES}}
+
+    monkeypatch.setattr(paper, "_run", run)
+    monkeypatch.setattr(paper.machine, "describe", lambda device: ABOUT)
+    images = images_of(tmp_path / "images", per_class=30)
+    options = Namespace(minutes=8.5, epochs=5, device="cpu", cifar=images, out=tmp_path / "bench")
+    first, last = paper.measure(options)
+    assert [row["network"] for row in first["rows"]] == [row["network"] for row in last["rows"]] == ["vgg16"]
+    assert first["unfinished"] == ["preresnet110, sgd", "preresnet110, swa"]
+    assert last["unfinished"] == ["preresnet110, sgd (it failed with exit code 1)"]
+
+
+def test_a_variant_that_fails_takes_no_other_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training of two variants of which the first cannot be compiled: the figure of the other, and the reason."""
+    variants = (speed.Variant("convnet", "bf16", "reduce-overhead"), speed.Variant("convnet", "fp32"))
+    monkeypatch.setattr(speed, "_bare", lambda variant, size: 1 / 0 if variant.mode else [2.0])
+    monkeypatch.setattr(speed, "epochs_s", lambda words: [1.0])
+    size = speed.GpuSize(**vars(QUICK) | {"variants": variants})
+    (figure,), details = speed.training(size, Voice({}))
+    assert figure.value == 2
+    assert details["left_out"] == {"training, convnet, bf16, reduce-overhead": "ZeroDivisionError: division by zero"}
 
 
 TRAINS = """\

@@ -19,11 +19,16 @@ FIXED = "model.args.dropout=0"  # a compiled network draws other numbers
 PATHS = os.pathsep.join((str(Path(swa_cli.__file__).parents[1]), str(Path(__file__).parents[1])))
 
 
+HANGS_AFTER_S = 150  # a rendezvous or a collective that nobody joins
+
+
 def torchrun(folder: Path, *words: str) -> str:
     """Run a module under torchrun, in one process; return what it printed."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1", "-m", *words]
     environment = os.environ | {"PYTHONPATH": PATHS}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=HANGS_AFTER_S
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

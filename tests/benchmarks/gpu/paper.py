@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import subprocess
 import sys
 import time
@@ -24,7 +23,7 @@ from benchmarks import machine
 from benchmarks.gpu import cifar
 from benchmarks.gpu.results import KINDS
 
-START_S = 25.0  # of a run, beside its epochs: imports, images, BatchNorm, scores
+START_S = 35.0  # of a run, beside its epochs: imports, images, BatchNorm, scores
 FEWEST = 4  # epochs
 GRACE_S = 30.0  # of a run that is stopped, for its step and its resume point
 
@@ -61,20 +60,30 @@ RECIPE = Path(__file__).with_name("paper.yaml")
 
 
 def measure(options: Namespace) -> Iterator[dict[str, Any]]:
-    """Go on with the runs until the time is over; yield the rows of the networks both of whose runs are done."""
+    """Go on with the runs until the time is over; yield, after each network, the rows of those whose runs are done.
+
+    A run that fails takes no other along: it is named among those that are not finished.
+    """
     ends = time.monotonic() + 60 * options.minutes
     out = options.out / "paper"
     root = cifar.folder(options.cifar, options.out)
     common = [f"dataset.root={root}", f"train.device={options.device}", f"seed={SEED}", "-q", "--json"]
-    epochs = _epochs(out, common, options)
+    epochs = _epochs(out, common, options, ends=ends)
+    about = machine.describe(options.device)
+    train, test = (sum(1 for _ in (root / split).rglob("*.jpg")) for split in cifar.SPLITS)
+    data = f"{train:,} training images of CIFAR-10 as JPEG files, scored on {test:,} others of them"
     rows: list[dict[str, Any]] = []
     unfinished: list[str] = []
-    for network in NETWORKS:
+    for number, network in enumerate(NETWORKS):
         scores = {}
         for kind in KINDS:
             name = f"{network.name}, {kind}"
             words = [*network.words(kind), f"train.epochs={epochs[network.name]}", *common]
-            result = _run(out / network.name / kind, words, seconds=ends - time.monotonic())
+            try:
+                result = _run(out / network.name / kind, words, seconds=ends - time.monotonic())
+            except subprocess.CalledProcessError as error:
+                unfinished.append(f"{name} (it failed with exit code {error.returncode})")
+                continue
             if result is None:
                 unfinished.append(name)
             else:
@@ -82,13 +91,12 @@ def measure(options: Namespace) -> Iterator[dict[str, Any]]:
         if len(scores) == len(KINDS):
             row = {"network": network.name, "epochs": epochs[network.name], "published": network.published}
             rows.append(row | scores)
-    about = machine.describe(options.device)
-    train, test = (sum(1 for _ in (root / split).rglob("*.jpg")) for split in cifar.SPLITS)
-    data = f"{train:,} training images of CIFAR-10 as JPEG files, scored on {test:,} others of them"
-    yield {"machine": about, "seed": SEED, "data": data, "rows": rows, "unfinished": unfinished}
+        later = [f"{waiting.name}, {kind}" for waiting in NETWORKS[number + 1 :] for kind in KINDS]
+        section = {"machine": about, "seed": SEED, "data": data, "rows": [*rows], "unfinished": [*unfinished, *later]}
+        yield section
 
 
-def _epochs(out: Path, common: Sequence[str], options: Namespace) -> dict[str, int]:
+def _epochs(out: Path, common: Sequence[str], options: Namespace, *, ends: float) -> dict[str, int]:
     """Return the epochs of each network: as given, as chosen by an earlier call, or as many as fit into the time."""
     path = out / "epochs.json"
     if path.exists():
@@ -97,9 +105,10 @@ def _epochs(out: Path, common: Sequence[str], options: Namespace) -> dict[str, i
     if options.epochs is not None:
         chosen = {network.name: options.epochs for network in NETWORKS}
     else:
-        began = time.monotonic()
-        epoch_s = {network.name: _epoch_s(out / "timed" / network.name, network, common) for network in NETWORKS}
-        left_s = 60 * options.minutes - (time.monotonic() - began)
+        epoch_s = {
+            network.name: _epoch_s(out / "timed" / network.name, network, common, ends=ends) for network in NETWORKS
+        }
+        left_s = ends - time.monotonic() - GRACE_S
         share_s = left_s / (len(NETWORKS) * len(KINDS)) - START_S  # of a run: the slower network has fewer epochs
         chosen = {name: max(FEWEST, int(share_s / each)) for name, each in epoch_s.items()}
     out.mkdir(parents=True, exist_ok=True)
@@ -107,10 +116,11 @@ def _epochs(out: Path, common: Sequence[str], options: Namespace) -> dict[str, i
     return chosen
 
 
-def _epoch_s(out: Path, network: Network, common: Sequence[str]) -> float:
+def _epoch_s(out: Path, network: Network, common: Sequence[str], *, ends: float) -> float:
     """Return the seconds of the second epoch of a run."""
-    result = _run(out, [*network.words("sgd"), "train.epochs=2", *common], seconds=float("inf"))
-    assert result is not None
+    result = _run(out, [*network.words("sgd"), "train.epochs=2", *common], seconds=ends - time.monotonic())
+    if result is None:
+        raise TimeoutError(f"{network.name}: two epochs take longer than there is time: give more --minutes")
     with Path(result["run"], "metrics.csv").open(newline="") as stream:
         return float(list(csv.DictReader(stream))[-1]["seconds"])
 
@@ -133,7 +143,7 @@ def _run(out: Path, words: Sequence[str], *, seconds: float) -> dict[str, Any] |
     print(f"{out.parent.name}, {out.name}", file=sys.stderr, flush=True)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
-            said, _ = process.communicate(timeout=None if math.isinf(seconds) else seconds - GRACE_S)
+            said, _ = process.communicate(timeout=seconds - GRACE_S)
         except subprocess.TimeoutExpired:
             process.terminate()  # it saves, and the next call goes on
             process.communicate()
