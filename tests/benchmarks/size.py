@@ -22,7 +22,8 @@ class Size:
     pipeline_images: int
     pipeline_rounds: int
     photos: int
-    photo_rounds: int
+    photo_rounds: int  # of the crop that a bar is set for
+    other_photo_rounds: int
     predicted: int  # of the photos
     predict_rounds: int
     average_images: int  # of the runs with averages and without; an epoch is short, and many are by turns
@@ -44,7 +45,8 @@ FULL = Size(
     pipeline_images=10_000,
     pipeline_rounds=5,
     photos=2_000,
-    photo_rounds=5,
+    photo_rounds=13,
+    other_photo_rounds=3,
     predicted=1_500,
     predict_rounds=5,
     average_images=640,
@@ -65,6 +67,7 @@ QUICK = Size(
     pipeline_rounds=3,
     photos=200,
     photo_rounds=1,
+    other_photo_rounds=1,
     predicted=100,
     predict_rounds=1,
     average_images=256,
