@@ -31,7 +31,7 @@ from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.events import Events, SavedEvent, Stopped
 from swa_cli.engine.hardware import environment
 from swa_cli.engine.keep import BEST, Kept, restored
-from swa_cli.engine.optimizers import KERNELS
+from swa_cli.engine.optimizers import KERNELS, begin_momentum
 from swa_cli.engine.run import Refreshed, Run
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
@@ -318,6 +318,7 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
                 group.update(own)
         else:
             _lay_out(run.optimizer)
+        begin_momentum(run.optimizer)  # of parameters that had no gradient before the save
         run.scaler.load_state_dict(content["scaler"])
         settings = run.context.recipe.optimizer
         names = [settings.name, *(group.name or "" for group in settings.groups)]

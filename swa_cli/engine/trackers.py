@@ -28,6 +28,7 @@ from swa_cli.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 FINISH_TIMEOUT_S = 300  # for the upload at the end of a run; the files stay, for `wandb sync`
 INIT_TIMEOUT_S = 60
+EXTENDED = "swa.extended"  # a tag of MLflow's run: the step and the time at which --extend-to began
 
 
 class WandB:
@@ -170,11 +171,14 @@ class MLflow:
         self._id = _kept(folder, name, lambda: {"id": self._create(uri)})["id"]
         self._client.update_run(self._id, status="RUNNING")
         data = self._client.get_run(self._id).data
-        sent = {(key, one.step) for key in data.metrics for one in self._client.get_metric_history(self._id, key)}
-        epochs, last = str(event.recipe["train"]["epochs"]), event.history[-1]["step"] if event.history else 0
-        if {"train.epochs": epochs, **data.params, **data.tags}["train.epochs"] != epochs:  # --extend-to
-            sent = {(key, step) for key, step in sent if step <= last}  # a decay after it is trained again, otherwise
-        self._sent = sent
+        sent = [one for key in data.metrics for one in self._client.get_metric_history(self._id, key)]
+        # What was sent of a decay before --extend-to counts no more: its steps are trained again, at other rates.
+        epochs, now, extended = str(event.recipe["train"]["epochs"]), time.time_ns() // 10**6, data.tags.get(EXTENDED)
+        if {"train.epochs": epochs, **data.params, **data.tags}["train.epochs"] != epochs:
+            extended = f"{event.history[-1]['step'] if event.history else 0} {now}"
+            self._client.set_tag(self._id, EXTENDED, extended)
+        last, since = map(int, extended.split()) if extended else (0, 0)
+        self._sent = {(one.key, one.step) for one in sent if one.step <= last or one.timestamp >= since}
         self._describe(event, data.params)
         for row in event.history:
             self._log(_numbers(row), step=row["step"])

@@ -13,7 +13,7 @@ import pytest
 
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import trackers
-from swa_cli.engine.events import EpochEvent
+from swa_cli.engine.events import EpochEvent, PlanEvent
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of the other libraries
 BOTH = "output.loggers=[{name: wandb, mode: offline, project: digits}, mlflow]"
@@ -133,12 +133,26 @@ def test_every_row_once_also_in_a_run_that_was_killed_and_extended(
 
 
 @pytest.mark.slow
-def test_a_decay_that_is_trained_again_has_its_new_numbers(swa, recipe: Path, tmp_path: Path) -> None:
-    """A run of wsd that is extended from its plateau: the last number of each step is that of metrics.csv."""
+def test_a_decay_that_is_trained_again_has_its_new_numbers(
+    swa, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of wsd that is extended from its plateau: the last number of each step is that of metrics.csv.
+
+    It is stopped before it has trained the steps of the decay again, and goes on.
+    """
     run = tmp_path / "runs/small-001"
     words = [BOTH, "train.epochs=3", "schedule={name: wsd, decay: 1ep}", "swa={start: 1ep, every: 1ep}"]
     assert swa("train", recipe, "-q", *words).code == 0
     before = measured(run)["lr"]
+    plan = trackers.MLflow.plan
+
+    def stop(logger: trackers.MLflow, event: PlanEvent) -> None:
+        plan(logger, event)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trackers.MLflow, "plan", stop)
+        assert swa("train", "--resume", run, "--extend-to", "5", "-q").code == 130
     assert swa("train", "--resume", run, "--extend-to", "5", "-q").code == 0
     expected, sent = measured(run), logged_by_mlflow(run)
     assert before[2] != expected["lr"][2]
