@@ -7,6 +7,7 @@ test set is never used: scores on it would mean nothing afterwards. `swa soup` s
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -230,9 +231,10 @@ def answer(
     command: str = "average",
 ) -> dict[str, Any]:
     """Say what was written, and the next command; return the part of the answer that every average has."""
-    average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {out}`"
+    path = shlex.quote(str(out))
+    average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {path}`"
     if batchnorm == "stale":
-        next_command = f"refresh it with `swa bn-update {out}`, then {next_command}"
+        next_command = f"refresh it with `swa bn-update {path}`, then {next_command}"
     elif batchnorm == "recomputed":
         batchnorm = f"recomputed from {content['samples']:,} samples ({content['batchnorm_method']})"
     held = f"{what} of {count_text(average['count'] or 1, 'weight set')}"

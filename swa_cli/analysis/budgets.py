@@ -104,7 +104,7 @@ def average_at(
         )
     terminal.print(budget_summary(rows, name=name, metrics=metrics))
     written = ", ".join(str(place) for place in (*targets, picture) if place is not None)
-    terminal.answer(f"{written}: {name}; see `swa report {path} -o report.html`")
+    terminal.answer(f"{written}: {name}; see `swa report {shlex.quote(str(path))} -o report.html`")
     return {
         "command": "average",
         "run": str(path),

@@ -103,7 +103,7 @@ def _described(device: torch.device) -> str:
 def _disk(root: Path) -> dict[str, Any]:
     """Return the free space of the folder of runs, which may not exist yet."""
     path = root.absolute()
-    while not path.exists() and path != path.parent:
+    while not os.path.exists(path) and path != path.parent:  # Path.exists raises where nobody may look
         path = path.parent
     try:
         return {"path": str(path), "free": shutil.disk_usage(path).free}

@@ -6,6 +6,7 @@ scored only if the user insists.
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -69,7 +70,8 @@ def evaluate_checkpoint(
             what = "its runs have their recipe" if recipe is not None else "is the folder of a repeat"
             raise UserError(
                 f"{path}: {what}",
-                hint=f"score the ensemble of its runs with `swa eval {path} --ensemble`, or the folder of one of them",
+                hint=f"score the ensemble of its runs with `swa eval {shlex.quote(str(path))} --ensemble`,"
+                " or the folder of one of them",
             )
         from swa_cli.analysis.seed_ensemble import evaluate_repeat
 

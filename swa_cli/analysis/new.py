@@ -49,8 +49,9 @@ def photos_recipe(root: Path, *, terminal: Terminal) -> str:
     for reason in broken:
         terminal.warning(f"left out: {reason}")
     num_train = len(splits["train"])
+    name = re.sub(r"[^\w.+-]+", "-", root.resolve().name, flags=re.ASCII).strip("+-.")[:MAX_NAME] or "photos"
     values = {
-        "name": re.sub(r"[^\w.+-]+", "-", root.resolve().name, flags=re.ASCII).strip("+-.")[:MAX_NAME] or "photos",
+        "name": name if scalars.is_text(name) else json.dumps(name),
         "task": "classification",
         "model.name": "torchvision:resnet18",
         "dataset.name": "image_folder",

@@ -46,6 +46,7 @@ from swa_cli.metrics.metric import THRESHOLD
 from swa_cli.metrics.tasks import Task
 from swa_cli.recipe.plan import image_problems
 from swa_cli.recipe.schema import Recipe
+from swa_cli.report.console_text import width_of
 from swa_cli.report.terminal import Bar, Terminal
 from swa_cli.units import count_text
 
@@ -352,7 +353,7 @@ class _Table:
         elif as_json:
             files.print_json(columns, facts, work)
         else:
-            widths = {"path": max(map(len, images.images)), **self.widths}
+            widths = {"path": max(map(width_of, images.images)), **self.widths}
             files.print_rows(columns, widths, work, terminal=terminal)
             terminal.note(_done(facts))
 
@@ -424,7 +425,7 @@ def _answer_of(predictor: Predictor, shape: tuple[int, ...], request: Request, *
         names = names_of(classes, number)
         is_list = as_json if out is None else out.suffix.lower() != ".csv"
         cells = partial(_several, names=names, delimiter=None if is_list else predictor.delimiter)
-        widths = {"labels": min(LABELS_WIDTH, len(predictor.delimiter.join(names)))}
+        widths = {"labels": min(LABELS_WIDTH, width_of(predictor.delimiter.join(names)))}
         return _Table(["labels", *probability_columns(names)], cells, widths)
     if not is_ranked:
         names = _value_names(classes, number)
@@ -434,7 +435,7 @@ def _answer_of(predictor: Predictor, shape: tuple[int, ...], request: Request, *
     names = names_of(classes, number)
     ends = ["", *(f"_{place}" for place in range(2, request.top + 1))]
     columns = [f"{what}{end}" for end in ends for what in ("class", "probability")]
-    widths = {f"class{end}": max(map(len, names)) for end in ends}
+    widths = {f"class{end}": max(map(width_of, names)) for end in ends}
     return _Table(columns, partial(_ranked, names=names, ends=ends), widths)
 
 

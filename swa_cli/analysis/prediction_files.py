@@ -24,7 +24,7 @@ from torch import Tensor
 
 from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.errors import UserError
-from swa_cli.report.console_text import Column
+from swa_cli.report.console_text import Column, cut_to
 from swa_cli.report.terminal import Terminal
 
 ROW_GROUP = 10_000  # rows of a parquet file that are written at once
@@ -162,7 +162,7 @@ def print_rows(
 
 def _cell(value: Any, width: int | None) -> str:
     text = f"{value:.4f}" if isinstance(value, float) else str(value)
-    return text if width is None or len(text) <= width else f"{text[: width - 1]}…"
+    return text if width is None else cut_to(text, width)
 
 
 # --- masks

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import shlex
-
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine import failures
 from swa_cli.engine.events import EpochEvent, PlanEvent, ResultEvent
 from swa_cli.report import plots
 from swa_cli.report.plots import curves
@@ -51,7 +50,7 @@ class RunOutput:
         if not self.terminal.is_mute:  # elsewhere, another process draws
             with plots.telling(self.terminal.warning):
                 _draw_curves(event)
-        values, terminal = event.values, self.terminal
+        values, terminal, folder = event.values, self.terminal, RunFolder(event.folder)
         terminal.summary(
             values["weights"],
             split=values["split"],
@@ -60,14 +59,15 @@ class RunOutput:
             metrics=event.metrics,
         )
         for file in event.swag:
-            terminal.note(f"{file.stem} is scored by its mean; `swa eval {file} --draws 30` scores weights around it")
-        shown = RunFolder(event.folder).display_path
+            command = failures.runnable(("swa", "eval", file, "--draws", 30), folder)
+            terminal.note(f"{file.stem} is scored by its mean; `{command}` scores weights around it")
+        shown = folder.display_path
         terminal.facts(
             "",
             [
                 ("run", str(shown)),
                 ("ship", f"{shown / event.ship.relative_to(event.folder)} ({event.ship_reason})"),
-                ("next", f"swa report {shlex.quote(str(shown))} -o report.html"),
+                ("next", failures.runnable(("swa", "report", shown, "-o", "report.html"), folder)),
             ],
         )
 

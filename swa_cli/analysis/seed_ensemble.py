@@ -8,6 +8,7 @@ run alone; one run's data and one network are in memory at a time. Legend: N sam
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -214,7 +215,9 @@ def _predict(
     if num_draws is None:
         if not allow_stale_bn:
             file = member.folder.checkpoints / f"{name}.pt"
-            open.require_fresh({name: item.batchnorm}, path=file, hint=f"run `swa bn-update {file}` first")
+            open.require_fresh(
+                {name: item.batchnorm}, path=file, hint=f"run `swa bn-update {shlex.quote(str(file))}` first"
+            )
         loading.load_strict(model, item.state_dict, source=f"{member.folder.path} ({name})")
         p, targets = passes.predict(
             model, context.plain_batches(on), context=context, name=f"{name} of {member.name} on {on}"

@@ -11,6 +11,7 @@ import csv
 import json
 import math
 import os
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -215,7 +216,7 @@ def find(paths: Sequence[Path], *, terminal: Terminal, may_be_one: bool = True) 
     if len(members) == len(single) == 1 and not may_be_one:
         raise UserError(
             f"{single[0]}: is one run: name at least two, or a repeat or a sweep",
-            hint=f"`swa show {single[0]}` shows one",
+            hint=f"`swa show {shlex.quote(str(single[0]))}` shows one",
         )
     runs = []
     with terminal.progress("reading runs", len(members)) as bar:

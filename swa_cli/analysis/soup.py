@@ -9,6 +9,7 @@ Model Stock needs the pretrained weights that the runs started from: those that 
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -176,7 +177,7 @@ def _shipped(path: Path) -> Path:
     if run.result is None:
         raise UserError(
             f"{path}: has not finished, and only a finished run ships weights",
-            hint=f"finish it with `swa train --resume {path}`, or name a file in its checkpoints",
+            hint=f"finish it with `swa train --resume {shlex.quote(str(path))}`, or name a file in its checkpoints",
         )
     result = run.result
     name, _ = evaluate.to_ship(result.weights, loss_key=run.metrics.loss_key, averages=result.averages)

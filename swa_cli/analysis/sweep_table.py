@@ -9,7 +9,7 @@ from swa_cli.analysis import sweep_metric
 from swa_cli.analysis.sweep_study import COMPLETE, FAILED, Record, Settings, best_of
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.space import Choices, Parameter
-from swa_cli.report.console_text import NOT_MEASURED, Cells, Column, duration
+from swa_cli.report.console_text import NOT_MEASURED, Cells, Column, duration, width_of
 from swa_cli.report.scores import cell, with_error
 from swa_cli.report.terminal import Terminal
 
@@ -93,7 +93,7 @@ def _heading(parameter: Parameter, settings: Settings) -> str:
 
 def _width(parameter: Parameter) -> int:
     domain = parameter.domain
-    return min(max(map(len, domain.texts)), WIDEST) if isinstance(domain, Choices) else 9 + len(domain.unit)
+    return min(max(map(width_of, domain.texts)), WIDEST) if isinstance(domain, Choices) else 9 + len(domain.unit)
 
 
 def _cells(record: Record, settings: Settings) -> Cells:

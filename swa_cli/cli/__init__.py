@@ -6,6 +6,7 @@ errors come without it. Only `run` turns exceptions into messages and exit codes
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -133,6 +134,9 @@ def run(words: list[str]) -> int:
         return _report(error, with_traceback="--traceback" in words)
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # whoever writes
+
+
 def _report(error: Exception, *, with_traceback: bool) -> int:
     """Print an error and return its exit code; only here is what prints it imported, which help does not need."""
     from swa_cli.report.errors import notes_of, print_problems, print_user_code_error, print_user_error, user_frames
@@ -146,7 +150,7 @@ def _report(error: Exception, *, with_traceback: bool) -> int:
         print_user_error(error.message, hint=error.hint)
         return error.exit_code
     frames = user_frames(error)
-    if frames:
+    if frames and not (isinstance(error, OSError) and error.errno in NO_ROOM):
         print_user_code_error(error, frames)
         return EXIT_USAGE if NOTHING_WAS_RUN in notes_of(error) else EXIT_FAILED
     if isinstance(error, OSError) and error.strerror:

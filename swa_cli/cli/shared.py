@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import re
 import sys
@@ -66,12 +67,24 @@ PictureFormat = Annotated[
 PictureWidth = Annotated[
     float | None,
     typer.Option(
-        "--width", metavar="INCHES", min=2, max=20, help="Width for print, such as 3.3 for a column of a paper."
+        "--width",
+        metavar="INCHES",
+        min=2,
+        max=20,
+        callback=lambda width: _finite(width),
+        help="Width for print, such as 3.3 for a column of a paper.",
     ),
 ]
 NewFile = Annotated[
     Path | None, typer.Option("--out", "-o", metavar="FILE", help="New file to write; default: stdout.")
 ]
+
+
+def _finite(number: float | None) -> float | None:
+    """Refuse NaN, which is neither below nor above a limit."""
+    if number is not None and not math.isfinite(number):
+        raise typer.BadParameter(f"{number} is not a number.")
+    return number
 
 
 def _version(wanted: bool) -> None:

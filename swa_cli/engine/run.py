@@ -192,7 +192,8 @@ def _build_run(
         problems += unreadable
     if world.is_rank0:
         is_worker = recipe.swap is not None and recipe.swap.worker is not None  # its rows are in its metrics.csv alone
-        found, unusable = loggers.build([] if is_worker else recipe.output.loggers)
+        entries = [] if is_worker else recipe.output.loggers
+        found, unusable = loggers.build(entries) if entries else ({}, [])
         problems += unusable
         events = events.extended(loggers.MetricsCsv(), loggers=found)
     if image_problems(recipe) or model_problems(recipe):  # the data cannot be read so

@@ -184,7 +184,9 @@ class _Reader(yaml.SafeLoader):
             mark = error.problem_mark or error.context_mark
             if is_left_open(problem, context=context):
                 mark = error.context_mark or mark
-            raise self._fatal(*meaning(problem, context=context), self._between(mark, mark)) from error
+            place = self._between(mark, mark)
+            before = place.text[: place.column - 1]
+            raise self._fatal(*meaning(problem, context=context, before=before), place) from error
         except (ValueError, OverflowError) as error:  # of chr(), for an escape such as "\UFFFFFFFF"
             raise self._fatal(*NO_CHARACTER, Place(self.tree.source)) from error
         return self._value(root, ())
@@ -357,8 +359,10 @@ def is_left_open(problem: str, *, context: str) -> bool:
     return unclosed_bracket or "end of stream" in problem or "could not find expected ':'" in problem
 
 
-def meaning(problem: str, *, context: str = "") -> tuple[str, str]:
-    """Return message and hint for an error of PyYAML."""
+def meaning(problem: str, *, context: str = "", before: str = "") -> tuple[str, str]:
+    """Return message and hint for an error of PyYAML; `before` is the line up to it."""
+    if r"'\t' that cannot start" in problem and before.strip():
+        return "a tab stands beside a value", "write a space in its place"
     for pattern, message, hint in MEANINGS:
         if re.search(pattern, f"{problem} {context}"):
             return message, hint

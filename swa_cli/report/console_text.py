@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
@@ -130,6 +130,16 @@ def cell_line(columns: Sequence[Column], cells: Cells, *, console: Console) -> T
         line.append(text + padding if column.left else padding + text, style=style)
     line.rstrip()
     return line
+
+
+def width_of(text: str) -> int:
+    """Return the columns of a terminal that a text takes: two for each wide character."""
+    return cell_len(text)
+
+
+def cut_to(text: str, width: int) -> str:
+    """Return a text of at most this width; one that is longer ends in `…`."""
+    return text if cell_len(text) <= width else f"{set_cell_size(text, width - 1).rstrip()}…"
 
 
 def widest(key: str, heading: str, rows: Iterable[Cells]) -> int:

@@ -85,7 +85,12 @@ def _hint_line(hint: str, *, console: Console, indent: int = 2) -> Text:
 
 _FRAME = re.compile(r'  File "(?P<path>.*)", line \d+')
 _BEGINNING = "Traceback (most recent call last):\n"
-_INTERNAL = ("swa_cli", "torch", "torchvision", "typer", "click")  # installed packages whose frames are left out
+# Installed packages whose frames are left out: swa calls them itself.
+_INTERNAL = (
+    *("swa_cli", "torch", "torchvision", "typer", "click", "rich", "yaml", "pydantic", "pydantic_core", "filelock"),
+    *("numpy", "PIL", "matplotlib", "jinja2", "safetensors", "simplejpeg", "timm", "datasets", "pyarrow", "optuna"),
+    *("tensorboard", "wandb", "mlflow", "onnx", "onnxscript", "onnxruntime"),
+)
 
 
 def user_frames(error: BaseException) -> list[str]:

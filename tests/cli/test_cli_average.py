@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -135,6 +137,14 @@ def test_window_holds_the_snapshots_between_its_ends(swa, run: Path, window: str
     assert ended.code == 0, ended.err
     assert_mean("window.pt", [load(path)["state_dict"] for path in files(run) if load(path)["step"] in kept])
     assert load("window.pt")["average"] == {"name": "soup", "kind": "window", "count": len(kept), "steps": kept}
+
+
+def test_the_next_command_works_for_a_path_with_spaces(swa, run: Path) -> None:
+    """What `swa average` says to do next, pasted."""
+    ended = swa("average", run, "-o", "my soup.pt")
+    said = " ".join((ended.out + ended.err).split())
+    (command,) = re.findall(r"score it with `(swa eval [^`]*)`", said)
+    assert swa(*shlex.split(command)[1:]).code == 0
 
 
 def test_frozen_statistics_are_called_so(swa, tmp_path: Path) -> None:

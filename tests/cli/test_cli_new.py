@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from swa_cli.recipe import load
 from swa_cli.recipe.explain import fields
@@ -83,6 +84,16 @@ def test_a_path_that_no_recipe_can_hold_leaves_no_file(swa, tmp_path: Path) -> N
     assert ended.code == 2
     assert "bytes that are not UTF-8" in ended.err
     assert not (tmp_path / "r.yaml").exists()
+
+
+def test_a_folder_whose_name_is_a_word_of_yaml(swa, tmp_path: Path) -> None:
+    """Photos in a folder `on`: the recipe that is written loads, with that name."""
+    for label in ("cat", "dog"):
+        (tmp_path / "on" / label).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (12, 12), (number, 0, 0)).save(tmp_path / "on" / label / f"{number}.png")
+    assert swa("new", "--task", "photos", "--data", "on", "-o", "r.yaml").code == 0
+    assert load.load(tmp_path / "r.yaml").recipe.name == "on"
 
 
 def test_recipes_are_listed_with_their_results(swa) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import re
+import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +122,17 @@ def by_hand(state: dict[str, torch.Tensor], project: Path) -> dict[str, float]:
         "hits": float(((p > 0.5) == (near > 0.5)).double().mean()),
         "distance": float((p - near).abs().mean()),
     }
+
+
+@pytest.mark.slow
+def test_the_next_command_of_a_run_with_code_works(swa, project: Path) -> None:
+    """What the end of `swa train` says to do next, pasted: the page, which names what allows the code, too."""
+    ended = swa("train", project / "own.yaml")
+    assert ended.code == 0, ended.err
+    (command,) = re.findall(r"swa report .*", ended.out + ended.err)
+    assert "--allow-code" in command
+    assert swa(*shlex.split(command)[1:]).code == 0
+    assert "swa eval runs/latest --allow-code" in Path("report.html").read_text()
 
 
 @pytest.mark.slow

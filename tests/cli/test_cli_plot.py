@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
@@ -47,6 +49,19 @@ def test_each_picture_lands_in_the_run_folder(kind: str, run: Path, swa: Swa) ->
     if kind == "curves":
         assert swa("plot", run, "-o", "own.svg", "-q").code == 0
         assert Path("own.svg").read_text().startswith("<?xml")
+
+
+def test_a_full_disk_is_no_mistake_of_the_users_code(run: Path, swa: Swa, monkeypatch: pytest.MonkeyPatch) -> None:
+    """matplotlib meets a disk without room: one line that says so, and no frame of a package."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "a.png")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    ended = swa("plot", run, "-o", "a.png")
+    assert ended.code == 1
+    assert "No space left" in ended.err
+    assert "own code" not in ended.err
 
 
 def test_a_picture_for_a_paper(run: Path, swa: Swa, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +203,7 @@ def test_a_run_draws_its_pictures_where_the_recipe_says_so(tmp_path: Path, swa: 
         (["RUN", "--format", "pdf", "-o", "curves.svg"], "does not end in .pdf"),
         (["RUN", "--format", "gif"], "choose png, svg, pdf"),
         (["RUN", "--width", "0.5"], "--width"),
+        (["RUN", "--width", "nan"], "--width"),
         (["RUN", "-o", "nowhere/curves.png"], "no such folder"),
         (["RUN", "curves", "optimizer.lr=0.2"], ""),
         (["small.yaml", "curves"], "is a file"),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.cells import cell_len
 from torch import Tensor
 
 from conftest import Swa, run_swa
@@ -260,6 +261,17 @@ def test_a_mistake_is_told_before_anything_is_written(swa: Swa, run: Path, words
     for part in parts:
         assert part in told, told
     assert sorted(Path().rglob("*")) == before
+
+
+def test_columns_of_wide_characters_stand_apart(swa: Swa, run: Path) -> None:
+    """A file name of characters of two cells: a space before its class, and the heading in line with it."""
+    Image.new("RGB", (9, 9)).save("写真写真写真写真.png")
+    head, row = swa("predict", run, "写真写真写真写真.png").out.splitlines()[:2]
+    assert row.startswith("写真写真写真写真.png  ")
+    found = row.removeprefix("写真写真写真写真.png").split()[0]
+    assert head.index("class") + len("class") == cell_len(row.partition(found)[0] + found) or (
+        head.index("class") == cell_len(row.partition(found)[0])
+    )
 
 
 def test_a_file_with_several_weight_sets_asks_for_one(swa: Swa, trained: Path, run: Path) -> None:

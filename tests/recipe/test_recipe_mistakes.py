@@ -274,6 +274,7 @@ WRONG = [
     Wrong("---\nseed: 1", (5, 1, 3), "", "a second document begins here", "one recipe"),
     # What is no YAML.
     Wrong("swa:\n\tlr: 1", (6, 1, 1), "", "a tab indents this line", "spaces"),
+    Wrong("swa:\n  lr: 1\t# rate", (6, 8, 1), "", "a tab stands beside a value", "space"),
     Wrong("seed: 1\n lr: 1", (6, 4, 1), "", "a second `:` in the line, or a line indented", "align"),
     Wrong("swa:\n    lr: 1\n  start: 1ep", (7, 3, 1), "", "does not line up with the keys above", "align"),
     Wrong("swa: {lr: 1", (5, 6, 1), "", "a `{` is not closed", "{key: value"),
