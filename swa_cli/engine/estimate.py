@@ -32,6 +32,7 @@ from swa_cli.engine.plan_text import plan_rows
 from swa_cli.engine.run import Run, end_freezing, running_statistics
 from swa_cli.engine.step import train_step, wrap_ddp
 from swa_cli.errors import UserError
+from swa_cli.metrics.task import num_views
 from swa_cli.models.freezing import freeze
 from swa_cli.recipe.plan import Plan
 from swa_cli.recipe.swap import worker_of
@@ -346,9 +347,10 @@ def _estimate_seconds(run: Run, times: StepTimes) -> dict[str, float]:
     if run.averages_inside:
         epochs = planned.epochs + (num_workers * planned.worker.epochs if planned.worker else 0)
         own = epochs if num_val else num_raw
-    if context.scoring_split() != "val":  # else these are the scores below
-        samples += num_val * (num_workers + num_twins)
-    samples += len(context.split(context.scoring_split())) * (1 + num_workers + num_twins + num_averages)
+    final, split, tta = 1 + num_workers + num_twins + num_averages, context.scoring_split(), context.recipe.eval.tta
+    samples += len(context.split(split)) * final * num_views(tta)
+    if split != "val":  # else these are the same scores; validation after an epoch has no views
+        samples += num_val * (num_workers + num_twins if tta == "none" else final * num_views(tta))
     num_passes = in_between + num_averages + num_twins + own
     return {
         "training": planned.total_steps * times.step_s,

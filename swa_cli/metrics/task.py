@@ -134,3 +134,8 @@ VIEWS: Mapping[str, Callable[[Tensor], list[tuple[float, Tensor]]]] = {
     "flip": _flipped,
     "flip_translate": _flipped_and_translated,
 }
+
+
+def num_views(kind: str) -> int:
+    """Return how many forward passes the scores of a sample take."""
+    return len(VIEWS[kind](torch.zeros(1, 1, 8, 8))) if kind in VIEWS else 1

@@ -150,3 +150,17 @@ def test_scores_on_validation_images_are_counted_once(tmp_path: Path, monkeypatc
     seconds = estimate.estimate(run).seconds
     # Epochs and the average after each; at the end the raw weights as they are and refreshed, and the average.
     assert seconds["scoring"] == 10 * (2 + 2) + 10 * 3
+
+
+def test_views_of_final_scores_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples scored with two and six views, by hand: not those after epochs; of test and of validation images."""
+    path = tmp_path / "small.yaml"
+    path.write_text(RECIPE)
+    monkeypatch.setattr(estimate, "measure", lambda run: estimate.StepTimes(1, 1.0, 1.0, 1.0))
+    found = {}
+    for tta, views in (("none", 1), ("flip", 2), ("flip_translate", 6)):
+        found[views] = estimate.estimate(begun_from(path, f"eval.tta={tta}", "dataset.val=37")).seconds["scoring"]
+    in_epochs = 37 * (2 + 2)  # and of the average
+    assert found[1] == in_epochs + 37 + 360 * 3  # the twin alone is new on validation images
+    assert found[2] == in_epochs + 2 * (37 + 360) * 3
+    assert found[6] == in_epochs + 6 * (37 + 360) * 3
