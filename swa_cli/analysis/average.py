@@ -23,9 +23,7 @@ from swa_cli.averaging import soup
 from swa_cli.averaging.batchnorm import NOTHING
 from swa_cli.averaging.bn_layers import is_frozen, is_refreshable
 from swa_cli.checkpoint import reader
-from swa_cli.engine.user_code import named_code
 from swa_cli.errors import UserError
-from swa_cli.recipe import load
 from swa_cli.recipe.plan import Window
 from swa_cli.report.scores import search_summary
 from swa_cli.report.terminal import Terminal
@@ -233,8 +231,7 @@ def answer(
     command: str = "average",
 ) -> dict[str, Any]:
     """Say what was written, and the next command; return the part of the answer that every average has."""
-    recipe = load.from_values(content["recipe"], source=str(out)).recipe
-    path = shlex.quote(str(out)) + (" --allow-code" if named_code(recipe) else "")
+    path = shlex.quote(str(out))
     average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {path}`"
     if batchnorm == "stale":
         next_command = f"refresh it with `swa bn-update {path}`, then {next_command}"
