@@ -64,6 +64,15 @@ def test_a_full_disk_is_no_mistake_of_the_users_code(run: Path, swa: Swa, monkey
     assert "own code" not in ended.err
 
 
+def test_the_page_of_a_run_of_several_processes_names_them(run: Path, swa: Swa) -> None:
+    """The command of the page for a run of four processes, each with a card of its own."""
+    content = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    content["environment"] |= {"processes": 4, "device": "cuda:0"}
+    torch.save(content, run / "checkpoints/last.pt")
+    assert swa("report", run, "--no-data", "-o", "page.html").code == 0
+    assert "train.device=cuda --processes 4" in Path("page.html").read_text()
+
+
 def test_a_picture_for_a_paper(run: Path, swa: Swa, monkeypatch: pytest.MonkeyPatch) -> None:
     """`--format` names the default file, `--width` its inches at 150 dpi; a script that no font has is a warning."""
     ended = swa("plot", run, "schedule", "--format", "pdf", "--json", "-q")
