@@ -7,7 +7,6 @@ test set is never used: scores on it would mean nothing afterwards. `swa soup` s
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,8 +22,10 @@ from swa_cli.averaging import soup
 from swa_cli.averaging.batchnorm import NOTHING
 from swa_cli.averaging.bn_layers import is_frozen, is_refreshable
 from swa_cli.checkpoint import reader
+from swa_cli.engine import user_code
 from swa_cli.errors import UserError
 from swa_cli.recipe.plan import Window
+from swa_cli.recipe.schema import Recipe
 from swa_cli.report.scores import search_summary
 from swa_cli.report.terminal import Terminal
 from swa_cli.units import count_text
@@ -113,7 +114,14 @@ def average_checkpoints(
         samples, passes = len(trials.samples[0]), trials.num_passes
         terminal.print(search_summary(trials.rows, samples=samples, passes=passes, metrics=trials.metrics))
     return {
-        **answer(out, content, what=describe(content["average"]), started=started, terminal=terminal),
+        **answer(
+            out,
+            content,
+            gathered.context.recipe,
+            what=describe(content["average"]),
+            started=started,
+            terminal=terminal,
+        ),
         "sources": content["sources"],
         "barrier": barrier,
         "tried": trials.rows,
@@ -224,6 +232,7 @@ def _error_text(content: Mapping[str, Any]) -> str:
 def answer(
     out: Path,
     content: Mapping[str, Any],
+    recipe: Recipe,
     *,
     what: str,
     started: float,
@@ -231,10 +240,10 @@ def answer(
     command: str = "average",
 ) -> dict[str, Any]:
     """Say what was written, and the next command; return the part of the answer that every average has."""
-    path = shlex.quote(str(out))
-    average, batchnorm, next_command = content["average"], content["batchnorm"], f"score it with `swa eval {path}`"
+    average, batchnorm = content["average"], content["batchnorm"]
+    next_command = f"score it with `{user_code.command(('swa', 'eval', out), recipe)}`"
     if batchnorm == "stale":
-        next_command = f"refresh it with `swa bn-update {path}`, then {next_command}"
+        next_command = f"refresh it with `{user_code.command(('swa', 'bn-update', out), recipe)}`, then {next_command}"
     elif batchnorm == "recomputed":
         batchnorm = f"recomputed from {content['samples']:,} samples ({content['batchnorm_method']})"
     held = f"{what} of {count_text(average['count'] or 1, 'weight set')}"

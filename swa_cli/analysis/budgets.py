@@ -24,7 +24,7 @@ from swa_cli.analysis.trials import Trials
 from swa_cli.checkpoint import reader
 from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder
-from swa_cli.engine import evaluate
+from swa_cli.engine import evaluate, user_code
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.values import Duration, in_epochs
@@ -104,7 +104,8 @@ def average_at(
         )
     terminal.print(budget_summary(rows, name=name, metrics=metrics))
     written = ", ".join(str(place) for place in (*targets, picture) if place is not None)
-    terminal.answer(f"{written}: {name}; see `swa report {shlex.quote(str(path))} -o report.html`")
+    see = user_code.command(("swa", "report", path, "-o", "report.html"), gathered.context.recipe)
+    terminal.answer(f"{written}: {name}; see `{see}`")
     return {
         "command": "average",
         "run": str(path),

@@ -111,7 +111,7 @@ def evaluate_checkpoint(
     details = _details(sets, drawn, snapshots, model, num_draws)
     if not allow_stale_bn:
         batchnorm = {name: item["batchnorm"] for name, item in details.items()}
-        open.require_fresh(batchnorm, path=path, hint=open.how_to_refresh(found))
+        open.require_fresh(batchnorm, path=path, hint=open.how_to_refresh(found, context.recipe))
 
     wanted = {"--per-class": with_classes, "--predictions": predictions is not None}
     for option in (option for option, is_wanted in wanted.items() if is_wanted):

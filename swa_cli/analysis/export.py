@@ -156,7 +156,7 @@ def export_checkpoint(
     started = time.monotonic()
     found = reader.read(request.path)
     about, input_, model = open.open_network(found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
-    name, item = _chosen(found, reader.weight_sets(found, model), request)
+    name, item = _chosen(found, reader.weight_sets(found, model), request, about)
     loading.load_strict(model, item.state_dict, source=f"{request.path} ({name})")
     metadata = _metadata(found, name, item, about, input_, request)
     with torch.no_grad(), terminal.progress(f"{name} as {request.name}", len(BATCHES) + 1) as bar:
@@ -185,7 +185,7 @@ def export_checkpoint(
     }
 
 
-def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request) -> tuple[str, WeightSet]:
+def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request, about: Recipe) -> tuple[str, WeightSet]:
     """Return the weight set to export; the only one, if none was named, and not a stale one."""
     sets = open.chosen(sets, request.weights or "all", request.path)
     if len(sets) > 1:
@@ -195,7 +195,7 @@ def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request) -> 
         )
     ((name, item),) = sets.items()
     if not request.allow_stale_bn:
-        open.require_fresh({name: item.batchnorm}, path=request.path, hint=open.how_to_refresh(found))
+        open.require_fresh({name: item.batchnorm}, path=request.path, hint=open.how_to_refresh(found, about))
     return name, item
 
 

@@ -56,7 +56,8 @@ def extract_average(
             content = best.content(point.origin)
             reader.save(out, content)
             what = f"{name} of epoch {best.epoch}"
-            return {**answer(out, content, what=what, started=started, terminal=terminal), "sources": [source]}
+            written = answer(out, content, open.recipe_of(point), what=what, started=started, terminal=terminal)
+            return {**written, "sources": [source]}
         context = model = None
         if refresh:
             context, model = _opened(point, overrides, name, terminal=terminal, allow_code=allow_code)
@@ -73,7 +74,8 @@ def extract_average(
         }
         content = shipped(point, name, item, cloned(model.state_dict()), fresh if update is None else update.record)
         reader.save(out, content)
-    return {**answer(out, content, what=name, started=started, terminal=terminal), "sources": [source]}
+    written = answer(out, content, open.recipe_of(point), what=name, started=started, terminal=terminal)
+    return {**written, "sources": [source]}
 
 
 def shipped(

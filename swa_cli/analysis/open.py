@@ -23,13 +23,12 @@ from swa_cli.checkpoint import reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder
 from swa_cli.data.randomness import preserve_global_rng
-from swa_cli.engine import failures, swap
+from swa_cli.engine import failures, swap, user_code
 from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.evaluate import RAW, recomputed
 from swa_cli.engine.events import Events
 from swa_cli.engine.keep import BEST
 from swa_cli.engine.network import build_network, describe_model
-from swa_cli.engine.user_code import admit, make_importable
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics import tasks
 from swa_cli.recipe import load
@@ -135,14 +134,14 @@ def _loaded(
     """Return the recipe that was passed, or else that of the checkpoint, whose code needs permission."""
     if recipe is not None:
         loaded = load.load(recipe, overrides, allowed=allowed)
-        make_importable(loaded)
+        user_code.make_importable(loaded)
         return loaded
     if found.recipe is None:
         raise UserError(
             f"{found.path}: was not written by swa and holds no recipe", hint="name its recipe with --recipe RECIPE"
         )
     loaded = carried_recipe(found, overrides, allowed=allowed)
-    admit(loaded, source=str(found.path), folder=found.path.parent, allow_code=allow_code)
+    user_code.admit(loaded, source=str(found.path), folder=found.path.parent, allow_code=allow_code)
     return loaded
 
 
@@ -339,10 +338,14 @@ def require_no_resume_point(target: Path) -> None:
         raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
 
 
-def how_to_refresh(found: Checkpoint) -> str:
-    """Return the hint for a checkpoint whose averages have stale BatchNorm statistics."""
-    beside = " --recipe RECIPE --weights NAME -o FILE.pt" if found.kind == "foreign" else ""
-    return f"run `swa bn-update {shlex.quote(str(found.path))}{beside}` first, or insist with --allow-stale-bn"
+def how_to_refresh(found: Checkpoint, recipe: Recipe) -> str:
+    """Return the hint for a checkpoint, opened by `recipe`, whose averages have stale BatchNorm statistics."""
+    words = ("swa", "bn-update", found.path)
+    if found.kind == "foreign":
+        command = f"{shlex.join(map(str, words))} --recipe RECIPE --weights NAME -o FILE.pt"
+    else:
+        command = user_code.command(words, recipe)
+    return f"run `{command}` first, or insist with --allow-stale-bn"
 
 
 def run_of(path: Path) -> str | None:

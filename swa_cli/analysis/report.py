@@ -23,7 +23,7 @@ from swa_cli.analysis.settings import Setting
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import about
 from swa_cli.engine.plan_text import describe_averages, describe_schedule
-from swa_cli.engine.user_code import named_code
+from swa_cli.engine.user_code import command
 from swa_cli.errors import UserError
 from swa_cli.metrics.per_class import OUTCOMES, class_scores
 from swa_cli.recipe import load
@@ -246,14 +246,13 @@ def _versions(run: OpenRun, version: str) -> list[tuple[str, str]]:
 
 def _commands(run: OpenRun) -> list[str]:
     environment = run.point.content["environment"]
-    own = ["--allow-code"] if named_code(run.recipe) else []
     device, processes = str(environment["device"]), environment["processes"]
     pinned = [f"train.precision={environment['precision']}", f"train.threads={environment['threads']}"]
     pinned.append(f"train.device={device if processes == 1 else device.partition(':')[0]}")  # each has its own card
     pinned += ["--processes", str(processes)] if processes > 1 else []
     return [
         shlex.join(["swa", "train", "recipe.yaml", *pinned]),
-        shlex.join(["swa", "eval", str(Path(run.recipe.output.root) / "latest"), *own]),
+        command(("swa", "eval", Path(run.recipe.output.root) / "latest"), run.recipe),
     ]
 
 
@@ -270,7 +269,7 @@ def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
     if surface is None:
         raise UserError(
             f"{run.folder.path}: no plane was measured",
-            hint=f"run `swa plot {shlex.quote(str(run.folder.path))} plane` first, or add --plane",
+            hint=f"run `{command(('swa', 'plot', run.folder.path, 'plane'), run.recipe)}` first, or add --plane",
         )
     names = ", ".join(point["name"] for point in surface["points"])
     drawings = []

@@ -6,7 +6,6 @@ what has to be scored opens data, hardware and network once. The run may still t
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,10 +24,9 @@ from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.reader import WeightSet
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.splits import Reading, read_rows, take
-from swa_cli.engine import swap
+from swa_cli.engine import swap, user_code
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW, recomputed
-from swa_cli.engine.user_code import admit
 from swa_cli.errors import UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import ECE_BINS, TaskMetrics
@@ -118,7 +116,7 @@ class OpenRun:
     def metrics(self) -> TaskMetrics:
         """The metrics of its task."""
         path = self.point.path
-        admit(self._loaded, source=str(path), folder=path.parent, allow_code=self._allow_code)
+        user_code.admit(self._loaded, source=str(path), folder=path.parent, allow_code=self._allow_code)
         return tasks.find(self.recipe.task).metrics
 
     @cached_property
@@ -160,9 +158,8 @@ class OpenRun:
         sets = open.weight_sets_of_run(self.folder, self.point, self.opened[1], recipe=self.recipe)
         for name, item in sets.items():
             path = self.folder.checkpoints / f"{name}.pt"
-            open.require_fresh(
-                {name: item.batchnorm}, path=path, hint=f"run `swa bn-update {shlex.quote(str(path))}` first"
-            )
+            refresh = user_code.command(("swa", "bn-update", path), self.recipe)
+            open.require_fresh({name: item.batchnorm}, path=path, hint=f"run `{refresh}` first")
         return sets
 
     @property

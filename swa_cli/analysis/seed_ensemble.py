@@ -8,7 +8,6 @@ run alone; one run's data and one network are in memory at a time. Legend: N sam
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from swa_cli.checkpoint import loading
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder
 from swa_cli.engine import evaluate as comparison
+from swa_cli.engine import user_code
 from swa_cli.engine.context import Context
 from swa_cli.engine.evaluate import RAW
 from swa_cli.errors import UserError
@@ -215,9 +215,8 @@ def _predict(
     if num_draws is None:
         if not allow_stale_bn:
             file = member.folder.checkpoints / f"{name}.pt"
-            open.require_fresh(
-                {name: item.batchnorm}, path=file, hint=f"run `swa bn-update {shlex.quote(str(file))}` first"
-            )
+            refresh = user_code.command(("swa", "bn-update", file), context.recipe)
+            open.require_fresh({name: item.batchnorm}, path=file, hint=f"run `{refresh}` first")
         loading.load_strict(model, item.state_dict, source=f"{member.folder.path} ({name})")
         p, targets = passes.predict(
             model, context.plain_batches(on), context=context, name=f"{name} of {member.name} on {on}"

@@ -9,7 +9,6 @@ Model Stock needs the pretrained weights that the runs started from: those that 
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +27,7 @@ from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.averaging.soup import Ratio
 from swa_cli.checkpoint import reader
 from swa_cli.checkpoint.run_folder import RunFolder, about
-from swa_cli.engine import evaluate, pretrained
+from swa_cli.engine import evaluate, pretrained, user_code
 from swa_cli.engine.context import Context
 from swa_cli.engine.network import InitialWeights, load_initial, read_initial
 from swa_cli.errors import RecipeError, UserError
@@ -112,7 +111,15 @@ def make_soup(
     if is_scored:
         terminal.summary(rows, split="val", samples=len(scored[NAME]), metrics=trials.metrics)
     return {
-        **answer(out, content, what=TITLES[method], started=started, terminal=terminal, command="soup"),
+        **answer(
+            out,
+            content,
+            gathered.context.recipe,
+            what=TITLES[method],
+            started=started,
+            terminal=terminal,
+            command="soup",
+        ),
         "method": method,
         "sources": content["sources"],
         "barrier": barrier,
@@ -175,9 +182,10 @@ def shipped_files(path: Path) -> list[Path]:
 def _shipped(path: Path) -> Path:
     run = read_run(path)
     if run.result is None:
+        resume = user_code.command(("swa", "train", "--resume", path), run.recipe)
         raise UserError(
             f"{path}: has not finished, and only a finished run ships weights",
-            hint=f"finish it with `swa train --resume {shlex.quote(str(path))}`, or name a file in its checkpoints",
+            hint=f"finish it with `{resume}`, or name a file in its checkpoints",
         )
     result = run.result
     name, _ = evaluate.to_ship(result.weights, loss_key=run.metrics.loss_key, averages=result.averages)

@@ -17,6 +17,7 @@ from swa_cli.analysis.repeat import repeat
 from swa_cli.analysis.sweep_study import COMPLETE, Record, best_of
 from swa_cli.analysis.sweep_trials import Sweep, is_of_disk, reason_of
 from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine import user_code
 from swa_cli.errors import EXIT_FAILED, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
@@ -169,7 +170,7 @@ def _print(
             ("best", f"{path / BEST}: trial {chosen.number}, {why}"),
             ("next", f"swa repeat {recipe} --seeds 0-4" if not over_seeds else f"swa train {recipe}"),
             ("", f"swa compare {shown}"),
-            ("", f"swa report {shown} -o report.html"),
-            ("", f"swa plot {shown} sweep"),
+            ("", user_code.command(("swa", "report", path, "-o", "report.html"), sweep.loaded.recipe)),
+            ("", user_code.command(("swa", "plot", path, "sweep"), sweep.loaded.recipe)),
         ],
     )

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine import user_code
 from swa_cli.engine.events import Stopped
-from swa_cli.engine.user_code import named_code
 from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, NOTHING_WAS_RUN, RecipeError, Terminated, UserError
 from swa_cli.recipe import load
 
@@ -120,10 +120,10 @@ def how_to_continue(folder: RunFolder) -> str:
 
 def runnable(words: Iterable[object], folder: RunFolder) -> str:
     """Return a command on a run that works as printed: with --allow-code if the recipe names code."""
-    is_own = False
+    words = [*words]
     with suppress(RecipeError, UserError, OSError):  # a recipe that cannot be read any more
-        is_own = bool(named_code(load.load(folder.recipe).recipe))
-    return shlex.join(map(str, (*words, *["--allow-code"] * is_own)))
+        return user_code.command(words, load.load(folder.recipe).recipe)
+    return shlex.join(map(str, words))
 
 
 def _explain_os_error(error: OSError, folder: RunFolder) -> UserError:

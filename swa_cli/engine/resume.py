@@ -7,7 +7,6 @@ processes were restarted, continues with what was begun.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +20,7 @@ from swa_cli.engine.distributed import World, is_restarted, join_processes, name
 from swa_cli.engine.events import Events
 from swa_cli.engine.hardware import Hardware, environment
 from swa_cli.engine.run import build_run
-from swa_cli.engine.user_code import admit, named_code
+from swa_cli.engine.user_code import admit, command
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
@@ -206,15 +205,14 @@ def _finished_result(folder: RunFolder, *, extend_to: int | None) -> dict[str, A
 
 def _finished_error(folder: RunFolder, point: Checkpoint | None, recipe: Recipe) -> UserError:
     """Return the error that a run is finished, with the commands to score it or to extend it."""
-    flags = ["--allow-code"] if named_code(recipe) else []
-    hint = f"score it with `{shlex.join(['swa', 'eval', str(folder.display_path), *flags])}`"
+    hint = f"score it with `{command(('swa', 'eval', folder.display_path), recipe)}`"
     longer = 2 * recipe.train.epochs
     with suppress(UserError, RecipeError):  # a longer run would have been another one from the start
         if point is not None and point.content["stopped"] is None:
             start = _point_to_extend(folder, point, longer) or point
             with_more_epochs(recipe, longer, num_train=start.content["num_train"], step=start.content["step"])
-            words = ["swa", "train", "--resume", str(folder.display_path), "--extend-to", str(longer), *flags]
-            hint += f", train {recipe.train.epochs} more epochs with `{shlex.join(words)}`"
+            words = ("swa", "train", "--resume", folder.display_path, "--extend-to", longer)
+            hint += f", train {recipe.train.epochs} more epochs with `{command(words, recipe)}`"
     return UserError(f"{folder.display_path}: this run is finished", hint=f"{hint}, or start a new run")
 
 

@@ -7,8 +7,9 @@ command line, is the user's. Code inside a checkpoint or a run folder is not.
 
 from __future__ import annotations
 
+import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,11 @@ def named_code(recipe: Recipe) -> dict[KeyPath, str]:
     """Return every text of a recipe that names code to import, by its path."""
     texts = _texts(recipe.values(), ())
     return {path: text for path, text in texts if _is_code(".".join(map(str, path)), text)}
+
+
+def command(words: Iterable[object], recipe: Recipe) -> str:
+    """Return a command on files that carry a recipe, as it works: with --allow-code where that names code."""
+    return shlex.join(map(str, (*words, *["--allow-code"] * bool(named_code(recipe)))))
 
 
 def is_own_code(name: str) -> bool:

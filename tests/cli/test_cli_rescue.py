@@ -215,7 +215,10 @@ def test_a_stopped_run_gives_its_average(swa, ending) -> None:
         ).code
         == 0
     )
-    assert swa("average", RUN, "--weights", "ema", "-o", "ema.pt", "--no-bn", "--allow-code").code == 0
+    ended = swa("average", RUN, "--weights", "ema", "-o", "ema.pt", "--no-bn", "--allow-code")
+    assert ended.code == 0
+    said = " ".join((ended.out + ended.err).split())
+    assert "`swa bn-update ema.pt --allow-code`, then score it with `swa eval ema.pt --allow-code`" in said
     entry = read(RUN / "checkpoints/last.pt")["averages"]["ema"]
     taken = read("ema.pt")
     assert (taken["batchnorm"], taken["average"]["steps"]) == ("stale", entry["steps"])
