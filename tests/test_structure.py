@@ -145,7 +145,7 @@ def test_help_and_recipe_errors_come_without_torch(loaded: dict[str, str], line:
 def test_data_knows_no_exit_codes(path: Path) -> None:
     """What the data package takes from `errors`: no exit codes, as its caller says what a failure means."""
     taken = {name for name in imports(path) if name.startswith("swa_cli.errors")}
-    assert taken <= {"swa_cli.errors.UserError", "swa_cli.errors.did_you_mean"}
+    assert taken <= {f"swa_cli.errors.{name}" for name in ("UserError", "RecipeError", "Problem", "did_you_mean")}
 
 
 TRACED = """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from swa_cli.data.transforms import IGNORED
-from swa_cli.errors import UserError
+from swa_cli.errors import Problem, RecipeError, did_you_mean
 
 REQUIRED = object()  # the default of an argument that must be given
 
@@ -28,21 +28,30 @@ def complete(declared: Mapping[str, Argument], given: Mapping[str, Any], *, name
     """Check the arguments of the dataset `name` and complete them with their defaults.
 
     Raises:
-        UserError: An argument is unknown, missing or not what is wanted.
+        RecipeError: Every argument that is unknown, missing or not what is wanted.
     """
-    for key in given:
-        if key not in declared:
-            takes = f"takes {', '.join(declared)}" if declared else "takes no arguments: remove dataset.args"
-            raise UserError(f"dataset.args.{key}: unknown argument of {name}", hint=f"{name} {takes}")
+    takes = f"takes {', '.join(declared)}" if declared else "takes no arguments: remove dataset.args"
+    problems = [
+        Problem(f"dataset.args.{key}", f"unknown argument of {name}", f"{did_you_mean(key, declared)}{name} {takes}")
+        for key in given
+        if key not in declared
+    ]
     values = {}
     for key, argument in declared.items():
-        hint = f"give {argument.wanted}"
-        if key not in given and argument.default is REQUIRED:
-            raise UserError(f"dataset.args.{key}: is missing", hint=hint)
-        try:
-            values[key] = argument.parse(given[key]) if key in given else argument.default
-        except ValueError as error:
-            raise UserError(f"dataset.args.{key}: {given[key]!r} is not {argument.wanted}", hint=hint) from error
+        message = None
+        if key in given:
+            try:
+                values[key] = argument.parse(given[key])
+            except ValueError:
+                message = f"{given[key]!r} is not {argument.wanted}"
+        elif argument.default is REQUIRED:
+            message = "is missing"
+        else:
+            values[key] = argument.default
+        if message is not None:
+            problems.append(Problem(f"dataset.args.{key}", message, f"give {argument.wanted}"))
+    if problems:
+        raise RecipeError(problems)
     return values
 
 

@@ -16,7 +16,7 @@ from swa_cli.data.datasets import DATASETS, USER_DATASET, Dataset, Request
 from swa_cli.data.sources import known_num_train, load
 from swa_cli.data.splits import Arrays, Found
 from swa_cli.data.transforms import EvaluationView
-from swa_cli.errors import UserError
+from swa_cli.errors import RecipeError, UserError
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("horizontal", "vertical")
@@ -87,7 +87,7 @@ def test_one_entry_gives_defaults_checks_and_suggestions(table: dict[str, Datase
     assert torch.equal(load("stripes", val=0, args={"width": 3}).train.images, stripes_of(width=3))
     assert known_num_train("stripes", "25%", args={}) == 36 == len(load("stripes", val="25%").train)
     for args, message in (({"width": 5}, "5 is not a whole number from 1 to 4"), ({"size": 5}, "unknown argument of")):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(RecipeError, match=message):
             load("stripes", args=args)
     with pytest.raises(UserError) as caught:
         load("stripe")

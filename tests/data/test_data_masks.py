@@ -18,7 +18,7 @@ from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches, plain_batches, statistics_batches
 from swa_cli.data.sources import AS_THEY_ARE, Source, Split, load
 from swa_cli.data.transforms import EvaluationView, TrainingView, Views
-from swa_cli.errors import UserError
+from swa_cli.errors import RecipeError, UserError
 
 NUM_CLASSES = 3
 
@@ -333,9 +333,9 @@ def test_other_layouts_are_refused(tmp_path: Path, layout: str) -> None:
 def test_wrong_arguments_are_refused(tmp_path: Path, args: dict[str, Any], message: str) -> None:
     """Each wrong argument is held against a message with its key and value, and an action."""
     write(tmp_path)
-    with pytest.raises(UserError, match=message) as caught:
+    with pytest.raises(RecipeError, match=message) as caught:
         load("mask_folder", root=tmp_path, args=args)
-    assert caught.value.hint
+    assert all(problem.hint for problem in caught.value.problems)
 
 
 # --- published sets

@@ -14,7 +14,7 @@ from PIL import Image
 from swa_cli.data import tables
 from swa_cli.data.sources import Source, load
 from swa_cli.data.transforms import EvaluationView
-from swa_cli.errors import UserError
+from swa_cli.errors import RecipeError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -168,13 +168,15 @@ def test_paths_relative_to_the_table_are_recognized(tmp_path: Path) -> None:
 
 
 def test_a_table_that_is_not_there(tmp_path: Path) -> None:
-    """Tables beside it are named."""
+    """Tables beside it are named; arguments that are wrong, too."""
     source(tmp_path, "path,label\n0.png,a\n1.png,b\n", file="labels.csv")
     with pytest.raises(UserError, match=r"label\.csv: cannot be read") as caught:
         load("csv", root=tmp_path, args={"file": "label.csv"})
     assert "dataset.args.file=labels.csv" in caught.value.hint
-    with pytest.raises(UserError, match=r"dataset\.args\.file: is missing"):
-        load("csv", root=tmp_path)
+    with pytest.raises(RecipeError) as wrong:
+        load("csv", root=tmp_path, args={"fil": "a.csv", "delimiter": ";;"})
+    keys = ["dataset.args.fil", "dataset.args.file", "dataset.args.delimiter"]  # all of them at once
+    assert [problem.key for problem in wrong.value.problems] == keys
 
 
 def test_classes_of_weights_stand_in_for_training_rows(tmp_path: Path) -> None:
