@@ -85,7 +85,7 @@ class RunFolder:
             UserError: It is no run folder, or not as `swa train` makes one.
         """
         folder = cls(path.resolve(), writes=writes)
-        if not any(file.is_file() for file in (folder.last, folder.previous, folder.recipe)):
+        if not folder.has_begun:
             raise UserError(
                 f"{path}: holds neither checkpoints/last.pt nor recipe.yaml: there is no run to go on with",
                 hint="name a run folder, such as runs/latest",
@@ -129,7 +129,7 @@ class RunFolder:
     @property
     def has_begun(self) -> bool:
         """Whether there is a run that can continue."""
-        return any(file.is_file() for file in (self.last, self.previous, self.about))
+        return any(file.is_file() for file in (self.last, self.previous, self.recipe))
 
     @property
     def resume_points(self) -> list[Path]:

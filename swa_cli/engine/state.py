@@ -39,15 +39,18 @@ from swa_cli.recipe.values import TimeSpan
 
 
 def write_first_files(run: Run, folder: RunFolder, *, recipe_folder: Path) -> None:
-    """Write recipe.yaml and run.json, from which a run continues that has saved nothing yet."""
+    """Write run.json and recipe.yaml, from which a run continues that has saved nothing yet.
+
+    A folder with recipe.yaml can be resumed, so it comes last.
+    """
     about = {"python": platform.python_version(), "recipe_folder": str(recipe_folder.resolve())}
     about |= run.initial.record if run.initial else {}
     about |= {"launch": launch} if (launch := name_of_launch()) else {}
-    folder.write_text(folder.recipe.name, load.dump(run.context.recipe))
     packed = dict(run.context.source.packed)
     folder.write_json(
         folder.about.name, environment(run.context.hardware) | about | ({"packed": packed} if packed else {})
     )
+    folder.write_text(folder.recipe.name, load.dump(run.context.recipe))
 
 
 def save_resume_point(run: Run, folder: RunFolder, *, is_plateau: bool = False) -> None:

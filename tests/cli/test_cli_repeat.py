@@ -270,7 +270,7 @@ def test_seed_that_was_killed_before_it_began_is_run(
     """What a process leaves that was killed just after it made a seed's folder: the seed is run in it."""
     repeat = finished(2)
     (repeat / "seed-2/checkpoints").mkdir(parents=True)
-    (repeat / "seed-2/recipe.yaml").write_text("name: f")  # run.json comes after it
+    (repeat / "seed-2/run.json").write_text("{}")  # recipe.yaml comes after it
     assert swa("repeat", few, "--seeds", "0-2", "-q").code == 0
     assert_equal_runs(repeat / "seed-2", whole / "seed-2")
 

@@ -270,6 +270,25 @@ def test_stopped_before_the_first_save_begins_anew(
     assert_equal_runs(whole, tmp_path / "runs/long-002")
 
 
+@pytest.mark.parametrize("killed_at", ["run.json", "recipe.yaml"])
+def test_killed_while_the_first_files_are_written(
+    swa, long: Path, monkeypatch: pytest.MonkeyPatch, killed_at: str
+) -> None:
+    """What can be resumed has both files: the number of threads and the initial weights stand in run.json alone."""
+    write = RunFolder.write_text
+
+    def killed(folder: RunFolder, name: str, *words: Any) -> None:
+        if name == killed_at:
+            raise KeyboardInterrupt
+        write(folder, name, *words)
+
+    monkeypatch.setattr(RunFolder, "write_text", killed)
+    assert swa("train", long, "-q", "train.threads=auto").code == 130
+    ended = swa("train", "--resume", "runs/long-001")
+    assert ended.code == 2
+    assert "there is no run to go on with" in ended.err
+
+
 def test_leftovers_of_a_crash_are_swept_and_nothing_else(
     swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]
 ) -> None:

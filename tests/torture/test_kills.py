@@ -61,6 +61,7 @@ VARIANTS = {
         "optimizer={name: AdamW, lr: 0.01, layer_decay: 0.75, no_decay: [norm], groups: [{match: bias, lr: 2x}]}",
         *("swa.lr=0.005", "averages.ema.keep=best"),
     ],
+    "automatic": ["train.threads=auto"],
     "exact": ["swa.batchnorm.method=exact", "output.save_every=7step", "snapshots.keep=all"],
     "streamed": [STREAMED, "train.batch_size=8", "output.save_every=1step"],
     **{
