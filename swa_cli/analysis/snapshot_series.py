@@ -67,7 +67,7 @@ class SnapshotSeries:
             members, steps = self.sets[first : last + 1], self.points[first : last + 1]
             state = soup.mean((source.state for source in members), averaged=self.averaged)
             shares = [(source, 1 / len(members)) for source in members]
-            age = self.points[last] - sum(steps) / len(steps)
+            age = self.points[last] - sum(steps) / len(steps) + 0.5
             return Mean("window", shares, steps, len(steps), state, mean_age=age)
         start, end = self.bounds(first, last)
         newer = self.sets[last]
@@ -91,7 +91,7 @@ class SnapshotSeries:
         if self.is_exact:
             shares = profiles.of_running_means(profile, points, start=start)
         else:
-            shares = profiles.of_snapshots(profile, points, start=start if first else 0)
+            shares = profiles.of_snapshots(profile, points, start=start - 1 if first else 0)
         with self.events.progress("averaging", len(members)) as bar:
             parts = _parts(members, shares, bar)
             state, rough = profiles.weighted_sums(parts, averaged=self.averaged, number=2)

@@ -134,9 +134,9 @@ def _add_segment(weights: list[float], weight: float, index: int, *, a: int, b: 
 def of_snapshots(profile: Profile, points: Sequence[int], *, start: int) -> Shares:
     """Return the weights of plain snapshots, each of which stands for the steps that are nearest to it.
 
-    The profile of an EMA begins at `start` and ends at the last snapshot; steps that lie further before the first
-    snapshot than the second lies after it are left out. The snapshots of a merge all count as if others lay beyond
-    them, so evenly spaced ones are alike in a linear decay, as in WSM. The rougher sum leaves out every second
+    The profile of an EMA begins after step `start` and ends with the last snapshot; steps that lie further before the
+    first snapshot than the second lies after it are left out. The snapshots of a merge all count as if others lay
+    beyond them, so evenly spaced ones are alike in a linear decay, as in WSM. The rougher sum leaves out every second
     snapshot; the error is about half the distance to it.
     """
     every_second = points[::-2][::-1]
@@ -155,16 +155,19 @@ def of_snapshots(profile: Profile, points: Sequence[int], *, start: int) -> Shar
 
 
 def _nearest(profile: Profile, points: Sequence[int], *, start: float) -> tuple[list[float], list[float]]:
-    """Return the weights of snapshots, and the edges of the steps that each stands for."""
+    """Return the weights of snapshots, and the edges of the steps that each stands for.
+
+    Step s is the stretch from s - 1 to s, with its middle at s - 1/2: of every step, snapshots are exact.
+    """
     if len(points) == 1 and profile.kind != "decay":
         return [1.0], [points[0] - 1.0, float(points[0])]
-    middles = [(a + b) / 2 for a, b in pairwise(points)]
-    first, last = (middles[0] - points[0], points[-1] - middles[-1]) if middles else (0.5, 0.5)
+    borders = [(a + b - 1) / 2 for a, b in pairwise(points)]
+    half, last_half = ((b - a) / 2 for a, b in (points[:2], points[-2:])) if borders else (0.5, 0.5)
     if profile.kind == "decay":
-        edges = [points[0] - first, *middles, points[-1] + last]
+        edges = [points[0] - 0.5 - half, *borders, points[-1] - 0.5 + last_half]
         start = edges[0]
     else:
-        edges = [max(float(start), points[0] - 2 * first), *middles, float(points[-1])]
+        edges = [max(float(start), points[0] - 2 * half), *borders, float(points[-1])]
     counts = profile.share(torch.tensor(edges, dtype=torch.float64) - start, edges[-1] - start).diff()
     return (counts / counts.sum()).tolist(), edges
 

@@ -30,7 +30,7 @@ from swa_cli.engine.distributed import name_of_launch
 from swa_cli.engine.evaluate import RAW
 from swa_cli.engine.events import Events, SavedEvent, Stopped
 from swa_cli.engine.hardware import environment
-from swa_cli.engine.keep import BEST, Kept, restored
+from swa_cli.engine.keep import BEST, Kept, columns, restored
 from swa_cli.engine.optimizers import KERNELS, begin_momentum
 from swa_cli.engine.run import Refreshed, Run
 from swa_cli.errors import UserError
@@ -290,9 +290,9 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
         )
     num_rows, step, running = content["epoch"], content["step"], content["cumulative"]
     is_between = 0 <= step - num_rows * per_epoch <= per_epoch or content["stopped"] is not None
-    columns, so_far = run.context.task.metrics.columns(list(run.averages)), content["epoch_so_far"]
+    scored, so_far = run.context.task.metrics.columns(list(run.averages)), content["epoch_so_far"]
     trained = content.get("trained")
-    has_columns = all(key in row for row in content["history"] for key in columns)
+    has_columns = all(key in row for row in content["history"] for key in scored)
     kept = restored(run, content.get("kept", {}), content["history"]) if has_columns else {}
     faults = {
         "its epochs, steps and history do not agree": (
@@ -336,11 +336,35 @@ def restore(run: Run, content: Mapping[str, Any], *, source: str) -> None:
     if run.cumulative is not None:
         run.cumulative.load_state_dict(run.sharding.local_rows(running))
     run.history, run.step, run.stopped, run.kept = content["history"], step, content["stopped"], kept or {}
+    if run.history and run.stopped is None and len(run.history) < plan.epochs:
+        _forget_end(run)
     world, parts = run.context.world, so_far.get("parts")
     if parts is None or len(parts) != world.size:  # saved by another number of processes: rank 0 takes it all
         parts = [(so_far["loss"], so_far[_key_so_far(run)])] + [(0.0, 0.0)] * (world.size - 1)
     run.totals.copy_(torch.tensor(parts[world.rank], dtype=run.totals.dtype))
     run.clock = time.monotonic() - so_far["seconds"]
+
+
+def _forget_end(run: Run) -> None:
+    """Forget the scores of averages that only the end of a shorter run has taken: the longer one decides without them.
+
+    They stay where the weights that are kept as the best are of this epoch: those before them are gone.
+    """
+    epoch, row = len(run.history), dict(run.history[-1])
+    if epoch in run.plan.score_epochs:
+        return
+    kept = {name for name, best in run.kept.items() if best.epoch == epoch}
+    decisive = {column for name, column in columns(run.context.recipe).items() if name in kept}
+    for name in run.averages:
+        own = [column for column in run.context.task.metrics.columns([name]) if column.startswith(f"{name}_val_")]
+        if decisive.intersection(own):
+            run.context.events.note(
+                f"{name} was scored at the end of the shorter run, which decides what is kept: a run of"
+                f" {run.plan.epochs} epochs from the start would not have scored it there, and may keep another"
+            )
+        else:
+            row |= dict.fromkeys(own)
+    run.history[-1] = row
 
 
 def _lay_out(optimizer: torch.optim.Optimizer) -> None:

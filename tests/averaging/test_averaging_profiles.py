@@ -133,9 +133,12 @@ def test_snapshots_of_every_step_are_exact(profile: Profile) -> None:
     expected = counts(profile, LENGTH) @ steps
     found = averaged(profiles.of_running_means(profile, points, start=0), points, steps)
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-11)
-    if profile.kind == "decay":  # a snapshot stands for the steps nearest to it: the same cells
-        nearest = averaged(profiles.of_snapshots(profile, points, start=0), points, steps)
-        np.testing.assert_allclose(nearest, expected, rtol=0, atol=1e-11)
+    for first in (0, 80):
+        nearest = profiles.of_snapshots(profile, points[first:], start=first)
+        weights = counts(profile, LENGTH - first)
+        expected = weights @ steps[first:]
+        np.testing.assert_allclose(averaged(nearest, points[first:], steps), expected, rtol=0, atol=1e-11)
+        assert nearest.mean_age == pytest.approx(weights @ (LENGTH - first - np.arange(LENGTH - first) - 0.5), rel=1e-9)
 
 
 @given(st.integers(0, 11), st.integers(1, 12), st.integers(1, 50))
@@ -169,15 +172,15 @@ def test_correction_and_its_estimate() -> None:
 
 
 def test_plain_snapshots_stand_for_the_nearest_steps() -> None:
-    """An EMA over snapshots at 10, 20, 40: cells (0, 15], (15, 30], (30, 40]; every second one: 10 and 40 alone."""
+    """An EMA over snapshots at 10, 20, 40: each for the steps nearest to it; every second one: 10 and 40 alone."""
     profile = profiles.ema(8)
     shares = profiles.of_snapshots(profile, [10, 20, 40], start=0)
 
     def expected(*edges: float) -> list[float]:
         return profile.share(torch.tensor([0, *edges], dtype=torch.float64), 40).diff().tolist()
 
-    assert shares.raw == pytest.approx(expected(15, 30, 40))
-    first, last = expected(25, 40)
+    assert shares.raw == pytest.approx(expected(14.5, 29.5, 40))  # step 15 is half in each
+    first, last = expected(24.5, 40)
     assert shares.rough_raw == pytest.approx([first, 0, last])
     assert profiles.of_snapshots(profile, [40], start=0).error_factor is None
 

@@ -43,6 +43,18 @@ snapshots: {every: 1ep, keep: 2}
 train: {epochs: 4, batch_size: 64, threads: 1, precision: fp32}
 """
 
+# Its EMA has the lowest loss after epoch 3, the last of it: scored as the end of the run, and not in a longer one.
+FALLING = """\
+name: long
+model: {name: convnet, args: {width: 4}}
+dataset: {name: digits, val: 1300}
+optimizer: {lr: 0.1}
+schedule: {name: constant}
+averages: {ema: {kind: ema, decay: 0.3}}
+swa: {start: 1ep, every: 1ep, eval_every: 2ep}
+train: {epochs: 3, batch_size: 16, threads: 1, precision: fp32, early_stopping: {metric: ema_val_loss, patience: 1}}
+"""
+
 
 @pytest.fixture
 def long(tmp_path: Path) -> Path:
@@ -435,6 +447,25 @@ def test_more_epochs_of_a_flat_schedule_equal_the_longer_run(swa, long: Path, tm
     assert "averages.plain.half_life stays at 0.4ep (10% of 4 epochs)" in " ".join(ended.err.split())
     assert (tmp_path / "runs/long-002/result-004.json").is_file()
     assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
+
+
+@pytest.mark.parametrize("extra", [(), ("averages.ema.keep=best",)], ids=["patience", "keep"])
+def test_scores_of_the_end_do_not_decide_in_a_longer_run(swa, tmp_path: Path, extra: tuple[str, ...]) -> None:
+    """Epoch 3 is scored as the end of the shorter run alone: patience and the history of 6 epochs from the start.
+
+    Where the average of that epoch is kept as the best, no other is left: it is told, and its score stays.
+    """
+    (tmp_path / "long.yaml").write_text(FALLING)
+    assert swa("train", "long.yaml", "-q", "train.epochs=6", *extra).code == 0
+    assert swa("train", "long.yaml", "-q", *extra).code == 0
+    ended = swa("train", "--resume", "runs/latest", "--extend-to", "6")
+    assert ended.code == 0, ended.err
+    if not extra:
+        assert_equal_runs(tmp_path / "runs/long-001", tmp_path / "runs/long-002")
+        return
+    assert "ema was scored at the end of the shorter run" in " ".join(ended.err.split())
+    rows = list(csv.DictReader((tmp_path / "runs/long-002/metrics.csv").read_text().splitlines()))
+    assert [bool(row["ema_val_loss"]) for row in rows] == [False, True, True, True, False, True][: len(rows)]
 
 
 def test_more_epochs_may_be_asked_for_again(swa, long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
