@@ -15,6 +15,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 import time
 from base64 import b64decode
 from collections.abc import Callable, Mapping, Sequence
@@ -258,6 +259,7 @@ def _work(
         output = os.open(terminal, os.O_RDWR)
         os.dup2(output, 0)
     os.environ |= environment
+    tempfile.tempdir = None  # it is that of the environment again
     os.dup2(output, 1)
     os.dup2(output, 2)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, encoding="utf-8") for number in (1, 2))

@@ -22,6 +22,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -359,19 +360,19 @@ def _attempt(words: Sequence[str], *, name: str, processes: int) -> tuple[int | 
 
     # The variable, not `shutdown_timeout`, which torch 2.11 refuses: there the processes have 30 s.
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVE_WITHIN_S))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=name,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",  # any free port; nobody outside this machine reaches it
-        local_addr="localhost",
-        max_restarts=0,
-        logs_specs=DefaultLogsSpecs(),
-    )
     try:
-        with _silent_engine():
+        with _silent_engine(), TemporaryDirectory(prefix="swa-launch-") as logs:  # torch leaves a folder of its own
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                run_id=name,
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",  # any free port; nobody outside this machine reaches it
+                local_addr="localhost",
+                max_restarts=0,
+                logs_specs=DefaultLogsSpecs(logs),
+            )
             elastic_launch(config, sys.executable)("-m", "swa_cli", *words)
     except ChildFailedError as error:
         codes = [failure.exitcode for failure in error.failures.values()]

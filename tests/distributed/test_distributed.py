@@ -367,10 +367,16 @@ def test_the_one_that_tells_is_not_ended_before(folder: Path) -> None:
 
 
 def test_the_launcher_ends_as_one_process(folder: Path) -> None:
-    """A failure in the processes, and a recipe that is wrong before any: one message each, codes 1 and 2."""
+    """A failure in the processes, and a recipe that is wrong before any: one message each, codes 1 and 2.
+
+    Of the launch nothing stays in the folder of temporary files.
+    """
+    temporary = folder / "tmp"
+    temporary.mkdir()
     for word, code in (("optimizer.lr=1e20", 1), ("optimizer.lrr=1", 2)):
         words = ["train", "plain.yaml", word, "--processes=2", "--max-restarts=2"]
-        assert exit_codes(start(folder, words)) == [code]
+        assert exit_codes(start(folder, words, environment={"TMPDIR": str(temporary)})) == [code]
+        assert not list(temporary.iterdir())
         said = said_in(folder)
         assert said.count("error:") == 1, said
         assert "Traceback" not in said
