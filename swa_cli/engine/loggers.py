@@ -7,15 +7,16 @@ epoch and misses none.
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from swa_cli.checkpoint.run_folder import RunFolder
-from swa_cli.engine.events import METHODS, EpochEvent, PlanEvent, Row
+from swa_cli.engine.events import METHODS, EpochEvent, PlanEvent, ResultEvent, Row
 from swa_cli.errors import Problem, UserError
 from swa_cli.import_path import import_callable
 from swa_cli.recipe.schema.output import LOGGERS, Logger
@@ -41,18 +42,18 @@ class MetricsCsv:
 
 
 class TensorBoard:
-    """Writes the rows of metrics.csv for TensorBoard, in the run folder under `tensorboard/`.
+    """Writes the rows of metrics.csv and the final scores for TensorBoard, in the run folder under `tensorboard/`.
 
     Each session of a run writes a new file, which begins with the rows so far, and removes the earlier ones. It starts
     no thread: loader processes could not be forked beside one.
     """
 
     def plan(self, event: PlanEvent) -> None:
-        """Begin a file with the rows so far."""
-        from tensorboard.compat.proto.event_pb2 import Event
-
+        """Begin a file with the recipe and the rows so far."""
         if event.folder is None:
             return
+        from tensorboard.compat.proto.event_pb2 import Event
+
         folder = RunFolder(event.folder).board
         folder.mkdir(exist_ok=True)
         for old in folder.glob(FILES):
@@ -60,24 +61,53 @@ class TensorBoard:
         name = FILES.replace("*", f"{time.time_ns() // 10**9}.{socket.gethostname()}.{os.getpid()}")
         self._path = folder / name
         _append(self._path, Event(wall_time=time.time(), file_version=VERSION))
+        self._add({}, step=0, texts={"recipe": f"```yaml\n{RunFolder(event.folder).recipe.read_text()}```"})
         for row in event.history:
-            self._add(row)
+            self._add_row(row)
 
     def epoch(self, event: EpochEvent) -> None:
         """Add the row of an epoch."""
-        self._add(event.row)
+        self._add_row(event.row)
 
-    def _add(self, row: Row) -> None:
-        """Add a scalar for each number of a row, at its step; what was not measured has none."""
+    def result(self, event: ResultEvent) -> None:
+        """Add the final scores, the reference and the path of the best checkpoint, at the last step."""
+        step = event.history[-1]["step"] if event.history else 0
+        self._add(final_scores(event), step=step, texts=final_choice(event))
+
+    def _add_row(self, row: Row) -> None:
+        """Add the numbers of a row; what was not measured has none."""
+        numbers = {key: value for key, value in row.items() if key not in ("epoch", "step") and value is not None}
+        self._add(numbers, step=row["step"])
+
+    def _add(self, numbers: Mapping[str, float], *, step: int, texts: Mapping[str, str] | None = None) -> None:
+        """Add a scalar for each number, and texts in Markdown, at a step."""
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.plugins.text.summary_v2 import text_pb
 
-        values = [
-            Summary.Value(tag=key, simple_value=value)
-            for key, value in row.items()
-            if key not in ("epoch", "step") and value is not None
-        ]
-        _append(self._path, Event(wall_time=time.time(), step=row["step"], summary=Summary(value=values)))
+        values = [Summary.Value(tag=key, simple_value=value) for key, value in numbers.items()]
+        for key, text in (texts or {}).items():
+            values.extend(text_pb(key, text).value)
+        _append(self._path, Event(wall_time=time.time(), step=step, summary=Summary(value=values)))
+
+
+def final_scores(event: ResultEvent) -> dict[str, float]:
+    """Return the final scores as `split/weights/score`."""
+    found = dict[str, float]()
+    for name, row in event.values["weights"].items():
+        for split, scores in ((event.values["split"], row), ("val", row["val"] or {})):
+            numbers = {key: value for key, value in scores.items() if _is_number(value)}
+            found |= {f"{split}/{name}/{key}": value for key, value in numbers.items()}
+    return found
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def final_choice(event: ResultEvent) -> dict[str, str]:
+    """Return the reference of the comparison, and the file of the best weights."""
+    return {"reference": event.values["reference"], "checkpoint": str(event.ship.resolve())}
 
 
 def _append(path: Path, event: Any) -> None:

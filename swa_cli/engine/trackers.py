@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import secrets
 import shutil
@@ -24,6 +23,7 @@ from typing import Any
 from swa_cli import __version__
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.events import EndEvent, EpochEvent, PlanEvent, ResultEvent, Row
+from swa_cli.engine.loggers import final_choice, final_scores
 from swa_cli.errors import EXIT_DONE, EXIT_FAILED, UserError
 
 FINISH_TIMEOUT_S = 300  # for the upload at the end of a run; the files stay, for `wandb sync`
@@ -108,7 +108,7 @@ class WandB:
 
     def result(self, event: ResultEvent) -> None:
         """Add the final scores."""
-        self._run.summary.update(_scores(event) | _choice(event))
+        self._run.summary.update(final_scores(event) | final_choice(event))
         self._ship = event.ship
 
     def end(self, event: EndEvent) -> None:
@@ -235,8 +235,8 @@ class MLflow:
 
     def result(self, event: ResultEvent) -> None:
         """Add the final scores, at the last step."""
-        self._log(_scores(event), step=event.history[-1]["step"] if event.history else 0)
-        for key, text in _choice(event).items():
+        self._log(final_scores(event), step=event.history[-1]["step"] if event.history else 0)
+        for key, text in final_choice(event).items():
             self._client.set_tag(self._id, key, text)
 
     def end(self, event: EndEvent) -> None:
@@ -287,25 +287,6 @@ def _files(folder: RunFolder) -> Sequence[Path]:
 def _numbers(row: Row) -> Iterator[tuple[str, float]]:
     """Return every number of a row but its step; what was not measured is left out."""
     return ((key, value) for key, value in row.items() if key != "step" and value is not None)
-
-
-def _scores(event: ResultEvent) -> dict[str, float]:
-    """Return the final scores as `split/weights/score`."""
-    found = dict[str, float]()
-    for name, row in event.values["weights"].items():
-        for split, scores in ((event.values["split"], row), ("val", row["val"] or {})):
-            numbers = {key: value for key, value in scores.items() if _is_number(value)}
-            found |= {f"{split}/{name}/{key}": value for key, value in numbers.items()}
-    return found
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _choice(event: ResultEvent) -> dict[str, str]:
-    """Return the reference of the comparison, the best weights, and the file of these."""
-    return {"reference": event.values["reference"], "checkpoint": str(event.ship.resolve())}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import json
 from pathlib import Path
 
 import pytest
@@ -15,17 +16,23 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the other library
 WORDS = ["output.loggers=[tensorboard]", "train.precision=fp32"]
 
 
-def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag to (step, value) in the order of the file, as TensorBoard's own reader gives them."""
+def logged(run: Path) -> dict[str, list[tuple[int, float | str]]]:
+    """Tag to (step, number or text) in the order of the file, as TensorBoard's own reader gives them."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    found: dict[str, list[tuple[int, float]]] = {}
+    found: dict[str, list[tuple[int, float | str]]] = {}
     (path,) = (run / "tensorboard").iterdir()
     for event in EventFileLoader(str(path)).Load():
         for value in event.summary.value:
-            number = value.tensor.float_val[0] if value.HasField("tensor") else value.simple_value
-            found.setdefault(value.tag, []).append((event.step, number))
+            is_text = value.metadata.plugin_data.plugin_name == "text"
+            content = value.tensor.string_val[0].decode() if is_text else value.tensor.float_val[0]
+            found.setdefault(value.tag, []).append((event.step, content))
     return found
+
+
+def scalars(run: Path) -> dict[str, list[tuple[int, float | str]]]:
+    """What was logged under the names of columns."""
+    return {tag: values for tag, values in logged(run).items() if tag in measured(run)}
 
 
 def measured(run: Path) -> dict[str, list[tuple[int, float]]]:
@@ -65,6 +72,26 @@ def test_a_resumed_run_repeats_no_row(swa, recipe: Path, tmp_path: Path, monkeyp
     assert swa("train", "--resume", run, "-q").code == 0
     assert scalars(run) == measured(run)
     assert len(scalars(run)["lr"]) == 4
+
+
+def test_the_end_is_logged_once(swa, recipe: Path, tmp_path: Path) -> None:
+    """The scores of result.json at the last step, its reference and recipe.yaml as texts; after --extend-to anew."""
+    run = tmp_path / "runs/small-001"
+    for words in (["train", recipe, *WORDS], ["train", "--resume", run, "--extend-to", "5"]):
+        assert swa(*words, "-q").code == 0
+        found, result = logged(run), json.loads((run / "result.json").read_text())
+        ((step, _),) = measured(run)["val_loss"][-1:]
+        for split, row in ((result["split"], lambda scores: scores), ("val", lambda scores: scores["val"])):
+            for name, scores in result["weights"].items():
+                for key in ("accuracy", "nll"):
+                    assert found[f"{split}/{name}/{key}"] == [(step, pytest.approx(row(scores)[key], rel=1e-6))]
+        assert found["reference"] == [(step, result["reference"])]
+        (path,) = [Path(str(text)) for _, text in found["checkpoint"]]
+        assert path.is_file()
+        ((begin, text),) = found["recipe"]
+        assert (begin, text) == (0, f"```yaml\n{(run / 'recipe.yaml').read_text()}```")
+        others = found.keys() - measured(run).keys() - {"recipe", "reference", "checkpoint"}
+        assert all(tag.count("/") == 2 for tag in others)
 
 
 @pytest.mark.parametrize("more", [[], ["--dry-run"]])
