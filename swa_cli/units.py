@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def count_text(number: int, noun: str, *, plural: str = "") -> str:
+def count_text(number: float, noun: str, *, plural: str = "") -> str:
     """Return a count with its noun: `1 weight`, `1,200 weights`; the plural is in `s` if none is given."""
     return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 

@@ -32,6 +32,7 @@ from swa_cli.report import plots
 from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.scores import budget_summary
 from swa_cli.report.terminal import Terminal
+from swa_cli.units import count_text
 
 FORMAT = 2  # of budget.json
 SHARE = 40.0  # percent of the steps of a budget that a merge takes, by default
@@ -90,9 +91,9 @@ def average_at(
                 }
             )
             if refreshed.mean.count == 1:
-                terminal.warning(
-                    f"{_epochs(series, last):g} epochs: 1 weight set, nothing was averaged: a larger --share takes more"
-                )
+                more = "a larger --share takes more" if first else "there is no snapshot before it"
+                budget = count_text(_epochs(series, last), "epoch")
+                terminal.warning(f"{budget}: 1 weight set, nothing was averaged: {more}")
     metrics = trials.metrics
     made = {"name": name, "rows": [{key: row[key] for key in KEPT} for row in rows]}
     shown = _kept(folder, made, overrides, metrics=metrics, terminal=terminal)

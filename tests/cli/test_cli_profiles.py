@@ -219,13 +219,23 @@ def test_default_share_of_a_merge(swa, run: Path) -> None:
     assert ((run / "budget.json").read_bytes() if (run / "budget.json").exists() else None) == before
 
 
-def test_a_budget_of_one_weight_set_is_no_average(swa, plain: Path) -> None:
-    """--at with a share below the distance of snapshots: the warning, and n and error of the table and the file."""
-    ended = swa("average", plain, "--decay", "linear", "--at", "100%", "--share", "1%")
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--at", "100%", "--share", "1%"], "4 epochs: 1 weight set, nothing was averaged: a larger --share"),
+        (["--at", "5step"], "0.5 epochs: 1 weight set, nothing was averaged: there is no snapshot before it"),
+    ],
+)
+def test_a_budget_of_one_weight_set_is_no_average(swa, plain: Path, words: list[str], message: str) -> None:
+    """--at with a share below the distance of snapshots, and at the first: the warning, n and error of table and file.
+
+    No share takes more than the first snapshot there.
+    """
+    ended = swa("average", plain, "--decay", "linear", *words)
     kept = json.loads((plain / "budget.json").read_text())["series"][0]["rows"][0]
     (plain / "budget.json").unlink()
     assert ended.code == 0, ended.err
-    assert "1 weight set, nothing was averaged" in ended.err
+    assert message in " ".join(ended.err.split())
     assert (kept["count"], kept["error"]) == (1, None)
     heading, row = (line.split() for line in ended.out.splitlines()[1:3])
     assert dict(zip(heading, row, strict=False))["n"] == "1"
