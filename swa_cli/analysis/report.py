@@ -129,7 +129,8 @@ class LeftOut:
     @property
     def kind(self) -> tuple[str, str]:
         """What is equal where the same is left out of several runs."""
-        return self.part, self.reason.replace(str(self.path), "RUN")
+        path = str(self.path)
+        return self.part, self.reason.replace(shlex.quote(path), "RUN").replace(path, "RUN")
 
 
 def _told(left_out: Sequence[LeftOut], *, num_runs: int, terminal: Terminal) -> list[str]:

@@ -301,13 +301,15 @@ def test_a_page_needs_nothing_else(run: Path, swa: Swa) -> None:
 
 
 def test_two_runs_stand_side_by_side(run: Path, trained: Path, swa: Swa) -> None:
-    """A run and its copy, without data: one table with both, and what was left out is said."""
+    """A run and its copy, without data: one table with both, and what was left out is said once, also of a blank."""
+    run = run.rename(run.with_name("a run"))
     ended = swa("report", run, trained, "--no-data", "-o", "page.html", "--json")
     assert ended.code == 0, ended.err
     text = Path("page.html").read_text()
     assert text.count("<article>") == 2
     assert "Left out: plane" in text
     assert ended.err.count("plane is left out") == 1
+    assert "`swa plot RUN plane`" in " ".join(ended.err.split())
     assert "<details><summary><h2>" not in text
 
 
