@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import socket
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -230,7 +231,8 @@ class SweepStudy:
         values = {record.value for record in complete}
         if len(values) < 2:
             return {}
-        found: dict[str, float] = self._optuna.importance.get_param_importances(self.study)
+        with warnings.catch_warnings(action="ignore", category=UserWarning):  # of sections that few trials have
+            found: dict[str, float] = self._optuna.importance.get_param_importances(self.study)
         return found
 
     def _take(self, number: int) -> Claim | None:

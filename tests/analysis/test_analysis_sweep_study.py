@@ -122,6 +122,17 @@ def test_asha_prunes_the_worse_trials_and_not_the_first(tmp_path: Path) -> None:
     assert [record.state for record in study.records()] == [COMPLETE, PRUNED, COMPLETE, PRUNED]
 
 
+def test_importances_of_a_section_that_one_trial_lacks(tmp_path: Path) -> None:
+    """A grid of five trials, of which one has no swa: a share of each key, and no warning of Optuna."""
+    keys = {"swa": ("null", "{start: 25%}", "{start: 50%}"), "swa.lr": ("0.02", "0.05")}
+    space = Space(tuple(Parameter(key, Choices(texts), "") for key, texts in keys.items()))
+    study = SweepStudy(tmp_path, settings("grid", space=space))
+    for value in (4.0, 1.4, 1.1, 1.2, 1.0):
+        with study.claim(limit=5) as claim:
+            claim.finish(COMPLETE, seconds=1, value=value)
+    assert study.importances().keys() == keys.keys()
+
+
 def test_records_are_plain_and_the_best_is_found(tmp_path: Path) -> None:
     """Three trials, one failed: their values as in result.json, the order of the best, and importances."""
     study = SweepStudy(tmp_path, settings("random"))
