@@ -373,3 +373,31 @@ def test_split_limits_the_columns(swa: Swa, runs: Path) -> None:
     assert "val_nll" in out
     assert not any(name.startswith("test_") for name in parsed(out)[0])
     assert math.isclose(float(parsed(out)[0]["val_nll"]), statistics.fmean(val[1] for val, _ in A))
+
+
+@pytest.mark.parametrize(("width", "is_against"), [(24, False), (36, True)])
+def test_a_narrow_terminal_keeps_the_validation_loss(
+    swa: Swa, runs: Path, monkeypatch: pytest.MonkeyPatch, width: int, is_against: bool
+) -> None:
+    """Labels of 32 characters and a key that differs: the ends of labels, and the first score of each row."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    for name in ("a", "b"):
+        (runs / f"{name}-001").rename(runs / f"with-a-name-of-many-characters-{name}")
+    words = ["--against", "with-a-name-of-many-characters-a"] if is_against else []
+    ended = swa("compare", *sorted(runs.glob("with*")), *words)
+    heading, *lines = ended.out[ended.out.index("run ") :].splitlines()
+    assert heading.split() == ["run", "val", "NLL"]
+    assert [line.split() for line in lines[:2]] == [
+        ["…a", *["0.297", "±", "0.015"]],
+        ["…b", *["0.323", "±", "0.031"]],
+    ]
+    assert ("+0.027 [" in lines[2]) == is_against
+    assert max(map(len, [heading, *lines[: 2 + is_against]])) <= width
+
+
+def test_a_difference_without_a_number_has_no_line(swa: Swa, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 columns, into which no score fits beside a label: a line per row."""
+    monkeypatch.setenv("COLUMNS", "20")
+    ended = swa("compare", *sorted(runs.glob("[ab]-001")), "--against", "a-001")
+    assert sum(line.startswith(("a-001", "b-001")) for line in ended.out.splitlines()) == 2
+    assert "difference\n" not in ended.out

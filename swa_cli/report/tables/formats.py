@@ -17,17 +17,29 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from swa_cli.report.console_text import MINUS, NOT_MEASURED, PLUS_MINUS, Cells, Column, Lines, block, fit, widest
+from swa_cli.report.console_text import (
+    MINUS,
+    NOT_MEASURED,
+    PLUS_MINUS,
+    Column,
+    Lines,
+    block,
+    cut_to,
+    fit,
+    widest,
+    width_of,
+)
 from swa_cli.report.console_text import table as console_table
 from swa_cli.report.tables import SettingTable, columns, line_text, lines, value_text
 
 LONGEST_CELL = 40
+SHORTEST_LABEL = 8  # of a console: with less, no label tells a run
 
 
 def terminal_lines(table: SettingTable) -> Lines:
     """Lay out a table for a console: title, rows, the names of the columns that do not fit, and notes.
 
-    Where a column does not fit, labels lose what they all begin with.
+    Where a column does not fit, labels lose what they all begin with, and more where the first score would not fit.
     """
     prefix = _common_start([row.label for row in table.rows])
 
@@ -35,22 +47,37 @@ def terminal_lines(table: SettingTable) -> Lines:
         laid_out, rows = _terminal_columns(table, prefix="")
         if prefix and len(fit(laid_out, width=console.width)) < len(laid_out):
             laid_out, rows = _terminal_columns(table, prefix=prefix)
+        label, score = sorted(laid_out, key=lambda column: column.rank)[:2]
+        if label.width + score.width > console.width >= SHORTEST_LABEL + score.width:
+            laid_out, rows = _terminal_columns(table, prefix=prefix, longest=console.width - score.width)
         fitting = {column.key for column in fit(laid_out, width=console.width)}
         missing = ", ".join(column.heading for column in laid_out if column.key not in fitting)
         said = [f"Too wide for this page: {missing}. `--format csv` has every column."] if missing else []
-        return block(table.title, console_table(laid_out, rows), *said, *table.notes)(console)
+        told = [
+            cells
+            for cells, (_, is_difference) in zip(rows, lines(table), strict=True)
+            if not is_difference or any(cells[key][0] for key in fitting - {"label"})
+        ]
+        return block(table.title, console_table(laid_out, told), *said, *table.notes)(console)
 
     return found
 
 
-def _terminal_columns(table: SettingTable, *, prefix: str) -> tuple[list[Column], list[Cells]]:
-    """Return the columns and the cells of a console, with `…` in the place of `prefix` in labels."""
+def _terminal_columns(
+    table: SettingTable, *, prefix: str, longest: int = LONGEST_CELL
+) -> tuple[list[Column], list[dict[str, tuple[str, str]]]]:
+    """Return the columns and the cells of a console, with `…` in the place of `prefix` in labels.
+
+    Of a label that is then wider than `longest`, the end is shown, which tells it from the others.
+    """
     shown = columns(table)
-    rows: list[Cells] = []
+    rows = []
     for row, is_difference in lines(table):
         texts = {each.key: line_text(each, row, is_difference=is_difference) for each in shown}
-        if prefix and not is_difference:
-            texts["label"] = f"…{texts['label'].removeprefix(prefix)}"
+        if is_difference:
+            texts["label"] = cut_to(texts["label"], longest)
+        elif prefix or longest < LONGEST_CELL:
+            texts["label"] = _end_of(texts["label"], prefix=prefix, width=longest)
         style = "dim" if is_difference else "bold" if row.is_best else ""
         rows.append({key: (_cut(text), style) for key, text in texts.items()})
     laid_out = [
@@ -60,6 +87,14 @@ def _terminal_columns(table: SettingTable, *, prefix: str) -> tuple[list[Column]
         for index, each in enumerate(shown)
     ]
     return laid_out, rows
+
+
+def _end_of(label: str, *, prefix: str, width: int) -> str:
+    """Return a label without a prefix, and of the rest the last `width` cells, with `…` for what is left out."""
+    end = label.removeprefix(prefix)
+    while width_of(end) + (end != label) > width:
+        end = end[1:]
+    return label if end == label else f"…{end}"
 
 
 def _common_start(labels: Sequence[str]) -> str:
