@@ -33,14 +33,14 @@ from swa_cli.analysis.sweep_study import (
 from swa_cli.analysis.sweep_table import Table
 from swa_cli.analysis.sweep_trials import Sweep, launch, work
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, make_next
-from swa_cli.engine import failures, optimizers, train
+from swa_cli.engine import failures, train
+from swa_cli.engine.run import problems_with_data
 from swa_cli.engine.user_code import make_importable
-from swa_cli.errors import Problem, RecipeError, Terminated, UserError
+from swa_cli.errors import Terminated, UserError
 from swa_cli.metrics import tasks
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
-from swa_cli.recipe.plan import make_plan
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.space import Space, check
 from swa_cli.report.terminal import Terminal
@@ -115,7 +115,7 @@ def sweep(
     limit = _limit(space, settings, options)
     folder, reason = _choose(loaded.recipe, settings, options, terminal)
     if folder is None:  # fail before a folder is made
-        _check_with_data(loaded, space, recipes, settings, metrics, terminal=terminal)
+        _check_with_data(loaded, space, recipes, settings, terminal=terminal)
     rows = _plan_rows(settings, limit, options, metrics, reason)
     if dry_run:
         return _dry_run(loaded, recipes[0], settings, limit, folder, rows, terminal=terminal)
@@ -258,11 +258,10 @@ def _check_with_data(
     space: Space,
     recipes: Sequence[Loaded],
     settings: Settings,
-    metrics: TaskMetrics,
     *,
     terminal: Terminal,
 ) -> None:
-    """Build the run of the first recipe, and check the plans of all with the data that it has read.
+    """Build the run of the first recipe, and check all recipes as `swa train` does with the data that it has read.
 
     Raises:
         RecipeError: Every problem of every value.
@@ -274,16 +273,7 @@ def _check_with_data(
         raise UserError(message, hint="set dataset.val=10%")
     num_train = len(run.context.split("train"))
 
-    def further(changed: Loaded) -> Sequence[Problem]:
-        recipe = changed.recipe
-        found = list(optimizers.check(recipe.optimizer))
-        try:
-            make_plan(recipe, num_train=num_train, columns=metrics.columns(list(recipe.all_averages)))
-        except RecipeError as error:
-            found += error.problems
-        return found
-
-    check(loaded, space, further=further)
+    check(loaded, space, further=lambda changed: problems_with_data(changed.recipe, run.context))
     if settings.pruner == "asha":
         firsts = {sweep_metric.first_measured(settings.metric, each.recipe, num_train=num_train) for each in recipes}
         if len(firsts) > 1:

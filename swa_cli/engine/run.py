@@ -39,6 +39,7 @@ from swa_cli.models import build_model
 from swa_cli.models.freezing import freeze, unfreeze
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan, image_problems, make_plan, model_problems, problems_between, watched_columns
+from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import name_of_worker
 from swa_cli.units import count_text
 
@@ -182,10 +183,7 @@ def _build_run(
     loaded: Loaded, events: Events, *, point: Checkpoint | None, world: World, context: Context | None, purpose: Purpose
 ) -> Run:
     recipe, settings = loaded.recipe, loaded.recipe.train
-    problems = optimizers.check(recipe.optimizer)
-    problems += build_model.problems(recipe.model.name, recipe.model.args)
-    if settings.compile is not None:
-        problems += step.compile_problems(settings.compile)
+    problems = _problems_of_names(recipe)
     warm = None
     if settings.init is not None and point is None:  # a resumed run starts from its resume point
         warm, unreadable = read_initial(settings.init)
@@ -307,13 +305,39 @@ def end_freezing(run: Run) -> None:
     run.validated.clear()
 
 
+def problems_with_data(recipe: Recipe, context: Context) -> list[Problem]:
+    """Return the problems of a recipe that show without its network, on the data and device of another one's run."""
+    problems = _problems_of_names(recipe)
+    if recipe.train.init is not None:
+        problems += read_initial(recipe.train.init)[1]
+    _, found = _planned(recipe, replace(context, recipe=recipe))
+    return problems + found
+
+
+def _problems_of_names(recipe: Recipe) -> list[Problem]:
+    """Return the problems of optimizer, network and compiler, which need no data."""
+    problems = optimizers.check(recipe.optimizer)
+    problems += build_model.problems(recipe.model.name, recipe.model.args)
+    if recipe.train.compile is not None:
+        problems += step.compile_problems(recipe.train.compile)
+    return problems
+
+
 def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Plan:
     """Make the plan for the data that were found.
 
     Raises:
         RecipeError: There were `problems` before, or the plan shows some: all of them at once.
     """
-    recipe, plan = loaded.recipe, None
+    plan, found = _planned(loaded.recipe, context)
+    if problems or found or plan is None:
+        raise loaded.locate([*problems, *found])
+    return plan
+
+
+def _planned(recipe: Recipe, context: Context) -> tuple[Plan | None, list[Problem]]:
+    """Return the plan for the data that were found, if it can be made, and the problems that show with them."""
+    plan, problems = None, list[Problem]()
     try:
         columns = context.task.metrics.columns(list(recipe.all_averages))
         plan = make_plan(recipe, num_train=len(context.split("train")), columns=columns)
@@ -330,9 +354,7 @@ def _make_plan(loaded: Loaded, context: Context, problems: list[Problem]) -> Pla
             message = f"there is no validation split to measure {column} on"
             other = "leave it out" if key.startswith("averages.") else "name train_loss"
             problems.append(Problem(key, message, f"set dataset.val to 10%, or {other}"))
-    if problems or plan is None:
-        raise loaded.locate(problems)
-    return plan
+    return plan, problems
 
 
 def _problems_of_loss(context: Context) -> list[Problem]:

@@ -364,6 +364,22 @@ def test_what_cannot_be_swept_is_refused_before_anything_is_made(swa, few: Path,
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_each_value_is_checked_as_train_does(swa, few: Path, more: list[str]) -> None:
+    """Second values that `swa train` refuses, each by another check: all problems at once, and no folder."""
+    words = {
+        "model.name": "convnet,resnet8",
+        "model.args.width": "2,0",
+        "train.init": "null,/nonexistent.pt",
+        "train.class_weights": "none,[1,2]",
+        "train.loss": "cross_entropy,nowhere:Loss",
+    }
+    ended = swa("sweep", few, *(f"{key}={values}" for key, values in words.items()), *more)
+    assert ended.code == 2, ended.err
+    assert sorted(re.findall(r"^error: (\S+):", ended.err, re.MULTILINE)) == sorted(words)
+    assert not Path("runs").exists()
+
+
 def test_a_dry_run_writes_nothing(swa, few: Path) -> None:
     """The plan of a sweep with --dry-run: values, metric, number of trials; no folder."""
     ended = swa("sweep", few, *GRID, "--dry-run", "--json")
