@@ -18,8 +18,11 @@ from swa_cli.units import count_text, short_time, size_text
 def show_plan(loaded: Loaded, *, cluster: Cluster | None, terminal: Terminal) -> dict[str, Any]:
     """Time a few steps of a recipe; print warnings, the plan with its time, and a row per epoch; return the values.
 
-    With a `cluster` the time in its processes is estimated, too.
+    With a `cluster` the time in its processes is estimated, and `train.fsdp` is left out: one process cannot shard.
     """
+    if loaded.recipe.train.fsdp and cluster is not None and cluster.processes > 1:
+        loaded = loaded.with_changes(["train.fsdp=false"])
+        terminal.note("the plan is of the whole network in each process: train.fsdp exchanges weights, too")
     run = train.set_up(loaded, listeners=[RunOutput(terminal)])
     found = estimate(run, cluster=cluster)
     for warning in found.plan.warnings:

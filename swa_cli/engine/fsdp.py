@@ -131,8 +131,8 @@ def problems(recipe: Recipe, *, world: World) -> list[Problem]:
     """Return the settings that cannot be combined with `train.fsdp`."""
     found = []
     if world.size == 1:
-        message = "one process cannot shard a network"
-        found.append(Problem("train.fsdp", message, "start several processes: --processes 2, or write false"))
+        hint = "train it with `swa train --processes 2`, or write train.fsdp=false"
+        found.append(Problem("train.fsdp", "one process cannot shard a network", hint))
     names = {f"optimizer.groups.{index}.name": group.name for index, group in enumerate(recipe.optimizer.groups)}
     for key, name in {"optimizer.name": recipe.optimizer.name, **names}.items():
         if name in NOT_ROWWISE:

@@ -268,6 +268,18 @@ def test_time_of_several_processes(swa, tmp_path: Path, monkeypatch: pytest.Monk
     assert "processes 3 on 2 machines, 86 samples each: a step of 2 s and" in shown
 
 
+def test_a_plan_of_processes_leaves_sharding_out(swa, tmp_path: Path) -> None:
+    """`train.fsdp`, which one process cannot do: planned whole with a word for 2 processes, refused for this one."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    several, alone = (
+        swa("plan", "recipe.yaml", "train.fsdp=true", "--json", *more) for more in (["--processes=2"], [])
+    )
+    assert several.code == 0, several.err
+    assert several.json["processes"]["number"] == 2
+    assert alone.code == 2
+    assert "swa train --processes 2" in " ".join(alone.err.split())
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
