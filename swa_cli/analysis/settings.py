@@ -13,6 +13,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +29,7 @@ from swa_cli.report.terminal import Terminal
 from swa_cli.units import some_of
 
 RAW = "last"
+RAN = ("complete", "pruned")  # states of the trials of a sweep that have a row
 # Keys that make no other setting. Another root may hold other images, and nothing here opens them.
 IGNORED = (*(key for key in RESUMABLE_KEYS if key != "dataset.root"), "seed", "name")
 Row = Mapping[str, Any]
@@ -197,7 +199,12 @@ def find(paths: Sequence[Path], *, terminal: Terminal, may_be_one: bool = True) 
         if not os.path.lexists(path):
             raise UserError(f"{path}: no such run folder", hint="name one, such as runs/latest")
         found = list(_runs_in(path))
-        if not found:
+        if missing := _missing_in(path):
+            reason = f"{path}: holds no folder of {some_of(missing, most=8)}, which its result.json counts"
+            if not found:
+                raise UserError(reason, hint="name the folder on the machine that ran them, or copy them into this one")
+            terminal.warning(reason)
+        elif not found:
             others.append(path)
         for run, repeat in found:
             real = run.resolve()
@@ -246,6 +253,25 @@ def _runs_in(path: Path) -> Iterator[tuple[Path, Path | None]]:
         yield from ((seed, path) for seed in _numbered(path, "seed-") if RunFolder(seed).recipe.is_file())
     elif any(file.is_file() for file in (folder.recipe, folder.last, folder.previous)):
         yield path, None
+
+
+def _missing_in(path: Path) -> list[str]:
+    """Return the trials or seeds that the result of a sweep or a repeat counts and whose folders are not there.
+
+    They may lie on another machine that shared the work.
+    """
+    folder = RunFolder(path)
+    is_sweep = folder.sweep.is_file()
+    if not (is_sweep or folder.repeat.is_file()):
+        return []
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):  # not there yet, or damaged
+        stored = json.loads(folder.result.read_text())
+        if is_sweep:
+            names = [trial["run"] for trial in stored["trials"] if trial["state"] in RAN]
+        else:
+            names = [f"seed-{seed}" for seed in stored["seeds"]]
+        return [name for name in names if not RunFolder(path / name).recipe.is_file()]
+    return []
 
 
 def _numbered(path: Path, prefix: str) -> list[Path]:

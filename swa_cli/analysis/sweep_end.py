@@ -162,15 +162,18 @@ def _print(
     if len(best) > SHOWN:
         terminal.answer(f"and {count_text(len(best) - SHOWN, 'more trial')} in {sweep.folder.result.name}")
     path = sweep.folder.display_path
-    shown, recipe = shlex.quote(str(path)), shlex.quote(str(path / BEST))
+    recipe = shlex.quote(str(path / BEST))
+    own = sweep.loaded.recipe
+    page = user_code.command(("swa", "report", path, "-o", "report.html"), own)
+    looking = [f"swa compare {shlex.quote(str(path))}", page]
+    has_trials = any((path / record.name).is_dir() for record in records)  # another machine may have run them all
     why = "the best mean over the seeds" if over_seeds else "the best on validation images"
     terminal.facts(
         "",
         [
             ("best", f"{path / BEST}: trial {chosen.number}, {why}"),
             ("next", f"swa repeat {recipe} --seeds 0-4" if not over_seeds else f"swa train {recipe}"),
-            ("", f"swa compare {shown}"),
-            ("", user_code.command(("swa", "report", path, "-o", "report.html"), sweep.loaded.recipe)),
-            ("", user_code.command(("swa", "plot", path, "sweep"), sweep.loaded.recipe)),
+            *(("", command) for command in looking if has_trials),
+            ("", user_code.command(("swa", "plot", path, "sweep"), own)),
         ],
     )

@@ -419,6 +419,34 @@ def test_the_picture_of_a_sweep(swa, whole: Path, tmp_path: Path) -> None:
     assert swa("plot", copy / "trial-000", "sweep").code == 2
 
 
+def test_trials_that_lie_elsewhere_are_told(swa, whole: Path, tmp_path: Path) -> None:
+    """Folders of trials that result.json counts and that are not there, one and all: a warning, and a refusal."""
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    shutil.rmtree(copy / "trial-002")
+    for command in (["compare", copy], ["report", copy, "--no-data", "-o", "page.html"]):
+        ended = swa(*command)
+        assert ended.code == 0, ended.err
+        assert "copy: holds no folder of trial-002, which its result.json counts" in " ".join(ended.err.split())
+    for trial in copy.glob("trial-*"):
+        shutil.rmtree(trial)
+    ended = swa("compare", copy)
+    assert ended.code == 2
+    assert "holds no folder of trial-000, trial-001, trial-002, trial-003" in ended.err
+
+
+def test_a_sweep_that_other_machines_have_run_names_what_works(swa, few: Path) -> None:
+    """A second folder on the database of a finished sweep: no command that needs the folders of trials."""
+    words = ("sweep", few, "swa.lr=0.05,0.1", "train.epochs=1", "--storage", "sqlite:///trials.db")
+    first, second = (swa(*words, "--out", folder) for folder in ("one", "two"))
+    assert (first.code, second.code) == (0, 0), second.err
+    assert [("swa compare" in ended.out, "swa plot" in ended.out) for ended in (first, second)] == [
+        (True, True),
+        (False, True),
+    ]
+    assert swa("plot", "two/few-sweep-001", "sweep").code == 0
+
+
 def test_two_processes_share_one_folder(whole: Path, tmp_path: Path) -> None:
     """The same command twice at once with one --storage: every trial is run once, with the values of one process."""
     folders = [tmp_path / "one", tmp_path / "two"]
