@@ -100,6 +100,7 @@ app.command("report", epilog=report.EPILOG)(report.report)
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    _occupy_streams()
     signal.signal(signal.SIGTERM, _terminate)
     # Its warnings are not for people who run a command: of a home folder that is read-only, of fonts that are searched.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
@@ -109,11 +110,24 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all output is done; it would only raise during interpreter shutdown
     if "WORLD_SIZE" in os.environ:
         # Threads of gloo that still hold tensors abort Python during interpreter shutdown (torch 2.14).
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # it was closed
+                stream.flush()
         os._exit(code)
     gc.freeze()  # the collections at shutdown take up to a second over the million objects of torch
     sys.exit(code)
+
+
+def _occupy_streams() -> None:
+    """Open os.devnull where stdin, stdout or stderr is closed.
+
+    Otherwise the next file that is opened would take its number, and a checkpoint what is written to stderr.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:  # the lowest number that is free is this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def run(words: list[str]) -> int:

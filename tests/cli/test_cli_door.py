@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from ast import literal_eval
 from contextlib import suppress
 from pathlib import Path
 
@@ -187,6 +188,27 @@ def test_a_home_that_cannot_be_written(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-c", program], env=env, capture_output=True, text=True, check=True)
     assert ended.stderr == ""
     assert str(tmp_path) in ended.stdout.splitlines()[-1]  # the cache is a folder for this process
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&- 2>&-", "0<&- 1>&- 2>&-"])
+def test_no_file_takes_the_number_of_a_closed_stream(tmp_path: Path, closed: str) -> None:
+    """What a command finds at the numbers 0 to 2 that were closed: os.devnull, for its children too, without torch."""
+    program = (
+        "import os, sys; from swa_cli import cli\n"
+        "def look(words):\n"
+        "    paths = [os.path.realpath(f'/proc/self/fd/{number}') for number in range(3)]\n"
+        "    found = [*zip(paths, map(os.get_inheritable, range(3)))]\n"
+        "    open('found', 'w').write(repr((found, 'torch' in sys.modules)))\n"
+        "    return 7\n"
+        "cli.run = look; cli.main()"
+    )
+    words = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", program]
+    ended = subprocess.run(words, cwd=tmp_path, stdin=subprocess.PIPE, capture_output=True)
+    assert ended.returncode == 7, ended.stderr
+    found, has_torch = literal_eval((tmp_path / "found").read_text())
+    numbers = [int(each[0]) for each in closed.split()]
+    assert [found[number] for number in numbers] == [(os.devnull, True)] * len(numbers)
+    assert not has_torch
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])
