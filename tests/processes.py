@@ -18,8 +18,8 @@ import sys
 import tempfile
 import time
 from base64 import b64decode
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from multiprocessing.context import ForkServerProcess
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -209,6 +209,20 @@ def start_ranks(
         )
         for ranks in ({"RANK": rank, "LOCAL_RANK": rank} for rank in range(size))
     ]
+
+
+@contextmanager
+def failing(kind: str) -> Iterator[int]:
+    """The number of an open file that takes nothing: a `full` disk, or a pipe whose reader has `gone`."""
+    if kind == "full":
+        number = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, number = os.pipe()
+        os.close(reader)
+    try:
+        yield number
+    finally:
+        os.close(number)
 
 
 def free_port() -> int:

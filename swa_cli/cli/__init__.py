@@ -14,6 +14,7 @@ import signal
 import sys
 import traceback as traceback_module
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any, NoReturn
 
@@ -155,8 +156,12 @@ def _report(error: Exception, *, with_traceback: bool) -> int:
     """Print an error and return its exit code; only here is what prints it imported, which help does not need."""
     from swa_cli.report.errors import notes_of, print_problems, print_user_code_error, print_user_error, user_frames
 
+    untold = error.__context__
+    if isinstance(error, OSError) and hasattr(untold, "format_message"):  # stderr did not take typer's words
+        return EXIT_USAGE
     if with_traceback:
-        traceback_module.print_exception(error)
+        with suppress(OSError):  # likewise
+            traceback_module.print_exception(error)
     if isinstance(error, RecipeError):
         print_problems(error.problems, source=error.source)
         return EXIT_USAGE

@@ -170,7 +170,9 @@ def deliver(text: str, out: Path | None) -> None:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{out}: cannot be written ({reason})", hint=hint) from error
-    typer.echo(f"wrote {out}", err=True)
+    from swa_cli.report.terminal import Terminal
+
+    Terminal().note(f"wrote {out}")
 
 
 def start(words: Sequence[str], *, processes: str, max_restarts: int, terminal: Terminal) -> NoReturn:

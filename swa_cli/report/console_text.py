@@ -8,6 +8,7 @@ fit are left out by rank; lines of a table never wrap.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -25,12 +26,50 @@ MINUS = "−"
 _ASCII = {NOT_MEASURED: ".", PLUS_MINUS: "+-", MINUS: "-", "…": "..."}
 
 
-def open_console(file: TextIO | None = None, *, stderr: bool = False, **options: Any) -> Console:
+class _Console(Console):
+    """A console that goes on when its stream fails; rich would end the process where the reader of a pipe has gone."""
+
+    on_loss: Callable[[OSError], None] | None = None
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error, like every other error of writing."""
+        raise
+
+    def __exit__(self, *raised: Any) -> None:
+        """Write what was printed inside the block; all printing, also that of a live bar, ends here."""
+        try:
+            super().__exit__(*raised)
+        except OSError as error:
+            if self.on_loss is None:
+                raise
+            with open(os.devnull, "w") as nowhere:  # takes what the stream still holds, too
+                os.dup2(nowhere.fileno(), self.file.fileno())
+            self.on_loss(error)
+
+
+def open_console(
+    file: TextIO | None = None,
+    *,
+    stderr: bool = False,
+    on_loss: Callable[[OSError], None] | None = None,
+    **options: Any,
+) -> Console:
     """Open a console on `file`, or on stdout or stderr as they are when something is printed.
 
     It prints plain lines in a notebook too, where rich would turn each line into HTML and lose stderr.
+
+    Args:
+        file: The file to print to.
+        stderr: Whether to print to stderr and not to stdout, if there is no file.
+        on_loss: Called when the stream fails, because its reader has gone or a disk is full; what is printed after that
+            is lost. Without it, printing raises the error.
+        options: Further options of rich's console.
     """
-    return Console(file=file, stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False, **options)
+    console = _Console(
+        file=file, stderr=stderr, markup=False, highlight=False, emoji=False, force_jupyter=False, **options
+    )
+    console.on_loss = on_loss
+    return console
 
 
 def print_lines(lines: Iterable[Text], *, console: Console) -> None:

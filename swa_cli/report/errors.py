@@ -25,7 +25,7 @@ from swa_cli.units import count_text
 
 def print_problems(problems: Sequence[Problem], *, source: str, file: TextIO | None = None) -> None:
     """Print every problem of the recipe `source`, then their number, to `file` or else stderr."""
-    console = open_console(file, stderr=file is None)
+    console = _console(file)
     lines: list[Text] = []
     for problem in problems:
         subject = f"{problem.key}: " if problem.key else ""
@@ -39,19 +39,24 @@ def print_problems(problems: Sequence[Problem], *, source: str, file: TextIO | N
 
 def print_user_error(message: str, *, hint: str, file: TextIO | None = None) -> None:
     """Print one error and the one action that fixes it, to `file` or else stderr."""
-    console = open_console(file, stderr=file is None)
+    console = _console(file)
     print_lines([*_error_lines(message, console=console), _hint_line(hint, console=console)], console=console)
 
 
 def print_user_code_error(error: BaseException, frames: Sequence[str], *, file: TextIO | None = None) -> None:
     """Print an exception of the user's code, its frames and its notes, to `file` or else stderr."""
-    console = open_console(file, stderr=file is None)
+    console = _console(file)
     lines = _error_lines(_exception_text(error), console=console)
     lines += [Text(safe(line, console=console)) for frame in frames for line in frame.split("\n")]
     hint = "this is in your own code; `swa --traceback ...` shows the frames of swa and torch too"
     lines.append(_hint_line(hint, console=console))
     lines += [Text(safe(note, console=console)) for note in notes_of(error)]
     print_lines(lines, console=console)
+
+
+def _console(file: TextIO | None) -> Console:
+    """Open a console for errors; a stderr that cannot be written does not change how the command ends."""
+    return open_console(file, stderr=file is None, on_loss=lambda _: None)
 
 
 def _error_lines(message: str, *, console: Console) -> list[Text]:

@@ -59,8 +59,8 @@ class Terminal:
 
     def __init__(self, *, quiet: bool = False, json: bool = False) -> None:
         self.is_mute = False
-        self._stderr = open_console(stderr=True)
-        self._stdout = open_console()
+        self._stderr = open_console(stderr=True, on_loss=self._go_on)
+        self._stdout = open_console(on_loss=self._go_on_with_log)
         self._quiet = quiet
         self._json = json
         # A command in a notebook's cell (`!swa ...`) has a terminal, but the cell cannot move the cursor up.
@@ -191,6 +191,18 @@ class Terminal:
         """Print a block of the answer, after an empty line."""
         self._say(lambda console: [Text()])
         self._say(lines, answer=not self._json)
+
+    def _go_on(self, error: OSError) -> None:
+        """Warn once that a stream has failed: its reader has gone, or its disk is full."""
+        text = f"the output can no longer be written ({error.strerror}): the log has the rest"
+        if text not in self._warned:
+            self.warning(text)
+
+    def _go_on_with_log(self, error: OSError) -> None:
+        """Likewise where a log has the answer too, as in a run; elsewhere a lost answer ends the command."""
+        if self._log is None:
+            raise error
+        self._go_on(error)
 
     def _say(self, lines: Lines, *, always: bool = False, answer: bool = False) -> None:
         if self.is_mute:

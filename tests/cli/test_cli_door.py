@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from processes import ENDS_WITHIN_S
+from processes import ENDS_WITHIN_S, failing
 from swa_cli.cli.shared import importing
 
 
@@ -209,6 +209,22 @@ def test_no_file_takes_the_number_of_a_closed_stream(tmp_path: Path, closed: str
     numbers = [int(each[0]) for each in closed.split()]
     assert [found[number] for number in numbers] == [(os.devnull, True)] * len(numbers)
     assert not has_torch
+
+
+@pytest.mark.parametrize("words", ["recipes nope", "frobnicate", "--traceback recipes nope", "train nowhere.yaml"])
+@pytest.mark.parametrize("stream", ["full", "gone"])
+def test_a_stderr_that_fails_leaves_the_exit_code(tmp_path: Path, words: str, stream: str) -> None:
+    """Mistakes, with stderr on a full disk and a pipe without a reader: exit 2 as with any other stderr."""
+    command = [sys.executable, "-m", "swa_cli", *words.split()]
+    with failing(stream) as file:
+        assert subprocess.run(command, cwd=tmp_path, stderr=file).returncode == 2
+
+
+def test_an_answer_without_a_reader_ends_quietly(tmp_path: Path) -> None:
+    """A table on a pipe whose reader has gone, as in `swa recipes | true`: exit 1, and not a word."""
+    with failing("gone") as file:
+        ended = subprocess.run([sys.executable, "-m", "swa_cli", "recipes"], stdout=file, stderr=subprocess.PIPE)
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from PIL import Image
 
 from conftest import OnStep, copy_runs, run_swa
 from equal_runs import assert_equal_runs, content
-from processes import said_in, start
+from processes import failing, said_in, start
 from swa_cli.checkpoint import atomic
+from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.events import PlanEvent, StepEvent
 
 # 22 steps an epoch, saved at the end of each; averages from step 33 on.
@@ -155,6 +157,31 @@ def test_log_on_a_full_disk(swa, faulty: Path, undisturbed: Path, tmp_path: Path
     assert "no room to write (No space left on device)" in " ".join(ended.err.split())
     assert swa("train", "--resume", "runs/faulty-002", "-q").code == 0
     assert_equal_runs(undisturbed, tmp_path / "runs/faulty-002")
+
+
+@pytest.mark.parametrize(("stream", "kind"), [("stderr", "gone"), ("stderr", "full"), ("stdout", "gone")])
+def test_a_stream_that_fails(
+    swa,
+    faulty: Path,
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    at: At,
+    stream: str,
+    kind: str,
+) -> None:
+    """The reader goes, or the disk is full, in epoch 2: the undisturbed end, exit 0, and one warning in log.txt."""
+    with open(os.devnull, "w", buffering=1) as file, failing(kind) as number:
+        at(30, lambda: os.dup2(number, file.fileno()))
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, stream, file)
+            assert swa("train", faulty).code == 0
+        assert os.path.samestat(os.fstat(file.fileno()), os.stat(os.devnull))  # what it still held is gone too
+    run = tmp_path / "runs/faulty-002"
+    assert_equal_runs(undisturbed, run)
+    log = (run / "log.txt").read_text()
+    assert log.count("can no longer be written") == 1
+    assert str(RunFolder(run).display_path / "checkpoints") in log.splitlines()[-2]  # what to ship
 
 
 @pytest.mark.parametrize("largest_file", [20_000, 60_000], ids=["first-save", "save-with-averages"])

@@ -322,6 +322,26 @@ def on_a_terminal(**environment: str) -> str:
     return received.decode()
 
 
+def test_a_live_bar_outlives_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The window is closed while a bar is shown (EIO): work and bar go on to their end, and the log says so once."""
+    monkeypatch.setenv("TERM", "xterm")
+    ours, theirs = pty.openpty()
+    log, done = io.StringIO(), 0
+    with os.fdopen(theirs, "w", buffering=1) as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        terminal = Terminal()
+        terminal.attach_log(log)
+        with terminal.progress("work", 3) as bar:
+            os.close(ours)
+            for _ in range(3):
+                terminal.note("a part is done")
+                bar.advance()
+                done += 1
+    assert done == 3
+    assert log.getvalue().count("a part is done") == 3
+    assert log.getvalue().count("warning:") == 1
+
+
 def screen_of(received: str) -> list[str]:
     """The lines that stay on a screen: carriage return, erase line and cursor up, as a terminal does them."""
     lines, row, column = [""], 0, 0
