@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, get_args, get_origin
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
 from swa_cli.recipe import kinds, scalars
@@ -270,8 +272,7 @@ def _about_value(kind: str, *, path: KeyPath, value: Any, context: Mapping[str, 
     if kind == "list_type":
         if scalars.is_null(value) or isinstance(value, Mapping):
             return "takes a list", "write [] for an empty one"
-        item = scalars.shown(value).strip("`")
-        return f"takes a list, not `{item}`", f"write [{item}]" if item[:1].isalnum() else f'write ["{item}"]'
+        return f"takes a list, not {scalars.shown(value)}", f"write [{_in_brackets(value)}]"
     if kind == "literal_error":
         return _about_choice(value, choices=re.findall(r"'([^']*)'", context["expected"]), meaning=meaning)
     if kind in BOUNDS:
@@ -298,15 +299,31 @@ def _about_section(path: KeyPath, value: Any) -> tuple[str, str]:
     if not path:
         return "the recipe is not a section with keys", "write `key: value` lines, such as `model: {name: ...}`"
     if scalars.is_null(value):
-        required = [str(leaf[-1]) for leaf in _required(path) if leaf != path]
+        required = [str(leaf[-1]) for leaf in _required(_general(path)) if leaf != _general(path)]
         otherwise = f", at least {', '.join(required)}" if required else ", or leave the section out"
         return "has no value", f"indent its keys below it{otherwise}"
     message = f"{scalars.shown(value)} is a value, but `{name}` is a section"
     if isinstance(value, (list, tuple)):
         message = f"a list is given, but `{name}` is a section"
-    elif _general((*path, "name")) in fields():
-        return message, f"write `{path[-1]}: {{name: {scalars.shown(value).strip('`')}}}`"
+    elif (key := _key_of(value, _general(path))) is not None:
+        section = f"{{{key}: {_in_brackets(value)}}}"  # in a list it stands alone
+        return message, f"write `{path[-1]}: {section}`" if isinstance(path[-1], str) else f"write {section}"
     return message, "indent its keys below it, or write them in braces, {key: value}"
+
+
+def _key_of(value: Any, section: tuple[str, ...]) -> str | None:
+    """Return the key that a value in place of a section most likely means: a required one that takes it, or name."""
+    for leaf in (*_required(section), (*section, "name")):
+        with suppress(KeyError, ValidationError):
+            TypeAdapter(fields()[_general(leaf)].rebuild_annotation()).validate_python(value)
+            return str(leaf[-1])
+    return None
+
+
+def _in_brackets(value: Any) -> str:
+    """Write a single value as it stands inside brackets or braces, in quotes where YAML needs them."""
+    item = scalars.shown(value).strip("`")
+    return item if re.fullmatch(r"\w[\w.:*%/+-]*[\w*%]|\w", item) else json.dumps(item, ensure_ascii=False)
 
 
 def _split(text: str, otherwise: str) -> tuple[str, str]:

@@ -203,6 +203,8 @@ WRONG = [
     Wrong("swa:", (5, 1, 3), "swa", "has no value", "indent its keys below it, or leave the section out"),
     Wrong("swa: true", (5, 6, 4), "swa", "is a value, but `swa` is a section", "{key: value}"),
     Wrong("schedule: cosine", (5, 11, 6), "schedule", "`schedule` is a section", "`schedule: {name: cosine}`"),
+    Wrong("schedule: 3", (5, 11, 1), "schedule", "`schedule` is a section", "{key: value}"),
+    Wrong("snapshots: 1ep", (5, 12, 3), "snapshots", "is a section", "write `snapshots: {every: 1ep}`"),
     Wrong("schedule: [cosine]", (5, 11, 8), "schedule", "a list is given", "indent its keys"),
     Wrong(
         "schedule: {name: multistep, milestones: 50%}",
@@ -381,3 +383,17 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
         (0, "swa"),
         (0, "output.rot"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("item", "hint"),
+    [("norm", "write {match: norm}"), ("'*.bias'", 'write {match: "*.bias"}'), ("'a: b'", 'write {match: "a: b"}')],
+)
+def test_a_value_in_a_list_of_sections(tmp_path: Path, item: str, hint: str) -> None:
+    """A value alone in `optimizer.groups` against the section that it means, which the loader takes when pasted."""
+    (found,) = problems_of(tmp_path, SMALLEST, f"optimizer.groups=[{item}]")
+    assert found.hint == hint
+    groups = load(tmp_path / "r.yaml", [f"optimizer.groups=[{hint.removeprefix('write ')}]"]).recipe.optimizer.groups
+    assert [group.match for group in groups] == [[item.strip("'")]]
+    (null,) = problems_of(tmp_path, SMALLEST, "optimizer.groups=[~]")
+    assert "at least match" in null.hint
