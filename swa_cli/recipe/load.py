@@ -134,6 +134,17 @@ def shipped_names() -> list[str]:
     return sorted(path.relative_to(SHIPPED).with_suffix("").as_posix() for path in SHIPPED.rglob("*.yaml"))
 
 
+def similar_shipped(name: str) -> str | None:
+    """Return the shipped recipe that a mistyped name or path most likely means, also without its folder."""
+    names = shipped_names()
+    spelling = {name.rpartition("/")[2]: name for name in names} | {name: name for name in names}
+    wanted = name.removeprefix("recipes/").removesuffix(".yaml").lower()
+    for word in (wanted, wanted.rpartition("/")[2]):
+        if close := difflib.get_close_matches(word, spelling, n=1):
+            return spelling[close[0]]
+    return None
+
+
 def is_among(word: str, patterns: Sequence[str]) -> bool:
     """Return whether the key of KEY=VALUE matches one of the patterns, such as `dataset.*`."""
     key = word.partition("=")[0].strip()
@@ -214,8 +225,8 @@ def _similar_recipe(path: Path) -> str | None:
         names = []
     if close := difflib.get_close_matches(path.name, names, n=1):
         return f"did you mean {path.parent / close[0]}?"
-    close = difflib.get_close_matches(path.stem, shipped_names(), n=1)
-    return f"did you mean {close[0]}, which comes with swa?" if close else None
+    close_name = similar_shipped(str(path))
+    return f"did you mean {close_name}, which comes with swa?" if close_name else None
 
 
 def _checked(tree: Tree, overrides: Sequence[str], *, allowed: Sequence[str] | None = None) -> Loaded:

@@ -21,10 +21,10 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 
-from swa_cli.errors import UserError, did_you_mean
+from swa_cli.errors import UserError
 from swa_cli.recipe.explain import section_of
 from swa_cli.recipe.kinds import KINDS
-from swa_cli.recipe.load import SHIPPED, load, shipped_names
+from swa_cli.recipe.load import SHIPPED, load, shipped_names, similar_shipped
 from swa_cli.recipe.schedules import SCHEDULES
 from swa_cli.recipe.schema import SGD_DEFAULTS, Recipe, Schedule
 from swa_cli.recipe.schema.output import LOGGERS
@@ -286,7 +286,8 @@ def shipped(name: str) -> Shipped:
     wanted = name.removeprefix("recipes/").removesuffix(".yaml")
     if wanted in shipped_names():
         return _read(wanted)
-    hint = did_you_mean(wanted, shipped_names()).strip() or "`swa recipes` lists them"
+    close = similar_shipped(name)
+    hint = f"did you mean {close}?" if close else "`swa recipes` lists them"
     raise UserError(f"{name}: swa comes with no such recipe", hint=hint)
 
 

@@ -382,6 +382,9 @@ def test_a_local_file_wins_over_a_shipped_recipe(tmp_path: Path, monkeypatch: py
     ("word", "meant"),
     [
         ("digts", "digits"),
+        ("paper/cifar100_vgg", "paper/cifar100_vgg16"),
+        ("recipes/imagenet/resnet5.yaml", "imagenet/resnet50"),
+        ("resnet5", "imagenet/resnet50"),
         ("digitss", "digits"),
         ("digits.yml", "digits"),
         ("fashion-mnist", "fashion_mnist"),
