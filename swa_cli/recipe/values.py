@@ -290,13 +290,21 @@ def pretrained(value: object) -> bool | str:
     return scalars.flag(value) if str(value).lower() in scalars.TRUTH_WORDS else scalars.text(value)
 
 
-def form_of(*patterns: str, whole: bool = False) -> WithJsonSchema:
-    """Return the JSON Schema of text in one of these forms, or of a whole number, which is not text in YAML."""
+def form_of(*patterns: str, least: int | None = None, most: int | None = None) -> WithJsonSchema:
+    """Return the JSON Schema of text in one of these forms, or of a whole number from `least` on, up to `most`."""
     plain = "|".join(re.sub(r"\(\?P<\w+>", "(?:", pattern) for pattern in patterns)
     text = {"type": "string", "pattern": f"^(?:{plain})$"}
-    return WithJsonSchema({"anyOf": [text, {"type": "integer", "minimum": 0}]} if whole else text)
+    if least is None:
+        return WithJsonSchema(text)
+    whole = {"type": "integer", "minimum": least} | ({} if most is None else {"maximum": most})
+    return WithJsonSchema({"anyOf": [text, whole]})
 
 
+_WEIGHTS = {
+    "type": "array",
+    "items": {"type": "number", "minimum": 0},
+    "contains": {"type": "number", "exclusiveMinimum": 0},
+}
 _ONE_TEXT = {"type": "string", "minLength": 1}
 DurationField = Annotated[Duration, _parsed_as(Duration), PlainSerializer(str), form_of(PATTERN.pattern)]
 TimeField = Annotated[TimeSpan, _parsed_as(TimeSpan), PlainSerializer(str), form_of(TIME_PATTERN.pattern)]
@@ -317,9 +325,7 @@ TextOrTexts = Annotated[
 ClassWeights = Annotated[
     str | list[float],
     BeforeValidator(_class_weights),
-    WithJsonSchema(
-        {"anyOf": [{"enum": ["none", "balanced"]}, {"type": "array", "items": {"type": "number", "minimum": 0}}]}
-    ),
+    WithJsonSchema({"anyOf": [{"enum": ["none", "balanced"]}, _WEIGHTS]}),
 ]
 Patterns = Annotated[
     list[str],
@@ -336,11 +342,11 @@ Pretrained = Annotated[
 ]
 Whole = Annotated[int, BeforeValidator(scalars.whole)]
 Count = Annotated[Whole, Field(ge=1)]
-Portion = Annotated[str | int, BeforeValidator(_portion), form_of(r"\d{1,2}(\.\d{1,9})?%", whole=True)]
-CountOrAll = Annotated[str | int, _count_or("all"), form_of("all", whole=True)]
-CountAutoOrAll = Annotated[str | int, _count_or("auto", "all"), form_of("auto", "all", whole=True)]
-CountOrAuto = Annotated[str | int, _count_or("auto"), form_of("auto", whole=True)]
-Threads = Annotated[CountOrAuto, AfterValidator(_few_threads)]
+Portion = Annotated[str | int, BeforeValidator(_portion), form_of(r"\d{1,2}(\.\d{1,9})?%", least=0)]
+CountOrAll = Annotated[str | int, _count_or("all"), form_of("all", least=1)]
+CountAutoOrAll = Annotated[str | int, _count_or("auto", "all"), form_of("auto", "all", least=1)]
+CountOrAuto = Annotated[str | int, _count_or("auto"), form_of("auto", least=1)]
+Threads = Annotated[CountOrAuto, AfterValidator(_few_threads), form_of("auto", least=1, most=MAX_THREADS)]
 Number = Annotated[float, BeforeValidator(scalars.number)]
 Multiple = Annotated[
     float,

@@ -11,7 +11,12 @@ import pytest
 import yaml
 
 from swa_cli.recipe import load
+from swa_cli.recipe.explain import NAME, fields
+from swa_cli.recipe.kinds import KINDS
+from swa_cli.recipe.schedules import SCHEDULES
+from swa_cli.recipe.schema.output import LOGGERS
 from swa_cli.recipe.templates import STARTS, json_schema, template_of
+from swa_cli.recipe.values import INTERNAL, owners_of_keys
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").rglob("*.yaml"))
@@ -254,6 +259,47 @@ def test_forms_of_augmentations(validator: Any, tmp_path: Path, key: str, good: 
         text = SMALLEST.replace("name: d", f"name: d, augment: {{{key}: {value}}}")
         assert is_loaded(tmp_path, text) is (value in good), value
         assert (mistakes(validator, text) == []) is (value in good), value
+
+
+def with_value(path: tuple[str, ...], value: object) -> dict[str, Any]:
+    """The smallest recipe with a value of one key, and the other keys that its sections need."""
+    needed = {"every": "1ep", "patience": 3, "match": "norm", "kind": "ema"} | {"name": "wandb"}
+    tables = {"schedule": ("name", SCHEDULES), "averages": ("kind", KINDS), "output": ("name", LOGGERS)}
+    root = node = yaml.safe_load(SMALLEST)
+    for depth, part in enumerate(path[:-1], start=1):
+        section: dict[str, Any] = node.setdefault("a" if part == NAME else part, {})
+        if path[:depth] in (("optimizer", "groups"), ("output", "loggers")):
+            node[part] = [section]
+        for key in (leaf[-1] for leaf, info in fields().items() if leaf[:-1] == path[:depth] and info.is_required()):
+            section.setdefault(key, needed.get(key))
+        node = section
+    key, table = tables.get(path[0], ("", {}))
+    for name in owners_of_keys(table).get(path[-1], []) if len(path) > 1 else []:
+        required = getattr(table[name], "required", ())
+        node |= {key: name} | {other: ["1ep"] if other == "milestones" else "1ep" for other in required}
+        break
+    node[path[-1]] = value
+    return root
+
+
+def test_edges_of_every_key(validator: Any) -> None:
+    """Zero, more than any bound, and an empty list or section as the value of each key, in the loader and the schema.
+
+    Only a text that looks like a number is marked by the schema alone: the loader takes it as it stands.
+    """
+    paths = [path for path, info in fields().items() if info.json_schema_extra != INTERNAL]
+    assert len(paths) > 100
+    for path in paths:
+        for value in (0, 10**6, [], [0], {}):
+            values = with_value(path, value)
+            try:
+                load.from_values(values, source="edges")
+                is_taken = True
+            except load.RecipeError:
+                is_taken = False
+            is_marked = not validator.is_valid(values)
+            assert is_taken or is_marked, (path, value)
+            assert not is_taken or not is_marked or value not in ([], {}), (path, value)
 
 
 def test_every_key_says_what_it_means() -> None:

@@ -48,6 +48,7 @@ from swa_cli.recipe.values import (
     TimeField,
     Whole,
     fields_of,
+    form_of,
     pretrained,
     refuse,
 )
@@ -370,7 +371,7 @@ def _few_pixels(count: str | int) -> str | int:
     return count
 
 
-Resize = Annotated[CountOrAuto, AfterValidator(_few_pixels)]
+Resize = Annotated[CountOrAuto, AfterValidator(_few_pixels), form_of("auto", least=1, most=MAX_SIDE)]
 
 
 class Eval(BaseModel):
@@ -415,6 +416,11 @@ class Snapshots(BaseModel):
     )
 
 
+def _add_empty(node: dict[str, Any]) -> None:
+    """Let the JSON Schema of `snapshots` accept the empty section, see `Recipe._empty_is_none`."""
+    node["anyOf"] = [{"type": "object", "maxProperties": 0}, *node["anyOf"]]
+
+
 class Recipe(BaseModel):
     """A whole run. The smallest recipe has model.name, dataset.name, optimizer.lr and train.epochs."""
 
@@ -436,7 +442,7 @@ class Recipe(BaseModel):
     swa: Swa | None = None
     averages: dict[AverageName, Average] = {}
     swap: Swap | None = None
-    snapshots: Snapshots | None = None
+    snapshots: Snapshots | None = Field(default=None, json_schema_extra=_add_empty)
     train: Train
     eval: Eval = Eval()
     output: Output = Output()
