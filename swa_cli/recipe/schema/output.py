@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, create_model, model_serializer, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, create_model, model_serializer, model_validator
 
 from swa_cli.errors import Problem
 from swa_cli.recipe import scalars
@@ -136,11 +137,23 @@ def _add_short_form(node: dict[str, Any]) -> None:
     node["items"] = {"anyOf": [_NAME_FORM.json_schema, node["items"]]}
 
 
+def _no_option(root: str) -> str:
+    """Refuse a folder that later commands would take for an option; a path drops the ./ before it."""
+    if str(PurePath(root)).startswith("-"):
+        raise ValueError(
+            f"{scalars.shown(root)} begins with -, which commands take for an option: name another folder, such as runs"
+        )
+    return root
+
+
+Root = Annotated[Text, AfterValidator(_no_option), form_of(r"(?!(\./+)*-)[\s\S]*")]
+
+
 class Output(BaseModel):
     """Where results are written."""
 
     model_config = STRICT
-    root: Text = Field(default="runs", description="folder of the run folders")
+    root: Root = Field(default="runs", description="folder of the run folders")
     save_every: DurationOrTime = Field(
         default=Duration.parse("1ep"), description="interval between saves of last.pt: 1ep, 200step, or a time as 10min"
     )
