@@ -204,7 +204,8 @@ def _checked_bytes(
 ) -> tuple[bytes, float]:
     """Return the content of the file, and the largest difference of its outputs to those of the network."""
     mean, std = input_["mean"], input_["std"]
-    network = (Normalized(model, mean=mean, std=std) if request.with_normalization else model).eval()
+    network = Normalized(model, mean=mean, std=std) if request.with_normalization else model
+    network.eval()
     is_of_images = takes_images(input_)
     if request.format.has_graph and not is_of_images:
         raise UserError(

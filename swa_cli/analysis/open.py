@@ -28,7 +28,7 @@ from swa_cli.engine.context import Context, build_context
 from swa_cli.engine.evaluate import RAW, recomputed
 from swa_cli.engine.events import Events
 from swa_cli.engine.keep import BEST
-from swa_cli.engine.network import build_network, describe_model
+from swa_cli.engine.network import build_network, describe_model, find_sizes, is_lazy, take_sizes
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.metrics import tasks
 from swa_cli.recipe import load
@@ -86,22 +86,30 @@ def open_network(
     loaded = _loaded(found, overrides, recipe=recipe, allow_code=allow_code, allowed=allowed)
     if found.kind == "foreign":
         context, model = open_context(found, loaded, terminal)
-        return context.recipe, context.input, model.to(device="cpu").to(memory_format=torch.contiguous_format)
+        model.to(device="cpu")
+        model.to(memory_format=torch.contiguous_format)
+        return context.recipe, context.input, model
     input_ = found.content["input"]
     model = network_of(loaded.recipe, input_)
+    if is_lazy(model):  # its inputs are no images: without data it is not run, and only its tensors have to be right
+        state = found.content["model" if found.kind == "resume" else "state_dict"]
+        take_sizes(model, state, name=loaded.recipe.model.name)
     terminal.note(f"{found.path}: {describe_model(loaded.recipe.model.name, model)}")
     return loaded.recipe, input_, model
 
 
 def network_of(recipe: Recipe, input_: Mapping[str, Any]) -> nn.Module:
-    """Build the network of a recipe for the `input` of a checkpoint, on the CPU."""
+    """Build the network of a recipe for the `input` of a checkpoint, on the CPU.
+
+    Lazy layers have found their sizes if it takes images.
+    """
+    task, channels = tasks.find(recipe.task), input_["channels"]
     with preserve_global_rng():
-        return build_network(
-            recipe,
-            num_classes=input_["outputs"],
-            in_channels=input_["channels"],
-            families=tasks.find(recipe.task).families,
-        )
+        model = build_network(recipe, num_classes=input_["outputs"], in_channels=channels, families=task.families)
+        if channels is not None and is_lazy(model):
+            args, kwargs = task.batch_to_args(torch.zeros(2, channels, *input_["size"]))
+            find_sizes(model, args, kwargs, name=recipe.model.name)
+    return model
 
 
 def open_context(found: Checkpoint, loaded: Loaded, terminal: Terminal) -> tuple[Context, nn.Module]:

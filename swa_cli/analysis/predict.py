@@ -233,7 +233,8 @@ def _predictor(
     networks = [model, *(open.network_of(about, input_) for _ in states[1:])]
     for network, (state, source) in zip(networks, states, strict=True):
         loading.load_strict(network, state, source=source)
-        channels_last(network.to(hardware.device)).eval()
+        network.to(hardware.device)
+        channels_last(network).eval()
     task = replace(tasks.find(about.task), tta=about.eval.tta)
     workers = about.dataset.workers
     delimiter = delimiter_of(about)

@@ -251,17 +251,16 @@ class Context:
             in_channels=self.source.channels,
             families=self.task.families,
         )
-        model = model.to(self.hardware.device)
+        model.to(self.hardware.device)
         if network.is_lazy(model):
             args, kwargs = self.task.batch_to_args(self.probe()[0])
-            with torch.no_grad():
-                model.eval()(*args, **kwargs)
-            network.require_sizes(model, name=self.recipe.model.name)
+            network.find_sizes(model, args, kwargs, name=self.recipe.model.name)
         if self.recipe.train.grad_checkpointing:
             network.keep_fewer_activations(model, name=self.recipe.model.name)
         if self.recipe.model.freeze and self.recipe.model.unfreeze is None:
             freeze(model, network.names_to_freeze(model, self.recipe.model.freeze))
-        return network.channels_last(model).train()
+        network.channels_last(model).train()
+        return model
 
     def refresh_batchnorm(
         self, model: nn.Module, *, name: str, check: Callable[[], None] = lambda: None, bar: Bar | None = None

@@ -181,7 +181,9 @@ class World:
         if self.size == 1:
             return model
         if sync_batchnorm:
-            model = with_sync_batchnorm(sharing(model, make()).train(), kept=freezing.kept_layers(model))
+            second = sharing(model, make())
+            second.train()
+            model = with_sync_batchnorm(second, kept=freezing.kept_layers(model))
         # Find unused parameters: networks leave some layers untrained, or drop some at random. Gradients then have one
         # layout from the first step on, so a resumed run sums them in the same order.
         options: dict[str, Any] = {_BUFFERS: False}

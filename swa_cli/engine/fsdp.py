@@ -158,7 +158,7 @@ def shard(model: nn.Module, *, world: World, device: torch.device, sync_batchnor
     _require_divisible(model)
     if sync_batchnorm:
         model = with_sync_batchnorm(model, kept=freezing.kept_layers(model))
-    model = model.to(memory_format=torch.contiguous_format)
+    model.to(memory_format=torch.contiguous_format)
     mesh = init_device_mesh(device.type, (world.size,))
     ignored = {value for value in model.parameters() if not value.is_floating_point()}  # averages copy those
     for block in (*_blocks(model), model):

@@ -104,6 +104,32 @@ def is_lazy(model: nn.Module) -> bool:
     return any(is_lazy_tensor(value) for value in chain(model.parameters(), model.buffers()))
 
 
+def find_sizes(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, name: str) -> None:
+    """Let lazy layers find their sizes in a forward pass in evaluation mode.
+
+    Raises:
+        UserError: The forward pass does not reach one.
+    """
+    model.eval()
+    with torch.no_grad():
+        model(*args, **kwargs)
+    require_sizes(model, name=name)
+
+
+def take_sizes(model: nn.Module, state_dict: Mapping[str, Tensor], *, name: str) -> None:
+    """Give the tensors of lazy layers the shapes of those in a state dict.
+
+    The layers keep no sizes of their own, without which some of torch, such as LazyInstanceNorm2d, cannot run.
+
+    Raises:
+        UserError: The state dict lacks one.
+    """
+    for key, value in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy_tensor(value) and key in state_dict:
+            value.materialize(state_dict[key].shape)
+    require_sizes(model, name=name)
+
+
 def require_sizes(model: nn.Module, *, name: str) -> None:
     """Refuse a network with a lazy layer that a forward pass has not reached."""
     for key, layer in model.named_modules():

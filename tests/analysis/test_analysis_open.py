@@ -1,4 +1,4 @@
-"""How often commands after a run validate recipes, against one time per distinct recipe."""
+"""How often commands after a run validate recipes, against one time per distinct recipe; the networks they build."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from conftest import SMALL, Swa, run_swa
 from swa_cli.analysis import open
+from swa_cli.recipe import load
 from swa_cli.recipe.schema import Recipe
 
 RUN = "runs/small-001"
@@ -108,3 +110,19 @@ def test_a_run_with_changes_draws_by_them(trained: Path, tmp_path: Path, swa: Sw
     plain, in_batches = (json.loads(swa(*words, *more).out) for more in ([], ["eval.batch_size=64"]))
     for name, found in plain["weights"].items():
         assert in_batches["weights"][name]["ece"] == pytest.approx(found["ece"], abs=1e-6)
+
+
+def test_images_give_lazy_layers_their_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lazy InstanceNorm, which torch cannot run without its own size, against (batch, classes)."""
+    (tmp_path / "lazy_net.py").write_text(
+        "from torch import nn\n"
+        "def make(num_classes):\n"
+        "    norm = nn.LazyInstanceNorm2d(affine=True)\n"
+        "    return nn.Sequential(norm, nn.Flatten(), nn.LazyLinear(num_classes))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "model: {name: 'lazy_net:make'}\ndataset: {name: digits}\noptimizer: {lr: 0.1}\ntrain: {epochs: 1}\n"
+    (tmp_path / "recipe.yaml").write_text(text)
+    recipe = load.load(tmp_path / "recipe.yaml").recipe
+    network = open.network_of(recipe, {"channels": 2, "size": [4, 5], "outputs": 3})
+    assert network(torch.rand(6, 2, 4, 5)).shape == (6, 3)

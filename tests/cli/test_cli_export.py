@@ -214,8 +214,9 @@ def test_no_data_are_needed(swa, run: Path) -> None:
     assert swa("export", "far.pt", "--format", "safetensors", "-o", "a.safetensors").code == 0
 
 
+@pytest.mark.parametrize("layer", ["Linear(5, 10)", "LazyLinear(10)"])
 @pytest.mark.parametrize("name", ["safetensors", "state-dict"])
-def test_a_network_of_other_inputs_is_exported_as_weights(swa, run: Path, name: str) -> None:
+def test_a_network_of_other_inputs_is_exported_as_weights(swa, run: Path, name: str, layer: str) -> None:
     """A checkpoint whose inputs are no images: the weights bit for bit; graphs are refused, and damage is found."""
     content = load(SWA)
     content["input"] |= {"channels": None, "size": [], "mean": [], "std": [], "resize": None, "crop": "none"}
@@ -227,7 +228,7 @@ def test_a_network_of_other_inputs_is_exported_as_weights(swa, run: Path, name: 
         "class Net(torch.nn.Module):\n"
         "    def __init__(self):\n"
         "        super().__init__()\n"
-        "        self.last = torch.nn.Linear(5, 10)\n"
+        f"        self.last = torch.nn.{layer}\n"
         "        self.last.bias = torch.nn.Parameter(torch.zeros(10).double())\n"
     )
     target = "a.pt" if name == "state-dict" else "a.safetensors"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from conftest import load
@@ -117,6 +118,12 @@ NETWORKS = {
         "\nself.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), FrozenBatchNorm2d(4))"
         "\nself.head = nn.Linear(144, num_classes)"
     ),
+    "modes that return nothing": network(
+        PLAIN,
+        more="    def train(self, mode=True):\n        super().train(mode)\n"
+        "    def eval(self):\n        super().eval()\n"
+        "    def to(self, *args, **kwargs):\n        super().to(*args, **kwargs)\n",
+    ),
 }
 STATES = ("running_", "seen", "parametrizations.weight.0._")
 
@@ -151,7 +158,7 @@ def require_mean_of_snapshots(run: Path) -> dict[str, Tensor]:
 @pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore:.*weight_norm", "ignore:.*unclosed file", "ignore:.*Lazy")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_whatever_torch_trains_is_averaged(swa, person: Path, name: str) -> None:
-    """A run of four epochs; its file against the snapshots, and against `swa eval` and plain torch."""
+    """A run of four epochs; its file against the snapshots, `swa eval`, an export and plain torch."""
     (person / "nets.py").write_text(NETWORKS[name])
     sparse = ["optimizer.momentum=0", "optimizer.nesterov=false", "optimizer.weight_decay=0"] * ("sparse" in name)
     ended = swa("train", "recipe.yaml", *sparse)
@@ -162,6 +169,10 @@ def test_whatever_torch_trains_is_averaged(swa, person: Path, name: str) -> None
     told = json.loads((run / "result.json").read_text())["weights"]["swa"]
     again = swa("eval", run / "checkpoints" / "swa.pt", "--allow-code", "--json")
     assert again.json["weights"]["swa"]["nll"] == pytest.approx(told["nll"], abs=1e-5)
+    words = ("--format", "safetensors", "-o", "a.safetensors", "--allow-code")
+    ended = swa("export", run / "checkpoints" / "swa.pt", *words)
+    assert ended.code == 0, ended.err
+    assert all(torch.equal(value, state[key]) for key, value in load_file("a.safetensors").items())
     if "fills" not in name:  # plain torch takes no buffer of another shape
         nets = importlib.import_module("nets")
         inner = getattr(nets, "Inner", nets.Net)(3)
