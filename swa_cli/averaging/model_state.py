@@ -100,7 +100,7 @@ def read(model: nn.Module) -> Tensors:
                 f"{name}: the model's state holds a {type(value).__name__}, which cannot be averaged",
                 hint="let the state_dict of the model hold tensors only",
             )
-        is_weight = isinstance(value, nn.Parameter) or value.requires_grad
+        is_weight = isinstance(value, nn.Parameter) or (value.requires_grad and not _is_result(value, plain))
         is_derived |= is_weight and not isinstance(value, nn.Parameter)
         averaged = is_weight and (value.is_floating_point() or value.is_complex())
         owner = first_names.setdefault(id(value), name)
@@ -111,6 +111,11 @@ def read(model: nn.Module) -> Tensors:
     if not is_derived:  # a tensor computed from parameters may stand for any of them
         _require_trained(plain, first_names)
     return tensors
+
+
+def _is_result(value: Tensor, model: nn.Module) -> bool:
+    """Whether a tensor is a buffer that `forward` has set to what it computed, with the graph of that."""
+    return not value.is_leaf and any(value is buffer for buffer in model.buffers())
 
 
 def _state_of(model: nn.Module) -> dict[str, Any]:

@@ -549,6 +549,20 @@ def test_integer_parameters_and_odd_states() -> None:
         WeightAverage(nn.Sequential(Extra(2, 2)))
 
 
+def test_a_buffer_that_forward_computes_is_copied() -> None:
+    """A buffer with a graph against itself (copied); a buffer that is trained against the mean."""
+    model = nn.Linear(1, 1)
+    model.register_buffer("trained", torch.zeros(1, requires_grad=True))
+    model.register_buffer("result", torch.zeros(1))
+    average = WeightAverage(model)
+    for number in (1.0, 3.0):
+        model.trained.data.fill_(number)
+        model.result = 2 * number * model.trained
+        average.update(model)
+    state = average.averaged_state()
+    assert (state["trained"].item(), state["result"].item()) == (2.0, 18.0)
+
+
 def test_trained_weights_enter_without_a_graph() -> None:
     """Accumulators against autograd: no gradient, no graph, no parameter kept."""
     model = Tiny()

@@ -118,6 +118,10 @@ NETWORKS = {
         "\nself.body = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), FrozenBatchNorm2d(4))"
         "\nself.head = nn.Linear(144, num_classes)"
     ),
+    "a buffer that forward computes": network(
+        PLAIN + "\nself.register_buffer('seen', torch.zeros(()))",
+        "y = self.body(x)\nself.seen = y.square().mean()\nreturn self.head(y.flatten(1))",
+    ),
     "modes that return nothing": network(
         PLAIN,
         more="    def train(self, mode=True):\n        super().train(mode)\n"
