@@ -1,9 +1,9 @@
 """`swa export`: write one weight set of a checkpoint as a file for other programs.
 
-`FORMATS` maps each format to two functions: network to bytes, and bytes back to a function of images. The file is
-made in memory, run again, and compared with the network on random images; it is written only if they agree. torch
-notes the source file and line of each operation; these notes are removed. Legend: B batch, C channels, H W pixels,
-N images.
+`FORMATS` maps each format to two functions: network to bytes, and bytes back to a function of images, or to weights.
+The file is made in memory, and written only if it agrees with the network: a graph on random images, weights in each
+bit. torch notes the source file and line of each operation; these notes are removed. Legend: B batch, C channels,
+H W pixels, N images.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves  # private, but that with which torch.export takes outputs apart
 
 from swa_cli.analysis import open
 from swa_cli.analysis.compare import read_result
@@ -46,7 +47,7 @@ TOLERANCE = 1e-4  # of an output, relative to the largest one where that is abov
 ONNX_BYTES = 2**31  # of a protobuf message, which holds a single-file ONNX model
 
 Metadata = Mapping[str, str]
-Outputs = Callable[[Tensor], Tensor]
+Outputs = Callable[[Tensor], Any]  # a tensor, or several in tuples, lists and dicts
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,6 @@ class Format:
     def has_graph(self) -> bool:
         """Whether the file runs without the code of the network."""
         return self.run is not None
-
-    def outputs(self, data: bytes, network: nn.Module) -> Outputs:
-        """Return what a written file computes; `network` is of the same kind, for one without a graph."""
-        if self.run is not None:
-            return self.run(data)
-        assert self.read is not None, "a format has one of both"
-        return _with_weights(network, self.read(data, network))
 
 
 @dataclass(frozen=True)
@@ -163,7 +157,7 @@ def export_checkpoint(
         data, difference = _checked_bytes(request, model, input_, metadata, source=about.model.name, bar=bar)
     write_atomic(request.target, lambda file: file.write(data), reserve=len(data))
     takes = "pixels from 0 to 1" if request.with_normalization else "normalized images"
-    num_inputs = sum(BATCHES) if takes_images(input_) else 0
+    num_inputs = sum(BATCHES) if request.format.has_graph else 0
     agrees = f", takes {takes}): agrees with torch to {difference:.1e} on {num_inputs} random images"
     if not num_inputs:
         agrees = "): read again, its weights are the same"
@@ -206,14 +200,13 @@ def _checked_bytes(
     mean, std = input_["mean"], input_["std"]
     network = Normalized(model, mean=mean, std=std) if request.with_normalization else model
     network.eval()
-    is_of_images = takes_images(input_)
-    if request.format.has_graph and not is_of_images:
+    if request.format.has_graph and not takes_images(input_):
         raise UserError(
             f"{source}: takes no images, with which {request.name} would be written and checked",
             hint="export the weights alone with --format safetensors",
         )
     try:
-        if not is_of_images:
+        if request.format.run is None:
             return _compared_bytes(request.format, network, metadata), 0.0
         shape = (input_["channels"], *input_["size"])
         batches = [torch.rand(size, *shape, generator=generator(0, "export images", size)) for size in BATCHES]
@@ -221,14 +214,17 @@ def _checked_bytes(
             batches = [normalize(batch, mean=mean, std=std) for batch in batches]
         data = request.format.write(network, batches[-1][:2], metadata)
         bar.advance()
-        difference = _difference(network, request.format.outputs(data, network), batches, bar)
+        difference = _difference(network, request.format.run(data), batches, bar)
     except UserError:
         raise
     except Exception as error:  # exporters raise many types of error
         reason = str(error).partition("\n")[0] or type(error).__name__
+        other = (
+            "export the weights alone with --format safetensors" if request.format.has_graph else "use another --format"
+        )
         raise UserError(
             f"{source}: cannot be exported as {request.name}: {reason}",
-            hint="see the whole error with `swa --traceback`, or export the weights alone with --format safetensors",
+            hint=f"see the whole error with `swa --traceback`, or {other}",
         ) from error
     return data, difference
 
@@ -260,17 +256,24 @@ def _difference(network: nn.Module, outputs: Outputs, batches: Sequence[Tensor],
     """Return the largest absolute difference between the outputs of two networks; refuse one beyond the tolerance."""
     largest, scale = 0.0, 1.0
     for batch in batches:
-        expected, found = network(batch), outputs(batch)
-        if found.shape != expected.shape:
-            raise _differs(f"{tuple(found.shape)} instead of {tuple(expected.shape)}")
-        if not bool(found.isfinite().all()):
-            raise _differs("values that are not finite")
-        largest = max(largest, float((found - expected).abs().max()))
-        scale = max(scale, float(expected.abs().max()))
+        expected, found = _tensors(network(batch)), _tensors(outputs(batch))
+        shapes, expected_shapes = ([tuple(value.shape) for value in values] for values in (found, expected))
+        if shapes != expected_shapes:
+            raise _differs(f"{shapes} instead of {expected_shapes}")
+        for value, own in zip(found, expected, strict=True):
+            if not bool(value.isfinite().all()):
+                raise _differs("values that are not finite")
+            largest = max(largest, float((value - own).abs().max()))
+            scale = max(scale, float(own.abs().max()))
         bar.advance()
     if largest > TOLERANCE * scale:
         raise _differs(f"values that differ by up to {largest:.2g}")
     return largest
+
+
+def _tensors(outputs: Any) -> list[Tensor]:
+    """Return the tensors among the outputs of a network, in the order in which torch writes them into a graph."""
+    return [value for value in tree_leaves(outputs) if isinstance(value, Tensor)]
 
 
 def _differs(what: str) -> UserError:
@@ -373,7 +376,7 @@ def _write_onnx(model: nn.Module, example: Tensor, metadata: Metadata) -> bytes:
             (example,),
             dynamo=True,
             input_names=["images"],
-            output_names=["outputs"],
+            output_names=["outputs"],  # the first, where a network has several
             dynamic_shapes=({0: "batch"},),
             verbose=False,
         )
@@ -390,7 +393,7 @@ def _run_onnx(data: bytes) -> Outputs:
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3  # errors: it warns of what its own optimizer does
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    return lambda images: [torch.from_numpy(value) for value in session.run(None, {"images": images.numpy()})]
 
 
 FORMATS: Mapping[str, Format] = {
@@ -399,23 +402,6 @@ FORMATS: Mapping[str, Format] = {
     "torch-export": Format((".pt2",), _write_torch_export, _run_torch_export),
     "onnx": Format((".onnx",), _write_onnx, _run_onnx, packages=("onnx", "onnxscript", "onnxruntime")),
 }
-
-
-def _with_weights(model: nn.Module, weights: dict[str, Tensor]) -> Outputs:
-    """Return a function that runs the network with these weights alone, and restores its own after each call."""
-
-    def outputs(images: Tensor) -> Tensor:
-        kept = cloned(model.state_dict())
-        try:
-            for value in model.state_dict().values():
-                value.zero_()
-            loading.load_strict(model, weights, source="the exported file")
-            given: Tensor = model(images)
-            return given
-        finally:
-            model.load_state_dict(kept)
-
-    return outputs
 
 
 def _traced(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 from conftest import load, run_swa
 from swa_cli import __version__, cli
 from swa_cli.analysis import export
+from swa_cli.errors import UserError
 from swa_cli.models import build_model
 
 RECIPE = """\
@@ -173,7 +176,7 @@ def test_the_answer(swa, run: Path) -> None:
         "batchnorm": "recomputed",
         "normalization": "outside",
         "max_difference": 0.0,
-        "inputs": 100,
+        "inputs": 0,
         "metadata": [],
         "bytes": Path("raw.pt").stat().st_size,
         "seconds": seconds,
@@ -255,24 +258,72 @@ def test_foreign_weights_are_exported(swa, run: Path, trained: Path) -> None:
     assert all(torch.equal(value, state[key]) for key, value in load_file("a.safetensors").items())
 
 
+class Pair(NamedTuple):
+    out: Tensor
+    aux: Tensor
+
+
+@pytest.mark.parametrize("kind", [dict, Pair])
+def test_each_output_of_a_graph_is_compared(kind: type) -> None:
+    """A network of two outputs against the list that an ONNX session gives, and against one that is off by 2e-4."""
+
+    class Two(nn.Module):
+        def forward(self, images: Tensor) -> Any:
+            return kind(out=images.sum(1), aux=images.mean((1, 2)))
+
+    batches, bar, network = [torch.rand(2, 3, 4)], SimpleNamespace(advance=lambda: None), Two()
+    assert export._difference(network, lambda images: [images.sum(1), images.mean((1, 2))], batches, bar) == 0
+    for wrong in (
+        lambda images: [images.sum(1), images.mean((1, 2)) + 2e-4 * images.sum(1).max()],
+        lambda images: [images.sum(1)],
+    ):
+        with pytest.raises(UserError, match="nothing was written") as caught:
+            export._difference(network, wrong, batches, bar)
+        assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["safetensors", "state-dict"])
+def test_weights_of_a_network_of_any_outputs(swa, run: Path, name: str) -> None:
+    """A network that returns no tensor at all: its weights are exported bit for bit."""
+    content = load(SWA)
+    content["recipe"] |= {"model": {"name": "objects_net:Net"}}
+    content["state_dict"] = {"last.weight": torch.randn(10, 64), "last.bias": torch.randn(10)}
+    torch.save(content, "far.pt")
+    Path("objects_net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self, num_classes):\n"
+        "        super().__init__()\n"
+        "        self.last = nn.Linear(64, num_classes)\n"
+        "    def forward(self, images):\n"
+        "        return object()\n"
+    )
+    target = "a.pt" if name == "state-dict" else "a.safetensors"
+    ended = swa("export", "far.pt", "--allow-code", "--format", name, "-o", target)
+    assert ended.code == 0, ended.err
+    written = load_file(target) if name == "safetensors" else load(Path(target))
+    assert all(torch.equal(written[key], value) for key, value in content["state_dict"].items())
+
+
 @pytest.mark.parametrize("content", [None, b"before"])
 def test_a_failed_check_leaves_the_file_as_it_was(
     swa, run: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
 ) -> None:
-    """A format that adds 2e-4 to an output: exit 1, and no file, or the one of before."""
-    good = export.Format.outputs
+    """A format that changes one number: exit 1, its name, and no file, or the one of before."""
+    format_ = export.FORMATS["safetensors"]
 
-    def wrong(self: export.Format, data: bytes, model: nn.Module) -> Callable[[Tensor], Tensor]:
-        outputs = good(self, data, model)
-        return lambda images: outputs(images) + 2e-4 * outputs(images).abs().max().clamp(min=1)
+    def wrong(data: bytes, model: nn.Module) -> dict[str, Tensor]:
+        weights = format_.read(data, model)
+        name = next(iter(weights))
+        return {**weights, name: weights[name].nextafter(torch.tensor(9.0))}
 
-    monkeypatch.setattr(export.Format, "outputs", wrong)
+    monkeypatch.setattr(export, "FORMATS", {**export.FORMATS, "safetensors": replace(format_, read=wrong)})
     if content is not None:
         Path("a.safetensors").write_bytes(content)
     before = sorted(Path().iterdir())
     ended = swa("export", SWA, "--format", "safetensors", "-o", "a.safetensors")
     assert ended.code == 1
-    assert "differ by up to" in ended.err
+    assert "other weights (" in ended.err
     assert "nothing was written" in ended.err
     assert sorted(Path().iterdir()) == before
     assert content is None or Path("a.safetensors").read_bytes() == content
