@@ -17,6 +17,8 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,10 @@ class Place:
     def expression(self) -> str:
         """Python code that follows the content: `['model'].state_dict()`."""
         return "".join(f"[{key!r}]" for key in self.keys) + ".state_dict()" * self.is_network
+
+    def state(self, content: Any) -> Any:
+        """Return what stands at this place."""
+        return reduce(getitem, self.keys, content)
 
     def __str__(self) -> str:
         return self.expression if self.is_network else f"{self.expression} ({self.num_tensors} tensors)"
@@ -136,7 +142,7 @@ def read_shards(path: Path) -> dict[str, Tensor]:
 
 
 def tensors(content: Any) -> Iterator[Tensor]:
-    """Iterate over every tensor in nested dicts, lists and tuples.
+    """Iterate over every tensor in nested dicts, lists, tuples and sets.
 
     Raises:
         ValueError: There is something else than tensors and plain values, too much of it, or it is nested too deeply.
@@ -146,7 +152,7 @@ def tensors(content: Any) -> Iterator[Tensor]:
         value, depth = waiting.pop()
         if isinstance(value, Tensor):
             yield value
-        elif isinstance(value, (dict, list, tuple)):
+        elif isinstance(value, (dict, list, tuple, set)):
             parts = [*_attributes(value), *value.keys(), *value.values()] if isinstance(value, dict) else value
             num_containers += 1
             num_values += len(parts)  # a shared container counts each time, since a reader meets it each time
@@ -399,4 +405,4 @@ STAND_INS: list[tuple[Callable[..., Any], str]] = [
     *((_path, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name in _PATHS),
 ]
 PRIMITIVES = (str, bytes, bool, int, float, type(None))
-OTHER_VALUES = (complex, torch.dtype, torch.device, _Array, _Class, _NumberType)  # allowed beside weights
+OTHER_VALUES = (complex, bytearray, torch.dtype, torch.device, _Array, _Class, _NumberType)  # allowed beside weights

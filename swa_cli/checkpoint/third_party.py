@@ -35,6 +35,7 @@ AVERAGE_KEYS: Mapping[str, str] = {
     **dict.fromkeys(("swa_state_dict", "swa_model_state_dict", "swa_model", "swa", "averaged_model"), "swa"),
     "teacher": "teacher",
 }
+INNER_KEYS = ("module", "model", "state_dict")  # of an average that is kept with its decay or number of updates
 TRAINING_LOOP = "checkpoint of a training loop"
 TIMGARIPOV = "checkpoint of timgaripov/swa"
 PROGRAMS: Mapping[frozenset[str], str] = {  # keys of a training loop -> the program that is known by them
@@ -70,7 +71,7 @@ class Foreign:
 
     layout: str
     sets: Sets
-    unread: tuple[Place, ...] = ()  # state dicts under unknown keys
+    unread: tuple[Place, ...] = ()  # other state dicts of about its size
 
     def __str__(self) -> str:
         parts = []
@@ -162,17 +163,18 @@ def _composer(content: Mapping[str, Any]) -> Sets:
 def _training_loop(content: Mapping[str, Any]) -> Sets:
     """Weights under the keys that most programs use, beside an epoch, an optimizer, options.
 
+    An average may lie one key deeper, as in `{"ema": {"module": ..., "updates": 9}}` of RT-DETR.
     `train.py` of timgaripov/swa counts the weights of its `swa_state_dict` (None without --swa) in `swa_n`.
     """
     raw = [key for key in RAW_KEYS if _is_state(content.get(key))]
-    averages = [key for key in AVERAGE_KEYS if _is_state(content.get(key))]
+    averages = {key: state for key in AVERAGE_KEYS if (state := _average_at(content.get(key))) is not None}
     sets: Sets = {}
     for key in raw:
         item = _weights(content[key])
         sets["swa" if item.is_average and not averages else "last" if len(raw) == 1 else key] = item
     names = [AVERAGE_KEYS[key] for key in averages]
-    for key, name in zip(averages, names, strict=True):
-        item = replace(_weights(content[key]), is_average=True)
+    for (key, state), name in zip(averages.items(), names, strict=True):
+        item = replace(_weights(state), is_average=True)
         if key == "swa_state_dict" and "swa_n" in content:
             item = replace(item, count=_count(content, key="swa_n"))
         sets[name if names.count(name) == 1 else key] = item
@@ -206,6 +208,12 @@ def _is_state(value: Any) -> TypeGuard[State]:
     )
 
 
+def _average_at(value: Any) -> State | None:
+    """Return the state dict that `value` is, or that it has under the first of `INNER_KEYS`."""
+    inner = [value.get(key) for key in INNER_KEYS] if isinstance(value, dict) else []
+    return next((state for state in (value, *inner) if _is_state(state)), None)
+
+
 def _weights(state: Mapping[str, Any]) -> ForeignWeights:
     """Return a state dict as a weight set: an average if `n_averaged` says that torch's AveragedModel made it."""
     weights = like(state, {key: value for key, value in state.items() if key != "n_averaged"})
@@ -222,11 +230,11 @@ def _count(values: Mapping[str, Any], *, key: str = "n_averaged") -> int | None:
 
 
 def _unread(content: Mapping[str, Any], found: Sets) -> tuple[Place, ...]:
-    """Return the state dicts under unknown keys that may be weight sets: with more than half as many tensors."""
-    known = {*RAW_KEYS, *AVERAGE_KEYS, "state", "callbacks", "current_model_state", "averaging_state"}
+    """Return the other state dicts that may be weight sets: with more than half as many tensors."""
+    read = {id(value) for item in found.values() for value in item.state_dict.values()}
     fewest = max(len(item.state_dict) for item in found.values()) / 2
-    places = safe_load.find_weights(content)
-    return tuple(place for place in places if place.keys and place.keys[0] not in known and place.num_tensors > fewest)
+    places = [place for place in safe_load.find_weights(content) if place.num_tensors > fewest]
+    return tuple(place for place in places if read.isdisjoint(map(id, place.state(content).values())))
 
 
 def _networks(found: Sets, owners: Mapping[str, str]) -> Sets:

@@ -188,6 +188,14 @@ LAYOUTS: dict[str, tuple[Callable[[], Any], dict[str, tuple[int, str, int | None
         },
         {"last": (0, "running", None), "ema": (1, "stale", None)},
     ),
+    "an average with its updates, of RT-DETR": (
+        lambda: {"model": weights(), "ema": {"module": weights(1), "updates": 9}, "optimizer": {"state": {}}},
+        {"last": (0, "running", None), "ema": (1, "stale", None)},
+    ),
+    "an AveragedModel with its decay": (
+        lambda: {"net": weights(), "ema_model": {"state_dict": averaged_model(), "decay": 0.9}},
+        {"last": (0, "running", None), "ema": (1, "stale", 1)},
+    ),
     "two averages": (
         lambda: {"model": weights(), "ema": weights(1), "model_ema": weights(2)},
         {"last": (0, "running", None), "ema": (1, "stale", None), "model_ema": (2, "stale", None)},
@@ -360,6 +368,8 @@ BESIDE: dict[str, tuple[Any, Any]] = {  # what stands beside weights, and what i
     "options": (Namespace(lr=0.1, model=Namespace(root=Path("a"))), {"lr": 0.1, "model": {"root": "a"}}),
     "defaultdict": (defaultdict(list, losses=[numpy.float32(1)]), {"losses": [1.0]}),
     "OrderedDict": (OrderedDict(a=1), {"a": 1}),
+    "set": ({"dog", "cat"}, {"dog", "cat"}),
+    "bytearray": (bytearray(b"ab"), bytearray(b"ab")),
 }
 
 
@@ -390,11 +400,21 @@ def test_unknown_keys_are_told_with_a_line_that_takes_them_out(tmp_path: Path, b
     assert same(pasted(first, tmp_path)["last"].state_dict, weights())
 
 
-def test_weights_that_are_not_read_are_told(tmp_path: Path) -> None:
-    """A state dict under a key that is not known, beside one that is: the sentence about the file names it."""
-    content = {"model": weights(), "shadow": weights(1)}
-    found = third_party.read(content, tmp_path, owners=read_tensors(network()).owners)
-    assert str(found) == "checkpoint of a training loop with last; not read: ['shadow'] (7 tensors)"
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"shadow": weights(1)},
+        {"ema": {"shadow": weights(1), "decay": 0.9}},
+        {"net": {"best": weights(1)}},
+        {"ema": {"module": weights(2), "state_dict": weights(1)}},
+    ],
+)
+def test_weights_that_are_not_read_are_told(tmp_path: Path, beside: dict[str, Any]) -> None:
+    """A state dict under a key that is not known, also below one that is: the sentence about the file names it."""
+    found = third_party.read({"model": weights(), **beside}, tmp_path, owners=read_tensors(network()).owners)
+    (place,) = found.unread
+    assert same(place.state(beside), weights(1))
+    assert str(found).endswith(f"; not read: {place.expression} (7 tensors)")
 
 
 def test_a_whole_model_is_told_how_to_be_saved(tmp_path: Path) -> None:
