@@ -26,6 +26,7 @@ from swa_cli.averaging.bn_layers import (
     Arguments,
     Batches,
     Gather,
+    Kept,
     ModelState,
     gather_single_process,
     in_mode,
@@ -35,7 +36,7 @@ from swa_cli.averaging.bn_layers import (
     no_samples,
     norm_layers,
 )
-from swa_cli.averaging.bn_other_layers import OtherStatistics, find_other_layers
+from swa_cli.averaging.bn_other_layers import OtherStatistics, RunningBuffer, find_other_layers
 from swa_cli.averaging.model_state import fork_rng, plain_model
 from swa_cli.errors import UserError
 
@@ -51,7 +52,7 @@ class BatchNormUpdate:
     method: str  # pooled or exact
     unmeasured: tuple[str, ...] = ()  # buffers that training changes and evaluation reads, and that are unchanged
     moved: tuple[str, ...] = ()  # buffers of other layers than BatchNorm that training changes
-    is_frozen: bool = False  # there are such layers, and all of them are in eval mode inside a model in training mode
+    is_frozen: bool = False  # there are such layers, and all of them keep their statistics, being in eval mode
 
     @property
     def freshness(self) -> str:
@@ -86,9 +87,10 @@ def update_batchnorm(
     These layers are BatchNorm of any kind, InstanceNorm with running statistics, norms inside TorchScript, and the
     user's own layers that keep a moving average of a statistic of each batch (see `bn_other_layers.py`).
 
-    Layers in eval mode inside a model in training mode are frozen and left alone; in a model wholly in eval mode every
-    layer is measured. Dropout is off. A layer that is never executed keeps its statistics. Modes, momentum,
-    `num_batches_tracked` and the global random state stay as they are, after an error all statistics too.
+    Layers in eval mode inside a model in training mode are frozen and left alone, and so are layers that `forward` puts
+    into eval mode; in a model wholly in eval mode every other layer is measured. Dropout is off. A layer that is never
+    executed, or fed no values, keeps its statistics. Modes, momentum, `num_batches_tracked` and the global random state
+    stay as they are, after an error all statistics too.
 
     pooled: one pass in which every layer normalises by its batch, as in training. Layers downstream of another
         BatchNorm therefore depend slightly on how the samples are grouped: shuffle them.
@@ -126,7 +128,7 @@ def update_batchnorm(
         buffers = dict(model.named_buffers(remove_duplicate=False))
         for name, value in statistics.items():
             buffers[name].copy_(value)
-    return replace(update, is_frozen=frozen)
+    return replace(update, is_frozen=frozen or update.is_frozen)
 
 
 def _measure(
@@ -134,7 +136,9 @@ def _measure(
 ) -> tuple[BatchNormUpdate, dict[str, Tensor]]:
     """Run the passes; return what they did, and the new values of buffers by their names.
 
-    All modules are in eval mode before and after; buffers hold anything afterwards.
+    All modules are in eval mode before and after; buffers hold anything afterwards. Only a pass shows which layers keep
+    their statistics, such as those that `forward` itself puts into eval mode. Other layers were then fed wrong values,
+    so the pass begins anew without those.
     """
     names = {module: name for name, module in batches.model.named_modules()}
     layers = {layer: names[layer] for layer in norm_layers(batches.model) if before.modes[layer]}
@@ -143,47 +147,79 @@ def _measure(
     if first is None:
         raise no_samples()
     others = find_other_layers(batches, first, before)
-    unmeasured = (*_remove_unlike(layers, batches, first, before), *others.unmeasured)
-    if not layers and not others.running:
+    running, kept = dict(others.running), Kept()
+    while layers or running or (kept and gather is not gather_single_process):  # others may not have found it yet
+        try:
+            statistics, total = _run(layers, running, batches, before, method, gather, first, stream, kept)
+            break
+        except bn_methods.KeptStatisticsError as error:
+            before.restore()
+            for layer in [layer for layer, name in layers.items() if name in kept]:
+                del layers[layer]
+                layer.momentum = 0.0  # `forward` may put it into training mode
+            running = {name: item for name, item in running.items() if name not in kept}
+            if not error.is_first:
+                if isinstance(batches.loader, Iterator):
+                    raise UserError(
+                        f"{next(iter(kept))}: forward puts it into eval mode in some batches, so the samples are read"
+                        " again, and this iterator can be read only once",
+                        hint="pass a DataLoader or a list",
+                    ) from error
+                stream = iter(batches)
+                first = next(stream)
+    else:
+        statistics, total = {}, 0
         if gather is not gather_single_process:  # processes read in step: the others may have more batches
             deque(stream, maxlen=0)
-        return BatchNormUpdate(0, 0, method, unmeasured, others.moved), {}
+    moved = [names_of_statistics(name) if name in names.values() else (name,) for name in kept if kept[name]]
+    num_layers = len({name.rpartition(".")[0] for name in statistics})
+    update = BatchNormUpdate(
+        num_layers,
+        sum(gather(total)) if num_layers else 0,
+        method,
+        unmeasured=(*chain.from_iterable(moved), *others.unmeasured),
+        moved=others.moved,
+        is_frozen=bool(kept) and not num_layers,
+    )
+    return update, statistics
+
+
+def _run(
+    layers: dict[_BatchNorm, str],
+    running: dict[str, RunningBuffer],
+    batches: Batches,
+    before: ModelState,
+    method: str,
+    gather: Gather,
+    first: Any,
+    stream: Iterator[Any],
+    kept: Kept,
+) -> tuple[dict[str, Tensor], int]:
+    """Measure these layers and running buffers; return the new values of buffers and the samples in this process."""
     statistics: dict[str, Tensor] = {}
-    if method == "exact" and layers:
-        if others.running:
-            name = next(iter(others.running))
+    if method == "exact" and (layers or not running):
+        if running:
+            name = next(iter(running))
             raise UserError(f"{name}: method exact measures BatchNorm alone", hint="use method pooled")
-        moments, total = bn_methods.measure_exact(layers, batches, gather, first=first, stream=stream)
+        if any(type(layer).forward not in bn_methods.KNOWN for layer in layers):  # show it in training mode
+            nothing = OtherStatistics({}, before)
+            bn_methods.measure_pooled(layers, batches, gather_single_process, stream=[first], others=nothing, kept=kept)
+            before.restore()
+        moments, total = bn_methods.measure_exact(layers, batches, gather, first=first, stream=stream, kept=kept)
     else:
-        measuring = OtherStatistics(others.running, before)
+        measuring = OtherStatistics(running, before)
         stream = chain([first], stream)
-        moments, total = bn_methods.measure_pooled(layers, batches, gather, stream=stream, others=measuring)
+        moments, total = bn_methods.measure_pooled(layers, batches, gather, stream=stream, others=measuring, kept=kept)
         statistics = measuring.result(gather)
         for name, value in statistics.items():
             _require_finite(value, name=name)
     for layer, found in moments.items():
         if found.n < 2:
-            raise UserError(f"{names[layer]}: one value per channel has no variance", hint="pass more samples")
-        _require_finite(found.mean + found.m2, name=names[layer])
-        running_mean, running_var = names_of_statistics(names[layer])
+            raise UserError(f"{layers[layer]}: one value per channel has no variance", hint="pass more samples")
+        _require_finite(found.mean + found.m2, name=layers[layer])
+        running_mean, running_var = names_of_statistics(layers[layer])
         statistics |= {running_mean: found.mean, running_var: found.m2 / (found.n - 1)}
-    num_layers = len({name.rpartition(".")[0] for name in statistics})
-    num_samples = sum(gather(total)) if num_layers else 0
-    return BatchNormUpdate(num_layers, num_samples, method, unmeasured, others.moved), statistics
-
-
-def _remove_unlike(layers: dict[_BatchNorm, str], batches: Batches, first: Any, before: ModelState) -> list[str]:
-    """Remove the layers that keep something else than the moments of their input; return the names of their buffers."""
-    found: list[str] = []
-    nothing = OtherStatistics({}, before)
-    while any(type(layer).forward not in bn_methods.KNOWN for layer in layers):
-        try:
-            bn_methods.measure_pooled(layers, batches, gather_single_process, stream=[first], others=nothing)
-            break
-        except bn_methods.UnlikeBatchNormError as error:
-            found += names_of_statistics(layers.pop(error.layer))
-            before.restore()  # the layer normalises by its own statistics in the passes
-    return found
+    return statistics, total
 
 
 def _require_finite(values: Tensor, *, name: str) -> None:

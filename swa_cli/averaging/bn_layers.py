@@ -24,6 +24,9 @@ from swa_cli.errors import UserError
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]  # positional and keyword arguments of a network
 Gather = Callable[[Any], list[Any]]  # a value of this process -> the values of all processes, in order
 Place = tuple[nn.Module, str]  # where a buffer is: the module and its key there
+Kept = dict[
+    str, bool
+]  # layer (of other kinds: buffer) that cannot be measured -> whether training moves its statistics
 
 
 def gather_single_process(value: Any) -> list[Any]:
@@ -116,6 +119,11 @@ def other_buffers(model: nn.Module) -> dict[str, Place]:
         for key, value in module.named_buffers(recurse=False)
         if value.is_floating_point() and value.layout == torch.strided
     }
+
+
+def moves_statistics(layer: _BatchNorm) -> bool:
+    """Whether a layer that is executed now moves its statistics; a `forward` may set the mode of its layers."""
+    return layer.training and layer.track_running_stats
 
 
 def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:

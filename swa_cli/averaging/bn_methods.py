@@ -9,9 +9,10 @@ B samples; C channels; n values per channel; M2 sum of squared distances from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from functools import reduce
+from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from swa_cli.averaging.bn_layers import (
     Batches,
     Gather,
+    Kept,
     Moments,
     gather_single_process,
     in_mode,
@@ -29,7 +31,7 @@ from swa_cli.averaging.bn_layers import (
     map_tensors,
     merge_moments,
     moments_of,
-    no_samples,
+    moves_statistics,
     num_samples,
     replaced_forward,
     statistics_of,
@@ -45,20 +47,31 @@ TOLERANCE = 0.02  # of a standard deviation, between the mean of a batch and wha
 Measured = tuple[dict[_BatchNorm, Moments], int]  # the moments of each layer, and the samples in this process
 
 
-class UnlikeBatchNormError(Exception):
-    """`layer`, of a subclass of BatchNorm, keeps something else than the moments of its input."""
+class KeptStatisticsError(Exception):
+    """A pass is void: it took layers for measurable that keep their statistics; these are now in `kept`.
 
-    def __init__(self, layer: _BatchNorm) -> None:
-        super().__init__(type(layer).__name__)
-        self.layer = layer
+    Args:
+        is_first: Whether only the first batch of the stream was read.
+    """
+
+    def __init__(self, *, is_first: bool) -> None:
+        super().__init__()
+        self.is_first = is_first
 
 
 def measure_pooled(
-    names: dict[_BatchNorm, str], batches: Batches, gather: Gather, *, stream: Iterable[Any], others: OtherStatistics
+    names: dict[_BatchNorm, str],
+    batches: Batches,
+    gather: Gather,
+    *,
+    stream: Iterable[Any],
+    others: OtherStatistics,
+    kept: Kept,
 ) -> Measured:
     """Measure all layers in one pass, in which each layer normalises by its batch, as in training.
 
-    Below float32 the running statistics would be rounded, so there the moments are computed from the input.
+    Below float32 the running statistics would be rounded, so there the moments are computed from the input. Without
+    any layer, the batches are only counted.
 
     Args:
         names: The layers to measure, with their names.
@@ -66,13 +79,16 @@ def measure_pooled(
         gather: See `update_batchnorm`.
         stream: The batches of the pass.
         others: Layers of other kinds, measured in the same pass.
+        kept: What earlier passes found; layers that turn out to keep their statistics are added.
 
     Raises:
-        UnlikeBatchNormError: On its first batch, a layer of another class than torch's kept something else.
+        KeptStatisticsError: There are such layers. After its first batch each process raises it for itself, at the end
+            all of them do.
     """
     statistics = {layer: statistics_of(layer) for layer in names}
     layer_moments = _LayerMoments(statistics)
     narrow: dict[_BatchNorm, Moments] = {}
+    untouched = set(names)
     unchecked = {layer for layer in names if type(layer).forward not in KNOWN}
 
     def measuring(layer: _BatchNorm, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -81,44 +97,65 @@ def measure_pooled(
         def measured_forward(*args: Any, **kwargs: Any) -> Any:
             values = layer_input(args, kwargs)
             n = values.numel() // len(statistics[layer][0])  # of a part, if the layer keeps statistics of parts
+            if not moves_statistics(layer):
+                kept.setdefault(names[layer], False)
+                return forward(*args, **kwargs)
+            if n == 0:  # torch leaves the statistics alone
+                return forward(*args, **kwargs)
             if n == 1:
                 raise UserError(
                     f"{names[layer]}: a batch has one value per channel, which has no variance",
                     hint="use larger batches, or method exact",
                 )
+            if layer in untouched:
+                untouched.remove(layer)
+                for statistic in statistics[layer]:
+                    statistic.zero_()  # the old ones enter with weight 0, and 0 * NaN would be NaN
             layer_moments.before(layer)
             output = forward(*args, **kwargs)
+            if layer in unchecked:
+                unchecked.remove(layer)
+                if not _is_mean_of(values, statistics[layer][0]):
+                    kept[names[layer]] = any(bool(statistic.any()) for statistic in statistics[layer])  # both were 0
+                    return output
             if is_narrow:
                 narrow[layer] = merge_moments(narrow.get(layer), moments_of(values))
             else:
                 layer_moments.after(layer, n)
-            if layer in unchecked:
-                unchecked.remove(layer)
-                _require_moments_of(values, layer, statistics[layer][0])
             return output
 
         return measured_forward
 
+    def found() -> dict[str, Moments]:
+        return {names[layer]: moments.on_cpu() for layer, moments in (layer_moments.by_layer() | narrow).items()}
+
     for layer in names:
         layer.momentum = 1.0
-        for statistic in statistics[layer]:
-            statistic.zero_()  # the old ones enter with weight 0, and 0 * NaN would be NaN
+    measured = {*names.values(), *others.names}
     total = 0
-    with in_mode(dict.fromkeys([*names, *others.modules], True)), replaced_forward(names, measuring):
+    with (
+        in_mode(dict.fromkeys([*names, *others.modules], True)),
+        replaced_forward(names, measuring),
+        others.watched(kept),
+    ):
         for inputs in stream:
-            others.before_batch()
-            batches.forward(inputs)
-            layer_moments.merge()
-            others.after_batch(num_samples(inputs))
+            if measured:
+                others.before_batch()
+                batches.forward(inputs)
+                layer_moments.merge()
+                others.after_batch(num_samples(inputs))
+            if not total and measured & kept.keys():
+                _require_agreement(kept, [(measured, found().keys(), kept)], is_first=True)
             total += num_samples(inputs)
-    own = layer_moments.by_layer() | narrow
-    processes = gather({names[layer]: moments.on_cpu() for layer, moments in own.items()})
-    parts = {layer: [part[name] for part in processes if name in part] for layer, name in names.items()}
-    return {layer: reduce(merge_moments, found) for layer, found in parts.items() if found}, total
+    processes = gather((found(), measured, kept))
+    checks = [(every, moments.keys(), theirs) for moments, every, theirs in processes]
+    _require_agreement(kept, checks, is_first=False)
+    parts = {layer: [part[name] for part, _, _ in processes if name in part] for layer, name in names.items()}
+    return {layer: reduce(merge_moments, moments) for layer, moments in parts.items() if moments}, total
 
 
 def measure_exact(
-    names: dict[_BatchNorm, str], batches: Batches, gather: Gather, *, first: Any, stream: Iterator[Any]
+    names: dict[_BatchNorm, str], batches: Batches, gather: Gather, *, first: Any, stream: Iterator[Any], kept: Kept
 ) -> Measured:
     """Measure the layers one by one in the order of execution, each in a pass that ends there, all in eval mode.
 
@@ -131,7 +168,10 @@ def measure_exact(
         first: The first batch.
         stream: The other batches, for the first layer.
 
+        kept: As for `measure_pooled`.
+
     Raises:
+        KeptStatisticsError: Layers keep their statistics; all processes raise it together.
         UserError: A layer keeps statistics of parts of a batch or is executed more than once per forward pass, or the
             loader can be read only once.
     """
@@ -139,23 +179,50 @@ def measure_exact(
         if len(statistics_of(layer)[0]) != layer.num_features:
             message = f"{name}: keeps statistics of parts of a batch, which method exact does not support"
             raise UserError(message, hint="use method pooled")
-    order = _execution_order(names, batches, map_tensors(first, lambda values: values[:2]))
-    if len(order) > 1 and isinstance(batches.loader, Iterator):
+    if len(names) > 1 and isinstance(batches.loader, Iterator):
         raise UserError(
             "method exact reads the samples once per layer, and this iterator can be read only once",
             hint="pass a DataLoader or a list, or use method pooled",
         )
+    source: Iterable[Any] = chain([first], stream)
+    few = [map_tensors(first, lambda values: values[:2])]
+    order = _execution_order(names, batches, few, gather, kept, is_first=True)
+    if len(order) < len(names) == 1:
+        order = list(names)
+    elif len(order) < len(names):  # some may be executed for other samples only
+        order = _execution_order(names, batches, source, gather, kept, is_first=False)
+        source = batches
     found: dict[_BatchNorm, Moments] = {}
     total = 0
     for layer in order:
-        source = chain([first], stream) if layer is order[0] else batches
-        moments, total = _measure_input(layer, batches, source, gather)
+        moments, total = _measure_input(layer, names[layer], batches, source, gather, kept)
+        source = batches
+        if moments is None:
+            continue
         # Biased while the layers after it are measured: a batch is normalised by its own biased variance.
         running_mean, running_var = statistics_of(layer)
         running_mean.copy_(moments.mean)
         running_var.copy_(moments.m2 / moments.n)
         found[layer] = moments
     return found, total
+
+
+def _require_agreement(kept: Kept, processes: Iterable[tuple[Set[str], Set[str], Kept]], *, is_first: bool) -> None:
+    """Add what all processes found to `kept`; void the pass if one of them took any of it for measurable.
+
+    Args:
+        kept: Of this process.
+        processes: Of each process, the layers that it took for measurable, those it moved, and its `kept`.
+        is_first: See `KeptStatisticsError`.
+    """
+    measured, moved = set[str](), set[str]()
+    for names, executed, found in processes:
+        measured |= names
+        moved |= executed
+        kept.update({name: moves or kept.get(name, False) for name, moves in found.items()})
+    kept.update(dict.fromkeys(moved & kept.keys(), True))
+    if measured & kept.keys():
+        raise KeptStatisticsError(is_first=is_first)
 
 
 class _LayerMoments:
@@ -211,63 +278,98 @@ class _LayerMoments:
         return found
 
 
-def _require_moments_of(values: Tensor, layer: _BatchNorm, mean: Tensor) -> None:
-    """Compare the mean that a layer of a class of the user's keeps with that of its input (B, C, ...)."""
+def _is_mean_of(values: Tensor, mean: Tensor) -> bool:
+    """Return whether the mean that a layer of a class of the user's keeps is that of its input (B, C, ...)."""
     expected = moments_of(values)
     deviation = (expected.m2 / expected.n).sqrt()
     num_channels = len(expected.mean)
     parts = mean.view(-1, num_channels) if len(mean) % num_channels == 0 else mean[None, :0]
     found = parts.double().mean(0)
-    if len(found) != num_channels or not torch.all((found - expected.mean).abs() <= TOLERANCE * deviation + 1e-6):
-        raise UnlikeBatchNormError(layer)
+    return len(found) == num_channels and bool(((found - expected.mean).abs() <= TOLERANCE * deviation + 1e-6).all())
 
 
 class _StopForward(BaseException):
     """Ends a forward pass at the layer to be measured; no `except Exception` of a model can swallow it."""
 
 
-def _execution_order(names: dict[_BatchNorm, str], batches: Batches, inputs: Any) -> list[_BatchNorm]:
-    """Return the layers in the order in which a forward pass executes them."""
-    order: list[_BatchNorm] = []
+def _execution_order(
+    names: dict[_BatchNorm, str], batches: Batches, source: Iterable[Any], gather: Gather, kept: Kept, *, is_first: bool
+) -> list[_BatchNorm]:
+    """Return the layers in the order in which forward passes execute them: all after those that come before them.
+
+    They normalise by the statistics that they have.
+    """
+    orders: dict[tuple[str, ...], None] = {}  # that some batch has had
+    order: list[str] = []
 
     def recording(layer: _BatchNorm, forward: Callable[..., Any]) -> Callable[..., Any]:
+        name = names[layer]
+
         def recorded_forward(*args: Any, **kwargs: Any) -> Any:
-            if layer in order:
+            if not moves_statistics(layer):
+                kept.setdefault(name, False)
+            elif name in order and name not in kept:
                 raise UserError(
-                    f"{names[layer]}: is executed more than once per forward pass, which method exact does not support",
+                    f"{name}: is executed more than once per forward pass, which method exact does not support",
                     hint="use method pooled",
                 )
-            order.append(layer)
-            return forward(*args, **kwargs)
+            elif name not in order:
+                order.append(name)
+            with in_mode({layer: False}):
+                return forward(*args, **kwargs)
 
         return recorded_forward
 
-    with replaced_forward(names, recording):
-        batches.forward(inputs)
-    return order
+    with in_mode(dict.fromkeys(names, True)), replaced_forward(names, recording):
+        for inputs in source:
+            order.clear()
+            batches.forward(inputs)
+            orders[tuple(order)] = None
+    processes = gather(({*names.values()}, kept, list(orders)))
+    checks = [(measured, set(chain.from_iterable(found)), theirs) for measured, theirs, found in processes]
+    _require_agreement(kept, checks, is_first=is_first)
+    graph = TopologicalSorter[str]()
+    for one in chain.from_iterable(found for _, _, found in processes):
+        for before, name in zip((None, *one), one, strict=False):
+            graph.add(name, *([] if before is None else [before]))
+    layers = {name: layer for layer, name in names.items()}
+    try:
+        return [layers[name] for name in graph.static_order()]
+    except CycleError as error:
+        raise UserError(
+            f"{error.args[1][0]}: is executed in another order in some batches, which method exact does not support",
+            hint="use method pooled",
+        ) from error
 
 
-def _measure_input(layer: _BatchNorm, batches: Batches, source: Iterable[Any], gather: Gather) -> tuple[Moments, int]:
+def _measure_input(
+    layer: _BatchNorm, name: str, batches: Batches, source: Iterable[Any], gather: Gather, kept: Kept
+) -> tuple[Moments | None, int]:
     """Return the moments of the input of `layer` in all processes, and the number of samples in this one.
 
-    Merging rounds, so processes that share the batches keep the moments of each batch and merge them in the order of
-    one process.
+    None if the layer is fed no values. Merging rounds, so processes that share the batches keep the moments of each
+    batch and merge them in the order of one process.
     """
     found: list[Moments] = []
     total = 0
 
     def take(*args: Any, **kwargs: Any) -> None:
-        found.append(moments_of(layer_input(args, kwargs)))
-        if gather is gather_single_process:
-            found[:] = [reduce(merge_moments, found)]
+        values = layer_input(args, kwargs)
+        if not moves_statistics(layer):
+            kept[name] = True  # in the first batch it was in training mode
+        elif values.numel():
+            found.append(moments_of(values))
+            if gather is gather_single_process:
+                found[:] = [reduce(merge_moments, found)]
         raise _StopForward
 
-    with replaced_forward([layer], lambda _layer, _forward: take):
+    with in_mode({layer: True}), replaced_forward([layer], lambda _layer, _forward: take):
         for inputs in source:
             total += num_samples(inputs)
             with suppress(_StopForward):
                 batches.forward(inputs)
-    if not found:
-        raise no_samples()
-    parts = gather([moments.on_cpu() for moments in found])
-    return reduce(merge_moments, chain.from_iterable(parts)), total
+    processes = gather(([moments.on_cpu() for moments in found], kept))
+    checks = [({name}, {name} if moments else set(), theirs) for moments, theirs in processes]
+    _require_agreement(kept, checks, is_first=False)
+    parts = list(chain.from_iterable(moments for moments, _ in processes))
+    return (reduce(merge_moments, parts) if parts else None), total

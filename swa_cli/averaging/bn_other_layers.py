@@ -12,19 +12,22 @@ B samples; C channels; n values per channel; M2 sum of squared distances from th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from swa_cli.averaging.bn_layers import (
     Batches,
     Gather,
+    Kept,
     ModelState,
     Moments,
     Place,
@@ -93,16 +96,48 @@ class OtherStatistics:
             for place, (buffer, _) in before.buffers.items()
             if place[0] in self.modules and not buffer.is_floating_point()
         ]
+        self._called = set[nn.Module]()  # modules that Python calls; it does not call those inside TorchScript
+        self._fed = set[nn.Module]()  # those of them that this batch has fed values
+
+    @property
+    def names(self) -> Set[str]:
+        """The buffers that are measured."""
+        return self._running.keys()
+
+    @contextmanager
+    def watched(self, kept: Kept) -> Iterator[None]:
+        """Watch the layers inside the context; those that are executed in eval mode are added to `kept`."""
+
+        def look(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if module not in self.modules:
+                return
+            self._called.add(module)
+            if all(value.numel() for value in args if isinstance(value, Tensor)):
+                self._fed.add(module)
+            if not module.training:  # the first batch moved them in the mode that they have
+                kept.update({name: True for name, item in self._running.items() if item.place[0] is module})
+
+        if not self._running:
+            yield
+            return
+        hook = register_module_forward_pre_hook(look)
+        try:
+            yield
+        finally:
+            hook.remove()
 
     def before_batch(self) -> None:
         """Zero what the batch will fill, and reset counters: a layer may count its batches."""
         for item in self._running.values():
             _buffer(item.place).zero_()
         self._before.restore(self._counters)
+        self._fed.clear()
 
     def after_batch(self, num_samples: int) -> None:
         """Collect what a batch has left."""
         for item in self._running.values():
+            if item.place[0] in self._called - self._fed:
+                continue
             statistic = to_float64(_buffer(item.place)) / item.share
             if item.partner is None:
                 item.sum = statistic * num_samples + (0 if item.sum is None else item.sum)
@@ -124,6 +159,8 @@ class OtherStatistics:
         found = {}
         for name, parts in zip(self._running, zip(*processes, strict=True), strict=True):
             taken = [part for part in parts if part[1] or part[2] is not None]
+            if not taken:
+                continue  # no batch fed it: it keeps its statistics
             if taken[0][2] is None:
                 found[name] = sum(total for total, _, _ in taken) / sum(weight for _, weight, _ in taken)
             else:
@@ -190,7 +227,7 @@ class _NormInputs(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "batch_norm" in str(func) and len(args) > 3 and isinstance(args[3], Tensor):
             address, values = args[3].data_ptr(), args[0]
-            if address in self._addresses:
+            if address in self._addresses and values.numel():
                 count = values.numel() // (values.shape[0] * values.shape[1])
                 self.values_per_channel.setdefault(address, []).append(count)
         return func(*args, **(kwargs or {}))

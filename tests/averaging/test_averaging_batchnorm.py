@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import pytest
 import torch
@@ -277,6 +279,159 @@ def test_frozen_layers(method: str) -> None:
     assert torch.equal(model[0].running_mean, torch.zeros(3))
     assert not torch.equal(theirs[0].running_mean, torch.zeros(3))
     assert not torch.equal(model[2].running_mean, torch.zeros(4))
+
+
+class Extractor(nn.Module):
+    """A layer that `forward` puts into eval mode where `is_frozen` says so, and one downstream of it."""
+
+    def __init__(self, is_frozen: Callable[[Tensor], bool] = lambda x: True) -> None:
+        super().__init__()
+        self.is_frozen = is_frozen
+        self.body = nn.Sequential(nn.BatchNorm2d(3))
+        self.norm = nn.BatchNorm2d(3)
+        self.body[0].running_mean.fill_(0.5)
+        self.body[0].running_var.fill_(4.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.is_frozen(x):
+            self.body.eval()
+        return self.norm(self.body(x))
+
+
+def frozen_before() -> dict[str, Tensor]:
+    """The oracle of `Extractor`: float64 moments of what the fixed statistics make of the images."""
+    values = (sorted_images().double() - 0.5) / (4 + 1e-5) ** 0.5
+    variance, mean = torch.var_mean(values, (0, 2, 3))
+    fixed = {"body.0.running_mean": torch.full((3,), 0.5), "body.0.running_var": torch.full((3,), 4.0)}
+    return {name: value.double() for name, value in fixed.items()} | {
+        "norm.running_mean": mean,
+        "norm.running_var": variance,
+    }
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_that_forward_puts_into_eval_mode(method: str, training: bool) -> None:
+    """A frozen extractor against its own statistics to the bit, and the layer behind it against float64."""
+    model = Extractor().train(training)
+    read: list[int] = []
+    batches = sorted_images().split(10)
+    loader = (read.append(len(batch)) or batch for batch in batches) if method == "pooled" else batches
+    update = update_batchnorm(loader, model, method=method)
+    assert (update.num_layers, update.freshness, update.unmeasured) == (1, "recomputed", ())
+    assert sum(read) in (0, 70)  # the first batch is not read again
+    assert_statistics(model, frozen_before())
+    assert torch.equal(model.body[0].running_mean, torch.full((3,), 0.5))
+    assert [layer.momentum for layer in (model.body[0], model.norm)] == [0.1, 0.1]
+    model.norm = nn.Identity()
+    update = update_batchnorm(batches, model, method=method)
+    assert (update.num_layers, update.num_samples, update.freshness) == (0, 0, "frozen")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_that_forward_puts_into_eval_mode_in_some_batches(method: str) -> None:
+    """Batches of higher images freeze the extractor: its statistics stay and are named; an iterator is refused."""
+    model = Extractor(lambda x: bool(x.mean() > 1)).train()
+    update = update_batchnorm(sorted_images().split(10), model, method=method)
+    assert update.unmeasured == ("body.0.running_mean", "body.0.running_var")
+    assert (update.num_layers, update.freshness) == (1, "partial")
+    assert torch.equal(model.body[0].running_var, torch.full((3,), 4.0))
+    assert_statistics(model, frozen_before())
+    before = statistics(model)
+    with pytest.raises(UserError, match="read only once"):
+        update_batchnorm(iter(sorted_images().split(10)), model, method=method)
+    assert same_bits(statistics(model), before)
+
+
+def test_a_layer_in_both_modes_in_one_pass() -> None:
+    """A layer that trains on one input and evaluates another: named, and its statistics stay in both."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.after = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.norm.train()
+            seen = self.norm(x)
+            self.norm.eval()
+            return seen + self.after(self.norm(2 * x))
+
+    images = sorted_images()
+    for method in METHODS:
+        model = Both()
+        update = update_batchnorm(images.split(35), model, method=method)
+        assert update.unmeasured == ("norm.running_mean", "norm.running_var"), method
+        assert torch.equal(model.norm.running_var, torch.ones(3))
+        variance, mean = torch.var_mean(2 * images.double() / (1 + 1e-5) ** 0.5, (0, 2, 3))
+        assert_statistics(model, {"after.running_mean": mean, "after.running_var": variance})
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_processes_agree_on_the_layers_that_stay(method: str) -> None:
+    """Two processes, of which the second freezes the extractor in its first batch: both leave it, and end equal."""
+    barrier, values = Barrier(2, timeout=20), [None, None]
+
+    def run(rank: int) -> tuple[BatchNormUpdate, nn.Module]:
+        def gather(value: object) -> list[object]:
+            barrier.wait()
+            values[rank] = copy.deepcopy(value)
+            barrier.wait()
+            return list(values)
+
+        model = Extractor(lambda x: bool(x.mean() > 1)).train()
+        batches = sorted_images().split(35)[rank].split(7)[:: 1 - 2 * rank]
+        return update_batchnorm(batches, model, method=method, gather=gather), model
+
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(run, range(2)))
+    for update, model in ended:
+        assert (update.num_layers, update.num_samples) == (1, 70)
+        assert update.unmeasured == ("body.0.running_mean", "body.0.running_var")
+        assert_statistics(model, frozen_before())
+
+
+class Routed(nn.Module):
+    """Each layer gets the samples of one range of means; the last one gets none. `skips` those that get none."""
+
+    def __init__(self, *, skips: bool, make: Callable[[int], nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.skips = skips
+        self.experts = nn.ModuleList(make(3) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out, route = torch.zeros_like(x), (x.mean((1, 2, 3)) > 1).long()
+        for index, expert in enumerate(self.experts):
+            if not self.skips or (route == index).any():
+                out[route == index] = expert(x[route == index])
+        return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("skips", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_layers_that_some_batches_feed_nothing(method: str, skips: bool, dtype: torch.dtype) -> None:
+    """Routed samples in sorted batches against the float64 moments of each route; a layer without any stays."""
+    images, model = sorted_images().to(dtype), Routed(skips=skips).to(dtype)
+    model.experts[2].running_mean.fill_(5)
+    assert update_batchnorm(images.split(10), model, method=method) == BatchNormUpdate(2, 70, method)
+    route = images.mean((1, 2, 3)) > 1
+    for index, values in enumerate((images[~route], images[route])):
+        variance, mean = torch.var_mean(values.double(), (0, 2, 3))
+        expected = {f"experts.{index}.running_mean": mean, f"experts.{index}.running_var": variance}
+        assert_statistics(model, expected, tolerance=2e-6 if dtype == torch.float32 else 4e-3)
+    assert torch.equal(model.experts[2].running_mean.float(), torch.full((3,), 5.0))
+    assert torch.equal(model.experts[2].running_var.float(), torch.ones(3))
+
+
+def test_exact_refuses_layers_in_changing_order() -> None:
+    """Two layers of which each comes first in some batches: none can be measured before the other."""
+    model = Twice()
+    model.add_module("aside", nn.BatchNorm2d(3))  # never executed, so the order is looked for in all batches
+    model.forward = lambda x: model.norm(model.unused(x)) if x.mean() > 1 else model.unused(model.norm(x))
+    with pytest.raises(UserError, match="another order") as caught:
+        update_batchnorm(sorted_images().split(10), model, method="exact")
+    assert "pooled" in caught.value.hint
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -118,6 +118,70 @@ def test_a_norm_of_ones_own_is_measured_whatever_its_class() -> None:
     assert layer.seen == 0
 
 
+@pytest.mark.parametrize("make", [Decaying, lambda: nn.InstanceNorm2d(2, track_running_stats=True)])
+@pytest.mark.parametrize("frozen_from", [0, 1])
+def test_layers_of_other_kinds_that_forward_puts_into_eval_mode(make, frozen_from: int) -> None:
+    """From the first batch on: as if frozen before. From a later one on: its buffers stay and are named."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.norm = make(), nn.BatchNorm2d(2)
+
+        def forward(self, values: Tensor) -> Tensor:
+            if values.mean() > (-9, 0)[frozen_from]:
+                self.layer.eval()
+            return self.norm(self.layer(values))
+
+    model, oracle, values = Net(), Net(), images()
+    for buffer in (*model.layer.buffers(), *oracle.layer.buffers()):
+        _ = buffer.fill_(0.5) if buffer.is_floating_point() else buffer
+    before = {name: value.clone() for name, value in model.layer.named_buffers()}
+    update = update_batchnorm(values.split(35), model)
+    oracle.layer.eval()
+    update_batchnorm(values.split(35), oracle)
+    assert update.num_layers == 1
+    assert len(update.unmeasured) == frozen_from * sum(value.is_floating_point() for value in before.values())
+    for name, value in model.layer.named_buffers():
+        assert torch.equal(value, before[name]), name
+    assert torch.equal(model.norm.running_var, oracle.norm.running_var)
+
+
+def test_a_norm_of_ones_own_that_some_batches_feed_nothing() -> None:
+    """A routed layer against its statistic over the batches that reach it."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = Decaying()
+
+        def forward(self, values: Tensor) -> Tensor:
+            return self.layer(values) if values.mean() < 0 else values
+
+    model, values = Net(), images()
+    update_batchnorm(values.split(10), model)
+    fed = [part for part in values.split(10) if part.mean() < 0]
+    assert 0 < len(fed) < 7
+    torch.testing.assert_close(model.layer.power, torch.cat(fed).square().mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
+
+
+class FixedNorm(nn.BatchNorm2d):
+    """A BatchNorm by its class that always normalises by the statistics it has."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return F.batch_norm(values, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_a_class_that_never_moves_its_statistics_is_frozen(method: str) -> None:
+    """No warning of buffers that training moves, and the layer behind against what the fixed statistics give."""
+    values, model = images(), nn.Sequential(FixedNorm(2), nn.BatchNorm2d(2))
+    model[0].running_mean.fill_(0.5)
+    update = update_batchnorm(values.split(35), model, method=method)
+    assert (update.num_layers, update.unmeasured) == (1, ())
+    torch.testing.assert_close(model[1].running_mean, values.mean((0, 2, 3)) - 0.5, rtol=1e-4, atol=1e-4)
+
+
 def test_what_nobody_can_measure_is_named_and_left() -> None:
     """A buffer of the network itself against its values before; one that evaluation does not read is no concern."""
     model = Centred()

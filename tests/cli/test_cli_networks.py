@@ -213,11 +213,15 @@ def test_a_hook_sees_the_averaged_network(swa, person: Path) -> None:
     torch.testing.assert_close(state["body.1.running_var"], values.var((0, 2, 3)), rtol=1e-3, atol=1e-4)
 
 
-def test_frozen_statistics_stay_in_every_command(swa, person: Path) -> None:
+@pytest.mark.parametrize("way", ["train", "forward"])
+def test_frozen_statistics_stay_in_every_command(swa, person: Path, way: str) -> None:
     """Statistics of a network that keeps them, against its own constants, after a run, bn-update and average."""
     make = f"{PLAIN}\nself.body[1].running_mean.fill_(0.25)\nself.body[1].running_var.fill_(2.0)"
-    code = network(make) + "    def train(self, mode=True):\n        super().train(mode)\n        self.body[1].eval()\n"
-    (person / "nets.py").write_text(code + "        return self\n")
+    code = network(make, "self.body.eval()\nreturn self.head(self.body(x).flatten(1))")
+    if way == "train":
+        code = network(make) + "    def train(self, mode=True):\n        super().train(mode)\n"
+        code += "        self.body[1].eval()\n        return self\n"
+    (person / "nets.py").write_text(code)
     run = person / "runs" / "net-001"
     assert swa("train", "recipe.yaml").code == 0
     assert swa("bn-update", run / "checkpoints" / "swa.pt", "-o", "again.pt", "--allow-code").code == 0
