@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from swa_cli.averaging.model_state import float64_device
+from swa_cli.averaging.model_state import float64_device, is_expanded
 from swa_cli.errors import UserError
 
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]  # positional and keyword arguments of a network
@@ -156,7 +156,7 @@ class ModelState:
         modes = {module: module.training for module in model.modules()}
         self.modes = modes if any(modes.values()) else dict.fromkeys(modes, True)
         self.buffers = {
-            (module, key): (buffer, buffer.clone())
+            (module, key): (buffer, buffer if is_expanded(buffer) else buffer.clone())
             for module in modes
             for key, buffer in module.named_buffers(recurse=False)
         }
@@ -165,7 +165,14 @@ class ModelState:
         """Restore the buffers at these places, by default all; a model may have put another tensor in their place."""
         for module, key in self.buffers if places is None else places:
             buffer, value = self.buffers[module, key]
-            module._buffers[key] = buffer.copy_(value)
+            module._buffers[key] = buffer if buffer is value else buffer.copy_(value)
+
+    def materialize(self, place: Place) -> None:
+        """Give an expanded buffer memory of its own, so that it can be written."""
+        buffer, _ = self.buffers[place]
+        if is_expanded(buffer):
+            self.buffers[place] = buffer.clone(), buffer
+            self.restore([place])
 
 
 @contextmanager

@@ -36,6 +36,7 @@ from swa_cli.averaging.bn_layers import (
     other_buffers,
     to_float64,
 )
+from swa_cli.averaging.model_state import comparable
 
 TOLERANCE = 1e-4  # of f over the values of a buffer: float32 rounds
 
@@ -79,6 +80,8 @@ def find_other_layers(batches: Batches, inputs: Any, before: ModelState) -> Othe
         batches.forward(inputs)
     moved = {name: place for name, place in candidates.items() if _is_moved(_buffer(place), before.buffers[place][1])}
     before.restore()
+    for place in moved.values():
+        before.materialize(place)
     running = _calibrate(moved, batches, inputs, before)
     rest = {name: place for name, place in moved.items() if name not in running}
     return OtherLayers(running, _read_in_eval_mode(rest, batches, inputs, before), tuple(moved))
@@ -173,7 +176,11 @@ def _calibrate(
     moved: Mapping[str, Place], batches: Batches, inputs: Any, before: ModelState
 ) -> dict[str, RunningBuffer]:
     """Return the buffers that move as running statistics do, with their share; modules with children have none."""
-    leaves = {name: place for name, place in moved.items() if next(place[0].children(), None) is None}
+    leaves = {
+        name: place
+        for name, place in moved.items()
+        if next(place[0].children(), None) is None and comparable(_buffer(place)).is_floating_point()
+    }
     if not leaves:
         return {}
     measured = {module for module, _ in leaves.values()}
@@ -242,7 +249,8 @@ def _read_in_eval_mode(
     expected = _output_tensors(batches.forward(inputs))
     read = []
     for name, place in places.items():
-        _buffer(place).mul_(1.5).add_(0.5)
+        values = comparable(_buffer(place))
+        _ = values.mul_(1.5).add_(0.5) if values.is_floating_point() else values.bitwise_not_()
         found = _output_tensors(batches.forward(inputs))
         before.restore([place])
         if any(not torch.equal(one, other) for one, other in zip(expected, found, strict=True)):
@@ -269,6 +277,7 @@ def _is_moved(found: Tensor, before: Tensor) -> bool:
     """Return whether values differ; NaN equals NaN. A tensor of another shape is a cache that any pass fills anew."""
     if found.shape != before.shape:
         return False
+    found, before = comparable(found), comparable(before)
     if not torch.equal(found.isnan(), before.isnan()):
         return True
     return not torch.equal(found.nan_to_num(), before.nan_to_num())

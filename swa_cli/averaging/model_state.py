@@ -169,6 +169,18 @@ def float64_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether elements share memory, as `expand` makes them: torch refuses to write into such a tensor."""
+    return tensor.layout == torch.strided and any(
+        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+
+
+def comparable(values: Tensor) -> Tensor:
+    """Return the values, of floats of 8 bits or fewer the same memory as bytes: torch does not compare those."""
+    return values.view(torch.uint8) if values.is_floating_point() and values.dtype.itemsize == 1 else values
+
+
 def fork_rng(device: torch.device) -> AbstractContextManager[None]:
     """Restore torch's global generators of the CPU and of a device on exit; torch cannot do so for mps."""
     return torch.random.fork_rng(devices=[] if device.type in ("cpu", "mps") else [device], device_type=device.type)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from swa_cli.averaging.model_state import like, metadata_of, takes, with_metadata
+from swa_cli.averaging.model_state import comparable, like, metadata_of, takes, with_metadata
 from swa_cli.errors import UserError
 
 RECIPE_OF_WEIGHTS = "pass the recipe that the weights were trained with"
@@ -49,7 +49,8 @@ def load_weights(
     load_strict(model, state_dict, source=source, cure=cure)
     own = model.state_dict()
     is_same = own.keys() == state_dict.keys() and all(
-        value.shape == state_dict[name].shape and torch.equal(value, state_dict[name].to(value.device, value.dtype))
+        value.shape == state_dict[name].shape
+        and torch.equal(comparable(value), comparable(state_dict[name].to(value.device, value.dtype)))
         for name, value in own.items()
     )
     if is_same:

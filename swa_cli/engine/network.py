@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_lazy_tensor
 
 from swa_cli.averaging.bn_layers import bn_layers, norm_layers
-from swa_cli.averaging.model_state import cloned, fork_rng, like
+from swa_cli.averaging.model_state import cloned, fork_rng, is_expanded, like
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.loading import MisfitError
 from swa_cli.checkpoint.reader import Checkpoint
@@ -64,7 +64,7 @@ def build_network(
             families=families,
             published=model.pretrained if model.is_published else None,
         )
-        return unwrapped(network)
+        return materialized(unwrapped(network), name=model.name)
     except (MemoryError, OverflowError, RuntimeError) as error:
         is_overflow = isinstance(error, OverflowError) or any(words in str(error) for words in OVERFLOW)
         if not (is_overflow or is_out_of_memory(error)):
@@ -97,6 +97,22 @@ def _inside(wrapper: nn.Module) -> nn.Module | None:
     inner = wrapper.get_submodule("_orig_mod")
     inner._compiled_call_impl = wrapper.dynamo_ctx(inner._call_impl)  # type: ignore[operator]
     return inner
+
+
+def materialized(model: nn.Module, *, name: str) -> nn.Module:
+    """Return the network with memory for each element of its buffers: torch writes into no tensor made by `expand`.
+
+    Raises:
+        UserError: A parameter, or a buffer of the state dict, is such a tensor, so torch could not load the network.
+    """
+    for key, value in chain(model.named_parameters(), model.named_buffers()):
+        if is_lazy_tensor(value) or not is_expanded(value):
+            continue
+        if key in model.state_dict():
+            message = f"model.name: {name} cannot be loaded by torch: the elements of {key} share memory"
+            raise UserError(message, hint=f"add .clone() after the expand() that makes {key}")
+        value.data = value.data.clone()
+    return model
 
 
 def is_lazy(model: nn.Module) -> bool:

@@ -165,6 +165,50 @@ def test_a_norm_of_ones_own_that_some_batches_feed_nothing() -> None:
     torch.testing.assert_close(model.layer.power, torch.cat(fed).square().mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e8m0fnu])
+@pytest.mark.parametrize(("moves", "is_read"), [(False, True), (True, False), (True, True)])
+def test_buffers_of_8_bit_floats(dtype: torch.dtype, moves: bool, is_read: bool) -> None:
+    """Such a buffer is no running statistic; it is named where training moves it and evaluation reads it."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+            self.register_buffer("scale", torch.ones(2).to(dtype))
+
+        def forward(self, values: Tensor) -> Tensor:
+            if moves and self.training:
+                self.scale.copy_(torch.full((2,), 4.0))
+            return self.norm(values) * (self.scale.float()[:, None, None] if is_read else 1)
+
+    model = Scaled()
+    update = update_batchnorm(images().split(35), model)
+    assert (update.num_layers, update.unmeasured) == (1, ("scale",) * (moves and is_read))
+    assert torch.equal(model.scale.float(), torch.ones(2))
+
+
+@pytest.mark.parametrize("moves", [False, True])
+def test_expanded_buffers(moves: bool) -> None:
+    """A buffer whose elements share memory keeps its values, also where training puts another in its place."""
+
+    class Expanded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(2)
+            self.register_buffer("table", torch.arange(6.0).expand(2, 6, 6), persistent=False)
+
+        def forward(self, values: Tensor) -> Tensor:
+            if moves and self.training:
+                self.table = self.table + values.mean(0)
+            return self.norm(values) + self.table
+
+    model = Expanded()
+    update = update_batchnorm(images().split(35), model)
+    assert (update.num_layers, update.unmeasured) == (1, ("table",) * moves)
+    assert torch.equal(model.table, torch.arange(6.0).expand(2, 6, 6))
+    torch.testing.assert_close(model.norm.running_mean, images().mean((0, 2, 3)), rtol=1e-5, atol=1e-5)
+
+
 class FixedNorm(nn.BatchNorm2d):
     """A BatchNorm by its class that always normalises by the statistics it has."""
 

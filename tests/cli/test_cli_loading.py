@@ -316,6 +316,14 @@ def test_versions_of_a_file_do_not_replace_parameters() -> None:
     assert torch.equal(model.weight, state["weight"])
 
 
+def test_buffers_of_8_bit_floats_are_loaded() -> None:
+    """Floats that torch does not compare: the tensors of the file itself come back, as those of other types do."""
+    model = torch.nn.Linear(2, 2)
+    model.register_buffer("scale", torch.ones(2).to(torch.float8_e4m3fn))
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    assert loading.load_weights(model, state, source="a.pt")["scale"] is state["scale"]
+
+
 def test_what_does_not_fit_is_counted_as_torch_counts() -> None:
     """torch's missing and unexpected names, and shapes; a counter that torch does not miss is not counted."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))

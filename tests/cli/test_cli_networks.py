@@ -69,6 +69,13 @@ NETWORKS = {
         PLAIN + "\nself.scale = nn.Parameter(torch.ones(()))\nplain = self.body.forward"
         "\nself.body.forward = lambda x: plain(x) * self.scale"
     ),
+    "an expanded buffer": network(
+        PLAIN + "\nself.register_buffer('table', torch.linspace(0, 1, 6).expand(4, 6, 6), persistent=False)",
+        "return self.head((self.body(x) + self.table).flatten(1))",
+    ),
+    "a buffer of 8-bit floats": network(
+        PLAIN + "\nself.register_buffer('scale', torch.ones(3).to(torch.float8_e4m3fn))"
+    ),
     "weight norm by a hook": network(PLAIN + "\nself.head = nn.utils.weight_norm(self.head)"),
     "weight norm by a parametrization": network(
         PLAIN + "\nself.head = nn.utils.parametrizations.weight_norm(self.head)"
@@ -326,6 +333,12 @@ REFUSED = {  # what it is -> code, words, what the message names, what the cure 
         ["optimizer={name: Adam, lr: 0.01}"],
         ("optimizer.name", "values.weight"),
         "sparse=False",
+    ),
+    "a buffer that torch cannot load": (
+        network(PLAIN + "\nself.register_buffer('table', torch.ones(6).expand(4, 6))"),
+        [],
+        ("model.name", "table"),
+        ".clone()",
     ),
     "a sparse buffer": (
         network(PLAIN + "\nself.register_buffer('mask', torch.eye(3).to_sparse())"),
