@@ -199,7 +199,8 @@ class EncodedPhoto:
             return torch.from_numpy(decoded).permute(2, 0, 1)
         image = read_rgb(self._data, name=self._path, divisor=divisor)
         if box is not None:
-            top, left, height, width = box // round(self.size[0] / image.height)
+            is_smaller = image.size == tuple(-(-side // divisor) for side in reversed(self.size))  # a JPEG file
+            top, left, height, width = box // (divisor if is_smaller else 1)
             image = image.crop((left, top, left + width, top + height))  # what the view hides is not converted
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 

@@ -278,7 +278,7 @@ class DrawnView:
     def _box(self, size: Size) -> tuple[Box, int]:
         """Return the random part, and the divisor of both sides that its file may be decoded by.
 
-        The part then begins and ends at decoded pixels: it moves by half a pixel of the view at most.
+        The part then begins and ends at decoded pixels: its edges move by less than two pixels of the view.
         """
         assert self.view.crop is not None
         assert self.view.size is not None, "the recipe is checked: a random crop has a size"

@@ -132,6 +132,36 @@ def test_simplejpeg_gives_the_bits_of_pillow(
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("decoder", ["simplejpeg", "Pillow"])
+@pytest.mark.parametrize("mode", ["RGB", "CMYK", "png"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_parts_of_a_decoded_part_lie_where_they_lie_in_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, mode: str, decoder: str
+) -> None:
+    """Parts of ramps at 1/8, 1/4 and 1/2: as large as promised, and less than a decoded pixel from their place."""
+    if decoder == "Pillow":
+        monkeypatch.setattr(image_file, "fast_jpeg_decoder", lambda: None)
+    turned = Image.Exif()
+    turned[0x0112] = orientation
+    for height, width in ((65, 300), (71, 130), (129, 67)):
+        ramp = np.stack([*np.mgrid[:height, :width] * (255 / 300), np.zeros((height, width))], axis=-1)
+        whole = Image.fromarray(ramp.astype(np.uint8))
+        if orientation != 1:  # 6 and 8 undo each other, the others themselves
+            whole = image_file.make_upright(whole, {6: 8, 8: 6}.get(orientation, orientation))
+        path = tmp_path / f"{height}.{'png' if mode == 'png' else 'jpg'}"
+        options = {} if mode == "png" else {"quality": 98, "subsampling": 0}
+        whole.convert("RGB" if mode == "png" else mode).save(path, exif=turned, **options)
+        encoded = EncodedPhoto(str(path))
+        assert encoded.size == (height, width)
+        for divisor in (2, 4, 8):
+            for box in (Box(0, 0, 64, 64), Box(0, width // 8 * 8 - 64, 64, 64), Box(height // 8 * 8 - 64, 0, 64, 64)):
+                found, expected = encoded.pixels(box=box, divisor=divisor), encoded.pixels(box=box)
+                side = 64 if mode == "png" else 64 // divisor
+                assert tuple(found.shape) == (3, side, side)
+                moved = (found[:2].float().mean((1, 2)) - expected[:2].float().mean((1, 2))).abs() * (300 / 255)
+                assert moved.max() < divisor
+
+
 def test_a_damaged_jpeg_file_is_named_whichever_decoder_finds_it(tmp_path: Path) -> None:
     """A file whose second half is missing has a good header; Pillow says what is wrong."""
     path = tmp_path / "half.jpg"
