@@ -59,6 +59,7 @@ _STAT_THREADS, _STATS = 16, 4096  # threads that wait for the file system, not f
 # What PIL raises on files that are not images, truncated or damaged.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
 _DEEP_GRAY = ("I;16", "I;16L", "I;16B", "I;16N")
+_GRAY_BITS = {"L;2": 2, "L;4": 4}  # per pixel of a PNG file, by Pillow's name for how it stores them
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose images in mode I have 16 bits
 _SWAPS_SIDES = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 # The transposition that makes an image of an orientation upright (EXIF 2.3, 4.6.4 A).
@@ -133,7 +134,6 @@ def read_rgb(source: str | bytes, *, name: str | None = None, divisor: int = 1) 
     with open_image(source, name=name) as image:
         if divisor > 1:
             image.draft(None, (image.width // divisor or 1, image.height // divisor or 1))
-        image.load()
         return make_upright(to_rgb(image, name=name or str(source)), orientation_of(image))
 
 
@@ -280,6 +280,8 @@ def to_rgb(image: Image.Image, *, name: str) -> Image.Image:
 def to_8_bit(image: Image.Image, *, name: str) -> Image.Image:
     """Convert 16-bit gray to mode L by v >> 8, as torchvision and OpenCV do; return other images as they are.
 
+    Where a color of 16 bits is transparent, its pixels become white.
+
     Raises:
         UserError: Its 32-bit pixels have an unknown range.
     """
@@ -288,6 +290,7 @@ def to_8_bit(image: Image.Image, *, name: str) -> Image.Image:
             f"{name}: has 32-bit floating-point pixels (mode F), whose range is unknown",
             hint="scale the pixels to 0..255 or 0..65,535, and save them with 8 or 16 bits",
         )
+    image = _with_8_bit_transparency(image)
     if image.mode != "I" and image.mode not in _DEEP_GRAY:
         return image
     values = np.array(image)
@@ -303,6 +306,39 @@ def to_8_bit(image: Image.Image, *, name: str) -> Image.Image:
     if isinstance(transparent, int):  # a gray value that PNG declares transparent
         gray[values == transparent] = BACKGROUND
     return Image.fromarray(gray)
+
+
+def _with_8_bit_transparency(image: Image.Image) -> Image.Image:
+    """Load an image whose transparent color has 8 bits as its pixels have; Pillow leaves it as a PNG file stores it."""
+    transparent = image.info.get("transparency")
+    if isinstance(image, PngImageFile) and image.tile and transparent is not None:  # no tiles: loaded before
+        stored = image.tile[0].args
+        if stored == "RGB;16B":  # several colors of 16 bits become one of 8
+            low = _low_bytes(image)
+            pixels = np.array(image)
+            pixels[((pixels.astype(np.uint16) << 8 | low) == transparent).all(-1)] = BACKGROUND
+            return Image.fromarray(pixels)
+        if stored in _GRAY_BITS:
+            most = (1 << _GRAY_BITS[stored]) - 1
+            image.info["transparency"] = (transparent & most) * 255 // most  # PNG, 11.3.1.1: other bits do not count
+    image.load()
+    return image
+
+
+def _low_bytes(image: PngImageFile) -> np.ndarray:
+    """Return the low bytes (H, W, 3) of an RGB PNG file of 16 bits, of which Pillow decodes the high ones.
+
+    It is decoded a second time, as if the bytes of each value were swapped.
+    """
+    assert image.fp is not None, "the file is open"
+    begun = image.fp.tell()
+    try:
+        image.fp.seek(0)
+        swapped = Image.open(image.fp, formats=("PNG",))
+        swapped.tile = [tile._replace(args="RGB;16L") for tile in swapped.tile]
+        return np.array(swapped)
+    finally:
+        image.fp.seek(begun)
 
 
 # --- many files

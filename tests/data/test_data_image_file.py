@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
-from swa_cli.data.image_file import FORMATS, MAX_PIXELS, read_header, read_rgb
+from swa_cli.data.image_file import FORMATS, MAX_PIXELS, read_header, read_rgb, to_8_bit, to_rgb
 from swa_cli.data.masks import MaskDataset
 from swa_cli.data.photos import PhotoFiles, describe
 from swa_cli.data.sources import load
@@ -34,10 +35,10 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def png(width: int, height: int, *, bits: int = 8, colour: int = 2, data: bytes = b"") -> bytes:
+def png(width: int, height: int, *, bits: int = 8, colour: int = 2, chunks: bytes = b"", data: bytes = b"") -> bytes:
     """A PNG by its specification; without data it is a header that announces pixels."""
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + chunks + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
 
 
 @pytest.mark.parametrize("kind", ["nothing", "title", "XMP", "profile"])
@@ -162,11 +163,46 @@ def test_a_transparent_entry_of_a_palette_is_white(tmp_path: Path) -> None:
         assert found[0].tolist() == [[255, 255, 255], [200, 0, 0], [0, 200, 0]]
 
 
-def test_a_transparent_grey_of_16_bits_is_white(tmp_path: Path) -> None:
-    """The pixel of the value that PNG's tRNS names against 255."""
-    path = str(tmp_path / "image.png")
-    Image.fromarray(DEEP).save(path, transparency=int(DEEP[2, 3]))
-    assert np.asarray(read_rgb(path))[2, 3].tolist() == [255] * 3
+def packed(values: np.ndarray, bits: int) -> bytes:
+    """The rows of a PNG without filters: big-endian values of 1 to 16 bits, each row filled up to whole bytes."""
+    each = (values.reshape(len(values), -1, 1).astype(np.int64) >> np.arange(bits)[::-1]) & 1
+    rows = np.packbits(each.reshape(len(values), -1).astype(np.uint8), axis=1)
+    return b"".join(b"\0" + row.tobytes() for row in rows)
+
+
+@pytest.mark.parametrize(("colour", "bits"), [(0, 1), (0, 2), (0, 4), (0, 8), (0, 16), (2, 8), (2, 16)])
+@pytest.mark.parametrize("of_user_code", [False, True])
+def test_a_transparent_color_is_white_at_any_depth(colour: int, bits: int, of_user_code: bool) -> None:
+    """Gray and RGB of every depth of PNG: white where all bits agree with its tRNS, else v * 255 / most, or v >> 8."""
+    most = (1 << bits) - 1
+    values = np.random.default_rng(bits).integers(0, most + 1, (9, 21, 3 if colour else 1))
+    for transparent in (values[2, 3], np.full(values.shape[-1], most), np.zeros(values.shape[-1], int)):
+        values[4] = values[5] = transparent
+        values[5, ::2, 0] ^= 1  # the last bit
+        expected = values >> 8 if bits == 16 else values * 255 // most
+        expected = np.where((values == transparent).all(-1, keepdims=True), 255, expected)
+        chunks = chunk(b"tRNS", transparent.astype(">u2").tobytes())
+        content = png(21, 9, bits=bits, colour=colour, chunks=chunks, data=packed(values, bits))
+        image = Image.open(BytesIO(content))
+        found = to_rgb(to_8_bit(image, name="a"), name="a") if of_user_code else read_rgb(content, name="a")
+        assert np.array_equal(np.asarray(found), np.broadcast_to(expected, (9, 21, 3)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+@pytest.mark.parametrize("kind", ["several", "last", "short"])
+def test_an_alpha_for_each_entry_of_a_palette(bits: int, kind: str) -> None:
+    """Palettes of every depth whose tRNS has several values, a transparent last entry, or fewer values than entries."""
+    generator, number = np.random.default_rng(bits), 1 << bits
+    colors, values = generator.integers(0, 256, (number, 3)), generator.integers(0, number, (9, 21))
+    alpha = np.full(number, 255)
+    alpha[: number - (kind == "short")] = generator.integers(0, 256, number - (kind == "short"))
+    if kind == "last":
+        alpha = np.where(np.arange(number) < number - 1, 255, 0)
+    listed = alpha[: number - (kind == "short")].astype(np.uint8).tobytes()
+    chunks = chunk(b"PLTE", colors.astype(np.uint8).tobytes()) + chunk(b"tRNS", listed)
+    content = png(21, 9, bits=bits, colour=3, chunks=chunks, data=packed(values, bits))
+    expected = colors[values] * (alpha[values][..., None] / 255) + 255 - alpha[values][..., None]
+    assert np.abs(np.asarray(read_rgb(content, name="a")) - expected).max() <= 0.5 + 1e-9
 
 
 @pytest.mark.parametrize(("suffix", "options"), [("gif", {}), ("tif", {}), ("webp", {"lossless": True})])
