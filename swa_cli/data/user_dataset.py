@@ -37,6 +37,10 @@ _EXPECTED = (
     "you have them, or a pair (train, test) of datasets with an attribute `classes`; a Dataset has __len__ and "
     "__getitem__, which gives (image, label)"
 )
+_WITH_ROWS = (
+    "return a dataset with __len__ and __getitem__, which gives (image, label) of a row; if it is iterable and fits "
+    "into memory, return list(dataset)"
+)
 _KEYS = {"train", "val", "test", "num_classes", "mean", "std", "class_names", "target", "num_outputs", "layout"}
 _LAYOUTS = ("CHW", "HWC")
 
@@ -55,8 +59,9 @@ def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
         raise UserError(f"{name} returned {what:.200}", hint=_EXPECTED)
     splits = {split: returned[split] for split in ("train", "val", "test") if returned.get(split) is not None}
     for split, dataset in splits.items():
-        if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            raise UserError(f"{name} returned {type(dataset).__name__} as {split!r}", hint=_EXPECTED)
+        if not (hasattr(dataset, "__len__") and _has_rows(dataset)):
+            what = f"{type(dataset).__name__} as {split!r}, which lacks __len__ or __getitem__"
+            raise UserError(f"{name} returned {what}", hint=_WITH_ROWS)
         if not len(dataset):
             raise UserError(f"{name} returned an empty dataset as {split!r}", hint="return one with samples")
     target, layout = returned.get("target", "class"), returned.get("layout")
@@ -73,6 +78,13 @@ def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
         target=target,
         layout=layout,
     )
+
+
+def _has_rows(dataset: Any) -> bool:
+    """Return whether the samples can be read by their rows: torch's own `__getitem__` of an iterable dataset raises."""
+    if isinstance(dataset, Subset):
+        return _has_rows(dataset.dataset)
+    return getattr(type(dataset), "__getitem__", Dataset.__getitem__) is not Dataset.__getitem__
 
 
 def _call_factory(name: str, *, root: str, args: Mapping[str, Any]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +15,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from swa_cli.data.datasets import DATASETS
 from swa_cli.data.sources import load
@@ -352,6 +352,27 @@ def test_a_constant_channel_has_a_standard_deviation(use_factory: Callable[[Any]
     assert source.std == (1 / 255,) * 3
 
 
+class Stream(IterableDataset[tuple[Tensor, int]]):
+    """Samples in an order of their own."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return ((image, row % 2) for row, image in enumerate(colored(12)))
+
+
+class Counted(Stream):
+    """The same, with their number."""
+
+    def __len__(self) -> int:
+        return 12
+
+
+def test_an_iterable_dataset_is_held_as_a_list(use_factory: Callable[[Any], str]) -> None:
+    """What the message of `Counted` below advises: the images and labels in their order."""
+    found = load(use_factory(lambda: {"train": list(Counted()), "num_classes": 2}), val=0, cache="ram")
+    assert torch.equal(found.train.images, colored(12))
+    assert found.train.labels.tolist() == [0, 1] * 6
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -360,6 +381,9 @@ def test_a_constant_channel_has_a_standard_deviation(use_factory: Callable[[Any]
         ({"test": 1}, r"keys \['test'\]"),
         ({"train": Pixels(colored(4)), "classes": 2}, r"keys \['classes', 'train'\]"),
         ({"train": 3, "num_classes": 2}, "int as 'train'"),
+        ({"train": Stream(), "num_classes": 2}, "Stream as 'train'"),
+        ({"train": Counted(), "num_classes": 2}, "Counted as 'train'"),
+        ({"train": Pixels(colored(4)), "val": Subset(Counted(), [0]), "num_classes": 2}, "Subset as 'val'"),
         ({"train": Pixels(colored(0)), "num_classes": 2}, "empty"),
         ({"train": TensorDataset(colored(4))}, "number of classes"),
         ({"train": Pixels(colored(4)), "num_classes": 3}, "2 class names"),
