@@ -219,7 +219,7 @@ def mask_names(names: Sequence[str]) -> list[str]:
         if mask in found:
             raise UserError(
                 f"{found[mask]} and {name} would both get the mask {mask}",
-                hint="name their folders in two calls, each with its own -o FOLDER",
+                hint="name these images, or their folders, in two calls, each with its own -o FOLDER",
             )
         found[mask] = name
     return [*found]

@@ -356,6 +356,9 @@ def test_masks_have_the_size_of_their_images(swa: Swa) -> None:
     assert ended.code == 2
     assert "b.jpg and b.png would both get the mask b.png" in " ".join(ended.err.split())
     assert not Path("others").exists()
+    for suffix in ("jpg", "png"):  # as the hint says
+        assert swa("predict", "runs/latest", f"photos/b.{suffix}", "--allow-code", "-o", f"of {suffix}").code == 0
+        assert Path(f"of {suffix}/b.png").is_file()
 
 
 BRIGHT = """\
