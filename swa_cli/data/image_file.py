@@ -53,6 +53,9 @@ FORMATS: dict[str, tuple[str, ...]] = {
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 USUAL_SUFFIXES = "such as .jpg, .png, .webp, .tif, .gif, .avif"  # in messages
 MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # a file with more may be a decompression bomb
+UNREADABLE_HINT = (  # before a run, and during one, whose recipe and list of files may not change
+    "repair or replace what cannot be read, or start again with dataset.skip_broken=true, which leaves it out"
+)
 BACKGROUND = 255  # behind transparent pixels: white
 
 _STAT_THREADS, _STATS = 16, 4096  # threads that wait for the file system, not for a core; files per task
@@ -385,7 +388,7 @@ def on_all_cores(
         raise UserError(
             f"{len(broken)} image file{'s' * (len(broken) > 1)} cannot be read:\n  "
             + "\n  ".join(broken[:_MAX_NAMED] + ["..."] * (len(broken) > _MAX_NAMED)),
-            hint="repair or remove them, or leave them out with dataset.skip_broken=true",
+            hint=UNREADABLE_HINT,
         )
 
 

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from swa_cli.data import pytree, transforms
-from swa_cli.data.image_file import EncodedPhoto
+from swa_cli.data.image_file import UNREADABLE_HINT, EncodedPhoto
 from swa_cli.data.randomness import generator, preserve_global_rng, seed_globals
 from swa_cli.data.samples import UNKNOWN_ORIGIN, Origin, read_sample
 from swa_cli.data.transforms import DrawnView, EvaluationView, Pixels, TrainingView, View, draw_views
@@ -250,14 +250,12 @@ class Failure:
     hint: str
 
     @classmethod
-    def of(cls, error: Exception, *, sample: str) -> Failure:
-        """Return the failure of a sample that cannot be read."""
+    def of(cls, error: Exception, *, sample: str, is_file: bool = True) -> Failure:
+        """Return the failure of a sample that cannot be read: of an image file, or of user code."""
         if isinstance(error, UserError):
             return cls(error.message, error.hint)
-        return cls(
-            f"{sample} cannot be read: {error}",
-            "repair or remove the file, or leave out what cannot be read with dataset.skip_broken=true",
-        )
+        hint = UNREADABLE_HINT if is_file else "repair or replace what the dataset cannot read there"
+        return cls(f"{sample} cannot be read: {error}", hint)
 
 
 @dataclass(frozen=True)
@@ -277,7 +275,8 @@ class _BatchReader(Dataset[Any]):
         number, positions, rows = batch
         images: list[Any] = []
         labels: list[Any] = []
-        read = self._read_file if isinstance(self.dataset, FileDataset) else self._read_sample  # a slow check: once
+        is_file = isinstance(self.dataset, FileDataset)  # a slow check: once
+        read = self._read_file if is_file else self._read_sample
         with preserve_global_rng():
             for position, row, view in zip(positions, rows, self._views(positions), strict=True):
                 try:
@@ -285,7 +284,7 @@ class _BatchReader(Dataset[Any]):
                     _require_same_kind(image, row, images, rows, what="images")
                     _require_same_kind(label, row, labels, rows, what="labels")
                 except UNREADABLE as error:
-                    return Failure.of(error, sample=self.origin.describe(row))
+                    return Failure.of(error, sample=self.origin.describe(row), is_file=is_file)
                 images.append(image)
                 labels.append(label)
         if self.slots:
