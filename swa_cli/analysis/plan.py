@@ -6,7 +6,7 @@ from bisect import bisect_right
 from typing import Any
 
 from swa_cli.analysis.run_output import RunOutput
-from swa_cli.engine import train
+from swa_cli.engine import failures, train
 from swa_cli.engine.estimate import Cluster, Estimate, Scaled, estimate
 from swa_cli.recipe.load import Loaded
 from swa_cli.recipe.plan import Plan
@@ -24,7 +24,8 @@ def show_plan(loaded: Loaded, *, cluster: Cluster | None, terminal: Terminal) ->
         loaded = loaded.with_changes(["train.fsdp=false"])
         terminal.note("the plan is of the whole network in each process: train.fsdp exchanges weights, too")
     run = train.set_up(loaded, listeners=[RunOutput(terminal)])
-    found = estimate(run, cluster=cluster)
+    with failures.before_a_run():
+        found = estimate(run, cluster=cluster)
     for warning in found.plan.warnings:
         terminal.warning(warning)
     processes = [("processes", _processes_text(found.scaled))] if found.scaled is not None else []

@@ -17,6 +17,7 @@ import os
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from swa_cli.data import arguments, datasets, pytree
 from swa_cli.data.datasets import Request
-from swa_cli.data.image_file import hash_files
+from swa_cli.data.image_file import hash_files, on_all_cores
 from swa_cli.data.packed import PackedDataset, Packing, Store
 from swa_cli.data.samples import Origin
 from swa_cli.data.splits import (
@@ -38,6 +39,7 @@ from swa_cli.data.splits import (
     Split,
     Target,
     bytes_in_memory,
+    check,
     class_counts,
     fits_memory,
     load_into_memory,
@@ -244,6 +246,22 @@ def load(
             if isinstance(part.dataset, PackedDataset)
         },
     )
+
+
+def require_readable(source: Source, *, progress: Progress | None) -> None:
+    """Look at the validation and test images that stay in their files, as `skip_broken` does: they are read late.
+
+    Raises:
+        UserError: Some cannot be read.
+    """
+    for name, split in (("val", source.val), ("test", source.test)):
+        files = None if split is None else split.dataset
+        if split is None or split.indices is None or not isinstance(files, FileDataset):
+            continue
+        if isinstance(files, PackedDataset) and files.file is not None:
+            continue  # they were read when they were packed
+        look = partial(check, files, split.indices)
+        on_all_cores(look, len(split), what=f"looking at {name} images", progress=progress)
 
 
 def _checked(

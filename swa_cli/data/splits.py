@@ -151,8 +151,8 @@ def without_broken(
         if isinstance(split.dataset, FileDataset) and split.indices is not None:
             errors = known.get(name)
             if errors is None:
-                check = partial(_check, split.dataset, split.indices)
-                errors = unreadable(check, len(split), what=f"looking at {name} images", progress=progress)
+                look = partial(check, split.dataset, split.indices)
+                errors = unreadable(look, len(split), what=f"looking at {name} images", progress=progress)
             broken[name] = errors
             is_readable = torch.ones(len(split), dtype=torch.bool)
             is_readable[list(errors)] = False
@@ -163,7 +163,8 @@ def without_broken(
     return found, broken
 
 
-def _check(dataset: FileDataset, rows: Tensor, place: int) -> None:
+def check(dataset: FileDataset, rows: Tensor, place: int) -> None:
+    """Decode the image file at a place of the rows (N,), see `FileDataset.check`."""
     dataset.check(int(rows[place]))
 
 

@@ -143,6 +143,18 @@ class Context:
         """What every checkpoint tells of its run: the recipe with its defaults, as primitives, and `input`."""
         return {"recipe": self.recipe.values(), "input": self.input}
 
+    def require_readable(self) -> None:
+        """Look at the streamed images of validation and test before a run, which reads them after long work.
+
+        One process per machine looks, unless `dataset.skip_broken` has had a look.
+
+        Raises:
+            UserError: Some cannot be read.
+        """
+        if not self.recipe.dataset.skip_broken and self.world.local_rank == 0:
+            with self.events.loading() as progress:
+                sources.require_readable(self.source, progress=progress)
+
     def fingerprints(self) -> dict[str, sources.Fingerprint]:
         """Return the fingerprint of each split as it is when this is first called, which looks at each file."""
         with self.events.loading() as progress:

@@ -94,6 +94,7 @@ def _resume(
         admit(loaded, source=source, folder=folder.path, allow_code=allow_code)
         with failures.before_a_run():
             run = build_run(loaded, events, point=point, world=world, purpose="train")
+            run.context.require_readable()
         changed = changes_since(point, run.context.hardware)
         if point is not None:
             state.restore(run, point.content, source=source)

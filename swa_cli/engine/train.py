@@ -58,7 +58,8 @@ def train(
     recipe = run.context.recipe
     if dry_run:
         run.context.events.emit(plan_event(run, title=f"{recipe.title} (dry run)", warnings=run.plan.warnings))
-        return estimate.dry_run(run)
+        with failures.before_a_run():
+            return estimate.dry_run(run)
     root = Path(recipe.output.root)
     path = world.broadcast_from_rank0(lambda: RunFolder.create(root, recipe.title).path)
     return start(run, RunFolder(path, writes=world.is_rank0), recipe_folder=loaded.folder)
@@ -74,6 +75,8 @@ def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = A
     make_importable(loaded)
     with failures.before_a_run():
         run = build_run(loaded, Events(listeners), world=world, purpose=purpose)
+        if purpose != "range test":
+            run.context.require_readable()
     run.context.scoring_split()
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,79 @@ def test_a_broken_file_is_named_with_the_way_to_leave_it_out(swa: Swa, pets: Pat
     assert "2 image files cannot be read" in told
     assert "dataset.skip_broken=true" in told
     assert not Path("runs").exists()
+
+
+@pytest.fixture
+def streamed(tmp_path: Path) -> list[str]:
+    """The words of a run on photos in two splits, which stay in their files."""
+    for split, number in (("train", 12), ("test", 6)):
+        for place in range(number):
+            folder = tmp_path / "photos" / split / "ab"[place % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (20, 20), (20 * place,) * 3).save(folder / f"{place:02}.jpg")
+    data = "dataset={name: image_folder, root: photos, cache: none, image_size: 16, workers: 0, val: 4}"
+    model = "model={name: convnet, args: {width: 2}}"
+    assert not Path("r.yaml").exists()
+    Path("r.yaml").write_text("name: r\nmodel: {name: convnet}\noptimizer: {lr: 0.05}\nswa: {start: 0%, every: 1ep}\n")
+    return ["r.yaml", data, model, "train.epochs=2", "train.batch_size=4", "train.threads=1"]
+
+
+def cut(path: Path) -> bytes:
+    """Halve a file; return what it was."""
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    return whole
+
+
+@pytest.mark.parametrize("command", [("train",), ("train", "--dry-run"), ("plan",)])
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_a_broken_streamed_file_of_evaluation_stops_before_the_run(
+    swa: Swa, streamed: list[str], command: tuple[str, ...], split: str
+) -> None:
+    """A test photo and all of one validation class cut short: exit 2, by name, with no folder; or left out."""
+    if split == "val":
+        shutil.copytree("photos/test", "photos/val")
+    cut(Path("photos", split, "a/02.jpg"))
+    ended = swa(*command, *streamed)
+    assert ended.code == 2
+    assert f"photos/{split}/a/02.jpg" in " ".join(ended.err.split())
+    assert not Path("runs").exists()
+    assert swa(*command, *streamed, "dataset.skip_broken=true").code == 0
+
+
+@pytest.mark.parametrize("command", [("train", "--dry-run"), ("plan",)])
+def test_broken_streamed_training_files_fail_a_plan(swa: Swa, streamed: list[str], command: tuple[str, ...]) -> None:
+    """Found by the timed steps, where nothing is run: exit 2, by name."""
+    for path in Path("photos/train").glob("*/*.jpg"):
+        if path.name != "00.jpg":  # the first is read for what the network sees
+            cut(path)
+    ended = swa(*command, *streamed, "dataset.mean=imagenet", "dataset.std=imagenet", "dataset.val=0")
+    assert ended.code == 2
+    assert "photos/train/" in ended.err
+    assert "dataset.skip_broken=true" in " ".join(ended.err.split())
+
+
+def test_only_what_is_read_is_looked_at(swa: Swa, streamed: list[str]) -> None:
+    """A broken test photo beside commands that read no test photos; replaced by another, its run goes on."""
+    words = [*streamed, "-q", "output.save_every=1step"]
+    assert swa("train", *words).code == 0
+    path = Path("photos/test/a/02.jpg")
+    whole = cut(path)
+    assert swa("find-lr", *streamed, "--steps", "20").code == 0
+    for command in (
+        ("eval", "runs/latest", "--split", "val"),
+        ("bn-update", "runs/latest/checkpoints/swa.pt", "-o", "refreshed.pt"),
+    ):
+        ended = swa(*command)
+        assert ended.code == 0, ended.err
+    extended = ("train", "--resume", "runs/latest", "-q", "--extend-to", "3")
+    ended = swa(*extended)
+    assert ended.code == 2
+    assert str(path) in " ".join(ended.err.split())
+    path.write_bytes(whole)
+    Image.new("RGB", (40, 30)).save(path)
+    ended = swa(*extended)
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
