@@ -24,9 +24,7 @@ from swa_cli.errors import UserError
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]  # positional and keyword arguments of a network
 Gather = Callable[[Any], list[Any]]  # a value of this process -> the values of all processes, in order
 Place = tuple[nn.Module, str]  # where a buffer is: the module and its key there
-Kept = dict[
-    str, bool
-]  # layer (of other kinds: buffer) that cannot be measured -> whether training moves its statistics
+Kept = dict[str, bool]  # layer, or buffer of another kind, that keeps its statistics -> whether training moves them
 
 
 def gather_single_process(value: Any) -> list[Any]:

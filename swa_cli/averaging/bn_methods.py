@@ -167,7 +167,6 @@ def measure_exact(
         gather: See `update_batchnorm`.
         first: The first batch.
         stream: The other batches, for the first layer.
-
         kept: As for `measure_pooled`.
 
     Raises:
