@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 
 from swa_cli.data.datasets import DATASETS
 from swa_cli.data.sources import load
-from swa_cli.errors import UserError
+from swa_cli.errors import RecipeError, UserError
 
 NUM_TRAIN, NUM_TEST = 50, 10
 
@@ -88,9 +88,9 @@ def test_digits_with_a_larger_test_split_are_the_same_digits() -> None:
 @pytest.mark.parametrize("value", [0, -1, 1797, 0.5, True, "x", None, [900]])
 def test_a_test_split_of_no_size_is_refused(name: str, value: Any) -> None:
     """The message has the key, and the hint the largest size, which leaves one digit to train on."""
-    with pytest.raises(UserError, match=r"dataset\.args\.test") as caught:
+    with pytest.raises(RecipeError, match=r"dataset\.args\.test") as caught:
         load(name, val=0, args={"test": value})
-    assert "1,796" in caught.value.hint
+    assert "1,796" in caught.value.problems[0].hint
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -235,7 +235,7 @@ def test_unknown_name_gets_a_suggestion() -> None:
 
 def test_arguments_and_cache_that_have_no_effect_are_told() -> None:
     """Arguments of a set without any are an error, `cache: none` where it cannot be is a note."""
-    with pytest.raises(UserError, match="size"):
+    with pytest.raises(RecipeError, match="size"):
         load("digits", args={"size": 8})
     assert any("dataset.cache" in note for note in load("digits", cache="none").notes)
 
