@@ -64,7 +64,7 @@ def update_checkpoint(
         started = time.monotonic()
         is_alone = weights not in (None, "all") and target.resolve() != path.resolve()
         content, updates = _updated(found, sets, context, is_alone=is_alone)
-        if out is not None or any(update.num_layers for update in updates.values()):
+        if out is not None or content is not found.content:
             reader.save(target, content)
     for name, update in updates.items():
         if update.num_layers:
@@ -134,7 +134,7 @@ def _updated(
         elif found.kind == "foreign":
             average = {"name": name, "kind": "foreign", "count": item.count, "steps": list[int]()}
             content = reader.weights_content(context.origin, average, cloned(model.state_dict()), update.record)
-        elif update.num_layers:
+        elif update.num_layers or item.batchnorm == "stale":  # it may be found frozen
             content = _in_place(found, content, name, model, update)
     return content, updates
 

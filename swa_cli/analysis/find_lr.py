@@ -64,7 +64,7 @@ def find_lr(
     """
     if out is not None:
         plot.require_picture(out, form)
-    run = train.set_up(loaded, listeners=[RunOutput(terminal)], purpose="range test")
+    run = train.set_up(loaded, listeners=[RunOutput(terminal)], looks=False)
     rates = [low * (high / low) ** (step / (steps - 1)) for step in range(steps)]
     losses, smoothed = list[float](), list[float]()
     diverges = None

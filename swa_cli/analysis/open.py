@@ -145,9 +145,9 @@ def _loaded(
         user_code.make_importable(loaded)
         return loaded
     if found.recipe is None:
-        raise UserError(
-            f"{found.path}: was not written by swa and holds no recipe", hint="name its recipe with --recipe RECIPE"
-        )
+        is_export = found.exported is not None
+        what = "is an export, and not a checkpoint" if is_export else "was not written by swa and holds no recipe"
+        raise UserError(f"{found.path}: {what}", hint="name its recipe with --recipe RECIPE")
     loaded = carried_recipe(found, overrides, allowed=allowed)
     user_code.admit(loaded, source=str(found.path), folder=found.path.parent, allow_code=allow_code)
     return loaded

@@ -195,15 +195,13 @@ def find(paths: Sequence[Path], *, terminal: Terminal, may_be_one: bool = True) 
     members: dict[Path, Path | None] = {}  # folder of a run -> that of its repeat
     named: dict[Path, Path] = {}  # resolved folder -> as it was named
     others, single = [], []
+    elsewhere: list[str] = []
     for path in paths:
         if not os.path.lexists(path):
             raise UserError(f"{path}: no such run folder", hint="name one, such as runs/latest")
         found = list(_runs_in(path))
         if missing := _missing_in(path):
-            reason = f"{path}: holds no folder of {some_of(missing, most=8)}, which its result.json counts"
-            if not found:
-                raise UserError(reason, hint="name the folder on the machine that ran them, or copy them into this one")
-            terminal.warning(reason)
+            elsewhere.append(f"{path}: holds no folder of {some_of(missing, most=8)}, which its result.json counts")
         elif not found:
             others.append(path)
         for run, repeat in found:
@@ -212,6 +210,10 @@ def find(paths: Sequence[Path], *, terminal: Terminal, may_be_one: bool = True) 
             if repeat is not None or real not in members:  # a seed that is also named alone stays with its repeat
                 members[real] = repeat
         single += [path] if [run for run, _ in found] == [path] else []
+    if elsewhere and not members:
+        raise UserError(elsewhere[0], hint="name the folder on the machine that ran them, or copy them into this one")
+    for reason in elsewhere:
+        terminal.warning(reason)
     if others:
         reason = "is no folder of a run, a repeat or a sweep" if len(others) == 1 else _reason(len(others))
         if not members:

@@ -133,7 +133,7 @@ def run_or_continue(
     `ready` is the run of this recipe if it was built before.
     """
     if state == "new":
-        run = ready or train.set_up(loaded, listeners=listeners, purpose="train")
+        run = ready or train.set_up(loaded, listeners=listeners, purpose="train", looks=False)  # the first one has
         train.start(run, RunFolder.at(folder.path), recipe_folder=loaded.folder)
         return
     moved = [

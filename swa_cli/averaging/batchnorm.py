@@ -31,6 +31,7 @@ from swa_cli.averaging.bn_layers import (
     gather_single_process,
     in_mode,
     is_frozen,
+    map_tensors,
     may_have_statistics,
     names_of_statistics,
     no_samples,
@@ -148,15 +149,19 @@ def _measure(
         raise no_samples()
     others = find_other_layers(batches, first, before)
     running, kept = dict(others.running), Kept()
+    few = map_tensors(first, lambda values: values[:2])
+    seen = bn_methods.modes_in_training(layers, batches, few, before.modes) if layers else {}
+    before.restore()
+    if seen is not None:
+        kept.update({name: True in modes for name, modes in seen.items() if False in modes})
+    _leave(layers, kept)
     while layers or running or (kept and gather is not gather_single_process):  # others may not have found it yet
         try:
             statistics, total = _run(layers, running, batches, before, method, gather, first, stream, kept)
             break
         except bn_methods.KeptStatisticsError as error:
             before.restore()
-            for layer in [layer for layer, name in layers.items() if name in kept]:
-                del layers[layer]
-                layer.momentum = 0.0  # `forward` may put it into training mode
+            _leave(layers, kept)
             running = {name: item for name, item in running.items() if name not in kept}
             if not error.is_first:
                 if isinstance(batches.loader, Iterator):
@@ -171,17 +176,24 @@ def _measure(
         statistics, total = {}, 0
         if gather is not gather_single_process:  # processes read in step: the others may have more batches
             deque(stream, maxlen=0)
-    moved = [names_of_statistics(name) if name in names.values() else (name,) for name in kept if kept[name]]
+    unlike = [names_of_statistics(name) if name in names.values() else (name,) for name in kept if kept[name]]
     num_layers = len({name.rpartition(".")[0] for name in statistics})
     update = BatchNormUpdate(
         num_layers,
         sum(gather(total)) if num_layers else 0,
         method,
-        unmeasured=(*chain.from_iterable(moved), *others.unmeasured),
+        unmeasured=(*chain.from_iterable(unlike), *others.unmeasured),
         moved=others.moved,
         is_frozen=bool(kept) and not num_layers,
     )
     return update, statistics
+
+
+def _leave(layers: dict[_BatchNorm, str], kept: Kept) -> None:
+    """Measure the layers in `kept` no longer."""
+    for layer in [layer for layer, name in layers.items() if name in kept]:
+        del layers[layer]
+        layer.momentum = 0.0  # `forward` may put it into training mode
 
 
 def _run(

@@ -187,6 +187,22 @@ def in_mode(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
 
 
 @contextmanager
+def in_training(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
+    """Put each module into its mode of training inside the context; it leaves no trace in their attributes.
+
+    A `forward` may count its steps in training, for example. The caller restores buffers and random state.
+    """
+    before = {module: dict(vars(module)) for module in modes}
+    try:
+        with in_mode(modes):
+            yield
+    finally:
+        for module, attributes in before.items():
+            vars(module).clear()
+            vars(module).update(attributes)
+
+
+@contextmanager
 def replaced_forward(
     layers: Iterable[_BatchNorm], replace: Callable[[_BatchNorm, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:

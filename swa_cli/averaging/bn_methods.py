@@ -27,6 +27,7 @@ from swa_cli.averaging.bn_layers import (
     Moments,
     gather_single_process,
     in_mode,
+    in_training,
     layer_input,
     map_tensors,
     merge_moments,
@@ -43,6 +44,8 @@ from swa_cli.errors import UserError
 # Classes whose forward leaves the moments of its input in the buffers; other classes are checked against their input.
 KNOWN = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 TOLERANCE = 0.02  # of a standard deviation, between the mean of a batch and what a layer of another class keeps
+
+MAX_COUNTS = 16  # numbers of values that are kept on the device
 
 Measured = tuple[dict[_BatchNorm, Moments], int]  # the moments of each layer, and the samples in this process
 
@@ -98,7 +101,7 @@ def measure_pooled(
             values = layer_input(args, kwargs)
             n = values.numel() // len(statistics[layer][0])  # of a part, if the layer keeps statistics of parts
             if not moves_statistics(layer):
-                kept.setdefault(names[layer], False)
+                kept[names[layer]] = True  # a layer that training freezes in each call is not measured
                 return forward(*args, **kwargs)
             if n == 0:  # torch leaves the statistics alone
                 return forward(*args, **kwargs)
@@ -206,6 +209,31 @@ def measure_exact(
     return found, total
 
 
+def modes_in_training(
+    names: Mapping[_BatchNorm, str], batches: Batches, inputs: Any, modes: Mapping[nn.Module, bool]
+) -> dict[str, set[bool]] | None:
+    """Return whether each layer that is executed moves its statistics where every module is in its mode of training.
+
+    A `forward` may set the modes of its layers by its own, which is another one in a pass. None if the network cannot
+    be executed in those modes, for example without targets.
+    """
+    seen: dict[str, set[bool]] = {}
+
+    def watching(layer: _BatchNorm, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def watched_forward(*args: Any, **kwargs: Any) -> Any:
+            seen.setdefault(names[layer], set()).add(moves_statistics(layer))
+            return forward(*args, **kwargs)
+
+        return watched_forward
+
+    with replaced_forward(names, watching), in_training(modes):
+        try:
+            batches.forward(inputs)
+        except Exception:  # of the network, in a mode that an average never needs
+            return None
+    return seen
+
+
 def _require_agreement(kept: Kept, processes: Iterable[tuple[Set[str], Set[str], Kept]], *, is_first: bool) -> None:
     """Add what all processes found to `kept`; void the pass if one of them took any of it for measurable.
 
@@ -259,6 +287,8 @@ class _LayerMoments:
         means, variances = zip(*(self._statistics[layer] for layer in layers), strict=True)
         mean, variance = to_float64(torch.cat(means + variances)).chunk(2)
         if (layers, counts) not in self._counts:
+            if len(self._counts) == MAX_COUNTS:  # routed samples have another n in each batch
+                self._counts.clear()
             sizes = torch.tensor([len(values) for values in means])
             n = torch.tensor(counts, dtype=torch.float64).repeat_interleave(sizes)
             self._counts[layers, counts] = n.to(mean.device)
@@ -306,7 +336,7 @@ def _execution_order(
 
         def recorded_forward(*args: Any, **kwargs: Any) -> Any:
             if not moves_statistics(layer):
-                kept.setdefault(name, False)
+                kept[name] = True
             elif name in order and name not in kept:
                 raise UserError(
                     f"{name}: is executed more than once per forward pass, which method exact does not support",

@@ -32,6 +32,7 @@ from swa_cli.averaging.bn_layers import (
     Moments,
     Place,
     in_mode,
+    in_training,
     merge_moments,
     other_buffers,
     to_float64,
@@ -76,7 +77,7 @@ def find_other_layers(batches: Batches, inputs: Any, before: ModelState) -> Othe
     candidates = other_buffers(batches.model)
     if not candidates:
         return OtherLayers()
-    with in_mode(before.modes):
+    with in_training(before.modes):
         batches.forward(inputs)
     moved = {name: place for name, place in candidates.items() if _is_moved(_buffer(place), before.buffers[place][1])}
     before.restore()

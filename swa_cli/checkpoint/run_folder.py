@@ -333,8 +333,9 @@ def folder_of_launch(launch: str, root: Path, name: str) -> Path | None:
     """Return the run folder `<name>-NNN` that an earlier attempt of this launch has begun, or None."""
     for _, path in reversed(numbered(root, name)):
         with suppress(OSError, ValueError):  # no run has begun there, or it is another program's folder
-            values = json.loads(RunFolder(path).about.read_text())
-            if isinstance(values, dict) and values.get("launch") == launch:
+            folder = RunFolder(path)
+            values = json.loads(folder.about.read_text())
+            if isinstance(values, dict) and values.get("launch") == launch and folder.has_begun:
                 return path
     return None
 

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
-from swa_cli.averaging.bn_layers import bn_layers, may_have_statistics
+from swa_cli.averaging.bn_layers import bn_layers, in_mode, may_have_statistics
 from swa_cli.data import batches, datasets, device_decoding, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches
@@ -288,6 +288,11 @@ class Context:
         Raises:
             UserError: A batch does not fit into memory.
         """
+        with in_mode({module: module.training for module in model.modules()}):
+            model.train()  # what it freezes may depend on the weights that it was given since
+            return self._refresh(model, name=name, check=check, bar=bar)
+
+    def _refresh(self, model: nn.Module, *, name: str, check: Callable[[], None], bar: Bar | None) -> BatchNormUpdate:
         method, length = self.recipe.average_scoring.batchnorm.method, self.refresh_length(model)
         if not length:
             return update_batchnorm((), model, method=method)

@@ -103,11 +103,16 @@ def materialized(model: nn.Module, *, name: str) -> nn.Module:
     """Return the network with memory for each element of its buffers: torch writes into no tensor made by `expand`.
 
     Raises:
-        UserError: A parameter, or a buffer of the state dict, is such a tensor, so torch could not load the network.
+        UserError: A parameter, or a buffer of the state dict, is such a tensor, so torch could not load the network, or
+            a buffer is a view of a parameter.
     """
+    trained = {id(parameter) for parameter in model.parameters()}
     for key, value in chain(model.named_parameters(), model.named_buffers()):
         if is_lazy_tensor(value) or not is_expanded(value):
             continue
+        if id(value._base) in trained:
+            message = f"model.name: {name} has {key}, a view of a parameter, which a copy on a device would not follow"
+            raise UserError(message, hint=f"expand the parameter in forward, and keep no {key}")
         if key in model.state_dict():
             message = f"model.name: {name} cannot be loaded by torch: the elements of {key} share memory"
             raise UserError(message, hint=f"add .clone() after the expand() that makes {key}")

@@ -40,7 +40,7 @@ KEY = "model.pretrained"
 MAX_HEADS = 3  # a head, one of distillation, an auxiliary one
 INPUT_KEYS = ("dataset.image_size*", "dataset.interpolation", "eval.crop", "eval.resize")  # what `with_inputs` fills in
 COUNTER = "num_batches_tracked"
-Purpose = Literal["plan", "range test", "dry run", "train"]  # of a run: only `train` may write and download
+Purpose = Literal["plan", "dry run", "train"]  # of a run: only `train` may write and download
 
 
 @dataclass(frozen=True)

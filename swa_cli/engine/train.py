@@ -65,8 +65,22 @@ def train(
     return start(run, RunFolder(path, writes=world.is_rank0), recipe_folder=loaded.folder)
 
 
-def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = ALONE, purpose: Purpose = "plan") -> Run:
+def set_up(
+    loaded: Loaded,
+    *,
+    listeners: Sequence[object] = (),
+    world: World = ALONE,
+    purpose: Purpose = "plan",
+    looks: bool = True,
+) -> Run:
     """Build a run, which `start` can start if its purpose is to train; it has no folder yet.
+
+    Args:
+        loaded: The recipe.
+        listeners: Of the events of the run.
+        world: The processes of the run.
+        purpose: What the run is built for.
+        looks: Whether to look at the photos that a run reads late, see `Context.require_readable`.
 
     Raises:
         RecipeError: Problems that show once data and classes are known.
@@ -75,7 +89,7 @@ def set_up(loaded: Loaded, *, listeners: Sequence[object] = (), world: World = A
     make_importable(loaded)
     with failures.before_a_run():
         run = build_run(loaded, Events(listeners), world=world, purpose=purpose)
-        if purpose != "range test":
+        if looks:
             run.context.require_readable()
     run.context.scoring_split()
     return run

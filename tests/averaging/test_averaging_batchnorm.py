@@ -175,7 +175,7 @@ def test_tiny_last_batch_is_joined() -> None:
         model, given_sizes = nn.Sequential(nn.Identity(), nn.BatchNorm2d(3)), []
         model[0].register_forward_hook(lambda module, args, output, sizes=given_sizes: sizes.append(len(output)))
         update_batchnorm(images.split(sizes), model)
-        assert given_sizes == seen
+        assert given_sizes == [2, *seen]  # two samples show the modes of training
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -209,7 +209,7 @@ def test_a_forward_of_the_object_is_used_and_kept() -> None:
 
     model[0].forward = own
     update_batchnorm([torch.randn(8, 3, 4, 4)], model)
-    assert calls == [8]
+    assert calls == [2, 8]  # two samples show the modes of training
     assert model[0].forward is own
 
 
@@ -326,6 +326,47 @@ def test_layers_that_forward_puts_into_eval_mode(method: str, training: bool) ->
     model.norm = nn.Identity()
     update = update_batchnorm(batches, model, method=method)
     assert (update.num_layers, update.num_samples, update.freshness) == (0, 0, "frozen")
+
+
+class Handing(nn.Module):
+    """A first layer whose mode `forward` sets by its own, in one of two ways, and one behind it."""
+
+    def __init__(self, *, freezes: bool) -> None:
+        super().__init__()
+        self.norm, self.last, self.freezes = nn.BatchNorm2d(3), nn.BatchNorm2d(3), freezes
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.freezes:
+            self.norm.train(self.training)
+        elif self.training:
+            self.norm.eval()
+        return self.last(self.norm(images))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("freezes", [True, False])
+def test_modes_that_forward_sets_by_its_own(method: str, freezes: bool) -> None:
+    """In the passes the root is in eval mode: frozen where training freezes, named where training moves, unchanged."""
+    model = Handing(freezes=freezes)
+    kept = {name: value.clone() for name, value in model.norm.named_buffers()}
+    update = update_batchnorm([torch.randn(8, 3, 4, 4) for _ in range(3)], model, method=method)
+    assert (update.num_layers, update.freshness) == (1, "recomputed" if freezes else "partial")
+    assert update.unmeasured == (() if freezes else ("norm.running_mean", "norm.running_var"))
+    assert all(torch.equal(value, kept[name]) for name, value in model.norm.named_buffers())
+
+
+def test_a_layer_that_forward_freezes_in_one_of_two_calls_is_named() -> None:
+    """A teacher of itself, whose mode is restored from that of the root: training moves the layer, a pass does not."""
+
+    class Teacher(Handing):
+        def forward(self, images: Tensor) -> Tensor:
+            self.norm.eval()
+            taught = self.norm(images)
+            self.norm.train(self.training)
+            return self.last(self.norm(images) + taught)
+
+    update = update_batchnorm([torch.randn(8, 3, 4, 4) for _ in range(3)], Teacher(freezes=False))
+    assert update.unmeasured == ("norm.running_mean", "norm.running_var")
 
 
 @pytest.mark.parametrize("method", METHODS)

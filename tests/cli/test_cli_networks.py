@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -340,6 +341,16 @@ REFUSED = {  # what it is -> code, words, what the message names, what the cure 
         ("model.name", "table"),
         ".clone()",
     ),
+    "a view of a parameter": (
+        network(
+            PLAIN
+            + "\nself.gain = nn.Parameter(torch.ones(1))"
+            + "\nself.register_buffer('gains', self.gain.expand(3), persistent=False)"
+        ),
+        [],
+        ("model.name", "gains"),
+        "in forward",
+    ),
     "a sparse buffer": (
         network(PLAIN + "\nself.register_buffer('mask', torch.eye(3).to_sparse())"),
         [],
@@ -389,6 +400,47 @@ def test_the_cure_for_ragged_parts_works(swa, person: Path) -> None:
     refused = " ".join(swa("train", "recipe.yaml", *swap).err.split())
     assert "swap.batchnorm.samples=96" in refused
     assert swa("train", "recipe.yaml", *swap, "swap.batchnorm.samples=96").code == 0
+
+
+LATE = """\
+self.stem = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3))
+self.head = nn.Linear(3, num_classes)
+self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+"""
+FREEZES_LATE = """\
+def train(self, mode=True):
+    super().train(mode)
+    if self.seen >= 3:
+        self.stem.eval()
+    return self
+"""
+
+
+def test_what_train_freezes_may_depend_on_the_weights(swa, person: Path) -> None:
+    """Frozen after three steps by a buffer: the average, and `bn-update` of it, have the statistics of the run."""
+    forward = "self.seen += self.training\nreturn self.head(self.stem(x).mean((2, 3)))"
+    (person / "nets.py").write_text(network(LATE, forward, textwrap.indent(FREEZES_LATE, "    ")))
+    assert swa("train", "recipe.yaml").code == 0
+    run = person / "runs" / "net-001" / "checkpoints"
+    assert swa("bn-update", run / "swa.pt", "--allow-code", "-o", "again.pt").code == 0
+    raw = load(run / "last.pt")["model"]
+    assert raw["seen"] > 3
+    for file in (run / "swa.pt", Path("again.pt")):
+        found = load(file)
+        assert found["batchnorm"] == "frozen"
+        assert torch.equal(found["state_dict"]["stem.1.running_mean"], raw["stem.1.running_mean"])
+
+
+def test_an_average_that_forward_freezes_does_not_stay_stale(swa, person: Path) -> None:
+    """Taken without a pass it is stale, and `bn-update` finds that nothing moves: frozen, and scored."""
+    forward = "self.stem.eval()\nreturn self.head(self.stem(x).mean((2, 3)))"
+    (person / "nets.py").write_text(network(LATE, forward))
+    assert swa("train", "recipe.yaml").code == 0
+    assert swa("average", "runs/latest", "--no-bn", "-o", "mean.pt", "--allow-code").code == 0
+    assert load("mean.pt")["batchnorm"] == "stale"
+    assert swa("bn-update", "mean.pt", "--allow-code").code == 0
+    assert load("mean.pt")["batchnorm"] == "frozen"
+    assert swa("eval", "mean.pt", "--allow-code").code == 0
 
 
 def test_state_beside_the_state_dict_is_told(swa, person: Path) -> None:

@@ -430,6 +430,7 @@ def test_trials_that_lie_elsewhere_are_told(swa, whole: Path, tmp_path: Path) ->
         assert "copy: holds no folder of trial-002, which its result.json counts" in " ".join(ended.err.split())
     for trial in copy.glob("trial-*"):
         shutil.rmtree(trial)
+    assert swa("compare", copy, whole).code == 0
     ended = swa("compare", copy)
     assert ended.code == 2
     assert "holds no folder of trial-000, trial-001, trial-002, trial-003" in ended.err

@@ -16,7 +16,7 @@ from swa_cli.data import splits
 from swa_cli.data.batches import plain_batches
 from swa_cli.data.sources import load
 from swa_cli.data.transforms import EvaluationView, TrainingView, Views
-from swa_cli.errors import UserError
+from swa_cli.errors import RecipeError, UserError
 
 
 def picture(seed: int, *, width: int = 5, height: int = 4, mode: str = "RGB") -> Image.Image:
@@ -133,7 +133,7 @@ def test_two_sizes_without_size_are_named(tmp_path: Path, cache: str) -> None:
 def test_wrong_arguments_are_refused(tmp_path: Path, args: dict[str, Any]) -> None:
     """The dataset has no arguments."""
     write(tmp_path)
-    with pytest.raises(UserError, match=r"dataset\.args\.(sise|size)"):
+    with pytest.raises(RecipeError, match=r"dataset\.args\.(sise|size)"):
         load("image_folder", root=tmp_path, args=args)
 
 

@@ -84,12 +84,15 @@ def test_attempts_of_a_launch(
 
 
 def test_the_folder_that_a_launch_has_begun(tmp_path: Path) -> None:
-    """The newest of its name among folders of other launches, without run.json, and with one of somebody else."""
-    contents = ['{"launch": "mine"}', '{"launch": "mine"}', '{"launch": "other"}', "{", "[1]", None]
+    """The newest of its name among those of other launches, without run.json, of somebody else, and without recipe."""
+    mine = '{"launch": "mine"}'
+    contents = [mine, mine, '{"launch": "other"}', "{", "[1]", None, mine]
     for number, text in enumerate(contents, start=1):
         folder = tmp_path / f"run-{number:03d}"
         folder.mkdir()
         if text is not None:
             (folder / "run.json").write_text(text)
+        if number < len(contents):  # it comes last
+            (folder / "recipe.yaml").touch()
     assert folder_of_launch("mine", tmp_path, "run") == tmp_path / "run-002"
     assert folder_of_launch("nobody", tmp_path, "run") is None

@@ -89,7 +89,7 @@ CONTENTS = [
     content("shared-lists", lambda _: {"w": nested(30, width=9)}, "more values, or deeper ones"),
     content("many-values", lambda _: {"w": [[0] * 5000] * 5000}, "more values, or deeper ones"),
     content("shared-weights", shared, "bad.pt:"),
-    content("set", lambda _: {"w": {1, 2}}, "holds a set"),
+    content("set", lambda _: {"w": {1, 2}}, "no weights found among its keys", "eval bad.pt --recipe good.yaml"),
     content("format-future", put("format", 99), "format 99"),
     content("format-text", put("format", "1"), "format '1'"),
     content("format-escapes", put("format", ESC), "this version reads format 2"),
