@@ -127,13 +127,14 @@ def run_or_continue(
     state: str,
     listeners: Sequence[object],
     ready: Run | None = None,
+    looks: bool = False,
 ) -> None:
     """Run a recipe in a folder that is new, or continue the run in it to its bit-identical end.
 
-    `ready` is the run of this recipe if it was built before.
+    `ready` is the run of this recipe if it was built before; `looks`: whether nobody has looked at its photos yet.
     """
     if state == "new":
-        run = ready or train.set_up(loaded, listeners=listeners, purpose="train", looks=False)  # the first one has
+        run = ready or train.set_up(loaded, listeners=listeners, purpose="train", looks=looks)
         train.start(run, RunFolder.at(folder.path), recipe_folder=loaded.folder)
         return
     moved = [

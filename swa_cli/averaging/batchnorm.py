@@ -9,6 +9,7 @@ B samples; C channels; n values per channel; M2 sum of squared distances from th
 
 from __future__ import annotations
 
+import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -149,11 +151,8 @@ def _measure(
         raise no_samples()
     others = find_other_layers(batches, first, before)
     running, kept = dict(others.running), Kept()
-    few = map_tensors(first, lambda values: values[:2])
-    seen = bn_methods.modes_in_training(layers, batches, few, before.modes) if layers else {}
-    before.restore()
-    if seen is not None:
-        kept.update({name: True in modes for name, modes in seen.items() if False in modes})
+    seen = _modes_in_training(layers, batches, first, before)
+    kept.update({name: True in modes for name, modes in seen.items() if False in modes})
     _leave(layers, kept)
     while layers or running or (kept and gather is not gather_single_process):  # others may not have found it yet
         try:
@@ -161,6 +160,10 @@ def _measure(
             break
         except bn_methods.KeptStatisticsError as error:
             before.restore()
+            handed = [
+                name for layer, name in layers.items() if name in kept and type(layer).forward in bn_methods.KNOWN
+            ]
+            kept.update({name: kept[name] or name in seen for name in handed})  # in training they move
             _leave(layers, kept)
             running = {name: item for name, item in running.items() if name not in kept}
             if not error.is_first:
@@ -187,6 +190,20 @@ def _measure(
         is_frozen=bool(kept) and not num_layers,
     )
     return update, statistics
+
+
+def _modes_in_training(
+    layers: dict[_BatchNorm, str], batches: Batches, first: Any, before: ModelState
+) -> dict[str, set[bool]]:
+    """Return in which modes training executes each layer; of a batch only if two of its samples do not settle it."""
+    if not layers:
+        return {}
+    few = map_tensors(first, lambda values: values[:2])
+    seen = bn_methods.modes_in_training(layers, batches, few, before.modes)
+    if seen is None or len(seen) < len(layers) or any(False in modes for modes in seen.values()):
+        seen = bn_methods.modes_in_training(layers, batches, first, before.modes)
+    before.restore()
+    return seen or {}
 
 
 def _leave(layers: dict[_BatchNorm, str], kept: Kept) -> None:
@@ -249,7 +266,7 @@ def _preserved(model: nn.Module, *, device: torch.device) -> Iterator[ModelState
     Compiled parts run eagerly: they would not call what replaces the `forward` of a layer after their compilation, and
     nothing would be measured.
     """
-    before = ModelState(model)
+    before, draws, arrays = ModelState(model), random.getstate(), np.random.get_state()
     momenta = {layer: layer.momentum for layer in norm_layers(model)}
     eager = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     with fork_rng(device), eager, in_mode(dict.fromkeys(before.modes, False)):
@@ -259,3 +276,5 @@ def _preserved(model: nn.Module, *, device: torch.device) -> Iterator[ModelState
             before.restore()
             for layer, momentum in momenta.items():
                 layer.momentum = momentum
+            random.setstate(draws)
+            np.random.set_state(arrays)

@@ -188,11 +188,14 @@ def in_mode(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
 
 @contextmanager
 def in_training(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
-    """Put each module into its mode of training inside the context; it leaves no trace in their attributes.
+    """Put each module into its mode of training inside the context; restore attributes and parameters afterwards.
 
-    A `forward` may count its steps in training, for example. The caller restores buffers and random state.
+    In training a `forward` may count its steps, or move the weights of a teacher. What attributes hold, such as a list,
+    is not copied. The caller restores buffers and random state.
     """
     before = {module: dict(vars(module)) for module in modes}
+    own = (value for module in modes for value in module.parameters(recurse=False))
+    weights = {value: (value._version, value.detach().clone()) for value in own if not value.is_inference()}
     try:
         with in_mode(modes):
             yield
@@ -200,6 +203,9 @@ def in_training(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
         for module, attributes in before.items():
             vars(module).clear()
             vars(module).update(attributes)
+        for value, (version, kept) in weights.items():
+            if value._version != version:
+                value.data.copy_(kept)
 
 
 @contextmanager

@@ -101,7 +101,7 @@ def measure_pooled(
             values = layer_input(args, kwargs)
             n = values.numel() // len(statistics[layer][0])  # of a part, if the layer keeps statistics of parts
             if not moves_statistics(layer):
-                kept[names[layer]] = True  # a layer that training freezes in each call is not measured
+                kept.setdefault(names[layer], False)
                 return forward(*args, **kwargs)
             if n == 0:  # torch leaves the statistics alone
                 return forward(*args, **kwargs)
@@ -187,7 +187,7 @@ def measure_exact(
             hint="pass a DataLoader or a list, or use method pooled",
         )
     source: Iterable[Any] = chain([first], stream)
-    few = [map_tensors(first, lambda values: values[:2])]
+    few = [map_tensors(first, lambda values: values[:2].clone())]
     order = _execution_order(names, batches, few, gather, kept, is_first=True)
     if len(order) < len(names) == 1:
         order = list(names)
@@ -222,13 +222,14 @@ def modes_in_training(
     def watching(layer: _BatchNorm, forward: Callable[..., Any]) -> Callable[..., Any]:
         def watched_forward(*args: Any, **kwargs: Any) -> Any:
             seen.setdefault(names[layer], set()).add(moves_statistics(layer))
-            return forward(*args, **kwargs)
+            with in_mode({layer: False}):  # few samples may have no variance, and other processes no part in it
+                return forward(*args, **kwargs)
 
         return watched_forward
 
     with replaced_forward(names, watching), in_training(modes):
         try:
-            batches.forward(inputs)
+            batches.forward(map_tensors(inputs, torch.clone))
         except Exception:  # of the network, in a mode that an average never needs
             return None
     return seen
@@ -336,7 +337,7 @@ def _execution_order(
 
         def recorded_forward(*args: Any, **kwargs: Any) -> Any:
             if not moves_statistics(layer):
-                kept[name] = True
+                kept.setdefault(name, False)
             elif name in order and name not in kept:
                 raise UserError(
                     f"{name}: is executed more than once per forward pass, which method exact does not support",

@@ -33,6 +33,7 @@ from swa_cli.averaging.bn_layers import (
     Place,
     in_mode,
     in_training,
+    map_tensors,
     merge_moments,
     other_buffers,
     to_float64,
@@ -78,7 +79,7 @@ def find_other_layers(batches: Batches, inputs: Any, before: ModelState) -> Othe
     if not candidates:
         return OtherLayers()
     with in_training(before.modes):
-        batches.forward(inputs)
+        batches.forward(map_tensors(inputs, torch.clone))
     moved = {name: place for name, place in candidates.items() if _is_moved(_buffer(place), before.buffers[place][1])}
     before.restore()
     for place in moved.values():

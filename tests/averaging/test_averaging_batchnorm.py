@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -367,6 +369,70 @@ def test_a_layer_that_forward_freezes_in_one_of_two_calls_is_named() -> None:
 
     update = update_batchnorm([torch.randn(8, 3, 4, 4) for _ in range(3)], Teacher(freezes=False))
     assert update.unmeasured == ("norm.running_mean", "norm.running_var")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_modes_that_two_samples_do_not_show(method: str) -> None:
+    """A forward that fails for two samples in training, and freezes: the layer stays, in groups of four."""
+
+    class Groups(Handing):
+        def forward(self, images: Tensor) -> Tensor:
+            if self.training:
+                images.view(4, -1)
+            return super().forward(images)
+
+    model = Groups(freezes=True)
+    update = update_batchnorm([torch.randn(8, 3, 5, 5) for _ in range(3)], model, method=method)
+    assert (update.num_layers, update.unmeasured) == (1, ())
+    assert not model.norm.running_mean.any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_batch_of_one_sample_shows_the_modes(method: str) -> None:
+    """One value per channel, of which torch has no variance: frozen all the same; the layer behind has many."""
+
+    class Single(Handing):
+        def forward(self, images: Tensor) -> Tensor:
+            pooled = images.mean((2, 3), keepdim=True)
+            if self.training:
+                self.norm.eval()
+            return self.last(images + self.norm(pooled))
+
+    model = Single(freezes=True)
+    update = update_batchnorm([torch.randn(1, 3, 4, 4) for _ in range(3)], model, method=method)
+    assert (update.num_layers, update.unmeasured) == (1, ())
+    assert not model.norm.running_mean.any()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_training_does_beside_leaves_no_trace(method: str) -> None:
+    """A forward that writes into its input, moves a teacher and draws from Python and NumPy in training."""
+
+    class Busy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.teacher, self.steps = nn.BatchNorm2d(3), nn.Linear(2, 2).requires_grad_(False), 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            if self.training:
+                self.teacher.weight.mul_(0.9 + random.random() / 100 + np.random.rand() / 100)
+                self.steps += 1
+                images.mul_(3)
+            return self.norm(images)
+
+    model, batches = Busy(), [torch.randn(8, 3, 4, 4) for _ in range(3)]
+    kept, weight = [batch.clone() for batch in batches], model.teacher.weight.clone()
+    random.seed(5)
+    np.random.seed(5)
+    update_batchnorm(batches, model, method=method)
+    drawn = random.random(), np.random.rand()
+    random.seed(5)
+    np.random.seed(5)
+    assert drawn == (random.random(), np.random.rand())
+    assert torch.equal(model.teacher.weight, weight)
+    assert model.steps == 0
+    assert all(torch.equal(batch, own) for batch, own in zip(batches, kept, strict=True))
+    torch.testing.assert_close(model.norm.running_mean, torch.cat(kept).mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
