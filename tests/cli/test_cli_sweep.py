@@ -65,7 +65,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """
     folders: list[str] = []
 
-    def run(loaded: Loaded, folder: RunFolder, *, state: str, listeners: Sequence[Any], ready: Any = None) -> None:
+    def run(loaded: Loaded, folder: RunFolder, *, state: str, listeners: Sequence[Any], **_: Any) -> None:
         folders.append(folder.path.name)
         rate, epochs = loaded.recipe.optimizer.lr, loaded.recipe.train.epochs
         folder.path.mkdir(parents=True, exist_ok=True)
