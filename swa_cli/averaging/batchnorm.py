@@ -139,9 +139,9 @@ def _measure(
 ) -> tuple[BatchNormUpdate, dict[str, Tensor]]:
     """Run the passes; return what they did, and the new values of buffers by their names.
 
-    All modules are in eval mode before and after; buffers hold anything afterwards. Layers that `forward` itself freezes
-    are found first. What only a pass shows, such as another mode in a later batch, voids it: other layers were fed
-    wrong values, so it begins anew without that layer.
+    All modules are in eval mode before and after; buffers hold anything afterwards. Layers that `forward` itself
+    freezes are found first. What only a pass shows, such as another mode in a later batch, voids it: other layers were
+    fed wrong values, so it begins anew without that layer.
     """
     names = {module: name for name, module in batches.model.named_modules()}
     layers = {layer: names[layer] for layer in norm_layers(batches.model) if before.modes[layer]}
