@@ -23,6 +23,7 @@ from equal_runs import assert_equal_runs
 from processes import exit_codes, said_in, start
 from swa_cli.analysis import sweep_trials
 from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.engine.context import Context
 from swa_cli.engine.events import EpochEvent, PlanEvent, Stopped
 from swa_cli.errors import UserError
 from swa_cli.recipe import load
@@ -417,6 +418,16 @@ def test_the_picture_of_a_sweep(swa, whole: Path, tmp_path: Path) -> None:
     assert ended.json["trials"] == read(copy / "result.json")["trials"]
     assert set(ended.json["importances"]) <= {"swa.lr", "swa.start"}
     assert swa("plot", copy / "trial-000", "sweep").code == 2
+
+
+def test_photos_are_looked_at_once(swa, few: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How often a sweep of two trials and a repeat of two seeds look at what a run reads late, against once each."""
+    looked: list[str] = []
+    monkeypatch.setattr(Context, "require_readable", lambda context: looked.append(context.recipe.name))
+    assert swa("sweep", few, "swa.lr=0.05,0.1", "train.epochs=1", "-q").code == 0
+    assert len(looked) == 1
+    assert swa("repeat", few, "--seeds", "0-1", "train.epochs=1", "-q").code == 0
+    assert len(looked) == 2
 
 
 def test_trials_that_lie_elsewhere_are_told(swa, whole: Path, tmp_path: Path) -> None:

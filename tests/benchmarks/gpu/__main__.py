@@ -55,7 +55,7 @@ def _options(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="does it work; the figures mean nothing")
     options = parser.parse_args(words)
     if options.part == "paper" and options.cifar is None:
-        parser.error("paper needs --cifar FILE")
+        parser.error("paper needs --cifar FILE: make gpu-paper CIFAR=FILE")
     options.out = options.out.resolve()
     return options
 
