@@ -9,7 +9,6 @@ Optimizer, or of a function that returns one. Two kinds need more than `step()`:
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 from swa_cli.errors import Problem, RecipeError, UserError, did_you_mean
 from swa_cli.import_path import import_callable
+from swa_cli.models.freezing import matching
 from swa_cli.recipe import schema
 from swa_cli.units import some_of
 
@@ -452,7 +452,7 @@ def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Seque
         elif word == NOT_2D:
             found = {key for key, value in trained.items() if value.dim() != 2}
         else:
-            found = set(fnmatch.filter(trained, word))
+            found = matching(model, word) & trained.keys()
             if not found:
                 some = ", ".join(list(trained)[:3])
                 raise RecipeError([Problem(place, f"{word!r} matches no parameter", f"names look like {some}")])

@@ -1,7 +1,8 @@
-"""Freeze parameters by name patterns, and keep the BatchNorm layers among them in eval mode.
+"""Freeze parameters by name patterns, and keep the layers among them that have running statistics in eval mode.
 
-A frozen parameter gets no gradient, so it takes no memory for one and optimizers skip it. A normalization layer whose
-parameters are all frozen normalizes by its running statistics and leaves them alone, whatever `model.train()` says.
+A frozen parameter gets no gradient, so it takes no memory for one and optimizers skip it. A layer with running
+statistics whose parameters are all frozen normalizes by them and leaves them alone, whatever `model.train()` says.
+A parameter that a network has under several names is found by each of them, and called by the first one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import fnmatch
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from swa_cli.errors import UserError, did_you_mean
 
@@ -26,7 +26,7 @@ def frozen_names(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
     names = [name for name, _ in model.named_parameters()]
     frozen: set[str] = set()
     for pattern in patterns:
-        found = fnmatch.filter(names, pattern.removeprefix(EXCEPT))
+        found = matching(model, pattern.removeprefix(EXCEPT))
         if not found:
             layers = dict.fromkeys(part for name in names for part in (name, *_prefixes(name)))
             suggestion = did_you_mean(pattern.removeprefix(EXCEPT).rstrip(".*"), layers)
@@ -34,8 +34,15 @@ def frozen_names(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
                 f"model.freeze: {pattern!r} matches no parameter",
                 hint=f"{suggestion}names look like {', '.join(names[-3:])}",
             )
-        frozen = frozen - set(found) if pattern.startswith(EXCEPT) else frozen | set(found)
+        frozen = frozen - found if pattern.startswith(EXCEPT) else frozen | found
     return frozenset(frozen)
+
+
+def matching(model: nn.Module, pattern: str) -> set[str]:
+    """Return the parameters of which a name matches; one with several names is called by its first."""
+    names = dict(model.named_parameters(remove_duplicate=False))
+    first = {value: name for name, value in model.named_parameters()}
+    return {first[names[name]] for name in fnmatch.filter(names, pattern)}
 
 
 def freeze(model: nn.Module, names: Collection[str]) -> frozenset[str]:
@@ -76,22 +83,30 @@ def _keep_mode(layer: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def _layers_of(model: nn.Module, names: Collection[str]) -> Iterator[nn.Module]:
-    """Iterate over the normalization layers whose parameters are all frozen, some by `names`.
+    """Iterate over the layers with running statistics whose parameters are all frozen, some by `names`.
 
     A layer without parameters (`affine=False`) belongs to the innermost module around it that has some.
     """
     modules: Mapping[str, nn.Module] = dict(model.named_modules())
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    frozen = {value for name, value in model.named_parameters() if name in names}
     for path, layer in modules.items():
-        if not isinstance(layer, _NormBase):
+        if not _may_have_statistics(layer):
             continue
-        around = next(
-            (prefix for prefix in (path, *_prefixes(path), "") if next(modules[prefix].parameters(), None) is not None),
-            "",
-        )
-        own = [f"{around}.{key}" if around else key for key, _ in modules[around].named_parameters()]
-        if any(name in names for name in own) and all(name in names or name not in trained for name in own):
+        around = (modules[prefix] for prefix in (path, *_prefixes(path), ""))
+        own = next((found for module in around if (found := set(module.parameters()))), set[nn.Parameter]())
+        if own & frozen and not any(value.requires_grad for value in own - frozen):
             yield layer
+
+
+def _may_have_statistics(layer: nn.Module) -> bool:
+    """Return whether training may move statistics of a layer.
+
+    A norm of torch, also in TorchScript, has a `running_mean`. Of other layers only a batch would show it; those with
+    parameters and floating-point buffers, and without layers inside, are taken for such: a norm of the user's.
+    """
+    buffers = dict(layer.named_buffers(recurse=False))
+    is_simple = next(layer.children(), None) is None and next(layer.parameters(), None) is not None
+    return "running_mean" in buffers or (is_simple and any(value.is_floating_point() for value in buffers.values()))
 
 
 def _prefixes(name: str) -> Iterator[str]:

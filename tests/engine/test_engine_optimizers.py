@@ -145,6 +145,15 @@ def test_learning_rate_reaches_the_step() -> None:
     assert model.weight.item() == pytest.approx(before - 0.5, abs=1e-7)
 
 
+def test_a_pattern_finds_a_shared_parameter_by_its_second_name() -> None:
+    """The rate of a weight that two layers share, by the name that the second gives it."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    built = build(model, name="SGD", lr=1.0, options={}, groups=[group(match="1.weight", lr="2x")])
+    multiples = {id(p): group["lr_multiple"] for group in built.param_groups for p in group["params"]}
+    assert [multiples[id(value)] for value in model.parameters()] == [2, 1, 1]
+
+
 def test_groups_have_rates_and_options_of_their_own() -> None:
     """Rate, decay and momentum of every parameter against a list by hand; the first group that matches wins."""
     model = small()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from swa_cli.engine.distributed import with_sync_batchnorm
 from swa_cli.errors import UserError
@@ -65,6 +67,74 @@ def test_frozen_norms_keep_eval_mode_until_they_are_unfrozen() -> None:
     assert {name for name, value in model.named_parameters() if not value.requires_grad} == {"head.bias"}
     freeze(model, {"norm.weight", "block.0.weight"})
     assert [layer.training for layer in norms] == [True, True]
+
+
+class Own(nn.Module):
+    """A norm of the user's, with names of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+        self.register_buffer("typical", torch.zeros(2))
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.training:
+            self.typical.lerp_(values.detach().mean((0, 2, 3)), 0.1)
+        return (values - self.typical[:, None, None]) * self.scale[:, None, None]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.jit.script(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2))),
+        lambda: torch.jit.script(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2, affine=False))),
+        lambda: nn.Sequential(nn.Conv2d(2, 2, 1), nn.InstanceNorm2d(2, affine=True, track_running_stats=True)),
+        lambda: nn.Sequential(nn.Conv2d(2, 2, 1), Own()),
+    ],
+    ids=["scripted", "scripted without parameters", "InstanceNorm", "own"],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_statistics_of_any_frozen_norm_stay_until_it_is_unfrozen(make: Callable[[], nn.Module]) -> None:
+    """Each number of a norm of any kind after a batch in training mode, frozen and unfrozen; dropout trains."""
+    model = nn.Sequential(make(), nn.Sequential(nn.Conv2d(2, 2, 1), nn.Dropout(0.5)), nn.Conv2d(2, 1, 1))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = torch.randn(4, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    names = frozen_names(model, ["*", "!2.*"])
+    freeze(model, names)
+    model.train()(images)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model[1][1].training
+    unfreeze(model, names)
+    model.train()(images)
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def shared(*, norm: bool = False) -> nn.Sequential:
+    """Two layers with one weight, or one norm in two places."""
+    if norm:
+        return nn.Sequential(nn.Sequential(one := nn.BatchNorm1d(3), nn.Linear(3, 3)), nn.Sequential(one))
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("norm", "patterns", "frozen"),
+    [
+        (False, ["1.*"], {"0.weight", "1.bias"}),
+        (False, ["1.weight"], {"0.weight"}),
+        (False, ["*", "!1.*"], {"0.bias"}),
+        (True, ["1.*"], {"0.0.weight", "0.0.bias"}),
+        (True, ["*", "!1.0.bias"], {"0.0.weight", "0.1.weight", "0.1.bias"}),
+    ],
+)
+def test_a_shared_parameter_is_found_by_each_of_its_names(norm: bool, patterns: list[str], frozen: set[str]) -> None:
+    """Frozen names, and gradients, of a tied weight and of a shared norm against lists by hand."""
+    model = shared(norm=norm)
+    assert frozen_names(model, patterns) == frozen
+    freeze(model, frozen)
+    assert {name for name, value in model.named_parameters() if not value.requires_grad} == frozen
+    assert kept_layers(model) == ["0.0"] * (frozen == {"0.0.weight", "0.0.bias"})
 
 
 def test_a_norm_that_replaces_a_frozen_one_keeps_eval_mode() -> None:
