@@ -125,7 +125,7 @@ def compare(scores: SampleScores, reference: SampleScores) -> dict[str, float]:
 
 
 RAW = "last"  # the raw weights at the end of a run
-EQUAL = 1e-3  # of the length of the weights: rounding them to bf16 changes them by more
+EQUAL = 1e-3  # of the length of a tensor: rounding it to bf16 changes it by more
 
 
 def recomputed(name: str) -> str:
@@ -178,22 +178,19 @@ def unjudged(
     """
     if count == 1:
         return f"{name} holds 1 weight set: nothing was averaged"
-    # The others, such as frozen ones, dilute. A file may have other types, and lie in another memory.
+    # A file may have other types, and lie in another memory.
     moved = [key for key in names if not torch.equal(weights[key].cpu(), raw[key].to("cpu", weights[key].dtype))]
-    if distance(weights, raw, names=moved) <= EQUAL:
+    # One by one: beside large weights, such as frozen ones, small ones would count for nothing.
+    if all(distance(weights[key], raw[key]) <= EQUAL for key in moved):
         return f"{name} equals the raw weights: averaging changed nothing"
     return None
 
 
-def distance(first: Mapping[str, Tensor], second: Mapping[str, Tensor], *, names: Sequence[str]) -> float:
-    """Return ||first - second|| / ||second|| over the named parameters; 0 without any."""
-    difference, length = 0.0, 0.0
-    for name in names:
-        wide = torch.complex128 if second[name].is_complex() else torch.float64
-        own, other = first[name].to("cpu", wide), second[name].to("cpu", wide)
-        difference += float((own - other).abs().square().sum())
-        length += float(other.abs().square().sum())
-    return math.sqrt(difference / length) if length else math.sqrt(difference)
+def distance(first: Tensor, second: Tensor) -> float:
+    """Return ||first - second|| / ||second||, or ||first|| where the second is 0."""
+    wide = torch.complex128 if second.is_complex() else torch.float64
+    own, other = first.to("cpu", wide), second.to("cpu", wide)
+    return float((own - other).norm() / (other.norm() or 1))
 
 
 def table(
