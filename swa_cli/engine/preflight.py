@@ -32,6 +32,7 @@ from swa_cli.units import some_of
 
 ONE_VALUE = "Expected more than 1 value per channel"  # what torch says of BatchNorm in training
 PROBE_SAMPLES = 2
+LARGE = 299  # pixels: the largest input that networks of torchvision were published for
 SLOW_S = 5.0  # to build a network
 FAULTS = (RuntimeError, ValueError, TypeError, AssertionError, IndexError, KeyError, AttributeError)
 
@@ -279,6 +280,9 @@ def _explain_step(network: nn.Module, context: Context, *, num_samples: int, key
             if any(map(is_own_code, (name, recipe.task, recipe.train.loss or ""))) or is_out_of_memory(error):
                 raise
             hint = "choose another network, or other model.args"
+            size = context.source.size if context.source.channels is not None else ()
+            if any(pixels < LARGE for pixels in size):  # as an auxiliary head needs them, which only trains
+                hint = f"choose another network, other model.args, or larger images: dataset.image_size={LARGE}"
             if "deterministic" in str(error) and context.hardware.deterministic:
                 hint = "set train.deterministic=false: the device has no such form of a layer"
             raise UserError(
