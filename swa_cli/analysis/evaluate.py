@@ -111,7 +111,8 @@ def evaluate_checkpoint(
     details = _details(sets, drawn, snapshots, model, num_draws)
     if not allow_stale_bn:
         batchnorm = {name: item["batchnorm"] for name, item in details.items()}
-        open.require_fresh(batchnorm, path=path, hint=open.how_to_refresh(found, context.recipe))
+        hint = open.how_to_refresh(found, context.recipe, batchnorm, recipe=recipe, overrides=overrides)
+        open.require_fresh(batchnorm, path=path, hint=hint)
 
     wanted = {"--per-class": with_classes, "--predictions": predictions is not None}
     for option in (option for option, is_wanted in wanted.items() if is_wanted):

@@ -150,7 +150,11 @@ def export_checkpoint(
     started = time.monotonic()
     found = reader.read(request.path)
     about, input_, model = open.open_network(found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
-    name, item = _chosen(found, reader.weight_sets(found, model), request, about)
+    name, item = _chosen(reader.weight_sets(found, model), request)
+    if not request.allow_stale_bn:
+        batchnorm = {name: item.batchnorm}
+        hint = open.how_to_refresh(found, about, batchnorm, recipe=recipe, overrides=overrides)
+        open.require_fresh(batchnorm, path=request.path, hint=hint)
     loading.load_strict(model, item.state_dict, source=f"{request.path} ({name})")
     metadata = _metadata(found, name, item, about, input_, request)
     with torch.no_grad(), terminal.progress(f"{name} as {request.name}", len(BATCHES) + 1) as bar:
@@ -179,18 +183,15 @@ def export_checkpoint(
     }
 
 
-def _chosen(found: Checkpoint, sets: dict[str, WeightSet], request: Request, about: Recipe) -> tuple[str, WeightSet]:
-    """Return the weight set to export; the only one, if none was named, and not a stale one."""
+def _chosen(sets: dict[str, WeightSet], request: Request) -> tuple[str, WeightSet]:
+    """Return the weight set to export; the only one, if none was named."""
     sets = open.chosen(sets, request.weights or "all", request.path)
     if len(sets) > 1:
         raise UserError(
             f"{request.path}: holds {', '.join(sets)}, and only one can be exported",
             hint="choose it with --weights NAME",
         )
-    ((name, item),) = sets.items()
-    if not request.allow_stale_bn:
-        open.require_fresh({name: item.batchnorm}, path=request.path, hint=open.how_to_refresh(found, about))
-    return name, item
+    return next(iter(sets.items()))
 
 
 def _checked_bytes(
@@ -292,6 +293,7 @@ def _metadata(
         "recipe": recipe.values(),
         "input": input_,
         "average": _average(found, name, item),
+        "batchnorm_samples": _samples_of_pass(found, name),
         "scores": _scores(request.path, name, item, metrics=tasks.find(recipe.task).metrics),
     }
     return {
@@ -310,6 +312,12 @@ def _average(found: Checkpoint, name: str, item: WeightSet) -> dict[str, Any] | 
         return dict(found.content["average"])
     steps = found.content["averages"][name]["steps"] if found.kind == "resume" else []
     return {"name": name, "kind": item.kind, "count": item.count, "steps": steps}
+
+
+def _samples_of_pass(found: Checkpoint, name: str) -> int | None:
+    """Return the number of samples that the BatchNorm statistics were recomputed from, where a file of ours says it."""
+    entry = found.content if found.kind == "weights" else found.content.get("averages", {}).get(name, {})
+    return entry.get("samples") or None
 
 
 def _scores(path: Path, name: str, item: WeightSet, *, metrics: TaskMetrics) -> dict[str, Any] | None:

@@ -145,9 +145,9 @@ def _loaded(
         user_code.make_importable(loaded)
         return loaded
     if found.recipe is None:
-        is_export = found.exported is not None
-        what = "is an export, and not a checkpoint" if is_export else "was not written by swa and holds no recipe"
-        raise UserError(f"{found.path}: {what}", hint="name its recipe with --recipe RECIPE")
+        raise UserError(
+            f"{found.path}: was not written by swa and holds no recipe", hint="name its recipe with --recipe RECIPE"
+        )
     loaded = carried_recipe(found, overrides, allowed=allowed)
     user_code.admit(loaded, source=str(found.path), folder=found.path.parent, allow_code=allow_code)
     return loaded
@@ -346,13 +346,28 @@ def require_no_resume_point(target: Path) -> None:
         raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
 
 
-def how_to_refresh(found: Checkpoint, recipe: Recipe) -> str:
-    """Return the hint for a checkpoint, opened by `recipe`, whose averages have stale BatchNorm statistics."""
-    words = ("swa", "bn-update", found.path)
-    if found.kind == "foreign":
-        command = f"{shlex.join(map(str, words))} --recipe RECIPE --weights NAME -o FILE.pt"
-    else:
-        command = user_code.command(words, recipe)
+def how_to_refresh(
+    found: Checkpoint,
+    about: Recipe,
+    batchnorm: Mapping[str, str],
+    *,
+    recipe: Path | None,
+    overrides: Sequence[str] = (),
+) -> str:
+    """Return the hint for a checkpoint, opened as `about`, with stale BatchNorm statistics; see `require_fresh`.
+
+    The command is the one that works: with the `recipe` and the `overrides` that were passed, and for a file that
+    cannot be changed in place with another one, which holds the first stale weight set.
+    """
+    is_foreign = found.kind == "foreign"
+    words: list[object] = ["swa", "bn-update", found.path, *overrides]
+    if recipe is not None:
+        words += ["--recipe", recipe]
+    if is_foreign:
+        words += ["--weights", *[name for name, freshness in batchnorm.items() if freshness == "stale"][:1]]
+    if is_foreign or found.path.suffix == ".safetensors":
+        words += ["-o", "FILE.pt"]
+    command = user_code.command(words, about) if recipe is None else shlex.join(map(str, words))
     return f"run `{command}` first, or insist with --allow-stale-bn"
 
 

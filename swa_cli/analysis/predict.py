@@ -226,7 +226,7 @@ def _predictor(
         states = [(item.state_dict, f"{path} ({name})")]
         batchnorm, held = item.batchnorm, {"count": item.count}
     if not request.allow_stale_bn:
-        hint = open.how_to_refresh(found, about)
+        hint = open.how_to_refresh(found, about, {name: batchnorm}, recipe=recipe, overrides=overrides)
         if folder is not None and request.with_ensemble:
             hint = f"run `swa bn-update FILE` with each file in {folder.snapshots}, or insist with --allow-stale-bn"
         open.require_fresh({name: batchnorm}, path=path, hint=hint)

@@ -1,9 +1,10 @@
 """Save our checkpoints atomically, and read the weight sets of any checkpoint safely.
 
 The one idea: a checkpoint holds only primitives and tensors and carries its recipe; it is read as untrusted input.
-Three files are ours, see `schema.py`; `third_party.py` reads those of other programs. `batchnorm` says how fresh the
-statistics of a weight set are: `none` no such layers | `frozen` kept from the start | `running` moving averages of
-training | `stale` averaged weights, not recomputed | `recomputed`, `partial` by a pass over the training set.
+Three files are ours, see `schema.py`, and a safetensors file of `swa export` is read as weights to ship;
+`third_party.py` reads those of other programs. `batchnorm` says how fresh the statistics of a weight set are: `none` no
+such layers | `frozen` kept from the start | `running` moving averages of training | `stale` averaged weights, not
+recomputed | `recomputed`, `partial` by a pass over the training set.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ class Checkpoint:
     path: Path
     content: dict[str, Any]
     kind: str
-    exported: Mapping[str, Any] | None = None  # recipe and input in the metadata of a file of `swa export`
 
     @property
     def recipe(self) -> dict[str, Any] | None:
@@ -48,7 +48,7 @@ class Checkpoint:
     @property
     def trained_on(self) -> Mapping[str, Any] | None:
         """Recipe and input that the weights were trained with; None where the file does not say it."""
-        return self.exported if self.kind == "foreign" else self.origin
+        return None if self.kind == "foreign" else self.origin
 
     @property
     def origin(self) -> dict[str, Any]:
@@ -104,19 +104,18 @@ def read(path: Path) -> Checkpoint:
     if not path.is_file():
         reason = "is no regular file" if os.path.lexists(path) else "no such checkpoint"
         raise UserError(f"{path}: {reason}", hint="name a .pt file, such as runs/latest/checkpoints/swa.pt")
-    exported = None
     if path.name.endswith(".safetensors.index.json"):
         content = safe_load.read_shards(path)
     elif path.suffix == ".safetensors":
-        content = safe_load.read_safetensors(path)
-        exported = schema.exported(safe_load.safetensors_metadata(path), source=str(path))
+        state, metadata = safe_load.read_safetensors(path), safe_load.safetensors_metadata(path)
+        content = schema.exported(state, metadata, source=str(path)) or state
     else:
         content = safe_load.read_archive(path)
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: holds a {type(content).__name__} and no weights", hint="save a state_dict, not a model"
         )
-    return Checkpoint(path, content, schema.kind_of(content, source=str(path)), exported)
+    return Checkpoint(path, content, schema.kind_of(content, source=str(path)))
 
 
 def read_resume_point(path: Path) -> Checkpoint:

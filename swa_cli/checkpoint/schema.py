@@ -144,13 +144,6 @@ class _File(_Stored):
     input: Input
 
 
-class Exported(_Stored):
-    """What the metadata of a safetensors file tell of its weights, as JSON texts."""
-
-    recipe: Json[dict[str, Any]]
-    input: Json[Input]
-
-
 class ShippedAverage(_Stored):
     """Name and kind of a weight set to ship, and the steps whose weights it holds.
 
@@ -164,6 +157,17 @@ class ShippedAverage(_Stored):
     steps: list[int]
     profile: dict[str, float | str] | None = None
     error: float | None = None
+
+
+class Exported(_Stored):
+    """What the metadata of a safetensors file tell of its weights: texts, and JSON texts for structured values."""
+
+    recipe: Json[dict[str, Any]]
+    input: Json[Input]
+    weights: str  # their name
+    average: Json[ShippedAverage] | None = None  # None: raw weights
+    batchnorm: Freshness
+    batchnorm_samples: Json[int] = 0
 
 
 class StoredKept(_Stored):
@@ -295,16 +299,28 @@ def kind_of(content: dict[str, Any], *, source: str) -> str:
     return kind
 
 
-def exported(metadata: Mapping[str, str], *, source: str) -> dict[str, Any] | None:
-    """Return recipe and input in the metadata of a safetensors file; None if `swa export` has not written it.
+def exported(state: State, metadata: Mapping[str, str], *, source: str) -> dict[str, Any] | None:
+    """Return the content of a safetensors file as that of weights to ship; None if `swa export` has not written it.
 
     Raises:
-        UserError: They are not as it writes them.
+        UserError: The metadata are not as it writes them.
     """
     if "swa_version" not in metadata:
         return None
     with _explained(source):
-        return Exported.model_validate(metadata).model_dump()
+        about = Exported.model_validate(metadata)
+    average = about.average or ShippedAverage(name=about.weights, kind="raw", count=None, steps=[])
+    if average.kind == "swag":  # the mean alone is in the file
+        average = average.model_copy(update={"kind": "mean"})
+    return {
+        "format": FORMAT,
+        "recipe": about.recipe,
+        "input": about.input.model_dump(exclude_unset=True),
+        "state_dict": state,
+        "average": average.model_dump(exclude_unset=True),
+        "batchnorm": about.batchnorm,
+        "samples": about.batchnorm_samples,
+    }
 
 
 @contextmanager

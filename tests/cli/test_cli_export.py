@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import shlex
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -206,6 +208,46 @@ def test_the_weight_set_is_chosen_and_fresh(swa, run: Path) -> None:
     found = metadata_of(Path("a.safetensors"))
     assert (found["weights"], "average" in found, "scores" in found) == ("last", False, True)
     assert all(torch.equal(value, load(LAST)["model"][key]) for key, value in load_file("a.safetensors").items())
+
+
+@pytest.mark.parametrize("name", ["swa", "ema", "last_bn"])
+def test_an_export_is_read_as_the_checkpoint_that_it_was_made_of(swa, run: Path, name: str) -> None:
+    """What `swa show` and `swa eval` say of an export, without --recipe, against what they say of its source."""
+    source = f"run/checkpoints/{name}.pt"
+    assert swa("export", source, "--format", "safetensors", "-o", "a.safetensors").code == 0
+    shown, expected = (swa("show", path, "--json").json for path in ("a.safetensors", source))
+    if name == "last_bn":  # of raw weights, the metadata have no steps
+        expected["weights"][name]["steps"] = []
+    assert {**shown, "path": source} == expected
+    scores, expected = (swa("eval", path, "--json").json for path in ("a.safetensors", source))
+    assert scores["weights"] == expected["weights"]
+
+
+def test_stale_statistics_of_an_export_stay_stale_until_they_are_recomputed(swa, run: Path) -> None:
+    """An average that was exported as it is: refused; after the command of the hint, the weights of the run's file."""
+    words = ["export", LAST, "--format", "safetensors", "-o", "a.safetensors", "--weights", "swa", "--allow-stale-bn"]
+    assert swa(*words).code == 0
+    refused = swa("eval", "a.safetensors", "dataset.workers=0")
+    assert refused.code == 2
+    [command] = re.findall(r"run `swa (.*?)` first", " ".join(refused.err.split()))
+    assert swa(*shlex.split(command)).code == 0
+    found, expected = load(Path("FILE.pt")), load(run / "checkpoints/swa.pt")
+    assert found["average"] == expected["average"]
+    assert all(torch.equal(value, expected["state_dict"][key]) for key, value in found["state_dict"].items())
+
+
+def test_an_exported_swag_average_is_its_mean(swa, tmp_path: Path) -> None:
+    """The deviations are not in the file: it is shown as a mean, has no draws, and is written again as one."""
+    recipe = tmp_path / "small.yaml"
+    recipe.write_text(RECIPE.replace("averages: {ema: {kind: ema, decay: 0.9}}", "averages: {swag: {kind: swag}}"))
+    assert swa("train", recipe, "-q").code == 0
+    source = "runs/small-001/checkpoints/swag.pt"
+    assert swa("export", source, "--format", "safetensors", "-o", "a.safetensors").code == 0
+    assert swa("show", "a.safetensors", "--json").json["weights"]["swag"]["kind"] == "mean"
+    assert swa("eval", "a.safetensors", "--draws", 2).code == 2
+    assert swa("bn-update", "a.safetensors", "-o", "b.pt").code == 0
+    ours, theirs = (swa("eval", path, "--json").json["weights"]["swag"] for path in ("b.pt", source))
+    assert ours["nll"] == theirs["nll"]
 
 
 def test_no_data_are_needed(swa, run: Path) -> None:

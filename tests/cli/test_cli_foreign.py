@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -60,7 +62,9 @@ def test_sets_are_listed_guarded_and_scored(swa, theirs: dict[str, Any]) -> None
     assert refused.code == 2
     assert "checkpoint of Lightning with last, swa (average of 3)" in refused.err
     assert "swa has stale BatchNorm statistics" in " ".join(refused.err.split())
-    assert "swa bn-update a.ckpt --recipe RECIPE --weights NAME -o FILE.pt" in " ".join(refused.err.split())
+    [command] = re.findall(r"run `swa (.*?)` first", " ".join(refused.err.split()))
+    assert swa(*shlex.split(command)).code == 0
+    assert swa("eval", "FILE.pt", "--json").json["weights"]["swa"]["batchnorm"] == "recomputed"
     both = swa("eval", "a.ckpt", "--recipe", "r.yaml", "--allow-stale-bn", "--json").json["weights"]
     assert [(name, row["count"], row["batchnorm"]) for name, row in both.items()] == [
         ("last", None, "running"),
