@@ -180,9 +180,10 @@ def unjudged(
         return f"{name} holds 1 weight set: nothing was averaged"
     # A file may have other types, and lie in another memory.
     moved = [key for key in names if not torch.equal(weights[key].cpu(), raw[key].to("cpu", weights[key].dtype))]
-    # One by one: beside large weights, such as frozen ones, small ones would count for nothing.
-    if all(distance(weights[key], raw[key]) <= EQUAL for key in moved):
-        return f"{name} equals the raw weights: averaging changed nothing"
+    # Tensors count alike: beside large weights small ones would count for nothing.
+    squares = [distance(weights[key], raw[key]) ** 2 for key in moved]
+    if math.sqrt(sum(squares) / max(len(squares), 1)) <= EQUAL:
+        return f"{name} equals the raw weights to {100 * EQUAL:g} %: averaging changed nothing"
     return None
 
 
