@@ -10,13 +10,15 @@ B samples; C channels; n values per channel; M2 sum of squared distances from th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.parameter import is_lazy
 
 from swa_cli.averaging.model_state import float64_device, is_expanded
 from swa_cli.errors import UserError
@@ -157,13 +159,15 @@ class ModelState:
             (module, key): (buffer, buffer if is_expanded(buffer) else buffer.clone())
             for module in modes
             for key, buffer in module.named_buffers(recurse=False)
+            if not is_lazy(buffer)
         }
 
     def restore(self, places: Iterable[Place] | None = None) -> None:
         """Restore the buffers at these places, by default all; a model may have put another tensor in their place."""
         for module, key in self.buffers if places is None else places:
             buffer, value = self.buffers[module, key]
-            module._buffers[key] = buffer if buffer is value else buffer.copy_(value)
+            with torch.inference_mode() if buffer.is_inference() else nullcontext():  # as evaluation makes it
+                module._buffers[key] = buffer if buffer is value else buffer.copy_(value)
 
     def materialize(self, place: Place) -> None:
         """Give an expanded buffer memory of its own, so that it can be written."""
@@ -188,24 +192,69 @@ def in_mode(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
 
 @contextmanager
 def in_training(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
-    """Put each module into its mode of training inside the context; restore attributes and parameters afterwards.
+    """Put each module into its mode of training inside the context; restore all but buffers and random state."""
+    with _attributes_kept(modes), in_mode(modes):
+        yield
 
-    In training a `forward` may count its steps, or move the weights of a teacher. What attributes hold, such as a list,
-    is not copied. The caller restores buffers and random state.
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore all that forward passes inside the context change of a model: buffers, parameters, attributes, modes.
+
+    Modules that a pass completes, such as lazy layers or those that make their layers in their first `forward`, stay as
+    it leaves them. The caller restores the random state.
     """
-    before = {module: dict(vars(module)) for module in modes}
-    own = (value for module in modes for value in module.parameters(recurse=False))
-    weights = {value: (value._version, value.detach().clone()) for value in own if not value.is_inference()}
+    with torch.no_grad():
+        before = ModelState(model)
+    completed: set[nn.Module] = set()
     try:
-        with in_mode(modes):
+        with _attributes_kept(before.modes, completed):
             yield
     finally:
-        for module, attributes in before.items():
+        with torch.no_grad():
+            before.restore([place for place in before.buffers if place[0] not in completed])
+
+
+@contextmanager
+def _attributes_kept(modules: Iterable[nn.Module], completed: set[nn.Module] | None = None) -> Iterator[None]:
+    """Restore attributes and parameters of modules afterwards; those with other tensors or children than before stay.
+
+    A `forward` may count its steps, set a flag, or move the weights of a teacher. What attributes other than tensors
+    hold, such as a list, is not copied. Modules that stay are added to `completed`.
+    """
+    before = [(module, dict(vars(module)), _registries(module), _parts(module)) for module in modules]
+    values = {
+        value: value.detach().clone()
+        for module, attributes, _, _ in before
+        for value in chain(module.parameters(recurse=False), attributes.values())
+        if isinstance(value, Tensor) and not (is_lazy(value) or value.is_inference() or is_expanded(value))
+    }
+    try:
+        yield
+    finally:
+        for module, attributes, registries, parts in before:
+            if _parts(module) != parts:
+                (set() if completed is None else completed).add(module)
+                continue
             vars(module).clear()
             vars(module).update(attributes)
-        for value, (version, kept) in weights.items():
-            if value._version != version:
-                value.data.copy_(kept)
+            for registry, entries in registries:
+                registry.clear()
+                registry.update(entries)
+        for value, kept in values.items():
+            value.data.copy_(kept)  # whatever its version says: what is written through `.data` leaves that
+
+
+def _registries(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the dicts of a module's parameters and children with what they hold; TorchScript keeps no dicts."""
+    own = (module._parameters, module._modules)
+    return [(registry, dict(registry)) for registry in own if isinstance(registry, dict)]
+
+
+def _parts(module: nn.Module) -> dict[str, bool]:
+    """Return the names of a module's own tensors and children, and whether each is still without a shape."""
+    tensors = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    return {name: is_lazy(value) for name, value in tensors} | {name: False for name, _ in module.named_children()}
 
 
 @contextmanager

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_lazy_tensor
 
-from swa_cli.averaging.bn_layers import bn_layers, norm_layers
+from swa_cli.averaging.bn_layers import bn_layers, norm_layers, unchanged
 from swa_cli.averaging.model_state import cloned, fork_rng, is_expanded, like
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.loading import MisfitError
@@ -126,13 +126,13 @@ def is_lazy(model: nn.Module) -> bool:
 
 
 def find_sizes(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, name: str) -> None:
-    """Let lazy layers find their sizes in a forward pass in evaluation mode.
+    """Let lazy layers find their sizes in a forward pass in evaluation mode, which changes no other layer.
 
     Raises:
         UserError: The forward pass does not reach one.
     """
-    model.eval()
-    with torch.no_grad():
+    with unchanged(model), torch.no_grad():
+        model.eval()
         model(*args, **kwargs)
     require_sizes(model, name=name)
 
@@ -274,15 +274,9 @@ class Replica:
 
     @contextmanager
     def _borrowed(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        kept = cloned(self.trained.state_dict())
-        modes = {module: module.training for module in self.trained.modules()}
-        try:
+        with unchanged(self.trained):
             loading.load_unchecked(self.trained, weights)
             yield
-        finally:
-            loading.load_unchecked(self.trained, kept)
-            for module, mode in modes.items():
-                module.training = mode
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Try one step and one BatchNorm pass before a run makes its folder, and explain what cannot work.
 
 A second network does them, with batches of the smallest size that the run will have. This finds heads that exist in
-training only, gradients that the optimizer cannot use, and layers whose statistics cannot be recomputed.
+training only, gradients that the optimizer cannot use, and layers whose statistics cannot be recomputed. The trained
+network itself is evaluated, and left as it was: what its first `forward` sets up is set up by the first batch of a run.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
-from swa_cli.averaging.bn_layers import tensors_of
+from swa_cli.averaging.bn_layers import tensors_of, unchanged
 from swa_cli.checkpoint import loading
 from swa_cli.data import pytree
 from swa_cli.data.randomness import preserve_global_rng
@@ -91,7 +92,7 @@ def check(replica: Replica, plan: Plan) -> Preflight:
 
 
 def check_evaluation(replica: Replica) -> None:
-    """Pass two samples through the network in evaluation mode.
+    """Pass two samples through the network in evaluation mode, and leave it as it was.
 
     Raises:
         UserError: The network cannot take the inputs, or gives what the task cannot use.
@@ -100,7 +101,8 @@ def check_evaluation(replica: Replica) -> None:
     source, name = context.source, context.recipe.model.name
     inputs, targets = context.probe()
     try:
-        outputs = _evaluated(replica.trained, context, inputs)
+        with preserve_global_rng(), unchanged(replica.trained):
+            outputs = _evaluated(replica.trained, context, inputs)
     except FAULTS as error:
         if is_own_code(name) or is_out_of_memory(error):
             raise  # its author needs the traceback, and a lack of memory has other reasons
@@ -117,13 +119,16 @@ def is_made_anew(replica: Replica, batch: tuple[Any, Any]) -> bool:
     Outputs that differ from one pass to the next tell nothing, and count as equal.
     """
     context, inputs = replica.context, pytree.map_tensors(batch[0], lambda values: values[:PROBE_SAMPLES])
-    try:
-        with replica.refreshing() as other:
-            found = _evaluated(other, context, inputs)
-    except (UserError, *loading.REFUSALS):
-        return False  # the constructor has made other shapes
-    expected = _evaluated(replica.trained, context, inputs)
-    return _equal(expected, found) or not _equal(expected, _evaluated(replica.trained, context, inputs))
+    trained = replica.trained
+    with unchanged(trained):
+        _evaluated(trained, context, context.probe()[0])  # sets up what a first pass does, from other samples
+        try:
+            with replica.refreshing() as other:
+                found = _evaluated(other, context, inputs)
+        except (UserError, *loading.REFUSALS):
+            return False  # the constructor has made other shapes
+        expected = _evaluated(trained, context, inputs)
+        return _equal(expected, found) or not _equal(expected, _evaluated(trained, context, inputs))
 
 
 def check_refresh(replica: Replica, batch: tuple[Any, Any], *, num_train: int) -> BatchNormUpdate:

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli.averaging.bn_layers import num_samples
+from swa_cli.averaging.bn_layers import num_samples, unchanged
+from swa_cli.averaging.model_state import plain_model
 from swa_cli.checkpoint import loading
-from swa_cli.checkpoint.reader import copy_to_cpu
 from swa_cli.engine.context import Context
 from swa_cli.engine.optimizers import set_learning_rate
 from swa_cli.errors import Problem, UserError, did_you_mean
@@ -50,7 +50,7 @@ class StepResult:
     part: Tensor  # (2,) its sum over the processes is the loss and score of the whole batch
 
 
-def wrap_ddp(run: Run) -> Forward:
+def wrap_ddp(run: Run) -> nn.Module:
     """Return the network with gradients that are averaged over the processes."""
     if run.sharding.is_used:
         return run.model  # FSDP2 has its hooks in the layers
@@ -64,12 +64,12 @@ def build_forward(run: Run) -> Forward:
     Raises:
         UserError: The backend cannot compile the network.
     """
-    forward, settings = wrap_ddp(run), run.context.recipe.train.compile
+    network, settings = wrap_ddp(run), run.context.recipe.train.compile
     if settings is None:
-        return forward
+        return network
     started = time.monotonic()
-    forward = _compiled(forward, settings)
-    with _explain_compile_failures(settings):
+    forward = _compiled(network, settings)
+    with _explain_compile_failures(settings), unchanged(plain_model(network)):
         _warm_up(run, forward)
     run.context.events.note(f"torch.compile took {time.monotonic() - started:.0f} s")
     return forward
@@ -234,11 +234,9 @@ def _or_one(weight: Tensor) -> Tensor:
 def _warm_up(run: Run, forward: Forward) -> None:
     """Compile the forward and backward pass for a batch of this run."""
     context = run.context
-    kept = copy_to_cpu(dict(run.model.named_buffers()))
     run.model.train()
     with context.events.progress("compiling", total=1), context.memory():
         forward_backward(run, forward, context.training_batches(run.epoch).first())
-    loading.load_buffers(run.model, kept)  # the statistics of BatchNorm moved, the weights did not
     run.model.zero_grad(set_to_none=True)
 
 

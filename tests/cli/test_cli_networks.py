@@ -453,6 +453,51 @@ def test_state_beside_the_state_dict_is_told(swa, person: Path) -> None:
     assert again.json["weights"]["swa"]["nll"] == pytest.approx(ended.json["weights"]["swa"]["nll"], abs=1e-5)
 
 
+SETS_UP = (
+    PLAIN + "\nself.register_buffer('first', torch.zeros(()))\nself.register_buffer('count', torch.tensor(0))"
+    "\nself.start = nn.Parameter(torch.zeros(()))"
+)
+BY_FLAG = "\nself.register_buffer('ready', torch.tensor(False))"
+IN_PLACE = "self.start.detach().copy_(x.mean())"
+
+
+@pytest.mark.parametrize(
+    ("make", "set_up", "words"),
+    [
+        (SETS_UP + BY_FLAG, f"{IN_PLACE}; self.ready.fill_(True)", []),
+        (SETS_UP + BY_FLAG, "self.start.data.copy_(x.mean()); self.ready.fill_(True)", []),
+        (SETS_UP + "\nself.ready = False", f"{IN_PLACE}; self.ready = True", []),
+        (SETS_UP + BY_FLAG + "\nself.head = nn.LazyLinear(3)", f"{IN_PLACE}; self.ready.fill_(True)", []),
+        (SETS_UP + BY_FLAG, f"{IN_PLACE}; self.ready.fill_(True)", ["train.compile=eager"]),
+    ],
+    ids=["a buffer tells", "through .data", "an attribute tells", "before a lazy layer", "compiled"],
+)
+def test_the_first_batch_sets_up_what_the_first_pass_does(
+    swa, person: Path, make: str, set_up: str, words: list[str]
+) -> None:
+    """What any first `forward` takes from its inputs, as ActNorm does, against the first batch of training."""
+    forward = f"if not self.ready:\n    {set_up}\n"
+    forward += "if self.training:\n    self.first.copy_(self.first if self.count else x.mean())\n    self.count += 1\n"
+    (person / "nets.py").write_text(network(make, forward + "return self.head(self.body(x - self.start).flatten(1))"))
+    ended = swa("train", "recipe.yaml", "optimizer.lr=1e-9", *words)
+    assert ended.code == 0, ended.err
+    found = load(person / "runs" / "net-001" / "checkpoints" / "last.pt")["model"]
+    assert found["count"] == 4 * 3
+    assert float(found["start"]) == pytest.approx(float(found["first"]), abs=1e-6)
+    assert found["start"] != 0
+    assert ("another network each time" in " ".join(ended.err.split())) == ("self.ready = False" in make)
+
+
+def test_layers_that_a_first_pass_makes_are_trained(swa, person: Path) -> None:
+    """A head that the first `forward` makes: the optimizer has it, so it moves."""
+    make = f"self.body = {BODY}\nself.head = None"
+    forward = "if self.head is None:\n    self.head = nn.Linear(144, 3)\nreturn self.head(self.body(x).flatten(1))"
+    (person / "nets.py").write_text(network(make, forward))
+    assert swa("train", "recipe.yaml").code == 0
+    first, last = (load(path)["state_dict"] for path in sorted((person / "runs/net-001/snapshots").iterdir())[::2])
+    assert not torch.equal(first["head.weight"], last["head.weight"])
+
+
 def test_a_constructor_that_takes_long_is_told(swa, person: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a limit of nothing, any does."""
     from swa_cli.engine import preflight
