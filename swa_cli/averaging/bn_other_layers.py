@@ -1,18 +1,20 @@
 """Running statistics of layers other than eager BatchNorm: InstanceNorm, norms in TorchScript, norms of the user's.
 
-One idea: such a layer moves a buffer r to (1 - f) r + f s with a statistic s of the batch. Two passes of one batch,
-from r = 0 and from r = 1, give f for any class, and show whether the layer works like this. Its statistic of a batch is
-then what it leaves in a zeroed buffer, divided by f; that of the data is the mean over the samples. Only where torch
-itself normalises by the buffers, as in a scripted BatchNorm, does it include the variance between batches.
+One idea: such a layer moves a buffer r to (1 - f) r + f s with a statistic s of the batch. Passes of one batch from
+different r give f for any class, and show whether the layer works like this. Its statistic of a batch is then what it
+leaves in a zeroed buffer, divided by f; that of the data is the mean over the samples. Only where torch itself
+normalises by the buffers, as in a scripted BatchNorm, does it include the variance between batches.
 
-A buffer that training changes in any other way, and that evaluation reads, cannot be measured; it is reported by name.
+A buffer that training writes in any other way, and that evaluation reads, cannot be measured; it is reported by name.
+So is one on which the inputs of a BatchNorm layer depend in training: zeroed, it would spoil what is measured there.
+Its layer stays in eval mode and feeds that layer what it feeds it in evaluation.
 
 B samples; C channels; n values per channel; M2 sum of squared distances from the mean; f share of a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import reduce
@@ -31,16 +33,20 @@ from swa_cli.averaging.bn_layers import (
     ModelState,
     Moments,
     Place,
-    in_mode,
     in_training,
+    layer_input,
     map_tensors,
     merge_moments,
+    moments_of,
+    norm_layers,
     other_buffers,
+    replaced_forward,
     to_float64,
 )
-from swa_cli.averaging.model_state import comparable
+from swa_cli.averaging.model_state import comparable, fork_rng
 
-TOLERANCE = 1e-4  # of f over the values of a buffer: float32 rounds
+TOLERANCE = 1e-4  # of f over the values of a buffer, and of what BatchNorm is fed: float32 rounds
+ROUNDING = 1e-6  # of a mean
 
 
 @dataclass
@@ -61,8 +67,8 @@ class OtherLayers:
     """What one batch shows of a network's layers besides eager BatchNorm."""
 
     running: Mapping[str, RunningBuffer] = field(default_factory=dict)  # name of the buffer -> how to measure it
-    unmeasured: tuple[str, ...] = ()  # buffers that training changes and evaluation reads, and that none can measure
-    moved: tuple[str, ...] = ()  # all buffers that training changes
+    unmeasured: tuple[str, ...] = ()  # buffers that training writes and evaluation reads, and that none can measure
+    moved: tuple[str, ...] = ()  # all buffers that training writes
 
 
 def find_other_layers(batches: Batches, inputs: Any, before: ModelState) -> OtherLayers:
@@ -78,9 +84,10 @@ def find_other_layers(batches: Batches, inputs: Any, before: ModelState) -> Othe
     candidates = other_buffers(batches.model)
     if not candidates:
         return OtherLayers()
+    versions = {place: _version(_buffer(place)) for place in candidates.values()}
     with in_training(before.modes):
         batches.forward(map_tensors(inputs, torch.clone))
-    moved = {name: place for name, place in candidates.items() if _is_moved(_buffer(place), before.buffers[place][1])}
+    moved = {name: place for name, place in candidates.items() if _is_written(place, before, versions[place])}
     before.restore()
     for place in moved.values():
         before.materialize(place)
@@ -177,49 +184,143 @@ class OtherStatistics:
 def _calibrate(
     moved: Mapping[str, Place], batches: Batches, inputs: Any, before: ModelState
 ) -> dict[str, RunningBuffer]:
-    """Return the buffers that move as running statistics do, with their share; modules with children have none."""
+    """Return the buffers that move as running statistics do, with their share; modules with children have none.
+
+    The first values of buffers must matter neither to their statistics nor to what BatchNorm layers are fed. Else the
+    layers whose buffers matter to others are left out, or the buffers that move in another way, and the rest are tried
+    again, with the layers that are left out in eval mode.
+    """
     leaves = {
         name: place
         for name, place in moved.items()
         if next(place[0].children(), None) is None and comparable(_buffer(place)).is_floating_point()
     }
-    if not leaves:
-        return {}
-    measured = {module for module, _ in leaves.values()}
+    while leaves:
+        values = {place: before.buffers[place][1] for place in leaves.values()}
+        zeros = {place: torch.zeros_like(value) for place, value in values.items()}
+        as_is, from_zero = (_try(fill, values, batches, inputs, before) for fill in ({}, zeros))
+        large = {place: _larger(value, from_zero.left[place]) for place, value in values.items()}
+        from_large = _try(large, values, batches, inputs, before)
+        running: dict[str, RunningBuffer] = {}
+        for name, place in leaves.items():
+            left = (trial.left[place] for trial in (as_is, from_zero, from_large))
+            share = _constant_share(values[place], large[place], *left)
+            if share is not None:
+                running[name] = RunningBuffer(place, share)
+        if len(running) == len(leaves) and _agree(as_is.fed, from_zero.fed):
+            for item in running.values():
+                _find_partner(item, from_zero.norms, before)
+            return running
+        readers = set[nn.Module]()
+        for module in {module for module, _ in values}:
+            own = {place: zero for place, zero in zeros.items() if place[0] is module}
+            if not _is_alike(_try(own, values, batches, inputs, before), as_is, but=module):
+                readers.add(module)
+        if readers:
+            leaves = {name: place for name, place in leaves.items() if place[0] not in readers}
+        elif len(running) < len(leaves):
+            leaves = {name: item.place for name, item in running.items()}
+        else:
+            break  # only together do they matter
+    return {}
+
+
+def _larger(value: Tensor, left: Tensor) -> Tensor:
+    """Return values beyond those of a buffer, and beyond what a batch leaves of it where it began as 0."""
+    known = value.nan_to_num(0, 0, 0).abs()
+    if left.shape == value.shape:
+        known = known + left.to(value).nan_to_num(0, 0, 0).abs()
+    return 2 * known + 1
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What a batch leaves, from some first values of the buffers in question."""
+
+    left: Mapping[Place, Tensor]  # in those buffers, in float64
+    fed: Sequence[Moments]  # of the inputs of BatchNorm layers, in the order of execution
+    norms: _NormInputs
+
+
+def _try(
+    fills: Mapping[Place, Tensor], places: Iterable[Place], batches: Batches, inputs: Any, before: ModelState
+) -> _Trial:
+    """Pass a batch through the model, the modules of `places` and BatchNorm in their modes of training."""
+    for place, value in fills.items():
+        _buffer(place).copy_(value)
+    measured = {module for module, _ in places}
     modes = {
         module: mode for module, mode in before.modes.items() if module in measured or isinstance(module, _BatchNorm)
     }
-    fills: list[dict[str, Tensor]] = []
-    for fill in (0.0, 1.0):
-        for place in leaves.values():
-            _buffer(place).fill_(fill)
-        with in_mode(modes), _NormInputs({_buffer(place).data_ptr() for place in leaves.values()}) as norms:
-            batches.forward(inputs)
-        fills.append({name: to_float64(_buffer(place)) for name, place in leaves.items()})
-        before.restore()
-    running: dict[str, RunningBuffer] = {}
-    for name, (module, key) in leaves.items():
-        share = _constant_share(fills[0][name], fills[1][name])
-        if share is None:
-            continue
-        running[name] = RunningBuffer((module, key), share)
-        partner = (module, key.replace("var", "mean"))
-        if partner[1] != key and partner in before.buffers:
-            counts = norms.values_per_channel.get(_buffer(partner).data_ptr(), [])
-            if len(counts) == 1:
-                running[name].partner = partner
-                running[name].values_per_sample = counts[0]
-    return running
+    fed: list[Moments] = []
+
+    def watching(_: _BatchNorm, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def watched_forward(*args: Any, **kwargs: Any) -> Any:
+            values = layer_input(args, kwargs)
+            if values.numel():
+                fed.append(moments_of(values))
+            return forward(*args, **kwargs)
+
+        return watched_forward
+
+    layers = [layer for layer in norm_layers(batches.model) if before.modes[layer]]
+    norms = _NormInputs({_buffer(place).data_ptr() for place in places})
+    with fork_rng(batches.device), replaced_forward(layers, watching), in_training(modes), norms:
+        batches.forward(inputs)
+        left = {place: to_float64(_buffer(place)) for place in places}
+    before.restore()
+    return _Trial(left, fed, norms)
 
 
-def _constant_share(from_zero: Tensor, from_one: Tensor) -> float | None:
-    """Return f of a buffer that began as 0 and as 1, or None if it does not move as a running statistic does."""
-    if from_zero.shape != from_one.shape or not (from_zero.isfinite().all() and from_one.isfinite().all()):
+def _is_alike(trial: _Trial, expected: _Trial, *, but: nn.Module) -> bool:
+    """Return whether BatchNorm and all layers in question but one saw the same."""
+    return _agree(trial.fed, expected.fed) and all(
+        value.shape == expected.left[place].shape
+        and torch.allclose(value, expected.left[place], rtol=TOLERANCE, atol=ROUNDING, equal_nan=True)
+        for place, value in trial.left.items()
+        if place[0] is not but
+    )
+
+
+def _agree(found: Sequence[Moments], expected: Sequence[Moments]) -> bool:
+    """Return whether BatchNorm layers were fed the same, but for rounding."""
+    if len(found) != len(expected):
+        return False
+    for one, other in zip(found, expected, strict=True):
+        if one.mean.shape != other.mean.shape or one.n != other.n:
+            return False
+        error = TOLERANCE * (other.m2 / other.n).sqrt() + ROUNDING * other.mean.abs()
+        if not ((one.mean - other.mean).abs() <= error).all():
+            return False
+        if not ((one.m2 - other.m2).abs() <= TOLERANCE * other.m2).all():
+            return False
+    return True
+
+
+def _find_partner(item: RunningBuffer, norms: _NormInputs, before: ModelState) -> None:
+    """Find the mean that belongs to a variance, if torch itself normalises by both."""
+    module, key = item.place
+    partner = (module, key.replace("var", "mean"))
+    if partner[1] != key and partner in before.buffers:
+        counts = norms.values_per_channel.get(_buffer(partner).data_ptr(), [])
+        if len(counts) == 1:
+            item.partner = partner
+            item.values_per_sample = counts[0]
+
+
+def _constant_share(value: Tensor, large: Tensor, as_is: Tensor, from_zero: Tensor, from_large: Tensor) -> float | None:
+    """Return f of a buffer that began as `value`, 0 and `large`; None if it does not move as a running statistic."""
+    if not (as_is.shape == from_zero.shape == from_large.shape == value.shape):
         return None
-    shares = 1 - (from_one - from_zero)
+    if not (from_zero.isfinite().all() and from_large.isfinite().all()):
+        return None
+    value, large = to_float64(value), to_float64(large)
+    shares = 1 - (from_large - from_zero) / large
     mean = float(shares.mean())
+    expected = from_zero + (1 - mean) * value
+    is_affine = torch.isclose(as_is, expected, rtol=TOLERANCE, atol=TOLERANCE * mean, equal_nan=True)
     is_constant = TOLERANCE < mean <= 1 + TOLERANCE and float((shares - mean).abs().max()) < TOLERANCE
-    return mean if is_constant else None
+    return mean if is_constant and bool(is_affine.all()) else None
 
 
 class _NormInputs(TorchDispatchMode):
@@ -249,12 +350,16 @@ def _read_in_eval_mode(
     if not places:
         return ()
     expected = _output_tensors(batches.forward(inputs))
+    before.restore()  # some layers, such as observers, move buffers in any mode
     read = []
     for name, place in places.items():
         values = comparable(_buffer(place))
-        _ = values.mul_(1.5).add_(0.5) if values.is_floating_point() else values.bitwise_not_()
+        if values.is_floating_point():
+            values.nan_to_num_(0, 1, -1).mul_(1.5).add_(0.5)  # an observer that saw nothing has an infinite range
+        else:
+            values.bitwise_not_()
         found = _output_tensors(batches.forward(inputs))
-        before.restore([place])
+        before.restore()
         if any(not torch.equal(one, other) for one, other in zip(expected, found, strict=True)):
             read.append(name)
     return tuple(read)
@@ -275,11 +380,22 @@ def _buffer(place: Place) -> Tensor:
     return value
 
 
-def _is_moved(found: Tensor, before: Tensor) -> bool:
-    """Return whether values differ; NaN equals NaN. A tensor of another shape is a cache that any pass fills anew."""
-    if found.shape != before.shape:
+def _version(buffer: Tensor) -> int | None:
+    return None if buffer.is_inference() else buffer._version
+
+
+def _is_written(place: Place, before: ModelState, version: int | None) -> bool:
+    """Return whether a pass has written into a buffer since it had this version, even what was there.
+
+    A running maximum shows only so that it may move in another batch. Writes through `.data` leave the version, so
+    values count, too; NaN equals NaN. A tensor of another shape is a cache that any pass fills anew.
+    """
+    found, (buffer, kept) = _buffer(place), before.buffers[place]
+    if found.shape != kept.shape:
         return False
-    found, before = comparable(found), comparable(before)
-    if not torch.equal(found.isnan(), before.isnan()):
+    if found is not buffer or _version(found) != version:
         return True
-    return not torch.equal(found.nan_to_num(), before.nan_to_num())
+    found, kept = comparable(found), comparable(kept)
+    if not torch.equal(found.isnan(), kept.isnan()):
+        return True
+    return not torch.equal(found.nan_to_num(), kept.nan_to_num())

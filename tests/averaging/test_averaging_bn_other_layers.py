@@ -236,6 +236,115 @@ def test_what_nobody_can_measure_is_named_and_left() -> None:
     assert model.norm_of_inputs == 0
 
 
+class Renorm(nn.Module):
+    """Batch Renormalization (Ioffe 2017): training normalises by the running statistics, within bounds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.full((2,), 0.5))
+        self.register_buffer("deviation", torch.full((2,), 1.5))
+
+    def forward(self, values: Tensor) -> Tensor:
+        if not self.training:
+            return (values - self.mean[:, None, None]) / self.deviation[:, None, None]
+        mean, deviation = values.mean((0, 2, 3)), values.std((0, 2, 3))
+        ratio = (deviation / self.deviation).clamp(1 / 3, 3)
+        shift = ((mean - self.mean) / self.deviation).clamp(-5, 5)
+        self.mean.lerp_(mean, 0.1)
+        self.deviation.lerp_(deviation, 0.1)
+        scaled = (values - mean[:, None, None]) / deviation[:, None, None]
+        return scaled * ratio[:, None, None] + shift[:, None, None]
+
+
+class RunningScale(nn.Module):
+    """Divides by a running deviation, in training as in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("deviation", torch.full((2,), 2.0))
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.training:
+            self.deviation.lerp_(values.std((0, 2, 3)), 0.1)
+        return values / self.deviation[:, None, None]
+
+
+class Observed(nn.Module):
+    """Quantizes by a range that an observer inside keeps, in every mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observer = RunningScale()
+        self.register_buffer("step", torch.ones(2))
+
+    def forward(self, values: Tensor) -> Tensor:
+        self.observer.deviation.lerp_(values.std((0, 2, 3)), 0.1)
+        self.step.copy_(self.observer.deviation / 16)
+        return (values / self.step[:, None, None]).round() * self.step[:, None, None]
+
+
+@pytest.mark.parametrize("make", [Renorm, RunningScale])
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_a_layer_that_training_normalises_by_is_named_and_left(make, method: str) -> None:
+    """BatchNorm behind it, against the moments of what evaluation feeds it; the layer against its values before."""
+    values, model = images(), nn.Sequential(make(), nn.BatchNorm2d(2))
+    kept = {name: value.clone() for name, value in model[0].named_buffers()}
+    update = update_batchnorm(values.split(35), model, method=method)
+    assert (update.unmeasured, update.freshness) == (tuple(f"0.{name}" for name in kept), "partial")
+    assert all(torch.equal(value, kept[name]) for name, value in model[0].named_buffers())
+    fed = model.eval()[0](values)
+    torch.testing.assert_close(model[1].running_mean, fed.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(model[1].running_var, fed.var((0, 2, 3)), rtol=1e-5, atol=1e-6)
+
+
+def test_an_observer_that_quantizes_what_batchnorm_is_fed() -> None:
+    """Statistics behind it, against those of its inputs, from which its outputs differ by a step at most."""
+    values, model = images(), nn.Sequential(Observed(), nn.BatchNorm2d(2))
+    update = update_batchnorm(values.split(35), model)
+    assert (update.unmeasured, update.freshness) == (("0.observer.deviation",), "partial")
+    assert torch.equal(model[0].observer.deviation, torch.full((2,), 2.0))
+    torch.testing.assert_close(model[1].running_mean, values.mean((0, 2, 3)), rtol=0, atol=0.01)
+    torch.testing.assert_close(model[1].running_var, values.var((0, 2, 3)), rtol=0.01, atol=0)
+
+
+def test_other_norms_beside_a_layer_that_is_left_are_measured() -> None:
+    """Norms before and after it, against what they are fed."""
+    norms = [Decaying(), nn.InstanceNorm2d(2, track_running_stats=True)]
+    model, values = nn.Sequential(norms[0], RunningScale(), norms[1], nn.BatchNorm2d(2)), images()
+    update = update_batchnorm([values], model)
+    assert (update.num_layers, update.unmeasured) == (3, ("1.deviation",))
+    power = values.square().mean((0, 2, 3))
+    torch.testing.assert_close(norms[0].power, power, rtol=1e-5, atol=1e-6)
+    fed = values / power.sqrt()[:, None, None] / 2
+    torch.testing.assert_close(norms[1].running_mean, fed.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norms[1].running_var, fed.var((2, 3)).mean(0), rtol=1e-4, atol=1e-5)
+
+
+class Largest(nn.Module):
+    """A running maximum, which a batch moves or does not; with a layer inside, or without."""
+
+    def __init__(self, largest: float, inside: nn.Module | None) -> None:
+        super().__init__()
+        self.inside = inside
+        self.register_buffer("largest", torch.tensor(largest))
+
+    def forward(self, values: Tensor) -> Tensor:
+        values = values if self.inside is None else self.inside(values)
+        if self.training:
+            self.largest.copy_(torch.maximum(self.largest, values.abs().max()))
+        return values / self.largest
+
+
+@pytest.mark.parametrize("largest", [1e-3, 50.0])
+@pytest.mark.parametrize("inside", [nn.BatchNorm2d(2), None])
+def test_a_running_maximum_is_named_whether_a_batch_moves_it_or_not(largest: float, inside: nn.Module | None) -> None:
+    """The buffer against its value before, and what is said of it."""
+    model = Largest(largest, inside)
+    update = update_batchnorm(images().split(35), model)
+    assert (update.unmeasured, update.moved, update.freshness) == (("largest",), ("largest",), "partial")
+    assert float(model.largest) == pytest.approx(largest)
+
+
 class Positions(nn.Module):
     """A cache in a buffer: made anew for another number of samples, as timm's ConViT keeps its distances."""
 

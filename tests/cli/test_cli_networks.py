@@ -258,10 +258,15 @@ def test_frozen_in_part(swa, person: Path) -> None:
     assert not torch.equal(content["state_dict"]["body.1.running_mean"], torch.zeros(4))
 
 
-def test_statistics_that_nobody_can_measure_are_named(swa, person: Path) -> None:
+@pytest.mark.parametrize(
+    "move",
+    ["self.centre.lerp_(x.mean(0), 0.1)", "self.centre.copy_(torch.maximum(self.centre, x.amax(0)))"],
+    ids=["a mean", "a maximum that the last batches leave"],
+)
+def test_statistics_that_nobody_can_measure_are_named(swa, person: Path, move: str) -> None:
     """A buffer of the network itself: a warning with its name, and `partial` in file, JSON and table."""
     make = f"{PLAIN}\nself.register_buffer('centre', torch.zeros(1, 6, 6))"
-    forward = "if self.training:\n    self.centre.lerp_(x.mean(0), 0.1)\n"
+    forward = f"if self.training:\n    {move}\n"
     forward += "return self.head(self.body(x - self.centre).flatten(1))"
     (person / "nets.py").write_text(network(make, forward))
     ended = swa("train", "recipe.yaml", "--json")
