@@ -102,7 +102,7 @@ def evaluate_checkpoint(
     if folder is None:
         every = reader.weight_sets(found, model)
     else:
-        every = open.weight_sets_of_run(folder, found, model, recipe=context.recipe)
+        every = open.weight_sets_of_run(folder, found, model, recipe=context.recipe, terminal=terminal)
     held = set(every)
     if context.source.train is not None and is_refreshable(model):
         every = _with_reference(every, wanted=weights, with_ensemble=with_ensemble)

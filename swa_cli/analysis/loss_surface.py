@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli.analysis import passes
+from swa_cli.analysis import open, passes
 from swa_cli.analysis.passes import Loader
 from swa_cli.analysis.run_data import Anchor, OpenRun, anchor_of
 from swa_cli.analysis.sources import averaged_names
@@ -123,7 +123,7 @@ def score_line(
     Raises:
         UserError: Weight sets are missing or the same.
     """
-    words = words or (RAW, _first_average(run))
+    words = words or (RAW, _first_average(run, options="--between last"))
     ends = [anchor_of(run, word) for word in words]
     step = _difference(run.opened[1], *ends)
     length = math.sqrt(_inner(run.opened[1], step, step))
@@ -241,7 +241,7 @@ def default_points(run: OpenRun) -> dict[str, str]:
     Raises:
         UserError: The run has no average, or no snapshot before its end.
     """
-    average = _first_average(run)
+    average = _first_average(run, options="--points START.pt last")
     if run.plan.worker is not None:
         return {name: name for name in (RAW, name_of_worker(1), name_of_worker(2))}
     start = run.averaging[average][0]
@@ -258,13 +258,21 @@ def default_points(run: OpenRun) -> dict[str, str]:
     return {name: str(run.folder.snapshot_path(step)), RAW: RAW, average: average}
 
 
-def _first_average(run: OpenRun) -> str:
-    if run.best == RAW:
-        raise UserError(
-            f"{run.folder.path}: has no average yet",
-            hint="let the run end, or train with a section `swa` in the recipe",
-        )
-    return run.best
+def _first_average(run: OpenRun, *, options: str) -> str:
+    """Return the name of the first average; with `options` and a file, another average is named.
+
+    Raises:
+        UserError: The run has shipped none.
+    """
+    if run.best != RAW:
+        return run.best
+    if not run.averaging:
+        raise UserError(f"{run.folder.path}: has no average", hint="train with a section `swa` in the recipe")
+    how = open.how_to_take_average(run.folder, run.point, run.recipe)
+    hint = "let the run reach its averaging phase, and end"
+    if how is not None:
+        hint = f"let the run end, or run `{how[0]}` for its average so far and add {options} {how[1]}"
+    raise UserError(f"{run.folder.path}: has shipped no average of step {run.step:,}", hint=hint)
 
 
 def combined(anchors: Sequence[Anchor], coefficients: Coefficients, *, averaged: Sequence[str]) -> dict[str, Tensor]:

@@ -247,35 +247,63 @@ def resume_point(folder: RunFolder) -> Checkpoint:
 
 
 def weight_sets_of_run(
-    folder: RunFolder, point: Checkpoint, model: nn.Module, *, recipe: Recipe
+    folder: RunFolder, point: Checkpoint, model: nn.Module, *, recipe: Recipe, terminal: Terminal
 ) -> dict[str, WeightSet]:
     """Return the raw weights of a run as `last`, those of its workers, and each weight set that it has shipped.
+
+    A warning names the files that are not of the resume point, and are left out.
 
     Raises:
         UserError: A shipped file that cannot be read, or is of another run.
     """
     sets: dict[str, WeightSet] = {}
+    others: list[Checkpoint] = []
+
+    def take(name: str, source: Checkpoint) -> None:
+        shipped = _shipped(folder, name, point)
+        if shipped is not None and is_of(source, shipped):
+            sets.update(reader.weight_sets(shipped, model))
+        elif shipped is not None:
+            others.append(shipped)
+
     for name, found in {RAW: point, **points_of_workers(folder, point, recipe)}.items():
         sets[name] = reader.raw_weights(found, model)
-        shipped = _shipped(folder, recomputed(name), point)
-        if shipped is not None and shipped.content["average"]["steps"] == [found.content["step"]]:
-            sets |= reader.weight_sets(shipped, model)
+        take(recomputed(name), found)
     for name in shipped_by(point, recipe):
-        shipped = _shipped(folder, name, point)
-        if shipped is not None and shipped.content["average"]["steps"] == _steps_of(name, point, default=shipped):
-            sets |= reader.weight_sets(shipped, model)
+        take(name, point)
+    if others:
+        terminal.warning(
+            f"{folder.path}: is at step {point.content['step']:,}, and files of other steps in {folder.checkpoints} are"
+            f" left out: {', '.join(map(_place_of, others))}; name one to use it"
+        )
     return sets
 
 
-def _steps_of(name: str, point: Checkpoint, *, default: Checkpoint) -> list[int]:
-    """Return the steps of a weight set in a resume point; that of SWAP workers is not in it.
+def is_of(point: Checkpoint, shipped: Checkpoint) -> bool:
+    """Return whether a shipped weight set is that of a resume point; that of SWAP workers is not in it.
 
     The file of a run that `--extend-to` continues is still that of the shorter run.
     """
-    kept, averages = point.content.get("kept", {}), point.content["averages"]
-    if name in kept:
-        return list(kept[name]["average"]["steps"])
-    return list(averages[name]["steps"] if name in averages else default.content["average"]["steps"])
+    average, averages = shipped.content["average"], {**point.content["averages"]}
+    averages |= {name: entry["average"] for name, entry in point.content.get("kept", {}).items()}
+    if average["name"] in averages:
+        return bool(average["steps"] == averages[average["name"]]["steps"])
+    return average["kind"] != "raw" or average["steps"] == [point.content["step"]]
+
+
+def _place_of(shipped: Checkpoint) -> str:
+    content = shipped.content
+    step, epochs = content["average"]["steps"][-1], content["recipe"]["train"]["epochs"]
+    return f"{shipped.path.name} (step {step:,}, of {epochs} epochs)"
+
+
+def how_to_take_average(folder: RunFolder, point: Checkpoint, recipe: Recipe) -> tuple[str, str] | None:
+    """Return the command that takes the first average so far out of a resume point, and the file that it writes."""
+    for name, entry in point.content["averages"].items():
+        if entry["count"]:
+            words = ("swa", "average", folder.path, "--weights", name, "-o", f"{name}.pt")
+            return user_code.command(words, recipe), f"{name}.pt"
+    return None
 
 
 def _shipped(folder: RunFolder, name: str, point: Checkpoint) -> Checkpoint | None:

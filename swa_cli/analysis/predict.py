@@ -297,12 +297,17 @@ def _chosen(
     if folder is None:
         sets = reader.weight_sets(found, model)
     else:
-        sets = open.weight_sets_of_run(folder, found, model, recipe=recipe)
+        sets = open.weight_sets_of_run(folder, found, model, recipe=recipe, terminal=terminal)
     name = request.weights
     if name is None and folder is not None:
         name = next((key for key, item in sets.items() if item.kind != "raw"), RAW)
         if name == RAW and found.content["averages"]:
-            terminal.warning(f"{request.path}: has shipped no average yet: the raw weights predict")
+            how = open.how_to_take_average(folder, found, recipe)
+            instead = "" if how is None else f"; for its average so far, run `{how[0]}` and name {how[1]}"
+            terminal.warning(
+                f"{request.path}: has shipped no average of step {found.content['step']:,}: the raw weights"
+                f" predict{instead}"
+            )
     if name is None and len(sets) > 1:
         raise UserError(
             f"{request.path}: holds {', '.join(sets)}, and one of them predicts", hint="choose it with --weights NAME"

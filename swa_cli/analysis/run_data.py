@@ -155,7 +155,9 @@ class OpenRun:
         Raises:
             UserError: One has stale BatchNorm statistics.
         """
-        sets = open.weight_sets_of_run(self.folder, self.point, self.opened[1], recipe=self.recipe)
+        sets = open.weight_sets_of_run(
+            self.folder, self.point, self.opened[1], recipe=self.recipe, terminal=self.terminal
+        )
         for name, item in sets.items():
             path = self.folder.checkpoints / f"{name}.pt"
             refresh = user_code.command(("swa", "bn-update", path), self.recipe)

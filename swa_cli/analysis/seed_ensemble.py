@@ -207,7 +207,7 @@ def _predict(
         outcomes.require_classes(context.recipe.task, option=option)
     on = split or context.scoring_split()
     _require_same_images(members, on)
-    sets = open.weight_sets_of_run(member.folder, point, model, recipe=context.recipe)
+    sets = open.weight_sets_of_run(member.folder, point, model, recipe=context.recipe, terminal=terminal)
     name = _choose(sets, weights, draws=num_draws is not None, path=member.folder.path)
     item = sets[name]
     known = read_result(member.folder.result, metrics=context.task.metrics)[1].weights.get(name, {}).get("val") or {}

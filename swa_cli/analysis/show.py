@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from swa_cli.analysis.open import recipe_of, shipped_by
+from swa_cli.analysis.open import is_of, recipe_of, shipped_by
 from swa_cli.analysis.settings import FoundRun, read_run
 from swa_cli.checkpoint import reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint
@@ -142,8 +142,9 @@ def _show_run(path: Path, *, terminal: Terminal) -> dict[str, Any]:
         facts["resume_point"] = _facts(found)
         for name in dict.fromkeys([*facts["resume_point"]["weights"], *shipped_by(found, run.recipe)]):
             shipped = folder.checkpoints / f"{name}.pt"
-            if name != "last" and os.path.lexists(shipped):  # refreshed, unlike in the resume point
-                facts["resume_point"]["weights"] |= _weights(reader.read(shipped))
+            # Refreshed, unlike in the resume point.
+            if name != "last" and os.path.lexists(shipped) and is_of(found, item := reader.read(shipped)):
+                facts["resume_point"]["weights"] |= _weights(item)
     for file in _files_of(folder):
         facts["files"][str(file.relative_to(path))] = file.stat().st_size
     environment = about(folder.about) if folder.about.is_file() else {}

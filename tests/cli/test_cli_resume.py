@@ -495,7 +495,32 @@ def test_an_average_of_the_shorter_run_is_not_scored_with_the_longer_one(swa, lo
     assert swa("eval", "runs/latest", "--json").json["weights"].keys() >= {"last", "swa"}
     signal_at(117)
     assert swa("train", "--resume", "runs/latest", "--extend-to", "8", "-q").code == 130
-    assert list(swa("eval", "runs/latest", "--json").json["weights"]) == ["last"]
+    scored = swa("eval", "runs/latest", "--json")
+    assert list(scored.json["weights"]) == ["last"]
+    assert "swa.pt (step 88, of 4 epochs)" in " ".join(scored.err.split())  # what lies there is told
+    assert swa("show", "runs/latest", "--json").json["resume_point"]["weights"]["swa"]["steps"][-1] == 110
+
+
+def test_the_average_so_far_of_a_longer_run_is_taken_as_the_hints_say(swa, long: Path, signal_at) -> None:
+    """Stopped inside its extension: `predict` and `plot` name the earlier files, and a command that works."""
+    words = ["schedule={name: constant}", "swa={start: 2ep, every: 1ep}", "averages={}", "snapshots={every: 1ep}"]
+    assert swa("train", long, "-q", *words).code == 0
+    signal_at(117)
+    assert swa("train", "--resume", "runs/latest", "--extend-to", "8", "-q").code == 130
+    Image.new("L", (8, 8), 99).save("one.png")
+    take = "swa average runs/latest --weights swa -o swa.pt"
+    predicted = swa("predict", "runs/latest", "one.png", "--json")
+    assert predicted.json["weights"] == "last"
+    drawn = [swa("plot", "runs/latest", kind, "--samples", "64", "--grid", "3") for kind in ("plane", "path")]
+    assert [ended.code for ended in drawn] == [2, 2]
+    for ended in (predicted, *drawn):
+        said = " ".join(ended.err.split())
+        assert "swa.pt (step 88, of 4 epochs)" in said
+        assert f"`{take}`" in said
+    assert "--between last swa.pt" in " ".join(drawn[1].err.split())
+    assert swa(*take.split()[1:]).code == 0
+    assert swa("predict", "swa.pt", "one.png", "--json").json["count"] == 4
+    assert swa("plot", "runs/latest", "path", "--between", "last", "swa.pt", "--samples", "64", "--grid", "3").code == 0
 
 
 # 88 steps: the decay begins after step 58, inside an epoch; of 132 after step 102.
