@@ -24,7 +24,7 @@ from torch import Tensor
 
 from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.errors import UserError
-from swa_cli.report.console_text import Column, cut_to
+from swa_cli.report.console_text import GAP, Column, cut_to
 from swa_cli.report.terminal import Terminal
 
 ROW_GROUP = 10_000  # rows of a parquet file that are written at once
@@ -144,10 +144,10 @@ def print_rows(
 ) -> None:
     """Let `work` add the rows of a table, which are printed as they come; columns without a width hold numbers."""
     shown = [
-        Column(key, key, max(len(key), widths[key]) + 2, rank=0, left=True)
+        Column(key, key, max(len(key), widths[key]) + (GAP if place else 0), rank=0, left=True)
         if key in widths
-        else Column(key, key, max(_CELL, len(key) + 2), rank=0)
-        for key in columns
+        else Column(key, key, max(_CELL, len(key) + GAP), rank=0)
+        for place, key in enumerate(columns)
     ]
     head = True
 

@@ -122,6 +122,9 @@ def block(*parts: str | Lines) -> Lines:
     return lines
 
 
+GAP = 2  # terminal cells before a column of texts, unless it is the first
+
+
 @dataclass(frozen=True)
 class Column:
     """A column; `key` finds its cells, and the column with the highest `rank` is left out first on a narrow page."""
@@ -166,7 +169,11 @@ def cell_line(columns: Sequence[Column], cells: Cells, *, console: Console) -> T
         text, style = (cell, "") if isinstance(cell, str) else cell
         text = safe(text, console=console)
         padding = " " * (column.width - cell_len(text))
-        line.append(text + padding if column.left else padding + text, style=style)
+        if column.left:
+            gap = " " * GAP if line else ""
+            line.append(gap + text + padding[len(gap) :], style=style)
+        else:
+            line.append((padding or " " * bool(line)) + text, style=style)  # a wide number stays apart
     line.rstrip()
     return line
 

@@ -149,12 +149,13 @@ def test_each_format_says_the_same(swa: Swa, trained: Path, run: Path) -> None:
         probabilities = [float(row["probability"]) for row in expected]
         assert [row["probability"] for row in found] == pytest.approx(probabilities, abs=1e-6)
     assert (on_stdout["weights"], on_stdout["count"], on_stdout["images"]) == ("swa", 3, 41)
-    table = swa("predict", run, test).out.splitlines()
-    assert table[0].split() == ["path", "class", "probability"]
+    table = swa("predict", run, test, "--top", "2").out.splitlines()
+    assert table[0].split() == [*expected[0]]
     assert len(table) == 42
     for line, row in zip(table[1:], expected, strict=True):
         assert line.startswith(row["path"])
-        assert line.split()[-1] == f"{float(row['probability']):.4f}"
+        cells = [row["class"], f"{float(row['probability']):.4f}", row["class_2"], f"{float(row['probability_2']):.4f}"]
+        assert " ".join(line.split()).endswith(" ".join(cells))
     assert not [*Path().glob(".*.tmp")]
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from rich.cells import cell_len
 
+from swa_cli.report.console_text import Column, open_console, table
 from swa_cli.report.scores import ensemble_summary, verdict
 from swa_cli.report.terminal import Terminal
 
@@ -407,3 +408,14 @@ def test_durations_and_counts_stay_short(capsys: pytest.CaptureFixture[str]) -> 
     rows = itertools.islice(capsys.readouterr().err.splitlines(), 2, None)
     times = ["0.0 s", "9.9 s", "10 s", "59 s", "1m 00s", "59m 59s", "1h 00m", "100h 00m"]
     assert [row.rsplit("·", 1)[1].strip() for row in rows] == times
+
+
+def test_columns_of_a_table_stay_apart() -> None:
+    """Texts before and after numbers, and numbers wider than their column: the words of each line are its cells."""
+    columns = [
+        Column(key, key, width, rank=0, left=key in "ac") for key, width in zip("abcd", (4, 7, 6, 6), strict=True)
+    ]
+    rows = [{"a": "text", "b": "0.9643", "c": "dogs", "d": "1234567.1234"}, {"a": "t", "b": "1", "c": "d", "d": "2"}]
+    lines = [line.plain for line in table(columns, rows)(open_console(io.StringIO()))]
+    assert [line.split() for line in lines] == [list("abcd"), *([*row.values()] for row in rows)]
+    assert lines[0].index("c") == lines[1].index("dogs") == lines[2].index("d")
