@@ -22,6 +22,7 @@ from swa_cli.analysis.run_data import OpenRun, confusion, hardest, reliability
 from swa_cli.analysis.settings import Setting
 from swa_cli.checkpoint.atomic import write_atomic
 from swa_cli.checkpoint.run_folder import about
+from swa_cli.checkpoint.schema import ENDED_BY
 from swa_cli.engine.plan_text import describe_averages, describe_schedule
 from swa_cli.engine.user_code import command
 from swa_cli.errors import UserError
@@ -233,7 +234,7 @@ def _facts(run: OpenRun) -> list[tuple[str, str]]:
         ("seed", str(recipe.seed)),
     ]
     seconds = sum(row["seconds"] for row in point["history"])
-    stopped = f", ended by train.{point['stopped']}" if point["stopped"] else ""
+    stopped = f", ended by {ENDED_BY[point['stopped']]}" if point["stopped"] else ""
     pairs.append(("done", f"{run.step:,} of {run.plan.total_steps:,} steps in {seconds:,.0f} s{stopped}"))
     return pairs
 

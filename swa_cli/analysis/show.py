@@ -18,6 +18,7 @@ from swa_cli.analysis.settings import FoundRun, read_run
 from swa_cli.checkpoint import reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RunFolder, about
+from swa_cli.checkpoint.schema import ENDED_BY
 from swa_cli.metrics.metric import BY_TASK
 from swa_cli.recipe.schema import Recipe
 from swa_cli.recipe.swap import describe_swap
@@ -121,8 +122,7 @@ def _rows(found: Checkpoint, facts: Mapping[str, Any]) -> Rows:
     else:
         rows += [("recipe", _recipe_text(recipe_of(found))), ("input", _input_text(facts["input"]))]
         if "step" in facts:
-            stopped = f", ended by train.{facts['stopped']}" if facts.get("stopped") else ""
-            rows.append(("reached", f"step {facts['step']:,}, epoch {facts['epoch']}{stopped}"))
+            rows.append(_reached(facts))
     rows += [(name, _weights_text(values)) for name, values in facts["weights"].items()]
     if facts.get("sources"):
         rows.append(("made of", some_of([source["file"] for source in facts["sources"]], most=4)))
@@ -184,13 +184,18 @@ def _run_rows(run: FoundRun, facts: Mapping[str, Any], environment: Mapping[str,
     if point is None:
         rows.append(("reached", "nothing saved yet"))
     else:
-        rows.append(("reached", f"step {point['step']:,}, epoch {point['epoch']}"))
+        rows.append(_reached(point))
         rows += [(name, _weights_text(values)) for name, values in point["weights"].items()]
     files = facts["files"]
     rows.append(
         ("files", f"{len(files)} checkpoints, {size_text(sum(files.values()))}: {some_of(list(files), most=4)}")
     )
     return rows + ([("made with", _environment_text(environment))] if environment else [])
+
+
+def _reached(facts: Mapping[str, Any]) -> tuple[str, str]:
+    stopped = f", ended by {ENDED_BY[facts['stopped']]}" if facts.get("stopped") else ""
+    return "reached", f"step {facts['step']:,}, epoch {facts['epoch']}{stopped}"
 
 
 def _recipe_text(recipe: Recipe) -> str:

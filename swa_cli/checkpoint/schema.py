@@ -181,6 +181,10 @@ class StoredKept(_Stored):
     samples: int
 
 
+# `stopped` of a resume point, with the key that has ended the run before its last epoch.
+ENDED_BY: Mapping[str, str] = {"max_time": "train.max_time", "patience": "train.early_stopping"}
+
+
 class ResumePoint(_File):
     """last.pt and previous.pt: everything that the rest of a run depends on."""
 

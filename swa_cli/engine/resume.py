@@ -15,6 +15,7 @@ from typing import Any
 from swa_cli.checkpoint import reader
 from swa_cli.checkpoint.reader import Checkpoint
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder, about, folder_of_launch
+from swa_cli.checkpoint.schema import ENDED_BY
 from swa_cli.engine import failures, keep, pretrained, state, train
 from swa_cli.engine.distributed import World, is_restarted, join_processes, name_of_launch
 from swa_cli.engine.events import Events
@@ -249,7 +250,7 @@ def require_same(point: Checkpoint, found: Loaded, *, ignored: Sequence[str] = R
 def _extended(folder: RunFolder, point: Checkpoint | None, loaded: Loaded, epochs: int, events: Events) -> Loaded:
     """Return the recipe with more epochs, and note what that moves."""
     if point is None or point.content["stopped"] is not None:
-        reason = "has saved nothing yet" if point is None else f"was ended by train.{point.content['stopped']}"
+        reason = "has saved nothing yet" if point is None else f"was ended by {ENDED_BY[point.content['stopped']]}"
         raise UserError(f"{folder.path}: {reason}, so it has no epochs to add", hint="start a new run")
     if epochs == loaded.recipe.train.epochs and not folder.result.is_file():
         return loaded  # it was extended before, and is not finished

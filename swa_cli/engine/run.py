@@ -69,7 +69,7 @@ class Run:
     running: tuple[Tensor, ...] = ()  # BatchNorm's running statistics, which are averaged over processes
     step: int = 0  # updates done
     history: list[dict[str, Any]] = field(default_factory=list)
-    stopped: str | None = None  # max_time | patience: what ended the run before its last epoch
+    stopped: str | None = None  # what ended the run before its last epoch: a key of `ENDED_BY`
     kept: dict[str, Kept] = field(default_factory=dict)  # the best so far, by the name of its file
     saved_best: int | None = None  # the epoch that best.pt holds
     refreshed: dict[str, Refreshed] = field(default_factory=dict)

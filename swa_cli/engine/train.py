@@ -21,6 +21,7 @@ from torch import Tensor
 from swa_cli.averaging.average import update_all
 from swa_cli.averaging.model_state import NonFiniteWeightsError, read, require_finite
 from swa_cli.checkpoint.run_folder import RunFolder
+from swa_cli.checkpoint.schema import ENDED_BY
 from swa_cli.engine import estimate, failures, keep, state, swap, validate
 from swa_cli.engine.distributed import ALONE, World
 from swa_cli.engine.events import EndEvent, EpochEvent, Events, StepEvent
@@ -154,6 +155,7 @@ def train_epochs(run: Run, folder: RunFolder) -> None:
             if run.stopped is None:
                 state.save_if_due(run, folder)
         if run.stopped is not None:
+            _tell_early_end(run, key=ENDED_BY[run.stopped])
             state.save_resume_point(run, folder)
         state.wait_for_files(run)
         run.interrupt.check()
@@ -299,6 +301,18 @@ def _out_of_patience(run: Run) -> str | None:
     measured = [row for row in run.history if row[stop.metric] is not None]
     best = keep.best_row(measured, stop.metric, run.context.task.metrics)
     return "patience" if best is not None and len(measured) - 1 - best >= stop.patience else None
+
+
+def _tell_early_end(run: Run, *, key: str) -> None:
+    """Say which key has ended the run, and where."""
+    if run.step:
+        where = f"after step {run.step:,} of {run.plan.total_steps:,}, in epoch {len(run.history)} of {run.plan.epochs}"
+        run.context.events.note(f"ended by {key} {where}")
+    else:
+        run.context.events.warning(
+            f"{key} had passed before the first step: nothing was trained, and the weights are those of the start;"
+            " set a longer time"
+        )
 
 
 def _require_finite(loss: float, run: Run) -> float:

@@ -374,9 +374,21 @@ def test_time_limit_ends_like_any_finished_run(
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert [row["step"] for row in rows] == ["22", "44", "60"]
     assert rows[-1]["swa_val_loss"]
+    told = "ended by train.max_time after step 60 of 88, in epoch 3 of 4"
+    assert told in ended.err
+    assert told in (run / "log.txt").read_text()
+    assert "step 60, epoch 3, ended by train.max_time" in " ".join(swa("show", run).out.split())
     again = swa("train", "--resume", run)
     assert again.code == 2
     assert "finished" in again.err
+
+
+def test_a_time_limit_before_the_first_step_is_a_warning(swa, long: Path) -> None:
+    """A microsecond, which has passed before any step: a quiet run says too that nothing was trained."""
+    ended = swa("train", long, "-q", "--json", "train.max_time=0.000001s", "averages={}", "snapshots=null")
+    assert ended.code == 0, ended.err
+    assert ended.json["stopped"] == "max_time"
+    assert "train.max_time had passed before the first step" in " ".join(ended.err.split())
 
 
 def test_time_limit_counts_the_time_before_a_stop(
@@ -426,6 +438,8 @@ def test_patience_ends_when_the_metric_stands_still(
     ended = swa("train", long, "--json", *words)
     assert ended.code == 0, ended.err
     assert ended.json["stopped"] == "patience"
+    assert "ended by train.early_stopping after step" in ended.err
+    assert "ended by train.early_stopping" in " ".join(swa("show", "runs/latest").out.split())
     assert len(list(csv.DictReader((tmp_path / "runs/long-001/metrics.csv").read_text().splitlines()))) == 4
     assert ended.json["weights"]["swa"]["batchnorm"] == "recomputed"
 
