@@ -137,8 +137,9 @@ def of_snapshots(profile: Profile, points: Sequence[int], *, start: int) -> Shar
     The profile of an EMA begins after step `start` and ends with the last snapshot; steps that lie further before the
     first snapshot than the second lies after it are left out. The snapshots of a merge all count as if others lay
     beyond them, so evenly spaced ones are alike in a linear decay, as in WSM. The rougher sum leaves out every second
-    snapshot; the error is about half the distance to it.
+    snapshot; the error is about half the distance to it, and none where no step lies between two snapshots.
     """
+    factor = None if len(points) == 1 else 0.5 if any(b - a > 1 for a, b in pairwise(points)) else 0.0
     every_second = points[::-2][::-1]
     raw, cells = _nearest(profile, points, start=start)
     coarse, _ = _nearest(profile, every_second, start=start)
@@ -149,7 +150,7 @@ def of_snapshots(profile: Profile, points: Sequence[int], *, start: int) -> Shar
         [_rounded(weight, max(raw)) for weight in raw],
         nothing,
         [rough.get(point, 0.0) for point in points],
-        error_factor=0.5 if len(points) > 1 else None,
+        error_factor=factor,
         mean_age=sum(weight * (end - (a + b) / 2) for weight, (a, b) in zip(raw, pairwise(cells), strict=True)),
     )
 

@@ -138,6 +138,8 @@ def test_snapshots_of_every_step_are_exact(profile: Profile) -> None:
         weights = counts(profile, LENGTH - first)
         expected = weights @ steps[first:]
         np.testing.assert_allclose(averaged(nearest, points[first:], steps), expected, rtol=0, atol=1e-11)
+        assert nearest.error_factor == 0
+        assert profiles.of_snapshots(profile, points[first:-2] + points[-1:], start=first).error_factor == 0.5
         assert nearest.mean_age == pytest.approx(weights @ (LENGTH - first - np.arange(LENGTH - first) - 0.5), rel=1e-9)
 
 
