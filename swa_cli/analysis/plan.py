@@ -57,8 +57,9 @@ def _processes_text(scaled: Scaled) -> str:
 
 
 def _columns(planned: Plan) -> list[Column]:
-    """An epoch, the rate of its first step, how many weights each average takes in it, what is kept and scored."""
-    columns = [Column("epoch", "epoch", 5, rank=0), Column("lr", "lr", 9, rank=1)]
+    """An epoch, the rates of its first and last step, the weights that each average takes, what is kept and scored."""
+    columns = [Column("epoch", "epoch", 5, rank=0)]
+    columns += [Column("first lr", "first lr", 10, rank=1), Column("last lr", "last lr", 9, rank=1)]
     columns += [Column(f"of {item.name}", item.name, max(len(item.name) + 2, 6), rank=2) for item in planned.averages]
     columns += [Column("batch", "batch", 10, rank=2)] if planned.worker else []
     columns += [Column("snapshots", "snapshots", 11, rank=3)] if planned.snapshots else []
@@ -77,7 +78,8 @@ def _cells(planned: Plan, epoch: int) -> dict[str, str]:
     return {
         "epoch": str(planned.phase.before + epoch),
         "batch": planned.phase.batch.removeprefix("batch "),
-        "lr": rate(planned.learning_rate(first)),
+        "first lr": rate(planned.learning_rate(first)),
+        "last lr": rate(planned.learning_rate(last - 1)),
         **{f"of {item.name}": taken(item.steps) for item in planned.averages},
         "snapshots": taken(planned.snapshots),
         "scored": "yes" if is_scored else NOT_MEASURED,

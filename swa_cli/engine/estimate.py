@@ -178,10 +178,12 @@ def estimate(run: Run, *, cluster: Cluster | None = None) -> Estimate:
 
 
 def _arithmetic(planned: Plan) -> dict[str, Any]:
+    starts = range(0, planned.total_steps, planned.steps_per_epoch)
     values = {
         "epochs": planned.epochs,
         "steps_per_epoch": planned.steps_per_epoch,
-        "learning_rates": [planned.learning_rate(epoch * planned.steps_per_epoch) for epoch in range(planned.epochs)],
+        "learning_rates": [planned.learning_rate(step) for step in starts],  # of the first step of each epoch
+        "last_learning_rates": [planned.learning_rate(step + planned.steps_per_epoch - 1) for step in starts],
         "averages": {item.name: {"kind": item.kind, "steps": list(item.steps)} for item in planned.averages},
     }
     if (worker := planned.worker) is not None:

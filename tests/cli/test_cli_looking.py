@@ -207,7 +207,10 @@ def test_doctor_never_fails_because_something_is_missing(swa, tmp_path: Path, mo
 
 
 def test_plan_is_that_of_the_run(swa, tmp_path: Path) -> None:
-    """Rates, steps of each average and snapshots against `make_plan`; the table has a row an epoch; nothing written."""
+    """Rates, steps of each average and snapshots against `make_plan`; the table has a row an epoch; nothing written.
+
+    The rate of the last step of an epoch is that which a run has in metrics.csv.
+    """
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     words = ["plan", "recipe.yaml", "train.epochs=5"]
     told = swa(*words, "--json").json
@@ -219,7 +222,10 @@ def test_plan_is_that_of_the_run(swa, tmp_path: Path) -> None:
     ended = swa(*words)
     rows = [line.split() for line in ended.out.splitlines() if line[:5].strip().isdigit()]
     assert [int(row[0]) for row in rows] == [1, 2, 3, 4, 5]
-    taken = [0 if row[2] == "·" else int(row[2]) for row in rows]
+    firsts, lasts = told["learning_rates"], told["last_learning_rates"]
+    assert [float(row[1]) for row in rows] == pytest.approx(firsts, abs=5e-5)
+    assert [float(row[2]) for row in rows] == pytest.approx(lasts, abs=5e-5)
+    taken = [0 if row[3] == "·" else int(row[3]) for row in rows]
     expected = [
         sum(epoch * per_epoch < step <= (epoch + 1) * per_epoch for step in planned.averages[0].steps)
         for epoch in range(5)
@@ -227,6 +233,9 @@ def test_plan_is_that_of_the_run(swa, tmp_path: Path) -> None:
     assert taken == expected
     assert "steps timed now" in " ".join(ended.out.split())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recipe.yaml"]
+    assert swa("train", "recipe.yaml", "-q", "train.epochs=5", "name=r").code == 0
+    trained = list(csv.DictReader((tmp_path / "runs/r-001/metrics.csv").read_text().splitlines()))
+    assert [float(row["lr"]) for row in trained] == lasts
 
 
 def test_estimated_time_counts_steps_samples_and_batches(swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
