@@ -9,10 +9,11 @@ held out, of training images.
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from swa_cli.analysis import sources
 from swa_cli.analysis.passes import Loader
@@ -21,7 +22,7 @@ from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.context import Context
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import SampleScores, TaskMetrics, standard_error
-from swa_cli.report.scores import cell, difference_text, with_error
+from swa_cli.report.scores import cell, difference_text, known, largest, with_error
 
 NEEDS_PASS = ("running", "stale")  # BatchNorm statistics that are not measured as those of the mean are
 TRAINING_SAMPLES = 10_000  # at most, as each weight set is scored on them
@@ -41,15 +42,16 @@ class Barrier:
     @property
     def is_clear(self) -> bool:
         """Whether the mean is worse than its members by two standard errors, or has no finite loss."""
-        return not self.difference <= 2 * self.se
+        return not math.isfinite(self.difference) or self.difference > 2 * self.se
 
     def describe(self, metrics: TaskMetrics) -> str:
         """Return the numbers as a sentence."""
         loss = metrics.loss
-        found = with_error(difference_text(loss, self.difference), cell(loss, self.se))
+        scale = largest(self.loss_at_mean, self.mean_of_losses, self.se)
+        found = with_error(difference_text(loss, self.difference, scale=scale), cell(loss, known(self.se), scale=scale))
         return (
-            f"{self.split} {loss.name} {cell(loss, self.loss_at_mean)} at the mean of the weights,"
-            f" {cell(loss, self.mean_of_losses)} on average over them: {found}"
+            f"{self.split} {loss.name} {cell(loss, self.loss_at_mean, scale=scale)} at the mean of the weights,"
+            f" {cell(loss, self.mean_of_losses, scale=scale)} on average over them: {found}"
         )
 
 
@@ -73,16 +75,17 @@ def check(trials: Trials, refreshed: Refreshed, *, scores: SampleScores | None =
     if scores is None or split != "val":
         trials.hold(refreshed)
         scores = trials.score(name="the mean", loader=loader)
-    at_mean, of_members = _losses(scores, key), torch.zeros(())
+    loss_at_mean, difference = _loss(scores, key)
+    mean_of_losses = 0.0
     for source, share in refreshed.mean.shares:
-        of_members = of_members + share * _losses(_scores(source, trials, split, loader), key)
-    difference = at_mean - of_members
+        loss, each = _loss(_scores(source, trials, split, loader), key)
+        mean_of_losses, difference = mean_of_losses + share * loss, difference - share * each
     barrier = Barrier(
         split=split,
         samples=len(difference),
-        loss_at_mean=float(at_mean.mean()),
-        mean_of_losses=float(of_members.mean()),
-        difference=float(difference.mean()),
+        loss_at_mean=loss_at_mean,
+        mean_of_losses=mean_of_losses,
+        difference=loss_at_mean - mean_of_losses,
         se=standard_error(difference),
     )
     _tell(barrier, context, trials.metrics, members)
@@ -107,10 +110,11 @@ def _scores(source: sources.Source, trials: Trials, split: str, loader: Loader) 
     return trials.score(name=source.file, loader=loader)
 
 
-def _losses(scores: SampleScores, key: str) -> torch.Tensor:
-    each = scores.metric(key).each
-    assert each is not None, "the loss of every task has a value per sample"
-    return each
+def _loss(scores: SampleScores, key: str) -> tuple[float, Tensor]:
+    """Return the loss, NaN where no sample defines it, and its values per sample."""
+    found = scores.metric(key)
+    assert found.each is not None, "the loss of every task has a value per sample"
+    return math.nan if found.value is None else found.value, found.each
 
 
 def _tell(barrier: Barrier, context: Context, metrics: TaskMetrics, members: list[sources.Source]) -> None:

@@ -9,8 +9,8 @@ from swa_cli.analysis import sweep_metric
 from swa_cli.analysis.sweep_study import COMPLETE, FAILED, Record, Settings, best_of
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.space import Choices, Parameter
-from swa_cli.report.console_text import NOT_MEASURED, Cells, Column, duration, width_of
-from swa_cli.report.scores import cell, with_error
+from swa_cli.report.console_text import NOT_MEASURED, Cells, Column, duration, widest, width_of
+from swa_cli.report.scores import cell, value_with_error
 from swa_cli.report.terminal import Terminal
 
 WIDEST = 24  # cells of a value; a section as a choice would fill the page
@@ -69,10 +69,13 @@ def print_best(
     rows = []
     for record in records:
         values = seeds.get(record.number, ())
-        spread = cell(metric, statistics.stdev(values)) if len(values) > 1 else None
-        over = with_error(cell(metric, statistics.fmean(values)), spread) if values else NOT_MEASURED
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        over = value_with_error(metric, statistics.fmean(values), spread) if values else NOT_MEASURED
         rows.append({**_cells(record, settings), "value": cell(metric, record.value), "seeds": over})
-    terminal.table(_columns(settings, value=settings.metric, last=("seeds",) if seeds else ()), rows)
+    columns = _columns(settings, value=settings.metric, last=())
+    if seeds:
+        columns.append(Column("seeds", "seeds", widest("seeds", "seeds", rows) + 2, rank=2))
+    terminal.table(columns, rows)
 
 
 def _columns(settings: Settings, *, value: str, last: Sequence[str]) -> list[Column]:
@@ -81,7 +84,7 @@ def _columns(settings: Settings, *, value: str, last: Sequence[str]) -> list[Col
         name = _heading(each, settings)
         columns.append(Column(each.key, name, max(len(name), _width(each)) + 2, rank=rank))
     columns.append(Column("value", value, max(len(value), 8) + 2, rank=1))
-    widths = {"best": 14, "left": 9, "seeds": 18}
+    widths = {"best": 17, "left": 9}
     return columns + [Column(key, key, widths[key], rank=2 + index) for index, key in enumerate(last)]
 
 

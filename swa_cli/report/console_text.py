@@ -8,6 +8,7 @@ fit are left out by rank; lines of a table never wrap.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -194,11 +195,21 @@ def widest(key: str, heading: str, rows: Iterable[Cells]) -> int:
     return max(cell_len(cell if isinstance(cell, str) else cell[0]) for cell in cells)
 
 
-def number(value: float | None) -> str:
-    """Return a loss, NLL, ECE or Brier score: three decimals, at most 9 characters."""
+def number(value: float | None, *, scale: float | None = None, least: float = 0.5e-3, sign: str = "-") -> str:
+    """Return a loss, NLL, ECE or Brier score in three decimals, at most 9 characters; nothing is a negative zero.
+
+    Args:
+        value: The number.
+        scale: The largest magnitude that it is shown with, such as that of its error; its own, if there is none.
+        least: A smaller scale is shown with three digits that count.
+        sign: `+` gives positive numbers a sign, too.
+    """
     if value is None:
         return NOT_MEASURED
-    return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.2e}"
+    scale = abs(value if scale is None else scale)
+    if scale == 0 or least <= scale < 1e4 or not math.isfinite(scale):
+        return f"{value:{sign}z.3f}"
+    return f"{value:{sign}z.{2 - math.floor(math.log10(scale))}f}" if 1e-4 <= scale < least else f"{value:{sign}z.2e}"
 
 
 def rate(value: float | None) -> str:

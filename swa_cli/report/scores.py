@@ -35,6 +35,7 @@ Judged = Mapping[str, tuple[str, str]]  # key of a metric -> its difference as t
 CLEAR = 2.0  # standard errors that make a difference
 UNCLEAR = "no clear difference"
 NOT_FINITE = "no comparison: the scores are not finite"
+NO_ERROR = "no comparison: there are too few samples for a standard error"
 _LONGEST_NAME = 20
 _STYLES = {"better": "green", "worse": "red"}
 _LONGEST_FILE = 40
@@ -45,11 +46,12 @@ def heading(metric: Metric) -> str:
     return f"{metric.name} %" if metric.is_percent else metric.name
 
 
-def cell(metric: Metric, value: float | None) -> str:
-    """Return a value as a table shows it."""
+def cell(metric: Metric, value: float | None, *, scale: float | None = None, sign: str = "-") -> str:
+    """Return a value as a table shows it; `scale` and `sign` as in `number`."""
     if value is None or not metric.is_percent:
-        return number(value)
-    return f"{100 * value:.2f}"
+        least = metric.least_in_decimals if metric.has_error else 0.5e-3
+        return number(value, scale=scale, least=least, sign=sign)
+    return f"{100 * value:{sign}z.2f}"
 
 
 def with_error(value: str, error: str | None) -> str:
@@ -57,10 +59,33 @@ def with_error(value: str, error: str | None) -> str:
     return value if error is None else f"{value} {PLUS_MINUS} {error}"
 
 
-def difference_text(metric: Metric, value: float) -> str:
-    """Return the difference of two values with its sign; one that rounds to zero has a plus."""
-    text = f"{100 * value:+z.2f}" if metric.is_percent else f"{value:+z.3f}"
-    return text.replace("-", MINUS)
+def value_with_error(metric: Metric, value: float | None, error: float | None) -> str:
+    """Return `value ± error` in the same decimals, with a dot for an error that is NaN; the value alone without one."""
+    if value is None or error is None:
+        return cell(metric, value)
+    scale = largest(value, error)
+    return with_error(cell(metric, value, scale=scale), cell(metric, known(error), scale=scale))
+
+
+def difference_text(metric: Metric, value: float | None, *, scale: float) -> str:
+    """Return the difference of two values of a scale with its sign; one that rounds to zero has a plus."""
+    return cell(metric, known(value), scale=scale, sign="+").replace("-", MINUS)
+
+
+def interval_text(metric: Metric, found: Mapping[str, Any], *, scale: float) -> str:
+    """Return a difference of a scale with its interval, `mean [low, high]`; the mean alone without one."""
+    mean, low, high = (difference_text(metric, found[key], scale=scale) for key in ("mean", "low", "high"))
+    return mean if known(found["low"]) is None else f"{mean} [{low}, {high}]"
+
+
+def known(value: float | None) -> float | None:
+    """Return a finite number; None in place of another."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def largest(*values: float | None) -> float:
+    """Return the largest magnitude among the numbers that are finite."""
+    return max((abs(value) for value in map(known, values) if value is not None), default=0.0)
 
 
 def score_summary(
@@ -71,14 +96,14 @@ def score_summary(
     Args:
         scores: Weight set to its metrics (`accuracy`, `nll`), their errors (`accuracy_se`), `count` and `batchnorm`. An
             average also has a `reference`, and the differences to it (`accuracy_diff`) with paired errors
-            (`accuracy_diff_se`), or else `no_verdict`.
+            (`accuracy_diff_se`), or else `no_verdict`. What is not known is NaN or None.
         split: The split that was evaluated: test, val or train.
         samples: The number of its samples.
         tta: The test-time augmentation, as `eval.tta` names it.
         metrics: The metrics of the task.
     """
     views = "" if tta == "none" else f", tta {tta}"
-    title = f"{split}: {samples:,} samples{views} (± one standard error)"
+    title = f"{split}: {count_text(samples, 'sample')}{views} (± one standard error)"
     return block(title, score_table(scores, metrics=metrics), *verdict(scores, metrics=metrics))
 
 
@@ -104,18 +129,18 @@ def ensemble_summary(
         f"ensemble: the mean {metrics.predictions} of {number}{each}, which take {len(curve) * draws} forward passes"
         f" per image; every other row takes {'one' if draws == 1 else draws}. The {which} m {of}:"
     )
-    columns = [Column("members", "members", 7, rank=0), *(_column(metric, metrics) for metric in metrics.compared)]
-    rows = [
+    rows: list[Cells] = [
         {"members": str(row["members"]), **{metric.key: cell(metric, row[metric.key]) for metric in metrics.compared}}
         for row in curve
     ]
+    columns = [Column("members", "members", 7, rank=0), *(_column(each, metrics, rows) for each in metrics.compared)]
     return block(cost, table(columns, rows))
 
 
 def search_summary(rows: Sequence[Row], *, samples: int, passes: int, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
     """Return the lines of a search: the validation scores of every trial, and which ones were chosen."""
     took = count_text(passes, "BatchNorm pass", plural="BatchNorm passes")
-    title = f"val: {samples:,} samples (± one standard error); {took}"
+    title = f"val: {count_text(samples, 'sample')} (± one standard error); {took}"
     return block(title, search_table(rows, metrics=metrics), "")
 
 
@@ -127,11 +152,11 @@ def score_table(scores: Mapping[str, Row], *, metrics: TaskMetrics = CLASSIFICAT
         values = {metric.key: score_with_error(row, metric) for metric in shown}
         held = count(row.get("members", row.get("count")))
         rows.append({"name": short(name), **values, "count": held, "batchnorm": row["batchnorm"]})
-        if is_compared(row, metrics):
+        if is_compared(row):
             rows.append(difference_cells(row["reference"], _judged(row, metrics)))
     columns = [
         Column("name", "weights", widest("name", "weights", rows), rank=0, left=True),
-        *(_column(metric, metrics) for metric in shown),
+        *(_column(metric, metrics, rows) for metric in shown),
         Column("count", "n", 5, rank=4),
         Column("batchnorm", "BatchNorm", 12, rank=5),
     ]
@@ -149,15 +174,15 @@ def difference_cells(reference: str, judged: Judged) -> Cells:
     return {"name": (f"  {MINUS} {reference}", "dim"), **cells}
 
 
-def _column(metric: Metric, metrics: TaskMetrics) -> Column:
-    """Return a metric's column, wide enough for a value with its error; beside it `n` has rank 4, BatchNorm 5."""
+def _column(metric: Metric, metrics: TaskMetrics, rows: Sequence[Cells]) -> Column:
+    """Return a metric's column, wide enough for its cells; beside it `n` has rank 4, BatchNorm 5."""
     if metric in metrics.compared:
         rank = 1 + metrics.compared.index(metric)
     else:
         rank = 3 if metric.is_headline else 6 if metric == metrics.training else 7
-    widest_value = 0 if not metric.has_error else 15 if metric.is_percent else 16
+    usual = 7 if not metric.has_error else 15 if metric.is_percent else 16
     text = heading(metric)
-    return Column(metric.key, text, max(widest_value, len(text) + 2, 7), rank=rank)
+    return Column(metric.key, text, max(usual, widest(metric.key, text, rows) + 2), rank=rank)
 
 
 def shown_metrics(rows: Iterable[Row], metrics: TaskMetrics) -> list[Metric]:
@@ -170,7 +195,7 @@ def verdict(scores: Mapping[str, Row], *, metrics: TaskMetrics = CLASSIFICATION)
     """Return one sentence for each average: whether averaging helped, or why that cannot be said."""
     sentences = []
     for name, row in scores.items():
-        if is_compared(row, metrics):
+        if is_compared(row):
             sentences.append(f"{name} vs {row['reference']}: {_judgement(row, metrics)}")
         elif row.get("no_verdict"):
             sentences.append(row["no_verdict"])
@@ -178,8 +203,10 @@ def verdict(scores: Mapping[str, Row], *, metrics: TaskMetrics = CLASSIFICATION)
 
 
 def _judgement(row: Row, metrics: TaskMetrics) -> str:
-    if not math.isfinite(sum(row[f"{metric.key}_diff"] for metric in metrics.compared)):
+    if known(row.get(f"{metrics.loss.key}_diff")) is None:  # every finite output has a loss
         return NOT_FINITE
+    if all(known(row.get(f"{metric.key}_diff_se")) is None for metric in metrics.compared):
+        return NO_ERROR
     judged = _judged(row, metrics)
     method = "ensembling" if row.get("members") else "averaging"
     concluded = conclusion(judged, better=f"{method} helped", worse=f"{method} did not help")
@@ -205,16 +232,20 @@ def _judged(row: Row, metrics: TaskMetrics) -> Judged:
     return {metric.key: (difference(row, metric), standing(row, metric)) for metric in metrics.compared}
 
 
-def is_compared(row: Row, metrics: TaskMetrics) -> bool:
+def is_compared(row: Row) -> bool:
     """Return whether a weight set has differences to a reference."""
-    return bool(row.get("reference")) and all(
-        row.get(f"{metric.key}{suffix}") is not None for metric in metrics.compared for suffix in ("_diff", "_diff_se")
-    )
+    return bool(row.get("reference"))
 
 
 def standing(row: Row, metric: Metric) -> str:
-    """Return how a metric compares with the reference: better, worse, or no clear difference."""
-    gain, error = metric.gain(row[f"{metric.key}_diff"]), row[f"{metric.key}_diff_se"]
+    """Return how a metric compares with the reference: better, worse, or no clear difference.
+
+    A difference that is not known, or has an unknown error, is no clear one.
+    """
+    found, error = known(row.get(f"{metric.key}_diff")), known(row.get(f"{metric.key}_diff_se"))
+    if found is None or error is None:
+        return UNCLEAR
+    gain = metric.gain(found)
     if abs(gain) < metric.resolution(row[metric.key]):
         return UNCLEAR
     if gain > CLEAR * error:
@@ -224,13 +255,17 @@ def standing(row: Row, metric: Metric) -> str:
 
 def difference(row: Row, metric: Metric) -> str:
     """Return the difference to the reference with its paired standard error."""
-    return with_error(difference_text(metric, row[f"{metric.key}_diff"]), cell(metric, row[f"{metric.key}_diff_se"]))
+    found, error = (known(row.get(f"{metric.key}{end}")) for end in ("_diff", "_diff_se"))
+    scale = largest(row[metric.key], found, error)
+    text = difference_text(metric, found, scale=scale)
+    return text if found is None else with_error(text, cell(metric, error, scale=scale))
 
 
 def score_with_error(row: Row, metric: Metric) -> str:
-    """Return a score with its standard error, if it has one."""
-    error = row.get(f"{metric.key}_se")
-    return with_error(cell(metric, row.get(metric.key)), None if error is None else cell(metric, error))
+    """Return a score with its standard error, if it has one; a dot is one that is not known."""
+    key = f"{metric.key}_se"
+    error = math.nan if key in row and row[key] is None else row.get(key)  # JSON has null for NaN
+    return value_with_error(metric, row.get(metric.key), error)
 
 
 def search_table(rows: Sequence[Row], *, metrics: TaskMetrics = CLASSIFICATION) -> Lines:
@@ -259,10 +294,15 @@ def search_table(rows: Sequence[Row], *, metrics: TaskMetrics = CLASSIFICATION) 
         Column("label", label, widest("label", label, cells), rank=0, left=True),
         Column("shape", "shape", widest("shape", "shape", cells) + 2, rank=3),
         Column("count", "n", 6, rank=6),
-        Column("alone", "alone %" if metrics.primary.is_percent else "alone", 9, rank=5),
-        replace(_column(metrics.primary, metrics), rank=4),
-        replace(_column(metrics.loss, metrics), rank=1),
-        Column("difference", f"{MINUS} chosen", 16, rank=2),
+        Column(
+            "alone",
+            "alone %" if metrics.primary.is_percent else "alone",
+            max(9, widest("alone", "", cells) + 2),
+            rank=5,
+        ),
+        replace(_column(metrics.primary, metrics, cells), rank=4),
+        replace(_column(metrics.loss, metrics, cells), rank=1),
+        Column("difference", f"{MINUS} chosen", max(16, widest("difference", "", cells) + 2), rank=2),
         Column("chosen", "", 8, rank=4),
     ]
     left_out = ("alone", "chosen") if is_window else ("difference", "shape")

@@ -7,7 +7,6 @@ cells, as an interval of two seeds can be very wide.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +17,17 @@ from swa_cli.report.scores import (
     NOT_FINITE,
     UNCLEAR,
     Judged,
-    cell,
     conclusion,
     difference_cells,
-    difference_text,
     heading,
+    interval_text,
+    known,
+    largest,
     reasons,
     short,
-    with_error,
+    value_with_error,
 )
+from swa_cli.units import count_text
 
 Row = Mapping[str, Any]  # of a weight set: metric -> its spread, and `<metric>_diff` -> that of its differences
 Spread = Mapping[str, Any]  # `mean` and `sd` of a metric; `mean`, `low`, `high` and `values` of differences
@@ -62,7 +63,9 @@ def seed_summary(
         metrics: The metrics of the task.
         against: Another recipe that was run with the same seeds.
     """
-    title = f"{split}: {samples:,} samples, seeds {seed_ranges(seeds)} (± standard deviation, [95 % interval])"
+    title = (
+        f"{split}: {count_text(samples, 'sample')}, seeds {seed_ranges(seeds)} (± standard deviation, [95 % interval])"
+    )
     rows: list[Cells] = []
     for name, row in weights.items():
         rows.append(_score_cells(name, row, metrics))
@@ -127,7 +130,7 @@ def _judgement(found: _Comparison, row: Row, metrics: TaskMetrics) -> str:
     num_seeds = len(found.differences[metrics.primary.key]["values"])
     if num_seeds < 2:
         return "no comparison: one seed has no spread to judge by"
-    if not math.isfinite(sum(found.differences[metric.key]["mean"] for metric in metrics.compared)):
+    if known(found.differences[metrics.loss.key]["mean"]) is None:  # every finite output has a loss
         return NOT_FINITE
     judged = _judged(found.differences, row, metrics)
     concluded = conclusion(judged, better=found.better, worse=found.worse)
@@ -136,14 +139,17 @@ def _judgement(found: _Comparison, row: Row, metrics: TaskMetrics) -> str:
 
 def _judged(differences: Mapping[str, Spread], row: Row, metrics: TaskMetrics) -> Judged:
     return {
-        metric.key: (_interval_text(differences[metric.key], metric), _standing(differences[metric.key], metric, row))
+        metric.key: (
+            _interval_text(differences[metric.key], metric, row),
+            _standing(differences[metric.key], metric, row),
+        )
         for metric in metrics.compared
     }
 
 
 def _standing(difference: Spread, metric: Metric, row: Row) -> str:
     values, low, high = difference["values"], difference["low"], difference["high"]
-    if low is None or abs(difference["mean"]) < metric.resolution(row[metric.key]["mean"]):
+    if known(low) is None or abs(difference["mean"]) < metric.resolution(row[metric.key]["mean"]):
         return UNCLEAR
     if max(values) - min(values) < _ROUNDING and difference["mean"] != 0:
         # Accuracies are counts: equal ones in a few seeds show their resolution, not certainty.
@@ -154,18 +160,15 @@ def _standing(difference: Spread, metric: Metric, row: Row) -> str:
     return "worse" if high < 0 else UNCLEAR
 
 
-def _interval_text(difference: Spread, metric: Metric) -> str:
-    mean = difference_text(metric, difference["mean"])
-    if difference["low"] is None:
-        return mean
-    return f"{mean} [{difference_text(metric, difference['low'])}, {difference_text(metric, difference['high'])}]"
+def _interval_text(difference: Spread, metric: Metric, row: Row) -> str:
+    return interval_text(metric, difference, scale=largest(row[metric.key]["mean"], difference["mean"]))
 
 
 def _score_cells(name: str, row: Row, metrics: TaskMetrics) -> Cells:
     cells = {"name": short(name), "n": str(row["n"])}
     for metric in metrics.over_seeds:
         sd = row[metric.key]["sd"] if metric in metrics.compared else None
-        cells[metric.key] = with_error(cell(metric, row[metric.key]["mean"]), None if sd is None else cell(metric, sd))
+        cells[metric.key] = value_with_error(metric, known(row[metric.key]["mean"]), sd)
     return cells
 
 

@@ -254,7 +254,7 @@ def _epoch_columns(averages: Sequence[str], metrics: TaskMetrics, console: Conso
 
     def score(key: str, metric: Metric, *, prefix: str, rank: int) -> Column:
         text = f"{prefix} {metric.short_name or metric.name}"
-        return Column(key, text, max(len(text) + 2, 9), rank=rank)
+        return Column(key, text, max(len(text) + 2, 9 if metric.is_percent else 10), rank=rank)
 
     for num_shown in range(len(averages), -1, -1):
         columns = [

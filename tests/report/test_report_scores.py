@@ -13,7 +13,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from swa_cli.metrics.metric import CLASSIFICATION, REGRESSION, SEGMENTATION, Metric
-from swa_cli.report.scores import difference, difference_text, score_table, standing, verdict
+from swa_cli.report.scores import difference, difference_text, score_table, score_with_error, standing, verdict
 from swa_cli.report.terminal import Terminal
 
 ACCURACY, NLL, MSE = CLASSIFICATION.primary, CLASSIFICATION.loss, REGRESSION.loss
@@ -139,8 +139,9 @@ def test_what_rounds_to_zero_is_no_difference(
 def test_no_zero_is_called_better_or_worse(case: tuple[Metric, float], position: float, diff: float) -> None:
     """Any difference without an error, of scores that are not tiny: no clear one where its printed digits are zeros."""
     metric, least = case
-    row = row_of(metric, least + position * (1 - least), diff=diff, error=0.0)
-    if not set(difference_text(metric, diff)) & set("123456789"):
+    value = least + position * (1 - least)
+    row = row_of(metric, value, diff=diff, error=0.0)
+    if not set(difference_text(metric, diff, scale=value)) & set("123456789"):
         assert standing(row, metric) == UNCLEAR
     else:
         assert standing(row, metric) == ("better" if (diff > 0) != metric.is_lower_better else "worse")
@@ -158,9 +159,10 @@ def test_no_zero_is_called_better_or_worse(case: tuple[Metric, float], position:
     ],
 )
 def test_small_values_still_get_a_verdict(diff: float, error: float, expected: str) -> None:
-    """An MSE of 1e-4, whose differences all round to zero, against two errors and half a percent of its value."""
+    """An MSE of 1e-4, whose differences are shown, against two errors and half a percent of its value."""
     values = row_of(MSE, 1e-4, diff=diff, error=error) | row_of(REGRESSION.primary, 0.99, diff=0.0, error=0.001)
     assert standing(values, MSE) == expected
+    assert bool(set(difference(values, MSE).split()[0]) & set("123456789")) == (abs(diff) >= 0.5e-6)
     (sentence,) = verdict({"last": {}, "swa": values | {"reference": "last"}}, metrics=REGRESSION)
     assert sentence.count("better") == (expected == "better")
     assert sentence.count("worse") == (expected == "worse")
@@ -182,7 +184,49 @@ def test_a_narrow_page_keeps_the_headline_metrics(width: int, headings: list[str
     assert re.findall(r"\S+(?: %)?", head) == headings
 
 
+def regression_scores(scale: float) -> dict[str, dict[str, Any]]:
+    """Scores of targets of a scale; R2 does not depend on it, and that of the raw weights is far off."""
+    shared = {"count": None, "batchnorm": "running"}
+    raw = {"r2": -23456.7 if scale > 1 else -0.0001, "mse": 3.14686 * scale**2, "mae": 1.5 * scale}
+    differences = {"r2_diff": 0.02, "r2_diff_se": 0.01, "mse_diff": -0.2 * scale**2, "mse_diff_se": 0.05 * scale**2}
+    errors = {"r2_se": 0.032, "mse_se": 0.32274 * scale**2, "mae_se": 0.05 * scale}
+    swa = {"r2": 0.8, "mse": 2.94686 * scale**2, "mae": 1.4 * scale, "reference": "last", **differences}
+    return {"last": {**shared, **raw, **errors}, "swa": {**shared, **swa, **errors}}
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-4, 0.01, 0.1, 1, 10, 100, 1e4])
+def test_values_of_any_size_stand_apart_and_show_digits(scale: float) -> None:
+    """Targets of many scales: as many cells as headings, nothing runs together, and no digits that are all zeros."""
+    console = Console(file=io.StringIO(), width=120, color_system=None)
+    table = score_table(regression_scores(scale), metrics=REGRESSION)(console)
+    head, last, swa, under = (re.split(r" {2,}", line.plain.strip()) for line in table)
+    assert head == ["weights", "R2", "MSE", "MAE", "n", "BatchNorm"]
+    for cells in (last, swa):
+        assert len(cells) == len(head)
+        assert all(cell.count("±") == 1 for cell in cells[1:4])
+        assert all(set(number) & set("123456789") for cell in cells[2:4] for number in cell.split(" ± "))
+    mse = under[-1].replace("−", "-").split(" ± ")
+    assert [float(number) for number in mse] == pytest.approx(
+        [-0.2 * scale**2, 0.05 * scale**2], rel=0.1, abs=0.5001e-3 if scale > 0.05 else 0
+    )
+    assert "-0.000" not in " ".join(line.plain for line in table)
+
+
 # Rows without a verdict.
+
+
+def test_what_is_not_known_is_a_dot_also_after_json() -> None:
+    """An undefined score, unknown errors, as a run has them and as JSON does, against dots; a score without any."""
+    nan = float("nan")
+    run = {"r2": None, "r2_se": nan, "mse": 1.5, "mse_se": nan, "r2_diff": nan, "mse_diff": -0.5, "mse_diff_se": nan}
+    read = {key: None if value != value else value for key, value in run.items()}
+    for row in (run, read):
+        assert score_with_error(row, REGRESSION.primary) == "·"
+        assert score_with_error(row, MSE) == "1.500 ± ·"
+        assert score_with_error({"mse": 1.5}, MSE) == "1.500"
+        assert difference(row, REGRESSION.primary) == "·"
+        assert difference(row, MSE) == "−0.500 ± ·"
+        assert standing(row, REGRESSION.primary) == standing(row, MSE) == UNCLEAR
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])

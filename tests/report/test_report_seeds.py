@@ -43,7 +43,8 @@ def weights_of(accuracy: dict[str, Any], nll: dict[str, Any], *, n: int = 3) -> 
         (difference(-0.01, 0.005), difference(-0.1, 0.05), "mixed result ("),
         (difference(0.01, 0.0, (0.01, 0.01)), difference(0.1, 0.2), "no clear difference ("),
         (difference(0.0, 0.0, (0.0, 0.0)), difference(0.0, 0.0, (0.0, 0.0)), "no clear difference ("),
-        (difference(float("nan"), float("nan")), difference(0.1, 0.2), "no comparison: the scores are not finite"),
+        (difference(float("nan"), float("nan")), difference(-0.1, 0.05), "averaging helped (accuracy ·; NLL"),
+        (difference(0.1, 0.2), difference(float("nan"), float("nan")), "no comparison: the scores are not finite"),
     ],
 )
 def test_verdict_goes_by_where_zero_lies(accuracy: dict[str, Any], nll: dict[str, Any], said: str) -> None:
@@ -131,7 +132,8 @@ def test_another_recipe_has_its_lines_in_the_table(
         (difference(-0.01, 0.005), difference(0.1, 0.2), "worse than {}"),
         (difference(-0.01, 0.005), difference(-0.1, 0.05), "mixed result"),
         (difference(0.01, 0.0, (0.01, 0.01)), difference(0.1, 0.2), "no clear difference"),
-        (difference(float("nan"), float("nan")), difference(0.1, 0.2), "no comparison: the scores are not finite"),
+        (difference(float("nan"), float("nan")), difference(-0.1, 0.05), "better than {}"),
+        (difference(0.1, 0.2), difference(float("nan"), float("nan")), "no comparison: the scores are not finite"),
     ],
 )
 def test_verdict_against_another_recipe(accuracy: dict[str, Any], nll: dict[str, Any], said: str, label: str) -> None:

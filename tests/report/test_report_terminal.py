@@ -61,6 +61,7 @@ def scores_of(**differences: float) -> dict[str, dict[str, Any]]:
     return {"last": last, "swa": swa | {"count": 40, "reference": "last"} | differences}
 
 
+NAN = float("nan")
 HELPED = scores_of(accuracy_diff=0.017, accuracy_diff_se=0.002, nll_diff=-0.043, nll_diff_se=0.003)
 
 
@@ -265,7 +266,11 @@ def test_json_keeps_stdout_free(capsys: pytest.CaptureFixture[str]) -> None:
         ((-0.001, 0.002), (0.043, 0.003), "averaging did not help ("),
         ((0.017, 0.002), (0.043, 0.003), "mixed result ("),
         ((0.0, 0.0), (0.0, 0.0), "no clear difference ("),
-        ((0.017, 0.002), (float("nan"), float("nan")), "no comparison: the scores are not finite"),
+        ((0.017, 0.002), (NAN, NAN), "no comparison: the scores are not finite"),
+        ((NAN, NAN), (-0.043, 0.003), "averaging helped (accuracy ·; NLL −0.043 ± 0.003, better)"),
+        ((0.017, NAN), (-0.043, 0.003), "averaging helped (accuracy +1.70 ± ·; NLL −0.043 ± 0.003, better)"),
+        ((0.017, 0.002), (-0.043, NAN), "averaging helped (accuracy +1.70 ± 0.20, better; NLL −0.043 ± ·)"),
+        ((0.017, NAN), (-0.043, NAN), "no comparison: there are too few samples"),
     ],
 )
 def test_the_verdict_is_plain(accuracy: tuple[float, float], nll: tuple[float, float], words: str) -> None:

@@ -27,6 +27,7 @@ from swa_cli.report.console_text import MINUS, printable
 from swa_cli.report.plots import curves
 from swa_cli.report.scores import difference, heading, is_compared, score_with_error, shown_metrics, standing
 from swa_cli.report.tables import SettingTable, columns, line_text, lines
+from swa_cli.units import count_text
 
 
 def render(template: str, **values: Any) -> Markup:
@@ -50,6 +51,7 @@ def _environment() -> Environment:
         "is_compared": is_compared,
         "difference": difference,
         "standing": standing,
+        "count_text": count_text,
         "minus": MINUS,
     }
     return environment

@@ -237,14 +237,14 @@ def limit(axes: Axes, metric: Metric, *, limits: tuple[float, float] | None = No
 def interval(
     metric: Metric, value: float, error: float | None, *, samples: int | None = None
 ) -> tuple[float, float] | None:
-    """Return the interval of one standard error of a score; None without an error.
+    """Return the interval of one standard error of a score; None without an error that is known.
 
     Of an accuracy on so many samples it is Wilson's (1927, Probable Inference, equation 4, with z = 1), which has a
     width also where all samples, or none, are right.
     """
     if metric.key == "accuracy" and samples and 0 <= value <= 1:  # a user's task may call anything so
         return wilson(value, samples)
-    return None if error is None else (value - error, value + error)
+    return (value - error, value + error) if is_number(error) else None
 
 
 def wilson(fraction: float, samples: int) -> tuple[float, float]:
@@ -284,6 +284,11 @@ def scale(metric: Metric) -> float:
 def is_number(value: float | None) -> TypeGuard[float]:
     """Return whether the value can be drawn."""
     return value is not None and math.isfinite(value)
+
+
+def or_nan(value: float | None) -> float:
+    """Return a value as matplotlib takes it: NaN, which it leaves out, for one that is not known."""
+    return value if is_number(value) else math.nan
 
 
 def settled(points: Iterable[tuple[float, float]], *, end: float) -> list[float]:

@@ -357,8 +357,8 @@ def _draw_trials(
             ordered = sorted(group, key=place)
             axes.errorbar(
                 [place(row) for row in ordered],
-                [scale * row[key] for row in ordered],
-                yerr=None if look is _CHOSEN else [scale * row[f"{key}_diff_se"] for row in ordered],
+                [scale * plots.or_nan(row[key]) for row in ordered],
+                yerr=None if look is _CHOSEN else [scale * plots.or_nan(row[f"{key}_diff_se"]) for row in ordered],
                 label=label,
                 capsize=3,
                 elinewidth=0.8,

@@ -15,7 +15,7 @@ from typing import Any
 
 from swa_cli.metrics.metric import Metric, TaskMetrics
 from swa_cli.report.console_text import NOT_MEASURED, PLUS_MINUS, printable
-from swa_cli.report.scores import cell, difference_text, heading, with_error
+from swa_cli.report.scores import cell, heading, interval_text, largest, value_with_error
 from swa_cli.units import count_text
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]  # split -> metric -> `mean`, `sd`, `se` and `values`
@@ -66,7 +66,9 @@ class SettingTable:
     @property
     def title(self) -> str:
         """What the numbers are."""
-        on = [f"{split}: {number:,} samples" for split, number in self.samples.items() if split in self.splits]
+        on = [
+            f"{split}: {count_text(number, 'sample')}" for split, number in self.samples.items() if split in self.splits
+        ]
         several = any(len(row.seeds) > 1 for row in self.rows)
         single = any(len(row.seeds) == 1 and _has_error(row) for row in self.rows)
         words = [f"mean {PLUS_MINUS} standard deviation over seeds"] if several else []
@@ -124,7 +126,9 @@ def columns(table: SettingTable) -> list[TableColumn]:
         for metric in dict.fromkeys((primary, loss)):
             is_first = split == first
             rank = (1 if is_first else 2) + (0 if metric is (loss if is_first else primary) else 30)
-            texts = _score_text(split, metric), _difference_text(split, metric)
+            # Every finite output has a loss; another metric may not be defined by the samples.
+            unknown = "not finite" if metric is loss else NOT_MEASURED
+            texts = (_score_text(split, metric, unknown=unknown), _difference_text(split, metric, unknown=unknown))
             found.append(TableColumn(f"{split}_{metric.key}", f"{split} {heading(metric)}", rank, *texts))
     return found
 
@@ -154,28 +158,26 @@ def _param_text(key: str) -> Callable[[SettingRow], str]:
     return lambda row: value_text(row.params[key])
 
 
-def _score_text(split: str, metric: Metric) -> Callable[[SettingRow], str]:
+def _score_text(split: str, metric: Metric, *, unknown: str) -> Callable[[SettingRow], str]:
     def text(row: SettingRow) -> str:
         found = row.scores.get(split, {}).get(metric.key)
         if found is None or not math.isfinite(found["mean"]):
-            return NOT_MEASURED if found is None else "not finite"
-        mean = cell(metric, found["mean"])
-        if found["sd"] is not None:
-            return with_error(mean, cell(metric, found["sd"]))
-        return f"{mean} ({cell(metric, found['se'])})" if found.get("se") is not None else mean
+            return NOT_MEASURED if found is None else unknown
+        if found["sd"] is not None or found.get("se") is None:
+            return value_with_error(metric, found["mean"], found["sd"])
+        scale = largest(found["mean"], found["se"])
+        return f"{cell(metric, found['mean'], scale=scale)} ({cell(metric, found['se'], scale=scale)})"
 
     return text
 
 
-def _difference_text(split: str, metric: Metric) -> Callable[[SettingRow], str]:
+def _difference_text(split: str, metric: Metric, *, unknown: str) -> Callable[[SettingRow], str]:
     def text(row: SettingRow) -> str:
         found = (row.against or {}).get(split, {}).get(metric.key)
         if found is None or not math.isfinite(found["mean"]):
-            return "" if found is None else "not finite"
-        mean = difference_text(metric, found["mean"])
-        if found["low"] is None:
-            return mean
-        return f"{mean} [{difference_text(metric, found['low'])}, {difference_text(metric, found['high'])}]"
+            return "" if found is None else unknown
+        own = row.scores[split][metric.key]["mean"]
+        return interval_text(metric, found, scale=largest(own, found["mean"]))
 
     return text
 
