@@ -70,7 +70,12 @@ def greedy(trials: Trials) -> Refreshed:
 
 def _own_score(source: Source, trials: Trials) -> float:
     value = trials.score_alone(source).metric(trials.metrics.primary.key).value
-    assert value is not None, "only an optional metric may be undefined"
+    if value is None:
+        name = trials.metrics.primary.name
+        raise UserError(
+            f"the validation samples do not define {name}, which a greedy soup chooses by",
+            hint="average all sources: swa average without --greedy, or swa soup --method uniform",
+        )
     return value
 
 

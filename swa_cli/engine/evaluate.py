@@ -113,14 +113,16 @@ def summarize(scores: SampleScores, keys: Sequence[str] | None = None) -> dict[s
 
 
 def compare(scores: SampleScores, reference: SampleScores) -> dict[str, float]:
-    """Return the differences to another weight set on the same samples, with paired standard errors."""
+    """Return the differences to another weight set on the same samples, with paired standard errors.
+
+    Both are NaN where the samples do not define the metric; the error alone, where it is unknown.
+    """
     row: dict[str, float] = {}
     for key in scores.keys:
-        each, other = scores.metric(key).each, reference.metric(key).each
-        if each is not None and other is not None:
-            difference = each - other
-            row[f"{key}_diff"] = float(difference.mean())
-            row[f"{key}_diff_se"] = standard_error(difference)
+        own, other = scores.metric(key), reference.metric(key)
+        if own.each is not None and other.each is not None:
+            row[f"{key}_diff"] = math.nan if own.value is None or other.value is None else own.value - other.value
+            row[f"{key}_diff_se"] = standard_error(own.each - other.each)
     return row
 
 

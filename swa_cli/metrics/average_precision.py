@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from swa_cli.metrics.metric import MetricValue, jackknife
+from swa_cli.metrics.metric import MetricValue, jackknife, undefined
 
 
 def average_precision(scores: Tensor, positive: Tensor) -> tuple[float, Tensor]:
@@ -72,5 +72,5 @@ def mean_average_precision(p: Tensor, positive: Tensor) -> MetricValue:
         total += left_out.nan_to_num()
         defined += ~left_out.isnan()
     if not number:
-        return MetricValue(float("nan"))
-    return jackknife(value / number, (total / defined).where(defined > 0, value / number))
+        return undefined(len(p))
+    return jackknife(value / number, total / defined)

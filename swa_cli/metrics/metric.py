@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 Direction = Literal["higher", "lower"]  # which values are better
 
 THRESHOLD = 0.5  # of a probability, above which a sample has a label
+_ROUNDING = 1e-12  # of a sum of squares in float64
 ECE_BINS = 15  # as in Guo et al. 2017, On Calibration of Modern Neural Networks
 
 
@@ -29,16 +30,17 @@ ECE_BINS = 15  # as in Guo et al. 2017, On Calibration of Modern Neural Networks
 class MetricValue:
     """The value of a metric; without per-sample values it has no error and no paired difference."""
 
-    value: float | None
-    each: Tensor | None = None  # (N,) float64 with the mean `value`
-    error: float | None = None  # standard error of `value`
+    value: float | None  # None where the samples do not define it
+    each: Tensor | None = None  # (N,) float64 with the mean `value`; all NaN where its error is unknown
+    error: float | None = None  # standard error of `value`; NaN where it is unknown, as of one sample
 
 
 @dataclass(frozen=True)
 class Metric:
     """One metric; `key` names it in JSON and metrics.csv, `name` in sentences and headings.
 
-    `compute` maps the tensors of `SampleScores` that `of` names to the value, which is None where one is missing.
+    `compute` maps the tensors of `SampleScores` that `of` names to the value, which is None where one is missing, and
+    where the samples do not define it.
     Values are fractions also where `is_percent` makes reports show percent. `is_headline` metrics keep their column on
     a narrow page.
     """
@@ -62,7 +64,12 @@ class Metric:
     def resolution(self, value: float) -> float:
         """Return the smallest difference from `value` that counts: half of the last digit shown, or 0.5 % of it."""
         shown = 0.5e-4 if self.is_percent else 0.5e-3
-        return shown if abs(value) >= 20 * shown else 0.5e-2 * abs(value)
+        return shown if abs(value) >= self.least_in_decimals else 0.5e-2 * abs(value)
+
+    @property
+    def least_in_decimals(self) -> float:
+        """The smallest value that has two digits in the decimals shown: 0.01, or 0.1 %."""
+        return 1e-3 if self.is_percent else 1e-2
 
     def gain(self, difference: float) -> float:
         """Return a difference as an improvement: positive is better."""
@@ -175,26 +182,30 @@ def jackknife(value: float, left_out: Tensor) -> MetricValue:
 
     Args:
         value: The metric over all samples.
-        left_out: (N,) float64, the metric without sample i, for each i; NaN, where no other sample defines it, tells
-            nothing and counts as `value`.
+        left_out: (N,) float64, the metric without sample i, for each i. Where it is NaN, as the other samples do not
+            define the metric, the error is unknown: NaN.
     """
-    left_out = left_out.where(~left_out.isnan(), value)
-    if len(left_out) < 2:
-        return MetricValue(value, left_out.new_full(left_out.shape, value), 0.0)
     each = value - (len(left_out) - 1) * (left_out - left_out.mean())
     return MetricValue(value, each, standard_error(each))
 
 
 def standard_error(values: Tensor) -> float:
-    """Return the standard error of the mean of (N,) values; 0 for a single one."""
-    return float(values.double().std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    """Return the standard error of the mean of (N,) values; NaN for a single one, which has no spread."""
+    return float(values.double().std(correction=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
+def undefined(num_samples: int) -> MetricValue:
+    """Return a metric that so many samples do not define: no value, and an unknown error."""
+    import torch
+
+    return MetricValue(None, torch.full((num_samples,), math.nan, dtype=torch.float64), math.nan)
 
 
 def _accuracy(correct: Tensor) -> MetricValue:
-    """Return the fraction of (N,) that is true, with the binomial error sqrt(p (1 - p) / N)."""
+    """Return the fraction of (N,) that is true, with the binomial error sqrt(p (1 - p) / N); NaN for one sample."""
     each = correct.double()
     value = float(each.mean())
-    return MetricValue(value, each, math.sqrt(value * (1 - value) / len(each)))
+    return MetricValue(value, each, math.sqrt(value * (1 - value) / len(each)) if len(each) > 1 else math.nan)
 
 
 def _mean(values: Tensor) -> MetricValue:
@@ -249,6 +260,8 @@ def _ratio_over_images(part: Tensor, whole: Tensor) -> MetricValue:
     """Return the mean over classes of sum(part) / sum(whole), both (N, K); classes without a whole are left out."""
     part, whole = part.double(), whole.double()
     sums = part.sum(0), whole.sum(0)
+    if not bool((sums[1] > 0).any()):
+        return undefined(len(part))
     return jackknife(float(_mean_ratio(*sums)), _mean_ratio(sums[0] - part, sums[1] - whole))
 
 
@@ -266,17 +279,24 @@ def _mean_magnitude(error: Tensor) -> MetricValue:
 
 
 def _r2(error: Tensor, target: Tensor) -> MetricValue:
-    """Return 1 - residual / total, the mean over D outputs, of (N, D) errors and targets; NaN for a constant target."""
+    """Return 1 - residual / total of (N, D) errors and targets, the mean over the outputs whose targets differ."""
     error, target = error.double(), target.double()
     squared, centered = error.square(), target - target.mean(0)
     n = len(squared)
     residual, total = squared.sum(0), centered.square().sum(0)
     # Without sample i the mean of the others is -y_i / (n - 1), as the centered y sum to 0.
     left_total = total - centered.square() * (n / max(n - 1, 1))
-    value = (1 - residual / total).where(total > 0, math.nan).mean()
-    # Where the others have one target, rounding leaves a little of the total.
-    left_out = (1 - (residual - squared) / left_total).where(left_total > 1e-12 * total, math.nan).mean(1)
-    return jackknife(float(value), left_out)
+    # Rounding leaves a little of the total where targets are equal, and more where the others are.
+    is_defined = total > _ROUNDING**2 * target.square().sum(0)
+    if not bool(is_defined.any()):
+        return undefined(n)
+    left_out = _mean_where(is_defined & (left_total > _ROUNDING * total), 1 - (residual - squared) / left_total)
+    return jackknife(float(_mean_where(is_defined, 1 - residual / total)), left_out)
+
+
+def _mean_where(is_defined: Tensor, values: Tensor) -> Tensor:
+    """Return the mean over the last dimension of the values that are defined; NaN without any."""
+    return values.where(is_defined, 0).sum(-1) / is_defined.sum(-1)
 
 
 CLASSIFICATION = TaskMetrics(

@@ -7,7 +7,7 @@ are in closed form, nothing is drawn:
 - F1: the delta method on the multinomial counts of the confusion matrix (Takahashi et al. 2022, Applied Intelligence
   52, 4961, equations 6 to 9), by the influence of each cell on the ratio 2 TP / (support + predicted);
 - AUROC of a class against all others: DeLong, DeLong and Clarke-Pearson 1988, by sorting, as Sun and Xu 2014;
-- average precision: the jackknife over samples, see `average_precision`;
+- average precision: the jackknife over samples, see `average_precision`; that of a class of one sample is unknown;
 - a mean over classes: the influences of a sample on all classes are added up first, as the classes share samples.
 
 A score that is not defined (precision of a class that is never predicted, recall of one without samples) is None, and
@@ -207,7 +207,10 @@ def _average_precision(outcomes: LabelOutcomes) -> ClassValues:
     left_out = torch.stack([values for _, values in found], dim=1)  # (N, K)
     factor = (num_samples - 1) / math.sqrt(max(num_samples * (num_samples - 1), 1))  # of jackknife pseudo-values
     each = torch.tensor([value for value, _ in found], dtype=torch.float64)
-    return _of_influences(each, factor * (left_out.nanmean(0) - left_out))
+    means = left_out.nanmean(1)  # without the only sample of a class, over the others
+    influence = factor * torch.cat([left_out.mean(0) - left_out, (means.mean() - means)[:, None]], dim=1)
+    *errors, mean_error = influence.square().sum(0).sqrt()
+    return ClassValues(each, torch.stack(errors), float(mean_error))
 
 
 def _of_influences(each: Tensor, influence: Tensor) -> ClassValues:
@@ -259,7 +262,7 @@ def class_scores(
         is_defined = not math.isnan(found.mean)
         means |= {
             metric.mean_key: _or_none(found.mean),
-            f"{metric.mean_key}_se": found.mean_error if is_defined else None,
+            f"{metric.mean_key}_se": _or_none(found.mean_error) if is_defined else None,
         }
         advance()
     return {"classes": rows, **means}

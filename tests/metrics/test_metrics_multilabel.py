@@ -99,8 +99,8 @@ def test_classes_without_samples_are_in_no_mean() -> None:
     never = torch.cat([logits[:, :3], torch.full((N, 1), -9.0)], dim=1)
     assert TASK.score_outputs(never, labels).metric("macro_f1").value == rest.metric("macro_f1").value
     nothing = TASK.score_outputs(logits, torch.zeros_like(labels)).metric("map")
-    assert math.isnan(nothing.value)
-    assert nothing.error is None
+    assert nothing.value is None
+    assert math.isnan(nothing.error)
 
 
 def test_errors_are_those_of_resampling() -> None:
@@ -184,6 +184,17 @@ def test_class_scores_that_are_not_defined_are_none() -> None:
     assert (second["precision"], second["recall"], second["f1"], second["ap"]) == (0, None, 0, None)
     assert (third["precision"], third["recall"], third["f1"], third["ap"]) == (None, 0, 0, 1)
     assert (second["recall_se"], third["precision_se"]) == (None, None)
+    assert (first["ap_se"], third["ap_se"]) == (None, 0)  # the first class has one sample
+
+
+def test_the_error_of_the_mean_is_that_of_the_score() -> None:
+    """The error of mAP in the table of classes, where a class has one sample, against that of the score."""
+    found = outcomes()
+    found.labels[:, 1] = 0
+    found.labels[3, 1] = 1
+    row = class_scores(found, names=[*"abcd"])
+    scored = TASK.score_predictions(found.p, found.labels).metric("map")
+    assert (row["map"], row["map_se"]) == pytest.approx((scored.value, scored.error))
 
 
 # --- losses

@@ -108,7 +108,7 @@ def test_pixels_that_count_nowhere() -> None:
     assert not gradient.permute(0, 2, 3, 1)[~counted].any()
     nothing = torch.full_like(masks, segmentation.IGNORED)
     assert segmentation.loss(logits, nothing, label_smoothing=0.0).item() == 0
-    assert math.isnan(segmentation.score_outputs(logits.detach(), nothing).metric("mean_iou").value or 0)
+    assert segmentation.score_outputs(logits.detach(), nothing).metric("mean_iou").value is None
 
 
 def test_a_class_that_there_is_not_is_named() -> None:
@@ -154,21 +154,59 @@ def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     assert found.each is not None
     torch.testing.assert_close(found.each, values, rtol=1e-12, atol=1e-12)
     assert found.error == pytest.approx(exact.error, rel=1e-12)
-    assert jackknife(0.5, torch.tensor([math.nan], dtype=torch.float64)).error == 0
 
 
-def test_a_score_that_one_sample_defines_has_an_error() -> None:
-    """IoU of masks of which all but one are ignored, and R2 of targets that are alike but for one: finite errors."""
+def test_the_error_of_a_score_that_one_sample_defines_is_unknown() -> None:
+    """IoU of masks of which all but one are ignored, R2 of targets alike but for one, R2 of two: NaN, also of gains."""
     logits, masks = images_with_masks(4)
     masks[[0, 2, 3]] = segmentation.IGNORED
-    row = scored("segmentation", logits, masks)
-    assert row["mean_iou"] > 0
-    assert row["mean_iou_se"] == pytest.approx(0)
+    scores, other = (segmentation.score_outputs(factor * logits, masks) for factor in (1, -1))
+    for key in ("mean_iou", "dice", "pixel_accuracy", "nll"):
+        row = evaluate.summarize(scores) | evaluate.compare(scores, other)
+        assert row[f"{key}_diff"] == scores.metric(key).value - other.metric(key).value
+        assert all(math.isnan(row[f"{key}{end}"]) for end in ("_se", "_diff_se"))
     targets = torch.full((30, 1), 0.1)
     targets[7] = 3.0
-    row = scored("regression", targets + torch.linspace(-1, 1, 30)[:, None], targets)
-    assert math.isfinite(row["r2"])
-    assert row["r2_se"] < 10
+    for rows in (slice(None), slice(6, 8)):
+        outputs = targets + torch.linspace(-1, 1, 30)[:, None]
+        row = scored("regression", outputs[rows], targets[rows])
+        assert math.isfinite(row["r2"])
+        assert math.isnan(row["r2_se"])
+        assert row["mse_se"] > 0
+
+
+@pytest.mark.parametrize("task", list(TASKS))
+def test_one_sample_has_no_error(task: str) -> None:
+    """Scores and differences of one sample: NaN as every error, and no error that is 0."""
+    logits, masks = images_with_masks(1)
+    batches = {
+        "classification": (torch.randn(1, 10), torch.tensor([3])),
+        "multilabel": (torch.randn(1, 5), torch.tensor([[1.0, 0, 0, 1, 0]])),
+        "segmentation": (logits, masks),
+        "regression": (torch.randn(1, 2), torch.randn(1, 2)),
+    }
+    scores = TASKS[task].score_outputs(*batches[task])
+    row = evaluate.summarize(scores) | evaluate.compare(scores, scores)
+    errors = [value for key, value in row.items() if key.endswith("_se")]
+    assert len(errors) == 2 * sum(metric.has_error for metric in TASKS[task].metrics.all)
+    assert all(math.isnan(error) for error in errors)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e6])
+def test_r2_is_that_of_the_outputs_whose_targets_differ(constant: float) -> None:
+    """R2 and its error of two outputs of which one has one target, against the other alone; None if both have one."""
+    generator = torch.Generator().manual_seed(3)
+    targets, noise = torch.randn(40, 2, generator=generator), 0.3 * torch.randn(40, 2, generator=generator)
+    targets[:, 1] = constant
+    row, alone = (scored("regression", (targets + noise)[:, :n], targets[:, :n]) for n in (2, 1))
+    assert (row["r2"], row["r2_se"]) == pytest.approx((alone["r2"], alone["r2_se"]))
+    targets[:, 0] = constant
+    row = scored("regression", targets + noise, targets)
+    assert row["r2"] is None
+    assert row["mse"] > 0
+    noise[0, 0] = math.nan  # what a network makes of a sample is not hidden
+    targets[:, 0] = torch.randn(40, generator=generator)
+    assert math.isnan(scored("regression", targets + noise, targets)["r2"])
 
 
 def scored(task: str, outputs: Tensor, targets: Tensor) -> dict[str, float]:
