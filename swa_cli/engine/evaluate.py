@@ -153,17 +153,18 @@ def lowest(losses: Mapping[str, float | None]) -> str | None:
 
 
 def to_ship(weights: Mapping[str, Mapping[str, Any]], *, loss_key: str, averages: Sequence[str]) -> tuple[str, str]:
-    """Return the weight set that a run ships, and why: the lowest validation loss, else the first average.
+    """Return the weight set that a run ships, and why: the lowest finite validation loss, else the first average.
 
     Args:
         weights: Weight set -> its scores, with those of the validation split, or None, under `val`.
         loss_key: The metric that is trained.
         averages: The averages of the run that hold any weights.
     """
-    best = lowest({name: row["val"][loss_key] for name, row in weights.items() if row.get("val") is not None})
+    losses = {name: row["val"][loss_key] for name, row in weights.items() if row.get("val") is not None}
+    best = lowest(losses)
     if best is not None:
         return best, "best on validation"
-    return next(iter(averages), RAW), "no validation split to choose on"
+    return next(iter(averages), RAW), "no validation loss is finite" if losses else "no validation split to choose on"
 
 
 def unjudged(

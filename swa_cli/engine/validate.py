@@ -114,9 +114,11 @@ def finish(run: Run, folder: RunFolder) -> dict[str, Any]:
     if run.kept:
         told = ", ".join(f"{name} of epoch {kept.epoch}" for name, kept in run.kept.items())
         context.events.note(f"kept as the best: {told}")
-    for name in keep.columns(context.recipe):
-        if name not in run.kept and name in run.filled:
-            context.events.warning(f"{name} was never evaluated before the run ended: {name}.pt is that of the end")
+    for name, column in keep.columns(context.recipe).items():
+        if name not in run.kept and (name == keep.BEST or name in run.filled):
+            lacked = "measured" if all(row[column] is None for row in run.history) else "finite"
+            left = "there is no best.pt" if name == keep.BEST else f"{name}.pt is that of the end"
+            context.events.warning(f"{column} was never {lacked}: {left}")
     rows = evaluate.table(board.samples, reference=against, judged=board.judged)
     for name, row in rows.items():
         val = board.val.get(name)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,7 @@ import torch
 from conftest import Swa, copy_runs, load, run_swa
 from equal_runs import assert_equal_runs, content
 from processes import exit_codes, start
-from swa_cli.engine import validate
+from swa_cli.engine import evaluate, validate
 from swa_cli.engine.run import Run
 
 # The rate is so high that the last epochs are not the best ones.
@@ -212,6 +214,22 @@ def test_patience_for_an_average(train) -> None:
     assert len(rows) < 20
     assert len(rows) - best_epoch(run, "ema_val_loss") == 2
     assert json.loads((run / "result.json").read_text())["stopped"] == "patience"
+
+
+def test_a_metric_that_is_never_finite_keeps_nothing_and_says_so(
+    swa: Swa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Outputs that are NaN in evaluation: no best.pt, a warning of each that keeps, and the reason of `ship`."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    outputs_of = evaluate.outputs_of
+    monkeypatch.setattr(evaluate, "outputs_of", lambda *words, **options: outputs_of(*words, **options) * math.nan)
+    ended = swa("train", "recipe.yaml", "train.epochs=2")
+    assert ended.code == 0
+    said = " ".join(ended.err.split())
+    for column, left in (("val_loss", "no best.pt"), ("ema_val_loss", "ema.pt"), ("late_val_loss", "late.pt")):
+        assert re.search(rf"warning: {column} was never finite: [^:]*{left}", said)
+    assert not (Path("runs/run-001") / "checkpoints/best.pt").exists()
+    assert "swa.pt (no validation loss is finite)" in " ".join(ended.out.split())
 
 
 @pytest.mark.parametrize(
