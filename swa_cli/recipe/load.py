@@ -152,10 +152,19 @@ def is_among(word: str, patterns: Sequence[str]) -> bool:
 
 
 def differences(before: Recipe, now: Recipe, *, ignored: Sequence[str] = ()) -> list[tuple[str, object, object]]:
-    """Return dotted key, value before and value now of every difference; `ignored` are patterns of keys."""
+    """Return dotted key, value before and value now of every difference; `ignored` are patterns of keys.
+
+    An empty section differs from one with keys in these keys alone.
+    """
     first, second = (leaves(recipe, ignored=ignored) for recipe in (before, now))
-    pairs = [(key, first.get(key, "left out"), second.get(key, "left out")) for key in dict.fromkeys([*first, *second])]
-    return [(key, value, other) for key, value, other in pairs if value != other]
+    keys = dict.fromkeys([*first, *second])
+    sections = {key[:place] for key in keys for place, char in enumerate(key) if char == "."}
+    pairs = [(key, first.get(key, "left out"), second.get(key, "left out")) for key in keys]
+    return [
+        (key, value, other)
+        for key, value, other in pairs
+        if value != other and not (key in sections and {} in (value, other))
+    ]
 
 
 def leaves(recipe: Recipe, *, ignored: Sequence[str] = ()) -> dict[str, object]:

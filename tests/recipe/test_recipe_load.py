@@ -455,6 +455,19 @@ def test_stored_values_and_what_may_be_changed() -> None:
         assert problem.hint == "only dataset.*, train.device may be changed here"
 
 
+@pytest.mark.parametrize("is_reversed", [False, True])
+def test_an_empty_section_is_no_difference_of_its_own(is_reversed: bool) -> None:
+    """Recipes with and without arguments of the network, in both orders: the argument alone, by its own key."""
+    recipes = [
+        from_values({**VALUES, "model": {"name": "x", "args": args}}, source="a").recipe for args in ({}, {"k": 4})
+    ]
+    pair = ["left out", 4]
+    if is_reversed:
+        recipes.reverse()
+        pair.reverse()
+    assert differences(*recipes) == [("model.args.k", *pair)]
+
+
 def test_stored_values_that_are_no_recipe() -> None:
     """Values that loop, have odd keys or types are held against problems of the checkpoint's file."""
     loop: dict[str, Any] = {}
