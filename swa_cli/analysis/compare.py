@@ -112,14 +112,14 @@ def paired(rows: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[s
 def against(rows: Mapping[int, Mapping[str, Any]], others: Mapping[int, Mapping[str, Any]], key: str) -> dict[str, Any]:
     """Return the difference of a metric between two settings, each the scores of its seeds.
 
-    Two common seeds or more are compared in pairs, and no other seeds count; otherwise the means are compared.
+    Two common seeds or more are compared in pairs, and no other seeds count; otherwise the means of all seeds are.
 
     Returns:
         `mean`, its 95 % interval from `low` to `high` (None where there is none), and the number of `pairs`: 0 where
         the seeds are not paired.
     """
     common = [seed for seed in rows if seed in others]
-    if len(common) > 1 or (common and min(len(rows), len(others)) == 1):
+    if len(common) > 1:
         found = paired(rows, others, key)
         return {name: found[name] for name in ("mean", "low", "high")} | {"pairs": len(common)}
     own, theirs = ([_number(scores[key]) for scores in side.values()] for side in (rows, others))

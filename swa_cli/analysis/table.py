@@ -176,7 +176,7 @@ def _table(
     other = None if base is None else base[0].scores(base[1])
     rows = []
     for setting, name in pairs:
-        scores = {each: rows for each, rows in setting.scores(name).items() if each in shown}
+        scores = setting.scores(name)
         rows.append(
             SettingRow(
                 label=setting.label,
@@ -186,7 +186,9 @@ def _table(
                 weights=name,
                 state=setting.state,
                 scores={each: _spreads(rows, metrics) for each, rows in scores.items()},
-                against=None if other is None or (setting, name) == base else _differences(scores, other, metrics),
+                against=None
+                if other is None or (setting, name) == base
+                else _differences(scores, other, metrics, shown),
                 is_best=False,
             )
         )
@@ -221,9 +223,12 @@ def _spreads(rows: Mapping[int, Row], metrics: TaskMetrics) -> dict[str, dict[st
 
 
 def _differences(
-    scores: Mapping[str, Mapping[int, Row]], other: Mapping[str, Mapping[int, Row]], metrics: TaskMetrics
+    scores: Mapping[str, Mapping[int, Row]],
+    other: Mapping[str, Mapping[int, Row]],
+    metrics: TaskMetrics,
+    splits: Sequence[str],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Return the differences to another row, for each split and metric that both have."""
+    """Return the differences to another row, for each of the splits and each metric that both have."""
     return {
         split: {
             each.key: against(rows, other[split], each.key)
@@ -231,18 +236,21 @@ def _differences(
             if all(each.key in row for side in (rows, other[split]) for row in side.values())
         }
         for split, rows in scores.items()
-        if split in other
+        if split in other and split in splits
     }
 
 
 def _sorted(table: SettingTable, sort: str | None) -> SettingTable:
     """Sort the rows, by the validation loss where no column is named, and mark the best by that loss.
 
+    The columns of all splits count, also of those that are not shown.
+
     Raises:
         UserError: There is no such column.
     """
     loss = f"val_{table.metrics.loss_key}"
-    values = csv_rows(table)
+    splits = list(dict.fromkeys([*table.splits, *(split for row in table.rows for split in row.scores)]))
+    values = csv_rows(replace(table, splits=splits))
     losses = [row.get(loss) for row in values]
     known = [value for value in losses if value is not None and math.isfinite(value)]
     best = min(known) if known else None
@@ -250,10 +258,10 @@ def _sorted(table: SettingTable, sort: str | None) -> SettingTable:
         replace(row, is_best=value is not None and value == best) for row, value in zip(table.rows, losses, strict=True)
     ]
     if sort is None and not known:
-        return replace(table, rows=rows, sort="In the order of their names: there are no validation scores to sort by.")
+        return replace(table, rows=rows, sort="In the order of the folders: there are no validation scores to sort by.")
     column = _column(sort, table, values) if sort is not None else loss
     split, _, key = column.partition("_")
-    is_score = split in table.splits and key in table.metrics.keys
+    is_score = split in splits and key in table.metrics.keys
     is_reversed = is_score and key != table.metrics.loss_key and not table.metrics[key].is_lower_better
     order = [_sort_key(row.get(column), is_reversed=is_reversed) for row in values]
     rows = [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
@@ -289,7 +297,10 @@ def _table_values(table: SettingTable) -> dict[str, Any]:
             "weights": row.weights,
             "state": row.state,
             "best": row.is_best,
-            **{split: row.scores.get(split) for split in dict.fromkeys([*SPLITS[:2], *table.splits])},
+            **{
+                split: row.scores.get(split) if split in table.splits else None
+                for split in dict.fromkeys([*SPLITS[:2], *table.splits])
+            },
             "against": row.against,
         }
         for row in table.rows

@@ -141,6 +141,18 @@ def test_only_common_seeds_are_paired(swa: Swa, tmp_path: Path) -> None:
     assert found["seeds"] == [0, 1, 2]
 
 
+def test_one_common_seed_is_no_pair(swa: Swa, tmp_path: Path) -> None:
+    """Seeds 0 to 2 against seed 0 alone, as docs/compare.md says: the means of both rows, unpaired, no interval."""
+    write_repeat(tmp_path / "a", "swa.lr=0.01", swa=A)
+    write_repeat(tmp_path / "b", "swa.lr=0.02", swa=B[:1])
+    rows = rows_of(swa, "a", "b", "--against", "b")
+    mean = rows["a"]["test"]["nll"]["mean"] - rows["b"]["test"]["nll"]["mean"]
+    assert rows["a"]["against"]["test"]["nll"] == {"mean": pytest.approx(mean), "low": None, "high": None, "pairs": 0}
+    out = swa("compare", "a", "b", "--against", "b", "--format", "markdown").out
+    assert "unpaired" in out
+    assert "1 pair" not in out
+
+
 def test_nothing_is_chosen_by_test_scores(swa: Swa, runs: Path) -> None:
     """Rows sorted by test loss because they are asked for so: the best row stays that of validation, and a warning."""
     folders = [runs / "a-001", runs / "b-001"]
@@ -373,6 +385,21 @@ def test_split_limits_the_columns(swa: Swa, runs: Path) -> None:
     assert "val_nll" in out
     assert not any(name.startswith("test_") for name in parsed(out)[0])
     assert math.isclose(float(parsed(out)[0]["val_nll"]), statistics.fmean(val[1] for val, _ in A))
+
+
+def test_the_best_row_is_that_of_validation_also_where_test_is_shown(swa: Swa, runs: Path) -> None:
+    """Test columns alone: sorted by the validation loss, the best row marked, no other scores; sorting by val_nll."""
+    folders = [runs / "b-001", runs / "a-001"]
+    for words in ([], ["--sort", "val_nll"]):
+        rows = rows_of(swa, *folders, "--split", "test", *words)
+        assert list(rows) == ["a-001", "b-001"]
+        assert [row["best"] for row in rows.values()] == [True, False]
+        assert all(row["val"] is None for row in rows.values())
+        ended = swa("compare", *folders, "--split", "test", *words)
+        assert "Sorted by val_nll" in ended.out
+        assert "val NLL" not in ended.out
+    names = parsed(swa("compare", *folders, "--split", "test", "--format", "csv").out)[0]
+    assert not any(name.startswith("val_") for name in names)
 
 
 @pytest.mark.parametrize(("width", "is_against"), [(24, False), (36, True)])

@@ -33,7 +33,7 @@ class SettingRow:
     params: Mapping[str, Any]  # key of the recipe -> value; None where the recipe has no such key
     weights: str
     state: str  # `finished`, `epoch 3 of 30`
-    scores: Scores
+    scores: Scores  # of every split, shown or not
     against: Mapping[str, Mapping[str, Mapping[str, Any]]] | None  # split -> metric -> mean, low, high and pairs
     is_best: bool  # lowest validation loss of the table
 
@@ -70,7 +70,7 @@ class SettingTable:
             f"{split}: {count_text(number, 'sample')}" for split, number in self.samples.items() if split in self.splits
         ]
         several = any(len(row.seeds) > 1 for row in self.rows)
-        single = any(len(row.seeds) == 1 and _has_error(row) for row in self.rows)
+        single = any(len(row.seeds) == 1 and _has_error(row, self.splits) for row in self.rows)
         words = [f"mean {PLUS_MINUS} standard deviation over seeds"] if several else []
         words += ["(standard error) of a single run"] if single else []
         words += [f"differences to {self.against} with [95 % interval]"] if self.against is not None else []
@@ -82,7 +82,7 @@ class SettingTable:
         found = [self.sort]
         if self.against is not None:
             pairs = [_num_pairs(row) for row in self.rows if row.against is not None]
-            if 0 in pairs:
+            if 0 in pairs and any(len(row.seeds) > 1 for row in self.rows):
                 found.append(
                     "Where it says unpaired, fewer than two seeds are common: the interval is Welch's, and wider."
                 )
@@ -196,5 +196,5 @@ def _lows(row: SettingRow) -> list[float | None]:
     return [each["low"] for metrics in (row.against or {}).values() for each in metrics.values()]
 
 
-def _has_error(row: SettingRow) -> bool:
-    return any(each.get("se") is not None for metrics in row.scores.values() for each in metrics.values())
+def _has_error(row: SettingRow, splits: Sequence[str]) -> bool:
+    return any(each.get("se") is not None for split in splits for each in row.scores.get(split, {}).values())
