@@ -59,8 +59,18 @@ UNREADABLE_HINT = (  # before a run, and during one, whose recipe and list of fi
 BACKGROUND = 255  # behind transparent pixels: white
 
 _STAT_THREADS, _STATS = 16, 4096  # threads that wait for the file system, not for a core; files per task
-# What PIL raises on files that are not images, truncated or damaged.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+# What PIL raises on files that are not images, truncated or damaged; RuntimeError: its decoder of AVIF.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
 _DEEP_GRAY = ("I;16", "I;16L", "I;16B", "I;16N")
 _GRAY_BITS = {"L;2": 2, "L;4": 4}  # per pixel of a PNG file, by Pillow's name for how it stores them
 _SIXTEEN_BIT_FORMATS = ("PNG", "PPM")  # whose images in mode I have 16 bits

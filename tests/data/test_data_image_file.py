@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, features
 
 from swa_cli.data.image_file import FORMATS, MAX_PIXELS, read_header, read_rgb, to_8_bit, to_rgb
 from swa_cli.data.masks import MaskDataset
@@ -234,6 +234,24 @@ def test_too_many_pixels_are_told_with_their_number(tmp_path: Path, width: int, 
         assert not caught
     assert str(path) in error.value.message
     assert f"{width * height:,}" in error.value.message
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow was built without AVIF")
+def test_a_damaged_avif_file_is_named(tmp_path: Path) -> None:
+    """A file of zeros, which Pillow refuses with RuntimeError: by name as others, and left out if asked."""
+    for name in "abc":
+        Image.fromarray(np.tile(PIXELS, (10, 10, 1))).save(tmp_path / f"{name}.avif")
+    whole = (tmp_path / "b.avif").read_bytes()
+    begin = whole.index(b"mdat") + 4
+    (tmp_path / "b.avif").write_bytes(whole[:begin] + bytes(16) + whole[begin + 16 :])
+    with pytest.raises(OSError, match=r"b\.avif: "):
+        read_rgb(str(tmp_path / "b.avif"))
+    (tmp_path / "table.csv").write_text("path,label\na.avif,0\nb.avif,1\nc.avif,1\n")
+    words = {"root": tmp_path, "val": 0, "cache": "ram", "workers": 0, "args": {"file": "table.csv"}}
+    with pytest.raises(UserError, match=r"b\.avif"):
+        load("csv", **words)
+    found = load("csv", **words, skip_broken=True)
+    assert (len(found.train), found.num_broken) == (2, 1)
 
 
 def test_other_formats_are_not_opened(tmp_path: Path) -> None:
