@@ -66,7 +66,8 @@ class RandomResizedCrop:
     def box(self, size: Size, draws: Tensor) -> Box:
         """Return the part of an image of (H, W) that `NUM_CROP_DRAWS` uniform numbers choose.
 
-        The first of ten trials that fits; if none does, the largest part in the middle whose ratio is allowed.
+        The first of ten trials that fits; if none does, the largest part in the middle whose ratio is allowed, at
+        least a pixel high and wide.
         """
         height, width = size
         *trials, top, left = draws.tolist()
@@ -77,7 +78,8 @@ class RandomResizedCrop:
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 return Box(int(top * (height - h + 1)), int(left * (width - w + 1)), h, w)
-        h, w = min(height, round(width / self.ratio[0])), min(width, round(height * self.ratio[1]))
+        h = max(1, min(height, round(width / self.ratio[0])))
+        w = max(1, min(width, round(height * self.ratio[1])))
         return Box((height - h) // 2, (width - w) // 2, h, w)
 
 

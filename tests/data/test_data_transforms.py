@@ -118,6 +118,17 @@ def test_a_crop_that_never_fits_is_torchvisions_in_the_middle(
         assert width > 0
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1), (2, 3)])
+@pytest.mark.parametrize("ratio", [(2.5, 4.0), (0.2, 0.4)])
+def test_a_crop_of_a_thin_image_has_pixels(size: tuple[int, int], ratio: tuple[float, float]) -> None:
+    """Boxes of images a pixel high or wide, of ratios that exclude squares, against the image: at least a pixel."""
+    crop = RandomResizedCrop(ratio=ratio)
+    for each in draws(f"thin {size}", 50):
+        top, left, height, width = crop.box(size, each.crop)
+        assert 0 <= top < top + height <= size[0]
+        assert 0 <= left < left + width <= size[1]
+
+
 @pytest.mark.parametrize("size", [(300, 200), (61, 37)])
 def test_a_training_view_equals_torchvisions_for_the_same_box(size: tuple[int, int]) -> None:
     """The pixels of a crop are those of torchvision's `resized_crop` for the box."""
