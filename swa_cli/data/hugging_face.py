@@ -297,7 +297,7 @@ def _column(table: Any, key: str, kind: str, given: str | None, *, source: str) 
         names = [name for name, feature in features.items() if type(_item(feature)).__name__ == kind]
     if len(names) == 1 and names[0] is not None:
         return names[0]
-    listed = ", ".join(f"{name} ({getattr(feature, 'dtype', kind)})" for name, feature in features.items())
+    listed = ", ".join(f"{name} ({_described(feature)})" for name, feature in features.items())
     message = f"has no column {given!r}" if given else f"has {len(names) or 'no'} columns of the type {kind}"
     suggestion = did_you_mean(given, features) if given else ""
     raise UserError(
@@ -307,9 +307,13 @@ def _column(table: Any, key: str, kind: str, given: str | None, *, source: str) 
 
 
 def _described(feature: Any) -> str:
-    """Return `ClassLabel`, `int64`, or `a list of string`."""
+    """Return `ClassLabel`, `Image`, `int64`, `a struct of bytes, path`, or `a list of string`."""
     kind = _item(feature)
-    name = "ClassLabel" if type(kind).__name__ == "ClassLabel" else str(getattr(kind, "dtype", type(kind).__name__))
+    name = type(kind).__name__
+    if isinstance(kind, Mapping):
+        name = f"a struct of {', '.join(kind)}"
+    elif name not in ("ClassLabel", "Image"):
+        name = str(getattr(kind, "dtype", name))
     return name if kind is feature else f"a list of {name}"
 
 

@@ -134,7 +134,9 @@ def test_images_that_other_programs_wrote(tmp_path: Path, kind: str) -> None:
         "paths": [f"{tmp_path}/1.png", "../2.png"],
     }
     pq.write_table(pa.table({"photo": values[kind], "y": ["b", "a"]}), tmp_path / "set/train.parquet")
-    assert "no columns of the type Image" in refused(tmp_path / "set").message
+    error = refused(tmp_path / "set").message
+    listed = {"structs": "a struct of bytes, path", "bytes": "binary", "paths": "string"}[kind]
+    assert error.endswith(f"no columns of the type Image; its columns are photo ({listed}), y (string)")
     found = source(tmp_path / "set", image="photo", label="y")
     assert rows_of(found) == ([1, 2], [1, 0])
     assert found.data()["train"].sha256
@@ -209,6 +211,7 @@ def test_columns_that_are_wrong(tmp_path: Path) -> None:
     root = save(tmp_path / "set", train=table(rows, **features))
     error = refused(root)
     assert "2 columns of the type Image" in error.message
+    assert "image (Image), mirror (Image), label (ClassLabel)" in error.message
     assert "dataset.args.image=image" in error.hint
     error = refused(root, image="imgae")
     assert "no column 'imgae'" in error.message
