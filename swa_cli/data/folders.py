@@ -22,6 +22,7 @@ from swa_cli.data.listing import (
     Listing,
     images_below,
     left_out_of,
+    require_different,
     split_folders,
     split_of,
     splits_under,
@@ -55,7 +56,8 @@ def find(
         progress: Called while the class folders are listed.
 
     Raises:
-        UserError: The layout is wrong, a class has no images, or a split has classes that training lacks.
+        UserError: The layout is wrong, a class has no images, a split has classes that training lacks, or a link
+            makes two classes or splits share a folder.
     """
     folders, beside = splits_under(root)
     if not folders:
@@ -73,6 +75,7 @@ def find(
         class_names = tuple(classes)
     else:
         raise _no_training(root, folders)
+    require_different(listing for part in parts.values() for listing in part.listings.values())
     files = {split: part.files(class_names) for split, part in parts.items()}
     notes += [note for part in parts.values() for note in part.notes]
     return found(

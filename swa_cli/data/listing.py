@@ -1,6 +1,7 @@
 """Folders of images: their splits, the image files below them, and what is left out.
 
-Links are followed, each real folder once and none upwards, so loops end. Hidden files and folders, and what systems
+Links are followed, each real folder once and none upwards, so loops end; a folder that two splits or classes share is
+refused. Hidden files and folders, and what systems
 and archives leave behind (`CLUTTER`), are skipped silently; everything else that is not read is counted in `LeftOut`.
 Shared by folders of classes (`folders`) and of masks (`masks`).
 
@@ -75,6 +76,7 @@ class Listing:
     images: Paths
     left_out: LeftOut
     folders: tuple[str, ...]  # names of those directly inside
+    read: Mapping[tuple[int, int], str]  # identity -> path of each folder with images
 
 
 def split_of(name: str) -> str | None:
@@ -143,6 +145,7 @@ def images_below(folders: Sequence[Path], *, index: FolderIndex | None = None) -
     visited = {_identity(os.stat(folder)) for folder in above}  # a link upwards would add the images of other classes
     tops = [*map(str, folders)]
     directly: list[str] = []
+    read: dict[tuple[int, int], str] = {}
     waiting = [*tops]
     while waiting:
         folder = waiting.pop()
@@ -152,12 +155,30 @@ def images_below(folders: Sequence[Path], *, index: FolderIndex | None = None) -
         visited.add(_identity(status))
         found = index.contents(folder, status)
         prefix = os.path.join(folder, "")
+        if found.images:
+            read[_identity(status)] = folder
         images += [prefix + name for name in _split(found.images)]
         others.update(found.others)
         below = _split(found.folders)
         waiting += [prefix + name for name in reversed(below)]
         directly += below if folder in tops else []
-    return Listing(Paths(sorted(images)), LeftOut(tuple(others.most_common())), tuple(directly))
+    return Listing(Paths(sorted(images)), LeftOut(tuple(others.most_common())), tuple(directly), read)
+
+
+def require_different(listings: Iterable[Listing]) -> None:
+    """Check that no folder is in two listings through links: its photos would train and validate, or have two labels.
+
+    Raises:
+        UserError: One is.
+    """
+    seen: dict[tuple[int, int], str] = {}
+    for listing in listings:
+        for identity, folder in listing.read.items():
+            if identity in seen:
+                raise UserError(
+                    f"{folder}: is the same folder as {seen[identity]}", hint="remove the link: a photo is read once"
+                )
+            seen[identity] = folder
 
 
 @dataclass(frozen=True)

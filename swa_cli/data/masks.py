@@ -38,6 +38,7 @@ from swa_cli.data.listing import (
     Listing,
     images_below,
     left_out_of,
+    require_different,
     split_folders,
     splits_under,
     subfolders,
@@ -145,14 +146,15 @@ def find(
         progress: Called while the folders are listed.
 
     Raises:
-        UserError: The layout is wrong, an image has no mask or a mask no image, or the first masks have unknown
-            classes.
+        UserError: The layout is wrong, an image has no mask or a mask no image, the first masks have unknown classes,
+            or a link makes two splits share images.
     """
     folders, beside = splits_under(root)
     if not folders or (needs_training and "train" not in folders):
         raise _no_pairs(root / "train")
     index = FolderIndex(root, keep_in=keep_in)
     pairs = {split: _pairs(folder, split=split, index=index, progress=progress) for split, folder in folders.items()}
+    require_different(part.listing for part in pairs.values())
     photos = [PhotoFiles(part.images) for part in pairs.values()]
     shape = view.size or first_size(photos[0])
     classes = tuple(range(len(class_names)))
@@ -166,6 +168,7 @@ def find(
 class _Pairs:
     """Images and their masks, sorted by name."""
 
+    listing: Listing  # of the images
     images: Paths
     masks: Paths
     left_out: LeftOut
@@ -200,7 +203,7 @@ def _pairs(folder: Path, *, split: str, index: FolderIndex, progress: Progress |
         more = f", and {len(missing) - 1:,} more like it" if len(missing) > 1 else ""
         raise UserError(f"{min(missing)}{more}", hint="add the missing files, or remove these")
     left_out = sum((listing.left_out for listing in listings), left_out_of(folder, used=("images", "masks")))
-    return _Pairs(images, Paths(masks[mask_of[name]] for name in image_of), left_out)
+    return _Pairs(listings[0], images, Paths(masks[mask_of[name]] for name in image_of), left_out)
 
 
 def _places(paths: Paths, *, folder: Path) -> dict[str, int]:

@@ -11,6 +11,7 @@ import csv
 import errno
 import io
 import os
+import stat
 import unicodedata
 from array import array
 from collections.abc import Sequence
@@ -153,18 +154,18 @@ class _SplitRows:
 
     labels: LabelTexts = field(default_factory=LabelTexts)
     lines: array[int] = field(default_factory=lambda: array("i"))
-    hashes: array[int] = field(default_factory=lambda: array("q"))  # of the paths
+    hashes: array[int] = field(default_factory=lambda: array("q"))  # of what all paths of a file have in common
     _blocks: list[Paths] = field(default_factory=list)
     _last: list[str] = field(default_factory=list)
 
-    def add(self, path: str, row: _Row) -> None:
+    def add(self, path: str, row: _Row, *, identity: object) -> None:
         self._last.append(path)
         if len(self._last) == _BLOCK:
             self._blocks.append(Paths(self._last))
             self._last.clear()
         self.labels.add(row.label, place=row.line)
         self.lines.append(row.line)
-        self.hashes.append(hash(os.path.abspath(path)))
+        self.hashes.append(hash(identity))
 
     @cached_property
     def paths(self) -> Paths:
@@ -193,12 +194,13 @@ class _Rows:
                 "dataset.args.split=COLUMN",
             )
         path = os.path.join(self.root, row.path)
-        if not os.path.isfile(path):
+        identity = _identity(path)
+        if identity is None:
             self.num_missing += 1
             self.missing += [row] * (self.num_missing <= NAMED)
         if split not in self.splits:
             self.splits[split] = _SplitRows()
-        self.splits[split].add(path, row)
+        self.splits[split].add(path, row, identity=identity or os.path.abspath(path))
 
     def __len__(self) -> int:
         return sum(len(part.lines) for part in self.splits.values())
@@ -210,6 +212,15 @@ class _Rows:
                 break
             place -= len(part.lines)
         return part.lines[place], part.paths[place]
+
+
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return what all links to a file have in common; None if there is no regular file."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return (status.st_dev, status.st_ino) if stat.S_ISREG(status.st_mode) else None
 
 
 def _missing(rows: _Rows) -> UserError:
@@ -227,14 +238,19 @@ def _missing(rows: _Rows) -> UserError:
 
 
 def _require_different(rows: _Rows) -> None:
-    """Check that no photo has two rows: they would train and validate, or have two labels."""
+    """Check that no photo has two rows, also through links: they would train and validate, or have two labels."""
     hashes = np.concatenate([np.frombuffer(part.hashes, np.int64) for part in rows.splits.values()])
     order = np.argsort(hashes, kind="stable")
-    for place in (np.diff(hashes[order]) == 0).nonzero()[0].tolist():
-        (first, path), (second, other) = sorted(rows.at(int(order[place + step])) for step in (0, 1))
-        if os.path.abspath(path) == os.path.abspath(other):
+    alike = np.diff(hashes[order]) == 0
+    seen: dict[str, tuple[int, str]] = {}
+    for place in order[np.append(alike, False) | np.append(False, alike)].tolist():  # hard links may be alike, too
+        line, path = rows.at(place)
+        found = seen.setdefault(os.path.realpath(path), (line, path))
+        if found != (line, path):
+            (first, known), (second, other) = sorted([found, (line, path)])
+            also = "" if known == other else f" as {known}"
             raise UserError(
-                f"{rows.table}:{second}: {other} stands on line {first} already", hint="keep one row per photo"
+                f"{rows.table}:{second}: {other} stands on line {first} already{also}", hint="keep one row per photo"
             )
 
 

@@ -141,6 +141,23 @@ def test_links_are_followed_as_torchvision_does(tmp_path: Path) -> None:
     assert len(source.train) == 9
 
 
+@pytest.mark.parametrize(
+    ("link", "to"),
+    [("val", "train"), ("val/a", "../train/a"), ("train/c", "a"), ("test/b/more", "../../train/b/more")],
+)
+def test_a_folder_that_is_shared_through_a_link_is_refused(tmp_path: Path, link: str, to: str) -> None:
+    """A split, a class of another split, a second class, and a folder below one: refused with both paths."""
+    for split in ("train", "test"):
+        classes(tmp_path / split)
+    pictures(tmp_path / "train" / "b" / "more")
+    assert sizes(load("image_folder", root=tmp_path, val=0))["train"] == 6
+    (tmp_path / link).parent.mkdir(exist_ok=True)
+    (tmp_path / link).symlink_to(to)
+    one, other = (Path(path) for path in refused(tmp_path).message.split(": is the same folder as "))
+    assert one != other
+    assert one.samefile(other)
+
+
 def test_loops_of_links_end(tmp_path: Path) -> None:
     """Links to the folder itself, to the root and to one another against each image once, none of another class."""
     classes(tmp_path / "set")

@@ -449,3 +449,11 @@ def test_broken_masks_are_left_out_on_request(tmp_path: Path) -> None:
     Image.fromarray(values(5, width=3)).save(tmp_path / "masks" / "005.png")
     with pytest.raises(UserError, match=r"masks/005\.png: is 3x4"):
         load("mask_folder", root=tmp_path, val=0, workers=0, args=args, skip_broken=True)
+
+
+def test_images_that_two_splits_share_through_a_link_are_refused(tmp_path: Path) -> None:
+    """A link to the training folder that stands for val, against the paths of both."""
+    write(tmp_path / "train")
+    (tmp_path / "val").symlink_to("train")
+    with pytest.raises(UserError, match=r"val/images: is the same folder as .*train/images"):
+        folder(tmp_path)

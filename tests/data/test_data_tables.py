@@ -67,6 +67,24 @@ def test_classes_are_named_and_numbered(
     assert rows_of(found) == ([0, 1, 2, 3], numbers)
 
 
+@pytest.mark.parametrize("kind", ["path", "file", "folder", "three"])
+def test_a_photo_stands_on_one_line(tmp_path: Path, kind: str) -> None:
+    """A photo by its path in two forms, a link, a linked folder, beside a hard link: refused with its lines."""
+    (tmp_path / "link.png").symlink_to("1.png")
+    (tmp_path / "again").symlink_to(tmp_path)
+    (tmp_path / "hard.png").hardlink_to(tmp_path / "1.png")
+    again = {"path": "./1.png", "file": "link.png", "folder": "again/1.png", "three": "hard.png,b,train\n1.png"}[kind]
+    error = refused(tmp_path, f"path,label,split\n0.png,a,train\n1.png,b,train\n{again},b,val\n")
+    assert f"a.csv:{5 if kind == 'three' else 4}: " in error.message
+    assert "on line 3 already" in error.message
+
+
+def test_a_hard_link_is_a_photo_of_its_own(tmp_path: Path) -> None:
+    """Two names of one file, as programs make that save disk space, against two rows."""
+    (tmp_path / "hard.png").hardlink_to(tmp_path / "1.png")
+    assert rows_of(source(tmp_path, "path,label\n0.png,a\n1.png,b\nhard.png,b\n")) == ([0, 1, 1], [0, 1, 1])
+
+
 def test_columns_by_other_names_quotes_and_spaces(tmp_path: Path) -> None:
     """Columns in another order, quoted values, a byte order mark, blank lines, a path that is absolute."""
     rows = ['"a, b",1, 0.png ,Train', "", f'c,,"{tmp_path}/2.png",valid', "c,,1.png,train", ""]
@@ -189,7 +207,7 @@ def test_classes_of_weights_stand_in_for_training_rows(tmp_path: Path) -> None:
 
 def test_memory_per_row_is_that_of_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """20,000 rows against 120 bytes each while they are read; nothing is kept per row but path, class and line."""
-    monkeypatch.setattr(tables.os.path, "isfile", lambda path: True)
+    monkeypatch.setattr(tables, "_identity", lambda path: (0, hash(path)))
     number = 20_000
     lines = (f"some/folder/{index:07}.jpg,{index % 100}\n" for index in range(number))
     (tmp_path / "a.csv").write_text("path,label\n" + "".join(lines))
