@@ -34,7 +34,7 @@ OF_A_TERMINAL = ("COLUMNS", "LINES", "TERM", "CI", "NO_COLOR", "FORCE_COLOR", "C
 OF_A_TERMINAL += ("TTY_COMPATIBLE", "TTY_INTERACTIVE")  # of rich
 NOTHING: Mapping[str, str] = {}
 WHITE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGP4DwABAQEAsTj2FAAAAABJRU5ErkJggg=="
-SECOND_SAVE, THIRD_SAVE = 3, 5  # `kill_at` within "checkpoints/.last": a save opens that file and renames it
+SECOND_SAVE, THIRD_SAVE = 4, 7  # `kill_at` within "checkpoints/.last": a save makes, opens and renames that file
 DRAWN: set[str] = set()  # kinds of curves that this process has drawn
 ENDS_WITHIN_S = 600  # far more than any takes, on a busy machine too
 PRELOADED = [

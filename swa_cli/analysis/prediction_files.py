@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import importlib.util
 import io
-import secrets
 import shutil
 import sys
 import tempfile
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from swa_cli import temporary
 from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.errors import UserError
 from swa_cli.report.console_text import GAP, Column, cut_to
@@ -171,16 +171,11 @@ def _cell(value: Any, width: int | None) -> str:
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield a temporary folder beside `target`, which takes its place when the block ends without an error."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
+    with temporary.beside(target, is_folder=True) as folder:
+        yield folder
         if target.is_dir():
             target.rmdir()  # it is empty
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        folder.rename(target)
 
 
 def require_new_folder(target: Path, *, sources: Sequence[Path]) -> None:

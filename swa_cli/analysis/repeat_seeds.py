@@ -98,7 +98,6 @@ def opened(series: Series, seeds: Sequence[int], terminal: Terminal) -> Iterator
 def describe(folder: RunFolder, recipe: Recipe, seeds: Sequence[int]) -> None:
     """Write what the folder of a repeat is; in this order: with recipe.yaml alone it would be the folder of a run."""
     with locks.holding(folder.lock_of(FILES)):
-        folder.remove_temporary_files()
         folder.write_json(folder.repeat.name, {"seeds": list(seeds)})
         folder.write_text(folder.recipe.name, load.dump(recipe))
 

@@ -11,14 +11,12 @@ import errno
 import json
 import math
 import os
-import re
-import secrets
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # the temporary file of a process that was killed
+from swa_cli import temporary
 
 
 def write_atomic(
@@ -33,11 +31,10 @@ def write_atomic(
         keep: Where the old content goes once the new content is durable.
 
     Raises:
-        OSError: No room or no permission; `path` is unchanged, and no temporary file is left.
+        OSError: No room or no permission: the error names `path`, which is unchanged, and no temporary file is left.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
+    with temporary.beside(path) as made:
+        with open(made, "wb") as file:
             _reserve(file.fileno(), reserve)
             write(file)
             file.truncate()  # drops reserved bytes that were not needed
@@ -45,10 +42,7 @@ def write_atomic(
             os.fsync(file.fileno())
         if keep is not None and path.exists():
             os.replace(path, keep)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        os.replace(made, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

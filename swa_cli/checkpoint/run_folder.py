@@ -20,8 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from swa_cli import temporary
 from swa_cli.checkpoint import locks
-from swa_cli.checkpoint.atomic import LEFTOVER, json_text, write_atomic
+from swa_cli.checkpoint.atomic import json_text, write_atomic
 from swa_cli.errors import UserError
 from swa_cli.metrics.metric import TaskMetrics
 from swa_cli.recipe.scalars import is_utf8
@@ -177,8 +178,8 @@ class RunFolder:
     def lock(self, *, is_shared: bool = False) -> Iterator[TextIO]:
         """Lock the folder for this process while the block runs; yields the log, open for appending.
 
-        Temporary files of a crashed process are removed first. Where processes share the folder, they are left, one of
-        the processes has the log, and the others have a log that goes nowhere.
+        Temporary files of crashed processes are removed first. Where processes share the folder, one of them has the
+        log, and the others have a log that goes nowhere.
 
         Raises:
             UserError: Another process holds the lock, or the log cannot be written.
@@ -191,8 +192,7 @@ class RunFolder:
         # Unbuffered: a log that cannot be written fails at once, not a second time when it is closed.
         with io.TextIOWrapper(file, encoding="utf-8", write_through=True) as log:
             if locks.lock(file, self.path):
-                if not is_shared:
-                    self.remove_temporary_files()
+                self.remove_temporary_files()
                 yield log
                 return
             if not is_shared:
@@ -229,24 +229,22 @@ class RunFolder:
                 )
 
     def remove_temporary_files(self) -> None:
-        """Remove what a crashed process has left; no other process may write files of this folder meanwhile."""
+        """Remove what crashed processes have left, and nothing that a process works on."""
         for folder in (self.path, self.checkpoints, self.snapshots):
-            for entry in folder.glob(".*.tmp"):
-                if LEFTOVER.fullmatch(entry.name):
-                    entry.unlink(missing_ok=True)
+            temporary.remove_leftovers(folder)
 
     def point_latest(self, root: Path) -> None:
         """Let the link `latest` under `root` point to this folder; a real file or folder of that name is left alone."""
         latest = root / "latest"
         if not self.writes or (latest.exists() and not latest.is_symlink()):
             return
-        temporary = root / ".latest.tmp"  # the same name in all processes, so that none is left behind
+        link = root / ".latest.tmp"  # the same name in all processes, so that none is left behind
         while True:
             root.mkdir(parents=True, exist_ok=True)  # the folder may be elsewhere, as a trial of a shared sweep is
-            temporary.unlink(missing_ok=True)
+            link.unlink(missing_ok=True)
             try:
-                temporary.symlink_to(os.path.relpath(self.path, root), target_is_directory=True)
-                os.replace(temporary, latest)
+                link.symlink_to(os.path.relpath(self.path, root), target_is_directory=True)
+                os.replace(link, latest)
                 return
             except (FileExistsError, FileNotFoundError):  # another process is doing the same
                 continue

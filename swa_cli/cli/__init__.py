@@ -6,7 +6,6 @@ errors come without it. Only `run` turns exceptions into messages and exit codes
 
 from __future__ import annotations
 
-import errno
 import gc
 import logging
 import os
@@ -40,7 +39,7 @@ from swa_cli.cli import (
     sweep,
     train,
 )
-from swa_cli.cli.shared import EXIT_CODES, calm_torch, options
+from swa_cli.cli.shared import EXIT_CODES, NO_ROOM, calm_torch, options
 from swa_cli.errors import (
     EXIT_DONE,
     EXIT_FAILED,
@@ -147,9 +146,6 @@ def run(words: list[str]) -> int:
         return EXIT_TERMINATED
     except Exception as error:
         return _report(error, with_traceback="--traceback" in words)
-
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # whoever writes
 
 
 def _report(error: Exception, *, with_traceback: bool) -> int:

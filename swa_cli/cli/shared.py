@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import math
@@ -46,6 +47,7 @@ Exit codes:
   143  SIGTERM"""
 
 
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)  # exit code 1, whoever writes
 EXIT_CODES = exit_codes(way_on="`swa train --resume RUN`")
 
 CHANGE = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)
@@ -155,19 +157,23 @@ def deliver(text: str, out: Path | None) -> None:
     """Print a text, or write it to a new file.
 
     Raises:
-        UserError: The file exists already, or cannot be written.
+        UserError: The file exists already, or cannot be written there.
+        OSError: There is no room for it.
     """
     if out is None:
         typer.echo(text, nl=False)
         return
     hint = "name another file with -o"
+    if os.path.lexists(out):
+        raise UserError(f"{out}: already exists and is not overwritten", hint=hint)
+    from swa_cli.checkpoint.atomic import write_atomic
+
     try:
         content = text.encode()  # fails before there is a file
-        with open(out, "xb") as file:
-            file.write(content)
-    except FileExistsError as error:
-        raise UserError(f"{out}: already exists and is not overwritten", hint=hint) from error
+        write_atomic(out, lambda file: file.write(content))
     except (OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise UserError(f"{out}: cannot be written ({reason})", hint=hint) from error
     from swa_cli.report.terminal import Terminal

@@ -16,18 +16,17 @@ import gzip
 import hashlib
 import json
 import os
-import secrets
 import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from swa_cli import temporary
 from swa_cli.data.image_file import SUFFIXES, USUAL_SUFFIXES
 from swa_cli.data.paths import Paths
 from swa_cli.errors import UserError
@@ -305,18 +304,14 @@ class FolderIndex:
         is_changed = self._is_changed or len(self._used) < len(self._kept)
         if self._file is None or number < self._least or not is_changed:
             return []
-        temporary = self._file.with_name(f".{self._file.name}.{secrets.token_hex(4)}.tmp")
         lines = ((name, record.state, *vars(record.contents).values()) for name, record in self._used.items())
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with gzip.open(temporary, "wt", compresslevel=1, encoding="ascii") as file:
-                file.writelines(f"{json.dumps(line)}\n" for line in chain([self._head], lines))
-            os.replace(temporary, self._file)
-        except BaseException as error:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            if not isinstance(error, OSError):
-                raise
+            with temporary.beside(self._file) as made:
+                with gzip.open(made, "wt", compresslevel=1, encoding="ascii") as file:
+                    file.writelines(f"{json.dumps(line)}\n" for line in chain([self._head], lines))
+                os.replace(made, self._file)
+        except OSError as error:
             return [f"the list of {number:,} files is rebuilt each time: {self._file}: {error.strerror}"]
         return []
 

@@ -17,6 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from conftest import copy_runs, run_swa
 from equal_runs import assert_equal_runs, content
+from swa_cli import temporary
 from swa_cli.analysis.run_output import RunOutput
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import state
@@ -304,18 +305,25 @@ def test_killed_while_the_first_files_are_written(
 def test_leftovers_of_a_crash_are_swept_and_nothing_else(
     swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]
 ) -> None:
-    """Temporary files as a crash leaves them are gone after the next start; a person's own files stay."""
+    """Files and a folder as a crash leaves them are gone after the next start; a person's own, and live ones, stay."""
     signal_at(30)
     assert swa("train", long, "-q").code == 130
     run = tmp_path / "runs/long-001"
     mine = [run / "notes.tmp", run / ".notes.tmp", run / "checkpoints/.mine.pt"]
-    leftovers = [run / ".metrics.csv.ab12_xyz.tmp", run / "checkpoints/.last.pt.abcdefgh.tmp"]
+    leftovers = [run / ".metrics.csv.swa-0.tmp", run / "checkpoints/.last.pt.swa-1.tmp"]
     for path in mine + leftovers:
         path.write_text("x")
+    masks = run / ".masks.swa-0.tmp"
+    masks.mkdir()
+    (masks / "0.png").write_text("x")
     signal_at(-1)
-    assert swa("train", "--resume", run, "-q").code == 0
+    with temporary.beside(run / "predictions.csv") as live, temporary.beside(run / "live", is_folder=True) as folder:
+        live.write_text("x")
+        assert swa("train", "--resume", run, "-q").code == 0
+        assert swa("bn-update", run / "checkpoints/swa.pt", "-q").code == 0
+        assert (live.read_text(), folder.is_dir()) == ("x", True)
     assert all(path.exists() for path in mine)
-    assert not any(path.exists() for path in leftovers)
+    assert not any(path.exists() for path in (*leftovers, masks))
 
 
 def test_changed_recipe_is_refused_with_its_keys(

@@ -176,7 +176,7 @@ def test_without_validation_images_the_reference_is_the_first_worker(tiny: Path,
 @pytest.mark.parametrize(
     ("within", "event"),
     [
-        ("tiny-001/checkpoints/.last", 4),  # in the common phase
+        ("tiny-001/checkpoints/.last", 6),  # in the common phase
         ("workers/1", 2),  # before the first worker
         ("workers/1", 9),
         ("workers/1", 26),  # inside an epoch of it

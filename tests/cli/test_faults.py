@@ -199,6 +199,18 @@ def test_a_real_limit_on_the_size_of_files(faulty: Path, tmp_path: Path, largest
     assert process.exitcode == 0, said_in(tmp_path)
 
 
+@pytest.mark.parametrize("words", ["schema", "new", "recipes digits"])
+def test_a_text_that_has_no_room(tmp_path: Path, words: str) -> None:
+    """RLIMIT_FSIZE below the size of a text, twice: exit 1, the place is named, and nothing is left."""
+    for _ in range(2):
+        process = start(tmp_path, [*words.split(), "-o", "out.yaml"], largest_file=100)
+        process.join()
+        said = said_in(tmp_path)
+        assert process.exitcode == 1, said
+        assert "out.yaml: File too large" in said
+        assert not [*tmp_path.glob("*.yaml"), *tmp_path.glob(".*.tmp")]
+
+
 @pytest.mark.torture
 @pytest.mark.parametrize("kilobytes", [8, 100, 200, 300])
 def test_a_full_disk(swa, faulty: Path, tmp_path: Path, kilobytes: int) -> None:
