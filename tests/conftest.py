@@ -197,6 +197,25 @@ def signal_at(on_step: OnStep) -> Callable[..., None]:
 
 
 @pytest.fixture
+def signal_at_end(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Let this process get a signal once, when a run in a folder of a name has written its result.json."""
+    from swa_cli.checkpoint.run_folder import RunFolder
+
+    write = RunFolder.write_text
+
+    def arm(folder: str, number: int) -> None:
+        def written(run: RunFolder, name: str, text: str) -> None:
+            write(run, name, text)
+            if (run.path.name, name) == (folder, "result.json"):
+                monkeypatch.setattr(RunFolder, "write_text", write)
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(RunFolder, "write_text", written)
+
+    return arm
+
+
+@pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     """A recipe on real digits that trains in about a second."""
     path = tmp_path / "small.yaml"

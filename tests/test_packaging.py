@@ -87,7 +87,7 @@ def test_the_metadata_of_the_wheel(wheel: Path) -> None:
     asked = [each for each in told.get_all("Requires-Dist", []) if "extra ==" not in each]
     assert len(asked) == len(project["dependencies"])
     assert set(told.get_all("Provides-Extra", [])) == set(project["optional-dependencies"])
-    assert "swa = swa_cli.cli:main" in (about / "entry_points.txt").read_text()
+    assert "swa = swa_cli.__main__:main" in (about / "entry_points.txt").read_text()
     assert told["Description-Content-Type"] == "text/markdown"
 
 

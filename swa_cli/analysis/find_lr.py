@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from swa_cli import signals
 from swa_cli.analysis import plot
 from swa_cli.analysis.run_output import RunOutput
 from swa_cli.engine import train
@@ -146,6 +147,7 @@ def _losses(run: Run, rates: Sequence[float]) -> Iterator[float]:
             run.step += 1
             loss = sum(passed) / len(passed)
             bar.advance(loss=loss)
+            signals.check()
             yield loss
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from swa_cli import signals
 from swa_cli.analysis import open, passes
 from swa_cli.analysis import prediction_files as files
 from swa_cli.analysis.outcomes import delimiter_of, names_of, probability_columns
@@ -183,6 +184,7 @@ def predict_files(
                 paths = [images.images[place] for place in places]
                 add([{"path": path, **row} for path, row in zip(paths, rows, strict=True)])
                 result["images"] += len(places)
+                signals.check()
         if not result["images"]:
             raise UserError(
                 f"none of {count_text(len(photos), 'image file')} can be read",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from swa_cli import signals
 from swa_cli.analysis import plot
 from swa_cli.analysis.compare import Result, read_result
 from swa_cli.analysis.run_output import RunOutput
@@ -141,6 +142,7 @@ def run_seeds(
                         _run(member, series, terminal=terminal)
                         has_run = True
                     series.results[seed] = read_result(member.folder.result, metrics=metrics)
+                    signals.check()  # one that came when the run was complete
         if not elsewhere or not waits:
             return not elsewhere
         if is_first_look:

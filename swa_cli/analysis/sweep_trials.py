@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
+from swa_cli import signals
 from swa_cli.analysis import plot, sweep_metric
 from swa_cli.analysis.run_output import RunOutput
 from swa_cli.analysis.several_runs import POLL_S, run_or_continue, state_of
@@ -90,6 +91,7 @@ def work(sweep: Sweep, *, terminal: Terminal, table: Table | None) -> None:
     with terminal.progress("sweep", PARTS * sweep.limit) as bar:
         shown = _Shown(bar)
         while True:
+            signals.check()  # one that came when a run was complete, or that a callback lost
             records = sweep.records()
             if table is not None:
                 table.tell(records)
@@ -124,13 +126,14 @@ def launch(sweep: Sweep, words: Sequence[str], *, processes: int, terminal: Term
         bar = stack.enter_context(terminal.progress("sweep", PARTS * sweep.limit))
         shown, children = _Shown(bar), list[subprocess.Popen[bytes]]()
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
-        for number in range(processes):
-            own = {"CUDA_VISIBLE_DEVICES": visible[number % gpus]} if gpus > 1 else {}
-            children.append(subprocess.Popen(command, env=os.environ | own))
         try:
+            for number in range(processes):
+                own = {"CUDA_VISIBLE_DEVICES": visible[number % gpus]} if gpus > 1 else {}
+                children.append(subprocess.Popen(command, env=os.environ | own))
             while any(child.poll() is None for child in children):
                 table.tell(sweep.records())
                 shown.finished(sweep.records())
+                signals.check()
                 time.sleep(POLL_S)
         except BaseException as error:
             for child in children:  # Ctrl-C has reached them as well
@@ -178,7 +181,8 @@ def _run_trial(sweep: Sweep, claim: Claim, *, terminal: Terminal, shown: _Shown)
         reason = "" if value is not None else f"{column} was not measured at the end, or is not finite"
         ended = FAILED if value is None else COMPLETE
         claim.finish(ended, seconds=time.monotonic() - started, value=value, reason=reason)
-    gc.collect()  # the network and the data of this trial
+    with signals.deferred():  # what a handler raised in a destructor would be lost
+        gc.collect()  # the network and the data of this trial
 
 
 def is_of_disk(error: BaseException) -> bool:

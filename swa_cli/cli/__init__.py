@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import signal
 import sys
 import traceback as traceback_module
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 import typer
 import typer.core
 
+from swa_cli import signals
 from swa_cli.cli import (
     average,
     bn_update,
@@ -43,6 +43,7 @@ from swa_cli.cli.shared import EXIT_CODES, NO_ROOM, calm_torch, options
 from swa_cli.errors import (
     EXIT_DONE,
     EXIT_FAILED,
+    EXIT_INTERRUPTED,
     EXIT_TERMINATED,
     EXIT_USAGE,
     NOTHING_WAS_RUN,
@@ -101,13 +102,13 @@ app.command("report", epilog=report.EPILOG)(report.report)
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     _occupy_streams()
-    signal.signal(signal.SIGTERM, _terminate)
+    signals.install()
     # Its warnings are not for people who run a command: of a home folder that is read-only, of fonts that are searched.
     logging.getLogger("matplotlib").setLevel(logging.ERROR)
     if "WORLD_SIZE" in os.environ:  # started by torchrun
         calm_torch()
     code = run(sys.argv[1:])
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # all output is done; it would only raise during interpreter shutdown
+    signals.ignore()
     if "WORLD_SIZE" in os.environ:
         # Threads of gloo that still hold tensors abort Python during interpreter shutdown (torch 2.14).
         for stream in (sys.stdout, sys.stderr):
@@ -133,6 +134,14 @@ def _occupy_streams() -> None:
 def run(words: list[str]) -> int:
     """Run one command and return its exit code; show a traceback only with --traceback."""
     try:
+        code = _run(words)
+        return signals.exit_code() or code  # a signal may have been lost on its way to here
+    finally:
+        signals.forget()
+
+
+def _run(words: list[str]) -> int:
+    try:
         command = _command()
         if "_SWA_COMPLETE" in os.environ:  # the shell asks for completions
             from swa_cli.cli.complete import attach
@@ -142,9 +151,13 @@ def run(words: list[str]) -> int:
         return EXIT_DONE
     except SystemExit as end:  # from typer: help, wrong usage (2), Ctrl-C (130)
         return end.code if isinstance(end.code, int) else EXIT_DONE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except Terminated:
         return EXIT_TERMINATED
     except Exception as error:
+        if signals.exit_code():  # what the handler raised has become this error
+            return EXIT_FAILED
         return _report(error, with_traceback="--traceback" in words)
 
 
@@ -180,7 +193,3 @@ def _report(error: Exception, *, with_traceback: bool) -> int:
 def _command() -> Callable[..., Any]:
     """Build the commands and their options once per process: typer takes 15 ms to read all signatures."""
     return typer.main.get_command(app)
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise Terminated

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from swa_cli import __version__
+from swa_cli import __version__, signals
 from swa_cli.errors import EXIT_USAGE, RecipeError, UserError
 
 if TYPE_CHECKING:
@@ -126,12 +126,15 @@ def importing() -> Iterator[None]:
     """Import what needs torch while the block runs, without garbage collection.
 
     The collector takes a fifth of the time of such imports, and finds nothing: modules live to the end. So their
-    objects are also left out of all later collections.
+    objects are also left out of all later collections. Signals wait for the end of the block: libraries turn what is
+    raised inside their imports into errors of their own.
     """
     is_first, is_enabled = "torch" not in sys.modules, gc.isenabled()
     gc.disable()
     try:
-        yield
+        with signals.deferred():
+            yield
+        signals.check()
     finally:
         if is_enabled:
             gc.enable()

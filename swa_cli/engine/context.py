@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from swa_cli import signals
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
 from swa_cli.averaging.bn_layers import bn_layers, in_mode, may_have_statistics
 from swa_cli.data import batches, datasets, device_decoding, pytree, sources
@@ -275,7 +276,7 @@ class Context:
         return model
 
     def refresh_batchnorm(
-        self, model: nn.Module, *, name: str, check: Callable[[], None] = lambda: None, bar: Bar | None = None
+        self, model: nn.Module, *, name: str, check: Callable[[], None] = signals.check, bar: Bar | None = None
     ) -> BatchNormUpdate:
         """Recompute the BatchNorm statistics as the recipe says; a network without any reads no image.
 

@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from swa_cli import signals
 from swa_cli.averaging.bn_layers import gather_single_process
 from swa_cli.data.batches import Batches
 from swa_cli.engine.events import Bar
-from swa_cli.engine.failures import HANDLED_SIGNALS
 from swa_cli.errors import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, RecipeError, Terminated, UserError
 from swa_cli.models import freezing
 
@@ -50,7 +50,7 @@ class Share:
     rounds: int  # the most batches that any process has
     gathered: Callable[[Any], list[Any]]
     after_batch: Callable[[], None] = lambda: None
-    check: Callable[[], None] = lambda: None  # called as often in all processes
+    check: Callable[[], None] = signals.check  # called as often in all processes
 
     def counted(self, bar: Bar, check: Callable[[], None]) -> Share:
         """Return the same batches, after each of which `bar` advances and `check` is called."""
@@ -387,12 +387,10 @@ def _attempt(words: Sequence[str], *, name: str, processes: int) -> tuple[int | 
 @contextmanager
 def _silent_engine() -> Iterator[None]:
     """Silence the engine's own report of a failure, and restore the signal handlers afterwards."""
-    handlers = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        yield
+        with signals.handlers_kept():
+            yield
     finally:
         logging.disable(level)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import errno
 import shlex
-import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 
+from swa_cli import signals
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import user_code
 from swa_cli.engine.events import Stopped
-from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, NOTHING_WAS_RUN, RecipeError, Terminated, UserError
+from swa_cli.errors import EXIT_FAILED, EXIT_USAGE, NOTHING_WAS_RUN, RecipeError, UserError
 from swa_cli.recipe import load
 
-HANDLED_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 # What torch says where the machine, not a GPU, is out of memory; it has no class for that.
@@ -147,25 +144,25 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 class Interrupt:
-    """Defers the first signal while its block runs, until `check`; a second one is raised at once.
+    """Defers the first signal while its block runs, until `check`; a second one is raised at once, see `signals`.
 
     The signal handler calls `announce` for the first one. `agree` returns the largest number that any process of the
-    run passes to it, so that all stop at the same point; each passes every safe point.
+    run passes to it, so that all stop at the same point; each passes every safe point. A signal that comes after the
+    last `check` stays noted: it is of no account to a run that is complete, and stops what would follow that run.
     """
 
     def __init__(self, announce: Callable[[], None], *, agree: Callable[[int], int] = lambda number: number) -> None:
         self._announce = announce
         self._agree = agree
-        self._number: int | None = None
-        self._before: dict[int, Any] = {}
+        self._deferral = ExitStack()
 
     def __enter__(self) -> Interrupt:
-        self._before = {number: signal.signal(number, self._note) for number in HANDLED_SIGNALS}
+        self._deferral.enter_context(signals.deferred(self._announce))
+        self._deferral.enter_context(signals.handled())
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._deferral.close()
 
     def check(self) -> None:
         """Stop at this safe point if a signal has arrived.
@@ -173,15 +170,5 @@ class Interrupt:
         Raises:
             Stopped: A signal has arrived, here or in another process.
         """
-        if number := self._agree(self._number or 0):
-            raise Stopped(_ending(number))
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self._number is not None:
-            raise _ending(number)
-        self._number = number
-        self._announce()
-
-
-def _ending(number: int) -> BaseException:
-    return KeyboardInterrupt() if number == signal.SIGINT else Terminated()
+        if number := self._agree(signals.noted()):
+            raise Stopped(signals.ending(number))

@@ -201,6 +201,21 @@ def test_terminated_is_told_by_the_exit_code(
     assert "seed 2 (3 of 3)" in ended.err
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_at_the_end_of_a_seed_stops_the_repeat(
+    swa, few: Path, signal_at_end: Callable[..., None], begun: list[str], number: int, code: int
+) -> None:
+    """A signal when the first seed is complete: its exit code, and no further seed; the same command does the rest."""
+    words = ("repeat", few, "--seeds", "0-1", "-q", "train.epochs=1")
+    signal_at_end("seed-0", number)
+    ended = swa(*words)
+    assert ended.code == code
+    assert "run the same command again" in ended.err
+    assert begun == ["seed-0"]
+    assert swa(*words).code == 0
+    assert begun == ["seed-0", "seed-1"]
+
+
 def test_more_seeds_run_only_what_is_missing(swa, few: Path, finished: Callable[[int], Path], begun: list[str]) -> None:
     """0-2 where 0-1 are finished, then 1-2: one more run, none more, and reports of just what was asked for."""
     folder = finished(2)

@@ -326,6 +326,14 @@ def test_leftovers_of_a_crash_are_swept_and_nothing_else(
     assert not any(path.exists() for path in (*leftovers, masks))
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_a_run_that_is_complete(swa, recipe: Path, signal_at_end: Callable[..., None], number: int) -> None:
+    """A signal once result.json is written, when nothing is left to stop: exit 0, and not heard by the next command."""
+    signal_at_end("small-001", number)
+    assert swa("train", recipe, "-q").code == 0
+    assert swa("train", recipe, "-q").code == 0
+
+
 def test_changed_recipe_is_refused_with_its_keys(
     swa, long: Path, tmp_path: Path, signal_at: Callable[..., None]
 ) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -21,6 +22,7 @@ import yaml
 from conftest import OnStep, run_swa
 from equal_runs import assert_equal_runs
 from processes import exit_codes, said_in, start
+from swa_cli import signals
 from swa_cli.analysis import sweep_trials
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.context import Context
@@ -189,6 +191,48 @@ def test_a_stopped_sweep_continues_inside_its_trial(swa, few: Path, whole: Path,
         assert {**trial, "seconds": 0} == {**other, "seconds": 0}
         assert_equal_runs(FOLDER / trial["run"], whole / other["run"])
     assert not Path("runs/few-sweep-002").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_at_the_end_of_a_trial_stops_the_sweep(
+    swa, few: Path, signal_at_end: Callable[..., None], number: int, code: int
+) -> None:
+    """A signal when the first trial is complete: its exit code, no further trial; the same command does the rest."""
+    words = ("sweep", few, "swa.lr=0.05,0.1", "train.epochs=1", "-q")
+    signal_at_end("trial-000", number)
+    ended = swa(*words)
+    assert ended.code == code
+    assert "the sweep is stopped" in ended.err
+    assert [trial.name for trial in FOLDER.glob("trial-*")] == ["trial-000"]
+    again = swa(*words, "--json")
+    assert (again.code, len(again.json["trials"])) == (0, 2)
+
+
+def test_a_signal_while_the_garbage_of_a_trial_is_collected(
+    swa, few: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in a callback of that collection, where Python drops what is raised: exit code 143, one trial begun."""
+
+    def collect() -> None:
+        monkeypatch.setattr(sweep_trials.gc, "collect", lambda: None)
+        in_a_callback(lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    monkeypatch.setattr(sweep_trials.gc, "collect", collect)
+    with signals.handled():
+        assert swa("sweep", few, "optimizer.lr=0.05,0.2,0.1").code == 143
+    assert trained == ["trial-000"]
+
+
+def in_a_callback(do: Callable[[], object]) -> None:
+    """Do something in a callback of a weak reference."""
+
+    class Waste:
+        pass
+
+    waste = Waste()
+    reference = weakref.ref(waste, lambda _: do())
+    del waste
+    assert reference() is None
 
 
 def test_a_finished_sweep_is_told_again(swa, few: Path, trained: list[str]) -> None:
