@@ -29,9 +29,7 @@ from swa_cli.averaging.bn_layers import (
     Batches,
     Gather,
     Kept,
-    ModelState,
     gather_single_process,
-    in_mode,
     is_frozen,
     map_tensors,
     may_have_statistics,
@@ -40,7 +38,7 @@ from swa_cli.averaging.bn_layers import (
     norm_layers,
 )
 from swa_cli.averaging.bn_other_layers import OtherStatistics, RunningBuffer, find_other_layers
-from swa_cli.averaging.model_state import fork_rng, plain_model
+from swa_cli.averaging.model_state import ModelState, fork_rng, in_mode, plain_model
 from swa_cli.errors import UserError
 
 METHODS = ("pooled", "exact")

@@ -26,8 +26,6 @@ from swa_cli.averaging.bn_layers import (
     Kept,
     Moments,
     gather_single_process,
-    in_mode,
-    in_training,
     layer_input,
     map_tensors,
     merge_moments,
@@ -39,6 +37,7 @@ from swa_cli.averaging.bn_layers import (
     to_float64,
 )
 from swa_cli.averaging.bn_other_layers import OtherStatistics
+from swa_cli.averaging.model_state import in_mode, in_training
 from swa_cli.errors import UserError
 
 # Classes whose forward leaves the moments of its input in the buffers; other classes are checked against their input.

@@ -30,10 +30,7 @@ from swa_cli.averaging.bn_layers import (
     Batches,
     Gather,
     Kept,
-    ModelState,
     Moments,
-    Place,
-    in_training,
     layer_input,
     map_tensors,
     merge_moments,
@@ -43,7 +40,7 @@ from swa_cli.averaging.bn_layers import (
     replaced_forward,
     to_float64,
 )
-from swa_cli.averaging.model_state import comparable, fork_rng
+from swa_cli.averaging.model_state import ModelState, Place, comparable, fork_rng, in_training
 
 TOLERANCE = 1e-4  # of f over the values of a buffer, and of what BatchNorm is fed: float32 rounds
 ROUNDING = 1e-6  # of a mean

@@ -1,4 +1,4 @@
-"""State dicts by the names of the plain model, with torch's metadata.
+"""State dicts by the names of the plain model, with torch's metadata; and a model that is tried and left as it was.
 
 One idea: `read` looks through wrappers (DistributedDataParallel, torch.compile), takes shared parameters once and tells
 what is averaged from what is copied. Loading needs `_metadata`, the versions of the layers, which torch keeps as an
@@ -10,17 +10,20 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from swa_cli.errors import UserError
 
 Value = TypeVar("Value")
+Place = tuple[nn.Module, str]  # where a buffer is: the module and its key there
 NUM_EXAMPLES = 3  # names shown of each kind of mismatch
 
 
@@ -260,3 +263,114 @@ def require_finite(weights: Mapping[str, Tensor]) -> None:
     for name, value in weights.items():  # each by itself: a norm over finite values may overflow
         if not value.isfinite().all():
             raise NonFiniteWeightsError(name)
+
+
+class ModelState:
+    """A model before it is measured: its buffers, and the modes of its modules in a pass that measures.
+
+    These are the modes that the modules have, in which some may be frozen; all train in a model wholly in eval mode.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        modes = {module: module.training for module in model.modules()}
+        self.modes = modes if any(modes.values()) else dict.fromkeys(modes, True)
+        self.buffers = {
+            (module, key): (buffer, buffer if is_expanded(buffer) else buffer.clone())
+            for module in modes
+            for key, buffer in module.named_buffers(recurse=False)
+            if not is_lazy(buffer)
+        }
+
+    def restore(self, places: Iterable[Place] | None = None) -> None:
+        """Restore the buffers at these places, by default all; a model may have put another tensor in their place."""
+        for module, key in self.buffers if places is None else places:
+            buffer, value = self.buffers[module, key]
+            with torch.inference_mode() if buffer.is_inference() else nullcontext():  # as evaluation makes it
+                module._buffers[key] = buffer if buffer is value else buffer.copy_(value)
+
+    def materialize(self, place: Place) -> None:
+        """Give an expanded buffer memory of its own, so that it can be written."""
+        buffer, _ = self.buffers[place]
+        if is_expanded(buffer):
+            self.buffers[place] = buffer.clone(), buffer
+            self.restore([place])
+
+
+@contextmanager
+def in_mode(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
+    """Put each module into its mode inside the context; flags are set one by one because models override `train()`."""
+    before = {module: module.training for module in modes}
+    try:
+        for module, mode in modes.items():
+            module.training = mode
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+@contextmanager
+def in_training(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
+    """Put each module into its mode of training inside the context; restore all but buffers and random state."""
+    with _attributes_kept(modes), in_mode(modes):
+        yield
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore all that forward passes inside the context change of a model: buffers, parameters, attributes, modes.
+
+    Modules that a pass completes, such as lazy layers or those that make their layers in their first `forward`, stay as
+    it leaves them. The caller restores the random state.
+    """
+    with torch.no_grad():
+        before = ModelState(model)
+    completed: set[nn.Module] = set()
+    try:
+        with _attributes_kept(before.modes, completed):
+            yield
+    finally:
+        with torch.no_grad():
+            before.restore([place for place in before.buffers if place[0] not in completed])
+
+
+@contextmanager
+def _attributes_kept(modules: Iterable[nn.Module], completed: set[nn.Module] | None = None) -> Iterator[None]:
+    """Restore attributes and parameters of modules afterwards; those with other tensors or children than before stay.
+
+    A `forward` may count its steps, set a flag, or move the weights of a teacher. What attributes other than tensors
+    hold, such as a list, is not copied. Modules that stay are added to `completed`.
+    """
+    before = [(module, dict(vars(module)), _registries(module), _parts(module)) for module in modules]
+    values = {
+        value: value.detach().clone()
+        for module, attributes, _, _ in before
+        for value in chain(module.parameters(recurse=False), attributes.values())
+        if isinstance(value, Tensor) and not (is_lazy(value) or value.is_inference() or is_expanded(value))
+    }
+    try:
+        yield
+    finally:
+        for module, attributes, registries, parts in before:
+            if _parts(module) != parts:
+                (set() if completed is None else completed).add(module)
+                continue
+            vars(module).clear()
+            vars(module).update(attributes)
+            for registry, entries in registries:
+                registry.clear()
+                registry.update(entries)
+        for value, kept in values.items():
+            value.data.copy_(kept)  # whatever its version says: what is written through `.data` leaves that
+
+
+def _registries(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return the dicts of a module's parameters and children with what they hold; TorchScript keeps no dicts."""
+    own = (module._parameters, module._modules)
+    return [(registry, dict(registry)) for registry in own if isinstance(registry, dict)]
+
+
+def _parts(module: nn.Module) -> dict[str, bool]:
+    """Return the names of a module's own tensors and children, and whether each is still without a shape."""
+    tensors = chain(module.named_parameters(recurse=False), module.named_buffers(recurse=False))
+    return {name: is_lazy(value) for name, value in tensors} | {name: False for name, _ in module.named_children()}

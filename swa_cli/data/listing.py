@@ -1,8 +1,8 @@
 """Folders of images: their splits, the image files below them, and what is left out.
 
 Links are followed, each real folder once and none upwards, so loops end; a folder that two splits or classes share is
-refused. Hidden files and folders, and what systems
-and archives leave behind (`CLUTTER`), are skipped silently; everything else that is not read is counted in `LeftOut`.
+refused. Hidden files and folders, and what systems and archives leave behind (`CLUTTER`), are skipped silently;
+everything else that is not read is counted in `LeftOut`.
 Shared by folders of classes (`folders`) and of masks (`masks`).
 
 A `FolderIndex` keeps what is in the folders of a large dataset in a file, so that they are listed once. It is a cache:

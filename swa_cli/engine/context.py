@@ -18,7 +18,8 @@ from torch import nn
 
 from swa_cli import signals
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
-from swa_cli.averaging.bn_layers import bn_layers, in_mode, may_have_statistics
+from swa_cli.averaging.bn_layers import bn_layers, may_have_statistics
+from swa_cli.averaging.model_state import in_mode
 from swa_cli.data import batches, datasets, device_decoding, pytree, sources
 from swa_cli.data.augment import Augment
 from swa_cli.data.batches import Batches

@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy as is_lazy_tensor
 
-from swa_cli.averaging.bn_layers import bn_layers, norm_layers, unchanged
-from swa_cli.averaging.model_state import cloned, fork_rng, is_expanded, like
+from swa_cli.averaging.bn_layers import bn_layers, norm_layers
+from swa_cli.averaging.model_state import cloned, fork_rng, is_expanded, like, unchanged
 from swa_cli.checkpoint import loading, reader
 from swa_cli.checkpoint.loading import MisfitError
 from swa_cli.checkpoint.reader import Checkpoint

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from swa_cli.averaging.batchnorm import BatchNormUpdate, update_batchnorm
-from swa_cli.averaging.bn_layers import tensors_of, unchanged
+from swa_cli.averaging.bn_layers import tensors_of
+from swa_cli.averaging.model_state import unchanged
 from swa_cli.checkpoint import loading
 from swa_cli.data import pytree
 from swa_cli.data.randomness import preserve_global_rng

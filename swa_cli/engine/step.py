@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from swa_cli.averaging.bn_layers import num_samples, unchanged
-from swa_cli.averaging.model_state import plain_model
+from swa_cli.averaging.bn_layers import num_samples
+from swa_cli.averaging.model_state import plain_model, unchanged
 from swa_cli.checkpoint import loading
 from swa_cli.engine.context import Context
 from swa_cli.engine.optimizers import set_learning_rate

@@ -66,13 +66,6 @@ class Subject:
             raise UserError(f"model.name: {self.model} returns {found} for 2 images, not {shapes[0]}", hint=cure)
 
 
-def batch_to_args(inputs: Any) -> Arguments:
-    """Return the arguments of `model(x)` for a tensor, of `model(*x)` for a tuple, of `model(**x)` for a dict."""
-    if isinstance(inputs, Mapping):
-        return (), inputs
-    return (inputs if isinstance(inputs, (tuple, list)) else (inputs,)), {}
-
-
 @dataclass(frozen=True)
 class Task:
     """A task as the engine uses it: functions on whole batches, and the table of its metrics."""
@@ -84,10 +77,10 @@ class Task:
     score_outputs: Callable[[Any, Any], SampleScores]  # (outputs, targets) of one weight set
     train_score: Callable[[Any, Any], Tensor]  # (outputs, targets) -> (), on the device: no host sync
     check: Callable[..., None]  # (outputs, targets, *, subject): raises if this cannot be trained
+    batch_to_args: Callable[[Any], Arguments]  # inputs -> the arguments of the network
     check_training: Callable[..., None] = lambda outputs, *, subject: None  # the same for outputs in training mode
     families: tuple[str, ...] = ("classification",)  # of torchvision's networks
     target: str | None = "class"  # the labels that the dataset must have: class, multilabel, mask, value; None: any
-    batch_to_args: Callable[[Any], Arguments] = batch_to_args
     loss_weight: Callable[..., Tensor | None] | None = None  # see `losses.weight_of`; None: the task has no classes
     loss_name: str = "cross_entropy"  # of a task with classes: its loss where a recipe names none
     weight: Callable[[Any], int] | None = None  # targets -> what a batch's score is the mean of; None: its samples

@@ -25,7 +25,7 @@ from swa_cli.errors import UserError
 from swa_cli.import_path import import_callable, import_object
 from swa_cli.metrics import classification, losses, metric, multilabel, regression, segmentation
 from swa_cli.metrics.metric import Direction, SampleScores, TaskMetrics, user_task_metrics
-from swa_cli.metrics.task import Subject, Task, UserTask, batch_to_args
+from swa_cli.metrics.task import Arguments, Subject, Task, UserTask
 
 __all__ = ["TASKS", "SampleScores", "Subject", "Task", "UserTask", "find"]
 
@@ -34,6 +34,13 @@ AUXILIARY_WEIGHTS: Mapping[str, Mapping[str, float]] = {  # class of named tuple
     "InceptionOutputs": {"aux_logits": 0.4},
 }
 AUXILIARY_WEIGHT_OF_SEGMENTATION = 0.5  # of `aux`, beside `out`
+
+
+def batch_to_args(inputs: Any) -> Arguments:
+    """Return the arguments of `model(x)` for a tensor, of `model(*x)` for a tuple, of `model(**x)` for a dict."""
+    if isinstance(inputs, Mapping):
+        return (), inputs
+    return (inputs if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
 def main_and_auxiliary(outputs: Any) -> tuple[Any, list[tuple[float, Any]]]:
@@ -102,6 +109,7 @@ TASKS = {
         train_score=_on_main_output(classification.accuracy),
         check=classification.check,
         check_training=_check_training,
+        batch_to_args=batch_to_args,
     ),
     "multilabel": Task(
         metrics=metric.MULTILABEL,
@@ -114,6 +122,7 @@ TASKS = {
         train_score=_on_main_output(multilabel.label_accuracy),
         check=multilabel.check,
         check_training=_check_training,
+        batch_to_args=batch_to_args,
         target="multilabel",
     ),
     "segmentation": Task(
@@ -127,6 +136,7 @@ TASKS = {
         weight=segmentation.weight,
         check=_on_main_output(segmentation.check),
         check_training=_check_training,
+        batch_to_args=batch_to_args,
         families=("segmentation",),
         target="mask",
     ),
@@ -139,6 +149,7 @@ TASKS = {
         train_score=_on_main_output(regression.mean_absolute_error),
         check=regression.check,
         check_training=_check_training,
+        batch_to_args=batch_to_args,
         target="value",
     ),
 }
