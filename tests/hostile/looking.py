@@ -117,7 +117,7 @@ LOOKING = [
     looking("plot-suffix", "plot run curves -o curves.gif", ".png, .svg or .pdf"),
     looking("plot-no-folder", "plot run curves -o nowhere/curves.png", "nowhere"),
     looking("plot-on-folder", "plot run curves -o empty.png", "empty.png", directory("empty.png")),
-    looking("plot-plane-unfinished", "plot run plane", "section `swa`"),
+    looking("plot-plane-unfinished", "plot run plane", "swa average run --weights swa"),
     looking("plot-path-same", "plot run path --between last last", "last"),
     looking("plot-grid", "plot run plane --grid 2", "grid"),
     looking("plot-samples", "plot run path --samples none", "samples"),
