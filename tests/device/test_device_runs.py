@@ -69,14 +69,15 @@ def written(folder: Path, text: str = SMALL) -> Path:
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Told]]:
     """A run on the device, what is done with its files there, and the same run on the CPU."""
     folder = written(tmp_path_factory.mktemp("small"))
+    same = ["train", "small.yaml", "train.epochs=2", "model.args.dropout=0", "train.precision=fp32"]  # auto may differ
     commands: dict[str, Sequence[str]] = {
         "train": ["train", "small.yaml"],
         "eval": ["eval", "runs/small-001"],
         "draws": ["eval", "runs/small-001/checkpoints/swag.pt", "--draws", "2"],
         "bn-update": ["bn-update", "runs/small-001/checkpoints/swa.pt", "-o", "swa_bn.pt"],
         "export": ["export", "runs/small-001/checkpoints/swa.pt", "--format", "safetensors", "-o", "swa.safetensors"],
-        "host": ["train", "small.yaml", "train.epochs=2", "model.args.dropout=0", "train.device=cpu"],
-        "device": ["train", "small.yaml", "train.epochs=2", "model.args.dropout=0"],
+        "host": [*same, "train.device=cpu"],
+        "device": same,
     }
     told = dict(zip(commands, on_device(folder, *commands.values()), strict=True))
     for one in told.values():
