@@ -43,7 +43,8 @@ def beside(place: Path, *, is_folder: bool = False) -> Iterator[Path]:
                 _remove(temporary)
             os.close(descriptor)
     except OSError as error:
-        if error.errno is not None and error.filename in (None, str(temporary), temporary):
+        name = error.filename  # a path, or the number of an open file
+        if error.errno is not None and (name is None or _NAME.fullmatch(Path(str(name)).name)):
             error.filename = str(place)
         raise
 
@@ -63,14 +64,18 @@ def _make(place: Path, *, is_folder: bool) -> tuple[Path, int]:
         try:
             if is_folder:
                 path.mkdir()
-                descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+                try:
+                    descriptor = os.open(path, os.O_RDONLY | _FLAGS)
+                except FileNotFoundError:  # another process has taken it for a leftover
+                    continue
             else:
                 descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o666)
         except FileExistsError:  # another process works on it
             continue
+        is_ours = True
         with suppress(OSError):  # without locks nobody takes it for a leftover
-            filelock.lock_descriptor(descriptor, blocking=False)
-        if _is_at(path, descriptor):  # else another process has taken it for a leftover before it was locked
+            is_ours = filelock.lock_descriptor(descriptor, blocking=False)
+        if is_ours and _is_at(path, descriptor):  # else another process has taken it for a leftover before the lock
             return path, descriptor
         os.close(descriptor)
     raise AssertionError("there is always another number")

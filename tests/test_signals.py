@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from typer.testing import CliRunner
 
 from swa_cli import cli, signals
 from swa_cli.cli.shared import importing
@@ -102,3 +103,11 @@ def test_a_signal_while_the_command_line_is_imported(number: int, code: int) -> 
     words = [sys.executable, "-c", PROGRAM, "typer", str(int(number))]
     ended = subprocess.run(words, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (code, "", "")
+
+
+def test_a_command_does_not_hear_what_ended_another_one() -> None:
+    """As in a notebook, where the commands are called without `cli.run`."""
+    with pytest.raises(Terminated):
+        send()
+    assert CliRunner().invoke(cli.app, ["recipes"]).exit_code == 0
+    signals.check()

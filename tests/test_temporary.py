@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import filelock
 import pytest
 
 from swa_cli import temporary
@@ -81,3 +83,26 @@ def test_an_error_of_the_disk_names_the_place(tmp_path: Path, is_folder: bool) -
         raise OSError(2, "No such file", "other")
     assert caught.value.filename == "other"
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_a_file_that_another_process_has_locked_is_not_taken(
+    tmp_path: Path, is_folder: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes a new file for a leftover before its maker can lock it: the maker makes another one."""
+    lock, asked = filelock.lock_descriptor, []
+
+    def second_alone(*words: Any, **options: Any) -> bool:
+        asked.append(words)
+        return len(asked) > 1 and lock(*words, **options)
+
+    monkeypatch.setattr(filelock, "lock_descriptor", second_alone)
+    with temporary.beside(tmp_path / "a", is_folder=is_folder) as made:
+        assert made.name == ".a.swa-1.tmp"
+
+
+def test_an_error_names_the_place_where_the_folder_is_missing(tmp_path: Path) -> None:
+    """And not the temporary file."""
+    with pytest.raises(FileNotFoundError) as error, temporary.beside(tmp_path / "no/a"):
+        pass
+    assert error.value.filename == str(tmp_path / "no/a")

@@ -285,6 +285,8 @@ class ModelState:
         """Restore the buffers at these places, by default all; a model may have put another tensor in their place."""
         for module, key in self.buffers if places is None else places:
             buffer, value = self.buffers[module, key]
+            if buffer.shape != value.shape:  # resized in place
+                buffer.data = value.clone()
             with torch.inference_mode() if buffer.is_inference() else nullcontext():  # as evaluation makes it
                 module._buffers[key] = buffer if buffer is value else buffer.copy_(value)
 
@@ -320,40 +322,39 @@ def in_training(modes: Mapping[nn.Module, bool]) -> Iterator[None]:
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Restore all that forward passes inside the context change of a model: buffers, parameters, attributes, modes.
 
-    Modules that a pass completes, such as lazy layers or those that make their layers in their first `forward`, stay as
-    it leaves them. The caller restores the random state.
+    Modules that a pass completes, such as lazy layers or those that make their layers in their first `forward`, keep
+    what it made. The caller restores the random state.
     """
     with torch.no_grad():
         before = ModelState(model)
-    completed: set[nn.Module] = set()
     try:
-        with _attributes_kept(before.modes, completed):
+        with _attributes_kept(before.modes):
             yield
     finally:
         with torch.no_grad():
-            before.restore([place for place in before.buffers if place[0] not in completed])
+            before.restore([(module, key) for module, key in before.buffers if key in module._buffers])
 
 
 @contextmanager
-def _attributes_kept(modules: Iterable[nn.Module], completed: set[nn.Module] | None = None) -> Iterator[None]:
-    """Restore attributes and parameters of modules afterwards; those with other tensors or children than before stay.
+def _attributes_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Restore attributes and parameters of modules afterwards.
 
     A `forward` may count its steps, set a flag, or move the weights of a teacher. What attributes other than tensors
-    hold, such as a list, is not copied. Modules that stay are added to `completed`.
+    hold, such as a list, is not copied. Modules that have other tensors or children than before keep their attributes,
+    and so do those around them, which may remember it.
     """
     before = [(module, dict(vars(module)), _registries(module), _parts(module)) for module in modules]
-    values = {
-        value: value.detach().clone()
-        for module, attributes, _, _ in before
-        for value in chain(module.parameters(recurse=False), attributes.values())
-        if isinstance(value, Tensor) and not (is_lazy(value) or value.is_inference() or is_expanded(value))
-    }
+    parameters = {value for module, *_ in before for value in module.parameters(recurse=False)}
+    others = {value for _, attributes, *_ in before for value in attributes.values() if isinstance(value, Tensor)}
+    values = {value: value.detach().clone() for value in parameters | others if _is_writable(value)}
     try:
         yield
     finally:
-        for module, attributes, registries, parts in before:
-            if _parts(module) != parts:
-                (set() if completed is None else completed).add(module)
+        completed = {module for module, _, _, parts in before if _parts(module) != parts}
+        if completed:
+            completed |= {module for module, *_ in before if not completed.isdisjoint(module.modules())}
+        for module, attributes, registries, _ in before:
+            if module in completed:
                 continue
             vars(module).clear()
             vars(module).update(attributes)
@@ -361,7 +362,20 @@ def _attributes_kept(modules: Iterable[nn.Module], completed: set[nn.Module] | N
                 registry.clear()
                 registry.update(entries)
         for value, kept in values.items():
-            value.data.copy_(kept)  # whatever its version says: what is written through `.data` leaves that
+            if value.shape != kept.shape:  # resized in place
+                value.data = kept
+            elif value in parameters or not _is_same(value, kept):  # others may lie in memory that cannot be written
+                value.data.copy_(kept)  # whatever its version says: what is written through `.data` leaves that
+
+
+def _is_writable(value: Tensor) -> bool:
+    return not (is_lazy(value) or value.is_inference() or value.is_nested or is_expanded(value))
+
+
+def _is_same(value: Tensor, kept: Tensor) -> bool:
+    if value.layout != torch.strided or value.is_meta:
+        return False
+    return torch.equal(comparable(value.detach()), comparable(kept))
 
 
 def _registries(module: nn.Module) -> list[tuple[dict[str, Any], dict[str, Any]]]:

@@ -103,6 +103,7 @@ def options(
     traceback: Annotated[bool, typer.Option("--traceback", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Declare the options of every command; `run` itself looks for --traceback."""
+    signals.forget()  # in a notebook, those that an earlier command ended with
     if context.invoked_subcommand not in (None, "train"):
         refuse_torchrun(f"swa {context.invoked_subcommand}")
 
