@@ -158,9 +158,7 @@ def _measure(
             break
         except bn_methods.KeptStatisticsError as error:
             before.restore()
-            handed = [
-                name for layer, name in layers.items() if name in kept and type(layer).forward in bn_methods.KNOWN
-            ]
+            handed = [name for layer, name in layers.items() if name in kept and bn_methods.is_known(layer)]
             kept.update({name: kept[name] or name in seen for name in handed})  # in training they move
             _leave(layers, kept)
             running = {name: item for name, item in running.items() if name not in kept}
@@ -228,7 +226,7 @@ def _run(
         if running:
             name = next(iter(running))
             raise UserError(f"{name}: method exact measures BatchNorm alone", hint="use method pooled")
-        if any(type(layer).forward not in bn_methods.KNOWN for layer in layers):  # show it in training mode
+        if not all(map(bn_methods.is_known, layers)):  # show it in training mode
             nothing = OtherStatistics({}, before)
             bn_methods.measure_pooled(layers, batches, gather_single_process, stream=[first], others=nothing, kept=kept)
             before.restore()

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from swa_cli.averaging.bn_layers import (
@@ -40,8 +41,8 @@ from swa_cli.averaging.bn_other_layers import OtherStatistics
 from swa_cli.averaging.model_state import in_mode, in_training
 from swa_cli.errors import UserError
 
-# Classes whose forward leaves the moments of its input in the buffers; other classes are checked against their input.
-KNOWN = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+# Those that leave the moments of their input in the buffers; a layer with another one is checked against its input.
+KNOWN_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 TOLERANCE = 0.02  # of a standard deviation, between the mean of a batch and what a layer of another class keeps
 
 MAX_COUNTS = 16  # numbers of values that are kept on the device
@@ -91,14 +92,17 @@ def measure_pooled(
     layer_moments = _LayerMoments(statistics)
     narrow: dict[_BatchNorm, Moments] = {}
     untouched = set(names)
-    unchecked = {layer for layer in names if type(layer).forward not in KNOWN}
+    unchecked = {layer for layer in names if not is_known(layer)}
 
     def measuring(layer: _BatchNorm, forward: Callable[..., Any]) -> Callable[..., Any]:
-        is_narrow = statistics[layer][0].dtype.itemsize < 4
+        mean, var = statistics[layer]
+        num_channels = len(mean)  # of all parts, if the layer keeps statistics of parts
+        is_narrow = mean.dtype.itemsize < 4
+        is_plain = _function(forward) is _BatchNorm.forward
 
         def measured_forward(*args: Any, **kwargs: Any) -> Any:
             values = layer_input(args, kwargs)
-            n = values.numel() // len(statistics[layer][0])  # of a part, if the layer keeps statistics of parts
+            n = values.numel() // num_channels
             if not moves_statistics(layer):
                 kept.setdefault(names[layer], False)
                 return forward(*args, **kwargs)
@@ -111,14 +115,21 @@ def measure_pooled(
                 )
             if layer in untouched:
                 untouched.remove(layer)
-                for statistic in statistics[layer]:
+                for statistic in (mean, var):
                     statistic.zero_()  # the old ones enter with weight 0, and 0 * NaN would be NaN
             layer_moments.before(layer)
-            output = forward(*args, **kwargs)
+            if is_plain:  # what its forward does but for counting the batches, which costs 1 % of a pass
+                layer._check_input_dim(values)
+                weight, bias = layer.weight, layer.bias
+                output = functional.batch_norm(
+                    values, mean, var, weight, bias, training=True, momentum=1.0, eps=layer.eps
+                )
+            else:
+                output = forward(*args, **kwargs)
             if layer in unchecked:
                 unchecked.remove(layer)
-                if not _is_mean_of(values, statistics[layer][0]):
-                    kept[names[layer]] = any(bool(statistic.any()) for statistic in statistics[layer])  # both were 0
+                if not _is_mean_of(values, mean):
+                    kept[names[layer]] = any(bool(statistic.any()) for statistic in (mean, var))  # both were 0
                     return output
             if is_narrow:
                 narrow[layer] = merge_moments(narrow.get(layer), moments_of(values))
@@ -232,6 +243,15 @@ def modes_in_training(
         except Exception:  # of the network, in a mode that an average never needs
             return None
     return seen
+
+
+def is_known(layer: _BatchNorm) -> bool:
+    """Return whether a layer keeps the moments of its input, as torch's do; `forward` may be one of the object."""
+    return _function(layer.forward) in KNOWN_FORWARDS
+
+
+def _function(method: Callable[..., Any]) -> Any:
+    return getattr(method, "__func__", method)
 
 
 def _require_agreement(kept: Kept, processes: Iterable[tuple[Set[str], Set[str], Kept]], *, is_first: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MethodType
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -221,6 +223,17 @@ def test_a_class_that_never_moves_its_statistics_is_frozen(method: str) -> None:
     """No warning of buffers that training moves, and the layer behind against what the fixed statistics give."""
     values, model = images(), nn.Sequential(FixedNorm(2), nn.BatchNorm2d(2))
     model[0].running_mean.fill_(0.5)
+    update = update_batchnorm(values.split(35), model, method=method)
+    assert (update.num_layers, update.unmeasured) == (1, ())
+    torch.testing.assert_close(model[1].running_mean, values.mean((0, 2, 3)) - 0.5, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_a_layer_whose_own_forward_never_moves_its_statistics_is_frozen(method: str) -> None:
+    """As above, with the forward of the object in place of that of its class."""
+    values, model = images(), nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    model[0].running_mean.fill_(0.5)
+    model[0].forward = MethodType(FixedNorm.forward, model[0])
     update = update_batchnorm(values.split(35), model, method=method)
     assert (update.num_layers, update.unmeasured) == (1, ())
     torch.testing.assert_close(model[1].running_mean, values.mean((0, 2, 3)) - 0.5, rtol=1e-4, atol=1e-4)
