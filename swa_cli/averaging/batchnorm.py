@@ -147,9 +147,15 @@ def _measure(
     first = next(stream, None)
     if first is None:
         raise no_samples()
-    others = find_other_layers(batches, first, before)
+    found = _modes_in_training(layers, batches, first, before)
+    seen = found or {}
+    uncalled = set() if found is None else layers.values() - seen.keys()
+    uncalled = set.intersection(*gather(uncalled))  # processes look for other layers in step
+    others = find_other_layers(batches, first, before, uncalled)
+    for layer, name in list(layers.items()):
+        if name in uncalled and not set(others.moved).isdisjoint(names_of_statistics(name)):
+            del layers[layer]
     running, kept = dict(others.running), Kept()
-    seen = _modes_in_training(layers, batches, first, before)
     kept.update({name: True in modes for name, modes in seen.items() if False in modes})
     _leave(layers, kept)
     while layers or running or (kept and gather is not gather_single_process):  # others may not have found it yet
@@ -190,8 +196,11 @@ def _measure(
 
 def _modes_in_training(
     layers: dict[_BatchNorm, str], batches: Batches, first: Any, before: ModelState
-) -> dict[str, set[bool]]:
-    """Return in which modes training executes each layer; of a batch only if two of its samples do not settle it."""
+) -> dict[str, set[bool]] | None:
+    """Return in which modes training executes each layer; of a batch only if two of its samples do not settle it.
+
+    None if the network cannot be executed so.
+    """
     if not layers:
         return {}
     few = map_tensors(first, lambda values: values[:2])
@@ -199,7 +208,7 @@ def _modes_in_training(
     if seen is None or len(seen) < len(layers) or any(False in modes for modes in seen.values()):
         seen = bn_methods.modes_in_training(layers, batches, first, before.modes)
     before.restore()
-    return seen or {}
+    return seen
 
 
 def _leave(layers: dict[_BatchNorm, str], kept: Kept) -> None:
@@ -227,8 +236,8 @@ def _run(
             name = next(iter(running))
             raise UserError(f"{name}: method exact measures BatchNorm alone", hint="use method pooled")
         if not all(map(bn_methods.is_known, layers)):  # show it in training mode
-            nothing = OtherStatistics({}, before)
-            bn_methods.measure_pooled(layers, batches, gather_single_process, stream=[first], others=nothing, kept=kept)
+            nothing, alone = OtherStatistics({}, before), gather_single_process
+            bn_methods.measure_pooled(layers, batches, alone, stream=[first], others=nothing, kept=kept, is_trial=True)
             before.restore()
         moments, total = bn_methods.measure_exact(layers, batches, gather, first=first, stream=stream, kept=kept)
     else:

@@ -9,7 +9,7 @@ B samples; C channels; n values per channel; M2 sum of squared distances from th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.parameter import is_lazy
 
 from swa_cli.averaging.model_state import Place, float64_device
 from swa_cli.errors import UserError
 
 Arguments = tuple[Sequence[Any], Mapping[str, Any]]  # positional and keyword arguments of a network
 Gather = Callable[[Any], list[Any]]  # a value of this process -> the values of all processes, in order
+STATISTICS = ("running_mean", "running_var")
 Kept = dict[str, bool]  # layer, or buffer of another kind, that keeps its statistics -> whether training moves them
 
 
@@ -107,13 +109,18 @@ def may_have_statistics(model: nn.Module) -> bool:
     return bool(bn_layers(model) or other_buffers(model))
 
 
-def other_buffers(model: nn.Module) -> dict[str, Place]:
-    """Return the floating-point buffers by name, without those of eager BatchNorm layers."""
+def other_buffers(model: nn.Module, uncalled: Set[str] = frozenset()) -> dict[str, Place]:
+    """Return the floating-point buffers by name, without the running statistics of eager BatchNorm layers.
+
+    Args:
+        model: The network.
+        uncalled: Names of such layers whose statistics are returned, too.
+    """
     return {
         f"{prefix}.{key}" if prefix else key: (module, key)
         for prefix, module in model.named_modules()
-        if not isinstance(module, _BatchNorm)
         for key, value in module.named_buffers(recurse=False)
+        if not (isinstance(module, _BatchNorm) and key in STATISTICS and (prefix not in uncalled or is_lazy(value)))
         if value.is_floating_point() and value.layout == torch.strided
     }
 
@@ -133,7 +140,8 @@ def statistics_of(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
 def names_of_statistics(layer: str) -> tuple[str, str]:
     """Return the names of the running mean and variance of the layer of this name, empty for the model itself."""
     prefix = f"{layer}." if layer else ""
-    return f"{prefix}running_mean", f"{prefix}running_var"
+    mean, var = STATISTICS
+    return f"{prefix}{mean}", f"{prefix}{var}"
 
 
 def layer_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:

@@ -14,12 +14,13 @@ from contextlib import suppress
 from functools import reduce
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from swa_cli.averaging.bn_layers import (
     Batches,
@@ -70,6 +71,7 @@ def measure_pooled(
     stream: Iterable[Any],
     others: OtherStatistics,
     kept: Kept,
+    is_trial: bool = False,
 ) -> Measured:
     """Measure all layers in one pass, in which each layer normalises by its batch, as in training.
 
@@ -83,6 +85,7 @@ def measure_pooled(
         stream: The batches of the pass.
         others: Layers of other kinds, measured in the same pass.
         kept: What earlier passes found; layers that turn out to keep their statistics are added.
+        is_trial: Whether the caller will measure the inputs instead of what a layer keeps of them.
 
     Raises:
         KeptStatisticsError: There are such layers. After its first batch each process raises it for itself, at the end
@@ -94,15 +97,19 @@ def measure_pooled(
     untouched = set(names)
     unchecked = {layer for layer in names if not is_known(layer)}
 
+    owners: dict[int, _BatchNorm] = {}  # id of a running mean -> the first layer that has it
+    for layer in names:
+        owners.setdefault(id(statistics[layer][0]), layer)
+
     def measuring(layer: _BatchNorm, forward: Callable[..., Any]) -> Callable[..., Any]:
         mean, var = statistics[layer]
-        num_channels = len(mean)  # of all parts, if the layer keeps statistics of parts
+        owner = owners[id(mean)]
         is_narrow = mean.dtype.itemsize < 4
-        is_plain = _function(forward) is _BatchNorm.forward
+        is_plain = layer not in unchecked
 
         def measured_forward(*args: Any, **kwargs: Any) -> Any:
             values = layer_input(args, kwargs)
-            n = values.numel() // num_channels
+            n = values.numel() // mean.shape[0]  # of a part, if the layer keeps statistics of parts
             if not moves_statistics(layer):
                 kept.setdefault(names[layer], False)
                 return forward(*args, **kwargs)
@@ -113,28 +120,21 @@ def measure_pooled(
                     f"{names[layer]}: a batch has one value per channel, which has no variance",
                     hint="use larger batches, or method exact",
                 )
-            if layer in untouched:
-                untouched.remove(layer)
+            if owner in untouched:
+                untouched.remove(owner)
                 for statistic in (mean, var):
                     statistic.zero_()  # the old ones enter with weight 0, and 0 * NaN would be NaN
-            layer_moments.before(layer)
-            if is_plain:  # what its forward does but for counting the batches, which costs 1 % of a pass
-                layer._check_input_dim(values)
-                weight, bias = layer.weight, layer.bias
-                output = functional.batch_norm(
-                    values, mean, var, weight, bias, training=True, momentum=1.0, eps=layer.eps
-                )
-            else:
-                output = forward(*args, **kwargs)
+            layer_moments.before(owner)
+            output = _uncounted(layer, forward, args, kwargs) if is_plain else forward(*args, **kwargs)
             if layer in unchecked:
                 unchecked.remove(layer)
-                if not _is_mean_of(values, mean):
+                if not _keeps_moments_of(values, mean, var, with_variance=is_trial):
                     kept[names[layer]] = any(bool(statistic.any()) for statistic in (mean, var))  # both were 0
                     return output
             if is_narrow:
-                narrow[layer] = merge_moments(narrow.get(layer), moments_of(values))
+                narrow[owner] = merge_moments(narrow.get(owner), moments_of(values))
             else:
-                layer_moments.after(layer, n)
+                layer_moments.after(owner, n)
             return output
 
         return measured_forward
@@ -188,8 +188,12 @@ def measure_exact(
             loader can be read only once.
     """
     for layer, name in names.items():
-        if len(statistics_of(layer)[0]) != layer.num_features:
+        mean, _ = statistics_of(layer)
+        if not is_lazy(mean) and len(mean) != layer.num_features:
             message = f"{name}: keeps statistics of parts of a batch, which method exact does not support"
+            raise UserError(message, hint="use method pooled")
+        if shared := [other for other in names if statistics_of(other)[0] is mean][1:]:
+            message = f"{name}: shares its statistics with {names[shared[0]]}, which method exact does not support"
             raise UserError(message, hint="use method pooled")
     if len(names) > 1 and isinstance(batches.loader, Iterator):
         raise UserError(
@@ -245,13 +249,21 @@ def modes_in_training(
     return seen
 
 
+def _uncounted(layer: _BatchNorm, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Execute a layer of torch's without counting the batch, which would cost 1 % of a pass."""
+    count = layer._buffers["num_batches_tracked"]
+    layer._buffers["num_batches_tracked"] = None
+    try:
+        return forward(*args, **kwargs)
+    finally:
+        layer._buffers["num_batches_tracked"] = count
+
+
 def is_known(layer: _BatchNorm) -> bool:
-    """Return whether a layer keeps the moments of its input, as torch's do; `forward` may be one of the object."""
-    return _function(layer.forward) in KNOWN_FORWARDS
-
-
-def _function(method: Callable[..., Any]) -> Any:
-    return getattr(method, "__func__", method)
+    """Return whether a layer has a forward of torch's; one may have replaced it in the object, or in the class."""
+    method: Any = layer.forward
+    is_own = type(method) is MethodType and method.__self__ is layer
+    return is_own and method.__func__ in KNOWN_FORWARDS
 
 
 def _require_agreement(kept: Kept, processes: Iterable[tuple[Set[str], Set[str], Kept]], *, is_first: bool) -> None:
@@ -327,14 +339,20 @@ class _LayerMoments:
         return found
 
 
-def _is_mean_of(values: Tensor, mean: Tensor) -> bool:
-    """Return whether the mean that a layer of a class of the user's keeps is that of its input (B, C, ...)."""
+def _keeps_moments_of(values: Tensor, mean: Tensor, var: Tensor, *, with_variance: bool) -> bool:
+    """Return whether the mean, and variance, that a layer with an unknown forward keeps are those of (B, C, ...)."""
     expected = moments_of(values)
-    deviation = (expected.m2 / expected.n).sqrt()
+    variance = expected.m2 / expected.n
     num_channels = len(expected.mean)
     parts = mean.view(-1, num_channels) if len(mean) % num_channels == 0 else mean[None, :0]
     found = parts.double().mean(0)
-    return len(found) == num_channels and bool(((found - expected.mean).abs() <= TOLERANCE * deviation + 1e-6).all())
+    if len(found) != num_channels:
+        return False
+    rounding = torch.finfo(mean.dtype).eps * expected.mean.abs() + 1e-6
+    is_same = ((found - expected.mean).abs() <= TOLERANCE * variance.sqrt() + rounding).all()
+    if with_variance and len(parts) == 1:  # biased or not
+        is_same &= ((var.double() - variance).abs() <= (2 * TOLERANCE + 2 / expected.n) * variance + 1e-6).all()
+    return bool(is_same)
 
 
 class _StopForward(BaseException):

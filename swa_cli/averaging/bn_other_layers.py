@@ -68,7 +68,7 @@ class OtherLayers:
     moved: tuple[str, ...] = ()  # all buffers that training writes
 
 
-def find_other_layers(batches: Batches, inputs: Any, before: ModelState) -> OtherLayers:
+def find_other_layers(batches: Batches, inputs: Any, before: ModelState, uncalled: Set[str]) -> OtherLayers:
     """Find out what a forward pass in training mode does to the buffers of a model.
 
     The caller restores the random state.
@@ -77,8 +77,10 @@ def find_other_layers(batches: Batches, inputs: Any, before: ModelState) -> Othe
         batches: Of a model in eval mode.
         inputs: One batch.
         before: The model as it was.
+        uncalled: Names of BatchNorm layers whose `forward` this batch does not call; the network may still move their
+            statistics, for example by `functional.batch_norm`.
     """
-    candidates = other_buffers(batches.model)
+    candidates = other_buffers(batches.model, uncalled)
     if not candidates:
         return OtherLayers()
     versions = {place: _version(_buffer(place)) for place in candidates.values()}

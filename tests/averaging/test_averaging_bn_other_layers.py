@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import MethodType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from swa_cli.averaging.batchnorm import update_batchnorm
 from swa_cli.averaging.bn_layers import has_batchnorm
@@ -237,6 +240,152 @@ def test_a_layer_whose_own_forward_never_moves_its_statistics_is_frozen(method: 
     update = update_batchnorm(values.split(35), model, method=method)
     assert (update.num_layers, update.unmeasured) == (1, ())
     torch.testing.assert_close(model[1].running_mean, values.mean((0, 2, 3)) - 0.5, rtol=1e-4, atol=1e-4)
+
+
+class Proxy:
+    """Stands before the forward of a layer, passes on its attributes, and changes its outputs."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+        self.forward = forward
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return self.forward(values) * 3 + 1
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.forward, name)
+
+
+@pytest.mark.parametrize("where", ["object", "class"])
+def test_a_forward_that_was_replaced_is_executed(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer behind one whose outputs are changed, in the object or in torch's class, against 3 y + 1."""
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    if where == "object":
+        model[0].forward = Proxy(model[0].forward)
+    else:
+        plain = _BatchNorm.forward
+        monkeypatch.setattr(_BatchNorm, "forward", lambda self, values: plain(self, values) * 3 + 1)
+    assert update_batchnorm(images().split(35), model).freshness == "recomputed"
+    torch.testing.assert_close(model[1].running_mean, torch.ones(2), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model[1].running_var, torch.full((2,), 9.0), rtol=1e-2, atol=0)
+
+
+class Called(nn.Module):
+    """A BatchNorm whose layer is not called: through torch's class, or by the functional form."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.first, self.second, self.how = nn.BatchNorm2d(2), nn.BatchNorm2d(2), how
+
+    def forward(self, values: Tensor) -> Tensor:
+        layer = self.first
+        if self.how == "class":
+            return self.second(nn.BatchNorm2d.forward(layer, values))
+        mean, var, training = layer.running_mean, layer.running_var, self.training
+        return self.second(F.batch_norm(values, mean, var, layer.weight, layer.bias, training, 0.1))
+
+
+def test_a_layer_that_nobody_calls_is_measured_by_what_moves() -> None:
+    """Mean and variance against those of all values; method exact cannot measure it, and says so."""
+    values, model = images(), Called("class")
+    assert update_batchnorm(values.split(35), model).freshness == "recomputed"
+    torch.testing.assert_close(model.first.running_mean, values.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.first.running_var, values.var((0, 2, 3)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(model.second.running_mean, torch.zeros(2), rtol=0, atol=1e-4)
+    with pytest.raises(UserError, match=r"first\.running_mean"):
+        update_batchnorm(values.split(35), model, method="exact")
+
+
+def test_a_functional_batchnorm_that_only_its_network_can_train_is_named() -> None:
+    """It trains where its network does, and a pass does not; the layer behind is fed what evaluation feeds it."""
+    values, model = images(), Called("functional")
+    update = update_batchnorm(values.split(35), model)
+    assert (update.freshness, update.unmeasured) == ("partial", ("first.running_mean", "first.running_var"))
+    torch.testing.assert_close(model.second.running_mean, values.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+class Power(nn.BatchNorm2d):
+    """A BatchNorm with a running statistic of its own beside torch's."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__(num_features)
+        self.register_buffer("power", torch.ones(num_features))
+
+    def forward(self, values: Tensor) -> Tensor:
+        power = values.square().mean((0, 2, 3)) if self.training else self.power
+        if self.training:
+            self.power.lerp_(power, 0.1)
+        return super().forward(values) / power.sqrt()[:, None, None]
+
+
+def test_a_statistic_beside_those_of_batchnorm_is_measured() -> None:
+    """Against the mean square of all values."""
+    values, model = images(), nn.Sequential(Power(2))
+    assert update_batchnorm(values.split(35), model).freshness == "recomputed"
+    torch.testing.assert_close(model[0].power, values.square().mean((0, 2, 3)), rtol=1e-4, atol=0)
+    torch.testing.assert_close(model[0].running_mean, values.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_that_share_statistics_get_those_of_both() -> None:
+    """Against the moments of what both are fed; method exact refuses them."""
+    model = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2))
+    model[1].running_mean, model[1].running_var = model[0].running_mean, model[0].running_var
+    values = images()
+    fed = torch.cat([values, model[0].train()(values).detach()])
+    assert update_batchnorm([values], model).freshness == "recomputed"
+    torch.testing.assert_close(model[1].running_mean, fed.mean((0, 2, 3)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model[1].running_var, fed.var((0, 2, 3)), rtol=1e-4, atol=0)
+    with pytest.raises(UserError, match="shares"):
+        update_batchnorm([values], model, method="exact")
+
+
+class Clamped(nn.BatchNorm2d):
+    """Keeps the statistics of clamped values, whose mean may be that of its input."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        return super().forward(values.clamp(-1, 1))
+
+
+def test_exact_does_not_take_the_input_for_what_a_layer_keeps_of_it() -> None:
+    """Values with a mean of 0; pooled takes what the layer keeps."""
+    values, model = images(), nn.Sequential(Clamped(2))
+    values = torch.cat([values, -values])
+    assert update_batchnorm([values], model, method="exact").freshness == "partial"
+    assert update_batchnorm([values], model).freshness == "recomputed"
+    torch.testing.assert_close(model[0].running_var, values.clamp(-1, 1).var((0, 2, 3)), rtol=1e-4, atol=0)
+
+
+class Functional(nn.BatchNorm2d):
+    """A forward of its own that keeps what torch's keeps."""
+
+    def forward(self, values: Tensor) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(values, mean, var, self.weight, self.bias, self.training, self.momentum)
+
+
+def test_a_rounded_mean_is_the_mean_of_the_input() -> None:
+    """In bf16, far from 0 and with a small deviation."""
+    model = nn.Sequential(Functional(2)).bfloat16()
+    assert update_batchnorm([(images() / 4 + 30.06).bfloat16()], model).freshness == "recomputed"
+    torch.testing.assert_close(model[0].running_mean.float(), torch.full((2,), 30.0), rtol=1e-2, atol=0)
+
+
+class Spare(nn.Module):
+    """A lazy layer that no sample reaches, and one that its forward casts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.spare = nn.BatchNorm2d(2).bfloat16(), nn.LazyBatchNorm2d()
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.norm.float()(values)
+
+
+@pytest.mark.parametrize("method", ["pooled", "exact"])
+def test_lazy_and_cast_layers(method: str) -> None:
+    """One layer is measured."""
+    values, model = images(), Spare()
+    assert update_batchnorm(values.split(35), model, method=method).num_layers == 1
+    torch.testing.assert_close(model.norm.running_mean.float(), values.mean((0, 2, 3)), rtol=1e-2, atol=1e-3)
 
 
 def test_what_nobody_can_measure_is_named_and_left() -> None:
