@@ -25,6 +25,7 @@ from swa_cli.models.freezing import matching
 from swa_cli.recipe import schema
 from swa_cli.units import some_of
 
+PARAMETRIZATIONS = "parametrizations."  # the name of torch.nn.utils.parametrize for what a parameter is made of
 NORM_LAYERS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 UNSUPPORTED = {
     "Optimizer": "it is the base class of the others",
@@ -440,7 +441,8 @@ def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Seque
     in_norm_layers = {
         f"{prefix}.{key}" if prefix else key
         for prefix, layer in model.named_modules()
-        for key, value in layer.named_parameters(recurse=False)
+        for key, value in layer.named_parameters()
+        if "." not in key or key.startswith(PARAMETRIZATIONS)
         if isinstance(layer, NORM_LAYERS) or ("Norm" in type(layer).__name__ and value.dim() < 2)  # timm has its own
     }
     names: set[str] = set()
@@ -448,7 +450,7 @@ def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Seque
         if word == "norm":
             found = in_norm_layers & trained.keys()
         elif word == "bias":
-            found = {key for key, value in trained.items() if _is_bias(key.rpartition(".")[2], value)}
+            found = {key for key, value in trained.items() if _is_bias(_attribute(key), value)}
         elif word == NOT_2D:
             found = {key for key, value in trained.items() if value.dim() != 2}
         else:
@@ -458,6 +460,12 @@ def _matched(model: nn.Module, trained: Mapping[str, nn.Parameter], words: Seque
                 raise RecipeError([Problem(place, f"{word!r} matches no parameter", f"names look like {some}")])
         names |= found
     return names
+
+
+def _attribute(name: str) -> str:
+    """Return the attribute of its layer that a parameter is, or that a parametrization makes of it."""
+    _, is_parametrized, path = name.rpartition(PARAMETRIZATIONS)
+    return path.partition(".")[0] if is_parametrized else name.rpartition(".")[2]
 
 
 def _is_bias(name: str, value: Tensor) -> bool:

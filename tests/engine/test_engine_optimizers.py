@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from swa_cli.engine import optimizers
 from swa_cli.errors import RecipeError
@@ -96,6 +97,21 @@ def test_no_decay_knows_the_biases_and_norms_of_others() -> None:
         "lstm.bias_ih_l0",
         "lstm.bias_hh_l0",
         "norm.weight",
+    }
+
+
+def test_no_decay_knows_what_a_parametrization_makes_of_a_parameter() -> None:
+    """The weight of a norm and the bias of a linear layer, under the names that torch gives to their parts."""
+    model = nn.ModuleDict({"norm": nn.LayerNorm(4), "linear": nn.Linear(4, 2)})
+    parametrize.register_parametrization(model["norm"], "weight", nn.Tanh())
+    parametrize.register_parametrization(model["linear"], "bias", nn.Tanh())
+    built = build(model, name="SGD", lr=0.1, options={"weight_decay": 0.5}, no_decay=["norm", "bias"])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    free = {names[id(p)] for group in built.param_groups if not group["weight_decay"] for p in group["params"]}
+    assert free == {
+        "norm.bias",
+        "norm.parametrizations.weight.original",
+        "linear.parametrizations.bias.original",
     }
 
 
