@@ -132,7 +132,7 @@ def open_image(
             hint="save it smaller or cut it into tiles, or remove it",
         ) from error
     except _BROKEN as error:  # whatever PIL raises on a broken file
-        reason = str(error).replace(f" '{path}'", "").replace(f" {path!r}", "") or type(error).__name__
+        reason = (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
         reason = "cannot identify image file" if isinstance(error, UnidentifiedImageError) else reason
         raise OSError(f"{path}: {reason}") from error
 
@@ -486,7 +486,7 @@ def hash_files(
 
 
 def require_size(image: Tensor, shape: tuple[int, int], *, path: str, first: str) -> None:
-    """Refuse the image (C, H, W) of `path` if its size is not the (H, W) of the first image."""
+    """Refuse the image (C, H, W) of `path` if its size is not the (H, W) of the image `first`."""
     height, width = image.shape[1:]
     if (height, width) != shape:
         raise UserError(

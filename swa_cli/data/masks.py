@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -61,6 +61,7 @@ class MaskDataset:
     masks: Paths
     class_of: tuple[int, ...]  # the class of each value in the files
     shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
+    first: str = ""  # the image that has this shape, where the view has no size
     labels: None = None  # unknown without decoding
     checksum: str = ""
 
@@ -85,7 +86,7 @@ class MaskDataset:
         photo = self.photo(row)
         mask = self.mask(row, size=photo.size)
         image = view.image(photo)
-        require_size(image, view.size or self.shape, path=self.images[row], first=self.images[0])
+        require_size(image, view.size or self.shape, path=self.images[row], first=self.first)
         return image, view.mask(mask)
 
     def check(self, row: int) -> None:
@@ -155,11 +156,16 @@ def find(
     index = FolderIndex(root, keep_in=keep_in)
     pairs = {split: _pairs(folder, split=split, index=index, progress=progress) for split, folder in folders.items()}
     require_different(part.listing for part in pairs.values())
-    photos = [PhotoFiles(part.images) for part in pairs.values()]
-    shape = view.size or first_size(photos[0])
     classes = tuple(range(len(class_names)))
-    datasets = {split: MaskDataset(part.images, part.masks, classes, shape) for split, part in pairs.items()}
-    _require_classes(next(iter(datasets.values())))
+    datasets = {
+        split: MaskDataset(part.images, part.masks, classes, view.size or (0, 0)) for split, part in pairs.items()
+    }
+    first = next(iter(datasets.values()))
+    _require_classes(first)
+    if view.size is None:
+        shape, name = first_size(first)
+        datasets = {split: replace(part, shape=shape, first=name) for split, part in datasets.items()}
+    photos = [PhotoFiles(part.images) for part in pairs.values()]
     contents = (*describe(photos), *sum((part.left_out for part in pairs.values()), beside).describe())
     return Found(splits=datasets, class_names=class_names, contents=contents, notes=tuple(index.save()))
 

@@ -86,6 +86,11 @@ class _FromPhotos:
         """Return a photo; see `stream.FileDataset`."""
         return EncodedPhoto(*self.photos.encoded(row))
 
+    def check(self, row: int) -> None:
+        """Decode a photo, a JPEG file at 1/8 of its size; see `stream.FileDataset`."""
+        name, content = self.photos.encoded(row)
+        read_rgb(name if content is None else content, name=name, divisor=8)
+
 
 @dataclass(frozen=True, eq=False)
 class PhotoDataset(_FromPhotos):
@@ -93,6 +98,7 @@ class PhotoDataset(_FromPhotos):
 
     labels: Tensor  # (N,) int64, or (N, K) uint8 of 0 and 1
     shape: tuple[int, int]  # (H, W) of the images where nothing is drawn
+    first: str = ""  # the photo that has this shape, where the view has no size
 
     def read(self, row: int, view: View) -> tuple[Tensor]:
         """Read the view (3, h, w) of a photo; see `stream.FileDataset`."""
@@ -100,13 +106,8 @@ class PhotoDataset(_FromPhotos):
         image = view.image(EncodedPhoto(name, content))
         size = view.size or self.shape
         if tuple(image.shape[1:]) != size:
-            require_size(image, size, path=name, first=self.photos.encoded(0)[0])
+            require_size(image, size, path=name, first=self.first)
         return (image,)
-
-    def check(self, row: int) -> None:
-        """Decode a photo, a JPEG file at 1/8 of its size; see `stream.FileDataset`."""
-        name, content = self.photos.encoded(row)
-        read_rgb(name if content is None else content, name=name, divisor=8)
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,16 +164,16 @@ def found(
         photos: Those of each split; none is empty.
         labels: Their classes (N,) int64, or several for each, (N, K) uint8 of 0 and 1.
         class_names: In the order of the classes.
-        view: Of each photo, where nothing is drawn; without a size all have that of the first.
+        view: Of each photo, where nothing is drawn; without a size all have that of the first that can be read.
         left_out: Sentences for the plan.
         notes: What a person should know and did not ask for.
 
     Raises:
-        UserError: The first photo cannot be read and its size is needed, or a photo has too many pixels.
+        UserError: The size is needed and no photo of the first split can be read, or a photo has too many pixels.
     """
-    shape = view.size or first_size(next(iter(photos.values())))
+    shape, first = (view.size, "") if view.size else first_size(_FromPhotos(next(iter(photos.values()))))
     return Found(
-        splits={split: PhotoDataset(part, labels[split], shape) for split, part in photos.items()},
+        splits={split: PhotoDataset(part, labels[split], shape, first) for split, part in photos.items()},
         class_names=tuple(class_names),
         target="class" if all(part.dim() == 1 for part in labels.values()) else "multilabel",
         contents=(*describe([*photos.values()]), *left_out),
@@ -186,16 +187,28 @@ def header_of(photos: Photos, row: int) -> Header:
     return read_header(name if content is None else content, name=name)
 
 
-def first_size(photos: Photos) -> tuple[int, int]:
-    """Return (H, W) of the first photo, upright.
+class _Checked(Protocol):
+    """What `first_size` needs of a `stream.FileDataset`."""
+
+    def __len__(self) -> int: ...
+    def name(self, row: int) -> str: ...
+    def photo(self, row: int) -> EncodedPhoto: ...
+    def check(self, row: int) -> None: ...
+
+
+def first_size(images: _Checked) -> tuple[tuple[int, int], str]:
+    """Return (H, W) and the name of the first image that can be read, upright: others may be left out later.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: None can be read.
     """
-    try:
-        return header_of(photos, 0).size
-    except OSError as error:
-        raise UserError(f"1 image file cannot be read:\n  {error}", hint="repair or remove it") from error
+    for row in range(len(images)):
+        try:
+            images.check(row)
+            return images.photo(row).size, images.name(row)
+        except OSError as error:
+            reason = str(error)
+    raise UserError(f"none of {len(images):,} image files can be read:\n  {reason}", hint="repair or replace them")
 
 
 def describe(splits: Sequence[Photos]) -> list[str]:

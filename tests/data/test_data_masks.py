@@ -451,6 +451,17 @@ def test_broken_masks_are_left_out_on_request(tmp_path: Path) -> None:
         load("mask_folder", root=tmp_path, val=0, workers=0, args=args, skip_broken=True)
 
 
+@pytest.mark.parametrize("kind", ["images", "masks"])
+def test_a_broken_first_pair_is_left_out_too(tmp_path: Path, kind: str) -> None:
+    """Its image or its mask is cut short, and the images give the size: the others are read."""
+    write(tmp_path, count=4)
+    path = tmp_path / kind / "000.png"
+    path.write_bytes(path.read_bytes()[:30])
+    args = {"classes": NUM_CLASSES}
+    source = load("mask_folder", root=tmp_path, val=0, workers=0, args=args, skip_broken=True)
+    assert (len(source.train), source.num_broken) == (3, 1)
+
+
 def test_images_that_two_splits_share_through_a_link_are_refused(tmp_path: Path) -> None:
     """A link to the training folder that stands for val, against the paths of both."""
     write(tmp_path / "train")

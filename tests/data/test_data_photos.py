@@ -19,7 +19,7 @@ from swa_cli.data.augment import Augment, draw, erase
 from swa_cli.data.batches import Batches, epoch_batches, plain_batches
 from swa_cli.data.image_file import EncodedPhoto
 from swa_cli.data.randomness import generator
-from swa_cli.data.sources import Source, load
+from swa_cli.data.sources import AS_THEY_ARE, Source, load
 from swa_cli.data.splits import Split
 from swa_cli.data.transforms import Box, EvaluationView, RandomResizedCrop, TrainingView, Views
 from swa_cli.errors import UserError
@@ -251,6 +251,36 @@ def test_broken_files_are_left_out_on_request(pets: Path) -> None:
     note = next(note for note in found.notes if "left out 2 image files" in note)
     assert "cat/cut.jpg" in note
     assert "dog/none.png" in note
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no image"])
+def test_a_broken_first_file_is_left_out_too(tmp_path: Path, content: bytes | None) -> None:
+    """A dangling link or a damaged file before all others, where the photos give the size: the others are read."""
+    folder = tmp_path / "train" / "a"
+    for name in ("a/1.png", "b/2.png", "b/3.png"):
+        path = tmp_path / "train" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photo(int(name[2]), size=(6, 8)).save(path)
+    if content is None:
+        (folder / "0.png").symlink_to("gone.png")
+    else:
+        (folder / "0.png").write_bytes(content)
+    words = {"root": tmp_path, "val": 0, "workers": 0, "views": AS_THEY_ARE}
+    for cache in ("none", "ram"):
+        found = load("image_folder", **words, cache=cache, skip_broken=True)
+        assert (found.size, len(found.train), found.num_broken) == ((6, 8), 3, 1)
+        with pytest.raises(UserError, match=r"a/0\.png") as caught:
+            load("image_folder", **words, cache=cache)
+        assert "skip_broken" in caught.value.hint
+    photo(4, size=(6, 6)).save(tmp_path / "train/b/4.png")
+    with pytest.raises(UserError, match=r"differ in size: \S+a/1\.png is 8x6, \S+b/4\.png is 6x6"):
+        load("image_folder", **words, cache="ram", skip_broken=True)
+    for path in (tmp_path / "train").rglob("*.png"):
+        path.unlink()
+        path.symlink_to("gone.png")
+    with pytest.raises(UserError, match="none of") as caught:
+        load("image_folder", **words, skip_broken=True)
+    assert "Errno" not in caught.value.message
 
 
 def test_erased_rectangles_are_distributed_as_torchvisions() -> None:
