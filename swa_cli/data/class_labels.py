@@ -1,8 +1,9 @@
 """Labels that come as texts, from a table or from shards: classes found, named and numbered.
 
 Classes are the different labels of the training split, sorted; whole numbers are sorted as numbers. Where the classes
-are given, a label is the name of one or its number, from 0. Names are compared in the Unicode form NFC. A text may also
-hold several labels, with a delimiter between them, or none.
+are given, a label is the name of one or its number, from 0; it is a name wherever the number of one class is the name
+of another, so that what a label means never depends on the labels beside it. Names are compared in the Unicode form
+NFC. A text may also hold several labels, with a delimiter between them, or none.
 Shapes: N samples, K classes.
 """
 
@@ -12,6 +13,7 @@ import re
 import unicodedata
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -24,7 +26,7 @@ from swa_cli.errors import UserError, did_you_mean
 DELIMITERS = ("|", ";", ",", " ")  # that stand between several labels in tables of other programs
 UNLABELED = -1  # in place of a class
 FLAGS = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1}  # values of a column of a class, in small letters
-_WHOLE = re.compile(r"-?[0-9]{1,18}")
+_WHOLE = re.compile(r"-?[0-9]+")
 
 
 class LabelTexts:
@@ -118,12 +120,23 @@ def number_classes(
             hint="add samples of other classes, or give the names of all in dataset.args.classes",
         )
     class_of = {name: number for number, name in enumerate(names)}
-    if classes and _are_numbers(set().union(*known.values()), class_of):
-        class_of = {str(number): number for number in range(len(names))}
+    number_of = {str(number): number for number in range(len(names))}
+    may_be_numbers = classes is not None and all(
+        class_of.get(text, number) == number for text, number in number_of.items()
+    )
+    if may_be_numbers and _are_numbers(set().union(*known.values()), class_of):
+        class_of = number_of
     for split, found in texts.items():
         for text, place in found:
             if text not in class_of:
-                error = _unknown(text, split=split, place=describe(place), names=names, are_given=bool(classes))
+                error = _unknown(
+                    text,
+                    split=split,
+                    place=describe(place),
+                    names=names,
+                    are_given=bool(classes),
+                    may_be_number=may_be_numbers,
+                )
                 if may_have_several and delimiter is None and (several := how_to_have_several([text])):
                     error = UserError(error.message, hint=f"{error.hint}. If it is several labels, write {several}")
                 raise error
@@ -159,7 +172,7 @@ def without_unlabeled(labels: Mapping[str, Tensor], *, source: str) -> tuple[dic
 
 def _sorted(texts: Collection[str]) -> list[str]:
     if all(map(_WHOLE.fullmatch, texts)):
-        return sorted(texts, key=lambda text: (int(text), text))
+        return sorted(texts, key=lambda text: (Decimal(text), text))
     return sorted(texts)
 
 
@@ -175,12 +188,18 @@ def _no_labels(source: str) -> UserError:
     )
 
 
-def _unknown(text: str, *, split: str, place: str, names: Sequence[str], are_given: bool) -> UserError:
+def _unknown(
+    text: str, *, split: str, place: str, names: Sequence[str], are_given: bool, may_be_number: bool
+) -> UserError:
     listed = ", ".join(names[:NAMED]) + ", ..." * (len(names) > NAMED)
     if are_given:
-        message = f"{place}: the label {text!r} is neither one of dataset.args.classes nor a number from 0 to"
+        kinds = f"neither one of dataset.args.classes nor a number from 0 to {len(names) - 1}"
+        if not may_be_number:
+            kinds = (
+                "not one of dataset.args.classes, which are numbers, so that labels are names and do not count from 0"
+            )
         return UserError(
-            f"{message} {len(names) - 1}",
+            f"{place}: the label {text!r} is {kinds}",
             hint=f"{did_you_mean(text, names)}The classes are {listed}: correct the label or the list",
         )
     return UserError(

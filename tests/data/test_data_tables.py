@@ -53,6 +53,9 @@ def rows_of(found: Source, split: str = "train") -> tuple[list[int], list[int]]:
         (["b", "a", "b", "b"], ["b", "z", "a"], ("b", "z", "a"), [0, 2, 0, 0]),
         (["1", "0", "1", "1"], ["cat", "dog", "fox"], ("cat", "dog", "fox"), [1, 0, 1, 1]),
         (["1", "0", "1", "1"], [1, 0], ("1", "0"), [0, 1, 0, 0]),
+        (["2", "1", "1", "2"], [1, 2, 3], ("1", "2", "3"), [1, 0, 0, 1]),
+        (["1", "0", "1", "1"], [0, 1, 7], ("0", "1", "7"), [1, 0, 1, 1]),
+        ([f"1{'0' * 18}", "9" * 18, "3", "-1"], None, ("-1", "3", "9" * 18, f"1{'0' * 18}"), [3, 2, 1, 0]),
         (["e\u0301", "\u00e9", "a", "a"], None, ("a", "\u00e9"), [1, 1, 0, 0]),
         (["e\u0301", "\u00e9", "a", "a"], ["e\u0301", "a"], ("\u00e9", "a"), [0, 0, 1, 1]),
     ],
@@ -160,6 +163,8 @@ def test_labels_outside_of_the_given_classes(tmp_path: Path) -> None:
         text = "path,label\n" + "".join(f"{number}.png,{label}\n" for number, label in enumerate(labels))
         error = refused(tmp_path, text, classes=["cat", "dog"])
         assert f"a.csv:3: the label {wrong}" in error.message
+    error = refused(tmp_path, "path,label\n1.png,1\n2.png,2\n0.png,0\n", classes=["1", "2", "3"])
+    assert "a.csv:4" in error.message, "0 would be a number, and 1 and 2 are names without it"
     assert "did you mean dog?" in refused(tmp_path, "path,label\n0.png,cat\n1.png,dgo\n", classes=["cat", "dog"]).hint
 
 
