@@ -34,6 +34,7 @@ class Origin:
 
 
 UNKNOWN_ORIGIN = Origin()
+_UNCONVERTIBLE = (TypeError, ValueError, RuntimeError, OverflowError)  # what torch and int raise on other values
 
 
 def _input_tensors(value: Any) -> Any:
@@ -61,7 +62,7 @@ def _part_tensor(value: Any) -> Tensor:
     """Convert a tensor, an array or a number; float64, the default of Python and numpy, becomes float32."""
     try:
         tensor = torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except _UNCONVERTIBLE as error:
         raise UserError(
             f"the dataset gave {_kind(value)} as a part of a sample",
             hint="let each part be a tensor, an array or a number",
@@ -91,7 +92,7 @@ def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
         if int(label) != label:
             raise ValueError("a class is a whole number")
         return torch.tensor(int(label))
-    except (TypeError, ValueError, RuntimeError) as error:
+    except _UNCONVERTIBLE as error:
         raise UserError(
             f"the dataset gave a label that is not a {target}: {_kind(label)}",
             hint='give a number; if labels are masks, return "target": "mask" from the factory beside "train", '
@@ -102,7 +103,7 @@ def label_tensor(label: Any, *, target: str, shape: tuple[int, ...]) -> Any:
 def _label_set(label: Any) -> Tensor:
     try:
         values = torch.as_tensor(label)
-    except (TypeError, ValueError, RuntimeError):
+    except _UNCONVERTIBLE:
         values = None
     if values is None or values.dim() != 1:
         raise UserError(
@@ -130,6 +131,8 @@ def _mask(label: Any, *, shape: tuple[int, ...]) -> Tensor:
             f"the dataset gave an image of {shape[1]}x{shape[0]} pixels with a mask of {mask.shape[1]}x{mask.shape[0]}",
             hint="resize both to one size, the mask with nearest neighbors",
         )
+    if not mask.numel():
+        raise UserError("the dataset gave an image and a mask without pixels", hint="leave the sample out")
     first, last = map(int, mask.long().aminmax())  # torch has no minimum of uint16
     if not 0 <= first <= last <= 255:
         raise UserError(

@@ -14,7 +14,8 @@ Shapes: N samples, C channels, H W pixels, K classes.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import operator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -62,7 +63,12 @@ def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
         if not (hasattr(dataset, "__len__") and _has_rows(dataset)):
             what = f"{type(dataset).__name__} as {split!r}, which lacks __len__ or __getitem__"
             raise UserError(f"{name} returned {what}", hint=_WITH_ROWS)
-        if not len(dataset):
+        try:
+            is_empty = not len(dataset)
+        except (TypeError, ValueError, OverflowError) as error:
+            what = f"{type(dataset).__name__} as {split!r}, whose __len__ fails: {error}"
+            raise UserError(f"{name} returned {what}", hint="let __len__ return the number of samples") from error
+        if is_empty:
             raise UserError(f"{name} returned an empty dataset as {split!r}", hint="return one with samples")
     target, layout = returned.get("target", "class"), returned.get("layout")
     if target not in get_args(Target):
@@ -73,8 +79,8 @@ def read(name: str, *, root: str, args: Mapping[str, Any]) -> Found:
     return Found(
         splits=splits,
         class_names=_class_names(returned, name=name, target=target),
-        mean=_floats(returned.get("mean")),
-        std=_floats(returned.get("std")),
+        mean=_floats(returned, "mean", name=name),
+        std=_floats(returned, "std", name=name),
         target=target,
         layout=layout,
     )
@@ -107,11 +113,19 @@ def _call_factory(name: str, *, root: str, args: Mapping[str, Any]) -> Any:
 
 def _class_names(returned: Mapping[str, Any], *, name: str, target: str) -> tuple[str, ...]:
     """Return the class names, or numbers in their place; none if only the user's task knows the classes."""
-    names = returned.get("class_names") or getattr(returned["train"], "classes", None)
-    num_classes = returned.get("num_classes", returned.get("num_outputs", len(names) if names else None))
+    given = returned.get("class_names")
+    given = getattr(returned["train"], "classes", None) if given is None else given
+    if not isinstance(given, Iterable | None):
+        raise UserError(f"{name} gives {given!r:.80} as the names of the classes", hint="give one text per class")
+    names = [*(given if given is not None else ())]
+    num_classes = returned.get("num_classes", returned.get("num_outputs", len(names) or None))
     if num_classes is None and target == "own":
         return ()
-    if not isinstance(num_classes, int) or num_classes < 1:
+    try:
+        num_classes = operator.index(num_classes)  # also of numpy and torch
+    except TypeError:
+        num_classes = 0
+    if num_classes < 1:
         raise UserError(f"{name} does not return the number of classes", hint=_EXPECTED)
     if names and len(names) != num_classes:
         raise UserError(
@@ -120,11 +134,15 @@ def _class_names(returned: Mapping[str, Any], *, name: str, target: str) -> tupl
     return tuple(map(str, names or range(num_classes)))
 
 
-def _floats(value: Any) -> tuple[float, ...] | None:
-    """Return numbers per channel, given as a sequence or a single number."""
+def _floats(returned: Mapping[str, Any], key: str, *, name: str) -> tuple[float, ...] | None:
+    """Return numbers per channel, given as a sequence, an array or a single number."""
+    value = returned.get(key)
     if value is None:
         return None
-    return tuple(float(number) for number in (value if hasattr(value, "__len__") else [value]))
+    try:
+        return tuple(np.asarray(value, dtype=np.float64).ravel().tolist())
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"{name} returned {value!r:.80} as {key!r}", hint="return one number per channel") from error
 
 
 # --- samples before a run
@@ -247,6 +265,7 @@ def _require_finite(split: Split) -> list[str]:
 
 def _first_image(split: Split) -> Tensor | None:
     """Return the first sample's image as the dataset gives it; None if inputs are not images."""
+    split = replace(split, view=None)
     if split.target == "mask":  # its size must equal that of the image, which depends on the layout
         split = replace(split, dataset=_Inputs(split.dataset), target="own")  # type: ignore[arg-type]
     inputs, _ = next(stream_rows(split, rows=torch.tensor([0]), key=_KEY, reading=Reading()))
@@ -299,16 +318,23 @@ def listed_part(dataset: Any, part: int) -> Tensor | None:
         return dataset.tensors[part] if len(dataset.tensors) == 2 else None
     if isinstance(dataset, Subset):
         whole = listed_part(dataset.dataset, part)
-        return None if whole is None else whole[torch.as_tensor(dataset.indices)]
+        try:
+            return None if whole is None else whole[torch.as_tensor(dataset.indices)]
+        except IndexError:  # the sample that is not there is named when it is read
+            return None
     if isinstance(dataset, ConcatDataset):
-        parts = [listed_part(each, part) for each in dataset.datasets]
-        return None if any(each is None for each in parts) else torch.cat(parts)  # type: ignore[arg-type]
+        parts = [each for each in (listed_part(each, part) for each in dataset.datasets) if each is not None]
+        is_regular = len(parts) == len(dataset.datasets) and len({each.shape[1:] for each in parts}) == 1
+        return torch.cat(parts) if is_regular else None
     found = next((getattr(dataset, name) for name in ("targets", "labels") if hasattr(dataset, name)), None)
     if part == 0 or not isinstance(found, (list, tuple, np.ndarray, Tensor)):
         return None
     is_regular = not isinstance(found, (list, tuple)) or all(isinstance(value, (int, float)) for value in found)
     values = np.asarray(found) if is_regular else None
-    return torch.from_numpy(values.copy()) if values is not None and values.dtype.kind in "iufb" else None
+    if values is None or not values.ndim or values.dtype.kind not in "iufb":
+        return None
+    own = values.dtype.newbyteorder("=")  # torch has no other byte order, and no long double
+    return torch.from_numpy(values.astype(np.float64 if own.itemsize > np.dtype(np.float64).itemsize else own))
 
 
 def _read_labels(split: Split, *, reading: Reading) -> Tensor:

@@ -20,6 +20,7 @@ from swa_cli.data.batches import plain_batches
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import Source, load
 from swa_cli.data.splits import Split, validation_rows
+from swa_cli.data.transforms import EvaluationView, TrainingView, Views
 from swa_cli.data.user_dataset import LABELS_READ, listed_part
 from swa_cli.errors import UserError
 
@@ -88,7 +89,19 @@ def test_a_label_beyond_the_classes_is_named(use: Use, kind: str, label: int, sp
         assert piece in caught.value.message
 
 
-@pytest.mark.parametrize("label", [1.5, float("nan"), torch.tensor(0.5), np.float32(0.25), "1", torch.zeros(3)])
+@pytest.mark.parametrize(
+    "label",
+    [
+        1.5,
+        float("nan"),
+        float("inf"),
+        torch.tensor(torch.inf),
+        torch.tensor(0.5),
+        np.float32(0.25),
+        "1",
+        torch.zeros(3),
+    ],
+)
 def test_a_label_that_is_no_whole_number_is_named(use: Use, label: Any) -> None:
     """Each against its sample and split; whole floating-point numbers are classes."""
     labels: list[Any] = [*GOOD, label]
@@ -96,6 +109,8 @@ def test_a_label_that_is_no_whole_number_is_named(use: Use, label: Any) -> None:
         use({"train": Plain(labels), "num_classes": 3})
     with pytest.raises(UserError, match=r"sample 12 of the train split: .* not a class"):
         use({"train": Listing(labels, None), "num_classes": 3})
+    with pytest.raises(UserError, match=r"sample 12 of the train split: .* not a class"):
+        use({"train": Listing(labels, labels), "num_classes": 3})
     assert use({"train": Plain([0.0, 1.0, torch.tensor(2.0)] * 3), "num_classes": 3}).train.labels.tolist()[2] == 2
 
 
@@ -154,6 +169,17 @@ def test_what_datasets_list() -> None:
     found = listed_part(nested, 1)
     assert found is not None
     assert found.tolist() == [nested[row][1] for row in range(3)]
+    for kind in (">i4", "<i2", "u1", np.longdouble, np.float16):
+        found = listed_part(Listing([2, 1], np.array([2, 1], dtype=kind)), 1)
+        assert found is not None
+        assert found.tolist() == [2, 1]
+    other = TensorDataset(torch.zeros(2, 1, 3, 3), torch.tensor([3, 2]))
+    sizes: Dataset[Any] = ConcatDataset([tensors, other])
+    found = listed_part(sizes, 1)
+    assert found is not None
+    assert found.tolist() == [3, 2, 1, 0, 3, 2]
+    for nothing in (sizes, Subset(tensors, [0, 9])):
+        assert listed_part(nothing, 0) is None
     for nothing in (Plain([1]), ConcatDataset([tensors, Plain([1])]), Listing([1], [[1]]), Listing([1], ["a"])):
         assert listed_part(nothing, 1) is None
 
@@ -164,6 +190,7 @@ def test_what_datasets_list() -> None:
         ("mask", torch.full((6, 6), 3), "mask has the class 3"),
         ("value", float("nan"), "target is .nan"),
         ("value", [1.0, float("inf")], "target is .*inf"),
+        ("value", 10**400, "label that is not a value"),
     ],
 )
 def test_masks_and_numbers_are_checked_when_they_are_read(use: Use, target: str, label: Any, message: str) -> None:
@@ -171,7 +198,7 @@ def test_masks_and_numbers_are_checked_when_they_are_read(use: Use, target: str,
     good: Any = (
         torch.full((6, 6), 255) if target == "mask" else ([0.5] * len(label) if isinstance(label, list) else 0.5)
     )
-    with pytest.raises(UserError, match=rf"sample 2 of the train split: its {message}"):
+    with pytest.raises(UserError, match=rf"sample 2 of the train split: .*{message}"):
         use({"train": Plain([good, good, label]), "num_classes": 3, "target": target}, cache="ram")
 
 
@@ -237,6 +264,72 @@ def test_a_layout_that_cannot_be_told_is_asked_for(use: Use) -> None:
         assert (source.channels, source.warnings) == (channels, ())
     with pytest.raises(UserError, match="'NHWC' as 'layout'"):
         use({**made, "layout": "NHWC"})
+
+
+@pytest.mark.parametrize("layout", [None, "HWC"])
+@pytest.mark.parametrize("target", ["class", "mask"])
+def test_images_with_their_channels_last_are_resized(use: Use, layout: str | None, target: str) -> None:
+    """With an image size, against the same images with their channels first."""
+    image = torch.randint(0, 256, (3, 8, 8), generator=generator(0, "image"), dtype=torch.uint8)
+    labels: list[Any] = GOOD if target == "class" else [torch.ones(8, 8, dtype=torch.uint8)] * 12
+    sized = Views(TrainingView(EvaluationView((6, 6))), EvaluationView((6, 6)))
+    pixels = []
+    for shown in (image, image.permute(1, 2, 0).contiguous()):
+        made = {"train": Plain(labels, shown), "test": Plain(labels, shown), "num_classes": 3, "target": target}
+        source = use({**made, "layout": None if shown is image else layout}, views=sized)
+        assert (source.channels, source.size) == (3, (6, 6))
+        pixels.append(next(iter(plain_batches(source.test, batch_size=2, mean=(0.0,) * 3, std=(1.0,) * 3)))[0])
+    assert torch.equal(*pixels)
+
+
+def test_samples_of_several_sizes_have_one_size_and_a_fingerprint(use: Use) -> None:
+    """Concatenated tensors of 8x8 and 10x10 pixels, shown in 6x6."""
+    parts = [TensorDataset(torch.zeros(6, 3, side, side).byte(), torch.arange(6) % 2) for side in (8, 10)]
+    sized = Views(TrainingView(EvaluationView((6, 6))), EvaluationView((6, 6)))
+    source = use({"train": ConcatDataset(parts), "num_classes": 2}, views=sized)
+    assert (source.size, len(source.train)) == ((6, 6), 12)
+    assert source.data()["train"].samples == 12
+
+
+class Long(Plain):
+    """A length that is no whole number."""
+
+    def __len__(self) -> Any:
+        return 12.0
+
+
+NAMED = np.array(["a", "b", "c"])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"class_names": NAMED}, None),
+        ({"num_classes": np.int64(3), "class_names": NAMED}, None),
+        ({"num_classes": 3, "mean": torch.tensor(0.5), "std": np.float32(0.5)}, None),
+        ({"num_classes": 3, "mean": "abc", "std": 0.5}, "'abc' as 'mean'"),
+        ({"num_classes": 3, "mean": [0.5], "std": [None, "x"]}, "as 'std'"),
+        ({"num_classes": 3.0}, "number of classes"),
+        ({"class_names": 3}, "names of the classes"),
+        ({"num_classes": 3, "train": Long(GOOD)}, "__len__"),
+        (
+            {"num_classes": 3, "target": "mask", "train": Plain([torch.zeros(0, 0).byte()], torch.zeros(3, 0, 0))},
+            "without pixels",
+        ),
+    ],
+)
+def test_what_a_factory_returns_is_understood_or_refused(
+    use: Use, changed: dict[str, Any], message: str | None
+) -> None:
+    """Arrays and numbers of numpy and torch against their values; what is wrong is named as the user's."""
+    made = {"train": Plain(GOOD, torch.zeros(1, 6, 6, dtype=torch.uint8)), **changed}
+    if message is not None:
+        with pytest.raises(UserError, match=message):
+            use(made, cache="ram")
+        return
+    source = use(made)
+    assert source.class_names == (("a", "b", "c") if "class_names" in changed else ("0", "1", "2"))
+    assert "mean" not in changed or (source.mean, source.std) == ((0.5,), (0.5,))
 
 
 def test_each_split_has_a_layout_of_its_own(use: Use) -> None:
