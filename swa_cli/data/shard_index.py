@@ -29,6 +29,7 @@ IMAGES = tuple(suffix[1:] for suffix in SUFFIXES)
 BLOCK = tarfile.BLOCKSIZE  # a member is a header of one block and its content
 _META = re.compile(r"__[^.]*__(\.|$)")
 _MAX_LABEL = 1 << 20  # bytes
+_PART = 1 << 20  # bytes that are read at once
 _PER_REPORT = 2048  # members between two reports of progress
 _COMPRESSED = {  # first bytes -> the command that unpacks the file
     b"\x1f\x8b": "gunzip -k",
@@ -71,7 +72,7 @@ class Index:
         self.files, self.members = files, members
         self.labels = LabelTexts()
         self.sizes = array("q")
-        self._shards, self._offsets = array("i"), array("q")
+        self._shards, self._offsets, self._headers = array("i"), array("q"), array("i")
         self._others: Counter[str] = Counter()
 
     @property
@@ -79,11 +80,12 @@ class Index:
         """The members that are not read."""
         return LeftOut(tuple(self._others.most_common()))
 
-    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the file, the offset and the size of each photo (N,)."""
+    def places(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the file, the offset, the bytes of the headers before it, and the size of each photo (N,)."""
         return (
             np.frombuffer(self._shards, np.int32),
             np.frombuffer(self._offsets, np.int64),
+            np.frombuffer(self._headers, np.int32),
             np.frombuffer(self.sizes, np.int64),
         )
 
@@ -177,6 +179,7 @@ class Index:
             )
         self._shards.append(number)
         self._offsets.append(sample.image.offset_data)
+        self._headers.append(sample.image.offset_data - sample.image.offset)
         self.sizes.append(sample.image.size)
         self.labels.add(sample.label, place=f"{path}: {sample.key}")
 
@@ -185,7 +188,7 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """Yield the members of a tar file in order, except for folders, hidden files and what systems leave behind.
 
     Raises:
-        UserError: It is compressed, not a tar file, or cut short.
+        UserError: It is compressed, not a tar file, cut short, or goes on behind its end mark.
     """
     try:
         with open(path, "rb") as file:
@@ -206,10 +209,17 @@ def _members(path: str) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
                         yield tar, member
                 file.seek(tar.offset)
                 end = file.read(BLOCK)
+                is_last = all(not part.strip(b"\0") for part in iter(lambda: file.read(_PART), b""))
     except (tarfile.TarError, OSError) as error:
         raise _damaged(path, str(error)) from error
     if end != bytes(BLOCK):  # tarfile takes any block that is no header for the end
         raise _damaged(path, "it has no end mark" if len(end) < BLOCK else "a header is damaged")
+    if not is_last:
+        raise UserError(
+            f"{path}: has data behind its end mark, as several tar files in a row have",
+            hint=f"unpack all with mkdir new && tar --ignore-zeros -xf '{path}' -C new, and pack them again with "
+            "tar --sort=name -cf new.tar -C new .",
+        )
 
 
 def _is_clutter(name: str) -> bool:

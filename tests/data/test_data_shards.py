@@ -103,6 +103,17 @@ def test_members_of_each_tar_format(tmp_path: Path, tar_format: int) -> None:
     name, content = streamed.photos.encoded(1)
     assert name == f"{tmp_path}/a.tar: {folder}002.png"
     assert content == members[f"{folder}002.png"]
+    if tar_format != tarfile.USTAR_FORMAT:
+        assert streamed.name(3) == f"{tmp_path}/a.tar: {'g' * 200}/004.png"
+
+
+@pytest.mark.parametrize("tar_format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("folder", ["", "größe-日本/", "ü" * 70 + "/"])
+def test_names_of_members_are_whole(tmp_path: Path, tar_format: int, folder: str) -> None:
+    """Names in other letters than ASCII, against those that were written."""
+    write(tmp_path / "a.tar", samples(1, 2, folder=folder), format=tar_format)
+    streamed = source(tmp_path, cache="none").train.dataset
+    assert [streamed.name(row) for row in range(2)] == [f"{tmp_path}/a.tar: {folder}{n:03}.png" for n in (1, 2)]
 
 
 def test_shards_of_several_patterns_keep_their_order(tmp_path: Path) -> None:
@@ -231,6 +242,11 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     for content in (*wrong, bytes(damaged), b""):
         path.write_bytes(content)
         assert f"{path}: is not a whole tar file" in refused(tmp_path).message, len(content)
+    for more in (whole, bytes(10_240) + whole, bytes(2 << 20) + b"x"):
+        path.write_bytes(whole + more)
+        assert f"{path}: has data behind its end" in refused(tmp_path).message
+    path.write_bytes(whole + bytes(3 << 20))
+    assert levels(source(tmp_path)) == [1, 2, 3]
     path.write_bytes(gzip.compress(whole))
     error = refused(tmp_path)
     assert "is compressed" in error.message
@@ -267,7 +283,7 @@ def test_a_shard_that_shrinks_after_it_was_indexed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"a\.tar: .*ends before"):
         photos.encoded(1)
     path.unlink()
-    fresh = shards.ShardPhotos(photos.files, photos.shards, photos.offsets, photos.sizes)
+    fresh = shards.ShardPhotos(photos.files, photos.shards, photos.offsets, photos.headers, photos.sizes)
     with pytest.raises(OSError, match=r"a\.tar: No such file"):
         fresh.encoded(0)
 
@@ -293,7 +309,7 @@ def test_few_files_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_index_is_small_and_its_reading_is_shown(tmp_path: Path) -> None:
-    """Twenty bytes per photo, and progress up to the bytes of all shards."""
+    """24 bytes per photo, and progress up to the bytes of all shards."""
     paths = [write(tmp_path / f"{number}.tar", samples(*range(20))) for number in range(2)]
     calls: list[tuple[str, int, int]] = []
     args = {"train": "*.tar"}
@@ -307,7 +323,7 @@ def test_the_index_is_small_and_its_reading_is_shown(tmp_path: Path) -> None:
         progress=lambda *call: calls.append(call),
     )
     photos = found.train.dataset.photos  # type: ignore[union-attr]
-    assert photos.shards.nbytes + photos.offsets.nbytes + photos.sizes.nbytes == 20 * 40
+    assert sum(part.nbytes for part in (photos.shards, photos.offsets, photos.headers, photos.sizes)) == 24 * 40
     total = sum(path.stat().st_size for path in paths)
     told = [(done, of) for what, done, of in calls if what == "reading the headers of shards"]
     assert told[-1] == (total, total)
