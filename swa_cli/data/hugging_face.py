@@ -158,7 +158,7 @@ def _load(
         with _offline(not download):
             if hub_name is not None:
                 loaded = datasets.load_dataset(hub_name, config, revision=revision)
-            elif any((root / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            elif any(os.path.isfile(root / name) for name in ("state.json", "dataset_dict.json")):
                 loaded = datasets.load_from_disk(str(root.absolute()))  # what `save_to_disk` wrote
             else:
                 _require_tables(root)
@@ -171,7 +171,7 @@ def _load(
 
 
 def _require_tables(root: Path) -> None:
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise UserError(f"{root}: is not a folder", hint="write dataset.root=FOLDER with the folder of the tables")
     if not any(path.suffix in _SUFFIXES for path in root.rglob("*")):
         raise UserError(

@@ -90,7 +90,7 @@ def split_folders(root: Path) -> dict[str, Path]:
         UserError: Two folders stand for the same split.
     """
     found: dict[str, Path] = {}
-    for name in subfolders(root) if root.is_dir() else ():
+    for name in subfolders(root) if os.path.isdir(root) else ():
         split = split_of(name)
         if split in found:
             raise UserError(
@@ -107,7 +107,7 @@ def splits_under(root: Path) -> tuple[dict[str, Path], LeftOut]:
     folders = split_folders(root)
     if folders:
         return folders, left_out_of(root, used=[folder.name for folder in folders.values()])
-    return {"train": root} if root.is_dir() else {}, LeftOut()
+    return {"train": root} if os.path.isdir(root) else {}, LeftOut()
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -197,13 +197,13 @@ def images_at(paths: Sequence[Path]) -> NamedImages:
     """
     images, names, left_out = list[Paths](), list[Paths](), LeftOut()
     for path in paths:
-        if path.is_dir():
+        if os.path.isdir(path):
             listing = images_below([path])
             prefix = os.path.join(path, "")
             images.append(listing.images)
             names.append(Paths(image.removeprefix(prefix) for image in listing.images))
             left_out += listing.left_out
-        elif path.is_file():
+        elif os.path.isfile(path):
             images.append(Paths([str(path)]))
             names.append(Paths([path.name]))
         else:

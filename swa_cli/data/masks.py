@@ -181,7 +181,7 @@ class _Pairs:
 
 
 def _pairs(folder: Path, *, split: str, index: FolderIndex, progress: Progress | None) -> _Pairs:
-    if not ((folder / "images").is_dir() and (folder / "masks").is_dir()):
+    if not all(os.path.isdir(folder / kind) for kind in ("images", "masks")):
         raise _no_pairs(folder)
     listings = list[Listing]()
     for kind in ("images", "masks"):
@@ -253,7 +253,7 @@ def _no_pairs(folder: Path) -> UserError:
 
 def _first_with_pairs(folder: Path) -> Path | None:
     """Follow single subfolders down to a folder that has `images/` and `masks/` or splits."""
-    while folder.is_dir() and len(below := subfolders(folder)) == 1:
+    while os.path.isdir(folder) and len(below := subfolders(folder)) == 1:
         folder = folder / below[0]
         if {"images", "masks"} <= set(subfolders(folder)) or "train" in split_folders(folder):
             return folder

@@ -232,6 +232,8 @@ def explained(path: Path) -> Iterator[None]:
     except OSError as error:
         is_full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         cure = _CURE if is_full else f"let {path.parent} be a folder that can be written, or set dataset.cache=none"
+        if isinstance(error, FileExistsError):
+            cure = f"remove {path}, which is no folder, or set dataset.cache=none"
         raise UserError(f"{path}: cannot be written ({error.strerror})", hint=cure) from error
 
 

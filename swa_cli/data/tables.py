@@ -11,10 +11,11 @@ import csv
 import errno
 import io
 import os
+import re
 import stat
 import unicodedata
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -228,7 +229,7 @@ def _missing(rows: _Rows) -> UserError:
     beside = rows.table.absolute().parent
     told = [f"{rows.table}:{row.line}: {rows.root / row.path}" for row in rows.missing]
     hint = "correct the paths, remove these rows, or leave them out with dataset.skip_broken=true"
-    if all((beside / row.path).is_file() for row in rows.missing):
+    if all(_identity(os.path.join(beside, row.path)) for row in rows.missing):
         hint = f"paths are relative to dataset.root: write dataset.root={beside} dataset.args.file={rows.table.name}"
     return UserError(
         f"{rows.num_missing:,} of {len(rows):,} photos are not there:\n  "
@@ -258,12 +259,13 @@ def _read(rows: _Rows, columns: Columns, *, delimiter: str, progress: Progress |
     """Add the rows below the header; blank lines are skipped."""
     table = rows.table
     try:
-        if table.exists() and not table.is_file():  # a pipe would block for ever
+        if os.path.exists(table) and not os.path.isfile(table):  # a pipe would block for ever
             raise OSError(errno.EINVAL, "it is not a regular file")
         with open(table, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-            reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True, strict=True)
+            lines = text if delimiter == " " else _without_spaces_behind_quotes(text, delimiter)
+            reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
             header = [unicodedata.normalize("NFC", name.strip()) for name in next(reader, [])]
             places = _places(table, header, columns)
             rows.unread += [name or "(no name)" for place, name in enumerate(header) if place not in places.read]
@@ -283,6 +285,19 @@ def _read(rows: _Rows, columns: Columns, *, delimiter: str, progress: Progress |
             f"{table}:{reader.line_num}: is not a row of a table: {error}",
             hint='close every quote, and double quotes inside quotes: "a ""b"".jpg"',
         ) from error
+
+
+def _without_spaces_behind_quotes(lines: Iterable[str], delimiter: str) -> Iterator[str]:
+    """Yield the lines of a table without spaces from a closing quote to the end of its value, which csv refuses."""
+    spaces = re.compile(rf"^ +(?=[{re.escape(delimiter)}\r\n]|$)")
+    is_inside = False
+    for line in lines:
+        first, *parts = line.split('"')
+        for number, part in enumerate(parts):  # each begins behind a quote; doubled quotes open again at once
+            is_inside = not is_inside
+            if not is_inside and (part.strip(" ") or number == len(parts) - 1):
+                parts[number] = spaces.sub("", part)
+        yield '"'.join([first, *parts])
 
 
 def _places(table: Path, header: Sequence[str], columns: Columns) -> _Places:
@@ -355,7 +370,7 @@ def _flag(value: str, column: str, *, where: str) -> str:
 
 def _no_table(table: Path, error: OSError) -> UserError:
     folder = table.parent
-    others = sorted(path.name for path in folder.glob("*.[ct]sv")) if folder.is_dir() else []
+    others = sorted(path.name for path in folder.glob("*.[ct]sv") if path != table and os.path.isfile(path))
     hint = f"dataset.args.file is relative to dataset.root, {folder}"
     if others:
         hint = (

@@ -297,6 +297,11 @@ def test_a_file_that_cannot_be_written_leaves_nothing(pets: Path, monkeypatch: p
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     elif kind == "file":
         folder_of(pets).write_text("in the way")
+        with pytest.raises(UserError, match="cannot be written") as caught:
+            source(pets, views=RANDOM)
+        assert f"remove {folder_of(pets)}" in caught.value.hint
+        folder_of(pets).unlink()
+        folder_of(pets).symlink_to("gone")
     else:
         monkeypatch.setattr(os, "pwrite", fail)
     with pytest.raises(UserError, match="free space" if kind == "estimate" else "cannot be written") as caught:

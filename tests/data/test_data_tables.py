@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tracemalloc
 import unicodedata
 from pathlib import Path
@@ -100,6 +101,23 @@ def test_columns_by_other_names_quotes_and_spaces(tmp_path: Path) -> None:
     assert found.test is None
 
 
+def test_spaces_behind_quotes_do_not_count(tmp_path: Path) -> None:
+    """Behind names of columns and values, against a value that has quotes, spaces and a delimiter inside."""
+    rows = [
+        '"path" ,"label"  , "note" ',
+        '"0.png" ,"a "" , b" ,"two',
+        ' lines" ',
+        '1.png , "b" , "" ',
+        '"2.png","b","" ',
+    ]
+    for end in ("\n", "\r\n"):
+        found = source(tmp_path, end.join(rows))
+        assert found.class_names == ('a " , b', "b")
+        assert rows_of(found) == ([0, 1, 2], [0, 1, 1])
+    for wrong in ('"0.png" "1.png",a', '"0.png" x,a'):
+        assert "a.csv:2" in refused(tmp_path, f"path,label\n{wrong}\n").message
+
+
 @pytest.mark.parametrize("typed", ["NFC", "NFD"])
 @pytest.mark.parametrize("written", ["NFC", "NFD"])
 def test_names_of_columns_in_both_forms_of_unicode(tmp_path: Path, written: str, typed: str) -> None:
@@ -179,6 +197,11 @@ def test_missing_photos_are_counted_and_named(tmp_path: Path) -> None:
     found = source(tmp_path, text, skip_broken=True)
     assert found.num_broken == 7
     assert rows_of(found)[0] == [2, 3, 4, 5, 6, 7, 8]
+    long = "x" * 300
+    error = refused(tmp_path, f"path,label\n0.png,a\n1.png,b\n{long},b\n")
+    assert "1 of 3 photos" in error.message
+    assert f"a.csv:4: {tmp_path}/{long}" in error.message
+    assert "dataset.root=" not in error.hint
 
 
 def test_paths_relative_to_the_table_are_recognized(tmp_path: Path) -> None:
@@ -196,6 +219,14 @@ def test_a_table_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"label\.csv: cannot be read") as caught:
         load("csv", root=tmp_path, args={"file": "label.csv"})
     assert "dataset.args.file=labels.csv" in caught.value.hint
+    (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    for name in ("folder.csv", "pipe.csv", "x" * 300):
+        with pytest.raises(UserError, match="cannot be read") as caught:
+            load("csv", root=tmp_path, args={"file": name})
+        assert "file=labels.csv" in caught.value.hint
+        assert "folder.csv" not in caught.value.hint
+        assert "pipe.csv" not in caught.value.hint
     with pytest.raises(RecipeError) as wrong:
         load("csv", root=tmp_path, args={"fil": "a.csv", "delimiter": ";;"})
     keys = ["dataset.args.fil", "dataset.args.file", "dataset.args.delimiter"]  # all of them at once
