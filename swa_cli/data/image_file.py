@@ -9,9 +9,11 @@ Shapes: N images, H W pixels.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import os
+import stat
 import struct
 import threading
 import warnings
@@ -121,10 +123,11 @@ def open_image(
     """
     path = name or str(source)
     try:
-        with _filters_lock, warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
-            image = Image.open(BytesIO(source) if isinstance(source, bytes) else source, formats=formats)
-        with image:
-            yield image
+        with BytesIO(source) if isinstance(source, bytes) else open(source, "rb", opener=_open_regular) as file:
+            with _filters_lock, warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning):
+                image = Image.open(file, formats=formats)
+            with image:
+                yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         number = int(str(error).partition("(")[2].partition(" ")[0])  # Image size (N pixels) exceeds limit ...
         raise UserError(
@@ -230,8 +233,17 @@ class EncodedPhoto:
 
 
 def _content(path: str) -> bytes:
-    with open(path, "rb", buffering=0) as file:  # pathlib would take twice the time
+    with open(path, "rb", buffering=0, opener=_open_regular) as file:  # pathlib would take twice the time
         return file.read()
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file; a pipe, which may have taken its place since it was listed, would block for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a regular file", path)
+    return descriptor
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from swa_cli.data import image_file, splits
 from swa_cli.data.augment import Augment, draw, erase
 from swa_cli.data.batches import Batches, epoch_batches, plain_batches
 from swa_cli.data.image_file import EncodedPhoto
+from swa_cli.data.photos import PhotoDataset, PhotoFiles, header_of
 from swa_cli.data.randomness import generator
 from swa_cli.data.sources import AS_THEY_ARE, Source, load
 from swa_cli.data.splits import Split
@@ -281,6 +283,21 @@ def test_a_broken_first_file_is_left_out_too(tmp_path: Path, content: bytes | No
     with pytest.raises(UserError, match="none of") as caught:
         load("image_folder", **words, skip_broken=True)
     assert "Errno" not in caught.value.message
+
+
+@pytest.mark.parametrize("has_writer", [False, True])
+def test_a_pipe_in_place_of_a_listed_file_does_not_block(tmp_path: Path, has_writer: bool) -> None:
+    """It is named as what it is when it is read, checked, and asked for its size."""
+    path = tmp_path / "1.png"
+    os.mkfifo(path)
+    ends = [os.open(path, os.O_RDONLY | os.O_NONBLOCK), os.open(path, os.O_WRONLY)] if has_writer else []
+    dataset = PhotoDataset(PhotoFiles([str(path)]), torch.zeros(1, dtype=torch.int64), (6, 8))
+    for work in (dataset.photo, dataset.check, lambda row: header_of(dataset.photos, row)):
+        with pytest.raises(OSError, match=r"1\.png") as caught:
+            work(0)
+        assert "not a regular file" in str(caught.value)
+    for end in ends:
+        os.close(end)
 
 
 def test_erased_rectangles_are_distributed_as_torchvisions() -> None:
