@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -124,11 +125,41 @@ def open_context(found: Checkpoint, loaded: Loaded, terminal: Terminal) -> tuple
             if problems := loaded.problems_of(error):
                 raise loaded.locate(problems) from error
             raise
+    context = replace(context, not_held_out=why_not_held_out(found, context))
     terminal.note(f"{found.path}: {describe_model(recipe.model.name, model)}; {context.hardware.describe()}")
     if found.kind == "foreign":
         layout = third_party.read(found.content, found.path, owners=read_tensors(model).owners)
         terminal.note(f"{found.path}: {layout}")
     return context, model
+
+
+def why_not_held_out(found: Checkpoint, context: Context) -> str | None:
+    """Return why the weights in a file may have been trained on the validation images of a context; None if not.
+
+    A foreign file does not tell, and a validation split that the dataset itself has was taken from no training images.
+    """
+    if found.kind == "foreign" or context.source.val is None or "val" in context.source.data.splits:
+        return None
+    then = recipe_of(found)
+    if then.dataset.name != context.recipe.dataset.name:
+        return None
+    before = held_out(then, splits=found.content["input"].get("data", {}))
+    now = held_out(context.recipe, splits=context.source.data.splits)
+    if before == now:
+        return None
+    return (
+        f"{found.path}: may have been trained on the validation images: its run held out {before}, and what would be"
+        f" scored here is {now}"
+    )
+
+
+def held_out(recipe: Recipe, *, splits: Container[str]) -> str:
+    """Return which validation images a run holds out; `splits` are those that the dataset itself has."""
+    dataset = recipe.dataset
+    if "val" in splits:
+        return "the validation split of the dataset"
+    seed = recipe.seed if dataset.val_seed is None else dataset.val_seed
+    return f"dataset.val={dataset.val} with seed {seed}" + ("" if dataset.stratify else ", not stratified")
 
 
 def _loaded(

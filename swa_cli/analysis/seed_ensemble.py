@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swa_cli.analysis import open, outcomes, passes, sources
+from swa_cli.analysis import open, outcomes, passes
 from swa_cli.analysis.compare import read_result
 from swa_cli.analysis.outcomes import Kept
 from swa_cli.averaging.bn_layers import is_refreshable
@@ -265,7 +265,7 @@ def _require_same_images(members: Sequence[Member], split: str) -> None:
         UserError: It is one, or it cannot be told.
     """
     every = [member.point.content["input"]["data"] for member in members]
-    held = {sources.held_out(open.recipe_of(m.point), splits=data) for m, data in zip(members, every, strict=True)}
+    held = {open.held_out(open.recipe_of(m.point), splits=data) for m, data in zip(members, every, strict=True)}
     taken_from = "train" if split == "val" and "val" not in every[0] else split
     data = [each.get(taken_from) for each in every]
     is_known = data[0] is not None and bool(data[0]["sha256"])

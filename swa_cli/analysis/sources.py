@@ -7,7 +7,7 @@ files: none is copied into memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,27 +185,11 @@ def require_held_out(sources: Sources, *, otherwise: str = "choose by hand with 
             f"{context.source.name} has no validation split to choose on",
             hint=f"train with dataset.val=10%, or {otherwise}",
         )
-    now = held_out(context.recipe, splits=context.source.data.splits)
     for source in sources.sets:
-        then = source.recipe
-        if then is None or then.dataset.name != context.recipe.dataset.name:
-            continue
-        before = held_out(then, splits=source.found.content["input"].get("data", {}))
-        if before != now:
+        if why := open.why_not_held_out(source.found, context):
             raise UserError(
-                f"{source.file}: was trained on validation images: its run held out {before}, and what is scored here"
-                f" is {now}",
-                hint=f"train all with dataset.val_seed=0, which holds out the same images, or {otherwise}",
+                why, hint=f"train all with dataset.val_seed=0, which holds out the same images, or {otherwise}"
             )
-
-
-def held_out(recipe: Recipe, *, splits: Container[str]) -> str:
-    """Return which validation images a run holds out; `splits` are those that the dataset itself has."""
-    dataset = recipe.dataset
-    if "val" in splits:
-        return "the validation split of the dataset"
-    seed = recipe.seed if dataset.val_seed is None else dataset.val_seed
-    return f"dataset.val={dataset.val} with seed {seed}" + ("" if dataset.stratify else ", not stratified")
 
 
 def are_of_one_run(sources: Sequence[Source]) -> bool:

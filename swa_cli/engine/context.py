@@ -63,6 +63,7 @@ class Context:
     world: World = ALONE
     pretrained: Pretrained | None = None  # None also for weights that have been trained
     is_resident: bool = False  # the samples lie on the device, see `_lies_on_device`
+    not_held_out: str | None = None  # why weights that were opened may have been trained on its validation images
 
     @cached_property
     def phase(self) -> Phase:
@@ -108,9 +109,15 @@ class Context:
         """Return a split by its name.
 
         Raises:
-            UserError: The dataset has no such split.
+            UserError: The dataset has no such split, or validation images were not held out from the weights.
         """
         split: sources.Split | None = getattr(self.source, name)
+        if name == "val" and self.not_held_out is not None:
+            raise UserError(
+                self.not_held_out,
+                hint="keep dataset.val, dataset.val_seed and dataset.stratify of the run; dataset.val=0 scores test"
+                " images alone",
+            )
         if split is None:
             present = [other for other in ("train", "val", "test") if getattr(self.source, other) is not None]
             scored = f"use --split {' or '.join(reversed(present))}"

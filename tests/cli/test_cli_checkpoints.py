@@ -229,6 +229,20 @@ def test_weights_keep_the_normalisation_they_were_trained_with(swa, run: Path) -
     assert swa("eval", run / "swa.pt", "dataset.val=1000", "--json").json["weights"] == first
 
 
+@pytest.mark.parametrize("change", ["dataset.val=50%", "dataset.val_seed=5", "dataset.stratify=false"])
+def test_validation_images_that_were_trained_on_are_not_scored(swa, run: Path, change: str) -> None:
+    """Keys that hold out other digits: no scores on them and no reference chosen on them, while test scores stay."""
+    before = swa("eval", run / "swa.pt", "--json").json["weights"]
+    for words in (["--split", "val"], ["--split", "val", "--ensemble"], []):
+        ended = swa("eval", run.parent, change, *words)
+        assert ended.code == 2
+        assert ended.out == ""
+        assert "may have been trained on the validation images" in ended.err
+    assert swa("eval", run / "swa.pt", change, "--split", "val").code == 2
+    assert swa("eval", run / "swa.pt", change, "--json").json["weights"] == before
+    assert swa("eval", run.parent, "dataset.val=0", "--json").json["reference"] == "last_bn"
+
+
 def test_data_of_another_kind_are_refused(swa, run: Path, tmp_path: Path) -> None:
     """Weights of ten digits on a folder of two classes: exit 2, both are named."""
     for label in ("cat", "dog"):

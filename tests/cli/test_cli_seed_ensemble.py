@@ -162,6 +162,7 @@ def test_validation_images_that_all_seeds_held_out(swa, tmp_path: Path) -> None:
     ended = swa("eval", folder, "--ensemble", "--split", "val", "--allow-code", "--json")
     assert ended.code == 0, ended.err
     assert (ended.json["split"], ended.json["seeds"]) == ("val", [0, 1])
+    assert swa("eval", folder, "--ensemble", "--split", "val", "--allow-code", "dataset.val_seed=4").code == 2
     single = json.loads((folder / "seed-0/result.json").read_text())["weights"]["swa"]["val"]
     assert ended.json["weights"]["seed-0"]["nll"] == pytest.approx(single["nll"], rel=1e-5)
 

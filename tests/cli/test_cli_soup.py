@@ -317,7 +317,7 @@ def test_runs_that_hold_out_other_images(swa, tmp_path: Path) -> None:
     assert swa("repeat", "tuned.yaml", "--seeds", "0-1", "-q", *words, "swa=null").code == 0
     ended = swa("soup", "runs/tuned-repeat-001", "-o", "x.pt")
     assert ended.code == 2
-    assert "was trained on validation images" in said(ended)
+    assert "may have been trained on the validation images" in said(ended)
     assert "dataset.val_seed=0" in said(ended)
     ended = swa("soup", "runs/tuned-repeat-001", "--method", "uniform", "-o", "x.pt", "--json")
     assert ended.code == 0, ended.err
