@@ -447,7 +447,10 @@ class Fingerprints:
 
 
 def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerprint], *, name: str) -> list[str]:
-    """Return a sentence for each split that has changed."""
+    """Return a sentence for each split that has changed or is gone.
+
+    Data without training images are scored and nothing else: they need not have the other splits.
+    """
     sentences = []
     for split, found in now.items():
         before = recorded.get(split, {"samples": found.samples, "sha256": ""})
@@ -457,6 +460,10 @@ def changes(recorded: Mapping[str, Mapping[str, Any]], now: Mapping[str, Fingerp
             if before["sha256"] == found.sha256 or not (before["sha256"] and found.sha256):
                 continue
         sentences.append(f"{name}: the {split} data have changed: {counts}")
+    gone = [split for split in recorded if split not in now] if "train" in now else []
+    for split in gone:
+        samples = recorded[split]["samples"]
+        sentences.append(f"{name}: the {split} data have changed: {samples:,} samples then, none now")
     return sentences
 
 

@@ -70,6 +70,19 @@ def test_changed_data_are_told_by_every_command_that_reads_them(swa: Any, run: P
         assert f"the test {CHANGED}" not in told
 
 
+def test_a_split_that_is_gone_is_told(swa: Any, run: Path, tmp_path: Path) -> None:
+    """Without test images, a warning beside the scores of validation; a folder to be scored needs no other split."""
+    (tmp_path / "pets/test").rename(tmp_path / "test")
+    ended = swa("eval", run, "--json")
+    assert ended.json["split"] == "val"
+    assert f"the test {CHANGED}: 10 samples then, none now" in " ".join(ended.err.split())
+    (tmp_path / "new").mkdir()
+    (tmp_path / "test").rename(tmp_path / "new/test")
+    ended = swa("eval", run / "checkpoints/swa.pt", "dataset.root=new", "--json")
+    assert ended.json["split"] == "test"
+    assert CHANGED not in ended.err
+
+
 class GrowsAFile:
     """A listener that makes a file longer once the plan is told; the image in it stays as it is."""
 
