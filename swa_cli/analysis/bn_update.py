@@ -133,6 +133,8 @@ def _updated(
             content = _alone(found, name, item, model, update)
         elif found.kind == "foreign":
             average = {"name": name, "kind": "foreign", "count": item.count, "steps": list[int]()}
+            if item.kind == "raw":
+                average = reader.raw_average(recomputed(name) if update.num_layers else name, step=None)
             content = reader.weights_content(context.origin, average, cloned(model.state_dict()), update.record)
         elif update.num_layers or item.batchnorm == "stale":  # it may be found frozen
             content = _in_place(found, content, name, model, update)

@@ -206,9 +206,9 @@ def weights_content(
     return content
 
 
-def raw_average(name: str, *, step: int) -> dict[str, Any]:
-    """Return what a file of raw weights says in place of an average."""
-    return {"name": name, "kind": "raw", "count": None, "steps": [step]}
+def raw_average(name: str, *, step: int | None) -> dict[str, Any]:
+    """Return what a file of raw weights says in place of an average; None if their step is not known."""
+    return {"name": name, "kind": "raw", "count": None, "steps": [] if step is None else [step]}
 
 
 def restore_average(entry: Mapping[str, Any], model: nn.Module) -> WeightAverage:

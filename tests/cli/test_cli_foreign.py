@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import run_swa
+from conftest import load, run_swa
 from swa_cli.checkpoint import reader
 from swa_cli.models import build_model
 
@@ -88,6 +88,17 @@ def test_an_average_is_refreshed_into_a_file_of_ours(swa, theirs: dict[str, Any]
     found = swa("eval", "ours.pt", "--json").json["weights"]["swa"]
     expected = swa("eval", "run/checkpoints/swa.pt", "--json").json["weights"]["swa"]
     assert (found["batchnorm"], found["count"], found["nll"]) == ("recomputed", 3, expected["nll"])
+
+
+def test_raw_weights_stay_raw_when_they_are_refreshed(swa, theirs: dict[str, Any]) -> None:
+    """bn-update of their raw weights against last_bn of the run: the same scores, and no verdict on an average."""
+    assert swa("bn-update", "a.ckpt", "--recipe", "r.yaml", "--weights", "last", "-o", "fresh.pt").code == 0
+    assert load("fresh.pt")["average"] == {"name": "last_bn", "kind": "raw", "count": None, "steps": []}
+    rows = swa("eval", "fresh.pt", "--json").json["weights"]
+    assert list(rows) == ["last_bn"]
+    assert "reference" not in rows["last_bn"]
+    expected = swa("eval", "a.ckpt", "--recipe", "r.yaml", "--allow-stale-bn", "--json").json["weights"]["last_bn"]
+    assert rows["last_bn"]["nll"] == expected["nll"]
 
 
 def test_a_run_starts_from_them(swa, theirs: dict[str, Any]) -> None:
