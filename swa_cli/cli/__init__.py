@@ -6,6 +6,7 @@ errors come without it. Only `run` turns exceptions into messages and exit codes
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -181,6 +182,11 @@ def _report(error: Exception, *, with_traceback: bool) -> int:
     if frames and not (isinstance(error, OSError) and error.errno in NO_ROOM):
         print_user_code_error(error, frames)
         return EXIT_USAGE if NOTHING_WAS_RUN in notes_of(error) else EXIT_FAILED
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        print_user_error(
+            f"{error.filename or 'file'}: {error.strerror}", hint="name a file or a folder by a shorter name"
+        )
+        return EXIT_USAGE
     if isinstance(error, OSError) and error.strerror:
         print_user_error(f"{error.filename or 'file'}: {error.strerror}", hint="free space, or use another folder")
         return EXIT_FAILED

@@ -26,6 +26,8 @@ COMMANDS = {
     "train --resume run": "run/checkpoints/last.pt",
 }
 
+BEFORE_A_NAME = (["show"], ["eval"], ["bn-update"], ["train", "--resume"])
+
 
 def everywhere(name: str, piece: str, make: Callable[[str], Make]) -> Iterator[Row]:
     """A row a command; `make` is told where the command looks."""
@@ -120,6 +122,11 @@ FILES = [
     Row("resume-dangling-link", ["train", "--resume", "run"], "run/checkpoints/last.pt:", dangling),
     Row("eval-device", ["eval", "/dev/zero"], "/dev/zero:", nothing),
     Row("eval-missing", ["eval", "bad.pt"], "no such checkpoint", nothing),
+    Row(
+        "eval-predictions-nowhere", ["eval", "swa.pt", "--predictions", "no/x.csv"], "with --predictions FILE", nothing
+    ),
+    Row("bn-update-run", ["bn-update", "run"], "name a .pt file", nothing),
+    *(Row(f"{words[0]}-long-name", [*words, "a" * 300], "shorter name", nothing) for words in BEFORE_A_NAME),
     Row("eval-nul-in-path", ["eval", "a\0b.pt"], "embedded null byte", nothing),
     Row("eval-escapes-in-path", ["eval", f"{ESC}.pt"], "no such checkpoint", nothing),
     Row("bn-update-missing", ["bn-update", "bad.pt"], "no such checkpoint", nothing),
