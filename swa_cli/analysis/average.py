@@ -104,8 +104,8 @@ def average_checkpoints(
     picture = (plot or out.with_suffix(".png")) if choice.search else None
     require_writable(out, files, suffix=".pt")
     if picture is not None:
-        require_writable(picture, files, suffix=".png")
-    with open.lock_run_of(out):
+        require_writable(picture, files, suffix=".png", option="--plot")
+    with open.lock(out):
         started = time.monotonic()
         gathered = sources.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
         trials = Trials(gathered)
@@ -176,12 +176,12 @@ def _by_profile(choice: Choice, option: ProfileOption, gathered: Sources) -> Mea
     return series.weighted(series.profile(option), first, last)
 
 
-def require_writable(target: Path, files: Sequence[Path], *, suffix: str) -> None:
-    """Refuse a place where a result cannot be written, or would replace a source or a resume point."""
-    open.require_writable(target, sources=files)
+def require_writable(target: Path, files: Sequence[Path], *, suffix: str, option: str = "-o") -> None:
+    """Refuse a place where a result cannot be written, or would replace a source or a checkpoint of a run."""
+    open.require_writable(target, sources=files, option=option)
     if target.suffix != suffix:
         raise UserError(f"{target}: the name must end in {suffix}", hint=f"name a {suffix} file")
-    open.require_no_resume_point(target)
+    open.require_no_checkpoint(target)
 
 
 def content_of(refreshed: Refreshed, gathered: Sources, *, has_own_recipe: bool) -> dict[str, Any]:

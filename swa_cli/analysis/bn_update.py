@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,11 +45,11 @@ def update_checkpoint(
         UserError: Unknown weights, or a place where they cannot be written.
     """
     target = out or path
-    if out is not None or os.path.lexists(path):
+    if out is not None or path.is_file():
         open.require_writable(target)
     if target.resolve() != path.resolve():
-        open.require_no_resume_point(target)
-    with open.lock_run_of(target):
+        open.require_no_checkpoint(target)
+    with open.lock(target):
         found = reader.read(path)
         changes = [*overrides, *open.pass_of(found, samples, recipe=recipe)]
         context, model = open.open_checkpoint(
@@ -59,7 +58,7 @@ def update_checkpoint(
         sets = reader.weight_sets(found, model)
         if weights is None and _continues_from_raw(found):
             sets = {name: item for name, item in sets.items() if name != RAW}
-        sets = open.chosen(sets, weights or "all", path)
+        sets = open.chosen(sets, weights or "all", path, takes_all=True)
         _require_place(found, sets, target=target, out=out)
         started = time.monotonic()
         is_alone = weights not in (None, "all") and target.resolve() != path.resolve()

@@ -66,7 +66,7 @@ def average_at(
         raise UserError(f"{path}: is not a run folder, and --at takes one", hint="name one, such as runs/latest")
     files, point = sources.files_of([path]), open.resume_point(folder)
     picture = plot or (folder.path / "budget.png" if out is None else out.with_suffix(".png"))
-    require_writable(picture, files, suffix=".png")
+    require_writable(picture, files, suffix=".png", option="--plot")
     gathered = sources.gather(files, overrides, recipe=None, terminal=terminal, allow_code=allow_code)
     series = snapshot_series(gathered, option="--at")
     lasts = _snapshots_at(points, series, terminal)
@@ -74,7 +74,7 @@ def average_at(
     share = SHARE if share is None and profile.decay is not None else share
     name = profile.text if share is None else f"{profile.text} --share {share:g}%"
     trials, rows = Trials(gathered), []
-    with nullcontext() if out is None else open.lock_run_of(out):
+    with nullcontext() if out is None else open.lock(out):
         for last, target in zip(lasts, targets, strict=True):
             first = 0 if share is None else series.last_share(share, last=last)
             refreshed = trials.refresh(series.weighted(series.profile(profile), first, last))

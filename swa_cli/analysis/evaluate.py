@@ -106,7 +106,7 @@ def evaluate_checkpoint(
     held = set(every)
     if context.source.train is not None and is_refreshable(model):
         every = _with_reference(every, wanted=weights, with_ensemble=with_ensemble)
-    sets = open.chosen(every, weights, path)
+    sets = open.chosen(every, weights, path, takes_all=True)
     drawn = set() if num_draws is None else _drawable(sets, every, path)
     details = _details(sets, drawn, snapshots, model, num_draws)
     if not allow_stale_bn:

@@ -50,7 +50,7 @@ def extract_average(
     require_writable(out, [point.path], suffix=".pt")
     _require_held(point, name)
     source = {"file": str(point.path), "name": name, "weight": 1.0, "step": point.content["step"]}
-    with open.lock_run_of(out):
+    with open.lock(out):
         if name in (kept := point.content.get("kept", {})):
             best = keep.from_entry(kept[name])
             content = best.content(point.origin)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Container, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from swa_cli.averaging.model_state import read as read_tensors
-from swa_cli.checkpoint import reader, third_party
+from swa_cli.checkpoint import locks, reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
 from swa_cli.checkpoint.run_folder import RESUMABLE_KEYS, RunFolder
 from swa_cli.data.randomness import preserve_global_rng
@@ -210,8 +210,8 @@ def pass_of(found: Checkpoint, samples: str | None, *, recipe: Path | None = Non
     return [f"{'swap' if is_swap else 'swa'}.batchnorm.samples={samples}"]
 
 
-def chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, WeightSet]:
-    """Return the weight set of this name, or every one for `all`.
+def chosen(sets: dict[str, WeightSet], weights: str, path: Path, *, takes_all: bool = False) -> dict[str, WeightSet]:
+    """Return the weight set of this name, or every one for `all`, which hints name where the command `takes_all`.
 
     Raises:
         UserError: There is none, or none of that name.
@@ -221,7 +221,9 @@ def chosen(sets: dict[str, WeightSet], weights: str, path: Path) -> dict[str, We
     if weights == "all":
         return sets
     if weights not in sets:
-        raise UserError(f"{path}: holds no weights {weights!r}", hint=f"choose from {', '.join(sets)}, or all")
+        raise UserError(
+            f"{path}: holds no weights {weights!r}", hint=f"choose from {', '.join(sets)}{', or all' * takes_all}"
+        )
     return {weights: sets[weights]}
 
 
@@ -238,13 +240,13 @@ def require_fresh(batchnorm: Mapping[str, str], *, path: Path, hint: str) -> Non
         )
 
 
-def require_writable(target: Path, *, sources: Sequence[Path] = ()) -> None:
-    """Refuse a place where a result cannot be written, or would replace what it is made of.
+def require_writable(target: Path, *, sources: Sequence[Path] = (), option: str = "-o") -> None:
+    """Refuse a place where a result cannot be written, or would replace what it is made of; `option` names it.
 
     Raises:
         UserError: No such folder, a link, no regular file, or one of the sources.
     """
-    other = "name another file with -o FILE"
+    other = f"name another file with {option} FILE"
     if not target.parent.is_dir():
         raise UserError(f"{target.parent}: no such folder", hint="make it, or " + other)
     if target.is_symlink():
@@ -257,10 +259,26 @@ def require_writable(target: Path, *, sources: Sequence[Path] = ()) -> None:
         raise UserError(f"{target}: is one of the sources", hint=other)
 
 
-def lock_run_of(target: Path) -> AbstractContextManager[object]:
-    """Lock the run folder that a file lies in, if it lies in one: a run that trains on would lose an epoch."""
+@contextmanager
+def lock(target: Path) -> Iterator[None]:
+    """Lock the run folder that a file lies in, else the file itself: what another process writes would be lost.
+
+    Raises:
+        UserError: Another process holds the lock.
+    """
     folder = RunFolder.containing(target)
-    return nullcontext() if folder is None else folder.lock()
+    if folder is not None:
+        with folder.lock():
+            yield
+    elif not target.is_file():
+        yield
+    else:
+        with locks.opened(target) as file:
+            # A process that replaces the file leaves the lock with the old one.
+            if not (locks.lock(file, target) and os.path.samestat(os.fstat(file.fileno()), os.stat(target))):
+                message = f"{target}: another process is working on this file{locks.holder(file)}"
+                raise UserError(message, hint="wait for it, or stop it")
+            yield
 
 
 def resume_point(folder: RunFolder) -> Checkpoint:
@@ -394,15 +412,17 @@ def require_same_run(found: Checkpoint, point: Checkpoint, *, ignored: Sequence[
         )
 
 
-def require_no_resume_point(target: Path) -> None:
-    """Refuse to replace the resume point of a run.
+def require_no_checkpoint(target: Path) -> None:
+    """Refuse to replace a checkpoint or snapshot of a run, or to write in the place of its resume points.
 
     Raises:
         UserError: The file is one.
     """
-    folder = RunFolder.containing(target)
+    folder, other = RunFolder.containing(target), "name another file with -o FILE"
     if folder is not None and target.resolve() in (folder.last, folder.previous):
-        raise UserError(f"{target}: is the resume point of its run", hint="name another file with -o FILE")
+        raise UserError(f"{target}: is the resume point of its run", hint=other)
+    if folder is not None and target.suffix == ".pt" and target.exists():
+        raise UserError(f"{target}: is a checkpoint of a run", hint=other)
 
 
 def how_to_refresh(

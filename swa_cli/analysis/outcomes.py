@@ -83,7 +83,7 @@ def require_csv(target: Path, *, source: Path) -> None:
     """
     if target.suffix.lower() != ".csv":
         raise UserError(f"{target}: predictions are written as csv", hint=f"name {target.with_suffix('.csv')}")
-    open.require_writable(target, sources=[source])
+    open.require_writable(target, sources=[source], option="--predictions")
 
 
 def per_class(kept: Mapping[str, Kept], context: Context, *, shown: str, terminal: Terminal) -> dict[str, Any]:

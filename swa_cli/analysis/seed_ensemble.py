@@ -245,7 +245,7 @@ def _choose(sets: Mapping[str, WeightSet], name: str | None, *, draws: bool, pat
         UserError: There is none of that name, or draws are wanted from one that is not swag.
     """
     if name is not None:
-        open.chosen(dict(sets), name, path)
+        open.chosen(dict(sets), name, path, takes_all=True)
     if not draws:
         return name or next((key for key, item in sets.items() if item.kind != "raw"), RAW)
     able = [key for key, item in sets.items() if item.posterior is not None]

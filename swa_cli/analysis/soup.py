@@ -92,7 +92,7 @@ def make_soup(
             hint="name several runs, or the folder of a repeat",
         )
     require_writable(out, files, suffix=".pt")
-    with open.lock_run_of(out):
+    with open.lock(out):
         started = time.monotonic()
         gathered = sources.gather(files, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
         origin = _pretrained(gathered, pretrained) if method == MODEL_STOCK else None

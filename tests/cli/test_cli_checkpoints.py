@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from conftest import SMALL, copy_runs, load, run_swa
+from swa_cli.checkpoint import locks
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,49 @@ def test_a_resume_point_makes_no_room_for_another_file(swa, run: Path) -> None:
         assert ended.code == 2
         assert "is the resume point of its run" in " ".join(ended.err.split())
     assert (run / "last.pt").read_bytes() == before
+
+
+def test_a_result_replaces_no_other_checkpoint_of_a_run(swa, run: Path) -> None:
+    """-o in the place of another shipped average or a snapshot: exit 2, and the bytes of before; a new name is free."""
+    snapshot = sorted((run.parent / "snapshots").iterdir())[0]
+    sources = [run / "swa.pt", run / "early.pt"]
+    for target in (run / "ema.pt", snapshot):
+        before = target.read_bytes()
+        for command in (
+            ["bn-update", run / "swa.pt"],
+            ["average", *sources],
+            ["average", run.parent, "--weights", "swa"],
+            ["soup", *sources, "--method", "uniform"],
+        ):
+            ended = swa(*command, "-o", target)
+            assert ended.code == 2
+            assert f"{target.name}: is a checkpoint of a run" in " ".join(ended.err.split())
+        assert target.read_bytes() == before
+    assert swa("bn-update", run / "swa.pt", "-o", run / "swa-again.pt").code == 0
+
+
+def test_two_processes_do_not_change_one_file(swa, run: Path) -> None:
+    """bn-update of a file outside of a run that another process has locked: exit 2; without the lock: refreshed."""
+    shutil.copy(run / "swa.pt", "alone.pt")
+    before = Path("alone.pt").read_bytes()
+    with locks.holding(Path("alone.pt")):
+        ended = swa("bn-update", "alone.pt")
+        assert ended.code == 2
+        assert "another process is working on this file" in " ".join(ended.err.split())
+        assert Path("alone.pt").read_bytes() == before
+    assert swa("bn-update", "alone.pt").code == 0
+
+
+def test_hints_name_only_what_a_command_takes(swa, run: Path) -> None:
+    """Unknown weights: `all` is offered by eval and bn-update, and not by predict and export, which refuse it."""
+    for command, takes_all in (("eval", True), ("bn-update", True), ("predict", False), ("export", False)):
+        more = {"predict": ["x.png"], "export": ["--format", "onnx", "-o", "x.onnx"]}.get(command, [])
+        Image.new("L", (8, 8)).save("x.png")
+        ended = swa(command, run / "last.pt", *more, "--weights", "nope")
+        assert ended.code == 2
+        hint = " ".join(ended.err.split()).partition("hint: ")[2]
+        assert "last, swa, ema, early" in hint
+        assert ("all" in hint) is takes_all
 
 
 def test_the_hint_of_the_guard_works_when_pasted(swa, run: Path) -> None:

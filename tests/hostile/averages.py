@@ -93,7 +93,7 @@ AVERAGES = [
     averaged("out-link", "swa.pt -o out.pt", "out.pt:", link("out.pt", "gone")),
     averaged("plot-alone", "swa.pt -o out.pt --plot x.png", "--plot goes with --search"),
     averaged("plot-text", "run -o out.pt --search --plot x.svg", "name a .png file", two),
-    averaged("plot-folder", "run -o out.pt --search --plot nowhere/x.png", "nowhere: no such folder", two),
+    averaged("plot-folder", "run -o out.pt --search --plot nowhere/x.png", "with --plot FILE", two),
     averaged("two-ways", "swa.pt -o out.pt --last 1 --greedy", "--last and --greedy"),
     averaged("greedy-stale", "swa.pt -o out.pt --greedy --no-bn", "leave out --no-bn"),
     averaged("greedy-no-val", "swa.pt -o out.pt --greedy", "digits has no validation split"),
