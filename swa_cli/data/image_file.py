@@ -32,7 +32,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 
-from swa_cli.data.transforms import Box
+from swa_cli.data.transforms import MAX_PIXELS, Box
 from swa_cli.errors import UserError
 
 # Pillow's name of a format -> suffixes of its files. Formats that run other programs (EPS, WMF) or hold no photos are
@@ -54,7 +54,6 @@ FORMATS: dict[str, tuple[str, ...]] = {
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 USUAL_SUFFIXES = "such as .jpg, .png, .webp, .tif, .gif, .avif"  # in messages
-MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # a file with more may be a decompression bomb
 UNREADABLE_HINT = (  # before a run, and during one, whose recipe and list of files may not change
     "repair or replace what cannot be read, or start again with dataset.skip_broken=true, which leaves it out"
 )

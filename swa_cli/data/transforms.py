@@ -26,6 +26,7 @@ Interpolation = Literal["bilinear", "bicubic"]
 NEAREST = "nearest-exact"  # of masks: "nearest" is half a pixel off
 NUM_CROP_DRAWS = 22  # ten trials of area and ratio, and the place
 IGNORED = 255  # the class of mask pixels that count nowhere
+MAX_PIXELS = Image.MAX_IMAGE_PIXELS or 89_478_485  # a file with more may be a decompression bomb
 
 
 class Box(NamedTuple):
@@ -160,6 +161,7 @@ class EvaluationView:
             return pixels
         if self.resize is None:
             return _resized(pixels, self.size, interpolation)
+        pixels = _middle(pixels, resize=self.resize, shown=max(self.size))
         return _center(_resized(pixels, (self.resize,), interpolation), self.size, fill=fill)
 
 
@@ -329,6 +331,20 @@ def part_of(pixels: Tensor, box: Box) -> Tensor:
     """Return a box of pixels (..., H, W) as a view."""
     top, left, height, width = box
     return pixels[..., top : top + height, left : left + width]
+
+
+def _middle(pixels: Tensor, *, resize: int, shown: int) -> Tensor:
+    """Return the part of thin pixels (..., H, W) that a center crop shows, where the whole would grow past any file.
+
+    Others stay as they are. `resize` is the shorter side that they get, and `shown` the pixels of the crop.
+    """
+    shorter, longer = sorted(pixels.shape[-2:])
+    if resize * resize * longer <= MAX_PIXELS * shorter:
+        return pixels
+    kept = math.ceil(shown * shorter / resize) + 4  # what bicubic interpolation reads beside it
+    kept = min(longer, max(shorter, kept))  # which stays the shorter side
+    kept += (longer - kept) % 2  # the same center
+    return pixels.narrow(-1 if pixels.shape[-1] == longer else -2, (longer - kept) // 2, kept)
 
 
 def _resized(pixels: Tensor, size: tuple[int, ...], interpolation: str) -> Tensor:

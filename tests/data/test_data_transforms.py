@@ -11,13 +11,16 @@ from torch import Tensor
 from torchvision.models import ResNet50_Weights
 from torchvision.transforms import v2
 
+from swa_cli.data import transforms
 from swa_cli.data.randomness import generator
 from swa_cli.data.transforms import (
     Box,
     DrawnView,
     EvaluationView,
+    Interpolation,
     Pixels,
     RandomResizedCrop,
+    Size,
     TrainingView,
     ViewDraws,
     draw_views,
@@ -77,6 +80,28 @@ def test_what_lies_outside_of_a_small_image_is_black_and_ignored() -> None:
     mask = view.mask(torch.ones((20, 40), dtype=torch.uint8))
     assert mask.unique().tolist() == [1, 255]
     assert torch.equal(mask == 255, (theirs.sum(0) == 0))
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_a_thin_image_takes_no_more_memory_than_its_view(interpolation: Interpolation, is_tall: bool) -> None:
+    """1 x 3,000,000 pixels, 590 GB if they were resized as a whole, against the view of the 300 in their middle."""
+    whole = torch.randint(0, 256, (3, 1, 3_000_000), dtype=torch.uint8, generator=generator(0))
+    middle = whole[..., 1_499_850:1_500_150]
+    if is_tall:
+        whole, middle = whole.mT, middle.mT
+    view = EvaluationView((224, 192), 256, interpolation)
+    assert torch.equal(view.image(Pixels(whole)), view.image(Pixels(middle)))
+    assert torch.equal(view.mask(whole[0]), view.mask(middle[0]))
+
+
+@pytest.mark.parametrize("size", [(10, 10), (10, 11), (13, 10)])
+def test_a_view_of_more_pixels_than_a_file_is_torchvisions(size: Size, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Images that are not thin, resized to more than the limit, against torchvision's resize and center crop."""
+    monkeypatch.setattr(transforms, "MAX_PIXELS", 1000)
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator(0))
+    expected = v2.functional.center_crop(v2.functional.resize(image, [40], antialias=True), [8, 8])
+    assert torch.equal(EvaluationView((8, 8), 40).image(Pixels(image)), expected)
 
 
 def test_crops_are_distributed_as_torchvisions() -> None:
