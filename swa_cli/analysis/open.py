@@ -138,9 +138,11 @@ def why_not_held_out(found: Checkpoint, context: Context) -> str | None:
 
     A foreign file does not tell, and a validation split that the dataset itself has was taken from no training images.
     """
-    if found.kind == "foreign" or context.source.val is None or "val" in context.source.data.splits:
+    if found.recipe is None or context.source.val is None or "val" in context.source.data.splits:
         return None
-    then = recipe_of(found)
+    then, values = context.recipe, context.recipe.values()
+    if any(found.recipe[key] != values[key] for key in ("dataset", "seed")):
+        then = recipe_of(found)
     if then.dataset.name != context.recipe.dataset.name:
         return None
     before = held_out(then, splits=found.content["input"].get("data", {}))
