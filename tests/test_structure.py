@@ -26,9 +26,9 @@ MAY_IMPORT = {
     "models": _BASE,
     "averaging": {"errors"},
     "checkpoint": {*_FOUNDATION, "temporary"},
-    "engine": {*_FOUNDATION, "checkpoint", "signals", "__version__"},
+    "engine": {*_FOUNDATION, "checkpoint", "signals", "user_frames", "__version__"},
     "analysis": {*_FOUNDATION, "checkpoint", "engine", "report", "signals", "temporary"},
-    "report": {"errors", "units", "metrics"},
+    "report": {"errors", "units", "user_frames", "metrics"},
 }
 ONLY_IN = {
     "typer": ("cli",),

@@ -164,7 +164,8 @@ def _run(words: list[str]) -> int:
 
 def _report(error: Exception, *, with_traceback: bool) -> int:
     """Print an error and return its exit code; only here is what prints it imported, which help does not need."""
-    from swa_cli.report.errors import notes_of, print_problems, print_user_code_error, print_user_error, user_frames
+    from swa_cli.report.errors import notes_of, print_problems, print_user_code_error, print_user_error
+    from swa_cli.user_frames import user_frames
 
     untold = error.__context__
     if isinstance(error, OSError) and hasattr(untold, "format_message"):  # stderr did not take typer's words

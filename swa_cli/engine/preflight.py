@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +27,11 @@ from swa_cli.engine import optimizers
 from swa_cli.engine.context import Context
 from swa_cli.engine.failures import is_out_of_memory
 from swa_cli.engine.network import Replica, evaluation_mode
-from swa_cli.engine.user_code import is_own_code
 from swa_cli.errors import Problem, RecipeError, UserError
 from swa_cli.metrics.tasks import Subject
 from swa_cli.recipe.plan import Plan
 from swa_cli.units import some_of
+from swa_cli.user_frames import user_frames
 
 ONE_VALUE = "Expected more than 1 value per channel"  # what torch says of BatchNorm in training
 PROBE_SAMPLES = 2
@@ -105,8 +106,8 @@ def check_evaluation(replica: Replica) -> None:
         with preserve_global_rng(), unchanged(replica.trained):
             outputs = _evaluated(replica.trained, context, inputs)
     except FAULTS as error:
-        if is_own_code(name) or is_out_of_memory(error):
-            raise  # its author needs the traceback, and a lack of memory has other reasons
+        if _tells_itself(error):
+            raise
         raise UserError(
             f"model.name: {name} cannot take {source.describe_inputs()}: {_reason(error)}",
             hint="choose a network for this size, or show it images of another one: dataset.image_size=224",
@@ -230,7 +231,8 @@ def _step(replica: Replica, inputs: Any, targets: Any, *, key: str) -> bool:
             with context.hardware.autocast():
                 outputs = network(*args, **kwargs)
             context.task.check_training(outputs, subject=_subject(context))
-            loss = context.loss(outputs, targets)
+            with _explain_loss(context):
+                loss = context.loss(outputs, targets)
             loss.backward()
             return loss.detach()
 
@@ -256,8 +258,12 @@ def _step(replica: Replica, inputs: Any, targets: Any, *, key: str) -> bool:
                 message = f"{recipe.optimizer.name}.step() cannot be called without a closure: {_reason(error)}"
                 hint = "let it have the attribute needs_closure = True: then it is called as step(closure)"
                 raise RecipeError([Problem("optimizer.name", message, hint)]) from error
-            if not sparse:
+            if _tells_itself(error):
                 raise
+            if not sparse:
+                names = [recipe.optimizer.name, *(group.name for group in recipe.optimizer.groups if group.name)]
+                message = f"{' and '.join(names)} cannot do a step with these options: {_reason(error)}"
+                raise RecipeError([Problem("optimizer", message, "correct the options")]) from error
             message = f"{recipe.optimizer.name} cannot use the sparse gradient of {sparse[0]}: {_reason(error)}"
             hint = "write sparse=False in that layer, or choose SGD with momentum=0, nesterov=false and weight_decay=0"
             raise RecipeError([Problem("optimizer.name", message, hint)]) from error
@@ -267,9 +273,25 @@ def _step(replica: Replica, inputs: Any, targets: Any, *, key: str) -> bool:
 
 
 @contextmanager
+def _explain_loss(context: Context) -> Iterator[None]:
+    """Explain why a loss of the user cannot take a batch; its warnings are left to the first step of the run."""
+    try:
+        with catch_warnings():
+            simplefilter("ignore")
+            yield
+    except FAULTS as error:
+        name = context.recipe.train.loss or ""
+        if ":" not in name or _tells_itself(error):
+            raise
+        hint = "name a function (outputs, targets) that returns the mean over a batch"
+        message = f"{name} cannot take the outputs of the network and the targets of a batch: {_reason(error)}"
+        raise RecipeError([Problem("train.loss", message, hint)]) from error
+
+
+@contextmanager
 def _explain_step(network: nn.Module, context: Context, *, num_samples: int, key: str) -> Iterator[None]:
     """Explain why the network cannot be trained if a step fails."""
-    recipe, name, processes = context.recipe, context.recipe.model.name, context.world.size
+    name, processes = context.recipe.model.name, context.world.size
     with _executing(network) as layers:
         try:
             yield
@@ -283,7 +305,7 @@ def _explain_step(network: nn.Module, context: Context, *, num_samples: int, key
                 where = layers[-1] if layers else "a layer"
                 message = f"BatchNorm cannot train on {num_samples} sample in {part}: {where} has one value per channel"
                 raise RecipeError([Problem(key, message, f"write {key}={least} or more")]) from error
-            if any(map(is_own_code, (name, recipe.task, recipe.train.loss or ""))) or is_out_of_memory(error):
+            if _tells_itself(error):
                 raise
             hint = "choose another network, or other model.args"
             size = context.source.size if context.source.channels is not None else ()
@@ -352,6 +374,11 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _subject(context: Context) -> Subject:
     return Subject(context.recipe.model.name, context.source.num_classes or None, context.source.size)
+
+
+def _tells_itself(error: BaseException) -> bool:
+    """Return whether an error is told as it is: its author needs the frames, and a lack of memory has other reasons."""
+    return bool(user_frames(error)) or is_out_of_memory(error)
 
 
 def _reason(error: BaseException) -> str:

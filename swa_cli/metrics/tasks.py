@@ -232,6 +232,9 @@ def _own_loss(name: str, *, label_smoothing: float, class_weights: Tensor | None
         forms=LOSS_FORMS,
         expected=f"let it be a function (outputs, targets{keywords}) that returns the mean over a batch",
     )
+    if inspect.isclass(function):
+        hint = "name a function, such as torch.nn.functional:cross_entropy, or an object of the class"
+        raise UserError(f"train.loss: {name} is a class, and a loss is called with outputs and targets", hint=hint)
 
     def mean(outputs: Any, targets: Any) -> Tensor:
         value = function(outputs.float(), targets, **options)
@@ -239,6 +242,10 @@ def _own_loss(name: str, *, label_smoothing: float, class_weights: Tensor | None
             found = f"a tensor of {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise UserError(
                 f"train.loss: {name} returned {found}", hint="return the mean over a batch, a scalar tensor"
+            )
+        if outputs.requires_grad and not value.requires_grad:
+            raise UserError(
+                f"train.loss: {name} returned a tensor without a gradient", hint="compute it from the outputs by torch"
             )
         return value
 

@@ -1,17 +1,12 @@
 """Print errors: the message, the place, the key underlined in its line, and one action.
 
 All problems of a recipe are printed at once. An error inside a user's network, dataset or task is printed with the
-frames of the user's files alone. They are parsed from the text of the traceback, which is all that a data loader
-process sends.
+frames of the user's files alone, see `user_frames`.
 """
 
 from __future__ import annotations
 
-import re
-import sysconfig
-import traceback
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TextIO
 
 from rich.cells import cell_len
@@ -21,6 +16,7 @@ from rich.text import Text
 from swa_cli.errors import Place, Problem
 from swa_cli.report.console_text import open_console, print_lines, safe
 from swa_cli.units import count_text
+from swa_cli.user_frames import traceback_text
 
 
 def print_problems(problems: Sequence[Problem], *, source: str, file: TextIO | None = None) -> None:
@@ -88,52 +84,13 @@ def _hint_line(hint: str, *, console: Console, indent: int = 2) -> Text:
     return Text.assemble((f"{' ' * indent}= hint: ", "blue"), safe(hint, console=console))
 
 
-_FRAME = re.compile(r'  File "(?P<path>.*)", line \d+')
-_BEGINNING = "Traceback (most recent call last):\n"
-# Installed packages whose frames are left out: swa calls them itself.
-_INTERNAL = (
-    *("swa_cli", "torch", "torchvision", "typer", "click", "rich", "yaml", "pydantic", "pydantic_core", "filelock"),
-    *("numpy", "PIL", "matplotlib", "jinja2", "safetensors", "simplejpeg", "timm", "datasets", "pyarrow", "optuna"),
-    *("tensorboard", "wandb", "mlflow", "onnx", "onnxscript", "onnxruntime"),
-)
-
-
-def user_frames(error: BaseException) -> list[str]:
-    """Return the frames of an error in the user's files, the innermost last, each of one or more lines."""
-    frames: list[list[str]] = []
-    for line in _traceback(error).splitlines():
-        if _FRAME.match(line):
-            frames.append([line])
-        elif frames and line.startswith("    "):
-            frames[-1].append(line)
-        elif not line.startswith(" "):  # the exception
-            break
-    return ["\n".join(frame) for frame in frames if _is_users(frame[0])]
-
-
 def notes_of(error: BaseException) -> list[str]:
     """Return the notes of an error, which say how far the command came."""
     return list(getattr(error, "__notes__", ()))
 
 
-def _traceback(error: BaseException) -> str:
-    """Return the text of an error's last traceback; of an error of a loader process, that of the process."""
-    return "".join(traceback.format_exception(error, chain=False)).rpartition(_BEGINNING)[2]
-
-
 def _exception_text(error: BaseException) -> str:
     """Return the text after the frames, such as `ValueError: ...`, without notes."""
-    lines = _traceback(error).rstrip().split("\n")
+    lines = traceback_text(error).rstrip().split("\n")
     begin = next((index for index, line in enumerate(lines) if not line.startswith(" ")), 0)
     return "\n".join(lines[begin : len(lines) - sum(note.count("\n") + 1 for note in notes_of(error))])
-
-
-def _is_users(frame: str) -> bool:
-    match = _FRAME.match(frame)
-    assert match is not None, "a frame starts with a line that matches"
-    path = Path(match["path"])
-    for place, part in enumerate(path.parts):
-        if part in ("site-packages", "dist-packages"):
-            return path.parts[place + 1] not in _INTERNAL
-    ours = (Path(__file__).parents[1], Path(sysconfig.get_path("stdlib")))
-    return path.is_absolute() and not any(path.is_relative_to(folder) for folder in ours)

@@ -78,6 +78,9 @@ def halved(outputs, targets):
 
 def listed(outputs, targets):
     return F.cross_entropy(outputs, targets, reduction="none")
+
+def detached(outputs, targets):
+    return F.cross_entropy(outputs.detach(), targets)
 """
 UNEVEN = """\
 name: run
@@ -200,6 +203,11 @@ def test_only_the_training_loss_is_another(run) -> None:
         (["train.class_weights=[1,-2]"], "train.class_weights", "0 or more"),
         (["train.class_weights=[0,0]"], "train.class_weights", "above 0"),
         (["train.class_weights=even"], "train.class_weights", "balanced"),
+        (["train.loss=torch.nn:CrossEntropyLoss"], "train.loss", "is a class"),
+        (["train.loss=torch.nn.functional:mse_loss"], "train.loss", "must match"),
+        (["train.loss=torch.nn.functional:relu"], "train.loss", "cannot take"),
+        (["train.loss=torch:sum"], "train.loss", "cannot take"),
+        (["train.loss=losses:detached"], "train.loss", "without a gradient"),
         (["train.loss=losses:listed"], "train.loss", "a tensor of (25,)"),
         (["train.loss=losses:halved", "train.label_smoothing=0.1"], "train.loss", "takes other arguments"),
         (["train.loss=losses:missing"], "train.loss", "has no attribute"),
