@@ -1,9 +1,10 @@
 """Optimizers by name: the class, its options, and groups of parameters with their own rate, options or optimizer.
 
 Options are checked against the signature of the class before anything runs, so a misspelt `momentun` is a problem with
-a suggestion. A name is a class of torch.optim, or the import path of a user's class that derives from torch's
-Optimizer, or of a function that returns one. Two kinds need more than `step()`: those that average inside
-(Schedule-Free) have modes, see `eval_weights`, and those with `needs_closure` (SAM) pass a batch several times.
+a suggestion; those of a constructor of torch are also held against its types, and tried on an empty parameter. A name
+is a class of torch.optim, or the import path of a user's class that derives from torch's Optimizer, or of a function
+that returns one. Two kinds need more than `step()`: those that average inside (Schedule-Free) have modes, see
+`eval_weights`, and those with `needs_closure` (SAM) pass a batch several times.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from swa_cli.errors import Problem, RecipeError, UserError, did_you_mean
@@ -34,6 +36,7 @@ UNSUPPORTED = {
 }
 MATRICES_ONLY = {"Muon"}
 NOT_2D = "not_2d"  # of match: the parameters that those refuse
+REFUSALS = (ValueError, TypeError, RuntimeError, IndexError)  # of a constructor that gets wrong options
 FORMS = "an optimizer is a class of torch.optim or package.module:Class"
 # torch does not choose its fused kernels by itself (0.42 against 0.93 ms a step of PreResNet-20).
 FUSED = {"SGD", "Adam", "AdamW"}
@@ -48,17 +51,24 @@ def check(settings: schema.Optimizer) -> list[Problem]:
     Errors inside a user's module pass through.
     """
     ours = ["lr", "no_decay", "groups", "layer_decay"]
-    problems = _check_options(settings.name, settings.options, ours, place="optimizer")
+    problems = of_all = _check_options(settings.name, settings.options, ours, place="optimizer", beside={})
     for index, group in enumerate(settings.groups):
-        if group.name is None and problems and problems[0].key == "optimizer.name":
+        if group.name is None and of_all and of_all[0].key == "optimizer.name":
             continue  # there is no class to hold the options against
-        place = f"optimizer.groups.{index}"
-        problems += _check_options(group.name or settings.name, group.options, ["lr", "match", "name"], place=place)
+        place, own = f"optimizer.groups.{index}", ["lr", "match", "name"]
+        beside = {} if group.name is not None else None if of_all else settings.options
+        name = group.name or settings.name
+        problems = [*problems, *_check_options(name, group.options, own, place=place, beside=beside)]
     return problems
 
 
-def _check_options(name: str, options: Mapping[str, Any], ours: Sequence[str], *, place: str) -> list[Problem]:
-    """Return the problem of a name at `place`, or those of the options that its class does not have."""
+def _check_options(
+    name: str, options: Mapping[str, Any], ours: Sequence[str], *, place: str, beside: Mapping[str, Any] | None
+) -> list[Problem]:
+    """Return the problem of a name at `place`, or those of the options that its class does not have or refuses.
+
+    `beside` has options that hold where `options` has no others; None if they are wrong themselves.
+    """
     try:
         make = _find(name, key=f"{place}.name")
     except RecipeError as error:
@@ -72,7 +82,36 @@ def _check_options(name: str, options: Mapping[str, Any], ours: Sequence[str], *
         close = difflib.get_close_matches(key, [*known, *ours], n=1)
         hint = f"did you mean `{place}.{close[0]}`?" if close else f"{name} takes {', '.join(sorted(known))}"
         problems.append(Problem(f"{place}.{key}", f"{_full_name(name)} has no option {key!r}", hint))
+    is_of_torch = inspect.isclass(make) and make.__init__.__module__.startswith("torch.optim.")
+    if not is_of_torch:
+        return problems  # another constructor may take more than its types tell
+    types = get_type_hints(make.__init__)
+    defaults = {parameter.name: parameter.default for parameter in parameters}
+    for key, value in options.items():
+        if key in known and not _has_type(value, types[key]):
+            message = f"{value!r:.100} is no value of this option of {_full_name(name)}"
+            hint = f"write {inspect.formatannotation(types[key])}"
+            problems.append(Problem(f"{place}.{key}", message, f"{hint}; its default is {defaults[key]!r}"))
+    if not problems and beside is not None:
+        try:
+            make([torch.empty(0, 0)], **{**beside, **options})
+        except REFUSALS as error:
+            problems.append(_refusal(name, error, place=place))
     return problems
+
+
+def _has_type(value: Any, annotation: Any) -> bool:
+    """Return whether a value of a recipe, in which a tuple is a list, has the type that a signature tells."""
+    adapter = TypeAdapter(annotation, config=ConfigDict(strict=True, arbitrary_types_allowed=True))
+    try:
+        adapter.validate_python(tuple(value) if isinstance(value, list) else value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _refusal(name: str, error: Exception, *, place: str) -> Problem:
+    return Problem(place, f"{_full_name(name)} refuses its options: {error}", "correct that option")
 
 
 def require_trained(model: nn.Module) -> None:
@@ -179,9 +218,8 @@ def _make(
     make = _find(name, key=key)
     try:
         optimizer = make(parts, lr=lr, **options)
-    except (ValueError, TypeError, RuntimeError) as error:
-        message = f"{_full_name(name)} refuses its options: {error}"
-        raise RecipeError([Problem(key.removesuffix(".name"), message, "correct that option")]) from error
+    except REFUSALS as error:
+        raise RecipeError([_refusal(name, error, place=key.removesuffix(".name"))]) from error
     if _is_own(name):
         _require_usable(optimizer, name, key=key)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -55,6 +56,45 @@ def test_refused_value_names_the_class() -> None:
     """A value that torch refuses (negative momentum) becomes a problem of the recipe."""
     with pytest.raises(RecipeError, match="momentum"):
         build(small(), name="SGD", lr=0.1, options={"momentum": -1.0}, no_decay=[])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "groups", "key"),
+    [
+        ("AdamW", {"betas": [0.9]}, [], "optimizer.betas"),
+        ("AdamW", {"betas": []}, [], "optimizer.betas"),
+        ("AdamW", {"amsgrad": 5}, [], "optimizer.amsgrad"),
+        ("SGD", {"nesterov": "maybe"}, [], "optimizer.nesterov"),
+        ("SGD", {"dampening": "x"}, [{"match": "bias", "nesterov": True}], "optimizer.dampening"),
+        ("SGD", {"foreach": "x"}, [], "optimizer.foreach"),
+        ("Rprop", {"etas": [0.5]}, [], "optimizer.etas"),
+        ("Adafactor", {"eps": [1]}, [], "optimizer.eps"),
+        ("Muon", {"ns_coefficients": [1]}, [], "optimizer.ns_coefficients"),
+        ("SGD", {}, [{"match": "bias", "momentum": "x"}], "optimizer.groups.0.momentum"),
+        ("SGD", {}, [{"match": "bias", "name": "AdamW", "betas": [0.9]}], "optimizer.groups.0.betas"),
+        ("SGD", {}, [{"match": "norm"}, {"match": "bias", "weight_decay": -1}], "optimizer.groups.1"),
+        ("SGD", {"momentum": -1}, [{"match": "bias", "lr": "2x"}], "optimizer"),
+    ],
+)
+def test_value_of_a_wrong_form_is_a_problem_at_its_key(
+    name: str, options: dict[str, Any], groups: list[dict[str, Any]], key: str
+) -> None:
+    """Values that fail in a step of torch, or in a group, against the types and checks of the constructor."""
+    [problem] = optimizers.check(settings(name, options, groups=[group(**each) for each in groups]))
+    assert problem.key == key
+    assert problem.message
+    assert problem.hint
+
+
+def test_every_default_of_torch_is_a_value() -> None:
+    """The defaults of each class of torch.optim, as a recipe writes them, against the check: no problem."""
+    for name, kind in vars(torch.optim).items():
+        if not optimizers._is_optimizer(kind) or name in optimizers.UNSUPPORTED:
+            continue
+        parameters = list(inspect.signature(kind).parameters.values())[2:]
+        values = {each.name: each.default for each in parameters if each.default is not None}
+        options = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        assert optimizers.check(settings(name, options)) == [], name
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def make(params, lr, **options):
 def wrong(params, lr):
     return object()
 
+class Inherited(torch.optim.SGD):
+    pass
+
+class Passed(torch.optim.SGD):
+    def __init__(self, params, lr, maximize):
+        super().__init__(params, lr, fused=True, maximize=maximize)
+
 class Batched(Signs):
     def step(self, batch):
         return batch
@@ -104,6 +111,8 @@ def test_a_checkpoint_of_it_needs_permission(swa, recipe: Path, tmp_path: Path) 
         ("Flat", "", "optimizer.name", "parameter groups"),
         ("Signs", ", betta: 0.8", "optimizer.betta", "optimizer.beta"),
         ("Signs", ", beta: wide", "", ""),
+        ("Inherited", ", dampening: wide, momentum: 0.9", "optimizer.dampening", "'wide'"),
+        ("Passed", ", maximize: x", "optimizer:", "cannot do a step"),
     ],
 )
 def test_what_is_no_optimizer_is_refused_before_the_run(
