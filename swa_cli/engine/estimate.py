@@ -123,12 +123,18 @@ class Estimate:
 
 
 def dry_run(run: Run) -> dict[str, Any]:
-    """Do one real step of training and of the averages, and score one batch; nothing is written."""
+    """Do one real step of training and of the averages, and score one batch; nothing is written.
+
+    Raises:
+        UserError: The step leads to a loss or weights that are not finite.
+    """
     context, phase = run.context, run.plan.phase
     started = time.monotonic()
     run.model.train()
     passed = list(train_step(run, wrap_ddp(run), iter(context.training_batches(1))))
     loss = sum(context.world.gathered(sum(float(each.part[0]) for each in passed))) / len(passed)
+    run.require_finite_loss(loss)
+    run.require_finite_weights()
     with run.eval_weights():
         update_all([*run.averages.values(), *([run.cumulative] if run.cumulative else [])], run.model, step=1)
         scored = itertools.islice(context.plain_batches(context.scoring_split()), 1)

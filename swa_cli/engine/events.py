@@ -121,7 +121,7 @@ class Listener(Protocol):
         """Hear the final scores."""
 
     def end(self, event: EndEvent) -> None:
-        """Hear how the run ended: the last event, to close what is open."""
+        """Hear how the run ended: the last event, to close what is open. Loggers hear it only after `plan`."""
 
     def left_out(self) -> None:
         """Close what is open: it has raised an error, and hears nothing more of this run. Loggers alone hear this."""
@@ -178,6 +178,7 @@ class Events:
     def __init__(self, listeners: Sequence[object] = (), *, loggers: Mapping[str, object] | None = None) -> None:
         self._listeners = tuple(listeners)
         self._loggers = dict(loggers or {})
+        self._begun = set[str]()  # the loggers that were told the plan
 
     def extended(self, *listeners: object, loggers: Mapping[str, object]) -> Events:
         """Return events with these listeners and loggers in addition."""
@@ -244,6 +245,10 @@ class Events:
         for name, logger in list(self._loggers.items()):
             if name not in self._loggers:  # it failed on the warning about another one
                 continue
+            if method == METHOD_OF[PlanEvent]:
+                self._begun.add(name)
+            elif method == METHOD_OF[EndEvent] and name not in self._begun:
+                continue  # the run was stopped while another one heard the plan
             try:
                 if hasattr(logger, method):
                     getattr(logger, method)(event)

@@ -6,6 +6,7 @@ is run or written.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
@@ -96,6 +97,27 @@ class Run:
     def eval_weights(self) -> AbstractContextManager[None]:
         """Let the network hold the weights to be read while a block runs, see `optimizers.eval_weights`."""
         return optimizers.eval_weights(self.optimizer)
+
+    def require_finite_loss(self, loss: float) -> float:
+        """Return the loss of the step that follows `step`.
+
+        Raises:
+            UserError: The run has diverged: it is not finite.
+        """
+        if not math.isfinite(loss):
+            raise failures.diverged(f"epoch {self.epoch}, step {self.step + 1}: the loss is {loss}")
+        return loss
+
+    def require_finite_weights(self) -> None:
+        """Refuse to go on with weights that are not finite.
+
+        Raises:
+            UserError: The run has diverged.
+        """
+        try:
+            require_finite(read(self.model).weights)
+        except NonFiniteWeightsError as error:
+            raise failures.diverged(f"epoch {self.epoch}: {error}") from error
 
     def require_finite_averages(self) -> None:
         """Refuse to go on with averages of weights that are not finite: a GPU lets them take any, see `update_all`.

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from swa_cli.averaging.average import update_all
-from swa_cli.averaging.model_state import NonFiniteWeightsError, read, require_finite
+from swa_cli.averaging.model_state import NonFiniteWeightsError
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.checkpoint.schema import ENDED_BY
 from swa_cli.engine import estimate, failures, keep, state, swap, validate
@@ -145,10 +145,7 @@ def train_epochs(run: Run, folder: RunFolder) -> None:
             with run.context.memory():
                 _train_epoch(run, forward, folder)
             run.optimizer.zero_grad(set_to_none=True)  # validation and saves need the memory
-            try:
-                require_finite(read(run.model).weights)
-            except NonFiniteWeightsError as error:
-                raise failures.diverged(f"epoch {run.epoch}: {error}") from error
+            run.require_finite_weights()
             if num_steps := _num_steps_of_epoch(run):  # 0 where the time was over
                 _end_epoch(run, folder, num_steps=num_steps)
             run.stopped = run.stopped or _out_of_patience(run)
@@ -191,7 +188,7 @@ def _train_epoch(run: Run, forward: Forward, folder: RunFolder) -> None:
             context.events.emit(StepEvent(step=run.step, epoch=epoch, lr=rate, loss=loss))
             if run.step % plan.steps_per_epoch:  # at the end of an epoch its row comes first
                 state.save_if_due(run, folder)
-    _require_finite(float(run.totals[0]), run)
+    run.require_finite_loss(float(run.totals[0]))
     run.require_finite_averages()
 
 
@@ -210,12 +207,12 @@ class _Readings:
             UserError: It is not finite.
         """
         if self._is_cpu:
-            return _require_finite(float(loss), self._run)
+            return self._run.require_finite_loss(float(loss))
         found = None
         if self._copy is not None and (numbers := self._copy.read()) is not None:
             found, total = numbers
             self._copy = None
-            _require_finite(found if math.isfinite(total) else total, self._run)
+            self._run.require_finite_loss(found if math.isfinite(total) else total)
         if self._copy is None and time.monotonic() > self._next:
             self._copy = HostCopy(torch.stack([loss.detach().float(), self._run.totals[0].float()]))
             self._next = time.monotonic() + READ_EVERY_S
@@ -313,9 +310,3 @@ def _tell_early_end(run: Run, *, key: str) -> None:
             f"{key} had passed before the first step: nothing was trained, and the weights are those of the start;"
             " set a longer time"
         )
-
-
-def _require_finite(loss: float, run: Run) -> float:
-    if not math.isfinite(loss):
-        raise failures.diverged(f"epoch {run.epoch}, step {run.step + 1}: the loss is {loss}")
-    return loss

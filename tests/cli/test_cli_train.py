@@ -273,6 +273,17 @@ def test_dry_run_writes_nothing(swa, recipe: Path, tmp_path: Path) -> None:
     assert "loss" in ended.err
 
 
+@pytest.mark.parametrize("words", [[], ["swa=null"]], ids=str)
+def test_dry_run_that_diverges_says_so(swa, recipe: Path, tmp_path: Path, words: list[str]) -> None:
+    """A rate after which no weight is finite, with and without averages: exit 2, the cure, and no file."""
+    ended = swa("train", recipe, "--dry-run", "optimizer.lr=1e300", *words)
+    assert ended.code == 2
+    assert "not finite" in ended.err
+    assert "optimizer.lr" in ended.err
+    assert "mistake of swa" not in ended.err
+    assert sorted(tmp_path.iterdir()) == [recipe]
+
+
 def test_nan_loss_fails_and_names_the_last_good_state(swa, recipe: Path, tmp_path: Path) -> None:
     """A rate that explodes in epoch 3: exit 1, the epoch and a file that still scores; no traceback."""
     cycle = "step_size_up: 1ep, step_size_down: 50step, warmup: 2ep"

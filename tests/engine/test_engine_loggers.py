@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from swa_cli.engine import events
-from swa_cli.engine.events import Events, StepEvent
+from swa_cli.engine.events import EndEvent, Events, PlanEvent, StepEvent
+from swa_cli.metrics import tasks
 
 DOCS = (Path(__file__).parents[2] / "docs/loggers.md").read_text()
 EXAMPLE = re.search(r"```python\n(import json\n.*?)```", DOCS.partition("## A logger of your own")[2], re.DOTALL)
@@ -159,6 +160,30 @@ def test_a_listener_that_fails_ends_the_run() -> None:
 
     with pytest.raises(OSError):
         Events([Full()]).emit(StepEvent(step=1, epoch=1, lr=0.1, loss=None))
+
+
+def test_loggers_that_heard_no_plan_hear_no_end() -> None:
+    """Three loggers, of which a signal stops the second in `plan`: the calls of each by hand."""
+    calls: list[str] = []
+
+    class Logger:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def plan(self, event: PlanEvent) -> None:
+            calls.append(f"{self.name} plan")
+            if self.name == "b":
+                raise KeyboardInterrupt
+
+        def end(self, event: EndEvent) -> None:
+            calls.append(f"{self.name} end")
+
+    told = Events(loggers={name: Logger(name) for name in "abc"})
+    plan = PlanEvent(title="", rows=(), recipe={}, averages=(), metrics=tasks.TASKS["classification"].metrics)
+    with pytest.raises(KeyboardInterrupt):
+        told.emit(plan)
+    told.emit(EndEvent(exit_code=130))
+    assert calls == ["a plan", "b plan", "a end", "b end"]
 
 
 def test_a_protocol_of_ten_methods() -> None:
