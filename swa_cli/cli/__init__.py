@@ -53,9 +53,29 @@ from swa_cli.errors import (
     UserError,
 )
 
+# What is said of an option's value, by the kind of error that pydantic finds for typer.
+EXPECTED = {
+    "int_parsing": "{input}: write a whole number.",
+    "float_parsing": "{input}: write a number.",
+    "greater_than_equal": "{input}: write a number of at least {ge:g}.",
+    "less_than_equal": "{input}: write a number of at most {le:g}.",
+    "value_error": "{error}",
+}
+
 
 class Commands(typer.core.TyperGroup):
     """The commands, listed in the help each with its whole sentence; typer cuts it at the end of the line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; say what is wrong with a value of an option in words for people."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if isinstance(error.__cause__, ValueError) and hasattr(error.__cause__, "errors"):
+                [found, *_] = error.__cause__.errors()
+                if words := EXPECTED.get(found["type"]):
+                    error.message = words.format(input=found["input"], **found.get("ctx", {}))
+            raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Write the names of the commands and the first sentences of their help."""

@@ -124,6 +124,29 @@ def test_mistakes_end_with_2_and_nothing_written(
     assert sorted(tmp_path.iterdir()) == [recipe]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["soup", "a", "b", "-o", "x.pt", "--method", "best"], "'greedy', 'uniform', 'model_stock'"),
+        (["sweep", "small.yaml", "seed=1,2", "--pruner", "nope"], "'none', 'asha'"),
+        (["average", "run", "-o", "x.pt", "--last", "0"], "0: write a number of at least 1."),
+        (["average", "run", "-o", "x.pt", "--last", "{x}"], "{x}: write a whole number."),
+        (["plot", "run", "curves", "--width", "nan"], "nan: write a number of at most 20."),
+        (["plot", "run", "curves", "--width", "wide"], "wide: write a number."),
+        (["plan", "small.yaml", "--processes", "2", "--gigabits", "nan"], "nan: write a number of at least 0.001."),
+    ],
+    ids=str,
+)
+def test_wrong_values_of_options_are_told_in_our_words(swa, recipe: Path, words: list[str], message: str) -> None:
+    """Values out of range or of another kind, against the wording of pydantic, by which typer checks them."""
+    ended = swa(*words)
+    assert ended.code == 2
+    said = " ".join(ended.err.split())
+    assert message in said
+    assert words[-2] in said
+    assert not any(word in said for word in ("Input should", "Value error"))
+
+
 def test_streams_piped(swa, recipe: Path) -> None:
     """A run without a terminal: the answer on stdout, rows on stderr, no control codes, no line over 80."""
     ended = swa("train", recipe)
