@@ -22,6 +22,7 @@ from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.data.sources import known_num_train
 from swa_cli.engine.context import build_context
 from swa_cli.engine.events import Events
+from swa_cli.engine.run import problems_of_names
 from swa_cli.engine.user_code import make_importable
 from swa_cli.errors import RecipeError, UserError
 from swa_cli.recipe import load
@@ -214,13 +215,14 @@ def of_recipe(loaded: Loaded, terminal: Terminal) -> Picture:
     """Return the schedule of a recipe; data are opened only where their size is not known otherwise.
 
     Raises:
-        RecipeError: The recipe gives no plan.
+        RecipeError: The recipe gives no plan, or has options that its optimizer or network does not take.
         UserError: The data are missing.
     """
     recipe = loaded.recipe
+    make_importable(loaded)
+    if problems := problems_of_names(recipe):
+        raise loaded.locate(problems)
     number = known_num_train(recipe.dataset.name, recipe.dataset.val, args=recipe.dataset.args)
-    if number is None:
-        make_importable(loaded)
     try:
         if number is None:
             number = len(build_context(recipe, Events([terminal])).split("train"))

@@ -205,7 +205,7 @@ def _build_run(
     loaded: Loaded, events: Events, *, point: Checkpoint | None, world: World, context: Context | None, purpose: Purpose
 ) -> Run:
     recipe, settings = loaded.recipe, loaded.recipe.train
-    problems = _problems_of_names(recipe)
+    problems = problems_of_names(recipe)
     warm = None
     if settings.init is not None and point is None:  # a resumed run starts from its resume point
         warm, unreadable = read_initial(settings.init)
@@ -329,14 +329,14 @@ def end_freezing(run: Run) -> None:
 
 def problems_with_data(recipe: Recipe, context: Context) -> list[Problem]:
     """Return the problems of a recipe that show without its network, on the data and device of another one's run."""
-    problems = _problems_of_names(recipe)
+    problems = problems_of_names(recipe)
     if recipe.train.init is not None:
         problems += read_initial(recipe.train.init)[1]
     _, found = _planned(recipe, replace(context, recipe=recipe))
     return problems + found
 
 
-def _problems_of_names(recipe: Recipe) -> list[Problem]:
+def problems_of_names(recipe: Recipe) -> list[Problem]:
     """Return the problems of optimizer, network and compiler, which need no data."""
     problems = optimizers.check(recipe.optimizer)
     problems += build_model.problems(recipe.model.name, recipe.model.args)
