@@ -250,7 +250,8 @@ def default_points(run: OpenRun) -> dict[str, str]:
     if not before_the_end:
         raise UserError(
             f"{run.folder.path}: has no snapshot before its end, and the plane needs one at the start of averaging",
-            hint="train with snapshots.every=1ep, or name three weight sets with --points A.pt last swa",
+            hint="train with snapshots.every=1ep, or name three weight sets:"
+            f" swa plot RUN plane --points A.pt {RAW} {average}",
         )
     step = next((step for step in before_the_end if step >= start), before_the_end[-1])
     epoch = f"{step / run.plan.steps_per_epoch:.4g}"

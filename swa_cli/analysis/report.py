@@ -259,7 +259,11 @@ def _commands(run: OpenRun) -> list[str]:
 
 
 def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
-    """Draw the newest complete plane, or measure one of the default size."""
+    """Draw the newest complete plane, or measure one of the default size.
+
+    Raises:
+        UserError: There is none, or the run lacks the weights of the default one.
+    """
     surface = None
     if measure:
         surface, _ = loss_surface.score_plane(run, None, size=GRID, samples=1000)
@@ -269,6 +273,7 @@ def _plane(run: OpenRun, *, measure: bool) -> list[Drawing]:
             if surface is not None:
                 break
     if surface is None:
+        loss_surface.default_points(run)  # else no hint to measure one would help
         raise UserError(
             f"{run.folder.path}: no plane was measured",
             hint=f"run `{command(('swa', 'plot', run.folder.path, 'plane'), run.recipe)}` first, or add --plane",

@@ -39,6 +39,23 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
+@pytest.mark.parametrize(
+    ("word", "key"),
+    [
+        ("optimizer.lrr=1", "optimizer.lrr"),
+        ("optimizer.betas=x", "optimizer.betas"),
+        ("model.args.wdth=4", "model.args"),
+    ],
+)
+def test_the_schedule_of_a_wrong_recipe_is_not_drawn(tmp_path: Path, swa: Swa, word: str, key: str) -> None:
+    """Options that no optimizer and no network has, in a recipe before training: exit 2 at the key, no picture."""
+    (tmp_path / "small.yaml").write_text(RECIPE)
+    ended = swa("plot", "small.yaml", "schedule", word)
+    assert ended.code == 2
+    assert f"error: {key}" in ended.err
+    assert not Path("schedule.png").exists()
+
+
 @pytest.mark.parametrize("kind", ["curves", "schedule", "calibration", "confusion", "window"])
 def test_each_picture_lands_in_the_run_folder(kind: str, run: Path, swa: Swa) -> None:
     """A PNG named after its kind, and its path as JSON; an SVG where the name says so."""
@@ -298,6 +315,17 @@ def test_a_page_needs_nothing_else(run: Path, swa: Swa) -> None:
     assert sum(int(classes[str(number)][1]) for number in range(10)) == result["samples"]
     gain = result["weights"]["swa"]["accuracy"] - result["weights"][result["reference"]]["accuracy"]
     assert float(rows[3][1].split()[0].replace("−", "-")) == pytest.approx(100 * gain, abs=0.00501)
+
+
+def test_a_page_says_why_there_is_no_plane(run: Path, swa: Swa) -> None:
+    """A run whose only snapshot is that of its end: no command is told that fails, and `--plane` says the same."""
+    for file in sorted((run / "snapshots").glob("*.pt"))[:-1]:
+        file.unlink()
+    for words in ([], ["--plane"]):
+        ended = swa("report", run, "--no-data" if not words else "-q", *words, "-o", "page.html", "--json")
+        [*_, note] = ended.json["left_out"][str(run)]
+        assert "no snapshot before its end" in note
+        assert "--plane" not in note
 
 
 def test_two_runs_stand_side_by_side(run: Path, trained: Path, swa: Swa) -> None:
