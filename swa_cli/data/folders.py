@@ -60,8 +60,6 @@ def find(
             makes two classes or splits share a folder.
     """
     folders, beside = splits_under(root)
-    if not folders:
-        raise _no_images(root / "train")
     index = FolderIndex(root, keep_in=keep_in)
     parts = {
         split: _list_classes(folder, split=split, index=index, progress=progress) for split, folder in folders.items()

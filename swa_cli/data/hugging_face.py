@@ -106,6 +106,11 @@ def find(
         UserError: The package is missing, the dataset cannot be had, or its columns are not photos and classes.
     """
     hub_name = name.removeprefix(PREFIX) if name.startswith(PREFIX) else None
+    if hub_name == "":
+        raise UserError(
+            "dataset.name: hf: names no dataset of the hub",
+            hint="write hf:NAME, such as hf:user/pets, or hf for the folder dataset.root",
+        )
     source = hub_name or str(root)
     if hub_name is not None and Path(hub_name).exists():  # which the library would read instead
         raise UserError(

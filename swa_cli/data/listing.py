@@ -103,11 +103,18 @@ def split_folders(root: Path) -> dict[str, Path]:
 
 
 def splits_under(root: Path) -> tuple[dict[str, Path], LeftOut]:
-    """Return the split folders of a root and what lies beside them; the root itself is train if it has none."""
+    """Return the split folders of a root and what lies beside them; the root itself is train if it has none.
+
+    Raises:
+        UserError: The root is not a folder, or two folders stand for the same split.
+    """
+    if not os.path.isdir(root):
+        what = "is not a folder" if os.path.lexists(root) else "there is no such folder"
+        raise UserError(f"{root}: {what}", hint="name the root folder of the images")
     folders = split_folders(root)
     if folders:
         return folders, left_out_of(root, used=[folder.name for folder in folders.values()])
-    return {"train": root} if os.path.isdir(root) else {}, LeftOut()
+    return {"train": root}, LeftOut()
 
 
 def subfolders(folder: Path) -> list[str]:

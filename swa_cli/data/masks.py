@@ -151,7 +151,7 @@ def find(
             or a link makes two splits share images.
     """
     folders, beside = splits_under(root)
-    if not folders or (needs_training and "train" not in folders):
+    if needs_training and "train" not in folders:
         raise _no_pairs(root / "train")
     index = FolderIndex(root, keep_in=keep_in)
     pairs = {split: _pairs(folder, split=split, index=index, progress=progress) for split, folder in folders.items()}

@@ -84,12 +84,11 @@ def test_a_split_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
         load("image_folder", root=tmp_path)
 
 
-@pytest.mark.parametrize("layout", ["nothing", "empty", "test only", "files only", "empty class", "empty test"])
+@pytest.mark.parametrize("layout", ["empty", "test only", "files only", "empty class", "empty test"])
 def test_other_layouts_are_refused(tmp_path: Path, layout: str) -> None:
     """Each folder that cannot be meant is held against an error with the layout to have."""
     root = tmp_path / "root"
-    if layout != "nothing":
-        root.mkdir()
+    root.mkdir()
     if layout == "test only":
         write(root / "test")
     if layout == "files only":

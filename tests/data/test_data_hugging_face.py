@@ -383,6 +383,14 @@ def test_a_name_that_is_a_folder_here(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "dataset.name=hf dataset.root=pets" in caught.value.hint
 
 
+def test_a_prefix_without_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`hf:` names no dataset; the working directory, which an empty path means, is not told of."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"dataset\.name: hf: names no dataset") as caught:
+        load("hf:")
+    assert "hf:NAME" in caught.value.hint
+
+
 def test_without_the_package_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An import that fails against the command that installs it."""
     imported = builtins.__import__

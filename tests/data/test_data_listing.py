@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from swa_cli.data.listing import FolderIndex, Listing, images_below
+from swa_cli.data.listing import FolderIndex, Listing, images_below, splits_under
+from swa_cli.errors import UserError
 
 
 @pytest.fixture
@@ -226,3 +227,12 @@ def test_a_place_that_cannot_be_written_is_noted(root: Path) -> None:
     assert images_below([root], index=index) == images_below([root])
     (note,) = index.save()
     assert str(root.parent / "index") in note
+
+
+@pytest.mark.parametrize(("name", "message"), [("nowhere", "there is no such folder"), ("file", "is not a folder")])
+def test_a_root_that_is_no_folder(tmp_path: Path, name: str, message: str) -> None:
+    """A root that is missing, or a file, is named itself, and not a folder inside it."""
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError) as caught:
+        splits_under(tmp_path / name)
+    assert caught.value.message == f"{tmp_path / name}: {message}"

@@ -301,12 +301,11 @@ def read_all(root: Path, *, cache: str) -> None:
     list(plain_batches(source.train, batch_size=2, mean=source.mean, std=source.std))
 
 
-@pytest.mark.parametrize("layout", ["nothing", "empty", "test alone", "train without masks"])
+@pytest.mark.parametrize("layout", ["empty", "test alone", "train without masks"])
 def test_other_layouts_are_refused(tmp_path: Path, layout: str) -> None:
     """Each folder that cannot be meant is held against an error with the layout to have."""
     root = tmp_path / "root"
-    if layout != "nothing":
-        root.mkdir()
+    root.mkdir()
     if layout == "test alone":
         write(root / "test")
     if layout == "train without masks":

@@ -148,7 +148,7 @@ CONTENTS = [
     recipe_inside("huge-seed", put("seed", 1 << 80), "seed:"),
     recipe_inside("endless-width", put("model/args/width", 10**15), "model"),
     recipe_inside("endless-threads", put("train/threads", 10**15), "train.threads"),
-    recipe_inside("no-such-folder", put("dataset", {"name": "image_folder", "root": "/nowhere"}), "no class folders"),
+    recipe_inside("no-such-folder", put("dataset", {"name": "image_folder", "root": "/nowhere"}), "no such folder"),
     content(
         "change-forbidden", put("samples", 1), "optimizer.lr: cannot be changed here", "eval bad.pt optimizer.lr=1"
     ),

@@ -81,8 +81,8 @@ pets = all_of(*(picture(f"{label}/{index}.png") for label in ("cat", "dog") for 
 PNG = b"\x89PNG\r\n\x1a\n"
 GIGAPIXELS = PNG + chunk(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)) + chunk(b"IEND", b"")
 IMAGES = [
-    images("missing", nothing, "no class folders with images in pets"),
-    images("is-file", file("pets", "x"), "no class folders with images in pets"),
+    images("missing", nothing, "pets: there is no such folder"),
+    images("is-file", file("pets", "x"), "pets: is not a folder"),
     images("no-classes", file("pets/readme.txt", "x"), "no class folders with images in pets"),
     images("no-images", file("pets/cat/readme.txt", "x"), "no class folders with images in pets"),
     images("empty-class", all_of(pets, directory("pets/eel")), "no images in pets/eel"),
