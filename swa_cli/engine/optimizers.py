@@ -25,6 +25,7 @@ from swa_cli.errors import Problem, RecipeError, UserError, did_you_mean
 from swa_cli.import_path import import_callable
 from swa_cli.models.freezing import matching
 from swa_cli.recipe import schema
+from swa_cli.recipe.explain import MEANT
 from swa_cli.units import some_of
 
 PARAMETRIZATIONS = "parametrizations."  # the name of torch.nn.utils.parametrize for what a parameter is made of
@@ -79,7 +80,9 @@ def _check_options(
     known = [parameter.name for parameter in parameters[1:] if parameter.name != "lr"]  # the first: the parameters
     problems = []
     for key in (key for key in options if key not in known):
-        close = difflib.get_close_matches(key, [*known, *ours], n=1)
+        section, _, meant = MEANT.get(key, "").rpartition(".")
+        is_here = section == "optimizer" and meant in (*known, *ours)
+        close = [meant] if is_here else difflib.get_close_matches(key, [*known, *ours], n=1)
         hint = f"did you mean `{place}.{close[0]}`?" if close else f"{name} takes {', '.join(sorted(known))}"
         problems.append(Problem(f"{place}.{key}", f"{_full_name(name)} has no option {key!r}", hint))
     is_of_torch = inspect.isclass(make) and make.__init__.__module__.startswith("torch.optim.")

@@ -44,6 +44,16 @@ def test_misspelt_option_is_a_problem_with_a_suggestion() -> None:
     assert problem.hint == "did you mean `optimizer.momentum`?"
 
 
+@pytest.mark.parametrize(("word", "key"), [("learning_rate", "lr"), ("wd", "weight_decay")])
+def test_the_word_of_another_library_for_an_option(word: str, key: str) -> None:
+    """An option that no optimizer has, of the section and of a group, against the one that is meant."""
+    [problem, other] = optimizers.check(settings("SGD", {word: 0.1}, groups=[group(match="bias", **{word: 0.1})]))
+    assert problem.hint == f"did you mean `optimizer.{key}`?"
+    assert other.hint == f"did you mean `optimizer.groups.0.{key}`?"
+    [problem] = optimizers.check(settings("Rprop", {"momentum": 0.9}))
+    assert "Rprop takes" in problem.hint
+
+
 def test_unknown_optimizer_is_a_problem_with_a_suggestion() -> None:
     """`AdamV` against the names in torch.optim; the base class and closures are not offered."""
     [problem] = optimizers.check(settings("AdamV"))
