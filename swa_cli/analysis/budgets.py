@@ -32,7 +32,7 @@ from swa_cli.report import plots
 from swa_cli.report.plots import budgets as budget_picture
 from swa_cli.report.scores import budget_summary
 from swa_cli.report.terminal import Terminal
-from swa_cli.units import count_text
+from swa_cli.units import count_text, some_of
 
 FORMAT = 2  # of budget.json
 SHARE = 40.0  # percent of the steps of a budget that a merge takes, by default
@@ -153,9 +153,13 @@ def require(folder: RunFolder, *, metrics: TaskMetrics) -> list[dict[str, Any]]:
     """
     found = read(folder, metrics=metrics)
     if not found:
+        steps = [int(path.stem[5:]) for path in folder.snapshot_files]
+        some = sorted({steps[-(-len(steps) * part // 4) - 1] for part in (1, 2, 4)}) if steps else []
+        points = ",".join(f"{step}step" for step in some)
+        command = f"swa average {shlex.quote(str(folder.path))} --decay linear --at {points}"
         raise UserError(
             f"{folder.path}: has no scores by budget",
-            hint=f"run `swa average {shlex.quote(str(folder.path))} --decay linear --at 25%,50%,100%` first",
+            hint=f"run `{command}` first" if steps else "it has no snapshots: train with snapshots.every=1ep",
         )
     return found
 
@@ -181,7 +185,7 @@ def _snapshots_at(points: Sequence[Duration], series: SnapshotSeries, terminal: 
         if last in found:
             raise UserError(
                 f"--at: {found[last]} and {point} are both nearest to step {series.points[last]:,}",
-                hint="name each snapshot once, or train with snapshots.every=1ep",
+                hint=f"name each snapshot once, of the steps {some_of(series.points, most=10)}",
             )
         found[last] = point
         if series.step_of(point, option="--at") != series.points[last]:

@@ -85,7 +85,7 @@ def make_soup(
         UserError: One source alone, sources that do not fit each other or the method, or a place that cannot be
             written to.
     """
-    files = sources.files_of(paths, of_folder=shipped_files)
+    files = sources.files_of(paths, of_folder=shipped_files, instead="name it once")
     if len(files) < FEWEST:
         raise UserError(
             f"{files[0]}: is one network alone, and a soup takes at least {FEWEST}",

@@ -108,8 +108,15 @@ def snapshots_of(path: Path) -> list[Path]:
     return found
 
 
-def files_of(paths: Sequence[Path], *, of_folder: Callable[[Path], Iterable[Path]] = snapshots_of) -> list[Path]:
-    """Return the files that paths stand for, where `of_folder` says what a folder stands for.
+def files_of(
+    paths: Sequence[Path],
+    *,
+    of_folder: Callable[[Path], Iterable[Path]] = snapshots_of,
+    instead: str = "name it once, and give it more weight with --weights",
+) -> list[Path]:
+    """Return the files that paths stand for.
+
+    `of_folder` says what a folder stands for, `instead` what to do instead of naming a file twice.
 
     Raises:
         UserError: A folder that stands for nothing, or a file that is named twice.
@@ -118,7 +125,7 @@ def files_of(paths: Sequence[Path], *, of_folder: Callable[[Path], Iterable[Path
     seen: set[Path] = set()
     for file in files:
         if file.resolve() in seen:
-            raise UserError(f"{file}: is named twice", hint="name it once, and give it more weight with --weights")
+            raise UserError(f"{file}: is named twice", hint=instead)
         seen.add(file.resolve())
     return files
 

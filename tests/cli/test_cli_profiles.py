@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,13 @@ import torch
 from torch import Tensor
 
 from conftest import load, run_swa
-from swa_cli.analysis import sources
+from swa_cli.analysis import budgets, sources
 from swa_cli.analysis.snapshot_series import SnapshotSeries, snapshot_series
 from swa_cli.averaging import profiles
+from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.cli import average as cli_average
+from swa_cli.errors import UserError
+from swa_cli.metrics import tasks
 from swa_cli.models import build_model
 from swa_cli.recipe.curves import SHAPES
 from swa_cli.report.terminal import Terminal
@@ -245,7 +250,16 @@ def test_budgets_are_made_first(swa, plain: Path) -> None:
     """plot of a run without scores by budget: the command that makes them; a broken file is refused, or left out."""
     refused = swa("plot", plain, "budget")
     assert refused.code == 2
-    assert "--decay linear --at" in refused.err
+    written = re.search(r"`swa (average .* --at \S+)` first", " ".join(refused.err.split()))
+    assert written is not None
+    made = swa(*shlex.split(written[1]), "--json")
+    assert made.code == 0, made.err
+    steps = sorted(int(file.stem[5:]) for file in files(plain))
+    assert [row["steps"][1] for row in made.json["rows"]] == [
+        steps[-(-len(steps) // 4) - 1],
+        steps[-(-len(steps) // 2) - 1],
+        steps[-1],
+    ]
     (plain / "budget.json").write_text('{"format": 2, "series": [{"name": "x", "rows": [{"epochs": "1"}]}]}')
     broken, page = swa("plot", plain, "budget"), swa("report", plain, "-o", "page.html", "--no-data")
     (plain / "budget.json").unlink()
@@ -253,6 +267,20 @@ def test_budgets_are_made_first(swa, plain: Path) -> None:
     assert "budget.json: is not as swa writes it" in broken.err
     assert page.code == 0, page.err
     assert "Left out: scores by budget" in Path("page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("steps", "hint"), [([6, 12, 18], "--at 6step,12step,18step` first"), ([9], "--at 9step`"), ([], "snapshots.every")]
+)
+def test_budgets_that_a_run_has(tmp_path: Path, steps: list[int], hint: str) -> None:
+    """The points of the command for few snapshots, against their steps: each once, and none where there is none."""
+    folder = RunFolder(tmp_path)
+    folder.snapshots.mkdir()
+    for step in steps:
+        folder.snapshot_path(step).touch()
+    with pytest.raises(UserError) as caught:
+        budgets.require(folder, metrics=tasks.find("classification").metrics)
+    assert hint in caught.value.hint
 
 
 @pytest.mark.parametrize(
@@ -274,6 +302,7 @@ def test_budgets_are_made_first(swa, plain: Path) -> None:
         (["--passes", "3"], "goes with --search"),
         (["--decay", "linear", "--at", "50%", "--no-bn"], "leave out --no-bn"),
         (["--decay", "linear", "--at", "50%,51%"], "both nearest to step 20"),
+        (["--decay", "linear", "--at", "50%,51%"], "of the steps 5, 10, 15, 20, 25, 30, 35, 40"),
         (["--decay", "linear", "--at", "101step"], "after the end of the run"),
         (["--decay", "linear", "--at", "0ep"], "write points from 5step to 40step"),
         (["--decay", "linear", "--window", "12step:4ep"], "nearest are step 10 and step 15"),

@@ -307,6 +307,7 @@ def test_sources_that_do_not_fit(swa, tuned: Path, apart: Path, tmp_path: Path) 
         ended = swa("soup", *words, "-o", "x.pt")
         assert ended.code == 2, words
         assert problem in " ".join(said(ended).replace("│", " ").split())
+        assert "--weights" not in ended.err
     assert not Path("x.pt").exists()
 
 
