@@ -10,6 +10,7 @@ import difflib
 import functools
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, get_args, get_origin
@@ -20,7 +21,8 @@ from pydantic.fields import FieldInfo
 from swa_cli.recipe import kinds, scalars
 from swa_cli.recipe.schema import Recipe, misplaced_in_schedule
 from swa_cli.recipe.schema.output import misplaced_in_logger
-from swa_cli.recipe.yaml_document import KeyPath, Tree, label
+from swa_cli.recipe.values import INTERNAL
+from swa_cli.recipe.yaml_document import COMMAND_LINE, KeyPath, Tree, label
 
 NAME = "NAME"  # stands for a name of the user's own, as in averages.NAME.decay
 MEANT = {
@@ -107,6 +109,22 @@ def explain(error: ValidationError, tree: Tree) -> None:
             tree.add_problem(path, *_about_value(kind, path=path, value=value, context=detail.get("ctx", {})))
 
 
+def add_odd_keys(tree: Tree) -> None:
+    """Add a problem for each key that is no text in YAML, but where a key is a value, which its field checks."""
+    for path in sorted(tree.odd_keys, key=str):
+        above, key = path[:-1], str(path[-1])
+        if is_leaf(label(above)) and not is_argument(label(path)):
+            continue
+        section = _as_written(tree.values, above, otherwise={})
+        keys = list(section)
+        before = section[keys[keys.index(key) - 1]] if key in keys[1:] else None
+        is_changed = tree.place(path, at_key=True).source.startswith(COMMAND_LINE)
+        hint = f"write {scalars.quoted(scalars.Word(key) if is_changed else key)}"
+        if scalars.is_null(section.get(key)) and key.isdigit() and isinstance(before, scalars.Plain):
+            hint = f"write {before}.{key}" if re.fullmatch(r"[-+]?\d+", before) else hint
+        tree.add_problem(path, f"the key {scalars.shown(key)} is not text", hint, at_key=True)
+
+
 def add_misplaced(tree: Tree) -> None:
     """Add a problem for each key that the name or kind of its section excludes, and for options of no optimizer."""
     sections: list[tuple[KeyPath, Any, Any]] = [(("schedule",), tree.values.get("schedule"), misplaced_in_schedule)]
@@ -132,22 +150,24 @@ def suggest(path: KeyPath) -> str:
     key, section = str(path[-1]), _general(path)[:-1]
     if len(key) > 60:
         return _known_keys(section)
+    if glued := _without_space(key, section):
+        return f"write `{glued[0]}: {glued[1]}`, with a space after the colon"
     word = _normal(key)
     inside = _normal("_".join(map(str, path)))
-    for candidate in fields():
+    for candidate in _suggested():
         if len(candidate) > 1 and _normal("_".join(candidate)) in (word, inside):
             return f"did you mean `{'.'.join(candidate)}`?"
     if owners := _owners(word):
         same = [owner for owner in owners if owner[:-1] == section]
-        return f"did you mean `{'.'.join(same[0])}`?" if same else _belongs(word, owners)
+        return f"did you mean `{label((*path[:-1], same[0][-1]))}`?" if same else _belongs(word, owners)
     if word in MEANT:
         return f"did you mean `{MEANT[word]}`?"
-    here = [candidate[-1] for candidate in fields() if candidate[:-1] == section]
+    here = [candidate[-1] for candidate in _suggested() if candidate[:-1] == section]
     old_names = [old for old, new in MEANT.items() if tuple(new.split(".")[:-1]) == section]
     if close := closest(word, [*here, *old_names]):
-        meant = MEANT[close] if close in old_names else ".".join(map(str, (*path[:-1], close)))
+        meant = MEANT[close] if close in old_names else label((*path[:-1], close))
         return f"did you mean `{meant}`?"
-    if close := closest(word, [candidate[-1] for candidate in fields() if candidate[-1:] != section[-1:]]):
+    if close := closest(word, [candidate[-1] for candidate in _suggested() if candidate[-1:] != section[-1:]]):
         return _belongs(close, _owners(close))
     return _known_keys(section)
 
@@ -184,6 +204,12 @@ def fields() -> dict[tuple[str, ...], FieldInfo]:
     return dict(_walk(Recipe, ()))
 
 
+@functools.cache
+def _suggested() -> list[tuple[str, ...]]:
+    """Return the paths of the fields that a person writes."""
+    return [path for path, info in fields().items() if info.json_schema_extra != INTERNAL]
+
+
 def _walk(model: type[BaseModel], prefix: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
     for name, info in model.model_fields.items():
         yield (*prefix, name), info
@@ -211,7 +237,7 @@ def _owners(key: str) -> list[tuple[str, ...]]:
     """
     found = [
         path
-        for path in fields()
+        for path in _suggested()
         if _normal(path[-1]) == _normal(key) != "name"
         and path[:-1] not in (("optimizer", "groups"), ("output", "loggers"))
     ]
@@ -226,7 +252,7 @@ def _belongs(key: str, owners: Sequence[tuple[str, ...]]) -> str:
 
 
 def _known_keys(section: tuple[str, ...]) -> str:
-    keys = [candidate[-1] for candidate in fields() if candidate[:-1] == section]
+    keys = [candidate[-1] for candidate in _suggested() if candidate[:-1] == section]
     return f"the keys {'here' if section else 'at the top'} are {', '.join(keys)}"
 
 
@@ -270,9 +296,9 @@ def _about_value(kind: str, *, path: KeyPath, value: Any, context: Mapping[str, 
     if kind in ("model_type", "dict_type"):
         return _about_section(path, value)
     if kind == "list_type":
-        if scalars.is_null(value) or isinstance(value, Mapping):
+        if scalars.is_null(value):
             return "takes a list", "write [] for an empty one"
-        return f"takes a list, not {scalars.shown(value)}", f"write [{_in_brackets(value)}]"
+        return f"takes a list, not {scalars.shown(value)}", f"write [{_item(path, value)}]"
     if kind == "literal_error":
         return _about_choice(value, choices=re.findall(r"'([^']*)'", context["expected"]), meaning=meaning)
     if kind in BOUNDS:
@@ -305,8 +331,13 @@ def _about_section(path: KeyPath, value: Any) -> tuple[str, str]:
     message = f"{scalars.shown(value)} is a value, but `{name}` is a section"
     if isinstance(value, (list, tuple)):
         message = f"a list is given, but `{name}` is a section"
+    elif isinstance(value, scalars.Word) and isinstance(path[-1], str):
+        key, word = _without_space(value, _general(path)) or (_key_of(value, _general(path)), value)
+        return message, f"write {shlex.quote(f'{name}.{key}={word}')}" if key else f"write {name}.KEY=VALUE"
+    elif glued := _without_space(value, _general(path)):
+        return f"{scalars.shown(value)} has no space after the colon", f"write `{glued[0]}: {glued[1]}`"
     elif (key := _key_of(value, _general(path))) is not None:
-        section = f"{{{key}: {_in_brackets(value)}}}"  # in a list it stands alone
+        section = _in_brackets({key: value})  # in a list it stands alone
         return message, f"write `{path[-1]}: {section}`" if isinstance(path[-1], str) else f"write {section}"
     return message, "indent its keys below it, or write them in braces, {key: value}"
 
@@ -320,8 +351,31 @@ def _key_of(value: Any, section: tuple[str, ...]) -> str | None:
     return None
 
 
+def _without_space(value: Any, section: tuple[str, ...]) -> tuple[str, str] | None:
+    """Return key and value of text such as `key:value`, if the section has the key."""
+    glued = re.fullmatch(r"(\w+):(\S+)", value) if isinstance(value, str) else None
+    return (glued[1], glued[2]) if glued and (*section, glued[1]) in fields() else None
+
+
+def _item(path: KeyPath, value: Any) -> str:
+    """Write a value as the item of the list at a path that it means: the value, or the section with its key."""
+    key = None if isinstance(value, Mapping) else _key_of(value, _general(path))
+    if key is not None:
+        try:
+            TypeAdapter(fields()[_general(path)].rebuild_annotation()).validate_python([value])
+        except ValidationError:
+            return _in_brackets({key: value})
+    return _in_brackets(value)
+
+
 def _in_brackets(value: Any) -> str:
-    """Write a single value as it stands inside brackets or braces, in quotes where YAML needs them."""
+    """Write a value as it stands inside brackets or braces, in quotes where YAML needs them."""
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{_in_brackets(key)}: {_in_brackets(item)}' for key, item in value.items())}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_in_brackets, value))}]"
+    if isinstance(value, scalars.Plain) and not scalars.is_text(value):
+        return value
     item = scalars.shown(value).strip("`")
     return item if re.fullmatch(r"\w[\w.:*%/+-]*[\w*%]|\w", item) else json.dumps(item, ensure_ascii=False)
 

@@ -242,6 +242,7 @@ def _checked(tree: Tree, overrides: Sequence[str], *, allowed: Sequence[str] | N
     """Apply the overrides and return the recipe, or raise every problem."""
     for word in overrides:
         tree.problems.extend(_override(tree, word, allowed=allowed))
+    explain.add_odd_keys(tree)
     explain.add_misplaced(tree)
     recipe = None
     try:
@@ -258,28 +259,39 @@ def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterat
     place = Place(COMMAND_LINE + word)
     key, equals, text = (part.strip() for part in word.partition("="))
     if not equals:
-        yield Problem(key, "has no value", f"write {key or 'KEY'}=VALUE, without spaces", place)
+        if _is_source(key):
+            yield Problem(key, "is not KEY=VALUE", "name one recipe, run or checkpoint", place)
+        else:
+            yield Problem(key, "has no value", f"write {key or 'KEY'}=VALUE, without spaces", place)
     elif not all(key.split(".")):
         yield Problem(key, "is not a key", "write section and key with a dot, such as optimizer.lr=0.1", place)
     elif not scalars.is_utf8(word):
         yield Problem(key, "has bytes that are not UTF-8", "rename what it names, or correct the text", place)
     elif allowed is not None and not is_among(word, allowed):
         yield Problem(key, "cannot be changed here", f"only {', '.join(allowed)} may be changed here", place)
-    elif text and scalars.is_null(scalars.Plain(text)) and not explain.is_argument(key):
+    elif text and scalars.is_null(scalars.Word(text)) and not explain.is_argument(key):
         if not tree.remove(key):
             yield Problem(key, "is not in the recipe: there is nothing to remove", "leave the change out", place)
     elif text[:1] not in ("[", "{", '"', "'"):
-        yield from tree.put(key, scalars.Plain(text), place)
+        yield from tree.put(key, scalars.Word(text), place)
     else:
         problems: Sequence[Problem]
         try:
-            value, read = yaml_document.read(text, source=tree.source)
+            value, read = yaml_document.read(text, source=tree.source, plain=scalars.Word)
             problems = read.problems
         except RecipeError as error:
             hint = f"put the word in quotes for the shell, such as '{key}=[a, b]'"
             value, problems = None, [replace(problem, hint=hint) for problem in error.problems]
         yield from (replace(problem, key=key, place=place) for problem in problems)
         yield from () if problems else tree.put(key, value, place)
+        tree.odd_keys.update((*key.split("."), *path) for path in ([] if problems else read.odd_keys))
+
+
+def _is_source(word: str) -> bool:
+    """Return whether a word without `=` is a recipe, a run or a checkpoint, and not a key."""
+    return not explain.is_key(word) and (
+        word.endswith((".yaml", ".yml")) or word in shipped_names() or os.path.exists(word)
+    )
 
 
 def _read_yaml(text: str, *, source: str) -> Tree:

@@ -138,7 +138,10 @@ def image_problems(recipe: Recipe) -> list[Problem]:
         "eval.resize": evaluation.resize != "auto",
         "eval.crop": evaluation.crop == "none",
     }
-    message, hint = "there is no dataset.image_size, so images are not resized", "add dataset.image_size, such as 224"
+    message, hint = (
+        "there is no dataset.image_size, so images are not resized",
+        "train with dataset.image_size, such as 224, or leave it out",
+    )
     found += [Problem(key, message, hint) for key, is_given in given.items() if is_given and not is_resized]
     if dataset.augment.policy == "augmix" and recipe.task == "segmentation":
         message = "augmix blends images that are moved differently, which no mask can follow"

@@ -25,6 +25,10 @@ class Plain(str):
     """Text without quotes in a recipe or on the command line."""
 
 
+class Word(Plain):
+    """Text without quotes on the command line, where the shell removes a pair of quotes."""
+
+
 def is_null(value: object) -> bool:
     """Return whether a value is empty or one of YAML's words for null."""
     return value is None or (isinstance(value, Plain) and value.lower() in NULL_WORDS)
@@ -40,12 +44,17 @@ def shown(value: object) -> str:
     return f"`{text}`" if len(text) <= 60 else f"`{text[:57]}...`"
 
 
+def quoted(value: object) -> str:
+    """Write a value as text in quotes; on the command line in a second pair, which the shell removes."""
+    return f"'\"{value}\"'" if isinstance(value, Word) else f'"{value}"'
+
+
 def written(value: object) -> str:
     """Return the text of a single value, whatever its type will be; refuse a section, a list and null."""
     if value == "" and isinstance(value, Plain):
         raise ValueError("has no value: write one, or leave the key out")
     if is_null(value):
-        raise ValueError(f'{shown(value)} is not a value: leave the key out, or write "{value}" for text')
+        raise ValueError(f"{shown(value)} is not a value: leave the key out, or write {quoted(value)} for text")
     if isinstance(value, (Mapping, list, tuple)):
         raise ValueError(f"takes a single value, not {shown(value)}: write one value")
     if "\0" in str(value):
@@ -59,7 +68,7 @@ def text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{shown(value)} is not text: put it in quotes")
     if isinstance(value, Plain) and word.lower() in TRUTH_WORDS:
-        raise ValueError(f'{shown(value)} is not text in YAML: write "{word}"')
+        raise ValueError(f"{shown(value)} is not text in YAML: write {quoted(value)}")
     return word
 
 
@@ -143,7 +152,7 @@ def _by_form(value: Plain) -> bool | float | str:
     if word in ("true", "false"):
         return word == "true"
     if word.lower() in TRUTH_WORDS:
-        raise ValueError(f'{shown(value)} is ambiguous: write true or false, or "{word}" for text')
+        raise ValueError(f"{shown(value)} is ambiguous: write true or false, or {quoted(value)} for text")
     if _WHOLE.fullmatch(word):
         return whole(value)
     if _NUMBER.fullmatch(word) or _NUMBER_ELSEWHERE.fullmatch(word) or _NOT_FINITE.fullmatch(word):

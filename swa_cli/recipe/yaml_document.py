@@ -41,6 +41,7 @@ class Tree:
     problems: list[Problem] = field(default_factory=list)
     opaque: set[KeyPath] = field(default_factory=set)
     complained: set[KeyPath] = field(default_factory=set)  # paths that have a problem
+    odd_keys: set[KeyPath] = field(default_factory=set)  # whose last key is no text in YAML, such as a number
 
     def place(self, path: KeyPath, *, at_key: bool) -> Place:
         """Return the place of a path, else that of the nearest section around it, else the file."""
@@ -93,6 +94,7 @@ class Tree:
     def _forget_places(self, path: KeyPath) -> None:
         for below in [spot for spot in self.spots if spot[: len(path)] == path]:
             del self.spots[below]
+        self.odd_keys.difference_update([odd for odd in self.odd_keys if odd[: len(path)] == path])
 
 
 def label(path: KeyPath) -> str:
@@ -143,21 +145,24 @@ LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")  # as PyYAML counts lines
 NO_CHARACTER = ("a text has a `\\u` or `\\U` escape of no character", "correct it, or use single quotes")
 
 
-def read(text: str, *, source: str) -> tuple[Any, Tree]:
+def read(text: str, *, source: str, plain: type[scalars.Plain] = scalars.Plain) -> tuple[Any, Tree]:
     """Return the value of YAML text, which is a single document, and a tree of its places and problems.
+
+    `plain` is the type of text without quotes.
 
     Raises:
         RecipeError: The text is not YAML.
     """
-    reader = _Reader(text, source=source)
+    reader = _Reader(text, source=source, plain=plain)
     return reader.document(), reader.tree
 
 
 class _Reader(yaml.SafeLoader):
     """Composes nodes with PyYAML, then values from them; aliases, anchors and types are reported, not followed."""
 
-    def __init__(self, text: str, *, source: str) -> None:
+    def __init__(self, text: str, *, source: str, plain: type[scalars.Plain]) -> None:
         self.tree = Tree(source)
+        self._plain = plain
         self._lines = LINE_BREAK.split(text)
         self._depth = self._num_values = 0
         self._refused: dict[yaml.Node, tuple[str, str, Place]] = {}  # message, hint, place
@@ -185,8 +190,8 @@ class _Reader(yaml.SafeLoader):
             if is_left_open(problem, context=context):
                 mark = error.context_mark or mark
             place = self._between(mark, mark)
-            before = place.text[: place.column - 1]
-            raise self._fatal(*meaning(problem, context=context, before=before), place) from error
+            before, above = place.text[: place.column - 1], self._lines[max(place.line - 2, 0)]
+            raise self._fatal(*meaning(problem, context=context, before=before, above=above), place) from error
         except (ValueError, OverflowError) as error:  # of chr(), for an escape such as "\UFFFFFFFF"
             raise self._fatal(*NO_CHARACTER, Place(self.tree.source)) from error
         return self._value(root, ())
@@ -230,7 +235,7 @@ class _Reader(yaml.SafeLoader):
         elif node.style:
             value = node.value
         else:
-            value = scalars.Plain(node.value)
+            value = self._plain(node.value)
             place = place if value else key_place or place
         if path:
             self.tree.spots[path] = Spot(key_place or place, place)
@@ -250,10 +255,12 @@ class _Reader(yaml.SafeLoader):
             value = self._value(value_node, below, key_place=place)
             if key is not None:
                 section[key], lines[key] = value, place.line
+                if not key_node.style and not scalars.is_text(key):
+                    self.tree.odd_keys.add(below)
         return section
 
     def _key(self, node: yaml.Node, path: KeyPath, place: Place) -> str | None:
-        """Return the text of a key; None, and a problem, if it is not text."""
+        """Return the text of a key; None, and a problem, if it has none."""
         self._report(node, path)
         key = str(node.value)
         if not isinstance(node, yaml.ScalarNode):
@@ -265,8 +272,6 @@ class _Reader(yaml.SafeLoader):
             self._complain(path, "merge keys (`<<`) are not read", "write the keys out", place)
         elif not key:
             self._complain(path, "a key is missing before the `:`", "write `key: value`", place)
-        elif not scalars.is_text(key):
-            self._complain(path, f"the key {scalars.shown(key)} is not text", f'write "{key}" in quotes', place)
         else:
             return key
         return None
@@ -338,6 +343,7 @@ MEANINGS: tuple[tuple[str, str, str], ...] = (
         "a value is missing, or it begins with a character of YAML",
         "close every bracket, or put the text in quotes",
     ),
+    ("but found '[]}]'", "a bracket is closed that was not opened", "remove it"),
     ("found '<scalar>'", "text stands after the end of the value", "put the whole value in quotes"),
     ("parsing a flow mapping", "a `{` is not closed, or a comma is missing", "write {key: value, key: value}"),
     ("parsing a flow sequence", "a `[` is not closed, or a comma is missing", "write [a, b]"),
@@ -359,10 +365,12 @@ def is_left_open(problem: str, *, context: str) -> bool:
     return unclosed_bracket or "end of stream" in problem or "could not find expected ':'" in problem
 
 
-def meaning(problem: str, *, context: str = "", before: str = "") -> tuple[str, str]:
-    """Return message and hint for an error of PyYAML; `before` is the line up to it."""
+def meaning(problem: str, *, context: str = "", before: str = "", above: str = "") -> tuple[str, str]:
+    """Return message and hint for an error of PyYAML; `before` is the line up to it, `above` the line above it."""
     if r"'\t' that cannot start" in problem and before.strip():
         return "a tab stands beside a value", "write a space in its place"
+    if "mapping values" in problem and (glued := re.fullmatch(r"\s*(\w+):(\w\S*)\s*", above)):
+        return "the line above has no space after its `:`", f"write `{glued[1]}: {glued[2]}` there"
     for pattern, message, hint in MEANINGS:
         if re.search(pattern, f"{problem} {context}"):
             return message, hint

@@ -89,7 +89,7 @@ def change(name: str, word: str, piece: str) -> Row:
 
 CHANGES = [
     change("no-equals", "optimizer.lr", "optimizer.lr:"),
-    change("second-recipe", "other.yaml", "has no value"),
+    change("second-recipe", "other.yaml", "is not KEY=VALUE"),
     change("empty-word", "", "has no value"),
     change("empty-key", "=1", "is not a key"),
     change("dots", "..=1", "..:"),

@@ -31,7 +31,7 @@ USAGE = [
     usage("out-below-file", "train good.yaml --out good.yaml/runs", "output.root:"),
     usage("eval-nothing", "eval", "Missing argument"),
     usage("eval-recipe", "eval good.yaml", "cannot be read as a checkpoint"),
-    usage("eval-two", "eval swa.pt swa.pt", "has no value"),
+    usage("eval-two", "eval swa.pt swa.pt", "is not KEY=VALUE"),
     usage("eval-split", "eval swa.pt --split dev", "choose test, val or train"),
     usage("eval-no-split", "eval swa.pt --split val", "digits has no val split"),
     usage("eval-weights", "eval swa.pt --weights ema", "'ema'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import pytest
 
 from swa_cli.errors import Problem, RecipeError
 from swa_cli.recipe.load import load
+from swa_cli.recipe.plan import problems_between
 
 SMALLEST = "model: {name: convnet}\ndataset: {name: digits}\noptimizer: {lr: 0.1}\ntrain: {epochs: 3}\n"
 
@@ -202,6 +204,8 @@ WRONG = [
     ),
     Wrong("swa:", (5, 1, 3), "swa", "has no value", "indent its keys below it, or leave the section out"),
     Wrong("swa: true", (5, 6, 4), "swa", "is a value, but `swa` is a section", "{key: value}"),
+    Wrong("swa:\n  start:50%", (6, 3, 9), "swa", "has no space after the colon", "write `start: 50%`"),
+    Wrong("swa: {start:50%}", (5, 7, 9), "swa.start:50%", "unknown key", "write `start: 50%`"),
     Wrong("schedule: cosine", (5, 11, 6), "schedule", "`schedule` is a section", "`schedule: {name: cosine}`"),
     Wrong("schedule: 3", (5, 11, 1), "schedule", "`schedule` is a section", "{key: value}"),
     Wrong("snapshots: 1ep", (5, 12, 3), "snapshots", "is a section", "write `snapshots: {every: 1ep}`"),
@@ -271,7 +275,9 @@ WRONG = [
     Wrong("seed: *s", (5, 7, 2), "seed", "aliases (`*s`) are not read", "write the value out"),
     Wrong("seed: !!int 1", (5, 7, 7), "seed", "types (`tag:yaml.org,2002:int`) are not read", "remove it"),
     Wrong("swa: {<<: {}}", (5, 7, 2), "swa", "merge keys (`<<`) are not read", "write the keys out"),
-    Wrong("1: x", (5, 1, 1), "", "the key `1` is not text", 'write "1" in quotes'),
+    Wrong("1: x", (5, 1, 1), "1", "the key `1` is not text", 'write "1"'),
+    Wrong("averages: {no: {kind: ema}}", (5, 12, 2), "averages.no", "the key `no` is not text", 'write "no"'),
+    Wrong("swa: {lr: 0,05}", (5, 13, 2), "swa.05", "the key `05` is not text", "write 0.05"),
     Wrong("? [a]\n: b", (5, 3, 1), "", "a key is not text", "write `key: value`"),
     Wrong("---\nseed: 1", (5, 1, 3), "", "a second document begins here", "one recipe"),
     # What is no YAML.
@@ -281,6 +287,9 @@ WRONG = [
     Wrong("swa:\n    lr: 1\n  start: 1ep", (7, 3, 1), "", "does not line up with the keys above", "align"),
     Wrong("swa: {lr: 1", (5, 6, 1), "", "a `{` is not closed", "{key: value"),
     Wrong('name: "a', (5, 7, 1), "", "a quote is not closed", "close the text"),
+    Wrong("swa: {lr: 1}}", (5, 13, 1), "", "a bracket is closed that was not opened", "remove it"),
+    Wrong("swa: {lr: 1}]", (5, 13, 1), "", "a bracket is closed that was not opened", "remove it"),
+    Wrong("swa:\n  start:50%\n  lr: 1", (7, 5, 1), "", "the line above has no space", "write `start: 50%`"),
     Wrong("name: @a", (5, 7, 1), "", "cannot begin with this character", "quotes"),
     Wrong("name: [a] b", (5, 11, 1), "", "text stands after the end", "quotes"),
     Wrong("seed\nname: a", (5, 1, 1), "", "a key without", "after the colon"),
@@ -307,6 +316,7 @@ def test_a_mistake_has_its_place_and_one_action(tmp_path: Path, wrong: Wrong) ->
     ("line", "key", "message", "hint"),
     [
         ("image_size: {50%: 3, 1 epoch: 4}", "image_size", "`1 epoch` is not a duration", "write it as 75%"),
+        ("image_size: {0: 3, 2: 4}", "image_size", "`0` has no unit", "23ep"),
         ("image_size: {0ep: 65537}", "image_size", "`0ep`: 65537 pixels are no side", "from 1 to 65536"),
         ("on_device: gpu", "on_device", "`gpu` is not a truth value", "true, false or auto"),
         ("on_device: yes", "on_device", "`yes` is not a truth value", "write true"),
@@ -397,3 +407,86 @@ def test_a_value_in_a_list_of_sections(tmp_path: Path, item: str, hint: str) -> 
     assert [group.match for group in groups] == [[item.strip("'")]]
     (null,) = problems_of(tmp_path, SMALLEST, "optimizer.groups=[~]")
     assert "at least match" in null.hint
+
+
+EMA = SMALLEST + "averages: {ema: {kind: ema, half_life: 1ep}}\n"
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("dataset.worker=4", "did you mean `dataset.workers`?"),
+        ("swap.workesr=2", "did you mean `swap.workers`?"),
+        ("averages.ema.half-life=1ep", "did you mean `averages.ema.half_life`?"),
+        ("averages.ema.Half_life=1ep", "did you mean `averages.ema.half_life`?"),
+    ],
+)
+def test_a_suggested_key_is_one_that_a_person_writes(tmp_path: Path, override: str, hint: str) -> None:
+    """A mistyped key against the key to write: no internal one, and with the name that the average has."""
+    assert hint in [problem.hint for problem in problems_of(tmp_path, EMA, override)]
+
+
+@pytest.mark.parametrize(
+    ("override", "written", "pasted"),
+    [
+        ("name=no", """'"no"'""", """name='"no"'"""),
+        ("optimizer.no_decay=[no]", """'"no"'""", """optimizer.no_decay=['"no"']"""),
+        ("model.args={a: yes}", """'"yes"'""", """model.args={a:\\ '"yes"'}"""),
+        ("model.args={1: a}", """'"1"'""", """model.args={'"1"':\\ a}"""),
+        ("optimizer=.1", "optimizer.lr=.1", "optimizer.lr=.1"),
+        ("optimizer={lr: 0,1}", "0.1", "'optimizer={lr: 0.1}'"),
+        ("schedule=linear", "schedule.name=linear", "schedule.name=linear"),
+        ("model=name:convnet", "model.name=convnet", "model.name=convnet"),
+        ("snapshots=1 ep", "'snapshots.every=1 ep'", "'snapshots.every=1 ep'"),
+        ("optimizer.groups=norm", "[{match: norm}]", "'optimizer.groups=[{match: norm}]'"),
+        ("optimizer.groups=*.bias", '[{match: "*.bias"}]', """'optimizer.groups=[{match: "*.bias"}]'"""),
+        (
+            "optimizer.groups={match: [bias], lr: 2x}",
+            "[{match: [bias], lr: 2x}]",
+            "'optimizer.groups=[{match: [bias], lr: 2x}]'",
+        ),
+        ("output.loggers=tensorboard", "[tensorboard]", "output.loggers=[tensorboard]"),
+        (
+            "output.loggers={name: wandb, mode: offline}",
+            "[{name: wandb, mode: offline}]",
+            "'output.loggers=[{name: wandb, mode: offline}]'",
+        ),
+    ],
+)
+def test_a_hint_for_the_command_line_can_be_pasted(tmp_path: Path, override: str, written: str, pasted: str) -> None:
+    """A wrong word against what its hint writes, which makes a recipe when it is pasted into a shell."""
+    (problem,) = problems_of(tmp_path, SMALLEST, override)
+    assert written in problem.hint
+    load(tmp_path / "r.yaml", shlex.split(pasted))
+
+
+def test_a_value_alone_in_a_file_is_shown_in_its_section(tmp_path: Path) -> None:
+    """`optimizer: .1` against the section that it means: a number stays one."""
+    (found,) = problems_of(tmp_path, SMALLEST.replace("{lr: 0.1}", ".1"))
+    assert found.hint == "write `optimizer: {lr: .1}`"
+
+
+def test_a_truth_value_in_place_of_a_column(tmp_path: Path) -> None:
+    """`train.keep_best=true` against a text, which the plan holds against the columns."""
+    (tmp_path / "r.yaml").write_text(SMALLEST)
+    words = ["train.keep_best=true", "train.early_stopping={patience: 2, metric: on}"]
+    problems = problems_between(load(tmp_path / "r.yaml", words).recipe, columns=None)
+    assert [problem.key for problem in problems] == ["train.early_stopping.metric", "train.keep_best"]
+    assert all("val_loss" in problem.hint for problem in problems)
+
+
+@pytest.mark.parametrize("word", ["other.yaml", "digits", "runs/first"])
+def test_a_second_recipe_is_not_a_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    """A word without = against a file, a shipped recipe and a folder: no VALUE is asked for."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/first").mkdir(parents=True)
+    (problem,) = problems_of(tmp_path, SMALLEST, word)
+    assert problem.key == word
+    assert "VALUE" not in problem.hint
+
+
+def test_odd_keys_go_with_what_replaces_them(tmp_path: Path) -> None:
+    """A number as a key, against a later word that replaces its section."""
+    text = SMALLEST.replace("{name: convnet}", "{name: convnet, args: {1: 2}}")
+    assert [problem.key for problem in problems_of(tmp_path, text)] == ["model.args.1"]
+    assert load(tmp_path / "r.yaml", ["model.args={width: 4}"]).recipe.model.args == {"width": 4}

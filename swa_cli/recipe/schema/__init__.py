@@ -12,7 +12,16 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from swa_cli.errors import Problem
 from swa_cli.recipe import scalars
@@ -251,6 +260,7 @@ def misplaced_in_schedule(values: Mapping[str, object]) -> list[Problem]:
 
 
 COLUMN = r"^\w+$"  # of metrics.csv
+Column = Annotated[str, BeforeValidator(scalars.written)]  # no column is named like a truth value
 
 
 class EarlyStopping(BaseModel):
@@ -258,7 +268,7 @@ class EarlyStopping(BaseModel):
 
     model_config = STRICT
     patience: Count = Field(description="validations without a new best value after which the run ends")
-    metric: Text = Field(
+    metric: Column = Field(
         default="val_loss",
         pattern=COLUMN,
         description="a loss or score of metrics.csv, of an average too, such as ema_val_loss",
@@ -342,7 +352,7 @@ class Train(BaseModel):
     threads: Threads = Field(default="auto", description="processor threads")
     max_time: TimeField | None = Field(default=None, description="end the run after this time, such as 2h")
     early_stopping: EarlyStopping | None = None
-    keep_best: Text | None = Field(
+    keep_best: Column | None = Field(
         default=None,
         pattern=COLUMN,
         description="a loss or score of metrics.csv, such as val_loss: best.pt holds the raw weights of its best epoch",
