@@ -63,7 +63,13 @@ def tabulate(
     other: str | None = None,
     weights: str = BEST,
 ) -> list[SettingTable]:
-    """Return a table for each task, split and number of samples; see `compare`."""
+    """Return a table for each task, split and number of samples; see `compare`.
+
+    A table without the column `sort` has its default order.
+
+    Raises:
+        UserError: No table has that column, or a word names none of the rows or weight sets.
+    """
     _warn_of_seeds(found, warn)
     groups, params = _on_the_same_samples(found), settings.differing([setting.first.recipe for setting in found])
     names = dict(zip(params, settings.short_names(list(params)), strict=True))
@@ -80,7 +86,11 @@ def tabulate(
             tables.append(table)
     if base is not None and len(tables) > 1:
         warn(f"only the rows of one table are compared with {other}: the others have other samples")
-    return [_sorted(table, sort) for table in tables]
+    sorts = [_column(sort, table) for table in tables]
+    if sort is not None and not any(sorts):
+        listed = dict.fromkeys(name for table in tables for row in _values(table) for name in row)
+        raise UserError(f"--sort {sort}: there is no such column", hint=f"choose from {', '.join(listed)}")
+    return [_sorted(table, column) for table, column in zip(tables, sorts, strict=True)]
 
 
 def _warn_of_seeds(found: Sequence[Setting], warn: Callable[[str], None]) -> None:
@@ -241,16 +251,8 @@ def _differences(
 
 
 def _sorted(table: SettingTable, sort: str | None) -> SettingTable:
-    """Sort the rows, by the validation loss where no column is named, and mark the best by that loss.
-
-    The columns of all splits count, also of those that are not shown.
-
-    Raises:
-        UserError: There is no such column.
-    """
-    loss = f"val_{table.metrics.loss_key}"
-    splits = list(dict.fromkeys([*table.splits, *(split for row in table.rows for split in row.scores)]))
-    values = csv_rows(replace(table, splits=splits))
+    """Sort the rows by a column, by the validation loss without one, and mark the best by that loss."""
+    loss, values = f"val_{table.metrics.loss_key}", _values(table)
     losses = [row.get(loss) for row in values]
     known = [value for value in losses if value is not None and math.isfinite(value)]
     best = min(known) if known else None
@@ -259,9 +261,9 @@ def _sorted(table: SettingTable, sort: str | None) -> SettingTable:
     ]
     if sort is None and not known:
         return replace(table, rows=rows, sort="In the order of the folders: there are no validation scores to sort by.")
-    column = _column(sort, table, values) if sort is not None else loss
+    column = loss if sort is None else sort
     split, _, key = column.partition("_")
-    is_score = split in splits and key in table.metrics.keys
+    is_score = split in _splits(table) and key in table.metrics.keys
     is_reversed = is_score and key != table.metrics.loss_key and not table.metrics[key].is_lower_better
     order = [_sort_key(row.get(column), is_reversed=is_reversed) for row in values]
     rows = [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
@@ -270,13 +272,19 @@ def _sorted(table: SettingTable, sort: str | None) -> SettingTable:
     return replace(table, rows=rows, sort=words, caution=CAUTION if is_score and split == "test" else None)
 
 
-def _column(sort: str, table: SettingTable, values: Sequence[Mapping[str, Any]]) -> str:
-    """Return the column of CSV that a word names, by its name or by the key of a recipe."""
-    names = list(dict.fromkeys(name for row in values for name in row))
-    column = table.names.get(sort, sort)
-    if column not in names:
-        raise UserError(f"--sort {sort}: there is no such column", hint=f"choose from {', '.join(names)}")
-    return column
+def _column(sort: str | None, table: SettingTable) -> str | None:
+    """Return the column of CSV that a word names, by its name or by the key of a recipe; None if there is none."""
+    column = None if sort is None else table.names.get(sort, sort)
+    return column if any(column in row for row in _values(table)) else None
+
+
+def _values(table: SettingTable) -> list[dict[str, Any]]:
+    """Return the rows of CSV, with the columns of all splits, also of those that are not shown."""
+    return csv_rows(replace(table, splits=_splits(table)))
+
+
+def _splits(table: SettingTable) -> list[str]:
+    return list(dict.fromkeys([*table.splits, *(split for row in table.rows for split in row.scores)]))
 
 
 def _sort_key(value: Any, *, is_reversed: bool) -> tuple[int, Any]:

@@ -223,6 +223,14 @@ def test_csv_has_every_number(swa: Swa, runs: Path) -> None:
                     assert row[f"{split}_{key}_diff{end}"] == ("" if value is None else repr(value))
 
 
+def test_weights_that_tell_rows_apart_stay(swa: Swa, runs: Path) -> None:
+    """80 columns and several weight sets of a setting: their names are shown; of one each they are the first to go."""
+    for words, is_shown in ((["--weights", "all"], True), ([], False)):
+        out = swa("compare", runs / "a-001", runs / "b-001", "--against", "b-001:swa", *words).out
+        heading = next(line for line in out.splitlines() if line.startswith("run "))
+        assert ("weights" in heading.split()) is is_shown, out
+
+
 def test_the_terminal_names_what_does_not_fit(swa: Swa, runs: Path) -> None:
     """80 columns: no longer line, plain text, each column in the heading or named as too wide."""
     ended = swa("compare", *sorted(runs.iterdir()))
@@ -337,6 +345,25 @@ def test_runs_of_a_task_of_ones_own(swa: Swa, tmp_path: Path) -> None:
     assert list(rows) == ["b", "c", "a"]
     assert rows["b"]["test"]["far"] == {"mean": 0.25, "sd": None, "values": [0.25], "se": 0.01}
     assert rows["c"]["val"]["far"]["mean"] == 0.4
+
+
+def test_a_column_of_one_table_sorts_that_one(swa: Swa, tmp_path: Path) -> None:
+    """Two tasks with other columns: one table by the column, the other by its loss; a column of none: exit 2."""
+    recipe = RECIPE.replace("name: written", "name: own\ntask: nowhere.at:all")
+    for name, loss, accuracy in (("a", 0.7, 0.8), ("b", 0.5, 0.7)):
+        scores = {"last": (accuracy, loss)}
+        write_run(tmp_path / f"own-{name}", epochs=[{"epoch": 1, "val_loss": loss, "val_far": accuracy}], recipe=recipe)
+        write_run(tmp_path / f"plain-{name}", f"optimizer.lr={loss}", test=scores, val=scores)
+    folders = ("own-a", "own-b", "plain-a", "plain-b")
+    for column, expected in (("val_accuracy", ["plain-a", "plain-b"]), ("val_nll", ["plain-b", "plain-a"])):
+        ended = swa("compare", *folders, "--sort", column, "--json")
+        assert ended.code == 0, ended.err
+        labels = {table["task"]: [row["label"] for row in table["rows"]] for table in ended.json["tables"]}
+        assert labels == {"nowhere.at:all": ["own-b", "own-a"], "classification": expected}
+    refused = swa("compare", *folders, "--sort", "val_nil")
+    assert refused.code == 2
+    assert "val_nll" in refused.err
+    assert "val_loss" in refused.err
 
 
 def test_runs_that_have_only_begun(swa: Swa, tmp_path: Path) -> None:

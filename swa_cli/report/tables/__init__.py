@@ -115,7 +115,8 @@ def columns(table: SettingTable) -> list[TableColumn]:
     }
     for rank, (key, name) in enumerate(different.items(), start=4):
         found.append(TableColumn(key, name, rank, _param_text(key), is_text=True))
-    found.append(TableColumn("weights", "weights", 30, lambda row: row.weights, is_text=True))
+    has_several = len({row.label for row in rows}) < len(rows)  # of a setting: the weights tell them apart
+    found.append(TableColumn("weights", "weights", 2 if has_several else 30, lambda row: row.weights, is_text=True))
     if any(row.state != "finished" for row in rows):
         found.append(TableColumn("state", "state", 3, lambda row: row.state, is_text=True))
     if any(len(row.seeds) > 1 for row in rows):
