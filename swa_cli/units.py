@@ -1,8 +1,18 @@
-"""Numbers and lists as text: counts, sizes, short times, the first few of many."""
+"""Numbers, lists and commands as text: counts, sizes, short times, the first few of many, what is pasted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
+
+
+class Command(str):
+    """A command to be pasted into a shell: it is printed as one line, however long."""
+
+
+def command(words: Iterable[object]) -> Command:
+    """Return the words of a command as a shell takes them."""
+    return Command(shlex.join(map(str, words)))
 
 
 def count_text(number: float, noun: str, *, plural: str = "") -> str:

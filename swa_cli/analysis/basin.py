@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from swa_cli import units
 from swa_cli.analysis import sources
 from swa_cli.analysis.passes import Loader
 from swa_cli.analysis.trials import Refreshed, Trials
@@ -123,5 +124,7 @@ def _tell(barrier: Barrier, context: Context, metrics: TaskMetrics, members: lis
         context.events.note(f"one basin: {words}")
         return
     run, ends = RunFolder.containing(members[0].found.path), [members[0].file, members[-1].file]
-    look = "" if run is None else f"; see the line: swa plot {run.display_path} path --between {' '.join(ends)}"
+    look = ""
+    if run is not None:
+        look = f"; see the line: {units.command(('swa', 'plot', run.display_path, 'path', '--between', *ends))}"
     context.events.warning(f"these weight sets do not lie in one basin: {words}{look}")

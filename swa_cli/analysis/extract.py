@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from swa_cli import units
 from swa_cli.analysis import open
 from swa_cli.analysis.average import answer, require_writable
 from swa_cli.averaging.batchnorm import BatchNormUpdate
@@ -107,7 +108,8 @@ def _require_held(point: Checkpoint, name: str) -> None:
             hint=f"average these: swa average {workers} -o FILE.pt",
         )
     if name == RAW:
-        hint = f"write them to a file of their own: swa bn-update {point.path} --weights {RAW} -o FILE.pt"
+        words = ("swa", "bn-update", point.path, "--weights", RAW, "-o", "FILE.pt")
+        hint = f"write them to a file of their own: {units.command(words)}"
         raise UserError(f"{point.path}: {RAW} are its raw weights, and no average", hint=hint)
     if not held:
         open.chosen({}, name, point.path)

@@ -9,7 +9,6 @@ least value, training diverges. Groups of parameters keep their multiples of the
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from swa_cli import signals
+from swa_cli import signals, units
 from swa_cli.analysis import plot
 from swa_cli.analysis.run_output import RunOutput
 from swa_cli.engine import train
@@ -168,4 +167,4 @@ def _tell(
     command = ["swa", "find-lr", *words, "--steps", "500"]
     if suggested is not None:
         command = ["swa", "train", *words, f"optimizer.lr={suggested:g}"]
-    terminal.facts("learning rate", [*rows, ("next", shlex.join(command))])
+    terminal.facts("learning rate", [*rows, ("next", units.command(command))])

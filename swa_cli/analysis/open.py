@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from swa_cli import units
 from swa_cli.averaging.model_state import read as read_tensors
 from swa_cli.checkpoint import locks, reader, third_party
 from swa_cli.checkpoint.reader import Checkpoint, WeightSet
@@ -448,7 +448,7 @@ def how_to_refresh(
         words += ["--weights", *[name for name, freshness in batchnorm.items() if freshness == "stale"][:1]]
     if is_foreign or found.path.suffix == ".safetensors":
         words += ["-o", "FILE.pt"]
-    command = user_code.command(words, about) if recipe is None else shlex.join(map(str, words))
+    command = user_code.command(words, about) if recipe is None else units.command(words)
     return f"run `{command}` first, or insist with --allow-stale-bn"
 
 

@@ -6,12 +6,12 @@ Nothing here reads a score of test images: trials are compared on validation ima
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from swa_cli import units
 from swa_cli.analysis import sweep_metric, sweep_table
 from swa_cli.analysis.repeat import repeat
 from swa_cli.analysis.sweep_study import COMPLETE, Record, best_of
@@ -162,17 +162,17 @@ def _print(
     if len(best) > SHOWN:
         terminal.answer(f"and {count_text(len(best) - SHOWN, 'more trial')} in {sweep.folder.result.name}")
     path = sweep.folder.display_path
-    recipe = shlex.quote(str(path / BEST))
     own = sweep.loaded.recipe
     page = user_code.command(("swa", "report", path, "-o", "report.html"), own)
-    looking = [f"swa compare {shlex.quote(str(path))}", page]
+    looking = [units.command(("swa", "compare", path)), page]
     has_trials = any((path / record.name).is_dir() for record in records)  # another machine may have run them all
+    again = ("swa", "train", path / BEST) if over_seeds else ("swa", "repeat", path / BEST, "--seeds", "0-4")
     why = "the best mean over the seeds" if over_seeds else "the best on validation images"
     terminal.facts(
         "",
         [
             ("best", f"{path / BEST}: trial {chosen.number}, {why}"),
-            ("next", f"swa repeat {recipe} --seeds 0-4" if not over_seeds else f"swa train {recipe}"),
+            ("next", units.command(again)),
             *(("", command) for command in looking if has_trials),
             ("", user_code.command(("swa", "plot", path, "sweep"), own)),
         ],

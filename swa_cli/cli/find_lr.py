@@ -16,6 +16,7 @@ from swa_cli.cli.shared import (
     PictureFormat,
     PictureWidth,
     Quiet,
+    Recipe,
     answer,
     importing,
     require_format,
@@ -32,7 +33,7 @@ Examples:
 
 
 def find_lr(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).")],
+    recipe: Recipe,
     changes: Changes = None,
     low: Annotated[float, typer.Option("--min", metavar="RATE", help="Rate of the first step.")] = 1e-6,
     high: Annotated[float, typer.Option("--max", metavar="RATE", help="Rate of the last step.")] = 10.0,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, answer, importing
+from swa_cli.cli.shared import LOOKING_CODES, Changes, Json, Recipe, answer, importing
 
 EPILOG = f"""\b
 Examples:
@@ -20,7 +20,7 @@ Examples:
 
 
 def plan(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).")],
+    recipe: Recipe,
     changes: Changes = None,
     processes: Annotated[
         int | None, typer.Option("--processes", metavar="N", min=1, help="Estimate the time with this many processes.")

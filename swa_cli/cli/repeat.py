@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from swa_cli.cli.shared import Changes, Json, Quiet, answer, exit_codes, importing, root_change
+from swa_cli.cli.shared import Changes, Json, Quiet, Recipe, answer, exit_codes, importing, root_change
 from swa_cli.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ LARGEST_SEED = 2**63 - 1
 
 
 def repeat(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).")],
+    recipe: Recipe,
     seeds: Annotated[str, typer.Option("--seeds", metavar="SEEDS", help="At least two: 0-4, or 0,3,7, or 0-2,5.")],
     changes: Changes = None,
     out: Annotated[

@@ -62,6 +62,9 @@ AllowCode = Annotated[
     typer.Option("--allow-code", help="Import and run the code that the recipe inside names, because you trust it."),
 ]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint (.pt, .safetensors).")]
+Recipe = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).", callback=lambda recipe: no_option(recipe))
+]
 PICTURE_FORMATS = ("png", "svg", "pdf")
 PictureFormat = Annotated[
     str | None, typer.Option("--format", metavar="|".join(PICTURE_FORMATS), help="Format of the default file.")
@@ -80,6 +83,11 @@ PictureWidth = Annotated[
 NewFile = Annotated[
     Path | None, typer.Option("--out", "-o", metavar="FILE", help="New file to write; default: stdout.")
 ]
+
+
+def no_option(recipe: str | None) -> str | None:
+    """Return the path of a recipe as commands take it anywhere: `./-x.yaml`, which no command takes for an option."""
+    return f"./{recipe}" if recipe is not None and recipe.startswith("-") else recipe
 
 
 def _finite(number: float | None) -> float | None:

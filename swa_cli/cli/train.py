@@ -16,6 +16,7 @@ from swa_cli.cli.shared import (
     answer,
     importing,
     is_rank0,
+    no_option,
     one_a_machine,
     root_change,
     start,
@@ -36,7 +37,12 @@ Examples:
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="Recipe (YAML); leave it out with --resume.")
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Recipe (YAML); leave it out with --resume.",
+            callback=lambda recipe: no_option(recipe),
+        ),
     ] = None,
     changes: Changes = None,
     out: Annotated[

@@ -8,13 +8,12 @@ validation, which only reads. The second stops at once.
 from __future__ import annotations
 
 import errno
-import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 
-from swa_cli import signals
+from swa_cli import signals, units
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine import user_code
 from swa_cli.engine.events import Stopped
@@ -115,12 +114,12 @@ def how_to_continue(folder: RunFolder) -> str:
     return f"its last good state is {good}: continue with {command}"
 
 
-def runnable(words: Iterable[object], folder: RunFolder) -> str:
+def runnable(words: Iterable[object], folder: RunFolder) -> units.Command:
     """Return a command on a run that works as printed: with --allow-code if the recipe names code."""
     words = [*words]
     with suppress(RecipeError, UserError, OSError):  # a recipe that cannot be read any more
         return user_code.command(words, load.load(folder.recipe).recipe)
-    return shlex.join(map(str, words))
+    return units.command(words)
 
 
 def _explain_os_error(error: OSError, folder: RunFolder) -> UserError:

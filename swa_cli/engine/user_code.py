@@ -7,12 +7,12 @@ command line, is the user's. Code inside a checkpoint or a run folder is not.
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from swa_cli import units
 from swa_cli.checkpoint.run_folder import about
 from swa_cli.data import datasets
 from swa_cli.errors import UserError
@@ -66,9 +66,9 @@ def named_code(recipe: Recipe) -> dict[KeyPath, str]:
     return {path: text for path, text in texts if _is_code(".".join(map(str, path)), text)}
 
 
-def command(words: Iterable[object], recipe: Recipe) -> str:
+def command(words: Iterable[object], recipe: Recipe) -> units.Command:
     """Return a command on files that carry a recipe, as it works: with --allow-code where that names code."""
-    return shlex.join(map(str, (*words, *["--allow-code"] * bool(named_code(recipe)))))
+    return units.command([*words, *["--allow-code"] * bool(named_code(recipe))])
 
 
 def is_own_code(name: str) -> bool:

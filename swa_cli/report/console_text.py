@@ -18,6 +18,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.text import Text
 
+from swa_cli.units import Command
+
 Lines = Callable[[Console], list[Text]]  # lays out the same text for any console
 Cells = Mapping[str, str | tuple[str, str]]  # key of a column -> text, or text and style
 
@@ -100,10 +102,11 @@ def safe(text: str, *, console: Console) -> str:
 def hanging(head: Text, text: str, *, console: Console, indent: int = 2) -> list[Text]:
     """Wrap `text` after `head` between words at the console's width, with a hanging indent.
 
-    A word longer than the line stays whole, so that a path can be copied.
+    A word longer than the line stays whole, so that a path can be copied, and so does a command.
     """
     lines = [head.copy()]
-    for number, word in enumerate(safe(text, console=console).split(" ")):
+    words = [text] if isinstance(text, Command) else text.split(" ")
+    for number, word in enumerate(safe(word, console=console) for word in words):
         if number and lines[-1].cell_len + 1 + cell_len(word) > console.width:
             lines.append(Text(" " * indent + word))
         else:

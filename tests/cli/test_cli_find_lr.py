@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from swa_cli.analysis import sweep as sweeping
+from swa_cli.analysis import sweep_trials
 from swa_cli.analysis.find_lr import smooth, steepest
+from swa_cli.engine import distributed
 
 
 def test_the_smoothed_loss_is_the_corrected_moving_average() -> None:
@@ -40,6 +46,34 @@ def test_rates_grow_by_one_factor_until_training_diverges(swa, recipe: Path) -> 
     assert Path("lr.svg").read_text().startswith(("<?xml", "<svg"))
     assert not Path("runs").exists()
     assert f"optimizer.lr={found['suggested']:g}" in ended.err
+
+
+def test_the_next_command_can_be_pasted(swa, recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe whose name begins with a dash, at 60 columns: the last line is the whole command, and trains."""
+    monkeypatch.setenv("COLUMNS", "60")
+    shutil.copy(recipe, "-x.yaml")
+    changes = ("train.epochs=1", "train.batch_size=256", "optimizer.momentum=0.5")
+    ended = swa("find-lr", "--steps", "30", "--", "-x.yaml", *changes)
+    assert ended.code == 0, ended.err
+    label, *words = shlex.split(ended.out.splitlines()[-1])
+    assert (label, words[:2], words[-1].split("=")[0]) == ("next", ["swa", "train"], "optimizer.lr")
+    assert words[3:-1] == list(changes)
+    assert swa(*words[1:], "--dry-run", "-q").code == 0
+
+
+@pytest.mark.parametrize("command", ["sweep", "train"])
+def test_processes_are_started_with_a_recipe_whose_name_begins_with_a_dash(
+    swa, recipe: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """`--processes 2 -- -x.yaml`: the words that they are started with are those of a recipe, not of options."""
+    started: list[Sequence[str]] = []
+    monkeypatch.setattr(distributed, "launch", lambda words, **_: started.append(words[1:]) or 0)
+    monkeypatch.setattr(sweep_trials, "launch", lambda _, words, **__: started.append(words[1:]))
+    monkeypatch.setattr(sweeping, "launch", sweep_trials.launch)
+    shutil.copy(recipe, "-x.yaml")
+    swa(command, "--processes", "2", "--", "-x.yaml", "swa.lr=0.05" + ",0.1" * (command == "sweep"))
+    assert len(started) == 1
+    assert swa(command, *started[0], "--dry-run", "-q").code == 0
 
 
 def test_a_negative_loss_may_fall(swa, recipe: Path, tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, pretrained: Path) -> Path:
 @pytest.fixture(scope="module")
 def apart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three runs from random weights."""
-    return repeated(tmp_path_factory.mktemp("apart"), "model.freeze=[]", "train.epochs=5", "optimizer.lr=0.1")
+    return repeated(tmp_path_factory.mktemp("set apart"), "model.freeze=[]", "train.epochs=5", "optimizer.lr=0.1")
 
 
 def shipped(folder: Path) -> list[Path]:
@@ -142,7 +142,7 @@ def test_runs_from_random_weights_do_not(swa, apart: Path) -> None:
         barrier = ended.json["barrier"]
         assert barrier["difference"] > 10 * barrier["se"] > 0
         assert f"val NLL {barrier['loss_at_mean']:.3f} at the mean" in said(ended)
-    command = re.search(r"swa (plot .* path --between \S+ \S+)", said(ended))
+    command = re.search(r"swa (plot .* path --between ('[^']*'|\S+) ('[^']*'|\S+))", said(ended))
     assert command, ended.err
     drawn = swa(*shlex.split(command[1]), "--grid", "5", "--samples", "200", "-o", "path.png", "--json")
     assert drawn.code == 0, drawn.err
