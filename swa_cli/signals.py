@@ -10,7 +10,7 @@ second signal is raised at once everywhere. A command whose work is done no long
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -100,9 +100,9 @@ def forget() -> None:
     _Process.noted = _Process.raised = 0
 
 
-def ignore() -> None:
-    """Ignore signals from now on: all output is done, and they would only raise during interpreter shutdown."""
-    for number in HANDLED:
+def ignore(numbers: Iterable[int] = HANDLED) -> None:
+    """Ignore signals from now on."""
+    for number in numbers:
         signal.signal(number, signal.SIG_IGN)
 
 

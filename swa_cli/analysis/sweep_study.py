@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import socket
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -35,8 +36,9 @@ FORMAT = 1  # of sweep.json
 JOURNAL = "journal.log"
 DRAWING = "draw"  # the lock of drawing trials, beside one per trial
 ORPHAN_AFTER = timedelta(minutes=1)  # for a trial of a database that nobody has put his name on
+OPENING_TRIES, OPENING_POLL_S = 50, 0.1  # of a new database, whose tables several processes may make at once
 REDUCTION = 4  # of the trials, the best quarter goes on to the next rung (Li et al. 2020, "A System for ... (ASHA)")
-NUM_RUNGS = 2  # of pruning before the end: at 1/16 and 1/4 of the epochs
+NUM_RUNGS = 2  # of pruning: at 1/16 and 1/4 of the epochs
 COMPLETE, PRUNED, FAILED, RUNNING = "complete", "pruned", "failed", "running"
 
 
@@ -75,6 +77,12 @@ class Settings:
         """The epochs after which pruning looks at a trial first."""
         return max(self.epochs // REDUCTION**NUM_RUNGS, 1)
 
+    @property
+    def rungs(self) -> list[int]:
+        """The epochs after which pruning compares trials: at most those of `NUM_RUNGS`, and at least the first."""
+        steps = [self.min_epochs * REDUCTION**k for k in range(NUM_RUNGS)]
+        return [step for step in steps if step <= max(self.epochs // REDUCTION, self.min_epochs)]
+
 
 @dataclass(frozen=True)
 class Record:
@@ -85,7 +93,7 @@ class Record:
     texts: dict[str, str]
     value: float | None
     reason: str  # why it failed
-    seconds: float | None
+    seconds: float | None  # so far
 
     @property
     def name(self) -> str:
@@ -209,15 +217,20 @@ class SweepStudy:
         """Return whether a trial is to be pruned after its last report, by the rungs that other trials have reached.
 
         The pruner of Optuna says it once: it stores that the rung is reached, and a process that is killed then loses
-        the answer. So it is asked about a copy of the trial that has reached only the rungs of earlier reports.
+        the answer. So it is asked about a copy of the trial that has reached only the rungs of earlier reports. It also
+        has rungs up to the end of a run: the report counts for the last of ours at most, and none does after it.
         """
         trials = self.study.get_trials()
         trial = trials.pop(number)
         if self.settings.pruner == "none" or not trial.intermediate_values:
             return False
-        earlier = max(sorted(trial.intermediate_values)[:-1], default=0)
-        rungs = {f"completed_rung_{k}" for k in range(64) if self.settings.min_epochs * REDUCTION**k > earlier}
-        trial.system_attrs = {key: value for key, value in trial.system_attrs.items() if key not in rungs}
+        *before, last = sorted(trial.intermediate_values)
+        earlier, rungs = max(before, default=0), self.settings.rungs
+        if earlier >= rungs[-1]:
+            return False
+        trial.intermediate_values = {min(last, rungs[-1]): trial.intermediate_values[last]}
+        left = {f"completed_rung_{k}" for k, rung in enumerate(rungs) if rung > earlier}
+        trial.system_attrs = {key: value for key, value in trial.system_attrs.items() if key not in left}
         copy = self._optuna.create_study(direction=self.settings.direction, pruner=self.study.pruner)
         copy.add_trials([*trials, trial])
         pruned = copy.pruner.prune(copy, copy.get_trials()[-1])
@@ -307,6 +320,7 @@ class Claim:
         frozen = study.study.get_trials(deepcopy=False)[number]
         self._trial = optuna.trial.Trial(study.study, frozen._trial_id)
         self._reported = dict(frozen.intermediate_values)
+        self._since = time.monotonic() - frozen.user_attrs.get("seconds", 0.0)
 
     @property
     def name(self) -> str:
@@ -334,9 +348,13 @@ class Claim:
         """Whether the trial was to be pruned after its last report, and its process was killed before it was."""
         return bool(self._reported) and self._study.is_to_be_pruned(self.number)
 
-    def finish(self, state: str, *, seconds: float, value: float | None = None, reason: str = "") -> None:
+    def record_seconds(self) -> None:
+        """Record the time that the trial has taken, in processes that were stopped or killed too."""
+        self._trial.set_user_attr("seconds", round(time.monotonic() - self._since, 3))
+
+    def finish(self, state: str, *, value: float | None = None, reason: str = "") -> None:
         """Record how the trial ended: `COMPLETE` with a value, `PRUNED`, or `FAILED` for a reason."""
-        self._trial.set_user_attr("seconds", round(seconds, 3))
+        self.record_seconds()
         if reason:
             self._trial.set_user_attr("reason", reason)
         names = {COMPLETE: self._states.COMPLETE, PRUNED: self._states.PRUNED, FAILED: self._states.FAIL}
@@ -395,7 +413,7 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
     from sqlalchemy.exc import NoSuchModuleError, SQLAlchemyError
 
     try:
-        storage = optuna.storages.RDBStorage(url)
+        storage = _open_database(url)
     except NoSuchModuleError as error:
         raise UserError(f"--storage: {error}", hint=_URL_HINT) from error
     except (SQLAlchemyError, ImportError) as error:
@@ -403,6 +421,20 @@ def open_storage(folder: Path, url: str | None) -> BaseStorage:
         message = f"--storage {without_password(url)}: cannot be opened ({reason})"
         raise UserError(message, hint="start the database, or name a folder that all machines see") from error
     return storage
+
+
+def _open_database(url: str) -> BaseStorage:
+    """Open a database and make its tables; again where another process has made one of them at the same time."""
+    from sqlalchemy.exc import DBAPIError, IntegrityError
+
+    for _ in range(OPENING_TRIES):
+        try:
+            return require_optuna().storages.RDBStorage(url)
+        except DBAPIError as error:
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                raise
+        time.sleep(OPENING_POLL_S)
+    return require_optuna().storages.RDBStorage(url)
 
 
 def close_storage(storage: BaseStorage) -> None:

@@ -51,7 +51,7 @@ class Table:
 
     def _left(self, records: Sequence[Record]) -> str:
         """Return the time that the other trials will take, by the mean of those that have not failed."""
-        taken = [record.seconds for record in records if record.seconds and record.state != FAILED]
+        taken = [each.seconds for each in records if each.seconds and each.is_finished and each.state != FAILED]
         left = self._limit - sum(record.is_finished for record in records)
         return duration(left * statistics.fmean(taken) / self._processes) if taken else NOT_MEASURED
 

@@ -9,13 +9,12 @@ import gc
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import torch
@@ -113,7 +112,7 @@ def work(sweep: Sweep, *, terminal: Terminal, table: Table | None) -> None:
 def launch(sweep: Sweep, words: Sequence[str], *, processes: int, terminal: Terminal, table: Table) -> None:
     """Start `swa WORDS` in several processes, each of which works on this sweep; show what they finish.
 
-    The processes share the cores, and each has one of the GPUs.
+    The processes share the cores, and each has one of the GPUs. They hear signals from this one, which ends after them.
 
     Raises:
         UserError: They ended before the trials did.
@@ -124,23 +123,22 @@ def launch(sweep: Sweep, words: Sequence[str], *, processes: int, terminal: Term
         command.append(f"train.threads={max(num_cores() // processes, 1)}")
     with ExitStack() as stack:
         bar = stack.enter_context(terminal.progress("sweep", PARTS * sweep.limit))
-        shown, children = _Shown(bar), list[subprocess.Popen[bytes]]()
+        shown = _Shown(bar)
+        children: list[subprocess.Popen[bytes]] = []
         visible = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(gpus)))).split(",")
         try:
             for number in range(processes):
                 own = {"CUDA_VISIBLE_DEVICES": visible[number % gpus]} if gpus > 1 else {}
-                children.append(subprocess.Popen(command, env=os.environ | own))
+                with signals.deferred():  # no process is started and not listed
+                    children.append(subprocess.Popen(command, env=os.environ | own))
             while any(child.poll() is None for child in children):
                 table.tell(sweep.records())
                 shown.finished(sweep.records())
                 signals.check()
                 time.sleep(POLL_S)
-        except BaseException as error:
-            for child in children:  # Ctrl-C has reached them as well
-                if isinstance(error, Terminated) and child.poll() is None:
-                    child.send_signal(signal.SIGTERM)
-            for child in children:
-                child.wait()
+        except BaseException:
+            terminal.will_stop_soon()
+            _stop(children)
             raise
     table.tell(sweep.records())
     if codes := [child.returncode for child in children if child.returncode]:
@@ -150,9 +148,18 @@ def launch(sweep: Sweep, words: Sequence[str], *, processes: int, terminal: Term
         raise UserError("all processes ended early", hint="run the same command again", exit_code=EXIT_FAILED)
 
 
+def _stop(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Stop processes after their present step, or at once where a further signal arrives, and wait for them."""
+    while running := [child for child in children if child.poll() is None]:
+        with suppress(KeyboardInterrupt, Terminated):
+            for child in running:
+                child.terminate()
+            for child in running:
+                child.wait()
+
+
 def _run_trial(sweep: Sweep, claim: Claim, *, terminal: Terminal, shown: _Shown) -> None:
     """Run a trial, or continue it, and record how it ended."""
-    started = time.monotonic()
     own, folder = sweep.recipe_of(claim.texts), folder_of(sweep.folder, claim.number)
     state = state_of(folder, own.recipe, noun="trial", command="sweep")
     quiet = terminal.part(quiet=True)
@@ -168,19 +175,20 @@ def _run_trial(sweep: Sweep, claim: Claim, *, terminal: Terminal, shown: _Shown)
         result = json.loads(folder.result.read_text())
         value = sweep_metric.final_value(result, sweep.settings.metric, own.recipe, sweep.metrics)
     except Pruned:
-        claim.finish(PRUNED, seconds=time.monotonic() - started)
+        claim.finish(PRUNED)
     except (KeyboardInterrupt, Terminated):
+        claim.record_seconds()
         terminal.warning(f"stopped in {claim.name}")
         raise
     except Exception as error:  # whatever ended this trial, others may do better
         if is_of_disk(error):
             raise
-        claim.finish(FAILED, seconds=time.monotonic() - started, reason=reason_of(error))
+        claim.finish(FAILED, reason=reason_of(error))
     else:
         column = sweep_metric.column_of(sweep.settings.metric, own.recipe)
         reason = "" if value is not None else f"{column} was not measured at the end, or is not finite"
         ended = FAILED if value is None else COMPLETE
-        claim.finish(ended, seconds=time.monotonic() - started, value=value, reason=reason)
+        claim.finish(ended, value=value, reason=reason)
     with signals.deferred():  # what a handler raised in a destructor would be lost
         gc.collect()  # the network and the data of this trial
 
@@ -257,5 +265,6 @@ class _Listener:
         """Report the metric where it was measured; a run at its end is not pruned."""
         epoch, value = len(event.history), event.row.get(self._column)
         self._shown.share(epoch / self._epochs)
+        self._claim.record_seconds()
         if value is not None and self._claim.report(epoch, value) and epoch < self._epochs:
             raise Stopped(Pruned())

@@ -129,7 +129,7 @@ def main() -> NoReturn:
     if "WORLD_SIZE" in os.environ:  # started by torchrun
         calm_torch()
     code = run(sys.argv[1:])
-    signals.ignore()
+    signals.ignore()  # all output is done, and they would only raise during interpreter shutdown
     if "WORLD_SIZE" in os.environ:
         # Threads of gloo that still hold tensors abort Python during interpreter shutdown (torch 2.14).
         for stream in (sys.stdout, sys.stderr):

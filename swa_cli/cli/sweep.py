@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from swa_cli import signals
 from swa_cli.cli.repeat import parse_seeds
-from swa_cli.cli.shared import Json, Quiet, answer, exit_codes, importing, root_change
+from swa_cli.cli.shared import Json, Quiet, Recipe, answer, exit_codes, importing, root_change
 from swa_cli.errors import UserError
 
 EPILOG = f"""\b
@@ -30,7 +32,7 @@ Examples:
 
 
 def sweep(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe (YAML).")],
+    recipe: Recipe,
     changes: Annotated[
         list[str], typer.Argument(metavar="KEY=VALUES...", help="Values to try, and changes to the recipe.")
     ],
@@ -83,6 +85,8 @@ def sweep(
     from swa_cli.recipe.values import TimeSpan
     from swa_cli.report.terminal import Terminal
 
+    if worker is not None:  # the process that has started this one hears Ctrl-C too, and passes it on as SIGTERM
+        signals.ignore([signal.SIGINT])
     wanted = () if seeds is None else tuple(parse_seeds(seeds))
     if top is not None and seeds is None:
         raise typer.BadParameter("--top goes with --seeds: it is the number of trials that are repeated")

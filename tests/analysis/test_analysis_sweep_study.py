@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from swa_cli.analysis.sweep_study import COMPLETE, FAILED, PRUNED, Settings, SweepStudy, best_of, settings_of
+from swa_cli.analysis.sweep_study import (
+    COMPLETE,
+    FAILED,
+    PRUNED,
+    Settings,
+    SweepStudy,
+    best_of,
+    close_storage,
+    open_storage,
+    settings_of,
+)
 from swa_cli.recipe.space import Choices, Parameter, Range, Space
 
 SPACE = Space(
@@ -39,7 +49,7 @@ def run(folder: Path, *, until: int, killed: tuple[int, ...] = (), sampler: str 
             study = SweepStudy(folder, settings(sampler))
             continue
         with claim:
-            claim.finish(COMPLETE, seconds=1.0, value=value_of(claim.texts))
+            claim.finish(COMPLETE, value=value_of(claim.texts))
     return [record.values["params"] | {"value": record.value} for record in study.records()]
 
 
@@ -69,7 +79,7 @@ def test_two_processes_share_the_trials(tmp_path: Path) -> None:
     dead.__exit__(None, None, None)
     again = second.claim(limit=3)
     assert (again.number, again.texts) == (0, dead.texts)
-    claims[1].finish(COMPLETE, seconds=1, value=1.0)
+    claims[1].finish(COMPLETE, value=1.0)
     claims[1].__exit__(None, None, None)
     assert second.claim(limit=3) is None, "finished, or run by the first"
     for claim in (again, claims[2]):
@@ -96,10 +106,54 @@ def test_a_database_is_shared(tmp_path: Path) -> None:
     with first.claim(limit=2) as one, second.claim(limit=2) as two:
         assert (one.number, two.number) == (0, 1)
         assert one.texts != two.texts
-        one.finish(COMPLETE, seconds=1, value=1.0)
+        one.finish(COMPLETE, value=1.0)
     assert second.records()[0].state == COMPLETE
     first.close()
     second.close()
+
+
+def test_a_new_database_is_opened_by_two_at_once(tmp_path: Path) -> None:
+    """A second process that makes the tables just as the first one begins to: both can work with them."""
+    from sqlalchemy import Engine, event
+
+    url, others = f"sqlite:///{tmp_path / 'study.db'}", []
+
+    def open_second(_: object, __: object, statement: str, *more: object) -> None:
+        if "CREATE TABLE" in statement and not others:
+            others.append(None)
+            others.append(open_storage(tmp_path, url))
+
+    event.listen(Engine, "before_cursor_execute", open_second)
+    try:
+        first = open_storage(tmp_path, url)
+    finally:
+        event.remove(Engine, "before_cursor_execute", open_second)
+    for storage in (first, others[1]):
+        assert storage.get_all_studies() == []
+        close_storage(storage)
+
+
+@pytest.mark.parametrize(("epochs", "rungs"), [(2, [1]), (5, [1]), (16, [1, 4]), (20, [1, 4])])
+def test_asha_compares_trials_in_the_first_quarter_alone(tmp_path: Path, epochs: int, rungs: list[int]) -> None:
+    """A trial that is worse from some epoch on, against one that is better: pruned at 1/16 and 1/4, never later.
+
+    A metric that is measured at the end of a run for the first time counts for both rungs.
+    """
+    study = SweepStudy(tmp_path, settings("random", pruner="asha", epochs=epochs))
+    with study.claim(limit=99) as first:
+        assert not any(first.report(epoch, 1.0) for epoch in range(1, epochs + 1))
+        first.finish(COMPLETE, value=1.0)
+    found = []
+    for epoch in range(1, epochs + 1):
+        with study.claim(limit=99) as claim:
+            told = [claim.report(each, 2.0 if each >= epoch else 0.5 / (claim.number + 1)) for each in range(1, epochs)]
+            found += [told.index(True) + 1] if any(told) else []
+            claim.finish(PRUNED, value=None)
+    assert sorted(set(found)) == rungs
+    for loss, is_pruned in ((0.0, False), (3.0, True)):
+        with study.claim(limit=999) as late:
+            assert late.report(epochs, loss) is is_pruned
+            late.finish(PRUNED)
 
 
 def test_asha_prunes_the_worse_trials_and_not_the_first(tmp_path: Path) -> None:
@@ -117,7 +171,7 @@ def test_asha_prunes_the_worse_trials_and_not_the_first(tmp_path: Path) -> None:
         with SweepStudy(tmp_path, settings(pruner="asha")).claim(limit=4) as claim:
             assert claim.number == len(told) - 1
             assert claim.was_pruned is claim.report(1, loss) is told[-1]
-            claim.finish(PRUNED if told[-1] else COMPLETE, seconds=1, value=None if told[-1] else loss)
+            claim.finish(PRUNED if told[-1] else COMPLETE, value=None if told[-1] else loss)
     assert told == [False, True, False, True]
     assert [record.state for record in study.records()] == [COMPLETE, PRUNED, COMPLETE, PRUNED]
 
@@ -129,7 +183,7 @@ def test_importances_of_a_section_that_one_trial_lacks(tmp_path: Path) -> None:
     study = SweepStudy(tmp_path, settings("grid", space=space))
     for value in (4.0, 1.4, 1.1, 1.2, 1.0):
         with study.claim(limit=5) as claim:
-            claim.finish(COMPLETE, seconds=1, value=value)
+            claim.finish(COMPLETE, value=value)
     assert study.importances().keys() == keys.keys()
 
 
@@ -139,9 +193,9 @@ def test_records_are_plain_and_the_best_is_found(tmp_path: Path) -> None:
     for value in (2.0, None, 1.0):
         with study.claim(limit=3) as claim:
             if value is None:
-                claim.finish(FAILED, seconds=1, reason="epoch 1, step 3: the loss is nan")
+                claim.finish(FAILED, reason="epoch 1, step 3: the loss is nan")
             else:
-                claim.finish(COMPLETE, seconds=1, value=value)
+                claim.finish(COMPLETE, value=value)
     records = study.records()
     assert [record.number for record in best_of(records, is_lower_better=True)] == [2, 0]
     assert [record.number for record in best_of(records, is_lower_better=False)] == [0, 2]

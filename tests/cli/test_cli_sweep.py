@@ -23,13 +23,14 @@ from conftest import OnStep, run_swa
 from equal_runs import assert_equal_runs
 from processes import exit_codes, said_in, start
 from swa_cli import signals
-from swa_cli.analysis import sweep_trials
+from swa_cli.analysis import sweep_study, sweep_trials
 from swa_cli.checkpoint.run_folder import RunFolder
 from swa_cli.engine.context import Context
 from swa_cli.engine.events import EpochEvent, PlanEvent, Stopped
-from swa_cli.errors import UserError
+from swa_cli.errors import Terminated, UserError
 from swa_cli.recipe import load
 from swa_cli.recipe.load import Loaded
+from swa_cli.report.terminal import Terminal
 
 RECIPE = """\
 name: few
@@ -235,6 +236,81 @@ def in_a_callback(do: Callable[[], object]) -> None:
     assert reference() is None
 
 
+class Child:
+    """A process of a sweep that ends when it is told to for the so-many-th time."""
+
+    def __init__(self, ends_at: int, *, interrupt: bool) -> None:
+        self.ends_at, self.interrupt, self.told, self.returncode = ends_at, interrupt, 0, None
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def terminate(self) -> None:
+        self.told += 1
+        if self.told == self.ends_at:
+            self.returncode = 143
+
+    def wait(self) -> None:
+        if self.interrupt:
+            self.interrupt = False
+            raise KeyboardInterrupt
+        assert self.returncode is not None, "waits for a process that nobody has told to end"
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), Terminated(), OSError(28, "no space")])
+@pytest.mark.parametrize("again", [False, True])
+def test_processes_end_when_the_one_that_started_them_is_stopped(
+    few: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, again: bool
+) -> None:
+    """A signal that the first process alone has heard, or an error: all are told once, and once more by a second."""
+    children = [Child(1 + again, interrupt=again and not number) for number in range(2)]
+    left = iter(children)
+
+    def records() -> list[Any]:
+        raise error
+
+    monkeypatch.setattr(sweep_trials.subprocess, "Popen", lambda *_, **__: next(left))
+    sweep = SimpleNamespace(loaded=load.load(few), limit=4, folder=SimpleNamespace(path=few.parent), records=records)
+    with pytest.raises(type(error)):
+        sweep_trials.launch(
+            sweep, ["sweep"], processes=2, terminal=Terminal(quiet=True), table=SimpleNamespace(tell=print)
+        )  # type: ignore[arg-type]
+    assert [child.told for child in children] == [1 + again] * 2
+    assert [child.returncode for child in children] == [143] * 2
+
+
+def test_a_process_of_a_sweep_leaves_ctrl_c_to_the_one_that_started_it(whole: Path, tmp_path: Path) -> None:
+    """Ctrl-C at a terminal reaches a worker too, inside its first trial: it goes on to the end of the sweep."""
+    shutil.copy(whole.parent / "few.yaml", tmp_path)
+    folder = tmp_path / FOLDER.name
+    shutil.copytree(whole, folder, ignore=shutil.ignore_patterns("trial-*", "journal.log*", "result.json"))
+    words = ["sweep", "few.yaml", "swa.lr=0.05,0.1", "train.epochs=1", "--storage", str(folder.with_name("own"))]
+    worker = start(tmp_path, [*words, "--worker", str(folder)], kill_at=1, within="trial-000", by=signal.SIGINT)
+    assert exit_codes(worker) == [0], said_in(tmp_path)
+
+
+def test_the_seconds_of_a_trial_include_those_before_it_was_stopped(
+    swa, few: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock that goes on by 10 s within each session: 20 s for a trial that was stopped once."""
+    clock = SimpleNamespace(now=0.0)
+    with_clock = SimpleNamespace(monotonic=lambda: clock.now, sleep=time.sleep)
+    monkeypatch.setattr(sweep_study, "time", with_clock)
+
+    def run(loaded: Loaded, folder: RunFolder, **_: Any) -> None:
+        clock.now += 10
+        if clock.now == 10:
+            raise KeyboardInterrupt
+        weights = {name: {"val": {"nll": 1.0, "accuracy": 0.5}} for name in ("last", "swa")}
+        folder.path.mkdir(parents=True)
+        folder.write_json("result.json", {"weights": weights, "seconds": 1.0})
+
+    monkeypatch.setattr(sweep_trials, "run_or_continue", run)
+    assert swa("sweep", few, "swa.lr=0.05,0.1", "-q").code == 130
+    trials = swa("sweep", few, "swa.lr=0.05,0.1", "--json").json["trials"]
+    assert [trial["seconds"] for trial in trials] == [20, 10]
+
+
 def test_a_finished_sweep_is_told_again(swa, few: Path, trained: list[str]) -> None:
     """The same command twice: no trial is run the second time; with another metric it is a sweep of its own."""
     words = ("sweep", few, "optimizer.lr=0.05,0.2,0.1")
@@ -351,7 +427,7 @@ def test_repeats_wait_for_the_last_trial(swa, few: Path, trained: list[str], mon
     words = ("sweep", few, "optimizer.lr=0.1,0.2,0.3", "--seeds", "0-1")
     with monkeypatch.context() as patch:
         patch.setattr(sweep_trials, "time", clock)
-        ended = swa(*words, "--timeout", "5s", "--json")
+        ended = swa(*words, "--timeout", "2s", "--json")
     assert (len(trained), repeated, ended.json["finished"]) == (2, [], False)
     assert "the repeats with seeds follow" in " ".join(ended.err.split())
     assert swa(*words, "-q").code == 0
