@@ -21,6 +21,8 @@ RECIPE_OF_WEIGHTS = "pass the recipe that the weights were trained with"
 NUM_EXAMPLES = 3
 # What loaders and hooks raise at a state dict of another network.
 REFUSALS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
+# For floats without infinity torch has `isnan`, and no `isfinite`.
+WITHOUT_INFINITY = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.float4_e2m1fn_x2)
 ASSIGN = "assign_to_params_buffers"  # torch keeps this argument of its loader among the versions
 
 
@@ -41,7 +43,8 @@ def load_weights(
 
     Returns:
         The state dict under the names and in the shapes of the network: the tensors of `state_dict`, which may be
-        mapped to a file, if they have these, else copies on the CPU, where files are read.
+        mapped to a file, if they have these, else copies on the CPU, where files are read. Numbers of another kind than
+        the network's, and 8-bit floats, with which torch does not compute, become those of the network.
 
     Raises:
         MisfitError, UserError: As `load_strict` does.
@@ -49,7 +52,7 @@ def load_weights(
     load_strict(model, state_dict, source=source, cure=cure)
     own = model.state_dict()
     is_same = own.keys() == state_dict.keys() and all(
-        value.shape == state_dict[name].shape
+        _can_replace(state_dict[name], value)
         and torch.equal(comparable(value), comparable(state_dict[name].to(value.device, value.dtype)))
         for name, value in own.items()
     )
@@ -78,9 +81,16 @@ def load_strict(
     Raises:
         MisfitError: torch refuses it (the message counts the differences and shows three).
         UserError: A tensor is not finite, or of another kind of number, which torch would cast. A buffer may be
-            infinite, as masks and unset ranges are, but no statistic of a normalization layer.
+            infinite, as masks and unset ranges are, but no statistic of a normalization layer. Whole numbers may be
+            written as floats, and counters of a normalization layer as any, as a mean of state dicts has them.
     """
-    require_numbers(state_dict, like=model.state_dict(), source=source, may_be_infinite=_other_buffers(model))
+    require_numbers(
+        state_dict,
+        like=model.state_dict(),
+        source=source,
+        may_be_infinite=_buffers(model, of_normalization=False),
+        may_be_rounded=_buffers(model, of_normalization=True),  # the counters among them
+    )
     if all(name in state_dict and state_dict[name].shape == value.shape for name, value in model.named_parameters()):
         _resize_buffers(model, state_dict)  # the weights are those of this network
     if load is None:
@@ -132,29 +142,51 @@ def require_numbers(
     like: Mapping[str, Tensor],
     source: str,
     may_be_infinite: Collection[str] = (),
+    may_be_rounded: Collection[str] = (),
 ) -> None:
     """Require finite tensors, each real, complex or whole like the tensor of its name in `like`, if there is one.
+
+    Whole numbers may be written as real ones, and those that `may_be_rounded` as fractions.
 
     Raises:
         UserError: One is not.
     """
     for key, given in state_dict.items():
         value = like.get(key, given)
-        if (given.is_floating_point(), given.is_complex()) != (value.is_floating_point(), value.is_complex()):
+        kinds = (_kind(given), _kind(value))
+        is_whole = kinds == ("real", "whole") and (key in may_be_rounded or _holds_whole(given, value.dtype))
+        if len(set(kinds)) > 1 and not is_whole:
             raise UserError(
                 f"{source}: {key} is of {given.dtype}, not {value.dtype}", hint="take another copy of the file"
             )
-        wrong = given.isnan() if key in may_be_infinite else ~given.isfinite()
+        has_infinity = given.dtype not in WITHOUT_INFINITY
+        wrong = ~given.isfinite() if has_infinity and key not in may_be_infinite else given.isnan()
         if bool(wrong.any()):
             raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
 
 
-def _other_buffers(model: nn.Module) -> set[str]:
-    """Return the names of the buffers that are no statistics of normalization layers."""
+def _can_replace(given: Tensor, value: Tensor) -> bool:
+    """Return whether a tensor has the shape and the kind of another, and is one of 8-bit floats only if that is."""
+    kinds = ((_kind(tensor), _kind(comparable(tensor))) for tensor in (given, value))
+    return given.shape == value.shape and len(set(kinds)) == 1
+
+
+def _kind(values: Tensor) -> str:
+    return "complex" if values.is_complex() else "real" if values.is_floating_point() else "whole"
+
+
+def _holds_whole(values: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether real numbers are whole ones of a type."""
+    exact = values.double()
+    return torch.equal(exact.to(dtype).double(), exact)
+
+
+def _buffers(model: nn.Module, *, of_normalization: bool) -> set[str]:
+    """Return the names of the buffers of normalization layers, or of all other layers."""
     return {
         f"{prefix}.{key}" if prefix else key
         for prefix, module in model.named_modules(remove_duplicate=False)
-        if not isinstance(module, _NormBase)
+        if isinstance(module, _NormBase) == of_normalization
         for key, _ in module.named_buffers(recurse=False)
     }
 

@@ -101,6 +101,32 @@ def test_raw_weights_stay_raw_when_they_are_refreshed(swa, theirs: dict[str, Any
     assert rows["last_bn"]["nll"] == expected["nll"]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float8_e4m3fn])
+def test_weights_in_another_number_type(swa, theirs: dict[str, Any], dtype: torch.dtype) -> None:
+    """Each tensor of a state dict in one type, the counters too: read by all commands, and written as the network's."""
+    raw = {key.removeprefix("model."): value.to(dtype) for key, value in theirs["current_model_state"].items()}
+    torch.save(raw, "a.pt")
+    torch.save({key: value.float() for key, value in raw.items()}, "b.pt")
+    for words in (
+        ["bn-update", "a.pt", "--weights", "last", "-o", "updated.pt"],
+        ["average", "a.pt", "b.pt", "-o", "mean.pt"],
+        ["export", "a.pt", "--format", "state-dict", "-o", "plain.pt"],
+    ):
+        ended = swa(*words, "--recipe", "r.yaml")
+        assert ended.code == 0, ended.err
+    expected = build_model.build("convnet", num_classes=10, in_channels=1, args={"width": 4})
+    expected.load_state_dict(raw)
+    for state in (torch.load("plain.pt"), torch.load("mean.pt")["state_dict"], torch.load("updated.pt")["state_dict"]):
+        for key, value in expected.state_dict().items():
+            assert state[key].dtype == value.dtype, key
+            assert "running_" in key or "num_batches" in key or torch.equal(state[key], value), key
+    scores = [
+        swa("eval", name, "--recipe", "r.yaml", "--json").json["weights"]["last"]["nll"] for name in ("a.pt", "b.pt")
+    ]
+    assert scores[0] == scores[1]
+    assert swa("train", "r.yaml", "--dry-run", "train.init=a.pt").code == 0
+
+
 def test_a_run_starts_from_them(swa, theirs: dict[str, Any]) -> None:
     """train.init takes the raw weights, or the average if it is named; the plan says which."""
     for words, name in (([], "last"), (["train.init_weights=swa"], "swa")):

@@ -6,6 +6,7 @@ Versions, load hooks, layers that save their state otherwise, and a `state_dict`
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,61 @@ def test_buffers_of_8_bit_floats_are_loaded() -> None:
     model.register_buffer("scale", torch.ones(2).to(torch.float8_e4m3fn))
     state = {name: value.clone() for name, value in model.state_dict().items()}
     assert loading.load_weights(model, state, source="a.pt")["scale"] is state["scale"]
+
+
+def counting() -> torch.nn.Module:
+    """A network with a counter of batches, and with an index, whose numbers are places."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model.register_buffer("index", torch.tensor([2, 0, 1]))
+    model.register_buffer("levels", torch.tensor([255, 0], dtype=torch.uint8))
+    return model
+
+
+def test_a_mean_of_state_dicts_is_loaded() -> None:
+    """(a + b) / 2 of each tensor, and a copy in float64, with such counters, against torch's strict load."""
+    a, b, model, plain = counting(), counting(), counting(), counting()
+    a(torch.randn(4, 2))
+    states = [network.state_dict() for network in (a, b)]
+    mean = {key: (value + states[1][key].double()) / 2 for key, value in states[0].items()}
+    assert mean["1.num_batches_tracked"] == 0.5
+    for state in (mean, {key: value.double() for key, value in states[0].items()}):
+        plain.load_state_dict(state)
+        loaded = loading.load_weights(model, state, source="a.pt")
+        for key, value in plain.state_dict().items():
+            assert torch.equal(model.state_dict()[key], value), key
+            assert loaded[key].is_floating_point() == value.is_floating_point(), key
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("index", torch.tensor([1.5, 0.0, 1.0])),
+        ("index", torch.tensor([2.0, 0.0, float("inf")])),
+        ("index", torch.tensor([2, 0, 1]) + 0j),
+        ("levels", torch.tensor([256.0, 0.0])),
+        ("1.num_batches_tracked", torch.tensor(float("nan"))),
+        ("1.num_batches_tracked", torch.tensor(3 + 0j)),
+        ("1.running_mean", torch.tensor([1, 2])),
+    ],
+)
+def test_numbers_that_a_cast_would_change_are_refused(key: str, value: Tensor) -> None:
+    """Places between two, numbers beyond their type, NaN, complex ones, and whole ones for real ones."""
+    model = counting()
+    with pytest.raises(UserError, match=re.escape(f"a.pt: {key} is ")):
+        loading.load_strict(model, {**model.state_dict(), key: value}, source="a.pt")
+
+
+@pytest.mark.parametrize("name", ["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz"])
+def test_weights_of_8_bit_floats_are_loaded_as_those_of_the_network(name: str) -> None:
+    """torch computes with no such weights: its own strict load of them comes back; NaN among them is refused."""
+    model, plain = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    state = {key: value.to(getattr(torch, name)) for key, value in model.state_dict().items()}
+    plain.load_state_dict(state)
+    loaded = loading.load_weights(model, state, source="a.pt")
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in loaded.items())
+    state["weight"] = torch.full((2, 2), float("nan")).to(getattr(torch, name))
+    with pytest.raises(UserError, match="weight is not finite"):
+        loading.load_weights(model, state, source="a.pt")
 
 
 def test_what_does_not_fit_is_counted_as_torch_counts() -> None:
