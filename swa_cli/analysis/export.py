@@ -142,6 +142,9 @@ def export_checkpoint(
 ) -> dict[str, Any]:
     """Write one weight set in another format.
 
+    `overrides` change how a foreign file is read. A file of ours has its recipe and input, which the metadata tell, and
+    takes none.
+
     Raises:
         UserError: No such weights, stale BatchNorm statistics, a network that the format cannot express, or (exit
             code 1) a file that does not compute what the network does.
@@ -149,14 +152,18 @@ def export_checkpoint(
     request.require_possible()
     started = time.monotonic()
     found = reader.read(request.path)
-    about, input_, model = open.open_network(found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code)
+    allowed = open.CHANGEABLE_KEYS if found.kind == "foreign" else ()
+    about, input_, model = open.open_network(
+        found, overrides, recipe=recipe, terminal=terminal, allow_code=allow_code, allowed=allowed
+    )
     name, item = _chosen(reader.weight_sets(found, model), request)
     if not request.allow_stale_bn:
         batchnorm = {name: item.batchnorm}
         hint = open.how_to_refresh(found, about, batchnorm, recipe=recipe, overrides=overrides)
         open.require_fresh(batchnorm, path=request.path, hint=hint)
     loading.load_strict(model, item.state_dict, source=f"{request.path} ({name})")
-    metadata = _metadata(found, name, item, about, input_, request)
+    held = about if found.kind == "foreign" else open.recipe_of(found)
+    metadata = _metadata(found, name, item, held, input_, request)
     with torch.no_grad(), terminal.progress(f"{name} as {request.name}", len(BATCHES) + 1) as bar:
         data, difference = _checked_bytes(request, model, input_, metadata, source=about.model.name, bar=bar)
     write_atomic(request.target, lambda file: file.write(data), reserve=len(data))

@@ -48,7 +48,9 @@ def export(
     """Write one weight set as safetensors, torch-export, ONNX or a plain state dict, checked against torch.
 
     The graphs of torch-export and ONNX take batches of any size; the other formats hold weights alone. All but a
-    state dict carry recipe, average and scores as metadata. ONNX needs `pip install 'swa-cli[onnx]'`.
+    state dict carry recipe, average and scores as metadata. ONNX needs `pip install 'swa-cli[onnx]'`. A file of swa is
+    exported as it is. For one of another program, changes to its recipe are limited to dataset.*, eval.* and
+    train.{device,precision,threads}.
     """
     if format_ not in FORMATS:
         raise typer.BadParameter(f"--format {format_}: choose {', '.join(FORMATS)}")

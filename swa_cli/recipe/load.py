@@ -268,7 +268,8 @@ def _override(tree: Tree, word: str, *, allowed: Sequence[str] | None) -> Iterat
     elif not scalars.is_utf8(word):
         yield Problem(key, "has bytes that are not UTF-8", "rename what it names, or correct the text", place)
     elif allowed is not None and not is_among(word, allowed):
-        yield Problem(key, "cannot be changed here", f"only {', '.join(allowed)} may be changed here", place)
+        hint = f"only {', '.join(allowed)} may be changed here" if allowed else "leave the change out"
+        yield Problem(key, "cannot be changed here", hint, place)
     elif text and scalars.is_null(scalars.Word(text)) and not explain.is_argument(key):
         if not tree.remove(key):
             yield Problem(key, "is not in the recipe: there is nothing to remove", "leave the change out", place)

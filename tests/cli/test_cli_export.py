@@ -144,6 +144,27 @@ def test_metadata_are_those_of_the_checkpoint_and_its_run(trained: Path, file: s
     assert json.loads(found["scores"]) == scores
 
 
+@pytest.mark.parametrize(
+    "change", ["eval.image_size=21", "dataset.name=fashion_mnist", "dataset.mean=[0.5]", "train.device=cpu"]
+)
+def test_a_file_of_ours_is_exported_as_it_is(swa, run: Path, change: str) -> None:
+    """A change, which could only be told of the weights and not be done to them: exit 2, its key, and no file."""
+    ended = swa("export", SWA, change, "--format", "safetensors", "-o", "a.safetensors")
+    assert ended.code == 2
+    assert f"{change.partition('=')[0]}: cannot be changed here" in ended.err
+    assert not Path("a.safetensors").exists()
+
+
+def test_metadata_are_those_of_the_checkpoint_with_another_recipe(swa, run: Path) -> None:
+    """A recipe of other data and sizes that fits the weights: `swa show` of the export against that of swa.pt."""
+    other = RECIPE.replace("{name: digits}", "{name: fashion_mnist, image_size: 21}")
+    Path("other.yaml").write_text(other)
+    words = ["export", SWA, "--recipe", "other.yaml", "--format", "safetensors", "-o", "a.safetensors"]
+    assert swa(*words).code == 0
+    found, expected = (swa("show", path, "--json").json for path in ("a.safetensors", SWA))
+    assert (found["recipe"], found["input"]) == (expected["recipe"], expected["input"])
+
+
 @pytest.mark.parametrize("name", SUFFIXES)
 def test_nothing_of_the_machine_is_in_the_file(trained: Path, name: str) -> None:
     """The bytes of each file against the folders of this project and of its packages, which torch's notes name."""
@@ -298,6 +319,9 @@ def test_foreign_weights_are_exported(swa, run: Path, trained: Path) -> None:
     assert ended.code == 0, ended.err
     assert (ended.json["weights"], ended.json["batchnorm"]) == ("last", "running")
     assert all(torch.equal(value, state[key]) for key, value in load_file("a.safetensors").items())
+    assert swa(*words, "dataset.image_size=12").code == 0  # it has no input of its own, and gets that of the recipe
+    found = swa("show", "a.safetensors", "--json").json
+    assert (found["recipe"]["dataset"]["image_size"], found["input"]["size"]) == (12, [12, 12])
 
 
 class Pair(NamedTuple):
