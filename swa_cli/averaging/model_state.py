@@ -184,6 +184,11 @@ def comparable(values: Tensor) -> Tensor:
     return values.view(torch.uint8) if values.is_floating_point() and values.dtype.itemsize == 1 else values
 
 
+def place_of(tensor: Tensor) -> tuple[object, ...]:
+    """Return where the numbers of a tensor lie in memory, and how: equal for one tensor under several names."""
+    return tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+
+
 def fork_rng(device: torch.device) -> AbstractContextManager[None]:
     """Restore torch's global generators of the CPU and of a device on exit; torch cannot do so for mps."""
     return torch.random.fork_rng(devices=[] if device.type in ("cpu", "mps") else [device], device_type=device.type)

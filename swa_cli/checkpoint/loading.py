@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from swa_cli.averaging.model_state import comparable, like, metadata_of, takes, with_metadata
+from swa_cli.averaging.model_state import comparable, like, metadata_of, place_of, takes, with_metadata
 from swa_cli.errors import UserError
 
 RECIPE_OF_WEIGHTS = "pass the recipe that the weights were trained with"
@@ -151,6 +151,7 @@ def require_numbers(
     Raises:
         UserError: One is not.
     """
+    checked = set[tuple[object, ...]]()  # a file may have one large tensor under very many names
     for key, given in state_dict.items():
         value = like.get(key, given)
         kinds = (_kind(given), _kind(value))
@@ -160,15 +161,21 @@ def require_numbers(
                 f"{source}: {key} is of {given.dtype}, not {value.dtype}", hint="take another copy of the file"
             )
         has_infinity = given.dtype not in WITHOUT_INFINITY
-        wrong = ~given.isfinite() if has_infinity and key not in may_be_infinite else given.isnan()
-        if bool(wrong.any()):
+        check = Tensor.isfinite if has_infinity and key not in may_be_infinite else _is_number
+        place = (check, *place_of(given))
+        if place not in checked and not bool(check(given).all()):
             raise UserError(f"{source}: {key} is not finite", hint="take weights from before the run diverged")
+        checked.add(place)
 
 
 def _can_replace(given: Tensor, value: Tensor) -> bool:
     """Return whether a tensor has the shape and the kind of another, and is one of 8-bit floats only if that is."""
     kinds = ((_kind(tensor), _kind(comparable(tensor))) for tensor in (given, value))
     return given.shape == value.shape and len(set(kinds)) == 1
+
+
+def _is_number(values: Tensor) -> Tensor:
+    return ~values.isnan()
 
 
 def _kind(values: Tensor) -> str:

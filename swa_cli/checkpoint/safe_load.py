@@ -26,14 +26,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from swa_cli.averaging.model_state import with_metadata
+from swa_cli.averaging.model_state import place_of, with_metadata
 from swa_cli.errors import UserError
 from swa_cli.units import some_of
 
 MAX_VALUES = 20_000_000  # beside tensors: enough for averages of a million steps
 MAX_CONTAINERS = 1_000_000  # the state of an optimizer has one per parameter
 MAX_DEPTH = 50
-MAX_OVERLAP = 8  # how many times tensors may cover the bytes of a file: shared weights
+MAX_OVERLAP = 8  # how many times different tensors may cover the bytes of a file; a shared weight is one tensor
 VERSIONS_KEY = "state_dict_metadata"  # in the metadata of a safetensors file: that of the state dict, as JSON
 MAX_KEYS = 3  # in front of a state dict
 UNSUPPORTED = re.compile(r"nsupported (?:class|GLOBAL|global: GLOBAL) ([\w.]+)")  # in torch's error messages
@@ -295,14 +295,15 @@ class _Outline(pickle.Unpickler):
 
 def _require_plain(content: Any, path: Path) -> None:
     """Require primitives and dense tensors over numbers that are in the file, and not too many of them."""
-    claimed, reason = 0, None
+    claimed, reason = dict[tuple[object, ...], int](), None
     try:
         for value in tensors(content):
-            claimed += value.numel() * value.element_size()
             reason = reason or _unusual(value)
+            if reason is None:
+                claimed[place_of(value)] = value.numel() * value.element_size()
     except ValueError as error:
         reason = str(error)
-    if reason is None and claimed > MAX_OVERLAP * path.stat().st_size:
+    if reason is None and sum(claimed.values()) > MAX_OVERLAP * path.stat().st_size:
         reason = "more numbers than the file has"
     if reason is not None:
         raise UserError(f"{path}: holds {reason}", hint="save a state_dict of dense tensors and plain values")

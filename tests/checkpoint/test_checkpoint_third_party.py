@@ -297,6 +297,18 @@ def test_timm_as_timm_writes_it(tmp_path: Path) -> None:
     assert (found["ema"].batchnorm, found["ema"].count) == ("stale", None)
 
 
+def test_a_block_that_is_used_many_times(tmp_path: Path) -> None:
+    """Twelve names of one block: torch's own file of it is read, bit for bit; twelve overlapping views are refused."""
+    block = nn.Conv2d(16, 16, 3)
+    state = nn.Sequential(*[block] * 12).state_dict()
+    torch.save(state, tmp_path / "a.pt")
+    found = reader.read(tmp_path / "a.pt").content
+    assert all(torch.equal(found[key], value) for key, value in state.items())
+    torch.save({f"w{index}": block.weight.data.flatten()[index:] for index in range(12)}, tmp_path / "b.pt")
+    with pytest.raises(UserError, match="more numbers than the file has"):
+        reader.read(tmp_path / "b.pt")
+
+
 def test_names_of_a_shared_tensor_that_safetensors_leaves_out(tmp_path: Path) -> None:
     """safetensors keeps one name of tied weights; all names are back, and load strictly."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
