@@ -78,7 +78,8 @@ def _weights(found: Checkpoint) -> dict[str, Any]:
         more = {"batchnorm": content["batchnorm"], "samples": content["samples"]}
         rest = {key: average[key] for key in ("kind", "count", "steps", "profile", "error") if key in average}
         shipped = {average["name"]: {**rest, **more, **_sizes(content["state_dict"])}}
-        return shipped | ({"posterior": _posterior(content["posterior"])} if "posterior" in content else {})
+        kept = content.get("posterior")
+        return shipped | ({} if kept is None else {"posterior": _posterior(kept)})
     if found.kind == "snapshot":
         raw = {"kind": "raw", "batchnorm": content["batchnorm"], **_sizes(content["state_dict"])}
         running = content["cumulative"]

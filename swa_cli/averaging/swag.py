@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from swa_cli.averaging.kinds import MIN_RANK
-from swa_cli.averaging.model_state import cloned, groups, like, require_same_shapes, shapes
+from swa_cli.averaging.model_state import cloned, comparable, groups, like, require_same_shapes, shapes
 from swa_cli.errors import UserError
 
 
@@ -112,7 +112,7 @@ def variance_of(m2: Mapping[str, Tensor], *, count: int) -> dict[str, Tensor]:
 
 def is_spread(value: Tensor, *, squared: bool) -> bool:
     """Whether the values can be distances, or squared distances: real, finite, squares not negative."""
-    if not value.is_floating_point() or not bool(value.isfinite().all()):
+    if not comparable(value).is_floating_point() or not bool(value.isfinite().all()):
         return False
     return not squared or bool((value >= 0).all())
 

@@ -62,6 +62,13 @@ class Input(_Stored):
     outputs: int | None = Field(gt=0)  # of the network; None where the dataset does not say
     data: dict[str, StoredData] = {}  # by split; empty where it is not known
 
+    @field_validator("size")
+    @classmethod
+    def _of_images(cls, values: list[int], info: ValidationInfo) -> list[int]:
+        if len(values) != (2 if info.data.get("channels") else 0) or min(values, default=1) <= 0:
+            raise ValueError("has to be height and width, above 0")
+        return values
+
     @field_validator("mean", "std")
     @classmethod
     def _one_per_channel(cls, values: list[float], info: ValidationInfo) -> list[float]:

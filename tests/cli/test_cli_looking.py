@@ -66,6 +66,8 @@ def test_show_tells_shipped_averages_and_snapshots(swa, trained: Path) -> None:
     shipped = swa("show", run / "checkpoints/swa.pt", "--json").json
     assert (shipped["kind"], shipped["weights"]["swa"]["batchnorm"]) == ("weights", "recomputed")
     assert "posterior" in swa("show", run / "checkpoints/g.pt").out
+    torch.save({**torch.load(run / "checkpoints/swa.pt"), "posterior": None}, "none.pt")  # as if it were not there
+    assert swa("show", "none.pt", "--json").json["weights"] == shipped["weights"]
     (path, *_) = sorted(run.glob("snapshots/*.pt"))
     assert swa("show", path, "--json").json["weights"]["snapshot"]["kind"] == "raw"
 
