@@ -441,7 +441,7 @@ def build_context(
     for sentence in (*source.warnings, *(() if found is None else found.warnings)):
         events.warning(sentence)
     if recorded is not None:
-        source = _as_recorded(source, recorded)
+        source = _as_recorded(source, recorded, recipe)
         with events.loading() as progress:
             sentences = sources.changes(recorded.get("data", {}), source.data(progress), name=recipe.dataset.name)
         for sentence in sentences:
@@ -515,14 +515,21 @@ def _how_to_fit(task: Task, source: sources.Source) -> str:
     return f"set task: {' or '.join(fitting) or 'package.module:attribute'}, or name another dataset"
 
 
-def _as_recorded(source: sources.Source, recorded: Mapping[str, Any]) -> sources.Source:
-    """Return the data with the normalisation of a checkpoint; refuse other channels or classes."""
+def _as_recorded(source: sources.Source, recorded: Mapping[str, Any], recipe: Recipe) -> sources.Source:
+    """Return the data with the normalisation of a checkpoint; refuse another one that is given, and other data."""
     for key, found in (("channels", source.channels), ("classes", list(source.class_names))):
         if found != recorded[key]:
             known = _short(recorded[key])
             raise UserError(
                 f"dataset: {source.name} has {key} {_short(found)}, the weights were trained on {known}",
                 hint="name the dataset that the weights belong to",
+            )
+    settings = recipe.dataset
+    for key, given, used in (("mean", settings.mean, source.mean), ("std", settings.std, source.std)):
+        if given != "auto" and list(used) != recorded[key]:
+            raise UserError(
+                f"dataset.{key}: the weights were trained on images normalized with {recorded[key]}",
+                hint=f"set dataset.{key}=auto, which takes that of the checkpoint",
             )
     return replace(source, mean=tuple(recorded["mean"]), std=tuple(recorded["std"]))
 

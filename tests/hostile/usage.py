@@ -63,6 +63,8 @@ USAGE = [
         file("run/snapshots/step-00000003.pt", GOOD),
     ),
     usage("eval-stale", "eval run/checkpoints/last.pt", "has stale BatchNorm statistics"),
+    usage("eval-mean", "eval swa.pt dataset.mean=[0.1]", "dataset.mean: the weights were trained"),
+    usage("eval-std", "bn-update swa.pt dataset.std=[0.1]", "dataset.std: the weights were trained"),
     usage("eval-forbidden", "eval swa.pt optimizer.lr=1", "optimizer.lr: cannot be changed here"),
     usage("eval-section", "eval swa.pt dataset=digits", "dataset:"),
     usage(
